@@ -1,0 +1,1 @@
+"""The little that every service needs. Imports none of our packages."""

@@ -1,0 +1,63 @@
+"""What is trained, for how long, and how the rounds are run."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from common.config.section import Section
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class TrainingConfig(Section):
+    """The training run."""
+
+    task: str = "digits"
+    """A shipped task, or your own as `package.module:factory`."""
+    rounds: Positive = 25
+    """Rounds to train."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds the initial parameters, the shards and the order of samples."""
+    local_steps: Positive = 10
+    """Steps that a node takes per round: 1 sends gradients, more sends the change of the parameters."""
+    batch_size: Positive = 64
+    """Samples per local step, where adaptation does not choose another."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    """Of the node's local SGD; with one local step, of the server's optimiser."""
+    server_optimizer: Literal["sgd", "adam"] = "sgd"
+    """What turns the mean update into a step (Reddi et al., "Adaptive federated optimization", ICLR 2021)."""
+    server_learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    """Scale of the server's step on parameter deltas (more than one local step)."""
+    server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum of the server's SGD."""
+    partition: Literal["iid", "dirichlet"] = "iid"
+    """How samples are dealt to the shards."""
+    dirichlet_alpha: Annotated[float, Field(gt=0)] = 0.5
+    """Concentration of the Dirichlet partition: smaller is more skewed (Hsu et al., 2019)."""
+    min_nodes: Positive = 1
+    """Nodes that must have joined before the first round begins."""
+    quorum: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Share of a round's nodes that must have contributed for the round to count at its deadline."""
+    evaluate_every: Positive = 1
+    """Rounds between evaluations on held-out data."""
+    checkpoint_every: Positive = 5
+    """Rounds between checkpoints of the model."""
+    target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
+    """End the run early when held-out accuracy reaches this."""
+
+
+class ServerConfig(Section):
+    """The coordinator as a network service."""
+
+    listen: str = "127.0.0.1:50051"
+    """HOST:PORT for gRPC; port 0 takes a free one."""
+    http_listen: str = "127.0.0.1:9100"
+    """HOST:PORT for /metrics, /healthz and Prometheus's discovery; port 0 takes a free one."""
+    max_nodes: Positive = 10_000
+    """Nodes that may be registered at once."""
+    max_model_bytes: Positive = 4 << 30
+    """Largest flat model that is accepted on the wire."""
+    heartbeat_seconds: Annotated[float, Field(gt=0)] = 2.0
+    """How often nodes report; a node is lost after `heartbeat_misses` of them."""
+    heartbeat_misses: Positive = 5
+    """Heartbeats that may go missing before a node counts as lost."""
