@@ -1,0 +1,69 @@
+"""HyperGPU: train one PyTorch model on many machines joined by bad networks.
+
+`from hypergpu import X` reaches every public name. Each is loaded when it is first asked for, so that a script which
+only simulates a network needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from common.config import SystemConfig
+    from coordinator.core import (
+        AdaptationPolicy,
+        AdaptiveBatchController,
+        AdaptiveOrchestrator,
+        BatchSizeStrategy,
+        ConnectionQuality,
+        DynamicNodeSelector,
+        NetworkQualityMonitor,
+        SelectionStrategy,
+    )
+    from netsim_proxy.link import NetworkEvent, NetworkSimulator
+    from node.core import MetricsCollector
+    from node.service import GPUNodeService
+    from tasks import Task
+
+_HOME = {
+    "AdaptationPolicy": "coordinator.core",
+    "AdaptiveBatchController": "coordinator.core",
+    "AdaptiveOrchestrator": "coordinator.core",
+    "BatchSizeStrategy": "coordinator.core",
+    "ConnectionQuality": "coordinator.core",
+    "DynamicNodeSelector": "coordinator.core",
+    "GPUNodeService": "node.service",
+    "MetricsCollector": "node.core",
+    "NetworkEvent": "netsim_proxy.link",
+    "NetworkQualityMonitor": "coordinator.core",
+    "NetworkSimulator": "netsim_proxy.link",
+    "SelectionStrategy": "coordinator.core",
+    "SystemConfig": "common.config",
+    "Task": "tasks",
+}
+
+__all__ = [
+    "AdaptationPolicy",
+    "AdaptiveBatchController",
+    "AdaptiveOrchestrator",
+    "BatchSizeStrategy",
+    "ConnectionQuality",
+    "DynamicNodeSelector",
+    "GPUNodeService",
+    "MetricsCollector",
+    "NetworkEvent",
+    "NetworkQualityMonitor",
+    "NetworkSimulator",
+    "SelectionStrategy",
+    "SystemConfig",
+    "Task",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,59 @@
+# One file, three images: `proxy` (no torch), `coordinator` and `node` (which share every layer).
+
+FROM python:3.11-slim AS base
+ENV PYTHONUNBUFFERED=1 PATH=/app/bin:/opt/venv/bin:$PATH PYTHONPATH=/app
+RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin hypergpu
+
+# ---- what is installed. Sources come last: a change of code rebuilds one small layer.
+FROM base AS venv
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+RUN python -m venv /opt/venv
+WORKDIR /src
+COPY pyproject.toml deploy/requirements.py ./
+
+FROM venv AS proxy-venv
+RUN python requirements.py run > needed && pip install --quiet -r needed \
+ && pip uninstall --quiet --yes pip setuptools \
+ && find /opt/venv -type d -name tests -prune -exec rm -rf {} +
+
+FROM venv AS train-venv
+COPY deploy/install-torch ./
+ARG TORCH=cpu
+RUN ./install-torch /opt/venv/bin/python $TORCH
+RUN python requirements.py run train > needed && pip install --quiet -r needed \
+ && find /opt/venv -type d \( -name tests -o -path '*/torch/include' -o -path '*/torch/test' \) -prune -exec rm -rf {} +
+
+FROM venv AS app
+RUN python requirements.py build > needed && pip install --quiet -r needed
+COPY . .
+RUN pip install --quiet --no-deps --no-build-isolation --target /app .
+
+# ---- what runs
+FROM base AS proxy
+COPY --from=proxy-venv /opt/venv /opt/venv
+COPY --from=app /app /app
+USER hypergpu
+EXPOSE 50052 9100
+HEALTHCHECK --interval=5s --start-period=20s \
+  CMD ["python", "-c", "import urllib.request as http; http.urlopen('http://127.0.0.1:9100/healthz', timeout=3)"]
+ENTRYPOINT ["python", "-m", "netsim_proxy"]
+
+FROM base AS train
+COPY --from=train-venv /opt/venv /opt/venv
+COPY --from=app /app /app
+RUN install --directory --owner hypergpu /runs
+USER hypergpu
+WORKDIR /runs
+EXPOSE 9100
+HEALTHCHECK --interval=5s --start-period=30s \
+  CMD ["python", "-c", "import urllib.request as http; http.urlopen('http://127.0.0.1:9100/healthz', timeout=3)"]
+
+FROM train AS coordinator
+EXPOSE 50051
+VOLUME /runs
+ENTRYPOINT ["python", "-m", "coordinator"]
+
+FROM train AS node
+# One thread per node: containers share the machine's cores.
+ENV OMP_NUM_THREADS=1
+ENTRYPOINT ["python", "-m", "node"]

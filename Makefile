@@ -1,0 +1,69 @@
+# HyperGPU: every target works as the first command in a fresh clone. `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+TORCH ?= cpu#     cpu | cuda: the build of PyTorch that is installed
+ARGS  ?=#         passed on by demo, test and bench, as in `make demo ARGS="--rounds 5"`
+N     ?= 5#       node containers for `make up` and `make scale`
+
+BIN     := .venv/bin
+READY   := .venv/.ready-$(TORCH)
+PROTOS  := $(wildcard protos/*.proto)
+STUBS   := protos/coordinator_pb2.py# stands for all of them: one run of protoc makes them
+# The first Python that is new enough; PYTHON=/path/to/python chooses another.
+PYTHON  ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+
+.PHONY: help install proto demo test lint bench up down scale clean
+
+help: ## This list
+	@printf 'HyperGPU: train through networks that you do not trust\n\nusage: make TARGET [TORCH=cpu|cuda] [ARGS="..."] [N=nodes]\n\n'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  \033[1m%-8s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\nStart with `make demo` (no Docker needed), then look around with $(BIN)/hypergpu --help\n'
+
+install: $(READY) $(STUBS) ## Make .venv with all that is needed (TORCH=cuda: the CUDA build of PyTorch)
+
+$(READY): pyproject.toml setup.py deploy/install-torch
+	@[[ -n "$(PYTHON)" ]] || { echo "HyperGPU needs Python 3.11 or newer and found none: install one, or say PYTHON=/path/to/python" >&2; exit 2; }
+	@[[ "$(TORCH)" == cpu || "$(TORCH)" == cuda ]] || { echo "TORCH=$(TORCH) is not known: say TORCH=cpu or TORCH=cuda" >&2; exit 2; }
+	@[[ -x $(BIN)/python ]] || $(PYTHON) -m venv .venv || { echo "cannot make .venv: on Debian and Ubuntu, install python3-venv" >&2; exit 2; }
+	@echo "installing into .venv; the first time takes a few minutes"
+	@deploy/install-torch $(BIN)/python $(TORCH)
+	@$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	@rm -f .venv/.ready-*; touch $@
+
+proto: $(STUBS) ## Generate the gRPC stubs from protos/*.proto
+
+# `pip install` makes them too, so that a fresh clone needs no second run.
+$(STUBS): $(PROTOS) setup.py | $(READY)
+	@$(BIN)/python -c 'import setup; setup.generate_stubs()'
+	@touch $@
+
+demo: install ## Train real digits on five nodes behind five kinds of network, on this machine
+	@$(BIN)/hypergpu demo $(ARGS)
+
+test: install ## Run the tests, with real processes (ARGS="-k name" for some of them)
+	@$(BIN)/python -m pytest -m 'not containers' $(ARGS)
+
+lint: install ## Check format, style, types and the arrows between packages
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: install ## Run the benchmarks
+	@shopt -s nullglob; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+up: ## Build and start the cluster in containers, with Prometheus and Grafana (N=5 nodes)
+	@deploy/up $(N)
+
+scale: ## Change the number of node containers while it trains, as in `make scale N=8`
+	@docker compose up --detach --no-recreate --scale node=$(N)
+
+down: ## Stop the containers (runs stay in their volume; `docker compose down --volumes` drops them)
+	@docker compose --profile monitoring down
+
+clean: ## Remove what was built; runs/ stays
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache protos/*_pb2*.py protos/*_pb2*.pyi
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
