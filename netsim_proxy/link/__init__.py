@@ -1,0 +1,21 @@
+"""The pure link model: profiles, the link itself, and what happens to it."""
+
+from netsim_proxy.link.events import NetworkEvent
+from netsim_proxy.link.link import Link
+from netsim_proxy.link.outcomes import Cause, Deliver, Direction, Exchange, Fail, Hold, LossModel
+from netsim_proxy.link.profiles import PROFILES, Profile, find_profile
+
+__all__ = [
+    "PROFILES",
+    "Cause",
+    "Deliver",
+    "Direction",
+    "Exchange",
+    "Fail",
+    "Hold",
+    "Link",
+    "LossModel",
+    "NetworkEvent",
+    "Profile",
+    "find_profile",
+]

@@ -1,0 +1,114 @@
+"""What can happen to links, and when."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from common.errors import InvalidInput, UnknownName
+
+ALL: Final = "*"
+"""Names every link, also those that are seen for the first time later on."""
+UPSTREAM: Final = "upstream"
+"""Names the far end of every link (the coordinator) in a partition."""
+
+
+class EventType(StrEnum):
+    """The kinds of event."""
+
+    LATENCY_SPIKE = "latency_spike"
+    PROFILE_CHANGE = "profile_change"
+    DISCONNECT = "disconnect"
+    PARTITION = "partition"
+    BANDWIDTH_COLLAPSE = "bandwidth_collapse"
+    FLAP = "flap"
+    RECOVERY = "recovery"
+
+
+class DisconnectMode(StrEnum):
+    """How a link ends."""
+
+    RESET = "reset"
+    """Connections are reset, and refused until it is over."""
+    BLACK_HOLE = "black_hole"
+    """Nothing passes and nobody is told; what was sent passes once it is over, as TCP would send it again."""
+    HALF_OPEN = "half_open"
+    """The far end has forgotten the connections that there are: they stay silent for good, new ones work."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkEvent:
+    """One event: what happens, to which nodes, and when; at once where no time and no round is given.
+
+    The fields are those of `hypergpu.netsim.v1.Event`; `target_node` and `new_profile` are its `nodes` and `profile`.
+    """
+
+    event_type: str
+    """One of `EventType`."""
+    target_node: str | None = None
+    """The node whose link it happens to; "*" = all."""
+    new_profile: str = ""
+    """Of a profile change."""
+    scheduled_time: float | None = None
+    """Seconds on the clock of whoever runs the event."""
+    scheduled_round: int | None = None
+    """The training round at whose start it happens."""
+    nodes: tuple[str, ...] = ()
+    """More nodes than one."""
+    duration_seconds: float = 0.0
+    """How long it lasts; 0 = until a recovery. Ignored by profile_change without one, which is for good."""
+    factor: float = 0.0
+    """Of a latency spike: what latencies are multiplied by. Of a bandwidth collapse: the share that is left."""
+    added_ms: float = 0.0
+    """Of a latency spike: what a round trip gains."""
+    mode: str = ""
+    """Of a disconnection or flap: one of `DisconnectMode`; by default a reset, and for a flap a black hole."""
+    period_seconds: float = 0.0
+    """Of a flap: one time down and up again, half each."""
+    group_b: tuple[str, ...] = ()
+    """Of a partition: the other side. The upstream is on it, unless `nodes` names "upstream"."""
+
+    def __post_init__(self) -> None:
+        _require_known("event type", self.event_type, EventType)
+        if self.mode:
+            _require_known("mode", self.mode, DisconnectMode)
+        if min(self.duration_seconds, self.factor, self.added_ms, self.period_seconds) < 0:
+            raise InvalidInput(f"{self.event_type}: durations, factors and periods are not negative")
+        if self.event_type == EventType.PROFILE_CHANGE and not self.new_profile:
+            raise InvalidInput("profile_change needs the new profile")
+        if self.scheduled_time is not None and self.scheduled_round is not None:
+            raise InvalidInput(f"{self.event_type} is due by time or by round, not by both")
+        if not (self.targets or self.event_type == EventType.RECOVERY):
+            raise InvalidInput(f'{self.event_type} needs a target: a node id, or "{ALL}"')
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The ids of the links that it happens to; may hold `ALL`."""
+        if self.event_type == EventType.PARTITION and UPSTREAM in self.nodes:
+            return self.group_b or (ALL,)
+        if self.event_type == EventType.RECOVERY and self.target_node is None and not self.nodes:
+            return (ALL,)
+        return self.nodes if self.target_node is None else (self.target_node, *self.nodes)
+
+    def concerns(self, node_id: str) -> bool:
+        """Whether it happens to this node's link."""
+        targets = self.targets
+        if self.event_type == EventType.PARTITION and UPSTREAM in self.nodes and targets == (ALL,):
+            return node_id not in self.nodes
+        return node_id in targets or ALL in targets
+
+    def summary(self) -> str:
+        """One line for people: `latency_spike on node_1 for 5 s: +200 ms`."""
+        parts = [f"{self.event_type} on {', '.join(self.targets)}"]
+        if self.duration_seconds:
+            parts.append(f"for {self.duration_seconds:g} s")
+        details = [self.new_profile, self.mode]
+        details += [f"×{self.factor:g}"] if self.factor else []
+        details += [f"+{self.added_ms:g} ms"] if self.added_ms else []
+        details += [f"every {self.period_seconds:g} s"] if self.period_seconds else []
+        told = ", ".join(detail for detail in details if detail)
+        return " ".join(parts) + (f": {told}" if told else "")
+
+
+def _require_known(kind: str, name: str, known: type[StrEnum]) -> None:
+    if name not in known._value2member_map_:
+        raise UnknownName(kind, name, [member.value for member in known])

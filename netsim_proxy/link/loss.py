@@ -1,0 +1,75 @@
+"""Which RPCs or packets are lost: keyed, independent or in bursts."""
+
+import math
+
+from common.draws import Draws
+from netsim_proxy.link.profiles import Loss
+
+
+class LossChain:
+    """Decides for one after the other, in order of their index, whether it is lost."""
+
+    __slots__ = ("_burst_end", "_draws", "_entry", "_independent", "_lost")
+
+    def __init__(self, loss: Loss, draws: Draws) -> None:
+        self._entry = loss.entry
+        self._burst_end = 1.0 / loss.burst
+        self._independent = loss.burst == 1 or loss.mean == 1
+        self._draws = draws
+        # The chain begins as it is on average, so that its first draws are as lossy as its last.
+        self._lost = not self._independent and draws.uniform(0) < loss.mean
+
+    def lost(self, index: int) -> bool:
+        """Whether number `index` is lost; the index goes up by one from call to call."""
+        entry = self._entry
+        if self._independent:
+            return entry > 0 and self._draws.uniform(index + 1) < entry
+        u = self._draws.uniform(index + 1)
+        self._lost = u >= self._burst_end if self._lost else u < entry
+        return self._lost
+
+
+class PacketLoss:
+    """The same for packets in flights: it jumps from loss to loss, so that a flight costs as many draws as losses."""
+
+    __slots__ = ("_burst_end", "_count", "_draws", "_entry", "_gap", "_run", "_spared")
+
+    def __init__(self, loss: Loss, draws: Draws) -> None:
+        self._entry = loss.entry
+        self._burst_end = 1.0 if loss.mean == 1 else 1.0 / loss.burst
+        self._spared = int(self._burst_end < 1)  # a burst ends with a packet that passes
+        self._draws = draws
+        self._count = 0
+        self._gap = self._geometric(self._entry)  # packets that still pass
+        self._run = self._geometric(self._burst_end) + 1  # packets that are lost after them
+
+    def first_lost(self, packets: int) -> int:
+        """How many of the next `packets` pass before one is lost; `packets` if all do. They are not taken yet."""
+        return packets if self._gap >= packets else self._gap
+
+    def take(self, packets: int) -> int:
+        """Send `packets` and return how many of them are lost."""
+        lost = 0
+        while packets > 0:
+            if self._gap >= packets:
+                self._gap -= packets
+                break
+            packets -= self._gap
+            self._gap = 0
+            now = min(packets, self._run)
+            lost += now
+            packets -= now
+            self._run -= now
+            if self._run == 0:
+                self._gap = self._spared + self._geometric(self._entry)
+                self._run = self._geometric(self._burst_end) + 1
+        return lost
+
+    def _geometric(self, p: float) -> int:
+        if p >= 1:
+            return 0
+        if p <= 0:
+            return 1 << 62
+        draw = self._draws.uniform(self._count)
+        self._count += 1
+        return min(int(math.log1p(-draw) / math.log1p(-p)), 1 << 62)

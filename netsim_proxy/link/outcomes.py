@@ -1,0 +1,87 @@
+"""What a link is asked, and what it answers."""
+
+import math
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Direction(StrEnum):
+    """Which path of a link."""
+
+    UP = "up"
+    """From the node to the upstream."""
+    DOWN = "down"
+    """From the upstream to the node."""
+
+
+class LossModel(StrEnum):
+    """What a loss looks like above TCP."""
+
+    RPC = "rpc"
+    """An RPC fails."""
+    TRANSPORT = "transport"
+    """Nothing fails; a transfer takes as long as TCP needs to send again what was lost."""
+
+
+class Cause(StrEnum):
+    """Why something fails or waits."""
+
+    LOSS = "loss"
+    DISCONNECTED = "disconnected"
+    PARTITIONED = "partitioned"
+    FLAPPING = "flapping"
+    HALF_OPEN = "half_open"
+
+
+class Deliver(NamedTuple):
+    """The piece arrives at `at`, in seconds on the caller's scale."""
+
+    at: float
+    cause: str = ""
+
+
+class Fail(NamedTuple):
+    """The RPC fails, and its client learns of it at `at`; nothing more of it passes."""
+
+    at: float
+    cause: Cause
+
+
+class Hold(NamedTuple):
+    """Nothing passes: offer the same piece again at `until`, or when an event has changed the link.
+
+    An infinite `until` with the cause `half_open` is for good.
+    """
+
+    until: float
+    cause: Cause
+
+
+class Exchange:
+    """One RPC on a link, or (index below 0) what a connection sends that belongs to no RPC."""
+
+    __slots__ = ("arrived", "connection", "index", "lost_after", "lost_on", "messages", "moved", "quantile", "score")
+
+    def __init__(self, index: int, connection: int, quantile: float, score: float) -> None:
+        self.index = index
+        self.connection = connection
+        self.quantile = quantile
+        self.score = score
+        self.messages = 0
+        self.lost_on: Direction | None = None
+        self.lost_after = 0.0
+        self.moved = 0
+        self.arrived = [-math.inf, -math.inf]  # up, down
+
+
+class DirectionCounters:
+    """What one direction has done so far."""
+
+    __slots__ = ("bytes", "delay_seconds", "messages", "pieces")
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.pieces = 0
+        self.messages = 0
+        self.delay_seconds = 0.0
+        """Summed over messages: from the offer of the first piece to its arrival."""
