@@ -38,6 +38,8 @@ class TrainingConfig(Section):
     """Nodes that must have joined before the first round begins."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Share of a round's nodes that must have contributed for the round to count at its deadline."""
+    deadline_mads: Annotated[float, Field(gt=0)] = 4.0
+    """How far from what is usual a node may be before a round ends without it, in median absolute deviations."""
     evaluate_every: Positive = 1
     """Rounds between evaluations on held-out data."""
     checkpoint_every: Positive = 5

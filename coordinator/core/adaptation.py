@@ -1,0 +1,42 @@
+"""The seam between the rounds and whatever adapts them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+
+class Adaptation(Protocol):
+    """Chooses who trains on how much before each round, and learns from it after, as `AdaptiveOrchestrator` does."""
+
+    def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> Mapping[str, Any]:
+        """Decide a round: `selected_nodes` (ids, of the available ones), `batch_sizes` (by id), `decisions` (optional).
+
+        The machine bounds what comes back: an unknown node is dropped, a missing batch size is the configured one.
+        """
+        ...
+
+    def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> object:
+        """Learn from a round: `loss`, `accuracy`, `round_time` (seconds), `samples`, and `contributions`.
+
+        `contributions` is a sequence of `coordinator.core.events.Contribution`, one for each selected node.
+        """
+        ...
+
+
+class FixedAdaptation:
+    """No adaptation: every node that is there, the same batch for all. What the adaptive policies are compared with."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+
+    def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> Mapping[str, Any]:
+        """Everyone, on the configured batch."""
+        del round_num
+        return {
+            "selected_nodes": list(available_nodes),
+            "batch_sizes": dict.fromkeys(available_nodes, self._batch_size),
+        }
+
+    def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> object:
+        """Learn nothing."""
+        del round_num, metrics
+        return None

@@ -1,0 +1,300 @@
+"""What the round machine is told (events) and what it wants done (effects). Plain data, no behaviour."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from coordinator.core.decisions import Decision
+
+
+class Outcome(StrEnum):
+    """What became of an update."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    """It had been accepted before, and is not applied again."""
+    LATE = "late"
+    """Its round was over: counted, not applied."""
+    STALE = "stale"
+    """Nobody ordered it: another run, a round to come, a node that is not known."""
+
+
+class CloseReason(StrEnum):
+    """Why a round ended."""
+
+    ALL_CONTRIBUTED = "all_contributed"
+    SURVIVORS_CONTRIBUTED = "survivors_contributed"
+    """Everyone who is still there has; the others died, left or gave up."""
+    QUORUM_AT_DEADLINE = "quorum_at_deadline"
+    BELOW_QUORUM = "below_quorum"
+    """The deadline was extended as often as it may be."""
+
+
+class FinishReason(StrEnum):
+    """Why the run ended."""
+
+    ROUNDS_DONE = "rounds_done"
+    TARGET_REACHED = "target_reached"
+    STOPPED = "stopped"
+    DIVERGED = "diverged"
+    """The loss on held-out data is not finite."""
+
+
+class Rule(StrEnum):
+    """What a user decided about a node."""
+
+    AUTOMATIC = "automatic"
+    INCLUDE = "include"
+    EXCLUDE = "exclude"
+
+
+# ---------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class NodeJoined:
+    """A node registered, for the first time or again."""
+
+    node: str
+    incarnation: str = ""
+    largest_batch: int = 0
+    """Samples that its card holds; 0 = not known."""
+    info: Mapping[str, str] = field(default_factory=dict)
+    """What else it said about itself; carried, not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSeen:
+    """A sign of life."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLeft:
+    """A node said good-bye."""
+
+    node: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLost:
+    """A node is known to be gone. Silence is noticed by the machine itself, where it was given a limit."""
+
+    node: str
+    reason: str = "no sign of life"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkRequested:
+    """A node waits for its next order; it stays waiting until it gets one or `RequestEnded`."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnded:
+    """A node stopped waiting: it will ask again."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateArrived:
+    """A whole update is here, finite and of the right layout; not yet part of the mean."""
+
+    node: str
+    round: int
+    attempt: int
+    samples: int
+    loss: float
+    compute_seconds: float
+    loss_before: float = 0.0
+    grad_norm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkReturned:
+    """A node gave its work up, or sent something that can't be used."""
+
+    node: str
+    round: int
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The step of a closed round is taken; the figures are None where no evaluation was due."""
+
+    round: int
+    loss: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: sent at the latest at the time of the last `SetTimer`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """No new round until `Resume`; a running one is finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Rounds may start again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the run now."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """A user forces a node into or out of every round."""
+
+    node: str
+    rule: Rule
+
+
+Event = (
+    NodeJoined
+    | NodeSeen
+    | NodeLeft
+    | NodeLost
+    | WorkRequested
+    | RequestEnded
+    | UpdateArrived
+    | WorkReturned
+    | Evaluated
+    | Tick
+    | Pause
+    | Resume
+    | Stop
+    | RuleSet
+)
+
+
+# ---------------------------------------------------------------- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Shard `index` of `count`, from sample `cursor` on."""
+
+    index: int
+    count: int
+    cursor: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartRound:
+    """A round begins: these nodes will be given work on the current parameters."""
+
+    round: int
+    nodes: Sequence[str]
+    deadline_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Hand this unit of work to the node, which is waiting for it."""
+
+    round: int
+    node: str
+    attempt: int
+    batch_size: int
+    local_steps: int
+    learning_rate: float
+    shard: Shard
+    deadline_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer to one `UpdateArrived`; an accepted one goes into the mean with `weight`."""
+
+    node: str
+    round: int
+    outcome: Outcome
+    weight: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What one selected node did in a round."""
+
+    node: str
+    success: bool
+    samples: int = 0
+    batch_size: int = 0
+    compute_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    """From the order to the accepted update, less the computing; where none came, the time it was waited for."""
+    loss: float = 0.0
+    loss_before: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CloseRound:
+    """Take the server's step on the mean of the accepted updates, evaluate if asked to, answer with `Evaluated`."""
+
+    round: int
+    contributions: Sequence[Contribution]
+    reason: CloseReason
+    seconds: float
+    samples: int
+    loss: float
+    """Training loss: the mean over the samples that were used."""
+    evaluate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonRound:
+    """Nobody contributed and nobody can: forget what was staged. The same round starts again later."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Send a `Tick` at this time; replaces the timer before it."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunOver:
+    """A node that asks for work is told that there is none any more."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The run is over."""
+
+    reason: FinishReason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Something worth keeping: a line for people, fields for programs."""
+
+    kind: str
+    round: int
+    text: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    decision: Decision | None = None
+
+
+Effect = StartRound | Assign | Verdict | CloseRound | AbandonRound | SetTimer | RunOver | Finish | Record

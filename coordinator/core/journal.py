@@ -1,0 +1,69 @@
+"""Collects the effects of one event, and keeps the latest decisions."""
+
+from collections import deque
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+from coordinator.core.decisions import Decision, DecisionKind
+from coordinator.core.events import CloseRound, Effect, Record
+
+Figures = Mapping[str, float | int | str]
+
+
+class Journal:
+    """What the machine wants done and recorded."""
+
+    def __init__(self, round_number: int, keep: int = 200) -> None:
+        self.round = round_number
+        self.decisions: deque[Decision] = deque(maxlen=keep)
+        """The latest, newest first."""
+        self._effects: list[Effect] = []
+
+    def take(self) -> list[Effect]:
+        """The effects since the last call."""
+        taken, self._effects = self._effects, []
+        return taken
+
+    def effect(self, effect: Effect) -> None:
+        """Something to be done."""
+        self._effects.append(effect)
+
+    def record(self, kind: str, text: str, **fields: Any) -> None:
+        """Something that happened."""
+        self._effects.append(Record(kind, self.round, text, fields))
+
+    def decide(self, kind: DecisionKind, subject: str, reason: StrEnum, figures: Figures) -> None:
+        """A decision of the machine itself."""
+        self.keep(Decision(self.round, kind, subject, reason, figures))
+
+    def keep(self, decision: Decision) -> None:
+        """A decision, whoever took it."""
+        self.decisions.appendleft(decision)
+        self._effects.append(Record("decision", decision.round, decision.text, decision.record(), decision))
+
+    def adopt(self, report: object) -> None:
+        """The decisions that an adaptation reports under `decisions`."""
+        reported = report.get("decisions", ()) if isinstance(report, Mapping) else ()
+        for decision in reported:
+            if isinstance(decision, Decision):
+                self.keep(decision)
+
+    def round_closed(self, closed: CloseRound, loss: float | None, accuracy: float | None) -> None:
+        """A round is over and its step is taken; loss and accuracy on held-out data, where they were measured."""
+        there = [c.node for c in closed.contributions if c.success]
+        missing = [c.node for c in closed.contributions if not c.success]
+        figures = f"loss {loss:.4f}, accuracy {accuracy:.4f}" if loss is not None and accuracy is not None else ""
+        self.record(
+            "round_closed",
+            f"round {closed.round}: {len(there)} of {len(closed.contributions)} nodes in {closed.seconds:.2f} s, "
+            f"{figures or f'training loss {closed.loss:.4f}'} ({closed.reason})",
+            seconds=closed.seconds,
+            reason=str(closed.reason),
+            contributors=there,
+            missing=missing,
+            samples=closed.samples,
+            train_loss=closed.loss,
+            loss=loss,
+            accuracy=accuracy,
+        )

@@ -1,0 +1,174 @@
+"""Who is there: joined, lost, left, and what each node has done so far."""
+
+import heapq
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from common.errors import NotFound, ResourceExhausted
+from coordinator.core.events import Rule
+
+
+class Presence(StrEnum):
+    """Whether a node is there."""
+
+    CONNECTED = "connected"
+    LOST = "lost"
+    """Silent for too long; its place is kept for a while."""
+    LEFT = "left"
+
+
+@dataclass(slots=True)
+class Member:
+    """One node, as the coordinator knows it."""
+
+    node_id: str
+    incarnation: str = ""
+    presence: Presence = Presence.CONNECTED
+    reason: str = ""
+    joined_at: float = 0.0
+    last_seen: float = 0.0
+    gone_at: float = 0.0
+    asking: bool = False
+    """It waits for an order."""
+    rule: Rule = Rule.AUTOMATIC
+    largest_batch: int = 0
+    batch_size: int = 0
+    last_accepted: int = 0
+    """The last round that it contributed to."""
+    rounds_contributed: int = 0
+    rounds_selected: int = 0
+    retries: int = 0
+    late: int = 0
+    compute_seconds: float = 0.0
+    info: Mapping[str, str] = field(default_factory=dict)
+
+
+class Membership:
+    """All nodes of a run. Each call takes O(log nodes) at most."""
+
+    def __init__(self, *, max_nodes: int, lost_after_seconds: float | None) -> None:
+        self._max_nodes = max_nodes
+        self._lost_after = lost_after_seconds
+        self._members: dict[str, Member] = {}
+        self._connected: dict[str, Member] = {}
+        self._silence: list[tuple[float, str]] = []
+        self._watched: set[str] = set()
+        self.straggling: set[str] = set()
+        """Connected nodes that still work on a round which was closed without them: not counted on till they return."""
+        self.version = 0
+        """Changes whenever a node comes or goes."""
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._members.values())
+
+    @property
+    def connected(self) -> Mapping[str, Member]:
+        """The nodes that are there, in the order in which they came."""
+        return self._connected
+
+    def get(self, node: str) -> Member | None:
+        """The node, if it was ever there."""
+        return self._members.get(node)
+
+    def require(self, node: str) -> Member:
+        """The node.
+
+        Raises:
+            NotFound: it never registered.
+        """
+        member = self._members.get(node)
+        if member is None:
+            raise NotFound(f"node {node!r} is not registered with this coordinator; register first")
+        return member
+
+    def admit(self, node: str) -> None:
+        """Check that there is room for `node`.
+
+        Raises:
+            ResourceExhausted: as many nodes as are allowed are there already.
+        """
+        if node not in self._connected and len(self._connected) >= self._max_nodes:
+            raise ResourceExhausted(
+                f"{self._max_nodes} nodes are registered, and no more are allowed (server.max_nodes)"
+            )
+
+    def join(self, node: str, incarnation: str, now: float) -> tuple[Member, bool]:
+        """A node registers; True if it had not been there.
+
+        Raises:
+            ResourceExhausted: as `admit`.
+        """
+        self.admit(node)
+        member = self._members.get(node)
+        if member is None:
+            self._forget_surplus()
+            member = self._members[node] = Member(node)
+        new = node not in self._connected
+        if new or member.incarnation != incarnation:
+            member.joined_at, member.asking = now, False
+            self.straggling.discard(node)
+        member.incarnation, member.presence, member.reason, member.last_seen = incarnation, Presence.CONNECTED, "", now
+        if new:
+            self._connected[node] = member
+            self.version += 1
+            if self._lost_after is not None and node not in self._watched:
+                self._watched.add(node)
+                heapq.heappush(self._silence, (now + self._lost_after, node))
+        return member, new
+
+    def seen(self, node: str, now: float) -> bool:
+        """A sign of life; False where the node has to register (again)."""
+        member = self._connected.get(node)
+        if member is None:
+            return False
+        member.last_seen = now
+        return True
+
+    def remove(self, node: str, presence: Presence, reason: str, now: float) -> Member | None:
+        """The node is gone; None if it was already, and only its kind of absence changed."""
+        member = self._connected.pop(node, None)
+        if member is None:
+            if presence is Presence.LEFT and node in self._members:
+                self._members[node].presence = presence
+                self.version += 1
+            return None
+        member.presence, member.reason, member.gone_at = presence, reason, now
+        member.asking = False
+        self.straggling.discard(node)
+        self.version += 1
+        return member
+
+    def silent(self, now: float) -> list[str]:
+        """Connected nodes that have been silent for too long. Each is named once; `remove` them."""
+        found = []
+        while self._silence and self._silence[0][0] <= now:
+            _, node = heapq.heappop(self._silence)
+            member = self._connected.get(node)
+            if member is None:
+                self._watched.discard(node)
+                continue
+            due = member.last_seen + (self._lost_after or 0.0)
+            if due <= now:
+                self._watched.discard(node)
+                found.append(node)
+            else:
+                heapq.heappush(self._silence, (due, node))
+        return found
+
+    def next_silence(self) -> float | None:
+        """When to look for silent nodes next."""
+        return self._silence[0][0] if self._silence else None
+
+    def forgive(self, now: float) -> None:
+        """We were not running ourselves: nobody's silence in that time counts."""
+        for member in self._connected.values():
+            member.last_seen = now
+
+    def _forget_surplus(self) -> None:
+        """Bound what is kept of nodes that went away."""
+        if len(self._members) < 2 * self._max_nodes:
+            return
+        gone = sorted((m for m in self._members.values() if m.node_id not in self._connected), key=lambda m: m.gone_at)
+        for member in gone[: max(1, len(gone) // 2)]:
+            del self._members[member.node_id]

@@ -1,0 +1,65 @@
+"""Which node trains which part of the data, and how far it has come."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from coordinator.core.events import Shard
+
+
+class ShardTable:
+    """Deals shards 0 … n-1 to n nodes, moving as few as it can, and keeps the cursor of each.
+
+    Cursors are kept here, not on the nodes, so that a unit of work is the same wherever it runs. When the number of
+    shards changes the data is cut anew; each new shard then starts where the old ones stood on average, so that the
+    run goes on through its sequence of samples instead of beginning again.
+    """
+
+    def __init__(self) -> None:
+        self._owners: dict[str, int] = {}
+        self._cursors: list[int] = []
+
+    @property
+    def count(self) -> int:
+        """Shards that there are now."""
+        return len(self._cursors)
+
+    def deal(self, nodes: Iterable[str]) -> bool:
+        """Give each of these nodes one shard, and nobody else; True if any changed."""
+        wanted = list(dict.fromkeys(nodes))
+        if len(wanted) == len(self._owners) and all(node in self._owners for node in wanted):
+            return False
+        count = len(wanted)
+        kept = {node: self._owners[node] for node in wanted if self._owners.get(node, count) < count}
+        taken = set(kept.values())
+        free = (index for index in range(count) if index not in taken)
+        self._owners = {node: kept[node] if node in kept else next(free) for node in wanted}
+        if count != len(self._cursors):
+            start = sum(self._cursors) // count if count else 0
+            self._cursors = [start] * count
+        return True
+
+    def shard_of(self, node: str) -> Shard:
+        """The node's shard and cursor.
+
+        Raises:
+            KeyError: it has none.
+        """
+        index = self._owners[node]
+        return Shard(index, len(self._cursors), self._cursors[index])
+
+    def advance(self, shard: Shard, samples: int) -> None:
+        """`samples` of this shard were used; ignored where the data has been cut anew since."""
+        if shard.count == len(self._cursors):
+            self._cursors[shard.index] = max(self._cursors[shard.index], shard.cursor + samples)
+
+    def snapshot(self) -> dict[str, Any]:
+        """As JSON, for a checkpoint."""
+        return {"owners": dict(self._owners), "cursors": list(self._cursors)}
+
+    @classmethod
+    def restored(cls, snapshot: Mapping[str, Any]) -> "ShardTable":
+        """What `snapshot` returned."""
+        table = cls()
+        table._owners = {str(node): int(index) for node, index in snapshot["owners"].items()}
+        table._cursors = [int(cursor) for cursor in snapshot["cursors"]]
+        return table

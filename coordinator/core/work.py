@@ -1,0 +1,137 @@
+"""The units of work of one round: who holds which, who has contributed, whose work is free to take."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from coordinator.core.events import Assign, Contribution, Shard, UpdateArrived
+
+
+@dataclass(slots=True)
+class Order:
+    """One unit of work."""
+
+    node: str
+    shard: Shard
+    batch_size: int
+    attempt: int = 0
+    """Times that it was handed out."""
+    returns: int = 0
+    """Times that it was given up."""
+    first_at: float = 0.0
+    live: bool = True
+    """It may still be answered."""
+    done: bool = False
+
+
+@dataclass(slots=True)
+class Round:
+    """A running round. Each call takes O(1)."""
+
+    number: int
+    started_at: float
+    deadline_at: float
+    quorum: float
+    orders: dict[str, Order]
+    extensions: int = 0
+    live: int = 0
+    """Orders that may still be answered."""
+    contributions: list[Contribution] = field(default_factory=list)
+    samples: int = 0
+    loss_sum: float = 0.0
+    orphans: dict[str, Order] = field(default_factory=dict)
+    """Orders whose node is gone, by its id: for newcomers, or for its return."""
+
+    @classmethod
+    def begin(cls, number: int, now: float, deadline_at: float, quorum: float, orders: Iterable[Order]) -> "Round":
+        """A round in which nothing is handed out yet."""
+        by_node = {order.node: order for order in orders}
+        return cls(number, now, deadline_at, quorum, by_node, live=len(by_node))
+
+    @property
+    def has_quorum(self) -> bool:
+        """Enough of those who are still there have contributed."""
+        done = len(self.contributions)
+        return done >= 1 and done >= math.ceil(self.quorum * (done + self.live) - 1e-9)
+
+    @property
+    def mean_loss(self) -> float:
+        """Training loss over the samples that were used."""
+        return self.loss_sum / self.samples if self.samples else 0.0
+
+    def hand_out(self, order: Order, now: float, local_steps: int, learning_rate: float) -> Assign:
+        """The order as the node gets it, once more."""
+        if order.attempt == 0:
+            order.first_at = now
+        order.attempt += 1
+        return Assign(
+            self.number,
+            order.node,
+            order.attempt,
+            order.batch_size,
+            local_steps,
+            learning_rate,
+            order.shard,
+            self.deadline_at,
+        )
+
+    def accept(self, order: Order, update: UpdateArrived, weight: int, now: float) -> float:
+        """Count an update; returns the seconds that the node needed for it."""
+        if order.live:
+            self.live -= 1
+        self.orphans.pop(order.node, None)
+        order.live, order.done = False, True
+        seconds = now - order.first_at
+        self.samples += weight
+        self.loss_sum += weight * update.loss
+        self.contributions.append(
+            Contribution(
+                order.node,
+                success=True,
+                samples=weight,
+                batch_size=order.batch_size,
+                compute_seconds=update.compute_seconds,
+                waiting_seconds=max(0.0, seconds - update.compute_seconds),
+                loss=update.loss,
+                loss_before=update.loss_before,
+            )
+        )
+        return seconds
+
+    def drop(self, order: Order) -> None:
+        """Nobody is expected to answer this order any more."""
+        order.live = False
+        self.live -= 1
+        self.orphans[order.node] = order
+
+    def reinstate(self, node: str) -> None:
+        """The node is back, and its work was not taken by another."""
+        order = self.orphans.pop(node, None)
+        if order is not None:
+            order.live = True
+            self.live += 1
+
+    def take_over(self, node: str, largest_batch: int) -> tuple[Order, str] | None:
+        """Give an orphaned order to a node that has none; returns it and whose it was."""
+        if not self.orphans:
+            return None
+        former = next(iter(self.orphans))
+        orphan = self.orphans.pop(former)
+        del self.orders[former]
+        batch = min(orphan.batch_size, largest_batch) if largest_batch else orphan.batch_size
+        order = self.orders[node] = Order(node, orphan.shard, batch)
+        self.live += 1
+        return order, former
+
+    def outcome(self, now: float) -> list[Contribution]:
+        """What everyone did, those who did nothing included."""
+        missing = (order for order in self.orders.values() if not order.done)
+        return self.contributions + [
+            Contribution(
+                order.node,
+                success=False,
+                batch_size=order.batch_size,
+                waiting_seconds=now - (order.first_at if order.attempt else self.started_at),
+            )
+            for order in missing
+        ]

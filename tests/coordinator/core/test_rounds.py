@@ -1,0 +1,499 @@
+"""The round machine: exact, instant, in virtual time."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.config.training import TrainingConfig
+from common.errors import NotFound, ResourceExhausted
+from coordinator.core import events as ev
+from coordinator.core.adaptation import FixedAdaptation
+from coordinator.core.rounds import MAX_EXTENSIONS, RoundMachine, RunState
+
+
+class Driver:
+    """Feeds a machine, remembers what it wanted, and answers `CloseRound` at once unless told not to."""
+
+    def __init__(
+        self, *, lost_after: float | None = None, max_nodes: int = 100, evaluate: bool = True, **training: Any
+    ):
+        config = TrainingConfig(**{"rounds": 3, "local_steps": 2, "batch_size": 8, **training})
+        self.machine = RoundMachine(
+            config, FixedAdaptation(config.batch_size), lost_after_seconds=lost_after, max_nodes=max_nodes
+        )
+        self.now = 0.0
+        self.log: list[ev.Effect] = []
+        self.evaluate = evaluate
+
+    def send(self, *events: ev.Event) -> list[ev.Effect]:
+        fresh: list[ev.Effect] = []
+        for event in events:
+            effects = self.machine.handle(event, self.now)
+            fresh += effects
+            for close in (e for e in effects if isinstance(e, ev.CloseRound) and self.evaluate):
+                fresh += self.machine.handle(ev.Evaluated(close.round, 0.5, 0.9), self.now)
+        self.log += fresh
+        return fresh
+
+    def wait(self, seconds: float) -> list[ev.Effect]:
+        self.now += seconds
+        return self.send(ev.Tick())
+
+    def join(self, *nodes: str) -> None:
+        self.send(*(ev.NodeJoined(node, incarnation="1") for node in nodes))
+
+    def ask(self, *nodes: str) -> list[ev.Assign]:
+        return [e for e in self.send(*(ev.WorkRequested(node) for node in nodes)) if isinstance(e, ev.Assign)]
+
+    def push(self, node: str, round_number: int | None = None, samples: int = 16, attempt: int = 1) -> ev.Verdict:
+        number = round_number or self.machine.round
+        effects = self.send(ev.UpdateArrived(node, number, attempt, samples, loss=1.0, compute_seconds=0.1))
+        return next(e for e in effects if isinstance(e, ev.Verdict))
+
+    def state(self) -> RunState:
+        return self.machine.state
+
+    def of(self, kind: type) -> list[Any]:
+        return [e for e in self.log if isinstance(e, kind)]
+
+    def reasons(self) -> list[str]:
+        return [str(d.reason) for d in self.machine.decisions]
+
+
+def kinds(effects: Iterable[ev.Effect]) -> list[str]:
+    return [e.kind for e in effects if isinstance(e, ev.Record)]
+
+
+def test_a_run_from_first_to_last_round() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a")
+    assert d.state() is RunState.WAITING
+    assert d.machine.waiting_for == "2 nodes to join: 1 connected"
+    d.join("b")
+    assert d.state() is RunState.TRAINING
+    for number in (1, 2, 3):
+        orders = d.ask("a", "b")
+        assert [(o.round, o.node, o.attempt, o.batch_size, o.local_steps) for o in orders] == [
+            (number, "a", 1, 8, 2),
+            (number, "b", 1, 8, 2),
+        ]
+        assert {o.shard.index for o in orders} == {0, 1}
+        assert {o.shard.cursor for o in orders} == {16 * (number - 1)}
+        assert d.push("a").outcome is ev.Outcome.ACCEPTED
+        assert d.push("b").outcome is ev.Outcome.ACCEPTED
+    assert d.state() is RunState.COMPLETED
+    assert [c.reason for c in d.of(ev.CloseRound)] == [ev.CloseReason.ALL_CONTRIBUTED] * 3
+    assert d.of(ev.Finish)[0].reason is ev.FinishReason.ROUNDS_DONE
+    assert d.ask("a") == []
+    assert d.log[-1] == ev.RunOver("a")
+
+
+def test_asking_nodes_get_their_order_when_the_round_begins_and_run_over_when_it_ends() -> None:
+    d = Driver(min_nodes=2, rounds=1)
+    d.join("a")
+    d.ask("a")
+    d.join("b")
+    assert [o.node for o in d.of(ev.Assign)] == ["a"]
+    d.ask("b")
+    d.push("a")
+    d.ask("a")
+    d.push("b")
+    assert ev.RunOver("a") in d.log
+
+
+def test_an_update_counts_once() -> None:
+    d = Driver()
+    d.join("a", "b")
+    # "a" came first and was alone when round 1 began.
+    assert d.machine.selected == ("a",)
+    d.ask("a")
+    d.push("a")
+    d.ask("a", "b")
+    assert d.push("a").outcome is ev.Outcome.ACCEPTED
+    assert d.push("a").outcome is ev.Outcome.DUPLICATE
+    assert d.push("b").outcome is ev.Outcome.ACCEPTED
+    assert d.of(ev.CloseRound)[-1].samples == 32
+
+
+def test_what_nobody_ordered_is_stale_and_what_is_over_is_late() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b")
+    assert d.push("nobody").outcome is ev.Outcome.STALE
+    assert d.push("a", 2).outcome is ev.Outcome.STALE
+    assert d.push("a").outcome is ev.Outcome.STALE, "never handed out"
+    d.ask("a", "b")
+    d.push("a")
+    d.send(ev.NodeLost("b"))
+    assert d.machine.round == 2
+    assert d.push("b", 1).outcome is ev.Outcome.LATE
+    member = d.machine.members.get("b")
+    assert member is not None
+    assert member.late == 1
+
+
+def test_the_weight_is_bounded_by_what_was_ordered() -> None:
+    d = Driver()
+    d.join("a")
+    d.ask("a")
+    assert d.push("a", samples=10**12).weight == 16
+    assert "weight_bounded" in d.reasons()
+
+
+def test_a_returned_unit_is_handed_out_again_and_dropped_in_the_end() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.push("b")
+    for attempt in (2, 3):
+        d.send(ev.WorkReturned("a", 1, "non_finite_update"))
+        assert [o.attempt for o in d.ask("a")] == [attempt]
+    d.send(ev.WorkReturned("a", 1, "non_finite_update"))
+    closed = d.of(ev.CloseRound)[-1]
+    assert closed.reason is ev.CloseReason.SURVIVORS_CONTRIBUTED
+    assert [(c.node, c.success) for c in closed.contributions] == [("b", True), ("a", False)]
+    assert "too_many_attempts" in d.reasons()
+
+
+def test_out_of_memory_halves_the_batch() -> None:
+    d = Driver()
+    d.join("a")
+    d.ask("a")
+    d.send(ev.WorkReturned("a", 1, "out_of_memory"))
+    assert [o.batch_size for o in d.ask("a")] == [4]
+
+
+def test_a_node_that_only_fails_is_not_asked_in_a_hot_loop() -> None:
+    d = Driver()
+    d.join("a")
+    for _ in range(3):
+        d.ask("a")
+        d.send(ev.WorkReturned("a", 1, "shutting_down"))
+        assert d.state() is RunState.WAITING
+        assert d.ask("a") == []
+        timer = d.of(ev.SetTimer)[-1].at
+        assert timer > d.now
+        d.now = timer
+        d.send(ev.Tick())
+        assert d.state() is RunState.TRAINING
+    assert d.now >= 1 + 2 + 4
+
+
+def test_asking_again_means_that_the_first_answer_was_lost() -> None:
+    d = Driver()
+    d.join("a")
+    assert [o.attempt for o in d.ask("a")] == [1]
+    assert [o.attempt for o in d.ask("a")] == [2]
+    assert d.push("a", attempt=1).outcome is ev.Outcome.ACCEPTED
+
+
+def test_a_restarted_node_gets_its_work_again() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.send(ev.NodeJoined("a", incarnation="2"))
+    assert [(o.node, o.attempt) for o in d.ask("a")] == [("a", 2)]
+
+
+def test_a_newcomer_takes_over_the_work_of_a_dead_node() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b")
+    orders = {o.node: o for o in d.ask("a", "b")}
+    d.now = 1
+    d.send(ev.NodeLost("b"))
+    d.join("c")
+    (taken,) = d.ask("c")
+    assert taken.shard == orders["b"].shard
+    assert (taken.node, taken.attempt) == ("c", 1)
+    d.join("b")
+    assert d.ask("b") == []
+    assert d.push("b", 1).outcome is ev.Outcome.LATE
+    d.push("a")
+    d.push("c")
+    assert d.of(ev.CloseRound)[0].reason is ev.CloseReason.ALL_CONTRIBUTED
+
+
+def test_a_node_that_returns_in_time_keeps_its_work() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.send(ev.NodeLost("b"))
+    d.join("b")
+    assert d.push("b").outcome is ev.Outcome.ACCEPTED
+    assert d.machine.round == 1, "still waits for a"
+    d.push("a")
+    assert d.machine.round == 2
+
+
+def test_when_all_nodes_die_it_says_so_waits_and_goes_on_with_the_same_round() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.send(ev.NodeLost("a"))
+    effects = d.send(ev.NodeLost("b"))
+    assert d.state() is RunState.WAITING
+    assert ev.AbandonRound(1) in effects
+    assert "no_nodes" in kinds(effects)
+    assert d.machine.waiting_for == "1 node to join: none connected"
+    d.join("c")
+    assert d.state() is RunState.TRAINING
+    assert d.ask("c")[0].round == 1
+
+
+def measured(**training: Any) -> Driver:
+    """Five nodes that needed one second each for the first round."""
+    d = Driver(min_nodes=5, rounds=50, **training)
+    d.join(*"abcde")
+    d.ask(*"abcde")
+    d.now = 1.0
+    for node in "abcde":
+        d.push(node)
+    return d
+
+
+def test_the_first_deadline_is_generous_until_a_quorum_shows_how_long_it_takes() -> None:
+    d = Driver(min_nodes=5)
+    d.join(*"abcde")
+    assert d.machine.deadline_at == 600.0
+    d.ask(*"abcde")
+    d.now = 1.0
+    d.push("a")
+    d.push("b")
+    assert d.machine.deadline_at == 600.0
+    d.push("c")
+    assert d.machine.deadline_at == 11.0
+    assert d.reasons()[0] == "after_quorum"
+
+
+def test_a_straggler_is_left_behind_at_the_measured_deadline_and_returns_to_later_rounds() -> None:
+    d = measured()
+    assert d.machine.deadline_at == pytest.approx(3.0)  # 1 s to go by, at least 1 s of slack
+    d.ask(*"abcde")
+    d.now = 1.5
+    for node in "abcd":
+        d.push(node)
+    d.wait(1.5)
+    closed = d.of(ev.CloseRound)[-1]
+    assert (closed.round, closed.reason) == (2, ev.CloseReason.QUORUM_AT_DEADLINE)
+    assert d.machine.selected == tuple("abcd"), "e is still busy with round 2"
+    assert d.push("e", 2).outcome is ev.Outcome.LATE
+    d.ask(*"abcd")
+    for node in "abcd":
+        d.push(node)
+    assert d.machine.selected == tuple("abcde")
+
+
+def test_below_the_quorum_the_deadline_is_extended_and_then_what_came_is_taken() -> None:
+    d = measured()
+    d.ask(*"abcde")
+    d.push("a")
+    for _ in range(MAX_EXTENSIONS):
+        d.now = d.machine.deadline_at or math.nan
+        d.send(ev.Tick())
+        assert d.reasons()[0] == "extended"
+        assert d.machine.round == 2
+    d.now = d.machine.deadline_at or math.nan
+    d.send(ev.Tick())
+    assert d.of(ev.CloseRound)[-1].reason is ev.CloseReason.BELOW_QUORUM
+    assert "still busy" in d.machine.waiting_for
+    d.ask("b", "c")
+    assert d.state() is RunState.TRAINING, "a, b and c are a quorum again"
+
+
+def test_silence_is_noticed_but_not_after_our_own_absence() -> None:
+    d = Driver(lost_after=10, min_nodes=2)
+    d.join("a", "b")
+    for _ in range(4):
+        d.now += 3
+        d.send(ev.NodeSeen("a"), ev.Tick())
+    assert set(d.machine.members.connected) == {"a"}
+    d.now += 500
+    d.send(ev.Tick())
+    assert set(d.machine.members.connected) == {"a"}, "it was we who slept"
+    for _ in range(5):
+        d.wait(3)
+    assert not d.machine.members.connected
+
+
+def test_pause_finishes_the_round_and_starts_no_other() -> None:
+    d = Driver()
+    d.join("a")
+    d.ask("a")
+    d.send(ev.Pause())
+    assert d.state() is RunState.PAUSED
+    assert d.push("a").outcome is ev.Outcome.ACCEPTED
+    assert d.machine.round == 2
+    assert d.ask("a") == []
+    assert d.machine.waiting_for == "the user to resume"
+    d.send(ev.Resume())
+    assert d.state() is RunState.TRAINING
+    assert d.of(ev.Assign)[-1].round == 2
+
+
+def test_stop_ends_the_run_at_once() -> None:
+    d = Driver()
+    d.join("a")
+    d.ask("a")
+    effects = d.send(ev.Stop("enough"))
+    assert d.state() is RunState.STOPPED
+    assert ev.AbandonRound(1) in effects
+    assert ev.Finish(ev.FinishReason.STOPPED, "enough") in effects
+
+
+def test_target_and_divergence_end_the_run() -> None:
+    d = Driver(rounds=50, target_accuracy=0.9)
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    assert d.of(ev.Finish)[0].reason is ev.FinishReason.TARGET_REACHED
+    d = Driver(evaluate=False)
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    d.send(ev.Evaluated(1, math.nan, 0.1))
+    assert d.state() is RunState.STOPPED
+    assert d.of(ev.Finish)[0].reason is ev.FinishReason.DIVERGED
+
+
+def test_rules() -> None:
+    d = Driver(min_nodes=2)
+    with pytest.raises(NotFound, match="nobody"):
+        d.send(ev.RuleSet("nobody", ev.Rule.EXCLUDE))
+    d.join("a", "b")
+    d.send(ev.RuleSet("b", ev.Rule.EXCLUDE))
+    d.ask("a", "b")
+    d.push("a")
+    d.push("b")
+    assert d.machine.selected == ("a",)
+
+
+def test_no_more_nodes_than_allowed() -> None:
+    d = Driver(max_nodes=2)
+    d.join("a", "b")
+    with pytest.raises(ResourceExhausted, match=r"server\.max_nodes"):
+        d.join("c")
+    d.send(ev.NodeLeft("a"))
+    d.join("c")
+
+
+def test_evaluation_where_it_is_due_and_always_at_the_end() -> None:
+    d = Driver(rounds=5, evaluate_every=2)
+    d.join("a")
+    for _ in range(5):
+        d.ask("a")
+        d.push("a")
+    assert [c.evaluate for c in d.of(ev.CloseRound)] == [False, True, False, True, True]
+
+
+class Choosy:
+    """An adaptation that misbehaves in every way that it can."""
+
+    def __init__(self) -> None:
+        self.selected: list[str] = []
+        self.seen: list[Any] = []
+
+    def pre_round_adaptation(self, available_nodes: Any, round_num: int) -> Any:
+        self.seen.append((tuple(available_nodes), round_num))
+        return {"selected_nodes": self.selected, "batch_sizes": {"a": 0}}
+
+    def post_round_evaluation(self, round_num: int, metrics: Any) -> object:
+        self.seen.append((round_num, metrics["samples"], [c.node for c in metrics["contributions"]]))
+        return None
+
+
+def test_the_adaptation_is_bounded_and_told_what_came_of_it() -> None:
+    choosy = Choosy()
+    machine = RoundMachine(TrainingConfig(rounds=2, local_steps=2, batch_size=8), choosy)
+    machine.handle(ev.NodeJoined("a"), 0)
+    assert machine.waiting_for == "a node to be selected: none of 1 was"
+    choosy.selected = ["ghost", "a", "a"]
+    machine.handle(ev.Tick(), 1.0)
+    assert machine.selected == ("a",)
+    (assign,) = [e for e in machine.handle(ev.WorkRequested("a"), 1.0) if isinstance(e, ev.Assign)]
+    assert assign.batch_size == 1
+    machine.handle(ev.UpdateArrived("a", 1, 1, 2, 1.0, 0.1), 2.0)
+    machine.handle(ev.Evaluated(1, 0.5, 0.5), 2.0)
+    assert choosy.seen[-2] == (1, 2, ["a"])
+
+
+NODES = st.sampled_from("abcd")
+STEPS = st.lists(
+    st.one_of(
+        st.builds(ev.NodeJoined, NODES, st.sampled_from(["1", "2"])),
+        st.builds(ev.NodeLeft, NODES),
+        st.builds(ev.NodeLost, NODES),
+        st.builds(ev.NodeSeen, NODES),
+        st.builds(ev.WorkRequested, NODES),
+        st.builds(ev.RequestEnded, NODES),
+        st.builds(
+            ev.UpdateArrived, NODES, st.integers(0, 4), st.just(1), st.integers(0, 99), st.just(1.0), st.just(0.1)
+        ),
+        st.builds(ev.WorkReturned, NODES, st.integers(0, 4), st.sampled_from(["out_of_memory", "shutting_down", "x"])),
+        st.just(ev.Pause()),
+        st.just(ev.Resume()),
+        st.builds(ev.RuleSet, st.just("a"), st.sampled_from(list(ev.Rule))),
+        st.floats(0, 1000).map(lambda s: s),
+    ),
+    max_size=80,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(STEPS)
+def test_whatever_happens_the_promises_hold(steps: list[ev.Event | float]) -> None:
+    d = Driver(rounds=4, lost_after=100)
+    d.join("a")
+    for step in steps:
+        if isinstance(step, float):
+            d.wait(step)
+        else:
+            d.send(step)
+    accepted = [(v.round, v.node) for v in d.of(ev.Verdict) if v.outcome is ev.Outcome.ACCEPTED]
+    assert len(accepted) == len(set(accepted)), "applied twice"
+    assigned = [(a.round, a.node) for a in d.of(ev.Assign)]
+    assert set(accepted) <= set(assigned)
+    closed = [c.round for c in d.of(ev.CloseRound)]
+    assert closed == list(range(1, len(closed) + 1))
+    for c in d.of(ev.CloseRound):
+        assert [(c.round, x.node) for x in c.contributions if x.success] == [a for a in accepted if a[0] == c.round]
+        assert any(x.success for x in c.contributions)
+    assert len(d.of(ev.Finish)) == d.machine.finished
+    if d.state() is RunState.WAITING:
+        assert d.machine.waiting_for
+    # It is never stuck: with time and one willing node the run comes to its end.
+    d.send(ev.Resume(), ev.RuleSet("a", ev.Rule.AUTOMATIC))
+    for _ in range(200):
+        if d.machine.finished:
+            break
+        d.join("a")
+        d.wait(30)
+        d.send(ev.NodeSeen("a"), ev.WorkRequested("a"))
+        d.send(ev.UpdateArrived("a", d.machine.round, 1, 16, 1.0, 0.1))
+    assert d.state() is RunState.COMPLETED
+
+
+def test_ten_thousand_nodes_take_no_more_per_event_than_a_hundred() -> None:
+    """Counted in calls, not seconds: handlers touch no collection of all nodes between the ends of a round."""
+    import cProfile
+
+    def calls_per_event(count: int) -> float:
+        d = Driver(min_nodes=count, max_nodes=count, rounds=3, lost_after=100)
+        nodes = [f"n{i}" for i in range(count)]
+        d.join(*nodes)
+        profile = cProfile.Profile()
+        profile.enable()
+        for _ in range(2):
+            for n in nodes:
+                d.machine.handle(ev.WorkRequested(n), d.now)
+                d.machine.handle(ev.NodeSeen(n), d.now)
+            number = d.machine.round
+            for n in nodes:
+                d.machine.handle(ev.UpdateArrived(n, number, 1, 16, 1.0, 0.1), d.now)
+            d.send(ev.Evaluated(number, 0.5, 0.5))
+        profile.disable()
+        return sum(entry.callcount for entry in profile.getstats()) / (6 * count)
+
+    assert calls_per_event(2000) < 1.3 * calls_per_event(100)
