@@ -1,0 +1,80 @@
+"""From a name on the command line to a `Task`."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from common.errors import HyperGPUError, InvalidInput, UnknownName
+from tasks.base import Task
+
+TASK_NAMES = ("chars", "digits", "mnist5k")
+"""The tasks that are shipped; each trains on real data and needs no network."""
+
+_LOADERS = ("hf", "torchvision")
+
+
+def load_task(spec: str) -> Task:
+    """The task that `spec` names.
+
+    Args:
+        spec: a shipped task; `package.module:factory`, also found from the current directory, where `factory`
+            is a function without arguments that returns a `Task`, or a `Task` itself; or, for users with a network,
+            `torchvision:NAME` or `hf:NAME`.
+
+    Raises:
+        UnknownName: no such task; the nearest known one is named.
+        InvalidInput: the module cannot be imported, the factory fails, or it gives something else.
+    """
+    prefix, colon, rest = spec.partition(":")
+    if not colon:
+        if spec not in TASK_NAMES:
+            raise UnknownName("task", spec, [*TASK_NAMES, "package.module:factory"])
+        return _made(spec, importlib.import_module(f"tasks.{spec}").task)
+    if prefix in _LOADERS:
+        loader = importlib.import_module("tasks.loaders")
+        return _made(spec, lambda: getattr(loader, prefix)(rest))
+    return _made(spec, _find(spec, prefix, rest))
+
+
+def is_own(spec: str) -> bool:
+    """Whether `spec` names a user's code rather than a shipped task or loader."""
+    prefix, colon, _ = spec.partition(":")
+    return bool(colon) and prefix not in _LOADERS
+
+
+def _find(spec: str, module_name: str, attribute: str) -> object:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)  # `hypergpu` as a command, unlike `python -m`, does not look here
+    if not module_name or not attribute:
+        raise InvalidInput(f"task {spec!r} is not of the form package.module:factory")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and module_name.startswith(error.name):
+            raise InvalidInput(f"task {spec!r}: there is no module {error.name!r} here or installed") from error
+        raise InvalidInput(f"task {spec!r}: importing {module_name} raised {_told(error)}") from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise UnknownName(f"factory in {module_name}", attribute, known) from None
+
+
+def _made(spec: str, factory: Callable[[], object] | object) -> Task:
+    made = factory
+    if callable(factory):
+        try:
+            made = factory()
+        except HyperGPUError:
+            raise
+        except Exception as error:
+            raise InvalidInput(f"task {spec!r}: its factory raised {_told(error)}") from error
+    if not isinstance(made, Task):
+        raise InvalidInput(f"task {spec!r}: its factory gave a {type(made).__name__}, not a tasks.Task")
+    return made
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,72 @@
+"""Access to samples by index, be they a pair of tensors or a map-style Dataset."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from common.errors import InvalidInput
+
+Array = Tensor | npt.NDArray[Any]
+Data = tuple[Array, Array] | Dataset[Any]
+"""`(inputs, targets)`, first dimension = samples; or a Dataset with `__len__` and `__getitem__` of such pairs."""
+
+Indices = Sequence[int] | npt.NDArray[np.int64]
+
+
+def count(data: Data) -> int:
+    """The number of samples.
+
+    Raises:
+        InvalidInput: inputs and targets differ in number, or the data is of neither form.
+    """
+    if isinstance(data, tuple):
+        if len(data) != 2:
+            raise InvalidInput(f"data is a tuple of {len(data)} where (inputs, targets) belongs")
+        if len(data[0]) != len(data[1]):
+            raise InvalidInput(f"{len(data[0])} inputs and {len(data[1])} targets: they must be as many")
+        return len(data[0])
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise InvalidInput(f"a {type(data).__name__} has no samples by index; give (inputs, targets) or a Dataset")
+    return len(data)
+
+
+def fetch(data: Data, indices: Indices, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The inputs and targets of the samples at `indices`, on `device`.
+
+    Raises:
+        InvalidInput: a Dataset that does not yield (input, target) pairs.
+    """
+    if isinstance(data, tuple):
+        index = torch.as_tensor(np.asarray(indices, np.int64))
+        inputs, targets = (torch.as_tensor(part)[index] for part in data)
+    else:
+        batch = default_collate([data[int(i)] for i in indices])
+        if not isinstance(batch, (list, tuple)) or len(batch) != 2:
+            raise InvalidInput(f"a {type(data).__name__} must yield (input, target) pairs")
+        inputs, targets = batch
+    return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+
+def labels(data: Data) -> npt.NDArray[np.int64]:
+    """The class of each sample, shape (samples,): what a Dirichlet partition skews.
+
+    Raises:
+        InvalidInput: the targets are not one integer per sample.
+    """
+    if isinstance(data, tuple):
+        targets: Any = data[1]
+    else:
+        known = getattr(data, "targets", None)
+        targets = known if known is not None else [data[i][1] for i in range(count(data))]
+    array = np.asarray(targets)
+    if array.ndim != 1 or array.dtype.kind not in "iub":
+        raise InvalidInput(
+            f"a Dirichlet partition needs one class per sample; the targets are {array.dtype} of shape {array.shape}. "
+            "Use partition: iid"
+        )
+    return array.astype(np.int64)

