@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from node.service import GPUNodeService
+
     from common.config import SystemConfig
     from coordinator.core import (
         AdaptationPolicy,
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     )
     from netsim_proxy.link import NetworkEvent, NetworkSimulator
     from node.core import MetricsCollector
-    from node.service import GPUNodeService
     from tasks import Task
 
 _HOME = {

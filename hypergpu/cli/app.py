@@ -1,0 +1,54 @@
+"""The command line: which commands there are, by what a user wants to do."""
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from hypergpu.cli import containers, control, look, network
+from hypergpu.cli.demo import demo
+from hypergpu.cli.doctor import doctor
+from hypergpu.cli.running import run_app
+
+app = typer.Typer(
+    name="hypergpu",
+    help="Train one model on many machines joined by bad networks. Start with `hypergpu demo`.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_GROUPS = {
+    "Start and stop": (demo, containers.up, containers.scale, containers.down, doctor),
+    "Look": (look.status, look.nodes, network.links, look.logs),
+    "Change the network": (network.profile, network.inject, network.schedule, network.scenario),
+    "Steer the training": (
+        control.pause,
+        control.resume,
+        control.stop,
+        control.include,
+        control.exclude,
+        control.policy,
+    ),
+}
+for panel, commands in _GROUPS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Train one model on many machines joined by bad networks. Start with `hypergpu demo`."""
+    if show_version:
+        print(f"hypergpu {version('hypergpu')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        raise typer.BadParameter("say a command; `hypergpu --help` lists them")
+
+
+def main() -> None:
+    """The entry point."""
+    run_app(app)

@@ -1,0 +1,98 @@
+"""Commands that steer the training run."""
+
+from typing import Annotated
+
+import typer
+
+from hypergpu.cli.running import AsJson, on_cluster
+from hypergpu.cli.show import print_json
+from hypergpu.client import Client
+from protos import coordinator_pb2 as pb
+
+NodeId = Annotated[str, typer.Argument(metavar="NODE", help="A node's name, as `hypergpu nodes` shows it.")]
+Rule = pb.SetNodeRuleRequest
+
+
+@on_cluster
+async def pause(client: Client, as_json: AsJson = False) -> None:
+    """Let the current round finish, then wait.
+
+    Example: hypergpu pause
+    """
+    _say(await client.call(client.control.Pause, pb.PauseRequest()), as_json)
+
+
+@on_cluster
+async def resume(client: Client, as_json: AsJson = False) -> None:
+    """Go on after `pause`.
+
+    Example: hypergpu resume
+    """
+    _say(await client.call(client.control.Resume, pb.ResumeRequest()), as_json)
+
+
+@on_cluster
+async def stop(
+    client: Client,
+    reason: Annotated[str, typer.Option(help="Recorded with the run.")] = "stopped by the user",
+    as_json: AsJson = False,
+) -> None:
+    """End the run: the model is saved, nodes are sent home.
+
+    Example: hypergpu stop --reason "good enough"
+    """
+    _say(await client.call(client.control.Stop, pb.StopRequest(reason=reason)), as_json)
+
+
+@on_cluster
+async def include(client: Client, node: NodeId, as_json: AsJson = False) -> None:
+    """Put a node into every round, whatever its link.
+
+    Example: hypergpu include node_3
+    """
+    await _rule(client, node, Rule.INCLUDE, as_json)
+
+
+@on_cluster
+async def exclude(
+    client: Client,
+    node: NodeId,
+    clear: Annotated[bool, typer.Option("--clear", help="Leave it to the selector again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Keep a node out of every round; `--clear` takes back an `exclude` or `include`.
+
+    Example: hypergpu exclude node_4
+    """
+    await _rule(client, node, Rule.AUTOMATIC if clear else Rule.EXCLUDE, as_json)
+
+
+@on_cluster
+async def policy(
+    client: Client,
+    name: Annotated[
+        str, typer.Argument(metavar="POLICY", help="none, conservative, aggressive, reactive or proactive.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Change how boldly the coordinator adapts, from the next round on.
+
+    Example: hypergpu policy aggressive
+    """
+    _say(await client.call(client.control.SetPolicy, pb.SetPolicyRequest(policy=name)), as_json)
+
+
+async def _rule(client: Client, node: str, rule: "pb.SetNodeRuleRequest.Rule", as_json: bool) -> None:
+    await client.check_nodes([node])
+    info = await client.call(client.control.SetNodeRule, Rule(node_id=node, rule=rule))
+    if as_json:
+        print_json(info)
+    else:
+        print(f"{info.node_id}: {info.rule}, now {info.state}")
+
+
+def _say(status: pb.Status, as_json: bool) -> None:
+    if as_json:
+        print_json(status)
+    else:
+        print(f"run {status.run_id}: {status.state}, round {status.round} of {status.rounds}, policy {status.policy}")

@@ -1,0 +1,132 @@
+"""`hypergpu doctor`: what stands between this machine and a working cluster, each with its fix."""
+
+import asyncio
+import platform
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from common.errors import HyperGPUError, InvalidInput
+from common.rpc import Tls, split_address
+from hypergpu.cli.running import AsJson, Authority, Coordinator, Insecure, Proxy, Token, TokenFile, locate
+from hypergpu.cli.show import print_json
+from hypergpu.client import Client, connect
+from hypergpu.cluster import HOW_TO_START, Cluster
+from protos import coordinator_pb2 as pb
+
+_SKEW_SECONDS = 5.0
+"""Clocks further apart than this make certificates and dashboards lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    found: str
+    fix: str = ""
+
+
+def doctor(
+    *,
+    coordinator: Coordinator = "",
+    proxy: Proxy = "",
+    token: Token = "",
+    token_file: TokenFile = None,
+    tls_ca: Authority = None,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check versions, addresses, ports, token, clock and the path to the coordinator; each fault comes with its fix.
+
+    Example: hypergpu doctor --coordinator train.example.org:50051 --token-file token
+    """
+    checks = _installed()
+    try:
+        cluster, tls = locate(
+            coordinator=coordinator, proxy=proxy, token=token, token_file=token_file, tls_ca=tls_ca, insecure=insecure
+        )
+    except InvalidInput as error:
+        checks.append(Check("cluster", False, str(error), HOW_TO_START))
+    else:
+        checks += asyncio.run(_cluster(cluster, tls))
+    if as_json:
+        print_json([asdict(check) for check in checks])
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        for check in checks:
+            mark = "[green]ok  [/]" if check.ok else "[red]FAIL[/]"
+            console.print(f"{mark} {check.name:<12} {escape(check.found)}")
+            if check.fix and not check.ok:
+                console.print(f"     {'':<12} [yellow]fix:[/] {escape(check.fix)}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+def _installed() -> list[Check]:
+    checks = [Check("python", True, platform.python_version())]
+    for package, fix in (("hypergpu", "make install"), ("grpcio", "make install"), ("torch", "make install")):
+        try:
+            checks.append(Check(package, True, version(package)))
+        except PackageNotFoundError:
+            checks.append(Check(package, False, "not installed", fix))
+    return checks
+
+
+async def _cluster(cluster: Cluster, tls: Tls | None) -> list[Check]:
+    checks = [_reach("coordinator", cluster.coordinator, "is it running, and does a firewall let its port through?")]
+    if cluster.proxy:
+        checks.append(_reach("proxy", cluster.proxy, "is it running? Without one, leave --proxy out"))
+    if not checks[0].ok:
+        return checks
+    async with connect(cluster, tls) as client:
+        return [*checks, *[check async for check in _calls(client)]]
+
+
+def _reach(name: str, address: str, fix: str) -> Check:
+    host, port = split_address(address)
+    began = time.perf_counter()
+    try:
+        with closing(socket.create_connection((host.strip("[]"), port), timeout=5.0)):
+            return Check(name, True, f"{address} answers in {(time.perf_counter() - began) * 1000:.1f} ms")
+    except socket.gaierror as error:
+        return Check(name, False, f"{host} has no address: {error.strerror}", "spell the host as its DNS does")
+    except OSError as error:
+        return Check(name, False, f"{address}: {error.strerror or error}", fix)
+
+
+async def _calls(client: Client) -> AsyncIterator[Check]:
+    try:
+        began = time.perf_counter()
+        status = await client.call(client.control.GetStatus, pb.GetStatusRequest())
+        took = (time.perf_counter() - began) * 1000
+    except HyperGPUError as error:
+        yield Check("token", False, str(error), "give the coordinator's join token and certificate authority")
+        return
+    yield Check("token", True, f"accepted; a call takes {took:.1f} ms")
+    yield Check("run", True, f"{status.run_id}: {status.state}, round {status.round} of {status.rounds}")
+    if status.version:
+        same = status.version == version("hypergpu")
+        yield Check("version", same, f"the coordinator runs {status.version}", "install the same version on both sides")
+    if status.unix_seconds:
+        skew = time.time() - status.unix_seconds
+        yield Check(
+            "clock", abs(skew) < _SKEW_SECONDS, f"{skew:+.1f} s against the coordinator", "let NTP set both clocks"
+        )
+    nodes = await client.nodes()
+    lost = [node.node_id for node in nodes if node.state == "lost"]
+    found = f"{len(nodes)} known" + (f", lost: {', '.join(lost)}" if lost else "")
+    yield Check("nodes", bool(nodes) and not lost, found, "look at the logs of those nodes, or start some")
+    if client.has_proxy:
+        try:
+            yield Check("links", True, f"{len(await client.links())} known to the proxy")
+        except HyperGPUError as error:
+            yield Check("links", False, str(error), "is the address that of the proxy's control service?")

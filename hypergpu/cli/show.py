@@ -1,0 +1,85 @@
+"""Printing: tables for people, JSON for scripts."""
+
+import json
+from typing import Any
+
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+
+QUALITY_STYLE = {
+    "excellent": "bright_green",
+    "good": "green",
+    "fair": "yellow",
+    "poor": "dark_orange",
+    "critical": "red",
+    "offline": "bright_black",
+}
+STATE_STYLE = {"working": "cyan", "lost": "red", "left": "bright_black", "quarantined": "magenta", "excluded": "yellow"}
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """Every field under the name it has in the .proto file, unset ones with their defaults."""
+    return {field.name: _plain(getattr(message, field.name)) for field in message.DESCRIPTOR.fields}
+
+
+def print_json(value: Any) -> None:
+    """Print messages, or plain values, as JSON."""
+    print(json.dumps(_plain(value), indent=2))
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as the terminal, or as it needs to be where there is none."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)
+
+
+def new_table(*headings: str, title: str | None = None) -> Table:
+    """A light table; a heading that starts with ">" is right-aligned."""
+    table = Table(
+        title=title, box=None, pad_edge=False, header_style="bold", title_justify="left", padding=(0, 2, 0, 0)
+    )
+    for heading in headings:
+        right = heading.startswith(">")
+        table.add_column(heading.removeprefix(">"), justify="right" if right else "left", no_wrap=True)
+    return table
+
+
+def styled(text: str, styles: dict[str, str]) -> str:
+    """`text` in its colour."""
+    style = styles.get(text.lower())
+    return f"[{style}]{text}[/]" if style else text
+
+
+def duration(seconds: float) -> str:
+    """For people: 0.4 s, 12 s, 3:05, 2:03:09."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 312 B, 4.1 MB."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Message):
+        return as_dict(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    return [_plain(item) for item in value]

@@ -1,0 +1,120 @@
+"""Talks to a running cluster: the coordinator's control service and the proxy's."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from common import rpc
+from common.errors import HyperGPUError, InvalidInput, Unavailable, UnknownName
+from hypergpu.cluster import HOW_TO_START, Cluster
+from protos import coordinator_pb2 as pb
+from protos import coordinator_pb2_grpc, netsim_pb2_grpc
+from protos import netsim_pb2 as net
+
+Method = Callable[..., Any]
+_TIMEOUT_SECONDS = 10.0
+
+
+class Client:
+    """Calls that answer with messages, and fail with the errors of `common.errors`."""
+
+    def __init__(self, cluster: Cluster, coordinator: grpc.aio.Channel, proxy: grpc.aio.Channel | None) -> None:
+        self.cluster = cluster
+        self.control = coordinator_pb2_grpc.ControlStub(coordinator)
+        self._netsim = netsim_pb2_grpc.NetsimStub(proxy) if proxy else None
+        self._metadata = rpc.metadata_for(None, cluster.token)
+
+    @property
+    def has_proxy(self) -> bool:
+        """Whether links can be looked at and changed."""
+        return self._netsim is not None
+
+    @property
+    def netsim(self) -> Any:
+        """The stub of the proxy's control service.
+
+        Raises:
+            InvalidInput: the cluster runs without a proxy.
+        """
+        if self._netsim is None:
+            raise InvalidInput("this cluster has no netsim proxy, or it is not known where: say --proxy HOST:PORT")
+        return self._netsim
+
+    async def call(self, method: Method, request: Message) -> Any:
+        """The reply to one unary call."""
+        try:
+            return await method(request, metadata=self._metadata, timeout=_TIMEOUT_SECONDS)
+        except grpc.RpcError as error:
+            raise self._explain(method, error) from error
+
+    async def stream(
+        self, method: Method, request: Message, *, idle_seconds: float | None = None
+    ) -> AsyncIterator[Any]:
+        """The replies of a streaming call, until either side ends it, or none came for `idle_seconds`."""
+        call = method(request, metadata=self._metadata)
+        try:
+            while True:
+                reply = await asyncio.wait_for(call.read(), idle_seconds)
+                if reply is grpc.aio.EOF:
+                    return
+                yield reply
+        except TimeoutError:
+            return
+        except grpc.RpcError as error:
+            raise self._explain(method, error) from error
+        finally:
+            call.cancel()
+
+    async def nodes(self) -> list[pb.NodeInfo]:
+        """The nodes that the coordinator knows, by name."""
+        reply = await self.call(self.control.ListNodes, pb.ListNodesRequest())
+        return sorted(reply.nodes, key=lambda node: natural(node.node_id))
+
+    async def links(self) -> list[net.LinkInfo]:
+        """The links that the proxy knows, by name."""
+        reply = await self.call(self.netsim.ListLinks, net.ListLinksRequest())
+        return sorted(reply.links, key=lambda link: natural(link.node_id))
+
+    async def check_nodes(self, names: list[str]) -> None:
+        """Raise UnknownName for the first of `names` that is neither a node nor a link; "*" is every one."""
+        known = {node.node_id for node in await self.nodes()}
+        if self.has_proxy:
+            known |= {link.node_id for link in await self.links()}
+        for name in names:
+            if name != "*" and name not in known:
+                raise UnknownName("node", name, known)
+
+    def _explain(self, method: Method, error: grpc.RpcError) -> HyperGPUError:
+        of_proxy = self._netsim is not None and method in vars(self._netsim).values()
+        peer, address = ("netsim proxy", self.cluster.proxy) if of_proxy else ("coordinator", self.cluster.coordinator)
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            return Unavailable(f"no {peer} answers at {address}: {HOW_TO_START}")
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            return InvalidInput(f"the {peer} at {address} refuses the join token: say --token, or set HYPERGPU_TOKEN")
+        told = rpc.error_from(error, peer)
+        # What the user got wrong is said without the address of who noticed.
+        return InvalidInput(error.details()) if isinstance(told, InvalidInput) and error.details() else told
+
+
+@asynccontextmanager
+async def connect(cluster: Cluster, tls: rpc.Tls | None = None) -> AsyncIterator[Client]:
+    """A client for as long as the block runs; nothing is sent before the first call."""
+    rpc.split_address(cluster.coordinator)
+    async with rpc.open_channel(cluster.coordinator, tls) as coordinator:
+        if not cluster.proxy:
+            yield Client(cluster, coordinator, None)
+            return
+        rpc.split_address(cluster.proxy)
+        async with rpc.open_channel(cluster.proxy, tls) as proxy:
+            yield Client(cluster, coordinator, proxy)
+
+
+def natural(name: str) -> tuple[str, int, str]:
+    """A sort key under which node_2 comes before node_10."""
+    stem = name.rstrip("0123456789")
+    digits = name[len(stem) :]
+    return stem, int(digits or 0), name

@@ -1,0 +1,161 @@
+"""The live view of a training run in a terminal: progress, links, decisions with their reasons."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from hypergpu.cli.show import QUALITY_STYLE, STATE_STYLE, duration, styled
+from protos import coordinator_pb2 as pb
+from protos import netsim_pb2 as net
+
+_BARS = "▁▂▃▄▅▆▇█"
+_FRAME_ROWS = 12
+"""Rows of the view that are neither nodes nor decisions: frames, headings, progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the cluster said at one moment."""
+
+    status: pb.Status
+    nodes: Sequence[pb.NodeInfo] = ()
+    links: Sequence[net.LinkInfo] = ()
+
+
+@dataclass(slots=True)
+class History:
+    """Accuracy and duration of each round, as far as they were seen."""
+
+    accuracy: dict[int, float] = field(default_factory=dict)
+    round_seconds: dict[int, float] = field(default_factory=dict)
+
+    def add(self, status: pb.Status) -> None:
+        """Take in a status: a later one of the same round replaces it."""
+        if status.round:
+            self.accuracy[status.round] = status.accuracy
+            self.round_seconds[status.round] = status.round_seconds
+
+    def replay(self, event: pb.RunEvent) -> None:
+        """Take in an event of the past: closed rounds carry both figures."""
+        record = json.loads(event.json) if event.kind == "round_closed" else {}
+        if record.get("accuracy") is not None:
+            self.accuracy[event.round] = record["accuracy"]
+        if record.get("seconds") is not None:
+            self.round_seconds[event.round] = record["seconds"]
+
+
+def dashboard(snapshot: Snapshot, history: History, height: int = 30) -> RenderableType:
+    """The whole view, `height` lines at most."""
+    rows = max(3, height - _FRAME_ROWS)
+    node_rows = min(len(snapshot.nodes), max(3, rows * 3 // 5))
+    return Group(
+        _progress(snapshot.status, history),
+        _nodes(snapshot, node_rows),
+        _decisions(snapshot.status.decisions, max(2, rows - max(1, node_rows))),
+    )
+
+
+def sparkline(values: Iterable[float], width: int = 40) -> str:
+    """The last `width` values as a line of bars, scaled from the least to the greatest."""
+    shown = list(values)[-width:]
+    if not shown:
+        return ""
+    low, high = min(shown), max(shown)
+    step = (high - low) / (len(_BARS) - 1) or 1.0
+    return "".join(_BARS[round((value - low) / step)] for value in shown)
+
+
+def _progress(status: pb.Status, history: History) -> Panel:
+    bar = Table.grid(expand=True, padding=(0, 1))
+    bar.add_column(no_wrap=True)
+    bar.add_column(ratio=1)
+    bar.add_column(no_wrap=True, justify="right")
+    bar.add_row(
+        f"round [b]{status.round}[/] of {status.rounds}",
+        ProgressBar(total=max(1, status.rounds), completed=status.round),
+        f"accuracy [b]{status.accuracy:.1%}[/]  loss {status.loss:.3f}  {duration(status.elapsed_seconds)}",
+    )
+    trend = Table.grid(expand=True, padding=(0, 1))
+    trend.add_column(no_wrap=True)
+    trend.add_column(no_wrap=True, justify="right")
+    trend.add_row(
+        f"accuracy [green]{sparkline(history.accuracy.values(), 30)}[/]",
+        f"round time [cyan]{sparkline(history.round_seconds.values(), 30)}[/] {duration(status.round_seconds)}",
+    )
+    if status.waiting_for:
+        note = Text(f"waiting: {status.waiting_for}", "yellow", no_wrap=True, overflow="ellipsis")
+    else:
+        working = f"{status.nodes_selected} of {status.nodes_connected} nodes in this round"
+        note = Text(
+            f"{working}, which closes after {duration(status.deadline_seconds)} at the latest", "dim", no_wrap=True
+        )
+    title = (
+        f"[b]HyperGPU[/]  {escape(status.task)} · {status.state} · phase {status.phase or '–'} · policy {status.policy}"
+    )
+    return Panel(
+        Group(bar, trend, note), title=title, title_align="left", subtitle=status.run_id, subtitle_align="right"
+    )
+
+
+def _nodes(snapshot: Snapshot, rows: int) -> Panel:
+    links = {link.node_id: link for link in snapshot.links}
+    table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
+    table.add_column("node", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    if links:
+        table.add_column("profile", no_wrap=True)
+        table.add_column("injected", no_wrap=True, justify="right")
+    table.add_column("seen", no_wrap=True, justify="right")
+    table.add_column("loss", no_wrap=True, justify="right")
+    table.add_column("score", no_wrap=True, justify="right")
+    table.add_column("quality", no_wrap=True)
+    table.add_column("batch", no_wrap=True, justify="right")
+    table.add_column("done", no_wrap=True, justify="right")
+    table.add_column("late", no_wrap=True, justify="right")
+    for node in snapshot.nodes[:rows]:
+        link = links.get(node.node_id)
+        table.add_row(
+            node.node_id,
+            styled(node.state, STATE_STYLE),
+            *((_profile(link), _injected(link)) if links else ()),
+            f"{node.latency_ms:.0f} ms",
+            f"{node.loss_rate:.0%}",
+            f"{node.score:.0f}",
+            styled(node.quality, QUALITY_STYLE),
+            str(node.batch_size),
+            f"{node.rounds_contributed}/{node.rounds_selected}",
+            str(node.late),
+        )
+    hidden = Counter(node.quality for node in snapshot.nodes[rows:])
+    more = f"and {hidden.total()} more: " + ", ".join(f"{count} {name}" for name, count in hidden.items())
+    return Panel(table, title="nodes and links", title_align="left", subtitle=more if hidden else None)
+
+
+def _profile(link: net.LinkInfo | None) -> str:
+    if link is None:
+        return "–"
+    return f"[red]{link.profile} ⚡[/]" if link.active_events else link.profile
+
+
+def _injected(link: net.LinkInfo | None) -> str:
+    return "–" if link is None else f"{link.up.mean_delay_ms + link.down.mean_delay_ms:.0f} ms"
+
+
+def _decisions(decisions: Sequence[pb.DecisionRecord], rows: int) -> Panel:
+    table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
+    for heading in ("round", "decision", "about", "reason"):
+        table.add_column(heading, no_wrap=True, justify="right" if heading == "round" else "left")
+    table.add_column("figures", no_wrap=True, ratio=1, overflow="ellipsis")
+    for decision in decisions[:rows]:
+        subject = escape(decision.subject)
+        table.add_row(str(decision.round), decision.kind, subject, f"[b]{decision.reason}[/]", escape(decision.detail))
+    return Panel(table, title="decisions", title_align="left", box=box.ROUNDED)

@@ -1,0 +1,104 @@
+"""A cluster of processes on this machine: one coordinator, one netsim proxy, any number of nodes."""
+
+import asyncio
+import os
+import secrets
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from hypergpu.client import Client, connect
+from hypergpu.cluster import Cluster, announce
+from hypergpu.processes import Process
+from protos import netsim_pb2 as net
+
+
+@dataclass(frozen=True, slots=True)
+class LocalNode:
+    """A node to start, and the network that it gets."""
+
+    node_id: str
+    profile: str
+    gpu: str
+
+
+class LocalCluster:
+    """Started on entry; on exit every process is ended, nodes first, so that the coordinator sees them leave.
+
+    Each process listens on a free port of the loopback interface. Logs go to `run_dir`/logs.
+    """
+
+    client: Client
+
+    def __init__(
+        self, run_dir: Path, nodes: Sequence[LocalNode], *, seed: int = 0, settings: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        self.run_dir, self.nodes = run_dir, nodes
+        self._seed = seed
+        self._settings = settings
+        self._token = secrets.token_urlsafe(24)
+        self._stack = AsyncExitStack()
+        self.processes: dict[str, Process] = {}
+
+    async def __aenter__(self) -> "LocalCluster":
+        async with AsyncExitStack() as stack:  # ends what runs should a later one fail to start
+            await self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def node_exit_codes(self) -> dict[str, int | None]:
+        """Of each node: None while it runs."""
+        return {node.node_id: self.processes[node.node_id].exit_code for node in self.nodes}
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        logs = self.run_dir / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        environment = {
+            "HYPERGPU_TOKEN": self._token,
+            "OMP_NUM_THREADS": "1",  # processes share the machine's cores
+            "PYTHONUNBUFFERED": "1",
+        }
+
+        async def start(name: str, *arguments: str) -> Process:
+            process = await Process.start(name, arguments, environment, logs)
+            self.processes[name] = process
+            return process
+
+        settings = [f"--set={key}={value}" for key, value in self._settings]
+        run_dir = f"--run-dir={self.run_dir}"
+        listen = ("--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--insecure")
+        coordinator = await start("coordinator", "coordinator", *listen, run_dir, *settings)
+        stack.push_async_callback(coordinator.end)
+        upstream = await coordinator.address()
+
+        proxy = await start("netsim_proxy", "netsim_proxy", *listen, f"--upstream={upstream}", f"--seed={self._seed}")
+        stack.push_async_callback(proxy.end, 1.0)
+        cluster = Cluster(upstream, await proxy.address(), self._token, str(self.run_dir.resolve()), os.getpid())
+
+        stack.callback(announce(cluster).unlink, missing_ok=True)
+        self.client = await stack.enter_async_context(connect(cluster))
+        for node in self.nodes:
+            request = net.SetProfileRequest(node_id=node.node_id, profile=node.profile)
+            await self.client.call(self.client.netsim.SetProfile, request)
+
+        stack.push_async_callback(self._end_nodes)
+        for node in self.nodes:
+            await start(
+                node.node_id,
+                "node",
+                f"--node-id={node.node_id}",
+                f"--coordinator={cluster.proxy}",
+                f"--gpu={node.gpu}",
+                "--insecure",
+            )
+
+    async def _end_nodes(self) -> None:
+        running = [self.processes[node.node_id] for node in self.nodes if node.node_id in self.processes]
+        await asyncio.gather(*(process.end(2.0) for process in running))
