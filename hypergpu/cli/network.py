@@ -114,15 +114,15 @@ async def inject(
     Example: hypergpu inject latency_spike node_1 node_2 --duration 10 --factor 5
     """
     await client.check_nodes([*nodes, *(group_b or ())])
-    message = _event(
-        event,
-        nodes,
-        duration=duration,
+    message = net.Event(
+        type=event,
+        nodes=nodes,
+        duration_seconds=duration,
         profile=profile,
         factor=factor,
         added_ms=added_ms,
         mode=mode,
-        period=period,
+        period_seconds=period,
         group_b=group_b,
     )
     _say(await client.call(client.netsim.Inject, message), as_json)
@@ -153,15 +153,15 @@ async def schedule(
         raise InvalidInput("say when: either --round N or --after SECONDS")
     await client.check_nodes([*nodes, *(group_b or ())])
     request = net.ScheduleRequest(
-        event=_event(
-            event,
-            nodes,
-            duration=duration,
+        event=net.Event(
+            type=event,
+            nodes=nodes,
+            duration_seconds=duration,
             profile=profile,
             factor=factor,
             added_ms=added_ms,
             mode=mode,
-            period=period,
+            period_seconds=period,
             group_b=group_b,
         ),
         after_seconds=after,
