@@ -1,0 +1,149 @@
+"""The control API: decode, call, map the error."""
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from common.errors import HyperGPUError, InvalidInput, NotAuthenticated
+from common.rpc import AUTHORIZATION, SERVER_OPTIONS, status_of
+from netsim_proxy import convert
+from netsim_proxy.link.outcomes import LossModel
+from netsim_proxy.ports import Ports
+from netsim_proxy.schedule import Schedule
+from protos import netsim_pb2 as pb
+from protos import netsim_pb2_grpc
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["Netsim"].full_name
+_WATCH_SECONDS: Final = (0.1, 1.0)
+"""The shortest interval of `Watch`, and the one where none is asked for."""
+
+
+class ControlServicer(netsim_pb2_grpc.NetsimServicer):
+    """hypergpu.netsim.v1.Netsim on the links and the schedule."""
+
+    def __init__(self, ports: Ports, schedule: Schedule) -> None:
+        self._ports, self._schedule = ports, schedule
+
+    async def ListLinks(self, request: pb.ListLinksRequest, context: Any) -> pb.LinkList:  # noqa: N802
+        """All links with their counters."""
+        return self._links()
+
+    async def SetProfile(self, request: pb.SetProfileRequest, context: Any) -> pb.LinkInfo:  # noqa: N802
+        """Another profile or loss model for a link, for good."""
+        if not request.node_id:
+            raise InvalidInput('SetProfile needs a node_id, or "*" for every link')
+        ports = self._ports
+        loss_model = _loss_model(request.loss_model) if request.loss_model else None
+        if request.profile:
+            ports.set_profile(request.node_id, ports.find_profile(request.profile))
+        if loss_model is not None:
+            ports.set_loss_model(request.node_id, loss_model)
+        return convert.link_to_proto(ports.of(None if request.node_id == "*" else request.node_id))
+
+    async def Inject(self, request: pb.Event, context: Any) -> pb.EventReply:  # noqa: N802
+        """An event now."""
+        event = convert.event_from_proto(request)
+        self._ports.require(event)
+        entry = self._schedule.add(event)
+        return pb.EventReply(event_id=entry.event_id, summary=event.summary())
+
+    async def Schedule(self, request: pb.ScheduleRequest, context: Any) -> pb.EventReply:  # noqa: N802
+        """An event later."""
+        event = convert.event_from_proto(request.event)
+        by_round = request.WhichOneof("due") == "round"
+        if request.after_seconds < 0:
+            raise InvalidInput(f"an event is due after 0 seconds or more, not {request.after_seconds}")
+        entry = self._schedule.add(event, request.after_seconds, round_number=request.round if by_round else None)
+        return pb.EventReply(event_id=entry.event_id, summary=event.summary())
+
+    async def ListScheduled(self, request: pb.ListScheduledRequest, context: Any) -> pb.ScheduleList:  # noqa: N802
+        """Events to come."""
+        return pb.ScheduleList(events=map(convert.entry_to_proto, self._schedule.entries()))
+
+    async def Clear(self, request: pb.ClearRequest, context: Any) -> pb.ClearReply:  # noqa: N802
+        """End and forget events."""
+        return pb.ClearReply(cleared=self._schedule.clear(request.node_id or None))
+
+    async def AnnounceRound(self, request: pb.AnnounceRoundRequest, context: Any) -> pb.AnnounceRoundReply:  # noqa: N802
+        """Events of this round begin."""
+        self._schedule.announce_round(request.round)
+        return pb.AnnounceRoundReply()
+
+    async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.LinkList]:  # noqa: N802
+        """The links, again and again."""
+        shortest, default = _WATCH_SECONDS
+        interval = max(shortest, request.interval_seconds) if request.interval_seconds else default
+        while True:
+            yield self._links()
+            await asyncio.sleep(interval)
+
+    def _links(self) -> pb.LinkList:
+        return pb.LinkList(links=[convert.link_to_proto(port) for port in self._ports])
+
+
+class _Guard(grpc.aio.ServerInterceptor):
+    """Turns our errors into status codes, and lets only callers with the token in; health is for everyone."""
+
+    def __init__(self, token: str | None) -> None:
+        self._expected = f"Bearer {token}".encode() if token else None
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith(f"/{SERVICE}/"):
+            return handler
+        given = dict(details.invocation_metadata or ()).get(AUTHORIZATION, "")
+        allowed = self._expected is None or hmac.compare_digest(str(given).encode(), self._expected)
+        if handler.response_streaming:
+            return handler._replace(unary_stream=_mapped_stream(handler.unary_stream, allowed))
+        return handler._replace(unary_unary=_mapped(handler.unary_unary, allowed))
+
+
+def _mapped(method: Any, allowed: bool) -> Any:
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            _require(allowed)
+            return await method(request, context)
+        except HyperGPUError as error:
+            await context.abort(*status_of(error))
+
+    return call
+
+
+def _mapped_stream(method: Any, allowed: bool) -> Any:
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            _require(allowed)
+            async for reply in method(request, context):
+                yield reply
+        except HyperGPUError as error:
+            await context.abort(*status_of(error))
+
+    return call
+
+
+def _require(allowed: bool) -> None:
+    if not allowed:
+        raise NotAuthenticated("the control API needs its token: authorization: Bearer TOKEN")
+
+
+def _loss_model(name: str) -> LossModel:
+    try:
+        return LossModel(name)
+    except ValueError:
+        raise InvalidInput(f"loss model {name!r} is neither {' nor '.join(LossModel)}") from None
+
+
+def make_server(ports: Ports, schedule: Schedule, token: str | None) -> grpc.aio.Server:
+    """A server with the control API, health and reflection, still to be bound and started."""
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[_Guard(token)])
+    netsim_pb2_grpc.add_NetsimServicer_to_server(ControlServicer(ports, schedule), server)
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    return server

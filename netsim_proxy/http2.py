@@ -1,0 +1,140 @@
+"""The little of HTTP/2 that a relay of frames needs (RFC 9113): nothing here keeps state or does I/O."""
+
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+FRAME_HEADER_BYTES: Final = 9
+DEFAULT_MAX_FRAME_BYTES: Final = 16_384
+LARGEST_FRAME_BYTES: Final = (1 << 24) - 1
+
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+
+END_STREAM: Final = 0x1
+ACK: Final = 0x1
+END_HEADERS: Final = 0x4
+PADDED: Final = 0x8
+HAS_PRIORITY: Final = 0x20
+
+NO_ERROR: Final = 0x0
+PROTOCOL_ERROR: Final = 0x1
+FRAME_SIZE_ERROR: Final = 0x6
+REFUSED_STREAM: Final = 0x7
+CANCEL: Final = 0x8
+COMPRESSION_ERROR: Final = 0x9
+ENHANCE_YOUR_CALM: Final = 0xB
+
+HEADER_TABLE_SIZE: Final = 0x1
+ENABLE_PUSH: Final = 0x2
+MAX_FRAME_SIZE: Final = 0x5
+
+_HEADER = struct.Struct(">HBBBI")
+_SETTING = struct.Struct(">HI")
+
+
+class Http2Error(Exception):
+    """The peer broke HTTP/2; the connection ends with GOAWAY and `code`."""
+
+    def __init__(self, message: str, code: int = PROTOCOL_ERROR) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+    """One frame, ready to be written."""
+    length = len(payload)
+    return _HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream_id) + payload
+
+
+def rst_stream(stream_id: int, code: int) -> bytes:
+    """Ends one stream."""
+    return frame(RST_STREAM, 0, stream_id, code.to_bytes(4, "big"))
+
+
+def window_update(increment: int) -> bytes:
+    """Gives `increment` bytes (1 to 2^31 - 1) back to the connection's window."""
+    return frame(WINDOW_UPDATE, 0, 0, increment.to_bytes(4, "big"))
+
+
+def goaway(last_stream_id: int, code: int, reason: str = "") -> bytes:
+    """Ends the connection: streams above `last_stream_id` were not looked at."""
+    return frame(GOAWAY, 0, 0, struct.pack(">II", last_stream_id, code) + reason.encode())
+
+
+def settings(*pairs: tuple[int, int]) -> bytes:
+    """A SETTINGS frame of (identifier, value) pairs."""
+    return frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*pair) for pair in pairs))
+
+
+def read_settings(payload: bytes) -> list[tuple[int, int]]:
+    """The (identifier, value) pairs of a SETTINGS payload.
+
+    Raises:
+        Http2Error: a length that is no multiple of six.
+    """
+    if len(payload) % 6:
+        raise Http2Error("SETTINGS of a length that is no multiple of 6", FRAME_SIZE_ERROR)
+    return list(_SETTING.iter_unpack(payload))
+
+
+def stateless_settings(pairs: list[tuple[int, int]]) -> bytes:
+    """The same settings, but with no header table and no push: then any frame may be dropped or overtaken."""
+    kept = [pair for pair in pairs if pair[0] not in (HEADER_TABLE_SIZE, ENABLE_PUSH)]
+    push = [(ENABLE_PUSH, 0)] if any(key == ENABLE_PUSH for key, _ in pairs) else []
+    return settings((HEADER_TABLE_SIZE, 0), *push, *kept)
+
+
+def header_frames(stream_id: int, block: bytes, end_stream: bool, max_frame_bytes: int) -> bytes:
+    """HEADERS and, where the block needs them, CONTINUATION frames."""
+    flags = END_STREAM if end_stream else 0
+    if len(block) <= max_frame_bytes:
+        return frame(HEADERS, flags | END_HEADERS, stream_id, block)
+    pieces = [block[at : at + max_frame_bytes] for at in range(0, len(block), max_frame_bytes)]
+    out = [frame(HEADERS, flags, stream_id, pieces[0])]
+    out += [frame(CONTINUATION, 0, stream_id, piece) for piece in pieces[1:-1]]
+    out.append(frame(CONTINUATION, END_HEADERS, stream_id, pieces[-1]))
+    return b"".join(out)
+
+
+def header_fragment(payload: bytes, flags: int) -> bytes:
+    """The part of a HEADERS payload that belongs to the header block: without padding and priority.
+
+    Raises:
+        Http2Error: padding longer than the frame.
+    """
+    start, end = 0, len(payload)
+    if flags & PADDED:
+        start, end = 1, end - (payload[0] if payload else 0)
+    if flags & HAS_PRIORITY:
+        start += 5
+    if end < start:
+        raise Http2Error("HEADERS with more padding than payload")
+    return payload[start:end]
+
+
+def frames(data: bytes | bytearray) -> Iterator[tuple[int, int, int, int, int]]:
+    """(offset, payload length, type, flags, stream id) of each of the whole frames in `data`."""
+    at = 0
+    while at + FRAME_HEADER_BYTES <= len(data):
+        high, low, kind, flags, stream_id = _HEADER.unpack_from(data, at)
+        length = high << 8 | low
+        yield at, length, kind, flags, stream_id & 0x7FFFFFFF
+        at += FRAME_HEADER_BYTES + length
+
+
+def renumbered(data: bytes, stream_id: int) -> bytes:
+    """The frames of `data` with another stream id."""
+    out = bytearray(data)
+    number = stream_id.to_bytes(4, "big")
+    for at, *_ in frames(data):
+        out[at + 5 : at + 9] = number
+    return bytes(out)
+
+
+def with_block_prefix(run: bytes, prefix: bytes) -> bytes:
+    """The frames of `run`, which begin with a plain HEADERS frame, with its block beginning with `prefix`."""
+    if run.startswith(prefix, FRAME_HEADER_BYTES):
+        return run
+    length = int.from_bytes(run[:3], "big") + len(prefix)
+    return length.to_bytes(3, "big") + run[3:FRAME_HEADER_BYTES] + prefix + run[FRAME_HEADER_BYTES:]

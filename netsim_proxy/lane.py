@@ -1,0 +1,292 @@
+"""The reading end of one direction of a connection: cuts what it reads into frames and asks each stream's link.
+
+Frames of streams whose link does nothing to them, with nothing queued before them, go on as they were read, in one
+write per read. All others are offered to their link in runs: neighbouring frames of one stream.
+"""
+
+import asyncio
+from collections.abc import Callable
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+from common.clock import monotonic
+from netsim_proxy import http2
+from netsim_proxy.header_blocks import MAX_BLOCK_BYTES, NO_TABLE, HeaderBlocks, node_id_in
+from netsim_proxy.http2 import FRAME_HEADER_BYTES, Http2Error
+from netsim_proxy.link.outcomes import Deliver, Fail
+from netsim_proxy.outlet import Outlet
+from netsim_proxy.port import DOWN, UP, Port
+from netsim_proxy.stream import Stream
+
+if TYPE_CHECKING:
+    from netsim_proxy.relay import Relay
+
+_MAX_CONTINUATIONS: Final = 64
+_SHORT_RUN_BYTES: Final = 16_384
+_STREAM_ID: Final = 0x7FFFFFFF
+_PLAIN_MASK: Final = http2.END_HEADERS | http2.PADDED | http2.HAS_PRIORITY
+_unpack = Struct(">HBBBI").unpack_from
+
+
+class Lane:
+    """The frames that one peer sends; `way` is UP (from the client) or DOWN (from the upstream)."""
+
+    def __init__(self, relay: "Relay", way: int, outlet: Outlet, back: Outlet) -> None:
+        self.relay, self.way, self.outlet, self.back = relay, way, outlet, back
+        self.source: asyncio.Transport | None = None
+        self.max_frame_bytes = http2.DEFAULT_MAX_FRAME_BYTES  # what the other peer accepts
+        self._streams = relay.by_id if way == UP else relay.by_upstream_id
+        self._blocks = HeaderBlocks()
+        self._block: tuple[int, int, list[bytes]] | None = None  # to be continued: stream id, flags, parts
+        self._tail = b""  # a frame whose end has not been read
+        self._control_at = 0.0  # connection frames keep their order
+        self._settled = False  # the first SETTINGS have passed
+        self._opened = False  # a header block has been delivered
+        self._holds: set[object] = set()
+
+    def feed(self, data: bytes) -> None:  # noqa: PLR0912 - one pass over the frames, without calls where it is hot
+        """Take in what the peer sent.
+
+        Raises:
+            Http2Error: these are not frames that the other peer would accept.
+        """
+        if self._tail:
+            data, self._tail = self._tail + data, b""
+        begin = at = 0  # the first of the frames that go the same way, and the next one
+        group: Stream | Port | None = None
+        if self.outlet.rest:
+            at, data = self.outlet.take_rest(data)
+            if self._is_idle() and self.relay.port is not None and self.relay.port.transparent:
+                group = self.relay.port
+        size, limit = len(data), self.max_frame_bytes
+        while at + FRAME_HEADER_BYTES <= size:
+            high, low, kind, flags, stream_id = _unpack(data, at)
+            length = high << 8 | low
+            if length > limit:
+                raise Http2Error(f"a frame of {length} bytes where {limit} are allowed", http2.FRAME_SIZE_ERROR)
+            end = at + FRAME_HEADER_BYTES + length
+            stream = self._streams.get(stream_id)
+            if end > size and not (kind == http2.DATA and stream is not None and self._is_clear(stream)):
+                break
+            if at - begin >= _SHORT_RUN_BYTES and _is_long(group, at - begin, self.way):
+                self._pass(group, data, begin, at)
+                begin = at
+            if kind == http2.DATA and not flags and stream is not None and stream.port is group and not stream.lost:
+                way: Stream | Port | None = group  # the common case of a big message, decided without a call
+            else:
+                way = self._way_of(kind, flags, stream_id, stream, data, at, end)
+            if way is not group:
+                if begin < at:
+                    self._pass(group, data, begin, at)
+                group, begin = way, at
+            if way is None:
+                self._single(kind, flags, stream_id & _STREAM_ID, data[at + FRAME_HEADER_BYTES : end])
+                begin = end
+            elif end > size:
+                self.outlet.rest, end = end - size, size
+            at = end
+        if begin < at:
+            self._pass(group, data, begin, at)
+        if at < size:
+            self._tail = data[at:]
+
+    def hold(self, reason: object) -> None:
+        """Stop reading until every reason is released."""
+        if not self._holds and self.source is not None:
+            self.source.pause_reading()
+        self._holds.add(reason)
+
+    def release(self, reason: object) -> None:
+        """Read on, unless there are other reasons not to."""
+        if reason in self._holds:
+            self._holds.remove(reason)
+            if not self._holds and self.source is not None and not self.source.is_closing():
+                self.source.resume_reading()
+
+    def control(self, send: Callable[[bytes], None], frames: bytes, after_all: bool = False) -> None:
+        """Let `send` pass frames of the connection on when their link says, in order.
+
+        `after_all`: not before anything that is queued now.
+        """
+        relay = self.relay
+        if relay.port is None or relay.exchange is None:
+            self._settle_control(Deliver(monotonic()), send, frames, after_all)
+        else:
+            relay.port.offer(self, len(frames), relay.exchange, False, self._settle_control, send, frames, after_all)
+
+    def _settle_control(
+        self, verdict: Deliver | Fail, send: Callable[[bytes], None], frames: bytes, after_all: bool
+    ) -> None:
+        if isinstance(verdict, Fail):
+            return  # the link is down, and the connection is about to be reset
+        at = max(verdict.at, self._control_at, self.outlet.latest_at if after_all else 0.0)
+        self._control_at = at
+        if at <= monotonic() and not self.outlet.queued:
+            send(frames)
+        else:
+            self.outlet.later(at, send, frames)
+
+    def _is_idle(self) -> bool:
+        return not self.outlet.queued and not self.relay.renumbered
+
+    def _is_clear(self, stream: Stream) -> bool:
+        return stream.port.transparent and not stream.lost and self._is_idle()
+
+    def _way_of(  # noqa: PLR0911, PLR0917 - one table of cases, called for most frames
+        self, kind: int, flags: int, stream_id: int, stream: Stream | None, data: bytes, at: int, end: int
+    ) -> Stream | Port | None:
+        """Where a frame may go as it is, along with its neighbours: straight on (a port), or to its stream's link.
+
+        None: it has to be looked at by itself.
+        """
+        if self._block is not None:
+            return None
+        if kind == http2.HEADERS:
+            if flags & _PLAIN_MASK != http2.END_HEADERS or not self._blocks.stateless or not stream_id & 1:
+                return None
+            if stream is None:
+                if self.way == DOWN or not self.relay.may_open(stream_id):
+                    return None
+                stream = self.relay.open(stream_id, node_id_in(data[at + FRAME_HEADER_BYTES : end]))
+        elif stream is None:
+            # Window updates and pings of a connection whose links add nothing go straight on too.
+            port = self.relay.port
+            if kind in (http2.WINDOW_UPDATE, http2.PING) and stream_id == 0 and port is not None:
+                return port if port.transparent and self._is_idle() else None
+            return None
+        elif kind not in (http2.DATA, http2.WINDOW_UPDATE, http2.RST_STREAM):
+            return None
+        if stream.lost:
+            return None
+        clear = self._is_clear(stream)
+        if clear and kind == http2.HEADERS:
+            self._opened = stream.opened[self.way] = True
+            if self.way == UP and not stream.upstream_id:
+                self.relay.assign(stream)
+        if kind == http2.RST_STREAM or (flags & http2.END_STREAM and kind != http2.WINDOW_UPDATE):
+            self.relay.ended(stream, self.way, kind == http2.RST_STREAM)
+        return stream.port if clear else stream
+
+    def _pass(self, way: Stream | Port | None, data: bytes, begin: int, end: int) -> None:
+        if way.__class__ is Stream:
+            self._offer(way, data[begin:end])
+            return
+        if isinstance(way, Port):
+            way.passed(self.way, end - begin)
+        self.outlet.write(data if end - begin == len(data) else memoryview(data)[begin:end])
+
+    def _offer(self, stream: Stream, run: bytes) -> None:
+        end = stream.ended[self.way]
+        stream.port.offer(self, len(run), stream.exchange, end, self._settle, stream, run)
+
+    def _settle(self, verdict: Deliver | Fail, stream: Stream, run: bytes) -> None:
+        if stream.lost:
+            self._swallow(run)
+        elif isinstance(verdict, Fail):
+            self._swallow(run)
+            self.relay.lose(stream, verdict.at, verdict.cause)
+        else:
+            at = stream.ready_at[self.way] = max(verdict.at, stream.ready_at[self.way])
+            if at <= monotonic() and not self.outlet.queued:
+                self._deliver(stream, run)
+            else:
+                stream.port.enter(self, len(run))
+                self.outlet.later(at, self._due, stream, run)
+
+    def _due(self, stream: Stream, run: bytes) -> None:
+        stream.port.leave(self, len(run))
+        if stream.failed:
+            self._swallow(run)
+        else:
+            self._deliver(stream, run)
+
+    def _deliver(self, stream: Stream, run: bytes) -> None:
+        way = self.way
+        if not stream.opened[way] and run[3] == http2.HEADERS:
+            stream.opened[way] = True
+            if not self._opened:
+                # A decoder may insist on hearing that the table has shrunk, and that block may have been lost.
+                self._opened = True
+                run = http2.with_block_prefix(run, NO_TABLE)
+            if way == UP and not stream.upstream_id:
+                self.relay.assign(stream)
+        if stream.upstream_id != stream.id:
+            run = http2.renumbered(run, stream.upstream_id if way == UP else stream.id)
+        self.outlet.send(run)
+
+    def _swallow(self, run: bytes) -> None:
+        """Drop frames of a stream that is over; the sender's window for the connection must not shrink by them."""
+        self._give_back(sum(length for _, length, kind, *_ in http2.frames(run) if kind == http2.DATA))
+
+    def _give_back(self, nbytes: int) -> None:
+        if nbytes:
+            self.back.send(http2.window_update(nbytes))
+
+    def _single(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        """A frame that is not just passed on."""
+        if self._block is not None:
+            if kind != http2.CONTINUATION or self._block[0] != stream_id:
+                raise Http2Error("a header block that is interrupted by another frame")
+            self._continue_block(flags, payload)
+        elif kind == http2.HEADERS:
+            if not stream_id & 1:
+                raise Http2Error(f"HEADERS on stream {stream_id}")
+            self._block = (stream_id, flags, [])
+            self._continue_block(flags, http2.header_fragment(payload, flags))
+        elif kind == http2.DATA:
+            if not stream_id:
+                raise Http2Error("DATA on the connection")
+            self._give_back(len(payload))
+        elif stream_id:
+            if kind in (http2.CONTINUATION, http2.PUSH_PROMISE, http2.SETTINGS, http2.PING, http2.GOAWAY):
+                raise Http2Error(f"a frame of type {kind} on stream {stream_id}")
+            # PRIORITY is deprecated and would name other streams; the rest is of streams that are over.
+        elif kind == http2.SETTINGS:
+            self._settings(flags, payload)
+        elif kind == http2.GOAWAY:
+            self.relay.goaway(self, payload)
+        elif kind in (http2.HEADERS, http2.RST_STREAM, http2.CONTINUATION, http2.PUSH_PROMISE):
+            raise Http2Error(f"a frame of type {kind} on the connection")
+        else:
+            self.control(self.outlet.send, http2.frame(kind, flags, 0, payload))
+
+    def _settings(self, flags: int, payload: bytes) -> None:
+        if flags & http2.ACK:
+            # Whoever acknowledges a smaller window has sent what is queued before it under the larger one.
+            self.control(self.outlet.send, http2.frame(http2.SETTINGS, http2.ACK, 0), after_all=True)
+            return
+        pairs = http2.read_settings(payload)
+        for key, value in pairs:
+            if key == http2.MAX_FRAME_SIZE:
+                opposite = self.relay.lanes[1 - self.way]
+                opposite.max_frame_bytes = max(opposite.max_frame_bytes, min(value, http2.LARGEST_FRAME_BYTES))
+        rewritten = http2.stateless_settings(pairs)
+        if self._settled:
+            self.control(self.outlet.send, rewritten, after_all=True)
+        else:
+            self._settled = True
+            self.outlet.send(rewritten)
+
+    def _continue_block(self, flags: int, fragment: bytes) -> None:
+        assert self._block is not None
+        stream_id, first_flags, parts = self._block
+        parts.append(fragment)
+        if len(parts) > _MAX_CONTINUATIONS or sum(map(len, parts)) > MAX_BLOCK_BYTES:
+            raise Http2Error("a header block without an end", http2.ENHANCE_YOUR_CALM)
+        if not flags & http2.END_HEADERS:
+            return
+        self._block = None
+        block, node_id = self._blocks.take(b"".join(parts))
+        stream = self._streams.get(stream_id)
+        if stream is None and self.way == UP and self.relay.may_open(stream_id):
+            stream = self.relay.open(stream_id, node_id)
+        if stream is None or stream.lost:
+            return
+        end_stream = first_flags & http2.END_STREAM != 0
+        if end_stream:
+            self.relay.ended(stream, self.way, reset=False)
+        self._offer(stream, http2.header_frames(stream_id, block, end_stream, self.max_frame_bytes))
+
+
+def _is_long(way: Stream | Port | None, size: int, direction: int) -> bool:
+    return way.__class__ is Stream and size >= way.port.piece_bytes[direction]

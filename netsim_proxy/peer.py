@@ -1,0 +1,142 @@
+"""The protocols of asyncio at the two ends of a relay: they only hand over what happens."""
+
+import asyncio
+from typing import TYPE_CHECKING, Final, cast
+
+from netsim_proxy.http2 import PREFACE, Http2Error
+from netsim_proxy.port import DOWN, UP
+from netsim_proxy.refusal import Refusal
+from netsim_proxy.relay import Relay
+
+if TYPE_CHECKING:
+    from netsim_proxy.server import Proxy
+
+PREFACE_SECONDS: Final = 10.0
+"""How long a client may take to say that it speaks HTTP/2."""
+_WRITE_BUFFER_BYTES: Final = 512 << 10
+_LAST_WORDS_SECONDS: Final = 1.0
+"""A connection that is closed while the client still writes may lose our answer: wait this long."""
+_EARLY_BYTES: Final = 256 << 10
+
+
+class ClientPeer(asyncio.Protocol):
+    """The accepted connection; it brings up the upstream's once the client has said that it speaks HTTP/2."""
+
+    def __init__(self, proxy: "Proxy") -> None:
+        self._proxy = proxy
+        self._early = bytearray()
+        self._greeted = False
+        self._timeout: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self._refusal: Refusal | None = None
+        self.relay: Relay | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The client is there."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+        self._timeout = asyncio.get_running_loop().call_later(PREFACE_SECONDS, self._transport.abort)
+        self._proxy.clients.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Relay; before there is an upstream, keep."""
+        if self.relay is not None:
+            self.relay.received(UP, data)
+            return
+        if self._refusal is not None:
+            self._answer(self._refusal, data)
+            return
+        assert self._transport is not None
+        # Pausing here is no guarantee that nothing more comes, so early bytes are always kept.
+        self._early += data
+        if not self._greeted:
+            if not PREFACE.startswith(self._early[: len(PREFACE)]):
+                self._transport.abort()
+            elif len(self._early) >= len(PREFACE):
+                self._greeted = True
+                if self._timeout is not None:
+                    self._timeout.cancel()
+                self._proxy.connect(self, self._transport)
+        elif len(self._early) > _EARLY_BYTES:
+            self._transport.pause_reading()
+
+    def begin(self, relay: Relay) -> None:
+        """There is an upstream: relay what has come since."""
+        self.relay = relay
+        self.data_received(self._take_early())
+
+    def refuse(self, refusal: Refusal) -> None:
+        """There is none: answer what has come since."""
+        self._refusal = refusal
+        self.data_received(self._take_early())
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _take_early(self) -> bytes:
+        assert self._transport is not None
+        self._transport.resume_reading()
+        early = bytes(self._early[len(PREFACE) :])
+        self._early.clear()
+        return early
+
+    def _answer(self, refusal: Refusal, data: bytes) -> None:
+        assert self._transport is not None
+        try:
+            answer, over = refusal.feed(data)
+        except Http2Error:
+            self._transport.abort()
+            return
+        self._transport.write(answer)
+        if over:
+            asyncio.get_running_loop().call_later(_LAST_WORDS_SECONDS, self._transport.close)
+
+    def pause_writing(self) -> None:
+        """The client does not read: neither do we from the upstream."""
+        if self.relay is not None:
+            self.relay.lanes[DOWN].hold(self)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        if self.relay is not None:
+            self.relay.lanes[DOWN].release(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client is gone."""
+        self._proxy.clients.discard(self)
+        if self._timeout is not None:
+            self._timeout.cancel()
+        if self.relay is not None:
+            self.relay.client_lost()
+
+
+class UpstreamPeer(asyncio.Protocol):
+    """The connection to the upstream."""
+
+    def __init__(self, relay: Relay, client: asyncio.Transport, name: str) -> None:
+        self._relay, self._client, self._name = relay, client, name
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The upstream accepted."""
+        upstream = cast(asyncio.Transport, transport)
+        upstream.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+        self._relay.attach(self._client, upstream)
+
+    def data_received(self, data: bytes) -> None:
+        """Relay."""
+        self._relay.received(DOWN, data)
+
+    def pause_writing(self) -> None:
+        """The upstream does not read: neither do we from the client."""
+        self._relay.lanes[UP].hold(self)
+
+    def resume_writing(self) -> None:
+        """The upstream reads again."""
+        self._relay.lanes[UP].release(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The upstream is gone."""
+        reason = f": {error}" if error else ""
+        self._relay.upstream_lost(f"netsim: upstream {self._name} closed the connection{reason}")

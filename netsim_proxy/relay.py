@@ -1,0 +1,227 @@
+"""One client connection and its one connection to the upstream: who opens, numbers, loses and ends streams."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from common.clock import monotonic
+from netsim_proxy import http2
+from netsim_proxy.header_blocks import failure
+from netsim_proxy.http2 import Http2Error
+from netsim_proxy.lane import Lane
+from netsim_proxy.link.outcomes import Exchange
+from netsim_proxy.outlet import Outlet
+from netsim_proxy.pacer import Pacer
+from netsim_proxy.port import DOWN, UP, Port
+from netsim_proxy.ports import Ports
+from netsim_proxy.stream import Stream
+
+UNAVAILABLE: Final = 14
+_EVERY_STREAM: Final = 0x7FFFFFFF
+
+log = structlog.get_logger()
+
+
+class Relay:
+    """The pair of connections, and the streams on them."""
+
+    def __init__(self, ports: Ports, pacer: Pacer, number: int, on_closed: Callable[["Relay"], None]) -> None:
+        self.number = number
+        self.by_id: dict[int, Stream] = {}
+        self.by_upstream_id: dict[int, Stream] = {}
+        self.renumbered = 0  # streams that have had another number: then none passes as it was read
+        self.port: Port | None = None  # of the first stream: connection frames travel on its link
+        self.exchange: Exchange | None = None  # what they are offered as
+        self.outlets = (Outlet(pacer), Outlet(pacer))
+        self.lanes = (
+            Lane(self, UP, self.outlets[UP], self.outlets[DOWN]),
+            Lane(self, DOWN, self.outlets[DOWN], self.outlets[UP]),
+        )
+        self._ports, self._pacer, self._on_closed = ports, pacer, on_closed
+        self._used: set[Port] = set()
+        self._last_id = 0
+        self._last_upstream_id = 0
+        self._draining = False
+        self._closed = False
+        self._silent = False
+
+    def attach(self, client: asyncio.Transport, upstream: asyncio.Transport) -> None:
+        """Both connections are up; nothing has been read from the upstream yet."""
+        self.lanes[UP].source = self.outlets[DOWN].sink = client
+        self.lanes[DOWN].source = self.outlets[UP].sink = upstream
+        upstream.write(http2.PREFACE)
+
+    # What the lanes ask
+
+    def may_open(self, stream_id: int) -> bool:
+        """Whether a request with this number is new, and still welcome."""
+        return stream_id > self._last_id and not self._draining
+
+    def open(self, stream_id: int, node_id: str | None) -> Stream:
+        """A request begins, on the link of `node_id`."""
+        port = self._ports.of(node_id)
+        if self.port is None:
+            self.port, self.exchange = port, port.link.connect(monotonic(), self.number)
+        if port not in self._used:
+            self._used.add(port)
+            port.relays.add(self)
+        self._last_id = stream_id
+        stream = self.by_id[stream_id] = Stream(stream_id, port, port.link.begin(monotonic(), self.number))
+        return stream
+
+    def assign(self, stream: Stream) -> None:
+        """Give a stream its number on the upstream's connection: its own where that still rises."""
+        number = stream.id if stream.id > self._last_upstream_id else self._last_upstream_id + 2
+        self._last_upstream_id = stream.upstream_id = number
+        self.renumbered += number != stream.id
+        if stream.id in self.by_id:
+            self.by_upstream_id[number] = stream
+
+    def ended(self, stream: Stream, way: int, reset: bool) -> None:
+        """One direction of a stream has been read to its end, or, with `reset`, its sender wants no more of it."""
+        stream.ended[way] = True
+        stream.reset[way] |= reset
+        if reset or stream.ended[1 - way]:
+            self._forget(stream)
+
+    def lose(self, stream: Stream, at: float, cause: str) -> None:
+        """The link has lost an RPC: nothing more of it passes, and both ends learn of it at `at`."""
+        if not stream.lost:
+            stream.lost = True
+            message = f"netsim: RPC lost on link {stream.port.name} ({cause})"
+            self._pacer.at(max(at, stream.ready_at[DOWN]), self._fail, stream, message)
+
+    def goaway(self, lane: Lane, payload: bytes) -> None:
+        """A peer ends the connection; the other one hears of it after all that was sent before."""
+        if len(payload) < 8:
+            raise Http2Error("GOAWAY without a last stream", http2.FRAME_SIZE_ERROR)
+        lane.control(self._pass_goaway if lane.way == DOWN else self._pass_goaway_up, payload, after_all=True)
+
+    # What happens to the connections
+
+    def received(self, way: int, data: bytes) -> None:
+        """Bytes from the client (UP) or the upstream (DOWN)."""
+        if self._closed or self._silent:
+            return
+        try:
+            self.lanes[way].feed(data)
+        except Http2Error as error:
+            who = "client" if way == UP else "upstream"
+            log.warning("connection ended: not the HTTP/2 that we know", peer=who, reason=str(error))
+            self.outlets[1 - way].send(http2.goaway(self._last_id, error.code, f"netsim: {error}"))
+            if way == DOWN:
+                self.fail_all(f"netsim: the upstream broke HTTP/2: {error}")
+            self.close()
+
+    def client_lost(self) -> None:
+        """The client is gone: the upstream hears of it after what is on its way."""
+        self.outlets[DOWN].closed = True
+        if self._silent:
+            self.close()
+        else:
+            self._pacer.at(max(monotonic(), self.outlets[UP].latest_at), self.close)
+
+    def upstream_lost(self, message: str) -> None:
+        """The upstream is gone: what is on its way still arrives, then open streams fail with `message`."""
+        if self._silent:
+            return
+        self.outlets[UP].closed = True
+        self._pacer.at(max(monotonic(), self.outlets[DOWN].latest_at), self._end_client, message)
+
+    def fail_all(self, message: str) -> None:
+        """End every open stream at the client as UNAVAILABLE."""
+        for stream in list(self.by_id.values()):
+            self._fail(stream, message)
+
+    def drain(self) -> None:
+        """Take no new streams, and close when those that are open have ended."""
+        if self._draining or self._closed:
+            return
+        self._draining = True
+        self.outlets[DOWN].send(http2.goaway(self._last_id, http2.NO_ERROR, "netsim: draining"))
+        self._close_if_drained()
+
+    def fall_silent(self) -> None:
+        """The upstream forgets the connection, and the client is not told."""
+        if not self._closed and not self._silent:
+            self._silent = True
+            self.outlets[UP].closed = self.outlets[DOWN].closed = True
+            _end(self.lanes[DOWN].source, reset=True)
+
+    def close(self, reset: bool = False) -> None:
+        """End both connections; with `reset` at once, by TCP resets."""
+        if self._closed:
+            return
+        self._closed = True
+        for outlet, lane in zip(self.outlets, self.lanes, strict=True):
+            outlet.closed = True
+            _end(lane.source, reset)
+        for port in self._used:
+            port.forget(self)
+        self.by_id.clear()
+        self.by_upstream_id.clear()
+        self._on_closed(self)
+
+    def _forget(self, stream: Stream) -> None:
+        if self.by_id.pop(stream.id, None) is not None:
+            self.by_upstream_id.pop(stream.upstream_id, None)
+            self._close_if_drained()
+
+    def _close_if_drained(self) -> None:
+        if self._draining and not self.by_id:
+            latest = max(outlet.latest_at for outlet in self.outlets)
+            self._pacer.at(max(monotonic(), latest), self.close)
+
+    def _fail(self, stream: Stream, message: str) -> None:
+        if stream.failed or self._closed:
+            return
+        stream.lost = stream.failed = True
+        if stream.upstream_id and not stream.reset[DOWN]:
+            self.outlets[UP].send(http2.rst_stream(stream.upstream_id, http2.CANCEL))
+        if not stream.reset[UP]:
+            block = failure(message, UNAVAILABLE, trailers=stream.opened[DOWN])
+            answer = http2.header_frames(stream.id, block, True, http2.DEFAULT_MAX_FRAME_BYTES)
+            if not stream.ended[UP]:
+                answer += http2.rst_stream(stream.id, http2.NO_ERROR)
+            self.outlets[DOWN].send(answer)
+        self._forget(stream)
+
+    def _end_client(self, message: str) -> None:
+        self.fail_all(message)
+        self.outlets[DOWN].send(http2.goaway(self._last_id, http2.NO_ERROR, message))
+        self.close()
+
+    def _pass_goaway_up(self, payload: bytes) -> None:
+        self.outlets[UP].send(http2.frame(http2.GOAWAY, 0, 0, payload))
+
+    def _pass_goaway(self, payload: bytes) -> None:
+        """The upstream's GOAWAY in the client's numbers."""
+        last_upstream_id = int.from_bytes(payload[:4], "big") & _EVERY_STREAM
+        last_id = last_upstream_id
+        if last_upstream_id != _EVERY_STREAM and self.renumbered:
+            taken = [s.id for s in self.by_id.values() if 0 < s.upstream_id <= last_upstream_id]
+            last_id = max(taken, default=0)
+            for stream in list(self.by_id.values()):
+                if stream.id < last_id and not 0 < stream.upstream_id <= last_upstream_id:
+                    stream.lost = stream.failed = True
+                    self.outlets[DOWN].send(http2.rst_stream(stream.id, http2.REFUSED_STREAM))
+                    self._forget(stream)
+        self.outlets[DOWN].send(http2.frame(http2.GOAWAY, 0, 0, struct.pack(">I", last_id) + payload[4:]))
+
+
+def _end(transport: asyncio.Transport | None, reset: bool) -> None:
+    if transport is None:
+        return
+    if not reset:
+        transport.close()
+        return
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()

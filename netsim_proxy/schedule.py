@@ -1,0 +1,98 @@
+"""Events to come: by time or by training round; and the ids of those that have begun."""
+
+import itertools
+from dataclasses import dataclass
+
+import structlog
+
+from common.clock import monotonic
+from netsim_proxy.link.events import NetworkEvent
+from netsim_proxy.pacer import Pacer
+from netsim_proxy.ports import Ports
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Entry:
+    """One event, due `at` a time (seconds of the monotonic clock) or when `round` is announced."""
+
+    event_id: str
+    event: NetworkEvent
+    at: float | None = None
+    round: int | None = None
+    began_at: float | None = None
+
+    def is_over(self, now: float) -> bool:
+        """Whether it has begun, and ended if it is one that ends by itself."""
+        return self.began_at is not None and now >= self.began_at + self.event.duration_seconds
+
+
+class Schedule:
+    """Applies events to the links when they are due."""
+
+    def __init__(self, ports: Ports, pacer: Pacer) -> None:
+        self._ports, self._pacer = ports, pacer
+        self._ids = itertools.count(1)
+        self._entries: dict[str, Entry] = {}
+        self._round = -1
+
+    def entries(self) -> list[Entry]:
+        """What is to come, and what runs and will end by itself."""
+        now = monotonic()
+        self._entries = {key: entry for key, entry in self._entries.items() if not entry.is_over(now)}
+        return list(self._entries.values())
+
+    def add(self, event: NetworkEvent, after_seconds: float | None = None, round_number: int | None = None) -> Entry:
+        """Plan an event; without a time and a round, at once."""
+        entry = Entry(f"event-{next(self._ids)}", event, round=round_number)
+        self._entries[entry.event_id] = entry
+        if round_number is not None:
+            if round_number <= self._round:
+                self._begin(entry)
+        elif after_seconds:
+            entry.at = monotonic() + after_seconds
+            self._pacer.at(entry.at, self._due, entry.event_id)
+        else:
+            self._begin(entry)
+        return entry
+
+    def announce_round(self, number: int) -> None:
+        """The coordinator is in round `number`: events of rounds up to it begin, each once, in order of round."""
+        self._round = max(self._round, number)
+        due = [e for e in self._entries.values() if e.began_at is None and e.round is not None and e.round <= number]
+        for entry in sorted(due, key=lambda e: e.round or 0):
+            self._begin(entry)
+
+    def clear(self, node_id: str | None = None) -> int:
+        """End running events and forget planned ones, of one link or of all, and return how many there were.
+
+        Raises:
+            NotFound: no link for this node.
+        """
+        if node_id is not None:
+            self._ports.known(node_id)
+        gone = [
+            key
+            for key, entry in self._entries.items()
+            if entry.began_at is None and (node_id is None or entry.event.targets == (node_id,))
+        ]
+        for key in gone:
+            del self._entries[key]
+        cleared = self._ports.clear(node_id)
+        self._entries = {
+            key: entry
+            for key, entry in self._entries.items()
+            if entry.began_at is None or not (node_id is None or entry.event.targets == (node_id,))
+        }
+        return cleared + len(gone)
+
+    def _due(self, event_id: str) -> None:
+        entry = self._entries.get(event_id)
+        if entry is not None:
+            self._begin(entry)
+
+    def _begin(self, entry: Entry) -> None:
+        entry.began_at = monotonic()
+        log.info("event", id=entry.event_id, what=entry.event.summary())
+        self._ports.apply(entry.event)
