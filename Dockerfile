@@ -2,7 +2,8 @@
 
 FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 PATH=/app/bin:/opt/venv/bin:$PATH PYTHONPATH=/app
-RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin hypergpu
+RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin hypergpu \
+ && install --directory --owner hypergpu /run/hypergpu /runs
 
 # ---- what is installed. Sources come last: a change of code rebuilds one small layer.
 FROM base AS venv
@@ -41,7 +42,6 @@ ENTRYPOINT ["python", "-m", "netsim_proxy"]
 FROM base AS train
 COPY --from=train-venv /opt/venv /opt/venv
 COPY --from=app /app /app
-RUN install --directory --owner hypergpu /runs
 USER hypergpu
 WORKDIR /runs
 EXPOSE 9100

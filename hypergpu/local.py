@@ -12,7 +12,6 @@ from types import TracebackType
 from hypergpu.client import Client, connect
 from hypergpu.cluster import Cluster, announce
 from hypergpu.processes import Process
-from protos import netsim_pb2 as net
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,7 @@ class LocalCluster:
         logs.mkdir(parents=True, exist_ok=True)
         environment = {
             "HYPERGPU_TOKEN": self._token,
+            "NETSIM_TOKEN": self._token,
             "OMP_NUM_THREADS": "1",  # processes share the machine's cores
             "PYTHONUNBUFFERED": "1",
         }
@@ -72,21 +72,20 @@ class LocalCluster:
             return process
 
         settings = [f"--set={key}={value}" for key, value in self._settings]
-        run_dir = f"--run-dir={self.run_dir}"
         listen = ("--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--insecure")
-        coordinator = await start("coordinator", "coordinator", *listen, run_dir, *settings)
+        coordinator = await start("coordinator", "coordinator", *listen, f"--run-dir={self.run_dir}", *settings)
         stack.push_async_callback(coordinator.end)
-        upstream = await coordinator.address()
+        upstream = (await coordinator.addresses())["listening"]
 
-        proxy = await start("netsim_proxy", "netsim_proxy", *listen, f"--upstream={upstream}", f"--seed={self._seed}")
-        stack.push_async_callback(proxy.end, 1.0)
-        cluster = Cluster(upstream, await proxy.address(), self._token, str(self.run_dir.resolve()), os.getpid())
+        links = [f"--node-profile={node.node_id}={node.profile}" for node in self.nodes]
+        network = (f"--upstream={upstream}", f"--seed={self._seed}", *links)
+        proxy = await start("netsim_proxy", "netsim_proxy", "--listen=127.0.0.1:0", "--drain-seconds=1", *network)
+        stack.push_async_callback(proxy.end)
+        ports = await proxy.addresses()
 
+        cluster = Cluster(upstream, ports["control"], self._token, str(self.run_dir.resolve()), os.getpid())
         stack.callback(announce(cluster).unlink, missing_ok=True)
         self.client = await stack.enter_async_context(connect(cluster))
-        for node in self.nodes:
-            request = net.SetProfileRequest(node_id=node.node_id, profile=node.profile)
-            await self.client.call(self.client.netsim.SetProfile, request)
 
         stack.push_async_callback(self._end_nodes)
         for node in self.nodes:
@@ -94,7 +93,7 @@ class LocalCluster:
                 node.node_id,
                 "node",
                 f"--node-id={node.node_id}",
-                f"--coordinator={cluster.proxy}",
+                f"--coordinator={ports['listening']}",
                 f"--gpu={node.gpu}",
                 "--insecure",
             )

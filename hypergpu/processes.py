@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from common.errors import HyperGPUError
 
-_LISTENING = "listening on "
+_ADDRESS = re.compile(r"(\w+) on (\S+:\d+)\s*$")
+"""What a service says of each of its ports; "listening on HOST:PORT" comes last, when it can be called."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -23,7 +25,7 @@ class Process:
     def __init__(self, name: str, child: asyncio.subprocess.Process, log: Path) -> None:
         self.name, self.log = name, log
         self._child = child
-        self._address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._ready: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
@@ -52,14 +54,14 @@ class Process:
         """None while it runs."""
         return self._child.returncode
 
-    async def address(self, timeout_seconds: float = 60.0) -> str:
-        """HOST:PORT, once it says that it listens.
+    async def addresses(self, timeout_seconds: float = 60.0) -> dict[str, str]:
+        """HOST:PORT by purpose ("listening", "control", …), once it says that it listens.
 
         Raises:
             HyperGPUError: it ended, or kept silent; the last line that it printed is quoted.
         """
         try:
-            return await asyncio.wait_for(asyncio.shield(self._address), timeout_seconds)
+            return await asyncio.wait_for(asyncio.shield(self._ready), timeout_seconds)
         except TimeoutError as error:
             raise HyperGPUError(f"{self.name} did not listen within {timeout_seconds:.0f} s; see {self.log}") from error
 
@@ -85,17 +87,20 @@ class Process:
     async def _read(self) -> None:
         assert self._child.stdout is not None
         last = ""
+        addresses: dict[str, str] = {}
         with self.log.open("w", encoding="utf-8") as log:
             async for raw in self._child.stdout:
                 line = raw.decode(errors="replace")
                 log.write(line)
                 log.flush()
                 last = line.strip() or last
-                if _LISTENING in line and not self._address.done():
-                    self._address.set_result(line.split(_LISTENING, 1)[1].split()[0])
-        if not self._address.done():
-            self._address.set_exception(HyperGPUError(f"{self.name} ended before it listened: {last}"))
-            self._address.exception()  # nobody may have asked
+                if found := _ADDRESS.search(line):
+                    addresses[found[1]] = found[2]
+                if "listening" in addresses and not self._ready.done():
+                    self._ready.set_result(addresses)
+        if not self._ready.done():
+            self._ready.set_exception(HyperGPUError(f"{self.name} ended before it listened: {last}"))
+            self._ready.exception()  # nobody may have asked
 
 
 def _die_with_parent(parent: int) -> None:

@@ -1,7 +1,9 @@
 """The command line: which commands there are, by what a user wants to do."""
 
+import sys
+from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -49,6 +51,6 @@ def root(
         raise typer.BadParameter("say a command; `hypergpu --help` lists them")
 
 
-def main() -> None:
-    """The entry point."""
-    run_app(app)
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The entry point; exits with 0, with 2 after bad input, or with what a command says."""
+    run_app(app, sys.argv[1:] if arguments is None else arguments)

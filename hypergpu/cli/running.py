@@ -3,10 +3,10 @@
 import asyncio
 import inspect
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -107,11 +107,10 @@ def transport(address: str, authority: Path | None, insecure: bool) -> Tls | Non
     return None if insecure or host in ("localhost", "[::1]") or host.startswith("127.") else Tls()
 
 
-def run_app(app: typer.Typer) -> None:
+def run_app(app: typer.Typer, arguments: Sequence[str]) -> NoReturn:
     """Run the command line: bad input is one line on standard error and exit code 2, never a traceback."""
-    arguments = sys.argv[1:] or ["--help"]
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(list(arguments) or ["--help"], standalone_mode=False)
     except typer.TyperException as error:
         _fail(error.format_message())
     except HyperGPUError as error:
@@ -124,6 +123,6 @@ def run_app(app: typer.Typer) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print("hypergpu:", " ".join(message.split()), file=sys.stderr)
     sys.exit(2)

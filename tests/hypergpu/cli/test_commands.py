@@ -1,0 +1,183 @@
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hypergpu.cluster import Cluster, announce
+from protos import coordinator_pb2 as pb
+
+Cli = Callable[..., Any]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_lists_every_command_and_succeeds(cli: Cli, arguments: list[str]) -> None:
+    result = cli(*arguments)
+    assert result.code == 0
+    for command in (
+        "demo",
+        "status",
+        "nodes",
+        "links",
+        "inject",
+        "schedule",
+        "pause",
+        "policy",
+        "doctor",
+        "up",
+        "scale",
+    ):
+        assert command in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nodes"], "no cluster is running here: start one with `hypergpu demo`"),
+        (["nodes", "--coordinator", "nowhere"], "HOST:PORT"),
+        (["nodes", "--coordinator", "h:1", "--token-file", "missing"], "cannot read the token file missing"),
+        (["staus"], "Did you mean 'status'"),
+        (["nodes", "--jsno"], "--json"),
+        (["demo", "--rounds", "none"], "--rounds"),
+        (["demo", "--nodes", "0"], "--nodes"),
+        (["scale", "3"], "docker-compose.yml"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(cli: Cli, arguments: list[str], told: str) -> None:
+    result = cli(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.count("\n") == 1
+    assert told in result.err
+
+
+def test_a_coordinator_that_is_not_there_is_named(cli: Cli, silent_port: int) -> None:
+    result = cli("nodes", "--coordinator", f"127.0.0.1:{silent_port}")
+    assert result.code == 2
+    assert f"no coordinator answers at 127.0.0.1:{silent_port}" in result.err
+
+
+def test_a_wrong_token_is_told_apart_from_a_dead_cluster(cli: Cli, fakes: Any) -> None:
+    result = cli("nodes", "--coordinator", fakes.cluster.coordinator, "--token", "wrong")
+    assert result.code == 2
+    assert "refuses the join token" in result.err
+
+
+def test_nodes_as_json_lists_each_in_natural_order(on_fakes: Cli) -> None:
+    nodes = json.loads(on_fakes("nodes", "--json").out)
+    assert [(node["node_id"], node["state"], node["rounds_contributed"]) for node in nodes] == [
+        ("node_2", "working", 7),
+        ("node_10", "idle", 3),
+    ]
+
+
+def test_nodes_for_people_holds_the_same(on_fakes: Cli) -> None:
+    out = on_fakes("nodes").out
+    assert "node_10" in out
+    assert "working" in out
+
+
+def test_status_shows_progress_links_and_the_reason_of_a_decision(on_fakes: Cli) -> None:
+    out = on_fakes("status").out
+    for text in ("round 7 of 25", "94.0%", "policy reactive", "poor", "high_latency"):
+        assert text in out
+    tree = json.loads(on_fakes("status", "--json").out)
+    assert tree["round"] == 7
+    assert tree["decisions"][0]["reason"] == "high_latency"
+    assert {node["node_id"] for node in tree["nodes"]} == {"node_2", "node_10"}
+
+
+def test_watching_ends_with_the_run(on_fakes: Cli, fakes: Any) -> None:
+    fakes.coordinator.status.state = "completed"
+    assert "completed" in on_fakes("status", "--watch").out
+
+
+def test_logs_are_lines_or_records(on_fakes: Cli) -> None:
+    assert "round 6 closed" in on_fakes("logs").out
+    lines = on_fakes("logs", "--json", "--last", "1").out.splitlines()
+    assert [json.loads(line) for line in lines] == [{}]
+
+
+@pytest.mark.parametrize("command", ["pause", "resume", "stop"])
+def test_steering_says_how_the_run_stands(on_fakes: Cli, command: str) -> None:
+    assert "run run-1: training, round 7 of 25" in on_fakes(command).out
+    assert json.loads(on_fakes(command, "--json").out)["run_id"] == "run-1"
+
+
+def test_the_policy_is_set_and_an_unknown_one_refused(on_fakes: Cli, fakes: Any) -> None:
+    assert on_fakes("policy", "aggressive").code == 0
+    assert fakes.coordinator.asked[-1].policy == "aggressive"
+    refused = on_fakes("policy", "wild")
+    assert (refused.code, refused.err) == (2, "hypergpu: unknown policy 'wild'\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"), [(["include"], "include"), (["exclude"], "exclude"), (["exclude", "--clear"], "automatic")]
+)
+def test_rules_reach_the_coordinator(on_fakes: Cli, fakes: Any, arguments: list[str], rule: str) -> None:
+    assert f"node_2: {rule}" in on_fakes(*arguments, "node_2").out
+    assert fakes.coordinator.asked[-1].rule == pb.SetNodeRuleRequest.Rule.Value(rule.upper())
+
+
+def test_an_unknown_node_names_the_known(on_fakes: Cli) -> None:
+    for arguments in (["exclude", "node_3"], ["inject", "latency_spike", "node_3"], ["profile", "node_3", "good"]):
+        result = on_fakes(*arguments)
+        assert result.code == 2
+        assert "unknown node 'node_3'" in result.err
+        assert "known: node_10, node_2" in result.err
+
+
+def test_links_and_their_profiles(on_fakes: Cli, fakes: Any, tmp_path: Path) -> None:
+    assert json.loads(on_fakes("links", "--json").out)[0]["rpcs_lost"] == 2
+    assert "poor" in on_fakes("links").out
+    assert on_fakes("profile", "*", "good", "--loss-model", "transport").code == 0
+    assert fakes.proxy.asked[-1].loss_model == "transport"
+    (tmp_path / "mine.yaml").write_text("latency_ms: [1, 2]")
+    assert on_fakes("profile", "node_2", "mine.yaml").code == 0
+    assert fakes.proxy.asked[-1].profile == "latency_ms: [1, 2]"
+
+
+def test_an_event_now_or_later(on_fakes: Cli, fakes: Any) -> None:
+    assert "latency_spike at node_2" in on_fakes("inject", "latency_spike", "node_2", "--duration", "5").out
+    assert fakes.proxy.asked[-1].duration_seconds == 5
+    assert on_fakes("schedule", "profile_change", "node_2", "--profile", "good", "--round", "9").code == 0
+    assert (fakes.proxy.asked[-1].round, fakes.proxy.asked[-1].event.profile) == (9, "good")
+    assert on_fakes("schedule", "disconnect", "*", "--after", "1.5", "--mode", "reset").code == 0
+    assert fakes.proxy.asked[-1].after_seconds == 1.5
+    assert "either --round N or --after SECONDS" in on_fakes("schedule", "disconnect", "*").err
+
+
+def test_a_scenario_is_read_here_and_scheduled_there(on_fakes: Cli, fakes: Any, tmp_path: Path) -> None:
+    (tmp_path / "storm.yaml").write_text("events: []")
+    assert "round 10" in on_fakes("scenario", "storm.yaml").out
+    assert (fakes.proxy.asked[-1].name, fakes.proxy.asked[-1].yaml) == ("storm", "events: []")
+    assert "cannot read calm.yaml" in on_fakes("scenario", "calm.yaml").err
+
+
+def test_without_a_proxy_links_say_how_to_name_one(cli: Cli, fakes: Any) -> None:
+    where = ("--coordinator", fakes.cluster.coordinator, "--token", fakes.cluster.token)
+    result = cli("links", *where)
+    assert (result.code, "--proxy HOST:PORT" in result.err) == (2, True)
+    assert cli("status", *where).code == 0
+
+
+def test_a_running_local_cluster_is_found_and_a_dead_one_is_not(cli: Cli, fakes: Any) -> None:
+    where = fakes.cluster
+    file = announce(Cluster(where.coordinator, where.proxy, where.token, "runs/x", os.getpid()))
+    assert file.stat().st_mode & 0o077 == 0
+    assert cli("nodes", "--json").code == 0
+    file.unlink()
+    announce(Cluster(where.coordinator, where.proxy, where.token, "runs/x", 2**22 + 1))
+    assert "no cluster is running" in cli("nodes").err
+
+
+def test_the_doctor_finds_a_healthy_cluster_and_names_what_is_wrong(on_fakes: Cli, cli: Cli, silent_port: int) -> None:
+    healthy = {check["name"]: check for check in json.loads(on_fakes("doctor", "--json").out)}
+    assert all(check["ok"] for check in healthy.values())
+    assert "accepted" in healthy["token"]["found"]
+    result = cli("doctor", "--coordinator", f"127.0.0.1:{silent_port}")
+    assert result.code == 1
+    assert "FAIL" in result.out
+    assert "firewall" in result.out
+    assert "start one with" in cli("doctor").out

@@ -1,0 +1,76 @@
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.errors import HyperGPUError
+from hypergpu.processes import Process
+
+
+async def start(directory: Path, source: str) -> Process:
+    (directory / "program.py").write_text(source)
+    return await Process.start("program", ["program"], {"PYTHONPATH": str(directory)}, directory)
+
+
+async def test_the_address_is_known_once_it_listens_and_the_log_holds_what_it_said(tmp_path: Path) -> None:
+    source = "print('hello'); print('control on 127.0.0.1:7'); print('listening on 127.0.0.1:8', flush=True); input()"
+    process = await start(tmp_path, source)
+    assert await process.addresses() == {"control": "127.0.0.1:7", "listening": "127.0.0.1:8"}
+    assert await process.wait() != 0  # standard input is closed
+    assert process.log.read_text().startswith("hello\n")
+
+
+async def test_one_that_dies_before_it_listens_is_quoted(tmp_path: Path) -> None:
+    process = await start(tmp_path, "raise SystemExit('port 7 is in use')")
+    with pytest.raises(HyperGPUError, match="program ended before it listened: port 7 is in use"):
+        await process.addresses()
+    assert await process.wait() == 1
+
+
+async def test_one_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    source = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('listening on a:1', flush=True); time.sleep(60)"
+    )
+    process = await start(tmp_path, source)
+    await process.addresses()
+    await process.end(grace_seconds=0.2)
+    assert process.exit_code == -signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux's kernel can do it")
+async def test_none_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import os, time; print(f'listening on pid:{os.getpid()}', flush=True); time.sleep(60)"
+    )
+    parent = tmp_path / "parent.py"
+    parent.write_text(
+        "import asyncio, pathlib\n"
+        "from hypergpu.processes import Process\n"
+        "async def main():\n"
+        f"    here = {str(tmp_path)!r}\n"
+        "    child = await Process.start('program', ['program'], {'PYTHONPATH': here}, pathlib.Path(here))\n"
+        "    print((await child.addresses())['listening'], flush=True)\n"
+        "    await child.wait()\n"
+        "asyncio.run(main())\n"
+    )
+    running = await asyncio.create_subprocess_exec(sys.executable, str(parent), stdout=asyncio.subprocess.PIPE)
+    assert running.stdout is not None
+    child = int((await running.stdout.readline()).removeprefix(b"pid:"))
+    running.kill()
+    await running.wait()
+    deadline = time.monotonic() + 5
+    while _lives(child):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, FileNotFoundError):
+        return False
