@@ -1,10 +1,12 @@
 """How a node computes and talks."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from common.config.section import Section
+
+Seconds = Annotated[float, Field(ge=0)]
 
 
 class NodeConfig(Section):
@@ -12,9 +14,27 @@ class NodeConfig(Section):
 
     coordinator: str = "127.0.0.1:50051"
     """HOST:PORT to dial: the coordinator, or a netsim proxy before it."""
-    gpu: str = "laptop-cpu"
-    """A preset of GPU specs; what a simulated node pretends to be."""
+    gpu: str = "auto"
+    """`auto` takes the machine as it is: its CUDA card if there is one, else its CPU. A preset (T4, V100, A100, H100,
+    RTX-3090, RTX-4090, laptop-cpu) has the CPU pretend to be that card."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward and backward pass; `auto` is bfloat16 where a real card has it, else float32."""
+    compute_spread: Annotated[float, Field(ge=0, le=2)] = 0.05
+    """Spread of a simulated card's step times: standard deviation of their logarithm."""
     http_listen: str = "127.0.0.1:0"
     """HOST:PORT for /metrics and /healthz; port 0 takes a free one."""
-    grace_seconds: Annotated[float, Field(ge=0)] = 10.0
+    metrics_address: str = ""
+    """HOST:PORT under which the coordinator and Prometheus reach /metrics; empty: where it listens, with this host's
+    name for a wildcard."""
+    region: str = ""
+    """Where the node is, such as eu-west; for reports."""
+    grace_seconds: Seconds = 10.0
     """On SIGTERM, the time to finish the current work before it is handed back."""
+    backoff_base_seconds: Annotated[float, Field(gt=0)] = 0.1
+    """Longest first wait after a failed call; doubles with each failure in a row, with full jitter."""
+    backoff_cap_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Longest wait between two tries."""
+    pull_wait_seconds: Annotated[float, Field(gt=0)] = 20.0
+    """How long one request for work waits at the coordinator."""
+    history_size: Annotated[int, Field(ge=1)] = 100
+    """Steps and calls that the metrics collector remembers."""

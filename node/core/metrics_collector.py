@@ -1,0 +1,268 @@
+"""What a node remembers of its training, its network, its resources and its contribution."""
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from common.errors import InvalidInput
+from node.core.statistics import Anomaly, drift, finite, spike, summary, theil_sen, trend
+
+REPORT_LIMIT_BYTES = 1024
+"""A heartbeat carries no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStep:
+    """One step; times in seconds, NaN where a figure was not measured."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    step_time: float
+    accuracy: float = math.nan
+    forward_time: float = math.nan
+    backward_time: float = math.nan
+    samples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkEvent:
+    """One call; `latency_ms` is its round trip, NaN where the call's length says nothing about the link."""
+
+    latency_ms: float
+    success: bool
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceUsage:
+    """`gpu_util` in percent, memory in MiB."""
+
+    gpu_util: float
+    memory_mb: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkDone:
+    """One unit of work: how long it computed and waited, and whether its update was taken."""
+
+    compute_time: float
+    waiting_time: float
+    success: bool
+
+
+Record = TrainingStep | NetworkEvent | ResourceUsage | WorkDone
+
+
+class MetricsCollector:
+    """Rolling history of one node, and what it says.
+
+    Args:
+        node_id: the node's name, in every report.
+        history_size: how many records of each kind are remembered; totals count all.
+        sink: called with every record, such as a translation to Prometheus.
+
+    Raises:
+        InvalidInput: `history_size` < 1.
+    """
+
+    def __init__(self, node_id: str, history_size: int = 100, *, sink: Callable[[Record], None] | None = None) -> None:
+        if history_size < 1:
+            raise InvalidInput(f"history_size must be at least 1, not {history_size}")
+        self.node_id, self.history_size = node_id, history_size
+        self._sink = sink
+        self._steps: deque[TrainingStep] = deque(maxlen=history_size)
+        self._calls: deque[NetworkEvent] = deque(maxlen=history_size)
+        self._usage: deque[ResourceUsage] = deque(maxlen=history_size)
+        self._work: deque[WorkDone] = deque(maxlen=history_size)
+        self._total = {"steps": 0, "samples": 0, "calls": 0, "calls_failed": 0, "retries": 0, "work": 0, "work_done": 0}
+        self._compute_time = 0.0
+
+    def record_training_step(  # noqa: PLR0917  (SPEC's signature)
+        self,
+        step: int,
+        loss: float,
+        grad_norm: float,
+        step_time: float,
+        accuracy: float | None = None,
+        forward_time: float | None = None,
+        backward_time: float | None = None,
+        samples: int = 0,
+    ) -> None:
+        """Remember a step; times in seconds."""
+        record = TrainingStep(
+            step,
+            float(loss),
+            float(grad_norm),
+            float(step_time),
+            _or_nan(accuracy),
+            _or_nan(forward_time),
+            _or_nan(backward_time),
+            samples,
+        )
+        self._total["steps"] += 1
+        self._total["samples"] += samples
+        self._compute_time += record.step_time
+        self._keep(self._steps, record)
+
+    def record_network_event(self, latency_ms: float | None, success: bool, retries: int = 0) -> None:
+        """Remember a call; `latency_ms=None` counts it without a round trip."""
+        self._total["calls"] += 1
+        self._total["calls_failed"] += not success
+        self._total["retries"] += retries
+        self._keep(self._calls, NetworkEvent(_or_nan(latency_ms), bool(success), retries))
+
+    def record_resource_usage(self, gpu_util: float, memory_mb: float) -> None:
+        """Remember a utilisation in percent and a memory in MiB."""
+        self._keep(self._usage, ResourceUsage(float(gpu_util), float(memory_mb)))
+
+    def record_work(self, compute_time: float, waiting_time: float, success: bool) -> None:
+        """Remember a unit of work: its seconds of compute and of waiting, and whether its update was taken."""
+        self._total["work"] += 1
+        self._total["work_done"] += success
+        self._keep(self._work, WorkDone(float(compute_time), float(waiting_time), bool(success)))
+
+    def get_training_summary(self) -> dict[str, Any]:
+        """Loss, accuracy, gradient norm and the times of a step: each summarised; trends; steps and samples in all."""
+        losses = [s.loss for s in self._steps]
+        step_times = [s.step_time for s in self._steps]
+        busy = sum(finite(step_times))
+        return {
+            "total_steps": self._total["steps"],
+            "total_samples": self._total["samples"],
+            "loss": summary(losses),
+            "accuracy": summary([s.accuracy for s in self._steps]),
+            "grad_norm": summary([s.grad_norm for s in self._steps]),
+            "step_time": summary(step_times),
+            "forward_time": summary([s.forward_time for s in self._steps]),
+            "backward_time": summary([s.backward_time for s in self._steps]),
+            "samples_per_second": sum(s.samples for s in self._steps) / busy if busy else 0.0,
+            "loss_slope": theil_sen(losses),
+            "trend": trend(losses, less_is_better=True),
+        }
+
+    def get_network_summary(self) -> dict[str, Any]:
+        """Latency of the calls that succeeded (ms), shares of those that did and did not, totals, trend."""
+        latencies = [c.latency_ms for c in self._calls if c.success]
+        reliability = sum(c.success for c in self._calls) / len(self._calls) if self._calls else 1.0
+        return {
+            "total_events": self._total["calls"],
+            "total_failures": self._total["calls_failed"],
+            "total_retries": self._total["retries"],
+            "latency_ms": summary(latencies),
+            "reliability": reliability,
+            "loss_rate": 1 - reliability,
+            "latency_slope_ms": theil_sen(latencies),
+            "trend": trend(latencies, less_is_better=True),
+        }
+
+    def get_resource_summary(self) -> dict[str, Any]:
+        """GPU utilisation (percent) and memory (MiB)."""
+        return {
+            "gpu_util": summary([u.gpu_util for u in self._usage]),
+            "memory_mb": summary([u.memory_mb for u in self._usage]),
+        }
+
+    def get_contribution_metrics(self) -> dict[str, Any]:
+        """Compute time, success rate and efficiency = compute / (compute + waiting): what the selector weighs.
+
+        Without units of work (library use), steps count as compute, and calls as attempts.
+        """
+        compute = sum(w.compute_time for w in self._work)
+        waiting = sum(w.waiting_time for w in self._work)
+        attempts, done = self._total["work"], self._total["work_done"]
+        if not attempts:
+            attempts, done = self._total["calls"], self._total["calls"] - self._total["calls_failed"]
+        return {
+            "compute_time": self._compute_time,
+            "waiting_time": waiting,
+            "efficiency": compute / (compute + waiting) if compute + waiting > 0 else 1.0,
+            "success_rate": done / attempts if attempts else 1.0,
+            "attempts": attempts,
+            "successes": done,
+            "total_steps": self._total["steps"],
+            "total_samples": self._total["samples"],
+        }
+
+    def detect_anomalies(self) -> list[Anomaly]:
+        """What stands out now: spikes (median and MAD) and drifts (EWMA) of losses, norms, times and latencies."""
+        steps = self._steps
+        found: list[Anomaly | None] = []
+        if steps and not (math.isfinite(steps[-1].loss) and math.isfinite(steps[-1].grad_norm)):
+            odd = steps[-1].loss if not math.isfinite(steps[-1].loss) else steps[-1].grad_norm
+            found.append(Anomaly("non_finite", odd, math.inf, f"at step {steps[-1].step}"))
+        series = {
+            "loss": [s.loss for s in steps],
+            "grad_norm": [s.grad_norm for s in steps],
+            "step_time": [s.step_time for s in steps],
+            "latency": [c.latency_ms for c in self._calls if c.success],
+        }
+        for name, values in series.items():
+            found += [spike(f"{name}_spike", values), drift(f"{name}_drift", values)]
+        failed = sum(not c.success for c in self._calls)
+        if len(self._calls) >= 10 and failed / len(self._calls) > 0.2:
+            found.append(
+                Anomaly("packet_loss", failed / len(self._calls), 0.2, f"{failed} of {len(self._calls)} calls")
+            )
+        return [anomaly for anomaly in found if anomaly is not None]
+
+    def get_full_report(self) -> dict[str, Any]:
+        """Everything that the coordinator wants to know, as a mapping whose JSON stays under 1 KiB."""
+        training, network, resources = (
+            self.get_training_summary(),
+            self.get_network_summary(),
+            self.get_resource_summary(),
+        )
+        contribution = self.get_contribution_metrics()
+        last = {k: training[k].get("last") for k in ("loss", "accuracy", "grad_norm")}
+        return {
+            "node_id": self.node_id[:64],
+            "steps": training["total_steps"],
+            "samples": training["total_samples"],
+            "training": {**_short(last), "trend": training["trend"]},
+            "performance": _short(
+                {
+                    **{k: training[k].get("median") for k in ("step_time", "forward_time", "backward_time")},
+                    "samples_per_second": training["samples_per_second"],
+                }
+            ),
+            "network": {
+                **_short(
+                    {
+                        "latency_ms": network["latency_ms"].get("mean"),
+                        "latency_p95_ms": network["latency_ms"].get("p95"),
+                        "success_rate": network["reliability"],
+                        "loss_rate": network["loss_rate"],
+                    }
+                ),
+                "events": network["total_events"],
+                "retries": network["total_retries"],
+                "trend": network["trend"],
+            },
+            "resources": _short({k: resources[k].get("last") for k in ("gpu_util", "memory_mb")}),
+            "contribution": _short({k: contribution[k] for k in ("compute_time", "efficiency", "success_rate")}),
+            "anomalies": sorted({anomaly.kind for anomaly in self.detect_anomalies()})[:8],
+        }
+
+    def encode_report(self) -> bytes:
+        """`get_full_report()` as compact JSON, at most `REPORT_LIMIT_BYTES` long."""
+        encoded = json.dumps(self.get_full_report(), separators=(",", ":"), allow_nan=False).encode()
+        assert len(encoded) <= REPORT_LIMIT_BYTES
+        return encoded
+
+    def _keep(self, history: deque[Any], record: Record) -> None:
+        history.append(record)
+        if self._sink is not None:
+            self._sink(record)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _short(figures: dict[str, Any]) -> dict[str, float]:
+    """Four significant digits; without those that are missing or not finite, which JSON cannot say."""
+    return {k: float(f"{v:.4g}") for k, v in figures.items() if v is not None and math.isfinite(v)}

@@ -1,0 +1,75 @@
+"""The machine as it is: its card, what that card is doing, and what the process holds."""
+
+import os
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from node.core.gpu import GPUSpecs, specs_from
+
+try:
+    import pynvml
+except ImportError:  # the `gpu` extra; without it a real card's utilisation is not known
+    pynvml = None
+
+# Float32 operations per cycle and multiprocessor, two per core (CUDA C++ Programming Guide, "Arithmetic instructions").
+_PER_CYCLE = {"7.0": 128, "7.5": 128, "8.0": 128, "8.6": 256, "8.9": 256, "9.0": 256, "10.0": 256, "12.0": 256}
+
+
+def detect() -> GPUSpecs:
+    """The specs of this machine: its first CUDA card, or its CPU, neither simulated."""
+    if not torch.cuda.is_available():
+        memory = _physical_memory()
+        return GPUSpecs("cpu", memory, specs_from("laptop-cpu").tflops, simulated=False)
+    properties = torch.cuda.get_device_properties(0)
+    capability = f"{properties.major}.{properties.minor}"
+    clock_hz = getattr(properties, "clock_rate", 1_500_000) * 1e3
+    tflops = properties.multi_processor_count * _PER_CYCLE.get(capability, 256) * clock_hz / 1e12
+    return GPUSpecs(properties.name, properties.total_memory, tflops, capability, simulated=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Utilisation in percent and memory in MiB."""
+
+    gpu_util: float
+    memory_mb: float
+
+
+class UsageMeter:
+    """Reads what `specs`'s card is doing: NVML for a real one, else this process's share of one CPU and its memory."""
+
+    def __init__(self, specs: GPUSpecs) -> None:
+        self._handle = None
+        if pynvml is not None and not specs.simulated and specs.compute_capability:
+            try:
+                pynvml.nvmlInit()
+                self._handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+            except pynvml.NVMLError:
+                self._handle = None
+        self._last = (time.monotonic(), time.process_time())
+
+    def read(self) -> Usage:
+        """The usage since the last reading."""
+        if self._handle is not None:
+            rates = pynvml.nvmlDeviceGetUtilizationRates(self._handle)
+            return Usage(float(rates.gpu), pynvml.nvmlDeviceGetMemoryInfo(self._handle).used / (1 << 20))
+        now = (time.monotonic(), time.process_time())
+        wall, busy = now[0] - self._last[0], now[1] - self._last[1]
+        self._last = now
+        return Usage(min(100.0, 100 * busy / wall) if wall > 0 else 0.0, _resident_bytes() / (1 << 20))
+
+
+def _resident_bytes() -> float:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:  # not Linux: the peak is the nearest that there is
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _physical_memory() -> int:
+
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

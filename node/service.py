@@ -1,0 +1,386 @@
+"""GPUNodeService: a GPU worker as a library, real where there is a card and simulated where there is none."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from common.clock import Clock, monotonic
+from common.config import NodeConfig, SystemConfig
+from common.errors import InvalidInput, OutOfMemory
+from common.tensors import Flat, Manifest
+from node.batches import Batches
+from node.core.compute import ComputeModel
+from node.core.gpu import GPUSpecs, specs_from
+from node.core.memory import MemoryModel, require_batch_size
+from node.core.metrics_collector import MetricsCollector
+from node.device import UsageMeter, detect
+from node.parameters import Parameters, flattened
+from node.trainer import Step, Trainer, Update
+from tasks import Task, load_task
+from tasks.partition import Partition, ShardOrder, partition
+from tasks.samples import count, labels
+
+
+class StepResult(NamedTuple):
+    """What `train_step` gives back: unpacks as `gradients, metrics = node.train_step()`."""
+
+    gradients: dict[str, Flat]
+    """Of the mean loss, by the parameter's name; views into one flat buffer that is the caller's to keep."""
+    metrics: dict[str, float]
+    """`step`, `loss`, `accuracy`, `grad_norm`, `samples`; `step_time`, `forward_time`, `backward_time` in seconds."""
+
+
+class GPUNodeService:
+    """One worker: a model, a card, a stream of samples, and what was measured.
+
+    >>> node = GPUNodeService("node_0", "T4", SystemConfig())
+    >>> node.initialize(None, None, shard_id=0)
+    >>> gradients, metrics = node.train_step()
+
+    Args:
+        node_id: unique in the cluster.
+        gpu_specs: a preset's name, a mapping (see `specs_from`) or `GPUSpecs`; `auto` is the machine as it is.
+        config: a `SystemConfig`; None is the default one.
+        task: what to train; by default the one that `config.training.task` names.
+        shard_count: of how many shards `shard_id` is one; needed where the node takes its samples from the task.
+        sleep: waits as a slower card would; called with seconds.
+        clock: in seconds; what throttling and stragglers are timed by.
+
+    Raises:
+        InvalidInput: an empty node id, or specs that don't hold (UnknownName for a preset that doesn't exist).
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        gpu_specs: GPUSpecs | str | Mapping[str, Any] = "auto",
+        config: SystemConfig | None = None,
+        *,
+        task: Task | None = None,
+        shard_count: int | None = None,
+        metrics: MetricsCollector | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+        clock: Clock = monotonic,
+    ) -> None:
+        if not node_id or not isinstance(node_id, str):
+            raise InvalidInput(f"a node needs a name, not {node_id!r}")
+        self.node_id = node_id
+        self.config = config or SystemConfig()
+        self.specs = detect() if gpu_specs == "auto" else specs_from(gpu_specs)
+        self.metrics = metrics or MetricsCollector(node_id, self._settings.history_size)
+        self.batch_size: int | None = None
+        """Samples of the next step; None takes batches as the loader gives them."""
+        self._task, self._shard_count = task, shard_count
+        self._sleep, self._clock = sleep, clock
+        self._usage = UsageMeter(self.specs)
+        self._accumulate = False
+        self._step = 0
+        self._last_error = ""
+        self._batches: Batches | None = None
+        self._trainer: Trainer | None = None
+        self._memory: MemoryModel | None = None
+        self._compute: ComputeModel | None = None
+        self._partition: tuple[tuple[Any, ...], Partition] | None = None
+
+    def initialize(
+        self,
+        parameters: Parameters | None = None,
+        data_loader: Iterable[Any] | None = None,
+        shard_id: int = 0,
+    ) -> None:
+        """Make the model, measure it on this machine, and take parameters and samples.
+
+        Args:
+            parameters: as `update_parameters`; None keeps those that the seed gives.
+            data_loader: a `DataLoader`, or any iterable of (inputs, targets); None takes shard `shard_id` of the task's
+                training samples.
+            shard_id: 0 to shard_count - 1.
+
+        Raises:
+            InvalidInput: a shard outside the range, a task or a loader that doesn't hold.
+            ProtocolError: parameters that don't match the model.
+            OutOfMemory: not even one sample fits the card.
+        """
+        shards = self._shard_count or (shard_id + 1 if isinstance(shard_id, int) else 1)
+        if isinstance(shard_id, bool) or not isinstance(shard_id, int) or not 0 <= shard_id < shards:
+            bound = f"0 to {self._shard_count - 1}" if self._shard_count else "0 or above"
+            raise InvalidInput(f"shard {shard_id!r} is outside the range: {bound}")
+        trainer = self.trainer
+        if data_loader is None:
+            training = self.config.training
+            order = self.shard(training.partition, shard_id, shards, training.seed, training.dirichlet_alpha)
+            data_loader = self._own_samples(order)
+        self._batches = Batches(data_loader)
+        self.measure()
+        if parameters is not None:
+            self.update_parameters(parameters)
+        trainer.model.gradients.zero_()
+
+    def train_step(self) -> StepResult:
+        """One forward and backward pass: the gradients, and what was measured. The parameters stay as they are.
+
+        Raises:
+            InvalidInput: not initialised, or the data loader ended early or yields what the model does not take.
+            OutOfMemory: a batch from the loader does not fit the card.
+            NonFiniteUpdate: NaN or infinity; carries the step.
+        """
+        trainer = self.trainer
+        if self._batches is None:
+            raise InvalidInput(
+                f"{self.node_id}: call initialize(parameters, data_loader, shard_id) before train_step()"
+            )
+        began = time.perf_counter()
+        try:
+            inputs, targets = self._batches.take(self.batch_size)
+            step = trainer.gradient(inputs, targets, step=self._step, micro_batch=self._micro_batch(len(inputs)))
+        except Exception as error:
+            self._last_error = str(error)
+            raise
+        self.pace(step, time.perf_counter() - began)
+        metrics = self.record(step, time.perf_counter() - began)
+        model = trainer.model
+        flat = model.gradients.to("cpu", copy=True).numpy()
+        parameters = Manifest(
+            tuple(tensor for tensor, start in model.manifest.offsets() if start < model.parameter_count)
+        )
+        return StepResult(parameters.views(flat), metrics)
+
+    def update_parameters(self, parameters: Parameters) -> None:
+        """Take new parameters.
+
+        Args:
+            parameters: by name (a `state_dict` will do), in the order of the model's manifest, as one flat buffer, or
+                as a Module of the same shape.
+
+        Raises:
+            ProtocolError: missing, extra or wrongly shaped tensors, each named.
+            NonFiniteUpdate: NaN or infinity among them.
+        """
+        model = self.trainer.model
+        model.load(flattened(parameters, model))
+
+    def update_batch_size(self, n: int, *, accumulate: bool = False) -> None:
+        """Take `n` samples per step from now on.
+
+        Args:
+            n: at least 1.
+            accumulate: train a batch beyond the card's memory in parts, which add up to the same gradient.
+
+        Raises:
+            InvalidInput: n < 1, or not a whole number.
+            OutOfMemory: `n` samples don't fit and are not to be accumulated; carries the largest batch that fits.
+        """
+        require_batch_size(n)
+        if self._memory is not None and not accumulate:
+            self._memory.require(n, self.specs)
+        self.batch_size, self._accumulate = n, accumulate
+
+    def health_check(self) -> dict[str, Any]:
+        """Whether the node can train: `healthy`, `status`, `reason`, and the state of its card."""
+        usage = self._usage.read()
+        self.metrics.record_resource_usage(usage.gpu_util, usage.memory_mb)
+        anomalies = self.metrics.detect_anomalies()
+        status = "not initialized" if self._trainer is None else "failing" if self._last_error else "ready"
+        return {
+            "node_id": self.node_id,
+            "healthy": status == "ready",
+            "status": status,
+            "reason": self._last_error,
+            "gpu": self.specs.name,
+            "simulated": self.specs.simulated,
+            "device": str(self._trainer.device) if self._trainer else "",
+            "gpu_util": usage.gpu_util,
+            "memory_mb": usage.memory_mb,
+            "memory_total_mb": self.specs.memory_mb,
+            "steps": self._step,
+            "batch_size": self.batch_size,
+            "largest_batch": self.largest_batch,
+            "anomalies": [anomaly.kind for anomaly in anomalies],
+        }
+
+    def get_metrics_summary(self) -> dict[str, Any]:
+        """All that was measured: `training`, `network`, `resources`, `contribution`, `anomalies`."""
+        return {
+            "node_id": self.node_id,
+            "gpu": self.specs.name,
+            "training": self.metrics.get_training_summary(),
+            "network": self.metrics.get_network_summary(),
+            "resources": self.metrics.get_resource_summary(),
+            "contribution": self.metrics.get_contribution_metrics(),
+            "anomalies": self.metrics.detect_anomalies(),
+        }
+
+    # ------------------------------------------------------------ what the agent builds on
+
+    @property
+    def trainer(self) -> Trainer:
+        """The model on its device, made when first asked for."""
+        if self._trainer is None:
+            training = self.config.training
+            task = self._task or load_task(training.task)
+            cuda = not self.specs.simulated and torch.cuda.is_available()
+            self._trainer = Trainer(task, training.seed, "cuda" if cuda else "cpu", self._settings.precision)
+        return self._trainer
+
+    @property
+    def compute(self) -> ComputeModel | None:
+        """The simulated card, to throttle or slow down; None for a real one, or before `initialize`."""
+        return self._compute
+
+    @property
+    def largest_batch(self) -> int | None:
+        """Samples that fit the card; None before `initialize`."""
+        return self._memory.largest_batch(self.specs) if self._memory else None
+
+    def measure(self) -> None:
+        """Measure activations and step time on a few of the task's samples, once.
+
+        Raises:
+            OutOfMemory: not even one sample fits the card.
+        """
+        if self._memory is not None:
+            return
+        trainer = self.trainer
+        few = trainer.samples(range(min(16, count(trainer.task.train))))
+        model = trainer.model
+        self._memory = MemoryModel(model.manifest.total_bytes, trainer.measure_activations(*few))
+        self._memory.require(1, self.specs)
+        if self.specs.simulated:
+            one = trainer.time_step(few[0][:1], few[1][:1])
+            many = trainer.time_step(*few)
+            per_sample = max(0.0, many - one) / max(1, len(few[0]) - 1)
+            self._compute = ComputeModel(
+                self.specs,
+                seconds_per_step=max(0.0, one - per_sample),
+                seconds_per_sample=per_sample,
+                spread=self._settings.compute_spread,
+                seed=self.config.training.seed,
+                node_id=self.node_id,
+            )
+
+    def shard(self, scheme: str, index: int, shards: int, seed: int, alpha: float) -> ShardOrder:
+        """The order of the samples of one shard.
+
+        Raises:
+            InvalidInput: an index outside the range, or a partition that does not work for these samples.
+        """
+        if not 0 <= index < shards:
+            raise InvalidInput(f"shard {index} is outside the range: 0 to {shards - 1}")
+        key = (scheme, shards, seed, alpha)
+        if self._partition is None or self._partition[0] != key:
+            train = self.trainer.task.train
+            what = count(train) if scheme == "iid" else labels(train)
+            self._partition = (key, partition(scheme, what, shards, seed, alpha=alpha))
+        return ShardOrder(self._partition[1][index], seed, index)
+
+    def work(
+        self,
+        parameters: Flat,
+        order: ShardOrder,
+        cursor: int,
+        *,
+        batch_size: int,
+        local_steps: int,
+        learning_rate: float,
+        key: tuple[str | int, ...],
+        abandon: threading.Event | None = None,
+    ) -> Update:
+        """A unit of work, as `Trainer.work`; waits as the simulated card would, and accumulates what does not fit.
+
+        Raises:
+            InvalidInput: batch size, steps or rate that can't work.
+            NonFiniteUpdate, ProtocolError, Abandoned: as `Trainer.work`.
+        """
+        require_batch_size(batch_size)
+        trainer = self.trainer
+        self._accumulate = True
+        began = time.perf_counter()
+
+        def batches(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            nonlocal began
+            began = time.perf_counter()
+            return trainer.samples(order.take(cursor + index * batch_size, batch_size))
+
+        def after_step(step: Step) -> None:
+            self.pace(step, time.perf_counter() - began, abandon)
+            self.record(step, time.perf_counter() - began)
+
+        try:
+            update = trainer.work(
+                parameters,
+                batches,
+                local_steps=local_steps,
+                learning_rate=learning_rate,
+                key=key,
+                micro_batch=self._micro_batch(batch_size),
+                after_step=after_step,
+                abandon=abandon,
+            )
+        except Exception as error:
+            self._last_error = str(error)
+            raise
+        self._last_error = ""
+        return update
+
+    def pace(self, step: Step, elapsed: float, abandon: threading.Event | None = None) -> None:
+        """Wait for what a simulated card would take beyond `elapsed` seconds."""
+        if self._compute is None:
+            return
+        seconds = self._compute.step_seconds(self._step, step.samples, self._clock()) - elapsed
+        if seconds > 0:
+            (self._sleep if abandon is None else abandon.wait)(seconds)
+
+    def record(self, step: Step, step_time: float) -> dict[str, float]:
+        """Remember a step, and give it as a mapping."""
+        self.metrics.record_training_step(
+            self._step,
+            step.loss,
+            step.grad_norm,
+            step_time,
+            step.accuracy,
+            step.forward_time,
+            step.backward_time,
+            step.samples,
+        )
+        metrics = {
+            "step": self._step,
+            "loss": step.loss,
+            "accuracy": step.accuracy,
+            "grad_norm": step.grad_norm,
+            "samples": step.samples,
+            "batch_size": step.samples,
+            "step_time": step_time,
+            "forward_time": step.forward_time,
+            "backward_time": step.backward_time,
+        }
+        self._step += 1
+        self._last_error = ""
+        return metrics
+
+    # ------------------------------------------------------------ inside
+
+    @property
+    def _settings(self) -> NodeConfig:
+        return self.config.node
+
+    def _micro_batch(self, batch_size: int) -> int | None:
+        if self._memory is None:
+            return None
+        largest = self._memory.largest_batch(self.specs)
+        if batch_size <= largest:
+            return None
+        if not self._accumulate:
+            self._memory.require(batch_size, self.specs)
+        if not largest:
+            raise OutOfMemory(f"{self.specs.name} does not hold a single sample beside the model", 0)
+        return largest
+
+    def _own_samples(self, order: ShardOrder) -> Iterable[Any]:
+        training = self.config.training
+        cursor = 0
+        while True:
+            yield self.trainer.samples(order.take(cursor, training.batch_size))
+            cursor += training.batch_size

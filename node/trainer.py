@@ -1,0 +1,243 @@
+"""Forward, backward and local steps of one model through torch, into flat buffers."""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.draws import Draws
+from common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate
+from common.tensors import Flat
+from tasks import Task, build
+from tasks.samples import Indices, fetch
+
+Fetch = Callable[[int], tuple[Tensor, Tensor]]
+"""The samples of local step `i`."""
+
+
+class Abandoned(HyperGPUError):
+    """The work was given up while it ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step found; means over the samples, times in seconds."""
+
+    loss: float
+    accuracy: float
+    grad_norm: float
+    samples: int
+    forward_time: float
+    backward_time: float
+    step_time: float
+    micro_batches: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a unit of work gives back: gradients of one step, or the change that several made, and state changes."""
+
+    flat: Flat
+    steps: tuple[Step, ...]
+    compute_seconds: float
+
+    @property
+    def samples(self) -> int:
+        """The weight of the update in the mean."""
+        return sum(step.samples for step in self.steps)
+
+    @property
+    def loss(self) -> float:
+        """The mean over all samples."""
+        return sum(step.loss * step.samples for step in self.steps) / self.samples
+
+
+class Trainer:
+    """A task's model on a device.
+
+    Args:
+        task: what to train.
+        seed: of the initial parameters, and of whatever the model draws while it trains.
+        device: `cpu` or `cuda`.
+        precision: `float32`, `bfloat16`, or `auto`: bfloat16 where a CUDA card has it.
+    """
+
+    def __init__(self, task: Task, seed: int, device: str = "cpu", precision: str = "auto") -> None:
+        self.task, self.seed = task, seed
+        self.device = torch.device(device)
+        self.model = build(task, seed, self.device)
+        cuda = self.device.type == "cuda"
+        self._half = precision == "bfloat16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
+        self._start = torch.empty_like(self.model.values)
+        self._out = torch.empty(self.model.manifest.size, pin_memory=cuda)
+
+    def gradient(self, inputs: Tensor, targets: Tensor, *, step: int = 0, micro_batch: int | None = None) -> Step:
+        """Forward and backward over a batch, the mean gradient in `model.gradients`.
+
+        Args:
+            inputs: one sample per row.
+            targets: as many.
+            step: named by the error.
+            micro_batch: the most samples that the card holds at once; a larger batch is accumulated in parts, which
+                gives the same mean gradient (BatchNorm apart, whose statistics are those of the parts).
+
+        Raises:
+            NonFiniteUpdate: NaN or infinity in the loss or the gradients.
+            InvalidInput: the model or the loss does not take these samples.
+        """
+        began = time.perf_counter()
+        samples = len(inputs)
+        parts = math.ceil(samples / micro_batch) if micro_batch else 1
+        self.model.gradients.zero_()
+        self.model.module.train()
+        forward = backward = 0.0
+        loss = torch.zeros((), device=self.device)
+        accuracy = torch.zeros((), device=self.device)
+        for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
+            weight = len(x) / samples
+            at = self._now()
+            try:
+                with self._autocast():
+                    outputs = self.model.module(x.to(self.device, non_blocking=True))
+                y = y.to(self.device, non_blocking=True)  # noqa: PLW2901
+                part = self.task.loss(_as_float32(outputs), y) * weight
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                raise InvalidInput(
+                    f"the model of task {self.task.name!r} does not take samples of shape {tuple(x.shape)} and targets "
+                    f"of shape {tuple(y.shape)}: {' '.join(str(error).split())[:300]}"
+                ) from error
+            middle = self._now()
+            part.backward()
+            end = self._now()
+            with torch.no_grad():
+                loss += part.detach()
+                accuracy += weight * torch.as_tensor(self.task.accuracy(_as_float32(outputs), y), device=self.device)
+            forward += middle - at
+            backward += end - middle
+        norm = float(torch.linalg.vector_norm(self.model.gradients))
+        mean = float(loss)
+        if not (math.isfinite(mean) and math.isfinite(norm)):
+            what = f"the loss is {mean}" if not math.isfinite(mean) else f"the gradient norm is {norm}"
+            raise NonFiniteUpdate(f"{what} at step {step}; lower the learning rate, or look at the samples", step)
+        return Step(mean, float(accuracy), norm, samples, forward, backward, time.perf_counter() - began, parts)
+
+    def work(
+        self,
+        parameters: Flat,
+        batches: Fetch,
+        *,
+        local_steps: int,
+        learning_rate: float,
+        key: tuple[str | int, ...] = (),
+        micro_batch: int | None = None,
+        after_step: Callable[[Step], None] = lambda step: None,
+        abandon: threading.Event | None = None,
+    ) -> Update:
+        """Local SGD from `parameters`: the mean gradient for one step, the change of the parameters for more.
+
+        The state part of the update (BatchNorm's statistics) is a change in both cases. The update is written to a
+        buffer of the trainer's that the next unit of work uses again.
+
+        Args:
+            parameters: shape (manifest.size,).
+            batches: gives the samples of each step.
+            local_steps: at least 1.
+            learning_rate: of the local SGD; not used with one step.
+            key: names the work: with the seed, it fixes whatever the model draws, such as dropout.
+            micro_batch: as in `gradient`.
+            after_step: called after each step, such as to record it or to wait as a slower card would.
+            abandon: when set, the work ends at the next step.
+
+        Raises:
+            NonFiniteUpdate: carries the step.
+            ProtocolError: `parameters` of another shape.
+            InvalidInput: steps or rate that can't work, or samples that the model does not take.
+            Abandoned: `abandon` was set.
+        """
+        if local_steps < 1 or not learning_rate > 0:
+            raise InvalidInput(f"{local_steps} local steps at learning rate {learning_rate}: both must be above 0")
+        began = time.perf_counter()
+        model, count = self.model, self.model.parameter_count
+        model.load(parameters)
+        self._start.copy_(model.values)
+        steps = []
+        with self._seeded(key):
+            for index in range(local_steps):
+                if abandon is not None and abandon.is_set():
+                    raise Abandoned(f"given up after {index} of {local_steps} steps")
+                step = self.gradient(*batches(index), step=index, micro_batch=micro_batch)
+                if local_steps > 1:
+                    model.parameters.sub_(model.gradients, alpha=learning_rate)
+                steps.append(step)
+                after_step(step)
+        out = self._out if self.device.type == "cpu" else self._start
+        torch.sub(model.values, self._start, out=out)
+        if local_steps == 1:
+            out[:count] = model.gradients
+        if not math.isfinite(float(torch.linalg.vector_norm(out))):
+            last = local_steps - 1
+            raise NonFiniteUpdate(f"the change of the parameters is not finite after step {last}", last)
+        if out is not self._out:
+            self._out.copy_(out)
+        return Update(self._out.numpy(), tuple(steps), time.perf_counter() - began)
+
+    def measure_activations(self, inputs: Tensor, targets: Tensor) -> float:
+        """Bytes that one sample takes between forward and backward: what autograd saves, and the sample itself.
+
+        Each storage counts once, and that of the model's own tensors not at all.
+        """
+        own = self.model.values.untyped_storage().data_ptr()
+        saved: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() != own:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        state = self.model.values.clone()
+        x, y = inputs.to(self.device), targets.to(self.device)
+        with self._seeded(("measure",)), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), self._autocast():
+            loss = self.task.loss(_as_float32(self.model.module(x)), y)
+        del loss
+        self.model.values.copy_(state)  # the forward pass moved BatchNorm's statistics
+        for part in (x, y):
+            saved[part.untyped_storage().data_ptr()] = part.numel() * part.element_size()
+        return sum(saved.values()) / len(x)
+
+    def time_step(self, inputs: Tensor, targets: Tensor, repeats: int = 3) -> float:
+        """Seconds that forward and backward over this batch take on this machine: the least of `repeats`, after one."""
+        state = self.model.values.clone()
+        with self._seeded(("time",)):
+            times = [self.gradient(inputs, targets).step_time for _ in range(repeats + 1)]
+        self.model.values.copy_(state)
+        return min(times[1:])
+
+    def samples(self, indices: Indices) -> tuple[Tensor, Tensor]:
+        """Training samples of the task by index, on the device."""
+        return fetch(self.task.train, indices, self.device)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self._half else nullcontext()
+
+    @contextmanager
+    def _seeded(self, key: tuple[str | int, ...]) -> Iterator[None]:
+        """Fixes what the model draws, and leaves the global generators as they were."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(Draws(self.seed, "train", *key).bits(0) >> 1)
+            yield
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def _as_float32(outputs: Tensor) -> Tensor:
+    """Losses are taken in float32, whatever the forward pass ran in; other outputs than tensors are the task's own."""
+    return outputs.float() if isinstance(outputs, Tensor) and outputs.dtype is torch.bfloat16 else outputs
