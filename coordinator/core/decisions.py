@@ -14,6 +14,8 @@ class DecisionKind(StrEnum):
 
     SELECTION = "selection"
     BATCH_SIZE = "batch_size"
+    LOCAL_STEPS = "local_steps"
+    LEARNING_RATE = "learning_rate"
     QUARANTINE = "quarantine"
     QUALITY = "quality"
     PHASE = "phase"

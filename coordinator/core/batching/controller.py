@@ -1,0 +1,362 @@
+"""The batch controller: how many samples each node takes per step, and how many steps a round has."""
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common.config import BatchConfig
+from common.errors import InvalidInput
+from coordinator.core.batching import goodput as gp
+from coordinator.core.batching.costs import ComputeCosts
+from coordinator.core.batching.strategies import BatchReason, BatchSizeStrategy, by_latency, by_throughput
+from coordinator.core.network import NetworkQualityMonitor
+from coordinator.core.network.monitor import not_negative
+from coordinator.core.table import Floats, Ints, NodeIndex, grown
+
+_HISTORY = 50
+_DRIFT_FACTOR = 16.0
+"""Half of the worth of local steps is lost at this many times the configured ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchChange:
+    """A batch size that changed."""
+
+    node_id: str
+    old: int
+    new: int
+    reason: BatchReason
+    figures: Mapping[str, float | int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How boldly sizes move; set by the policy."""
+
+    step: float = 1.5
+    """Largest factor of one change."""
+    gain: float = 0.03
+    """Least relative gain in goodput for which a plan is changed."""
+    horizon: float = 0.0
+    """Observations ahead for which the links are forecast."""
+    window: int = 8
+    """Latest rounds of a link that count."""
+
+
+class AdaptiveBatchController:
+    """Chooses batch sizes from what links and nodes were measured to do.
+
+    Unequal batches stay an unbiased step, since the mean of the updates is weighted by samples. `local_steps` is one
+    number for all nodes of a round: it changes with GOODPUT only, and only where the configured one is above 1 (one
+    step is the exchange of plain gradients, and stays that). `learning_rate_factor` follows the total batch.
+    """
+
+    def __init__(
+        self,
+        network_monitor: NetworkQualityMonitor,
+        baseline_batch_size: int = 64,
+        strategy: BatchSizeStrategy = BatchSizeStrategy.HYBRID,
+        *,
+        config: BatchConfig | None = None,
+        local_steps: int = 1,
+    ) -> None:
+        self.config = config or BatchConfig()
+        if baseline_batch_size < 1 or local_steps < 1:
+            raise InvalidInput(
+                f"baseline_batch_size ({baseline_batch_size}) and local_steps ({local_steps}) must be at least 1"
+            )
+        self.strategy = BatchSizeStrategy(strategy)
+        self.baseline_batch_size = baseline_batch_size
+        self.baseline_local_steps = local_steps
+        self.local_steps = local_steps
+        self.learning_rate_factor = 1.0
+        self.noise = gp.NoiseScale()
+        self._monitor = network_monitor
+        self._index = NodeIndex()
+        self._costs = ComputeCosts()
+        self._sizes: Ints = np.zeros(0, np.int64)
+        self._largest: Ints = np.zeros(0, np.int64)
+        self._directions: Floats = np.zeros(0)
+        self._history: dict[str, deque[int]] = {}
+        self._changes = 0
+        self._last: gp.RoundPlan | None = None
+
+    # ------------------------------------------------------------ feeding
+
+    def register_node(self, node_id: str, largest_batch: int | None = None) -> None:
+        """Make a node known; `largest_batch` is what its card (or its data) allows. Again updates the limit."""
+        row = self._index.add(node_id)
+        if row is None:
+            row = self._index.row(node_id)
+        else:
+            self._costs.grow(row + 1)
+            self._sizes = grown(self._sizes, row + 1, self.baseline_batch_size)
+            self._largest = grown(self._largest, row + 1, self.config.max_batch_size)
+            self._directions = grown(self._directions, row + 1, 1.0)
+            self._history[node_id] = deque([self.baseline_batch_size], maxlen=_HISTORY)
+        if largest_batch:
+            self._largest[row] = max(1, min(largest_batch, self.config.max_batch_size))
+            self._sizes[row] = min(self._sizes[row], self._largest[row])
+
+    def record_performance(
+        self, node_id: str, samples: int, time_spent: float, *, steps: int = 1, compute_seconds: float | None = None
+    ) -> None:
+        """A node took `samples` in `time_spent` seconds, communication included, of which it computed the given part.
+
+        Raises:
+            UnknownName: the node is not registered.
+            InvalidInput: negative or not finite.
+        """
+        row = self._index.row(node_id)
+        taken = not_negative(samples, "samples")
+        spent = not_negative(time_spent, "time_spent")
+        compute = spent if compute_seconds is None else not_negative(compute_seconds, "compute_seconds")
+        if taken == 0 or steps < 1:
+            return
+        if spent > 0:
+            self._costs.observe_rate(row, taken / spent)
+        self._costs.observe(row, taken / steps, compute / steps)
+
+    def set_baseline_steps(self, local_steps: int) -> None:
+        """The local steps of a round where nothing is adapted.
+
+        Raises:
+            InvalidInput: fewer than one.
+        """
+        if local_steps < 1:
+            raise InvalidInput(f"local_steps must be at least 1, not {local_steps}")
+        self.baseline_local_steps = self.local_steps = local_steps
+
+    # ------------------------------------------------------------ deciding
+
+    def evaluate_and_adapt(
+        self, nodes: Sequence[str] | None = None, *, reference_nodes: int | None = None, pace: Pace | None = None
+    ) -> dict[str, BatchChange]:
+        """Choose the sizes of these nodes (all, if None) anew; returns what changed, by node id.
+
+        `reference_nodes` is how many the fixed baseline would use; the learning rate is relative to it.
+
+        Raises:
+            UnknownName: a node is not registered.
+        """
+        ids = list(self._index.ids if nodes is None else nodes)
+        if not ids:
+            return {}
+        pace = pace or Pace()
+        rows = self._index.rows(ids)
+        reference = self.baseline_batch_size * (reference_nodes or len(ids))
+        before = self._sizes[rows]
+        wanted, reason, figures = self._targets(ids, rows, reference, pace)
+        self._sizes[rows] = self._bounded(wanted, before, rows, pace.step)
+        self._follow_batch(rows, reference)
+        return self._changes_since(ids, before, reason, figures)
+
+    def reset(self, nodes: Sequence[str]) -> dict[str, BatchChange]:
+        """Back to the baseline: every size, the local steps, the learning rate."""
+        baseline = dict.fromkeys(nodes, self.baseline_batch_size)
+        return self.restore(baseline, self.baseline_local_steps, 1.0, BatchReason.BASELINE)
+
+    def restore(
+        self, sizes: Mapping[str, int], local_steps: int, learning_rate_factor: float, reason: BatchReason
+    ) -> dict[str, BatchChange]:
+        """Set everything as it was in a snapshot; returns what changed."""
+        ids = [node_id for node_id in sizes if node_id in self._index]
+        rows = self._index.rows(ids)
+        before = self._sizes[rows]
+        wanted = np.array([sizes[node_id] for node_id in ids], dtype=np.int64)
+        self._sizes[rows] = np.minimum(wanted, self._largest[rows])
+        self.local_steps, self.learning_rate_factor = local_steps, learning_rate_factor
+        return self._changes_since(ids, before, np.full(len(ids), reason, dtype=object), {})
+
+    # ------------------------------------------------------------ asking
+
+    def get_batch_size(self, node_id: str) -> int:
+        """Samples per step of a node.
+
+        Raises:
+            UnknownName: the node is not registered.
+        """
+        return int(self._sizes[self._index.row(node_id)])
+
+    def get_batch_sizes(self, nodes: Iterable[str]) -> dict[str, int]:
+        """The same of many."""
+        ids = list(nodes)
+        return dict(zip(ids, self._sizes[self._index.rows(ids)].tolist(), strict=True))
+
+    def compute_seconds(self, nodes: Sequence[str]) -> Floats:
+        """Expected computing of each node in a round of its present batch and the present steps."""
+        rows = self._index.rows(nodes)
+        return self.local_steps * self._costs.fit(rows).seconds(self._sizes[rows])
+
+    def noise_scale(self, reference_batch: float) -> float:
+        """φ in samples: measured where update norms were reported, otherwise the baseline's total batch.
+
+        The prior says that the user's cluster is sized so that every node counts.
+        """
+        return self.noise.value(prior=max(reference_batch, 1.0))
+
+    @property
+    def drift_steps(self) -> float:
+        """Local steps at which half of their worth is lost."""
+        return _DRIFT_FACTOR * self.baseline_local_steps
+
+    def get_adaptation_summary(self) -> dict[str, Any]:
+        """Strategy, sizes, how often they changed, local steps, learning rate and, with GOODPUT, the plan's figures."""
+        sizes = self._sizes[: len(self._index)]
+        return {
+            "strategy": str(self.strategy),
+            "baseline_batch_size": self.baseline_batch_size,
+            "nodes": len(self._index),
+            "batch_sizes": dict(zip(self._index.ids, sizes.tolist(), strict=True)),
+            "mean_batch_size": float(sizes.mean()) if len(sizes) else 0.0,
+            "changes": self._changes,
+            "local_steps": self.local_steps,
+            "learning_rate_factor": self.learning_rate_factor,
+            "expected_round_seconds": self._last.seconds if self._last else None,
+            "expected_goodput": self._last.goodput if self._last else None,
+            "history": {node_id: list(history) for node_id, history in self._history.items()},
+        }
+
+    def compare_strategies(self, node_id: str) -> dict[str, dict[str, float]]:
+        """What each strategy would give this node next, and the samples per second that are expected of it.
+
+        Raises:
+            UnknownName: the node is not registered.
+        """
+        rows = np.array([self._index.row(node_id)])
+        exchange = self._exchange([node_id], Pace())
+        cost, kept = self._costs.fit(rows), (self.strategy, self.local_steps, self._last, self._directions.copy())
+        answers: dict[str, dict[str, float]] = {}
+        try:
+            for strategy in BatchSizeStrategy:
+                self.strategy, self.local_steps = strategy, kept[1]
+                wanted, _, _ = self._targets([node_id], rows, self.baseline_batch_size, Pace())
+                size = self._bounded(wanted, self._sizes[rows], rows, 1e9)
+                seconds = float((exchange + self.local_steps * cost.seconds(size))[0])
+                rate = float(size[0]) * self.local_steps / seconds if seconds > 0 else 0.0
+                answers[str(strategy)] = {
+                    "batch_size": int(size[0]),
+                    "local_steps": self.local_steps,
+                    "round_seconds": seconds,
+                    "samples_per_second": rate,
+                }
+        finally:
+            self.strategy, self.local_steps, self._last, self._directions = kept
+        return answers
+
+    # ------------------------------------------------------------ inside
+
+    def _targets(
+        self, ids: Sequence[str], rows: Ints, reference: int, pace: Pace
+    ) -> tuple[Floats, "np.ndarray[Any, Any]", Mapping[str, Floats]]:
+        """Wanted sizes, the reason for each, and the figures behind them."""
+        base = self.baseline_batch_size
+        sizes = self._sizes[rows].astype(np.float64)
+        if self.strategy is BatchSizeStrategy.FIXED:
+            return np.full(len(rows), float(base)), np.full(len(rows), BatchReason.BASELINE, dtype=object), {}
+        if self.strategy is BatchSizeStrategy.GOODPUT:
+            return self._goodput(ids, rows, reference, pace)
+        latency = self._monitor.latencies_ms(self._monitor.rows(ids), pace.horizon)
+        rates = self._costs.rates(rows)
+        figures = {"latency_ms": latency, "samples_per_second": rates[0], "samples_per_second_before": rates[1]}
+        near = by_latency(base, latency)
+        latency_reason = np.where(near >= sizes, BatchReason.LATENCY_HIGH, BatchReason.LATENCY_LOW)
+        if self.strategy is BatchSizeStrategy.LATENCY_BASED:
+            return near, latency_reason, figures
+        climbed, turned = by_throughput(sizes, self._directions[rows], rates, min(pace.step, 1.25))
+        reversed_ = turned != self._directions[rows]
+        self._directions[rows] = turned
+        if self.strategy is BatchSizeStrategy.THROUGHPUT_BASED:
+            reason = np.where(reversed_, BatchReason.THROUGHPUT_DEGRADING, BatchReason.THROUGHPUT_IMPROVING)
+            return climbed, reason, figures
+        return 0.6 * near + 0.4 * climbed, np.full(len(rows), BatchReason.HYBRID, dtype=object), figures
+
+    def _goodput(
+        self, ids: Sequence[str], rows: Ints, reference: int, pace: Pace
+    ) -> tuple[Floats, "np.ndarray[Any, Any]", Mapping[str, Floats]]:
+        exchange, cost = self._exchange(ids, pace), self._costs.fit(rows)
+        phi, drift = self.noise_scale(reference), self.drift_steps
+        sizes = self._sizes[rows]
+        now = gp.evaluate(self.local_steps, sizes, exchange, cost, noise_scale=phi, drift_steps=drift)
+        if now.seconds <= 0:  # nothing was measured yet
+            return sizes.astype(np.float64), np.full(len(rows), BatchReason.BASELINE, dtype=object), {}
+        steps = self._step_bounds(pace)
+        least = np.maximum(np.ceil(sizes / pace.step), self.config.min_batch_size).astype(np.int64)
+        most = np.minimum((sizes * pace.step).astype(np.int64), self._largest[rows])
+        plan = gp.best_plan(
+            now,
+            exchange,
+            cost,
+            least=np.minimum(least, most),
+            most=most,
+            steps=steps,
+            noise_scale=phi,
+            drift_steps=drift,
+        )
+        if plan.goodput < (1.0 + pace.gain) * now.goodput:
+            plan = now
+        self._last, self.local_steps = plan, plan.steps
+        idle = plan.seconds - (exchange + plan.steps * cost.seconds(sizes))
+        grows, shrinks = plan.batches > sizes, plan.batches < sizes
+        reason = np.where(grows & (idle > 0), BatchReason.FILLS_IDLE_TIME, BatchReason.MORE_PROGRESS_PER_SECOND)
+        reason = np.where(shrinks, BatchReason.SHORTENS_ROUND, reason)
+        every = np.ones(len(rows))
+        figures = {
+            "communication_seconds": exchange,
+            "idle_seconds": np.maximum(idle, 0.0),
+            "round_seconds": every * plan.seconds,
+            "goodput_gain": every * (plan.goodput / now.goodput - 1.0 if now.goodput > 0 else 0.0),
+        }
+        return plan.batches.astype(np.float64), reason, figures
+
+    def _exchange(self, ids: Sequence[str], pace: Pace) -> Floats:
+        """Communication of each node in a round, with a margin of one MAD-like spread: the third quartile."""
+        samples = self._monitor.exchange_samples(self._monitor.rows(ids), pace.window, pace.horizon)
+        quartile: Floats = np.quantile(samples, 0.75, axis=1)
+        return quartile
+
+    def _step_bounds(self, pace: Pace) -> tuple[int, int]:
+        base = self.baseline_local_steps
+        if base == 1:
+            return 1, 1
+        most = int(base * self.config.max_local_steps_factor)
+        low = max(base, int(self.local_steps / pace.step))
+        return min(low, most), max(min(most, round(self.local_steps * pace.step)), low)
+
+    def _bounded(self, wanted: Floats, before: Ints, rows: Ints, step: float) -> Ints:
+        gradual = np.clip(wanted, before / step, before * step)
+        if self.config.powers_of_two:
+            gradual = np.exp2(np.round(np.log2(np.maximum(gradual, 1.0))))
+        most = self._largest[rows]
+        # FIXED means the user's own number, even outside the bounds that adaptation keeps to.
+        if self.strategy is BatchSizeStrategy.FIXED:
+            return np.minimum(wanted, np.maximum(most, self.baseline_batch_size)).astype(np.int64)
+        bounded = np.clip(np.rint(gradual), np.minimum(self.config.min_batch_size, most), most).astype(np.int64)
+        if self.config.powers_of_two:
+            bounded = np.exp2(np.floor(np.log2(bounded))).astype(np.int64)
+        return bounded
+
+    def _follow_batch(self, rows: Ints, reference: int) -> None:
+        if self.strategy is BatchSizeStrategy.FIXED:
+            self.learning_rate_factor = 1.0
+            return
+        total = float(self._sizes[rows].sum())
+        bound = self.config.max_learning_rate_factor
+        self.learning_rate_factor = gp.learning_rate_factor(total, reference, self.noise_scale(reference), bound)
+
+    def _changes_since(
+        self, ids: Sequence[str], before: Ints, reasons: "np.ndarray[Any, Any]", figures: Mapping[str, Floats]
+    ) -> dict[str, BatchChange]:
+        after = self._sizes[self._index.rows(ids)]
+        changed: dict[str, BatchChange] = {}
+        for at in np.flatnonzero(after != before).tolist():
+            node_id, new = ids[at], int(after[at])
+            own = {name: float(values[at]) for name, values in figures.items() if np.isfinite(values[at])}
+            reason = BatchReason(reasons[at])
+            changed[node_id] = BatchChange(node_id, int(before[at]), new, reason, own)
+            self._history[node_id].append(new)
+        self._changes += len(changed)
+        return changed

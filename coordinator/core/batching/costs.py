@@ -1,0 +1,65 @@
+"""What a step costs on each node, fitted to what was measured, and how fast each node delivers samples."""
+
+import numpy as np
+
+from coordinator.core.batching.goodput import StepCost
+from coordinator.core.table import Floats, Ints, grown
+
+_FORGET = 0.85
+"""Weight of the past per round: about the last seven rounds count."""
+
+
+class ComputeCosts:
+    """Fits seconds per step = fixed + per_sample · batch, per node, by least squares that forget.
+
+    Where a node has run one batch size only, the cost is taken as proportional: the cautious guess for larger batches.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Floats = np.zeros((0, 5))  # 1, x, y, x², xy
+        self._rate: Floats = np.zeros((0, 3))  # samples per second: smoothed, before, noise
+
+    def grow(self, rows: int) -> None:
+        """Make room for at least `rows` nodes."""
+        self._sums = grown(self._sums, rows, 0.0)
+        self._rate = grown(self._rate, rows, np.nan)
+
+    def observe(self, row: int, batch: float, step_seconds: float) -> None:
+        """A step on `batch` samples took `step_seconds`."""
+        sums = self._sums[row]
+        if sums[0] > 0:
+            usual = sums[2] / sums[0]
+            step_seconds = min(max(step_seconds, 0.1 * usual), 10.0 * usual) if usual > 0 else step_seconds
+        sums *= _FORGET
+        sums += (1.0, batch, step_seconds, batch * batch, batch * step_seconds)
+
+    def observe_rate(self, row: int, samples_per_second: float) -> None:
+        """A round's throughput, communication included."""
+        smooth, _, noise = self._rate[row]
+        if np.isnan(smooth):
+            self._rate[row] = samples_per_second, samples_per_second, 0.1 * samples_per_second
+        else:
+            off = samples_per_second - smooth
+            self._rate[row] = smooth + 0.5 * off, smooth, 0.7 * noise + 0.3 * abs(off)
+
+    def rates(self, rows: Ints) -> tuple[Floats, Floats, Floats]:
+        """Samples per second of each node: now, the round before, and the noise; NaN where not measured."""
+        now, before, noise = self._rate[rows].T
+        return now, before, noise
+
+    def fit(self, rows: Ints) -> StepCost:
+        """The cost of a step on each node; the cluster's median where a node was not measured, 0 where none was."""
+        weight, x, y, xx, xy = self._sums[rows].T
+        measured = weight > 0
+        safe = np.where(measured, weight, 1.0)
+        mean_x, mean_y = x / safe, y / safe
+        variance = xx / safe - mean_x**2
+        slope = (xy / safe - mean_x * mean_y) / np.maximum(variance, 1e-12)
+        proportional = mean_y / np.maximum(mean_x, 1e-12)
+        told_apart = variance > (0.1 * mean_x) ** 2
+        per_sample = np.where(told_apart, np.clip(slope, 0.0, proportional), proportional)
+        fixed = np.maximum(mean_y - per_sample * mean_x, 0.0)
+        if measured.any():
+            fixed = np.where(measured, fixed, np.median(fixed[measured]))
+            per_sample = np.where(measured, per_sample, np.median(per_sample[measured]))
+        return StepCost(fixed, per_sample)

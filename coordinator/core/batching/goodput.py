@@ -1,0 +1,157 @@
+"""Goodput: learning progress per second, and the plan of a round that maximises it.
+
+Progress of a round = steps/(1 + steps/drift) · B/(B + φ), where B is the total batch of a step and φ the gradient noise
+scale: the second factor is the efficiency of a batch (McCandlish et al., "An empirical model of large-batch training",
+2018; Qiao et al., "Pollux", OSDI 2021), the first says that local steps are worth less the further nodes drift apart.
+A synchronous round lasts as long as its slowest node, so batches are sized for equal finish times (Chen et al.,
+"LB-BSP", SoCC 2020).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from coordinator.core.table import Floats, Ints
+
+_BARRIERS = (0.7, 0.85, 1.0, 1.15, 1.35, 1.7, 2.2)
+"""Lengths of the compute part that are tried, relative to the one at the present sizes."""
+
+
+def batch_progress(total_batch: Floats | float, noise_scale: float) -> Floats | float:
+    """Worth of one step on `total_batch` samples, 0 to 1, at the learning rate that fits it."""
+    return total_batch / (total_batch + noise_scale)
+
+
+def steps_progress(steps: float, drift_steps: float) -> float:
+    """Worth of `steps` local steps, in steps that are not local; half of it is lost at `drift_steps`."""
+    return steps / (1.0 + steps / drift_steps)
+
+
+def learning_rate_factor(total_batch: float, reference_batch: float, noise_scale: float, bound: float) -> float:
+    """By how much the learning rate follows the total batch: AdaScale's gain (Johnson et al., ICML 2020).
+
+    (B/B₀)·(φ + B₀)/(φ + B): linear while noise dominates, flat once the batch is beyond the noise scale; within
+    [1/bound, bound].
+    """
+    gain = total_batch / reference_batch * (noise_scale + reference_batch) / (noise_scale + total_batch)
+    return min(max(gain, 1.0 / bound), bound)
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """Seconds of one local step on each node: fixed + per_sample · batch."""
+
+    fixed: Floats
+    per_sample: Floats
+
+    def seconds(self, batches: Floats | Ints) -> Floats:
+        """Of one step on these batches."""
+        return self.fixed + self.per_sample * batches
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPlan:
+    """What a round asks of its nodes, and what is expected of it."""
+
+    steps: int
+    batches: Ints
+    seconds: float
+    progress: float
+
+    @property
+    def goodput(self) -> float:
+        """Progress per second."""
+        return self.progress / max(self.seconds, 1e-9)
+
+
+def evaluate(
+    steps: int, batches: Ints, communication_seconds: Floats, cost: StepCost, *, noise_scale: float, drift_steps: float
+) -> RoundPlan:
+    """What a round with these sizes is worth."""
+    seconds = float(np.max(communication_seconds + steps * cost.seconds(batches)))
+    total = float(batches.sum())
+    return RoundPlan(
+        steps, batches, seconds, steps_progress(steps, drift_steps) * float(batch_progress(total, noise_scale))
+    )
+
+
+def best_plan(
+    now: RoundPlan,
+    communication_seconds: Floats,
+    cost: StepCost,
+    *,
+    least: Ints,
+    most: Ints,
+    steps: tuple[int, int],
+    noise_scale: float,
+    drift_steps: float,
+) -> RoundPlan:
+    """The plan of most progress per second.
+
+    Args:
+        now: what is asked of the nodes at present; one of the candidates.
+        communication_seconds: what each node's exchange takes, with a margin for its spread.
+        cost: of a step on each node.
+        least: bounds of the batch of each node.
+        most: as `least`.
+        steps: bounds of the local steps, both included.
+        noise_scale: φ.
+        drift_steps: as in `steps_progress`.
+    """
+    best = now
+    for count in step_candidates(*steps):
+        compute = count * cost.seconds(now.batches)
+        longest = float(compute.max())
+        barrier = float((communication_seconds + compute).max())
+        for stretch in _BARRIERS:
+            # Every node works until the barrier would fall: those with idle time before it take more samples.
+            allowed = barrier + (stretch - 1.0) * longest - communication_seconds
+            fitting = (allowed / count - cost.fixed) / np.maximum(cost.per_sample, 1e-12)
+            batches = np.clip(fitting, least, most).astype(np.int64)
+            plan = evaluate(
+                count, batches, communication_seconds, cost, noise_scale=noise_scale, drift_steps=drift_steps
+            )
+            if plan.goodput > best.goodput:
+                best = plan
+    return best
+
+
+def step_candidates(least: int, most: int) -> list[int]:
+    """Up to eight numbers of steps from `least` to `most`, evenly spread by ratio."""
+    count = 8 if most > least else 1
+    spread = np.geomspace(least, most, count)
+    return sorted({round(value) for value in spread})
+
+
+class NoiseScale:
+    """Estimates φ = tr(Σ)/|G|² from the norms of the nodes' updates and of their mean.
+
+    Nodes' updates are G plus independent noise, their mean has less of it; the difference tells both apart (McCandlish
+    et al., appendix A.1, with the nodes as the small batches). Differing data adds to the noise, as it should:
+    averaging over more nodes then helps more. Numerator and denominator are smoothed apart, as their ratio is biased.
+    """
+
+    def __init__(self, memory: float = 0.8) -> None:
+        self._memory = memory
+        self._noise = self._signal = self._weight = 0.0
+
+    def observe(self, mean_square_norm: float, square_norm_of_mean: float, nodes: int, samples_per_node: float) -> None:
+        """One round: mean of |updateᵢ|², |mean update|², and how many samples each update rests on."""
+        finite = math.isfinite(mean_square_norm) and math.isfinite(square_norm_of_mean)
+        if nodes < 2 or samples_per_node <= 0 or not finite:
+            return
+        noise = (mean_square_norm - square_norm_of_mean) * nodes / (nodes - 1) * samples_per_node
+        signal = (nodes * square_norm_of_mean - mean_square_norm) / (nodes - 1)
+        self._noise = self._memory * self._noise + noise
+        self._signal = self._memory * self._signal + signal
+        self._weight = self._memory * self._weight + 1.0
+
+    def value(self, prior: float) -> float:
+        """φ in samples: the estimate, drawn towards `prior` while little was seen, and within [¼, 16] of it."""
+        if self._weight == 0.0 or self._noise <= 0.0:
+            return prior
+        estimate = self._noise / max(self._signal, 1e-3 * self._noise / (16.0 * prior))
+        bounded = min(max(estimate, prior / 4.0), 16.0 * prior)
+        trust = min(self._weight / 4.0, 0.75)
+        return float(prior ** (1.0 - trust) * bounded**trust)

@@ -1,0 +1,92 @@
+"""Alerts on links: they open when a condition begins, rise or fall with it, and close when it is over."""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import IntEnum, StrEnum
+
+from common.errors import UnknownName
+
+
+class Severity(IntEnum):
+    """How much an alert matters."""
+
+    LOW = 1
+    MEDIUM = 2
+    HIGH = 3
+
+    @classmethod
+    def named(cls, name: "str | Severity") -> "Severity":
+        """From its name in any case.
+
+        Raises:
+            UnknownName: no such severity.
+        """
+        if isinstance(name, cls):
+            return name
+        try:
+            return cls[str(name).upper()]
+        except KeyError:
+            raise UnknownName("severity", str(name), [level.name.lower() for level in cls]) from None
+
+
+class AlertKind(StrEnum):
+    """What is wrong with a link."""
+
+    OFFLINE = "offline"
+    CRITICAL_QUALITY = "critical_quality"
+    HIGH_LOSS = "high_loss"
+    DEGRADING = "degrading"
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One alert. Times are seconds on the monitor's clock."""
+
+    node_id: str
+    kind: AlertKind
+    severity: Severity
+    opened_at: float
+    figures: Mapping[str, float]
+    """The figures at the last update, by name with unit."""
+    closed_at: float | None = None
+
+    @property
+    def message(self) -> str:
+        """One line for people."""
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items())
+        return f"{self.node_id}: {self.kind.replace('_', ' ')} ({figures})"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """That an alert should be open now."""
+
+    node_id: str
+    kind: AlertKind
+    severity: Severity
+    figures: Mapping[str, float]
+
+
+class AlertBook:
+    """The open alerts, and the last closed ones."""
+
+    def __init__(self, history: int = 1000) -> None:
+        self._open: dict[tuple[str, AlertKind], Alert] = {}
+        self._closed: deque[Alert] = deque(maxlen=history)
+
+    def update(self, conditions: Iterable[Condition], now: float) -> None:
+        """Open, update and close so that exactly these conditions are open."""
+        current = {(each.node_id, each.kind): each for each in conditions}
+        for key in [key for key in self._open if key not in current]:
+            self._closed.append(replace(self._open.pop(key), closed_at=now))
+        for key, each in current.items():
+            before = self._open.get(key)
+            opened_at = before.opened_at if before else now
+            self._open[key] = Alert(each.node_id, each.kind, each.severity, opened_at, each.figures)
+
+    def alerts(self, least: Severity, *, include_closed: bool = False) -> list[Alert]:
+        """Alerts of at least this severity, the gravest first, then the oldest."""
+        every = [*self._open.values(), *(self._closed if include_closed else ())]
+        wanted = [alert for alert in every if alert.severity >= least]
+        return sorted(wanted, key=lambda alert: (-alert.severity, alert.opened_at, alert.node_id))

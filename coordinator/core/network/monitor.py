@@ -1,0 +1,406 @@
+"""The network monitor: what is known about every link, from every source."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from common.clock import Clock, monotonic
+from common.config import MonitorConfig
+from common.errors import InvalidInput
+from coordinator.core.network import quality as q
+from coordinator.core.network.alerts import Alert, AlertBook, AlertKind, Condition, Severity
+from coordinator.core.network.quality import ConnectionQuality, Scores, Trend
+from coordinator.core.network.records import LinkRecords
+from coordinator.core.table import Floats, Ints
+
+
+@dataclass(frozen=True, slots=True)
+class LinkProfile:
+    """One link as it stands. Figures are NaN where nothing was measured yet."""
+
+    node_id: str
+    quality: ConnectionQuality
+    score: float
+    latency_score: float
+    loss_score: float
+    reliability_score: float
+    freshness: float
+    latency_ms: float
+    """Median round trip."""
+    latency_p95_ms: float
+    jitter_ms: float
+    """Half of the distance between the quartiles: the MAD, for a symmetric distribution."""
+    loss_rate: float
+    """Smoothed share of lost communications."""
+    reliability: float
+    """Share of successes over the whole history."""
+    trend: Trend
+    forecast_ms: float
+    """Round trip expected at the next observation."""
+    round_seconds: float
+    """Median time that the node's communication took in a round."""
+    communications: int
+    silence_seconds: float
+
+    def record(self) -> dict[str, Any]:
+        """As a JSON object; None for a figure that was not measured."""
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+
+
+class NetworkQualityMonitor:
+    """Scores and classes links from the communications that it is told of.
+
+    Three sources feed it: the RPCs that the coordinator sees (`record_communication`, `record_exchange`), the metrics
+    scraped from the nodes and the reports in their heartbeats (both `observe_counters`). Judging is lazy: a question is
+    answered from all that is known at that moment. `update()` forecasts and keeps the alerts; the orchestrator calls
+    it before each round, and the background loop every `update_interval_seconds`.
+    """
+
+    def __init__(
+        self,
+        update_interval_seconds: float | None = None,
+        *,
+        config: MonitorConfig | None = None,
+        clock: Clock = monotonic,
+    ) -> None:
+        self.config = config or MonitorConfig()
+        self.update_interval_seconds = (
+            self.config.update_interval_seconds
+            if update_interval_seconds is None
+            else positive(update_interval_seconds, "update_interval_seconds")
+        )
+        self._clock = clock
+        self._links = LinkRecords(self.config)
+        self._alerts = AlertBook()
+        self._counters: dict[tuple[str, str], tuple[int, int]] = {}
+
+    # ------------------------------------------------------------ feeding
+
+    def register_node(self, node_id: str) -> None:
+        """Make a link known; again is harmless."""
+        self._links.add(node_id, self._clock())
+
+    def record_communication(self, node_id: str, latency_ms: float, success: bool) -> None:
+        """One RPC ended: its round trip, or for a failure the time until it was noticed (a loss, no latency).
+
+        Raises:
+            UnknownName: the node is not registered.
+            InvalidInput: a latency that is negative or not finite.
+        """
+        row = self._links.index.row(node_id)
+        self._links.communication(row, not_negative(latency_ms, "latency_ms"), bool(success), self._clock())
+
+    def record_exchange(self, node_id: str, seconds: float) -> None:
+        """All communication of a node in one round, retries included, took `seconds` (or was given up then).
+
+        Raises:
+            UnknownName, InvalidInput: as `record_communication`.
+        """
+        self._links.exchange(self._links.index.row(node_id), not_negative(seconds, "seconds"))
+
+    def record_round(self, node_id: str, seconds: float, success: bool) -> None:
+        """As `record_exchange`; where nobody reports the node's RPCs, its round stands for the two round trips it took.
+
+        Raises:
+            UnknownName, InvalidInput: as `record_communication`.
+        """
+        self.record_exchange(node_id, seconds)
+        row = self._links.index.row(node_id)
+        if self._links.unreported(row):
+            for _ in range(2):
+                self._links.communication(row, 500.0 * seconds, success, self._clock())
+        self._links.round_seen(row)
+
+    def observe_counters(
+        self, node_id: str, *, attempts: int, failures: int, latency_ms: float | None = None, source: str = "report"
+    ) -> None:
+        """Totals that a node counts itself, from a heartbeat's report or a scrape; only what is new is taken in.
+
+        A total that went back is a restart, as in Prometheus's `rate`. `source` keeps the totals of two sources apart.
+
+        Raises:
+            UnknownName, InvalidInput: as `record_communication`; more failures than attempts.
+        """
+        row = self._links.index.row(node_id)
+        if not 0 <= failures <= attempts:
+            raise InvalidInput(f"{failures} failures of {attempts} attempts: expected 0 <= failures <= attempts")
+        latency = None if latency_ms is None else not_negative(latency_ms, "latency_ms")
+        seen, failed = self._counters.get((node_id, source), (0, 0))
+        if attempts < seen or failures < failed:
+            seen = failed = 0
+        self._counters[node_id, source] = (attempts, failures)
+        now = self._clock()
+        lost = failures - failed
+        won = attempts - seen - lost
+        for _ in range(min(lost, self.config.history)):
+            self._links.communication(row, 0.0, False, now)
+        if latency is not None:
+            for _ in range(min(won, self.config.history)):
+                self._links.communication(row, latency, True, now)
+
+    # ------------------------------------------------------------ asking
+
+    def get_node_quality(self, node_id: str) -> ConnectionQuality:
+        """The class of a link.
+
+        Raises:
+            UnknownName: the node is not registered.
+        """
+        rows = np.array([self._links.index.row(node_id)])
+        self._judge(rows)
+        return q.CLASSES[int(self._classes[rows[0]])]
+
+    def get_node_profile(self, node_id: str) -> LinkProfile:
+        """Everything about one link.
+
+        Raises:
+            UnknownName: the node is not registered.
+        """
+        return self._profiles(np.array([self._links.index.row(node_id)]))[0]
+
+    def get_cluster_health_summary(self) -> dict[str, Any]:
+        """Counts of nodes per class, mean score, median latency, mean loss, open alerts, and the worst nodes."""
+        rows = self._every()
+        counts = dict.fromkeys((str(each) for each in ConnectionQuality), 0)
+        if not len(rows):
+            return {
+                "total_nodes": 0, "quality": counts, "health_score": 0.0, "median_latency_ms": None,
+                "mean_loss_rate": 0.0, "open_alerts": 0, "problematic_nodes": [], "reliable_nodes": [],
+            }  # fmt: skip
+        total = self._judge(rows).total
+        for number, count in enumerate(np.bincount(self._classes, minlength=len(q.CLASSES))):
+            counts[str(q.CLASSES[number])] = int(count)
+        medians = self._links.latency_ms.quantiles(rows, [0.5])[0]
+        measured = medians[~np.isnan(medians)]
+        return {
+            "total_nodes": len(rows),
+            "quality": counts,
+            "health_score": float(total.mean()),
+            "median_latency_ms": float(np.median(measured)) if len(measured) else None,
+            "mean_loss_rate": float(self.loss_rates(rows).mean()),
+            "open_alerts": len(self._alerts.alerts(Severity.LOW)),
+            "problematic_nodes": self._in_classes(rows, 3),
+            "reliable_nodes": self._in_classes(rows, 0, 1),
+        }
+
+    def get_problematic_nodes(self) -> list[str]:
+        """Nodes whose link is poor, critical or offline, the worst first."""
+        rows = self._every()
+        total = self._judge(rows).total
+        return self._in_classes(rows[np.argsort(total, kind="stable")], 3)
+
+    def get_reliable_nodes(self) -> list[str]:
+        """Nodes whose link is excellent or good, the best first."""
+        rows = self._every()
+        total = self._judge(rows).total
+        return self._in_classes(rows[np.argsort(-total, kind="stable")], 0, 1)
+
+    def get_alerts(self, severity: str | Severity | None = None, *, include_closed: bool = False) -> list[Alert]:
+        """Open alerts of at least this severity (low, medium, high), the gravest first.
+
+        Raises:
+            UnknownName: no such severity.
+        """
+        least = Severity.LOW if severity is None else Severity.named(severity)
+        self._review_alerts()
+        return self._alerts.alerts(least, include_closed=include_closed)
+
+    def update(self) -> dict[str, ConnectionQuality]:
+        """Advance forecasts, classes and alerts; returns the links whose class changed."""
+        self._links.advance_forecasts()
+        before = self._classes.copy()
+        self._review_alerts()
+        changed = np.flatnonzero(before != self._classes)
+        return {self._links.index.ids[row]: q.CLASSES[self._classes[row]] for row in changed}
+
+    # ------------------------------------------------------------ for decisions, in arrays
+
+    def rows(self, node_ids: Sequence[str]) -> Ints:
+        """Rows of nodes, for the methods below.
+
+        Raises:
+            UnknownName: one is not registered.
+        """
+        return self._links.index.rows(node_ids)
+
+    def scores(self, rows: Ints) -> Floats:
+        """Scores 0–100."""
+        return self._judge(rows).total
+
+    def classes(self, rows: Ints) -> Ints:
+        """Positions in `ConnectionQuality`, 0 (excellent) to 5 (offline)."""
+        self._judge(rows)
+        return self._classes[rows]
+
+    def latencies_ms(self, rows: Ints, horizon: float = 0.0) -> Floats:
+        """Median round trips, or those expected `horizon` observations ahead; NaN where nothing was measured."""
+        median: Floats = self._links.latency_ms.quantiles(rows, [0.5])[0]
+        return median * self.forecast_scale(rows, horizon) if horizon else median
+
+    def loss_rates(self, rows: Ints) -> Floats:
+        """Smoothed share of lost communications."""
+        return self._links.column("lost")[rows] / np.maximum(self._links.column("weight")[rows], 1e-9)
+
+    def forecast_scale(self, rows: Ints, horizon: float) -> Floats:
+        """By what factor each round trip grows over `horizon` observations; 1 unless the trend exceeds the noise."""
+        level, trend, noise = (self._links.column(name)[rows] for name in ("level", "trend", "noise"))
+        ahead = np.maximum(level + horizon * trend, 0.1 * level)
+        clear = np.abs(trend) * max(horizon, 1.0) > 1.0 * noise
+        return np.where(clear & (level > 0), np.clip(ahead / np.where(level > 0, level, 1.0), 0.1, 10.0), 1.0)
+
+    def exchange_samples(self, rows: Ints, count: int, horizon: float = 0.0) -> Floats:
+        """Likely durations in seconds of each node's communication in the coming round: shape (rows, count).
+
+        The latest measured ones, scaled by how the round trip has moved since and by its forecast; where none was
+        measured, two round trips at the 75 % quantile with their retries; the cluster's median where nothing is known.
+        """
+        links = self._links
+        samples = links.exchange_seconds.latest(rows, count)
+        held = np.minimum(links.exchange_seconds.filled(rows), count)
+        missing = np.isnan(samples)
+        places = count - held[:, None] + np.arange(count)[None, :] % np.maximum(held, 1)[:, None]
+        samples = np.where(missing, np.take_along_axis(samples, np.minimum(places, count - 1), axis=1), samples)
+        samples *= (links.exchange_scale(rows) * (self.forecast_scale(rows, horizon) if horizon else 1.0))[:, None]
+        empty = held == 0
+        if empty.any():
+            high = links.latency_ms.quantiles(rows[empty], [0.75])[0]
+            guess = 2e-3 * high / (1.0 - np.minimum(self.loss_rates(rows[empty]), 0.9))
+            known = samples[~empty]
+            usual = (
+                float(np.median(known))
+                if known.size
+                else (float(np.nanmedian(guess)) if len(guess) and not np.isnan(guess).all() else 0.0)
+            )
+            samples[empty] = np.where(np.isnan(guess), usual, guess)[:, None]
+        return samples
+
+    # ------------------------------------------------------------ inside
+
+    @property
+    def _classes(self) -> Ints:
+        return self._links.counter("quality")[: len(self._links.index)]
+
+    def _every(self) -> Ints:
+        return np.arange(len(self._links.index))
+
+    def _in_classes(self, rows: Ints, low: int, high: int = len(q.CLASSES)) -> list[str]:
+        ids, classes = self._links.index.ids, self._classes
+        return [ids[row] for row in rows if low <= classes[row] <= high]
+
+    def _judge(self, rows: Ints) -> Scores:
+        links, config = self._links, self.config
+        silence = np.maximum(self._clock() - links.column("last_seen")[rows], 0.0)
+        streak = links.counter("streak")[rows]
+        high = links.latency_ms.quantiles(rows, [0.75])[0]
+        scores = q.score(
+            high,
+            loss=self.loss_rates(rows),
+            success_share=self._success_shares(rows),
+            streak=streak,
+            silence_seconds=silence,
+            config=config,
+        )
+        offline = (silence >= config.offline_after_seconds) | (streak >= config.offline_after_failures)
+        self._classes[rows] = q.classify(scores.total, self._classes[rows], offline, config.hysteresis)
+        return scores
+
+    def _success_shares(self, rows: Ints) -> Floats:
+        filled = self._links.outcomes.filled(rows)
+        return np.where(filled > 0, np.nansum(self._links.outcomes.values[rows], axis=1) / np.maximum(filled, 1), 1.0)
+
+    def _trends(self, rows: Ints) -> Floats:
+        return q.mann_kendall(self._links.latency_ms.latest(rows, q.FULL_TREND))
+
+    def _review_alerts(self) -> None:
+        rows = self._every()
+        total = self._judge(rows).total
+        loss, trends = self.loss_rates(rows), self._trends(rows)
+        counts = self._links.outcomes.counts[rows]
+        conditions: list[Condition] = []
+        silence = np.maximum(self._clock() - self._links.column("last_seen")[rows], 0.0)
+        levels, trend = self._links.column("level"), self._links.column("trend")
+        lossy = (loss > 0.5 * self.config.worst_loss) & (counts >= 8)
+        steep = (trends > 2.58) & (np.abs(trend[rows]) > 0.02 * levels[rows])
+        troubled = (self._classes >= q.CRITICAL) | lossy | steep
+        for row in np.flatnonzero(troubled):
+            node_id, class_number = self._links.index.ids[row], self._classes[row]
+            if class_number == q.OFFLINE:
+                figures = {"silence_seconds": float(silence[row])}
+                conditions.append(Condition(node_id, AlertKind.OFFLINE, Severity.HIGH, figures))
+                continue
+            if class_number == q.CRITICAL:
+                figures = {"score": float(total[row])}
+                conditions.append(Condition(node_id, AlertKind.CRITICAL_QUALITY, Severity.HIGH, figures))
+            if lossy[row]:
+                grave = loss[row] > self.config.worst_loss
+                severity = Severity.HIGH if grave else Severity.MEDIUM
+                conditions.append(Condition(node_id, AlertKind.HIGH_LOSS, severity, {"loss_rate": float(loss[row])}))
+            if steep[row]:
+                figures = {"latency_ms": float(levels[row]), "rise_ms_per_update": float(trend[row])}
+                conditions.append(Condition(node_id, AlertKind.DEGRADING, Severity.MEDIUM, figures))
+        self._alerts.update(conditions, self._clock())
+
+    def _profiles(self, rows: Ints) -> list[LinkProfile]:
+        links, scores = self._links, self._judge(rows)
+        quartile, median, upper, p95 = links.latency_ms.quantiles(rows, [0.25, 0.5, 0.75, 0.95])
+        loss, shares, trends = self.loss_rates(rows), self._success_shares(rows), self._trends(rows)
+        rounds = links.exchange_seconds.quantiles(rows, [0.5])[0]
+        forecast = median * self.forecast_scale(rows, 1.0)
+        now = self._clock()
+        return [
+            LinkProfile(
+                node_id=links.index.ids[row],
+                quality=q.CLASSES[self._classes[row]],
+                score=float(scores.total[at]),
+                latency_score=float(scores.latency[at]),
+                loss_score=float(scores.loss[at]),
+                reliability_score=float(scores.reliability[at]),
+                freshness=float(scores.freshness[at]),
+                latency_ms=float(median[at]),
+                latency_p95_ms=float(p95[at]),
+                jitter_ms=float(upper[at] - quartile[at]) / 2.0,
+                loss_rate=float(loss[at]),
+                reliability=float(shares[at]),
+                trend=_trend(float(trends[at])),
+                forecast_ms=float(forecast[at]),
+                round_seconds=float(rounds[at]),
+                communications=int(links.outcomes.counts[row]),
+                silence_seconds=max(0.0, now - float(links.column("last_seen")[row])),
+            )
+            for at, row in enumerate(rows)
+        ]
+
+
+def _trend(z: float) -> Trend:
+    if abs(z) < 1.96:
+        return Trend.STABLE
+    return Trend.DEGRADING if z > 0 else Trend.IMPROVING
+
+
+def not_negative(value: float, name: str) -> float:
+    """`value`, if it is a finite number ≥ 0.
+
+    Raises:
+        InvalidInput: it is not.
+    """
+    number = float(value)
+    if not math.isfinite(number) or number < 0:
+        raise InvalidInput(f"{name} must be a finite number >= 0, not {value}")
+    return number
+
+
+def positive(value: float, name: str) -> float:
+    """`value`, if it is a finite number > 0.
+
+    Raises:
+        InvalidInput: it is not.
+    """
+    if not_negative(value, name) == 0:
+        raise InvalidInput(f"{name} must be above 0")
+    return float(value)

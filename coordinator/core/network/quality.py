@@ -1,0 +1,113 @@
+"""Scores and classes of links, as functions over arrays of links."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from common.config import MonitorConfig
+from coordinator.core.table import Bools, Floats, Ints
+
+
+class ConnectionQuality(StrEnum):
+    """The class of a link."""
+
+    EXCELLENT = "excellent"
+    GOOD = "good"
+    FAIR = "fair"
+    POOR = "poor"
+    CRITICAL = "critical"
+    OFFLINE = "offline"
+
+
+class Trend(StrEnum):
+    """Where a link's latency is heading."""
+
+    IMPROVING = "improving"
+    STABLE = "stable"
+    DEGRADING = "degrading"
+
+
+CLASSES = tuple(ConnectionQuality)
+OFFLINE = CLASSES.index(ConnectionQuality.OFFLINE)
+CRITICAL = CLASSES.index(ConnectionQuality.CRITICAL)
+LOWER_BOUNDS = np.array([90.0, 75.0, 60.0, 40.0, 0.0])
+"""Least score of each class but OFFLINE: the shipped profiles perfect … unstable fall one into each."""
+FULL_TREND = 16
+"""Communications that a trend looks at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Points of links, one entry each."""
+
+    latency: Floats
+    """0–40: falls with the logarithm of the 75 % quantile of the round trip."""
+    loss: Floats
+    """0–30: falls linearly with the smoothed share of lost communications."""
+    reliability: Floats
+    """0–30: long-run share of successes, cut by a running streak of failures."""
+    freshness: Floats
+    """0–1: how recent the data is; scales the total."""
+
+    @property
+    def total(self) -> Floats:
+        """0–100."""
+        return (self.latency + self.loss + self.reliability) * self.freshness
+
+
+def score(
+    latency_ms: Floats,
+    *,
+    loss: Floats,
+    success_share: Floats,
+    streak: Ints,
+    silence_seconds: Floats,
+    config: MonitorConfig,
+) -> Scores:
+    """Score links by their figures. A link without data gets half of the points, decaying with silence."""
+    span = np.log(config.worst_latency_ms / config.best_latency_ms)
+    badness = np.log(np.maximum(latency_ms, 1e-9) / config.best_latency_ms) / span
+    latency = 40.0 * (1.0 - np.clip(badness, 0.0, 1.0))
+    unknown = np.isnan(latency_ms)
+    steady = np.clip(2.0 * success_share - 1.0, 0.0, 1.0) * (
+        1.0 - np.minimum(streak / config.offline_after_failures, 1.0)
+    )
+    # Full worth for a third of the time that leads to Offline, then down to nothing.
+    freshness = np.clip(1.5 * (1.0 - silence_seconds / config.offline_after_seconds), 0.0, 1.0)
+    return Scores(
+        np.where(unknown, 20.0, latency),
+        np.where(unknown, 15.0, 30.0 * (1.0 - np.clip(loss / config.worst_loss, 0.0, 1.0))),
+        np.where(unknown, 15.0, 30.0 * steady),
+        freshness,
+    )
+
+
+def classify(total: Floats, before: Ints, offline: Bools, hysteresis: float) -> Ints:
+    """Class numbers. A link leaves its class only when its score is `hysteresis` points beyond the boundary.
+
+    `before` holds the classes until now, -1 for none. A pure function of the score and the class, so that asking twice
+    changes nothing.
+    """
+    boundaries = LOWER_BOUNDS[:-1]
+    plain = (total[:, None] < boundaries).sum(axis=1)
+    up = (total[:, None] < boundaries + hysteresis).sum(axis=1)
+    down = (total[:, None] < boundaries - hysteresis).sum(axis=1)
+    known = (before >= 0) & (before != OFFLINE)
+    settled = np.where(known, np.clip(before, down, up), plain)
+    return np.where(offline, OFFLINE, settled)
+
+
+def mann_kendall(window: Floats) -> Floats:
+    """The Mann–Kendall statistic z of each row, oldest value first: above 1.96 it rises, below −1.96 it falls.
+
+    NaN in front stands for missing values. (Mann, "Nonparametric tests against trend", Econometrica 1945.)
+    """
+    count = (~np.isnan(window)).sum(axis=1)
+    statistic = np.zeros(len(window))
+    with np.errstate(invalid="ignore"):
+        for lag in range(1, window.shape[1]):
+            statistic += np.nansum(np.sign(window[:, lag:] - window[:, :-lag]), axis=1)
+    variance = count * (count - 1) * (2 * count + 5) / 18.0
+    continuity = statistic - np.sign(statistic)
+    return np.where(count >= 6, continuity / np.sqrt(np.maximum(variance, 1.0)), 0.0)

@@ -1,0 +1,509 @@
+"""The orchestrator: asks the monitor, chooses the nodes, sizes their work, judges the outcome, finds the way back."""
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any, TypedDict
+
+import numpy as np
+
+from common.clock import Clock, monotonic
+from common.config import SystemConfig
+from common.errors import InvalidInput
+from coordinator.core.batching import AdaptiveBatchController, BatchReason, BatchSizeStrategy
+from coordinator.core.batching.controller import BatchChange, Pace
+from coordinator.core.batching.goodput import batch_progress, steps_progress
+from coordinator.core.batching.strategies import LearningRateReason
+from coordinator.core.decisions import CLUSTER, Decision, DecisionKind
+from coordinator.core.events import Contribution
+from coordinator.core.network import ConnectionQuality, NetworkQualityMonitor
+from coordinator.core.network.monitor import not_negative
+from coordinator.core.orchestration.ledger import Ledger, RoundRecord
+from coordinator.core.orchestration.objective import Objective, RollbackReason, Snapshot, Verdict
+from coordinator.core.orchestration.phases import LossTrack, Phase, PhaseReason
+from coordinator.core.orchestration.policy import TRAITS, AdaptationPolicy, Traits
+from coordinator.core.selection import DynamicNodeSelector, SelectionReason, SelectionStrategy
+from coordinator.core.selection.selector import Outlook
+
+_LISTED = 50
+"""Changes of one kind in one round that are recorded one by one; of more, the count and the means."""
+
+
+class RoundDecisions(TypedDict):
+    """What is decided before a round. The same `local_steps` and `learning_rate` hold for every node of it."""
+
+    round: int
+    phase: str
+    policy: str
+    selected_nodes: list[str]
+    batch_sizes: dict[str, int]
+    local_steps: int
+    learning_rate: float
+    decisions: list[Decision]
+    """What changed since the last round, each with its reason."""
+    overhead_seconds: float
+
+
+class ClusterReason(StrEnum):
+    """Why something was decided about the whole cluster."""
+
+    NO_NODES = "no_nodes"
+    NODES_CHANGED = "nodes_changed"
+    CLASS_CHANGED = "class_changed"
+    SET_BY_USER = "set_by_user"
+    DOING_WELL = "doing_well"
+    PERIODIC_EVALUATION = "periodic_evaluation"
+    HELD_AFTER_ROLLBACK = "held_after_rollback"
+
+
+class AdaptiveOrchestrator:
+    """Drives the adaptation of a run, round by round.
+
+    It learns from `metrics["contributions"]` (see `post_round_evaluation`); a caller that has none feeds the parts
+    itself with `record_communication`, `record_performance` and `record_contribution`. Nodes that it is offered and
+    that a part does not know are registered with it: a cluster may grow at any time.
+    """
+
+    def __init__(
+        self,
+        config: SystemConfig,
+        network_monitor: NetworkQualityMonitor,
+        batch_controller: AdaptiveBatchController,
+        node_selector: DynamicNodeSelector,
+        adaptation_policy: AdaptationPolicy = AdaptationPolicy.REACTIVE,
+        *,
+        clock: Clock = monotonic,
+    ) -> None:
+        self.config = config
+        self.monitor, self.batches, self.selector = network_monitor, batch_controller, node_selector
+        self.policy = AdaptationPolicy(adaptation_policy)
+        self.phase = Phase.INITIALIZATION
+        self._settings = config.orchestrator
+        self._clock = clock
+        self._ledger = Ledger(self._settings.history)
+        self._losses = LossTrack(self._settings)
+        self._objective = Objective()
+        self._snapshot: Snapshot | None = None
+        self._warm_up: Snapshot | None = None
+        self._held_until = -1
+        self._caution = 1.0
+        self._rollbacks = 0
+        self._rounds_begun = 0
+        self._last_change = -(10**9)
+        self._selected: list[str] = []
+        self._available = 0
+        self._round = -1
+        self._reasons: dict[str, SelectionReason] = {}
+        self._pending: list[Decision] = []
+        self._decisions: deque[Decision] = deque(maxlen=self._settings.history)
+        self._overhead = 0.0
+        self._registered: set[str] = set()
+        batch_controller.set_baseline_steps(config.training.local_steps)
+
+    # ------------------------------------------------------------ the run
+
+    def start_training(self) -> None:
+        """The run begins; again is harmless."""
+        if self.phase is Phase.INITIALIZATION:
+            self._enter(Phase.WARM_UP, PhaseReason.TRAINING_STARTED, {"rounds": self._settings.warmup_rounds})
+
+    def shutdown(self) -> None:
+        """The run is over; status and reports stay readable."""
+        if self.phase is not Phase.COMPLETED:
+            self._enter(Phase.COMPLETED, PhaseReason.SHUT_DOWN, {"rounds": self._ledger.count})
+
+    def set_policy(self, policy: AdaptationPolicy | str) -> None:
+        """Change the policy; holds from the next round on."""
+        before, self.policy = self.policy, AdaptationPolicy(policy)
+        self._decide(DecisionKind.POLICY, CLUSTER, ClusterReason.SET_BY_USER, {"from": before, "to": self.policy})
+
+    def register_node(self, node_id: str, largest_batch: int | None = None) -> None:
+        """Make a node known to all parts; `largest_batch` is what its card, and its share of the data, allow."""
+        self.monitor.register_node(node_id)
+        self.selector.register_node(node_id)
+        self.batches.register_node(node_id, largest_batch)
+        self._registered.add(node_id)
+
+    def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> RoundDecisions:
+        """Decide who trains in the coming round, and on how much."""
+        began = self._clock()
+        if self.phase is Phase.INITIALIZATION:
+            self.start_training()
+        self._round = round_num
+        available = list(dict.fromkeys(available_nodes))
+        for node_id in available:
+            if node_id not in self._registered:
+                self.register_node(node_id)
+        self._note_classes(self.monitor.update())
+        self._available = len(available)
+        if self.phase is Phase.WARM_UP and self._rounds_begun >= self._settings.warmup_rounds:
+            self._enter(Phase.ADAPTIVE, PhaseReason.LINKS_MEASURED, {"rounds": self._rounds_begun})
+        self._rounds_begun += 1
+        if not available:
+            self._decide(DecisionKind.SELECTION, CLUSTER, ClusterReason.NO_NODES, {"available_nodes": 0})
+            selected: list[str] = []
+        elif self.policy is AdaptationPolicy.NONE or self.phase not in (Phase.ADAPTIVE, Phase.CONVERGENCE):
+            selected = self._unadapted(available)
+        else:
+            selected = self._adapted(available)
+        self._selected = selected
+        self._overhead = self._clock() - began
+        return {
+            "round": round_num,
+            "phase": str(self.phase),
+            "policy": str(self.policy),
+            "selected_nodes": selected,
+            "batch_sizes": self.batches.get_batch_sizes(selected),
+            "local_steps": self.batches.local_steps,
+            "learning_rate": self.config.training.learning_rate * self.batches.learning_rate_factor,
+            "decisions": self._take_decisions(),
+            "overhead_seconds": self._overhead,
+        }
+
+    def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Learn from a round, and undo what did not pay.
+
+        Args:
+            round_num: as given before the round.
+            metrics: `loss` and `round_time` (seconds), `samples` (used in all), `accuracy` (may be None); optionally
+                `contributions`, a sequence of `coordinator.core.events.Contribution`, one for each selected node,
+                whose `waiting_seconds` is its own communication; and `update_norms`, (mean of |update|² over the
+                nodes, |mean update|²), from which the gradient noise scale is estimated.
+
+        Returns:
+            `decisions` (what follows at once, a rollback say), `progress_per_second`, `phase`.
+
+        Raises:
+            InvalidInput: a metric is missing, a time or count is negative or not finite. A loss that is not finite is
+                no error but a reason to roll back.
+        """
+        began = self._clock()
+        self._round = round_num
+        try:
+            loss, samples = float(metrics["loss"]), int(not_negative(metrics["samples"], "samples"))
+            seconds = not_negative(metrics["round_time"], "round_time")
+        except KeyError as missing:
+            raise InvalidInput(f"the round's metrics have no {missing}; needed: loss, round_time, samples") from None
+        contributions: Sequence[Contribution] = metrics.get("contributions") or ()
+        for contribution in contributions:
+            self.record_result(contribution)
+        self._note_noise(metrics.get("update_norms"), contributions)
+        steps = self.batches.local_steps
+        total = samples / steps
+        reference = float(self.batches.baseline_batch_size * max(self._available, 1))
+        worth = float(batch_progress(total, self.batches.noise_scale(reference))) if total else 0.0
+        progress = steps_progress(steps, self.batches.drift_steps) * worth
+        rate = progress / seconds if seconds > 0 else 0.0
+        self._losses.observe(loss)
+        self._objective.observe(rate, loss)
+        if self.policy is not AdaptationPolicy.NONE:
+            self._judge()
+            self._note_standings()
+        self._overhead += self._clock() - began
+        accuracy = metrics.get("accuracy")
+        self._ledger.add(
+            RoundRecord(
+                round_num,
+                self.phase,
+                len(self._selected),
+                samples,
+                seconds,
+                progress,
+                loss,
+                None if accuracy is None else float(accuracy),
+                steps,
+                self.batches.learning_rate_factor,
+                self._overhead,
+            )
+        )
+        self._follow_loss()
+        self._overhead = 0.0
+        return {"decisions": self._take_decisions(), "progress_per_second": rate, "phase": str(self.phase)}
+
+    def record_result(self, result: Contribution) -> None:
+        """What one node did in a round; feeds all three parts.
+
+        Raises:
+            UnknownName: it was never offered nor registered.
+            InvalidInput: a negative or non-finite time.
+        """
+        node_id, exchange = result.node, not_negative(result.waiting_seconds, "waiting_seconds")
+        self.monitor.record_round(node_id, exchange, result.success)
+        loss = result.loss_before or result.loss or None
+        self.selector.record_contribution(node_id, result.compute_seconds, exchange, result.success, loss=loss)
+        if result.success and result.samples:
+            steps = max(1, round(result.samples / result.batch_size)) if result.batch_size else 1
+            spent = result.compute_seconds + exchange
+            self.batches.record_performance(
+                node_id, result.samples, spent, steps=steps, compute_seconds=result.compute_seconds
+            )
+
+    # ------------------------------------------------------------ asking
+
+    def get_orchestrator_status(self) -> dict[str, Any]:
+        """Phase, policy, the last round's figures, overhead, rollbacks, and the latest decisions."""
+        last = self._ledger.rounds[-1].record() if self._ledger.rounds else None
+        return {
+            "phase": str(self.phase),
+            "policy": str(self.policy),
+            "round": self._round,
+            "rounds_completed": self._ledger.count,
+            "selected_nodes": list(self._selected),
+            "local_steps": self.batches.local_steps,
+            "learning_rate_factor": self.batches.learning_rate_factor,
+            "progress_per_second": self._objective.value,
+            "last_round": last,
+            "rollbacks": self._rollbacks,
+            "snapshot_round": self._snapshot.round if self._snapshot else None,
+            "overhead": self._ledger.overhead(),
+            "network": self.monitor.get_cluster_health_summary(),
+            "decisions": [decision.record() for decision in list(self._decisions)[-20:]],
+        }
+
+    def get_performance_comparison(self) -> dict[str, Any]:
+        """The warm-up, in which nothing was adapted, against the rounds since."""
+        return self._ledger.comparison()
+
+    def export_full_report(self) -> dict[str, Any]:
+        """Everything, as a JSON object."""
+        return {
+            "status": self.get_orchestrator_status(),
+            "comparison": self.get_performance_comparison(),
+            "rounds": [each.record() for each in self._ledger.rounds],
+            "decisions": [decision.record() for decision in self._decisions],
+            "selection": self.selector.get_selection_summary(),
+            "batches": self.batches.get_adaptation_summary(),
+            "alerts": [alert.message for alert in self.monitor.get_alerts()],
+        }
+
+    # ------------------------------------------------------------ before a round
+
+    def _unadapted(self, available: Sequence[str]) -> list[str]:
+        warm = self.policy is not AdaptationPolicy.NONE
+        reason = SelectionReason.WARM_UP if warm else SelectionReason.ALL_AVAILABLE
+        selected = self.selector.take_all(available, self._round, reason)
+        self._note_batches(self.batches.reset(selected))
+        self._note_selection()
+        return selected
+
+    def _adapted(self, available: Sequence[str]) -> list[str]:
+        if self._round < self._held_until and self._snapshot:
+            held = [node_id for node_id in self._snapshot.selected if node_id in set(available)]
+            if held:
+                selected = self.selector.impose(held, available, self._round, SelectionReason.ROLLED_BACK)
+                self._note_selection()
+                return selected
+        traits = TRAITS[self.policy]
+        calm = TRAITS[AdaptationPolicy.CONSERVATIVE] if self.phase is Phase.CONVERGENCE else traits
+        reference = self.batches.baseline_batch_size * len(available)
+        outlook = Outlook(
+            compute_seconds=self.batches.compute_seconds(available),
+            batch_sizes=np.array(list(self.batches.get_batch_sizes(available).values())),
+            noise_scale=self.batches.noise_scale(reference),
+            gain=calm.selection_gain,
+            horizon=traits.horizon,
+            window=calm.window,
+        )
+        before = set(self._selected)
+        selected = self.selector.select_nodes(available, round_num=self._round, outlook=outlook)
+        self._note_standings()
+        self._note_selection()
+        changed = self._adapt_batches(selected, len(available), traits) or before != set(selected)
+        if changed:
+            if self._objective.settled:
+                self._keep_snapshot()
+            self._objective.changed()
+        return selected
+
+    def _adapt_batches(self, selected: Sequence[str], reference: int, traits: Traits) -> bool:
+        due = self._round - self._last_change >= traits.interval and self.phase is Phase.ADAPTIVE
+        if not due or not selected:
+            return False
+        pace = Pace(1.0 + (traits.step - 1.0) * self._caution, traits.plan_gain, traits.horizon, traits.window)
+        steps, factor = self.batches.local_steps, self.batches.learning_rate_factor
+        changes = self.batches.evaluate_and_adapt(selected, reference_nodes=reference, pace=pace)
+        self._note_batches(changes)
+        self._note_pace(steps, factor)
+        changed = bool(changes) or steps != self.batches.local_steps
+        if changed:
+            self._last_change = self._round
+        return changed
+
+    # ------------------------------------------------------------ after a round
+
+    def _judge(self) -> None:
+        """Roll back if the present configuration does worse than the one before it."""
+        verdict = self._objective.loss_verdict()
+        if self.phase is Phase.WARM_UP:
+            if self._objective.value > 0:
+                self._warm_up = self._as_snapshot()
+                self._snapshot = self._snapshot or self._warm_up
+            return
+        if self._round < self._held_until or self.phase is Phase.COMPLETED:
+            return
+        target = self._snapshot
+        if verdict is None and target is not None:
+            verdict = self._objective.verdict(target, self._exchange_seconds(), RollbackReason.OBJECTIVE_FELL)
+        if verdict is None and self._ledger.count % self._settings.evaluation_interval == 0:
+            verdict, target = self._deep_evaluation(), self._warm_up
+        elif verdict is not None and verdict.reason is not RollbackReason.OBJECTIVE_FELL:
+            target = self._warm_up or target
+        if verdict is not None and target is not None:
+            self._roll_back(target, verdict)
+
+    def _deep_evaluation(self) -> Verdict | None:
+        """Periodically: is all of this still better than the fixed baseline was, and how do the links stand?"""
+        health = self.monitor.get_cluster_health_summary()
+        figures = {
+            "progress_per_second": self._objective.value,
+            "warm_up_progress_per_second": self._warm_up.objective if self._warm_up else 0.0,
+            "health_score": float(health["health_score"]),
+            "open_alerts": int(health["open_alerts"]),
+        }
+        self._decide(DecisionKind.POLICY, CLUSTER, ClusterReason.PERIODIC_EVALUATION, figures)
+        if self._warm_up is None:
+            return None
+        return self._objective.verdict(self._warm_up, self._exchange_seconds(), RollbackReason.WORSE_THAN_WARM_UP)
+
+    def _roll_back(self, to: Snapshot, verdict: Verdict) -> None:
+        self._rollbacks += 1
+        self._caution = max(0.25, 0.5 * self._caution)
+        self._held_until = self._round + 1 + self._settings.rollback_rounds
+        self._snapshot = to
+        changes = self.batches.restore(to.batch_sizes, to.local_steps, to.learning_rate_factor, BatchReason.ROLLED_BACK)
+        self._decide(DecisionKind.ROLLBACK, CLUSTER, verdict.reason, verdict.figures)
+        self._note_batches(changes)
+        self._objective.changed()
+        self._objective.forget_loss()
+
+    def _keep_snapshot(self) -> None:
+        """Keep the present configuration, if it did better than the one that is kept, or the network has changed."""
+        kept = self._snapshot
+        moved = kept is not None and self._exchange_seconds() > 1.3 * kept.exchange_seconds
+        if kept is None or moved or self._objective.value > kept.objective:
+            self._snapshot = self._as_snapshot()
+            figures = {"progress_per_second": self._snapshot.objective, "local_steps": self._snapshot.local_steps}
+            self._decide(DecisionKind.SNAPSHOT, CLUSTER, ClusterReason.DOING_WELL, figures)
+
+    def _as_snapshot(self) -> Snapshot:
+        return Snapshot(
+            self._round,
+            tuple(self._selected),
+            self.batches.get_batch_sizes(self._selected),
+            self.batches.local_steps,
+            self.batches.learning_rate_factor,
+            self._objective.value,
+            self._objective.noise,
+            self._exchange_seconds(),
+        )
+
+    def _exchange_seconds(self) -> float:
+        """What the network takes of a round of the selected nodes: the slowest one's usual communication."""
+        if not self._selected:
+            return 0.0
+        samples = self.monitor.exchange_samples(self.monitor.rows(self._selected), 4)
+        return float(samples.max(axis=0).mean())
+
+    def _follow_loss(self) -> None:
+        improvement = self._losses.improvement
+        if improvement is None:
+            return
+        figures = {"improvement_per_round": improvement}
+        if self.phase is Phase.ADAPTIVE and self._losses.stalled:
+            self._enter(Phase.CONVERGENCE, PhaseReason.LOSS_STALLED, figures)
+        elif self.phase is Phase.CONVERGENCE and self._losses.moving:
+            self._enter(Phase.ADAPTIVE, PhaseReason.LOSS_MOVES_AGAIN, figures)
+
+    def _note_noise(self, norms: Any, contributions: Sequence[Contribution]) -> None:
+        used = [each.samples for each in contributions if each.success]
+        if norms is not None and len(used) >= 2:
+            mean_square, square_of_mean = norms
+            self.batches.noise.observe(
+                float(mean_square), float(square_of_mean), len(used), math.fsum(used) / len(used)
+            )
+
+    # ------------------------------------------------------------ keeping the record
+
+    def _decide(
+        self, kind: DecisionKind, subject: str, reason: StrEnum, figures: Mapping[str, float | int | str]
+    ) -> None:
+        self._pending.append(Decision(self._round, kind, subject, reason, figures))
+
+    def _take_decisions(self) -> list[Decision]:
+        taken, self._pending = self._pending, []
+        self._decisions.extend(taken)
+        return taken
+
+    def _enter(self, phase: Phase, reason: PhaseReason, figures: Mapping[str, float | int | str]) -> None:
+        self._decide(DecisionKind.PHASE, CLUSTER, reason, {"from": self.phase, "to": phase, **figures})
+        self.phase = phase
+
+    def _note_classes(self, changed: Mapping[str, ConnectionQuality]) -> None:
+        for node_id in list(changed)[:_LISTED]:
+            profile = self.monitor.get_node_profile(node_id)
+            figures: dict[str, float | int | str] = {"quality": str(changed[node_id]), "score": profile.score}
+            if math.isfinite(profile.latency_ms):
+                figures |= {"latency_ms": profile.latency_ms, "loss_rate": profile.loss_rate}
+            self._decide(DecisionKind.QUALITY, node_id, ClusterReason.CLASS_CHANGED, figures)
+
+    def _note_standings(self) -> None:
+        for node_id, change in self.selector.take_standing_changes():
+            figures = {"state": str(change.state), **change.figures}
+            self._decide(DecisionKind.QUARANTINE, node_id, change.reason, figures)
+
+    def _note_selection(self) -> None:
+        """Nodes whose reason changed, and the set where it changed."""
+        last = self.selector.last_selection
+        if last is None:
+            return
+        new = [(node_id, why) for node_id, why in last.reasons.items() if self._reasons.get(node_id) is not why]
+        for node_id, why in new[:_LISTED]:
+            self._decide(DecisionKind.SELECTION, node_id, why, last.figures_of(node_id))
+        if new:
+            figures = {"selected": len(last.selected), "available": len(last.reasons), "changed": len(new)}
+            self._decide(DecisionKind.SELECTION, CLUSTER, ClusterReason.NODES_CHANGED, figures)
+            self._reasons.update(last.reasons)
+
+    def _note_batches(self, changes: Mapping[str, BatchChange]) -> None:
+        if len(changes) <= _LISTED:
+            for node_id, change in changes.items():
+                figures = {"from": change.old, "to": change.new, **change.figures}
+                self._decide(DecisionKind.BATCH_SIZE, node_id, change.reason, figures)
+            return
+        for reason in dict.fromkeys(change.reason for change in changes.values()):
+            same = [change for change in changes.values() if change.reason is reason]
+            figures = {
+                "nodes": len(same),
+                "mean_from": sum(change.old for change in same) / len(same),
+                "mean_to": sum(change.new for change in same) / len(same),
+            }
+            self._decide(DecisionKind.BATCH_SIZE, CLUSTER, reason, figures)
+
+    def _note_pace(self, steps: int, factor: float) -> None:
+        now = self.batches
+        if now.local_steps != steps:
+            more = now.local_steps > steps
+            reason = LearningRateReason.AMORTISES_COMMUNICATION if more else LearningRateReason.SHORTER_ROUNDS_PAY
+            figures = {"from": steps, "to": now.local_steps, "communication_seconds": self._exchange_seconds()}
+            self._decide(DecisionKind.LOCAL_STEPS, CLUSTER, reason, figures)
+        if abs(now.learning_rate_factor - factor) > 0.02 * factor:
+            figures = {"from_factor": factor, "to_factor": now.learning_rate_factor}
+            self._decide(DecisionKind.LEARNING_RATE, CLUSTER, LearningRateReason.FOLLOWS_TOTAL_BATCH, figures)
+
+
+def build_orchestrator(config: SystemConfig, *, clock: Clock = monotonic) -> AdaptiveOrchestrator:
+    """The whole stack as the configuration has it."""
+    monitor = NetworkQualityMonitor(config=config.monitor, clock=clock)
+    batches = AdaptiveBatchController(
+        monitor,
+        config.training.batch_size,
+        BatchSizeStrategy(config.batch.strategy),
+        config=config.batch,
+        local_steps=config.training.local_steps,
+    )
+    selector = DynamicNodeSelector(
+        monitor, SelectionStrategy(config.selector.strategy), config=config.selector, clock=clock
+    )
+    policy = AdaptationPolicy(config.orchestrator.policy)
+    return AdaptiveOrchestrator(config, monitor, batches, selector, policy, clock=clock)

@@ -1,0 +1,65 @@
+"""The phases of a run."""
+
+from collections import deque
+from enum import StrEnum
+
+import numpy as np
+
+from common.config import OrchestratorConfig
+
+
+class Phase(StrEnum):
+    """Where a run is."""
+
+    INITIALIZATION = "initialization"
+    WARM_UP = "warm_up"
+    """Measures only."""
+    ADAPTIVE = "adaptive_training"
+    CONVERGENCE = "convergence"
+    """Minimal adaptation: links that fail are still left out, sizes stay."""
+    COMPLETED = "completed"
+
+
+class PhaseReason(StrEnum):
+    """Why a phase began."""
+
+    TRAINING_STARTED = "training_started"
+    LINKS_MEASURED = "links_measured"
+    LOSS_STALLED = "loss_stalled"
+    LOSS_MOVES_AGAIN = "loss_moves_again"
+    SHUT_DOWN = "shut_down"
+
+
+class LossTrack:
+    """Whether the loss still improves: the slope of its logarithm over a window."""
+
+    def __init__(self, config: OrchestratorConfig) -> None:
+        self._config = config
+        self._logs: deque[float] = deque(maxlen=config.convergence_window)
+
+    def observe(self, loss: float) -> None:
+        """The loss after a round; ignored unless positive and finite."""
+        if np.isfinite(loss) and loss > 0:
+            self._logs.append(float(np.log(loss)))
+
+    @property
+    def improvement(self) -> float | None:
+        """Relative improvement per round, robust to single rounds (Theil–Sen); None before the window is full."""
+        count = len(self._logs)
+        if count < (self._logs.maxlen or 0):
+            return None
+        values = np.array(self._logs)
+        first, second = np.triu_indices(count, 1)
+        return -float(np.median((values[second] - values[first]) / (second - first)))
+
+    @property
+    def stalled(self) -> bool:
+        """It does not improve any more."""
+        improvement = self.improvement
+        return improvement is not None and improvement < self._config.convergence_improvement
+
+    @property
+    def moving(self) -> bool:
+        """It clearly improves (twice the limit: no flapping between the two)."""
+        improvement = self.improvement
+        return improvement is not None and improvement > 2.0 * self._config.convergence_improvement

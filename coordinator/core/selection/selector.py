@@ -1,0 +1,395 @@
+"""The node selector: who trains in a round, and why."""
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from common.clock import Clock, monotonic
+from common.config import SelectorConfig
+from common.errors import InvalidInput
+from coordinator.core.network import NetworkQualityMonitor
+from coordinator.core.network.monitor import not_negative
+from coordinator.core.network.quality import OFFLINE
+from coordinator.core.selection import strategies as st
+from coordinator.core.selection.contributions import Contributions
+from coordinator.core.selection.standing import NodeState, StandingChange, Standings
+from coordinator.core.selection.strategies import CODE, REASONS, Choice, SelectionReason, SelectionStrategy
+from coordinator.core.table import Bools, Floats, Ints, NodeIndex, grown
+
+_HEALTHY = 2
+"""Classes excellent, good and fair are healthy: such a node never starves."""
+_AUTOMATIC, _INCLUDE, _EXCLUDE = 0, 1, -1
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is expected of the candidates in the coming round; the selector fills what it is not given."""
+
+    compute_seconds: Floats | None = None
+    """Of each candidate, with the batch planned for it."""
+    batch_sizes: Ints | None = None
+    noise_scale: float | None = None
+    """φ in samples; the total of all candidates if not given."""
+    gain: float = 0.1
+    """Least relative gain in progress per second for which nodes are left out."""
+    horizon: float = 0.0
+    """Observations ahead for which the links are forecast."""
+    window: int = 8
+    """Latest rounds of a link that count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The outcome for one round."""
+
+    round: int
+    selected: list[str]
+    reasons: Mapping[str, SelectionReason]
+    """Of every node that was available."""
+    figures: Mapping[str, Floats] = field(default_factory=dict)
+    """Of the candidates, by name; aligned with `candidates`."""
+    candidates: Mapping[str, int] = field(default_factory=dict)
+
+    def figures_of(self, node_id: str) -> dict[str, float]:
+        """The figures behind the reason of one node."""
+        at = self.candidates.get(node_id)
+        return {} if at is None else {name: float(values[at]) for name, values in self.figures.items()}
+
+
+class DynamicNodeSelector:
+    """Chooses the nodes of each round from links, contributions and standing."""
+
+    def __init__(
+        self,
+        network_monitor: NetworkQualityMonitor,
+        strategy: SelectionStrategy = SelectionStrategy.ADAPTIVE_THRESHOLD,
+        max_selected_nodes: int | None = None,
+        *,
+        config: SelectorConfig | None = None,
+        clock: Clock = monotonic,
+    ) -> None:
+        self.config = config or SelectorConfig()
+        self.strategy = SelectionStrategy(strategy)
+        self.max_selected_nodes = (
+            max_selected_nodes if max_selected_nodes is not None else self.config.max_selected_nodes
+        )
+        if self.max_selected_nodes is not None and self.max_selected_nodes < 1:
+            raise InvalidInput(f"max_selected_nodes must be at least 1, not {self.max_selected_nodes}")
+        self._monitor = network_monitor
+        self._clock = clock
+        self._index = NodeIndex()
+        self._contributions = Contributions()
+        self._standings = Standings(self.config)
+        self._rules: Ints = np.zeros(0, np.int64)
+        self._round = -1
+        self._slow_budget_seconds = 0.0
+        self._last: Selection | None = None
+        self._history: deque[tuple[int, list[str]]] = deque(maxlen=200)
+
+    # ------------------------------------------------------------ feeding
+
+    def register_node(self, node_id: str) -> None:
+        """Make a node known; again is harmless."""
+        row = self._index.add(node_id)
+        if row is not None:
+            self._contributions.grow(row + 1)
+            self._standings.grow(row + 1)
+            self._rules = grown(self._rules, row + 1, _AUTOMATIC)
+            self._contributions.last_round[row] = self._round
+
+    def record_contribution(
+        self,
+        node_id: str,
+        compute_time: float,
+        waiting_time: float,
+        success: bool,
+        *,
+        late: bool = False,
+        loss: float | None = None,
+    ) -> None:
+        """What a selected node did in a round, in seconds. A late one loses its round, not its place.
+
+        Raises:
+            UnknownName: the node is not registered.
+            InvalidInput: a time that is negative or not finite.
+        """
+        row = self._index.row(node_id)
+        compute = not_negative(compute_time, "compute_time")
+        self._contributions.add(row, compute, not_negative(waiting_time, "waiting_time"), success, loss)
+        if success or not late:
+            self._standings.outcome(row, success, self._clock())
+
+    def force_include(self, node_id: str) -> None:
+        """Into every round for which it is available, until cleared; quarantine does not hold it."""
+        self._rules[self._index.row(node_id)] = _INCLUDE
+
+    def force_exclude(self, node_id: str) -> None:
+        """Out of every round until cleared."""
+        self._rules[self._index.row(node_id)] = _EXCLUDE
+
+    def clear_rule(self, node_id: str) -> None:
+        """Leave the node to the strategy again."""
+        self._rules[self._index.row(node_id)] = _AUTOMATIC
+
+    # ------------------------------------------------------------ deciding
+
+    def select_nodes(
+        self, available: Sequence[str], *, round_num: int | None = None, outlook: Outlook | None = None
+    ) -> list[str]:
+        """The nodes of the coming round, in the order in which they were given.
+
+        Raises:
+            UnknownName: one of them is not registered.
+        """
+        ids = list(dict.fromkeys(available))
+        rows = self._index.rows(ids)
+        self._round = self._round + 1 if round_num is None else round_num
+        if not ids:
+            return self._keep(Selection(self._round, [], {}))
+        now = self._clock()
+        self._standings.release_due(rows, now)
+        link_rows = self._monitor.rows(ids)
+        reasons, eligible = self._eligible(rows, link_rows)
+        choice = self._choose(rows[eligible], link_rows[eligible], outlook or Outlook(), eligible)
+        reasons[eligible] = choice.reasons
+        chosen = np.zeros(len(ids), bool)
+        chosen[eligible] = choice.chosen
+        forced = self._rules[rows] == _INCLUDE
+        chosen |= forced
+        reasons[forced] = CODE[SelectionReason.FORCED_IN]
+        if not chosen.any() and (self._rules[rows] != _EXCLUDE).any():
+            self._release_least_bad(rows, link_rows, chosen, reasons, now)
+        chosen = self._capped(chosen, reasons, rows, link_rows, forced)
+        self._contributions.last_round[rows[chosen]] = self._round
+        self._contributions.counts[rows[chosen], 2] += 1
+        selected = [node_id for node_id, taken in zip(ids, chosen.tolist(), strict=True) if taken]
+        named = {node_id: REASONS[code] for node_id, code in zip(ids, reasons.tolist(), strict=True)}
+        places = {ids[place]: at for at, place in enumerate(eligible.tolist())}
+        return self._keep(Selection(self._round, selected, named, choice.figures, places))
+
+    def take_all(self, available: Sequence[str], round_num: int, reason: SelectionReason) -> list[str]:
+        """Everyone that is not excluded by a user, for rounds in which nothing is adapted."""
+        ids = list(dict.fromkeys(available))
+        rows = self._index.rows(ids)
+        self._round = round_num
+        taken = self._rules[rows] != _EXCLUDE
+        return self.impose(
+            [node_id for node_id, ok in zip(ids, taken.tolist(), strict=True) if ok], ids, round_num, reason
+        )
+
+    def impose(
+        self, selected: Sequence[str], available: Sequence[str], round_num: int, reason: SelectionReason
+    ) -> list[str]:
+        """Record a selection that was made elsewhere (warm-up, a restored snapshot)."""
+        self._round = round_num
+        rows = self._index.rows(selected)
+        self._contributions.last_round[rows] = round_num
+        self._contributions.counts[rows, 2] += 1
+        inside = set(selected)
+        named = {n: reason if n in inside else SelectionReason.FORCED_OUT for n in available}
+        return self._keep(Selection(round_num, list(selected), named))
+
+    def take_standing_changes(self) -> list[tuple[str, StandingChange]]:
+        """Quarantines, probations and returns since the last call."""
+        return [(self._index.ids[change.row], change) for change in self._standings.take_changes()]
+
+    # ------------------------------------------------------------ asking
+
+    @property
+    def last_selection(self) -> Selection | None:
+        """The latest round's."""
+        return self._last
+
+    def get_node_score(self, node_id: str) -> float:
+        """0–100: 70 % of the link's score, 30 % of the contribution score.
+
+        Raises:
+            UnknownName: the node is not registered.
+        """
+        row = self._index.row(node_id)
+        return float(self._scores(np.array([row]), self._monitor.rows([node_id]))[0])
+
+    def get_node_state(self, node_id: str) -> NodeState:
+        """The standing of a node.
+
+        Raises:
+            UnknownName: the node is not registered.
+        """
+        return self._standings.state(self._index.row(node_id))
+
+    def get_selection_summary(self) -> dict[str, Any]:
+        """Strategy, standings, rounds, how many were selected, and how often each node was."""
+        states = dict.fromkeys((str(state) for state in NodeState), 0)
+        for row in range(len(self._index)):
+            states[str(self._standings.state(row))] += 1
+        sizes = [len(selected) for _, selected in self._history]
+        last = self.last_selection
+        return {
+            "strategy": str(self.strategy),
+            "total_nodes": len(self._index),
+            "states": states,
+            "rounds": len(sizes),
+            "mean_selected": float(np.mean(sizes)) if sizes else 0.0,
+            "last_selected": list(last.selected) if last else [],
+            "last_reasons": {node_id: str(reason) for node_id, reason in last.reasons.items()} if last else {},
+            "selection_counts": dict(
+                zip(self._index.ids, self._contributions.counts[: len(self._index), 2].tolist(), strict=True)
+            ),
+        }
+
+    def get_node_details(self, node_id: str) -> dict[str, Any]:
+        """Everything about one node.
+
+        Raises:
+            UnknownName: the node is not registered.
+        """
+        row = self._index.row(node_id)
+        rows = np.array([row])
+        attempts, successes, selected = self._contributions.counts[row].tolist()
+        last = self.last_selection
+        reason = last.reasons.get(node_id) if last else None
+        return {
+            "node_id": node_id,
+            "state": str(self._standings.state(row)),
+            "score": self.get_node_score(node_id),
+            "quality": str(self._monitor.get_node_quality(node_id)),
+            "contribution_score": float(self._contributions.score(rows)[0]),
+            "efficiency": float(self._contributions.efficiency(rows)[0]),
+            "reliability": float(self._contributions.reliability(rows)[0]),
+            "attempts": attempts,
+            "successes": successes,
+            "rounds_selected": selected,
+            "rounds_idle": max(0, self._round - int(self._contributions.last_round[row])),
+            "quarantine_seconds_left": self._standings.remaining_seconds(row, self._clock()),
+            "rule": {_AUTOMATIC: "automatic", _INCLUDE: "include", _EXCLUDE: "exclude"}[int(self._rules[row])],
+            "reason": str(reason) if reason else None,
+            "figures": last.figures_of(node_id) if last else {},
+        }
+
+    # ------------------------------------------------------------ inside
+
+    def _keep(self, selection: Selection) -> list[str]:
+        self._last = selection
+        self._history.append((selection.round, selection.selected))
+        return selection.selected
+
+    def _scores(self, rows: Ints, link_rows: Ints) -> Floats:
+        return 0.7 * self._monitor.scores(link_rows) + 30.0 * self._contributions.score(rows)
+
+    def _eligible(self, rows: Ints, link_rows: Ints) -> tuple[Ints, Ints]:
+        """The reasons so far, and the places of those among whom the strategy may choose."""
+        reasons = np.full(len(rows), -1, np.int64)
+        out = self._rules[rows] == _EXCLUDE
+        reasons[out] = CODE[SelectionReason.FORCED_OUT]
+        held = self._standings.quarantined(rows) & ~out
+        reasons[held] = CODE[SelectionReason.QUARANTINED]
+        gone = np.zeros(len(rows), bool)
+        if self.strategy is not SelectionStrategy.ALL_AVAILABLE:
+            idle = self._round - self._contributions.last_round[rows]
+            heard = self._contributions.counts[rows, 0] > 0
+            silent = (self._monitor.classes(link_rows) == OFFLINE) & heard & (idle <= self.config.fairness_rounds)
+            gone = silent & ~out & ~held
+            reasons[gone] = CODE[SelectionReason.OFFLINE]
+        return reasons, np.flatnonzero(~(out | held | gone))
+
+    def _choose(self, rows: Ints, link_rows: Ints, outlook: Outlook, eligible: Ints) -> Choice:
+        count = len(rows)
+        if not count:
+            return st.everyone(0)
+        config, strategy = self.config, self.strategy
+        least = max(1, math.ceil(config.min_selected_share * count - 1e-9))
+        most = self.max_selected_nodes or count
+        seconds = self._seconds(rows, link_rows, outlook, eligible)
+        scores = self._scores(rows, link_rows)
+        if strategy is SelectionStrategy.ALL_AVAILABLE:
+            return st.everyone(count)
+        if strategy is SelectionStrategy.QUALITY_THRESHOLD:
+            links = self._monitor.scores(link_rows)
+            choice = st.at_least(st.above(links, config.quality_threshold, "link_score"), scores, 1)
+        elif strategy is SelectionStrategy.TOP_N:
+            choice = st.best_ranked(scores, self.max_selected_nodes or math.ceil(count / 2))
+        elif strategy is SelectionStrategy.ADAPTIVE_THRESHOLD:
+            choice = st.at_least(st.above(scores, st.adaptive_threshold(scores), "node_score"), scores, least)
+        elif strategy is SelectionStrategy.CONTRIBUTION_BASED:
+            share = self._contributions.score(rows)
+            choice = st.above(share, config.contribution_threshold, "contribution_score")
+            choice = st.at_least(choice, share, least)
+        else:
+            batches = np.ones(count) if outlook.batch_sizes is None else outlook.batch_sizes[eligible]
+            samples = batches * self._contributions.teaches(rows)
+            noise = outlook.noise_scale if outlook.noise_scale is not None else float(samples.sum())
+            previous = self._round - self._contributions.last_round[rows] == 1
+            choice = st.most_progress_per_second(
+                seconds, samples, noise, previous=previous, least=least, most=most, gain=outlook.gain
+            )
+        return self._with_turns(choice, rows, link_rows, seconds)
+
+    def _with_turns(self, choice: Choice, rows: Ints, link_rows: Ints, seconds: Floats) -> Choice:
+        """`choice` with those whom nobody knows yet, those on probation, and those whose turn it is."""
+        chosen, reasons = choice.chosen.copy(), choice.reasons.copy()
+        unknown = (self._contributions.counts[rows, 0] == 0) & (self._contributions.counts[rows, 2] == 0) & ~chosen
+        self._take(unknown, chosen, reasons, SelectionReason.UNEXPLORED)
+        trial = self._standings.on_probation(rows)
+        self._take(trial, chosen, reasons, SelectionReason.ON_PROBATION)
+        idle = self._round - self._contributions.last_round[rows]
+        overdue = (idle > self.config.fairness_rounds) & ~chosen
+        healthy = self._monitor.classes(link_rows) <= _HEALTHY
+        self._take(overdue & healthy, chosen, reasons, SelectionReason.FAIRNESS_TURN)
+        self._take(
+            self._affordable(overdue & ~healthy, chosen, seconds), chosen, reasons, SelectionReason.FAIRNESS_TURN
+        )
+        return Choice(chosen, reasons, choice.figures)
+
+    def _affordable(self, overdue: Bools, chosen: Bools, seconds: Floats) -> Bools:
+        """All of the overdue at once, when the time saved up for them is enough: the slow share one slow round."""
+        inside = float(seconds[chosen].max(axis=0).mean()) if chosen.any() else 0.0
+        self._slow_budget_seconds += self.config.slow_time_share * inside
+        if not overdue.any():
+            return overdue
+        extra = float(seconds[chosen | overdue].max(axis=0).mean()) - inside
+        if extra > self._slow_budget_seconds:
+            return np.zeros(len(overdue), bool)
+        self._slow_budget_seconds -= max(extra, 0.0)
+        return overdue
+
+    def _seconds(self, rows: Ints, link_rows: Ints, outlook: Outlook, eligible: Ints) -> Floats:
+        """Likely durations of each candidate's round: shape (candidates, window)."""
+        given = outlook.compute_seconds
+        compute = self._contributions.compute_seconds(rows) if given is None else given[eligible]
+        return self._monitor.exchange_samples(link_rows, outlook.window, outlook.horizon) + compute[:, None]
+
+    def _release_least_bad(self, rows: Ints, link_rows: Ints, chosen: Bools, reasons: Ints, now: float) -> None:
+        held = np.flatnonzero(self._standings.quarantined(rows) & (self._rules[rows] != _EXCLUDE))
+        if len(held):
+            scores = self._scores(rows[held], link_rows[held])
+            released = held[self._standings.release_least_bad(rows[held], scores, now)]
+        else:
+            released = np.flatnonzero(self._rules[rows] != _EXCLUDE)
+        chosen[released] = True
+        reasons[released] = CODE[SelectionReason.LEAST_BAD_RELEASED]
+
+    def _capped(self, chosen: Bools, reasons: Ints, rows: Ints, link_rows: Ints, forced: Bools) -> Bools:
+        """At most `max_selected_nodes`: users' rules first, then turns and trials, then the score."""
+        most = self.max_selected_nodes
+        if most is None or chosen.sum() <= most:
+            return chosen
+        places = np.flatnonzero(chosen)
+        turn = np.isin(reasons[places], [CODE[r] for r in _BEFORE_SCORE])
+        order = np.lexsort((-self._scores(rows[places], link_rows[places]), ~turn, ~forced[places]))
+        dropped = places[order[most:]]
+        capped = chosen.copy()
+        capped[dropped] = False
+        reasons[dropped] = CODE[SelectionReason.BEYOND_THE_MAXIMUM]
+        return capped
+
+    @staticmethod
+    def _take(which: Bools, chosen: Bools, reasons: Ints, reason: SelectionReason) -> None:
+        chosen |= which
+        reasons[which] = CODE[reason]
+
+
+_BEFORE_SCORE = (SelectionReason.FAIRNESS_TURN, SelectionReason.UNEXPLORED)

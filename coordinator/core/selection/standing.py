@@ -1,0 +1,141 @@
+"""The standing of nodes: active, quarantined after repeated failures, on probation after that."""
+
+from collections import deque
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from common.config import SelectorConfig
+from coordinator.core.table import Bools, Floats, Ints, grown
+
+
+class NodeState(StrEnum):
+    """The standing of a node."""
+
+    ACTIVE = "active"
+    PROBATION = "probation"
+    QUARANTINED = "quarantined"
+
+
+class QuarantineReason(StrEnum):
+    """Why a standing changed."""
+
+    REPEATED_FAILURES = "repeated_failures"
+    FAILED_ON_PROBATION = "failed_on_probation"
+    TIME_SERVED = "time_served"
+    PROBATION_PASSED = "probation_passed"
+    LEAST_BAD_RELEASED = "least_bad_released"
+    """Everyone was quarantined: somebody has to train."""
+
+
+STATES = tuple(NodeState)
+_ACTIVE, _PROBATION, _QUARANTINED = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class StandingChange:
+    """A standing that changed."""
+
+    row: int
+    state: NodeState
+    reason: QuarantineReason
+    figures: dict[str, float | int | str]
+
+
+class Standings:
+    """The standing of every node; changes are kept until they are taken."""
+
+    def __init__(self, config: SelectorConfig) -> None:
+        self._config = config
+        self._state: Ints = np.zeros(0, np.int64)
+        self._until: Floats = np.zeros(0)
+        self._streak: Ints = np.zeros(0, np.int64)
+        self._strikes: Ints = np.zeros(0, np.int64)
+        self._passed: Ints = np.zeros(0, np.int64)
+        self._changes: deque[StandingChange] = deque(maxlen=10_000)
+
+    def grow(self, rows: int) -> None:
+        """Make room for at least `rows` nodes."""
+        self._state, self._streak = grown(self._state, rows, _ACTIVE), grown(self._streak, rows, 0)
+        self._strikes, self._passed = grown(self._strikes, rows, 0), grown(self._passed, rows, 0)
+        self._until = grown(self._until, rows, 0.0)
+
+    def state(self, row: int) -> NodeState:
+        """Of one node."""
+        return STATES[int(self._state[row])]
+
+    def remaining_seconds(self, row: int, now: float) -> float:
+        """Of a quarantine."""
+        return max(0.0, float(self._until[row]) - now) if self._state[row] == _QUARANTINED else 0.0
+
+    def quarantined(self, rows: Ints) -> Bools:
+        """Which of these are."""
+        held: Bools = self._state[rows] == _QUARANTINED
+        return held
+
+    def on_probation(self, rows: Ints) -> Bools:
+        """Which of these are."""
+        trial: Bools = self._state[rows] == _PROBATION
+        return trial
+
+    def outcome(self, row: int, success: bool, now: float) -> None:
+        """A node contributed to a round, or failed to."""
+        state = self._state[row]
+        if success:
+            self._streak[row] = 0
+            if state == _PROBATION:
+                self._passed[row] += 1
+                if self._passed[row] >= self._config.probation_successes:
+                    self._strikes[row] = 0
+                    figures: dict[str, float | int | str] = {"successes": int(self._passed[row])}
+                    self._become(row, _ACTIVE, QuarantineReason.PROBATION_PASSED, figures)
+            return
+        self._streak[row] += 1
+        if state == _PROBATION:
+            self._quarantine(row, QuarantineReason.FAILED_ON_PROBATION, now)
+        elif state == _ACTIVE and self._streak[row] >= self._config.quarantine_after_failures:
+            self._quarantine(row, QuarantineReason.REPEATED_FAILURES, now)
+
+    def release_due(self, rows: Ints, now: float) -> None:
+        """Put those on probation whose time is served."""
+        for row in rows[(self._state[rows] == _QUARANTINED) & (self._until[rows] <= now)]:
+            figures: dict[str, float | int | str] = {"strikes": int(self._strikes[row])}
+            self._release(int(row), QuarantineReason.TIME_SERVED, figures)
+
+    def release_least_bad(self, rows: Ints, scores: Floats, now: float) -> Ints:
+        """Of nodes that are all quarantined, put the better half (at least one) on probation, by strikes and score."""
+        order = np.lexsort((-scores, self._until[rows], self._strikes[rows]))
+        released = order[: max(1, len(rows) // 2)]
+        for at in released:
+            row = int(rows[at])
+            figures: dict[str, float | int | str] = {
+                "quarantined_nodes": len(rows),
+                "strikes": int(self._strikes[row]),
+                "remaining_seconds": self.remaining_seconds(row, now),
+                "node_score": float(scores[at]),
+            }
+            self._release(row, QuarantineReason.LEAST_BAD_RELEASED, figures)
+        return released
+
+    def take_changes(self) -> list[StandingChange]:
+        """Changes since the last call."""
+        changes = list(self._changes)
+        self._changes.clear()
+        return changes
+
+    def _quarantine(self, row: int, reason: QuarantineReason, now: float) -> None:
+        seconds = self._config.quarantine_seconds * 2 ** min(int(self._strikes[row]), 3)
+        self._strikes[row] += 1
+        self._until[row] = now + seconds
+        failures = int(self._streak[row])
+        figures: dict[str, float | int | str] = {"failures_in_a_row": failures, "quarantine_seconds": seconds}
+        self._become(row, _QUARANTINED, reason, figures)
+
+    def _release(self, row: int, reason: QuarantineReason, figures: dict[str, float | int | str]) -> None:
+        self._passed[row] = self._streak[row] = 0
+        self._become(row, _PROBATION, reason, figures)
+
+    def _become(self, row: int, state: int, reason: QuarantineReason, figures: dict[str, float | int | str]) -> None:
+        self._state[row] = state
+        self._changes.append(StandingChange(row, STATES[state], reason, figures))

@@ -1,0 +1,168 @@
+"""Which of the eligible nodes a strategy wants, as functions over arrays of nodes."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from coordinator.core.batching.goodput import batch_progress
+from coordinator.core.table import Bools, Floats, Ints
+
+
+class SelectionStrategy(StrEnum):
+    """How the nodes of a round are chosen."""
+
+    ALL_AVAILABLE = "all_available"
+    QUALITY_THRESHOLD = "quality_threshold"
+    """Links whose score passes a fixed threshold."""
+    TOP_N = "top_n"
+    """The best by node score; half of the eligible where no maximum is set."""
+    ADAPTIVE_THRESHOLD = "adaptive_threshold"
+    """Nodes that do not fall behind what is usual in this cluster: median − 2σ, σ from the MAD."""
+    CONTRIBUTION_BASED = "contribution_based"
+    """Nodes that compute rather than wait, and deliver."""
+    UTILITY = "utility"
+    """The set of most progress per second: a node is in if its samples pay for the time that it adds."""
+
+
+class SelectionReason(StrEnum):
+    """Why a node is in or out of a round."""
+
+    WARM_UP = "warm_up"
+    ALL_AVAILABLE = "all_available"
+    ABOVE_THRESHOLD = "above_threshold"
+    BELOW_THRESHOLD = "below_threshold"
+    TOP_RANKED = "top_ranked"
+    NOT_TOP_RANKED = "not_top_ranked"
+    PAYS_FOR_ITS_TIME = "pays_for_its_time"
+    COSTS_MORE_THAN_IT_ADDS = "costs_more_than_it_adds"
+    KEEPS_THE_MINIMUM = "keeps_the_minimum"
+    """Taken only because a least share of the nodes must take part."""
+    BEYOND_THE_MAXIMUM = "beyond_the_maximum"
+    UNEXPLORED = "unexplored"
+    """Nothing is known of it yet: a round will tell."""
+    FAIRNESS_TURN = "fairness_turn"
+    """Left out for long enough."""
+    FORCED_IN = "forced_in"
+    FORCED_OUT = "forced_out"
+    QUARANTINED = "quarantined"
+    ON_PROBATION = "on_probation"
+    OFFLINE = "offline"
+    LEAST_BAD_RELEASED = "least_bad_released"
+    """Nobody else was left."""
+    ROLLED_BACK = "rolled_back"
+
+
+REASONS = tuple(SelectionReason)
+CODE = {reason: number for number, reason in enumerate(REASONS)}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a strategy wants, one entry per candidate."""
+
+    chosen: Bools
+    reasons: Ints
+    """Positions in `REASONS`."""
+    figures: dict[str, Floats]
+    """What each of the reasons rests on."""
+
+
+def everyone(count: int) -> Choice:
+    """All of them."""
+    return Choice(np.ones(count, bool), np.full(count, CODE[SelectionReason.ALL_AVAILABLE]), {})
+
+
+def above(scores: Floats, threshold: float, name: str) -> Choice:
+    """Those whose score reaches the threshold."""
+    chosen = scores >= threshold
+    return Choice(
+        chosen,
+        np.where(chosen, CODE[SelectionReason.ABOVE_THRESHOLD], CODE[SelectionReason.BELOW_THRESHOLD]),
+        {name: scores, "threshold": np.full(len(scores), threshold)},
+    )
+
+
+def adaptive_threshold(scores: Floats) -> float:
+    """Median − 2σ, with σ = 1.4826·MAD and at least 5 points, so that a uniform cluster stays whole."""
+    if not len(scores):
+        return 0.0
+    median = float(np.median(scores))
+    return median - 2.0 * max(1.4826 * float(np.median(np.abs(scores - median))), 5.0)
+
+
+def best_ranked(scores: Floats, count: int) -> Choice:
+    """The `count` best; of equals the first."""
+    order = np.argsort(-scores, kind="stable")
+    rank = np.empty(len(scores), np.int64)
+    rank[order] = np.arange(len(scores))
+    chosen = rank < count
+    return Choice(
+        chosen,
+        np.where(chosen, CODE[SelectionReason.TOP_RANKED], CODE[SelectionReason.NOT_TOP_RANKED]),
+        {"node_score": scores, "rank": rank + 1.0},
+    )
+
+
+def most_progress_per_second(
+    seconds: Floats, samples: Floats, noise_scale: float, *, previous: Bools, least: int, most: int, gain: float
+) -> Choice:
+    """The set of nodes of most progress per second.
+
+    For any limit on the time, the best set is everyone who is within it; so the candidates are the prefixes of the
+    nodes in order of speed. The length of a round is the expected maximum over its nodes, taken over their measured
+    rounds, so that many jittery nodes are rightly slower than one. A smaller set must promise `gain` more than the
+    previous one, lest noise be chased; a node that adds no time comes back at once.
+
+    Args:
+        seconds: likely durations of each node's round: shape (nodes, measurements).
+        samples: weight of each node: the samples of a step times how much they teach.
+        noise_scale: φ of `batch_progress`.
+        previous: who was in the last round.
+        least: bounds of the number of nodes.
+        most: as `least`.
+        gain: relative.
+    """
+    count = len(samples)
+    usual: Floats = seconds.mean(axis=1)
+    order = np.argsort(usual, kind="stable")
+    lasts = np.maximum.accumulate(seconds[order], axis=0).mean(axis=1)
+    progress = np.asarray(batch_progress(np.cumsum(samples[order]), noise_scale))
+    value = progress / np.maximum(lasts, 1e-9)
+    low, high = min(max(least, 1), count), min(max(most, 1), count)
+    best = low - 1 + int(np.argmax(value[low - 1 : max(high, low)]))
+    chosen = np.zeros(count, bool)
+    chosen[order[: best + 1]] = True
+    if low <= previous.sum() <= high:
+        kept = float(seconds[previous].max(axis=0).mean())
+        worth = float(batch_progress(float(samples[previous].sum()), noise_scale)) / max(kept, 1e-9)
+        needed = gain if (previous & ~chosen).any() else 0.01
+        if value[best] < (1.0 + needed) * worth:
+            chosen = previous.copy()
+    # Those out are judged by what they would add to the chosen set; those in by what the round would save without them.
+    inside, total = seconds[chosen].max(axis=0), float(samples[chosen].sum())
+    with_it = np.maximum(inside[None, :], seconds).mean(axis=1)
+    now = float(inside.mean())
+    base = float(batch_progress(total, noise_scale))
+    joined = np.asarray(batch_progress(np.where(chosen, total, total + samples), noise_scale))
+    reasons = np.where(chosen, CODE[SelectionReason.PAYS_FOR_ITS_TIME], CODE[SelectionReason.COSTS_MORE_THAN_IT_ADDS])
+    figures: dict[str, Floats] = {
+        "expected_seconds": usual,
+        "round_seconds": np.full(count, now),
+        "adds_seconds": np.where(chosen, 0.0, with_it - now),
+        "adds_progress_share": np.where(chosen, 0.0, joined / max(base, 1e-12) - 1.0),
+    }
+    return Choice(chosen, reasons, figures)
+
+
+def at_least(choice: Choice, ranking: Floats, least: int) -> Choice:
+    """`choice`, filled up to `least` nodes with the best ranked of the others."""
+    short = min(least, len(ranking)) - int(choice.chosen.sum())
+    if short <= 0:
+        return choice
+    others = np.flatnonzero(~choice.chosen)
+    added = others[np.argsort(-ranking[others], kind="stable")[:short]]
+    chosen, reasons = choice.chosen.copy(), choice.reasons.copy()
+    chosen[added] = True
+    reasons[added] = CODE[SelectionReason.KEEPS_THE_MINIMUM]
+    return Choice(chosen, reasons, choice.figures)

@@ -1,0 +1,125 @@
+"""Per-node figures as columns of numpy arrays: a decision about ten thousand nodes is a few array operations."""
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import InvalidInput, UnknownName
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+class NodeIndex:
+    """Node ids ↔ rows. Rows are handed out in order and never move."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, int] = {}
+        self.ids: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, node_id: object) -> bool:
+        return node_id in self._rows
+
+    def add(self, node_id: str) -> int | None:
+        """The row of a new node; None where it is known already.
+
+        Raises:
+            InvalidInput: an empty id.
+        """
+        if not node_id:
+            raise InvalidInput("a node needs a non-empty id")
+        if node_id in self._rows:
+            return None
+        row = self._rows[node_id] = len(self.ids)
+        self.ids.append(node_id)
+        return row
+
+    def row(self, node_id: str) -> int:
+        """The row of a known node.
+
+        Raises:
+            UnknownName: it was never registered; the nearest known one is named.
+        """
+        try:
+            return self._rows[node_id]
+        except KeyError:
+            raise UnknownName("node", node_id, self.ids) from None
+
+    def rows(self, node_ids: Iterable[str]) -> Ints:
+        """The rows of several nodes, in their order.
+
+        Raises:
+            UnknownName: as `row`.
+        """
+        known = self._rows
+        try:
+            return np.array([known[node_id] for node_id in node_ids], dtype=np.int64)
+        except KeyError as error:
+            raise UnknownName("node", str(error.args[0]), self.ids) from None
+
+
+class Ring:
+    """The last `length` values of each row, NaN where there are none yet."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.values: Floats = np.full((0, length), np.nan)
+        self.counts: Ints = np.zeros(0, dtype=np.int64)
+
+    def grow(self, rows: int) -> None:
+        """Make room for at least `rows` rows."""
+        self.values = grown(self.values, rows, np.nan)
+        self.counts = grown(self.counts, rows, 0)
+
+    def push(self, row: int, value: float) -> None:
+        """Append to one row, over its oldest value if it is full."""
+        self.values[row, self.counts[row] % self.length] = value
+        self.counts[row] += 1
+
+    def filled(self, rows: Ints) -> Ints:
+        """How many values each of these rows holds."""
+        held: Ints = np.minimum(self.counts[rows], self.length)
+        return held
+
+    def latest(self, rows: Ints, count: int) -> Floats:
+        """Up to `count` latest values, oldest first, NaN in front where there are fewer: shape (rows, count)."""
+        back = np.arange(count, 0, -1)
+        at = self.counts[rows][:, None] - back[None, :]
+        window: Floats = self.values[rows[:, None], at % self.length]
+        window[(at < 0) | (back[None, :] > self.length)] = np.nan
+        return window
+
+    def quantiles(self, rows: Ints, wanted: Sequence[float]) -> Floats:
+        """Quantiles of each row by linear interpolation: shape (len(wanted), rows); NaN for an empty row."""
+        ordered = np.sort(self.values[rows], axis=1)  # NaN sorts last
+        return sorted_quantiles(ordered, self.filled(rows), wanted)
+
+
+def sorted_quantiles(ordered: Floats, counts: Ints, wanted: Sequence[float]) -> Floats:
+    """Quantiles of rows that are sorted, of which the first `counts` values are real: shape (len(wanted), rows)."""
+    every = np.arange(len(counts))
+    last = np.maximum(counts - 1, 0)
+    result = np.empty((len(wanted), len(counts)))
+    for at, share in enumerate(wanted):
+        place = share * last
+        low = place.astype(np.int64)
+        high = np.minimum(low + 1, last)
+        below = ordered[every, low]
+        result[at] = below + (place - low) * (ordered[every, high] - below)
+    return result
+
+
+def grown(array: npt.NDArray[Scalar], rows: int, fill: float) -> npt.NDArray[Scalar]:
+    """`array` with room for `rows` rows: capacity doubles, new rows hold `fill`."""
+    if rows <= len(array):
+        return array
+    bigger = np.full((max(rows, 2 * len(array), 16), *array.shape[1:]), fill, dtype=array.dtype)
+    bigger[: len(array)] = array
+    return bigger
