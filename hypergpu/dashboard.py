@@ -13,10 +13,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from common.errors import Unavailable
 from hypergpu.cli.show import QUALITY_STYLE, STATE_STYLE, duration, styled
+from hypergpu.client import Client
 from protos import coordinator_pb2 as pb
 from protos import netsim_pb2 as net
 
+ENDED = ("completed", "stopped")
+"""States of a run from which it does not go on."""
 _BARS = "▁▂▃▄▅▆▇█"
 _FRAME_ROWS = 12
 """Rows of the view that are neither nodes nor decisions: frames, headings, progress."""
@@ -49,8 +53,19 @@ class History:
         record = json.loads(event.json) if event.kind == "round_closed" else {}
         if record.get("accuracy") is not None:
             self.accuracy[event.round] = record["accuracy"]
-        if record.get("seconds") is not None:
-            self.round_seconds[event.round] = record["seconds"]
+        if record.get("round_seconds") is not None:
+            self.round_seconds[event.round] = record["round_seconds"]
+
+
+async def take_snapshot(client: Client) -> Snapshot:
+    """Status, nodes and links at this moment; without links where there is no proxy, or it does not answer."""
+    current = await client.call(client.control.GetStatus, pb.GetStatusRequest())
+    found = await client.nodes()
+    try:
+        links = await client.links() if client.has_proxy else []
+    except Unavailable:
+        links = []
+    return Snapshot(current, found, links)
 
 
 def dashboard(snapshot: Snapshot, history: History, height: int = 30) -> RenderableType:

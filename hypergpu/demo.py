@@ -2,21 +2,19 @@
 
 import asyncio
 import json
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.errors import HyperGPUError, Unavailable
-from hypergpu.dashboard import History, Snapshot
+from hypergpu.dashboard import ENDED, History, Snapshot, take_snapshot
 from hypergpu.local import LocalCluster, LocalNode
 from protos import coordinator_pb2 as pb
 from protos import netsim_pb2 as net
 
 PROFILES = ("perfect", "good", "average", "poor", "unstable")
-GPUS = ("a100", "rtx-4090", "v100", "t4", "laptop-cpu")
-ENDED = ("completed", "stopped")
+GPUS = ("A100", "RTX-4090", "V100", "T4", "laptop-cpu")
 _POLL_SECONDS = 0.5
 
 
@@ -28,51 +26,6 @@ class Turn:
     node_id: str
     text: str
     event: net.Event
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSummary:
-    """What one node did in the demo."""
-
-    node_id: str
-    profile: str
-    gpu: str
-    rounds_contributed: int
-    rounds_selected: int
-    retries: int
-    late: int
-    batch_size: int
-    latency_ms: float
-    loss_rate: float
-    score: float
-    quality: str
-    rpcs_lost: int
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What `summary.json` holds."""
-
-    state: str
-    """completed, stopped, or interrupted"""
-    task: str
-    seed: int
-    policy: str
-    rounds: int
-    """Rounds that were finished."""
-    final_accuracy: float
-    final_loss: float
-    duration_seconds: float
-    """From the first round's beginning to the end."""
-    nodes: list[NodeSummary]
-    events: list[str] = field(default_factory=list)
-    """What was done to the network."""
-
-    def write(self, directory: Path) -> Path:
-        """Leave it in the run's directory."""
-        file = directory / "summary.json"
-        file.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        return file
 
 
 @dataclass(slots=True)
@@ -102,109 +55,102 @@ def demo_turns(nodes: Sequence[LocalNode]) -> list[Turn]:
     ]
 
 
-async def run_demo(run_dir: Path, nodes: Sequence[LocalNode], rounds: int, seed: int, progress: Progress) -> Summary:
-    """Run the cluster to its end and leave `summary.json` in `run_dir`, also where it is cut short by cancellation.
+async def run_demo(
+    run_dir: Path, nodes: Sequence[LocalNode], rounds: int, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """Run the cluster to its end; what `summary.json` in `run_dir` holds then, also where cancellation cuts it short.
 
     Raises:
         HyperGPUError: a process of the cluster would not start, or the coordinator died.
     """
-    settings = [("training.rounds", str(rounds)), ("training.seed", str(seed)), ("training.min_nodes", str(len(nodes)))]
-    async with LocalCluster(run_dir, nodes, seed=seed, settings=settings) as cluster:
-        turns = [turn for turn in demo_turns(nodes) if turn.round <= rounds]
-        for turn in turns:
-            request = net.ScheduleRequest(event=turn.event, round=turn.round)
-            await cluster.client.call(cluster.client.netsim.Schedule, request)
-        watch = _Watch(cluster, progress)
-        try:
-            await watch.until_the_end()
-        finally:
-            with suppress(HyperGPUError):
-                await asyncio.shield(watch.look())
-            summary = watch.summary(seed, [f"round {turn.round}: {turn.text}" for turn in turns])
-            summary.write(run_dir)
-        return summary
+    settings = {"training.rounds": rounds, "training.seed": seed, "training.min_nodes": len(nodes)}
+    turns = [turn for turn in demo_turns(nodes) if turn.round <= rounds]
+    last = Snapshot(pb.Status(state="waiting"))
+
+    def look(snapshot: Snapshot, history: History) -> None:
+        nonlocal last
+        last = snapshot
+        progress.snapshot(snapshot, history)
+
+    try:
+        async with LocalCluster(run_dir, nodes, seed=seed, settings=settings) as cluster:
+            for turn in turns:
+                request = net.ScheduleRequest(event=turn.event, round=turn.round)
+                await cluster.client.call(cluster.client.netsim.Schedule, request)
+            await _watch(cluster, Progress(progress.event, look))
+    finally:
+        # The coordinator has ended, and has left its own account of the run.
+        summary = _summary(run_dir, nodes, turns, last)
+        (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
 
 
-class _Watch:
-    """Follows the coordinator: tells the proxy of each round, and the watcher of all."""
+async def _watch(cluster: LocalCluster, progress: Progress) -> None:
+    """Follow the coordinator to the end of the run: tell the proxy of each round, and `progress` of all.
 
-    def __init__(self, cluster: LocalCluster, progress: Progress) -> None:
-        self._cluster, self._client, self._progress = cluster, cluster.client, progress
-        self._history = History()
-        self._last = Snapshot(pb.Status(state="waiting"))
-        self._began = 0.0
-        self._ended = 0.0
+    Raises:
+        HyperGPUError: the coordinator died.
+    """
+    client, coordinator = cluster.client, cluster.processes["coordinator"]
 
-    async def until_the_end(self) -> None:
-        events = asyncio.create_task(self._follow_events())
-        coordinator = asyncio.create_task(self._cluster.processes["coordinator"].wait())
-        try:
-            while self._last.status.state not in ENDED and not coordinator.done():
-                try:
-                    await self.look()
-                except Unavailable:
-                    await asyncio.wait([coordinator], timeout=2.0)
-                await asyncio.wait([coordinator], timeout=_POLL_SECONDS)
-            self._ended = time.monotonic()
-            if self._last.status.state not in ENDED and coordinator.result() != 0:
-                log = self._cluster.processes["coordinator"].log
-                raise HyperGPUError(f"the coordinator died with exit code {coordinator.result()}; see {log}")
-            await asyncio.wait([events], timeout=1.0)
-        finally:
-            events.cancel()
-            coordinator.cancel()
+    async def follow_events() -> None:
+        async for event in client.stream(client.control.WatchEvents, pb.WatchEventsRequest(replay=1000)):
+            if event.kind == "round_started":
+                await client.call(client.netsim.AnnounceRound, net.AnnounceRoundRequest(round=event.round))
+            progress.event(event)
 
-    async def look(self) -> None:
-        status = await self._client.call(self._client.control.GetStatus, pb.GetStatusRequest())
-        self._last = Snapshot(status, await self._client.nodes(), await self._client.links())
-        self._history.add(status)
-        self._progress.snapshot(self._last, self._history)
-
-    async def _follow_events(self) -> None:
-        request = pb.WatchEventsRequest(replay=1000)
-        with suppress(Unavailable):
-            async for event in self._client.stream(self._client.control.WatchEvents, request):
-                if event.kind == "round_started":
-                    self._began = self._began or time.monotonic()
-                    announcement = net.AnnounceRoundRequest(round=event.round)
-                    await self._client.call(self._client.netsim.AnnounceRound, announcement)
-                self._progress.event(event)
-
-    def summary(self, seed: int, events: list[str]) -> Summary:
-        status = self._last.status
-        links = {link.node_id: link for link in self._last.links}
-        known = {node.node_id: node for node in self._last.nodes}
-        ended = self._ended or time.monotonic()
-        return Summary(
-            state=status.state if status.state in ENDED else "interrupted",
-            task=status.task,
-            seed=seed,
-            policy=status.policy,
-            rounds=status.round,
-            final_accuracy=status.accuracy,
-            final_loss=status.loss,
-            duration_seconds=round(ended - self._began, 3) if self._began else 0.0,
-            nodes=[
-                _node_summary(node, known.get(node.node_id, pb.NodeInfo()), links.get(node.node_id, net.LinkInfo()))
-                for node in self._cluster.nodes
-            ],
-            events=events,
-        )
+    history = History()
+    events = asyncio.create_task(follow_events())
+    ended = asyncio.create_task(coordinator.wait())
+    try:
+        while not ended.done():
+            try:
+                snapshot = await take_snapshot(client)
+            except Unavailable:  # it is ending, or too busy to answer
+                await asyncio.wait([ended], timeout=1.0)
+                continue
+            history.add(snapshot.status)
+            progress.snapshot(snapshot, history)
+            if snapshot.status.state in ENDED:
+                await asyncio.wait([events], timeout=1.0)
+                return
+            await asyncio.wait([ended], timeout=_POLL_SECONDS)
+        if ended.result():
+            raise HyperGPUError(f"the coordinator died with exit code {ended.result()}; see {coordinator.log}")
+    finally:
+        events.cancel()
+        ended.cancel()
+        await asyncio.gather(events, ended, return_exceptions=True)
 
 
-def _node_summary(node: LocalNode, info: pb.NodeInfo, link: net.LinkInfo) -> NodeSummary:
-    return NodeSummary(
-        node_id=node.node_id,
-        profile=node.profile,
-        gpu=node.gpu,
-        rounds_contributed=info.rounds_contributed,
-        rounds_selected=info.rounds_selected,
-        retries=info.retries,
-        late=info.late,
-        batch_size=info.batch_size,
-        latency_ms=round(info.latency_ms, 1),
-        loss_rate=round(info.loss_rate, 4),
-        score=round(info.score, 1),
-        quality=info.quality,
-        rpcs_lost=link.rpcs_lost,
-    )
+def _summary(run_dir: Path, nodes: Sequence[LocalNode], turns: Sequence[Turn], last: Snapshot) -> dict[str, Any]:
+    """The coordinator's account, with what it cannot know: the links and what was done to them."""
+    file = run_dir / "summary.json"
+    account: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    rows = account.get("nodes", {})
+    links = {link.node_id: link for link in last.links}
+    infos = {info.node_id: info for info in last.nodes}
+    account["nodes"] = {
+        node.node_id: {
+            "node_id": node.node_id,
+            "profile": node.profile,
+            "gpu": node.gpu,
+            "rounds_contributed": 0,
+            "retries": 0,
+            **rows.get(node.node_id, {}),
+            "rpcs_lost": links.get(node.node_id, net.LinkInfo()).rpcs_lost,
+            **_quality(infos.get(node.node_id, pb.NodeInfo())),
+        }
+        for node in nodes
+    }
+    account["network_events"] = [f"round {turn.round}: {turn.text}" for turn in turns]
+    return account
+
+
+def _quality(info: pb.NodeInfo) -> dict[str, Any]:
+    return {
+        "quality": info.quality,
+        "score": round(info.score, 1),
+        "latency_ms": round(info.latency_ms, 1),
+        "loss_rate": round(info.loss_rate, 4),
+    }

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +32,16 @@ class LocalCluster:
     client: Client
 
     def __init__(
-        self, run_dir: Path, nodes: Sequence[LocalNode], *, seed: int = 0, settings: Sequence[tuple[str, str]] = ()
+        self,
+        run_dir: Path,
+        nodes: Sequence[LocalNode],
+        *,
+        seed: int = 0,
+        settings: Mapping[str, object] | None = None,
     ) -> None:
         self.run_dir, self.nodes = run_dir, nodes
         self._seed = seed
-        self._settings = settings
+        self._settings = settings or {}
         self._token = secrets.token_urlsafe(24)
         self._stack = AsyncExitStack()
         self.processes: dict[str, Process] = {}
@@ -51,10 +56,6 @@ class LocalCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
-
-    def node_exit_codes(self) -> dict[str, int | None]:
-        """Of each node: None while it runs."""
-        return {node.node_id: self.processes[node.node_id].exit_code for node in self.nodes}
 
     async def _start(self, stack: AsyncExitStack) -> None:
         logs = self.run_dir / "logs"
@@ -71,7 +72,7 @@ class LocalCluster:
             self.processes[name] = process
             return process
 
-        settings = [f"--set={key}={value}" for key, value in self._settings]
+        settings = [f"--set={key}={value}" for key, value in self._settings.items()]
         listen = ("--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--insecure")
         coordinator = await start("coordinator", "coordinator", *listen, f"--run-dir={self.run_dir}", *settings)
         stack.push_async_callback(coordinator.end)

@@ -4,9 +4,8 @@ import asyncio
 import json
 import signal
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +14,7 @@ from rich.live import Live
 from common.errors import InvalidInput
 from hypergpu.cli.show import QUALITY_STYLE, duration, new_table, styled
 from hypergpu.dashboard import History, Snapshot, dashboard
-from hypergpu.demo import Progress, Summary, demo_nodes, run_demo
+from hypergpu.demo import Progress, demo_nodes, run_demo
 from protos import coordinator_pb2 as pb
 
 _DETAIL_EVERY = 5
@@ -52,12 +51,12 @@ def demo(
         console.print(f"interrupted: every process has ended, the run is kept in {run_dir}", highlight=False)
         raise typer.Exit(130) from None
     if as_json:
-        print(json.dumps(asdict(summary), indent=2))
+        print(json.dumps(summary, indent=2))
     else:
         _print_summary(console, summary, run_dir)
 
 
-async def _until_signalled(run_dir: Path, nodes: int, rounds: int, seed: int, console: Console) -> Summary:
+async def _until_signalled(run_dir: Path, nodes: int, rounds: int, seed: int, console: Console) -> dict[str, Any]:
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -93,7 +92,7 @@ def _plain(console: Console) -> Progress:
     return Progress(event, snapshot)
 
 
-def _print_summary(console: Console, summary: Summary, run_dir: Path) -> None:
+def _print_summary(console: Console, summary: dict[str, Any], run_dir: Path) -> None:
     headings = (
         "node",
         "link",
@@ -108,26 +107,26 @@ def _print_summary(console: Console, summary: Summary, run_dir: Path) -> None:
         ">rpcs lost",
     )
     table = new_table(*headings)
-    for node in summary.nodes:
+    for node in summary["nodes"].values():
         table.add_row(
-            node.node_id,
-            node.profile,
-            node.gpu,
-            styled(node.quality, QUALITY_STYLE),
-            f"{node.score:.0f}",
-            f"{node.latency_ms:.0f} ms",
-            f"{node.loss_rate:.0%}",
-            str(node.batch_size),
-            str(node.rounds_contributed),
-            str(node.retries),
-            str(node.rpcs_lost),
+            node["node_id"],
+            node["profile"],
+            node["gpu"],
+            styled(node["quality"], QUALITY_STYLE),
+            f"{node['score']:.0f}",
+            f"{node['latency_ms']:.0f} ms",
+            f"{node['loss_rate']:.0%}",
+            str(node.get("batch_size", "")),
+            str(node["rounds_contributed"]),
+            str(node["retries"]),
+            str(node["rpcs_lost"]),
         )
     console.print()
     console.print(table)
-    for line in summary.events:
+    for line in summary["network_events"]:
         console.print(f"  {line}", highlight=False)
     console.print(
-        f"\n[b]{summary.state}[/]: test accuracy [b]{summary.final_accuracy:.1%}[/] after {summary.rounds} rounds"
-        f" in {duration(summary.duration_seconds)}; the run is kept in {run_dir}",
+        f"\n[b]{summary['state']}[/]: test accuracy [b]{summary['final_accuracy']:.1%}[/]"
+        f" after {summary['rounds']} rounds in {duration(summary['duration_seconds'])}; the run is kept in {run_dir}",
         highlight=False,
     )

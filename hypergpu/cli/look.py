@@ -7,15 +7,11 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from common.errors import Unavailable
 from hypergpu.cli.running import AsJson, on_cluster
 from hypergpu.cli.show import QUALITY_STYLE, STATE_STYLE, as_dict, duration, new_table, print_json, print_table, styled
 from hypergpu.client import Client
-from hypergpu.dashboard import History, Snapshot, dashboard
+from hypergpu.dashboard import ENDED, History, dashboard, take_snapshot
 from protos import coordinator_pb2 as pb
-
-ENDED = ("completed", "stopped")
-"""States of a run from which it does not go on."""
 
 
 @on_cluster
@@ -98,17 +94,6 @@ async def logs(
         print(
             event.json if as_json else f"{duration(event.seconds):>8}  round {event.round:<4} {event.text}", flush=True
         )
-
-
-async def take_snapshot(client: Client) -> Snapshot:
-    """Status, nodes and links at this moment; without links where there is no proxy, or it does not answer."""
-    current = await client.call(client.control.GetStatus, pb.GetStatusRequest())
-    found = await client.nodes()
-    try:
-        links = await client.links() if client.has_proxy else []
-    except Unavailable:
-        links = []
-    return Snapshot(current, found, links)
 
 
 async def _watch(client: Client, interval: float) -> None:

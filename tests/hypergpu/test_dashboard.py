@@ -43,8 +43,8 @@ def test_active_events_stand_out() -> None:
 
 def test_history_takes_each_round_once_and_reads_the_past() -> None:
     history = History()
-    history.replay(pb.RunEvent(round=1, kind="round_closed", json='{"accuracy": 0.5, "seconds": 2.0}'))
-    history.replay(pb.RunEvent(round=2, kind="round_closed", json='{"accuracy": null, "seconds": 3.0}'))
+    history.replay(pb.RunEvent(round=1, kind="round_closed", json='{"accuracy": 0.5, "round_seconds": 2.0}'))
+    history.replay(pb.RunEvent(round=2, kind="round_closed", json='{"accuracy": null, "round_seconds": 3.0}'))
     history.replay(pb.RunEvent(round=2, kind="decision", json="{}"))
     history.add(pb.Status(round=3, accuracy=0.6, round_seconds=1.0))
     history.add(pb.Status(round=3, accuracy=0.7, round_seconds=1.5))
