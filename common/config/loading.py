@@ -64,7 +64,7 @@ def parse(model: type[Model], tree: Mapping[str, Any], where: str) -> Model:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        faults = [_explain(model, fault["loc"], fault["type"], fault["msg"]) for fault in error.errors()]
+        faults = [explain(model, fault["loc"], fault["type"], fault["msg"]) for fault in error.errors()]
         raise ConfigError(f"{where}: " + "; ".join(faults)) from error
 
 
@@ -77,7 +77,8 @@ def _put(tree: dict[str, Any], path: list[str], text: str, origin: str) -> None:
     tree[path[-1]] = yaml.safe_load(text)
 
 
-def _explain(model: type[BaseModel], location: tuple[int | str, ...], kind: str, message: str) -> str:
+def explain(model: type[BaseModel], location: tuple[int | str, ...], kind: str, message: str) -> str:
+    """One fault that pydantic found in `model`, in words; an unknown key with the nearest known one."""
     key = ".".join(str(part) for part in location)
     if kind != "extra_forbidden":
         return f"{key}: {message[0].lower()}{message[1:]}" if key else message
