@@ -13,21 +13,21 @@ WORKDIR /src
 COPY pyproject.toml deploy/requirements.py ./
 
 FROM venv AS proxy-venv
-RUN python requirements.py run > needed && pip install --quiet -r needed \
- && pip uninstall --quiet --yes pip setuptools \
+RUN python requirements.py run > needed && pip install -qq -r needed \
+ && pip uninstall -qq --yes pip setuptools \
  && find /opt/venv -type d -name tests -prune -exec rm -rf {} +
 
 FROM venv AS train-venv
 COPY deploy/install-torch ./
 ARG TORCH=cpu
 RUN ./install-torch /opt/venv/bin/python $TORCH
-RUN python requirements.py run train > needed && pip install --quiet -r needed \
+RUN python requirements.py run train > needed && pip install -qq -r needed \
  && find /opt/venv -type d \( -name tests -o -path '*/torch/include' -o -path '*/torch/test' \) -prune -exec rm -rf {} +
 
 FROM venv AS app
-RUN python requirements.py build > needed && pip install --quiet -r needed
+RUN python requirements.py build > needed && pip install -qq -r needed
 COPY . .
-RUN pip install --quiet --no-deps --no-build-isolation --target /app .
+RUN pip install -qq --no-deps --no-build-isolation --target /app .
 
 # ---- what runs
 FROM base AS proxy

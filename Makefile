@@ -8,9 +8,9 @@ ARGS  ?=#         passed on by demo, test and bench, as in `make demo ARGS="--ro
 N     ?= 5#       node containers for `make up` and `make scale`
 
 BIN     := .venv/bin
-READY   := .venv/.ready-$(TORCH)
+READY   := .venv/.ready-$(TORCH)#  stamps: what runs is installed,
+TOOLS   := .venv/.tools#           and what develops
 PROTOS  := $(wildcard protos/*.proto)
-STUBS   := protos/coordinator_pb2.py# stands for all of them: one run of protoc makes them
 # The first Python that is new enough; PYTHON=/path/to/python chooses another.
 PYTHON  ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
@@ -22,25 +22,28 @@ help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  \033[1m%-8s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\nStart with `make demo` (no Docker needed), then look around with $(BIN)/hypergpu --help\n'
 
-install: $(READY) $(STUBS) ## Make .venv with all that is needed (TORCH=cuda: the CUDA build of PyTorch)
+install: $(TOOLS) ## Make .venv with all that is needed (TORCH=cuda: the CUDA build of PyTorch)
 
-$(READY): pyproject.toml setup.py deploy/install-torch
+# Installing generates the stubs too, so a fresh clone needs no `make proto`.
+$(READY): pyproject.toml setup.py deploy/install-torch $(PROTOS)
 	@[[ -n "$(PYTHON)" ]] || { echo "HyperGPU needs Python 3.11 or newer and found none: install one, or say PYTHON=/path/to/python" >&2; exit 2; }
 	@[[ "$(TORCH)" == cpu || "$(TORCH)" == cuda ]] || { echo "TORCH=$(TORCH) is not known: say TORCH=cpu or TORCH=cuda" >&2; exit 2; }
 	@[[ -x $(BIN)/python ]] || $(PYTHON) -m venv .venv || { echo "cannot make .venv: on Debian and Ubuntu, install python3-venv" >&2; exit 2; }
 	@echo "installing into .venv; the first time takes a few minutes"
 	@deploy/install-torch $(BIN)/python $(TORCH)
-	@$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	@$(BIN)/python -m pip install -qq --editable '.[train]'
 	@rm -f .venv/.ready-*; touch $@
 
-proto: $(STUBS) ## Generate the gRPC stubs from protos/*.proto
-
-# `pip install` makes them too, so that a fresh clone needs no second run.
-$(STUBS): $(PROTOS) setup.py | $(READY)
-	@$(BIN)/python -c 'import setup; setup.generate_stubs()'
+$(TOOLS): $(READY) deploy/requirements.py
+	@echo "installing the development tools"
+	@$(BIN)/python deploy/requirements.py dev >.venv/.dev-requirements
+	@$(BIN)/python -m pip install -qq --requirement .venv/.dev-requirements
 	@touch $@
 
-demo: install ## Train real digits on five nodes behind five kinds of network, on this machine
+proto: $(TOOLS) ## Generate the gRPC stubs from protos/*.proto
+	@$(BIN)/python -c 'import setup; setup.generate_stubs()'
+
+demo: $(READY) ## Train real digits on five nodes behind five kinds of network, on this machine
 	@$(BIN)/hypergpu demo $(ARGS)
 
 test: install ## Run the tests, with real processes (ARGS="-k name" for some of them)

@@ -1,0 +1,109 @@
+"""`hypergpu demo` as a user runs it: real processes, the real network model, real data."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+DEMO = (sys.executable, "-c", "from hypergpu.cli import main; main()", "demo")
+
+
+def environment(directory: Path) -> dict[str, str]:
+    return os.environ | {"XDG_STATE_HOME": str(directory / "state"), "NO_COLOR": "1"}
+
+
+def processes_of(session_leader_environment: str) -> list[int]:
+    """Processes that carry this text in their environment: ours and all that they started."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            alive = (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            if alive and session_leader_environment.encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def nothing_left(directory: Path, seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while left := processes_of(f"XDG_STATE_HOME={directory / 'state'}"):
+        if time.monotonic() > deadline:
+            print("left behind:", left)
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_the_demo_reaches_its_accuracy_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [*DEMO, "--rounds", "25", "--seed", "1", "--out", str(run), "--json"]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((run / "summary.json").read_text())
+    assert json.loads(done.stdout) == summary
+    assert summary["rounds"] == 25
+    assert summary["final_accuracy"] >= 0.95
+    assert summary["duration_seconds"] > 0
+    profiles = [node["profile"] for node in summary["nodes"].values()]
+    assert profiles == ["perfect", "good", "average", "poor", "unstable"]
+    assert all(node["rounds_contributed"] > 0 for node in summary["nodes"].values())
+    assert all(node["retries"] >= 0 for node in summary["nodes"].values())
+    assert nothing_left(tmp_path)
+    assert not list((tmp_path / "state").rglob("*.json"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+async def test_however_it_ends_no_process_is_left_and_the_run_is_readable(tmp_path: Path, number: int) -> None:
+    run = tmp_path / "run"
+    demo = await asyncio.create_subprocess_exec(
+        *DEMO, "--nodes", "2", "--rounds", "1000", "--out", str(run),
+        env=environment(tmp_path), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    assert demo.stdout is not None
+    async with asyncio.timeout(90):
+        async for line in demo.stdout:
+            if b"round 2:" in line:
+                break
+    demo.send_signal(number)
+    output, _ = await asyncio.wait_for(demo.communicate(), 30)
+    assert nothing_left(tmp_path)
+    rounds = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rounds][:2] == [1, 2]
+    if number != signal.SIGKILL:
+        assert demo.returncode == 130, output
+        assert b"Traceback" not in output
+        assert json.loads((run / "summary.json").read_text())["rounds"] >= 2
+
+
+def test_a_running_demo_is_found_by_the_other_commands(tmp_path: Path) -> None:
+    command = [*DEMO, "--nodes", "2", "--rounds", "1000", "--out", str(tmp_path / "run")]
+    nodes = [*DEMO[:-1], "nodes", "--json"]
+    with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.DEVNULL) as demo:
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                asked = subprocess.run(nodes, env=environment(tmp_path), capture_output=True, text=True, check=False)
+                listed = json.loads(asked.stdout) if asked.returncode == 0 else []
+                if len(listed) == 2 and all(node["rounds_contributed"] for node in listed):
+                    break
+                assert time.monotonic() < deadline, asked.stderr
+                time.sleep(0.5)
+            assert [node["node_id"] for node in listed] == ["node_0", "node_1"]
+        finally:
+            demo.terminate()
+    assert nothing_left(tmp_path)
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [*DEMO, "--out", str(tmp_path / "file" / "run")]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n"), "Traceback" in done.stderr) == (2, 1, False)
