@@ -20,10 +20,13 @@ from netsim_proxy.link.events import DisconnectMode, NetworkEvent
 from netsim_proxy.link.loss import LossChain
 from netsim_proxy.link.outcomes import Cause, Deliver, Direction, DirectionCounters, Exchange, Fail, Hold, LossModel
 from netsim_proxy.link.profiles import Loss, Path, Profile, find_profile
-from netsim_proxy.link.tcp import CongestionControl, TcpFlow
+from netsim_proxy.link.tcp import TcpFlow
+from netsim_proxy.link.window import CongestionControl
 
 _NOTICE_SECONDS: Final = 0.2
 """Linux's lowest retransmission timeout: a loss is noticed after one of them, or two, the second twice as long."""
+_FULL_PIECE_BYTES: Final = 16 << 10
+"""A piece of that size is not the tail of a message, unless it is the end of its stream."""
 _STREAM_POINT_BYTES: Final = (64 << 10, 64 << 20)
 """Where a lost stream ends if it is longer than that: evenly in the logarithm between these."""
 
@@ -140,7 +143,8 @@ class Link:
         at = sent + latency
         if self.loss_model is LossModel.TRANSPORT:
             flow = lane.flows.get(exchange.connection) or self._open_flow(lane, exchange.connection)
-            at = max(at, flow.send(now, nbytes, self._round_trip(exchange), latency))
+            more = not end and nbytes >= _FULL_PIECE_BYTES
+            at = max(at, flow.send(now, nbytes, self._round_trip(exchange), latency, more))
         at = max(at, last)
         exchange.arrived[number] = at
         counters.bytes += nbytes
@@ -263,10 +267,10 @@ class Link:
                 if lane.busy_until > now and lane.seconds_per_byte:
                     lane.busy_until = now + (lane.busy_until - now) * seconds_per_byte / lane.seconds_per_byte
                 lane.seconds_per_byte = seconds_per_byte
+            for flow in lane.flows.values():
+                flow.take_path(path, conditions.bandwidth_factor)
         if changed:
             self._set_losses()
-            self._up.flows.clear()
-            self._down.flows.clear()
 
     def _set_losses(self) -> None:
         up, down = self._profile.up.loss, self._profile.down.loss
@@ -324,4 +328,5 @@ class Link:
         name = "up" if lane is self._up else "down"
         draws = Draws(self._seed, self.link_id, "packets", name, connection)
         flow = lane.flows[connection] = TcpFlow(lane.path, draws, self.congestion_control)
+        flow.take_path(lane.path, self._conditions.bandwidth_factor)
         return flow

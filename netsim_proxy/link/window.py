@@ -1,0 +1,118 @@
+"""The congestion window of a TCP sender: CUBIC with HyStart (RFC 9438; Ha & Rhee, "Taming the elephants", 2011) or Reno
+(RFC 5681), in whole packets as Linux keeps it."""
+
+import math
+from enum import StrEnum
+from typing import Final
+
+from netsim_proxy.link.flight import Flight
+
+INITIAL_WINDOW: Final = 10
+_UNBOUNDED: Final = 1 << 30
+_HYSTART_LOW_WINDOW: Final = 16
+_HYSTART_SPACING_SECONDS: Final = 0.002
+_HYSTART_SAMPLES: Final = 8
+_CUBIC_SCALE: Final = 0.4
+_BETA: Final = {"cubic": 717 / 1024, "reno": 0.5}
+_FRIENDLY: Final = 3 * (1 - _BETA["cubic"]) / (1 + _BETA["cubic"])
+
+
+class CongestionControl(StrEnum):
+    """How the window grows and falls."""
+
+    CUBIC = "cubic"
+    RENO = "reno"
+
+
+class Window:
+    """How many packets may be in flight. Read `packets`."""
+
+    __slots__ = (
+        "_beta", "_cubic", "_epoch", "_fraction", "_friendly", "_k", "_origin", "_peak", "packets", "threshold"
+    )  # fmt: skip
+
+    def __init__(self, control: CongestionControl) -> None:
+        self._cubic = control is CongestionControl.CUBIC
+        self._beta = _BETA[control]
+        self.packets = INITIAL_WINDOW
+        self.threshold = _UNBOUNDED
+        self._fraction = 0.0
+        self._peak = 0.0  # where the last loss was
+        self._epoch: float | None = None
+        self._origin = self._k = self._friendly = 0.0
+
+    def acked(self, packets: int, flight: Flight, round_trip: float) -> None:
+        """Grow by the first `packets` acknowledgements of a flight. A window that was not filled does not grow."""
+        if self.packets < self.threshold:
+            if 2 * flight.packets <= self.packets:
+                return
+            slow = min(packets, self._hystart_exit(flight, round_trip), self.threshold - self.packets)
+            self.packets += slow
+            packets -= slow
+        elif flight.packets < self.packets:
+            return
+        if packets > 0:
+            self._avoid(packets, flight.ack_of(packets), round_trip)
+
+    def reduce(self) -> None:
+        """A loss was noticed."""
+        window = self.packets
+        # Fast convergence: a peak below the last one leaves room to a newcomer.
+        self._peak = window * (1 + self._beta) / 2 if window < self._peak else float(window)
+        self._epoch = None
+        self.threshold = max(int(window * self._beta), 2)
+        self.packets = self.threshold
+        self._fraction = 0.0
+
+    def collapse(self) -> None:
+        """A retransmission timeout: start from one packet."""
+        self.reduce()
+        self.packets = 1
+
+    def rest(self, timeouts: int) -> None:
+        """Halve for every retransmission timeout of idleness, down to the initial window (RFC 2861)."""
+        self.threshold = max(self.threshold, 3 * self.packets // 4)
+        self.packets = max(min(self.packets, INITIAL_WINDOW), self.packets >> min(timeouts, 30))
+        self._epoch = None
+
+    def _hystart_exit(self, flight: Flight, round_trip: float) -> int:
+        """After how many of its acknowledgements slow start ends: with a train of them, or a delay, too long."""
+        packets = flight.packets
+        if not self._cubic or self.packets + packets < _HYSTART_LOW_WINDOW:
+            return _UNBOUNDED
+        exits = _UNBOUNDED
+        spacing = flight.spacing
+        if 0 < spacing <= _HYSTART_SPACING_SECONDS and spacing * (packets - 1) > round_trip / 2:
+            exits = int(round_trip / 2 / spacing) + 1
+        if packets >= _HYSTART_SAMPLES and flight.waited > min(max(round_trip / 8, 0.004), 0.016):
+            exits = min(exits, _HYSTART_SAMPLES)
+        if exits < packets:
+            exits = max(exits, _HYSTART_LOW_WINDOW - self.packets)
+            self.threshold = self.packets + exits
+        return exits
+
+    def _avoid(self, packets: int, now: float, round_trip: float) -> None:
+        window = self.packets
+        grown = packets / window
+        if self._cubic:
+            grown = self._cubic_growth(packets, now, round_trip)
+        self._fraction += grown
+        whole = int(self._fraction)
+        self._fraction -= whole
+        self.packets += whole
+
+    def _cubic_growth(self, packets: int, now: float, round_trip: float) -> float:
+        window = float(self.packets)
+        if self._epoch is None:
+            self._epoch = now - round_trip
+            self._friendly = window
+            self._origin = max(self._peak, window)
+            self._k = math.cbrt((self._origin - window) / _CUBIC_SCALE)
+        target = self._origin + _CUBIC_SCALE * (now - self._epoch + round_trip - self._k) ** 3
+        per_ack = (target - window) / window if target > window else 0.01 / window
+        if not self._peak:
+            per_ack = max(per_ack, 0.05)
+        self._friendly += _FRIENDLY * packets / window
+        if self._friendly > window:
+            per_ack = max(per_ack, (self._friendly - window) / window)
+        return packets * min(per_ack, 0.5)
