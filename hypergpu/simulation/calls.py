@@ -1,0 +1,144 @@
+"""RPCs in virtual time: messages either way over a node's link, until they have arrived or the RPC has failed."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+from hypergpu.simulation.virtual_time import VirtualTime
+from netsim_proxy.link.events import DisconnectMode, NetworkEvent
+from netsim_proxy.link.link import Link
+from netsim_proxy.link.outcomes import Cause, Deliver, Direction, Exchange, Fail, Hold
+
+PIECE_BYTES: Final = 256 << 10
+"""Longer messages are offered to the link piece by piece, as its queue has room: an event acts on the rest."""
+SILENCE_SECONDS: Final = 20.0
+"""After which gRPC's keepalive gives a connection up on which nothing passes: a ping each 10 s, 10 s to answer it."""
+
+Failed = Callable[[], None]
+"""The client learns that its RPC failed, as UNAVAILABLE."""
+
+
+class Line:
+    """A node's connection over its link. `work` is the RPC that it has open for its work, if any."""
+
+    __slots__ = ("connection", "link", "messages", "time", "work")
+
+    def __init__(self, time: VirtualTime, link: Link) -> None:
+        self.time = time
+        self.link = link
+        self.connection = 0
+        self.messages = 0
+        """Sent so far, both ways."""
+        self.work: Call | None = None
+
+    def call(self, failed: Failed) -> "Call":
+        """Begin an RPC of the node's work."""
+        self.work = call = Call(self, self.link.begin(self.time.clock.now, self.connection), failed)
+        return call
+
+    def happened(self, event: NetworkEvent) -> None:
+        """An event acted on the link: what waited is tried again, what can't live on fails."""
+        now = self.time.now
+        blocked = self.link.blocked(now)
+        if blocked is not None and blocked.reset:
+            self._drop()
+        elif event.mode == DisconnectMode.HALF_OPEN or (blocked is not None and blocked.cause != Cause.FLAPPING):
+            self.time.at(now + SILENCE_SECONDS, self._is_it_dead, self.connection, event.mode)
+        if self.work is not None:
+            self.work.go_on()
+
+    def reconnect(self) -> None:
+        """Drop the connection and dial again."""
+        self.link.disconnect(self.connection)
+        self.connection += 1
+
+    def _is_it_dead(self, connection: int, mode: str) -> None:
+        if self.connection == connection and (mode == DisconnectMode.HALF_OPEN or self.link.blocked(self.time.now)):
+            self._drop()
+
+    def _drop(self) -> None:
+        call = self.work
+        if call is not None:
+            call.fail(reconnect=True)
+        else:
+            self.reconnect()
+
+
+class Call:
+    """An RPC. Each direction sends its messages one after the other; a failure ends both."""
+
+    __slots__ = ("_arrived", "_direction", "_end", "_left", "exchange", "failed", "line", "over")
+
+    def __init__(self, line: Line, exchange: Exchange, failed: Failed) -> None:
+        self.line = line
+        self.exchange = exchange
+        self.failed = failed
+        self.over = False
+        self._left = 0
+
+    def send(
+        self, direction: Direction, nbytes: int, messages: int, end: bool, arrived: Callable[..., None], *args: Any
+    ) -> None:
+        """Send `messages` of `nbytes` in all; `arrived(*args)` runs when the last byte is there.
+
+        `end`: nothing more is sent in this direction.
+        """
+        line = self.line
+        line.messages += messages
+        if nbytes <= PIECE_BYTES:  # nearly all: decided without a detour
+            verdict = line.link.offer(line.time.clock.now, direction, nbytes, self.exchange, end=end)
+            if isinstance(verdict, Deliver):
+                line.time.at(verdict[0], self._deliver, arrived, args)
+                return
+        else:
+            verdict = None
+        self._direction, self._left, self._arrived, self._end = direction, nbytes, (arrived, args), end
+        if verdict is None:
+            self.go_on()
+        else:
+            self._refused(verdict)
+
+    def go_on(self) -> None:
+        """Offer what is left, as far as the queue has room and the link lets it pass."""
+        line = self.line
+        link, now = line.link, line.time.now
+        while self._left > 0 and not self.over:
+            room_at = link.room_at(now, self._direction)
+            if room_at > now:
+                line.time.at(room_at, self.go_on)
+                return
+            piece = min(self._left, PIECE_BYTES)
+            last = piece == self._left
+            verdict = link.offer(now, self._direction, piece, self.exchange, end=self._end and last)
+            if not isinstance(verdict, Deliver):
+                self._refused(verdict)
+                return
+            self._left -= piece
+            if last:
+                line.time.at(verdict.at, self._deliver, *self._arrived)
+
+    def close(self) -> None:
+        """It is over, well or because nobody is interested any more."""
+        self.over = True
+        if self.line.work is self:
+            self.line.work = None
+
+    def fail(self, reconnect: bool = False) -> None:
+        """The client learns that it failed."""
+        if not self.over:
+            self.close()
+            if reconnect:
+                self.line.reconnect()
+            self.failed()
+
+    def _deliver(self, arrived: Callable[..., None], args: tuple[Any, ...]) -> None:
+        if not self.over:
+            arrived(*args)
+
+    def _refused(self, verdict: Fail | Hold) -> None:
+        """The RPC failed, or nothing passes at the moment."""
+        if isinstance(verdict, Fail):
+            self._left = 0
+            self.line.time.at(verdict.at, self.fail, verdict.cause != Cause.LOSS)
+        elif verdict.until < math.inf:
+            self.line.time.at(verdict.until, self.go_on)

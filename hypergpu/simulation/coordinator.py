@@ -1,0 +1,259 @@
+"""The coordinator in virtual time: drives the round machine as `coordinator/engine.py` does, without sockets."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from common.errors import NonFiniteUpdate
+from coordinator.core import events as ev
+from coordinator.core.adaptation import Adaptation
+from coordinator.core.rounds import RoundMachine
+from hypergpu.simulation.calls import Call
+from hypergpu.simulation.learning import Learning
+from hypergpu.simulation.node import Directive, SimulatedNode
+from hypergpu.simulation.virtual_time import VirtualTime
+
+
+class LinkMonitor(Protocol):
+    """Who is told how communication with the nodes goes: `NetworkQualityMonitor` is one."""
+
+    def register_node(self, node_id: str) -> object:
+        """A node joined."""
+        ...
+
+    def observe_counters(
+        self, node_id: str, *, attempts: int, failures: int, latency_ms: float | None = None
+    ) -> object:
+        """What a node's heartbeat reports: totals of its process, and its latest round trip."""
+        ...
+
+
+class Recorder(Protocol):
+    """Who keeps what happens."""
+
+    def event(self, record: ev.Record, now: float) -> None:
+        """Something worth keeping."""
+        ...
+
+    def round_closed(self, closed: ev.CloseRound, loss: float | None, accuracy: float | None, now: float) -> None:
+        """A round is over and its step is taken."""
+        ...
+
+    def finished(self, finish: ev.Finish, now: float) -> None:
+        """The run is over."""
+        ...
+
+
+class VirtualCoordinator:
+    """Takes in what arrives from the nodes, and carries out what the machine decides.
+
+    Args:
+        time: the clock and what is due.
+        machine: the rounds; told of silence (`NodeLost`) rather than looking for it.
+        learning: what comes of the work.
+        monitor: None where nobody wants to know of the links.
+        recorder: keeps the events and rounds.
+        lost_after_seconds: silence after which a node is lost.
+        evaluation_seconds: what the step and the evaluation between two rounds take.
+        round_begins: told the number of each round, for events that are due by round.
+    """
+
+    def __init__(
+        self,
+        time: VirtualTime,
+        machine: RoundMachine,
+        learning: Learning,
+        monitor: LinkMonitor | None,
+        recorder: Recorder,
+        *,
+        lost_after_seconds: float,
+        evaluation_seconds: float,
+        round_begins: Callable[[int], None],
+    ) -> None:
+        self.machine = machine
+        self._time, self._learning, self._monitor, self._recorder = time, learning, monitor, recorder
+        self._lost_after, self._evaluation_seconds = lost_after_seconds, evaluation_seconds
+        self._round_begins = round_begins
+        self._nodes: dict[str, SimulatedNode] = {}
+        self._waiting: dict[str, Call] = {}
+        self._timer = 0
+        self._effects: dict[type, Callable[[Any], None]] = {
+            ev.StartRound: self._start_round,
+            ev.Assign: self._assign,
+            ev.Verdict: lambda _: None,
+            ev.CloseRound: self._close_round,
+            ev.AbandonRound: self._abandon_round,
+            ev.SetTimer: self._set_timer,
+            ev.RunOver: self._run_over,
+            ev.Finish: self._finish,
+            ev.Record: lambda record: recorder.event(record, time.now),
+        }
+
+    def dispatch(self, event: ev.Event) -> None:
+        """Let the machine handle an event, and carry out what it decides."""
+        self._carry_out(self.machine.handle(event, self._time.clock.now))
+
+    def catch_up(self) -> None:
+        """Take in every heartbeat that was due until now."""
+        for node in self._nodes.values():
+            node.catch_up()
+
+    # ------------------------------------------------------------ what arrives (see `node.Host`)
+
+    def registered(self, node: SimulatedNode) -> None:
+        """As `Host.registered`."""
+        new = node.node_id not in self.machine.members.connected
+        self._nodes[node.node_id] = node
+        self._seen(node)
+        if self._monitor is not None:
+            self._monitor.register_node(node.node_id)
+        self.dispatch(ev.NodeJoined(node.node_id, str(node.incarnation), node.largest_batch, node.info))
+        if new:
+            self._time.at(node.last_seen + self._lost_after, self._is_it_silent, node)
+
+    def work_requested(self, node: SimulatedNode, call: Call) -> None:
+        """As `Host.work_requested`."""
+        if node.node_id not in self.machine.members.connected:
+            node.send_away(call)
+            return
+        self._seen(node)
+        self._waiting[node.node_id] = call
+        self.dispatch(ev.WorkRequested(node.node_id))
+
+    def request_ended(self, node: SimulatedNode, call: Call) -> bool:
+        """As `Host.request_ended`."""
+        if self._waiting.get(node.node_id) is not call:
+            return False
+        del self._waiting[node.node_id]
+        self.dispatch(ev.RequestEnded(node.node_id))
+        return True
+
+    def is_over(self, order: ev.Assign) -> bool:
+        """As `Host.is_over`."""
+        return self.machine.outcome_of(order.node, order.round) is not None
+
+    def has_accepted(self, order: ev.Assign) -> bool:
+        """As `Host.has_accepted`."""
+        return self.machine.outcome_of(order.node, order.round) is ev.Outcome.DUPLICATE
+
+    def update_arrived(self, node: SimulatedNode, order: ev.Assign, seconds: float, call: Call) -> None:
+        """As `Host.update_arrived`."""
+        self._seen(node)
+        samples, loss, loss_before, grad_norm = order.batch_size * order.local_steps, 0.0, 0.0, 0.0
+        if not self.is_over(order):
+            try:
+                trained = self._learning.train(order)
+            except NonFiniteUpdate as error:
+                self.dispatch(ev.WorkReturned(node.node_id, order.round, type(error).__name__, str(error)))
+                node.send_verdict(call)
+                return
+            samples, loss, loss_before = trained.samples, trained.loss, trained.loss_before
+            grad_norm = trained.grad_norm
+        event = ev.UpdateArrived(
+            node.node_id, order.round, order.attempt, samples, loss, seconds, loss_before, grad_norm
+        )
+        effects = self.machine.handle(event, self._time.clock.now)
+        verdict = next(effect for effect in effects if effect.__class__ is ev.Verdict)
+        if verdict.outcome is ev.Outcome.ACCEPTED:
+            self._learning.add(verdict.weight)
+        self._carry_out(effects)
+        if verdict.outcome is ev.Outcome.STALE:
+            node.send_away(call)
+        else:
+            node.send_verdict(call)
+
+    def heard(self, node: SimulatedNode, at: float, rtt_ms: float) -> Directive:
+        """As `Host.heard`."""
+        members = self.machine.members
+        if node.node_id not in members.connected:
+            return Directive.REGISTER_AGAIN
+        node.last_seen = max(node.last_seen, at)
+        if self._monitor is not None:
+            self._monitor.observe_counters(
+                node.node_id, attempts=node.attempts, failures=node.failures, latency_ms=rtt_ms or None
+            )
+        return Directive.ABANDON_WORK if node.node_id in members.straggling else Directive.CONTINUE
+
+    def _seen(self, node: SimulatedNode) -> None:
+        node.last_seen = max(node.last_seen, self._time.clock.now)
+
+    def _is_it_silent(self, node: SimulatedNode) -> None:
+        if node.node_id not in self.machine.members.connected or self.machine.finished:
+            return
+        node.catch_up()
+        due = node.last_seen + self._lost_after
+        if due > self._time.now:
+            self._time.at(due, self._is_it_silent, node)
+            return
+        self._waiting.pop(node.node_id, None)
+        self.dispatch(ev.NodeLost(node.node_id, f"silent for {self._lost_after:g} s"))
+        node.watch()
+
+    # ------------------------------------------------------------ what is decided
+
+    def _carry_out(self, effects: Sequence[ev.Effect]) -> None:
+        run = self._effects
+        for effect in effects:
+            run[effect.__class__](effect)
+
+    def _start_round(self, effect: ev.StartRound) -> None:
+        self._round_begins(effect.round)
+
+    def _assign(self, order: ev.Assign) -> None:
+        call = self._waiting.pop(order.node, None)
+        if call is not None and not call.over:
+            self._nodes[order.node].send_order(order, call)
+
+    def _close_round(self, closed: ev.CloseRound) -> None:
+        self._call_back_stragglers()
+        good = self._learning.step()
+        if not good:
+            text = f"the step of round {closed.round} would not be finite and was left out"
+            self._recorder.event(ev.Record("step_skipped", closed.round, text), self._time.now)
+        self._time.at(self._time.now + self._evaluation_seconds, self._evaluate, closed)
+
+    def _evaluate(self, closed: ev.CloseRound) -> None:
+        loss, accuracy = self._learning.evaluate() if closed.evaluate else (None, None)
+        self._recorder.round_closed(closed, loss, accuracy, self._time.now)
+        self.dispatch(ev.Evaluated(closed.round, loss, accuracy))
+
+    def _abandon_round(self, effect: ev.AbandonRound) -> None:
+        del effect
+        self._learning.discard()
+        self._call_back_stragglers()
+
+    def _call_back_stragglers(self) -> None:
+        """Who still works on a round that is over learns of it with its next heartbeat."""
+        for node_id in sorted(self.machine.members.straggling):
+            self._nodes[node_id].watch()
+
+    def _set_timer(self, effect: ev.SetTimer) -> None:
+        self._timer += 1
+        self._time.at(effect.at, self._tick, self._timer)
+
+    def _tick(self, timer: int) -> None:
+        if timer == self._timer:
+            self.dispatch(ev.Tick())
+
+    def _run_over(self, effect: ev.RunOver) -> None:
+        self._waiting.pop(effect.node, None)
+
+    def _finish(self, finish: ev.Finish) -> None:
+        self._recorder.finished(finish, self._time.now)
+        self._time.stop()
+
+
+class Punctual:
+    """An adaptation that decides on all heartbeats that were due until then."""
+
+    def __init__(self, adaptation: Adaptation) -> None:
+        self.adaptation = adaptation
+        self.catch_up: Callable[[], None] = lambda: None
+
+    def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> Mapping[str, Any]:
+        """As `Adaptation.pre_round_adaptation`."""
+        self.catch_up()
+        return self.adaptation.pre_round_adaptation(available_nodes, round_num)
+
+    def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> object:
+        """As `Adaptation.post_round_evaluation`."""
+        return self.adaptation.post_round_evaluation(round_num, metrics)

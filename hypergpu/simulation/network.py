@@ -1,0 +1,74 @@
+"""The links of a scenario in virtual time, what happens to them, and the nodes that come and go."""
+
+from collections.abc import Mapping
+
+from common.draws import Draws
+from hypergpu.simulation.calls import Line
+from hypergpu.simulation.compute import in_turn
+from hypergpu.simulation.node import SimulatedNode
+from hypergpu.simulation.scenario import Churn, Scenario
+from hypergpu.simulation.virtual_time import VirtualTime
+from netsim_proxy.link.events import NetworkEvent
+from netsim_proxy.link.link import Link
+from netsim_proxy.link.outcomes import LossModel
+
+
+def make_lines(scenario: Scenario, time: VirtualTime) -> dict[str, Line]:
+    """The line of each node, in the order of the scenario."""
+    lines = {}
+    for group in scenario.nodes:
+        for index, name in enumerate(group.names()):
+            profile = scenario.find_profile(in_turn(group.profile, index))
+            link = Link(
+                name, profile, scenario.seed, loss_model=LossModel(scenario.loss_model), profiles=scenario.find_profile
+            )
+            lines[name] = Line(time, link)
+    return lines
+
+
+class Network:
+    """Lets the events of a scenario happen to its links, by time or by round."""
+
+    def __init__(self, scenario: Scenario, time: VirtualTime, nodes: Mapping[str, SimulatedNode]) -> None:
+        self._time, self._nodes = time, nodes
+        self._by_round: dict[int, list[NetworkEvent]] = {}
+        for event in scenario.network_events():
+            if event.scheduled_round is not None:
+                self._by_round.setdefault(event.scheduled_round, []).append(event)
+            else:
+                time.at(event.scheduled_time or 0.0, self._happen, event)
+
+    def round_begins(self, number: int) -> None:
+        """Events that are due by this round happen now."""
+        for event in self._by_round.pop(number, ()):
+            self._happen(event)
+
+    def _happen(self, event: NetworkEvent) -> None:
+        now = self._time.now
+        for node in self._nodes.values():
+            if event.concerns(node.node_id):
+                node.catch_up()
+                node.line.link.apply(event, now)
+                node.line.happened(event)
+
+
+class ComesAndGoes:
+    """The life of a node whose process ends and starts again at random times, keyed by seed and node."""
+
+    def __init__(self, node: SimulatedNode, churn: Churn, seed: int, time: VirtualTime) -> None:
+        self._node, self._churn, self._time = node, churn, time
+        self._draws = Draws(seed, node.node_id, "churn")
+        self._count = 0
+
+    def begin(self) -> None:
+        """The node starts; how long it runs is drawn."""
+        self._node.start()
+        self._time.at(self._time.now + self._churn.up_seconds * self._draw(), self._end)
+
+    def _end(self) -> None:
+        self._node.crash()
+        self._time.at(self._time.now + self._churn.down_seconds * self._draw(), self.begin)
+
+    def _draw(self) -> float:
+        self._count += 1
+        return self._draws.exponential(self._count)

@@ -1,0 +1,313 @@
+"""A node in virtual time: what `node/agent.py` says on the wire, in the same order, without the waiting."""
+
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from typing import Final, Protocol
+
+from common.draws import Draws
+from common.rpc import retry_delays
+from coordinator.core import events as ev
+from hypergpu.simulation import wire
+from hypergpu.simulation.calls import Call, Line
+from hypergpu.simulation.virtual_time import VirtualTime
+from netsim_proxy.link.outcomes import Deliver, Direction
+
+UP: Final = Direction.UP
+DOWN: Final = Direction.DOWN
+POLL_SECONDS: Final = 20.0
+"""How long a node lets the coordinator wait with an answer to PullWork."""
+
+
+class Directive(Enum):
+    """What the answer to a heartbeat asks for."""
+
+    CONTINUE = "continue"
+    REGISTER_AGAIN = "register_again"
+    ABANDON_WORK = "abandon_work"
+
+
+class Host(Protocol):
+    """The coordinator as a node sees it: called when a request has arrived there."""
+
+    def registered(self, node: "SimulatedNode") -> None:
+        """Register arrived."""
+        ...
+
+    def work_requested(self, node: "SimulatedNode", call: Call) -> None:
+        """PullWork arrived; the order is sent on `call` when there is one."""
+        ...
+
+    def request_ended(self, node: "SimulatedNode", call: Call) -> bool:
+        """The long poll on `call` is over; False if that is answered already."""
+        ...
+
+    def is_over(self, order: ev.Assign) -> bool:
+        """Whether the round of an order is over."""
+        ...
+
+    def has_accepted(self, order: ev.Assign) -> bool:
+        """GetUploadProgress: whether the update of this order is in."""
+        ...
+
+    def update_arrived(self, node: "SimulatedNode", order: ev.Assign, seconds: float, call: Call) -> None:
+        """A whole update arrived; the reply is sent on `call`."""
+        ...
+
+    def heard(self, node: "SimulatedNode", at: float, rtt_ms: float) -> Directive:
+        """A heartbeat arrived at `at`; what its answer says."""
+        ...
+
+
+class Compute(Protocol):
+    """How long computing takes."""
+
+    def seconds(self, node_id: str, step: int, batch_size: int, steps: int, now: float) -> float:
+        """Of `steps` steps on `batch_size` samples each, of which the first is the node's number `step`."""
+        ...
+
+
+class SimulatedNode:
+    """One node, its line and its life: register; then pull work, compute, push the update, and again.
+
+    Heartbeats are caught up with when somebody looks, or when the node does something else on its link: they keep their
+    times and their place in the order of the link's RPCs, but need no place on the heap.
+    """
+
+    __slots__ = (
+        "_again", "_compute", "_computed_seconds", "_delays", "_draws", "_heartbeat_seconds", "_held_bytes", "_host",
+        "_model_bytes", "_next_beat", "_order", "_rtt_ms", "_step", "_time", "_watching", "attempts", "failures",
+        "incarnation", "info", "largest_batch", "last_seen", "line", "node_id", "running",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        node_id: str,
+        line: Line,
+        host: Host,
+        time: VirtualTime,
+        compute: Compute,
+        *,
+        seed: int,
+        model_bytes: int,
+        heartbeat_seconds: float,
+        info: Mapping[str, str],
+    ) -> None:
+        self.node_id = node_id
+        self.info = info
+        """What it says about itself when it registers."""
+        self.largest_batch = 0
+        self.line = line
+        self.running = False
+        self.incarnation = 0
+        self.attempts = self.failures = 0
+        """RPCs that this process made, and those of them that failed."""
+        self.last_seen = 0.0
+        """When the coordinator last heard of it."""
+        self._host, self._time, self._compute = host, time, compute
+        self._model_bytes, self._heartbeat_seconds = model_bytes, heartbeat_seconds
+        self._draws = Draws(seed, node_id, "retry")
+        self._delays: Iterator[float] | None = None
+        self._again: Callable[[], None] = self._register
+        self._step = 0
+        self._order: ev.Assign | None = None
+        self._computed_seconds = 0.0
+        self._held_bytes = 0
+        self._next_beat = 0.0
+        self._rtt_ms = 0.0
+        self._watching = False
+
+    # ------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """The process starts: it registers, and asks for work."""
+        if not self.running:
+            self.running = True
+            self.incarnation += 1
+            self.attempts = self.failures = 0
+            self._next_beat = self._time.now + self._heartbeat_seconds
+            self._register()
+
+    def crash(self) -> None:
+        """The process ends without a word."""
+        if self.running:
+            self.catch_up()
+            self.running = False
+            self._order = None
+            if self.line.work is not None:
+                self.line.work.close()
+            self.line.reconnect()
+
+    # ------------------------------------------------------------ RPCs, one after the other
+
+    def _call(self, again: Callable[[], None]) -> Call:
+        """Begin an RPC; should it fail, `again` follows after a while."""
+        if self._next_beat <= self._time.clock.now:
+            self.catch_up()
+        self.attempts += 1
+        self._again = again
+        return self.line.call(self._failed)
+
+    def _failed(self) -> None:
+        self.failures += 1
+        if self._delays is None:
+            self._delays = retry_delays(Draws(self._draws.bits(self.attempts), self.node_id))
+        self._time.at(self._time.now + next(self._delays), self._retry, self._again, self.incarnation)
+
+    def _retry(self, again: Callable[[], None], incarnation: int) -> None:
+        if self.running and self.incarnation == incarnation and self.line.work is None and self._again == again:
+            again()
+
+    def _done(self, call: Call) -> None:
+        call.close()
+        self._delays = None
+
+    def _register(self) -> None:
+        call = self._call(self._register)
+        call.send(UP, wire.REGISTER_BYTES, 1, True, self._registered, call)
+
+    def _registered(self, call: Call) -> None:
+        self._host.registered(self)
+        call.send(DOWN, wire.REGISTERED_BYTES, 1, True, self._pull_next, call)
+
+    def _pull(self) -> None:
+        call = self._call(self._pull)
+        call.send(UP, wire.REQUEST_BYTES, 1, True, self._host.work_requested, self, call)
+        self._time.at(self._time.now + POLL_SECONDS, self._poll_over, call)
+
+    def _pull_next(self, call: Call) -> None:
+        self._done(call)
+        self._pull()
+
+    def _poll_over(self, call: Call) -> None:
+        if not call.over and self._host.request_ended(self, call):
+            call.send(DOWN, wire.REPLY_BYTES, 0, True, self._pull_next, call)
+
+    def send_order(self, order: ev.Assign, call: Call) -> None:
+        """The coordinator answers PullWork: the order, then the parameters."""
+        nbytes = wire.ORDER_BYTES + wire.chunks_bytes(self._model_bytes)
+        messages = 1 + wire.chunk_count(self._model_bytes)
+        call.send(DOWN, nbytes, messages, True, self._received, order, call)
+
+    def send_away(self, call: Call) -> None:
+        """The coordinator does not know the node any more: it has to register again."""
+        call.send(DOWN, wire.REPLY_BYTES, 0, True, self._sent_away, call)
+
+    def _sent_away(self, call: Call) -> None:
+        self._done(call)
+        self._register()
+
+    def _received(self, order: ev.Assign, call: Call) -> None:
+        self._done(call)
+        self._order = order
+        now = self._time.now
+        seconds = self._compute.seconds(self.node_id, self._step, order.batch_size, order.local_steps, now)
+        self._step += order.local_steps
+        self._time.at(now + seconds, self._computed, order, seconds)
+
+    def _computed(self, order: ev.Assign, seconds: float) -> None:
+        if self._order is order:
+            self._computed_seconds, self._held_bytes = seconds, 0
+            self._push()
+
+    def _push(self) -> None:
+        order, rest = self._order, self._model_bytes - self._held_bytes
+        if order is None:
+            return
+        call = self._call(self._ask_progress)
+        if self._host.is_over(order):  # the answer comes when the header is there
+            nbytes, messages = wire.HEADER_BYTES, 1
+        else:
+            nbytes, messages = wire.HEADER_BYTES + wire.chunks_bytes(rest), 1 + wire.chunk_count(rest)
+        call.send(UP, nbytes, messages, True, self._host.update_arrived, self, order, self._computed_seconds, call)
+
+    def send_verdict(self, call: Call) -> None:
+        """The coordinator answers PushUpdate, whatever the verdict: the node asks for the next order."""
+        call.send(DOWN, wire.REPLY_BYTES, 1, True, self._pushed, call)
+
+    def _pushed(self, call: Call) -> None:
+        self._order = None
+        self._pull_next(call)
+
+    def _ask_progress(self) -> None:
+        """A push failed: go on with it where the coordinator has it."""
+        order = self._order
+        if order is not None:
+            call = self._call(self._ask_progress)
+            call.send(UP, wire.REQUEST_BYTES, 1, True, self._progress_asked, order, call)
+
+    def _progress_asked(self, order: ev.Assign, call: Call) -> None:
+        accepted = self._host.has_accepted(order)
+        call.send(DOWN, wire.REPLY_BYTES, 1, True, self._progress_told, accepted, call)
+
+    def _progress_told(self, accepted: bool, call: Call) -> None:
+        if accepted:
+            self._pushed(call)
+        else:
+            self._done(call)
+            self._push()
+
+    # ------------------------------------------------------------ heartbeats
+
+    def catch_up(self) -> None:
+        """Send the heartbeats that were due until now."""
+        now = self._time.clock.now
+        while self._next_beat <= now and self.running:
+            at = self._next_beat
+            self._next_beat = at + self._heartbeat_seconds
+            self._beat(at)
+
+    def watch(self) -> None:
+        """Send the next heartbeat at its very time: its answer will tell the node to do something."""
+        if self.running and not self._watching:
+            self._watching = True
+            self._time.at(self._next_beat, self._watched, self.incarnation)
+
+    def _watched(self, incarnation: int) -> None:
+        self._watching = False
+        if not self.running or self.incarnation != incarnation:
+            return
+        if self._next_beat > self._time.now:  # caught up with meanwhile
+            self.watch()
+            return
+        at = self._next_beat
+        self._next_beat = at + self._heartbeat_seconds
+        directive, told_at = self._beat(at)
+        if directive is None:
+            self.watch()
+        elif directive is not Directive.CONTINUE:
+            self._time.at(told_at, self._obey, directive, self._order)
+
+    def _beat(self, at: float) -> tuple[Directive | None, float]:
+        """One heartbeat at `at`; the directive of its answer and when it is there, or None if it failed."""
+        line, link = self.line, self.line.link
+        self.attempts += 1
+        line.messages += 2
+        exchange = link.begin(at, line.connection)
+        sent = link.offer(at, UP, wire.HEARTBEAT_BYTES, exchange, end=True)
+        if not isinstance(sent, Deliver):
+            self.failures += 1
+            return None, at
+        directive = self._host.heard(self, sent.at, self._rtt_ms)
+        # Offered now rather than at its time, so that the link's clock does not run ahead of the node.
+        answered = link.offer(at, DOWN, wire.REPLY_BYTES, exchange, end=True)
+        if not isinstance(answered, Deliver):
+            self.failures += 1
+            return None, at
+        rtt = sent.at - at + answered.at - at
+        self._rtt_ms = 1000.0 * rtt
+        return directive, at + rtt
+
+    def _obey(self, directive: Directive, order: ev.Assign | None) -> None:
+        if not self.running:
+            return
+        call = self.line.work
+        if directive is Directive.REGISTER_AGAIN:
+            if call is not None:
+                call.close()
+            self._order = None
+            self._register()
+        elif order is not None and self._order is order:
+            self._order = None
+            if call is not None:
+                call.close()
+            self._pull()

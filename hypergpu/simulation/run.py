@@ -1,0 +1,163 @@
+"""A scenario from its beginning to its end in virtual time, and what came of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import InvalidInput
+from coordinator.core.orchestration import build_orchestrator
+from coordinator.core.rounds import RoundMachine
+from hypergpu.simulation.compute import SimulatedCards, in_turn
+from hypergpu.simulation.coordinator import Punctual, VirtualCoordinator
+from hypergpu.simulation.learning import Learning, RealLearning, on_one_thread
+from hypergpu.simulation.network import ComesAndGoes, Network, make_lines
+from hypergpu.simulation.node import Compute, SimulatedNode
+from hypergpu.simulation.records import Recording
+from hypergpu.simulation.scenario import Scenario
+from hypergpu.simulation.virtual_time import VirtualTime
+from netsim_proxy.link.outcomes import Direction
+from tasks import load_task
+
+LONGEST_RUN_SECONDS = 30 * 86_400.0
+"""Virtual time after which a run is ended that does not get anywhere."""
+
+
+def simulate(scenario: Scenario, out: Path | None = None, *, compute: Compute | None = None) -> "Outcome":
+    """Run a scenario in virtual time; the same scenario gives the same outcome, and the same files in `out`.
+
+    Args:
+        scenario: who trains what over which links.
+        out: a directory for the run's files, as a coordinator writes them; None keeps none.
+        compute: how long computing takes, where the scenario's cards are not to say it.
+
+    Raises:
+        InvalidInput: the task or the events do not hold.
+    """
+    config = scenario.config
+    time = VirtualTime()
+    learning = _learning(scenario)
+    orchestrator = build_orchestrator(config, clock=time.clock)
+    adaptation = Punctual(orchestrator)
+    machine = RoundMachine(config.training, adaptation, max_nodes=config.server.max_nodes)
+    nodes: dict[str, SimulatedNode] = {}
+    recording = Recording(scenario, machine, nodes, out)
+    network = Network(scenario, time, nodes)
+    coordinator = VirtualCoordinator(
+        time,
+        machine,
+        learning,
+        orchestrator.monitor,
+        recording,
+        lost_after_seconds=config.server.heartbeat_seconds * config.server.heartbeat_misses,
+        evaluation_seconds=scenario.evaluation_seconds,
+        round_begins=network.round_begins,
+    )
+    adaptation.catch_up = coordinator.catch_up
+    lines = make_lines(scenario, time)
+    cards = compute or SimulatedCards(scenario)
+    for group in scenario.nodes:
+        for index, name in enumerate(group.names()):
+            gpu = in_turn(group.gpu, index)
+            node = nodes[name] = SimulatedNode(
+                name,
+                lines[name],
+                coordinator,
+                time,
+                cards,
+                seed=scenario.seed,
+                model_bytes=learning.model_bytes,
+                heartbeat_seconds=config.server.heartbeat_seconds,
+                info={"gpu": gpu} | ({"region": group.region} if group.region else {}),
+            )
+            begin = node.start if group.churn is None else ComesAndGoes(node, group.churn, scenario.seed, time).begin
+            time.at(group.joins_seconds, begin)
+    time.run(LONGEST_RUN_SECONDS)
+    recording.close(time.now)
+    return _outcome(scenario, recording, nodes, time)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOutcome:
+    """What became of one node."""
+
+    node_id: str
+    rounds_selected: int
+    rounds_contributed: int
+    late: int
+    retries: int
+    rpcs: int
+    rpcs_lost: int
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a simulated run."""
+
+    scenario: str
+    policy: str
+    seed: int
+    state: str
+    reason: str
+    rounds: int
+    seconds: float
+    final_accuracy: float
+    final_loss: float
+    best_accuracy: float
+    target_accuracy: float | None
+    time_to_target_seconds: float | None
+    """Until the first evaluation that reached the target; None where none did."""
+    bytes: int
+    """Moved over all links, both ways."""
+    messages: int
+    nodes: list[NodeOutcome]
+    quarantined: dict[str, list[str]] = field(default_factory=dict)
+    """The reasons of the quarantines of each node that was in one."""
+    round_seconds: list[float] = field(default_factory=list)
+
+
+def _learning(scenario: Scenario) -> Learning:
+    config = scenario.config.training
+    if scenario.learning == "real":
+        on_one_thread()
+        return RealLearning(load_task(config.task), config)
+    raise InvalidInput("learning: model")
+
+
+def _outcome(
+    scenario: Scenario, recording: Recording, nodes: Mapping[str, SimulatedNode], time: VirtualTime
+) -> Outcome:
+    machine = recording.machine
+    rows = []
+    for name, node in nodes.items():
+        member, link = machine.members.get(name), node.line.link
+        up, down = link.counters(Direction.UP), link.counters(Direction.DOWN)
+        told: dict[str, Any] = {
+            key: getattr(member, key, 0) for key in ("rounds_selected", "rounds_contributed", "late", "retries")
+        }
+        rows.append(
+            NodeOutcome(
+                name, rpcs=link.rpcs, rpcs_lost=link.rpcs_lost, bytes_up=up.bytes, bytes_down=down.bytes, **told
+            )
+        )
+    return Outcome(
+        scenario=scenario.name,
+        policy=scenario.config.orchestrator.policy,
+        seed=scenario.seed,
+        state=str(machine.state),
+        reason=recording.finish_reason,
+        rounds=machine.round - 1,
+        seconds=time.now,
+        final_accuracy=machine.accuracy,
+        final_loss=machine.loss,
+        best_accuracy=recording.best_accuracy,
+        target_accuracy=scenario.target,
+        time_to_target_seconds=recording.reached_at,
+        bytes=sum(row.bytes_up + row.bytes_down for row in rows),
+        messages=sum(node.line.messages for node in nodes.values()),
+        nodes=rows,
+        quarantined=recording.quarantined,
+        round_seconds=recording.round_seconds,
+    )
