@@ -34,7 +34,7 @@ FROM base AS proxy
 COPY --from=proxy-venv /opt/venv /opt/venv
 COPY --from=app /app /app
 USER hypergpu
-EXPOSE 50052 9100
+EXPOSE 50052 50053 9100
 HEALTHCHECK --interval=5s --start-period=20s \
   CMD ["python", "-c", "import urllib.request as http; http.urlopen('http://127.0.0.1:9100/healthz', timeout=3)"]
 ENTRYPOINT ["python", "-m", "netsim_proxy"]

@@ -19,7 +19,7 @@ class Cluster:
 
     coordinator: str
     proxy: str = ""
-    """HOST:PORT of the netsim proxy; empty where there is none."""
+    """HOST:PORT of the netsim proxy's control service; empty where there is none."""
     token: str = ""
     run_dir: str = ""
     pid: int = 0
@@ -74,7 +74,7 @@ def _compose_project() -> Cluster | None:
     coordinator = _compose("port", "coordinator", "50051")
     if not coordinator:
         return None
-    proxy = _compose("port", "netsim", "50052")
+    proxy = _compose("port", "netsim", "50053")
     return Cluster(coordinator, proxy, _compose("exec", "-T", "coordinator", "cat", "/run/hypergpu/join-token"))
 
 

@@ -62,7 +62,6 @@ class LocalCluster:
         logs.mkdir(parents=True, exist_ok=True)
         environment = {
             "HYPERGPU_TOKEN": self._token,
-            "NETSIM_TOKEN": self._token,
             "OMP_NUM_THREADS": "1",  # processes share the machine's cores
             "PYTHONUNBUFFERED": "1",
         }

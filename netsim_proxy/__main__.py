@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from common import log
 from common.errors import ConfigError, HyperGPUError
+from common.malloc import keep_buffers
 from common.rpc import bind, split_address
 from netsim_proxy import control, metrics
 from netsim_proxy.lateness import DEFAULT_BOUND_SECONDS, Lateness
@@ -23,6 +24,7 @@ from netsim_proxy.schedule import Schedule
 from netsim_proxy.server import Proxy, ServerTls, UpstreamTls
 from netsim_proxy.setup import node_profiles, profile_finder
 
+_KEPT_BYTES = 4 << 20  # reads are of 256 KiB; more would be memory that an idle proxy never gives back
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -93,7 +95,11 @@ def main(  # noqa: PLR0917 - Typer calls it by keyword
     scenario: Annotated[Path | None, typer.Option(help="YAML file of events to schedule at the start.")] = None,
     control: Annotated[str, typer.Option(help="HOST:PORT of the control API.")] = "127.0.0.1:0",
     token: Annotated[
-        str | None, typer.Option(envvar="NETSIM_TOKEN", help="What callers of the control API must show.")
+        str | None,
+        typer.Option(envvar=["HYPERGPU_TOKEN", "NETSIM_TOKEN"], help="What callers of the control API must show."),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(envvar="HYPERGPU_TOKEN_FILE", help="A file that holds the token.")
     ] = None,
     insecure_control: Annotated[
         bool, typer.Option("--insecure-control", help="Let the control API be reached from elsewhere without a token.")
@@ -112,6 +118,7 @@ def main(  # noqa: PLR0917 - Typer calls it by keyword
 ) -> None:
     """Put a network between gRPC clients and a service: latency, jitter, loss and bandwidth per calling node."""
     try:
+        keep_buffers(_KEPT_BYTES)
         log.configure(log_level)
         if (tls_cert is None) != (tls_key is None):
             raise ConfigError("--tls-cert and --tls-key go together")
@@ -129,7 +136,7 @@ def main(  # noqa: PLR0917 - Typer calls it by keyword
                     node_profile=node_profile or [],
                     scenario=scenario,
                     control=control,
-                    token=token,
+                    token=token or (_text(token_file).strip() if token_file else None),
                     insecure_control=insecure_control,
                     metrics=metrics,
                     server_tls=ServerTls(tls_cert, tls_key) if tls_cert and tls_key else None,

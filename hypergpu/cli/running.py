@@ -21,7 +21,10 @@ Coordinator = Annotated[
     typer.Option(envvar="HYPERGPU_COORDINATOR", metavar="HOST:PORT", help="The coordinator.", rich_help_panel=_PANEL),
 ]
 Proxy = Annotated[
-    str, typer.Option(envvar="HYPERGPU_PROXY", metavar="HOST:PORT", help="The netsim proxy.", rich_help_panel=_PANEL)
+    str,
+    typer.Option(
+        envvar="HYPERGPU_PROXY", metavar="HOST:PORT", help="The netsim proxy's control service.", rich_help_panel=_PANEL
+    ),
 ]
 Token = Annotated[
     str, typer.Option(envvar="HYPERGPU_TOKEN", metavar="TEXT", help="The join token.", rich_help_panel=_PANEL)

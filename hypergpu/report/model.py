@@ -1,0 +1,125 @@
+"""A finished or unfinished run as plain data. Times are seconds since the run began; None is what was not recorded."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+Figures = Mapping[str, float | int | str]
+CLUSTER = "cluster"
+_DIGITS = frozenset("0123456789")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRound:
+    """What one selected node did in a round."""
+
+    node: str
+    success: bool
+    batch_size: float | None = None
+    compute_seconds: float | None = None
+    waiting_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One closed round."""
+
+    number: int
+    ended_at: float
+    """After the server's step and the evaluation."""
+    seconds: float
+    """From the first order to the close."""
+    reason: str = ""
+    loss: float | None = None
+    accuracy: float | None = None
+    train_loss: float | None = None
+    samples: float | None = None
+    nodes: tuple[NodeRound, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the record. A decision has a subject, a reason and figures; another event has what it says."""
+
+    at: float
+    round: int
+    kind: str
+    text: str
+    is_decision: bool = False
+    subject: str = ""
+    reason: str = ""
+    figures: Figures = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the report shows."""
+
+    name: str
+    """Of the directory."""
+    summary: Mapping[str, object]
+    rounds: tuple[Round, ...] = ()
+    events: tuple[Event, ...] = ()
+    nodes: tuple[Figures, ...] = ()
+    """Each with its `node_id`, as it stood at the end."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    config_text: str = ""
+    notes: tuple[str, ...] = ()
+    """What could not be read, in words."""
+
+    @cached_property
+    def ended_at(self) -> float:
+        """The last time on record."""
+        return max((each.at for each in self.events), default=max((r.ended_at for r in self.rounds), default=0.0))
+
+    @cached_property
+    def node_ids(self) -> tuple[str, ...]:
+        """Every node that is named anywhere, in natural order."""
+        named = {str(node["node_id"]) for node in self.nodes}
+        named.update(each.node for closed in self.rounds for each in closed.nodes)
+        named.update(e.subject for e in self.events if e.subject and e.subject != CLUSTER)
+        return tuple(sorted(named, key=natural))
+
+    @cached_property
+    def bands(self) -> tuple[tuple[float, float], ...]:
+        """When each round began and ended. What the record says of beginnings; otherwise from its length."""
+        begun: dict[int, float] = {}
+        for event in self.events:
+            if event.kind == "round_started":
+                begun[event.round] = event.at
+        bands, before = [], 0.0
+        for closed in self.rounds:
+            start = begun.get(closed.number, closed.ended_at - closed.seconds)
+            bands.append((min(max(start, before), closed.ended_at), closed.ended_at))
+            before = closed.ended_at
+        return tuple(bands)
+
+    def setting(self, section: str, key: str) -> object:
+        """A value of the configuration; None where it is not known."""
+        part = self.config.get(section)
+        return part.get(key) if isinstance(part, Mapping) else None
+
+    @property
+    def target_accuracy(self) -> float | None:
+        """The accuracy that the run was to reach, where one was set."""
+        value = self.setting("training", "target_accuracy")
+        return float(value) if isinstance(value, int | float) else None
+
+    @property
+    def rounds_planned(self) -> int | None:
+        """Rounds that the run was to have."""
+        value = self.summary.get("rounds_planned", self.setting("training", "rounds"))
+        return value if isinstance(value, int) else None
+
+    @property
+    def state(self) -> str:
+        """completed, stopped, …; `unfinished` where no end is on record."""
+        state = str(self.summary.get("state") or "unfinished")
+        return state if state in ("completed", "stopped", "interrupted", "paused") else "unfinished"
+
+
+def natural(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorts node_2 before node_10."""
+    parts = re.split("([0-9]{1,15})", name)
+    return tuple((0, int(part), "") if part[:1] in _DIGITS and part else (1, 0, part) for part in parts)
