@@ -8,9 +8,11 @@ splittable pseudorandom number generators", OOPSLA 2014) run as a counter: the k
 import math
 from hashlib import blake2b
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -50,8 +52,10 @@ class Draws:
         """A draw from the exponential distribution of mean 1."""
         return -math.log1p(-self.uniform(index))
 
-    def uniforms(self, start: int, count: int) -> npt.NDArray[np.float64]:
+    def uniforms(self, start: int, count: int) -> "npt.NDArray[np.float64]":
         """The draws `uniform(start) … uniform(start + count - 1)` at once."""
+        import numpy as np  # noqa: PLC0415 - here, as the proxy draws one at a time and saves its 13 MB
+
         with np.errstate(over="ignore"):
             index = np.arange(start + 1, start + count + 1, dtype=np.uint64)
             z = np.uint64(self._base) + index * np.uint64(_GOLDEN)
@@ -60,6 +64,8 @@ class Draws:
             z ^= z >> np.uint64(31)
         return (z >> np.uint64(11)).astype(np.float64) * _TO_UNIT
 
-    def generator(self, index: int = 0) -> np.random.Generator:
+    def generator(self, index: int = 0) -> "np.random.Generator":
         """A numpy generator seeded by this stream: for permutations and partitions."""
+        import numpy as np  # noqa: PLC0415 - as above
+
         return np.random.Generator(np.random.PCG64(self.bits(index)))
