@@ -81,6 +81,7 @@ class GPUNodeService:
         self._last_error = ""
         self._batches: Batches | None = None
         self._trainer: Trainer | None = None
+        self._run: tuple[str, int] | None = None
         self._memory: MemoryModel | None = None
         self._compute: ComputeModel | None = None
         self._partition: tuple[tuple[Any, ...], Partition] | None = None
@@ -219,10 +220,8 @@ class GPUNodeService:
     def trainer(self) -> Trainer:
         """The model on its device, made when first asked for."""
         if self._trainer is None:
-            training = self.config.training
-            task = self._task or load_task(training.task)
-            cuda = not self.specs.simulated and torch.cuda.is_available()
-            self._trainer = Trainer(task, training.seed, "cuda" if cuda else "cpu", self._settings.precision)
+            self._make(self.config.training.task, self.config.training.seed)
+            assert self._trainer is not None
         return self._trainer
 
     @property
@@ -234,6 +233,17 @@ class GPUNodeService:
     def largest_batch(self) -> int | None:
         """Samples that fit the card; None before `initialize`."""
         return self._memory.largest_batch(self.specs) if self._memory else None
+
+    def prepare(self, task: str, seed: int) -> None:
+        """Make the model of a run, and measure it; nothing is done where it is there already.
+
+        Raises:
+            UnknownName, InvalidInput: a task that cannot be loaded.
+            OutOfMemory: not even one sample fits the card.
+        """
+        if self._run != (task, seed):
+            self._make(task, seed)
+        self.measure()
 
     def measure(self) -> None:
         """Measure activations and step time on a few of the task's samples, once.
@@ -365,6 +375,11 @@ class GPUNodeService:
     @property
     def _settings(self) -> NodeConfig:
         return self.config.node
+
+    def _make(self, task: str, seed: int) -> None:
+        device = "cuda" if not self.specs.simulated and torch.cuda.is_available() else "cpu"
+        self._trainer = Trainer(self._task or load_task(task), seed, device, self._settings.precision)
+        self._run, self._memory, self._compute, self._partition = (task, seed), None, None, None
 
     def _micro_batch(self, batch_size: int) -> int | None:
         if self._memory is None:

@@ -1,0 +1,374 @@
+"""The agent: runs the effects of the life cycle as asyncio tasks and feeds their results back as events."""
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import numpy as np
+import structlog
+
+from common.config import SystemConfig
+from common.draws import Draws
+from common.errors import (
+    HyperGPUError,
+    InvalidInput,
+    NotAuthenticated,
+    NotFound,
+    ProtocolError,
+    ResourceExhausted,
+    StaleWork,
+)
+from common.rpc import RETRYABLE
+from common.wire import manifest_from_proto
+from node.client import CoordinatorClient, RunOver, Work, specs_message
+from node.core import lifecycle as life
+from node.core.lifecycle import Failure, LifeCycle, State
+from node.service import GPUNodeService
+from node.trainer import Abandoned, Update
+from protos import coordinator_pb2 as pb
+from tasks.loading import is_own
+
+log = structlog.get_logger()
+OnWork = Callable[[str], None]
+"""Told how each unit of work ended: accepted, duplicate, late, or an error's type."""
+
+
+class Agent:
+    """One node's membership in a cluster.
+
+    Args:
+        client: opened; knows the node's name.
+        service: the node; it is given the run's task and seed.
+        config: how the node behaves.
+        own_task: the `module:factory` whose code this node may load; None for shipped tasks alone.
+        metrics_address: HOST:PORT where it can be scraped; empty where it can't.
+        version: of the distribution.
+    """
+
+    def __init__(
+        self,
+        client: CoordinatorClient,
+        service: GPUNodeService,
+        config: SystemConfig,
+        *,
+        own_task: str | None = None,
+        metrics_address: str = "",
+        version: str = "",
+        on_work: OnWork = lambda outcome: None,
+        on_state: Callable[[State], None] = lambda state: None,
+    ) -> None:
+        self.node_id = client.node_id
+        self.run_id = ""
+        self._client, self._service, self._config = client, service, config
+        self._own_task, self._metrics_address, self._version = own_task, metrics_address, version
+        self._on_work, self._on_state = on_work, on_state
+        self._incarnation = secrets.token_hex(8)
+        node = config.node
+        self._life: LifeCycle[Work] = LifeCycle(
+            Draws(0, "backoff", self.node_id, self._incarnation),
+            base=node.backoff_base_seconds,
+            cap=node.backoff_cap_seconds,
+        )
+        self._events: asyncio.Queue[tuple[int, life.Event[Work]]] = asyncio.Queue()
+        self._operation: asyncio.Task[None] | None = None
+        self._number = 0
+        self._helpers: set[asyncio.Task[None]] = set()
+        self._heartbeats: asyncio.Task[None] | None = None
+        self._heartbeat_seconds = 2.0
+        self._rtt_ms = 0.0
+        self._reached = False
+        self._training = ThreadPoolExecutor(1, "training")
+        self._abandon = threading.Event()
+        self._fatal: Exception = HyperGPUError()
+        self._parameters = np.empty(0, np.float32)
+        self._update: Update | None = None
+        self._waiting_since = time.monotonic()
+        self._compute_seconds = 0.0
+
+    @property
+    def state(self) -> State:
+        """Where in its life the node is."""
+        return self._life.state
+
+    def stop(self, reason: str) -> None:
+        """Finish the current work within the grace period, or hand it back, and leave. Call it on the loop's thread."""
+        self._events.put_nowait((0, life.StopAsked(reason)))
+
+    async def run(self) -> None:
+        """Live until the run is over or `stop` is called.
+
+        Raises:
+            HyperGPUError: what no further try can help, such as a wrong token.
+        """
+        log.info("looking for the coordinator", address=self._client.address, node=self.node_id)
+        self._events.put_nowait((0, life.Started()))
+        try:
+            while True:
+                number, event = await self._events.get()
+                if number not in {0, self._number}:
+                    continue  # of an operation that another has replaced
+                before = self._life.state
+                effects = self._life.handle(event)
+                if self._life.state is not before:
+                    self._on_state(self._life.state)
+                    log.debug("state", state=str(self._life.state), because=type(event).__name__)
+                for effect in effects:
+                    if isinstance(effect, life.Exit):
+                        if effect.error:
+                            raise self._fatal
+                        return
+                    self._start(effect)
+        finally:
+            self._abandon.set()
+            tasks = [t for t in (self._operation, self._heartbeats, *self._helpers) if t is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._training.shutdown()
+
+    # ------------------------------------------------------------ effects
+
+    def _start(self, effect: life.Effect[Work]) -> None:
+        if isinstance(effect, life.StartGrace):
+            self._helper(self._after(self._config.node.grace_seconds, life.GraceOver()))
+            return
+        self._number += 1
+        self._abandon.set()
+        if self._operation is not None:
+            self._operation.cancel()
+        match effect:
+            case life.Register():
+                operation = self._register()
+            case life.Pull():
+                operation = self._pull()
+            case life.Train(work):
+                operation = self._train(work)
+            case life.Push(work, resume):
+                operation = self._push(work, resume)
+            case life.Return(work, kind, detail):
+                operation = self._return(work, kind, detail)
+            case life.BackOff():
+                operation = self._back_off(effect)
+            case life.Leave(reason):
+                operation = self._leave(reason)
+            case _:
+                raise AssertionError(f"no such effect: {effect}")
+        self._operation = asyncio.create_task(self._guard(self._number, operation))
+
+    async def _guard(self, number: int, operation: Coroutine[Any, Any, life.Event[Work]]) -> None:
+        """Run an operation; its result, or what its failure means, becomes an event."""
+        try:
+            event: life.Event[Work] = await operation
+        except Exception as error:
+            if not isinstance(error, HyperGPUError):
+                log.exception("unexpected error", state=str(self._life.state))
+            self._fatal = error
+            event = life.Failed(failure_of(error, self._life.state), type(error).__name__, str(error))
+        self._events.put_nowait((number, event))
+
+    async def _register(self) -> life.Event[Work]:
+        request = pb.RegisterRequest(
+            node_id=self.node_id,
+            incarnation=self._incarnation,
+            gpu=specs_message(self._service.specs),
+            version=self._version,
+            metrics_address=self._metrics_address,
+            largest_batch=min(self._service.largest_batch or 0, 2**32 - 1),
+            region=self._config.node.region,
+        )
+        began = time.monotonic()
+        reply = await self._client.register(request)
+        self._record_call(1000 * (time.monotonic() - began), success=True)
+        try:
+            await self._prepare(reply)
+        except HyperGPUError as error:
+            with suppress(HyperGPUError):
+                await self._client.leave(reply.run_id, f"{type(error).__name__}: {error}"[:200], within_seconds=5.0)
+            raise
+        self.run_id, self._heartbeat_seconds = reply.run_id, max(0.05, reply.heartbeat_seconds)
+        self._reached = True
+        log.info("joined", address=self._client.address, run=reply.run_id, task=reply.task, node=self.node_id)
+        if self._heartbeats is None:
+            self._heartbeats = asyncio.create_task(self._beat())
+        self._waiting_since = time.monotonic()
+        return life.Registered()
+
+    async def _prepare(self, reply: pb.RegisterReply) -> None:
+        """Make the model of the run's task, and check that it is the coordinator's."""
+        if is_own(reply.task) and reply.task != self._own_task:
+            mine = f"--task is {self._own_task}" if self._own_task else "no --task was given"
+            raise InvalidInput(
+                f"the run trains {reply.task!r}, which is not shipped with HyperGPU, and {mine}: a node loads only "
+                f"the code that it is told to; start it with --task {reply.task}"
+            )
+        loop = asyncio.get_running_loop()
+        prepare = partial(self._service.prepare, reply.task, reply.seed)
+        await loop.run_in_executor(self._training, prepare)
+        manifest = self._service.trainer.model.manifest
+        try:
+            manifest_from_proto(reply.manifest).require_same(manifest)
+        except ProtocolError as error:
+            raise ProtocolError(f"the model of task {reply.task!r} here is not the coordinator's: {error}") from error
+        if self._parameters.shape != (manifest.size,):
+            self._parameters = np.empty(manifest.size, np.float32)
+
+    async def _pull(self) -> life.Event[Work]:
+        number = self._number
+        manifest = self._service.trainer.model.manifest
+
+        def ordered(work: Work) -> None:
+            self._events.put_nowait((number, life.OrderArrived(work)))
+
+        wait = self._config.node.pull_wait_seconds
+        pulled = await self._client.pull(self.run_id, wait, manifest, self._parameters, ordered)
+        if pulled is None:
+            return life.NoWork()
+        if isinstance(pulled, RunOver):
+            return life.RunEnded(pulled.reason or "the run is over")
+        self._record_call(None, success=True)
+        return life.WorkArrived(pulled)
+
+    async def _train(self, work: Work) -> life.Event[Work]:
+        self._abandon = abandon = threading.Event()
+        loop = asyncio.get_running_loop()
+        self._update = await loop.run_in_executor(self._training, self._compute, work, abandon)
+        self._compute_seconds = self._update.compute_seconds
+        return life.Trained()
+
+    def _compute(self, work: Work, abandon: threading.Event) -> Update:
+        if abandon.is_set():
+            raise Abandoned("given up before it began")
+        order, shard = work.order, work.order.shard
+        return self._service.work(
+            work.parameters,
+            self._service.shard(shard.partition, shard.index, shard.count, shard.seed, shard.dirichlet_alpha),
+            shard.cursor,
+            batch_size=order.batch_size,
+            local_steps=order.local_steps,
+            learning_rate=order.learning_rate,
+            # Neither node nor attempt: the work is the same whoever does it.
+            key=(order.work.round, shard.index),
+            abandon=abandon,
+        )
+
+    async def _push(self, work: Work, resume: bool) -> life.Event[Work]:
+        assert self._update is not None
+        # Twice what is left is late for sure; keepalive notices a dead link long before.
+        timeout = max(60.0, 2 * work.order.deadline_seconds)
+        manifest = self._service.trainer.model.manifest
+        reply = await self._client.push(work, manifest, self._update, resume=resume, within_seconds=timeout)
+        outcome = pb.PushUpdateReply.Outcome.Name(reply.outcome).lower()
+        self._record_call(None, success=True)
+        self._end_work(outcome, success=outcome in {"accepted", "duplicate"})
+        log.info("update pushed", round=work.id.round, outcome=outcome, loss=round(self._update.loss, 4))
+        return life.Pushed()
+
+    async def _return(self, work: Work, kind: str, detail: str) -> life.Event[Work]:
+        log.warning("work handed back", round=work.id.round, kind=kind, detail=detail)
+        self._end_work(kind, success=False)
+        try:
+            await self._client.return_work(work.id, kind, detail, within_seconds=5.0)
+        except HyperGPUError as error:
+            log.warning("the coordinator could not be told", detail=str(error))  # its deadline will tell it
+        return life.Returned()
+
+    async def _back_off(self, effect: life.BackOff) -> life.Event[Work]:
+        because = effect.because
+        if because.failure is Failure.TRANSIENT:
+            self._record_call(None, success=False, retries=1)
+        say = log.warning if effect.attempt < 4 or effect.attempt % 10 == 0 else log.debug
+        say(
+            "trying again" if self._reached else "the coordinator cannot be reached; trying again",
+            address=self._client.address,
+            attempt=effect.attempt,
+            seconds=round(effect.seconds, 2),
+            kind=because.kind,
+            detail=because.detail,
+        )
+        await asyncio.sleep(effect.seconds)
+        return life.BackoffOver()
+
+    async def _leave(self, reason: str) -> life.Event[Work]:
+        log.info("leaving", reason=reason)
+        try:
+            await self._client.leave(self.run_id, reason, within_seconds=2.0)
+        except HyperGPUError as error:
+            log.info("the coordinator could not be told", detail=str(error))
+        return life.Left()
+
+    # ------------------------------------------------------------ beside the operations
+
+    async def _beat(self) -> None:
+        """Report at the coordinator's pace, and pass on what it directs."""
+        while True:
+            await asyncio.sleep(self._heartbeat_seconds)
+            request = pb.HeartbeatRequest(
+                node_id=self.node_id,
+                run_id=self.run_id,
+                state=str(self._life.state),
+                rtt_ms=self._rtt_ms,
+                report=self._service.metrics.encode_report(),
+            )
+            began = time.monotonic()
+            try:
+                reply = await self._client.heartbeat(request, within_seconds=max(5.0, 2 * self._heartbeat_seconds))
+            except HyperGPUError as error:
+                log.debug("a heartbeat failed", detail=str(error))
+                self._record_call(None, success=False)
+                continue
+            self._rtt_ms = 1000 * (time.monotonic() - began)
+            self._record_call(self._rtt_ms, success=True)
+            match reply.directive:
+                case pb.HeartbeatReply.REGISTER_AGAIN if self._life.state is not State.JOINING:
+                    log.warning("the coordinator does not know this node; registering again")
+                    self._events.put_nowait((0, life.AskedToRegister()))
+                case pb.HeartbeatReply.ABANDON_WORK:
+                    self._events.put_nowait((0, life.AskedToAbandon()))
+                case pb.HeartbeatReply.SHUT_DOWN:
+                    self._events.put_nowait((0, life.RunEnded("the run is over")))
+
+    async def _after(self, seconds: float, event: life.Event[Work]) -> None:
+        await asyncio.sleep(seconds)
+        self._events.put_nowait((0, event))
+
+    def _helper(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._helpers.add(task)
+        task.add_done_callback(self._helpers.discard)
+
+    def _record_call(self, latency_ms: float | None, *, success: bool, retries: int = 0) -> None:
+        self._service.metrics.record_network_event(latency_ms, success, retries)
+
+    def _end_work(self, outcome: str, *, success: bool) -> None:
+        now = time.monotonic()
+        waited = max(0.0, now - self._waiting_since - self._compute_seconds)
+        self._service.metrics.record_work(self._compute_seconds, waited, success)
+        self._on_work(outcome)
+        self._waiting_since, self._compute_seconds = now, 0.0
+
+
+def failure_of(error: Exception, state: State) -> Failure:  # noqa: PLR0911  (one case per error)
+    """What an error in a state means for what comes next."""
+    match error:
+        case _ if isinstance(error, RETRYABLE):
+            return Failure.TRANSIENT
+        case NotAuthenticated():
+            return Failure.FATAL
+        case NotFound():
+            return Failure.UNKNOWN_NODE
+        case StaleWork():
+            # Without an order it is the membership that is over.
+            return Failure.UNKNOWN_NODE if state is State.IDLE else Failure.STALE
+        case ResourceExhausted():
+            return Failure.TRANSIENT
+        case _ if state is State.JOINING:
+            return Failure.FATAL if isinstance(error, (InvalidInput, ProtocolError)) else Failure.TRANSIENT
+        case _ if type(error) is HyperGPUError:  # the other side's INTERNAL
+            return Failure.TRANSIENT
+    return Failure.BAD_WORK

@@ -1,0 +1,233 @@
+"""The coordinator as a node sees it: stubs, metadata, and errors of our own tree."""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+import grpc
+
+from common.errors import CorruptData, DeadlineExceeded, ProtocolError, Unavailable
+from common.rpc import Tls, error_from, metadata_for, open_channel
+from common.tensors import Assembler, Chunk, Flat, Manifest, chunks
+from common.wire import decode_work_part, encode_part, manifest_from_proto, manifest_to_proto
+from node.core.gpu import GPUSpecs
+from node.trainer import Update
+from protos import coordinator_pb2 as pb
+
+_SERVICE = "/hypergpu.coordinator.v1.Training/"
+UNARY_SECONDS = 15.0
+"""After which a small call counts as lost; far above any link's round trip."""
+STALL_SECONDS = 30.0
+"""Without a single part of a stream, after which it counts as broken. Keepalive notices a dead peer before."""
+
+Reply = TypeVar("Reply")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A unit of work as ordered."""
+
+    order: pb.WorkOrder
+    parameters: Flat
+
+    @property
+    def id(self) -> pb.WorkId:
+        """Run, round, node and attempt."""
+        return self.order.work
+
+
+@dataclass(frozen=True, slots=True)
+class RunOver:
+    """There is no more work."""
+
+    reason: str
+
+
+class CoordinatorClient:
+    """Calls of one node to its coordinator, or to a proxy before it; every call carries the node's name.
+
+    Use as an async context manager. Every method raises the errors of `common.errors` alone:
+    `Unavailable`, `DeadlineExceeded` and `CorruptData` may go away when tried again.
+    """
+
+    def __init__(self, address: str, node_id: str, *, token: str | None = None, tls: Tls | None = None) -> None:
+        self.address, self.node_id = address, node_id
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._metadata = metadata_for(node_id, token)
+        self._tls = tls
+
+    async def __aenter__(self) -> Self:
+        self._channel = open_channel(self.address, self._tls)
+        channel = self._channel
+        self._register = channel.unary_unary(
+            _SERVICE + "Register", pb.RegisterRequest.SerializeToString, pb.RegisterReply.FromString
+        )
+        self._heartbeat = channel.unary_unary(
+            _SERVICE + "Heartbeat", pb.HeartbeatRequest.SerializeToString, pb.HeartbeatReply.FromString
+        )
+        self._progress = channel.unary_unary(
+            _SERVICE + "GetUploadProgress", pb.WorkId.SerializeToString, pb.UploadProgress.FromString
+        )
+        self._return = channel.unary_unary(
+            _SERVICE + "ReturnWork", pb.ReturnWorkRequest.SerializeToString, pb.ReturnWorkReply.FromString
+        )
+        self._leave = channel.unary_unary(
+            _SERVICE + "Leave", pb.LeaveRequest.SerializeToString, pb.LeaveReply.FromString
+        )
+        self._pull = channel.unary_stream(_SERVICE + "PullWork", pb.PullWorkRequest.SerializeToString, bytes)
+        self._push = channel.stream_unary(_SERVICE + "PushUpdate", encode_part, pb.PushUpdateReply.FromString)
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self._channel.close()
+
+    async def register(self, request: pb.RegisterRequest) -> pb.RegisterReply:
+        """Join the run, or resume the membership."""
+        return await self._call(self._register, request)
+
+    async def heartbeat(self, request: pb.HeartbeatRequest, within_seconds: float = UNARY_SECONDS) -> pb.HeartbeatReply:
+        """Say that the node lives; brings back a directive."""
+        return await self._call(self._heartbeat, request, within_seconds)
+
+    async def upload_progress(self, work: pb.WorkId) -> pb.UploadProgress:
+        """How much of an update the coordinator holds."""
+        return await self._call(self._progress, work)
+
+    async def return_work(
+        self, work: pb.WorkId, reason: str, detail: str, within_seconds: float = UNARY_SECONDS
+    ) -> None:
+        """Give a unit of work up."""
+        request = pb.ReturnWorkRequest(work=work, reason=reason, detail=detail[:400])
+        await self._call(self._return, request, within_seconds)
+
+    async def leave(self, run_id: str, reason: str, within_seconds: float = UNARY_SECONDS) -> None:
+        """Say goodbye."""
+        await self._call(
+            self._leave, pb.LeaveRequest(node_id=self.node_id, run_id=run_id, reason=reason), within_seconds
+        )
+
+    async def pull(
+        self, run_id: str, wait_seconds: float, expected: Manifest, into: Flat, ordered: Callable[[Work], None]
+    ) -> Work | RunOver | None:
+        """The next unit of work, its parameters received into `into`; None when there was none within `wait_seconds`.
+
+        Args:
+            run_id: of the run that the node registered with.
+            wait_seconds: how long the coordinator may keep the node waiting.
+            expected: the model's manifest.
+            into: shape (expected.size,).
+            ordered: called when the order is here, before the parameters are.
+
+        Raises:
+            ProtocolError: parts out of order, or parameters of another model.
+            CorruptData: a chunk that does not match its checksum, or a stream that ended early.
+        """
+        request = pb.PullWorkRequest(node_id=self.node_id, run_id=run_id, wait_seconds=wait_seconds)
+        call = self._pull(request, metadata=self._metadata)
+        work: Work | None = None
+        assembler = Assembler(expected.total_bytes, into)
+        try:
+            while True:
+                patience = STALL_SECONDS + (wait_seconds if work is None else 0)
+                data = await asyncio.wait_for(call.read(), patience)
+                if not isinstance(data, bytes):  # grpc.aio.EOF
+                    break
+                self.bytes_received += len(data)
+                part = decode_work_part(data)
+                if isinstance(part, Chunk):
+                    if work is None:
+                        raise ProtocolError(f"{self.address}: parameters came before their order")
+                    assembler.add(part)
+                elif part.WhichOneof("part") == "run_over":
+                    return RunOver(part.run_over.reason)
+                elif work is None and part.WhichOneof("part") == "order":
+                    work = Work(part.order, into)
+                    ordered(work)
+                    expected.require_same(manifest_from_proto(part.order.manifest))
+                else:
+                    raise ProtocolError(f"{self.address}: an order came twice, or none")
+        except grpc.RpcError as error:
+            raise error_from(error, self.address) from error
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"{self.address}: nothing came for {patience:g} s") from error
+        finally:
+            call.cancel()
+        if work is not None and not assembler.complete:
+            held, total = assembler.next_offset, expected.total_bytes
+            raise CorruptData(f"{self.address}: the parameters ended after {held} of {total} bytes")
+        return work
+
+    async def push(
+        self, work: Work, manifest: Manifest, update: Update, *, resume: bool, within_seconds: float
+    ) -> pb.PushUpdateReply:
+        """Send an update, or with `resume` what of it is missing at the coordinator.
+
+        Raises:
+            Unavailable: it could not be completed now; what arrived is kept there.
+        """
+        start = 0
+        if resume:
+            progress = await self.upload_progress(work.id)
+            if progress.accepted:
+                return pb.PushUpdateReply(outcome=pb.PushUpdateReply.DUPLICATE, detail="it had arrived")
+            start = progress.next_offset
+        reply = await self._call_push(self._parts(work, manifest, update, start), within_seconds)
+        if reply.outcome == pb.PushUpdateReply.INCOMPLETE:
+            raise Unavailable(f"{self.address}: the update is incomplete: {reply.detail}")
+        return reply
+
+    async def _parts(
+        self, work: Work, manifest: Manifest, update: Update, start: int
+    ) -> AsyncIterator[pb.UpdatePart | Chunk]:
+        header = pb.UpdateHeader(
+            work=work.id,
+            manifest=manifest_to_proto(manifest),
+            samples=update.samples,
+            loss=update.loss,
+            compute_seconds=update.compute_seconds,
+            grad_norm=update.steps[-1].grad_norm,
+            loss_before=update.steps[0].loss,
+            steps=len(update.steps),
+        )
+        yield pb.UpdatePart(header=header)
+        for chunk in chunks(update.flat, start):
+            yield chunk
+            self.bytes_sent += len(chunk.data)
+
+    async def _call_push(
+        self, parts: AsyncIterator[pb.UpdatePart | Chunk], within_seconds: float
+    ) -> pb.PushUpdateReply:
+        try:
+            reply: pb.PushUpdateReply = await self._push(parts, metadata=self._metadata, timeout=within_seconds)
+        except grpc.RpcError as error:
+            raise error_from(error, self.address) from error
+        return reply
+
+    async def _call(
+        self, method: Callable[..., Awaitable[Reply]], request: object, within_seconds: float = UNARY_SECONDS
+    ) -> Reply:
+        try:
+            return await method(request, metadata=self._metadata, timeout=within_seconds)
+        except grpc.RpcError as error:
+            raise error_from(error, self.address) from error
+
+
+def own_name() -> str:
+    """A name for a node that was given none, made before it first dials so that its link is known from the start."""
+    host = "".join(c for c in socket.gethostname().partition(".")[0] if c.isascii() and (c.isalnum() or c in "-_"))
+    return f"{host[:40].lstrip('-_') or 'node'}-{secrets.token_hex(3)}"
+
+
+def specs_message(specs: GPUSpecs) -> pb.GpuSpecs:
+    """Specs for the wire."""
+    return pb.GpuSpecs(
+        name=specs.name,
+        memory_bytes=specs.memory_bytes,
+        tflops=specs.tflops,
+        compute_capability=specs.compute_capability,
+        simulated=specs.simulated,
+    )

@@ -1,0 +1,93 @@
+"""What the metrics collector records, as Prometheus series; names and units follow Prometheus's own guide."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from node.core.gpu import GPUSpecs
+from node.core.lifecycle import State
+from node.core.metrics_collector import NetworkEvent, Record, ResourceUsage, TrainingStep, WorkDone
+
+_STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_ROUND_TRIP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0)
+_WORK_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+
+class NodeMetrics:
+    """The series of one node in `registry`; `record` is a sink for a `MetricsCollector`."""
+
+    def __init__(self, registry: CollectorRegistry, node_id: str, specs: GPUSpecs) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"hypergpu_node_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"hypergpu_node_{name}", text, labels, registry=registry)
+
+        def seconds(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"hypergpu_node_{name}_seconds", text, buckets=buckets, registry=registry)
+
+        info = gauge("info", "The node and its card; always 1.", "node_id", "gpu", "simulated")
+        info.labels(node_id, specs.name, str(specs.simulated).lower()).set(1)
+        gauge("memory_limit_bytes", "Memory of the card.").set(specs.memory_bytes)
+        self._steps = counter("steps_total", "Training steps.")
+        self._samples = counter("samples_total", "Samples trained on.")
+        self._loss = gauge("loss", "Loss of the last step.")
+        self._accuracy = gauge("accuracy_ratio", "Accuracy of the last step on its own batch.")
+        self._norm = gauge("gradient_norm", "Norm of the last step's gradient.")
+        self._step = seconds("step", "A training step, simulated delay included.", _STEP_BUCKETS)
+        self._forward = seconds("forward", "The forward pass of a step.", _STEP_BUCKETS)
+        self._backward = seconds("backward", "The backward pass of a step.", _STEP_BUCKETS)
+        self._compute = counter("compute_seconds_total", "Time spent in training steps.")
+        self._round_trip = seconds(
+            "rpc_round_trip", "A small call's round trip, where it succeeded.", _ROUND_TRIP_BUCKETS
+        )
+        self._calls = counter("rpcs_total", "Calls to the coordinator.", "outcome")
+        self._retries = counter("rpc_retries_total", "Calls that were tried again.")
+        self._gpu = gauge("gpu_utilization_ratio", "Utilisation of the card; of one CPU core where there is none.")
+        self._memory = gauge("memory_bytes", "Memory in use: the card's, or the process's where there is none.")
+        self._work_compute = seconds("work_compute", "Compute of a unit of work.", _WORK_BUCKETS)
+        self._work_waiting = seconds("work_waiting", "Network and waiting of a unit of work.", _WORK_BUCKETS)
+        self._work = counter("work_total", "Units of work by how they ended.", "outcome")
+        self._state = gauge("state", "1 for the state of the life cycle that the node is in.", "state")
+        self._sent = counter("sent_bytes_total", "Bytes of updates sent.")
+        self._received = counter("received_bytes_total", "Bytes of parameters received.")
+        for outcome in ("success", "failure"):
+            self._calls.labels(outcome)
+        self.state(State.JOINING)
+
+    def record(self, record: Record) -> None:
+        """Translate one record."""
+        match record:
+            case TrainingStep():
+                self._steps.inc()
+                self._samples.inc(record.samples)
+                self._loss.set(record.loss)
+                self._accuracy.set(record.accuracy)
+                self._norm.set(record.grad_norm)
+                self._step.observe(record.step_time)
+                self._forward.observe(record.forward_time)
+                self._backward.observe(record.backward_time)
+                self._compute.inc(record.step_time)
+            case NetworkEvent():
+                self._calls.labels("success" if record.success else "failure").inc()
+                self._retries.inc(record.retries)
+                if record.success and record.latency_ms == record.latency_ms:
+                    self._round_trip.observe(record.latency_ms / 1000)
+            case ResourceUsage():
+                self._gpu.set(record.gpu_util / 100)
+                self._memory.set(record.memory_mb * (1 << 20))
+            case WorkDone():
+                self._work_compute.observe(record.compute_time)
+                self._work_waiting.observe(record.waiting_time)
+
+    def work(self, outcome: str) -> None:
+        """A unit of work ended."""
+        self._work.labels(outcome).inc()
+
+    def state(self, state: State) -> None:
+        """The node is in another state."""
+        for known in State:
+            self._state.labels(str(known)).set(known is state)
+
+    def traffic(self, sent: int, received: int) -> None:
+        """Bytes since the last call."""
+        self._sent.inc(sent)
+        self._received.inc(received)
