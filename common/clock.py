@@ -9,6 +9,9 @@ Clock = Callable[[], float]
 monotonic: Clock = time.monotonic
 """The clock of a running service."""
 
+wall: Clock = time.time
+"""Seconds since the epoch, for what people write down; it can jump."""
+
 
 class ManualClock:
     """A clock that moves when told to: for tests, and for virtual time."""

@@ -4,6 +4,8 @@ from netsim_proxy.link.events import NetworkEvent
 from netsim_proxy.link.link import Link
 from netsim_proxy.link.outcomes import Cause, Deliver, Direction, Exchange, Fail, Hold, LossModel
 from netsim_proxy.link.profiles import PROFILES, Profile, find_profile
+from netsim_proxy.link.simulator import NetworkSimulator
+from netsim_proxy.link.timeline import Timeline
 
 __all__ = [
     "PROFILES",
@@ -16,6 +18,8 @@ __all__ = [
     "Link",
     "LossModel",
     "NetworkEvent",
+    "NetworkSimulator",
     "Profile",
+    "Timeline",
     "find_profile",
 ]

@@ -95,6 +95,18 @@ class Empirical:
         return bisect_right(self.sorted_seconds, seconds) / len(self.sorted_seconds)
 
 
+@dataclass(frozen=True, slots=True)
+class Shifted:
+    """Another distribution, with `added` seconds on top: the distance that comes on top of an access line."""
+
+    latency: Latency
+    added: float
+
+    def at(self, u: float) -> float:
+        """As `Latency.at`."""
+        return self.latency.at(u) + self.added
+
+
 def standard_normal(u: float) -> float:
     """The standard normal quantile at `u` in [0, 1)."""
     return _STANDARD_NORMAL.inv_cdf(min(max(u, _TINY), 1.0 - _TINY))

@@ -114,6 +114,13 @@ class Link:
         self._up.flows.pop(connection, None)
         self._down.flows.pop(connection, None)
 
+    def settle(self) -> None:
+        """Forget what is on its way, as if it had all arrived long ago; windows of connections stay as they are."""
+        for lane in (self._up, self._down):
+            lane.busy_until = -math.inf
+            for flow in lane.flows.values():
+                flow.settle()
+
     def offer(
         self, now: float, direction: Direction, nbytes: int, exchange: Exchange, *, end: bool = False
     ) -> Deliver | Fail | Hold:

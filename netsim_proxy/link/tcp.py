@@ -34,9 +34,13 @@ class TcpFlow:
         self._draws = draws
         self._window = Window(control)
         self.take_path(path)
+        self.settle()
+        self._timeout_extra = 1.0
+
+    def settle(self) -> None:
+        """Forget what is on its way; the window stays as it is."""
         self._busy = -math.inf
         self._out = Flight(0, -math.inf, -math.inf, 0.0)
-        self._timeout_extra = 1.0
 
     def take_path(self, path: Path, bandwidth_factor: float = 1.0) -> None:
         """Go on over a path that has changed, of whose bandwidth this share is left."""
