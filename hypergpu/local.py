@@ -83,10 +83,6 @@ class LocalCluster:
         stack.push_async_callback(proxy.end)
         ports = await proxy.addresses()
 
-        cluster = Cluster(upstream, ports["control"], self._token, str(self.run_dir.resolve()), os.getpid())
-        stack.callback(announce(cluster).unlink, missing_ok=True)
-        self.client = await stack.enter_async_context(connect(cluster))
-
         stack.push_async_callback(self._end_nodes)
         for node in self.nodes:
             await start(
@@ -97,6 +93,11 @@ class LocalCluster:
                 f"--gpu={node.gpu}",
                 "--insecure",
             )
+
+        # Only now: gRPC's threads would not take well to the forks above.
+        cluster = Cluster(upstream, ports["control"], self._token, str(self.run_dir.resolve()), os.getpid())
+        self.client = await stack.enter_async_context(connect(cluster))
+        stack.callback(announce(cluster).unlink, missing_ok=True)
 
     async def _end_nodes(self) -> None:
         running = [self.processes[node.node_id] for node in self.nodes if node.node_id in self.processes]

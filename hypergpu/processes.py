@@ -67,7 +67,7 @@ class Process:
 
     async def wait(self) -> int:
         """Its exit code, once it has ended and all that it printed is in the log."""
-        await self._reader
+        await asyncio.shield(self._reader)
         return await self._child.wait()
 
     async def end(self, grace_seconds: float = 5.0) -> None:

@@ -93,29 +93,14 @@ def _plain(console: Console) -> Progress:
 
 
 def _print_summary(console: Console, summary: dict[str, Any], run_dir: Path) -> None:
-    headings = (
-        "node",
-        "link",
-        "card",
-        "quality",
-        ">score",
-        ">seen",
-        ">loss",
-        ">batch",
-        ">rounds",
-        ">retries",
-        ">rpcs lost",
-    )
-    table = new_table(*headings)
+    table = new_table("node", "link", "card", "quality", ">seen", ">batch", ">rounds", ">retries", ">lost")
     for node in summary["nodes"].values():
         table.add_row(
             node["node_id"],
             node["profile"],
             node["gpu"],
             styled(node["quality"], QUALITY_STYLE),
-            f"{node['score']:.0f}",
             f"{node['latency_ms']:.0f} ms",
-            f"{node['loss_rate']:.0%}",
             str(node.get("batch_size", "")),
             str(node["rounds_contributed"]),
             str(node["retries"]),
