@@ -1,0 +1,1 @@
+"""The coordinator: rounds, aggregation, adaptation, and the services that nodes and users call."""

@@ -57,6 +57,14 @@ class ServerConfig(Section):
     """HOST:PORT for /metrics, /healthz and Prometheus's discovery; port 0 takes a free one."""
     max_nodes: Positive = 10_000
     """Nodes that may be registered at once."""
+    upload_memory_bytes: Positive = 1 << 30
+    """Memory for uploads that are under way; further ones wait, though two are always let in."""
+    linger_seconds: Annotated[float, Field(ge=0)] = 10.0
+    """After the run, the longest wait for the nodes to hear of it and leave."""
+    scrape_nodes: bool = True
+    """Whether each node's /metrics is read, where it can be reached at the address that the node calls from."""
+    scrape_hosts: tuple[str, ...] = ()
+    """Further hosts whose /metrics may be read though nodes call from another address (a NAT, a proxy before us)."""
     max_model_bytes: Positive = 4 << 30
     """Largest flat model that is accepted on the wire."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 2.0

@@ -8,16 +8,19 @@ class Adaptation(Protocol):
     """Chooses who trains on how much before each round, and learns from it after, as `AdaptiveOrchestrator` does."""
 
     def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> Mapping[str, Any]:
-        """Decide a round: `selected_nodes` (ids, of the available ones), `batch_sizes` (by id), `decisions` (optional).
+        """Decide a round: `selected_nodes` (ids, of the available ones), `batch_sizes` (by id).
+
+        Optional: `local_steps` and `learning_rate` (of all), `decisions` (what is to be recorded).
 
         The machine bounds what comes back: an unknown node is dropped, a missing batch size is the configured one.
         """
         ...
 
     def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> object:
-        """Learn from a round: `loss`, `accuracy`, `round_time` (seconds), `samples`, and `contributions`.
+        """Learn from a round: `loss`, `accuracy`, `round_time` (seconds), `samples`, `contributions`, `update_norms`.
 
-        `contributions` is a sequence of `coordinator.core.events.Contribution`, one for each selected node.
+        `contributions` is a sequence of `coordinator.core.events.Contribution`, one for each selected node;
+        `update_norms` is None or (mean of |update|² over the nodes, |mean update|²).
         """
         ...
 

@@ -132,6 +132,8 @@ class Evaluated:
     round: int
     loss: float | None = None
     accuracy: float | None = None
+    update_norms: tuple[float, float] | None = None
+    """(mean of |update|² over the nodes, |mean update|²)."""
 
 
 @dataclass(frozen=True, slots=True)

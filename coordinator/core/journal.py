@@ -58,7 +58,7 @@ class Journal:
             "round_closed",
             f"round {closed.round}: {len(there)} of {len(closed.contributions)} nodes in {closed.seconds:.2f} s, "
             f"{figures or f'training loss {closed.loss:.4f}'} ({closed.reason})",
-            seconds=closed.seconds,
+            round_seconds=closed.seconds,
             reason=str(closed.reason),
             contributors=there,
             missing=missing,

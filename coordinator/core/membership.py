@@ -1,9 +1,10 @@
 """Who is there: joined, lost, left, and what each node has done so far."""
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from common.errors import NotFound, ResourceExhausted
 from coordinator.core.events import Rule
@@ -164,6 +165,15 @@ class Membership:
         """We were not running ourselves: nobody's silence in that time counts."""
         for member in self._connected.values():
             member.last_seen = now
+
+    def remember(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """What nodes did before the coordinator was restarted, as it was written then; none of them is there yet."""
+        for row in rows:
+            member = self._members.setdefault(row["node_id"], Member(row["node_id"], presence=Presence.LOST))
+            member.reason = "not back since the coordinator was restarted"
+            for name in ("rounds_contributed", "rounds_selected", "retries", "late"):
+                setattr(member, name, int(row[name]))
+            member.rule = Rule(row["rule"])
 
     def _forget_surplus(self) -> None:
         """Bound what is kept of nodes that went away."""

@@ -29,7 +29,7 @@ SHARD_PATIENCE_ROUNDS = 3
 RETRY_SECONDS = 1.0
 """Where no round could begin, the time until the next try; doubled after each that came to nothing."""
 LONGEST_RETRY_SECONDS = 60.0
-OUT_OF_MEMORY = "out_of_memory"
+OUT_OF_MEMORY = "OutOfMemory"
 FINAL_REASONS = frozenset({"shutting_down", "leaving"})
 """Reasons of `WorkReturned` after which the node is not asked again in this round."""
 
@@ -241,10 +241,9 @@ class RoundMachine:
             return
         self.members.seen(event.node, now)
         order = self._current.orders[event.node]
-        ordered = order.batch_size * self.config.local_steps
-        weight = min(event.samples, ordered)
-        if event.samples > ordered:
-            figures: Figures = {"claimed_samples": event.samples, "ordered_samples": ordered}
+        weight = min(event.samples, order.samples)
+        if weight < event.samples:
+            figures: Figures = {"claimed_samples": event.samples, "ordered_samples": weight}
             self._journal.decide(DecisionKind.UPDATE, event.node, WorkReason.WEIGHT_BOUNDED, figures)
         self.deadlines.observe(event.node, self._current.accept(order, event, weight, now))
         self.shards.advance(order.shard, weight)
@@ -300,6 +299,7 @@ class RoundMachine:
             "round_time": closed.seconds,
             "samples": closed.samples,
             "contributions": closed.contributions,
+            "update_norms": event.update_norms,
         }
         self._journal.adopt(self.adaptation.post_round_evaluation(closed.round, metrics))
         self.round = self._journal.round = closed.round + 1
@@ -386,22 +386,16 @@ class RoundMachine:
         forced = (node for node, member in free.items() if member.rule is ev.Rule.INCLUDE)
         chosen = [node for node in dict.fromkeys((*plan["selected_nodes"], *forced)) if node in free]
         if chosen:
-            self._start(chosen, plan.get("batch_sizes", {}), now)
+            self._start(chosen, plan, now)
         else:
             self._wait(f"a node to be selected: none of {len(free)} was")
             self._retry_later(now)
 
-    def _start(self, chosen: Sequence[str], batch_sizes: Mapping[str, int], now: float) -> None:
+    def _start(self, chosen: Sequence[str], plan: Mapping[str, Any], now: float) -> None:
         self._deal_shards()
         self._began, self.waiting_for = True, ""
         deadline = self.deadlines.deadline(chosen)
-        orders = []
-        for node in chosen:
-            member = self.members.connected[node]
-            batch = max(1, int(batch_sizes.get(node, self.config.batch_size)))
-            member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
-            member.rounds_selected += 1
-            orders.append(Order(node, self.shards.shard_of(node), member.batch_size))
+        orders = [self._order(node, plan) for node in chosen]
         current = Round.begin(self.round, now, now + deadline.seconds, self.config.quorum, orders)
         self._current = current
         self._journal.effect(ev.StartRound(current.number, tuple(chosen), current.deadline_at))
@@ -421,6 +415,18 @@ class RoundMachine:
             member = self.members.connected[node]
             if member.asking:
                 self._hand_out(current, member, now)
+
+    def _order(self, node: str, plan: Mapping[str, Any]) -> Order:
+        """What the adaptation plans for a node, or the configured values, within what can work."""
+        config, member = self.config, self.members.connected[node]
+        batch = max(1, int(plan.get("batch_sizes", {}).get(node, config.batch_size)))
+        steps = int(plan.get("local_steps", config.local_steps))
+        rate = float(plan.get("learning_rate", config.learning_rate))
+        # One step sends gradients and more send changes: a round is one or the other.
+        steps = 1 if config.local_steps == 1 else max(2, steps)
+        member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
+        member.rounds_selected += 1
+        return Order(node, self.shards.shard_of(node), member.batch_size, steps, rate)
 
     def _deal_shards(self) -> None:
         """One shard for each node that is there, or was until a few rounds ago."""
@@ -446,8 +452,7 @@ class RoundMachine:
         if order.attempt > order.returns:
             member.retries += 1  # it asks again without a word: a broken stream, or a restart
         member.asking = False
-        config = self.config
-        self._journal.effect(current.hand_out(order, now, config.local_steps, config.learning_rate))
+        self._journal.effect(current.hand_out(order, now))
 
     def _take_over(self, current: Round, member: Member) -> Order | None:
         """A node that came during this round gets the work of one that went."""
@@ -546,6 +551,7 @@ class RoundMachine:
         done = reason in (ev.FinishReason.ROUNDS_DONE, ev.FinishReason.TARGET_REACHED)
         self._finished = RunState.COMPLETED if done else RunState.STOPPED
         self.waiting_for = ""
+        self._journal.round = min(self.round, self.config.rounds)
         if self._current is not None:
             self._journal.effect(ev.AbandonRound(self._current.number))
         self._current = self._closed = None

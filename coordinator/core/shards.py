@@ -1,6 +1,7 @@
 """Which node trains which part of the data, and how far it has come."""
 
 from collections.abc import Iterable, Mapping
+from itertools import chain, cycle
 from typing import Any
 
 from coordinator.core.events import Shard
@@ -12,9 +13,13 @@ class ShardTable:
     Cursors are kept here, not on the nodes, so that a unit of work is the same wherever it runs. When the number of
     shards changes the data is cut anew; each new shard then starts where the old ones stood on average, so that the
     run goes on through its sequence of samples instead of beginning again.
+
+    Args:
+        most: shards that the data can be cut into: its number of samples. With more nodes than that, nodes share.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 1 << 62) -> None:
+        self._most = most
         self._owners: dict[str, int] = {}
         self._cursors: list[int] = []
 
@@ -28,10 +33,15 @@ class ShardTable:
         wanted = list(dict.fromkeys(nodes))
         if len(wanted) == len(self._owners) and all(node in self._owners for node in wanted):
             return False
-        count = len(wanted)
-        kept = {node: self._owners[node] for node in wanted if self._owners.get(node, count) < count}
-        taken = set(kept.values())
-        free = (index for index in range(count) if index not in taken)
+        count = min(len(wanted), self._most)
+        kept: dict[str, int] = {}
+        taken: set[int] = set()
+        for node in wanted:
+            index = self._owners.get(node, count)
+            if index < count and index not in taken:
+                kept[node] = index
+                taken.add(index)
+        free = chain((index for index in range(count) if index not in taken), cycle(range(count)))
         self._owners = {node: kept[node] if node in kept else next(free) for node in wanted}
         if count != len(self._cursors):
             start = sum(self._cursors) // count if count else 0
@@ -57,9 +67,9 @@ class ShardTable:
         return {"owners": dict(self._owners), "cursors": list(self._cursors)}
 
     @classmethod
-    def restored(cls, snapshot: Mapping[str, Any]) -> "ShardTable":
+    def restored(cls, snapshot: Mapping[str, Any], most: int = 1 << 62) -> "ShardTable":
         """What `snapshot` returned."""
-        table = cls()
+        table = cls(most)
         table._owners = {str(node): int(index) for node, index in snapshot["owners"].items()}
         table._cursors = [int(cursor) for cursor in snapshot["cursors"]]
         return table

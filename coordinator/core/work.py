@@ -14,6 +14,8 @@ class Order:
     node: str
     shard: Shard
     batch_size: int
+    local_steps: int
+    learning_rate: float
     attempt: int = 0
     """Times that it was handed out."""
     returns: int = 0
@@ -22,6 +24,11 @@ class Order:
     live: bool = True
     """It may still be answered."""
     done: bool = False
+
+    @property
+    def samples(self) -> int:
+        """How many it asks for: the most that an answer can weigh."""
+        return self.batch_size * self.local_steps
 
 
 @dataclass(slots=True)
@@ -59,7 +66,7 @@ class Round:
         """Training loss over the samples that were used."""
         return self.loss_sum / self.samples if self.samples else 0.0
 
-    def hand_out(self, order: Order, now: float, local_steps: int, learning_rate: float) -> Assign:
+    def hand_out(self, order: Order, now: float) -> Assign:
         """The order as the node gets it, once more."""
         if order.attempt == 0:
             order.first_at = now
@@ -69,8 +76,8 @@ class Round:
             order.node,
             order.attempt,
             order.batch_size,
-            local_steps,
-            learning_rate,
+            order.local_steps,
+            order.learning_rate,
             order.shard,
             self.deadline_at,
         )
@@ -119,7 +126,7 @@ class Round:
         orphan = self.orphans.pop(former)
         del self.orders[former]
         batch = min(orphan.batch_size, largest_batch) if largest_batch else orphan.batch_size
-        order = self.orders[node] = Order(node, orphan.shard, batch)
+        order = self.orders[node] = Order(node, orphan.shard, batch, orphan.local_steps, orphan.learning_rate)
         self.live += 1
         return order, former
 

@@ -149,9 +149,9 @@ def test_a_returned_unit_is_handed_out_again_and_dropped_in_the_end() -> None:
     d.ask("a", "b")
     d.push("b")
     for attempt in (2, 3):
-        d.send(ev.WorkReturned("a", 1, "non_finite_update"))
+        d.send(ev.WorkReturned("a", 1, "NonFiniteUpdate"))
         assert [o.attempt for o in d.ask("a")] == [attempt]
-    d.send(ev.WorkReturned("a", 1, "non_finite_update"))
+    d.send(ev.WorkReturned("a", 1, "NonFiniteUpdate"))
     closed = d.of(ev.CloseRound)[-1]
     assert closed.reason is ev.CloseReason.SURVIVORS_CONTRIBUTED
     assert [(c.node, c.success) for c in closed.contributions] == [("b", True), ("a", False)]
@@ -162,7 +162,7 @@ def test_out_of_memory_halves_the_batch() -> None:
     d = Driver()
     d.join("a")
     d.ask("a")
-    d.send(ev.WorkReturned("a", 1, "out_of_memory"))
+    d.send(ev.WorkReturned("a", 1, "OutOfMemory"))
     assert [o.batch_size for o in d.ask("a")] == [4]
 
 
@@ -431,7 +431,7 @@ STEPS = st.lists(
         st.builds(
             ev.UpdateArrived, NODES, st.integers(0, 4), st.just(1), st.integers(0, 99), st.just(1.0), st.just(0.1)
         ),
-        st.builds(ev.WorkReturned, NODES, st.integers(0, 4), st.sampled_from(["out_of_memory", "shutting_down", "x"])),
+        st.builds(ev.WorkReturned, NODES, st.integers(0, 4), st.sampled_from(["OutOfMemory", "shutting_down", "x"])),
         st.just(ev.Pause()),
         st.just(ev.Resume()),
         st.builds(ev.RuleSet, st.just("a"), st.sampled_from(list(ev.Rule))),

@@ -1,0 +1,93 @@
+"""`python -m coordinator`: reads the command line and the environment, and starts a run."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.config import SystemConfig, load_config
+from common.errors import ConfigError, HyperGPUError
+from common.log import configure
+from common.malloc import keep_buffers
+from common.rpc import Tls
+from coordinator.app import Coordinator, Options
+from tasks import load_task
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def coordinate(
+    *,
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="For gRPC; port 0 takes a free one.")] = "",
+    http_listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="For /metrics, /healthz and /sd.")] = "",
+    task: Annotated[str, typer.Option(help="A shipped task, or your own as package.module:factory.")] = "",
+    rounds: Annotated[int | None, typer.Option(help="Rounds to train.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seeds parameters, shards and the order of samples.")] = None,
+    min_nodes: Annotated[int | None, typer.Option(help="Nodes to wait for before the first round.")] = None,
+    policy: Annotated[str, typer.Option(help="none, conservative, aggressive, reactive or proactive.")] = "",
+    out: Annotated[Path, typer.Option("--out", "--run-dir", help="Where the run is written.")] = Path("runs/latest"),
+    config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    token: Annotated[str, typer.Option(envvar="HYPERGPU_TOKEN", help="The join token that nodes must show.")] = "",
+    token_file: Annotated[Path | None, typer.Option(help="A file that holds it.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Plaintext: for a loopback or a trusted net.")] = False,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log as JSON also on a terminal.")] = False,
+) -> None:
+    """Coordinate one training run: nodes join, rounds are run, the model and its history are written to --out."""
+    given = {
+        "server.listen": listen or None,
+        "server.http_listen": http_listen or None,
+        "training.task": task or None,
+        "training.rounds": rounds,
+        "training.seed": seed,
+        "training.min_nodes": min_nodes,
+        "orchestrator.policy": policy or None,
+    }
+    overrides = [*(setting or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    try:
+        keep_buffers()
+        configure(log_level, log_json or None)
+        settings = load_config(SystemConfig, config, os.environ, overrides)
+        options = Options(out, _token(token, token_file), _tls(tls_cert, tls_key, insecure), resume)
+        code = asyncio.run(_run(settings, options))
+    except (HyperGPUError, ValueError) as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+    raise typer.Exit(code)
+
+
+async def _run(settings: SystemConfig, options: Options) -> int:
+    def announce(address: str, http_address: str) -> None:
+        print(f"metrics on {http_address}")
+        print(f"listening on {address}", flush=True)
+
+    return await Coordinator(settings, load_task(settings.training.task), options).run(announce)
+
+
+def _token(token: str, file: Path | None) -> str:
+    if file is None:
+        return token
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _tls(certificate: Path | None, key: Path | None, insecure: bool) -> Tls | None:
+    if insecure:
+        return None
+    if certificate is None or key is None:
+        raise ConfigError("TLS needs --tls-cert and --tls-key; --insecure goes without, on a net that you trust")
+    return Tls(certificate=certificate, key=key)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,128 @@
+"""The service for users: look at the run, and steer it."""
+
+import math
+from collections.abc import AsyncIterator
+
+from common.errors import UnknownName
+from coordinator import convert
+from coordinator.core import events as ev
+from coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator
+from coordinator.engine import Engine
+from coordinator.links import NodeLinks
+from coordinator.servicing import Context, streaming, unary
+from protos import coordinator_pb2 as pb
+from protos import coordinator_pb2_grpc
+
+_RULES = {
+    pb.SetNodeRuleRequest.AUTOMATIC: ev.Rule.AUTOMATIC,
+    pb.SetNodeRuleRequest.INCLUDE: ev.Rule.INCLUDE,
+    pb.SetNodeRuleRequest.EXCLUDE: ev.Rule.EXCLUDE,
+}
+_LATEST_DECISIONS = 20
+
+
+class ControlService(coordinator_pb2_grpc.ControlServicer):
+    """The Control service of coordinator.proto."""
+
+    def __init__(self, engine: Engine, orchestrator: AdaptiveOrchestrator) -> None:
+        self._engine = engine
+        self._orchestrator = orchestrator
+        self._links = NodeLinks(orchestrator)
+
+    @unary
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.Status:  # noqa: N802
+        """How the run stands."""
+        del request, context
+        return self._status()
+
+    @unary
+    async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.NodeList:  # noqa: N802
+        """Every node, those that went included."""
+        del request, context
+        return pb.NodeList(nodes=[self._info(m.node_id) for m in self._engine.machine.members])
+
+    @streaming
+    async def WatchEvents(self, request: pb.WatchEventsRequest, context: Context) -> AsyncIterator[pb.RunEvent]:  # noqa: N802
+        """Events as they happen, until the run ends or the client can't keep up."""
+        del context
+        queue = self._engine.subscribe(request.replay)
+        try:
+            while (event := await queue.get()) is not None:
+                yield convert.run_event(event)
+        finally:
+            self._engine.unsubscribe(queue)
+
+    @unary
+    async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.Status:  # noqa: N802
+        """Begin no further round."""
+        del request, context
+        self._engine.dispatch(ev.Pause())
+        return self._status()
+
+    @unary
+    async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.Status:  # noqa: N802
+        """Go on after a pause."""
+        del request, context
+        self._engine.dispatch(ev.Resume())
+        return self._status()
+
+    @unary
+    async def Stop(self, request: pb.StopRequest, context: Context) -> pb.Status:  # noqa: N802
+        """End the run."""
+        del context
+        self._engine.dispatch(ev.Stop(convert.text(request.reason, "reason")))
+        return self._status()
+
+    @unary
+    async def SetNodeRule(self, request: pb.SetNodeRuleRequest, context: Context) -> pb.NodeInfo:  # noqa: N802
+        """Force a node into or out of every round, or leave it to the adaptation again."""
+        del context
+        rule = _RULES.get(request.rule)
+        if rule is None:
+            raise UnknownName("rule", str(request.rule), [str(rule) for rule in ev.Rule])
+        members = self._engine.machine.members
+        if members.get(request.node_id) is None:
+            raise UnknownName("node", request.node_id[:80], [m.node_id for m in members])
+        self._engine.dispatch(ev.RuleSet(request.node_id, rule))
+        return self._info(request.node_id)
+
+    @unary
+    async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.Status:  # noqa: N802
+        """Change how boldly the run adapts, from the next round on."""
+        del context
+        known = [str(policy) for policy in AdaptationPolicy]
+        if request.policy not in known:
+            raise UnknownName("policy", request.policy[:80], known)
+        self._orchestrator.set_policy(request.policy)
+        return self._status()
+
+    def _info(self, node: str) -> pb.NodeInfo:
+        member = self._engine.machine.members.require(node)
+        connected = node in self._engine.machine.members.connected
+        known = self._links.describe(node)
+        if not connected:
+            known = {**known, "state": "", "reason": ""}
+        return convert.node_info(member, self._engine, known)
+
+    def _status(self) -> pb.Status:
+        engine, machine = self._engine, self._engine.machine
+        deadline_at = machine.deadline_at
+        remaining = max(0.0, deadline_at - engine.now) if deadline_at is not None else 0.0
+        return pb.Status(
+            run_id=engine.run_id,
+            state=machine.state,
+            task=machine.config.task,
+            round=min(machine.round, machine.config.rounds),
+            rounds=machine.config.rounds,
+            loss=machine.loss if math.isfinite(machine.loss) else 0.0,
+            accuracy=machine.accuracy,
+            elapsed_seconds=engine.elapsed_seconds,
+            nodes_connected=len(machine.members.connected),
+            nodes_selected=len(machine.selected),
+            policy=self._orchestrator.policy,
+            phase=self._orchestrator.phase,
+            round_seconds=machine.last_round_seconds,
+            decisions=[convert.decision(d) for d in list(machine.decisions)[:_LATEST_DECISIONS]],
+            waiting_for=machine.waiting_for,
+            deadline_seconds=remaining,
+        )

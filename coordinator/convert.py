@@ -1,0 +1,172 @@
+"""Between the wire's messages and our own types, and the checks of what comes in."""
+
+import json
+import math
+import re
+from typing import Any
+
+from common.errors import InvalidInput, ProtocolError
+from common.wire import manifest_to_proto
+from coordinator.core import events as ev
+from coordinator.core.decisions import Decision
+from coordinator.core.global_model import GlobalModel
+from coordinator.core.membership import Member
+from coordinator.engine import Engine, RunEvent
+from protos import coordinator_pb2 as pb
+
+NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAX_TEXT = 256
+MAX_REPORT_BYTES = 1024
+MAX_SAMPLES = 1 << 40
+
+
+def node_id(text: str) -> str:
+    """A node's name, checked.
+
+    Raises:
+        InvalidInput: not 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit.
+    """
+    if not NODE_ID.fullmatch(text):
+        raise InvalidInput(
+            f"node id {text[:80]!r}: take 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+        )
+    return text
+
+
+def text(value: str, what: str) -> str:
+    """A short text without control characters.
+
+    Raises:
+        InvalidInput: it is longer than 256 characters.
+    """
+    if len(value) > MAX_TEXT:
+        raise InvalidInput(f"{what} has {len(value)} characters; {MAX_TEXT} are allowed")
+    return "".join(c if c.isprintable() else " " for c in value)
+
+
+def joined(request: pb.RegisterRequest, name: str, peer_host: str) -> ev.NodeJoined:
+    """What a registration says.
+
+    Raises:
+        InvalidInput: a text that is too long.
+    """
+    info = {
+        "gpu": text(request.gpu.name, "gpu.name"),
+        "version": text(request.version, "version"),
+        "region": text(request.region, "region"),
+        "address": text(request.metrics_address, "metrics_address"),
+        "peer": peer_host,
+    }
+    return ev.NodeJoined(name, text(request.incarnation, "incarnation"), request.largest_batch, info)
+
+
+def order(assign: ev.Assign, run_id: str, engine: Engine, now: float) -> pb.WorkOrder:
+    """A unit of work as the node gets it."""
+    config = engine.machine.config
+    return pb.WorkOrder(
+        work=pb.WorkId(run_id=run_id, round=assign.round, node_id=assign.node, attempt=assign.attempt),
+        manifest=manifest_to_proto(engine.model.manifest),
+        batch_size=assign.batch_size,
+        local_steps=assign.local_steps,
+        learning_rate=assign.learning_rate,
+        deadline_seconds=max(0.0, assign.deadline_at - now),
+        shard=pb.Shard(
+            index=assign.shard.index,
+            count=assign.shard.count,
+            cursor=assign.shard.cursor,
+            partition=config.partition,
+            dirichlet_alpha=config.dirichlet_alpha,
+            seed=config.seed,
+        ),
+    )
+
+
+def register_reply(name: str, engine: Engine, heartbeat_seconds: float) -> pb.RegisterReply:
+    """Welcome."""
+    config, model = engine.machine.config, engine.model
+    return pb.RegisterReply(
+        node_id=name,
+        run_id=engine.run_id,
+        task=config.task,
+        seed=config.seed,
+        heartbeat_seconds=heartbeat_seconds,
+        manifest=manifest(model),
+    )
+
+
+def manifest(model: GlobalModel) -> pb.Manifest:
+    """The layout of the model's flat buffer."""
+    return manifest_to_proto(model.manifest)
+
+
+def arrived(header: pb.UpdateHeader) -> ev.UpdateArrived:
+    """What the header of an update says, checked.
+
+    Raises:
+        ProtocolError: figures that cannot be.
+    """
+    figures = (header.loss, header.compute_seconds, header.grad_norm, header.loss_before)
+    if not 0 < header.samples <= MAX_SAMPLES:
+        raise ProtocolError(f"an update over {header.samples} samples; expected 1 or more")
+    if not 0 <= header.compute_seconds < math.inf:
+        raise ProtocolError(f"compute_seconds is {header.compute_seconds}; expected 0 or more")
+    loss, compute_seconds, grad_norm, loss_before = (float(f) for f in figures)
+    work = header.work
+    return ev.UpdateArrived(
+        work.node_id, work.round, work.attempt, header.samples, loss, compute_seconds, loss_before, grad_norm
+    )
+
+
+def report(data: bytes) -> dict[str, Any]:
+    """The compact report of a heartbeat.
+
+    Raises:
+        InvalidInput: over 1 KiB, or not a JSON object.
+    """
+    if len(data) > MAX_REPORT_BYTES:
+        raise InvalidInput(f"a report of {len(data)} bytes; {MAX_REPORT_BYTES} are allowed")
+    if not data:
+        return {}
+    try:
+        loaded = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput("the report is not JSON") from error
+    if not isinstance(loaded, dict):
+        raise InvalidInput("the report is not a JSON object")
+    return loaded
+
+
+def decision(taken: Decision) -> pb.DecisionRecord:
+    """A decision as users see it."""
+    return pb.DecisionRecord(
+        round=max(0, taken.round), kind=taken.kind, subject=taken.subject, reason=taken.reason, detail=taken.detail
+    )
+
+
+def run_event(event: RunEvent) -> pb.RunEvent:
+    """An event as users see it."""
+    encoded = json.dumps(event.row(), separators=(",", ":"), default=str)
+    return pb.RunEvent(seconds=event.seconds, round=max(0, event.round), kind=event.kind, text=event.text, json=encoded)
+
+
+def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeInfo:
+    """A node as users see it; `link` holds what is known of its network: latency_ms, loss_rate, score, quality."""
+    return pb.NodeInfo(
+        node_id=member.node_id,
+        state=link.get("state") or engine.state_of(member.node_id),
+        rounds_contributed=member.rounds_contributed,
+        rounds_selected=member.rounds_selected,
+        retries=member.retries,
+        batch_size=member.batch_size,
+        latency_ms=link.get("latency_ms") or 0.0,
+        loss_rate=link.get("loss_rate") or 0.0,
+        score=link.get("score") or 0.0,
+        quality=link.get("quality") or "",
+        gpu=member.info.get("gpu", ""),
+        seconds_since_seen=max(0.0, engine.now - member.last_seen),
+        rule=member.rule,
+        reason=link.get("reason") or member.reason,
+        compute_seconds=member.compute_seconds,
+        address=member.info.get("address", ""),
+        late=member.late,
+    )

@@ -1,0 +1,73 @@
+"""The model that is trained: its parameters, the mean of the running round, and the step between two rounds."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from common.config.training import TrainingConfig
+from common.tensors import Flat, Manifest
+from coordinator.core.aggregation import StreamingMean, is_finite
+from coordinator.core.optimizer import make_optimizer
+
+
+class GlobalModel:
+    """Parameters and state in one flat buffer, and everything that changes them.
+
+    Args:
+        initial: parameters, then state (running statistics), shape (manifest.size,).
+        parameter_count: floats that the optimiser may touch; the rest is state, whose mean change is simply added.
+    """
+
+    def __init__(self, manifest: Manifest, initial: Flat, parameter_count: int, config: TrainingConfig) -> None:
+        self.manifest = manifest
+        self.values: Flat = np.array(initial, np.float32)
+        self._spare: Flat = np.empty_like(self.values)
+        self._parameter_count = parameter_count
+        self._config = config
+        self._mean = StreamingMean(len(self.values))
+        self.update_norms = (0.0, 0.0)
+        """Of the last step: (mean of |update|² over the nodes, |mean update|²)."""
+        self._optimizer = make_optimizer(config, parameter_count)
+
+    def add(self, update: Flat, weight: float) -> None:
+        """Take one checked update into the mean."""
+        self._mean.add(update, weight)
+
+    def discard(self) -> None:
+        """Forget the updates that were added since the last step."""
+        self._mean.reset()
+
+    def step(self) -> bool:
+        """Apply the mean. False: the result was not finite; the values stay, the optimiser starts afresh."""
+        mean = self._mean.take()
+        self.update_norms = self._mean.norms(mean)
+        direction = mean[: self._parameter_count]
+        if self._config.local_steps == 1:
+            np.negative(direction, out=direction)
+        np.copyto(self._spare, self.values)
+        self._spare[self._parameter_count :] += mean[self._parameter_count :]
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._optimizer.step(self._spare[: self._parameter_count], direction)
+        self._mean.reset()
+        if not is_finite(self._spare):
+            self._optimizer = make_optimizer(self._config, self._parameter_count)
+            return False
+        self.values, self._spare = self._spare, self.values
+        return True
+
+    def tensors(self) -> Mapping[str, Flat]:
+        """What a checkpoint keeps: the model's tensors by name, and the optimiser's state as `optimizer.*`."""
+        state = {f"optimizer.{name}": flat for name, flat in self._optimizer.state().items()}
+        return {**self.manifest.views(self.values), **state}
+
+    def restore(self, tensors: Mapping[str, Flat]) -> None:
+        """Take back what `tensors` gave.
+
+        Raises:
+            KeyError: a tensor is missing.
+            ValueError: a tensor has another shape.
+        """
+        for name, view in self.manifest.views(self.values).items():
+            np.copyto(view, tensors[name])
+        prefix = "optimizer."
+        self._optimizer.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})

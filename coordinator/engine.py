@@ -1,0 +1,425 @@
+"""Runs a training run: carries out what the round machine decides, and tells it what came of it."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import structlog
+
+from common.clock import Clock, monotonic
+from common.errors import ResourceExhausted
+from common.tensors import Flat, chunks
+from common.wire import encode_part
+from coordinator.core import events as ev
+from coordinator.core.aggregation import is_finite
+from coordinator.core.global_model import GlobalModel
+from coordinator.core.rounds import RoundMachine
+from coordinator.metrics import Metrics
+from coordinator.run_dir import Checkpoint, RunDir
+from coordinator.uploads import Uploads
+
+log = structlog.get_logger()
+
+Evaluate = Callable[[Flat], tuple[float, float]]
+"""Parameters -> (loss, accuracy) on held-out data; called on a thread of its own."""
+
+_QUIET = frozenset({"round_started", "decision"})
+"""Kinds of records that are logged at debug level: the rest is news."""
+_SUBSCRIBER_BACKLOG = 1000
+_NODES_FILE_SECONDS = 2.0
+
+
+class Links(Protocol):
+    """Whoever wants to know how communication with the nodes goes."""
+
+    def register(self, node: str, largest_batch: int) -> None:
+        """A node joined; 0 = how much it can hold is not known."""
+        ...
+
+    def communication(self, node: str, latency_ms: float, success: bool) -> None:
+        """One RPC with a registered node ended."""
+        ...
+
+    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float) -> None:
+        """A heartbeat of a registered node."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """A record with its time: what watchers and the run directory get."""
+
+    seconds: float
+    round: int
+    kind: str
+    text: str
+    fields: Mapping[str, Any]
+
+    def row(self) -> dict[str, Any]:
+        """As a line of events.jsonl."""
+        own = {"seconds": round(self.seconds, 3), "round": self.round, "kind": self.kind, "text": self.text}
+        return {**own, **{name: value for name, value in self.fields.items() if name not in own}}
+
+
+@dataclass
+class _Broadcast:
+    """The parameters of one round, encoded once for all nodes."""
+
+    round: int
+    parts: "asyncio.Future[list[bytes]]"
+
+
+@dataclass
+class Seams:
+    """Where the engine touches the rest: files, metrics, links and held-out data."""
+
+    run_dir: RunDir
+    metrics: Metrics
+    evaluate: Evaluate
+    links: Links
+    clock: Clock = monotonic
+    compute: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "compute"))
+    """One thread: it takes updates in, steps and evaluates in the order in which the machine decided."""
+
+
+class Engine:
+    """The run as servicers see it. Everything but the executors runs on one event loop.
+
+    Args:
+        run_id: names the run on the wire; another for every start of a coordinator.
+        machine: the rounds.
+        model: the parameters.
+        uploads: what is on its way in.
+    """
+
+    def __init__(self, run_id: str, machine: RoundMachine, model: GlobalModel, uploads: Uploads, seams: Seams) -> None:
+        self.run_id = run_id
+        self.machine = machine
+        self.model = model
+        self.uploads = uploads
+        self.metrics = seams.metrics
+        self.finished = asyncio.Event()
+        """Set when the run is over and its results are on disk."""
+        self.failure = ""
+        """Why the run could not go on, where that is nobody's decision."""
+        self._seams = seams
+        self._clock = seams.clock
+        self._started_at = seams.clock()
+        self._waiters: dict[str, asyncio.Future[ev.Assign | ev.RunOver | None]] = {}
+        self._recent: deque[RunEvent] = deque(maxlen=500)
+        self._subscribers: set[asyncio.Queue[RunEvent | None]] = set()
+        self._broadcast: _Broadcast | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: ev.CloseRound | None = None
+        self._nodes_written_at = -_NODES_FILE_SECONDS
+        self._finish_reason = ""
+        self.metrics.rounds_planned.set(machine.config.rounds)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Since the run began."""
+        return self._clock() - self._started_at
+
+    @property
+    def now(self) -> float:
+        """The time as the machine has it."""
+        return self._clock()
+
+    # ------------------------------------------------------------ for servicers
+
+    def dispatch(self, event: ev.Event) -> list[ev.Effect]:
+        """Let the machine handle an event, and carry out what it decides.
+
+        Raises:
+            HyperGPUError: as `RoundMachine.handle`.
+        """
+        effects = self.machine.handle(event, self._clock())
+        for effect in effects:
+            self.metrics.observe(effect, self.machine)
+            self._carry_out(effect)
+        return effects
+
+    def join(self, event: ev.NodeJoined) -> None:
+        """A node registers.
+
+        Raises:
+            ResourceExhausted: no more are allowed.
+        """
+        self.machine.members.admit(event.node)
+        self._seams.links.register(event.node, event.largest_batch)
+        self.dispatch(event)
+
+    async def next_order(self, node: str, wait_seconds: float) -> ev.Assign | ev.RunOver | None:
+        """The node's next order, as soon as there is one; None when there was none in time."""
+        loop = asyncio.get_running_loop()
+        former = self._waiters.pop(node, None)
+        if former is not None and not former.done():
+            former.set_result(None)
+        waiter: asyncio.Future[ev.Assign | ev.RunOver | None] = loop.create_future()
+        self._waiters[node] = waiter
+        try:
+            self.dispatch(ev.WorkRequested(node))
+            await asyncio.wait((waiter,), timeout=wait_seconds)
+            return waiter.result() if waiter.done() else None
+        finally:
+            if self._waiters.get(node) is waiter:
+                del self._waiters[node]
+                if not waiter.done():
+                    self.dispatch(ev.RequestEnded(node))
+
+    async def parts(self, round_number: int) -> list[bytes] | None:
+        """The encoded chunks of a round's parameters; None when that round is not the running one any more."""
+        broadcast = self._broadcast
+        if broadcast is None or broadcast.round != round_number:
+            return None
+        return await asyncio.shield(broadcast.parts)
+
+    def is_current(self, round_number: int) -> bool:
+        """Whether the parameters of this round are still wanted."""
+        return self._broadcast is not None and self._broadcast.round == round_number
+
+    async def check(self, update: Flat) -> bool:
+        """Whether an update is finite, looked at on a thread."""
+        return await asyncio.get_running_loop().run_in_executor(None, is_finite, update)
+
+    def take(self, event: ev.UpdateArrived, update: Flat) -> ev.Verdict:
+        """A whole, checked update: the machine's verdict; the buffer goes back to `uploads` when it is used."""
+        effects = self.machine.handle(event, self._clock())
+        verdict = next(e for e in effects if isinstance(e, ev.Verdict))
+        if verdict.outcome is ev.Outcome.ACCEPTED:
+            added = self._run(self.model.add, update, verdict.weight)
+            added.add_done_callback(lambda _: self.uploads.recycle(update))
+        else:
+            self.uploads.recycle(update)
+        for effect in effects:
+            self.metrics.observe(effect, self.machine)
+            self._carry_out(effect)
+        return verdict
+
+    def refuse(self, event: ev.UpdateArrived) -> ev.Verdict:
+        """An update that is not wanted, of which no byte was kept: the machine's verdict."""
+        return next(e for e in self.dispatch(event) if isinstance(e, ev.Verdict))
+
+    def communication(self, node: str, latency_ms: float, success: bool) -> None:
+        """One RPC with a node ended."""
+        if self.machine.members.get(node) is not None:
+            self._seams.links.communication(node, latency_ms, success)
+
+    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float) -> None:
+        """A heartbeat of a connected node."""
+        self.dispatch(ev.NodeSeen(node))
+        self._seams.links.heard(node, report, rtt_ms)
+
+    def subscribe(self, replay: int) -> "asyncio.Queue[RunEvent | None]":
+        """Events as they happen, after the last `replay`; None ends them.
+
+        Raises:
+            ResourceExhausted: too many watch already.
+        """
+        if len(self._subscribers) >= 100:
+            raise ResourceExhausted("100 clients watch this run already")
+        queue: asyncio.Queue[RunEvent | None] = asyncio.Queue(_SUBSCRIBER_BACKLOG)
+        for event in list(self._recent)[len(self._recent) - min(replay, len(self._recent)) :]:
+            queue.put_nowait(event)
+        if self.finished.is_set():
+            queue.put_nowait(None)
+        self._subscribers.add(queue)
+        return queue
+
+    def unsubscribe(self, queue: "asyncio.Queue[RunEvent | None]") -> None:
+        """The watcher is gone."""
+        self._subscribers.discard(queue)
+
+    async def close(self) -> None:
+        """Let what was begun be finished, and the files be complete."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._seams.compute.shutdown(wait=True)
+        self._write_results()
+        self._seams.run_dir.close()
+
+    # ------------------------------------------------------------ effects
+
+    def _carry_out(self, effect: ev.Effect) -> None:
+        match effect:
+            case ev.Record():
+                self._publish(RunEvent(self.elapsed_seconds, effect.round, effect.kind, effect.text, effect.fields))
+            case ev.Assign(node=node) | ev.RunOver(node=node):
+                waiter = self._waiters.pop(node, None)
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(effect)
+            case ev.StartRound():
+                self.uploads.close_idle()
+                self._broadcast = _Broadcast(effect.round, self._run(_encode, self.model.values))
+            case ev.CloseRound():
+                self._broadcast = None
+                self._closing = effect
+                self._spawn(self._end_round(effect))
+            case ev.AbandonRound():
+                self._broadcast = None
+                self._run(self.model.discard)
+            case ev.SetTimer(at=at):
+                if self._timer is not None:
+                    self._timer.cancel()
+                delay = max(0.0, at - self._clock())
+                self._timer = asyncio.get_running_loop().call_later(delay, self.dispatch, ev.Tick())
+            case ev.Finish(reason=reason):
+                self._finish_reason = str(reason)
+                self._spawn(self._end_run())
+            case _:
+                pass
+
+    async def _end_round(self, closed: ev.CloseRound) -> None:
+        """Step, evaluate where it is due, keep what is to be kept, and tell the machine."""
+        try:
+            with self.metrics.step_seconds.time():
+                good = await self._run(self.model.step)
+            if not good:
+                text = f"the step of round {closed.round} would not be finite and was left out"
+                self._publish(RunEvent(self.elapsed_seconds, closed.round, "step_skipped", text, {}))
+            loss = accuracy = None
+            if closed.evaluate:
+                with self.metrics.evaluation_seconds.time():
+                    loss, accuracy = await self._run(self._seams.evaluate, self.model.values)
+                self.metrics.loss.set(loss)
+                self.metrics.accuracy.set(accuracy)
+        except Exception as error:  # the user's model or evaluation: the run can't go on, its files must
+            log.exception("the round could not be ended", round=closed.round)
+            self.failure = f"round {closed.round} could not be evaluated: {type(error).__name__}: {error}"
+            self.dispatch(ev.Stop(self.failure))
+            return
+        self._seams.run_dir.round(self._round_row(closed, loss, accuracy))
+        self.dispatch(ev.Evaluated(closed.round, loss, accuracy, self.model.update_norms))
+        if closed.round % self.machine.config.checkpoint_every == 0:
+            await self._checkpoint(closed.round)
+        if self._clock() - self._nodes_written_at >= _NODES_FILE_SECONDS:
+            self._nodes_written_at = self._clock()
+            self._write_results()
+
+    async def _end_run(self) -> None:
+        await self._checkpoint(self.machine.round - 1)
+        self._write_results()
+        self.finished.set()
+        for queue in self._subscribers:
+            if not queue.full():
+                queue.put_nowait(None)
+
+    async def _checkpoint(self, round_number: int) -> None:
+        if round_number < 1:
+            return
+        state = {
+            "run_id": self.run_id,
+            "task": self.machine.config.task,
+            "shards": self.machine.shards.snapshot(),
+            "nodes": self.node_rows(),
+            "elapsed_seconds": self.elapsed_seconds,
+        }
+
+        def save() -> None:
+            self._seams.run_dir.checkpoint(Checkpoint(round_number, self.model.tensors(), state))
+
+        try:
+            await self._run(save)
+        except OSError as error:  # a full disk must not end the training
+            text = f"the checkpoint of round {round_number} could not be written: {error}"
+            self._publish(RunEvent(self.elapsed_seconds, round_number, "checkpoint_failed", text, {}))
+
+    # ------------------------------------------------------------ results
+
+    def node_rows(self) -> list[dict[str, Any]]:
+        """Every node as a row of nodes.json."""
+        return [
+            {
+                "node_id": m.node_id,
+                "state": self.state_of(m.node_id),
+                "reason": m.reason,
+                "rounds_contributed": m.rounds_contributed,
+                "rounds_selected": m.rounds_selected,
+                "retries": m.retries,
+                "late": m.late,
+                "batch_size": m.batch_size,
+                "compute_seconds": m.compute_seconds,
+                "rule": str(m.rule),
+                **m.info,
+            }
+            for m in self.machine.members
+        ]
+
+    def state_of(self, node: str) -> str:
+        """A node's state in one word: idle, working, straggling, lost, left."""
+        member = self.machine.members.require(node)
+        if node not in self.machine.members.connected:
+            return str(member.presence)
+        if node in self.machine.members.straggling:
+            return "straggling"
+        return "working" if self.machine.is_working(node) else "idle"
+
+    def summary(self) -> dict[str, Any]:
+        """The result so far."""
+        machine = self.machine
+        return {
+            "run_id": self.run_id,
+            "task": machine.config.task,
+            "seed": machine.config.seed,
+            "state": str(machine.state),
+            "reason": self._finish_reason,
+            "rounds": machine.round - 1,
+            "rounds_planned": machine.config.rounds,
+            "final_loss": machine.loss,
+            "final_accuracy": machine.accuracy,
+            "duration_seconds": round(self.elapsed_seconds, 3),
+            "nodes": {row["node_id"]: row for row in self.node_rows()},
+        }
+
+    def _write_results(self) -> None:
+        self._seams.run_dir.nodes(self.node_rows())
+        self._seams.run_dir.summary(self.summary())
+
+    def _round_row(self, closed: ev.CloseRound, loss: float | None, accuracy: float | None) -> dict[str, Any]:
+        return {
+            "round": closed.round,
+            "ended_seconds": round(self.elapsed_seconds, 3),
+            "seconds": round(closed.seconds, 6),
+            "reason": str(closed.reason),
+            "loss": loss,
+            "accuracy": accuracy,
+            "train_loss": closed.loss,
+            "samples": closed.samples,
+            "contributors": [c.node for c in closed.contributions if c.success],
+            "missing": [c.node for c in closed.contributions if not c.success],
+            "batch_sizes": {c.node: c.batch_size for c in closed.contributions},
+            "compute_seconds": {c.node: round(c.compute_seconds, 6) for c in closed.contributions if c.success},
+            "waiting_seconds": {c.node: round(c.waiting_seconds, 6) for c in closed.contributions},
+        }
+
+    def _publish(self, event: RunEvent) -> None:
+        self._recent.append(event)
+        self._seams.run_dir.event(event.row())
+        (log.debug if event.kind in _QUIET else log.info)(event.text, kind=event.kind, round=event.round)
+        for queue in [q for q in self._subscribers if q.full()]:
+            self._subscribers.discard(queue)  # it can't keep up
+            queue.get_nowait()
+            queue.put_nowait(None)
+        for queue in self._subscribers:
+            queue.put_nowait(event)
+
+    # ------------------------------------------------------------ running things
+
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> "asyncio.Future[Any]":
+        """On the compute thread, in order."""
+        return asyncio.get_running_loop().run_in_executor(self._seams.compute, partial(function, *arguments))
+
+    def _spawn(self, coroutine: Any) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _encode(values: Flat) -> list[bytes]:
+    return [encode_part(chunk) for chunk in chunks(values)]

@@ -1,0 +1,77 @@
+"""The run as Prometheus series: a translation of effects and outcomes, with no decision of its own."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from common import errors
+from coordinator.core import events as ev
+from coordinator.core.rounds import RoundMachine
+
+_REASONS = frozenset(name for name in vars(errors) if name[0].isupper()) | {"shutting_down", "abandoned"}
+_ROUND_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+class Metrics:
+    """All series of the coordinator, in the registry that is given."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"hypergpu_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"hypergpu_{name}", text, labels, registry=registry)
+
+        def seconds(name: str, text: str) -> Histogram:
+            return Histogram(f"hypergpu_{name}_seconds", text, registry=registry, buckets=_ROUND_BUCKETS)
+
+        self.rounds = counter("rounds", "Rounds that were closed, by reason.", "reason")
+        self.abandoned = counter("rounds_abandoned", "Rounds that came to nothing and were begun again.")
+        self.round = gauge("round", "The round that runs or is to come next.")
+        self.rounds_planned = gauge("rounds_planned", "Rounds of the whole run.")
+        self.round_seconds = seconds("round_duration", "From the start of a round to its close.")
+        self.loss = gauge("loss", "Loss on held-out data after the last evaluation.")
+        self.accuracy = gauge("accuracy_ratio", "Accuracy on held-out data after the last evaluation.")
+        self.train_loss = gauge("train_loss", "Mean training loss of the last round.")
+        self.samples = counter("samples", "Training samples in accepted updates.")
+        self.updates = counter("updates", "Updates that arrived, by outcome.", "outcome")
+        self.rejected = counter("updates_rejected", "Updates that could not be used, by kind of error.", "error")
+        self._returned = counter("work_returned", "Units of work that nodes gave up, by kind of error.", "error")
+        self.received = counter("update_received_bytes", "Bytes of updates that were received.")
+        self.sent = counter("parameters_sent_bytes", "Bytes of parameters that were sent.")
+        self.connected = gauge("nodes_connected", "Nodes that are there.")
+        self.selected = gauge("nodes_selected", "Nodes of the running round.")
+        self.lost = counter("nodes_lost", "Times that a node fell silent.")
+        self.decisions = counter("decisions", "Decisions, by kind and reason.", "kind", "reason")
+        self.step_seconds = seconds("server_step_duration", "The server's step at the end of a round.")
+        self.evaluation_seconds = seconds("evaluation_duration", "An evaluation on held-out data.")
+
+    def returned(self, reason: str) -> None:
+        """A node gave work up; a reason that we don't know counts as `other`, so that nobody can invent labels."""
+        self._returned.labels(reason if reason in _REASONS else "other").inc()
+
+    def observe(self, effect: ev.Effect, machine: RoundMachine) -> None:
+        """Count one effect."""
+        match effect:
+            case ev.Verdict(outcome=outcome, weight=weight):
+                self.updates.labels(outcome).inc()
+                self.samples.inc(weight)
+            case ev.CloseRound():
+                self.rounds.labels(effect.reason).inc()
+                self.round_seconds.observe(effect.seconds)
+                self.train_loss.set(effect.loss)
+                self.selected.set(0)
+            case ev.AbandonRound():
+                self.abandoned.inc()
+                self.selected.set(0)
+            case ev.StartRound():
+                self.selected.set(len(effect.nodes))
+            case ev.Record(decision=decision, kind=kind):
+                if decision is not None:
+                    self.decisions.labels(decision.kind, decision.reason).inc()
+                elif kind == "node_lost":
+                    self.lost.inc()
+                self.connected.set(len(machine.members.connected))
+                self.round.set(min(machine.round, machine.config.rounds))
+            case _:
+                pass
