@@ -25,10 +25,12 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     if not len(array):
         return {"count": 0}
     median, p95, p99 = np.quantile(array, (0.5, 0.95, 0.99))
+    with np.errstate(over="ignore"):  # a loss on its way to infinity
+        mean, std = float(array.mean()), float(array.std())
     return {
         "count": len(array),
-        "mean": float(array.mean()),
-        "std": float(array.std()),
+        "mean": mean,
+        "std": std,
         "min": float(array.min()),
         "max": float(array.max()),
         "median": float(median),
@@ -114,6 +116,7 @@ def drift(
 
     S. W. Roberts, "Control chart tests based on geometric moving averages", Technometrics 1959: the bound is `limit`
     standard deviations of the weighted mean, σ·sqrt(w / (2 - w)), with median and MAD of the first half as level and σ.
+    Values count up to 3 σ from the level, so that one spike is no drift.
     """
     array = finite(values)
     if len(array) < minimum:
@@ -122,7 +125,7 @@ def drift(
     level = float(np.median(base))
     deviation = max(float(np.median(np.abs(base - level))) / _NORMAL_QUANTILE, 0.05 * abs(level), 1e-12)
     mean = level
-    for value in rest:
+    for value in np.clip(rest, level - 3 * deviation, level + 3 * deviation):
         mean += weight * (float(value) - mean)
     threshold = level + limit * deviation * math.sqrt(weight / (2 - weight))
     if mean <= threshold:
