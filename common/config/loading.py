@@ -80,6 +80,7 @@ def _put(tree: dict[str, Any], path: list[str], text: str, origin: str) -> None:
 def explain(model: type[BaseModel], location: tuple[int | str, ...], kind: str, message: str) -> str:
     """One fault that pydantic found in `model`, in words; an unknown key with the nearest known one."""
     key = ".".join(str(part) for part in location)
+    message = message.removeprefix("Value error, ")
     if kind != "extra_forbidden":
         return f"{key}: {message[0].lower()}{message[1:]}" if key else message
     known = _fields_at(model, location[:-1])

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from common.errors import UnknownName
-from netsim_proxy.link.distributions import Latency, Uniform
+from netsim_proxy.link.distributions import Latency, LogNormal, Uniform
 
 _MBIT_BYTES: Final = 125_000.0
 _QUEUE_SECONDS: Final = 0.1
@@ -108,6 +108,14 @@ def symmetric(name: str, rtt_ms: tuple[float, float], loss: float, *, down_mbit:
     return Profile(name, up=Path(latency, up_mbit, Loss(loss)), down=Path(latency, down_mbit, Loss(loss)))
 
 
+def _access(name: str, rtt_ms: tuple[float, float], loss: float, *, down_mbit: float, up_mbit: float) -> Profile:
+    """Least and median round trip, with the lognormal tail of queueing above the least."""
+    least, median = rtt_ms
+    latency = LogNormal((median - least) / 2000, sigma=0.6, floor=least / 2000)
+    up, down = Path(latency, up_mbit, Loss(loss)), Path(latency, down_mbit, Loss(loss))
+    return Profile(name, up, down, jitter_correlation=0.5)
+
+
 PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
     {
         profile.name: profile
@@ -121,16 +129,39 @@ PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
         )
     }
 )
-"""The profiles that need no file."""
+"""The standard profiles."""
+
+LAST_MILES: Final[Mapping[str, Profile]] = MappingProxyType(
+    {
+        profile.name: profile
+        for profile in (
+            _access("fibre", (4, 10), 0.0005, down_mbit=500, up_mbit=500),
+            _access("cable", (10, 20), 0.001, down_mbit=200, up_mbit=20),
+            _access("dsl", (20, 35), 0.003, down_mbit=25, up_mbit=3),
+            _access("4g", (25, 40), 0.005, down_mbit=29, up_mbit=6),
+            _access("5g", (15, 30), 0.003, down_mbit=166, up_mbit=21),
+            _access("satellite", (25, 45), 0.01, down_mbit=105, up_mbit=15),
+            _access("geostationary", (550, 620), 0.005, down_mbit=50, up_mbit=3),
+        )
+    }
+)
+"""What lies between a home, or a phone, and the nearest data centre: round figures.
+
+Fibre, cable and DSL: the order of latencies and losses of fixed lines in the FCC's "Measuring Broadband America",
+Thirteenth Report (2024, data of 2022), and speeds that are commonly sold. 4G: medians of US mobile networks in Q2 2020,
+29 and 5.7 Mbit/s, 31 to 39 ms (Ookla, Speedtest US market report). 5G: worldwide medians of Q3 2021, 166 and 21 Mbit/s
+(Ookla, "The state of 5G worldwide"). Satellite: Starlink in the US in 2025, 105 Mbit/s and 45 ms (Ookla).
+Geostationary: light alone takes 480 ms there and back, twice. The losses of radio links and the spreads are ours.
+"""
 
 
 def find_profile(name: str, custom: Mapping[str, Profile] | None = None) -> Profile:
-    """A profile by name; custom ones come first.
+    """A profile by name: a custom one, a standard one or a last mile.
 
     Raises:
         UnknownName: there is none; the message names the nearest.
     """
-    known = {**PROFILES, **(custom or {})}
+    known = {**LAST_MILES, **PROFILES, **(custom or {})}
     if name not in known:
         raise UnknownName("profile", name, known)
     return known[name]

@@ -1,4 +1,4 @@
-"""Where nodes stand: round trips between regions from public figures, and what the last mile adds.
+"""Where nodes stand: round trips between regions, from public figures.
 
 The table is Microsoft's "Azure network round-trip latency statistics" of 9 April 2024 (medians of a month), CC BY 4.0;
 `regions.csv` names the page and what was changed. Within one region we assume 1 ms.
@@ -13,8 +13,8 @@ from types import MappingProxyType
 from typing import Final
 
 from common.errors import UnknownName
-from netsim_proxy.link.distributions import LogNormal, Shifted, Uniform
-from netsim_proxy.link.profiles import Loss, Path, Profile
+from netsim_proxy.link.distributions import Shifted, Uniform
+from netsim_proxy.link.profiles import Path, Profile
 
 _SAME_REGION_MS: Final = 1.0
 
@@ -44,6 +44,14 @@ ALIASES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """Names of the kind that people use, for Azure's own; either is understood."""
+
+BACKBONE: Final = Profile(
+    "backbone",
+    up=Path(Uniform(0.0, 0.0005), 10_000),
+    down=Path(Uniform(0.0, 0.0005), 10_000),
+    jitter_correlation=0.5,
+)
+"""A data centre's own line: a millisecond of jitter at most, 10 Gbit/s."""
 
 
 def round_trip_ms(a: str, b: str) -> float:
@@ -96,43 +104,3 @@ def _table() -> Mapping[frozenset[str], float]:
     columns = rows[0][1:]
     pairs = ((row[0], column, value) for row in rows[1:] for column, value in zip(columns, row[1:], strict=False))
     return MappingProxyType({frozenset((a, b)): float(value) for a, b, value in pairs})
-
-
-def _access(name: str, rtt_ms: tuple[float, float], loss: float, *, down_mbit: float, up_mbit: float) -> Profile:
-    """Least and median round trip, with the lognormal tail of queueing above the least."""
-    least, median = rtt_ms
-    latency = LogNormal((median - least) / 2000, sigma=0.6, floor=least / 2000)
-    up, down = Path(latency, up_mbit, Loss(loss)), Path(latency, down_mbit, Loss(loss))
-    return Profile(name, up, down, jitter_correlation=0.5)
-
-
-BACKBONE: Final = Profile(
-    "backbone",
-    up=Path(Uniform(0.0, 0.0005), 10_000),
-    down=Path(Uniform(0.0, 0.0005), 10_000),
-    jitter_correlation=0.5,
-)
-"""A data centre's own line: a millisecond of jitter at most, 10 Gbit/s."""
-
-LAST_MILES: Final[Mapping[str, Profile]] = MappingProxyType(
-    {
-        profile.name: profile
-        for profile in (
-            _access("fibre", (4, 10), 0.0005, down_mbit=500, up_mbit=500),
-            _access("cable", (10, 20), 0.001, down_mbit=200, up_mbit=20),
-            _access("dsl", (20, 35), 0.003, down_mbit=25, up_mbit=3),
-            _access("4g", (25, 40), 0.005, down_mbit=29, up_mbit=6),
-            _access("5g", (15, 30), 0.003, down_mbit=166, up_mbit=21),
-            _access("satellite", (25, 45), 0.01, down_mbit=105, up_mbit=15),
-            _access("geostationary", (550, 620), 0.005, down_mbit=50, up_mbit=3),
-        )
-    }
-)
-"""What lies between a home, or a phone, and the nearest data centre: round figures.
-
-Fibre, cable and DSL: the order of latencies and losses of fixed lines in the FCC's "Measuring Broadband America",
-Thirteenth Report (2024, data of 2022), and speeds that are commonly sold. 4G: medians of US mobile networks in Q2 2020,
-29 and 5.7 Mbit/s, 31 to 39 ms (Ookla, Speedtest US market report). 5G: worldwide medians of Q3 2021, 166 and 21 Mbit/s
-(Ookla, "The state of 5G worldwide"). Satellite: Starlink in the US in 2025, 105 Mbit/s and 45 ms (Ookla).
-Geostationary: light alone takes 480 ms there and back, twice. The losses of radio links and the spreads are ours.
-"""
