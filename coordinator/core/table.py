@@ -83,6 +83,16 @@ class Ring:
         self.values[row, self.counts[row] % self.length] = value
         self.counts[row] += 1
 
+    def push_each(self, rows: Ints, values: Floats) -> None:
+        """Append one value to each of these rows, which differ."""
+        self.values[rows, self.counts[rows] % self.length] = values
+        self.counts[rows] += 1
+
+    def clear(self, rows: Ints) -> None:
+        """Forget the values of these rows."""
+        self.values[rows] = np.nan
+        self.counts[rows] = 0
+
     def filled(self, rows: Ints) -> Ints:
         """How many values each of these rows holds."""
         held: Ints = np.minimum(self.counts[rows], self.length)
@@ -98,12 +108,13 @@ class Ring:
 
     def quantiles(self, rows: Ints, wanted: Sequence[float]) -> Floats:
         """Quantiles of each row by linear interpolation: shape (len(wanted), rows); NaN for an empty row."""
-        ordered = np.sort(self.values[rows], axis=1)  # NaN sorts last
-        return sorted_quantiles(ordered, self.filled(rows), wanted)
+        return quantiles(self.values[rows], wanted)
 
 
-def sorted_quantiles(ordered: Floats, counts: Ints, wanted: Sequence[float]) -> Floats:
-    """Quantiles of rows that are sorted, of which the first `counts` values are real: shape (len(wanted), rows)."""
+def quantiles(values: Floats, wanted: Sequence[float]) -> Floats:
+    """Quantiles of each row by linear interpolation, NaN left out: shape (len(wanted), rows); NaN for an empty row."""
+    ordered = np.sort(values, axis=1)  # NaN sorts last
+    counts = values.shape[1] - np.isnan(values).sum(axis=1)
     every = np.arange(len(counts))
     last = np.maximum(counts - 1, 0)
     result = np.empty((len(wanted), len(counts)))

@@ -1,5 +1,6 @@
 """The batch controller: how many samples each node takes per step, and how many steps a round has."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from common.errors import InvalidInput
 from coordinator.core.batching import goodput as gp
 from coordinator.core.batching.costs import ComputeCosts
 from coordinator.core.batching.strategies import BatchReason, BatchSizeStrategy, by_latency, by_throughput
+from coordinator.core.checks import not_negative
 from coordinator.core.network import NetworkQualityMonitor
-from coordinator.core.network.monitor import not_negative
 from coordinator.core.table import Floats, Ints, NodeIndex, grown
 
 _HISTORY = 50
@@ -110,15 +111,28 @@ class AdaptiveBatchController:
             UnknownName: the node is not registered.
             InvalidInput: negative or not finite.
         """
-        row = self._index.row(node_id)
+        rows = np.array([self._index.row(node_id)])
         taken = not_negative(samples, "samples")
         spent = not_negative(time_spent, "time_spent")
         compute = spent if compute_seconds is None else not_negative(compute_seconds, "compute_seconds")
-        if taken == 0 or steps < 1:
-            return
-        if spent > 0:
-            self._costs.observe_rate(row, taken / spent)
-        self._costs.observe(row, taken / steps, compute / steps)
+        if taken > 0 and steps >= 1:
+            self.record_performances(rows, np.array([taken]), np.array([spent]), np.array([steps]), np.array([compute]))
+
+    def record_performances(
+        self, rows: Ints, samples: Floats, time_spent: Floats, steps: Ints, compute_seconds: Floats
+    ) -> None:
+        """As `record_performance`, of one round's nodes at once (by `rows`; they differ); samples and steps above 0."""
+        timed = time_spent > 1e-9  # a clock that stands still
+        self._costs.observe_rate(rows[timed], samples[timed] / time_spent[timed])
+        self._costs.observe(rows, samples / steps, compute_seconds / steps)
+
+    def rows(self, nodes: Iterable[str]) -> Ints:
+        """Rows of nodes, for the method above.
+
+        Raises:
+            UnknownName: one is not registered.
+        """
+        return self._index.rows(nodes)
 
     def set_baseline_steps(self, local_steps: int) -> None:
         """The local steps of a round where nothing is adapted.
@@ -352,11 +366,14 @@ class AdaptiveBatchController:
     ) -> dict[str, BatchChange]:
         after = self._sizes[self._index.rows(ids)]
         changed: dict[str, BatchChange] = {}
-        for at in np.flatnonzero(after != before).tolist():
-            node_id, new = ids[at], int(after[at])
-            own = {name: float(values[at]) for name, values in figures.items() if np.isfinite(values[at])}
-            reason = BatchReason(reasons[at])
-            changed[node_id] = BatchChange(node_id, int(before[at]), new, reason, own)
+        moved = np.flatnonzero(after != before)
+        columns = [values[moved].tolist() for values in figures.values()]
+        rows = zip(*columns, strict=True) if columns else ((),) * len(moved)
+        each = zip(moved.tolist(), before[moved].tolist(), after[moved].tolist(), reasons[moved], rows, strict=True)
+        for at, old, new, reason, own in each:
+            node_id = ids[at]
+            known = {name: value for name, value in zip(figures, own, strict=True) if math.isfinite(value)}
+            changed[node_id] = BatchChange(node_id, old, new, BatchReason(str(reason)), known)
             self._history[node_id].append(new)
         self._changes += len(changed)
         return changed

@@ -24,23 +24,22 @@ class ComputeCosts:
         self._sums = grown(self._sums, rows, 0.0)
         self._rate = grown(self._rate, rows, np.nan)
 
-    def observe(self, row: int, batch: float, step_seconds: float) -> None:
-        """A step on `batch` samples took `step_seconds`."""
-        sums = self._sums[row]
-        if sums[0] > 0:
-            usual = sums[2] / sums[0]
-            step_seconds = min(max(step_seconds, 0.1 * usual), 10.0 * usual) if usual > 0 else step_seconds
-        sums *= _FORGET
-        sums += (1.0, batch, step_seconds, batch * batch, batch * step_seconds)
+    def observe(self, rows: Ints, batches: Floats, step_seconds: Floats) -> None:
+        """A step on so many samples took so long; the rows differ."""
+        sums = self._sums[rows]
+        usual = sums[:, 2] / np.maximum(sums[:, 0], 1e-12)
+        bounded = np.where(usual > 0, np.clip(step_seconds, 0.1 * usual, 10.0 * usual), step_seconds)
+        fresh = np.stack([np.ones(len(rows)), batches, bounded, batches * batches, batches * bounded], axis=1)
+        self._sums[rows] = _FORGET * sums + fresh
 
-    def observe_rate(self, row: int, samples_per_second: float) -> None:
-        """A round's throughput, communication included."""
-        smooth, _, noise = self._rate[row]
-        if np.isnan(smooth):
-            self._rate[row] = samples_per_second, samples_per_second, 0.1 * samples_per_second
-        else:
-            off = samples_per_second - smooth
-            self._rate[row] = smooth + 0.5 * off, smooth, 0.7 * noise + 0.3 * abs(off)
+    def observe_rate(self, rows: Ints, samples_per_second: Floats) -> None:
+        """A round's throughput, communication included; the rows differ."""
+        smooth, _, noise = self._rate[rows].T
+        first = np.isnan(smooth)
+        off = np.where(first, 0.0, samples_per_second - smooth)
+        now = np.where(first, samples_per_second, smooth + 0.5 * off)
+        spread = np.where(first, 0.1 * samples_per_second, 0.7 * noise + 0.3 * np.abs(off))
+        self._rate[rows] = np.stack([now, np.where(first, now, smooth), spread], axis=1)
 
     def rates(self, rows: Ints) -> tuple[Floats, Floats, Floats]:
         """Samples per second of each node: now, the round before, and the noise; NaN where not measured."""

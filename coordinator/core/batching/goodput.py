@@ -14,7 +14,7 @@ import numpy as np
 
 from coordinator.core.table import Floats, Ints
 
-_BARRIERS = (0.7, 0.85, 1.0, 1.15, 1.35, 1.7, 2.2)
+_BARRIERS = tuple(np.geomspace(0.4, 4.0, 12).tolist())
 """Lengths of the compute part that are tried, relative to the one at the present sizes."""
 
 
@@ -148,10 +148,10 @@ class NoiseScale:
         self._weight = self._memory * self._weight + 1.0
 
     def value(self, prior: float) -> float:
-        """φ in samples: the estimate, drawn towards `prior` while little was seen, and within [¼, 16] of it."""
+        """φ in samples: the estimate, drawn towards `prior` while little was seen, and within [1/16, 16] of it."""
         if self._weight == 0.0 or self._noise <= 0.0:
             return prior
         estimate = self._noise / max(self._signal, 1e-3 * self._noise / (16.0 * prior))
-        bounded = min(max(estimate, prior / 4.0), 16.0 * prior)
+        bounded = min(max(estimate, prior / 16.0), 16.0 * prior)
         trust = min(self._weight / 4.0, 0.75)
         return float(prior ** (1.0 - trust) * bounded**trust)

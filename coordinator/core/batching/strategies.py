@@ -6,7 +6,7 @@ import numpy as np
 
 from coordinator.core.table import Floats
 
-REFERENCE_LATENCY_MS = 50.0
+REFERENCE_LATENCY_MS = 25.0
 """Round trip at which LATENCY_BASED gives the baseline."""
 
 
@@ -55,7 +55,7 @@ class LearningRateReason(StrEnum):
 
 
 def by_latency(baseline: int, latency_ms: Floats) -> Floats:
-    """The baseline times √(latency / 50 ms), between half of it and four times it; the baseline where none is known."""
+    """The baseline times √(latency / 25 ms), between half of it and four times it; the baseline where none is known."""
     factor = np.clip(np.sqrt(latency_ms / REFERENCE_LATENCY_MS), 0.5, 4.0)
     return baseline * np.where(np.isnan(factor), 1.0, factor)
 
@@ -73,8 +73,8 @@ def by_throughput(
     """
     now, before, noise = rates
     change = now - before
-    degrading = change < -noise
+    degrading = change < -0.5 * noise  # half of an off is what the smoothing lets through
     turned = np.where(degrading, -directions, directions)
-    clear = np.abs(change) > 0.25 * noise
+    clear = degrading | (change > 0.25 * noise)
     moved = sizes * np.power(step, turned)
     return np.where(np.isnan(now) | ~clear, sizes, moved), turned

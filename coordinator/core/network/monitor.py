@@ -1,8 +1,6 @@
 """The network monitor: what is known about every link, from every source."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,47 +8,16 @@ import numpy as np
 from common.clock import Clock, monotonic
 from common.config import MonitorConfig
 from common.errors import InvalidInput
+from coordinator.core.checks import not_negative, positive
 from coordinator.core.network import quality as q
 from coordinator.core.network.alerts import Alert, AlertBook, AlertKind, Condition, Severity
-from coordinator.core.network.quality import ConnectionQuality, Scores, Trend
+from coordinator.core.network.profile import LinkProfile
+from coordinator.core.network.quality import ConnectionQuality, Scores
 from coordinator.core.network.records import LinkRecords
-from coordinator.core.table import Floats, Ints
+from coordinator.core.table import Bools, Floats, Ints
 
-
-@dataclass(frozen=True, slots=True)
-class LinkProfile:
-    """One link as it stands. Figures are NaN where nothing was measured yet."""
-
-    node_id: str
-    quality: ConnectionQuality
-    score: float
-    latency_score: float
-    loss_score: float
-    reliability_score: float
-    freshness: float
-    latency_ms: float
-    """Median round trip."""
-    latency_p95_ms: float
-    jitter_ms: float
-    """Half of the distance between the quartiles: the MAD, for a symmetric distribution."""
-    loss_rate: float
-    """Smoothed share of lost communications."""
-    reliability: float
-    """Share of successes over the whole history."""
-    trend: Trend
-    forecast_ms: float
-    """Round trip expected at the next observation."""
-    round_seconds: float
-    """Median time that the node's communication took in a round."""
-    communications: int
-    silence_seconds: float
-
-    def record(self) -> dict[str, Any]:
-        """As a JSON object; None for a figure that was not measured."""
-        return {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in asdict(self).items()
-        }
+_SAME_MOMENT_SECONDS = 0.01
+"""Silence changes no score noticeably in this time."""
 
 
 class NetworkQualityMonitor:
@@ -78,6 +45,8 @@ class NetworkQualityMonitor:
         self._clock = clock
         self._links = LinkRecords(self.config)
         self._alerts = AlertBook()
+        nothing = np.zeros(0)
+        self._judged = (-1, 0.0, Scores(nothing, nothing, nothing, nothing))
         self._counters: dict[tuple[str, str], tuple[int, int]] = {}
 
     # ------------------------------------------------------------ feeding
@@ -102,20 +71,19 @@ class NetworkQualityMonitor:
         Raises:
             UnknownName, InvalidInput: as `record_communication`.
         """
-        self._links.exchange(self._links.index.row(node_id), not_negative(seconds, "seconds"))
-
-    def record_round(self, node_id: str, seconds: float, success: bool) -> None:
-        """As `record_exchange`; where nobody reports the node's RPCs, its round stands for the two round trips it took.
-
-        Raises:
-            UnknownName, InvalidInput: as `record_communication`.
-        """
-        self.record_exchange(node_id, seconds)
         row = self._links.index.row(node_id)
-        if self._links.unreported(row):
-            for _ in range(2):
-                self._links.communication(row, 500.0 * seconds, success, self._clock())
-        self._links.round_seen(row)
+        self._links.exchanges(np.array([row]), np.array([not_negative(seconds, "seconds")]))
+
+    def record_rounds(self, rows: Ints, seconds: Floats, success: Bools) -> None:
+        """As `record_exchange`, of one round's nodes at once (by `rows`; they differ).
+
+        Where nobody reports a node's RPCs, its round stands for the two round trips that it took.
+        """
+        self._links.exchanges(rows, seconds)
+        silent = self._links.unreported(rows)
+        for _ in range(2):
+            self._links.communications(rows[silent], 500.0 * seconds[silent], success[silent], self._clock())
+        self._links.rounds_seen(rows)
 
     def observe_counters(
         self, node_id: str, *, attempts: int, failures: int, latency_ms: float | None = None, source: str = "report"
@@ -162,7 +130,11 @@ class NetworkQualityMonitor:
         Raises:
             UnknownName: the node is not registered.
         """
-        return self._profiles(np.array([self._links.index.row(node_id)]))[0]
+        return self.get_node_profiles([node_id])[0]
+
+    def get_node_profiles(self, node_ids: Sequence[str]) -> list[LinkProfile]:
+        """The same of several links at once, in their order."""
+        return self._profiles(self._links.index.rows(node_ids))
 
     def get_cluster_health_summary(self) -> dict[str, Any]:
         """Counts of nodes per class, mean score, median latency, mean loss, open alerts, and the worst nodes."""
@@ -254,6 +226,10 @@ class NetworkQualityMonitor:
         clear = np.abs(trend) * max(horizon, 1.0) > 1.0 * noise
         return np.where(clear & (level > 0), np.clip(ahead / np.where(level > 0, level, 1.0), 0.1, 10.0), 1.0)
 
+    def rounds_measured(self, rows: Ints) -> Ints:
+        """How many of each node's latest rounds are known."""
+        return self._links.exchange_seconds.filled(rows)
+
     def exchange_samples(self, rows: Ints, count: int, horizon: float = 0.0) -> Floats:
         """Likely durations in seconds of each node's communication in the coming round: shape (rows, count).
 
@@ -294,6 +270,16 @@ class NetworkQualityMonitor:
         return [ids[row] for row in rows if low <= classes[row] <= high]
 
     def _judge(self, rows: Ints) -> Scores:
+        """Score these links and class them; the scores of all are kept for the questions that follow at once."""
+        if 4 * len(rows) < len(self._links.index):
+            return self._score(rows)
+        version, at, scores = self._judged
+        if version != self._links.version or not 0.0 <= self._clock() - at < _SAME_MOMENT_SECONDS:
+            scores = self._score(self._every())
+            self._judged = self._links.version, self._clock(), scores
+        return Scores(scores.latency[rows], scores.loss[rows], scores.reliability[rows], scores.freshness[rows])
+
+    def _score(self, rows: Ints) -> Scores:
         links, config = self._links, self.config
         silence = np.maximum(self._clock() - links.column("last_seen")[rows], 0.0)
         streak = links.counter("streak")[rows]
@@ -367,7 +353,7 @@ class NetworkQualityMonitor:
                 jitter_ms=float(upper[at] - quartile[at]) / 2.0,
                 loss_rate=float(loss[at]),
                 reliability=float(shares[at]),
-                trend=_trend(float(trends[at])),
+                trend=q.trend_of(float(trends[at])),
                 forecast_ms=float(forecast[at]),
                 round_seconds=float(rounds[at]),
                 communications=int(links.outcomes.counts[row]),
@@ -375,32 +361,3 @@ class NetworkQualityMonitor:
             )
             for at, row in enumerate(rows)
         ]
-
-
-def _trend(z: float) -> Trend:
-    if abs(z) < 1.96:
-        return Trend.STABLE
-    return Trend.DEGRADING if z > 0 else Trend.IMPROVING
-
-
-def not_negative(value: float, name: str) -> float:
-    """`value`, if it is a finite number ≥ 0.
-
-    Raises:
-        InvalidInput: it is not.
-    """
-    number = float(value)
-    if not math.isfinite(number) or number < 0:
-        raise InvalidInput(f"{name} must be a finite number >= 0, not {value}")
-    return number
-
-
-def positive(value: float, name: str) -> float:
-    """`value`, if it is a finite number > 0.
-
-    Raises:
-        InvalidInput: it is not.
-    """
-    if not_negative(value, name) == 0:
-        raise InvalidInput(f"{name} must be above 0")
-    return float(value)

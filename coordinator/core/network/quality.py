@@ -98,6 +98,13 @@ def classify(total: Floats, before: Ints, offline: Bools, hysteresis: float) -> 
     return np.where(offline, OFFLINE, settled)
 
 
+def trend_of(z: float) -> Trend:
+    """The trend that a statistic of `mann_kendall` shows at the 5 % level."""
+    if abs(z) < 1.96:
+        return Trend.STABLE
+    return Trend.DEGRADING if z > 0 else Trend.IMPROVING
+
+
 def mann_kendall(window: Floats) -> Floats:
     """The Mann–Kendall statistic z of each row, oldest value first: above 1.96 it rises, below −1.96 it falls.
 

@@ -3,12 +3,12 @@
 import numpy as np
 
 from common.config import MonitorConfig
-from coordinator.core.table import Floats, Ints, NodeIndex, Ring, grown
+from coordinator.core.table import Bools, Floats, Ints, NodeIndex, Ring, grown, quantiles
 
 EXCHANGES = 16
 """Round communications of a link that are kept."""
-_LOSS_MEMORY = 0.94
-"""Weight of the past in the smoothed loss: about the last 16 communications count."""
+_LOSS_MEMORY = 0.97
+"""Weight of the past in the smoothed loss: about the last 33 communications count."""
 _LEVEL_GAIN, _TREND_GAIN, _TREND_DAMPING = 0.5, 0.3, 0.95
 """Holt's linear trend, damped (Gardner & McKenzie, "Forecasting trends in time series", 1985)."""
 
@@ -18,6 +18,8 @@ class LinkRecords:
 
     def __init__(self, config: MonitorConfig) -> None:
         self.index = NodeIndex()
+        self.version = 0
+        """Changes with everything that is recorded."""
         self.latency_ms = Ring(config.history)
         """Round trips of the communications that succeeded."""
         self.outcomes = Ring(config.history)
@@ -29,7 +31,7 @@ class LinkRecords:
         }
         self._ints = {
             name: np.zeros(0, np.int64)
-            for name in ("streak", "seen", "failed", "forecast_at", "then_count", "quality", "seen_before")
+            for name in ("streak", "seen", "forecast_at", "then_count", "quality", "seen_before")
         }
 
     def add(self, node_id: str, now: float) -> bool:
@@ -37,6 +39,7 @@ class LinkRecords:
         row = self.index.add(node_id)
         if row is None:
             return False
+        self.version += 1
         for ring in (self.latency_ms, self.outcomes, self.exchange_seconds):
             ring.grow(row + 1)
         self._floats = {name: grown(column, row + 1, 0.0) for name, column in self._floats.items()}
@@ -54,8 +57,22 @@ class LinkRecords:
         """A column of integers by name, with spare capacity at the end."""
         return self._ints[name]
 
+    def communications(self, rows: Ints, latency_ms: Floats, success: Bools, now: float) -> None:
+        """One communication of each of these links ended; the rows differ."""
+        self.version += 1
+        floats, ints = self._floats, self._ints
+        floats["lost"][rows] = _LOSS_MEMORY * floats["lost"][rows] + ~success
+        floats["weight"][rows] = _LOSS_MEMORY * floats["weight"][rows] + 1.0
+        self.outcomes.push_each(rows, success.astype(np.float64))
+        ints["seen"][rows] += 1
+        ints["streak"][rows] = np.where(success, 0, ints["streak"][rows] + 1)
+        won = rows[success]
+        floats["last_seen"][won] = now
+        self.latency_ms.push_each(won, latency_ms[success])
+
     def communication(self, row: int, latency_ms: float, success: bool, now: float) -> None:
-        """One communication ended."""
+        """The same for one link, without the cost of arrays: this is called for every RPC."""
+        self.version += 1
         floats, ints = self._floats, self._ints
         floats["lost"][row] = _LOSS_MEMORY * floats["lost"][row] + (not success)
         floats["weight"][row] = _LOSS_MEMORY * floats["weight"][row] + 1.0
@@ -66,42 +83,40 @@ class LinkRecords:
             floats["last_seen"][row] = now
             self.latency_ms.push(row, latency_ms)
         else:
-            ints["failed"][row] += 1
             ints["streak"][row] += 1
 
-    def exchange(self, row: int, seconds: float) -> None:
-        """One round's communication ended, or was given up after `seconds`.
+    def exchanges(self, rows: Ints, seconds: Floats) -> None:
+        """One round's communication of each of these links ended, or was given up after `seconds`; the rows differ.
 
         A value far outside what is usual begins a new history: a link that has changed is judged by what it is now.
         """
         ring = self.exchange_seconds
-        count = min(int(ring.counts[row]), EXCHANGES)
-        if count >= 4:
-            known = ring.values[row, :count]
-            centre = float(np.median(known))
-            spread = 1.4826 * float(np.median(np.abs(known - centre)))
-            if abs(seconds - centre) > 8.0 * max(spread, 0.15 * centre, 1e-6):
-                ring.values[row] = np.nan
-                ring.counts[row] = 0
-        ring.push(row, seconds)
-        self._floats["then_ms"][row] = self._recent_ms(row)
-        self._ints["then_count"][row] = self.latency_ms.counts[row]
+        known = ring.values[rows]
+        centre = quantiles(known, [0.5])[0]
+        spread = 1.4826 * quantiles(np.abs(known - centre[:, None]), [0.5])[0]
+        limit = 8.0 * np.maximum(np.maximum(spread, 0.15 * centre), 1e-6)
+        with np.errstate(invalid="ignore"):
+            changed = (ring.filled(rows) >= 4) & (np.abs(seconds - centre) > limit)
+        ring.clear(rows[changed])
+        ring.push_each(rows, seconds)
+        self._floats["then_ms"][rows] = self._recent_ms(rows)
+        self._ints["then_count"][rows] = self.latency_ms.counts[rows]
 
-    def unreported(self, row: int) -> bool:
-        """No communication of this link was recorded since its last round."""
-        return bool(self._ints["seen"][row] == self._ints["seen_before"][row])
+    def unreported(self, rows: Ints) -> Bools:
+        """Of which links no communication was recorded since their last round."""
+        silent: Bools = self._ints["seen"][rows] == self._ints["seen_before"][rows]
+        return silent
 
-    def round_seen(self, row: int) -> None:
-        """A round of this link is over."""
-        self._ints["seen_before"][row] = self._ints["seen"][row]
+    def rounds_seen(self, rows: Ints) -> None:
+        """A round of these links is over."""
+        self._ints["seen_before"][rows] = self._ints["seen"][rows]
 
     def exchange_scale(self, rows: Ints) -> Floats:
         """How much slower each link answers now than when its last round was measured, from later round trips."""
         then = self._floats["then_ms"][rows]
-        fresh = self.latency_ms.counts[rows] - self._ints["then_count"][rows] >= 3
+        fresh = (self.latency_ms.counts[rows] - self._ints["then_count"][rows] >= 3) & (then > 0)
         scale = np.ones(len(rows))
-        for at in np.flatnonzero(fresh & (then > 0)):
-            scale[at] = np.clip(self._recent_ms(int(rows[at])) / then[at], 0.05, 20.0)
+        scale[fresh] = np.clip(self._recent_ms(rows[fresh]) / then[fresh], 0.05, 20.0)
         return np.where((scale > 0.67) & (scale < 1.5), 1.0, scale)  # within the noise of three samples
 
     def advance_forecasts(self) -> None:
@@ -115,7 +130,7 @@ class LinkRecords:
         taken = np.minimum(fresh[rows], 8)
         window = self.latency_ms.latest(rows, 8)
         window[np.arange(8, 0, -1)[None, :] > taken[:, None]] = np.nan
-        seen = np.nanmedian(window, axis=1)
+        seen = quantiles(window, [0.5])[0]
         level, trend, noise = (self._floats[name][rows] for name in ("level", "trend", "noise"))
         first = np.isnan(level)
         expected = level + _TREND_DAMPING * trend
@@ -126,10 +141,7 @@ class LinkRecords:
         self._floats["noise"][rows] = np.where(first, 0.25 * seen, 0.8 * noise + 0.2 * np.abs(seen - expected))
         self._ints["forecast_at"][rows] = counts[rows]
 
-    def _recent_ms(self, row: int) -> float:
-        ring = self.latency_ms
-        count = int(ring.counts[row])
-        if not count:
-            return np.nan
-        back = (count - 1 - np.arange(min(3, count, ring.length))) % ring.length
-        return float(np.median(ring.values[row, back]))
+    def _recent_ms(self, rows: Ints) -> Floats:
+        """Median of the last three round trips."""
+        median: Floats = quantiles(self.latency_ms.latest(rows, 3), [0.5])[0]
+        return median

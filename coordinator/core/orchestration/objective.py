@@ -11,6 +11,8 @@ import numpy as np
 _VERDICT_ROUNDS = 3
 """Rounds after a change before it is judged."""
 _SIGMAS = 3.0
+_USUAL_SPREAD = 0.15
+"""Of the rate from round to round, relative: what a jittery link does."""
 _LEAST_DROP = 0.10
 """A smaller relative drop is not worth a rollback, however clear."""
 
@@ -95,12 +97,12 @@ class Objective:
 
     @property
     def noise(self) -> float:
-        """Standard deviation of the median, from the MAD."""
-        if len(self._rates) < 2:
+        """Standard deviation of the median, from the MAD; few rounds look calmer than they are, hence the floor."""
+        if not self._rates:
             return 0.0
         rates = np.array(self._rates)
         spread = 1.4826 * float(np.median(np.abs(rates - np.median(rates))))
-        return 1.2533 * spread / math.sqrt(len(rates))
+        return 1.2533 * max(spread, _USUAL_SPREAD * self.value) / math.sqrt(len(rates))
 
     def loss_verdict(self) -> Verdict | None:
         """Whether the loss says that something is wrong."""

@@ -1,60 +1,29 @@
 """The orchestrator: asks the monitor, chooses the nodes, sizes their work, judges the outcome, finds the way back."""
 
 import math
-from collections import deque
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
 from common.clock import Clock, monotonic
 from common.config import SystemConfig
-from common.errors import InvalidInput
-from coordinator.core.batching import AdaptiveBatchController, BatchReason, BatchSizeStrategy
-from coordinator.core.batching.controller import BatchChange, Pace
+from common.errors import InvalidInput, UnknownName
+from coordinator.core.batching import AdaptiveBatchController, BatchReason
+from coordinator.core.batching.controller import Pace
 from coordinator.core.batching.goodput import batch_progress, steps_progress
-from coordinator.core.batching.strategies import LearningRateReason
-from coordinator.core.decisions import CLUSTER, Decision, DecisionKind
+from coordinator.core.checks import not_negative
+from coordinator.core.decisions import CLUSTER, DecisionKind
 from coordinator.core.events import Contribution
-from coordinator.core.network import ConnectionQuality, NetworkQualityMonitor
-from coordinator.core.network.monitor import not_negative
+from coordinator.core.network import NetworkQualityMonitor
 from coordinator.core.orchestration.ledger import Ledger, RoundRecord
+from coordinator.core.orchestration.log import LISTED, ClusterReason, DecisionLog
 from coordinator.core.orchestration.objective import Objective, RollbackReason, Snapshot, Verdict
 from coordinator.core.orchestration.phases import LossTrack, Phase, PhaseReason
+from coordinator.core.orchestration.plan import RoundDecisions
 from coordinator.core.orchestration.policy import TRAITS, AdaptationPolicy, Traits
-from coordinator.core.selection import DynamicNodeSelector, SelectionReason, SelectionStrategy
-from coordinator.core.selection.selector import Outlook
-
-_LISTED = 50
-"""Changes of one kind in one round that are recorded one by one; of more, the count and the means."""
-
-
-class RoundDecisions(TypedDict):
-    """What is decided before a round. The same `local_steps` and `learning_rate` hold for every node of it."""
-
-    round: int
-    phase: str
-    policy: str
-    selected_nodes: list[str]
-    batch_sizes: dict[str, int]
-    local_steps: int
-    learning_rate: float
-    decisions: list[Decision]
-    """What changed since the last round, each with its reason."""
-    overhead_seconds: float
-
-
-class ClusterReason(StrEnum):
-    """Why something was decided about the whole cluster."""
-
-    NO_NODES = "no_nodes"
-    NODES_CHANGED = "nodes_changed"
-    CLASS_CHANGED = "class_changed"
-    SET_BY_USER = "set_by_user"
-    DOING_WELL = "doing_well"
-    PERIODIC_EVALUATION = "periodic_evaluation"
-    HELD_AFTER_ROLLBACK = "held_after_rollback"
+from coordinator.core.selection import DynamicNodeSelector, SelectionReason
+from coordinator.core.selection.outlook import Outlook
 
 
 class AdaptiveOrchestrator:
@@ -94,9 +63,7 @@ class AdaptiveOrchestrator:
         self._selected: list[str] = []
         self._available = 0
         self._round = -1
-        self._reasons: dict[str, SelectionReason] = {}
-        self._pending: list[Decision] = []
-        self._decisions: deque[Decision] = deque(maxlen=self._settings.history)
+        self._log = DecisionLog(self._settings.history)
         self._overhead = 0.0
         self._registered: set[str] = set()
         batch_controller.set_baseline_steps(config.training.local_steps)
@@ -114,9 +81,16 @@ class AdaptiveOrchestrator:
             self._enter(Phase.COMPLETED, PhaseReason.SHUT_DOWN, {"rounds": self._ledger.count})
 
     def set_policy(self, policy: AdaptationPolicy | str) -> None:
-        """Change the policy; holds from the next round on."""
+        """Change the policy; holds from the next round on.
+
+        Raises:
+            UnknownName: there is no such policy.
+        """
+        known = [str(each) for each in AdaptationPolicy]
+        if policy not in known:
+            raise UnknownName("policy", str(policy), known)
         before, self.policy = self.policy, AdaptationPolicy(policy)
-        self._decide(DecisionKind.POLICY, CLUSTER, ClusterReason.SET_BY_USER, {"from": before, "to": self.policy})
+        self._log.decide(DecisionKind.POLICY, CLUSTER, ClusterReason.SET_BY_USER, {"from": before, "to": self.policy})
 
     def register_node(self, node_id: str, largest_batch: int | None = None) -> None:
         """Make a node known to all parts; `largest_batch` is what its card, and its share of the data, allow."""
@@ -130,18 +104,19 @@ class AdaptiveOrchestrator:
         began = self._clock()
         if self.phase is Phase.INITIALIZATION:
             self.start_training()
-        self._round = round_num
+        self._round = self._log.round = round_num
         available = list(dict.fromkeys(available_nodes))
         for node_id in available:
             if node_id not in self._registered:
                 self.register_node(node_id)
-        self._note_classes(self.monitor.update())
+        changed = list(self.monitor.update())[:LISTED]
+        self._log.classes(self.monitor.get_node_profiles(changed))
         self._available = len(available)
         if self.phase is Phase.WARM_UP and self._rounds_begun >= self._settings.warmup_rounds:
             self._enter(Phase.ADAPTIVE, PhaseReason.LINKS_MEASURED, {"rounds": self._rounds_begun})
         self._rounds_begun += 1
         if not available:
-            self._decide(DecisionKind.SELECTION, CLUSTER, ClusterReason.NO_NODES, {"available_nodes": 0})
+            self._log.decide(DecisionKind.SELECTION, CLUSTER, ClusterReason.NO_NODES, {"available_nodes": 0})
             selected: list[str] = []
         elif self.policy is AdaptationPolicy.NONE or self.phase not in (Phase.ADAPTIVE, Phase.CONVERGENCE):
             selected = self._unadapted(available)
@@ -157,7 +132,7 @@ class AdaptiveOrchestrator:
             "batch_sizes": self.batches.get_batch_sizes(selected),
             "local_steps": self.batches.local_steps,
             "learning_rate": self.config.training.learning_rate * self.batches.learning_rate_factor,
-            "decisions": self._take_decisions(),
+            "decisions": self._log.take(),
             "overhead_seconds": self._overhead,
         }
 
@@ -179,15 +154,14 @@ class AdaptiveOrchestrator:
                 no error but a reason to roll back.
         """
         began = self._clock()
-        self._round = round_num
+        self._round = self._log.round = round_num
         try:
             loss, samples = float(metrics["loss"]), int(not_negative(metrics["samples"], "samples"))
             seconds = not_negative(metrics["round_time"], "round_time")
         except KeyError as missing:
             raise InvalidInput(f"the round's metrics have no {missing}; needed: loss, round_time, samples") from None
         contributions: Sequence[Contribution] = metrics.get("contributions") or ()
-        for contribution in contributions:
-            self.record_result(contribution)
+        self.record_results(contributions)
         self._note_noise(metrics.get("update_norms"), contributions)
         steps = self.batches.local_steps
         total = samples / steps
@@ -199,7 +173,7 @@ class AdaptiveOrchestrator:
         self._objective.observe(rate, loss)
         if self.policy is not AdaptationPolicy.NONE:
             self._judge()
-            self._note_standings()
+            self._log.standings(self.selector.take_standing_changes())
         self._overhead += self._clock() - began
         accuracy = metrics.get("accuracy")
         self._ledger.add(
@@ -219,25 +193,36 @@ class AdaptiveOrchestrator:
         )
         self._follow_loss()
         self._overhead = 0.0
-        return {"decisions": self._take_decisions(), "progress_per_second": rate, "phase": str(self.phase)}
+        return {"decisions": self._log.take(), "progress_per_second": rate, "phase": str(self.phase)}
 
-    def record_result(self, result: Contribution) -> None:
-        """What one node did in a round; feeds all three parts.
+    def record_results(self, results: Sequence[Contribution]) -> None:
+        """What the nodes of a round did, one result each; feeds all three parts.
 
         Raises:
-            UnknownName: it was never offered nor registered.
-            InvalidInput: a negative or non-finite time.
+            UnknownName: a node was never offered nor registered.
+            InvalidInput: a time that is negative or not finite.
         """
-        node_id, exchange = result.node, not_negative(result.waiting_seconds, "waiting_seconds")
-        self.monitor.record_round(node_id, exchange, result.success)
-        loss = result.loss_before or result.loss or None
-        self.selector.record_contribution(node_id, result.compute_seconds, exchange, result.success, loss=loss)
-        if result.success and result.samples:
-            steps = max(1, round(result.samples / result.batch_size)) if result.batch_size else 1
-            spent = result.compute_seconds + exchange
-            self.batches.record_performance(
-                node_id, result.samples, spent, steps=steps, compute_seconds=result.compute_seconds
-            )
+        if not results:
+            return
+        ids = [each.node for each in results]
+        success = np.array([each.success for each in results], bool)
+        figures = np.array(
+            [(each.waiting_seconds, each.compute_seconds, each.samples, each.batch_size) for each in results],
+            np.float64,
+        )
+        if not (np.isfinite(figures) & (figures >= 0)).all():
+            worst = ids[int(np.argmin((np.isfinite(figures) & (figures >= 0)).all(axis=1)))]
+            raise InvalidInput(f"the contribution of {worst} holds a figure that is negative or not finite")
+        exchange, compute, samples, batches = figures.T
+        loss = np.array([each.loss_before or each.loss or np.nan for each in results], np.float64)
+        self.monitor.record_rounds(self.monitor.rows(ids), exchange, success)
+        self.selector.record_contributions(self.selector.rows(ids), compute, exchange, success, loss)
+        did = success & (samples > 0)
+        steps = np.maximum(np.rint(samples / np.where(batches > 0, batches, samples + (samples == 0))), 1).astype(
+            np.int64
+        )
+        rows = self.batches.rows(ids)[did]
+        self.batches.record_performances(rows, samples[did], (compute + exchange)[did], steps[did], compute[did])
 
     # ------------------------------------------------------------ asking
 
@@ -258,7 +243,7 @@ class AdaptiveOrchestrator:
             "snapshot_round": self._snapshot.round if self._snapshot else None,
             "overhead": self._ledger.overhead(),
             "network": self.monitor.get_cluster_health_summary(),
-            "decisions": [decision.record() for decision in list(self._decisions)[-20:]],
+            "decisions": [decision.record() for decision in list(self._log.latest)[-20:]],
         }
 
     def get_performance_comparison(self) -> dict[str, Any]:
@@ -271,7 +256,7 @@ class AdaptiveOrchestrator:
             "status": self.get_orchestrator_status(),
             "comparison": self.get_performance_comparison(),
             "rounds": [each.record() for each in self._ledger.rounds],
-            "decisions": [decision.record() for decision in self._decisions],
+            "decisions": [decision.record() for decision in self._log.latest],
             "selection": self.selector.get_selection_summary(),
             "batches": self.batches.get_adaptation_summary(),
             "alerts": [alert.message for alert in self.monitor.get_alerts()],
@@ -283,8 +268,8 @@ class AdaptiveOrchestrator:
         warm = self.policy is not AdaptationPolicy.NONE
         reason = SelectionReason.WARM_UP if warm else SelectionReason.ALL_AVAILABLE
         selected = self.selector.take_all(available, self._round, reason)
-        self._note_batches(self.batches.reset(selected))
-        self._note_selection()
+        self._log.batches(self.batches.reset(selected))
+        self._log.selection(self.selector.last_selection)
         return selected
 
     def _adapted(self, available: Sequence[str]) -> list[str]:
@@ -292,7 +277,7 @@ class AdaptiveOrchestrator:
             held = [node_id for node_id in self._snapshot.selected if node_id in set(available)]
             if held:
                 selected = self.selector.impose(held, available, self._round, SelectionReason.ROLLED_BACK)
-                self._note_selection()
+                self._log.selection(self.selector.last_selection)
                 return selected
         traits = TRAITS[self.policy]
         calm = TRAITS[AdaptationPolicy.CONSERVATIVE] if self.phase is Phase.CONVERGENCE else traits
@@ -307,8 +292,8 @@ class AdaptiveOrchestrator:
         )
         before = set(self._selected)
         selected = self.selector.select_nodes(available, round_num=self._round, outlook=outlook)
-        self._note_standings()
-        self._note_selection()
+        self._log.standings(self.selector.take_standing_changes())
+        self._log.selection(self.selector.last_selection)
         changed = self._adapt_batches(selected, len(available), traits) or before != set(selected)
         if changed:
             if self._objective.settled:
@@ -323,8 +308,9 @@ class AdaptiveOrchestrator:
         pace = Pace(1.0 + (traits.step - 1.0) * self._caution, traits.plan_gain, traits.horizon, traits.window)
         steps, factor = self.batches.local_steps, self.batches.learning_rate_factor
         changes = self.batches.evaluate_and_adapt(selected, reference_nodes=reference, pace=pace)
-        self._note_batches(changes)
-        self._note_pace(steps, factor)
+        self._log.batches(changes)
+        now = (self.batches.local_steps, self.batches.learning_rate_factor)
+        self._log.pace((steps, now[0]), (factor, now[1]), self._exchange_seconds())
         changed = bool(changes) or steps != self.batches.local_steps
         if changed:
             self._last_change = self._round
@@ -361,7 +347,7 @@ class AdaptiveOrchestrator:
             "health_score": float(health["health_score"]),
             "open_alerts": int(health["open_alerts"]),
         }
-        self._decide(DecisionKind.POLICY, CLUSTER, ClusterReason.PERIODIC_EVALUATION, figures)
+        self._log.decide(DecisionKind.POLICY, CLUSTER, ClusterReason.PERIODIC_EVALUATION, figures)
         if self._warm_up is None:
             return None
         return self._objective.verdict(self._warm_up, self._exchange_seconds(), RollbackReason.WORSE_THAN_WARM_UP)
@@ -372,8 +358,8 @@ class AdaptiveOrchestrator:
         self._held_until = self._round + 1 + self._settings.rollback_rounds
         self._snapshot = to
         changes = self.batches.restore(to.batch_sizes, to.local_steps, to.learning_rate_factor, BatchReason.ROLLED_BACK)
-        self._decide(DecisionKind.ROLLBACK, CLUSTER, verdict.reason, verdict.figures)
-        self._note_batches(changes)
+        self._log.decide(DecisionKind.ROLLBACK, CLUSTER, verdict.reason, verdict.figures)
+        self._log.batches(changes)
         self._objective.changed()
         self._objective.forget_loss()
 
@@ -384,7 +370,7 @@ class AdaptiveOrchestrator:
         if kept is None or moved or self._objective.value > kept.objective:
             self._snapshot = self._as_snapshot()
             figures = {"progress_per_second": self._snapshot.objective, "local_steps": self._snapshot.local_steps}
-            self._decide(DecisionKind.SNAPSHOT, CLUSTER, ClusterReason.DOING_WELL, figures)
+            self._log.decide(DecisionKind.SNAPSHOT, CLUSTER, ClusterReason.DOING_WELL, figures)
 
     def _as_snapshot(self) -> Snapshot:
         return Snapshot(
@@ -423,87 +409,6 @@ class AdaptiveOrchestrator:
                 float(mean_square), float(square_of_mean), len(used), math.fsum(used) / len(used)
             )
 
-    # ------------------------------------------------------------ keeping the record
-
-    def _decide(
-        self, kind: DecisionKind, subject: str, reason: StrEnum, figures: Mapping[str, float | int | str]
-    ) -> None:
-        self._pending.append(Decision(self._round, kind, subject, reason, figures))
-
-    def _take_decisions(self) -> list[Decision]:
-        taken, self._pending = self._pending, []
-        self._decisions.extend(taken)
-        return taken
-
     def _enter(self, phase: Phase, reason: PhaseReason, figures: Mapping[str, float | int | str]) -> None:
-        self._decide(DecisionKind.PHASE, CLUSTER, reason, {"from": self.phase, "to": phase, **figures})
+        self._log.decide(DecisionKind.PHASE, CLUSTER, reason, {"from": self.phase, "to": phase, **figures})
         self.phase = phase
-
-    def _note_classes(self, changed: Mapping[str, ConnectionQuality]) -> None:
-        for node_id in list(changed)[:_LISTED]:
-            profile = self.monitor.get_node_profile(node_id)
-            figures: dict[str, float | int | str] = {"quality": str(changed[node_id]), "score": profile.score}
-            if math.isfinite(profile.latency_ms):
-                figures |= {"latency_ms": profile.latency_ms, "loss_rate": profile.loss_rate}
-            self._decide(DecisionKind.QUALITY, node_id, ClusterReason.CLASS_CHANGED, figures)
-
-    def _note_standings(self) -> None:
-        for node_id, change in self.selector.take_standing_changes():
-            figures = {"state": str(change.state), **change.figures}
-            self._decide(DecisionKind.QUARANTINE, node_id, change.reason, figures)
-
-    def _note_selection(self) -> None:
-        """Nodes whose reason changed, and the set where it changed."""
-        last = self.selector.last_selection
-        if last is None:
-            return
-        new = [(node_id, why) for node_id, why in last.reasons.items() if self._reasons.get(node_id) is not why]
-        for node_id, why in new[:_LISTED]:
-            self._decide(DecisionKind.SELECTION, node_id, why, last.figures_of(node_id))
-        if new:
-            figures = {"selected": len(last.selected), "available": len(last.reasons), "changed": len(new)}
-            self._decide(DecisionKind.SELECTION, CLUSTER, ClusterReason.NODES_CHANGED, figures)
-            self._reasons.update(last.reasons)
-
-    def _note_batches(self, changes: Mapping[str, BatchChange]) -> None:
-        if len(changes) <= _LISTED:
-            for node_id, change in changes.items():
-                figures = {"from": change.old, "to": change.new, **change.figures}
-                self._decide(DecisionKind.BATCH_SIZE, node_id, change.reason, figures)
-            return
-        for reason in dict.fromkeys(change.reason for change in changes.values()):
-            same = [change for change in changes.values() if change.reason is reason]
-            figures = {
-                "nodes": len(same),
-                "mean_from": sum(change.old for change in same) / len(same),
-                "mean_to": sum(change.new for change in same) / len(same),
-            }
-            self._decide(DecisionKind.BATCH_SIZE, CLUSTER, reason, figures)
-
-    def _note_pace(self, steps: int, factor: float) -> None:
-        now = self.batches
-        if now.local_steps != steps:
-            more = now.local_steps > steps
-            reason = LearningRateReason.AMORTISES_COMMUNICATION if more else LearningRateReason.SHORTER_ROUNDS_PAY
-            figures = {"from": steps, "to": now.local_steps, "communication_seconds": self._exchange_seconds()}
-            self._decide(DecisionKind.LOCAL_STEPS, CLUSTER, reason, figures)
-        if abs(now.learning_rate_factor - factor) > 0.02 * factor:
-            figures = {"from_factor": factor, "to_factor": now.learning_rate_factor}
-            self._decide(DecisionKind.LEARNING_RATE, CLUSTER, LearningRateReason.FOLLOWS_TOTAL_BATCH, figures)
-
-
-def build_orchestrator(config: SystemConfig, *, clock: Clock = monotonic) -> AdaptiveOrchestrator:
-    """The whole stack as the configuration has it."""
-    monitor = NetworkQualityMonitor(config=config.monitor, clock=clock)
-    batches = AdaptiveBatchController(
-        monitor,
-        config.training.batch_size,
-        BatchSizeStrategy(config.batch.strategy),
-        config=config.batch,
-        local_steps=config.training.local_steps,
-    )
-    selector = DynamicNodeSelector(
-        monitor, SelectionStrategy(config.selector.strategy), config=config.selector, clock=clock
-    )
-    policy = AdaptationPolicy(config.orchestrator.policy)
-    return AdaptiveOrchestrator(config, monitor, batches, selector, policy, clock=clock)

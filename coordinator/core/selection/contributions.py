@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from coordinator.core.table import Floats, Ints, grown
+from coordinator.core.table import Bools, Floats, Ints, grown
 
 _MEMORY = 0.9
 """Weight of the past per attempt: about the last ten count."""
@@ -25,15 +25,17 @@ class Contributions:
         self.last_round = grown(self.last_round, rows, -1)
         self.counts = grown(self.counts, rows, 0)
 
-    def add(self, row: int, compute: float, waiting: float, success: bool, loss: float | None) -> None:
-        """One attempt."""
-        sums = self.sums[row]
-        sums[:4] *= _MEMORY
-        sums[:4] += (compute, waiting, 1.0, float(success))
-        if loss is not None and np.isfinite(loss) and loss >= 0:
-            sums[4] = loss if sums[4] == 0 else 0.5 * (sums[4] + loss)
-        self.counts[row, 0] += 1
-        self.counts[row, 1] += success
+    def add(self, rows: Ints, compute: Floats, waiting: Floats, success: Bools, loss: Floats) -> None:
+        """One attempt of each of these nodes, which differ; a loss that is NaN is not known."""
+        sums = self.sums[rows]
+        fresh = np.stack([compute, waiting, np.ones(len(rows)), success.astype(np.float64)], axis=1)
+        before = sums[:, 4]
+        known = np.isfinite(loss) & (loss > 0)
+        smoothed = np.where(before > 0, 0.5 * (before + loss), loss)
+        self.sums[rows, :4] = _MEMORY * sums[:, :4] + fresh
+        self.sums[rows, 4] = np.where(known, smoothed, before)
+        self.counts[rows, 0] += 1
+        self.counts[rows, 1] += success
 
     def efficiency(self, rows: Ints) -> Floats:
         """compute / (compute + waiting); 1 where nothing was measured."""

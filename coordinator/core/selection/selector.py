@@ -2,8 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,12 @@ import numpy as np
 from common.clock import Clock, monotonic
 from common.config import SelectorConfig
 from common.errors import InvalidInput
+from coordinator.core.checks import not_negative
 from coordinator.core.network import NetworkQualityMonitor
-from coordinator.core.network.monitor import not_negative
 from coordinator.core.network.quality import OFFLINE
 from coordinator.core.selection import strategies as st
 from coordinator.core.selection.contributions import Contributions
+from coordinator.core.selection.outlook import Outlook, Selection
 from coordinator.core.selection.standing import NodeState, StandingChange, Standings
 from coordinator.core.selection.strategies import CODE, REASONS, Choice, SelectionReason, SelectionStrategy
 from coordinator.core.table import Bools, Floats, Ints, NodeIndex, grown
@@ -23,41 +23,7 @@ from coordinator.core.table import Bools, Floats, Ints, NodeIndex, grown
 _HEALTHY = 2
 """Classes excellent, good and fair are healthy: such a node never starves."""
 _AUTOMATIC, _INCLUDE, _EXCLUDE = 0, 1, -1
-
-
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """What is expected of the candidates in the coming round; the selector fills what it is not given."""
-
-    compute_seconds: Floats | None = None
-    """Of each candidate, with the batch planned for it."""
-    batch_sizes: Ints | None = None
-    noise_scale: float | None = None
-    """φ in samples; the total of all candidates if not given."""
-    gain: float = 0.1
-    """Least relative gain in progress per second for which nodes are left out."""
-    horizon: float = 0.0
-    """Observations ahead for which the links are forecast."""
-    window: int = 8
-    """Latest rounds of a link that count."""
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """The outcome for one round."""
-
-    round: int
-    selected: list[str]
-    reasons: Mapping[str, SelectionReason]
-    """Of every node that was available."""
-    figures: Mapping[str, Floats] = field(default_factory=dict)
-    """Of the candidates, by name; aligned with `candidates`."""
-    candidates: Mapping[str, int] = field(default_factory=dict)
-
-    def figures_of(self, node_id: str) -> dict[str, float]:
-        """The figures behind the reason of one node."""
-        at = self.candidates.get(node_id)
-        return {} if at is None else {name: float(values[at]) for name, values in self.figures.items()}
+_BEFORE_SCORE = (SelectionReason.FAIRNESS_TURN, SelectionReason.UNEXPLORED)
 
 
 class DynamicNodeSelector:
@@ -117,11 +83,27 @@ class DynamicNodeSelector:
             UnknownName: the node is not registered.
             InvalidInput: a time that is negative or not finite.
         """
-        row = self._index.row(node_id)
-        compute = not_negative(compute_time, "compute_time")
-        self._contributions.add(row, compute, not_negative(waiting_time, "waiting_time"), success, loss)
+        rows = np.array([self._index.row(node_id)])
+        compute = np.array([not_negative(compute_time, "compute_time")])
+        waiting = np.array([not_negative(waiting_time, "waiting_time")])
+        known = np.array([np.nan if loss is None else loss])
+        done = np.array([bool(success)])
+        self._contributions.add(rows, compute, waiting, done, known)
         if success or not late:
-            self._standings.outcome(row, success, self._clock())
+            self._standings.outcomes(rows, done, self._clock())
+
+    def record_contributions(self, rows: Ints, compute: Floats, waiting: Floats, success: Bools, loss: Floats) -> None:
+        """As `record_contribution`, of one round's nodes at once (by `rows`; they differ); NaN for an unknown loss."""
+        self._contributions.add(rows, compute, waiting, success, loss)
+        self._standings.outcomes(rows, success, self._clock())
+
+    def rows(self, nodes: Sequence[str]) -> Ints:
+        """Rows of nodes, for the method above.
+
+        Raises:
+            UnknownName: one is not registered.
+        """
+        return self._index.rows(nodes)
 
     def force_include(self, node_id: str) -> None:
         """Into every round for which it is available, until cleared; quarantine does not hold it."""
@@ -322,9 +304,12 @@ class DynamicNodeSelector:
             batches = np.ones(count) if outlook.batch_sizes is None else outlook.batch_sizes[eligible]
             samples = batches * self._contributions.teaches(rows)
             noise = outlook.noise_scale if outlook.noise_scale is not None else float(samples.sum())
+            # Few measurements look more different than the links are, so they must promise more.
+            measured = float(np.median(self._monitor.rounds_measured(link_rows)))
+            gain = outlook.gain * (1.0 + 6.0 / max(measured, 1.0))
             previous = self._round - self._contributions.last_round[rows] == 1
             choice = st.most_progress_per_second(
-                seconds, samples, noise, previous=previous, least=least, most=most, gain=outlook.gain
+                seconds, samples, noise, previous=previous, least=least, most=most, gain=gain
             )
         return self._with_turns(choice, rows, link_rows, seconds)
 
@@ -390,6 +375,3 @@ class DynamicNodeSelector:
     def _take(which: Bools, chosen: Bools, reasons: Ints, reason: SelectionReason) -> None:
         chosen |= which
         reasons[which] = CODE[reason]
-
-
-_BEFORE_SCORE = (SelectionReason.FAIRNESS_TURN, SelectionReason.UNEXPLORED)

@@ -79,29 +79,25 @@ class Standings:
         trial: Bools = self._state[rows] == _PROBATION
         return trial
 
-    def outcome(self, row: int, success: bool, now: float) -> None:
-        """A node contributed to a round, or failed to."""
-        state = self._state[row]
-        if success:
-            self._streak[row] = 0
-            if state == _PROBATION:
-                self._passed[row] += 1
-                if self._passed[row] >= self._config.probation_successes:
-                    self._strikes[row] = 0
-                    figures: dict[str, float | int | str] = {"successes": int(self._passed[row])}
-                    self._become(row, _ACTIVE, QuarantineReason.PROBATION_PASSED, figures)
-            return
-        self._streak[row] += 1
-        if state == _PROBATION:
+    def outcomes(self, rows: Ints, success: Bools, now: float) -> None:
+        """Each of these nodes contributed to a round, or failed to; the rows differ."""
+        self._streak[rows] = np.where(success, 0, self._streak[rows] + 1)
+        trial = self._state[rows] == _PROBATION
+        self._passed[rows[trial & success]] += 1
+        for row in rows[trial & success & (self._passed[rows] >= self._config.probation_successes)].tolist():
+            self._strikes[row] = 0
+            self._become(row, _ACTIVE, QuarantineReason.PROBATION_PASSED, {"successes": int(self._passed[row])})
+        for row in rows[trial & ~success].tolist():
             self._quarantine(row, QuarantineReason.FAILED_ON_PROBATION, now)
-        elif state == _ACTIVE and self._streak[row] >= self._config.quarantine_after_failures:
+        often = ~success & (self._streak[rows] >= self._config.quarantine_after_failures)
+        for row in rows[often & ~trial & (self._state[rows] == _ACTIVE)].tolist():
             self._quarantine(row, QuarantineReason.REPEATED_FAILURES, now)
 
     def release_due(self, rows: Ints, now: float) -> None:
         """Put those on probation whose time is served."""
-        for row in rows[(self._state[rows] == _QUARANTINED) & (self._until[rows] <= now)]:
+        for row in rows[(self._state[rows] == _QUARANTINED) & (self._until[rows] <= now)].tolist():
             figures: dict[str, float | int | str] = {"strikes": int(self._strikes[row])}
-            self._release(int(row), QuarantineReason.TIME_SERVED, figures)
+            self._release(row, QuarantineReason.TIME_SERVED, figures)
 
     def release_least_bad(self, rows: Ints, scores: Floats, now: float) -> Ints:
         """Of nodes that are all quarantined, put the better half (at least one) on probation, by strikes and score."""

@@ -100,7 +100,7 @@ def best_ranked(scores: Floats, count: int) -> Choice:
     return Choice(
         chosen,
         np.where(chosen, CODE[SelectionReason.TOP_RANKED], CODE[SelectionReason.NOT_TOP_RANKED]),
-        {"node_score": scores, "rank": rank + 1.0},
+        {"node_score": scores, "rank": rank.astype(np.float64) + 1.0},
     )
 
 
@@ -148,7 +148,7 @@ def most_progress_per_second(
     reasons = np.where(chosen, CODE[SelectionReason.PAYS_FOR_ITS_TIME], CODE[SelectionReason.COSTS_MORE_THAN_IT_ADDS])
     figures: dict[str, Floats] = {
         "expected_seconds": usual,
-        "round_seconds": np.full(count, now),
+        "round_seconds": np.full(count, now, np.float64),
         "adds_seconds": np.where(chosen, 0.0, with_it - now),
         "adds_progress_share": np.where(chosen, 0.0, joined / max(base, 1e-12) - 1.0),
     }

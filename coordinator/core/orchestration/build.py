@@ -1,0 +1,26 @@
+"""The whole adaptive stack, as the configuration has it."""
+
+from common.clock import Clock, monotonic
+from common.config import SystemConfig
+from coordinator.core.batching import AdaptiveBatchController, BatchSizeStrategy
+from coordinator.core.network import NetworkQualityMonitor
+from coordinator.core.orchestration.orchestrator import AdaptiveOrchestrator
+from coordinator.core.orchestration.policy import AdaptationPolicy
+from coordinator.core.selection import DynamicNodeSelector, SelectionStrategy
+
+
+def build_orchestrator(config: SystemConfig, *, clock: Clock = monotonic) -> AdaptiveOrchestrator:
+    """Monitor, batch controller, selector and orchestrator, joined, with the configured strategies and policy."""
+    monitor = NetworkQualityMonitor(config=config.monitor, clock=clock)
+    batches = AdaptiveBatchController(
+        monitor,
+        config.training.batch_size,
+        BatchSizeStrategy(config.batch.strategy),
+        config=config.batch,
+        local_steps=config.training.local_steps,
+    )
+    selector = DynamicNodeSelector(
+        monitor, SelectionStrategy(config.selector.strategy), config=config.selector, clock=clock
+    )
+    policy = AdaptationPolicy(config.orchestrator.policy)
+    return AdaptiveOrchestrator(config, monitor, batches, selector, policy, clock=clock)

@@ -1,0 +1,42 @@
+"""What goes into the selection of a round, and what comes out of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from coordinator.core.selection.strategies import SelectionReason
+from coordinator.core.table import Floats, Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is expected of the candidates in the coming round; the selector fills what it is not given."""
+
+    compute_seconds: Floats | None = None
+    """Of each candidate, with the batch planned for it."""
+    batch_sizes: Ints | None = None
+    noise_scale: float | None = None
+    """φ in samples; the total of all candidates if not given."""
+    gain: float = 0.1
+    """Least relative gain in progress per second for which nodes are left out."""
+    horizon: float = 0.0
+    """Observations ahead for which the links are forecast."""
+    window: int = 8
+    """Latest rounds of a link that count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The outcome for one round."""
+
+    round: int
+    selected: list[str]
+    reasons: Mapping[str, SelectionReason]
+    """Of every node that was available."""
+    figures: Mapping[str, Floats] = field(default_factory=dict)
+    """Of the candidates, by name; aligned with `candidates`."""
+    candidates: Mapping[str, int] = field(default_factory=dict)
+
+    def figures_of(self, node_id: str) -> dict[str, float]:
+        """The figures behind the reason of one node."""
+        at = self.candidates.get(node_id)
+        return {} if at is None else {name: float(values[at]) for name, values in self.figures.items()}

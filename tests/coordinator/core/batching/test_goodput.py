@@ -1,0 +1,52 @@
+"""The formulas of goodput, and the noise scale against noise that is known."""
+
+import numpy as np
+import pytest
+
+from coordinator.core.batching import goodput as gp
+
+
+def test_the_learning_rate_is_linear_in_the_noise_and_flat_beyond_it() -> None:
+    assert gp.learning_rate_factor(200, 100, 1e9, 10.0) == pytest.approx(2.0, rel=1e-3)
+    assert gp.learning_rate_factor(200, 100, 1e-9, 10.0) == pytest.approx(1.0)
+    assert gp.learning_rate_factor(100, 100, 50.0, 10.0) == pytest.approx(1.0)
+    assert gp.learning_rate_factor(10_000, 100, 1e9, 3.0) == 3.0
+    assert gp.learning_rate_factor(1, 100, 1e9, 4.0) == 0.25
+
+
+def test_the_best_plan_beats_every_plan_on_a_grid() -> None:
+    exchange, cost = np.array([0.02, 0.3]), gp.StepCost(np.array([0.001, 0.002]), np.array([1e-4, 2e-4]))
+    bounds = {"least": np.array([16, 16]), "most": np.array([256, 256])}
+    now = gp.evaluate(10, np.array([64, 64]), exchange, cost, noise_scale=128.0, drift_steps=100.0)
+    best = gp.best_plan(now, exchange, cost, **bounds, steps=(10, 40), noise_scale=128.0, drift_steps=100.0)
+    grid = [
+        gp.evaluate(steps, np.array([a, b]), exchange, cost, noise_scale=128.0, drift_steps=100.0).goodput
+        for steps in range(10, 41, 5)
+        for a in range(16, 257, 16)
+        for b in range(16, 257, 16)
+    ]
+    assert best.goodput >= 0.95 * max(grid)
+    assert best.goodput > now.goodput
+
+
+@pytest.mark.parametrize("noise_scale", [50.0, 400.0, 3_000.0])
+def test_the_noise_scale_is_found_from_norms(noise_scale: float) -> None:
+    rng = np.random.default_rng(3)
+    signal, size, nodes, samples = np.ones(400) / 20.0, 400, 8, 64
+    estimate = gp.NoiseScale()
+    for _ in range(60):
+        noise = rng.normal(size=(nodes, size)) * np.sqrt(noise_scale / samples / size)
+        updates = signal + noise
+        mean = updates.mean(axis=0)
+        estimate.observe(float((updates**2).sum(axis=1).mean()), float(mean @ mean), nodes, samples)
+    # Three quarters of the trust go to the estimate, in the logarithm.
+    assert estimate.value(prior=noise_scale) == pytest.approx(noise_scale, rel=0.25)
+    assert abs(np.log(estimate.value(prior=4 * noise_scale) / noise_scale)) < 0.5 * np.log(4)
+
+
+def test_without_norms_the_prior_holds() -> None:
+    estimate = gp.NoiseScale()
+    assert estimate.value(640.0) == 640.0
+    estimate.observe(float("nan"), 1.0, 4, 64)
+    estimate.observe(1.0, 1.0, 1, 64)
+    assert estimate.value(640.0) == 640.0
