@@ -10,6 +10,7 @@ import typer
 from hypergpu.cli import containers, control, look, network
 from hypergpu.cli.demo import demo
 from hypergpu.cli.doctor import doctor
+from hypergpu.cli.report import report
 from hypergpu.cli.running import run_app
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
 
 _GROUPS = {
     "Start and stop": (demo, containers.up, containers.scale, containers.down, doctor),
-    "Look": (look.status, look.nodes, network.links, look.logs),
+    "Look": (look.status, look.nodes, network.links, look.logs, report),
     "Change the network": (network.profile, network.inject, network.schedule, network.scenario),
     "Steer the training": (
         control.pause,

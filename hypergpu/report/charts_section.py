@@ -1,0 +1,137 @@
+"""The parts of the page that are drawn, each with what it says in words."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from hypergpu.report import story
+from hypergpu.report.charts.canvas import framed, legend
+from hypergpu.report.charts.lanes import Stretch, lanes, strip
+from hypergpu.report.charts.lines import Point, Series, empty, line_chart
+from hypergpu.report.charts.stacks import shares, stacked_bars
+from hypergpu.report.formats import duration, figure, percent
+from hypergpu.report.markup import Markup, tag
+from hypergpu.report.model import Round, Run
+from hypergpu.report.table import row_id
+
+MOST_LANES = 32
+Of = Callable[[Round], float | None]
+
+
+def learning(run: Run, baseline: Run | None) -> Markup:
+    """Accuracy and loss, over time and over rounds."""
+    runs = [("this run", "mine", run)] + ([("baseline", "theirs", baseline)] if baseline is not None else [])
+    measured: tuple[tuple[str, Of, bool], ...] = (
+        ("Accuracy", lambda r: r.accuracy, True),
+        ("Loss", lambda r: r.loss if r.loss is not None else r.train_loss, False),
+    )
+    figures = []
+    for name, of, share in measured:
+        for over_time in (True, False):
+            series = [Series(label, style, _points(each, of, over_time=over_time)) for label, style, each in runs]
+            summary = _course(name, series[0].points, share=share, over_time=over_time)
+            chart = line_chart(series, summary, over_time=over_time, share=share)
+            figures.append(framed(f"{name} over {'time' if over_time else 'rounds'}", summary, chart))
+    key = legend([(style, label) for label, style, _ in runs]) if baseline is not None else None
+    return tag("div", key, tag("div", *figures, class_="pairs"))
+
+
+def timeline(run: Run, rows: Sequence[int]) -> Markup:
+    """Events, links, selection and batches on one time axis; `rows` are the events that the table lists."""
+    until = run.ended_at
+    shown = story.most_eventful(run, MOST_LANES)
+    left_out = len(run.node_ids) > len(shown)
+    few = f" Drawn are the {len(shown)} most eventful of {len(run.node_ids):,} nodes." if left_out else ""
+    guides = story.turning_points(run)
+    dotted = " Dotted lines: changes of the network, and rollbacks." if guides else ""
+
+    def drawn(title: str, lane: Mapping[str, Sequence[Stretch]], says: str, key: Sequence[tuple[str, str]]) -> Markup:
+        if not lane:
+            return framed(title, says, empty("Nothing is on record."))
+        return framed(title, says + few, lanes(lane, until, says, guides), legend(key) if key else None)
+
+    quality = story.quality_lanes(run, shown)
+    figures = [_strip(run, rows)]
+    if left_out and quality:
+        says = "How the links divide into classes."
+        styles = {each: f"q-{each}" for each in story.QUALITIES}
+        figures.append(framed("All links", says, shares(story.class_counts(run), styles, until, says)))
+    classes = [(f"q-{each}", each) for each in story.QUALITIES]
+    parts = [(f"p-{each}", meaning) for each, meaning in story.TAKING_PART.items()]
+    figures += [
+        drawn("Link quality", quality, _quality_says(quality) + dotted, classes),
+        drawn("Selection and quarantine", story.participation_lanes(run, shown), _part_says(run), parts),
+        drawn("Batch sizes", story.batch_lanes(run, shown), _batch_says(run), ()),
+    ]
+    return tag("div", tag("p", "All of these share one time axis.", class_="hint"), *figures)
+
+
+def round_time(run: Run) -> Markup:
+    """Where the time of each round went."""
+    if not run.rounds:
+        return empty("No round was finished.")
+    bars = story.round_parts(run)
+    whole = sum(sum(parts.values()) for _, parts in bars) or 1.0
+    totals = ", ".join(f"{percent(sum(parts[name] for _, parts in bars) / whole)} {name}" for name in story.PARTS)
+    says = f"Of all round time: {totals}. Computing is that of the slowest node that contributed."
+    key = legend([(style, name) for name, style in story.PARTS.items()])
+    return framed("Round time and its parts", says, stacked_bars(bars, story.PARTS, says), key)
+
+
+def _strip(run: Run, rows: Sequence[int]) -> Markup:
+    marks = story.event_marks(run, {number: row_id(number) for number in rows})
+    bands = story.round_bands(run)
+    short = sum(band.state == "band-short" for band in bands)
+    count = sum(len(each) for each in marks.values())
+    ended = f"{short} of them ended without some of their nodes (orange)" if short else "all ended with all their nodes"
+    says = f"{len(bands)} rounds, {ended}; {count:,} events and decisions. A mark leads to its row in the table below."
+    return framed("Rounds, events and decisions", says, strip(marks, bands, run.ended_at, says))
+
+
+def _points(run: Run, of: Of, *, over_time: bool) -> list[Point]:
+    """Measured values; a gap where rounds are missing from the record, none where they were not evaluated."""
+    points: list[Point] = []
+    before = None
+    for closed in run.rounds:
+        if before is not None and closed.number > before.number + 1:
+            points.append((before.ended_at if over_time else before.number, None))
+        value = of(closed)
+        if value is not None:
+            points.append((closed.ended_at if over_time else closed.number, value))
+        before = closed
+    return points
+
+
+def _course(name: str, points: Sequence[Point], *, share: bool, over_time: bool) -> str:
+    known = [(at, value) for at, value in points if value is not None]
+    if not known:
+        return f"{name} was not measured."
+    (first_at, first), (last_at, last) = known[0], known[-1]
+    show = percent if share else figure
+    begin, end = (duration(first_at), duration(last_at)) if over_time else (f"round {first_at:g}", f"round {last_at:g}")
+    return f"From {show(first)} ({begin}) to {show(last)} ({end})."
+
+
+def _quality_says(rows: Mapping[str, Sequence[Stretch]]) -> str:
+    if not rows:
+        return "No link was classed."
+    last = [stretches[-1].label for stretches in rows.values()]
+    changes = sum(len(stretches) - 1 for stretches in rows.values())
+    ends = ", ".join(f"{last.count(each)} {each}" for each in story.QUALITIES if each in last)
+    return f"{changes} change{'s' if changes != 1 else ''} of class; at the end {ends}."
+
+
+def _part_says(run: Run) -> str:
+    asked = sum(len(closed.nodes) for closed in run.rounds)
+    came = sum(each.success for closed in run.rounds for each in closed.nodes)
+    held = {e.subject for e in run.events if e.kind == "quarantine" and e.figures.get("state") == "quarantined"}
+    named = ", ".join(sorted(held)[:8]) + (" …" if len(held) > 8 else "")
+    who = f"quarantined at some time: {named}" if held else "no node was quarantined"
+    return f"{came:,} of {asked:,} orders were fulfilled in time; {who}."
+
+
+def _batch_says(run: Run) -> str:
+    sizes = [each.batch_size for closed in run.rounds for each in closed.nodes if each.batch_size]
+    if not sizes:
+        return "No batch was assigned."
+    if min(sizes) == max(sizes):
+        return f"Always {figure(sizes[0])} samples."
+    return f"From {figure(min(sizes))} to {figure(max(sizes))} samples; the stronger the colour, the larger."

@@ -1,0 +1,156 @@
+"""The report as one HTML page that needs nothing else: style, script and drawings are inside."""
+
+import base64
+import hashlib
+from importlib.resources import files
+
+from hypergpu.report.charts.lines import empty
+from hypergpu.report.charts_section import learning, round_time, timeline
+from hypergpu.report.formats import duration, figure, percent
+from hypergpu.report.headline import MEASURES, Measure, compare, final
+from hypergpu.report.markup import Markup, tag
+from hypergpu.report.model import Run, natural
+from hypergpu.report.story import words
+from hypergpu.report.table import chosen, event_table
+
+MOST_NODES = 500
+_SECTIONS = ("learning", "timeline", "time", "decisions", "nodes", "settings")
+_UNSHOWN = ("metrics_address", "incarnation")
+
+
+def page(run: Run, baseline: Run | None = None) -> str:
+    """The whole document."""
+    rows = chosen(run.events)
+    parts = [
+        _header(run, baseline),
+        _headline(run, baseline),
+        _section("learning", "Learning", learning(run, baseline)),
+        _section("timeline", "What happened", timeline(run, rows)),
+        _section("time", "Where the time went", round_time(run)),
+        _section("decisions", "Decisions and events", event_table(run, rows)),
+        _section("nodes", "Nodes at the end", _nodes(run)),
+        _section("settings", "Settings", _settings(run)),
+    ]
+    return _document(f"HyperGPU: {run.name}", tag("main", *parts))
+
+
+def _document(title: str, body: Markup) -> str:
+    """Nothing but the style and script given here can be loaded or run, even if some text were not escaped."""
+    style, script = _asset("style.css"), _asset("script.js")
+    allowed = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=f"{allowed}; form-action 'none'"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", Markup(style)),
+    )
+    tip = tag("div", id="tip", role="tooltip", hidden=True)
+    return f"<!doctype html>\n{tag('html', head, tag('body', body, tip, tag('script', Markup(script))), lang='en')}\n"
+
+
+def _asset(name: str) -> str:
+    return files("hypergpu.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _section(name: str, title: str, content: Markup) -> Markup:
+    return tag("section", tag("h2", title), content, id=name)
+
+
+def _header(run: Run, baseline: Run | None) -> Markup:
+    summary = run.summary
+    facts = {
+        "task": summary.get("task", run.setting("training", "task")),
+        "policy": summary.get("policy", run.setting("orchestrator", "policy")),
+        "nodes": len(run.node_ids) or None,
+        "seed": summary.get("seed", run.setting("training", "seed")),
+        "baseline": baseline.name if baseline is not None else None,
+    }
+    chips = [tag("li", tag("span", name), tag("b", str(value))) for name, value in facts.items() if value is not None]
+    state = tag("span", run.state, class_=f"state {'good' if run.state == 'completed' else 'bad'}")
+    notes = tag("ul", *(tag("li", note) for note in run.notes), class_="notes") if run.notes else None
+    return tag(
+        "header",
+        tag("p", "HyperGPU run report", class_="kicker"),
+        tag("h1", run.name, " ", state),
+        tag("p", _opening(run), class_="lead"),
+        tag("ul", *chips, class_="facts"),
+        notes,
+        tag("nav", *(tag("a", name.capitalize(), href=f"#{name}") for name in _SECTIONS), aria_label="Sections"),
+    )
+
+
+def _opening(run: Run) -> str:
+    """The run in a sentence."""
+    if not run.rounds:
+        return f"No round was finished in {duration(run.ended_at)}."
+    done, planned, nodes = len(run.rounds), run.rounds_planned, len(run.node_ids)
+    rounds = f"{done} of {planned} rounds" if planned else f"{done} rounds"
+    accuracy = final([closed.accuracy for closed in run.rounds])
+    reached = f", reaching {percent(accuracy)} accuracy" if accuracy is not None else ""
+    decisions = sum(event.is_decision for event in run.events)
+    where = f"on {nodes} node{'s' if nodes != 1 else ''} in {duration(run.ended_at)}"
+    return f"{rounds} {where}{reached}; {decisions:,} decisions on record, each with its reason."
+
+
+def _headline(run: Run, baseline: Run | None) -> Markup:
+    tiles = []
+    for measure in MEASURES:
+        value = measure.of(run)
+        if value is not None:
+            against = _against(measure, value, measure.of(baseline)) if baseline is not None else None
+            tiles.append(tag("div", tag("dt", measure.label), tag("dd", measure.show(value)), against))
+    figures = tag("dl", *tiles, class_="tiles")
+    if baseline is None:
+        return figures
+    verdict = tag("p", compare(run, baseline).sentence, class_="verdict")
+    caution = (
+        "One pair of runs can't tell skill from luck: ",
+        tag("code", "hypergpu compare"),
+        " repeats it over seeds.",
+    )
+    return tag("div", verdict, tag("p", *caution, class_="hint"), figures)
+
+
+def _against(measure: Measure, value: float, before: float | None) -> Markup | None:
+    if before is None:
+        return None
+    better = (value - before) * measure.better
+    word = "" if not better else ", better" if better > 0 else ", worse"
+    style = "" if not better else " up" if better > 0 else " down"
+    return tag("dd", f"baseline {measure.show(before)}{word}", class_=f"against{style}")
+
+
+def _nodes(run: Run) -> Markup:
+    nodes = sorted(run.nodes, key=lambda node: natural(str(node["node_id"])))[:MOST_NODES]
+    if not nodes:
+        return empty("The nodes are not on record.")
+    names = [name for name in dict.fromkeys(key for node in nodes for key in node) if name not in _UNSHOWN]
+    numeric = {name for name in names if all(isinstance(node.get(name, 0), int | float) for node in nodes)}
+
+    def cell(element: str, name: str, content: str, **more: str) -> Markup:
+        return tag(element, content, class_="number" if name in numeric else None, **more)
+
+    head = [cell("th", name, words(name).removesuffix(" id"), scope="col") for name in names]
+    body = [tag("tr", *(cell("td", name, _shown(node.get(name))) for name in names)) for node in nodes]
+    few = len(run.nodes) > len(nodes)
+    more = tag("p", f"The first {len(nodes)} of {len(run.nodes):,}.", class_="hint") if few else None
+    table = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), class_="sortable")
+    return tag("div", more, tag("div", table, class_="scroll tall card", tabindex=0, role="region", aria_label="Nodes"))
+
+
+def _shown(value: float | int | str | None) -> str:
+    return "" if value is None else figure(value) if isinstance(value, int | float) else value
+
+
+def _settings(run: Run) -> Markup:
+    if not run.config_text:
+        return empty("The configuration is not on record.")
+    title = tag("summary", "The whole configuration, as config.yaml has it")
+    return tag("details", title, tag("pre", tag("code", run.config_text)))

@@ -1,0 +1,213 @@
+"""Reads a run's directory, whoever wrote it and however it ended.
+
+Nothing in it is trusted: neither its size nor its types. What can't be read is left out, and a note says so.
+"""
+
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from pathlib import Path
+
+import yaml
+
+from common.errors import InvalidInput
+from hypergpu.report.model import Event, Figures, NodeRound, Round, Run
+
+Json = Mapping[str, object]
+
+ROUNDS, EVENTS, NODES, SUMMARY, CONFIG = "rounds.jsonl", "events.jsonl", "nodes.json", "summary.json", "config.yaml"
+MAX_ROUNDS = 100_000
+MAX_EVENTS = 200_000
+"""Of longer records the latest are read."""
+MAX_LINE_BYTES = 8 << 20
+MAX_FILE_BYTES = 64 << 20
+MAX_TEXT = 1_000
+_OWN_FIELDS = frozenset({"seconds", "round", "kind", "text", "subject", "reason", "figures"})
+
+
+def read_run(directory: Path) -> Run:
+    """The run in `directory`.
+
+    Raises:
+        InvalidInput: the directory is none, or holds no run.
+    """
+    if not directory.is_dir():
+        raise InvalidInput(f"{directory} is not a directory; give the directory of a run, which holds {EVENTS}")
+    if not any((directory / name).is_file() for name in (ROUNDS, EVENTS, SUMMARY)):
+        raise InvalidInput(f"{directory} holds no run: there is no {ROUNDS}, {EVENTS} or {SUMMARY} in it")
+    reader = _Reader(directory)
+    rounds = [closed for row in reader.lines(ROUNDS, MAX_ROUNDS) if (closed := _round(row)) is not None]
+    events = [event for row in reader.lines(EVENTS, MAX_EVENTS) if (event := _event(row)) is not None]
+    summary = reader.whole(SUMMARY)
+    nodes = reader.whole(NODES)
+    config_text = reader.text(CONFIG)
+    return Run(
+        name=directory.resolve().name,
+        summary=summary if isinstance(summary, dict) else {},
+        rounds=tuple(sorted({each.number: each for each in rounds}.values(), key=lambda each: each.number)),
+        events=tuple(sorted(events, key=lambda each: each.at)),
+        nodes=tuple(_node(row) for row in nodes if isinstance(row, dict) and "node_id" in row)
+        if isinstance(nodes, list)
+        else (),
+        config=reader.config(config_text),
+        config_text=config_text,
+        notes=tuple(reader.notes),
+    )
+
+
+class _Reader:
+    """The files of one run, and notes about what is wrong with them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.notes: list[str] = []
+
+    def lines(self, name: str, most: int) -> Iterator[Json]:
+        """The last `most` objects of a file of JSON lines; a line that is cut short or no object is left out."""
+        file = self._directory / name
+        if not file.is_file():
+            self.notes.append(f"{name} is missing.")
+            return
+        kept: deque[Json] = deque(maxlen=most)
+        bad = read = 0
+        try:
+            with file.open("rb") as opened:
+                while line := opened.readline(MAX_LINE_BYTES):
+                    if not line.strip():
+                        continue
+                    try:
+                        row = json.loads(line)
+                    except (ValueError, RecursionError):
+                        row = None
+                    if isinstance(row, dict):
+                        kept.append(row)
+                        read += 1
+                    else:
+                        bad += 1
+        except OSError as error:
+            self.notes.append(f"{name} could not be read: {error.strerror}.")
+        if bad:
+            self.notes.append(f"Lines of {name} that could not be read and are left out: {bad}.")
+        if read > most:
+            self.notes.append(f"{name} holds {read:,} records; the last {most:,} are shown.")
+        yield from kept
+
+    def whole(self, name: str) -> object:
+        """A JSON file; None where there is none."""
+        text = self.text(name)
+        if not text:
+            return None
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            self.notes.append(f"{name} is not valid JSON and is left out.")
+            return None
+
+    def text(self, name: str) -> str:
+        """A small file as text; empty where there is none."""
+        file = self._directory / name
+        try:
+            if not file.is_file():
+                return ""
+            if file.stat().st_size > MAX_FILE_BYTES:
+                self.notes.append(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB and is left out.")
+                return ""
+            return file.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            self.notes.append(f"{name} could not be read: {error.strerror}.")
+            return ""
+
+    def config(self, text: str) -> Json:
+        """The configuration; empty where it does not parse."""
+        try:
+            config = yaml.safe_load(text) if text else {}
+        except (yaml.YAMLError, RecursionError):
+            self.notes.append(f"{CONFIG} is not valid YAML.")
+            config = {}
+        return config if isinstance(config, dict) else {}
+
+
+def _round(row: Json) -> Round | None:
+    number, seconds = _number(row.get("round")), _number(row.get("seconds"))
+    ended_at = _number(row.get("ended_seconds"))
+    if number is None or seconds is None or ended_at is None:
+        return None
+    came, missing = _names(row.get("contributors")), _names(row.get("missing"))
+    batch, compute, waiting = (_figures(row.get(key)) for key in ("batch_sizes", "compute_seconds", "waiting_seconds"))
+    nodes = tuple(
+        NodeRound(name, success, _number(batch.get(name)), _number(compute.get(name)), _number(waiting.get(name)))
+        for names, success in ((came, True), (missing, False))
+        for name in names
+    )
+    return Round(
+        number=int(number),
+        ended_at=max(ended_at, 0.0),
+        seconds=max(seconds, 0.0),
+        reason=_word(row.get("reason")),
+        loss=_number(row.get("loss")),
+        accuracy=_number(row.get("accuracy")),
+        train_loss=_number(row.get("train_loss")),
+        samples=_number(row.get("samples")),
+        nodes=nodes,
+    )
+
+
+def _event(row: Json) -> Event | None:
+    at = _number(row.get("seconds"))
+    if at is None:
+        return None
+    kind, text = _word(row.get("kind")), _word(row.get("text"))
+    is_decision = kind == "decision"
+    if is_decision:
+        kind = text.partition(" ")[
+            0
+        ]  # the record's own `kind` says only that it is a decision; its text begins with the decision's
+    others = {key: value for key, value in row.items() if key not in _OWN_FIELDS}
+    return Event(
+        at=max(at, 0.0),
+        round=int(_number(row.get("round")) or 0),
+        kind=kind,
+        text=text,
+        is_decision=is_decision,
+        subject=_word(row.get("subject", row.get("node", ""))),
+        reason=_word(row.get("reason", "")),
+        figures=_figures(row.get("figures") if is_decision else others),
+    )
+
+
+def _node(row: Json) -> Figures:
+    return {"node_id": _word(row["node_id"]), **{k: v for k, v in _figures(row).items() if k != "node_id"}}
+
+
+def _figures(value: object) -> Figures:
+    """The entries of an object that can be shown."""
+    if not isinstance(value, dict):
+        return {}
+    shown: dict[str, float | int | str] = {}
+    for key, each in value.items():
+        number = _number(each)
+        if number is not None:
+            shown[str(key)] = int(number) if number.is_integer() else number
+        elif isinstance(each, str):
+            shown[str(key)] = _word(each)
+    return shown
+
+
+def _names(value: object) -> list[str]:
+    return [_word(each) for each in value] if isinstance(value, list) else []
+
+
+def _number(value: object) -> float | None:
+    """A finite number; None for anything else, NaN among them."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if isfinite(number) else None
+
+
+def _word(value: object) -> str:
+    return "" if value is None else str(value)[:MAX_TEXT]

@@ -1,0 +1,118 @@
+"use strict";
+// The page is complete without this: it adds tooltips, the crosshair, filters and sorting.
+
+const tip = document.getElementById("tip");
+
+function showTip(text, x, y) {
+  tip.textContent = text;
+  tip.hidden = false;
+  const left = Math.min(x + 14, innerWidth - tip.offsetWidth - 8);
+  const below = y + 18 + tip.offsetHeight < innerHeight;
+  tip.style.setProperty("left", `${Math.max(8, left)}px`);
+  tip.style.setProperty("top", `${below ? y + 18 : y - tip.offsetHeight - 10}px`);
+}
+
+document.addEventListener("pointermove", (event) => {
+  const target = event.target.closest?.("[data-tip]");
+  if (target) showTip(target.dataset.tip, event.clientX, event.clientY);
+  else tip.hidden = true;
+});
+document.addEventListener("pointerleave", () => { tip.hidden = true; });
+document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+
+// ---------------------------------------------------------------- one crosshair through all charts of time
+
+const charts = [...document.querySelectorAll("svg[data-t]")].map((svg) => {
+  const cross = document.createElementNS("http://www.w3.org/2000/svg", "line");
+  cross.setAttribute("class", "cross");
+  cross.setAttribute("y1", "0");
+  cross.setAttribute("y2", String(svg.viewBox.baseVal.height - 26));
+  cross.setAttribute("visibility", "hidden");
+  svg.append(cross);
+  return { svg, cross, until: Number(svg.dataset.t), start: Number(svg.dataset.x0), end: Number(svg.dataset.x1) };
+});
+
+function crossAt(seconds) {
+  for (const { cross, until, start, end } of charts) {
+    const inside = seconds !== null && seconds >= 0 && seconds <= until;
+    cross.setAttribute("visibility", inside ? "visible" : "hidden");
+    if (!inside) continue;
+    const x = String(start + (seconds / until) * (end - start));
+    cross.setAttribute("x1", x);
+    cross.setAttribute("x2", x);
+  }
+}
+
+for (const { svg, until, start, end } of charts) {
+  svg.addEventListener("pointermove", (event) => {
+    const box = svg.getBoundingClientRect();
+    const x = ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
+    crossAt(x < start ? null : ((x - start) / (end - start)) * until);
+  });
+  svg.addEventListener("pointerleave", () => crossAt(null));
+}
+
+// ---------------------------------------------------------------- the table of decisions and events
+
+const filters = document.getElementById("filters");
+if (filters) {
+  const rows = [...document.querySelectorAll("#events tbody tr")];
+  const texts = rows.map((row) => row.textContent.toLowerCase());
+  const boxes = [...filters.querySelectorAll("input[type=checkbox]")];
+  const search = document.getElementById("search");
+  const subject = document.getElementById("subject");
+  const shown = document.getElementById("shown");
+
+  const apply = () => {
+    const kinds = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let count = 0;
+    rows.forEach((row, number) => {
+      const keep = kinds.has(row.dataset.kind) && (!subject.value || row.dataset.subject === subject.value)
+        && words.every((word) => texts[number].includes(word));
+      row.hidden = !keep;
+      count += keep;
+    });
+    shown.textContent = count === rows.length ? `${count} shown` : `${count} of ${rows.length} shown`;
+  };
+  const check = (value) => { boxes.forEach((box) => { box.checked = value; }); apply(); };
+
+  filters.addEventListener("input", apply);
+  filters.addEventListener("submit", (event) => event.preventDefault());
+  document.getElementById("all").addEventListener("click", () => check(true));
+  document.getElementById("none").addEventListener("click", () => check(false));
+  document.getElementById("events").addEventListener("pointerover", (event) => {
+    const row = event.target.closest("tr[data-at]");
+    crossAt(row ? Number(row.dataset.at) : null);
+  });
+  // A mark leads to its row even where a filter hides it.
+  addEventListener("hashchange", () => {
+    const row = document.querySelector(":target");
+    if (row?.hidden) {
+      search.value = subject.value = "";
+      check(true);
+      row.scrollIntoView();
+    }
+  });
+  apply();
+}
+
+// ---------------------------------------------------------------- sortable tables
+
+for (const table of document.querySelectorAll("table.sortable")) {
+  table.querySelectorAll("thead th").forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = head.textContent;
+    head.replaceChildren(button);
+    button.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "descending";
+      table.querySelectorAll("thead th").forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", down ? "ascending" : "descending");
+      const body = table.tBodies[0];
+      const value = (row) => row.cells[column]?.textContent ?? "";
+      const order = (a, b) => value(a).localeCompare(value(b), "en", { numeric: true }) * (down ? 1 : -1);
+      body.append(...[...body.rows].sort(order));
+    });
+  });
+}

@@ -1,0 +1,268 @@
+"""What the record of a run says about each node over time, as stretches for the lanes and marks for the strip."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from hypergpu.report.charts.lanes import Mark, Stretch
+from hypergpu.report.formats import clock, duration, figure
+from hypergpu.report.model import Event, NodeRound, Run
+
+QUALITIES = ("excellent", "good", "fair", "poor", "critical", "offline")
+PARTS = {"computing": "computing", "communicating and waiting": "waiting", "aggregating and evaluating": "closing"}
+"""The parts of a round's time, and their classes in the style sheet."""
+TAKING_PART = {
+    "contributed": "contributed",
+    "missing": "selected, but its update did not come in time",
+    "left-out": "left out",
+    "quarantined": "in quarantine",
+}
+_KINDS_OF_ROW = {
+    "network": ("network", "network_event", "netsim"),
+    "nodes": ("node_joined", "node_left", "node_lost", "no_nodes", "membership", "rule", "reassignment"),
+    "alerts": ("alert", "rollback", "update", "work_returned", "step_skipped", "checkpoint_failed"),
+    "quality": ("quality",),
+    "selection": ("selection",),
+    "quarantine": ("quarantine",),
+    "batch size": ("batch_size",),
+    "pace": ("local_steps", "learning_rate", "deadline", "compression", "snapshot"),
+    "run": ("phase", "policy", "paused", "resumed", "waiting", "round_abandoned", "completed", "stopped"),
+}
+_ROW_OF = {kind: row for row, kinds in _KINDS_OF_ROW.items() for kind in kinds}
+_UNMARKED = frozenset({"round_started", "round_closed", "shards_dealt"})
+
+States = Mapping[str, Sequence[tuple[float, str, str]]]
+"""By node: from when, which state, and why."""
+
+
+def round_bands(run: Run) -> list[Stretch]:
+    """The rounds, light and dark in turn; those that ended short of their nodes stand out."""
+    bands = []
+    for closed, (start, end) in zip(run.rounds, run.bands, strict=True):
+        full = closed.reason in ("all_contributed", "")
+        state = ("band-even" if closed.number % 2 else "band-odd") if full else "band-short"
+        came = sum(each.success for each in closed.nodes)
+        who = f"{came} of {len(closed.nodes)} nodes, {words(closed.reason)}"
+        tip = f"round {closed.number}, {clock_span(start, end)}: {who}"
+        bands.append(Stretch(start, end, state, str(closed.number), tip, 0 if full else 1))
+    return bands
+
+
+def event_marks(run: Run, target: Mapping[int, str]) -> dict[str, list[Mark]]:
+    """Everything that happened, by the row of the strip; `target` gives ids of table rows by the event's number."""
+    rows: dict[str, list[Mark]] = {}
+    for number, event in enumerate(run.events):
+        if event.kind in _UNMARKED:
+            continue
+        tip = f"{clock(round(event.at))}, round {event.round}: {event.text}"
+        rows.setdefault(category(event), []).append(Mark(event.at, tip, target.get(number)))
+    return {name: rows[name] for name in (*_KINDS_OF_ROW, "other") if name in rows}
+
+
+def turning_points(run: Run) -> list[Mark]:
+    """What changed the whole picture: events of the network, and rollbacks."""
+    return [Mark(each.at, each.text) for each in run.events if each.kind == "rollback" or category(each) == "network"]
+
+
+def category(event: Event) -> str:
+    """The row of the strip that an event belongs to."""
+    return _ROW_OF.get(event.kind, "other")
+
+
+def quality_states(run: Run) -> States:
+    """Link classes as they were decided; a link whose node is gone is offline until the node is back."""
+    states: dict[str, list[tuple[float, str, str]]] = {}
+    before_absence: dict[str, str] = {}
+    for event in run.events:
+        if event.kind == "quality" and event.is_decision:
+            quality = str(event.figures.get("quality", ""))
+            if quality in QUALITIES:
+                states.setdefault(event.subject, []).append((event.at, quality, _because(event)))
+                before_absence[event.subject] = quality
+        elif event.kind in ("node_lost", "node_left") and event.subject:
+            states.setdefault(event.subject, []).append((event.at, "offline", event.text))
+        elif event.kind == "node_joined" and event.subject in before_absence:
+            back = before_absence[event.subject]
+            states[event.subject].append((event.at, back, f"{event.text}; the class it had before"))
+    return states
+
+
+def quality_lanes(run: Run, nodes: Sequence[str]) -> dict[str, list[Stretch]]:
+    """The class of each link over time."""
+    states = quality_states(run)
+    return {
+        node: [
+            Stretch(
+                start,
+                end,
+                f"q-{state}",
+                state,
+                f"{node} {state}, {clock_span(start, end)}\n{why}",
+                QUALITIES.index(state),
+            )
+            for start, end, state, why in _stretched(states[node], run.ended_at)
+        ]
+        for node in nodes
+        if node in states
+    }
+
+
+def participation_lanes(run: Run, nodes: Sequence[str]) -> dict[str, list[Stretch]]:
+    """Whether each node took part in each round, from its first sign on."""
+    quarantines = {node: _stretched(changes, run.ended_at) for node, changes in _standings(run).items()}
+    seen: dict[str, float] = {}
+    for event in run.events:
+        if event.kind == "node_joined" and event.subject:
+            seen.setdefault(event.subject, event.at)
+    away = _absences(run)
+    lanes: dict[str, list[Stretch]] = {node: [] for node in nodes}
+    for closed, (start, end) in zip(run.rounds, run.bands, strict=True):
+        took_part = {each.node: each for each in closed.nodes}
+        for node, stretches in lanes.items():
+            each = took_part.get(node)
+            if each is not None:
+                seen.setdefault(node, start)
+                state = "contributed" if each.success else "missing"
+            elif seen.get(node, end) >= end or _within(away.get(node, ()), start, end):
+                continue
+            else:
+                held = any(s <= start < e and what == "quarantined" for s, e, what, _ in quarantines.get(node, ()))
+                state = "quarantined" if held else "left-out"
+            gravity = ("contributed", "left-out", "quarantined", "missing").index(state)
+            tip = f"{node}, round {closed.number}: {TAKING_PART[state]}{_timing(each)}"
+            stretches.append(Stretch(start, end, f"p-{state}", "", tip, gravity))
+    return {node: stretches for node, stretches in lanes.items() if stretches}
+
+
+def batch_lanes(run: Run, nodes: Sequence[str]) -> dict[str, list[Stretch]]:
+    """The batch size of each node while it stayed the same: the darker, the larger."""
+    sizes = sorted({n.batch_size for r in run.rounds for n in r.nodes if n.batch_size})
+    if not sizes:
+        return {}
+    chosen = set(nodes)
+    low, span = sizes[0], max(sizes[-1] / sizes[0], 1.0001)
+    lanes: dict[str, list[Stretch]] = {}
+    for closed, (start, end) in zip(run.rounds, run.bands, strict=True):
+        for each in closed.nodes:
+            if not each.batch_size or each.node not in chosen:
+                continue
+            row = lanes.setdefault(each.node, [])
+            label = figure(each.batch_size)
+            level = shade(each.batch_size / low, span)
+            last = row[-1] if row else None
+            begun = last.start if last is not None and last.label == label else start
+            tip = f"{each.node}: batch of {label}, {clock_span(begun, end)}"
+            if last is not None and begun != start:
+                row.pop()
+            row.append(Stretch(begun, end, f"b-{level}", label, tip, level))
+    return {node: lanes[node] for node in nodes if node in lanes}
+
+
+def shade(ratio: float, span: float) -> int:
+    """0 to 5 by the logarithm of `ratio`, which runs from 1 to `span`."""
+    level = 0
+    while level < 5 and ratio > span ** ((level + 0.5) / 5):
+        level += 1
+    return level
+
+
+def round_parts(run: Run) -> list[tuple[int, dict[str, float]]]:
+    """Where the time of each round went: seconds by part."""
+    bars = []
+    for closed, (start, end) in zip(run.rounds, run.bands, strict=True):
+        computing = min(max((n.compute_seconds or 0.0 for n in closed.nodes if n.success), default=0.0), closed.seconds)
+        parts = {"computing": computing, "communicating and waiting": closed.seconds - computing}
+        parts["aggregating and evaluating"] = max(end - start - closed.seconds, 0.0)
+        bars.append((closed.number, parts))
+    return bars
+
+
+def most_eventful(run: Run, most: int) -> list[str]:
+    """At most so many of the nodes, in their order: those that decisions were about, or that failed, most often."""
+    if len(run.node_ids) <= most:
+        return list(run.node_ids)
+    weight = Counter(event.subject for event in run.events if event.subject)
+    weight.update(each.node for closed in run.rounds for each in closed.nodes if not each.success)
+    kept = set(sorted(run.node_ids, key=lambda node: -weight[node])[:most])
+    return [node for node in run.node_ids if node in kept]
+
+
+def class_counts(run: Run) -> list[tuple[float, dict[str, int]]]:
+    """How many links are in each class, from each change on."""
+    changes = [(at, node, state) for node, each in quality_states(run).items() for at, state, _ in each]
+    now: dict[str, str] = {}
+    counts = dict.fromkeys(QUALITIES, 0)
+    steps: list[tuple[float, dict[str, int]]] = []
+    smallest = run.ended_at / 600
+    for at, node, state in sorted(changes):
+        if node in now:
+            counts[now[node]] -= 1
+        now[node] = state
+        counts[state] += 1
+        if steps and at - steps[-1][0] < smallest:
+            steps[-1] = (steps[-1][0], dict(counts))
+        else:
+            steps.append((at, dict(counts)))
+    return steps
+
+
+def clock_span(start: float, end: float) -> str:
+    """A stretch of time for people."""
+    return f"from {duration(start) if start else '0'} for {duration(end - start)}"
+
+
+def words(name: str) -> str:
+    """An identifier as words."""
+    return name.replace("_", " ")
+
+
+def _because(event: Event) -> str:
+    shown = [f"{words(name)} {figure(v) if isinstance(v, int | float) else v}" for name, v in event.figures.items()]
+    return ", ".join(shown)
+
+
+def _timing(each: NodeRound | None) -> str:
+    if each is None:
+        return ""
+    shown = []
+    if each.compute_seconds:
+        shown.append(f"computed {duration(each.compute_seconds)}")
+    if each.waiting_seconds is not None:
+        shown.append(f"waited for {duration(each.waiting_seconds)}")
+    return "\n" + ", ".join(shown) if shown else ""
+
+
+def _standings(run: Run) -> States:
+    standings: dict[str, list[tuple[float, str, str]]] = {}
+    for event in run.events:
+        if event.kind == "quarantine" and event.is_decision:
+            standings.setdefault(event.subject, []).append(
+                (event.at, str(event.figures.get("state", "")), event.reason)
+            )
+    return standings
+
+
+def _absences(run: Run) -> dict[str, list[tuple[float, float]]]:
+    gone: dict[str, float] = {}
+    absences: dict[str, list[tuple[float, float]]] = {}
+    for event in run.events:
+        if event.kind in ("node_lost", "node_left"):
+            gone.setdefault(event.subject, event.at)
+        elif event.kind == "node_joined" and event.subject in gone:
+            absences.setdefault(event.subject, []).append((gone.pop(event.subject), event.at))
+    for node, at in gone.items():
+        absences.setdefault(node, []).append((at, float("inf")))
+    return absences
+
+
+def _within(absences: Iterable[tuple[float, float]], start: float, end: float) -> bool:
+    return any(gone <= start and end <= back for gone, back in absences)
+
+
+def _stretched(changes: Sequence[tuple[float, str, str]], until: float) -> list[tuple[float, float, str, str]]:
+    """Changes as (start, end, state, why), neighbours of the same state as one."""
+    merged: list[tuple[float, str, str]] = []
+    for change in changes:
+        if not merged or merged[-1][1] != change[1]:
+            merged.append(change)
+    ends = [*(at for at, *_ in merged[1:]), max(until, merged[-1][0])] if merged else []
+    return [(at, end, state, why) for (at, state, why), end in zip(merged, ends, strict=True)]

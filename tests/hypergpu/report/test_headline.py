@@ -1,0 +1,51 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hypergpu.report.headline import compare, figures, time_to
+from hypergpu.report.model import Round, Run
+from hypergpu.report.run import read_run
+
+
+def _run(*accuracies: float | None, target: float | None = None) -> Run:
+    rounds = tuple(Round(n, 10.0 * n, 9.0, accuracy=value) for n, value in enumerate(accuracies, start=1))
+    return Run("r", {}, rounds, config={"training": {"target_accuracy": target}})
+
+
+def test_figures_of_a_run(run_dir: Path) -> None:
+    shown = figures(read_run(run_dir))
+    assert shown["rounds"] == 25
+    assert shown["accuracy"] == pytest.approx(0.9667, abs=1e-3)
+    assert shown["contributing_share"] == pytest.approx(103 / 106)
+    assert shown["bytes_sent"] is None
+
+
+def test_time_is_compared_at_the_best_accuracy_that_both_reached() -> None:
+    result = compare(_run(0.5, 0.8, 0.9), _run(0.3, 0.5, 0.7, 0.8))
+    assert (result.target, result.run_seconds, result.baseline_seconds, result.speedup) == (0.8, 20.0, 40.0, 2.0)
+    assert "2.00 times sooner" in result.sentence
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "says"),
+    [
+        (_run(0.5, 0.9, target=0.9), _run(0.5, 0.8), "the baseline never did"),
+        (_run(0.5, target=0.9), _run(0.5, 0.95), "this run never did"),
+        (_run(0.5, target=0.9), _run(0.5), "Neither run reached 90.0 %"),
+        (_run(None), _run(0.5), "was not measured in both"),
+        (_run(0.9), _run(0.9), "Both runs reached 90.0 % accuracy after about 10.0 s"),
+        (_run(0.1, 0.9), _run(0.9), "2.00 times later"),
+    ],
+)
+def test_the_verdict_is_honest(mine: Run, theirs: Run, says: str) -> None:
+    assert says in compare(mine, theirs).sentence
+
+
+def test_a_target_counts_when_it_was_first_reached() -> None:
+    assert time_to(_run(0.2, 0.9, 0.7, 0.9), 0.85) == 20.0
+
+
+def test_an_empty_run_has_no_figures(make_run: Callable[..., Path]) -> None:
+    shown = figures(read_run(make_run([], [])))
+    assert {value for key, value in shown.items() if key != "rounds"} == {None}
