@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.errors import InvalidInput
 from coordinator.core.orchestration import build_orchestrator
 from coordinator.core.rounds import RoundMachine
 from hypergpu.simulation.compute import SimulatedCards, in_turn
+from hypergpu.simulation.convergence import ModelledLearning
 from hypergpu.simulation.coordinator import Punctual, VirtualCoordinator
 from hypergpu.simulation.learning import Learning, RealLearning, on_one_thread
 from hypergpu.simulation.network import ComesAndGoes, Network, make_lines
@@ -123,7 +123,7 @@ def _learning(scenario: Scenario) -> Learning:
     if scenario.learning == "real":
         on_one_thread()
         return RealLearning(load_task(config.task), config)
-    raise InvalidInput("learning: model")
+    return ModelledLearning(config)
 
 
 def _outcome(
