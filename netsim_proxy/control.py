@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from common.errors import HyperGPUError, InvalidInput, NotAuthenticated
 from common.rpc import AUTHORIZATION, SERVER_OPTIONS, status_of
 from netsim_proxy import convert
+from netsim_proxy.catalogue import Catalogue
 from netsim_proxy.link.outcomes import LossModel
 from netsim_proxy.ports import Ports
 from netsim_proxy.schedule import Schedule
@@ -26,8 +27,8 @@ _WATCH_SECONDS: Final = (0.1, 1.0)
 class ControlServicer(netsim_pb2_grpc.NetsimServicer):
     """hypergpu.netsim.v1.Netsim on the links and the schedule."""
 
-    def __init__(self, ports: Ports, schedule: Schedule) -> None:
-        self._ports, self._schedule = ports, schedule
+    def __init__(self, ports: Ports, schedule: Schedule, catalogue: Catalogue) -> None:
+        self._ports, self._schedule, self._catalogue = ports, schedule, catalogue
 
     async def ListLinks(self, request: pb.ListLinksRequest, context: Any) -> pb.LinkList:  # noqa: N802
         """All links with their counters."""
@@ -40,7 +41,10 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         ports = self._ports
         loss_model = _loss_model(request.loss_model) if request.loss_model else None
         if request.profile:
-            ports.set_profile(request.node_id, ports.find_profile(request.profile))
+            profile = self._catalogue.profile(request.profile, request.region)
+            ports.set_profile(request.node_id, profile, request.region)
+        elif request.region:
+            raise InvalidInput("a region needs a profile: the last mile that the distance comes on top of")
         if loss_model is not None:
             ports.set_loss_model(request.node_id, loss_model)
         return convert.link_to_proto(ports.of(None if request.node_id == "*" else request.node_id))
@@ -138,10 +142,10 @@ def _loss_model(name: str) -> LossModel:
         raise InvalidInput(f"loss model {name!r} is neither {' nor '.join(LossModel)}") from None
 
 
-def make_server(ports: Ports, schedule: Schedule, token: str | None) -> grpc.aio.Server:
+def make_server(ports: Ports, schedule: Schedule, catalogue: Catalogue, token: str | None) -> grpc.aio.Server:
     """A server with the control API, health and reflection, still to be bound and started."""
     server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[_Guard(token)])
-    netsim_pb2_grpc.add_NetsimServicer_to_server(ControlServicer(ports, schedule), server)
+    netsim_pb2_grpc.add_NetsimServicer_to_server(ControlServicer(ports, schedule, catalogue), server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)

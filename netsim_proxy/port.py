@@ -18,8 +18,9 @@ UP: Final = 0
 DOWN: Final = 1
 DIRECTIONS: Final = (Direction.UP, Direction.DOWN)
 
-IN_FLIGHT_BYTES: Final = 8 << 20
-"""What may be on its way on a link in one direction; beyond that its writers have to wait."""
+IN_FLIGHT_BYTES: Final = (4 << 20, 32 << 20)
+"""What may be on its way on a link in one direction before its writers have to wait: what bandwidth and latency make of
+it, within these bounds. gRPC sizes its windows by what it sees in flight, so more would also grow a slow reader's."""
 _PIECE_SECONDS: Final = 0.005
 _PIECE_BYTES: Final = (16 << 10, 256 << 10)
 
@@ -29,10 +30,10 @@ _Piece = tuple["Lane", int, Exchange, bool, Callable[..., None], tuple[Any, ...]
 class Port:
     """One node's link, and the relay's side of it. All methods are called in the event loop."""
 
-    def __init__(self, link: Link, pacer: Pacer) -> None:
+    def __init__(self, link: Link, pacer: Pacer, region: str = "") -> None:
         self.link = link
         self.name = link.link_id
-        self.region = ""
+        self.region = region
         self.relays: set[Relay] = set()
         self.transparent = False
         """Whether the link does nothing at all now, so that frames need not be offered."""
@@ -40,6 +41,7 @@ class Port:
         """Longer runs are offered in pieces, so that an event acts on the rest of a transfer."""
         self.in_flight = [0, 0]
         """Bytes that are held or due later, up and down."""
+        self._in_flight_limit = [IN_FLIGHT_BYTES[0], IN_FLIGHT_BYTES[0]]
         self._pacer = pacer
         self._held: deque[_Piece] = deque()
         self._waiting: tuple[set[Lane], set[Lane]] = (set(), set())
@@ -80,7 +82,7 @@ class Port:
         self.in_flight[way] += nbytes
         if lane not in self._waiting[way]:
             now = monotonic()
-            if self.in_flight[way] > IN_FLIGHT_BYTES or self.link.room_at(now, DIRECTIONS[way]) > now:
+            if self.in_flight[way] > self._in_flight_limit[way] or self.link.room_at(now, DIRECTIONS[way]) > now:
                 self._waiting[way].add(lane)
                 lane.hold(self)
                 self._let_in(way)
@@ -116,10 +118,11 @@ class Port:
                 for direction in DIRECTIONS
             )
         )
-        low, high = _PIECE_BYTES
         for way, direction in enumerate(DIRECTIONS):
-            piece = link.bandwidth_mbit(direction) * 125_000 * _PIECE_SECONDS
-            self.piece_bytes[way] = int(min(max(piece, low), high))
+            rate = link.bandwidth_mbit(direction) * 125_000
+            self.piece_bytes[way] = _within(_PIECE_BYTES, rate * _PIECE_SECONDS)
+            filled = 0.0 if rate == math.inf else rate * link.latency_bounds_ms(direction)[1] / 1000
+            self._in_flight_limit[way] = _within(IN_FLIGHT_BYTES, filled)
             self._let_in(way)
         if link.next_change != self._next_change:
             self._next_change = link.next_change
@@ -160,7 +163,11 @@ class Port:
             if self._room_at[way] <= now:
                 self._room_at[way] = room_at
                 self._pacer.at(room_at, self._let_in, way)
-        elif self.in_flight[way] <= IN_FLIGHT_BYTES // 2:
+        elif self.in_flight[way] <= self._in_flight_limit[way] // 2:
             for lane in tuple(self._waiting[way]):
                 self._waiting[way].discard(lane)
                 lane.release(self)
+
+
+def _within(bounds: tuple[int, int], value: float) -> int:
+    return int(min(max(value, bounds[0]), bounds[1]))

@@ -31,14 +31,16 @@ class Ports:
         *,
         loss_model: LossModel = LossModel.RPC,
         profiles: Callable[[str], Profile] = find_profile,
-        node_profiles: Mapping[str, Profile] | None = None,
+        node_profiles: Mapping[str, tuple[Profile, str]] | None = None,
+        region: str = "",
     ) -> None:
         self.find_profile = profiles
         self._pacer, self._default, self._seed, self._loss_model = pacer, profile, seed, loss_model
         self._ports: dict[str, Port] = {}
         self._for_all: list[tuple[NetworkEvent, float]] = []  # events on every link, also those to come; with their end
-        for node_id, of_node in (node_profiles or {}).items():
-            self._make(node_id, of_node)
+        self._region = region
+        for node_id, (of_node, of_region) in (node_profiles or {}).items():
+            self._make(node_id, of_node, of_region)
 
     def __iter__(self) -> Iterator[Port]:
         return iter(self._ports.values())
@@ -50,7 +52,7 @@ class Ports:
         if port is None:
             if len(self._ports) >= MAX_LINKS and name != DEFAULT_LINK:
                 return self.of(None)
-            port = self._make(name, self._default)
+            port = self._make(name, self._default, self._region)
         return port
 
     def known(self, node_id: str) -> Port:
@@ -64,11 +66,12 @@ class Ports:
             raise NotFound(f"no link for node {node_id!r}{suggest(node_id, self._ports)}")
         return port
 
-    def set_profile(self, node_id: str, profile: Profile) -> None:
+    def set_profile(self, node_id: str, profile: Profile, region: str = "") -> None:
         """Give a link another profile for good; `ALL` means every link, also those not yet seen."""
         if node_id == ALL:
-            self._default = profile
+            self._default, self._region = profile, region
         for port in list(self) if node_id == ALL else [self.of(node_id)]:
+            port.region = region
             port.link.set_profile(profile, monotonic())
             port.changed()
 
@@ -122,9 +125,9 @@ class Ports:
             port.changed()
         return count
 
-    def _make(self, name: str, profile: Profile) -> Port:
+    def _make(self, name: str, profile: Profile, region: str) -> Port:
         link = Link(name, profile, self._seed, loss_model=self._loss_model, profiles=self.find_profile)
-        port = self._ports[name] = Port(link, self._pacer)
+        port = self._ports[name] = Port(link, self._pacer, region)
         now = monotonic()
         self._for_all = [(event, end) for event, end in self._for_all if now < end]
         for event, end in self._for_all:
