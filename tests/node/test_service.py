@@ -1,0 +1,233 @@
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from common.clock import ManualClock
+from common.config import SystemConfig
+from common.errors import InvalidInput, NonFiniteUpdate, OutOfMemory, ProtocolError, UnknownName
+from node.core.gpu import GPUSpecs
+from node.service import GPUNodeService
+from tasks import Task, build
+
+X, Y = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+
+
+def small() -> Task:
+    return Task(
+        model=lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)),
+        train=(X, Y),
+        test=(X, Y),
+        name="small",
+    )
+
+
+def service(specs: Any = "T4", **options: Any) -> GPUNodeService:
+    options.setdefault("sleep", lambda seconds: None)
+    return GPUNodeService("node_0", specs, SystemConfig(), task=small(), **options)
+
+
+def loader(batch: int = 10) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(X, Y), batch_size=batch)
+
+
+def test_the_calls_of_the_specification() -> None:
+    config = SystemConfig()
+    node = GPUNodeService("node_0", {"memory_gb": 16, "compute_capability": "7.5"}, config)
+    parameters = build(node.trainer.task, 1).module.state_dict()
+    node.initialize(parameters, DataLoader(TensorDataset(torch.randn(64, 64), torch.arange(64) % 10), batch_size=16), 0)
+    gradients, metrics = node.train_step()
+    assert gradients.keys() == parameters.keys()
+    assert all(gradients[name].shape == tuple(value.shape) for name, value in parameters.items())
+    assert {"loss", "accuracy", "grad_norm", "step_time", "forward_time", "backward_time"} <= metrics.keys()
+    assert metrics["samples"] == 16
+    node.update_parameters({name: value + 1 for name, value in parameters.items()})
+    node.update_batch_size(32)
+    assert node.train_step().metrics["samples"] == 32
+    assert node.health_check()["healthy"]
+    assert node.get_metrics_summary()["training"]["total_steps"] == 2
+
+
+def test_gradients_are_those_of_plain_torch_and_the_callers_to_keep() -> None:
+    node = service()
+    node.initialize(None, loader(), 0)
+    reference = build(small(), 0).module
+    loss = nn.functional.cross_entropy(reference(X[:10]), Y[:10])
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation
+    first, metrics = node.train_step()
+    kept = {name: value.copy() for name, value in first.items()}
+    node.train_step()
+    for name, parameter in reference.named_parameters():
+        assert parameter.grad is not None
+        assert np.allclose(first[name], parameter.grad, atol=1e-7)
+        assert np.array_equal(first[name], kept[name])
+    assert metrics["loss"] == pytest.approx(loss.item())
+    expected = math.sqrt(sum(float((p.grad**2).sum()) for p in reference.parameters() if p.grad is not None))
+    assert metrics["grad_norm"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["state_dict", "flat", "list", "module", "tensor"])
+def test_parameters_in_every_form(form: str) -> None:
+    node, other = service(), build(small(), 9)
+    state = other.module.state_dict()
+    forms: dict[str, Any] = {
+        "state_dict": state,
+        "flat": other.flat(),
+        "list": list(state.values()),
+        "module": other.module,
+        "tensor": torch.from_numpy(other.flat()),
+    }
+    node.initialize(forms[form], loader(), 0)
+    assert np.array_equal(node.trainer.model.flat(), other.flat())
+
+
+def test_bad_parameters_are_named_and_change_nothing() -> None:
+    node = service()
+    node.initialize(None, loader(), 0)
+    before, state = node.trainer.model.flat(), build(small(), 9).module.state_dict()
+    with pytest.raises(ProtocolError, match=r"missing '0\.bias'"):
+        node.update_parameters({k: v for k, v in state.items() if k != "0.bias"})
+    with pytest.raises(ProtocolError, match="unexpected 'more'"):
+        node.update_parameters({**state, "more": torch.zeros(1)})
+    with pytest.raises(ProtocolError, match=r"should be \(8,\)"):
+        node.update_parameters({**state, "0.bias": torch.zeros(3)})
+    with pytest.raises(ProtocolError, match="shape"):
+        node.update_parameters(np.zeros(3, np.float32))
+    with pytest.raises(NonFiniteUpdate, match=r"2\.bias"):
+        node.update_parameters({**state, "2.bias": torch.tensor([1.0, math.nan, 0.0])})
+    assert np.array_equal(node.trainer.model.flat(), before)
+
+
+def test_shards_outside_the_range_and_names_that_are_none() -> None:
+    for shard in (-1, 3, "0", 1.0):
+        with pytest.raises(InvalidInput, match="outside the range"):
+            service(shard_count=3).initialize(None, loader(), shard)  # type: ignore[arg-type]  # the point
+    with pytest.raises(InvalidInput, match="name"):
+        GPUNodeService("", "T4")
+    with pytest.raises(UnknownName, match="did you mean"):
+        GPUNodeService("n", "T5")
+    with pytest.raises(InvalidInput, match="initialize"):
+        service().train_step()
+
+
+def test_own_shards_hold_all_samples_once_an_epoch() -> None:
+    nodes = [service(shard_count=4) for _ in range(4)]
+    seen: list[float] = []
+    for index, node in enumerate(nodes):
+        node.initialize(None, None, index)
+        node.update_batch_size(10)
+        assert node._batches is not None
+        seen += node._batches.take(10)[0][:, 0].tolist()
+    assert sorted(seen) == pytest.approx(sorted(X[:, 0].tolist()))
+
+
+def test_a_loader_that_ends_early_is_an_error_and_the_node_lives_on() -> None:
+    def once() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield X[:4], Y[:4]
+
+    node = service()
+    node.initialize(None, once(), 0)
+    node.train_step()
+    with pytest.raises(InvalidInput, match="ended early, after 4 samples"):
+        node.train_step()
+    assert not node.health_check()["healthy"]
+    node.initialize(None, loader(), 0)
+    node.train_step()
+    assert node.health_check()["healthy"]
+
+
+def test_any_batch_size_is_cut_from_any_loader_across_epochs() -> None:
+    node = service()
+    node.initialize(None, loader(15), 0)  # 15, 15, 10
+    for size in (7, 1, 40, 33):
+        node.update_batch_size(size)
+        assert node.train_step().metrics["samples"] == size
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        ([], "ended early"),
+        (3, "int"),
+        ([X[:4]], "Tensor"),
+        ([(X[:4], Y[:3])], "as many targets"),
+        ([(X[:4, :2], Y[:4])], "does not take samples of shape"),
+        ([(X[:4], Y[:4] + 7)], "does not take samples"),
+    ],
+)
+def test_loaders_that_do_not_hold(data: Any, match: str) -> None:
+    node = service()
+    with pytest.raises(InvalidInput, match=match):
+        node.initialize(None, data, 0)
+        node.train_step()
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_batch_sizes_that_are_none(size: Any) -> None:
+    with pytest.raises(InvalidInput, match="at least 1"):
+        service().update_batch_size(size)
+
+
+def test_a_batch_beyond_memory_is_refused_or_accumulated_to_the_same_gradient() -> None:
+    tiny = GPUSpecs("tiny", 3_000, 8.1)
+    node, roomy = service(tiny), service()
+    for each in (node, roomy):
+        each.initialize(None, loader(40), 0)
+    largest = node.largest_batch
+    assert largest is not None
+    assert 1 <= largest < 40
+    with pytest.raises(OutOfMemory, match=f"the largest that fits is {largest}") as caught:
+        node.update_batch_size(40)
+    assert caught.value.largest_batch == largest
+    node.update_batch_size(40, accumulate=True)
+    parts, whole = node.train_step().gradients, roomy.train_step().gradients
+    assert all(np.allclose(parts[name], whole[name], atol=1e-6) for name in whole)
+
+
+def test_nan_is_caught_with_its_step() -> None:
+    node = service()
+    poisoned = X.clone()
+    poisoned[25] = math.nan
+    node.initialize(None, DataLoader(TensorDataset(poisoned, Y), batch_size=10), 0)
+    node.train_step()
+    node.train_step()
+    with pytest.raises(NonFiniteUpdate, match="at step 2") as caught:
+        node.train_step()
+    assert caught.value.step == 2
+
+
+def test_a_slow_card_waits_longer_and_a_throttled_one_longer_still() -> None:
+    waits: dict[str, list[float]] = {}
+    clock = ManualClock()
+    for card in ("laptop-cpu", "T4"):
+        waits[card] = []
+        node = service(card, sleep=waits[card].append, clock=clock)
+        node.initialize(None, loader(), 0)
+        for _ in range(3):
+            node.train_step()
+    assert min(waits["laptop-cpu"]) > 3 * max(waits["T4"])
+    assert node.compute is not None
+    node.compute.straggle(clock(), 60.0, factor=20.0)
+    node.train_step()
+    assert waits["T4"][-1] > 5 * waits["T4"][0]
+
+
+def test_the_machine_as_it_is_simulates_nothing() -> None:
+    node = service("auto")
+    node.initialize(None, loader(), 0)
+    node.train_step()
+    assert node.compute is None
+    assert not node.specs.simulated
+
+
+def test_activations_are_measured_not_guessed() -> None:
+    node = service()
+    # Per sample: the input (6 floats), the first layer's output and ReLU's (8 each, one may be shared), the softmax
+    # (3), the target, and reductions.
+    measured = node.trainer.measure_activations(X[:16], Y[:16])
+    assert 4 * (6 + 8 + 3) <= measured <= 4 * (6 + 8 + 8 + 3 + 3) + 40
