@@ -89,18 +89,19 @@ class Coordinator:
         self.links = NodeLinks(self.orchestrator)
         seams = Seams(self.run_dir, Metrics(self.registry), _evaluation(task, config.training.seed), self.links)
         uploads = Uploads(flat.manifest.total_bytes, config.server.upload_memory_bytes)
-        self.run_dir.begin(config, checkpoint.round if checkpoint else 0)
+        self._resumed_round = checkpoint.round if checkpoint else 0
         self.engine = Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model, uploads, seams)
 
     async def run(self, announce: Callable[[str, str], None]) -> int:
         """Serve until the run is over or a signal ends it; the exit code. `announce` is given both addresses."""
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(self.engine.close)
             server = await self._server()
             address = bind(server, self.config.server.listen, self._options.tls)
             routes = {"/metrics": metrics(self.registry), "/healthz": self._health, "/sd": self._targets}
             http = HttpServer(self.config.server.http_listen, routes)
             stack.callback(http.close)
+            self.run_dir.begin(self.config, self._resumed_round)  # not before it is sure that this run can begin
+            stack.push_async_callback(self.engine.close)
             await server.start()
             stack.push_async_callback(server.stop, 1.0)
             if self.config.server.scrape_nodes:

@@ -295,7 +295,7 @@ class Engine:
             self.dispatch(ev.Stop(self.failure))
             return
         self._seams.run_dir.round(self._round_row(closed, loss, accuracy))
-        self.dispatch(ev.Evaluated(closed.round, loss, accuracy, self.model.update_norms))
+        self.dispatch(ev.Evaluated(closed.round, loss, accuracy, self.model.update_norms if good else None))
         if closed.round % self.machine.config.checkpoint_every == 0:
             await self._checkpoint(closed.round)
         if self._clock() - self._nodes_written_at >= _NODES_FILE_SECONDS:

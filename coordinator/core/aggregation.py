@@ -32,13 +32,15 @@ class StreamingMean:
         if update.shape != self._sum.shape or not weight > 0:
             raise ValueError(f"an update of shape {update.shape} with weight {weight} for a sum of {self._sum.shape}")
         factor, squares = np.float32(weight), 0.0
-        for start in range(0, len(update), BLOCK):
-            total = self._sum[start : start + BLOCK]
-            part = self._scratch[: len(total)]
-            piece = update[start : start + BLOCK]
-            np.multiply(piece, factor, out=part)
-            total += part
-            squares += float(np.dot(piece, piece))
+        # An overflow shows in the step, which is then left out.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start in range(0, len(update), BLOCK):
+                total = self._sum[start : start + BLOCK]
+                part = self._scratch[: len(total)]
+                piece = update[start : start + BLOCK]
+                np.multiply(piece, factor, out=part)
+                total += part
+                squares += float(np.dot(piece, piece))
         self._squares += squares
         self.weight += weight
         self.count += 1
@@ -51,12 +53,14 @@ class StreamingMean:
         """
         if not self.count:
             raise ValueError("the mean of no updates")
-        self._sum *= np.float32(1.0 / self.weight)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._sum *= np.float32(1.0 / self.weight)
         return self._sum
 
     def norms(self, mean: Flat) -> tuple[float, float]:
         """(mean of |update|² over the updates, |mean|²), of the `mean` that `take` gave."""
-        square = sum(float(np.dot(b, b)) for b in (mean[s : s + BLOCK] for s in range(0, len(mean), BLOCK)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            square = sum(float(np.dot(b, b)) for b in (mean[s : s + BLOCK] for s in range(0, len(mean), BLOCK)))
         return self._squares / self.count, square
 
     def reset(self) -> None:

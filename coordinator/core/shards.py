@@ -11,8 +11,8 @@ class ShardTable:
     """Deals shards 0 … n-1 to n nodes, moving as few as it can, and keeps the cursor of each.
 
     Cursors are kept here, not on the nodes, so that a unit of work is the same wherever it runs. When the number of
-    shards changes the data is cut anew; each new shard then starts where the old ones stood on average, so that the
-    run goes on through its sequence of samples instead of beginning again.
+    shards changes the data is cut anew; the new shards then share evenly what the old ones had
+    used, so that the run goes on through its sequence of samples instead of beginning again.
 
     Args:
         most: shards that the data can be cut into: its number of samples. With more nodes than that, nodes share.

@@ -1,0 +1,129 @@
+"""Streaming mean, server optimisers and the step, against their definitions in float64."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.config.training import TrainingConfig
+from common.tensors import Manifest, TensorSpec
+from coordinator.core.aggregation import BLOCK, StreamingMean, is_finite
+from coordinator.core.global_model import GlobalModel
+from coordinator.core.optimizer import Adam, Sgd
+
+SIZES = st.sampled_from([1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
+
+
+@settings(max_examples=30, deadline=None)
+@given(SIZES, st.lists(st.integers(1, 10_000), min_size=1, max_size=6), st.integers(0, 2**32))
+def test_the_streaming_mean_is_the_weighted_mean(size: int, weights: list[int], seed: int) -> None:
+    updates = np.random.default_rng(seed).standard_normal((len(weights), size)).astype(np.float32)
+    before = updates.copy()
+    mean = StreamingMean(size)
+    for _ in range(2):  # the second time after a reset
+        for update, weight in zip(updates, weights, strict=True):
+            mean.add(update, weight)
+        expected = np.average(updates.astype(np.float64), axis=0, weights=weights)
+        taken = mean.take()
+        np.testing.assert_allclose(taken, expected, rtol=1e-5, atol=1e-6)
+        mean_square, square_mean = mean.norms(taken)
+        np.testing.assert_allclose(mean_square, (updates.astype(np.float64) ** 2).sum(1).mean(), rtol=1e-4)
+        np.testing.assert_allclose(square_mean, (expected**2).sum(), rtol=1e-3, atol=1e-9)
+        mean.reset()
+    np.testing.assert_array_equal(updates, before)
+
+
+def test_the_mean_takes_no_update_of_another_size_or_weight() -> None:
+    mean = StreamingMean(3)
+    with pytest.raises(ValueError, match="shape"):
+        mean.add(np.zeros(4, np.float32), 1)
+    with pytest.raises(ValueError, match="weight"):
+        mean.add(np.zeros(3, np.float32), 0)
+    with pytest.raises(ValueError, match="no updates"):
+        mean.take()
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, st.sampled_from([None, np.nan, np.inf, -np.inf]), st.floats(0, 1, exclude_max=True), st.booleans())
+def test_one_bad_number_anywhere_is_found(size: int, bad: float | None, where: float, huge: bool) -> None:
+    flat = np.full(size, 3e38 if huge else 1.0, np.float32)  # finite numbers whose sum is not
+    if bad is not None:
+        flat[int(where * size)] = bad
+    assert is_finite(flat) is (bad is None)
+
+
+@given(st.floats(0.001, 1), st.floats(0, 0.99), st.integers(1, 5), SIZES)
+@settings(max_examples=20, deadline=None)
+def test_sgd_with_momentum_follows_its_definition(rate: float, momentum: float, steps: int, size: int) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal(size).astype(np.float32)
+    expected, velocity = x.astype(np.float64), np.zeros(size)
+    sgd = Sgd(size, rate, momentum)
+    for _ in range(steps):
+        d = rng.standard_normal(size).astype(np.float32)
+        velocity = momentum * velocity + d
+        expected = expected + rate * velocity
+        sgd.step(x, d)
+    np.testing.assert_allclose(x, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_adam_agrees_with_torch() -> None:
+    torch = pytest.importorskip("torch")
+    size = BLOCK + 5
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal(size).astype(np.float32)
+    theirs = torch.nn.Parameter(torch.tensor(x))
+    reference = torch.optim.Adam([theirs], lr=0.01, betas=(0.9, 0.999), eps=1e-8)
+    adam = Adam(size, 0.01)
+    for _ in range(10):
+        gradient = rng.standard_normal(size).astype(np.float32)
+        theirs.grad = torch.tensor(gradient)
+        reference.step()
+        adam.step(x, -gradient)
+    np.testing.assert_allclose(x, theirs.detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+MANIFEST = Manifest((TensorSpec("weight", (2, 2)), TensorSpec("running_mean", (2,))))
+
+
+def model(**training: object) -> GlobalModel:
+    config = TrainingConfig.model_validate({"local_steps": 5, **training})
+    return GlobalModel(MANIFEST, np.arange(6, dtype=np.float32), 4, config)
+
+
+def test_changes_are_added_and_gradients_are_descended_while_state_is_always_added() -> None:
+    update = np.full(6, 0.5, np.float32)
+    changed = model()
+    changed.add(update, 10)
+    assert changed.step()
+    np.testing.assert_allclose(changed.values, np.arange(6) + 0.5)
+    descended = model(local_steps=1, learning_rate=0.1)
+    descended.add(update, 10)
+    assert descended.step()
+    np.testing.assert_allclose(descended.values, [-0.05, 0.95, 1.95, 2.95, 4.5, 5.5], rtol=1e-6)
+
+
+def test_a_step_that_overflows_is_left_out_and_does_not_poison_the_next() -> None:
+    m = model(server_momentum=0.9)
+    huge = np.full(6, 3e38, np.float32)
+    m.add(huge, 1000)
+    assert not m.step()
+    np.testing.assert_array_equal(m.values, np.arange(6))
+    m.add(np.ones(6, np.float32), 1)
+    assert m.step()
+    np.testing.assert_allclose(m.values, np.arange(6) + 1.0)
+
+
+@pytest.mark.parametrize("optimizer", [{"server_momentum": 0.9}, {"server_optimizer": "adam"}])
+def test_a_restored_model_goes_on_as_if_nothing_had_happened(optimizer: dict[str, object]) -> None:
+    def train(m: GlobalModel, seeds: range) -> None:
+        for seed in seeds:
+            m.add(np.random.default_rng(seed).standard_normal(6).astype(np.float32), 3)
+            m.step()
+
+    through, first, second = (model(**optimizer) for _ in range(3))
+    train(through, range(6))
+    train(first, range(3))
+    second.restore({name: np.array(tensor) for name, tensor in first.tensors().items()})
+    train(second, range(3, 6))
+    np.testing.assert_array_equal(second.values, through.values)

@@ -1,0 +1,369 @@
+"""The services over real gRPC on a free port, with a node that does what the test says."""
+
+import asyncio
+import json
+import urllib.request
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from torch import nn
+
+from common.config import SystemConfig
+from common.rpc import NODE_ID, open_channel
+from common.tensors import Assembler, Chunk, Flat, chunks
+from common.wire import decode_work_part, encode_part, manifest_from_proto
+from coordinator.app import Coordinator, Options
+from protos import coordinator_pb2 as pb
+from protos import coordinator_pb2_grpc
+from tasks import Task
+
+stubs: Any = coordinator_pb2_grpc
+SERVICE = "/hypergpu.coordinator.v1.Training/"
+
+
+def toy_task(features: int = 3) -> Task:
+    torch.manual_seed(0)
+    inputs = torch.randn(60, features)
+    targets = (inputs[:, 0] > 0).long()
+    return Task(
+        model=lambda: nn.Linear(features, 2), train=(inputs[:40], targets[:40]), test=(inputs[40:], targets[40:])
+    )
+
+
+@dataclass
+class Order:
+    order: pb.WorkOrder
+    parameters: Flat
+
+
+class FakeNode:
+    def __init__(self, channel: grpc.aio.Channel, name: str, token: str = "") -> None:
+        self.name = name
+        self.metadata = [(NODE_ID, name)] + ([("authorization", f"Bearer {token}")] if token else [])
+        self.stub = stubs.TrainingStub(channel)
+        self._pull = channel.unary_stream(SERVICE + "PullWork", pb.PullWorkRequest.SerializeToString, bytes)
+        self._push = channel.stream_unary(SERVICE + "PushUpdate", encode_part, pb.PushUpdateReply.FromString)
+        self.run_id = ""
+
+    async def register(self, **fields: Any) -> pb.RegisterReply:
+        request = pb.RegisterRequest(**{"node_id": self.name, "incarnation": "1", **fields})
+        reply: pb.RegisterReply = await self.stub.Register(request, metadata=self.metadata)
+        self.run_id = reply.run_id
+        return reply
+
+    async def heartbeat(self, state: str = "idle", report: bytes = b"") -> pb.HeartbeatReply.Directive:
+        request = pb.HeartbeatRequest(node_id=self.name, run_id=self.run_id, state=state, rtt_ms=12.5, report=report)
+        reply: pb.HeartbeatReply = await self.stub.Heartbeat(request, metadata=self.metadata)
+        return reply.directive
+
+    async def pull(self, wait: float = 5.0) -> Order | str | None:
+        request = pb.PullWorkRequest(node_id=self.name, run_id=self.run_id, wait_seconds=wait)
+        order: pb.WorkOrder | None = None
+        assembler: Assembler | None = None
+        async for data in self._pull(request, metadata=self.metadata):
+            part = decode_work_part(data)
+            if isinstance(part, Chunk):
+                assert assembler is not None
+                assembler.add(part)
+            elif part.WhichOneof("part") == "run_over":
+                return str(part.run_over.reason)
+            else:
+                order = part.order
+                assembler = Assembler(manifest_from_proto(order.manifest).total_bytes)
+        if order is None or assembler is None:
+            return None
+        assert assembler.complete
+        return Order(order, assembler.flat)
+
+    async def work(self, wait: float = 5.0) -> Order:
+        order = await self.pull(wait)
+        assert isinstance(order, Order)
+        return order
+
+    def header(self, order: pb.WorkOrder, **fields: Any) -> pb.UpdatePart:
+        values = {"work": order.work, "manifest": order.manifest, "samples": 4, "loss": 0.5, "compute_seconds": 0.1}
+        return pb.UpdatePart(header=pb.UpdateHeader(**{**values, **fields}))
+
+    async def push_parts(self, parts: Iterable[Any]) -> pb.PushUpdateReply:
+        async def stream() -> AsyncIterator[Any]:
+            for part in parts:
+                yield part
+
+        reply: pb.PushUpdateReply = await self._push(stream(), metadata=self.metadata)
+        return reply
+
+    async def push(self, order: Order, update: Flat, **fields: Any) -> pb.PushUpdateReply.Outcome:
+        reply = await self.push_parts([self.header(order.order, **fields), *chunks(update)])
+        return reply.outcome
+
+
+@dataclass
+class Running:
+    coordinator: Coordinator
+    channel: grpc.aio.Channel
+    control: Any
+    http: str
+    done: "asyncio.Task[int]"
+
+    def node(self, name: str, token: str = "") -> FakeNode:
+        return FakeNode(self.channel, name, token)
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://{self.http}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+
+
+@asynccontextmanager
+async def running(out: Path, *, token: str = "", resume: bool = False, **sections: Any) -> AsyncIterator[Running]:
+    tree = {
+        "training": {"local_steps": 2, "batch_size": 2, "rounds": 2, **sections.pop("training", {})},
+        "server": {
+            "listen": "127.0.0.1:0",
+            "http_listen": "127.0.0.1:0",
+            "linger_seconds": 0.0,
+            **sections.pop("server", {}),
+        },
+        "orchestrator": {"policy": "none"},
+    }
+    coordinator = Coordinator(SystemConfig.model_validate(tree), toy_task(), Options(out, token, None, resume))
+    addresses: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
+    done = asyncio.create_task(coordinator.run(lambda grpc_at, http_at: addresses.set_result((grpc_at, http_at))))
+    both: list[asyncio.Future[Any]] = [addresses, done]
+    first, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    if done in first:
+        done.result()
+    address, http = addresses.result()
+    async with open_channel(address, None) as channel:
+        yield Running(coordinator, channel, stubs.ControlStub(channel), http, done)
+        if not done.done():
+            metadata = [("authorization", f"Bearer {token}")]
+            await stubs.ControlStub(channel).Stop(pb.StopRequest(reason="test over"), metadata=metadata)
+    await asyncio.wait_for(done, 15)
+
+
+async def code_of(call: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        await call
+    error: Any = caught.value
+    return error.code(), error.details()
+
+
+async def test_a_whole_run(tmp_path: Path) -> None:
+    async with running(tmp_path, training={"min_nodes": 2}) as run:
+        a, b = run.node("a"), run.node("b")
+        reply = await a.register(metrics_address="127.0.0.1:1", gpu=pb.GpuSpecs(name="T4"))
+        assert (reply.node_id, reply.task, reply.manifest.total_bytes) == ("a", "digits", 32)
+        waiting = asyncio.create_task(a.work())
+        await b.register()
+        first_a, first_b = await waiting, await b.work()
+        assert first_a.order.work == pb.WorkId(run_id=a.run_id, round=1, node_id="a", attempt=1)
+        assert {o.order.shard.index for o in (first_a, first_b)} == {0, 1}
+        np.testing.assert_array_equal(first_a.parameters, first_b.parameters)
+        start = first_a.parameters
+        assert await a.push(first_a, np.full(8, 1.0, np.float32), samples=1) == pb.PushUpdateReply.ACCEPTED
+        assert await b.push(first_b, np.full(8, 4.0, np.float32), samples=3) == pb.PushUpdateReply.ACCEPTED
+        assert await a.push(first_a, np.full(8, 9.0, np.float32)) == pb.PushUpdateReply.DUPLICATE
+        second = await a.work()
+        np.testing.assert_allclose(second.parameters, start + 3.25, rtol=1e-6)
+        progress = await a.stub.GetUploadProgress(first_a.order.work, metadata=a.metadata)
+        assert progress.accepted
+        await b.work()
+        assert await a.push(second, np.zeros(8, np.float32)) == pb.PushUpdateReply.ACCEPTED
+        again = pb.LeaveRequest(node_id="b", run_id=b.run_id, reason="enough")
+        await b.stub.Leave(again, metadata=b.metadata)
+        assert await a.pull() == "completed"
+        assert await a.heartbeat() == pb.HeartbeatReply.SHUT_DOWN
+        assert await asyncio.wait_for(run.done, 15) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["state"] == "completed"
+    assert summary["rounds"] == 2
+    assert summary["nodes"]["a"]["rounds_contributed"] == 2
+    rows = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    assert [(r["round"], r["reason"], r["samples"]) for r in rows] == [
+        (1, "all_contributed", 4),
+        (2, "survivors_contributed", 4),
+    ]
+    assert list((tmp_path / "checkpoints").iterdir())
+
+
+async def test_a_broken_upload_goes_on_where_it_stopped_and_leaves_no_trace_in_the_mean(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        a = run.node("a")
+        await a.register()
+        order = await a.work()
+        pieces = list(chunks(np.full(8, 2.0, np.float32), chunk_bytes=8))
+        reply = await a.push_parts([a.header(order.order), *pieces[:2]])
+        assert (reply.outcome, reply.next_offset) == (pb.PushUpdateReply.INCOMPLETE, 16)
+        progress = await a.stub.GetUploadProgress(order.order.work, metadata=a.metadata)
+        assert (progress.next_offset, progress.accepted) == (16, False)
+        corrupt = Chunk(16, pieces[2].data, pieces[2].crc32c ^ 1)
+        code, _ = await code_of(a.push_parts([a.header(order.order), corrupt]))
+        assert code is grpc.StatusCode.DATA_LOSS
+        reply = await a.push_parts([a.header(order.order), *pieces[2:]])
+        assert reply.outcome == pb.PushUpdateReply.ACCEPTED
+        following = await a.work()
+        np.testing.assert_allclose(following.parameters, order.parameters + 2.0, rtol=1e-6)
+
+
+async def test_what_cannot_be_used_is_answered_counted_and_hurts_nobody(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        a = run.node("a")
+        await a.register()
+        order = await a.work()
+        bad = np.zeros(8, np.float32)
+        bad[5] = np.nan
+        code, text = await code_of(a.push(order, bad))
+        assert code is grpc.StatusCode.OUT_OF_RANGE
+        assert "NaN" in text
+        order = await a.work()
+        assert order.order.work.attempt == 2
+        other = pb.Manifest(dtype="float32", total_bytes=4, tensors=[pb.TensorSpec(name="bias", shape=[1])])
+        parts = [a.header(order.order, manifest=other), *chunks(np.zeros(1, np.float32))]
+        code, text = await code_of(a.push_parts(parts))
+        assert code is grpc.StatusCode.ABORTED
+        assert "weight" in text
+        beyond = [a.header(order.order), *chunks(np.zeros(9, np.float32))]
+        assert (await code_of(a.push_parts(beyond)))[0] is grpc.StatusCode.ABORTED
+        order = await a.work()
+        for fields in ({"samples": 0}, {"compute_seconds": -1.0}, {"compute_seconds": float("nan")}):
+            code, _ = await code_of(a.push(order, np.zeros(8, np.float32), **fields))
+            assert code is grpc.StatusCode.ABORTED
+        assert (await code_of(a.push_parts([])))[0] is grpc.StatusCode.ABORTED
+        assert await a.push(order, np.ones(8, np.float32), samples=1 << 39) == pb.PushUpdateReply.ACCEPTED
+        series = run.get("/metrics")
+        assert 'hypergpu_updates_rejected_total{error="NonFiniteUpdate"} 1.0' in series
+        assert "hypergpu_samples_total 4.0" in series
+        assert await a.heartbeat() == pb.HeartbeatReply.CONTINUE
+
+
+async def test_checks_of_names_sizes_and_membership(tmp_path: Path) -> None:
+    async with running(tmp_path, server={"max_nodes": 2}) as run:
+        for name in ("", "../etc", "a" * 65, "a b"):
+            node = run.node("x")
+            node.metadata = []
+            if name:
+                code, _ = await code_of(node.register(node_id=name))
+                assert code is grpc.StatusCode.INVALID_ARGUMENT
+            else:
+                assert (await node.register(node_id="")).node_id == "node_1"
+        a, stranger = run.node("a"), run.node("stranger")
+        code, text = await code_of(a.register(node_id="b"))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "'b'" in text
+        await a.register()
+        assert (await code_of(stranger.register()))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+        code, _ = await code_of(a.heartbeat(report=b"x" * 1025))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert await a.heartbeat(report=b'{"network": {"attempts": 10, "failures": 1}}') == pb.HeartbeatReply.CONTINUE
+        a.run_id = "another"
+        assert await a.heartbeat() == pb.HeartbeatReply.REGISTER_AGAIN
+        assert (await code_of(a.pull()))[0] is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_an_update_after_the_deadline_is_late_and_the_node_is_told_to_stop(tmp_path: Path) -> None:
+    async with running(tmp_path, training={"min_nodes": 2, "rounds": 50, "quorum": 0.5}) as run:
+        a, b = run.node("a"), run.node("b")
+        await a.register()
+        await b.register()
+        for _ in range(2):
+            for node in (a, b):
+                order = await node.work()
+                await node.push(order, np.zeros(8, np.float32))
+        late = await b.work()
+        order = await a.work()
+        await a.push(order, np.zeros(8, np.float32))
+        ahead = await a.work()  # once the deadline of about a second has passed
+        assert ahead.order.work.round == late.order.work.round + 1
+        assert await b.heartbeat("training") == pb.HeartbeatReply.ABANDON_WORK
+        assert await b.push(late, np.zeros(8, np.float32)) == pb.PushUpdateReply.LATE
+        nodes = {n.node_id: n for n in (await run.control.ListNodes(pb.ListNodesRequest())).nodes}
+        assert nodes["b"].late == 1
+
+
+async def test_the_join_token_is_asked_of_everybody_but_health_and_reflection(tmp_path: Path) -> None:
+    async with running(tmp_path, token="secret") as run:
+        assert (await code_of(run.node("a").register()))[0] is grpc.StatusCode.UNAUTHENTICATED
+        wrong = run.node("a", "wrong")
+        wrong.run_id = "x"
+        assert (await code_of(wrong.pull()))[0] is grpc.StatusCode.UNAUTHENTICATED
+        assert (await code_of(wrong.push_parts([])))[0] is grpc.StatusCode.UNAUTHENTICATED
+        assert (await code_of(run.control.GetStatus(pb.GetStatusRequest())))[0] is grpc.StatusCode.UNAUTHENTICATED
+        await run.node("a", "secret").register()
+        checks: Any = health_pb2_grpc.HealthStub(run.channel)
+        health = await checks.Check(health_pb2.HealthCheckRequest())
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_control_and_http(tmp_path: Path) -> None:
+    async with running(tmp_path, training={"rounds": 9}) as run:
+        watch = run.control.WatchEvents(pb.WatchEventsRequest(replay=10))
+        assert "waiting" in (await run.control.GetStatus(pb.GetStatusRequest())).state
+        a = run.node("a")
+        await a.register(metrics_address="127.0.0.1:9000", gpu=pb.GpuSpecs(name="T4"))
+        event = await asyncio.wait_for(watch.read(), 5)
+        assert event.kind == "node_joined"
+        assert json.loads(event.json)["node"] == "a"
+        order = await a.work()
+        status = await run.control.Pause(pb.PauseRequest())
+        assert status.state == "paused"
+        await a.push(order, np.zeros(8, np.float32))
+        assert await a.pull(wait=0.2) is None
+        status = await run.control.Resume(pb.ResumeRequest())
+        assert (await a.work()).order.work.round == 2
+        info = await run.control.SetNodeRule(pb.SetNodeRuleRequest(node_id="a", rule=pb.SetNodeRuleRequest.EXCLUDE))
+        assert (info.node_id, info.rule, info.gpu, info.rounds_contributed) == ("a", "exclude", "T4", 1)
+        code, text = await code_of(
+            run.control.SetNodeRule(pb.SetNodeRuleRequest(node_id="aa", rule=pb.SetNodeRuleRequest.INCLUDE))
+        )
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "did you mean 'a'" in text
+        code, text = await code_of(run.control.SetPolicy(pb.SetPolicyRequest(policy="reactiv")))
+        assert "'reactive'" in text
+        assert (await run.control.SetPolicy(pb.SetPolicyRequest(policy="proactive"))).policy == "proactive"
+        assert json.loads(run.get("/sd")) == [{"targets": ["127.0.0.1:9000"], "labels": {"node_id": "a"}}]
+        assert run.get("/healthz").startswith("training, round 2 of 9")
+        assert "hypergpu_nodes_connected 1.0" in run.get("/metrics")
+        status = await run.control.Stop(pb.StopRequest(reason="enough"))
+        assert status.state == "stopped"
+
+
+async def test_resuming_goes_on_after_the_last_checkpoint(tmp_path: Path) -> None:
+    async with running(tmp_path, training={"rounds": 9, "checkpoint_every": 1}) as run:
+        a = run.node("a")
+        await a.register()
+        for _ in range(3):
+            await a.push(await a.work(), np.ones(8, np.float32))
+        before = await a.work()
+    async with running(tmp_path, resume=True, training={"rounds": 9}) as run:
+        again = run.node("a")
+        again.run_id = a.run_id
+        assert await again.heartbeat() == pb.HeartbeatReply.REGISTER_AGAIN
+        await again.register()
+        assert again.run_id != a.run_id
+        order = await again.work()
+        assert order.order.work.round == 4
+        np.testing.assert_array_equal(order.parameters, before.parameters)
+        assert order.order.shard.cursor == before.order.shard.cursor
+        nodes = (await run.control.ListNodes(pb.ListNodesRequest())).nodes
+        assert [(n.node_id, n.rounds_contributed) for n in nodes] == [("a", 3)]
+
+
+async def test_a_node_that_stops_listening_costs_the_others_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path, training={"min_nodes": 2}) as run:
+        a, b = run.node("a"), run.node("b")
+        await a.register()
+        await b.register()
+        call = a._pull(pb.PullWorkRequest(node_id="a", run_id=a.run_id, wait_seconds=5), metadata=a.metadata)
+        await call.read()
+        call.cancel()
+        order = await b.work()
+        assert await b.push(order, np.zeros(8, np.float32)) == pb.PushUpdateReply.ACCEPTED
+        assert (await a.work()).order.work.attempt == 2
