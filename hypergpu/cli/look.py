@@ -4,11 +4,20 @@ import asyncio
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.live import Live
 
 from hypergpu.cli.running import AsJson, on_cluster
-from hypergpu.cli.show import QUALITY_STYLE, STATE_STYLE, as_dict, duration, new_table, print_json, print_table, styled
+from hypergpu.cli.show import (
+    QUALITY_STYLE,
+    STATE_STYLE,
+    as_dict,
+    duration,
+    new_console,
+    new_table,
+    print_json,
+    print_table,
+    styled,
+)
 from hypergpu.client import Client
 from hypergpu.dashboard import ENDED, History, dashboard, take_snapshot
 from protos import coordinator_pb2 as pb
@@ -74,7 +83,7 @@ async def status(
     if as_json:
         print_json({**as_dict(now.status), "nodes": now.nodes})
         return
-    Console().print(dashboard(now, await _past(client), height=40))
+    new_console().print(dashboard(now, await _past(client), height=40))
 
 
 @on_cluster
@@ -97,7 +106,7 @@ async def logs(
 
 
 async def _watch(client: Client, interval: float) -> None:
-    console = Console()
+    console = new_console()
     history = await _past(client)
     with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
         while True:

@@ -28,12 +28,15 @@ def print_json(value: Any) -> None:
     print(json.dumps(_plain(value), indent=2))
 
 
+def new_console(width: int = 100) -> Console:
+    """Standard output; `width` columns where it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=width)
+
+
 def print_table(table: Table) -> None:
     """Print a table as wide as the terminal, or as it needs to be where there is none."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(table)
+    new_console(width=160).print(table)
 
 
 def new_table(*headings: str, title: str | None = None) -> Table:

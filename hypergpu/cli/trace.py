@@ -1,0 +1,87 @@
+"""`hypergpu trace`: real paths as files that a link can replay."""
+
+import asyncio
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.errors import InvalidInput
+from common.rpc import Tls
+from hypergpu.cli.running import Authority, Insecure, transport
+from hypergpu.recording import record as record_rows
+from netsim_proxy.link.traces import Row, format_trace, mahimahi_rows, parse_mahimahi
+
+app = typer.Typer(help="Real paths as files that a link can replay.", no_args_is_help=True)
+
+Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The CSV to write.")]
+
+
+class Format(StrEnum):
+    """Foreign formats of traces."""
+
+    MAHIMAHI = "mahimahi"
+
+
+@app.command()
+def record(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Any gRPC server with the health service.")],
+    out: Out,
+    *,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 60.0,
+    row_seconds: Annotated[float, typer.Option(min=0.1, help="Length of a row.")] = 1.0,
+    calls_per_row: Annotated[int, typer.Option(min=1, max=1000, help="Calls that make up a row.")] = 10,
+    tls_ca: Authority = None,
+    insecure: Insecure = False,
+) -> None:
+    """Measure the round trips and losses of the path to a gRPC server.
+
+    Example: hypergpu trace record coordinator.example:50051 --out path.csv
+    """
+    tls = transport(address, tls_ca, insecure)
+    rows = asyncio.run(_rows(address, tls, seconds, row_seconds=row_seconds, calls_per_row=calls_per_row))
+    _write(out, format_trace(rows, f"Round trips to {address}, measured by hypergpu trace record"))
+
+
+@app.command(name="import")
+def import_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The trace; of Mahimahi, that of the uplink.")],
+    out: Out,
+    *,
+    trace_format: Annotated[Format, typer.Option("--format", help="What it is.")] = Format.MAHIMAHI,
+    down: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="That of the downlink; by default the same.")
+    ] = None,
+    rtt_ms: Annotated[float, typer.Option(min=0, help="Round trip, which such a file does not hold.")] = 40.0,
+    row_seconds: Annotated[float, typer.Option(min=0.01, help="Length of a row.")] = 0.5,
+) -> None:
+    """Turn a trace of another emulator into one that a link can replay.
+
+    Example: hypergpu trace import ATT-LTE-driving.up --down ATT-LTE-driving.down --out lte.csv
+    """
+    up_bins = parse_mahimahi(_read(file), str(file), row_seconds)
+    down_bins = parse_mahimahi(_read(down), str(down), row_seconds) if down else up_bins
+    _write(out, format_trace(mahimahi_rows(up_bins, down_bins, rtt_ms), f"From {file.name} ({trace_format.value})"))
+
+
+async def _rows(address: str, tls: Tls | None, seconds: float, *, row_seconds: float, calls_per_row: int) -> list[Row]:
+    rows = []
+    async for row in record_rows(address, tls, seconds=seconds, row_seconds=row_seconds, calls_per_row=calls_per_row):
+        typer.echo(f"{row.seconds:8.1f} s  {row.rtt_ms:8.2f} ms  {row.loss:6.1%} lost", err=True)
+        rows.append(row)
+    return rows
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(f"cannot write {file}: {error.strerror}") from error
