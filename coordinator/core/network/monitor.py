@@ -184,11 +184,15 @@ class NetworkQualityMonitor:
         return self._alerts.alerts(least, include_closed=include_closed)
 
     def update(self) -> dict[str, ConnectionQuality]:
-        """Advance forecasts, classes and alerts; returns the links whose class changed."""
+        """Advance forecasts, classes and alerts; returns the links whose class is not what `update` said last.
+
+        Asking for a class moves it too, so what it was a moment ago says nothing.
+        """
         self._links.advance_forecasts()
-        before = self._classes.copy()
         self._review_alerts()
-        changed = np.flatnonzero(before != self._classes)
+        told = self._links.counter("told")[: len(self._links.index)]
+        changed = np.flatnonzero(told != self._classes)
+        told[:] = self._classes
         return {self._links.index.ids[row]: q.CLASSES[self._classes[row]] for row in changed}
 
     # ------------------------------------------------------------ for decisions, in arrays

@@ -31,7 +31,7 @@ class LinkRecords:
         }
         self._ints = {
             name: np.zeros(0, np.int64)
-            for name in ("streak", "seen", "forecast_at", "then_count", "quality", "seen_before")
+            for name in ("streak", "seen", "forecast_at", "then_count", "quality", "told", "seen_before")
         }
 
     def add(self, node_id: str, now: float) -> bool:
@@ -45,7 +45,7 @@ class LinkRecords:
         self._floats = {name: grown(column, row + 1, 0.0) for name, column in self._floats.items()}
         self._ints = {name: grown(column, row + 1, 0) for name, column in self._ints.items()}
         self._floats["last_seen"][row] = now
-        self._ints["quality"][row] = -1
+        self._ints["quality"][row] = self._ints["told"][row] = -1
         self._floats["level"][row] = self._floats["then_ms"][row] = np.nan
         return True
 

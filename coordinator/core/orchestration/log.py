@@ -48,13 +48,15 @@ class DecisionLog:
         self.latest.extend(taken)
         return taken
 
-    def classes(self, changed: Iterable[LinkProfile]) -> None:
-        """Links whose class changed."""
+    def classes(self, changed: Iterable[LinkProfile], counts: Figures | None = None) -> None:
+        """Links whose class changed; with `counts`, how many links are in each class now."""
         for profile in changed:
             figures: dict[str, float | int | str] = {"quality": str(profile.quality), "score": profile.score}
             if math.isfinite(profile.latency_ms):
                 figures |= {"latency_ms": profile.latency_ms, "loss_rate": profile.loss_rate}
             self.decide(DecisionKind.QUALITY, profile.node_id, ClusterReason.CLASS_CHANGED, figures)
+        if counts:
+            self.decide(DecisionKind.QUALITY, CLUSTER, ClusterReason.CLASS_CHANGED, counts)
 
     def standings(self, changes: Iterable[tuple[str, StandingChange]]) -> None:
         """Quarantines, probations, returns."""

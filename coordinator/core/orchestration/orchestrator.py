@@ -109,8 +109,10 @@ class AdaptiveOrchestrator:
         for node_id in available:
             if node_id not in self._registered:
                 self.register_node(node_id)
-        changed = list(self.monitor.update())[:LISTED]
-        self._log.classes(self.monitor.get_node_profiles(changed))
+        changed = list(self.monitor.update())
+        many = changed and len(self._registered) > LISTED
+        counts = self.monitor.get_cluster_health_summary()["quality"] if many else None
+        self._log.classes(self.monitor.get_node_profiles(changed[:LISTED]), counts)
         self._available = len(available)
         if self.phase is Phase.WARM_UP and self._rounds_begun >= self._settings.warmup_rounds:
             self._enter(Phase.ADAPTIVE, PhaseReason.LINKS_MEASURED, {"rounds": self._rounds_begun})

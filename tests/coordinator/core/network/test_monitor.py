@@ -195,6 +195,16 @@ def test_an_unknown_node_is_named_with_the_nearest() -> None:
             ask("node_l")
 
 
+def test_a_change_is_told_by_update_though_somebody_looked_before() -> None:
+    monitor, _ = monitor_of("a", "b")
+    monitor.update()
+    for _ in range(50):
+        monitor.record_communication("a", 2.0, True)
+    assert monitor.get_node_quality("a") is ConnectionQuality.EXCELLENT
+    assert monitor.update() == {"a": ConnectionQuality.EXCELLENT}
+    assert monitor.update() == {}
+
+
 def test_a_clock_that_stands_still_does_no_harm() -> None:
     monitor, _ = monitor_of("a")
     for _ in range(50):
