@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 
-from hypergpu.simulation.scenario import ComputeTimes, Nodes, Scenario
+from hypergpu.simulation.scenario import ComputeTimes, Scenario
 from node.core.compute import ComputeModel
-from node.core.gpu import specs_from
 
 # Forward and backward on one core of a server of 2023, `Trainer.time_step` at two batches. A node measures its own
 # machine; here they are fixed, so that the same scenario gives the same bytes on every machine.
@@ -20,19 +19,18 @@ class SimulatedCards:
 
     def __init__(self, scenario: Scenario) -> None:
         times = scenario.compute or TASK_TIMES.get(scenario.config.training.task, ComputeTimes())
-        self._models: dict[str, ComputeModel] = {}
-        self._speeds: dict[str, float] = {}
-        for group in scenario.nodes:
-            for index, name in enumerate(group.names()):
-                self._speeds[name] = group.speed
-                self._models[name] = ComputeModel(
-                    specs_from(in_turn(group.gpu, index)),
-                    seconds_per_step=times.seconds_per_step / group.speed,
-                    seconds_per_sample=times.seconds_per_sample / group.speed,
-                    spread=times.spread,
-                    seed=scenario.seed,
-                    node_id=name,
-                )
+        speeds = {name: group.speed for group in scenario.nodes for name in group.names()}
+        self._models = {
+            name: ComputeModel(
+                specs,
+                seconds_per_step=times.seconds_per_step / speeds[name],
+                seconds_per_sample=times.seconds_per_sample / speeds[name],
+                spread=times.spread,
+                seed=scenario.seed,
+                node_id=name,
+            )
+            for name, specs in scenario.cards().items()
+        }
 
     def seconds(self, node_id: str, step: int, batch_size: int, steps: int, now: float) -> float:
         """As `Compute.seconds`."""
@@ -52,13 +50,3 @@ class MeasuredCompute:
         """As `Compute.seconds`."""
         del step, now
         return steps * (self._per_step[node_id] + self._per_sample[node_id] * batch_size)
-
-
-def in_turn(value: str | list[str], index: int) -> str:
-    """The value itself, or the one of a list whose turn it is."""
-    return value if isinstance(value, str) else value[index % len(value)]
-
-
-def group_of(scenario: Scenario) -> Mapping[str, tuple[Nodes, int]]:
-    """The group and the index in it of each node."""
-    return {name: (group, index) for group in scenario.nodes for index, name in enumerate(group.names())}

@@ -15,6 +15,7 @@ What it leaves out: data that differs between shards, drift of long local work, 
 from real runs: `python -m hypergpu.simulation.fit digits`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -51,12 +52,13 @@ class Convergence:
 
     def loss(self, path: float) -> float:
         """Held-out loss after a path of full steps."""
-        return self.loss_floor + (self.loss_start - self.loss_floor) * (1 + path / self.loss_scale) ** -self.loss_power
+        missing = self.loss_start - self.loss_floor
+        return self.loss_floor + missing * math.pow(1 + path / self.loss_scale, -self.loss_power)
 
     def accuracy(self, path: float) -> float:
         """Held-out accuracy after a path of full steps."""
         missing = self.accuracy_ceiling - self.accuracy_start
-        return self.accuracy_ceiling - missing * (1 + path / self.accuracy_scale) ** -self.accuracy_power
+        return self.accuracy_ceiling - missing * math.pow(1 + path / self.accuracy_scale, -self.accuracy_power)
 
     def progress(self, steps: float, samples_per_step: float, learning_rate: float) -> float:
         """Full steps that `steps` local steps are worth."""
@@ -102,6 +104,16 @@ class ModelledLearning:
     def model_bytes(self) -> int:
         """As `Learning.model_bytes`."""
         return self._model.model_bytes
+
+    @property
+    def samples(self) -> int:
+        """As `Learning.samples`: as many as there are shards."""
+        return 1 << 62
+
+    @property
+    def update_norms(self) -> tuple[float, float] | None:
+        """As `Learning.update_norms`."""
+        return None
 
     def train(self, order: ev.Assign) -> Trained:
         """As `Learning.train`."""

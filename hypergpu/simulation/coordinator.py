@@ -7,24 +7,11 @@ from common.errors import NonFiniteUpdate
 from coordinator.core import events as ev
 from coordinator.core.adaptation import Adaptation
 from coordinator.core.rounds import RoundMachine
+from coordinator.links import NodeLinks
 from hypergpu.simulation.calls import Call
 from hypergpu.simulation.learning import Learning
 from hypergpu.simulation.node import Directive, SimulatedNode
 from hypergpu.simulation.virtual_time import VirtualTime
-
-
-class LinkMonitor(Protocol):
-    """Who is told how communication with the nodes goes: `NetworkQualityMonitor` is one."""
-
-    def register_node(self, node_id: str) -> object:
-        """A node joined."""
-        ...
-
-    def observe_counters(
-        self, node_id: str, *, attempts: int, failures: int, latency_ms: float | None = None
-    ) -> object:
-        """What a node's heartbeat reports: totals of its process, and its latest round trip."""
-        ...
 
 
 class Recorder(Protocol):
@@ -50,7 +37,7 @@ class VirtualCoordinator:
         time: the clock and what is due.
         machine: the rounds; told of silence (`NodeLost`) rather than looking for it.
         learning: what comes of the work.
-        monitor: None where nobody wants to know of the links.
+        links: told of how communication with the nodes goes.
         recorder: keeps the events and rounds.
         lost_after_seconds: silence after which a node is lost.
         evaluation_seconds: what the step and the evaluation between two rounds take.
@@ -62,7 +49,7 @@ class VirtualCoordinator:
         time: VirtualTime,
         machine: RoundMachine,
         learning: Learning,
-        monitor: LinkMonitor | None,
+        links: NodeLinks,
         recorder: Recorder,
         *,
         lost_after_seconds: float,
@@ -70,7 +57,7 @@ class VirtualCoordinator:
         round_begins: Callable[[int], None],
     ) -> None:
         self.machine = machine
-        self._time, self._learning, self._monitor, self._recorder = time, learning, monitor, recorder
+        self._time, self._learning, self._links, self._recorder = time, learning, links, recorder
         self._lost_after, self._evaluation_seconds = lost_after_seconds, evaluation_seconds
         self._round_begins = round_begins
         self._nodes: dict[str, SimulatedNode] = {}
@@ -104,8 +91,7 @@ class VirtualCoordinator:
         new = node.node_id not in self.machine.members.connected
         self._nodes[node.node_id] = node
         self._seen(node)
-        if self._monitor is not None:
-            self._monitor.register_node(node.node_id)
+        self._links.register(node.node_id, node.largest_batch)
         self.dispatch(ev.NodeJoined(node.node_id, str(node.incarnation), node.largest_batch, node.info))
         if new:
             self._time.at(node.last_seen + self._lost_after, self._is_it_silent, node)
@@ -167,10 +153,8 @@ class VirtualCoordinator:
         if node.node_id not in members.connected:
             return Directive.REGISTER_AGAIN
         node.last_seen = max(node.last_seen, at)
-        if self._monitor is not None:
-            self._monitor.observe_counters(
-                node.node_id, attempts=node.attempts, failures=node.failures, latency_ms=rtt_ms or None
-            )
+        report = {"network": {"attempts": node.attempts, "failures": node.failures}}
+        self._links.heard(node.node_id, report, rtt_ms)
         return Directive.ABANDON_WORK if node.node_id in members.straggling else Directive.CONTINUE
 
     def _seen(self, node: SimulatedNode) -> None:
@@ -214,7 +198,7 @@ class VirtualCoordinator:
     def _evaluate(self, closed: ev.CloseRound) -> None:
         loss, accuracy = self._learning.evaluate() if closed.evaluate else (None, None)
         self._recorder.round_closed(closed, loss, accuracy, self._time.now)
-        self.dispatch(ev.Evaluated(closed.round, loss, accuracy))
+        self.dispatch(ev.Evaluated(closed.round, loss, accuracy, self._learning.update_norms))
 
     def _abandon_round(self, effect: ev.AbandonRound) -> None:
         del effect

@@ -1,7 +1,7 @@
 """Fits the model of convergence to real runs of a task: `python -m hypergpu.simulation.fit digits`.
 
-The runs have perfect links and the task's default learning rate; they differ in nodes and batch, so that the noise scale
-shows. Residuals are of the logarithm of the loss and of the accuracy, at every round.
+The runs have perfect links and the task's default learning rate; they differ in nodes and batch, so that the
+noise scale shows. Residuals are of the logarithm of the loss and of the accuracy, at every round.
 """
 
 from dataclasses import replace

@@ -33,6 +33,16 @@ class Learning(Protocol):
         """Of the flat buffer that travels."""
         ...
 
+    @property
+    def samples(self) -> int:
+        """Of the training data."""
+        ...
+
+    @property
+    def update_norms(self) -> tuple[float, float] | None:
+        """Of the last step, as `GlobalModel.update_norms`; None where they are not known."""
+        ...
+
     def train(self, order: ev.Assign) -> Trained:
         """Do a unit of work on the current parameters."""
         ...
@@ -76,6 +86,16 @@ class RealLearning:
     def model_bytes(self) -> int:
         """As `Learning.model_bytes`."""
         return self._model.manifest.total_bytes
+
+    @property
+    def samples(self) -> int:
+        """As `Learning.samples`."""
+        return count(self._task.train)
+
+    @property
+    def update_norms(self) -> tuple[float, float] | None:
+        """As `Learning.update_norms`."""
+        return self._model.update_norms
 
     def train(self, order: ev.Assign) -> Trained:
         """As `Learning.train`."""
@@ -126,4 +146,3 @@ class RealLearning:
 def on_one_thread() -> None:
     """Let torch add in one order only, so that the same seed gives the same bytes."""
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)

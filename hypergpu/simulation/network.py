@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from common.draws import Draws
 from hypergpu.simulation.calls import Line
-from hypergpu.simulation.compute import in_turn
 from hypergpu.simulation.node import SimulatedNode
 from hypergpu.simulation.scenario import Churn, Scenario
 from hypergpu.simulation.virtual_time import VirtualTime
@@ -15,15 +14,11 @@ from netsim_proxy.link.outcomes import LossModel
 
 def make_lines(scenario: Scenario, time: VirtualTime) -> dict[str, Line]:
     """The line of each node, in the order of the scenario."""
-    lines = {}
-    for group in scenario.nodes:
-        for index, name in enumerate(group.names()):
-            profile = scenario.find_profile(in_turn(group.profile, index))
-            link = Link(
-                name, profile, scenario.seed, loss_model=LossModel(scenario.loss_model), profiles=scenario.find_profile
-            )
-            lines[name] = Line(time, link)
-    return lines
+    find, loss_model = scenario.profile_finder(), LossModel(scenario.loss_model)
+    return {
+        name: Line(time, Link(name, profile, scenario.seed, loss_model=loss_model, profiles=find))
+        for name, profile in scenario.links().items()
+    }
 
 
 class Network:

@@ -1,11 +1,11 @@
 """A node in virtual time: what `node/agent.py` says on the wire, in the same order, without the waiting."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Final, Protocol
 
+from common.config import SystemConfig
 from common.draws import Draws
-from common.rpc import retry_delays
 from coordinator.core import events as ev
 from hypergpu.simulation import wire
 from hypergpu.simulation.calls import Call, Line
@@ -14,8 +14,6 @@ from netsim_proxy.link.outcomes import Deliver, Direction
 
 UP: Final = Direction.UP
 DOWN: Final = Direction.DOWN
-POLL_SECONDS: Final = 20.0
-"""How long a node lets the coordinator wait with an answer to PullWork."""
 
 
 class Directive(Enum):
@@ -74,9 +72,9 @@ class SimulatedNode:
     """
 
     __slots__ = (
-        "_again", "_compute", "_computed_seconds", "_delays", "_draws", "_heartbeat_seconds", "_held_bytes", "_host",
-        "_model_bytes", "_next_beat", "_order", "_rtt_ms", "_step", "_time", "_watching", "attempts", "failures",
-        "incarnation", "info", "largest_batch", "last_seen", "line", "node_id", "running",
+        "_again", "_compute", "_computed_seconds", "_draws", "_failed_in_a_row", "_heartbeat_seconds", "_held_bytes",
+        "_host", "_model_bytes", "_next_beat", "_order", "_rtt_ms", "_settings", "_step", "_time", "_waits",
+        "_watching", "attempts", "failures", "incarnation", "info", "largest_batch", "last_seen", "line", "node_id", "running",
     )  # fmt: skip
 
     def __init__(
@@ -89,7 +87,7 @@ class SimulatedNode:
         *,
         seed: int,
         model_bytes: int,
-        heartbeat_seconds: float,
+        config: SystemConfig,
         info: Mapping[str, str],
     ) -> None:
         self.node_id = node_id
@@ -104,9 +102,10 @@ class SimulatedNode:
         self.last_seen = 0.0
         """When the coordinator last heard of it."""
         self._host, self._time, self._compute = host, time, compute
-        self._model_bytes, self._heartbeat_seconds = model_bytes, heartbeat_seconds
-        self._draws = Draws(seed, node_id, "retry")
-        self._delays: Iterator[float] | None = None
+        self._model_bytes, self._heartbeat_seconds = model_bytes, config.server.heartbeat_seconds
+        self._settings = config.node
+        self._draws = Draws(seed, "backoff", node_id)
+        self._waits = self._failed_in_a_row = 0
         self._again: Callable[[], None] = self._register
         self._step = 0
         self._order: ev.Assign | None = None
@@ -143,15 +142,21 @@ class SimulatedNode:
         """Begin an RPC; should it fail, `again` follows after a while."""
         if self._next_beat <= self._time.clock.now:
             self.catch_up()
-        self.attempts += 1
         self._again = again
         return self.line.call(self._failed)
 
     def _failed(self) -> None:
+        self.attempts += 1
         self.failures += 1
-        if self._delays is None:
-            self._delays = retry_delays(Draws(self._draws.bits(self.attempts), self.node_id))
-        self._time.at(self._time.now + next(self._delays), self._retry, self._again, self.incarnation)
+        self._failed_in_a_row += 1
+        # Full jitter below a bound that doubles, as the life cycle of the agent has it.
+        settings = self._settings
+        bound = min(
+            settings.backoff_cap_seconds, settings.backoff_base_seconds * 2.0 ** min(self._failed_in_a_row - 1, 30)
+        )
+        seconds = bound * self._draws.uniform(self._waits)
+        self._waits += 1
+        self._time.at(self._time.now + seconds, self._retry, self._again, self.incarnation)
 
     def _retry(self, again: Callable[[], None], incarnation: int) -> None:
         if self.running and self.incarnation == incarnation and self.line.work is None and self._again == again:
@@ -159,7 +164,8 @@ class SimulatedNode:
 
     def _done(self, call: Call) -> None:
         call.close()
-        self._delays = None
+        self.attempts += 1
+        self._failed_in_a_row = 0
 
     def _register(self) -> None:
         call = self._call(self._register)
@@ -172,7 +178,7 @@ class SimulatedNode:
     def _pull(self) -> None:
         call = self._call(self._pull)
         call.send(UP, wire.REQUEST_BYTES, 1, True, self._host.work_requested, self, call)
-        self._time.at(self._time.now + POLL_SECONDS, self._poll_over, call)
+        self._time.at(self._time.clock.now + self._settings.pull_wait_seconds, self._poll_over, call)
 
     def _pull_next(self, call: Call) -> None:
         self._done(call)

@@ -7,14 +7,16 @@ from typing import Any
 
 from coordinator.core.orchestration import build_orchestrator
 from coordinator.core.rounds import RoundMachine
-from hypergpu.simulation.compute import SimulatedCards, in_turn
+from coordinator.core.shards import ShardTable
+from coordinator.links import NodeLinks
+from hypergpu.simulation.compute import SimulatedCards
 from hypergpu.simulation.convergence import ModelledLearning
 from hypergpu.simulation.coordinator import Punctual, VirtualCoordinator
 from hypergpu.simulation.learning import Learning, RealLearning, on_one_thread
 from hypergpu.simulation.network import ComesAndGoes, Network, make_lines
 from hypergpu.simulation.node import Compute, SimulatedNode
 from hypergpu.simulation.records import Recording
-from hypergpu.simulation.scenario import Scenario
+from hypergpu.simulation.scenario import Scenario, in_turn
 from hypergpu.simulation.virtual_time import VirtualTime
 from netsim_proxy.link.outcomes import Direction
 from tasks import load_task
@@ -39,7 +41,9 @@ def simulate(scenario: Scenario, out: Path | None = None, *, compute: Compute | 
     learning = _learning(scenario)
     orchestrator = build_orchestrator(config, clock=time.clock)
     adaptation = Punctual(orchestrator)
-    machine = RoundMachine(config.training, adaptation, max_nodes=config.server.max_nodes)
+    machine = RoundMachine(
+        config.training, adaptation, max_nodes=config.server.max_nodes, shards=ShardTable(learning.samples)
+    )
     nodes: dict[str, SimulatedNode] = {}
     recording = Recording(scenario, machine, nodes, out)
     network = Network(scenario, time, nodes)
@@ -47,7 +51,7 @@ def simulate(scenario: Scenario, out: Path | None = None, *, compute: Compute | 
         time,
         machine,
         learning,
-        orchestrator.monitor,
+        NodeLinks(orchestrator),
         recording,
         lost_after_seconds=config.server.heartbeat_seconds * config.server.heartbeat_misses,
         evaluation_seconds=scenario.evaluation_seconds,
@@ -58,7 +62,7 @@ def simulate(scenario: Scenario, out: Path | None = None, *, compute: Compute | 
     cards = compute or SimulatedCards(scenario)
     for group in scenario.nodes:
         for index, name in enumerate(group.names()):
-            gpu = in_turn(group.gpu, index)
+            gpu, region = in_turn(group.gpu, index), in_turn(group.region, index)
             node = nodes[name] = SimulatedNode(
                 name,
                 lines[name],
@@ -67,8 +71,8 @@ def simulate(scenario: Scenario, out: Path | None = None, *, compute: Compute | 
                 cards,
                 seed=scenario.seed,
                 model_bytes=learning.model_bytes,
-                heartbeat_seconds=config.server.heartbeat_seconds,
-                info={"gpu": gpu} | ({"region": group.region} if group.region else {}),
+                config=config,
+                info={"gpu": gpu} | ({"region": region} if region else {}),
             )
             begin = node.start if group.churn is None else ComesAndGoes(node, group.churn, scenario.seed, time).begin
             time.at(group.joins_seconds, begin)

@@ -1,6 +1,8 @@
 """A scenario: who trains what over which links, and what happens on the way. Read from YAML, typed and closed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +12,10 @@ from common.config.section import Section
 from common.errors import ConfigError, InvalidInput, UnknownName
 from netsim_proxy.link.events import ALL, UPSTREAM, NetworkEvent
 from netsim_proxy.link.profiles import Profile, find_profile
+from netsim_proxy.link.regions import between_regions
+from netsim_proxy.profile_file import ProfileSection, build_profiles
+from netsim_proxy.scenario_file import EventSection
+from node.core.gpu import GPUSpecs, specs_from
 
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -31,12 +37,13 @@ class Nodes(Section):
     """The name; of a group, its beginning: `edge` with a count of 3 makes edge_0, edge_1 and edge_2."""
     count: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """How many; without it, one node that is called exactly `id`."""
-    gpu: str | list[str] = "laptop-cpu"
+    gpu: str | Annotated[list[str], Field(min_length=1)] = "laptop-cpu"
     """A preset of GPU specs; of a list, the nodes take one after the other."""
-    profile: str | list[str] = "good"
+    profile: str | Annotated[list[str], Field(min_length=1)] = "good"
     """The link: a profile's name; of a list, the nodes take one after the other."""
-    region: str = ""
-    """Where it stands: the latency to the coordinator's region comes on top of the profile's."""
+    region: str | Annotated[list[str], Field(min_length=1)] = ""
+    """Where it stands, as in eu-west: the distance to the coordinator's region comes on top of the profile. Of a list,
+    the nodes take one after the other."""
     speed: Annotated[float, Field(gt=0)] = 1.0
     """What its compute times are divided by, for a card that is faster or slower than its preset."""
     churn: Churn | None = None
@@ -47,56 +54,6 @@ class Nodes(Section):
     def names(self) -> list[str]:
         """The ids of its nodes."""
         return [self.id] if self.count is None else [f"{self.id}_{index}" for index in range(self.count)]
-
-
-class Event(Section):
-    """Something that happens to links, by time or by round; the fields are those of the proxy's events."""
-
-    type: str
-    """latency_spike, profile_change, disconnect, partition, bandwidth_collapse, flap, recovery."""
-    node: str | None = None
-    """The node (or group) that it happens to; "*" = all."""
-    nodes: tuple[str, ...] = ()
-    """More of them than one."""
-    at_seconds: Annotated[float, Field(ge=0)] | None = None
-    """When, since the start of the run."""
-    round: Annotated[int, Field(ge=1)] | None = None
-    """Or at the beginning of which round; without either, from the start."""
-    duration_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """How long; 0 = until a recovery."""
-    profile: str = ""
-    """Of a profile change."""
-    factor: Annotated[float, Field(ge=0)] = 0.0
-    """Of a latency spike: what latencies are multiplied by; of a bandwidth collapse: the share that is left."""
-    added_ms: Annotated[float, Field(ge=0)] = 0.0
-    """Of a latency spike: what a round trip gains."""
-    mode: str = ""
-    """Of a disconnection or flap: reset, black_hole, half_open."""
-    period_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """Of a flap: one time down and up again."""
-    group_b: tuple[str, ...] = ()
-    """Of a partition: the other side; the coordinator ("upstream") is on it unless it is named in `nodes`."""
-
-    def network_event(self, names: "Names") -> NetworkEvent:
-        """As the link model has it, groups spelt out.
-
-        Raises:
-            InvalidInput: it makes no sense. UnknownName: a node, type or mode that does not exist.
-        """
-        targets = [self.node] if self.node is not None else []
-        return NetworkEvent(
-            event_type=self.type,
-            nodes=tuple(names.spelt_out([*targets, *self.nodes])),
-            new_profile=self.profile,
-            scheduled_time=self.at_seconds,
-            scheduled_round=self.round,
-            duration_seconds=self.duration_seconds,
-            factor=self.factor,
-            added_ms=self.added_ms,
-            mode=self.mode,
-            period_seconds=self.period_seconds,
-            group_b=tuple(names.spelt_out(self.group_b)),
-        )
 
 
 class ComputeTimes(Section):
@@ -133,18 +90,18 @@ class Scenario(Section):
     """Real gradients, or the model of convergence (for thousands of nodes)."""
     loss_model: Literal["rpc", "transport"] = "rpc"
     """What a loss on a link looks like: an RPC that fails, or time that TCP takes to repair it."""
-    region: str = ""
+    region: str = "us-east"
     """The coordinator's."""
-    profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Link profiles of its own, as in the proxy's profile files."""
+    profiles: dict[str, ProfileSection] = Field(default_factory=dict)
+    """Link profiles of its own, by name, as in the proxy's profile files."""
     compute: ComputeTimes | None = None
     """Compute times; the task's own where it is left out."""
     evaluation_seconds: Annotated[float, Field(ge=0)] = 0.02
     """What the coordinator's step and evaluation take between two rounds."""
     config: SystemConfig = SystemConfig()
     """Everything else that can be configured."""
-    events: tuple[Event, ...] = ()
-    """What happens."""
+    events: tuple[EventSection, ...] = ()
+    """What happens to links, as in the proxy's scenarios; a node may also be the name of a group."""
 
     @model_validator(mode="after")
     def _shorthands(self) -> "Scenario":
@@ -170,7 +127,7 @@ class Scenario(Section):
         return self.target_accuracy if self.target_accuracy is not None else self.config.training.target_accuracy
 
     def names(self) -> "Names":
-        """Its nodes and groups.
+        """The ids of its nodes and groups.
 
         Raises:
             Misplaced: a node twice.
@@ -183,23 +140,61 @@ class Scenario(Section):
         Raises:
             Misplaced: one that makes no sense.
         """
-        names, found = self.names(), []
-        for index, event in enumerate(self.events):
+        names, find, found = self.names(), self.profile_finder(), []
+        for index, section in enumerate(self.events):
             try:
-                found.append(event.network_event(names))
-                if event.profile:
-                    self.find_profile(event.profile)
+                event = section.event()
+                targets = [event.target_node] if event.target_node is not None else []
+                nodes, group_b = names.spelt_out([*targets, *event.nodes]), names.spelt_out(event.group_b)
+                found.append(replace(event, target_node=None, nodes=tuple(nodes), group_b=tuple(group_b)))
+                if event.new_profile:
+                    find(event.new_profile)
             except InvalidInput as error:
                 raise Misplaced(("events", index), str(error)) from error
         return found
 
-    def find_profile(self, name: str) -> Profile:
-        """A link profile by name, the scenario's own first.
+    def profile_finder(self) -> Callable[[str], Profile]:
+        """Finds a link profile by name, the scenario's own first; the finder raises UnknownName.
 
         Raises:
-            UnknownName: there is none.
+            Misplaced: a profile of its own that is based on one that there is not.
         """
-        return find_profile(name)
+        try:
+            return partial(find_profile, custom=build_profiles(self.profiles))
+        except UnknownName as error:
+            broken = next(key for key, section in self.profiles.items() if section.based_on == error.name)
+            raise Misplaced(("profiles", broken, "based_on"), str(error)) from error
+
+    def links(self) -> dict[str, Profile]:
+        """The profile of each node's link, in the order of the nodes.
+
+        Raises:
+            Misplaced: a profile or region that there is not.
+        """
+        find, found = self.profile_finder(), {}
+        for at, group in enumerate(self.nodes):
+            for index, name in enumerate(group.names()):
+                try:
+                    profile, region = find(in_turn(group.profile, index)), in_turn(group.region, index)
+                    found[name] = between_regions(region, self.region, profile) if region else profile
+                except UnknownName as error:
+                    raise Misplaced(("nodes", at, error.kind), str(error)) from error
+        return found
+
+    def cards(self) -> dict[str, GPUSpecs]:
+        """The card of each node.
+
+        Raises:
+            Misplaced: one that there is not.
+        """
+        found = {}
+        for at, group in enumerate(self.nodes):
+            for index, name in enumerate(group.names()):
+                try:
+                    found[name] = specs_from(in_turn(group.gpu, index))
+                except InvalidInput as error:
+                    raise Misplaced(("nodes", at, "gpu"), str(error)) from error
+        return found
 
     def changed(self, **changes: Any) -> "Scenario":
         """A copy with other values at the top: `policy`, `seed`, `rounds`, `learning`, `config`."""
@@ -242,3 +237,8 @@ class Misplaced(ConfigError):
     def __init__(self, path: tuple[int | str, ...], message: str) -> None:
         self.path = path
         super().__init__(f"{'.'.join(map(str, path))}: {message}")
+
+
+def in_turn(value: str | list[str], index: int) -> str:
+    """The value itself, or of a list the one whose turn it is."""
+    return value if isinstance(value, str) else value[index % len(value)]

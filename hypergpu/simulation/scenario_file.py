@@ -2,18 +2,12 @@
 
 from pathlib import Path
 
-import yaml
-from pydantic import ValidationError
-
-from common.config.loading import explain, read_yaml
-from common.errors import ConfigError, InvalidInput, suggest
-from hypergpu.simulation.scenario import Misplaced, Nodes, Scenario
-from node.core.gpu import specs_from
+from common.errors import ConfigError, suggest
+from hypergpu.simulation.scenario import Misplaced, Scenario
+from netsim_proxy.yaml_text import parse_yaml, place
 
 SHIPPED = Path(__file__).resolve().parents[2] / "scenarios"
 """The scenarios of the repository."""
-
-KeyPath = tuple[int | str, ...]
 
 
 def load_scenario(source: str | Path) -> Scenario:
@@ -23,18 +17,28 @@ def load_scenario(source: str | Path) -> Scenario:
         ConfigError: it cannot be read, or does not hold; file, line and key are named.
     """
     file = _find(source)
-    tree = read_yaml(file)
     try:
-        scenario = Scenario.model_validate(tree)
-        _check(scenario)
-    except ValidationError as error:
-        faults = [
-            (fault["loc"], explain(Scenario, fault["loc"], fault["type"], fault["msg"])) for fault in error.errors()
-        ]
-        raise ConfigError("; ".join(f"{_place(file, path)}: {text}" for path, text in faults)) from error
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+    return parse_scenario(text, str(file), default_name=file.stem)
+
+
+def parse_scenario(text: str, name: str, default_name: str = "") -> Scenario:
+    """The scenario that a YAML text holds; `name` is what to call the text in errors.
+
+    Raises:
+        ConfigError: as `load_scenario`.
+    """
+    scenario = parse_yaml(Scenario, text, name)
+    try:
+        scenario.names()
+        scenario.links()
+        scenario.cards()
+        scenario.network_events()
     except Misplaced as error:
-        raise ConfigError(f"{_place(file, error.path)}: {error}") from error
-    return scenario if scenario.name else scenario.changed(name=file.stem)
+        raise ConfigError(f"{place(text, name, error.path)}: {error}") from error
+    return scenario if scenario.name else scenario.changed(name=default_name or name)
 
 
 def shipped_names() -> list[str]:
@@ -52,45 +56,3 @@ def _find(source: str | Path) -> Path:
     raise ConfigError(
         f"there is no scenario file {str(source)!r}, nor a shipped one{suggest(file.name, shipped_names())}"
     )
-
-
-def _check(scenario: Scenario) -> None:
-    """What needs more than types: names of nodes, cards, profiles, regions, events.
-
-    Raises:
-        Misplaced: names the place.
-    """
-    scenario.names()
-    for index, group in enumerate(scenario.nodes):
-        _check_names(scenario, index, group)
-    scenario.network_events()
-
-
-def _check_names(scenario: Scenario, index: int, group: Nodes) -> None:
-    for key, names, check in (
-        ("gpu", group.gpu, specs_from),
-        ("profile", group.profile, scenario.find_profile),
-    ):
-        for name in [names] if isinstance(names, str) else names:
-            try:
-                check(name)
-            except InvalidInput as error:
-                raise Misplaced(("nodes", index, key), str(error)) from error
-
-
-def _place(file: Path, path: KeyPath) -> str:
-    """FILE:LINE of the key at `path`, or of the nearest around it."""
-    node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    line = node.start_mark.line if node is not None else 0
-    for part in path:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
-            if found is None:
-                break
-            line, node = found[0].start_mark.line, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line
-        else:
-            break
-    return f"{file}:{line + 1}"
