@@ -25,6 +25,7 @@ from common.config import Section
 from common.errors import ConfigError, UnknownName
 from netsim_proxy.link.distributions import Empirical, Latency, LogNormal, Normal, Pareto, Uniform
 from netsim_proxy.link.profiles import PROFILES, Loss, Path, Profile, find_profile
+from netsim_proxy.link.traces import parse_trace
 from netsim_proxy.yaml_text import parse_yaml, place
 
 Milliseconds = Annotated[float, Field(ge=0)]
@@ -160,6 +161,9 @@ class PathSection(Section):
 class ProfileSection(Section):
     """A profile; what is left out comes from `based_on`."""
 
+    trace: str = ""
+    """The CSV text of a trace to replay; then nothing else counts."""
+
     based_on: str = "direct"
     """A shipped profile or last mile, or one that stands before this one."""
     rtt_ms: Latencies | None = None
@@ -181,8 +185,11 @@ class ProfileSection(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> "ProfileSection":
-        """Loss and burst must go together."""
-        self.profile("", lambda _: PROFILES["direct"])
+        """Loss and burst must go together, and a trace must hold."""
+        try:
+            self.profile("", lambda _: PROFILES["direct"])
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
         return self
 
     def profile(self, name: str, find: Callable[[str], Profile]) -> Profile:
@@ -192,6 +199,8 @@ class ProfileSection(Section):
             UnknownName: there is none of that name.
             ValueError: the figures contradict one another.
         """
+        if self.trace:
+            return parse_trace(self.trace, "trace").profile(name)
         base = find(self.based_on)
         correlation = base.jitter_correlation if self.jitter_correlation is None else self.jitter_correlation
         return Profile(name, self._path(base.up, self.up), self._path(base.down, self.down), correlation)
@@ -219,7 +228,7 @@ class ProfilesFile(Section):
 
 
 def load_profiles(file: FilePath) -> dict[str, Profile]:
-    """The profiles that a file holds.
+    """The profiles that a YAML file holds; of a CSV file, the trace in it, as a profile of the file's name.
 
     Raises:
         ConfigError: it cannot be read, or does not hold; file, line and key are named.
@@ -228,6 +237,8 @@ def load_profiles(file: FilePath) -> dict[str, Profile]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+    if file.suffix == ".csv":
+        return {file.stem: parse_trace(text, str(file)).profile(file.stem)}
     return parse_profiles(text, str(file))
 
 

@@ -41,17 +41,21 @@ class Conditions:
         next_change: when the fields change by themselves; infinite = never.
     """
 
-    __slots__ = ("_active", "_base", "added_seconds", "bandwidth_factor", "blocked", "latency_factor", "next_change",
-                 "profile")  # fmt: skip
+    __slots__ = (
+        "_active", "_base", "_base_since",
+        "added_seconds", "bandwidth_factor", "blocked", "latency_factor", "next_change", "profile",
+    )  # fmt: skip
 
     def __init__(self, profile: Profile) -> None:
         self._base = profile
+        self._base_since: float | None = None
         self._active: list[_Active] = []
         self._fold(-math.inf)
 
     def set_profile(self, profile: Profile, now: float) -> None:
         """Change the profile for good."""
         self._base = profile
+        self._base_since = now
         self._active = [a for a in self._active if a.profile is None]
         self._fold(now)
 
@@ -95,11 +99,10 @@ class Conditions:
         return [a.event for a in self._active]
 
     def _fold(self, now: float) -> None:
-        self.profile = self._base
+        self.profile, self.next_change = self._replayed(now)
         self.latency_factor = self.bandwidth_factor = 1.0
         self.added_seconds = 0.0
         self.blocked: Blocked | None = None
-        self.next_change = math.inf
         for active in self._active:
             self.next_change = min(self.next_change, active.until)
             event = active.event
@@ -118,6 +121,18 @@ class Conditions:
                     self._block("partitioned", active.until, False)
                 case EventType.FLAP:
                     self._flap(active, now)
+
+    def _replayed(self, now: float) -> tuple[Profile, float]:
+        """The base profile, or what it replays now; and until when."""
+        trace = self._base.trace
+        if trace is None:
+            return self._base, math.inf
+        if self._base_since is None:
+            if now == -math.inf:
+                return trace.profile_at(0.0), now  # it begins with the first that happens on the link
+            self._base_since = now
+        into = now - self._base_since
+        return trace.profile_at(into), self._base_since + trace.next_change(into)
 
     def _flap(self, flap: _Active, now: float) -> None:
         half = (flap.event.period_seconds or _DEFAULT_FLAP_SECONDS) / 2

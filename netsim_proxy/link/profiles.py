@@ -9,10 +9,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from common.errors import UnknownName
 from netsim_proxy.link.distributions import Latency, LogNormal, Uniform
+
+if TYPE_CHECKING:
+    from netsim_proxy.link.traces import Trace
 
 _MBIT_BYTES: Final = 125_000.0
 _QUEUE_SECONDS: Final = 0.1
@@ -87,6 +90,8 @@ class Profile:
     down: Path
     jitter_correlation: float = 0.0
     """Of successive draws, in [0, 1): of the normal scores, so that the distribution stays what it is."""
+    trace: "Trace | None" = None
+    """What is replayed instead of the rest, which is how it begins."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.jitter_correlation < 1:

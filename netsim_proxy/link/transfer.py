@@ -1,0 +1,84 @@
+"""What a link does to a transfer: one-way delivery times of a message on a new connection, and of one that follows."""
+
+import math
+from dataclasses import dataclass
+from statistics import fmean
+
+from netsim_proxy.link.distributions import Uniform
+from netsim_proxy.link.link import Link
+from netsim_proxy.link.outcomes import Deliver, Direction, Exchange, LossModel
+from netsim_proxy.link.profiles import Loss, Path, Profile
+from netsim_proxy.link.window import CongestionControl
+
+_PAUSE_SECONDS = 0.005
+"""Between the arrival of the first message and the start of the second."""
+_LEAST_QUEUE_BYTES = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Delivery times of the messages that arrived; NaN where none did."""
+
+    mean_seconds: float
+    p50_seconds: float
+    p90_seconds: float
+    lost: float
+    """The share that did not arrive; 0 in the `transport` loss model."""
+
+
+def plain_profile(
+    rtt_ms: float, bandwidth_mbit: float = math.inf, loss: float = 0.0, burst: float = 1.0, queue_bytes: int = 0
+) -> Profile:
+    """A link without jitter, alike both ways.
+
+    Its queue holds `queue_bytes`; by default a bandwidth-delay product, the usual advice for one, and at least 100 kB.
+    """
+    product = 0.0 if bandwidth_mbit == math.inf else rtt_ms * bandwidth_mbit * 125
+    queue = queue_bytes or max(_LEAST_QUEUE_BYTES, math.ceil(product))
+    path = Path(Uniform(rtt_ms / 2000, rtt_ms / 2000), bandwidth_mbit, Loss(loss, burst), queue)
+    return Profile("plain", up=path, down=path)
+
+
+def transfer_times(
+    profile: Profile,
+    nbytes: int,
+    *,
+    loss_model: LossModel = LossModel.TRANSPORT,
+    samples: int = 300,
+    seed: int = 0,
+    direction: Direction = Direction.UP,
+    congestion_control: CongestionControl = CongestionControl.CUBIC,
+) -> dict[str, Summary]:
+    """Deliver `nbytes` on a new connection ("cold") and again on the same one ("warm"), `samples` times each."""
+    times: dict[str, list[float]] = {"cold": [], "warm": []}
+    for sample in range(samples):
+        link = Link(f"transfer {sample}", profile, seed, loss_model=loss_model, congestion_control=congestion_control)
+        now = 0.0
+        for arrived in times.values():
+            outcome = link.offer(now, direction, nbytes, _survivor(link, now, direction), end=True)
+            if isinstance(outcome, Deliver):
+                arrived.append(outcome.at - now)
+                now = outcome.at + _PAUSE_SECONDS
+    return {kind: _summary(values, samples) for kind, values in times.items()}
+
+
+def _survivor(link: Link, now: float, direction: Direction) -> Exchange:
+    """The next RPC; one that is lost on its other path only still delivers this message."""
+    exchange = link.begin(now)
+    if exchange.lost_on is not None and exchange.lost_on is not direction:
+        exchange.lost_on = None
+    return exchange
+
+
+def _summary(seconds: list[float], samples: int) -> Summary:
+    if not seconds:
+        return Summary(math.nan, math.nan, math.nan, 1.0)
+    ordered = sorted(seconds)
+    return Summary(fmean(ordered), _quantile(ordered, 0.5), _quantile(ordered, 0.9), 1 - len(ordered) / samples)
+
+
+def _quantile(ordered: list[float], q: float) -> float:
+    position = q * (len(ordered) - 1)
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
