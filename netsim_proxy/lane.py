@@ -234,8 +234,8 @@ class Lane:
             self._block = (stream_id, flags, [])
             self._continue_block(flags, http2.header_fragment(payload, flags))
         elif kind == http2.DATA:
-            if not stream_id:
-                raise Http2Error("DATA on the connection")
+            if not stream_id or (self.way == UP and stream_id > self.relay.last_seen_id):
+                raise Http2Error(f"DATA on stream {stream_id}, which is not open")
             self._give_back(len(payload))
         elif stream_id:
             if kind in (http2.CONTINUATION, http2.PUSH_PROMISE, http2.SETTINGS, http2.PING, http2.GOAWAY):

@@ -1,6 +1,7 @@
 """The protocols of asyncio at the two ends of a relay: they only hand over what happens."""
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, Final, cast
 
 from netsim_proxy.http2 import PREFACE, Http2Error
@@ -14,9 +15,19 @@ if TYPE_CHECKING:
 PREFACE_SECONDS: Final = 10.0
 """How long a client may take to say that it speaks HTTP/2."""
 _WRITE_BUFFER_BYTES: Final = 512 << 10
+_SOCKET_BUFFER_BYTES: Final = 1 << 20
 _LAST_WORDS_SECONDS: Final = 1.0
 """A connection that is closed while the client still writes may lose our answer: wait this long."""
 _EARLY_BYTES: Final = 256 << 10
+
+
+def _bound_buffers(transport: asyncio.Transport) -> None:
+    """Keep what waits between the peers small: gRPC takes what is in flight for the path's capacity, and sizes a
+    reader's window by it."""
+    transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+    sock = transport.get_extra_info("socket")
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
 
 
 class ClientPeer(asyncio.Protocol):
@@ -34,7 +45,7 @@ class ClientPeer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The client is there."""
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+        _bound_buffers(self._transport)
         self._timeout = asyncio.get_running_loop().call_later(PREFACE_SECONDS, self._transport.abort)
         self._proxy.clients.add(self)
 
@@ -121,7 +132,7 @@ class UpstreamPeer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The upstream accepted."""
         upstream = cast(asyncio.Transport, transport)
-        upstream.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+        _bound_buffers(upstream)
         self._relay.attach(self._client, upstream)
 
     def data_received(self, data: bytes) -> None:

@@ -44,7 +44,8 @@ class Relay:
         )
         self._ports, self._pacer, self._on_closed = ports, pacer, on_closed
         self._used: set[Port] = set()
-        self._last_id = 0
+        self.last_seen_id = 0
+        self._last_id = 0  # of those that were opened
         self._last_upstream_id = 0
         self._draining = False
         self._closed = False
@@ -59,8 +60,10 @@ class Relay:
     # What the lanes ask
 
     def may_open(self, stream_id: int) -> bool:
-        """Whether a request with this number is new, and still welcome."""
-        return stream_id > self._last_id and not self._draining
+        """Whether a request with this number is new, and still welcome; it has been seen from now on."""
+        new = stream_id > self.last_seen_id
+        self.last_seen_id = max(self.last_seen_id, stream_id)
+        return new and not self._draining
 
     def open(self, stream_id: int, node_id: str | None) -> Stream:
         """A request begins, on the link of `node_id`."""

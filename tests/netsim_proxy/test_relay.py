@@ -190,7 +190,7 @@ def test_slow_reader_holds_back_its_writer(start_proxy: Any, connect: Any, servi
     while service.sent != last:
         last = service.sent
         time.sleep(0.3)
-    assert service.sent <= 16 << 20
+    assert service.sent <= 24 << 20  # gRPC's own window, which it sizes by what it measures: as much as without us
     assert proxy.call(lambda: sum(proxy.ports.known("node_1").in_flight)) <= 4 << 20
     assert sum(map(len, stream)) == 99 << 20
 
