@@ -36,7 +36,7 @@ def learning(run: Run, baseline: Run | None) -> Markup:
 
 def timeline(run: Run, rows: Sequence[int]) -> Markup:
     """Events, links, selection and batches on one time axis; `rows` are the events that the table lists."""
-    until = run.ended_at
+    span = (run.began_at, run.ended_at)
     shown = story.most_eventful(run, MOST_LANES)
     left_out = len(run.node_ids) > len(shown)
     few = f" Drawn are the {len(shown)} most eventful of {len(run.node_ids):,} nodes." if left_out else ""
@@ -46,14 +46,15 @@ def timeline(run: Run, rows: Sequence[int]) -> Markup:
     def drawn(title: str, lane: Mapping[str, Sequence[Stretch]], says: str, key: Sequence[tuple[str, str]]) -> Markup:
         if not lane:
             return framed(title, says, empty("Nothing is on record."))
-        return framed(title, says + few, lanes(lane, until, says, guides), legend(key) if key else None)
+        return framed(title, says + few, lanes(lane, span, says, guides), legend(key) if key else None)
 
     quality = story.quality_lanes(run, shown)
     figures = [_strip(run, rows)]
-    if left_out and quality:
+    counts = story.class_counts(run)
+    if counts:
         says = "How the links divide into classes."
         styles = {each: f"q-{each}" for each in story.QUALITIES}
-        figures.append(framed("All links", says, shares(story.class_counts(run), styles, until, says)))
+        figures.append(framed("All links", says, shares(counts, styles, span, says)))
     classes = [(f"q-{each}", each) for each in story.QUALITIES]
     parts = [(f"p-{each}", meaning) for each, meaning in story.TAKING_PART.items()]
     figures += [
@@ -61,7 +62,15 @@ def timeline(run: Run, rows: Sequence[int]) -> Markup:
         drawn("Selection and quarantine", story.participation_lanes(run, shown), _part_says(run), parts),
         drawn("Batch sizes", story.batch_lanes(run, shown), _batch_says(run), ()),
     ]
-    return tag("div", tag("p", "All of these share one time axis.", class_="hint"), *figures)
+    return tag(
+        "div",
+        tag(
+            "p",
+            "All of these share one axis of time, which counts from the beginning of the first round.",
+            class_="hint",
+        ),
+        *figures,
+    )
 
 
 def round_time(run: Run) -> Markup:
@@ -83,7 +92,7 @@ def _strip(run: Run, rows: Sequence[int]) -> Markup:
     count = sum(len(each) for each in marks.values())
     ended = f"{short} of them ended without some of their nodes (orange)" if short else "all ended with all their nodes"
     says = f"{len(bands)} rounds, {ended}; {count:,} events and decisions. A mark leads to its row in the table below."
-    return framed("Rounds, events and decisions", says, strip(marks, bands, run.ended_at, says))
+    return framed("Rounds, events and decisions", says, strip(marks, bands, (run.began_at, run.ended_at), says))
 
 
 def _points(run: Run, of: Of, *, over_time: bool) -> list[Point]:

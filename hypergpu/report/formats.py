@@ -69,7 +69,9 @@ def clock_ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def clock(seconds: float) -> str:
-    """A point in time on an axis: 0, 30 s, 2 min, 2:30, 1 h 30."""
+    """A point in time on an axis: −5 s, 0, 30 s, 2 min, 2:30, 1 h 30."""
+    if seconds < 0:
+        return f"−{clock(-seconds)}"
     if seconds < 60:
         return f"{seconds:g} s" if seconds else "0"
     minutes, rest = divmod(round(seconds), 60)

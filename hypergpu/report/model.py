@@ -1,4 +1,4 @@
-"""A finished or unfinished run as plain data. Times are seconds since the run began; None is what was not recorded."""
+"""A finished or unfinished run as plain data. Times are seconds since its first round began; None: not recorded."""
 
 import re
 from collections.abc import Mapping
@@ -74,6 +74,12 @@ class Run:
         return max((each.at for each in self.events), default=max((r.ended_at for r in self.rounds), default=0.0))
 
     @cached_property
+    def began_at(self) -> float:
+        """The first time on record, but not long before the first round: waiting for nodes is no part of a run."""
+        first = min((each.at for each in self.events[:1]), default=0.0)
+        return max(first, -0.05 * self.ended_at) if self.rounds else first
+
+    @cached_property
     def node_ids(self) -> tuple[str, ...]:
         """Every node that is named anywhere, in natural order."""
         named = {str(node["node_id"]) for node in self.nodes}
@@ -88,7 +94,7 @@ class Run:
         for event in self.events:
             if event.kind == "round_started":
                 begun[event.round] = event.at
-        bands, before = [], 0.0
+        bands, before = [], float("-inf")
         for closed in self.rounds:
             start = begun.get(closed.number, closed.ended_at - closed.seconds)
             bands.append((min(max(start, before), closed.ended_at), closed.ended_at))

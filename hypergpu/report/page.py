@@ -15,7 +15,7 @@ from hypergpu.report.table import chosen, event_table
 
 MOST_NODES = 500
 _SECTIONS = ("learning", "timeline", "time", "decisions", "nodes", "settings")
-_UNSHOWN = ("metrics_address", "incarnation")
+_UNSHOWN = ("address", "peer", "incarnation")
 
 
 def page(run: Run, baseline: Run | None = None) -> str:
@@ -131,7 +131,8 @@ def _nodes(run: Run) -> Markup:
     nodes = sorted(run.nodes, key=lambda node: natural(str(node["node_id"])))[:MOST_NODES]
     if not nodes:
         return empty("The nodes are not on record.")
-    names = [name for name in dict.fromkeys(key for node in nodes for key in node) if name not in _UNSHOWN]
+    said = dict.fromkeys(name for node in nodes for name, value in node.items() if value != "" and name not in _UNSHOWN)
+    names = ["node_id", *(name for name in said if name != "node_id")]
     numeric = {name for name in names if all(isinstance(node.get(name, 0), int | float) for node in nodes)}
 
     def cell(element: str, name: str, content: str, **more: str) -> Markup:

@@ -5,7 +5,8 @@ Nothing in it is trusted: neither its size nor its types. What can't be read is 
 
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 
@@ -39,17 +40,18 @@ def read_run(directory: Path) -> Run:
     reader = _Reader(directory)
     rounds = [closed for row in reader.lines(ROUNDS, MAX_ROUNDS) if (closed := _round(row)) is not None]
     events = [event for row in reader.lines(EVENTS, MAX_EVENTS) if (event := _event(row)) is not None]
-    summary = reader.whole(SUMMARY)
-    nodes = reader.whole(NODES)
+    read = reader.whole(SUMMARY)
+    summary: Json = read if isinstance(read, dict) else {}
     config_text = reader.text(CONFIG)
+    events += _network_events(summary, events)
+    rounds = sorted({closed.number: closed for closed in rounds}.values(), key=lambda closed: closed.number)
+    origin = _origin(rounds, events)
     return Run(
         name=directory.resolve().name,
-        summary=summary if isinstance(summary, dict) else {},
-        rounds=tuple(sorted({each.number: each for each in rounds}.values(), key=lambda each: each.number)),
-        events=tuple(sorted(events, key=lambda each: each.at)),
-        nodes=tuple(_node(row) for row in nodes if isinstance(row, dict) and "node_id" in row)
-        if isinstance(nodes, list)
-        else (),
+        summary=summary,
+        rounds=tuple(replace(closed, ended_at=closed.ended_at - origin) for closed in rounds),
+        events=tuple(replace(each, at=each.at - origin) for each in sorted(events, key=lambda each: each.at)),
+        nodes=_nodes(reader.whole(NODES), summary.get("nodes")),
         config=reader.config(config_text),
         config_text=config_text,
         notes=tuple(reader.notes),
@@ -142,7 +144,7 @@ def _round(row: Json) -> Round | None:
     )
     return Round(
         number=int(number),
-        ended_at=max(ended_at, 0.0),
+        ended_at=ended_at,
         seconds=max(seconds, 0.0),
         reason=_word(row.get("reason")),
         loss=_number(row.get("loss")),
@@ -165,7 +167,7 @@ def _event(row: Json) -> Event | None:
         ]  # the record's own `kind` says only that it is a decision; its text begins with the decision's
     others = {key: value for key, value in row.items() if key not in _OWN_FIELDS}
     return Event(
-        at=max(at, 0.0),
+        at=at,
         round=int(_number(row.get("round")) or 0),
         kind=kind,
         text=text,
@@ -176,8 +178,34 @@ def _event(row: Json) -> Event | None:
     )
 
 
-def _node(row: Json) -> Figures:
-    return {"node_id": _word(row["node_id"]), **{k: v for k, v in _figures(row).items() if k != "node_id"}}
+def _origin(rounds: Sequence[Round], events: Sequence[Event]) -> float:
+    """When the first round began; where there is none, when the record begins."""
+    begun = [event.at for event in events if event.kind == "round_started"][:1]
+    begun += [closed.ended_at - closed.seconds for closed in rounds[:1]]
+    return min(begun, default=min((event.at for event in events), default=0.0))
+
+
+def _network_events(summary: Json, events: Sequence[Event]) -> list[Event]:
+    """What a demo did to the network, `round 10: latency spike …`, at the beginning of that round."""
+    begun = {event.round: event.at for event in events if event.kind == "round_started"}
+    found = []
+    for text in _names(summary.get("network_events")):
+        when, _, what = text.partition(": ")
+        number = when.removeprefix("round ")
+        if number.isdecimal() and int(number) in begun:
+            found.append(Event(begun[int(number)], int(number), "network", what))
+    return found
+
+
+def _nodes(*sources: object) -> tuple[Figures, ...]:
+    """The nodes by id, what later sources say added to the earlier; a source is a list or an object of rows."""
+    nodes: dict[str, dict[str, float | int | str]] = {}
+    for source in sources:
+        rows = source.values() if isinstance(source, dict) else source if isinstance(source, list) else ()
+        for row in rows:
+            if isinstance(row, dict) and isinstance(row.get("node_id"), str):
+                nodes.setdefault(_word(row["node_id"]), {}).update(_figures(row))
+    return tuple({**figures, "node_id": name} for name, figures in nodes.items())
 
 
 def _figures(value: object) -> Figures:

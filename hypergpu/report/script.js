@@ -22,32 +22,33 @@ document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: tru
 
 // ---------------------------------------------------------------- one crosshair through all charts of time
 
-const charts = [...document.querySelectorAll("svg[data-t]")].map((svg) => {
+const charts = [...document.querySelectorAll("svg[data-t1]")].map((svg) => {
   const cross = document.createElementNS("http://www.w3.org/2000/svg", "line");
   cross.setAttribute("class", "cross");
   cross.setAttribute("y1", "0");
   cross.setAttribute("y2", String(svg.viewBox.baseVal.height - 26));
   cross.setAttribute("visibility", "hidden");
   svg.append(cross);
-  return { svg, cross, until: Number(svg.dataset.t), start: Number(svg.dataset.x0), end: Number(svg.dataset.x1) };
+  const [t0, t1, x0, x1] = ["t0", "t1", "x0", "x1"].map((name) => Number(svg.dataset[name]));
+  return { svg, cross, t0, t1, x0, x1 };
 });
 
 function crossAt(seconds) {
-  for (const { cross, until, start, end } of charts) {
-    const inside = seconds !== null && seconds >= 0 && seconds <= until;
+  for (const { cross, t0, t1, x0, x1 } of charts) {
+    const inside = seconds !== null && seconds >= t0 && seconds <= t1;
     cross.setAttribute("visibility", inside ? "visible" : "hidden");
     if (!inside) continue;
-    const x = String(start + (seconds / until) * (end - start));
+    const x = String(x0 + ((seconds - t0) / (t1 - t0)) * (x1 - x0));
     cross.setAttribute("x1", x);
     cross.setAttribute("x2", x);
   }
 }
 
-for (const { svg, until, start, end } of charts) {
+for (const { svg, t0, t1, x0, x1 } of charts) {
   svg.addEventListener("pointermove", (event) => {
     const box = svg.getBoundingClientRect();
     const x = ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
-    crossAt(x < start ? null : ((x - start) / (end - start)) * until);
+    crossAt(x < x0 ? null : t0 + ((x - x0) / (x1 - x0)) * (t1 - t0));
   });
   svg.addEventListener("pointerleave", () => crossAt(null));
 }

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from hypergpu.report.charts.lanes import Mark, Stretch
 from hypergpu.report.formats import clock, duration, figure
-from hypergpu.report.model import Event, NodeRound, Run
+from hypergpu.report.model import CLUSTER, Event, NodeRound, Run
 
 QUALITIES = ("excellent", "good", "fair", "poor", "critical", "offline")
 PARTS = {"computing": "computing", "communicating and waiting": "waiting", "aggregating and evaluating": "closing"}
@@ -71,8 +71,11 @@ def category(event: Event) -> str:
 def quality_states(run: Run) -> States:
     """Link classes as they were decided; a link whose node is gone is offline until the node is back."""
     states: dict[str, list[tuple[float, str, str]]] = {}
+    over_at = next((event.at for event in run.events if event.kind in ("completed", "stopped")), run.ended_at)
     before_absence: dict[str, str] = {}
     for event in run.events:
+        if event.at > over_at:
+            break  # nodes that leave because the run is over
         if event.kind == "quality" and event.is_decision:
             quality = str(event.figures.get("quality", ""))
             if quality in QUALITIES:
@@ -187,27 +190,18 @@ def most_eventful(run: Run, most: int) -> list[str]:
 
 
 def class_counts(run: Run) -> list[tuple[float, dict[str, int]]]:
-    """How many links are in each class, from each change on."""
-    changes = [(at, node, state) for node, each in quality_states(run).items() for at, state, _ in each]
-    now: dict[str, str] = {}
-    counts = dict.fromkeys(QUALITIES, 0)
+    """How many links are in each class, from each change on; recorded where there are too many to list each."""
     steps: list[tuple[float, dict[str, int]]] = []
-    smallest = run.ended_at / 600
-    for at, node, state in sorted(changes):
-        if node in now:
-            counts[now[node]] -= 1
-        now[node] = state
-        counts[state] += 1
-        if steps and at - steps[-1][0] < smallest:
-            steps[-1] = (steps[-1][0], dict(counts))
-        else:
-            steps.append((at, dict(counts)))
+    for event in run.events:
+        if event.kind == "quality" and event.subject == CLUSTER:
+            counts = {each: value for each in QUALITIES if isinstance(value := event.figures.get(each), int)}
+            steps.append((event.at, counts))
     return steps
 
 
 def clock_span(start: float, end: float) -> str:
     """A stretch of time for people."""
-    return f"from {duration(start) if start else '0'} for {duration(end - start)}"
+    return f"from {clock(round(start, 1))} for {duration(end - start)}"
 
 
 def words(name: str) -> str:

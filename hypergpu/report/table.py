@@ -56,7 +56,7 @@ def _row(number: int, event: Event) -> Markup:
     why = words(event.reason) if event.is_decision else event.text
     cells = (
         tag("td", clock(round(event.at, 1)), class_="number"),
-        tag("td", event.round or "", class_="number"),
+        tag("td", event.round if event.round > 0 else "", class_="number"),
         tag("td", tag("span", words(event.kind), class_=f"kind k-{category(event).replace(' ', '-')}")),
         tag("td", event.subject),
         tag("td", why, colspan=None if event.is_decision else 2),

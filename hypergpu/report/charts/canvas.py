@@ -33,9 +33,9 @@ class Scale:
         return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
 
 
-def time_scale(until: float, width: int = WIDE, left: int = LABELS) -> Scale:
-    """From the beginning of a run to `until` seconds."""
-    return Scale(0.0, max(until, 1e-9), left, width - RIGHT)
+def time_scale(span: tuple[float, float]) -> Scale:
+    """A wide chart's axis of time, from the first of these seconds to the second."""
+    return Scale(span[0], max(span[1], span[0] + 1e-9), LABELS, WIDE - RIGHT)
 
 
 def time_axis(scale: Scale, top: float, bottom: float, about: int = 9) -> Markup:
@@ -62,7 +62,9 @@ def value_axis(scale: Scale, left: float, right: float, *, share: bool = False) 
 
 def drawing(width: int, height: float, summary: str, *content: Markup, time: Scale | None = None) -> Markup:
     """An SVG image with its text alternative. With `time`, the page's crosshair runs through it."""
-    where = {} if time is None else {"data_t": time.high, "data_x0": time.start, "data_x1": time.end}
+    where = (
+        {} if time is None else {"data_t0": time.low, "data_t1": time.high, "data_x0": time.start, "data_x1": time.end}
+    )
     return tag(
         "svg",
         *content,

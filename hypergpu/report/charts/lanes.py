@@ -38,9 +38,11 @@ class Mark:
     """The id of the element that tells more."""
 
 
-def lanes(rows: Mapping[str, Sequence[Stretch]], until: float, summary: str, guides: Sequence[Mark] = ()) -> Markup:
+def lanes(
+    rows: Mapping[str, Sequence[Stretch]], span: tuple[float, float], summary: str, guides: Sequence[Mark] = ()
+) -> Markup:
     """One row of stretches for each name; `guides` are lines through all of them."""
-    scale = time_scale(until)
+    scale = time_scale(span)
     height = len(rows) * (ROW + GAP)
     content = [time_axis(scale, 0, height), *_names(rows)]
     for number, stretches in enumerate(rows.values()):
@@ -52,9 +54,11 @@ def lanes(rows: Mapping[str, Sequence[Stretch]], until: float, summary: str, gui
     return drawing(WIDE, height + AXIS, summary, *content, time=scale)
 
 
-def strip(rows: Mapping[str, Sequence[Mark]], rounds: Sequence[Stretch], until: float, summary: str) -> Markup:
+def strip(
+    rows: Mapping[str, Sequence[Mark]], rounds: Sequence[Stretch], span: tuple[float, float], summary: str
+) -> Markup:
     """The rounds as a band, then one row of marks for each kind of event."""
-    scale = time_scale(until)
+    scale = time_scale(span)
     named = {"rounds": (), **rows}
     height = len(named) * (ROW + GAP)
     content = [time_axis(scale, 0, height), *_names(named)]

@@ -55,14 +55,17 @@ def stacked_bars(bars: Sequence[tuple[int, Mapping[str, float]]], styles: Mappin
 
 
 def shares(
-    changes: Sequence[tuple[float, Mapping[str, int]]], styles: Mapping[str, str], until: float, summary: str
+    changes: Sequence[tuple[float, Mapping[str, int]]],
+    styles: Mapping[str, str],
+    span: tuple[float, float],
+    summary: str,
 ) -> Markup:
     """How a whole is made up over time: from each change on, so many of each state."""
     height = 150
     bottom = height - AXIS
-    scale = time_scale(until)
+    scale = time_scale(span)
     content = [time_axis(scale, bottom, bottom)]
-    for (at, counts), end in zip(changes, [*(at for at, _ in changes[1:]), until], strict=True):
+    for (at, counts), end in zip(changes, [*(at for at, _ in changes[1:]), span[1]], strict=True):
         whole = sum(counts.values())
         x, level = scale(at), float(bottom)
         width = scale(end) - x

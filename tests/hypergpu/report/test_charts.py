@@ -65,25 +65,25 @@ def test_stretches_below_a_pixel_become_the_gravest_of_them() -> None:
     fine = [
         Stretch(t / 1000, (t + 1) / 1000, "bad" if t == 500 else "fine", "", "", int(t == 500)) for t in range(1000)
     ]
-    drawn = thinned(fine, time_scale(1000.0))
+    drawn = thinned(fine, time_scale((0.0, 1000.0)))
     assert len(drawn) <= 3
     assert any(stretch.state == "bad" for stretch in drawn)
 
 
 def test_a_gap_between_stretches_stays_a_gap() -> None:
-    scale = time_scale(1000.0)
+    scale = time_scale((0.0, 1000.0))
     apart = [Stretch(0.0, 0.1, "a", "", ""), Stretch(900.0, 900.1, "b", "", "")]
     assert thinned(apart, scale) == apart
 
 
 def test_marks_in_one_place_share_a_dot_and_say_how_many() -> None:
-    drawing = strip({"nodes": [Mark(1.0, f"n{i}") for i in range(10)]}, [], 10.0, "ten marks")
+    drawing = strip({"nodes": [Mark(1.0, f"n{i}") for i in range(10)]}, [], (0.0, 10.0), "ten marks")
     assert drawing.count("<circle") == 1
     assert "… and 4 more" in drawing
 
 
 def test_guides_go_through_all_lanes() -> None:
-    drawing = lanes({"a": [Stretch(0.0, 5.0, "q-good", "good", "tip")]}, 5.0, "one lane", [Mark(2.0, "spike")])
+    drawing = lanes({"a": [Stretch(0.0, 5.0, "q-good", "good", "tip")]}, (0.0, 5.0), "one lane", [Mark(2.0, "spike")])
     assert drawing.count('class="guide"') == 1
 
 
@@ -112,6 +112,6 @@ def test_bars_are_bounded_and_show_means(rounds: int) -> None:
 
 
 def test_shares_fill_the_height() -> None:
-    drawing = shares([(0.0, {"a": 1, "b": 3}), (5.0, {"a": 0, "b": 0})], {"a": "sa", "b": "sb"}, 10.0, "shares")
+    drawing = shares([(0.0, {"a": 1, "b": 3}), (5.0, {"a": 0, "b": 0})], {"a": "sa", "b": "sb"}, (0.0, 10.0), "shares")
     heights = [float(h) for h in re.findall(r'height="([0-9.]+)"', drawing)]
     assert heights[1] == pytest.approx(3 * heights[0])

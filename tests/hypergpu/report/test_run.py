@@ -34,7 +34,37 @@ def test_rounds_begin_when_the_record_says_so(run_dir: Path) -> None:
 
 def test_rounds_without_a_recorded_beginning_begin_by_their_length(make_run: Callable[..., Path]) -> None:
     run = read_run(make_run([_round(1, ended_seconds=5.0, seconds=2.0), _round(2, ended_seconds=6.0, seconds=4.0)], []))
-    assert run.bands == ((3.0, 5.0), (5.0, 6.0))  # never before the end of the one before
+    assert run.bands == ((0.0, 2.0), (2.0, 3.0))  # never before the end of the one before
+
+
+def test_time_counts_from_the_first_round_and_what_was_long_before_is_at_the_edge(
+    make_run: Callable[..., Path],
+) -> None:
+    events = [
+        {"seconds": 1.0, "round": 1, "kind": "node_joined", "text": "a joined", "node": "a"},
+        {"seconds": 101.0, "round": 1, "kind": "round_started", "text": "round 1 begins"},
+        {"seconds": 121.0, "round": 1, "kind": "completed", "text": "done"},
+    ]
+    run = read_run(make_run([_round(1, ended_seconds=120.0, seconds=18.0)], events))
+    assert [event.at for event in run.events] == [-100.0, 0.0, 20.0]
+    assert run.rounds[0].ended_at == 19.0
+    assert (run.began_at, run.ended_at) == (-1.0, 20.0)
+
+
+def test_what_a_demo_did_to_the_network_is_an_event_of_its_round(run_dir: Path) -> None:
+    summary = {"network_events": ["round 10: spike at node_2", "round 99: never", "nonsense", 7]}
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    run = read_run(run_dir)
+    spike = next(event for event in run.events if event.text == "spike at node_2")
+    assert spike.at == pytest.approx(run.bands[9][0])
+    assert not any("never" in event.text for event in run.events)
+
+
+def test_nodes_are_what_both_files_say_of_them(run_dir: Path) -> None:
+    (run_dir / "summary.json").write_text(json.dumps({"nodes": {"node_1": {"node_id": "node_1", "profile": "good"}}}))
+    nodes = {node["node_id"]: node for node in read_run(run_dir).nodes}
+    assert len(nodes) == 5
+    assert (nodes["node_1"]["profile"], nodes["node_1"]["gpu"]) == ("good", "t4")
 
 
 def test_a_line_that_was_cut_short_is_left_out_and_noted(run_dir: Path) -> None:

@@ -82,10 +82,24 @@ def test_the_most_eventful_nodes_are_those_that_decisions_were_about(make_run: C
     assert story.most_eventful(Run("r", {}, rounds, events), 3) == ["node_5", "node_6", "node_7"]
 
 
-def test_counts_of_classes_always_add_up_to_the_links_known(run: Run) -> None:
-    steps = story.class_counts(run)
-    assert sum(steps[-1][1].values()) == 5
-    assert steps[-1][1]["good"] == 2
+def test_counts_of_classes_are_those_on_record() -> None:
+    figures: dict[str, float | int | str] = dict.fromkeys(story.QUALITIES, 7) | {"else": "x"}
+    events = (
+        _quality(1.0, "a", "good"),
+        Event(2.0, 3, "quality", "quality cluster", True, "cluster", "class_changed", figures),
+    )
+    run = Run("r", {}, events=events)
+    assert story.class_counts(run) == [(2.0, {q: figures[q] for q in story.QUALITIES})]
+    assert "cluster" not in story.quality_states(run)
+
+
+def test_leaving_when_the_run_is_over_is_not_being_offline() -> None:
+    events = (
+        _quality(1.0, "a", "good"),
+        Event(5.0, 2, "completed", "done"),
+        Event(5.1, 2, "node_left", "a left", subject="a"),
+    )
+    assert [state for _, state, _ in story.quality_states(Run("r", {}, events=events))["a"]] == ["good"]
 
 
 @pytest.mark.parametrize(("ratio", "level"), [(1, 0), (2, 2), (4, 3), (8, 5)])
