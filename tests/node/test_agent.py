@@ -1,0 +1,215 @@
+"""The agent against a coordinator that is as unhelpful as a test wants it."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common.errors import InvalidInput, NotAuthenticated, ProtocolError
+from common.tensors import Manifest
+from common.wire import manifest_to_proto
+from node.client import own_name
+from node.core.lifecycle import State
+from protos import coordinator_pb2 as pb
+from tasks import FlatModel
+
+MIB = 1 << 20
+
+
+def order(round_: int, *, attempt: int = 1, local_steps: int = 2, **fields: object) -> pb.WorkOrder:
+    shard = pb.Shard(index=0, count=2, cursor=8 * round_, partition="iid", seed=7)
+    values: dict[str, object] = {
+        "batch_size": 8,
+        "learning_rate": 0.01,
+        "deadline_seconds": 30.0,
+        "shard": shard,
+        **fields,
+    }
+    return pb.WorkOrder(
+        work=pb.WorkId(run_id="run-1", round=round_, node_id="n1", attempt=attempt),
+        local_steps=local_steps,
+        **values,  # type: ignore[arg-type]  # fields of the message
+    )
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Let the loop run until `condition` holds."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  (what is waited for has no event)
+            await asyncio.sleep(0.005)
+
+
+async def test_a_node_works_off_its_orders_and_leaves_when_the_run_is_over(cluster: Any) -> None:
+    async with cluster(order(1), order(2), order(3, local_steps=1)) as c:
+        await c.run()
+    assert [key[0] for key in c.fake.applied] == [1, 2, 3]
+    assert c.outcomes == ["accepted"] * 3
+    assert c.fake.left == ["done"]
+    assert c.fake.node_ids == {"n1"}  # on every call: the proxy picks the link by it
+    summary = c.service.metrics.get_training_summary()
+    assert (summary["total_steps"], summary["total_samples"]) == (5, 40)
+    assert c.service.metrics.get_contribution_metrics()["success_rate"] == 1.0
+
+
+async def test_the_update_depends_on_the_work_alone(cluster: Any) -> None:
+    async with cluster(order(1)) as first, cluster(order(1, attempt=3)) as second:
+        await first.run()
+        torch.rand(5)
+        await second.run()
+    assert np.array_equal(first.fake.applied[1, 1], second.fake.applied[1, 3])
+
+
+async def test_a_broken_upload_goes_on_where_it_stopped(cluster: Any) -> None:
+    async with cluster(order(1), break_push_after=[2, 0]) as broken, cluster(order(1)) as whole:
+        await broken.run()
+        await whole.run()
+    total = broken.fake.model.manifest.total_bytes
+    assert broken.fake.received == [(1, 0, 2 * MIB), (1, -1, 2 * MIB), (1, 2 * MIB, total)]
+    assert np.array_equal(broken.fake.applied[1, 1], whole.fake.applied[1, 1])
+
+
+async def test_a_lost_answer_does_not_apply_the_update_twice(cluster: Any) -> None:
+    async with cluster(order(1), reply_lost=1) as c:
+        await c.run()
+    assert len(c.fake.received) == 1  # the second try only asked
+    assert c.outcomes == ["duplicate"]
+
+
+@pytest.mark.parametrize("call", ["Register", "PullWork", "PushUpdate", "GetUploadProgress", "Leave", "Heartbeat"])
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.DATA_LOSS]
+)
+async def test_what_may_pass_is_tried_again(cluster: Any, call: str, code: grpc.StatusCode) -> None:
+    fail = [(call, code)] + ([("PushUpdate", code)] if call == "GetUploadProgress" else [])
+    async with cluster(order(1), order(2), fail=fail) as c:
+        await c.run()
+    assert len(c.fake.applied) == 2
+    if call not in {"Leave", "Heartbeat"}:
+        assert c.service.metrics.get_network_summary()["total_retries"] >= 1
+
+
+async def test_a_corrupt_chunk_is_fetched_again(cluster: Any) -> None:
+    async with cluster(order(1), corrupt_pulls=2) as c:
+        await c.run()
+    assert c.fake.calls.count("PullWork") == 4
+    assert len(c.fake.applied) == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "match"),
+    [
+        ({"batch_size": 0}, "InvalidInput", "at least 1"),
+        ({"local_steps": 0}, "InvalidInput", "local steps"),
+        ({"learning_rate": -1.0}, "InvalidInput", "learning rate"),
+        ({"shard": pb.Shard(index=5, count=2, partition="iid")}, "InvalidInput", "outside the range"),
+        ({"shard": pb.Shard(index=0, count=2, partition="ird")}, "UnknownName", "iid"),
+        ({"shard": pb.Shard(index=0, count=99, partition="iid")}, "InvalidInput", "99 shards"),
+        ({"learning_rate": 1e30, "local_steps": 9}, "NonFiniteUpdate", "step"),
+        ({"manifest": pb.Manifest(dtype="float16")}, "ProtocolError", "float16"),
+        ({"manifest": manifest_to_proto(Manifest(()))}, "ProtocolError", "missing"),
+    ],
+)
+async def test_bad_work_is_handed_back_with_its_reason_and_the_node_lives_on(
+    cluster: Any, bad: dict[str, object], kind: str, match: str
+) -> None:
+    wrong = order(1)
+    for name, value in bad.items():
+        getattr(wrong, name).CopyFrom(value) if hasattr(value, "DESCRIPTOR") else setattr(wrong, name, value)
+    async with cluster(wrong, order(2)) as c:
+        await c.run()
+    ((reason, detail),) = c.fake.returned
+    assert reason == kind
+    assert match in detail
+    assert list(c.fake.applied) == [(2, 1)]
+    assert c.outcomes == [kind, "accepted"]
+
+
+async def test_a_restarted_coordinator_is_joined_again(cluster: Any) -> None:
+    async with cluster(order(1), keep_open=True) as c:
+        running = asyncio.create_task(c.run())
+        await until(lambda: len(c.fake.applied) == 1)
+        c.fake.run_id = "run-2"
+        c.fake.directives.append(pb.HeartbeatReply.REGISTER_AGAIN)
+        await until(lambda: c.fake.calls.count("Register") == 2)
+        c.agent.stop("test")
+        await running
+    assert c.agent.run_id == "run-2"
+
+
+async def test_a_coordinator_that_is_not_there_is_looked_for_until_it_is(
+    cluster: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with cluster(order(1), listen=False) as c:
+        running = asyncio.create_task(c.run())
+        await until(lambda: c.agent.state is State.BACKING_OFF)
+        await c.fake.start(c.agent._client.address)
+        await running
+    assert len(c.fake.applied) == 1
+    printed = capsys.readouterr()
+    said = printed.out + printed.err
+    assert "looking for the coordinator" in said
+    assert f"address={c.agent._client.address}" in said.replace("'", "")
+    assert "joined" in said
+
+
+async def test_stopping_in_mid_work_finishes_it(cluster: Any) -> None:
+    async with cluster(order(1, local_steps=60), order(2)) as c:
+        running = asyncio.create_task(c.run())
+        await until(lambda: c.agent.state is State.TRAINING)
+        c.agent.stop("SIGTERM")
+        await running
+    assert list(c.fake.applied) == [(1, 1)]
+    assert c.fake.left == ["SIGTERM"]
+
+
+async def test_stopping_hands_back_what_does_not_fit_the_grace_period(cluster: Any) -> None:
+    async with cluster(order(1, local_steps=100_000), grace=0.05) as c:
+        running = asyncio.create_task(c.run())
+        await until(lambda: c.agent.state is State.TRAINING)
+        c.agent.stop("SIGTERM")
+        await running
+    assert c.fake.returned[0][0] == "shutting_down"
+    assert (c.fake.left, c.fake.applied) == (["SIGTERM"], {})
+
+
+async def test_abandoned_work_is_dropped_within_a_step(cluster: Any) -> None:
+    async with cluster(order(1, local_steps=100_000), keep_open=True) as c:
+        running = asyncio.create_task(c.run())
+        await until(lambda: "training" in c.fake.states)
+        c.fake.orders.clear()
+        c.fake.directives.append(pb.HeartbeatReply.ABANDON_WORK)
+        await until(lambda: c.agent.state is State.IDLE)
+        c.fake.directives.append(pb.HeartbeatReply.SHUT_DOWN)
+        await running
+    assert c.fake.applied == {}
+
+
+async def test_a_wrong_token_ends_the_node_with_the_reason(cluster: Any) -> None:
+    async with cluster(fail=[("Register", grpc.StatusCode.UNAUTHENTICATED)]) as c:
+        with pytest.raises(NotAuthenticated, match="as the test wants it"):
+            await c.run()
+
+
+async def test_a_node_loads_no_code_but_its_own(cluster: Any) -> None:
+    async with cluster(task="evil.module:run") as c:
+        with pytest.raises(InvalidInput, match=r"--task evil\.module:run"):
+            await c.run()
+        assert "InvalidInput" in c.fake.left[0]
+
+
+async def test_another_model_than_the_coordinators_is_told_by_its_tensors(cluster: Any) -> None:
+    async with cluster() as c:
+        c.fake.model = FlatModel(nn.Linear(2, 2))
+        with pytest.raises(ProtocolError, match="missing 'weight'"):
+            await c.run()
+
+
+def test_nodes_name_themselves_before_they_dial() -> None:
+    names = {own_name() for _ in range(20)}
+    assert len(names) == 20
+    assert all(name.replace("-", "").replace("_", "").isalnum() and len(name) <= 64 for name in names)
