@@ -118,6 +118,8 @@ class Coordinator:
                 self.engine.dispatch(ev.Stop("interrupted"))
                 await _first(self.engine.finished.wait(), asyncio.sleep(10.0))
             await self._linger(interrupted)
+            if self.config.server.stay:
+                await interrupted.wait()
         return 1 if self.engine.failure else 0
 
     async def _server(self) -> grpc.aio.Server:

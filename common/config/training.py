@@ -61,6 +61,8 @@ class ServerConfig(Section):
     """Memory for uploads that are under way; further ones wait, though two are always let in."""
     linger_seconds: Annotated[float, Field(ge=0)] = 10.0
     """After the run, the longest wait for the nodes to hear of it and leave."""
+    stay: bool = False
+    """Go on answering when the run is over, until a signal: for a container, whose results are asked for later."""
     scrape_nodes: bool = True
     """Whether each node's /metrics is read, where it can be reached at the address that the node calls from."""
     scrape_hosts: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """The command line: which commands there are, by what a user wants to do."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated, NoReturn
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_GROUPS = {
+_GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Start and stop": (demo, containers.up, containers.scale, containers.down, doctor),
     "Look": (look.status, look.nodes, network.links, look.logs, report),
     "Change the network": (network.profile, network.inject, network.schedule, network.scenario),
