@@ -1,0 +1,214 @@
+"""A cluster of real processes: coordinator, netsim proxy and nodes, through kills, stops, late joins and restarts."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+PATIENCE_SECONDS = 90.0
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """Poll until the condition holds; its value."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {PATIENCE_SECONDS:g} s: {what}")
+
+
+class Process:
+    def __init__(self, log: Path, module: str, *arguments: str) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments], stdout=output, stderr=output, env=ENVIRONMENT
+            )
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def address(self) -> str:
+        def printed() -> str | None:
+            assert self.popen.poll() is None, self.text
+            found = re.search(r"listening on (\S+)", self.text)
+            return found and found[1]
+
+        return str(until(printed, f"an address of {self.log.name}"))
+
+    def wait(self) -> int:
+        return self.popen.wait(PATIENCE_SECONDS)
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+
+
+class Cluster:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.out = path / "run"
+        self.processes: list[Process] = []
+
+    def start(self, name: str, module: str, *arguments: str) -> Process:
+        process = Process(self.path / f"{name}.log", module, *arguments)
+        self.processes.append(process)
+        return process
+
+    def coordinator(self, *arguments: str, listen: str = "127.0.0.1:0", name: str = "coordinator") -> Process:
+        plain = (f"--listen={listen}", "--http-listen=127.0.0.1:0", "--insecure", f"--out={self.out}")
+        return self.start(name, "coordinator", *plain, *arguments)
+
+    def proxy(self, upstream: str, profile: str) -> Process:
+        plain = ("--listen=127.0.0.1:0", "--seed=1")
+        return self.start("proxy", "netsim_proxy", *plain, f"--upstream={upstream}", f"--profile={profile}")
+
+    def node(self, name: str, address: str) -> Process:
+        return self.start(name, "node", f"--coordinator={address}", f"--node-id={name}", "--insecure")
+
+    def rounds(self) -> list[dict[str, Any]]:
+        file = self.out / "rounds.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def reach(self, round_number: int) -> None:
+        until(lambda: len(self.rounds()) >= round_number, f"round {round_number}; {self.processes[0].text[-2000:]}")
+
+    def summary(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads((self.out / "summary.json").read_text())
+        return loaded
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path)
+    yield cluster
+    for process in cluster.processes:
+        if process.popen.poll() is None:
+            process.popen.send_signal(signal.SIGCONT)
+            process.kill()
+
+
+def test_digits_are_learned_through_the_proxy_and_everybody_goes_home(cluster: Cluster) -> None:
+    coordinator = cluster.coordinator("--rounds=25", "--min-nodes=3")
+    proxy = cluster.proxy(coordinator.address(), "good").address()
+    nodes = [cluster.node(f"node_{n}", proxy) for n in range(3)]
+    assert coordinator.wait() == 0, coordinator.text
+    assert [node.wait() for node in nodes] == [0, 0, 0]
+    summary = cluster.summary()
+    assert summary["state"] == "completed"
+    assert summary["rounds"] == 25
+    assert summary["final_accuracy"] >= 0.95
+    assert all(summary["nodes"][f"node_{n}"]["rounds_contributed"] >= 20 for n in range(3))
+
+
+def test_nodes_are_killed_stopped_and_join_late(cluster: Cluster) -> None:
+    # The network alone would make these rounds faster than the test can act.
+    coordinator = cluster.coordinator("--rounds=40", "--min-nodes=3", "--set=server.heartbeat_seconds=0.5")
+    proxy = cluster.proxy(coordinator.address(), "good").address()
+    nodes = {name: cluster.node(name, proxy) for name in ("steady", "killed", "paused")}
+    cluster.reach(3)
+    nodes["killed"].kill()
+    nodes["paused"].popen.send_signal(signal.SIGSTOP)
+    cluster.node("late", proxy)
+    cluster.reach(len(cluster.rounds()) + 5)
+    nodes["paused"].popen.send_signal(signal.SIGCONT)
+    assert coordinator.wait() == 0, coordinator.text
+    summary = cluster.summary()
+    assert summary["state"] == "completed"
+    assert summary["final_accuracy"] >= 0.95
+    contributed = {name: row["rounds_contributed"] for name, row in summary["nodes"].items()}
+    assert contributed["steady"] >= 30
+    assert contributed["killed"] < 40
+    assert contributed["paused"] > 3
+    assert contributed["late"] > 0
+    assert [row["round"] for row in cluster.rounds()] == list(range(1, 41))
+
+
+def test_a_coordinator_that_lost_all_nodes_waits_for_them(cluster: Cluster) -> None:
+    coordinator = cluster.coordinator("--rounds=30", "--set=server.heartbeat_seconds=0.3")
+    address = coordinator.address()
+    first = cluster.node("first", address)
+    cluster.reach(2)
+    first.kill()
+    until(lambda: "no node is connected any more" in coordinator.text, "the news that all nodes are gone")
+    assert coordinator.popen.poll() is None
+    cluster.node("second", address)
+    assert coordinator.wait() == 0, coordinator.text
+    assert cluster.summary()["nodes"]["second"]["rounds_contributed"] > 0
+
+
+def test_a_killed_coordinator_resumes_from_its_checkpoint(cluster: Cluster) -> None:
+    settings = ("--rounds=40", "--set=training.checkpoint_every=2")
+    coordinator = cluster.coordinator(*settings)
+    address = coordinator.address()
+    # Through a link, so that a round takes long enough to be interrupted.
+    node = cluster.node("node_1", cluster.proxy(address, "good").address())
+    cluster.reach(5)
+    coordinator.kill()
+    before = [row["round"] for row in cluster.rounds()]
+    again = cluster.coordinator(*settings, "--resume", listen=address, name="again")
+    assert again.wait() == 0, again.text
+    assert node.wait() == 0, node.text
+    rounds = cluster.rounds()
+    assert [row["round"] for row in rounds] == list(range(1, 41))
+    assert len(before) >= 5
+    summary = cluster.summary()
+    assert summary["final_accuracy"] >= 0.95
+    assert summary["nodes"]["node_1"]["rounds_contributed"] >= 38
+
+
+def test_an_interrupt_leaves_the_run_readable(cluster: Cluster) -> None:
+    coordinator = cluster.coordinator("--rounds=100000")
+    cluster.node("node_1", coordinator.address())
+    cluster.reach(3)
+    coordinator.popen.send_signal(signal.SIGINT)
+    assert coordinator.wait() == 0, coordinator.text
+    summary = cluster.summary()
+    assert summary["state"] == "stopped"
+    assert summary["rounds"] >= 3
+    assert len(cluster.rounds()) >= summary["rounds"]
+    assert "Traceback" not in coordinator.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--insecure", "--task=digit"], "did you mean 'digits'"),
+        (["--insecure", "--set=training.roundz=3"], "did you mean 'rounds'"),
+        (["--insecure", "--rounds=0"], "training.rounds"),
+        (["--insecure", "--policy=bold"], "orchestrator.policy"),
+        (["--insecure", "--listen=nowhere"], "HOST:PORT"),
+        (["--insecure", "--resume"], "no checkpoint"),
+        ([], "--insecure"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str, tmp_path: Path) -> None:
+    plain = ["--http-listen=127.0.0.1:0", "--listen=127.0.0.1:0", f"--out={tmp_path}"]
+    command = [sys.executable, "-m", "coordinator", *plain, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_port_in_use_is_one_line_and_leaves_the_other_run_alone(cluster: Cluster) -> None:
+    first = cluster.coordinator()
+    address = first.address()
+    before = (cluster.out / "config.yaml").stat().st_mtime_ns
+    second = cluster.coordinator(listen=address, name="second")
+    assert second.wait() == 2
+    assert f"cannot listen on {address}" in second.text
+    assert (cluster.out / "config.yaml").stat().st_mtime_ns == before
