@@ -109,7 +109,7 @@ class Run:
     @property
     def target_accuracy(self) -> float | None:
         """The accuracy that the run was to reach, where one was set."""
-        value = self.setting("training", "target_accuracy")
+        value = self.summary.get("target_accuracy") or self.setting("training", "target_accuracy")
         return float(value) if isinstance(value, int | float) else None
 
     @property

@@ -66,6 +66,8 @@ def _section(name: str, title: str, content: Markup) -> Markup:
 def _header(run: Run, baseline: Run | None) -> Markup:
     summary = run.summary
     facts = {
+        "scenario": summary.get("scenario"),
+        "clock": "simulated" if summary.get("simulated") is True else None,
         "task": summary.get("task", run.setting("training", "task")),
         "policy": summary.get("policy", run.setting("orchestrator", "policy")),
         "nodes": len(run.node_ids) or None,

@@ -1,5 +1,5 @@
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -83,7 +83,7 @@ def test_the_most_eventful_nodes_are_those_that_decisions_were_about(make_run: C
 
 
 def test_counts_of_classes_are_those_on_record() -> None:
-    figures: dict[str, float | int | str] = dict.fromkeys(story.QUALITIES, 7) | {"else": "x"}
+    figures: Mapping[str, int | str] = dict.fromkeys(story.QUALITIES, 7) | {"else": "x"}
     events = (
         _quality(1.0, "a", "good"),
         Event(2.0, 3, "quality", "quality cluster", True, "cluster", "class_changed", figures),
