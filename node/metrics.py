@@ -1,5 +1,7 @@
 """What the metrics collector records, as Prometheus series; names and units follow Prometheus's own guide."""
 
+import math
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from node.core.gpu import GPUSpecs
@@ -63,14 +65,14 @@ class NodeMetrics:
                 self._accuracy.set(record.accuracy)
                 self._norm.set(record.grad_norm)
                 self._step.observe(record.step_time)
-                self._forward.observe(record.forward_time)
-                self._backward.observe(record.backward_time)
+                _observe(self._forward, record.forward_time)
+                _observe(self._backward, record.backward_time)
                 self._compute.inc(record.step_time)
             case NetworkEvent():
                 self._calls.labels("success" if record.success else "failure").inc()
                 self._retries.inc(record.retries)
-                if record.success and record.latency_ms == record.latency_ms:
-                    self._round_trip.observe(record.latency_ms / 1000)
+                if record.success:
+                    _observe(self._round_trip, record.latency_ms / 1000)
             case ResourceUsage():
                 self._gpu.set(record.gpu_util / 100)
                 self._memory.set(record.memory_mb * (1 << 20))
@@ -91,3 +93,9 @@ class NodeMetrics:
         """Bytes since the last call."""
         self._sent.inc(sent)
         self._received.inc(received)
+
+
+def _observe(histogram: Histogram, value: float) -> None:
+    """NaN stands for what was not measured; in a histogram it would spoil the sum for good."""
+    if not math.isnan(value):
+        histogram.observe(value)
