@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from common.errors import Unavailable
-from hypergpu.cli.show import QUALITY_STYLE, STATE_STYLE, duration, styled
 from hypergpu.client import Client
+from hypergpu.show import QUALITY_STYLE, STATE_STYLE, duration, styled
 from protos import coordinator_pb2 as pb
 from protos import netsim_pb2 as net
 

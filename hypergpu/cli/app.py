@@ -12,6 +12,8 @@ from hypergpu.cli.demo import demo
 from hypergpu.cli.doctor import doctor
 from hypergpu.cli.report import report
 from hypergpu.cli.running import run_app
+from hypergpu.cli.trace import app as trace
+from hypergpu.cli.transfer import transfer
 
 app = typer.Typer(
     name="hypergpu",
@@ -24,6 +26,7 @@ app = typer.Typer(
 _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Start and stop": (demo, containers.up, containers.scale, containers.down, doctor),
     "Look": (look.status, look.nodes, network.links, look.logs, report),
+    "Study a network": (transfer,),
     "Change the network": (network.profile, network.inject, network.schedule, network.scenario),
     "Steer the training": (
         control.pause,
@@ -37,6 +40,7 @@ _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
 for panel, commands in _GROUPS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.add_typer(trace, name="trace", rich_help_panel="Study a network")
 
 
 @app.callback(invoke_without_command=True)

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from hypergpu.cli.running import AsJson, on_cluster
-from hypergpu.cli.show import print_json
 from hypergpu.client import Client
+from hypergpu.show import print_json
 from protos import coordinator_pb2 as pb
 
 NodeId = Annotated[str, typer.Argument(metavar="NODE", help="A node's name, as `hypergpu nodes` shows it.")]

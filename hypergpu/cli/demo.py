@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.live import Live
 
 from common.errors import InvalidInput
-from hypergpu.cli.show import QUALITY_STYLE, duration, new_table, styled
 from hypergpu.dashboard import History, Snapshot, dashboard
 from hypergpu.demo import Progress, demo_nodes, run_demo
+from hypergpu.show import QUALITY_STYLE, duration, new_table, styled
 from protos import coordinator_pb2 as pb
 
 _DETAIL_EVERY = 5

@@ -16,9 +16,9 @@ from rich.markup import escape
 from common.errors import HyperGPUError, InvalidInput
 from common.rpc import Tls, split_address
 from hypergpu.cli.running import AsJson, Authority, Coordinator, Insecure, Proxy, Token, TokenFile, locate
-from hypergpu.cli.show import print_json
 from hypergpu.client import Client, connect
 from hypergpu.cluster import HOW_TO_START, Cluster
+from hypergpu.show import print_json
 from protos import coordinator_pb2 as pb
 
 _SKEW_SECONDS = 5.0

@@ -7,7 +7,9 @@ import typer
 from rich.live import Live
 
 from hypergpu.cli.running import AsJson, on_cluster
-from hypergpu.cli.show import (
+from hypergpu.client import Client
+from hypergpu.dashboard import ENDED, History, dashboard, take_snapshot
+from hypergpu.show import (
     QUALITY_STYLE,
     STATE_STYLE,
     as_dict,
@@ -18,8 +20,6 @@ from hypergpu.cli.show import (
     print_table,
     styled,
 )
-from hypergpu.client import Client
-from hypergpu.dashboard import ENDED, History, dashboard, take_snapshot
 from protos import coordinator_pb2 as pb
 
 

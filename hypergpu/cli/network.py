@@ -7,8 +7,8 @@ import typer
 
 from common.errors import ConfigError, InvalidInput
 from hypergpu.cli.running import AsJson, on_cluster
-from hypergpu.cli.show import new_table, print_json, print_table, size
 from hypergpu.client import Client
+from hypergpu.show import new_table, print_json, print_table, size
 from protos import netsim_pb2 as net
 
 Type = Annotated[

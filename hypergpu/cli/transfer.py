@@ -9,7 +9,7 @@ import typer
 
 from common.errors import InvalidInput
 from hypergpu.cli.running import AsJson
-from hypergpu.cli.show import new_table, print_json, print_table
+from hypergpu.show import new_table, print_json, print_table
 from netsim_proxy.link.outcomes import Direction, LossModel
 from netsim_proxy.link.profiles import Profile, find_profile
 from netsim_proxy.link.transfer import Summary, plain_profile, transfer_times
