@@ -1,0 +1,304 @@
+"""What the proxy costs, measured against the direct way and other proxies in turn, in one run.
+
+`python benchmarks/proxy.py` prints a table; `--json` the same as JSON; `--toxiproxy BINARY` adds toxiproxy, and
+HAProxy takes part where it is installed. Figures of one run compare; those of two machines do not.
+"""
+
+import argparse
+import json
+import multiprocessing
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent import futures
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from protos import netsim_pb2, netsim_pb2_grpc
+
+MIB = 1 << 20
+OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+METADATA = (("x-node-id", "bench"),)
+
+
+def serve(pipe: Any) -> None:
+    """The service: echoes, takes and gives megabytes."""
+    megabyte = bytes(MIB)
+    server = grpc.server(futures.ThreadPoolExecutor(128), options=OPTIONS)
+    handlers = {
+        "Echo": grpc.unary_unary_rpc_method_handler(lambda request, _: request),
+        "Take": grpc.stream_unary_rpc_method_handler(lambda parts, _: b"%d" % sum(map(len, parts))),
+        "Give": grpc.unary_stream_rpc_method_handler(lambda request, _: (megabyte for _ in range(int(request)))),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Bench", handlers),))
+    pipe.send(server.add_insecure_port("127.0.0.1:0"))
+    server.start()
+    server.wait_for_termination()
+
+
+class Client:
+    """The service through one address, and what is measured there."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.insecure_channel(address, OPTIONS)
+        self._echo = self.channel.unary_unary("/bench.Bench/Echo")
+        self._take = self.channel.stream_unary("/bench.Bench/Take")
+        self._give = self.channel.unary_stream("/bench.Bench/Give")
+        self.echo(b"")
+
+    def echo(self, message: bytes) -> float:
+        began = time.perf_counter()
+        self._echo(message, metadata=METADATA)
+        return time.perf_counter() - began
+
+    def up(self, mebibytes: int = 44) -> float:
+        """MiB/s of a stream of 1 MiB messages."""
+        part, began = bytes(MIB), time.perf_counter()
+        self._take((part for _ in range(mebibytes)), metadata=METADATA)
+        return mebibytes / (time.perf_counter() - began)
+
+    def down(self, mebibytes: int = 44) -> float:
+        began = time.perf_counter()
+        received = sum(len(part) for part in self._give(b"%d" % mebibytes, metadata=METADATA))
+        return received / MIB / (time.perf_counter() - began)
+
+    def unary_ms(self, calls: int = 200) -> float:
+        return statistics.median(self.echo(bytes(100)) for _ in range(calls)) * 1000
+
+    def calls_per_second(self, callers: int = 8, calls: int = 1000) -> float:
+        with futures.ThreadPoolExecutor(callers) as pool:
+            began = time.perf_counter()
+            list(pool.map(lambda _: self.echo(bytes(100)), range(calls)))
+            return calls / (time.perf_counter() - began)
+
+
+@contextmanager
+def netsim(upstream: str, *more: str) -> Iterator[tuple[str, int, dict[str, str]]]:
+    """Our proxy: its address, process id, and the addresses of `control` and `metrics`."""
+    command = [sys.executable, "-m", "netsim_proxy", "--listen=127.0.0.1:0", f"--upstream={upstream}"]
+    command += ["--metrics=127.0.0.1:0", "--seed=1", "--log-level=error", *more]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found: dict[str, str] = {}
+        while "listening" not in found:
+            word, _, address = process.stdout.readline().strip().partition(" on ")
+            found[word] = address
+        try:
+            yield found["listening"], process.pid, found
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def haproxy(upstream: str) -> Iterator[str]:
+    """HAProxy in TCP mode, one thread, default buffers."""
+    port = _free_port()
+    text = f"""global
+  nbthread 1
+defaults
+  mode tcp
+  timeout connect 5s
+  timeout client 60s
+  timeout server 60s
+listen bench
+  bind 127.0.0.1:{port}
+  server one {upstream}
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "haproxy.cfg"
+        file.write_text(text)
+        with _running(["haproxy", "-db", "-f", str(file)]):
+            yield f"127.0.0.1:{port}"
+
+
+@contextmanager
+def toxiproxy(binary: str, upstream: str) -> Iterator[str]:
+    """toxiproxy-server without toxics."""
+    port = _free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "toxiproxy.json"
+        file.write_text(json.dumps([{"name": "bench", "listen": f"127.0.0.1:{port}", "upstream": upstream}]))
+        with _running([binary, "-config", str(file), "-port", str(_free_port())]):
+            yield f"127.0.0.1:{port}"
+
+
+def throughput(rounds: int, toxiproxy_binary: str | None) -> dict[str, dict[str, float]]:
+    """Medians of each way, measured in turn so that what disturbs one disturbs all."""
+    with ExitStack() as stack:
+        upstream = stack.enter_context(service())
+        ways = {"direct": upstream}
+        ours, pid, _ = stack.enter_context(netsim(upstream, "--profile=direct"))
+        ways["netsim"] = ours
+        if shutil.which("haproxy"):
+            ways["haproxy"] = stack.enter_context(haproxy(upstream))
+        if toxiproxy_binary:
+            ways["toxiproxy"] = stack.enter_context(toxiproxy(toxiproxy_binary, upstream))
+        clients = {name: Client(address) for name, address in ways.items()}
+        figures: dict[str, dict[str, list[float]]] = {name: {} for name in clients}
+        for _ in range(rounds):
+            for measure in ("up", "down", "unary_ms", "calls_per_second"):
+                for name, client in clients.items():
+                    figures[name].setdefault(measure, []).append(getattr(client, measure)())
+        out = {
+            name: {measure: statistics.median(values) for measure, values in measures.items()}
+            for name, measures in figures.items()
+        }
+        base = out["direct"]
+        for name in ways:
+            row = out[name]
+            for measure in ("up", "down", "calls_per_second"):
+                # The ratio is taken within each round, so that a slow minute of the machine does not count.
+                pairs = zip(figures[name][measure], figures["direct"][measure], strict=True)
+                row[f"{measure}_ratio"] = statistics.median(ours / direct for ours, direct in pairs)
+            row["added_ms"] = row["unary_ms"] - base["unary_ms"]
+        out["netsim"]["resident_mb"] = _resident_mb(pid)
+        for client in clients.values():
+            client.channel.close()
+    return out
+
+
+def accuracy(calls: int = 100, rounds: int = 20) -> dict[str, float]:
+    """How late deliveries were, of 100 RPCs at once, by the proxy's own count; and whether any reply was early."""
+    with service() as upstream, netsim(upstream, "--profile=good", "--loss-model=transport") as (address, _, found):
+        client = Client(address)
+        fastest = 1.0
+        with futures.ThreadPoolExecutor(calls) as pool:
+            for _ in range(rounds):
+                fastest = min(fastest, *pool.map(client.echo, [b"x"] * calls))
+        buckets = _buckets(found["metrics"])
+        client.channel.close()
+    total = buckets[-1][1]
+    return {
+        "deliveries": total,
+        "late_p50_ms_at_most": next(bound for bound, count in buckets if count >= 0.5 * total) * 1000,
+        "late_p99_ms_at_most": next(bound for bound, count in buckets if count >= 0.99 * total) * 1000,
+        "fastest_round_trip_ms": fastest * 1000,  # the profile's is 10 ms
+    }
+
+
+def rate(streams: int = 4, mebibytes: int = 6) -> dict[str, float]:
+    """The rate that several streams of one link get together, against the one configured."""
+    share = 0.02  # of the 10 Gbit/s of `perfect`, which loses nothing
+    with service() as upstream, netsim(upstream, "--profile=perfect") as (address, _, found):
+        client = Client(address)
+        with grpc.insecure_channel(found["control"]) as channel:
+            event = netsim_pb2.Event(type="bandwidth_collapse", nodes=["*"], factor=share)
+            netsim_pb2_grpc.NetsimStub(channel).Inject(event)
+        with futures.ThreadPoolExecutor(streams) as pool:
+            began = time.perf_counter()
+            list(pool.map(client.down, [mebibytes] * streams))
+            seconds = time.perf_counter() - began
+        client.channel.close()
+    mbit = streams * mebibytes * MIB * 8 / seconds / 1e6
+    return {"configured_mbit": 10_000 * share, "measured_mbit": mbit}
+
+
+def stalled(seconds: float = 2.0) -> dict[str, float]:
+    """Resident memory while readers stand still, and its slope under traffic."""
+    with service() as upstream, netsim(upstream, "--profile=good", "--loss-model=transport") as (address, pid, _):
+        clients = [Client(address) for _ in range(4)]
+        before = _resident_mb(pid)
+        calls = [client._give(b"200", metadata=METADATA) for client in clients]
+        for call in calls:
+            next(call)
+        time.sleep(seconds)
+        held = _resident_mb(pid)
+        for call in calls:
+            call.cancel()
+        points = []
+        for _ in range(10):
+            for client in clients:
+                client.down(8)
+                client.up(8)
+                client.unary_ms(20)
+            points.append(_resident_mb(pid))
+        for client in clients:
+            client.channel.close()
+    slope = statistics.linear_regression(range(5), points[5:]).slope
+    return {"before_mb": before, "stalled_mb": held, "after_mb": points[-1], "slope_mb_per_640_mib": slope}
+
+
+@contextmanager
+def service() -> Iterator[str]:
+    """The service in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        yield f"127.0.0.1:{ours.recv()}"
+    finally:
+        process.terminate()
+
+
+@contextmanager
+def _running(command: list[str]) -> Iterator[None]:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        time.sleep(0.5)
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
+def _free_port() -> int:
+    import socket  # noqa: PLC0415
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _resident_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def _buckets(address: str) -> list[tuple[float, float]]:
+    from urllib.request import urlopen  # noqa: PLC0415
+
+    from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
+
+    with urlopen(f"http://{address}/metrics") as reply:
+        families = text_string_to_metric_families(reply.read().decode())
+    samples = [s for f in families if f.name == "netsim_pacer_lateness_seconds" for s in f.samples]
+    return [(float(s.labels["le"]), s.value) for s in samples if s.name.endswith("_bucket")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="how often each figure is measured")
+    parser.add_argument("--toxiproxy", metavar="BINARY", help="toxiproxy-server, to be measured too")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    result = {
+        "throughput": throughput(options.rounds, options.toxiproxy or shutil.which("toxiproxy-server")),
+        "accuracy": accuracy(),
+        "rate": rate(),
+        "memory": stalled(),
+    }
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    print(f"{'':12}{'up':>12}{'down':>12}{'8 callers':>12}{'unary':>10}{'added':>10}")
+    for name, row in result["throughput"].items():
+        ratios = "".join(f"{row[f'{measure}_ratio']:>12.2f}" for measure in ("up", "down", "calls_per_second"))
+        print(f"{name:12}{ratios}{row['unary_ms']:>7.2f} ms{row['added_ms']:>7.2f} ms")
+    print(f"netsim resident: {result['throughput']['netsim']['resident_mb']:.1f} MB")
+    for part in ("accuracy", "rate", "memory"):
+        print(part, ", ".join(f"{key} {value:.4g}" for key, value in result[part].items()))
+
+
+if __name__ == "__main__":
+    main()

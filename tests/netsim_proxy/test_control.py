@@ -1,0 +1,170 @@
+"""The control API over gRPC, as `hypergpu` and grpcurl call it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from netsim_proxy import control, metrics
+from netsim_proxy.catalogue import Catalogue
+from netsim_proxy.lateness import Lateness
+from netsim_proxy.link.outcomes import Direction
+from netsim_proxy.link.profiles import find_profile
+from netsim_proxy.pacer import Pacer
+from netsim_proxy.ports import Ports
+from netsim_proxy.schedule import Schedule
+from protos import netsim_pb2 as pb
+from protos import netsim_pb2_grpc
+
+Call = Callable[..., Any]
+
+
+@pytest.fixture
+async def pacer() -> AsyncIterator[Pacer]:
+    pacer = Pacer()
+    yield pacer
+    pacer.close()
+
+
+@pytest.fixture
+async def ports(pacer: Pacer) -> Ports:
+    ports = Ports(pacer, find_profile("good"), seed=1)
+    ports.of("node_1")
+    return ports
+
+
+@pytest.fixture
+async def address(ports: Ports, pacer: Pacer) -> AsyncIterator[str]:
+    server = control.make_server(ports, Schedule(ports, pacer), Catalogue(), token="secret")
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(0)
+
+
+@pytest.fixture
+async def stub(address: str) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(address) as channel:
+
+        class Authorized:
+            def __getattr__(self, name: str) -> Call:
+                method = getattr(netsim_pb2_grpc.NetsimStub(channel), name)
+                return lambda request: method(request, metadata=(("authorization", "Bearer secret"),), timeout=5)
+
+        yield Authorized()
+
+
+async def failure(call: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), caught.value.details() or ""
+
+
+async def test_set_profile_acts_and_lists(stub: Any, ports: Ports) -> None:
+    info = await stub.SetProfile(pb.SetProfileRequest(node_id="node_2", profile="poor", loss_model="transport"))
+    assert (info.node_id, info.profile, info.loss_model, info.state) == ("node_2", "poor", "transport", "up")
+    assert ports.known("node_2").link.profile.name == "poor"
+    links = (await stub.ListLinks(pb.ListLinksRequest())).links
+    assert [link.node_id for link in links] == ["node_1", "node_2"]
+    await stub.SetProfile(pb.SetProfileRequest(node_id="*", profile="direct"))
+    assert ports.of("node_3").transparent and ports.known("node_1").transparent
+
+
+async def test_region_comes_on_top(stub: Any) -> None:
+    info = await stub.SetProfile(pb.SetProfileRequest(node_id="node_1", profile="direct", region="eu-west"))
+    assert info.region == "eu-west" and 20 < info.up.latency_low_ms < 100
+
+
+async def test_what_is_wrong_is_said(stub: Any) -> None:
+    code, details = await failure(stub.SetProfile(pb.SetProfileRequest(node_id="node_1", profile="goood")))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT and "did you mean 'good'" in details
+    event = pb.Event(type="latency_spike", nodes=["node_7"], added_ms=5)
+    code, details = await failure(stub.Inject(event))
+    assert code == grpc.StatusCode.NOT_FOUND and "node_1" in details
+    code, details = await failure(stub.Inject(pb.Event(type="earthquake", nodes=["node_1"])))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT and "earthquake" in details
+    code, details = await failure(stub.Clear(pb.ClearRequest(node_id="node_7")))
+    assert code == grpc.StatusCode.NOT_FOUND
+    code, details = await failure(stub.SetProfile(pb.SetProfileRequest(node_id="node_1", loss_model="udp")))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT and "transport" in details
+
+
+async def test_inject_and_clear(stub: Any) -> None:
+    await stub.Inject(pb.Event(type="latency_spike", nodes=["node_1"], added_ms=50))
+    link = (await stub.ListLinks(pb.ListLinksRequest())).links[0]
+    assert link.state == "degraded" and "latency_spike" in link.active_events[0]
+    assert (await stub.Clear(pb.ClearRequest(node_id="node_1"))).cleared == 1
+    assert (await stub.ListLinks(pb.ListLinksRequest())).links[0].state == "up"
+
+
+async def test_schedule_by_time(stub: Any, ports: Ports) -> None:
+    event = pb.Event(type="profile_change", nodes=["node_1"], profile="poor")
+    await stub.Schedule(pb.ScheduleRequest(event=event, after_seconds=0.05))
+    (entry,) = (await stub.ListScheduled(pb.ListScheduledRequest())).events
+    assert 0 < entry.in_seconds <= 0.05 and entry.event.profile == "poor"
+    assert ports.known("node_1").link.profile.name == "good"
+    end = time.monotonic() + 3
+    while ports.known("node_1").link.profile.name != "poor":
+        assert time.monotonic() < end
+        await asyncio.sleep(0.01)
+    assert not (await stub.ListScheduled(pb.ListScheduledRequest())).events
+
+
+async def test_schedule_by_round(stub: Any, ports: Ports) -> None:
+    for number, profile in ((3, "poor"), (5, "average")):
+        event = pb.Event(type="profile_change", nodes=["node_1"], profile=profile)
+        await stub.Schedule(pb.ScheduleRequest(event=event, round=number))
+    await stub.AnnounceRound(pb.AnnounceRoundRequest(round=2))
+    assert ports.known("node_1").link.profile.name == "good"
+    await stub.AnnounceRound(pb.AnnounceRoundRequest(round=4))
+    assert ports.known("node_1").link.profile.name == "poor"
+    (left,) = (await stub.ListScheduled(pb.ListScheduledRequest())).events
+    assert left.round == 5 and not left.active
+    assert (await stub.Clear(pb.ClearRequest())).cleared == 1
+    await stub.AnnounceRound(pb.AnnounceRoundRequest(round=9))
+    assert ports.known("node_1").link.profile.name == "poor"
+
+
+async def test_watch_repeats(stub: Any) -> None:
+    seen = []
+    async for links in stub.Watch(pb.WatchRequest(interval_seconds=0.1)):
+        seen.append(links)
+        if len(seen) == 2:
+            break
+    assert seen[1].links[0].node_id == "node_1"
+
+
+async def test_token_guards_control_but_not_health(address: str) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        code, _ = await failure(netsim_pb2_grpc.NetsimStub(channel).ListLinks(pb.ListLinksRequest()))
+        assert code == grpc.StatusCode.UNAUTHENTICATED
+        reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        ask = reflection_pb2.ServerReflectionRequest(list_services="")
+        async for answer in reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask])):
+            names = {service.name for service in answer.list_services_response.service}
+    assert "hypergpu.netsim.v1.Netsim" in names
+
+
+async def test_metrics_tell_what_links_did(ports: Ports) -> None:
+    registry, lateness = CollectorRegistry(), Lateness(bound_seconds=0.001)
+    metrics.register(registry, ports, lateness)
+    link = ports.known("node_1").link
+    exchange = link.begin(0.0)
+    link.offer(0.0, Direction.UP, 1000, exchange)
+    lateness.observe(0.0003)
+    lateness.observe(0.5)
+    labels = {"link": "node_1", "direction": "up"}
+    assert registry.get_sample_value("netsim_bytes_total", labels) == 1000
+    assert registry.get_sample_value("netsim_messages_total", labels) == 1
+    assert (registry.get_sample_value("netsim_injected_delay_seconds_total", labels) or 0) >= 0.005
+    assert registry.get_sample_value("netsim_losses_total", {"link": "node_1", "cause": "loss"}) == 0
+    assert registry.get_sample_value("netsim_pacer_lateness_seconds_bucket", {"le": "0.0005"}) == 1
+    assert registry.get_sample_value("netsim_pacer_lateness_seconds_count") == 2
+    assert registry.get_sample_value("netsim_deliveries_beyond_bound_total") == 1
