@@ -31,6 +31,7 @@ from coordinator.core.shards import ShardTable
 from coordinator.engine import Engine, Evaluate, Seams
 from coordinator.links import NodeLinks
 from coordinator.metrics import Metrics
+from coordinator.node_series import NodeSeries
 from coordinator.run_dir import Checkpoint, RunDir
 from coordinator.scraper import Scraper
 from coordinator.servicing import TokenInterceptor
@@ -91,6 +92,7 @@ class Coordinator:
         uploads = Uploads(flat.manifest.total_bytes, config.server.upload_memory_bytes)
         self._resumed_round = checkpoint.round if checkpoint else 0
         self.engine = Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model, uploads, seams)
+        self._node_series = NodeSeries(self.registry, machine, self.orchestrator)
 
     async def run(self, announce: Callable[[str, str], None]) -> int:
         """Serve until the run is over or a signal ends it; the exit code. `announce` is given both addresses."""
@@ -108,6 +110,8 @@ class Coordinator:
                 scraper = Scraper(self.engine, self.links, self.config)
                 stack.push_async_callback(scraper.stop)
                 scraper.start()
+            self._node_series.start()
+            stack.push_async_callback(self._node_series.stop)
             interrupted = asyncio.Event()
             stack.enter_context(_on_signals(interrupted.set))
             announce(address, http.address)

@@ -45,6 +45,13 @@ class Metrics:
         self.decisions = counter("decisions", "Decisions, by kind and reason.", "kind", "reason")
         self.step_seconds = seconds("server_step_duration", "The server's step at the end of a round.")
         self.evaluation_seconds = seconds("evaluation_duration", "An evaluation on held-out data.")
+        # What alerts watch begins at 0: the first of a kind would be no increase otherwise.
+        for reason in ev.CloseReason:
+            self.rounds.labels(reason)
+        for outcome in ev.Outcome:
+            self.updates.labels(outcome)
+        for refused in (self.rejected, self._returned):
+            refused.labels(errors.NonFiniteUpdate.__name__)
 
     def returned(self, reason: str) -> None:
         """A node gave work up; a reason that we don't know counts as `other`, so that nobody can invent labels."""

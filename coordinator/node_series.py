@@ -1,0 +1,196 @@
+"""What the coordinator knows of each node, and how the adaptation stands, as Prometheus series.
+
+The figures are read on the event loop every few seconds and served from the HTTP thread, which sees a finished picture
+or the one before, and never waits for the loop.
+"""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from common.errors import UnknownName
+from coordinator.core.membership import Member, Presence
+from coordinator.core.network import ConnectionQuality
+from coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator, Phase
+from coordinator.core.rounds import RoundMachine, RunState
+from coordinator.core.selection import NodeState
+
+REFRESH_SECONDS = 2.0
+MOST_NODES = 1_000
+"""Of more, the first: series of ten thousand nodes would cost a Prometheus more than they tell."""
+_AT_ONCE = 50
+"""Nodes that are read before the event loop has its turn again."""
+_RANK = {quality: rank for rank, quality in enumerate(reversed(ConnectionQuality))}
+"""0 (offline) to 5 (excellent): the better, the higher."""
+_STANDING = {state: number for number, state in enumerate(NodeState)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    node: str
+    connected: bool
+    quality: int
+    score: float
+    points: tuple[tuple[str, float], ...]
+    latency_seconds: float
+    loss: float
+    batch_size: int
+    selected: bool
+    standing: int
+    contribution: float
+    rounds: int
+    late: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    rows: tuple[_Row, ...] = ()
+    state: str = RunState.WAITING
+    phase: str = Phase.INITIALIZATION
+    policy: str = AdaptationPolicy.NONE
+    overhead: float = 0.0
+    rollbacks: int = 0
+
+
+class NodeSeries(Collector):
+    """Keeps the picture fresh between `start` and `stop`."""
+
+    def __init__(self, registry: CollectorRegistry, machine: RoundMachine, orchestrator: AdaptiveOrchestrator) -> None:
+        self._machine, self._orchestrator = machine, orchestrator
+        self._picture = _Picture()
+        self._task: asyncio.Task[None] | None = None
+        registry.register(self)
+
+    def start(self) -> None:
+        """Begin to refresh."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """End it."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def refresh(self) -> None:
+        """Take a new picture."""
+        selected = frozenset(self._machine.selected)
+        members = [member for member in self._machine.members if member.presence is not Presence.LEFT][:MOST_NODES]
+        rows: list[_Row] = []
+        for start in range(0, len(members), _AT_ONCE):
+            for member in members[start : start + _AT_ONCE]:
+                with contextlib.suppress(UnknownName):  # of a run that was resumed, and not back yet
+                    rows.append(self._row(member, member.node_id in selected))
+            await asyncio.sleep(0)
+        status = self._orchestrator.get_orchestrator_status()
+        self._picture = _Picture(
+            rows=tuple(rows),
+            state=str(self._machine.state),
+            phase=status["phase"],
+            policy=status["policy"],
+            overhead=status["overhead"]["share_of_round_time"] or 0.0,
+            rollbacks=status["rollbacks"],
+        )
+
+    def collect(self) -> Iterator[Metric]:
+        """The picture as metric families."""
+        picture = self._picture
+        yield _states("run_state", "1 for the state that the run is in.", "state", RunState, picture.state)
+        yield _states("phase", "1 for the phase of the adaptation.", "phase", Phase, picture.phase)
+        yield _states("policy", "1 for the policy in force.", "policy", AdaptationPolicy, picture.policy)
+        yield GaugeMetricFamily(
+            "hypergpu_adaptation_overhead_ratio", "Time spent on deciding, over the time of rounds.", picture.overhead
+        )
+        yield CounterMetricFamily("hypergpu_rollbacks", "Configurations that were taken back.", picture.rollbacks)
+        yield from self._links(picture.rows)
+        yield from self._members(picture.rows)
+
+    @staticmethod
+    def _links(rows: tuple[_Row, ...]) -> Iterator[Metric]:
+        quality = _by_node(
+            "link_quality", "Class of the link: 0 offline, 1 critical, 2 poor, 3 fair, 4 good, 5 excellent."
+        )
+        score = _by_node("link_score", "Score of the link, 0 to 100.")
+        points = _by_node(
+            "link_score_points", "Parts of the score: latency up to 40, loss and reliability up to 30.", "part"
+        )
+        latency = _by_node("link_latency_seconds", "Median round trip of the link.")
+        loss = _by_node("link_loss_ratio", "Smoothed share of communications that were lost.")
+        for row in rows:
+            node = [row.node]
+            quality.add_metric(node, row.quality)
+            score.add_metric(node, row.score)
+            for part, value in row.points:
+                points.add_metric([row.node, part], value)
+            if math.isfinite(row.latency_seconds):
+                latency.add_metric(node, row.latency_seconds)
+            if math.isfinite(row.loss):
+                loss.add_metric(node, row.loss)
+        yield from (quality, score, points, latency, loss)
+
+    @staticmethod
+    def _members(rows: tuple[_Row, ...]) -> Iterator[Metric]:
+        connected = _by_node("member_connected", "1 while the node is there, 0 when it is lost; none when it has left.")
+        batch = _by_node("member_batch_size", "Samples per local step that the node was last given.")
+        selected = _by_node("member_selected", "1 while the node takes part in the running round.")
+        standing = _by_node("member_standing", "0 active, 1 on probation, 2 quarantined.")
+        contribution = _by_node("member_contribution_ratio", "Half efficiency, half reliability.")
+        rounds = CounterMetricFamily(
+            "hypergpu_member_rounds", "Rounds that the node contributed to.", labels=["node_id"]
+        )
+        late = CounterMetricFamily(
+            "hypergpu_member_late_updates", "Updates that came after their round.", labels=["node_id"]
+        )
+        for row in rows:
+            node = [row.node]
+            connected.add_metric(node, row.connected)
+            batch.add_metric(node, row.batch_size)
+            selected.add_metric(node, row.selected)
+            standing.add_metric(node, row.standing)
+            contribution.add_metric(node, row.contribution)
+            rounds.add_metric(node, row.rounds)
+            late.add_metric(node, row.late)
+        yield from (connected, batch, selected, standing, contribution, rounds, late)
+
+    async def _run(self) -> None:
+        while True:
+            await self.refresh()
+            await asyncio.sleep(REFRESH_SECONDS)
+
+    def _row(self, member: Member, selected: bool) -> _Row:
+        node, connected = member.node_id, member.presence is Presence.CONNECTED
+        link = self._orchestrator.monitor.get_node_profile(node)
+        details = self._orchestrator.selector.get_node_details(node)
+        points = {"latency": link.latency_score, "loss": link.loss_score, "reliability": link.reliability_score}
+        return _Row(
+            node=node,
+            connected=connected,
+            quality=_RANK[link.quality if connected else ConnectionQuality.OFFLINE],
+            score=link.score,
+            points=tuple(points.items()),
+            latency_seconds=link.latency_ms / 1000.0,
+            loss=link.loss_rate,
+            batch_size=member.batch_size,
+            selected=selected,
+            standing=_STANDING[NodeState(details["state"])],
+            contribution=details["contribution_score"],
+            rounds=member.rounds_contributed,
+            late=member.late,
+        )
+
+
+def _by_node(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"hypergpu_{name}", text, labels=["node_id", *labels])
+
+
+def _states(name: str, text: str, label: str, known: type[RunState | Phase | AdaptationPolicy], now: str) -> Metric:
+    family = GaugeMetricFamily(f"hypergpu_{name}", text, labels=[label])
+    for each in known:
+        family.add_metric([str(each)], each == now)
+    return family

@@ -1,0 +1,65 @@
+from prometheus_client import CollectorRegistry
+
+from common.clock import ManualClock
+from common.config import SystemConfig
+from coordinator.core import events as ev
+from coordinator.core.orchestration import build_orchestrator
+from coordinator.core.rounds import RoundMachine
+from coordinator.node_series import MOST_NODES, NodeSeries
+
+
+class Cluster:
+    def __init__(self, *nodes: str) -> None:
+        config = SystemConfig()
+        self.clock = ManualClock()
+        self.orchestrator = build_orchestrator(config, clock=self.clock)
+        self.machine = RoundMachine(config.training, self.orchestrator, lost_after_seconds=10.0)
+        self.registry = CollectorRegistry()
+        self.series = NodeSeries(self.registry, self.machine, self.orchestrator)
+        for node in nodes:
+            self.orchestrator.register_node(node)
+            self.machine.handle(ev.NodeJoined(node), 0.0)
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(f"hypergpu_{name}", labels)
+
+
+async def test_links_and_members_are_told_by_node() -> None:
+    cluster = Cluster("a", "b")
+    for _ in range(40):
+        cluster.orchestrator.monitor.record_communication("a", 2.0, True)
+    await cluster.series.refresh()
+    assert cluster.value("link_quality", node_id="a") == 5
+    assert cluster.value("link_latency_seconds", node_id="a") == 0.002
+    assert cluster.value("link_score_points", node_id="a", part="latency") == 40
+    assert cluster.value("link_latency_seconds", node_id="b") is None  # not measured is not zero
+    assert cluster.value("member_connected", node_id="b") == 1
+    assert cluster.value("member_selected", node_id="a") == 1
+    assert cluster.value("member_standing", node_id="a") == 0
+    assert cluster.value("run_state", state="training") == 1
+    assert cluster.value("policy", policy="reactive") == 1
+
+
+async def test_a_lost_node_is_offline_and_one_that_left_is_gone() -> None:
+    cluster = Cluster("a", "b")
+    cluster.machine.handle(ev.NodeLost("a"), 1.0)
+    cluster.machine.handle(ev.NodeLeft("b"), 1.0)
+    await cluster.series.refresh()
+    assert cluster.value("member_connected", node_id="a") == 0
+    assert cluster.value("link_quality", node_id="a") == 0
+    assert cluster.value("member_connected", node_id="b") is None
+
+
+async def test_a_node_of_a_resumed_run_that_is_not_back_yet_does_no_harm() -> None:
+    cluster = Cluster("a")
+    cluster.machine.members.remember([{"node_id": "stranger"}])
+    assert cluster.machine.members.get("stranger") is not None
+    await cluster.series.refresh()
+    assert cluster.value("member_connected", node_id="a") == 1
+
+
+async def test_series_of_nodes_are_bounded() -> None:
+    cluster = Cluster(*(f"n{number}" for number in range(MOST_NODES + 5)))
+    await cluster.series.refresh()
+    assert cluster.value("member_connected", node_id="n0") == 1
+    assert cluster.value("member_connected", node_id=f"n{MOST_NODES + 4}") is None
