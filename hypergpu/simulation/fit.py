@@ -14,7 +14,7 @@ from scipy.optimize import least_squares
 from common.config import TrainingConfig
 from coordinator.core.events import Assign, Shard
 from hypergpu.simulation.convergence import Convergence
-from hypergpu.simulation.learning import RealLearning, on_one_thread
+from hypergpu.simulation.gradients import RealLearning, on_one_thread
 from tasks import load_task
 
 SETUPS = ((1, 16), (1, 64), (4, 32), (5, 64), (8, 128), (20, 64))

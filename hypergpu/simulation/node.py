@@ -74,7 +74,8 @@ class SimulatedNode:
     __slots__ = (
         "_again", "_compute", "_computed_seconds", "_draws", "_failed_in_a_row", "_heartbeat_seconds", "_held_bytes",
         "_host", "_model_bytes", "_next_beat", "_order", "_rtt_ms", "_settings", "_step", "_time", "_waits",
-        "_watching", "attempts", "failures", "incarnation", "info", "largest_batch", "last_seen", "line", "node_id", "running",
+        "_watching", "attempts", "failures", "incarnation", "info", "largest_batch", "last_seen", "line", "node_id",
+        "running",
     )  # fmt: skip
 
     def __init__(

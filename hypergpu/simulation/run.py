@@ -12,14 +12,13 @@ from coordinator.links import NodeLinks
 from hypergpu.simulation.compute import SimulatedCards
 from hypergpu.simulation.convergence import ModelledLearning
 from hypergpu.simulation.coordinator import Punctual, VirtualCoordinator
-from hypergpu.simulation.learning import Learning, RealLearning, on_one_thread
+from hypergpu.simulation.learning import Learning
 from hypergpu.simulation.network import ComesAndGoes, Network, make_lines
 from hypergpu.simulation.node import Compute, SimulatedNode
 from hypergpu.simulation.records import Recording
 from hypergpu.simulation.scenario import Scenario, in_turn
 from hypergpu.simulation.virtual_time import VirtualTime
 from netsim_proxy.link.outcomes import Direction
-from tasks import load_task
 
 LONGEST_RUN_SECONDS = 30 * 86_400.0
 """Virtual time after which a run is ended that does not get anywhere."""
@@ -124,10 +123,14 @@ class Outcome:
 
 def _learning(scenario: Scenario) -> Learning:
     config = scenario.config.training
-    if scenario.learning == "real":
-        on_one_thread()
-        return RealLearning(load_task(config.task), config)
-    return ModelledLearning(config)
+    if scenario.learning == "model":
+        return ModelledLearning(config)
+    # torch takes seconds to import, and a model of convergence needs none.
+    from hypergpu.simulation.gradients import RealLearning, on_one_thread  # noqa: PLC0415
+    from tasks import load_task  # noqa: PLC0415
+
+    on_one_thread()
+    return RealLearning(load_task(config.task), config)
 
 
 def _outcome(

@@ -1,0 +1,123 @@
+"""`hypergpu compare`: what adaptation is worth, in paired runs of a scenario."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from hypergpu.cli.running import AsJson
+from hypergpu.cli.simulate import ScenarioFile
+from hypergpu.show import new_table, print_json, print_table, size
+from hypergpu.simulation.compare import Candidate, Comparison, Result, parse_threshold
+from hypergpu.simulation.compare import compare as run_all
+from hypergpu.simulation.scenario_file import load_scenario
+from hypergpu.simulation.statistics import Estimate
+
+
+def compare(
+    scenario: ScenarioFile,
+    *,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each kind; those of one seed are paired.")] = 5,
+    policies: Annotated[str | None, typer.Option(metavar="A,B,…", help="Against none, the fixed baseline.")] = None,
+    strategies: Annotated[
+        str, typer.Option(metavar="BATCH/SELECTION,…", help="Strategies to try each policy with.")
+    ] = "",
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIGURE>=NUMBER", help="What each candidate must hold; else the exit code is 1. Repeatable."
+        ),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to train.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes to run in.")] = min(2, os.cpu_count() or 1),
+    as_json: AsJson = False,
+) -> None:
+    """Compare policies with the fixed baseline: time to the target, final accuracy, bytes, and how sure it is."""
+    conditions = [parse_threshold(text) for text in threshold or ()]
+    loaded = load_scenario(scenario)
+    if rounds is not None:
+        loaded = loaded.changed(rounds=rounds)
+    own = loaded.config.orchestrator.policy
+    named = _split(policies) if policies is not None else [own if own != "none" else "reactive"]
+    comparison = run_all(loaded, named, _split(strategies), seeds=seeds, jobs=jobs)
+    record = comparison.record()
+    record["thresholds"] = [
+        {
+            "threshold": condition.text,
+            "candidate": candidate.result.variant.label,
+            "value": condition.value(row),
+            "passed": condition.holds(row),
+        }
+        for condition in conditions
+        for candidate, row in zip(comparison.candidates, record["candidates"], strict=True)
+    ]
+    if as_json:
+        print_json(record)
+    else:
+        _show(comparison)
+        for row in record["thresholds"]:
+            verdict = "pass" if row["passed"] else "FAIL"
+            print(f"{verdict}  {row['threshold']} for {row['candidate']}: {_short(row['value'])}")
+    if not all(row["passed"] for row in record["thresholds"]):
+        raise typer.Exit(1)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _show(comparison: Comparison) -> None:
+    count = len(comparison.seeds)
+    table = new_table(
+        "policy", f">s to {comparison.target:g}", ">reached", ">accuracy", ">moved", ">rounds", ">speedup", "",
+        title=f"{comparison.scenario.name}: {count} paired runs of each; intervals at 95 %",
+    )  # fmt: skip
+    table.add_row(*_cells(comparison.baseline, count), "", "the baseline")
+    for candidate in comparison.candidates:
+        table.add_row(*_cells(candidate.result, count), _interval(candidate.speedup), candidate.verdict)
+    print_table(table)
+    for candidate in comparison.candidates:
+        for line in _remarks(candidate, comparison):
+            print(line)
+
+
+def _cells(result: Result, count: int) -> list[str]:
+    record = result.record()
+    times = Estimate(**record["time_to_target_seconds"])
+    return [
+        result.variant.label,
+        _interval(times) if times.mean is not None else "never",
+        f"{record['reached']} of {count}",
+        f"{record['final_accuracy']:.4f}",
+        size(record["bytes"]),
+        f"{record['rounds']:g}",
+    ]
+
+
+def _remarks(candidate: Candidate, comparison: Comparison) -> list[str]:
+    label, lines = candidate.result.variant.label, []
+    if candidate.verdict == "within the noise":
+        lines.append(f"{label}: the difference in time is within the noise of {len(comparison.seeds)} runs")
+    for result in (comparison.baseline, candidate.result):
+        if not result.times:
+            best = max(outcome.best_accuracy for outcome in result.outcomes)
+            lines.append(f"{result.variant.label}: {comparison.target:g} was never reached; the best was {best:.4f}")
+    if candidate.bounds:
+        lines.append(
+            f"{label}: in {candidate.bounds} pairs one run did not reach the target; its length stands for its time"
+        )
+    lines.append(f"{label}: final accuracy differs by {_interval(candidate.accuracy_difference)}")
+    for node, reasons in candidate.result.quarantined().items():
+        told = ", ".join(f"{reason} × {times}" for reason, times in reasons.items())
+        lines.append(f"{label}: quarantine of {node}: {told}")
+    return lines
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate.mean is None:
+        return "–"
+    return f"{_short(estimate.mean)} [{_short(estimate.ci_low)}, {_short(estimate.ci_high)}]"
+
+
+def _short(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

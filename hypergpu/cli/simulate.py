@@ -1,0 +1,68 @@
+"""`hypergpu simulate`: a scenario in virtual time."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hypergpu.cli.running import AsJson
+from hypergpu.show import duration, new_table, print_json, print_table, size
+from hypergpu.simulation.run import Outcome
+from hypergpu.simulation.run import simulate as run_scenario
+from hypergpu.simulation.scenario_file import load_scenario
+
+ScenarioFile = Annotated[
+    str, typer.Argument(metavar="SCENARIO", help="A YAML file, or the name of a shipped scenario.")
+]
+_MOST_NODES = 20
+
+
+def simulate(
+    scenario: ScenarioFile,
+    *,
+    policy: Annotated[str | None, typer.Option(help="none, conservative, aggressive, reactive, proactive.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of links, data and parameters.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to train.")] = None,
+    learning: Annotated[str | None, typer.Option(help="real: gradients; model: a model of convergence.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the run's files there, for a report.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a scenario in virtual time: the same file and seed give the same result, to the byte."""
+    given: dict[str, Any] = {"policy": policy, "seed": seed, "rounds": rounds, "learning": learning}
+    outcome = run_scenario(load_scenario(scenario).changed(**{k: v for k, v in given.items() if v is not None}), out)
+    if as_json:
+        print_json(asdict(outcome))
+        return
+    print("\n".join(in_words(outcome)))
+    _show_nodes(outcome)
+    if out is not None:
+        print(f"the run is in {out}; `hypergpu report {out}` makes a page of it")
+
+
+def in_words(outcome: Outcome) -> list[str]:
+    """What came of a run, one line for each thing to know."""
+    lines = [
+        f"{outcome.scenario}, policy {outcome.policy}, seed {outcome.seed}: {outcome.rounds} rounds in "
+        f"{duration(outcome.seconds)} of virtual time ({outcome.reason or outcome.state})",
+        f"accuracy {outcome.final_accuracy:.4f}, loss {outcome.final_loss:.4f}; {size(outcome.bytes)} moved in "
+        f"{outcome.messages:,} messages",
+    ]
+    target, reached = outcome.target_accuracy, outcome.time_to_target_seconds
+    if target is not None and reached is not None:
+        lines.append(f"accuracy {target:g} after {duration(reached)}")
+    elif target is not None:
+        lines.append(f"accuracy {target:g} was not reached; the best was {outcome.best_accuracy:.4f}")
+    for node, reasons in sorted(outcome.quarantined.items()):
+        lines.append(f"quarantine of {node}: {', '.join(reasons)}")
+    return lines
+
+
+def _show_nodes(outcome: Outcome) -> None:
+    table = new_table("node", ">selected", ">contributed", ">late", ">retries", ">RPCs", ">lost", ">up", ">down")
+    for row in outcome.nodes[:_MOST_NODES]:
+        counts = (row.rounds_selected, row.rounds_contributed, row.late, row.retries, row.rpcs, row.rpcs_lost)
+        table.add_row(row.node_id, *map(str, counts), size(row.bytes_up), size(row.bytes_down))
+    print_table(table)
+    if len(outcome.nodes) > _MOST_NODES:
+        print(f"… and {len(outcome.nodes) - _MOST_NODES} nodes more")

@@ -1,0 +1,285 @@
+"""Paired runs of a scenario: what adaptation is worth against the fixed baseline, and how sure that is."""
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from common.config import BatchConfig, Section, SelectorConfig
+from common.errors import InvalidInput, UnknownName
+from hypergpu.simulation.run import Outcome, simulate
+from hypergpu.simulation.scenario import Scenario
+from hypergpu.simulation.statistics import Estimate, estimate
+
+BASELINE = "none"
+_BATCH_STRATEGIES = get_args(BatchConfig.model_fields["strategy"].annotation)
+_SELECTION_STRATEGIES = get_args(SelectorConfig.model_fields["strategy"].annotation)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to run a scenario; an empty strategy is the scenario's own."""
+
+    policy: str
+    batch: str = ""
+    selection: str = ""
+
+    @property
+    def strategies(self) -> str:
+        """As on the command line."""
+        return "/".join(part for part in (self.batch, self.selection) if part)
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.policy} {self.strategies}".strip()
+
+    def of(self, scenario: Scenario, seed: int) -> Scenario:
+        """The scenario, run this way."""
+        config = scenario.config
+        update: dict[str, Section] = {}
+        if self.batch:
+            update["batch"] = config.batch.model_copy(update={"strategy": self.batch})
+        if self.selection:
+            update["selector"] = config.selector.model_copy(update={"strategy": self.selection})
+        return scenario.changed(policy=self.policy, seed=seed, config=config.model_copy(update=update))
+
+
+@dataclass(frozen=True)
+class Result:
+    """All runs of one variant, in the order of the seeds."""
+
+    variant: Variant
+    outcomes: Sequence[Outcome]
+
+    @property
+    def times(self) -> list[float]:
+        """Seconds to the target, of the runs that reached it."""
+        return [o.time_to_target_seconds for o in self.outcomes if o.time_to_target_seconds is not None]
+
+    def mean(self, figure: str) -> float:
+        """The mean of a figure of the outcomes."""
+        return float(sum(getattr(o, figure) for o in self.outcomes) / len(self.outcomes))
+
+    def quarantined(self) -> dict[str, dict[str, int]]:
+        """How often each node was quarantined and let go, by reason, over all seeds."""
+        counts: dict[str, Counter[str]] = {}
+        for outcome in self.outcomes:
+            for node, reasons in outcome.quarantined.items():
+                counts.setdefault(node, Counter()).update(reasons)
+        return {node: dict(sorted(counter.items())) for node, counter in sorted(counts.items())}
+
+    def record(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "policy": self.variant.policy,
+            "strategies": self.variant.strategies,
+            "time_to_target_seconds": estimate(self.times).record(),
+            "reached": len(self.times),
+            "best_accuracy": max(o.best_accuracy for o in self.outcomes),
+            "final_accuracy": self.mean("final_accuracy"),
+            "bytes": self.mean("bytes"),
+            "rounds": self.mean("rounds"),
+            "duration_seconds": self.mean("seconds"),
+            "quarantined": self.quarantined(),
+        }
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A variant against the baseline, pair by pair."""
+
+    result: Result
+    speedup: Estimate
+    """Time to target of the baseline over that of the candidate."""
+    bounds: int
+    """Pairs in which one of the two did not reach the target: its time is at least its run's length."""
+    accuracy_difference: Estimate
+    """Final accuracy of the candidate less that of the baseline."""
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        low, high = self.speedup.ci_low, self.speedup.ci_high
+        if low is None or high is None:
+            return "target not reached"
+        if low <= 1.0 <= high:
+            return "within the noise"
+        return "faster" if low > 1.0 else "slower"
+
+    def record(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return self.result.record() | {
+            "speedup": self.speedup.record() | {"bounds": self.bounds},
+            "accuracy_difference": self.accuracy_difference.record(),
+            "verdict": self.verdict,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The baseline, and what was tried against it."""
+
+    scenario: Scenario
+    seeds: Sequence[int]
+    target: float
+    baseline: Result
+    candidates: Sequence[Candidate]
+
+    def record(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "scenario": self.scenario.name,
+            "seeds": list(self.seeds),
+            "target_accuracy": self.target,
+            "baseline": self.baseline.record(),
+            "candidates": [candidate.record() for candidate in self.candidates],
+        }
+
+
+def compare(
+    scenario: Scenario, policies: Sequence[str], strategies: Sequence[str] = (), *, seeds: int = 5, jobs: int = 1
+) -> Comparison:
+    """Run a scenario by the fixed baseline and by each policy (with each of the strategies), once for each seed.
+
+    The runs of one seed are paired: links, data and initial parameters draw the same, so that what differs is what was
+    decided.
+
+    Args:
+        scenario: its seed is the first; its target accuracy, or else the task's, is the one whose time is measured.
+        policies: `none`, the baseline, is always run and may be named.
+        strategies: BATCH/SELECTION, or one of both: a candidate for each policy and each of them.
+        seeds: how many.
+        jobs: processes to run them in.
+
+    Raises:
+        UnknownName: a policy or strategy that there is not.
+        InvalidInput: no target accuracy is known.
+    """
+    target = scenario.target if scenario.target is not None else _target_of_task(scenario)
+    scenario = scenario.changed(target_accuracy=target)
+    numbers = range(scenario.seed, scenario.seed + seeds)
+    variants = [Variant(BASELINE), *variants_of(policies, strategies)]
+    runs = [variant.of(scenario, seed) for variant in variants for seed in numbers]
+    outcomes = _run_all(runs, jobs)
+    results = [Result(variant, outcomes[index * seeds : (index + 1) * seeds]) for index, variant in enumerate(variants)]
+    baseline = results[0]
+    return Comparison(scenario, list(numbers), target, baseline, [against(baseline, result) for result in results[1:]])
+
+
+def variants_of(policies: Sequence[str], strategies: Sequence[str]) -> list[Variant]:
+    """Each policy with each of the strategies; the plain baseline is none of them.
+
+    Raises:
+        UnknownName: a policy or strategy that there is not.
+    """
+    known = get_args(Scenario.model_fields["policy"].annotation)[0]
+    for policy in policies:
+        if policy not in get_args(known):
+            raise UnknownName("policy", policy, get_args(known))
+    pairs = [_strategies(text) for text in strategies] or [("", "")]
+    return [Variant(policy, *pair) for policy in policies if policy != BASELINE for pair in pairs]
+
+
+def against(baseline: Result, result: Result) -> Candidate:
+    """Compare two variants, pair by pair."""
+    ratios, bounds = [], 0
+    for before, after in zip(baseline.outcomes, result.outcomes, strict=True):
+        times = before.time_to_target_seconds, after.time_to_target_seconds
+        if times == (None, None):
+            continue
+        bounds += None in times
+        ratios.append((times[0] or before.seconds) / max(times[1] or after.seconds, 1e-9))
+    differences = [
+        after.final_accuracy - before.final_accuracy
+        for before, after in zip(baseline.outcomes, result.outcomes, strict=True)
+    ]
+    return Candidate(result, estimate(ratios), bounds, estimate(differences))
+
+
+def _target_of_task(scenario: Scenario) -> float:
+    from tasks import load_task  # noqa: PLC0415  (torch takes seconds to import)
+
+    target = load_task(scenario.config.training.task).target
+    if target is None:
+        raise InvalidInput(f"the scenario {scenario.name} has no target_accuracy, and its task none either: give one")
+    return target
+
+
+def _strategies(text: str) -> tuple[str, str]:
+    batch = selection = ""
+    for name in text.split("/"):
+        if name in _BATCH_STRATEGIES:
+            batch = name
+        elif name in _SELECTION_STRATEGIES:
+            selection = name
+        else:
+            raise UnknownName("strategy", name, [*_BATCH_STRATEGIES, *_SELECTION_STRATEGIES])
+    return batch, selection
+
+
+def _run_all(runs: Sequence[Scenario], jobs: int) -> list[Outcome]:
+    if jobs <= 1 or len(runs) < 4:
+        return [simulate(run) for run in runs]
+    # Spawned, since torch's threads do not survive a fork.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(simulate, runs))
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A condition on the candidates, such as speedup>=1.5."""
+
+    text: str
+    figure: str
+    at_least: bool
+    bound: float
+
+    def value(self, record: Mapping[str, Any]) -> float | None:
+        """The figure in the record of a candidate."""
+        found: Any = record
+        for key in self.figure.split("."):
+            found = found[key]
+        value: float | None = found["mean"] if isinstance(found, Mapping) else found
+        return value
+
+    def holds(self, record: Mapping[str, Any]) -> bool:
+        """Whether the candidate passes; it does not where the figure is not known."""
+        value = self.value(record)
+        return value is not None and (value >= self.bound if self.at_least else value <= self.bound)
+
+
+_ESTIMATES = ("speedup", "time_to_target_seconds", "accuracy_difference")
+FIGURES = (
+    *(name for figure in _ESTIMATES for name in (figure, f"{figure}.ci_low", f"{figure}.ci_high")),
+    "final_accuracy",
+    "best_accuracy",
+    "bytes",
+    "rounds",
+    "duration_seconds",
+    "reached",
+)
+"""What a threshold may be on; of an estimate, the mean unless a bound of its interval is named."""
+
+
+def parse_threshold(text: str) -> Threshold:
+    """A threshold from FIGURE>=NUMBER or FIGURE<=NUMBER.
+
+    Raises:
+        InvalidInput: not of that form. UnknownName: a figure that there is not.
+    """
+    for sign in (">=", "<="):
+        figure, found, number = text.partition(sign)
+        if found:
+            figure = figure.strip()
+            if figure not in FIGURES:
+                raise UnknownName("figure", figure, FIGURES)
+            try:
+                return Threshold(text, figure, sign == ">=", float(number))
+            except ValueError:
+                break
+    raise InvalidInput(
+        f"the threshold {text!r} is not of the form FIGURE>=NUMBER or FIGURE<=NUMBER, as in speedup>=1.5"
+    )

@@ -1,0 +1,97 @@
+"""Learning by real gradients, with the trainer that the nodes use and the model that the coordinator uses."""
+
+import numpy as np
+import torch
+
+from common.config import TrainingConfig
+from coordinator.core import events as ev
+from coordinator.core.global_model import GlobalModel
+from hypergpu.simulation.learning import Trained
+from node.trainer import Trainer
+from tasks import Task, evaluate
+from tasks.partition import Partition, ShardOrder, partition
+from tasks.samples import count, labels
+
+
+class RealLearning:
+    """Real gradients of a task, by the trainer that the nodes use; deterministic on one thread.
+
+    A unit of work is done when its update arrives and is wanted: until then the parameters of its round have not
+    changed, and what comes too late costs nothing.
+    """
+
+    def __init__(self, task: Task, config: TrainingConfig) -> None:
+        self._config = config
+        self._task = task
+        self._trainer = Trainer(task, config.seed)
+        model = self._trainer.model
+        self._model = GlobalModel(model.manifest, model.flat(), model.parameter_count, config)
+        self._sizes = count(task.train) if config.partition == "iid" else labels(task.train)
+        self._shards: Partition = ()
+        self._orders: dict[int, ShardOrder] = {}
+        self._update = np.empty(0, np.float32)
+
+    @property
+    def model_bytes(self) -> int:
+        """As `Learning.model_bytes`."""
+        return self._model.manifest.total_bytes
+
+    @property
+    def samples(self) -> int:
+        """As `Learning.samples`."""
+        return count(self._task.train)
+
+    @property
+    def update_norms(self) -> tuple[float, float] | None:
+        """As `Learning.update_norms`."""
+        return self._model.update_norms
+
+    def train(self, order: ev.Assign) -> Trained:
+        """As `Learning.train`."""
+        samples = self._order_of(order.shard)
+        size, cursor = order.batch_size, order.shard.cursor
+        trainer = self._trainer
+        update = trainer.work(
+            self._model.values,
+            lambda step: trainer.samples(samples.take(cursor + step * size, size)),
+            local_steps=order.local_steps,
+            learning_rate=order.learning_rate,
+            key=(order.round, order.shard.index),
+        )
+        self._update = update.flat
+        return Trained(update.samples, update.loss, update.steps[0].loss, update.steps[-1].grad_norm)
+
+    def add(self, weight: int) -> None:
+        """As `Learning.add`."""
+        self._model.add(self._update, weight)
+
+    def discard(self) -> None:
+        """As `Learning.discard`."""
+        self._model.discard()
+
+    def step(self) -> bool:
+        """As `Learning.step`."""
+        return self._model.step()
+
+    def evaluate(self) -> tuple[float, float]:
+        """As `Learning.evaluate`."""
+        self._trainer.model.load(self._model.values)
+        result = evaluate(self._trainer.model.module, self._task)
+        return result.loss, result.accuracy
+
+    def _order_of(self, shard: ev.Shard) -> ShardOrder:
+        config = self._config
+        if len(self._shards) != shard.count:
+            self._shards = partition(
+                config.partition, self._sizes, shard.count, config.seed, alpha=config.dirichlet_alpha
+            )
+            self._orders = {}
+        order = self._orders.get(shard.index)
+        if order is None:
+            order = self._orders[shard.index] = ShardOrder(self._shards[shard.index], config.seed, shard.index)
+        return order
+
+
+def on_one_thread() -> None:
+    """Let torch add in one order only, so that the same seed gives the same bytes."""
+    torch.set_num_threads(1)
