@@ -52,7 +52,8 @@ async def test_a_lost_node_is_offline_and_one_that_left_is_gone() -> None:
 
 async def test_a_node_of_a_resumed_run_that_is_not_back_yet_does_no_harm() -> None:
     cluster = Cluster("a")
-    cluster.machine.members.remember([{"node_id": "stranger"}])
+    before = {"rounds_contributed": 1, "rounds_selected": 1, "retries": 0, "late": 0, "rule": "automatic"}
+    cluster.machine.members.remember([{"node_id": "stranger", **before}])
     assert cluster.machine.members.get("stranger") is not None
     await cluster.series.refresh()
     assert cluster.value("member_connected", node_id="a") == 1
