@@ -13,6 +13,7 @@ from torch import Tensor
 from common.draws import Draws
 from common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate
 from common.tensors import Flat
+from node.descent import Descent
 from tasks import Task, build
 from tasks.samples import Indices, fetch
 
@@ -73,10 +74,19 @@ class Trainer:
         self.model = build(task, seed, self.device)
         cuda = self.device.type == "cuda"
         self._half = precision == "bfloat16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
+        self._fusible: bool | None = None
         self._start = torch.empty_like(self.model.values)
         self._out = torch.empty(self.model.manifest.size, pin_memory=cuda)
 
-    def gradient(self, inputs: Tensor, targets: Tensor, *, step: int = 0, micro_batch: int | None = None) -> Step:
+    def gradient(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        step: int = 0,
+        micro_batch: int | None = None,
+        descent: Descent | None = None,
+    ) -> Step:
         """Forward and backward over a batch, the mean gradient in `model.gradients`.
 
         Args:
@@ -85,6 +95,7 @@ class Trainer:
             step: named by the error.
             micro_batch: the most samples that the card holds at once; a larger batch is accumulated in parts, which
                 gives the same mean gradient (BatchNorm apart, whose statistics are those of the parts).
+            descent: entered; the parameters have moved afterwards, and `model.gradients` holds nothing.
 
         Raises:
             NonFiniteUpdate: NaN or infinity in the loss or the gradients.
@@ -93,7 +104,8 @@ class Trainer:
         began = time.perf_counter()
         samples = len(inputs)
         parts = math.ceil(samples / micro_batch) if micro_batch else 1
-        self.model.gradients.zero_()
+        if descent is None:
+            self.model.gradients.zero_()
         self.model.module.train()
         forward = backward = 0.0
         loss = torch.zeros((), device=self.device)
@@ -119,7 +131,7 @@ class Trainer:
                 accuracy += weight * torch.as_tensor(self.task.accuracy(_as_float32(outputs), y), device=self.device)
             forward += middle - at
             backward += end - middle
-        norm = float(torch.linalg.vector_norm(self.model.gradients))
+        norm = descent.norm() if descent else float(torch.linalg.vector_norm(self.model.gradients))
         mean = float(loss)
         if not (math.isfinite(mean) and math.isfinite(norm)):
             what = f"the loss is {mean}" if not math.isfinite(mean) else f"the gradient norm is {norm}"
@@ -164,15 +176,18 @@ class Trainer:
         began = time.perf_counter()
         model, count = self.model, self.model.parameter_count
         model.load(parameters)
-        self._start.copy_(model.values)
         steps = []
-        with self._seeded(key):
+        fused = local_steps > 1 and micro_batch is None and self._can_fuse(batches)
+        if local_steps > 1:
+            model.load(parameters)  # the trial may have moved BatchNorm's statistics
+        self._start.copy_(model.values)
+        with self._seeded(key), Descent(model, learning_rate) if fused else nullcontext() as descent:
             for index in range(local_steps):
                 if abandon is not None and abandon.is_set():
                     raise Abandoned(f"given up after {index} of {local_steps} steps")
-                step = self.gradient(*batches(index), step=index, micro_batch=micro_batch)
-                if local_steps > 1:
-                    model.parameters.sub_(model.gradients, alpha=learning_rate)
+                step = self.gradient(*batches(index), step=index, micro_batch=micro_batch, descent=descent)
+                if local_steps > 1 and descent is None:
+                    model.parameters.add_(model.gradients, alpha=-learning_rate)
                 steps.append(step)
                 after_step(step)
         out = self._out if self.device.type == "cpu" else self._start
@@ -221,6 +236,17 @@ class Trainer:
     def samples(self, indices: Indices) -> tuple[Tensor, Tensor]:
         """Training samples of the task by index, on the device."""
         return fetch(self.task.train, indices, self.device)
+
+    def _can_fuse(self, batches: Fetch) -> bool:
+        """Whether this model's parameters may move within the backward pass: tried once, by moving them nowhere."""
+        if self._fusible is None:
+            try:
+                with self._seeded(("probe",)), Descent(self.model, 0.0) as descent:
+                    self.gradient(*batches(0), descent=descent)
+                self._fusible = True
+            except RuntimeError:
+                self._fusible = False
+        return self._fusible
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._half else nullcontext()

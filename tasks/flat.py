@@ -48,9 +48,16 @@ class FlatModel:
             view = self.values[start : start + tensor.numel()].view(tensor.shape)
             view.copy_(tensor.detach())
             tensor.data = view
-            if isinstance(tensor, nn.Parameter):
-                tensor.grad = self.gradients[start : start + tensor.numel()].view(tensor.shape)
             start += tensor.numel()
+        self.trainable = tuple(p for _, p in trainable)
+        self.attach_gradients()
+
+    def attach_gradients(self) -> None:
+        """Let `backward()` add to `gradients`, where someone has set the parameters' own `grad` to something else."""
+        start = 0
+        for parameter in self.trainable:
+            parameter.grad = self.gradients[start : start + parameter.numel()].view(parameter.shape)
+            start += parameter.numel()
 
     @property
     def parameters(self) -> Tensor:

@@ -239,6 +239,7 @@ class MetricsCollector:
                     }
                 ),
                 "events": network["total_events"],
+                "failures": network["total_failures"],
                 "retries": network["total_retries"],
                 "trend": network["trend"],
             },

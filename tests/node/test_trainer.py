@@ -135,3 +135,45 @@ def test_mixed_precision_stays_near_full_precision() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
     cosine = torch.cosine_similarity(half.model.gradients, full.model.gradients, dim=0)
     assert float(cosine) > 0.99
+
+
+class Reused(nn.Module):
+    """Its backward pass needs `scale` after `scale`'s own gradient is complete."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(6, 3), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(x) * self.scale.detach() * 2 + self.scale
+        return out
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.last(self.second(self.first(x).relu()).relu())
+        return out
+
+
+@pytest.mark.parametrize(("module", "fusible"), [(Reused, False), (Tied, True), (Noisy, True)])
+def test_descending_within_the_backward_pass_changes_no_result(module: type[nn.Module], fusible: bool) -> None:
+    task = Task(model=module, train=(X, Y), test=(X, Y))
+    updates = []
+    for micro_batch in (None, 10):  # a batch that may be cut is not descended along within the backward pass
+        trainer, order = Trainer(task, 0), _order(40)
+        update = trainer.work(
+            build(task, 0).flat(),
+            lambda i, t=trainer, o=order: t.samples(o.take(10 * i, 10)),  # type: ignore[misc]
+            local_steps=3,
+            learning_rate=0.1,
+            micro_batch=micro_batch,
+        )
+        updates.append((update.flat.copy(), [step.grad_norm for step in update.steps]))
+        assert trainer._fusible is (fusible if micro_batch is None else None)
+    assert np.allclose(updates[0][0], updates[1][0], atol=1e-6)
+    assert updates[0][1] == pytest.approx(updates[1][1], rel=1e-5)
