@@ -12,9 +12,7 @@ from common.config import SystemConfig, load_config
 from common.errors import ConfigError, HyperGPUError
 from common.log import configure
 from common.malloc import keep_buffers
-from common.rpc import Tls
-from coordinator.app import Coordinator, Options
-from tasks import load_task
+from common.rpc import Tls, split_address
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -56,20 +54,27 @@ def coordinate(
         keep_buffers()
         configure(log_level, log_json or None)
         settings = load_config(SystemConfig, config, os.environ, overrides)
-        options = Options(out, _token(token, token_file), _tls(tls_cert, tls_key, insecure), resume)
-        code = asyncio.run(_run(settings, options))
+        secret, tls = _token(token, token_file), _tls(tls_cert, tls_key, insecure)
+        for address in (settings.server.listen, settings.server.http_listen):
+            split_address(address)
+        code = asyncio.run(_run(settings, out, secret, tls, resume))
     except (HyperGPUError, ValueError) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
     raise typer.Exit(code)
 
 
-async def _run(settings: SystemConfig, options: Options) -> int:
+async def _run(settings: SystemConfig, out: Path, token: str, tls: Tls | None, resume: bool) -> int:
+    # torch takes seconds to import: a mistake on the command line is told before.
+    from coordinator.app import Coordinator, Options  # noqa: PLC0415
+    from tasks import load_task  # noqa: PLC0415
+
     def announce(address: str, http_address: str) -> None:
         print(f"metrics on {http_address}")
         print(f"listening on {address}", flush=True)
 
-    return await Coordinator(settings, load_task(settings.training.task), options).run(announce)
+    task = load_task(settings.training.task)
+    return await Coordinator(settings, task, Options(out, token, tls, resume)).run(announce)
 
 
 def _token(token: str, file: Path | None) -> str:

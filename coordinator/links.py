@@ -10,33 +10,53 @@ from coordinator.core.selection import NodeState
 
 
 class NodeLinks:
-    """Feeds an orchestrator's monitor, and tells what is known of a node."""
+    """Feeds an orchestrator's monitor, and tells what is known of a node.
+
+    Three sources tell of the same calls: the calls themselves, a node's /metrics, and the report in its heartbeat. Each
+    call must count once. So a node's own totals, which hold also the calls that never arrived, go before what is seen
+    here; they are taken from /metrics where that can be read, and from the report where it can't.
+    """
 
     def __init__(self, orchestrator: AdaptiveOrchestrator) -> None:
         self._orchestrator = orchestrator
         self._monitor = orchestrator.monitor
+        self._round_trip_ms: dict[str, float] = {}
+        self._counting: set[str] = set()
+        self._scraped: set[str] = set()
 
     def register(self, node: str, largest_batch: int) -> None:
         """A node joined; 0 = how much it can hold is not known."""
         self._orchestrator.register_node(node, largest_batch or None)
 
     def communication(self, node: str, latency_ms: float, success: bool) -> None:
-        """One RPC ended."""
-        if 0 <= latency_ms < math.inf:
+        """One RPC ended, as seen from here."""
+        if node not in self._counting and 0 <= latency_ms < math.inf:
             self._monitor.record_communication(node, latency_ms, success)
 
     def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float) -> None:
         """A heartbeat: its own round trip, and what the node counted itself."""
         if 0 < rtt_ms < math.inf:
-            self._monitor.record_communication(node, rtt_ms, True)
+            self._round_trip_ms[node] = rtt_ms
+            self.communication(node, rtt_ms, success=True)
         network = report.get("network")
-        if isinstance(network, Mapping):
-            self.counted(node, network.get("attempts"), network.get("failures"), source="report")
+        if isinstance(network, Mapping) and node not in self._scraped:
+            self._counted(node, network.get("events"), network.get("failures"))
 
-    def counted(self, node: str, attempts: object, failures: object, source: str) -> None:
+    def scraped(self, node: str, calls: int, failures: int) -> None:
+        """A node's /metrics was read."""
+        self._scraped.add(node)
+        self._counted(node, calls, failures)
+
+    def unreachable(self, node: str) -> None:
+        """A node's /metrics cannot be read: its report is listened to again."""
+        self._scraped.discard(node)
+
+    def _counted(self, node: str, calls: object, failures: object) -> None:
         """Totals of a node's own RPCs; what cannot be is passed over."""
-        if isinstance(attempts, int) and isinstance(failures, int) and 0 <= failures <= attempts:
-            self._monitor.observe_counters(node, attempts=attempts, failures=failures, source=source)
+        if isinstance(calls, int) and isinstance(failures, int) and 0 <= failures <= calls:
+            self._counting.add(node)
+            latency_ms = self._round_trip_ms.get(node)
+            self._monitor.observe_counters(node, attempts=calls, failures=failures, latency_ms=latency_ms)
 
     def describe(self, node: str) -> dict[str, Any]:
         """latency_ms, loss_rate, score, quality, and where the selector holds the node back: state and reason."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Iterable
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,7 +16,7 @@ from coordinator.links import NodeLinks
 TIMEOUT_SECONDS = 2.0
 MAX_BYTES = 1 << 20
 CONCURRENT = 256
-ATTEMPTS, FAILURES = "hypergpu_node_rpcs_total", "hypergpu_node_rpc_failures_total"
+CALLS = "hypergpu_node_rpcs_total"
 
 
 class Scraper:
@@ -69,17 +68,15 @@ class Scraper:
                 yield member, host, port
 
     async def scrape(self, node: str, host: str, port: int) -> None:
-        """One node; a failure says nothing about its link to us (it may be behind a NAT), so it is not recorded."""
-        began = time.monotonic()
+        """One node. A failure is no lost communication: the node may be behind a NAT that lets nobody in."""
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 text = await fetch(host, port)
-            totals = parse(text)
+            calls, failures = parse(text)
         except (OSError, TimeoutError, ValueError):
+            self._links.unreachable(node)
             return
-        self._links.communication(node, 1000.0 * (time.monotonic() - began), success=True)
-        if ATTEMPTS in totals:
-            self._links.counted(node, totals[ATTEMPTS], totals.get(FAILURES, 0), source="scrape")
+        self._links.scraped(node, calls, failures)
 
 
 async def fetch(host: str, port: int) -> str:
@@ -107,15 +104,18 @@ async def fetch(host: str, port: int) -> str:
     return body.decode("utf-8")
 
 
-def parse(text: str) -> dict[str, int]:
-    """The totals of the counters that we read, over all their labels.
+def parse(text: str) -> tuple[int, int]:
+    """A node's calls to the coordinator, and how many of them failed.
 
     Raises:
-        ValueError: not the Prometheus text format.
+        ValueError: not the Prometheus text format, or without these series.
     """
-    totals: dict[str, int] = {}
+    calls = failures = 0
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name in (ATTEMPTS, FAILURES):
-                totals[sample.name] = totals.get(sample.name, 0) + int(sample.value)
-    return totals
+            if sample.name == CALLS:
+                calls += int(sample.value)
+                failures += int(sample.value) if sample.labels.get("outcome") == "failure" else 0
+    if not calls:
+        raise ValueError(f"there is no {CALLS}")
+    return calls, failures

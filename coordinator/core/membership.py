@@ -172,8 +172,8 @@ class Membership:
             member = self._members.setdefault(row["node_id"], Member(row["node_id"], presence=Presence.LOST))
             member.reason = "not back since the coordinator was restarted"
             for name in ("rounds_contributed", "rounds_selected", "retries", "late"):
-                setattr(member, name, int(row[name]))
-            member.rule = Rule(row["rule"])
+                setattr(member, name, int(row.get(name, 0)))
+            member.rule = Rule(row.get("rule", Rule.AUTOMATIC))
 
     def _forget_surplus(self) -> None:
         """Bound what is kept of nodes that went away."""
