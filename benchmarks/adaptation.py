@@ -291,7 +291,10 @@ def main() -> None:
     for name in options.scenarios:
         baseline: list[Outcome] = []
         for variant in options.variants:
-            config = SystemConfig.model_validate({"training": training, **VARIANTS[variant]})
+            partition = "dirichlet" if SCENARIOS[name].skewed else "iid"
+            config = SystemConfig.model_validate(
+                {"training": {**training, "partition": partition}, **VARIANTS[variant]}
+            )
             outcomes = [
                 run(
                     SCENARIOS[name],

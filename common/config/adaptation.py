@@ -87,7 +87,10 @@ class SelectorConfig(Section):
     fairness_rounds: Count = 10
     """A healthy node that was left out for this many rounds is taken into the next one."""
     slow_time_share: Share = 0.1
-    """Share of all round time that may be spent on bringing in nodes that do not pay for the time they add."""
+    """Share of all round time that may be spent on bringing in nodes that do not pay for the time they add.
+
+    All of it (as much again as the rounds without them take) where the shards are not IID.
+    """
 
 
 class OrchestratorConfig(Section):

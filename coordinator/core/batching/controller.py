@@ -30,7 +30,7 @@ class BatchChange:
     old: int
     new: int
     reason: BatchReason
-    figures: Mapping[str, float | int | str]
+    figures: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ def build_orchestrator(config: SystemConfig, *, clock: Clock = monotonic) -> Ada
         config=config.batch,
         local_steps=config.training.local_steps,
     )
-    selector = DynamicNodeSelector(
-        monitor, SelectionStrategy(config.selector.strategy), config=config.selector, clock=clock
-    )
+    chosen = config.selector
+    if config.training.partition != "iid":  # what a slow node holds nobody else does: its turn is worth its time
+        chosen = chosen.model_copy(update={"slow_time_share": max(chosen.slow_time_share, 1.0)})
+    selector = DynamicNodeSelector(monitor, SelectionStrategy(chosen.strategy), config=chosen, clock=clock)
     policy = AdaptationPolicy(config.orchestrator.policy)
     return AdaptiveOrchestrator(config, monitor, batches, selector, policy, clock=clock)

@@ -2,11 +2,14 @@
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
+
+from coordinator.core.batching.goodput import batch_progress, steps_progress
 
 _VERDICT_ROUNDS = 3
 """Rounds after a change before it is judged."""
@@ -26,6 +29,34 @@ class RollbackReason(StrEnum):
     WORSE_THAN_WARM_UP = "worse_than_warm_up"
 
 
+class Measured(NamedTuple):
+    """A round, as far as the objective goes."""
+
+    total_batch: float
+    """Samples per local step, of all nodes."""
+    local_steps: int
+    seconds: float
+    exchange_seconds: float
+    """What the network took of it: where that has grown, the objective fell for no fault of the configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What progress is measured with. It changes during a run, so rounds are compared with the same one."""
+
+    noise_scale: float
+    drift_steps: float
+
+    def rates(self, rounds: Iterable[Measured]) -> list[float]:
+        """Progress per second of each of these rounds."""
+        return [self.progress(each) / each.seconds if each.seconds > 0 else 0.0 for each in rounds]
+
+    def progress(self, measured: Measured) -> float:
+        """Of one round; see `coordinator.core.batching.goodput`."""
+        steps = steps_progress(measured.local_steps, self.drift_steps)
+        return steps * float(batch_progress(measured.total_batch, self.noise_scale))
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A configuration, and how well it did."""
@@ -35,10 +66,12 @@ class Snapshot:
     batch_sizes: Mapping[str, int]
     local_steps: int
     learning_rate_factor: float
-    objective: float
-    noise: float
-    exchange_seconds: float
-    """What the network took of a round: where it has changed, the objective is not the configuration's fault."""
+    rounds: tuple[Measured, ...]
+
+    @property
+    def exchange_seconds(self) -> float:
+        """Median of what the network took of its rounds."""
+        return float(np.median([each.exchange_seconds for each in self.rounds])) if self.rounds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +86,7 @@ class Objective:
     """Progress per second of the latest rounds, by configuration."""
 
     def __init__(self) -> None:
-        self._rates: deque[float] = deque(maxlen=8)
-        self._since_change = 0
+        self._rounds: deque[Measured] = deque(maxlen=8)
         self._best_loss = math.inf
         self._loss: float | None = None
         self._loss_noise = 0.0
@@ -62,13 +94,11 @@ class Objective:
 
     def changed(self) -> None:
         """The configuration changed: what was measured before says nothing about it."""
-        self._rates.clear()
-        self._since_change = 0
+        self._rounds.clear()
 
-    def observe(self, rate: float, loss: float) -> None:
-        """A round's progress per second and loss."""
-        self._rates.append(rate)
-        self._since_change += 1
+    def observe(self, measured: Measured, loss: float) -> None:
+        """A round, and the loss after it."""
+        self._rounds.append(measured)
         if not math.isfinite(loss):
             self._loss = loss
             return
@@ -88,21 +118,16 @@ class Objective:
     @property
     def settled(self) -> bool:
         """The present configuration has run for long enough to be judged."""
-        return self._since_change >= _VERDICT_ROUNDS
+        return len(self._rounds) >= _VERDICT_ROUNDS
 
     @property
-    def value(self) -> float:
-        """The median rate of the present configuration; 0 before its first round."""
-        return float(np.median(self._rates)) if self._rates else 0.0
+    def rounds(self) -> tuple[Measured, ...]:
+        """The latest rounds of the present configuration."""
+        return tuple(self._rounds)
 
-    @property
-    def noise(self) -> float:
-        """Standard deviation of the median, from the MAD; few rounds look calmer than they are, hence the floor."""
-        if not self._rates:
-            return 0.0
-        rates = np.array(self._rates)
-        spread = 1.4826 * float(np.median(np.abs(rates - np.median(rates))))
-        return 1.2533 * max(spread, _USUAL_SPREAD * self.value) / math.sqrt(len(rates))
+    def value(self, worth: Worth) -> float:
+        """The median progress per second of the present configuration; 0 before its first round."""
+        return _centre(worth.rates(self._rounds))[0]
 
     def loss_verdict(self) -> Verdict | None:
         """Whether the loss says that something is wrong."""
@@ -119,21 +144,33 @@ class Objective:
             return Verdict(RollbackReason.LOSS_ROSE, figures)
         return None
 
-    def verdict(self, before: Snapshot, exchange_seconds: float, reason: RollbackReason) -> Verdict | None:
+    def verdict(self, before: Snapshot, worth: Worth, reason: RollbackReason) -> Verdict | None:
         """Whether the configuration does worse than `before`, beyond the noise and not for the network's sake."""
-        if not self.settled or before.objective <= 0:
+        if not self.settled or not before.rounds:
             return None
-        noise = math.hypot(self.noise, before.noise)
-        drop = before.objective - self.value
-        network_changed = exchange_seconds > 1.3 * before.exchange_seconds
-        if drop <= max(_SIGMAS * noise, _LEAST_DROP * before.objective) or network_changed:
+        now, now_noise = _centre(worth.rates(self._rounds))
+        then, then_noise = _centre(worth.rates(before.rounds))
+        noise = math.hypot(now_noise, then_noise)
+        exchange = float(np.median([each.exchange_seconds for each in self._rounds]))
+        network_changed = exchange > 1.3 * before.exchange_seconds
+        if then - now <= max(_SIGMAS * noise, _LEAST_DROP * then) or network_changed:
             return None
         return Verdict(
             reason,
             {
-                "progress_per_second": self.value,
-                "progress_per_second_before": before.objective,
+                "progress_per_second": now,
+                "progress_per_second_before": then,
                 "noise": noise,
                 "snapshot_round": before.round,
             },
         )
+
+
+def _centre(rates: list[float]) -> tuple[float, float]:
+    """Median, and its standard deviation from the MAD; few rounds look calmer than they are, hence the floor."""
+    if not rates:
+        return 0.0, 0.0
+    values = np.array(rates)
+    median = float(np.median(values))
+    spread = max(1.4826 * float(np.median(np.abs(values - median))), _USUAL_SPREAD * median)
+    return median, 1.2533 * spread / math.sqrt(len(values))

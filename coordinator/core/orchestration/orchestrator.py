@@ -11,14 +11,13 @@ from common.config import SystemConfig
 from common.errors import InvalidInput, UnknownName
 from coordinator.core.batching import AdaptiveBatchController, BatchReason
 from coordinator.core.batching.controller import Pace
-from coordinator.core.batching.goodput import batch_progress, steps_progress
 from coordinator.core.checks import not_negative
 from coordinator.core.decisions import CLUSTER, DecisionKind
 from coordinator.core.events import Contribution
 from coordinator.core.network import NetworkQualityMonitor
 from coordinator.core.orchestration.ledger import Ledger, RoundRecord
 from coordinator.core.orchestration.log import LISTED, ClusterReason, DecisionLog
-from coordinator.core.orchestration.objective import Objective, RollbackReason, Snapshot, Verdict
+from coordinator.core.orchestration.objective import Measured, Objective, RollbackReason, Snapshot, Verdict, Worth
 from coordinator.core.orchestration.phases import LossTrack, Phase, PhaseReason
 from coordinator.core.orchestration.plan import RoundDecisions
 from coordinator.core.orchestration.policy import TRAITS, AdaptationPolicy, Traits
@@ -165,14 +164,12 @@ class AdaptiveOrchestrator:
         contributions: Sequence[Contribution] = metrics.get("contributions") or ()
         self.record_results(contributions)
         self._note_noise(metrics.get("update_norms"), contributions)
-        steps = self.batches.local_steps
-        total = samples / steps
-        reference = float(self.batches.baseline_batch_size * max(self._available, 1))
-        worth = float(batch_progress(total, self.batches.noise_scale(reference))) if total else 0.0
-        progress = steps_progress(steps, self.batches.drift_steps) * worth
-        rate = progress / seconds if seconds > 0 else 0.0
+        steps, worth = self.batches.local_steps, self._worth()
+        exchange = max((each.waiting_seconds for each in contributions), default=self._exchange_seconds())
+        measured = Measured(samples / steps, steps, seconds, exchange)
+        progress, rate = worth.progress(measured), worth.rates([measured])[0]
         self._losses.observe(loss)
-        self._objective.observe(rate, loss)
+        self._objective.observe(measured, loss)
         if self.policy is not AdaptationPolicy.NONE:
             self._judge()
             self._log.standings(self.selector.take_standing_changes())
@@ -239,7 +236,7 @@ class AdaptiveOrchestrator:
             "selected_nodes": list(self._selected),
             "local_steps": self.batches.local_steps,
             "learning_rate_factor": self.batches.learning_rate_factor,
-            "progress_per_second": self._objective.value,
+            "progress_per_second": self._objective.value(self._worth()),
             "last_round": last,
             "rollbacks": self._rollbacks,
             "snapshot_round": self._snapshot.round if self._snapshot else None,
@@ -292,31 +289,31 @@ class AdaptiveOrchestrator:
             horizon=traits.horizon,
             window=calm.window,
         )
-        before = set(self._selected)
+        before = self._as_snapshot()
         selected = self.selector.select_nodes(available, round_num=self._round, outlook=outlook)
         self._log.standings(self.selector.take_standing_changes())
         self._log.selection(self.selector.last_selection)
-        changed = self._adapt_batches(selected, len(available), traits) or before != set(selected)
-        if changed:
+        self._adapt_batches(selected, len(available), traits)
+        total, was = sum(self.batches.get_batch_sizes(selected).values()), sum(before.batch_sizes.values())
+        resized = before.local_steps != self.batches.local_steps or abs(total - was) > 0.1 * was
+        if resized or set(before.selected) != set(selected):
             if self._objective.settled:
-                self._keep_snapshot()
+                self._keep_snapshot(before)
             self._objective.changed()
         return selected
 
-    def _adapt_batches(self, selected: Sequence[str], reference: int, traits: Traits) -> bool:
+    def _adapt_batches(self, selected: Sequence[str], reference: int, traits: Traits) -> None:
         due = self._round - self._last_change >= traits.interval and self.phase is Phase.ADAPTIVE
         if not due or not selected:
-            return False
+            return
         pace = Pace(1.0 + (traits.step - 1.0) * self._caution, traits.plan_gain, traits.horizon, traits.window)
         steps, factor = self.batches.local_steps, self.batches.learning_rate_factor
         changes = self.batches.evaluate_and_adapt(selected, reference_nodes=reference, pace=pace)
         self._log.batches(changes)
         now = (self.batches.local_steps, self.batches.learning_rate_factor)
         self._log.pace((steps, now[0]), (factor, now[1]), self._exchange_seconds())
-        changed = bool(changes) or steps != self.batches.local_steps
-        if changed:
+        if changes or steps != self.batches.local_steps:
             self._last_change = self._round
-        return changed
 
     # ------------------------------------------------------------ after a round
 
@@ -324,7 +321,7 @@ class AdaptiveOrchestrator:
         """Roll back if the present configuration does worse than the one before it."""
         verdict = self._objective.loss_verdict()
         if self.phase is Phase.WARM_UP:
-            if self._objective.value > 0:
+            if self._objective.rounds:
                 self._warm_up = self._as_snapshot()
                 self._snapshot = self._snapshot or self._warm_up
             return
@@ -332,7 +329,7 @@ class AdaptiveOrchestrator:
             return
         target = self._snapshot
         if verdict is None and target is not None:
-            verdict = self._objective.verdict(target, self._exchange_seconds(), RollbackReason.OBJECTIVE_FELL)
+            verdict = self._against(target, RollbackReason.OBJECTIVE_FELL)
         if verdict is None and self._ledger.count % self._settings.evaluation_interval == 0:
             verdict, target = self._deep_evaluation(), self._warm_up
         elif verdict is not None and verdict.reason is not RollbackReason.OBJECTIVE_FELL:
@@ -344,15 +341,15 @@ class AdaptiveOrchestrator:
         """Periodically: is all of this still better than the fixed baseline was, and how do the links stand?"""
         health = self.monitor.get_cluster_health_summary()
         figures = {
-            "progress_per_second": self._objective.value,
-            "warm_up_progress_per_second": self._warm_up.objective if self._warm_up else 0.0,
+            "progress_per_second": self._objective.value(self._worth()),
+            "warm_up_progress_per_second": self._value_of(self._warm_up),
             "health_score": float(health["health_score"]),
             "open_alerts": int(health["open_alerts"]),
         }
         self._log.decide(DecisionKind.POLICY, CLUSTER, ClusterReason.PERIODIC_EVALUATION, figures)
         if self._warm_up is None:
             return None
-        return self._objective.verdict(self._warm_up, self._exchange_seconds(), RollbackReason.WORSE_THAN_WARM_UP)
+        return self._against(self._warm_up, RollbackReason.WORSE_THAN_WARM_UP)
 
     def _roll_back(self, to: Snapshot, verdict: Verdict) -> None:
         self._rollbacks += 1
@@ -365,13 +362,13 @@ class AdaptiveOrchestrator:
         self._objective.changed()
         self._objective.forget_loss()
 
-    def _keep_snapshot(self) -> None:
-        """Keep the present configuration, if it did better than the one that is kept, or the network has changed."""
+    def _keep_snapshot(self, present: Snapshot) -> None:
+        """Keep the configuration so far, if it did better than the one that is kept, or the network has changed."""
         kept = self._snapshot
-        moved = kept is not None and self._exchange_seconds() > 1.3 * kept.exchange_seconds
-        if kept is None or moved or self._objective.value > kept.objective:
-            self._snapshot = self._as_snapshot()
-            figures = {"progress_per_second": self._snapshot.objective, "local_steps": self._snapshot.local_steps}
+        moved = kept is not None and present.exchange_seconds > 1.3 * kept.exchange_seconds
+        if kept is None or moved or self._value_of(present) > self._value_of(kept):
+            self._snapshot = present
+            figures = {"progress_per_second": self._value_of(present), "local_steps": present.local_steps}
             self._log.decide(DecisionKind.SNAPSHOT, CLUSTER, ClusterReason.DOING_WELL, figures)
 
     def _as_snapshot(self) -> Snapshot:
@@ -381,10 +378,19 @@ class AdaptiveOrchestrator:
             self.batches.get_batch_sizes(self._selected),
             self.batches.local_steps,
             self.batches.learning_rate_factor,
-            self._objective.value,
-            self._objective.noise,
-            self._exchange_seconds(),
+            self._objective.rounds,
         )
+
+    def _against(self, before: Snapshot, reason: RollbackReason) -> Verdict | None:
+        return self._objective.verdict(before, self._worth(), reason)
+
+    def _worth(self) -> Worth:
+        reference = float(self.batches.baseline_batch_size * max(self._available, 1))
+        return Worth(self.batches.noise_scale(reference), self.batches.drift_steps)
+
+    def _value_of(self, snapshot: Snapshot | None) -> float:
+        rates = self._worth().rates(snapshot.rounds) if snapshot else []
+        return float(np.median(rates)) if rates else 0.0
 
     def _exchange_seconds(self) -> float:
         """What the network takes of a round of the selected nodes: the slowest one's usual communication."""

@@ -111,8 +111,9 @@ def most_progress_per_second(
 
     For any limit on the time, the best set is everyone who is within it; so the candidates are the prefixes of the
     nodes in order of speed. The length of a round is the expected maximum over its nodes, taken over their measured
-    rounds, so that many jittery nodes are rightly slower than one. A smaller set must promise `gain` more than the
-    previous one, lest noise be chased; a node that adds no time comes back at once.
+    rounds, so that many jittery nodes are rightly slower than one. Of sets that are about as good (within half of
+    `gain`) the largest is taken, since more data is seen; and a set that only leaves out some of the previous one must
+    promise `gain` more, lest noise be chased.
 
     Args:
         seconds: likely durations of each node's round: shape (nodes, measurements).
@@ -130,14 +131,15 @@ def most_progress_per_second(
     progress = np.asarray(batch_progress(np.cumsum(samples[order]), noise_scale))
     value = progress / np.maximum(lasts, 1e-9)
     low, high = min(max(least, 1), count), min(max(most, 1), count)
-    best = low - 1 + int(np.argmax(value[low - 1 : max(high, low)]))
+    allowed = value[low - 1 : max(high, low)]
+    best = float(allowed.max())
+    size = low + int(np.flatnonzero(allowed >= best / (1.0 + 0.5 * gain))[-1])
     chosen = np.zeros(count, bool)
-    chosen[order[: best + 1]] = True
-    if low <= previous.sum() <= high:
+    chosen[order[:size]] = True
+    if low <= previous.sum() <= high and not (chosen & ~previous).any():
         kept = float(seconds[previous].max(axis=0).mean())
         worth = float(batch_progress(float(samples[previous].sum()), noise_scale)) / max(kept, 1e-9)
-        needed = gain if (previous & ~chosen).any() else 0.01
-        if value[best] < (1.0 + needed) * worth:
+        if worth >= best / (1.0 + gain):
             chosen = previous.copy()
     # Those out are judged by what they would add to the chosen set; those in by what the round would save without them.
     inside, total = seconds[chosen].max(axis=0), float(samples[chosen].sum())

@@ -1,6 +1,7 @@
 """The monitor against links whose nature is known."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -65,7 +66,7 @@ def test_a_score_at_a_boundary_does_not_make_the_class_flap() -> None:
     for at in range(200):  # a latency that hovers around the boundary of excellent
         monitor.record_communication("a", 15.0 + (3.0 if at // 3 % 2 else -3.0), True)
         classes.append(monitor.get_node_quality("a"))
-    assert sum(a is not b for a, b in zip(classes[20:], classes[21:], strict=False)) <= 1
+    assert sum(a is not b for a, b in pairwise(classes[20:])) <= 1
 
 
 def test_asking_twice_changes_nothing() -> None:

@@ -1,0 +1,285 @@
+"""Who is selected, and whether the reason given is the true one."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.clock import ManualClock
+from common.config import SelectorConfig
+from common.errors import InvalidInput, UnknownName
+from coordinator.core.network import NetworkQualityMonitor
+from coordinator.core.selection import (
+    DynamicNodeSelector,
+    NodeState,
+    QuarantineReason,
+    SelectionReason,
+    SelectionStrategy,
+)
+from coordinator.core.selection.outlook import Outlook
+
+GOOD = [f"good_{i}" for i in range(8)]
+BAD = ["bad_0", "bad_1"]
+ALL = GOOD + BAD
+
+
+class Cluster:
+    """Eight good links and two bad ones, and what their rounds were like."""
+
+    def __init__(self, strategy: SelectionStrategy, most: int | None = None, **settings_: object) -> None:
+        self.clock = ManualClock()
+        self.monitor = NetworkQualityMonitor(clock=self.clock)
+        config = SelectorConfig.model_validate(settings_)
+        self.selector = DynamicNodeSelector(self.monitor, strategy, most, config=config, clock=self.clock)
+        for node in ALL:
+            self.monitor.register_node(node)
+            self.selector.register_node(node)
+
+    def round(self, nodes: list[str] = ALL, *, failing: tuple[str, ...] = (), bad_seconds: float = 0.8) -> None:
+        """These nodes trained; four of their RPCs were seen."""
+        for at, node in enumerate(nodes):
+            bad = node in BAD
+            for rpc in range(4):
+                self.monitor.record_communication(node, 300.0 if bad else 20.0 + rpc, not (bad and rpc == 3))
+            self.monitor.record_exchange(node, bad_seconds if bad else 0.05 + 0.001 * at)
+            self.selector.record_contribution(node, 0.02, bad_seconds if bad else 0.05, node not in failing)
+        self.clock.advance(0.1)
+
+    def reason(self, node: str) -> SelectionReason:
+        last = self.selector.last_selection
+        assert last is not None
+        return last.reasons[node]
+
+
+def warmed(strategy: SelectionStrategy, most: int | None = None, **settings_: object) -> Cluster:
+    cluster = Cluster(strategy, most, **settings_)
+    for round_num in range(6):
+        cluster.selector.take_all(ALL, round_num, SelectionReason.WARM_UP)
+        cluster.round()
+    return cluster
+
+
+def test_all_available_is_all() -> None:
+    cluster = warmed(SelectionStrategy.ALL_AVAILABLE)
+    assert cluster.selector.select_nodes(ALL) == ALL
+    assert cluster.reason("bad_0") is SelectionReason.ALL_AVAILABLE
+
+
+@pytest.mark.parametrize(
+    "strategy", [SelectionStrategy.QUALITY_THRESHOLD, SelectionStrategy.ADAPTIVE_THRESHOLD, SelectionStrategy.UTILITY]
+)
+def test_bad_links_are_left_out(strategy: SelectionStrategy) -> None:
+    cluster = warmed(strategy)
+    assert cluster.selector.select_nodes(ALL) == GOOD
+    expected = (
+        SelectionReason.COSTS_MORE_THAN_IT_ADDS
+        if strategy is SelectionStrategy.UTILITY
+        else SelectionReason.BELOW_THRESHOLD
+    )
+    assert cluster.reason("bad_0") is expected
+    assert cluster.selector.get_node_details("bad_0")["figures"]
+
+
+def test_utility_gives_the_figures_that_made_it_decide() -> None:
+    cluster = warmed(SelectionStrategy.UTILITY)
+    cluster.selector.select_nodes(ALL)
+    figures = cluster.selector.get_node_details("bad_0")["figures"]
+    assert figures["adds_seconds"] == pytest.approx(0.8 - 0.057, abs=0.01)
+    assert figures["adds_progress_share"] < figures["adds_seconds"] / figures["round_seconds"]
+
+
+def test_a_slow_node_is_kept_where_its_samples_pay() -> None:
+    cluster = warmed(SelectionStrategy.UTILITY)
+    computing = Outlook(compute_seconds=np.full(10, 30.0))  # beside it the network is nothing
+    assert cluster.selector.select_nodes(ALL, outlook=computing) == ALL
+    assert cluster.reason("bad_0") is SelectionReason.PAYS_FOR_ITS_TIME
+
+
+def test_a_uniform_cluster_stays_whole_whatever_its_jitter() -> None:
+    for strategy in (
+        SelectionStrategy.ADAPTIVE_THRESHOLD,
+        SelectionStrategy.QUALITY_THRESHOLD,
+        SelectionStrategy.UTILITY,
+    ):
+        cluster = Cluster(strategy)
+        for round_num in range(30):
+            cluster.selector.select_nodes(GOOD)
+            for at, node in enumerate(GOOD):
+                jitter = ((at * 7 + round_num * 13) % 10) / 10.0
+                cluster.monitor.record_communication(node, 10 + 40 * jitter, True)
+                cluster.monitor.record_exchange(node, 0.03 + 0.06 * jitter)
+                cluster.selector.record_contribution(node, 0.01, 0.03 + 0.06 * jitter, True)
+        assert len(cluster.selector.select_nodes(GOOD)) >= 7
+
+
+def test_top_n_takes_the_best_and_no_more_than_there_are() -> None:
+    cluster = warmed(SelectionStrategy.TOP_N, 4)
+    chosen = cluster.selector.select_nodes(ALL)
+    assert len(chosen) == 4
+    assert set(chosen) <= set(GOOD)
+    assert cluster.selector.select_nodes(["good_0", "bad_0"]) == ["good_0", "bad_0"]
+
+
+def test_contribution_is_half_efficiency_and_half_reliability() -> None:
+    cluster = Cluster(SelectionStrategy.CONTRIBUTION_BASED)
+    cluster.selector.record_contribution("good_0", 3.0, 1.0, True)
+    cluster.selector.record_contribution("good_1", 1.0, 3.0, False)
+    assert cluster.selector.get_node_details("good_0")["contribution_score"] == pytest.approx(0.5 * 0.75 + 0.5)
+    assert cluster.selector.get_node_details("good_1")["contribution_score"] == pytest.approx(0.5 * 0.25)
+
+
+def test_contribution_based_leaves_out_those_who_only_wait_and_fail() -> None:
+    cluster = Cluster(SelectionStrategy.CONTRIBUTION_BASED, quarantine_after_failures=100)
+    for _ in range(6):
+        cluster.selector.select_nodes(ALL)
+        for node in ALL:
+            cluster.selector.record_contribution(node, 0.05, 3.0 if node in BAD else 0.05, node not in BAD)
+    assert cluster.selector.select_nodes(ALL) == GOOD
+
+
+def test_repeated_failures_lead_to_quarantine_probation_and_back() -> None:
+    cluster = warmed(SelectionStrategy.ALL_AVAILABLE, quarantine_seconds=10.0)
+    for _ in range(3):
+        cluster.round(failing=("good_3",))
+    assert cluster.selector.get_node_state("good_3") is NodeState.QUARANTINED
+    assert "good_3" not in cluster.selector.select_nodes(ALL)
+    assert cluster.reason("good_3") is SelectionReason.QUARANTINED
+    cluster.clock.advance(10.0)
+    assert "good_3" in cluster.selector.select_nodes(ALL)
+    assert cluster.selector.get_node_state("good_3") is NodeState.PROBATION
+    cluster.round()
+    cluster.round()
+    assert cluster.selector.get_node_state("good_3") is NodeState.ACTIVE
+    reasons = [change.reason for _, change in cluster.selector.take_standing_changes()]
+    assert reasons == [
+        QuarantineReason.REPEATED_FAILURES,
+        QuarantineReason.TIME_SERVED,
+        QuarantineReason.PROBATION_PASSED,
+    ]
+
+
+def test_a_failure_on_probation_doubles_the_quarantine() -> None:
+    cluster = warmed(SelectionStrategy.ALL_AVAILABLE, quarantine_seconds=10.0)
+    for _ in range(3):
+        cluster.round(failing=("good_3",))
+    cluster.clock.advance(10.0)
+    cluster.selector.select_nodes(ALL)
+    cluster.round(failing=("good_3",))
+    assert cluster.selector.get_node_details("good_3")["quarantine_seconds_left"] == pytest.approx(20.0, abs=0.2)
+
+
+def test_a_late_update_is_no_failure() -> None:
+    cluster = Cluster(SelectionStrategy.ALL_AVAILABLE)
+    for _ in range(10):
+        cluster.selector.record_contribution("good_0", 0.1, 5.0, False, late=True)
+    assert cluster.selector.get_node_state("good_0") is NodeState.ACTIVE
+
+
+def test_when_all_are_quarantined_the_least_bad_are_released_with_the_reason() -> None:
+    cluster = warmed(SelectionStrategy.UTILITY)
+    for _ in range(3):
+        cluster.round(failing=tuple(ALL))
+    assert all(cluster.selector.get_node_state(node) is NodeState.QUARANTINED for node in ALL)
+    chosen = cluster.selector.select_nodes(ALL)
+    assert len(chosen) == 5
+    assert set(chosen) <= set(GOOD)
+    assert all(cluster.reason(node) is SelectionReason.LEAST_BAD_RELEASED for node in chosen)
+    released = [change for _, change in cluster.selector.take_standing_changes() if change.state is NodeState.PROBATION]
+    assert {change.reason for change in released} == {QuarantineReason.LEAST_BAD_RELEASED}
+
+
+def test_users_rules_win() -> None:
+    cluster = warmed(SelectionStrategy.UTILITY)
+    cluster.selector.force_include("bad_0")
+    cluster.selector.force_exclude("good_0")
+    chosen = cluster.selector.select_nodes(ALL)
+    assert "bad_0" in chosen
+    assert "good_0" not in chosen
+    assert cluster.reason("bad_0") is SelectionReason.FORCED_IN
+    assert cluster.reason("good_0") is SelectionReason.FORCED_OUT
+    cluster.selector.clear_rule("bad_0")
+    cluster.selector.clear_rule("good_0")
+    assert "good_0" in cluster.selector.select_nodes(ALL)
+
+
+def test_no_healthy_node_starves() -> None:
+    cluster = Cluster(SelectionStrategy.TOP_N, 3, fairness_rounds=4)
+    seen: dict[str, int] = {}
+    for round_num in range(40):
+        for node in cluster.selector.select_nodes(GOOD):
+            assert round_num - seen.get(node, 0) <= 4 + len(GOOD) // 3 + 1
+            seen[node] = round_num
+        cluster.round(GOOD)
+    assert set(seen) == set(GOOD)
+    assert all(40 - last <= 8 for last in seen.values())
+
+
+def test_bad_nodes_get_their_turn_together_and_within_their_share_of_the_time() -> None:
+    cluster = warmed(SelectionStrategy.UTILITY, slow_time_share=0.2)
+    turns, spent, whole = [], 0.0, 0.0
+    for round_num in range(200):
+        chosen = cluster.selector.select_nodes(ALL)
+        slow = [node for node in chosen if node in BAD]
+        seconds = 0.8 if slow else 0.06
+        whole += seconds
+        if slow:
+            turns.append((round_num, slow))
+            spent += seconds
+            assert cluster.reason("bad_0") is SelectionReason.FAIRNESS_TURN
+        cluster.round(chosen)
+    assert turns
+    assert all(slow == BAD for _, slow in turns)
+    assert spent / whole < 0.25
+
+
+def test_a_newcomer_is_tried() -> None:
+    cluster = warmed(SelectionStrategy.UTILITY)
+    cluster.selector.select_nodes(ALL)
+    cluster.round(GOOD)
+    cluster.monitor.register_node("new")
+    cluster.selector.register_node("new")
+    assert "new" in cluster.selector.select_nodes([*ALL, "new"])
+
+
+def test_bad_input() -> None:
+    cluster = warmed(SelectionStrategy.UTILITY)
+    assert cluster.selector.select_nodes([]) == []
+    assert cluster.selector.select_nodes(["good_0", "good_0"]) == ["good_0"]
+    with pytest.raises(UnknownName, match="good_0"):
+        cluster.selector.select_nodes(["good_O"])
+    with pytest.raises(InvalidInput):
+        cluster.selector.record_contribution("good_0", math.nan, 0.0, True)
+    with pytest.raises(InvalidInput):
+        DynamicNodeSelector(cluster.monitor, max_selected_nodes=0)
+
+
+def test_the_summary_counts() -> None:
+    cluster = warmed(SelectionStrategy.UTILITY)
+    cluster.selector.select_nodes(ALL)
+    summary = cluster.selector.get_selection_summary()
+    assert summary["rounds"] == 7
+    assert summary["selection_counts"]["bad_0"] == 6
+    assert summary["selection_counts"]["good_0"] == 7
+    assert summary["last_reasons"]["bad_0"] == "costs_more_than_it_adds"
+    assert 0 <= cluster.selector.get_node_score("bad_0") < cluster.selector.get_node_score("good_0") <= 100
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from(list(SelectionStrategy)),
+    st.one_of(st.none(), st.integers(1, 20)),
+    st.lists(st.tuples(st.sampled_from(ALL), st.booleans(), st.floats(0, 5)), max_size=60),
+)
+def test_somebody_is_always_selected_and_never_too_many(
+    strategy: SelectionStrategy, most: int | None, events: list[tuple[str, bool, float]]
+) -> None:
+    cluster = Cluster(strategy, most)
+    for node, success, seconds in events:
+        cluster.monitor.record_communication(node, 1e3 * seconds, success)
+        cluster.monitor.record_exchange(node, seconds)
+        cluster.selector.record_contribution(node, seconds, seconds, success)
+        chosen = cluster.selector.select_nodes(ALL)
+        assert 1 <= len(chosen) <= (most or len(ALL))
+        assert set(cluster.selector.last_selection.reasons) == set(ALL)  # type: ignore[union-attr]
