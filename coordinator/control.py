@@ -1,7 +1,9 @@
 """The service for users: look at the run, and steer it."""
 
 import math
+import time
 from collections.abc import AsyncIterator
+from importlib.metadata import PackageNotFoundError, version
 
 from common.errors import UnknownName
 from coordinator import convert
@@ -125,4 +127,13 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
             decisions=[convert.decision(d) for d in list(machine.decisions)[:_LATEST_DECISIONS]],
             waiting_for=machine.waiting_for,
             deadline_seconds=remaining,
+            version=_version(),
+            unix_seconds=time.time(),
         )
+
+
+def _version() -> str:
+    try:
+        return version("hypergpu")
+    except PackageNotFoundError:
+        return ""

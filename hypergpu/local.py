@@ -14,6 +14,10 @@ from hypergpu.cluster import Cluster, announce
 from hypergpu.processes import Process
 
 
+_NODE_GRACE_SECONDS = 1.0
+"""What a node may still finish when it is told to end."""
+
+
 @dataclass(frozen=True, slots=True)
 class LocalNode:
     """A node to start, and the network that it gets."""
@@ -91,6 +95,7 @@ class LocalCluster:
                 f"--node-id={node.node_id}",
                 f"--coordinator={ports['listening']}",
                 f"--gpu={node.gpu}",
+                f"--set=node.grace_seconds={_NODE_GRACE_SECONDS}",
                 "--insecure",
             )
 
@@ -101,4 +106,4 @@ class LocalCluster:
 
     async def _end_nodes(self) -> None:
         running = [self.processes[node.node_id] for node in self.nodes if node.node_id in self.processes]
-        await asyncio.gather(*(process.end(2.0) for process in running))
+        await asyncio.gather(*(process.end(_NODE_GRACE_SECONDS + 1) for process in running))
