@@ -14,7 +14,7 @@ import numpy as np
 
 from coordinator.core.table import Floats, Ints
 
-_BARRIERS = tuple(np.geomspace(0.4, 4.0, 12).tolist())
+_BARRIERS = np.geomspace(0.4, 4.0, 12)
 """Lengths of the compute part that are tried, relative to the one at the present sizes."""
 
 
@@ -104,16 +104,22 @@ def best_plan(
         compute = count * cost.seconds(now.batches)
         longest = float(compute.max())
         barrier = float((communication_seconds + compute).max())
-        for stretch in _BARRIERS:
-            # Every node works until the barrier would fall: those with idle time before it take more samples.
-            allowed = barrier + (stretch - 1.0) * longest - communication_seconds
-            fitting = (allowed / count - cost.fixed) / np.maximum(cost.per_sample, 1e-12)
-            batches = np.clip(fitting, least, most).astype(np.int64)
-            plan = evaluate(
-                count, batches, communication_seconds, cost, noise_scale=noise_scale, drift_steps=drift_steps
-            )
-            if plan.goodput > best.goodput:
-                best = plan
+        # Every node works until the barrier would fall: those with idle time before it take more samples.
+        allowed = barrier + (_BARRIERS[:, None] - 1.0) * longest - communication_seconds
+        fitting = (allowed / count - cost.fixed) / np.maximum(cost.per_sample, 1e-12)
+        batches = np.clip(fitting, least, most).astype(np.int64)
+        seconds = (communication_seconds + count * cost.seconds(batches)).max(axis=1)
+        rates = batch_progress(batches.sum(axis=1), noise_scale) / np.maximum(seconds, 1e-9)
+        plan = evaluate(
+            count,
+            batches[int(np.argmax(rates))],
+            communication_seconds,
+            cost,
+            noise_scale=noise_scale,
+            drift_steps=drift_steps,
+        )
+        if plan.goodput > best.goodput:
+            best = plan
     return best
 
 

@@ -1,0 +1,77 @@
+"""The public parts used together as a library, without a cluster: the section on library use in the specification."""
+
+from typing import Any
+
+import pytest
+
+from common.clock import ManualClock
+from hypergpu import (
+    AdaptationPolicy,
+    AdaptiveBatchController,
+    AdaptiveOrchestrator,
+    BatchSizeStrategy,
+    ConnectionQuality,
+    DynamicNodeSelector,
+    NetworkQualityMonitor,
+    SelectionStrategy,
+    SystemConfig,
+)
+
+
+def test_the_parts_work_together_as_written() -> None:
+    config = SystemConfig()
+    network_monitor = NetworkQualityMonitor()
+    batch_controller = AdaptiveBatchController(network_monitor)
+    node_selector = DynamicNodeSelector(network_monitor)
+    orchestrator = AdaptiveOrchestrator(config, network_monitor, batch_controller, node_selector)
+    all_nodes = [f"node_{i}" for i in range(5)]
+    for node_id in all_nodes:
+        for part in (network_monitor, batch_controller, node_selector):
+            part.register_node(node_id)
+    orchestrator.start_training()
+    for round_num in range(12):
+        decisions: Any = orchestrator.pre_round_adaptation(all_nodes, round_num)
+        for node_id in decisions["selected_nodes"]:
+            slow = node_id == "node_4"
+            for _ in range(4):
+                network_monitor.record_communication(node_id, latency_ms=420.0 if slow else 20.0, success=not slow)
+            batch_controller.record_performance(node_id, decisions["batch_sizes"][node_id], 0.1)
+            node_selector.record_contribution(node_id, compute_time=0.1, waiting_time=0.05, success=not slow)
+        metrics = {"loss": 1.0 / (round_num + 1), "accuracy": 0.5, "round_time": 2.0, "samples": 320}
+        orchestrator.post_round_evaluation(round_num, metrics)
+    assert "node_4" not in decisions["selected_nodes"]
+    assert decisions["selected_nodes"]
+    status = orchestrator.get_orchestrator_status()
+    comparison = orchestrator.get_performance_comparison()
+    assert status["rounds_completed"] == 12
+    assert status["overhead"]["share_of_round_time"] < 0.05
+    assert comparison["baseline"]
+    assert comparison["adaptive"]
+    assert network_monitor.get_problematic_nodes() == ["node_4"]
+    orchestrator.shutdown()
+    assert orchestrator.export_full_report()["status"]["phase"] == "completed"
+
+
+@pytest.mark.parametrize("policy", list(AdaptationPolicy))
+@pytest.mark.parametrize("selection", list(SelectionStrategy))
+@pytest.mark.parametrize("batching", list(BatchSizeStrategy))
+def test_every_combination_of_strategies_runs(
+    policy: AdaptationPolicy, selection: SelectionStrategy, batching: BatchSizeStrategy
+) -> None:
+    clock = ManualClock()
+    monitor = NetworkQualityMonitor(clock=clock)
+    batches = AdaptiveBatchController(monitor, 64, batching)
+    selector = DynamicNodeSelector(monitor, selection, 4, clock=clock)
+    orchestrator = AdaptiveOrchestrator(SystemConfig(), monitor, batches, selector, policy, clock=clock)
+    nodes = [f"node_{i}" for i in range(6)]
+    for round_num in range(6):
+        plan = orchestrator.pre_round_adaptation(nodes, round_num)
+        assert set(plan["batch_sizes"]) == set(plan["selected_nodes"]) <= set(nodes)
+        for node in plan["selected_nodes"]:
+            monitor.record_communication(node, 30.0, True)
+            batches.record_performance(node, 640, 0.1)
+            selector.record_contribution(node, 0.05, 0.05, True)
+        clock.advance(0.1)
+        metrics = {"loss": 1.0, "accuracy": None, "round_time": 0.1, "samples": 640}
+        orchestrator.post_round_evaluation(round_num, metrics)
+    assert all(monitor.get_node_quality(node) is ConnectionQuality.GOOD for node in plan["selected_nodes"])
