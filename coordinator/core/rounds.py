@@ -6,7 +6,7 @@ those that begin or end a round.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -18,17 +18,13 @@ from coordinator.core.decisions import CLUSTER, Decision, DecisionKind
 from coordinator.core.journal import Figures, Journal
 from coordinator.core.membership import Member, Membership, Presence
 from coordinator.core.shards import ShardTable
+from coordinator.core.start import RETRY_SECONDS, RoundStarter
 from coordinator.core.work import Order, Round
 
 MAX_RETURNS = 3
 """Times that one node may give the same unit of work up before it is left out of the round."""
 MAX_EXTENSIONS = 2
 """Times that a deadline which passed without a quorum is extended, each time to twice as long."""
-SHARD_PATIENCE_ROUNDS = 3
-"""Rounds for which the shard of a lost node is kept for its return, before the data is cut anew."""
-RETRY_SECONDS = 1.0
-"""Where no round could begin, the time until the next try; doubled after each that came to nothing."""
-LONGEST_RETRY_SECONDS = 60.0
 OUT_OF_MEMORY = "OutOfMemory"
 FINAL_REASONS = frozenset({"shutting_down", "leaving"})
 """Reasons of `WorkReturned` after which the node is not asked again in this round."""
@@ -88,26 +84,25 @@ class RoundMachine:
         self.deadlines = DeadlineEstimator(mads=config.deadline_mads)
         self.round = first_round
         """The round that runs or is to come next; 1 is the first."""
-        self.waiting_for = ""
-        """Why no round is running, in words; empty while one is."""
         self.loss = 0.0
         self.accuracy = 0.0
         self.last_round_seconds = 0.0
         self._journal = Journal(first_round)
+        self._starter = RoundStarter(
+            config=config,
+            adaptation=adaptation,
+            members=self.members,
+            shards=self.shards,
+            deadlines=self.deadlines,
+            journal=self._journal,
+        )
         self._current: Round | None = None
         self._closed: ev.CloseRound | None = None
         self._finished: RunState | None = None
         self._paused = False
-        self._began = False
-        self._may_start = False
-        self._waited_for_stragglers = False
-        self._fruitless = 0
-        self._retry_at = math.inf
         self._timer_at = math.inf
         self._lost_after = lost_after_seconds
         self._handled_at: float | None = None
-        self._dealt_version = -1
-        self._deadline_reason: DeadlineReason | None = None
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             ev.NodeJoined: self._on_joined,
             ev.NodeSeen: self._on_seen,
@@ -154,6 +149,11 @@ class RoundMachine:
         return tuple(self._current.orders) if self._current else ()
 
     @property
+    def waiting_for(self) -> str:
+        """Why no round is running, in words; empty while one is."""
+        return self._starter.waiting_for
+
+    @property
     def decisions(self) -> Sequence[Decision]:
         """The latest decisions, newest first."""
         return self._journal.decisions
@@ -188,8 +188,8 @@ class RoundMachine:
         """
         self._notice_own_absence(now)
         self._handlers[type(event)](event, now)
-        if self._may_start and not self.finished and self._current is None and self._closed is None:
-            self._try_to_start(now)
+        if self._starter.may_start and not self.finished and self._current is None and self._closed is None:
+            self._begin(self._starter.try_to_start(self.round, now, paused=self._paused), now)
         self._set_timer()
         return self._journal.take()
 
@@ -200,7 +200,7 @@ class RoundMachine:
             return
         if self._current is not None:
             self._current.reinstate(event.node)
-        self._ready(at_once=True)
+        self._starter.ready(at_once=True)
         connected = len(self.members.connected)
         self._journal.record(
             "node_joined", f"{event.node} joined ({connected} connected)", node=event.node, **event.info
@@ -223,7 +223,7 @@ class RoundMachine:
             return
         member = self.members.connected[event.node]
         member.asking = True
-        self._is_back(member)
+        self._starter.is_back(member)
         if self._current is not None:
             self._hand_out(self._current, member, now)
 
@@ -259,7 +259,7 @@ class RoundMachine:
         if member is None:
             return
         self.members.seen(event.node, now)
-        self._is_back(member)
+        self._starter.is_back(member)
         current = self._current
         order = current.orders.get(event.node) if current and event.round == current.number else None
         if current is None or order is None or order.done or not order.live or order.attempt == 0:
@@ -303,7 +303,7 @@ class RoundMachine:
         }
         self._journal.adopt(self.adaptation.post_round_evaluation(closed.round, metrics))
         self.round = self._journal.round = closed.round + 1
-        self._ready(at_once=True)
+        self._starter.ready(at_once=True)
         target = self.config.target_accuracy
         if target is not None and event.accuracy is not None and event.accuracy >= target:
             self._finish(ev.FinishReason.TARGET_REACHED, f"accuracy {event.accuracy:.4f} in round {event.round}")
@@ -314,8 +314,8 @@ class RoundMachine:
         del event
         for node in self.members.silent(now):
             self._remove(node, Presence.LOST, f"silent for {self._lost_after:g} s", now)
-        if self._retry_at <= now:
-            self._ready(at_once=True)
+        if self._starter.retry_at <= now:
+            self._starter.ready(at_once=True)
         if self._current is not None and now >= self._current.deadline_at:
             self._at_deadline(self._current, now)
 
@@ -325,14 +325,14 @@ class RoundMachine:
             self._paused = True
             first = "; the running round is finished first" if self._current else ""
             self._journal.record("paused", f"paused by the user{first}")
-            self._ready()
+            self._starter.ready()
 
     def _on_resume(self, event: ev.Resume, now: float) -> None:
         del event, now
         if self._paused and not self.finished:
             self._paused = False
             self._journal.record("resumed", "resumed by the user")
-            self._ready()
+            self._starter.ready()
 
     def _on_stop(self, event: ev.Stop, now: float) -> None:
         del now
@@ -345,102 +345,20 @@ class RoundMachine:
         if member.rule is not event.rule:
             member.rule = event.rule
             self._journal.decide(DecisionKind.RULE, event.node, WorkReason.USER, {"rule": str(event.rule)})
-            self._ready(at_once=True)
+            self._starter.ready(at_once=True)
 
     # ------------------------------------------------------------ beginning a round
 
-    def _ready(self, *, at_once: bool = False) -> None:
-        """Something changed that may let a round begin."""
-        self._may_start = True
-        if at_once:
-            self._retry_at = math.inf
-
-    def _try_to_start(self, now: float) -> None:
-        self._may_start = False
-        connected = self.members.connected
-        enough = self._began or len(connected) >= self.config.min_nodes
-        if self._paused:
-            self._wait("the user to resume")
-        elif not connected or not enough:
-            needed = 1 if self._began else self.config.min_nodes
-            self._wait(f"{needed} node{'s' * (needed > 1)} to join: {len(connected) or 'none'} connected")
-        elif self._retry_at == math.inf or self._retry_at <= now:
-            self._select(now)
-
-    def _select(self, now: float) -> None:
-        """Let the adaptation choose among the nodes that are free, and begin."""
-        connected = self.members.connected
-        allowed = [m for m in connected.values() if m.rule is not ev.Rule.EXCLUDE]
-        free = {m.node_id: m for m in allowed if m.node_id not in self.members.straggling}
-        if not free:
-            self._wait(f"a free node: of {len(connected)}, each is excluded or still busy with a round that is over")
+    def _begin(self, started: Round | None, now: float) -> None:
+        """Give work to those who wait for it already; the others get theirs when they ask."""
+        if started is None:
             return
-        if len(free) < self.config.quorum * len(allowed) and not self._waited_for_stragglers:
-            self._waited_for_stragglers = True
-            self._wait(f"more nodes: {len(allowed) - len(free)} are still busy with a round that is over")
-            self._retry_at = now + RETRY_SECONDS
-            return
-        self._waited_for_stragglers = False
-        plan = self.adaptation.pre_round_adaptation(list(free), self.round)
-        self._journal.adopt(plan)
-        forced = (node for node, member in free.items() if member.rule is ev.Rule.INCLUDE)
-        chosen = [node for node in dict.fromkeys((*plan["selected_nodes"], *forced)) if node in free]
-        if chosen:
-            self._start(chosen, plan, now)
-        else:
-            self._wait(f"a node to be selected: none of {len(free)} was")
-            self._retry_later(now)
-
-    def _start(self, chosen: Sequence[str], plan: Mapping[str, Any], now: float) -> None:
-        self._deal_shards()
-        self._began, self.waiting_for = True, ""
-        deadline = self.deadlines.deadline(chosen)
-        orders = [self._order(node, plan) for node in chosen]
-        current = Round.begin(self.round, now, now + deadline.seconds, self.config.quorum, orders)
-        self._current = current
-        self._journal.effect(ev.StartRound(current.number, tuple(chosen), current.deadline_at))
-        figures: Figures = {
-            "nodes": len(chosen),
-            "seconds": deadline.seconds,
-            "median_seconds": deadline.median_seconds,
-            "mad_seconds": deadline.mad_seconds,
-            "measured_nodes": deadline.measured_nodes,
-        }
-        text = f"round {current.number} begins with {len(chosen)} nodes"
-        self._journal.record("round_started", text, nodes=len(chosen), deadline_seconds=deadline.seconds)
-        if deadline.reason is not self._deadline_reason:
-            self._deadline_reason = deadline.reason
-            self._journal.decide(DecisionKind.DEADLINE, CLUSTER, deadline.reason, figures)
-        for node in chosen:
+        self._current = started
+        self._journal.effect(ev.StartRound(started.number, tuple(started.orders), started.deadline_at))
+        for node in list(started.orders):
             member = self.members.connected[node]
             if member.asking:
-                self._hand_out(current, member, now)
-
-    def _order(self, node: str, plan: Mapping[str, Any]) -> Order:
-        """What the adaptation plans for a node, or the configured values, within what can work."""
-        config, member = self.config, self.members.connected[node]
-        batch = max(1, int(plan.get("batch_sizes", {}).get(node, config.batch_size)))
-        steps = int(plan.get("local_steps", config.local_steps))
-        rate = float(plan.get("learning_rate", config.learning_rate))
-        # One step sends gradients and more send changes: a round is one or the other.
-        steps = 1 if config.local_steps == 1 else max(2, steps)
-        member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
-        member.rounds_selected += 1
-        return Order(node, self.shards.shard_of(node), member.batch_size, steps, rate)
-
-    def _deal_shards(self) -> None:
-        """One shard for each node that is there, or was until a few rounds ago."""
-        if self.members.version == self._dealt_version:
-            return
-        lost = [
-            member.node_id
-            for member in self.members
-            if member.presence is Presence.LOST and self.round - member.last_accepted <= SHARD_PATIENCE_ROUNDS
-        ]
-        self._dealt_version = -1 if lost else self.members.version
-        if self.shards.deal([*self.members.connected, *lost]):
-            count = self.shards.count
-            self._journal.record("shards_dealt", f"the data is cut into {count} shards", shards=count)
+                self._hand_out(started, member, now)
 
     def _hand_out(self, current: Round, member: Member, now: float) -> None:
         """Give a node that asks its work of this round, if it has any."""
@@ -499,7 +417,7 @@ class RoundMachine:
 
     def _close(self, current: Round, reason: ev.CloseReason, now: float) -> None:
         self._leave_behind(current)
-        self._fruitless = 0
+        self._starter.succeeded()
         self.last_round_seconds = now - current.started_at
         last = current.number >= self.config.rounds
         self._closed = ev.CloseRound(
@@ -518,11 +436,11 @@ class RoundMachine:
         self._leave_behind(current)
         self._journal.effect(ev.AbandonRound(current.number))
         self._journal.record("round_abandoned", f"round {current.number} will start again: {why}", reason=why)
-        self._retry_later(now)
+        self._starter.retry_later(now)
         if self.members.connected:
-            self._wait(f"round {current.number} to start again: {why}")
+            self._starter.wait(f"round {current.number} to start again: {why}")
         else:
-            self._ready()
+            self._starter.ready()
 
     def _leave_behind(self, current: Round) -> None:
         """No round runs any more; who still works on this one is not counted on until it shows up."""
@@ -532,14 +450,14 @@ class RoundMachine:
             if member is not None and not order.done and order.live and not member.asking:
                 self.members.straggling.add(order.node)
 
-    def _retry_later(self, now: float) -> None:
-        self._retry_at = now + min(RETRY_SECONDS * 2**self._fruitless, LONGEST_RETRY_SECONDS)
-        self._fruitless += 1
-
     def _tighten_deadline(self, now: float) -> None:
         """Where nothing was known before the round, its first contributors show how long it takes."""
         current = self._current
-        if current is None or self._deadline_reason is not DeadlineReason.NOT_MEASURED or not current.has_quorum:
+        if (
+            current is None
+            or self._starter.deadline_reason is not DeadlineReason.NOT_MEASURED
+            or not current.has_quorum
+        ):
             return
         seconds = self.deadlines.after_quorum(now - current.started_at)
         if current.started_at + seconds < current.deadline_at:
@@ -550,7 +468,7 @@ class RoundMachine:
     def _finish(self, reason: ev.FinishReason, detail: str) -> None:
         done = reason in (ev.FinishReason.ROUNDS_DONE, ev.FinishReason.TARGET_REACHED)
         self._finished = RunState.COMPLETED if done else RunState.STOPPED
-        self.waiting_for = ""
+        self._starter.waiting_for = ""
         self._journal.round = min(self.round, self.config.rounds)
         if self._current is not None:
             self._journal.effect(ev.AbandonRound(self._current.number))
@@ -565,14 +483,6 @@ class RoundMachine:
 
     # ------------------------------------------------------------ nodes and time
 
-    def _is_back(self, member: Member) -> None:
-        """A node that was late is there again."""
-        straggling = self.members.straggling
-        if member.node_id in straggling:
-            straggling.discard(member.node_id)
-            enough = len(straggling) <= (1 - self.config.quorum) * len(self.members.connected)
-            self._ready(at_once=enough and self._waited_for_stragglers)
-
     def _remove(self, node: str, presence: Presence, reason: str, now: float) -> None:
         if self.members.remove(node, presence, reason, now) is None:
             return
@@ -583,7 +493,7 @@ class RoundMachine:
         self._journal.record(f"node_{presence}", text, node=node, reason=reason)
         if not connected and not self.finished:
             self._journal.record("no_nodes", "no node is connected any more; waiting for nodes to join")
-            self._ready()
+            self._starter.ready()
         order = self._current.orders.get(node) if self._current else None
         if self._current is not None and order is not None and order.live:
             self._drop(self._current, order, WorkReason.NODE_GONE, reason)
@@ -597,7 +507,7 @@ class RoundMachine:
     def _refuse(self, event: ev.UpdateArrived, outcome: ev.Outcome, member: Member | None) -> None:
         figures: Figures = {"of_round": event.round, "at_round": self.round}
         if member is not None:
-            self._is_back(member)
+            self._starter.is_back(member)
         if member is not None and outcome is ev.Outcome.LATE:
             member.late += 1
             self._journal.decide(DecisionKind.UPDATE, event.node, WorkReason.AFTER_DEADLINE, figures)
@@ -608,11 +518,6 @@ class RoundMachine:
         detail = f"round {event.round} of {event.node}; the run is at round {self.round}"
         self._journal.effect(ev.Verdict(event.node, event.round, outcome, detail=detail))
 
-    def _wait(self, what: str) -> None:
-        if what != self.waiting_for:
-            self.waiting_for = what
-            self._journal.record("waiting", f"waiting for {what}")
-
     def _notice_own_absence(self, now: float) -> None:
         """After a pause of the whole process, the silence of the others means nothing."""
         before, self._handled_at = self._handled_at, now
@@ -620,7 +525,7 @@ class RoundMachine:
             self.members.forgive(now)
 
     def _set_timer(self) -> None:
-        due = (self.members.next_silence(), self.deadline_at, self._retry_at)
+        due = (self.members.next_silence(), self.deadline_at, self._starter.retry_at)
         at = math.inf if self.finished else min(at for at in due if at is not None)
         if at != self._timer_at:
             self._timer_at = at

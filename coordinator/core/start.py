@@ -1,0 +1,166 @@
+"""When a round may begin, with whom and on what: the part of the machine that runs between two rounds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.config.training import TrainingConfig
+from coordinator.core.adaptation import Adaptation
+from coordinator.core.deadlines import DeadlineEstimator, DeadlineReason
+from coordinator.core.decisions import CLUSTER, DecisionKind
+from coordinator.core.events import Rule
+from coordinator.core.journal import Journal
+from coordinator.core.membership import Member, Membership, Presence
+from coordinator.core.shards import ShardTable
+from coordinator.core.work import Order, Round
+
+SHARD_PATIENCE_ROUNDS = 3
+"""Rounds for which the shard of a lost node is kept for its return, before the data is cut anew."""
+RETRY_SECONDS = 1.0
+"""Where no round could begin, the time until the next try; doubled after each that came to nothing."""
+LONGEST_RETRY_SECONDS = 60.0
+
+
+class RoundStarter:
+    """Waits for nodes, lets the adaptation choose among them, deals shards, writes orders, and sets the deadline."""
+
+    def __init__(
+        self,
+        *,
+        config: TrainingConfig,
+        adaptation: Adaptation,
+        members: Membership,
+        shards: ShardTable,
+        deadlines: DeadlineEstimator,
+        journal: Journal,
+    ) -> None:
+        self.config = config
+        self.adaptation = adaptation
+        self.members = members
+        self.shards = shards
+        self.deadlines = deadlines
+        self.waiting_for = ""
+        """Why no round is running, in words; empty while one is."""
+        self.may_start = False
+        """Something changed since the last try."""
+        self.retry_at = math.inf
+        """When to try again, though nothing changes."""
+        self.deadline_reason: DeadlineReason | None = None
+        """What the last deadline rested on."""
+        self._journal = journal
+        self._began = False
+        self._waited_for_stragglers = False
+        self._fruitless = 0
+        self._dealt_version = -1
+
+    def ready(self, *, at_once: bool = False) -> None:
+        """Something changed that may let a round begin."""
+        self.may_start = True
+        if at_once:
+            self.retry_at = math.inf
+
+    def retry_later(self, now: float) -> None:
+        """A round came to nothing: not again at once."""
+        self.retry_at = now + min(RETRY_SECONDS * 2**self._fruitless, LONGEST_RETRY_SECONDS)
+        self._fruitless += 1
+
+    def succeeded(self) -> None:
+        """A round was closed: the next one that comes to nothing is tried again soon."""
+        self._fruitless = 0
+
+    def is_back(self, member: Member) -> None:
+        """A node that was late is there again."""
+        straggling = self.members.straggling
+        if member.node_id in straggling:
+            straggling.discard(member.node_id)
+            enough = len(straggling) <= (1 - self.config.quorum) * len(self.members.connected)
+            self.ready(at_once=enough and self._waited_for_stragglers)
+
+    def wait(self, what: str) -> None:
+        """Say what is waited for, when it changes."""
+        if what != self.waiting_for:
+            self.waiting_for = what
+            self._journal.record("waiting", f"waiting for {what}")
+
+    def try_to_start(self, number: int, now: float, *, paused: bool) -> Round | None:
+        """Begin round `number` if that can be; else `waiting_for` says what is missing."""
+        self.may_start = False
+        connected = self.members.connected
+        enough = self._began or len(connected) >= self.config.min_nodes
+        if paused:
+            self.wait("the user to resume")
+        elif not connected or not enough:
+            needed = 1 if self._began else self.config.min_nodes
+            self.wait(f"{needed} node{'s' * (needed > 1)} to join: {len(connected) or 'none'} connected")
+        elif self.retry_at == math.inf or self.retry_at <= now:
+            return self._select(number, now)
+        return None
+
+    def _select(self, number: int, now: float) -> Round | None:
+        """Let the adaptation choose among the nodes that are free, and begin."""
+        connected = self.members.connected
+        allowed = [m for m in connected.values() if m.rule is not Rule.EXCLUDE]
+        free = {m.node_id: m for m in allowed if m.node_id not in self.members.straggling}
+        if not free:
+            self.wait(f"a free node: of {len(connected)}, each is excluded or still busy with a round that is over")
+            return None
+        if len(free) < self.config.quorum * len(allowed) and not self._waited_for_stragglers:
+            self._waited_for_stragglers = True
+            self.wait(f"more nodes: {len(allowed) - len(free)} are still busy with a round that is over")
+            self.retry_at = now + RETRY_SECONDS
+            return None
+        self._waited_for_stragglers = False
+        plan = self.adaptation.pre_round_adaptation(list(free), number)
+        self._journal.adopt(plan)
+        forced = (node for node, member in free.items() if member.rule is Rule.INCLUDE)
+        chosen = [node for node in dict.fromkeys((*plan["selected_nodes"], *forced)) if node in free]
+        if chosen:
+            return self._start(number, chosen, plan, now)
+        self.wait(f"a node to be selected: none of {len(free)} was")
+        self.retry_later(now)
+        return None
+
+    def _start(self, number: int, chosen: Sequence[str], plan: Mapping[str, Any], now: float) -> Round:
+        self._deal_shards(number)
+        self._began, self.waiting_for = True, ""
+        deadline = self.deadlines.deadline(chosen)
+        orders = [self._order(node, plan) for node in chosen]
+        text = f"round {number} begins with {len(chosen)} nodes"
+        self._journal.record("round_started", text, nodes=len(chosen), deadline_seconds=deadline.seconds)
+        if deadline.reason is not self.deadline_reason:
+            self.deadline_reason = deadline.reason
+            figures: dict[str, float | int | str] = {
+                "nodes": len(chosen),
+                "seconds": deadline.seconds,
+                "median_seconds": deadline.median_seconds,
+                "mad_seconds": deadline.mad_seconds,
+                "measured_nodes": deadline.measured_nodes,
+            }
+            self._journal.decide(DecisionKind.DEADLINE, CLUSTER, deadline.reason, figures)
+        return Round.begin(number, now, now + deadline.seconds, self.config.quorum, orders)
+
+    def _order(self, node: str, plan: Mapping[str, Any]) -> Order:
+        """What the adaptation plans for a node, or the configured values, within what can work."""
+        config, member = self.config, self.members.connected[node]
+        batch = max(1, int(plan.get("batch_sizes", {}).get(node, config.batch_size)))
+        steps = int(plan.get("local_steps", config.local_steps))
+        rate = float(plan.get("learning_rate", config.learning_rate))
+        # One step sends gradients and more send changes: a round is one or the other.
+        steps = 1 if config.local_steps == 1 else max(2, steps)
+        member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
+        member.rounds_selected += 1
+        return Order(node, self.shards.shard_of(node), member.batch_size, steps, rate)
+
+    def _deal_shards(self, number: int) -> None:
+        """One shard for each node that is there, or was until a few rounds ago."""
+        if self.members.version == self._dealt_version:
+            return
+        lost = [
+            member.node_id
+            for member in self.members
+            if member.presence is Presence.LOST and number - member.last_accepted <= SHARD_PATIENCE_ROUNDS
+        ]
+        self._dealt_version = -1 if lost else self.members.version
+        if self.shards.deal([*self.members.connected, *lost]):
+            count = self.shards.count
+            self._journal.record("shards_dealt", f"the data is cut into {count} shards", shards=count)
