@@ -36,7 +36,7 @@ def serve(pipe: Any) -> None:
     """The service: echoes, takes and gives megabytes."""
     megabyte = bytes(MIB)
     server = grpc.server(futures.ThreadPoolExecutor(128), options=OPTIONS)
-    handlers = {
+    handlers: dict[str, Any] = {
         "Echo": grpc.unary_unary_rpc_method_handler(lambda request, _: request),
         "Take": grpc.stream_unary_rpc_method_handler(lambda parts, _: b"%d" % sum(map(len, parts))),
         "Give": grpc.unary_stream_rpc_method_handler(lambda request, _: (megabyte for _ in range(int(request)))),
@@ -52,9 +52,9 @@ class Client:
 
     def __init__(self, address: str) -> None:
         self.channel = grpc.insecure_channel(address, OPTIONS)
-        self._echo = self.channel.unary_unary("/bench.Bench/Echo")
-        self._take = self.channel.stream_unary("/bench.Bench/Take")
-        self._give = self.channel.unary_stream("/bench.Bench/Give")
+        self._echo: Any = self.channel.unary_unary("/bench.Bench/Echo")
+        self._take: Any = self.channel.stream_unary("/bench.Bench/Take")
+        self._give: Any = self.channel.unary_stream("/bench.Bench/Give")
         self.echo(b"")
 
     def echo(self, message: bytes) -> float:
@@ -194,7 +194,8 @@ def rate(streams: int = 4, mebibytes: int = 6) -> dict[str, float]:
         client = Client(address)
         with grpc.insecure_channel(found["control"]) as channel:
             event = netsim_pb2.Event(type="bandwidth_collapse", nodes=["*"], factor=share)
-            netsim_pb2_grpc.NetsimStub(channel).Inject(event)
+            stub: Any = netsim_pb2_grpc.NetsimStub(channel)  # type: ignore[no-untyped-call]  # generated
+            stub.Inject(event)
         with futures.ThreadPoolExecutor(streams) as pool:
             began = time.perf_counter()
             list(pool.map(client.down, [mebibytes] * streams))
@@ -282,7 +283,7 @@ def main() -> None:
     parser.add_argument("--toxiproxy", metavar="BINARY", help="toxiproxy-server, to be measured too")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    result = {
+    result: dict[str, Any] = {
         "throughput": throughput(options.rounds, options.toxiproxy or shutil.which("toxiproxy-server")),
         "accuracy": accuracy(),
         "rate": rate(),

@@ -1,5 +1,6 @@
 """gRPC as we use it: one set of options for both ends, one table of errors and status codes, TLS or said otherwise."""
 
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,13 @@ def bind(server: grpc.aio.Server, listen: str, tls: Tls | None) -> str:
         ConfigError: a malformed address, a port in use, or a certificate that cannot be read.
     """
     host, port = split_address(listen)
+    busy = f"cannot listen on {listen}: the port is in use or not ours; choose another"
+    try:
+        # Asked first, because gRPC would write lines of its own about it.
+        family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+        socket.create_server((host.strip("[]"), port), family=family).close()
+    except OSError as error:
+        raise ConfigError(busy) from error
     try:
         if tls is None:
             bound = server.add_insecure_port(f"{host}:{port}")
@@ -133,9 +141,9 @@ def bind(server: grpc.aio.Server, listen: str, tls: Tls | None) -> str:
             pair = (_read(tls.key) or b"", _read(tls.certificate) or b"")
             bound = server.add_secure_port(f"{host}:{port}", grpc.ssl_server_credentials([pair]))
     except RuntimeError as error:
-        raise ConfigError(f"cannot listen on {listen}: the port is in use or not ours; choose another") from error
+        raise ConfigError(busy) from error
     if bound == 0:
-        raise ConfigError(f"cannot listen on {listen}: the port is in use or not ours; choose another")
+        raise ConfigError(busy)
     return f"{host}:{bound}"
 
 

@@ -16,7 +16,7 @@ from common.rpc import bind, split_address
 from netsim_proxy import control, metrics
 from netsim_proxy.catalogue import Catalogue
 from netsim_proxy.lateness import Lateness
-from netsim_proxy.options import parse
+from netsim_proxy.options import parse, read_text
 from netsim_proxy.pacer import Pacer
 from netsim_proxy.ports import Ports
 from netsim_proxy.schedule import Schedule
@@ -31,6 +31,8 @@ async def serve(options: argparse.Namespace) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     catalogue = Catalogue(options.upstream_region)
+    if options.profiles is not None:
+        catalogue.add_file(options.profiles)
     lateness = Lateness(options.lateness_bound_ms / 1000)
     pacer = Pacer(lateness.observe)
     ports = Ports(
@@ -43,6 +45,8 @@ async def serve(options: argparse.Namespace) -> None:
         region=options.region,
     )
     schedule = Schedule(ports, pacer)
+    if options.scenario is not None:
+        catalogue.load_scenario(read_text(options.scenario), str(options.scenario), ports, schedule)
     proxy = Proxy(options.upstream, ports, pacer, options.server_tls, options.upstream_tls)
     control_server = control.make_server(ports, schedule, catalogue, options.token)
     control_address = bind(control_server, options.control, None)

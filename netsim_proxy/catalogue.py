@@ -1,10 +1,17 @@
-"""Finds what links are like by name: profiles built in or from a file, with the distance between regions on top."""
+"""Finds what links are like by name: profiles built in or from a file, with the distance between regions on top.
+
+The readers of files are imported when a file is read: a proxy without one does without pydantic, 9 MB of it.
+"""
 
 from collections.abc import Iterable
+from pathlib import Path
 
-from common.errors import ConfigError
+from common.errors import ConfigError, InvalidInput
+from netsim_proxy.link.events import ALL
 from netsim_proxy.link.profiles import Profile, find_profile
 from netsim_proxy.link.regions import between_regions
+from netsim_proxy.ports import Ports
+from netsim_proxy.schedule import Entry, Schedule
 
 
 class Catalogue:
@@ -22,6 +29,48 @@ class Catalogue:
         """
         profile = find_profile(name, self._custom)
         return between_regions(region, self._upstream_region, profile) if region else profile
+
+    def add_file(self, path: Path) -> None:
+        """Know the profiles of a file too.
+
+        Raises:
+            ConfigError: it does not hold profiles; line, key and what was expected are named.
+        """
+        from netsim_proxy.profile_file import load_profiles  # noqa: PLC0415 - see above
+
+        self._custom.update(load_profiles(path))
+
+    def described(self, text: str, region: str = "") -> Profile:
+        """The profile of this name, or the one that is written here in YAML.
+
+        Raises:
+            ConfigError: YAML that holds no profile.
+            InvalidInput: it holds more than one.
+            UnknownName: no such profile, or no such region.
+        """
+        if ":" not in text:
+            return self.profile(text, region)
+        from netsim_proxy.profile_file import parse_profiles  # noqa: PLC0415 - see above
+
+        profiles = parse_profiles(text, "profile")
+        if len(profiles) != 1:
+            raise InvalidInput(f"one profile is wanted, not {len(profiles)}")
+        self._custom.update(profiles)
+        return self.profile(next(iter(profiles)), region)
+
+    def load_scenario(self, text: str, name: str, ports: Ports, schedule: Schedule) -> list[Entry]:
+        """Set links as a scenario says, and plan its events from now on.
+
+        Raises:
+            ConfigError: it does not hold; file, line, key and what was expected are named.
+        """
+        from netsim_proxy.scenario_file import parse_scenario  # noqa: PLC0415 - see above
+
+        scenario = parse_scenario(text, name, self._custom)
+        self._custom.update(scenario.profiles)
+        for node_id in sorted(scenario.links, key=lambda node_id: node_id != ALL):
+            ports.set_profile(node_id, scenario.links[node_id])
+        return [schedule.add(event, event.scheduled_time, event.scheduled_round) for event in scenario.events]
 
     def of_nodes(self, pairs: Iterable[str]) -> dict[str, tuple[Profile, str]]:
         """The profile and region of each node, from `NODE=PROFILE` or `NODE=PROFILE@REGION`.

@@ -41,7 +41,7 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         ports = self._ports
         loss_model = _loss_model(request.loss_model) if request.loss_model else None
         if request.profile:
-            profile = self._catalogue.profile(request.profile, request.region)
+            profile = self._catalogue.described(request.profile, request.region)
             ports.set_profile(request.node_id, profile, request.region)
         elif request.region:
             raise InvalidInput("a region needs a profile: the last mile that the distance comes on top of")
@@ -77,6 +77,12 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         """Events of this round begin."""
         self._schedule.announce_round(request.round)
         return pb.AnnounceRoundReply()
+
+    async def LoadScenario(self, request: pb.LoadScenarioRequest, context: Any) -> pb.ScheduleList:  # noqa: N802
+        """Links and events of a scenario."""
+        name = request.name or "scenario"
+        entries = self._catalogue.load_scenario(request.yaml, name, self._ports, self._schedule)
+        return pb.ScheduleList(events=map(convert.entry_to_proto, entries))
 
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.LinkList]:  # noqa: N802
         """The links, again and again."""

@@ -25,6 +25,10 @@ from protos import netsim_pb2_grpc
 Call = Callable[..., Any]
 
 
+def control_of(channel: grpc.aio.Channel) -> Any:
+    return netsim_pb2_grpc.NetsimStub(channel)  # type: ignore[no-untyped-call]  # generated
+
+
 @pytest.fixture
 async def pacer() -> AsyncIterator[Pacer]:
     pacer = Pacer()
@@ -54,7 +58,7 @@ async def stub(address: str) -> AsyncIterator[Any]:
 
         class Authorized:
             def __getattr__(self, name: str) -> Call:
-                method = getattr(netsim_pb2_grpc.NetsimStub(channel), name)
+                method = getattr(control_of(channel), name)
                 return lambda request: method(request, metadata=(("authorization", "Bearer secret"),), timeout=5)
 
         yield Authorized()
@@ -131,6 +135,29 @@ async def test_schedule_by_round(stub: Any, ports: Ports) -> None:
     assert ports.known("node_1").link.profile.name == "poor"
 
 
+async def test_scenario_sets_links_and_plans_events(stub: Any, ports: Ports) -> None:
+    yaml = """
+profiles:
+  lab: {rtt_ms: [100, 100], loss: 0}
+links: {node_1: lab, "*": poor}
+events:
+  - {round: 2, type: profile_change, node: node_1, profile: good}
+  - {at_seconds: 60, type: latency_spike, node: "*", added_ms: 10}
+"""
+    reply = await stub.LoadScenario(pb.LoadScenarioRequest(yaml=yaml, name="s.yaml"))
+    assert [event.event.type for event in reply.events] == ["profile_change", "latency_spike"]
+    assert ports.known("node_1").link.profile.name == "lab"
+    assert ports.of("node_5").link.profile.name == "poor"
+    code, details = await failure(stub.LoadScenario(pb.LoadScenarioRequest(yaml="events: [{type: x}]", name="s.yaml")))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT and "s.yaml:1" in details
+
+
+async def test_profile_in_yaml(stub: Any) -> None:
+    text = "profiles: {mine: {rtt_ms: [8, 8], bandwidth_mbit: 5}}"
+    info = await stub.SetProfile(pb.SetProfileRequest(node_id="node_1", profile=text))
+    assert (info.profile, info.up.latency_low_ms, info.up.bandwidth_mbit) == ("mine", 4.0, 5.0)
+
+
 async def test_watch_repeats(stub: Any) -> None:
     seen = []
     async for links in stub.Watch(pb.WatchRequest(interval_seconds=0.1)):
@@ -142,12 +169,14 @@ async def test_watch_repeats(stub: Any) -> None:
 
 async def test_token_guards_control_but_not_health(address: str) -> None:
     async with grpc.aio.insecure_channel(address) as channel:
-        code, _ = await failure(netsim_pb2_grpc.NetsimStub(channel).ListLinks(pb.ListLinksRequest()))
+        code, _ = await failure(control_of(channel).ListLinks(pb.ListLinksRequest()))
         assert code == grpc.StatusCode.UNAUTHENTICATED
-        reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        reply = await health.Check(health_pb2.HealthCheckRequest())
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
         ask = reflection_pb2.ServerReflectionRequest(list_services="")
-        async for answer in reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask])):
+        reflection: Any = getattr(reflection_pb2_grpc, "ServerReflectionStub")(channel)  # noqa: B009 - its stubs say sync
+        async for answer in reflection.ServerReflectionInfo(iter([ask])):
             names = {service.name for service in answer.list_services_response.service}
     assert "hypergpu.netsim.v1.Netsim" in names
 

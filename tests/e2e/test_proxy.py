@@ -1,0 +1,114 @@
+"""`python -m netsim_proxy` as it is started: what it prints, what bad input gets, how it ends."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import grpc
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+
+@contextmanager
+def proxy(*arguments: str) -> Iterator[tuple[dict[str, str], subprocess.Popen[str]]]:
+    command = [sys.executable, "-m", "netsim_proxy", "--listen=127.0.0.1:0", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found: dict[str, str] = {}
+        while "listening" not in found:
+            word, _, address = process.stdout.readline().strip().partition(" on ")
+            assert address, "it ended"
+            found[word] = address
+        try:
+            yield found, process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def upstream() -> Iterator[str]:
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+
+    def slowly(request: bytes, context: grpc.ServicerContext) -> bytes:
+        time.sleep(0.5)
+        return request
+
+    slow: Any = grpc.unary_unary_rpc_method_handler(slowly)
+    echo: Any = grpc.unary_unary_rpc_method_handler(lambda request, _: request)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", {"Echo": echo, "Slow": slow}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(0).wait()
+
+
+def test_same_seed_same_network(upstream: str, tmp_path: Path) -> None:
+    scenario = tmp_path / "s.yaml"
+    scenario.write_text("links: {far: poor}\nevents: []\n")
+
+    def lost() -> list[int]:
+        arguments = ["--profile=unstable", "--seed=7", f"--upstream={upstream}", "--node-profile=n=fast"]
+        arguments += [f"--scenario={scenario}", f"--profiles={tmp_path / 'p.yaml'}", "--metrics=127.0.0.1:0"]
+        (tmp_path / "p.yaml").write_text("profiles:\n  fast: {rtt_ms: [1, 2], loss: 0.3}\n")
+        with proxy(*arguments) as (found, _), grpc.insecure_channel(found["listening"]) as channel:
+            echo: Any = channel.unary_unary("/t.T/Echo")
+            out: list[int] = []
+            for number in range(30):
+                try:
+                    echo(b"", metadata=(("x-node-id", "n"),), timeout=5)
+                except grpc.RpcError as error:
+                    assert error.code() == grpc.StatusCode.UNAVAILABLE
+                    out.append(number)
+            with urlopen(f"http://{found['metrics']}/metrics") as reply:
+                text = reply.read().decode()
+            assert f'netsim_losses_total{{cause="loss",link="n"}} {len(out)}.0' in text
+            assert 'netsim_profile{link="far",profile="poor"} 1.0' in text
+            return out
+
+    first = lost()
+    assert first == lost() and 2 <= len(first) <= 18
+
+
+def test_sigterm_drains(upstream: str) -> None:
+    arguments = ("--profile=direct", f"--upstream={upstream}")
+    with proxy(*arguments) as (found, process), grpc.insecure_channel(found["listening"]) as channel:
+        slow: Any = channel.unary_unary("/t.T/Slow")
+        call = slow.future(b"done", timeout=5)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert call.result() == b"done"
+        assert process.wait(5) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--upstream=127.0.0.1:1", "--profile=goood"], "did you mean 'good'"),
+        (["--upstream=nowhere"], "HOST:PORT"),
+        (["--upstream=127.0.0.1:1", "--listen=127.0.0.1:{busy}"], "cannot listen on 127.0.0.1:"),
+        (["--upstream=127.0.0.1:1", "--control=127.0.0.1:{busy}"], "cannot listen on 127.0.0.1:"),
+        (["--upstream=127.0.0.1:1", "--control=0.0.0.0:0"], "--token"),
+        (["--upstream=127.0.0.1:1", "--scenario=none.yaml"], "cannot read none.yaml"),
+        (["--upstream=127.0.0.1:1", "--node-profile=n1"], "NODE=PROFILE"),
+        (["--upstream=127.0.0.1:1", "--seed=x"], "--seed"),
+        (["--upstream=127.0.0.1:1", "--tls-cert=x"], "--tls-key"),
+        ([], "--upstream"),
+    ],
+)
+def test_bad_input_gets_one_line(arguments: list[str], what: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        busy = [argument.format(busy=server.getsockname()[1]) for argument in arguments]
+        command = [sys.executable, "-m", "netsim_proxy", "--listen=127.0.0.1:0", *busy]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1 and what in done.stderr
