@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 from common.config import BatchConfig, Section, SelectorConfig
 from common.errors import InvalidInput, UnknownName
+from hypergpu.simulation.node import Compute
 from hypergpu.simulation.run import Outcome, simulate
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.statistics import Estimate, estimate
@@ -140,7 +142,13 @@ class Comparison:
 
 
 def compare(
-    scenario: Scenario, policies: Sequence[str], strategies: Sequence[str] = (), *, seeds: int = 5, jobs: int = 1
+    scenario: Scenario,
+    policies: Sequence[str],
+    strategies: Sequence[str] = (),
+    *,
+    seeds: int = 5,
+    jobs: int = 1,
+    compute: Compute | None = None,
 ) -> Comparison:
     """Run a scenario by the fixed baseline and by each policy (with each of the strategies), once for each seed.
 
@@ -153,6 +161,7 @@ def compare(
         strategies: BATCH/SELECTION, or one of both: a candidate for each policy and each of them.
         seeds: how many.
         jobs: processes to run them in.
+        compute: how long computing takes, where the scenario's cards are not to say it.
 
     Raises:
         UnknownName: a policy or strategy that there is not.
@@ -163,7 +172,7 @@ def compare(
     numbers = range(scenario.seed, scenario.seed + seeds)
     variants = [Variant(BASELINE), *variants_of(policies, strategies)]
     runs = [variant.of(scenario, seed) for variant in variants for seed in numbers]
-    outcomes = _run_all(runs, jobs)
+    outcomes = _run_all(runs, jobs, compute)
     results = [Result(variant, outcomes[index * seeds : (index + 1) * seeds]) for index, variant in enumerate(variants)]
     baseline = results[0]
     return Comparison(scenario, list(numbers), target, baseline, [against(baseline, result) for result in results[1:]])
@@ -220,12 +229,13 @@ def _strategies(text: str) -> tuple[str, str]:
     return batch, selection
 
 
-def _run_all(runs: Sequence[Scenario], jobs: int) -> list[Outcome]:
+def _run_all(runs: Sequence[Scenario], jobs: int, compute: Compute | None) -> list[Outcome]:
+    run_one = partial(simulate, compute=compute)
     if jobs <= 1 or len(runs) < 4:
-        return [simulate(run) for run in runs]
+        return [run_one(run) for run in runs]
     # Spawned, since torch's threads do not survive a fork.
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(simulate, runs))
+        return list(pool.map(run_one, runs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,12 @@
 """How long computing takes in virtual time."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
 
+from common.errors import InvalidInput
 from hypergpu.simulation.scenario import ComputeTimes, Scenario
 from node.core.compute import ComputeModel
 
@@ -18,7 +23,7 @@ class SimulatedCards:
     """The compute model of each node's card, as the node itself has it."""
 
     def __init__(self, scenario: Scenario) -> None:
-        times = scenario.compute or TASK_TIMES.get(scenario.config.training.task, ComputeTimes())
+        times = times_of(scenario)
         speeds = {name: group.speed for group in scenario.nodes for name in group.names()}
         self._models = {
             name: ComputeModel(
@@ -41,12 +46,54 @@ class SimulatedCards:
 
 
 class MeasuredCompute:
-    """Compute times of a real run, by node: fixed seconds per step and seconds per sample."""
+    """Compute times of a real run: the task's on the fastest preset, scaled to what each node was measured to need."""
 
-    def __init__(self, per_step: Mapping[str, float], per_sample: Mapping[str, float]) -> None:
-        self._per_step, self._per_sample = per_step, per_sample
+    def __init__(self, times: ComputeTimes, scales: Mapping[str, float]) -> None:
+        self._times, self._scales = times, scales
 
     def seconds(self, node_id: str, step: int, batch_size: int, steps: int, now: float) -> float:
         """As `Compute.seconds`."""
         del step, now
-        return steps * (self._per_step[node_id] + self._per_sample[node_id] * batch_size)
+        return self._scales[node_id] * steps * base_seconds(self._times, batch_size)
+
+    @classmethod
+    def of_run(cls, run_dir: Path, times: ComputeTimes, nodes: Iterable[str]) -> "MeasuredCompute":
+        """From the rounds of a run's directory; a node that never contributed is as slow as the slowest that did.
+
+        Raises:
+            InvalidInput: no round of it was finished.
+        """
+        ratios: dict[str, list[float]] = {}
+        for row in read_rounds(run_dir):
+            contributors = row["contributors"]
+            steps = row["samples"] / max(1, sum(row["batch_sizes"][node] for node in contributors))
+            for node in contributors:
+                needed = steps * base_seconds(times, row["batch_sizes"][node])
+                ratios.setdefault(node, []).append(row["compute_seconds"][node] / needed)
+        if not ratios:
+            raise InvalidInput(f"no round of the run in {run_dir} was finished: there is nothing to calibrate by")
+        scales = {node: median(values) for node, values in ratios.items()}
+        slowest = max(scales.values())
+        return cls(times, {node: scales.get(node, slowest) for node in nodes})
+
+
+def base_seconds(times: ComputeTimes, batch_size: int) -> float:
+    """Of one step on the fastest preset."""
+    return times.seconds_per_step + times.seconds_per_sample * batch_size
+
+
+def times_of(scenario: Scenario) -> ComputeTimes:
+    """The scenario's compute times, or else its task's."""
+    return scenario.compute or TASK_TIMES.get(scenario.config.training.task, ComputeTimes())
+
+
+def read_rounds(run_dir: Path) -> list[dict[str, Any]]:
+    """The rounds of a run's directory.
+
+    Raises:
+        InvalidInput: there is no run.
+    """
+    file = run_dir / "rounds.jsonl"
+    if not file.exists():
+        raise InvalidInput(f"{run_dir} holds no run: there is no rounds.jsonl")
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]

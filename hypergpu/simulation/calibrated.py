@@ -1,0 +1,59 @@
+"""A real run once more in virtual time, with the compute times that it measured: with its policy, and without."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.config import SystemConfig, load_config
+from hypergpu.simulation.compare import Comparison, compare
+from hypergpu.simulation.compute import MeasuredCompute, times_of
+from hypergpu.simulation.scenario import Scenario
+
+
+def scenario_of_run(run_dir: Path, links: Mapping[str, str], events: Iterable[Mapping[str, Any]] = ()) -> Scenario:
+    """The scenario of a run that a coordinator left in `run_dir`.
+
+    Args:
+        run_dir: holds the configuration and the rounds.
+        links: the profile of each node's link.
+        events: what happened to links, as in a scenario file: type, node, round or at_seconds, …
+
+    Raises:
+        ConfigError: the directory holds no configuration.
+    """
+    config = load_config(SystemConfig, run_dir / "config.yaml")
+    nodes = [{"id": node, "profile": profile} for node, profile in links.items()]
+    # `config` carries the task, rounds and policy; what is given here is what the coordinator did not know.
+    tree = {
+        "name": run_dir.name,
+        "nodes": nodes,
+        "seed": config.training.seed,
+        "config": config,
+        "events": list(events),
+    }
+    return Scenario.model_validate(tree)
+
+
+def compare_with_baseline(
+    run_dir: Path,
+    links: Mapping[str, str],
+    events: Sequence[Mapping[str, Any]] = (),
+    *,
+    target_accuracy: float | None = None,
+    seeds: int = 1,
+) -> Comparison:
+    """The run with its own policy and by the fixed baseline, both in virtual time and calibrated by the real one.
+
+    Args:
+        run_dir, links, events: as `scenario_of_run`.
+        target_accuracy: whose time is measured; the task's own if it is left out.
+        seeds: how many pairs.
+
+    Raises:
+        InvalidInput: the run finished no round.
+    """
+    scenario = scenario_of_run(run_dir, links, events)
+    if target_accuracy is not None:
+        scenario = scenario.changed(target_accuracy=target_accuracy)
+    compute = MeasuredCompute.of_run(run_dir, times_of(scenario), links)
+    return compare(scenario, [scenario.config.orchestrator.policy], seeds=seeds, compute=compute)
