@@ -1,33 +1,40 @@
-"""A flight of packets in the model of TCP: how it is sent, and what becomes of it."""
+"""A flight: the packets that TCP sends in one round trip, and when their acknowledgements are back."""
 
-from typing import NamedTuple
-
-
-class Plan(NamedTuple):
-    """When a flight is sent: a burst at once, and the rest as acknowledgements come from `start` for `span` seconds."""
-
-    burst: int
-    clocked: int
-    start: float
-    span: float
-    repair: bool = False
-    before: int = 0
-    """New packets that a repairing flight sends before it knows of the loss."""
+import math
 
 
 class Flight:
-    """Packets on their way, and when the first and the last acknowledgement will be back."""
+    """Packets that were sent together, or a part of them."""
 
-    __slots__ = ("ack_first", "ack_last", "first_lost", "lost", "packets", "repair", "waited")
+    __slots__ = (
+        "ack_first",
+        "ack_last",
+        "before",
+        "cut",
+        "first_lost",
+        "lost",
+        "packets",
+        "repairs",
+        "resent",
+        "waited",
+    )
 
-    def __init__(self, packets: int, ack_first: float, ack_last: float, waited: float) -> None:
+    def __init__(self, packets: int = 0, ack_first: float = -math.inf, ack_last: float = -math.inf) -> None:
         self.packets = packets
         self.ack_first = ack_first
         self.ack_last = ack_last
-        self.waited = waited
+        self.waited = 0.0
+        """How long the first packet stood in the bottleneck's queue."""
         self.lost = 0
         self.first_lost = packets
-        self.repair = False
+        self.cut = False
+        """A loss in it has reduced the window."""
+        self.before = 0
+        """Of one that repairs: how many of its packets were sent before the loss was noticed."""
+        self.resent = 0
+        """Lost packets that were sent again in the round trip after it."""
+        self.repairs = False
+        """It was sent during a recovery, in which windows do not grow."""
 
     @property
     def spacing(self) -> float:
@@ -36,6 +43,4 @@ class Flight:
 
     def ack_of(self, packet: int) -> float:
         """When the acknowledgement of a packet is back."""
-        if self.packets < 2:
-            return self.ack_last
-        return self.ack_first + (self.ack_last - self.ack_first) * min(packet / (self.packets - 1), 1.0)
+        return min(self.ack_first + packet * self.spacing, self.ack_last)

@@ -169,9 +169,10 @@ class Link:
         return max(0.0, lane.busy_until - now) / lane.seconds_per_byte
 
     def room_at(self, now: float, direction: Direction) -> float:
-        """When the queue is no longer full: `now`, or the later time at which to offer more."""
+        """When the queue is no longer full, and TCP has sent what it was given: `now`, or when to offer more."""
         lane = self._lane(direction)
-        return max(now, lane.busy_until - lane.path.queue_limit * lane.seconds_per_byte)
+        room = max(now, lane.busy_until - lane.path.queue_limit * lane.seconds_per_byte)
+        return max(room, *(flow.sent for flow in lane.flows.values())) if lane.flows else room
 
     # --- control
 

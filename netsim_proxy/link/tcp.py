@@ -9,7 +9,7 @@ import math
 from typing import Final
 
 from common.draws import Draws
-from netsim_proxy.link.flight import Flight, Plan
+from netsim_proxy.link.flight import Flight
 from netsim_proxy.link.loss import PacketLoss
 from netsim_proxy.link.profiles import Path
 from netsim_proxy.link.window import CongestionControl, Window
@@ -26,27 +26,40 @@ _TICK_SECONDS: Final = 0.004
 
 
 class TcpFlow:
-    """One direction of one connection. It keeps its window between messages."""
+    """One direction of one connection. It keeps its window, and the flight under way, between messages."""
 
-    __slots__ = ("_busy", "_draws", "_loss", "_out", "_packet_seconds", "_queue_packets", "_timeout_extra", "_window")
+    __slots__ = (
+        "_burst", "_busy", "_clock_total", "_clocked", "_draws", "_flight", "_loss", "_packet_seconds", "_prior",
+        "_queue_packets", "_sent", "_start", "_step", "_timeout_extra", "_window",
+    )  # fmt: skip
 
     def __init__(self, path: Path, draws: Draws, control: CongestionControl = CongestionControl.CUBIC) -> None:
         self._draws = draws
         self._window = Window(control)
+        self._timeout_extra = 1.0
         self.take_path(path)
         self.settle()
-        self._timeout_extra = 1.0
 
     def settle(self) -> None:
         """Forget what is on its way; the window stays as it is."""
-        self._busy = -math.inf
-        self._out = Flight(0, -math.inf, -math.inf, 0.0)
+        self._busy = -math.inf  # the bottleneck, until then
+        self._flight = Flight()
+        self._sent = -math.inf  # when the last part of the flight began
+        self._prior = Flight()  # whose acknowledgements clock this flight
+        self._clock_total = 1
+        self._burst = self._clocked = 0  # what it may still send: at once, and as acknowledgements come
+        self._start = self._step = 0.0  # of the next acknowledgement, and from one to the other
 
     def take_path(self, path: Path, bandwidth_factor: float = 1.0) -> None:
         """Go on over a path that has changed, of whose bandwidth this share is left."""
         self._loss = PacketLoss(path.loss, self._draws)
         self._queue_packets = path.queue_limit // _PACKET_BYTES
         self._packet_seconds = _PACKET_BYTES / (path.bytes_per_second * bandwidth_factor)
+
+    @property
+    def sent(self) -> float:
+        """When the last of what was given to it so far is sent."""
+        return self._sent
 
     def send(self, now: float, nbytes: int, round_trip: float, one_way: float, more: bool = False) -> float:
         """When the last of `nbytes` has arrived, in order.
@@ -57,128 +70,161 @@ class TcpFlow:
         # The last packet is shorter than the others.
         saved = (fresh * SEGMENT_BYTES - nbytes) * self._packet_seconds / _PACKET_BYTES
         self._rest(now, round_trip)
-        holes = 0
-        arrived = now
-        plan = self._clocked(now, fresh, round_trip, False)
-        while True:
-            flight = self._fly(now, plan, round_trip)
-            resent = min(holes, flight.packets)
-            fresh -= flight.packets - resent
-            holes += flight.lost - resent
-            arrived = max(arrived, self._busy + one_way)
-            now = max(now, plan.start)
-            self._out = flight
-            self._timeout_extra *= 0.75
-            flight.repair = plan.repair
-            if flight.lost:
-                plan, probed = self._repair(flight, plan, round_trip, sent=now, fresh=fresh, more=more, resent=resent)
-                if probed:
-                    holes -= 1
-                    arrived = max(arrived, plan.start - round_trip + one_way)
-                plan = plan._replace(clocked=min(plan.clocked, fresh + holes))
-                if not fresh and not holes:
-                    flight.lost, flight.packets = 0, 1
-                    flight.ack_first = flight.ack_last = plan.start
-                    break
-            elif fresh or holes:
-                plan = self._clocked(now, fresh + holes, round_trip, holes > 0)
-            else:
-                break
-        return arrived - saved
+        passed = now
+        while fresh:
+            # Once the bottleneck has fallen idle for want of data, the window has room for a new burst.
+            if not (self._burst or self._clocked) or now > self._busy:
+                self._next_round(max(now, self._sent), round_trip)
+            part = self._fly(now, fresh, round_trip)
+            fresh -= part.packets
+            passed = max(passed, self._busy)
+            if part.lost:
+                passed = max(passed, self._recover(part, round_trip, fresh > 0 or more))
+        return passed - saved + one_way
 
     def _rest(self, now: float, round_trip: float) -> None:
-        idle = now - self._out.ack_last
-        timeout = self._timeout(round_trip)
-        if self._out.packets and idle > timeout:
-            self._window.rest(int(idle / timeout))
+        out, timeout = self._flight, self._timeout(round_trip)
+        if not out.packets or now - out.ack_last <= timeout:
+            return
+        if not out.repairs and not out.cut:
+            self._window.acked(out.packets, out, round_trip)
+        self._window.rest(int((now - out.ack_last) / timeout))
+        self._flight = Flight()
 
     def _timeout(self, round_trip: float) -> float:
         # The deviation is taken as two round trips at first, and comes down by a quarter of it in each.
         return round_trip + max(_MIN_TIMEOUT_SECONDS, 2 * round_trip * self._timeout_extra)
 
-    def _clocked(self, now: float, want: int, round_trip: float, holes: bool) -> Plan:
-        """The next flight, as the acknowledgements of the last one allow it."""
-        out, window = self._out, self._window
+    def _next_round(self, now: float, round_trip: float) -> None:
+        """What the acknowledgements of the last flight allow the next one to send."""
+        out, window = self._flight, self._window
         before = window.packets
-        if out.packets and not out.repair:
+        if not out.repairs and not out.cut:
             window.acked(out.packets, out, round_trip)
         allowed = window.packets
+        self._timeout_extra *= 0.75
+        self._flight = Flight()
         if now >= out.ack_last:
-            return Plan(min(want, allowed), 0, now, 0.0)
-        span = out.ack_last - out.ack_first
-        if holes:
-            # Proportional rate reduction: one packet for each that arrived.
-            return Plan(0, min(want, out.packets, allowed), out.ack_first, span, repair=True)
-        if out.repair:
-            return Plan(0, min(want, allowed), out.ack_first, span)
-        came = (now - out.ack_first) / span if now > out.ack_first else 0.0
-        room = int(before + came * (allowed - before) - (1 - came) * out.packets)
-        burst = min(want, max(0, room))
-        clocked = min(want, allowed) - burst
-        start = max(now, out.ack_first)
-        return Plan(burst, clocked, start, (out.ack_last - start) * clocked / max(1, allowed - burst))
-
-    def _fly(self, now: float, plan: Plan, round_trip: float) -> Flight:
-        """Send a flight through the bottleneck."""
-        each = self._packet_seconds
-        dropped, first_dropped = 0, 0
-        first = math.inf
-        waited = 0.0
-        sent = 0
-        for at, count, span in ((now, plan.burst, 0.0), (plan.start, plan.clocked, plan.span)):
-            if not count:
-                continue
-            begin = max(self._busy, at)
-            over = 0
-            if each:
-                over = int((begin - at - span) / each + count - 1 - self._queue_packets)
-                over = min(max(over, 0), count - 1)
-            if first == math.inf:
-                first, waited = begin + each, begin - at
-            if over and not dropped:
-                # What comes at twice the rate of the bottleneck loses every other packet once the queue is full.
-                first_dropped = sent + max(0, count - (2 * over if span else over))
-            self._busy = max(begin + (count - over) * each, at + span + each)
-            dropped += over
-            sent += count
-        flight = Flight(sent, first + round_trip, self._busy + round_trip, waited)
-        passed = sent - dropped
-        flight.first_lost = min(self._loss.first_lost(passed), first_dropped if dropped else sent)
-        flight.lost = self._loss.take(passed) + dropped
-        return flight
-
-    def _repair(
-        self, flight: Flight, plan: Plan, round_trip: float, *, sent: float, fresh: int, more: bool, resent: int
-    ) -> tuple[Plan, bool]:
-        """The flight that sends again what `flight` lost, and whether a probe before it has already filled one hole."""
-        window = self._window
-        recovering = plan.repair
-        hole = flight.first_lost
-        follow = max(0, flight.packets - hole - flight.lost)
-        if not recovering:
-            window.acked(hole, flight, round_trip)
-        before = min(hole, fresh)
-        need = 1 if recovering else _DUPLICATES
-        probed = False
-        if follow >= need:
-            noticed = flight.ack_of(hole + need)
-        elif follow:
-            noticed = flight.ack_of(hole + 1) + round_trip / 4 + _TICK_SECONDS
-        elif before or more:
-            noticed = flight.ack_of(hole) + round_trip
+            self._burst, self._clocked = allowed, 0
+            return
+        if self._clocked and self._prior.ack_last > now:
+            # It sent less than it might have: acknowledgements of the flight before are still to come as well.
+            out.packets += int(self._prior.packets * self._clocked / self._clock_total)
+            out.ack_first = max(now, self._start)
+        self._prior = out
+        self._start, span = out.ack_first, out.ack_last - out.ack_first
+        if out.cut:
+            self._flight.repairs, self._flight.before = True, out.before
+            self._burst, self._clocked = 0, max(1, allowed - out.resent)
+        elif out.repairs:
+            self._burst, self._clocked = 0, allowed
         else:
-            last_ack = flight.ack_of(hole - 1) if hole else sent
-            if recovering or flight.lost == 1:
-                noticed = last_ack + self._timeout(round_trip) + _TICK_SECONDS
-                if recovering:
-                    window.collapse()
-                    return Plan(0, 1, noticed, 0.0), False
+            came = (now - out.ack_first) / span if now > out.ack_first else 0.0
+            self._burst = max(0, int(before + came * (allowed - before) - (1 - came) * out.packets))
+            self._clocked = max(1, allowed - self._burst)
+            self._start = max(now, out.ack_first)
+            span = out.ack_last - self._start
+        self._clock_total = self._clocked
+        self._step = span / self._clocked
+
+    def _fly(self, now: float, want: int, round_trip: float) -> Flight:
+        """Send what the round allows, up to `want` packets, through the bottleneck."""
+        burst = min(want, self._burst)
+        clocked = min(want - burst, self._clocked)
+        self._burst -= burst
+        self._clocked -= clocked
+        part, dropped = Flight(burst + clocked), 0
+        if burst:
+            self._sent = max(now, self._sent)
+            dropped = self._pass(part, self._sent, burst, 0.0, round_trip)
+        if clocked:
+            begin = max(now, self._start)
+            self._start += clocked * self._step
+            self._sent = begin
+            dropped += self._pass(part, begin, clocked, max(0.0, self._start - begin), round_trip)
+        passed = part.packets - dropped
+        part.first_lost = self._loss.first_lost(min(passed, part.first_lost))
+        part.lost = self._loss.take(passed) + dropped
+        flight = self._flight
+        if not flight.packets:
+            flight.ack_first, flight.waited = part.ack_first, part.waited
+        flight.packets += part.packets
+        flight.ack_last = part.ack_last
+        return part
+
+    def _pass(self, part: Flight, at: float, count: int, span: float, round_trip: float) -> int:
+        """Let packets that come evenly from `at` on for `span` seconds through the bottleneck; how many it drops."""
+        each = self._packet_seconds
+        begin = max(self._busy, at)
+        over = 0
+        if each:
+            over = min(max(0, int((begin - at - span) / each + count - 1 - self._queue_packets)), count - 1)
+        if over and part.first_lost == part.packets:
+            # What comes at twice the rate of the bottleneck loses every other packet once the queue is full.
+            part.first_lost = max(0, part.packets - (2 * over if span else over))
+        self._busy = max(begin + (count - over) * each, at + span + each)
+        if part.ack_first == -math.inf:
+            part.ack_first, part.waited = begin + each + round_trip, begin - at
+        part.ack_last = self._busy + round_trip
+        return over
+
+    def _recover(self, part: Flight, round_trip: float, more: bool) -> float:
+        """Notice what `part` lost, reduce the window, and send it again; when the last of it has passed."""
+        flight, window = self._flight, self._window
+        hole, holes = part.first_lost, part.lost
+        follow = max(0, part.packets - hole - holes)
+        index = flight.packets - part.packets + hole
+        recovering = flight.repairs
+        if not (recovering or flight.cut):
+            window.acked(index, flight, round_trip)
+        need = 1 if recovering else _DUPLICATES
+        batch = max(1, follow - need + 1) + (index if more else 0)
+        passed, timed_out = -math.inf, False
+        if follow >= need:
+            at = part.ack_of(hole + need)
+        elif follow:
+            at = part.ack_of(hole + 1) + round_trip / 4 + _TICK_SECONDS
+        elif more:
+            at = part.ack_of(hole) + (0.0 if self._burst or self._clocked else round_trip)
+        else:
+            at = part.ack_of(hole - 1) if hole else self._sent
+            if recovering or holes == 1:
+                timed_out = recovering
+                at += self._timeout(round_trip) + _TICK_SECONDS
             else:
-                probed = True
-                noticed = last_ack + 3 * round_trip + 2 * _TICK_SECONDS
-        if not recovering or hole >= resent + plan.before:
+                # A probe after two round trips delivers the last packet, and its acknowledgement tells of the others.
+                at += 3 * round_trip + 2 * _TICK_SECONDS
+                holes, batch, passed = holes - 1, 2, at - round_trip
+        if timed_out:
+            window.collapse()
+        elif not flight.cut and (not recovering or index >= flight.before):
             window.reduce()
-        budget = 2 if probed else before + max(1, follow - need + 1)
-        start = flight.ack_first if before else noticed
-        clocked = min(window.packets, budget)
-        return Plan(0, clocked, start, max(0.0, flight.ack_last - start), repair=True, before=before), probed
+        flight.cut, flight.before = True, index
+        return self._resend(at, holes, batch, round_trip=round_trip, more=more, timed_out=timed_out, passed=passed)
+
+    def _resend(
+        self, at: float, holes: int, batch: int, *, round_trip: float, more: bool, timed_out: bool, passed: float
+    ) -> float:
+        """Send holes again from `at` on, `batch` of them in the first round trip; when the last of them has passed."""
+        window = self._window
+        rounds = 0
+        while holes:
+            count = min(holes, batch, window.packets)
+            passed = max(self._busy, at) + count * self._packet_seconds
+            if self._busy >= at:
+                self._busy = passed
+            delivered = count - self._loss.take(count)
+            holes -= delivered
+            rounds += 1
+            at, batch = passed + round_trip, 2 * max(1, delivered)
+            if holes and not delivered and not more:
+                window.collapse()
+                timed_out = True
+                at += self._timeout(round_trip) - round_trip
+            self._flight.resent += count
+        if rounds != 1 or timed_out or not more:
+            self._flight = Flight(1, at, at)
+            self._flight.repairs = not timed_out
+            self._burst = self._clocked = 0
+            self._sent = at - round_trip
+        return passed

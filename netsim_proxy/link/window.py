@@ -11,6 +11,7 @@ INITIAL_WINDOW: Final = 10
 _UNBOUNDED: Final = 1 << 30
 _HYSTART_LOW_WINDOW: Final = 16
 _HYSTART_SPACING_SECONDS: Final = 0.002
+_HYSTART_SLACK_SECONDS: Final = 0.001
 _HYSTART_SAMPLES: Final = 8
 _CUBIC_SCALE: Final = 0.4
 _BETA: Final = {"cubic": 717 / 1024, "reno": 0.5}
@@ -81,9 +82,9 @@ class Window:
         if not self._cubic or self.packets + packets < _HYSTART_LOW_WINDOW:
             return _UNBOUNDED
         exits = _UNBOUNDED
-        spacing = flight.spacing
-        if 0 < spacing <= _HYSTART_SPACING_SECONDS and spacing * (packets - 1) > round_trip / 2:
-            exits = int(round_trip / 2 / spacing) + 1
+        spacing, longest = flight.spacing, (round_trip + _HYSTART_SLACK_SECONDS) / 2
+        if 0 < spacing <= _HYSTART_SPACING_SECONDS and spacing * (packets - 1) > longest:
+            exits = int(longest / spacing) + 1
         if packets >= _HYSTART_SAMPLES and flight.waited > min(max(round_trip / 8, 0.004), 0.016):
             exits = min(exits, _HYSTART_SAMPLES)
         if exits < packets:

@@ -1,0 +1,158 @@
+import json
+import math
+from pathlib import Path as File
+from statistics import fmean, median
+from typing import Any
+
+import pytest
+
+from common.draws import Draws
+from netsim_proxy.link import Deliver, Direction, Link, LossModel
+from netsim_proxy.link.distributions import Uniform
+from netsim_proxy.link.outcomes import Fail
+from netsim_proxy.link.profiles import PROFILES, Loss, Path
+from netsim_proxy.link.tcp import TcpFlow
+from netsim_proxy.link.transfer import plain_profile, transfer_times
+from netsim_proxy.link.window import CongestionControl
+
+MEASURED = File(__file__).parents[2] / "data" / "tcp_transfers.jsonl"
+"""Transfers of Linux's TCP (CUBIC) over an emulated link: seconds of a first message, and of one that follows."""
+
+
+def errors(least: float, most: float) -> list[float]:
+    """Of the mean, for each measured line with such a loss, on cold and warm connections."""
+    out = []
+    for line in MEASURED.read_text().splitlines():
+        row: dict[str, Any] = json.loads(line)
+        if least <= row["loss"] <= most:
+            link = plain_profile(row["rtt_ms"], row["bandwidth_mbit"], row["loss"], queue_bytes=row["queue_bytes"])
+            times = transfer_times(link, row["bytes"], samples=1 if row["loss"] == 0 else 120, seed=9)
+            for kind, seconds in (("cold", row["cold_s"]), ("warm", row["warm_s"])):
+                out.append(abs(times[kind].mean_seconds / fmean(seconds) - 1))
+    return out
+
+
+def test_it_takes_as_long_as_linux_at_low_loss() -> None:
+    assert median(errors(0.0, 0.001)) <= 0.05
+
+
+def test_it_takes_as_long_as_linux_at_high_loss() -> None:
+    assert median(errors(0.01, 0.03)) <= 0.15
+
+
+def test_the_default_queue_is_that_of_the_measurements() -> None:
+    for line in MEASURED.read_text().splitlines():
+        row = json.loads(line)
+        assert plain_profile(row["rtt_ms"], row["bandwidth_mbit"]).up.queue_bytes == row["queue_bytes"]
+
+
+def flow(
+    rtt_ms: float, mbit: float, loss: float = 0.0, queue: int = 0, control: CongestionControl = CongestionControl.CUBIC
+) -> TcpFlow:
+    one_way = rtt_ms / 2000
+    return TcpFlow(Path(Uniform(one_way, one_way), mbit, Loss(loss), queue), Draws(1, "test"), control)
+
+
+def test_slow_start_doubles_from_ten_packets() -> None:
+    """Without a limit of bandwidth, each round trip delivers twice as much as the one before."""
+    for packets, round_trips in ((10, 0), (30, 1), (70, 2), (150, 3)):
+        assert flow(100, math.inf).send(0.0, packets * 1448, 0.1, 0.05) == pytest.approx(0.05 + 0.1 * round_trips)
+        assert flow(100, math.inf).send(0.0, packets * 1448 + 1, 0.1, 0.05) == pytest.approx(0.15 + 0.1 * round_trips)
+
+
+def test_a_warm_connection_goes_on_with_its_window_and_an_idle_one_begins_again() -> None:
+    line = flow(100, math.inf)
+    line.send(0.0, 300 * 1448, 0.1, 0.05)
+    assert line.send(5.0, 10 * 1448, 0.1, 0.05) == pytest.approx(5.05)
+    line = flow(100, math.inf)
+    line.send(0.0, 300 * 1448, 0.1, 0.05)
+    assert line.send(0.66, 300 * 1448, 0.1, 0.05) == pytest.approx(0.71)
+    late = flow(100, math.inf)
+    late.send(0.0, 300 * 1448, 0.1, 0.05)
+    assert late.send(100.0, 300 * 1448, 0.1, 0.05) > 100.25
+
+
+def test_the_bandwidth_is_used_in_full_where_nothing_is_lost() -> None:
+    nbytes = 10_000_000
+    took = flow(40, 100, queue=500_000).send(0.0, nbytes, 0.04, 0.02)
+    ideal = nbytes * 1500 / 1448 * 8 / 100e6
+    assert ideal < took < ideal + 0.25
+
+
+@pytest.mark.parametrize("control", list(CongestionControl))
+def test_more_loss_takes_longer(control: CongestionControl) -> None:
+    means = [
+        fmean(
+            TcpFlow(Path(Uniform(0.02, 0.02), 20, Loss(loss)), Draws(1, "t", i), control).send(
+                0.0, 1_000_000, 0.04, 0.02
+            )
+            for i in range(100)
+        )
+        for loss in (0.0, 0.003, 0.01, 0.03, 0.1)
+    ]
+    assert means == sorted(means)
+    assert means[-1] > 4 * means[0]
+
+
+def test_a_packet_alone_that_is_lost_waits_for_the_timeout() -> None:
+    times = [
+        TcpFlow(Path(Uniform(0.02, 0.02), 20, Loss(0.3)), Draws(1, "t", i)).send(0.0, 100, 0.04, 0.02)
+        for i in range(300)
+    ]
+    quick = [time for time in times if time < 0.1]
+    assert len(quick) / 300 == pytest.approx(0.7, abs=0.08)
+    assert min(time for time in times if time > 0.1) > 0.25
+
+
+@pytest.mark.parametrize(("rtt", "mbit", "loss"), [(40, 100, 0.0), (150, 100, 0.0), (40, 20, 0.01), (40, 100, 0.03)])
+def test_pieces_take_about_as_long_as_the_whole(rtt: float, mbit: float, loss: float) -> None:
+    def took(piece: int, seed: int) -> float:
+        link = Link("n", plain_profile(rtt, mbit, loss), seed, loss_model=LossModel.TRANSPORT)
+        exchange, now, left, at = link.begin(0.0), 0.0, 2_000_000, 0.0
+        while left:
+            size = min(piece, left)
+            left -= size
+            outcome = link.offer(now, Direction.UP, size, exchange, end=not left)
+            assert isinstance(outcome, Deliver)
+            assert outcome.at >= at
+            at, now = outcome.at, max(now, link.room_at(now, Direction.UP))
+        return at
+
+    count = 40 if loss else 1
+    whole = fmean(took(2_000_000, seed) for seed in range(count))
+    for piece in (1 << 20, 1 << 16, 1 << 14):
+        assert fmean(took(piece, seed) for seed in range(count)) == pytest.approx(whole, rel=0.15)
+
+
+def test_flows_share_the_bandwidth_of_their_link() -> None:
+    link = Link("n", plain_profile(10, 80), 0, loss_model=LossModel.TRANSPORT)
+    exchanges = [link.begin(0.0, connection) for connection in range(4)]
+    now, last = 0.0, 0.0
+    for _ in range(40):
+        for exchange in exchanges:
+            outcome = link.offer(now, Direction.UP, 65_536, exchange)
+            assert isinstance(outcome, Deliver)
+            last = max(last, outcome.at)
+    assert last >= 160 * 65_536 / 10e6
+
+
+def test_a_transfer_that_loses_rpcs_says_how_many() -> None:
+    times = transfer_times(plain_profile(40, 100, 0.5), 1000, loss_model=LossModel.RPC, samples=400, seed=1)
+    assert times["cold"].lost == pytest.approx(0.25, abs=0.07)
+    assert times["cold"].mean_seconds == pytest.approx(0.02, abs=0.001)
+    none = transfer_times(plain_profile(40, 100, 1.0), 1000, loss_model=LossModel.RPC, samples=1, seed=1)["cold"]
+    assert none.lost in (0.0, 1.0)
+
+
+def test_a_transfer_over_a_profile_and_its_seed() -> None:
+    first = transfer_times(PROFILES["average"], 100_000, samples=20, seed=5)
+    assert first == transfer_times(PROFILES["average"], 100_000, samples=20, seed=5)
+    assert first != transfer_times(PROFILES["average"], 100_000, samples=20, seed=6)
+    assert first["cold"].p50_seconds <= first["cold"].p90_seconds
+    assert first["cold"].lost == 0
+
+
+def test_rpcs_do_not_fail_in_the_transport_model() -> None:
+    link = Link("n", plain_profile(40, 20, 0.2), 3, loss_model=LossModel.TRANSPORT)
+    outcomes = [link.offer(10.0 * i, Direction.UP, 3000, link.begin(10.0 * i), end=True) for i in range(100)]
+    assert not any(isinstance(outcome, Fail) for outcome in outcomes)
