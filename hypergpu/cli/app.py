@@ -16,6 +16,7 @@ from hypergpu.cli.running import run_app
 from hypergpu.cli.simulate import simulate
 from hypergpu.cli.trace import app as trace
 from hypergpu.cli.transfer import transfer
+from hypergpu.cli.validate import validate
 
 app = typer.Typer(
     name="hypergpu",
@@ -28,7 +29,7 @@ app = typer.Typer(
 _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Start and stop": (demo, containers.up, containers.scale, containers.down, doctor),
     "Look": (look.status, look.nodes, network.links, look.logs, report),
-    "Study a network": (simulate, compare, transfer),
+    "Study a network": (simulate, compare, validate, transfer),
     "Change the network": (network.profile, network.inject, network.schedule, network.scenario),
     "Steer the training": (
         control.pause,
