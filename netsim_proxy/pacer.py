@@ -29,7 +29,7 @@ class Pacer:
     def __init__(
         self, on_late: Callable[[float], None] | None = None, clock: Clock = monotonic, use_timerfd: bool = True
     ) -> None:
-        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._count = 0
         self._clock = clock
         self._on_late = on_late or (lambda _: None)
@@ -39,7 +39,7 @@ class Pacer:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def at(self, due: float, call: Callable[..., None], *args: Any) -> None:
+    def at(self, due: float, call: Callable[..., object], *args: Any) -> None:
         """Call `call(*args)` at `due`, in seconds on the clock's scale; an infinite time is never."""
         if due == float("inf"):
             return

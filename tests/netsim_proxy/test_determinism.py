@@ -1,0 +1,53 @@
+"""One link model, two drivers: what the proxy did to real traffic, the pure model does again to the same arrivals."""
+
+import contextlib
+from typing import Any
+
+import grpc
+
+from netsim_proxy.link.link import Link
+from netsim_proxy.link.outcomes import Fail
+from netsim_proxy.link.profiles import find_profile
+
+
+def record(proxy: Any, node_id: str, calls: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]]) -> None:
+    """Note every question that the proxy asks a link, and its answer."""
+    link = proxy.ports.of(node_id).link
+    for name in ("begin", "connect", "offer"):
+        asked = getattr(link, name)
+
+        def answer(*args: Any, _name: str = name, _asked: Any = asked, **kwargs: Any) -> Any:
+            out = _asked(*args, **kwargs)
+            calls.append((_name, args, kwargs, out))
+            return out
+
+        setattr(link, name, answer)
+
+
+def replay(calls: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]], seed: int) -> list[Any]:
+    link, out = Link("node_1", find_profile("unstable"), seed), []
+    exchanges: dict[int, Any] = {}
+    for name, args, kwargs, answer in calls:
+        if name == "offer":
+            now, direction, nbytes, exchange = args
+            out.append(link.offer(now, direction, nbytes, exchanges[id(exchange)], **kwargs))
+        else:
+            exchanges[id(answer)] = getattr(link, name)(*args, **kwargs)
+    return out
+
+
+def test_same_arrivals_same_deliveries(start_proxy: Any, connect: Any) -> None:
+    proxy = start_proxy("unstable", seed=11)
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = []
+    proxy.call(record, proxy, "node_1", calls)
+    client, other = connect(proxy.address, "node_1"), connect(proxy.address, "node_2")
+    futures = [c.Echo.future(bytes(100 * n)) for n in range(30) for c in (client, other)]
+    for future in futures:
+        with contextlib.suppress(grpc.RpcError):
+            future.result()
+    with contextlib.suppress(grpc.RpcError):
+        sum(map(len, client.Produce(b"20 10000")))
+    answers = [out for name, _, _, out in calls if name == "offer"]
+    assert any(isinstance(answer, Fail) for answer in answers) and len(answers) > 60
+    assert replay(calls, seed=11) == answers
+    assert replay(calls, seed=12) != answers
