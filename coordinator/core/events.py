@@ -264,6 +264,7 @@ class AbandonRound:
     """Nobody contributed and nobody can: forget what was staged. The same round starts again later."""
 
     round: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)

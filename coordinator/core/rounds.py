@@ -14,20 +14,14 @@ from common.config.training import TrainingConfig
 from coordinator.core import events as ev
 from coordinator.core.adaptation import Adaptation
 from coordinator.core.deadlines import DeadlineEstimator, DeadlineReason
-from coordinator.core.decisions import CLUSTER, Decision, DecisionKind
-from coordinator.core.journal import Figures, Journal
-from coordinator.core.membership import Member, Membership, Presence
+from coordinator.core.decisions import Decision, DecisionKind
+from coordinator.core.desk import WorkDesk
+from coordinator.core.end import Ending, RoundEnder
+from coordinator.core.journal import Journal
+from coordinator.core.membership import Membership, Presence
 from coordinator.core.shards import ShardTable
-from coordinator.core.start import RETRY_SECONDS, RoundStarter
-from coordinator.core.work import Order, Round
-
-MAX_RETURNS = 3
-"""Times that one node may give the same unit of work up before it is left out of the round."""
-MAX_EXTENSIONS = 2
-"""Times that a deadline which passed without a quorum is extended, each time to twice as long."""
-OUT_OF_MEMORY = "OutOfMemory"
-FINAL_REASONS = frozenset({"shutting_down", "leaving"})
-"""Reasons of `WorkReturned` after which the node is not asked again in this round."""
+from coordinator.core.start import RoundStarter
+from coordinator.core.work import Round, WorkReason
 
 
 class RunState(StrEnum):
@@ -39,20 +33,6 @@ class RunState(StrEnum):
     PAUSED = "paused"
     COMPLETED = "completed"
     STOPPED = "stopped"
-
-
-class WorkReason(StrEnum):
-    """Why a unit of work changed hands, or an update was not used as it came."""
-
-    NODE_GONE = "node_gone"
-    GIVEN_UP = "given_up"
-    TOO_MANY_ATTEMPTS = "too_many_attempts"
-    SMALLER_BATCH = "smaller_batch"
-    TAKEN_OVER = "taken_over"
-    AFTER_DEADLINE = "after_deadline"
-    NOT_ORDERED = "not_ordered"
-    WEIGHT_BOUNDED = "weight_bounded"
-    USER = "user"
 
 
 class RoundMachine:
@@ -96,6 +76,8 @@ class RoundMachine:
             deadlines=self.deadlines,
             journal=self._journal,
         )
+        self._ender = RoundEnder(config=config, members=self.members, deadlines=self.deadlines, journal=self._journal)
+        self._desk = WorkDesk(self._journal)
         self._current: Round | None = None
         self._closed: ev.CloseRound | None = None
         self._finished: RunState | None = None
@@ -225,7 +207,7 @@ class RoundMachine:
         member.asking = True
         self._starter.is_back(member)
         if self._current is not None:
-            self._hand_out(self._current, member, now)
+            self._desk.hand_out(self._current, member, now)
 
     def _on_request_ended(self, event: ev.RequestEnded, now: float) -> None:
         del now
@@ -235,24 +217,19 @@ class RoundMachine:
 
     def _on_update(self, event: ev.UpdateArrived, now: float) -> None:
         member = self.members.get(event.node)
-        outcome = self.outcome_of(event.node, event.round)
-        if member is None or outcome is not None or self._current is None:
-            self._refuse(event, outcome or ev.Outcome.STALE, member)
+        current, outcome = self._current, self.outcome_of(event.node, event.round)
+        if member is None or outcome is not None or current is None:
+            if member is not None:
+                self._starter.is_back(member)
+            self._desk.refuse(event, outcome or ev.Outcome.STALE, member, self.round)
             return
         self.members.seen(event.node, now)
-        order = self._current.orders[event.node]
-        weight = min(event.samples, order.samples)
-        if weight < event.samples:
-            figures: Figures = {"claimed_samples": event.samples, "ordered_samples": weight}
-            self._journal.decide(DecisionKind.UPDATE, event.node, WorkReason.WEIGHT_BOUNDED, figures)
-        self.deadlines.observe(event.node, self._current.accept(order, event, weight, now))
-        self.shards.advance(order.shard, weight)
-        member.last_accepted = event.round
-        member.rounds_contributed += 1
-        member.compute_seconds = event.compute_seconds
-        self._journal.effect(ev.Verdict(event.node, event.round, ev.Outcome.ACCEPTED, weight))
-        self._close_if_done(now)
-        self._tighten_deadline(now)
+        order, seconds = self._desk.accept(current, event, member, now)
+        self.deadlines.observe(event.node, seconds)
+        self.shards.advance(order.shard, min(event.samples, order.samples))
+        if self._starter.deadline_reason is DeadlineReason.NOT_MEASURED:
+            self._ender.tighten(current, now)
+        self._end(self._ender.after_an_answer(current, now), now)
 
     def _on_returned(self, event: ev.WorkReturned, now: float) -> None:
         member = self.members.get(event.node)
@@ -261,24 +238,9 @@ class RoundMachine:
         self.members.seen(event.node, now)
         self._starter.is_back(member)
         current = self._current
-        order = current.orders.get(event.node) if current and event.round == current.number else None
-        if current is None or order is None or order.done or not order.live or order.attempt == 0:
-            return
-        member.retries += 1
-        order.returns += 1
-        text = f"{event.node} gave its work up: {event.reason}" + (f" ({event.detail})" if event.detail else "")
-        self._journal.record("work_returned", text, node=event.node, reason=event.reason, detail=event.detail)
-        if event.reason in FINAL_REASONS:
-            self._drop(current, order, WorkReason.GIVEN_UP, event.reason)
-        elif event.reason == OUT_OF_MEMORY and order.batch_size > 1:
-            order.batch_size = member.batch_size = order.batch_size // 2
-            figures: Figures = {"batch_size": order.batch_size}
-            self._journal.decide(DecisionKind.BATCH_SIZE, event.node, WorkReason.SMALLER_BATCH, figures)
-        elif order.returns >= MAX_RETURNS:
-            self._drop(current, order, WorkReason.TOO_MANY_ATTEMPTS, event.reason)
-        if member.asking:
-            self._hand_out(current, member, now)
-        self._close_if_done(now)
+        if current is not None and event.round == current.number:
+            self._desk.take_back(current, event, member, now)
+            self._end(self._ender.after_an_answer(current, now), now)
 
     def _on_evaluated(self, event: ev.Evaluated, now: float) -> None:
         del now
@@ -317,7 +279,7 @@ class RoundMachine:
         if self._starter.retry_at <= now:
             self._starter.ready(at_once=True)
         if self._current is not None and now >= self._current.deadline_at:
-            self._at_deadline(self._current, now)
+            self._end(self._ender.at_deadline(self._current, now), now)
 
     def _on_pause(self, event: ev.Pause, now: float) -> None:
         del event, now
@@ -347,7 +309,7 @@ class RoundMachine:
             self._journal.decide(DecisionKind.RULE, event.node, WorkReason.USER, {"rule": str(event.rule)})
             self._starter.ready(at_once=True)
 
-    # ------------------------------------------------------------ beginning a round
+    # ------------------------------------------------------------ between rounds
 
     def _begin(self, started: Round | None, now: float) -> None:
         """Give work to those who wait for it already; the others get theirs when they ask."""
@@ -358,112 +320,20 @@ class RoundMachine:
         for node in list(started.orders):
             member = self.members.connected[node]
             if member.asking:
-                self._hand_out(started, member, now)
+                self._desk.hand_out(started, member, now)
 
-    def _hand_out(self, current: Round, member: Member, now: float) -> None:
-        """Give a node that asks its work of this round, if it has any."""
-        order = current.orders.get(member.node_id)
-        if order is None and member.joined_at >= current.started_at and member.rule is not ev.Rule.EXCLUDE:
-            order = self._take_over(current, member)
-        if order is None or order.done or not order.live:
+    def _end(self, ending: Ending | None, now: float) -> None:
+        """No round runs any more, if this is the end of it."""
+        if ending is None:
             return
-        if order.attempt > order.returns:
-            member.retries += 1  # it asks again without a word: a broken stream, or a restart
-        member.asking = False
-        self._journal.effect(current.hand_out(order, now))
-
-    def _take_over(self, current: Round, member: Member) -> Order | None:
-        """A node that came during this round gets the work of one that went."""
-        taken = current.take_over(member.node_id, member.largest_batch)
-        if taken is None:
-            return None
-        order, former = taken
-        member.batch_size = order.batch_size
-        member.rounds_selected += 1
-        figures: Figures = {"former": former, "shard": order.shard.index}
-        self._journal.decide(DecisionKind.REASSIGNMENT, member.node_id, WorkReason.TAKEN_OVER, figures)
-        return order
-
-    # ------------------------------------------------------------ ending a round
-
-    def _close_if_done(self, now: float) -> None:
-        current = self._current
-        if current is None or current.live > 0:
-            return
-        if not current.contributions:
-            self._abandon(current, "nobody is left who could contribute", now)
-        elif len(current.contributions) == len(current.orders):
-            self._close(current, ev.CloseReason.ALL_CONTRIBUTED, now)
-        else:
-            self._close(current, ev.CloseReason.SURVIVORS_CONTRIBUTED, now)
-
-    def _at_deadline(self, current: Round, now: float) -> None:
-        if current.has_quorum:
-            self._close(current, ev.CloseReason.QUORUM_AT_DEADLINE, now)
-        elif current.extensions < MAX_EXTENSIONS:
-            current.extensions += 1
-            current.deadline_at = now + max(now - current.started_at, RETRY_SECONDS)
-            figures: Figures = {
-                "contributed": len(current.contributions),
-                "outstanding": current.live,
-                "quorum": current.quorum,
-                "seconds": current.deadline_at - current.started_at,
-            }
-            self._journal.decide(DecisionKind.DEADLINE, CLUSTER, DeadlineReason.EXTENDED, figures)
-        elif current.contributions:
-            self._close(current, ev.CloseReason.BELOW_QUORUM, now)
-        else:
-            self._abandon(current, "nobody answered in time", now)
-
-    def _close(self, current: Round, reason: ev.CloseReason, now: float) -> None:
-        self._leave_behind(current)
-        self._starter.succeeded()
-        self.last_round_seconds = now - current.started_at
-        last = current.number >= self.config.rounds
-        self._closed = ev.CloseRound(
-            current.number,
-            current.outcome(now),
-            reason,
-            self.last_round_seconds,
-            current.samples,
-            current.mean_loss,
-            evaluate=last or current.number % self.config.evaluate_every == 0,
-        )
-        self._journal.effect(self._closed)
-
-    def _abandon(self, current: Round, why: str, now: float) -> None:
-        """The round comes to nothing, and starts again later."""
-        self._leave_behind(current)
-        self._journal.effect(ev.AbandonRound(current.number))
-        self._journal.record("round_abandoned", f"round {current.number} will start again: {why}", reason=why)
-        self._starter.retry_later(now)
-        if self.members.connected:
-            self._starter.wait(f"round {current.number} to start again: {why}")
-        else:
-            self._starter.ready()
-
-    def _leave_behind(self, current: Round) -> None:
-        """No round runs any more; who still works on this one is not counted on until it shows up."""
         self._current = None
-        for order in current.orders.values():
-            member = self.members.connected.get(order.node)
-            if member is not None and not order.done and order.live and not member.asking:
-                self.members.straggling.add(order.node)
-
-    def _tighten_deadline(self, now: float) -> None:
-        """Where nothing was known before the round, its first contributors show how long it takes."""
-        current = self._current
-        if (
-            current is None
-            or self._starter.deadline_reason is not DeadlineReason.NOT_MEASURED
-            or not current.has_quorum
-        ):
-            return
-        seconds = self.deadlines.after_quorum(now - current.started_at)
-        if current.started_at + seconds < current.deadline_at:
-            current.deadline_at = current.started_at + seconds
-            figures: Figures = {"seconds": seconds, "contributed": len(current.contributions)}
-            self._journal.decide(DecisionKind.DEADLINE, CLUSTER, DeadlineReason.AFTER_QUORUM, figures)
+        self._journal.effect(ending)
+        if isinstance(ending, ev.CloseRound):
+            self._closed = ending
+            self.last_round_seconds = ending.seconds
+            self._starter.succeeded()
+        else:
+            self._starter.failed(ending, now)
 
     def _finish(self, reason: ev.FinishReason, detail: str) -> None:
         done = reason in (ev.FinishReason.ROUNDS_DONE, ev.FinishReason.TARGET_REACHED)
@@ -471,7 +341,7 @@ class RoundMachine:
         self._starter.waiting_for = ""
         self._journal.round = min(self.round, self.config.rounds)
         if self._current is not None:
-            self._journal.effect(ev.AbandonRound(self._current.number))
+            self._journal.effect(ev.AbandonRound(self._current.number, "the run is over"))
         self._current = self._closed = None
         text = f"the run is over: {reason}" + (f", {detail}" if detail else "")
         self._journal.record(str(self._finished), text, reason=str(reason), detail=detail)
@@ -496,27 +366,8 @@ class RoundMachine:
             self._starter.ready()
         order = self._current.orders.get(node) if self._current else None
         if self._current is not None and order is not None and order.live:
-            self._drop(self._current, order, WorkReason.NODE_GONE, reason)
-            self._close_if_done(now)
-
-    def _drop(self, current: Round, order: Order, why: WorkReason, because: str) -> None:
-        current.drop(order)
-        figures: Figures = {"because": because, "outstanding": current.live}
-        self._journal.decide(DecisionKind.REASSIGNMENT, order.node, why, figures)
-
-    def _refuse(self, event: ev.UpdateArrived, outcome: ev.Outcome, member: Member | None) -> None:
-        figures: Figures = {"of_round": event.round, "at_round": self.round}
-        if member is not None:
-            self._starter.is_back(member)
-        if member is not None and outcome is ev.Outcome.LATE:
-            member.late += 1
-            self._journal.decide(DecisionKind.UPDATE, event.node, WorkReason.AFTER_DEADLINE, figures)
-        elif member is not None and outcome is ev.Outcome.DUPLICATE:
-            member.retries += 1
-        elif outcome is ev.Outcome.STALE:
-            self._journal.decide(DecisionKind.UPDATE, event.node, WorkReason.NOT_ORDERED, figures)
-        detail = f"round {event.round} of {event.node}; the run is at round {self.round}"
-        self._journal.effect(ev.Verdict(event.node, event.round, outcome, detail=detail))
+            self._desk.drop(self._current, order, WorkReason.NODE_GONE, reason)
+            self._end(self._ender.after_an_answer(self._current, now), now)
 
     def _notice_own_absence(self, now: float) -> None:
         """After a pause of the whole process, the silence of the others means nothing."""

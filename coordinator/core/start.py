@@ -8,7 +8,7 @@ from common.config.training import TrainingConfig
 from coordinator.core.adaptation import Adaptation
 from coordinator.core.deadlines import DeadlineEstimator, DeadlineReason
 from coordinator.core.decisions import CLUSTER, DecisionKind
-from coordinator.core.events import Rule
+from coordinator.core.events import AbandonRound, Rule
 from coordinator.core.journal import Journal
 from coordinator.core.membership import Member, Membership, Presence
 from coordinator.core.shards import ShardTable
@@ -59,8 +59,15 @@ class RoundStarter:
         if at_once:
             self.retry_at = math.inf
 
-    def retry_later(self, now: float) -> None:
+    def failed(self, abandoned: AbandonRound, now: float) -> None:
         """A round came to nothing: not again at once."""
+        self._retry_later(now)
+        if self.members.connected:
+            self.wait(f"round {abandoned.round} to start again: {abandoned.why}")
+        else:
+            self.ready()
+
+    def _retry_later(self, now: float) -> None:
         self.retry_at = now + min(RETRY_SECONDS * 2**self._fruitless, LONGEST_RETRY_SECONDS)
         self._fruitless += 1
 
@@ -117,7 +124,7 @@ class RoundStarter:
         if chosen:
             return self._start(number, chosen, plan, now)
         self.wait(f"a node to be selected: none of {len(free)} was")
-        self.retry_later(now)
+        self._retry_later(now)
         return None
 
     def _start(self, number: int, chosen: Sequence[str], plan: Mapping[str, Any], now: float) -> Round:

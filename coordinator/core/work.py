@@ -3,8 +3,23 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from coordinator.core.events import Assign, Contribution, Shard, UpdateArrived
+
+
+class WorkReason(StrEnum):
+    """Why a unit of work changed hands, or an update was not used as it came."""
+
+    NODE_GONE = "node_gone"
+    GIVEN_UP = "given_up"
+    TOO_MANY_ATTEMPTS = "too_many_attempts"
+    SMALLER_BATCH = "smaller_batch"
+    TAKEN_OVER = "taken_over"
+    AFTER_DEADLINE = "after_deadline"
+    NOT_ORDERED = "not_ordered"
+    WEIGHT_BOUNDED = "weight_bounded"
+    USER = "user"
 
 
 @dataclass(slots=True)
