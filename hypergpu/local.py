@@ -3,6 +3,7 @@
 import asyncio
 import os
 import secrets
+import signal
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from types import TracebackType
 from hypergpu.client import Client, connect
 from hypergpu.cluster import Cluster, announce
 from hypergpu.processes import Process
-
 
 _NODE_GRACE_SECONDS = 1.0
 """What a node may still finish when it is told to end."""
@@ -70,8 +70,8 @@ class LocalCluster:
             "PYTHONUNBUFFERED": "1",
         }
 
-        async def start(name: str, *arguments: str) -> Process:
-            process = await Process.start(name, arguments, environment, logs)
+        async def start(name: str, *arguments: str, when_orphaned: signal.Signals = signal.SIGTERM) -> Process:
+            process = await Process.start(name, arguments, environment, logs, when_orphaned=when_orphaned)
             self.processes[name] = process
             return process
 
@@ -82,8 +82,9 @@ class LocalCluster:
         upstream = (await coordinator.addresses())["listening"]
 
         links = [f"--node-profile={node.node_id}={node.profile}" for node in self.nodes]
+        local = ("--listen=127.0.0.1:0", "--metrics=127.0.0.1:0")
         network = (f"--upstream={upstream}", f"--seed={self._seed}", *links)
-        proxy = await start("netsim_proxy", "netsim_proxy", "--listen=127.0.0.1:0", "--drain-seconds=1", *network)
+        proxy = await start("netsim_proxy", "netsim_proxy", *local, "--drain-seconds=1", *network)
         stack.push_async_callback(proxy.end)
         ports = await proxy.addresses()
 
@@ -97,6 +98,7 @@ class LocalCluster:
                 f"--gpu={node.gpu}",
                 f"--set=node.grace_seconds={_NODE_GRACE_SECONDS}",
                 "--insecure",
+                when_orphaned=signal.SIGKILL,  # it holds nothing that the coordinator's files need
             )
 
         # Only now: gRPC's threads would not take well to the forks above.

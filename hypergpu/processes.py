@@ -13,41 +13,45 @@ from pathlib import Path
 
 from common.errors import HyperGPUError
 
-_ADDRESS = re.compile(r"(\w+) on (\S+:\d+)\s*$")
+_ADDRESS = re.compile(r"^(\w+) on (\S+:\d+)$", re.MULTILINE)
 """What a service says of each of its ports; "listening on HOST:PORT" comes last, when it can be called."""
+_POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Process:
-    """One `python -m MODULE`; what it prints goes to `DIR/NAME.log`."""
+    """One `python -m MODULE`; what it prints goes to a file, which outlives us and never makes it wait."""
 
     def __init__(self, name: str, child: asyncio.subprocess.Process, log: Path) -> None:
         self.name, self.log = name, log
         self._child = child
-        self._ready: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
-        self._reader = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, name: str, arguments: Sequence[str], environment: Mapping[str, str], logs: Path) -> "Process":
-        """Start it; the caller must `end` it."""
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=os.environ | environment,
-            start_new_session=True,  # Ctrl-C reaches us alone, and we end the others in order
-            preexec_fn=partial(_die_with_parent, os.getpid()),
-        )
-        return cls(name, child, logs / f"{name}.log")
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._child.pid
+    async def start(
+        cls,
+        name: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        logs: Path,
+        *,
+        when_orphaned: signal.Signals = signal.SIGTERM,
+    ) -> "Process":
+        """Start it, with `logs`/`name`.log; the caller must `end` it. `when_orphaned` it gets should we be killed."""
+        log = logs / f"{name}.log"
+        with log.open("wb") as output:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=asyncio.subprocess.STDOUT,
+                env=os.environ | environment,
+                start_new_session=True,  # Ctrl-C reaches us alone, and we end the others in order
+                preexec_fn=partial(_die_with_parent, os.getpid(), when_orphaned),
+            )
+        return cls(name, child, log)
 
     @property
     def exit_code(self) -> int | None:
@@ -60,14 +64,22 @@ class Process:
         Raises:
             HyperGPUError: it ended, or kept silent; the last line that it printed is quoted.
         """
-        try:
-            return await asyncio.wait_for(asyncio.shield(self._ready), timeout_seconds)
-        except TimeoutError as error:
-            raise HyperGPUError(f"{self.name} did not listen within {timeout_seconds:.0f} s; see {self.log}") from error
+        clock = asyncio.get_running_loop().time
+        until = clock() + timeout_seconds
+        while clock() < until:
+            ended = self._child.returncode is not None
+            printed = self.log.read_text(encoding="utf-8", errors="replace")
+            found = dict(_ADDRESS.findall(printed))
+            if "listening" in found:
+                return found
+            if ended:
+                last = (printed.strip().splitlines() or ["without a word"])[-1]
+                raise HyperGPUError(f"{self.name} ended before it listened: {last}")
+            await asyncio.sleep(_POLL_SECONDS)
+        raise HyperGPUError(f"{self.name} did not listen within {timeout_seconds:.0f} s; see {self.log}")
 
     async def wait(self) -> int:
-        """Its exit code, once it has ended and all that it printed is in the log."""
-        await asyncio.shield(self._reader)
+        """Its exit code, once it has ended."""
         return await self._child.wait()
 
     async def end(self, grace_seconds: float = 5.0) -> None:
@@ -76,36 +88,16 @@ class Process:
             with suppress(ProcessLookupError):
                 self._child.send_signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(asyncio.shield(self._reader), grace_seconds)
                 await asyncio.wait_for(self._child.wait(), grace_seconds)
             except TimeoutError:
                 with suppress(ProcessLookupError):
                     self._child.kill()
-        await self._reader
         await self._child.wait()
 
-    async def _read(self) -> None:
-        assert self._child.stdout is not None
-        last = ""
-        addresses: dict[str, str] = {}
-        with self.log.open("w", encoding="utf-8") as log:
-            async for raw in self._child.stdout:
-                line = raw.decode(errors="replace")
-                log.write(line)
-                log.flush()
-                last = line.strip() or last
-                if found := _ADDRESS.search(line):
-                    addresses[found[1]] = found[2]
-                if "listening" in addresses and not self._ready.done():
-                    self._ready.set_result(addresses)
-        if not self._ready.done():
-            self._ready.set_exception(HyperGPUError(f"{self.name} ended before it listened: {last}"))
-            self._ready.exception()  # nobody may have asked
 
-
-def _die_with_parent(parent: int) -> None:
+def _die_with_parent(parent: int, with_signal: signal.Signals) -> None:
     """In the child, before it becomes the program: the kernel ends it should we be killed ourselves."""
     if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        _libc.prctl(_PR_SET_PDEATHSIG, with_signal)
     if os.getppid() != parent:  # it died before we could ask
         os._exit(1)
