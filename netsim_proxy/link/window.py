@@ -15,7 +15,10 @@ _HYSTART_SLACK_SECONDS: Final = 0.001
 _HYSTART_SAMPLES: Final = 8
 _CUBIC_SCALE: Final = 0.4
 _BETA: Final = {"cubic": 717 / 1024, "reno": 0.5}
-_FRIENDLY: Final = 3 * (1 - _BETA["cubic"]) / (1 + _BETA["cubic"])
+_FRIENDLY_EIGHTHS: Final = 15
+"""Acknowledgements that Reno with CUBIC's back-off needs for a packet, in eighths of the window: 8 (1+β) / 3 (1-β)."""
+_UPDATE_SECONDS: Final = 1 / 32
+"""Linux works the curve out anew when the window has changed, or after that time."""
 
 
 class CongestionControl(StrEnum):
@@ -29,7 +32,8 @@ class Window:
     """How many packets may be in flight. Read `packets`."""
 
     __slots__ = (
-        "_beta", "_cubic", "_epoch", "_fraction", "_friendly", "_k", "_origin", "_peak", "packets", "threshold"
+        "_beta", "_credit", "_cubic", "_epoch", "_friendly", "_friendly_credit", "_k", "_origin", "_peak",
+        "_per_packet", "_seen", "_updated", "packets", "threshold",
     )  # fmt: skip
 
     def __init__(self, control: CongestionControl) -> None:
@@ -37,10 +41,13 @@ class Window:
         self._beta = _BETA[control]
         self.packets = INITIAL_WINDOW
         self.threshold = _UNBOUNDED
-        self._fraction = 0.0
         self._peak = 0.0  # where the last loss was
-        self._epoch: float | None = None
-        self._origin = self._k = self._friendly = 0.0
+        self._epoch: float | None = None  # since when the curve is followed
+        self._origin = self._k = 0.0
+        self._friendly = self._friendly_credit = 0  # the window that Reno would have
+        self._credit = 0  # acknowledgements towards the next packet
+        self._per_packet = self._seen = 0
+        self._updated = -math.inf
 
     def acked(self, packets: int, flight: Flight, round_trip: float) -> None:
         """Grow by the first `packets` acknowledgements of a flight. A window that was not filled does not grow."""
@@ -63,7 +70,7 @@ class Window:
         self._epoch = None
         self.threshold = max(int(window * self._beta), 2)
         self.packets = self.threshold
-        self._fraction = 0.0
+        self._credit = self._seen = 0
 
     def collapse(self) -> None:
         """A retransmission timeout: start from one packet."""
@@ -93,27 +100,34 @@ class Window:
         return exits
 
     def _avoid(self, packets: int, now: float, round_trip: float) -> None:
-        window = self.packets
-        grown = packets / window
-        if self._cubic:
-            grown = self._cubic_growth(packets, now, round_trip)
-        self._fraction += grown
-        whole = int(self._fraction)
-        self._fraction -= whole
-        self.packets += whole
+        """Congestion avoidance: one more packet for every so many acknowledgements."""
+        while packets > 0:
+            if self.packets != self._seen or now - self._updated > _UPDATE_SECONDS:
+                self._per_packet = self._acks_per_packet(now, round_trip) if self._cubic else self.packets
+                self._seen, self._updated = self.packets, now
+            step = min(packets, max(1, self._per_packet - self._credit))
+            packets -= step
+            self._credit += step
+            self._friendly_credit += step
+            if self._credit >= self._per_packet:
+                self._credit = 0
+                self.packets += 1
 
-    def _cubic_growth(self, packets: int, now: float, round_trip: float) -> float:
-        window = float(self.packets)
+    def _acks_per_packet(self, now: float, round_trip: float) -> int:
+        window = self.packets
         if self._epoch is None:
             self._epoch = now - round_trip
-            self._friendly = window
-            self._origin = max(self._peak, window)
+            self._friendly, self._friendly_credit = window, 0
+            self._origin = max(self._peak, float(window))
             self._k = math.cbrt((self._origin - window) / _CUBIC_SCALE)
         target = self._origin + _CUBIC_SCALE * (now - self._epoch + round_trip - self._k) ** 3
-        per_ack = (target - window) / window if target > window else 0.01 / window
+        acks = int(window / (target - window)) if target - window > 0.01 else 100 * window
         if not self._peak:
-            per_ack = max(per_ack, 0.05)
-        self._friendly += _FRIENDLY * packets / window
+            acks = min(acks, 20)  # the first time, before any loss: 5 % in a round trip
+        # Never slower than Reno with CUBIC's back-off would be.
+        each = max(1, window * _FRIENDLY_EIGHTHS >> 3)
+        self._friendly += self._friendly_credit // each
+        self._friendly_credit %= each
         if self._friendly > window:
-            per_ack = max(per_ack, (self._friendly - window) / window)
-        return packets * min(per_ack, 0.5)
+            acks = min(acks, window // (self._friendly - window))
+        return max(acks, 2)
