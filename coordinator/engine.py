@@ -48,6 +48,10 @@ class Links(Protocol):
         """A heartbeat of a registered node."""
         ...
 
+    def summary(self) -> Mapping[str, Any]:
+        """What is to be said of the adaptation in a run's summary."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class RunEvent:
@@ -374,6 +378,8 @@ class Engine:
             "final_loss": machine.loss,
             "final_accuracy": machine.accuracy,
             "duration_seconds": round(self.elapsed_seconds, 3),
+            **self._seams.links.summary(),
+            **self.metrics.traffic(),
             "nodes": {row["node_id"]: row for row in self.node_rows()},
         }
 

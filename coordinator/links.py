@@ -58,6 +58,11 @@ class NodeLinks:
             latency_ms = self._round_trip_ms.get(node)
             self._monitor.observe_counters(node, attempts=calls, failures=failures, latency_ms=latency_ms)
 
+    def summary(self) -> dict[str, Any]:
+        """The policy in force, and the share of the round time that deciding took."""
+        overhead = self._orchestrator.get_orchestrator_status()["overhead"]
+        return {"policy": str(self._orchestrator.policy), "adaptation_share": overhead["share_of_round_time"]}
+
     def describe(self, node: str) -> dict[str, Any]:
         """latency_ms, loss_rate, score, quality, and where the selector holds the node back: state and reason."""
         try:

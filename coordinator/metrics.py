@@ -57,6 +57,10 @@ class Metrics:
         """A node gave work up; a reason that we don't know counts as `other`, so that nobody can invent labels."""
         self._returned.labels(reason if reason in _REASONS else "other").inc()
 
+    def traffic(self) -> dict[str, int]:
+        """Bytes of parameters and of updates since the start."""
+        return {"bytes_sent": _total(self.sent), "bytes_received": _total(self.received)}
+
     def observe(self, effect: ev.Effect, machine: RoundMachine) -> None:
         """Count one effect."""
         match effect:
@@ -82,3 +86,7 @@ class Metrics:
                 self.round.set(min(machine.round, machine.config.rounds))
             case _:
                 pass
+
+
+def _total(counter: Counter) -> int:
+    return int(next(s.value for family in counter.collect() for s in family.samples if s.name.endswith("_total")))

@@ -1,0 +1,36 @@
+from prometheus_client import CollectorRegistry
+
+from common.config import SystemConfig
+from coordinator.core.orchestration import build_orchestrator
+from coordinator.links import NodeLinks
+from coordinator.metrics import Metrics
+
+
+def test_what_alerts_watch_begins_at_zero() -> None:
+    registry = CollectorRegistry()
+    Metrics(registry)
+    assert registry.get_sample_value("hypergpu_rounds_total", {"reason": "below_quorum"}) == 0
+    assert registry.get_sample_value("hypergpu_updates_rejected_total", {"error": "NonFiniteUpdate"}) == 0
+    assert registry.get_sample_value("hypergpu_work_returned_total", {"error": "NonFiniteUpdate"}) == 0
+
+
+def test_nobody_can_invent_labels() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    metrics.returned("OutOfMemory")
+    metrics.returned("anything at all")
+    assert registry.get_sample_value("hypergpu_work_returned_total", {"error": "OutOfMemory"}) == 1
+    assert registry.get_sample_value("hypergpu_work_returned_total", {"error": "other"}) == 1
+
+
+def test_traffic_is_told_in_bytes() -> None:
+    metrics = Metrics(CollectorRegistry())
+    metrics.sent.inc(1_000)
+    metrics.received.inc(7)
+    metrics.received.inc(8)
+    assert metrics.traffic() == {"bytes_sent": 1_000, "bytes_received": 15}
+
+
+def test_the_summary_of_a_run_tells_policy_and_cost_of_adapting() -> None:
+    orchestrator = build_orchestrator(SystemConfig())
+    assert NodeLinks(orchestrator).summary() == {"policy": "reactive", "adaptation_share": None}
