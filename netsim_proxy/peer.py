@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 PREFACE_SECONDS: Final = 10.0
 """How long a client may take to say that it speaks HTTP/2."""
-_WRITE_BUFFER_BYTES: Final = 512 << 10
-_SOCKET_BUFFER_BYTES: Final = 1 << 20
+_WRITE_BUFFER_BYTES: Final = 256 << 10
+_SOCKET_BUFFER_BYTES: Final = 512 << 10
 _LAST_WORDS_SECONDS: Final = 1.0
 """A connection that is closed while the client still writes may lose our answer: wait this long."""
 _EARLY_BYTES: Final = 256 << 10

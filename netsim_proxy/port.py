@@ -18,7 +18,7 @@ UP: Final = 0
 DOWN: Final = 1
 DIRECTIONS: Final = (Direction.UP, Direction.DOWN)
 
-IN_FLIGHT_BYTES: Final = (4 << 20, 32 << 20)
+IN_FLIGHT_BYTES: Final = (2 << 20, 32 << 20)
 """What may be on its way on a link in one direction before its writers have to wait: what bandwidth and latency make of
 it, within these bounds. gRPC sizes its windows by what it sees in flight, so more would also grow a slow reader's."""
 _PIECE_SECONDS: Final = 0.005

@@ -52,6 +52,10 @@ class Service:
     def count(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         return str(sum(len(request) for request in requests)).encode()
 
+    def wait(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        time.sleep(1)
+        return self.count(requests, context)
+
     def produce(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         context.add_callback(self.cancelled.set)
         count, size = map(int, request.split())
@@ -76,6 +80,7 @@ class Service:
                 "Fail": grpc.unary_unary_rpc_method_handler(self.fail),
                 "Hang": grpc.unary_unary_rpc_method_handler(self.hang),
                 "Count": grpc.stream_unary_rpc_method_handler(self.count),
+                "Wait": grpc.stream_unary_rpc_method_handler(self.wait),
                 "Early": grpc.stream_unary_rpc_method_handler(self.early),
                 "Produce": grpc.unary_stream_rpc_method_handler(self.produce),
                 "Chat": grpc.stream_stream_rpc_method_handler(self.chat),
@@ -139,7 +144,13 @@ class Client:
         self.metadata = (("x-node-id", node_id),) if node_id else ()
 
     def __getattr__(self, name: str) -> Method:
-        kind = {"Count": "stream_unary", "Early": "stream_unary", "Produce": "unary_stream", "Chat": "stream_stream"}
+        kind = {
+            "Count": "stream_unary",
+            "Early": "stream_unary",
+            "Wait": "stream_unary",
+            "Produce": "unary_stream",
+            "Chat": "stream_stream",
+        }
         method = getattr(self.channel, kind.get(name, "unary_unary"))(f"/test.Service/{name}")
 
         def call(request: Any, **options: Any) -> Any:
