@@ -30,7 +30,7 @@ def coordinate(
     out: Annotated[Path, typer.Option("--out", "--run-dir", help="Where the run is written.")] = Path("runs/latest"),
     config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, if any.")] = False,
     token: Annotated[str, typer.Option(envvar="HYPERGPU_TOKEN", help="The join token that nodes must show.")] = "",
     token_file: Annotated[Path | None, typer.Option(help="A file that holds it.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
@@ -54,7 +54,7 @@ def coordinate(
         keep_buffers()
         configure(log_level, log_json or None)
         settings = load_config(SystemConfig, config, os.environ, overrides)
-        secret, tls = _token(token, token_file), _tls(tls_cert, tls_key, insecure)
+        secret, tls = _token(token, token_file, insecure), _tls(tls_cert, tls_key, insecure)
         for address in (settings.server.listen, settings.server.http_listen):
             split_address(address)
         code = asyncio.run(_run(settings, out, secret, tls, resume))
@@ -77,13 +77,15 @@ async def _run(settings: SystemConfig, out: Path, token: str, tls: Tls | None, r
     return await Coordinator(settings, task, Options(out, token, tls, resume)).run(announce)
 
 
-def _token(token: str, file: Path | None) -> str:
-    if file is None:
-        return token
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+def _token(token: str, file: Path | None, insecure: bool) -> str:
+    if file is not None:
+        try:
+            token = file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+    if not token and not insecure:
+        raise ConfigError("nodes need a join token: --token-file FILE, or HYPERGPU_TOKEN; --insecure goes without")
+    return token
 
 
 def _tls(certificate: Path | None, key: Path | None, insecure: bool) -> Tls | None:

@@ -67,9 +67,7 @@ class Coordinator:
         self._options = options
         flat = build(task, config.training.seed)
         self.run_dir = RunDir(options.out)
-        checkpoint = self.run_dir.latest() if options.resume else None
-        if options.resume and checkpoint is None:
-            raise ConfigError(f"there is no checkpoint in {options.out} to resume from; leave --resume out")
+        checkpoint = self._checkpoint() if options.resume else None
         model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, config.training)
         samples = count(task.train)
         shards = ShardTable(samples)
@@ -115,8 +113,6 @@ class Coordinator:
             interrupted = asyncio.Event()
             stack.enter_context(_on_signals(interrupted.set))
             announce(address, http.address)
-            if self.engine.machine.round > self.config.training.rounds:
-                self.engine.dispatch(ev.Stop("every round was done before"))
             await _first(self.engine.finished.wait(), interrupted.wait())
             if interrupted.is_set():
                 self.engine.dispatch(ev.Stop("interrupted"))
@@ -125,6 +121,16 @@ class Coordinator:
             if self.config.server.stay:
                 await interrupted.wait()
         return 1 if self.engine.failure else 0
+
+    def _checkpoint(self) -> Checkpoint | None:
+        """Where to go on; None where nothing was begun, or all was done."""
+        checkpoint = self.run_dir.latest()
+        if checkpoint is None:
+            log.info("there is no checkpoint to go on from: a new run begins", out=str(self.run_dir.path))
+        elif checkpoint.round >= self.config.training.rounds:
+            log.info("the run is complete: a new one begins", rounds=checkpoint.round, out=str(self.run_dir.path))
+            return None
+        return checkpoint
 
     async def _server(self) -> grpc.aio.Server:
         interceptors = [TokenInterceptor(self._options.token)] if self._options.token else []

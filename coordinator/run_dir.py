@@ -6,6 +6,7 @@ events.jsonl    one line for each event and decision
 nodes.json      every node as it stands
 summary.json    the result so far
 checkpoints/    round-000005.safetensors: the model by tensor, the optimiser, and what is needed to go on
+earlier/1/      the same of the run that was here before, if another was begun in its place
 """
 
 import json
@@ -24,6 +25,7 @@ from common.errors import ConfigError
 from common.tensors import Flat
 
 KEEP_CHECKPOINTS = 3
+_OWN = ("config.yaml", "rounds.jsonl", "events.jsonl", "nodes.json", "summary.json", "checkpoints")
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,13 @@ class RunDir:
         self._events: TextIO | None = None
 
     def begin(self, config: SystemConfig, resumed_round: int = 0) -> None:
-        """Write the configuration; drop the lines of an earlier run, or on resuming those after the checkpoint."""
+        """Write the configuration; set an earlier run aside, or on resuming drop what came after the checkpoint."""
+        if not resumed_round:
+            self._set_aside()
         self._replace("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         rounds = [row for row in self._lines("rounds.jsonl") if row.get("round", 0) <= resumed_round]
-        events = list(self._lines("events.jsonl")) if resumed_round else []
-        for name, rows in (("rounds.jsonl", rounds), ("events.jsonl", events)):
+        for name, rows in (("rounds.jsonl", rounds), ("events.jsonl", self._lines("events.jsonl"))):
             self._replace(name, "".join(_line(row) for row in rows))
-        if not resumed_round:
-            for file in self._checkpoints.glob("round-*.safetensors"):
-                file.unlink()
         self._rounds = (self.path / "rounds.jsonl").open("a", encoding="utf-8")
         self._events = (self.path / "events.jsonl").open("a", encoding="utf-8")
 
@@ -111,6 +111,19 @@ class RunDir:
         for file in (self._rounds, self._events):
             if file is not None:
                 file.close()
+
+    def _set_aside(self) -> None:
+        """Keep the run that is here already: a second run in the same place must not cost the first."""
+        if not (self.path / "config.yaml").exists():
+            return
+        earlier = self.path / "earlier"
+        earlier.mkdir(exist_ok=True)
+        aside = earlier / str(1 + max((int(d.name) for d in earlier.iterdir() if d.name.isdigit()), default=0))
+        aside.mkdir()
+        for name in _OWN:
+            if (self.path / name).exists():
+                (self.path / name).rename(aside / name)
+        self._checkpoints.mkdir()
 
     def _lines(self, name: str) -> Iterable[dict[str, Any]]:
         file = self.path / name

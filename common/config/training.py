@@ -26,8 +26,8 @@ class TrainingConfig(Section):
     """Of the node's local SGD; with one local step, of the server's optimiser."""
     server_optimizer: Literal["sgd", "adam"] = "sgd"
     """What turns the mean update into a step (Reddi et al., "Adaptive federated optimization", ICLR 2021)."""
-    server_learning_rate: Annotated[float, Field(gt=0)] = 1.0
-    """Scale of the server's step on parameter deltas (more than one local step)."""
+    server_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Scale of the server's step on changes (more than one local step); unless given 1 for SGD, 0.01 for Adam."""
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Momentum of the server's SGD."""
     partition: Literal["iid", "dirichlet"] = "iid"

@@ -106,10 +106,9 @@ class Adam:
 
 def make_optimizer(config: TrainingConfig, size: int) -> Optimizer:
     """The configured optimiser over `size` parameters."""
+    adam = config.server_optimizer == "adam"
     if config.local_steps == 1:
         rate, epsilon = config.learning_rate, 1e-8
-    else:
-        rate, epsilon = config.server_learning_rate, 1e-3
-    if config.server_optimizer == "adam":
-        return Adam(size, rate, epsilon=epsilon)
-    return Sgd(size, rate, config.server_momentum)
+    else:  # Adam's steps are about as long as its rate, whatever the size of the change: 1 would be far too long
+        rate, epsilon = config.server_learning_rate or (0.01 if adam else 1.0), 1e-3
+    return Adam(size, rate, epsilon=epsilon) if adam else Sgd(size, rate, config.server_momentum)

@@ -67,3 +67,18 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write the run"):
         RunDir(tmp_path / "file" / "run")
+
+
+def test_a_new_run_in_the_same_place_sets_the_earlier_one_aside(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        run = RunDir(tmp_path)
+        run.begin(SystemConfig())
+        run.round({"round": number})
+        run.checkpoint(checkpoint(number))
+        run.close()
+    kept = [
+        json.loads((tmp_path / place / "rounds.jsonl").read_text())["round"]
+        for place in ("earlier/1", "earlier/2", ".")
+    ]
+    assert kept == [1, 2, 3]
+    assert [file.name for file in (tmp_path / "earlier/1/checkpoints").iterdir()] == ["round-000001.safetensors"]

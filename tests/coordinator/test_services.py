@@ -356,6 +356,19 @@ async def test_resuming_goes_on_after_the_last_checkpoint(tmp_path: Path) -> Non
         assert [(n.node_id, n.rounds_contributed) for n in nodes] == [("a", 3)]
 
 
+async def test_resuming_a_complete_run_begins_a_new_one_and_keeps_the_old(tmp_path: Path) -> None:
+    async with running(tmp_path, training={"rounds": 1, "checkpoint_every": 1}) as run:
+        a = run.node("a")
+        await a.register()
+        await a.push(await a.work(), np.ones(8, np.float32))
+        await run.coordinator.engine.finished.wait()
+    async with running(tmp_path, resume=True, training={"rounds": 1}) as run:
+        again = run.node("a")
+        await again.register()
+        assert (await again.work()).order.work.round == 1
+    assert (tmp_path / "earlier/1/rounds.jsonl").read_text().count("\n") == 1
+
+
 async def test_a_node_that_stops_listening_costs_the_others_nothing(tmp_path: Path) -> None:
     async with running(tmp_path, training={"min_nodes": 2}) as run:
         a, b = run.node("a"), run.node("b")

@@ -191,8 +191,8 @@ def test_an_interrupt_leaves_the_run_readable(cluster: Cluster) -> None:
         (["--insecure", "--rounds=0"], "training.rounds"),
         (["--insecure", "--policy=bold"], "orchestrator.policy"),
         (["--insecure", "--listen=nowhere"], "HOST:PORT"),
-        (["--insecure", "--resume"], "no checkpoint"),
-        ([], "--insecure"),
+        (["--token=t"], "--tls-cert"),
+        (["--tls-cert=c.pem", "--tls-key=k.pem"], "join token"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str, tmp_path: Path) -> None:
