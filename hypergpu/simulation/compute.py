@@ -10,12 +10,12 @@ from common.errors import InvalidInput
 from hypergpu.simulation.scenario import ComputeTimes, Scenario
 from node.core.compute import ComputeModel
 
-# Forward and backward on one core of a server of 2023, `Trainer.time_step` at two batches. A node measures its own
-# machine; here they are fixed, so that the same scenario gives the same bytes on every machine.
+# Forward and backward on one core, `Trainer.time_step` at batches of 1 and 256. A node measures its own machine; here
+# the times are fixed, so that the same scenario gives the same bytes on every machine.
 TASK_TIMES: Mapping[str, ComputeTimes] = {
-    "digits": ComputeTimes(seconds_per_step=0.00025, seconds_per_sample=0.0000025),
-    "mnist5k": ComputeTimes(seconds_per_step=0.0006, seconds_per_sample=0.00006),
-    "chars": ComputeTimes(seconds_per_step=0.003, seconds_per_sample=0.0006),
+    "digits": ComputeTimes(seconds_per_step=0.0006, seconds_per_sample=0.0000025),
+    "mnist5k": ComputeTimes(seconds_per_step=0.003, seconds_per_sample=0.00047),
+    "chars": ComputeTimes(seconds_per_step=0.004, seconds_per_sample=0.0018),
 }
 
 

@@ -1,0 +1,52 @@
+from itertools import pairwise
+
+import pytest
+
+from common.config import TrainingConfig
+from common.errors import InvalidInput
+from coordinator.core.events import Assign, Shard
+from hypergpu.simulation.convergence import FITTED, ModelledLearning
+
+
+def order(number: int, *, batch: int = 64, steps: int = 10, rate: float = 0.1, shard: int = 0) -> Assign:
+    return Assign(number, f"n{shard}", 1, batch, steps, rate, Shard(shard, 4, 0), 1e9)
+
+
+def after(rounds: int, *, nodes: int = 1, **work: float) -> tuple[float, float]:
+    learning = ModelledLearning(TrainingConfig())
+    for number in range(1, rounds + 1):
+        for shard in range(nodes):
+            learning.add(learning.train(order(number, shard=shard, **work)).samples)  # type: ignore[arg-type]
+        learning.step()
+    return learning.evaluate()
+
+
+def test_it_begins_and_ends_where_the_fit_does() -> None:
+    model = FITTED["digits"]
+    assert after(0) == pytest.approx((model.loss_start, model.accuracy_start))
+    loss, accuracy = after(3000, nodes=4)
+    assert loss == pytest.approx(model.loss_floor, abs=0.02)
+    assert accuracy == pytest.approx(model.accuracy_ceiling, abs=0.005)
+
+
+def test_more_samples_help_with_diminishing_returns() -> None:
+    losses = [after(5, batch=batch)[0] for batch in (8, 32, 128, 512)]
+    gains = [a - b for a, b in pairwise(losses)]
+    assert gains[0] > gains[1] > gains[2] > 0
+
+
+def test_nodes_are_worth_what_one_node_with_their_batches_is() -> None:
+    assert after(5, nodes=4, batch=16) == pytest.approx(after(5, nodes=1, batch=64))
+
+
+def test_what_is_discarded_teaches_nothing() -> None:
+    learning = ModelledLearning(TrainingConfig())
+    learning.add(learning.train(order(1)).samples)
+    learning.discard()
+    learning.step()
+    assert learning.evaluate() == after(0)
+
+
+def test_a_task_without_a_fit_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="no model of convergence for task 'chars'"):
+        ModelledLearning(TrainingConfig(task="chars"))

@@ -1,0 +1,144 @@
+"""Whole runs in virtual time."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hypergpu.simulation.compute import MeasuredCompute, read_rounds, times_of
+from hypergpu.simulation.run import Outcome, simulate
+from hypergpu.simulation.scenario import Scenario
+from hypergpu.simulation.validate import agreement
+
+
+def scenario(nodes: list[dict[str, Any]] | None = None, **values: Any) -> Scenario:
+    tree = {"name": "test", "learning": "model", "rounds": 8, "policy": "none"}
+    return Scenario.model_validate(tree | {"nodes": nodes or [{"id": "n", "count": 4, "gpu": "T4"}]} | values)
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(directory)): f.read_bytes() for f in sorted(directory.rglob("*")) if f.is_file()}
+
+
+def events(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def row(outcome: Outcome, node: str) -> Any:
+    return next(n for n in outcome.nodes if n.node_id == node)
+
+
+@pytest.mark.parametrize("learning", ["model", "real"])
+def test_the_same_scenario_gives_the_same_bytes_and_another_seed_others(tmp_path: Path, learning: str) -> None:
+    profiles = ["good", "average", "poor", "unstable"]
+    tested = scenario(
+        [
+            {
+                "id": "n",
+                "count": 4,
+                "gpu": ["A100", "T4"],
+                "profile": profiles,
+                "churn": {"up_seconds": 4, "down_seconds": 1},
+            }
+        ],
+        learning=learning,
+        policy="reactive",
+        rounds=6,
+        events=[{"round": 3, "type": "latency_spike", "node": "n_1", "duration_seconds": 1}],
+    )
+    first, second = simulate(tested, tmp_path / "a"), simulate(tested, tmp_path / "b")
+    assert first == second
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    other = simulate(tested.changed(seed=1))
+    assert other.round_seconds != first.round_seconds
+
+
+def test_a_run_leaves_the_files_of_a_coordinator(tmp_path: Path) -> None:
+    outcome = simulate(scenario(), tmp_path)
+    assert {"config.yaml", "rounds.jsonl", "events.jsonl", "nodes.json", "summary.json"} <= files(tmp_path).keys()
+    rounds = read_rounds(tmp_path)
+    assert [r["round"] for r in rounds] == list(range(1, 9))
+    assert rounds[0]["contributors"] == ["n_0", "n_1", "n_2", "n_3"] or len(rounds[0]["contributors"]) == 4
+    assert json.loads((tmp_path / "summary.json").read_text())["final_accuracy"] == outcome.final_accuracy
+
+
+def test_a_round_lasts_as_long_as_its_messages_and_its_computing() -> None:
+    nodes = [{"id": "n", "gpu": "RTX-4090", "profile": "direct"}]
+    compute = {"seconds_per_step": 0.1, "seconds_per_sample": 0.0, "spread": 0.0}
+    outcome = simulate(scenario(nodes, compute=compute))
+    assert outcome.round_seconds == [pytest.approx(1.0)] * 8  # 10 local steps of 0.1 s, and a link that adds nothing
+
+
+def test_a_slow_link_is_waited_for_by_the_baseline() -> None:
+    fast = simulate(scenario([{"id": "n", "count": 3, "gpu": "T4"}]))
+    slow = simulate(scenario([{"id": "n", "count": 3, "gpu": "T4", "profile": ["good", "good", "poor"]}]))
+    assert sum(slow.round_seconds) > 2 * sum(fast.round_seconds)
+
+
+def test_lost_rpcs_are_tried_again_and_every_round_is_contributed_to() -> None:
+    profiles = {"lossy": {"based_on": "good", "loss": 0.3}}
+    outcome = simulate(scenario([{"id": "n", "gpu": "T4", "profile": "lossy"}], profiles=profiles, rounds=30))
+    assert outcome.state == "completed"
+    (node,) = outcome.nodes
+    assert node.rounds_contributed == 30
+    assert node.rpcs_lost > 10
+    assert node.retries > 0
+
+
+def test_a_node_that_falls_silent_is_lost_and_comes_back(tmp_path: Path) -> None:
+    nodes: list[dict[str, Any]] = [{"id": "here", "count": 2, "gpu": "T4"}, {"id": "there", "gpu": "T4"}]
+    cut = {"at_seconds": 2, "type": "partition", "nodes": ["there"], "duration_seconds": 40}
+    outcome = simulate(scenario(nodes, events=[cut], rounds=400), tmp_path)
+    kinds = [(e["kind"], e.get("node")) for e in events(tmp_path)]
+    lost, back = kinds.index(("node_lost", "there")), len(kinds) - 1 - kinds[::-1].index(("node_joined", "there"))
+    assert lost < back
+    assert 50 < row(outcome, "there").rounds_contributed < row(outcome, "here_0").rounds_contributed
+
+
+def test_a_crashed_process_registers_again() -> None:
+    nodes: list[dict[str, Any]] = [
+        {"id": "a", "count": 3, "gpu": "T4"},
+        {"id": "b", "gpu": "T4", "churn": {"up_seconds": 3, "down_seconds": 5}},
+    ]
+    outcome = simulate(scenario(nodes, rounds=100))
+    assert outcome.state == "completed"
+    assert 0 < row(outcome, "b").rounds_contributed < 90
+    assert row(outcome, "a_0").rounds_contributed == 100
+
+
+def test_an_event_by_round_happens_when_the_round_begins() -> None:
+    nodes = [{"id": "n", "gpu": "RTX-4090", "profile": "direct"}]
+    compute = {"seconds_per_step": 0.1, "seconds_per_sample": 0.0, "spread": 0.0}
+    worse = {"round": 5, "type": "profile_change", "node": "n", "profile": "poor"}
+    outcome = simulate(scenario(nodes, compute=compute, events=[worse]))
+    assert outcome.round_seconds[:4] == [pytest.approx(1.0)] * 4
+    assert min(outcome.round_seconds[4:]) > 1.2
+
+
+def test_a_target_is_timed_and_the_run_goes_on() -> None:
+    outcome = simulate(scenario(target_accuracy=0.8))
+    assert outcome.rounds == 8
+    assert outcome.time_to_target_seconds is not None
+    assert outcome.time_to_target_seconds < outcome.seconds
+    never = simulate(scenario(target_accuracy=0.999))
+    assert never.time_to_target_seconds is None
+    assert never.best_accuracy == outcome.best_accuracy < 0.999
+
+
+def test_a_large_model_travels_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hypergpu.simulation.convergence.ModelledLearning.model_bytes", 40_000_000)
+    outcome = simulate(scenario([{"id": "n", "gpu": "T4", "profile": "average"}], rounds=2))
+    # 40 MB down at 200 Mbit/s and up at 50 take 1.6 and 6.4 s.
+    assert 8.0 < outcome.round_seconds[0] < 9.5
+    assert outcome.messages > 2 * 2 * 39
+
+
+def test_a_run_calibrates_the_next(tmp_path: Path) -> None:
+    tested = scenario([{"id": "n", "count": 3, "gpu": ["A100", "T4", "laptop-cpu"]}])
+    simulate(tested, tmp_path / "a")
+    compute = MeasuredCompute.of_run(tmp_path / "a", times_of(tested), ["n_0", "n_1", "n_2"])
+    simulate(tested, tmp_path / "b", compute=compute)
+    found = agreement(read_rounds(tmp_path / "a"), read_rounds(tmp_path / "b"), 3)
+    assert found.round_time_error < 0.05
+    assert found.selection_agreement == 1.0

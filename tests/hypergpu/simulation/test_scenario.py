@@ -1,0 +1,83 @@
+"""Scenario files: what holds, and what each fault is told as."""
+
+import pytest
+
+from common.errors import ConfigError
+from hypergpu.simulation.scenario_file import SHIPPED, load_scenario, parse_scenario, shipped_names
+
+NODES = "nodes:\n  - {id: edge, count: 2, profile: [good, poor], gpu: T4}\n"
+
+
+def test_a_group_spells_out_its_nodes_and_takes_profiles_in_turn() -> None:
+    scenario = parse_scenario(NODES, "f.yaml")
+    assert {name: profile.name for name, profile in scenario.links().items()} == {"edge_0": "good", "edge_1": "poor"}
+    assert scenario.config.training.min_nodes == 2
+
+
+def test_the_keys_at_the_top_stand_for_the_configuration() -> None:
+    text = f"{NODES}rounds: 7\npolicy: none\nseed: 3\nconfig: {{training: {{batch_size: 32}}}}\n"
+    config = parse_scenario(text, "f.yaml").config
+    assert (config.training.rounds, config.training.batch_size, config.training.seed) == (7, 32, 3)
+    assert config.orchestrator.policy == "none"
+
+
+def test_a_changed_scenario_keeps_what_is_not_changed() -> None:
+    scenario = parse_scenario(f"{NODES}rounds: 7\npolicy: none\n", "f.yaml").changed(policy="reactive", seed=9)
+    assert (scenario.config.training.rounds, scenario.config.training.seed) == (7, 9)
+    assert scenario.config.orchestrator.policy == "reactive"
+
+
+def test_an_event_for_a_group_happens_to_all_of_it() -> None:
+    scenario = parse_scenario(f"{NODES}events:\n  - {{round: 3, type: partition, nodes: [edge]}}\n", "f.yaml")
+    (event,) = scenario.network_events()
+    assert event.targets == ("edge_0", "edge_1")
+    assert event.scheduled_round == 3
+
+
+def test_regions_put_their_distance_on_top() -> None:
+    text = "nodes:\n  - {id: a, profile: perfect, region: eu-west}\n  - {id: b, profile: perfect, region: us-east}\n"
+    far, near = parse_scenario(text, "f.yaml").links().values()
+    assert far.up.latency.at(0.5) > near.up.latency.at(0.5) + 0.03
+
+
+def test_profiles_of_its_own() -> None:
+    text = "profiles:\n  phone: {based_on: poor, loss: 0.02}\nnodes:\n  - {id: a, profile: phone}\n"
+    assert parse_scenario(text, "f.yaml").links()["a"].loss == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("nodes:\n  - {id: a, profil: good}\n", ["f.yaml:2", "nodes.0.profil", "did you mean 'profile'"]),
+        ("nodes:\n  - {id: a}\nround: 3\n", ["f.yaml:3", "'round'", "did you mean 'rounds'"]),
+        ("nodes:\n  - {id: a}\n  - {id: a}\n", ["f.yaml:3", "'a' is there twice"]),
+        ("nodes:\n  - {id: a_1}\n  - {id: a, count: 3}\n", ["f.yaml:3", "'a_1' is there twice"]),
+        ("nodes:\n  - {id: a, profile: goof}\n", ["f.yaml:2", "'goof'", "did you mean 'good'"]),
+        ("nodes:\n  - {id: a, gpu: T44}\n", ["f.yaml:2", "'T44'", "did you mean 'T4'"]),
+        ("nodes:\n  - {id: a, region: eu-wset}\n", ["f.yaml:2", "'eu-wset'", "did you mean 'eu-west'"]),
+        ("nodes:\n  - {id: a}\npolicy: reactiv\n", ["f.yaml:3", "policy"]),
+        ("nodes:\n  - {id: a}\nevents:\n  - {type: flap, node: b}\n", ["f.yaml:4", "unknown node 'b'"]),
+        ("nodes:\n  - {id: a}\nevents:\n  - {type: flop, node: a}\n", ["f.yaml:4", "did you mean 'flap'"]),
+        ("nodes: []\n", ["f.yaml:1", "nodes"]),
+        ("nodes: [\n", ["f.yaml", "not valid YAML"]),
+        ("- 1\n", ["f.yaml:1", "expected keys and values"]),
+    ],
+)
+def test_a_fault_is_told_with_its_line(text: str, told: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_scenario(text, "f.yaml")
+    for part in told:
+        assert part in str(caught.value)
+
+
+def test_a_scenario_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'mixed'"):
+        load_scenario("mixd")
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_shipped_scenarios_hold_and_say_what_they_show(name: str) -> None:
+    assert load_scenario(name).name == name
+    first = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+    assert first.endswith(".")
