@@ -43,12 +43,16 @@ def demo(
         raise InvalidInput(f"cannot write to {run_dir}: {error.strerror}") from error
     console = Console(stderr=as_json)
     console.print(
-        f"starting a coordinator, a netsim proxy and {nodes} nodes; the run is kept in {run_dir}", highlight=False
+        f"starting a coordinator, a netsim proxy and {nodes} nodes; the run is kept in {run_dir}",
+        highlight=False,
+        soft_wrap=True,
     )
     try:
         summary = asyncio.run(_until_signalled(run_dir, nodes, rounds, seed, console))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        console.print(f"interrupted: every process has ended, the run is kept in {run_dir}", highlight=False)
+        console.print(
+            f"interrupted: every process has ended, the run is kept in {run_dir}", highlight=False, soft_wrap=True
+        )
         raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(summary, indent=2))
@@ -114,4 +118,5 @@ def _print_summary(console: Console, summary: dict[str, Any], run_dir: Path) -> 
         f"\n[b]{summary['state']}[/]: test accuracy [b]{summary['final_accuracy']:.1%}[/]"
         f" after {summary['rounds']} rounds in {duration(summary['duration_seconds'])}; the run is kept in {run_dir}",
         highlight=False,
+        soft_wrap=True,
     )
