@@ -70,7 +70,10 @@ class Run:
 
     @cached_property
     def ended_at(self) -> float:
-        """The last time on record."""
+        """When the run was over; while it is not, the last time on record."""
+        over = next((each.at for each in self.events if each.kind in ("completed", "stopped")), None)
+        if over is not None:
+            return over
         return max((each.at for each in self.events), default=max((r.ended_at for r in self.rounds), default=0.0))
 
     @cached_property

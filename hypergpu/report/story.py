@@ -71,10 +71,9 @@ def category(event: Event) -> str:
 def quality_states(run: Run) -> States:
     """Link classes as they were decided; a link whose node is gone is offline until the node is back."""
     states: dict[str, list[tuple[float, str, str]]] = {}
-    over_at = next((event.at for event in run.events if event.kind in ("completed", "stopped")), run.ended_at)
     before_absence: dict[str, str] = {}
     for event in run.events:
-        if event.at > over_at:
+        if event.at > run.ended_at:
             break  # nodes that leave because the run is over
         if event.kind == "quality" and event.is_decision:
             quality = str(event.figures.get("quality", ""))
