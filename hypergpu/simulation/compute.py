@@ -1,11 +1,13 @@
 """How long computing takes in virtual time."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from common.draws import Draws
 from common.errors import InvalidInput
 from hypergpu.simulation.scenario import ComputeTimes, Scenario
 from node.core.compute import ComputeModel
@@ -20,29 +22,32 @@ TASK_TIMES: Mapping[str, ComputeTimes] = {
 
 
 class SimulatedCards:
-    """The compute model of each node's card, as the node itself has it."""
+    """The cards of a scenario, as the nodes' own compute model has them.
+
+    A node draws the spread of each step; here one draw stands for all steps of a unit of work. The sum of n log-normal
+    times is taken as log-normal with its mean and variance (Fenton, 1960).
+    """
 
     def __init__(self, scenario: Scenario) -> None:
         times = times_of(scenario)
         speeds = {name: group.speed for group in scenario.nodes for name in group.names()}
+        self._variance = math.expm1(times.spread**2)
         self._models = {
             name: ComputeModel(
                 specs,
                 seconds_per_step=times.seconds_per_step / speeds[name],
                 seconds_per_sample=times.seconds_per_sample / speeds[name],
-                spread=times.spread,
-                seed=scenario.seed,
-                node_id=name,
+                spread=0.0,
             )
             for name, specs in scenario.cards().items()
         }
+        self._draws = {name: Draws(scenario.seed, "compute", name) for name in self._models}
 
     def seconds(self, node_id: str, step: int, batch_size: int, steps: int, now: float) -> float:
         """As `Compute.seconds`."""
-        model, at = self._models[node_id], now
-        for index in range(step, step + steps):
-            at += model.step_seconds(index, batch_size, at)
-        return at - now
+        mean = steps * self._models[node_id].step_seconds(step, batch_size, now)
+        variance = math.log1p(self._variance / steps)
+        return mean * math.exp(math.sqrt(variance) * self._draws[node_id].normal(step) - variance / 2)
 
 
 class MeasuredCompute:

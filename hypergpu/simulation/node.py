@@ -73,9 +73,9 @@ class SimulatedNode:
 
     __slots__ = (
         "_again", "_compute", "_computed_seconds", "_draws", "_failed_in_a_row", "_heartbeat_seconds", "_held_bytes",
-        "_host", "_model_bytes", "_next_beat", "_order", "_rtt_ms", "_settings", "_step", "_time", "_waits",
-        "_watching", "attempts", "failures", "incarnation", "info", "largest_batch", "last_seen", "line", "node_id",
-        "running",
+        "_host", "_model_bytes", "_next_beat", "_order", "_poll_until", "_polling", "_rtt_ms", "_settings", "_step",
+        "_time", "_waits", "_watching", "attempts", "failures", "incarnation", "info", "largest_batch", "last_seen",
+        "line", "node_id", "running",
     )  # fmt: skip
 
     def __init__(
@@ -115,6 +115,8 @@ class SimulatedNode:
         self._next_beat = 0.0
         self._rtt_ms = 0.0
         self._watching = False
+        self._poll_until = 0.0
+        self._polling = False
 
     # ------------------------------------------------------------ life
 
@@ -179,14 +181,22 @@ class SimulatedNode:
     def _pull(self) -> None:
         call = self._call(self._pull)
         call.send(UP, wire.REQUEST_BYTES, 1, True, self._host.work_requested, self, call)
-        self._time.at(self._time.clock.now + self._settings.pull_wait_seconds, self._poll_over, call)
+        self._poll_until = self._time.clock.now + self._settings.pull_wait_seconds
+        if not self._polling:  # one place on the heap for all polls: nearly none comes to its end
+            self._polling = True
+            self._time.at(self._poll_until, self._is_poll_over)
 
     def _pull_next(self, call: Call) -> None:
         self._done(call)
         self._pull()
 
-    def _poll_over(self, call: Call) -> None:
-        if not call.over and self._host.request_ended(self, call):
+    def _is_poll_over(self) -> None:
+        if self._time.now < self._poll_until:
+            self._time.at(self._poll_until, self._is_poll_over)
+            return
+        self._polling = False
+        call = self.line.work
+        if call is not None and self._host.request_ended(self, call):
             call.send(DOWN, wire.REPLY_BYTES, 0, True, self._pull_next, call)
 
     def send_order(self, order: ev.Assign, call: Call) -> None:
