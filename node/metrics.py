@@ -64,10 +64,10 @@ class NodeMetrics:
                 self._loss.set(record.loss)
                 self._accuracy.set(record.accuracy)
                 self._norm.set(record.grad_norm)
-                self._step.observe(record.step_time)
+                _observe(self._step, record.step_time)
                 _observe(self._forward, record.forward_time)
                 _observe(self._backward, record.backward_time)
-                self._compute.inc(record.step_time)
+                self._compute.inc(0.0 if math.isnan(record.step_time) else record.step_time)
             case NetworkEvent():
                 self._calls.labels("success" if record.success else "failure").inc()
                 self._retries.inc(record.retries)
@@ -77,8 +77,8 @@ class NodeMetrics:
                 self._gpu.set(record.gpu_util / 100)
                 self._memory.set(record.memory_mb * (1 << 20))
             case WorkDone():
-                self._work_compute.observe(record.compute_time)
-                self._work_waiting.observe(record.waiting_time)
+                _observe(self._work_compute, record.compute_time)
+                _observe(self._work_waiting, record.waiting_time)
 
     def work(self, outcome: str) -> None:
         """A unit of work ended."""

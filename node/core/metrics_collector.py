@@ -92,38 +92,59 @@ class MetricsCollector:
         backward_time: float | None = None,
         samples: int = 0,
     ) -> None:
-        """Remember a step; times in seconds."""
+        """Remember a step; times in seconds, None where they were not measured. A loss or norm that is NaN is news.
+
+        Raises:
+            InvalidInput: what is no number, or a negative time or number of samples.
+        """
         record = TrainingStep(
-            step,
-            float(loss),
-            float(grad_norm),
-            float(step_time),
-            _or_nan(accuracy),
-            _or_nan(forward_time),
-            _or_nan(backward_time),
-            samples,
+            _count("step", step),
+            _number("loss", loss),
+            _number("grad_norm", grad_norm),
+            _measured("step_time", step_time),
+            _number("accuracy", math.nan if accuracy is None else accuracy),
+            _measured("forward_time", forward_time),
+            _measured("backward_time", backward_time),
+            _count("samples", samples),
         )
         self._total["steps"] += 1
-        self._total["samples"] += samples
-        self._compute_time += record.step_time
+        self._total["samples"] += record.samples
+        if math.isfinite(record.step_time):
+            self._compute_time += record.step_time
         self._keep(self._steps, record)
 
     def record_network_event(self, latency_ms: float | None, success: bool, retries: int = 0) -> None:
-        """Remember a call; `latency_ms=None` counts it without a round trip."""
-        self._total["calls"] += 1
-        self._total["calls_failed"] += not success
-        self._total["retries"] += retries
-        self._keep(self._calls, NetworkEvent(_or_nan(latency_ms), bool(success), retries))
+        """Remember a call; `latency_ms=None` counts it without a round trip.
 
-    def record_resource_usage(self, gpu_util: float, memory_mb: float) -> None:
-        """Remember a utilisation in percent and a memory in MiB."""
-        self._keep(self._usage, ResourceUsage(float(gpu_util), float(memory_mb)))
+        Raises:
+            InvalidInput: what is no number, or negative.
+        """
+        record = NetworkEvent(_measured("latency_ms", latency_ms), bool(success), _count("retries", retries))
+        self._total["calls"] += 1
+        self._total["calls_failed"] += not record.success
+        self._total["retries"] += record.retries
+        self._keep(self._calls, record)
+
+    def record_resource_usage(self, gpu_util: float | None, memory_mb: float | None) -> None:
+        """Remember a utilisation in percent and a memory in MiB; None for what is not known.
+
+        Raises:
+            InvalidInput: what is no number, or negative.
+        """
+        self._keep(self._usage, ResourceUsage(_measured("gpu_util", gpu_util), _measured("memory_mb", memory_mb)))
 
     def record_work(self, compute_time: float, waiting_time: float, success: bool) -> None:
-        """Remember a unit of work: its seconds of compute and of waiting, and whether its update was taken."""
+        """Remember a unit of work: its seconds of compute and of waiting, and whether its update was taken.
+
+        Raises:
+            InvalidInput: what is no number, or negative.
+        """
+        record = WorkDone(
+            _measured("compute_time", compute_time), _measured("waiting_time", waiting_time), bool(success)
+        )
         self._total["work"] += 1
-        self._total["work_done"] += success
-        self._keep(self._work, WorkDone(float(compute_time), float(waiting_time), bool(success)))
+        self._total["work_done"] += record.success
+        self._keep(self._work, record)
 
     def get_training_summary(self) -> dict[str, Any]:
         """Loss, accuracy, gradient norm and the times of a step: each summarised; trends; steps and samples in all."""
@@ -171,8 +192,8 @@ class MetricsCollector:
 
         Without units of work (library use), steps count as compute, and calls as attempts.
         """
-        compute = sum(w.compute_time for w in self._work)
-        waiting = sum(w.waiting_time for w in self._work)
+        compute = float(finite([w.compute_time for w in self._work]).sum())
+        waiting = float(finite([w.waiting_time for w in self._work]).sum())
         attempts, done = self._total["work"], self._total["work_done"]
         if not attempts:
             attempts, done = self._total["calls"], self._total["calls"] - self._total["calls_failed"]
@@ -188,12 +209,18 @@ class MetricsCollector:
         }
 
     def detect_anomalies(self) -> list[Anomaly]:
-        """What stands out now: spikes (median and MAD) and drifts (EWMA) of losses, norms, times and latencies."""
-        steps = self._steps
+        """What stands out in the latest tenth of the history.
+
+        Losses and norms that are not finite, spikes (median and MAD) and drifts (EWMA) of losses, norms, times and
+        latencies, and packet loss.
+        """
+        steps = list(self._steps)
         found: list[Anomaly | None] = []
-        if steps and not (math.isfinite(steps[-1].loss) and math.isfinite(steps[-1].grad_norm)):
-            odd = steps[-1].loss if not math.isfinite(steps[-1].loss) else steps[-1].grad_norm
-            found.append(Anomaly("non_finite", odd, math.inf, f"at step {steps[-1].step}"))
+        for step in steps[-max(1, len(steps) // 10) :]:
+            odd = [figure for figure in (step.loss, step.grad_norm) if not math.isfinite(figure)]
+            if odd:
+                found.append(Anomaly("non_finite", odd[0], math.inf, f"at step {step.step}"))
+                break
         series = {
             "loss": [s.loss for s in steps],
             "grad_norm": [s.grad_norm for s in steps],
@@ -260,8 +287,26 @@ class MetricsCollector:
             self._sink(record)
 
 
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+def _number(name: str, value: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidInput(f"{name} is a number, not {value!r}") from error
+
+
+def _measured(name: str, value: float | None) -> float:
+    """Of a quantity that has no sign; NaN stands for what was not measured."""
+    number = math.nan if value is None else _number(name, value)
+    if number < 0:
+        raise InvalidInput(f"{name} is not negative, as {value!r} is")
+    return number if number < math.inf else math.nan
+
+
+def _count(name: str, value: int) -> int:
+    number = _measured(name, value)
+    if not number.is_integer():
+        raise InvalidInput(f"{name} is a whole number, not {value!r}")
+    return int(number)
 
 
 def _short(figures: dict[str, Any]) -> dict[str, float]:

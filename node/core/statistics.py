@@ -11,6 +11,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 _NORMAL_QUANTILE = NormalDist().inv_cdf(0.75)
 """MAD / 0.6745 estimates the standard deviation of normal data."""
+_MOST_POINTS = 200
+"""Of a series of which all pairs are looked at; a longer one is first taken together."""
 
 
 def finite(values: Sequence[float]) -> Floats:
@@ -41,15 +43,15 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def theil_sen(values: Sequence[float]) -> float:
-    """The median of the slopes between all pairs, per step; 0 for fewer than two values.
+    """The median of the slopes between all pairs, per value; 0 for fewer than two values.
 
     P. K. Sen, "Estimates of the regression coefficient based on Kendall's tau", JASA 1968.
     """
-    array = finite(values)
+    array, step = _condensed(finite(values))
     if len(array) < 2:
         return 0.0
     first, second = np.triu_indices(len(array), 1)
-    return float(np.median((array[second] - array[first]) / (second - first)))
+    return float(np.median((array[second] - array[first]) / (second - first))) / step
 
 
 def mann_kendall(values: Sequence[float]) -> float:
@@ -57,7 +59,7 @@ def mann_kendall(values: Sequence[float]) -> float:
 
     H. B. Mann, "Nonparametric tests against trend", Econometrica 1945, with the usual correction for ties.
     """
-    array = finite(values)
+    array, _ = _condensed(finite(values))
     n = len(array)
     if n < 4:
         return 0.0
@@ -68,6 +70,16 @@ def mann_kendall(values: Sequence[float]) -> float:
     if variance <= 0 or s == 0:
         return 0.0
     return (s - math.copysign(1, s)) / math.sqrt(variance)
+
+
+def _condensed(array: Floats) -> tuple[Floats, int]:
+    """The medians of blocks of as many values as it takes to keep few, and the length of a block."""
+    step = math.ceil(len(array) / _MOST_POINTS)
+    if step <= 1:
+        return array, 1
+    whole = len(array) // step * step
+    blocks: Floats = np.median(array[len(array) - whole :].reshape(-1, step), axis=1)
+    return blocks, step
 
 
 def trend(values: Sequence[float], *, less_is_better: bool, significance: float = 1.96) -> str:
@@ -91,43 +103,55 @@ class Anomaly:
     detail: str = ""
 
 
-def spike(kind: str, values: Sequence[float], *, deviations: float = 6.0, minimum: int = 8) -> Anomaly | None:
-    """Whether the last value lies above median + `deviations` robust standard deviations of those before it.
+def spike(kind: str, values: Sequence[float], *, deviations: float = 6.0, minimum: int = 10) -> Anomaly | None:
+    """Whether one of the latest values, a tenth of the series, lies far above those before: median + `deviations` · σ.
 
-    The deviation is MAD / 0.6745 (Iglewicz & Hoaglin, "How to detect and handle outliers", 1993), and at least 5 %
-    of the median, so that a series that hardly varies does not cry wolf.
+    σ is MAD / 0.6745 (Iglewicz & Hoaglin, "How to detect and handle outliers", 1993).
     """
     array = finite(values)
-    if len(array) <= minimum:
+    recent = max(1, len(array) // 10)
+    past = array[:-recent]
+    if len(past) < minimum:
         return None
-    past, last = array[:-1], float(array[-1])
-    median = float(np.median(past))
-    deviation = max(float(np.median(np.abs(past - median))) / _NORMAL_QUANTILE, 0.05 * abs(median), 1e-12)
-    threshold = median + deviations * deviation
-    if last <= threshold:
+    worst = float(array[-recent:].max())
+    level, deviation = _level(past)
+    threshold = level + deviations * deviation
+    if worst <= threshold:
         return None
-    return Anomaly(kind, last, threshold, f"{last:.4g} after a median of {median:.4g}")
+    return Anomaly(kind, worst, threshold, f"{worst:.4g} after a median of {level:.4g}")
 
 
 def drift(
-    kind: str, values: Sequence[float], *, weight: float = 0.2, limit: float = 4.0, minimum: int = 20
+    kind: str, values: Sequence[float], *, weight: float = 0.2, limit: float = 5.0, minimum: int = 20
 ) -> Anomaly | None:
     """Whether the exponentially weighted mean has left the level of the first half of the series, upwards.
 
     S. W. Roberts, "Control chart tests based on geometric moving averages", Technometrics 1959: the bound is `limit`
-    standard deviations of the weighted mean, σ·sqrt(w / (2 - w)), with median and MAD of the first half as level and σ.
-    Values count up to 3 σ from the level, so that one spike is no drift.
+    standard deviations of the weighted mean, σ·sqrt(w / (2 - w)), above the mean of the first half. Values count up to
+    3 σ from the median, here as there, so that one spike is no drift and a skewed series is not one either.
     """
     array = finite(values)
     if len(array) < minimum:
         return None
-    base, rest = array[: len(array) // 2], array[len(array) // 2 :]
-    level = float(np.median(base))
-    deviation = max(float(np.median(np.abs(base - level))) / _NORMAL_QUANTILE, 0.05 * abs(level), 1e-12)
-    mean = level
-    for value in np.clip(rest, level - 3 * deviation, level + 3 * deviation):
+    median, deviation = _level(array[: len(array) // 2])
+    clipped = np.clip(array, median - 3 * deviation, median + 3 * deviation)
+    base, rest = clipped[: len(array) // 2], clipped[len(array) // 2 :]
+    level = mean = float(base.mean())
+    for value in rest:
         mean += weight * (float(value) - mean)
     threshold = level + limit * deviation * math.sqrt(weight / (2 - weight))
     if mean <= threshold:
         return None
     return Anomaly(kind, mean, threshold, f"moving average {mean:.4g} from a level of {level:.4g}")
+
+
+def _level(values: Floats) -> tuple[float, float]:
+    """Median and σ of a series as an upper bound sees them.
+
+    σ is MAD / 0.6745, or that of the values above the median where it is larger, as in skewed series; and at least 5 %
+    of the median, so that a series that hardly varies does not cry wolf.
+    """
+    median = float(np.median(values))
+    away = np.abs(values - median)
+    mad = max(float(np.median(away)), float(np.median(away[values >= median])))
+    return median, max(mad / _NORMAL_QUANTILE, 0.05 * abs(median), 1e-12)

@@ -1,5 +1,6 @@
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,3 +148,69 @@ def test_statistics_of_next_to_nothing() -> None:
 def test_quantiles_are_those_of_numpy() -> None:
     values = NOISE[:101]
     assert summary(values)["p95"] == pytest.approx(float(np.quantile(values, 0.95)))
+
+
+@pytest.mark.parametrize("shape", ["normal", "exponential", "lognormal", "uniform"])
+def test_noise_of_any_shape_is_hardly_ever_an_anomaly(shape: str) -> None:
+    generator = np.random.default_rng(0)
+    noise = {
+        "normal": generator.normal(10, 2, (300, 100)),
+        "exponential": generator.exponential(1, (300, 100)),
+        "lognormal": generator.lognormal(0, 0.3, (300, 100)),
+        "uniform": generator.uniform(50, 150, (300, 100)),
+    }[shape]
+    found = sum((spike("s", x) is not None) + (drift("d", x) is not None) for x in noise.tolist())
+    assert found <= (10 if shape == "exponential" else 3)
+
+
+@pytest.mark.parametrize("later", [0, 3])
+def test_an_anomaly_is_still_told_some_records_later(later: int) -> None:
+    collector = MetricsCollector("n")
+    _steady(collector, 60)
+    collector.record_training_step(60, math.nan, 2.0, 0.1)
+    collector.record_network_event(400.0, True)
+    _steady(collector, later, start=61)
+    assert {anomaly.kind for anomaly in collector.detect_anomalies()} == {"non_finite", "latency_spike"}
+    _steady(collector, 20, start=70)
+    assert collector.detect_anomalies() == []
+
+
+def test_a_long_history_costs_no_more_and_says_the_same() -> None:
+    falling = [10 - 0.001 * i + 0.3 * NOISE[i % 200] for i in range(10_000)]
+    assert theil_sen(falling) == pytest.approx(-0.001, rel=0.05)
+    assert trend(falling, less_is_better=True) == "improving"
+    assert spike("s", [1.0] * 9_999 + [3.0]) is not None
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        lambda c: c.record_training_step(1, None, 1.0, 1.0),
+        lambda c: c.record_training_step(1, "low", 1.0, 1.0),
+        lambda c: c.record_training_step(1, 1.0, 1.0, -1.0),
+        lambda c: c.record_training_step(1, 1.0, 1.0, 1.0, samples=-1),
+        lambda c: c.record_training_step(1.5, 1.0, 1.0, 1.0),
+        lambda c: c.record_network_event(-1.0, True),
+        lambda c: c.record_network_event(1.0, True, retries=-1),
+        lambda c: c.record_network_event(1.0, True, retries=None),
+        lambda c: c.record_resource_usage("all", 1.0),
+        lambda c: c.record_work(1.0, -1.0, True),
+    ],
+)
+def test_what_is_no_measurement_is_refused_and_leaves_no_trace(record: Any) -> None:
+    collector = MetricsCollector("n")
+    before = collector.get_full_report()
+    with pytest.raises(InvalidInput):
+        record(collector)
+    assert collector.get_full_report() == before
+
+
+def test_what_was_not_measured_spoils_no_total() -> None:
+    collector = MetricsCollector("n")
+    collector.record_training_step(1, 1.0, 1.0, 2.0)
+    collector.record_training_step(2, 1.0, 1.0, math.nan)
+    collector.record_network_event(math.inf, True)
+    collector.record_resource_usage(None, None)
+    assert collector.get_contribution_metrics()["compute_time"] == 2.0
+    assert collector.get_network_summary()["latency_ms"] == {"count": 0}
+    assert collector.get_resource_summary()["gpu_util"] == {"count": 0}
