@@ -20,6 +20,7 @@ HEADER_BYTES: Final = 52
 _PACKET_BYTES: Final = SEGMENT_BYTES + HEADER_BYTES
 _DUPLICATES: Final = 3
 """Later packets that must have arrived before an earlier one counts as lost at once."""
+_MANY: Final = 1 << 30
 _MIN_TIMEOUT_SECONDS: Final = 0.2
 _TICK_SECONDS: Final = 0.004
 """Timers of the kernel are late by about this."""
@@ -79,7 +80,9 @@ class TcpFlow:
             fresh -= part.packets
             passed = max(passed, self._busy)
             if part.lost:
-                passed = max(passed, self._recover(part, round_trip, fresh > 0 or more))
+                mended, early = self._recover(part, round_trip, fresh, more)
+                passed = max(passed, mended)
+                fresh -= early
         return passed - saved + one_way
 
     def _rest(self, now: float, round_trip: float) -> None:
@@ -168,8 +171,12 @@ class TcpFlow:
         part.ack_last = self._busy + round_trip
         return over
 
-    def _recover(self, part: Flight, round_trip: float, more: bool) -> float:
-        """Notice what `part` lost, reduce the window, and send it again; when the last of it has passed."""
+    def _recover(self, part: Flight, round_trip: float, fresh: int, more: bool) -> tuple[float, int]:
+        """Notice what `part` lost, reduce the window, and send it again; when the last of it has passed.
+
+        `fresh` is how many packets are still to be sent after it: their acknowledgements tell of losses too. The second
+        value is how many of them were sent before a recovery that leaves no room for others.
+        """
         flight, window = self._flight, self._window
         hole, holes = part.first_lost, part.lost
         follow = max(0, part.packets - hole - holes)
@@ -178,14 +185,17 @@ class TcpFlow:
         if not (recovering or flight.cut):
             window.acked(index, flight, round_trip)
         need = 1 if recovering else _DUPLICATES
-        batch = max(1, follow - need + 1) + (index if more else 0)
+        early = min(index, _MANY if more else fresh)
+        batch = max(1, follow - need + 1) + early
         passed, timed_out = -math.inf, False
         if follow >= need:
             at = part.ack_of(hole + need)
         elif follow:
             at = part.ack_of(hole + 1) + round_trip / 4 + _TICK_SECONDS
-        elif more:
-            at = part.ack_of(hole) + (0.0 if self._burst or self._clocked else round_trip)
+        elif self._burst or self._clocked:
+            at = part.ack_last + need * self._packet_seconds
+        elif fresh or more:
+            at = max(part.ack_first + round_trip, part.ack_last) + need * self._packet_seconds
         else:
             at = part.ack_of(hole - 1) if hole else self._sent
             if recovering or holes == 1:
@@ -200,12 +210,18 @@ class TcpFlow:
         elif not flight.cut and (not recovering or index >= flight.before):
             window.reduce()
         flight.cut, flight.before = True, index
-        return self._resend(at, holes, batch, round_trip=round_trip, more=more, timed_out=timed_out, passed=passed)
+        passed, alone = self._resend(
+            at, holes, batch, round_trip=round_trip, more=fresh > 0 or more, timed_out=timed_out, passed=passed
+        )
+        return passed, min(early, fresh) if alone else 0
 
     def _resend(
         self, at: float, holes: int, batch: int, *, round_trip: float, more: bool, timed_out: bool, passed: float
-    ) -> float:
-        """Send holes again from `at` on, `batch` of them in the first round trip; when the last of them has passed."""
+    ) -> tuple[float, bool]:
+        """Send holes again from `at` on, `batch` of them in the first round trip.
+
+        Returns when the last of them has passed, and whether nothing else could be sent beside them.
+        """
         window = self._window
         rounds = 0
         while holes:
@@ -222,9 +238,10 @@ class TcpFlow:
                 timed_out = True
                 at += self._timeout(round_trip) - round_trip
             self._flight.resent += count
-        if rounds != 1 or timed_out or not more:
+        alone = rounds != 1 or timed_out
+        if alone or not more:
             self._flight = Flight(1, at, at)
             self._flight.repairs = not timed_out
             self._burst = self._clocked = 0
             self._sent = at - round_trip
-        return passed
+        return passed, alone
