@@ -1,6 +1,6 @@
 """The links of a scenario in virtual time, what happens to them, and the nodes that come and go."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from common.draws import Draws
 from hypergpu.simulation.calls import Line
@@ -24,8 +24,10 @@ def make_lines(scenario: Scenario, time: VirtualTime) -> dict[str, Line]:
 class Network:
     """Lets the events of a scenario happen to its links, by time or by round."""
 
-    def __init__(self, scenario: Scenario, time: VirtualTime, nodes: Mapping[str, SimulatedNode]) -> None:
-        self._time, self._nodes = time, nodes
+    def __init__(
+        self, scenario: Scenario, time: VirtualTime, nodes: Mapping[str, SimulatedNode], happened: Callable[[str], None]
+    ) -> None:
+        self._time, self._nodes, self._happened = time, nodes, happened
         self._by_round: dict[int, list[NetworkEvent]] = {}
         for event in scenario.network_events():
             if event.scheduled_round is not None:
@@ -40,6 +42,7 @@ class Network:
 
     def _happen(self, event: NetworkEvent) -> None:
         now = self._time.now
+        self._happened(event.summary())
         for node in self._nodes.values():
             if event.concerns(node.node_id):
                 node.catch_up()

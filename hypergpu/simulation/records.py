@@ -10,6 +10,7 @@ from coordinator.core.rounds import RoundMachine
 from coordinator.run_dir import RunDir
 from hypergpu.simulation.node import SimulatedNode
 from hypergpu.simulation.scenario import Scenario
+from netsim_proxy.link.outcomes import Direction
 
 
 class Recording:
@@ -42,6 +43,10 @@ class Recording:
         if self._dir is not None:
             own = {"seconds": round(now, 3), "round": record.round, "kind": record.kind, "text": record.text}
             self._dir.event({**own, **{name: value for name, value in record.fields.items() if name not in own}})
+
+    def network(self, what: str, now: float) -> None:
+        """Something happened to the links, because the scenario says so."""
+        self.event(ev.Record("network", self.machine.round, what), now)
 
     def round_closed(self, closed: ev.CloseRound, loss: float | None, accuracy: float | None, now: float) -> None:
         """As `Recorder.round_closed`."""
@@ -85,6 +90,9 @@ class Recording:
             for m in members
         ]
 
+    def _bytes(self, direction: Direction) -> int:
+        return sum(node.line.link.counters(direction).bytes for node in self._nodes.values())
+
     def _summary(self, now: float) -> dict[str, Any]:
         machine, scenario = self.machine, self._scenario
         return {
@@ -103,6 +111,8 @@ class Recording:
             "scenario": scenario.name,
             "target_accuracy": scenario.target,
             "time_to_target_seconds": self.reached_at,
+            "bytes_sent": self._bytes(Direction.DOWN),
+            "bytes_received": self._bytes(Direction.UP),
             "nodes": {row["node_id"]: row for row in self._node_rows()},
         }
 

@@ -45,7 +45,7 @@ def simulate(scenario: Scenario, out: Path | None = None, *, compute: Compute | 
     )
     nodes: dict[str, SimulatedNode] = {}
     recording = Recording(scenario, machine, nodes, out)
-    network = Network(scenario, time, nodes)
+    network = Network(scenario, time, nodes, lambda what: recording.network(what, time.now))
     coordinator = VirtualCoordinator(
         time,
         machine,
