@@ -192,7 +192,7 @@ class TcpFlow:
             at = part.ack_of(hole + need)
         elif follow:
             at = part.ack_of(hole + 1) + round_trip / 4 + _TICK_SECONDS
-        elif self._burst or self._clocked:
+        elif more and (self._burst or self._clocked):
             at = part.ack_last + need * self._packet_seconds
         elif fresh or more:
             at = max(part.ack_first + round_trip, part.ack_last) + need * self._packet_seconds
