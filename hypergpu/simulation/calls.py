@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
+from common.tensors import CHUNK_BYTES
 from hypergpu.simulation.virtual_time import VirtualTime
 from netsim_proxy.link.events import DisconnectMode, NetworkEvent
 from netsim_proxy.link.link import Link
 from netsim_proxy.link.outcomes import Cause, Deliver, Direction, Exchange, Fail, Hold
 
-PIECE_BYTES: Final = 256 << 10
-"""Longer messages are offered to the link piece by piece, as its queue has room: an event acts on the rest."""
+PIECE_BYTES: Final = CHUNK_BYTES
+"""What is longer is offered to the link piece by piece, as its queue has room: an event acts on the rest."""
 SILENCE_SECONDS: Final = 20.0
 """After which gRPC's keepalive gives a connection up on which nothing passes: a ping each 10 s, 10 s to answer it."""
 
