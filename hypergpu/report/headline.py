@@ -73,7 +73,7 @@ MEASURES = (
         -1,
     ),
     Measure("samples_per_second", "Samples per second", figure, _samples_per_second, 1),
-    Measure("contributing_share", "Orders that came back", percent, _contributing, 1),
+    Measure("contributing_share", "Orders fulfilled", percent, _contributing, 1),
     Measure("bytes_sent", "Sent to nodes", size, _summed("bytes_sent"), -1),
     Measure("bytes_received", "Received from nodes", size, _summed("bytes_received"), -1),
     Measure("adaptation_share", "Time spent on adapting", percent, _summed("adaptation_share"), -1),

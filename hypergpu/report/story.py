@@ -136,7 +136,7 @@ def participation_lanes(run: Run, nodes: Sequence[str]) -> dict[str, list[Stretc
 
 
 def batch_lanes(run: Run, nodes: Sequence[str]) -> dict[str, list[Stretch]]:
-    """The batch size of each node while it stayed the same: the darker, the larger."""
+    """The batch size of each node while it took part and the size stayed the same."""
     sizes = sorted({n.batch_size for r in run.rounds for n in r.nodes if n.batch_size})
     if not sizes:
         return {}
@@ -151,9 +151,12 @@ def batch_lanes(run: Run, nodes: Sequence[str]) -> dict[str, list[Stretch]]:
             label = figure(each.batch_size)
             level = shade(each.batch_size / low, span)
             last = row[-1] if row else None
-            begun = last.start if last is not None and last.label == label else start
+            stays = (
+                last is not None and last.label == label and start - last.end <= 0.01 * (run.ended_at - run.began_at)
+            )
+            begun = last.start if last is not None and stays else start
             tip = f"{each.node}: batch of {label}, {clock_span(begun, end)}"
-            if last is not None and begun != start:
+            if stays:
                 row.pop()
             row.append(Stretch(begun, end, f"b-{level}", label, tip, level))
     return {node: lanes[node] for node in nodes if node in lanes}
