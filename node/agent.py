@@ -179,18 +179,21 @@ class Agent:
             gpu=specs_message(self._service.specs),
             version=self._version,
             metrics_address=self._metrics_address,
-            largest_batch=min(self._service.largest_batch or 0, 2**32 - 1),
             region=self._config.node.region,
         )
-        began = time.monotonic()
-        reply = await self._client.register(request)
-        self._record_call(1000 * (time.monotonic() - began), success=True)
-        try:
-            await self._prepare(reply)
-        except HyperGPUError as error:
-            with suppress(HyperGPUError):
-                await self._client.leave(reply.run_id, f"{type(error).__name__}: {error}"[:200], within_seconds=5.0)
-            raise
+        while True:
+            request.largest_batch = largest = self._largest_batch()
+            began = time.monotonic()
+            reply = await self._client.register(request)
+            self._record_call(1000 * (time.monotonic() - began), success=True)
+            try:
+                await self._prepare(reply)
+            except HyperGPUError as error:
+                with suppress(HyperGPUError):
+                    await self._client.leave(reply.run_id, f"{type(error).__name__}: {error}"[:200], within_seconds=5.0)
+                raise
+            if largest == self._largest_batch():
+                break  # else it was not known before the task was: say it now
         self.run_id, self._heartbeat_seconds = reply.run_id, max(0.05, reply.heartbeat_seconds)
         self._reached = True
         log.info("joined", address=self._client.address, run=reply.run_id, task=reply.task, node=self.node_id)
@@ -198,6 +201,9 @@ class Agent:
             self._heartbeats = asyncio.create_task(self._beat())
         self._waiting_since = time.monotonic()
         return life.Registered()
+
+    def _largest_batch(self) -> int:
+        return min(self._service.largest_batch or 0, 2**32 - 1)
 
     async def _prepare(self, reply: pb.RegisterReply) -> None:
         """Make the model of the run's task, and check that it is the coordinator's."""
@@ -367,8 +373,6 @@ def failure_of(error: Exception, state: State) -> Failure:  # noqa: PLR0911  (on
             return Failure.UNKNOWN_NODE if state is State.IDLE else Failure.STALE
         case ResourceExhausted():
             return Failure.TRANSIENT
-        case _ if state is State.JOINING:
-            return Failure.FATAL if isinstance(error, (InvalidInput, ProtocolError)) else Failure.TRANSIENT
         case _ if type(error) is HyperGPUError:  # the other side's INTERNAL
             return Failure.TRANSIENT
-    return Failure.BAD_WORK
+    return Failure.FATAL if state is State.JOINING else Failure.BAD_WORK

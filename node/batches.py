@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from common.errors import InvalidInput
+from tasks.samples import as_float32
 
 
 class Batches:
@@ -69,7 +70,11 @@ class Batches:
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise InvalidInput(f"a data loader must yield (inputs, targets), not a {type(batch).__name__}")
-    inputs, targets = (torch.as_tensor(part) for part in batch)
+    try:
+        inputs, targets = (as_float32(torch.as_tensor(part)) for part in batch)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kinds = " and ".join(type(part).__name__ for part in batch)
+        raise InvalidInput(f"a data loader must yield two tensors, not {kinds}: {error}") from error
     if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
         raise InvalidInput(
             f"a data loader must yield as many targets as inputs; the shapes are {tuple(inputs.shape)} and "

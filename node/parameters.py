@@ -44,14 +44,19 @@ def flattened(parameters: Parameters, model: FlatModel) -> Flat:
         manifest.require_same(Manifest((*ordered, *given.values())))
         flat = np.concatenate([views[t.name].ravel() for t in manifest.tensors])
     # A sum is not finite if any part is not, and costs a tenth of asking each.
-    if not np.isfinite(np.add.reduce(flat, dtype=np.float64)):
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        total = np.add.reduce(flat, dtype=np.float64)
+    if not np.isfinite(total):
         odd = [name for name, view in views.items() if not np.isfinite(view).all()]
         raise NonFiniteUpdate(f"NaN or infinity in the parameters: {', '.join(odd[:5])}")
     return flat
 
 
 def _array(value: Any) -> Flat:
-    tensor = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+    try:
+        tensor = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"a {type(value).__name__} where a tensor of real numbers belongs") from error
     if tensor.is_complex() or tensor.dtype is torch.bool:
         raise ProtocolError(f"a tensor of {tensor.dtype} where real numbers belong")
     array: Flat = tensor.to(torch.float32).numpy()

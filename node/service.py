@@ -3,13 +3,14 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
 
 from common.clock import Clock, monotonic
 from common.config import NodeConfig, SystemConfig
-from common.errors import InvalidInput, OutOfMemory
+from common.errors import InvalidInput
 from common.tensors import Flat, Manifest
 from node.batches import Batches
 from node.core.compute import ComputeModel
@@ -67,6 +68,8 @@ class GPUNodeService:
     ) -> None:
         if not node_id or not isinstance(node_id, str):
             raise InvalidInput(f"a node needs a name, not {node_id!r}")
+        if config is not None and not isinstance(config, SystemConfig):
+            raise InvalidInput(f"{node_id}: config is a SystemConfig, not a {type(config).__name__}")
         self.node_id = node_id
         self.config = config or SystemConfig()
         self.specs = detect() if gpu_specs == "auto" else specs_from(gpu_specs)
@@ -103,10 +106,11 @@ class GPUNodeService:
         Raises:
             InvalidInput: a shard outside the range, a task or a loader that doesn't hold.
             ProtocolError: parameters that don't match the model.
-            OutOfMemory: not even one sample fits the card.
+            OutOfMemory: the batch size that was set, or not even one sample, does not fit the card.
         """
-        shards = self._shard_count or (shard_id + 1 if isinstance(shard_id, int) else 1)
-        if isinstance(shard_id, bool) or not isinstance(shard_id, int) or not 0 <= shard_id < shards:
+        whole = isinstance(shard_id, Integral) and not isinstance(shard_id, bool)
+        shards = self._shard_count or (int(shard_id) + 1 if whole else 1)
+        if not whole or not 0 <= shard_id < shards:
             bound = f"0 to {self._shard_count - 1}" if self._shard_count else "0 or above"
             raise InvalidInput(f"shard {shard_id!r} is outside the range: {bound}")
         trainer = self.trainer
@@ -115,7 +119,9 @@ class GPUNodeService:
             order = self.shard(training.partition, shard_id, shards, training.seed, training.dirichlet_alpha)
             data_loader = self._own_samples(order)
         self._batches = Batches(data_loader)
-        self.measure()
+        memory = self.measure()
+        if self.batch_size is not None and not self._accumulate:
+            memory.require(self.batch_size, self.specs)
         if parameters is not None:
             self.update_parameters(parameters)
         trainer.model.gradients.zero_()
@@ -136,7 +142,8 @@ class GPUNodeService:
         began = time.perf_counter()
         try:
             inputs, targets = self._batches.take(self.batch_size)
-            step = trainer.gradient(inputs, targets, step=self._step, micro_batch=self._micro_batch(len(inputs)))
+            micro_batch = self._micro_batch(len(inputs), accumulate=self._accumulate)
+            step = trainer.gradient(inputs, targets, step=self._step, micro_batch=micro_batch)
         except Exception as error:
             self._last_error = str(error)
             raise
@@ -177,7 +184,7 @@ class GPUNodeService:
         require_batch_size(n)
         if self._memory is not None and not accumulate:
             self._memory.require(n, self.specs)
-        self.batch_size, self._accumulate = n, accumulate
+        self.batch_size, self._accumulate = int(n), accumulate
 
     def health_check(self) -> dict[str, Any]:
         """Whether the node can train: `healthy`, `status`, `reason`, and the state of its card."""
@@ -245,31 +252,33 @@ class GPUNodeService:
             self._make(task, seed)
         self.measure()
 
-    def measure(self) -> None:
-        """Measure activations and step time on a few of the task's samples, once.
+    def measure(self) -> MemoryModel:
+        """Measure activations and step time on a few of the task's samples, once; what training takes of the card.
 
         Raises:
             OutOfMemory: not even one sample fits the card.
         """
         if self._memory is not None:
-            return
+            return self._memory
         trainer = self.trainer
         few = trainer.samples(range(min(16, count(trainer.task.train))))
         model = trainer.model
-        self._memory = MemoryModel(model.manifest.total_bytes, trainer.measure_activations(*few))
-        self._memory.require(1, self.specs)
+        memory = MemoryModel(model.manifest.total_bytes, trainer.measure_activations(*few))
+        memory.require(1, self.specs)
         if self.specs.simulated:
-            one = trainer.time_step(few[0][:1], few[1][:1])
-            many = trainer.time_step(*few)
-            per_sample = max(0.0, many - one) / max(1, len(few[0]) - 1)
+            two = trainer.time_step(few[0][:2], few[1][:2])  # BatchNorm takes no single sample
+            all_ = trainer.time_step(*few)
+            per_sample = max(0.0, all_ - two) / max(1, len(few[0]) - 2)
             self._compute = ComputeModel(
                 self.specs,
-                seconds_per_step=max(0.0, one - per_sample),
+                seconds_per_step=max(0.0, two - 2 * per_sample),
                 seconds_per_sample=per_sample,
                 spread=self._settings.compute_spread,
                 seed=self.config.training.seed,
                 node_id=self.node_id,
             )
+        self._memory = memory
+        return memory
 
     def shard(self, scheme: str, index: int, shards: int, seed: int, alpha: float) -> ShardOrder:
         """The order of the samples of one shard.
@@ -306,7 +315,6 @@ class GPUNodeService:
         """
         require_batch_size(batch_size)
         trainer = self.trainer
-        self._accumulate = True
         began = time.perf_counter()
 
         def batches(index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -325,7 +333,7 @@ class GPUNodeService:
                 local_steps=local_steps,
                 learning_rate=learning_rate,
                 key=key,
-                micro_batch=self._micro_batch(batch_size),
+                micro_batch=self._micro_batch(batch_size, accumulate=True),
                 after_step=after_step,
                 abandon=abandon,
             )
@@ -381,17 +389,13 @@ class GPUNodeService:
         self._trainer = Trainer(self._task or load_task(task), seed, device, self._settings.precision)
         self._run, self._memory, self._compute, self._partition = (task, seed), None, None, None
 
-    def _micro_batch(self, batch_size: int) -> int | None:
-        if self._memory is None:
-            return None
-        largest = self._memory.largest_batch(self.specs)
-        if batch_size <= largest:
-            return None
-        if not self._accumulate:
-            self._memory.require(batch_size, self.specs)
-        if not largest:
-            raise OutOfMemory(f"{self.specs.name} does not hold a single sample beside the model", 0)
-        return largest
+    def _micro_batch(self, batch_size: int, *, accumulate: bool) -> int | None:
+        """The parts into which a batch beyond the card's memory is cut; None where it fits."""
+        memory = self.measure()
+        if not accumulate:
+            memory.require(batch_size, self.specs)
+        largest = memory.largest_batch(self.specs)
+        return None if batch_size <= largest else largest
 
     def _own_samples(self, order: ShardOrder) -> Iterable[Any]:
         training = self.config.training

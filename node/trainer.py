@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.draws import Draws
-from common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate
+from common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, OutOfMemory
 from common.tensors import Flat
 from node.descent import Descent
 from tasks import Task, build
@@ -99,7 +99,7 @@ class Trainer:
 
         Raises:
             NonFiniteUpdate: NaN or infinity in the loss or the gradients.
-            InvalidInput: the model or the loss does not take these samples.
+            InvalidInput: the model, the loss or the accuracy does not take these samples.
         """
         began = time.perf_counter()
         samples = len(inputs)
@@ -113,22 +113,13 @@ class Trainer:
         for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
             weight = len(x) / samples
             at = self._now()
-            try:
-                with self._autocast():
-                    outputs = self.model.module(x.to(self.device, non_blocking=True))
-                y = y.to(self.device, non_blocking=True)  # noqa: PLW2901
-                part = self.task.loss(_as_float32(outputs), y) * weight
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                raise InvalidInput(
-                    f"the model of task {self.task.name!r} does not take samples of shape {tuple(x.shape)} and targets "
-                    f"of shape {tuple(y.shape)}: {' '.join(str(error).split())[:300]}"
-                ) from error
+            found, score = self._forward(x, y)
+            part = found * weight
             middle = self._now()
             part.backward()
             end = self._now()
-            with torch.no_grad():
-                loss += part.detach()
-                accuracy += weight * torch.as_tensor(self.task.accuracy(_as_float32(outputs), y), device=self.device)
+            loss += part.detach()
+            accuracy += weight * score
             forward += middle - at
             backward += end - middle
         norm = descent.norm() if descent else float(torch.linalg.vector_norm(self.model.gradients))
@@ -217,9 +208,8 @@ class Trainer:
 
         state = self.model.values.clone()
         x, y = inputs.to(self.device), targets.to(self.device)
-        with self._seeded(("measure",)), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), self._autocast():
-            loss = self.task.loss(_as_float32(self.model.module(x)), y)
-        del loss
+        with self._seeded(("measure",)), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            self._forward(x, y)
         self.model.values.copy_(state)  # the forward pass moved BatchNorm's statistics
         for part in (x, y):
             saved[part.untyped_storage().data_ptr()] = part.numel() * part.element_size()
@@ -236,6 +226,27 @@ class Trainer:
     def samples(self, indices: Indices) -> tuple[Tensor, Tensor]:
         """Training samples of the task by index, on the device."""
         return fetch(self.task.train, indices, self.device)
+
+    def _forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss, to go backward from, and accuracy over a batch; the user's code runs here and only here."""
+        try:
+            with self._autocast():
+                outputs = self.model.module(inputs.to(self.device, non_blocking=True))
+            outputs, targets = _as_float32(outputs), targets.to(self.device, non_blocking=True)
+            loss = self.task.loss(outputs, targets)
+            if loss.ndim or not loss.requires_grad:
+                what = f"of shape {tuple(loss.shape)}" if loss.ndim else "that no parameter has a part in"
+                raise ValueError(f"the loss is a tensor {what}, not the mean over the batch")
+            with torch.no_grad():
+                accuracy = torch.as_tensor(self.task.accuracy(outputs, targets), device=self.device)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(f"{self.device} does not hold a batch of {len(inputs)}", len(inputs) // 2) from error
+        except Exception as error:
+            raise InvalidInput(
+                f"task {self.task.name!r} does not take samples of shape {tuple(inputs.shape)} and targets of shape "
+                f"{tuple(targets.shape)}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            ) from error
+        return loss, accuracy
 
     def _can_fuse(self, batches: Fetch) -> bool:
         """Whether this model's parameters may move within the backward pass: tried once, by moving them nowhere."""

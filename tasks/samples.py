@@ -13,7 +13,10 @@ from common.errors import InvalidInput
 
 Array = Tensor | npt.NDArray[Any]
 Data = tuple[Array, Array] | Dataset[Any]
-"""`(inputs, targets)`, first dimension = samples; or a Dataset with `__len__` and `__getitem__` of such pairs."""
+"""`(inputs, targets)`, first dimension = samples; or a Dataset with `__len__` and `__getitem__` of such pairs.
+
+Either way, what is float64, as numpy's arrays are unless told otherwise, is given to the model as float32.
+"""
 
 Indices = Sequence[int] | npt.NDArray[np.int64]
 
@@ -27,6 +30,7 @@ def count(data: Data) -> int:
     if isinstance(data, tuple):
         if len(data) != 2:
             raise InvalidInput(f"data is a tuple of {len(data)} where (inputs, targets) belongs")
+        _require_arrays(data)
         if len(data[0]) != len(data[1]):
             raise InvalidInput(f"{len(data[0])} inputs and {len(data[1])} targets: they must be as many")
         return len(data[0])
@@ -48,8 +52,23 @@ def fetch(data: Data, indices: Indices, device: torch.device) -> tuple[Tensor, T
         batch = default_collate([data[int(i)] for i in indices])
         if not isinstance(batch, (list, tuple)) or len(batch) != 2:
             raise InvalidInput(f"a {type(data).__name__} must yield (input, target) pairs")
+        _require_arrays(batch)
         inputs, targets = batch
-    return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+    return as_float32(inputs).to(device, non_blocking=True), as_float32(targets).to(device, non_blocking=True)
+
+
+def as_float32(tensor: Tensor) -> Tensor:
+    """The tensor, in float32 if it was in float64: models are."""
+    return tensor.float() if tensor.dtype is torch.float64 else tensor
+
+
+def _require_arrays(pair: Sequence[Any]) -> None:
+    for what, part in zip(("inputs", "targets"), pair, strict=True):
+        if not isinstance(part, (Tensor, np.ndarray)) or part.ndim == 0:
+            raise InvalidInput(
+                f"{what} are one tensor or array with a row for each sample, not a {type(part).__name__}; "
+                "where a model takes several, lay them side by side in one, and part them in `forward`"
+            )
 
 
 def labels(data: Data) -> npt.NDArray[np.int64]:

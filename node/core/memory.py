@@ -1,6 +1,7 @@
 """What training takes of a card's memory, and which batch fits."""
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from common.errors import InvalidInput, OutOfMemory
 from node.core.gpu import GPUSpecs
@@ -57,5 +58,5 @@ def require_batch_size(batch_size: int) -> None:
     Raises:
         InvalidInput: it is not.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
         raise InvalidInput(f"a batch size is a whole number of at least 1, not {batch_size!r}")

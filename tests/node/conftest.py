@@ -46,6 +46,7 @@ class FakeCoordinator:
     """Round, first byte and number of bytes of each push."""
     applied: dict[tuple[int, int], np.ndarray[tuple[int], np.dtype[np.float32]]] = field(default_factory=dict)
     returned: list[tuple[str, str]] = field(default_factory=list)
+    largest_batches: list[int] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
     fail: list[tuple[str, grpc.StatusCode]] = field(default_factory=list)
@@ -100,6 +101,7 @@ class FakeCoordinator:
 
     async def register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterReply:
         await self._begin("Register", context)
+        self.largest_batches.append(request.largest_batch)
         return pb.RegisterReply(
             node_id=request.node_id,
             run_id=self.run_id,

@@ -10,15 +10,35 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import InvalidInput, NotAuthenticated, ProtocolError
+from common.errors import InvalidInput, NotAuthenticated, OutOfMemory, ProtocolError
 from common.tensors import Manifest
 from common.wire import manifest_to_proto
 from node.client import own_name
+from node.core.gpu import GPUSpecs
 from node.core.lifecycle import State
 from protos import coordinator_pb2 as pb
-from tasks import FlatModel
+from tasks import FlatModel, Task, build
 
 MIB = 1 << 20
+DATA = torch.randn(20, 4), torch.arange(20) % 3
+
+
+class Raises(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise KeyError("oops")
+
+
+def each(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """A loss of each sample, where their mean belongs."""
+    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+TINY = Task(model=lambda: nn.Sequential(nn.Linear(4, 100_000), nn.Linear(100_000, 3)), train=DATA, test=DATA)
+"""3.6 MB, and as much again for the gradients."""
 
 
 def order(round_: int, *, attempt: int = 1, local_steps: int = 2, **fields: object) -> pb.WorkOrder:
@@ -133,9 +153,10 @@ async def test_a_restarted_coordinator_is_joined_again(cluster: Any) -> None:
     async with cluster(order(1), keep_open=True) as c:
         running = asyncio.create_task(c.run())
         await until(lambda: len(c.fake.applied) == 1)
+        before = c.fake.calls.count("Register")
         c.fake.run_id = "run-2"
         c.fake.directives.append(pb.HeartbeatReply.REGISTER_AGAIN)
-        await until(lambda: c.fake.calls.count("Register") == 2)
+        await until(lambda: c.fake.calls.count("Register") > before)
         c.agent.stop("test")
         await running
     assert c.agent.run_id == "run-2"
@@ -187,6 +208,33 @@ async def test_abandoned_work_is_dropped_within_a_step(cluster: Any) -> None:
         c.fake.directives.append(pb.HeartbeatReply.SHUT_DOWN)
         await running
     assert c.fake.applied == {}
+
+
+async def test_the_coordinator_learns_the_largest_batch_as_soon_as_the_model_is_known(cluster: Any) -> None:
+    async with cluster(order(1)) as c:
+        await c.run()
+    assert c.fake.largest_batches == [0, c.service.largest_batch]
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "match"),
+    [
+        (Task(model=lambda: nn.Linear(9, 9), train=DATA, test=DATA), InvalidInput, "does not take samples"),
+        (Task(model=Raises, train=DATA, test=DATA), InvalidInput, "KeyError: 'oops'"),
+        (Task(model=lambda: nn.Linear(4, 3), train=DATA, test=DATA, loss=each), InvalidInput, "mean over the batch"),
+        (TINY, OutOfMemory, "not even the model fits"),
+    ],
+)
+async def test_a_task_that_cannot_be_trained_ends_the_node_and_the_coordinator_is_told(
+    cluster: Any, task: Task, error: type[Exception], match: str
+) -> None:
+    async with cluster() as c:
+        c.service._task = task
+        c.service.specs = GPUSpecs("small", 2_000_000 if task is TINY else 1 << 30)
+        c.fake.model = build(task, 0)
+        with pytest.raises(error, match=match):
+            await c.run()
+    assert error.__name__ in c.fake.left[0]
 
 
 async def test_a_wrong_token_ends_the_node_with_the_reason(cluster: Any) -> None:

@@ -231,3 +231,60 @@ def test_activations_are_measured_not_guessed() -> None:
     # (3), the target, and reductions.
     measured = node.trainer.measure_activations(X[:16], Y[:16])
     assert 4 * (6 + 8 + 3) <= measured <= 4 * (6 + 8 + 8 + 3 + 3) + 40
+
+
+def test_batch_sizes_and_shards_may_be_numpys() -> None:
+    node = service(shard_count=3)
+    node.initialize(None, loader(), np.int64(2))  # type: ignore[arg-type]  # an index out of numpy
+    node.update_batch_size(np.int32(5))  # type: ignore[arg-type]  # as above
+    assert node.train_step().metrics["samples"] == 5
+
+
+def test_a_batch_size_set_before_the_model_is_known_is_held_to_the_card() -> None:
+    node = service(GPUSpecs("tiny", 3_000, 8.1))
+    node.update_batch_size(1_000_000)
+    with pytest.raises(OutOfMemory, match="the largest that fits"):
+        node.initialize(None, loader(), 0)
+
+
+def test_parameters_of_no_kind_and_opposite_infinities_are_told() -> None:
+    node = service()
+    node.initialize(None, loader(), 0)
+    names = [tensor.name for tensor in node.trainer.model.manifest.tensors]
+    with pytest.raises(ProtocolError, match="str where a tensor"):
+        node.update_parameters(dict.fromkeys(names, "x"))
+    flat = node.trainer.model.flat()
+    flat[:2] = math.inf, -math.inf
+    with pytest.raises(NonFiniteUpdate, match=names[0]):
+        node.update_parameters(flat)
+
+
+def test_a_configuration_of_another_kind() -> None:
+    with pytest.raises(InvalidInput, match="SystemConfig, not a dict"):
+        GPUNodeService("n", "T4", {})  # type: ignore[arg-type]  # the point
+
+
+def test_normalisation_over_the_batch_trains_on_a_simulated_card() -> None:
+    normalised = Task(model=lambda: nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)), train=(X, Y), test=(X, Y))
+    node = GPUNodeService("n", "T4", task=normalised, sleep=lambda seconds: None)
+    node.initialize(None, loader(), 0)
+    assert math.isfinite(node.train_step().metrics["loss"])
+
+
+def test_arrays_of_float64_are_given_as_the_model_is() -> None:
+    x, y = X.double().numpy(), Y.numpy()
+    node = GPUNodeService(
+        "n", "auto", task=Task(model=lambda: nn.Linear(6, 3), train=(x, y), test=(x, y)), shard_count=1
+    )
+    for data in (None, [(x, y)]):
+        node.initialize(None, data, 0)
+        assert math.isfinite(node.train_step().metrics["loss"])
+
+
+def test_inputs_of_several_tensors_are_refused_with_what_to_do() -> None:
+    with pytest.raises(InvalidInput, match="lay them side by side"):
+        Task(model=lambda: nn.Linear(6, 3), train=({"a": X}, Y), test=(X, Y))  # type: ignore[arg-type]  # the point
+    node = service()
+    node.initialize(None, [({"a": X}, Y)], 0)
+    with pytest.raises(InvalidInput, match="two tensors, not dict and Tensor"):
+        node.train_step()
