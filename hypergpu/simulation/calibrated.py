@@ -1,12 +1,13 @@
 """A real run once more in virtual time, with the compute times that it measured: with its policy, and without."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from common.config import SystemConfig, load_config
-from hypergpu.simulation.compare import Comparison, compare
-from hypergpu.simulation.compute import MeasuredCompute, times_of
+from hypergpu.simulation.compare import BASELINE, Comparison, Result, Variant, against
+from hypergpu.simulation.compute import MeasuredCompute, read_rounds, times_of
+from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario import Scenario
 
 
@@ -37,23 +38,27 @@ def scenario_of_run(run_dir: Path, links: Mapping[str, str], events: Iterable[Ma
 def compare_with_baseline(
     run_dir: Path,
     links: Mapping[str, str],
-    events: Sequence[Mapping[str, Any]] = (),
+    events: Iterable[Mapping[str, Any]] = (),
     *,
     target_accuracy: float | None = None,
-    seeds: int = 1,
+    out: Path | None = None,
 ) -> Comparison:
     """The run with its own policy and by the fixed baseline, both in virtual time and calibrated by the real one.
 
     Args:
         run_dir, links, events: as `scenario_of_run`.
-        target_accuracy: whose time is measured; the task's own if it is left out.
-        seeds: how many pairs.
+        target_accuracy: whose time is measured; the best that the real run reached if it is left out.
+        out: where both simulated runs are kept, each under its policy's name; nowhere if it is left out.
 
     Raises:
         InvalidInput: the run finished no round.
     """
     scenario = scenario_of_run(run_dir, links, events)
-    if target_accuracy is not None:
-        scenario = scenario.changed(target_accuracy=target_accuracy)
     compute = MeasuredCompute.of_run(run_dir, times_of(scenario), links)
-    return compare(scenario, [scenario.config.orchestrator.policy], seeds=seeds, compute=compute)
+    target = target_accuracy or max(row["accuracy"] or 0.0 for row in read_rounds(run_dir))
+    scenario = scenario.changed(target_accuracy=target)
+    results = [
+        Result(variant, [simulate(variant.of(scenario, scenario.seed), out and out / variant.policy, compute=compute)])
+        for variant in (Variant(BASELINE), Variant(scenario.config.orchestrator.policy))
+    ]
+    return Comparison(scenario, [scenario.seed], target, results[0], [against(*results)])

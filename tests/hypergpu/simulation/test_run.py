@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hypergpu.simulation.calibrated import compare_with_baseline
 from hypergpu.simulation.compute import MeasuredCompute, read_rounds, times_of
 from hypergpu.simulation.run import Outcome, simulate
 from hypergpu.simulation.scenario import Scenario
@@ -142,3 +143,14 @@ def test_a_run_calibrates_the_next(tmp_path: Path) -> None:
     found = agreement(read_rounds(tmp_path / "a"), read_rounds(tmp_path / "b"), 3)
     assert found.round_time_error < 0.05
     assert found.selection_agreement == 1.0
+
+
+def test_a_run_is_compared_with_its_baseline_as_it_was_measured(tmp_path: Path) -> None:
+    tested = scenario(policy="reactive", learning="real", rounds=4)
+    simulate(tested, tmp_path / "run")
+    links = {f"n_{index}": "good" for index in range(4)}
+    found = compare_with_baseline(tmp_path / "run", links, out=tmp_path / "again")
+    assert found.baseline.variant.policy == "none"
+    assert found.candidates[0].result.variant.policy == "reactive"
+    assert {"none", "reactive"} == {directory.name for directory in (tmp_path / "again").iterdir()}
+    assert found.target == pytest.approx(max(r["accuracy"] for r in read_rounds(tmp_path / "run")))
