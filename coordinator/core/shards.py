@@ -48,19 +48,45 @@ class ShardTable:
             self._cursors = [start] * count
         return True
 
+    def assign(self, nodes: Iterable[str]) -> dict[str, Shard]:
+        """The shards of one round: each node's own, so that it need not load another.
+
+        Except where a shard has fallen a whole pass behind, because its node is left out or given small batches: then
+        the nodes that are furthest ahead train those that are furthest behind. No sample is forgotten with a link.
+
+        Raises:
+            KeyError: a node has none.
+        """
+        shards = {node: self.shard_of(node) for node in nodes}
+        owners = {shard.index: node for node, shard in shards.items()}
+        if len(owners) < len(shards):
+            return shards  # more nodes than samples
+        a_pass = self._most // max(1, len(self._cursors))
+        behind = sorted(range(len(self._cursors)), key=self._cursors.__getitem__)
+        ahead = sorted(owners, key=self._cursors.__getitem__, reverse=True)
+        for front, back in zip(ahead, behind, strict=False):
+            if self._cursors[front] - self._cursors[back] < a_pass:
+                break
+            shards[owners[front]] = self._shard(back)
+            if back in owners:
+                shards[owners[back]] = self._shard(front)
+        return shards
+
     def shard_of(self, node: str) -> Shard:
-        """The node's shard and cursor.
+        """The node's own shard and cursor.
 
         Raises:
             KeyError: it has none.
         """
-        index = self._owners[node]
-        return Shard(index, len(self._cursors), self._cursors[index])
+        return self._shard(self._owners[node])
 
     def advance(self, shard: Shard, samples: int) -> None:
         """`samples` of this shard were used; ignored where the data has been cut anew since."""
         if shard.count == len(self._cursors):
             self._cursors[shard.index] = max(self._cursors[shard.index], shard.cursor + samples)
+
+    def _shard(self, index: int) -> Shard:
+        return Shard(index, len(self._cursors), self._cursors[index])
 
     def snapshot(self) -> dict[str, Any]:
         """As JSON, for a checkpoint."""

@@ -8,7 +8,7 @@ from common.config.training import TrainingConfig
 from coordinator.core.adaptation import Adaptation
 from coordinator.core.deadlines import DeadlineEstimator, DeadlineReason
 from coordinator.core.decisions import CLUSTER, DecisionKind
-from coordinator.core.events import AbandonRound, Rule
+from coordinator.core.events import AbandonRound, Rule, Shard
 from coordinator.core.journal import Journal
 from coordinator.core.membership import Member, Membership, Presence
 from coordinator.core.shards import ShardTable
@@ -131,7 +131,7 @@ class RoundStarter:
         self._deal_shards(number)
         self._began, self.waiting_for = True, ""
         deadline = self.deadlines.deadline(chosen)
-        orders = [self._order(node, plan) for node in chosen]
+        orders = [self._order(node, shard, plan) for node, shard in self.shards.assign(chosen).items()]
         text = f"round {number} begins with {len(chosen)} nodes"
         self._journal.record("round_started", text, nodes=len(chosen), deadline_seconds=deadline.seconds)
         if deadline.reason is not self.deadline_reason:
@@ -146,7 +146,7 @@ class RoundStarter:
             self._journal.decide(DecisionKind.DEADLINE, CLUSTER, deadline.reason, figures)
         return Round.begin(number, now, now + deadline.seconds, self.config.quorum, orders)
 
-    def _order(self, node: str, plan: Mapping[str, Any]) -> Order:
+    def _order(self, node: str, shard: Shard, plan: Mapping[str, Any]) -> Order:
         """What the adaptation plans for a node, or the configured values, within what can work."""
         config, member = self.config, self.members.connected[node]
         batch = max(1, int(plan.get("batch_sizes", {}).get(node, config.batch_size)))
@@ -156,7 +156,7 @@ class RoundStarter:
         steps = 1 if config.local_steps == 1 else max(2, steps)
         member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
         member.rounds_selected += 1
-        return Order(node, self.shards.shard_of(node), member.batch_size, steps, rate)
+        return Order(node, shard, member.batch_size, steps, rate)
 
     def _deal_shards(self, number: int) -> None:
         """One shard for each node that is there, or was until a few rounds ago."""

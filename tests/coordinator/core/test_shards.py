@@ -52,6 +52,36 @@ def test_an_answer_to_an_older_cut_moves_no_cursor_and_replays_move_it_once() ->
     assert {table.shard_of(n).cursor for n in "abc"} == {3}
 
 
+def test_the_data_of_nodes_that_are_left_out_is_trained_by_those_that_are_ahead() -> None:
+    table = ShardTable(most=40)  # ten samples a shard
+    table.deal("abcd")
+    taken: set[int] = set()
+    for number in range(8):
+        shards = table.assign("ab")
+        if number == 0:
+            assert [shards[n] for n in "ab"] == [table.shard_of(n) for n in "ab"], "while nobody lags, each its own"
+        taken |= {shard.index for shard in shards.values()}
+        for shard in shards.values():
+            table.advance(shard, 10)
+    assert taken == {0, 1, 2, 3}
+    assert max(table._cursors) - min(table._cursors) <= 20
+
+
+@given(st.integers(1, 10), st.data())
+def test_a_round_trains_each_shard_once_and_the_lag_is_bounded(count: int, data: st.DataObject) -> None:
+    table = ShardTable(most=10 * count)
+    nodes = [f"n{i}" for i in range(count)]
+    table.deal(nodes)
+    chosen = data.draw(st.lists(st.sampled_from(nodes), unique=True, min_size=1))
+    speeds = {node: data.draw(st.integers(1, 10)) for node in nodes}
+    for _ in range(20 * count):
+        shards = table.assign(chosen)
+        assert len({s.index for s in shards.values()}) == len(chosen) == len(shards)
+        for node, shard in shards.items():
+            table.advance(shard, speeds[node])
+        assert max(table._cursors) - min(table._cursors) <= 3 * 10, "about a pass, whatever the nodes' speeds"
+
+
 def test_snapshots() -> None:
     table = ShardTable()
     table.deal(["a", "b"])
