@@ -18,7 +18,7 @@ class Measure:
     show: Callable[[Number], str]
     of: Callable[[Run], Number]
     better: int = 0
-    """1: more is better; -1: less is; 0: neither."""
+    """1: more is better; -1: less is; 0: neither, or it depends on how many rounds there were."""
 
 
 def final(values: Sequence[float | None]) -> float | None:
@@ -64,7 +64,7 @@ MEASURES = (
     Measure("best_accuracy", "Best accuracy", percent, _best_accuracy, 1),
     Measure("loss", "Final loss", figure, lambda run: final([r.loss for r in run.rounds]), -1),
     Measure("rounds", "Rounds", _count, lambda run: len(run.rounds)),
-    Measure("elapsed_seconds", "Time", duration, lambda run: run.ended_at or None, -1),
+    Measure("elapsed_seconds", "Time", duration, lambda run: run.ended_at or None),
     Measure(
         "round_seconds",
         "Median round",
@@ -74,8 +74,8 @@ MEASURES = (
     ),
     Measure("samples_per_second", "Samples per second", figure, _samples_per_second, 1),
     Measure("contributing_share", "Orders fulfilled", percent, _contributing, 1),
-    Measure("bytes_sent", "Sent to nodes", size, _summed("bytes_sent"), -1),
-    Measure("bytes_received", "Received from nodes", size, _summed("bytes_received"), -1),
+    Measure("bytes_sent", "Sent to nodes", size, _summed("bytes_sent")),
+    Measure("bytes_received", "Received from nodes", size, _summed("bytes_received")),
     Measure("adaptation_share", "Time spent on adapting", percent, _summed("adaptation_share"), -1),
 )
 
