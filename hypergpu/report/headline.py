@@ -51,7 +51,7 @@ def _contributing(run: Run) -> float | None:
     return sum(each.success for r in run.rounds for each in r.nodes) / asked if asked else None
 
 
-def _summed(key: str) -> Callable[[Run], Number]:
+def _recorded(key: str) -> Callable[[Run], Number]:
     def of(run: Run) -> Number:
         value = run.summary.get(key)
         return value if isinstance(value, int | float) else None
@@ -74,9 +74,9 @@ MEASURES = (
     ),
     Measure("samples_per_second", "Samples per second", figure, _samples_per_second, 1),
     Measure("contributing_share", "Orders fulfilled", percent, _contributing, 1),
-    Measure("bytes_sent", "Sent to nodes", size, _summed("bytes_sent")),
-    Measure("bytes_received", "Received from nodes", size, _summed("bytes_received")),
-    Measure("adaptation_share", "Time spent on adapting", percent, _summed("adaptation_share"), -1),
+    Measure("bytes_sent", "Sent to nodes", size, _recorded("bytes_sent")),
+    Measure("bytes_received", "Received from nodes", size, _recorded("bytes_received")),
+    Measure("adaptation_share", "Time spent on adapting", percent, _recorded("adaptation_share"), -1),
 )
 
 
