@@ -10,11 +10,15 @@ from typing import Any
 from common.errors import HyperGPUError, Unavailable
 from hypergpu.dashboard import ENDED, History, Snapshot, take_snapshot
 from hypergpu.local import LocalCluster, LocalNode
+from hypergpu.simulation.calibrated import compare_with_baseline
+from hypergpu.simulation.compare import Comparison
 from protos import coordinator_pb2 as pb
 from protos import netsim_pb2 as net
 
 PROFILES = ("perfect", "good", "average", "poor", "unstable")
 GPUS = ("A100", "RTX-4090", "V100", "T4", "laptop-cpu")
+SIMULATED = "simulated"
+"""Where in a run's directory its repetitions in virtual time are kept."""
 _POLL_SECONDS = 0.5
 
 
@@ -83,6 +87,27 @@ async def run_demo(
         summary = _summary(run_dir, nodes, turns, last)
         (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
+
+
+def without_adaptation(run_dir: Path, nodes: Sequence[LocalNode], rounds: int) -> Comparison:
+    """What the run would have been without adaptation: both ways in virtual time, with its own compute times.
+
+    Raises:
+        InvalidInput: the run finished no round.
+    """
+    events = [
+        {
+            "round": turn.round,
+            "type": turn.event.type,
+            "nodes": list(turn.event.nodes),
+            "duration_seconds": turn.event.duration_seconds,
+            "profile": turn.event.profile,
+        }
+        for turn in demo_turns(nodes)
+        if turn.round <= rounds
+    ]
+    links = {node.node_id: node.profile for node in nodes}
+    return compare_with_baseline(run_dir, links, events, out=run_dir / SIMULATED)
 
 
 async def _watch(cluster: LocalCluster, progress: Progress) -> None:

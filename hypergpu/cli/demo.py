@@ -5,6 +5,7 @@ import json
 import signal
 import time
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
@@ -13,8 +14,10 @@ from rich.live import Live
 
 from common.errors import InvalidInput
 from hypergpu.dashboard import History, Snapshot, dashboard
-from hypergpu.demo import Progress, demo_nodes, run_demo
+from hypergpu.demo import SIMULATED, Progress, demo_nodes, run_demo, without_adaptation
+from hypergpu.report import write_report
 from hypergpu.show import QUALITY_STYLE, duration, new_table, styled
+from hypergpu.simulation.compare import BASELINE, Comparison
 from protos import coordinator_pb2 as pb
 
 _DETAIL_EVERY = 5
@@ -54,10 +57,18 @@ def demo(
             f"interrupted: every process has ended, the run is kept in {run_dir}", highlight=False, soft_wrap=True
         )
         raise typer.Exit(130) from None
-    if as_json:
-        print(json.dumps(summary, indent=2))
-    else:
+    if not as_json:
         _print_summary(console, summary, run_dir)
+    comparison = without_adaptation(run_dir, demo_nodes(nodes), rounds) if summary.get("rounds") else None
+    baseline = run_dir / SIMULATED / BASELINE if comparison else None
+    written = write_report(run_dir, baseline=baseline)
+    if as_json:
+        told = comparison.record() if comparison else None
+        print(json.dumps(summary | {"comparison": told, "report": str(written.path)}, indent=2))
+        return
+    if comparison is not None:
+        _print_comparison(console, comparison)
+    console.print(f"report: {written.path}", highlight=False, soft_wrap=True)
 
 
 async def _until_signalled(run_dir: Path, nodes: int, rounds: int, seed: int, console: Console) -> dict[str, Any]:
@@ -94,6 +105,37 @@ def _plain(console: Console) -> Progress:
                 )
 
     return Progress(event, snapshot)
+
+
+def _print_comparison(console: Console, comparison: Comparison) -> None:
+    """The run with and without adaptation, and how that is known."""
+    console.print(
+        "\n[b]What adaptation was worth:[/] this run once more in virtual time, with and without it, on the same"
+        " links, events, data and seed, with the compute times that were measured",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = new_table("policy", f">to {comparison.target:.1%}", ">rounds", ">accuracy", ">round (median)", ">whole run")
+    (candidate,) = comparison.candidates
+    for result in (comparison.baseline, candidate.result):
+        (outcome,) = result.outcomes
+        reached = outcome.time_to_target_seconds
+        table.add_row(
+            "none (fixed baseline)" if result is comparison.baseline else outcome.policy,
+            "never" if reached is None else duration(reached),
+            str(outcome.rounds),
+            f"{outcome.final_accuracy:.1%}",
+            f"{1000 * median(outcome.round_seconds):.0f} ms",
+            duration(outcome.seconds),
+        )
+    console.print(table)
+    speedup = candidate.speedup.mean
+    if speedup is not None:
+        word = f"{speedup:.2f} times sooner" if speedup >= 1 else f"{1 / speedup:.2f} times later"
+        bound = " (at least: one of them never was)" if candidate.bounds else ""
+        console.print(
+            f"with adaptation, {comparison.target:.1%} accuracy is there [b]{word}[/]{bound}", highlight=False
+        )
 
 
 def _print_summary(console: Console, summary: dict[str, Any], run_dir: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import SystemConfig, load_config
-from hypergpu.simulation.compare import BASELINE, Comparison, Result, Variant, against
+from hypergpu.simulation.compare import BASELINE, Comparison, Result, Variant, against, target_of
 from hypergpu.simulation.compute import MeasuredCompute, read_rounds, times_of
 from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario import Scenario
@@ -47,7 +47,7 @@ def compare_with_baseline(
 
     Args:
         run_dir, links, events: as `scenario_of_run`.
-        target_accuracy: whose time is measured; the best that the real run reached if it is left out.
+        target_accuracy: whose time is measured; if it is left out the task's own, or what of it the run reached.
         out: where both simulated runs are kept, each under its policy's name; nowhere if it is left out.
 
     Raises:
@@ -55,10 +55,16 @@ def compare_with_baseline(
     """
     scenario = scenario_of_run(run_dir, links, events)
     compute = MeasuredCompute.of_run(run_dir, times_of(scenario), links)
-    target = target_accuracy or max(row["accuracy"] or 0.0 for row in read_rounds(run_dir))
+    target = target_accuracy or _target(run_dir, scenario)
     scenario = scenario.changed(target_accuracy=target)
     results = [
         Result(variant, [simulate(variant.of(scenario, scenario.seed), out and out / variant.policy, compute=compute)])
         for variant in (Variant(BASELINE), Variant(scenario.config.orchestrator.policy))
     ]
     return Comparison(scenario, [scenario.seed], target, results[0], [against(*results)])
+
+
+def _target(run_dir: Path, scenario: Scenario) -> float:
+    best = max(row["accuracy"] or 0.0 for row in read_rounds(run_dir))
+    own = target_of(scenario)
+    return best if own is None else min(own, best)

@@ -167,7 +167,9 @@ def compare(
         UnknownName: a policy or strategy that there is not.
         InvalidInput: no target accuracy is known.
     """
-    target = scenario.target if scenario.target is not None else _target_of_task(scenario)
+    target = target_of(scenario)
+    if target is None:
+        raise InvalidInput(f"the scenario {scenario.name} has no target_accuracy, and its task none either: give one")
     scenario = scenario.changed(target_accuracy=target)
     numbers = range(scenario.seed, scenario.seed + seeds)
     variants = [Variant(BASELINE), *variants_of(policies, strategies)]
@@ -208,13 +210,13 @@ def against(baseline: Result, result: Result) -> Candidate:
     return Candidate(result, estimate(ratios), bounds, estimate(differences))
 
 
-def _target_of_task(scenario: Scenario) -> float:
+def target_of(scenario: Scenario) -> float | None:
+    """The accuracy whose time is measured: the scenario's, or else the one that its task documents."""
+    if scenario.target is not None:
+        return scenario.target
     from tasks import load_task  # noqa: PLC0415  (torch takes seconds to import)
 
-    target = load_task(scenario.config.training.task).target
-    if target is None:
-        raise InvalidInput(f"the scenario {scenario.name} has no target_accuracy, and its task none either: give one")
-    return target
+    return load_task(scenario.config.training.task).target
 
 
 def _strategies(text: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 from coordinator.core import events as ev
 from coordinator.core.decisions import DecisionKind
 from coordinator.core.rounds import RoundMachine
+from coordinator.results import event_row, node_row, outcome, round_row
 from coordinator.run_dir import RunDir
 from hypergpu.simulation.node import SimulatedNode
 from hypergpu.simulation.scenario import Scenario
@@ -41,8 +42,7 @@ class Recording:
         if decision is not None and decision.kind is DecisionKind.QUARANTINE:
             self.quarantined.setdefault(decision.subject, []).append(str(decision.reason))
         if self._dir is not None:
-            own = {"seconds": round(now, 3), "round": record.round, "kind": record.kind, "text": record.text}
-            self._dir.event({**own, **{name: value for name, value in record.fields.items() if name not in own}})
+            self._dir.event(event_row(now, record.round, record.kind, record.text, record.fields))
 
     def network(self, what: str, now: float) -> None:
         """Something happened to the links, because the scenario says so."""
@@ -57,7 +57,7 @@ class Recording:
             if target is not None and accuracy >= target and self.reached_at is None:
                 self.reached_at = now
         if self._dir is not None:
-            self._dir.round(_round_row(closed, loss, accuracy, now))
+            self._dir.round(round_row(closed, loss, accuracy, now))
 
     def finished(self, finish: ev.Finish, now: float) -> None:
         """As `Recorder.finished`."""
@@ -73,39 +73,17 @@ class Recording:
 
     def _node_rows(self) -> list[dict[str, Any]]:
         members = self.machine.members
-        return [
-            {
-                "node_id": m.node_id,
-                "state": str(m.presence) if m.node_id not in members.connected else "idle",
-                "reason": m.reason,
-                "rounds_contributed": m.rounds_contributed,
-                "rounds_selected": m.rounds_selected,
-                "retries": m.retries,
-                "late": m.late,
-                "batch_size": m.batch_size,
-                "compute_seconds": m.compute_seconds,
-                "rule": str(m.rule),
-                **m.info,
-            }
-            for m in members
-        ]
+        return [node_row(m, "idle" if m.node_id in members.connected else str(m.presence)) for m in members]
 
     def _bytes(self, direction: Direction) -> int:
         return sum(node.line.link.counters(direction).bytes for node in self._nodes.values())
 
     def _summary(self, now: float) -> dict[str, Any]:
-        machine, scenario = self.machine, self._scenario
+        scenario = self._scenario
         return {
             "run_id": f"simulated-{scenario.name}-{scenario.seed}",
-            "task": machine.config.task,
             "seed": scenario.seed,
-            "state": str(machine.state),
-            "reason": self.finish_reason,
-            "rounds": machine.round - 1,
-            "rounds_planned": machine.config.rounds,
-            "final_loss": machine.loss,
-            "final_accuracy": machine.accuracy,
-            "duration_seconds": round(now, 3),
+            **outcome(self.machine, self.finish_reason, now),
             "policy": scenario.config.orchestrator.policy,
             "simulated": True,
             "scenario": scenario.name,
@@ -115,21 +93,3 @@ class Recording:
             "bytes_received": self._bytes(Direction.UP),
             "nodes": {row["node_id"]: row for row in self._node_rows()},
         }
-
-
-def _round_row(closed: ev.CloseRound, loss: float | None, accuracy: float | None, now: float) -> dict[str, Any]:
-    return {
-        "round": closed.round,
-        "ended_seconds": round(now, 3),
-        "seconds": round(closed.seconds, 6),
-        "reason": str(closed.reason),
-        "loss": loss,
-        "accuracy": accuracy,
-        "train_loss": closed.loss,
-        "samples": closed.samples,
-        "contributors": [c.node for c in closed.contributions if c.success],
-        "missing": [c.node for c in closed.contributions if not c.success],
-        "batch_sizes": {c.node: c.batch_size for c in closed.contributions},
-        "compute_seconds": {c.node: round(c.compute_seconds, 6) for c in closed.contributions if c.success},
-        "waiting_seconds": {c.node: round(c.waiting_seconds, 6) for c in closed.contributions},
-    }
