@@ -47,12 +47,12 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
     async def WatchEvents(self, request: pb.WatchEventsRequest, context: Context) -> AsyncIterator[pb.RunEvent]:  # noqa: N802
         """Events as they happen, until the run ends or the client can't keep up."""
         del context
-        queue = self._engine.subscribe(request.replay)
+        queue = self._engine.feed.subscribe(request.replay)
         try:
             while (event := await queue.get()) is not None:
                 yield convert.run_event(event)
         finally:
-            self._engine.unsubscribe(queue)
+            self._engine.feed.unsubscribe(queue)
 
     @unary
     async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.Status:  # noqa: N802

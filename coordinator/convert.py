@@ -11,7 +11,8 @@ from coordinator.core import events as ev
 from coordinator.core.decisions import Decision
 from coordinator.core.global_model import GlobalModel
 from coordinator.core.membership import Member
-from coordinator.engine import Engine, RunEvent
+from coordinator.engine import Engine
+from coordinator.results import RunEvent
 from protos import coordinator_pb2 as pb
 
 NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -1,7 +1,6 @@
 """Runs a training run: carries out what the round machine decides, and tells it what came of it."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,14 +10,15 @@ from typing import Any, Protocol
 import structlog
 
 from common.clock import Clock, monotonic
-from common.errors import ResourceExhausted
 from common.tensors import Flat, chunks
 from common.wire import encode_part
 from coordinator.core import events as ev
 from coordinator.core.aggregation import is_finite
 from coordinator.core.global_model import GlobalModel
 from coordinator.core.rounds import RoundMachine
+from coordinator.feed import Feed
 from coordinator.metrics import Metrics
+from coordinator.results import RunEvent, node_row, outcome, round_row
 from coordinator.run_dir import Checkpoint, RunDir
 from coordinator.uploads import Uploads
 
@@ -29,7 +29,6 @@ Evaluate = Callable[[Flat], tuple[float, float]]
 
 _QUIET = frozenset({"round_started", "decision"})
 """Kinds of records that are logged at debug level: the rest is news."""
-_SUBSCRIBER_BACKLOG = 1000
 _NODES_FILE_SECONDS = 2.0
 
 
@@ -51,22 +50,6 @@ class Links(Protocol):
     def summary(self) -> Mapping[str, Any]:
         """What is to be said of the adaptation in a run's summary."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class RunEvent:
-    """A record with its time: what watchers and the run directory get."""
-
-    seconds: float
-    round: int
-    kind: str
-    text: str
-    fields: Mapping[str, Any]
-
-    def row(self) -> dict[str, Any]:
-        """As a line of events.jsonl."""
-        own = {"seconds": round(self.seconds, 3), "round": self.round, "kind": self.kind, "text": self.text}
-        return {**own, **{name: value for name, value in self.fields.items() if name not in own}}
 
 
 @dataclass
@@ -106,6 +89,7 @@ class Engine:
         self.model = model
         self.uploads = uploads
         self.metrics = seams.metrics
+        self.feed = Feed()
         self.finished = asyncio.Event()
         """Set when the run is over and its results are on disk."""
         self.failure = ""
@@ -114,8 +98,6 @@ class Engine:
         self._clock = seams.clock
         self._started_at = seams.clock()
         self._waiters: dict[str, asyncio.Future[ev.Assign | ev.RunOver | None]] = {}
-        self._recent: deque[RunEvent] = deque(maxlen=500)
-        self._subscribers: set[asyncio.Queue[RunEvent | None]] = set()
         self._broadcast: _Broadcast | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -219,26 +201,6 @@ class Engine:
         self.dispatch(ev.NodeSeen(node))
         self._seams.links.heard(node, report, rtt_ms)
 
-    def subscribe(self, replay: int) -> "asyncio.Queue[RunEvent | None]":
-        """Events as they happen, after the last `replay`; None ends them.
-
-        Raises:
-            ResourceExhausted: too many watch already.
-        """
-        if len(self._subscribers) >= 100:
-            raise ResourceExhausted("100 clients watch this run already")
-        queue: asyncio.Queue[RunEvent | None] = asyncio.Queue(_SUBSCRIBER_BACKLOG)
-        for event in list(self._recent)[len(self._recent) - min(replay, len(self._recent)) :]:
-            queue.put_nowait(event)
-        if self.finished.is_set():
-            queue.put_nowait(None)
-        self._subscribers.add(queue)
-        return queue
-
-    def unsubscribe(self, queue: "asyncio.Queue[RunEvent | None]") -> None:
-        """The watcher is gone."""
-        self._subscribers.discard(queue)
-
     async def close(self) -> None:
         """Let what was begun be finished, and the files be complete."""
         if self._timer is not None:
@@ -298,7 +260,7 @@ class Engine:
             self.failure = f"round {closed.round} could not be evaluated: {type(error).__name__}: {error}"
             self.dispatch(ev.Stop(self.failure))
             return
-        self._seams.run_dir.round(self._round_row(closed, loss, accuracy))
+        self._seams.run_dir.round(round_row(closed, loss, accuracy, self.elapsed_seconds))
         self.dispatch(ev.Evaluated(closed.round, loss, accuracy, self.model.update_norms if good else None))
         if closed.round % self.machine.config.checkpoint_every == 0:
             await self._checkpoint(closed.round)
@@ -310,9 +272,7 @@ class Engine:
         await self._checkpoint(self.machine.round - 1)
         self._write_results()
         self.finished.set()
-        for queue in self._subscribers:
-            if not queue.full():
-                queue.put_nowait(None)
+        self.feed.end()
 
     async def _checkpoint(self, round_number: int) -> None:
         if round_number < 1:
@@ -338,22 +298,7 @@ class Engine:
 
     def node_rows(self) -> list[dict[str, Any]]:
         """Every node as a row of nodes.json."""
-        return [
-            {
-                "node_id": m.node_id,
-                "state": self.state_of(m.node_id),
-                "reason": m.reason,
-                "rounds_contributed": m.rounds_contributed,
-                "rounds_selected": m.rounds_selected,
-                "retries": m.retries,
-                "late": m.late,
-                "batch_size": m.batch_size,
-                "compute_seconds": m.compute_seconds,
-                "rule": str(m.rule),
-                **m.info,
-            }
-            for m in self.machine.members
-        ]
+        return [node_row(member, self.state_of(member.node_id)) for member in self.machine.members]
 
     def state_of(self, node: str) -> str:
         """A node's state in one word: idle, working, straggling, lost, left."""
@@ -366,18 +311,10 @@ class Engine:
 
     def summary(self) -> dict[str, Any]:
         """The result so far."""
-        machine = self.machine
         return {
             "run_id": self.run_id,
-            "task": machine.config.task,
-            "seed": machine.config.seed,
-            "state": str(machine.state),
-            "reason": self._finish_reason,
-            "rounds": machine.round - 1,
-            "rounds_planned": machine.config.rounds,
-            "final_loss": machine.loss,
-            "final_accuracy": machine.accuracy,
-            "duration_seconds": round(self.elapsed_seconds, 3),
+            "seed": self.machine.config.seed,
+            **outcome(self.machine, self._finish_reason, self.elapsed_seconds),
             **self._seams.links.summary(),
             **self.metrics.traffic(),
             "nodes": {row["node_id"]: row for row in self.node_rows()},
@@ -387,33 +324,10 @@ class Engine:
         self._seams.run_dir.nodes(self.node_rows())
         self._seams.run_dir.summary(self.summary())
 
-    def _round_row(self, closed: ev.CloseRound, loss: float | None, accuracy: float | None) -> dict[str, Any]:
-        return {
-            "round": closed.round,
-            "ended_seconds": round(self.elapsed_seconds, 3),
-            "seconds": round(closed.seconds, 6),
-            "reason": str(closed.reason),
-            "loss": loss,
-            "accuracy": accuracy,
-            "train_loss": closed.loss,
-            "samples": closed.samples,
-            "contributors": [c.node for c in closed.contributions if c.success],
-            "missing": [c.node for c in closed.contributions if not c.success],
-            "batch_sizes": {c.node: c.batch_size for c in closed.contributions},
-            "compute_seconds": {c.node: round(c.compute_seconds, 6) for c in closed.contributions if c.success},
-            "waiting_seconds": {c.node: round(c.waiting_seconds, 6) for c in closed.contributions},
-        }
-
     def _publish(self, event: RunEvent) -> None:
-        self._recent.append(event)
         self._seams.run_dir.event(event.row())
         (log.debug if event.kind in _QUIET else log.info)(event.text, kind=event.kind, round=event.round)
-        for queue in [q for q in self._subscribers if q.full()]:
-            self._subscribers.discard(queue)  # it can't keep up
-            queue.get_nowait()
-            queue.put_nowait(None)
-        for queue in self._subscribers:
-            queue.put_nowait(event)
+        self.feed.publish(event)
 
     # ------------------------------------------------------------ running things
 

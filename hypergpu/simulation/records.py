@@ -7,7 +7,7 @@ from typing import Any
 from coordinator.core import events as ev
 from coordinator.core.decisions import DecisionKind
 from coordinator.core.rounds import RoundMachine
-from coordinator.results import event_row, node_row, outcome, round_row
+from coordinator.results import RunEvent, node_row, outcome, round_row
 from coordinator.run_dir import RunDir
 from hypergpu.simulation.node import SimulatedNode
 from hypergpu.simulation.scenario import Scenario
@@ -42,7 +42,7 @@ class Recording:
         if decision is not None and decision.kind is DecisionKind.QUARANTINE:
             self.quarantined.setdefault(decision.subject, []).append(str(decision.reason))
         if self._dir is not None:
-            self._dir.event(event_row(now, record.round, record.kind, record.text, record.fields))
+            self._dir.event(RunEvent(now, record.round, record.kind, record.text, record.fields).row())
 
     def network(self, what: str, now: float) -> None:
         """Something happened to the links, because the scenario says so."""

@@ -1,0 +1,77 @@
+"""What a run leaves behind, as rows: of a real run and of a simulated one alike."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coordinator.core import events as ev
+from coordinator.core.membership import Member
+from coordinator.core.rounds import RoundMachine
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """A record with its time: what watchers and the run directory get."""
+
+    seconds: float
+    round: int
+    kind: str
+    text: str
+    fields: Mapping[str, Any]
+
+    def row(self) -> dict[str, Any]:
+        """A line of events.jsonl; a field that bears the name of a column is left out."""
+        own = {"seconds": round(self.seconds, 3), "round": self.round, "kind": self.kind, "text": self.text}
+        return {**own, **{name: value for name, value in self.fields.items() if name not in own}}
+
+
+def round_row(
+    closed: ev.CloseRound, loss: float | None, accuracy: float | None, ended_seconds: float
+) -> dict[str, Any]:
+    """A line of rounds.jsonl; `loss` and `accuracy` on held-out data, None where the round was not evaluated."""
+    return {
+        "round": closed.round,
+        "ended_seconds": round(ended_seconds, 3),
+        "seconds": round(closed.seconds, 6),
+        "reason": str(closed.reason),
+        "loss": loss,
+        "accuracy": accuracy,
+        "train_loss": closed.loss,
+        "samples": closed.samples,
+        "contributors": [c.node for c in closed.contributions if c.success],
+        "missing": [c.node for c in closed.contributions if not c.success],
+        "batch_sizes": {c.node: c.batch_size for c in closed.contributions},
+        "compute_seconds": {c.node: round(c.compute_seconds, 6) for c in closed.contributions if c.success},
+        "waiting_seconds": {c.node: round(c.waiting_seconds, 6) for c in closed.contributions},
+    }
+
+
+def node_row(member: Member, state: str) -> dict[str, Any]:
+    """A row of nodes.json."""
+    return {
+        "node_id": member.node_id,
+        "state": state,
+        "reason": member.reason,
+        "rounds_contributed": member.rounds_contributed,
+        "rounds_selected": member.rounds_selected,
+        "retries": member.retries,
+        "late": member.late,
+        "batch_size": member.batch_size,
+        "compute_seconds": member.compute_seconds,
+        "rule": str(member.rule),
+        **member.info,
+    }
+
+
+def outcome(machine: RoundMachine, finish_reason: str, duration_seconds: float) -> dict[str, Any]:
+    """How far a run came: the beginning of its summary.json."""
+    return {
+        "task": machine.config.task,
+        "state": str(machine.state),
+        "reason": finish_reason,
+        "rounds": machine.round - 1,
+        "rounds_planned": machine.config.rounds,
+        "final_loss": machine.loss,
+        "final_accuracy": machine.accuracy,
+        "duration_seconds": round(duration_seconds, 3),
+    }
