@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
+
+from tasks import build, load_task
+from tasks.partition import ShardOrder, partition
+from tasks.samples import count, fetch
 
 pytestmark = pytest.mark.e2e
 PATIENCE_SECONDS = 90.0
@@ -135,6 +142,92 @@ def test_nodes_are_killed_stopped_and_join_late(cluster: Cluster) -> None:
     assert contributed["paused"] > 3
     assert contributed["late"] > 0
     assert [row["round"] for row in cluster.rounds()] == list(range(1, 41))
+
+
+def _require_nothing_twice(rows: list[dict[str, Any]]) -> None:
+    assert [row["round"] for row in rows] == list(range(1, len(rows) + 1))
+    for row in rows:
+        assert len(set(row["contributors"])) == len(row["contributors"])
+        assert not set(row["contributors"]) & set(row["missing"])
+
+
+def test_rounds_of_several_nodes_are_the_steps_of_one_process(cluster: Cluster) -> None:
+    """On the same samples, to float32 rounding."""
+    settings = ("local_steps=1", "learning_rate=0.02", "checkpoint_every=1", "quorum=1.0")
+    coordinator = cluster.coordinator(
+        "--rounds=3",
+        "--min-nodes=3",
+        "--policy=none",
+        *(f"--set=training.{setting}" for setting in settings),
+    )
+    address = coordinator.address()
+    for n in range(3):
+        cluster.node(f"node_{n}", address)
+    assert coordinator.wait() == 0, coordinator.text
+    rows = cluster.rounds()
+    assert [len(row["contributors"]) for row in rows] == [3] * 3
+
+    task = load_task("digits")
+    model = build(task, 0)
+    shards = partition("iid", count(task.train), 3, 0)
+    orders = [ShardOrder(shard, 0, index) for index, shard in enumerate(shards)]
+    cursor = 0
+    for row in rows:
+        (size,) = set(row["batch_sizes"].values())
+        taken = np.concatenate([order.take(cursor, size) for order in orders])
+        cursor += size
+        inputs, targets = fetch(task.train, taken, torch.device("cpu"))
+        model.gradients.zero_()
+        task.loss(model.module(inputs), targets).backward()  # type: ignore[no-untyped-call]  # torch's annotation
+        model.parameters.add_(model.gradients, alpha=-0.02)
+    with safe_open(cluster.out / "checkpoints" / "round-000003.safetensors", "np") as saved:
+        for name, expected in model.manifest.views(model.flat()).items():
+            np.testing.assert_allclose(saved.get_tensor(name), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_node_that_was_stopped_for_longer_than_its_heartbeats_may_miss_comes_back(cluster: Cluster) -> None:
+    coordinator = cluster.coordinator(
+        "--rounds=100000", "--min-nodes=2", "--set=server.heartbeat_seconds=0.3", "--set=server.heartbeat_misses=3"
+    )
+    address = cluster.proxy(coordinator.address(), "good").address()
+    nodes = {name: cluster.node(name, address) for name in ("steady", "paused")}
+    cluster.reach(3)
+    nodes["paused"].popen.send_signal(signal.SIGSTOP)
+    until(lambda: "paused lost" in coordinator.text, "the news that a node is lost")
+    lost_at = len(cluster.rounds())
+    cluster.reach(lost_at + 3)
+    nodes["paused"].popen.send_signal(signal.SIGCONT)
+
+    def is_back() -> bool:
+        return any("paused" in row["contributors"] for row in cluster.rounds()[lost_at + 3 :])
+
+    until(is_back, "an update of the node that was stopped")
+    coordinator.popen.send_signal(signal.SIGINT)
+    assert coordinator.wait() == 0, coordinator.text
+    assert [node.wait() for node in nodes.values()] == [0, 0]
+    _require_nothing_twice(cluster.rounds())
+
+
+def test_sigterm_finishes_the_work_and_sigkill_loses_only_its_own(cluster: Cluster) -> None:
+    coordinator = cluster.coordinator("--rounds=100000", "--min-nodes=3", "--set=server.heartbeat_seconds=0.3")
+    address = cluster.proxy(coordinator.address(), "average").address()
+    nodes = {name: cluster.node(name, address) for name in ("steady", "ended", "killed")}
+    cluster.reach(2)
+    nodes["ended"].popen.send_signal(signal.SIGTERM)
+    nodes["killed"].kill()
+    assert nodes["ended"].wait() == 0
+    assert "leaving" in nodes["ended"].text
+    assert "Traceback" not in nodes["ended"].text
+    until(lambda: "ended left: SIGTERM" in coordinator.text, "the news that a node left")
+    cluster.reach(len(cluster.rounds()) + 4)
+    coordinator.popen.send_signal(signal.SIGINT)
+    assert coordinator.wait() == 0, coordinator.text
+    rows = cluster.rounds()
+    _require_nothing_twice(rows)
+    assert rows[-1]["contributors"] == ["steady"]
+    contributed = cluster.summary()["nodes"]
+    for name in nodes:
+        assert contributed[name]["rounds_contributed"] == sum(name in row["contributors"] for row in rows)
 
 
 def test_a_coordinator_that_lost_all_nodes_waits_for_them(cluster: Cluster) -> None:
