@@ -10,7 +10,8 @@ class Adaptation(Protocol):
     def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> Mapping[str, Any]:
         """Decide a round: `selected_nodes` (ids, of the available ones), `batch_sizes` (by id).
 
-        Optional: `local_steps` and `learning_rate` (of all), `decisions` (what is to be recorded).
+        Optional: `local_steps` and `learning_rate` (of all), `decisions` (what is to be recorded), and `policy`: where
+        that is `none`, the round has no measured deadline and everybody is waited for.
 
         The machine bounds what comes back: an unknown node is dropped, a missing batch size is the configured one.
         """

@@ -22,6 +22,8 @@ class DeadlineReason(StrEnum):
     """As measured, but longer, since some of its nodes are new."""
     AFTER_QUORUM = "after_quorum"
     """Nothing was measured before, but now a quorum has shown how long it takes."""
+    FIXED = "fixed"
+    """Policy `none`: everybody who is there is waited for."""
     EXTENDED = "extended"
     """It passed without a quorum."""
 
@@ -80,9 +82,13 @@ class DeadlineEstimator:
             seconds, reason = max(seconds, 4.0 * max(needs)), DeadlineReason.NEWCOMERS
         return Deadline(seconds, reason, centre, spread, len(needs))
 
+    def fixed(self) -> Deadline:
+        """The deadline of a round that waits for everybody: only what never ends is given up."""
+        return Deadline(self._first_seconds, DeadlineReason.FIXED)
+
     def after_quorum(self, elapsed_seconds: float) -> float:
         """Where nothing was measured: seconds from the start that the rest may take once a quorum needed `elapsed`."""
-        return max(3.0 * elapsed_seconds, elapsed_seconds + 10.0)
+        return max(3.0 * elapsed_seconds, elapsed_seconds + 0.5 * self._least_slack_seconds)
 
     def _slack(self, centre: float, spread: float) -> float:
         return max(self._mads * MAD_TO_SIGMA * spread, 0.5 * centre, self._least_slack_seconds)

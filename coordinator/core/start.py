@@ -130,7 +130,8 @@ class RoundStarter:
     def _start(self, number: int, chosen: Sequence[str], plan: Mapping[str, Any], now: float) -> Round:
         self._deal_shards(number)
         self._began, self.waiting_for = True, ""
-        deadline = self.deadlines.deadline(chosen)
+        fixed = plan.get("policy") == "none"  # what the policies are compared with: plain synchronous rounds
+        deadline = self.deadlines.fixed() if fixed else self.deadlines.deadline(chosen)
         orders = [self._order(node, shard, plan) for node, shard in self.shards.assign(chosen).items()]
         text = f"round {number} begins with {len(chosen)} nodes"
         self._journal.record("round_started", text, nodes=len(chosen), deadline_seconds=deadline.seconds)

@@ -1,7 +1,7 @@
 """The round machine: exact, instant, in virtual time."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from common.config.training import TrainingConfig
 from common.errors import NotFound, ResourceExhausted
 from coordinator.core import events as ev
-from coordinator.core.adaptation import FixedAdaptation
+from coordinator.core.adaptation import Adaptation, FixedAdaptation
 from coordinator.core.end import MAX_EXTENSIONS
 from coordinator.core.rounds import RoundMachine, RunState
 
@@ -20,11 +20,17 @@ class Driver:
     """Feeds a machine, remembers what it wanted, and answers `CloseRound` at once unless told not to."""
 
     def __init__(
-        self, *, lost_after: float | None = None, max_nodes: int = 100, evaluate: bool = True, **training: Any
+        self,
+        *,
+        lost_after: float | None = None,
+        max_nodes: int = 100,
+        evaluate: bool = True,
+        adaptation: Adaptation | None = None,
+        **training: Any,
     ):
         config = TrainingConfig(**{"rounds": 3, "local_steps": 2, "batch_size": 8, **training})
         self.machine = RoundMachine(
-            config, FixedAdaptation(config.batch_size), lost_after_seconds=lost_after, max_nodes=max_nodes
+            config, adaptation or FixedAdaptation(config.batch_size), lost_after_seconds=lost_after, max_nodes=max_nodes
         )
         self.now = 0.0
         self.log: list[ev.Effect] = []
@@ -265,8 +271,24 @@ def test_the_first_deadline_is_generous_until_a_quorum_shows_how_long_it_takes()
     d.push("b")
     assert d.machine.deadline_at == 600.0
     d.push("c")
-    assert d.machine.deadline_at == 11.0
+    assert d.machine.deadline_at == 3.0, "twice as long again for the rest"
     assert d.reasons()[0] == "after_quorum"
+
+
+def test_without_adaptation_everybody_is_waited_for() -> None:
+    class Plain(FixedAdaptation):
+        def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> Mapping[str, Any]:
+            return {**super().pre_round_adaptation(available_nodes, round_num), "policy": "none"}
+
+    d = measured(adaptation=Plain(8))
+    assert d.machine.deadline_at == pytest.approx(1.0 + 600.0)
+    d.ask(*"abcde")
+    for node in "abcd":
+        d.push(node)
+    d.wait(60.0)
+    assert d.machine.round == 2
+    d.push("e")
+    assert d.of(ev.CloseRound)[-1].reason is ev.CloseReason.ALL_CONTRIBUTED
 
 
 def test_a_straggler_is_left_behind_at_the_measured_deadline_and_returns_to_later_rounds() -> None:
