@@ -243,6 +243,8 @@ class Contribution:
     """From the order to the accepted update, less the computing; where none came, the time it was waited for."""
     loss: float = 0.0
     loss_before: float = 0.0
+    late: bool = False
+    """It was still at work when the round ended: it loses the round, not its place."""
 
 
 @dataclass(frozen=True, slots=True)

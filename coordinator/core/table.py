@@ -60,7 +60,7 @@ class NodeIndex:
         """
         known = self._rows
         try:
-            return np.array([known[node_id] for node_id in node_ids], dtype=np.int64)
+            return np.fromiter(map(known.__getitem__, node_ids), dtype=np.int64)
         except KeyError as error:
             raise UnknownName("node", str(error.args[0]), self.ids) from None
 
@@ -100,10 +100,11 @@ class Ring:
 
     def latest(self, rows: Ints, count: int) -> Floats:
         """Up to `count` latest values, oldest first, NaN in front where there are fewer: shape (rows, count)."""
-        back = np.arange(count, 0, -1)
-        at = self.counts[rows][:, None] - back[None, :]
-        window: Floats = self.values[rows[:, None], at % self.length]
-        window[(at < 0) | (back[None, :] > self.length)] = np.nan
+        kept = min(count, self.length)
+        at = (self.counts[rows] % self.length)[:, None] + np.arange(-kept, 0)
+        at += self.length * (at < 0)  # where a row holds fewer, this finds places that are still NaN
+        window: Floats = np.full((len(rows), count), np.nan)
+        window[:, count - kept :] = self.values[rows[:, None], at]
         return window
 
     def quantiles(self, rows: Ints, wanted: Sequence[float]) -> Floats:
@@ -125,6 +126,13 @@ def quantiles(values: Floats, wanted: Sequence[float]) -> Floats:
         below = ordered[every, low]
         result[at] = below + (place - low) * (ordered[every, high] - below)
     return result
+
+
+def scattered(values: Floats, places: Ints, length: int) -> Floats:
+    """`values` at these places of an array that is NaN elsewhere."""
+    whole = np.full(length, np.nan)
+    whole[places] = values
+    return whole
 
 
 def grown(array: npt.NDArray[Scalar], rows: int, fill: float) -> npt.NDArray[Scalar]:

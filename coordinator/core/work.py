@@ -154,6 +154,7 @@ class Round:
                 success=False,
                 batch_size=order.batch_size,
                 waiting_seconds=now - (order.first_at if order.attempt else self.started_at),
+                late=order.live and order.attempt > 0,
             )
             for order in missing
         ]

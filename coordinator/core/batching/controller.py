@@ -15,9 +15,11 @@ from coordinator.core.batching.costs import ComputeCosts
 from coordinator.core.batching.strategies import BatchReason, BatchSizeStrategy, by_latency, by_throughput
 from coordinator.core.checks import not_negative
 from coordinator.core.network import NetworkQualityMonitor
-from coordinator.core.table import Floats, Ints, NodeIndex, grown
+from coordinator.core.table import Floats, Ints, NodeIndex, grown, quantiles
 
 _HISTORY = 50
+_IDLE_SHARE = 0.02
+"""Of a round: a node that waits for less than this at the barrier is one of those that the others wait for."""
 _DRIFT_FACTOR = 16.0
 """Half of the worth of local steps is lost at this many times the configured ones."""
 
@@ -96,7 +98,7 @@ class AdaptiveBatchController:
             self._costs.grow(row + 1)
             self._sizes = grown(self._sizes, row + 1, self.baseline_batch_size)
             self._largest = grown(self._largest, row + 1, self.config.max_batch_size)
-            self._directions = grown(self._directions, row + 1, 1.0)
+            self._directions = grown(self._directions, row + 1, 0.0)
             self._history[node_id] = deque([self.baseline_batch_size], maxlen=_HISTORY)
         if largest_batch:
             self._largest[row] = max(1, min(largest_batch, self.config.max_batch_size))
@@ -164,7 +166,7 @@ class AdaptiveBatchController:
         reference = self.baseline_batch_size * (reference_nodes or len(ids))
         before = self._sizes[rows]
         wanted, reason, figures = self._targets(ids, rows, reference, pace)
-        self._sizes[rows] = self._bounded(wanted, before, rows, pace.step)
+        self._sizes[rows] = self._bounded(wanted, before, rows, self._step(pace))
         self._follow_batch(rows, reference)
         return self._changes_since(ids, before, reason, figures)
 
@@ -242,12 +244,12 @@ class AdaptiveBatchController:
         """
         rows = np.array([self._index.row(node_id)])
         exchange = self._exchange([node_id], Pace())
-        cost, kept = self._costs.fit(rows), (self.strategy, self.local_steps, self._last, self._directions.copy())
+        cost, kept = self._costs.fit(rows), (self.strategy, self.local_steps, self._last)
         answers: dict[str, dict[str, float]] = {}
         try:
             for strategy in BatchSizeStrategy:
                 self.strategy, self.local_steps = strategy, kept[1]
-                wanted, _, _ = self._targets([node_id], rows, self.baseline_batch_size, Pace())
+                wanted, _, _ = self._targets([node_id], rows, self.baseline_batch_size, Pace(), moving=False)
                 size = self._bounded(wanted, self._sizes[rows], rows, 1e9)
                 seconds = float((exchange + self.local_steps * cost.seconds(size))[0])
                 rate = float(size[0]) * self.local_steps / seconds if seconds > 0 else 0.0
@@ -258,15 +260,15 @@ class AdaptiveBatchController:
                     "samples_per_second": rate,
                 }
         finally:
-            self.strategy, self.local_steps, self._last, self._directions = kept
+            self.strategy, self.local_steps, self._last = kept
         return answers
 
     # ------------------------------------------------------------ inside
 
     def _targets(
-        self, ids: Sequence[str], rows: Ints, reference: int, pace: Pace
+        self, ids: Sequence[str], rows: Ints, reference: int, pace: Pace, *, moving: bool = True
     ) -> tuple[Floats, "np.ndarray[Any, Any]", Mapping[str, Floats]]:
-        """Wanted sizes, the reason for each, and the figures behind them."""
+        """Wanted sizes, the reason for each, and the figures behind them; `moving` if they are to be followed."""
         base = self.baseline_batch_size
         sizes = self._sizes[rows].astype(np.float64)
         if self.strategy is BatchSizeStrategy.FIXED:
@@ -280,11 +282,12 @@ class AdaptiveBatchController:
         latency_reason = np.where(near >= sizes, BatchReason.LATENCY_HIGH, BatchReason.LATENCY_LOW)
         if self.strategy is BatchSizeStrategy.LATENCY_BASED:
             return near, latency_reason, figures
-        climbed, turned = by_throughput(sizes, self._directions[rows], rates, min(pace.step, 1.25))
-        reversed_ = turned != self._directions[rows]
-        self._directions[rows] = turned
+        step = 2.0 if self.config.powers_of_two else min(pace.step, 1.25)
+        climbed, turned, reason = by_throughput(sizes, self._directions[rows], rates, step)
+        if moving:
+            self._directions[rows] = turned
+            self._costs.used(rows[climbed != sizes])
         if self.strategy is BatchSizeStrategy.THROUGHPUT_BASED:
-            reason = np.where(reversed_, BatchReason.THROUGHPUT_DEGRADING, BatchReason.THROUGHPUT_IMPROVING)
             return climbed, reason, figures
         return 0.6 * near + 0.4 * climbed, np.full(len(rows), BatchReason.HYBRID, dtype=object), figures
 
@@ -298,8 +301,9 @@ class AdaptiveBatchController:
         if now.seconds <= 0:  # nothing was measured yet
             return sizes.astype(np.float64), np.full(len(rows), BatchReason.BASELINE, dtype=object), {}
         steps = self._step_bounds(pace)
-        least = np.maximum(np.ceil(sizes / pace.step), self.config.min_batch_size).astype(np.int64)
-        most = np.minimum((sizes * pace.step).astype(np.int64), self._largest[rows])
+        step = self._step(pace)
+        least = np.maximum(np.ceil(sizes / step), self.config.min_batch_size).astype(np.int64)
+        most = np.minimum((sizes * step).astype(np.int64), self._largest[rows])
         plan = gp.best_plan(
             now,
             exchange,
@@ -313,15 +317,17 @@ class AdaptiveBatchController:
         if plan.goodput < (1.0 + pace.gain) * now.goodput:
             plan = now
         self._last, self.local_steps = plan, plan.steps
-        idle = plan.seconds - (exchange + plan.steps * cost.seconds(sizes))
-        grows, shrinks = plan.batches > sizes, plan.batches < sizes
-        reason = np.where(grows & (idle > 0), BatchReason.FILLS_IDLE_TIME, BatchReason.MORE_PROGRESS_PER_SECOND)
-        reason = np.where(shrinks, BatchReason.SHORTENS_ROUND, reason)
+        idle = now.seconds - (exchange + now.steps * cost.seconds(sizes))
+        waits, waited_for = idle > _IDLE_SHARE * now.seconds, idle <= _IDLE_SHARE * now.seconds
+        reason = np.full(len(rows), BatchReason.MORE_PROGRESS_PER_SECOND, dtype=object)
+        reason[(plan.batches > sizes) & waits] = BatchReason.FILLS_IDLE_TIME
+        reason[(plan.batches < sizes) & waited_for] = BatchReason.SHORTENS_ROUND
         every = np.ones(len(rows))
         figures = {
             "communication_seconds": exchange,
             "idle_seconds": np.maximum(idle, 0.0),
-            "round_seconds": every * plan.seconds,
+            "round_seconds": every * now.seconds,
+            "planned_round_seconds": every * plan.seconds,
             "goodput_gain": every * (plan.goodput / now.goodput - 1.0 if now.goodput > 0 else 0.0),
         }
         return plan.batches.astype(np.float64), reason, figures
@@ -329,8 +335,12 @@ class AdaptiveBatchController:
     def _exchange(self, ids: Sequence[str], pace: Pace) -> Floats:
         """Communication of each node in a round, with a margin of one MAD-like spread: the third quartile."""
         samples = self._monitor.exchange_samples(self._monitor.rows(ids), pace.window, pace.horizon)
-        quartile: Floats = np.quantile(samples, 0.75, axis=1)
+        quartile: Floats = quantiles(samples, [0.75])[0]
         return quartile
+
+    def _step(self, pace: Pace) -> float:
+        """Largest factor of one change: from one power of two to the next at the least, where only those are asked."""
+        return max(pace.step, 2.0) if self.config.powers_of_two else pace.step
 
     def _step_bounds(self, pace: Pace) -> tuple[int, int]:
         base = self.baseline_local_steps
@@ -341,17 +351,17 @@ class AdaptiveBatchController:
         return min(low, most), max(min(most, round(self.local_steps * pace.step)), low)
 
     def _bounded(self, wanted: Floats, before: Ints, rows: Ints, step: float) -> Ints:
-        gradual = np.clip(wanted, before / step, before * step)
-        if self.config.powers_of_two:
-            gradual = np.exp2(np.round(np.log2(np.maximum(gradual, 1.0))))
         most = self._largest[rows]
         # FIXED means the user's own number, even outside the bounds that adaptation keeps to.
         if self.strategy is BatchSizeStrategy.FIXED:
             return np.minimum(wanted, np.maximum(most, self.baseline_batch_size)).astype(np.int64)
-        bounded = np.clip(np.rint(gradual), np.minimum(self.config.min_batch_size, most), most).astype(np.int64)
-        if self.config.powers_of_two:
-            bounded = np.exp2(np.floor(np.log2(bounded))).astype(np.int64)
-        return bounded
+        gradual = np.clip(wanted, before / step, before * step)
+        least = np.minimum(self.config.min_batch_size, most)
+        if not self.config.powers_of_two:
+            return np.clip(np.rint(gradual), least, most).astype(np.int64)
+        highest = np.floor(np.log2(most))
+        lowest = np.minimum(np.ceil(np.log2(least)), highest)
+        return np.exp2(np.clip(np.round(np.log2(gradual)), lowest, highest)).astype(np.int64)
 
     def _follow_batch(self, rows: Ints, reference: int) -> None:
         if self.strategy is BatchSizeStrategy.FIXED:

@@ -17,7 +17,7 @@ class ComputeCosts:
 
     def __init__(self) -> None:
         self._sums: Floats = np.zeros((0, 5))  # 1, x, y, x², xy
-        self._rate: Floats = np.zeros((0, 3))  # samples per second: smoothed, before, noise
+        self._rate: Floats = np.zeros((0, 3))  # samples per second: smoothed, at the last move, noise
 
     def grow(self, rows: int) -> None:
         """Make room for at least `rows` nodes."""
@@ -34,17 +34,21 @@ class ComputeCosts:
 
     def observe_rate(self, rows: Ints, samples_per_second: Floats) -> None:
         """A round's throughput, communication included; the rows differ."""
-        smooth, _, noise = self._rate[rows].T
+        smooth, moved, noise = self._rate[rows].T
         first = np.isnan(smooth)
         off = np.where(first, 0.0, samples_per_second - smooth)
         now = np.where(first, samples_per_second, smooth + 0.5 * off)
         spread = np.where(first, 0.1 * samples_per_second, 0.7 * noise + 0.3 * np.abs(off))
-        self._rate[rows] = np.stack([now, np.where(first, now, smooth), spread], axis=1)
+        self._rate[rows] = np.stack([now, np.where(first, now, moved), spread], axis=1)
 
     def rates(self, rows: Ints) -> tuple[Floats, Floats, Floats]:
-        """Samples per second of each node: now, the round before, and the noise; NaN where not measured."""
+        """Samples per second of each node: now, at the last move, and the noise; NaN where not measured."""
         now, before, noise = self._rate[rows].T
         return now, before, noise
+
+    def used(self, rows: Ints) -> None:
+        """These nodes move for the sake of their rates: the next move rests on what is measured from now on."""
+        self._rate[rows, 1] = self._rate[rows, 0]
 
     def fit(self, rows: Ints) -> StepCost:
         """The cost of a step on each node; the cluster's median where a node was not measured, 0 where none was."""

@@ -1,6 +1,7 @@
 """Batch sizes from latency and throughput, as functions over arrays of nodes. GOODPUT is in its own module."""
 
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,8 @@ class BatchReason(StrEnum):
     LATENCY_LOW = "latency_low"
     THROUGHPUT_IMPROVING = "throughput_improving"
     THROUGHPUT_DEGRADING = "throughput_degrading"
+    PROBES_THROUGHPUT = "probes_throughput"
+    """Only one size was ever measured: a first step tells which way throughput improves."""
     HYBRID = "latency_and_throughput"
     FILLS_IDLE_TIME = "fills_idle_time"
     """The node would wait at the barrier: it takes more samples meanwhile."""
@@ -42,7 +45,6 @@ class BatchReason(StrEnum):
     MORE_PROGRESS_PER_SECOND = "more_progress_per_second"
     """The whole plan of the round changed, at the cluster's best goodput."""
     ROLLED_BACK = "rolled_back"
-    CARD_LIMIT = "card_limit"
 
 
 class LearningRateReason(StrEnum):
@@ -51,7 +53,6 @@ class LearningRateReason(StrEnum):
     FOLLOWS_TOTAL_BATCH = "follows_total_batch"
     AMORTISES_COMMUNICATION = "amortises_communication"
     SHORTER_ROUNDS_PAY = "shorter_rounds_pay"
-    ROLLED_BACK = "rolled_back"
 
 
 def by_latency(baseline: int, latency_ms: Floats) -> Floats:
@@ -62,19 +63,23 @@ def by_latency(baseline: int, latency_ms: Floats) -> Floats:
 
 def by_throughput(
     sizes: Floats, directions: Floats, rates: tuple[Floats, Floats, Floats], step: float
-) -> tuple[Floats, Floats]:
-    """Hill climbing: the wanted sizes and the directions (+1, −1). Changes within the noise keep the size.
+) -> tuple[Floats, Floats, "np.ndarray[Any, Any]"]:
+    """Hill climbing: the wanted sizes, the directions (+1, −1), and the reasons. Changes within the noise keep a size.
 
     Args:
         sizes: present batches.
-        directions: of the last move.
-        rates: samples per second now, before, and their noise; NaN where not measured.
+        directions: of the last move; 0 where there was none yet.
+        rates: samples per second now, at the last move, and their noise; NaN where not measured.
         step: factor of one move.
     """
     now, before, noise = rates
     change = now - before
     degrading = change < -0.5 * noise  # half of an off is what the smoothing lets through
-    turned = np.where(degrading, -directions, directions)
-    clear = degrading | (change > 0.25 * noise)
-    moved = sizes * np.power(step, turned)
-    return np.where(np.isnan(now) | ~clear, sizes, moved), turned
+    improving = change > 0.25 * noise
+    first = (directions == 0) & ~np.isnan(now)
+    turned = np.where(first, 1.0, np.where(degrading, -directions, directions))
+    moved = np.where(first | degrading | improving, sizes * np.power(step, turned), sizes)
+    reasons = np.full(len(sizes), BatchReason.THROUGHPUT_IMPROVING, dtype=object)
+    reasons[degrading] = BatchReason.THROUGHPUT_DEGRADING
+    reasons[first] = BatchReason.PROBES_THROUGHPUT
+    return moved, turned, reasons

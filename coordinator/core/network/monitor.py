@@ -90,6 +90,7 @@ class NetworkQualityMonitor:
     ) -> None:
         """Totals that a node counts itself, from a heartbeat's report or a scrape; only what is new is taken in.
 
+        `latency_ms` is the round trip of those that succeeded, as far as it is known.
         A total that went back is a restart, as in Prometheus's `rate`. `source` keeps the totals of two sources apart.
 
         Raises:
@@ -108,9 +109,8 @@ class NetworkQualityMonitor:
         won = attempts - seen - lost
         for _ in range(min(lost, self.config.history)):
             self._links.communication(row, 0.0, False, now)
-        if latency is not None:
-            for _ in range(min(won, self.config.history)):
-                self._links.communication(row, latency, True, now)
+        for _ in range(min(won, self.config.history)):
+            self._links.communication(row, latency, True, now)
 
     # ------------------------------------------------------------ asking
 
@@ -139,27 +139,24 @@ class NetworkQualityMonitor:
     def get_cluster_health_summary(self) -> dict[str, Any]:
         """Counts of nodes per class, mean score, median latency, mean loss, open alerts, and the worst nodes."""
         rows = self._every()
-        counts = dict.fromkeys((str(each) for each in ConnectionQuality), 0)
-        if not len(rows):
-            return {
-                "total_nodes": 0, "quality": counts, "health_score": 0.0, "median_latency_ms": None,
-                "mean_loss_rate": 0.0, "open_alerts": 0, "problematic_nodes": [], "reliable_nodes": [],
-            }  # fmt: skip
         total = self._judge(rows).total
-        for number, count in enumerate(np.bincount(self._classes, minlength=len(q.CLASSES))):
-            counts[str(q.CLASSES[number])] = int(count)
         medians = self._links.latency_ms.quantiles(rows, [0.5])[0]
         measured = medians[~np.isnan(medians)]
         return {
             "total_nodes": len(rows),
-            "quality": counts,
-            "health_score": float(total.mean()),
+            "quality": self.class_counts(),
+            "health_score": float(total.mean()) if len(rows) else 0.0,
             "median_latency_ms": float(np.median(measured)) if len(measured) else None,
-            "mean_loss_rate": float(self.loss_rates(rows).mean()),
+            "mean_loss_rate": float(self.loss_rates(rows).mean()) if len(rows) else 0.0,
             "open_alerts": len(self._alerts.alerts(Severity.LOW)),
             "problematic_nodes": self._in_classes(rows, 3),
             "reliable_nodes": self._in_classes(rows, 0, 1),
         }
+
+    def class_counts(self) -> dict[str, int]:
+        """How many links are in each class, as last judged."""
+        counts = np.bincount(self._classes[self._classes >= 0], minlength=len(q.CLASSES)).tolist()
+        return {str(each): count for each, count in zip(q.CLASSES, counts, strict=True)}
 
     def get_problematic_nodes(self) -> list[str]:
         """Nodes whose link is poor, critical or offline, the worst first."""
@@ -205,9 +202,16 @@ class NetworkQualityMonitor:
         """
         return self._links.index.rows(node_ids)
 
-    def scores(self, rows: Ints) -> Floats:
-        """Scores 0–100."""
-        return self._judge(rows).total
+    def scores(self, rows: Ints, horizon: float = 0.0) -> Floats:
+        """Scores 0–100, as they are, or as they would be with the latency expected `horizon` observations ahead."""
+        scores = self._judge(rows)
+        scale = self.forecast_scale(rows, horizon) if horizon else np.ones(len(rows))
+        moving = scale != 1.0
+        if not moving.any():
+            return scores.total
+        high = self._links.latency_ms.quantiles(rows[moving], [0.75])[0]
+        scores.latency[moving] = q.latency_points(high * scale[moving], self.config)
+        return scores.total
 
     def classes(self, rows: Ints) -> Ints:
         """Positions in `ConnectionQuality`, 0 (excellent) to 5 (offline)."""
@@ -222,6 +226,15 @@ class NetworkQualityMonitor:
     def loss_rates(self, rows: Ints) -> Floats:
         """Smoothed share of lost communications."""
         return self._links.column("lost")[rows] / np.maximum(self._links.column("weight")[rows], 1e-9)
+
+    def silences_seconds(self, rows: Ints) -> Floats:
+        """Time since each link was last heard of."""
+        silence: Floats = np.maximum(self._clock() - self._links.column("last_seen")[rows], 0.0)
+        return silence
+
+    def failures_in_a_row(self, rows: Ints) -> Ints:
+        """Of each link, up to now."""
+        return self._links.counter("streak")[rows]
 
     def forecast_scale(self, rows: Ints, horizon: float) -> Floats:
         """By what factor each round trip grows over `horizon` observations; 1 unless the trend exceeds the noise."""
@@ -285,13 +298,13 @@ class NetworkQualityMonitor:
 
     def _score(self, rows: Ints) -> Scores:
         links, config = self._links, self.config
-        silence = np.maximum(self._clock() - links.column("last_seen")[rows], 0.0)
-        streak = links.counter("streak")[rows]
+        silence, streak = self.silences_seconds(rows), self.failures_in_a_row(rows)
         high = links.latency_ms.quantiles(rows, [0.75])[0]
         scores = q.score(
             high,
             loss=self.loss_rates(rows),
             success_share=self._success_shares(rows),
+            tested=links.outcomes.counts[rows] > 0,
             streak=streak,
             silence_seconds=silence,
             config=config,
@@ -302,7 +315,8 @@ class NetworkQualityMonitor:
 
     def _success_shares(self, rows: Ints) -> Floats:
         filled = self._links.outcomes.filled(rows)
-        return np.where(filled > 0, np.nansum(self._links.outcomes.values[rows], axis=1) / np.maximum(filled, 1), 1.0)
+        won = (self._links.outcomes.values[rows] == 1.0).sum(axis=1)
+        return np.where(filled > 0, won / np.maximum(filled, 1), 1.0)
 
     def _trends(self, rows: Ints) -> Floats:
         return q.mann_kendall(self._links.latency_ms.latest(rows, q.FULL_TREND))
@@ -310,18 +324,19 @@ class NetworkQualityMonitor:
     def _review_alerts(self) -> None:
         rows = self._every()
         total = self._judge(rows).total
-        loss, trends = self.loss_rates(rows), self._trends(rows)
-        counts = self._links.outcomes.counts[rows]
+        loss, counts = self.loss_rates(rows), self._links.outcomes.counts[rows]
         conditions: list[Condition] = []
-        silence = np.maximum(self._clock() - self._links.column("last_seen")[rows], 0.0)
+        silence, streak = self.silences_seconds(rows), self.failures_in_a_row(rows)
+        classes = self._classes
         levels, trend = self._links.column("level"), self._links.column("trend")
         lossy = (loss > 0.5 * self.config.worst_loss) & (counts >= 8)
-        steep = (trends > 2.58) & (np.abs(trend[rows]) > 0.02 * levels[rows])
-        troubled = (self._classes >= q.CRITICAL) | lossy | steep
+        steep = trend[rows] > 0.02 * levels[rows]
+        steep[steep] = self._trends(rows[steep]) > 2.58
+        troubled = (classes >= q.CRITICAL) | lossy | steep
         for row in np.flatnonzero(troubled):
-            node_id, class_number = self._links.index.ids[row], self._classes[row]
+            node_id, class_number = self._links.index.ids[row], classes[row]
             if class_number == q.OFFLINE:
-                figures = {"silence_seconds": float(silence[row])}
+                figures = {"silence_seconds": float(silence[row]), "failures_in_a_row": float(streak[row])}
                 conditions.append(Condition(node_id, AlertKind.OFFLINE, Severity.HIGH, figures))
                 continue
             if class_number == q.CRITICAL:

@@ -56,29 +56,39 @@ class Scores:
         return (self.latency + self.loss + self.reliability) * self.freshness
 
 
+def latency_points(latency_ms: Floats, config: MonitorConfig) -> Floats:
+    """0–40, falling with the logarithm between the best and the worst latency."""
+    span = np.log(config.worst_latency_ms / config.best_latency_ms)
+    badness = np.log(np.maximum(latency_ms, 1e-9) / config.best_latency_ms) / span
+    points: Floats = 40.0 * (1.0 - np.clip(badness, 0.0, 1.0))
+    return points
+
+
 def score(
     latency_ms: Floats,
     *,
     loss: Floats,
     success_share: Floats,
+    tested: Bools,
     streak: Ints,
     silence_seconds: Floats,
     config: MonitorConfig,
 ) -> Scores:
-    """Score links by their figures. A link without data gets half of the points, decaying with silence."""
-    span = np.log(config.worst_latency_ms / config.best_latency_ms)
-    badness = np.log(np.maximum(latency_ms, 1e-9) / config.best_latency_ms) / span
-    latency = 40.0 * (1.0 - np.clip(badness, 0.0, 1.0))
-    unknown = np.isnan(latency_ms)
+    """Score links by their figures.
+
+    A link that was never `tested` gets half of the points, decaying with silence; a latency that nothing but failures
+    is known of earns none.
+    """
+    latency = latency_points(latency_ms, config)
     steady = np.clip(2.0 * success_share - 1.0, 0.0, 1.0) * (
         1.0 - np.minimum(streak / config.offline_after_failures, 1.0)
     )
     # Full worth for a third of the time that leads to Offline, then down to nothing.
     freshness = np.clip(1.5 * (1.0 - silence_seconds / config.offline_after_seconds), 0.0, 1.0)
     return Scores(
-        np.where(unknown, 20.0, latency),
-        np.where(unknown, 15.0, 30.0 * (1.0 - np.clip(loss / config.worst_loss, 0.0, 1.0))),
-        np.where(unknown, 15.0, 30.0 * steady),
+        np.where(np.isnan(latency_ms), np.where(success_share > 0, 20.0, 0.0), latency),
+        np.where(tested, 30.0 * (1.0 - np.clip(loss / config.worst_loss, 0.0, 1.0)), 15.0),
+        np.where(tested, 30.0 * steady, 15.0),
         freshness,
     )
 

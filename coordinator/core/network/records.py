@@ -70,8 +70,8 @@ class LinkRecords:
         floats["last_seen"][won] = now
         self.latency_ms.push_each(won, latency_ms[success])
 
-    def communication(self, row: int, latency_ms: float, success: bool, now: float) -> None:
-        """The same for one link, without the cost of arrays: this is called for every RPC."""
+    def communication(self, row: int, latency_ms: float | None, success: bool, now: float) -> None:
+        """The same for one link, its latency perhaps unknown, without the cost of arrays: called for every RPC."""
         self.version += 1
         floats, ints = self._floats, self._ints
         floats["lost"][row] = _LOSS_MEMORY * floats["lost"][row] + (not success)
@@ -81,7 +81,8 @@ class LinkRecords:
         if success:
             ints["streak"][row] = 0
             floats["last_seen"][row] = now
-            self.latency_ms.push(row, latency_ms)
+            if latency_ms is not None:
+                self.latency_ms.push(row, latency_ms)
         else:
             ints["streak"][row] += 1
 

@@ -110,7 +110,7 @@ class AdaptiveOrchestrator:
                 self.register_node(node_id)
         changed = list(self.monitor.update())
         many = changed and len(self._registered) > LISTED
-        counts = self.monitor.get_cluster_health_summary()["quality"] if many else None
+        counts = self.monitor.class_counts() if many else None
         self._log.classes(self.monitor.get_node_profiles(changed[:LISTED]), counts)
         self._available = len(available)
         if self.phase is Phase.WARM_UP and self._rounds_begun >= self._settings.warmup_rounds:
@@ -213,9 +213,12 @@ class AdaptiveOrchestrator:
             worst = ids[int(np.argmin((np.isfinite(figures) & (figures >= 0)).all(axis=1)))]
             raise InvalidInput(f"the contribution of {worst} holds a figure that is negative or not finite")
         exchange, compute, samples, batches = figures.T
+        late = np.array([each.late for each in results], bool)
         loss = np.array([each.loss_before or each.loss or np.nan for each in results], np.float64)
         self.monitor.record_rounds(self.monitor.rows(ids), exchange, success)
-        self.selector.record_contributions(self.selector.rows(ids), compute, exchange, success, loss)
+        self.selector.record_contributions(
+            self.selector.rows(ids), compute=compute, waiting=exchange, success=success, late=late, loss=loss
+        )
         did = success & (samples > 0)
         steps = np.maximum(np.rint(samples / np.where(batches > 0, batches, samples + (samples == 0))), 1).astype(
             np.int64
@@ -275,7 +278,8 @@ class AdaptiveOrchestrator:
         if self._round < self._held_until and self._snapshot:
             held = [node_id for node_id in self._snapshot.selected if node_id in set(available)]
             if held:
-                selected = self.selector.impose(held, available, self._round, SelectionReason.ROLLED_BACK)
+                selected = self.selector.select_again(held, available, self._round)
+                self._log.standings(self.selector.take_standing_changes())
                 self._log.selection(self.selector.last_selection)
                 return selected
         traits = TRAITS[self.policy]

@@ -1,7 +1,8 @@
 """What goes into the selection of a round, and what comes out of it."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from coordinator.core.selection.strategies import SelectionReason
 from coordinator.core.table import Floats, Ints
@@ -32,11 +33,14 @@ class Selection:
     selected: list[str]
     reasons: Mapping[str, SelectionReason]
     """Of every node that was available."""
-    figures: Mapping[str, Floats] = field(default_factory=dict)
-    """Of the candidates, by name; aligned with `candidates`."""
-    candidates: Mapping[str, int] = field(default_factory=dict)
+    figures: Mapping[str, Floats]
+    """By name, in the order of `reasons`; NaN where a figure has no part in a node's reason."""
+    places: Mapping[str, int]
+    """Of every available node, its place in the figures."""
 
     def figures_of(self, node_id: str) -> dict[str, float]:
         """The figures behind the reason of one node."""
-        at = self.candidates.get(node_id)
-        return {} if at is None else {name: float(values[at]) for name, values in self.figures.items()}
+        at = self.places.get(node_id)
+        if at is None:
+            return {}
+        return {name: float(values[at]) for name, values in self.figures.items() if not math.isnan(values[at])}

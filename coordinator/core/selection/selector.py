@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,20 @@ from coordinator.core.selection.contributions import Contributions
 from coordinator.core.selection.outlook import Outlook, Selection
 from coordinator.core.selection.standing import NodeState, StandingChange, Standings
 from coordinator.core.selection.strategies import CODE, REASONS, Choice, SelectionReason, SelectionStrategy
-from coordinator.core.table import Bools, Floats, Ints, NodeIndex, grown
+from coordinator.core.selection.turns import Turns
+from coordinator.core.table import Bools, Floats, Ints, NodeIndex, grown, scattered
 
 _HEALTHY = 2
 """Classes excellent, good and fair are healthy: such a node never starves."""
 _AUTOMATIC, _INCLUDE, _EXCLUDE = 0, 1, -1
-_BEFORE_SCORE = (SelectionReason.FAIRNESS_TURN, SelectionReason.UNEXPLORED)
+_TURNS = (
+    SelectionReason.WARM_UP,
+    SelectionReason.UNEXPLORED,
+    SelectionReason.ON_PROBATION,
+    SelectionReason.FAIRNESS_TURN,
+    SelectionReason.LEAST_BAD_RELEASED,
+)
+"""Where there are more than the maximum, such nodes come before the others, those that waited longest first."""
 
 
 class DynamicNodeSelector:
@@ -52,7 +60,7 @@ class DynamicNodeSelector:
         self._standings = Standings(self.config)
         self._rules: Ints = np.zeros(0, np.int64)
         self._round = -1
-        self._slow_budget_seconds = 0.0
+        self._turns = Turns(self.config)
         self._last: Selection | None = None
         self._history: deque[tuple[int, list[str]]] = deque(maxlen=200)
 
@@ -83,19 +91,22 @@ class DynamicNodeSelector:
             UnknownName: the node is not registered.
             InvalidInput: a time that is negative or not finite.
         """
-        rows = np.array([self._index.row(node_id)])
-        compute = np.array([not_negative(compute_time, "compute_time")])
-        waiting = np.array([not_negative(waiting_time, "waiting_time")])
-        known = np.array([np.nan if loss is None else loss])
-        done = np.array([bool(success)])
-        self._contributions.add(rows, compute, waiting, done, known)
-        if success or not late:
-            self._standings.outcomes(rows, done, self._clock())
+        self.record_contributions(
+            np.array([self._index.row(node_id)]),
+            compute=np.array([not_negative(compute_time, "compute_time")]),
+            waiting=np.array([not_negative(waiting_time, "waiting_time")]),
+            success=np.array([bool(success)]),
+            late=np.array([bool(late)]),
+            loss=np.array([np.nan if loss is None else loss]),
+        )
 
-    def record_contributions(self, rows: Ints, compute: Floats, waiting: Floats, success: Bools, loss: Floats) -> None:
+    def record_contributions(
+        self, rows: Ints, *, compute: Floats, waiting: Floats, success: Bools, late: Bools, loss: Floats
+    ) -> None:
         """As `record_contribution`, of one round's nodes at once (by `rows`; they differ); NaN for an unknown loss."""
         self._contributions.add(rows, compute, waiting, success, loss)
-        self._standings.outcomes(rows, success, self._clock())
+        counted = success | ~late
+        self._standings.outcomes(rows[counted], success[counted], self._clock())
 
     def rows(self, nodes: Sequence[str]) -> Ints:
         """Rows of nodes, for the method above.
@@ -127,53 +138,32 @@ class DynamicNodeSelector:
         Raises:
             UnknownName: one of them is not registered.
         """
-        ids = list(dict.fromkeys(available))
-        rows = self._index.rows(ids)
-        self._round = self._round + 1 if round_num is None else round_num
-        if not ids:
-            return self._keep(Selection(self._round, [], {}))
-        now = self._clock()
-        self._standings.release_due(rows, now)
-        link_rows = self._monitor.rows(ids)
-        reasons, eligible = self._eligible(rows, link_rows)
-        choice = self._choose(rows[eligible], link_rows[eligible], outlook or Outlook(), eligible)
-        reasons[eligible] = choice.reasons
-        chosen = np.zeros(len(ids), bool)
-        chosen[eligible] = choice.chosen
-        forced = self._rules[rows] == _INCLUDE
-        chosen |= forced
-        reasons[forced] = CODE[SelectionReason.FORCED_IN]
-        if not chosen.any() and (self._rules[rows] != _EXCLUDE).any():
-            self._release_least_bad(rows, link_rows, chosen, reasons, now)
-        chosen = self._capped(chosen, reasons, rows, link_rows, forced)
-        self._contributions.last_round[rows[chosen]] = self._round
-        self._contributions.counts[rows[chosen], 2] += 1
-        selected = [node_id for node_id, taken in zip(ids, chosen.tolist(), strict=True) if taken]
-        named = {node_id: REASONS[code] for node_id, code in zip(ids, reasons.tolist(), strict=True)}
-        places = {ids[place]: at for at, place in enumerate(eligible.tolist())}
-        return self._keep(Selection(self._round, selected, named, choice.figures, places))
-
-    def take_all(self, available: Sequence[str], round_num: int, reason: SelectionReason) -> list[str]:
-        """Everyone that is not excluded by a user, for rounds in which nothing is adapted."""
-        ids = list(dict.fromkeys(available))
-        rows = self._index.rows(ids)
-        self._round = round_num
-        taken = self._rules[rows] != _EXCLUDE
-        return self.impose(
-            [node_id for node_id, ok in zip(ids, taken.tolist(), strict=True) if ok], ids, round_num, reason
+        expected = outlook or Outlook()
+        return self._select(
+            list(dict.fromkeys(available)),
+            self._round + 1 if round_num is None else round_num,
+            lambda rows, link_rows, eligible: self._choose(rows, link_rows, expected, eligible),
         )
 
-    def impose(
-        self, selected: Sequence[str], available: Sequence[str], round_num: int, reason: SelectionReason
-    ) -> list[str]:
-        """Record a selection that was made elsewhere (warm-up, a restored snapshot)."""
+    def select_again(self, selected: Collection[str], available: Sequence[str], round_num: int) -> list[str]:
+        """Of a selection that is restored, those who may train: rules, quarantine and the maximum hold as ever."""
+        wanted, ids = set(selected), list(dict.fromkeys(available))
+        inside = np.array([node_id in wanted for node_id in ids], dtype=bool)
+        return self._select(ids, round_num, lambda rows, link_rows, eligible: st.as_restored(inside[eligible]))
+
+    def take_all(self, available: Sequence[str], round_num: int, reason: SelectionReason) -> list[str]:
+        """Everyone that is not excluded by a user, for rounds in which nothing is adapted.
+
+        A warm-up keeps to the maximum, in turns, so that all are measured; the fixed baseline is everyone.
+        """
+        ids = list(dict.fromkeys(available))
+        rows = self._index.rows(ids)
         self._round = round_num
-        rows = self._index.rows(selected)
-        self._contributions.last_round[rows] = round_num
-        self._contributions.counts[rows, 2] += 1
-        inside = set(selected)
-        named = {n: reason if n in inside else SelectionReason.FORCED_OUT for n in available}
-        return self._keep(Selection(round_num, list(selected), named))
+        chosen = self._rules[rows] != _EXCLUDE
+        reasons = np.where(chosen, CODE[reason], CODE[SelectionReason.FORCED_OUT])
+        if reason is SelectionReason.WARM_UP:
+            chosen = self._capped(chosen, reasons, rows, self._monitor.rows(ids))
+        return self._keep(ids, rows, chosen, reasons)
 
     def take_standing_changes(self) -> list[tuple[str, StandingChange]]:
         """Quarantines, probations and returns since the last call."""
@@ -246,7 +236,7 @@ class DynamicNodeSelector:
             "successes": successes,
             "rounds_selected": selected,
             "rounds_idle": max(0, self._round - int(self._contributions.last_round[row])),
-            "quarantine_seconds_left": self._standings.remaining_seconds(row, self._clock()),
+            "quarantine_seconds_left": float(self._standings.remaining_seconds(rows, self._clock())[0]),
             "rule": {_AUTOMATIC: "automatic", _INCLUDE: "include", _EXCLUDE: "exclude"}[int(self._rules[row])],
             "reason": str(reason) if reason else None,
             "figures": last.figures_of(node_id) if last else {},
@@ -254,13 +244,62 @@ class DynamicNodeSelector:
 
     # ------------------------------------------------------------ inside
 
-    def _keep(self, selection: Selection) -> list[str]:
-        self._last = selection
-        self._history.append((selection.round, selection.selected))
-        return selection.selected
+    def _select(self, ids: list[str], round_num: int, choose: Callable[[Ints, Ints, Ints], Choice]) -> list[str]:
+        """Let `choose` (rows, link rows, places) decide among those who may train; users' rules come on top."""
+        rows, link_rows = self._index.rows(ids), self._monitor.rows(ids)
+        self._round = round_num
+        now = self._clock()
+        self._standings.release_due(rows, now)
+        reasons, eligible = self._eligible(rows, link_rows)
+        choice = choose(rows[eligible], link_rows[eligible], eligible)
+        reasons[eligible] = choice.reasons
+        chosen = np.zeros(len(ids), bool)
+        chosen[eligible] = choice.chosen
+        forced = self._rules[rows] == _INCLUDE
+        self._take(forced, chosen, reasons, SelectionReason.FORCED_IN)
+        if not chosen.any() and (self._rules[rows] != _EXCLUDE).any():
+            self._release_least_bad(rows, link_rows, chosen, reasons, now)
+        chosen = self._capped(chosen, reasons, rows, link_rows)
+        figures = {name: scattered(values, eligible, len(ids)) for name, values in choice.figures.items()}
+        return self._keep(ids, rows, chosen, reasons, figures)
 
-    def _scores(self, rows: Ints, link_rows: Ints) -> Floats:
-        return 0.7 * self._monitor.scores(link_rows) + 30.0 * self._contributions.score(rows)
+    def _keep(
+        self, ids: list[str], rows: Ints, chosen: Bools, reasons: Ints, figures: Mapping[str, Floats] | None = None
+    ) -> list[str]:
+        """Record who trains in this round, and why."""
+        figures = {**(figures or {}), **self._reason_figures(ids, rows, reasons)}
+        self._contributions.last_round[rows[chosen]] = self._round
+        self._contributions.counts[rows[chosen], 2] += 1
+        selected = [node_id for node_id, taken in zip(ids, chosen.tolist(), strict=True) if taken]
+        named = {node_id: REASONS[code] for node_id, code in zip(ids, reasons.tolist(), strict=True)}
+        places = dict(zip(ids, range(len(ids)), strict=True))
+        self._last = Selection(self._round, selected, named, figures, places)
+        self._history.append((self._round, selected))
+        return selected
+
+    def _reason_figures(self, ids: list[str], rows: Ints, reasons: Ints) -> dict[str, Floats]:
+        """The figures behind those reasons that no strategy gave."""
+        link_rows = self._monitor.rows(ids)
+        idle = self._round - self._contributions.last_round[rows]
+        behind: dict[SelectionReason, dict[str, Floats | Ints]] = {
+            SelectionReason.FAIRNESS_TURN: {"rounds_left_out": idle - 1},
+            SelectionReason.QUARANTINED: {
+                "quarantine_seconds_left": self._standings.remaining_seconds(rows, self._clock())
+            },
+            SelectionReason.OFFLINE: {
+                "silence_seconds": self._monitor.silences_seconds(link_rows),
+                "failures_in_a_row": self._monitor.failures_in_a_row(link_rows),
+            },
+        }
+        return {
+            name: np.where(reasons == CODE[reason], values, np.nan)
+            for reason, columns in behind.items()
+            if (reasons == CODE[reason]).any()
+            for name, values in columns.items()
+        }
+
+    def _scores(self, rows: Ints, link_rows: Ints, horizon: float = 0.0) -> Floats:
+        return 0.7 * self._monitor.scores(link_rows, horizon) + 30.0 * self._contributions.score(rows)
 
     def _eligible(self, rows: Ints, link_rows: Ints) -> tuple[Ints, Ints]:
         """The reasons so far, and the places of those among whom the strategy may choose."""
@@ -285,12 +324,15 @@ class DynamicNodeSelector:
         config, strategy = self.config, self.strategy
         least = max(1, math.ceil(config.min_selected_share * count - 1e-9))
         most = self.max_selected_nodes or count
-        seconds = self._seconds(rows, link_rows, outlook, eligible)
-        scores = self._scores(rows, link_rows)
+        exchange = self._monitor.exchange_samples(link_rows, outlook.window, outlook.horizon)
+        given = outlook.compute_seconds
+        compute = self._contributions.compute_seconds(rows) if given is None else given[eligible]
+        seconds = exchange + compute[:, None]  # likely durations of each candidate's round
+        scores = self._scores(rows, link_rows, outlook.horizon)
         if strategy is SelectionStrategy.ALL_AVAILABLE:
             return st.everyone(count)
         if strategy is SelectionStrategy.QUALITY_THRESHOLD:
-            links = self._monitor.scores(link_rows)
+            links = self._monitor.scores(link_rows, outlook.horizon)
             choice = st.at_least(st.above(links, config.quality_threshold, "link_score"), scores, 1)
         elif strategy is SelectionStrategy.TOP_N:
             choice = st.best_ranked(scores, self.max_selected_nodes or math.ceil(count / 2))
@@ -311,41 +353,15 @@ class DynamicNodeSelector:
             choice = st.most_progress_per_second(
                 seconds, samples, noise, previous=previous, least=least, most=most, gain=gain
             )
-        return self._with_turns(choice, rows, link_rows, seconds)
-
-    def _with_turns(self, choice: Choice, rows: Ints, link_rows: Ints, seconds: Floats) -> Choice:
-        """`choice` with those whom nobody knows yet, those on probation, and those whose turn it is."""
-        chosen, reasons = choice.chosen.copy(), choice.reasons.copy()
-        unknown = (self._contributions.counts[rows, 0] == 0) & (self._contributions.counts[rows, 2] == 0) & ~chosen
-        self._take(unknown, chosen, reasons, SelectionReason.UNEXPLORED)
-        trial = self._standings.on_probation(rows)
-        self._take(trial, chosen, reasons, SelectionReason.ON_PROBATION)
-        idle = self._round - self._contributions.last_round[rows]
-        overdue = (idle > self.config.fairness_rounds) & ~chosen
-        healthy = self._monitor.classes(link_rows) <= _HEALTHY
-        self._take(overdue & healthy, chosen, reasons, SelectionReason.FAIRNESS_TURN)
-        self._take(
-            self._affordable(overdue & ~healthy, chosen, seconds), chosen, reasons, SelectionReason.FAIRNESS_TURN
+            choice.figures.update(communication_seconds=exchange.mean(axis=1), compute_seconds=compute)
+        return self._turns.added(
+            choice,
+            unknown=(self._contributions.counts[rows][:, [0, 2]] == 0).all(axis=1),
+            on_probation=self._standings.on_probation(rows),
+            idle=self._round - self._contributions.last_round[rows],
+            healthy=self._monitor.classes(link_rows) <= _HEALTHY,
+            seconds=seconds,
         )
-        return Choice(chosen, reasons, choice.figures)
-
-    def _affordable(self, overdue: Bools, chosen: Bools, seconds: Floats) -> Bools:
-        """All of the overdue at once, when the time saved up for them is enough: the slow share one slow round."""
-        inside = float(seconds[chosen].max(axis=0).mean()) if chosen.any() else 0.0
-        self._slow_budget_seconds += self.config.slow_time_share * inside
-        if not overdue.any():
-            return overdue
-        extra = float(seconds[chosen | overdue].max(axis=0).mean()) - inside
-        if extra > self._slow_budget_seconds:
-            return np.zeros(len(overdue), bool)
-        self._slow_budget_seconds -= max(extra, 0.0)
-        return overdue
-
-    def _seconds(self, rows: Ints, link_rows: Ints, outlook: Outlook, eligible: Ints) -> Floats:
-        """Likely durations of each candidate's round: shape (candidates, window)."""
-        given = outlook.compute_seconds
-        compute = self._contributions.compute_seconds(rows) if given is None else given[eligible]
-        return self._monitor.exchange_samples(link_rows, outlook.window, outlook.horizon) + compute[:, None]
 
     def _release_least_bad(self, rows: Ints, link_rows: Ints, chosen: Bools, reasons: Ints, now: float) -> None:
         held = np.flatnonzero(self._standings.quarantined(rows) & (self._rules[rows] != _EXCLUDE))
@@ -357,14 +373,16 @@ class DynamicNodeSelector:
         chosen[released] = True
         reasons[released] = CODE[SelectionReason.LEAST_BAD_RELEASED]
 
-    def _capped(self, chosen: Bools, reasons: Ints, rows: Ints, link_rows: Ints, forced: Bools) -> Bools:
-        """At most `max_selected_nodes`: users' rules first, then turns and trials, then the score."""
+    def _capped(self, chosen: Bools, reasons: Ints, rows: Ints, link_rows: Ints) -> Bools:
+        """At most `max_selected_nodes`: users' rules first, then turns, the longest waiting first, then the score."""
         most = self.max_selected_nodes
         if most is None or chosen.sum() <= most:
             return chosen
         places = np.flatnonzero(chosen)
-        turn = np.isin(reasons[places], [CODE[r] for r in _BEFORE_SCORE])
-        order = np.lexsort((-self._scores(rows[places], link_rows[places]), ~turn, ~forced[places]))
+        forced = self._rules[rows[places]] == _INCLUDE
+        turn = np.isin(reasons[places], [CODE[r] for r in _TURNS])
+        waited = np.where(turn, self._round - self._contributions.last_round[rows[places]], 0)
+        order = np.lexsort((-self._scores(rows[places], link_rows[places]), -waited, ~turn, ~forced))
         dropped = places[order[most:]]
         capped = chosen.copy()
         capped[dropped] = False

@@ -65,9 +65,9 @@ class Standings:
         """Of one node."""
         return STATES[int(self._state[row])]
 
-    def remaining_seconds(self, row: int, now: float) -> float:
-        """Of a quarantine."""
-        return max(0.0, float(self._until[row]) - now) if self._state[row] == _QUARANTINED else 0.0
+    def remaining_seconds(self, rows: Ints, now: float) -> Floats:
+        """Of their quarantines; 0 for those who are in none."""
+        return np.where(self._state[rows] == _QUARANTINED, np.maximum(self._until[rows] - now, 0.0), 0.0)
 
     def quarantined(self, rows: Ints) -> Bools:
         """Which of these are."""
@@ -103,12 +103,13 @@ class Standings:
         """Of nodes that are all quarantined, put the better half (at least one) on probation, by strikes and score."""
         order = np.lexsort((-scores, self._until[rows], self._strikes[rows]))
         released = order[: max(1, len(rows) // 2)]
+        remaining = self.remaining_seconds(rows, now)
         for at in released:
             row = int(rows[at])
             figures: dict[str, float | int | str] = {
                 "quarantined_nodes": len(rows),
                 "strikes": int(self._strikes[row]),
-                "remaining_seconds": self.remaining_seconds(row, now),
+                "remaining_seconds": float(remaining[at]),
                 "node_score": float(scores[at]),
             }
             self._release(row, QuarantineReason.LEAST_BAD_RELEASED, figures)

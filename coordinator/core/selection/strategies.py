@@ -51,6 +51,7 @@ class SelectionReason(StrEnum):
     LEAST_BAD_RELEASED = "least_bad_released"
     """Nobody else was left."""
     ROLLED_BACK = "rolled_back"
+    """In or out as it was in the configuration that is restored."""
 
 
 REASONS = tuple(SelectionReason)
@@ -71,6 +72,11 @@ class Choice:
 def everyone(count: int) -> Choice:
     """All of them."""
     return Choice(np.ones(count, bool), np.full(count, CODE[SelectionReason.ALL_AVAILABLE]), {})
+
+
+def as_restored(chosen: Bools) -> Choice:
+    """Those who were in a configuration that is restored."""
+    return Choice(chosen, np.full(len(chosen), CODE[SelectionReason.ROLLED_BACK]), {})
 
 
 def above(scores: Floats, threshold: float, name: str) -> Choice:
@@ -134,6 +140,7 @@ def most_progress_per_second(
     allowed = value[low - 1 : max(high, low)]
     best = float(allowed.max())
     size = low + int(np.flatnonzero(allowed >= best / (1.0 + 0.5 * gain))[-1])
+    paying = 1 + int(np.flatnonzero(value >= float(value.max()) / (1.0 + 0.5 * gain))[-1])
     chosen = np.zeros(count, bool)
     chosen[order[:size]] = True
     if low <= previous.sum() <= high and not (chosen & ~previous).any():
@@ -141,13 +148,17 @@ def most_progress_per_second(
         worth = float(batch_progress(float(samples[previous].sum()), noise_scale)) / max(kept, 1e-9)
         if worth >= best / (1.0 + gain):
             chosen = previous.copy()
-    # Those out are judged by what they would add to the chosen set; those in by what the round would save without them.
+    # Those out are judged by what they would add to the chosen set.
     inside, total = seconds[chosen].max(axis=0), float(samples[chosen].sum())
     with_it = np.maximum(inside[None, :], seconds).mean(axis=1)
     now = float(inside.mean())
     base = float(batch_progress(total, noise_scale))
     joined = np.asarray(batch_progress(np.where(chosen, total, total + samples), noise_scale))
     reasons = np.where(chosen, CODE[SelectionReason.PAYS_FOR_ITS_TIME], CODE[SelectionReason.COSTS_MORE_THAN_IT_ADDS])
+    bounded = np.zeros(count, bool)  # in or out for the sake of the bounds alone
+    bounded[order[min(paying, size) : max(paying, size)]] = True
+    reasons[bounded & chosen] = CODE[SelectionReason.KEEPS_THE_MINIMUM]
+    reasons[bounded & ~chosen] = CODE[SelectionReason.BEYOND_THE_MAXIMUM]
     figures: dict[str, Floats] = {
         "expected_seconds": usual,
         "round_seconds": np.full(count, now, np.float64),

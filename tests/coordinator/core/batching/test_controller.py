@@ -95,9 +95,9 @@ def test_hybrid_lies_between_its_two_halves() -> None:
     for _ in range(20):
         monitor.record_communication("a", 225.0, True)  # latency alone wants 192
     for _ in range(3):
-        controller.record_performance("a", 640, 1.0)  # throughput alone stays
+        controller.record_performance("a", 640, 1.0)  # throughput alone tries a quarter more
     controller.evaluate_and_adapt(pace=Pace(step=10.0))
-    assert controller.get_batch_size("a") == round(0.6 * 192 + 0.4 * 64)
+    assert controller.get_batch_size("a") == round(0.6 * 192 + 0.4 * 80)
 
 
 def test_goodput_gives_equal_finish_times_at_the_barrier() -> None:
