@@ -35,6 +35,9 @@ from protos import coordinator_pb2 as pb
 from tasks.loading import is_own
 
 log = structlog.get_logger()
+_LAST_CALL_SECONDS = 2.0
+"""For calls that a node makes on its way out: the coordinator does without them, only later."""
+
 OnWork = Callable[[str], None]
 """Told how each unit of work ended: accepted, duplicate, late, or an error's type."""
 
@@ -169,7 +172,8 @@ class Agent:
             if not isinstance(error, HyperGPUError):
                 log.exception("unexpected error", state=str(self._life.state))
             self._fatal = error
-            event = life.Failed(failure_of(error, self._life.state), type(error).__name__, str(error))
+            kind = type(error).__name__
+            event = life.Failed(failure_of(error, self._life.state), kind, str(error) or kind)
         self._events.put_nowait((number, event))
 
     async def _register(self) -> life.Event[Work]:
@@ -279,7 +283,7 @@ class Agent:
         log.warning("work handed back", round=work.id.round, kind=kind, detail=detail)
         self._end_work(kind, success=False)
         try:
-            await self._client.return_work(work.id, kind, detail, within_seconds=5.0)
+            await self._client.return_work(work.id, kind, detail, within_seconds=_LAST_CALL_SECONDS)
         except HyperGPUError as error:
             log.warning("the coordinator could not be told", detail=str(error))  # its deadline will tell it
         return life.Returned()
@@ -303,7 +307,7 @@ class Agent:
     async def _leave(self, reason: str) -> life.Event[Work]:
         log.info("leaving", reason=reason)
         try:
-            await self._client.leave(self.run_id, reason, within_seconds=2.0)
+            await self._client.leave(self.run_id, reason, within_seconds=_LAST_CALL_SECONDS)
         except HyperGPUError as error:
             log.info("the coordinator could not be told", detail=str(error))
         return life.Left()

@@ -230,6 +230,11 @@ class Exit:
 Effect = Register | Pull | Train[Work] | Push[Work] | Return[Work] | BackOff | StartGrace | Leave | Exit
 
 
+LAST_TRIES = 4
+"""Failures in a row after which a node that is to stop takes the coordinator for dead, and goes with its update unsent:
+on a link that loses one RPC in ten that is a mistake once in ten thousand times, and costs one update of one node."""
+
+
 class LifeCycle(Generic[Work]):
     """The life of one node.
 
@@ -331,7 +336,7 @@ class LifeCycle(Generic[Work]):
 
     def _wait(self, then: Effect[Work], because: Failed) -> list[Effect[Work]]:
         """Back off before `then`: exponential, with full jitter (Brooker, AWS Architecture Blog, 2015)."""
-        if self._stopping and not isinstance(then, Push):
+        if self._stopping and (not isinstance(then, Push) or self._failures >= LAST_TRIES):
             return self._leave(self._stopping)
         bound = min(self._cap, self._base * 2.0 ** min(self._failures - 1, 30))
         seconds = bound * self._draws.uniform(self._waits)

@@ -116,6 +116,17 @@ def test_stopping_hands_the_work_back_when_the_grace_is_over() -> None:
     assert run(m, life.Returned()) == [life.Leave("SIGTERM")]
 
 
+def test_stopping_gives_up_on_a_coordinator_that_is_dead() -> None:
+    m = machine()
+    run(m, *PUSHING, life.StopAsked("SIGTERM"))
+    for _ in range(life.LAST_TRIES - 1):
+        (wait,) = m.handle(failed())
+        assert isinstance(wait, life.BackOff)
+        assert m.handle(life.BackoffOver()) == [life.Push("w", resume=True)]
+    assert m.handle(failed()) == [life.Leave("SIGTERM")]
+    assert m.handle(failed()) == [life.Exit()]
+
+
 def test_stopping_while_idle_leaves_and_while_joining_ends() -> None:
     assert run(machine(), *JOINED, life.StopAsked("SIGTERM")) == [life.Leave("SIGTERM")]
     assert run(machine(), life.Started(), life.StopAsked("SIGTERM")) == [life.Exit()]
