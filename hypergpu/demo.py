@@ -60,14 +60,27 @@ def demo_turns(nodes: Sequence[LocalNode]) -> list[Turn]:
 
 
 async def run_demo(
-    run_dir: Path, nodes: Sequence[LocalNode], rounds: int, seed: int, progress: Progress
+    run_dir: Path, nodes: Sequence[LocalNode], rounds: int, seed: int, progress: Progress, *, task: str = "digits"
 ) -> dict[str, Any]:
     """Run the cluster to its end; what `summary.json` in `run_dir` holds then, also where cancellation cuts it short.
+
+    Args:
+        run_dir: what is kept goes there.
+        nodes: with their links and cards.
+        rounds: how many to train.
+        seed: of parameters, samples and network.
+        progress: who watches.
+        task: a shipped one, or `module:factory`.
 
     Raises:
         HyperGPUError: a process of the cluster would not start, or the coordinator died.
     """
-    settings = {"training.rounds": rounds, "training.seed": seed, "training.min_nodes": len(nodes)}
+    settings = {
+        "training.task": task,
+        "training.rounds": rounds,
+        "training.seed": seed,
+        "training.min_nodes": len(nodes),
+    }
     turns = [turn for turn in demo_turns(nodes) if turn.round <= rounds]
     last = Snapshot(pb.Status(state="waiting"))
 

@@ -88,6 +88,8 @@ class LocalCluster:
         stack.push_async_callback(proxy.end)
         ports = await proxy.addresses()
 
+        # A node loads no code but what it is told to.
+        task = [f"--task={self._settings['training.task']}"] if "training.task" in self._settings else []
         stack.push_async_callback(self._end_nodes)
         for node in self.nodes:
             await start(
@@ -98,6 +100,7 @@ class LocalCluster:
                 f"--gpu={node.gpu}",
                 f"--set=node.grace_seconds={_NODE_GRACE_SECONDS}",
                 "--insecure",
+                *task,
                 when_orphaned=signal.SIGKILL,  # it holds nothing that the coordinator's files need
             )
 

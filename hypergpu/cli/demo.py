@@ -4,6 +4,8 @@ import asyncio
 import json
 import signal
 import time
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -24,9 +26,12 @@ _DETAIL_EVERY = 5
 """Rounds between detailed statuses where there is no terminal for the dashboard."""
 
 
-def demo(
+def demo(  # noqa: PLR0917  (one per option)
     nodes: Annotated[int, typer.Option(min=1, max=64, help="How many; links and cards are taken in turn.")] = 5,
     rounds: Annotated[int, typer.Option(min=1, help="The network turns at 10, 15 and 20.")] = 25,
+    task: Annotated[
+        str, typer.Option(metavar="NAME", help="digits, mnist5k, chars, or your own as package.module:factory.")
+    ] = "digits",
     seed: Annotated[int, typer.Option(min=0, help="Of parameters, samples and network.")] = 0,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the run is kept; runs/TIME by default.")
@@ -51,7 +56,8 @@ def demo(
         soft_wrap=True,
     )
     try:
-        summary = asyncio.run(_until_signalled(run_dir, nodes, rounds, seed, console))
+        run = partial(run_demo, run_dir, demo_nodes(nodes), rounds, seed, task=task)
+        summary = asyncio.run(_until_signalled(run, console))
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print(
             f"interrupted: every process has ended, the run is kept in {run_dir}", highlight=False, soft_wrap=True
@@ -71,19 +77,21 @@ def demo(
     console.print(f"report: {written.path}", highlight=False, soft_wrap=True)
 
 
-async def _until_signalled(run_dir: Path, nodes: int, rounds: int, seed: int, console: Console) -> dict[str, Any]:
-    task = asyncio.current_task()
-    assert task is not None
+async def _until_signalled(
+    run: Callable[[Progress], Coroutine[Any, Any, dict[str, Any]]], console: Console
+) -> dict[str, Any]:
+    running = asyncio.current_task()
+    assert running is not None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
     if not console.is_terminal:
-        return await run_demo(run_dir, demo_nodes(nodes), rounds, seed, _plain(console))
+        return await run(_plain(console))
     with Live(console=console, auto_refresh=False, transient=True) as live:
 
         def show(snapshot: Snapshot, history: History) -> None:
             live.update(dashboard(snapshot, history, min(console.height, 32)), refresh=True)
 
-        return await run_demo(run_dir, demo_nodes(nodes), rounds, seed, Progress(snapshot=show))
+        return await run(Progress(snapshot=show))
 
 
 def _plain(console: Console) -> Progress:

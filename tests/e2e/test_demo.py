@@ -48,7 +48,10 @@ def test_the_demo_reaches_its_accuracy_and_leaves_nothing_behind(tmp_path: Path)
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     summary = json.loads((run / "summary.json").read_text())
-    assert json.loads(done.stdout) == summary
+    told = json.loads(done.stdout)
+    assert summary.items() <= told.items()
+    assert told["comparison"]["target_accuracy"] > 0
+    assert Path(told["report"]).is_file()
     assert summary["rounds"] == 25
     assert summary["final_accuracy"] >= 0.95
     assert summary["duration_seconds"] > 0
@@ -83,8 +86,9 @@ async def test_however_it_ends_no_process_is_left_and_the_run_is_readable(tmp_pa
         assert json.loads((run / "summary.json").read_text())["rounds"] >= 2
 
 
-def test_a_running_demo_is_found_by_the_other_commands(tmp_path: Path) -> None:
-    command = [*DEMO, "--nodes", "2", "--rounds", "1000", "--out", str(tmp_path / "run")]
+def test_a_running_demo_of_a_task_of_ones_own_is_found_by_the_other_commands(tmp_path: Path) -> None:
+    own = ("--task", "examples.own_task:wine")
+    command = [*DEMO, *own, "--nodes", "2", "--rounds", "1000", "--out", str(tmp_path / "run")]
     nodes = [*DEMO[:-1], "nodes", "--json"]
     with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.DEVNULL) as demo:
         try:
