@@ -1,5 +1,6 @@
 """A small HTTP server for /metrics and /healthz: a few fixed paths, GET only, bounded in time and number."""
 
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -58,7 +59,7 @@ class HttpServer:
                 del format, args
 
         try:
-            self._server = _Bounded((host.strip("[]"), port), Handler)
+            self._server = (_BoundedV6 if host.startswith("[") else _Bounded)((host.strip("[]"), port), Handler)
         except OSError as error:
             raise ConfigError(f"cannot listen on {listen}: {error.strerror}; choose another address") from error
         self.address = f"{host}:{self._server.server_address[1]}"
@@ -94,3 +95,7 @@ class _Bounded(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away is no news."""
+
+
+class _BoundedV6(_Bounded):
+    address_family = socket.AF_INET6

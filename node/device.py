@@ -22,8 +22,7 @@ _PER_CYCLE = {"7.0": 128, "7.5": 128, "8.0": 128, "8.6": 256, "8.9": 256, "9.0":
 def detect() -> GPUSpecs:
     """The specs of this machine: its first CUDA card, or its CPU, neither simulated."""
     if not torch.cuda.is_available():
-        memory = _physical_memory()
-        return GPUSpecs("cpu", memory, specs_from("laptop-cpu").tflops, simulated=False)
+        return GPUSpecs("cpu", _memory_limit(), specs_from("laptop-cpu").tflops, simulated=False)
     properties = torch.cuda.get_device_properties(0)
     capability = f"{properties.major}.{properties.minor}"
     clock_hz = getattr(properties, "clock_rate", 1_500_000) * 1e3
@@ -70,6 +69,11 @@ def _resident_bytes() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _physical_memory() -> int:
-
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _memory_limit() -> int:
+    """Bytes that the process may use: the machine's memory, or less in a container (cgroup v2)."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return physical
+    return min(physical, int(limit)) if limit.isdigit() else physical

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -218,7 +219,7 @@ class GPUNodeService:
             "network": self.metrics.get_network_summary(),
             "resources": self.metrics.get_resource_summary(),
             "contribution": self.metrics.get_contribution_metrics(),
-            "anomalies": self.metrics.detect_anomalies(),
+            "anomalies": [asdict(anomaly) for anomaly in self.metrics.detect_anomalies()],
         }
 
     # ------------------------------------------------------------ what the agent builds on

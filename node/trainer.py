@@ -165,13 +165,12 @@ class Trainer:
         if local_steps < 1 or not learning_rate > 0:
             raise InvalidInput(f"{local_steps} local steps at learning rate {learning_rate}: both must be above 0")
         began = time.perf_counter()
-        model, count = self.model, self.model.parameter_count
+        model = self.model
         model.load(parameters)
         steps = []
         fused = local_steps > 1 and micro_batch is None and self._can_fuse(batches)
-        if local_steps > 1:
-            model.load(parameters)  # the trial may have moved BatchNorm's statistics
-        self._start.copy_(model.values)
+        changing = slice(model.parameter_count if local_steps == 1 else 0, None)
+        self._start[changing] = model.values[changing]
         with self._seeded(key), Descent(model, learning_rate) if fused else nullcontext() as descent:
             for index in range(local_steps):
                 if abandon is not None and abandon.is_set():
@@ -182,10 +181,10 @@ class Trainer:
                 steps.append(step)
                 after_step(step)
         out = self._out if self.device.type == "cpu" else self._start
-        torch.sub(model.values, self._start, out=out)
+        torch.sub(model.values[changing], self._start[changing], out=out[changing])
         if local_steps == 1:
-            out[:count] = model.gradients
-        if not math.isfinite(float(torch.linalg.vector_norm(out))):
+            out[: model.parameter_count] = model.gradients  # whose norm is known to be finite
+        if not math.isfinite(float(torch.linalg.vector_norm(out[changing]))):
             last = local_steps - 1
             raise NonFiniteUpdate(f"the change of the parameters is not finite after step {last}", last)
         if out is not self._out:
@@ -206,21 +205,17 @@ class Trainer:
                 saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        state = self.model.values.clone()
         x, y = inputs.to(self.device), targets.to(self.device)
-        with self._seeded(("measure",)), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        with self._trial("measure"), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             self._forward(x, y)
-        self.model.values.copy_(state)  # the forward pass moved BatchNorm's statistics
         for part in (x, y):
             saved[part.untyped_storage().data_ptr()] = part.numel() * part.element_size()
         return sum(saved.values()) / len(x)
 
     def time_step(self, inputs: Tensor, targets: Tensor, repeats: int = 3) -> float:
         """Seconds that forward and backward over this batch take on this machine: the least of `repeats`, after one."""
-        state = self.model.values.clone()
-        with self._seeded(("time",)):
+        with self._trial("time"):
             times = [self.gradient(inputs, targets).step_time for _ in range(repeats + 1)]
-        self.model.values.copy_(state)
         return min(times[1:])
 
     def samples(self, indices: Indices) -> tuple[Tensor, Tensor]:
@@ -252,7 +247,7 @@ class Trainer:
         """Whether this model's parameters may move within the backward pass: tried once, by moving them nowhere."""
         if self._fusible is None:
             try:
-                with self._seeded(("probe",)), Descent(self.model, 0.0) as descent:
+                with self._trial("fuse"), Descent(self.model, 0.0) as descent:
                     self.gradient(*batches(0), descent=descent)
                 self._fusible = True
             except RuntimeError:
@@ -261,6 +256,16 @@ class Trainer:
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._half else nullcontext()
+
+    @contextmanager
+    def _trial(self, name: str) -> Iterator[None]:
+        """Draws of its own, and values as they were afterwards: a forward pass moves BatchNorm's statistics."""
+        values = self.model.values.clone()
+        try:
+            with self._seeded((name,)):
+                yield
+        finally:
+            self.model.values.copy_(values)
 
     @contextmanager
     def _seeded(self, key: tuple[str | int, ...]) -> Iterator[None]:

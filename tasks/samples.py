@@ -43,18 +43,32 @@ def fetch(data: Data, indices: Indices, device: torch.device) -> tuple[Tensor, T
     """The inputs and targets of the samples at `indices`, on `device`.
 
     Raises:
-        InvalidInput: a Dataset that does not yield (input, target) pairs.
+        InvalidInput: a Dataset that ends early, raises, or does not yield (input, target) pairs of one shape.
     """
     if isinstance(data, tuple):
         index = torch.as_tensor(np.asarray(indices, np.int64))
         inputs, targets = (torch.as_tensor(part)[index] for part in data)
     else:
-        batch = default_collate([data[int(i)] for i in indices])
+        batch = _collated(data, indices)
         if not isinstance(batch, (list, tuple)) or len(batch) != 2:
             raise InvalidInput(f"a {type(data).__name__} must yield (input, target) pairs")
         _require_arrays(batch)
         inputs, targets = batch
     return as_float32(inputs).to(device, non_blocking=True), as_float32(targets).to(device, non_blocking=True)
+
+
+def _collated(data: Dataset[Any], indices: Indices) -> Any:
+    index = -1
+    try:
+        samples = []
+        for index in map(int, indices):
+            samples.append(data[index])
+        return default_collate(samples)
+    except Exception as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise InvalidInput(
+            f"a {type(data).__name__} of {count(data)} samples ended at sample {index}: {told}"
+        ) from error
 
 
 def as_float32(tensor: Tensor) -> Tensor:

@@ -246,7 +246,7 @@ class MetricsCollector:
         contribution = self.get_contribution_metrics()
         last = {k: training[k].get("last") for k in ("loss", "accuracy", "grad_norm")}
         return {
-            "node_id": self.node_id[:64],
+            "node_id": _name(self.node_id),
             "steps": training["total_steps"],
             "samples": training["total_samples"],
             "training": {**_short(last), "trend": training["trend"]},
@@ -307,6 +307,14 @@ def _count(name: str, value: int) -> int:
     if not number.is_integer():
         raise InvalidInput(f"{name} is a whole number, not {value!r}")
     return int(number)
+
+
+def _name(node_id: str) -> str:
+    """As much of the name as takes 64 characters of JSON, whose escapes are long."""
+    shortened = node_id[:64]
+    while len(json.dumps(shortened)) > 66:
+        shortened = shortened[:-1]
+    return shortened
 
 
 def _short(figures: dict[str, Any]) -> dict[str, float]:

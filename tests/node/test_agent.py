@@ -153,13 +153,12 @@ async def test_a_restarted_coordinator_is_joined_again(cluster: Any) -> None:
     async with cluster(order(1), keep_open=True) as c:
         running = asyncio.create_task(c.run())
         await until(lambda: len(c.fake.applied) == 1)
-        before = c.fake.calls.count("Register")
         c.fake.run_id = "run-2"
         c.fake.directives.append(pb.HeartbeatReply.REGISTER_AGAIN)
-        await until(lambda: c.fake.calls.count("Register") > before)
+        await until(lambda: c.agent.run_id == "run-2")
         c.agent.stop("test")
         await running
-    assert c.agent.run_id == "run-2"
+    assert c.fake.left == ["test"]
 
 
 async def test_a_coordinator_that_is_not_there_is_looked_for_until_it_is(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from common.errors import InvalidInput, UnknownName
 from tasks import TASK_NAMES, Task, build, evaluate, load_task
@@ -109,3 +109,25 @@ def test_unknown_names() -> None:
         load_task("digit")
     with pytest.raises(InvalidInput, match="no module 'not_there_at_all'"):
         load_task("not_there_at_all.sub:task")
+
+
+class EndsEarly(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if index >= 20:
+            raise IndexError("no more")
+        return X[index], Y[index]
+
+
+def test_a_data_set_that_ends_early_is_told_with_the_sample() -> None:
+    with pytest.raises(InvalidInput, match="EndsEarly of 30 samples ended at sample 22: IndexError: no more"):
+        fetch(EndsEarly(), [3, 22], CPU)
+
+
+def test_what_the_model_cannot_take_is_told_and_what_it_can_is_made_fit() -> None:
+    with pytest.raises(InvalidInput, match="not a dict"):
+        Task(model=lambda: nn.Linear(3, 2), train=({"a": X}, Y), test=(X, Y))  # type: ignore[arg-type]  # the point
+    inputs, targets = fetch((X.double().numpy(), Y.numpy()), [0, 1], CPU)
+    assert (inputs.dtype, targets.dtype) == (torch.float32, torch.int64)

@@ -54,8 +54,9 @@ def test_an_empty_collector_reports_too() -> None:
     assert report["network"]["success_rate"] == 1.0
 
 
-def test_the_compact_report_stays_under_a_kibibyte_whatever_it_holds() -> None:
-    collector = MetricsCollector("n" * 500)
+@pytest.mark.parametrize("name", ["n", "é", "\n", "😀"])
+def test_the_compact_report_stays_under_a_kibibyte_whatever_it_holds(name: str) -> None:
+    collector = MetricsCollector(name * 500)
     _steady(collector, 60)
     for i in range(40):
         collector.record_training_step(
