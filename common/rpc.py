@@ -1,14 +1,12 @@
 """gRPC as we use it: one set of options for both ends, one table of errors and status codes, TLS or said otherwise."""
 
 import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 from common import errors
-from common.draws import Draws
 from common.errors import ConfigError, HyperGPUError
 
 NODE_ID = "x-node-id"
@@ -89,17 +87,6 @@ def error_from(error: grpc.RpcError, peer: str) -> HyperGPUError:
     """The error of our tree for a failed call to `peer`."""
     code, details = error.code(), error.details() or ""
     return _ERRORS.get(code, HyperGPUError)(f"{peer}: {details or code.name.lower()}")
-
-
-def retry_delays(draws: Draws, base: float = 0.1, cap: float = 10.0) -> Iterator[float]:
-    """Seconds to wait before each retry: exponential backoff with full jitter.
-
-    Brooker, "Exponential backoff and jitter" (AWS Architecture Blog, 2015).
-    """
-    attempt = 0
-    while True:
-        yield draws.uniform(attempt) * min(cap, base * 2.0 ** min(attempt, 30))
-        attempt += 1
 
 
 def metadata_for(node_id: str | None, token: str | None) -> tuple[tuple[str, str], ...]:

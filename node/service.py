@@ -1,5 +1,6 @@
 """GPUNodeService: a GPU worker as a library, real where there is a card and simulated where there is none."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from common.clock import Clock, monotonic
-from common.config import NodeConfig, SystemConfig
+from common.config import SystemConfig
 from common.errors import InvalidInput
 from common.tensors import Flat, Manifest
 from node.batches import Batches
@@ -74,7 +75,7 @@ class GPUNodeService:
         self.node_id = node_id
         self.config = config or SystemConfig()
         self.specs = detect() if gpu_specs == "auto" else specs_from(gpu_specs)
-        self.metrics = metrics or MetricsCollector(node_id, self._settings.history_size)
+        self.metrics = metrics or MetricsCollector(node_id, self.config.node.history_size)
         self.batch_size: int | None = None
         """Samples of the next step; None takes batches as the loader gives them."""
         self._task, self._shard_count = task, shard_count
@@ -191,7 +192,6 @@ class GPUNodeService:
         """Whether the node can train: `healthy`, `status`, `reason`, and the state of its card."""
         usage = self._usage.read()
         self.metrics.record_resource_usage(usage.gpu_util, usage.memory_mb)
-        anomalies = self.metrics.detect_anomalies()
         status = "not initialized" if self._trainer is None else "failing" if self._last_error else "ready"
         return {
             "node_id": self.node_id,
@@ -207,7 +207,7 @@ class GPUNodeService:
             "steps": self._step,
             "batch_size": self.batch_size,
             "largest_batch": self.largest_batch,
-            "anomalies": [anomaly.kind for anomaly in anomalies],
+            "anomalies": [anomaly.kind for anomaly in self.metrics.detect_anomalies()],
         }
 
     def get_metrics_summary(self) -> dict[str, Any]:
@@ -274,7 +274,7 @@ class GPUNodeService:
                 self.specs,
                 seconds_per_step=max(0.0, two - 2 * per_sample),
                 seconds_per_sample=per_sample,
-                spread=self._settings.compute_spread,
+                spread=self.config.node.compute_spread,
                 seed=self.config.training.seed,
                 node_id=self.node_id,
             )
@@ -381,13 +381,9 @@ class GPUNodeService:
 
     # ------------------------------------------------------------ inside
 
-    @property
-    def _settings(self) -> NodeConfig:
-        return self.config.node
-
     def _make(self, task: str, seed: int) -> None:
         device = "cuda" if not self.specs.simulated and torch.cuda.is_available() else "cpu"
-        self._trainer = Trainer(self._task or load_task(task), seed, device, self._settings.precision)
+        self._trainer = Trainer(self._task or load_task(task), seed, device, self.config.node.precision)
         self._run, self._memory, self._compute, self._partition = (task, seed), None, None, None
 
     def _micro_batch(self, batch_size: int, *, accumulate: bool) -> int | None:
@@ -399,8 +395,6 @@ class GPUNodeService:
         return None if batch_size <= largest else largest
 
     def _own_samples(self, order: ShardOrder) -> Iterable[Any]:
-        training = self.config.training
-        cursor = 0
-        while True:
-            yield self.trainer.samples(order.take(cursor, training.batch_size))
-            cursor += training.batch_size
+        size = self.config.training.batch_size
+        for cursor in itertools.count(step=size):
+            yield self.trainer.samples(order.take(cursor, size))

@@ -36,7 +36,6 @@ class Step:
     forward_time: float
     backward_time: float
     step_time: float
-    micro_batches: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +126,7 @@ class Trainer:
         if not (math.isfinite(mean) and math.isfinite(norm)):
             what = f"the loss is {mean}" if not math.isfinite(mean) else f"the gradient norm is {norm}"
             raise NonFiniteUpdate(f"{what} at step {step}; lower the learning rate, or look at the samples", step)
-        return Step(mean, float(accuracy), norm, samples, forward, backward, time.perf_counter() - began, parts)
+        return Step(mean, float(accuracy), norm, samples, forward, backward, time.perf_counter() - began)
 
     def work(
         self,
