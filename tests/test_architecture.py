@@ -1,5 +1,6 @@
 """What a reader may rely on about the repository as a whole; import-linter holds the arrows (`make lint`)."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -11,7 +12,14 @@ import pytest
 import hypergpu
 
 ROOT = Path(__file__).parent.parent
-LONGEST_FILE = 640  # the round machine; nearly all others stay under 250
+LONGEST_FILE = 430
+CORES = ("coordinator.core", "node.core", "netsim_proxy.link")
+PURE = (
+    sys.stdlib_module_names - {"asyncio", "multiprocessing", "random", "socket", "subprocess", "threading", "time"}
+) | {
+    "common",
+    "numpy",
+}
 
 
 def tracked(*patterns: str) -> list[Path]:
@@ -37,9 +45,38 @@ def test_importing_hypergpu_and_its_command_line_loads_no_torch() -> None:
 
 def test_source_files_stay_short() -> None:
     long = [
-        f"{path.relative_to(ROOT)}" for path in tracked("*.py", ":!tests") if len(path.read_text().splitlines()) > LONGEST_FILE
+        f"{path.relative_to(ROOT)}"
+        for path in tracked("*.py", ":!tests")
+        if len(path.read_text().splitlines()) > LONGEST_FILE
     ]
     assert long == []
+
+
+def imports_of(path: Path) -> list[str]:
+    """Every module that a file imports, wherever in it; relative imports resolved."""
+    package = path.relative_to(ROOT).parent.parts
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join((*above, *filter(None, [node.module])))
+            found += [f"{module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_a_pure_core_imports_itself_common_numpy_and_what_of_the_standard_library_is_pure(core: str) -> None:
+    files = tracked(f"{core.replace('.', '/')}/**.py")
+    assert files
+    looks_out = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in files
+        for module in imports_of(path)
+        if module.partition(".")[0] not in PURE and not f"{module}.".startswith(f"{core}.")
+    ]
+    assert looks_out == []
 
 
 def test_torch_is_pinned_alike_where_it_is_installed_and_where_it_is_required() -> None:
