@@ -48,7 +48,7 @@ async def serve(options: argparse.Namespace) -> None:
     if options.scenario is not None:
         catalogue.load_scenario(read_text(options.scenario), str(options.scenario), ports, schedule)
     proxy = Proxy(options.upstream, ports, pacer, options.server_tls, options.upstream_tls)
-    control_server = control.make_server(ports, schedule, catalogue, options.token)
+    control_server = await control.make_server(ports, schedule, catalogue, options.token)
     control_address = bind(control_server, options.control, None)
     metrics_address = _serve_metrics(options.metrics, ports, lateness) if options.metrics else None
     address = await proxy.listen(options.listen)

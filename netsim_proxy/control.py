@@ -148,12 +148,14 @@ def _loss_model(name: str) -> LossModel:
         raise InvalidInput(f"loss model {name!r} is neither {' nor '.join(LossModel)}") from None
 
 
-def make_server(ports: Ports, schedule: Schedule, catalogue: Catalogue, token: str | None) -> grpc.aio.Server:
+async def make_server(ports: Ports, schedule: Schedule, catalogue: Catalogue, token: str | None) -> grpc.aio.Server:
     """A server with the control API, health and reflection, still to be bound and started."""
     server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[_Guard(token)])
     netsim_pb2_grpc.add_NetsimServicer_to_server(ControlServicer(ports, schedule, catalogue), server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    for name in ("", SERVICE):
+        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
     names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     return server

@@ -45,7 +45,7 @@ async def ports(pacer: Pacer) -> Ports:
 
 @pytest.fixture
 async def address(ports: Ports, pacer: Pacer) -> AsyncIterator[str]:
-    server = control.make_server(ports, Schedule(ports, pacer), Catalogue(), token="secret")
+    server = await control.make_server(ports, Schedule(ports, pacer), Catalogue(), token="secret")
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield f"127.0.0.1:{port}"
@@ -197,3 +197,11 @@ async def test_metrics_tell_what_links_did(ports: Ports) -> None:
     assert registry.get_sample_value("netsim_pacer_lateness_seconds_bucket", {"le": "0.0005"}) == 1
     assert registry.get_sample_value("netsim_pacer_lateness_seconds_count") == 2
     assert registry.get_sample_value("netsim_deliveries_beyond_bound_total") == 1
+
+
+async def test_health_knows_the_whole_server_and_the_service(address: str) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "hypergpu.netsim.v1.Netsim"):
+            reply = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
