@@ -67,7 +67,7 @@ def test_the_demo_reaches_its_accuracy_and_leaves_nothing_behind(tmp_path: Path)
 async def test_however_it_ends_no_process_is_left_and_the_run_is_readable(tmp_path: Path, number: int) -> None:
     run = tmp_path / "run"
     demo = await asyncio.create_subprocess_exec(
-        *DEMO, "--nodes", "2", "--rounds", "1000", "--out", str(run),
+        *DEMO, "--nodes", "1", "--rounds", "1000", "--out", str(run),
         env=environment(tmp_path), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     assert demo.stdout is not None
