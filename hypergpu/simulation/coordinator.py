@@ -153,7 +153,7 @@ class VirtualCoordinator:
         if node.node_id not in members.connected:
             return Directive.REGISTER_AGAIN
         node.last_seen = max(node.last_seen, at)
-        report = {"network": {"attempts": node.attempts, "failures": node.failures}}
+        report = {"network": {"events": node.attempts, "failures": node.failures}}
         self._links.heard(node.node_id, report, rtt_ms)
         return Directive.ABANDON_WORK if node.node_id in members.straggling else Directive.CONTINUE
 

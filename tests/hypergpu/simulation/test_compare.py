@@ -81,7 +81,7 @@ nodes:
 
 
 def test_paired_runs_differ_in_what_is_decided_only() -> None:
-    nodes = [{"id": "good", "count": 4, "gpu": "T4"}, {"id": "bad", "gpu": "T4", "profile": "unstable"}]
+    nodes = [{"id": "good", "count": 4, "gpu": "T4"}]
     scenario = Scenario.model_validate({"nodes": nodes, "learning": "model", "rounds": 4, "target_accuracy": 0.5})
     found = compare(scenario, ["reactive"], seeds=2)
     warm_up = scenario.config.orchestrator.warmup_rounds
