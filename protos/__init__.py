@@ -1,0 +1,1 @@
+"""The wire contract; what is beside the .proto files is generated."""

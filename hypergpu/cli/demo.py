@@ -139,7 +139,8 @@ def _print_comparison(console: Console, comparison: Comparison) -> None:
     console.print(table)
     speedup = candidate.speedup.mean
     if speedup is not None:
-        word = f"{speedup:.2f} times sooner" if speedup >= 1 else f"{1 / speedup:.2f} times later"
+        factor = max(speedup, 1 / speedup)
+        word = "as soon" if factor < 1.005 else f"{factor:.2f} times {'sooner' if speedup > 1 else 'later'}"
         bound = " (at least: one of them never was)" if candidate.bounds else ""
         console.print(
             f"with adaptation, {comparison.target:.1%} accuracy is there [b]{word}[/]{bound}", highlight=False
