@@ -8,9 +8,11 @@ changes (more); its state part is always a change, to be averaged and added, nev
 """
 
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from common.errors import InvalidInput, ProtocolError
 from common.tensors import Flat, Manifest, TensorSpec
@@ -24,10 +26,13 @@ class FlatModel:
     masks) stay where they are; they do not travel, since every side builds the same model.
 
     Raises:
-        InvalidInput: a trainable parameter that is not float32, or none at all.
+        InvalidInput: a trainable parameter that is not float32 or has no shape yet, or none at all.
     """
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+            if is_lazy(tensor):
+                raise InvalidInput(f"{name!r} has no shape yet: give lazy layers a sample in the model's factory")
         self.module = module.to(device)
         trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         state = list(_changing_buffers(module))

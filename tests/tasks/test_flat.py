@@ -74,7 +74,13 @@ def test_tied_parameters_travel_once() -> None:
 
 @pytest.mark.parametrize(
     ("module", "match"),
-    [(nn.Linear(2, 2).double(), "float32"), (nn.ReLU(), "no trainable"), (nn.Linear(2, 2).half(), "float16")],
+    [
+        (nn.Linear(2, 2).double(), "float32"),
+        (nn.ReLU(), "no trainable"),
+        (nn.Linear(2, 2).half(), "float16"),
+        (nn.LazyLinear(2), "no shape yet"),
+        (nn.LazyBatchNorm1d(), "no shape yet"),
+    ],
 )
 def test_models_that_cannot_travel(module: nn.Module, match: str) -> None:
     with pytest.raises(InvalidInput, match=match):
