@@ -25,7 +25,7 @@ class MonitorConfig(Section):
     worst_loss: Annotated[float, Field(gt=0, le=1)] = 0.15
     """Share of lost communications that earns none of the 30 points for loss."""
     hysteresis: Annotated[float, Field(ge=0)] = 3.0
-    """Points by which a score must pass a boundary before the class changes."""
+    """Points by which a score must pass a boundary before the class changes; more where losses make it noisy."""
     offline_after_seconds: Seconds = 30.0
     """Silence after which a link counts as offline; its score decays on the way there."""
     offline_after_failures: Count = 8
@@ -75,7 +75,7 @@ class SelectorConfig(Section):
     min_selected_share: Share = 0.5
     """Least share of the eligible nodes in a round; the data of the others is not seen in it."""
     quality_threshold: Annotated[float, Field(ge=0, le=100)] = 50.0
-    """Node score that QUALITY_THRESHOLD asks for, and the least that ADAPTIVE_THRESHOLD accepts for granted."""
+    """Score of its link that QUALITY_THRESHOLD asks of a node."""
     contribution_threshold: Share = 0.3
     """Contribution score that CONTRIBUTION_BASED asks for."""
     quarantine_after_failures: Count = 3

@@ -85,6 +85,10 @@ class AlertBook:
             opened_at = before.opened_at if before else now
             self._open[key] = Alert(each.node_id, each.kind, each.severity, opened_at, each.figures)
 
+    def nodes_with(self, kind: AlertKind) -> list[str]:
+        """Nodes for which such an alert is open."""
+        return [node_id for node_id, open_kind in self._open if open_kind is kind]
+
     def alerts(self, least: Severity, *, include_closed: bool = False) -> list[Alert]:
         """Alerts of at least this severity, the gravest first, then the oldest."""
         every = [*self._open.values(), *(self._closed if include_closed else ())]

@@ -299,10 +299,10 @@ class NetworkQualityMonitor:
     def _score(self, rows: Ints) -> Scores:
         links, config = self._links, self.config
         silence, streak = self.silences_seconds(rows), self.failures_in_a_row(rows)
-        high = links.latency_ms.quantiles(rows, [0.75])[0]
+        high, loss = links.latency_ms.quantiles(rows, [0.75])[0], self.loss_rates(rows)
         scores = q.score(
             high,
-            loss=self.loss_rates(rows),
+            loss=loss,
             success_share=self._success_shares(rows),
             tested=links.outcomes.counts[rows] > 0,
             streak=streak,
@@ -310,7 +310,9 @@ class NetworkQualityMonitor:
             config=config,
         )
         offline = (silence >= config.offline_after_seconds) | (streak >= config.offline_after_failures)
-        self._classes[rows] = q.classify(scores.total, self._classes[rows], offline, config.hysteresis)
+        before = np.where(links.outcomes.counts[rows] < q.SETTLED, -1, self._classes[rows])
+        margin = np.maximum(config.hysteresis, 2.0 * q.score_noise(loss, config))
+        self._classes[rows] = q.classify(scores.total, before, offline, margin)
         return scores
 
     def _success_shares(self, rows: Ints) -> Floats:
@@ -329,7 +331,9 @@ class NetworkQualityMonitor:
         silence, streak = self.silences_seconds(rows), self.failures_in_a_row(rows)
         classes = self._classes
         levels, trend = self._links.column("level"), self._links.column("trend")
-        lossy = (loss > 0.5 * self.config.worst_loss) & (counts >= 8)
+        limit = np.full(len(rows), 0.5 * self.config.worst_loss)
+        limit[self.rows(self._alerts.nodes_with(AlertKind.HIGH_LOSS))] *= 0.5  # what is open closes well below it
+        lossy = (loss > limit) & (counts >= q.SETTLED)
         steep = trend[rows] > 0.02 * levels[rows]
         steep[steep] = self._trends(rows[steep]) > 2.58
         troubled = (classes >= q.CRITICAL) | lossy | steep

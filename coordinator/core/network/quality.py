@@ -33,6 +33,10 @@ OFFLINE = CLASSES.index(ConnectionQuality.OFFLINE)
 CRITICAL = CLASSES.index(ConnectionQuality.CRITICAL)
 LOWER_BOUNDS = np.array([90.0, 75.0, 60.0, 40.0, 0.0])
 """Least score of each class but OFFLINE: the shipped profiles perfect … unstable fall one into each."""
+LOSS_MEMORY = 0.98
+"""Weight of the past in the smoothed loss: about the last 50 communications count."""
+SETTLED = 8
+"""Communications from which on a class is held against noise."""
 FULL_TREND = 16
 """Communications that a trend looks at."""
 
@@ -81,7 +85,7 @@ def score(
     """
     latency = latency_points(latency_ms, config)
     steady = np.clip(2.0 * success_share - 1.0, 0.0, 1.0) * (
-        1.0 - np.minimum(streak / config.offline_after_failures, 1.0)
+        1.0 - np.clip((streak - 1.0) / config.offline_after_failures, 0.0, 1.0)  # one failure is no streak
     )
     # Full worth for a third of the time that leads to Offline, then down to nothing.
     freshness = np.clip(1.5 * (1.0 - silence_seconds / config.offline_after_seconds), 0.0, 1.0)
@@ -93,16 +97,25 @@ def score(
     )
 
 
-def classify(total: Floats, before: Ints, offline: Bools, hysteresis: float) -> Ints:
-    """Class numbers. A link leaves its class only when its score is `hysteresis` points beyond the boundary.
+def score_noise(loss: Floats, config: MonitorConfig) -> Floats:
+    """Standard deviation of a score in points, by the chance in which communications are lost at this rate."""
+    variance = np.clip(loss, 0.0, 1.0) * (1.0 - np.clip(loss, 0.0, 1.0))
+    of_loss = 30.0 / config.worst_loss * np.sqrt(variance * (1.0 - LOSS_MEMORY) / (1.0 + LOSS_MEMORY))
+    of_reliability = 60.0 * np.sqrt(variance / config.history)
+    noise: Floats = np.minimum(of_loss, 15.0) + of_reliability
+    return noise
+
+
+def classify(total: Floats, before: Ints, offline: Bools, margin: Floats) -> Ints:
+    """Class numbers. A link leaves its class only when its score is `margin` points beyond the boundary.
 
     `before` holds the classes until now, -1 for none. A pure function of the score and the class, so that asking twice
     changes nothing.
     """
     boundaries = LOWER_BOUNDS[:-1]
     plain = (total[:, None] < boundaries).sum(axis=1)
-    up = (total[:, None] < boundaries + hysteresis).sum(axis=1)
-    down = (total[:, None] < boundaries - hysteresis).sum(axis=1)
+    up = (total[:, None] < boundaries + margin[:, None]).sum(axis=1)
+    down = (total[:, None] < boundaries - margin[:, None]).sum(axis=1)
     known = (before >= 0) & (before != OFFLINE)
     settled = np.where(known, np.clip(before, down, up), plain)
     return np.where(offline, OFFLINE, settled)

@@ -3,12 +3,11 @@
 import numpy as np
 
 from common.config import MonitorConfig
+from coordinator.core.network.quality import LOSS_MEMORY
 from coordinator.core.table import Bools, Floats, Ints, NodeIndex, Ring, grown, quantiles
 
 EXCHANGES = 16
 """Round communications of a link that are kept."""
-_LOSS_MEMORY = 0.97
-"""Weight of the past in the smoothed loss: about the last 33 communications count."""
 _LEVEL_GAIN, _TREND_GAIN, _TREND_DAMPING = 0.5, 0.3, 0.95
 """Holt's linear trend, damped (Gardner & McKenzie, "Forecasting trends in time series", 1985)."""
 
@@ -61,8 +60,8 @@ class LinkRecords:
         """One communication of each of these links ended; the rows differ."""
         self.version += 1
         floats, ints = self._floats, self._ints
-        floats["lost"][rows] = _LOSS_MEMORY * floats["lost"][rows] + ~success
-        floats["weight"][rows] = _LOSS_MEMORY * floats["weight"][rows] + 1.0
+        floats["lost"][rows] = LOSS_MEMORY * floats["lost"][rows] + ~success
+        floats["weight"][rows] = LOSS_MEMORY * floats["weight"][rows] + 1.0
         self.outcomes.push_each(rows, success.astype(np.float64))
         ints["seen"][rows] += 1
         ints["streak"][rows] = np.where(success, 0, ints["streak"][rows] + 1)
@@ -74,8 +73,8 @@ class LinkRecords:
         """The same for one link, its latency perhaps unknown, without the cost of arrays: called for every RPC."""
         self.version += 1
         floats, ints = self._floats, self._ints
-        floats["lost"][row] = _LOSS_MEMORY * floats["lost"][row] + (not success)
-        floats["weight"][row] = _LOSS_MEMORY * floats["weight"][row] + 1.0
+        floats["lost"][row] = LOSS_MEMORY * floats["lost"][row] + (not success)
+        floats["weight"][row] = LOSS_MEMORY * floats["weight"][row] + 1.0
         self.outcomes.push(row, float(success))
         ints["seen"][row] += 1
         if success:

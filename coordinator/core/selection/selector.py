@@ -380,8 +380,9 @@ class DynamicNodeSelector:
             return chosen
         places = np.flatnonzero(chosen)
         forced = self._rules[rows[places]] == _INCLUDE
-        turn = np.isin(reasons[places], [CODE[r] for r in _TURNS])
-        waited = np.where(turn, self._round - self._contributions.last_round[rows[places]], 0)
+        idle = self._round - self._contributions.last_round[rows[places]]
+        turn = np.isin(reasons[places], [CODE[r] for r in _TURNS]) | (idle > self.config.fairness_rounds)
+        waited = np.where(turn, idle, 0)
         order = np.lexsort((-self._scores(rows[places], link_rows[places]), -waited, ~turn, ~forced))
         dropped = places[order[most:]]
         capped = chosen.copy()

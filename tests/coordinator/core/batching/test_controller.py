@@ -90,6 +90,44 @@ def test_throughput_keeps_the_direction_while_it_improves_and_turns_when_it_degr
     assert change.figures["samples_per_second"] < change.figures["samples_per_second_before"]
 
 
+def test_throughput_takes_a_first_step_and_uses_what_it_measured_once() -> None:
+    _, controller = controller_of(BatchSizeStrategy.THROUGHPUT_BASED, ["a"])
+    controller.record_performance("a", 100, 1.0)
+    assert controller.evaluate_and_adapt()["a"].reason is BatchReason.PROBES_THROUGHPUT
+    assert controller.evaluate_and_adapt() == {}
+    controller.record_performance("a", 150, 1.0)
+    assert controller.evaluate_and_adapt()["a"].reason is BatchReason.THROUGHPUT_IMPROVING
+    assert controller.evaluate_and_adapt() == {}
+
+
+@pytest.mark.parametrize("strategy", [BatchSizeStrategy.LATENCY_BASED, BatchSizeStrategy.GOODPUT])
+@pytest.mark.parametrize("step", [1.05, 1.25, 4.0])
+def test_powers_of_two_move_under_every_policy(strategy: BatchSizeStrategy, step: float) -> None:
+    monitor, controller = controller_of(strategy, ["a"], powers_of_two=True, min_batch_size=24)
+    for _ in range(12):
+        monitor.record_communication("a", 400.0, True)
+        measured(monitor, controller, "a", exchange=0.5, per_sample=1e-6, rounds=1)
+        controller.evaluate_and_adapt(pace=Pace(step=step))
+    size = controller.get_batch_size("a")
+    assert size >= 256
+    assert math.log2(size).is_integer()
+    for _ in range(70):
+        monitor.record_communication("a", 1.0, True)
+    if strategy is BatchSizeStrategy.LATENCY_BASED:
+        for _ in range(12):
+            controller.evaluate_and_adapt(pace=Pace(step=step))
+        assert controller.get_batch_size("a") == 32  # the least power of two that the minimum allows
+
+
+def test_goodput_does_not_speak_of_idle_time_where_nobody_waits() -> None:
+    monitor, controller = controller_of(BatchSizeStrategy.GOODPUT, ["a"])
+    measured(monitor, controller, "a", exchange=0.5, per_sample=1e-5)
+    change = controller.evaluate_and_adapt(pace=Pace(step=2.0))["a"]
+    assert change.new > change.old
+    assert change.reason is BatchReason.MORE_PROGRESS_PER_SECOND
+    assert change.figures["idle_seconds"] == pytest.approx(0.0)
+
+
 def test_hybrid_lies_between_its_two_halves() -> None:
     monitor, controller = controller_of(BatchSizeStrategy.HYBRID, ["a"])
     for _ in range(20):

@@ -69,6 +69,48 @@ def test_a_score_at_a_boundary_does_not_make_the_class_flap() -> None:
     assert sum(a is not b for a, b in pairwise(classes[20:])) <= 1
 
 
+@pytest.mark.parametrize("loss", [0.02, 0.05, 0.1])
+@pytest.mark.parametrize("latency_ms", [8.0, 35.0, 95.0, 260.0])
+def test_chance_losses_make_neither_the_class_nor_the_alerts_flap(latency_ms: float, loss: float) -> None:
+    monitor, clock = monitor_of("a")
+    draws, classes = Draws(3, "noise"), []
+    for at in range(1000):
+        monitor.record_communication(
+            "a", latency_ms * (0.7 + 0.6 * draws.uniform(2 * at)), draws.uniform(2 * at + 1) > loss
+        )
+        clock.advance(0.1)
+        monitor.update()
+        classes.append(monitor.get_node_quality("a"))
+    assert sum(a is not b for a, b in pairwise(classes[100:])) <= 4
+    losses = [each for each in monitor.get_alerts(include_closed=True) if each.kind is AlertKind.HIGH_LOSS]
+    assert len(losses) <= 5
+
+
+def test_a_link_that_only_ever_failed_is_worse_than_one_that_nobody_knows() -> None:
+    monitor, _ = monitor_of("unknown", "failing")
+    for _ in range(4):
+        monitor.record_communication("failing", 500.0, False)
+    assert monitor.get_node_profile("failing").score == 0.0
+    assert monitor.get_node_profile("unknown").score == 50.0
+
+
+def test_successes_whose_latency_nobody_told_still_count() -> None:
+    monitor, _ = monitor_of("a")
+    monitor.observe_counters("a", attempts=50, failures=1)
+    assert monitor.get_node_profile("a").loss_rate == pytest.approx(1 / 50, abs=0.02)
+
+
+def test_an_offline_alert_tells_failures_from_silence() -> None:
+    monitor, clock = monitor_of("failing", "silent")
+    for _ in range(10):
+        monitor.record_communication("failing", 100.0, False)
+    clock.advance(40.0)
+    monitor.record_communication("failing", 100.0, False)
+    figures = {each.node_id: each.figures for each in monitor.get_alerts("high") if each.kind is AlertKind.OFFLINE}
+    assert figures["failing"]["failures_in_a_row"] == 11
+    assert figures["silent"] == {"silence_seconds": 40.0, "failures_in_a_row": 0}
+
+
 def test_asking_twice_changes_nothing() -> None:
     monitor, clock = monitor_of("a", "b")
     communicate(monitor, clock, "a", "average")

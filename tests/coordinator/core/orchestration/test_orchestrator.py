@@ -112,6 +112,35 @@ def test_proactive_drops_a_worsening_link_before_reactive_does() -> None:
     assert dropped("proactive") < dropped("reactive") < dropped("conservative")
 
 
+@pytest.mark.parametrize("selector", ["adaptive_threshold", "utility"])
+def test_proactive_acts_before_a_worsening_link_leaves_its_class(selector: str) -> None:
+    def worsening(node: str, round_num: int) -> float:
+        return 0.04 * 1.12 ** max(0, round_num - 6) if node == "node_3" else 0.04
+
+    def dropped(policy: str) -> tuple[int, str]:
+        """The round from which on the node is left out, and the class of its link then."""
+        run = Run(worsening, policy, batch={"strategy": "fixed"}, selector={"strategy": selector})
+        for at in range(60):
+            run.rounds(1)
+            if "node_3" not in run.plans[-1]["selected_nodes"]:
+                return at, str(run.adaptation.monitor.get_node_quality("node_3"))
+        raise AssertionError("never dropped")
+
+    proactive, reactive = dropped("proactive"), dropped("reactive")
+    assert proactive[0] < reactive[0]
+    if selector == "utility":
+        assert proactive[1] == "good"  # as it always was
+
+
+def test_late_is_no_failure() -> None:
+    run = Run(uniform).rounds(3)
+    for _ in range(5):
+        run.adaptation.record_results([Contribution("node_1", False, waiting_seconds=1.0, late=True)])
+        run.adaptation.record_results([Contribution("node_2", False, waiting_seconds=1.0)])
+    assert run.adaptation.selector.get_node_state("node_1") == "active"
+    assert run.adaptation.selector.get_node_state("node_2") == "quarantined"
+
+
 def test_policies_differ_in_how_far_they_go() -> None:
     def steps_after(policy: str, rounds: int) -> int:
         return int(Run(lambda node, at: 0.5, policy).rounds(rounds).plans[-1]["local_steps"])

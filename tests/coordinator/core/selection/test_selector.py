@@ -1,6 +1,7 @@
 """Who is selected, and whether the reason given is the true one."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -214,6 +215,75 @@ def test_no_healthy_node_starves() -> None:
         cluster.round(GOOD)
     assert set(seen) == set(GOOD)
     assert all(40 - last <= 8 for last in seen.values())
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.sampled_from(list(SelectionStrategy)), st.integers(1, 10), st.integers(1, 12), st.randoms())
+def test_no_healthy_node_waits_longer_than_the_bound(
+    strategy: SelectionStrategy, most: int, patience: int, chance: random.Random
+) -> None:
+    """Under any strategy and maximum: its patience, and then at most one passage through all nodes."""
+    cluster = Cluster(strategy, most, fairness_rounds=patience)
+    compute = {node: chance.uniform(0.001, 0.2) for node in GOOD}
+    last = dict.fromkeys(GOOD, -1)
+    for round_num in range(60):
+        for node in cluster.selector.select_nodes(GOOD):
+            last[node] = round_num
+            cluster.monitor.record_exchange(node, 0.05)
+            cluster.selector.record_contribution(node, compute[node], 0.05, True)
+        for node in GOOD:
+            cluster.monitor.record_communication(node, 20.0, True)
+        assert max(round_num - at for at in last.values()) <= patience + math.ceil(len(GOOD) / most)
+
+
+def test_a_node_on_probation_gets_its_trial_under_a_maximum() -> None:
+    cluster = warmed(SelectionStrategy.TOP_N, 1, quarantine_seconds=1.0, fairness_rounds=1000)
+    for _ in range(3):
+        cluster.round(failing=("bad_0",))
+    cluster.clock.advance(2.0)
+    assert cluster.selector.select_nodes(ALL) == ["bad_0"]
+    assert cluster.reason("bad_0") is SelectionReason.ON_PROBATION
+
+
+def test_a_warm_up_keeps_to_the_maximum_and_takes_turns() -> None:
+    cluster = Cluster(SelectionStrategy.UTILITY, 4)
+    taken = [cluster.selector.take_all(ALL, at, SelectionReason.WARM_UP) for at in range(3)]
+    assert [len(each) for each in taken] == [4, 4, 4]
+    assert set().union(*taken) == set(ALL)
+
+
+def test_a_restored_selection_obeys_rules_and_quarantine() -> None:
+    cluster = warmed(SelectionStrategy.UTILITY)
+    for _ in range(3):
+        cluster.round(failing=("good_1",))
+    cluster.selector.force_exclude("good_0")
+    cluster.selector.force_include("bad_1")
+    assert cluster.selector.select_again(GOOD, ALL, 9) == [*GOOD[2:], "bad_1"]
+    assert cluster.reason("good_0") is SelectionReason.FORCED_OUT
+    assert cluster.reason("good_1") is SelectionReason.QUARANTINED
+    assert cluster.reason("bad_0") is SelectionReason.ROLLED_BACK
+    assert cluster.selector.get_node_details("good_1")["figures"]["quarantine_seconds_left"] > 0
+
+
+def test_who_is_in_or_out_for_the_bounds_alone_is_told_so() -> None:
+    few = warmed(SelectionStrategy.UTILITY, min_selected_share=1.0)
+    assert few.selector.select_nodes(ALL) == ALL
+    assert [few.reason(node) for node in ALL].count(SelectionReason.KEEPS_THE_MINIMUM) == 2
+    many = warmed(SelectionStrategy.UTILITY, 6)
+    many.selector.select_nodes(ALL)
+    reasons = [many.reason(node) for node in ALL]
+    assert reasons.count(SelectionReason.BEYOND_THE_MAXIMUM) == 2
+    assert reasons.count(SelectionReason.COSTS_MORE_THAN_IT_ADDS) == 2
+
+
+def test_figures_tell_whether_the_link_or_the_card_is_slow() -> None:
+    cluster = warmed(SelectionStrategy.UTILITY)
+    compute = np.full(10, 0.02)
+    compute[0] = 5.0
+    cluster.selector.select_nodes(ALL, outlook=Outlook(compute_seconds=compute))
+    card, link = (cluster.selector.get_node_details(node)["figures"] for node in ("good_0", "bad_0"))
+    assert card["compute_seconds"] > 10 * card["communication_seconds"]
+    assert link["communication_seconds"] > 10 * link["compute_seconds"]
 
 
 def test_bad_nodes_get_their_turn_together_and_within_their_share_of_the_time() -> None:
