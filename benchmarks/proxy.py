@@ -194,7 +194,7 @@ def rate(streams: int = 4, mebibytes: int = 6) -> dict[str, float]:
         client = Client(address)
         with grpc.insecure_channel(found["control"]) as channel:
             event = netsim_pb2.Event(type="bandwidth_collapse", nodes=["*"], factor=share)
-            stub: Any = netsim_pb2_grpc.NetsimStub(channel)  # type: ignore[no-untyped-call]  # generated
+            stub: Any = netsim_pb2_grpc.NetsimStub(channel)
             stub.Inject(event)
         with futures.ThreadPoolExecutor(streams) as pool:
             began = time.perf_counter()

@@ -178,7 +178,7 @@ def test_rounds_of_several_nodes_are_the_steps_of_one_process(cluster: Cluster) 
         cursor += size
         inputs, targets = fetch(task.train, taken, torch.device("cpu"))
         model.gradients.zero_()
-        task.loss(model.module(inputs), targets).backward()  # type: ignore[no-untyped-call]  # torch's annotation
+        task.loss(model.module(inputs), targets).backward()
         model.parameters.add_(model.gradients, alpha=-0.02)
     with safe_open(cluster.out / "checkpoints" / "round-000003.safetensors", "np") as saved:
         for name, expected in model.manifest.views(model.flat()).items():

@@ -26,7 +26,7 @@ Call = Callable[..., Any]
 
 
 def control_of(channel: grpc.aio.Channel) -> Any:
-    return netsim_pb2_grpc.NetsimStub(channel)  # type: ignore[no-untyped-call]  # generated
+    return netsim_pb2_grpc.NetsimStub(channel)
 
 
 @pytest.fixture

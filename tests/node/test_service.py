@@ -58,7 +58,7 @@ def test_gradients_are_those_of_plain_torch_and_the_callers_to_keep() -> None:
     node.initialize(None, loader(), 0)
     reference = build(small(), 0).module
     loss = nn.functional.cross_entropy(reference(X[:10]), Y[:10])
-    loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation
+    loss.backward()
     first, metrics = node.train_step()
     kept = {name: value.copy() for name, value in first.items()}
     node.train_step()

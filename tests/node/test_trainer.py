@@ -32,7 +32,7 @@ def test_the_weighted_gradients_of_n_nodes_are_those_of_one_process(nodes: int) 
     mean = sum(n * flat.astype(np.float64) for n, flat in updates) / sum(n for n, _ in updates)
     model = build(task, 3)
     inputs, targets = fetch(task.train, np.concatenate(samples), torch.device("cpu"))
-    task.loss(model.module(inputs), targets).backward()  # type: ignore[no-untyped-call]
+    task.loss(model.module(inputs), targets).backward()
     expected = model.gradients.numpy()
     scale = np.abs(expected).max()
     assert np.abs(mean - expected).max() <= 1e-6 * scale + 1e-8
@@ -49,7 +49,7 @@ def test_local_steps_send_the_change_of_the_parameters() -> None:
     for step in range(4):
         optimizer.zero_grad(set_to_none=False)
         inputs, targets = trainer.samples(order.take(32 * step, 32))
-        task.loss(model.module(inputs), targets).backward()  # type: ignore[no-untyped-call]
+        task.loss(model.module(inputs), targets).backward()
         optimizer.step()
     assert np.allclose(update.flat, model.flat() - parameters, atol=1e-6)
     assert (update.samples, len(update.steps)) == (128, 4)

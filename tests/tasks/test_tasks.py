@@ -25,7 +25,7 @@ def test_the_shipped_tasks_build_and_evaluate(name: str) -> None:
     model = build(task, 0)
     inputs, targets = fetch(task.train, range(4), CPU)
     loss = task.loss(model.module(inputs), targets)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation
+    loss.backward()
     assert torch.isfinite(loss)
     assert model.gradients.abs().sum() > 0
     small = Task(model=task.model, train=task.train, test=fetch(task.test, range(40), CPU))
