@@ -1,6 +1,5 @@
 """The orchestrator: asks the monitor, chooses the nodes, sizes their work, judges the outcome, finds the way back."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from coordinator.core.orchestration.objective import Measured, Objective, Rollba
 from coordinator.core.orchestration.phases import LossTrack, Phase, PhaseReason
 from coordinator.core.orchestration.plan import RoundDecisions
 from coordinator.core.orchestration.policy import TRAITS, AdaptationPolicy, Traits
+from coordinator.core.orchestration.results import record_noise, record_results
 from coordinator.core.selection import DynamicNodeSelector, SelectionReason
 from coordinator.core.selection.outlook import Outlook
 
@@ -163,7 +163,9 @@ class AdaptiveOrchestrator:
             raise InvalidInput(f"the round's metrics have no {missing}; needed: loss, round_time, samples") from None
         contributions: Sequence[Contribution] = metrics.get("contributions") or ()
         self.record_results(contributions)
-        self._note_noise(metrics.get("update_norms"), contributions)
+        norms = metrics.get("update_norms")
+        if norms is not None:
+            record_noise(norms, contributions, self.batches)
         steps, worth = self.batches.local_steps, self._worth()
         exchange = max((each.waiting_seconds for each in contributions), default=self._exchange_seconds())
         measured = Measured(samples / steps, steps, seconds, exchange)
@@ -201,30 +203,7 @@ class AdaptiveOrchestrator:
             UnknownName: a node was never offered nor registered.
             InvalidInput: a time that is negative or not finite.
         """
-        if not results:
-            return
-        ids = [each.node for each in results]
-        success = np.array([each.success for each in results], bool)
-        figures = np.array(
-            [(each.waiting_seconds, each.compute_seconds, each.samples, each.batch_size) for each in results],
-            np.float64,
-        )
-        if not (np.isfinite(figures) & (figures >= 0)).all():
-            worst = ids[int(np.argmin((np.isfinite(figures) & (figures >= 0)).all(axis=1)))]
-            raise InvalidInput(f"the contribution of {worst} holds a figure that is negative or not finite")
-        exchange, compute, samples, batches = figures.T
-        late = np.array([each.late for each in results], bool)
-        loss = np.array([each.loss_before or each.loss or np.nan for each in results], np.float64)
-        self.monitor.record_rounds(self.monitor.rows(ids), exchange, success)
-        self.selector.record_contributions(
-            self.selector.rows(ids), compute=compute, waiting=exchange, success=success, late=late, loss=loss
-        )
-        did = success & (samples > 0)
-        steps = np.maximum(np.rint(samples / np.where(batches > 0, batches, samples + (samples == 0))), 1).astype(
-            np.int64
-        )
-        rows = self.batches.rows(ids)[did]
-        self.batches.record_performances(rows, samples[did], (compute + exchange)[did], steps[did], compute[did])
+        record_results(results, self.monitor, self.batches, self.selector)
 
     # ------------------------------------------------------------ asking
 
@@ -412,14 +391,6 @@ class AdaptiveOrchestrator:
             self._enter(Phase.CONVERGENCE, PhaseReason.LOSS_STALLED, figures)
         elif self.phase is Phase.CONVERGENCE and self._losses.moving:
             self._enter(Phase.ADAPTIVE, PhaseReason.LOSS_MOVES_AGAIN, figures)
-
-    def _note_noise(self, norms: Any, contributions: Sequence[Contribution]) -> None:
-        used = [each.samples for each in contributions if each.success]
-        if norms is not None and len(used) >= 2:
-            mean_square, square_of_mean = norms
-            self.batches.noise.observe(
-                float(mean_square), float(square_of_mean), len(used), math.fsum(used) / len(used)
-            )
 
     def _enter(self, phase: Phase, reason: PhaseReason, figures: Mapping[str, float | int | str]) -> None:
         self._log.decide(DecisionKind.PHASE, CLUSTER, reason, {"from": self.phase, "to": phase, **figures})
