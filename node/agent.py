@@ -190,6 +190,9 @@ class Agent:
             began = time.monotonic()
             reply = await self._client.register(request)
             self._record_call(1000 * (time.monotonic() - began), success=True)
+            self.run_id, self._heartbeat_seconds = reply.run_id, max(0.05, reply.heartbeat_seconds)
+            if self._heartbeats is None:  # from now on: to prepare may take longer than a node may be silent
+                self._heartbeats = asyncio.create_task(self._beat())
             try:
                 await self._prepare(reply)
             except HyperGPUError as error:
@@ -198,11 +201,8 @@ class Agent:
                 raise
             if largest == self._largest_batch():
                 break  # else it was not known before the task was: say it now
-        self.run_id, self._heartbeat_seconds = reply.run_id, max(0.05, reply.heartbeat_seconds)
         self._reached = True
         log.info("joined", address=self._client.address, run=reply.run_id, task=reply.task, node=self.node_id)
-        if self._heartbeats is None:
-            self._heartbeats = asyncio.create_task(self._beat())
         self._waiting_since = time.monotonic()
         return life.Registered()
 

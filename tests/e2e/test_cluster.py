@@ -123,7 +123,7 @@ def test_digits_are_learned_through_the_proxy_and_everybody_goes_home(cluster: C
 
 def test_nodes_are_killed_stopped_and_join_late(cluster: Cluster) -> None:
     # The network alone would make these rounds faster than the test can act.
-    coordinator = cluster.coordinator("--rounds=40", "--min-nodes=3", "--set=server.heartbeat_seconds=0.5")
+    coordinator = cluster.coordinator("--rounds=100", "--min-nodes=3", "--set=server.heartbeat_seconds=0.5")
     proxy = cluster.proxy(coordinator.address(), "good").address()
     nodes = {name: cluster.node(name, proxy) for name in ("steady", "killed", "paused")}
     cluster.reach(3)
@@ -137,11 +137,11 @@ def test_nodes_are_killed_stopped_and_join_late(cluster: Cluster) -> None:
     assert summary["state"] == "completed"
     assert summary["final_accuracy"] >= 0.95
     contributed = {name: row["rounds_contributed"] for name, row in summary["nodes"].items()}
-    assert contributed["steady"] >= 30
-    assert contributed["killed"] < 40
+    assert contributed["steady"] >= 75
+    assert contributed["killed"] < 100
     assert contributed["paused"] > 3
     assert contributed["late"] > 0
-    assert [row["round"] for row in cluster.rounds()] == list(range(1, 41))
+    _require_nothing_twice(cluster.rounds())
 
 
 def _require_nothing_twice(rows: list[dict[str, Any]]) -> None:

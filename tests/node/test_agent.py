@@ -1,6 +1,7 @@
 """The agent against a coordinator that is as unhelpful as a test wants it."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -260,3 +261,16 @@ def test_nodes_name_themselves_before_they_dial() -> None:
     names = {own_name() for _ in range(20)}
     assert len(names) == 20
     assert all(name.replace("-", "").replace("_", "").isalnum() and len(name) <= 64 for name in names)
+
+
+async def test_a_node_is_heard_of_while_it_prepares(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cluster(order(1)) as c:
+        prepare = c.service.prepare
+
+        def slowly(task: str, seed: int) -> None:
+            time.sleep(0.3)  # on the training thread
+            prepare(task, seed)
+
+        monkeypatch.setattr(c.service, "prepare", slowly)
+        await c.run()
+    assert "joining" in c.fake.states
