@@ -114,6 +114,9 @@ class Coordinator:
             stack.enter_context(_on_signals(interrupted.set))
             announce(address, http.address)
             await _first(self.engine.finished.wait(), interrupted.wait())
+            if interrupted.is_set() and self.config.server.stay and not self.engine.finished.is_set():
+                await self.engine.suspend()
+                return 0
             if interrupted.is_set():
                 self.engine.dispatch(ev.Stop("interrupted"))
                 await _first(self.engine.finished.wait(), asyncio.sleep(10.0))

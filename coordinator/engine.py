@@ -201,6 +201,11 @@ class Engine:
         self.dispatch(ev.NodeSeen(node))
         self._seams.links.heard(node, report, rtt_ms)
 
+    async def suspend(self) -> None:
+        """Keep the state for a start with --resume; nodes are told nothing, and look for us until we are back."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._checkpoint(self.machine.round - 1)
+
     async def close(self) -> None:
         """Let what was begun be finished, and the files be complete."""
         if self._timer is not None:

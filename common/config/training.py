@@ -62,7 +62,8 @@ class ServerConfig(Section):
     linger_seconds: Annotated[float, Field(ge=0)] = 10.0
     """After the run, the longest wait for the nodes to hear of it and leave."""
     stay: bool = False
-    """Go on answering when the run is over, until a signal: for a container, whose results are asked for later."""
+    """For a container: go on answering when the run is over, until a signal. One that comes sooner only suspends the
+    run: nodes wait, and a start with --resume goes on."""
     scrape_nodes: bool = True
     """Whether each node's /metrics is read, where it can be reached at the address that the node calls from."""
     scrape_hosts: tuple[str, ...] = ()
