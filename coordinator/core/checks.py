@@ -1,8 +1,12 @@
 """Figures that come from outside."""
 
 import math
+from enum import StrEnum
+from typing import TypeVar
 
-from common.errors import InvalidInput
+from common.errors import InvalidInput, UnknownName
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 def not_negative(value: float, name: str) -> float:
@@ -11,9 +15,12 @@ def not_negative(value: float, name: str) -> float:
     Raises:
         InvalidInput: it is not.
     """
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
     if not math.isfinite(number) or number < 0:
-        raise InvalidInput(f"{name} must be a finite number >= 0, not {value}")
+        raise InvalidInput(f"{name} must be a finite number >= 0, not {value!r}")
     return number
 
 
@@ -26,3 +33,15 @@ def positive(value: float, name: str) -> float:
     if not_negative(value, name) == 0:
         raise InvalidInput(f"{name} must be above 0")
     return float(value)
+
+
+def member(choices: type[Choice], name: str, what: str) -> Choice:
+    """The member of an enum with this value.
+
+    Raises:
+        UnknownName: there is none; the nearest is named.
+    """
+    known = [str(each) for each in choices]
+    if name not in known:
+        raise UnknownName(what, str(name), known)
+    return choices(name)

@@ -13,7 +13,7 @@ from common.errors import InvalidInput
 from coordinator.core.batching import goodput as gp
 from coordinator.core.batching.costs import ComputeCosts
 from coordinator.core.batching.strategies import BatchReason, BatchSizeStrategy, by_latency, by_throughput
-from coordinator.core.checks import not_negative
+from coordinator.core.checks import member, not_negative
 from coordinator.core.network import NetworkQualityMonitor
 from coordinator.core.table import Floats, Ints, NodeIndex, grown, quantiles
 
@@ -71,7 +71,7 @@ class AdaptiveBatchController:
             raise InvalidInput(
                 f"baseline_batch_size ({baseline_batch_size}) and local_steps ({local_steps}) must be at least 1"
             )
-        self.strategy = BatchSizeStrategy(strategy)
+        self.strategy = member(BatchSizeStrategy, strategy, "batch size strategy")
         self.baseline_batch_size = baseline_batch_size
         self.baseline_local_steps = local_steps
         self.local_steps = local_steps

@@ -7,10 +7,10 @@ import numpy as np
 
 from common.clock import Clock, monotonic
 from common.config import SystemConfig
-from common.errors import InvalidInput, UnknownName
+from common.errors import InvalidInput
 from coordinator.core.batching import AdaptiveBatchController, BatchReason
 from coordinator.core.batching.controller import Pace
-from coordinator.core.checks import not_negative
+from coordinator.core.checks import member, not_negative
 from coordinator.core.decisions import CLUSTER, DecisionKind
 from coordinator.core.events import Contribution
 from coordinator.core.network import NetworkQualityMonitor
@@ -45,7 +45,7 @@ class AdaptiveOrchestrator:
     ) -> None:
         self.config = config
         self.monitor, self.batches, self.selector = network_monitor, batch_controller, node_selector
-        self.policy = AdaptationPolicy(adaptation_policy)
+        self.policy = member(AdaptationPolicy, adaptation_policy, "policy")
         self.phase = Phase.INITIALIZATION
         self._settings = config.orchestrator
         self._clock = clock
@@ -85,10 +85,7 @@ class AdaptiveOrchestrator:
         Raises:
             UnknownName: there is no such policy.
         """
-        known = [str(each) for each in AdaptationPolicy]
-        if policy not in known:
-            raise UnknownName("policy", str(policy), known)
-        before, self.policy = self.policy, AdaptationPolicy(policy)
+        before, self.policy = self.policy, member(AdaptationPolicy, policy, "policy")
         self._log.decide(DecisionKind.POLICY, CLUSTER, ClusterReason.SET_BY_USER, {"from": before, "to": self.policy})
 
     def register_node(self, node_id: str, largest_batch: int | None = None) -> None:
@@ -161,6 +158,8 @@ class AdaptiveOrchestrator:
             seconds = not_negative(metrics["round_time"], "round_time")
         except KeyError as missing:
             raise InvalidInput(f"the round's metrics have no {missing}; needed: loss, round_time, samples") from None
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"the round's loss is no number: {error}") from None
         contributions: Sequence[Contribution] = metrics.get("contributions") or ()
         self.record_results(contributions)
         norms = metrics.get("update_norms")

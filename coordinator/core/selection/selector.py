@@ -10,7 +10,7 @@ import numpy as np
 from common.clock import Clock, monotonic
 from common.config import SelectorConfig
 from common.errors import InvalidInput
-from coordinator.core.checks import not_negative
+from coordinator.core.checks import member, not_negative
 from coordinator.core.network import NetworkQualityMonitor
 from coordinator.core.network.quality import OFFLINE
 from coordinator.core.selection import strategies as st
@@ -47,12 +47,12 @@ class DynamicNodeSelector:
         clock: Clock = monotonic,
     ) -> None:
         self.config = config or SelectorConfig()
-        self.strategy = SelectionStrategy(strategy)
+        self.strategy = member(SelectionStrategy, strategy, "selection strategy")
         self.max_selected_nodes = (
             max_selected_nodes if max_selected_nodes is not None else self.config.max_selected_nodes
         )
-        if self.max_selected_nodes is not None and self.max_selected_nodes < 1:
-            raise InvalidInput(f"max_selected_nodes must be at least 1, not {self.max_selected_nodes}")
+        if self.max_selected_nodes is not None and (self.max_selected_nodes < 1 or self.max_selected_nodes % 1):
+            raise InvalidInput(f"max_selected_nodes must be a whole number from 1 up, not {self.max_selected_nodes}")
         self._monitor = network_monitor
         self._clock = clock
         self._index = NodeIndex()

@@ -1,10 +1,12 @@
 """The public parts used together as a library, without a cluster: the section on library use in the specification."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from common.clock import ManualClock
+from common.errors import InvalidInput, UnknownName
 from hypergpu import (
     AdaptationPolicy,
     AdaptiveBatchController,
@@ -50,6 +52,22 @@ def test_the_parts_work_together_as_written() -> None:
     assert network_monitor.get_problematic_nodes() == ["node_4"]
     orchestrator.shutdown()
     assert orchestrator.export_full_report()["status"]["phase"] == "completed"
+
+
+def test_mistakes_are_told_apart_and_typed() -> None:
+    monitor = NetworkQualityMonitor()
+    batches, selector = AdaptiveBatchController(monitor), DynamicNodeSelector(monitor)
+    mistakes: list[Callable[[], object]] = [
+        lambda: DynamicNodeSelector(monitor, "top_m"),  # type: ignore[arg-type]  # what a user may type
+        lambda: AdaptiveBatchController(monitor, strategy="hybird"),  # type: ignore[arg-type]
+        lambda: AdaptiveOrchestrator(SystemConfig(), monitor, batches, selector, "reactiv"),  # type: ignore[arg-type]
+    ]
+    for mistake, nearest in zip(mistakes, ("top_n", "hybrid", "reactive"), strict=True):
+        with pytest.raises(UnknownName, match=nearest):
+            mistake()
+    monitor.register_node("a")
+    with pytest.raises(InvalidInput, match="latency_ms"):
+        monitor.record_communication("a", None, success=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("policy", list(AdaptationPolicy))
