@@ -243,14 +243,16 @@ def test_a_coordinator_that_lost_all_nodes_waits_for_them(cluster: Cluster) -> N
     assert cluster.summary()["nodes"]["second"]["rounds_contributed"] > 0
 
 
-def test_a_killed_coordinator_resumes_from_its_checkpoint(cluster: Cluster) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_coordinator_that_was_killed_or_restarted_resumes_with_its_nodes(cluster: Cluster, number: int) -> None:
     settings = ("--rounds=40", "--set=training.checkpoint_every=2")
-    coordinator = cluster.coordinator(*settings)
+    coordinator = cluster.coordinator(*settings, "--set=server.stay=true")
     address = coordinator.address()
     # Through a link, so that a round takes long enough to be interrupted.
     node = cluster.node("node_1", cluster.proxy(address, "good").address())
     cluster.reach(5)
-    coordinator.kill()
+    coordinator.popen.send_signal(number)
+    assert coordinator.wait() == (0 if number == signal.SIGTERM else -number), coordinator.text
     before = [row["round"] for row in cluster.rounds()]
     again = cluster.coordinator(*settings, "--resume", listen=address, name="again")
     assert again.wait() == 0, again.text
