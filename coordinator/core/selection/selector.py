@@ -24,6 +24,7 @@ from coordinator.core.table import Bools, Floats, Ints, NodeIndex, grown, scatte
 _HEALTHY = 2
 """Classes excellent, good and fair are healthy: such a node never starves."""
 _AUTOMATIC, _INCLUDE, _EXCLUDE = 0, 1, -1
+_OWN_FIGURES = (SelectionReason.FAIRNESS_TURN, SelectionReason.QUARANTINED, SelectionReason.OFFLINE)
 _TURNS = (
     SelectionReason.WARM_UP,
     SelectionReason.UNEXPLORED,
@@ -272,13 +273,15 @@ class DynamicNodeSelector:
         self._contributions.counts[rows[chosen], 2] += 1
         selected = [node_id for node_id, taken in zip(ids, chosen.tolist(), strict=True) if taken]
         named = {node_id: REASONS[code] for node_id, code in zip(ids, reasons.tolist(), strict=True)}
-        places = dict(zip(ids, range(len(ids)), strict=True))
+        places = {node_id: place for place, node_id in enumerate(ids)}
         self._last = Selection(self._round, selected, named, figures, places)
         self._history.append((self._round, selected))
         return selected
 
     def _reason_figures(self, ids: list[str], rows: Ints, reasons: Ints) -> dict[str, Floats]:
         """The figures behind those reasons that no strategy gave."""
+        if not np.isin(reasons, [CODE[reason] for reason in _OWN_FIGURES]).any():
+            return {}
         link_rows = self._monitor.rows(ids)
         idle = self._round - self._contributions.last_round[rows]
         behind: dict[SelectionReason, dict[str, Floats | Ints]] = {
