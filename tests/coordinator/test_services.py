@@ -122,7 +122,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running(out: Path, *, token: str = "", resume: bool = False, **sections: Any) -> AsyncIterator[Running]:
+async def running(
+    out: Path, *, token: str = "", resume: bool = False, policy: str = "none", **sections: Any
+) -> AsyncIterator[Running]:
     tree = {
         "training": {"local_steps": 2, "batch_size": 2, "rounds": 2, **sections.pop("training", {})},
         "server": {
@@ -131,7 +133,7 @@ async def running(out: Path, *, token: str = "", resume: bool = False, **section
             "linger_seconds": 0.0,
             **sections.pop("server", {}),
         },
-        "orchestrator": {"policy": "none"},
+        "orchestrator": {"policy": "none", **sections.pop("orchestrator", {})},
     }
     coordinator = Coordinator(SystemConfig.model_validate(tree), toy_task(), Options(out, token, None, resume))
     addresses: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
@@ -269,7 +271,8 @@ async def test_checks_of_names_sizes_and_membership(tmp_path: Path) -> None:
 
 
 async def test_an_update_after_the_deadline_is_late_and_the_node_is_told_to_stop(tmp_path: Path) -> None:
-    async with running(tmp_path, training={"min_nodes": 2, "rounds": 50, "quorum": 0.5}) as run:
+    training = {"min_nodes": 2, "rounds": 50, "quorum": 0.5}
+    async with running(tmp_path, training=training, orchestrator={"policy": "conservative"}) as run:
         a, b = run.node("a"), run.node("b")
         await a.register()
         await b.register()
