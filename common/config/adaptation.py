@@ -98,7 +98,7 @@ class OrchestratorConfig(Section):
 
     policy: Literal["none", "conservative", "aggressive", "reactive", "proactive"] = "reactive"
     """`none` is the fixed baseline: every node, the configured batch."""
-    warmup_rounds: Annotated[int, Field(ge=0)] = 2
+    warmup_rounds: Annotated[int, Field(ge=0)] = 1
     """Rounds that only measure."""
     convergence_window: Annotated[int, Field(ge=2)] = 8
     """Rounds over which the loss must have stalled for the run to count as converging."""

@@ -85,6 +85,7 @@ class AdaptiveBatchController:
         self._directions: Floats = np.zeros(0)
         self._history: dict[str, deque[int]] = {}
         self._changes = 0
+        self._evaluations = 0
         self._last: gp.RoundPlan | None = None
 
     # ------------------------------------------------------------ feeding
@@ -166,6 +167,7 @@ class AdaptiveBatchController:
         reference = self.baseline_batch_size * (reference_nodes or len(ids))
         before = self._sizes[rows]
         wanted, reason, figures = self._targets(ids, rows, reference, pace)
+        self._evaluations += 1
         self._sizes[rows] = self._bounded(wanted, before, rows, self._step(pace))
         self._follow_batch(rows, reference)
         return self._changes_since(ids, before, reason, figures)
@@ -313,6 +315,7 @@ class AdaptiveBatchController:
             steps=steps,
             noise_scale=phi,
             drift_steps=drift,
+            rounds=1 + self._evaluations,
         )
         if plan.goodput < (1.0 + pace.gain) * now.goodput:
             plan = now

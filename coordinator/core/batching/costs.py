@@ -12,7 +12,8 @@ _FORGET = 0.85
 class ComputeCosts:
     """Fits seconds per step = fixed + per_sample · batch, per node, by least squares that forget.
 
-    Where a node has run one batch size only, the cost is taken as proportional: the cautious guess for larger batches.
+    Where a node has run one batch size only, the cost is taken as proportional, and as falling half as fast below that
+    size: the cautious guesses for larger and for smaller batches.
     """
 
     def __init__(self) -> None:
@@ -65,4 +66,4 @@ class ComputeCosts:
         if measured.any():
             fixed = np.where(measured, fixed, np.median(fixed[measured]))
             per_sample = np.where(measured, per_sample, np.median(per_sample[measured]))
-        return StepCost(fixed, per_sample)
+        return StepCost(fixed, per_sample, np.where(told_apart, 0.0, mean_x))

@@ -40,14 +40,21 @@ def learning_rate_factor(total_batch: float, reference_batch: float, noise_scale
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Seconds of one local step on each node: fixed + per_sample · batch."""
+    """Seconds of one local step on each node: fixed + per_sample · batch.
+
+    Below `doubtful_below` samples it falls half as fast: there the fixed part is a guess, and the cautious one is that
+    a smaller batch saves less than its share.
+    """
 
     fixed: Floats
     per_sample: Floats
+    doubtful_below: Floats | float = 0.0
 
     def seconds(self, batches: Floats | Ints) -> Floats:
         """Of one step on these batches."""
-        return self.fixed + self.per_sample * batches
+        doubtful = np.maximum(self.doubtful_below - batches, 0.0)
+        cost: Floats = self.fixed + self.per_sample * (batches + 0.5 * doubtful)
+        return cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,17 @@ def evaluate(
     )
 
 
+def hesitation(seconds: Floats | float, now_seconds: float, rounds: int) -> Floats | float:
+    """What the gain of a longer round has to exceed, as a factor, after this many rounds.
+
+    What a round learns counts when it ends. A target is passed in mid-round, so half of what a round grows by is lost,
+    once, out of the `rounds` of the present length that were worked so far. Shorter rounds are free.
+    """
+    longer = np.maximum(0.0, np.asarray(seconds) / max(now_seconds, 1e-9) - 1.0)
+    factor: Floats = 1.0 + longer / (2.0 * max(rounds, 1))
+    return factor
+
+
 def best_plan(
     now: RoundPlan,
     communication_seconds: Floats,
@@ -86,8 +104,9 @@ def best_plan(
     steps: tuple[int, int],
     noise_scale: float,
     drift_steps: float,
+    rounds: int,
 ) -> RoundPlan:
-    """The plan of most progress per second.
+    """The plan of most progress per second, with hesitation towards longer rounds.
 
     Args:
         now: what is asked of the nodes at present; one of the candidates.
@@ -98,8 +117,9 @@ def best_plan(
         steps: bounds of the local steps, both included.
         noise_scale: φ.
         drift_steps: as in `steps_progress`.
+        rounds: that were worked so far.
     """
-    best = now
+    best, most_worth = now, now.goodput
     for count in step_candidates(*steps):
         compute = count * cost.seconds(now.batches)
         longest = float(compute.max())
@@ -110,6 +130,7 @@ def best_plan(
         batches = np.clip(fitting, least, most).astype(np.int64)
         seconds = (communication_seconds + count * cost.seconds(batches)).max(axis=1)
         rates = batch_progress(batches.sum(axis=1), noise_scale) / np.maximum(seconds, 1e-9)
+        rates = rates / hesitation(seconds, now.seconds, rounds)
         plan = evaluate(
             count,
             batches[int(np.argmax(rates))],
@@ -118,8 +139,9 @@ def best_plan(
             noise_scale=noise_scale,
             drift_steps=drift_steps,
         )
-        if plan.goodput > best.goodput:
-            best = plan
+        worth = plan.goodput / float(hesitation(plan.seconds, now.seconds, rounds))
+        if worth > most_worth:
+            best, most_worth = plan, worth
     return best
 
 

@@ -31,8 +31,11 @@ def test_the_parts_work_together_as_written() -> None:
         for part in (network_monitor, batch_controller, node_selector):
             part.register_node(node_id)
     orchestrator.start_training()
+    rounds_of_node_4 = []
     for round_num in range(12):
         decisions: Any = orchestrator.pre_round_adaptation(all_nodes, round_num)
+        if "node_4" in decisions["selected_nodes"]:
+            rounds_of_node_4.append(round_num)
         for node_id in decisions["selected_nodes"]:
             slow = node_id == "node_4"
             for _ in range(4):
@@ -41,7 +44,7 @@ def test_the_parts_work_together_as_written() -> None:
             node_selector.record_contribution(node_id, compute_time=0.1, waiting_time=0.05, success=not slow)
         metrics = {"loss": 1.0 / (round_num + 1), "accuracy": 0.5, "round_time": 2.0, "samples": 320}
         orchestrator.post_round_evaluation(round_num, metrics)
-    assert "node_4" not in decisions["selected_nodes"]
+    assert 1 <= len(rounds_of_node_4) <= 6, "it is left out most of the time, and given its turn"
     assert decisions["selected_nodes"]
     status = orchestrator.get_orchestrator_status()
     comparison = orchestrator.get_performance_comparison()

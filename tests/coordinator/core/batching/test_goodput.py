@@ -18,7 +18,9 @@ def test_the_best_plan_beats_every_plan_on_a_grid() -> None:
     exchange, cost = np.array([0.02, 0.3]), gp.StepCost(np.array([0.001, 0.002]), np.array([1e-4, 2e-4]))
     bounds = {"least": np.array([16, 16]), "most": np.array([256, 256])}
     now = gp.evaluate(10, np.array([64, 64]), exchange, cost, noise_scale=128.0, drift_steps=100.0)
-    best = gp.best_plan(now, exchange, cost, **bounds, steps=(10, 40), noise_scale=128.0, drift_steps=100.0)
+    best = gp.best_plan(
+        now, exchange, cost, **bounds, steps=(10, 40), noise_scale=128.0, drift_steps=100.0, rounds=10**6
+    )
     grid = [
         gp.evaluate(steps, np.array([a, b]), exchange, cost, noise_scale=128.0, drift_steps=100.0).goodput
         for steps in range(10, 41, 5)
@@ -50,3 +52,15 @@ def test_without_norms_the_prior_holds() -> None:
     estimate.observe(float("nan"), 1.0, 4, 64)
     estimate.observe(1.0, 1.0, 1, 64)
     assert estimate.value(640.0) == 640.0
+
+
+def test_a_longer_round_has_to_pay_for_its_lateness_early_on() -> None:
+    assert gp.hesitation(1.0, 2.0, 1) == 1.0, "shorter rounds are free"
+    assert gp.hesitation(4.0, 2.0, 1) == pytest.approx(1.5)
+    assert gp.hesitation(4.0, 2.0, 10) == pytest.approx(1.05)
+
+
+def test_where_one_size_was_run_only_neither_larger_nor_smaller_batches_look_cheap() -> None:
+    cost = gp.StepCost(np.array([0.0]), np.array([0.001]), np.array([64.0]))
+    assert cost.seconds(np.array([128])) == pytest.approx(0.128), "larger: its full share"
+    assert cost.seconds(np.array([32])) == pytest.approx(0.048), "smaller: half of what it would save"

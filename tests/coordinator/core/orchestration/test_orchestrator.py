@@ -73,7 +73,7 @@ def hash_of(node: str) -> int:
 
 
 def test_warm_up_measures_and_changes_nothing() -> None:
-    run = Run(flaky).rounds(2)
+    run = Run(flaky, orchestrator={"warmup_rounds": 2}).rounds(2)
     for plan in run.plans:
         assert plan["phase"] == Phase.WARM_UP
         assert plan["selected_nodes"] == NODES
@@ -145,9 +145,9 @@ def test_policies_differ_in_how_far_they_go() -> None:
     def steps_after(policy: str, rounds: int) -> int:
         return int(Run(lambda node, at: 0.5, policy).rounds(rounds).plans[-1]["local_steps"])
 
-    assert steps_after("aggressive", 3) == 40
-    assert 10 < steps_after("reactive", 3) <= 20
-    assert 10 <= steps_after("conservative", 3) <= 13
+    assert steps_after("aggressive", 2) == 40
+    assert 10 < steps_after("reactive", 2) <= 20
+    assert 10 <= steps_after("conservative", 2) <= 13
     assert steps_after("none", 10) == 10
 
 
@@ -248,7 +248,7 @@ def test_the_same_inputs_give_the_same_decisions() -> None:
 
 
 def test_reports_hold_the_run_and_compare_it_with_its_warm_up() -> None:
-    run = Run(flaky).rounds(12)
+    run = Run(flaky, orchestrator={"warmup_rounds": 2}).rounds(12)
     comparison = run.adaptation.get_performance_comparison()
     assert comparison["baseline"]["rounds"] == 2
     assert comparison["improvement"]["progress_per_second_ratio"] > 2
