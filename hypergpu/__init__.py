@@ -8,8 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from node.service import GPUNodeService
-
     from common.config import SystemConfig
     from coordinator.core import (
         AdaptationPolicy,
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     )
     from netsim_proxy.link import NetworkEvent, NetworkSimulator
     from node.core import MetricsCollector
+    from node.service import GPUNodeService
     from tasks import Task
 
 _HOME = {
