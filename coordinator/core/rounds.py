@@ -84,7 +84,6 @@ class RoundMachine:
         self._paused = False
         self._timer_at = math.inf
         self._lost_after = lost_after_seconds
-        self._handled_at: float | None = None
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             ev.NodeJoined: self._on_joined,
             ev.NodeSeen: self._on_seen,
@@ -370,9 +369,8 @@ class RoundMachine:
             self._end(self._ender.after_an_answer(self._current, now), now)
 
     def _notice_own_absence(self, now: float) -> None:
-        """After a pause of the whole process, the silence of the others means nothing."""
-        before, self._handled_at = self._handled_at, now
-        if before is not None and self._lost_after is not None and now - before > 0.5 * self._lost_after:
+        """A timer that is long overdue: it was us who did not run, and the silence of the others means nothing."""
+        if self._lost_after is not None and now - self._timer_at > 0.25 * self._lost_after:
             self.members.forgive(now)
 
     def _set_timer(self) -> None:

@@ -326,6 +326,18 @@ def test_below_the_quorum_the_deadline_is_extended_and_then_what_came_is_taken()
     assert d.state() is RunState.TRAINING, "a, b and c are a quorum again"
 
 
+def test_the_silence_of_the_only_node_is_noticed_though_nothing_else_happens() -> None:
+    d = Driver(lost_after=1.5)
+    d.join("a")
+    d.ask("a")
+    for _ in range(5):
+        d.now = max(d.now, d.of(ev.SetTimer)[-1].at)
+        if "no_nodes" in kinds(d.send(ev.Tick())):
+            break
+    assert d.now == pytest.approx(1.5)
+    assert not d.machine.members.connected
+
+
 def test_silence_is_noticed_but_not_after_our_own_absence() -> None:
     d = Driver(lost_after=10, min_nodes=2)
     d.join("a", "b")
