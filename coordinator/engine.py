@@ -331,7 +331,9 @@ class Engine:
 
     def _publish(self, event: RunEvent) -> None:
         self._seams.run_dir.event(event.row())
-        (log.debug if event.kind in _QUIET else log.info)(event.text, kind=event.kind, round=event.round)
+        node = {"node": event.fields["node"]} if "node" in event.fields else {}
+        say = log.debug if event.kind in _QUIET else log.info
+        say(event.text, kind=event.kind, run=self.run_id, round=event.round, **node)
         self.feed.publish(event)
 
     # ------------------------------------------------------------ running things

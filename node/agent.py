@@ -276,11 +276,13 @@ class Agent:
         outcome = pb.PushUpdateReply.Outcome.Name(reply.outcome).lower()
         self._record_call(None, success=True)
         self._end_work(outcome, success=outcome in {"accepted", "duplicate"})
-        log.info("update pushed", round=work.id.round, outcome=outcome, loss=round(self._update.loss, 4))
+        log.info(
+            "update pushed", run=self.run_id, round=work.id.round, outcome=outcome, loss=round(self._update.loss, 4)
+        )
         return life.Pushed()
 
     async def _return(self, work: Work, kind: str, detail: str) -> life.Event[Work]:
-        log.warning("work handed back", round=work.id.round, kind=kind, detail=detail)
+        log.warning("work handed back", run=self.run_id, round=work.id.round, kind=kind, detail=detail)
         self._end_work(kind, success=False)
         try:
             await self._client.return_work(work.id, kind, detail, within_seconds=_LAST_CALL_SECONDS)
@@ -305,7 +307,7 @@ class Agent:
         return life.BackoffOver()
 
     async def _leave(self, reason: str) -> life.Event[Work]:
-        log.info("leaving", reason=reason)
+        log.info("leaving", run=self.run_id, reason=reason)
         try:
             await self._client.leave(self.run_id, reason, within_seconds=_LAST_CALL_SECONDS)
         except HyperGPUError as error:

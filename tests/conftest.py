@@ -1,0 +1,13 @@
+"""What every test starts from."""
+
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+
+@pytest.fixture(autouse=True)
+def plain_logs() -> Iterator[None]:
+    """A program under test may configure the log, with a stream that ends with the test."""
+    yield
+    structlog.reset_defaults()
