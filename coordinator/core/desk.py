@@ -31,8 +31,8 @@ class WorkDesk:
         member.asking = False
         self._journal.effect(current.hand_out(order, now))
 
-    def accept(self, current: Round, event: ev.UpdateArrived, member: Member, now: float) -> tuple[Order, float]:
-        """Count an update; returns its order, and the seconds that the node needed for it."""
+    def accept(self, current: Round, event: ev.UpdateArrived, member: Member, now: float) -> tuple[Order, int, float]:
+        """Count an update; returns its order, its weight in samples, and the seconds that the node needed for it."""
         order = current.orders[event.node]
         weight = min(event.samples, order.samples)
         if weight < event.samples:
@@ -43,7 +43,7 @@ class WorkDesk:
         member.rounds_contributed += 1
         member.compute_seconds = event.compute_seconds
         self._journal.effect(ev.Verdict(event.node, event.round, ev.Outcome.ACCEPTED, weight))
-        return order, seconds
+        return order, weight, seconds
 
     def refuse(self, event: ev.UpdateArrived, outcome: ev.Outcome, member: Member | None, at_round: int) -> None:
         """Answer an update that is not used, and say why."""

@@ -223,9 +223,9 @@ class RoundMachine:
             self._desk.refuse(event, outcome or ev.Outcome.STALE, member, self.round)
             return
         self.members.seen(event.node, now)
-        order, seconds = self._desk.accept(current, event, member, now)
+        order, weight, seconds = self._desk.accept(current, event, member, now)
         self.deadlines.observe(event.node, seconds)
-        self.shards.advance(order.shard, min(event.samples, order.samples))
+        self.shards.advance(order.shard, weight)
         if self._starter.deadline_reason is DeadlineReason.NOT_MEASURED:
             self._ender.tighten(current, now)
         self._end(self._ender.after_an_answer(current, now), now)
