@@ -1,5 +1,6 @@
 """`python -m netsim_proxy` as it is started: what it prints, what bad input gets, how it ends."""
 
+import asyncio
 import signal
 import socket
 import subprocess
@@ -14,6 +15,10 @@ from urllib.request import urlopen
 
 import grpc
 import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from hypergpu.recording import record
+from netsim_proxy.link.traces import Row, format_trace
 
 pytestmark = pytest.mark.e2e
 
@@ -45,6 +50,9 @@ def upstream() -> Iterator[str]:
     slow: Any = grpc.unary_unary_rpc_method_handler(slowly)
     echo: Any = grpc.unary_unary_rpc_method_handler(lambda request, _: request)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", {"Echo": echo, "Slow": slow}),))
+    checks = health.HealthServicer()
+    checks.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield f"127.0.0.1:{port}"
@@ -76,6 +84,21 @@ def test_same_seed_same_network(upstream: str, tmp_path: Path) -> None:
 
     first = lost()
     assert first == lost() and 2 <= len(first) <= 18
+
+
+def test_a_path_is_recorded_as_it_is_and_replays_as_it_was_recorded(upstream: str, tmp_path: Path) -> None:
+    async def rows(address: str) -> list[Row]:
+        found = record(address, None, seconds=0.2, row_seconds=0.2, calls_per_row=5, probe_bytes=500_000)
+        return [measured.row async for measured in found]
+
+    file, before = tmp_path / "path.csv", [Row(0, 40, 0, 20, 100)]
+    for _ in range(2):
+        file.write_text(format_trace(before))
+        with proxy("--profile=path", f"--profiles={file}", f"--upstream={upstream}") as (found, _):
+            after = asyncio.run(rows(found["listening"]))
+        assert after[0].up_mbit == pytest.approx(before[0].up_mbit, rel=0.1)
+        assert before[0].rtt_ms < after[0].rtt_ms < before[0].rtt_ms + 15
+        before = after
 
 
 def test_sigterm_drains(upstream: str) -> None:

@@ -3,13 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
-from grpc_health.v1 import health, health_pb2_grpc
-
-from common.errors import Unavailable
-from hypergpu.recording import record
-from netsim_proxy.link.traces import parse_trace
 
 Cli = Callable[..., Any]
 LINE = ("--rtt-ms", "40", "--bandwidth-mbit", "20", "--loss", "0.01", "--bytes", "200000", "--samples", "50", "--json")
@@ -52,33 +46,3 @@ def test_what_makes_no_sense_is_one_line_and_code_2(cli: Cli, arguments: tuple[s
     assert result.code == 2
     assert what in result.err
     assert len(result.err.strip().splitlines()) == 1
-
-
-def test_a_mahimahi_trace_is_imported(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "lte.up").write_text("".join(f"{ms}\n" for ms in range(1, 2001)))
-    out = tmp_path / "lte.csv"
-    assert cli("trace", "import", str(tmp_path / "lte.up"), "--format", "mahimahi", "--out", str(out)).code == 0
-    trace = parse_trace(out.read_text(), str(out))
-    assert trace.rows[0].up_mbit == pytest.approx(12, rel=0.01)
-    bad = cli("trace", "import", str(out), "--out", str(out))
-    assert bad.code == 2
-    assert f"{out}:1: expected a time in whole milliseconds" in bad.err
-
-
-async def test_a_real_path_is_recorded() -> None:
-    server = grpc.aio.server()
-    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        rows = [row async for row in record(f"127.0.0.1:{port}", None, seconds=0.2, row_seconds=0.1, calls_per_row=3)]
-    finally:
-        await server.stop(None)
-    assert [row.seconds for row in rows] == pytest.approx([0.0, 0.1])
-    assert all(0 < row.rtt_ms < 1000 and row.loss == 0 for row in rows)
-
-
-async def test_nobody_there_is_said_at_once() -> None:
-    with pytest.raises(Unavailable, match="nothing answers at"):
-        async for _ in record("127.0.0.1:9", None, seconds=1):
-            pass
