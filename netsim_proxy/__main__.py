@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 
+import structlog
 import uvloop
 from prometheus_client import CollectorRegistry, start_http_server
 
@@ -20,6 +21,7 @@ from netsim_proxy.options import parse, read_text
 from netsim_proxy.pacer import Pacer
 from netsim_proxy.ports import Ports
 from netsim_proxy.schedule import Schedule
+from netsim_proxy.scheduling import be_punctual
 from netsim_proxy.server import Proxy
 
 _KEPT_BYTES = 4 << 20  # reads are of 256 KiB; more would be memory that an idle proxy never gives back
@@ -57,6 +59,7 @@ async def serve(options: argparse.Namespace) -> None:
     if metrics_address:
         print(f"metrics on {metrics_address}", flush=True)
     print(f"listening on {address}", flush=True)
+    structlog.get_logger().info("serving", profile=options.profile, seed=options.seed, realtime=options.realtime)
     await stop.wait()
     await proxy.drain(options.drain_seconds)
     await control_server.stop(grace=0.2)
@@ -80,6 +83,7 @@ def main() -> None:
         keep_buffers(_KEPT_BYTES)
         options = parse(sys.argv[1:], os.environ)
         log.configure(options.log_level)
+        options.realtime = be_punctual(options.realtime)
         uvloop.run(serve(options))
     except HyperGPUError as error:
         print(f"netsim_proxy: {error}", file=sys.stderr)

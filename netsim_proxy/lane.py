@@ -79,12 +79,16 @@ class Lane:
                 if begin < at:
                     self._pass(group, data, begin, at)
                 group, begin = way, at
+                self.relay.pacer.catch_up()
             if way is None:
                 self._single(kind, flags, stream_id & _STREAM_ID, data[at + FRAME_HEADER_BYTES : end])
                 begin = end
+                self.relay.pacer.catch_up()
             elif end > size:
                 self.outlet.rest, end = end - size, size
             at = end
+            if self.relay.closed:  # by what has become due
+                return
         if begin < at:
             self._pass(group, data, begin, at)
         if at < size:

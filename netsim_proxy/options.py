@@ -114,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MS",
         help="later deliveries are reported: the run was slower than configured",
     )
+    add(
+        "--realtime",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="real-time scheduling where the system allows it: punctual also on a busy machine",
+    )
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"], help="of standard error")
     add("--drain-seconds", default=10.0, type=float, metavar="S", help="how long open calls may go on after SIGTERM")
 

@@ -42,13 +42,14 @@ class Relay:
             Lane(self, UP, self.outlets[UP], self.outlets[DOWN]),
             Lane(self, DOWN, self.outlets[DOWN], self.outlets[UP]),
         )
-        self._ports, self._pacer, self._on_closed = ports, pacer, on_closed
+        self.pacer = pacer
+        self._ports, self._on_closed = ports, on_closed
         self._used: set[Port] = set()
         self.last_seen_id = 0
         self._last_id = 0  # of those that were opened
         self._last_upstream_id = 0
         self._draining = False
-        self._closed = False
+        self.closed = False
         self._silent = False
 
     def attach(self, client: asyncio.Transport, upstream: asyncio.Transport) -> None:
@@ -97,7 +98,7 @@ class Relay:
         if not stream.lost:
             stream.lost = True
             message = f"netsim: RPC lost on link {stream.port.name} ({cause})"
-            self._pacer.at(max(at, stream.ready_at[DOWN]), self._fail, stream, message)
+            self.pacer.at(max(at, stream.ready_at[DOWN]), self._fail, stream, message)
 
     def goaway(self, lane: Lane, payload: bytes) -> None:
         """A peer ends the connection; the other one hears of it after all that was sent before."""
@@ -109,7 +110,8 @@ class Relay:
 
     def received(self, way: int, data: bytes) -> None:
         """Bytes from the client (UP) or the upstream (DOWN)."""
-        if self._closed or self._silent:
+        self.pacer.catch_up()
+        if self.closed or self._silent:
             return
         try:
             self.lanes[way].feed(data)
@@ -127,14 +129,14 @@ class Relay:
         if self._silent:
             self.close()
         else:
-            self._pacer.at(max(monotonic(), self.outlets[UP].latest_at), self.close)
+            self.pacer.at(max(monotonic(), self.outlets[UP].latest_at), self.close)
 
     def upstream_lost(self, message: str) -> None:
         """The upstream is gone: what is on its way still arrives, then open streams fail with `message`."""
         if self._silent:
             return
         self.outlets[UP].closed = True
-        self._pacer.at(max(monotonic(), self.outlets[DOWN].latest_at), self._end_client, message)
+        self.pacer.at(max(monotonic(), self.outlets[DOWN].latest_at), self._end_client, message)
 
     def fail_all(self, message: str) -> None:
         """End every open stream at the client as UNAVAILABLE."""
@@ -143,7 +145,7 @@ class Relay:
 
     def drain(self) -> None:
         """Take no new streams, and close when those that are open have ended."""
-        if self._draining or self._closed:
+        if self._draining or self.closed:
             return
         self._draining = True
         self.outlets[DOWN].send(http2.goaway(self._last_id, http2.NO_ERROR, "netsim: draining"))
@@ -151,16 +153,16 @@ class Relay:
 
     def fall_silent(self) -> None:
         """The upstream forgets the connection, and the client is not told."""
-        if not self._closed and not self._silent:
+        if not self.closed and not self._silent:
             self._silent = True
             self.outlets[UP].closed = self.outlets[DOWN].closed = True
             _end(self.lanes[DOWN].source, reset=True)
 
     def close(self, reset: bool = False) -> None:
         """End both connections; with `reset` at once, by TCP resets."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         for outlet, lane in zip(self.outlets, self.lanes, strict=True):
             outlet.closed = True
             _end(lane.source, reset)
@@ -178,10 +180,10 @@ class Relay:
     def _close_if_drained(self) -> None:
         if self._draining and not self.by_id:
             latest = max(outlet.latest_at for outlet in self.outlets)
-            self._pacer.at(max(monotonic(), latest), self.close)
+            self.pacer.at(max(monotonic(), latest), self.close)
 
     def _fail(self, stream: Stream, message: str) -> None:
-        if stream.failed or self._closed:
+        if stream.failed or self.closed:
             return
         stream.lost = stream.failed = True
         if stream.upstream_id and not stream.reset[DOWN]:

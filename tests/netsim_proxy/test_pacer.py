@@ -1,12 +1,22 @@
 import asyncio
 import math
+import os
+import sys
 import time
+from unittest.mock import Mock, patch
 
 import pytest
+from hpack import Encoder
 
 from common.clock import ManualClock
+from netsim_proxy import http2
 from netsim_proxy.lateness import Lateness
+from netsim_proxy.link.profiles import find_profile
 from netsim_proxy.pacer import Pacer
+from netsim_proxy.port import UP, Port
+from netsim_proxy.ports import Ports
+from netsim_proxy.relay import Relay
+from netsim_proxy.scheduling import be_punctual
 
 
 @pytest.mark.parametrize("use_timerfd", [True, False])
@@ -47,6 +57,44 @@ async def test_closing_forgets() -> None:
     await asyncio.sleep(0.02)
 
 
+async def test_what_became_due_runs_in_the_midst_of_other_work() -> None:
+    clock = ManualClock()
+    done: list[float] = []
+    pacer = Pacer(clock=clock)
+    for due in (1.0, 2.0, 3.0):
+        pacer.at(due, done.append, due)
+    pacer.catch_up()
+    assert not done
+    clock.now = 2.5
+    pacer.catch_up()
+    assert done == [1.0, 2.0]
+    pacer.close()
+
+
+async def test_a_burst_of_requests_does_not_hold_up_what_is_due() -> None:
+    pacer = Pacer()
+    ports = Ports(pacer, find_profile("good"), seed=1)
+    relay = Relay(ports, pacer, 1, on_closed=lambda _: None)
+    relay.attach(Mock(), Mock())
+    seen: list[int] = []
+    request = Encoder().encode([(":method", "POST"), (":path", "/a.B/C")], huffman=False)
+    burst = http2.frame(http2.SETTINGS, 0, 0, b"") + b"".join(
+        http2.header_frames(number, request, True, http2.DEFAULT_MAX_FRAME_BYTES) for number in range(1, 100, 2)
+    )
+    find = ports.of
+
+    def due_at_the_third(node_id: str | None) -> Port:
+        if relay.last_seen_id == 5:
+            pacer.at(0.0, lambda: seen.append(relay.last_seen_id))
+        return find(node_id)
+
+    with patch.object(ports, "of", due_at_the_third):
+        relay.received(UP, burst)
+    assert relay.last_seen_id == 99, "the whole burst was taken in"
+    assert seen and seen[0] <= 9
+    pacer.close()
+
+
 def test_lateness_counts_what_passed_the_bound() -> None:
     clock = ManualClock()
     lateness = Lateness(bound_seconds=0.01, clock=clock)
@@ -54,3 +102,18 @@ def test_lateness_counts_what_passed_the_bound() -> None:
         lateness.observe(late)
     assert (lateness.beyond_bound, lateness.worst_seconds, sum(lateness.counts)) == (2, 3.0, 5)
     assert lateness.counts[0] == 2 and lateness.counts[-1] == 1
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_real_time_is_asked_for_and_done_without(allowed: bool) -> None:
+    before = sys.getswitchinterval()
+    try:
+        with patch.object(
+            os, "sched_setscheduler", side_effect=None if allowed else PermissionError, create=True
+        ) as ask:
+            assert be_punctual(realtime=True) is allowed
+            assert not be_punctual(realtime=False)
+        ask.assert_called_once()
+        assert sys.getswitchinterval() < before
+    finally:
+        sys.setswitchinterval(before)
