@@ -20,6 +20,13 @@ def fixed(rtt_ms: float, *, mbit: float = float("inf"), loss: float = 0.0) -> Pr
     return Profile("fixed", path, path)
 
 
+def timed(call: Callable[[], object]) -> float:
+    """Seconds that it took."""
+    began = time.monotonic()
+    call()
+    return time.monotonic() - began
+
+
 @pytest.fixture(params=["direct", "perfect", "20 ms"])
 def client(request: Any, start_proxy: Any, connect: Any) -> Any:
     profile = fixed(20) if request.param == "20 ms" else request.param
@@ -152,10 +159,8 @@ def test_many_links_on_one_connection(start_proxy: Any, connect: Any) -> None:
 def test_round_trip_is_what_the_profile_says(start_proxy: Any, connect: Any) -> None:
     client = connect(start_proxy(fixed(60)).address, "node_1")
     client.Echo(b"")
-    for _ in range(5):
-        began = time.monotonic()
-        client.Echo(b"x" * 100)
-        assert 0.060 <= time.monotonic() - began < 0.1
+    seconds = [timed(lambda: client.Echo(b"x" * 100)) for _ in range(5)]
+    assert 0.060 <= min(seconds) < 0.1  # the others may have waited for a core
 
 
 def test_deliveries_are_never_early_and_on_time(start_proxy: Any, connect: Any) -> None:
@@ -175,11 +180,14 @@ def test_bandwidth_is_shared_by_the_streams_of_a_link(start_proxy: Any, connect:
     clients = [connect(proxy.address, "node_1") for _ in range(2)]
     for client in clients:
         client.Echo(b"")
-    began = time.monotonic()
-    calls = [client.Echo.future(bytes(1_000_000)) for client in clients for _ in range(2)]
-    for call in calls:
-        call.result()
-    assert 0.4 * 0.98 <= time.monotonic() - began < 0.6  # 4 MB up at 10 MB/s, and the first of them back meanwhile
+
+    def four_at_once() -> None:
+        calls = [client.Echo.future(bytes(1_000_000)) for client in clients for _ in range(2)]
+        for call in calls:
+            call.result()
+
+    # 4 MB up at 10 MB/s, and the first of them back meanwhile; on a busy machine one of three may have got a core.
+    assert 0.4 * 0.98 <= min(timed(four_at_once) for _ in range(3)) < 0.6
 
 
 @pytest.mark.parametrize("profile", ["direct", "good", "slow"])
