@@ -1,4 +1,4 @@
-"""Generate the gRPC stubs from protos/ whenever the package is built or installed; all else is in pyproject.toml."""
+"""What building takes beyond pyproject.toml: the gRPC stubs of protos/, and the scenarios at the top of the tree."""
 
 from pathlib import Path
 
@@ -16,14 +16,16 @@ def generate_stubs() -> None:
         raise SystemExit("protoc failed; see its message above")
 
 
-class BuildWithStubs(build_py):
-    """`build_py` that makes the stubs first."""
+class Build(build_py):
+    """`build_py` that makes the stubs, and takes the scenarios along."""
 
     def run(self) -> None:
-        """Generate, then build as usual."""
+        """Generate, build as usual, and copy."""
         generate_stubs()
         super().run()
+        if not self.editable_mode:
+            self.copy_tree("scenarios", str(Path(self.build_lib) / "hypergpu" / "scenarios"))
 
 
 if __name__ == "__main__":
-    setup(cmdclass={"build_py": BuildWithStubs})
+    setup(cmdclass={"build_py": Build})

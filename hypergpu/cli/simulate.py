@@ -6,21 +6,28 @@ from typing import Annotated, Any
 
 import typer
 
+from common.errors import InvalidInput
 from hypergpu.cli.running import AsJson
 from hypergpu.show import duration, new_table, print_json, print_table, size
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.run import simulate as run_scenario
-from hypergpu.simulation.scenario_file import load_scenario
+from hypergpu.simulation.scenario_file import load_scenario, shipped
 
 ScenarioFile = Annotated[
-    str, typer.Argument(metavar="SCENARIO", help="A YAML file, or the name of a shipped scenario.")
+    str,
+    typer.Argument(
+        metavar="SCENARIO", help="A YAML file, or the name of a shipped scenario (see `hypergpu simulate --list`)."
+    ),
 ]
 _MOST_NODES = 20
 
 
 def simulate(
-    scenario: ScenarioFile,
+    scenario: Annotated[
+        str, typer.Argument(metavar="SCENARIO", help="A YAML file, or the name of a shipped scenario.")
+    ] = "",
     *,
+    listing: Annotated[bool, typer.Option("--list", help="Only list the shipped scenarios.")] = False,
     policy: Annotated[str | None, typer.Option(help="none, conservative, aggressive, reactive, proactive.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of links, data and parameters.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to train.")] = None,
@@ -28,7 +35,15 @@ def simulate(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the run's files there, for a report.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a scenario in virtual time: the same file and seed give the same result, to the byte."""
+    """Run a scenario in virtual time: the same file and seed give the same result, to the byte.
+
+    Example: hypergpu simulate mixed --policy none
+    """
+    if listing:
+        _show_shipped(as_json)
+        return
+    if not scenario:
+        raise InvalidInput("say which SCENARIO: a YAML file, or the name of one that `hypergpu simulate --list` shows")
     given: dict[str, Any] = {"policy": policy, "seed": seed, "rounds": rounds, "learning": learning}
     outcome = run_scenario(load_scenario(scenario).changed(**{k: v for k, v in given.items() if v is not None}), out)
     if as_json:
@@ -56,6 +71,18 @@ def in_words(outcome: Outcome) -> list[str]:
     for node, reasons in sorted(outcome.quarantined.items()):
         lines.append(f"quarantine of {node}: {', '.join(reasons)}")
     return lines
+
+
+def _show_shipped(as_json: bool) -> None:
+    found = shipped()
+    if as_json:
+        print_json(found)
+        return
+    table = new_table("scenario", "what it shows")
+    table.columns[1].no_wrap = False
+    for name, description in found.items():
+        table.add_row(name, description)
+    print_table(table)
 
 
 def _show_nodes(outcome: Outcome) -> None:

@@ -6,8 +6,10 @@ from common.errors import ConfigError, suggest
 from hypergpu.simulation.scenario import Misplaced, Scenario
 from netsim_proxy.yaml_text import parse_yaml, place
 
-SHIPPED = Path(__file__).resolve().parents[2] / "scenarios"
-"""The scenarios of the repository."""
+_PACKAGE = Path(__file__).resolve().parents[1]
+_INSTALLED = _PACKAGE / "scenarios"
+SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "scenarios"
+"""The scenarios that come along: inside the package where it is installed, at the top of a checkout."""
 
 
 def load_scenario(source: str | Path) -> Scenario:
@@ -16,7 +18,7 @@ def load_scenario(source: str | Path) -> Scenario:
     Raises:
         ConfigError: it cannot be read, or does not hold; file, line and key are named.
     """
-    file = _find(source)
+    file = find_scenario(source)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -46,13 +48,25 @@ def shipped_names() -> list[str]:
     return sorted(file.stem for file in SHIPPED.glob("*.yaml"))
 
 
-def _find(source: str | Path) -> Path:
+def shipped() -> dict[str, str]:
+    """What each scenario that can be given by name shows."""
+    return {name: load_scenario(name).description for name in shipped_names()}
+
+
+def find_scenario(source: str | Path) -> Path:
+    """The file itself, or that of the shipped scenario of this name.
+
+    Raises:
+        ConfigError: neither; those that are shipped are listed.
+    """
     file = Path(source)
-    if file.exists() or file.suffix or len(file.parts) > 1:
+    if file.is_file() or file.suffix or len(file.parts) > 1:
         return file
     shipped = SHIPPED / f"{file.name}.yaml"
     if shipped.exists():
         return shipped
+    hint = suggest(file.name, shipped_names())
     raise ConfigError(
-        f"there is no scenario file {str(source)!r}, nor a shipped one{suggest(file.name, shipped_names())}"
+        f"there is no scenario file {str(source)!r}, nor a shipped one of that name{hint}; "
+        "`hypergpu simulate --list` tells what each shows"
     )
