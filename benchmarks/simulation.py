@@ -7,13 +7,10 @@ with the model of convergence and the default policy, in 2 GiB; cost per message
 import json
 import resource
 import time
-from dataclasses import replace
 from typing import Annotated, Any
-from unittest.mock import patch
 
 import typer
 
-from hypergpu.simulation.convergence import FITTED
 from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario import Scenario
 
@@ -25,15 +22,13 @@ _CARDS = ["A100", "RTX-4090", "T4", "V100"]
 def measure(name: str, nodes: int, rounds: int, *, policy: str = "reactive", model_bytes: int = 0) -> dict[str, Any]:
     """One run: CPU seconds (the machine may do other things), messages, and the most memory so far."""
     group = {"id": "node", "count": nodes, "gpu": _CARDS, "profile": _PROFILES}
+    curve = {"model_bytes": model_bytes} if model_bytes else {}
     scenario = Scenario.model_validate(
-        {"name": name, "learning": "model", "rounds": rounds, "policy": policy, "nodes": [group]}
+        {"name": name, "learning": "model", "convergence": curve, "rounds": rounds, "policy": policy, "nodes": [group]}
     )
-    fitted = FITTED["digits"]
-    sized = replace(fitted, model_bytes=model_bytes or fitted.model_bytes)
-    with patch.dict(FITTED, {"digits": sized}):
-        began = time.process_time()
-        outcome = simulate(scenario)
-        seconds = time.process_time() - began
+    began = time.process_time()
+    outcome = simulate(scenario)
+    seconds = time.process_time() - began
     return {
         "name": name,
         "nodes": nodes,

@@ -12,42 +12,50 @@ empirically", 2017):
     loss(s) = L∞ + (L₀ - L∞) · (1 + s/τ)^-α          accuracy(s) = A∞ - (A∞ - A₀) · (1 + s/σ)^-β
 
 What it leaves out: data that differs between shards, drift of long local work, and divergence. The constants come
-from real runs: `python -m hypergpu.simulation.fit digits`.
+from real runs: `hypergpu fit digits`.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from common.config import TrainingConfig
+from common.config.section import Section
 from common.draws import Draws
-from common.errors import InvalidInput
 from coordinator.core import events as ev
 from hypergpu.simulation.learning import Trained
 
+Positive = Annotated[float, Field(gt=0)]
 
-@dataclass(frozen=True, slots=True)
-class Convergence:
+
+class Convergence(Section):
     """The constants of one task; the formulas are above."""
 
-    model_bytes: int
-    learning_rate: float
+    model_bytes: Annotated[int, Field(ge=1)]
+    """Of the flat buffer that travels."""
+    learning_rate: Positive
     """η₀, at which they were fitted."""
-    noise_scale: float
-    """φ."""
-    loss_start: float
-    loss_floor: float
-    loss_scale: float
+    noise_scale: Positive
+    """φ, in samples."""
+    loss_start: Positive
+    """L₀."""
+    loss_floor: Positive
+    """L∞."""
+    loss_scale: Positive
     """τ."""
-    loss_power: float
+    loss_power: Positive
     """α."""
-    accuracy_start: float
-    accuracy_ceiling: float
-    accuracy_scale: float
+    accuracy_start: Annotated[float, Field(ge=0, le=1)]
+    """A₀."""
+    accuracy_ceiling: Annotated[float, Field(ge=0, le=1)]
+    """A∞."""
+    accuracy_scale: Positive
     """σ."""
-    accuracy_power: float
+    accuracy_power: Positive
     """β."""
-    loss_spread: float = 0.0
+    loss_spread: Annotated[float, Field(ge=0)] = 0.0
     """Standard deviation of the training loss of one sample, relative to the loss."""
 
     def loss(self, path: float) -> float:
@@ -88,13 +96,8 @@ FITTED: Mapping[str, Convergence] = {
 class ModelledLearning:
     """Learning as the model of convergence has it (see `learning.Learning`)."""
 
-    def __init__(self, config: TrainingConfig, convergence: Convergence | None = None) -> None:
-        if convergence is None and config.task not in FITTED:
-            raise InvalidInput(
-                f"there is no model of convergence for task {config.task!r}, only for {', '.join(FITTED)}: "
-                "take learning: real, or fit one"
-            )
-        self._model = convergence or FITTED[config.task]
+    def __init__(self, config: TrainingConfig, convergence: Convergence) -> None:
+        self._model = convergence
         self._draws = Draws(config.seed, "convergence")
         self._path = 0.0
         self._last = (1, 0.0)

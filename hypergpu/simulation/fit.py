@@ -1,14 +1,12 @@
-"""Fits the model of convergence to real runs of a task: `python -m hypergpu.simulation.fit digits`.
+"""Fits the model of convergence to real runs of a task: `hypergpu fit digits`.
 
 The runs have perfect links and the task's default learning rate; they differ in nodes and batch, so that the
 noise scale shows. Residuals are of the logarithm of the loss and of the accuracy, at every round.
 """
 
-from dataclasses import replace
-from typing import Annotated
+from collections.abc import Callable
 
 import numpy as np
-import typer
 from scipy.optimize import least_squares
 
 from common.config import TrainingConfig
@@ -42,29 +40,50 @@ def run(task: str, nodes: int, batch: int, rounds: int, seed: int) -> tuple[list
     return list(losses), list(accuracies), trained, learning.model_bytes
 
 
-def fit(task: str, rounds: int = 60, seed: int = 0) -> tuple[Convergence, float, float]:
-    """The constants, and the root mean square errors of log loss and of accuracy."""
+def fit(
+    task: str, rounds: int = 60, seed: int = 0, progress: Callable[[str], None] = lambda _: None
+) -> tuple[Convergence, float, float]:
+    """The constants, and the root mean square errors of log loss and of accuracy.
+
+    Raises:
+        UnknownName, InvalidInput: there is no such task, or it cannot be loaded.
+    """
     on_one_thread()
     config = TrainingConfig(task=task)
-    runs = [run(task, nodes, batch, rounds, seed) for nodes, batch in SETUPS]
+    runs = []
+    for number, (nodes, batch) in enumerate(SETUPS, 1):
+        progress(f"run {number} of {len(SETUPS)}: {nodes} {'node' if nodes == 1 else 'nodes'}, batches of {batch}")
+        runs.append(run(task, nodes, batch, rounds, seed))
+    progress("fitting")
     start_loss = float(np.mean([losses[0] for losses, *_ in runs]))
     start_accuracy = float(np.mean([accuracies[0] for _, accuracies, *_ in runs]))
     ceiling = max(max(accuracies) for _, accuracies, *_ in runs)
     base = Convergence(
-        runs[0][3], config.learning_rate, 64.0, start_loss, 0.05, 10.0, 1.0, start_accuracy, ceiling, 5.0, 1.5
+        model_bytes=runs[0][3],
+        learning_rate=config.learning_rate,
+        noise_scale=64.0,
+        loss_start=start_loss,
+        loss_floor=0.05,
+        loss_scale=10.0,
+        loss_power=1.0,
+        accuracy_start=start_accuracy,
+        accuracy_ceiling=ceiling,
+        accuracy_scale=5.0,
+        accuracy_power=1.5,
     )
 
     def with_values(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Convergence:
         noise, floor, scale, power, missing, accuracy_scale, accuracy_power = np.exp(values)
-        return replace(
-            base,
-            noise_scale=float(noise),
-            loss_floor=float(floor),
-            loss_scale=float(scale),
-            loss_power=float(power),
-            accuracy_ceiling=1.0 - float(missing),
-            accuracy_scale=float(accuracy_scale),
-            accuracy_power=float(accuracy_power),
+        return base.model_copy(
+            update={
+                "noise_scale": float(noise),
+                "loss_floor": float(floor),
+                "loss_scale": float(scale),
+                "loss_power": float(power),
+                "accuracy_ceiling": 1.0 - float(missing),
+                "accuracy_scale": float(accuracy_scale),
+                "accuracy_power": float(accuracy_power),
+            }
         )
 
     def residuals(
@@ -85,19 +104,8 @@ def fit(task: str, rounds: int = 60, seed: int = 0) -> tuple[Convergence, float,
     _, _, trained, _ = runs[SETUPS.index((5, 64))]
     late = np.array(trained[-100:])
     spread = float(late.std() / late.mean() * 64**0.5)
-    return replace(model, loss_spread=spread), float(np.std(errors[::2])), float(np.std(errors[1::2]) / 5.0)
-
-
-def main(
-    task: Annotated[str, typer.Argument(help="A shipped task.")] = "digits",
-    rounds: Annotated[int, typer.Option(help="Rounds of each run.")] = 60,
-    seed: Annotated[int, typer.Option(help="Of the runs.")] = 0,
-) -> None:
-    """Fit the model of convergence to real runs, and print its constants."""
-    model, loss_error, accuracy_error = fit(task, rounds, seed)
-    print(model)
-    print(f"error: {loss_error:.3f} of log loss, {accuracy_error:.4f} of accuracy (root mean square)")
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    return (
+        model.model_copy(update={"loss_spread": spread}),
+        float(np.std(errors[::2])),
+        float(np.std(errors[1::2]) / 5.0),
+    )

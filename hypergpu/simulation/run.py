@@ -124,7 +124,7 @@ class Outcome:
 def _learning(scenario: Scenario) -> Learning:
     config = scenario.config.training
     if scenario.learning == "model":
-        return ModelledLearning(config)
+        return ModelledLearning(config, scenario.learning_curve())
     # torch takes seconds to import, and a model of convergence needs none.
     from hypergpu.simulation.gradients import RealLearning, on_one_thread  # noqa: PLC0415
     from tasks import load_task  # noqa: PLC0415

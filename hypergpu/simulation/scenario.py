@@ -5,11 +5,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from common.config import SystemConfig
+from common.config.loading import explain
 from common.config.section import Section
 from common.errors import ConfigError, InvalidInput, UnknownName
+from hypergpu.simulation.convergence import FITTED, Convergence
 from netsim_proxy.link.events import ALL, UPSTREAM, NetworkEvent
 from netsim_proxy.link.profiles import Profile, find_profile
 from netsim_proxy.link.regions import between_regions
@@ -94,6 +96,9 @@ class Scenario(Section):
     """The coordinator's."""
     profiles: dict[str, ProfileSection] = Field(default_factory=dict)
     """Link profiles of its own, by name, as in the proxy's profile files."""
+    convergence: dict[str, float] = Field(default_factory=dict)
+    """For `learning: model`: constants that are not those fitted to the task, as `hypergpu fit` prints them. A
+    `model_bytes` alone makes a model of that size which learns like the task."""
     compute: ComputeTimes | None = None
     """Compute times; the task's own where it is left out."""
     evaluation_seconds: Annotated[float, Field(ge=0)] = 0.02
@@ -133,6 +138,27 @@ class Scenario(Section):
             Misplaced: a node twice.
         """
         return Names(self.nodes)
+
+    def learning_curve(self) -> Convergence:
+        """The model of convergence: what was fitted to the task, with the constants of its own.
+
+        Raises:
+            Misplaced: none was fitted and its own are not complete, or one of them makes no sense.
+        """
+        task = self.config.training.task
+        fitted = FITTED[task].model_dump() if task in FITTED else {}
+        if not fitted and not self.convergence:
+            raise Misplaced(
+                ("learning",),
+                f"no model of convergence was fitted to task {task!r}, only to {', '.join(FITTED)}: "
+                f"take learning: real, or fit one with `hypergpu fit {task}`",
+            )
+        try:
+            return Convergence.model_validate(fitted | self.convergence)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            path = ("convergence", *fault["loc"])
+            raise Misplaced(path, explain(Convergence, fault["loc"], fault["type"], fault["msg"])) from error
 
     def network_events(self) -> list[NetworkEvent]:
         """Its events, groups spelt out.

@@ -38,6 +38,8 @@ def parse_scenario(text: str, name: str, default_name: str = "") -> Scenario:
         scenario.links()
         scenario.cards()
         scenario.network_events()
+        if scenario.learning == "model" or scenario.convergence:
+            scenario.learning_curve()
     except Misplaced as error:
         raise ConfigError(f"{place(text, name, error.path)}: {error}") from error
     return scenario if scenario.name else scenario.changed(name=default_name or name)

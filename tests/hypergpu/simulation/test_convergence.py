@@ -3,7 +3,6 @@ from itertools import pairwise
 import pytest
 
 from common.config import TrainingConfig
-from common.errors import InvalidInput
 from coordinator.core.events import Assign, Shard
 from hypergpu.simulation.convergence import FITTED, ModelledLearning
 
@@ -13,7 +12,7 @@ def order(number: int, *, batch: int = 64, steps: int = 10, rate: float = 0.1, s
 
 
 def after(rounds: int, *, nodes: int = 1, **work: float) -> tuple[float, float]:
-    learning = ModelledLearning(TrainingConfig())
+    learning = ModelledLearning(TrainingConfig(), FITTED["digits"])
     for number in range(1, rounds + 1):
         for shard in range(nodes):
             learning.add(learning.train(order(number, shard=shard, **work)).samples)  # type: ignore[arg-type]
@@ -40,13 +39,8 @@ def test_nodes_are_worth_what_one_node_with_their_batches_is() -> None:
 
 
 def test_what_is_discarded_teaches_nothing() -> None:
-    learning = ModelledLearning(TrainingConfig())
+    learning = ModelledLearning(TrainingConfig(), FITTED["digits"])
     learning.add(learning.train(order(1)).samples)
     learning.discard()
     learning.step()
     assert learning.evaluate() == after(0)
-
-
-def test_a_task_without_a_fit_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="no model of convergence for task 'chars'"):
-        ModelledLearning(TrainingConfig(task="chars"))

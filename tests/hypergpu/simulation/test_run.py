@@ -127,9 +127,9 @@ def test_a_target_is_timed_and_the_run_goes_on() -> None:
     assert never.best_accuracy == outcome.best_accuracy < 0.999
 
 
-def test_a_large_model_travels_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hypergpu.simulation.convergence.ModelledLearning.model_bytes", 40_000_000)
-    outcome = simulate(scenario([{"id": "n", "gpu": "T4", "profile": "average"}], rounds=2))
+def test_a_large_model_travels_in_chunks() -> None:
+    large = {"model_bytes": 40_000_000}
+    outcome = simulate(scenario([{"id": "n", "gpu": "T4", "profile": "average"}], rounds=2, convergence=large))
     # 40 MB down at 200 Mbit/s and up at 50 take 1.6 and 6.4 s.
     assert 8.0 < outcome.round_seconds[0] < 9.5
     assert outcome.messages > 2 * 2 * 39

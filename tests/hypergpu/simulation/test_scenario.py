@@ -3,6 +3,8 @@
 import pytest
 
 from common.errors import ConfigError
+from hypergpu.simulation.convergence import FITTED
+from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.scenario_file import load_scenario, parse_scenario, shipped
 
 NODES = "nodes:\n  - {id: edge, count: 2, profile: [good, poor], gpu: T4}\n"
@@ -45,9 +47,27 @@ def test_profiles_of_its_own() -> None:
     assert parse_scenario(text, "f.yaml").links()["a"].loss == pytest.approx(0.02)
 
 
+def test_a_model_of_another_size_learns_like_the_task() -> None:
+    text = f"{NODES}learning: model\nconvergence: {{model_bytes: 100_000_000}}\n"
+    curve = parse_scenario(text, "f.yaml").learning_curve()
+    assert curve == FITTED["digits"].model_copy(update={"model_bytes": 100_000_000})
+
+
+def test_all_constants_make_a_model_of_any_task() -> None:
+    constants = FITTED["digits"].model_dump() | {"noise_scale": 500.0}
+    scenario = Scenario.model_validate(
+        {"nodes": [{"id": "a"}], "task": "m:resnet", "learning": "model", "convergence": constants}
+    )
+    assert scenario.learning_curve().noise_scale == 500.0
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("nodes:\n  - {id: a}\ntask: m:f\nlearning: model\n", ["f.yaml:4", "no model of convergence", "'m:f'"]),
+        ("nodes:\n  - {id: a}\nconvergence:\n  nois_scale: 3\n", ["f.yaml:4", "did you mean 'noise_scale'"]),
+        ("nodes:\n  - {id: a}\nconvergence:\n  noise_scale: -3\n", ["f.yaml:4", "noise_scale", "greater than 0"]),
+        ("nodes:\n  - {id: a}\ntask: m:f\nconvergence: {model_bytes: 9}\n", ["f.yaml:4", "required"]),
         ("nodes:\n  - {id: a, profil: good}\n", ["f.yaml:2", "nodes.0.profil", "did you mean 'profile'"]),
         ("nodes:\n  - {id: a}\nround: 3\n", ["f.yaml:3", "'round'", "did you mean 'rounds'"]),
         ("nodes:\n  - {id: a}\n  - {id: a}\n", ["f.yaml:3", "'a' is there twice"]),
