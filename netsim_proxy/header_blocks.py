@@ -40,10 +40,8 @@ class HeaderBlocks:
         Raises:
             Http2Error: the block is no HPACK.
         """
-        if not self.stateless and not block.startswith(NO_TABLE):
-            return self._as_literals(block)
-        self.stateless = True
-        return block, node_id_in(block)
+        self.stateless = self.stateless or _table_bytes(block) == 0
+        return (block, node_id_in(block)) if self.stateless else self._as_literals(block)
 
     def _as_literals(self, block: bytes) -> tuple[bytes, str | None]:
         try:
@@ -106,6 +104,17 @@ def node_id_in(block: bytes) -> str | None:
     except (IndexError, HPACKError) as error:
         raise Http2Error("a header block that cannot be decoded", COMPRESSION_ERROR) from error
     return found
+
+
+def _table_bytes(block: bytes) -> int | None:
+    """The size of table that a block begins with: the last of its updates, as a table may just be emptied."""
+    size, at = None, 0
+    try:
+        while block[at] & 0xE0 == 0x20:
+            size, at = _read_integer(block, at, 5)
+    except IndexError:
+        pass  # nothing else in it, or malformed, as whoever decodes it will say
+    return size
 
 
 def _integer(value: int, prefix_bits: int) -> bytes:

@@ -27,6 +27,7 @@ ENHANCE_YOUR_CALM: Final = 0xB
 
 HEADER_TABLE_SIZE: Final = 0x1
 ENABLE_PUSH: Final = 0x2
+MAX_CONCURRENT_STREAMS: Final = 0x3
 MAX_FRAME_SIZE: Final = 0x5
 
 _HEADER = struct.Struct(">HBBBI")
@@ -78,10 +79,13 @@ def read_settings(payload: bytes) -> list[tuple[int, int]]:
     return list(_SETTING.iter_unpack(payload))
 
 
-def stateless_settings(pairs: list[tuple[int, int]]) -> bytes:
-    """The same settings, but with no header table and no push: then any frame may be dropped or overtaken."""
+def stateless_settings(pairs: list[tuple[int, int]], refuse_push: bool = False) -> bytes:
+    """The same settings, but with no header table and no push: then any frame may be dropped or overtaken.
+
+    A client that says nothing of push allows it: `refuse_push` says so for it.
+    """
     kept = [pair for pair in pairs if pair[0] not in (HEADER_TABLE_SIZE, ENABLE_PUSH)]
-    push = [(ENABLE_PUSH, 0)] if any(key == ENABLE_PUSH for key, _ in pairs) else []
+    push = [(ENABLE_PUSH, 0)] if refuse_push or any(key == ENABLE_PUSH for key, _ in pairs) else []
     return settings((HEADER_TABLE_SIZE, 0), *push, *kept)
 
 

@@ -5,6 +5,7 @@ write per read. All others are offered to their link in runs: neighbouring frame
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING, Final
@@ -190,8 +191,12 @@ class Lane:
             self._swallow(run)
             self.relay.lose(stream, verdict.at, verdict.cause)
         else:
-            at = stream.ready_at[self.way] = max(verdict.at, stream.ready_at[self.way])
-            if at <= monotonic() and not self.outlet.queued:
+            now = monotonic()
+            at = max(verdict.at, stream.ready_at[self.way])
+            if self.way == UP and self.relay.max_streams < math.inf:
+                at = self.relay.in_turn(stream, at)
+            stream.ready_at[self.way] = at
+            if at <= now and not self.outlet.queued:
                 self._deliver(stream, run)
             else:
                 stream.port.enter(self, len(run))
@@ -252,7 +257,9 @@ class Lane:
         elif kind in (http2.HEADERS, http2.RST_STREAM, http2.CONTINUATION, http2.PUSH_PROMISE):
             raise Http2Error(f"a frame of type {kind} on the connection")
         else:
-            self.control(self.outlet.send, http2.frame(kind, flags, 0, payload))
+            # A server that drains takes the answer to its PING as a sign that it has seen all requests there will be.
+            after_all = kind == http2.PING and flags & http2.ACK != 0 and self.relay.upstream_goes
+            self.control(self.outlet.send, http2.frame(kind, flags, 0, payload), after_all)
 
     def _settings(self, flags: int, payload: bytes) -> None:
         if flags & http2.ACK:
@@ -264,7 +271,9 @@ class Lane:
             if key == http2.MAX_FRAME_SIZE:
                 opposite = self.relay.lanes[1 - self.way]
                 opposite.max_frame_bytes = max(opposite.max_frame_bytes, min(value, http2.LARGEST_FRAME_BYTES))
-        rewritten = http2.stateless_settings(pairs)
+            elif key == http2.MAX_CONCURRENT_STREAMS and self.way == DOWN:
+                self.relay.max_streams = value if value < _STREAM_ID else math.inf
+        rewritten = http2.stateless_settings(pairs, refuse_push=self.way == UP)
         if self._settled:
             self.control(self.outlet.send, rewritten, after_all=True)
         else:

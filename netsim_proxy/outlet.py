@@ -26,8 +26,10 @@ class Outlet:
 
     def write(self, data: bytes | memoryview) -> None:
         """Write what follows the bytes before it as it is: frames, or more of the one that was begun."""
-        if self.sink is not None and not self.closed:
-            self.sink.write(data)
+        sink = self.sink
+        # A transport whose peer has just gone may be closed before it has told us, and uvloop's then refuses to write.
+        if sink is not None and not self.closed and not sink.is_closing():
+            sink.write(data)
 
     def send(self, frames: bytes) -> None:
         """Write whole frames as soon as no other frame is half written."""

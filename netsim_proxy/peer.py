@@ -1,13 +1,15 @@
 """The protocols of asyncio at the two ends of a relay: they only hand over what happens."""
 
 import asyncio
+import contextlib
+import os
 import socket
 from typing import TYPE_CHECKING, Final, cast
 
 from netsim_proxy.http2 import PREFACE, Http2Error
 from netsim_proxy.port import DOWN, UP
 from netsim_proxy.refusal import Refusal
-from netsim_proxy.relay import Relay
+from netsim_proxy.relay import LAST_WORDS_SECONDS, Relay
 
 if TYPE_CHECKING:
     from netsim_proxy.server import Proxy
@@ -16,8 +18,6 @@ PREFACE_SECONDS: Final = 10.0
 """How long a client may take to say that it speaks HTTP/2."""
 _WRITE_BUFFER_BYTES: Final = 256 << 10
 _SOCKET_BUFFER_BYTES: Final = 512 << 10
-_LAST_WORDS_SECONDS: Final = 1.0
-"""A connection that is closed while the client still writes may lose our answer: wait this long."""
 _EARLY_BYTES: Final = 256 << 10
 
 
@@ -47,7 +47,7 @@ class ClientPeer(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         _bound_buffers(self._transport)
         self._timeout = asyncio.get_running_loop().call_later(PREFACE_SECONDS, self._transport.abort)
-        self._proxy.clients.add(self)
+        self._proxy.joined(self)
 
     def data_received(self, data: bytes) -> None:
         """Relay; before there is an upstream, keep."""
@@ -102,7 +102,7 @@ class ClientPeer(asyncio.Protocol):
             return
         self._transport.write(answer)
         if over:
-            asyncio.get_running_loop().call_later(_LAST_WORDS_SECONDS, self._transport.close)
+            asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self._transport.close)
 
     def pause_writing(self) -> None:
         """The client does not read: neither do we from the upstream."""
@@ -116,7 +116,7 @@ class ClientPeer(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The client is gone."""
-        self._proxy.clients.discard(self)
+        self._proxy.left(self)
         if self._timeout is not None:
             self._timeout.cancel()
         if self.relay is not None:
@@ -126,14 +126,16 @@ class ClientPeer(asyncio.Protocol):
 class UpstreamPeer(asyncio.Protocol):
     """The connection to the upstream."""
 
-    def __init__(self, relay: Relay, client: asyncio.Transport, name: str) -> None:
-        self._relay, self._client, self._name = relay, client, name
+    def __init__(self, proxy: "Proxy", relay: Relay, client: asyncio.Transport) -> None:
+        self._proxy, self._relay, self._client = proxy, relay, client
+        self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The upstream accepted."""
-        upstream = cast(asyncio.Transport, transport)
-        _bound_buffers(upstream)
-        self._relay.attach(self._client, upstream)
+        self._transport = cast(asyncio.Transport, transport)
+        _bound_buffers(self._transport)
+        self._relay.attach(self._client, self._transport)
+        self._proxy.joined(self)
 
     def data_received(self, data: bytes) -> None:
         """Relay."""
@@ -149,5 +151,23 @@ class UpstreamPeer(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The upstream is gone."""
+        self._proxy.left(self)
+        if error is not None:
+            self._read_last_words()
         reason = f": {error}" if error else ""
-        self._relay.upstream_lost(f"netsim: upstream {self._name} closed the connection{reason}")
+        self._relay.upstream_lost(f"netsim: upstream {self._proxy.upstream} closed the connection{reason}")
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _read_last_words(self) -> None:
+        """A write to a peer that has closed ends the transport, though what the peer sent before may not have been
+        read: the last answers of a server that drains. Under TLS it cannot be had."""
+        if self._transport is None or self._transport.get_extra_info("sslcontext") is not None:
+            return
+        descriptor = self._transport.get_extra_info("socket").fileno()
+        with contextlib.suppress(OSError):
+            while descriptor >= 0 and (data := os.read(descriptor, _EARLY_BYTES)):
+                self._relay.received(DOWN, data)

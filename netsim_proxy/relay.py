@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import math
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -22,6 +24,8 @@ from netsim_proxy.ports import Ports
 from netsim_proxy.stream import Stream
 
 UNAVAILABLE: Final = 14
+LAST_WORDS_SECONDS: Final = 1.0
+"""How long a peer may take to close a connection that we have ended, before it is cut."""
 _EVERY_STREAM: Final = 0x7FFFFFFF
 
 log = structlog.get_logger()
@@ -48,6 +52,11 @@ class Relay:
         self.last_seen_id = 0
         self._last_id = 0  # of those that were opened
         self._last_upstream_id = 0
+        self._last_forgotten_id = 0  # of those that have ended
+        self._last_welcome_id = _EVERY_STREAM  # as the upstream's GOAWAY says
+        self.upstream_goes = False  # it has sent GOAWAY
+        self.max_streams = math.inf  # that the upstream takes at a time
+        self._leaving: list[float] = []  # when it hears of the end of streams that are over for the client
         self._draining = False
         self.closed = False
         self._silent = False
@@ -78,6 +87,20 @@ class Relay:
         stream = self.by_id[stream_id] = Stream(stream_id, port, port.link.begin(monotonic(), self.number))
         return stream
 
+    def in_turn(self, stream: Stream, at: float) -> float:
+        """When frames that are due at `at` may reach an upstream that takes so many streams at a time and no more.
+
+        The client opens a stream where another has ended for it; the upstream must hear of that end before.
+        """
+        if not stream.ready_at[UP]:
+            now = monotonic()
+            self._leaving = [end for end in self._leaving if end > now]
+            if len(self.by_id) + len(self._leaving) > self.max_streams:
+                at = max(at, *self._leaving, 0.0)
+        if stream.id not in self.by_id:
+            self._leaving.append(at)
+        return at
+
     def assign(self, stream: Stream) -> None:
         """Give a stream its number on the upstream's connection: its own where that still rises."""
         number = stream.id if stream.id > self._last_upstream_id else self._last_upstream_id + 2
@@ -104,7 +127,18 @@ class Relay:
         """A peer ends the connection; the other one hears of it after all that was sent before."""
         if len(payload) < 8:
             raise Http2Error("GOAWAY without a last stream", http2.FRAME_SIZE_ERROR)
-        lane.control(self._pass_goaway if lane.way == DOWN else self._pass_goaway_up, payload, after_all=True)
+        if lane.way == UP:
+            lane.control(self._pass_goaway_up, payload, after_all=True)
+            return
+        self.upstream_goes = True
+        last = int.from_bytes(payload[:4], "big") & _EVERY_STREAM
+        own_last = last
+        if self.renumbered and last != _EVERY_STREAM:
+            # Reckoned now: streams that end while this is on its way are forgotten before the client hears of it.
+            taken = (s.id for s in self.by_id.values() if 0 < s.upstream_id <= last)
+            own_last = max(self._last_forgotten_id, *taken, 0)
+        self._last_welcome_id = own_last = min(own_last, self._last_welcome_id)  # it may never rise
+        lane.control(partial(self._pass_goaway, last, own_last), payload, after_all=True)
 
     # What happens to the connections
 
@@ -174,6 +208,10 @@ class Relay:
 
     def _forget(self, stream: Stream) -> None:
         if self.by_id.pop(stream.id, None) is not None:
+            if stream.upstream_id:
+                self._last_forgotten_id = max(self._last_forgotten_id, stream.id)
+            if self.max_streams < math.inf:
+                self._leaving.append(stream.ready_at[UP])
             self.by_upstream_id.pop(stream.upstream_id, None)
             self._close_if_drained()
 
@@ -204,29 +242,29 @@ class Relay:
     def _pass_goaway_up(self, payload: bytes) -> None:
         self.outlets[UP].send(http2.frame(http2.GOAWAY, 0, 0, payload))
 
-    def _pass_goaway(self, payload: bytes) -> None:
-        """The upstream's GOAWAY in the client's numbers."""
-        last_upstream_id = int.from_bytes(payload[:4], "big") & _EVERY_STREAM
-        last_id = last_upstream_id
-        if last_upstream_id != _EVERY_STREAM and self.renumbered:
-            taken = [s.id for s in self.by_id.values() if 0 < s.upstream_id <= last_upstream_id]
-            last_id = max(taken, default=0)
-            for stream in list(self.by_id.values()):
-                if stream.id < last_id and not 0 < stream.upstream_id <= last_upstream_id:
-                    stream.lost = stream.failed = True
-                    self.outlets[DOWN].send(http2.rst_stream(stream.id, http2.REFUSED_STREAM))
-                    self._forget(stream)
+    def _pass_goaway(self, last_upstream_id: int, last_id: int, payload: bytes) -> None:
+        """The upstream's GOAWAY in the client's numbers, where those may have another order."""
+        for stream in list(self.by_id.values()) if last_id != _EVERY_STREAM else ():
+            if stream.id <= last_id and not 0 < stream.upstream_id <= last_upstream_id:
+                stream.lost = stream.failed = True
+                self.outlets[DOWN].send(http2.rst_stream(stream.id, http2.REFUSED_STREAM))
+                self._forget(stream)
         self.outlets[DOWN].send(http2.frame(http2.GOAWAY, 0, 0, struct.pack(">I", last_id) + payload[4:]))
 
 
 def _end(transport: asyncio.Transport | None, reset: bool) -> None:
-    if transport is None:
+    if transport is None or transport.is_closing():
         return
-    if not reset:
+    if reset:
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+    elif transport.can_write_eof():
+        # Closed at once, what the peer still sends would be answered with a reset, which outruns our last frames.
+        transport.write_eof()
+        transport.resume_reading()
+        asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, transport.close)
+    else:
         transport.close()
-        return
-    sock = transport.get_extra_info("socket")
-    if sock is not None:
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()

@@ -16,7 +16,7 @@ from netsim_proxy.pacer import Pacer
 from netsim_proxy.peer import ClientPeer, UpstreamPeer
 from netsim_proxy.ports import Ports
 from netsim_proxy.refusal import Refusal
-from netsim_proxy.relay import Relay
+from netsim_proxy.relay import LAST_WORDS_SECONDS, Relay
 
 _CONNECT_SECONDS: Final = 5.0
 
@@ -80,9 +80,10 @@ class Proxy:
         upstream_tls: UpstreamTls | None = None,
     ) -> None:
         self.upstream = upstream
-        self.clients: set[ClientPeer] = set()
         self.relays: set[Relay] = set()
+        self._peers: set[ClientPeer | UpstreamPeer] = set()
         self._idle = asyncio.Event()  # no relay is left
+        self._alone = asyncio.Event()  # nor any connection
         host, self._upstream_port = split_address(upstream)
         self._upstream_host = host.strip("[]")
         self._ports, self._pacer = ports, pacer
@@ -129,8 +130,22 @@ class Proxy:
         for relay in list(self.relays):
             relay.fail_all("netsim: the proxy is shutting down")
             relay.close()
-        for client in list(self.clients):
-            client.close()
+        if self._peers:
+            self._alone.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._alone.wait(), LAST_WORDS_SECONDS)
+        for peer in list(self._peers):
+            peer.close()
+
+    def joined(self, peer: ClientPeer | UpstreamPeer) -> None:
+        """A connection is up."""
+        self._peers.add(peer)
+
+    def left(self, peer: ClientPeer | UpstreamPeer) -> None:
+        """A connection is gone."""
+        self._peers.discard(peer)
+        if not self._peers:
+            self._alone.set()
 
     def _closed(self, relay: Relay) -> None:
         self.relays.discard(relay)
@@ -142,7 +157,7 @@ class Proxy:
         try:
             upstream, _ = await asyncio.wait_for(
                 asyncio.get_running_loop().create_connection(
-                    lambda: UpstreamPeer(relay, transport, self.upstream),
+                    lambda: UpstreamPeer(self, relay, transport),
                     self._upstream_host,
                     self._upstream_port,
                     ssl=self._upstream_ssl,

@@ -38,6 +38,17 @@ def test_blocks_pass_as_they_are_once_the_encoder_has_no_table(huffman: bool) ->
     assert decode(second) == REQUEST
 
 
+def test_an_encoder_that_empties_its_table_and_goes_on_has_one() -> None:
+    encoder, blocks = Encoder(), HeaderBlocks()
+    blocks.take(encoder.encode(REQUEST))
+    encoder.header_table_size = 0
+    encoder.header_table_size = 4096
+    for _ in range(2):
+        block, node_id = blocks.take(encoder.encode(REQUEST))
+        assert node_id == "node_1" and decode(block) == REQUEST
+    assert not blocks.stateless
+
+
 @given(st.dictionaries(st.text("abcdefghij-", min_size=1), st.text(st.characters(codec="ascii"), max_size=300)))
 def test_node_id_is_found_among_any_fields(fields: dict[str, str]) -> None:
     encoder = Encoder()

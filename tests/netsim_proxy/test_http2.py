@@ -25,6 +25,9 @@ def test_settings_lose_the_header_table_and_push() -> None:
         (0xFE03, 1),
     ]
     assert http2.read_settings(http2.stateless_settings([])[9:]) == [(http2.HEADER_TABLE_SIZE, 0)]
+    # Who says nothing of push would get it.
+    silent = http2.read_settings(http2.stateless_settings([], refuse_push=True)[9:])
+    assert silent == [(http2.HEADER_TABLE_SIZE, 0), (http2.ENABLE_PUSH, 0)]
     with pytest.raises(Http2Error):
         http2.read_settings(b"12345")
 
