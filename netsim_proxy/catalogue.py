@@ -66,10 +66,12 @@ class Catalogue:
         """
         from netsim_proxy.scenario_file import parse_scenario  # noqa: PLC0415 - see above
 
-        scenario = parse_scenario(text, name, self._custom)
+        scenario = parse_scenario(text, name, self._custom, self._upstream_region)
         self._custom.update(scenario.profiles)
-        for node_id in sorted(scenario.links, key=lambda node_id: node_id != ALL):
-            ports.set_profile(node_id, scenario.links[node_id])
+        if scenario.loss_model is not None:
+            ports.set_loss_model(ALL, scenario.loss_model)
+        for node_id, link in scenario.links.items():
+            ports.set_profile(node_id, link.profile, link.region)
         return [schedule.add(event, event.scheduled_time, event.scheduled_round) for event in scenario.events]
 
     def of_nodes(self, pairs: Iterable[str]) -> dict[str, tuple[Profile, str]]:

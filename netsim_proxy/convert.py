@@ -5,7 +5,7 @@ from common.errors import InvalidInput
 from netsim_proxy.link.events import ALL, NetworkEvent
 from netsim_proxy.link.outcomes import Direction
 from netsim_proxy.port import Port
-from netsim_proxy.schedule import Entry
+from netsim_proxy.schedule import Entry, State
 from protos import netsim_pb2 as pb
 
 
@@ -47,14 +47,14 @@ def event_to_proto(event: NetworkEvent) -> pb.Event:
 
 
 def entry_to_proto(entry: Entry) -> pb.ScheduledEvent:
-    """An event to come, or one that runs."""
-    waits = entry.at is not None and entry.began_at is None
+    """An event to come, one that runs, or one that is over."""
+    waits = entry.at is not None and entry.state == State.PLANNED
     return pb.ScheduledEvent(
         event_id=entry.event_id,
         event=event_to_proto(entry.event),
         in_seconds=max(0.0, (entry.at or 0.0) - monotonic()) if waits else 0.0,
         round=entry.round or 0,
-        active=entry.began_at is not None,
+        state=entry.state,
     )
 
 

@@ -105,11 +105,19 @@ class Ports:
         if ALL in event.targets:
             if event.event_type == EventType.RECOVERY:
                 self._for_all.clear()
-            else:
+            elif event.mode != DisconnectMode.HALF_OPEN:
                 self._for_all.append((event, now + (event.duration_seconds or math.inf)))
         for port in list(self):
             if event.concerns(port.name):
                 self._apply(port, event, now)
+
+    def runs(self, event: NetworkEvent) -> bool:
+        """Whether an event that has begun still runs on some link, or on those to come."""
+        now = monotonic()
+        self._for_all = [(each, end) for each, end in self._for_all if now < end]
+        if any(each is event for each, _ in self._for_all):
+            return True
+        return any(each is event for port in self for each in port.link.active_events(now))
 
     def clear(self, node_id: str | None = None) -> int:
         """End the events that run on a link, or on all, and return how many there were.
@@ -131,7 +139,7 @@ class Ports:
         now = monotonic()
         self._for_all = [(event, end) for event, end in self._for_all if now < end]
         for event, end in self._for_all:
-            if event.concerns(name) and event.mode != DisconnectMode.HALF_OPEN:
+            if event.concerns(name):
                 left = 0.0 if end == math.inf else end - now
                 self._apply(port, replace(event, duration_seconds=left), now)
         return port

@@ -26,7 +26,7 @@ from common.errors import ConfigError, UnknownName
 from netsim_proxy.link.distributions import Empirical, Latency, LogNormal, Normal, Pareto, Uniform
 from netsim_proxy.link.profiles import PROFILES, Loss, Path, Profile, find_profile
 from netsim_proxy.link.traces import parse_trace
-from netsim_proxy.yaml_text import parse_yaml, place
+from netsim_proxy.yaml_text import fault, parse_yaml
 
 Milliseconds = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -253,7 +253,7 @@ def parse_profiles(text: str, name: str) -> dict[str, Profile]:
         return build_profiles(sections)
     except UnknownName as error:
         broken = next(key for key, section in sections.items() if section.based_on == error.name)
-        raise ConfigError(f"{place(text, name, ('profiles', broken, 'based_on'))}: {error}") from error
+        raise fault(text, name, ("profiles", broken, "based_on"), str(error)) from error
 
 
 def build_profiles(sections: Mapping[str, ProfileSection]) -> dict[str, Profile]:

@@ -1,93 +1,49 @@
-"""Scenarios of the proxy, from YAML: what the links are like, and what happens to them when.
-
-links: {node_1: good, node_2: phone, "*": average}
-profiles:
-  phone: {based_on: 4g, loss: 0.02}
-events:
-  - {at_seconds: 10, type: latency_spike, node: node_1, duration_seconds: 5, added_ms: 200}
-  - {round: 15, type: profile_change, nodes: [node_1, node_2], profile: poor}
-"""
+"""Scenarios of the proxy, from YAML: links as in `netsim_proxy.scenario`; keys of the simulator are passed over."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated
+from typing import Any, Final
 
-from pydantic import Field
+from pydantic import model_validator
 
-from common.config import Section
-from common.errors import ConfigError, InvalidInput, UnknownName
-from netsim_proxy.link.events import NetworkEvent
-from netsim_proxy.link.profiles import Profile, find_profile
-from netsim_proxy.profile_file import ProfileSection, build_profiles
-from netsim_proxy.yaml_text import parse_yaml, place
+from netsim_proxy.link.events import ALL, NetworkEvent
+from netsim_proxy.link.outcomes import LossModel
+from netsim_proxy.link.profiles import Profile
+from netsim_proxy.profile_file import build_profiles
+from netsim_proxy.scenario import Misplaced, Network, NodeLink, as_list
+from netsim_proxy.yaml_text import fault, parse_yaml
 
-Amount = Annotated[float, Field(ge=0)]
-
-
-class EventSection(Section):
-    """Something that happens to links: by time, by round, or at once."""
-
-    type: str
-    """latency_spike, profile_change, disconnect, partition, bandwidth_collapse, flap or recovery."""
-    node: str | None = None
-    """Whose link it happens to; "*" = all."""
-    nodes: tuple[str, ...] = ()
-    """More of them than one."""
-    at_seconds: Amount | None = None
-    """When, after the scenario was loaded."""
-    round: Annotated[int, Field(ge=0)] | None = None
-    """Or in which training round."""
-    duration_seconds: Amount = 0.0
-    """How long; 0 = until a recovery."""
-    profile: str = ""
-    """Of a profile change: the new one."""
-    factor: Amount = 0.0
-    """Of a latency spike: what latencies are multiplied by; of a bandwidth collapse: the share that is left."""
-    added_ms: Amount = 0.0
-    """Of a latency spike: what a round trip gains."""
-    mode: str = ""
-    """Of a disconnection or flap: reset, black_hole or half_open."""
-    period_seconds: Amount = 0.0
-    """Of a flap: one time down and up again."""
-    group_b: tuple[str, ...] = ()
-    """Of a partition: the other side. The upstream is on it, unless `nodes` names "upstream"."""
-
-    def event(self) -> NetworkEvent:
-        """As the link model has it.
-
-        Raises:
-            InvalidInput: it makes no sense. UnknownName: a type or mode that does not exist.
-        """
-        return NetworkEvent(
-            self.type,
-            target_node=self.node,
-            new_profile=self.profile,
-            scheduled_time=self.at_seconds,
-            scheduled_round=self.round,
-            nodes=self.nodes,
-            duration_seconds=self.duration_seconds,
-            factor=self.factor,
-            added_ms=self.added_ms,
-            mode=self.mode,
-            period_seconds=self.period_seconds,
-            group_b=self.group_b,
-        )
+OF_TRAINING: Final = frozenset(
+    {
+        "task",
+        "rounds",
+        "target_accuracy",
+        "policy",
+        "seed",
+        "learning",
+        "convergence",
+        "compute",
+        "evaluation_seconds",
+        "config",
+    }
+)
+"""Keys of a scenario that are not about links."""
+OF_MACHINES: Final = frozenset({"gpu", "speed", "churn", "joins_seconds"})
+"""Keys of a node that are not about its link."""
 
 
-class ScenarioFile(Section):
+class ScenarioFile(Network):
     """The whole file; every part may be left out."""
 
-    name: str = ""
-    """What it is called."""
-    description: str = ""
-    """What it shows."""
-    profiles: dict[str, ProfileSection] = Field(default_factory=dict)
-    """Profiles of its own, by name."""
-    links: dict[str, str] = Field(default_factory=dict)
-    """The profile of each link by node id; "*" is the default."""
-    events: tuple[EventSection, ...] = ()
-    """What happens."""
+    @model_validator(mode="before")
+    @classmethod
+    def _links_only(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        nodes = as_list(tree.get("nodes", ()))
+        if isinstance(nodes, list):
+            nodes = [_without(node, OF_MACHINES) if isinstance(node, dict) else node for node in nodes]
+        return _without(tree, OF_TRAINING) | {"nodes": nodes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +53,17 @@ class Scenario:
     name: str
     profiles: Mapping[str, Profile]
     """Its own, by name."""
-    links: Mapping[str, Profile]
+    links: Mapping[str, NodeLink]
     """By node id; "*" is the default."""
+    loss_model: LossModel | None
+    """Of all links; None leaves it as it is."""
     events: tuple[NetworkEvent, ...]
     """Times count from when the scenario is loaded."""
 
 
-def parse_scenario(text: str, name: str, known: Mapping[str, Profile] | None = None) -> Scenario:
+def parse_scenario(
+    text: str, name: str, known: Mapping[str, Profile] | None = None, upstream_region: str = "us-east"
+) -> Scenario:
     """The scenario that a YAML text holds; `known` are custom profiles that there are already.
 
     Raises:
@@ -111,33 +71,15 @@ def parse_scenario(text: str, name: str, known: Mapping[str, Profile] | None = N
     """
     file = parse_yaml(ScenarioFile, text, name)
     try:
-        profiles = build_profiles(file.profiles)
-    except UnknownName as error:
-        broken = next(key for key, section in file.profiles.items() if section.based_on == error.name)
-        raise _fault(text, name, ("profiles", broken, "based_on"), error) from error
-    find = partial(find_profile, custom={**(known or {}), **profiles})
-    links = {}
-    for node_id, profile in file.links.items():
-        try:
-            links[node_id] = find(profile)
-        except UnknownName as error:
-            raise _fault(text, name, ("links", node_id), error) from error
-    events = []
-    for index, section in enumerate(file.events):
-        try:
-            event = section.event()
-            if event.new_profile:
-                find(event.new_profile)
-        except InvalidInput as error:
-            raise _fault(text, name, ("events", index, *_key_of(error)), error) from error
-        events.append(event)
-    return Scenario(file.name or name, profiles, links, tuple(events))
+        short = {node_id: NodeLink(profile, "") for node_id, profile in file.short_links(known).items()}
+        links = {**short, **file.node_links(upstream_region, known)}
+        events = file.network_events(known)
+    except Misplaced as error:
+        raise fault(text, name, error.path, error.message) from error
+    ordered = {node_id: links[node_id] for node_id in sorted(links, key=lambda node_id: node_id != ALL)}
+    loss_model = LossModel(file.loss_model) if file.loss_model else None
+    return Scenario(file.name or name, build_profiles(file.profiles), ordered, loss_model, tuple(events))
 
 
-def _key_of(error: InvalidInput) -> tuple[str, ...]:
-    keys = {"event type": "type", "mode": "mode", "profile": "profile"}
-    return (keys[error.kind],) if isinstance(error, UnknownName) and error.kind in keys else ()
-
-
-def _fault(text: str, name: str, path: tuple[int | str, ...], error: InvalidInput) -> ConfigError:
-    return ConfigError(f"{place(text, name, path)}: {'.'.join(map(str, path))}: {error}")
+def _without(tree: Mapping[Any, Any], keys: frozenset[str]) -> dict[Any, Any]:
+    return {key: value for key, value in tree.items() if key not in keys}

@@ -2,6 +2,8 @@
 
 import itertools
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
 
 import structlog
 
@@ -12,6 +14,17 @@ from netsim_proxy.ports import Ports
 
 log = structlog.get_logger()
 
+_KEPT: Final = 100
+"""Events that are over and still listed."""
+
+
+class State(StrEnum):
+    """Where an event stands."""
+
+    PLANNED = "planned"
+    ACTIVE = "active"
+    OVER = "over"
+
 
 @dataclass(slots=True)
 class Entry:
@@ -21,11 +34,7 @@ class Entry:
     event: NetworkEvent
     at: float | None = None
     round: int | None = None
-    began_at: float | None = None
-
-    def is_over(self, now: float) -> bool:
-        """Whether it has begun, and ended if it is one that ends by itself."""
-        return self.began_at is not None and now >= self.began_at + self.event.duration_seconds
+    state: State = State.PLANNED
 
 
 class Schedule:
@@ -38,13 +47,19 @@ class Schedule:
         self._round = -1
 
     def entries(self) -> list[Entry]:
-        """What is to come, and what runs and will end by itself."""
-        now = monotonic()
-        self._entries = {key: entry for key, entry in self._entries.items() if not entry.is_over(now)}
+        """What is to come, what runs, and the last of what is over: ended by itself, by a recovery, or done at once."""
+        for entry in self._entries.values():
+            if entry.state == State.ACTIVE and not self._ports.runs(entry.event):
+                entry.state = State.OVER
+        over = [key for key, entry in self._entries.items() if entry.state == State.OVER]
+        for key in over[:-_KEPT]:
+            del self._entries[key]
         return list(self._entries.values())
 
     def add(self, event: NetworkEvent, after_seconds: float | None = None, round_number: int | None = None) -> Entry:
         """Plan an event; without a time and a round, at once."""
+        if len(self._entries) > 2 * _KEPT:
+            self.entries()
         entry = Entry(f"event-{next(self._ids)}", event, round=round_number)
         self._entries[entry.event_id] = entry
         if round_number is not None:
@@ -60,7 +75,9 @@ class Schedule:
     def announce_round(self, number: int) -> None:
         """The coordinator is in round `number`: events of rounds up to it begin, each once, in order of round."""
         self._round = max(self._round, number)
-        due = [e for e in self._entries.values() if e.began_at is None and e.round is not None and e.round <= number]
+        due = [
+            e for e in self._entries.values() if e.state == State.PLANNED and e.round is not None and e.round <= number
+        ]
         for entry in sorted(due, key=lambda e: e.round or 0):
             self._begin(entry)
 
@@ -72,20 +89,10 @@ class Schedule:
         """
         if node_id is not None:
             self._ports.known(node_id)
-        gone = [
-            key
-            for key, entry in self._entries.items()
-            if entry.began_at is None and (node_id is None or entry.event.targets == (node_id,))
-        ]
-        for key in gone:
-            del self._entries[key]
-        cleared = self._ports.clear(node_id)
-        self._entries = {
-            key: entry
-            for key, entry in self._entries.items()
-            if entry.began_at is None or not (node_id is None or entry.event.targets == (node_id,))
-        }
-        return cleared + len(gone)
+        own = [entry for entry in self._entries.values() if node_id is None or entry.event.targets == (node_id,)]
+        for entry in own:
+            del self._entries[entry.event_id]
+        return self._ports.clear(node_id) + sum(entry.state == State.PLANNED for entry in own)
 
     def _due(self, event_id: str) -> None:
         entry = self._entries.get(event_id)
@@ -93,6 +100,6 @@ class Schedule:
             self._begin(entry)
 
     def _begin(self, entry: Entry) -> None:
-        entry.began_at = monotonic()
+        entry.state = State.ACTIVE
         log.info("event", id=entry.event_id, what=entry.event.summary())
         self._ports.apply(entry.event)

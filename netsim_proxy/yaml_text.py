@@ -5,7 +5,7 @@ from typing import TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from common.config.loading import explain
+from common.config.loading import explain, load_yaml
 from common.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -19,7 +19,7 @@ def parse_yaml(model: type[Model], text: str, name: str) -> Model:
         ConfigError: it is not YAML, not a mapping, or does not hold; one line per fault, as NAME:LINE: KEY: WHAT.
     """
     try:
-        tree = yaml.safe_load(text)
+        tree = load_yaml(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{name}:{line}: not valid YAML: {error.problem or error.context}") from error
@@ -36,25 +36,33 @@ def parse_yaml(model: type[Model], text: str, name: str) -> Model:
 
 def faults_of(model: type[BaseModel], error: ValidationError, text: str, name: str) -> list[str]:
     """Each fault with its place."""
-    return [
-        f"{place(text, name, fault['loc'])}: {explain(model, fault['loc'], fault['type'], fault['msg'])}"
-        for fault in error.errors()
-    ]
+    faults = []
+    for found in error.errors():
+        line, path = place(text, found["loc"])
+        faults.append(f"{name}:{line}: {explain(model, path, found['type'], found['msg'])}")
+    return faults
 
 
-def place(text: str, name: str, path: KeyPath) -> str:
-    """NAME:LINE of the key at `path`, or of the nearest around it."""
+def fault(text: str, name: str, path: KeyPath, message: str) -> ConfigError:
+    """An error about what is at `path`, as NAME:LINE: KEY: MESSAGE."""
+    line, path = place(text, path)
+    return ConfigError(f"{name}:{line}: {'.'.join(map(str, path))}: {message}")
+
+
+def place(text: str, path: KeyPath) -> tuple[int, KeyPath]:
+    """The line of the key at `path`, or of the nearest around it; and the path, with keys for numbers in mappings."""
     node = yaml.compose(text, Loader=yaml.SafeLoader)
-    line = node.start_mark.line if node is not None else 0
-    for part in path:
+    line, named = (node.start_mark.line if node is not None else 0), list(path)
+    for depth, part in enumerate(path):
         if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
-            if found is None:
+            at = [key.value for key, _ in node.value]
+            if str(part) not in at and not (isinstance(part, int) and part < len(at)):
                 break
-            line, node = found[0].start_mark.line, found[1]
+            key, node = node.value[at.index(str(part)) if str(part) in at else int(part)]
+            line, named[depth] = key.start_mark.line, key.value
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line = node.start_mark.line
         else:
             break
-    return f"{name}:{line + 1}"
+    return line + 1, tuple(named)

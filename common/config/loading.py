@@ -43,7 +43,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, is not YAML, or is not a mapping; file and line are named.
     """
     try:
-        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+        loaded = load_yaml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -53,6 +53,27 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ConfigError(f"{file} must hold a mapping of keys to values, not a {type(loaded).__name__}")
     return loaded
+
+
+def load_yaml(text: str) -> Any:
+    """What a YAML text holds.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, or has a key twice, of which YAML's own loader would keep the last.
+    """
+    return yaml.load(text, _Loader)  # noqa: S506  (it is a safe loader)
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As usual, once no key is there twice."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def parse(model: type[Model], tree: Mapping[str, Any], where: str) -> Model:

@@ -31,7 +31,14 @@ _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Start and stop": (demo, containers.up, containers.scale, containers.down, doctor),
     "Look": (look.status, look.nodes, network.links, look.logs, report),
     "Study a network": (simulate, compare, validate, fit, transfer),
-    "Change the network": (network.profile, network.inject, network.schedule, network.scenario),
+    "Change the network": (
+        network.profile,
+        network.inject,
+        network.schedule,
+        network.scheduled,
+        network.clear,
+        network.scenario,
+    ),
     "Steer the training": (
         control.pause,
         control.resume,

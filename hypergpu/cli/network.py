@@ -1,31 +1,19 @@
 """Commands that look at links and change them, through the proxy's control service."""
 
+import inspect
+from collections.abc import Callable, Coroutine
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from common.errors import ConfigError, InvalidInput
-from hypergpu.cli.running import AsJson, on_cluster
+from hypergpu.cli.running import AsJson, on_cluster, take_options
 from hypergpu.client import Client
-from hypergpu.show import new_table, print_json, print_table, size
+from hypergpu.show import counted, new_table, print_json, print_table, size
+from hypergpu.simulation.scenario_file import find_scenario
 from protos import netsim_pb2 as net
-
-Type = Annotated[
-    str,
-    typer.Argument(
-        metavar="EVENT",
-        help="latency_spike, profile_change, disconnect, partition, bandwidth_collapse, flap or recovery.",
-    ),
-]
-Nodes = Annotated[list[str], typer.Argument(metavar="NODE...", help="Whom it strikes; '*' is every link.")]
-Duration = Annotated[float, typer.Option(min=0, help="Seconds that it lasts; 0: until recovery.")]
-ProfileName = Annotated[str, typer.Option(help="Of profile_change: the new profile.")]
-Factor = Annotated[float, typer.Option(min=0, help="Of latency_spike and bandwidth_collapse; 0: the default.")]
-AddedMs = Annotated[float, typer.Option(min=0, help="Of latency_spike: milliseconds on top.")]
-Mode = Annotated[str, typer.Option(help="Of disconnect: reset, black_hole or half_open.")]
-Period = Annotated[float, typer.Option(min=0, help="Of flap: seconds between ups and downs.")]
-From = Annotated[list[str] | None, typer.Option("--from", help="Of partition: cut off from these, not the upstream.")]
 
 
 @on_cluster
@@ -73,11 +61,11 @@ async def links(client: Client, as_json: AsJson = False) -> None:
 @on_cluster
 async def profile(
     client: Client,
-    node: Annotated[str, typer.Argument(metavar="NODE", help="A node's name; '*' is every link not yet seen.")],
+    node: Annotated[str, typer.Argument(metavar="NODE", help="A node's name; '*' is every link, also those to come.")],
     name: Annotated[str, typer.Argument(metavar="PROFILE", help="A profile's name, or a YAML file of your own.")],
     *,
     loss_model: Annotated[str, typer.Option(help="rpc or transport; left as it is by default.")] = "",
-    region: Annotated[str, typer.Option(help="Such as eu-west; left as it is by default.")] = "",
+    region: Annotated[str, typer.Option(help="Such as eu-west, whose distance comes on top; none by default.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Give a link another profile, at once.
@@ -94,27 +82,29 @@ async def profile(
         print(f"{info.node_id}: {info.profile}, {_range(info.up)} up, {_range(info.down)} down")
 
 
-@on_cluster
-async def inject(
-    client: Client,
-    event: Type,
-    nodes: Nodes,
+def _event(
+    event: Annotated[
+        str,
+        typer.Argument(
+            metavar="EVENT",
+            help="latency_spike, profile_change, disconnect, partition, bandwidth_collapse, flap or recovery.",
+        ),
+    ],
+    nodes: Annotated[list[str], typer.Argument(metavar="NODE...", help="Whom it strikes; '*' is every link.")],
     *,
-    duration: Duration = 0.0,
-    profile: ProfileName = "",
-    factor: Factor = 0.0,
-    added_ms: AddedMs = 0.0,
-    mode: Mode = "",
-    period: Period = 0.0,
-    group_b: From = None,
-    as_json: AsJson = False,
-) -> None:
-    """Let something happen to links now.
-
-    Example: hypergpu inject latency_spike node_1 node_2 --duration 10 --factor 5
-    """
-    await client.check_nodes([*nodes, *(group_b or ())])
-    message = net.Event(
+    duration: Annotated[float, typer.Option(min=0, help="Seconds that it lasts; 0: until recovery.")] = 0.0,
+    profile: Annotated[str, typer.Option(help="Of profile_change: the new profile.")] = "",
+    factor: Annotated[
+        float, typer.Option(min=0, help="Of latency_spike and bandwidth_collapse; 0: the default.")
+    ] = 0.0,
+    added_ms: Annotated[float, typer.Option(min=0, help="Of latency_spike: milliseconds on top.")] = 0.0,
+    mode: Annotated[str, typer.Option(help="Of disconnect: reset, black_hole or half_open.")] = "",
+    period: Annotated[float, typer.Option(min=0, help="Of flap: seconds between ups and downs.")] = 0.0,
+    group_b: Annotated[
+        list[str] | None, typer.Option("--from", help="Of partition: cut off from these, not the upstream.")
+    ] = None,
+) -> net.Event:
+    return net.Event(
         type=event,
         nodes=nodes,
         duration_seconds=duration,
@@ -125,24 +115,41 @@ async def inject(
         period_seconds=period,
         group_b=group_b,
     )
-    _say(await client.call(client.netsim.Inject, message), as_json)
+
+
+def _on_event(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Coroutine[Any, Any, None]]:
+    """Make a function of a client and an event into one of a client and the options of `_event`."""
+    of_event = inspect.signature(_event).parameters
+    client, _, *own = inspect.signature(command).parameters.values()
+
+    @wraps(command)
+    async def run(client: Client, **options: Any) -> None:
+        event = _event(**{name: options.pop(name) for name in of_event})
+        await client.check_nodes([*event.nodes, *event.group_b])
+        await command(client, event, **options)
+
+    take_options(run, (client, *of_event.values(), *own))
+    return run
 
 
 @on_cluster
+@_on_event
+async def inject(client: Client, event: net.Event, as_json: AsJson = False) -> None:
+    """Let something happen to links now.
+
+    Example: hypergpu inject latency_spike node_1 node_2 --duration 10 --factor 5
+    """
+    _say(await client.call(client.netsim.Inject, event), as_json)
+
+
+@on_cluster
+@_on_event
 async def schedule(
     client: Client,
-    event: Type,
-    nodes: Nodes,
+    event: net.Event,
     *,
     at_round: Annotated[int | None, typer.Option("--round", min=1, help="When this round begins.")] = None,
     after: Annotated[float | None, typer.Option(min=0, help="So many seconds from now.")] = None,
-    duration: Duration = 0.0,
-    profile: ProfileName = "",
-    factor: Factor = 0.0,
-    added_ms: AddedMs = 0.0,
-    mode: Mode = "",
-    period: Period = 0.0,
-    group_b: From = None,
     as_json: AsJson = False,
 ) -> None:
     """Let something happen to links later, by time or by round.
@@ -151,44 +158,67 @@ async def schedule(
     """
     if (at_round is None) == (after is None):
         raise InvalidInput("say when: either --round N or --after SECONDS")
-    await client.check_nodes([*nodes, *(group_b or ())])
-    request = net.ScheduleRequest(
-        event=net.Event(
-            type=event,
-            nodes=nodes,
-            duration_seconds=duration,
-            profile=profile,
-            factor=factor,
-            added_ms=added_ms,
-            mode=mode,
-            period_seconds=period,
-            group_b=group_b,
-        ),
-        after_seconds=after,
-        round=at_round,
-    )
+    request = net.ScheduleRequest(event=event, after_seconds=after, round=at_round)
     _say(await client.call(client.netsim.Schedule, request), as_json)
+
+
+@on_cluster
+async def scheduled(client: Client, as_json: AsJson = False) -> None:
+    """The events to come, those that run, and the last that are over.
+
+    Example: hypergpu scheduled
+    """
+    _list(await client.call(client.netsim.ListScheduled, net.ListScheduledRequest()), as_json)
+
+
+@on_cluster
+async def clear(
+    client: Client,
+    node: Annotated[str, typer.Argument(metavar="NODE", help="Only of this node's link; of all where left out.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """End the events that run, and forget those to come.
+
+    Example: hypergpu clear node_2
+    """
+    if node:
+        await client.check_nodes([node])
+    reply = await client.call(client.netsim.Clear, net.ClearRequest(node_id=node))
+    if as_json:
+        print_json(reply)
+    else:
+        print(f"{counted(reply.cleared, 'event')} ended or forgotten")
 
 
 @on_cluster
 async def scenario(
     client: Client,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML; examples lie in scenarios/.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SCENARIO", help="A YAML file, or the name of a shipped scenario (see `hypergpu simulate --list`)."
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Schedule all events of a scenario.
+    """Set links as a scenario says, and schedule all of its events; the training in it is left aside.
 
-    Example: hypergpu scenario scenarios/flaky-uplink.yaml
+    Example: hypergpu scenario degrading
     """
-    request = net.LoadScenarioRequest(yaml=_read(file), name=file.stem)
-    scheduled = await client.call(client.netsim.LoadScenario, request)
+    file = find_scenario(source)
+    request = net.LoadScenarioRequest(yaml=_read(file), name=str(file))
+    _list(await client.call(client.netsim.LoadScenario, request), as_json)
+
+
+def _list(found: net.ScheduleList, as_json: bool) -> None:
     if as_json:
-        print_json(scheduled.events)
+        print_json(found.events)
         return
-    table = new_table("id", "when", "event", "nodes")
-    for item in scheduled.events:
-        when = f"round {item.round}" if item.round else f"in {item.in_seconds:.1f} s"
-        table.add_row(item.event_id, "now" if item.active else when, item.event.type, ", ".join(item.event.nodes))
+    table = new_table("id", "state", "when", "event")
+    for item in found.events:
+        when = f"round {item.round}" if item.round else f"in {item.in_seconds:.1f} s" if item.in_seconds else ""
+        nodes = ", ".join(item.event.nodes)
+        table.add_row(item.event_id, item.state, when, f"{item.event.type} on {nodes}" if nodes else item.event.type)
     print_table(table)
 
 

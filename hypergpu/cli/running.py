@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -68,8 +68,8 @@ def locate(
 
 def on_cluster(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """Make an asynchronous function of a connected client into a command that also takes the options of `locate`."""
-    own = list(inspect.signature(command).parameters.values())[1:]
     shared = inspect.signature(locate).parameters
+    _, *own = inspect.signature(command).parameters.values()
 
     @wraps(command)
     def run(**options: Any) -> None:
@@ -81,11 +81,15 @@ def on_cluster(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
 
         asyncio.run(talk())
 
-    # What Typer reads.
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*own, *shared.values())]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # any function may have one
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    take_options(run, (*own, *shared.values()))
     return run
+
+
+def take_options(command: Callable[..., Any], parameters: Iterable[inspect.Parameter]) -> None:
+    """Let Typer read these as the parameters of `command`."""
+    told = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    command.__signature__ = inspect.Signature(told)  # type: ignore[attr-defined]  # any function may have one
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in told}
 
 
 def read_token(file: Path | None) -> str:

@@ -17,7 +17,7 @@ def make_lines(scenario: Scenario, time: VirtualTime) -> dict[str, Line]:
     find, loss_model = scenario.profile_finder(), LossModel(scenario.loss_model)
     return {
         name: Line(time, Link(name, profile, scenario.seed, loss_model=loss_model, profiles=find))
-        for name, profile in scenario.links().items()
+        for name, profile in scenario.profiles_of_links().items()
     }
 
 

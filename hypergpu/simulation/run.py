@@ -16,9 +16,10 @@ from hypergpu.simulation.learning import Learning
 from hypergpu.simulation.network import ComesAndGoes, Network, make_lines
 from hypergpu.simulation.node import Compute, SimulatedNode
 from hypergpu.simulation.records import Recording
-from hypergpu.simulation.scenario import Scenario, in_turn
+from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.virtual_time import VirtualTime
 from netsim_proxy.link.outcomes import Direction
+from netsim_proxy.scenario import in_turn
 
 LONGEST_RUN_SECONDS = 30 * 86_400.0
 """Virtual time after which a run is ended that does not get anywhere."""

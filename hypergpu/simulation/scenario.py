@@ -1,22 +1,18 @@
 """A scenario: who trains what over which links, and what happens on the way. Read from YAML, typed and closed."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from common.config import SystemConfig
 from common.config.loading import explain
 from common.config.section import Section
-from common.errors import ConfigError, InvalidInput, UnknownName
+from common.errors import InvalidInput
 from hypergpu.simulation.convergence import FITTED, Convergence
-from netsim_proxy.link.events import ALL, UPSTREAM, NetworkEvent
-from netsim_proxy.link.profiles import Profile, find_profile
-from netsim_proxy.link.regions import between_regions
-from netsim_proxy.profile_file import ProfileSection, build_profiles
-from netsim_proxy.scenario_file import EventSection
+from netsim_proxy.link.events import ALL
+from netsim_proxy.link.profiles import Profile
+from netsim_proxy.scenario import Misplaced, Network, NodeSection, OneOrMore, as_list, in_turn
 from node.core.gpu import GPUSpecs, specs_from
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -32,30 +28,17 @@ class Churn(Section):
     """Mean time until it is back."""
 
 
-class Nodes(Section):
-    """One node, or a group of like ones."""
+class Nodes(NodeSection):
+    """One node, or a group of like ones: its link, and its machine."""
 
-    id: str = Field(min_length=1)
-    """The name; of a group, its beginning: `edge` with a count of 3 makes edge_0, edge_1 and edge_2."""
-    count: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """How many; without it, one node that is called exactly `id`."""
-    gpu: str | Annotated[list[str], Field(min_length=1)] = "laptop-cpu"
+    gpu: OneOrMore = "laptop-cpu"
     """A preset of GPU specs; of a list, the nodes take one after the other."""
-    profile: str | Annotated[list[str], Field(min_length=1)] = "good"
-    """The link: a profile's name; of a list, the nodes take one after the other."""
-    region: str | Annotated[list[str], Field(min_length=1)] = ""
-    """Where it stands, as in eu-west: the distance to the coordinator's region comes on top of the profile. Of a list,
-    the nodes take one after the other."""
     speed: Annotated[float, Field(gt=0)] = 1.0
     """What its compute times are divided by, for a card that is faster or slower than its preset."""
     churn: Churn | None = None
     """Whether it comes and goes."""
     joins_seconds: Annotated[float, Field(ge=0)] = 0.0
     """When it first starts."""
-
-    def names(self) -> list[str]:
-        """The ids of its nodes."""
-        return [self.id] if self.count is None else [f"{self.id}_{index}" for index in range(self.count)]
 
 
 class ComputeTimes(Section):
@@ -69,15 +52,11 @@ class ComputeTimes(Section):
     """Sigma of the log-normal factor of each step."""
 
 
-class Scenario(Section):
+class Scenario(Network):
     """The whole scenario. `nodes` is all that it must have."""
 
-    name: str = ""
-    """What it is called in reports; the file's name where it is left out."""
-    description: str = ""
-    """What it shows."""
-    nodes: list[Nodes] = Field(min_length=1)
-    """Who trains."""
+    nodes: Annotated[Sequence[Nodes], BeforeValidator(as_list)] = Field(min_length=1)
+    """Who trains: a list, or by id."""
     task: str | None = None
     """As `config.training.task`."""
     rounds: Annotated[int, Field(ge=1)] | None = None
@@ -92,10 +71,6 @@ class Scenario(Section):
     """Real gradients, or the model of convergence (for thousands of nodes)."""
     loss_model: Literal["rpc", "transport"] = "rpc"
     """What a loss on a link looks like: an RPC that fails, or time that TCP takes to repair it."""
-    region: str = "us-east"
-    """The coordinator's."""
-    profiles: dict[str, ProfileSection] = Field(default_factory=dict)
-    """Link profiles of its own, by name, as in the proxy's profile files."""
     convergence: dict[str, float] = Field(default_factory=dict)
     """For `learning: model`: constants that are not those fitted to the task, as `hypergpu fit` prints them. A
     `model_bytes` alone makes a model of that size which learns like the task."""
@@ -105,8 +80,6 @@ class Scenario(Section):
     """What the coordinator's step and evaluation take between two rounds."""
     config: SystemConfig = SystemConfig()
     """Everything else that can be configured."""
-    events: tuple[EventSection, ...] = ()
-    """What happens to links, as in the proxy's scenarios; a node may also be the name of a group."""
 
     @model_validator(mode="after")
     def _shorthands(self) -> "Scenario":
@@ -131,14 +104,6 @@ class Scenario(Section):
         """The accuracy whose time is measured."""
         return self.target_accuracy if self.target_accuracy is not None else self.config.training.target_accuracy
 
-    def names(self) -> "Names":
-        """The ids of its nodes and groups.
-
-        Raises:
-            Misplaced: a node twice.
-        """
-        return Names(self.nodes)
-
     def learning_curve(self) -> Convergence:
         """The model of convergence: what was fitted to the task, with the constants of its own.
 
@@ -160,52 +125,17 @@ class Scenario(Section):
             path = ("convergence", *fault["loc"])
             raise Misplaced(path, explain(Convergence, fault["loc"], fault["type"], fault["msg"])) from error
 
-    def network_events(self) -> list[NetworkEvent]:
-        """Its events, groups spelt out.
-
-        Raises:
-            Misplaced: one that makes no sense.
-        """
-        names, find, found = self.names(), self.profile_finder(), []
-        for index, section in enumerate(self.events):
-            try:
-                event = section.event()
-                targets = [event.target_node] if event.target_node is not None else []
-                nodes, group_b = names.spelt_out([*targets, *event.nodes]), names.spelt_out(event.group_b)
-                found.append(replace(event, target_node=None, nodes=tuple(nodes), group_b=tuple(group_b)))
-                if event.new_profile:
-                    find(event.new_profile)
-            except InvalidInput as error:
-                raise Misplaced(("events", index), str(error)) from error
-        return found
-
-    def profile_finder(self) -> Callable[[str], Profile]:
-        """Finds a link profile by name, the scenario's own first; the finder raises UnknownName.
-
-        Raises:
-            Misplaced: a profile of its own that is based on one that there is not.
-        """
-        try:
-            return partial(find_profile, custom=build_profiles(self.profiles))
-        except UnknownName as error:
-            broken = next(key for key, section in self.profiles.items() if section.based_on == error.name)
-            raise Misplaced(("profiles", broken, "based_on"), str(error)) from error
-
-    def links(self) -> dict[str, Profile]:
+    def profiles_of_links(self) -> dict[str, Profile]:
         """The profile of each node's link, in the order of the nodes.
 
         Raises:
-            Misplaced: a profile or region that there is not.
+            Misplaced: a profile or region that there is not; a link of a node that there is not.
         """
-        find, found = self.profile_finder(), {}
-        for at, group in enumerate(self.nodes):
-            for index, name in enumerate(group.names()):
-                try:
-                    profile, region = find(in_turn(group.profile, index)), in_turn(group.region, index)
-                    found[name] = between_regions(region, self.region, profile) if region else profile
-                except UnknownName as error:
-                    raise Misplaced(("nodes", at, error.kind), str(error)) from error
-        return found
+        strange = self.links.keys() - {ALL, *(name for group in self.nodes for name in group.names())}
+        if strange:
+            name = min(strange)
+            raise Misplaced(("links", name), f"there is no node {name!r}: `nodes` says who trains")
+        return {name: link.profile for name, link in self.node_links().items()}
 
     def cards(self) -> dict[str, GPUSpecs]:
         """The card of each node.
@@ -226,45 +156,3 @@ class Scenario(Section):
         """A copy with other values at the top: `policy`, `seed`, `rounds`, `learning`, `config`."""
         kept = {name: getattr(self, name) for name in self.model_fields_set} | {"config": self.config}
         return Scenario.model_validate(kept | changes)
-
-
-class Names:
-    """The ids of all nodes, and the groups that they are in."""
-
-    def __init__(self, groups: Sequence[Nodes]) -> None:
-        self.groups: dict[str, list[str]] = {}
-        self._nodes: set[str] = set()
-        for index, group in enumerate(groups):
-            members = group.names()
-            taken = [name for name in dict.fromkeys((group.id, *members)) if name in self._nodes or name in self.groups]
-            if taken:
-                raise Misplaced(("nodes", index, "id"), f"node {taken[0]!r} is there twice: give each an id of its own")
-            self.groups[group.id] = members
-            self._nodes.update(members)
-
-    def spelt_out(self, targets: Sequence[str]) -> Iterator[str]:
-        """Node ids, where some may be names of groups.
-
-        Raises:
-            UnknownName: there is none of that name; the nearest is named.
-        """
-        for target in targets:
-            if target in (ALL, UPSTREAM) or target in self._nodes:
-                yield target
-            elif target in self.groups:
-                yield from self.groups[target]
-            else:
-                raise UnknownName("node", target, [*self._nodes, *self.groups])
-
-
-class Misplaced(ConfigError):
-    """Something in the scenario does not hold; carries the path of keys to it."""
-
-    def __init__(self, path: tuple[int | str, ...], message: str) -> None:
-        self.path = path
-        super().__init__(f"{'.'.join(map(str, path))}: {message}")
-
-
-def in_turn(value: str | list[str], index: int) -> str:
-    """The value itself, or of a list the one whose turn it is."""
-    return value if isinstance(value, str) else value[index % len(value)]

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from common.errors import ConfigError, suggest
-from hypergpu.simulation.scenario import Misplaced, Scenario
-from netsim_proxy.yaml_text import parse_yaml, place
+from hypergpu.simulation.scenario import Scenario
+from netsim_proxy.scenario import Misplaced
+from netsim_proxy.yaml_text import fault, parse_yaml
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "scenarios"
@@ -35,13 +36,13 @@ def parse_scenario(text: str, name: str, default_name: str = "") -> Scenario:
     scenario = parse_yaml(Scenario, text, name)
     try:
         scenario.names()
-        scenario.links()
+        scenario.profiles_of_links()
         scenario.cards()
         scenario.network_events()
         if scenario.learning == "model" or scenario.convergence:
             scenario.learning_curve()
     except Misplaced as error:
-        raise ConfigError(f"{place(text, name, error.path)}: {error}") from error
+        raise fault(text, name, error.path, error.message) from error
     return scenario if scenario.name else scenario.changed(name=default_name or name)
 
 

@@ -12,8 +12,9 @@ from common.errors import HyperGPUError, InvalidInput, Unavailable
 from hypergpu.local import LocalCluster, LocalNode
 from hypergpu.simulation.compute import MeasuredCompute, read_rounds, times_of
 from hypergpu.simulation.run import simulate
-from hypergpu.simulation.scenario import Scenario, in_turn
+from hypergpu.simulation.scenario import Scenario
 from netsim_proxy.link.events import NetworkEvent
+from netsim_proxy.scenario import in_turn
 from protos import coordinator_pb2 as pb
 from protos import netsim_pb2 as net
 
@@ -56,7 +57,7 @@ def validate(scenario: Scenario, out: Path) -> Agreement:
     """
     _require_simple(scenario)
     asyncio.run(_run_for_real(scenario, out / "real"))
-    names = list(scenario.links())
+    names = [name for group in scenario.nodes for name in group.names()]
     compute = MeasuredCompute.of_run(out / "real", times_of(scenario), names)
     simulate(scenario, out / "simulated", compute=compute)
     return agreement(read_rounds(out / "real"), read_rounds(out / "simulated"), len(names))

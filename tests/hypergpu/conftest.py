@@ -75,10 +75,18 @@ class FakeProxy(netsim_pb2_grpc.NetsimServicer):
         self.asked.append(request)
         return net.EventReply(event_id="event-2", summary=f"{request.event.type} later")
 
+    def ListScheduled(self, request: net.ListScheduledRequest, context: grpc.ServicerContext) -> net.ScheduleList:
+        event = net.Event(type="recovery")
+        return net.ScheduleList(events=[net.ScheduledEvent(event_id="e2", event=event, state="over")])
+
+    def Clear(self, request: net.ClearRequest, context: grpc.ServicerContext) -> net.ClearReply:
+        self.asked.append(request)
+        return net.ClearReply(cleared=1)
+
     def LoadScenario(self, request: net.LoadScenarioRequest, context: grpc.ServicerContext) -> net.ScheduleList:
         self.asked.append(request)
         event = net.Event(type="latency_spike", nodes=["node_1"])
-        return net.ScheduleList(events=[net.ScheduledEvent(event_id="e1", event=event, round=10)])
+        return net.ScheduleList(events=[net.ScheduledEvent(event_id="e1", event=event, round=10, state="planned")])
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,32 @@ async def test_schedule_by_time(stub: Any, ports: Ports) -> None:
     while ports.known("node_1").link.profile.name != "poor":
         assert time.monotonic() < end
         await asyncio.sleep(0.01)
-    assert not (await stub.ListScheduled(pb.ListScheduledRequest())).events
+    (entry,) = (await stub.ListScheduled(pb.ListScheduledRequest())).events
+    assert (entry.state, entry.in_seconds) == ("over", 0)
+
+
+async def test_events_without_an_end_are_active_until_they_are_ended(stub: Any) -> None:
+    async def states() -> list[str]:
+        return [entry.state for entry in (await stub.ListScheduled(pb.ListScheduledRequest())).events]
+
+    spike = pb.Event(type="latency_spike", nodes=["node_1"], added_ms=50)
+    partition = pb.Event(type="partition", nodes=["*"])
+    await stub.Schedule(pb.ScheduleRequest(event=spike, round=3))
+    await stub.Schedule(pb.ScheduleRequest(event=partition, round=4))
+    assert await states() == ["planned", "planned"]
+    await stub.AnnounceRound(pb.AnnounceRoundRequest(round=3))
+    assert await states() == ["active", "planned"]
+    await stub.AnnounceRound(pb.AnnounceRoundRequest(round=4))
+    await stub.Inject(pb.Event(type="recovery", nodes=["node_1"]))
+    assert await states() == ["over", "active", "over"]
+    await stub.Inject(pb.Event(type="recovery"))
+    assert await states() == ["over"] * 4
+
+
+async def test_events_that_are_over_are_not_kept_without_bound(stub: Any) -> None:
+    for _ in range(250):
+        await stub.Inject(pb.Event(type="profile_change", nodes=["node_1"], profile="poor"))
+    assert len((await stub.ListScheduled(pb.ListScheduledRequest())).events) == 100
 
 
 async def test_schedule_by_round(stub: Any, ports: Ports) -> None:
@@ -128,8 +153,8 @@ async def test_schedule_by_round(stub: Any, ports: Ports) -> None:
     assert ports.known("node_1").link.profile.name == "good"
     await stub.AnnounceRound(pb.AnnounceRoundRequest(round=4))
     assert ports.known("node_1").link.profile.name == "poor"
-    (left,) = (await stub.ListScheduled(pb.ListScheduledRequest())).events
-    assert left.round == 5 and not left.active
+    begun, left = (await stub.ListScheduled(pb.ListScheduledRequest())).events
+    assert (begun.state, left.round, left.state) == ("over", 5, "planned")
     assert (await stub.Clear(pb.ClearRequest())).cleared == 1
     await stub.AnnounceRound(pb.AnnounceRoundRequest(round=9))
     assert ports.known("node_1").link.profile.name == "poor"
@@ -139,6 +164,9 @@ async def test_scenario_sets_links_and_plans_events(stub: Any, ports: Ports) -> 
     yaml = """
 profiles:
   lab: {rtt_ms: [100, 100], loss: 0}
+loss_model: transport
+nodes:
+  far: {profile: lab, region: eu-west}
 links: {node_1: lab, "*": poor}
 events:
   - {round: 2, type: profile_change, node: node_1, profile: good}
@@ -148,6 +176,8 @@ events:
     assert [event.event.type for event in reply.events] == ["profile_change", "latency_spike"]
     assert ports.known("node_1").link.profile.name == "lab"
     assert ports.of("node_5").link.profile.name == "poor"
+    assert ports.known("far").region == "eu-west"
+    assert {port.link.loss_model for port in ports} == {"transport"}
     code, details = await failure(stub.LoadScenario(pb.LoadScenarioRequest(yaml="events: [{type: x}]", name="s.yaml")))
     assert code == grpc.StatusCode.INVALID_ARGUMENT and "s.yaml:1" in details
 

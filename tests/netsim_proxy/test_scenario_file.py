@@ -3,11 +3,15 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
+from hypergpu.simulation.scenario import Nodes, Scenario
+from hypergpu.simulation.scenario_file import find_scenario, load_scenario, shipped_names
 from netsim_proxy.link import NetworkEvent
 from netsim_proxy.link.distributions import Empirical, LogNormal, Normal, Pareto, Uniform
 from netsim_proxy.link.profiles import LAST_MILES, Loss
+from netsim_proxy.link.regions import between_regions
 from netsim_proxy.profile_file import load_profiles, parse_profiles
-from netsim_proxy.scenario_file import parse_scenario
+from netsim_proxy.scenario import Network, NodeSection
+from netsim_proxy.scenario_file import OF_MACHINES, OF_TRAINING, parse_scenario
 
 PROFILES = """
 profiles:
@@ -85,15 +89,48 @@ events:
 """,
         "s.yaml",
     )
-    assert {node: profile.name for node, profile in scenario.links.items()} == {
+    assert {node: link.profile.name for node, link in scenario.links.items()} == {
         "node_1": "good",
         "node_2": "office",
         "*": "average",
     }
     assert scenario.events == (
-        NetworkEvent("latency_spike", "node_1", scheduled_time=10, duration_seconds=5, added_ms=200),
+        NetworkEvent("latency_spike", nodes=("node_1",), scheduled_time=10, duration_seconds=5, added_ms=200),
         NetworkEvent("profile_change", nodes=("node_1", "node_2"), new_profile="phone", scheduled_round=15),
     )
+
+
+def test_nodes_may_stand_somewhere_and_in_groups() -> None:
+    text = """
+region: us-east
+loss_model: transport
+nodes:
+  far: {profile: fibre, region: eu-west}
+  edge: {count: 2, profile: [poor, good]}
+links: {edge_1: average}
+events:
+  - {type: flap, node: edge}
+"""
+    scenario = parse_scenario(text, "s.yaml", upstream_region="ap-east")
+    assert list(scenario.links) == ["edge_1", "far", "edge_0"]
+    assert scenario.links["far"].region == "eu-west"
+    assert scenario.links["far"].profile == between_regions("eu-west", "us-east", LAST_MILES["fibre"])
+    assert [scenario.links[f"edge_{index}"].profile.name for index in range(2)] == ["poor", "average"]
+    assert scenario.loss_model == "transport"
+    assert scenario.events[0].targets == ("edge_0", "edge_1")
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_a_scenario_of_the_simulator_is_one_of_the_proxy(name: str) -> None:
+    text, simulated = find_scenario(name).read_text(encoding="utf-8"), load_scenario(name)
+    scenario = parse_scenario(text, name)
+    assert {node: link.profile for node, link in scenario.links.items()} == simulated.profiles_of_links()
+    assert list(scenario.events) == simulated.network_events()
+
+
+def test_all_keys_that_the_proxy_passes_over_are_the_simulators() -> None:
+    assert Scenario.model_fields.keys() - Network.model_fields.keys() == OF_TRAINING
+    assert Nodes.model_fields.keys() - NodeSection.model_fields.keys() == OF_MACHINES
 
 
 @pytest.mark.parametrize(
@@ -110,6 +147,16 @@ events:
         ("events:\n  - {type: flap, node: a, at_seconds: soon}\n", "s.yaml:2: events.0.at_seconds: input should be"),
         ("events:\n  - {type: flap, node: a, round: 1, at_seconds: 2}\n", "s.yaml:2: events.0: .*not by both"),
         ("events:\n  - {type: profile_change, node: a, profile: zz}\n", "s.yaml:2: events.0.profile: unknown profile"),
+        ("nodes:\n  a: {profile: gud}\n", "s.yaml:2: nodes.a.profile: unknown profile 'gud'; did you mean 'good'"),
+        ("nodes:\n  a: {}\n  b: {region: eu-wst}\n", "s.yaml:3: nodes.b.region: .*did you mean 'eu-west'"),
+        ("nodes:\n  a: {profil: good}\n", "s.yaml:2: unknown key 'nodes.a.profil'; did you mean 'profile'"),
+        ("nodes:\n  - {id: a}\n  - {id: a}\n", "s.yaml:3: nodes.1.id: node 'a' is there twice"),
+        ("nodes:\n  a: good\n", "s.yaml:2: nodes.a: .*valid dictionary"),
+        ("nodes: {a: {}}\nevents:\n  - {type: flap, node: b}\n", "s.yaml:3: events.0.node: unknown node 'b'"),
+        ("nodes: {a: {}}\nevents:\n  - {type: flap, nodes: [a, b]}\n", "s.yaml:3: events.0.nodes: unknown node 'b'"),
+        ("nodes:\n  a: {}\n  b: {}\n  a: {}\n", "s.yaml:4: not valid YAML: 'a' is there twice"),
+        ("loss_model: tcp\n", "s.yaml:1: loss_model: "),
+        ("taks: digits\n", "s.yaml:1: unknown key 'taks'"),
         ("events:\n  - {type: disconnect, node: a, mode: rset}\n", "s.yaml:2: events.0.mode: .*did you mean 'reset'"),
     ],
 )

@@ -151,8 +151,18 @@ def test_an_event_now_or_later(on_fakes: Cli, fakes: Any) -> None:
 def test_a_scenario_is_read_here_and_scheduled_there(on_fakes: Cli, fakes: Any, tmp_path: Path) -> None:
     (tmp_path / "storm.yaml").write_text("events: []")
     assert "round 10" in on_fakes("scenario", "storm.yaml").out
-    assert (fakes.proxy.asked[-1].name, fakes.proxy.asked[-1].yaml) == ("storm", "events: []")
+    assert (fakes.proxy.asked[-1].name, fakes.proxy.asked[-1].yaml) == ("storm.yaml", "events: []")
     assert "cannot read calm.yaml" in on_fakes("scenario", "calm.yaml").err
+    assert on_fakes("scenario", "calm").code == 0
+    assert "nodes:" in fakes.proxy.asked[-1].yaml
+
+
+def test_events_are_listed_and_cleared(on_fakes: Cli, fakes: Any) -> None:
+    assert "over" in on_fakes("scheduled").out
+    assert json.loads(on_fakes("scheduled", "--json").out)[0]["event"]["type"] == "recovery"
+    assert on_fakes("clear", "node_2").out == "1 event ended or forgotten\n"
+    assert fakes.proxy.asked[-1].node_id == "node_2"
+    assert "unknown node 'node_3'" in on_fakes("clear", "node_3").err
 
 
 def test_without_a_proxy_links_say_how_to_name_one(cli: Cli, fakes: Any) -> None:

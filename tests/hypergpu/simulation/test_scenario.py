@@ -12,7 +12,10 @@ NODES = "nodes:\n  - {id: edge, count: 2, profile: [good, poor], gpu: T4}\n"
 
 def test_a_group_spells_out_its_nodes_and_takes_profiles_in_turn() -> None:
     scenario = parse_scenario(NODES, "f.yaml")
-    assert {name: profile.name for name, profile in scenario.links().items()} == {"edge_0": "good", "edge_1": "poor"}
+    assert {name: profile.name for name, profile in scenario.profiles_of_links().items()} == {
+        "edge_0": "good",
+        "edge_1": "poor",
+    }
     assert scenario.config.training.min_nodes == 2
 
 
@@ -38,13 +41,13 @@ def test_an_event_for_a_group_happens_to_all_of_it() -> None:
 
 def test_regions_put_their_distance_on_top() -> None:
     text = "nodes:\n  - {id: a, profile: perfect, region: eu-west}\n  - {id: b, profile: perfect, region: us-east}\n"
-    far, near = parse_scenario(text, "f.yaml").links().values()
+    far, near = parse_scenario(text, "f.yaml").profiles_of_links().values()
     assert far.up.latency.at(0.5) > near.up.latency.at(0.5) + 0.03
 
 
 def test_profiles_of_its_own() -> None:
     text = "profiles:\n  phone: {based_on: poor, loss: 0.02}\nnodes:\n  - {id: a, profile: phone}\n"
-    assert parse_scenario(text, "f.yaml").links()["a"].loss == pytest.approx(0.02)
+    assert parse_scenario(text, "f.yaml").profiles_of_links()["a"].loss == pytest.approx(0.02)
 
 
 def test_a_model_of_another_size_learns_like_the_task() -> None:
