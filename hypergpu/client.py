@@ -91,8 +91,11 @@ class Client:
     def _explain(self, method: Method, error: grpc.RpcError) -> HyperGPUError:
         of_proxy = self._netsim is not None and method in vars(self._netsim).values()
         peer, address = ("netsim proxy", self.cluster.proxy) if of_proxy else ("coordinator", self.cluster.coordinator)
+        option = "--proxy" if of_proxy else "--coordinator"
         if error.code() is grpc.StatusCode.UNAVAILABLE:
-            return Unavailable(f"no {peer} answers at {address}: {HOW_TO_START}")
+            return Unavailable(f"no {peer} answers at {address}: {HOW_TO_START}, or say {option} HOST:PORT")
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return InvalidInput(f"what answers at {address} is no {peer}: say {option} HOST:PORT")
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
             return InvalidInput(f"the {peer} at {address} refuses the join token: say --token, or set HYPERGPU_TOKEN")
         told = rpc.error_from(error, peer)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.errors import InvalidInput
 
-HOW_TO_START = "start one with `hypergpu demo` or `hypergpu up`, or say --coordinator HOST:PORT"
+HOW_TO_START = "start one with `hypergpu demo` or `hypergpu up`"
 COMPOSE_FILES = ("docker-compose.yml", "compose.yaml")
 
 
@@ -52,7 +52,7 @@ def find(coordinator: str = "", proxy: str = "", token: str = "") -> Cluster:
         return Cluster(coordinator, proxy, token)
     found = _newest_local() or _compose_project()
     if found is None:
-        raise InvalidInput(f"no cluster is running here: {HOW_TO_START}")
+        raise InvalidInput(f"no cluster is running here: {HOW_TO_START}, or say --coordinator HOST:PORT")
     return Cluster(found.coordinator, proxy or found.proxy, token or found.token, found.run_dir, found.pid)
 
 

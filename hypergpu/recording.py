@@ -81,7 +81,7 @@ async def record(
         last_ms = 1000 * (await _time_of(check) or 0.0)
         began = start = monotonic()
         next_probe, up_mbit, at_least = began if probe_bytes else math.inf, math.inf, False
-        while start - began < seconds - row_seconds / 2:
+        while start - began < max(seconds - row_seconds / 2, 1e-9):
             if start >= next_probe:
                 next_probe += probe_every_seconds
                 up_mbit, at_least = await _bandwidth(check, probe_bytes, last_ms / 1000) or (up_mbit, at_least)

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import grpc
@@ -43,6 +44,8 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         if request.profile:
             profile = self._catalogue.described(request.profile, request.region)
             ports.set_profile(request.node_id, profile, request.region)
+        elif not request.loss_model:
+            raise InvalidInput("SetProfile needs a profile, a loss model or both")
         elif request.region:
             raise InvalidInput("a region needs a profile: the last mile that the distance comes on top of")
         if loss_model is not None:
@@ -60,9 +63,9 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         """An event later."""
         event = convert.event_from_proto(request.event)
         by_round = request.WhichOneof("due") == "round"
-        if request.after_seconds < 0:
-            raise InvalidInput(f"an event is due after 0 seconds or more, not {request.after_seconds}")
-        entry = self._schedule.add(event, request.after_seconds, round_number=request.round if by_round else None)
+        event = replace(event, scheduled_time=None if by_round else request.after_seconds)
+        self._ports.require(event)
+        entry = self._schedule.add(event, event.scheduled_time, round_number=request.round if by_round else None)
         return pb.EventReply(event_id=entry.event_id, summary=event.summary())
 
     async def ListScheduled(self, request: pb.ListScheduledRequest, context: Any) -> pb.ScheduleList:  # noqa: N802

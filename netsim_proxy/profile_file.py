@@ -28,7 +28,7 @@ from netsim_proxy.link.profiles import PROFILES, Loss, Path, Profile, find_profi
 from netsim_proxy.link.traces import parse_trace
 from netsim_proxy.yaml_text import fault, parse_yaml
 
-Milliseconds = Annotated[float, Field(ge=0)]
+Milliseconds = Annotated[float, Field(ge=0, le=1e9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Burst = Annotated[float, Field(ge=1)]
 Mbit = Annotated[float, Field(gt=0)]

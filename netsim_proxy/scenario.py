@@ -40,7 +40,7 @@ class EventSection(Section):
     """More of them than one."""
     at_seconds: Amount | None = None
     """When, after the scenario was loaded."""
-    round: Annotated[int, Field(ge=0)] | None = None
+    round: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
     """Or in which training round."""
     duration_seconds: Amount = 0.0
     """How long; 0 = until a recovery."""
@@ -99,8 +99,10 @@ class NodeSection(Section):
 
 def as_list(nodes: Any) -> Any:
     """Nodes by id as a list of nodes that have one."""
-    if not isinstance(nodes, dict):
+    if isinstance(nodes, list | tuple):
         return nodes
+    if not isinstance(nodes, dict):
+        raise ValueError("expected a list of nodes, or nodes by id as in {node_1: {profile: good}}")
     return [{"id": str(key)} | (node or {}) if isinstance(node, dict | None) else node for key, node in nodes.items()]
 
 

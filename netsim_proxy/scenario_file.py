@@ -40,10 +40,11 @@ class ScenarioFile(Network):
     def _links_only(cls, tree: Any) -> Any:
         if not isinstance(tree, dict):
             return tree
-        nodes = as_list(tree.get("nodes", ()))
-        if isinstance(nodes, list):
-            nodes = [_without(node, OF_MACHINES) if isinstance(node, dict) else node for node in nodes]
-        return _without(tree, OF_TRAINING) | {"nodes": nodes}
+        links = _without(tree, OF_TRAINING)
+        if isinstance(tree.get("nodes"), list | dict):
+            nodes = as_list(tree["nodes"])
+            links["nodes"] = [_without(node, OF_MACHINES) if isinstance(node, dict) else node for node in nodes]
+        return links
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from common.errors import ConfigError, InvalidInput
 from hypergpu.cli.running import AsJson, on_cluster, take_options
 from hypergpu.client import Client
 from hypergpu.show import counted, new_table, print_json, print_table, size
 from hypergpu.simulation.scenario_file import find_scenario
+from netsim_proxy.profile_file import load_profiles
 from protos import netsim_pb2 as net
 
 
@@ -62,7 +64,9 @@ async def links(client: Client, as_json: AsJson = False) -> None:
 async def profile(
     client: Client,
     node: Annotated[str, typer.Argument(metavar="NODE", help="A node's name; '*' is every link, also those to come.")],
-    name: Annotated[str, typer.Argument(metavar="PROFILE", help="A profile's name, or a YAML file of your own.")],
+    name: Annotated[
+        str, typer.Argument(metavar="PROFILE", help="A profile's name, or a file of your own: YAML, or a trace as CSV.")
+    ],
     *,
     loss_model: Annotated[str, typer.Option(help="rpc or transport; left as it is by default.")] = "",
     region: Annotated[str, typer.Option(help="Such as eu-west, whose distance comes on top; none by default.")] = "",
@@ -73,7 +77,7 @@ async def profile(
     Example: hypergpu profile node_2 poor
     """
     await client.check_nodes([node])
-    text = _read(Path(name)) if name.endswith((".yaml", ".yml")) else name
+    text = _profile_text(Path(name)) if name.endswith((".yaml", ".yml", ".csv")) else name
     request = net.SetProfileRequest(node_id=node, profile=text, loss_model=loss_model, region=region)
     info = await client.call(client.netsim.SetProfile, request)
     if as_json:
@@ -148,7 +152,9 @@ async def schedule(
     client: Client,
     event: net.Event,
     *,
-    at_round: Annotated[int | None, typer.Option("--round", min=1, help="When this round begins.")] = None,
+    at_round: Annotated[
+        int | None, typer.Option("--round", min=1, max=(1 << 32) - 1, help="When this round begins.")
+    ] = None,
     after: Annotated[float | None, typer.Option(min=0, help="So many seconds from now.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -231,6 +237,13 @@ def _say(reply: net.EventReply, as_json: bool) -> None:
 
 def _range(direction: net.DirectionInfo) -> str:
     return f"{direction.latency_low_ms:g}–{direction.latency_high_ms:g} ms"
+
+
+def _profile_text(file: Path) -> str:
+    """What the proxy understands: YAML, with a trace inside where it is one. Faults are told with the file's name."""
+    load_profiles(file)
+    text = _read(file)
+    return yaml.safe_dump({"profiles": {file.stem: {"trace": text}}}) if file.suffix == ".csv" else text
 
 
 def _read(file: Path) -> str:

@@ -31,8 +31,8 @@ def record(
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Any gRPC server with the health service.")],
     out: Out,
     *,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 60.0,
-    row_seconds: Annotated[float, typer.Option(min=0.1, help="Length of a row.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=1e7, help="How long to measure.")] = 60.0,
+    row_seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Length of a row.")] = 1.0,
     calls_per_row: Annotated[int, typer.Option(min=1, max=1000, help="Calls that make up a row.")] = 10,
     probe_bytes: Annotated[
         int,
@@ -57,6 +57,7 @@ def record(
     Example: hypergpu trace record coordinator.example:50051 --out path.csv
     """
     tls = transport(address, tls_ca, insecure)
+    _write(out, "")  # what cannot be kept need not be measured
     measured = record_rows(
         address,
         tls,
@@ -84,8 +85,8 @@ def import_file(
     down: Annotated[
         Path | None, typer.Option(metavar="FILE", help="That of the downlink; by default the same.")
     ] = None,
-    rtt_ms: Annotated[float, typer.Option(min=0, help="Round trip, which such a file does not hold.")] = 40.0,
-    row_seconds: Annotated[float, typer.Option(min=0.01, help="Length of a row.")] = 0.5,
+    rtt_ms: Annotated[float, typer.Option(min=0, max=1e6, help="Round trip, which such a file does not hold.")] = 40.0,
+    row_seconds: Annotated[float, typer.Option(min=0.01, max=3600, help="Length of a row.")] = 0.5,
 ) -> None:
     """Turn a trace of another emulator into one that a link can replay.
 

@@ -19,11 +19,13 @@ from netsim_proxy.profile_file import load_profiles
 
 def transfer(
     *,
-    nbytes: Annotated[int, typer.Option("--bytes", min=1, help="Size of the message.")] = 1_000_000,
-    rtt_ms: Annotated[float | None, typer.Option(min=0, help="Round trip.")] = None,
-    bandwidth_mbit: Annotated[float | None, typer.Option(help="Megabits per second; left out: no limit.")] = None,
+    nbytes: Annotated[int, typer.Option("--bytes", min=1, max=10**10, help="Size of the message.")] = 1_000_000,
+    rtt_ms: Annotated[float | None, typer.Option(min=0, max=1e6, help="Round trip.")] = None,
+    bandwidth_mbit: Annotated[
+        float | None, typer.Option(min=0, max=1e9, help="Megabits per second; left out: no limit.")
+    ] = None,
     loss: Annotated[float, typer.Option(min=0, max=1, help="Share lost: of packets, or of RPCs.")] = 0.0,
-    burst: Annotated[float, typer.Option(min=1, help="Mean length of a run of losses.")] = 1.0,
+    burst: Annotated[float, typer.Option(min=1, max=100_000, help="Mean length of a run of losses.")] = 1.0,
     queue_bytes: Annotated[
         int,
         typer.Option(
@@ -35,7 +37,7 @@ def transfer(
     loss_model: Annotated[LossModel, typer.Option(help="What a loss looks like.")] = LossModel.TRANSPORT,
     congestion_control: Annotated[CongestionControl, typer.Option(help="Of TCP.")] = CongestionControl.CUBIC,
     direction: Annotated[Direction, typer.Option(help="Up is from the node.")] = Direction.UP,
-    samples: Annotated[int, typer.Option(min=1, help="How many transfers of either kind.")] = 300,
+    samples: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many transfers of either kind.")] = 300,
     seed: Annotated[int, typer.Option(help="The same seed gives the same transfers.")] = 0,
     as_json: AsJson = False,
 ) -> None:

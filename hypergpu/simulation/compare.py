@@ -1,9 +1,11 @@
 """Paired runs of a scenario: what adaptation is worth against the fixed baseline, and how sure that is."""
 
+import math
 import multiprocessing
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
@@ -165,14 +167,18 @@ def compare(
 
     Raises:
         UnknownName: a policy or strategy that there is not.
-        InvalidInput: no target accuracy is known.
+        InvalidInput: nothing to compare with, or no target accuracy is known.
     """
+    variants = [Variant(BASELINE), *variants_of(policies, strategies)]
+    if len(variants) == 1:
+        raise InvalidInput(
+            f"nothing to compare with the baseline: name a policy other than {BASELINE!r}, as in reactive"
+        )
     target = target_of(scenario)
     if target is None:
         raise InvalidInput(f"the scenario {scenario.name} has no target_accuracy, and its task none either: give one")
     scenario = scenario.changed(target_accuracy=target)
     numbers = range(scenario.seed, scenario.seed + seeds)
-    variants = [Variant(BASELINE), *variants_of(policies, strategies)]
     runs = [variant.of(scenario, seed) for variant in variants for seed in numbers]
     outcomes = _run_all(runs, jobs, compute)
     results = [Result(variant, outcomes[index * seeds : (index + 1) * seeds]) for index, variant in enumerate(variants)]
@@ -288,10 +294,9 @@ def parse_threshold(text: str) -> Threshold:
             figure = figure.strip()
             if figure not in FIGURES:
                 raise UnknownName("figure", figure, FIGURES)
-            try:
-                return Threshold(text, figure, sign == ">=", float(number))
-            except ValueError:
-                break
+            with suppress(ValueError):
+                if math.isfinite(bound := float(number)):
+                    return Threshold(text, figure, sign == ">=", bound)
     raise InvalidInput(
         f"the threshold {text!r} is not of the form FIGURE>=NUMBER or FIGURE<=NUMBER, as in speedup>=1.5"
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from common.config import SystemConfig
-from common.config.loading import explain
+from common.config.loading import explain, parse
 from common.config.section import Section
 from common.errors import InvalidInput
 from hypergpu.simulation.convergence import FITTED, Convergence
@@ -153,6 +153,10 @@ class Scenario(Network):
         return found
 
     def changed(self, **changes: Any) -> "Scenario":
-        """A copy with other values at the top: `policy`, `seed`, `rounds`, `learning`, `config`."""
+        """A copy with other values at the top: `policy`, `seed`, `rounds`, `learning`, `config`.
+
+        Raises:
+            ConfigError: a value that cannot be.
+        """
         kept = {name: getattr(self, name) for name in self.model_fields_set} | {"config": self.config}
-        return Scenario.model_validate(kept | changes)
+        return parse(Scenario, kept | changes, where=self.name or "scenario")

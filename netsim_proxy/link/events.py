@@ -11,6 +11,10 @@ ALL: Final = "*"
 UPSTREAM: Final = "upstream"
 """Names the far end of every link (the coordinator) in a partition."""
 
+_MOST: Final = 1e12
+"""Of any figure of an event, a time of any usual clock too."""
+_LEAST_FACTOR: Final = 1e-9
+
 
 class EventType(StrEnum):
     """The kinds of event."""
@@ -71,8 +75,12 @@ class NetworkEvent:
         _require_known("event type", self.event_type, EventType)
         if self.mode:
             _require_known("mode", self.mode, DisconnectMode)
-        if min(self.duration_seconds, self.factor, self.added_ms, self.period_seconds) < 0:
-            raise InvalidInput(f"{self.event_type}: durations, factors and periods are not negative")
+        for name in ("duration_seconds", "factor", "added_ms", "period_seconds", "scheduled_time"):
+            value = getattr(self, name) or 0.0
+            if not 0 <= value <= _MOST:
+                raise InvalidInput(f"{self.event_type}: {name} is 0 to {_MOST:g}, not {value:g}")
+        if 0 < self.factor < _LEAST_FACTOR:
+            raise InvalidInput(f"{self.event_type}: a factor is {_LEAST_FACTOR:g} or more, not {self.factor:g}")
         if self.event_type == EventType.PROFILE_CHANGE and not self.new_profile:
             raise InvalidInput("profile_change needs the new profile")
         if self.scheduled_time is not None and self.scheduled_round is not None:

@@ -5,6 +5,9 @@ import math
 from common.draws import Draws
 from netsim_proxy.link.profiles import Loss
 
+_MOST_PACKET_LOSS = 0.99
+"""Of a path that loses all: what is sent on it would never arrive, and TCP never end."""
+
 
 class LossChain:
     """Decides for one after the other, in order of their index, whether it is lost."""
@@ -35,7 +38,7 @@ class PacketLoss:
     __slots__ = ("_burst_end", "_count", "_draws", "_entry", "_gap", "_run", "_spared")
 
     def __init__(self, loss: Loss, draws: Draws) -> None:
-        self._entry = loss.entry
+        self._entry = min(loss.entry, _MOST_PACKET_LOSS)
         self._burst_end = 1.0 if loss.mean == 1 else 1.0 / loss.burst
         self._spared = int(self._burst_end < 1)  # a burst ends with a packet that passes
         self._draws = draws

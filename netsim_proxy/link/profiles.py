@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from netsim_proxy.link.traces import Trace
 
 _MBIT_BYTES: Final = 125_000.0
+_LEAST_MBIT: Final = 1e-6
+_MOST_BURST: Final = 100_000
 _QUEUE_SECONDS: Final = 0.1
 _QUEUE_FLOOR: Final = 64 << 10
 _QUEUE_CEILING: Final = 4 << 20
@@ -37,8 +39,8 @@ class Loss:
     def __post_init__(self) -> None:
         if not 0 <= self.mean <= 1:
             raise ValueError(f"loss must be between 0 and 1, not {self.mean}")
-        if self.burst < 1:
-            raise ValueError(f"a mean burst is at least 1 long, not {self.burst}")
+        if not 1 <= self.burst <= _MOST_BURST:
+            raise ValueError(f"a mean burst is 1 to {_MOST_BURST:,} long, not {self.burst:g}")
         if self.mean < 1 and self.entry > 1:
             raise ValueError(f"bursts of {self.burst} cannot make up a mean loss of {self.mean}: make them longer")
 
@@ -64,8 +66,8 @@ class Path:
     """What may wait for the bandwidth; 0 = 100 ms worth of it, between 64 KiB and 4 MiB."""
 
     def __post_init__(self) -> None:
-        if not self.bandwidth_mbit > 0:
-            raise ValueError(f"bandwidth must be above 0, not {self.bandwidth_mbit} Mbit/s")
+        if not self.bandwidth_mbit >= _LEAST_MBIT:
+            raise ValueError(f"bandwidth must be above 0, and 1 bit/s at least, not {self.bandwidth_mbit} Mbit/s")
 
     @property
     def bytes_per_second(self) -> float:

@@ -18,6 +18,7 @@ from netsim_proxy.link.profiles import Loss, Path, Profile
 COLUMNS = ("seconds", "rtt_ms", "loss", "up_mbit", "down_mbit")
 _MAHIMAHI_BYTES = 1504
 """What one line of a Mahimahi trace lets pass: a packet of that size."""
+_MOST_MILLISECONDS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,8 @@ def parse_mahimahi(text: str, name: str, bin_seconds: float = 0.5) -> list[tuple
         if not line.strip().isdigit():
             raise ConfigError(f"{name}:{number}: expected a time in whole milliseconds, found {line.strip()!r}")
         at = int(line)
+        if at > _MOST_MILLISECONDS:
+            raise ConfigError(f"{name}:{number}: expected {_MOST_MILLISECONDS} (28 hours) or less, found {at}")
         if milliseconds and at < milliseconds[-1]:
             raise ConfigError(f"{name}:{number}: expected {milliseconds[-1]} or more, found {at}")
         milliseconds.append(at)

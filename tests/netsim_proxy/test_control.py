@@ -1,6 +1,7 @@
 """The control API over gRPC, as `hypergpu` and grpcurl call it."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -99,6 +100,28 @@ async def test_what_is_wrong_is_said(stub: Any) -> None:
     assert code == grpc.StatusCode.INVALID_ARGUMENT and "transport" in details
 
 
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        ({"after_seconds": math.nan}, "scheduled_time is 0 to"),
+        ({"after_seconds": 1e300}, "scheduled_time is 0 to"),
+        ({"round": 3, "event": {"profile": "goood"}}, "did you mean 'good'"),
+        ({"round": 3, "event": {"nodes": ["node_7"]}}, "node_1"),
+        ({"round": 3, "event": {"duration_seconds": math.inf}}, "duration_seconds is 0 to"),
+        ({"round": 3, "event": {"factor": math.nan}}, "factor is 0 to"),
+        ({"round": 3, "event": {"factor": 1e-300}}, "a factor is 1e-09 or more"),
+        ({"round": 3, "event": {"added_ms": -1.0}}, "added_ms is 0 to"),
+    ],
+)
+async def test_what_could_never_happen_is_said_when_it_is_scheduled(
+    stub: Any, request_: dict[str, Any], told: str
+) -> None:
+    event = pb.Event(**{"type": "profile_change", "profile": "poor", "nodes": ["node_1"]} | request_.pop("event", {}))
+    code, details = await failure(stub.Schedule(pb.ScheduleRequest(event=event, **request_)))
+    assert code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND) and told in details
+    assert not (await stub.ListScheduled(pb.ListScheduledRequest())).events
+
+
 async def test_inject_and_clear(stub: Any) -> None:
     await stub.Inject(pb.Event(type="latency_spike", nodes=["node_1"], added_ms=50))
     link = (await stub.ListLinks(pb.ListLinksRequest())).links[0]
@@ -109,9 +132,9 @@ async def test_inject_and_clear(stub: Any) -> None:
 
 async def test_schedule_by_time(stub: Any, ports: Ports) -> None:
     event = pb.Event(type="profile_change", nodes=["node_1"], profile="poor")
-    await stub.Schedule(pb.ScheduleRequest(event=event, after_seconds=0.05))
+    await stub.Schedule(pb.ScheduleRequest(event=event, after_seconds=0.3))
     (entry,) = (await stub.ListScheduled(pb.ListScheduledRequest())).events
-    assert 0 < entry.in_seconds <= 0.05 and entry.event.profile == "poor"
+    assert 0 < entry.in_seconds <= 0.3 and entry.event.profile == "poor"
     assert ports.known("node_1").link.profile.name == "good"
     end = time.monotonic() + 3
     while ports.known("node_1").link.profile.name != "poor":

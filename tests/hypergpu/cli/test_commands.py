@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hypergpu.cluster import Cluster, announce
+from netsim_proxy.profile_file import parse_profiles
 from protos import coordinator_pb2 as pb
 
 Cli = Callable[..., Any]
@@ -56,6 +57,13 @@ def test_a_coordinator_that_is_not_there_is_named(cli: Cli, silent_port: int) ->
     result = cli("nodes", "--coordinator", f"127.0.0.1:{silent_port}")
     assert result.code == 2
     assert f"no coordinator answers at 127.0.0.1:{silent_port}" in result.err
+
+
+def test_a_server_that_is_another_is_told_apart(cli: Cli, fakes: Any) -> None:
+    where = fakes.cluster
+    result = cli("links", "--coordinator", where.coordinator, "--proxy", where.coordinator, "--token", where.token)
+    assert result.code == 2
+    assert f"what answers at {where.coordinator} is no netsim proxy: say --proxy HOST:PORT" in result.err
 
 
 def test_a_wrong_token_is_told_apart_from_a_dead_cluster(cli: Cli, fakes: Any) -> None:
@@ -133,9 +141,14 @@ def test_links_and_their_profiles(on_fakes: Cli, fakes: Any, tmp_path: Path) -> 
     assert "poor" in on_fakes("links").out
     assert on_fakes("profile", "*", "good", "--loss-model", "transport").code == 0
     assert fakes.proxy.asked[-1].loss_model == "transport"
-    (tmp_path / "mine.yaml").write_text("latency_ms: [1, 2]")
+    (tmp_path / "mine.yaml").write_text(text := "profiles: {mine: {rtt_ms: [1, 2]}}")
     assert on_fakes("profile", "node_2", "mine.yaml").code == 0
-    assert fakes.proxy.asked[-1].profile == "latency_ms: [1, 2]"
+    assert fakes.proxy.asked[-1].profile == text
+    (tmp_path / "path.csv").write_text("seconds,rtt_ms\n0,30\n")
+    assert on_fakes("profile", "node_2", "path.csv").code == 0
+    assert parse_profiles(fakes.proxy.asked[-1].profile, "")["path"].trace
+    (tmp_path / "wrong.yaml").write_text("profiles:\n  mine: {rtt: 3}\n")
+    assert "wrong.yaml:2: unknown key" in on_fakes("profile", "node_2", "wrong.yaml").err
 
 
 def test_an_event_now_or_later(on_fakes: Cli, fakes: Any) -> None:

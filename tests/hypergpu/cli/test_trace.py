@@ -1,5 +1,6 @@
 import math
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def test_a_mahimahi_trace_is_imported(cli: Cli, tmp_path: Path) -> None:
     assert cli("trace", "import", str(tmp_path / "lte.up"), "--format", "mahimahi", "--out", str(out)).code == 0
     trace = parse_trace(out.read_text(), str(out))
     assert trace.rows[0].up_mbit == pytest.approx(12, rel=0.01)
+    assert "cannot write" in cli("trace", "record", "127.0.0.1:9", "--out", str(tmp_path)).err
     bad = cli("trace", "import", str(out), "--out", str(out))
     assert bad.code == 2
     assert f"{out}:1: expected a time in whole milliseconds" in bad.err
@@ -41,9 +43,10 @@ async def path() -> AsyncIterator[str]:
 
 
 async def test_a_real_path_is_recorded(path: str) -> None:
-    found = record(path, None, seconds=0.2, row_seconds=0.1, calls_per_row=3)
+    found = record(path, None, seconds=0.5, row_seconds=0.1, calls_per_row=3)
     rows = [measured.row async for measured in found]
-    assert [row.seconds for row in rows] == pytest.approx([0.0, 0.1], abs=0.05)
+    assert rows[0].seconds == 0 and 2 <= len(rows) <= 5
+    assert all(after.seconds - before.seconds >= 0.1 for before, after in pairwise(rows))
     assert all(0 < row.rtt_ms < 1000 and row.loss == 0 and row.up_mbit == math.inf for row in rows)
 
 

@@ -32,6 +32,11 @@ def test_a_changed_scenario_keeps_what_is_not_changed() -> None:
     assert scenario.config.orchestrator.policy == "reactive"
 
 
+def test_a_change_that_cannot_be_is_told() -> None:
+    with pytest.raises(ConfigError, match="policy: input should be 'none'"):
+        parse_scenario(NODES, "f.yaml").changed(policy="wild")
+
+
 def test_an_event_for_a_group_happens_to_all_of_it() -> None:
     scenario = parse_scenario(f"{NODES}events:\n  - {{round: 3, type: partition, nodes: [edge]}}\n", "f.yaml")
     (event,) = scenario.network_events()

@@ -111,7 +111,7 @@ def test_clear_ends_what_runs() -> None:
         ({"event_type": "disconnect", "target_node": "n", "mode": "rest"}, "did you mean 'reset'"),
         ({"event_type": "flap"}, "needs a target"),
         ({"event_type": "profile_change", "target_node": "n"}, "needs the new profile"),
-        ({"event_type": "flap", "target_node": "n", "duration_seconds": -1}, "not negative"),
+        ({"event_type": "flap", "target_node": "n", "duration_seconds": -1}, "duration_seconds is 0 to"),
         ({"event_type": "flap", "target_node": "n", "scheduled_time": 1, "scheduled_round": 1}, "not by both"),
     ],
 )

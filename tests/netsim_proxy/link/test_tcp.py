@@ -32,6 +32,11 @@ def errors(least: float, most: float) -> list[float]:
     return out
 
 
+def test_a_path_that_loses_all_still_comes_to_an_end() -> None:
+    summary = transfer_times(plain_profile(40, loss=1.0), 1000, samples=2)["cold"]
+    assert 5 < summary.mean_seconds < math.inf
+
+
 def test_it_takes_as_long_as_linux_at_low_loss() -> None:
     assert median(errors(0.0, 0.001)) <= 0.05
 

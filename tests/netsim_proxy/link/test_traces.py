@@ -83,7 +83,13 @@ def test_mahimahi_outages_keep_a_trickle() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "what"), [("1\nx\n", "t:2: expected a time"), ("5\n3\n", "t:2: expected 5 or more"), ("", "one a line")]
+    ("text", "what"),
+    [
+        ("1\nx\n", "t:2: expected a time"),
+        ("5\n3\n", "t:2: expected 5 or more"),
+        ("9" * 20, "28 hours"),
+        ("", "one a line"),
+    ],
 )
 def test_what_is_no_mahimahi_trace(text: str, what: str) -> None:
     with pytest.raises(ConfigError, match=what):
