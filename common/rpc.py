@@ -1,5 +1,6 @@
 """gRPC as we use it: one set of options for both ends, one table of errors and status codes, TLS or said otherwise."""
 
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import grpc
 
 from common import errors
-from common.errors import ConfigError, HyperGPUError
+from common.errors import ConfigError, HyperGPUError, InvalidInput
 
+_NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NODE_ID = "x-node-id"
 """Metadata key of the calling node; the netsim proxy picks the link by it."""
 AUTHORIZATION = "authorization"
@@ -87,6 +89,19 @@ def error_from(error: grpc.RpcError, peer: str) -> HyperGPUError:
     """The error of our tree for a failed call to `peer`."""
     code, details = error.code(), error.details() or ""
     return _ERRORS.get(code, HyperGPUError)(f"{peer}: {details or code.name.lower()}")
+
+
+def check_node_id(node_id: str) -> str:
+    """A node's name, as the coordinator takes it.
+
+    Raises:
+        InvalidInput: not 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit.
+    """
+    if not _NODE_ID.fullmatch(node_id):
+        raise InvalidInput(
+            f"node id {node_id[:80]!r}: take 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+        )
+    return node_id
 
 
 def metadata_for(node_id: str | None, token: str | None) -> tuple[tuple[str, str], ...]:

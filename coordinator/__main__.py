@@ -59,7 +59,7 @@ def coordinate(
             split_address(address)
         code = asyncio.run(_run(settings, out, secret, tls, resume))
     except (HyperGPUError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(f"coordinator: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(2) from None
     raise typer.Exit(code)
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from typing import Any
 
 from common.errors import InvalidInput, ProtocolError
@@ -15,23 +14,9 @@ from coordinator.engine import Engine
 from coordinator.results import RunEvent
 from protos import coordinator_pb2 as pb
 
-NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_TEXT = 256
 MAX_REPORT_BYTES = 1024
 MAX_SAMPLES = 1 << 40
-
-
-def node_id(text: str) -> str:
-    """A node's name, checked.
-
-    Raises:
-        InvalidInput: not 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit.
-    """
-    if not NODE_ID.fullmatch(text):
-        raise InvalidInput(
-            f"node id {text[:80]!r}: take 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
-        )
-    return text
 
 
 def text(value: str, what: str) -> str:

@@ -26,6 +26,8 @@ from common.tensors import Flat
 
 KEEP_CHECKPOINTS = 3
 _OWN = ("config.yaml", "rounds.jsonl", "events.jsonl", "nodes.json", "summary.json", "checkpoints")
+_MADE_OF_IT = ("report.html", "simulated")
+"""What `hypergpu` makes of a run, beside it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,26 @@ class Checkpoint:
     tensors: Mapping[str, Flat]
     state: Mapping[str, Any]
     """JSON: the cursors of the shards, the nodes' counts, the run's name."""
+
+
+def set_aside(path: Path, *others: str) -> None:
+    """Keep the run that is in `path` already under `earlier/`, and `others`: a second must not cost the first.
+
+    Raises:
+        ConfigError: it cannot be moved.
+    """
+    if not (path / "config.yaml").exists():
+        return
+    earlier = path / "earlier"
+    try:
+        earlier.mkdir(exist_ok=True)
+        aside = earlier / str(1 + max((int(d.name) for d in earlier.iterdir() if d.name.isdigit()), default=0))
+        aside.mkdir()
+        for name in (*_OWN, *_MADE_OF_IT, *others):
+            if (path / name).exists():
+                (path / name).rename(aside / name)
+    except OSError as error:
+        raise ConfigError(f"cannot set the run in {path} aside: {error.strerror}") from error
 
 
 class RunDir:
@@ -58,7 +80,8 @@ class RunDir:
     def begin(self, config: SystemConfig, resumed_round: int = 0) -> None:
         """Write the configuration; set an earlier run aside, or on resuming drop what came after the checkpoint."""
         if not resumed_round:
-            self._set_aside()
+            set_aside(self.path)
+            self._checkpoints.mkdir(exist_ok=True)
         self._replace("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         rounds = [row for row in self._lines("rounds.jsonl") if row.get("round", 0) <= resumed_round]
         for name, rows in (("rounds.jsonl", rounds), ("events.jsonl", self._lines("events.jsonl"))):
@@ -111,19 +134,6 @@ class RunDir:
         for file in (self._rounds, self._events):
             if file is not None:
                 file.close()
-
-    def _set_aside(self) -> None:
-        """Keep the run that is here already: a second run in the same place must not cost the first."""
-        if not (self.path / "config.yaml").exists():
-            return
-        earlier = self.path / "earlier"
-        earlier.mkdir(exist_ok=True)
-        aside = earlier / str(1 + max((int(d.name) for d in earlier.iterdir() if d.name.isdigit()), default=0))
-        aside.mkdir()
-        for name in _OWN:
-            if (self.path / name).exists():
-                (self.path / name).rename(aside / name)
-        self._checkpoints.mkdir()
 
     def _lines(self, name: str) -> Iterable[dict[str, Any]]:
         file = self.path / name

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from common.clock import Clock, monotonic
 from common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork
+from common.rpc import check_node_id
 from common.tensors import Chunk
 from common.wire import decode_update_part, encode_part, manifest_from_proto
 from coordinator import convert
@@ -75,7 +76,7 @@ class TrainingService:
     async def register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterReply:
         """Join the run, or resume the membership."""
         name = request.node_id or caller(context) or self._free_name()
-        require_caller(context, convert.node_id(name))
+        require_caller(context, check_node_id(name))
         self._engine.join(convert.joined(request, name, peer_host(context)))
         return convert.register_reply(name, self._engine, self._heartbeat_seconds)
 
@@ -83,7 +84,7 @@ class TrainingService:
     async def heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatReply:
         """A sign of life."""
         engine, node = self._engine, request.node_id
-        require_caller(context, convert.node_id(node))
+        require_caller(context, check_node_id(node))
         report = convert.report(request.report)
         state = convert.text(request.state, "state")
         if request.run_id != engine.run_id or node not in engine.machine.members.connected:
@@ -99,7 +100,7 @@ class TrainingService:
     async def pull_work(self, request: pb.PullWorkRequest, context: Context) -> AsyncIterator[pb.WorkPart | bytes]:
         """The next order and the parameters, as soon as there is work."""
         engine, node = self._engine, request.node_id
-        require_caller(context, convert.node_id(node))
+        require_caller(context, check_node_id(node))
         self._require_member(node, request.run_id)
         if not 0 <= request.wait_seconds < math.inf:
             raise InvalidInput(f"wait_seconds is {request.wait_seconds}; expected 0 to {LONGEST_WAIT_SECONDS:g}")
@@ -134,7 +135,7 @@ class TrainingService:
         engine = self._engine
         header = await self._header(request)
         work = header.work
-        require_caller(context, convert.node_id(work.node_id))
+        require_caller(context, check_node_id(work.node_id))
         self._require_run(work.run_id)
         event = convert.arrived(header)
         known = engine.machine.outcome_of(event.node, event.round)
@@ -173,7 +174,7 @@ class TrainingService:
     async def get_upload_progress(self, request: pb.WorkId, context: Context) -> pb.UploadProgress:
         """How much of an update is held."""
         engine, node = self._engine, request.node_id
-        require_caller(context, convert.node_id(node))
+        require_caller(context, check_node_id(node))
         self._require_run(request.run_id)
         accepted = engine.machine.outcome_of(node, request.round) is ev.Outcome.DUPLICATE
         held = engine.uploads.progress(node, (request.round, request.attempt))
@@ -183,7 +184,7 @@ class TrainingService:
     async def return_work(self, request: pb.ReturnWorkRequest, context: Context) -> pb.ReturnWorkReply:
         """A node gives its work up."""
         work = request.work
-        require_caller(context, convert.node_id(work.node_id))
+        require_caller(context, check_node_id(work.node_id))
         self._require_run(work.run_id)
         reason, detail = convert.text(request.reason, "reason"), request.detail[: convert.MAX_TEXT]
         self._engine.metrics.returned(reason)
@@ -193,7 +194,7 @@ class TrainingService:
     @unary
     async def leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
         """A node says good-bye."""
-        require_caller(context, convert.node_id(request.node_id))
+        require_caller(context, check_node_id(request.node_id))
         self._require_run(request.run_id)
         self._engine.dispatch(ev.NodeLeft(request.node_id, convert.text(request.reason, "reason")))
         return pb.LeaveReply()

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from common.errors import Unavailable
 from hypergpu.client import Client
-from hypergpu.show import QUALITY_STYLE, STATE_STYLE, duration, styled
+from hypergpu.show import QUALITY_STYLE, STATE_STYLE, counted, duration, styled
 from protos import coordinator_pb2 as pb
 from protos import netsim_pb2 as net
 
@@ -109,7 +109,7 @@ def _progress(status: pb.Status, history: History) -> Panel:
     if status.waiting_for:
         note = Text(f"waiting: {status.waiting_for}", "yellow", no_wrap=True, overflow="ellipsis")
     else:
-        working = f"{status.nodes_selected} of {status.nodes_connected} nodes in this round"
+        working = f"{status.nodes_selected} of {counted(status.nodes_connected, 'node')} in this round"
         note = Text(
             f"{working}, which closes after {duration(status.deadline_seconds)} at the latest", "dim", no_wrap=True
         )

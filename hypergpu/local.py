@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from coordinator.run_dir import set_aside
 from hypergpu.client import Client, connect
 from hypergpu.cluster import Cluster, announce
 from hypergpu.processes import Process
@@ -62,6 +63,7 @@ class LocalCluster:
         await self._stack.aclose()
 
     async def _start(self, stack: AsyncExitStack) -> None:
+        set_aside(self.run_dir, "logs")
         logs = self.run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         environment = {

@@ -23,8 +23,8 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 class Process:
     """One `python -m MODULE`; what it prints goes to a file, which outlives us and never makes it wait."""
 
-    def __init__(self, name: str, child: asyncio.subprocess.Process, log: Path) -> None:
-        self.name, self.log = name, log
+    def __init__(self, name: str, module: str, child: asyncio.subprocess.Process, log: Path) -> None:
+        self.name, self.module, self.log = name, module, log
         self._child = child
 
     @classmethod
@@ -51,7 +51,7 @@ class Process:
                 start_new_session=True,  # Ctrl-C reaches us alone, and we end the others in order
                 preexec_fn=partial(_die_with_parent, os.getpid(), when_orphaned),
             )
-        return cls(name, child, log)
+        return cls(name, arguments[0], child, log)
 
     @property
     def exit_code(self) -> int | None:
@@ -73,7 +73,7 @@ class Process:
             if "listening" in found:
                 return found
             if ended:
-                last = (printed.strip().splitlines() or ["without a word"])[-1]
+                last = (printed.strip().splitlines() or ["without a word"])[-1].removeprefix(f"{self.module}: ")
                 raise HyperGPUError(f"{self.name} ended before it listened: {last}")
             await asyncio.sleep(_POLL_SECONDS)
         raise HyperGPUError(f"{self.name} did not listen within {timeout_seconds:.0f} s; see {self.log}")

@@ -1,10 +1,13 @@
 """Printing: tables for people, JSON for scripts."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf.message import Message
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 QUALITY_STYLE = {
@@ -37,6 +40,16 @@ def new_console(width: int = 100) -> Console:
 def print_table(table: Table) -> None:
     """Print a table as wide as the terminal, or as it needs to be where there is none."""
     new_console(width=160).print(table)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, told how many of how many are done; nothing where that is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def new_table(*headings: str, title: str | None = None) -> Table:

@@ -24,7 +24,7 @@ from common.errors import ConfigError, HyperGPUError, InvalidInput
 from common.http import Answer, HttpServer, metrics
 from common.log import configure
 from common.malloc import keep_buffers
-from common.rpc import Tls, split_address
+from common.rpc import Tls, check_node_id, split_address
 from node.agent import Agent
 from node.client import CoordinatorClient, own_name
 from node.core.gpu import specs_from
@@ -121,8 +121,9 @@ def main(  # noqa: PLR0917  (one per option)
             raise InvalidInput("say --insecure to talk in plain text, or --tls-ca FILE to use TLS")
         if task is not None and is_own(task):
             load_task(task)  # a mistake in it is told now, not when the run begins
+        name = check_node_id(node_id) if node_id is not None else own_name()
         tls = None if insecure else Tls(authority=tls_ca)
-        asyncio.run(_run(settings, node_id or own_name(), task, _token(token, token_file), tls))
+        asyncio.run(_run(settings, name, task, _token(token, token_file), tls))
     except (HyperGPUError, ValueError) as error:
         print(f"node: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error

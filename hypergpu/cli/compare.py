@@ -7,7 +7,7 @@ import typer
 
 from hypergpu.cli.running import AsJson
 from hypergpu.cli.simulate import ScenarioFile
-from hypergpu.show import new_table, print_json, print_table, size
+from hypergpu.show import new_table, print_json, print_table, progress_bar, size
 from hypergpu.simulation.compare import Candidate, Comparison, Result, parse_threshold
 from hypergpu.simulation.compare import compare as run_all
 from hypergpu.simulation.scenario_file import load_scenario
@@ -39,7 +39,8 @@ def compare(
         loaded = loaded.changed(rounds=rounds)
     own = loaded.config.orchestrator.policy
     named = _split(policies) if policies is not None else [own if own != "none" else "reactive"]
-    comparison = run_all(loaded, named, _split(strategies), seeds=seeds, jobs=jobs)
+    with progress_bar("runs") as tell:
+        comparison = run_all(loaded, named, _split(strategies), seeds=seeds, jobs=jobs, progress=tell)
     record = comparison.record()
     record["thresholds"] = [
         {

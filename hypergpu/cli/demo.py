@@ -18,7 +18,7 @@ from common.errors import InvalidInput
 from hypergpu.dashboard import History, Snapshot, dashboard
 from hypergpu.demo import SIMULATED, Progress, demo_nodes, run_demo, without_adaptation
 from hypergpu.report import write_report
-from hypergpu.show import QUALITY_STYLE, duration, new_table, styled
+from hypergpu.show import QUALITY_STYLE, counted, duration, new_table, styled
 from hypergpu.simulation.compare import BASELINE, Comparison
 from protos import coordinator_pb2 as pb
 
@@ -51,7 +51,7 @@ def demo(  # noqa: PLR0917  (one per option)
         raise InvalidInput(f"cannot write to {run_dir}: {error.strerror}") from error
     console = Console(stderr=as_json)
     console.print(
-        f"starting a coordinator, a netsim proxy and {nodes} nodes; the run is kept in {run_dir}",
+        f"starting a coordinator, a netsim proxy and {counted(nodes, 'node')}; the run is kept in {run_dir}",
         highlight=False,
         soft_wrap=True,
     )
@@ -107,7 +107,8 @@ def _plain(console: Console) -> Progress:
             for node in now.nodes:
                 console.print(
                     f"          {node.node_id}: {node.state}, {node.quality} ({node.score:.0f}), {node.latency_ms:.0f}"
-                    f" ms, loss {node.loss_rate:.0%}, batch {node.batch_size}, {node.rounds_contributed} rounds",
+                    f" ms, loss {node.loss_rate:.0%}, batch {node.batch_size}, "
+                    f"{counted(node.rounds_contributed, 'round')}",
                     highlight=False,
                     soft_wrap=True,
                 )
@@ -167,7 +168,8 @@ def _print_summary(console: Console, summary: dict[str, Any], run_dir: Path) -> 
         console.print(f"  {line}", highlight=False)
     console.print(
         f"\n[b]{summary['state']}[/]: test accuracy [b]{summary['final_accuracy']:.1%}[/]"
-        f" after {summary['rounds']} rounds in {duration(summary['duration_seconds'])}; the run is kept in {run_dir}",
+        f" after {counted(summary['rounds'], 'round')} in {duration(summary['duration_seconds'])};"
+        f" the run is kept in {run_dir}",
         highlight=False,
         soft_wrap=True,
     )

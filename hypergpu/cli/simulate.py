@@ -8,7 +8,7 @@ import typer
 
 from common.errors import InvalidInput
 from hypergpu.cli.running import AsJson
-from hypergpu.show import duration, new_table, print_json, print_table, size
+from hypergpu.show import counted, duration, new_table, print_json, print_table, progress_bar, size
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.run import simulate as run_scenario
 from hypergpu.simulation.scenario_file import load_scenario, shipped
@@ -45,7 +45,10 @@ def simulate(
     if not scenario:
         raise InvalidInput("say which SCENARIO: a YAML file, or the name of one that `hypergpu simulate --list` shows")
     given: dict[str, Any] = {"policy": policy, "seed": seed, "rounds": rounds, "learning": learning}
-    outcome = run_scenario(load_scenario(scenario).changed(**{k: v for k, v in given.items() if v is not None}), out)
+    loaded = load_scenario(scenario).changed(**{k: v for k, v in given.items() if v is not None})
+    total = loaded.config.training.rounds
+    with progress_bar("rounds") as tell:
+        outcome = run_scenario(loaded, out, progress=lambda number: tell(number - 1, total))
     if as_json:
         print_json(asdict(outcome))
         return
@@ -58,10 +61,10 @@ def simulate(
 def in_words(outcome: Outcome) -> list[str]:
     """What came of a run, one line for each thing to know."""
     lines = [
-        f"{outcome.scenario}, policy {outcome.policy}, seed {outcome.seed}: {outcome.rounds} rounds in "
+        f"{outcome.scenario}, policy {outcome.policy}, seed {outcome.seed}: {counted(outcome.rounds, 'round')} in "
         f"{duration(outcome.seconds)} of virtual time ({outcome.reason or outcome.state})",
         f"accuracy {outcome.final_accuracy:.4f}, loss {outcome.final_loss:.4f}; {size(outcome.bytes)} moved in "
-        f"{outcome.messages:,} messages",
+        f"{counted(outcome.messages, 'message')}",
     ]
     target, reached = outcome.target_accuracy, outcome.time_to_target_seconds
     if target is not None and reached is not None:
@@ -92,4 +95,4 @@ def _show_nodes(outcome: Outcome) -> None:
         table.add_row(row.node_id, *map(str, counts), size(row.bytes_up), size(row.bytes_down))
     print_table(table)
     if len(outcome.nodes) > _MOST_NODES:
-        print(f"… and {len(outcome.nodes) - _MOST_NODES} nodes more")
+        print(f"… and {counted(len(outcome.nodes) - _MOST_NODES, 'more node')}")

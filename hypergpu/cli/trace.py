@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +11,10 @@ from typing import Annotated
 import typer
 
 from common.errors import InvalidInput
-from hypergpu.cli.running import Authority, Insecure, transport
+from hypergpu.cli.running import AsJson, Authority, Insecure, transport
 from hypergpu.recording import MAX_PROBE_BYTES, Measured
 from hypergpu.recording import record as record_rows
+from hypergpu.show import print_json
 from netsim_proxy.link.traces import Row, format_trace, mahimahi_rows, parse_mahimahi
 
 app = typer.Typer(help="Real paths as files that a link can replay.", no_args_is_help=True)
@@ -46,6 +48,7 @@ def record(
     probe_every: Annotated[float, typer.Option(min=0.1, help="Seconds from one bandwidth to the next.")] = 30.0,
     tls_ca: Authority = None,
     insecure: Insecure = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the round trips, losses and bandwidth of the path to a gRPC server.
 
@@ -74,6 +77,8 @@ def record(
         if not rows:
             raise
     _write(out, format_trace(rows, f"The path to {address}, measured by hypergpu trace record"))
+    if as_json:
+        print_json([{key: None if value == math.inf else value for key, value in asdict(row).items()} for row in rows])
 
 
 @app.command(name="import")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hypergpu.cli.running import AsJson
-from hypergpu.show import print_json
+from hypergpu.show import counted, print_json
 from hypergpu.simulation.scenario_file import load_scenario
 from hypergpu.simulation.validate import validate as run_both
 
@@ -32,7 +32,7 @@ def validate(
     if as_json:
         print_json(found.record() | {"passed": passed})
     else:
-        print(f"{found.rounds} rounds of {loaded.name}, real and simulated")
+        print(f"{counted(found.rounds, 'round')} of {loaded.name}, real and simulated")
         print(f"median round    {found.real_round_seconds:.3f} s and {found.simulated_round_seconds:.3f} s: ", end="")
         print(f"{found.round_time_error:.1%} apart, {'pass' if passed else 'FAIL'} at {most_error:.0%}")
         print(f"single rounds   {found.per_round_error:.1%} apart (median)")

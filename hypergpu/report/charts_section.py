@@ -11,6 +11,7 @@ from hypergpu.report.formats import duration, figure, percent
 from hypergpu.report.markup import Markup, tag
 from hypergpu.report.model import Round, Run
 from hypergpu.report.table import row_id
+from hypergpu.show import counted
 
 MOST_LANES = 32
 Of = Callable[[Round], float | None]
@@ -39,7 +40,7 @@ def timeline(run: Run, rows: Sequence[int]) -> Markup:
     span = (run.began_at, run.ended_at)
     shown = story.most_eventful(run, MOST_LANES)
     left_out = len(run.node_ids) > len(shown)
-    few = f" Drawn are the {len(shown)} most eventful of {len(run.node_ids):,} nodes." if left_out else ""
+    few = f" Drawn are the {len(shown)} most eventful of {counted(len(run.node_ids), 'node')}." if left_out else ""
     guides = story.turning_points(run)
     dotted = " Dotted lines: changes of the network, and rollbacks." if guides else ""
 
@@ -91,7 +92,8 @@ def _strip(run: Run, rows: Sequence[int]) -> Markup:
     short = sum(band.state == "band-short" for band in bands)
     count = sum(len(each) for each in marks.values())
     ended = f"{short} of them ended without some of their nodes (orange)" if short else "all ended with all their nodes"
-    says = f"{len(bands)} rounds, {ended}; {count:,} events and decisions. A mark leads to its row in the table below."
+    happened = f"{counted(count, 'event')} and decisions"
+    says = f"{counted(len(bands), 'round')}, {ended}; {happened}. A mark leads to its row in the table below."
     return framed("Rounds, events and decisions", says, strip(marks, bands, (run.began_at, run.ended_at), says))
 
 

@@ -12,6 +12,7 @@ from hypergpu.report.markup import Markup, tag
 from hypergpu.report.model import Run, natural
 from hypergpu.report.story import words
 from hypergpu.report.table import chosen, event_table
+from hypergpu.show import counted
 
 MOST_NODES = 500
 _SECTIONS = ("learning", "timeline", "time", "decisions", "nodes", "settings")
@@ -93,7 +94,7 @@ def _opening(run: Run) -> str:
     if not run.rounds:
         return f"No round was finished in {duration(run.ended_at)}."
     done, planned, nodes = len(run.rounds), run.rounds_planned, len(run.node_ids)
-    rounds = f"{done} of {planned} rounds" if planned else f"{done} rounds"
+    rounds = f"{done} of {counted(planned, 'round')}" if planned else counted(done, "round")
     accuracy = final([closed.accuracy for closed in run.rounds])
     reached = f", reaching {percent(accuracy)} accuracy" if accuracy is not None else ""
     decisions = sum(event.is_decision for event in run.events)

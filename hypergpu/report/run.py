@@ -14,6 +14,7 @@ import yaml
 
 from common.errors import InvalidInput
 from hypergpu.report.model import Event, Figures, NodeRound, Round, Run
+from hypergpu.show import counted
 
 Json = Mapping[str, object]
 
@@ -92,7 +93,7 @@ class _Reader:
         if bad:
             self.notes.append(f"Lines of {name} that could not be read and are left out: {bad}.")
         if read > most:
-            self.notes.append(f"{name} holds {read:,} records; the last {most:,} are shown.")
+            self.notes.append(f"{name} holds {counted(read, 'record')}; the last {most:,} are shown.")
         yield from kept
 
     def whole(self, name: str) -> object:

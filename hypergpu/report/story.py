@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hypergpu.report.charts.lanes import Mark, Stretch
 from hypergpu.report.formats import clock, duration, figure
 from hypergpu.report.model import CLUSTER, Event, NodeRound, Run
+from hypergpu.show import counted
 
 QUALITIES = ("excellent", "good", "fair", "poor", "critical", "offline")
 PARTS = {"computing": "computing", "communicating and waiting": "waiting", "aggregating and evaluating": "closing"}
@@ -41,7 +42,7 @@ def round_bands(run: Run) -> list[Stretch]:
         full = closed.reason in ("all_contributed", "")
         state = ("band-even" if closed.number % 2 else "band-odd") if full else "band-short"
         came = sum(each.success for each in closed.nodes)
-        who = f"{came} of {len(closed.nodes)} nodes, {words(closed.reason)}"
+        who = f"{came} of {counted(len(closed.nodes), 'node')}, {words(closed.reason)}"
         tip = f"round {closed.number}, {clock_span(start, end)}: {who}"
         bands.append(Stretch(start, end, state, str(closed.number), tip, 0 if full else 1))
     return bands

@@ -3,7 +3,7 @@
 import math
 import multiprocessing
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -151,6 +151,7 @@ def compare(
     seeds: int = 5,
     jobs: int = 1,
     compute: Compute | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Comparison:
     """Run a scenario by the fixed baseline and by each policy (with each of the strategies), once for each seed.
 
@@ -164,6 +165,7 @@ def compare(
         seeds: how many.
         jobs: processes to run them in.
         compute: how long computing takes, where the scenario's cards are not to say it.
+        progress: told how many runs of how many are done.
 
     Raises:
         UnknownName: a policy or strategy that there is not.
@@ -180,7 +182,7 @@ def compare(
     scenario = scenario.changed(target_accuracy=target)
     numbers = range(scenario.seed, scenario.seed + seeds)
     runs = [variant.of(scenario, seed) for variant in variants for seed in numbers]
-    outcomes = _run_all(runs, jobs, compute)
+    outcomes = _run_all(runs, jobs, compute, progress)
     results = [Result(variant, outcomes[index * seeds : (index + 1) * seeds]) for index, variant in enumerate(variants)]
     baseline = results[0]
     return Comparison(scenario, list(numbers), target, baseline, [against(baseline, result) for result in results[1:]])
@@ -237,13 +239,24 @@ def _strategies(text: str) -> tuple[str, str]:
     return batch, selection
 
 
-def _run_all(runs: Sequence[Scenario], jobs: int, compute: Compute | None) -> list[Outcome]:
+def _run_all(
+    runs: Sequence[Scenario], jobs: int, compute: Compute | None, progress: Callable[[int, int], None]
+) -> list[Outcome]:
     run_one = partial(simulate, compute=compute)
     if jobs <= 1 or len(runs) < 4:
-        return [run_one(run) for run in runs]
+        return _counted(map(run_one, runs), len(runs), progress)
     # Spawned, since torch's threads do not survive a fork.
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(run_one, runs))
+        return _counted(pool.map(run_one, runs), len(runs), progress)
+
+
+def _counted(outcomes: Iterable[Outcome], total: int, progress: Callable[[int, int], None]) -> list[Outcome]:
+    done = []
+    progress(0, total)
+    for outcome in outcomes:
+        done.append(outcome)
+        progress(len(done), total)
+    return done
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """A scenario from its beginning to its end in virtual time, and what came of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,20 @@ LONGEST_RUN_SECONDS = 30 * 86_400.0
 """Virtual time after which a run is ended that does not get anywhere."""
 
 
-def simulate(scenario: Scenario, out: Path | None = None, *, compute: Compute | None = None) -> "Outcome":
+def simulate(
+    scenario: Scenario,
+    out: Path | None = None,
+    *,
+    compute: Compute | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> "Outcome":
     """Run a scenario in virtual time; the same scenario gives the same outcome, and the same files in `out`.
 
     Args:
         scenario: who trains what over which links.
         out: a directory for the run's files, as a coordinator writes them; None keeps none.
         compute: how long computing takes, where the scenario's cards are not to say it.
+        progress: told the number of each round that begins.
 
     Raises:
         InvalidInput: the task or the events do not hold.
@@ -47,6 +54,11 @@ def simulate(scenario: Scenario, out: Path | None = None, *, compute: Compute | 
     nodes: dict[str, SimulatedNode] = {}
     recording = Recording(scenario, machine, nodes, out)
     network = Network(scenario, time, nodes, lambda what: recording.network(what, time.now))
+
+    def round_begins(number: int) -> None:
+        network.round_begins(number)
+        progress(number)
+
     coordinator = VirtualCoordinator(
         time,
         machine,
@@ -55,7 +67,7 @@ def simulate(scenario: Scenario, out: Path | None = None, *, compute: Compute | 
         recording,
         lost_after_seconds=config.server.heartbeat_seconds * config.server.heartbeat_misses,
         evaluation_seconds=scenario.evaluation_seconds,
-        round_begins=network.round_begins,
+        round_begins=round_begins,
     )
     adaptation.catch_up = coordinator.catch_up
     lines = make_lines(scenario, time)

@@ -76,9 +76,11 @@ def test_a_new_run_in_the_same_place_sets_the_earlier_one_aside(tmp_path: Path) 
         run.round({"round": number})
         run.checkpoint(checkpoint(number))
         run.close()
+        (tmp_path / "report.html").write_text(str(number))
     kept = [
         json.loads((tmp_path / place / "rounds.jsonl").read_text())["round"]
         for place in ("earlier/1", "earlier/2", ".")
     ]
     assert kept == [1, 2, 3]
+    assert [(tmp_path / "earlier" / place / "report.html").read_text() for place in ("1", "2")] == ["1", "2"]
     assert [file.name for file in (tmp_path / "earlier/1/checkpoints").iterdir()] == ["round-000001.safetensors"]

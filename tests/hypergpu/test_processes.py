@@ -41,6 +41,14 @@ async def test_one_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     assert process.exit_code == -signal.SIGKILL
 
 
+async def test_what_it_ended_with_is_quoted_without_the_programs_own_prefix(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("print('program: there is no task'); raise SystemExit(2)")
+    process = await Process.start("worker", ["program"], {"PYTHONPATH": str(tmp_path)}, tmp_path)
+    with pytest.raises(HyperGPUError, match=r"^worker ended before it listened: there is no task$"):
+        await process.addresses()
+    await process.end()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux's kernel can do it")
 async def test_none_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(

@@ -14,6 +14,8 @@ from node.__main__ import app
     ("arguments", "told"),
     [
         (["--gpu", "T5"], "unknown GPU 'T5'"),
+        (["--node-id", "a b"], "node id 'a b': take 1 to 64 letters"),
+        (["--node-id", ""], "node id ''"),
         (["--coordinator", "nowhere"], "HOST:PORT"),
         (["--set", "node.grace_second=3"], "did you mean 'grace_seconds'"),
         (["--set", "node.grace_seconds=-3"], "greater than or equal to 0"),

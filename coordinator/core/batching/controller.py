@@ -110,6 +110,8 @@ class AdaptiveBatchController:
     ) -> None:
         """A node took `samples` in `time_spent` seconds, communication included, of which it computed the given part.
 
+        Where that part is not known, it is what the exchanges that the monitor saw leave of the time.
+
         Raises:
             UnknownName: the node is not registered.
             InvalidInput: negative or not finite.
@@ -117,7 +119,12 @@ class AdaptiveBatchController:
         rows = np.array([self._index.row(node_id)])
         taken = not_negative(samples, "samples")
         spent = not_negative(time_spent, "time_spent")
-        compute = spent if compute_seconds is None else not_negative(compute_seconds, "compute_seconds")
+        if compute_seconds is None:
+            # What the node's exchanges took is not computing; where they seem to have taken all, a tenth is.
+            exchange = np.nan_to_num(self._exchange([node_id], Pace())[0])
+            compute = max(spent - float(exchange), 0.1 * spent)
+        else:
+            compute = not_negative(compute_seconds, "compute_seconds")
         if taken > 0 and steps >= 1:
             self.record_performances(rows, np.array([taken]), np.array([spent]), np.array([steps]), np.array([compute]))
 

@@ -220,6 +220,16 @@ def test_strategies_are_compared_without_a_trace() -> None:
     assert controller.get_adaptation_summary() == before
 
 
+def test_communication_counts_once_where_computing_is_not_told() -> None:
+    monitor, controller = controller_of(BatchSizeStrategy.FIXED)
+    for _ in range(20):
+        for node in NODES:
+            monitor.record_exchange(node, 0.3)
+            controller.record_performance(node, 64, 0.4)
+    seconds = controller.compare_strategies("a")["fixed"]["round_seconds"]
+    assert seconds == pytest.approx(0.4, rel=0.05)
+
+
 def test_a_cluster_that_nobody_measured_keeps_its_sizes() -> None:
     for strategy in BatchSizeStrategy:
         _, controller = controller_of(strategy)
