@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from netsim_proxy.relay import Relay
 
 _MAX_CONTINUATIONS: Final = 64
+_FLOWING_SECONDS: Final = 0.1
+_WINDOW_BYTES: Final = 4 << 20
+"""Readers add to a window at the latest when half of it is used. More than this, or what the path holds, beyond that
+half would only fill the memory of a slow reader: gRPC opens its windows to between two and eight times the path."""
+_MAX_FRAME_BYTES: Final = 128 << 10
+"""gRPC sends frames as large as the whole window where it may: too coarse for a bandwidth and for its own measuring."""
 _SHORT_RUN_BYTES: Final = 16_384
 _STREAM_ID: Final = 0x7FFFFFFF
 _PLAIN_MASK: Final = http2.END_HEADERS | http2.PADDED | http2.HAS_PRIORITY
@@ -43,6 +49,7 @@ class Lane:
         self._control_at = 0.0  # connection frames keep their order
         self._settled = False  # the first SETTINGS have passed
         self._opened = False  # a header block has been delivered
+        self._fed_at = -math.inf  # when something was last read
         self._holds: set[object] = set()
 
     def feed(self, data: bytes) -> None:  # noqa: PLR0912 - one pass over the frames, without calls where it is hot
@@ -51,6 +58,7 @@ class Lane:
         Raises:
             Http2Error: these are not frames that the other peer would accept.
         """
+        self._fed_at = monotonic()
         if self._tail:
             data, self._tail = self._tail + data, b""
         begin = at = 0  # the first of the frames that go the same way, and the next one
@@ -95,6 +103,11 @@ class Lane:
         if at < size:
             self._tail = data[at:]
 
+    @property
+    def is_flowing(self) -> bool:
+        """Whether the peer has sent something lately, and so is alive."""
+        return monotonic() - self._fed_at < _FLOWING_SECONDS
+
     def hold(self, reason: object) -> None:
         """Stop reading until every reason is released."""
         if not self._holds and self.source is not None:
@@ -118,6 +131,27 @@ class Lane:
             self._settle_control(Deliver(monotonic()), send, frames, after_all)
         else:
             relay.port.offer(self, len(frames), relay.exchange, False, self._settle_control, send, frames, after_all)
+
+    def answer_ping(self, ack: bytes) -> None:
+        """Let a ping turn round where the link ends.
+
+        gRPC takes what arrives during a ping's round trip for the path's capacity, and opens its window to that. Behind
+        what waits in the upstream's socket and for the bandwidth, that would be all that it has opened so far, so that
+        it opens ever more.
+        """
+        relay = self.relay
+        if relay.port is None or relay.exchange is None:
+            self.outlet.send(ack)
+        else:
+            relay.port.offer(self, len(ack), relay.exchange, False, self._settle_answer, ack, express=True)
+
+    def _settle_answer(self, verdict: Deliver | Fail, ack: bytes) -> None:
+        if isinstance(verdict, Fail):
+            return
+        if verdict.at <= monotonic():
+            self.outlet.send(ack)
+        else:
+            self.outlet.later(verdict.at, self.outlet.send, ack)
 
     def _settle_control(
         self, verdict: Deliver | Fail, send: Callable[[bytes], None], frames: bytes, after_all: bool
@@ -154,9 +188,9 @@ class Lane:
                     return None
                 stream = self.relay.open(stream_id, node_id_in(data[at + FRAME_HEADER_BYTES : end]))
         elif stream is None:
-            # Window updates and pings of a connection whose links add nothing go straight on too.
+            # Window updates of a connection whose links add nothing go straight on too.
             port = self.relay.port
-            if kind in (http2.WINDOW_UPDATE, http2.PING) and stream_id == 0 and port is not None:
+            if kind == http2.WINDOW_UPDATE and stream_id == 0 and port is not None:
                 return port if port.transparent and self._is_idle() else None
             return None
         elif kind not in (http2.DATA, http2.WINDOW_UPDATE, http2.RST_STREAM):
@@ -257,8 +291,15 @@ class Lane:
         elif kind in (http2.HEADERS, http2.RST_STREAM, http2.CONTINUATION, http2.PUSH_PROMISE):
             raise Http2Error(f"a frame of type {kind} on the connection")
         else:
+            self._pass_control(kind, flags, payload)
+
+    def _pass_control(self, kind: int, flags: int, payload: bytes) -> None:
+        opposite, goes = self.relay.lanes[1 - self.way], self.relay.upstream_goes
+        if kind == http2.PING and not flags & http2.ACK and opposite.is_flowing and not goes:
+            self.control(opposite.answer_ping, http2.frame(http2.PING, http2.ACK, 0, payload))
+        else:
             # A server that drains takes the answer to its PING as a sign that it has seen all requests there will be.
-            after_all = kind == http2.PING and flags & http2.ACK != 0 and self.relay.upstream_goes
+            after_all = kind == http2.PING and flags & http2.ACK != 0 and goes
             self.control(self.outlet.send, http2.frame(kind, flags, 0, payload), after_all)
 
     def _settings(self, flags: int, payload: bytes) -> None:
@@ -273,7 +314,13 @@ class Lane:
                 opposite.max_frame_bytes = max(opposite.max_frame_bytes, min(value, http2.LARGEST_FRAME_BYTES))
             elif key == http2.MAX_CONCURRENT_STREAMS and self.way == DOWN:
                 self.relay.max_streams = value if value < _STREAM_ID else math.inf
-        rewritten = http2.stateless_settings(pairs, refuse_push=self.way == UP)
+        bounds = {http2.MAX_FRAME_SIZE: _MAX_FRAME_BYTES}
+        for key, value in pairs:
+            if key == http2.INITIAL_WINDOW_SIZE:
+                path_bytes = self.relay.port.path_bytes if self.relay.port is not None else 0
+                bounds[key] = value // 2 + max(_WINDOW_BYTES, path_bytes)
+        bounded = [(key, min(value, bounds.get(key, value))) for key, value in pairs]
+        rewritten = http2.stateless_settings(bounded, refuse_push=self.way == UP)
         if self._settled:
             self.control(self.outlet.send, rewritten, after_all=True)
         else:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 PREFACE_SECONDS: Final = 10.0
 """How long a client may take to say that it speaks HTTP/2."""
 _WRITE_BUFFER_BYTES: Final = 256 << 10
-_SOCKET_BUFFER_BYTES: Final = 512 << 10
+_SEND_BUFFER_BYTES: Final = 128 << 10
+_RECEIVE_BUFFER_BYTES: Final = 512 << 10
 _EARLY_BYTES: Final = 256 << 10
 
 
@@ -26,8 +27,8 @@ def _bound_buffers(transport: asyncio.Transport) -> None:
     reader's window by it."""
     transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
     sock = transport.get_extra_info("socket")
-    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
 
 
 class ClientPeer(asyncio.Protocol):

@@ -18,9 +18,10 @@ UP: Final = 0
 DOWN: Final = 1
 DIRECTIONS: Final = (Direction.UP, Direction.DOWN)
 
-IN_FLIGHT_BYTES: Final = (2 << 20, 32 << 20)
-"""What may be on its way on a link in one direction before its writers have to wait: what bandwidth and latency make of
-it, within these bounds. gRPC sizes its windows by what it sees in flight, so more would also grow a slow reader's."""
+_PATH_BYTES: Final = 32 << 20
+_QUEUE_BYTES: Final = 1 << 20
+"""What may be on its way on a link in one direction before its writers have to wait: as much as its bandwidth puts into
+its latency, up to the first, and in its queue, up to the second where the profile names no other bound."""
 _PIECE_SECONDS: Final = 0.005
 _PIECE_BYTES: Final = (16 << 10, 256 << 10)
 
@@ -39,9 +40,12 @@ class Port:
         """Whether the link does nothing at all now, so that frames need not be offered."""
         self.piece_bytes = [_PIECE_BYTES[1], _PIECE_BYTES[1]]
         """Longer runs are offered in pieces, so that an event acts on the rest of a transfer."""
+        self.path_bytes = 0
+        """What the link holds during a round trip, in its faster direction."""
         self.in_flight = [0, 0]
         """Bytes that are held or due later, up and down."""
-        self._in_flight_limit = [IN_FLIGHT_BYTES[0], IN_FLIGHT_BYTES[0]]
+        self._full_at = [0, 0]  # bytes in flight at which reading stops
+        self._room_below = [0, 0]  # and goes on: with enough in the queue to keep the link busy until then
         self._pacer = pacer
         self._held: deque[_Piece] = deque()
         self._waiting: tuple[set[Lane], set[Lane]] = (set(), set())
@@ -52,14 +56,21 @@ class Port:
     # Traffic
 
     def offer(
-        self, lane: "Lane", nbytes: int, exchange: Exchange, end: bool, settle: Callable[..., None], *args: Any
+        self,
+        lane: "Lane",
+        nbytes: int,
+        exchange: Exchange,
+        end: bool,
+        settle: Callable[..., None],
+        *args: Any,
+        express: bool = False,
     ) -> None:
         """Offer a piece to the link and call `settle(verdict, *args)` with its `Deliver` or `Fail`.
 
         At once, or when the link stops holding: then what comes after on this link waits too.
         """
         if not self._held:
-            verdict = self.link.offer(monotonic(), DIRECTIONS[lane.way], nbytes, exchange, end=end)
+            verdict = self.link.offer(monotonic(), DIRECTIONS[lane.way], nbytes, exchange, end=end, express=express)
             if not isinstance(verdict, Hold):
                 settle(verdict, *args)
                 return
@@ -82,7 +93,7 @@ class Port:
         self.in_flight[way] += nbytes
         if lane not in self._waiting[way]:
             now = monotonic()
-            if self.in_flight[way] > self._in_flight_limit[way] or self.link.room_at(now, DIRECTIONS[way]) > now:
+            if self.in_flight[way] > self._full_at[way] or self.link.room_at(now, DIRECTIONS[way]) > now:
                 self._waiting[way].add(lane)
                 lane.hold(self)
                 self._let_in(way)
@@ -118,11 +129,16 @@ class Port:
                 for direction in DIRECTIONS
             )
         )
+        self.path_bytes = 0
         for way, direction in enumerate(DIRECTIONS):
             rate = link.bandwidth_mbit(direction) * 125_000
             self.piece_bytes[way] = _within(_PIECE_BYTES, rate * _PIECE_SECONDS)
-            filled = 0.0 if rate == math.inf else rate * link.latency_bounds_ms(direction)[1] / 1000
-            self._in_flight_limit[way] = _within(IN_FLIGHT_BYTES, filled)
+            in_path = rate * link.latency_bounds_ms(direction)[1] / 1000 if rate < math.inf else _QUEUE_BYTES
+            self.path_bytes = max(self.path_bytes, 2 * int(min(in_path, _PATH_BYTES)))
+            path = (link.profile.up, link.profile.down)[way]
+            in_queue = path.queue_bytes or min(path.queue_limit, _QUEUE_BYTES)
+            self._full_at[way] = int(min(in_path, _PATH_BYTES)) + in_queue
+            self._room_below[way] = self._full_at[way] - in_queue // 2
             self._let_in(way)
         if link.next_change != self._next_change:
             self._next_change = link.next_change
@@ -163,7 +179,7 @@ class Port:
             if self._room_at[way] <= now:
                 self._room_at[way] = room_at
                 self._pacer.at(room_at, self._let_in, way)
-        elif self.in_flight[way] <= self._in_flight_limit[way] // 2:
+        elif self.in_flight[way] <= self._room_below[way]:
             for lane in tuple(self._waiting[way]):
                 self._waiting[way].discard(lane)
                 lane.release(self)

@@ -122,10 +122,18 @@ class Link:
                 flow.settle()
 
     def offer(
-        self, now: float, direction: Direction, nbytes: int, exchange: Exchange, *, end: bool = False
+        self,
+        now: float,
+        direction: Direction,
+        nbytes: int,
+        exchange: Exchange,
+        *,
+        end: bool = False,
+        express: bool = False,
     ) -> Deliver | Fail | Hold:
         """Send a piece of `exchange`; `end` says that it is the last in its direction. `now` never goes back.
 
+        `express`: it overtakes what waits for the bandwidth, and takes none.
         After `Fail` the exchange is over; after `Hold` the piece was not taken.
         """
         if now >= self._conditions.next_change:
@@ -145,15 +153,17 @@ class Link:
         if first and last > -math.inf:
             self._redraw(exchange)
         latency = lane.path.latency.at(exchange.quantile) * self._latency_factor + self._added_seconds
-        start = now if now > lane.busy_until else lane.busy_until
-        lane.busy_until = sent = start + nbytes * lane.seconds_per_byte
+        sent = now
+        if not express:
+            start = now if now > lane.busy_until else lane.busy_until
+            lane.busy_until = sent = start + nbytes * lane.seconds_per_byte
         at = sent + latency
         if self.loss_model is LossModel.TRANSPORT:
             flow = lane.flows.get(exchange.connection) or self._open_flow(lane, exchange.connection)
             more = not end and nbytes >= _FULL_PIECE_BYTES
             at = max(at, flow.send(now, nbytes, self._round_trip(exchange), latency, more))
-        at = max(at, last)
-        exchange.arrived[number] = at
+        if not express:
+            exchange.arrived[number] = at = max(at, last)
         counters.bytes += nbytes
         counters.pieces += 1
         if first:

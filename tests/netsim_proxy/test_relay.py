@@ -2,6 +2,8 @@
 
 import contextlib
 import gzip
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -204,6 +206,22 @@ def test_slow_reader_holds_back_its_writer(profile: str, start_proxy: Any, conne
     assert service.sent <= 8 << 20
     assert proxy.call(lambda: sum(proxy.ports.known("node_1").in_flight)) <= 4 << 20
     assert sum(map(len, stream)) == 99 << 20
+
+
+@pytest.mark.parametrize("rtt_ms", [0, 20])
+def test_reader_that_stops_midway_holds_back_its_writer(
+    rtt_ms: float, start_proxy: Any, connect: Any, service: Any
+) -> None:
+    """gRPC has measured the path by then, and opened its window to it."""
+    proxy = start_proxy(fixed(rtt_ms, mbit=800 if rtt_ms else math.inf))
+    stream = connect(proxy.address, "node_1").Produce(b"150 1048576")
+    read = sum(len(part) for part in itertools.islice(stream, 60))
+    last = -1
+    while service.sent != last:
+        last = service.sent
+        time.sleep(0.3)
+    assert service.sent - read <= 24 << 20
+    assert sum(map(len, stream)) == 90 << 20
 
 
 def test_slow_service_holds_back_its_client(start_proxy: Any, connect: Any) -> None:
