@@ -6,6 +6,8 @@ import os
 import socket
 from typing import TYPE_CHECKING, Final, cast
 
+import structlog
+
 from netsim_proxy.http2 import PREFACE, Http2Error
 from netsim_proxy.port import DOWN, UP
 from netsim_proxy.refusal import Refusal
@@ -21,6 +23,8 @@ _SEND_BUFFER_BYTES: Final = 128 << 10
 _RECEIVE_BUFFER_BYTES: Final = 512 << 10
 _EARLY_BYTES: Final = 256 << 10
 
+log = structlog.get_logger()
+
 
 def _bound_buffers(transport: asyncio.Transport) -> None:
     """Keep what waits between the peers small: gRPC takes what is in flight for the path's capacity, and sizes a
@@ -29,6 +33,13 @@ def _bound_buffers(transport: asyncio.Transport) -> None:
     sock = transport.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+
+
+def _language(said: bytes | bytearray) -> str:
+    """What a client speaks that does not speak HTTP/2, as a hint."""
+    if said.startswith(b"\x16\x03"):
+        return "TLS, for which there must be --tls-cert and --tls-key"
+    return "HTTP/1" if b"HTTP/1" in said else "what we do not know"
 
 
 class ClientPeer(asyncio.Protocol):
@@ -63,6 +74,7 @@ class ClientPeer(asyncio.Protocol):
         self._early += data
         if not self._greeted:
             if not PREFACE.startswith(self._early[: len(PREFACE)]):
+                log.warning("connection refused: no HTTP/2", client_speaks=_language(self._early))
                 self._transport.abort()
             elif len(self._early) >= len(PREFACE):
                 self._greeted = True

@@ -1,5 +1,6 @@
 """Events on links, broken peers, a lost upstream: each fault must be seen to have happened, and the proxy goes on."""
 
+import contextlib
 import socket
 import ssl
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from netsim_proxy import http2
 from netsim_proxy.link.events import NetworkEvent
@@ -163,6 +165,18 @@ def test_garbage_on_the_port(proxy: Any, client: Any, garbage: bytes) -> None:
         except (ConnectionError, TimeoutError) as error:
             assert not isinstance(error, TimeoutError), "the connection was not ended"
     assert client.Echo(b"still here") == b"still here"
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"), [(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP/1"), (b"\x16\x03\x01\x02\x00" + bytes(30), "TLS")]
+)
+def test_client_with_another_protocol_is_told_of_in_the_log(proxy: Any, said: bytes, hint: str) -> None:
+    host, port = proxy.address.split(":")
+    with capture_logs() as lines, socket.create_connection((host, int(port)), timeout=5) as sock:
+        sock.sendall(said)
+        with contextlib.suppress(ConnectionError):
+            assert sock.recv(1) == b""
+    assert [line["client_speaks"].startswith(hint) for line in lines] == [True]
 
 
 def test_drain_lets_open_calls_end(proxy: Any, client: Any, service: Any) -> None:
