@@ -91,9 +91,15 @@ def _strip(run: Run, rows: Sequence[int]) -> Markup:
     bands = story.round_bands(run)
     short = sum(band.state == "band-short" for band in bands)
     count = sum(len(each) for each in marks.values())
-    ended = f"{short} of them ended without some of their nodes (orange)" if short else "all ended with all their nodes"
-    happened = f"{counted(count, 'event')} and decisions"
-    says = f"{counted(len(bands), 'round')}, {ended}; {happened}. A mark leads to its row in the table below."
+    if len(bands) > 1:
+        rounds = f"{len(bands):,} rounds, "
+        rounds += f"{short} of them ended without some of their nodes (orange)" if short else "all with all their nodes"
+    elif bands:
+        rounds = f"1 round, {'without some of its nodes (orange)' if short else 'with all its nodes'}"
+    else:
+        rounds = "No round was finished"
+    happened = f"{count:,} events and decisions" if count != 1 else "1 event"
+    says = f"{rounds}; {happened}. A mark leads to its row in the table below."
     return framed("Rounds, events and decisions", says, strip(marks, bands, (run.began_at, run.ended_at), says))
 
 
@@ -118,6 +124,8 @@ def _course(name: str, points: Sequence[Point], *, share: bool, over_time: bool)
     (first_at, first), (last_at, last) = known[0], known[-1]
     show = percent if share else figure
     begin, end = (duration(first_at), duration(last_at)) if over_time else (f"round {first_at:g}", f"round {last_at:g}")
+    if len(known) == 1:
+        return f"{show(first)} ({begin})."
     return f"From {show(first)} ({begin}) to {show(last)} ({end})."
 
 
@@ -133,6 +141,8 @@ def _quality_says(rows: Mapping[str, Sequence[Stretch]]) -> str:
 def _part_says(run: Run) -> str:
     asked = sum(len(closed.nodes) for closed in run.rounds)
     came = sum(each.success for closed in run.rounds for each in closed.nodes)
+    if not asked:
+        return "No node was selected."
     held = {e.subject for e in run.events if e.kind == "quarantine" and e.figures.get("state") == "quarantined"}
     named = ", ".join(sorted(held)[:8]) + (" …" if len(held) > 8 else "")
     who = f"quarantined at some time: {named}" if held else "no node was quarantined"

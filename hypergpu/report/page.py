@@ -92,13 +92,14 @@ def _header(run: Run, baseline: Run | None) -> Markup:
 def _opening(run: Run) -> str:
     """The run in a sentence."""
     if not run.rounds:
-        return f"No round was finished in {duration(run.ended_at)}."
+        lasted = run.summary.get("duration_seconds")
+        return f"No round was finished in {duration(lasted if isinstance(lasted, float) else run.ended_at)}."
     done, planned, nodes = len(run.rounds), run.rounds_planned, len(run.node_ids)
     rounds = f"{done} of {counted(planned, 'round')}" if planned else counted(done, "round")
     accuracy = final([closed.accuracy for closed in run.rounds])
     reached = f", reaching {percent(accuracy)} accuracy" if accuracy is not None else ""
     decisions = sum(event.is_decision for event in run.events)
-    where = f"on {nodes} node{'s' if nodes != 1 else ''} in {duration(run.ended_at)}"
+    where = f"on {counted(nodes, 'node')} in {duration(run.ended_at)}"
     return f"{rounds} {where}{reached}; {decisions:,} decisions on record, each with its reason."
 
 

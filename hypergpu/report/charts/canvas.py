@@ -35,7 +35,7 @@ class Scale:
 
 def time_scale(span: tuple[float, float]) -> Scale:
     """A wide chart's axis of time, from the first of these seconds to the second."""
-    return Scale(span[0], max(span[1], span[0] + 1e-9), LABELS, WIDE - RIGHT)
+    return Scale(span[0], span[1] if span[1] > span[0] else span[0] + 1.0, LABELS, WIDE - RIGHT)
 
 
 def time_axis(scale: Scale, top: float, bottom: float, about: int = 9) -> Markup:

@@ -1,3 +1,4 @@
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -151,3 +152,19 @@ def test_a_long_record_keeps_the_rare_decisions(run_dir: Path) -> None:
     kept = [events[number] for number in chosen(events)]
     assert len(kept) == MOST_ROWS
     assert sum(event.kind == "rollback" for event in kept) == 200
+
+
+def test_runs_of_no_round_and_of_one_are_told_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text(
+        '{"seconds": 0.0, "round": 1, "kind": "network", "text": "disconnect on a"}\n'
+    )
+    (tmp_path / "summary.json").write_text('{"duration_seconds": 90.0}')
+    text = " ".join(Document(page(read_run(tmp_path))).text)
+    for told in ("No round was finished in 1 min 30 s.", "No round was finished; 1 event.", "No node was selected."):
+        assert told in text
+    assert "e-10" not in text and "0 of 0" not in text
+    row = {"round": 1, "seconds": 0.5, "ended_seconds": 0.5, "accuracy": 0.9, "loss": 0.3, "nodes": []}
+    (tmp_path / "rounds.jsonl").write_text(json.dumps(row) + "\n")
+    text = " ".join(Document(page(read_run(tmp_path))).text)
+    for told in ("1 round, with all its nodes;", "90.0 % (round 1)."):
+        assert told in text
