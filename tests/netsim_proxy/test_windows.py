@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hpack import Encoder
@@ -78,7 +78,8 @@ class Wire:
 
     def settings(self) -> dict[int, int]:
         """What was written as settings, the last of each."""
-        data, found = self.written.removeprefix(http2.PREFACE), {}
+        data = self.written.removeprefix(http2.PREFACE)
+        found: dict[int, int] = {}
         for at, length, kind, _, _ in http2.frames(data):
             if kind == http2.SETTINGS:
                 found.update(http2.read_settings(data[at + 9 : at + 9 + length]))
@@ -89,7 +90,7 @@ class Both:
     """A relay with a request on it, between a client and an upstream that the test plays."""
 
     def __init__(self, profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.pacer: Any = Agenda()
+        self.pacer = cast("Any", Agenda())
         for module in (lane, port, relay):
             monkeypatch.setattr(module, "monotonic", lambda: self.pacer.now)
         self.client, self.upstream = Wire(), Wire()
