@@ -306,10 +306,12 @@ class Engine:
         return [node_row(member, self.state_of(member.node_id)) for member in self.machine.members]
 
     def state_of(self, node: str) -> str:
-        """A node's state in one word: idle, working, straggling, lost, left."""
+        """A node's state in one word: preparing, idle, working, straggling, lost, left."""
         member = self.machine.members.require(node)
         if node not in self.machine.members.connected:
             return str(member.presence)
+        if not member.ready:
+            return "preparing"
         if node in self.machine.members.straggling:
             return "straggling"
         return "working" if self.machine.is_working(node) else "idle"

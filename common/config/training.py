@@ -35,7 +35,7 @@ class TrainingConfig(Section):
     dirichlet_alpha: Annotated[float, Field(gt=0)] = 0.5
     """Concentration of the Dirichlet partition: smaller is more skewed (Hsu et al., 2019)."""
     min_nodes: Positive = 1
-    """Nodes that must have joined before the first round begins."""
+    """Nodes that must have joined and be ready, their data loaded, before the first round begins."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Share of a round's nodes that must have contributed for the round to count at its deadline."""
     deadline_mads: Annotated[float, Field(gt=0)] = 4.0

@@ -32,6 +32,8 @@ class Member:
     gone_at: float = 0.0
     asking: bool = False
     """It waits for an order."""
+    ready: bool = False
+    """It has asked for work since its process joined: its model and data are there. Until then nobody counts on it."""
     rule: Rule = Rule.AUTOMATIC
     largest_batch: int = 0
     batch_size: int = 0
@@ -57,6 +59,8 @@ class Membership:
         self._watched: set[str] = set()
         self.straggling: set[str] = set()
         """Connected nodes that still work on a round which was closed without them: not counted on till they return."""
+        self.ready = 0
+        """How many of the connected are ready."""
         self.version = 0
         """Changes whenever a node comes or goes."""
 
@@ -108,6 +112,7 @@ class Membership:
         new = node not in self._connected
         if new or member.incarnation != incarnation:
             member.joined_at, member.asking = now, False
+            self._set_ready(member, ready=False)
             self.straggling.discard(node)
         member.incarnation, member.presence, member.reason, member.last_seen = incarnation, Presence.CONNECTED, "", now
         if new:
@@ -126,6 +131,13 @@ class Membership:
         member.last_seen = now
         return True
 
+    def asks(self, member: Member) -> bool:
+        """It waits for an order; True if that is the first that it asks for."""
+        member.asking = True
+        first = not member.ready
+        self._set_ready(member, ready=True)
+        return first
+
     def remove(self, node: str, presence: Presence, reason: str, now: float) -> Member | None:
         """The node is gone; None if it was already, and only its kind of absence changed."""
         member = self._connected.pop(node, None)
@@ -136,6 +148,7 @@ class Membership:
             return None
         member.presence, member.reason, member.gone_at = presence, reason, now
         member.asking = False
+        self._set_ready(member, ready=False)
         self.straggling.discard(node)
         self.version += 1
         return member
@@ -174,6 +187,10 @@ class Membership:
             for name in ("rounds_contributed", "rounds_selected", "retries", "late"):
                 setattr(member, name, int(row.get(name, 0)))
             member.rule = Rule(row.get("rule", Rule.AUTOMATIC))
+
+    def _set_ready(self, member: Member, *, ready: bool) -> None:
+        self.ready += ready - member.ready
+        member.ready = ready
 
     def _forget_surplus(self) -> None:
         """Bound what is kept of nodes that went away."""

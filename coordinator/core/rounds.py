@@ -181,7 +181,7 @@ class RoundMachine:
             return
         if self._current is not None:
             self._current.reinstate(event.node)
-        self._starter.ready(at_once=True)
+        self._starter.ready()
         connected = len(self.members.connected)
         self._journal.record(
             "node_joined", f"{event.node} joined ({connected} connected)", node=event.node, **event.info
@@ -203,7 +203,10 @@ class RoundMachine:
         if not self.members.seen(event.node, now):
             return
         member = self.members.connected[event.node]
-        member.asking = True
+        if self.members.asks(member):
+            self._starter.ready(at_once=True)
+            text = f"{event.node} is ready ({self.members.ready} of {len(self.members.connected)} connected)"
+            self._journal.record("node_ready", text, node=event.node)
         self._starter.is_back(member)
         if self._current is not None:
             self._desk.hand_out(self._current, member, now)
@@ -362,7 +365,7 @@ class RoundMachine:
         self._journal.record(f"node_{presence}", text, node=node, reason=reason)
         if not connected and not self.finished:
             self._journal.record("no_nodes", "no node is connected any more; waiting for nodes to join")
-            self._starter.ready()
+        self._starter.ready()
         order = self._current.orders.get(node) if self._current else None
         if self._current is not None and order is not None and order.live:
             self._desk.drop(self._current, order, WorkReason.NODE_GONE, reason)

@@ -19,6 +19,8 @@ SHARD_PATIENCE_ROUNDS = 3
 RETRY_SECONDS = 1.0
 """Where no round could begin, the time until the next try; doubled after each that came to nothing."""
 LONGEST_RETRY_SECONDS = 60.0
+LEAST_PATIENCE_SECONDS = 10.0
+"""Once a quorum is ready for the first round, the others get twice the time that it needed, and this at least."""
 
 
 class RoundStarter:
@@ -49,6 +51,7 @@ class RoundStarter:
         """What the last deadline rested on."""
         self._journal = journal
         self._began = False
+        self._ready_by = math.inf
         self._waited_for_stragglers = False
         self._fruitless = 0
         self._dealt_version = -1
@@ -93,23 +96,41 @@ class RoundStarter:
         """Begin round `number` if that can be; else `waiting_for` says what is missing."""
         self.may_start = False
         connected = self.members.connected
-        enough = self._began or len(connected) >= self.config.min_nodes
+        needed = 1 if self._began else self.config.min_nodes
         if paused:
             self.wait("the user to resume")
-        elif not connected or not enough:
-            needed = 1 if self._began else self.config.min_nodes
+        elif len(connected) < needed:
+            self._ready_by = math.inf
             self.wait(f"{needed} node{'s' * (needed > 1)} to join: {len(connected) or 'none'} connected")
+        elif self.members.ready < needed and not self._is_patience_over(needed, now):
+            ready = self.members.ready
+            missing = needed - ready
+            self.wait(f"{missing} node{'s' * (missing > 1)} to get ready: {ready or 'none'} asked for work")
         elif self.retry_at == math.inf or self.retry_at <= now:
             return self._select(number, now)
         return None
 
+    def _is_patience_over(self, needed: int, now: float) -> bool:
+        """Whether the first round has waited for nodes that joined, and don't ask for work, as long as it should."""
+        if self.members.ready < self.config.quorum * needed:
+            self._ready_by = math.inf
+            return False
+        if self._ready_by == math.inf:
+            took = now - min(member.joined_at for member in self.members.connected.values() if member.ready)
+            self._ready_by = now + max(2 * took, LEAST_PATIENCE_SECONDS)
+        if now >= self._ready_by:
+            return True
+        self.retry_at = self._ready_by
+        return False
+
     def _select(self, number: int, now: float) -> Round | None:
         """Let the adaptation choose among the nodes that are free, and begin."""
         connected = self.members.connected
-        allowed = [m for m in connected.values() if m.rule is not Rule.EXCLUDE]
+        allowed = [m for m in connected.values() if m.ready and m.rule is not Rule.EXCLUDE]
         free = {m.node_id: m for m in allowed if m.node_id not in self.members.straggling}
         if not free:
-            self.wait(f"a free node: of {len(connected)}, each is excluded or still busy with a round that is over")
+            busy = "excluded, not ready or still busy with a round that is over"
+            self.wait(f"a free node: of {len(connected)}, each is {busy}")
             return None
         if len(free) < self.config.quorum * len(allowed) and not self._waited_for_stragglers:
             self._waited_for_stragglers = True

@@ -19,7 +19,7 @@ TAKING_PART = {
 }
 _KINDS_OF_ROW = {
     "network": ("network", "network_event", "netsim"),
-    "nodes": ("node_joined", "node_left", "node_lost", "no_nodes", "membership", "rule", "reassignment"),
+    "nodes": ("node_joined", "node_ready", "node_left", "node_lost", "no_nodes", "membership", "rule", "reassignment"),
     "alerts": ("alert", "rollback", "update", "work_returned", "step_skipped", "checkpoint_failed"),
     "quality": ("quality",),
     "selection": ("selection",),

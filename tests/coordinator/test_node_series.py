@@ -26,6 +26,7 @@ class Cluster:
 
 async def test_links_and_members_are_told_by_node() -> None:
     cluster = Cluster("a", "b")
+    cluster.machine.handle(ev.WorkRequested("a"), 0.0)
     for _ in range(40):
         cluster.orchestrator.monitor.record_communication("a", 2.0, True)
     await cluster.series.refresh()

@@ -165,7 +165,7 @@ async def test_a_whole_run(tmp_path: Path) -> None:
         assert (reply.node_id, reply.task, reply.manifest.total_bytes) == ("a", "digits", 32)
         waiting = asyncio.create_task(a.work())
         await b.register()
-        first_a, first_b = await waiting, await b.work()
+        first_b, first_a = await b.work(), await waiting
         assert first_a.order.work == pb.WorkId(run_id=a.run_id, round=1, node_id="a", attempt=1)
         assert {o.order.shard.index for o in (first_a, first_b)} == {0, 1}
         np.testing.assert_array_equal(first_a.parameters, first_b.parameters)
@@ -277,8 +277,8 @@ async def test_an_update_after_the_deadline_is_late_and_the_node_is_told_to_stop
         await a.register()
         await b.register()
         for _ in range(2):
-            for node in (a, b):
-                order = await node.work()
+            orders = await asyncio.gather(a.work(), b.work())
+            for node, order in zip((a, b), orders, strict=True):
                 await node.push(order, np.zeros(8, np.float32))
         late = await b.work()
         order = await a.work()
@@ -378,8 +378,8 @@ async def test_a_node_that_stops_listening_costs_the_others_nothing(tmp_path: Pa
         await a.register()
         await b.register()
         call = a._pull(pb.PullWorkRequest(node_id="a", run_id=a.run_id, wait_seconds=5), metadata=a.metadata)
+        order = await b.work()
         await call.read()
         call.cancel()
-        order = await b.work()
         assert await b.push(order, np.zeros(8, np.float32)) == pb.PushUpdateReply.ACCEPTED
         assert (await a.work()).order.work.attempt == 2

@@ -81,7 +81,7 @@ def test_a_run_from_first_to_last_round() -> None:
     assert d.state() is RunState.WAITING
     assert d.machine.waiting_for == "2 nodes to join: 1 connected"
     d.join("b")
-    assert d.state() is RunState.TRAINING
+    assert d.machine.waiting_for == "2 nodes to get ready: none asked for work"
     for number in (1, 2, 3):
         orders = d.ask("a", "b")
         assert [(o.round, o.node, o.attempt, o.batch_size, o.local_steps) for o in orders] == [
@@ -104,22 +104,70 @@ def test_asking_nodes_get_their_order_when_the_round_begins_and_run_over_when_it
     d.join("a")
     d.ask("a")
     d.join("b")
-    assert [o.node for o in d.of(ev.Assign)] == ["a"]
+    assert d.of(ev.Assign) == []
     d.ask("b")
+    assert [o.node for o in d.of(ev.Assign)] == ["a", "b"]
     d.push("a")
     d.ask("a")
     d.push("b")
     assert ev.RunOver("a") in d.log
 
 
+def test_a_node_counts_from_its_first_request_on() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b", "c")
+    d.ask("a", "b")
+    assert list(d.machine.selected) == ["a", "b"], "c still prepares"
+    d.ask("c")
+    d.push("a")
+    d.push("b")
+    assert list(d.machine.selected) == ["a", "b", "c"]
+    assert d.machine.members.ready == 3
+    d.send(ev.NodeJoined("c", incarnation="2"))
+    assert d.machine.members.ready == 2, "another process, which prepares anew"
+    d.send(ev.NodeLost("c"), ev.NodeLost("b"))
+    assert d.machine.members.ready == 1
+
+
+def test_who_never_asks_holds_the_first_round_up_for_a_while_only() -> None:
+    d = Driver(min_nodes=5)
+    d.join(*"abcde")
+    d.now = 4.0
+    d.ask("a", "b")
+    d.wait(600)
+    assert d.machine.waiting_for == "3 nodes to get ready: 2 asked for work"
+    d.now = 1000.0
+    d.ask("c")  # a quorum, after 1000 s: the rest may take 2000 more
+    assert d.of(ev.SetTimer)[-1].at == 3000.0
+    d.wait(1999)
+    assert d.state() is RunState.WAITING
+    d.wait(1)
+    assert d.machine.selected == tuple("abc")
+    d.ask("d")
+    for node in "abc":
+        d.push(node)
+    assert d.machine.selected == tuple("abcd")
+
+
+def test_who_prepares_and_falls_silent_is_lost() -> None:
+    d = Driver(lost_after=10, min_nodes=2)
+    d.join("a", "b")
+    d.ask("a")
+    for _ in range(4):
+        d.now += 3
+        d.send(ev.NodeSeen("a"), ev.Tick())
+    assert set(d.machine.members.connected) == {"a"}
+    assert d.machine.waiting_for == "2 nodes to join: 1 connected"
+
+
 def test_an_update_counts_once() -> None:
     d = Driver()
     d.join("a", "b")
-    # "a" came first and was alone when round 1 began.
-    assert d.machine.selected == ("a",)
     d.ask("a")
+    assert d.machine.selected == ("a",), "b was not ready when round 1 began"
+    d.ask("b")
     d.push("a")
-    d.ask("a", "b")
+    d.ask("a")
     assert d.push("a").outcome is ev.Outcome.ACCEPTED
     assert d.push("a").outcome is ev.Outcome.DUPLICATE
     assert d.push("b").outcome is ev.Outcome.ACCEPTED
@@ -131,8 +179,11 @@ def test_what_nobody_ordered_is_stale_and_what_is_over_is_late() -> None:
     d.join("a", "b")
     assert d.push("nobody").outcome is ev.Outcome.STALE
     assert d.push("a", 2).outcome is ev.Outcome.STALE
+    d.ask("a")
+    d.send(ev.RequestEnded("a"))
+    d.ask("b")
     assert d.push("a").outcome is ev.Outcome.STALE, "never handed out"
-    d.ask("a", "b")
+    d.ask("a")
     d.push("a")
     d.send(ev.NodeLost("b"))
     assert d.machine.round == 2
@@ -246,7 +297,6 @@ def test_when_all_nodes_die_it_says_so_waits_and_goes_on_with_the_same_round() -
     assert "no_nodes" in kinds(effects)
     assert d.machine.waiting_for == "1 node to join: none connected"
     d.join("c")
-    assert d.state() is RunState.TRAINING
     assert d.ask("c")[0].round == 1
 
 
@@ -264,8 +314,8 @@ def measured(**training: Any) -> Driver:
 def test_the_first_deadline_is_generous_until_a_quorum_shows_how_long_it_takes() -> None:
     d = Driver(min_nodes=5)
     d.join(*"abcde")
-    assert d.machine.deadline_at == 600.0
     d.ask(*"abcde")
+    assert d.machine.deadline_at == 600.0
     d.now = 1.0
     d.push("a")
     d.push("b")
@@ -443,11 +493,11 @@ def test_the_adaptation_is_bounded_and_told_what_came_of_it() -> None:
     choosy = Choosy()
     machine = RoundMachine(TrainingConfig(rounds=2, local_steps=2, batch_size=8), choosy)
     machine.handle(ev.NodeJoined("a"), 0)
+    machine.handle(ev.WorkRequested("a"), 0)
     assert machine.waiting_for == "a node to be selected: none of 1 was"
     choosy.selected = ["ghost", "a", "a"]
-    machine.handle(ev.Tick(), 1.0)
+    (assign,) = [e for e in machine.handle(ev.Tick(), 1.0) if isinstance(e, ev.Assign)]
     assert machine.selected == ("a",)
-    (assign,) = [e for e in machine.handle(ev.WorkRequested("a"), 1.0) if isinstance(e, ev.Assign)]
     assert assign.batch_size == 1
     machine.handle(ev.UpdateArrived("a", 1, 1, 2, 1.0, 0.1), 2.0)
     machine.handle(ev.Evaluated(1, 0.5, 0.5), 2.0)
