@@ -26,6 +26,8 @@ class LocalNode:
     node_id: str
     profile: str
     gpu: str
+    region: str = ""
+    """Where it stands; without one its link is its profile alone."""
 
 
 class LocalCluster:
@@ -43,10 +45,19 @@ class LocalCluster:
         *,
         seed: int = 0,
         settings: Mapping[str, object] | None = None,
+        scenario: Path | None = None,
     ) -> None:
+        """See the class.
+
+        Args:
+            run_dir, nodes: what is kept, and who trains.
+            seed: of the network.
+            settings: of the coordinator, by dotted key.
+            scenario: a file of links and events for the proxy, in the place of the nodes' profiles.
+        """
         self.run_dir, self.nodes = run_dir, nodes
         self._seed = seed
-        self._settings = settings or {}
+        self._settings, self._scenario = settings or {}, scenario
         self._token = secrets.token_urlsafe(24)
         self._stack = AsyncExitStack()
         self.processes: dict[str, Process] = {}
@@ -83,7 +94,12 @@ class LocalCluster:
         stack.push_async_callback(coordinator.end)
         upstream = (await coordinator.addresses())["listening"]
 
-        links = [f"--node-profile={node.node_id}={node.profile}" for node in self.nodes]
+        links = [
+            f"--node-profile={node.node_id}={node.profile}" + (f"@{node.region}" if node.region else "")
+            for node in self.nodes
+        ]
+        if self._scenario is not None:
+            links = [f"--scenario={self._scenario}"]
         local = ("--listen=127.0.0.1:0", "--metrics=127.0.0.1:0")
         network = (f"--upstream={upstream}", f"--seed={self._seed}", *links)
         proxy = await start("netsim_proxy", "netsim_proxy", *local, "--drain-seconds=1", *network)
@@ -100,6 +116,7 @@ class LocalCluster:
                 f"--node-id={node.node_id}",
                 f"--coordinator={ports['listening']}",
                 f"--gpu={node.gpu}",
+                f"--set=node.region={node.region!r}",
                 f"--set=node.grace_seconds={_NODE_GRACE_SECONDS}",
                 "--insecure",
                 *task,

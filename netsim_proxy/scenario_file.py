@@ -24,11 +24,12 @@ OF_TRAINING: Final = frozenset(
         "convergence",
         "compute",
         "evaluation_seconds",
+        "handling_seconds",
         "config",
     }
 )
 """Keys of a scenario that are not about links."""
-OF_MACHINES: Final = frozenset({"gpu", "speed", "churn", "joins_seconds"})
+OF_MACHINES: Final = frozenset({"gpu", "speed", "churn", "joins_seconds", "prepares_seconds"})
 """Keys of a node that are not about its link."""
 
 

@@ -1,12 +1,15 @@
 """A real run once more in virtual time, with the compute times that it measured: with its policy, and without."""
 
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from common.config import SystemConfig, load_config
+from hypergpu.simulation.calibration import calibrate
 from hypergpu.simulation.compare import BASELINE, Comparison, Result, Variant, against, target_of
-from hypergpu.simulation.compute import MeasuredCompute, read_rounds, times_of
+from hypergpu.simulation.compute import read_rounds
+from hypergpu.simulation.replay import replay
 from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario import Scenario
 
@@ -54,9 +57,12 @@ def compare_with_baseline(
         InvalidInput: the run finished no round.
     """
     scenario = scenario_of_run(run_dir, links, events)
-    compute = MeasuredCompute.of_run(run_dir, times_of(scenario), links)
+    calibration = calibrate(run_dir, scenario)
+    compute = calibration.compute
     target = target_accuracy or _target(run_dir, scenario)
-    scenario = scenario.changed(target_accuracy=target)
+    with tempfile.TemporaryDirectory(prefix="hypergpu-") as directory:
+        handling_seconds, _ = replay(scenario, calibration, read_rounds(run_dir), Path(directory))
+    scenario = calibration.of(scenario, handling_seconds).changed(target_accuracy=target)
     results = [
         Result(variant, [simulate(variant.of(scenario, scenario.seed), out and out / variant.policy, compute=compute)])
         for variant in (Variant(BASELINE), Variant(scenario.config.orchestrator.policy))

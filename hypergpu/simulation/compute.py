@@ -2,9 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from common.draws import Draws
@@ -48,38 +47,6 @@ class SimulatedCards:
         mean = steps * self._models[node_id].step_seconds(step, batch_size, now)
         variance = math.log1p(self._variance / steps)
         return mean * math.exp(math.sqrt(variance) * self._draws[node_id].normal(step) - variance / 2)
-
-
-class MeasuredCompute:
-    """Compute times of a real run: the task's on the fastest preset, scaled to what each node was measured to need."""
-
-    def __init__(self, times: ComputeTimes, scales: Mapping[str, float]) -> None:
-        self._times, self._scales = times, scales
-
-    def seconds(self, node_id: str, step: int, batch_size: int, steps: int, now: float) -> float:
-        """As `Compute.seconds`."""
-        del step, now
-        return self._scales[node_id] * steps * base_seconds(self._times, batch_size)
-
-    @classmethod
-    def of_run(cls, run_dir: Path, times: ComputeTimes, nodes: Iterable[str]) -> "MeasuredCompute":
-        """From the rounds of a run's directory; a node that never contributed is as slow as the slowest that did.
-
-        Raises:
-            InvalidInput: no round of it was finished.
-        """
-        ratios: dict[str, list[float]] = {}
-        for row in read_rounds(run_dir):
-            contributors = row["contributors"]
-            steps = row["samples"] / max(1, sum(row["batch_sizes"][node] for node in contributors))
-            for node in contributors:
-                needed = steps * base_seconds(times, row["batch_sizes"][node])
-                ratios.setdefault(node, []).append(row["compute_seconds"][node] / needed)
-        if not ratios:
-            raise InvalidInput(f"no round of the run in {run_dir} was finished: there is nothing to calibrate by")
-        scales = {node: median(values) for node, values in ratios.items()}
-        slowest = max(scales.values())
-        return cls(times, {node: scales.get(node, slowest) for node in nodes})
 
 
 def base_seconds(times: ComputeTimes, batch_size: int) -> float:

@@ -41,6 +41,7 @@ class VirtualCoordinator:
         recorder: keeps the events and rounds.
         lost_after_seconds: silence after which a node is lost.
         evaluation_seconds: what the step and the evaluation between two rounds take.
+        scrape_seconds: after which each node's own count of its calls is read, again and again.
         round_begins: told the number of each round, for events that are due by round.
     """
 
@@ -54,12 +55,13 @@ class VirtualCoordinator:
         *,
         lost_after_seconds: float,
         evaluation_seconds: float,
+        scrape_seconds: float,
         round_begins: Callable[[int], None],
     ) -> None:
         self.machine = machine
         self._time, self._learning, self._links, self._recorder = time, learning, links, recorder
         self._lost_after, self._evaluation_seconds = lost_after_seconds, evaluation_seconds
-        self._round_begins = round_begins
+        self._scrape_seconds, self._round_begins = scrape_seconds, round_begins
         self._nodes: dict[str, SimulatedNode] = {}
         self._waiting: dict[str, Call] = {}
         self._timer = 0
@@ -74,6 +76,8 @@ class VirtualCoordinator:
             ev.Finish: self._finish,
             ev.Record: lambda record: recorder.event(record, time.now),
         }
+
+        time.at(scrape_seconds, self._scrape)
 
     def dispatch(self, event: ev.Event) -> None:
         """Let the machine handle an event, and carry out what it decides."""
@@ -156,6 +160,15 @@ class VirtualCoordinator:
         report = {"network": {"events": node.attempts, "failures": node.failures}}
         self._links.heard(node.node_id, report, rtt_ms)
         return Directive.ABANDON_WORK if node.node_id in members.straggling else Directive.CONTINUE
+
+    def _scrape(self) -> None:
+        """Read the metrics of all connected nodes, which does not go over their links."""
+        for node_id in self.machine.members.connected:
+            node = self._nodes[node_id]
+            node.catch_up()
+            if node.attempts:
+                self._links.scraped(node_id, node.attempts, node.failures)
+        self._time.at(self._time.now + self._scrape_seconds, self._scrape)
 
     def _seen(self, node: SimulatedNode) -> None:
         node.last_seen = max(node.last_seen, self._time.clock.now)

@@ -1,8 +1,9 @@
 """A node in virtual time: what `node/agent.py` says on the wire, in the same order, without the waiting."""
 
+import math
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from common.config import SystemConfig
 from common.draws import Draws
@@ -10,10 +11,12 @@ from coordinator.core import events as ev
 from hypergpu.simulation import wire
 from hypergpu.simulation.calls import Call, Line
 from hypergpu.simulation.virtual_time import VirtualTime
-from netsim_proxy.link.outcomes import Deliver, Direction
+from netsim_proxy.link.outcomes import Deliver, Direction, Fail, Hold
 
 UP: Final = Direction.UP
 DOWN: Final = Direction.DOWN
+LEAST_BEAT_PATIENCE_SECONDS: Final = 5.0
+"""What an agent waits for the answer to a heartbeat, or two of its periods where they are longer."""
 
 
 class Directive(Enum):
@@ -64,18 +67,26 @@ class Compute(Protocol):
         ...
 
 
+class Start(NamedTuple):
+    """When a node's process dials first, and what it then needs for its model and data."""
+
+    joins_seconds: float = 0.0
+    prepares_seconds: float = 0.0
+
+
 class SimulatedNode:
-    """One node, its line and its life: register; then pull work, compute, push the update, and again.
+    """One node, its line and its life: register, prepare, register again with what the card holds; then pull work,
+    compute, push the update, and again.
 
     Heartbeats are caught up with when somebody looks, or when the node does something else on its link: they keep their
     times and their place in the order of the link's RPCs, but need no place on the heap.
     """
 
     __slots__ = (
-        "_again", "_compute", "_computed_seconds", "_draws", "_failed_in_a_row", "_heartbeat_seconds", "_held_bytes",
-        "_host", "_model_bytes", "_next_beat", "_order", "_poll_until", "_polling", "_rtt_ms", "_settings", "_step",
-        "_time", "_waits", "_watching", "attempts", "failures", "incarnation", "info", "largest_batch", "last_seen",
-        "line", "node_id", "running",
+        "_again", "_compute", "_computed_seconds", "_draws", "_failed_in_a_row", "_handling_seconds",
+        "_heartbeat_seconds", "_held_bytes", "_host", "_model_bytes", "_next_beat", "_order", "_poll_until", "_polling",
+        "_prepared", "_prepares_seconds", "_rtt_ms", "_settings", "_step", "_time", "_waits", "_watching", "attempts",
+        "failures", "incarnation", "info", "largest_batch", "last_seen", "line", "node_id", "running",
     )  # fmt: skip
 
     def __init__(
@@ -90,6 +101,8 @@ class SimulatedNode:
         model_bytes: int,
         config: SystemConfig,
         info: Mapping[str, str],
+        prepares_seconds: float = 0.0,
+        handling_seconds: float = 0.0,
     ) -> None:
         self.node_id = node_id
         self.info = info
@@ -112,7 +125,9 @@ class SimulatedNode:
         self._order: ev.Assign | None = None
         self._computed_seconds = 0.0
         self._held_bytes = 0
-        self._next_beat = 0.0
+        self._next_beat = math.inf
+        self._prepares_seconds, self._handling_seconds = prepares_seconds, handling_seconds
+        self._prepared = False
         self._rtt_ms = 0.0
         self._watching = False
         self._poll_until = 0.0
@@ -126,7 +141,7 @@ class SimulatedNode:
             self.running = True
             self.incarnation += 1
             self.attempts = self.failures = 0
-            self._next_beat = self._time.now + self._heartbeat_seconds
+            self._next_beat, self._prepared = math.inf, False
             self._register()
 
     def crash(self) -> None:
@@ -176,7 +191,22 @@ class SimulatedNode:
 
     def _registered(self, call: Call) -> None:
         self._host.registered(self)
-        call.send(DOWN, wire.REGISTERED_BYTES, 1, True, self._pull_next, call)
+        call.send(DOWN, wire.REGISTERED_BYTES, 1, True, self._welcomed, call)
+
+    def _welcomed(self, call: Call) -> None:
+        self._done(call)
+        if self._prepared:
+            self._pull()
+            return
+        now = self._time.now
+        if self._next_beat == math.inf:
+            self._next_beat = now + self._heartbeat_seconds
+        self._time.at(now + self._prepares_seconds, self._is_prepared, self.incarnation)
+
+    def _is_prepared(self, incarnation: int) -> None:
+        if self.running and self.incarnation == incarnation:
+            self._prepared = True
+            self._register()
 
     def _pull(self) -> None:
         call = self._call(self._pull)
@@ -219,7 +249,7 @@ class SimulatedNode:
         now = self._time.now
         seconds = self._compute.seconds(self.node_id, self._step, order.batch_size, order.local_steps, now)
         self._step += order.local_steps
-        self._time.at(now + seconds, self._computed, order, seconds)
+        self._time.at(now + self._handling_seconds + seconds, self._computed, order, seconds)
 
     def _computed(self, order: ev.Assign, seconds: float) -> None:
         if self._order is order:
@@ -269,13 +299,11 @@ class SimulatedNode:
         """Send the heartbeats that were due until now."""
         now = self._time.clock.now
         while self._next_beat <= now and self.running:
-            at = self._next_beat
-            self._next_beat = at + self._heartbeat_seconds
-            self._beat(at)
+            self._beat(self._next_beat)
 
     def watch(self) -> None:
         """Send the next heartbeat at its very time: its answer will tell the node to do something."""
-        if self.running and not self._watching:
+        if self.running and not self._watching and self._next_beat < math.inf:
             self._watching = True
             self._time.at(self._next_beat, self._watched, self.incarnation)
 
@@ -286,16 +314,19 @@ class SimulatedNode:
         if self._next_beat > self._time.now:  # caught up with meanwhile
             self.watch()
             return
-        at = self._next_beat
-        self._next_beat = at + self._heartbeat_seconds
-        directive, told_at = self._beat(at)
+        directive, told_at = self._beat(self._next_beat)
         if directive is None:
             self.watch()
         elif directive is not Directive.CONTINUE:
             self._time.at(told_at, self._obey, directive, self._order)
 
     def _beat(self, at: float) -> tuple[Directive | None, float]:
-        """One heartbeat at `at`; the directive of its answer and when it is there, or None if it failed."""
+        """One heartbeat at `at`; the directive of its answer or None if it failed, and when that is known."""
+        directive, ended_at = self._exchange_beat(at)
+        self._next_beat = ended_at + self._heartbeat_seconds
+        return directive, ended_at
+
+    def _exchange_beat(self, at: float) -> tuple[Directive | None, float]:
         line, link = self.line, self.line.link
         self.attempts += 1
         line.messages += 2
@@ -303,19 +334,24 @@ class SimulatedNode:
         sent = link.offer(at, UP, wire.HEARTBEAT_BYTES, exchange, end=True)
         if not isinstance(sent, Deliver):
             self.failures += 1
-            return None, at
+            return None, self._known_at(at, sent)
         directive = self._host.heard(self, sent.at, self._rtt_ms)
         # Offered now rather than at its time, so that the link's clock does not run ahead of the node.
         answered = link.offer(at, DOWN, wire.REPLY_BYTES, exchange, end=True)
         if not isinstance(answered, Deliver):
             self.failures += 1
-            return None, at
+            return None, self._known_at(at, answered)
         rtt = sent.at - at + answered.at - at
         self._rtt_ms = 1000.0 * rtt
         return directive, at + rtt
 
+    def _known_at(self, at: float, refused: Fail | Hold) -> float:
+        """When the node knows that a heartbeat of `at` failed: it is told, or has waited long enough."""
+        patience = at + max(LEAST_BEAT_PATIENCE_SECONDS, 2 * self._heartbeat_seconds)
+        return min(refused.at, patience) if isinstance(refused, Fail) else patience
+
     def _obey(self, directive: Directive, order: ev.Assign | None) -> None:
-        if not self.running:
+        if not self.running or not self._prepared:
             return
         call = self.line.work
         if directive is Directive.REGISTER_AGAIN:

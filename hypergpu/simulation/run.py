@@ -1,10 +1,12 @@
 """A scenario from its beginning to its end in virtual time, and what came of it."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coordinator.core.adaptation import Adaptation
 from coordinator.core.orchestration import build_orchestrator
 from coordinator.core.rounds import RoundMachine
 from coordinator.core.shards import ShardTable
@@ -14,7 +16,7 @@ from hypergpu.simulation.convergence import ModelledLearning
 from hypergpu.simulation.coordinator import Punctual, VirtualCoordinator
 from hypergpu.simulation.learning import Learning
 from hypergpu.simulation.network import ComesAndGoes, Network, make_lines
-from hypergpu.simulation.node import Compute, SimulatedNode
+from hypergpu.simulation.node import Compute, SimulatedNode, Start
 from hypergpu.simulation.records import Recording
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.virtual_time import VirtualTime
@@ -30,6 +32,8 @@ def simulate(
     out: Path | None = None,
     *,
     compute: Compute | None = None,
+    starts: Mapping[str, Start] | None = None,
+    adaptation: Adaptation | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> "Outcome":
     """Run a scenario in virtual time; the same scenario gives the same outcome, and the same files in `out`.
@@ -38,6 +42,8 @@ def simulate(
         scenario: who trains what over which links.
         out: a directory for the run's files, as a coordinator writes them; None keeps none.
         compute: how long computing takes, where the scenario's cards are not to say it.
+        starts: when each node starts, where its group is not to say it.
+        adaptation: decides in the place of the scenario's policy.
         progress: told the number of each round that begins.
 
     Raises:
@@ -47,9 +53,9 @@ def simulate(
     time = VirtualTime()
     learning = _learning(scenario)
     orchestrator = build_orchestrator(config, clock=time.clock)
-    adaptation = Punctual(orchestrator)
+    punctual = Punctual(adaptation or orchestrator)
     machine = RoundMachine(
-        config.training, adaptation, max_nodes=config.server.max_nodes, shards=ShardTable(learning.samples)
+        config.training, punctual, max_nodes=config.server.max_nodes, shards=ShardTable(learning.samples)
     )
     nodes: dict[str, SimulatedNode] = {}
     recording = Recording(scenario, machine, nodes, out)
@@ -67,14 +73,16 @@ def simulate(
         recording,
         lost_after_seconds=config.server.heartbeat_seconds * config.server.heartbeat_misses,
         evaluation_seconds=scenario.evaluation_seconds,
+        scrape_seconds=config.monitor.update_interval_seconds if config.server.scrape_nodes else math.inf,
         round_begins=round_begins,
     )
-    adaptation.catch_up = coordinator.catch_up
+    punctual.catch_up = coordinator.catch_up
     lines = make_lines(scenario, time)
     cards = compute or SimulatedCards(scenario)
     for group in scenario.nodes:
         for index, name in enumerate(group.names()):
             gpu, region = in_turn(group.gpu, index), in_turn(group.region, index)
+            start = starts[name] if starts else Start(group.joins_seconds, group.prepares_seconds)
             node = nodes[name] = SimulatedNode(
                 name,
                 lines[name],
@@ -85,9 +93,11 @@ def simulate(
                 model_bytes=learning.model_bytes,
                 config=config,
                 info={"gpu": gpu} | ({"region": region} if region else {}),
+                prepares_seconds=start.prepares_seconds,
+                handling_seconds=scenario.handling_seconds,
             )
             begin = node.start if group.churn is None else ComesAndGoes(node, group.churn, scenario.seed, time).begin
-            time.at(group.joins_seconds, begin)
+            time.at(start.joins_seconds, begin)
     time.run(LONGEST_RUN_SECONDS)
     recording.close(time.now)
     return _outcome(scenario, recording, nodes, time)

@@ -39,6 +39,8 @@ class Nodes(NodeSection):
     """Whether it comes and goes."""
     joins_seconds: Annotated[float, Field(ge=0)] = 0.0
     """When it first starts."""
+    prepares_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """What its process needs for model and data, each time it starts, before it asks for work."""
 
 
 class ComputeTimes(Section):
@@ -78,6 +80,8 @@ class Scenario(Network):
     """Compute times; the task's own where it is left out."""
     evaluation_seconds: Annotated[float, Field(ge=0)] = 0.02
     """What the coordinator's step and evaluation take between two rounds."""
+    handling_seconds: Annotated[float, Field(ge=0)] = 0.005
+    """What software takes of each unit of work at both ends, beside network and compute: packing, gRPC, checks."""
     config: SystemConfig = SystemConfig()
     """Everything else that can be configured."""
 

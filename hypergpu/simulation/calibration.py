@@ -1,0 +1,128 @@
+"""What virtual time takes from a real run: how fast its machine was, and nothing of its network or its decisions."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from common.errors import InvalidInput
+from hypergpu.simulation.compute import base_seconds, read_rounds, times_of
+from hypergpu.simulation.node import Start
+from hypergpu.simulation.scenario import ComputeTimes, Scenario
+from node.core.gpu import FASTEST_TFLOPS
+
+_WIDE_ENOUGH = 1.25
+"""Batches of which one is that many times the other show what a sample costs; nearer ones show the noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCompute:
+    """Compute times as each node of a real run needed them."""
+
+    times: Mapping[str, ComputeTimes]
+
+    def seconds(self, node_id: str, step: int, batch_size: int, steps: int, now: float) -> float:
+        """As `Compute.seconds`."""
+        del step, now
+        return steps * base_seconds(self.times[node_id], batch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How fast the machine of a real run was."""
+
+    compute: MeasuredCompute
+    evaluation_seconds: float
+    """Between two rounds; the median."""
+    starts: Mapping[str, Start]
+    """Of its nodes; empty where its events don't tell of each."""
+
+    def of(self, scenario: Scenario, handling_seconds: float) -> Scenario:
+        """The scenario on that machine, which takes that long to handle a unit of work."""
+        return scenario.changed(evaluation_seconds=self.evaluation_seconds, handling_seconds=handling_seconds)
+
+
+def calibrate(run_dir: Path, scenario: Scenario) -> Calibration:
+    """What a real run of the scenario, kept in `run_dir`, says of its machine.
+
+    Raises:
+        InvalidInput: no round of it was finished.
+    """
+    rows = read_rounds(run_dir)
+    gaps = [after["ended_seconds"] - after["seconds"] - before["ended_seconds"] for before, after in pairwise(rows)]
+    evaluation = max(0.0, median(gaps)) if gaps else scenario.evaluation_seconds
+    links = scenario.profiles_of_links()
+    scales = {name: FASTEST_TFLOPS / card.tflops for name, card in scenario.cards().items()}
+    compute = MeasuredCompute(compute_times(rows, times_of(scenario), scales))
+    half_trips = {name: link.up.latency.at(0.5) for name, link in links.items()}
+    return Calibration(compute, evaluation, _starts(run_dir / "events.jsonl", half_trips))
+
+
+def compute_times(
+    rows: Sequence[Mapping[str, Any]], usual: ComputeTimes, scales: Mapping[str, float]
+) -> dict[str, ComputeTimes]:
+    """Of each node, a line through what its steps took on batches of different sizes (Theil and Sen: by medians).
+
+    Args:
+        rows: rounds of a run.
+        usual: the task's times, whose shape is kept for a node that had batches of one size only.
+        scales: how many times longer the card of each node takes than the fastest. A node that never contributed is
+            taken to be that much slower than the slowest card that did.
+
+    Raises:
+        InvalidInput: no round was finished.
+    """
+    found: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        steps = local_steps(row)
+        for node in row["contributors"]:
+            found.setdefault(node, []).append((row["batch_sizes"][node], row["compute_seconds"][node] / steps))
+    if not found:
+        raise InvalidInput("no round of the run was finished: there is nothing to calibrate by")
+    lines = {node: _line(points, usual) for node, points in found.items()}
+    slowest = max(lines, key=lambda node: scales[node])
+    return {node: lines.get(node) or _scaled(lines[slowest], scale / scales[slowest]) for node, scale in scales.items()}
+
+
+def local_steps(row: Mapping[str, Any]) -> int:
+    """Steps that each contributor of a round took."""
+    batches: int = sum(row["batch_sizes"][node] for node in row["contributors"])
+    samples: int = row["samples"]
+    return max(1, round(samples / max(1, batches)))
+
+
+def _line(points: Sequence[tuple[int, float]], usual: ComputeTimes) -> ComputeTimes:
+    slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(sorted(points), 2) if b[0] > _WIDE_ENOUGH * a[0]]
+    if slopes:
+        per_sample = max(0.0, median(slopes))
+        per_step = median(seconds - per_sample * batch for batch, seconds in points)
+        if per_step > 0:
+            return ComputeTimes(seconds_per_step=per_step, seconds_per_sample=per_sample)
+    return _scaled(usual, median(seconds / base_seconds(usual, batch) for batch, seconds in points))
+
+
+def _scaled(times: ComputeTimes, scale: float) -> ComputeTimes:
+    return ComputeTimes(
+        seconds_per_step=scale * times.seconds_per_step, seconds_per_sample=scale * times.seconds_per_sample
+    )
+
+
+def _starts(events: Path, half_trips: Mapping[str, float]) -> dict[str, Start]:
+    """When each node dialled, and what it needed from the answer to its first request for work, but for its calls."""
+    at: dict[tuple[str, str], float] = {}
+    if events.exists():
+        for line in events.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if row["kind"] in ("node_joined", "node_ready"):
+                at.setdefault((row["kind"], row["node"]), row["seconds"])
+    found = {}
+    for node, half_trip in half_trips.items():
+        joined, ready = at.get(("node_joined", node)), at.get(("node_ready", node))
+        if joined is None or ready is None:
+            return {}
+        # Its answer, the second registration there and back, and the request: four half trips.
+        found[node] = Start(max(0.0, joined - half_trip), max(0.0, ready - joined - 4 * half_trip))
+    return found

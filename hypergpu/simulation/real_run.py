@@ -1,0 +1,95 @@
+"""A scenario by real processes on this machine, through the real proxy."""
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
+import yaml
+
+from common.errors import HyperGPUError, InvalidInput, Unavailable
+from hypergpu.local import LocalCluster, LocalNode
+from hypergpu.simulation.scenario import Scenario
+from netsim_proxy.scenario import in_turn
+from protos import coordinator_pb2 as pb
+from protos import netsim_pb2 as net
+
+_POLL_SECONDS = 0.5
+_ENDED = ("completed", "stopped")
+
+
+def require_local(scenario: Scenario) -> None:
+    """Check that a cluster on this machine can run the scenario.
+
+    Raises:
+        InvalidInput: it can't; the message says why.
+    """
+    groups = scenario.nodes
+    if any(group.churn or group.joins_seconds or group.prepares_seconds or group.speed != 1 for group in groups):
+        raise InvalidInput("a local cluster has no churn, times to start or speeds: leave them out of the scenario")
+    if scenario.learning != "real" or scenario.compute is not None:
+        raise InvalidInput("real processes compute real gradients in their own time: leave learning and compute out")
+    if any(event.scheduled_round is None for event in scenario.network_events()):
+        raise InvalidInput("the clocks of real and virtual time differ: let the scenario's events be by round")
+
+
+async def run_for_real(scenario: Scenario, out: Path) -> None:
+    """Run it to its end; `out` is the run's directory.
+
+    Raises:
+        HyperGPUError: a process would not start, or the coordinator died.
+    """
+    nodes = [
+        LocalNode(name, "", in_turn(group.gpu, index), in_turn(group.region, index))
+        for group in scenario.nodes
+        for index, name in enumerate(group.names())
+    ]
+    network = _written(scenario, out)
+    async with LocalCluster(out, nodes, settings=_settings(scenario), seed=scenario.seed, scenario=network) as cluster:
+        client = cluster.client
+        announcing = asyncio.create_task(_announce_rounds(cluster))
+        ended = asyncio.create_task(cluster.processes["coordinator"].wait())
+        try:
+            while not ended.done():
+                with suppress(Unavailable):
+                    status = await client.call(client.control.GetStatus, pb.GetStatusRequest())
+                    if status.state in _ENDED:
+                        return
+                await asyncio.wait([ended], timeout=_POLL_SECONDS)
+            if ended.result():
+                log = cluster.processes["coordinator"].log
+                raise HyperGPUError(f"the coordinator died with exit code {ended.result()}; see {log}")
+        finally:
+            announcing.cancel()
+            ended.cancel()
+            await asyncio.gather(announcing, ended, return_exceptions=True)
+
+
+async def _announce_rounds(cluster: LocalCluster) -> None:
+    """Tell the proxy which round it is, for the events that are due by round."""
+    client = cluster.client
+    async for event in client.stream(client.control.WatchEvents, pb.WatchEventsRequest(replay=1000)):
+        if event.kind == "round_started":
+            await client.call(client.netsim.AnnounceRound, net.AnnounceRoundRequest(round=event.round))
+
+
+def _written(scenario: Scenario, out: Path) -> Path:
+    """A file of the scenario's links and events, for the proxy."""
+    parts = {"profiles", "nodes", "links", "region", "loss_model", "events"}
+    tree = scenario.model_dump(mode="json", include=parts, exclude_unset=True)
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "network.yaml"
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return file
+
+
+def _settings(scenario: Scenario) -> dict[str, object]:
+    """The scenario's configuration as KEY=VALUE, where it is not the default."""
+    found: dict[str, object] = {}
+    for section in ("training", "monitor", "batch", "selector", "orchestrator"):
+        values = getattr(scenario.config, section)
+        defaults = type(values)()
+        for key in type(values).model_fields:
+            if getattr(values, key) != getattr(defaults, key):
+                found[f"{section}.{key}"] = getattr(values, key)
+    return found
+

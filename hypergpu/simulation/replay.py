@@ -1,0 +1,79 @@
+"""A real run once more in virtual time: by its own decisions, so that round times can be held against each other."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from hypergpu.simulation.calibration import Calibration, local_steps
+from hypergpu.simulation.compute import read_rounds
+from hypergpu.simulation.run import simulate
+from hypergpu.simulation.scenario import Scenario
+
+Rows = Sequence[Mapping[str, Any]]
+"""Rounds of a run."""
+
+
+class Replayed:
+    """An adaptation that decides each round as a run did.
+
+    Args:
+        rows: the rounds of that run.
+        policy: that it ran by; `none` waits for everybody.
+    """
+
+    def __init__(self, rows: Rows, policy: str) -> None:
+        self._rows = {row["round"]: row for row in rows}
+        self._policy = policy
+
+    def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> Mapping[str, Any]:
+        """As `Adaptation.pre_round_adaptation`."""
+        row = self._rows[round_num]
+        return {
+            "selected_nodes": [node for node in available_nodes if node in row["batch_sizes"]],
+            "batch_sizes": row["batch_sizes"],
+            "local_steps": local_steps(row),
+            "policy": self._policy,
+        }
+
+    def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> object:
+        """As `Adaptation.post_round_evaluation`: nothing is learnt."""
+        del round_num, metrics
+        return None
+
+
+def replay(scenario: Scenario, calibration: Calibration, real: Rows, out: Path) -> tuple[float, Rows]:
+    """Run the decisions of a real run on its calibrated machine, twice.
+
+    The first time with no time for the handling of a unit of work. What nodes then wait less than in reality, in the
+    median over nodes and rounds, is that time: the one figure that is fitted rather than measured, of all that
+    processes on shared cores take to pack, send, check and wake up.
+
+    Args:
+        scenario: of the real run.
+        calibration: from the real run.
+        real: its rounds, at least one.
+        out: a directory for the run in virtual time.
+
+    Returns:
+        The seconds of handling, and the rounds in virtual time with them.
+    """
+    handling_seconds, rows = 0.0, real
+    for _ in range(2):
+        handling_seconds = _excess(real, rows)
+        again = calibration.of(scenario, handling_seconds).changed(rounds=real[-1]["round"])
+        decisions = Replayed(real, scenario.config.orchestrator.policy)
+        simulate(again, out, compute=calibration.compute, starts=calibration.starts, adaptation=decisions)
+        rows = read_rounds(out)
+    return handling_seconds, rows
+
+
+def _excess(real: Rows, simulated: Rows) -> float:
+    """Seconds that nodes waited longer in the real rounds; the median, or 0."""
+    waited = _waited(simulated)
+    excess = [seconds - waited[key] for key, seconds in _waited(real).items() if key in waited]
+    return max(0.0, median(excess)) if excess else 0.0
+
+
+def _waited(rows: Rows) -> dict[tuple[int, str], float]:
+    return {(row["round"], node): row["waiting_seconds"][node] for row in rows for node in row["contributors"]}

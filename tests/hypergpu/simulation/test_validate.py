@@ -1,0 +1,126 @@
+"""The simulator held against another run, here one of its own on a machine that it does not know."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import InvalidInput
+from hypergpu.simulation.calibration import calibrate, compute_times
+from hypergpu.simulation.compute import base_seconds, read_rounds
+from hypergpu.simulation.node import Start
+from hypergpu.simulation.real_run import require_local
+from hypergpu.simulation.run import simulate
+from hypergpu.simulation.scenario import ComputeTimes, Scenario
+from hypergpu.simulation.validate import compare_with_real, round_times
+
+CARDS = ["A100", "T4", "laptop-cpu"]
+STARTS = {"n_0": Start(1.0, 3.1), "n_1": Start(0.2, 4.9), "n_2": Start(1.4, 2.0)}
+
+
+def scenario(**changes: Any) -> Scenario:
+    nodes = [{"id": "n", "count": 3, "gpu": CARDS, "profile": ["good", "average", "poor"]}]
+    return Scenario.model_validate(
+        {"name": "small", "nodes": nodes, "rounds": 10, "learning": "model", "policy": "none", "seed": 3} | changes
+    )
+
+
+def elsewhere(tested: Scenario, out: Path) -> None:
+    """A run on a machine with times of its own, which validation has to find out."""
+    times = ComputeTimes(seconds_per_step=0.004, seconds_per_sample=0.00002, spread=0.0)
+    there = tested.changed(compute=times, handling_seconds=0.03, evaluation_seconds=0.1)
+    simulate(there, out / "real", starts=STARTS)
+
+
+@pytest.mark.parametrize("policy", ["none", "reactive", "conservative"])
+def test_what_differs_is_the_machine_alone_and_that_is_found_out(policy: str, tmp_path: Path) -> None:
+    tested = scenario(policy=policy)
+    elsewhere(tested, tmp_path)
+    found = compare_with_real(tested, tmp_path)
+    assert found.handling_seconds == pytest.approx(0.03, abs=0.003)
+    assert found.replayed.rounds == 10
+    assert found.replayed.median_error < 0.01
+    assert found.simulated.error_of_median < 0.05
+    assert found.selection_agreement > 0.9
+    assert found.passes(0.1)
+
+
+def test_a_network_that_is_not_the_real_one_does_not_pass(tmp_path: Path) -> None:
+    nodes = [{"id": "n", "count": 3, "gpu": "A100", "profile": "average"}]
+    elsewhere(scenario(nodes=nodes), tmp_path)
+    nodes[0]["profile"] = "poor"
+    found = compare_with_real(scenario(nodes=nodes), tmp_path)
+    assert found.replayed.median_error > 0.1
+    assert not found.passes(0.1)
+
+
+def test_starts_and_evaluation_are_read_from_the_run(tmp_path: Path) -> None:
+    tested = scenario()
+    elsewhere(tested, tmp_path)
+    found = calibrate(tmp_path / "real", tested)
+    assert found.evaluation_seconds == pytest.approx(0.1, abs=0.002)
+    for node, start in STARTS.items():
+        assert found.starts[node].joins_seconds == pytest.approx(start.joins_seconds, abs=0.1)
+        assert found.starts[node].prepares_seconds == pytest.approx(start.prepares_seconds, abs=0.4)
+
+
+def row(node: str, batch: int, seconds: float, steps: int = 10) -> dict[str, Any]:
+    return {
+        "samples": steps * batch,
+        "contributors": [node],
+        "batch_sizes": {node: batch},
+        "compute_seconds": {node: seconds},
+    }
+
+
+def test_compute_times_are_a_line_through_the_batches_that_a_node_had() -> None:
+    usual = ComputeTimes(seconds_per_step=0.001, seconds_per_sample=0.0001)
+    rows = [row("a", batch, 10 * (0.02 + 0.0005 * batch)) for batch in (16, 64, 70, 256)]
+    rows += [row("a", 128, 99.0), row("b", 64, 10 * 3 * base_seconds(usual, 64))]
+    found = compute_times(rows, usual, {"a": 1.0, "b": 2.0, "c": 8.0})
+    assert found["a"].seconds_per_step == pytest.approx(0.02, rel=0.01)
+    assert found["a"].seconds_per_sample == pytest.approx(0.0005, rel=0.01)
+    assert base_seconds(found["b"], 256) == pytest.approx(3 * base_seconds(usual, 256)), "one size: the task's shape"
+    assert base_seconds(found["c"], 64) == pytest.approx(12 * base_seconds(usual, 64)), "b's, on a slower card"
+    with pytest.raises(InvalidInput, match="no round"):
+        compute_times([], usual, {"a": 1.0})
+
+
+def test_errors_are_relative_to_the_real_round() -> None:
+    found = round_times([{"seconds": s} for s in (1.0, 2.0, 4.0)], [{"seconds": s} for s in (1.1, 2.0, 3.0)])
+    assert found.error_of_median == 0.0
+    assert found.median_error == pytest.approx(0.1)
+    assert found.worst_error == pytest.approx(0.25)
+    with pytest.raises(InvalidInput, match="no round"):
+        round_times([], [{"seconds": 1.0}])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"nodes": [{"id": "n", "churn": {"up_seconds": 9, "down_seconds": 9}}]}, "churn"),
+        ({"learning": "model"}, "real gradients"),
+        ({"events": [{"at_seconds": 3, "type": "latency_spike", "node": "n_0"}]}, "by round"),
+    ],
+)
+def test_what_a_local_cluster_cannot_do_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        require_local(scenario(**({"learning": "real"} | changes)))
+
+
+def test_regions_profiles_and_the_transport_model_are_not() -> None:
+    nodes = [{"id": "n", "profile": "mine", "region": "eu-west"}]
+    profiles = {"mine": {"based_on": "dsl", "loss": 0.01}}
+    require_local(scenario(nodes=nodes, profiles=profiles, loss_model="transport", learning="real"))
+
+
+def test_nodes_of_a_run_tell_when_they_are_ready(tmp_path: Path) -> None:
+    simulate(scenario(rounds=1), tmp_path, starts=STARTS)
+    rows = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    ready = {r["node"]: r["seconds"] for r in rows if r["kind"] == "node_ready"}
+    assert ready.keys() == STARTS.keys()
+    begun = next(r["seconds"] for r in rows if r["kind"] == "round_started")
+    assert begun == max(ready.values()) > 5.1, "no round waits for a node that still prepares"
+    (first,) = read_rounds(tmp_path)
+    assert first["seconds"] < 1.5
