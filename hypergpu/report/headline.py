@@ -27,10 +27,11 @@ def final(values: Sequence[float | None]) -> float | None:
 
 
 def time_to(run: Run, accuracy: float | None) -> float | None:
-    """Seconds until the accuracy was first reached; None if it never was."""
+    """Seconds from the first round until the accuracy was first reached; None if it never was."""
     if accuracy is None:
         return None
-    return next((r.ended_at for r in run.rounds if r.accuracy is not None and r.accuracy >= accuracy), None)
+    reached = next((r.ended_at for r in run.rounds if r.accuracy is not None and r.accuracy >= accuracy), None)
+    return None if reached is None else reached - run.bands[0][0]
 
 
 def _count(value: Number) -> str:

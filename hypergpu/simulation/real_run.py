@@ -92,4 +92,3 @@ def _settings(scenario: Scenario) -> dict[str, object]:
             if getattr(values, key) != getattr(defaults, key):
                 found[f"{section}.{key}"] = getattr(values, key)
     return found
-

@@ -18,7 +18,8 @@ class Recording:
     """Takes in what happens (see `coordinator.Recorder`).
 
     Attributes:
-        reached_at: seconds until the target accuracy was reached first; None where it was not.
+        reached_after: seconds from the beginning of the first round until the target accuracy was reached first; None
+            where it was not. How long nodes take to come says nothing about training.
     """
 
     def __init__(
@@ -26,11 +27,12 @@ class Recording:
     ) -> None:
         self.machine = machine
         self.best_accuracy = 0.0
-        self.reached_at: float | None = None
+        self.reached_after: float | None = None
         self.quarantined: dict[str, list[str]] = {}
         self.round_seconds: list[float] = []
         self.finish_reason = ""
         self._scenario, self._nodes = scenario, nodes
+        self._began_at: float | None = None
         self._dir: RunDir | None = None
         if out is not None:
             self._dir = RunDir(out)
@@ -38,6 +40,8 @@ class Recording:
 
     def event(self, record: ev.Record, now: float) -> None:
         """As `Recorder.event`."""
+        if self._began_at is None and record.kind == "round_started":
+            self._began_at = now
         decision = record.decision
         if decision is not None and decision.kind is DecisionKind.QUARANTINE:
             self.quarantined.setdefault(decision.subject, []).append(str(decision.reason))
@@ -54,8 +58,8 @@ class Recording:
         if accuracy is not None:
             self.best_accuracy = max(self.best_accuracy, accuracy)
             target = self._scenario.target
-            if target is not None and accuracy >= target and self.reached_at is None:
-                self.reached_at = now
+            if target is not None and accuracy >= target and self.reached_after is None:
+                self.reached_after = now - (self._began_at or 0.0)
         if self._dir is not None:
             self._dir.round(round_row(closed, loss, accuracy, now))
 
@@ -88,7 +92,7 @@ class Recording:
             "simulated": True,
             "scenario": scenario.name,
             "target_accuracy": scenario.target,
-            "time_to_target_seconds": self.reached_at,
+            "time_to_target_seconds": self.reached_after,
             "bytes_sent": self._bytes(Direction.DOWN),
             "bytes_received": self._bytes(Direction.UP),
             "nodes": {row["node_id"]: row for row in self._node_rows()},

@@ -134,7 +134,7 @@ class Outcome:
     best_accuracy: float
     target_accuracy: float | None
     time_to_target_seconds: float | None
-    """Until the first evaluation that reached the target; None where none did."""
+    """From the first round to the first evaluation that reached the target; None where none did."""
     bytes: int
     """Moved over all links, both ways."""
     messages: int
@@ -184,7 +184,7 @@ def _outcome(
         final_loss=machine.loss,
         best_accuracy=recording.best_accuracy,
         target_accuracy=scenario.target,
-        time_to_target_seconds=recording.reached_at,
+        time_to_target_seconds=recording.reached_after,
         bytes=sum(row.bytes_up + row.bytes_down for row in rows),
         messages=sum(node.line.messages for node in nodes.values()),
         nodes=rows,

@@ -159,7 +159,7 @@ async def code_of(call: Any) -> tuple[grpc.StatusCode, str]:
 
 
 async def test_a_whole_run(tmp_path: Path) -> None:
-    async with running(tmp_path, training={"min_nodes": 2}) as run:
+    async with running(tmp_path, training={"min_nodes": 2}, server={"linger_seconds": 1.0}) as run:
         a, b = run.node("a"), run.node("b")
         reply = await a.register(metrics_address="127.0.0.1:1", gpu=pb.GpuSpecs(name="T4"))
         assert (reply.node_id, reply.task, reply.manifest.total_bytes) == ("a", "digits", 32)
@@ -360,7 +360,8 @@ async def test_resuming_goes_on_after_the_last_checkpoint(tmp_path: Path) -> Non
 
 
 async def test_resuming_a_complete_run_begins_a_new_one_and_keeps_the_old(tmp_path: Path) -> None:
-    async with running(tmp_path, training={"rounds": 1, "checkpoint_every": 1}) as run:
+    training = {"rounds": 1, "checkpoint_every": 1}
+    async with running(tmp_path, training=training, server={"linger_seconds": 1.0}) as run:
         a = run.node("a")
         await a.register()
         await a.push(await a.work(), np.ones(8, np.float32))

@@ -9,7 +9,8 @@ from hypergpu.report.run import read_run
 
 
 def _run(*accuracies: float | None, target: float | None = None) -> Run:
-    rounds = tuple(Round(n, 10.0 * n, 9.0, accuracy=value) for n, value in enumerate(accuracies, start=1))
+    """Rounds of 10 s each, after 10 s in which the nodes came."""
+    rounds = tuple(Round(n, 10.0 + 10.0 * n, 10.0, accuracy=value) for n, value in enumerate(accuracies, start=1))
     return Run("r", {}, rounds, config={"training": {"target_accuracy": target}})
 
 

@@ -121,6 +121,9 @@ def test_a_target_is_timed_and_the_run_goes_on() -> None:
     assert outcome.rounds == 8
     assert outcome.time_to_target_seconds is not None
     assert outcome.time_to_target_seconds < outcome.seconds
+    nodes = [{"id": "n", "count": 4, "gpu": "T4", "prepares_seconds": 100.0}]
+    later = simulate(scenario(nodes, target_accuracy=0.8)).time_to_target_seconds
+    assert later == pytest.approx(outcome.time_to_target_seconds, rel=0.2), "counted from the first round on"
     never = simulate(scenario(target_accuracy=0.999))
     assert never.time_to_target_seconds is None
     assert never.best_accuracy == outcome.best_accuracy < 0.999
