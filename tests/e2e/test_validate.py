@@ -1,4 +1,4 @@
-"""`hypergpu validate` as a user runs it: real processes behind a network that a scenario describes, and virtual time."""
+"""`hypergpu validate` as a user runs it: real processes behind the network of a scenario, and virtual time."""
 
 import json
 import os
