@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent import futures
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,22 @@ METADATA = (("x-node-id", "bench"),)
 
 
 def serve(pipe: Any) -> None:
-    """The service: echoes, takes and gives megabytes."""
-    megabyte = bytes(MIB)
+    """The service: echoes, takes and gives megabytes, and tells how many it has been able to give."""
+    given = [0]
+
+    def give(request: bytes, _: Any) -> Iterator[bytes]:
+        count, *size = map(int, request.split())
+        given[0], part = 0, bytes(size[0] if size else MIB)
+        for _ in range(count):
+            given[0] += 1
+            yield part
+
     server = grpc.server(futures.ThreadPoolExecutor(128), options=OPTIONS)
     handlers: dict[str, Any] = {
         "Echo": grpc.unary_unary_rpc_method_handler(lambda request, _: request),
         "Take": grpc.stream_unary_rpc_method_handler(lambda parts, _: b"%d" % sum(map(len, parts))),
-        "Give": grpc.unary_stream_rpc_method_handler(lambda request, _: (megabyte for _ in range(int(request)))),
+        "Give": grpc.unary_stream_rpc_method_handler(give),
+        "Given": grpc.unary_unary_rpc_method_handler(lambda *_: b"%d" % given[0]),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Bench", handlers),))
     pipe.send(server.add_insecure_port("127.0.0.1:0"))
@@ -187,22 +196,55 @@ def accuracy(calls: int = 100, rounds: int = 20) -> dict[str, float]:
     }
 
 
-def rate(streams: int = 4, mebibytes: int = 6) -> dict[str, float]:
-    """The rate that several streams of one link get together, against the one configured."""
+def rate(streams: int, seconds: float = 2.0) -> dict[str, float]:
+    """The rate that several streams of one link, on up to four connections, get together once they flow."""
     share = 0.02  # of the 10 Gbit/s of `perfect`, which loses nothing
+    received = [0] * streams
+
+    def read(index: int, call: Any) -> None:
+        with suppress(grpc.RpcError):
+            for part in call:
+                received[index] += len(part)
+
     with service() as upstream, netsim(upstream, "--profile=perfect") as (address, _, found):
-        client = Client(address)
+        clients = [Client(address) for _ in range(min(streams, 4))]
         with grpc.insecure_channel(found["control"]) as channel:
             event = netsim_pb2.Event(type="bandwidth_collapse", nodes=["*"], factor=share)
             stub: Any = netsim_pb2_grpc.NetsimStub(channel)
             stub.Inject(event)
+        calls = [clients[i % len(clients)]._give(b"1000000 32768", metadata=METADATA) for i in range(streams)]
         with futures.ThreadPoolExecutor(streams) as pool:
-            began = time.perf_counter()
-            list(pool.map(client.down, [mebibytes] * streams))
-            seconds = time.perf_counter() - began
-        client.channel.close()
-    mbit = streams * mebibytes * MIB * 8 / seconds / 1e6
+            pool.map(read, range(streams), calls)
+            time.sleep(1.0)
+            before, began = sum(received), time.perf_counter()
+            time.sleep(seconds)
+            mbit = (sum(received) - before) * 8 / (time.perf_counter() - began) / 1e6
+            for call in calls:
+                call.cancel()
+        for client in clients:
+            client.channel.close()
     return {"configured_mbit": 10_000 * share, "measured_mbit": mbit}
+
+
+def ahead(profile: str | None, warm_mebibytes: int) -> int:
+    """MiB that a writer gets rid of after its reader stopped, having read so many; without the proxy where None."""
+    with ExitStack() as stack:
+        address = upstream = stack.enter_context(service())
+        if profile is not None:
+            address = stack.enter_context(netsim(upstream, f"--profile={profile}", "--loss-model=transport"))[0]
+        client, beside = Client(address), Client(upstream)
+        call = client._give(b"100000", metadata=METADATA)
+        for _ in range(warm_mebibytes):
+            next(call)
+        ask: Any = beside.channel.unary_unary("/bench.Bench/Given")
+        last, given = -1, 0
+        while given != last:
+            time.sleep(0.5)
+            last, given = given, int(ask(b""))
+        call.cancel()
+        for each in (client, beside):
+            each.channel.close()
+    return given - warm_mebibytes
 
 
 def stalled(seconds: float = 2.0) -> dict[str, float]:
@@ -287,7 +329,12 @@ def main() -> None:
     result: dict[str, Any] = {
         "throughput": throughput(options.rounds, options.toxiproxy or shutil.which("toxiproxy-server")),
         "accuracy": accuracy(),
-        "rate": rate(),
+        "rate": {f"{streams}_streams": rate(streams)["measured_mbit"] for streams in (1, 4, 16)},
+        "ahead_mib": {
+            f"{profile or 'no proxy'}, {'cold' if warm == 1 else 'warm'}": max(ahead(profile, warm) for _ in range(3))
+            for profile in (None, "direct", "perfect", "good", "average")
+            for warm in (1, 2000 if profile in (None, "direct", "perfect") else 20)
+        },
         "memory": stalled(),
     }
     if options.json:
@@ -298,7 +345,7 @@ def main() -> None:
         ratios = "".join(f"{row[f'{measure}_ratio']:>12.2f}" for measure in ("up", "down", "calls_per_second"))
         print(f"{name:12}{ratios}{row['unary_ms']:>7.2f} ms{row['added_ms']:>7.2f} ms")
     print(f"netsim resident: {result['throughput']['netsim']['resident_mb']:.1f} MB")
-    for part in ("accuracy", "rate", "memory"):
+    for part in ("accuracy", "rate", "ahead_mib", "memory"):
         print(part, ", ".join(f"{key} {value:.4g}" for key, value in result[part].items()))
 
 

@@ -133,7 +133,7 @@ class Link:
     ) -> Deliver | Fail | Hold:
         """Send a piece of `exchange`; `end` says that it is the last in its direction. `now` never goes back.
 
-        `express`: it overtakes what waits for the bandwidth, and takes none.
+        `express`: it overtakes what waits for the bandwidth or for TCP, and takes none.
         After `Fail` the exchange is over; after `Hold` the piece was not taken.
         """
         if now >= self._conditions.next_change:
@@ -158,7 +158,7 @@ class Link:
             start = now if now > lane.busy_until else lane.busy_until
             lane.busy_until = sent = start + nbytes * lane.seconds_per_byte
         at = sent + latency
-        if self.loss_model is LossModel.TRANSPORT:
+        if self.loss_model is LossModel.TRANSPORT and not express:
             flow = lane.flows.get(exchange.connection) or self._open_flow(lane, exchange.connection)
             more = not end and nbytes >= _FULL_PIECE_BYTES
             at = max(at, flow.send(now, nbytes, self._round_trip(exchange), latency, more))

@@ -268,3 +268,15 @@ def test_a_collapse_slows_transfers_in_progress() -> None:
             assert isinstance(outcome, Deliver)
             arrived, now = outcome.at, max(now, link.room_at(now, UP))
         assert arrived == pytest.approx(50 * 65_536 / 10e6 + 50 * 65_536 / 1e6, rel=0.15)
+
+
+@pytest.mark.parametrize("loss_model", list(LossModel))
+def test_what_is_express_overtakes_the_queue_and_takes_none_of_it(loss_model: LossModel) -> None:
+    path = Path(Uniform(0.01, 0.01), bandwidth_mbit=8)
+    link = Link("n", Profile("p", path, path), 1, loss_model=loss_model)
+    exchange, control = link.begin(0.0, 1), link.connect(0.0, 1)
+    first = link.offer(0.0, Direction.UP, 100_000, exchange)
+    assert link.offer(0.0, Direction.UP, 17, control, express=True) == Deliver(0.01)
+    second = link.offer(0.0, Direction.UP, 100_000, exchange)
+    assert isinstance(first, Deliver) and isinstance(second, Deliver)
+    assert first.at > 0.1 and second.at > 0.2
