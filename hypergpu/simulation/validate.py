@@ -54,9 +54,9 @@ class Agreement:
     handling_seconds: float
     """Fitted: what software takes of a unit of work beside network and compute."""
 
-    def passes(self, most_error: float) -> bool:
-        """Whether replayed rounds are right one by one, and the simulator's own in the median."""
-        return self.replayed.median_error <= most_error and self.simulated.error_of_median <= most_error
+    def passes(self, most_error: float, least_agreement: float) -> bool:
+        """Whether replayed rounds take as long, and the simulator's own decisions choose whom the real ones chose."""
+        return self.replayed.median_error <= most_error and self.selection_agreement >= least_agreement
 
     def record(self) -> dict[str, Any]:
         """As a JSON object."""

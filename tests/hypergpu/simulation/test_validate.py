@@ -43,7 +43,8 @@ def test_what_differs_is_the_machine_alone_and_that_is_found_out(policy: str, tm
     assert found.replayed.median_error < 0.01
     assert found.simulated.error_of_median < 0.05
     assert found.selection_agreement > 0.9
-    assert found.passes(0.1)
+    assert found.passes(0.1, 0.75)
+    assert not found.passes(0.1, 1.01)
 
 
 def test_a_network_that_is_not_the_real_one_does_not_pass(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_a_network_that_is_not_the_real_one_does_not_pass(tmp_path: Path) -> Non
     nodes[0]["profile"] = "poor"
     found = compare_with_real(scenario(nodes=nodes), tmp_path)
     assert found.replayed.median_error > 0.1
-    assert not found.passes(0.1)
+    assert not found.passes(0.1, 0.0)
 
 
 def test_starts_and_evaluation_are_read_from_the_run(tmp_path: Path) -> None:
