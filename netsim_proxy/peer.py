@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PREFACE_SECONDS: Final = 10.0
 """How long a client may take to say that it speaks HTTP/2."""
 _WRITE_BUFFER_BYTES: Final = 256 << 10
-_SEND_BUFFER_BYTES: Final = 128 << 10
+_SEND_BUFFER_BYTES: Final = 256 << 10
 _RECEIVE_BUFFER_BYTES: Final = 512 << 10
 _EARLY_BYTES: Final = 256 << 10
 
