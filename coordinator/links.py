@@ -39,7 +39,7 @@ class NodeLinks:
             self._round_trip_ms[node] = rtt_ms
             self.communication(node, rtt_ms, success=True)
         network = report.get("network")
-        if isinstance(network, Mapping) and node not in self._scraped:
+        if isinstance(network, dict) and node not in self._scraped:
             self._counted(node, network.get("events"), network.get("failures"))
 
     def scraped(self, node: str, calls: int, failures: int) -> None:

@@ -84,7 +84,6 @@ class Port:
         """Count bytes that went straight on, as the link would have: each arrived before the next was offered."""
         counters = self.link.counters(DIRECTIONS[way])
         counters.bytes += nbytes
-        counters.pieces += 1
         counters.messages += 1
 
     def enter(self, lane: "Lane", nbytes: int) -> None:

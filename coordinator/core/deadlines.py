@@ -53,13 +53,15 @@ class DeadlineEstimator:
         self._least_slack_seconds = least_slack_seconds
         self._history: dict[str, deque[float]] = {}
         self._needs: dict[str, float] = {}
+        """Worked out when asked for: not with every update."""
 
     def observe(self, node: str, seconds: float) -> None:
         """A node needed `seconds` from its order to the arrival of its update, in time or late."""
-        history = self._history.setdefault(node, deque(maxlen=WINDOW))
+        history = self._history.get(node)
+        if history is None:
+            history = self._history[node] = deque(maxlen=WINDOW)
         history.append(seconds)
-        centre, spread = median_and_mad(history)
-        self._needs[node] = centre + self._slack(centre, spread)
+        self._needs.pop(node, None)
 
     def forget(self, node: str) -> None:
         """The node is gone for good."""
@@ -68,11 +70,15 @@ class DeadlineEstimator:
 
     def need(self, node: str) -> float | None:
         """Seconds that a node needs for a round, with its usual spread; None before its first."""
-        return self._needs.get(node)
+        need = self._needs.get(node)
+        if need is None and node in self._history:
+            centre, spread = median_and_mad(self._history[node])
+            need = self._needs[node] = centre + self._slack(centre, spread)
+        return need
 
     def deadline(self, nodes: Sequence[str]) -> Deadline:
         """The deadline of a round of these nodes."""
-        needs = [need for node in nodes if (need := self._needs.get(node)) is not None]
+        needs = [need for node in nodes if (need := self.need(node)) is not None]
         if 2 * len(needs) < len(nodes) or not needs:
             return Deadline(self._first_seconds, DeadlineReason.NOT_MEASURED, measured_nodes=len(needs))
         centre, spread = median_and_mad(needs)

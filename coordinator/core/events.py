@@ -3,9 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 from coordinator.core.decisions import Decision
+
+Message = TypeVar("Message")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def message(cls: type[Message]) -> type[Message]:
+    """A dataclass that nobody changes: type checkers hold that, as at run time it would cost half of each message."""
+    return dataclass(slots=True)(cls)
 
 
 class Outcome(StrEnum):
@@ -52,7 +60,7 @@ class Rule(StrEnum):
 # ---------------------------------------------------------------- events
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class NodeJoined:
     """A node registered, for the first time or again."""
 
@@ -64,14 +72,14 @@ class NodeJoined:
     """What else it said about itself; carried, not read."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class NodeSeen:
     """A sign of life."""
 
     node: str
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class NodeLeft:
     """A node said good-bye."""
 
@@ -79,7 +87,7 @@ class NodeLeft:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class NodeLost:
     """A node is known to be gone. Silence is noticed by the machine itself, where it was given a limit."""
 
@@ -87,21 +95,21 @@ class NodeLost:
     reason: str = "no sign of life"
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class WorkRequested:
     """A node waits for its next order; it stays waiting until it gets one or `RequestEnded`."""
 
     node: str
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class RequestEnded:
     """A node stopped waiting: it will ask again."""
 
     node: str
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class UpdateArrived:
     """A whole update is here, finite and of the right layout; not yet part of the mean."""
 
@@ -115,7 +123,7 @@ class UpdateArrived:
     grad_norm: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class WorkReturned:
     """A node gave its work up, or sent something that can't be used."""
 
@@ -125,7 +133,7 @@ class WorkReturned:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Evaluated:
     """The step of a closed round is taken; the figures are None where no evaluation was due."""
 
@@ -136,29 +144,29 @@ class Evaluated:
     """(mean of |update|² over the nodes, |mean update|²)."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Tick:
     """Time has passed: sent at the latest at the time of the last `SetTimer`."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Pause:
     """No new round until `Resume`; a running one is finished."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Resume:
     """Rounds may start again."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Stop:
     """End the run now."""
 
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class RuleSet:
     """A user forces a node into or out of every round."""
 
@@ -187,7 +195,7 @@ Event = (
 # ---------------------------------------------------------------- effects
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Shard:
     """Shard `index` of `count`, from sample `cursor` on."""
 
@@ -196,7 +204,7 @@ class Shard:
     cursor: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class StartRound:
     """A round begins: these nodes will be given work on the current parameters."""
 
@@ -205,7 +213,7 @@ class StartRound:
     deadline_at: float
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Assign:
     """Hand this unit of work to the node, which is waiting for it."""
 
@@ -219,7 +227,7 @@ class Assign:
     deadline_at: float
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Verdict:
     """The answer to one `UpdateArrived`; an accepted one goes into the mean with `weight`."""
 
@@ -230,7 +238,7 @@ class Verdict:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Contribution:
     """What one selected node did in a round."""
 
@@ -247,7 +255,7 @@ class Contribution:
     """It was still at work when the round ended: it loses the round, not its place."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class CloseRound:
     """Take the server's step on the mean of the accepted updates, evaluate if asked to, answer with `Evaluated`."""
 
@@ -261,7 +269,7 @@ class CloseRound:
     evaluate: bool
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class AbandonRound:
     """Nobody contributed and nobody can: forget what was staged. The same round starts again later."""
 
@@ -269,21 +277,21 @@ class AbandonRound:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class SetTimer:
     """Send a `Tick` at this time; replaces the timer before it."""
 
     at: float
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class RunOver:
     """A node that asks for work is told that there is none any more."""
 
     node: str
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Finish:
     """The run is over."""
 
@@ -291,7 +299,7 @@ class Finish:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Record:
     """Something worth keeping: a line for people, fields for programs."""
 

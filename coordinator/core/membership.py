@@ -1,6 +1,7 @@
 """Who is there: joined, lost, left, and what each node has done so far."""
 
 import heapq
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -55,6 +56,8 @@ class Membership:
         self._lost_after = lost_after_seconds
         self._members: dict[str, Member] = {}
         self._connected: dict[str, Member] = {}
+        self.connected: Mapping[str, Member] = self._connected
+        """The nodes that are there, in the order in which they came."""
         self._silence: list[tuple[float, str]] = []
         self._watched: set[str] = set()
         self.straggling: set[str] = set()
@@ -66,11 +69,6 @@ class Membership:
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self._members.values())
-
-    @property
-    def connected(self) -> Mapping[str, Member]:
-        """The nodes that are there, in the order in which they came."""
-        return self._connected
 
     def get(self, node: str) -> Member | None:
         """The node, if it was ever there."""
@@ -170,9 +168,9 @@ class Membership:
                 heapq.heappush(self._silence, (due, node))
         return found
 
-    def next_silence(self) -> float | None:
-        """When to look for silent nodes next."""
-        return self._silence[0][0] if self._silence else None
+    def next_silence(self) -> float:
+        """When to look for silent nodes next; infinite = never."""
+        return self._silence[0][0] if self._silence else math.inf
 
     def forgive(self, now: float) -> None:
         """We were not running ourselves: nobody's silence in that time counts."""

@@ -167,9 +167,11 @@ class RoundMachine:
             ResourceExhausted: `NodeJoined` beyond `max_nodes`.
             NotFound: `RuleSet` for a node that never was there.
         """
-        self._notice_own_absence(now)
-        self._handlers[type(event)](event, now)
-        if self._starter.may_start and not self.finished and self._current is None and self._closed is None:
+        if self._lost_after is not None:
+            self._notice_own_absence(now, self._lost_after)
+        self._handlers[event.__class__](event, now)
+        idle = self._current is None and self._closed is None and self._finished is None
+        if idle and self._starter.may_start:
             self._begin(self._starter.try_to_start(self.round, now, paused=self._paused), now)
         self._set_timer()
         return self._journal.take()
@@ -200,9 +202,10 @@ class RoundMachine:
         if self.finished:
             self._journal.effect(ev.RunOver(event.node))
             return
-        if not self.members.seen(event.node, now):
+        member = self.members.connected.get(event.node)
+        if member is None:
             return
-        member = self.members.connected[event.node]
+        member.last_seen = now
         if self.members.asks(member):
             self._starter.ready(at_once=True)
             text = f"{event.node} is ready ({self.members.ready} of {len(self.members.connected)} connected)"
@@ -371,14 +374,16 @@ class RoundMachine:
             self._desk.drop(self._current, order, WorkReason.NODE_GONE, reason)
             self._end(self._ender.after_an_answer(self._current, now), now)
 
-    def _notice_own_absence(self, now: float) -> None:
+    def _notice_own_absence(self, now: float, lost_after: float) -> None:
         """A timer that is long overdue: it was us who did not run, and the silence of the others means nothing."""
-        if self._lost_after is not None and now - self._timer_at > 0.25 * self._lost_after:
+        if now - self._timer_at > 0.25 * lost_after:
             self.members.forgive(now)
 
     def _set_timer(self) -> None:
-        due = (self.members.next_silence(), self.deadline_at, self._starter.retry_at)
-        at = math.inf if self.finished else min(at for at in due if at is not None)
+        at = math.inf
+        if self._finished is None:
+            deadline = self._current.deadline_at if self._current is not None else math.inf
+            at = min(deadline, self._starter.retry_at, self.members.next_silence())
         if at != self._timer_at:
             self._timer_at = at
             if at < math.inf:

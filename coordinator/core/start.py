@@ -153,7 +153,7 @@ class RoundStarter:
         self._began, self.waiting_for = True, ""
         fixed = plan.get("policy") == "none"  # what the policies are compared with: plain synchronous rounds
         deadline = self.deadlines.fixed() if fixed else self.deadlines.deadline(chosen)
-        orders = [self._order(node, shard, plan) for node, shard in self.shards.assign(chosen).items()]
+        orders = self._orders(self.shards.assign(chosen), plan)
         text = f"round {number} begins with {len(chosen)} nodes"
         self._journal.record("round_started", text, nodes=len(chosen), deadline_seconds=deadline.seconds)
         if deadline.reason is not self.deadline_reason:
@@ -168,17 +168,21 @@ class RoundStarter:
             self._journal.decide(DecisionKind.DEADLINE, CLUSTER, deadline.reason, figures)
         return Round.begin(number, now, now + deadline.seconds, self.config.quorum, orders)
 
-    def _order(self, node: str, shard: Shard, plan: Mapping[str, Any]) -> Order:
-        """What the adaptation plans for a node, or the configured values, within what can work."""
-        config, member = self.config, self.members.connected[node]
-        batch = max(1, int(plan.get("batch_sizes", {}).get(node, config.batch_size)))
+    def _orders(self, shards: Mapping[str, Shard], plan: Mapping[str, Any]) -> list[Order]:
+        """What the adaptation plans for each node, or the configured values, within what can work."""
+        config, connected, orders = self.config, self.members.connected, []
+        batches: Mapping[str, int] = plan.get("batch_sizes", {})
         steps = int(plan.get("local_steps", config.local_steps))
         rate = float(plan.get("learning_rate", config.learning_rate))
         # One step sends gradients and more send changes: a round is one or the other.
         steps = 1 if config.local_steps == 1 else max(2, steps)
-        member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
-        member.rounds_selected += 1
-        return Order(node, shard, member.batch_size, steps, rate)
+        for node, shard in shards.items():
+            member = connected[node]
+            batch = max(1, int(batches.get(node, config.batch_size)))
+            member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
+            member.rounds_selected += 1
+            orders.append(Order(node, shard, member.batch_size, steps, rate))
+        return orders
 
     def _deal_shards(self, number: int) -> None:
         """One shard for each node that is there, or was until a few rounds ago."""

@@ -78,10 +78,12 @@ class Ring:
         self.values = grown(self.values, rows, np.nan)
         self.counts = grown(self.counts, rows, 0)
 
-    def push(self, row: int, value: float) -> None:
-        """Append to one row, over its oldest value if it is full."""
-        self.values[row, self.counts[row] % self.length] = value
-        self.counts[row] += 1
+    def push(self, row: int, value: float, times: int = 1) -> None:
+        """Append to one row, over its oldest values if it is full."""
+        values, length, count = self.values, self.length, self.counts.item(row)
+        for at in range(count, count + times):
+            values[row, at % length] = value
+        self.counts[row] = count + times
 
     def push_each(self, rows: Ints, values: Floats) -> None:
         """Append one value to each of these rows, which differ."""

@@ -22,10 +22,11 @@ Failed = Callable[[], None]
 class Line:
     """A node's connection over its link. `work` is the RPC that it has open for its work, if any."""
 
-    __slots__ = ("connection", "link", "messages", "time", "work")
+    __slots__ = ("clock", "connection", "link", "messages", "time", "work")
 
     def __init__(self, time: VirtualTime, link: Link) -> None:
         self.time = time
+        self.clock = time.clock
         self.link = link
         self.connection = 0
         self.messages = 0
@@ -34,7 +35,7 @@ class Line:
 
     def call(self, failed: Failed) -> "Call":
         """Begin an RPC of the node's work."""
-        self.work = call = Call(self, self.link.begin(self.time.clock.now, self.connection), failed)
+        self.work = call = Call(self, self.link.begin(self.clock.now, self.connection), failed)
         return call
 
     def happened(self, event: NetworkEvent) -> None:
@@ -76,6 +77,7 @@ class Call:
         self.failed = failed
         self.over = False
         self._left = 0
+        self._arrived: tuple[Any, ...] = ()
 
     def send(
         self, direction: Direction, nbytes: int, messages: int, end: bool, arrived: Callable[..., None], *args: Any
@@ -87,9 +89,9 @@ class Call:
         line = self.line
         line.messages += messages
         if nbytes <= PIECE_BYTES:  # nearly all: decided without a detour
-            verdict = line.link.offer(line.time.clock.now, direction, nbytes, self.exchange, end=end)
+            verdict = line.link.offer(line.clock.now, direction, nbytes, self.exchange, end=end)
             if isinstance(verdict, Deliver):
-                line.time.at(verdict[0], self._deliver, arrived, args)
+                line.time.at(verdict.at, self._deliver, arrived, args)
                 return
         else:
             verdict = None
@@ -117,10 +119,12 @@ class Call:
             self._left -= piece
             if last:
                 line.time.at(verdict.at, self._deliver, *self._arrived)
+                self._arrived = ()
 
     def close(self) -> None:
         """It is over, well or because nobody is interested any more."""
         self.over = True
+        self._arrived = ()  # it may name this call: nobody collects cycles during a run
         if self.line.work is self:
             self.line.work = None
 

@@ -31,6 +31,7 @@ class SimulatedCards:
         times = times_of(scenario)
         speeds = {name: group.speed for group in scenario.nodes for name in group.names()}
         self._variance = math.expm1(times.spread**2)
+        self._spreads: dict[int, tuple[float, float]] = {}
         self._models = {
             name: ComputeModel(
                 specs,
@@ -45,8 +46,14 @@ class SimulatedCards:
     def seconds(self, node_id: str, step: int, batch_size: int, steps: int, now: float) -> float:
         """As `Compute.seconds`."""
         mean = steps * self._models[node_id].step_seconds(step, batch_size, now)
+        sigma, shift = self._spreads.get(steps) or self._spread(steps)
+        return mean * math.exp(sigma * self._draws[node_id].normal(step) - shift)
+
+    def _spread(self, steps: int) -> tuple[float, float]:
+        """The standard deviation of the logarithm of a sum of so many steps, and what keeps its mean 1."""
         variance = math.log1p(self._variance / steps)
-        return mean * math.exp(math.sqrt(variance) * self._draws[node_id].normal(step) - variance / 2)
+        spread = self._spreads[steps] = (math.sqrt(variance), variance / 2)
+        return spread
 
 
 def base_seconds(times: ComputeTimes, batch_size: int) -> float:

@@ -100,6 +100,8 @@ class ModelledLearning:
         self._model = convergence
         self._draws = Draws(config.seed, "convergence")
         self._path = 0.0
+        self._loss = self._model.loss(0.0)
+        self._midway: dict[tuple[int, int, float], float] = {}
         self._last = (1, 0.0)
         self._weight = self._batches = self._steps = 0.0
 
@@ -123,9 +125,12 @@ class ModelledLearning:
         model, steps, samples = self._model, order.local_steps, order.batch_size * order.local_steps
         self._last = (steps, steps * order.learning_rate / model.learning_rate)
         noise = model.loss_spread * self._draws.normal((order.round << 20) + order.shard.index)
-        before = model.loss(self._path) * (1 + noise / order.batch_size**0.5)
-        middle = self._path + 0.5 * model.progress(steps, order.batch_size, order.learning_rate)
-        return Trained(samples, model.loss(middle) * (1 + noise / samples**0.5), before, before)
+        before = self._loss * (1 + noise / order.batch_size**0.5)
+        work = steps, order.batch_size, order.learning_rate
+        midway = self._midway.get(work)
+        if midway is None:  # the same for all nodes with as much work
+            midway = self._midway[work] = model.loss(self._path + 0.5 * model.progress(*work))
+        return Trained(samples, midway * (1 + noise / samples**0.5), before, before)
 
     def add(self, weight: int) -> None:
         """As `Learning.add`."""
@@ -143,9 +148,11 @@ class ModelledLearning:
         if self._weight:
             mean_steps = self._steps / self._weight  # updates weigh by their samples
             self._path += self._model.progress(mean_steps, self._batches, self._model.learning_rate)
+            self._loss = self._model.loss(self._path)
+            self._midway.clear()
         self.discard()
         return True
 
     def evaluate(self) -> tuple[float, float]:
         """As `Learning.evaluate`."""
-        return self._model.loss(self._path), self._model.accuracy(self._path)
+        return self._loss, self._model.accuracy(self._path)

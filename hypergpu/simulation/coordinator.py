@@ -94,7 +94,7 @@ class VirtualCoordinator:
         """As `Host.registered`."""
         new = node.node_id not in self.machine.members.connected
         self._nodes[node.node_id] = node
-        self._seen(node)
+        node.seen(self._time.clock.now)
         self._links.register(node.node_id, node.largest_batch)
         self.dispatch(ev.NodeJoined(node.node_id, str(node.incarnation), node.largest_batch, node.info))
         if new:
@@ -105,7 +105,7 @@ class VirtualCoordinator:
         if node.node_id not in self.machine.members.connected:
             node.send_away(call)
             return
-        self._seen(node)
+        node.seen(self._time.clock.now)
         self._waiting[node.node_id] = call
         self.dispatch(ev.WorkRequested(node.node_id))
 
@@ -127,7 +127,8 @@ class VirtualCoordinator:
 
     def update_arrived(self, node: SimulatedNode, order: ev.Assign, seconds: float, call: Call) -> None:
         """As `Host.update_arrived`."""
-        self._seen(node)
+        now = self._time.clock.now
+        node.seen(now)
         samples, loss, loss_before, grad_norm = order.batch_size * order.local_steps, 0.0, 0.0, 0.0
         if not self.is_over(order):
             try:
@@ -141,7 +142,7 @@ class VirtualCoordinator:
         event = ev.UpdateArrived(
             node.node_id, order.round, order.attempt, samples, loss, seconds, loss_before, grad_norm
         )
-        effects = self.machine.handle(event, self._time.clock.now)
+        effects = self.machine.handle(event, now)
         verdict = next(effect for effect in effects if effect.__class__ is ev.Verdict)
         if verdict.outcome is ev.Outcome.ACCEPTED:
             self._learning.add(verdict.weight)
@@ -156,7 +157,7 @@ class VirtualCoordinator:
         members = self.machine.members
         if node.node_id not in members.connected:
             return Directive.REGISTER_AGAIN
-        node.last_seen = max(node.last_seen, at)
+        node.seen(at)
         report = {"network": {"events": node.attempts, "failures": node.failures}}
         self._links.heard(node.node_id, report, rtt_ms)
         return Directive.ABANDON_WORK if node.node_id in members.straggling else Directive.CONTINUE
@@ -169,9 +170,6 @@ class VirtualCoordinator:
             if node.attempts:
                 self._links.scraped(node_id, node.attempts, node.failures)
         self._time.at(self._time.now + self._scrape_seconds, self._scrape)
-
-    def _seen(self, node: SimulatedNode) -> None:
-        node.last_seen = max(node.last_seen, self._time.clock.now)
 
     def _is_it_silent(self, node: SimulatedNode) -> None:
         if node.node_id not in self.machine.members.connected or self.machine.finished:

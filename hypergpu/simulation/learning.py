@@ -6,7 +6,7 @@ from typing import Protocol
 from coordinator.core import events as ev
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Trained:
     """What a node would say of a unit of work."""
 

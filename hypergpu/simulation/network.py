@@ -1,8 +1,9 @@
 """The links of a scenario in virtual time, what happens to them, and the nodes that come and go."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
-from common.draws import Draws
+from common.draws import Draws, SuccessiveDraws
 from hypergpu.simulation.calls import Line
 from hypergpu.simulation.node import SimulatedNode
 from hypergpu.simulation.scenario import Churn, Scenario
@@ -15,10 +16,8 @@ from netsim_proxy.link.outcomes import LossModel
 def make_lines(scenario: Scenario, time: VirtualTime) -> dict[str, Line]:
     """The line of each node, in the order of the scenario."""
     find, loss_model = scenario.profile_finder(), LossModel(scenario.loss_model)
-    return {
-        name: Line(time, Link(name, profile, scenario.seed, loss_model=loss_model, profiles=find))
-        for name, profile in scenario.profiles_of_links().items()
-    }
+    make = partial(Link, seed=scenario.seed, loss_model=loss_model, profiles=find, draws=SuccessiveDraws)
+    return {name: Line(time, make(name, profile)) for name, profile in scenario.profiles_of_links().items()}
 
 
 class Network:

@@ -84,8 +84,8 @@ class SimulatedNode:
 
     __slots__ = (
         "_again", "_compute", "_computed_seconds", "_draws", "_failed_in_a_row", "_handling_seconds",
-        "_heartbeat_seconds", "_held_bytes", "_host", "_model_bytes", "_next_beat", "_order", "_poll_until", "_polling",
-        "_prepared", "_prepares_seconds", "_rtt_ms", "_settings", "_step", "_time", "_waits", "_watching", "attempts",
+        "_heartbeat_seconds", "_host", "_next_beat", "_order", "_poll_until", "_polling", "_prepared",
+        "_prepares_seconds", "_rtt_ms", "_settings", "_step", "_time", "_waits", "_watching", "_weight", "attempts",
         "failures", "incarnation", "info", "largest_batch", "last_seen", "line", "node_id", "running",
     )  # fmt: skip
 
@@ -116,7 +116,9 @@ class SimulatedNode:
         self.last_seen = 0.0
         """When the coordinator last heard of it."""
         self._host, self._time, self._compute = host, time, compute
-        self._model_bytes, self._heartbeat_seconds = model_bytes, config.server.heartbeat_seconds
+        self._heartbeat_seconds = config.server.heartbeat_seconds
+        self._weight = wire.chunks_bytes(model_bytes), 1 + wire.chunk_count(model_bytes)
+        """Of parameters or an update with what announces it: bytes of the chunks, messages in all."""
         self._settings = config.node
         self._draws = Draws(seed, "backoff", node_id)
         self._waits = self._failed_in_a_row = 0
@@ -124,7 +126,6 @@ class SimulatedNode:
         self._step = 0
         self._order: ev.Assign | None = None
         self._computed_seconds = 0.0
-        self._held_bytes = 0
         self._next_beat = math.inf
         self._prepares_seconds, self._handling_seconds = prepares_seconds, handling_seconds
         self._prepared = False
@@ -153,6 +154,10 @@ class SimulatedNode:
             if self.line.work is not None:
                 self.line.work.close()
             self.line.reconnect()
+
+    def seen(self, at: float) -> None:
+        """Something of it reached the coordinator at `at`, which may be still to come."""
+        self.last_seen = at if at > self.last_seen else self.last_seen
 
     # ------------------------------------------------------------ RPCs, one after the other
 
@@ -231,9 +236,8 @@ class SimulatedNode:
 
     def send_order(self, order: ev.Assign, call: Call) -> None:
         """The coordinator answers PullWork: the order, then the parameters."""
-        nbytes = wire.ORDER_BYTES + wire.chunks_bytes(self._model_bytes)
-        messages = 1 + wire.chunk_count(self._model_bytes)
-        call.send(DOWN, nbytes, messages, True, self._received, order, call)
+        nbytes, messages = self._weight
+        call.send(DOWN, wire.ORDER_BYTES + nbytes, messages, True, self._received, order, call)
 
     def send_away(self, call: Call) -> None:
         """The coordinator does not know the node any more: it has to register again."""
@@ -253,19 +257,18 @@ class SimulatedNode:
 
     def _computed(self, order: ev.Assign, seconds: float) -> None:
         if self._order is order:
-            self._computed_seconds, self._held_bytes = seconds, 0
+            self._computed_seconds = seconds
             self._push()
 
     def _push(self) -> None:
-        order, rest = self._order, self._model_bytes - self._held_bytes
+        order = self._order
         if order is None:
             return
         call = self._call(self._ask_progress)
-        if self._host.is_over(order):  # the answer comes when the header is there
-            nbytes, messages = wire.HEADER_BYTES, 1
-        else:
-            nbytes, messages = wire.HEADER_BYTES + wire.chunks_bytes(rest), 1 + wire.chunk_count(rest)
-        call.send(UP, nbytes, messages, True, self._host.update_arrived, self, order, self._computed_seconds, call)
+        # Of a round that is over, the answer comes when the header is there.
+        nbytes, messages = (0, 1) if self._host.is_over(order) else self._weight
+        did = (self, order, self._computed_seconds, call)
+        call.send(UP, wire.HEADER_BYTES + nbytes, messages, True, self._host.update_arrived, *did)
 
     def send_verdict(self, call: Call) -> None:
         """The coordinator answers PushUpdate, whatever the verdict: the node asks for the next order."""
@@ -329,12 +332,13 @@ class SimulatedNode:
     def _exchange_beat(self, at: float) -> tuple[Directive | None, float]:
         line, link = self.line, self.line.link
         self.attempts += 1
-        line.messages += 2
+        line.messages += 1
         exchange = link.begin(at, line.connection)
         sent = link.offer(at, UP, wire.HEARTBEAT_BYTES, exchange, end=True)
         if not isinstance(sent, Deliver):
             self.failures += 1
             return None, self._known_at(at, sent)
+        line.messages += 1
         directive = self._host.heard(self, sent.at, self._rtt_ms)
         # Offered now rather than at its time, so that the link's clock does not run ahead of the node.
         answered = link.offer(at, DOWN, wire.REPLY_BYTES, exchange, end=True)

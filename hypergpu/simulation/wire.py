@@ -34,8 +34,3 @@ def chunks_bytes(total_bytes: int) -> int:
     """A buffer in chunks, as it travels."""
     framed = total_bytes + chunk_count(total_bytes) * _CHUNK_FRAMING
     return framed + -(-framed // _FRAME_BYTES) * _FRAME_HEADER
-
-
-def held_bytes(received_bytes: int) -> int:
-    """What the other side holds of a broken transfer: whole chunks only."""
-    return received_bytes // CHUNK_BYTES * CHUNK_BYTES

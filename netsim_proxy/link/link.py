@@ -23,6 +23,8 @@ from netsim_proxy.link.profiles import Loss, Path, Profile, find_profile
 from netsim_proxy.link.tcp import TcpFlow
 from netsim_proxy.link.window import CongestionControl
 
+_UP: Final = Direction.UP  # looking an enum's member up takes as long as all else that is done to a byte
+_RPC: Final = LossModel.RPC
 _NOTICE_SECONDS: Final = 0.2
 """Linux's lowest retransmission timeout: a loss is noticed after one of them, or two, the second twice as long."""
 _FULL_PIECE_BYTES: Final = 16 << 10
@@ -31,18 +33,23 @@ _STREAM_POINT_BYTES: Final = (64 << 10, 64 << 20)
 """Where a lost stream ends if it is longer than that: evenly in the logarithm between these."""
 
 
-class _Lane:
-    """One direction: its path, the time until which its bandwidth is taken, and its counters."""
+class _Lane(DirectionCounters):
+    """One direction: its path, the time until which its bandwidth is taken, and what it has done."""
 
-    __slots__ = ("busy_until", "counters", "flows", "number", "path", "seconds_per_byte")
+    __slots__ = ("busy_until", "flows", "latency", "number", "path", "seconds_per_byte")
 
     def __init__(self, number: int, path: Path) -> None:
+        super().__init__()
         self.number = number
-        self.path = path
+        self.take(path)
         self.seconds_per_byte = 1.0 / path.bytes_per_second
         self.busy_until = -math.inf
-        self.counters = DirectionCounters()
         self.flows: dict[int, TcpFlow] = {}
+
+    def take(self, path: Path) -> None:
+        """What it is like from now on."""
+        self.path = path
+        self.latency = path.latency.at
 
 
 class Link:
@@ -57,6 +64,7 @@ class Link:
         loss_model: LossModel = LossModel.RPC,
         congestion_control: CongestionControl = CongestionControl.CUBIC,
         profiles: Callable[[str], Profile] = find_profile,
+        draws: type[Draws] = Draws,
     ) -> None:
         self.link_id = link_id
         self.loss_model = loss_model
@@ -65,7 +73,8 @@ class Link:
         self.losses: dict[Cause, int] = dict.fromkeys(Cause, 0)
         self._seed = seed
         self._find_profile = profiles
-        self._latency_draws = Draws(seed, link_id, "latency")
+        self._draws = draws  # of what every RPC draws
+        self._latency_draws = draws(seed, link_id, "latency")
         self._message_draws = Draws(seed, link_id, "message")
         self._side_draws = Draws(seed, link_id, "lost side")
         self._notice_draws = Draws(seed, link_id, "notice")
@@ -86,17 +95,18 @@ class Link:
 
     def begin(self, now: float, connection: int = 0) -> Exchange:
         """A new RPC arrives: draw its latency and its fate."""
-        self._advance(now)
+        if now >= self._next_change:
+            self._advance(now)
         index = self.rpcs
         self.rpcs = index + 1
-        rho = self._profile.jitter_correlation
         quantile = self._latency_draws.uniform(index + 1)
+        rho = self._profile.jitter_correlation
         if rho:
             self._score = rho * self._score + math.sqrt(1 - rho * rho) * standard_normal(quantile)
             quantile = standard_normal_cdf(self._score)
         exchange = Exchange(index, connection, quantile, self._score)
         self._connections.add(connection)
-        if self.loss_model is LossModel.RPC and self._chain.lost(index):
+        if self.loss_model is _RPC and self._chain.lost(index):
             self._doom(exchange)
         return exchange
 
@@ -136,39 +146,36 @@ class Link:
         `express`: it overtakes what waits for the bandwidth or for TCP, and takes none.
         After `Fail` the exchange is over; after `Hold` the piece was not taken.
         """
-        if now >= self._conditions.next_change:
+        if now >= self._next_change:
             self._advance(now)
         if self._blocked is not None or self._dead_connections:
             refused = self._refuse(now, exchange)
             if refused is not None:
                 return refused
-        lane = self._up if direction is Direction.UP else self._down
         if exchange.lost_on is not None and self._is_lost(direction, nbytes, exchange, end):
             return self._lose(now, exchange)
 
-        number = lane.number
-        last = exchange.arrived[number]
-        counters = lane.counters
+        lane = self._up if direction is _UP else self._down
+        last = exchange.arrived[lane.number]
         first = now >= last
         if first and last > -math.inf:
             self._redraw(exchange)
-        latency = lane.path.latency.at(exchange.quantile) * self._latency_factor + self._added_seconds
+        latency = lane.latency(exchange.quantile) * self._latency_factor + self._added_seconds
         sent = now
         if not express:
             start = now if now > lane.busy_until else lane.busy_until
             lane.busy_until = sent = start + nbytes * lane.seconds_per_byte
         at = sent + latency
-        if self.loss_model is LossModel.TRANSPORT and not express:
+        if self.loss_model is not _RPC and not express:
             flow = lane.flows.get(exchange.connection) or self._open_flow(lane, exchange.connection)
             more = not end and nbytes >= _FULL_PIECE_BYTES
             at = max(at, flow.send(now, nbytes, self._round_trip(exchange), latency, more))
         if not express:
-            exchange.arrived[number] = at = max(at, last)
-        counters.bytes += nbytes
-        counters.pieces += 1
+            exchange.arrived[lane.number] = at = at if at > last else last
+        lane.bytes += nbytes
         if first:
-            counters.messages += 1
-            counters.delay_seconds += at - now
+            lane.messages += 1
+            lane.delay_seconds += at - now
         return Deliver(at)
 
     def queued_bytes(self, now: float, direction: Direction) -> float:
@@ -194,7 +201,7 @@ class Link:
     @property
     def next_change(self) -> float:
         """When the link next changes by itself: an event ends or a flap turns; infinite = never."""
-        return self._conditions.next_change
+        return self._next_change
 
     def set_profile(self, profile: Profile, now: float) -> None:
         """Change the profile for good, at once; what waits in the queue goes on at the new rate."""
@@ -244,7 +251,7 @@ class Link:
 
     def counters(self, direction: Direction) -> DirectionCounters:
         """What the direction has done so far."""
-        return self._lane(direction).counters
+        return self._lane(direction)
 
     @property
     def rpcs_lost(self) -> int:
@@ -264,22 +271,23 @@ class Link:
     # --- inside
 
     def _lane(self, direction: Direction) -> _Lane:
-        return self._up if direction is Direction.UP else self._down
+        return self._up if direction is _UP else self._down
 
     def _advance(self, now: float) -> None:
-        if now >= self._conditions.next_change:
+        if now >= self._next_change:
             self._conditions.advance(now)
             self._refresh(now)
 
     def _refresh(self, now: float) -> None:
         conditions = self._conditions
+        self._next_change = conditions.next_change
         self._blocked = conditions.blocked
         self._latency_factor = conditions.latency_factor
         self._added_seconds = conditions.added_seconds
         changed = conditions.profile is not self._profile
         self._profile = conditions.profile
         for lane, path in ((self._up, self._profile.up), (self._down, self._profile.down)):
-            lane.path = path
+            lane.take(path)
             seconds_per_byte = 1.0 / (path.bytes_per_second * conditions.bandwidth_factor)
             if seconds_per_byte != lane.seconds_per_byte:
                 if lane.busy_until > now and lane.seconds_per_byte:
@@ -293,7 +301,7 @@ class Link:
     def _set_losses(self) -> None:
         up, down = self._profile.up.loss, self._profile.down.loss
         mean = self._profile.loss
-        self._chain = LossChain(Loss(mean, max(up.burst, down.burst)), Draws(self._seed, self.link_id, "loss"))
+        self._chain = LossChain(Loss(mean, max(up.burst, down.burst)), self._draws(self._seed, self.link_id, "loss"))
         self._request_share = up.mean / (up.mean + down.mean) if mean else 0.0
 
     def _doom(self, exchange: Exchange) -> None:
@@ -339,7 +347,7 @@ class Link:
         exchange.quantile = quantile
 
     def _round_trip(self, exchange: Exchange) -> float:
-        both = self._up.path.latency.at(exchange.quantile) + self._down.path.latency.at(exchange.quantile)
+        both = self._up.latency(exchange.quantile) + self._down.latency(exchange.quantile)
         return both * self._latency_factor + 2 * self._added_seconds
 
     def _open_flow(self, lane: _Lane, connection: int) -> TcpFlow:

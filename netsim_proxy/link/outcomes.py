@@ -1,6 +1,7 @@
 """What a link is asked, and what it answers."""
 
 import math
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -33,11 +34,11 @@ class Cause(StrEnum):
     HALF_OPEN = "half_open"
 
 
-class Deliver(NamedTuple):
+@dataclass(slots=True)
+class Deliver:
     """The piece arrives at `at`, in seconds on the caller's scale."""
 
     at: float
-    cause: str = ""
 
 
 class Fail(NamedTuple):
@@ -77,11 +78,10 @@ class Exchange:
 class DirectionCounters:
     """What one direction has done so far."""
 
-    __slots__ = ("bytes", "delay_seconds", "messages", "pieces")
+    __slots__ = ("bytes", "delay_seconds", "messages")
 
     def __init__(self) -> None:
         self.bytes = 0
-        self.pieces = 0
         self.messages = 0
         self.delay_seconds = 0.0
         """Summed over messages: from the offer of the first piece to its arrival."""

@@ -62,7 +62,8 @@ class ComputeModel:
         base = (self._per_step + self._per_sample * batch_size) * self.scale
         # exp(σz - σ²/2) has mean 1, so that a spread changes no average.
         jitter = math.exp(self.spread * self._draws.normal(step) - self.spread**2 / 2) if self.spread else 1.0
-        return base * jitter * math.prod(slow.at(now) for slow in self._slowdowns)
+        slowdown = math.prod(slow.at(now) for slow in self._slowdowns) if self._slowdowns else 1
+        return base * jitter * slowdown
 
     def throttle(self, now: float, duration_seconds: float = math.inf, factor: float = 1.6) -> None:
         """The card gets hot: it slows down and recovers gradually. 1.6 is about the ratio of boost to base clock."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.draws import Draws
+from common.draws import Draws, SuccessiveDraws
 
 KEYS = st.lists(st.text(max_size=8) | st.integers(0, 1000), min_size=1, max_size=3)
 
@@ -35,6 +35,16 @@ def test_other_seeds_keys_and_types_give_other_streams() -> None:
 def test_many_at_once_are_the_same_draws() -> None:
     draws = Draws(9, "link")
     assert draws.uniforms(5, 100).tolist() == [draws.uniform(5 + i) for i in range(100)]
+
+
+@given(seed=st.integers(0, 2**63), start=st.integers(0, 2**30), steps=st.lists(st.integers(-3, 300), max_size=40))
+def test_draws_in_order_are_the_same_draws_also_where_the_order_is_broken(
+    seed: int, start: int, steps: list[int]
+) -> None:
+    one_by_one, in_blocks, index = Draws(seed, "link"), SuccessiveDraws(seed, "link"), start
+    for step in steps:
+        index = max(0, index + step)
+        assert in_blocks.uniform(index) == one_by_one.uniform(index)
 
 
 def test_the_distributions_have_their_moments() -> None:

@@ -100,17 +100,18 @@ class NetworkQualityMonitor:
         if not 0 <= failures <= attempts:
             raise InvalidInput(f"{failures} failures of {attempts} attempts: expected 0 <= failures <= attempts")
         latency = None if latency_ms is None else not_negative(latency_ms, "latency_ms")
-        seen, failed = self._counters.get((node_id, source), (0, 0))
+        key = node_id, source
+        seen, failed = self._counters.get(key, (0, 0))
         if attempts < seen or failures < failed:
             seen = failed = 0
-        self._counters[node_id, source] = (attempts, failures)
+        self._counters[key] = attempts, failures
         now = self._clock()
         lost = failures - failed
         won = attempts - seen - lost
-        for _ in range(min(lost, self.config.history)):
-            self._links.communication(row, 0.0, False, now)
-        for _ in range(min(won, self.config.history)):
-            self._links.communication(row, latency, True, now)
+        if lost > 0:
+            self._links.communication(row, None, False, now, min(lost, self.config.history))
+        if won > 0:  # not so where a restart went unnoticed
+            self._links.communication(row, latency, True, now, min(won, self.config.history))
 
     # ------------------------------------------------------------ asking
 

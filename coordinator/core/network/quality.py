@@ -39,6 +39,8 @@ SETTLED = 8
 """Communications from which on a class is held against noise."""
 FULL_TREND = 16
 """Communications that a trend looks at."""
+_LATER = np.triu(np.ones((FULL_TREND, FULL_TREND))) - np.tril(np.ones((FULL_TREND, FULL_TREND)))
+"""Of pairs of places: 1 where the second is later, -1 where it is earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +62,17 @@ class Scores:
         return (self.latency + self.loss + self.reliability) * self.freshness
 
 
+def _share(values: Floats) -> Floats:
+    """Within [0, 1]: what `np.clip` does, in a fifth of its time for a few hundred links."""
+    bounded: Floats = np.minimum(np.maximum(values, 0.0), 1.0)
+    return bounded
+
+
 def latency_points(latency_ms: Floats, config: MonitorConfig) -> Floats:
     """0–40, falling with the logarithm between the best and the worst latency."""
     span = np.log(config.worst_latency_ms / config.best_latency_ms)
     badness = np.log(np.maximum(latency_ms, 1e-9) / config.best_latency_ms) / span
-    points: Floats = 40.0 * (1.0 - np.clip(badness, 0.0, 1.0))
+    points: Floats = 40.0 * (1.0 - _share(badness))
     return points
 
 
@@ -84,14 +92,14 @@ def score(
     is known of earns none.
     """
     latency = latency_points(latency_ms, config)
-    steady = np.clip(2.0 * success_share - 1.0, 0.0, 1.0) * (
-        1.0 - np.clip((streak - 1.0) / config.offline_after_failures, 0.0, 1.0)  # one failure is no streak
+    steady = _share(2.0 * success_share - 1.0) * (
+        1.0 - _share((streak - 1.0) / config.offline_after_failures)  # one failure is no streak
     )
     # Full worth for a third of the time that leads to Offline, then down to nothing.
-    freshness = np.clip(1.5 * (1.0 - silence_seconds / config.offline_after_seconds), 0.0, 1.0)
+    freshness = _share(1.5 * (1.0 - silence_seconds / config.offline_after_seconds))
     return Scores(
         np.where(np.isnan(latency_ms), np.where(success_share > 0, 20.0, 0.0), latency),
-        np.where(tested, 30.0 * (1.0 - np.clip(loss / config.worst_loss, 0.0, 1.0)), 15.0),
+        np.where(tested, 30.0 * (1.0 - _share(loss / config.worst_loss)), 15.0),
         np.where(tested, 30.0 * steady, 15.0),
         freshness,
     )
@@ -99,7 +107,8 @@ def score(
 
 def score_noise(loss: Floats, config: MonitorConfig) -> Floats:
     """Standard deviation of a score in points, by the chance in which communications are lost at this rate."""
-    variance = np.clip(loss, 0.0, 1.0) * (1.0 - np.clip(loss, 0.0, 1.0))
+    rate = _share(loss)
+    variance = rate * (1.0 - rate)
     of_loss = 30.0 / config.worst_loss * np.sqrt(variance * (1.0 - LOSS_MEMORY) / (1.0 + LOSS_MEMORY))
     of_reliability = 60.0 * np.sqrt(variance / config.history)
     noise: Floats = np.minimum(of_loss, 15.0) + of_reliability
@@ -131,13 +140,13 @@ def trend_of(z: float) -> Trend:
 def mann_kendall(window: Floats) -> Floats:
     """The Mann–Kendall statistic z of each row, oldest value first: above 1.96 it rises, below −1.96 it falls.
 
-    NaN in front stands for missing values. (Mann, "Nonparametric tests against trend", Econometrica 1945.)
+    Up to FULL_TREND values; NaN in front stands for missing ones. (Mann, "Nonparametric tests against trend",
+    Econometrica 1945.)
     """
     count = (~np.isnan(window)).sum(axis=1)
-    statistic = np.zeros(len(window))
-    with np.errstate(invalid="ignore"):
-        for lag in range(1, window.shape[1]):
-            statistic += np.nansum(np.sign(window[:, lag:] - window[:, :-lag]), axis=1)
+    width = window.shape[1]
+    rises = window[:, :, None] < window[:, None, :]
+    statistic = rises.reshape(len(window), width * width) @ _LATER[:width, :width].ravel()
     variance = count * (count - 1) * (2 * count + 5) / 18.0
     continuity = statistic - np.sign(statistic)
     return np.where(count >= 6, continuity / np.sqrt(np.maximum(variance, 1.0)), 0.0)

@@ -69,21 +69,27 @@ class LinkRecords:
         floats["last_seen"][won] = now
         self.latency_ms.push_each(won, latency_ms[success])
 
-    def communication(self, row: int, latency_ms: float | None, success: bool, now: float) -> None:
-        """The same for one link, its latency perhaps unknown, without the cost of arrays: called for every RPC."""
-        self.version += 1
-        floats, ints = self._floats, self._ints
-        floats["lost"][row] = LOSS_MEMORY * floats["lost"][row] + (not success)
-        floats["weight"][row] = LOSS_MEMORY * floats["weight"][row] + 1.0
-        self.outcomes.push(row, float(success))
-        ints["seen"][row] += 1
+    def communication(self, row: int, latency_ms: float | None, success: bool, now: float, times: int = 1) -> None:
+        """The same for one link, its latency perhaps unknown, without the cost of arrays: called for every RPC.
+
+        `times`: so many of them ended alike.
+        """
+        self.version += times
+        losses, weights = self._floats["lost"], self._floats["weight"]
+        lost, weight = losses.item(row), weights.item(row)
+        for _ in range(times):
+            lost = LOSS_MEMORY * lost + (not success)
+            weight = LOSS_MEMORY * weight + 1.0
+        losses[row], weights[row] = lost, weight
+        self.outcomes.push(row, float(success), times)
+        self._ints["seen"][row] += times
         if success:
-            ints["streak"][row] = 0
-            floats["last_seen"][row] = now
+            self._ints["streak"][row] = 0
+            self._floats["last_seen"][row] = now
             if latency_ms is not None:
-                self.latency_ms.push(row, latency_ms)
+                self.latency_ms.push(row, latency_ms, times)
         else:
-            ints["streak"][row] += 1
+            self._ints["streak"][row] += times
 
     def exchanges(self, rows: Ints, seconds: Floats) -> None:
         """One round's communication of each of these links ended, or was given up after `seconds`; the rows differ.

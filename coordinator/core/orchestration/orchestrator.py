@@ -166,7 +166,8 @@ class AdaptiveOrchestrator:
         if norms is not None:
             record_noise(norms, contributions, self.batches)
         steps, worth = self.batches.local_steps, self._worth()
-        exchange = max((each.waiting_seconds for each in contributions), default=self._exchange_seconds())
+        waits = [each.waiting_seconds for each in contributions]
+        exchange = max(waits) if waits else self._exchange_seconds()
         measured = Measured(samples / steps, steps, seconds, exchange)
         progress, rate = worth.progress(measured), worth.rates([measured])[0]
         self._losses.observe(loss)

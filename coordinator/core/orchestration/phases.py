@@ -1,5 +1,6 @@
 """The phases of a run."""
 
+import math
 from collections import deque
 from enum import StrEnum
 
@@ -36,30 +37,25 @@ class LossTrack:
     def __init__(self, config: OrchestratorConfig) -> None:
         self._config = config
         self._logs: deque[float] = deque(maxlen=config.convergence_window)
+        self._first, self._second = np.triu_indices(config.convergence_window, 1)
+        self.improvement: float | None = None
+        """Relative, per round, robust to single rounds (Theil–Sen); None before the window is full."""
 
     def observe(self, loss: float) -> None:
         """The loss after a round; ignored unless positive and finite."""
-        if np.isfinite(loss) and loss > 0:
-            self._logs.append(float(np.log(loss)))
-
-    @property
-    def improvement(self) -> float | None:
-        """Relative improvement per round, robust to single rounds (Theil–Sen); None before the window is full."""
-        count = len(self._logs)
-        if count < (self._logs.maxlen or 0):
-            return None
-        values = np.array(self._logs)
-        first, second = np.triu_indices(count, 1)
-        return -float(np.median((values[second] - values[first]) / (second - first)))
+        if not (math.isfinite(loss) and loss > 0):
+            return
+        self._logs.append(float(np.log(loss)))
+        if len(self._logs) == self._logs.maxlen:
+            values, first, second = np.array(self._logs), self._first, self._second
+            self.improvement = -float(np.median((values[second] - values[first]) / (second - first)))
 
     @property
     def stalled(self) -> bool:
         """It does not improve any more."""
-        improvement = self.improvement
-        return improvement is not None and improvement < self._config.convergence_improvement
+        return self.improvement is not None and self.improvement < self._config.convergence_improvement
 
     @property
     def moving(self) -> bool:
         """It clearly improves (twice the limit: no flapping between the two)."""
-        improvement = self.improvement
-        return improvement is not None and improvement > 2.0 * self._config.convergence_improvement
+        return self.improvement is not None and self.improvement > 2.0 * self._config.convergence_improvement

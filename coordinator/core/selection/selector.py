@@ -24,7 +24,7 @@ from coordinator.core.table import Bools, Floats, Ints, NodeIndex, grown, scatte
 _HEALTHY = 2
 """Classes excellent, good and fair are healthy: such a node never starves."""
 _AUTOMATIC, _INCLUDE, _EXCLUDE = 0, 1, -1
-_OWN_FIGURES = (SelectionReason.FAIRNESS_TURN, SelectionReason.QUARANTINED, SelectionReason.OFFLINE)
+_OWN_FIGURES = {CODE[SelectionReason.FAIRNESS_TURN], CODE[SelectionReason.QUARANTINED], CODE[SelectionReason.OFFLINE]}
 _TURNS = (
     SelectionReason.WARM_UP,
     SelectionReason.UNEXPLORED,
@@ -280,7 +280,7 @@ class DynamicNodeSelector:
 
     def _reason_figures(self, ids: list[str], rows: Ints, reasons: Ints) -> dict[str, Floats]:
         """The figures behind those reasons that no strategy gave."""
-        if not np.isin(reasons, [CODE[reason] for reason in _OWN_FIGURES]).any():
+        if _OWN_FIGURES.isdisjoint(reasons.tolist()):
             return {}
         link_rows = self._monitor.rows(ids)
         idle = self._round - self._contributions.last_round[rows]

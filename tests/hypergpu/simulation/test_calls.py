@@ -1,5 +1,7 @@
 """One RPC over one link in virtual time."""
 
+import gc
+
 import pytest
 
 from hypergpu.simulation.calls import PIECE_BYTES, SILENCE_SECONDS, Line
@@ -89,3 +91,23 @@ def test_a_reset_fails_the_rpc_at_once() -> None:
     tested.link.apply(event, 0.0)
     tested.happened(event)
     assert failed == [0.0]
+
+
+@pytest.mark.parametrize("nbytes", [100, 3 * PIECE_BYTES])
+def test_an_rpc_leaves_no_cycles_behind(nbytes: int) -> None:
+    time = VirtualTime()
+    tested = line(time, loss=0.5)
+
+    def send() -> None:
+        call = tested.call(lambda: None)
+        call.send(Direction.UP, nbytes, 1, True, lambda _: None, call)
+
+    gc.collect()
+    gc.disable()
+    try:
+        for at in range(20):
+            time.at(20.0 * at, send)
+        time.run()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
