@@ -27,6 +27,11 @@ class Churn(Section):
     down_seconds: Seconds
     """Mean time until it is back."""
 
+    @property
+    def share_up(self) -> float:
+        """Of all time."""
+        return self.up_seconds / (self.up_seconds + self.down_seconds)
+
 
 class Nodes(NodeSection):
     """One node, or a group of like ones: its link, and its machine."""
@@ -41,6 +46,13 @@ class Nodes(NodeSection):
     """When it first starts."""
     prepares_seconds: Annotated[float, Field(ge=0)] = 0.0
     """What its process needs for model and data, each time it starts, before it asks for work."""
+
+    @property
+    def expected_at_start(self) -> float:
+        """How many of them the first round waits for: of those that come and go, half of what is there on average."""
+        if self.joins_seconds:
+            return 0.0
+        return len(self.names()) * (0.5 * self.churn.share_up if self.churn else 1.0)
 
 
 class ComputeTimes(Section):
@@ -91,8 +103,7 @@ class Scenario(Network):
         training: dict[str, Any] = {"seed": self.seed}
         training |= {k: v for k in ("task", "rounds") if (v := getattr(self, k)) is not None}
         if "min_nodes" not in self.config.training.model_fields_set:
-            at_once = [name for group in self.nodes if not group.joins_seconds for name in group.names()]
-            training["min_nodes"] = max(1, len(at_once))
+            training["min_nodes"] = max(1, int(sum(group.expected_at_start for group in self.nodes)))
         changes: dict[str, Any] = {"training": self.config.training.model_copy(update=training)}
         if self.policy is not None:
             changes["orchestrator"] = self.config.orchestrator.model_copy(update={"policy": self.policy})

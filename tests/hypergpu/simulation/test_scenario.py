@@ -19,6 +19,14 @@ def test_a_group_spells_out_its_nodes_and_takes_profiles_in_turn() -> None:
     assert scenario.config.training.min_nodes == 2
 
 
+def test_the_first_round_waits_for_no_more_of_those_that_come_and_go_than_are_there() -> None:
+    text = (
+        "nodes:\n  - {id: steady, count: 4}\n  - {id: late, count: 50, joins_seconds: 9}\n"
+        "  - {id: guest, count: 100, churn: {up_seconds: 10, down_seconds: 30}}\n"
+    )
+    assert parse_scenario(text, "f.yaml").config.training.min_nodes == 4 + 100 // 8
+
+
 def test_the_keys_at_the_top_stand_for_the_configuration() -> None:
     text = f"{NODES}rounds: 7\npolicy: none\nseed: 3\nconfig: {{training: {{batch_size: 32}}}}\n"
     config = parse_scenario(text, "f.yaml").config
