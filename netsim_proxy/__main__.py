@@ -5,6 +5,7 @@ import asyncio
 import os
 import signal
 import sys
+from functools import partial
 
 import structlog
 import uvloop
@@ -36,7 +37,7 @@ async def serve(options: argparse.Namespace) -> None:
     if options.profiles is not None:
         catalogue.add_file(options.profiles)
     lateness = Lateness(options.lateness_bound_ms / 1000)
-    pacer = Pacer(lateness.observe)
+    pacer = Pacer(lateness.observe, partial(_be_punctual, options.realtime))
     ports = Ports(
         pacer,
         catalogue.profile(options.profile, options.region),
@@ -59,11 +60,14 @@ async def serve(options: argparse.Namespace) -> None:
     if metrics_address:
         print(f"metrics on {metrics_address}", flush=True)
     print(f"listening on {address}", flush=True)
-    structlog.get_logger().info("serving", profile=options.profile, seed=options.seed, realtime=options.realtime)
     await stop.wait()
     await proxy.drain(options.drain_seconds)
     await control_server.stop(grace=0.2)
     lateness.report()
+
+
+def _be_punctual(realtime: bool) -> None:
+    structlog.get_logger().info("the network delays what passes", realtime=be_punctual(realtime))
 
 
 def _serve_metrics(address: str, ports: Ports, lateness: Lateness) -> str:
@@ -83,7 +87,6 @@ def main() -> None:
         keep_buffers(_KEPT_BYTES)
         options = parse(sys.argv[1:], os.environ)
         log.configure(options.log_level)
-        options.realtime = be_punctual(options.realtime)
         uvloop.run(serve(options))
     except HyperGPUError as error:
         print(f"netsim_proxy: {error}", file=sys.stderr)

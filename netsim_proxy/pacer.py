@@ -23,16 +23,22 @@ _ITIMERSPEC = struct.Struct("@4l")
 class Pacer:
     """Runs callbacks at or after the time they are due, never before, in order of time and then of scheduling.
 
-    `on_late` is told how late each one was, in seconds.
+    `on_late` is told how late each one was, in seconds; `on_paced` is called once, when there first is a network to
+    keep pace with.
     """
 
     def __init__(
-        self, on_late: Callable[[float], None] | None = None, clock: Clock = monotonic, use_timerfd: bool = True
+        self,
+        on_late: Callable[[float], None] | None = None,
+        on_paced: Callable[[], None] | None = None,
+        clock: Clock = monotonic,
+        use_timerfd: bool = True,
     ) -> None:
         self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._count = 0
         self._clock = clock
         self._on_late = on_late or (lambda _: None)
+        self._on_paced = on_paced
         self._loop = asyncio.get_running_loop()
         self._timer = _Timer(self._loop, self._fire, use_timerfd and sys.platform == "linux" and clock is monotonic)
 
@@ -48,6 +54,12 @@ class Pacer:
             self._timer.set(due)
         heappush(heap, (due, self._count, call, args))
         self._count += 1
+
+    def begin(self) -> None:
+        """There is a network to keep pace with. Before that, coming before others would only cost them time."""
+        if self._on_paced is not None:
+            self._on_paced()
+            self._on_paced = None
 
     def catch_up(self) -> None:
         """Run what has become due in the midst of other work: a burst of requests must not hold up deliveries."""

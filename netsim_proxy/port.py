@@ -128,6 +128,8 @@ class Port:
                 for direction in DIRECTIONS
             )
         )
+        if not self.transparent:
+            self._pacer.begin()
         self.path_bytes = 0
         for way, direction in enumerate(DIRECTIONS):
             rate = link.bandwidth_mbit(direction) * 125_000

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from pathlib import Path
 from typing import Final
 
 _REALTIME_PRIORITY: Final = 1
@@ -18,8 +19,10 @@ def be_punctual(realtime: bool) -> bool:
     leaves 5 % of each second to others whatever a real-time process does (sched_rt_runtime_us).
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
-    if realtime and hasattr(os, "sched_setscheduler"):
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_REALTIME_PRIORITY))
-            return True
+    if not realtime or not hasattr(os, "sched_setscheduler"):
+        return False
+    with contextlib.suppress(OSError):
+        for thread in Path("/proc/self/task").iterdir():
+            os.sched_setscheduler(int(thread.name), os.SCHED_FIFO, os.sched_param(_REALTIME_PRIORITY))
+        return True
     return False

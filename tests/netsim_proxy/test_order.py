@@ -35,6 +35,9 @@ class Agenda:
         if due < float("inf"):
             heappush(self._heap, (due, self._count, call, args))
 
+    def begin(self) -> None:
+        """Nothing to prepare."""
+
     def catch_up(self) -> None:
         """Nothing is due: no time has passed."""
 

@@ -71,6 +71,18 @@ async def test_what_became_due_runs_in_the_midst_of_other_work() -> None:
     pacer.close()
 
 
+async def test_a_network_is_kept_pace_with_from_the_first_link_that_does_something() -> None:
+    began = Mock()
+    pacer = Pacer(on_paced=began)
+    ports = Ports(pacer, find_profile("direct"), seed=1)
+    ports.of("a")
+    began.assert_not_called()
+    ports.set_profile("a", find_profile("good"))
+    ports.set_profile("b", find_profile("poor"))
+    began.assert_called_once()
+    pacer.close()
+
+
 async def test_a_burst_of_requests_does_not_hold_up_what_is_due() -> None:
     pacer = Pacer()
     ports = Ports(pacer, find_profile("good"), seed=1)
@@ -113,7 +125,7 @@ def test_real_time_is_asked_for_and_done_without(allowed: bool) -> None:
         ) as ask:
             assert be_punctual(realtime=True) is allowed
             assert not be_punctual(realtime=False)
-        ask.assert_called_once()
+        ask.assert_called()
         assert sys.getswitchinterval() < before
     finally:
         sys.setswitchinterval(before)

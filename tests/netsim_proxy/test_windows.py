@@ -36,6 +36,9 @@ class Agenda:
         if due != float("inf"):
             heappush(self.entries, (due, next(self._numbers), call, args))
 
+    def begin(self) -> None:
+        """Nothing to prepare."""
+
     def catch_up(self) -> None:
         self.run(self.now)
 
