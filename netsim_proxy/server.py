@@ -122,18 +122,14 @@ class Proxy:
         for relay in list(self.relays):
             relay.drain()
         if self.relays:
-            self._idle.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), grace_seconds)
+            await _until(self._idle, grace_seconds)
         for task in list(self._tasks):
             task.cancel()
         for relay in list(self.relays):
             relay.fail_all("netsim: the proxy is shutting down")
             relay.close()
         if self._peers:
-            self._alone.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._alone.wait(), LAST_WORDS_SECONDS)
+            await _until(self._alone, LAST_WORDS_SECONDS)
         for peer in list(self._peers):
             peer.close()
 
@@ -175,3 +171,10 @@ class Proxy:
             return
         self.relays.add(relay)
         client.begin(relay)
+
+
+async def _until(event: asyncio.Event, seconds: float) -> None:
+    """Wait until it happens from now on, and no longer than that."""
+    event.clear()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
