@@ -26,7 +26,9 @@ events:
 def test_the_simulator_is_held_against_real_processes(tmp_path: Path) -> None:
     file = tmp_path / "thin.yaml"
     file.write_text(SCENARIO)
-    command = [*VALIDATE, str(file), "--rounds", "5", "--most-error", "0", "--out", str(tmp_path / "runs"), "--json"]
+    # Without adaptation each round waits for both nodes, so that a busy moment of the machine can't leave `far` out.
+    settings = ("--rounds", "5", "--policy", "none", "--most-error", "0", "--out", str(tmp_path / "runs"), "--json")
+    command = [*VALIDATE, str(file), *settings]
     environment = os.environ | {"XDG_STATE_HOME": str(tmp_path / "state"), "NO_COLOR": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 1, "nothing is exact"
