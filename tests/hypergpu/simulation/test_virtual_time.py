@@ -1,4 +1,8 @@
 import math
+from heapq import heappop, heappush
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hypergpu.simulation.virtual_time import VirtualTime
 
@@ -29,3 +33,32 @@ def test_it_stops_when_told_and_at_the_time_it_is_given() -> None:
     time.at(2.5, time.stop)
     time.run()
     assert (seen, time.now) == ([1], 2.5)
+
+
+@given(st.lists(st.tuples(st.floats(0, 0.1), st.lists(st.floats(-0.05, 0.05), max_size=3)), max_size=20))
+def test_what_calls_schedule_is_put_in_its_place_too(plan: list[tuple[float, list[float]]]) -> None:
+    """Each call schedules others, some of them in the past or at once: the order is that of one heap."""
+    time, seen = VirtualTime(), []
+
+    def run(number: int, more: list[float]) -> None:
+        seen.append((time.now, number))
+        for at, wait in enumerate(more):
+            time.at(time.now + wait, run, 100 * number + at, [])
+
+    for number, (due, more) in enumerate(plan, 1):
+        time.at(due, run, number, more)
+    time.run()
+
+    heap: list[tuple[float, int, int, list[float]]] = []
+    count, now, expected = 0, 0.0, []
+    for number, (due, more) in enumerate(plan, 1):
+        count += 1
+        heappush(heap, (due, count, number, more))
+    while heap:
+        due, _, number, more = heappop(heap)
+        now = max(now, due)
+        expected.append((now, number))
+        for at, wait in enumerate(more):
+            count += 1
+            heappush(heap, (now + wait, count, 100 * number + at, []))
+    assert seen == expected
