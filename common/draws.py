@@ -6,6 +6,7 @@ splittable pseudorandom number generators", OOPSLA 2014) run as a counter: the k
 """
 
 import math
+from array import array
 from hashlib import blake2b
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _TO_UNIT = 1.0 / (1 << 53)
-_BLOCK = 128
+_BLOCK_BITS = 7
+_IN_BLOCK = (1 << _BLOCK_BITS) - 1
 _INVERSE_NORMAL = NormalDist().inv_cdf
 
 
@@ -75,16 +77,16 @@ class Draws:
 class SuccessiveDraws(Draws):
     """The same draws, for who takes them in order of their index: worked out in blocks, in half of the time."""
 
-    __slots__ = ("_ahead", "_end", "_start")
+    __slots__ = ("_ahead", "_block")
 
     def __init__(self, seed: int, *key: str | int) -> None:
         super().__init__(seed, *key)
-        self._start = self._end = 0
-        self._ahead: list[float] = []
+        self._block = -1
+        self._ahead = array("d")  # a list of floats would take four times the memory, and nodes are many
 
     def uniform(self, index: int) -> float:
         """As `Draws.uniform`."""
-        if not self._start <= index < self._end:
-            self._start, self._end = index, index + _BLOCK
-            self._ahead = self.uniforms(index, _BLOCK).tolist()
-        return self._ahead[index - self._start]
+        if index >> _BLOCK_BITS != self._block:
+            self._block = index >> _BLOCK_BITS
+            self._ahead = array("d", self.uniforms(self._block << _BLOCK_BITS, 1 << _BLOCK_BITS).tobytes())
+        return self._ahead[index & _IN_BLOCK]

@@ -146,17 +146,18 @@ class RoundMachine:
 
     def outcome_of(self, node: str, round_number: int) -> ev.Outcome | None:
         """What an update of this unit of work gets without being looked at; None: it is wanted."""
+        current = self._current
+        if current is not None and round_number == current.number:
+            order = current.orders.get(node)
+            if order is not None and order.attempt > 0 and not order.done:
+                return None
         member = self.members.get(node)
         if member is None or round_number < 1 or round_number > self.round:
             return ev.Outcome.STALE
         if round_number == member.last_accepted:
             return ev.Outcome.DUPLICATE
-        if self._current is None or round_number != self._current.number:
-            return ev.Outcome.LATE
-        order = self._current.orders.get(node)
-        if order is None:
-            return ev.Outcome.LATE
-        return None if order.attempt > 0 else ev.Outcome.STALE
+        handed_out = current is not None and round_number == current.number and node in current.orders
+        return ev.Outcome.STALE if handed_out else ev.Outcome.LATE
 
     # ------------------------------------------------------------ events
 
@@ -170,8 +171,7 @@ class RoundMachine:
         if self._lost_after is not None:
             self._notice_own_absence(now, self._lost_after)
         self._handlers[event.__class__](event, now)
-        idle = self._current is None and self._closed is None and self._finished is None
-        if idle and self._starter.may_start:
+        if self._current is None and self._closed is None and self._finished is None and self._starter.may_start:
             self._begin(self._starter.try_to_start(self.round, now, paused=self._paused), now)
         self._set_timer()
         return self._journal.take()

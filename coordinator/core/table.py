@@ -80,9 +80,11 @@ class Ring:
 
     def push(self, row: int, value: float, times: int = 1) -> None:
         """Append to one row, over its oldest values if it is full."""
-        values, length, count = self.values, self.length, self.counts.item(row)
-        for at in range(count, count + times):
-            values[row, at % length] = value
+        count = self.counts.item(row)
+        at = count % self.length
+        self.values[row, at : at + times] = value
+        if at + times > self.length:
+            self.values[row, : at + times - self.length] = value
         self.counts[row] = count + times
 
     def push_each(self, rows: Ints, values: Floats) -> None:

@@ -143,7 +143,7 @@ class VirtualCoordinator:
             node.node_id, order.round, order.attempt, samples, loss, seconds, loss_before, grad_norm
         )
         effects = self.machine.handle(event, now)
-        verdict = next(effect for effect in effects if effect.__class__ is ev.Verdict)
+        (verdict,) = [effect for effect in effects if effect.__class__ is ev.Verdict]
         if verdict.outcome is ev.Outcome.ACCEPTED:
             self._learning.add(verdict.weight)
         self._carry_out(effects)

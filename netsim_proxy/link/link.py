@@ -25,6 +25,7 @@ from netsim_proxy.link.window import CongestionControl
 
 _UP: Final = Direction.UP  # looking an enum's member up takes as long as all else that is done to a byte
 _RPC: Final = LossModel.RPC
+_NEVER: Final = -math.inf
 _NOTICE_SECONDS: Final = 0.2
 """Linux's lowest retransmission timeout: a loss is noticed after one of them, or two, the second twice as long."""
 _FULL_PIECE_BYTES: Final = 16 << 10
@@ -54,6 +55,13 @@ class _Lane(DirectionCounters):
 
 class Link:
     """The link of one node; `link_id` and `seed` name its draws."""
+
+    __slots__ = (
+        "_added_seconds", "_blocked", "_chain", "_conditions", "_connections", "_dead_connections", "_down", "_draws",
+        "_find_profile", "_latency_draws", "_latency_factor", "_message_draws", "_next_change", "_notice_draws",
+        "_profile", "_request_share", "_score", "_seed", "_side_draws", "_undisturbed_until", "_up",
+        "congestion_control", "link_id", "loss_model", "losses", "rpcs",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -146,9 +154,8 @@ class Link:
         `express`: it overtakes what waits for the bandwidth or for TCP, and takes none.
         After `Fail` the exchange is over; after `Hold` the piece was not taken.
         """
-        if now >= self._next_change:
+        if now >= self._undisturbed_until:
             self._advance(now)
-        if self._blocked is not None or self._dead_connections:
             refused = self._refuse(now, exchange)
             if refused is not None:
                 return refused
@@ -158,19 +165,19 @@ class Link:
         lane = self._up if direction is _UP else self._down
         last = exchange.arrived[lane.number]
         first = now >= last
-        if first and last > -math.inf:
+        if first and last > _NEVER:
             self._redraw(exchange)
-        latency = lane.latency(exchange.quantile) * self._latency_factor + self._added_seconds
-        sent = now
-        if not express:
-            start = now if now > lane.busy_until else lane.busy_until
-            lane.busy_until = sent = start + nbytes * lane.seconds_per_byte
-        at = sent + latency
-        if self.loss_model is not _RPC and not express:
-            flow = lane.flows.get(exchange.connection) or self._open_flow(lane, exchange.connection)
-            more = not end and nbytes >= _FULL_PIECE_BYTES
-            at = max(at, flow.send(now, nbytes, self._round_trip(exchange), latency, more))
-        if not express:
+        at = lane.latency(exchange.quantile) * self._latency_factor + self._added_seconds
+        if express:
+            at += now
+        else:
+            latency, sent = at, lane.busy_until
+            lane.busy_until = sent = (now if now > sent else sent) + nbytes * lane.seconds_per_byte
+            at += sent
+            if self.loss_model is not _RPC:
+                flow = lane.flows.get(exchange.connection) or self._open_flow(lane, exchange.connection)
+                more = not end and nbytes >= _FULL_PIECE_BYTES
+                at = max(at, flow.send(now, nbytes, self._round_trip(exchange), latency, more))
             exchange.arrived[lane.number] = at = at if at > last else last
         lane.bytes += nbytes
         if first:
@@ -282,6 +289,7 @@ class Link:
         conditions = self._conditions
         self._next_change = conditions.next_change
         self._blocked = conditions.blocked
+        self._undisturbed_until = self._next_change if self._blocked is None and not self._dead_connections else _NEVER
         self._latency_factor = conditions.latency_factor
         self._added_seconds = conditions.added_seconds
         changed = conditions.profile is not self._profile

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Direction(StrEnum):
@@ -58,6 +58,9 @@ class Hold(NamedTuple):
     cause: Cause
 
 
+_NEVER: Final = -math.inf
+
+
 class Exchange:
     """One RPC on a link, or (index below 0) what a connection sends that belongs to no RPC."""
 
@@ -72,7 +75,7 @@ class Exchange:
         self.lost_on: Direction | None = None
         self.lost_after = 0.0
         self.moved = 0
-        self.arrived = [-math.inf, -math.inf]  # up, down
+        self.arrived = [_NEVER, _NEVER]  # up, down
 
 
 class DirectionCounters:

@@ -289,10 +289,10 @@ class NetworkQualityMonitor:
 
     def _judge(self, rows: Ints) -> Scores:
         """Score these links and class them; the scores of all are kept for the questions that follow at once."""
-        if 4 * len(rows) < len(self._links.index):
-            return self._score(rows)
         version, at, scores = self._judged
         if version != self._links.version or not 0.0 <= self._clock() - at < _SAME_MOMENT_SECONDS:
+            if 4 * len(rows) < len(self._links.index):
+                return self._score(rows)
             scores = self._score(self._every())
             self._judged = self._links.version, self._clock(), scores
         return Scores(scores.latency[rows], scores.loss[rows], scores.reliability[rows], scores.freshness[rows])
