@@ -1,11 +1,14 @@
 """What happens to units of work while a round runs: handed out, taken over, given up, answered."""
 
+from typing import Final
+
 from coordinator.core import events as ev
 from coordinator.core.decisions import DecisionKind
 from coordinator.core.journal import Figures, Journal
 from coordinator.core.membership import Member
 from coordinator.core.work import Order, Round, WorkReason
 
+_ACCEPTED: Final = ev.Outcome.ACCEPTED
 MAX_RETURNS = 3
 """Times that one node may give the same unit of work up before it is left out of the round."""
 OUT_OF_MEMORY = "OutOfMemory"
@@ -42,7 +45,7 @@ class WorkDesk:
         member.last_accepted = event.round
         member.rounds_contributed += 1
         member.compute_seconds = event.compute_seconds
-        self._journal.effect(ev.Verdict(event.node, event.round, ev.Outcome.ACCEPTED, weight))
+        self._journal.effect(ev.Verdict(event.node, event.round, _ACCEPTED, weight))
         return order, weight, seconds
 
     def refuse(self, event: ev.UpdateArrived, outcome: ev.Outcome, member: Member | None, at_round: int) -> None:

@@ -8,7 +8,7 @@ those that begin or end a round.
 import math
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from common.config.training import TrainingConfig
 from coordinator.core import events as ev
@@ -22,6 +22,8 @@ from coordinator.core.membership import Membership, Presence
 from coordinator.core.shards import ShardTable
 from coordinator.core.start import RoundStarter
 from coordinator.core.work import Round, WorkReason
+
+_NOT_MEASURED: Final = DeadlineReason.NOT_MEASURED  # an enum's member is looked up slowly: not with every event
 
 
 class RunState(StrEnum):
@@ -199,7 +201,7 @@ class RoundMachine:
         self._remove(event.node, Presence.LOST, event.reason, now)
 
     def _on_requested(self, event: ev.WorkRequested, now: float) -> None:
-        if self.finished:
+        if self._finished is not None:
             self._journal.effect(ev.RunOver(event.node))
             return
         member = self.members.connected.get(event.node)
@@ -232,7 +234,7 @@ class RoundMachine:
         order, weight, seconds = self._desk.accept(current, event, member, now)
         self.deadlines.observe(event.node, seconds)
         self.shards.advance(order.shard, weight)
-        if self._starter.deadline_reason is DeadlineReason.NOT_MEASURED:
+        if self._starter.deadline_reason is _NOT_MEASURED:
             self._ender.tighten(current, now)
         self._end(self._ender.after_an_answer(current, now), now)
 
@@ -382,8 +384,10 @@ class RoundMachine:
     def _set_timer(self) -> None:
         at = math.inf
         if self._finished is None:
-            deadline = self._current.deadline_at if self._current is not None else math.inf
-            at = min(deadline, self._starter.retry_at, self.members.next_silence())
+            at, silence = self._starter.retry_at, self.members.next_silence()
+            at = silence if silence < at else at
+            if self._current is not None:
+                at = self._current.deadline_at if self._current.deadline_at < at else at
         if at != self._timer_at:
             self._timer_at = at
             if at < math.inf:

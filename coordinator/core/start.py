@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from common.config.training import TrainingConfig
 from coordinator.core.adaptation import Adaptation
@@ -14,6 +14,8 @@ from coordinator.core.membership import Member, Membership, Presence
 from coordinator.core.shards import ShardTable
 from coordinator.core.work import Order, Round
 
+_INCLUDE: Final = Rule.INCLUDE  # an enum's member is looked up slowly: not for every node
+_EXCLUDE: Final = Rule.EXCLUDE
 SHARD_PATIENCE_ROUNDS = 3
 """Rounds for which the shard of a lost node is kept for its return, before the data is cut anew."""
 RETRY_SECONDS = 1.0
@@ -126,7 +128,7 @@ class RoundStarter:
     def _select(self, number: int, now: float) -> Round | None:
         """Let the adaptation choose among the nodes that are free, and begin."""
         connected = self.members.connected
-        allowed = [m for m in connected.values() if m.ready and m.rule is not Rule.EXCLUDE]
+        allowed = [m for m in connected.values() if m.ready and m.rule is not _EXCLUDE]
         free = {m.node_id: m for m in allowed if m.node_id not in self.members.straggling}
         if not free:
             busy = "excluded, not ready or still busy with a round that is over"
@@ -140,7 +142,7 @@ class RoundStarter:
         self._waited_for_stragglers = False
         plan = self.adaptation.pre_round_adaptation(list(free), number)
         self._journal.adopt(plan)
-        forced = (node for node, member in free.items() if member.rule is Rule.INCLUDE)
+        forced = (node for node, member in free.items() if member.rule is _INCLUDE)
         chosen = [node for node in dict.fromkeys((*plan["selected_nodes"], *forced)) if node in free]
         if chosen:
             return self._start(number, chosen, plan, now)

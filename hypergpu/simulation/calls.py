@@ -17,6 +17,8 @@ SILENCE_SECONDS: Final = 20.0
 
 Failed = Callable[[], None]
 """The client learns that its RPC failed, as UNAVAILABLE."""
+Arrived = Callable[["Call"], None]
+"""What was sent on an RPC has arrived."""
 
 
 class Line:
@@ -67,35 +69,35 @@ class Line:
 
 
 class Call:
-    """An RPC. Each direction sends its messages one after the other; a failure ends both."""
+    """An RPC: a request, then its answer. A failure ends both. `about` is for its owner: what it is about."""
 
-    __slots__ = ("_arrived", "_direction", "_end", "_left", "exchange", "failed", "line", "over")
+    __slots__ = ("_arrived", "_direction", "_end", "_left", "about", "exchange", "failed", "line", "over")
 
     def __init__(self, line: Line, exchange: Exchange, failed: Failed) -> None:
         self.line = line
         self.exchange = exchange
         self.failed = failed
         self.over = False
+        self.about: Any = None
         self._left = 0
-        self._arrived: tuple[Any, ...] = ()
+        self._arrived: Arrived | None = None
 
-    def send(
-        self, direction: Direction, nbytes: int, messages: int, end: bool, arrived: Callable[..., None], *args: Any
-    ) -> None:
-        """Send `messages` of `nbytes` in all; `arrived(*args)` runs when the last byte is there.
+    def send(self, direction: Direction, nbytes: int, messages: int, end: bool, arrived: Arrived) -> None:
+        """Send `messages` of `nbytes` in all, once what was sent before has arrived; `arrived(self)` runs then.
 
         `end`: nothing more is sent in this direction.
         """
         line = self.line
+        self._arrived = arrived
         line.messages += messages
         if nbytes <= PIECE_BYTES:  # nearly all: decided without a detour
             verdict = line.link.offer(line.clock.now, direction, nbytes, self.exchange, end=end)
             if isinstance(verdict, Deliver):
-                line.time.at(verdict.at, self._deliver, arrived, args)
+                line.time.at(verdict.at, self._deliver)
                 return
         else:
             verdict = None
-        self._direction, self._left, self._arrived, self._end = direction, nbytes, (arrived, args), end
+        self._direction, self._left, self._end = direction, nbytes, end
         if verdict is None:
             self.go_on()
         else:
@@ -118,13 +120,12 @@ class Call:
                 return
             self._left -= piece
             if last:
-                line.time.at(verdict.at, self._deliver, *self._arrived)
-                self._arrived = ()
+                line.time.at(verdict.at, self._deliver)
 
     def close(self) -> None:
         """It is over, well or because nobody is interested any more."""
         self.over = True
-        self._arrived = ()  # it may name this call: nobody collects cycles during a run
+        self._arrived = None  # it may name this call: nobody collects cycles during a run
         if self.line.work is self:
             self.line.work = None
 
@@ -136,9 +137,10 @@ class Call:
                 self.line.reconnect()
             self.failed()
 
-    def _deliver(self, arrived: Callable[..., None], args: tuple[Any, ...]) -> None:
-        if not self.over:
-            arrived(*args)
+    def _deliver(self) -> None:
+        arrived, self._arrived = self._arrived, None
+        if arrived is not None:
+            arrived(self)
 
     def _refused(self, verdict: Fail | Hold) -> None:
         """The RPC failed, or nothing passes at the moment."""

@@ -1,7 +1,7 @@
 """The coordinator in virtual time: drives the round machine as `coordinator/engine.py` does, without sockets."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from common.errors import NonFiniteUpdate
 from coordinator.core import events as ev
@@ -12,6 +12,10 @@ from hypergpu.simulation.calls import Call
 from hypergpu.simulation.learning import Learning
 from hypergpu.simulation.node import Directive, SimulatedNode
 from hypergpu.simulation.virtual_time import VirtualTime
+
+_ACCEPTED: Final = ev.Outcome.ACCEPTED  # an enum's member is looked up slowly: not with every message
+_STALE: Final = ev.Outcome.STALE
+_CONTINUE: Final = Directive.CONTINUE
 
 
 class Recorder(Protocol):
@@ -144,10 +148,10 @@ class VirtualCoordinator:
         )
         effects = self.machine.handle(event, now)
         (verdict,) = [effect for effect in effects if effect.__class__ is ev.Verdict]
-        if verdict.outcome is ev.Outcome.ACCEPTED:
+        if verdict.outcome is _ACCEPTED:
             self._learning.add(verdict.weight)
         self._carry_out(effects)
-        if verdict.outcome is ev.Outcome.STALE:
+        if verdict.outcome is _STALE:
             node.send_away(call)
         else:
             node.send_verdict(call)
@@ -160,7 +164,7 @@ class VirtualCoordinator:
         node.seen(at)
         report = {"network": {"events": node.attempts, "failures": node.failures}}
         self._links.heard(node.node_id, report, rtt_ms)
-        return Directive.ABANDON_WORK if node.node_id in members.straggling else Directive.CONTINUE
+        return Directive.ABANDON_WORK if node.node_id in members.straggling else _CONTINUE
 
     def _scrape(self) -> None:
         """Read the metrics of all connected nodes, which does not go over their links."""

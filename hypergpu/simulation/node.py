@@ -192,11 +192,11 @@ class SimulatedNode:
 
     def _register(self) -> None:
         call = self._call(self._register)
-        call.send(UP, wire.REGISTER_BYTES, 1, True, self._registered, call)
+        call.send(UP, wire.REGISTER_BYTES, 1, True, self._registered)
 
     def _registered(self, call: Call) -> None:
         self._host.registered(self)
-        call.send(DOWN, wire.REGISTERED_BYTES, 1, True, self._welcomed, call)
+        call.send(DOWN, wire.REGISTERED_BYTES, 1, True, self._welcomed)
 
     def _welcomed(self, call: Call) -> None:
         self._done(call)
@@ -215,11 +215,14 @@ class SimulatedNode:
 
     def _pull(self) -> None:
         call = self._call(self._pull)
-        call.send(UP, wire.REQUEST_BYTES, 1, True, self._host.work_requested, self, call)
+        call.send(UP, wire.REQUEST_BYTES, 1, True, self._asked)
         self._poll_until = self._time.clock.now + self._settings.pull_wait_seconds
         if not self._polling:  # one place on the heap for all polls: nearly none comes to its end
             self._polling = True
             self._time.at(self._poll_until, self._is_poll_over)
+
+    def _asked(self, call: Call) -> None:
+        self._host.work_requested(self, call)
 
     def _pull_next(self, call: Call) -> None:
         self._done(call)
@@ -232,25 +235,27 @@ class SimulatedNode:
         self._polling = False
         call = self.line.work
         if call is not None and self._host.request_ended(self, call):
-            call.send(DOWN, wire.REPLY_BYTES, 0, True, self._pull_next, call)
+            call.send(DOWN, wire.REPLY_BYTES, 0, True, self._pull_next)
 
     def send_order(self, order: ev.Assign, call: Call) -> None:
         """The coordinator answers PullWork: the order, then the parameters."""
         nbytes, messages = self._weight
-        call.send(DOWN, wire.ORDER_BYTES + nbytes, messages, True, self._received, order, call)
+        call.about = order
+        call.send(DOWN, wire.ORDER_BYTES + nbytes, messages, True, self._received)
 
     def send_away(self, call: Call) -> None:
         """The coordinator does not know the node any more: it has to register again."""
-        call.send(DOWN, wire.REPLY_BYTES, 0, True, self._sent_away, call)
+        call.send(DOWN, wire.REPLY_BYTES, 0, True, self._sent_away)
 
     def _sent_away(self, call: Call) -> None:
         self._done(call)
         self._register()
 
-    def _received(self, order: ev.Assign, call: Call) -> None:
+    def _received(self, call: Call) -> None:
         self._done(call)
+        order: ev.Assign = call.about
         self._order = order
-        now = self._time.now
+        now = self._time.clock.now
         seconds = self._compute.seconds(self.node_id, self._step, order.batch_size, order.local_steps, now)
         self._step += order.local_steps
         self._time.at(now + self._handling_seconds + seconds, self._computed, order, seconds)
@@ -267,12 +272,15 @@ class SimulatedNode:
         call = self._call(self._ask_progress)
         # Of a round that is over, the answer comes when the header is there.
         nbytes, messages = (0, 1) if self._host.is_over(order) else self._weight
-        did = (self, order, self._computed_seconds, call)
-        call.send(UP, wire.HEADER_BYTES + nbytes, messages, True, self._host.update_arrived, *did)
+        call.about = order
+        call.send(UP, wire.HEADER_BYTES + nbytes, messages, True, self._push_arrived)
+
+    def _push_arrived(self, call: Call) -> None:
+        self._host.update_arrived(self, call.about, self._computed_seconds, call)
 
     def send_verdict(self, call: Call) -> None:
         """The coordinator answers PushUpdate, whatever the verdict: the node asks for the next order."""
-        call.send(DOWN, wire.REPLY_BYTES, 1, True, self._pushed, call)
+        call.send(DOWN, wire.REPLY_BYTES, 1, True, self._pushed)
 
     def _pushed(self, call: Call) -> None:
         self._order = None
@@ -283,18 +291,16 @@ class SimulatedNode:
         order = self._order
         if order is not None:
             call = self._call(self._ask_progress)
-            call.send(UP, wire.REQUEST_BYTES, 1, True, self._progress_asked, order, call)
+            call.about = order
+            call.send(UP, wire.REQUEST_BYTES, 1, True, self._progress_asked)
 
-    def _progress_asked(self, order: ev.Assign, call: Call) -> None:
-        accepted = self._host.has_accepted(order)
-        call.send(DOWN, wire.REPLY_BYTES, 1, True, self._progress_told, accepted, call)
+    def _progress_asked(self, call: Call) -> None:
+        told = self._pushed if self._host.has_accepted(call.about) else self._push_again
+        call.send(DOWN, wire.REPLY_BYTES, 1, True, told)
 
-    def _progress_told(self, accepted: bool, call: Call) -> None:
-        if accepted:
-            self._pushed(call)
-        else:
-            self._done(call)
-            self._push()
+    def _push_again(self, call: Call) -> None:
+        self._done(call)
+        self._push()
 
     # ------------------------------------------------------------ heartbeats
 

@@ -167,7 +167,8 @@ class Link:
         first = now >= last
         if first and last > _NEVER:
             self._redraw(exchange)
-        at = lane.latency(exchange.quantile) * self._latency_factor + self._added_seconds
+        one_way = lane.latency
+        at = one_way(exchange.quantile) * self._latency_factor + self._added_seconds
         if express:
             at += now
         else:
