@@ -198,8 +198,12 @@ class Engine:
 
     def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float) -> None:
         """A heartbeat of a connected node."""
-        self.dispatch(ev.NodeSeen(node))
+        self.seen(node)
         self._seams.links.heard(node, report, rtt_ms)
+
+    def seen(self, node: str) -> None:
+        """Something of a node arrived: it is there."""
+        self.dispatch(ev.NodeSeen(node))
 
     async def suspend(self) -> None:
         """Keep the state for a start with --resume; nodes are told nothing, and look for us until we are back."""

@@ -215,6 +215,18 @@ async def test_a_broken_upload_goes_on_where_it_stopped_and_leaves_no_trace_in_t
         np.testing.assert_allclose(following.parameters, order.parameters + 2.0, rtol=1e-6)
 
 
+async def test_each_part_of_an_upload_is_a_sign_of_life(tmp_path: Path) -> None:
+    """On a slow link heartbeats wait behind the update itself: nobody who sends one is lost."""
+    async with running(tmp_path) as run:
+        a = run.node("a")
+        await a.register()
+        order = await a.work()
+        member = run.coordinator.engine.machine.members.require("a")
+        member.last_seen = long_ago = member.last_seen - 5.0
+        await a.push_parts([a.header(order.order), *chunks(np.ones(8, np.float32), chunk_bytes=8)][:3])
+        assert member.last_seen > long_ago
+
+
 async def test_what_cannot_be_used_is_answered_counted_and_hurts_nobody(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
         a = run.node("a")
