@@ -89,6 +89,36 @@ FITTED: Mapping[str, Convergence] = {
         accuracy_power=0.974,
         loss_spread=3.56,
     ),
+    # Over 6 runs of 40 rounds: 0.19 of log loss, 0.033 of accuracy.
+    "mnist5k": Convergence(
+        model_bytes=457_256,
+        learning_rate=0.1,
+        noise_scale=25.2,
+        loss_start=2.3,
+        loss_floor=0.124,
+        loss_scale=90.5,
+        loss_power=4.71,
+        accuracy_start=0.142,
+        accuracy_ceiling=0.965,
+        accuracy_scale=177.0,
+        accuracy_power=9.29,
+        loss_spread=10.3,
+    ),
+    # Over 6 runs of 40 rounds: 0.005 of log loss, 0.004 of accuracy. So few rounds don't show where it ends.
+    "chars": Convergence(
+        model_bytes=564_864,
+        learning_rate=0.1,
+        noise_scale=0.925,
+        loss_start=4.76,
+        loss_floor=1.29,
+        loss_scale=2.2,
+        loss_power=0.231,
+        accuracy_start=0.0123,
+        accuracy_ceiling=0.755,
+        accuracy_scale=1.71,
+        accuracy_power=0.113,
+        loss_spread=0.215,
+    ),
 }
 """By task."""
 

@@ -5,6 +5,7 @@ import pytest
 from common.config import TrainingConfig
 from coordinator.core.events import Assign, Shard
 from hypergpu.simulation.convergence import FITTED, ModelledLearning
+from tasks import TASK_NAMES
 
 
 def order(number: int, *, batch: int = 64, steps: int = 10, rate: float = 0.1, shard: int = 0) -> Assign:
@@ -44,3 +45,14 @@ def test_what_is_discarded_teaches_nothing() -> None:
     learning.discard()
     learning.step()
     assert learning.evaluate() == after(0)
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_every_shipped_task_has_a_fit_that_learns_and_never_beyond_what_is_possible(task: str) -> None:
+    model = FITTED[task]
+    losses = [model.loss(path) for path in range(0, 2000, 50)]
+    accuracies = [model.accuracy(path) for path in range(0, 2000, 50)]
+    assert losses == sorted(losses, reverse=True)
+    assert accuracies == sorted(accuracies)
+    assert losses[-1] > 0
+    assert accuracies[-1] < 1
