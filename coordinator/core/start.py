@@ -73,7 +73,8 @@ class RoundStarter:
             self.ready()
 
     def _retry_later(self, now: float) -> None:
-        self.retry_at = now + min(RETRY_SECONDS * 2**self._fruitless, LONGEST_RETRY_SECONDS)
+        seconds = RETRY_SECONDS * 2.0 ** min(self._fruitless, 30)  # of a long wait, it would leave the range of floats
+        self.retry_at = now + min(seconds, LONGEST_RETRY_SECONDS)
         self._fruitless += 1
 
     def succeeded(self) -> None:

@@ -582,3 +582,18 @@ def test_ten_thousand_nodes_take_no_more_per_event_than_a_hundred() -> None:
         return sum(entry.callcount for entry in profile.getstats()) / (6 * count)
 
     assert calls_per_event(2000) < 1.3 * calls_per_event(100)
+
+
+class NobodyIsGoodEnough(FixedAdaptation):
+    def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> Mapping[str, Any]:
+        return {**super().pre_round_adaptation(available_nodes, round_num), "selected_nodes": []}
+
+
+def test_a_round_may_fail_to_begin_for_days() -> None:
+    d = Driver(adaptation=NobodyIsGoodEnough(8))
+    d.join("a")
+    d.ask("a")
+    for _ in range(2_000):
+        d.wait(60.0)
+    assert d.machine.waiting_for == "a node to be selected: none of 1 was"
+    assert [e.at for e in d.of(ev.SetTimer)][-1] == d.now + 60.0
