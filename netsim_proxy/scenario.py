@@ -137,7 +137,7 @@ class Network(Section):
         """The ids of its nodes, of its groups, and of its links.
 
         Raises:
-            Misplaced: a node twice.
+            Misplaced: a node twice, or one with a name that means others in events.
         """
         return Names(self.nodes, self.links)
 
@@ -172,7 +172,9 @@ class Network(Section):
             return partial(find_profile, custom={**(known or {}), **build_profiles(self.profiles)})
         except UnknownName as error:
             broken = next(key for key, section in self.profiles.items() if section.based_on == error.name)
-            raise Misplaced(("profiles", broken, "based_on"), str(error)) from error
+            later = f"{error.name!r} does not stand before it: put first what others are based on"
+            message = later if error.name in self.profiles else str(error)
+            raise Misplaced(("profiles", broken, "based_on"), message) from error
 
     def node_links(self, upstream: str = "us-east", known: Mapping[str, Profile] | None = None) -> dict[str, NodeLink]:
         """The link of each node, in the order of the nodes, for an upstream in that region unless the scenario says so.
@@ -216,6 +218,8 @@ class Names:
         self._nodes: set[str] = set()
         for index, group in enumerate(groups):
             members = group.names()
+            if group.id in (ALL, UPSTREAM):
+                raise Misplaced(("nodes", index, "id"), f"{group.id!r} is no name for a node: events mean others by it")
             taken = [name for name in dict.fromkeys((group.id, *members)) if name in self._nodes or name in self.groups]
             if taken:
                 raise Misplaced(("nodes", index, "id"), f"node {taken[0]!r} is there twice: give each an id of its own")

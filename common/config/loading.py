@@ -1,6 +1,6 @@
 """Configuration from YAML, environment and command line, in that order of increasing precedence."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -102,6 +102,8 @@ def explain(model: type[BaseModel], location: tuple[int | str, ...], kind: str, 
     """One fault that pydantic found in `model`, in words; an unknown key with the nearest known one."""
     key = ".".join(str(part) for part in location)
     message = message.removeprefix("Value error, ")
+    if kind == "model_type":
+        message = "expected keys and values, as in {key: value}"
     if kind != "extra_forbidden":
         return f"{key}: {message[0].lower()}{message[1:]}" if key else message
     known = _fields_at(model, location[:-1])
@@ -109,10 +111,25 @@ def explain(model: type[BaseModel], location: tuple[int | str, ...], kind: str, 
 
 
 def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    kinds: list[type[BaseModel]] = []
     for part in path:
         field = model.model_fields.get(str(part))
         if field is None:
-            continue  # an index into a list, or the tag of a union
-        inner = [t for t in (field.annotation, *get_args(field.annotation)) if isinstance(t, type)]
-        model = next((t for t in inner if issubclass(t, BaseModel)), model)
+            model = next((each for each in kinds if _is_tagged(each, part)), model)  # else an index, or a key of a dict
+            continue
+        kinds = list(_models_in(field.annotation))
+        model = next(iter(kinds), model)
     return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that an annotation names, alone or among others."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
+
+
+def _is_tagged(model: type[BaseModel], tag: int | str) -> bool:
+    """Whether `tag` chooses this model of a union."""
+    return any(tag in get_args(field.annotation) for field in model.model_fields.values())

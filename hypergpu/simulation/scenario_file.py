@@ -37,13 +37,21 @@ def parse_scenario(text: str, name: str, default_name: str = "") -> Scenario:
     try:
         scenario.names()
         scenario.profiles_of_links()
-        scenario.cards()
+        _check_enough(scenario, len(scenario.cards()))
         scenario.network_events()
         if scenario.learning == "model" or scenario.convergence:
             scenario.learning_curve()
     except Misplaced as error:
         raise fault(text, name, error.path, error.message) from error
     return scenario if scenario.name else scenario.changed(name=default_name or name)
+
+
+def _check_enough(scenario: Scenario, nodes: int) -> None:
+    """Raises Misplaced where the first round would wait for nodes that there are not."""
+    needed = scenario.config.training.min_nodes
+    if needed > nodes:
+        path = "config", "training", "min_nodes"
+        raise Misplaced(path, f"the first round would wait for {needed} nodes for ever: there are {nodes}")
 
 
 def shipped_names() -> list[str]:

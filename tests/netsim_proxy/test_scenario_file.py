@@ -151,7 +151,7 @@ def test_all_keys_that_the_proxy_passes_over_are_the_simulators() -> None:
         ("nodes:\n  a: {}\n  b: {region: eu-wst}\n", "s.yaml:3: nodes.b.region: .*did you mean 'eu-west'"),
         ("nodes:\n  a: {profil: good}\n", "s.yaml:2: unknown key 'nodes.a.profil'; did you mean 'profile'"),
         ("nodes:\n  - {id: a}\n  - {id: a}\n", "s.yaml:3: nodes.1.id: node 'a' is there twice"),
-        ("nodes:\n  a: good\n", "s.yaml:2: nodes.a: .*valid dictionary"),
+        ("nodes:\n  a: good\n", "s.yaml:2: nodes.a: expected keys and values"),
         ("nodes: {a: {}}\nevents:\n  - {type: flap, node: b}\n", "s.yaml:3: events.0.node: unknown node 'b'"),
         ("nodes: {a: {}}\nevents:\n  - {type: flap, nodes: [a, b]}\n", "s.yaml:3: events.0.nodes: unknown node 'b'"),
         ("nodes:\n  a: {}\n  b: {}\n  a: {}\n", "s.yaml:4: not valid YAML: 'a' is there twice"),
