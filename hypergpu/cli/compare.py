@@ -1,17 +1,22 @@
 """`hypergpu compare`: what adaptation is worth, in paired runs of a scenario."""
 
 import os
+import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
 from hypergpu.cli.running import AsJson
 from hypergpu.cli.simulate import ScenarioFile
-from hypergpu.show import new_table, print_json, print_table, progress_bar, size
+from hypergpu.show import counted, new_table, print_json, print_table, progress_bar, size
 from hypergpu.simulation.compare import Candidate, Comparison, Result, parse_threshold
 from hypergpu.simulation.compare import compare as run_all
 from hypergpu.simulation.scenario_file import load_scenario
 from hypergpu.simulation.statistics import Estimate
+
+_FEWEST_PAIRS = 5
+"""Of fewer, chance alone puts all on one side too often."""
 
 
 def compare(
@@ -59,7 +64,9 @@ def compare(
         for row in record["thresholds"]:
             verdict = "pass" if row["passed"] else "FAIL"
             print(f"{verdict}  {row['threshold']} for {row['candidate']}: {_short(row['value'])}")
-    if not all(row["passed"] for row in record["thresholds"]):
+    if comparison.given_up:
+        print(f"hypergpu: every run was given up: {comparison.given_up}", file=sys.stderr)
+    if comparison.given_up or not all(row["passed"] for row in record["thresholds"]):
         raise typer.Exit(1)
 
 
@@ -71,14 +78,16 @@ def _show(comparison: Comparison) -> None:
     count = len(comparison.seeds)
     table = new_table(
         "policy", f">s to {comparison.target:g}", ">reached", ">accuracy", ">moved", ">rounds", ">speedup", "",
-        title=f"{comparison.scenario.name}: {count} paired runs of each; intervals at 95 %",
+        title=f"{comparison.scenario.name}: {counted(count, 'paired run')} of each; intervals at 95 %",
     )  # fmt: skip
     table.add_row(*_cells(comparison.baseline, count), "", "the baseline")
     for candidate in comparison.candidates:
         table.add_row(*_cells(candidate.result, count), _interval(candidate.speedup), candidate.verdict)
     print_table(table)
+    for line in _remarks(comparison.baseline, comparison):
+        print(line)
     for candidate in comparison.candidates:
-        for line in _remarks(candidate, comparison):
+        for line in (*_differences(candidate), *_remarks(candidate.result, comparison)):
             print(line)
 
 
@@ -95,23 +104,33 @@ def _cells(result: Result, count: int) -> list[str]:
     ]
 
 
-def _remarks(candidate: Candidate, comparison: Comparison) -> list[str]:
-    label, lines = candidate.result.variant.label, []
-    if candidate.verdict == "within the noise":
-        lines.append(f"{label}: the difference in time is within the noise of {len(comparison.seeds)} runs")
-    for result in (comparison.baseline, candidate.result):
-        if not result.times:
-            best = max(outcome.best_accuracy for outcome in result.outcomes)
-            lines.append(f"{result.variant.label}: {comparison.target:g} was never reached; the best was {best:.4f}")
-    if candidate.bounds:
-        lines.append(
-            f"{label}: in {candidate.bounds} pairs one run did not reach the target; its length stands for its time"
-        )
-    lines.append(f"{label}: final accuracy differs by {_interval(candidate.accuracy_difference)}")
-    for node, reasons in candidate.result.quarantined().items():
+def _remarks(result: Result, comparison: Comparison) -> Iterator[str]:
+    """What is to know of the runs of one kind."""
+    label = result.variant.label
+    if not result.times:
+        best = max(outcome.best_accuracy for outcome in result.outcomes)
+        yield f"{label}: {comparison.target:g} was never reached; the best was {best:.4f}"
+    if result.given_up:
+        runs = counted(len(result.outcomes), "run")
+        yield f"{label}: {len(result.given_up)} of {runs} given up, {result.given_up[0]}"
+    for node, reasons in result.quarantined().items():
         told = ", ".join(f"{reason} × {times}" for reason, times in reasons.items())
-        lines.append(f"{label}: quarantine of {node}: {told}")
-    return lines
+        yield f"{label}: quarantine of {node}: {told}"
+
+
+def _differences(candidate: Candidate) -> Iterator[str]:
+    """How a candidate stands to the baseline."""
+    label, pairs = candidate.result.variant.label, len(candidate.result.outcomes)
+    if candidate.verdict == "within the noise":
+        yield f"{label}: the difference in time is within the noise of {counted(pairs, 'run')}"
+    elif pairs < _FEWEST_PAIRS:
+        yield f"{label}: {counted(pairs, 'run')} of each tell little of the noise; --seeds {_FEWEST_PAIRS} tells more"
+    if candidate.bounds:
+        yield (
+            f"{label}: in {candidate.bounds} of {counted(pairs, 'pair')} only one run reached the target; the other is "
+            "counted as if it had with its last round, and not before the one that did"
+        )
+    yield f"{label}: final accuracy differs by {_interval(candidate.accuracy_difference)}"
 
 
 def _interval(estimate: Estimate) -> str:

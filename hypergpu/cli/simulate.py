@@ -1,7 +1,9 @@
 """`hypergpu simulate`: a scenario in virtual time."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +22,7 @@ ScenarioFile = Annotated[
     ),
 ]
 _MOST_NODES = 20
+_MOST_EVENTS = 5
 
 
 def simulate(
@@ -51,19 +54,24 @@ def simulate(
         outcome = run_scenario(loaded, out, progress=lambda number: tell(number - 1, total))
     if as_json:
         print_json(asdict(outcome))
-        return
-    print("\n".join(in_words(outcome)))
-    _show_nodes(outcome)
-    if out is not None:
-        print(f"the run is in {out}; `hypergpu report {out}` makes a page of it")
+    else:
+        print("\n".join(in_words(outcome)))
+        _show_nodes(outcome)
+        if out is not None:
+            print(f"the run is in {out}; `hypergpu report {out}` makes a page of it")
+    if outcome.given_up:
+        print(f"hypergpu: the run was given up: {outcome.given_up}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def in_words(outcome: Outcome) -> list[str]:
     """What came of a run, one line for each thing to know."""
+    nothing = "no round was closed, so that nothing was measured"
+    measured = f"accuracy {outcome.final_accuracy:.4f}, loss {outcome.final_loss:.4f}"
     lines = [
         f"{outcome.scenario}, policy {outcome.policy}, seed {outcome.seed}: {counted(outcome.rounds, 'round')} in "
         f"{duration(outcome.seconds)} of virtual time ({outcome.reason or outcome.state})",
-        f"accuracy {outcome.final_accuracy:.4f}, loss {outcome.final_loss:.4f}; {size(outcome.bytes)} moved in "
+        f"{measured if outcome.rounds else nothing}; {size(outcome.bytes)} moved in "
         f"{counted(outcome.messages, 'message')}",
     ]
     target, reached = outcome.target_accuracy, outcome.time_to_target_seconds
@@ -73,7 +81,8 @@ def in_words(outcome: Outcome) -> list[str]:
         lines.append(f"accuracy {target:g} was not reached; the best was {outcome.best_accuracy:.4f}")
     for node, reasons in sorted(outcome.quarantined.items()):
         lines.append(f"quarantine of {node}: {', '.join(reasons)}")
-    return lines
+    missed = (shorten(event, 100, placeholder=" …") for event in outcome.events_missed[:_MOST_EVENTS])
+    return [*lines, *(f"the run was over before {event}" for event in missed)]
 
 
 def _show_shipped(as_json: bool) -> None:

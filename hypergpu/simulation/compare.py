@@ -67,6 +67,11 @@ class Result:
         """The mean of a figure of the outcomes."""
         return float(sum(getattr(o, figure) for o in self.outcomes) / len(self.outcomes))
 
+    @property
+    def given_up(self) -> list[str]:
+        """What runs waited for in vain, one entry for each that came to a standstill."""
+        return [outcome.given_up for outcome in self.outcomes if outcome.given_up]
+
     def quarantined(self) -> dict[str, dict[str, int]]:
         """How often each node was quarantined and let go, by reason, over all seeds."""
         counts: dict[str, Counter[str]] = {}
@@ -88,6 +93,7 @@ class Result:
             "rounds": self.mean("rounds"),
             "duration_seconds": self.mean("seconds"),
             "quarantined": self.quarantined(),
+            "given_up": self.given_up,
         }
 
 
@@ -99,7 +105,7 @@ class Candidate:
     speedup: Estimate
     """Time to target of the baseline over that of the candidate."""
     bounds: int
-    """Pairs in which one of the two did not reach the target: its time is at least its run's length."""
+    """Pairs in which one of the two did not reach the target: its time is at least its run's length, or the other's."""
     accuracy_difference: Estimate
     """Final accuracy of the candidate less that of the baseline."""
 
@@ -109,6 +115,8 @@ class Candidate:
         low, high = self.speedup.ci_low, self.speedup.ci_high
         if low is None or high is None:
             return "target not reached"
+        if len(self.result.outcomes) == 1:
+            return "noise not known"
         if low <= 1.0 <= high:
             return "within the noise"
         return "faster" if low > 1.0 else "slower"
@@ -131,6 +139,13 @@ class Comparison:
     target: float
     baseline: Result
     candidates: Sequence[Candidate]
+
+    @property
+    def given_up(self) -> str:
+        """What the first of all runs waited for in vain, if every one of them came to a standstill."""
+        results = [self.baseline, *(candidate.result for candidate in self.candidates)]
+        stuck = all(len(result.given_up) == len(result.outcomes) for result in results)
+        return self.baseline.given_up[0] if stuck else ""
 
     def record(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -210,12 +225,18 @@ def against(baseline: Result, result: Result) -> Candidate:
         if times == (None, None):
             continue
         bounds += None in times
-        ratios.append((times[0] or before.seconds) / max(times[1] or after.seconds, 1e-9))
+        ratios.append(_least_time(before, times[1]) / max(_least_time(after, times[0]), 1e-9))
     differences = [
         after.final_accuracy - before.final_accuracy
         for before, after in zip(baseline.outcomes, result.outcomes, strict=True)
     ]
     return Candidate(result, estimate(ratios), bounds, estimate(differences))
+
+
+def _least_time(outcome: Outcome, other: float | None) -> float:
+    """To the target; of a run that did not reach it, its length, or the time of the other one where that is longer."""
+    reached = outcome.time_to_target_seconds
+    return max(outcome.trained_seconds, other or 0.0) if reached is None else reached
 
 
 def target_of(scenario: Scenario) -> float | None:

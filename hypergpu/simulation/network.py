@@ -28,7 +28,9 @@ class Network:
     ) -> None:
         self._time, self._nodes, self._happened = time, nodes, happened
         self._by_round: dict[int, list[NetworkEvent]] = {}
+        self._to_come: list[NetworkEvent] = []
         for event in scenario.network_events():
+            self._to_come.append(event)
             if event.scheduled_round is not None:
                 self._by_round.setdefault(event.scheduled_round, []).append(event)
             else:
@@ -39,8 +41,19 @@ class Network:
         for event in self._by_round.pop(number, ()):
             self._happen(event)
 
+    @property
+    def missed(self) -> list[str]:
+        """What has not happened yet, in words."""
+        return [
+            f"round {event.scheduled_round}: {event.summary()}"
+            if event.scheduled_round is not None
+            else f"{event.scheduled_time or 0.0:g} s: {event.summary()}"
+            for event in self._to_come
+        ]
+
     def _happen(self, event: NetworkEvent) -> None:
         now = self._time.now
+        self._to_come.remove(event)
         self._happened(event.summary())
         for node in self._nodes.values():
             if event.concerns(node.node_id):

@@ -18,6 +18,8 @@ class Recording:
     """Takes in what happens (see `coordinator.Recorder`).
 
     Attributes:
+        trained_seconds: from the beginning of the first round to the end of the last.
+        trouble: what a node last said when it gave work of the running round up.
         reached_after: seconds from the beginning of the first round until the target accuracy was reached first; None
             where it was not. How long nodes take to come says nothing about training.
     """
@@ -30,6 +32,8 @@ class Recording:
         self.reached_after: float | None = None
         self.quarantined: dict[str, list[str]] = {}
         self.round_seconds: list[float] = []
+        self.trained_seconds = 0.0
+        self.trouble = ""
         self.finish_reason = ""
         self._scenario, self._nodes = scenario, nodes
         self._began_at: float | None = None
@@ -42,6 +46,8 @@ class Recording:
         """As `Recorder.event`."""
         if self._began_at is None and record.kind == "round_started":
             self._began_at = now
+        if record.kind == "work_returned":
+            self.trouble = record.text
         decision = record.decision
         if decision is not None and decision.kind is DecisionKind.QUARANTINE:
             self.quarantined.setdefault(decision.subject, []).append(str(decision.reason))
@@ -55,11 +61,13 @@ class Recording:
     def round_closed(self, closed: ev.CloseRound, loss: float | None, accuracy: float | None, now: float) -> None:
         """As `Recorder.round_closed`."""
         self.round_seconds.append(closed.seconds)
+        self.trouble = ""
+        self.trained_seconds = now - (self._began_at or 0.0)
         if accuracy is not None:
             self.best_accuracy = max(self.best_accuracy, accuracy)
             target = self._scenario.target
             if target is not None and accuracy >= target and self.reached_after is None:
-                self.reached_after = now - (self._began_at or 0.0)
+                self.reached_after = self.trained_seconds
         if self._dir is not None:
             self._dir.round(round_row(closed, loss, accuracy, now))
 

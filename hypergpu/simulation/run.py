@@ -8,25 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coordinator.core import events as ev
 from coordinator.core.adaptation import Adaptation
 from coordinator.core.orchestration import build_orchestrator
 from coordinator.core.rounds import RoundMachine
 from coordinator.core.shards import ShardTable
 from coordinator.links import NodeLinks
+from hypergpu.show import duration
 from hypergpu.simulation.compute import SimulatedCards
 from hypergpu.simulation.convergence import ModelledLearning
 from hypergpu.simulation.coordinator import Punctual, VirtualCoordinator
 from hypergpu.simulation.learning import Learning
 from hypergpu.simulation.network import ComesAndGoes, Network, make_lines
 from hypergpu.simulation.node import Compute, SimulatedNode, Start
+from hypergpu.simulation.patience import Patience, missing
 from hypergpu.simulation.records import Recording
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.virtual_time import VirtualTime
 from netsim_proxy.link.outcomes import Direction
 from netsim_proxy.scenario import in_turn
-
-LONGEST_RUN_SECONDS = 30 * 86_400.0
-"""Virtual time after which a run is ended that does not get anywhere."""
 
 
 def simulate(
@@ -100,10 +100,18 @@ def simulate(
             )
             begin = node.start if group.churn is None else ComesAndGoes(node, group.churn, scenario.seed, time).begin
             time.at(start.joins_seconds, begin)
+    patience = Patience.of(scenario)
+    given_up = ""
     with _uncollected():
-        time.run(LONGEST_RUN_SECONDS)
+        while not machine.finished:
+            before, since = machine.round, time.now
+            time.run(patience.until(since, max(recording.round_seconds, default=0.0)))
+            if machine.round == before and not machine.finished:
+                given_up = f"no round was closed for {duration(time.now - since)}: waiting for {missing(machine)}"
+                given_up += f"; {recording.trouble}" if recording.trouble else ""
+                coordinator.dispatch(ev.Stop(given_up))
     recording.close(time.now)
-    return _outcome(scenario, recording, nodes, time)
+    return _outcome(scenario, recording, nodes, missed=network.missed, seconds=time.now, given_up=given_up)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +153,12 @@ class Outcome:
     quarantined: dict[str, list[str]] = field(default_factory=dict)
     """The reasons of the quarantines of each node that was in one."""
     round_seconds: list[float] = field(default_factory=list)
+    trained_seconds: float = 0.0
+    """From the beginning of the first round to the end of the last."""
+    events_missed: list[str] = field(default_factory=list)
+    """Events of the scenario that the run did not live to see."""
+    given_up: str = ""
+    """What it waited for in vain; empty where it came to its end."""
 
 
 @contextmanager
@@ -172,7 +186,13 @@ def _learning(scenario: Scenario) -> Learning:
 
 
 def _outcome(
-    scenario: Scenario, recording: Recording, nodes: Mapping[str, SimulatedNode], time: VirtualTime
+    scenario: Scenario,
+    recording: Recording,
+    nodes: Mapping[str, SimulatedNode],
+    *,
+    missed: list[str],
+    seconds: float,
+    given_up: str,
 ) -> Outcome:
     machine = recording.machine
     rows = []
@@ -194,7 +214,7 @@ def _outcome(
         state=str(machine.state),
         reason=recording.finish_reason,
         rounds=machine.round - 1,
-        seconds=time.now,
+        seconds=seconds,
         final_accuracy=machine.accuracy,
         final_loss=machine.loss,
         best_accuracy=recording.best_accuracy,
@@ -205,4 +225,7 @@ def _outcome(
         nodes=rows,
         quarantined=recording.quarantined,
         round_seconds=recording.round_seconds,
+        trained_seconds=recording.trained_seconds,
+        events_missed=missed,
+        given_up=given_up,
     )

@@ -12,7 +12,9 @@ from hypergpu.simulation.compare import Result, Variant, against, compare, parse
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario import Scenario
 
-OUTCOME = Outcome("s", "none", 0, "completed", "rounds_done", 5, 100.0, 0.9, 0.1, 0.9, 0.8, 50.0, 10, 10, [])
+OUTCOME = Outcome(
+    "s", "none", 0, "completed", "rounds_done", 5, 130.0, 0.9, 0.1, 0.9, 0.8, 50.0, 10, 10, [], trained_seconds=100.0
+)
 
 
 def result(policy: str, times: list[float | None], accuracy: float = 0.9) -> Result:
@@ -40,6 +42,18 @@ def test_a_target_that_is_not_reached_bounds_the_pair_or_says_nothing() -> None:
     assert never.speedup.mean is None
     assert never.verdict == "target not reached"
     assert never.record()["time_to_target_seconds"] == {"mean": None, "ci_low": None, "ci_high": None}
+
+
+def test_who_missed_the_target_is_not_taken_for_sooner_than_who_reached_it() -> None:
+    stuck = replace(OUTCOME, time_to_target_seconds=None, trained_seconds=0.0, given_up="waiting for nodes to join")
+    baseline = Result(Variant("none"), [stuck])
+    candidate = against(baseline, result("reactive", [50.0]))
+    assert candidate.speedup.mean == 1.0
+    assert baseline.record()["given_up"] == ["waiting for nodes to join"]
+
+
+def test_one_pair_tells_nothing_of_the_noise() -> None:
+    assert against(result("none", [10.0]), result("reactive", [5.0])).verdict == "noise not known"
 
 
 def test_quarantines_are_counted_by_reason() -> None:
@@ -111,3 +125,14 @@ def test_the_command_prints_what_programs_read_and_fails_a_threshold(tmp_path: o
     assert 0 < candidate["final_accuracy"] <= 1
     failed = CliRunner().invoke(app, [*arguments, "--threshold", "speedup>=1000"])
     assert failed.exit_code == 1
+
+
+def test_the_commands_fail_where_every_run_was_given_up(tmp_path: object) -> None:
+    file = f"{tmp_path}/stuck.yaml"
+    with open(file, "w", encoding="utf-8") as opened:  # noqa: PTH123  (a string, as a user gives it)
+        opened.write(TEXT + "events: [{round: 2, type: partition, nodes: [good, bad]}]\n")
+    waiting = "no round was closed for 2:00:00: waiting for 1 node to join"
+    for command in (["simulate"], ["compare", "--seeds", "1", "--jobs", "1"]):
+        done = CliRunner().invoke(app, [*command, file])
+        assert done.exit_code == 1
+        assert waiting in done.stderr

@@ -161,3 +161,33 @@ def test_the_monitor_hears_of_the_failures_that_a_node_counts(monkeypatch: pytes
     simulate(scenario([{"id": "n", "gpu": "T4", "profile": "lossy"}], profiles=profiles, rounds=30))
     attempts, failures = heard[-1]
     assert failures > 0.15 * attempts
+
+
+NEVER = [{"round": 3, "type": "partition", "nodes": ["n"]}]
+
+
+def test_a_run_that_gets_nowhere_is_given_up_with_what_it_waits_for(tmp_path: Path) -> None:
+    outcome = simulate(scenario(events=NEVER), tmp_path)
+    assert outcome.given_up == "no round was closed for 2:00:00: waiting for 1 node to join: none connected"
+    assert (outcome.rounds, outcome.state) == (2, "stopped")
+    assert outcome.trained_seconds < 10 < outcome.seconds <= 4 * 3600
+    assert outcome.given_up in events(tmp_path)[-1]["text"]
+
+
+def test_a_run_without_a_finite_update_says_which() -> None:
+    diverging = {"training": {"learning_rate": 1e9}}
+    outcome = simulate(scenario([{"id": "n", "gpu": "T4"}], learning="real", config=diverging))
+    assert "NonFiniteUpdate" in outcome.given_up and "lower the learning rate" in outcome.given_up
+
+
+def test_a_run_waits_for_all_that_is_to_come() -> None:
+    late = simulate(scenario([{"id": "n", "count": 2, "gpu": "T4", "joins_seconds": 50_000.0}]))
+    cut = simulate(scenario(events=[{"round": 3, "type": "partition", "nodes": ["n"], "duration_seconds": 50_000}]))
+    assert (late.state, cut.state) == ("completed", "completed")
+    assert min(late.seconds, cut.seconds) > 50_000
+
+
+def test_events_that_a_run_did_not_live_to_see_are_named() -> None:
+    spike = {"type": "latency_spike", "node": "n_1"}
+    outcome = simulate(scenario(events=[spike | {"round": 3}, spike | {"round": 50}, spike | {"at_seconds": 900}]))
+    assert outcome.events_missed == ["round 50: latency_spike on n_1", "900 s: latency_spike on n_1"]
