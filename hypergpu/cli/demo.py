@@ -60,7 +60,10 @@ def demo(  # noqa: PLR0917  (one per option)
         summary = asyncio.run(_until_signalled(run, console))
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print(
-            f"interrupted: every process has ended, the run is kept in {run_dir}", highlight=False, soft_wrap=True
+            f"interrupted: every process has ended, the run is kept in {run_dir}; `hypergpu report {run_dir}` makes a "
+            "page of it",
+            highlight=False,
+            soft_wrap=True,
         )
         raise typer.Exit(130) from None
     if not as_json:

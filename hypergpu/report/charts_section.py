@@ -135,7 +135,7 @@ def _quality_says(rows: Mapping[str, Sequence[Stretch]]) -> str:
     last = [stretches[-1].label for stretches in rows.values()]
     changes = sum(len(stretches) - 1 for stretches in rows.values())
     ends = ", ".join(f"{last.count(each)} {each}" for each in story.QUALITIES if each in last)
-    return f"{changes} change{'s' if changes != 1 else ''} of class; at the end {ends}."
+    return f"{counted(changes, 'change')} of class; at the end {ends}."
 
 
 def _part_says(run: Run) -> str:

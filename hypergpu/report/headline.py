@@ -34,6 +34,18 @@ def time_to(run: Run, accuracy: float | None) -> float | None:
     return None if reached is None else reached - run.bands[0][0]
 
 
+def target_sentence(run: Run) -> str:
+    """Whether the run reached the accuracy that it was to reach, and when; empty where none was set."""
+    target = run.target_accuracy
+    if target is None:
+        return ""
+    reached, best = time_to(run, target), _best_accuracy(run)
+    if reached is not None:
+        return f"It was at its target of {percent(target)} after {duration(reached)}."
+    nearest = f"; the best was {percent(best)}" if best is not None else ""
+    return f"It did not reach its target of {percent(target)}{nearest}."
+
+
 def _count(value: Number) -> str:
     return figure(value, 6)
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 from hypergpu.report.charts.lines import empty
 from hypergpu.report.charts_section import learning, round_time, timeline
 from hypergpu.report.formats import duration, figure, percent
-from hypergpu.report.headline import MEASURES, Measure, compare, final
+from hypergpu.report.headline import MEASURES, Measure, compare, final, target_sentence
 from hypergpu.report.markup import Markup, tag
 from hypergpu.report.model import Run, natural
 from hypergpu.report.story import words
@@ -93,14 +93,24 @@ def _opening(run: Run) -> str:
     """The run in a sentence."""
     if not run.rounds:
         lasted = run.summary.get("duration_seconds")
-        return f"No round was finished in {duration(lasted if isinstance(lasted, float) else run.ended_at)}."
+        seconds = duration(lasted if isinstance(lasted, float) else run.ended_at)
+        return f"No round was finished in {seconds}.{_why_stopped(run)}"
     done, planned, nodes = len(run.rounds), run.rounds_planned, len(run.node_ids)
     rounds = f"{done} of {counted(planned, 'round')}" if planned else counted(done, "round")
     accuracy = final([closed.accuracy for closed in run.rounds])
     reached = f", reaching {percent(accuracy)} accuracy" if accuracy is not None else ""
     decisions = sum(event.is_decision for event in run.events)
     where = f"on {counted(nodes, 'node')} in {duration(run.ended_at)}"
-    return f"{rounds} {where}{reached}; {decisions:,} decisions on record, each with its reason."
+    goal = target_sentence(run)
+    told = f"{rounds} {where}{reached}; {decisions:,} decisions on record, each with its reason."
+    return " ".join(part for part in (told, goal) if part) + _why_stopped(run)
+
+
+def _why_stopped(run: Run) -> str:
+    """Why it ended before its time, where that is on record."""
+    over = next((each for each in run.events if each.kind == "stopped"), None)
+    why = str(over.figures.get("detail", "")) if over is not None else ""
+    return f" {why[0].upper()}{why[1:]}." if why else ""
 
 
 def _headline(run: Run, baseline: Run | None) -> Markup:

@@ -168,3 +168,24 @@ def test_runs_of_no_round_and_of_one_are_told_as_they_are(tmp_path: Path) -> Non
     text = " ".join(Document(page(read_run(tmp_path))).text)
     for told in ("1 round, with all its nodes;", "90.0 % (round 1)."):
         assert told in text
+
+
+def test_a_run_that_ended_early_or_had_a_target_says_so(run_dir: Path) -> None:
+    summary = json.loads((run_dir / "summary.json").read_text())
+    with (run_dir / "events.jsonl").open("a") as events:
+        over = {
+            "seconds": 90.0,
+            "round": 26,
+            "kind": "stopped",
+            "text": "the run is over",
+            "detail": "stopped by the user",
+        }
+        events.write(json.dumps(over) + "\n")
+    for target, told in (
+        (0.05, "It was at its target of 5.0 % after"),
+        (1.0, "It did not reach its target of 100.0 %; the best was"),
+    ):
+        (run_dir / "summary.json").write_text(json.dumps(summary | {"target_accuracy": target}))
+        text = page(read_run(run_dir))
+        assert told in text
+        assert "Stopped by the user." in text
