@@ -69,6 +69,8 @@ class Seams:
     evaluate: Evaluate
     links: Links
     clock: Clock = monotonic
+    seconds_before: float = 0.0
+    """Of a resumed run: what it took so far."""
     compute: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "compute"))
     """One thread: it takes updates in, steps and evaluates in the order in which the machine decided."""
 
@@ -96,7 +98,7 @@ class Engine:
         """Why the run could not go on, where that is nobody's decision."""
         self._seams = seams
         self._clock = seams.clock
-        self._started_at = seams.clock()
+        self._started_at = seams.clock() - seams.seconds_before
         self._waiters: dict[str, asyncio.Future[ev.Assign | ev.RunOver | None]] = {}
         self._broadcast: _Broadcast | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -108,7 +110,7 @@ class Engine:
 
     @property
     def elapsed_seconds(self) -> float:
-        """Since the run began."""
+        """Since the run began, without the time in which nobody ran it."""
         return self._clock() - self._started_at
 
     @property

@@ -129,6 +129,10 @@ class RunDir:
                 continue
         return None
 
+    def seconds_on_record(self) -> float:
+        """How long the run went on, as far as its events tell."""
+        return max((float(row.get("seconds", 0.0)) for row in self._lines("events.jsonl")), default=0.0)
+
     def close(self) -> None:
         """No more lines will come."""
         for file in (self._rounds, self._events):

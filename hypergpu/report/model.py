@@ -71,10 +71,19 @@ class Run:
     @cached_property
     def ended_at(self) -> float:
         """When the run was over; while it is not, the last time on record."""
-        over = next((each.at for each in self.events if each.kind in ("completed", "stopped")), None)
-        if over is not None:
-            return over
+        if self.ending is not None:
+            return self.ending.at
         return max((each.at for each in self.events), default=max((r.ended_at for r in self.rounds), default=0.0))
+
+    @cached_property
+    def ending(self) -> Event | None:
+        """What ended the run; None while it is not over. A run that was stopped may have been resumed."""
+        for each in reversed(self.events):
+            if each.kind in ("completed", "stopped"):
+                return each
+            if each.kind == "round_started":
+                break
+        return None
 
     @cached_property
     def began_at(self) -> float:

@@ -108,8 +108,8 @@ def _opening(run: Run) -> str:
 
 def _why_stopped(run: Run) -> str:
     """Why it ended before its time, where that is on record."""
-    over = next((each for each in run.events if each.kind == "stopped"), None)
-    why = str(over.figures.get("detail", "")) if over is not None else ""
+    over = run.ending
+    why = str(over.figures.get("detail", "")) if over is not None and over.kind == "stopped" else ""
     return f" {why[0].upper()}{why[1:]}." if why else ""
 
 

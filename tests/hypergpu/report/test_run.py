@@ -113,6 +113,18 @@ def test_a_resumed_round_counts_once_as_it_was_last(make_run: Callable[..., Path
     assert [(closed.number, closed.samples) for closed in run.rounds] == [(1, 2), (2, 100)]
 
 
+def test_the_end_of_a_run_that_was_stopped_and_resumed_is_the_last(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    rows = (run_dir / "events.jsonl").read_text().splitlines()
+    half = len(rows) // 2
+    stopped = json.dumps(json.loads(rows[half]) | {"kind": "stopped", "text": "the run is over"})
+    (run_dir / "events.jsonl").write_text("\n".join([*rows[: half + 1], stopped, *rows[half + 1 :]]))
+    assert read_run(run_dir).ended_at == run.ended_at
+    (run_dir / "events.jsonl").write_text("\n".join([*rows[: half + 1], stopped]))
+    over = read_run(run_dir).ending
+    assert over is not None and over.at < run.ended_at
+
+
 def test_an_end_that_is_not_on_record_is_unfinished(run_dir: Path) -> None:
     (run_dir / "summary.json").write_text('{"state": "training"}')
     assert read_run(run_dir).state == "unfinished"
