@@ -84,6 +84,8 @@ def _show(comparison: Comparison) -> None:
     for candidate in comparison.candidates:
         table.add_row(*_cells(candidate.result, count), _interval(candidate.speedup), candidate.verdict)
     print_table(table)
+    if count < _FEWEST_PAIRS:
+        print(f"so few runs tell little of the noise: --seeds {_FEWEST_PAIRS} tells more")
     for line in _remarks(comparison.baseline, comparison):
         print(line)
     for candidate in comparison.candidates:
@@ -123,8 +125,6 @@ def _differences(candidate: Candidate) -> Iterator[str]:
     label, pairs = candidate.result.variant.label, len(candidate.result.outcomes)
     if candidate.verdict == "within the noise":
         yield f"{label}: the difference in time is within the noise of {counted(pairs, 'run')}"
-    elif pairs < _FEWEST_PAIRS:
-        yield f"{label}: {counted(pairs, 'run')} of each tell little of the noise; --seeds {_FEWEST_PAIRS} tells more"
     if candidate.bounds:
         yield (
             f"{label}: in {candidate.bounds} of {counted(pairs, 'pair')} only one run reached the target; the other is "

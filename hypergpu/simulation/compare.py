@@ -208,13 +208,15 @@ def variants_of(policies: Sequence[str], strategies: Sequence[str]) -> list[Vari
 
     Raises:
         UnknownName: a policy or strategy that there is not.
+        InvalidInput: two strategies for the same thing.
     """
     known = get_args(Scenario.model_fields["policy"].annotation)[0]
     for policy in policies:
         if policy not in get_args(known):
             raise UnknownName("policy", policy, get_args(known))
     pairs = [_strategies(text) for text in strategies] or [("", "")]
-    return [Variant(policy, *pair) for policy in policies if policy != BASELINE for pair in pairs]
+    found = (Variant(policy, *pair) for policy in policies if policy != BASELINE for pair in pairs)
+    return list(dict.fromkeys(found))
 
 
 def against(baseline: Result, result: Result) -> Candidate:
@@ -251,10 +253,14 @@ def target_of(scenario: Scenario) -> float | None:
 def _strategies(text: str) -> tuple[str, str]:
     batch = selection = ""
     for name in text.split("/"):
-        if name in _BATCH_STRATEGIES:
+        if name in _BATCH_STRATEGIES and not batch:
             batch = name
-        elif name in _SELECTION_STRATEGIES:
+        elif name in _SELECTION_STRATEGIES and not selection:
             selection = name
+        elif name in (*_BATCH_STRATEGIES, *_SELECTION_STRATEGIES):
+            raise InvalidInput(
+                f"{text!r} names two strategies for the same thing: give BATCH/SELECTION, or one of both"
+            )
         else:
             raise UnknownName("strategy", name, [*_BATCH_STRATEGIES, *_SELECTION_STRATEGIES])
     return batch, selection

@@ -67,6 +67,9 @@ def test_quarantines_are_counted_by_reason() -> None:
 def test_policies_times_strategies() -> None:
     found = variants_of(["none", "reactive"], ["fixed/utility", "top_n"])
     assert found == [Variant("reactive", "fixed", "utility"), Variant("reactive", "", "top_n")]
+    assert variants_of(["reactive", "reactive"], ["top_n", "top_n"]) == [Variant("reactive", "", "top_n")]
+    with pytest.raises(InvalidInput, match="two strategies for the same thing"):
+        variants_of(["reactive"], ["top_n/utility"])
     with pytest.raises(UnknownName, match="did you mean 'reactive'"):
         variants_of(["reactiv"], [])
     with pytest.raises(UnknownName, match="did you mean 'goodput'"):
