@@ -103,6 +103,8 @@ class Coordinator:
             http = HttpServer(self.config.server.http_listen, routes)
             stack.callback(http.close)
             self.run_dir.begin(self.config, self._resumed_round)  # not before it is sure that this run can begin
+            if self._resumed_round:
+                self.engine.resumed(self._resumed_round)
             stack.push_async_callback(self.engine.close)
             await server.start()
             stack.push_async_callback(server.stop, 1.0)

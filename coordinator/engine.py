@@ -118,6 +118,11 @@ class Engine:
         """The time as the machine has it."""
         return self._clock()
 
+    def resumed(self, after_round: int) -> None:
+        """Put on record that the run goes on from a checkpoint."""
+        text = f"resumed from the checkpoint of round {after_round}"
+        self._publish(RunEvent(self.elapsed_seconds, after_round + 1, "resumed", text, {}))
+
     # ------------------------------------------------------------ for servicers
 
     def dispatch(self, event: ev.Event) -> list[ev.Effect]:

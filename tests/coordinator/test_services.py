@@ -369,8 +369,9 @@ async def test_resuming_goes_on_after_the_last_checkpoint(tmp_path: Path) -> Non
         assert order.order.shard.cursor == before.order.shard.cursor
         nodes = (await run.control.ListNodes(pb.ListNodesRequest())).nodes
         assert [(n.node_id, n.rounds_contributed) for n in nodes] == [("a", 3)]
-    at = [json.loads(line)["seconds"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    assert at == sorted(at), "its clock goes on"
+    rows = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows), "its clock goes on"
+    assert "resumed from the checkpoint of round 3" in [row["text"] for row in rows]
 
 
 async def test_resuming_a_complete_run_begins_a_new_one_and_keeps_the_old(tmp_path: Path) -> None:
