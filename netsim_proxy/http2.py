@@ -54,6 +54,18 @@ def rst_stream(stream_id: int, code: int) -> bytes:
     return frame(RST_STREAM, 0, stream_id, code.to_bytes(4, "big"))
 
 
+def increment_of(payload: bytes) -> int:
+    """By how much a WINDOW_UPDATE opens a window.
+
+    Raises:
+        Http2Error: by nothing, or not by a number of four bytes.
+    """
+    increment = int.from_bytes(payload, "big") & 0x7FFFFFFF
+    if len(payload) != 4 or not increment:
+        raise Http2Error("a window update of nothing" if len(payload) == 4 else "a window update that is no number")
+    return increment
+
+
 def window_update(increment: int) -> bytes:
     """Gives `increment` bytes (1 to 2^31 - 1) back to the connection's window."""
     return frame(WINDOW_UPDATE, 0, 0, increment.to_bytes(4, "big"))

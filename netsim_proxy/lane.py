@@ -7,11 +7,13 @@ write per read. All others are offered to their link in runs: neighbouring frame
 import asyncio
 import math
 from collections.abc import Callable
+from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from common.clock import monotonic
 from netsim_proxy import http2
+from netsim_proxy.allowance import FIRST_WINDOW_BYTES, Allowance
 from netsim_proxy.header_blocks import MAX_BLOCK_BYTES, NO_TABLE, HeaderBlocks, node_id_in
 from netsim_proxy.http2 import FRAME_HEADER_BYTES, Http2Error
 from netsim_proxy.link.outcomes import Deliver, Fail
@@ -51,6 +53,7 @@ class Lane:
         self._opened = False  # a header block has been delivered
         self._fed_at = -math.inf  # when something was last read
         self._holds: set[object] = set()
+        self._allowance = Allowance()  # of the peer
 
     def feed(self, data: bytes) -> None:  # noqa: PLR0912 - one pass over the frames, without calls where it is hot
         """Take in what the peer sent.
@@ -105,8 +108,8 @@ class Lane:
 
     @property
     def is_flowing(self) -> bool:
-        """Whether the peer has sent something lately, and so is alive."""
-        return monotonic() - self._fed_at < _FLOWING_SECONDS
+        """Whether the peer has sent something lately, or what a full link keeps us from reading, and so is alive."""
+        return bool(self._holds) or monotonic() - self._fed_at < _FLOWING_SECONDS
 
     def hold(self, reason: object) -> None:
         """Stop reading until every reason is released."""
@@ -165,6 +168,22 @@ class Lane:
         else:
             self.outlet.later(at, send, frames)
 
+    def grant(self, nbytes: int, _: bytes) -> None:
+        """The other peer lets this one send more: pass that on as far as the link has use for it."""
+        self._pass_allowance(self._allowance.granted(nbytes, self._limit))
+
+    def _used(self, nbytes: int) -> None:
+        self._pass_allowance(self._allowance.used(nbytes, self._limit))
+
+    def _pass_allowance(self, nbytes: int) -> None:
+        if nbytes:
+            self.back.send(http2.window_update(nbytes))
+
+    @property
+    def _limit(self) -> float:
+        port = self.relay.port
+        return port.window_bytes[self.way] if port is not None else FIRST_WINDOW_BYTES
+
     def _is_idle(self) -> bool:
         return not self.outlet.queued and not self.relay.renumbered
 
@@ -212,9 +231,11 @@ class Lane:
             return
         if isinstance(way, Port):
             way.passed(self.way, end - begin)
+            self._used(end - begin)
         self.outlet.write(data if end - begin == len(data) else memoryview(data)[begin:end])
 
     def _offer(self, stream: Stream, run: bytes) -> None:
+        self._used(len(run))
         end = stream.ended[self.way]
         stream.port.offer(self, len(run), stream.exchange, end, self._settle, stream, run)
 
@@ -263,7 +284,7 @@ class Lane:
 
     def _give_back(self, nbytes: int) -> None:
         if nbytes:
-            self.back.send(http2.window_update(nbytes))
+            self._pass_allowance(self._allowance.granted(nbytes, self._limit))
 
     def _single(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """A frame that is not just passed on."""
@@ -279,6 +300,7 @@ class Lane:
         elif kind == http2.DATA:
             if not stream_id or (self.way == UP and stream_id > self.relay.last_seen_id):
                 raise Http2Error(f"DATA on stream {stream_id}, which is not open")
+            self._used(len(payload))
             self._give_back(len(payload))
         elif stream_id:
             if kind in (http2.CONTINUATION, http2.PUSH_PROMISE, http2.SETTINGS, http2.PING, http2.GOAWAY):
@@ -295,7 +317,9 @@ class Lane:
 
     def _pass_control(self, kind: int, flags: int, payload: bytes) -> None:
         opposite, goes = self.relay.lanes[1 - self.way], self.relay.upstream_goes
-        if kind == http2.PING and not flags & http2.ACK and opposite.is_flowing and not goes:
+        if kind == http2.WINDOW_UPDATE:
+            self.control(partial(opposite.grant, http2.increment_of(payload)), http2.frame(kind, flags, 0, payload))
+        elif kind == http2.PING and not flags & http2.ACK and opposite.is_flowing and not goes:
             self.control(opposite.answer_ping, http2.frame(http2.PING, http2.ACK, 0, payload))
         else:
             # A server that drains takes the answer to its PING as a sign that it has seen all requests there will be.

@@ -9,22 +9,34 @@ from netsim_proxy.link.link import Link
 from netsim_proxy.link.outcomes import Fail
 from netsim_proxy.link.profiles import find_profile
 
+Calls = list[tuple[str, tuple[Any, ...], dict[str, Any], Any]]
 
-def record(proxy: Any, node_id: str, calls: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]]) -> None:
-    """Note every question that the proxy asks a link, and its answer."""
-    link = proxy.ports.of(node_id).link
-    for name in ("begin", "connect", "offer"):
-        asked = getattr(link, name)
 
-        def answer(*args: Any, _name: str = name, _asked: Any = asked, **kwargs: Any) -> Any:
-            out = _asked(*args, **kwargs)
-            calls.append((_name, args, kwargs, out))
+class Recorder:
+    """A link that notes every question that the proxy asks it, and its answer."""
+
+    def __init__(self, link: Link, calls: Calls) -> None:
+        self._link, self._calls = link, calls
+
+    def __getattr__(self, name: str) -> Any:
+        asked = getattr(self._link, name)
+        if name not in {"begin", "connect", "offer"}:
+            return asked
+
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            out = asked(*args, **kwargs)
+            self._calls.append((name, args, kwargs, out))
             return out
 
-        setattr(link, name, answer)
+        return answer
 
 
-def replay(calls: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]], seed: int) -> list[Any]:
+def record(proxy: Any, node_id: str, calls: Calls) -> None:
+    port = proxy.ports.of(node_id)
+    port.link = Recorder(port.link, calls)
+
+
+def replay(calls: Calls, seed: int) -> list[Any]:
     link, out = Link("node_1", find_profile("unstable"), seed), []
     exchanges: dict[int, Any] = {}
     for name, args, kwargs, answer in calls:
@@ -38,7 +50,7 @@ def replay(calls: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]], seed: 
 
 def test_same_arrivals_same_deliveries(start_proxy: Any, connect: Any) -> None:
     proxy = start_proxy("unstable", seed=11)
-    calls: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = []
+    calls: Calls = []
     proxy.call(record, proxy, "node_1", calls)
     client, other = connect(proxy.address, "node_1"), connect(proxy.address, "node_2")
     futures = [c.Echo.future(bytes(100 * n)) for n in range(30) for c in (client, other)]

@@ -57,3 +57,10 @@ def test_prefixing_a_block() -> None:
     run = http2.frame(http2.HEADERS, 4, 1, b"abc") + http2.frame(http2.DATA, 1, 1, b"x")
     assert http2.with_block_prefix(run, b"\x20") == http2.frame(http2.HEADERS, 4, 1, b"\x20abc") + run[12:]
     assert http2.with_block_prefix(http2.with_block_prefix(run, b"\x20"), b"\x20").count(b"\x20abc") == 1
+
+
+@pytest.mark.parametrize("payload", [bytes(4), b"\x80\0\0\0", b"\0\0\1", bytes(5)])
+def test_a_window_update_opens_a_window(payload: bytes) -> None:
+    assert http2.increment_of(b"\x80\0\0\7") == 7
+    with pytest.raises(http2.Http2Error, match="window update"):
+        http2.increment_of(payload)

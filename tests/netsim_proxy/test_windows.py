@@ -79,6 +79,12 @@ class Wire:
         data = self.written.removeprefix(http2.PREFACE)
         return [(kind, flags) for _, _, kind, flags, _ in http2.frames(data)]
 
+    def granted(self) -> list[int]:
+        """By how much each window update for the connection opened it."""
+        data = self.written.removeprefix(http2.PREFACE)
+        updates = (at for at, _, kind, _, stream in http2.frames(data) if (kind, stream) == (http2.WINDOW_UPDATE, 0))
+        return [http2.increment_of(data[at + 9 : at + 13]) for at in updates]
+
     def settings(self) -> dict[int, int]:
         """What was written as settings, the last of each."""
         data = self.written.removeprefix(http2.PREFACE)
@@ -131,6 +137,17 @@ def test_a_probe_turns_round_at_the_end_of_the_link_before_what_waits_for_the_ba
     assert kinds[:before].count((http2.DATA, 0)) * 16_000 <= 300_000
 
 
+def test_a_probe_turns_round_on_a_link_that_is_too_full_to_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind all that the upstream's kernel holds, its answer would come when the client has given the server up."""
+    both = Both(link(100, 1), monkeypatch)
+    both.download(MIB)
+    assert not both.upstream.is_read
+    both.pacer.now += 0.2
+    both.relay.received(UP, PING)
+    both.pacer.run(until=both.pacer.now + 0.2)
+    assert (http2.PING, http2.ACK) in both.client.kinds()
+
+
 @pytest.mark.parametrize("profile", [link(20, 80), link(0, float("inf"))], ids=["delayed", "transparent"])
 def test_a_ping_reaches_the_upstream_where_that_has_sent_nothing_lately(
     profile: Profile, monkeypatch: pytest.MonkeyPatch
@@ -175,6 +192,26 @@ def test_the_writer_hears_of_little_more_than_half_of_a_wide_window(
     both.pacer.run()
     assert both.upstream.settings()[http2.INITIAL_WINDOW_SIZE] == passed > allowed // 2
     assert both.upstream.settings()[http2.MAX_FRAME_SIZE] == 128 << 10
+
+
+@pytest.mark.parametrize(("mbit", "ahead"), [(1, 65_535), (80, 1_010_000), (float("inf"), 5 * MIB)])
+def test_a_writer_may_send_no_more_ahead_than_its_link_has_use_for(
+    mbit: float, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its kernel took would delay all that it says later, its keepalives too."""
+    both = Both(link(0, mbit), monkeypatch)
+    both.relay.received(UP, http2.window_update(4 * MIB))
+    left, sent = 65_535, 0
+    for _ in range(100):
+        both.pacer.run(until=both.pacer.now + 1)
+        sent += min(left, 16_000)
+        both.relay.received(DOWN, http2.frame(http2.DATA, 0, 1, bytes(min(left, 16_000))))
+        left = 65_535 + sum(both.upstream.granted()) - sent
+        assert left <= ahead
+        assert left > 0 or sent >= 65_535 + 4 * MIB, "and it never starves"
+    assert mbit > 1 or left <= 20_000, "of the first window, which is wider, nothing is left"
+    both.pacer.run()
+    assert both.client.size >= sent == 1_600_000
 
 
 def test_a_long_fat_link_may_be_filled(monkeypatch: pytest.MonkeyPatch) -> None:
