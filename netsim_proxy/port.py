@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from common.clock import monotonic
 from netsim_proxy.link.link import Link
-from netsim_proxy.link.outcomes import Cause, Direction, Exchange, Hold, LossModel
-from netsim_proxy.link.profiles import Path
-from netsim_proxy.link.tcp import SEGMENT_BYTES
+from netsim_proxy.link.outcomes import Cause, Direction, Exchange, Hold
 from netsim_proxy.pacer import Pacer
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ _PATH_BYTES: Final = 32 << 20
 _QUEUE_BYTES: Final = 1 << 20
 """What may be on its way on a link in one direction before its writers have to wait: as much as its bandwidth puts into
 its latency, up to the first, and in its queue, up to the second where the profile names no other bound."""
-_WINDOW_SECONDS: Final = 0.1
 _LEAST_WINDOW_BYTES: Final = 16 << 10
 _PIECE_SECONDS: Final = 0.005
 _PIECE_BYTES: Final = (16 << 10, 256 << 10)
@@ -146,7 +143,7 @@ class Port:
             in_queue = path.queue_bytes or min(path.queue_limit, _QUEUE_BYTES)
             self._full_at[way] = int(min(in_path, _PATH_BYTES)) + in_queue
             self._room_below[way] = self._full_at[way] - in_queue // 2
-            self.window_bytes[way] = self._window(path, rate)
+            self.window_bytes[way] = max(link.appetite_bytes(direction), _LEAST_WINDOW_BYTES)
             self._let_in(way)
         if link.next_change != self._next_change:
             self._next_change = link.next_change
@@ -157,13 +154,6 @@ class Port:
         """The upstream has forgotten all connections that there are: they fall silent."""
         for relay in list(self.relays):
             relay.fall_silent()
-
-    def _window(self, path: Path, rate: float) -> float:
-        """What keeps a link busy while it is read for more; under losses TCP has use for what passes between two."""
-        window = rate * _WINDOW_SECONDS
-        if self.link.loss_model is LossModel.TRANSPORT and path.loss.mean > 0:
-            window = min(window, SEGMENT_BYTES / path.loss.mean)
-        return max(window, _LEAST_WINDOW_BYTES)
 
     def _turn(self, due: float) -> None:
         if due == self._next_change:

@@ -8,10 +8,12 @@ from common.tensors import CHUNK_BYTES
 from hypergpu.simulation.virtual_time import VirtualTime
 from netsim_proxy.link.events import DisconnectMode, NetworkEvent
 from netsim_proxy.link.link import Link
-from netsim_proxy.link.outcomes import Cause, Deliver, Direction, Exchange, Fail, Hold
+from netsim_proxy.link.outcomes import Cause, Deliver, Direction, Exchange, Fail, Hold, LossModel
 
 PIECE_BYTES: Final = CHUNK_BYTES
 """What is longer is offered to the link piece by piece, as its queue has room: an event acts on the rest."""
+LEAST_PIECE_BYTES: Final = 64 << 10
+"""Where TCP has use for less at a time: heartbeats wait behind a piece, as they do in the proxy."""
 SILENCE_SECONDS: Final = 20.0
 """After which gRPC's keepalive gives a connection up on which nothing passes: a ping each 10 s, 10 s to answer it."""
 
@@ -112,7 +114,7 @@ class Call:
             if room_at > now:
                 line.time.at(room_at, self.go_on)
                 return
-            piece = min(self._left, PIECE_BYTES)
+            piece = min(self._left, self._longest_piece())
             last = piece == self._left
             verdict = link.offer(now, self._direction, piece, self.exchange, end=self._end and last)
             if not isinstance(verdict, Deliver):
@@ -121,6 +123,12 @@ class Call:
             self._left -= piece
             if last:
                 line.time.at(verdict.at, self._deliver)
+
+    def _longest_piece(self) -> int:
+        link = self.line.link
+        if link.loss_model is LossModel.RPC:
+            return PIECE_BYTES
+        return int(min(PIECE_BYTES, max(LEAST_PIECE_BYTES, link.appetite_bytes(self._direction))))
 
     def close(self) -> None:
         """It is over, well or because nobody is interested any more."""

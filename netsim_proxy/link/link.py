@@ -20,7 +20,7 @@ from netsim_proxy.link.events import DisconnectMode, NetworkEvent
 from netsim_proxy.link.loss import LossChain
 from netsim_proxy.link.outcomes import Cause, Deliver, Direction, DirectionCounters, Exchange, Fail, Hold, LossModel
 from netsim_proxy.link.profiles import Loss, Path, Profile, find_profile
-from netsim_proxy.link.tcp import TcpFlow
+from netsim_proxy.link.tcp import SEGMENT_BYTES, TcpFlow
 from netsim_proxy.link.window import CongestionControl
 
 _UP: Final = Direction.UP  # looking an enum's member up takes as long as all else that is done to a byte
@@ -28,6 +28,7 @@ _RPC: Final = LossModel.RPC
 _NEVER: Final = -math.inf
 _NOTICE_SECONDS: Final = 0.2
 """Linux's lowest retransmission timeout: a loss is noticed after one of them, or two, the second twice as long."""
+_APPETITE_SECONDS: Final = 0.1
 _FULL_PIECE_BYTES: Final = 16 << 10
 """A piece of that size is not the tail of a message, unless it is the end of its stream."""
 _STREAM_POINT_BYTES: Final = (64 << 10, 64 << 20)
@@ -198,6 +199,16 @@ class Link:
         lane = self._lane(direction)
         room = max(now, lane.busy_until - lane.path.queue_limit * lane.seconds_per_byte)
         return max(room, *(flow.sent for flow in lane.flows.values())) if lane.flows else room
+
+    def appetite_bytes(self, direction: Direction) -> float:
+        """What keeps a direction busy for a moment; under losses TCP has use for what passes between two of them.
+
+        Who gives it more at a time only makes what comes after that wait.
+        """
+        lane = self._lane(direction)
+        appetite = _APPETITE_SECONDS / lane.seconds_per_byte if lane.seconds_per_byte else math.inf
+        loss = lane.path.loss.mean
+        return min(appetite, SEGMENT_BYTES / loss) if loss and self.loss_model is not _RPC else appetite
 
     # --- control
 

@@ -9,7 +9,7 @@ from hypergpu.simulation.virtual_time import VirtualTime
 from netsim_proxy.link.distributions import Uniform
 from netsim_proxy.link.events import NetworkEvent
 from netsim_proxy.link.link import Link
-from netsim_proxy.link.outcomes import Direction
+from netsim_proxy.link.outcomes import Deliver, Direction, LossModel
 from netsim_proxy.link.profiles import Loss, Path, Profile
 
 
@@ -32,6 +32,25 @@ def test_a_long_message_takes_as_long_in_pieces_as_at_once() -> None:
     line(time).call(pytest.fail).send(Direction.DOWN, nbytes, 1, True, lambda _: arrived.append(time.now))
     time.run()
     assert arrived == [pytest.approx(nbytes / 1e6 + 0.1)]
+
+
+def test_where_tcp_is_slow_heartbeats_wait_for_a_part_of_a_long_message_only() -> None:
+    time, waits = VirtualTime(), []
+    path = Path(Uniform(0.1, 0.1), 10.0, Loss(0.05))  # some 30 kB/s are left of 10 Mbit/s
+    tested = Line(time, Link("n", Profile("lossy", up=path, down=path), seed=1, loss_model=LossModel.TRANSPORT))
+
+    def beat() -> None:
+        exchange = tested.link.begin(time.now)
+        verdict = tested.link.offer(time.now, Direction.UP, 900, exchange, end=True)
+        assert isinstance(verdict, Deliver)
+        waits.append(verdict.at - time.now)
+
+    tested.call(pytest.fail).send(Direction.UP, 2 * PIECE_BYTES, 1, True, lambda _: time.stop())
+    for second in range(1, 20):
+        time.at(float(second), beat)
+    time.run()
+    assert time.now > 30
+    assert 1 < max(waits) < 8
 
 
 def test_an_event_in_mid_transfer_acts_on_the_rest() -> None:
