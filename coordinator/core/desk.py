@@ -89,7 +89,7 @@ class WorkDesk:
 
     def _take_over(self, current: Round, member: Member) -> Order | None:
         """A node that came during this round gets the work of one that went."""
-        taken = current.take_over(member.node_id, member.largest_batch)
+        taken = current.take_over(member.node_id, member.incarnation, member.largest_batch)
         if taken is None:
             return None
         order, former = taken

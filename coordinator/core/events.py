@@ -253,6 +253,8 @@ class Contribution:
     loss_before: float = 0.0
     late: bool = False
     """It was still at work when the round ended: it loses the round, not its place."""
+    measured: bool = True
+    """Its waiting tells of its link: not so where its process ended meanwhile, or it gave its work up."""
 
 
 @message

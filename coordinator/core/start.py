@@ -184,7 +184,7 @@ class RoundStarter:
             batch = max(1, int(batches.get(node, config.batch_size)))
             member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
             member.rounds_selected += 1
-            orders.append(Order(node, shard, member.batch_size, steps, rate))
+            orders.append(Order(node, shard, member.batch_size, steps, rate, incarnation=member.incarnation))
         return orders
 
     def _deal_shards(self, number: int) -> None:

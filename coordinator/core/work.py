@@ -36,9 +36,14 @@ class Order:
     returns: int = 0
     """Times that it was given up."""
     first_at: float = 0.0
+    """When its process got it first."""
     live: bool = True
     """It may still be answered."""
     done: bool = False
+    incarnation: str = ""
+    """The process that is to do it."""
+    interrupted: bool = False
+    """The process that had it has ended, and the next one has not asked for it yet."""
 
     @property
     def samples(self) -> int:
@@ -83,8 +88,8 @@ class Round:
 
     def hand_out(self, order: Order, now: float) -> Assign:
         """The order as the node gets it, once more."""
-        if order.attempt == 0:
-            order.first_at = now
+        if order.attempt == 0 or order.interrupted:  # what a process lost when it ended is no fault of the link
+            order.first_at, order.interrupted = now, False
         order.attempt += 1
         return Assign(
             self.number,
@@ -126,6 +131,12 @@ class Round:
         self.live -= 1
         self.orphans[order.node] = order
 
+    def restarted(self, node: str, incarnation: str) -> None:
+        """The node registered: where that is another process, it begins its work anew."""
+        order = self.orders.get(node)
+        if order is not None and not order.done and order.incarnation != incarnation:
+            order.incarnation, order.interrupted = incarnation, True
+
     def reinstate(self, node: str) -> None:
         """The node is back, and its work was not taken by another."""
         order = self.orphans.pop(node, None)
@@ -133,7 +144,7 @@ class Round:
             order.live = True
             self.live += 1
 
-    def take_over(self, node: str, largest_batch: int) -> tuple[Order, str] | None:
+    def take_over(self, node: str, incarnation: str, largest_batch: int) -> tuple[Order, str] | None:
         """Give an orphaned order to a node that has none; returns it and whose it was."""
         if not self.orphans:
             return None
@@ -141,7 +152,9 @@ class Round:
         orphan = self.orphans.pop(former)
         del self.orders[former]
         batch = min(orphan.batch_size, largest_batch) if largest_batch else orphan.batch_size
-        order = self.orders[node] = Order(node, orphan.shard, batch, orphan.local_steps, orphan.learning_rate)
+        order = self.orders[node] = Order(
+            node, orphan.shard, batch, orphan.local_steps, orphan.learning_rate, incarnation=incarnation
+        )
         self.live += 1
         return order, former
 
@@ -155,6 +168,7 @@ class Round:
                 batch_size=order.batch_size,
                 waiting_seconds=now - (order.first_at if order.attempt else self.started_at),
                 late=order.live and order.attempt > 0,
+                measured=order.live and not order.interrupted,
             )
             for order in missing
         ]

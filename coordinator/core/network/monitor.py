@@ -74,12 +74,12 @@ class NetworkQualityMonitor:
         row = self._links.index.row(node_id)
         self._links.exchanges(np.array([row]), np.array([not_negative(seconds, "seconds")]))
 
-    def record_rounds(self, rows: Ints, seconds: Floats, success: Bools) -> None:
-        """As `record_exchange`, of one round's nodes at once (by `rows`; they differ).
+    def record_rounds(self, rows: Ints, seconds: Floats, success: Bools, measured: Bools) -> None:
+        """As `record_exchange`, of those of one round's nodes (by `rows`; they differ) whose links it `measured`.
 
         Where nobody reports a node's RPCs, its round stands for the two round trips that it took.
         """
-        self._links.exchanges(rows, seconds)
+        self._links.exchanges(rows[measured], seconds[measured])
         silent = self._links.unreported(rows)
         for _ in range(2):
             self._links.communications(rows[silent], 500.0 * seconds[silent], success[silent], self._clock())

@@ -161,13 +161,11 @@ class AdaptiveOrchestrator:
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"the round's loss is no number: {error}") from None
         contributions: Sequence[Contribution] = metrics.get("contributions") or ()
-        self.record_results(contributions)
+        exchange = self.record_results(contributions) if contributions else self._exchange_seconds()
         norms = metrics.get("update_norms")
         if norms is not None:
             record_noise(norms, contributions, self.batches)
         steps, worth = self.batches.local_steps, self._worth()
-        waits = [each.waiting_seconds for each in contributions]
-        exchange = max(waits) if waits else self._exchange_seconds()
         measured = Measured(samples / steps, steps, seconds, exchange)
         progress, rate = worth.progress(measured), worth.rates([measured])[0]
         self._losses.observe(loss)
@@ -196,14 +194,14 @@ class AdaptiveOrchestrator:
         self._overhead = 0.0
         return {"decisions": self._log.take(), "progress_per_second": rate, "phase": str(self.phase)}
 
-    def record_results(self, results: Sequence[Contribution]) -> None:
-        """What the nodes of a round did, one result each; feeds all three parts.
+    def record_results(self, results: Sequence[Contribution]) -> float:
+        """What the nodes of a round did, one result each; feeds all three parts. Returns the longest communication.
 
         Raises:
             UnknownName: a node was never offered nor registered.
             InvalidInput: a time that is negative or not finite.
         """
-        record_results(results, self.monitor, self.batches, self.selector)
+        return record_results(results, self.monitor, self.batches, self.selector)
 
     # ------------------------------------------------------------ asking
 

@@ -17,18 +17,21 @@ def record_results(
     monitor: NetworkQualityMonitor,
     batches: AdaptiveBatchController,
     selector: DynamicNodeSelector,
-) -> None:
+) -> float:
     """Record the communication, the contribution and the performance of each node, which differ.
+
+    Returns the longest communication that was measured, in seconds.
 
     Raises:
         UnknownName: a node is not registered.
         InvalidInput: a figure that is negative or not finite.
     """
     if not results:
-        return
+        return 0.0
     ids = [each.node for each in results]
     success = np.array([each.success for each in results], bool)
     late = np.array([each.late for each in results], bool)
+    measured = np.array([each.measured for each in results], bool)
     loss = np.array([each.loss_before or each.loss or np.nan for each in results], np.float64)
     figures = np.array(
         [(each.waiting_seconds, each.compute_seconds, each.samples, each.batch_size) for each in results], np.float64
@@ -37,15 +40,19 @@ def record_results(
     if not sound.all():
         worst = ids[int(np.argmin(sound))]
         raise InvalidInput(f"the contribution of {worst} holds a figure that is negative or not finite")
-    exchange, compute, samples, sizes = figures.T
-    monitor.record_rounds(monitor.rows(ids), exchange, success)
+    waiting, compute, samples, sizes = figures.T
+    # A node that has not answered has computed too: what that usually takes is not its link's.
+    exchange = np.where(success, waiting, np.maximum(waiting - batches.compute_seconds(ids), 0.0))
+    measured &= success | (exchange > 0)
+    monitor.record_rounds(monitor.rows(ids), exchange, success, measured)
     selector.record_contributions(
-        selector.rows(ids), compute=compute, waiting=exchange, success=success, late=late, loss=loss
+        selector.rows(ids), compute=compute, waiting=waiting, success=success, late=late, loss=loss
     )
     did = success & (samples > 0)
-    spent, worked, taken = (compute + exchange)[did], compute[did], samples[did]
+    spent, worked, taken = (compute + waiting)[did], compute[did], samples[did]
     steps = np.maximum(np.rint(taken / np.where(sizes[did] > 0, sizes[did], taken)), 1).astype(np.int64)
     batches.record_performances(batches.rows(ids)[did], taken, spent, steps, worked)
+    return float(exchange[measured].max(initial=0.0))
 
 
 def record_noise(norms: tuple[float, float], results: Sequence[Contribution], batches: AdaptiveBatchController) -> None:

@@ -359,6 +359,39 @@ def test_a_straggler_is_left_behind_at_the_measured_deadline_and_returns_to_late
     assert d.machine.selected == tuple("abcde")
 
 
+def test_what_a_process_lost_when_it_ended_is_no_measure_of_its_link() -> None:
+    d = Driver(min_nodes=2, lost_after=60.0)
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.now = 5.0
+    d.send(ev.NodeJoined("a", incarnation="2"))
+    d.now = 8.0
+    assert [order.attempt for order in d.ask("a")] == [2]
+    d.now = 9.0
+    d.push("a")
+    d.push("b")
+    closed = d.of(ev.CloseRound)[-1]
+    waits = {each.node: each.waiting_seconds for each in closed.contributions}
+    assert waits == pytest.approx({"a": 0.9, "b": 8.9}), "a retry of the same process is its link's"
+    assert d.machine.deadlines.need("a") == pytest.approx(2.0)
+
+
+def test_who_is_gone_or_began_anew_measures_nothing_and_who_is_late_does() -> None:
+    d = Driver(min_nodes=4, quorum=0.5)
+    d.join("a", "b", "c", "d")
+    d.ask("a", "b", "c", "d")
+    d.now = 2.0
+    d.send(ev.NodeJoined("b", incarnation="2"))
+    d.send(ev.NodeLost("c", "silent"))
+    d.push("a")
+    d.now = d.machine.deadline_at or math.nan
+    while not d.of(ev.CloseRound):
+        d.send(ev.Tick())
+        d.now = d.machine.deadline_at or math.nan
+    closed = d.of(ev.CloseRound)[-1]
+    assert {each.node: each.measured for each in closed.contributions} == {"a": True, "b": False, "c": False, "d": True}
+
+
 def test_below_the_quorum_the_deadline_is_extended_and_then_what_came_is_taken() -> None:
     d = measured()
     d.ask(*"abcde")

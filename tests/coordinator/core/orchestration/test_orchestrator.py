@@ -257,3 +257,18 @@ def test_reports_hold_the_run_and_compare_it_with_its_warm_up() -> None:
     assert report["status"]["policy"] == AdaptationPolicy.REACTIVE
     assert report["status"]["overhead"]["share_of_round_time"] == 0.0  # virtual time stands still meanwhile
     json.dumps(report)
+
+
+def test_only_what_a_link_took_counts_as_communication() -> None:
+    run = Run(uniform).rounds(3)
+    monitor, nodes = run.adaptation.monitor, NODES[:3]
+    computing = float(run.adaptation.batches.compute_seconds(["node_1"])[0])
+    before = monitor.exchange_samples(monitor.rows(nodes), 1)[:, 0]
+    results = [
+        Contribution("node_0", False, waiting_seconds=50.0, measured=False),
+        Contribution("node_1", False, waiting_seconds=computing + 0.07, late=True),
+        Contribution("node_2", False, waiting_seconds=0.5 * computing, late=True),
+    ]
+    assert run.adaptation.record_results(results) == pytest.approx(0.07)
+    after = monitor.exchange_samples(monitor.rows(nodes), 1)[:, 0]
+    assert after == pytest.approx([before[0], 0.07, before[2]]), "its computing is not its link's"
