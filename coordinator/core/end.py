@@ -76,6 +76,7 @@ class RoundEnder:
             current.samples,
             current.mean_loss,
             evaluate=last or current.number % self._config.evaluate_every == 0,
+            ended=self._members.take_ended(now),
         )
 
     def _abandon(self, current: Round, why: str) -> AbandonRound:

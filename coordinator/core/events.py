@@ -269,6 +269,8 @@ class CloseRound:
     loss: float
     """Training loss: the mean over the samples that were used."""
     evaluate: bool
+    ended: tuple[int, float] = (0, 0.0)
+    """Processes of nodes that ended since the last round was closed, and the time since, summed over the nodes."""
 
 
 @message

@@ -66,6 +66,8 @@ class Membership:
         """How many of the connected are ready."""
         self.version = 0
         """Changes whenever a node comes or goes."""
+        self._ended = 0
+        self._asked_at = math.inf
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self._members.values())
@@ -109,12 +111,14 @@ class Membership:
             member = self._members[node] = Member(node)
         new = node not in self._connected
         if new or member.incarnation != incarnation:
+            self._ended += member.incarnation not in ("", incarnation)
             member.joined_at, member.asking = now, False
             self._set_ready(member, ready=False)
             self.straggling.discard(node)
         member.incarnation, member.presence, member.reason, member.last_seen = incarnation, Presence.CONNECTED, "", now
         if new:
             self._connected[node] = member
+            self._asked_at = min(self._asked_at, now)
             self.version += 1
             if self._lost_after is not None and node not in self._watched:
                 self._watched.add(node)
@@ -150,6 +154,12 @@ class Membership:
         self.straggling.discard(node)
         self.version += 1
         return member
+
+    def take_ended(self, now: float) -> tuple[int, float]:
+        """Processes that others took the place of since this was last asked, and the time since, times the nodes."""
+        taken = self._ended, (now - self._asked_at) * len(self._connected)
+        self._ended, self._asked_at = 0, now
+        return taken
 
     def silent(self, now: float) -> list[str]:
         """Connected nodes that have been silent for too long. Each is named once; `remove` them."""

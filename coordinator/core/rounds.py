@@ -271,6 +271,7 @@ class RoundMachine:
             "samples": closed.samples,
             "contributions": closed.contributions,
             "update_norms": event.update_norms,
+            "ended": closed.ended,
         }
         self._journal.adopt(self.adaptation.post_round_evaluation(closed.round, metrics))
         self.round = self._journal.round = closed.round + 1

@@ -79,7 +79,7 @@ class AdaptiveBatchController:
         self.noise = gp.NoiseScale()
         self._monitor = network_monitor
         self._index = NodeIndex()
-        self._costs = ComputeCosts()
+        self.costs = ComputeCosts()
         self._sizes: Ints = np.zeros(0, np.int64)
         self._largest: Ints = np.zeros(0, np.int64)
         self._directions: Floats = np.zeros(0)
@@ -96,7 +96,7 @@ class AdaptiveBatchController:
         if row is None:
             row = self._index.row(node_id)
         else:
-            self._costs.grow(row + 1)
+            self.costs.grow(row + 1)
             self._sizes = grown(self._sizes, row + 1, self.baseline_batch_size)
             self._largest = grown(self._largest, row + 1, self.config.max_batch_size)
             self._directions = grown(self._directions, row + 1, 0.0)
@@ -133,8 +133,8 @@ class AdaptiveBatchController:
     ) -> None:
         """As `record_performance`, of one round's nodes at once (by `rows`; they differ); samples and steps above 0."""
         timed = time_spent > 1e-9  # a clock that stands still
-        self._costs.observe_rate(rows[timed], samples[timed] / time_spent[timed])
-        self._costs.observe(rows, samples / steps, compute_seconds / steps)
+        self.costs.observe_rate(rows[timed], samples[timed] / time_spent[timed])
+        self.costs.observe(rows, samples / steps, compute_seconds / steps)
 
     def rows(self, nodes: Iterable[str]) -> Ints:
         """Rows of nodes, for the method above.
@@ -214,7 +214,7 @@ class AdaptiveBatchController:
     def compute_seconds(self, nodes: Sequence[str]) -> Floats:
         """Expected computing of each node in a round of its present batch and the present steps."""
         rows = self._index.rows(nodes)
-        return self.local_steps * self._costs.fit(rows).seconds(self._sizes[rows])
+        return self.local_steps * self.costs.fit(rows).seconds(self._sizes[rows])
 
     def noise_scale(self, reference_batch: float) -> float:
         """φ in samples: measured where update norms were reported, otherwise the baseline's total batch.
@@ -253,7 +253,7 @@ class AdaptiveBatchController:
         """
         rows = np.array([self._index.row(node_id)])
         exchange = self._exchange([node_id], Pace())
-        cost, kept = self._costs.fit(rows), (self.strategy, self.local_steps, self._last)
+        cost, kept = self.costs.fit(rows), (self.strategy, self.local_steps, self._last)
         answers: dict[str, dict[str, float]] = {}
         try:
             for strategy in BatchSizeStrategy:
@@ -285,7 +285,7 @@ class AdaptiveBatchController:
         if self.strategy is BatchSizeStrategy.GOODPUT:
             return self._goodput(ids, rows, reference, pace)
         latency = self._monitor.latencies_ms(self._monitor.rows(ids), pace.horizon)
-        rates = self._costs.rates(rows)
+        rates = self.costs.rates(rows)
         figures = {"latency_ms": latency, "samples_per_second": rates[0], "samples_per_second_before": rates[1]}
         near = by_latency(base, latency)
         latency_reason = np.where(near >= sizes, BatchReason.LATENCY_HIGH, BatchReason.LATENCY_LOW)
@@ -295,7 +295,7 @@ class AdaptiveBatchController:
         climbed, turned, reason = by_throughput(sizes, self._directions[rows], rates, step)
         if moving:
             self._directions[rows] = turned
-            self._costs.used(rows[climbed != sizes])
+            self.costs.used(rows[climbed != sizes])
         if self.strategy is BatchSizeStrategy.THROUGHPUT_BASED:
             return climbed, reason, figures
         return 0.6 * near + 0.4 * climbed, np.full(len(rows), BatchReason.HYBRID, dtype=object), figures
@@ -303,7 +303,7 @@ class AdaptiveBatchController:
     def _goodput(
         self, ids: Sequence[str], rows: Ints, reference: int, pace: Pace
     ) -> tuple[Floats, "np.ndarray[Any, Any]", Mapping[str, Floats]]:
-        exchange, cost = self._exchange(ids, pace), self._costs.fit(rows)
+        exchange, cost = self._exchange(ids, pace), self.costs.fit(rows)
         phi, drift = self.noise_scale(reference), self.drift_steps
         sizes = self._sizes[rows]
         now = gp.evaluate(self.local_steps, sizes, exchange, cost, noise_scale=phi, drift_steps=drift)
@@ -327,7 +327,7 @@ class AdaptiveBatchController:
         if plan.goodput < (1.0 + pace.gain) * now.goodput:
             plan = now
         self._last, self.local_steps = plan, plan.steps
-        idle = now.seconds - (exchange + now.steps * cost.seconds(sizes))
+        idle = now.seconds - cost.expected(exchange + now.steps * cost.seconds(sizes))
         waits, waited_for = idle > _IDLE_SHARE * now.seconds, idle <= _IDLE_SHARE * now.seconds
         reason = np.full(len(rows), BatchReason.MORE_PROGRESS_PER_SECOND, dtype=object)
         reason[(plan.batches > sizes) & waits] = BatchReason.FILLS_IDLE_TIME

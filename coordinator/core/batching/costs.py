@@ -19,6 +19,7 @@ class ComputeCosts:
     def __init__(self) -> None:
         self._sums: Floats = np.zeros((0, 5))  # 1, x, y, x², xy
         self._rate: Floats = np.zeros((0, 3))  # samples per second: smoothed, at the last move, noise
+        self._ended = self._watched_seconds = 0.0
 
     def grow(self, rows: int) -> None:
         """Make room for at least `rows` nodes."""
@@ -41,6 +42,16 @@ class ComputeCosts:
         now = np.where(first, samples_per_second, smooth + 0.5 * off)
         spread = np.where(first, 0.1 * samples_per_second, 0.7 * noise + 0.3 * np.abs(off))
         self._rate[rows] = np.stack([now, np.where(first, now, moved), spread], axis=1)
+
+    def observe_ends(self, ended: int, seconds: float) -> None:
+        """So many processes of nodes ended in a round, of all that ran for `seconds` together."""
+        self._ended = _FORGET * self._ended + ended
+        self._watched_seconds = _FORGET * self._watched_seconds + seconds
+
+    @property
+    def ends_per_second(self) -> float:
+        """How often the process of a node ends: of all nodes together, as one alone ends too rarely to tell."""
+        return self._ended / self._watched_seconds if self._watched_seconds > 0 else 0.0
 
     def rates(self, rows: Ints) -> tuple[Floats, Floats, Floats]:
         """Samples per second of each node: now, at the last move, and the noise; NaN where not measured."""
@@ -66,4 +77,4 @@ class ComputeCosts:
         if measured.any():
             fixed = np.where(measured, fixed, np.median(fixed[measured]))
             per_sample = np.where(measured, per_sample, np.median(per_sample[measured]))
-        return StepCost(fixed, per_sample, np.where(told_apart, 0.0, mean_x))
+        return StepCost(fixed, per_sample, np.where(told_apart, 0.0, mean_x), self.ends_per_second)

@@ -17,6 +17,9 @@ from coordinator.core.table import Floats, Ints
 _BARRIERS = np.geomspace(0.4, 4.0, 12)
 """Lengths of the compute part that are tried, relative to the one at the present sizes."""
 
+_MOST_ENDS = 50.0
+"""Beyond this, work is never done, and e^λt would leave the range of floats."""
+
 
 def batch_progress(total_batch: Floats | float, noise_scale: float) -> Floats | float:
     """Worth of one step on `total_batch` samples, 0 to 1, at the learning rate that fits it."""
@@ -49,12 +52,19 @@ class StepCost:
     fixed: Floats
     per_sample: Floats
     doubtful_below: Floats | float = 0.0
+    ends_per_second: float = 0.0
+    """How often the process of a node ends."""
 
     def seconds(self, batches: Floats | Ints) -> Floats:
         """Of one step on these batches."""
         doubtful = np.maximum(self.doubtful_below - batches, 0.0)
         cost: Floats = self.fixed + self.per_sample * (batches + 0.5 * doubtful)
         return cost
+
+    def expected(self, seconds: Floats) -> Floats:
+        """What work of so many seconds takes where each end of the process means to begin anew: (e^λt - 1) / λ."""
+        rate = self.ends_per_second
+        return np.expm1(np.minimum(rate * seconds, _MOST_ENDS)) / rate if rate > 0 else seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +86,7 @@ def evaluate(
     steps: int, batches: Ints, communication_seconds: Floats, cost: StepCost, *, noise_scale: float, drift_steps: float
 ) -> RoundPlan:
     """What a round with these sizes is worth."""
-    seconds = float(np.max(communication_seconds + steps * cost.seconds(batches)))
+    seconds = float(np.max(cost.expected(communication_seconds + steps * cost.seconds(batches))))
     total = float(batches.sum())
     return RoundPlan(
         steps, batches, seconds, steps_progress(steps, drift_steps) * float(batch_progress(total, noise_scale))
@@ -128,7 +138,7 @@ def best_plan(
         allowed = barrier + (_BARRIERS[:, None] - 1.0) * longest - communication_seconds
         fitting = (allowed / count - cost.fixed) / np.maximum(cost.per_sample, 1e-12)
         batches = np.clip(fitting, least, most).astype(np.int64)
-        seconds = (communication_seconds + count * cost.seconds(batches)).max(axis=1)
+        seconds = cost.expected(communication_seconds + count * cost.seconds(batches)).max(axis=1)
         rates = batch_progress(batches.sum(axis=1), noise_scale) / np.maximum(seconds, 1e-9)
         rates = rates / hesitation(seconds, now.seconds, rounds)
         plan = evaluate(

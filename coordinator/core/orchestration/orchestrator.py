@@ -141,8 +141,8 @@ class AdaptiveOrchestrator:
             round_num: as given before the round.
             metrics: `loss` and `round_time` (seconds), `samples` (used in all), `accuracy` (may be None); optionally
                 `contributions`, a sequence of `coordinator.core.events.Contribution`, one for each selected node,
-                whose `waiting_seconds` is its own communication; and `update_norms`, (mean of |update|² over the
-                nodes, |mean update|²), from which the gradient noise scale is estimated.
+                whose `waiting_seconds` is its own communication; `update_norms`, (mean of |update|² over the nodes,
+                |mean update|²), from which the gradient noise scale is estimated; and `ended` (see `Adaptation`).
 
         Returns:
             `decisions` (what follows at once, a rollback say), `progress_per_second`, `phase`.
@@ -165,6 +165,7 @@ class AdaptiveOrchestrator:
         norms = metrics.get("update_norms")
         if norms is not None:
             record_noise(norms, contributions, self.batches)
+        self.batches.costs.observe_ends(*metrics.get("ended", (0, 0.0)))
         steps, worth = self.batches.local_steps, self._worth()
         measured = Measured(samples / steps, steps, seconds, exchange)
         progress, rate = worth.progress(measured), worth.rates([measured])[0]

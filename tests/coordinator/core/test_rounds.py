@@ -373,6 +373,7 @@ def test_what_a_process_lost_when_it_ended_is_no_measure_of_its_link() -> None:
     closed = d.of(ev.CloseRound)[-1]
     waits = {each.node: each.waiting_seconds for each in closed.contributions}
     assert waits == pytest.approx({"a": 0.9, "b": 8.9}), "a retry of the same process is its link's"
+    assert closed.ended == (1, pytest.approx(18.0))
     assert d.machine.deadlines.need("a") == pytest.approx(2.0)
 
 

@@ -31,6 +31,25 @@ def test_the_best_plan_beats_every_plan_on_a_grid() -> None:
     assert best.goodput > now.goodput
 
 
+def test_work_that_is_begun_anew_at_each_end_of_a_process_is_kept_short() -> None:
+    lives = gp.StepCost(np.zeros(2), np.full(2, 1e-3), ends_per_second=1.0 / 3.0)
+    assert lives.expected(np.array([0.03, 3.0, 30.0])) == pytest.approx([0.03015, 5.155, 66_076.4], rel=1e-3)
+    assert np.isfinite(lives.expected(np.array([1e9])))
+    steady = gp.StepCost(lives.fixed, lives.per_sample)
+    assert steady.expected(np.array([3.0])) == 3.0
+    exchange, sizes = np.full(2, 0.7), np.array([64, 64])
+    bounds = {"least": np.array([16, 16]), "most": np.array([512, 512])}
+
+    def work(cost: gp.StepCost) -> float:
+        now = gp.evaluate(10, sizes, exchange, cost, noise_scale=500.0, drift_steps=160.0)
+        best = gp.best_plan(
+            now, exchange, cost, **bounds, steps=(10, 40), noise_scale=500.0, drift_steps=160.0, rounds=10**6
+        )
+        return float(best.steps * cost.seconds(best.batches).max())
+
+    assert work(lives) < 0.6 * work(steady)
+
+
 @pytest.mark.parametrize("noise_scale", [50.0, 400.0, 3_000.0])
 def test_the_noise_scale_is_found_from_norms(noise_scale: float) -> None:
     rng = np.random.default_rng(3)

@@ -272,3 +272,14 @@ def test_only_what_a_link_took_counts_as_communication() -> None:
     assert run.adaptation.record_results(results) == pytest.approx(0.07)
     after = monitor.exchange_samples(monitor.rows(nodes), 1)[:, 0]
     assert after == pytest.approx([before[0], 0.07, before[2]]), "its computing is not its link's"
+
+
+def test_how_often_processes_end_is_known_to_the_plans() -> None:
+    run = Run(uniform).rounds(3)
+    assert run.adaptation.batches.costs.ends_per_second == 0.0
+    metrics = {"loss": 1.0, "round_time": 1.0, "samples": 640, "ended": (3, 6.0)}
+    run.adaptation.post_round_evaluation(4, metrics)
+    costs = run.adaptation.batches.costs
+    assert costs.fit(run.adaptation.batches.rows(NODES)).ends_per_second == costs.ends_per_second == 0.5
+    run.adaptation.post_round_evaluation(5, {**metrics, "ended": (0, 6.0)})
+    assert 0.2 < costs.ends_per_second < 0.25, "it is forgotten, slowly"
