@@ -9,6 +9,8 @@ MAD_TO_SIGMA = 1.4826
 """Median absolute deviation → standard deviation, for a normal distribution."""
 WINDOW = 9
 """Rounds of a node that count."""
+LONGEST_IN_VAIN_SECONDS = 86_400.0
+"""The most that a round is given for the sake of one that nobody answered."""
 
 
 class DeadlineReason(StrEnum):
@@ -45,6 +47,9 @@ class DeadlineEstimator:
     A node's need is the median of its last rounds + k·MAD of them, so that a link that is sometimes slow is given its
     slow times too. A round's deadline is the median of its nodes' needs + k·MAD of those, and no longer than the
     slowest of them needs: a node far outside what is usual in this cluster is not waited for.
+
+    Late updates teach nothing: else a node could stretch the rounds of a small cluster further with each of them. Where
+    nobody at all answers a round, the next one is given twice the time in all, till the first answer.
     """
 
     def __init__(self, *, mads: float = 4.0, first_seconds: float = 600.0, least_slack_seconds: float = 1.0) -> None:
@@ -54,14 +59,23 @@ class DeadlineEstimator:
         self._history: dict[str, deque[float]] = {}
         self._needs: dict[str, float] = {}
         """Worked out when asked for: not with every update."""
+        self._least_seconds = 0.0
 
     def observe(self, node: str, seconds: float) -> None:
-        """A node needed `seconds` from its order to the arrival of its update, in time or late."""
+        """A node needed `seconds` from its order to the arrival of its update, in time."""
         history = self._history.get(node)
         if history is None:
             history = self._history[node] = deque(maxlen=WINDOW)
         history.append(seconds)
         self._needs.pop(node, None)
+        self._least_seconds = 0.0
+
+    def in_vain(self, seconds: float) -> None:
+        """A round lasted for so long, extensions included, and nobody answered: in that time again, nobody would.
+
+        Extended as often as that one, a round of half of it lasts for twice as long.
+        """
+        self._least_seconds = min(max(self._least_seconds, 0.5 * seconds), LONGEST_IN_VAIN_SECONDS)
 
     def forget(self, node: str) -> None:
         """The node is gone for good."""
@@ -80,17 +94,18 @@ class DeadlineEstimator:
         """The deadline of a round of these nodes."""
         needs = [need for node in nodes if (need := self.need(node)) is not None]
         if 2 * len(needs) < len(nodes) or not needs:
-            return Deadline(self._first_seconds, DeadlineReason.NOT_MEASURED, measured_nodes=len(needs))
+            seconds = max(self._first_seconds, self._least_seconds)
+            return Deadline(seconds, DeadlineReason.NOT_MEASURED, measured_nodes=len(needs))
         centre, spread = median_and_mad(needs)
         seconds = min(centre + self._slack(centre, spread), max(needs))
         reason = DeadlineReason.MEASURED
         if len(needs) < len(nodes):
             seconds, reason = max(seconds, 4.0 * max(needs)), DeadlineReason.NEWCOMERS
-        return Deadline(seconds, reason, centre, spread, len(needs))
+        return Deadline(max(seconds, self._least_seconds), reason, centre, spread, len(needs))
 
     def fixed(self) -> Deadline:
         """The deadline of a round that waits for everybody: only what never ends is given up."""
-        return Deadline(self._first_seconds, DeadlineReason.FIXED)
+        return Deadline(max(self._first_seconds, self._least_seconds), DeadlineReason.FIXED)
 
     def after_quorum(self, elapsed_seconds: float) -> float:
         """Where nothing was measured: seconds from the start that the rest may take once a quorum needed `elapsed`."""

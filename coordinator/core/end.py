@@ -53,6 +53,7 @@ class RoundEnder:
             return None
         if current.contributions:
             return self._close(current, CloseReason.BELOW_QUORUM, now)
+        self._deadlines.in_vain(now - current.started_at)
         return self._abandon(current, "nobody answered in time")
 
     def tighten(self, current: Round, now: float) -> None:

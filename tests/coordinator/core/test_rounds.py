@@ -393,6 +393,26 @@ def test_who_is_gone_or_began_anew_measures_nothing_and_who_is_late_does() -> No
     assert {each.node: each.measured for each in closed.contributions} == {"a": True, "b": False, "c": False, "d": True}
 
 
+def test_a_round_that_nobody_answered_in_time_is_given_twice_the_time() -> None:
+    d = Driver()
+    d.join("a")
+    ended = []
+    for _ in range(2):
+        began = d.now
+        d.ask("a")
+        for _ in range(MAX_EXTENSIONS + 1):
+            d.now = d.machine.deadline_at or math.nan
+            d.send(ev.Tick())
+        ended.append(d.now - began)
+        assert d.of(ev.AbandonRound)[-1].why == "nobody answered in time"
+        d.ask("a")
+        d.wait(4.0)
+        assert d.state() is RunState.TRAINING
+    assert ended == [2400.0, pytest.approx(4800.0, abs=5.0)]
+    assert d.push("a").outcome is ev.Outcome.ACCEPTED
+    assert d.machine.deadlines.deadline(["x"]).seconds == 600.0, "once somebody answers, all is as it was"
+
+
 def test_below_the_quorum_the_deadline_is_extended_and_then_what_came_is_taken() -> None:
     d = measured()
     d.ask(*"abcde")
