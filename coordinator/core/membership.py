@@ -66,7 +66,7 @@ class Membership:
         """How many of the connected are ready."""
         self.version = 0
         """Changes whenever a node comes or goes."""
-        self._ended = 0
+        self._ended: set[str] = set()
         self._asked_at = math.inf
 
     def __iter__(self) -> Iterator[Member]:
@@ -111,7 +111,8 @@ class Membership:
             member = self._members[node] = Member(node)
         new = node not in self._connected
         if new or member.incarnation != incarnation:
-            self._ended += member.incarnation not in ("", incarnation)
+            if member.incarnation not in ("", incarnation):
+                self._ended.add(node)
             member.joined_at, member.asking = now, False
             self._set_ready(member, ready=False)
             self.straggling.discard(node)
@@ -156,9 +157,12 @@ class Membership:
         return member
 
     def take_ended(self, now: float) -> tuple[int, float]:
-        """Processes that others took the place of since this was last asked, and the time since, times the nodes."""
-        taken = self._ended, (now - self._asked_at) * len(self._connected)
-        self._ended, self._asked_at = 0, now
+        """Nodes whose process was replaced since this was last asked, and the time since, times the nodes.
+
+        A node counts once, however often it comes anew: one alone must not make the plans of all short.
+        """
+        taken = len(self._ended), (now - self._asked_at) * len(self._connected)
+        self._ended, self._asked_at = set(), now
         return taken
 
     def silent(self, now: float) -> list[str]:
