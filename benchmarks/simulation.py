@@ -47,6 +47,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure the simulator."""
+    measure("warm-up", 50, 5, policy="none")  # the first run of a process loads and specialises code
     rows = [
         measure("messages, 77 kB model", 200, 50, policy="none"),
         measure("messages, 47 MB model", 50, 20, policy="none", model_bytes=RESNET_18_BYTES),
