@@ -15,8 +15,8 @@ FIRST_WINDOW_BYTES = 65_535
 class Allowance:
     """What one peer may still send, at least, and what is kept back.
 
-    Held against its limit is a lower bound of the peer's real window: bytes count with their frames' headers, and
-    updates that passed unread are not counted. So a peer that has nothing left is never denied what is there for it.
+    Held against its limit is a lower bound of what it may send beyond what was read: every byte that is read counts,
+    not only data, and updates that passed unread do not. So a peer that has nothing left is never denied what is there.
     """
 
     __slots__ = ("_kept", "_left")

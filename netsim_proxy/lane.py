@@ -62,6 +62,7 @@ class Lane:
             Http2Error: these are not frames that the other peer would accept.
         """
         self._fed_at = monotonic()
+        count = len(data)
         if self._tail:
             data, self._tail = self._tail + data, b""
         begin = at = 0  # the first of the frames that go the same way, and the next one
@@ -105,6 +106,7 @@ class Lane:
             self._pass(group, data, begin, at)
         if at < size:
             self._tail = data[at:]
+        self._pass_allowance(self._allowance.used(count, self._limit))
 
     @property
     def is_flowing(self) -> bool:
@@ -168,12 +170,9 @@ class Lane:
         else:
             self.outlet.later(at, send, frames)
 
-    def grant(self, nbytes: int, _: bytes) -> None:
+    def grant(self, nbytes: int, _: bytes = b"") -> None:
         """The other peer lets this one send more: pass that on as far as the link has use for it."""
         self._pass_allowance(self._allowance.granted(nbytes, self._limit))
-
-    def _used(self, nbytes: int) -> None:
-        self._pass_allowance(self._allowance.used(nbytes, self._limit))
 
     def _pass_allowance(self, nbytes: int) -> None:
         if nbytes:
@@ -231,11 +230,9 @@ class Lane:
             return
         if isinstance(way, Port):
             way.passed(self.way, end - begin)
-            self._used(end - begin)
         self.outlet.write(data if end - begin == len(data) else memoryview(data)[begin:end])
 
     def _offer(self, stream: Stream, run: bytes) -> None:
-        self._used(len(run))
         end = stream.ended[self.way]
         stream.port.offer(self, len(run), stream.exchange, end, self._settle, stream, run)
 
@@ -284,7 +281,7 @@ class Lane:
 
     def _give_back(self, nbytes: int) -> None:
         if nbytes:
-            self._pass_allowance(self._allowance.granted(nbytes, self._limit))
+            self.grant(nbytes)
 
     def _single(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """A frame that is not just passed on."""
@@ -300,7 +297,6 @@ class Lane:
         elif kind == http2.DATA:
             if not stream_id or (self.way == UP and stream_id > self.relay.last_seen_id):
                 raise Http2Error(f"DATA on stream {stream_id}, which is not open")
-            self._used(len(payload))
             self._give_back(len(payload))
         elif stream_id:
             if kind in (http2.CONTINUATION, http2.PUSH_PROMISE, http2.SETTINGS, http2.PING, http2.GOAWAY):

@@ -112,6 +112,12 @@ class Both:
         self.pacer.run()
         self.relay.received(DOWN, http2.settings())
 
+    def turn(self, profile: Profile) -> None:
+        """The link becomes another."""
+        assert self.relay.port is not None
+        self.relay.port.link.set_profile(profile, self.pacer.now)
+        self.relay.port.changed()
+
     def download(self, nbytes: int, piece: int = 16_000) -> int:
         """The upstream sends that much on the stream, or what is read of it."""
         sent = 0
@@ -212,6 +218,29 @@ def test_a_writer_may_send_no_more_ahead_than_its_link_has_use_for(
     assert mbit > 1 or left <= 20_000, "of the first window, which is wider, nothing is left"
     both.pacer.run()
     assert both.client.size >= sent == 1_600_000
+
+
+def test_a_writer_never_starves_however_its_frames_were_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames that are passed on before their end is there, and have others wait behind them, count like all others."""
+    both = Both(link(0, 1), monkeypatch)
+    both.relay.received(UP, http2.window_update(MIB))
+    both.pacer.run()
+    both.turn(link(0, float("inf")))
+    data, sent = http2.frame(http2.DATA, 0, 1, bytes(16_000)), 0
+    for _ in range(65):
+        both.relay.received(DOWN, data[:5_000])
+        both.relay.received(UP, PING)
+        both.relay.received(DOWN, data[5_000:])
+        sent += 16_000
+    both.turn(link(0, 1))
+    both.relay.received(UP, http2.window_update(MIB))
+    for _ in range(70):
+        both.pacer.run(until=both.pacer.now + 1)
+        left = 65_535 + sum(both.upstream.granted()) - sent
+        assert left > 0 or sent == 65_535 + 2 * MIB
+        both.relay.received(DOWN, http2.frame(http2.DATA, 0, 1, bytes(min(left, 16_000))))
+        sent += min(left, 16_000)
+    assert sent > 2 * MIB
 
 
 def test_a_long_fat_link_may_be_filled(monkeypatch: pytest.MonkeyPatch) -> None:
