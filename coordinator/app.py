@@ -78,7 +78,7 @@ class Coordinator:
             config.training,
             self.orchestrator,
             max_nodes=config.server.max_nodes,
-            lost_after_seconds=config.server.heartbeat_seconds * config.server.heartbeat_misses,
+            lost_after_seconds=config.server.lost_after_seconds,
             first_round=checkpoint.round + 1 if checkpoint else 1,
             shards=shards,
         )

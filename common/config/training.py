@@ -74,3 +74,8 @@ class ServerConfig(Section):
     """How often nodes report; a node is lost after `heartbeat_misses` of them."""
     heartbeat_misses: Positive = 5
     """Heartbeats that may go missing before a node counts as lost."""
+
+    @property
+    def lost_after_seconds(self) -> float:
+        """Silence after which a node is lost."""
+        return self.heartbeat_seconds * self.heartbeat_misses

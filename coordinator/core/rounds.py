@@ -158,8 +158,8 @@ class RoundMachine:
             return ev.Outcome.STALE
         if round_number == member.last_accepted:
             return ev.Outcome.DUPLICATE
-        handed_out = current is not None and round_number == current.number and node in current.orders
-        return ev.Outcome.STALE if handed_out else ev.Outcome.LATE
+        not_handed_out = current is not None and round_number == current.number and node in current.orders
+        return ev.Outcome.STALE if not_handed_out else ev.Outcome.LATE
 
     # ------------------------------------------------------------ events
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from coordinator.core.rounds import RoundMachine
+from hypergpu.show import counted
 from hypergpu.simulation.scenario import Scenario
 
 LEAST_SECONDS = 2 * 3600.0
@@ -28,14 +29,13 @@ class Patience:
     @classmethod
     def of(cls, scenario: Scenario) -> "Patience":
         """What the scenario leaves to wait for."""
-        server = scenario.config.server
         churns = [group.churn.up_seconds + group.churn.down_seconds for group in scenario.nodes if group.churn]
         prepares = [group.prepares_seconds for group in scenario.nodes]
         arrivals = [group.joins_seconds + group.prepares_seconds for group in scenario.nodes]
         ends = [(event.at_seconds or 0.0) + event.duration_seconds for event in scenario.events]
         return cls(
             settled_at=max(*arrivals, *ends, 0.0),
-            recurring_seconds=max(*churns, *prepares, server.heartbeat_seconds * server.heartbeat_misses),
+            recurring_seconds=max(*churns, *prepares, scenario.config.server.lost_after_seconds),
             event_seconds=max((event.duration_seconds for event in scenario.events), default=0.0),
         )
 
@@ -47,5 +47,4 @@ class Patience:
 
 def missing(machine: RoundMachine) -> str:
     """What a run waits for."""
-    selected = len(machine.selected)
-    return machine.waiting_for or f"the answers of {selected} node{'s' * (selected != 1)} in round {machine.round}"
+    return machine.waiting_for or f"the answers of {counted(len(machine.selected), 'node')} in round {machine.round}"

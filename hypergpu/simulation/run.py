@@ -73,7 +73,7 @@ def simulate(
         learning,
         NodeLinks(orchestrator),
         recording,
-        lost_after_seconds=config.server.heartbeat_seconds * config.server.heartbeat_misses,
+        lost_after_seconds=config.server.lost_after_seconds,
         evaluation_seconds=scenario.evaluation_seconds,
         scrape_seconds=config.monitor.update_interval_seconds if config.server.scrape_nodes else math.inf,
         round_begins=round_begins,
