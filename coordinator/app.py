@@ -88,7 +88,7 @@ class Coordinator:
         self.links = NodeLinks(self.orchestrator)
         seams = Seams(self.run_dir, Metrics(self.registry), _evaluation(task, config.training.seed), self.links)
         if checkpoint is not None:
-            seams.seconds_before = self.run_dir.seconds_on_record()
+            seams.before = self.run_dir.spent()
         uploads = Uploads(flat.manifest.total_bytes, config.server.upload_memory_bytes)
         self._resumed_round = checkpoint.round if checkpoint else 0
         self.engine = Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model, uploads, seams)

@@ -19,7 +19,7 @@ from coordinator.core.rounds import RoundMachine
 from coordinator.feed import Feed
 from coordinator.metrics import Metrics
 from coordinator.results import RunEvent, node_row, outcome, round_row
-from coordinator.run_dir import Checkpoint, RunDir
+from coordinator.run_dir import Checkpoint, RunDir, Spent
 from coordinator.uploads import Uploads
 
 log = structlog.get_logger()
@@ -69,7 +69,7 @@ class Seams:
     evaluate: Evaluate
     links: Links
     clock: Clock = monotonic
-    seconds_before: float = 0.0
+    before: Spent = field(default_factory=Spent)
     """Of a resumed run: what it took so far."""
     compute: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "compute"))
     """One thread: it takes updates in, steps and evaluates in the order in which the machine decided."""
@@ -98,7 +98,7 @@ class Engine:
         """Why the run could not go on, where that is nobody's decision."""
         self._seams = seams
         self._clock = seams.clock
-        self._started_at = seams.clock() - seams.seconds_before
+        self._started_at = seams.clock() - seams.before.seconds
         self._waiters: dict[str, asyncio.Future[ev.Assign | ev.RunOver | None]] = {}
         self._broadcast: _Broadcast | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -329,12 +329,13 @@ class Engine:
 
     def summary(self) -> dict[str, Any]:
         """The result so far."""
+        before = self._seams.before.traffic
         return {
             "run_id": self.run_id,
             "seed": self.machine.config.seed,
             **outcome(self.machine, self._finish_reason, self.elapsed_seconds),
             **self._seams.links.summary(),
-            **self.metrics.traffic(),
+            **{name: before.get(name, 0) + count for name, count in self.metrics.traffic().items()},
             "nodes": {row["node_id"]: row for row in self.node_rows()},
         }
 

@@ -12,7 +12,7 @@ earlier/1/      the same of the run that was here before, if another was begun i
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -38,6 +38,15 @@ class Checkpoint:
     tensors: Mapping[str, Flat]
     state: Mapping[str, Any]
     """JSON: the cursors of the shards, the nodes' counts, the run's name."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a run took so far, as far as its files tell."""
+
+    seconds: float = 0.0
+    traffic: Mapping[str, int] = field(default_factory=dict)
+    """`bytes_sent` and `bytes_received`."""
 
 
 def set_aside(path: Path, *others: str) -> None:
@@ -129,9 +138,15 @@ class RunDir:
                 continue
         return None
 
-    def seconds_on_record(self) -> float:
-        """How long the run went on, as far as its events tell."""
-        return max((float(row.get("seconds", 0.0)) for row in self._lines("events.jsonl")), default=0.0)
+    def spent(self) -> Spent:
+        """What the run took until its process ended."""
+        seconds = max((float(row.get("seconds", 0.0)) for row in self._lines("events.jsonl")), default=0.0)
+        try:
+            result = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+            traffic = {name: int(result[name]) for name in ("bytes_sent", "bytes_received")}
+        except (OSError, ValueError, TypeError, KeyError):
+            traffic = {}  # it ended before its first round did
+        return Spent(seconds, traffic)
 
     def close(self) -> None:
         """No more lines will come."""

@@ -357,6 +357,8 @@ async def test_resuming_goes_on_after_the_last_checkpoint(tmp_path: Path) -> Non
         for _ in range(3):
             await a.push(await a.work(), np.ones(8, np.float32))
         before = await a.work()
+    sent = json.loads((tmp_path / "summary.json").read_text())["bytes_sent"]
+    assert sent > 0
     async with running(tmp_path, resume=True, training={"rounds": 9}) as run:
         again = run.node("a")
         again.run_id = a.run_id
@@ -369,6 +371,7 @@ async def test_resuming_goes_on_after_the_last_checkpoint(tmp_path: Path) -> Non
         assert order.order.shard.cursor == before.order.shard.cursor
         nodes = (await run.control.ListNodes(pb.ListNodesRequest())).nodes
         assert [(n.node_id, n.rounds_contributed) for n in nodes] == [("a", 3)]
+    assert json.loads((tmp_path / "summary.json").read_text())["bytes_sent"] > sent, "bytes of both processes"
     rows = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows), "its clock goes on"
     assert "resumed from the checkpoint of round 3" in [row["text"] for row in rows]
