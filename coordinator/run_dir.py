@@ -144,8 +144,8 @@ class RunDir:
         try:
             result = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
             traffic = {name: int(result[name]) for name in ("bytes_sent", "bytes_received")}
-        except (OSError, ValueError, TypeError, KeyError):
-            traffic = {}  # it ended before its first round did
+        except (OSError, ValueError, TypeError, KeyError, OverflowError):
+            traffic = {}  # it ended before it wrote one, or somebody has edited it
         return Spent(seconds, traffic)
 
     def close(self) -> None:

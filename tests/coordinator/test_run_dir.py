@@ -9,7 +9,7 @@ import yaml
 
 from common.config import SystemConfig
 from common.errors import ConfigError
-from coordinator.run_dir import KEEP_CHECKPOINTS, Checkpoint, RunDir
+from coordinator.run_dir import KEEP_CHECKPOINTS, Checkpoint, RunDir, Spent
 
 
 def checkpoint(number: int) -> Checkpoint:
@@ -47,6 +47,19 @@ def test_resuming_drops_what_came_after_the_checkpoint_and_torn_lines(tmp_path: 
     rows = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows] == [1, 2, 3, 4]
     assert rows[-1]["again"]
+
+
+@pytest.mark.parametrize("text", ['{"bytes_sent": 5, "by', "[1]", '{"bytes_sent": Infinity, "bytes_received": 1}'])
+def test_what_a_run_spent_is_read_as_far_as_it_can_be(tmp_path: Path, text: str) -> None:
+    run = RunDir(tmp_path)
+    assert run.spent() == Spent()
+    run.begin(SystemConfig())
+    run.event({"seconds": 2.5})
+    run.summary({"bytes_sent": 5, "bytes_received": 7, "rounds": 1})
+    run.close()
+    assert run.spent() == Spent(2.5, {"bytes_sent": 5, "bytes_received": 7})
+    (tmp_path / "summary.json").write_text(text)
+    assert run.spent() == Spent(2.5)
 
 
 def test_the_newest_readable_checkpoint_is_found_and_old_ones_go(tmp_path: Path) -> None:
