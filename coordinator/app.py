@@ -33,6 +33,7 @@ from coordinator.links import NodeLinks
 from coordinator.metrics import Metrics
 from coordinator.node_series import NodeSeries
 from coordinator.run_dir import Checkpoint, RunDir
+from coordinator.scrape_targets import ScrapeRule
 from coordinator.scraper import Scraper
 from coordinator.servicing import TokenInterceptor
 from coordinator.training import TrainingService
@@ -90,6 +91,7 @@ class Coordinator:
         if checkpoint is not None:
             seams.before = self.run_dir.spent()
         uploads = Uploads(flat.manifest.total_bytes, config.server.upload_memory_bytes)
+        self._scrape_rule = ScrapeRule(config.server.scrape_hosts)
         self._resumed_round = checkpoint.round if checkpoint else 0
         self.engine = Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model, uploads, seams)
         self._node_series = NodeSeries(self.registry, machine, self.orchestrator)
@@ -173,9 +175,8 @@ class Coordinator:
         """Prometheus's HTTP service discovery."""
         connected = list(self.engine.machine.members.connected.values())
         groups = [
-            {"targets": [m.info["address"]], "labels": {"node_id": m.node_id}}
-            for m in connected
-            if m.info.get("address")
+            {"targets": [target.address], "labels": {"node_id": target.node}}
+            for target in self._scrape_rule.targets(connected)
         ]
         return Answer(json.dumps(groups).encode(), "application/json")
 

@@ -2,35 +2,49 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+import re
 
-from prometheus_client.parser import text_string_to_metric_families
+import structlog
 
 from common.config import SystemConfig
-from common.errors import ConfigError
-from common.rpc import split_address
-from coordinator.core.membership import Member
 from coordinator.engine import Engine
 from coordinator.links import NodeLinks
+from coordinator.scrape_targets import ScrapeRule, ScrapeTarget
+
+log = structlog.get_logger()
 
 TIMEOUT_SECONDS = 2.0
-MAX_BYTES = 1 << 20
-CONCURRENT = 256
+MAX_BYTES = 256 << 10
+"""Largest answer that is read. A node's own page takes some 10 KiB."""
+MAX_LINE_BYTES = 1 << 10
+"""Longest sample line of a series that is looked for."""
+MAX_SAMPLES = 16
+"""Most samples of the one series: it has two labels' worth of them."""
+MAX_COUNT = 1 << 53
+"""Largest count that a float64 sample holds exactly."""
+CONCURRENT = 64
+"""Scrapes at once; together they hold at most 16 MiB."""
 CALLS = "hypergpu_node_rpcs_total"
+
+_SAMPLE = re.compile(
+    rf"^{CALLS}\{{outcome=\"(success|failure)\"\}}[ \t]+([0-9]{{1,17}}(?:\.[0-9]+)?(?:[eE][+]?[0-9]{{1,2}})?)"
+    rf"(?:[ \t]+-?[0-9]{{1,20}})?[ \t]*\r?$",
+    re.ASCII,
+)
 
 
 class Scraper:
     """Scrapes all connected nodes every `monitor.update_interval_seconds`.
 
-    It dials only the address that a node registered, and only if that is the host which the node itself calls from, or
-    one that `server.scrape_hosts` allows: a node cannot make the coordinator call somebody else.
+    It dials only what `ScrapeRule` permits: a node cannot make the coordinator call somebody else. A node's page is
+    read up to a bound and searched in linear time, so that no page holds up the event loop.
     """
 
     def __init__(self, engine: Engine, links: NodeLinks, config: SystemConfig) -> None:
         self._engine = engine
         self._links = links
         self._interval = config.monitor.update_interval_seconds
-        self._allowed = frozenset(config.server.scrape_hosts)
+        self._rule = ScrapeRule(config.server.scrape_hosts)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -47,52 +61,42 @@ class Scraper:
     async def _run(self) -> None:
         limit = asyncio.Semaphore(CONCURRENT)
 
-        async def one(member: Member, host: str, port: int) -> None:
+        async def one(target: ScrapeTarget) -> None:
             async with limit:
-                await self.scrape(member.node_id, host, port)
+                await self.scrape(target)
 
         while True:
             await asyncio.sleep(self._interval)
-            targets = list(self.targets(self._engine.machine.members.connected.values()))
-            await asyncio.gather(*(one(*target) for target in targets), return_exceptions=True)
+            targets = self._rule.targets(self._engine.machine.members.connected.values())
+            for result in await asyncio.gather(*map(one, targets), return_exceptions=True):
+                if isinstance(result, Exception):
+                    log.error("scrape failed", error=f"{type(result).__name__}: {result}")
 
-    def targets(self, members: Iterable[Member]) -> Iterable[tuple[Member, str, int]]:
-        """The nodes that may be scraped, and where."""
-        for member in members:
-            try:
-                host, port = split_address(member.info.get("address", ""))
-            except ConfigError:
-                continue
-            host = host.strip("[]")
-            if port and (host == member.info.get("peer") or host in self._allowed):
-                yield member, host, port
-
-    async def scrape(self, node: str, host: str, port: int) -> None:
-        """One node. A failure is no lost communication: the node may be behind a NAT that lets nobody in."""
+    async def scrape(self, target: ScrapeTarget) -> None:
+        """Read one node's counts. A failure is no lost communication: a NAT may let nobody in."""
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
-                text = await fetch(host, port)
-            calls, failures = parse(text)
+                page = await fetch(target)
+            calls, failures = parse(page)
         except (OSError, TimeoutError, ValueError):
-            self._links.unreachable(node)
+            self._links.unreachable(target.node)
             return
-        self._links.scraped(node, calls, failures)
+        self._links.scraped(target.node, calls, failures)
 
 
-async def fetch(host: str, port: int) -> str:
-    """The body of http://host:port/metrics.
+async def fetch(target: ScrapeTarget) -> bytes:
+    """Return the body of http://HOST:PORT/metrics.
 
     Raises:
-        OSError: it cannot be reached.
-        ValueError: the answer is not one, or over 1 MiB.
+        OSError: the endpoint cannot be reached.
+        ValueError: the answer is not a 200, or is longer than 256 KiB.
     """
-    reader, writer = await asyncio.open_connection(host, port)
+    reader, writer = await asyncio.open_connection(target.host, target.port)
     try:
-        name = f"[{host}]" if ":" in host else host
-        writer.write(f"GET /metrics HTTP/1.0\r\nHost: {name}:{port}\r\nAccept: text/plain\r\n\r\n".encode())
+        writer.write(f"GET /metrics HTTP/1.0\r\nHost: {target.address}\r\nAccept: text/plain\r\n\r\n".encode())
         await writer.drain()
-        answer = await reader.read(MAX_BYTES)
-        while chunk := await reader.read(MAX_BYTES):
+        answer = bytearray()
+        while chunk := await reader.read(MAX_BYTES + 1 - len(answer)):
             answer += chunk
             if len(answer) > MAX_BYTES:
                 raise ValueError("the answer is too long")
@@ -101,21 +105,47 @@ async def fetch(host: str, port: int) -> str:
     head, blank, body = answer.partition(b"\r\n\r\n")
     if not blank or b" 200 " not in head.split(b"\r\n", 1)[0] + b" ":
         raise ValueError("not an answer of 200")
-    return body.decode("utf-8")
+    return bytes(body)
 
 
-def parse(text: str) -> tuple[int, int]:
-    """A node's calls to the coordinator, and how many of them failed.
+def parse(page: bytes) -> tuple[int, int]:
+    """Return a node's calls to the coordinator, and how many of them failed.
+
+    Looks for the two samples of `hypergpu_node_rpcs_total` in the Prometheus text format and passes over all else, in
+    time linear in the page.
 
     Raises:
-        ValueError: not the Prometheus text format, or without these series.
+        ValueError: the series is missing, malformed, or repeated beyond reason.
     """
-    calls = failures = 0
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name == CALLS:
-                calls += int(sample.value)
-                failures += int(sample.value) if sample.labels.get("outcome") == "failure" else 0
+    counts: dict[str, int] = {}
+    start = 0 if page.startswith(CALLS.encode()) else _next_sample(page, 0)
+    for _ in range(MAX_SAMPLES):
+        if start < 0:
+            break
+        end = page.find(b"\n", start, start + MAX_LINE_BYTES)
+        line = page[start : end if end >= 0 else start + MAX_LINE_BYTES]
+        outcome, count = _sample(line.decode("utf-8", errors="replace"))
+        if outcome in counts:
+            raise ValueError(f"{CALLS} has two samples of outcome {outcome!r}")
+        counts[outcome] = count
+        start = _next_sample(page, start)
+    calls = sum(counts.values())
     if not calls:
         raise ValueError(f"there is no {CALLS}")
-    return calls, failures
+    return calls, counts.get("failure", 0)
+
+
+def _next_sample(page: bytes, start: int) -> int:
+    """Position of the next line that begins with the series' name, or -1."""
+    found = page.find(b"\n" + CALLS.encode(), start)
+    return found + 1 if found >= 0 else -1
+
+
+def _sample(line: str) -> tuple[str, int]:
+    match = _SAMPLE.match(line)
+    if match is None:
+        raise ValueError(f"not a sample of {CALLS}: {line[:80]!r}")
+    count = float(match[2])
+    if count > MAX_COUNT:
+        raise ValueError(f"{CALLS} counts {match[2]}: more than {MAX_COUNT}")
+    return match[1], int(count)

@@ -67,7 +67,8 @@ class ServerConfig(Section):
     scrape_nodes: bool = True
     """Whether each node's /metrics is read, where it can be reached at the address that the node calls from."""
     scrape_hosts: tuple[str, ...] = ()
-    """Further hosts whose /metrics may be read though nodes call from another address (a NAT, a proxy before us)."""
+    """Hosts and networks (as in 172.16.0.0/12) whose /metrics may be read although nodes call from another address:
+    through a proxy or a NAT. They bound what the coordinator dials and what `/sd` names to Prometheus."""
     max_model_bytes: Positive = 4 << 30
     """Largest flat model that is accepted on the wire."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 2.0

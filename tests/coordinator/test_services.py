@@ -343,9 +343,10 @@ async def test_control_and_http(tmp_path: Path) -> None:
         code, text = await code_of(run.control.SetPolicy(pb.SetPolicyRequest(policy="reactiv")))
         assert "'reactive'" in text
         assert (await run.control.SetPolicy(pb.SetPolicyRequest(policy="proactive"))).policy == "proactive"
+        await run.node("forger").register(metrics_address="169.254.169.254:80")  # not where it calls from
         assert json.loads(run.get("/sd")) == [{"targets": ["127.0.0.1:9000"], "labels": {"node_id": "a"}}]
         assert run.get("/healthz").startswith("training, round 2 of 9")
-        assert "hypergpu_nodes_connected 1.0" in run.get("/metrics")
+        assert "hypergpu_nodes_connected 2.0" in run.get("/metrics")
         status = await run.control.Stop(pb.StopRequest(reason="enough"))
         assert status.state == "stopped"
 
