@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from common.config import SystemConfig
-    from coordinator.core import (
-        AdaptationPolicy,
+    from coordinator.core import AdaptationPolicy, BatchSizeStrategy, ConnectionQuality, SelectionStrategy
+    from hypergpu.adaptation import (
         AdaptiveBatchController,
         AdaptiveOrchestrator,
-        BatchSizeStrategy,
-        ConnectionQuality,
         DynamicNodeSelector,
         NetworkQualityMonitor,
-        SelectionStrategy,
     )
     from netsim_proxy.link import NetworkEvent, NetworkSimulator
     from node.core import MetricsCollector
@@ -26,15 +23,15 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AdaptationPolicy": "coordinator.core",
-    "AdaptiveBatchController": "coordinator.core",
-    "AdaptiveOrchestrator": "coordinator.core",
+    "AdaptiveBatchController": "hypergpu.adaptation",
+    "AdaptiveOrchestrator": "hypergpu.adaptation",
     "BatchSizeStrategy": "coordinator.core",
     "ConnectionQuality": "coordinator.core",
-    "DynamicNodeSelector": "coordinator.core",
+    "DynamicNodeSelector": "hypergpu.adaptation",
     "GPUNodeService": "node.service",
     "MetricsCollector": "node.core",
     "NetworkEvent": "netsim_proxy.link",
-    "NetworkQualityMonitor": "coordinator.core",
+    "NetworkQualityMonitor": "hypergpu.adaptation",
     "NetworkSimulator": "netsim_proxy.link",
     "SelectionStrategy": "coordinator.core",
     "SystemConfig": "common.config",

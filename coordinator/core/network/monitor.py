@@ -25,8 +25,9 @@ class NetworkQualityMonitor:
 
     Three sources feed it: the RPCs that the coordinator sees (`record_communication`, `record_exchange`), the metrics
     scraped from the nodes and the reports in their heartbeats (both `observe_counters`). Judging is lazy: a question is
-    answered from all that is known at that moment. `update()` forecasts and keeps the alerts; the orchestrator calls
-    it before each round, and the background loop every `update_interval_seconds`.
+    answered from all that is known at that moment. `update` forecasts, keeps the alerts and returns the changes: the
+    orchestrator calls it before each round. `refresh` does the same without taking the changes: what judges in the
+    background calls it every `update_interval_seconds`.
     """
 
     def __init__(
@@ -181,13 +182,17 @@ class NetworkQualityMonitor:
         self._review_alerts()
         return self._alerts.alerts(least, include_closed=include_closed)
 
+    def refresh(self) -> None:
+        """Advance forecasts, classes and alerts to the present, and leave the changes for `update` to return."""
+        self._links.advance_forecasts()
+        self._review_alerts()
+
     def update(self) -> dict[str, ConnectionQuality]:
         """Advance forecasts, classes and alerts; returns the links whose class is not what `update` said last.
 
         Asking for a class moves it too, so what it was a moment ago says nothing.
         """
-        self._links.advance_forecasts()
-        self._review_alerts()
+        self.refresh()
         told = self._links.counter("told")[: len(self._links.index)]
         changed = np.flatnonzero(told != self._classes)
         told[:] = self._classes
@@ -252,7 +257,8 @@ class NetworkQualityMonitor:
         """Likely durations in seconds of each node's communication in the coming round: shape (rows, count).
 
         The latest measured ones, scaled by how the round trip has moved since and by its forecast; where none was
-        measured, two round trips at the 75 % quantile with their retries; the cluster's median where nothing is known.
+        measured, two round trips at the 75 % quantile with their retries, by the same forecast; the cluster's median
+        where nothing is known.
         """
         links = self._links
         samples = links.exchange_seconds.latest(rows, count)
@@ -264,6 +270,8 @@ class NetworkQualityMonitor:
         empty = held == 0
         if empty.any():
             high = links.latency_ms.quantiles(rows[empty], [0.75])[0]
+            if horizon:
+                high = high * self.forecast_scale(rows[empty], horizon)
             guess = 2e-3 * high / (1.0 - np.minimum(self.loss_rates(rows[empty]), 0.9))
             known = samples[~empty]
             usual = (

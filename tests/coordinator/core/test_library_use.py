@@ -96,3 +96,49 @@ def test_every_combination_of_strategies_runs(
         metrics = {"loss": 1.0, "accuracy": None, "round_time": 0.1, "samples": 640}
         orchestrator.post_round_evaluation(round_num, metrics)
     assert all(monitor.get_node_quality(node) is ConnectionQuality.GOOD for node in plan["selected_nodes"])
+
+
+def test_a_forecast_changes_what_a_coming_exchange_is_expected_to_take() -> None:
+    clock = ManualClock()
+    monitor = NetworkQualityMonitor(clock=clock)
+    for node_id in ("rising", "steady"):
+        monitor.register_node(node_id)
+    for at in range(20):
+        for _ in range(4):
+            monitor.record_communication("rising", 50.0 + 25.0 * at, success=True)
+            monitor.record_communication("steady", 100.0, success=True)
+        clock.advance(1.0)
+        monitor.update()
+    rows = monitor.rows(["rising", "steady"])
+    now, ahead = (monitor.exchange_samples(rows, 4, horizon).mean(axis=1) for horizon in (0.0, 3.0))
+    assert ahead[0] / now[0] == pytest.approx(monitor.forecast_scale(rows, 3.0)[0])
+    assert ahead[0] > 1.1 * now[0]
+    assert ahead[1] == pytest.approx(now[1])
+
+
+@pytest.mark.parametrize("strategy", [SelectionStrategy.ADAPTIVE_THRESHOLD, SelectionStrategy.UTILITY])
+def test_a_proactive_run_leaves_a_degrading_link_sooner_than_a_reactive_one(strategy: SelectionStrategy) -> None:
+    def rounds_with_the_rising_link(policy: AdaptationPolicy) -> int:
+        clock = ManualClock()
+        monitor = NetworkQualityMonitor(clock=clock)
+        batches, selector = AdaptiveBatchController(monitor), DynamicNodeSelector(monitor, strategy, clock=clock)
+        orchestrator = AdaptiveOrchestrator(SystemConfig(), monitor, batches, selector, policy, clock=clock)
+        nodes = [f"node_{i}" for i in range(6)]
+        taken = 0
+        for round_num in range(40):
+            selected = orchestrator.pre_round_adaptation(nodes, round_num)["selected_nodes"]
+            taken += "node_5" in selected
+            for node_id in nodes:
+                latency = 20.0 * 1.12**round_num if node_id == "node_5" else 40.0
+                for _ in range(4):
+                    monitor.record_communication(node_id, latency, success=True)
+            for node_id in selected:
+                batches.record_performance(node_id, 64, 0.1, compute_seconds=0.02)
+                selector.record_contribution(node_id, compute_time=0.02, waiting_time=0.08, success=True)
+            clock.advance(1.0)
+            metrics = {"loss": 1.0 / (round_num + 1), "accuracy": 0.5, "round_time": 1.0, "samples": 64 * len(selected)}
+            orchestrator.post_round_evaluation(round_num, metrics)
+        return taken
+
+    proactive, reactive = map(rounds_with_the_rising_link, (AdaptationPolicy.PROACTIVE, AdaptationPolicy.REACTIVE))
+    assert proactive < reactive
