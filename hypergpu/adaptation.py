@@ -43,7 +43,7 @@ def synchronized(part: type[Part]) -> type[Part]:
         self._lock = _shared_lock((*arguments, *named.values()))
         construct(self, *arguments, **named)
 
-    part.__init__ = with_lock  # type: ignore[assignment]
+    part.__init__ = with_lock  # type: ignore[method-assign]
     return part
 
 

@@ -10,6 +10,7 @@ from netsim_proxy.link.events import ALL, UPSTREAM, EventType, NetworkEvent
 from netsim_proxy.link.link import Link
 from netsim_proxy.link.outcomes import Direction, Fail, Hold, LossModel
 from netsim_proxy.link.profiles import Profile, find_profile
+from netsim_proxy.link.regions import between_regions, find_region
 from netsim_proxy.link.timeline import Timeline
 
 Message = TypeVar("Message")
@@ -21,6 +22,14 @@ _BACKOFF_SECONDS: Final = (0.1, 10.0)
 """Before the first retry, and at most."""
 _WALL_TIME: Final = 1e9
 """No monotonic clock has run for 31 years: a time beyond is one since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Profile of a node's last mile, and the region that it is in."""
+
+    profile: Profile
+    region: str = ""
 
 
 @dataclass(slots=True)
@@ -46,8 +55,11 @@ class NetworkSimulator:
         seed: int = 0,
         clock: Clock = monotonic,
         loss_model: LossModel | str = LossModel.RPC,
+        upstream_region: str = "us-east",
     ) -> None:
         self._default = _as_profile(default_profile)
+        self._upstream_region = find_region(upstream_region)
+        self._places: dict[str, _Place] = {}
         self._seed = seed
         self._clock = clock
         self._began = clock()
@@ -57,14 +69,30 @@ class NetworkSimulator:
         self._timeline = Timeline()
         self._for_all: list[tuple[float, NetworkEvent]] = []
 
-    def set_node_profile(self, node_id: str, profile: str | Profile) -> None:
+    def set_node_profile(self, node_id: str, profile: str | Profile, region: str | None = None) -> None:
         """Give a node's link a profile, for good.
 
+        Args:
+            profile: name of a profile, or a profile of your own.
+            region: where the node is, as in eu-west: the round trip to `upstream_region` comes on top of the profile.
+                None keeps the region that the node has, "" takes it away.
+
         Raises:
-            UnknownName: no such profile; the message names the nearest.
+            UnknownName: no such profile or region; the message names the nearest.
         """
-        found = _as_profile(profile)
-        self._link(node_id).set_profile(found, self._clock())
+        place = self._places.get(node_id, _Place(self._default))
+        self._move(node_id, _Place(_as_profile(profile), place.region if region is None else region))
+
+    def set_node_region(self, node_id: str, region: str) -> None:
+        """Place a node in a region: the round trip to `upstream_region` comes on top of its profile.
+
+        Round trips are public figures, see `netsim_proxy.link.regions`. "" takes the region away. As in the proxy, an
+        event that changes the profile replaces the distance too: its profile is the whole path.
+
+        Raises:
+            UnknownName: no such region; the message names the nearest.
+        """
+        self._move(node_id, _Place(self._places.get(node_id, _Place(self._default)).profile, region))
 
     def simulate_communication(self, node_id: str, message: Message) -> tuple[bool, float, Message | None]:
         """One round trip with `message`: whether it succeeded, what it took in ms, and the message if it arrived."""
@@ -145,6 +173,7 @@ class NetworkSimulator:
         return {
             "node_id": node_id,
             "profile": link.profile.name,
+            "region": self._places[node_id].region if node_id in self._places else "",
             "state": link.state(now),
             "communications": tally.communications,
             "failures": tally.failures,
@@ -158,6 +187,13 @@ class NetworkSimulator:
             "bytes_down": link.counters(Direction.DOWN).bytes,
             "active_events": [event.summary() for event in link.active_events(now)],
         }
+
+    def _move(self, node_id: str, place: "_Place") -> None:
+        profile = place.profile
+        if place.region:
+            profile = between_regions(place.region, self._upstream_region, profile)
+        self._link(node_id).set_profile(profile, self._clock())
+        self._places[node_id] = place
 
     def _link(self, node_id: str) -> Link:
         link = self._links.get(node_id)

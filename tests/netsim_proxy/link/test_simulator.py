@@ -5,6 +5,7 @@ import pytest
 from common.clock import ManualClock
 from common.errors import UnknownName
 from hypergpu import NetworkEvent, NetworkSimulator
+from netsim_proxy.link.regions import round_trip_ms
 
 
 def test_one_communication_is_one_round_trip_in_milliseconds() -> None:
@@ -26,6 +27,37 @@ def test_an_unknown_profile_names_the_nearest() -> None:
         NetworkSimulator().set_node_profile("a", "pooor")
     with pytest.raises(UnknownName, match="did you mean 'poor'"):
         NetworkSimulator().schedule_event(NetworkEvent("profile_change", "a", new_profile="pooor"))
+
+
+def test_a_region_adds_its_distance_to_the_profile_and_can_be_taken_away() -> None:
+    simulator = NetworkSimulator("perfect", clock=ManualClock(), upstream_region="us-east")
+    distance = round_trip_ms("eu-west", "us-east")
+    assert distance > 50
+
+    def latencies() -> list[float]:
+        return [simulator.simulate_communication("a", "x")[1] for _ in range(20)]
+
+    simulator.set_node_region("a", "eu-west")
+    assert all(distance <= latency <= distance + 1.1 for latency in latencies())
+    assert simulator.get_node_metrics("a")["region"] == "eu-west"
+    simulator.set_node_profile("a", "good")  # the node stays where it is
+    assert all(distance + 10 <= latency <= distance + 50.1 for latency in latencies())
+    simulator.set_node_profile("a", "perfect", region="us-east")
+    assert all(1 <= latency <= 2.1 for latency in latencies()), "within a region it is 1 ms"
+    simulator.set_node_region("a", "")
+    assert all(latency <= 1.1 for latency in latencies())
+    assert simulator.simulate_communication("elsewhere", "x")[1] <= 1.1
+    assert simulator.get_node_metrics("elsewhere")["region"] == ""
+
+
+def test_an_unknown_region_names_the_nearest_and_changes_nothing() -> None:
+    simulator = NetworkSimulator("perfect", clock=ManualClock())
+    with pytest.raises(UnknownName, match="did you mean 'eu-west'"):
+        simulator.set_node_region("a", "eu-wset")
+    with pytest.raises(UnknownName, match="did you mean 'us-east'"):
+        NetworkSimulator(upstream_region="us-eats")
+    assert simulator.simulate_communication("a", "x")[1] <= 1.1
+    assert simulator.get_node_metrics("a")["region"] == ""
 
 
 def test_the_seed_decides_and_other_nodes_do_not() -> None:
