@@ -368,6 +368,8 @@ class Agent:
 def failure_of(error: Exception, state: State) -> Failure:  # noqa: PLR0911  (one case per error)
     """What an error in a state means for what comes next."""
     match error:
+        case _ if state is State.TRAINING:
+            return Failure.BAD_WORK  # no call was under way: what is unavailable is the node's own data
         case _ if isinstance(error, RETRYABLE):
             return Failure.TRANSIENT
         case NotAuthenticated():

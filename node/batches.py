@@ -1,13 +1,16 @@
 """A stream of samples from whatever a user has as a data loader."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from common.errors import InvalidInput
+from common.errors import HyperGPUError, InvalidInput, Unavailable
+from common.retry import is_transient
 from tasks.samples import as_float32
+
+_END = object()
 
 
 class Batches:
@@ -26,45 +29,59 @@ class Batches:
         self._loader = loader
         self._iterator: Iterator[Any] = iter(())
         self._begun = False
-        self._held: tuple[Tensor, Tensor] | None = None
+        self._held: list[tuple[Tensor, Tensor]] = []
+        self._broke: Exception | None = None
         self._seen = 0
 
     def take(self, samples: int | None) -> tuple[Tensor, Tensor]:
         """The next `samples` samples; None takes one batch as the loader gives it.
 
         Raises:
-            InvalidInput: the loader ended early, or yields something else than pairs of as many inputs and targets.
+            Unavailable: the loader failed for now; no sample that it gave is lost, and calling again goes on.
+            InvalidInput: the loader ended early, raised, or yields something else than pairs of as many inputs and
+                targets.
         """
-        parts: list[tuple[Tensor, Tensor]] = []
-        missing = samples
-        while missing is None or missing > 0:
-            inputs, targets = self._held or self._next()
-            self._held = None
-            if missing is not None and len(inputs) > missing:
-                self._held = inputs[missing:], targets[missing:]
-                inputs, targets = inputs[:missing], targets[:missing]
-            parts.append((inputs, targets))
-            if missing is None:
-                break
-            missing -= len(inputs)
-        if len(parts) == 1:
-            return parts[0]
-        return torch.cat([inputs for inputs, _ in parts]), torch.cat([targets for _, targets in parts])
+        if samples is None:
+            held, self._held = self._held, []
+            return _joined(held) if held else self._next()
+        while sum(len(inputs) for inputs, _ in self._held) < samples:
+            self._held.append(self._next())  # what is held stays for the next call, should this one fail
+        inputs, targets = _joined(self._held)
+        self._held = [(inputs[samples:], targets[samples:])] if len(inputs) > samples else []
+        return inputs[:samples], targets[:samples]
 
     def _next(self) -> tuple[Tensor, Tensor]:
         for _ in range(2):
-            for batch in self._iterator:
+            while (batch := self._call(lambda: next(self._iterator, _END))) is not _END:
                 pair = _pair(batch)
                 if len(pair[0]):
                     self._seen += len(pair[0])
                     return pair
             if self._begun and self._iterator is self._loader:
                 break
-            self._begun, self._iterator = True, iter(self._loader)
+            self._begun, self._iterator = True, self._call(lambda: iter(self._loader))
         raise InvalidInput(
             f"the data loader ended early, after {self._seen} samples; give one that can be iterated again, "
             "such as a DataLoader"
-        )
+        ) from self._broke
+
+    def _call(self, loader: Callable[[], Any]) -> Any:
+        """Run code of the loader's own, and type its errors."""
+        try:
+            return loader()
+        except HyperGPUError:
+            raise
+        except Exception as error:
+            self._broke = error  # a generator ends with its first error: the reason why it "ended early"
+            told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            kind = Unavailable if is_transient(error) else InvalidInput
+            raise kind(f"the data loader failed after {self._seen} samples: {told}") from error
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([inputs for inputs, _ in parts]), torch.cat([targets for _, targets in parts])
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:

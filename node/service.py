@@ -13,6 +13,7 @@ import torch
 from common.clock import Clock, monotonic
 from common.config import SystemConfig
 from common.errors import InvalidInput
+from common.retry import retry
 from common.tensors import Flat, Manifest
 from node.batches import Batches
 from node.core.compute import ComputeModel
@@ -133,6 +134,7 @@ class GPUNodeService:
 
         Raises:
             InvalidInput: not initialised, or the data loader ended early or yields what the model does not take.
+            Unavailable: the data loader's source is out of order; three attempts were made.
             OutOfMemory: a batch from the loader does not fit the card.
             NonFiniteUpdate: NaN or infinity; carries the step.
         """
@@ -143,7 +145,8 @@ class GPUNodeService:
             )
         began = time.perf_counter()
         try:
-            inputs, targets = self._batches.take(self.batch_size)
+            batches = self._batches
+            inputs, targets = retry(lambda: batches.take(self.batch_size), self._sleep)
             micro_batch = self._micro_batch(len(inputs), accumulate=self._accumulate)
             step = trainer.gradient(inputs, targets, step=self._step, micro_batch=micro_batch)
         except Exception as error:
@@ -312,6 +315,7 @@ class GPUNodeService:
 
         Raises:
             InvalidInput: batch size, steps or rate that can't work.
+            Unavailable: the samples cannot be read; three attempts were made.
             NonFiniteUpdate, ProtocolError, Abandoned: as `Trainer.work`.
         """
         require_batch_size(batch_size)
@@ -321,7 +325,8 @@ class GPUNodeService:
         def batches(index: int) -> tuple[torch.Tensor, torch.Tensor]:
             nonlocal began
             began = time.perf_counter()
-            return trainer.samples(order.take(cursor + index * batch_size, batch_size))
+            indices = order.take(cursor + index * batch_size, batch_size)
+            return retry(lambda: trainer.samples(indices), abandon.wait if abandon else self._sleep)
 
         def after_step(step: Step) -> None:
             self.pace(step, time.perf_counter() - began, abandon)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from common.errors import InvalidInput
+from common.errors import InvalidInput, Unavailable
+from common.retry import is_transient
 
 Array = Tensor | npt.NDArray[Any]
 Data = tuple[Array, Array] | Dataset[Any]
@@ -43,6 +44,7 @@ def fetch(data: Data, indices: Indices, device: torch.device) -> tuple[Tensor, T
     """The inputs and targets of the samples at `indices`, on `device`.
 
     Raises:
+        Unavailable: a Dataset's storage or network is out of order for now.
         InvalidInput: a Dataset that ends early, raises, or does not yield (input, target) pairs of one shape.
     """
     if isinstance(data, tuple):
@@ -66,9 +68,8 @@ def _collated(data: Dataset[Any], indices: Indices) -> Any:
         return default_collate(samples)
     except Exception as error:
         told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise InvalidInput(
-            f"a {type(data).__name__} of {count(data)} samples ended at sample {index}: {told}"
-        ) from error
+        kind = Unavailable if is_transient(error) else InvalidInput
+        raise kind(f"a {type(data).__name__} of {count(data)} samples ended at sample {index}: {told}") from error
 
 
 def as_float32(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from common.clock import ManualClock
 from common.config import SystemConfig
-from common.errors import InvalidInput, NonFiniteUpdate, OutOfMemory, ProtocolError, UnknownName
+from common.errors import InvalidInput, NonFiniteUpdate, OutOfMemory, ProtocolError, Unavailable, UnknownName
 from node.core.gpu import GPUSpecs
 from node.service import GPUNodeService
 from tasks import Task, build
@@ -288,3 +288,93 @@ def test_inputs_of_several_tensors_are_refused_with_what_to_do() -> None:
     node.initialize(None, [({"a": X}, Y)], 0)
     with pytest.raises(InvalidInput, match="two tensors, not dict and Tensor"):
         node.train_step()
+
+
+class FlakyLoader:
+    """Batches of two samples, numbered; raises what it is told to before it gives the batch."""
+
+    def __init__(self, *errors: Exception | None) -> None:
+        self.errors, self.given = list(errors), 0
+
+    def __iter__(self) -> "FlakyLoader":
+        return self
+
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        error = self.errors.pop(0) if self.errors else None
+        if error is not None:
+            raise error
+        rows = slice(2 * self.given, 2 * self.given + 2)
+        self.given += 1
+        return X[rows], Y[rows]
+
+
+def test_a_loader_that_is_out_of_order_for_a_moment_costs_waits_and_no_sample() -> None:
+    waits: list[float] = []
+    steady, flaky = service(), service(sleep=waits.append)
+    node_loaders = ((steady, FlakyLoader()), (flaky, FlakyLoader(None, TimeoutError(), ConnectionResetError(), None)))
+    gradients = []
+    for node, source in node_loaders:
+        node.initialize(None, source, 0)
+        node.update_batch_size(6)
+        gradients.append(node.train_step().gradients)
+        assert source.given == 3
+    assert waits[:2] == [0.2, 0.4]
+    assert all(np.array_equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+def test_a_loader_that_stays_out_of_order_is_unavailable_and_one_with_a_fault_is_told_at_once() -> None:
+    waits: list[float] = []
+    node = service(sleep=waits.append)
+    node.initialize(None, FlakyLoader(*[TimeoutError("nfs") for _ in range(3)]), 0)
+    with pytest.raises(Unavailable, match="failed after 0 samples: TimeoutError: nfs"):
+        node.train_step()
+    assert waits == [0.2, 0.4]
+    assert node.train_step().metrics["samples"] == 2, "and goes on once it is back"
+    node.initialize(None, FlakyLoader(KeyError("label")), 0)
+    with pytest.raises(InvalidInput, match="KeyError: 'label'"):
+        node.train_step()
+    assert waits[:2] == [0.2, 0.4]
+    assert len([wait for wait in waits if wait == 0.4]) == 1
+
+
+def test_a_generator_that_broke_off_says_why() -> None:
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield X[:2], Y[:2]
+        raise TimeoutError("object store")
+
+    node = service()
+    node.initialize(None, batches(), 0)
+    node.update_batch_size(4)
+    with pytest.raises(InvalidInput, match="ended early, after 2 samples") as caught:
+        node.train_step()
+    assert str(caught.value.__cause__) == "object store"
+
+
+def test_the_tasks_own_samples_are_tried_again_too() -> None:
+    class Remote(torch.utils.data.Dataset[Any]):
+        failures = 2
+
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            if self.failures > 0:
+                self.failures -= 1
+                raise ConnectionResetError("bucket")
+            return X[index], Y[index]
+
+    waits: list[float] = []
+    data = Remote()
+    data.failures = 0
+    task = Task(model=small().model, train=data, test=(X, Y), name="remote")
+    node = GPUNodeService("node_0", "T4", SystemConfig(), task=task, sleep=waits.append)
+    node.initialize(None, None, 0)
+    values = node.trainer.model.flat()
+    order = node.shard("iid", 0, 1, 0, 1.0)
+    waits.clear()
+    data.failures = 2
+    node.work(values, order, 0, batch_size=4, local_steps=1, learning_rate=0.1, key=(1, 0))
+    assert waits[:2] == [0.2, 0.4]
+    data.failures = 3
+    with pytest.raises(Unavailable, match=r"ended at sample .*: ConnectionResetError: bucket"):
+        node.work(values, order, 0, batch_size=4, local_steps=1, learning_rate=0.1, key=(2, 0))
