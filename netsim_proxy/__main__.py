@@ -9,14 +9,16 @@ from functools import partial
 
 import structlog
 import uvloop
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from common import log
-from common.errors import ConfigError, HyperGPUError
+from common.errors import HyperGPUError
+from common.http import HttpServer
 from common.malloc import keep_buffers
-from common.rpc import bind, split_address
+from common.rpc import bind
 from netsim_proxy import control, metrics
 from netsim_proxy.catalogue import Catalogue
+from netsim_proxy.health import Health, routes
 from netsim_proxy.lateness import Lateness
 from netsim_proxy.options import parse, read_text
 from netsim_proxy.pacer import Pacer
@@ -53,16 +55,21 @@ async def serve(options: argparse.Namespace) -> None:
     proxy = Proxy(options.upstream, ports, pacer, options.server_tls, options.upstream_tls)
     control_server = await control.make_server(ports, schedule, catalogue, options.token)
     control_address = bind(control_server, options.control, None)
-    metrics_address = _serve_metrics(options.metrics, ports, lateness) if options.metrics else None
+    health = Health()
+    http = HttpServer(options.metrics, routes(_registry(ports, lateness), health)) if options.metrics else None
     address = await proxy.listen(options.listen)
     await control_server.start()
     print(f"control on {control_address}", flush=True)
-    if metrics_address:
-        print(f"metrics on {metrics_address}", flush=True)
+    if http is not None:
+        print(f"metrics on {http.address}", flush=True)
     print(f"listening on {address}", flush=True)
+    health.is_accepting = True
     await stop.wait()
+    health.is_accepting = False
     await proxy.drain(options.drain_seconds)
     await control_server.stop(grace=0.2)
+    if http is not None:
+        http.close()
     lateness.report()
 
 
@@ -70,15 +77,10 @@ def _be_punctual(realtime: bool) -> None:
     structlog.get_logger().info("the network delays what passes", realtime=be_punctual(realtime))
 
 
-def _serve_metrics(address: str, ports: Ports, lateness: Lateness) -> str:
-    host, port = split_address(address)
+def _registry(ports: Ports, lateness: Lateness) -> CollectorRegistry:
     registry = CollectorRegistry()
     metrics.register(registry, ports, lateness)
-    try:
-        server, _ = start_http_server(port, host.strip("[]"), registry)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {address}: {error.strerror}") from error
-    return f"{host}:{server.server_port}"
+    return registry
 
 
 def main() -> None:

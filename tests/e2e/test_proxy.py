@@ -135,3 +135,20 @@ def test_bad_input_gets_one_line(arguments: list[str], what: str) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1 and what in done.stderr
+
+
+def test_probes_are_answered_beside_connections_that_drip(upstream: str) -> None:
+    with proxy(f"--upstream={upstream}", "--metrics=127.0.0.1:0") as (found, process):
+        host, _, port = found["metrics"].rpartition(":")
+        dripping = [socket.create_connection((host, int(port))) for _ in range(100)]
+        for sock in dripping:
+            sock.sendall(b"G")
+        for path, told in (("healthz", b"running\n"), ("readyz", b"accepting clients\n")):
+            with urlopen(f"http://{found['metrics']}/{path}", timeout=5) as reply:
+                assert reply.read() == told
+        status = Path(f"/proc/{process.pid}/status")
+        if status.exists():  # no thread per connection
+            threads = next(line for line in status.read_text().splitlines() if line.startswith("Threads:"))
+            assert int(threads.split()[1]) < 40
+        for sock in dripping:
+            sock.close()
