@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 TORCH ?= cpu#     cpu | cuda: the build of PyTorch that is installed
-ARGS  ?=#         passed on by demo, test and bench, as in `make demo ARGS="--rounds 5"`
+ARGS  ?=#         passed on by demo, test, bench and mutants, as in `make demo ARGS="--rounds 5"`
 N     ?= 5#       node containers for `make up` and `make scale`
 
 BIN     := .venv/bin
@@ -15,7 +15,7 @@ PROTOS  := $(wildcard protos/*.proto)
 PYTHON  ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 
-.PHONY: help install proto demo test lint bench up down scale clean
+.PHONY: help install proto demo test lint bench mutants up down scale clean
 
 help: ## This list
 	@printf 'HyperGPU: train through networks that you do not trust\n\nusage: make TARGET [TORCH=cpu|cuda] [ARGS="..."] [N=nodes]\n\n'
@@ -57,6 +57,9 @@ lint: install ## Check format, style, types and the arrows between packages
 
 bench: install ## Run the benchmarks
 	@shopt -s nullglob; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+mutants: install ## Change the code in one place after the other, and see whether a test notices (minutes)
+	@$(BIN)/python -m tools.mutants $(ARGS)
 
 up: ## Build and start the cluster in containers, with Prometheus and Grafana (N=5 nodes)
 	@deploy/up $(N)

@@ -1,0 +1,83 @@
+"""The tool that judges the tests: what it changes, and that it tells a noticed change from an unnoticed one."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tools.mutants.changes import Mutant, changes_of, mutants_of, nodes_of, with_change
+from tools.mutants.reach import TARGETS
+from tools.mutants.trial import try_mutant
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def variants(code: str) -> set[str]:
+    """The whole code with each single change made."""
+    found = set()
+    for number, _ in enumerate(nodes_of(ast.parse(code))):
+        tree = ast.parse(code)
+        node = list(nodes_of(tree))[number]
+        found |= {ast.unparse(with_change(tree, node, change)) for _, change in changes_of(node)}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("code", "changed"),
+    [
+        ("a < b", {"a <= b"}),
+        ("a >= b", {"a > b"}),
+        ("a == b", {"a != b"}),
+        ("a + b", {"a - b"}),
+        ("'text' + b", set()),
+        ("a and b", {"a or b"}),
+        ("not a", {"a"}),
+        ("a = True", {"a = False"}),
+        ("a = 3", {"a = 4"}),
+        ("a = 0.5", {"a = 2.0"}),
+        ("a[:n]", {"a[n:]"}),
+        ("a[n:]", {"a[:n]"}),
+        ("min(a, b)", {"max(a, b)", "pass"}),
+        ("close()", {"pass"}),
+        ("log.info('told')", set()),
+        ("a += b", {"a -= b"}),
+        ("def f(a: Literal[3]) -> 3: return a", {"def f(a: Literal[3]) -> 3:\n    return None"}),
+        ("raise Fault()", {"pass"}),
+        ("if a:\n    b = c", {"if True:\n    b = c"}),
+    ],
+)
+def test_what_is_changed(code: str, changed: set[str]) -> None:
+    assert variants(code) == changed
+
+
+def test_a_noticed_change_is_told_from_one_that_no_test_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "house").mkdir()
+    (tmp_path / "house/shape.py").write_text(
+        "def area(a, b):\n    return a * b\n\n\ndef unused(a):\n    return a + 1\n"
+    )
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_shape.py").write_text(
+        "from house.shape import area, unused\n\n\ndef test_area():\n    assert area(2, 3) == 6\n    unused(1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    by_line = {}
+    for mutant in mutants_of(Path("house/shape.py")):
+        outcome = try_mutant(mutant, ["tests/test_shape.py"], 60.0)
+        by_line[mutant.line, mutant.what] = (outcome.noticed, outcome.how)
+    assert by_line == {
+        (2, "* becomes /"): (True, "a test fails"),
+        (2, "returns None"): (True, "a test fails"),
+        (6, "+ becomes -"): (False, "no test fails"),
+        (6, "1 becomes 2"): (False, "no test fails"),
+        (6, "returns None"): (False, "no test fails"),
+    }
+    unreached = try_mutant(Mutant("house/shape.py", 2, 0, 0, ""), [], 1.0)
+    assert (unreached.noticed, unreached.how) == (False, "no test reaches it")
+
+
+def test_every_target_exists_and_has_tests() -> None:
+    for target, suites in TARGETS.items():
+        assert (ROOT / target).exists()
+        assert suites
+        assert all((ROOT / suite).is_dir() for suite in suites)

@@ -1,0 +1,113 @@
+"""Which tests reach which line, learned by running them once under coverage."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import coverage
+
+TARGETS: Mapping[str, tuple[str, ...]] = {
+    "coordinator/core": ("tests/coordinator",),
+    "coordinator/run_dir.py": ("tests/coordinator",),
+    "coordinator/uploads.py": ("tests/coordinator",),
+    "coordinator/servicing.py": ("tests/coordinator",),
+    "coordinator/engine.py": ("tests/coordinator",),
+    "node/core": ("tests/node",),
+    "netsim_proxy/link": ("tests/netsim_proxy/link",),
+    "netsim_proxy/lane.py": ("tests/netsim_proxy",),
+    "netsim_proxy/relay.py": ("tests/netsim_proxy",),
+    "netsim_proxy/port.py": ("tests/netsim_proxy",),
+}
+"""What is mutated, and the tests that are meant to notice."""
+
+_DATA = Path(".mutants-coverage")
+LONGEST_TEST_SECONDS = 20.0
+"""A test that takes longer serves no mutant: what is worth a mutant is worth a quick test."""
+MOST_TESTS = 60
+"""Tests that one mutant is tried with."""
+
+
+def files_of(paths: Sequence[str]) -> list[Path]:
+    """Python files at paths below the root, without generated ones."""
+    found = []
+    for path in paths:
+        whole = Path(path)
+        found += sorted(whole.rglob("*.py")) if whole.is_dir() else [whole]
+    return [file for file in found if file.name != "__init__.py"]
+
+
+def tests_for(path: str) -> tuple[str, ...]:
+    """Test paths that are meant to notice a change in a file."""
+    return next((tests for target, tests in TARGETS.items() if path == target or path.startswith(f"{target}/")), ())
+
+
+def learn(files: Sequence[Path], cache: Path) -> dict[str, dict[str, list[str]]]:
+    """For each file and line the tests that reach it, the quickest first; kept until a file or test changes."""
+    names = [file.as_posix() for file in files]
+    suites = sorted({suite for name in names for suite in tests_for(name)})
+    sources = [*files, *(file for suite in suites for file in sorted(Path(suite).rglob("*.py")))]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()
+    if cache.exists():
+        known = json.loads(cache.read_text())
+        if known["digest"] == digest:
+            return dict(known["tests"])
+    print(f"learning what {', '.join(suites)} reach …", flush=True)
+    seconds = _run_under_coverage(suites, names)
+    data = coverage.CoverageData(str(_DATA))
+    data.read()
+    tests: dict[str, dict[str, list[str]]] = {}
+    for name in names:
+        by_line = data.contexts_by_lineno(str(Path.cwd() / name))
+        whole = sorted({context for contexts in by_line.values() for context in contexts})
+        tests[name] = {
+            # What runs at import, and for no test alone, is seen by all tests that reach the file.
+            str(line): _quickest(contexts if any(contexts) else whole, seconds)
+            for line, contexts in by_line.items()
+        }
+    cache.write_text(json.dumps({"digest": digest, "tests": tests}))
+    _DATA.unlink()
+    return tests
+
+
+def _quickest(contexts: Sequence[str], seconds: Mapping[str, float]) -> list[str]:
+    quick = [test for test in contexts if seconds.get(test, LONGEST_TEST_SECONDS) < LONGEST_TEST_SECONDS]
+    return sorted(quick, key=lambda test: (seconds[test], test))[:MOST_TESTS]
+
+
+_RECORDER = """
+import coverage, json, pytest, time
+seconds = {}
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item):
+    current = coverage.Coverage.current()
+    current.switch_context(item.nodeid)
+    began = time.perf_counter()
+    yield
+    seconds[item.nodeid] = time.perf_counter() - began
+    current.switch_context("")
+def pytest_sessionfinish():
+    import os
+    with open(os.environ["MUTANTS_SECONDS"], "w") as file:
+        json.dump(seconds, file)
+"""
+
+
+def _run_under_coverage(suites: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "mutants_recorder.py").write_text(_RECORDER)
+        times = Path(scratch) / "seconds.json"
+        paths = os.pathsep.join([scratch, str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"PYTHONPATH": paths, "MUTANTS_SECONDS": str(times)}
+        include = ",".join(str(Path.cwd() / name) for name in names)
+        command = [sys.executable, "-m", "coverage", "run", f"--include={include}"]
+        command += [f"--data-file={_DATA}", "-m", "pytest", "-q", "-p", "mutants_recorder"]
+        command += ["-m", "not e2e and not containers", *suites]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"the tests fail without any mutant:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
+        return dict(json.loads(times.read_text()))
