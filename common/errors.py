@@ -5,6 +5,7 @@ Each message says what is wrong, where, and what would be right; the command lin
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class HyperGPUError(Exception):
@@ -17,6 +18,24 @@ class InvalidInput(HyperGPUError):
 
 class ConfigError(InvalidInput):
     """A configuration, profile or scenario file that does not hold."""
+
+
+class RunInUse(ConfigError):
+    """A run directory that another process writes to; carries its path and who holds it."""
+
+    def __init__(self, path: Path, holder: str) -> None:
+        self.path, self.holder = path, holder
+        super().__init__(
+            f"the run directory {path} is in use by {holder}; stop that process first, or choose another directory"
+        )
+
+
+class CannotResume(ConfigError):
+    """A run that cannot go on from its checkpoints: all are damaged, or they belong to another run."""
+
+
+class StorageError(HyperGPUError):
+    """A file that cannot be written or synced, as on a full disk; the message names it."""
 
 
 class UnknownName(InvalidInput):

@@ -31,6 +31,9 @@ def coordinate(
     config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, if any.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Resume also with another learning rate or the like; not another task.")
+    ] = False,
     token: Annotated[str, typer.Option(envvar="HYPERGPU_TOKEN", help="The join token that nodes must show.")] = "",
     token_file: Annotated[Path | None, typer.Option(help="A file that holds it.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
@@ -57,14 +60,14 @@ def coordinate(
         secret, tls = _token(token, token_file, insecure), _tls(tls_cert, tls_key, insecure)
         for address in (settings.server.listen, settings.server.http_listen):
             split_address(address)
-        code = asyncio.run(_run(settings, out, secret, tls, resume))
+        code = asyncio.run(_run(settings, out, secret, tls, resume=resume, force=force))
     except (HyperGPUError, ValueError) as error:
         print(f"coordinator: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(2) from None
     raise typer.Exit(code)
 
 
-async def _run(settings: SystemConfig, out: Path, token: str, tls: Tls | None, resume: bool) -> int:
+async def _run(settings: SystemConfig, out: Path, token: str, tls: Tls | None, *, resume: bool, force: bool) -> int:
     # torch takes seconds to import: a mistake on the command line is told before.
     from coordinator.app import Coordinator, Options  # noqa: PLC0415
     from tasks import load_task  # noqa: PLC0415
@@ -74,7 +77,7 @@ async def _run(settings: SystemConfig, out: Path, token: str, tls: Tls | None, r
         print(f"listening on {address}", flush=True)
 
     task = load_task(settings.training.task)
-    return await Coordinator(settings, task, Options(out, token, tls, resume)).run(announce)
+    return await Coordinator(settings, task, Options(out, token, tls, resume, force)).run(announce)
 
 
 def _token(token: str, file: Path | None, insecure: bool) -> str:

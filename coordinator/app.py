@@ -5,9 +5,9 @@ import contextlib
 import json
 import signal
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from common.config import SystemConfig
-from common.errors import ConfigError
 from common.http import Answer, HttpServer, metrics
 from common.rpc import SERVER_OPTIONS, Tls, bind
 from common.tensors import Flat
@@ -27,20 +26,30 @@ from coordinator.core import events as ev
 from coordinator.core.global_model import GlobalModel
 from coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
 from coordinator.core.rounds import RoundMachine
+from coordinator.core.same_run import Difference
 from coordinator.core.shards import ShardTable
 from coordinator.engine import Engine, Evaluate, Seams
 from coordinator.links import NodeLinks
 from coordinator.metrics import Metrics
+from coordinator.model_files import ModelFiles
 from coordinator.node_series import NodeSeries
-from coordinator.run_dir import Checkpoint, RunDir
+from coordinator.resuming import find, identity_of, require_same_run, restore, set_aside_after
+from coordinator.run_dir import RunDir
+from coordinator.saved_state import SavedState
 from coordinator.scrape_targets import ScrapeRule
 from coordinator.scraper import Scraper
 from coordinator.servicing import TokenInterceptor
 from coordinator.training import TrainingService
 from coordinator.uploads import Uploads
 from protos import coordinator_pb2, coordinator_pb2_grpc
-from tasks import Task, build, evaluate
+from tasks import FlatModel, Task, build, evaluate
 from tasks.samples import count
+from tasks.saved import SavedModel
+
+_HOW_TO_GO_ON = (
+    "To go on, resume with more training.rounds (or, where a target ended it, a higher training.target_accuracy); to "
+    "start a new run here, leave --resume out: this one is then kept under earlier/"
+)
 
 log = structlog.get_logger()
 
@@ -54,59 +63,79 @@ class Options:
     tls: Tls | None = None
     """None is plaintext."""
     resume: bool = False
+    force: bool = False
+    """Resume also with settings that change how the training goes on."""
 
 
 class Coordinator:
     """One run and its servers.
 
     Raises:
-        ConfigError: an address in use, a directory that cannot be written, a checkpoint of another model.
+        RunInUse: another process writes to the directory.
+        CannotResume: no checkpoint can be used, or they belong to another run.
+        ConfigError: an address in use, a directory that cannot be written.
     """
 
     def __init__(self, config: SystemConfig, task: Task, options: Options) -> None:
         self.config = config
         self._options = options
-        flat = build(task, config.training.seed)
         self.run_dir = RunDir(options.out)
-        checkpoint = self._checkpoint() if options.resume else None
-        model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, config.training)
-        samples = count(task.train)
-        shards = ShardTable(samples)
-        if checkpoint is not None:
-            shards = _restore(model, checkpoint, samples)
-        self.orchestrator: AdaptiveOrchestrator = build_orchestrator(config)
-        machine = RoundMachine(
-            config.training,
-            self.orchestrator,
-            max_nodes=config.server.max_nodes,
-            lost_after_seconds=config.server.lost_after_seconds,
-            first_round=checkpoint.round + 1 if checkpoint else 1,
-            shards=shards,
-        )
-        if checkpoint is not None:
-            machine.members.remember(checkpoint.state["nodes"])
-        self.registry = CollectorRegistry()
-        self.links = NodeLinks(self.orchestrator)
-        seams = Seams(self.run_dir, Metrics(self.registry), _evaluation(task, config.training.seed), self.links)
-        if checkpoint is not None:
-            seams.before = self.run_dir.spent()
-        uploads = Uploads(flat.manifest.total_bytes, config.server.upload_memory_bytes)
-        self._scrape_rule = ScrapeRule(config.server.scrape_hosts)
-        self._resumed_round = checkpoint.round if checkpoint else 0
-        self.engine = Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model, uploads, seams)
-        self._node_series = NodeSeries(self.registry, machine, self.orchestrator)
+        with ExitStack() as if_it_fails:
+            if_it_fails.callback(self.run_dir.close)
+            training = config.training
+            flat = build(task, training.seed)
+            model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, training)
+            evaluated = build(task, training.seed)
+            saved, samples = SavedModel(evaluated), count(task.train)
+            identity = identity_of(saved, samples, flat.parameter_count)
+            files = ModelFiles(options.out, model, saved, identity, {"task": training.task})
+            shards = ShardTable(samples)
+            self._found = find(self.run_dir.checkpoints) if options.resume else None
+            self._forced: Sequence[Difference] = ()
+            if self._found is not None:
+                self._forced = require_same_run(self._found, training, identity, saved, force=options.force)
+                restore(model, self._found, saved, self._forced)
+                shards = ShardTable.restored(self._found.state.shards.model_dump(), samples)
+                files.go_on(self._found.score)
+            self._complete = self._found is not None and self._found.is_complete(training)
+            self.orchestrator: AdaptiveOrchestrator = build_orchestrator(config)
+            machine = RoundMachine(
+                training,
+                self.orchestrator,
+                max_nodes=config.server.max_nodes,
+                lost_after_seconds=config.server.lost_after_seconds,
+                first_round=self._found.round + 1 if self._found else 1,
+                shards=shards,
+                complete=self._complete,
+            )
+            self.registry = CollectorRegistry()
+            self.links = NodeLinks(self.orchestrator)
+            held_out = _evaluation(evaluated, task)
+            seams = Seams(self.run_dir, files, Metrics(self.registry), held_out, self.links)
+            if self._found is not None:
+                _take_over(self._found.state, machine)
+                spent = self.run_dir.spent()
+                seams.before = replace(spent, seconds=max(spent.seconds, self._found.state.elapsed_seconds))
+            uploads = Uploads(flat.manifest.total_bytes, config.server.upload_memory_bytes)
+            self._scrape_rule = ScrapeRule(config.server.scrape_hosts)
+            self.engine = Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model, uploads, seams)
+            self._node_series = NodeSeries(self.registry, machine, self.orchestrator)
+            if_it_fails.pop_all()
 
     async def run(self, announce: Callable[[str, str], None]) -> int:
         """Serve until the run is over or a signal ends it; the exit code. `announce` is given both addresses."""
         async with AsyncExitStack() as stack:
+            stack.callback(self.run_dir.close)
+            if self._complete:
+                log.warning(f"{self._completion()}. {_HOW_TO_GO_ON}", out=str(self.run_dir.path))
+                if not self.config.server.stay:
+                    return 0
             server = await self._server()
             address = bind(server, self.config.server.listen, self._options.tls)
             routes = {"/metrics": metrics(self.registry), "/healthz": self._health, "/sd": self._targets}
             http = HttpServer(self.config.server.http_listen, routes)
             stack.callback(http.close)
-            self.run_dir.begin(self.config, self._resumed_round)  # not before it is sure that this run can begin
-            if self._resumed_round:
-                self.engine.resumed(self._resumed_round)
+            self._begin()  # not before it is sure that this run can begin
             stack.push_async_callback(self.engine.close)
             await server.start()
             stack.push_async_callback(server.stop, 1.0)
@@ -131,15 +160,26 @@ class Coordinator:
                 await interrupted.wait()
         return 1 if self.engine.failure else 0
 
-    def _checkpoint(self) -> Checkpoint | None:
-        """Where to go on; None where nothing was begun, or all was done."""
-        checkpoint = self.run_dir.latest()
-        if checkpoint is None:
-            log.info("there is no checkpoint to go on from: a new run begins", out=str(self.run_dir.path))
-        elif checkpoint.round >= self.config.training.rounds:
-            log.info("the run is complete: a new one begins", rounds=checkpoint.round, out=str(self.run_dir.path))
-            return None
-        return checkpoint
+    def _begin(self) -> None:
+        """Open the run's files for a run that begins or goes on; those of a complete one stay as they are."""
+        found = self._found
+        if found is None:
+            if self._options.resume:
+                log.info("there is no checkpoint to resume from: a new run begins", out=str(self.run_dir.path))
+            self.run_dir.begin(self.config)
+        elif self._complete:
+            self.engine.complete()
+        else:
+            set_aside_after(self.run_dir.checkpoints, found.round)
+            self.run_dir.begin(self.config, found.round)
+            self.engine.resumed(found.round, found.damaged, [str(difference) for difference in self._forced])
+
+    def _completion(self) -> str:
+        found, training = self._found, self.config.training
+        assert found is not None
+        if found.round < training.rounds:
+            return f"the run is complete: it reached its target of {training.target_accuracy} in round {found.round}"
+        return f"the run is complete: {found.round} of {training.rounds} rounds are done"
 
     async def _server(self) -> grpc.aio.Server:
         interceptors = [TokenInterceptor(self._options.token)] if self._options.token else []
@@ -181,20 +221,13 @@ class Coordinator:
         return Answer(json.dumps(groups).encode(), "application/json")
 
 
-def _restore(model: GlobalModel, checkpoint: Checkpoint, samples: int) -> ShardTable:
-    try:
-        model.restore(checkpoint.tensors)
-        return ShardTable.restored(checkpoint.state["shards"], samples)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            f"the checkpoint of round {checkpoint.round} is of another model or optimiser ({error}); "
-            "resume with the configuration that it was made with"
-        ) from error
+def _take_over(state: SavedState, machine: RoundMachine) -> None:
+    machine.members.remember(node.model_dump(mode="json") for node in state.nodes)
+    machine.loss = state.loss or 0.0
+    machine.accuracy = state.accuracy or 0.0
 
 
-def _evaluation(task: Task, seed: int) -> Evaluate:
-    model = build(task, seed)
-
+def _evaluation(model: FlatModel, task: Task) -> Evaluate:
     def on_held_out_data(values: Flat) -> tuple[float, float]:
         model.load(values)
         result = evaluate(model.module, task)

@@ -1,25 +1,30 @@
 """Runs a training run: carries out what the round machine decides, and tells it what came of it."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
 from common.clock import Clock, monotonic
+from common.errors import NonFiniteUpdate, StorageError
 from common.tensors import Flat, chunks
 from common.wire import encode_part
 from coordinator.core import events as ev
 from coordinator.core.aggregation import is_finite
 from coordinator.core.global_model import GlobalModel
 from coordinator.core.rounds import RoundMachine
+from coordinator.core.score import Score
 from coordinator.feed import Feed
 from coordinator.metrics import Metrics
+from coordinator.model_files import ModelFiles
 from coordinator.results import RunEvent, node_row, outcome, round_row
-from coordinator.run_dir import Checkpoint, RunDir, Spent
+from coordinator.run_dir import RunDir, Spent
 from coordinator.uploads import Uploads
 
 log = structlog.get_logger()
@@ -65,6 +70,7 @@ class Seams:
     """Where the engine touches the rest: files, metrics, links and held-out data."""
 
     run_dir: RunDir
+    files: ModelFiles
     metrics: Metrics
     evaluate: Evaluate
     links: Links
@@ -118,10 +124,20 @@ class Engine:
         """The time as the machine has it."""
         return self._clock()
 
-    def resumed(self, after_round: int) -> None:
-        """Put on record that the run goes on from a checkpoint."""
-        text = f"resumed from the checkpoint of round {after_round}"
-        self._publish(RunEvent(self.elapsed_seconds, after_round + 1, "resumed", text, {}))
+    def resumed(self, after_round: int, damaged: Sequence[str] = (), forced: Sequence[str] = ()) -> None:
+        """Put on record that the run goes on from a checkpoint, what could not be used, and what was changed."""
+        for each in damaged:
+            self._record(after_round + 1, "checkpoint_damaged", f"a newer checkpoint cannot be used: {each}")
+        changes = f", with changes: {'; '.join(forced)}" if forced else ""
+        self._record(after_round + 1, "resumed", f"resumed from the checkpoint of round {after_round}{changes}")
+
+    def complete(self) -> None:
+        """Serve a run that an earlier process completed: nothing is left to do."""
+        self.finished.set()
+        self.feed.end()
+
+    def _record(self, round_number: int, kind: str, text: str) -> None:
+        self._publish(RunEvent(self.elapsed_seconds, round_number, kind, text, {}))
 
     # ------------------------------------------------------------ for servicers
 
@@ -271,6 +287,7 @@ class Engine:
                     loss, accuracy = await self._run(self._seams.evaluate, self.model.values)
                 self.metrics.loss.set(loss)
                 self.metrics.accuracy.set(accuracy)
+                await self._run(self._seams.files.evaluated, Score(closed.round, loss, accuracy))
         except Exception as error:  # the user's model or evaluation: the run can't go on, its files must
             log.exception("the round could not be ended", round=closed.round)
             self.failure = f"round {closed.round} could not be evaluated: {type(error).__name__}: {error}"
@@ -285,7 +302,10 @@ class Engine:
             self._write_results()
 
     async def _end_run(self) -> None:
-        await self._checkpoint(self.machine.round - 1)
+        done = self.machine.round - 1
+        await self._checkpoint(done)
+        if done >= 1:
+            await self._save("the model", done, self._seams.files.finish, done)
         self._write_results()
         self.finished.set()
         self.feed.end()
@@ -293,22 +313,26 @@ class Engine:
     async def _checkpoint(self, round_number: int) -> None:
         if round_number < 1:
             return
+        machine = self.machine
         state = {
             "run_id": self.run_id,
-            "task": self.machine.config.task,
-            "shards": self.machine.shards.snapshot(),
+            "configuration": machine.config.model_dump(mode="json"),
+            "shards": machine.shards.snapshot(),
             "nodes": self.node_rows(),
             "elapsed_seconds": self.elapsed_seconds,
+            "loss": machine.loss if math.isfinite(machine.loss) else None,
+            "accuracy": machine.accuracy if math.isfinite(machine.accuracy) else None,
+            "finished": self._finish_reason or None,
         }
+        await self._save("the checkpoint", round_number, self._seams.files.checkpoint, round_number, state)
 
-        def save() -> None:
-            self._seams.run_dir.checkpoint(Checkpoint(round_number, self.model.tensors(), state))
-
+    async def _save(self, what: str, round_number: int, save: Callable[..., Path], *arguments: Any) -> None:
+        """Save on the compute thread; a full disk must not end the training."""
         try:
-            await self._run(save)
-        except OSError as error:  # a full disk must not end the training
-            text = f"the checkpoint of round {round_number} could not be written: {error}"
-            self._publish(RunEvent(self.elapsed_seconds, round_number, "checkpoint_failed", text, {}))
+            await self._run(save, *arguments)
+        except (StorageError, NonFiniteUpdate) as error:
+            text = f"{what} of round {round_number} was not written: {error}"
+            self._record(round_number, "checkpoint_failed", text)
 
     # ------------------------------------------------------------ results
 

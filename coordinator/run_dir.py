@@ -1,43 +1,41 @@
 """The directory of a run: what was configured, what happened, what came out. Readable whenever the process ends.
 
-config.yaml     the configuration, whole
-rounds.jsonl    one line for each round
-events.jsonl    one line for each event and decision
-nodes.json      every node as it stands
-summary.json    the result so far
-checkpoints/    round-000005.safetensors: the model by tensor, the optimiser, and what is needed to go on
-earlier/1/      the same of the run that was here before, if another was begun in its place
+config.yaml         the configuration, whole
+rounds.jsonl        one line for each round
+events.jsonl        one line for each event and decision
+nodes.json          every node as it stands
+summary.json        the result so far
+checkpoints/        what a run needs to go on, see `coordinator.checkpoints`
+model.safetensors   the model at the end of the run
+best.safetensors    the model of the round that evaluated best
+earlier/1/          the same of the run that was here before, if another was begun in its place
+.lock               held by the process that writes to the run
 """
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from common.config import SystemConfig
 from common.errors import ConfigError
-from common.tensors import Flat
+from coordinator.files import remove_partial_files, replace_text, sync_directory
+from coordinator.run_lock import RunLock
 
-KEEP_CHECKPOINTS = 3
-_OWN = ("config.yaml", "rounds.jsonl", "events.jsonl", "nodes.json", "summary.json", "checkpoints")
+CHECKPOINTS = "checkpoints"
+LAST_MODEL = "model.safetensors"
+BEST_MODEL = "best.safetensors"
+_OWN = ("config.yaml", "rounds.jsonl", "events.jsonl", "nodes.json", "summary.json", LAST_MODEL, BEST_MODEL)
 _MADE_OF_IT = ("report.html", "simulated")
 """What `hypergpu` makes of a run, beside it."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The state after a round."""
-
-    round: int
-    tensors: Mapping[str, Flat]
-    state: Mapping[str, Any]
-    """JSON: the cursors of the shards, the nodes' counts, the run's name."""
+_LARGEST_COUNT = 1 << 63
+"""A counter that was read from a file is below this."""
+_LONGEST_RUN_SECONDS = 100 * 365.25 * 86_400
+"""A time that was read from a file is below this."""
 
 
 @dataclass(frozen=True)
@@ -52,51 +50,71 @@ class Spent:
 def set_aside(path: Path, *others: str) -> None:
     """Keep the run that is in `path` already under `earlier/`, and `others`: a second must not cost the first.
 
+    The caller holds the directory's lock.
+
     Raises:
         ConfigError: it cannot be moved.
     """
-    if not (path / "config.yaml").exists():
-        return
-    earlier = path / "earlier"
+    checkpoints = path / CHECKPOINTS
     try:
+        if not any((path / name).exists() for name in _OWN) and not any(checkpoints.glob("*")):
+            return
+        earlier = path / "earlier"
         earlier.mkdir(exist_ok=True)
-        aside = earlier / str(1 + max((int(d.name) for d in earlier.iterdir() if d.name.isdigit()), default=0))
+        numbers = [int(entry.name) for entry in earlier.iterdir() if entry.name.isascii() and entry.name.isdigit()]
+        aside = earlier / str(1 + max(numbers, default=0))
         aside.mkdir()
-        for name in (*_OWN, *_MADE_OF_IT, *others):
+        for name in (*_OWN, CHECKPOINTS, *_MADE_OF_IT, *others):
             if (path / name).exists():
                 (path / name).rename(aside / name)
+        for directory in (aside, earlier, path):
+            sync_directory(directory)
     except OSError as error:
         raise ConfigError(f"cannot set the run in {path} aside: {error.strerror}") from error
 
 
 class RunDir:
-    """Writes a run's files; whole files are replaced at one stroke, lines are appended and flushed.
+    """Writes the records of a run; whole files are replaced at one stroke, lines are appended and flushed.
+
+    Nothing but the lock is written before `begin`.
 
     Raises:
+        RunInUse: another process writes to the directory.
         ConfigError: the directory cannot be written to.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._checkpoints = path / "checkpoints"
-        try:
-            self._checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot write the run to {path}: {error.strerror}") from error
+        self._lock = RunLock(path)
         self._rounds: TextIO | None = None
         self._events: TextIO | None = None
 
+    @property
+    def checkpoints(self) -> Path:
+        """Directory of the checkpoints."""
+        return self.path / CHECKPOINTS
+
     def begin(self, config: SystemConfig, resumed_round: int = 0) -> None:
-        """Write the configuration; set an earlier run aside, or on resuming drop what came after the checkpoint."""
+        """Write the configuration; set an earlier run aside, or on resuming drop what came after the checkpoint.
+
+        Raises:
+            ConfigError: a file cannot be written.
+        """
         if not resumed_round:
             set_aside(self.path)
-            self._checkpoints.mkdir(exist_ok=True)
-        self._replace("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        rounds = [row for row in self._lines("rounds.jsonl") if row.get("round", 0) <= resumed_round]
-        for name, rows in (("rounds.jsonl", rounds), ("events.jsonl", self._lines("events.jsonl"))):
-            self._replace(name, "".join(_line(row) for row in rows))
-        self._rounds = (self.path / "rounds.jsonl").open("a", encoding="utf-8")
-        self._events = (self.path / "events.jsonl").open("a", encoding="utf-8")
+        try:
+            self.checkpoints.mkdir(exist_ok=True)
+            for directory in (self.path, self.checkpoints):
+                remove_partial_files(directory)
+            rounds = [row for row in self._lines("rounds.jsonl") if _is_round_to_keep(row, resumed_round)]
+            events = list(self._lines("events.jsonl"))
+            replace_text(self.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            for name, rows in (("rounds.jsonl", rounds), ("events.jsonl", events)):
+                replace_text(self.path / name, "".join(_line(row) for row in rows))
+            self._rounds = (self.path / "rounds.jsonl").open("a", encoding="utf-8")
+            self._events = (self.path / "events.jsonl").open("a", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write the run to {self.path}: {error.strerror}") from error
 
     def round(self, row: Mapping[str, Any]) -> None:
         """One round is over."""
@@ -106,6 +124,16 @@ class RunDir:
         """Something happened."""
         self._append(self._events, row)
 
+    def sync(self) -> None:
+        """Wait until the rounds and events so far are on the disk.
+
+        Raises:
+            OSError: the disk is full or broken.
+        """
+        for file in (self._rounds, self._events):
+            if file is not None:
+                os.fsync(file.fileno())
+
     def nodes(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """The nodes as they stand."""
         self._replace("nodes.json", json.dumps(list(rows), indent=1))
@@ -114,67 +142,43 @@ class RunDir:
         """The result as it stands."""
         self._replace("summary.json", json.dumps(result, indent=1))
 
-    def checkpoint(self, checkpoint: Checkpoint) -> Path:
-        """Keep the state after a round; the oldest but a few are removed."""
-        file = self._checkpoints / f"round-{checkpoint.round:06d}.safetensors"
-        partial = file.with_suffix(".partial")
-        metadata = {"round": str(checkpoint.round), "state": json.dumps(checkpoint.state)}
-        save_file(dict(checkpoint.tensors), partial, metadata)
-        _sync(partial)
-        partial.replace(file)
-        for old in sorted(self._checkpoints.glob("round-*.safetensors"))[:-KEEP_CHECKPOINTS]:
-            old.unlink()
-        return file
-
-    def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that can be read; None where there is none."""
-        for file in sorted(self._checkpoints.glob("round-*.safetensors"), reverse=True):
-            try:
-                with safe_open(file, framework="numpy") as opened:
-                    metadata = opened.metadata()
-                    tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a mapping)
-                return Checkpoint(int(metadata["round"]), tensors, json.loads(metadata["state"]))
-            except (SafetensorError, OSError, KeyError, ValueError):
-                continue
-        return None
-
     def spent(self) -> Spent:
         """What the run took until its process ended."""
-        seconds = max((float(row.get("seconds", 0.0)) for row in self._lines("events.jsonl")), default=0.0)
+        seconds = max((_seconds(row.get("seconds")) for row in self._lines("events.jsonl")), default=0.0)
         try:
             result = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
-            traffic = {name: int(result[name]) for name in ("bytes_sent", "bytes_received")}
-        except (OSError, ValueError, TypeError, KeyError, OverflowError):
+            traffic = {name: _count(result[name]) for name in ("bytes_sent", "bytes_received")}
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             traffic = {}  # it ended before it wrote one, or somebody has edited it
         return Spent(seconds, traffic)
 
     def close(self) -> None:
-        """No more lines will come."""
+        """No more lines will come; another process may use the directory. Calling it again does nothing."""
         for file in (self._rounds, self._events):
             if file is not None:
                 file.close()
+        self._rounds = self._events = None
+        self._lock.release()
 
-    def _lines(self, name: str) -> Iterable[dict[str, Any]]:
+    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
         file = self.path / name
         if not file.exists():
             return
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # the last line of a process that was killed
             if isinstance(row, dict):
                 yield row
 
     def _replace(self, name: str, text: str) -> None:
-        partial = self.path / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        _sync(partial)
-        partial.replace(self.path / name)
+        if self._rounds is not None:
+            replace_text(self.path / name, text)
 
     @staticmethod
     def _append(file: TextIO | None, row: Mapping[str, Any]) -> None:
-        if file is not None and not file.closed:
+        if file is not None:
             file.write(_line(row))
             file.flush()
 
@@ -183,9 +187,24 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, separators=(",", ":"), default=str) + "\n"
 
 
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _count(value: object) -> int:
+    """Return a count that was read from a file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LARGEST_COUNT:
+        raise ValueError(f"{value!r:.40} is not a count")
+    return value
+
+
+def _is_round_to_keep(row: Mapping[str, Any], last: int) -> bool:
+    number = row.get("round")
+    return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= last
+
+
+def _seconds(value: object) -> float:
+    """Return the time of an event that was read from a file; 0 for what is no time."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LONGEST_RUN_SECONDS:
+        return 0.0
+    return float(value)

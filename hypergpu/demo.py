@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import HyperGPUError, Unavailable
+from coordinator.files import replace_text
 from hypergpu.dashboard import ENDED, History, Snapshot, take_snapshot
 from hypergpu.local import LocalCluster, LocalNode
 from hypergpu.simulation.calibrated import compare_with_baseline
@@ -73,6 +74,7 @@ async def run_demo(
         task: a shipped one, or `module:factory`.
 
     Raises:
+        RunInUse: another process writes to `run_dir`.
         HyperGPUError: a process of the cluster would not start, or the coordinator died.
     """
     settings = {
@@ -89,16 +91,18 @@ async def run_demo(
         last = snapshot
         progress.snapshot(snapshot, history)
 
+    cluster = LocalCluster(run_dir, nodes, seed=seed, settings=settings)
     try:
-        async with LocalCluster(run_dir, nodes, seed=seed, settings=settings) as cluster:
+        async with cluster:
             for turn in turns:
                 request = net.ScheduleRequest(event=turn.event, round=turn.round)
                 await cluster.client.call(cluster.client.netsim.Schedule, request)
             await _watch(cluster, Progress(progress.event, look))
     finally:
         # The coordinator has ended, and has left its own account of the run.
-        summary = _summary(run_dir, nodes, turns, last)
-        (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        summary = _summary(run_dir, nodes, turns, last) if cluster.owns_run_dir else {}
+        if summary:
+            replace_text(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 

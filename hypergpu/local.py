@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from coordinator.run_dir import set_aside
+from coordinator.run_lock import RunLock
 from hypergpu.client import Client, connect
 from hypergpu.cluster import Cluster, announce
 from hypergpu.processes import Process
@@ -61,6 +62,8 @@ class LocalCluster:
         self._token = secrets.token_urlsafe(24)
         self._stack = AsyncExitStack()
         self.processes: dict[str, Process] = {}
+        self.owns_run_dir = False
+        """Whether the coordinator has begun its run in `run_dir`: before that, what is there may be another's."""
 
     async def __aenter__(self) -> "LocalCluster":
         async with AsyncExitStack() as stack:  # ends what runs should a later one fail to start
@@ -74,7 +77,8 @@ class LocalCluster:
         await self._stack.aclose()
 
     async def _start(self, stack: AsyncExitStack) -> None:
-        set_aside(self.run_dir, "logs")
+        with RunLock(self.run_dir):  # the coordinator takes it next
+            set_aside(self.run_dir, "logs")
         logs = self.run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         environment = {
@@ -93,6 +97,7 @@ class LocalCluster:
         coordinator = await start("coordinator", "coordinator", *listen, f"--run-dir={self.run_dir}", *settings)
         stack.push_async_callback(coordinator.end)
         upstream = (await coordinator.addresses())["listening"]
+        self.owns_run_dir = True
 
         links = [
             f"--node-profile={node.node_id}={node.profile}" + (f"@{node.region}" if node.region else "")

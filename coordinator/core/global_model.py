@@ -55,19 +55,20 @@ class GlobalModel:
         self.values, self._spare = self._spare, self.values
         return True
 
-    def tensors(self) -> Mapping[str, Flat]:
-        """What a checkpoint keeps: the model's tensors by name, and the optimiser's state as `optimizer.*`."""
-        state = {f"optimizer.{name}": flat for name, flat in self._optimizer.state().items()}
-        return {**self.manifest.views(self.values), **state}
+    def optimizer_state(self) -> Mapping[str, Flat]:
+        """Return what a checkpoint has to keep of the optimizer, by name."""
+        return self._optimizer.state()
 
-    def restore(self, tensors: Mapping[str, Flat]) -> None:
-        """Take back what `tensors` gave.
+    def restore(self, values: Flat, optimizer: Mapping[str, Flat] | None) -> None:
+        """Go on from a checkpoint; None lets the optimizer start afresh. A refused one leaves the model unusable.
 
         Raises:
-            KeyError: a tensor is missing.
-            ValueError: a tensor has another shape.
+            ValueError: a tensor is missing, of another shape, or not finite.
         """
-        for name, view in self.manifest.views(self.values).items():
-            np.copyto(view, tensors[name])
-        prefix = "optimizer."
-        self._optimizer.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        if values.shape != self.values.shape:
+            raise ValueError(f"{len(values)} parameters where {len(self.values)} belong")
+        if not is_finite(values):
+            raise ValueError("the parameters are not all finite")
+        np.copyto(self.values, values)
+        if optimizer is not None:
+            self._optimizer.restore(optimizer)

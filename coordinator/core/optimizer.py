@@ -11,7 +11,7 @@ import numpy as np
 
 from common.config.training import TrainingConfig
 from common.tensors import Flat
-from coordinator.core.aggregation import BLOCK
+from coordinator.core.aggregation import BLOCK, is_finite
 
 
 class Optimizer(Protocol):
@@ -26,8 +26,16 @@ class Optimizer(Protocol):
         ...
 
     def restore(self, state: Mapping[str, Flat]) -> None:
-        """Take back what `state` gave."""
+        """Take back what `state` gave.
+
+        Raises:
+            ValueError: a tensor is missing, unknown, of another shape, not finite, or out of range.
+        """
         ...
+
+
+_STEPS_BASE = 1 << 20
+"""Steps are kept as two digits of this base: one float32 counts to 16 million only."""
 
 
 class Sgd:
@@ -56,7 +64,8 @@ class Sgd:
 
     def restore(self, state: Mapping[str, Flat]) -> None:
         """As `Optimizer.restore`."""
-        if self._velocity is not None and "velocity" in state:
+        _require_like(self.state(), state)
+        if self._velocity is not None:
             np.copyto(self._velocity, state["velocity"])
 
 
@@ -95,13 +104,32 @@ class Adam:
 
     def state(self) -> Mapping[str, Flat]:
         """As `Optimizer.state`."""
-        return {"mean": self._mean, "square": self._square, "steps": np.array([self._steps], np.float32)}
+        steps = np.array(divmod(self._steps, _STEPS_BASE), np.float32)
+        return {"mean": self._mean, "square": self._square, "steps": steps}
 
     def restore(self, state: Mapping[str, Flat]) -> None:
         """As `Optimizer.restore`."""
+        _require_like(self.state(), state)
+        high, low = (float(digit) for digit in state["steps"])
+        if not all(0 <= digit < _STEPS_BASE and digit.is_integer() for digit in (high, low)):
+            raise ValueError(f"the optimizer's steps are {high:g} and {low:g}, which are no count")
+        if float(state["square"].min(initial=0.0)) < 0:
+            raise ValueError("the optimizer's mean of squares is negative")
         np.copyto(self._mean, state["mean"])
         np.copyto(self._square, state["square"])
-        self._steps = int(state["steps"][0])
+        self._steps = int(high) * _STEPS_BASE + int(low)
+
+
+def _require_like(own: Mapping[str, Flat], state: Mapping[str, Flat]) -> None:
+    if own.keys() != state.keys():
+        named = [", ".join(sorted(names)) or "nothing" for names in (state, own)]
+        raise ValueError(f"the optimizer's state holds {named[0]} where {named[1]} belongs")
+    for name, part in state.items():
+        if part.dtype != np.float32 or part.shape != own[name].shape:
+            found = f"{part.dtype} of shape {part.shape}"
+            raise ValueError(f"the optimizer's {name} is {found} where float32 of shape {own[name].shape} belongs")
+        if not is_finite(part):
+            raise ValueError(f"the optimizer's {name} is not finite")
 
 
 def make_optimizer(config: TrainingConfig, size: int) -> Optimizer:

@@ -47,6 +47,7 @@ class RoundMachine:
         lost_after_seconds: silence after which a node is lost; None where somebody else tells (`NodeLost`).
         first_round: 1, or where a resumed run goes on.
         shards: the cursors of a resumed run.
+        complete: the run was completed by an earlier process; nothing is left to do.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class RoundMachine:
         lost_after_seconds: float | None = None,
         first_round: int = 1,
         shards: ShardTable | None = None,
+        complete: bool = False,
     ) -> None:
         self.config = config
         self.adaptation = adaptation
@@ -82,7 +84,7 @@ class RoundMachine:
         self._desk = WorkDesk(self._journal)
         self._current: Round | None = None
         self._closed: ev.CloseRound | None = None
-        self._finished: RunState | None = None
+        self._finished: RunState | None = RunState.COMPLETED if complete else None
         self._paused = False
         self._timer_at = math.inf
         self._lost_after = lost_after_seconds

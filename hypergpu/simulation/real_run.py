@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from common.errors import HyperGPUError, InvalidInput, Unavailable
+from coordinator.run_lock import RunLock
 from hypergpu.local import LocalCluster, LocalNode
 from hypergpu.simulation.scenario import Scenario
 from netsim_proxy.scenario import in_turn
@@ -36,6 +37,7 @@ async def run_for_real(scenario: Scenario, out: Path) -> None:
     """Run it to its end; `out` is the run's directory.
 
     Raises:
+        RunInUse: another process writes to `out`.
         HyperGPUError: a process would not start, or the coordinator died.
     """
     nodes = [
@@ -43,7 +45,8 @@ async def run_for_real(scenario: Scenario, out: Path) -> None:
         for group in scenario.nodes
         for index, name in enumerate(group.names())
     ]
-    network = _written(scenario, out)
+    with RunLock(out):
+        network = _written(scenario, out)
     async with LocalCluster(out, nodes, settings=_settings(scenario), seed=scenario.seed, scenario=network) as cluster:
         client = cluster.client
         announcing = asyncio.create_task(_announce_rounds(cluster))

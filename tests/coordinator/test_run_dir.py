@@ -1,24 +1,34 @@
-"""The run directory: readable after any end, and the way back from a checkpoint."""
+"""The run directory: readable after any end, never two writers, and nothing of an earlier run is lost."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
 from common.config import SystemConfig
-from common.errors import ConfigError
-from coordinator.run_dir import KEEP_CHECKPOINTS, Checkpoint, RunDir, Spent
+from common.errors import ConfigError, RunInUse
+from coordinator.run_dir import RunDir, Spent, set_aside
 
 
-def checkpoint(number: int) -> Checkpoint:
-    return Checkpoint(number, {"w": np.full(3, number, np.float32)}, {"shards": {"owners": {}, "cursors": []}})
+def begun(path: Path, resumed_round: int = 0) -> RunDir:
+    run = RunDir(path)
+    run.begin(SystemConfig(), resumed_round)
+    return run
+
+
+def rounds_of(path: Path) -> list[int]:
+    return [json.loads(line)["round"] for line in (path / "rounds.jsonl").read_text().splitlines()]
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 def test_lines_and_files(tmp_path: Path) -> None:
-    run = RunDir(tmp_path / "run")
-    run.begin(SystemConfig())
+    run = begun(tmp_path / "run")
     run.round({"round": 1, "loss": 0.5})
     run.event({"kind": "x"})
     run.nodes([{"node_id": "a"}])
@@ -29,51 +39,81 @@ def test_lines_and_files(tmp_path: Path) -> None:
     assert SystemConfig.model_validate(yaml.safe_load((tmp_path / "run/config.yaml").read_text())) == SystemConfig()
     assert not list((tmp_path / "run").glob(".*partial"))
     run.close()
+    before = contents(tmp_path)
     run.event({"kind": "after the end"})
+    run.summary({"rounds": 2})
+    assert contents(tmp_path) == before
+
+
+def test_nothing_is_written_before_the_run_begins(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.round({"round": 1})
+    run.event({"kind": "x"})
+    run.nodes([])
+    run.summary({})
+    run.sync()
+    run.close()
+    assert contents(tmp_path) == {".lock": b""}
 
 
 def test_resuming_drops_what_came_after_the_checkpoint_and_torn_lines(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    run.begin(SystemConfig())
+    run = begun(tmp_path)
     for number in range(1, 5):
         run.round({"round": number})
     run.close()
     with (tmp_path / "rounds.jsonl").open("a") as file:
         file.write('{"round": 5, "lo')
-    again = RunDir(tmp_path)
-    again.begin(SystemConfig(), resumed_round=3)
+    again = begun(tmp_path, resumed_round=3)
     again.round({"round": 4, "again": True})
     again.close()
-    rows = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
-    assert [row["round"] for row in rows] == [1, 2, 3, 4]
-    assert rows[-1]["again"]
+    assert rounds_of(tmp_path) == [1, 2, 3, 4]
+    assert json.loads((tmp_path / "rounds.jsonl").read_text().splitlines()[-1])["again"]
 
 
-@pytest.mark.parametrize("text", ['{"bytes_sent": 5, "by', "[1]", '{"bytes_sent": Infinity, "bytes_received": 1}'])
+@pytest.mark.parametrize(
+    "line", ['{"round": "2"}', '{"round": null}', '{"round": true}', '{"round": 0}', "[" * 100_000, "\x00", "[2]"]
+)
+def test_a_damaged_line_is_left_out_on_resuming(tmp_path: Path, line: str) -> None:
+    run = begun(tmp_path)
+    run.round({"round": 1})
+    run.close()
+    with (tmp_path / "rounds.jsonl").open("a") as file:
+        file.write(line + "\n")
+    begun(tmp_path, resumed_round=2).close()
+    assert rounds_of(tmp_path) == [1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"bytes_sent": 5, "by',
+        "[1]",
+        '{"bytes_sent": Infinity, "bytes_received": 1}',
+        '{"bytes_sent": -1, "bytes_received": 1}',
+        '{"bytes_sent": true, "bytes_received": 1}',
+        '{"bytes_sent": 9223372036854775808, "bytes_received": 1}',
+        "[" * 100_000,
+    ],
+)
 def test_what_a_run_spent_is_read_as_far_as_it_can_be(tmp_path: Path, text: str) -> None:
     run = RunDir(tmp_path)
     assert run.spent() == Spent()
     run.begin(SystemConfig())
     run.event({"seconds": 2.5})
     run.summary({"bytes_sent": 5, "bytes_received": 7, "rounds": 1})
-    run.close()
     assert run.spent() == Spent(2.5, {"bytes_sent": 5, "bytes_received": 7})
+    run.close()
     (tmp_path / "summary.json").write_text(text)
     assert run.spent() == Spent(2.5)
 
 
-def test_the_newest_readable_checkpoint_is_found_and_old_ones_go(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    assert run.latest() is None
-    for number in (5, 10, 15, 20):
-        run.checkpoint(checkpoint(number))
-    assert len(list((tmp_path / "checkpoints").iterdir())) == KEEP_CHECKPOINTS
-    (tmp_path / "checkpoints/round-000020.safetensors").write_bytes(b"torn")
-    latest = run.latest()
-    assert latest is not None
-    assert latest.round == 15
-    np.testing.assert_array_equal(latest.tensors["w"], [15, 15, 15])
-    assert latest.state["shards"] == {"owners": {}, "cursors": []}
+@pytest.mark.parametrize("seconds", ["soon", None, [1], True, -3, 1e400, float("nan"), 1e30, 10**400])
+def test_an_event_without_a_valid_time_does_not_move_the_clock(tmp_path: Path, seconds: object) -> None:
+    run = begun(tmp_path)
+    run.event({"seconds": 2.5})
+    run.event({"seconds": seconds})
+    assert run.spent().seconds == 2.5
+    run.close()
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
@@ -82,18 +122,125 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         RunDir(tmp_path / "file" / "run")
 
 
+def test_a_run_that_cannot_begin_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = RunDir(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigError, match=r"cannot write the run to .*: No space left on device"):
+        run.begin(SystemConfig())
+    run.close()
+
+
 def test_a_new_run_in_the_same_place_sets_the_earlier_one_aside(tmp_path: Path) -> None:
     for number in (1, 2, 3):
-        run = RunDir(tmp_path)
-        run.begin(SystemConfig())
+        run = begun(tmp_path)
         run.round({"round": number})
-        run.checkpoint(checkpoint(number))
         run.close()
-        (tmp_path / "report.html").write_text(str(number))
-    kept = [
-        json.loads((tmp_path / place / "rounds.jsonl").read_text())["round"]
-        for place in ("earlier/1", "earlier/2", ".")
-    ]
-    assert kept == [1, 2, 3]
-    assert [(tmp_path / "earlier" / place / "report.html").read_text() for place in ("1", "2")] == ["1", "2"]
-    assert [file.name for file in (tmp_path / "earlier/1/checkpoints").iterdir()] == ["round-000001.safetensors"]
+        for name in ("report.html", "checkpoints/round-000001.safetensors", "model.safetensors", "best.safetensors"):
+            (tmp_path / name).write_text(str(number))
+    assert [rounds_of(tmp_path / place) for place in ("earlier/1", "earlier/2", ".")] == [[1], [2], [3]]
+    for name in ("report.html", "checkpoints/round-000001.safetensors", "model.safetensors", "best.safetensors"):
+        assert [(tmp_path / "earlier" / place / name).read_text() for place in ("1", "2")] == ["1", "2"]
+
+
+def test_earlier_runs_are_counted_by_number(tmp_path: Path) -> None:
+    for name in ("9", "10", "²", "notes"):
+        (tmp_path / "earlier" / name).mkdir(parents=True)
+    begun(tmp_path).close()
+    begun(tmp_path).close()
+    assert (tmp_path / "earlier/11/config.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["rounds.jsonl", "checkpoints/round-000005.safetensors", "best.safetensors"])
+def test_a_run_without_its_configuration_is_set_aside_too(tmp_path: Path, name: str) -> None:
+    """As a process leaves it that is killed while it sets a run aside."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / name).write_text("precious")
+    begun(tmp_path).close()
+    assert (tmp_path / "earlier/1" / name).read_text() == "precious"
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_an_empty_place_holds_no_run(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    set_aside(tmp_path)
+    assert not (tmp_path / "earlier").exists()
+
+
+def test_files_of_a_writer_that_was_killed_are_removed(tmp_path: Path) -> None:
+    left = [".summary.json.partial", "checkpoints/.round-000005.safetensors.partial", "checkpoints/.tmpA1b2C3"]
+    for resumed in (0, 1):
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        for name in (*left, "mine.tmp"):
+            (tmp_path / name).write_text("half")
+        begun(tmp_path, resumed).close()
+        assert [name for name in left if (tmp_path / name).exists()] == []
+        assert (tmp_path / "mine.tmp").exists()
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(tmp_path)
+    run.summary({"rounds": 1})
+    before = sorted(file.name for file in tmp_path.iterdir())
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        run.summary({"rounds": 2})
+    with pytest.raises(OSError, match="No space"):
+        run.sync()
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"rounds": 1}
+    assert sorted(file.name for file in tmp_path.iterdir()) == before
+    run.close()
+
+
+class Syncs:
+    """Records what is synced to the disk and when a file is renamed into its place."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        real_sync, real_replace = os.fsync, Path.replace
+
+        def fsync(descriptor: int) -> None:
+            self.log.append("sync " + Path(f"/proc/self/fd/{descriptor}").readlink().name)
+            real_sync(descriptor)
+
+        def replace(path: Path, target: Any) -> Path:
+            self.log.append("rename " + Path(target).name)
+            return real_replace(path, target)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(Path, "replace", replace)
+
+
+def test_a_file_is_synced_before_it_is_renamed_and_its_directory_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun(tmp_path / "run")
+    syncs = Syncs(monkeypatch)
+    run.summary({"rounds": 1})
+    assert syncs.log == ["sync .summary.json.partial", "rename summary.json", "sync run"]
+    syncs.log.clear()
+    run.round({"round": 1})
+    run.sync()
+    assert syncs.log == ["sync rounds.jsonl", "sync events.jsonl"]
+    run.close()
+
+
+def test_a_second_writer_is_refused_by_name_and_touches_nothing(tmp_path: Path) -> None:
+    first = begun(tmp_path)
+    first.round({"round": 1})
+    before = contents(tmp_path)
+    with pytest.raises(RunInUse, match=f"{tmp_path} is in use by process {os.getpid()};") as caught:
+        RunDir(tmp_path)
+    assert (caught.value.path, caught.value.holder) == (tmp_path, f"process {os.getpid()}")
+    assert contents(tmp_path) == before
+    first.close()
+    first.close()
+    begun(tmp_path, resumed_round=1).close()
+    assert rounds_of(tmp_path) == [1]

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import urllib.request
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -378,18 +380,56 @@ async def test_resuming_goes_on_after_the_last_checkpoint(tmp_path: Path) -> Non
     assert "resumed from the checkpoint of round 3" in [row["text"] for row in rows]
 
 
-async def test_resuming_a_complete_run_begins_a_new_one_and_keeps_the_old(tmp_path: Path) -> None:
+async def test_a_complete_run_stays_as_it_is_and_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     training = {"rounds": 1, "checkpoint_every": 1}
     async with running(tmp_path, training=training, server={"linger_seconds": 1.0}) as run:
         a = run.node("a")
         await a.register()
         await a.push(await a.work(), np.ones(8, np.float32))
         await run.coordinator.engine.finished.wait()
-    async with running(tmp_path, resume=True, training={"rounds": 1}) as run:
+    before = _contents(tmp_path)
+    config = SystemConfig.model_validate({"training": {"rounds": 1, "local_steps": 2, "batch_size": 2}})
+    complete = Coordinator(config, toy_task(), Options(tmp_path, resume=True))
+    capsys.readouterr()
+    assert await complete.run(lambda *_: pytest.fail("it listens")) == 0
+    said = capsys.readouterr().out
+    assert "the run is complete: 1 of 1 rounds are done" in said
+    assert "more training.rounds" in said
+    assert "leave --resume out" in said
+    assert _contents(tmp_path) == before
+    async with running(tmp_path, resume=True, training={"rounds": 2}) as run:
         again = run.node("a")
         await again.register()
-        assert (await again.work()).order.work.round == 1
-    assert (tmp_path / "earlier/1/rounds.jsonl").read_text().count("\n") == 1
+        assert (await again.work()).order.work.round == 2
+
+
+async def test_a_complete_run_that_stays_answers_and_touches_nothing(tmp_path: Path) -> None:
+    training = {"rounds": 1, "checkpoint_every": 1}
+    async with running(tmp_path, training=training, server={"linger_seconds": 1.0}) as run:
+        a = run.node("a")
+        await a.register()
+        await a.push(await a.work(), np.ones(8, np.float32))
+        await run.coordinator.engine.finished.wait()
+        accuracy = run.coordinator.engine.machine.accuracy
+    before = _contents(tmp_path, but=".lock")
+    async with running(tmp_path, resume=True, training=training, server={"stay": True}) as run:
+        again = run.node("a")
+        await again.register()
+        assert await again.pull() == "completed"
+        status = await run.control.GetStatus(pb.GetStatusRequest())
+        assert (status.state, status.accuracy) == ("completed", pytest.approx(accuracy))
+        assert run.get("/healthz").startswith("completed")
+        assert not run.done.done()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await asyncio.wait_for(run.done, 15) == 0
+    assert _contents(tmp_path, but=".lock") == before
+
+
+def _contents(path: Path, but: str = "") -> dict[str, bytes]:
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != but)
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 async def test_a_node_that_stops_listening_costs_the_others_nothing(tmp_path: Path) -> None:

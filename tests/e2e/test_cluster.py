@@ -299,11 +299,30 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str, 
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_port_in_use_is_one_line_and_leaves_the_other_run_alone(cluster: Cluster) -> None:
-    first = cluster.coordinator()
-    address = first.address()
-    before = (cluster.out / "config.yaml").stat().st_mtime_ns
-    second = cluster.coordinator(listen=address, name="second")
+def test_a_port_in_use_is_one_line_and_leaves_an_earlier_run_alone(cluster: Cluster, tmp_path: Path) -> None:
+    earlier = Cluster(tmp_path / "earlier")
+    earlier.out.mkdir(parents=True)
+    (earlier.out / "config.yaml").write_text("mine")
+    address = cluster.coordinator().address()
+    second = earlier.coordinator(listen=address)
     assert second.wait() == 2
     assert f"cannot listen on {address}" in second.text
-    assert (cluster.out / "config.yaml").stat().st_mtime_ns == before
+    assert (earlier.out / "config.yaml").read_text() == "mine"
+
+
+def test_a_second_coordinator_in_one_place_is_refused_until_the_first_is_killed(cluster: Cluster) -> None:
+    first = cluster.coordinator()
+    first.address()
+    before = {file: file.read_bytes() for file in cluster.out.rglob("*") if file.is_file()}
+    for arguments in ((), ("--resume",)):
+        second = cluster.coordinator(*arguments, name="second")
+        assert second.wait() == 2
+        assert (
+            second.text.strip()
+            .splitlines()[-1]
+            .startswith(f"coordinator: the run directory {cluster.out} is in use by process {first.popen.pid};")
+        )
+    assert {file: file.read_bytes() for file in cluster.out.rglob("*") if file.is_file()} == before
+    first.popen.kill()
+    first.wait()
+    cluster.coordinator("--resume", name="third").address()

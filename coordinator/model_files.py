@@ -1,0 +1,145 @@
+"""Writes the model of a run to disk: to go on from it, and to take it away."""
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from common.errors import CorruptData, InvalidInput, NonFiniteUpdate
+from common.tensors import Flat
+from coordinator.checkpoints import Checkpoint, Checkpoints, Tensors, read_tensors, write_tensors
+from coordinator.core.aggregation import is_finite
+from coordinator.core.global_model import GlobalModel
+from coordinator.core.score import Score
+from coordinator.run_dir import BEST_MODEL, CHECKPOINTS, LAST_MODEL
+from coordinator.saved_state import Identity
+from tasks.saved import SavedModel
+
+
+class ModelFiles:
+    """Checkpoints, the best model and the last one. Every method is called on the compute thread, in order.
+
+    Args:
+        path: the directory of the run.
+        model: the parameters.
+        saved: what makes a `state_dict` of them; not shared with another thread.
+        identity: what the run is about; checkpoints carry it.
+        about: what every file says of itself, such as its task.
+
+    Raises:
+        InvalidInput: the model holds a tensor of a type that the file format does not know.
+    """
+
+    def __init__(
+        self, path: Path, model: GlobalModel, saved: SavedModel, identity: Identity, about: Mapping[str, str]
+    ) -> None:
+        self._path, self._model, self._saved, self._about = path, model, saved, about
+        self._identity = {name: getattr(identity, name) for name in ("samples", "parameter_count", "untrained")}
+        self._identity["travelling"] = list(identity.travelling)
+        self._checkpoints = Checkpoints(path / CHECKPOINTS)
+        self._latest: Score | None = None
+        self._best: Score | None = None
+        self._best_values: Flat | None = None
+        """The best model, while it is not on the disk."""
+        _require_savable(saved.initial)
+
+    @property
+    def best(self) -> Score | None:
+        """The best evaluation so far."""
+        return self._best
+
+    def go_on(self, score: Score | None) -> None:
+        """Take over what an earlier process evaluated last and left as the best model."""
+        self._latest = score
+        with suppress(CorruptData):
+            self._best = score_of(read_tensors(self._path / BEST_MODEL)[1])
+
+    def evaluated(self, score: Score) -> None:
+        """Remember the model if it is the best so far; the next `checkpoint` or `finish` writes it."""
+        self._latest = score
+        if score.beats(self._best):
+            self._best = score
+            self._best_values = np.copy(self._model.values)
+
+    def checkpoint(self, round_number: int, state: Mapping[str, Any]) -> Path:
+        """Write a checkpoint, and the best model if it is new; return the file of the model.
+
+        Raises:
+            StorageError: a file cannot be written.
+            NonFiniteUpdate: the model or its optimizer is not finite; nothing was written.
+        """
+        values, optimizer = self._model.values, self._model.optimizer_state()
+        if not is_finite(values) or not all(np.isfinite(part).all() for part in optimizer.values()):
+            raise NonFiniteUpdate(f"the model after round {round_number} is not finite", round_number)
+        self._write_best()
+        whole = self._saved.state(values)
+        server = {f"{_OPTIMIZER}{name}": torch.from_numpy(part.copy()) for name, part in optimizer.items()}
+        server |= {f"{_APART}{name}": part for name, part in self._saved.kept_apart(whole, values).items()}
+        metadata = self._metadata(self._score(round_number))
+        return self._checkpoints.save(Checkpoint(round_number, whole, server, {**self._identity, **state}, metadata))
+
+    def finish(self, round_number: int) -> Path:
+        """Write the model as it is now, after `round_number`, as the result of the run; return its file.
+
+        Raises:
+            StorageError: a file cannot be written.
+            NonFiniteUpdate: the model is not finite; nothing was written.
+        """
+        if not is_finite(self._model.values):
+            raise NonFiniteUpdate(f"the model after round {round_number} is not finite", round_number)
+        self._write_best()
+        file = self._path / LAST_MODEL
+        metadata = {"round": str(round_number), **self._metadata(self._score(round_number))}
+        write_tensors(file, self._saved.state(self._model.values), metadata)
+        return file
+
+    def _write_best(self) -> None:
+        if self._best_values is not None and self._best is not None:
+            metadata = {"round": str(self._best.round), **self._metadata(self._best)}
+            write_tensors(self._path / BEST_MODEL, self._saved.state(self._best_values), metadata)
+            self._best_values = None
+
+    def _score(self, round_number: int) -> Score | None:
+        return self._latest if self._latest is not None and self._latest.round == round_number else None
+
+    def _metadata(self, score: Score | None) -> dict[str, str]:
+        measured = {} if score is None else {"loss": repr(score.loss), "accuracy": repr(score.accuracy)}
+        return {**self._about, **measured}
+
+
+_OPTIMIZER = "optimizer."
+_APART = "model."
+
+
+def optimizer_of(server: Tensors) -> dict[str, Flat]:
+    """Return the state of the optimizer that a checkpoint holds."""
+    return {
+        name.removeprefix(_OPTIMIZER): tensor.numpy() for name, tensor in server.items() if name.startswith(_OPTIMIZER)
+    }
+
+
+def apart_of(server: Tensors) -> Tensors:
+    """Return the travelling tensors that a checkpoint keeps apart from its model."""
+    return {name.removeprefix(_APART): tensor for name, tensor in server.items() if name.startswith(_APART)}
+
+
+def score_of(metadata: Mapping[str, str]) -> Score | None:
+    """Return how the model of a file did on held-out data; None where the file does not say."""
+    try:
+        score = Score(int(metadata["round"]), float(metadata["loss"]), float(metadata["accuracy"]))
+    except (KeyError, ValueError):
+        return None
+    return score if score.round >= 1 and math.isfinite(score.loss) else None
+
+
+def _require_savable(state: Tensors) -> None:
+    for name, tensor in state.items():
+        try:
+            safetensors.torch.save({name: tensor.reshape(-1)[:0].clone()})
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise InvalidInput(f"{name!r} of the model is {tensor.dtype}, which no checkpoint can hold") from error

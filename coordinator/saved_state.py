@@ -1,0 +1,97 @@
+"""The state of a run in a checkpoint, as JSON. Every field is checked when it is read: files are damaged and edited."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from common.errors import CorruptData
+from coordinator.core.events import FinishReason, Rule
+
+_MOST = 1 << 53
+"""Counts beyond this are no counts, and would not fit the wire."""
+_LONGEST_RUN_SECONDS = 100 * 365.25 * 86_400
+
+Count = Annotated[int, Field(ge=0, le=_MOST, strict=True)]
+NodeId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\z")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run is about, beside its configuration: another one is another run."""
+
+    samples: int
+    """Training samples of the task."""
+    travelling: Sequence[str]
+    """Names of the tensors that training changes."""
+    parameter_count: int
+    """Floats of them that the optimizer changes."""
+    untrained: str
+    """Checksum of the tensors that stay as the task makes them."""
+
+
+class _Saved(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class SavedNode(_Saved):
+    """What a node did so far."""
+
+    node_id: NodeId
+    rounds_contributed: Count = 0
+    rounds_selected: Count = 0
+    retries: Count = 0
+    late: Count = 0
+    rule: Rule = Rule.AUTOMATIC
+
+
+class SavedShards(_Saved):
+    """As `ShardTable.snapshot`."""
+
+    owners: dict[NodeId, Count]
+    cursors: list[Count]
+
+    @model_validator(mode="after")
+    def _owners_own_what_there_is(self) -> "SavedShards":
+        for node, index in self.owners.items():
+            if index >= len(self.cursors):
+                raise ValueError(f"{node} owns shard {index} of {len(self.cursors)}")
+        return self
+
+
+class SavedState(_Saved):
+    """What a run needs to go on, besides its tensors."""
+
+    configuration: dict[str, JsonValue]
+    """The section `training` that the checkpoint was made under."""
+    samples: Count
+    travelling: list[str]
+    parameter_count: Count
+    untrained: str
+    """These four are the `Identity`."""
+    shards: SavedShards
+    nodes: list[SavedNode]
+    elapsed_seconds: Annotated[float, Field(ge=0, le=_LONGEST_RUN_SECONDS, allow_inf_nan=False)]
+    loss: Finite | None
+    """Of the last evaluation; None before the first."""
+    accuracy: Finite | None
+    finished: FinishReason | None
+    """Why the run ended, where it did."""
+
+
+def parse_state(state: Mapping[str, Any]) -> SavedState:
+    """Return the state of a checkpoint.
+
+    Raises:
+        CorruptData: a field is missing, or is not what it should be; the message names it.
+    """
+    try:
+        return SavedState.model_validate(state)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "state"
+        raise CorruptData(f"its state is not valid: {where[:200]}: {first['msg'][:200]}") from error
+    except RecursionError as error:
+        raise CorruptData("its state is nested too deeply") from error
