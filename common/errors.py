@@ -6,6 +6,10 @@ Each message says what is wrong, where, and what would be right; the command lin
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Final
+
+_MAX_NAME: Final = 100
+_MAX_COMPARED: Final = 1000
 
 
 class HyperGPUError(Exception):
@@ -99,7 +103,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
     options = sorted(known)
     if not options:
         return ": none is known"
-    nearest = get_close_matches(name, options, n=1, cutoff=0.5)
+    # Comparing takes time that grows with both: neither a hostile name nor a long list may take seconds.
+    nearest = get_close_matches(name, options[:_MAX_COMPARED], n=1, cutoff=0.5) if len(name) <= _MAX_NAME else []
     listing = ", ".join(options[:12]) + (f" … ({len(options)} in all)" if len(options) > 12 else "")
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     return f"{hint} (known: {listing})"

@@ -51,7 +51,7 @@ async def serve(options: argparse.Namespace) -> None:
     )
     schedule = Schedule(ports, pacer)
     if options.scenario is not None:
-        catalogue.load_scenario(read_text(options.scenario), str(options.scenario), ports, schedule)
+        await catalogue.load_scenario(read_text(options.scenario), str(options.scenario), ports, schedule)
     proxy = Proxy(options.upstream, ports, pacer, options.server_tls, options.upstream_tls)
     control_server = await control.make_server(ports, schedule, catalogue, options.token)
     control_address = bind(control_server, options.control, None)

@@ -3,15 +3,22 @@
 The readers of files are imported when a file is read: a proxy without one does without pydantic, 9 MB of it.
 """
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
-from common.errors import ConfigError, InvalidInput
+from common.errors import ConfigError, InvalidInput, ResourceExhausted
 from netsim_proxy.link.events import ALL
 from netsim_proxy.link.profiles import Profile, find_profile
 from netsim_proxy.link.regions import between_regions
 from netsim_proxy.ports import Ports
 from netsim_proxy.schedule import Entry, Schedule
+
+MAX_TEXT: Final = 1 << 20
+"""Characters of a scenario or profile that is sent to a running proxy: reading them takes seconds, in a thread."""
+MAX_PROFILES: Final = 1000
+_LINKS_AT_ONCE: Final = 50
 
 
 class Catalogue:
@@ -38,41 +45,56 @@ class Catalogue:
         """
         from netsim_proxy.profile_file import load_profiles  # noqa: PLC0415 - see above
 
-        self._custom.update(load_profiles(path))
+        self._add(load_profiles(path))
 
-    def described(self, text: str, region: str = "") -> Profile:
+    async def described(self, text: str, region: str = "") -> Profile:
         """The profile of this name, or the one that is written here in YAML.
 
         Raises:
             ConfigError: YAML that holds no profile.
             InvalidInput: it holds more than one.
+            ResourceExhausted: the text is too long, or there are too many custom profiles.
             UnknownName: no such profile, or no such region.
         """
         if ":" not in text:
             return self.profile(text, region)
         from netsim_proxy.profile_file import parse_profiles  # noqa: PLC0415 - see above
 
-        profiles = parse_profiles(text, "profile")
+        _require_short(text, "a profile")
+        profiles = await asyncio.to_thread(parse_profiles, text, "profile")
         if len(profiles) != 1:
             raise InvalidInput(f"one profile is wanted, not {len(profiles)}")
-        self._custom.update(profiles)
+        self._add(profiles)
         return self.profile(next(iter(profiles)), region)
 
-    def load_scenario(self, text: str, name: str, ports: Ports, schedule: Schedule) -> list[Entry]:
+    async def load_scenario(self, text: str, name: str, ports: Ports, schedule: Schedule) -> list[Entry]:
         """Set links as a scenario says, and plan its events from now on.
+
+        All of it is checked before anything is changed. The event loop runs meanwhile.
 
         Raises:
             ConfigError: it does not hold; file, line, key and what was expected are named.
+            ResourceExhausted: the text is too long, or there would be too many profiles or events.
         """
         from netsim_proxy.scenario_file import parse_scenario  # noqa: PLC0415 - see above
 
-        scenario = parse_scenario(text, name, self._custom, self._upstream_region)
-        self._custom.update(scenario.profiles)
+        _require_short(text, "a scenario")
+        scenario = await asyncio.to_thread(parse_scenario, text, name, dict(self._custom), self._upstream_region)
+        schedule.require_room(len(scenario.events), sum(event.size for event in scenario.events))
+        self._add(scenario.profiles)
         if scenario.loss_model is not None:
             ports.set_loss_model(ALL, scenario.loss_model)
-        for node_id, link in scenario.links.items():
+        for count, (node_id, link) in enumerate(scenario.links.items()):
             ports.set_profile(node_id, link.profile, link.region)
+            if count % _LINKS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        await ports.settled()
         return [schedule.add(event, event.scheduled_time, event.scheduled_round) for event in scenario.events]
+
+    def _add(self, profiles: Mapping[str, Profile]) -> None:
+        if len(self._custom.keys() | profiles.keys()) > MAX_PROFILES:
+            raise ResourceExhausted(f"{MAX_PROFILES} custom profiles are allowed: use one again")
+        self._custom.update(profiles)
 
     def of_nodes(self, pairs: Iterable[str]) -> dict[str, tuple[Profile, str]]:
         """The profile and region of each node, from `NODE=PROFILE` or `NODE=PROFILE@REGION`.
@@ -89,3 +111,8 @@ class Catalogue:
                 raise ConfigError(f"--node-profile {pair!r} is not of the form NODE=PROFILE, as in node_1=good")
             out[node_id] = self.profile(name, region), region
         return out
+
+
+def _require_short(text: str, what: str) -> None:
+    if len(text) > MAX_TEXT:
+        raise ResourceExhausted(f"{what} of {len(text)} characters is too long: {MAX_TEXT} are allowed")

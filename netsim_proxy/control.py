@@ -2,7 +2,8 @@
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,19 +11,24 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from common.errors import HyperGPUError, InvalidInput, NotAuthenticated
+from common.clock import monotonic
+from common.errors import HyperGPUError, InvalidInput, NotAuthenticated, ResourceExhausted
 from common.rpc import AUTHORIZATION, SERVER_OPTIONS, status_of
 from netsim_proxy import convert
 from netsim_proxy.catalogue import Catalogue
 from netsim_proxy.link.outcomes import LossModel
 from netsim_proxy.ports import Ports
-from netsim_proxy.schedule import Schedule
+from netsim_proxy.schedule import Entry, Schedule
 from protos import netsim_pb2 as pb
 from protos import netsim_pb2_grpc
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Netsim"].full_name
 _WATCH_SECONDS: Final = (0.1, 1.0)
 """The shortest interval of `Watch`, and the one where none is asked for."""
+MAX_WATCHERS: Final = 16
+_MAX_CALLS: Final = 256
+_AT_ONCE: Final = 50
+"""Links or events that are described without a pause; the event loop runs before the next."""
 
 
 class ControlServicer(netsim_pb2_grpc.NetsimServicer):
@@ -30,19 +36,24 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
 
     def __init__(self, ports: Ports, schedule: Schedule, catalogue: Catalogue) -> None:
         self._ports, self._schedule, self._catalogue = ports, schedule, catalogue
+        self._loading = asyncio.Lock()
+        self._watchers = 0
+        self._seen: pb.LinkList | None = None
+        self._seen_at = -math.inf
 
     async def ListLinks(self, request: pb.ListLinksRequest, context: Any) -> pb.LinkList:  # noqa: N802
         """All links with their counters."""
-        return self._links()
+        return await self._links()
 
     async def SetProfile(self, request: pb.SetProfileRequest, context: Any) -> pb.LinkInfo:  # noqa: N802
         """Another profile or loss model for a link, for good."""
         if not request.node_id:
             raise InvalidInput('SetProfile needs a node_id, or "*" for every link')
+        convert.require_name(request.node_id)
         ports = self._ports
         loss_model = _loss_model(request.loss_model) if request.loss_model else None
         if request.profile:
-            profile = self._catalogue.described(request.profile, request.region)
+            profile = await self._catalogue.described(request.profile, request.region)
             ports.set_profile(request.node_id, profile, request.region)
         elif not request.loss_model:
             raise InvalidInput("SetProfile needs a profile, a loss model or both")
@@ -50,6 +61,7 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
             raise InvalidInput("a region needs a profile: the last mile that the distance comes on top of")
         if loss_model is not None:
             ports.set_loss_model(request.node_id, loss_model)
+        await ports.settled()
         return convert.link_to_proto(ports.of(None if request.node_id == "*" else request.node_id))
 
     async def Inject(self, request: pb.Event, context: Any) -> pb.EventReply:  # noqa: N802
@@ -57,7 +69,8 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         event = convert.event_from_proto(request)
         self._ports.require(event)
         entry = self._schedule.add(event)
-        return pb.EventReply(event_id=entry.event_id, summary=event.summary())
+        await self._schedule.settled()
+        return convert.reply_to_proto(entry)
 
     async def Schedule(self, request: pb.ScheduleRequest, context: Any) -> pb.EventReply:  # noqa: N802
         """An event later."""
@@ -66,37 +79,67 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         event = replace(event, scheduled_time=None if by_round else request.after_seconds)
         self._ports.require(event)
         entry = self._schedule.add(event, event.scheduled_time, round_number=request.round if by_round else None)
-        return pb.EventReply(event_id=entry.event_id, summary=event.summary())
+        return convert.reply_to_proto(entry)
 
     async def ListScheduled(self, request: pb.ListScheduledRequest, context: Any) -> pb.ScheduleList:  # noqa: N802
         """Events to come."""
-        return pb.ScheduleList(events=map(convert.entry_to_proto, self._schedule.entries()))
+        return await _listed(self._schedule.entries())
 
     async def Clear(self, request: pb.ClearRequest, context: Any) -> pb.ClearReply:  # noqa: N802
         """End and forget events."""
-        return pb.ClearReply(cleared=self._schedule.clear(request.node_id or None))
+        if request.node_id:
+            convert.require_name(request.node_id)
+        cleared = self._schedule.clear(request.node_id or None)
+        await self._schedule.settled()
+        return pb.ClearReply(cleared=cleared)
 
     async def AnnounceRound(self, request: pb.AnnounceRoundRequest, context: Any) -> pb.AnnounceRoundReply:  # noqa: N802
         """Events of this round begin."""
         self._schedule.announce_round(request.round)
+        await self._schedule.settled()
         return pb.AnnounceRoundReply()
 
     async def LoadScenario(self, request: pb.LoadScenarioRequest, context: Any) -> pb.ScheduleList:  # noqa: N802
         """Links and events of a scenario."""
         name = request.name or "scenario"
-        entries = self._catalogue.load_scenario(request.yaml, name, self._ports, self._schedule)
-        return pb.ScheduleList(events=map(convert.entry_to_proto, entries))
+        async with self._loading:
+            entries = await self._catalogue.load_scenario(request.yaml, name, self._ports, self._schedule)
+        return await _listed(entries)
 
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.LinkList]:  # noqa: N802
         """The links, again and again."""
         shortest, default = _WATCH_SECONDS
         interval = max(shortest, request.interval_seconds) if request.interval_seconds else default
-        while True:
-            yield self._links()
-            await asyncio.sleep(interval)
+        if self._watchers >= MAX_WATCHERS:
+            raise ResourceExhausted(f"{MAX_WATCHERS} clients watch the links already: end another first")
+        self._watchers += 1
+        try:
+            while True:
+                if self._seen is None or monotonic() - self._seen_at >= shortest:
+                    self._seen_at = monotonic()
+                    self._seen = await self._links()
+                yield self._seen
+                await asyncio.sleep(interval)
+        finally:
+            self._watchers -= 1
 
-    def _links(self) -> pb.LinkList:
-        return pb.LinkList(links=[convert.link_to_proto(port) for port in self._ports])
+    async def _links(self) -> pb.LinkList:
+        await self._ports.settled()
+        links = pb.LinkList()
+        for count, port in enumerate(list(self._ports), 1):
+            links.links.append(convert.link_to_proto(port))
+            if count % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return links
+
+
+async def _listed(entries: Iterable[Entry]) -> pb.ScheduleList:
+    listed = pb.ScheduleList()
+    for count, entry in enumerate(entries, 1):
+        listed.events.append(convert.entry_to_proto(entry))
+        if count % _AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return listed
 
 
 class _Guard(grpc.aio.ServerInterceptor):
@@ -153,7 +196,7 @@ def _loss_model(name: str) -> LossModel:
 
 async def make_server(ports: Ports, schedule: Schedule, catalogue: Catalogue, token: str | None) -> grpc.aio.Server:
     """A server with the control API, health and reflection, still to be bound and started."""
-    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[_Guard(token)])
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[_Guard(token)], maximum_concurrent_rpcs=_MAX_CALLS)
     netsim_pb2_grpc.add_NetsimServicer_to_server(ControlServicer(ports, schedule, catalogue), server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

@@ -1,20 +1,32 @@
 """The control API's messages and the proxy's own types, one into the other."""
 
+from typing import Final
+
 from common.clock import monotonic
 from common.errors import InvalidInput
 from netsim_proxy.link.events import ALL, NetworkEvent
 from netsim_proxy.link.outcomes import Direction
 from netsim_proxy.port import Port
+from netsim_proxy.ports import MAX_LINKS
 from netsim_proxy.schedule import Entry, State
 from protos import netsim_pb2 as pb
+
+_MAX_NAME: Final = 256
+_MAX_SUMMARY: Final = 200
+_SHOWN_EVENTS: Final = 10
+"""Of each link: with all of theirs, ten thousand links would not fit into a message."""
 
 
 def event_from_proto(message: pb.Event) -> NetworkEvent:
     """The event that a message describes.
 
     Raises:
-        InvalidInput: a type, mode or figure that cannot be; no target.
+        InvalidInput: a type, mode or figure that cannot be; no target, or too many.
     """
+    if len(message.nodes) + len(message.group_b) > MAX_LINKS:
+        raise InvalidInput(f"an event names at most {MAX_LINKS} links")
+    for name in (*message.nodes, *message.group_b):
+        require_name(name)
     if not message.nodes and message.type != "recovery":
         raise InvalidInput(f'{message.type or "an event"} needs nodes: ids, or "{ALL}" for every link')
     return NetworkEvent(
@@ -28,6 +40,21 @@ def event_from_proto(message: pb.Event) -> NetworkEvent:
         period_seconds=message.period_seconds,
         group_b=tuple(message.group_b),
     )
+
+
+def require_name(node_id: str) -> None:
+    """Check the name of a link.
+
+    Raises:
+        InvalidInput: it is too long.
+    """
+    if len(node_id) > _MAX_NAME:
+        raise InvalidInput(f"a link's name has at most {_MAX_NAME} characters, not {len(node_id)}")
+
+
+def reply_to_proto(entry: Entry) -> pb.EventReply:
+    """The id and the summary of an event."""
+    return pb.EventReply(event_id=entry.event_id, summary=_shortened(entry.event.summary()))
 
 
 def event_to_proto(event: NetworkEvent) -> pb.Event:
@@ -61,6 +88,8 @@ def entry_to_proto(entry: Entry) -> pb.ScheduledEvent:
 def link_to_proto(port: Port) -> pb.LinkInfo:
     """A link with its counters."""
     link, now = port.link, monotonic()
+    events = link.active_events(now)
+    more = [f"and {len(events) - _SHOWN_EVENTS} more"] if len(events) > _SHOWN_EVENTS else []
     return pb.LinkInfo(
         node_id=port.name,
         profile=link.profile.name,
@@ -71,7 +100,7 @@ def link_to_proto(port: Port) -> pb.LinkInfo:
         down=_direction_to_proto(port, Direction.DOWN),
         rpcs=link.rpcs,
         rpcs_lost=link.rpcs_lost,
-        active_events=[event.summary() for event in link.active_events(now)],
+        active_events=[_shortened(event.summary()) for event in events[:_SHOWN_EVENTS]] + more,
         connections=len(port.relays),
     )
 
@@ -91,3 +120,7 @@ def _direction_to_proto(port: Port, direction: Direction) -> pb.DirectionInfo:
         latency_high_ms=high,
         loss=path.loss.mean,
     )
+
+
+def _shortened(summary: str) -> str:
+    return summary if len(summary) <= _MAX_SUMMARY else f"{summary[: _MAX_SUMMARY - 1]}…"

@@ -1,23 +1,31 @@
 """The links that the proxy knows, by node id: made when they are first seen or first set up."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+import structlog
+
 from common.clock import monotonic
-from common.errors import NotFound, suggest
+from common.errors import NotFound, ResourceExhausted, suggest
 from netsim_proxy.link.events import ALL, UPSTREAM, DisconnectMode, EventType, NetworkEvent
 from netsim_proxy.link.link import Link
 from netsim_proxy.link.outcomes import LossModel
 from netsim_proxy.link.profiles import Profile, find_profile
 from netsim_proxy.pacer import Pacer
 from netsim_proxy.port import Port
+from netsim_proxy.sweep import Sweep
+
+log = structlog.get_logger()
 
 DEFAULT_LINK: Final = "default"
 """The link of calls that name no node."""
 MAX_LINKS: Final = 10_000
 """Ids beyond these share the default link: whoever invents ids must not fill our memory."""
+
+MAX_RUNNING: Final = 100
+"""Events that run on one link at a time: each change of the link looks at all of them."""
 
 
 class Ports:
@@ -39,6 +47,7 @@ class Ports:
         self._ports: dict[str, Port] = {}
         self._for_all: list[tuple[NetworkEvent, float]] = []  # events on every link, also those to come; with their end
         self._region = region
+        self._sweep = Sweep()
         for node_id, (of_node, of_region) in (node_profiles or {}).items():
             self._make(node_id, of_node, of_region)
 
@@ -53,6 +62,8 @@ class Ports:
             if len(self._ports) >= MAX_LINKS and name != DEFAULT_LINK:
                 return self.of(None)
             port = self._make(name, self._default, self._region)
+        elif self._sweep.busy:
+            self._sweep.catch_up(port)
         return port
 
     def known(self, node_id: str) -> Port:
@@ -64,24 +75,40 @@ class Ports:
         port = self._ports.get(node_id)
         if port is None:
             raise NotFound(f"no link for node {node_id!r}{suggest(node_id, self._ports)}")
+        self._sweep.catch_up(port)
         return port
+
+    @property
+    def busy(self) -> bool:
+        """Whether a change is still on its way to some links."""
+        return self._sweep.busy
+
+    async def settled(self) -> None:
+        """Wait until every change has reached every link."""
+        await self._sweep.done()
 
     def set_profile(self, node_id: str, profile: Profile, region: str = "") -> None:
         """Give a link another profile for good; `ALL` means every link, also those not yet seen."""
         if node_id == ALL:
             self._default, self._region = profile, region
-        for port in list(self) if node_id == ALL else [self.of(node_id)]:
+
+        def change(port: Port) -> None:
             port.region = region
             port.link.set_profile(profile, monotonic())
             port.changed()
+
+        self._sweep.start(self._named(node_id), change)
 
     def set_loss_model(self, node_id: str, loss_model: LossModel) -> None:
         """Change what losses look like on a link; `ALL` means every link, also those not yet seen."""
         if node_id == ALL:
             self._loss_model = loss_model
-        for port in list(self) if node_id == ALL else [self.of(node_id)]:
+
+        def change(port: Port) -> None:
             port.link.set_loss_model(loss_model)
             port.changed()
+
+        self._sweep.start(self._named(node_id), change)
 
     def require(self, event: NetworkEvent) -> None:
         """Check that an event can happen.
@@ -89,35 +116,34 @@ class Ports:
         Raises:
             NotFound: it names a node that has no link.
             UnknownName: it names a profile that does not exist.
+            ResourceExhausted: a link has as many running events as it may have.
         """
+        now = monotonic()
         for node_id in event.targets:
-            if node_id not in (ALL, UPSTREAM):
-                self.known(node_id)
+            if node_id not in (ALL, UPSTREAM) and self._is_full(self.known(node_id), event, now):
+                raise ResourceExhausted(f"{MAX_RUNNING} events run on the link of {node_id}: clear some first")
+        if ALL in event.targets and event.event_type != EventType.RECOVERY and len(self._for_all) >= MAX_RUNNING:
+            raise ResourceExhausted(f"{MAX_RUNNING} events run on all links: clear some first")
         if event.new_profile:
             self.find_profile(event.new_profile)
 
     def apply(self, event: NetworkEvent) -> None:
         """Let an event happen now to the links it concerns; links named for the first time are made."""
-        now = monotonic()
-        for node_id in event.targets:
-            if node_id not in (ALL, UPSTREAM):
-                self.of(node_id)
         if ALL in event.targets:
-            if event.event_type == EventType.RECOVERY:
-                self._for_all.clear()
-            elif event.mode != DisconnectMode.HALF_OPEN:
-                self._for_all.append((event, now + (event.duration_seconds or math.inf)))
-        for port in list(self):
-            if event.concerns(port.name):
-                self._apply(port, event, now)
+            self._remember(event)
+        named = [self.of(node_id) for node_id in event.targets if node_id not in (ALL, UPSTREAM)]
+        ports = {port.name: port for port in (self._in_use_first() if ALL in event.targets else named)}
+        concerned = [ports[name] for name in event.concerned(ports)]
+        self._sweep.start(concerned, lambda port: self._apply(port, event, monotonic()))
 
-    def runs(self, event: NetworkEvent) -> bool:
-        """Whether an event that has begun still runs on some link, or on those to come."""
+    def running(self) -> set[int]:
+        """Return the identities (`id`) of the events that run on some link, or on those to come."""
         now = monotonic()
         self._for_all = [(each, end) for each, end in self._for_all if now < end]
-        if any(each is event for each, _ in self._for_all):
-            return True
-        return any(each is event for port in self for each in port.link.active_events(now))
+        running = {id(each) for each, _ in self._for_all}
+        for port in self:
+            running.update(map(id, port.link.active_events(now)))
+        return running
 
     def clear(self, node_id: str | None = None) -> int:
         """End the events that run on a link, or on all, and return how many there were.
@@ -127,11 +153,33 @@ class Ports:
         """
         if node_id is None:
             self._for_all.clear()
-        count = 0
-        for port in list(self) if node_id is None else [self.known(node_id)]:
-            count += port.link.clear(monotonic())
+        ports = self._in_use_first() if node_id is None else [self.known(node_id)]
+        now = monotonic()
+        count = sum(len(port.link.active_events(now)) for port in ports)
+
+        def end(port: Port) -> None:
+            port.link.clear(monotonic())
             port.changed()
+
+        self._sweep.start(ports, end)
         return count
+
+    def _remember(self, event: NetworkEvent) -> None:
+        """Keep what happens to all links for those that are not seen yet."""
+        now = monotonic()
+        self._for_all = [(each, end) for each, end in self._for_all if now < end]
+        if event.event_type == EventType.RECOVERY:
+            self._for_all.clear()
+        elif event.event_type == EventType.PROFILE_CHANGE and not event.duration_seconds:
+            self._default = self.find_profile(event.new_profile)
+        elif event.mode != DisconnectMode.HALF_OPEN and len(self._for_all) < MAX_RUNNING:
+            self._for_all.append((event, now + (event.duration_seconds or math.inf)))
+
+    def _named(self, node_id: str) -> Sequence[Port]:
+        return self._in_use_first() if node_id == ALL else [self.of(node_id)]
+
+    def _in_use_first(self) -> list[Port]:
+        return sorted(self, key=lambda port: not port.relays)
 
     def _make(self, name: str, profile: Profile, region: str) -> Port:
         link = Link(name, profile, self._seed, loss_model=self._loss_model, profiles=self.find_profile)
@@ -145,7 +193,14 @@ class Ports:
         return port
 
     @staticmethod
-    def _apply(port: Port, event: NetworkEvent, now: float) -> None:
+    def _is_full(port: Port, event: NetworkEvent, now: float) -> bool:
+        return event.event_type != EventType.RECOVERY and len(port.link.active_events(now)) >= MAX_RUNNING
+
+    @classmethod
+    def _apply(cls, port: Port, event: NetworkEvent, now: float) -> None:
+        if cls._is_full(port, event, now):
+            log.warning("event dropped: too many run on the link", link=port.name, running=MAX_RUNNING)
+            return
         port.link.apply(event, now)
         if event.event_type == EventType.DISCONNECT and event.mode == DisconnectMode.HALF_OPEN:
             port.half_open()

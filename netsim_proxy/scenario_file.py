@@ -6,11 +6,14 @@ from typing import Any, Final
 
 from pydantic import model_validator
 
+from common.errors import ConfigError
 from netsim_proxy.link.events import ALL, NetworkEvent
 from netsim_proxy.link.outcomes import LossModel
 from netsim_proxy.link.profiles import Profile
+from netsim_proxy.ports import MAX_LINKS
 from netsim_proxy.profile_file import build_profiles
 from netsim_proxy.scenario import Misplaced, Network, NodeLink, as_list
+from netsim_proxy.schedule import MAX_EVENTS, MAX_TARGETS
 from netsim_proxy.yaml_text import fault, parse_yaml
 
 OF_TRAINING: Final = frozenset(
@@ -72,6 +75,7 @@ def parse_scenario(
         ConfigError: it does not hold; NAME:LINE, key and what was expected are named.
     """
     file = parse_yaml(ScenarioFile, text, name)
+    _require_bounded(file, name)
     try:
         short = {node_id: NodeLink(profile, "") for node_id, profile in file.short_links(known).items()}
         links = {**short, **file.node_links(upstream_region, known)}
@@ -85,3 +89,21 @@ def parse_scenario(
 
 def _without(tree: Mapping[Any, Any], keys: frozenset[str]) -> dict[Any, Any]:
     return {key: value for key, value in tree.items() if key not in keys}
+
+
+def _require_bounded(file: ScenarioFile, name: str) -> None:
+    """Check how much it asks for, before groups are spelt out."""
+    links = sum(group.count or 1 for group in file.nodes) + len(file.links)
+    if links > MAX_LINKS:
+        raise ConfigError(f"{name}: {links} links are too many for one proxy: {MAX_LINKS} are allowed")
+    sizes = {group.id: group.count or 1 for group in file.nodes}
+    targets = sum(
+        sizes.get(target, 1)
+        for event in file.events
+        for target in (*event.nodes, *event.group_b, *((event.node,) if event.node is not None else ()))
+    )
+    if len(file.events) > MAX_EVENTS or targets > MAX_TARGETS:
+        raise ConfigError(
+            f"{name}: events: {len(file.events)} events with {targets} targets are too many: "
+            f"{MAX_EVENTS} events and {MAX_TARGETS} targets are allowed"
+        )

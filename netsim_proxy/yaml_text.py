@@ -1,6 +1,6 @@
 """Typed YAML: what does not hold is named with file, line, key, and what was expected."""
 
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -10,6 +10,7 @@ from common.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
 KeyPath = tuple[int | str, ...]
+_MAX_FAULTS: Final = 20
 
 
 def parse_yaml(model: type[Model], text: str, name: str) -> Model:
@@ -35,12 +36,13 @@ def parse_yaml(model: type[Model], text: str, name: str) -> Model:
 
 
 def faults_of(model: type[BaseModel], error: ValidationError, text: str, name: str) -> list[str]:
-    """Each fault with its place."""
-    faults = []
-    for found in error.errors():
-        line, path = place(text, found["loc"])
-        faults.append(f"{name}:{line}: {explain(model, path, found['type'], found['msg'])}")
-    return faults
+    """Each fault with its place, as far as anybody would read."""
+    faults, node = [], yaml.compose(text, Loader=yaml.SafeLoader)
+    found = error.errors()
+    for each in found[:_MAX_FAULTS]:
+        line, path = _place(node, each["loc"])
+        faults.append(f"{name}:{line}: {explain(model, path, each['type'], each['msg'])}")
+    return faults + ([f"and {len(found) - _MAX_FAULTS} more"] if len(found) > _MAX_FAULTS else [])
 
 
 def fault(text: str, name: str, path: KeyPath, message: str) -> ConfigError:
@@ -51,7 +53,10 @@ def fault(text: str, name: str, path: KeyPath, message: str) -> ConfigError:
 
 def place(text: str, path: KeyPath) -> tuple[int, KeyPath]:
     """The line of the key at `path`, or of the nearest around it; and the path, with keys for numbers in mappings."""
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    return _place(yaml.compose(text, Loader=yaml.SafeLoader), path)
+
+
+def _place(node: yaml.Node | None, path: KeyPath) -> tuple[int, KeyPath]:
     line, named = (node.start_mark.line if node is not None else 0), list(path)
     for depth, part in enumerate(path):
         if isinstance(node, yaml.MappingNode):

@@ -1,5 +1,6 @@
 """What can happen to links, and when."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -97,12 +98,22 @@ class NetworkEvent:
             return (ALL,)
         return self.nodes if self.target_node is None else (self.target_node, *self.nodes)
 
+    @property
+    def size(self) -> int:
+        """How many link names it holds."""
+        return len(self.nodes) + len(self.group_b) + (self.target_node is not None)
+
+    def concerned(self, node_ids: Iterable[str]) -> list[str]:
+        """Return those of `node_ids` whose links it happens to."""
+        targets = frozenset(self.targets)
+        if self.event_type == EventType.PARTITION and UPSTREAM in self.nodes and targets == {ALL}:
+            spared = frozenset(self.nodes)
+            return [node_id for node_id in node_ids if node_id not in spared]
+        return list(node_ids) if ALL in targets else [node_id for node_id in node_ids if node_id in targets]
+
     def concerns(self, node_id: str) -> bool:
         """Whether it happens to this node's link."""
-        targets = self.targets
-        if self.event_type == EventType.PARTITION and UPSTREAM in self.nodes and targets == (ALL,):
-            return node_id not in self.nodes
-        return node_id in targets or ALL in targets
+        return bool(self.concerned((node_id,)))
 
     def summary(self) -> str:
         """One line for people: `latency_spike on node_1 for 5 s: +200 ms`."""
