@@ -11,14 +11,15 @@ from pathlib import Path
 
 import coverage
 
+TRANSCRIPTS = "tests/hypergpu/simulation/test_transcripts.py"
 TARGETS: Mapping[str, tuple[str, ...]] = {
-    "coordinator/core": ("tests/coordinator",),
+    "coordinator/core": ("tests/coordinator", TRANSCRIPTS),
     "coordinator/run_dir.py": ("tests/coordinator",),
     "coordinator/uploads.py": ("tests/coordinator",),
     "coordinator/servicing.py": ("tests/coordinator",),
     "coordinator/engine.py": ("tests/coordinator",),
     "node/core": ("tests/node",),
-    "netsim_proxy/link": ("tests/netsim_proxy/link",),
+    "netsim_proxy/link": ("tests/netsim_proxy/link", TRANSCRIPTS),
     "netsim_proxy/lane.py": ("tests/netsim_proxy",),
     "netsim_proxy/relay.py": ("tests/netsim_proxy",),
     "netsim_proxy/port.py": ("tests/netsim_proxy",),
@@ -29,7 +30,7 @@ _DATA = Path(".mutants-coverage")
 LONGEST_TEST_SECONDS = 20.0
 """A test that takes longer serves no mutant: what is worth a mutant is worth a quick test."""
 MOST_TESTS = 60
-"""Tests that one mutant is tried with."""
+"""Tests that one mutant is tried with, beside the transcripts."""
 
 
 def files_of(paths: Sequence[str]) -> list[Path]:
@@ -50,7 +51,7 @@ def learn(files: Sequence[Path], cache: Path) -> dict[str, dict[str, list[str]]]
     """For each file and line the tests that reach it, the quickest first; kept until a file or test changes."""
     names = [file.as_posix() for file in files]
     suites = sorted({suite for name in names for suite in tests_for(name)})
-    sources = [*files, *(file for suite in suites for file in sorted(Path(suite).rglob("*.py")))]
+    sources = [*files, *files_of(suites)]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()
     if cache.exists():
         known = json.loads(cache.read_text())
@@ -76,7 +77,9 @@ def learn(files: Sequence[Path], cache: Path) -> dict[str, dict[str, list[str]]]
 
 def _quickest(contexts: Sequence[str], seconds: Mapping[str, float]) -> list[str]:
     quick = [test for test in contexts if seconds.get(test, LONGEST_TEST_SECONDS) < LONGEST_TEST_SECONDS]
-    return sorted(quick, key=lambda test: (seconds[test], test))[:MOST_TESTS]
+    in_order = sorted(quick, key=lambda test: (seconds[test], test))
+    own = [test for test in in_order if not test.startswith(TRANSCRIPTS)]
+    return own[:MOST_TESTS] + [test for test in in_order if test.startswith(TRANSCRIPTS)]
 
 
 _RECORDER = """
