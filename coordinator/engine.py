@@ -110,6 +110,7 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: ev.CloseRound | None = None
+        self._syncing = False
         self._nodes_written_at = -_NODES_FILE_SECONDS
         self._finish_reason = ""
         self.metrics.rounds_planned.set(machine.config.rounds)
@@ -240,6 +241,7 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._seams.compute.shutdown(wait=True)
         self._write_results()
+        await self._sync_records()
         self._seams.run_dir.close()
 
     # ------------------------------------------------------------ effects
@@ -294,12 +296,24 @@ class Engine:
             self.dispatch(ev.Stop(self.failure))
             return
         self._seams.run_dir.round(round_row(closed, loss, accuracy, self.elapsed_seconds))
+        if not self._syncing:
+            self._spawn(self._sync_records())
         self.dispatch(ev.Evaluated(closed.round, loss, accuracy, self.model.update_norms if good else None))
         if closed.round % self.machine.config.checkpoint_every == 0:
             await self._checkpoint(closed.round)
         if self._clock() - self._nodes_written_at >= _NODES_FILE_SECONDS:
             self._nodes_written_at = self._clock()
             self._write_results()
+
+    async def _sync_records(self) -> None:
+        """Bring the records of closed rounds to the disk, beside the training; one at a time."""
+        self._syncing = True
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self._seams.run_dir.sync)
+        except OSError as error:
+            log.error("the records of the run cannot be synced to the disk", reason=str(error))
+        finally:
+            self._syncing = False
 
     async def _end_run(self) -> None:
         done = self.machine.round - 1

@@ -11,6 +11,7 @@ from hypergpu.cli import containers, control, look, network
 from hypergpu.cli.compare import compare
 from hypergpu.cli.demo import demo
 from hypergpu.cli.doctor import doctor
+from hypergpu.cli.export import export
 from hypergpu.cli.fit import fit
 from hypergpu.cli.report import report
 from hypergpu.cli.running import run_app
@@ -29,7 +30,7 @@ app = typer.Typer(
 
 _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Start and stop": (demo, containers.up, containers.scale, containers.down, doctor),
-    "Look": (look.status, look.nodes, network.links, look.logs, report),
+    "Look": (look.status, look.nodes, network.links, look.logs, report, export),
     "Study a network": (simulate, compare, validate, fit, transfer),
     "Change the network": (
         network.profile,

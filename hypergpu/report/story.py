@@ -20,7 +20,15 @@ TAKING_PART = {
 _KINDS_OF_ROW = {
     "network": ("network", "network_event", "netsim"),
     "nodes": ("node_joined", "node_ready", "node_left", "node_lost", "no_nodes", "membership", "rule", "reassignment"),
-    "alerts": ("alert", "rollback", "update", "work_returned", "step_skipped", "checkpoint_failed"),
+    "alerts": (
+        "alert",
+        "rollback",
+        "update",
+        "work_returned",
+        "step_skipped",
+        "checkpoint_failed",
+        "checkpoint_damaged",
+    ),
     "quality": ("quality",),
     "selection": ("selection",),
     "quarantine": ("quarantine",),

@@ -23,6 +23,7 @@ from common.rpc import NODE_ID, open_channel
 from common.tensors import Assembler, Chunk, Flat, chunks
 from common.wire import decode_work_part, encode_part, manifest_from_proto
 from coordinator.app import Coordinator, Options
+from coordinator.run_dir import RunDir
 from protos import coordinator_pb2 as pb
 from protos import coordinator_pb2_grpc
 from tasks import Task
@@ -430,6 +431,50 @@ async def test_a_complete_run_that_stays_answers_and_touches_nothing(tmp_path: P
 def _contents(path: Path, but: str = "") -> dict[str, bytes]:
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != but)
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+async def test_the_records_of_closed_rounds_are_synced_one_sync_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    running_now = 0
+
+    def sync(run_dir: RunDir) -> None:
+        nonlocal running_now
+        running_now += 1
+        assert running_now == 1
+        synced.append((run_dir.path / "rounds.jsonl").read_text().count("\n"))
+        running_now -= 1
+
+    monkeypatch.setattr(RunDir, "sync", sync)
+    async with running(tmp_path, training={"rounds": 9}) as run:
+        a = run.node("a")
+        await a.register()
+        for number in range(1, 4):
+            await a.push(await a.work(), np.ones(8, np.float32))
+            order = await a.work()
+            assert order.order.work.round == number + 1
+            await asyncio.gather(*run.coordinator.engine._tasks)
+            assert synced[number - 1] == number
+    assert synced[-1] == 3
+    assert len(synced) == 4, "and once more at the end"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device")])
+async def test_records_that_cannot_be_synced_are_told_and_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError
+) -> None:
+    def sync(_: RunDir) -> None:
+        raise error
+
+    monkeypatch.setattr(RunDir, "sync", sync)
+    async with running(tmp_path) as run:
+        a = run.node("a")
+        await a.register()
+        for _ in range(2):
+            await a.push(await a.work(), np.ones(8, np.float32))
+        await asyncio.wait_for(run.coordinator.engine.finished.wait(), 5)
+    assert "the records of the run cannot be synced to the disk" in capsys.readouterr().out
 
 
 async def test_a_node_that_stops_listening_costs_the_others_nothing(tmp_path: Path) -> None:

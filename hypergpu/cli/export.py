@@ -1,0 +1,38 @@
+"""`hypergpu export`: the model of a run, for plain PyTorch."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hypergpu.cli.running import AsJson
+from hypergpu.show import print_json
+
+
+def export(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of the run.")],
+    *,
+    which: Annotated[
+        str, typer.Option("--round", metavar="ROUND", help="best, last, or the number of a round that is kept.")
+    ] = "best",
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write; it ends in .safetensors.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write the trained model of a run, finished or not, to one file: its whole state_dict, for plain PyTorch.
+
+    Load it with `model.load_state_dict(safetensors.torch.load_file(FILE))`.
+
+    Example: hypergpu export runs/first --round best --out model.safetensors
+    """
+    from hypergpu.export import export_model  # noqa: PLC0415  (it needs torch)
+
+    exported = export_model(run_dir, which, out)
+    for reason in exported.skipped:
+        print(f"hypergpu: a newer model cannot be read: {reason}", file=sys.stderr)
+    if as_json:
+        print_json(exported.record())
+        return
+    score = exported.score
+    measured = "not evaluated" if score is None else f"loss {score.loss:.4f}, accuracy {score.accuracy:.4f}"
+    print(f"{exported.path}: the model of round {exported.round} ({measured})")
