@@ -1,13 +1,8 @@
 """A cluster of real processes: coordinator, netsim proxy and nodes, through kills, stops, late joins and restarts."""
 
-import json
-import os
-import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,93 +14,10 @@ from safetensors import safe_open
 from tasks import build, load_task
 from tasks.partition import ShardOrder, partition
 from tasks.samples import count, fetch
+from tests.e2e.local import ENVIRONMENT, Cluster
+from tests.patience import patience, until
 
 pytestmark = pytest.mark.e2e
-PATIENCE_SECONDS = 90.0
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """Poll until the condition holds; its value."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"not within {PATIENCE_SECONDS:g} s: {what}")
-
-
-class Process:
-    def __init__(self, log: Path, module: str, *arguments: str) -> None:
-        self.log = log
-        with log.open("ab") as output:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments], stdout=output, stderr=output, env=ENVIRONMENT
-            )
-
-    @property
-    def text(self) -> str:
-        return self.log.read_text()
-
-    def address(self) -> str:
-        def printed() -> str | None:
-            assert self.popen.poll() is None, self.text
-            found = re.search(r"listening on (\S+)", self.text)
-            return found and found[1]
-
-        return str(until(printed, f"an address of {self.log.name}"))
-
-    def wait(self) -> int:
-        return self.popen.wait(PATIENCE_SECONDS)
-
-    def kill(self) -> None:
-        self.popen.kill()
-        self.popen.wait()
-
-
-class Cluster:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.out = path / "run"
-        self.processes: list[Process] = []
-
-    def start(self, name: str, module: str, *arguments: str) -> Process:
-        process = Process(self.path / f"{name}.log", module, *arguments)
-        self.processes.append(process)
-        return process
-
-    def coordinator(self, *arguments: str, listen: str = "127.0.0.1:0", name: str = "coordinator") -> Process:
-        plain = (f"--listen={listen}", "--http-listen=127.0.0.1:0", "--insecure", f"--out={self.out}")
-        return self.start(name, "coordinator", *plain, *arguments)
-
-    def proxy(self, upstream: str, profile: str) -> Process:
-        plain = ("--listen=127.0.0.1:0", "--seed=1")
-        return self.start("proxy", "netsim_proxy", *plain, f"--upstream={upstream}", f"--profile={profile}")
-
-    def node(self, name: str, address: str) -> Process:
-        return self.start(name, "node", f"--coordinator={address}", f"--node-id={name}", "--insecure")
-
-    def rounds(self) -> list[dict[str, Any]]:
-        file = self.out / "rounds.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-    def reach(self, round_number: int) -> None:
-        until(lambda: len(self.rounds()) >= round_number, f"round {round_number}; {self.processes[0].text[-2000:]}")
-
-    def summary(self) -> dict[str, Any]:
-        loaded: dict[str, Any] = json.loads((self.out / "summary.json").read_text())
-        return loaded
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path)
-    yield cluster
-    for process in cluster.processes:
-        if process.popen.poll() is None:
-            process.popen.send_signal(signal.SIGCONT)
-            process.kill()
 
 
 def test_digits_are_learned_through_the_proxy_and_everybody_goes_home(cluster: Cluster) -> None:
@@ -283,7 +195,7 @@ def test_an_interrupt_leaves_the_run_readable(cluster: Cluster) -> None:
     [
         (["--insecure", "--task=digit"], "did you mean 'digits'"),
         (["--insecure", "--set=training.roundz=3"], "did you mean 'rounds'"),
-        (["--insecure", "--rounds=0"], "training.rounds"),
+        (["--insecure", "--rounds=-1"], "training.rounds"),
         (["--insecure", "--policy=bold"], "orchestrator.policy"),
         (["--insecure", "--listen=nowhere"], "HOST:PORT"),
         (["--token=t"], "--tls-cert"),
@@ -293,7 +205,7 @@ def test_an_interrupt_leaves_the_run_readable(cluster: Cluster) -> None:
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str, tmp_path: Path) -> None:
     plain = ["--http-listen=127.0.0.1:0", "--listen=127.0.0.1:0", f"--out={tmp_path}"]
     command = [sys.executable, "-m", "coordinator", *plain, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=patience(60), check=False)
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
