@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -72,12 +73,23 @@ async def _run(settings: SystemConfig, out: Path, token: str, tls: Tls | None, *
     from coordinator.app import Coordinator, Options  # noqa: PLC0415
     from tasks import load_task  # noqa: PLC0415
 
+    bound: dict[str, str] = {}
+
     def announce(address: str, http_address: str) -> None:
+        bound.update(listen=address, http_listen=http_address)
         print(f"metrics on {http_address}")
         print(f"listening on {address}", flush=True)
 
     task = load_task(settings.training.task)
-    return await Coordinator(settings, task, Options(out, token, tls, resume, force)).run(announce)
+    options = Options(out, token, tls, resume, force)
+    while True:
+        coordinator = Coordinator(settings, task, options)
+        code = await coordinator.run(announce)
+        if not coordinator.restart_asked:
+            return code
+        # The next run answers where this one did, whatever port it was given.
+        server = settings.server.model_copy(update=bound)
+        settings, options = settings.model_copy(update={"server": server}), replace(options, resume=False)
 
 
 def _token(token: str, file: Path | None, insecure: bool) -> str:

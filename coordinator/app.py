@@ -78,6 +78,8 @@ class Coordinator:
 
     def __init__(self, config: SystemConfig, task: Task, options: Options) -> None:
         self.config = config
+        self.restart_asked = False
+        """Whether `run` ended because a user asked for a new run."""
         self._options = options
         self.run_dir = RunDir(options.out)
         with ExitStack() as if_it_fails:
@@ -116,6 +118,7 @@ class Coordinator:
                 _take_over(self._found.state, machine)
                 spent = self.run_dir.spent()
                 seams.before = replace(spent, seconds=max(spent.seconds, self._found.state.elapsed_seconds))
+            seams.stays = config.server.stay
             uploads = Uploads(flat.manifest.total_bytes, config.server.upload_memory_bytes)
             self._scrape_rule = ScrapeRule(config.server.scrape_hosts)
             self.engine = Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model, uploads, seams)
@@ -148,16 +151,19 @@ class Coordinator:
             interrupted = asyncio.Event()
             stack.enter_context(_on_signals(interrupted.set))
             announce(address, http.address)
-            await _first(self.engine.finished.wait(), interrupted.wait())
+            restart = self.engine.restart_asked
+            await _first(self.engine.finished.wait(), interrupted.wait(), restart.wait())
             if interrupted.is_set() and self.config.server.stay and not self.engine.finished.is_set():
                 await self.engine.suspend()
                 return 0
-            if interrupted.is_set():
-                self.engine.dispatch(ev.Stop("interrupted"))
+            if interrupted.is_set() or restart.is_set():
+                self.engine.dispatch(ev.Stop("interrupted" if interrupted.is_set() else "restarted by the user"))
                 await _first(self.engine.finished.wait(), asyncio.sleep(10.0))
-            await self._linger(interrupted)
-            if self.config.server.stay:
-                await interrupted.wait()
+            if self.config.server.stay:  # the nodes stay too, and wait for the next run
+                await _first(interrupted.wait(), restart.wait())
+            else:
+                await self._linger(interrupted)
+            self.restart_asked = restart.is_set() and not interrupted.is_set()
         return 1 if self.engine.failure else 0
 
     def _begin(self) -> None:
@@ -177,7 +183,7 @@ class Coordinator:
     def _completion(self) -> str:
         found, training = self._found, self.config.training
         assert found is not None
-        if found.round < training.rounds:
+        if not training.is_last(found.round):
             return f"the run is complete: it reached its target of {training.target_accuracy} in round {found.round}"
         return f"the run is complete: {found.round} of {training.rounds} rounds are done"
 
@@ -208,8 +214,8 @@ class Coordinator:
 
     def _health(self) -> Answer:
         machine = self.engine.machine
-        waiting = f", waiting for {machine.waiting_for}" if machine.waiting_for else ""
-        return Answer(f"{machine.state}, round {machine.round} of {machine.config.rounds}{waiting}\n".encode())
+        waiting = f", waiting for {self.engine.waiting_for}" if self.engine.waiting_for else ""
+        return Answer(f"{machine.state}, {machine.config.progress(machine.round)}{waiting}\n".encode())
 
     def _targets(self) -> Answer:
         """Prometheus's HTTP service discovery."""

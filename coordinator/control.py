@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
 
-from common.errors import UnknownName
+from common.errors import InvalidInput, UnknownName
 from coordinator import convert
 from coordinator.core import events as ev
 from coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator
@@ -76,6 +76,17 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
         return self._status()
 
     @unary
+    async def Restart(self, request: pb.RestartRequest, context: Context) -> pb.Status:  # noqa: N802
+        """End the run, and begin another in its place."""
+        del request, context
+        if not self._engine.stays:
+            raise InvalidInput(
+                "this coordinator ends with its run: start it with --set=server.stay=true to be able to restart runs"
+            )
+        self._engine.restart_asked.set()
+        return self._status()
+
+    @unary
     async def SetNodeRule(self, request: pb.SetNodeRuleRequest, context: Context) -> pb.NodeInfo:  # noqa: N802
         """Force a node into or out of every round, or leave it to the adaptation again."""
         del context
@@ -114,7 +125,7 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
             run_id=engine.run_id,
             state=machine.state,
             task=machine.config.task,
-            round=min(machine.round, machine.config.rounds),
+            round=machine.config.shown_round(machine.round),
             rounds=machine.config.rounds,
             loss=machine.loss if math.isfinite(machine.loss) else 0.0,
             accuracy=machine.accuracy,
@@ -125,7 +136,7 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
             phase=self._orchestrator.phase,
             round_seconds=machine.last_round_seconds,
             decisions=[convert.decision(d) for d in list(machine.decisions)[:_LATEST_DECISIONS]],
-            waiting_for=machine.waiting_for,
+            waiting_for=engine.waiting_for,
             deadline_seconds=remaining,
             version=_version(),
             unix_seconds=time.time(),

@@ -77,6 +77,8 @@ class Seams:
     clock: Clock = monotonic
     before: Spent = field(default_factory=Spent)
     """Of a resumed run: what it took so far."""
+    stays: bool = False
+    """Whether the coordinator goes on answering when the run is over."""
     compute: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "compute"))
     """One thread: it takes updates in, steps and evaluates in the order in which the machine decided."""
 
@@ -102,6 +104,10 @@ class Engine:
         """Set when the run is over and its results are on disk."""
         self.failure = ""
         """Why the run could not go on, where that is nobody's decision."""
+        self.stays = seams.stays
+        """Whether the coordinator goes on answering when the run is over."""
+        self.restart_asked = asyncio.Event()
+        """Set when a user asks for a new run in the place of this one."""
         self._seams = seams
         self._clock = seams.clock
         self._started_at = seams.clock() - seams.before.seconds
@@ -124,6 +130,13 @@ class Engine:
     def now(self) -> float:
         """The time as the machine has it."""
         return self._clock()
+
+    @property
+    def waiting_for(self) -> str:
+        """Why no round is running, in words; empty while one is."""
+        if self.machine.finished and self.stays:
+            return "the next run: `hypergpu restart` begins one"
+        return self.machine.waiting_for
 
     def resumed(self, after_round: int, damaged: Sequence[str] = (), forced: Sequence[str] = ()) -> None:
         """Put on record that the run goes on from a checkpoint, what could not be used, and what was changed."""

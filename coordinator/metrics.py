@@ -28,7 +28,7 @@ class Metrics:
         self.rounds = counter("rounds", "Rounds that were closed, by reason.", "reason")
         self.abandoned = counter("rounds_abandoned", "Rounds that came to nothing and were begun again.")
         self.round = gauge("round", "The round that runs or is to come next.")
-        self.rounds_planned = gauge("rounds_planned", "Rounds of the whole run.")
+        self.rounds_planned = gauge("rounds_planned", "Rounds of the whole run; 0 is a run without an end.")
         self.round_seconds = seconds("round_duration", "From the start of a round to its close.")
         self.loss = gauge("loss", "Loss on held-out data after the last evaluation.")
         self.accuracy = gauge("accuracy_ratio", "Accuracy on held-out data after the last evaluation.")
@@ -83,7 +83,7 @@ class Metrics:
                 elif kind == "node_lost":
                     self.lost.inc()
                 self.connected.set(len(machine.members.connected))
-                self.round.set(min(machine.round, machine.config.rounds))
+                self.round.set(machine.config.shown_round(machine.round))
             case _:
                 pass
 

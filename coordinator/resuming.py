@@ -51,7 +51,7 @@ class Found:
 
     def is_complete(self, config: TrainingConfig) -> bool:
         """Whether nothing is left to do: all rounds are done, or the target is reached."""
-        if self.round >= config.rounds:
+        if config.is_last(self.round):
             return True
         target, accuracy = config.target_accuracy, self.state.accuracy
         reached = target is not None and accuracy is not None and accuracy >= target

@@ -90,7 +90,7 @@ class TrainingService:
         if request.run_id != engine.run_id or node not in engine.machine.members.connected:
             return pb.HeartbeatReply(directive=_Directive.REGISTER_AGAIN)
         engine.heard(node, report, request.rtt_ms)
-        if engine.machine.finished:
+        if engine.machine.finished and not engine.stays:
             return pb.HeartbeatReply(directive=_Directive.SHUT_DOWN)
         if state in _BUSY and node in engine.machine.members.straggling:
             return pb.HeartbeatReply(directive=_Directive.ABANDON_WORK)
@@ -108,7 +108,7 @@ class TrainingService:
         if assign is None:
             return
         if isinstance(assign, ev.RunOver):
-            yield pb.WorkPart(run_over=pb.RunOver(reason=str(engine.machine.state)))
+            yield pb.WorkPart(run_over=pb.RunOver(reason=str(engine.machine.state), stays=engine.stays))
             return
         began, sent_all = self._clock(), False
         try:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from common.errors import Unavailable
 from hypergpu.client import Client
-from hypergpu.show import QUALITY_STYLE, STATE_STYLE, counted, duration, styled
+from hypergpu.show import QUALITY_STYLE, STATE_STYLE, counted, duration, progress, styled
 from protos import coordinator_pb2 as pb
 from protos import netsim_pb2 as net
 
@@ -95,8 +95,8 @@ def _progress(status: pb.Status, history: History) -> Panel:
     bar.add_column(ratio=1)
     bar.add_column(no_wrap=True, justify="right")
     bar.add_row(
-        f"round [b]{status.round}[/] of {status.rounds}",
-        ProgressBar(total=max(1, status.rounds), completed=status.round),
+        progress(status),
+        ProgressBar(total=status.rounds, completed=status.round) if status.rounds else "until it is stopped",
         f"accuracy [b]{status.accuracy:.1%}[/]  loss {status.loss:.3f}  {duration(status.elapsed_seconds)}",
     )
     trend = Table.grid(expand=True, padding=(0, 1))

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from protos import coordinator_pb2 as pb
+
 QUALITY_STYLE = {
     "excellent": "bright_green",
     "good": "green",
@@ -83,6 +85,11 @@ def duration(seconds: float) -> str:
 def counted(count: int, noun: str) -> str:
     """For people: 1 node, 2 nodes."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def progress(status: pb.Status) -> str:
+    """Return how far a run is: round 7 of 25, or round 7 where no end is set."""
+    return f"round {status.round}" + (f" of {status.rounds}" if status.rounds else "")
 
 
 def size(count: float) -> str:

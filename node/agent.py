@@ -68,6 +68,7 @@ class Agent:
     ) -> None:
         self.node_id = client.node_id
         self.run_id = ""
+        self._over = ""
         self._client, self._service, self._config = client, service, config
         self._own_task, self._metrics_address, self._version = own_task, metrics_address, version
         self._on_work, self._on_state = on_work, on_state
@@ -239,10 +240,22 @@ class Agent:
         pulled = await self._client.pull(self.run_id, wait, manifest, self._parameters, ordered)
         if pulled is None:
             return life.NoWork()
+        if isinstance(pulled, RunOver) and pulled.stays:
+            return await self._next_run(pulled.reason)
         if isinstance(pulled, RunOver):
             return life.RunEnded(pulled.reason or "the run is over")
         self._record_call(None, success=True)
         return life.WorkArrived(pulled)
+
+    async def _next_run(self, reason: str) -> life.Event[Work]:
+        """Wait beside a coordinator that stays: when it begins its next run, this one is unknown to it."""
+        if self._over != self.run_id:
+            self._over = self.run_id
+            log.info(
+                "the run is over; waiting for the next: `hypergpu restart` begins one", run=self.run_id, state=reason
+            )
+        await asyncio.sleep(self._heartbeat_seconds)
+        return life.NoWork()
 
     async def _train(self, work: Work) -> life.Event[Work]:
         self._abandon = abandon = threading.Event()

@@ -44,6 +44,8 @@ class RunOver:
     """There is no more work."""
 
     reason: str
+    stays: bool = False
+    """The coordinator stays, and may begin another run."""
 
 
 class CoordinatorClient:
@@ -143,7 +145,7 @@ class CoordinatorClient:
                         raise ProtocolError(f"{self.address}: parameters came before their order")
                     assembler.add(part)
                 elif part.WhichOneof("part") == "run_over":
-                    return RunOver(part.run_over.reason)
+                    return RunOver(part.run_over.reason, part.run_over.stays)
                 elif work is None and part.WhichOneof("part") == "order":
                     work = Work(part.order, into)
                     ordered(work)

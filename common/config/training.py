@@ -14,8 +14,8 @@ class TrainingConfig(Section):
 
     task: str = "digits"
     """A shipped task, or your own as `package.module:factory`."""
-    rounds: Positive = 25
-    """Rounds to train."""
+    rounds: Annotated[int, Field(ge=0)] = 25
+    """Rounds to train; 0 trains until the run is stopped or reaches `target_accuracy`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seeds the initial parameters, the shards and the order of samples."""
     local_steps: Positive = 10
@@ -47,6 +47,18 @@ class TrainingConfig(Section):
     target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
     """End the run early when held-out accuracy reaches this."""
 
+    def is_last(self, round_number: int) -> bool:
+        """Return whether the run ends with this round."""
+        return 0 < self.rounds <= round_number
+
+    def shown_round(self, round_number: int) -> int:
+        """Return the round to show: after the last one, the machine already counts the next."""
+        return min(round_number, self.rounds) if self.rounds else round_number
+
+    def progress(self, round_number: int) -> str:
+        """Return how far a run is, in words."""
+        return f"round {self.shown_round(round_number)}" + (f" of {self.rounds}" if self.rounds else "")
+
 
 class ServerConfig(Section):
     """The coordinator as a network service."""
@@ -62,8 +74,8 @@ class ServerConfig(Section):
     linger_seconds: Annotated[float, Field(ge=0)] = 10.0
     """After the run, the longest wait for the nodes to hear of it and leave."""
     stay: bool = False
-    """For a container: go on answering when the run is over, until a signal. One that comes sooner only suspends the
-    run: nodes wait, and a start with --resume goes on."""
+    """Go on answering when the run is over, until a signal: nodes wait for the next run, which `hypergpu restart`
+    begins. A signal that comes sooner only suspends the run: nodes wait, and a start with --resume goes on."""
     scrape_nodes: bool = True
     """Whether each node's /metrics is read, where it can be reached at the address that the node calls from."""
     scrape_hosts: tuple[str, ...] = ()

@@ -68,7 +68,7 @@ class RoundEnder:
 
     def _close(self, current: Round, reason: CloseReason, now: float) -> CloseRound:
         self._leave_behind(current)
-        last = current.number >= self._config.rounds
+        last = self._config.is_last(current.number)
         return CloseRound(
             current.number,
             current.outcome(now),

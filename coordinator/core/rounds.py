@@ -281,7 +281,7 @@ class RoundMachine:
         target = self.config.target_accuracy
         if target is not None and event.accuracy is not None and event.accuracy >= target:
             self._finish(ev.FinishReason.TARGET_REACHED, f"accuracy {event.accuracy:.4f} in round {event.round}")
-        elif event.round >= self.config.rounds:
+        elif self.config.is_last(event.round):
             self._finish(ev.FinishReason.ROUNDS_DONE, f"{event.round} rounds")
 
     def _on_tick(self, event: ev.Tick, now: float) -> None:
@@ -351,7 +351,7 @@ class RoundMachine:
         done = reason in (ev.FinishReason.ROUNDS_DONE, ev.FinishReason.TARGET_REACHED)
         self._finished = RunState.COMPLETED if done else RunState.STOPPED
         self._starter.waiting_for = ""
-        self._journal.round = min(self.round, self.config.rounds)
+        self._journal.round = self.config.shown_round(self.round)
         if self._current is not None:
             self._journal.effect(ev.AbandonRound(self._current.number, "the run is over"))
         self._current = self._closed = None
@@ -387,10 +387,9 @@ class RoundMachine:
             self.members.forgive(now)
 
     def _set_timer(self) -> None:
-        at = math.inf
+        at = self.members.next_silence()  # also when the run is over: a coordinator may stay, and show who is there
         if self._finished is None:
-            at, silence = self._starter.retry_at, self.members.next_silence()
-            at = silence if silence < at else at
+            at = self._starter.retry_at if self._starter.retry_at < at else at
             if self._current is not None:
                 at = self._current.deadline_at if self._current.deadline_at < at else at
         if at != self._timer_at:

@@ -44,6 +44,7 @@ _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
         control.pause,
         control.resume,
         control.stop,
+        control.restart,
         control.include,
         control.exclude,
         control.policy,

@@ -1,16 +1,20 @@
 """Commands that steer the training run."""
 
+import asyncio
 from typing import Annotated
 
 import typer
 
+from common.errors import Unavailable
 from hypergpu.cli.running import AsJson, on_cluster
 from hypergpu.client import Client
-from hypergpu.show import print_json
+from hypergpu.show import print_json, progress
 from protos import coordinator_pb2 as pb
 
 NodeId = Annotated[str, typer.Argument(metavar="NODE", help="A node's name, as `hypergpu nodes` shows it.")]
 Rule = pb.SetNodeRuleRequest
+_RESTART_SECONDS = 60.0
+"""To wait for the new run: the one that runs is evaluated and saved first, and the model is made anew."""
 
 
 @on_cluster
@@ -37,11 +41,33 @@ async def stop(
     reason: Annotated[str, typer.Option(help="Recorded with the run.")] = "stopped by the user",
     as_json: AsJson = False,
 ) -> None:
-    """End the run: the model is saved, nodes are sent home.
+    """End the run: the model is saved, nodes are sent home, or wait with a coordinator that stays.
 
     Example: hypergpu stop --reason "good enough"
     """
     _say(await client.call(client.control.Stop, pb.StopRequest(reason=reason)), as_json)
+
+
+@on_cluster
+async def restart(client: Client, as_json: AsJson = False) -> None:
+    """Begin a new run with the same settings; the one before it is kept under earlier/, finished or not.
+
+    Example: hypergpu restart
+    """
+    former = (await client.call(client.control.Restart, pb.RestartRequest())).run_id
+    async with asyncio.timeout(_RESTART_SECONDS):
+        while (status := await _status_or_none(client)) is None or status.run_id == former:  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+    _say(status, as_json)
+
+
+async def _status_or_none(client: Client) -> pb.Status | None:
+    """Return the status; None while no coordinator answers."""
+    try:
+        status: pb.Status = await client.call(client.control.GetStatus, pb.GetStatusRequest())
+    except Unavailable:
+        return None
+    return status
 
 
 @on_cluster
@@ -95,4 +121,4 @@ def _say(status: pb.Status, as_json: bool) -> None:
     if as_json:
         print_json(status)
     else:
-        print(f"run {status.run_id}: {status.state}, round {status.round} of {status.rounds}, policy {status.policy}")
+        print(f"run {status.run_id}: {status.state}, {progress(status)}, policy {status.policy}")

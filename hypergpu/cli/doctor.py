@@ -18,7 +18,7 @@ from common.rpc import Tls, split_address
 from hypergpu.cli.running import AsJson, Authority, Coordinator, Insecure, Proxy, Token, TokenFile, locate
 from hypergpu.client import Client, connect
 from hypergpu.cluster import HOW_TO_START, Cluster
-from hypergpu.show import print_json
+from hypergpu.show import print_json, progress
 from protos import coordinator_pb2 as pb
 
 _SKEW_SECONDS = 5.0
@@ -112,7 +112,7 @@ async def _calls(client: Client) -> AsyncIterator[Check]:
         yield Check("token", False, str(error), "give the coordinator's join token and certificate authority")
         return
     yield Check("token", True, f"accepted; a call takes {took:.1f} ms")
-    yield Check("run", True, f"{status.run_id}: {status.state}, round {status.round} of {status.rounds}")
+    yield Check("run", True, f"{status.run_id}: {status.state}, {progress(status)}")
     if status.version:
         same = status.version == version("hypergpu")
         yield Check("version", same, f"the coordinator runs {status.version}", "install the same version on both sides")

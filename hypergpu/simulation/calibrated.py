@@ -28,8 +28,11 @@ def scenario_of_run(run_dir: Path, links: Mapping[str, str], events: Iterable[Ma
     config = load_config(SystemConfig, run_dir / "config.yaml")
     nodes = [{"id": node, "profile": profile} for node, profile in links.items()]
     # `config` carries the task, rounds and policy; what is given here is what the coordinator did not know.
+    # A run without an end is simulated as far as it went.
+    rounds = config.training.rounds or max((int(row["round"]) for row in read_rounds(run_dir)), default=1)
     tree = {
         "name": run_dir.name,
+        "rounds": rounds,
         "nodes": nodes,
         "seed": config.training.seed,
         "config": config,

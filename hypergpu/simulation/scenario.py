@@ -102,6 +102,8 @@ class Scenario(Network):
         """Let the keys at the top stand for those of the configuration."""
         training: dict[str, Any] = {"seed": self.seed}
         training |= {k: v for k in ("task", "rounds") if (v := getattr(self, k)) is not None}
+        if not training.get("rounds", self.config.training.rounds):
+            raise ValueError("a simulated run needs an end: rounds is 0; expected 1 or more")
         if "min_nodes" not in self.config.training.model_fields_set:
             training["min_nodes"] = max(1, int(sum(group.expected_at_start for group in self.nodes)))
         changes: dict[str, Any] = {"training": self.config.training.model_copy(update=training)}

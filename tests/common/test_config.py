@@ -29,7 +29,7 @@ def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
     [
         ("training.round=3", "unknown key 'training.round'; did you mean 'rounds'?"),
         ("trainning.rounds=3", "unknown key 'trainning'; did you mean 'training'?"),
-        ("training.rounds=0", "training.rounds: input should be greater than or equal to 1"),
+        ("training.rounds=-1", "training.rounds: input should be greater than or equal to 0"),
         ("training.rounds=many", "training.rounds: input should be a valid integer"),
         ("training.learning_rate=.nan", "training.learning_rate: input should be a finite number"),
         ("training.rounds", "not of the form key=value"),

@@ -38,6 +38,11 @@ class FakeCoordinator(coordinator_pb2_grpc.ControlServicer):
 
     Pause = Resume = Stop = GetStatus
 
+    def Restart(self, request: pb.RestartRequest, context: grpc.ServicerContext) -> Any:
+        before = pb.Status.FromString(self.status.SerializeToString())
+        self.status.run_id, self.status.round = "run-2", 1
+        return self._answer(request, context, before)
+
     def SetPolicy(self, request: pb.SetPolicyRequest, context: grpc.ServicerContext) -> Any:
         if request.policy not in ("reactive", "aggressive"):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"unknown policy {request.policy!r}")

@@ -51,6 +51,8 @@ class FakeCoordinator:
     states: list[str] = field(default_factory=list)
     fail: list[tuple[str, grpc.StatusCode]] = field(default_factory=list)
     """Calls that fail, once each, by name."""
+    stays: bool = False
+    """Whether the node is to wait for another run when this one is over."""
     keep_open: bool = False
     """Whether there is nothing more to do, rather than the run being over, after the last order."""
 
@@ -125,7 +127,7 @@ class FakeCoordinator:
             if self.keep_open:
                 await asyncio.sleep(request.wait_seconds)
             else:
-                yield pb.WorkPart(run_over=pb.RunOver(reason="done"))
+                yield pb.WorkPart(run_over=pb.RunOver(reason="done", stays=self.stays))
             return
         if not order.HasField("manifest"):
             order.manifest.CopyFrom(manifest_to_proto(self.model.manifest))

@@ -163,6 +163,19 @@ async def test_a_restarted_coordinator_is_joined_again(cluster: Any) -> None:
     assert c.fake.left == ["test"]
 
 
+async def test_a_node_waits_for_the_next_run_of_a_coordinator_that_stays(cluster: Any) -> None:
+    async with cluster(order(1), stays=True) as c:
+        running = asyncio.create_task(c.run())
+        await until(lambda: c.fake.calls.count("PullWork") >= 4)
+        assert not running.done()
+        assert c.fake.left == []
+        c.fake.run_id, c.fake.stays = "run-2", False
+        c.fake.directives.append(pb.HeartbeatReply.REGISTER_AGAIN)
+        await asyncio.wait_for(running, 10)
+    assert c.agent.run_id == "run-2"
+    assert c.fake.left == ["done"]
+
+
 async def test_a_coordinator_that_is_not_there_is_looked_for_until_it_is(
     cluster: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

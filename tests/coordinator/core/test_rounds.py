@@ -99,6 +99,18 @@ def test_a_run_from_first_to_last_round() -> None:
     assert d.log[-1] == ev.RunOver("a")
 
 
+def test_a_run_without_an_end_has_no_last_round_and_still_ends_at_its_target() -> None:
+    for target, rounds in ((None, 6), (0.9, 1)):
+        d = Driver(rounds=0, evaluate_every=7, target_accuracy=target)
+        d.join("a")
+        for _ in range(rounds):
+            d.ask("a")
+            d.push("a")
+        assert [close.evaluate for close in d.of(ev.CloseRound)] == [False] * rounds, "none of them is the last"
+        assert d.machine.finished is (target is not None)
+    assert d.of(ev.Finish)[0].reason is ev.FinishReason.TARGET_REACHED
+
+
 def test_asking_nodes_get_their_order_when_the_round_begins_and_run_over_when_it_ends() -> None:
     d = Driver(min_nodes=2, rounds=1)
     d.join("a")

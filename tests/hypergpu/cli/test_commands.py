@@ -113,6 +113,19 @@ def test_steering_says_how_the_run_stands(on_fakes: Cli, command: str) -> None:
     assert json.loads(on_fakes(command, "--json").out)["run_id"] == "run-1"
 
 
+def test_a_restart_tells_of_the_new_run(on_fakes: Cli) -> None:
+    assert on_fakes("restart").out == "run run-2: training, round 1 of 25, policy reactive\n"
+
+
+def test_a_run_without_an_end_is_shown_without_one(on_fakes: Cli, fakes: Any) -> None:
+    fakes.coordinator.status.rounds = 0
+    assert "round 7, policy" in on_fakes("pause").out
+    shown = on_fakes("status").out
+    assert "round 7" in shown
+    assert "of 0" not in shown
+    assert "until it is stopped" in shown
+
+
 def test_the_policy_is_set_and_an_unknown_one_refused(on_fakes: Cli, fakes: Any) -> None:
     assert on_fakes("policy", "aggressive").code == 0
     assert fakes.coordinator.asked[-1].policy == "aggressive"

@@ -1,8 +1,12 @@
 """Scenario files: what holds, and what each fault is told as."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from common.errors import ConfigError
+from hypergpu.simulation.calibrated import scenario_of_run
 from hypergpu.simulation.convergence import FITTED
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.scenario_file import load_scenario, parse_scenario, shipped
@@ -38,6 +42,13 @@ def test_a_changed_scenario_keeps_what_is_not_changed() -> None:
     scenario = parse_scenario(f"{NODES}rounds: 7\npolicy: none\n", "f.yaml").changed(policy="reactive", seed=9)
     assert (scenario.config.training.rounds, scenario.config.training.seed) == (7, 9)
     assert scenario.config.orchestrator.policy == "reactive"
+
+
+@pytest.mark.parametrize("text", [f"{NODES}config: {{training: {{rounds: 0}}}}\n"])
+def test_a_run_without_an_end_cannot_be_simulated(text: str) -> None:
+    with pytest.raises(ConfigError, match="a simulated run needs an end: rounds is 0; expected 1 or more"):
+        parse_scenario(text, "f.yaml")
+    assert parse_scenario(f"{text}rounds: 1\n", "f.yaml").config.training.rounds == 1
 
 
 def test_a_change_that_cannot_be_is_told() -> None:
@@ -125,3 +136,13 @@ def test_shipped_scenarios_hold_and_say_what_they_show() -> None:
     for name, description in found.items():
         assert load_scenario(name).name == name
         assert description.endswith(".")
+
+
+@pytest.mark.parametrize(("planned", "done", "simulated"), [(0, 3, 3), (0, 0, 1), (9, 3, 9)])
+def test_a_real_run_without_an_end_is_simulated_as_far_as_it_went(
+    tmp_path: Path, planned: int, done: int, simulated: int
+) -> None:
+    (tmp_path / "config.yaml").write_text(f"training: {{rounds: {planned}}}\n")
+    rows = [{"round": number, "compute_seconds": {}, "waiting_seconds": {}} for number in range(1, done + 1)]
+    (tmp_path / "rounds.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert scenario_of_run(tmp_path, {"a": "good"}).config.training.rounds == simulated
