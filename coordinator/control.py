@@ -78,12 +78,17 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
     @unary
     async def Restart(self, request: pb.RestartRequest, context: Context) -> pb.Status:  # noqa: N802
         """End the run, and begin another in its place."""
-        del request, context
+        del request
         if not self._engine.stays:
             raise InvalidInput(
                 "this coordinator ends with its run: start it with --set=server.stay=true to be able to restart runs"
             )
-        self._engine.restart_asked.set()
+
+        def answered(_: object) -> None:
+            """Not sooner: the server that sends the answer ends with the run."""
+            self._engine.restart_asked.set()
+
+        context.add_done_callback(answered)  # type: ignore[arg-type]  # the stub wants a protocol that no function meets
         return self._status()
 
     @unary
