@@ -20,7 +20,6 @@ from prometheus_client import CollectorRegistry
 from common.config import SystemConfig
 from common.http import Answer, HttpServer, metrics
 from common.rpc import SERVER_OPTIONS, Tls, bind
-from common.tensors import Flat
 from coordinator.control import ControlService
 from coordinator.core import events as ev
 from coordinator.core.global_model import GlobalModel
@@ -28,7 +27,8 @@ from coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestra
 from coordinator.core.rounds import RoundMachine
 from coordinator.core.same_run import Difference
 from coordinator.core.shards import ShardTable
-from coordinator.engine import Engine, Evaluate, Seams
+from coordinator.engine import Engine, Seams
+from coordinator.held_out import HeldOut, evaluation_device
 from coordinator.links import NodeLinks
 from coordinator.metrics import Metrics
 from coordinator.model_files import ModelFiles
@@ -42,7 +42,7 @@ from coordinator.servicing import TokenInterceptor
 from coordinator.training import TrainingService
 from coordinator.uploads import Uploads
 from protos import coordinator_pb2, coordinator_pb2_grpc
-from tasks import FlatModel, Task, build, evaluate
+from tasks import Task, build
 from tasks.samples import count
 from tasks.saved import SavedModel
 
@@ -85,9 +85,10 @@ class Coordinator:
         with ExitStack() as if_it_fails:
             if_it_fails.callback(self.run_dir.close)
             training = config.training
+            device = evaluation_device(config.server.evaluation_device)
             flat = build(task, training.seed)
             model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, training)
-            evaluated = build(task, training.seed)
+            evaluated = build(task, training.seed, device)
             saved, samples = SavedModel(evaluated), count(task.train)
             identity = identity_of(saved, samples, flat.parameter_count)
             files = ModelFiles(options.out, model, saved, identity, {"task": training.task})
@@ -112,8 +113,8 @@ class Coordinator:
             )
             self.registry = CollectorRegistry()
             self.links = NodeLinks(self.orchestrator)
-            held_out = _evaluation(evaluated, task)
-            seams = Seams(self.run_dir, files, Metrics(self.registry), held_out, self.links)
+            held_out = HeldOut(evaluated, task, config.server.evaluation_batch_size or training.batch_size)
+            seams = Seams(self.run_dir, files, Metrics(self.registry), held_out.evaluate, self.links)
             if self._found is not None:
                 _take_over(self._found.state, machine)
                 spent = self.run_dir.spent()
@@ -231,15 +232,6 @@ def _take_over(state: SavedState, machine: RoundMachine) -> None:
     machine.members.remember(node.model_dump(mode="json") for node in state.nodes)
     machine.loss = state.loss or 0.0
     machine.accuracy = state.accuracy or 0.0
-
-
-def _evaluation(model: FlatModel, task: Task) -> Evaluate:
-    def on_held_out_data(values: Flat) -> tuple[float, float]:
-        model.load(values)
-        result = evaluate(model.module, task)
-        return result.loss, result.accuracy
-
-    return on_held_out_data
 
 
 async def _first(*waits: Any) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.errors import InvalidInput
+from tasks.memory import in_batches
 from tasks.samples import Data, count, fetch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -59,26 +60,37 @@ class Evaluation:
     loss: float
     accuracy: float
     samples: int
+    batch_size: int
+    """Samples that were taken at once in the end: fewer than asked for where memory ran out."""
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: Task, *, batch_size: int = 512) -> Evaluation:
+def evaluate(model: nn.Module, task: Task, *, batch_size: int = 64) -> Evaluation:
     """Mean loss and accuracy over all of `task.test`, in batches that weigh by their size.
 
     The model is left in the mode (train or eval) that it was in.
+
+    Args:
+        model: on any device.
+        task: with its held-out samples.
+        batch_size: samples to take at once; halved where memory runs out, down to 1.
     """
     was_training = model.training
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.eval()
     total = count(task.test)
     loss = accuracy = 0.0
+
+    def take(start: int, size: int) -> None:
+        nonlocal loss, accuracy
+        inputs, targets = fetch(task.test, range(start, start + size), device)
+        outputs = model(inputs)
+        batch_loss, score = float(task.loss(outputs, targets)), float(task.accuracy(outputs, targets))
+        loss += size * batch_loss
+        accuracy += size * score
+
     try:
-        for start in range(0, total, batch_size):
-            size = min(batch_size, total - start)
-            inputs, targets = fetch(task.test, range(start, start + size), device)
-            outputs = model(inputs)
-            loss += size * float(task.loss(outputs, targets))
-            accuracy += size * float(task.accuracy(outputs, targets))
+        batch_size = in_batches(total, batch_size, take)
     finally:
         model.train(was_training)
-    return Evaluation(loss / total, accuracy / total, total)
+    return Evaluation(loss / total, accuracy / total, total, batch_size)

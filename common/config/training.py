@@ -81,6 +81,10 @@ class ServerConfig(Section):
     scrape_hosts: tuple[str, ...] = ()
     """Hosts and networks (as in 172.16.0.0/12) whose /metrics may be read although nodes call from another address:
     through a proxy or a NAT. They bound what the coordinator dials and what `/sd` names to Prometheus."""
+    evaluation_batch_size: Positive | None = None
+    """Samples that an evaluation takes at once; unless given, `training.batch_size`. Halved where memory runs out."""
+    evaluation_device: str = "cpu"
+    """Device that evaluates: `cpu`, `cuda`, `cuda:1` and so on; `auto` is a CUDA card if there is one, else the CPU."""
     max_model_bytes: Positive = 4 << 30
     """Largest flat model that is accepted on the wire."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 2.0

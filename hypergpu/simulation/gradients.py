@@ -76,7 +76,7 @@ class RealLearning:
     def evaluate(self) -> tuple[float, float]:
         """As `Learning.evaluate`."""
         self._trainer.model.load(self._model.values)
-        result = evaluate(self._trainer.model.module, self._task)
+        result = evaluate(self._trainer.model.module, self._task, batch_size=self._config.batch_size)
         return result.loss, result.accuracy
 
     def _order_of(self, shard: ev.Shard) -> ShardOrder:

@@ -1,0 +1,60 @@
+"""Evaluation on held-out data, in the coordinator."""
+
+import structlog
+import torch
+
+from common.errors import ConfigError
+from common.tensors import Flat
+from tasks import FlatModel, Task, evaluate
+
+log = structlog.get_logger()
+
+
+def evaluation_device(name: str) -> torch.device:
+    """Return the device that `server.evaluation_device` names.
+
+    Raises:
+        ConfigError: there is no such device here, or HyperGPU does not evaluate on its kind.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    key = "server.evaluation_device"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{key}: {name!r} is not a device; choose auto, cpu, cuda or cuda:NUMBER") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"{key}: {name!r} is not supported; choose auto, cpu, cuda or cuda:NUMBER")
+    cards = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= cards:
+        found = f"PyTorch finds {cards} CUDA {'card' if cards == 1 else 'cards'}"
+        raise ConfigError(f"{key}: {name!r} is not here, {found}; choose auto, cpu or a card that is there")
+    return device
+
+
+class HeldOut:
+    """Tells how good parameters are on a task's held-out samples.
+
+    Args:
+        model: an own instance, on the device that evaluates.
+        task: what is trained.
+        batch_size: samples to take at once; smaller from then on where memory runs out.
+    """
+
+    def __init__(self, model: FlatModel, task: Task, batch_size: int) -> None:
+        self._model, self._task = model, task
+        self.batch_size = batch_size
+
+    def evaluate(self, values: Flat) -> tuple[float, float]:
+        """Return loss and accuracy of these parameters."""
+        self._model.load(values)
+        result = evaluate(self._model.module, self._task, batch_size=self.batch_size)
+        if result.batch_size < self.batch_size:
+            log.warning(
+                "memory ran out in the evaluation; it takes fewer samples at once from now on",
+                batch_size=result.batch_size,
+                before=self.batch_size,
+                setting="server.evaluation_batch_size",
+            )
+            self.batch_size = result.batch_size
+        return result.loss, result.accuracy
