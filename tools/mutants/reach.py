@@ -78,8 +78,8 @@ def learn(files: Sequence[Path], cache: Path) -> dict[str, dict[str, list[str]]]
 def _quickest(contexts: Sequence[str], seconds: Mapping[str, float]) -> list[str]:
     quick = [test for test in contexts if seconds.get(test, LONGEST_TEST_SECONDS) < LONGEST_TEST_SECONDS]
     in_order = sorted(quick, key=lambda test: (seconds[test], test))
-    own = [test for test in in_order if not test.startswith(TRANSCRIPTS)]
-    return own[:MOST_TESTS] + [test for test in in_order if test.startswith(TRANSCRIPTS)]
+    own = [test for test in in_order if "transcript" not in test]
+    return own[:MOST_TESTS] + [test for test in in_order if "transcript" in test]
 
 
 _RECORDER = """
