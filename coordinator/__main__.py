@@ -57,6 +57,8 @@ def coordinate(
     try:
         keep_buffers()
         configure(log_level, log_json or None)
+        if force and not resume:
+            raise ConfigError("--force goes with --resume: it allows a run to go on with other settings")
         settings = load_config(SystemConfig, config, os.environ, overrides)
         secret, tls = _token(token, token_file, insecure), _tls(tls_cert, tls_key, insecure)
         for address in (settings.server.listen, settings.server.http_listen):

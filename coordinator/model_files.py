@@ -76,12 +76,13 @@ class ModelFiles:
         values, optimizer = self._model.values, self._model.optimizer_state()
         if not is_finite(values) or not all(np.isfinite(part).all() for part in optimizer.values()):
             raise NonFiniteUpdate(f"the model after round {round_number} is not finite", round_number)
-        self._write_best()
         whole = self._saved.state(values)
         server = {f"{_OPTIMIZER}{name}": torch.from_numpy(part.copy()) for name, part in optimizer.items()}
         server |= {f"{_APART}{name}": part for name, part in self._saved.kept_apart(whole, values).items()}
         metadata = self._metadata(self._score(round_number))
-        return self._checkpoints.save(Checkpoint(round_number, whole, server, {**self._identity, **state}, metadata))
+        file = self._checkpoints.save(Checkpoint(round_number, whole, server, {**self._identity, **state}, metadata))
+        self._write_best()
+        return file
 
     def finish(self, round_number: int) -> Path:
         """Write the model as it is now, after `round_number`, as the result of the run; return its file.
@@ -92,10 +93,10 @@ class ModelFiles:
         """
         if not is_finite(self._model.values):
             raise NonFiniteUpdate(f"the model after round {round_number} is not finite", round_number)
-        self._write_best()
         file = self._path / LAST_MODEL
         metadata = {"round": str(round_number), **self._metadata(self._score(round_number))}
         write_tensors(file, self._saved.state(self._model.values), metadata)
+        self._write_best()
         return file
 
     def _write_best(self) -> None:

@@ -66,7 +66,11 @@ def find(directory: Path) -> Found | None:
     """
     checkpoints = Checkpoints(directory)
     damaged: list[str] = []
-    for number in checkpoints.rounds():
+    try:
+        rounds = checkpoints.rounds()
+    except OSError as error:
+        raise CannotResume(f"cannot read the checkpoints in {directory}: {error.strerror}") from error
+    for number in rounds:
         try:
             return replace(_whole(checkpoints.read(number)), damaged=tuple(damaged))
         except CorruptData as error:

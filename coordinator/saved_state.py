@@ -80,6 +80,13 @@ class SavedState(_Saved):
     finished: FinishReason | None
     """Why the run ended, where it did."""
 
+    @model_validator(mode="after")
+    def _there_are_as_many_shards_as_owners_or_samples(self) -> "SavedState":
+        expected = min(len(self.shards.owners), self.samples)
+        if len(self.shards.cursors) != expected:
+            raise ValueError(f"there are {len(self.shards.cursors)} shards where {expected} belong")
+        return self
+
 
 def parse_state(state: Mapping[str, Any]) -> SavedState:
     """Return the state of a checkpoint.

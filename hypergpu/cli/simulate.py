@@ -10,6 +10,7 @@ import typer
 
 from common.errors import InvalidInput
 from hypergpu.cli.running import AsJson
+from hypergpu.report.model import natural
 from hypergpu.show import counted, duration, new_table, print_json, print_table, progress_bar, size
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.run import simulate as run_scenario
@@ -79,7 +80,7 @@ def in_words(outcome: Outcome) -> list[str]:
         lines.append(f"accuracy {target:g} after {duration(reached)}")
     elif target is not None:
         lines.append(f"accuracy {target:g} was not reached; the best was {outcome.best_accuracy:.4f}")
-    for node, reasons in sorted(outcome.quarantined.items()):
+    for node, reasons in sorted(outcome.quarantined.items(), key=lambda item: natural(item[0])):
         lines.append(f"quarantine of {node}: {', '.join(reasons)}")
     missed = (shorten(event, 100, placeholder=" …") for event in outcome.events_missed[:_MOST_EVENTS])
     return [*lines, *(f"the run was over before {event}" for event in missed)]

@@ -9,7 +9,7 @@ from hypergpu.report.charts.lines import Point, Series, empty, line_chart
 from hypergpu.report.charts.stacks import shares, stacked_bars
 from hypergpu.report.formats import duration, figure, percent
 from hypergpu.report.markup import Markup, tag
-from hypergpu.report.model import Round, Run
+from hypergpu.report.model import Round, Run, natural
 from hypergpu.report.table import row_id
 from hypergpu.show import counted
 
@@ -144,7 +144,7 @@ def _part_says(run: Run) -> str:
     if not asked:
         return "No node was selected."
     held = {e.subject for e in run.events if e.kind == "quarantine" and e.figures.get("state") == "quarantined"}
-    named = ", ".join(sorted(held)[:8]) + (" …" if len(held) > 8 else "")
+    named = ", ".join(sorted(held, key=natural)[:8]) + (" …" if len(held) > 8 else "")
     who = f"quarantined at some time: {named}" if held else "no node was quarantined"
     return f"{came:,} of {asked:,} orders were fulfilled in time; {who}."
 

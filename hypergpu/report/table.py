@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hypergpu.report.charts.lines import empty
 from hypergpu.report.formats import clock, figure
 from hypergpu.report.markup import Markup, tag
-from hypergpu.report.model import Event, Run
+from hypergpu.report.model import Event, Run, natural
 from hypergpu.report.story import category, words
 
 MOST_ROWS = 2_000
@@ -79,7 +79,10 @@ def _controls(events: Sequence[Event]) -> Markup:
         box = tag("input", type="checkbox", value=kind, checked=True)
         boxes.append(tag("label", box, words(kind), tag("b", count), class_="chip"))
     subjects = list(dict.fromkeys(event.subject for event in events if event.subject))[:500]
-    options = [tag("option", "all", value=""), *(tag("option", name, value=name) for name in sorted(subjects))]
+    options = [
+        tag("option", "all", value=""),
+        *(tag("option", name, value=name) for name in sorted(subjects, key=natural)),
+    ]
     return tag(
         "form",
         tag("label", "Search ", tag("input", type="search", id="search", placeholder="reason, node, figure …")),

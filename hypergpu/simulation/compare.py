@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from common.config import BatchConfig, Section, SelectorConfig
 from common.errors import InvalidInput, UnknownName
+from hypergpu.report.model import natural
 from hypergpu.simulation.node import Compute
 from hypergpu.simulation.run import Outcome, simulate
 from hypergpu.simulation.scenario import Scenario
@@ -78,7 +79,8 @@ class Result:
         for outcome in self.outcomes:
             for node, reasons in outcome.quarantined.items():
                 counts.setdefault(node, Counter()).update(reasons)
-        return {node: dict(sorted(counter.items())) for node, counter in sorted(counts.items())}
+        ordered = sorted(counts.items(), key=lambda item: natural(item[0]))
+        return {node: dict(sorted(counter.items())) for node, counter in ordered}
 
     def record(self) -> dict[str, Any]:
         """As a JSON object."""

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from common.config.training import TrainingConfig
-from common.errors import InvalidInput, NonFiniteUpdate
+from common.errors import InvalidInput, NonFiniteUpdate, StorageError
+from coordinator import files
 from coordinator.checkpoints import Checkpoints, read_tensors
 from coordinator.core.global_model import GlobalModel
 from coordinator.core.score import Score
@@ -117,6 +118,29 @@ def test_a_damaged_best_model_is_replaced(tmp_path: Path) -> None:
     again.evaluated(3, 0.125)
     again.files.finish(3)
     assert score_of(read_tensors(tmp_path / "best.safetensors")[1]) == Score(3, 1.0, 0.125)
+
+
+@pytest.mark.parametrize("keep", ["checkpoint", "finish"])
+def test_a_best_model_that_cannot_be_written_costs_no_checkpoint(
+    model: Model, monkeypatch: pytest.MonkeyPatch, keep: str
+) -> None:
+    real = files.sync_file
+
+    def full(file: Path) -> None:
+        if "best" in file.name:
+            raise OSError(28, "No space left on device")
+        real(file)
+
+    monkeypatch.setattr(files, "sync_file", full)
+    model.evaluated(3, 0.5)
+    with pytest.raises(StorageError, match=r"best\.safetensors: No space left on device"):
+        model.files.checkpoint(3, {}) if keep == "checkpoint" else model.files.finish(3)
+    written = Checkpoints(model.path / "checkpoints").rounds() if keep == "checkpoint" else [3]
+    assert written == [3]
+    assert (model.path / "model.safetensors").exists() == (keep == "finish")
+    monkeypatch.setattr(files, "sync_file", real)
+    model.files.checkpoint(4, {})
+    assert score_of(read_tensors(model.path / "best.safetensors")[1]) == Score(3, 1.0, 0.5)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

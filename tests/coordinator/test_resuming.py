@@ -217,6 +217,9 @@ ODD_STATES: dict[str, Mapping[str, Any]] = {
     "owner negative": {"shards": {"owners": {"a": -1}, "cursors": [0]}},
     "owner unnamed": {"shards": {"owners": {"": 0}, "cursors": [0]}},
     "owner with a line": {"shards": {"owners": {"a\n": 0}, "cursors": [0]}},
+    "more shards than owners": {"shards": {"owners": {"a": 0}, "cursors": [0, 0]}},
+    "fewer shards than owners": {"shards": {"owners": {"a": 0, "b": 0}, "cursors": [0]}},
+    "no shards": {"shards": {"owners": {}, "cursors": [0]}},
     "nodes a text": {"nodes": "a"},
     "node a text": {"nodes": ["a"]},
     "node without a name": {"nodes": [{**NODE, "node_id": None}]},
@@ -277,6 +280,15 @@ async def test_the_largest_cursor_still_gives_work(run: Path, cursor: int) -> No
     again.engine.dispatch(ev.Stop("test over"))
     await again.engine.finished.wait()
     await again.engine.close()
+
+
+def test_checkpoints_that_cannot_be_listed_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Checkpoints, "rounds", denied)
+    with pytest.raises(CannotResume, match=r"cannot read the checkpoints in .*: Permission denied"):
+        resumed(run)
 
 
 # ---------------------------------------------------------------- another configuration

@@ -196,6 +196,7 @@ def test_an_interrupt_leaves_the_run_readable(cluster: Cluster) -> None:
         (["--insecure", "--task=digit"], "did you mean 'digits'"),
         (["--insecure", "--set=training.roundz=3"], "did you mean 'rounds'"),
         (["--insecure", "--rounds=-1"], "training.rounds"),
+        (["--insecure", "--force"], "--force goes with --resume"),
         (["--insecure", "--policy=bold"], "orchestrator.policy"),
         (["--insecure", "--listen=nowhere"], "HOST:PORT"),
         (["--token=t"], "--tls-cert"),

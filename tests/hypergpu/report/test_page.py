@@ -189,3 +189,16 @@ def test_a_run_that_ended_early_or_had_a_target_says_so(run_dir: Path) -> None:
         text = page(read_run(run_dir))
         assert told in text
         assert "Stopped by the user." in text
+
+
+def test_nodes_are_listed_by_number(make_run: Callable[..., Path]) -> None:
+    row = {"round": 1, "ended_seconds": 2.0, "seconds": 1.0, "contributors": ["node_2"], "missing": []}
+    figures = {"state": "quarantined"}
+    events = [
+        {"seconds": 1.0, "round": 1, "kind": "decision", "text": "quarantine", "subject": node, "figures": figures}
+        for node in ("node_10", "node_9", "node_2")
+    ]
+    text = page(read_run(make_run([row], events)))
+    assert "quarantined at some time: node_2, node_9, node_10." in text
+    options = [text.index(f">{node}</option>") for node in ("node_2", "node_9", "node_10")]
+    assert options == sorted(options)

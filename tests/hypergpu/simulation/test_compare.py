@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from common.errors import InvalidInput, UnknownName
 from hypergpu.cli.app import app
+from hypergpu.cli.simulate import in_words
 from hypergpu.simulation.compare import Result, Variant, against, compare, parse_threshold, variants_of
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario import Scenario
@@ -62,6 +63,14 @@ def test_quarantines_are_counted_by_reason() -> None:
         replace(OUTCOME, quarantined={"a": ["failures"]}),
     ]
     assert Result(Variant("reactive"), outcomes).quarantined() == {"a": {"failures": 2, "released": 1}}
+
+
+def test_quarantined_nodes_are_listed_by_number() -> None:
+    outcome = replace(OUTCOME, quarantined={f"node_{number}": ["failures"] for number in (10, 9, 2, 100)})
+    numbered = ["node_2", "node_9", "node_10", "node_100"]
+    assert list(Result(Variant("reactive"), [outcome]).quarantined()) == numbered
+    told = [line for line in in_words(outcome) if line.startswith("quarantine of ")]
+    assert told == [f"quarantine of {node}: failures" for node in numbered]
 
 
 def test_policies_times_strategies() -> None:
