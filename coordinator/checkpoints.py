@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import CorruptData, StorageError
-from coordinator.files import replace_file, sync_directory
+from coordinator.files import replace_files, sync_directory
 
 KEEP_CHECKPOINTS = 3
 DAMAGED = ".damaged"
@@ -71,11 +72,12 @@ class Checkpoints:
         state = json.dumps(checkpoint.state, allow_nan=False)
         try:
             self.directory.mkdir(exist_ok=True)
-            server = write_tensors(
-                self._server_file(checkpoint.round), checkpoint.server, {_ROUND: number, _STATE: state}
+            server = _signed(checkpoint.server, {_ROUND: number, _STATE: state})
+            model = _signed(
+                checkpoint.model, {**checkpoint.metadata, _ROUND: number, _SERVER_CHECKSUM: server[_CHECKSUM]}
             )
             file = self.model_file(checkpoint.round)
-            write_tensors(file, checkpoint.model, {**checkpoint.metadata, _ROUND: number, _SERVER_CHECKSUM: server})
+            _write({self._server_file(checkpoint.round): (checkpoint.server, server), file: (checkpoint.model, model)})
             self._remove_old()
         except OSError as error:
             raise StorageError(f"cannot write to {self.directory}: {error.strerror}") from error
@@ -137,14 +139,27 @@ def write_tensors(file: Path, tensors: Tensors, metadata: Mapping[str, str]) -> 
     Raises:
         StorageError: it cannot be written; the message names the file.
     """
-    signature = checksum(tensors, metadata)
-    signed = {"format": "pt", **metadata, _CHECKSUM: signature}
+    signed = _signed(tensors, metadata)
+    _write({file: (tensors, signed)})
+    return signed[_CHECKSUM]
+
+
+def _signed(tensors: Tensors, metadata: Mapping[str, str]) -> dict[str, str]:
+    return {"format": "pt", **metadata, _CHECKSUM: checksum(tensors, metadata)}
+
+
+def _write(files: Mapping[Path, tuple[Tensors, Mapping[str, str]]]) -> None:
     try:
-        replace_file(file, lambda partial: save_file(dict(tensors), partial, signed))
-    except (SafetensorError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise StorageError(f"cannot write {file}: {reason}") from error
-    return signature
+        replace_files({file: partial(_save, file, *content) for file, content in files.items()})
+    except OSError as error:
+        raise StorageError(f"cannot write {error.filename or next(iter(files))}: {error.strerror}") from error
+
+
+def _save(file: Path, tensors: Tensors, metadata: Mapping[str, str], place: Path) -> None:
+    try:
+        save_file(dict(tensors), place, dict(metadata))
+    except SafetensorError as error:  # no OSError, also on a full disk
+        raise StorageError(f"cannot write {file}: {error}") from error
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,24 +12,41 @@ _LEFT_BEHIND = re.compile(rf".*{re.escape(PARTIAL)}|\.tmp\w{{6}}", re.ASCII)
 """Files of a writer that was killed: ours, and those of safetensors."""
 
 
-def replace_file(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` produce a new file, and put it in the place of `file` at one stroke.
+def replace_files(writes: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Let each `write` produce a new file, and put them in the places of the files that they are for.
 
-    Whoever reads `file` finds the old content or the new, also after a loss of power. A failed write leaves nothing.
+    Each is replaced at one stroke, in order, once all are on the disk: whoever reads a file finds the old content or
+    the new, also after a loss of power. A write that fails leaves every file as it was.
 
     Raises:
-        OSError: the new file cannot be synced or renamed. What `write` raises passes through.
+        OSError: a file cannot be written; it is the error's `filename`. What else a `write` raises passes through.
     """
-    partial = file.with_name(f".{file.name}{PARTIAL}")
+    partials = {file: file.with_name(f".{file.name}{PARTIAL}") for file in writes}
+    try:
+        for file, write in writes.items():
+            _write_whole(file, partials[file], write)
+        for file, partial in partials.items():
+            partial.replace(file)
+    except BaseException:
+        for partial in partials.values():
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+        raise
+    for directory in {file.parent for file in writes}:
+        sync_directory(directory)
+
+
+def _write_whole(file: Path, partial: Path, write: Callable[[Path], object]) -> None:
     try:
         write(partial)
         sync_file(partial)
-        partial.replace(file)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-    sync_directory(file.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(file)) from error
+
+
+def replace_file(file: Path, write: Callable[[Path], object]) -> None:
+    """Replace one file, see `replace_files`."""
+    replace_files({file: write})
 
 
 def replace_text(file: Path, text: str) -> None:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from common.errors import CorruptData, StorageError
+from coordinator import files
 from coordinator.checkpoints import KEEP_CHECKPOINTS, Checkpoint, Checkpoints, checksum, read_tensors, write_tensors
 
 
@@ -181,6 +182,26 @@ def test_a_save_that_fails_names_the_file_and_keeps_what_was_there(
     with pytest.raises(StorageError, match=r"server-000015\.safetensors: No space left on device"):
         kept.save(checkpoint(15))
     assert {name: (kept.directory / name).read_bytes() for name in names(kept)} == before
+
+
+def test_a_model_that_cannot_be_written_leaves_the_checkpoint_of_the_same_round_whole(
+    kept: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = files.sync_file
+
+    def full(file: Path) -> None:
+        if "round" in file.name:
+            raise OSError(28, "No space left on device")
+        real(file)
+
+    monkeypatch.setattr(files, "sync_file", full)
+    before = names(kept)
+    with pytest.raises(StorageError, match=r"cannot write .*round-000010\.safetensors: No space left on device"):
+        kept.save(replace(checkpoint(10), state={"cursors": [11]}))
+    assert kept.read(10).state == {"cursors": [10]}
+    with pytest.raises(StorageError, match=r"round-000015\.safetensors"):
+        kept.save(checkpoint(15))
+    assert names(kept) == before
 
 
 def test_a_state_that_is_no_json_is_refused_when_it_is_saved(kept: Checkpoints) -> None:
