@@ -18,7 +18,8 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from common.config import SystemConfig
-from common.http import Answer, HttpServer, metrics
+from common.http import Answer, HttpServer
+from common.http import metrics as metrics_route
 from common.rpc import SERVER_OPTIONS, Tls, bind
 from coordinator.control import ControlService
 from coordinator.core import events as ev
@@ -47,7 +48,7 @@ from tasks.samples import count
 from tasks.saved import SavedModel
 
 _HOW_TO_GO_ON = (
-    "To go on, resume with more training.rounds (or, where a target ended it, a higher training.target_accuracy); to "
+    "To go on, resume with more training.rounds (or, where a target ended it, a better training.target_accuracy); to "
     "start a new run here, leave --resume out: this one is then kept under earlier/"
 )
 
@@ -89,6 +90,7 @@ class Coordinator:
             flat = build(task, training.seed)
             model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, training)
             evaluated = build(task, training.seed, device)
+            held_out = HeldOut(evaluated, task, config.server.evaluation_batch_size or training.batch_size)
             saved, samples = SavedModel(evaluated), count(task.train)
             identity = identity_of(saved, samples, flat.parameter_count)
             files = ModelFiles(options.out, model, saved, identity, {"task": training.task})
@@ -100,7 +102,7 @@ class Coordinator:
                 restore(model, self._found, saved, self._forced)
                 shards = ShardTable.restored(self._found.state.shards.model_dump(), samples)
                 files.go_on(self._found.score)
-            self._complete = self._found is not None and self._found.is_complete(training)
+            self._complete = self._found is not None and self._found.is_complete(training, held_out.metric)
             self.orchestrator: AdaptiveOrchestrator = build_orchestrator(config)
             machine = RoundMachine(
                 training,
@@ -110,11 +112,12 @@ class Coordinator:
                 first_round=self._found.round + 1 if self._found else 1,
                 shards=shards,
                 complete=self._complete,
+                metric=held_out.metric,
             )
             self.registry = CollectorRegistry()
             self.links = NodeLinks(self.orchestrator)
-            held_out = HeldOut(evaluated, task, config.server.evaluation_batch_size or training.batch_size)
-            seams = Seams(self.run_dir, files, Metrics(self.registry), held_out.evaluate, self.links)
+            metrics = Metrics(self.registry, held_out.metric)
+            seams = Seams(self.run_dir, files, metrics, held_out.evaluate, self.links)
             if self._found is not None:
                 _take_over(self._found.state, machine)
                 spent = self.run_dir.spent()
@@ -136,7 +139,7 @@ class Coordinator:
                     return 0
             server = await self._server()
             address = bind(server, self.config.server.listen, self._options.tls)
-            routes = {"/metrics": metrics(self.registry), "/healthz": self._health, "/sd": self._targets}
+            routes = {"/metrics": metrics_route(self.registry), "/healthz": self._health, "/sd": self._targets}
             http = HttpServer(self.config.server.http_listen, routes)
             stack.callback(http.close)
             self._begin()  # not before it is sure that this run can begin
@@ -197,7 +200,9 @@ class Coordinator:
             self.engine, self.config.server.heartbeat_seconds, self.config.server.max_model_bytes
         )
         server.add_generic_rpc_handlers((training.handler(),))
-        coordinator_pb2_grpc.add_ControlServicer_to_server(ControlService(self.engine, self.orchestrator), server)
+        coordinator_pb2_grpc.add_ControlServicer_to_server(
+            ControlService(self.engine, self.orchestrator, self.links), server
+        )
         names = [service.full_name for service in coordinator_pb2.DESCRIPTOR.services_by_name.values()]
         checker = health.aio.HealthServicer()
         for name in ("", *names):
@@ -230,8 +235,7 @@ class Coordinator:
 
 def _take_over(state: SavedState, machine: RoundMachine) -> None:
     machine.members.remember(node.model_dump(mode="json") for node in state.nodes)
-    machine.loss = state.loss or 0.0
-    machine.accuracy = state.accuracy or 0.0
+    machine.loss, machine.metric_value = state.loss, state.metric
 
 
 async def _first(*waits: Any) -> None:

@@ -1,11 +1,11 @@
 """The service for users: look at the run, and steer it."""
 
-import math
 import time
 from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
 
 from common.errors import InvalidInput, UnknownName
+from common.metric import finite
 from coordinator import convert
 from coordinator.core import events as ev
 from coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator
@@ -26,10 +26,10 @@ _LATEST_DECISIONS = 20
 class ControlService(coordinator_pb2_grpc.ControlServicer):
     """The Control service of coordinator.proto."""
 
-    def __init__(self, engine: Engine, orchestrator: AdaptiveOrchestrator) -> None:
+    def __init__(self, engine: Engine, orchestrator: AdaptiveOrchestrator, links: NodeLinks) -> None:
         self._engine = engine
         self._orchestrator = orchestrator
-        self._links = NodeLinks(orchestrator)
+        self._links = links
 
     @unary
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.Status:  # noqa: N802
@@ -118,7 +118,7 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
         member = self._engine.machine.members.require(node)
         connected = node in self._engine.machine.members.connected
         known = self._links.describe(node)
-        if not connected:
+        if not connected or self._engine.machine.finished:
             known = {**known, "state": "", "reason": ""}
         return convert.node_info(member, self._engine, known)
 
@@ -132,8 +132,8 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
             task=machine.config.task,
             round=machine.config.shown_round(machine.round),
             rounds=machine.config.rounds,
-            loss=machine.loss if math.isfinite(machine.loss) else 0.0,
-            accuracy=machine.accuracy,
+            loss=finite(machine.loss),
+            metric=convert.metric(machine),
             elapsed_seconds=engine.elapsed_seconds,
             nodes_connected=len(machine.members.connected),
             nodes_selected=len(machine.selected),

@@ -4,12 +4,15 @@ import json
 import math
 from typing import Any
 
+from common import strict_json
 from common.errors import InvalidInput, ProtocolError
+from common.metric import finite
 from common.wire import manifest_to_proto
 from coordinator.core import events as ev
 from coordinator.core.decisions import Decision
 from coordinator.core.global_model import GlobalModel
 from coordinator.core.membership import Member
+from coordinator.core.rounds import RoundMachine
 from coordinator.engine import Engine
 from coordinator.results import RunEvent
 from protos import coordinator_pb2 as pb
@@ -129,9 +132,22 @@ def decision(taken: Decision) -> pb.DecisionRecord:
     )
 
 
+def metric(machine: RoundMachine) -> pb.Metric:
+    """The main metric of a run, and how it stands."""
+    spec = machine.metric
+    return pb.Metric(
+        name=spec.name,
+        better=spec.better,
+        format=spec.format,
+        unit=spec.unit,
+        value=finite(machine.metric_value),
+        target=machine.config.target_accuracy,
+    )
+
+
 def run_event(event: RunEvent) -> pb.RunEvent:
     """An event as users see it."""
-    encoded = json.dumps(event.row(), separators=(",", ":"), default=str)
+    encoded = strict_json.dumps(event.row(), separators=(",", ":"), default=str)
     return pb.RunEvent(seconds=event.seconds, round=max(0, event.round), kind=event.kind, text=event.text, json=encoded)
 
 
@@ -144,9 +160,9 @@ def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeIn
         rounds_selected=member.rounds_selected,
         retries=member.retries,
         batch_size=member.batch_size,
-        latency_ms=link.get("latency_ms") or 0.0,
-        loss_rate=link.get("loss_rate") or 0.0,
-        score=link.get("score") or 0.0,
+        latency_ms=link.get("latency_ms"),
+        loss_rate=link.get("loss_rate"),
+        score=link.get("score"),
         quality=link.get("quality") or "",
         gpu=member.info.get("gpu", ""),
         seconds_since_seen=max(0.0, engine.now - member.last_seen),

@@ -1,7 +1,6 @@
 """Runs a training run: carries out what the round machine decides, and tells it what came of it."""
 
 import asyncio
-import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from common.clock import Clock, monotonic
 from common.errors import NonFiniteUpdate, StorageError
 from common.tensors import Flat, chunks
 from common.wire import encode_part
+from common.metric import finite
 from coordinator.core import events as ev
 from coordinator.core.aggregation import is_finite
 from coordinator.core.global_model import GlobalModel
@@ -26,11 +26,12 @@ from coordinator.model_files import ModelFiles
 from coordinator.results import RunEvent, node_row, outcome, round_row
 from coordinator.run_dir import RunDir, Spent
 from coordinator.uploads import Uploads
+from tasks import Evaluation
 
 log = structlog.get_logger()
 
-Evaluate = Callable[[Flat], tuple[float, float]]
-"""Parameters -> (loss, accuracy) on held-out data; called on a thread of its own."""
+Evaluate = Callable[[Flat], Evaluation]
+"""Parameters -> how good they are on held-out data; called on a thread of its own."""
 
 _QUIET = frozenset({"round_started", "decision"})
 """Kinds of records that are logged at debug level: the rest is news."""
@@ -50,6 +51,10 @@ class Links(Protocol):
 
     def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float) -> None:
         """A heartbeat of a registered node."""
+        ...
+
+    def freeze(self, node: str) -> None:
+        """A node has no more to say: keep what is known of its link."""
         ...
 
     def summary(self) -> Mapping[str, Any]:
@@ -119,12 +124,14 @@ class Engine:
         self._syncing = False
         self._nodes_written_at = -_NODES_FILE_SECONDS
         self._finish_reason = ""
+        self._ended_seconds: float | None = None
+        self._metric_fault = ""
         self.metrics.rounds_planned.set(machine.config.rounds)
 
     @property
     def elapsed_seconds(self) -> float:
-        """Since the run began, without the time in which nobody ran it."""
-        return self._clock() - self._started_at
+        """From the run's beginning to now, or to its end, without the time in which nobody ran it."""
+        return self._clock() - self._started_at if self._ended_seconds is None else self._ended_seconds
 
     @property
     def now(self) -> float:
@@ -161,6 +168,8 @@ class Engine:
         Raises:
             HyperGPUError: as `RoundMachine.handle`.
         """
+        if isinstance(event, ev.NodeLeft) and self.machine.members.get(event.node) is not None:
+            self._seams.links.freeze(event.node)
         effects = self.machine.handle(event, self._clock())
         for effect in effects:
             self.metrics.observe(effect, self.machine)
@@ -284,6 +293,9 @@ class Engine:
                 self._timer = asyncio.get_running_loop().call_later(delay, self.dispatch, ev.Tick())
             case ev.Finish(reason=reason):
                 self._finish_reason = str(reason)
+                self._ended_seconds = self.elapsed_seconds
+                for node in self.machine.members.connected:
+                    self._seams.links.freeze(node)
                 self._spawn(self._end_run())
             case _:
                 pass
@@ -296,22 +308,24 @@ class Engine:
             if not good:
                 text = f"the step of round {closed.round} would not be finite and was left out"
                 self._publish(RunEvent(self.elapsed_seconds, closed.round, "step_skipped", text, {}))
-            loss = accuracy = None
+            loss = metric = None
             if closed.evaluate:
                 with self.metrics.evaluation_seconds.time():
-                    loss, accuracy = await self._run(self._seams.evaluate, self.model.values)
-                self.metrics.loss.set(loss)
-                self.metrics.accuracy.set(accuracy)
-                await self._run(self._seams.files.evaluated, Score(closed.round, loss, accuracy))
+                    found = await self._run(self._seams.evaluate, self.model.values)
+                loss, metric = found.loss, found.metric
+                self._tell_metric_fault(found.fault, closed.round)
+                self.metrics.evaluated(loss, metric)
+                score = Score(closed.round, loss, metric, self.machine.metric)
+                await self._run(self._seams.files.evaluated, score)
         except Exception as error:  # the user's model or evaluation: the run can't go on, its files must
             log.exception("the round could not be ended", round=closed.round)
             self.failure = f"round {closed.round} could not be evaluated: {type(error).__name__}: {error}"
             self.dispatch(ev.Stop(self.failure))
             return
-        self._seams.run_dir.round(round_row(closed, loss, accuracy, self.elapsed_seconds))
+        self._seams.run_dir.round(round_row(closed, loss, self.machine.metric, metric, self.elapsed_seconds))
         if not self._syncing:
             self._spawn(self._sync_records())
-        self.dispatch(ev.Evaluated(closed.round, loss, accuracy, self.model.update_norms if good else None))
+        self.dispatch(ev.Evaluated(closed.round, loss, metric, self.model.update_norms if good else None))
         if closed.round % self.machine.config.checkpoint_every == 0:
             await self._checkpoint(closed.round)
         if self._clock() - self._nodes_written_at >= _NODES_FILE_SECONDS:
@@ -327,6 +341,13 @@ class Engine:
             log.error("the records of the run cannot be synced to the disk", reason=str(error))
         finally:
             self._syncing = False
+
+    def _tell_metric_fault(self, fault: str, round_number: int) -> None:
+        """Put on record, once for each cause, that the metric could not be computed. Training goes on by the loss."""
+        if fault and fault != self._metric_fault:
+            text = f"{fault}; it is undefined for round {round_number}, and training goes on"
+            self._publish(RunEvent(self.elapsed_seconds, round_number, "metric_failed", text, {}))
+        self._metric_fault = fault
 
     async def _end_run(self) -> None:
         done = self.machine.round - 1
@@ -347,8 +368,8 @@ class Engine:
             "shards": machine.shards.snapshot(),
             "nodes": self.node_rows(),
             "elapsed_seconds": self.elapsed_seconds,
-            "loss": machine.loss if math.isfinite(machine.loss) else None,
-            "accuracy": machine.accuracy if math.isfinite(machine.accuracy) else None,
+            "loss": finite(machine.loss),
+            "metric": machine.metric_value,
             "finished": self._finish_reason or None,
         }
         await self._save("the checkpoint", round_number, self._seams.files.checkpoint, round_number, state)
@@ -368,8 +389,10 @@ class Engine:
         return [node_row(member, self.state_of(member.node_id)) for member in self.machine.members]
 
     def state_of(self, node: str) -> str:
-        """A node's state in one word: preparing, idle, working, straggling, lost, left."""
+        """A node's state in one word: preparing, idle, working, straggling, lost, left, done."""
         member = self.machine.members.require(node)
+        if self.machine.finished and (member.completed or node in self.machine.members.connected):
+            return "done"
         if node not in self.machine.members.connected:
             return str(member.presence)
         if not member.ready:

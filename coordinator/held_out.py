@@ -5,7 +5,7 @@ import torch
 
 from common.errors import ConfigError
 from common.tensors import Flat
-from tasks import FlatModel, Task, evaluate
+from tasks import Evaluation, FlatModel, Task, evaluate, metric_of, spec_of
 
 log = structlog.get_logger()
 
@@ -44,9 +44,11 @@ class HeldOut:
     def __init__(self, model: FlatModel, task: Task, batch_size: int) -> None:
         self._model, self._task = model, task
         self.batch_size = batch_size
+        self.metric = spec_of(metric_of(task, model.module))
+        """What the model is judged by."""
 
-    def evaluate(self, values: Flat) -> tuple[float, float]:
-        """Return loss and accuracy of these parameters."""
+    def evaluate(self, values: Flat) -> Evaluation:
+        """Return loss and metric of these parameters."""
         self._model.load(values)
         result = evaluate(self._model.module, self._task, batch_size=self.batch_size)
         if result.batch_size < self.batch_size:
@@ -57,4 +59,4 @@ class HeldOut:
                 setting="server.evaluation_batch_size",
             )
             self.batch_size = result.batch_size
-        return result.loss, result.accuracy
+        return result

@@ -5,8 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.errors import HyperGPUError
+from common.metric import finite
 from coordinator.core.orchestration import AdaptiveOrchestrator
 from coordinator.core.selection import NodeState
+
+UNMEASURED = "unknown"
+"""Quality of a link of which nothing was measured yet."""
 
 
 class NodeLinks:
@@ -23,9 +27,11 @@ class NodeLinks:
         self._round_trip_ms: dict[str, float] = {}
         self._counting: set[str] = set()
         self._scraped: set[str] = set()
+        self._final: dict[str, dict[str, Any]] = {}
 
     def register(self, node: str, largest_batch: int) -> None:
         """A node joined; 0 = how much it can hold is not known."""
+        self._final.pop(node, None)
         self._orchestrator.register_node(node, largest_batch or None)
 
     def communication(self, node: str, latency_ms: float, success: bool) -> None:
@@ -63,8 +69,17 @@ class NodeLinks:
         overhead = self._orchestrator.get_orchestrator_status()["overhead"]
         return {"policy": str(self._orchestrator.policy), "adaptation_share": overhead["share_of_round_time"]}
 
+    def freeze(self, node: str) -> None:
+        """Keep what is known of a node that has no more to say: its silence from now on says nothing of its link."""
+        self._final.setdefault(node, self.describe(node))
+
     def describe(self, node: str) -> dict[str, Any]:
-        """latency_ms, loss_rate, score, quality, and where the selector holds the node back: state and reason."""
+        """latency_ms, loss_rate, score, quality, and where the selector holds the node back: state and reason.
+
+        Figures are None, and the quality is `unknown`, where nothing was measured yet.
+        """
+        if node in self._final:
+            return dict(self._final[node])
         try:
             profile = self._monitor.get_node_profile(node)
             state = self._orchestrator.selector.get_node_state(node)
@@ -72,10 +87,10 @@ class NodeLinks:
         except HyperGPUError:
             return {}
         known: dict[str, Any] = {
-            "latency_ms": profile.latency_ms if math.isfinite(profile.latency_ms) else None,
-            "loss_rate": profile.loss_rate if math.isfinite(profile.loss_rate) else None,
-            "score": profile.score,
-            "quality": str(profile.quality),
+            "latency_ms": finite(profile.latency_ms),
+            "loss_rate": finite(profile.loss_rate) if profile.measured else None,
+            "score": profile.score if profile.measured else None,
+            "quality": str(profile.quality) if profile.measured else UNMEASURED,
             "reason": details["reason"],
         }
         if state is not NodeState.ACTIVE:

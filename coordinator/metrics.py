@@ -3,6 +3,8 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from common import errors
+from common.metric import ACCURACY, MetricSpec
+from common.series import OptionalGauge
 from coordinator.core import events as ev
 from coordinator.core.rounds import RoundMachine
 
@@ -11,9 +13,9 @@ _ROUND_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 class Metrics:
-    """All series of the coordinator, in the registry that is given."""
+    """All series of the coordinator, in the registry that is given; `metric` is what the model is judged by."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, metric: MetricSpec = ACCURACY) -> None:
         self.registry = registry
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -21,6 +23,9 @@ class Metrics:
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"hypergpu_{name}", text, labels, registry=registry)
+
+        def optional(name: str, text: str, **labels: str) -> OptionalGauge:
+            return OptionalGauge(f"hypergpu_{name}", text, registry, labels)
 
         def seconds(name: str, text: str) -> Histogram:
             return Histogram(f"hypergpu_{name}_seconds", text, registry=registry, buckets=_ROUND_BUCKETS)
@@ -30,9 +35,9 @@ class Metrics:
         self.round = gauge("round", "The round that runs or is to come next.")
         self.rounds_planned = gauge("rounds_planned", "Rounds of the whole run; 0 is a run without an end.")
         self.round_seconds = seconds("round_duration", "From the start of a round to its close.")
-        self.loss = gauge("loss", "Loss on held-out data after the last evaluation.")
-        self.accuracy = gauge("accuracy_ratio", "Accuracy on held-out data after the last evaluation.")
-        self.train_loss = gauge("train_loss", "Mean training loss of the last round.")
+        self._loss = optional("loss", "Loss on held-out data after the last evaluation.")
+        self._metric = optional("metric", "Main metric on held-out data after the last evaluation.", metric=metric.name)
+        self._train_loss = optional("train_loss", "Mean training loss of the last round.")
         self.samples = counter("samples", "Training samples in accepted updates.")
         self.updates = counter("updates", "Updates that arrived, by outcome.", "outcome")
         self.rejected = counter("updates_rejected", "Updates that could not be used, by kind of error.", "error")
@@ -53,6 +58,11 @@ class Metrics:
         for refused in (self.rejected, self._returned):
             refused.labels(errors.NonFiniteUpdate.__name__)
 
+    def evaluated(self, loss: float, metric: float | None) -> None:
+        """Set the figures of an evaluation; a metric that is undefined has no series."""
+        self._loss.set(loss)
+        self._metric.set(metric)
+
     def returned(self, reason: str) -> None:
         """A node gave work up; a reason that we don't know counts as `other`, so that nobody can invent labels."""
         self._returned.labels(reason if reason in _REASONS else "other").inc()
@@ -70,7 +80,7 @@ class Metrics:
             case ev.CloseRound():
                 self.rounds.labels(effect.reason).inc()
                 self.round_seconds.observe(effect.seconds)
-                self.train_loss.set(effect.loss)
+                self._train_loss.set(effect.loss)
                 self.selected.set(0)
             case ev.AbandonRound():
                 self.abandoned.inc()

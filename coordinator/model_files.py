@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from common.errors import CorruptData, InvalidInput, NonFiniteUpdate
+from common.metric import MetricSpec, finite
 from common.tensors import Flat
 from coordinator.checkpoints import Checkpoint, Checkpoints, Tensors, read_tensors, write_tensors
 from coordinator.core.aggregation import is_finite
@@ -109,8 +110,7 @@ class ModelFiles:
         return self._latest if self._latest is not None and self._latest.round == round_number else None
 
     def _metadata(self, score: Score | None) -> dict[str, str]:
-        measured = {} if score is None else {"loss": repr(score.loss), "accuracy": repr(score.accuracy)}
-        return {**self._about, **measured}
+        return {**self._about, **({} if score is None else _described(score))}
 
 
 _OPTIMIZER = "optimizer."
@@ -132,10 +132,18 @@ def apart_of(server: Tensors) -> Tensors:
 def score_of(metadata: Mapping[str, str]) -> Score | None:
     """Return how the model of a file did on held-out data; None where the file does not say."""
     try:
-        score = Score(int(metadata["round"]), float(metadata["loss"]), float(metadata["accuracy"]))
+        spec = MetricSpec.model_validate_json(metadata["metric"])
+        value = float(metadata[spec.name]) if spec.name in metadata else None
+        score = Score(int(metadata["round"]), float(metadata["loss"]), finite(value), spec)
     except (KeyError, ValueError):
         return None
     return score if score.round >= 1 and math.isfinite(score.loss) else None
+
+
+def _described(score: Score) -> dict[str, str]:
+    """Metadata of an evaluated model: its loss, and its metric under its name with what describes it."""
+    value = {} if score.metric is None else {score.spec.name: repr(score.metric)}
+    return {"loss": repr(score.loss), **value, "metric": score.spec.model_dump_json()}
 
 
 def _require_savable(state: Tensors) -> None:

@@ -35,15 +35,16 @@ _STANDING = {state: number for number, state in enumerate(NodeState)}
 class _Row:
     node: str
     connected: bool
-    quality: int
-    score: float
+    quality: int | None
+    """None where nothing was measured yet; so are `score` and, without an attempt, `contribution`."""
+    score: float | None
     points: tuple[tuple[str, float], ...]
     latency_seconds: float
     loss: float
-    batch_size: int
+    batch_size: int | None
     selected: bool
     standing: int
-    contribution: float
+    contribution: float | None
     rounds: int
     late: int
 
@@ -54,7 +55,7 @@ class _Picture:
     state: str = RunState.WAITING
     phase: str = Phase.INITIALIZATION
     policy: str = AdaptationPolicy.NONE
-    overhead: float = 0.0
+    overhead: float | None = None
     rollbacks: int = 0
 
 
@@ -94,7 +95,7 @@ class NodeSeries(Collector):
             state=str(self._machine.state),
             phase=status["phase"],
             policy=status["policy"],
-            overhead=status["overhead"]["share_of_round_time"] or 0.0,
+            overhead=status["overhead"]["share_of_round_time"],
             rollbacks=status["rollbacks"],
         )
 
@@ -104,9 +105,11 @@ class NodeSeries(Collector):
         yield _states("run_state", "1 for the state that the run is in.", "state", RunState, picture.state)
         yield _states("phase", "1 for the phase of the adaptation.", "phase", Phase, picture.phase)
         yield _states("policy", "1 for the policy in force.", "policy", AdaptationPolicy, picture.policy)
-        yield GaugeMetricFamily(
-            "hypergpu_adaptation_overhead_ratio", "Time spent on deciding, over the time of rounds.", picture.overhead
+        overhead = GaugeMetricFamily(
+            "hypergpu_adaptation_overhead_ratio", "Time spent on deciding, over the time of rounds.", labels=[]
         )
+        _add(overhead, [], picture.overhead)
+        yield overhead
         yield CounterMetricFamily("hypergpu_rollbacks", "Configurations that were taken back.", picture.rollbacks)
         yield from self._links(picture.rows)
         yield from self._members(picture.rows)
@@ -124,14 +127,12 @@ class NodeSeries(Collector):
         loss = _by_node("link_loss_ratio", "Smoothed share of communications that were lost.")
         for row in rows:
             node = [row.node]
-            quality.add_metric(node, row.quality)
-            score.add_metric(node, row.score)
+            _add(quality, node, row.quality)
+            _add(score, node, row.score)
             for part, value in row.points:
                 points.add_metric([row.node, part], value)
-            if math.isfinite(row.latency_seconds):
-                latency.add_metric(node, row.latency_seconds)
-            if math.isfinite(row.loss):
-                loss.add_metric(node, row.loss)
+            _add(latency, node, row.latency_seconds)
+            _add(loss, node, row.loss)
         yield from (quality, score, points, latency, loss)
 
     @staticmethod
@@ -150,10 +151,10 @@ class NodeSeries(Collector):
         for row in rows:
             node = [row.node]
             connected.add_metric(node, row.connected)
-            batch.add_metric(node, row.batch_size)
+            _add(batch, node, row.batch_size)
             selected.add_metric(node, row.selected)
             standing.add_metric(node, row.standing)
-            contribution.add_metric(node, row.contribution)
+            _add(contribution, node, row.contribution)
             rounds.add_metric(node, row.rounds)
             late.add_metric(node, row.late)
         yield from (connected, batch, selected, standing, contribution, rounds, late)
@@ -167,22 +168,29 @@ class NodeSeries(Collector):
         node, connected = member.node_id, member.presence is Presence.CONNECTED
         link = self._orchestrator.monitor.get_node_profile(node)
         details = self._orchestrator.selector.get_node_details(node)
+        known = link.measured or not connected
         points = {"latency": link.latency_score, "loss": link.loss_score, "reliability": link.reliability_score}
         return _Row(
             node=node,
             connected=connected,
-            quality=_RANK[link.quality if connected else ConnectionQuality.OFFLINE],
-            score=link.score,
-            points=tuple(points.items()),
+            quality=_RANK[link.quality if connected else ConnectionQuality.OFFLINE] if known else None,
+            score=link.score if known else None,
+            points=tuple(points.items()) if known else (),
             latency_seconds=link.latency_ms / 1000.0,
-            loss=link.loss_rate,
-            batch_size=member.batch_size,
+            loss=link.loss_rate if known else math.nan,
+            batch_size=member.batch_size or None,
             selected=selected,
             standing=_STANDING[NodeState(details["state"])],
-            contribution=details["contribution_score"],
+            contribution=details["contribution_score"] if details["attempts"] else None,
             rounds=member.rounds_contributed,
             late=member.late,
         )
+
+
+def _add(family: GaugeMetricFamily, labels: list[str], value: float | None) -> None:
+    """Add a sample, if the value is known."""
+    if value is not None and math.isfinite(value):
+        family.add_metric(labels, value)
 
 
 def _by_node(name: str, text: str, *labels: str) -> GaugeMetricFamily:

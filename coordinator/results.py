@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from common.metric import MetricSpec
 from coordinator.core import events as ev
 from coordinator.core.membership import Member
 from coordinator.core.rounds import RoundMachine
@@ -26,16 +27,19 @@ class RunEvent:
 
 
 def round_row(
-    closed: ev.CloseRound, loss: float | None, accuracy: float | None, ended_seconds: float
+    closed: ev.CloseRound, loss: float | None, spec: MetricSpec, metric: float | None, ended_seconds: float
 ) -> dict[str, Any]:
-    """A line of rounds.jsonl; `loss` and `accuracy` on held-out data, None where the round was not evaluated."""
+    """A line of rounds.jsonl; the loss and the metric, under its name, are on held-out data.
+
+    Both are None where the round was not evaluated, and the metric also where it is undefined.
+    """
     return {
         "round": closed.round,
-        "ended_seconds": round(ended_seconds, 3),
+        "ended_seconds": round(ended_seconds, 6),
         "seconds": round(closed.seconds, 6),
         "reason": str(closed.reason),
+        spec.name: metric,
         "loss": loss,
-        "accuracy": accuracy,
         "train_loss": closed.loss,
         "samples": closed.samples,
         "contributors": [c.node for c in closed.contributions if c.success],
@@ -71,7 +75,8 @@ def outcome(machine: RoundMachine, finish_reason: str, duration_seconds: float) 
         "reason": finish_reason,
         "rounds": machine.round - 1,
         "rounds_planned": machine.config.rounds,
+        "metric": machine.metric.model_dump(),
+        f"final_{machine.metric.name}": machine.metric_value,
         "final_loss": machine.loss,
-        "final_accuracy": machine.accuracy,
         "duration_seconds": round(duration_seconds, 3),
     }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common.config.training import TrainingConfig
 from common.errors import CannotResume, CorruptData
+from common.metric import MetricSpec
 from coordinator.checkpoints import Checkpoint, Checkpoints, Tensors, checksum
 from coordinator.core.events import FinishReason
 from coordinator.core.global_model import GlobalModel
@@ -49,12 +50,12 @@ class Found:
         """How the model did in that round; None if it was not evaluated."""
         return score_of(self.checkpoint.metadata)
 
-    def is_complete(self, config: TrainingConfig) -> bool:
+    def is_complete(self, config: TrainingConfig, metric: MetricSpec) -> bool:
         """Whether nothing is left to do: all rounds are done, or the target is reached."""
         if config.is_last(self.round):
             return True
-        target, accuracy = config.target_accuracy, self.state.accuracy
-        reached = target is not None and accuracy is not None and accuracy >= target
+        target = config.target_accuracy
+        reached = target is not None and metric.reached(self.state.metric, target)
         return self.state.finished is FinishReason.TARGET_REACHED and reached
 
 

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 import yaml
 
+from common import strict_json
 from common.config import SystemConfig
 from common.errors import ConfigError
 from coordinator.files import remove_partial_files, replace_text, sync_directory
@@ -136,11 +137,11 @@ class RunDir:
 
     def nodes(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """The nodes as they stand."""
-        self._replace("nodes.json", json.dumps(list(rows), indent=1))
+        self._replace("nodes.json", strict_json.dumps(list(rows), indent=1))
 
     def summary(self, result: Mapping[str, Any]) -> None:
         """The result as it stands."""
-        self._replace("summary.json", json.dumps(result, indent=1))
+        self._replace("summary.json", strict_json.dumps(result, indent=1))
 
     def spent(self) -> Spent:
         """What the run took until its process ended."""
@@ -184,7 +185,7 @@ class RunDir:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, separators=(",", ":"), default=str) + "\n"
+    return strict_json.dumps(row, separators=(",", ":"), default=str) + "\n"
 
 
 def _count(value: object) -> int:

@@ -76,7 +76,8 @@ class SavedState(_Saved):
     elapsed_seconds: Annotated[float, Field(ge=0, le=_LONGEST_RUN_SECONDS, allow_inf_nan=False)]
     loss: Finite | None
     """Of the last evaluation; None before the first."""
-    accuracy: Finite | None
+    metric: Finite | None
+    """Likewise; None also where the metric is undefined."""
     finished: FinishReason | None
     """Why the run ended, where it did."""
 

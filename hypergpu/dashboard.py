@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from pydantic import ValidationError
 from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -14,8 +15,20 @@ from rich.table import Table
 from rich.text import Text
 
 from common.errors import Unavailable
+from common.metric import ACCURACY, LOSS, UNKNOWN, MetricSpec, finite, plain_number
 from hypergpu.client import Client
-from hypergpu.show import QUALITY_STYLE, STATE_STYLE, counted, duration, progress, styled
+from hypergpu.show import (
+    QUALITY_STYLE,
+    STATE_STYLE,
+    counted,
+    duration,
+    known,
+    milliseconds,
+    number,
+    progress,
+    share,
+    styled,
+)
 from protos import coordinator_pb2 as pb
 from protos import netsim_pb2 as net
 
@@ -37,24 +50,28 @@ class Snapshot:
 
 @dataclass(slots=True)
 class History:
-    """Accuracy and duration of each round, as far as they were seen."""
+    """Metric and duration of each round, as far as they were seen."""
 
-    accuracy: dict[int, float] = field(default_factory=dict)
+    metric_name: str = "accuracy"
+    metric: dict[int, float] = field(default_factory=dict)
     round_seconds: dict[int, float] = field(default_factory=dict)
 
     def add(self, status: pb.Status) -> None:
         """Take in a status: a later one of the same round replaces it."""
-        if status.round:
-            self.accuracy[status.round] = status.accuracy
-            self.round_seconds[status.round] = status.round_seconds
+        value, seconds = known(status.metric, "value"), known(status, "round_seconds")
+        if status.round and value is not None:
+            self.metric[status.round] = value
+        if status.round and seconds is not None:
+            self.round_seconds[status.round] = seconds
 
     def replay(self, event: pb.RunEvent) -> None:
         """Take in an event of the past: closed rounds carry both figures."""
         record = json.loads(event.json) if event.kind == "round_closed" else {}
-        if record.get("accuracy") is not None:
-            self.accuracy[event.round] = record["accuracy"]
-        if record.get("round_seconds") is not None:
-            self.round_seconds[event.round] = record["round_seconds"]
+        value, seconds = finite(record.get(self.metric_name)), finite(record.get("round_seconds"))
+        if value is not None:
+            self.metric[event.round] = value
+        if seconds is not None:
+            self.round_seconds[event.round] = seconds
 
 
 async def take_snapshot(client: Client) -> Snapshot:
@@ -79,6 +96,23 @@ def dashboard(snapshot: Snapshot, history: History, height: int = 30) -> Rendera
     )
 
 
+def metric_of(status: pb.Status) -> MetricSpec:
+    """The metric of a run, as its coordinator describes it."""
+    told = status.metric
+    try:
+        return MetricSpec.model_validate(
+            {"name": told.name, "better": told.better, "format": told.format, "unit": told.unit}
+        )
+    except ValidationError:  # a coordinator of another version
+        return ACCURACY
+
+
+def figures_of(status: pb.Status) -> str:
+    """Metric and loss for people: accuracy 95.1 %  loss 0.213."""
+    metric, loss = metric_of(status), f"loss {plain_number(known(status, 'loss'))}"
+    return loss if metric == LOSS else f"{metric.label(known(status.metric, 'value'))}  {loss}"
+
+
 def sparkline(values: Iterable[float], width: int = 40) -> str:
     """The last `width` values as a line of bars, scaled from the least to the greatest."""
     shown = list(values)[-width:]
@@ -97,14 +131,14 @@ def _progress(status: pb.Status, history: History) -> Panel:
     bar.add_row(
         progress(status),
         ProgressBar(total=status.rounds, completed=status.round) if status.rounds else "until it is stopped",
-        f"accuracy [b]{status.accuracy:.1%}[/]  loss {status.loss:.3f}  {duration(status.elapsed_seconds)}",
+        f"[b]{escape(figures_of(status))}[/]  {duration(status.elapsed_seconds)}",
     )
     trend = Table.grid(expand=True, padding=(0, 1))
     trend.add_column(no_wrap=True)
     trend.add_column(no_wrap=True, justify="right")
     trend.add_row(
-        f"accuracy [green]{sparkline(history.accuracy.values(), 30)}[/]",
-        f"round time [cyan]{sparkline(history.round_seconds.values(), 30)}[/] {duration(status.round_seconds)}",
+        f"{escape(metric_of(status).name)} [green]{sparkline(history.metric.values(), 30)}[/]",
+        f"round time [cyan]{sparkline(history.round_seconds.values(), 30)}[/] {_last_round(status)}",
     )
     if status.waiting_for:
         note = Text(f"waiting: {status.waiting_for}", "yellow", no_wrap=True, overflow="ellipsis")
@@ -121,6 +155,11 @@ def _progress(status: pb.Status, history: History) -> Panel:
     )
 
 
+def _last_round(status: pb.Status) -> str:
+    seconds = known(status, "round_seconds")
+    return UNKNOWN if seconds is None else duration(seconds)
+
+
 def _nodes(snapshot: Snapshot, rows: int) -> Panel:
     links = {link.node_id: link for link in snapshot.links}
     table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
@@ -128,7 +167,8 @@ def _nodes(snapshot: Snapshot, rows: int) -> Panel:
     table.add_column("state", no_wrap=True)
     if links:
         table.add_column("profile", no_wrap=True)
-        table.add_column("injected", no_wrap=True, justify="right")
+        table.add_column("injected now", no_wrap=True, justify="right")
+        table.add_column("mean", no_wrap=True, justify="right")
     table.add_column("seen", no_wrap=True, justify="right")
     table.add_column("loss", no_wrap=True, justify="right")
     table.add_column("score", no_wrap=True, justify="right")
@@ -141,10 +181,10 @@ def _nodes(snapshot: Snapshot, rows: int) -> Panel:
         table.add_row(
             node.node_id,
             styled(node.state, STATE_STYLE),
-            *((_profile(link), _injected(link)) if links else ()),
-            f"{node.latency_ms:.0f} ms",
-            f"{node.loss_rate:.0%}",
-            f"{node.score:.0f}",
+            *((_profile(link), _delay(link, "recent_delay_ms"), _delay(link, "mean_delay_ms")) if links else ()),
+            milliseconds(known(node, "latency_ms")),
+            share(known(node, "loss_rate")),
+            number(known(node, "score")),
             styled(node.quality, QUALITY_STYLE),
             str(node.batch_size),
             f"{node.rounds_contributed}/{node.rounds_selected}",
@@ -161,8 +201,11 @@ def _profile(link: net.LinkInfo | None) -> str:
     return f"[red]{link.profile} ⚡[/]" if link.active_events else link.profile
 
 
-def _injected(link: net.LinkInfo | None) -> str:
-    return "–" if link is None else f"{link.up.mean_delay_ms + link.down.mean_delay_ms:.0f} ms"
+def _delay(link: net.LinkInfo | None, name: str) -> str:
+    """The injected delay of a round trip."""
+    parts = [] if link is None else [known(link.up, name), known(link.down, name)]
+    told = [part for part in parts if part is not None]
+    return milliseconds(sum(told) if told else None)
 
 
 def _decisions(decisions: Sequence[pb.DecisionRecord], rows: int) -> Panel:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common import strict_json
 from common.errors import HyperGPUError, Unavailable
 from coordinator.files import replace_text
 from hypergpu.dashboard import ENDED, History, Snapshot, take_snapshot
 from hypergpu.local import LocalCluster, LocalNode
+from hypergpu.report import SIMULATED
+from hypergpu.show import known
 from hypergpu.simulation.calibrated import compare_with_baseline
 from hypergpu.simulation.compare import Comparison
 from protos import coordinator_pb2 as pb
@@ -18,8 +21,6 @@ from protos import netsim_pb2 as net
 
 PROFILES = ("perfect", "good", "average", "poor", "unstable")
 GPUS = ("A100", "RTX-4090", "V100", "T4", "laptop-cpu")
-SIMULATED = "simulated"
-"""Where in a run's directory its repetitions in virtual time are kept."""
 _POLL_SECONDS = 0.5
 
 
@@ -102,12 +103,21 @@ async def run_demo(
         # The coordinator has ended, and has left its own account of the run.
         summary = _summary(run_dir, nodes, turns, last) if cluster.owns_run_dir else {}
         if summary:
-            replace_text(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+            replace_text(run_dir / "summary.json", strict_json.dumps(summary, indent=2) + "\n")
     return summary
 
 
-def without_adaptation(run_dir: Path, nodes: Sequence[LocalNode], rounds: int) -> Comparison:
-    """What the run would have been without adaptation: both ways in virtual time, with its own compute times.
+def without_adaptation(
+    run_dir: Path,
+    nodes: Sequence[LocalNode],
+    rounds: int,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Comparison:
+    """Simulate the run with its policy and without adaptation, with the compute times that were measured.
+
+    Args:
+        run_dir, nodes, rounds: of the real run; both simulated ones are kept in its directory.
+        progress: told how many rounds of how many are simulated.
 
     Raises:
         InvalidInput: the run finished no round.
@@ -124,7 +134,7 @@ def without_adaptation(run_dir: Path, nodes: Sequence[LocalNode], rounds: int) -
         if turn.round <= rounds
     ]
     links = {node.node_id: node.profile for node in nodes}
-    return compare_with_baseline(run_dir, links, events, out=run_dir / SIMULATED)
+    return compare_with_baseline(run_dir, links, events, out=run_dir / SIMULATED, progress=progress)
 
 
 async def _watch(cluster: LocalCluster, progress: Progress) -> None:
@@ -151,6 +161,7 @@ async def _watch(cluster: LocalCluster, progress: Progress) -> None:
             except Unavailable:  # it is ending, or too busy to answer
                 await asyncio.wait([ended], timeout=1.0)
                 continue
+            history.metric_name = snapshot.status.metric.name
             history.add(snapshot.status)
             progress.snapshot(snapshot, history)
             if snapshot.status.state in ENDED:
@@ -190,9 +201,7 @@ def _summary(run_dir: Path, nodes: Sequence[LocalNode], turns: Sequence[Turn], l
 
 
 def _quality(info: pb.NodeInfo) -> dict[str, Any]:
-    return {
-        "quality": info.quality,
-        "score": round(info.score, 1),
-        "latency_ms": round(info.latency_ms, 1),
-        "loss_rate": round(info.loss_rate, 4),
-    }
+    digits = {"score": 1, "latency_ms": 1, "loss_rate": 4}
+    figures = {name: (known(info, name), places) for name, places in digits.items()}
+    shown = {name: None if value is None else round(value, places) for name, (value, places) in figures.items()}
+    return {"quality": info.quality or "unknown", **shown}

@@ -40,7 +40,8 @@ class Exported:
             "path": str(self.path),
             "round": self.round,
             "loss": self.score.loss if self.score else None,
-            "accuracy": self.score.accuracy if self.score else None,
+            **({self.score.spec.name: self.score.metric} if self.score else {}),
+            "metric": self.score.spec.model_dump() if self.score else None,
             "tensors": self.tensors,
             "parameters": self.parameters,
             "skipped": list(self.skipped),
@@ -128,14 +129,16 @@ def _read(file: Path) -> _Model:
 
 
 def _write(model: _Model, out: Path, skipped: tuple[str, ...]) -> Exported:
-    told = {name: model.metadata[name] for name in ("task", "round", "loss", "accuracy") if name in model.metadata}
+    score = score_of(model.metadata)
+    names = ("task", "round", "loss", "metric", *((score.spec.name,) if score else ()))
+    told = {name: model.metadata[name] for name in names if name in model.metadata}
     try:
         replace_file(out, lambda partial: save_file(dict(model.tensors), partial, {"format": "pt", **told}))
     except (SafetensorError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InvalidInput(f"cannot write {out}: {reason}; choose another file with --out") from error
     parameters = sum(tensor.numel() for tensor in model.tensors.values())
-    return Exported(out, model.round, score_of(model.metadata), len(model.tensors), parameters, skipped)
+    return Exported(out, model.round, score, len(model.tensors), parameters, skipped)
 
 
 def _kept(run_dir: Path) -> str:

@@ -1,6 +1,5 @@
 """Printing: tables for people, JSON for scripts."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from common import strict_json
+from common.metric import UNKNOWN
 from protos import coordinator_pb2 as pb
 
 QUALITY_STYLE = {
@@ -19,18 +20,33 @@ QUALITY_STYLE = {
     "poor": "dark_orange",
     "critical": "red",
     "offline": "bright_black",
+    "unknown": "bright_black",
 }
-STATE_STYLE = {"working": "cyan", "lost": "red", "left": "bright_black", "quarantined": "magenta", "excluded": "yellow"}
+STATE_STYLE = {
+    "working": "cyan",
+    "done": "green",
+    "lost": "red",
+    "left": "bright_black",
+    "quarantined": "magenta",
+    "excluded": "yellow",
+}
 
 
 def as_dict(message: Message) -> dict[str, Any]:
-    """Every field under the name it has in the .proto file, unset ones with their defaults."""
-    return {field.name: _plain(getattr(message, field.name)) for field in message.DESCRIPTOR.fields}
+    """Every field under the name it has in the .proto file; None for an optional number that is not set."""
+    return {field.name: _plain(known(message, field.name)) for field in message.DESCRIPTOR.fields}
+
+
+def known(message: Message, name: str) -> Any:
+    """The value of a field; None for an optional number that is not set."""
+    field = message.DESCRIPTOR.fields_by_name[name]
+    optional = field.has_presence and field.message_type is None
+    return None if optional and not message.HasField(name) else getattr(message, name)
 
 
 def print_json(value: Any) -> None:
-    """Print messages, or plain values, as JSON."""
-    print(json.dumps(_plain(value), indent=2))
+    """Print messages, or plain values, as JSON; a number that is not finite is null."""
+    print(strict_json.dumps(_plain(value), indent=2))
 
 
 def new_console(width: int = 100) -> Console:
@@ -80,6 +96,21 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def milliseconds(value: float | None) -> str:
+    """For people: 12 ms, –."""
+    return UNKNOWN if value is None else f"{value:.0f} ms"
+
+
+def number(value: float | None) -> str:
+    """For people: a whole number, –."""
+    return UNKNOWN if value is None else f"{value:.0f}"
+
+
+def share(value: float | None, digits: int = 0) -> str:
+    """For people: 12 %, –."""
+    return UNKNOWN if value is None else f"{100 * value:.{digits}f} %"
 
 
 def counted(count: int, noun: str) -> str:

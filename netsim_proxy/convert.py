@@ -113,7 +113,8 @@ def _direction_to_proto(port: Port, direction: Direction) -> pb.DirectionInfo:
     return pb.DirectionInfo(
         bytes=counters.bytes,
         messages=counters.messages,
-        mean_delay_ms=1000 * counters.delay_seconds / counters.messages if counters.messages else 0.0,
+        mean_delay_ms=1000 * counters.delay_seconds / counters.messages if counters.messages else None,
+        recent_delay_ms=1000 * counters.recent_seconds if counters.messages else None,
         queue_bytes=link.queued_bytes(now, direction),
         bandwidth_mbit=link.bandwidth_mbit(direction),
         latency_low_ms=low,

@@ -87,7 +87,7 @@ class Port:
         """Count bytes that went straight on, as the link would have: each arrived before the next was offered."""
         counters = self.link.counters(DIRECTIONS[way])
         counters.bytes += nbytes
-        counters.messages += 1
+        counters.delayed(0.0)
 
     def enter(self, lane: "Lane", nbytes: int) -> None:
         """Bytes of `lane` are on their way; it reads no more while the link's queue is full."""

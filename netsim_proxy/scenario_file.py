@@ -21,6 +21,7 @@ OF_TRAINING: Final = frozenset(
         "task",
         "rounds",
         "target_accuracy",
+        "metric",
         "policy",
         "seed",
         "learning",

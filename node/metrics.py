@@ -4,6 +4,7 @@ import math
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from common.series import OptionalGauge
 from node.core.gpu import GPUSpecs
 from node.core.lifecycle import State
 from node.core.metrics_collector import NetworkEvent, Record, ResourceUsage, TrainingStep, WorkDone
@@ -23,6 +24,9 @@ class NodeMetrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"hypergpu_node_{name}", text, labels, registry=registry)
 
+        def optional(name: str, text: str) -> OptionalGauge:
+            return OptionalGauge(f"hypergpu_node_{name}", text, registry)
+
         def seconds(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"hypergpu_node_{name}_seconds", text, buckets=buckets, registry=registry)
 
@@ -31,9 +35,9 @@ class NodeMetrics:
         gauge("memory_limit_bytes", "Memory of the card.").set(specs.memory_bytes)
         self._steps = counter("steps_total", "Training steps.")
         self._samples = counter("samples_total", "Samples trained on.")
-        self._loss = gauge("loss", "Loss of the last step.")
-        self._accuracy = gauge("accuracy_ratio", "Accuracy of the last step on its own batch.")
-        self._norm = gauge("gradient_norm", "Norm of the last step's gradient.")
+        self._loss = optional("loss", "Loss of the last step.")
+        self._metric = optional("metric", "Main metric of the last step on its own batch.")
+        self._norm = optional("gradient_norm", "Norm of the last step's gradient.")
         self._step = seconds("step", "A training step, simulated delay included.", _STEP_BUCKETS)
         self._forward = seconds("forward", "The forward pass of a step.", _STEP_BUCKETS)
         self._backward = seconds("backward", "The backward pass of a step.", _STEP_BUCKETS)
@@ -43,8 +47,8 @@ class NodeMetrics:
         )
         self._calls = counter("rpcs_total", "Calls to the coordinator.", "outcome")
         self._retries = counter("rpc_retries_total", "Calls that were tried again.")
-        self._gpu = gauge("gpu_utilization_ratio", "Utilisation of the card; of one CPU core where there is none.")
-        self._memory = gauge("memory_bytes", "Memory in use: the card's, or the process's where there is none.")
+        self._gpu = optional("gpu_utilization_ratio", "Utilisation of the card; of one CPU core where there is none.")
+        self._memory = optional("memory_bytes", "Memory in use: the card's, or the process's where there is none.")
         self._work_compute = seconds("work_compute", "Compute of a unit of work.", _WORK_BUCKETS)
         self._work_waiting = seconds("work_waiting", "Network and waiting of a unit of work.", _WORK_BUCKETS)
         self._work = counter("work_total", "Units of work by how they ended.", "outcome")
@@ -62,7 +66,7 @@ class NodeMetrics:
                 self._steps.inc()
                 self._samples.inc(record.samples)
                 self._loss.set(record.loss)
-                self._accuracy.set(record.accuracy)
+                self._metric.set(record.accuracy)
                 self._norm.set(record.grad_norm)
                 _observe(self._step, record.step_time)
                 _observe(self._forward, record.forward_time)

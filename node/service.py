@@ -33,8 +33,9 @@ class StepResult(NamedTuple):
 
     gradients: dict[str, Flat]
     """Of the mean loss, by the parameter's name; views into one flat buffer that is the caller's to keep."""
-    metrics: dict[str, float]
-    """`step`, `loss`, `accuracy`, `grad_norm`, `samples`; `step_time`, `forward_time`, `backward_time` in seconds."""
+    metrics: dict[str, float | None]
+    """`step`, `loss`, `accuracy` (the task's metric; None where it is undefined), `grad_norm`, `samples`;
+    `step_time`, `forward_time`, `backward_time` in seconds."""
 
 
 class GPUNodeService:
@@ -357,22 +358,22 @@ class GPUNodeService:
         if seconds > 0:
             (self._sleep if abandon is None else abandon.wait)(seconds)
 
-    def record(self, step: Step, step_time: float) -> dict[str, float]:
+    def record(self, step: Step, step_time: float) -> dict[str, float | None]:
         """Remember a step, and give it as a mapping."""
         self.metrics.record_training_step(
             self._step,
             step.loss,
             step.grad_norm,
             step_time,
-            step.accuracy,
+            step.metric,
             step.forward_time,
             step.backward_time,
             step.samples,
         )
-        metrics = {
+        metrics: dict[str, float | None] = {
             "step": self._step,
             "loss": step.loss,
-            "accuracy": step.accuracy,
+            "accuracy": step.metric,
             "grad_norm": step.grad_norm,
             "samples": step.samples,
             "batch_size": step.samples,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
+import structlog
 import torch
 from torch import Tensor
 
@@ -14,8 +15,10 @@ from common.draws import Draws
 from common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, OutOfMemory
 from common.tensors import Flat
 from node.descent import Descent
-from tasks import Task, build
+from tasks import MetricFailed, Task, build, metric_of
 from tasks.samples import Indices, fetch
+
+log = structlog.get_logger()
 
 Fetch = Callable[[int], tuple[Tensor, Tensor]]
 """The samples of local step `i`."""
@@ -30,7 +33,8 @@ class Step:
     """What one step found; means over the samples, times in seconds."""
 
     loss: float
-    accuracy: float
+    metric: float | None
+    """The task's metric on these samples; None where it is undefined, or failed."""
     grad_norm: float
     samples: int
     forward_time: float
@@ -74,6 +78,8 @@ class Trainer:
         cuda = self.device.type == "cuda"
         self._half = precision == "bfloat16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
         self._fusible: bool | None = None
+        self._metric = metric_of(task, self.model.module)
+        self._metric_failed = False
         self._start = torch.empty_like(self.model.values)
         self._out = torch.empty(self.model.manifest.size, pin_memory=cuda)
 
@@ -98,7 +104,7 @@ class Trainer:
 
         Raises:
             NonFiniteUpdate: NaN or infinity in the loss or the gradients.
-            InvalidInput: the model, the loss or the accuracy does not take these samples.
+            InvalidInput: the model or the loss does not take these samples.
         """
         began = time.perf_counter()
         samples = len(inputs)
@@ -108,7 +114,7 @@ class Trainer:
         self.model.module.train()
         forward = backward = 0.0
         loss = torch.zeros((), device=self.device)
-        accuracy = torch.zeros((), device=self.device)
+        metric: float | None = 0.0
         for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
             weight = len(x) / samples
             at = self._now()
@@ -118,7 +124,7 @@ class Trainer:
             part.backward()
             end = self._now()
             loss += part.detach()
-            accuracy += weight * score
+            metric = None if metric is None or score is None else metric + weight * score
             forward += middle - at
             backward += end - middle
         norm = descent.norm() if descent else float(torch.linalg.vector_norm(self.model.gradients))
@@ -126,7 +132,7 @@ class Trainer:
         if not (math.isfinite(mean) and math.isfinite(norm)):
             what = f"the loss is {mean}" if not math.isfinite(mean) else f"the gradient norm is {norm}"
             raise NonFiniteUpdate(f"{what} at step {step}; lower the learning rate, or look at the samples", step)
-        return Step(mean, float(accuracy), norm, samples, forward, backward, time.perf_counter() - began)
+        return Step(mean, metric, norm, samples, forward, backward, time.perf_counter() - began)
 
     def work(
         self,
@@ -221,8 +227,8 @@ class Trainer:
         """Training samples of the task by index, on the device."""
         return fetch(self.task.train, indices, self.device)
 
-    def _forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss, to go backward from, and accuracy over a batch; the user's code runs here and only here."""
+    def _forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, float | None]:
+        """Mean loss, to go backward from, and metric over a batch; the user's code runs here and only here."""
         try:
             with self._autocast():
                 outputs = self.model.module(inputs.to(self.device, non_blocking=True))
@@ -231,8 +237,7 @@ class Trainer:
             if loss.ndim or not loss.requires_grad:
                 what = f"of shape {tuple(loss.shape)}" if loss.ndim else "that no parameter has a part in"
                 raise ValueError(f"the loss is a tensor {what}, not the mean over the batch")
-            with torch.no_grad():
-                accuracy = torch.as_tensor(self.task.accuracy(outputs, targets), device=self.device)
+            metric = self._score(outputs, targets)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(f"{self.device} does not hold a batch of {len(inputs)}", len(inputs) // 2) from error
         except Exception as error:
@@ -240,7 +245,19 @@ class Trainer:
                 f"task {self.task.name!r} does not take samples of shape {tuple(inputs.shape)} and targets of shape "
                 f"{tuple(targets.shape)}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             ) from error
-        return loss, accuracy
+        return loss, metric
+
+    def _score(self, outputs: Tensor, targets: Tensor) -> float | None:
+        """The metric of a batch. One that fails costs no work: it is undefined, and the first failure is logged."""
+        if self._metric is None:
+            return None
+        try:
+            return self._metric.score(outputs, targets)
+        except MetricFailed as failure:
+            if not self._metric_failed:
+                self._metric_failed = True
+                log.warning("the metric of a training batch is undefined; training goes on", error=str(failure))
+            return None
 
     def _can_fuse(self, batches: Fetch) -> bool:
         """Whether this model's parameters may move within the backward pass: tried once, by moving them nowhere."""

@@ -3,5 +3,18 @@
 from tasks.base import Evaluation, Task, evaluate
 from tasks.flat import FlatModel, build
 from tasks.loading import TASK_NAMES, load_task
+from tasks.metrics import Metric, MetricFailed, metric_of, spec_of
 
-__all__ = ["TASK_NAMES", "Evaluation", "FlatModel", "Task", "build", "evaluate", "load_task"]
+__all__ = [
+    "TASK_NAMES",
+    "Evaluation",
+    "FlatModel",
+    "Metric",
+    "MetricFailed",
+    "Task",
+    "build",
+    "evaluate",
+    "load_task",
+    "metric_of",
+    "spec_of",
+]

@@ -1,5 +1,6 @@
 """A task: everything that a user has to say about what is trained."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,18 +10,11 @@ from torch.nn import functional
 
 from common.errors import InvalidInput
 from tasks.memory import in_batches
+from tasks.metrics import Metric, Score, Tally, metric_of
 from tasks.samples import Data, count, fetch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> mean loss over the batch, a scalar."""
-
-Accuracy = Callable[[Tensor, Tensor], Tensor | float]
-"""(outputs, targets) -> mean score over the batch; more is better."""
-
-
-def share_correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The share of targets that have the largest output; classes are dimension 1, as in `cross_entropy`."""
-    return (outputs.argmax(1) == targets).float().mean()
 
 
 @dataclass(frozen=True)
@@ -40,17 +34,24 @@ class Task:
     """Held-out samples, of the same form."""
     loss: Loss = functional.cross_entropy
     """(outputs, targets) -> mean loss over the batch, a scalar."""
-    accuracy: Accuracy = share_correct
-    """(outputs, targets) -> mean score over the batch; more is better."""
+    accuracy: Score | None = None
+    """(outputs, targets) -> mean score over the batch, a plain number of which more is better. Left out: the share of
+    right classes where outputs tell classes apart, and nothing but the loss where they don't (a regression)."""
+    metric: Metric | None = None
+    """In the place of `accuracy`: a metric with a name, a direction and a format, or one over the whole test set."""
     name: str = "task"
     """Shown in status and reports."""
     target: float | None = None
-    """The held-out accuracy that a run of the documented length reaches."""
+    """The value of the metric on held-out data that a run of the documented length reaches: any real number."""
 
     def __post_init__(self) -> None:
         for what, data in (("train", self.train), ("test", self.test)):
             if count(data) == 0:
                 raise InvalidInput(f"task {self.name!r} has no {what} samples")
+        if self.accuracy is not None and self.metric is not None:
+            raise InvalidInput(f"task {self.name!r} has an accuracy and a metric; give one of them")
+        if self.target is not None and not math.isfinite(self.target):
+            raise InvalidInput(f"the target of task {self.name!r} is {self.target}; give a finite number, or None")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +59,21 @@ class Evaluation:
     """How good a model is on held-out samples."""
 
     loss: float
-    accuracy: float
+    metric: float | None
+    """The task's metric; None where it is undefined, or the task has none."""
     samples: int
     batch_size: int
     """Samples that were taken at once in the end: fewer than asked for where memory ran out."""
+    fault: str = ""
+    """Why the metric could not be computed."""
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, task: Task, *, batch_size: int = 64) -> Evaluation:
-    """Mean loss and accuracy over all of `task.test`, in batches that weigh by their size.
+    """Mean loss and the metric over all of `task.test`, in batches that weigh by their size.
 
-    The model is left in the mode (train or eval) that it was in.
+    A metric that fails is undefined, with its fault; the loss is told nevertheless. The model is left in the mode
+    (train or eval) that it was in.
 
     Args:
         model: on any device.
@@ -79,18 +84,18 @@ def evaluate(model: nn.Module, task: Task, *, batch_size: int = 64) -> Evaluatio
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.eval()
     total = count(task.test)
-    loss = accuracy = 0.0
+    loss, tally = 0.0, Tally(metric_of(task, model))
 
     def take(start: int, size: int) -> None:
-        nonlocal loss, accuracy
+        nonlocal loss
         inputs, targets = fetch(task.test, range(start, start + size), device)
         outputs = model(inputs)
-        batch_loss, score = float(task.loss(outputs, targets)), float(task.accuracy(outputs, targets))
-        loss += size * batch_loss
-        accuracy += size * score
+        batch_loss = float(task.loss(outputs, targets))
+        tally.add(outputs, targets, size)
+        loss += size * batch_loss  # last: a batch that memory does not hold is taken again, in halves
 
     try:
         batch_size = in_batches(total, batch_size, take)
     finally:
         model.train(was_training)
-    return Evaluation(loss / total, accuracy / total, total, batch_size)
+    return Evaluation(loss / total, tally.value(), total, batch_size, tally.fault)

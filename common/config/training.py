@@ -44,8 +44,8 @@ class TrainingConfig(Section):
     """Rounds between evaluations on held-out data."""
     checkpoint_every: Positive = 5
     """Rounds between checkpoints of the model."""
-    target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
-    """End the run early when held-out accuracy reaches this."""
+    target_accuracy: float | None = None
+    """End the run early when the task's metric on held-out data is at this value or better: any real number."""
 
     def is_last(self, round_number: int) -> bool:
         """Return whether the run ends with this round."""

@@ -139,7 +139,7 @@ class Evaluated:
 
     round: int
     loss: float | None = None
-    accuracy: float | None = None
+    metric: float | None = None
     update_norms: tuple[float, float] | None = None
     """(mean of |update|² over the nodes, |mean update|²)."""
 

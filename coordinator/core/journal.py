@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
+from common.metric import LOSS, MetricSpec
 from coordinator.core.decisions import Decision, DecisionKind
 from coordinator.core.events import CloseRound, Effect, Record
 
@@ -49,21 +50,22 @@ class Journal:
             if isinstance(decision, Decision):
                 self.keep(decision)
 
-    def round_closed(self, closed: CloseRound, loss: float | None, accuracy: float | None) -> None:
-        """A round is over and its step is taken; loss and accuracy on held-out data, where they were measured."""
+    def round_closed(self, closed: CloseRound, loss: float | None, spec: MetricSpec, metric: float | None) -> None:
+        """A round is over and its step is taken; loss and metric on held-out data, where they were measured."""
         there = [c.node for c in closed.contributions if c.success]
         missing = [c.node for c in closed.contributions if not c.success]
-        figures = f"loss {loss:.4f}, accuracy {accuracy:.4f}" if loss is not None and accuracy is not None else ""
+        figures = f"loss {loss:.4f}" if loss is not None else f"training loss {closed.loss:.4f}"
+        if loss is not None and spec != LOSS:
+            figures += f", {spec.label(metric)}"
         self.record(
             "round_closed",
             f"round {closed.round}: {len(there)} of {len(closed.contributions)} nodes in {closed.seconds:.2f} s, "
-            f"{figures or f'training loss {closed.loss:.4f}'} ({closed.reason})",
+            f"{figures} ({closed.reason})",
             round_seconds=closed.seconds,
             reason=str(closed.reason),
             contributors=there,
             missing=missing,
             samples=closed.samples,
             train_loss=closed.loss,
-            loss=loss,
-            accuracy=accuracy,
+            **{spec.name: metric, "loss": loss},
         )

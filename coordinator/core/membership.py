@@ -31,6 +31,8 @@ class Member:
     joined_at: float = 0.0
     last_seen: float = 0.0
     gone_at: float = 0.0
+    completed: bool = False
+    """It left because the run was over."""
     asking: bool = False
     """It waits for an order."""
     ready: bool = False

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from common.config.training import TrainingConfig
+from common.metric import ACCURACY, LOSS, MetricSpec
 from coordinator.core import events as ev
 from coordinator.core.adaptation import Adaptation
 from coordinator.core.deadlines import DeadlineEstimator, DeadlineReason
@@ -48,6 +49,7 @@ class RoundMachine:
         first_round: 1, or where a resumed run goes on.
         shards: the cursors of a resumed run.
         complete: the run was completed by an earlier process; nothing is left to do.
+        metric: what the model is judged by.
     """
 
     def __init__(
@@ -60,17 +62,21 @@ class RoundMachine:
         first_round: int = 1,
         shards: ShardTable | None = None,
         complete: bool = False,
+        metric: MetricSpec = ACCURACY,
     ) -> None:
         self.config = config
+        self.metric = metric
         self.adaptation = adaptation
         self.members = Membership(max_nodes=max_nodes, lost_after_seconds=lost_after_seconds)
         self.shards = shards or ShardTable()
         self.deadlines = DeadlineEstimator(mads=config.deadline_mads)
         self.round = first_round
         """The round that runs or is to come next; 1 is the first."""
-        self.loss = 0.0
-        self.accuracy = 0.0
-        self.last_round_seconds = 0.0
+        self.loss: float | None = None
+        """Of the last evaluation; None before the first."""
+        self.metric_value: float | None = None
+        """Of the last evaluation; None before the first, and where the metric is undefined."""
+        self.last_round_seconds: float | None = None
         self._journal = Journal(first_round)
         self._starter = RoundStarter(
             config=config,
@@ -199,6 +205,9 @@ class RoundMachine:
         self.members.seen(event.node, now)
 
     def _on_left(self, event: ev.NodeLeft, now: float) -> None:
+        member = self.members.get(event.node)
+        if member is not None:
+            member.completed = self.finished
         self._remove(event.node, Presence.LEFT, event.reason or "left", now)
 
     def _on_lost(self, event: ev.NodeLost, now: float) -> None:
@@ -264,11 +273,13 @@ class RoundMachine:
             self._finish(ev.FinishReason.DIVERGED, f"the loss is {event.loss} after round {event.round}; {hint}")
             return
         self.loss = event.loss if event.loss is not None else self.loss
-        self.accuracy = event.accuracy if event.accuracy is not None else self.accuracy
-        self._journal.round_closed(closed, event.loss, event.accuracy)
+        metric = event.loss if self.metric == LOSS else event.metric
+        if event.loss is not None:
+            self.metric_value = metric
+        self._journal.round_closed(closed, event.loss, self.metric, metric)
         metrics = {
             "loss": event.loss if event.loss is not None else closed.loss,
-            "accuracy": self.accuracy,
+            "accuracy": None if self.metric == LOSS else self.metric_value,
             "round_time": closed.seconds,
             "samples": closed.samples,
             "contributions": closed.contributions,
@@ -279,8 +290,9 @@ class RoundMachine:
         self.round = self._journal.round = closed.round + 1
         self._starter.ready(at_once=True)
         target = self.config.target_accuracy
-        if target is not None and event.accuracy is not None and event.accuracy >= target:
-            self._finish(ev.FinishReason.TARGET_REACHED, f"accuracy {event.accuracy:.4f} in round {event.round}")
+        if target is not None and self.metric.reached(metric, target):
+            detail = f"{self.metric.label(metric)} in round {event.round}"
+            self._finish(ev.FinishReason.TARGET_REACHED, detail)
         elif self.config.is_last(event.round):
             self._finish(ev.FinishReason.ROUNDS_DONE, f"{event.round} rounds")
 

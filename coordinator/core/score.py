@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from common.metric import ACCURACY, MetricSpec, finite
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -10,14 +12,17 @@ class Score:
 
     round: int
     loss: float
-    accuracy: float
+    metric: float | None
+    """None where it is undefined."""
+    spec: MetricSpec = ACCURACY
 
     def beats(self, other: "Score | None") -> bool:
-        """Whether this model is the better one: by accuracy, then by loss. A loss that is not finite beats nothing."""
+        """Whether this model is the better one: by its metric, then by loss. A loss that is not finite beats nothing."""
         if not math.isfinite(self.loss):
             return False
         return other is None or self._rank() > other._rank()
 
     def _rank(self) -> tuple[float, float]:
-        accuracy = self.accuracy if math.isfinite(self.accuracy) else -math.inf
-        return accuracy, -self.loss if math.isfinite(self.loss) else -math.inf
+        value = finite(self.metric)
+        worth = -math.inf if value is None else self.spec.gain(value, over=0.0)
+        return worth, -self.loss if math.isfinite(self.loss) else -math.inf

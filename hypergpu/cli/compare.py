@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from common.metric import ACCURACY
 from hypergpu.cli.running import AsJson
 from hypergpu.cli.simulate import ScenarioFile
 from hypergpu.show import counted, new_table, print_json, print_table, progress_bar, size
-from hypergpu.simulation.compare import Candidate, Comparison, Result, parse_threshold
+from hypergpu.simulation.compare import Candidate, Comparison, Result, metric_of_scenario, parse_threshold
 from hypergpu.simulation.compare import compare as run_all
 from hypergpu.simulation.scenario_file import load_scenario
 from hypergpu.simulation.statistics import Estimate
@@ -37,9 +38,10 @@ def compare(
     jobs: Annotated[int, typer.Option(min=1, help="Processes to run in.")] = min(2, os.cpu_count() or 1),
     as_json: AsJson = False,
 ) -> None:
-    """Compare policies with the fixed baseline: time to the target, final accuracy, bytes, and how sure it is."""
-    conditions = [parse_threshold(text) for text in threshold or ()]
+    """Compare policies with the fixed baseline: time to the target, final metric, bytes, and how sure it is."""
     loaded = load_scenario(scenario)
+    metric = metric_of_scenario(loaded) if threshold else ACCURACY
+    conditions = [parse_threshold(text, metric) for text in threshold or ()]
     if rounds is not None:
         loaded = loaded.changed(rounds=rounds)
     own = loaded.config.orchestrator.policy
@@ -75,15 +77,18 @@ def _split(text: str) -> list[str]:
 
 
 def _show(comparison: Comparison) -> None:
-    count = len(comparison.seeds)
+    count, metric = len(comparison.seeds), comparison.metric
     table = new_table(
-        "policy", f">s to {comparison.target:g}", ">reached", ">accuracy", ">moved", ">rounds", ">speedup", "",
+        "policy", f">s to {metric.text(comparison.target)}", ">reached", f">{metric.name}", ">moved", ">rounds",
+        ">speedup", "",
         title=f"{comparison.scenario.name}: {counted(count, 'paired run')} of each; intervals at 95 %",
     )  # fmt: skip
     table.add_row(*_cells(comparison.baseline, count), "", "the baseline")
     for candidate in comparison.candidates:
         table.add_row(*_cells(candidate.result, count), _interval(candidate.speedup), candidate.verdict)
     print_table(table)
+    if comparison.remark:
+        print(comparison.remark)
     if count < _FEWEST_PAIRS:
         print(f"so few runs tell little of the noise: --seeds {_FEWEST_PAIRS} tells more")
     for line in _remarks(comparison.baseline, comparison):
@@ -100,7 +105,7 @@ def _cells(result: Result, count: int) -> list[str]:
         result.variant.label,
         _interval(times) if times.mean is not None else "never",
         f"{record['reached']} of {count}",
-        f"{record['final_accuracy']:.4f}",
+        result.metric.text(result.mean("final_metric")),
         size(record["bytes"]),
         f"{record['rounds']:g}",
     ]
@@ -109,9 +114,9 @@ def _cells(result: Result, count: int) -> list[str]:
 def _remarks(result: Result, comparison: Comparison) -> Iterator[str]:
     """What is to know of the runs of one kind."""
     label = result.variant.label
-    if not result.times:
-        best = max(outcome.best_accuracy for outcome in result.outcomes)
-        yield f"{label}: {comparison.target:g} was never reached; the best was {best:.4f}"
+    if not result.times and comparison.target is not None:
+        metric = comparison.metric
+        yield f"{label}: {metric.label(comparison.target)} was never reached; the best was {metric.text(result.best)}"
     if result.given_up:
         runs = counted(len(result.outcomes), "run")
         yield f"{label}: {len(result.given_up)} of {runs} given up, {result.given_up[0]}"
@@ -130,7 +135,7 @@ def _differences(candidate: Candidate) -> Iterator[str]:
             f"{label}: in {candidate.bounds} of {counted(pairs, 'pair')} only one run reached the target; the other is "
             "counted as if it had with its last round, and not before the one that did"
         )
-    yield f"{label}: final accuracy differs by {_interval(candidate.accuracy_difference)}"
+    yield f"{label}: final {candidate.result.metric.name} differs by {_interval(candidate.difference)}"
 
 
 def _interval(estimate: Estimate) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from common.metric import LOSS, plain_number
 from hypergpu.cli.running import AsJson
 from hypergpu.show import print_json
 
@@ -34,5 +35,8 @@ def export(
         print_json(exported.record())
         return
     score = exported.score
-    measured = "not evaluated" if score is None else f"loss {score.loss:.4f}, accuracy {score.accuracy:.4f}"
+    measured = "not evaluated"
+    if score is not None:
+        measured = f"loss {plain_number(score.loss)}"
+        measured += "" if score.spec == LOSS else f", {score.spec.label(score.metric)}"
     print(f"{exported.path}: the model of round {exported.round} ({measured})")

@@ -6,6 +6,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from common.metric import ACCURACY, LOSS
 from hypergpu.cli.running import AsJson
 from hypergpu.show import print_json
 
@@ -21,11 +22,17 @@ def fit(
     from hypergpu.simulation.fit import fit as fit_runs  # noqa: PLC0415 - torch takes seconds to import
 
     with Console(stderr=True).status(f"loading {task}") as status:
-        model, loss_error, accuracy_error = fit_runs(task, rounds, seed, status.update)
-    constants = {name: float(f"{value:.4g}") for name, value in model} | {"model_bytes": model.model_bytes}
+        fitted = fit_runs(task, rounds, seed, status.update)
+    known = {name: value for name, value in fitted.model if value is not None}
+    constants = {name: float(f"{value:.4g}") for name, value in known.items()}
+    constants |= {"model_bytes": fitted.model.model_bytes}
+    metric = fitted.metric.model_dump()
     if as_json:
-        print_json({"task": task, "convergence": constants, "loss_error": loss_error, "accuracy_error": accuracy_error})
+        errors = {"loss_error": fitted.loss_error, f"{fitted.metric.name}_error": fitted.metric_error}
+        print_json({"task": task, "metric": metric, "convergence": constants, **errors})
         return
     print(f"# task {task}, {rounds} rounds of each run; root mean square error: ", end="")
-    print(f"{loss_error:.3f} of log loss, {accuracy_error:.4f} of accuracy")
-    print(yaml.safe_dump({"convergence": constants}, sort_keys=False), end="")
+    beside = "" if fitted.metric_error is None else f", {fitted.metric_error:.4g} of {fitted.metric.name}"
+    print(f"{fitted.loss_error:.3f} of log loss{beside}")
+    tree = {"convergence": constants} | ({} if fitted.metric in (ACCURACY, LOSS) else {"metric": metric})
+    print(yaml.safe_dump(tree, sort_keys=False), end="")

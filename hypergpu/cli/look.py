@@ -1,26 +1,37 @@
 """Commands that look at the training run."""
 
 import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 
+from common.errors import Unavailable
 from hypergpu.cli.running import AsJson, on_cluster
 from hypergpu.client import Client
-from hypergpu.dashboard import ENDED, History, dashboard, take_snapshot
+from hypergpu.dashboard import ENDED, History, Snapshot, dashboard, figures_of, take_snapshot
 from hypergpu.show import (
     QUALITY_STYLE,
     STATE_STYLE,
     as_dict,
     duration,
+    known,
+    milliseconds,
     new_console,
     new_table,
+    number,
     print_json,
     print_table,
+    share,
     styled,
 )
 from protos import coordinator_pb2 as pb
+
+Show = Callable[[Snapshot, History], None]
 
 
 @on_cluster
@@ -53,9 +64,9 @@ async def nodes(client: Client, as_json: AsJson = False) -> None:
             styled(node.state, STATE_STYLE),
             node.gpu,
             styled(node.quality, QUALITY_STYLE),
-            f"{node.score:.0f}",
-            f"{node.latency_ms:.0f} ms",
-            f"{node.loss_rate:.1%}",
+            number(known(node, "score")),
+            milliseconds(known(node, "latency_ms")),
+            share(known(node, "loss_rate"), digits=1),
             str(node.batch_size),
             f"{node.rounds_contributed} of {node.rounds_selected}",
             str(node.late),
@@ -74,6 +85,8 @@ async def status(
 ) -> None:
     """How the run is doing, and what was decided with which reasons.
 
+    With --json the value of the main metric is under its own name, and under `metric` with all that describes it.
+
     Example: hypergpu status --watch
     """
     if watch and not as_json:
@@ -81,9 +94,11 @@ async def status(
         return
     now = await take_snapshot(client)
     if as_json:
-        print_json({**as_dict(now.status), "nodes": now.nodes})
+        told = as_dict(now.status)
+        told.setdefault(now.status.metric.name or "metric", known(now.status.metric, "value"))
+        print_json({**told, "nodes": now.nodes})
         return
-    new_console().print(dashboard(now, await _past(client), height=40))
+    new_console().print(dashboard(now, await _past(client, now.status), height=40))
 
 
 @on_cluster
@@ -106,22 +121,64 @@ async def logs(
 
 
 async def _watch(client: Client, interval: float) -> None:
+    """Follow the run to its end; what was seen last stays on the screen, however the watching ends."""
     console = new_console()
-    history = await _past(client)
-    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
-        while True:
-            now = await take_snapshot(client)
-            history.add(now.status)
-            live.update(dashboard(now, history, console.height), refresh=True)
-            if now.status.state in ENDED:
-                break
-            await asyncio.sleep(interval)
-    console.print(dashboard(now, history, console.height))
+    now = await take_snapshot(client)
+    history = await _past(client, now.status)
+    view = _screen(console) if console.is_terminal else _lines(console)
+    try:
+        with view as show:
+            while True:
+                history.add(now.status)
+                show(now, history)
+                if now.status.state in ENDED:
+                    break
+                await asyncio.sleep(interval)
+                now = await take_snapshot(client)
+    except Unavailable:
+        if now.status.round < now.status.rounds:
+            raise
+        console.print("the coordinator has ended", highlight=False)
 
 
-async def _past(client: Client) -> History:
+@contextmanager
+def _screen(console: Console) -> Iterator[Show]:
+    """The dashboard, on the terminal's other screen; its last frame is printed when that is left."""
+    last: tuple[Snapshot, History] | None = None
+    try:
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+
+            def show(now: Snapshot, history: History) -> None:
+                nonlocal last
+                last = now, history
+                live.update(dashboard(now, history, console.height), refresh=True)
+
+            yield show
+    finally:
+        if last is not None:
+            console.print(dashboard(*last, console.height))
+
+
+@contextmanager
+def _lines(console: Console) -> Iterator[Show]:
+    """A line whenever the round or the state changes: what a pipe can use."""
+    last = ""
+
+    def show(now: Snapshot, _: History) -> None:
+        nonlocal last
+        status = now.status
+        where = f"{status.state}, round {status.round} of {status.rounds}"
+        if where != last:
+            last = where
+            text = f"{duration(status.elapsed_seconds):>8}  {where}: {figures_of(status)}"
+            console.print(escape(text), highlight=False, soft_wrap=True)
+
+    yield show
+
+
+async def _past(client: Client, status: pb.Status) -> History:
     """The rounds before now, so that the dashboard's curves do not begin when it is opened."""
-    history = History()
+    history = History(status.metric.name)
     request = pb.WatchEventsRequest(replay=1000)
     async for event in client.stream(client.control.WatchEvents, request, idle_seconds=0.3):
         history.replay(event)

@@ -12,10 +12,13 @@ import yaml
 from common.errors import ConfigError, InvalidInput
 from hypergpu.cli.running import AsJson, on_cluster, take_options
 from hypergpu.client import Client
-from hypergpu.show import counted, new_table, print_json, print_table, size
+from hypergpu.show import counted, known, milliseconds, new_table, print_json, print_table, size
 from hypergpu.simulation.scenario_file import find_scenario
 from netsim_proxy.profile_file import load_profiles
 from protos import netsim_pb2 as net
+
+_DELAYS = ("recent_delay_ms", "mean_delay_ms")
+"""Injected delays of a direction: over its last messages, and over the link's life."""
 
 
 @on_cluster
@@ -34,6 +37,8 @@ async def links(client: Client, as_json: AsJson = False) -> None:
         "state",
         ">latency up",
         ">down",
+        ">injected lately up",
+        ">down",
         ">mean up",
         ">down",
         ">sent",
@@ -49,8 +54,7 @@ async def links(client: Client, as_json: AsJson = False) -> None:
             link.state,
             _range(link.up),
             _range(link.down),
-            f"{link.up.mean_delay_ms:.0f} ms",
-            f"{link.down.mean_delay_ms:.0f} ms",
+            *(milliseconds(known(way, name)) for name in _DELAYS for way in (link.up, link.down)),
             size(link.up.bytes),
             size(link.down.bytes),
             str(link.rpcs),

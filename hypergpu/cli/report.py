@@ -1,11 +1,11 @@
 """`hypergpu report`: a run as one page."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from common import strict_json
 from hypergpu.cli.running import AsJson
 from hypergpu.report import write_report
 
@@ -23,4 +23,4 @@ def report(
     Example: hypergpu report runs/first --baseline runs/fixed --out first.html
     """
     written = write_report(run_dir, out=out, baseline=baseline)
-    print(json.dumps(written.record(), indent=2) if as_json else written.path)
+    print(strict_json.dumps(written.record(), indent=2) if as_json else written.path)

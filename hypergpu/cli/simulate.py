@@ -1,7 +1,6 @@
 """`hypergpu simulate`: a scenario in virtual time."""
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from common.errors import InvalidInput
+from common.metric import LOSS, plain_number
 from hypergpu.cli.running import AsJson
 from hypergpu.report.model import natural
 from hypergpu.show import counted, duration, new_table, print_json, print_table, progress_bar, size
@@ -54,7 +54,7 @@ def simulate(
     with progress_bar("rounds") as tell:
         outcome = run_scenario(loaded, out, progress=lambda number: tell(number - 1, total))
     if as_json:
-        print_json(asdict(outcome))
+        print_json(outcome.record())
     else:
         print("\n".join(in_words(outcome)))
         _show_nodes(outcome)
@@ -68,18 +68,19 @@ def simulate(
 def in_words(outcome: Outcome) -> list[str]:
     """What came of a run, one line for each thing to know."""
     nothing = "no round was closed, so that nothing was measured"
-    measured = f"accuracy {outcome.final_accuracy:.4f}, loss {outcome.final_loss:.4f}"
+    metric, loss = outcome.metric, f"loss {plain_number(outcome.final_loss)}"
+    measured = loss if metric == LOSS else f"{metric.label(outcome.final_metric)}, {loss}"
     lines = [
         f"{outcome.scenario}, policy {outcome.policy}, seed {outcome.seed}: {counted(outcome.rounds, 'round')} in "
         f"{duration(outcome.seconds)} of virtual time ({outcome.reason or outcome.state})",
         f"{measured if outcome.rounds else nothing}; {size(outcome.bytes)} moved in "
         f"{counted(outcome.messages, 'message')}",
     ]
-    target, reached = outcome.target_accuracy, outcome.time_to_target_seconds
+    target, reached = outcome.target, outcome.time_to_target_seconds
     if target is not None and reached is not None:
-        lines.append(f"accuracy {target:g} after {duration(reached)}")
+        lines.append(f"{metric.label(target)} after {duration(reached)}")
     elif target is not None:
-        lines.append(f"accuracy {target:g} was not reached; the best was {outcome.best_accuracy:.4f}")
+        lines.append(f"{metric.label(target)} was not reached; the best was {metric.text(outcome.best_metric)}")
     for node, reasons in sorted(outcome.quarantined.items(), key=lambda item: natural(item[0])):
         lines.append(f"quarantine of {node}: {', '.join(reasons)}")
     missed = (shorten(event, 100, placeholder=" …") for event in outcome.events_missed[:_MOST_EVENTS])

@@ -60,7 +60,8 @@ def _print(found: Agreement, most_error: float, least_agreement: float) -> None:
     agreed = found.selection_agreement
     print(f"  who took part   {agreed:.0%} agreement ({_verdict(agreed >= least_agreement, least_agreement)})")
     print(f"  batch sizes     {found.batch_size_ratio:.2f} times the real ones in the median")
-    print(f"  final accuracy  {found.real_accuracy:.4f} and {found.simulated_accuracy:.4f}\n")
+    text = found.metric.text
+    print(f"  final {found.metric.name:9} {text(found.real_metric)} and {text(found.simulated_metric)}\n")
     print("taken from the real run: when its processes started, what computing and evaluating took,")
     print(f"and {1000 * found.handling_seconds:.0f} ms for handling each unit of work (fitted)")
 

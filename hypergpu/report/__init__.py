@@ -1,5 +1,5 @@
 """The report of a run: one self-contained HTML page."""
 
-from hypergpu.report.writing import Report, write_report
+from hypergpu.report.writing import SIMULATED, Report, write_report
 
-__all__ = ["Report", "write_report"]
+__all__ = ["SIMULATED", "Report", "write_report"]

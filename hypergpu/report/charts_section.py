@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from common.metric import LOSS, MetricSpec
 from hypergpu.report import story
 from hypergpu.report.charts.canvas import framed, legend
 from hypergpu.report.charts.lanes import Stretch, lanes, strip
@@ -17,21 +18,23 @@ MOST_LANES = 32
 Of = Callable[[Round], float | None]
 
 
-def learning(run: Run, baseline: Run | None) -> Markup:
-    """Accuracy and loss, over time and over rounds."""
-    runs = [("this run", "mine", run)] + ([("baseline", "theirs", baseline)] if baseline is not None else [])
-    measured: tuple[tuple[str, Of, bool], ...] = (
-        ("Accuracy", lambda r: r.accuracy, True),
-        ("Loss", lambda r: r.loss if r.loss is not None else r.train_loss, False),
-    )
+def learning(run: Run, others: Sequence[tuple[str, str, Run]] = ()) -> Markup:
+    """Metric and loss, over time and over rounds; `others` are drawn beside it, each with a label and a style."""
+    runs = [("this run", "mine", run), *others]
+    metric = run.metric
+    measured: list[tuple[str, Of, MetricSpec]] = [
+        ("Loss", lambda r: r.loss if r.loss is not None else r.train_loss, LOSS)
+    ]
+    if metric != LOSS:
+        measured.insert(0, (metric.name[0].upper() + metric.name[1:], lambda r: r.metric, metric))
     figures = []
-    for name, of, share in measured:
+    for name, of, spec in measured:
         for over_time in (True, False):
             series = [Series(label, style, _points(each, of, over_time=over_time)) for label, style, each in runs]
-            summary = _course(name, series[0].points, share=share, over_time=over_time)
-            chart = line_chart(series, summary, over_time=over_time, share=share)
+            summary = _course(name, series[0].points, spec, over_time=over_time)
+            chart = line_chart(series, summary, over_time=over_time, share=spec.is_share)
             figures.append(framed(f"{name} over {'time' if over_time else 'rounds'}", summary, chart))
-    key = legend([(style, label) for label, style, _ in runs]) if baseline is not None else None
+    key = legend([(style, label) for label, style, _ in runs]) if others else None
     return tag("div", key, tag("div", *figures, class_="pairs"))
 
 
@@ -117,12 +120,12 @@ def _points(run: Run, of: Of, *, over_time: bool) -> list[Point]:
     return points
 
 
-def _course(name: str, points: Sequence[Point], *, share: bool, over_time: bool) -> str:
+def _course(name: str, points: Sequence[Point], spec: MetricSpec, *, over_time: bool) -> str:
     known = [(at, value) for at, value in points if value is not None]
     if not known:
         return f"{name} was not measured."
     (first_at, first), (last_at, last) = known[0], known[-1]
-    show = percent if share else figure
+    show = spec.text
     begin, end = (duration(first_at), duration(last_at)) if over_time else (f"round {first_at:g}", f"round {last_at:g}")
     if len(known) == 1:
         return f"{show(first)} ({begin})."

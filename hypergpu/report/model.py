@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from common.metric import ACCURACY, MetricSpec, finite
+from hypergpu.time_to_target import Course
+
 Figures = Mapping[str, float | int | str]
 CLUSTER = "cluster"
 _DIGITS = frozenset("0123456789")
@@ -32,7 +35,7 @@ class Round:
     """From the first order to the close."""
     reason: str = ""
     loss: float | None = None
-    accuracy: float | None = None
+    metric: float | None = None
     train_loss: float | None = None
     samples: float | None = None
     nodes: tuple[NodeRound, ...] = ()
@@ -67,6 +70,8 @@ class Run:
     config_text: str = ""
     notes: tuple[str, ...] = ()
     """What could not be read, in words."""
+    metric: MetricSpec = ACCURACY
+    """What the model was judged by."""
 
     @cached_property
     def ended_at(self) -> float:
@@ -119,10 +124,28 @@ class Run:
         return part.get(key) if isinstance(part, Mapping) else None
 
     @property
-    def target_accuracy(self) -> float | None:
-        """The accuracy that the run was to reach, where one was set."""
-        value = self.summary.get("target_accuracy") or self.setting("training", "target_accuracy")
-        return float(value) if isinstance(value, int | float) else None
+    def target(self) -> float | None:
+        """The value of the metric that the run was to reach, where one was set."""
+        recorded = finite(self.summary.get("target_accuracy"))
+        return recorded if recorded is not None else finite(self.setting("training", "target_accuracy"))
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether its times are those of virtual time."""
+        return self.summary.get("simulated") is True
+
+    @property
+    def policy(self) -> str:
+        """The policy of its adaptation; empty where it is not on record."""
+        policy = self.summary.get("policy", self.setting("orchestrator", "policy"))
+        return policy if isinstance(policy, str) else ""
+
+    @cached_property
+    def course(self) -> Course:
+        """How its metric went."""
+        begun = self.bands[0][0] if self.rounds else 0.0
+        points = [(each.ended_at - begun, each.metric) for each in self.rounds if each.metric is not None]
+        return Course(points, self.rounds[-1].ended_at - begun if self.rounds else 0.0)
 
     @property
     def rounds_planned(self) -> int | None:

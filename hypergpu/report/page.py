@@ -4,10 +4,11 @@ import base64
 import hashlib
 from importlib.resources import files
 
+from hypergpu.report.against import Against
 from hypergpu.report.charts.lines import empty
 from hypergpu.report.charts_section import learning, round_time, timeline
-from hypergpu.report.formats import duration, figure, percent
-from hypergpu.report.headline import MEASURES, Measure, compare, final, target_sentence
+from hypergpu.report.formats import duration, figure
+from hypergpu.report.headline import Measure, final, measures, target_sentence
 from hypergpu.report.markup import Markup, tag
 from hypergpu.report.model import Run, natural
 from hypergpu.report.story import words
@@ -19,13 +20,13 @@ _SECTIONS = ("learning", "timeline", "time", "decisions", "nodes", "settings")
 _UNSHOWN = ("address", "peer", "incarnation")
 
 
-def page(run: Run, baseline: Run | None = None) -> str:
+def page(run: Run, against: Against | None = None) -> str:
     """The whole document."""
     rows = chosen(run.events)
     parts = [
-        _header(run, baseline),
-        _headline(run, baseline),
-        _section("learning", "Learning", learning(run, baseline)),
+        _header(run, against),
+        _headline(run, against),
+        _section("learning", "Learning", learning(run, against.others() if against is not None else ())),
         _section("timeline", "What happened", timeline(run, rows)),
         _section("time", "Where the time went", round_time(run)),
         _section("decisions", "Decisions and events", event_table(run, rows)),
@@ -64,16 +65,16 @@ def _section(name: str, title: str, content: Markup) -> Markup:
     return tag("section", tag("h2", title), content, id=name)
 
 
-def _header(run: Run, baseline: Run | None) -> Markup:
+def _header(run: Run, against: Against | None) -> Markup:
     summary = run.summary
     facts = {
         "scenario": summary.get("scenario"),
-        "clock": "simulated" if summary.get("simulated") is True else None,
+        "clock": "simulated" if run.is_simulated else None,
         "task": summary.get("task", run.setting("training", "task")),
-        "policy": summary.get("policy", run.setting("orchestrator", "policy")),
+        "policy": run.policy or None,
         "nodes": len(run.node_ids) or None,
         "seed": summary.get("seed", run.setting("training", "seed")),
-        "baseline": baseline.name if baseline is not None else None,
+        "baseline": _baseline_name(against.baseline) if against is not None else None,
     }
     chips = [tag("li", tag("span", name), tag("b", str(value))) for name, value in facts.items() if value is not None]
     state = tag("span", run.state, class_=f"state {'good' if run.state == 'completed' else 'bad'}")
@@ -89,6 +90,10 @@ def _header(run: Run, baseline: Run | None) -> Markup:
     )
 
 
+def _baseline_name(baseline: Run) -> str:
+    return f"{baseline.name} (simulated)" if baseline.is_simulated else baseline.name
+
+
 def _opening(run: Run) -> str:
     """The run in a sentence."""
     if not run.rounds:
@@ -97,8 +102,8 @@ def _opening(run: Run) -> str:
         return f"No round was finished in {seconds}.{_why_stopped(run)}"
     done, planned, nodes = len(run.rounds), run.rounds_planned, len(run.node_ids)
     rounds = f"{done} of {counted(planned, 'round')}" if planned else counted(done, "round")
-    accuracy = final([closed.accuracy for closed in run.rounds])
-    reached = f", reaching {percent(accuracy)} accuracy" if accuracy is not None else ""
+    last = final([closed.metric for closed in run.rounds])
+    reached = f", ending at {run.metric.label(last)}" if last is not None else ""
     decisions = sum(event.is_decision for event in run.events)
     where = f"on {counted(nodes, 'node')} in {duration(run.ended_at)}"
     goal = target_sentence(run)
@@ -113,26 +118,19 @@ def _why_stopped(run: Run) -> str:
     return f" {why[0].upper()}{why[1:]}." if why else ""
 
 
-def _headline(run: Run, baseline: Run | None) -> Markup:
+def _headline(run: Run, against: Against | None) -> Markup:
+    like = against.baseline if against is not None and against.baseline.is_simulated == run.is_simulated else None
     tiles = []
-    for measure in MEASURES:
+    for measure in measures(run.metric):
         value = measure.of(run)
         if value is not None:
-            against = _against(measure, value, measure.of(baseline)) if baseline is not None else None
-            tiles.append(tag("div", tag("dt", measure.label), tag("dd", measure.show(value)), against))
+            beside = _beside(measure, value, measure.of(like)) if like is not None else None
+            tiles.append(tag("div", tag("dt", measure.label), tag("dd", measure.show(value)), beside))
     figures = tag("dl", *tiles, class_="tiles")
-    if baseline is None:
-        return figures
-    verdict = tag("p", compare(run, baseline).sentence, class_="verdict")
-    caution = (
-        "One pair of runs can't tell skill from luck: ",
-        tag("code", "hypergpu compare"),
-        " repeats it over seeds.",
-    )
-    return tag("div", verdict, tag("p", *caution, class_="hint"), figures)
+    return figures if against is None else tag("div", against.verdict(run), figures)
 
 
-def _against(measure: Measure, value: float, before: float | None) -> Markup | None:
+def _beside(measure: Measure, value: float, before: float | None) -> Markup | None:
     if before is None:
         return None
     better = (value - before) * measure.better

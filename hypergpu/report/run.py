@@ -7,12 +7,13 @@ import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import isfinite
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
 from common.errors import InvalidInput
+from common.metric import ACCURACY, MetricSpec, finite
 from hypergpu.report.model import Event, Figures, NodeRound, Round, Run
 from hypergpu.show import counted
 
@@ -39,10 +40,11 @@ def read_run(directory: Path) -> Run:
     if not any((directory / name).is_file() for name in (ROUNDS, EVENTS, SUMMARY)):
         raise InvalidInput(f"{directory} holds no run: there is no {ROUNDS}, {EVENTS} or {SUMMARY} in it")
     reader = _Reader(directory)
-    rounds = [closed for row in reader.lines(ROUNDS, MAX_ROUNDS) if (closed := _round(row)) is not None]
-    events = [event for row in reader.lines(EVENTS, MAX_EVENTS) if (event := _event(row)) is not None]
     read = reader.whole(SUMMARY)
     summary: Json = read if isinstance(read, dict) else {}
+    metric = reader.metric(summary)
+    rounds = [closed for row in reader.lines(ROUNDS, MAX_ROUNDS) if (closed := _round(row, metric)) is not None]
+    events = [event for row in reader.lines(EVENTS, MAX_EVENTS) if (event := _event(row)) is not None]
     config_text = reader.text(CONFIG)
     events += _network_events(summary, events)
     rounds = sorted({closed.number: closed for closed in rounds}.values(), key=lambda closed: closed.number)
@@ -50,6 +52,7 @@ def read_run(directory: Path) -> Run:
     return Run(
         name=directory.resolve().name,
         summary=summary,
+        metric=metric,
         rounds=tuple(replace(closed, ended_at=closed.ended_at - origin) for closed in rounds),
         events=tuple(replace(each, at=each.at - origin) for each in sorted(events, key=lambda each: each.at)),
         nodes=_nodes(reader.whole(NODES), summary.get("nodes")),
@@ -121,6 +124,14 @@ class _Reader:
             self.notes.append(f"{name} could not be read: {error.strerror}.")
             return ""
 
+    def metric(self, summary: Json) -> MetricSpec:
+        """What the model was judged by; accuracy where it is not on record."""
+        try:
+            return MetricSpec.model_validate(summary.get("metric", {"name": ACCURACY.name, "format": ACCURACY.format}))
+        except ValidationError:
+            self.notes.append(f"The metric in {SUMMARY} is not valid; accuracy is taken instead.")
+            return ACCURACY
+
     def config(self, text: str) -> Json:
         """The configuration; empty where it does not parse."""
         try:
@@ -131,15 +142,15 @@ class _Reader:
         return config if isinstance(config, dict) else {}
 
 
-def _round(row: Json) -> Round | None:
-    number, seconds = _number(row.get("round")), _number(row.get("seconds"))
-    ended_at = _number(row.get("ended_seconds"))
+def _round(row: Json, metric: MetricSpec) -> Round | None:
+    number, seconds = finite(row.get("round")), finite(row.get("seconds"))
+    ended_at = finite(row.get("ended_seconds"))
     if number is None or seconds is None or ended_at is None:
         return None
     came, missing = _names(row.get("contributors")), _names(row.get("missing"))
     batch, compute, waiting = (_figures(row.get(key)) for key in ("batch_sizes", "compute_seconds", "waiting_seconds"))
     nodes = tuple(
-        NodeRound(name, success, _number(batch.get(name)), _number(compute.get(name)), _number(waiting.get(name)))
+        NodeRound(name, success, finite(batch.get(name)), finite(compute.get(name)), finite(waiting.get(name)))
         for names, success in ((came, True), (missing, False))
         for name in names
     )
@@ -148,16 +159,16 @@ def _round(row: Json) -> Round | None:
         ended_at=ended_at,
         seconds=max(seconds, 0.0),
         reason=_word(row.get("reason")),
-        loss=_number(row.get("loss")),
-        accuracy=_number(row.get("accuracy")),
-        train_loss=_number(row.get("train_loss")),
-        samples=_number(row.get("samples")),
+        loss=finite(row.get("loss")),
+        metric=finite(row.get(metric.name)),
+        train_loss=finite(row.get("train_loss")),
+        samples=finite(row.get("samples")),
         nodes=nodes,
     )
 
 
 def _event(row: Json) -> Event | None:
-    at = _number(row.get("seconds"))
+    at = finite(row.get("seconds"))
     if at is None:
         return None
     kind, text = _word(row.get("kind")), _word(row.get("text"))
@@ -169,7 +180,7 @@ def _event(row: Json) -> Event | None:
     others = {key: value for key, value in row.items() if key not in _OWN_FIELDS}
     return Event(
         at=at,
-        round=int(_number(row.get("round")) or 0),
+        round=int(finite(row.get("round")) or 0),
         kind=kind,
         text=text,
         is_decision=is_decision,
@@ -215,7 +226,7 @@ def _figures(value: object) -> Figures:
         return {}
     shown: dict[str, float | int | str] = {}
     for key, each in value.items():
-        number = _number(each)
+        number = finite(each)
         if number is not None:
             shown[str(key)] = int(number) if number.is_integer() else number
         elif isinstance(each, str):
@@ -225,17 +236,6 @@ def _figures(value: object) -> Figures:
 
 def _names(value: object) -> list[str]:
     return [_word(each) for each in value] if isinstance(value, list) else []
-
-
-def _number(value: object) -> float | None:
-    """A finite number; None for anything else, NaN among them."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if isfinite(number) else None
 
 
 def _word(value: object) -> str:

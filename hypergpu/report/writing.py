@@ -5,10 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InvalidInput
-from hypergpu.report.headline import compare, figures
+from hypergpu.report.against import Against
+from hypergpu.report.headline import figures
 from hypergpu.report.model import Run
 from hypergpu.report.page import page
-from hypergpu.report.run import read_run
+from hypergpu.report.run import ROUNDS, read_run
+
+SIMULATED = "simulated"
+"""Where in a run's directory its repetitions in virtual time are kept, each under its policy."""
+FIXED = "none"
+"""The policy of the fixed baseline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +23,7 @@ class Report:
 
     path: Path
     run: Run
-    baseline: Run | None
+    against: Against | None
 
     def record(self) -> dict[str, Any]:
         """Its headline as a JSON object."""
@@ -26,8 +32,8 @@ class Report:
             "run": self.run.name,
             "state": self.run.state,
             **figures(self.run),
-            "baseline": None if self.baseline is None else {"run": self.baseline.name, **figures(self.baseline)},
-            "comparison": None if self.baseline is None else compare(self.run, self.baseline).record(),
+            "baseline": None if self.against is None else self.against.record(),
+            "comparison": None if self.against is None else self.against.comparison_of(self.run).record(),
             "notes": list(self.run.notes),
         }
 
@@ -35,14 +41,35 @@ class Report:
 def write_report(run_dir: Path, *, out: Path | None = None, baseline: Path | None = None) -> Report:
     """Write the report of a run, next to its records unless `out` says otherwise.
 
+    Args:
+        run_dir: a run, finished or not.
+        out: the file.
+        baseline: a run to compare it with; the simulated one that a demo left beside its records, if left out.
+
     Raises:
         InvalidInput: a directory that holds no run, or a file that cannot be written.
     """
     run = read_run(run_dir)
-    before = read_run(baseline) if baseline is not None else None
+    simulated = run_dir / SIMULATED / FIXED
+    if baseline is None and _holds_a_run(simulated):
+        baseline = simulated
+    against = _against(run, baseline) if baseline is not None else None
     path = out or run_dir / "report.html"
     try:
-        path.write_text(page(run, before), encoding="utf-8")
+        path.write_text(page(run, against), encoding="utf-8")
     except OSError as error:
         raise InvalidInput(f"cannot write {path}: {error.strerror}; choose another place with --out") from error
-    return Report(path, run, before)
+    return Report(path, run, against)
+
+
+def _against(run: Run, directory: Path) -> Against:
+    baseline = read_run(directory)
+    if run.is_simulated or not baseline.is_simulated:
+        return Against(baseline)
+    # Virtual time is not real time: what the run would have taken in it is what its baseline is held against.
+    beside = directory.parent / run.policy if run.policy and "/" not in run.policy else directory
+    return Against(baseline, read_run(beside) if beside != directory and _holds_a_run(beside) else None)
+
+
+def _holds_a_run(directory: Path) -> bool:
+    return (directory / ROUNDS).is_file()

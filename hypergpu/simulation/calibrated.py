@@ -1,13 +1,13 @@
 """A real run once more in virtual time, with the compute times that it measured: with its policy, and without."""
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from common.config import SystemConfig, load_config
 from hypergpu.simulation.calibration import calibrate
-from hypergpu.simulation.compare import BASELINE, Comparison, Result, Variant, against, target_of
+from hypergpu.simulation.compare import BASELINE, Comparison, Result, Variant, compared, target_of
 from hypergpu.simulation.compute import read_rounds
 from hypergpu.simulation.replay import replay
 from hypergpu.simulation.run import simulate
@@ -48,12 +48,14 @@ def compare_with_baseline(
     *,
     target_accuracy: float | None = None,
     out: Path | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Comparison:
     """The run with its own policy and by the fixed baseline, both in virtual time and calibrated by the real one.
 
     Args:
         run_dir, links, events: as `scenario_of_run`.
         target_accuracy: whose time is measured; if it is left out the task's own, or what of it the run reached.
+        progress: told how many rounds of how many are simulated.
         out: where both simulated runs are kept, each under its policy's name; nowhere if it is left out.
 
     Raises:
@@ -61,19 +63,35 @@ def compare_with_baseline(
     """
     scenario = scenario_of_run(run_dir, links, events)
     calibration = calibrate(run_dir, scenario)
-    compute = calibration.compute
-    target = target_accuracy or _target(run_dir, scenario)
+    rows = read_rounds(run_dir)
+    own = target_accuracy if target_accuracy is not None else target_of(scenario)
+    steps = _Steps(4 * len(rows), progress)  # two replays, then one run by each policy
     with tempfile.TemporaryDirectory(prefix="hypergpu-") as directory:
-        handling_seconds, _ = replay(scenario, calibration, read_rounds(run_dir), Path(directory))
-    scenario = calibration.of(scenario, handling_seconds).changed(target_accuracy=target)
-    results = [
-        Result(variant, [simulate(variant.of(scenario, scenario.seed), out and out / variant.policy, compute=compute)])
-        for variant in (Variant(BASELINE), Variant(scenario.config.orchestrator.policy))
-    ]
-    return Comparison(scenario, [scenario.seed], target, results[0], [against(*results)])
+        handling_seconds, _ = replay(scenario, calibration, rows, Path(directory), progress=steps.round_begins)
+    scenario = calibration.of(scenario, handling_seconds).changed(target_accuracy=own)
+    results = []
+    for variant in (Variant(BASELINE), Variant(scenario.config.orchestrator.policy)):
+        kept = out and out / variant.policy
+        run = variant.of(scenario, scenario.seed)
+        outcome = simulate(run, kept, compute=calibration.compute, progress=steps.round_begins)
+        results.append(Result(variant, [outcome]))
+    steps.done()
+    return compared(scenario, [scenario.seed], own, results)
 
 
-def _target(run_dir: Path, scenario: Scenario) -> float:
-    best = max(row["accuracy"] or 0.0 for row in read_rounds(run_dir))
-    own = target_of(scenario)
-    return best if own is None else min(own, best)
+class _Steps:
+    """Counts the rounds of several simulations as one progress."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None]) -> None:
+        self._total, self._progress, self._begun = total, progress, 0
+        progress(0, total)
+
+    def round_begins(self, number: int) -> None:
+        """A round of one of them begins; the one before it is done. An abandoned round begins again."""
+        del number
+        self._begun += 1
+        self._progress(min(self._begun - 1, self._total), self._total)
+
+    def done(self) -> None:
+        """All of them are over."""
+        self._progress(self._total, self._total)

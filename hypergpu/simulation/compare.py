@@ -6,17 +6,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, get_args
 
 from common.config import BatchConfig, Section, SelectorConfig
 from common.errors import InvalidInput, UnknownName
+from common.metric import ACCURACY, MetricSpec
 from hypergpu.report.model import natural
+from hypergpu.simulation.convergence import ModelledLearning
 from hypergpu.simulation.node import Compute
 from hypergpu.simulation.run import Outcome, simulate
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.statistics import Estimate, estimate
+from hypergpu.time_to_target import value_to_compare_at
 
 BASELINE = "none"
 _BATCH_STRATEGIES = get_args(BatchConfig.model_fields["strategy"].annotation)
@@ -64,9 +67,26 @@ class Result:
         """Seconds to the target, of the runs that reached it."""
         return [o.time_to_target_seconds for o in self.outcomes if o.time_to_target_seconds is not None]
 
-    def mean(self, figure: str) -> float:
-        """The mean of a figure of the outcomes."""
-        return float(sum(getattr(o, figure) for o in self.outcomes) / len(self.outcomes))
+    def mean(self, figure: str) -> float | None:
+        """The mean of a figure of the outcomes, of those that have it."""
+        values = [value for o in self.outcomes if (value := getattr(o, figure)) is not None]
+        return float(sum(values) / len(values)) if values else None
+
+    @property
+    def metric(self) -> MetricSpec:
+        """What the model was judged by."""
+        return self.outcomes[0].metric
+
+    @property
+    def best(self) -> float | None:
+        """The best value of the metric in any of the runs."""
+        return self.metric.best(outcome.best_metric for outcome in self.outcomes)
+
+    def timed_to(self, target: float) -> "Result":
+        """The same runs, their time taken to another value."""
+        times = [outcome.as_course().time_to(self.metric, target) for outcome in self.outcomes]
+        pairs = zip(self.outcomes, times, strict=True)
+        return replace(self, outcomes=[replace(o, target=target, time_to_target_seconds=time) for o, time in pairs])
 
     @property
     def given_up(self) -> list[str]:
@@ -89,8 +109,8 @@ class Result:
             "strategies": self.variant.strategies,
             "time_to_target_seconds": estimate(self.times).record(),
             "reached": len(self.times),
-            "best_accuracy": max(o.best_accuracy for o in self.outcomes),
-            "final_accuracy": self.mean("final_accuracy"),
+            f"best_{self.metric.name}": self.best,
+            f"final_{self.metric.name}": self.mean("final_metric"),
             "bytes": self.mean("bytes"),
             "rounds": self.mean("rounds"),
             "duration_seconds": self.mean("seconds"),
@@ -108,8 +128,8 @@ class Candidate:
     """Time to target of the baseline over that of the candidate."""
     bounds: int
     """Pairs in which one of the two did not reach the target: its time is at least its run's length, or the other's."""
-    accuracy_difference: Estimate
-    """Final accuracy of the candidate less that of the baseline."""
+    difference: Estimate
+    """Final value of the candidate's metric less that of the baseline's."""
 
     @property
     def verdict(self) -> str:
@@ -127,7 +147,7 @@ class Candidate:
         """As a JSON object."""
         return self.result.record() | {
             "speedup": self.speedup.record() | {"bounds": self.bounds},
-            "accuracy_difference": self.accuracy_difference.record(),
+            f"{self.result.metric.name}_difference": self.difference.record(),
             "verdict": self.verdict,
         }
 
@@ -138,9 +158,27 @@ class Comparison:
 
     scenario: Scenario
     seeds: Sequence[int]
-    target: float
+    wanted: float | None
+    """The target that was set."""
+    target: float | None
+    """The value whose time is measured: the target, or where no run reached it, the best that all of them reached."""
     baseline: Result
     candidates: Sequence[Candidate]
+
+    @property
+    def metric(self) -> MetricSpec:
+        """What the model was judged by."""
+        return self.baseline.metric
+
+    @property
+    def remark(self) -> str:
+        """What is to be known of the value whose time is measured; empty where it is the target that was set."""
+        if self.target == self.wanted:
+            return ""
+        missed = "" if self.wanted is None else f"no run reached the target of {self.metric.text(self.wanted)}; "
+        if self.target is None:
+            return f"{missed}the {self.metric.name} was not measured in all runs"
+        return f"{missed}times are to {self.metric.label(self.target)}, the best value that all runs reached"
 
     @property
     def given_up(self) -> str:
@@ -154,7 +192,9 @@ class Comparison:
         return {
             "scenario": self.scenario.name,
             "seeds": list(self.seeds),
+            "metric": self.metric.model_dump(),
             "target_accuracy": self.target,
+            "wanted_target": self.wanted,
             "baseline": self.baseline.record(),
             "candidates": [candidate.record() for candidate in self.candidates],
         }
@@ -176,7 +216,7 @@ def compare(
     decided.
 
     Args:
-        scenario: its seed is the first; its target accuracy, or else the task's, is the one whose time is measured.
+        scenario: its seed is the first; its target, or else the task's, is the value whose time is measured.
         policies: `none`, the baseline, is always run and may be named.
         strategies: BATCH/SELECTION, or one of both: a candidate for each policy and each of them.
         seeds: how many.
@@ -186,23 +226,31 @@ def compare(
 
     Raises:
         UnknownName: a policy or strategy that there is not.
-        InvalidInput: nothing to compare with, or no target accuracy is known.
+        InvalidInput: nothing to compare with.
     """
     variants = [Variant(BASELINE), *variants_of(policies, strategies)]
     if len(variants) == 1:
         raise InvalidInput(
             f"nothing to compare with the baseline: name a policy other than {BASELINE!r}, as in reactive"
         )
-    target = target_of(scenario)
-    if target is None:
-        raise InvalidInput(f"the scenario {scenario.name} has no target_accuracy, and its task none either: give one")
-    scenario = scenario.changed(target_accuracy=target)
+    wanted = target_of(scenario)
+    scenario = scenario.changed(target_accuracy=wanted)
     numbers = range(scenario.seed, scenario.seed + seeds)
     runs = [variant.of(scenario, seed) for variant in variants for seed in numbers]
     outcomes = _run_all(runs, jobs, compute, progress)
     results = [Result(variant, outcomes[index * seeds : (index + 1) * seeds]) for index, variant in enumerate(variants)]
-    baseline = results[0]
-    return Comparison(scenario, list(numbers), target, baseline, [against(baseline, result) for result in results[1:]])
+    return compared(scenario, list(numbers), wanted, results)
+
+
+def compared(scenario: Scenario, seeds: Sequence[int], wanted: float | None, results: Sequence[Result]) -> Comparison:
+    """Compare results with the first of them, by the time to the target or to the best value that all reached."""
+    metric = results[0].metric
+    courses = [outcome.as_course() for result in results for outcome in result.outcomes]
+    target = value_to_compare_at(metric, wanted, courses)
+    if target is not None and target != wanted:
+        results = [result.timed_to(target) for result in results]
+    baseline, *others = results
+    return Comparison(scenario, seeds, wanted, target, baseline, [against(baseline, result) for result in others])
 
 
 def variants_of(policies: Sequence[str], strategies: Sequence[str]) -> list[Variant]:
@@ -231,8 +279,9 @@ def against(baseline: Result, result: Result) -> Candidate:
         bounds += None in times
         ratios.append(_least_time(before, times[1]) / max(_least_time(after, times[0]), 1e-9))
     differences = [
-        after.final_accuracy - before.final_accuracy
+        after.final_metric - before.final_metric
         for before, after in zip(baseline.outcomes, result.outcomes, strict=True)
+        if after.final_metric is not None and before.final_metric is not None
     ]
     return Candidate(result, estimate(ratios), bounds, estimate(differences))
 
@@ -244,7 +293,7 @@ def _least_time(outcome: Outcome, other: float | None) -> float:
 
 
 def target_of(scenario: Scenario) -> float | None:
-    """The accuracy whose time is measured: the scenario's, or else the one that its task documents."""
+    """The value of the metric whose time is measured: the scenario's, or else the one that its task documents."""
     if scenario.target is not None:
         return scenario.target
     from tasks import load_task  # noqa: PLC0415  (torch takes seconds to import)
@@ -300,7 +349,8 @@ class Threshold:
     def value(self, record: Mapping[str, Any]) -> float | None:
         """The figure in the record of a candidate."""
         found: Any = record
-        for key in self.figure.split("."):
+        figure, _, bound = self.figure.partition(".ci_")
+        for key in (figure, f"ci_{bound}") if bound else (self.figure,):
             found = found[key]
         value: float | None = found["mean"] if isinstance(found, Mapping) else found
         return value
@@ -311,20 +361,31 @@ class Threshold:
         return value is not None and (value >= self.bound if self.at_least else value <= self.bound)
 
 
-_ESTIMATES = ("speedup", "time_to_target_seconds", "accuracy_difference")
-FIGURES = (
-    *(name for figure in _ESTIMATES for name in (figure, f"{figure}.ci_low", f"{figure}.ci_high")),
-    "final_accuracy",
-    "best_accuracy",
-    "bytes",
-    "rounds",
-    "duration_seconds",
-    "reached",
-)
-"""What a threshold may be on; of an estimate, the mean unless a bound of its interval is named."""
+def figures_of(metric: MetricSpec) -> list[str]:
+    """What a threshold may be on; of an estimate, the mean unless a bound of its interval is named."""
+    estimates = ("speedup", "time_to_target_seconds", f"{metric.name}_difference")
+    return [
+        *(name for figure in estimates for name in (figure, f"{figure}.ci_low", f"{figure}.ci_high")),
+        f"final_{metric.name}",
+        f"best_{metric.name}",
+        "bytes",
+        "rounds",
+        "duration_seconds",
+        "reached",
+    ]
 
 
-def parse_threshold(text: str) -> Threshold:
+def metric_of_scenario(scenario: Scenario) -> MetricSpec:
+    """The metric of a scenario's task, before it is run."""
+    if scenario.learning == "model":
+        return ModelledLearning(scenario.config.training, scenario.learning_curve(), scenario.metric or ACCURACY).metric
+    from tasks import build, load_task, metric_of, spec_of  # noqa: PLC0415  (torch takes seconds to import)
+
+    task = load_task(scenario.config.training.task)
+    return spec_of(metric_of(task, build(task, scenario.config.training.seed).module))
+
+
+def parse_threshold(text: str, metric: MetricSpec = ACCURACY) -> Threshold:
     """A threshold from FIGURE>=NUMBER or FIGURE<=NUMBER.
 
     Raises:
@@ -334,8 +395,8 @@ def parse_threshold(text: str) -> Threshold:
         figure, found, number = text.partition(sign)
         if found:
             figure = figure.strip()
-            if figure not in FIGURES:
-                raise UnknownName("figure", figure, FIGURES)
+            if figure not in figures_of(metric):
+                raise UnknownName("figure", figure, figures_of(metric))
             with suppress(ValueError):
                 if math.isfinite(bound := float(number)):
                     return Threshold(text, figure, sign == ">=", bound)

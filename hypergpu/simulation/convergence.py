@@ -5,11 +5,11 @@ Training is a path whose length is counted in full steps, s: a step on the whole
     efficiency(B) = 1 / (1 + φ / B)                                 φ = the gradient noise scale, in samples
 
 (McCandlish et al., "An empirical model of large-batch training", 2018, eq. 2.7). A round of k local steps at learning
-rate η over nodes whose batches add up to B is k · η/η₀ · efficiency(B) long. Along the path, loss and accuracy follow
+rate η over nodes whose batches add up to B is k · η/η₀ · efficiency(B) long. Along the path, loss and metric follow
 power laws with an offset, the usual shape of learning curves (Hestness et al., "Deep learning scaling is predictable,
 empirically", 2017):
 
-    loss(s) = L∞ + (L₀ - L∞) · (1 + s/τ)^-α          accuracy(s) = A∞ - (A∞ - A₀) · (1 + s/σ)^-β
+    loss(s) = L∞ + (L₀ - L∞) · (1 + s/τ)^-α          metric(s) = M∞ - (M∞ - M₀) · (1 + s/σ)^-β
 
 What it leaves out: data that differs between shards, drift of long local work, and divergence. The constants come
 from real runs: `hypergpu fit digits`.
@@ -24,6 +24,7 @@ from pydantic import Field
 from common.config import TrainingConfig
 from common.config.section import Section
 from common.draws import Draws
+from common.metric import ACCURACY, LOSS, MetricSpec
 from coordinator.core import events as ev
 from hypergpu.simulation.learning import Trained
 
@@ -47,13 +48,13 @@ class Convergence(Section):
     """τ."""
     loss_power: Positive
     """α."""
-    accuracy_start: Annotated[float, Field(ge=0, le=1)]
-    """A₀."""
-    accuracy_ceiling: Annotated[float, Field(ge=0, le=1)]
-    """A∞."""
-    accuracy_scale: Positive
+    metric_start: float | None = None
+    """M₀; left out of a task that is judged by its loss alone."""
+    metric_limit: float | None = None
+    """M∞, above M₀ or below it."""
+    metric_scale: Positive = 1.0
     """σ."""
-    accuracy_power: Positive
+    metric_power: Positive = 1.0
     """β."""
     loss_spread: Annotated[float, Field(ge=0)] = 0.0
     """Standard deviation of the training loss of one sample, relative to the loss."""
@@ -63,10 +64,12 @@ class Convergence(Section):
         missing = self.loss_start - self.loss_floor
         return self.loss_floor + missing * math.pow(1 + path / self.loss_scale, -self.loss_power)
 
-    def accuracy(self, path: float) -> float:
-        """Held-out accuracy after a path of full steps."""
-        missing = self.accuracy_ceiling - self.accuracy_start
-        return self.accuracy_ceiling - missing * math.pow(1 + path / self.accuracy_scale, -self.accuracy_power)
+    def metric(self, path: float) -> float | None:
+        """Held-out metric after a path of full steps; None if the task has none."""
+        if self.metric_start is None or self.metric_limit is None:
+            return None
+        missing = self.metric_limit - self.metric_start
+        return self.metric_limit - missing * math.pow(1 + path / self.metric_scale, -self.metric_power)
 
     def progress(self, steps: float, samples_per_step: float, learning_rate: float) -> float:
         """Full steps that `steps` local steps are worth."""
@@ -83,10 +86,10 @@ FITTED: Mapping[str, Convergence] = {
         loss_floor=0.0869,
         loss_scale=4.15,
         loss_power=1.43,
-        accuracy_start=0.06,
-        accuracy_ceiling=0.986,
-        accuracy_scale=1.64,
-        accuracy_power=0.974,
+        metric_start=0.06,
+        metric_limit=0.986,
+        metric_scale=1.64,
+        metric_power=0.974,
         loss_spread=3.56,
     ),
     # Over 6 runs of 40 rounds: 0.19 of log loss, 0.033 of accuracy.
@@ -98,10 +101,10 @@ FITTED: Mapping[str, Convergence] = {
         loss_floor=0.124,
         loss_scale=90.5,
         loss_power=4.71,
-        accuracy_start=0.142,
-        accuracy_ceiling=0.965,
-        accuracy_scale=177.0,
-        accuracy_power=9.29,
+        metric_start=0.142,
+        metric_limit=0.965,
+        metric_scale=177.0,
+        metric_power=9.29,
         loss_spread=10.3,
     ),
     # Over 6 runs of 40 rounds: 0.005 of log loss, 0.004 of accuracy. So few rounds don't show where it ends.
@@ -113,10 +116,10 @@ FITTED: Mapping[str, Convergence] = {
         loss_floor=1.29,
         loss_scale=2.2,
         loss_power=0.231,
-        accuracy_start=0.0123,
-        accuracy_ceiling=0.755,
-        accuracy_scale=1.71,
-        accuracy_power=0.113,
+        metric_start=0.0123,
+        metric_limit=0.755,
+        metric_scale=1.71,
+        metric_power=0.113,
         loss_spread=0.215,
     ),
 }
@@ -126,8 +129,10 @@ FITTED: Mapping[str, Convergence] = {
 class ModelledLearning:
     """Learning as the model of convergence has it (see `learning.Learning`)."""
 
-    def __init__(self, config: TrainingConfig, convergence: Convergence) -> None:
+    def __init__(self, config: TrainingConfig, convergence: Convergence, metric: MetricSpec = ACCURACY) -> None:
         self._model = convergence
+        self.metric = LOSS if convergence.metric(0.0) is None else metric
+        """As `Learning.metric`."""
         self._draws = Draws(config.seed, "convergence")
         self._path = 0.0
         self._loss = self._model.loss(0.0)
@@ -183,6 +188,6 @@ class ModelledLearning:
         self.discard()
         return True
 
-    def evaluate(self) -> tuple[float, float]:
+    def evaluate(self) -> tuple[float, float | None]:
         """As `Learning.evaluate`."""
-        return self._loss, self._model.accuracy(self._path)
+        return self._loss, self._model.metric(self._path)

@@ -25,7 +25,7 @@ class Recorder(Protocol):
         """Something worth keeping."""
         ...
 
-    def round_closed(self, closed: ev.CloseRound, loss: float | None, accuracy: float | None, now: float) -> None:
+    def round_closed(self, closed: ev.CloseRound, loss: float | None, metric: float | None, now: float) -> None:
         """A round is over and its step is taken."""
         ...
 
@@ -211,9 +211,9 @@ class VirtualCoordinator:
         self._time.at(self._time.now + self._evaluation_seconds, self._evaluate, closed)
 
     def _evaluate(self, closed: ev.CloseRound) -> None:
-        loss, accuracy = self._learning.evaluate() if closed.evaluate else (None, None)
-        self._recorder.round_closed(closed, loss, accuracy, self._time.now)
-        self.dispatch(ev.Evaluated(closed.round, loss, accuracy, self._learning.update_norms))
+        loss, metric = self._learning.evaluate() if closed.evaluate else (None, None)
+        self._recorder.round_closed(closed, loss, metric, self._time.now)
+        self.dispatch(ev.Evaluated(closed.round, loss, metric, self._learning.update_norms))
 
     def _abandon_round(self, effect: ev.AbandonRound) -> None:
         del effect

@@ -1,15 +1,18 @@
 """Fits the model of convergence to real runs of a task: `hypergpu fit digits`.
 
 The runs have perfect links and the task's default learning rate; they differ in nodes and batch, so that the
-noise scale shows. Residuals are of the logarithm of the loss and of the accuracy, at every round.
+noise scale shows. Residuals are of the logarithm of the loss and of the metric, at every round.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from common.config import TrainingConfig
+from common.metric import LOSS, MetricSpec
 from coordinator.core.events import Assign, Shard
 from hypergpu.simulation.convergence import Convergence
 from hypergpu.simulation.gradients import RealLearning, on_one_thread
@@ -17,12 +20,36 @@ from tasks import load_task
 
 SETUPS = ((1, 16), (1, 64), (4, 32), (5, 64), (8, 128), (20, 64))
 """Nodes and batch of each run."""
+_METRIC_WEIGHT = 5.0
+"""Of a residual of the metric, relative to its range, against one of the logarithm of the loss."""
+
+Vector = npt.NDArray[np.float64]
 
 
-def run(task: str, nodes: int, batch: int, rounds: int, seed: int) -> tuple[list[float], list[float], list[float], int]:
-    """Losses, accuracies and training losses of a run, from before its first round on; and the bytes of the model."""
-    config = TrainingConfig(task=task, seed=seed)
-    learning = RealLearning(load_task(task), config)
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """One real run, from before its first round on."""
+
+    losses: Sequence[float]
+    metrics: Sequence[float | None]
+    trained: Sequence[float]
+    """Loss of each unit of work on its first batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """The constants of a task, and how far they are from the runs."""
+
+    model: Convergence
+    metric: MetricSpec
+    loss_error: float
+    """Root mean square error of the logarithm of the loss."""
+    metric_error: float | None
+    """Root mean square error of the metric; None if the task has none beside its loss."""
+
+
+def run(learning: RealLearning, config: TrainingConfig, nodes: int, batch: int, rounds: int) -> Curves:
+    """Train for some rounds on perfect links, and evaluate before the first and after each."""
     points, trained = [learning.evaluate()], []
     for number in range(rounds):
         cursor = number * config.local_steps * batch
@@ -36,76 +63,100 @@ def run(task: str, nodes: int, batch: int, rounds: int, seed: int) -> tuple[list
             trained.append(result.loss_before)
         learning.step()
         points.append(learning.evaluate())
-    losses, accuracies = zip(*points, strict=True)
-    return list(losses), list(accuracies), trained, learning.model_bytes
+    losses, metrics = zip(*points, strict=True)
+    return Curves(losses, metrics, trained)
 
 
-def fit(
-    task: str, rounds: int = 60, seed: int = 0, progress: Callable[[str], None] = lambda _: None
-) -> tuple[Convergence, float, float]:
-    """The constants, and the root mean square errors of log loss and of accuracy.
+def fit(task: str, rounds: int = 60, seed: int = 0, progress: Callable[[str], None] = lambda _: None) -> Fitted:
+    """Fit the constants of a task.
 
     Raises:
         UnknownName, InvalidInput: there is no such task, or it cannot be loaded.
     """
     on_one_thread()
-    config = TrainingConfig(task=task)
+    config = TrainingConfig(task=task, seed=seed)
     runs = []
     for number, (nodes, batch) in enumerate(SETUPS, 1):
         progress(f"run {number} of {len(SETUPS)}: {nodes} {'node' if nodes == 1 else 'nodes'}, batches of {batch}")
-        runs.append(run(task, nodes, batch, rounds, seed))
+        learning = RealLearning(load_task(task), config)
+        runs.append(run(learning, config, nodes, batch, rounds))
     progress("fitting")
-    start_loss = float(np.mean([losses[0] for losses, *_ in runs]))
-    start_accuracy = float(np.mean([accuracies[0] for _, accuracies, *_ in runs]))
-    ceiling = max(max(accuracies) for _, accuracies, *_ in runs)
     base = Convergence(
-        model_bytes=runs[0][3],
+        model_bytes=learning.model_bytes,
         learning_rate=config.learning_rate,
         noise_scale=64.0,
-        loss_start=start_loss,
+        loss_start=float(np.mean([each.losses[0] for each in runs])),
         loss_floor=0.05,
         loss_scale=10.0,
         loss_power=1.0,
-        accuracy_start=start_accuracy,
-        accuracy_ceiling=ceiling,
-        accuracy_scale=5.0,
-        accuracy_power=1.5,
     )
-
-    def with_values(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Convergence:
-        noise, floor, scale, power, missing, accuracy_scale, accuracy_power = np.exp(values)
-        return base.model_copy(
-            update={
-                "noise_scale": float(noise),
-                "loss_floor": float(floor),
-                "loss_scale": float(scale),
-                "loss_power": float(power),
-                "accuracy_ceiling": 1.0 - float(missing),
-                "accuracy_scale": float(accuracy_scale),
-                "accuracy_power": float(accuracy_power),
-            }
-        )
-
-    def residuals(
-        values: "np.ndarray[tuple[int], np.dtype[np.float64]]",
-    ) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-        model, found = with_values(values), []
-        for (nodes, batch), (losses, accuracies, *_) in zip(SETUPS, runs, strict=True):
-            for number in range(len(losses)):
-                path = model.progress(number * config.local_steps, nodes * batch, config.learning_rate)
-                found.append(np.log(model.loss(path) / losses[number]))
-                found.append(5.0 * (model.accuracy(path) - accuracies[number]))
-        return np.array(found)
-
-    first = np.log([64.0, 0.05, 10.0, 1.0, max(1e-3, 1 - ceiling), 5.0, 1.5])
-    solution = least_squares(residuals, first, loss="soft_l1", f_scale=0.1)
-    errors = residuals(solution.x)
-    model = with_values(solution.x)
-    _, _, trained, _ = runs[SETUPS.index((5, 64))]
-    late = np.array(trained[-100:])
+    late = np.array(runs[SETUPS.index((5, 64))].trained[-100:])
     spread = float(late.std() / late.mean() * 64**0.5)
-    return (
-        model.model_copy(update={"loss_spread": spread}),
-        float(np.std(errors[::2])),
-        float(np.std(errors[1::2]) / 5.0),
-    )
+    return _fitted(base.model_copy(update={"loss_spread": spread}), learning.metric, runs, config)
+
+
+def _fitted(base: Convergence, metric: MetricSpec, runs: Sequence[Curves], config: TrainingConfig) -> Fitted:
+    shape = _MetricShape.of(metric, runs)
+
+    def with_values(values: Vector) -> Convergence:
+        noise, floor, scale, power, *of_metric = np.exp(values)
+        update = {"noise_scale": float(noise), "loss_floor": float(floor)}
+        update |= {"loss_scale": float(scale), "loss_power": float(power)}
+        return base.model_copy(update=update | (shape.constants(of_metric) if shape else {}))
+
+    def residuals(values: Vector) -> tuple[Vector, Vector]:
+        model = with_values(values)
+        losses, metrics = [], []
+        for (nodes, batch), curves in zip(SETUPS, runs, strict=True):
+            for number, (loss, value) in enumerate(zip(curves.losses, curves.metrics, strict=True)):
+                path = model.progress(number * config.local_steps, nodes * batch, config.learning_rate)
+                losses.append(np.log(model.loss(path) / loss))
+                modelled = model.metric(path)
+                if value is not None and modelled is not None and shape is not None:
+                    metrics.append((modelled - value) / shape.range)
+        return np.array(losses), np.array(metrics)
+
+    def weighted(values: Vector) -> Vector:
+        losses, metrics = residuals(values)
+        return np.concatenate([losses, _METRIC_WEIGHT * metrics])
+
+    first = np.log([64.0, 0.05, 10.0, 1.0, *((shape.gap, 5.0, 1.5) if shape else ())])
+    values = least_squares(weighted, first, loss="soft_l1", f_scale=0.1).x
+    losses, metrics = residuals(values)
+    error = float(np.std(metrics) * shape.range) if shape else None
+    return Fitted(with_values(values), metric, float(np.std(losses)), error)
+
+
+@dataclass(frozen=True, slots=True)
+class _MetricShape:
+    """Where the curve of a metric begins, which way it goes, and how far."""
+
+    start: float
+    gap: float
+    """First guess of the distance from the start to the limit."""
+    sign: float
+    range: float
+    """Of the values on record; 1 for a share."""
+    most: float
+    """The limit goes no further."""
+
+    @classmethod
+    def of(cls, metric: MetricSpec, runs: Sequence[Curves]) -> "_MetricShape | None":
+        """The shape that the runs show; None if the loss is all that the task is judged by, or nothing is defined."""
+        firsts = [each.metrics[0] for each in runs if each.metrics[0] is not None]
+        values = [value for each in runs for value in each.metrics if value is not None]
+        best = metric.best(values)
+        if metric == LOSS or not firsts or best is None:
+            return None
+        start = float(np.mean(firsts))
+        span = 1.0 if metric.is_share else max(max(values) - min(values), 1e-9)
+        most = 1.0 if metric.is_share and metric.better == "higher" else float("inf")
+        sign = 1.0 if metric.better == "higher" else -1.0
+        gap = min(max(1.02 * metric.gain(best, start), 1e-3 * span), 0.999 * (most - start) if most > start else span)
+        return cls(start, gap, sign, span, most)
+
+    def constants(self, values: Sequence[float]) -> dict[str, float]:
+        """The constants of the convergence model."""
+        gap, scale, power = map(float, values)
+        limit = min(self.start + self.sign * gap, self.most)
+        return {"metric_start": self.start, "metric_limit": limit, "metric_scale": scale, "metric_power": power}

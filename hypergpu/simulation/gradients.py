@@ -4,11 +4,12 @@ import numpy as np
 import torch
 
 from common.config import TrainingConfig
+from common.metric import MetricSpec
 from coordinator.core import events as ev
 from coordinator.core.global_model import GlobalModel
 from hypergpu.simulation.learning import Trained
 from node.trainer import Trainer
-from tasks import Task, evaluate
+from tasks import Task, evaluate, metric_of, spec_of
 from tasks.partition import Partition, ShardOrder, partition
 from tasks.samples import count, labels
 
@@ -25,6 +26,8 @@ class RealLearning:
         self._task = task
         self._trainer = Trainer(task, config.seed)
         model = self._trainer.model
+        self.metric: MetricSpec = spec_of(metric_of(task, model.module))
+        """As `Learning.metric`."""
         self._model = GlobalModel(model.manifest, model.flat(), model.parameter_count, config)
         self._sizes = count(task.train) if config.partition == "iid" else labels(task.train)
         self._shards: Partition = ()
@@ -73,11 +76,11 @@ class RealLearning:
         """As `Learning.step`."""
         return self._model.step()
 
-    def evaluate(self) -> tuple[float, float]:
+    def evaluate(self) -> tuple[float, float | None]:
         """As `Learning.evaluate`."""
         self._trainer.model.load(self._model.values)
         result = evaluate(self._trainer.model.module, self._task, batch_size=self._config.batch_size)
-        return result.loss, result.accuracy
+        return result.loss, result.metric
 
     def _order_of(self, shard: ev.Shard) -> ShardOrder:
         config = self._config

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from common.metric import MetricSpec
 from coordinator.core import events as ev
 
 
@@ -22,6 +23,11 @@ class Learning(Protocol):
     @property
     def model_bytes(self) -> int:
         """Of the flat buffer that travels."""
+        ...
+
+    @property
+    def metric(self) -> MetricSpec:
+        """What the model is judged by."""
         ...
 
     @property
@@ -50,6 +56,6 @@ class Learning(Protocol):
         """The server's step on the mean; False if it was left out because it would not be finite."""
         ...
 
-    def evaluate(self) -> tuple[float, float]:
-        """Loss and accuracy on held-out data."""
+    def evaluate(self) -> tuple[float, float | None]:
+        """Loss and metric on held-out data; None where the metric is undefined."""
         ...

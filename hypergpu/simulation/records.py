@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.metric import LOSS
 from coordinator.core import events as ev
 from coordinator.core.decisions import DecisionKind
 from coordinator.core.rounds import RoundMachine
@@ -20,15 +21,16 @@ class Recording:
     Attributes:
         trained_seconds: from the beginning of the first round to the end of the last.
         trouble: what a node last said when it gave work of the running round up.
-        reached_after: seconds from the beginning of the first round until the target accuracy was reached first; None
+        reached_after: seconds from the beginning of the first round until the target was reached first; None
             where it was not. How long nodes take to come says nothing about training.
+        course: those seconds and the metric at each evaluation that gave one.
     """
 
     def __init__(
         self, scenario: Scenario, machine: RoundMachine, nodes: Mapping[str, SimulatedNode], out: Path | None
     ) -> None:
         self.machine = machine
-        self.best_accuracy = 0.0
+        self.course: list[tuple[float, float]] = []
         self.reached_after: float | None = None
         self.quarantined: dict[str, list[str]] = {}
         self.round_seconds: list[float] = []
@@ -58,18 +60,19 @@ class Recording:
         """Something happened to the links, because the scenario says so."""
         self.event(ev.Record("network", self.machine.round, what), now)
 
-    def round_closed(self, closed: ev.CloseRound, loss: float | None, accuracy: float | None, now: float) -> None:
+    def round_closed(self, closed: ev.CloseRound, loss: float | None, metric: float | None, now: float) -> None:
         """As `Recorder.round_closed`."""
         self.round_seconds.append(closed.seconds)
         self.trouble = ""
         self.trained_seconds = now - (self._began_at or 0.0)
-        if accuracy is not None:
-            self.best_accuracy = max(self.best_accuracy, accuracy)
-            target = self._scenario.target
-            if target is not None and accuracy >= target and self.reached_after is None:
+        spec, target = self.machine.metric, self._scenario.target
+        value = loss if spec == LOSS else metric
+        if value is not None:
+            self.course.append((self.trained_seconds, value))
+            if target is not None and self.reached_after is None and spec.reached(value, target):
                 self.reached_after = self.trained_seconds
         if self._dir is not None:
-            self._dir.round(round_row(closed, loss, accuracy, now))
+            self._dir.round(round_row(closed, loss, spec, metric, now))
 
     def finished(self, finish: ev.Finish, now: float) -> None:
         """As `Recorder.finished`."""
@@ -85,7 +88,7 @@ class Recording:
 
     def _node_rows(self) -> list[dict[str, Any]]:
         members = self.machine.members
-        return [node_row(m, "idle" if m.node_id in members.connected else str(m.presence)) for m in members]
+        return [node_row(m, "done" if m.node_id in members.connected else str(m.presence)) for m in members]
 
     def _bytes(self, direction: Direction) -> int:
         return sum(node.line.link.counters(direction).bytes for node in self._nodes.values())

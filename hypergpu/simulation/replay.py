@@ -1,6 +1,6 @@
 """A real run once more in virtual time: by its own decisions, so that round times can be held against each other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,7 +42,14 @@ class Replayed:
         return None
 
 
-def replay(scenario: Scenario, calibration: Calibration, real: Rows, out: Path) -> tuple[float, Rows]:
+def replay(
+    scenario: Scenario,
+    calibration: Calibration,
+    real: Rows,
+    out: Path,
+    *,
+    progress: Callable[[int], None] = lambda _: None,
+) -> tuple[float, Rows]:
     """Run the decisions of a real run on its calibrated machine, twice.
 
     The first time with no time for the handling of a unit of work. What nodes then wait less than in reality, in the
@@ -54,6 +61,7 @@ def replay(scenario: Scenario, calibration: Calibration, real: Rows, out: Path) 
         calibration: from the real run.
         real: its rounds, at least one.
         out: a directory for the run in virtual time.
+        progress: told the number of each round that begins.
 
     Returns:
         The seconds of handling, and the rounds in virtual time with them.
@@ -63,7 +71,14 @@ def replay(scenario: Scenario, calibration: Calibration, real: Rows, out: Path) 
         handling_seconds = _excess(real, rows)
         again = calibration.of(scenario, handling_seconds).changed(rounds=real[-1]["round"])
         decisions = Replayed(real, scenario.config.orchestrator.policy)
-        simulate(again, out, compute=calibration.compute, starts=calibration.starts, adaptation=decisions)
+        simulate(
+            again,
+            out,
+            compute=calibration.compute,
+            starts=calibration.starts,
+            adaptation=decisions,
+            progress=progress,
+        )
         rows = read_rounds(out)
     return handling_seconds, rows
 

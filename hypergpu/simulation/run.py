@@ -2,12 +2,13 @@
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.metric import ACCURACY, MetricSpec
 from coordinator.core import events as ev
 from coordinator.core.adaptation import Adaptation
 from coordinator.core.orchestration import build_orchestrator
@@ -25,6 +26,7 @@ from hypergpu.simulation.patience import Patience, missing
 from hypergpu.simulation.records import Recording
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.virtual_time import VirtualTime
+from hypergpu.time_to_target import Course
 from netsim_proxy.link.outcomes import Direction
 from netsim_proxy.scenario import in_turn
 
@@ -57,7 +59,11 @@ def simulate(
     orchestrator = build_orchestrator(config, clock=time.clock)
     punctual = Punctual(adaptation or orchestrator)
     machine = RoundMachine(
-        config.training, punctual, max_nodes=config.server.max_nodes, shards=ShardTable(learning.samples)
+        config.training,
+        punctual,
+        max_nodes=config.server.max_nodes,
+        shards=ShardTable(learning.samples),
+        metric=learning.metric,
     )
     nodes: dict[str, SimulatedNode] = {}
     recording = Recording(scenario, machine, nodes, out)
@@ -140,10 +146,10 @@ class Outcome:
     reason: str
     rounds: int
     seconds: float
-    final_accuracy: float
-    final_loss: float
-    best_accuracy: float
-    target_accuracy: float | None
+    final_metric: float | None
+    final_loss: float | None
+    best_metric: float | None
+    target: float | None
     time_to_target_seconds: float | None
     """From the first round to the first evaluation that reached the target; None where none did."""
     bytes: int
@@ -159,6 +165,26 @@ class Outcome:
     """Events of the scenario that the run did not live to see."""
     given_up: str = ""
     """What it waited for in vain; empty where it came to its end."""
+    metric: MetricSpec = ACCURACY
+    """What the model was judged by."""
+    course: Sequence[tuple[float, float]] = ()
+    """Seconds since the first round began, and the metric then, at each evaluation."""
+
+    def record(self) -> dict[str, Any]:
+        """As a JSON object: the values of the metric under its name."""
+        plain = asdict(self)
+        for name in ("metric", "course", "final_metric", "best_metric", "target"):
+            del plain[name]
+        return plain | {
+            "metric": self.metric.model_dump(),
+            f"final_{self.metric.name}": self.final_metric,
+            f"best_{self.metric.name}": self.best_metric,
+            "target_accuracy": self.target,
+        }
+
+    def as_course(self) -> Course:
+        """What a comparison of times needs."""
+        return Course(self.course, self.trained_seconds)
 
 
 @contextmanager
@@ -176,7 +202,7 @@ def _uncollected() -> Iterator[None]:
 def _learning(scenario: Scenario) -> Learning:
     config = scenario.config.training
     if scenario.learning == "model":
-        return ModelledLearning(config, scenario.learning_curve())
+        return ModelledLearning(config, scenario.learning_curve(), scenario.metric or ACCURACY)
     # torch takes seconds to import, and a model of convergence needs none.
     from hypergpu.simulation.gradients import RealLearning, on_one_thread  # noqa: PLC0415
     from tasks import load_task  # noqa: PLC0415
@@ -215,10 +241,10 @@ def _outcome(
         reason=recording.finish_reason,
         rounds=machine.round - 1,
         seconds=seconds,
-        final_accuracy=machine.accuracy,
+        final_metric=machine.metric_value,
         final_loss=machine.loss,
-        best_accuracy=recording.best_accuracy,
-        target_accuracy=scenario.target,
+        best_metric=machine.metric.best(value for _, value in recording.course),
+        target=scenario.target,
         time_to_target_seconds=recording.reached_after,
         bytes=sum(row.bytes_up + row.bytes_down for row in rows),
         messages=sum(node.line.messages for node in nodes.values()),
@@ -228,4 +254,6 @@ def _outcome(
         trained_seconds=recording.trained_seconds,
         events_missed=missed,
         given_up=given_up,
+        metric=machine.metric,
+        course=tuple(recording.course),
     )

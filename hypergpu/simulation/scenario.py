@@ -9,6 +9,7 @@ from common.config import SystemConfig
 from common.config.loading import explain, parse
 from common.config.section import Section
 from common.errors import InvalidInput
+from common.metric import MetricSpec
 from hypergpu.simulation.convergence import FITTED, Convergence
 from netsim_proxy.link.events import ALL
 from netsim_proxy.link.profiles import Profile
@@ -16,7 +17,6 @@ from netsim_proxy.scenario import Misplaced, Network, NodeSection, OneOrMore, as
 from node.core.gpu import GPUSpecs, specs_from
 
 Seconds = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Churn(Section):
@@ -75,8 +75,9 @@ class Scenario(Network):
     """As `config.training.task`."""
     rounds: Annotated[int, Field(ge=1)] | None = None
     """As `config.training.rounds`."""
-    target_accuracy: Share | None = None
-    """The accuracy whose time is measured. The run goes on to its last round, so that final accuracies compare."""
+    target_accuracy: float | None = None
+    """Value of the task's metric whose time is measured: any real number. The run goes on to its last round, so that
+    final values compare."""
     policy: Literal["none", "conservative", "aggressive", "reactive", "proactive"] | None = None
     """As `config.orchestrator.policy`."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -88,6 +89,8 @@ class Scenario(Network):
     convergence: dict[str, float] = Field(default_factory=dict)
     """For `learning: model`: constants that are not those fitted to the task, as `hypergpu fit` prints them. A
     `model_bytes` alone makes a model of that size which learns like the task."""
+    metric: MetricSpec | None = None
+    """For `learning: model` of a task of your own: its metric, as `hypergpu fit` prints it; accuracy if left out."""
     compute: ComputeTimes | None = None
     """Compute times; the task's own where it is left out."""
     evaluation_seconds: Annotated[float, Field(ge=0)] = 0.02
@@ -118,7 +121,7 @@ class Scenario(Network):
 
     @property
     def target(self) -> float | None:
-        """The accuracy whose time is measured."""
+        """The value of the metric whose time is measured."""
         return self.target_accuracy if self.target_accuracy is not None else self.config.training.target_accuracy
 
     def learning_curve(self) -> Convergence:

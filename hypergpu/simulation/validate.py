@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from common.errors import InvalidInput
+from common.metric import MetricSpec
 from hypergpu.simulation.calibration import calibrate
 from hypergpu.simulation.compute import read_rounds
 from hypergpu.simulation.real_run import require_local, run_for_real
@@ -49,8 +50,10 @@ class Agreement:
     """Mean over rounds of the share of nodes about whose part in it both decided alike."""
     batch_size_ratio: float
     """Median over nodes and rounds of simulated to real batch size, where both chose the node."""
-    real_accuracy: float
-    simulated_accuracy: float
+    metric: MetricSpec
+    real_metric: float | None
+    """At the end."""
+    simulated_metric: float | None
     handling_seconds: float
     """Fitted: what software takes of a unit of work beside network and compute."""
 
@@ -60,7 +63,7 @@ class Agreement:
 
     def record(self) -> dict[str, Any]:
         """As a JSON object."""
-        return asdict(self)
+        return asdict(self) | {"metric": self.metric.model_dump()}
 
 
 def validate(scenario: Scenario, out: Path) -> Agreement:
@@ -93,7 +96,7 @@ def compare_with_real(scenario: Scenario, out: Path) -> Agreement:
     calibration = calibrate(out / "real", scenario)
     handling_seconds, replayed = replay(scenario, calibration, real, out / "replayed")
     fitted = calibration.of(scenario, handling_seconds)
-    simulate(fitted, out / "simulated", compute=calibration.compute, starts=calibration.starts)
+    outcome = simulate(fitted, out / "simulated", compute=calibration.compute, starts=calibration.starts)
     simulated = read_rounds(out / "simulated")
     chosen = [(row["batch_sizes"], mine["batch_sizes"]) for row, mine in zip(real, simulated, strict=False)]
     nodes = len(scenario.profiles_of_links())
@@ -105,8 +108,9 @@ def compare_with_real(scenario: Scenario, out: Path) -> Agreement:
         simulated=round_times(real, simulated),
         selection_agreement=sum(1 - len(row.keys() ^ mine.keys()) / nodes for row, mine in chosen) / len(chosen),
         batch_size_ratio=median(ratios) if ratios else 0.0,
-        real_accuracy=real[-1]["accuracy"] or 0.0,
-        simulated_accuracy=simulated[-1]["accuracy"] or 0.0,
+        metric=outcome.metric,
+        real_metric=real[-1].get(outcome.metric.name),
+        simulated_metric=outcome.final_metric,
         handling_seconds=handling_seconds,
     )
 

@@ -183,8 +183,7 @@ class Link:
             exchange.arrived[lane.number] = at = at if at > last else last
         lane.bytes += nbytes
         if first:
-            lane.messages += 1
-            lane.delay_seconds += at - now
+            lane.delayed(at - now)
         return Deliver(at)
 
     def queued_bytes(self, now: float, direction: Direction) -> float:

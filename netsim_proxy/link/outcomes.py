@@ -78,13 +78,26 @@ class Exchange:
         self.arrived = [_NEVER, _NEVER]  # up, down
 
 
+RECENT_MESSAGES: Final = 16
+"""A few rounds of a node: its calls for work, its updates and heartbeats."""
+
+
 class DirectionCounters:
     """What one direction has done so far."""
 
-    __slots__ = ("bytes", "delay_seconds", "messages")
+    __slots__ = ("bytes", "delay_seconds", "messages", "recent_seconds")
 
     def __init__(self) -> None:
         self.bytes = 0
         self.messages = 0
         self.delay_seconds = 0.0
         """Summed over messages: from the offer of the first piece to its arrival."""
+        self.recent_seconds = 0.0
+        """Mean of the same over about the last `RECENT_MESSAGES`, exponentially weighted."""
+
+    def delayed(self, seconds: float) -> None:
+        """Count a message and its delay."""
+        self.messages = messages = self.messages + 1
+        self.delay_seconds += seconds
+        share = messages if messages < RECENT_MESSAGES else RECENT_MESSAGES
+        self.recent_seconds += (seconds - self.recent_seconds) / share

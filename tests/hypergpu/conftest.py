@@ -111,7 +111,7 @@ def fakes() -> Iterator[Fakes]:
             round=7,
             rounds=25,
             loss=0.31,
-            accuracy=0.94,
+            metric=pb.Metric(name="accuracy", better="higher", format="percent", value=0.94),
             policy="reactive",
             phase="adaptive",
             nodes_connected=2,

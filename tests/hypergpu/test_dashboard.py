@@ -12,7 +12,7 @@ def crowd(count: int) -> Snapshot:
         task="digits",
         round=12,
         rounds=25,
-        accuracy=0.953,
+        metric=pb.Metric(name="accuracy", better="higher", format="percent", value=0.953),
         policy="reactive",
         decisions=[pb.DecisionRecord(round=i, kind="selection", reason="score", detail="x" * 200) for i in range(40)],
     )
@@ -46,9 +46,9 @@ def test_history_takes_each_round_once_and_reads_the_past() -> None:
     history.replay(pb.RunEvent(round=1, kind="round_closed", json='{"accuracy": 0.5, "round_seconds": 2.0}'))
     history.replay(pb.RunEvent(round=2, kind="round_closed", json='{"accuracy": null, "round_seconds": 3.0}'))
     history.replay(pb.RunEvent(round=2, kind="decision", json="{}"))
-    history.add(pb.Status(round=3, accuracy=0.6, round_seconds=1.0))
-    history.add(pb.Status(round=3, accuracy=0.7, round_seconds=1.5))
-    assert history.accuracy == {1: 0.5, 3: 0.7}
+    history.add(pb.Status(round=3, metric=pb.Metric(name="accuracy", value=0.6), round_seconds=1.0))
+    history.add(pb.Status(round=3, metric=pb.Metric(name="accuracy", value=0.7), round_seconds=1.5))
+    assert history.metric == {1: 0.5, 3: 0.7}
     assert history.round_seconds == {1: 2.0, 2: 3.0, 3: 1.5}
 
 

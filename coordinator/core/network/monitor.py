@@ -190,12 +190,13 @@ class NetworkQualityMonitor:
     def update(self) -> dict[str, ConnectionQuality]:
         """Advance forecasts, classes and alerts; returns the links whose class is not what `update` said last.
 
-        Asking for a class moves it too, so what it was a moment ago says nothing.
+        Asking for a class moves it too, so what it was a moment ago says nothing. The class of a link of which nothing
+        was measured yet is a guess, and not told.
         """
         self.refresh()
         told = self._links.counter("told")[: len(self._links.index)]
-        changed = np.flatnonzero(told != self._classes)
-        told[:] = self._classes
+        changed = np.flatnonzero((told != self._classes) & self._measured(self._every()))
+        told[changed] = self._classes[changed]
         return {self._links.index.ids[row]: q.CLASSES[self._classes[row]] for row in changed}
 
     # ------------------------------------------------------------ for decisions, in arrays
@@ -328,6 +329,12 @@ class NetworkQualityMonitor:
         filled = self._links.outcomes.filled(rows)
         won = (self._links.outcomes.values[rows] == 1.0).sum(axis=1)
         return np.where(filled > 0, won / np.maximum(filled, 1), 1.0)
+
+    def _measured(self, rows: Ints) -> Bools:
+        """As `LinkProfile.measured`."""
+        failing = (self._links.outcomes.counts[rows] > 0) & (self._success_shares(rows) == 0)
+        known: Bools = (self._links.latency_ms.counts[rows] > 0) | failing | (self._classes[rows] == q.OFFLINE)
+        return known
 
     def _trends(self, rows: Ints) -> Floats:
         return q.mann_kendall(self._links.latency_ms.latest(rows, q.FULL_TREND))

@@ -35,6 +35,12 @@ class LinkProfile:
     communications: int
     silence_seconds: float
 
+    @property
+    def measured(self) -> bool:
+        """Whether the class rests on a measurement: a round trip, or nothing but failures or silence."""
+        failing = self.communications > 0 and self.reliability == 0
+        return not math.isnan(self.latency_ms) or failing or self.quality is ConnectionQuality.OFFLINE
+
     def record(self) -> dict[str, Any]:
         """As a JSON object; None for a figure that was not measured."""
         return {

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hypergpu.report.charts.canvas import AXIS, HALF, RIGHT, Scale, count_axis, drawing, time_axis, value_axis
-from hypergpu.report.formats import figure
+from hypergpu.report.formats import figure, percent
 from hypergpu.report.markup import Markup, join, tag
 
 HEIGHT = 230
@@ -41,7 +41,7 @@ def line_chart(series: Sequence[Series], summary: str, *, over_time: bool, share
     axis: Callable[..., Markup] = time_axis if over_time else count_axis
     content = [axis(x, TOP, bottom, 5), value_axis(y, LEFT, HALF - RIGHT, share=share)]
     content += [_line(each, x, y) for each in reversed(series)]
-    content += [_hover(each, x, y, over_time=over_time) for each in reversed(series)]
+    content += [_hover(each, x, y, over_time=over_time, share=share) for each in reversed(series)]
     return drawing(HALF, HEIGHT, summary, *content)
 
 
@@ -66,13 +66,13 @@ def _line(series: Series, x: Scale, y: Scale) -> Markup:
     )
 
 
-def _hover(series: Series, x: Scale, y: Scale, *, over_time: bool) -> Markup:
+def _hover(series: Series, x: Scale, y: Scale, *, over_time: bool, share: bool) -> Markup:
     """Invisible places to point at, each with the exact figures."""
     shown = [(at, value) for at, value in thinned(series.points) if value is not None]
     spots = []
     for at, value in shown:
         where = f"{at:.1f} s" if over_time else f"round {at:g}"
-        tip = f"{series.name}, {where}: {figure(value)}"
+        tip = f"{series.name}, {where}: {percent(value) if share else figure(value)}"
         spots.append(tag("circle", class_=f"spot {series.style}", cx=x(at), cy=y(value), r=5, data_tip=tip))
     return join(*spots)
 

@@ -88,7 +88,7 @@ def test_nodes_for_people_holds_the_same(on_fakes: Cli) -> None:
 
 def test_status_shows_progress_links_and_the_reason_of_a_decision(on_fakes: Cli) -> None:
     out = on_fakes("status").out
-    for text in ("round 7 of 25", "94.0%", "policy reactive", "poor", "high_latency"):
+    for text in ("round 7 of 25", "accuracy 94.0 %", "policy reactive", "poor", "high_latency"):
         assert text in out
     tree = json.loads(on_fakes("status", "--json").out)
     assert tree["round"] == 7

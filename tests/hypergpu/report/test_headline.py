@@ -3,14 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from hypergpu.report.headline import compare, figures, time_to
+from common.metric import ACCURACY
+from hypergpu.report.headline import compare, figures
 from hypergpu.report.model import Round, Run
 from hypergpu.report.run import read_run
 
 
 def _run(*accuracies: float | None, target: float | None = None) -> Run:
     """Rounds of 10 s each, after 10 s in which the nodes came."""
-    rounds = tuple(Round(n, 10.0 + 10.0 * n, 10.0, accuracy=value) for n, value in enumerate(accuracies, start=1))
+    rounds = tuple(Round(n, 10.0 + 10.0 * n, 10.0, metric=value) for n, value in enumerate(accuracies, start=1))
     return Run("r", {}, rounds, config={"training": {"target_accuracy": target}})
 
 
@@ -33,9 +34,9 @@ def test_time_is_compared_at_the_best_accuracy_that_both_reached() -> None:
     [
         (_run(0.5, 0.9, target=0.9), _run(0.5, 0.8), "the baseline never did"),
         (_run(0.5, target=0.9), _run(0.5, 0.95), "this run never did"),
-        (_run(0.5, target=0.9), _run(0.5), "Neither run reached 90.0 %"),
+        (_run(0.5, target=0.9), _run(0.5), "Neither run reached the target of 90.0 % (best: 50.0 % and 50.0 %)"),
         (_run(None), _run(0.5), "was not measured in both"),
-        (_run(0.9), _run(0.9), "Both runs reached 90.0 % accuracy after about 10.0 s"),
+        (_run(0.9), _run(0.9), "Both runs reached accuracy 90.0 % after about 10 s"),
         (_run(0.1, 0.9), _run(0.9), "2.00 times later"),
     ],
 )
@@ -44,7 +45,7 @@ def test_the_verdict_is_honest(mine: Run, theirs: Run, says: str) -> None:
 
 
 def test_a_target_counts_when_it_was_first_reached() -> None:
-    assert time_to(_run(0.2, 0.9, 0.7, 0.9), 0.85) == 20.0
+    assert _run(0.2, 0.9, 0.7, 0.9).course.time_to(ACCURACY, 0.85) == 20.0
 
 
 def test_an_empty_run_has_no_figures(make_run: Callable[..., Path]) -> None:

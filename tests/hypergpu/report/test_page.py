@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hypergpu.report.against import Against
 from hypergpu.report.markup import VOID
 from hypergpu.report.page import page
 from hypergpu.report.run import read_run
@@ -108,7 +109,7 @@ def test_text_from_the_run_is_never_markup(make_run: Callable[..., Path]) -> Non
     run_dir = make_run([evil_round], events, task=EVIL, policy=EVIL, state=EVIL)
     (run_dir / "config.yaml").write_text(f"# {EVIL}\ntraining: {{task: x}}\n")
     run = read_run(run_dir)
-    document = Document(page(run, run))
+    document = Document(page(run, Against(run)))
     assert [tag for tag, _ in document.tags].count("script") == 1
     assert not document.every("img")
     assert not any(name.startswith("on") for _, attributes in document.tags for name in attributes)
@@ -131,11 +132,11 @@ def test_text_from_the_run_is_never_markup(make_run: Callable[..., Path]) -> Non
 )
 def test_a_run_with_gaps_or_barely_begun_renders(make_run: Callable[..., Path], rounds: Rows, events: Rows) -> None:
     run = read_run(make_run(rounds, events))
-    assert "nan" not in " ".join(d["d"] or "" for d in Document(page(run, run)).every("path"))
+    assert "nan" not in " ".join(d["d"] or "" for d in Document(page(run, Against(run))).every("path"))
 
 
 def test_with_a_baseline_both_lines_and_the_verdict_are_there(run_dir: Path, baseline_dir: Path) -> None:
-    document = Document(page(read_run(run_dir), read_run(baseline_dir)))
+    document = Document(page(read_run(run_dir), Against(read_run(baseline_dir))))
     classes = [attributes.get("class") for attributes in document.every("path")]
     assert classes.count("line mine") == classes.count("line theirs") == 4
     assert "times sooner" in " ".join(document.text)

@@ -87,7 +87,7 @@ def test_any_one_file_may_be_missing_or_rubbish(run_dir: Path, name: str) -> Non
 def test_what_is_no_finite_number_is_none(run_dir: Path, value: str) -> None:
     row = json.dumps(_round(1)).replace('"accuracy": 0.5', f'"accuracy": {value}')
     (run_dir / "rounds.jsonl").write_text(row + "\n")
-    assert read_run(run_dir).rounds[0].accuracy is None
+    assert read_run(run_dir).rounds[0].metric is None
 
 
 def test_rows_of_the_wrong_shape_are_left_out(make_run: Callable[..., Path]) -> None:

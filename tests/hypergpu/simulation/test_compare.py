@@ -19,14 +19,14 @@ OUTCOME = Outcome(
 
 
 def result(policy: str, times: list[float | None], accuracy: float = 0.9) -> Result:
-    outcomes = [replace(OUTCOME, time_to_target_seconds=time, final_accuracy=accuracy) for time in times]
+    outcomes = [replace(OUTCOME, time_to_target_seconds=time, final_metric=accuracy) for time in times]
     return Result(Variant(policy), outcomes)
 
 
 def test_speedups_are_taken_pair_by_pair() -> None:
     candidate = against(result("none", [10.0, 40.0]), result("reactive", [5.0, 10.0], accuracy=0.91))
     assert candidate.speedup.mean == pytest.approx((2 + 4) / 2)
-    assert candidate.accuracy_difference.mean == pytest.approx(0.01)
+    assert candidate.difference.mean == pytest.approx(0.01)
     assert candidate.verdict == "faster"
 
 

@@ -18,15 +18,17 @@ def after(rounds: int, *, nodes: int = 1, **work: float) -> tuple[float, float]:
         for shard in range(nodes):
             learning.add(learning.train(order(number, shard=shard, **work)).samples)  # type: ignore[arg-type]
         learning.step()
-    return learning.evaluate()
+    loss, metric = learning.evaluate()
+    assert metric is not None
+    return loss, metric
 
 
 def test_it_begins_and_ends_where_the_fit_does() -> None:
     model = FITTED["digits"]
-    assert after(0) == pytest.approx((model.loss_start, model.accuracy_start))
+    assert after(0) == pytest.approx((model.loss_start, model.metric_start))
     loss, accuracy = after(3000, nodes=4)
     assert loss == pytest.approx(model.loss_floor, abs=0.02)
-    assert accuracy == pytest.approx(model.accuracy_ceiling, abs=0.005)
+    assert accuracy == pytest.approx(model.metric_limit, abs=0.005)
 
 
 def test_more_samples_help_with_diminishing_returns() -> None:
@@ -51,7 +53,7 @@ def test_what_is_discarded_teaches_nothing() -> None:
 def test_every_shipped_task_has_a_fit_that_learns_and_never_beyond_what_is_possible(task: str) -> None:
     model = FITTED[task]
     losses = [model.loss(path) for path in range(0, 2000, 50)]
-    accuracies = [model.accuracy(path) for path in range(0, 2000, 50)]
+    accuracies = [model.metric(path) or 0.0 for path in range(0, 2000, 50)]
     assert losses == sorted(losses, reverse=True)
     assert accuracies == sorted(accuracies)
     assert losses[-1] > 0

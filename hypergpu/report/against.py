@@ -1,0 +1,80 @@
+"""What a run is compared with, and what may be said of the two."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hypergpu.report.headline import compare, figures, measures
+from hypergpu.report.markup import Markup, tag
+from hypergpu.report.model import Run
+from hypergpu.time_to_target import TimeComparison
+
+WITH, WITHOUT = "simulated, with adaptation", "simulated, without"
+"""Labels of the two runs in virtual time."""
+_ONE_PAIR = "A single pair of runs can't tell skill from luck: "
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """A baseline; and if it was simulated and the run was real, the run once more in virtual time (`twin`).
+
+    Times of two clocks don't compare. With a twin, the two simulated runs are compared.
+    """
+
+    baseline: Run
+    twin: Run | None = None
+
+    def comparison_of(self, run: Run) -> TimeComparison:
+        """The times of the two that may be compared."""
+        if self.twin is not None:
+            names = (f"the run with adaptation ({self.twin.policy})", "the run without")
+            return compare(self.twin, self.baseline, names)
+        if run.is_simulated != self.baseline.is_simulated:
+            clocks = {True: "simulated", False: "real"}
+            names = (
+                f"this run ({clocks[run.is_simulated]} time)",
+                f"the baseline ({clocks[self.baseline.is_simulated]} time)",
+            )
+            return compare(run, self.baseline, names)
+        return compare(run, self.baseline)
+
+    def others(self) -> Sequence[tuple[str, str, Run]]:
+        """The runs that are drawn beside the run: label, style, run."""
+        if self.twin is not None:
+            return ((WITH, "twin", self.twin), (WITHOUT, "theirs", self.baseline))
+        return (("baseline (simulated)" if self.baseline.is_simulated else "baseline", "theirs", self.baseline),)
+
+    def verdict(self, run: Run) -> Markup:
+        """What came of the comparison, and what it compares."""
+        sentence = self.comparison_of(run).sentence
+        mixed = self.twin is None and run.is_simulated != self.baseline.is_simulated
+        if self.twin is not None:
+            caution = (
+                "Both times are of virtual time: this run once more with its policy, and by the fixed baseline, on the"
+                " same links, events, data and seed, with the compute times that were measured. "
+            )
+            sentence = f"In simulation: {sentence[0].lower()}{sentence[1:]}"
+        elif mixed:
+            caution = "One of the two was simulated and the other was not: their times do not compare exactly. "
+        else:
+            caution = ""
+        hint = tag("p", caution, _ONE_PAIR, tag("code", "hypergpu compare"), " repeats it over seeds.", class_="hint")
+        table = self._table() if self.twin is not None else None
+        return tag("div", tag("p", sentence, class_="verdict"), hint, table)
+
+    def record(self) -> dict[str, Any]:
+        """The headline of the baseline as a JSON object."""
+        twin = None if self.twin is None else {"run": self.twin.name, **figures(self.twin)}
+        simulated = self.baseline.is_simulated
+        return {"run": self.baseline.name, "simulated": simulated, **figures(self.baseline), "run_simulated": twin}
+
+    def _table(self) -> Markup:
+        assert self.twin is not None
+        rows = []
+        for measure in measures(self.baseline.metric):
+            pair = measure.of(self.twin), measure.of(self.baseline)
+            if None not in pair:
+                cells = (tag("td", measure.show(value), class_="number") for value in pair)
+                rows.append(tag("tr", tag("td", measure.label), *cells))
+        head = tag("tr", tag("th", ""), *(tag("th", name, scope="col", class_="number") for name in (WITH, WITHOUT)))
+        return tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="scroll card")

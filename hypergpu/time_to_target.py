@@ -1,0 +1,133 @@
+"""Two runs compared by the time that each took to the same value of the metric.
+
+The value is the target, if one of the two reached it. If neither did, it is the best value that both reached: a pair
+of runs whose target was too high still says which of them was faster.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.metric import MetricSpec
+from hypergpu.show import duration
+
+_ALIKE = 0.02
+"""Times that differ by less than this share count as the same: round times vary more from run to run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How the metric of one run went."""
+
+    points: Sequence[tuple[float, float]]
+    """Seconds since the first round began, and the value then; evaluations without a value are left out."""
+    seconds: float
+    """From the beginning of the first round to the end of the last."""
+
+    def time_to(self, metric: MetricSpec, target: float) -> float | None:
+        """Seconds until the target was first reached; None if it never was."""
+        return next((at for at, value in self.points if metric.reached(value, target)), None)
+
+    def best(self, metric: MetricSpec) -> float | None:
+        """The best value on record."""
+        return metric.best(value for _, value in self.points)
+
+
+@dataclass(frozen=True, slots=True)
+class TimeComparison:
+    """A run against a baseline."""
+
+    metric: MetricSpec
+    wanted: float | None
+    """The target that was set."""
+    target: float | None
+    """The value whose time is compared; None if there is none that both runs have."""
+    run: Course
+    baseline: Course
+    run_name: str = "this run"
+    baseline_name: str = "the baseline"
+
+    @property
+    def run_seconds(self) -> float | None:
+        """Time of the run to the value."""
+        return None if self.target is None else self.run.time_to(self.metric, self.target)
+
+    @property
+    def baseline_seconds(self) -> float | None:
+        """Time of the baseline to the value."""
+        return None if self.target is None else self.baseline.time_to(self.metric, self.target)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether only one of the two reached the value."""
+        return (self.run_seconds is None) != (self.baseline_seconds is None)
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times sooner the run reached the value; a bound if the other never did."""
+        mine, theirs = self.run_seconds, self.baseline_seconds
+        if mine is None and theirs is None:
+            return None
+        mine = max(self.run.seconds, theirs or 0.0) if mine is None else mine
+        theirs = max(self.baseline.seconds, mine) if theirs is None else theirs
+        return theirs / mine if mine > 0 else None
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words."""
+        if self.target is None:
+            return f"The {self.metric.name} was not measured in both runs, so there is no time to compare."
+        verdict = self._verdict(f"{self.metric.name} {self.metric.text(self.target)}")
+        if self.wanted is None or self.wanted == self.target:
+            return verdict
+        bests = " and ".join(self.metric.text(each.best(self.metric)) for each in (self.run, self.baseline))
+        return f"Neither run reached the target of {self.metric.text(self.wanted)} (best: {bests}). {verdict}"
+
+    def _verdict(self, goal: str) -> str:
+        run, baseline = self.run_name, self.baseline_name
+        mine, theirs, ratio = self.run_seconds, self.baseline_seconds, self.speedup
+        if mine is None or theirs is None:
+            first, other, seconds = (run, baseline, mine) if theirs is None else (baseline, run, theirs)
+            length = duration((self.baseline if theirs is None else self.run).seconds)
+            return _sentence(f"{first} reached {goal} after {duration(seconds)}; {other} never did, in {length}.")
+        if ratio is None or abs(mine - theirs) <= _ALIKE * theirs:
+            return f"Both runs reached {goal} after about {duration(mine)}."
+        word = f"{max(ratio, 1 / ratio):.2f} times {'sooner' if ratio > 1 else 'later'}"
+        return _sentence(f"{run} reached {goal} after {duration(mine)}, {baseline} after {duration(theirs)}: {word}.")
+
+    def record(self) -> dict[str, object]:
+        """As a JSON object."""
+        return {
+            "metric": self.metric.name,
+            "target_accuracy": self.target,
+            "wanted_target": self.wanted,
+            "run": self.run_name,
+            "baseline": self.baseline_name,
+            "time_to_target_seconds": self.run_seconds,
+            "baseline_time_to_target_seconds": self.baseline_seconds,
+            "speedup": self.speedup,
+            "speedup_is_bound": self.is_bound,
+        }
+
+
+def value_to_compare_at(metric: MetricSpec, wanted: float | None, runs: Sequence[Course]) -> float | None:
+    """The target, if a run reached it; else the best value that all runs reached; None if there is none."""
+    if wanted is not None and any(run.time_to(metric, wanted) is not None for run in runs):
+        return wanted
+    bests = [run.best(metric) for run in runs]
+    return None if None in bests else metric.worst(bests)
+
+
+def compare_times(
+    metric: MetricSpec,
+    wanted: float | None,
+    run: Course,
+    baseline: Course,
+    *,
+    names: tuple[str, str] = ("this run", "the baseline"),
+) -> TimeComparison:
+    """Compare two runs; `names` stand for them in sentences."""
+    return TimeComparison(metric, wanted, value_to_compare_at(metric, wanted, [run, baseline]), run, baseline, *names)
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
