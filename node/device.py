@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from node.cgroup import memory_limit_bytes
 from node.core.gpu import GPUSpecs, specs_from
 
 try:
@@ -70,10 +71,7 @@ def _resident_bytes() -> float:
 
 
 def _memory_limit() -> int:
-    """Bytes that the process may use: the machine's memory, or less in a container (cgroup v2)."""
+    """Bytes that the process may use: the machine's memory, or less in a container."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return physical
-    return min(physical, int(limit)) if limit.isdigit() else physical
+    limit = memory_limit_bytes()
+    return physical if limit is None else min(physical, limit)

@@ -1,6 +1,5 @@
 """`hypergpu compare`: what adaptation is worth, in paired runs of a scenario."""
 
-import os
 import sys
 from collections.abc import Iterator
 from typing import Annotated
@@ -15,6 +14,7 @@ from hypergpu.simulation.compare import Candidate, Comparison, Result, metric_of
 from hypergpu.simulation.compare import compare as run_all
 from hypergpu.simulation.scenario_file import load_scenario
 from hypergpu.simulation.statistics import Estimate
+from node.cgroup import usable_cpus
 
 _FEWEST_PAIRS = 5
 """Of fewer, chance alone puts all on one side too often."""
@@ -35,7 +35,7 @@ def compare(
         ),
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to train.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes to run in.")] = min(2, os.cpu_count() or 1),
+    jobs: Annotated[int, typer.Option(min=1, help="Processes to run in.")] = min(2, usable_cpus()),
     as_json: AsJson = False,
 ) -> None:
     """Compare policies with the fixed baseline: time to the target, final metric, bytes, and how sure it is."""

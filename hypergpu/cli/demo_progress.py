@@ -20,7 +20,7 @@ _FIRST_ROUNDS = 3
 _MOST_LINES = 20
 """Of rounds, in a pipe."""
 _ROUTINE = frozenset(
-    ("round_started", "round_closed", "decision", "node_joined", "node_ready", "node_left", "shards_dealt")
+    ("round_started", "round_closed", "decision", "waiting", "node_joined", "node_ready", "node_left", "shards_dealt")
 )
 """Kinds of events that are no news while nothing is wrong."""
 
@@ -82,12 +82,16 @@ class Lines:
         self._turns = {turn.round: turn.text for turn in turns}
         self._rounds = 0
         self._detailed = 0
+        self._waited = False
 
     def event(self, record: pb.RunEvent) -> None:
         """Say a record of the coordinator, if it is worth a line."""
         if record.kind == "round_started" and record.round in self._turns:
             self._line(record.seconds, f"round {record.round}: {self._turns.pop(record.round)}")
-        if self._level is Level.VERBOSE or record.kind not in _ROUTINE or self._is_due(record):
+        if record.kind == "waiting" and not self._waited:
+            self._waited = True
+            self._line(record.seconds, record.text)
+        elif self._level is Level.VERBOSE or record.kind not in _ROUTINE or self._is_due(record):
             self._line(record.seconds, record.text)
 
     def snapshot(self, now: Snapshot, _: History) -> None:

@@ -59,8 +59,7 @@ class Against:
         else:
             caution = ""
         hint = tag("p", caution, _ONE_PAIR, tag("code", "hypergpu compare"), " repeats it over seeds.", class_="hint")
-        table = self._table() if self.twin is not None else None
-        return tag("div", tag("p", sentence, class_="verdict"), hint, table)
+        return tag("div", tag("p", sentence, class_="verdict"), hint)
 
     def record(self) -> dict[str, Any]:
         """The headline of the baseline as a JSON object."""
@@ -68,8 +67,10 @@ class Against:
         simulated = self.baseline.is_simulated
         return {"run": self.baseline.name, "simulated": simulated, **figures(self.baseline), "run_simulated": twin}
 
-    def _table(self) -> Markup:
-        assert self.twin is not None
+    def table(self) -> Markup | None:
+        """The figures of the two simulated runs side by side; None if the run itself is one of the two compared."""
+        if self.twin is None:
+            return None
         rows = []
         for measure in measures(self.baseline.metric):
             pair = measure.of(self.twin), measure.of(self.baseline)
@@ -77,4 +78,5 @@ class Against:
                 cells = (tag("td", measure.show(value), class_="number") for value in pair)
                 rows.append(tag("tr", tag("td", measure.label), *cells))
         head = tag("tr", tag("th", ""), *(tag("th", name, scope="col", class_="number") for name in (WITH, WITHOUT)))
-        return tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="scroll card")
+        table = tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="scroll card")
+        return tag("details", tag("summary", "Figures of the two simulated runs"), table)

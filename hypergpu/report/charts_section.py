@@ -20,7 +20,11 @@ Of = Callable[[Round], float | None]
 
 def learning(run: Run, others: Sequence[tuple[str, str, Run]] = ()) -> Markup:
     """Metric and loss, over time and over rounds; `others` are drawn beside it, each with a label and a style."""
-    runs = [("this run", "mine", run), *others]
+    apart = any(each.is_simulated != run.is_simulated for *_, each in others)
+    runs = [
+        (f"this run ({'simulated' if run.is_simulated else 'real'})" if apart else "this run", "mine", run),
+        *others,
+    ]
     metric = run.metric
     measured: list[tuple[str, Of, MetricSpec]] = [
         ("Loss", lambda r: r.loss if r.loss is not None else r.train_loss, LOSS)

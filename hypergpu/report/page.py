@@ -127,7 +127,7 @@ def _headline(run: Run, against: Against | None) -> Markup:
             beside = _beside(measure, value, measure.of(like)) if like is not None else None
             tiles.append(tag("div", tag("dt", measure.label), tag("dd", measure.show(value)), beside))
     figures = tag("dl", *tiles, class_="tiles")
-    return figures if against is None else tag("div", against.verdict(run), figures)
+    return figures if against is None else tag("div", against.verdict(run), figures, against.table())
 
 
 def _beside(measure: Measure, value: float, before: float | None) -> Markup | None:
