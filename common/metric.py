@@ -13,7 +13,17 @@ UNKNOWN: Final = "–"
 RESERVED: Final = frozenset(
     (
         *("loss", "train_loss", "round", "rounds", "seconds", "ended_seconds", "round_seconds", "reason", "samples"),
-        *("contributors", "missing", "batch_sizes", "compute_seconds", "waiting_seconds", "kind", "text", "metric", "task"),
+        *(
+            "contributors",
+            "missing",
+            "batch_sizes",
+            "compute_seconds",
+            "waiting_seconds",
+            "kind",
+            "text",
+            "metric",
+            "task",
+        ),
     )
 )
 """Keys of a round's row and event: a metric has its value under its own name beside them."""

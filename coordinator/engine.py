@@ -12,9 +12,9 @@ import structlog
 
 from common.clock import Clock, monotonic
 from common.errors import NonFiniteUpdate, StorageError
+from common.metric import finite
 from common.tensors import Flat, chunks
 from common.wire import encode_part
-from common.metric import finite
 from coordinator.core import events as ev
 from coordinator.core.aggregation import is_finite
 from coordinator.core.global_model import GlobalModel

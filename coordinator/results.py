@@ -22,7 +22,7 @@ class RunEvent:
 
     def row(self) -> dict[str, Any]:
         """A line of events.jsonl; a field that bears the name of a column is left out."""
-        own = {"seconds": round(self.seconds, 3), "round": self.round, "kind": self.kind, "text": self.text}
+        own = {"seconds": round(self.seconds, 6), "round": self.round, "kind": self.kind, "text": self.text}
         return {**own, **{name: value for name, value in self.fields.items() if name not in own}}
 
 

@@ -85,10 +85,14 @@ class TimeComparison:
     def _verdict(self, goal: str) -> str:
         run, baseline = self.run_name, self.baseline_name
         mine, theirs, ratio = self.run_seconds, self.baseline_seconds, self.speedup
-        if mine is None or theirs is None:
-            first, other, seconds = (run, baseline, mine) if theirs is None else (baseline, run, theirs)
-            length = duration((self.baseline if theirs is None else self.run).seconds)
-            return _sentence(f"{first} reached {goal} after {duration(seconds)}; {other} never did, in {length}.")
+        if mine is not None and theirs is None:
+            length = duration(self.baseline.seconds)
+            return _sentence(f"{run} reached {goal} after {duration(mine)}; {baseline} never did, in {length}.")
+        if mine is None and theirs is not None:
+            length = duration(self.run.seconds)
+            return _sentence(f"{baseline} reached {goal} after {duration(theirs)}; {run} never did, in {length}.")
+        assert mine is not None
+        assert theirs is not None
         if ratio is None or abs(mine - theirs) <= _ALIKE * theirs:
             return f"Both runs reached {goal} after about {duration(mine)}."
         word = f"{max(ratio, 1 / ratio):.2f} times {'sooner' if ratio > 1 else 'later'}"

@@ -17,7 +17,7 @@ class Score:
     spec: MetricSpec = ACCURACY
 
     def beats(self, other: "Score | None") -> bool:
-        """Whether this model is the better one: by its metric, then by loss. A loss that is not finite beats nothing."""
+        """Whether this model is the better one: by metric, then by loss. A loss that is not finite beats nothing."""
         if not math.isfinite(self.loss):
             return False
         return other is None or self._rank() > other._rank()

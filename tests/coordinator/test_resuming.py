@@ -89,7 +89,7 @@ def rewrite(
     """Change a checkpoint, with checksums that hold."""
     checkpoints = Checkpoints(run / "checkpoints")
     old = checkpoints.read(number)
-    metadata = {name: old.metadata[name] for name in ("task", "loss", "accuracy")}
+    metadata = {name: old.metadata[name] for name in ("task", "loss", "accuracy", "metric")}
     checkpoints.save(
         Checkpoint(
             number,
@@ -110,9 +110,9 @@ async def test_a_run_goes_on_with_the_very_state_that_it_had(tmp_path: Path, run
     assert velocity.any()
     np.testing.assert_array_equal(model_of(again).optimizer_state()["velocity"], velocity)
     assert again.engine.machine.shards.snapshot() == through.engine.machine.shards.snapshot()
-    assert (again.engine.machine.loss, again.engine.machine.accuracy) == (
+    assert (again.engine.machine.loss, again.engine.machine.metric_value) == (
         through.engine.machine.loss,
-        through.engine.machine.accuracy,
+        through.engine.machine.metric_value,
     )
     member = again.engine.machine.members.require("a")
     assert (member.rounds_contributed, member.rounds_selected) == (4, 4)
@@ -233,7 +233,7 @@ ODD_STATES: dict[str, Mapping[str, Any]] = {
     "time a text": {"elapsed_seconds": "long"},
     "time too long": {"elapsed_seconds": 1e30},
     "loss a text": {"loss": "low"},
-    "accuracy a list": {"accuracy": [1]},
+    "metric a list": {"metric": [1]},
     "ended strangely": {"finished": "maybe"},
     "configuration a list": {"configuration": []},
     "samples a text": {"samples": "40"},
@@ -443,7 +443,7 @@ def test_a_run_is_complete_when_its_rounds_are_done(run: Path, rounds: int, comp
 def test_a_run_that_reached_its_target_is_complete(
     run: Path, finished: str | None, accuracy: float | None, target: float | None, complete: bool
 ) -> None:
-    rewrite(run, 4, {"finished": finished, "accuracy": accuracy})
+    rewrite(run, 4, {"finished": finished, "metric": accuracy})
     assert resumed(run, target_accuracy=target)._complete is complete
 
 

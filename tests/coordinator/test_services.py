@@ -413,14 +413,14 @@ async def test_a_complete_run_that_stays_answers_and_touches_nothing(tmp_path: P
         await a.register()
         await a.push(await a.work(), np.ones(8, np.float32))
         await run.coordinator.engine.finished.wait()
-        accuracy = run.coordinator.engine.machine.accuracy
+        accuracy = run.coordinator.engine.machine.metric_value
     before = _contents(tmp_path, but=".lock")
     async with running(tmp_path, resume=True, training=training, server={"stay": True}) as run:
         again = run.node("a")
         await again.register()
         assert await again.pull() == "completed"
         status = await run.control.GetStatus(pb.GetStatusRequest())
-        assert (status.state, status.accuracy) == ("completed", pytest.approx(accuracy))
+        assert (status.state, status.metric.value) == ("completed", pytest.approx(accuracy))
         assert run.get("/healthz").startswith("completed")
         assert not run.done.done()
         os.kill(os.getpid(), signal.SIGTERM)

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from common.config import SystemConfig
+from common.metric import ACCURACY
 from coordinator.app import Coordinator, Options
 from coordinator.checkpoints import read_tensors, write_tensors
 from coordinator.core import events as ev
@@ -162,6 +163,7 @@ def test_the_best_model_is_exported_by_default(cli: Cli, run: Path) -> None:
         "round": best["round"],
         "loss": best["loss"],
         "accuracy": best["accuracy"],
+        "metric": ACCURACY.model_dump(),
         "tensors": 14,
         "parameters": 8 * 8 + 8 + 4 * 8 + 1 + 2 * (8 * 8 + 8) + 3 * 8 + 3 + 8,
         "skipped": [],
@@ -173,6 +175,7 @@ def test_the_best_model_is_exported_by_default(cli: Cli, run: Path) -> None:
             "round": str(best["round"]),
             "loss": repr(best["loss"]),
             "accuracy": repr(best["accuracy"]),
+            "metric": ACCURACY.model_dump_json(),
         }
 
 
@@ -182,7 +185,7 @@ def test_a_round_is_exported_by_number(cli: Cli, run: Path, which: str, number: 
     result = cli("export", str(run), "--round", which, "--out", str(out))
     assert result.code == 0, result.err
     row = rows(run)[number - 1]
-    measured = f"loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}"
+    measured = f"loss {row['loss']:.4g}, accuracy {100 * row['accuracy']:.1f} %"
     assert result.out == f"{out}: the model of round {number} ({measured})\n"
     kept = load_file(run / f"checkpoints/round-{number:06d}.safetensors")
     exported = load_file(out)
