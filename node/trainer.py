@@ -15,7 +15,7 @@ from common.draws import Draws
 from common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, OutOfMemory
 from common.tensors import Flat
 from node.descent import Descent
-from tasks import MetricFailed, Task, build, metric_of
+from tasks import MetricFailed, Task, build, metric_for
 from tasks.samples import Indices, fetch
 
 log = structlog.get_logger()
@@ -78,7 +78,6 @@ class Trainer:
         cuda = self.device.type == "cuda"
         self._half = precision == "bfloat16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
         self._fusible: bool | None = None
-        self._metric = metric_of(task, self.model.module)
         self._metric_failed = False
         self._start = torch.empty_like(self.model.values)
         self._out = torch.empty(self.model.manifest.size, pin_memory=cuda)
@@ -249,10 +248,9 @@ class Trainer:
 
     def _score(self, outputs: Tensor, targets: Tensor) -> float | None:
         """The metric of a batch. One that fails costs no work: it is undefined, and the first failure is logged."""
-        if self._metric is None:
-            return None
+        metric = metric_for(self.task, outputs, targets)
         try:
-            return self._metric.score(outputs, targets)
+            return None if metric is None else metric.score(outputs, targets)
         except MetricFailed as failure:
             if not self._metric_failed:
                 self._metric_failed = True

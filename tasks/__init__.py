@@ -3,7 +3,7 @@
 from tasks.base import Evaluation, Task, evaluate
 from tasks.flat import FlatModel, build
 from tasks.loading import TASK_NAMES, load_task
-from tasks.metrics import Metric, MetricFailed, metric_of, spec_of
+from tasks.metrics import Metric, MetricFailed, metric_for, metric_of, spec_of
 
 __all__ = [
     "TASK_NAMES",
@@ -15,6 +15,7 @@ __all__ = [
     "build",
     "evaluate",
     "load_task",
+    "metric_for",
     "metric_of",
     "spec_of",
 ]

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from common.errors import InvalidInput
 from tasks.memory import in_batches
-from tasks.metrics import Metric, Score, Tally, metric_of
+from tasks.metrics import Metric, Score, Tally
 from tasks.samples import Data, count, fetch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -84,7 +84,7 @@ def evaluate(model: nn.Module, task: Task, *, batch_size: int = 64) -> Evaluatio
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.eval()
     total = count(task.test)
-    loss, tally = 0.0, Tally(metric_of(task, model))
+    loss, tally = 0.0, Tally(task)
 
     def take(start: int, size: int) -> None:
         nonlocal loss

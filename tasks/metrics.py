@@ -101,45 +101,52 @@ def spec_of(metric: Metric | None) -> MetricSpec:
     return LOSS if metric is None else metric.spec
 
 
-@torch.no_grad()
-def metric_of(task: "Task", module: nn.Module) -> Metric | None:
+def metric_for(task: "Task", outputs: Tensor, targets: Tensor) -> Metric | None:
     """The metric that a task names, or the accuracy of a classification; None where only the loss can be told.
 
-    Args:
-        task: with its held-out samples, of which the first is looked at.
-        module: its model, on any device; its mode is restored.
+    A classification has class numbers as targets, and outputs with a dimension of two classes or more.
     """
     if task.metric is not None:
         return task.metric
     if task.accuracy is not None:
         return CLASSIFICATION if task.accuracy is share_correct else Metric("accuracy", task.accuracy)
-    return CLASSIFICATION if _tells_classes_apart(task, module) else None
+    if not isinstance(outputs, Tensor) or targets.is_floating_point():
+        return None
+    classes = outputs.ndim > 1 and outputs.shape[1] > 1
+    return CLASSIFICATION if classes and outputs.shape[:1] + outputs.shape[2:] == targets.shape else None
 
 
-def _tells_classes_apart(task: "Task", module: nn.Module) -> bool:
-    """Whether targets are class numbers, and outputs have a dimension of two classes or more."""
+@torch.no_grad()
+def metric_of(task: "Task", module: nn.Module) -> Metric | None:
+    """As `metric_for`, of a task and its model, whose outputs for one held-out sample are looked at.
+
+    Args:
+        task: with its held-out samples.
+        module: its model, on any device; its mode is restored.
+    """
+    nothing = torch.empty(0)
+    if task.metric is not None or task.accuracy is not None:
+        return metric_for(task, nothing, nothing)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     was_training = module.training
     module.eval()
     try:
         inputs, targets = fetch(task.test, range(1), device)
-        if targets.is_floating_point():
-            return False
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            outputs = module(inputs)
-        classes = isinstance(outputs, Tensor) and outputs.ndim > 1 and outputs.shape[1] > 1
-        return classes and outputs.argmax(1).shape == targets.shape
+            return metric_for(task, module(inputs), targets)
     except Exception:
-        return True
+        return CLASSIFICATION
     finally:
         module.train(was_training)
 
 
 @dataclass
 class Tally:
-    """Collects a metric over the batches of a set."""
+    """Collects the metric of a task over the batches of a set."""
 
-    metric: Metric | None
+    task: "Task"
+    metric: Metric | None = None
+    """Known from the first batch on."""
     fault: str = ""
     """What the metric raised first; its value is undefined then."""
     _sum: float = 0.0
@@ -148,6 +155,7 @@ class Tally:
 
     def add(self, outputs: Tensor, targets: Tensor, samples: int) -> None:
         """Take in a batch."""
+        self.metric = self.metric or metric_for(self.task, outputs, targets)
         if self.metric is None or self.fault:
             return
         if self.metric.over == "set":

@@ -100,7 +100,7 @@ def test_an_evaluation_takes_what_fits_and_counts_each_sample_once() -> None:
     with torch.no_grad():
         outputs = model.layer(X)
     assert result.loss == pytest.approx(float(nn.functional.cross_entropy(outputs, Y)), rel=1e-6)
-    assert result.accuracy == pytest.approx(float((outputs.argmax(1) == Y).float().mean()), rel=1e-6)
+    assert result.metric == pytest.approx(float((outputs.argmax(1) == Y).float().mean()), rel=1e-6)
     assert model.training
 
 
