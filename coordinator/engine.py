@@ -16,7 +16,7 @@ from common.metric import finite
 from common.tensors import Flat, chunks
 from common.wire import encode_part
 from coordinator.core import events as ev
-from coordinator.core.aggregation import is_finite
+from coordinator.core.aggregation import norm
 from coordinator.core.global_model import GlobalModel
 from coordinator.core.rounds import RoundMachine
 from coordinator.core.score import Score
@@ -36,6 +36,7 @@ Evaluate = Callable[[Flat], Evaluation]
 _QUIET = frozenset({"round_started", "decision"})
 """Kinds of records that are logged at debug level: the rest is news."""
 _NODES_FILE_SECONDS = 2.0
+_FAILURES = frozenset({ev.FinishReason.FAILED, ev.FinishReason.DIVERGED})
 
 
 class Links(Protocol):
@@ -215,9 +216,9 @@ class Engine:
         """Whether the parameters of this round are still wanted."""
         return self._broadcast is not None and self._broadcast.round == round_number
 
-    async def check(self, update: Flat) -> bool:
-        """Whether an update is finite, looked at on a thread."""
-        return await asyncio.get_running_loop().run_in_executor(None, is_finite, update)
+    async def norm(self, update: Flat) -> float:
+        """Return the Euclidean norm of an update, computed on a thread; not finite if the update is not."""
+        return await asyncio.get_running_loop().run_in_executor(None, norm, update)
 
     def take(self, event: ev.UpdateArrived, update: Flat) -> ev.Verdict:
         """A whole, checked update: the machine's verdict; the buffer goes back to `uploads` when it is used."""
@@ -253,14 +254,20 @@ class Engine:
 
     async def suspend(self) -> None:
         """Keep the state for a start with --resume; nodes are told nothing, and look for us until we are back."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.dispatch(ev.Suspend())
+        await self._settle()
         await self._checkpoint(self.machine.round - 1)
+
+    async def _settle(self) -> None:
+        """Wait until no round is being stepped or evaluated. What is waited for may begin more of it."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def close(self) -> None:
         """Let what was begun be finished, and the files be complete."""
         if self._timer is not None:
             self._timer.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._settle()
         self._seams.compute.shutdown(wait=True)
         self._write_results()
         await self._sync_records()
@@ -268,7 +275,7 @@ class Engine:
 
     # ------------------------------------------------------------ effects
 
-    def _carry_out(self, effect: ev.Effect) -> None:
+    def _carry_out(self, effect: ev.Effect) -> None:  # noqa: PLR0912  (one case per effect)
         match effect:
             case ev.Record():
                 self._publish(RunEvent(self.elapsed_seconds, effect.round, effect.kind, effect.text, effect.fields))
@@ -286,6 +293,10 @@ class Engine:
             case ev.AbandonRound():
                 self._broadcast = None
                 self._run(self.model.discard)
+            case ev.KeepModel():
+                self._run(self.model.keep)
+            case ev.RevertModel():
+                self._run(self.model.revert)
             case ev.SetTimer(at=at):
                 if self._timer is not None:
                     self._timer.cancel()
@@ -293,6 +304,8 @@ class Engine:
                 self._timer = asyncio.get_running_loop().call_later(delay, self.dispatch, ev.Tick())
             case ev.Finish(reason=reason):
                 self._finish_reason = str(reason)
+                if reason in _FAILURES:
+                    self.failure = effect.detail
                 self._ended_seconds = self.elapsed_seconds
                 for node in self.machine.members.connected:
                     self._seams.links.freeze(node)
@@ -302,9 +315,11 @@ class Engine:
 
     async def _end_round(self, closed: ev.CloseRound) -> None:
         """Step, evaluate where it is due, keep what is to be kept, and tell the machine."""
+        stepped = False
         try:
             with self.metrics.step_seconds.time():
                 good = await self._run(self.model.step)
+            stepped = True
             if not good:
                 text = f"the step of round {closed.round} would not be finite and was left out"
                 self._publish(RunEvent(self.elapsed_seconds, closed.round, "step_skipped", text, {}))
@@ -319,8 +334,8 @@ class Engine:
                 await self._run(self._seams.files.evaluated, score)
         except Exception as error:  # the user's model or evaluation: the run can't go on, its files must
             log.exception("the round could not be ended", round=closed.round)
-            self.failure = f"round {closed.round} could not be evaluated: {type(error).__name__}: {error}"
-            self.dispatch(ev.Stop(self.failure))
+            detail = f"round {closed.round} could not be evaluated: {type(error).__name__}: {error}"
+            self.dispatch(ev.EvaluationFailed(closed.round, detail, stepped))
             return
         self._seams.run_dir.round(round_row(closed, loss, self.machine.metric, metric, self.elapsed_seconds))
         if not self._syncing:

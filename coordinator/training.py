@@ -1,5 +1,6 @@
 """The service for nodes: decode, check, ask the engine, answer."""
 
+import dataclasses
 import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -26,6 +27,7 @@ _OUTCOMES = {
     ev.Outcome.ACCEPTED: pb.PushUpdateReply.ACCEPTED,
     ev.Outcome.DUPLICATE: pb.PushUpdateReply.DUPLICATE,
     ev.Outcome.LATE: pb.PushUpdateReply.LATE,
+    ev.Outcome.REFUSED: pb.PushUpdateReply.REFUSED,
 }
 _Directive = pb.HeartbeatReply
 
@@ -231,12 +233,13 @@ class TrainingService:
     async def _conclude(self, event: ev.UpdateArrived, upload: Upload) -> pb.PushUpdateReply:
         engine = self._engine
         update = engine.uploads.detach(upload)
-        if not math.isfinite(event.loss) or not await engine.check(update):
+        norm = await engine.norm(update)
+        if not math.isfinite(event.loss) or not math.isfinite(norm):
             engine.uploads.recycle(update)
             error = NonFiniteUpdate(f"the update of {event.node} for round {event.round} holds NaN or infinity")
             self._reject(event, error)
             raise error
-        return self._answer(engine.take(event, update))
+        return self._answer(engine.take(dataclasses.replace(event, norm=norm), update))
 
     def _reject(self, event: ev.UpdateArrived, error: HyperGPUError) -> None:
         kind = type(error).__name__

@@ -12,7 +12,7 @@ import pytest
 import hypergpu
 
 ROOT = Path(__file__).parent.parent
-LONGEST_FILE = 450
+LONGEST_FILE = 500
 CORES = ("coordinator.core", "node.core", "netsim_proxy.link")
 PURE = (
     sys.stdlib_module_names - {"asyncio", "multiprocessing", "random", "socket", "subprocess", "threading", "time"}

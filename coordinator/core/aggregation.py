@@ -3,6 +3,8 @@
 Everything runs in blocks that stay in the cache, and in place: a model-sized temporary costs more than the sum itself.
 """
 
+import math
+
 import numpy as np
 
 from common.tensors import Flat
@@ -67,6 +69,20 @@ class StreamingMean:
         """Forget everything."""
         self._sum.fill(0.0)
         self.weight, self.count, self._squares = 0.0, 0, 0.0
+
+
+def norm(flat: Flat) -> float:
+    """Return the Euclidean norm of a flat buffer; NaN or infinite exactly if one of its numbers is."""
+    total = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(flat), BLOCK):
+            block = flat[start : start + BLOCK]
+            square = float(np.dot(block, block))
+            if not math.isfinite(square):  # the square of a float32 may be none
+                wide = block.astype(np.float64)
+                square = float(np.dot(wide, wide))
+            total += square
+    return math.sqrt(total) if total >= 0 else math.nan
 
 
 def is_finite(flat: Flat) -> bool:

@@ -6,6 +6,7 @@ from coordinator.core import events as ev
 from coordinator.core.decisions import DecisionKind
 from coordinator.core.journal import Figures, Journal
 from coordinator.core.membership import Member
+from coordinator.core.update_norms import FACTOR, Outlier
 from coordinator.core.work import Order, Round, WorkReason
 
 _ACCEPTED: Final = ev.Outcome.ACCEPTED
@@ -14,6 +15,8 @@ MAX_RETURNS = 3
 OUT_OF_MEMORY = "OutOfMemory"
 FINAL_REASONS = frozenset({"shutting_down", "leaving"})
 """Reasons of `WorkReturned` after which the node is not asked again in this round."""
+PASSING_REASONS = FINAL_REASONS | {"Unavailable", "DeadlineExceeded", "CorruptData", "Abandoned"}
+"""Reasons that say nothing about the next round."""
 
 
 class WorkDesk:
@@ -61,6 +64,21 @@ class WorkDesk:
         detail = f"round {event.round} of {event.node}; the run is at round {at_round}"
         self._journal.effect(ev.Verdict(event.node, event.round, outcome, detail=detail))
 
+    def refuse_outlier(self, current: Round, event: ev.UpdateArrived, outlier: Outlier) -> None:
+        """Answer an update whose norm is out of bounds, name the node, and expect nothing more of it in this round."""
+        order = current.orders[event.node]
+        figures: Figures = {"norm": outlier.norm, "bound": outlier.bound, "median": outlier.median}
+        self._journal.decide(DecisionKind.UPDATE, event.node, WorkReason.NORM_TOO_LARGE, figures)
+        detail = (
+            f"the update of {event.node} has norm {outlier.norm:.4g}: above {outlier.bound:.4g}, "
+            f"which is {FACTOR:g} times the median of the updates accepted lately"
+        )
+        self._journal.record("update_refused", detail, node=event.node, round=event.round, **figures)
+        self._journal.effect(ev.Verdict(event.node, event.round, ev.Outcome.REFUSED, detail=detail))
+        order.fault, order.fault_detail = str(WorkReason.NORM_TOO_LARGE), detail
+        if order.live:
+            self.drop(current, order, WorkReason.NORM_TOO_LARGE, f"norm {outlier.norm:.4g}")
+
     def take_back(self, current: Round, event: ev.WorkReturned, member: Member, now: float) -> None:
         """A node gave its work up: it is asked again, with less where less may fit, or left out of the round."""
         order = current.orders.get(event.node)
@@ -68,6 +86,8 @@ class WorkDesk:
             return
         member.retries += 1
         order.returns += 1
+        passing = event.reason in PASSING_REASONS
+        order.fault, order.fault_detail = ("", "") if passing else (event.reason, event.detail)
         text = f"{event.node} gave its work up: {event.reason}" + (f" ({event.detail})" if event.detail else "")
         self._journal.record("work_returned", text, node=event.node, reason=event.reason, detail=event.detail)
         if event.reason in FINAL_REASONS:

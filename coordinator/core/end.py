@@ -83,7 +83,7 @@ class RoundEnder:
     def _abandon(self, current: Round, why: str) -> AbandonRound:
         self._leave_behind(current)
         self._journal.record("round_abandoned", f"round {current.number} will start again: {why}", reason=why)
-        return AbandonRound(current.number, why)
+        return AbandonRound(current.number, why, *current.shared_fault)
 
     def _leave_behind(self, current: Round) -> None:
         """Who still works on this round is not counted on until it shows up."""

@@ -26,6 +26,8 @@ class Outcome(StrEnum):
     """Its round was over: counted, not applied."""
     STALE = "stale"
     """Nobody ordered it: another run, a round to come, a node that is not known."""
+    REFUSED = "refused"
+    """Its norm is far above those of the others: not applied, and the node is out of the round."""
 
 
 class CloseReason(StrEnum):
@@ -46,7 +48,9 @@ class FinishReason(StrEnum):
     TARGET_REACHED = "target_reached"
     STOPPED = "stopped"
     DIVERGED = "diverged"
-    """The loss on held-out data is not finite."""
+    """The loss on held-out data was not finite, time after time."""
+    FAILED = "failed"
+    """The run cannot go on: an error that all nodes share, or one in the task or in the coordinator."""
 
 
 class Rule(StrEnum):
@@ -121,6 +125,8 @@ class UpdateArrived:
     compute_seconds: float
     loss_before: float = 0.0
     grad_norm: float = 0.0
+    norm: float | None = None
+    """Euclidean norm of the update; None where it was not measured."""
 
 
 @message
@@ -145,6 +151,16 @@ class Evaluated:
 
 
 @message
+class EvaluationFailed:
+    """The step or the evaluation of a closed round raised an error: the run cannot go on."""
+
+    round: int
+    detail: str
+    stepped: bool
+    """Whether the step was taken."""
+
+
+@message
 class Tick:
     """Time has passed: sent at the latest at the time of the last `SetTimer`."""
 
@@ -161,9 +177,21 @@ class Resume:
 
 @message
 class Stop:
-    """End the run now."""
+    """End the run; a round that is being evaluated is finished first."""
 
     reason: str = ""
+
+
+@message
+class Suspend:
+    """Begin no further round: the coordinator is about to end, and a later one goes on."""
+
+
+@message
+class Fail:
+    """End the run at once: the coordinator met an error that it cannot survive."""
+
+    detail: str
 
 
 @message
@@ -184,10 +212,13 @@ Event = (
     | UpdateArrived
     | WorkReturned
     | Evaluated
+    | EvaluationFailed
     | Tick
     | Pause
     | Resume
     | Stop
+    | Suspend
+    | Fail
     | RuleSet
 )
 
@@ -279,6 +310,23 @@ class AbandonRound:
 
     round: int
     why: str
+    fault: str = ""
+    """Kind of error that every node gave its work up for; empty where they differ."""
+    fault_detail: str = ""
+
+
+@message
+class KeepModel:
+    """The model evaluated well: remember it as the one to return to."""
+
+    round: int
+
+
+@message
+class RevertModel:
+    """The model did not evaluate: return to the one that was kept last, or to the first."""
+
+    round: int
 
 
 @message
@@ -314,4 +362,16 @@ class Record:
     decision: Decision | None = None
 
 
-Effect = StartRound | Assign | Verdict | CloseRound | AbandonRound | SetTimer | RunOver | Finish | Record
+Effect = (
+    StartRound
+    | Assign
+    | Verdict
+    | CloseRound
+    | AbandonRound
+    | KeepModel
+    | RevertModel
+    | SetTimer
+    | RunOver
+    | Finish
+    | Record
+)

@@ -22,6 +22,7 @@ class GlobalModel:
         self.manifest = manifest
         self.values: Flat = np.array(initial, np.float32)
         self._spare: Flat = np.empty_like(self.values)
+        self._kept: Flat = self.values.copy()
         self._parameter_count = parameter_count
         self._config = config
         self._mean = StreamingMean(len(self.values))
@@ -55,6 +56,15 @@ class GlobalModel:
         self.values, self._spare = self._spare, self.values
         return True
 
+    def keep(self) -> None:
+        """Remember the values as those to return to."""
+        np.copyto(self._kept, self.values)
+
+    def revert(self) -> None:
+        """Return to the values that were kept last, or to the first; the optimizer starts afresh."""
+        np.copyto(self.values, self._kept)
+        self._optimizer = make_optimizer(self._config, self._parameter_count)
+
     def optimizer_state(self) -> Mapping[str, Flat]:
         """Return what a checkpoint has to keep of the optimizer, by name."""
         return self._optimizer.state()
@@ -70,5 +80,6 @@ class GlobalModel:
         if not is_finite(values):
             raise ValueError("the parameters are not all finite")
         np.copyto(self.values, values)
+        self.keep()
         if optimizer is not None:
             self._optimizer.restore(optimizer)

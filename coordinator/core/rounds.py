@@ -18,10 +18,12 @@ from coordinator.core.deadlines import DeadlineEstimator, DeadlineReason
 from coordinator.core.decisions import Decision, DecisionKind
 from coordinator.core.desk import WorkDesk
 from coordinator.core.end import Ending, RoundEnder
+from coordinator.core.guards import ModelGuard, SharedFaults
 from coordinator.core.journal import Journal
 from coordinator.core.membership import Membership, Presence
 from coordinator.core.shards import ShardTable
 from coordinator.core.start import RoundStarter
+from coordinator.core.update_norms import NormBound
 from coordinator.core.work import Round, WorkReason
 
 _NOT_MEASURED: Final = DeadlineReason.NOT_MEASURED  # an enum's member is looked up slowly: not with every event
@@ -70,6 +72,7 @@ class RoundMachine:
         self.members = Membership(max_nodes=max_nodes, lost_after_seconds=lost_after_seconds)
         self.shards = shards or ShardTable()
         self.deadlines = DeadlineEstimator(mads=config.deadline_mads)
+        self._norms = NormBound()
         self.round = first_round
         """The round that runs or is to come next; 1 is the first."""
         self.loss: float | None = None
@@ -92,6 +95,11 @@ class RoundMachine:
         self._closed: ev.CloseRound | None = None
         self._finished: RunState | None = RunState.COMPLETED if complete else None
         self._paused = False
+        self._suspended = False
+        self._stop_reason: str | None = None
+        """Why the run ends once the closed round is evaluated."""
+        self._model_guard = ModelGuard(first_round - 1, self._journal)
+        self._faults = SharedFaults()
         self._timer_at = math.inf
         self._lost_after = lost_after_seconds
         self._handlers: dict[type, Callable[[Any, float], None]] = {
@@ -104,10 +112,13 @@ class RoundMachine:
             ev.UpdateArrived: self._on_update,
             ev.WorkReturned: self._on_returned,
             ev.Evaluated: self._on_evaluated,
+            ev.EvaluationFailed: self._on_evaluation_failed,
             ev.Tick: self._on_tick,
             ev.Pause: self._on_pause,
             ev.Resume: self._on_resume,
             ev.Stop: self._on_stop,
+            ev.Suspend: self._on_suspend,
+            ev.Fail: lambda event, _: self._finish(ev.FinishReason.FAILED, event.detail),
             ev.RuleSet: self._on_rule,
         }
 
@@ -181,10 +192,16 @@ class RoundMachine:
         if self._lost_after is not None:
             self._notice_own_absence(now, self._lost_after)
         self._handlers[event.__class__](event, now)
-        if self._current is None and self._closed is None and self._finished is None and self._starter.may_start:
+        if self._starter.may_start and self._may_begin:
             self._begin(self._starter.try_to_start(self.round, now, paused=self._paused), now)
         self._set_timer()
         return self._journal.take()
+
+    @property
+    def _may_begin(self) -> bool:
+        """Whether a round may begin: none runs, and the run is neither over nor suspended."""
+        over = self._finished is not None or self._suspended
+        return self._current is None and self._closed is None and not over
 
     def _on_joined(self, event: ev.NodeJoined, now: float) -> None:
         member, new = self.members.join(event.node, event.incarnation, now)
@@ -244,6 +261,11 @@ class RoundMachine:
             self._desk.refuse(event, outcome or ev.Outcome.STALE, member, self.round)
             return
         self.members.seen(event.node, now)
+        outlier = self._norms.judge(event.norm, current.orders[event.node].expected_norm_scale)
+        if outlier is not None:
+            self._desk.refuse_outlier(current, event, outlier)
+            self._end(self._ender.after_an_answer(current, now), now)
+            return
         order, weight, seconds = self._desk.accept(current, event, member, now)
         self.deadlines.observe(event.node, seconds)
         self.shards.advance(order.shard, weight)
@@ -268,15 +290,14 @@ class RoundMachine:
         if closed is None or closed.round != event.round:
             return
         self._closed = None
-        if event.loss is not None and not math.isfinite(event.loss):
-            hint = "try a lower training.learning_rate"
-            self._finish(ev.FinishReason.DIVERGED, f"the loss is {event.loss} after round {event.round}; {hint}")
-            return
-        self.loss = event.loss if event.loss is not None else self.loss
-        metric = event.loss if self.metric == LOSS else event.metric
+        good = event.loss is None or math.isfinite(event.loss)
+        loss = event.loss if good else None
+        metric = (loss if self.metric == LOSS else event.metric) if good else None
+        if loss is not None:
+            self.loss, self.metric_value = loss, metric
+        self._journal.round_closed(closed, loss, self.metric, metric)
         if event.loss is not None:
-            self.metric_value = metric
-        self._journal.round_closed(closed, event.loss, self.metric, metric)
+            self._model_guard.judge(event.round, event.loss)
         metrics = {
             "loss": event.loss if event.loss is not None else closed.loss,
             "accuracy": None if self.metric == LOSS else self.metric_value,
@@ -290,11 +311,25 @@ class RoundMachine:
         self.round = self._journal.round = closed.round + 1
         self._starter.ready(at_once=True)
         target = self.config.target_accuracy
-        if target is not None and self.metric.reached(metric, target):
+        if self._model_guard.divergence:
+            self._finish(ev.FinishReason.DIVERGED, self._model_guard.divergence)
+        elif target is not None and self.metric.reached(metric, target):
             detail = f"{self.metric.label(metric)} in round {event.round}"
             self._finish(ev.FinishReason.TARGET_REACHED, detail)
         elif self.config.is_last(event.round):
             self._finish(ev.FinishReason.ROUNDS_DONE, f"{event.round} rounds")
+        elif self._stop_reason is not None:
+            self._finish(ev.FinishReason.STOPPED, self._stop_reason)
+
+    def _on_evaluation_failed(self, event: ev.EvaluationFailed, now: float) -> None:
+        del now
+        closed = self._closed
+        if closed is None or closed.round != event.round:
+            return
+        self._closed = None
+        if event.stepped:  # what is saved now is the model after this round
+            self.round = self._journal.round = closed.round + 1
+        self._finish(ev.FinishReason.FAILED, event.detail)
 
     def _on_tick(self, event: ev.Tick, now: float) -> None:
         del event
@@ -322,8 +357,18 @@ class RoundMachine:
 
     def _on_stop(self, event: ev.Stop, now: float) -> None:
         del now
-        if not self.finished:
+        if self._closed is None:
             self._finish(ev.FinishReason.STOPPED, event.reason)
+        elif self._stop_reason is None:  # its step is on the way: what is saved must be a whole round
+            self._stop_reason = event.reason
+            text = f"the run ends once round {self._closed.round} is evaluated: {event.reason}"
+            self._journal.record("stopping", text, reason=event.reason)
+
+    def _on_suspend(self, event: ev.Suspend, now: float) -> None:
+        del event, now
+        if self._finished is None and not self._suspended:
+            self._suspended = True
+            self._journal.record("suspended", "the coordinator ends; the run goes on when it is started with --resume")
 
     def _on_rule(self, event: ev.RuleSet, now: float) -> None:
         del now
@@ -355,11 +400,17 @@ class RoundMachine:
         if isinstance(ending, ev.CloseRound):
             self._closed = ending
             self.last_round_seconds = ending.seconds
+            self._faults.closed()
             self._starter.succeeded()
-        else:
-            self._starter.failed(ending, now)
+            return
+        self._starter.failed(ending, now)
+        hopeless = self._faults.abandoned(ending)
+        if hopeless:
+            self._finish(ev.FinishReason.FAILED, hopeless)
 
     def _finish(self, reason: ev.FinishReason, detail: str) -> None:
+        if self._finished is not None:
+            return
         done = reason in (ev.FinishReason.ROUNDS_DONE, ev.FinishReason.TARGET_REACHED)
         self._finished = RunState.COMPLETED if done else RunState.STOPPED
         self._starter.waiting_for = ""

@@ -19,6 +19,7 @@ class WorkReason(StrEnum):
     AFTER_DEADLINE = "after_deadline"
     NOT_ORDERED = "not_ordered"
     WEIGHT_BOUNDED = "weight_bounded"
+    NORM_TOO_LARGE = "norm_too_large"
     USER = "user"
 
 
@@ -44,11 +45,19 @@ class Order:
     """The process that is to do it."""
     interrupted: bool = False
     """The process that had it has ended, and the next one has not asked for it yet."""
+    fault: str = ""
+    """Kind of error that it was last given up for; empty where it never was, or where another try may help."""
+    fault_detail: str = ""
 
     @property
     def samples(self) -> int:
         """How many it asks for: the most that an answer can weigh."""
         return self.batch_size * self.local_steps
+
+    @property
+    def expected_norm_scale(self) -> float:
+        """What the norm of its update is proportional to: a gradient is one step; changes add up."""
+        return self.local_steps * self.learning_rate if self.local_steps > 1 else 1.0
 
 
 @dataclass(slots=True)
@@ -157,6 +166,16 @@ class Round:
         )
         self.live += 1
         return order, former
+
+    @property
+    def shared_fault(self) -> tuple[str, str]:
+        """Kind of error that every order was given up for, and its details as one node told them.
+
+        Both are empty where the kinds differ, or where an order was not given up.
+        """
+        faults = {order.fault: order.fault_detail for order in self.orders.values()}
+        kind, detail = next(iter(faults.items()))
+        return (kind, detail) if kind and len(faults) == 1 else ("", "")
 
     def outcome(self, now: float) -> list[Contribution]:
         """What everyone did, those who did nothing included."""

@@ -188,6 +188,12 @@ class ModelledLearning:
         self.discard()
         return True
 
+    def keep(self) -> None:
+        """As `Learning.keep`: the curve has no parameters that could be lost."""
+
+    def revert(self) -> None:
+        """As `Learning.revert`."""
+
     def evaluate(self) -> tuple[float, float | None]:
         """As `Learning.evaluate`."""
         return self._loss, self._model.metric(self._path)

@@ -69,12 +69,16 @@ class VirtualCoordinator:
         self._nodes: dict[str, SimulatedNode] = {}
         self._waiting: dict[str, Call] = {}
         self._timer = 0
+        self._norms: tuple[float, float] | None = None
+        """Of the step of the round that is evaluated."""
         self._effects: dict[type, Callable[[Any], None]] = {
             ev.StartRound: self._start_round,
             ev.Assign: self._assign,
             ev.Verdict: lambda _: None,
             ev.CloseRound: self._close_round,
             ev.AbandonRound: self._abandon_round,
+            ev.KeepModel: lambda _: learning.keep(),
+            ev.RevertModel: lambda _: learning.revert(),
             ev.SetTimer: self._set_timer,
             ev.RunOver: self._run_over,
             ev.Finish: self._finish,
@@ -134,6 +138,7 @@ class VirtualCoordinator:
         now = self._time.clock.now
         node.seen(now)
         samples, loss, loss_before, grad_norm = order.batch_size * order.local_steps, 0.0, 0.0, 0.0
+        norm: float | None = None
         if not self.is_over(order):
             try:
                 trained = self._learning.train(order)
@@ -142,9 +147,9 @@ class VirtualCoordinator:
                 node.send_verdict(call)
                 return
             samples, loss, loss_before = trained.samples, trained.loss, trained.loss_before
-            grad_norm = trained.grad_norm
+            grad_norm, norm = trained.grad_norm, trained.norm
         event = ev.UpdateArrived(
-            node.node_id, order.round, order.attempt, samples, loss, seconds, loss_before, grad_norm
+            node.node_id, order.round, order.attempt, samples, loss, seconds, loss_before, grad_norm, norm
         )
         effects = self.machine.handle(event, now)
         (verdict,) = [effect for effect in effects if effect.__class__ is ev.Verdict]
@@ -205,6 +210,7 @@ class VirtualCoordinator:
     def _close_round(self, closed: ev.CloseRound) -> None:
         self._call_back_stragglers()
         good = self._learning.step()
+        self._norms = self._learning.update_norms if good else None  # of a step that was left out they say nothing
         if not good:
             text = f"the step of round {closed.round} would not be finite and was left out"
             self._recorder.event(ev.Record("step_skipped", closed.round, text), self._time.now)
@@ -213,7 +219,7 @@ class VirtualCoordinator:
     def _evaluate(self, closed: ev.CloseRound) -> None:
         loss, metric = self._learning.evaluate() if closed.evaluate else (None, None)
         self._recorder.round_closed(closed, loss, metric, self._time.now)
-        self.dispatch(ev.Evaluated(closed.round, loss, metric, self._learning.update_norms))
+        self.dispatch(ev.Evaluated(closed.round, loss, metric, self._norms))
 
     def _abandon_round(self, effect: ev.AbandonRound) -> None:
         del effect

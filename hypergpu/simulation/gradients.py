@@ -6,6 +6,7 @@ import torch
 from common.config import TrainingConfig
 from common.metric import MetricSpec
 from coordinator.core import events as ev
+from coordinator.core.aggregation import norm
 from coordinator.core.global_model import GlobalModel
 from hypergpu.simulation.learning import Trained
 from node.trainer import Trainer
@@ -62,7 +63,8 @@ class RealLearning:
             key=(order.round, order.shard.index),
         )
         self._update = update.flat
-        return Trained(update.samples, update.loss, update.steps[0].loss, update.steps[-1].grad_norm)
+        first, last = update.steps[0], update.steps[-1]
+        return Trained(update.samples, update.loss, first.loss, last.grad_norm, norm(update.flat))
 
     def add(self, weight: int) -> None:
         """As `Learning.add`."""
@@ -75,6 +77,14 @@ class RealLearning:
     def step(self) -> bool:
         """As `Learning.step`."""
         return self._model.step()
+
+    def keep(self) -> None:
+        """As `Learning.keep`."""
+        self._model.keep()
+
+    def revert(self) -> None:
+        """As `Learning.revert`."""
+        self._model.revert()
 
     def evaluate(self) -> tuple[float, float | None]:
         """As `Learning.evaluate`."""

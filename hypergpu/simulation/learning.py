@@ -15,6 +15,8 @@ class Trained:
     loss: float
     loss_before: float
     grad_norm: float
+    norm: float | None = None
+    """Euclidean norm of the update; None where there is none."""
 
 
 class Learning(Protocol):
@@ -54,6 +56,14 @@ class Learning(Protocol):
 
     def step(self) -> bool:
         """The server's step on the mean; False if it was left out because it would not be finite."""
+        ...
+
+    def keep(self) -> None:
+        """Remember the model as the one to return to."""
+        ...
+
+    def revert(self) -> None:
+        """Return to the model that was kept last."""
         ...
 
     def evaluate(self) -> tuple[float, float | None]:

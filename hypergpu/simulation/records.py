@@ -20,6 +20,7 @@ class Recording:
 
     Attributes:
         trained_seconds: from the beginning of the first round to the end of the last.
+        failure: why the run could not go on; empty where it could.
         trouble: what a node last said when it gave work of the running round up.
         reached_after: seconds from the beginning of the first round until the target was reached first; None
             where it was not. How long nodes take to come says nothing about training.
@@ -36,7 +37,7 @@ class Recording:
         self.round_seconds: list[float] = []
         self.trained_seconds = 0.0
         self.trouble = ""
-        self.finish_reason = ""
+        self.finish_reason = self.failure = ""
         self._scenario, self._nodes = scenario, nodes
         self._began_at: float | None = None
         self._dir: RunDir | None = None
@@ -78,6 +79,7 @@ class Recording:
         """As `Recorder.finished`."""
         del now
         self.finish_reason = str(finish.reason)
+        self.failure = finish.detail if finish.reason is ev.FinishReason.FAILED else ""
 
     def close(self, now: float) -> None:
         """The run is over: complete its files."""

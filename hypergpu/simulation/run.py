@@ -116,6 +116,7 @@ def simulate(
                 given_up = f"no round was closed for {duration(time.now - since)}: waiting for {missing(machine)}"
                 given_up += f"; {recording.trouble}" if recording.trouble else ""
                 coordinator.dispatch(ev.Stop(given_up))
+    given_up = given_up or recording.failure
     recording.close(time.now)
     return _outcome(scenario, recording, nodes, missed=network.missed, seconds=time.now, given_up=given_up)
 

@@ -12,6 +12,7 @@ from common.config.training import TrainingConfig
 from common.errors import NotFound, ResourceExhausted
 from coordinator.core import events as ev
 from coordinator.core.adaptation import Adaptation, FixedAdaptation
+from coordinator.core.decisions import DecisionKind
 from coordinator.core.end import MAX_EXTENSIONS
 from coordinator.core.rounds import RoundMachine, RunState
 
@@ -494,19 +495,12 @@ def test_stop_ends_the_run_at_once() -> None:
     assert ev.Finish(ev.FinishReason.STOPPED, "enough") in effects
 
 
-def test_target_and_divergence_end_the_run() -> None:
+def test_a_target_ends_the_run() -> None:
     d = Driver(rounds=50, target_accuracy=0.9)
     d.join("a")
     d.ask("a")
     d.push("a")
     assert d.of(ev.Finish)[0].reason is ev.FinishReason.TARGET_REACHED
-    d = Driver(evaluate=False)
-    d.join("a")
-    d.ask("a")
-    d.push("a")
-    d.send(ev.Evaluated(1, math.nan, 0.1))
-    assert d.state() is RunState.STOPPED
-    assert d.of(ev.Finish)[0].reason is ev.FinishReason.DIVERGED
 
 
 def test_rules() -> None:
@@ -663,3 +657,182 @@ def test_a_round_may_fail_to_begin_for_days() -> None:
         d.wait(60.0)
     assert d.machine.waiting_for == "a node to be selected: none of 1 was"
     assert [e.at for e in d.of(ev.SetTimer)][-1] == d.now + 60.0
+
+
+def diverging(d: Driver, losses: Sequence[float | None]) -> None:
+    """Close a round for each of these losses on held-out data."""
+    for loss in losses:
+        d.ask("a")
+        number = d.machine.round
+        d.push("a")
+        d.send(ev.Evaluated(number, loss, None if loss is None else 0.5))
+
+
+def test_a_model_that_does_not_evaluate_is_left_for_the_last_that_did_and_the_run_goes_on() -> None:
+    d = Driver(evaluate=False, rounds=50)
+    d.join("a")
+    diverging(d, [0.7, math.nan])
+    assert d.of(ev.KeepModel) == [ev.KeepModel(1)]
+    assert d.of(ev.RevertModel) == [ev.RevertModel(2)]
+    assert (d.machine.round, d.machine.loss, d.machine.metric_value) == (3, 0.7, 0.5), "the last good figures stand"
+    (told,) = [e for e in d.of(ev.Record) if e.kind == "model_reverted"]
+    assert told.text == "the loss is nan after round 2: back to the parameters after round 1"
+    closed = [e for e in d.of(ev.Record) if e.kind == "round_closed"]
+    assert [e.fields["loss"] for e in closed] == [0.7, None], "no record holds a figure that is none"
+    diverging(d, [math.inf, 0.6, math.nan, math.nan])
+    assert not d.machine.finished, "two in a row are no divergence, and a good one starts the count anew"
+    diverging(d, [-math.inf])
+    assert d.of(ev.Finish)[0].reason is ev.FinishReason.DIVERGED
+    assert "3 evaluations in a row" in d.of(ev.Finish)[0].detail
+    assert d.log.index(ev.RevertModel(7)) < d.log.index(d.of(ev.Finish)[0]), "what is saved at the end is the kept one"
+
+
+def test_a_run_that_never_evaluates_returns_to_its_initial_parameters() -> None:
+    d = Driver(evaluate=False, rounds=50)
+    d.join("a")
+    diverging(d, [math.nan])
+    (told,) = [e.text for e in d.of(ev.Record) if e.kind == "model_reverted"]
+    assert "back to the initial parameters" in told
+
+
+def test_a_round_without_an_evaluation_keeps_and_reverts_nothing() -> None:
+    d = Driver(evaluate=False, rounds=50, evaluate_every=10)
+    d.join("a")
+    diverging(d, [None, None])
+    assert d.of(ev.KeepModel) == d.of(ev.RevertModel) == []
+
+
+def norms(d: Driver, node: str, norm: float | None) -> ev.Outcome:
+    number = d.machine.round
+    effects = d.send(ev.UpdateArrived(node, number, 1, 16, loss=1.0, compute_seconds=0.1, norm=norm))
+    return next(e for e in effects if isinstance(e, ev.Verdict)).outcome
+
+
+def test_an_update_far_above_the_median_norm_is_refused_and_the_node_named() -> None:
+    d = Driver(min_nodes=3, rounds=50)
+    d.join("a", "b", "c")
+    for _ in range(2):
+        d.ask("a", "b", "c")
+        assert [norms(d, node, 1.0) for node in ("a", "b", "c")] == [ev.Outcome.ACCEPTED] * 3
+    d.ask("a", "b", "c")
+    assert norms(d, "b", 1e30) is ev.Outcome.REFUSED
+    assert norms(d, "a", 20.0) is ev.Outcome.ACCEPTED, "at the bound"
+    assert norms(d, "c", 1.0) is ev.Outcome.ACCEPTED
+    (closed,) = d.of(ev.CloseRound)[2:]
+    assert (closed.reason, closed.samples) == (ev.CloseReason.SURVIVORS_CONTRIBUTED, 32)
+    assert [(c.node, c.success, c.late) for c in closed.contributions if not c.success] == [("b", False, False)]
+    decision = next(each for each in d.machine.decisions if each.kind is DecisionKind.UPDATE)
+    assert str(decision.reason) == "norm_too_large"
+    assert (decision.subject, decision.figures) == ("b", {"norm": 1e30, "bound": 20.0, "median": 1.0})
+    (told,) = [e for e in d.of(ev.Record) if e.kind == "update_refused"]
+    assert "the update of b has norm 1e+30: above 20" in told.text
+    verdict = next(e for e in d.of(ev.Verdict) if e.outcome is ev.Outcome.REFUSED)
+    assert (verdict.weight, verdict.detail) == (0, told.text)
+
+
+def test_a_replay_of_a_refused_update_is_refused_and_counts_once() -> None:
+    d = Driver(min_nodes=2, rounds=50)
+    d.join("a", "b")
+    for _ in range(2):
+        d.ask("a", "b")
+        norms(d, "a", 1.0)
+        norms(d, "b", 1.0)
+    d.ask("a", "b")
+    assert [norms(d, "b", 1e30) for _ in range(2)] == [ev.Outcome.REFUSED] * 2
+    assert norms(d, "a", 1.0) is ev.Outcome.ACCEPTED
+    assert len(d.of(ev.CloseRound)) == 3
+
+
+def test_every_node_that_gives_up_for_the_same_error_three_rounds_in_a_row_ends_the_run_with_it() -> None:
+    d = Driver(min_nodes=2, rounds=50)
+    d.join("a", "b")
+    for number in range(3):
+        assert not d.machine.finished
+        d.ask("a", "b")
+        for node in ("a", "b"):
+            for _ in range(3):
+                d.send(ev.WorkReturned(node, 1, "InvalidInput", f"BatchNorm takes no single sample, says {node}"))
+                d.ask(node)
+        d.wait(2.0 ** (number + 1))
+    (finish,) = d.of(ev.Finish)
+    assert finish.reason is ev.FinishReason.FAILED
+    assert finish.detail == (
+        "every node gave round 1 up, 3 times in a row: InvalidInput: BatchNorm takes no single sample, says b"
+    )
+    assert d.state() is RunState.STOPPED
+
+
+@pytest.mark.parametrize("reasons", [("Unavailable", "Unavailable"), ("InvalidInput", "NonFiniteUpdate")])
+def test_errors_that_may_pass_or_differ_do_not_end_the_run(reasons: tuple[str, str]) -> None:
+    d = Driver(min_nodes=2, rounds=50)
+    d.join("a", "b")
+    for number in range(5):
+        d.ask("a", "b")
+        for node, reason in zip(("a", "b"), reasons, strict=True):
+            for _ in range(3):
+                d.send(ev.WorkReturned(node, 1, reason))
+                d.ask(node)
+        d.wait(2.0 ** (number + 1))
+    assert len(d.of(ev.AbandonRound)) >= 4
+    assert d.of(ev.Finish) == []
+
+
+def test_a_stop_while_a_round_is_evaluated_finishes_that_round_first() -> None:
+    d = Driver(evaluate=False, rounds=50)
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    d.send(ev.Stop("enough"), ev.Stop("again"))
+    assert (d.state(), d.of(ev.Finish)) == (RunState.EVALUATING, [])
+    d.ask("a")
+    d.send(ev.Evaluated(1, 0.5, 0.9))
+    (finish,) = d.of(ev.Finish)
+    assert (finish.reason, finish.detail) == (ev.FinishReason.STOPPED, "enough")
+    assert d.machine.round == 2, "one round is whole"
+    assert len(d.of(ev.StartRound)) == 1
+
+
+def test_a_stop_of_the_last_round_is_its_regular_end() -> None:
+    d = Driver(evaluate=False, rounds=1)
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    d.send(ev.Stop("enough"), ev.Evaluated(1, 0.5, 0.9))
+    assert [finish.reason for finish in d.of(ev.Finish)] == [ev.FinishReason.ROUNDS_DONE]
+
+
+@pytest.mark.parametrize(("stepped", "number"), [(True, 2), (False, 1)])
+def test_an_evaluation_that_fails_ends_the_run_and_counts_the_step_that_was_taken(stepped: bool, number: int) -> None:
+    d = Driver(evaluate=False, rounds=50)
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    d.send(ev.Stop("enough"), ev.EvaluationFailed(7, "of another round", stepped=True))
+    assert d.of(ev.Finish) == []
+    d.send(ev.EvaluationFailed(1, "ValueError: x", stepped))
+    (finish,) = d.of(ev.Finish)
+    assert (finish.reason, finish.detail) == (ev.FinishReason.FAILED, "ValueError: x")
+    assert d.machine.round == number
+
+
+def test_a_suspended_run_finishes_what_runs_and_begins_nothing() -> None:
+    d = Driver(rounds=50)
+    d.join("a")
+    d.ask("a")
+    d.send(ev.Suspend(), ev.Suspend())
+    d.push("a")
+    d.ask("a")
+    d.wait(5.0)
+    assert d.machine.round == 2
+    assert len(d.of(ev.StartRound)) == 1
+    assert kinds(d.log).count("suspended") == 1
+    assert not d.machine.finished
+
+
+def test_a_failure_of_the_coordinator_ends_the_run_at_once_and_only_once() -> None:
+    d = Driver(evaluate=False, rounds=50)
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    d.send(ev.Fail("the disk is on fire"), ev.Stop("too late"), ev.Fail("again"))
+    assert [(f.reason, f.detail) for f in d.of(ev.Finish)] == [(ev.FinishReason.FAILED, "the disk is on fire")]

@@ -1,0 +1,59 @@
+"""Guards against a run that cannot get better: models that do not evaluate, and an error that every node shares."""
+
+import math
+
+from coordinator.core.events import AbandonRound, KeepModel, RevertModel
+from coordinator.core.journal import Journal
+
+MOST_REVERTS = 3
+"""Evaluations in a row that are not finite before the run has diverged: one may be a bad update, three are not."""
+MOST_SHARED_FAULTS = 3
+"""Rounds in a row that every node gave up for the same error before the run ends with it: it will not mend itself."""
+
+
+class ModelGuard:
+    """Keeps a model that evaluates as the one to return to, and returns to it from one that does not."""
+
+    def __init__(self, kept_round: int, journal: Journal) -> None:
+        self._kept_round = kept_round
+        self._journal = journal
+        self._reverts = 0
+
+    def judge(self, number: int, loss: float) -> None:
+        """Take in the loss on held-out data after a round."""
+        if math.isfinite(loss):
+            self._reverts, self._kept_round = 0, number
+            self._journal.effect(KeepModel(number))
+            return
+        self._reverts += 1
+        self._journal.effect(RevertModel(number))
+        to = f"the parameters after round {self._kept_round}" if self._kept_round else "the initial parameters"
+        text = f"the loss is {loss} after round {number}: back to {to}"
+        self._journal.record("model_reverted", text, kept_round=self._kept_round)
+
+    @property
+    def divergence(self) -> str:
+        """Why the run has diverged; empty while it has not."""
+        if self._reverts < MOST_REVERTS:
+            return ""
+        return f"the loss was not finite in {self._reverts} evaluations in a row; try a lower training.learning_rate"
+
+
+class SharedFaults:
+    """Counts rounds in a row that every node gave up for one and the same error."""
+
+    def __init__(self) -> None:
+        self._kind, self._count = "", 0
+
+    def closed(self) -> None:
+        """Note that a round was closed: somebody could do the work."""
+        self._kind, self._count = "", 0
+
+    def abandoned(self, round_: AbandonRound) -> str:
+        """Note a round that came to nothing; return why the run cannot go on, or nothing if it can."""
+        same = bool(round_.fault) and round_.fault == self._kind
+        self._kind, self._count = round_.fault, self._count + 1 if same else int(bool(round_.fault))
+        if self._count < MOST_SHARED_FAULTS:
+            return ""
+        told = f": {round_.fault_detail}" if round_.fault_detail else ""
+        return f"every node gave round {round_.round} up, {self._count} times in a row: {round_.fault}{told}"
