@@ -473,7 +473,7 @@ async def test_records_that_cannot_be_synced_are_told_and_survived(
         await a.register()
         for _ in range(2):
             await a.push(await a.work(), np.ones(8, np.float32))
-        await asyncio.wait_for(run.coordinator.engine.finished.wait(), 5)
+        await asyncio.wait_for(run.coordinator.engine.finished.wait(), 30)
     assert "the records of the run cannot be synced to the disk" in capsys.readouterr().out
 
 
