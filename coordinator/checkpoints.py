@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from common import strict_json
 from common.errors import CorruptData, StorageError
 from coordinator.files import replace_files, sync_directory
 
@@ -69,7 +70,7 @@ class Checkpoints:
             StorageError: a file cannot be written; earlier checkpoints are as they were.
         """
         number = str(checkpoint.round)
-        state = json.dumps(checkpoint.state, allow_nan=False)
+        state = strict_json.dumps(checkpoint.state)
         try:
             self.directory.mkdir(exist_ok=True)
             server = _signed(checkpoint.server, {_ROUND: number, _STATE: state})

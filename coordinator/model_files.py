@@ -113,6 +113,7 @@ class ModelFiles:
         return {**self._about, **({} if score is None else _described(score))}
 
 
+_KEYS = frozenset({"format", "checksum", "server_checksum", "state", "round", "task", "loss", "metric"})
 _OPTIMIZER = "optimizer."
 _APART = "model."
 
@@ -133,16 +134,22 @@ def score_of(metadata: Mapping[str, str]) -> Score | None:
     """Return how the model of a file did on held-out data; None where the file does not say."""
     try:
         spec = MetricSpec.model_validate_json(metadata["metric"])
-        value = float(metadata[spec.name]) if spec.name in metadata else None
+        key = metric_key(spec)
+        value = float(metadata[key]) if key in metadata else None
         score = Score(int(metadata["round"]), float(metadata["loss"]), finite(value), spec)
     except (KeyError, ValueError):
         return None
     return score if score.round >= 1 and math.isfinite(score.loss) else None
 
 
+def metric_key(spec: MetricSpec) -> str:
+    """Return the key of a metric's value in the metadata: its name, unless that means something else there."""
+    return f"metric {spec.name}" if spec.name in _KEYS else spec.name
+
+
 def _described(score: Score) -> dict[str, str]:
     """Metadata of an evaluated model: its loss, and its metric under its name with what describes it."""
-    value = {} if score.metric is None else {score.spec.name: repr(score.metric)}
+    value = {} if score.metric is None else {metric_key(score.spec): repr(score.metric)}
     return {"loss": repr(score.loss), **value, "metric": score.spec.model_dump_json()}
 
 

@@ -11,7 +11,7 @@ from common.errors import CorruptData, InvalidInput, NotFound
 from coordinator.checkpoints import Checkpoints, Tensors, read_tensors
 from coordinator.core.score import Score
 from coordinator.files import replace_file
-from coordinator.model_files import score_of
+from coordinator.model_files import metric_key, score_of
 from coordinator.run_dir import BEST_MODEL, CHECKPOINTS, LAST_MODEL
 
 BEST, LAST = "best", "last"
@@ -130,7 +130,7 @@ def _read(file: Path) -> _Model:
 
 def _write(model: _Model, out: Path, skipped: tuple[str, ...]) -> Exported:
     score = score_of(model.metadata)
-    names = ("task", "round", "loss", "metric", *((score.spec.name,) if score else ()))
+    names = ("task", "round", "loss", "metric", *((metric_key(score.spec),) if score else ()))
     told = {name: model.metadata[name] for name in names if name in model.metadata}
     try:
         replace_file(out, lambda partial: save_file(dict(model.tensors), partial, {"format": "pt", **told}))

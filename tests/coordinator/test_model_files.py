@@ -1,7 +1,7 @@
 """The model as files: whole, plain, and of the round that they say."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from common.config.training import TrainingConfig
 from common.errors import InvalidInput, NonFiniteUpdate, StorageError
+from common.metric import MetricSpec
 from coordinator import files
 from coordinator.checkpoints import Checkpoints, read_tensors
 from coordinator.core.global_model import GlobalModel
@@ -193,6 +194,27 @@ def test_a_loss_that_is_not_finite_beats_nothing(loss: float) -> None:
 )
 def test_what_a_file_says_of_itself_is_checked(metadata: dict[str, str]) -> None:
     assert score_of(metadata) is None
+
+
+@pytest.mark.parametrize("name", ["mse", "round", "format", "checksum", "server_checksum", "state", "loss", "metric"])
+def test_a_metric_of_any_name_is_read_back(model: Model, name: str) -> None:
+    score = Score(3, 0.25, 12.5, MetricSpec(name=name, better="lower", format="number"))
+    model.files.evaluated(score)
+    model.files.finish(3)
+    model.files.checkpoint(3, {})
+    assert score_of(read_tensors(model.path / "model.safetensors")[1]) == score
+    assert score_of(Checkpoints(model.path / "checkpoints").read(3).metadata) == score
+
+
+@pytest.mark.parametrize(("better", "best"), [("higher", 2), ("lower", 1)])
+def test_the_best_is_by_the_direction_of_the_metric(
+    model: Model, better: Literal["higher", "lower"], best: int
+) -> None:
+    spec = MetricSpec(name="mse", better=better)
+    for number, value in ((1, 0.5), (2, 0.75), (3, None)):
+        model.files.evaluated(Score(number, 1.0, value, spec))
+    assert model.files.best is not None
+    assert model.files.best.round == best
 
 
 # ---------------------------------------------------------------- whole and plain
