@@ -5,6 +5,8 @@ import sys
 
 import structlog
 
+from common import strict_json
+
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -18,7 +20,9 @@ def configure(level: str = "info", json: bool | None = None) -> None:
         raise ValueError(f"log level {level!r} is not one of {', '.join(_LEVELS)}")
     as_json = not sys.stderr.isatty() if json is None else json
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.processors.JSONRenderer(strict_json.dumps)
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     structlog.configure(
         processors=[

@@ -1,13 +1,14 @@
 """Two runs compared by the time that each took to the same value of the metric.
 
 The value is the target, if one of the two reached it. If neither did, it is the best value that both reached: a pair
-of runs whose target was too high still says which of them was faster.
+of runs whose target was too high still says which of them was faster. Runs whose metric is undefined are compared by
+their loss.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.metric import MetricSpec
+from common.metric import LOSS, MetricSpec
 from hypergpu.show import duration
 
 _ALIKE = 0.02
@@ -22,14 +23,20 @@ class Course:
     """Seconds since the first round began, and the value then; evaluations without a value are left out."""
     seconds: float
     """From the beginning of the first round to the end of the last."""
+    losses: Sequence[tuple[float, float]] = ()
+    """The same for the loss."""
+
+    def of(self, metric: MetricSpec) -> Sequence[tuple[float, float]]:
+        """The points of the metric, or of the loss."""
+        return self.losses if metric == LOSS else self.points
 
     def time_to(self, metric: MetricSpec, target: float) -> float | None:
         """Seconds until the target was first reached; None if it never was."""
-        return next((at for at, value in self.points if metric.reached(value, target)), None)
+        return next((at for at, value in self.of(metric) if metric.reached(value, target)), None)
 
     def best(self, metric: MetricSpec) -> float | None:
         """The best value on record."""
-        return metric.best(value for _, value in self.points)
+        return metric.best(value for _, value in self.of(metric))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,9 @@ class TimeComparison:
     """A run against a baseline."""
 
     metric: MetricSpec
+    """What the runs are judged by."""
+    timed_by: MetricSpec
+    """What their time is compared at: the metric, or the loss if that is undefined."""
     wanted: float | None
     """The target that was set."""
     target: float | None
@@ -49,12 +59,12 @@ class TimeComparison:
     @property
     def run_seconds(self) -> float | None:
         """Time of the run to the value."""
-        return None if self.target is None else self.run.time_to(self.metric, self.target)
+        return None if self.target is None else self.run.time_to(self.timed_by, self.target)
 
     @property
     def baseline_seconds(self) -> float | None:
         """Time of the baseline to the value."""
-        return None if self.target is None else self.baseline.time_to(self.metric, self.target)
+        return None if self.target is None else self.baseline.time_to(self.timed_by, self.target)
 
     @property
     def is_bound(self) -> bool:
@@ -76,7 +86,9 @@ class TimeComparison:
         """The verdict in words."""
         if self.target is None:
             return f"The {self.metric.name} was not measured in both runs, so there is no time to compare."
-        verdict = self._verdict(f"{self.metric.name} {self.metric.text(self.target)}")
+        verdict = self._verdict(self.timed_by.label(self.target))
+        if self.timed_by != self.metric:
+            return f"The {self.metric.name} is not defined in both runs, so that their loss is compared. {verdict}"
         if self.wanted is None or self.wanted == self.target:
             return verdict
         bests = " and ".join(self.metric.text(each.best(self.metric)) for each in (self.run, self.baseline))
@@ -101,7 +113,7 @@ class TimeComparison:
     def record(self) -> dict[str, object]:
         """As a JSON object."""
         return {
-            "metric": self.metric.name,
+            "metric": self.timed_by.name,
             "target_accuracy": self.target,
             "wanted_target": self.wanted,
             "run": self.run_name,
@@ -113,12 +125,17 @@ class TimeComparison:
         }
 
 
-def value_to_compare_at(metric: MetricSpec, wanted: float | None, runs: Sequence[Course]) -> float | None:
-    """The target, if a run reached it; else the best value that all runs reached; None if there is none."""
+def value_to_compare_at(
+    metric: MetricSpec, wanted: float | None, runs: Sequence[Course]
+) -> tuple[MetricSpec, float | None]:
+    """The target, if a run reached it; else the best value that all runs reached, of the metric or else of the loss."""
     if wanted is not None and any(run.time_to(metric, wanted) is not None for run in runs):
-        return wanted
-    bests = [run.best(metric) for run in runs]
-    return None if None in bests else metric.worst(bests)
+        return metric, wanted
+    for spec in (metric, LOSS):
+        bests = [run.best(spec) for run in runs]
+        if None not in bests:
+            return spec, spec.worst(bests)
+    return metric, None
 
 
 def compare_times(
@@ -130,7 +147,8 @@ def compare_times(
     names: tuple[str, str] = ("this run", "the baseline"),
 ) -> TimeComparison:
     """Compare two runs; `names` stand for them in sentences."""
-    return TimeComparison(metric, wanted, value_to_compare_at(metric, wanted, [run, baseline]), run, baseline, *names)
+    timed_by, target = value_to_compare_at(metric, wanted, [run, baseline])
+    return TimeComparison(metric, timed_by, wanted, target, run, baseline, *names)
 
 
 def _sentence(text: str) -> str:

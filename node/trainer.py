@@ -24,6 +24,10 @@ Fetch = Callable[[int], tuple[Tensor, Tensor]]
 """The samples of local step `i`."""
 
 
+def _warn(failure: MetricFailed) -> None:
+    log.warning("the metric of a training batch is undefined; training goes on", error=str(failure))
+
+
 class Abandoned(HyperGPUError):
     """The work was given up while it ran."""
 
@@ -69,16 +73,25 @@ class Trainer:
         seed: of the initial parameters, and of whatever the model draws while it trains.
         device: `cpu` or `cuda`.
         precision: `float32`, `bfloat16`, or `auto`: bfloat16 where a CUDA card has it.
+        metric_failed: called once, with the first failure of the task's metric on a training batch.
     """
 
-    def __init__(self, task: Task, seed: int, device: str = "cpu", precision: str = "auto") -> None:
+    def __init__(
+        self,
+        task: Task,
+        seed: int,
+        device: str = "cpu",
+        precision: str = "auto",
+        *,
+        metric_failed: Callable[[MetricFailed], None] = _warn,
+    ) -> None:
         self.task, self.seed = task, seed
         self.device = torch.device(device)
         self.model = build(task, seed, self.device)
         cuda = self.device.type == "cuda"
         self._half = precision == "bfloat16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
         self._fusible: bool | None = None
-        self._metric_failed = False
+        self._metric_failed: Callable[[MetricFailed], None] | None = metric_failed
         self._start = torch.empty_like(self.model.values)
         self._out = torch.empty(self.model.manifest.size, pin_memory=cuda)
 
@@ -247,14 +260,14 @@ class Trainer:
         return loss, metric
 
     def _score(self, outputs: Tensor, targets: Tensor) -> float | None:
-        """The metric of a batch. One that fails costs no work: it is undefined, and the first failure is logged."""
+        """The metric of a batch. One that fails costs no work: it is undefined, and the first failure is told."""
         metric = metric_for(self.task, outputs, targets)
         try:
             return None if metric is None else metric.score(outputs, targets)
         except MetricFailed as failure:
-            if not self._metric_failed:
-                self._metric_failed = True
-                log.warning("the metric of a training batch is undefined; training goes on", error=str(failure))
+            if self._metric_failed is not None:
+                self._metric_failed(failure)
+                self._metric_failed = None
             return None
 
     def _can_fuse(self, batches: Fetch) -> bool:

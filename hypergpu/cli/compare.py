@@ -78,9 +78,9 @@ def _split(text: str) -> list[str]:
 
 def _show(comparison: Comparison) -> None:
     count, metric = len(comparison.seeds), comparison.metric
+    goal = comparison.timed_by.text(comparison.target)
     table = new_table(
-        "policy", f">s to {metric.text(comparison.target)}", ">reached", f">{metric.name}", ">moved", ">rounds",
-        ">speedup", "",
+        "policy", f">s to {goal}", ">reached", f">{metric.name}", ">moved", ">rounds", ">speedup", "",
         title=f"{comparison.scenario.name}: {counted(count, 'paired run')} of each; intervals at 95 %",
     )  # fmt: skip
     table.add_row(*_cells(comparison.baseline, count), "", "the baseline")
@@ -115,7 +115,7 @@ def _remarks(result: Result, comparison: Comparison) -> Iterator[str]:
     """What is to know of the runs of one kind."""
     label = result.variant.label
     if not result.times and comparison.target is not None:
-        metric = comparison.metric
+        metric = comparison.timed_by
         yield f"{label}: {metric.label(comparison.target)} was never reached; the best was {metric.text(result.best)}"
     if result.given_up:
         runs = counted(len(result.outcomes), "run")

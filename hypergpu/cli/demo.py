@@ -125,7 +125,13 @@ def _print_comparison(console: Console, comparison: Comparison, level: Level) ->
         " with the compute times that were measured",
     )
     metric = comparison.metric
-    headings = (f">to {metric.text(comparison.target)}", ">rounds", f">{metric.name}", ">round (median)", ">whole run")
+    headings = (
+        f">to {comparison.timed_by.label(comparison.target)}",
+        ">rounds",
+        f">{metric.name}",
+        ">round (median)",
+        ">whole run",
+    )
     table = new_table("policy (simulated)", *headings)
     (candidate,) = comparison.candidates
     for result in (comparison.baseline, candidate.result):

@@ -26,6 +26,7 @@ from hypergpu.show import (
     number,
     print_json,
     print_table,
+    progress,
     share,
     styled,
 )
@@ -136,7 +137,7 @@ async def _watch(client: Client, interval: float) -> None:
                 await asyncio.sleep(interval)
                 now = await take_snapshot(client)
     except Unavailable:
-        if now.status.round < now.status.rounds:
+        if not now.status.rounds or now.status.round < now.status.rounds:
             raise
         console.print("the coordinator has ended", highlight=False)
 
@@ -167,7 +168,7 @@ def _lines(console: Console) -> Iterator[Show]:
     def show(now: Snapshot, _: History) -> None:
         nonlocal last
         status = now.status
-        where = f"{status.state}, round {status.round} of {status.rounds}"
+        where = f"{status.state}, {progress(status)}"
         if where != last:
             last = where
             text = f"{duration(status.elapsed_seconds):>8}  {where}: {figures_of(status)}"

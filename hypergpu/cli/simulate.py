@@ -81,6 +81,8 @@ def in_words(outcome: Outcome) -> list[str]:
         lines.append(f"{metric.label(target)} after {duration(reached)}")
     elif target is not None:
         lines.append(f"{metric.label(target)} was not reached; the best was {metric.text(outcome.best_metric)}")
+    if outcome.metric_fault:
+        lines.append(f"{outcome.metric_fault}: its values are undefined")
     for node, reasons in sorted(outcome.quarantined.items(), key=lambda item: natural(item[0])):
         lines.append(f"quarantine of {node}: {', '.join(reasons)}")
     missed = (shorten(event, 100, placeholder=" …") for event in outcome.events_missed[:_MOST_EVENTS])

@@ -145,7 +145,8 @@ class Run:
         """How its metric went."""
         begun = self.bands[0][0] if self.rounds else 0.0
         points = [(each.ended_at - begun, each.metric) for each in self.rounds if each.metric is not None]
-        return Course(points, self.rounds[-1].ended_at - begun if self.rounds else 0.0)
+        losses = [(each.ended_at - begun, each.loss) for each in self.rounds if each.loss is not None]
+        return Course(points, self.rounds[-1].ended_at - begun if self.rounds else 0.0, losses)
 
     @property
     def rounds_planned(self) -> int | None:

@@ -82,9 +82,9 @@ class Result:
         """The best value of the metric in any of the runs."""
         return self.metric.best(outcome.best_metric for outcome in self.outcomes)
 
-    def timed_to(self, target: float) -> "Result":
-        """The same runs, their time taken to another value."""
-        times = [outcome.as_course().time_to(self.metric, target) for outcome in self.outcomes]
+    def timed_to(self, target: float, by: MetricSpec) -> "Result":
+        """The same runs, their time taken to another value of the metric, or of the loss."""
+        times = [outcome.as_course().time_to(by, target) for outcome in self.outcomes]
         pairs = zip(self.outcomes, times, strict=True)
         return replace(self, outcomes=[replace(o, target=target, time_to_target_seconds=time) for o, time in pairs])
 
@@ -162,6 +162,8 @@ class Comparison:
     """The target that was set."""
     target: float | None
     """The value whose time is measured: the target, or where no run reached it, the best that all of them reached."""
+    timed_by: MetricSpec
+    """What that is a value of: the metric, or the loss if the metric is not defined in all runs."""
     baseline: Result
     candidates: Sequence[Candidate]
 
@@ -178,7 +180,9 @@ class Comparison:
         missed = "" if self.wanted is None else f"no run reached the target of {self.metric.text(self.wanted)}; "
         if self.target is None:
             return f"{missed}the {self.metric.name} was not measured in all runs"
-        return f"{missed}times are to {self.metric.label(self.target)}, the best value that all runs reached"
+        if self.timed_by != self.metric:
+            missed = f"the {self.metric.name} is not defined in all runs; "
+        return f"{missed}times are to {self.timed_by.label(self.target)}, the best value that all runs reached"
 
     @property
     def given_up(self) -> str:
@@ -246,11 +250,13 @@ def compared(scenario: Scenario, seeds: Sequence[int], wanted: float | None, res
     """Compare results with the first of them, by the time to the target or to the best value that all reached."""
     metric = results[0].metric
     courses = [outcome.as_course() for result in results for outcome in result.outcomes]
-    target = value_to_compare_at(metric, wanted, courses)
+    timed_by, target = value_to_compare_at(metric, wanted, courses)
     if target is not None and target != wanted:
-        results = [result.timed_to(target) for result in results]
+        results = [result.timed_to(target, timed_by) for result in results]
     baseline, *others = results
-    return Comparison(scenario, seeds, wanted, target, baseline, [against(baseline, result) for result in others])
+    return Comparison(
+        scenario, seeds, wanted, target, timed_by, baseline, [against(baseline, result) for result in others]
+    )
 
 
 def variants_of(policies: Sequence[str], strategies: Sequence[str]) -> list[Variant]:

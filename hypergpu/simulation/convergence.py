@@ -146,6 +146,11 @@ class ModelledLearning:
         return self._model.model_bytes
 
     @property
+    def metric_fault(self) -> str:
+        """As `Learning.metric_fault`."""
+        return ""
+
+    @property
     def samples(self) -> int:
         """As `Learning.samples`: as many as there are shards."""
         return 1 << 62

@@ -69,6 +69,7 @@ class VirtualCoordinator:
         self._nodes: dict[str, SimulatedNode] = {}
         self._waiting: dict[str, Call] = {}
         self._timer = 0
+        self._metric_fault = ""
         self._norms: tuple[float, float] | None = None
         """Of the step of the round that is evaluated."""
         self._effects: dict[type, Callable[[Any], None]] = {
@@ -218,8 +219,16 @@ class VirtualCoordinator:
 
     def _evaluate(self, closed: ev.CloseRound) -> None:
         loss, metric = self._learning.evaluate() if closed.evaluate else (None, None)
+        self._tell_metric_fault(closed.round)
         self._recorder.round_closed(closed, loss, metric, self._time.now)
         self.dispatch(ev.Evaluated(closed.round, loss, metric, self._norms))
+
+    def _tell_metric_fault(self, round_number: int) -> None:
+        """Put on record, once for each cause, that the metric could not be computed."""
+        fault = self._learning.metric_fault
+        if fault and fault != self._metric_fault:
+            self._recorder.event(ev.Record("metric_failed", round_number, fault), self._time.now)
+        self._metric_fault = fault
 
     def _abandon_round(self, effect: ev.AbandonRound) -> None:
         del effect

@@ -25,10 +25,12 @@ class RealLearning:
     def __init__(self, task: Task, config: TrainingConfig) -> None:
         self._config = config
         self._task = task
-        self._trainer = Trainer(task, config.seed)
+        self._trainer = Trainer(task, config.seed, metric_failed=lambda _: None)  # the evaluation tells it
         model = self._trainer.model
         self.metric: MetricSpec = spec_of(metric_of(task, model.module))
         """As `Learning.metric`."""
+        self.metric_fault = ""
+        """As `Learning.metric_fault`."""
         self._model = GlobalModel(model.manifest, model.flat(), model.parameter_count, config)
         self._sizes = count(task.train) if config.partition == "iid" else labels(task.train)
         self._shards: Partition = ()
@@ -90,6 +92,7 @@ class RealLearning:
         """As `Learning.evaluate`."""
         self._trainer.model.load(self._model.values)
         result = evaluate(self._trainer.model.module, self._task, batch_size=self._config.batch_size)
+        self.metric_fault = result.fault
         return result.loss, result.metric
 
     def _order_of(self, shard: ev.Shard) -> ShardOrder:

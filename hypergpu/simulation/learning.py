@@ -66,6 +66,11 @@ class Learning(Protocol):
         """Return to the model that was kept last."""
         ...
 
+    @property
+    def metric_fault(self) -> str:
+        """Why the metric of the last evaluation could not be computed; empty if it could."""
+        ...
+
     def evaluate(self) -> tuple[float, float | None]:
         """Loss and metric on held-out data; None where the metric is undefined."""
         ...

@@ -21,10 +21,11 @@ class Recording:
     Attributes:
         trained_seconds: from the beginning of the first round to the end of the last.
         failure: why the run could not go on; empty where it could.
+        metric_fault: what the metric raised first.
         trouble: what a node last said when it gave work of the running round up.
         reached_after: seconds from the beginning of the first round until the target was reached first; None
             where it was not. How long nodes take to come says nothing about training.
-        course: those seconds and the metric at each evaluation that gave one.
+        course: those seconds and the metric at each evaluation that gave one; `losses`: and the loss.
     """
 
     def __init__(
@@ -32,11 +33,13 @@ class Recording:
     ) -> None:
         self.machine = machine
         self.course: list[tuple[float, float]] = []
+        self.losses: list[tuple[float, float]] = []
         self.reached_after: float | None = None
         self.quarantined: dict[str, list[str]] = {}
         self.round_seconds: list[float] = []
         self.trained_seconds = 0.0
         self.trouble = ""
+        self.metric_fault = ""
         self.finish_reason = self.failure = ""
         self._scenario, self._nodes = scenario, nodes
         self._began_at: float | None = None
@@ -49,6 +52,8 @@ class Recording:
         """As `Recorder.event`."""
         if self._began_at is None and record.kind == "round_started":
             self._began_at = now
+        if record.kind == "metric_failed":
+            self.metric_fault = self.metric_fault or record.text
         if record.kind == "work_returned":
             self.trouble = record.text
         decision = record.decision
@@ -68,6 +73,8 @@ class Recording:
         self.trained_seconds = now - (self._began_at or 0.0)
         spec, target = self.machine.metric, self._scenario.target
         value = loss if spec == LOSS else metric
+        if loss is not None:
+            self.losses.append((self.trained_seconds, loss))
         if value is not None:
             self.course.append((self.trained_seconds, value))
             if target is not None and self.reached_after is None and spec.reached(value, target):

@@ -170,11 +170,15 @@ class Outcome:
     """What the model was judged by."""
     course: Sequence[tuple[float, float]] = ()
     """Seconds since the first round began, and the metric then, at each evaluation."""
+    losses: Sequence[tuple[float, float]] = ()
+    """The same for the loss."""
+    metric_fault: str = ""
+    """Why the metric could not be computed."""
 
     def record(self) -> dict[str, Any]:
         """As a JSON object: the values of the metric under its name."""
         plain = asdict(self)
-        for name in ("metric", "course", "final_metric", "best_metric", "target"):
+        for name in ("metric", "course", "losses", "final_metric", "best_metric", "target"):
             del plain[name]
         return plain | {
             "metric": self.metric.model_dump(),
@@ -185,7 +189,7 @@ class Outcome:
 
     def as_course(self) -> Course:
         """What a comparison of times needs."""
-        return Course(self.course, self.trained_seconds)
+        return Course(self.course, self.trained_seconds, self.losses)
 
 
 @contextmanager
@@ -257,4 +261,6 @@ def _outcome(
         given_up=given_up,
         metric=machine.metric,
         course=tuple(recording.course),
+        losses=tuple(recording.losses),
+        metric_fault=recording.metric_fault,
     )

@@ -1,6 +1,10 @@
+import math
+
 from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
 
 from common.config import SystemConfig
+from common.metric import MetricSpec
 from coordinator.core.orchestration import build_orchestrator
 from coordinator.links import NodeLinks
 from coordinator.metrics import Metrics
@@ -12,6 +16,25 @@ def test_what_alerts_watch_begins_at_zero() -> None:
     assert registry.get_sample_value("hypergpu_rounds_total", {"reason": "below_quorum"}) == 0
     assert registry.get_sample_value("hypergpu_updates_rejected_total", {"error": "NonFiniteUpdate"}) == 0
     assert registry.get_sample_value("hypergpu_work_returned_total", {"error": "NonFiniteUpdate"}) == 0
+
+
+def test_a_gauge_is_absent_until_its_value_is_known_and_when_it_is_undefined() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, MetricSpec(name="r2"))
+
+    def exported() -> dict[str, float | None]:
+        labels = {"metric": {"metric": "r2"}}
+        names = ("loss", "metric", "train_loss")
+        return {name: registry.get_sample_value(f"hypergpu_{name}", labels.get(name, {})) for name in names}
+
+    assert exported() == {"loss": None, "metric": None, "train_loss": None}
+    metrics.evaluated(0.25, -0.5)
+    assert exported() == {"loss": 0.25, "metric": -0.5, "train_loss": None}
+    metrics.evaluated(0.0, None)
+    assert exported() == {"loss": 0.0, "metric": None, "train_loss": None}
+    metrics.evaluated(math.nan, 0.5)
+    assert exported() == {"loss": None, "metric": 0.5, "train_loss": None}
+    assert b"NaN" not in generate_latest(registry)
 
 
 def test_nobody_can_invent_labels() -> None:

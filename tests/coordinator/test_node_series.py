@@ -41,6 +41,23 @@ async def test_links_and_members_are_told_by_node() -> None:
     assert cluster.value("policy", policy="reactive") == 1
 
 
+async def test_what_was_not_measured_has_no_series() -> None:
+    cluster = Cluster("a")
+    await cluster.series.refresh()
+    for name in ("link_quality", "link_score", "link_latency_seconds", "link_loss_ratio", "member_batch_size"):
+        assert cluster.value(name, node_id="a") is None, name
+    assert cluster.value("link_score_points", node_id="a", part="loss") is None
+    assert cluster.value("member_contribution_ratio", node_id="a") is None
+    assert cluster.value("adaptation_overhead_ratio") is None
+    cluster.orchestrator.monitor.observe_counters("a", attempts=20, failures=0)  # calls, and no round trip
+    await cluster.series.refresh()
+    assert cluster.value("link_quality", node_id="a") is None
+    cluster.orchestrator.monitor.record_communication("a", 2.0, True)
+    await cluster.series.refresh()
+    assert cluster.value("link_quality", node_id="a") == 5
+    assert cluster.value("link_loss_ratio", node_id="a") == 0.0
+
+
 async def test_a_lost_node_is_offline_and_one_that_left_is_gone() -> None:
     cluster = Cluster("a", "b")
     cluster.machine.handle(ev.NodeLost("a"), 1.0)

@@ -56,6 +56,25 @@ def test_nothing_is_written_before_the_run_begins(tmp_path: Path) -> None:
     assert contents(tmp_path) == {".lock": b""}
 
 
+def test_no_file_holds_a_number_that_json_does_not_have(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.begin(SystemConfig())
+    odd = {"round": 1, "loss": float("nan"), "deep": [{"x": float("inf")}]}
+    run.round(odd)
+    run.event(odd)
+    run.nodes([odd])
+    run.summary(odd)
+    run.close()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    for name in ("rounds.jsonl", "events.jsonl", "nodes.json", "summary.json"):
+        read = json.loads((tmp_path / name).read_text(), parse_constant=refuse)
+        row = read[0] if name == "nodes.json" else read
+        assert row == {"round": 1, "loss": None, "deep": [{"x": None}]}, name
+
+
 def test_resuming_drops_what_came_after_the_checkpoint_and_torn_lines(tmp_path: Path) -> None:
     run = begun(tmp_path)
     for number in range(1, 5):

@@ -58,6 +58,27 @@ def test_records_become_series(registry: CollectorRegistry) -> None:
     assert value("forward_seconds_sum") == pytest.approx(0.1)
 
 
+def test_a_gauge_is_absent_until_it_is_known() -> None:
+    registry = CollectorRegistry()
+    series = NodeMetrics(registry, "n1", PRESETS["T4"])
+    collector = MetricsCollector("n1", sink=series.record)
+    names = ("loss", "metric", "gradient_norm", "gpu_utilization_ratio", "memory_bytes")
+
+    def known() -> list[str]:
+        return [name for name in names if registry.get_sample_value(f"hypergpu_node_{name}") is not None]
+
+    assert known() == []
+    collector.record_training_step(1, 0.0, 1.5, 0.3)
+    assert known() == ["loss", "gradient_norm"]
+    collector.record_training_step(2, 0.5, 1.5, 0.3, accuracy=-0.25)
+    collector.record_resource_usage(None, 0.0)
+    assert known() == ["loss", "metric", "gradient_norm", "memory_bytes"]
+    assert registry.get_sample_value("hypergpu_node_metric") == -0.25
+    collector.record_training_step(3, math.nan, 1.5, 0.3)
+    assert known() == ["gradient_norm", "memory_bytes"]
+    assert b"NaN" not in generate_latest(registry)
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_finds_nothing_to_say(registry: CollectorRegistry) -> None:
     disable_created_metrics()

@@ -6,7 +6,7 @@ from torch import nn
 from common.errors import InvalidInput, NonFiniteUpdate, ProtocolError
 from common.tensors import Flat
 from node.trainer import Trainer
-from tasks import Task, build, load_task
+from tasks import Metric, Task, build, load_task
 from tasks.partition import ShardOrder, partition
 from tasks.samples import fetch
 
@@ -53,6 +53,46 @@ def test_local_steps_send_the_change_of_the_parameters() -> None:
         optimizer.step()
     assert np.allclose(update.flat, model.flat() - parameters, atol=1e-6)
     assert (update.samples, len(update.steps)) == (128, 4)
+
+
+INPUTS, VALUES = torch.randn(16, 3), torch.randn(16, 1)
+
+
+def test_a_metric_that_raises_on_a_batch_costs_no_work_and_is_told_once() -> None:
+    def broken(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        raise ValueError("only one class")
+
+    told: list[str] = []
+    task = Task(
+        model=lambda: nn.Linear(3, 1),
+        train=(INPUTS, VALUES),
+        test=(INPUTS, VALUES),
+        loss=nn.functional.mse_loss,
+        metric=Metric("auc", broken),
+    )
+    trainer = Trainer(task, 0, metric_failed=lambda failure: told.append(str(failure)))
+    update = trainer.work(build(task, 0).flat(), lambda i: (INPUTS, VALUES), local_steps=3, learning_rate=0.1)
+    assert [step.metric for step in update.steps] == [None] * 3
+    assert update.steps[2].loss < update.steps[0].loss
+    assert told == ["metric 'auc' raised ValueError: only one class"]
+
+
+def test_the_metric_of_a_batch_is_that_of_its_parts_by_size() -> None:
+    task = Task(
+        model=lambda: nn.Linear(3, 1),
+        train=(INPUTS, VALUES),
+        test=(INPUTS, VALUES),
+        loss=nn.functional.mse_loss,
+        metric=Metric("neg", lambda o, t: -nn.functional.mse_loss(o, t)),
+    )
+    trainer = Trainer(task, 0)
+    for micro_batch in (None, 5):
+        step = trainer.gradient(INPUTS, VALUES, micro_batch=micro_batch)
+        assert step.metric == pytest.approx(-step.loss, rel=1e-5)
+    plain = Task(
+        model=lambda: nn.Linear(3, 1), train=(INPUTS, VALUES), test=(INPUTS, VALUES), loss=nn.functional.mse_loss
+    )
+    assert Trainer(plain, 0).gradient(INPUTS, VALUES).metric is None
 
 
 class Noisy(nn.Module):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from common.config.training import TrainingConfig
 from common.errors import NotFound, ResourceExhausted
+from common.metric import ACCURACY, LOSS, MetricSpec
 from coordinator.core import events as ev
 from coordinator.core.adaptation import Adaptation, FixedAdaptation
 from coordinator.core.decisions import DecisionKind
@@ -27,12 +28,19 @@ class Driver:
         max_nodes: int = 100,
         evaluate: bool = True,
         adaptation: Adaptation | None = None,
+        metric: MetricSpec = ACCURACY,
+        found: tuple[float, float | None] = (0.5, 0.9),
         **training: Any,
     ):
         config = TrainingConfig(**{"rounds": 3, "local_steps": 2, "batch_size": 8, **training})
         self.machine = RoundMachine(
-            config, adaptation or FixedAdaptation(config.batch_size), lost_after_seconds=lost_after, max_nodes=max_nodes
+            config,
+            adaptation or FixedAdaptation(config.batch_size),
+            lost_after_seconds=lost_after,
+            max_nodes=max_nodes,
+            metric=metric,
         )
+        self.found = found
         self.now = 0.0
         self.log: list[ev.Effect] = []
         self.evaluate = evaluate
@@ -43,7 +51,7 @@ class Driver:
             effects = self.machine.handle(event, self.now)
             fresh += effects
             for close in (e for e in effects if isinstance(e, ev.CloseRound) and self.evaluate):
-                fresh += self.machine.handle(ev.Evaluated(close.round, 0.5, 0.9), self.now)
+                fresh += self.machine.handle(ev.Evaluated(close.round, *self.found), self.now)
         self.log += fresh
         return fresh
 
@@ -501,6 +509,72 @@ def test_a_target_ends_the_run() -> None:
     d.ask("a")
     d.push("a")
     assert d.of(ev.Finish)[0].reason is ev.FinishReason.TARGET_REACHED
+
+
+MSE = MetricSpec(name="mse", better="lower")
+R2 = MetricSpec(name="r2")
+
+
+@pytest.mark.parametrize(
+    ("metric", "found", "target", "reached"),
+    [
+        (ACCURACY, (0.5, 0.9), 0.9, True),
+        (ACCURACY, (0.5, 0.9), 0.91, False),
+        (R2, (0.5, -0.2), -0.2, True),
+        (R2, (0.5, -0.2), -0.1, False),
+        (MSE, (0.5, 0.3), 0.3, True),
+        (MSE, (0.5, 0.3), 0.2, False),
+        (LOSS, (0.5, None), 0.5, True),
+        (LOSS, (0.5, None), 0.4, False),
+        (R2, (0.5, None), -1e9, False),
+        (MSE, (0.5, None), 1e9, False),
+    ],
+)
+def test_a_target_of_any_sign_and_direction_ends_the_run(
+    metric: MetricSpec, found: tuple[float, float | None], target: float, reached: bool
+) -> None:
+    d = Driver(rounds=50, target_accuracy=target, metric=metric, found=found)
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    assert [f.reason for f in d.of(ev.Finish)] == ([ev.FinishReason.TARGET_REACHED] if reached else [])
+
+
+def test_the_last_evaluation_is_known_and_an_undefined_metric_is_not() -> None:
+    d = Driver(rounds=50, metric=R2, found=(0.5, -0.25), evaluate_every=2)
+    assert (d.machine.loss, d.machine.metric_value, d.machine.last_round_seconds) == (None, None, None)
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    assert (d.machine.loss, d.machine.metric_value) == (0.5, -0.25)
+    closed = [e for e in d.of(ev.Record) if e.kind == "round_closed"][-1]
+    assert "loss 0.5000, r2 -0.25" in closed.text
+    assert (closed.fields["r2"], closed.fields["loss"], "accuracy" in closed.fields) == (-0.25, 0.5, False)
+    d.found = (0.4, None)
+    d.ask("a")
+    d.push("a")
+    assert (d.machine.loss, d.machine.metric_value) == (0.4, None)
+    assert "r2 –" in [e for e in d.of(ev.Record) if e.kind == "round_closed"][-1].text
+
+
+def test_a_task_that_is_judged_by_its_loss_names_it_once() -> None:
+    d = Driver(rounds=50, metric=LOSS, found=(0.5, None))
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    closed = [e for e in d.of(ev.Record) if e.kind == "round_closed"][-1]
+    assert closed.text.count("loss 0.5") == 1
+    assert (d.machine.metric_value, closed.fields["loss"]) == (0.5, 0.5)
+
+
+def test_a_node_that_leaves_a_run_that_is_over_completed_it() -> None:
+    d = Driver(rounds=1)
+    d.join("a", "b")
+    d.send(ev.NodeLeft("b"))
+    d.ask("a")
+    d.push("a")
+    d.send(ev.NodeLeft("a"))
+    assert [(m.node_id, m.completed) for m in d.machine.members] == [("a", True), ("b", False)]
 
 
 def test_rules() -> None:

@@ -32,6 +32,17 @@ def communicate(monitor: NetworkQualityMonitor, clock: ManualClock, node: str, p
         clock.advance(0.05)
 
 
+def test_the_class_of_a_link_is_told_once_it_was_measured() -> None:
+    monitor, _ = monitor_of("a", "b")
+    assert monitor.update() == {}
+    monitor.observe_counters("a", attempts=20, failures=0)
+    assert monitor.update() == {}
+    monitor.record_communication("a", 30.0, True)
+    monitor.observe_counters("b", attempts=2, failures=2)
+    assert monitor.update() == {"a": ConnectionQuality.GOOD, "b": ConnectionQuality.CRITICAL}
+    assert monitor.update() == {}
+
+
 @pytest.mark.parametrize(
     ("profile", "quality"),
     [

@@ -1,0 +1,68 @@
+from typing import Any
+
+import pytest
+
+from common.clock import ManualClock
+from common.config import SystemConfig
+from coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
+from coordinator.links import NodeLinks
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def orchestrator(clock: ManualClock) -> AdaptiveOrchestrator:
+    return build_orchestrator(SystemConfig(), clock=clock)
+
+
+def figures(links: NodeLinks) -> tuple[Any, ...]:
+    known = links.describe("a")
+    return known["quality"], known["score"], known["latency_ms"], known["loss_rate"]
+
+
+def test_a_link_is_unknown_until_a_round_trip_was_measured(orchestrator: AdaptiveOrchestrator) -> None:
+    links = NodeLinks(orchestrator)
+    links.register("a", 0)
+    assert figures(links) == ("unknown", None, None, None)
+    links.scraped("a", 20, 0)  # calls that succeeded, of unknown latency: 80 points that nobody measured
+    assert figures(links) == ("unknown", None, None, None)
+    orchestrator.monitor.record_communication("a", 2.0, True)
+    assert figures(links) == ("excellent", 100.0, 2.0, 0.0)
+
+
+def test_a_link_of_which_nothing_but_failures_is_known_is_bad_and_not_unknown(
+    orchestrator: AdaptiveOrchestrator,
+) -> None:
+    links = NodeLinks(orchestrator)
+    links.register("a", 0)
+    links.scraped("a", 2, 2)
+    quality, score, latency_ms, loss_rate = figures(links)
+    assert quality == "critical"
+    assert score < 40
+    assert (latency_ms, loss_rate) == (None, 1.0)
+
+
+def test_the_link_of_a_node_that_has_no_more_to_say_stays_as_it_was(
+    orchestrator: AdaptiveOrchestrator, clock: ManualClock
+) -> None:
+    links = NodeLinks(orchestrator)
+    links.register("a", 0)
+    orchestrator.monitor.record_communication("a", 2.0, True)
+    links.freeze("a")
+    clock.advance(1e6)
+    links.freeze("a")  # of silence, nothing is learnt
+    assert figures(links) == ("excellent", 100.0, 2.0, 0.0)
+    links.register("a", 0)
+    assert figures(links)[0] == "offline"
+
+
+def test_a_link_that_was_never_measured_and_is_silent_for_long_is_offline(
+    orchestrator: AdaptiveOrchestrator, clock: ManualClock
+) -> None:
+    links = NodeLinks(orchestrator)
+    links.register("a", 0)
+    clock.advance(1e6)
+    assert figures(links)[:2] == ("offline", 0.0)
