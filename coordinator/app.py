@@ -92,7 +92,7 @@ class Coordinator:
             evaluated = build(task, training.seed, device)
             held_out = HeldOut(evaluated, task, config.server.evaluation_batch_size or training.batch_size)
             saved, samples = SavedModel(evaluated), count(task.train)
-            identity = identity_of(saved, samples, flat.parameter_count)
+            identity = identity_of(task, saved, flat.parameter_count)
             files = ModelFiles(options.out, model, saved, identity, {"task": training.task})
             shards = ShardTable(samples)
             self._found = find(self.run_dir.checkpoints) if options.resume else None

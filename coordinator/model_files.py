@@ -40,7 +40,7 @@ class ModelFiles:
         self, path: Path, model: GlobalModel, saved: SavedModel, identity: Identity, about: Mapping[str, str]
     ) -> None:
         self._path, self._model, self._saved, self._about = path, model, saved, about
-        self._identity = {name: getattr(identity, name) for name in ("samples", "parameter_count", "untrained")}
+        self._identity = {name: getattr(identity, name) for name in ("samples", "data", "parameter_count", "untrained")}
         self._identity["travelling"] = list(identity.travelling)
         self._checkpoints = Checkpoints(path / CHECKPOINTS)
         self._latest: Score | None = None

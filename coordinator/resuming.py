@@ -18,6 +18,9 @@ from coordinator.core.same_run import Change, Difference, differences, keeps_opt
 from coordinator.core.score import Score
 from coordinator.model_files import apart_of, optimizer_of, score_of
 from coordinator.saved_state import Identity, SavedState, parse_state
+from tasks import Task
+from tasks.fingerprint import fingerprint
+from tasks.samples import count
 from tasks.saved import SavedModel
 
 _MOST_TENSORS = 8
@@ -26,9 +29,10 @@ _MOST_TENSORS = 8
 log = structlog.get_logger()
 
 
-def identity_of(saved: SavedModel, samples: int, parameter_count: int) -> Identity:
+def identity_of(task: Task, saved: SavedModel, parameter_count: int) -> Identity:
     """Return the identity of a run whose model was just made."""
-    return Identity(samples, saved.travelling, parameter_count, checksum(_untrained(saved), {}))
+    untrained = checksum(_untrained(saved), {})
+    return Identity(count(task.train), fingerprint(task), saved.travelling, parameter_count, untrained)
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,8 @@ def _whole(checkpoint: Checkpoint) -> Found:
 def _identity_differences(before: SavedState, now: Identity) -> Iterator[Difference]:
     if before.samples != now.samples:
         yield Difference("the number of training samples", before.samples, now.samples, Change.REFUSED)
+    if before.data != now.data:
+        yield Difference("the fingerprint of the data", before.data, now.data, Change.FORCED)
     if before.travelling != list(now.travelling):
         yield Difference("the list of trained tensors", before.travelling, list(now.travelling), Change.REFUSED)
     if before.parameter_count != now.parameter_count:

@@ -24,6 +24,8 @@ class Identity:
 
     samples: int
     """Training samples of the task."""
+    data: str
+    """Fingerprint of the data."""
     travelling: Sequence[str]
     """Names of the tensors that training changes."""
     parameter_count: int
@@ -67,10 +69,11 @@ class SavedState(_Saved):
     configuration: dict[str, JsonValue]
     """The section `training` that the checkpoint was made under."""
     samples: Count
+    data: str
     travelling: list[str]
     parameter_count: Count
     untrained: str
-    """These four are the `Identity`."""
+    """These five are the `Identity`."""
     shards: SavedShards
     nodes: list[SavedNode]
     elapsed_seconds: Annotated[float, Field(ge=0, le=_LONGEST_RUN_SECONDS, allow_inf_nan=False)]

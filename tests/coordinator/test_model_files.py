@@ -18,9 +18,11 @@ from coordinator.core.global_model import GlobalModel
 from coordinator.core.score import Score
 from coordinator.model_files import ModelFiles, score_of
 from coordinator.resuming import identity_of
-from tasks import FlatModel
+from tasks import FlatModel, Task
 from tasks.saved import SavedModel
 
+DATA = (torch.zeros(4, 2), torch.zeros(4, 1))
+TASK = Task(model=lambda: nn.Linear(2, 1), train=DATA, test=DATA)
 TRAINING = TrainingConfig(local_steps=2, server_momentum=0.5)
 
 
@@ -32,7 +34,9 @@ class Model:
         saved = SavedModel(flat)
         self.saved = saved
         self.model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, TRAINING)
-        self.files = ModelFiles(path, self.model, saved, identity_of(saved, 40, flat.parameter_count), {"task": "toy"})
+        self.files = ModelFiles(
+            path, self.model, saved, identity_of(TASK, saved, flat.parameter_count), {"task": "toy"}
+        )
         path.joinpath("checkpoints").mkdir(parents=True, exist_ok=True)
         self.path = path
 
@@ -318,4 +322,4 @@ def test_a_model_that_no_file_can_hold_is_refused_at_the_start(tmp_path: Path, b
     with pytest.raises(InvalidInput, match=f"'odd' of the model .*{reason}"):
         saved = SavedModel(flat)
         model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, TRAINING)
-        ModelFiles(tmp_path, model, saved, identity_of(saved, 1, 1), {})
+        ModelFiles(tmp_path, model, saved, identity_of(TASK, saved, 1), {})

@@ -22,8 +22,8 @@ from tasks import Task
 TRAINING = {"rounds": 9, "local_steps": 2, "batch_size": 2, "learning_rate": 0.25, "server_momentum": 0.5}
 
 
-def toy_task(samples: int = 40, features: int = 3, model: Callable[[], nn.Module] | None = None) -> Task:
-    inputs = torch.randn(60, features, generator=torch.Generator().manual_seed(0))
+def toy_task(samples: int = 40, features: int = 3, model: Callable[[], nn.Module] | None = None, draw: int = 0) -> Task:
+    inputs = torch.randn(60, features, generator=torch.Generator().manual_seed(draw))
     targets = (inputs[:, 0] > 0).long()
     return Task(
         model=model or (lambda: nn.Linear(features, 2)),
@@ -257,7 +257,9 @@ def test_an_odd_state_is_damage_like_any_other(run: Path, odd: str) -> None:
         resumed(run)
 
 
-@pytest.mark.parametrize("name", ["configuration", "shards", "nodes", "elapsed_seconds", "travelling", "untrained"])
+@pytest.mark.parametrize(
+    "name", ["configuration", "shards", "nodes", "elapsed_seconds", "travelling", "untrained", "data"]
+)
 def test_a_state_without_a_field_is_damage(run: Path, name: str) -> None:
     checkpoints = Checkpoints(run / "checkpoints")
     old = checkpoints.read(4)
@@ -412,6 +414,12 @@ async def test_other_frozen_layers_are_another_model(tmp_path: Path) -> None:
     await trained(tmp_path, 1, toy_task(model=lambda: WithFrozen(1.0)))
     with pytest.raises(CannotResume, match="the checksum of the untrained tensors was"):
         resumed(tmp_path, of=toy_task(model=lambda: WithFrozen(2.0)))
+
+
+def test_other_data_of_the_same_shape_has_to_be_forced(run: Path) -> None:
+    with pytest.raises(CannotResume, match=r"the fingerprint of the data was '.*--force"):
+        resumed(run, of=toy_task(draw=1))
+    assert resumed(run, of=toy_task(draw=1), force=True).engine.machine.round == 5
 
 
 async def test_an_optimizer_that_does_not_fit_is_refused(run: Path) -> None:
