@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
-from common.errors import ProtocolError
+from common.errors import ConfigError, ProtocolError
+from common.rpc import MAX_MESSAGE_BYTES
 from common.tensors import Chunk, Manifest, TensorSpec
 from protos.coordinator_pb2 import Manifest as ManifestMessage
 from protos.coordinator_pb2 import TensorSpec as TensorSpecMessage
@@ -17,6 +18,8 @@ from protos.coordinator_pb2 import UpdatePart, WorkPart
 PartT = TypeVar("PartT", WorkPart, UpdatePart)
 _MAX_TENSORS = 100_000
 _MAX_RANK = 16
+_MESSAGE_SLACK_BYTES = 64 << 10
+"""Room in a message for what stands beside the manifest."""
 # Field tags: (number << 3) | wire type. `chunk` is field 2 of both WorkPart and UpdatePart.
 _PART_CHUNK, _OFFSET, _DATA, _CRC32C = 0x12, 0x08, 0x12, 0x1D
 
@@ -38,9 +41,34 @@ def manifest_from_proto(message: ManifestMessage, max_bytes: int = 1 << 40) -> M
     if len(message.tensors) > _MAX_TENSORS or any(len(t.shape) > _MAX_RANK for t in message.tensors):
         raise ProtocolError(f"a manifest may hold {_MAX_TENSORS} tensors of rank {_MAX_RANK} at most")
     manifest = Manifest(tuple(TensorSpec(t.name, tuple(t.shape)) for t in message.tensors))
-    if manifest.total_bytes != message.total_bytes or manifest.total_bytes > max_bytes:
+    if manifest.total_bytes != message.total_bytes:
         raise ProtocolError(f"a manifest of {message.total_bytes} bytes whose tensors take {manifest.total_bytes}")
+    if manifest.total_bytes > max_bytes:
+        raise ProtocolError(f"a manifest of {manifest.total_bytes} bytes; {max_bytes} are accepted at most")
     return manifest
+
+
+def require_sendable(manifest: Manifest, max_model_bytes: int) -> None:
+    """Check before a run begins that every node will be able to send and receive the model.
+
+    Raises:
+        ConfigError: the model is larger than `server.max_model_bytes`, or its manifest than a message may be.
+    """
+    if manifest.total_bytes > max_model_bytes:
+        raise ConfigError(
+            f"the model takes {manifest.total_bytes:,} bytes and server.max_model_bytes is {max_model_bytes:,}: "
+            "raise that setting, or train a smaller model"
+        )
+    if len(manifest.tensors) > _MAX_TENSORS or any(len(tensor.shape) > _MAX_RANK for tensor in manifest.tensors):
+        raise ConfigError(
+            f"the model has {len(manifest.tensors):,} tensors; at most {_MAX_TENSORS:,} of rank {_MAX_RANK} can be sent"
+        )
+    size, room = manifest_to_proto(manifest).ByteSize(), MAX_MESSAGE_BYTES - _MESSAGE_SLACK_BYTES
+    if size > room:
+        raise ConfigError(
+            f"the names and shapes of the model's {len(manifest.tensors):,} tensors take {size:,} bytes; "
+            f"at most {room:,} fit a message"
+        )
 
 
 def encode_part(part: WorkPart | UpdatePart | Chunk) -> bytes:

@@ -21,6 +21,7 @@ from common.config import SystemConfig
 from common.http import Answer, HttpServer
 from common.http import metrics as metrics_route
 from common.rpc import SERVER_OPTIONS, Tls, bind
+from common.wire import require_sendable
 from coordinator.control import ControlService
 from coordinator.core import events as ev
 from coordinator.core.global_model import GlobalModel
@@ -88,6 +89,7 @@ class Coordinator:
             training = config.training
             device = evaluation_device(config.server.evaluation_device)
             flat = build(task, training.seed)
+            require_sendable(flat.manifest, config.server.max_model_bytes)
             model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, training)
             evaluated = build(task, training.seed, device)
             held_out = HeldOut(evaluated, task, config.server.evaluation_batch_size or training.batch_size)

@@ -7,6 +7,10 @@ from coordinator.core.journal import Journal
 
 MOST_REVERTS = 3
 """Evaluations in a row that are not finite before the run has diverged: one may be a bad update, three are not."""
+LARGEST_LOSS = 1e20
+"""Loss of a model that counts as one: beyond, squares of float32 overflow."""
+LARGEST_RISE = 1e6
+"""Times the loss of the kept model, or 1, that a loss may rise to: no training comes back from there."""
 MOST_SHARED_FAULTS = 3
 """Rounds in a row that every node gave up for the same error before the run ends with it: it will not mend itself."""
 
@@ -16,27 +20,31 @@ class ModelGuard:
 
     def __init__(self, kept_round: int, journal: Journal) -> None:
         self._kept_round = kept_round
+        self._bound = LARGEST_LOSS
         self._journal = journal
         self._reverts = 0
 
-    def judge(self, number: int, loss: float) -> None:
-        """Take in the loss on held-out data after a round."""
-        if math.isfinite(loss):
+    def judge(self, number: int, loss: float) -> bool:
+        """Take in the loss on held-out data after a round; return whether the model is kept."""
+        if math.isfinite(loss) and loss <= self._bound:
             self._reverts, self._kept_round = 0, number
+            self._bound = LARGEST_RISE * max(loss, 1.0)
             self._journal.effect(KeepModel(number))
-            return
+            return True
         self._reverts += 1
         self._journal.effect(RevertModel(number))
         to = f"the parameters after round {self._kept_round}" if self._kept_round else "the initial parameters"
-        text = f"the loss is {loss} after round {number}: back to {to}"
+        text = f"the loss is {loss:.4g} after round {number}: back to {to}"
         self._journal.record("model_reverted", text, kept_round=self._kept_round)
+        return False
 
     @property
     def divergence(self) -> str:
         """Why the run has diverged; empty while it has not."""
         if self._reverts < MOST_REVERTS:
             return ""
-        return f"the loss was not finite in {self._reverts} evaluations in a row; try a lower training.learning_rate"
+        told = f"the loss was not finite, or had exploded, in {self._reverts} evaluations in a row"
+        return f"{told}; try a lower training.learning_rate"
 
 
 class SharedFaults:

@@ -290,14 +290,12 @@ class RoundMachine:
         if closed is None or closed.round != event.round:
             return
         self._closed = None
-        good = event.loss is None or math.isfinite(event.loss)
+        good = event.loss is None or self._model_guard.judge(event.round, event.loss)
         loss = event.loss if good else None
         metric = (loss if self.metric == LOSS else event.metric) if good else None
         if loss is not None:
             self.loss, self.metric_value = loss, metric
         self._journal.round_closed(closed, loss, self.metric, metric)
-        if event.loss is not None:
-            self._model_guard.judge(event.round, event.loss)
         metrics = {
             "loss": event.loss if event.loss is not None else closed.loss,
             "accuracy": None if self.metric == LOSS else self.metric_value,

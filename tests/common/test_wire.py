@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import CorruptData, ProtocolError
+from common.errors import ConfigError, CorruptData, ProtocolError
 from common.tensors import Assembler, Chunk, Manifest, TensorSpec, checksum, chunks
 from common.wire import (
     decode_update_part,
@@ -13,6 +13,7 @@ from common.wire import (
     encode_part,
     manifest_from_proto,
     manifest_to_proto,
+    require_sendable,
 )
 from protos import coordinator_pb2 as pb
 
@@ -112,3 +113,30 @@ def test_the_assembler_refuses_what_does_not_fit() -> None:
         assembler.add(Chunk(400, first.data, first.crc32c))
     with pytest.raises(ProtocolError, match="whole float32"):
         Assembler(3)
+
+
+def test_a_model_that_cannot_be_sent_is_refused_before_the_run() -> None:
+    manifest = Manifest((TensorSpec("weight", (10, 100)),))
+    require_sendable(manifest, 4000)
+    with pytest.raises(
+        ConfigError, match=r"takes 4,000 bytes and server\.max_model_bytes is 3,999: raise that setting"
+    ):
+        require_sendable(manifest, 3999)
+    with pytest.raises(ConfigError, match=r"has 100,001 tensors; at most 100,000 of rank 16"):
+        require_sendable(Manifest((TensorSpec("x", ()),) * 100_001), 1 << 40)
+    with pytest.raises(ConfigError, match="1 tensors; at most 100,000 of rank 16"):
+        require_sendable(Manifest((TensorSpec("x", (1,) * 17),)), 1 << 40)
+    with pytest.raises(
+        ConfigError, match=r"the names and shapes of the model's 90,000 tensors take 9,\d{3},\d{3} bytes"
+    ):
+        require_sendable(Manifest((TensorSpec("x" * 100, ()),) * 90_000), 1 << 40)
+
+
+def test_the_two_faults_of_a_size_are_told_apart() -> None:
+    message = manifest_to_proto(Manifest((TensorSpec("weight", (10, 100)),)))
+    assert manifest_from_proto(message, 4000).total_bytes == 4000
+    with pytest.raises(ProtocolError, match="a manifest of 4000 bytes; 3999 are accepted at most"):
+        manifest_from_proto(message, 3999)
+    message.total_bytes = 4004
+    with pytest.raises(ProtocolError, match="a manifest of 4004 bytes whose tensors take 4000"):
+        manifest_from_proto(message)

@@ -1,5 +1,7 @@
 """Streaming mean, server optimisers and the step, against their definitions in float64."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.config.training import TrainingConfig
 from common.tensors import Manifest, TensorSpec
-from coordinator.core.aggregation import BLOCK, StreamingMean, is_finite
+from coordinator.core.aggregation import BLOCK, StreamingMean, is_finite, norm
 from coordinator.core.global_model import GlobalModel
 from coordinator.core.optimizer import Adam, Sgd
 
@@ -127,3 +129,52 @@ def test_a_restored_model_goes_on_as_if_nothing_had_happened(optimizer: dict[str
     second.restore(first.values.copy(), {name: state.copy() for name, state in first.optimizer_state().items()})
     train(second, range(3, 6))
     np.testing.assert_array_equal(second.values, through.values)
+
+
+@pytest.mark.parametrize(
+    ("flat", "expected"),
+    [
+        ([], 0.0),
+        ([3.0, 4.0], 5.0),
+        ([1e30] * 4, 2e30),
+        ([-3e38, 3e38], math.sqrt(2) * 3e38),
+        ([1e-30, 1e-30], 0.0),  # below what the square of a float32 can say
+    ],
+)
+def test_the_norm_is_right_also_where_squares_overflow(flat: list[float], expected: float) -> None:
+    assert norm(np.array(flat, np.float32)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("at", [0, BLOCK - 1, BLOCK, 2 * BLOCK])
+def test_the_norm_counts_every_block(at: int) -> None:
+    flat = np.zeros(2 * BLOCK + 1, np.float32)
+    flat[at] = 7.0
+    assert norm(flat) == 7.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, BLOCK, 2 * BLOCK])
+def test_the_norm_of_what_is_not_finite_is_not_finite(bad: float, at: int) -> None:
+    flat = np.ones(2 * BLOCK + 1, np.float32)
+    flat[at] = bad
+    assert not math.isfinite(norm(flat))
+
+
+def test_a_model_returns_to_what_was_kept_last_or_to_its_first_values() -> None:
+    manifest = Manifest((TensorSpec("x", (2,)),))
+    model = GlobalModel(manifest, np.array([1.0, 2.0], np.float32), 2, TrainingConfig(server_momentum=0.9))
+
+    def step(change: float) -> None:
+        model.add(np.full(2, change, np.float32), 1.0)
+        assert model.step()
+
+    step(10.0)
+    model.revert()
+    assert model.values.tolist() == [1.0, 2.0]
+    step(1.0)
+    assert model.values.tolist() == [2.0, 3.0], "the momentum of what was left is forgotten"
+    model.keep()
+    step(10.0)
+    step(10.0)
+    model.revert()
+    assert model.values.tolist() == [2.0, 3.0]

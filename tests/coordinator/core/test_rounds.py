@@ -757,7 +757,7 @@ def test_a_model_that_does_not_evaluate_is_left_for_the_last_that_did_and_the_ru
     assert not d.machine.finished, "two in a row are no divergence, and a good one starts the count anew"
     diverging(d, [-math.inf])
     assert d.of(ev.Finish)[0].reason is ev.FinishReason.DIVERGED
-    assert "3 evaluations in a row" in d.of(ev.Finish)[0].detail
+    assert "in 3 evaluations in a row" in d.of(ev.Finish)[0].detail
     assert d.log.index(ev.RevertModel(7)) < d.log.index(d.of(ev.Finish)[0]), "what is saved at the end is the kept one"
 
 

@@ -1,0 +1,197 @@
+"""Updates that would ruin the model, and stops at every moment of a round: what is saved is a whole number of steps."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from common.errors import ConfigError
+from common.tensors import Flat, chunks
+from coordinator.core import events as ev
+from coordinator.core.global_model import GlobalModel
+from coordinator.held_out import HeldOut
+from protos import coordinator_pb2 as pb
+from tests.coordinator.test_services import FakeNode, running
+
+ONE = np.ones(8, np.float32)
+POISON = np.array([1, 1, 1, -1, -1, -1, 1, -1], np.float32) * np.float32(1e30)
+
+
+def checkpoints(run: Path) -> Iterator[tuple[int, Flat]]:
+    """Number and content of each checkpoint: the model's tensors one after the other."""
+    for file in sorted((run / "checkpoints").glob("round-*.safetensors")):
+        tensors = load_file(file)
+        yield int(file.stem.partition("-")[2]), np.concatenate([tensors[name].ravel() for name in ("weight", "bias")])
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+async def test_a_poisoned_update_is_refused_named_and_leaves_no_trace(tmp_path: Path) -> None:
+    async with running(tmp_path, training={"rounds": 4, "min_nodes": 2, "checkpoint_every": 1}) as run:
+        a, b = run.node("a"), run.node("b")
+        await a.register()
+        await b.register()
+        for _ in range(2):
+            for_a, for_b = await asyncio.gather(a.work(), b.work())
+            assert await a.push(for_a, ONE) == await b.push(for_b, ONE) == pb.PushUpdateReply.ACCEPTED
+        order_a, order_b = await asyncio.gather(a.work(), b.work())
+        reply = await b.push_parts([b.header(order_b.order), *chunks(POISON)])
+        assert reply.outcome == pb.PushUpdateReply.REFUSED
+        assert "the update of b has norm 2.828e+30" in reply.detail
+        assert await a.push(order_a, ONE) == pb.PushUpdateReply.ACCEPTED
+        last = await a.work()
+        np.testing.assert_allclose(last.parameters, order_a.parameters + 1, rtol=1e-6)
+        assert 'hypergpu_updates_total{outcome="refused"} 1.0' in run.get("/metrics")
+        decisions = (await run.control.GetStatus(pb.GetStatusRequest())).decisions
+        assert ("b", "norm_too_large") in {(each.subject, each.reason) for each in decisions}
+        await a.push(last, ONE)
+        await asyncio.wait_for(run.coordinator.engine.finished.wait(), 30)
+    assert all(np.isfinite(content).all() and abs(content).max() < 100 for _, content in checkpoints(tmp_path))
+    assert "update_refused" in [event["kind"] for event in events(tmp_path)]
+
+
+async def test_poison_before_any_norm_is_known_costs_one_round_and_not_the_run(tmp_path: Path) -> None:
+    async with running(tmp_path, training={"rounds": 2, "checkpoint_every": 1}) as run:
+        a = run.node("a")
+        await a.register()
+        first = await a.work()
+        assert await a.push(first, POISON) == pb.PushUpdateReply.ACCEPTED
+        second = await a.work()
+        np.testing.assert_array_equal(second.parameters, first.parameters)
+        await a.push(second, ONE)
+        assert await asyncio.wait_for(run.done, 30) == 0
+    assert [number for number, _ in checkpoints(tmp_path)] == [1, 2]
+    for number, content in checkpoints(tmp_path):
+        np.testing.assert_allclose(content, first.parameters + (number - 1), rtol=1e-6)
+    texts = [event["text"] for event in events(tmp_path) if event["kind"] == "model_reverted"]
+    assert len(texts) == 1
+    assert texts[0].startswith("the loss is ")
+    assert texts[0].endswith("e+30 after round 1: back to the initial parameters")
+
+
+async def test_a_run_that_diverges_for_good_ends_with_the_last_good_model_and_a_code(tmp_path: Path) -> None:
+    async with running(tmp_path, training={"rounds": 50, "checkpoint_every": 1}) as run:
+        a = run.node("a")
+        await a.register()
+        good = await a.work()
+        await a.push(good, ONE)
+        for _ in range(3):
+            await a.push(await a.work(), POISON)
+        assert await asyncio.wait_for(run.done, 30) == 1
+    assert json.loads((tmp_path / "summary.json").read_text())["reason"] == "diverged"
+    for _, content in checkpoints(tmp_path):
+        np.testing.assert_allclose(content, good.parameters + 1, rtol=1e-6)
+
+
+class Gate:
+    """Holds up a call on the compute thread until it is let go."""
+
+    def __init__(self) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    def wait(self) -> None:
+        self.reached.set()
+        assert self.open.wait(30)
+
+
+@pytest.fixture(params=["step", "evaluation"])
+def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """Hold the second round where its step is taken, or where it is evaluated."""
+    gate, count = Gate(), [0]
+
+    def counted() -> None:
+        count[0] += 1
+        if count[0] == 2:
+            gate.wait()
+
+    if request.param == "step":
+        step = GlobalModel.step
+
+        def held_step(self: GlobalModel) -> bool:
+            counted()
+            return step(self)
+
+        monkeypatch.setattr(GlobalModel, "step", held_step)
+    else:
+        evaluate = HeldOut.evaluate
+
+        def held_evaluation(self: HeldOut, values: Flat) -> Any:
+            counted()
+            return evaluate(self, values)
+
+        monkeypatch.setattr(HeldOut, "evaluate", held_evaluation)
+    return gate
+
+
+async def two_rounds(a: FakeNode, gate: Gate) -> Flat:
+    await a.register()
+    first = await a.work()
+    await a.push(first, ONE)
+    await a.push(await a.work(), ONE)
+    await asyncio.to_thread(gate.reached.wait, 30)
+    return first.parameters
+
+
+async def resumed_at(tmp_path: Path, start: Flat) -> None:
+    """A resumed run goes on with as many steps as its round says."""
+    async with running(tmp_path, resume=True, training={"rounds": 9}) as run:
+        a = run.node("a")
+        await a.register()
+        order = await a.work()
+        np.testing.assert_allclose(order.parameters, start + (order.order.work.round - 1), rtol=1e-6)
+        assert order.order.work.round == 3
+
+
+@pytest.mark.parametrize("how", ["stop", "restart_signal"])
+async def test_a_stop_while_a_round_is_closed_saves_whole_rounds(tmp_path: Path, held: Gate, how: str) -> None:
+    async with running(tmp_path, training={"rounds": 9, "checkpoint_every": 100}) as run:
+        start = await two_rounds(run.node("a"), held)
+        engine = run.coordinator.engine
+        if how == "stop":
+            engine.dispatch(ev.Stop("enough"))
+            assert not engine.finished.is_set()
+            held.open.set()
+            await asyncio.wait_for(engine.finished.wait(), 30)
+        else:
+            suspended = asyncio.create_task(engine.suspend())
+            await asyncio.sleep(0)
+            held.open.set()
+            await asyncio.wait_for(suspended, 30)
+    for number, content in checkpoints(tmp_path):
+        np.testing.assert_allclose(content, start + number, rtol=1e-6)
+    rows = [json.loads(line)["round"] for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    assert rows == [1, 2]
+    await resumed_at(tmp_path, start)
+
+
+async def test_a_model_above_the_bound_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the model takes 32 bytes and server\.max_model_bytes is 31"):
+        async with running(tmp_path, server={"max_model_bytes": 31}):
+            pass
+    async with running(tmp_path, server={"max_model_bytes": 32}) as run:
+        await run.node("a").register()
+
+
+async def test_an_error_that_all_nodes_share_ends_the_run_with_it(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        a = run.node("a")
+        await a.register()
+        for _ in range(9):
+            order = await a.work(wait=20.0)
+            returned = pb.ReturnWorkRequest(
+                work=order.order.work, reason="InvalidInput", detail="one sample is too few"
+            )
+            await a.stub.ReturnWork(returned, metadata=a.metadata)
+        assert await asyncio.wait_for(run.done, 30) == 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["state"], summary["reason"]) == ("stopped", "failed")
+    told = events(tmp_path)[-1]["text"]
+    assert told.endswith("every node gave round 1 up, 3 times in a row: InvalidInput: one sample is too few")
