@@ -26,11 +26,13 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
 }
 """What is mutated, and the tests that are meant to notice."""
 
+PINNED = ("test_transcripts.py", "test_reports.py", "test_lifecycle_table.py")
+"""Tests that pin down whole runs: slower than most, and the likeliest to notice."""
 _DATA = Path(".mutants-coverage")
 LONGEST_TEST_SECONDS = 20.0
 """A test that takes longer serves no mutant: what is worth a mutant is worth a quick test."""
 MOST_TESTS = 60
-"""Tests that one mutant is tried with, beside the transcripts."""
+"""Tests that one mutant is tried with, beside those that pin down whole runs."""
 
 
 def files_of(paths: Sequence[str]) -> list[Path]:
@@ -75,11 +77,15 @@ def learn(files: Sequence[Path], cache: Path) -> dict[str, dict[str, list[str]]]
     return tests
 
 
+def _is_pinned(test: str) -> bool:
+    return any(name in test for name in PINNED)
+
+
 def _quickest(contexts: Sequence[str], seconds: Mapping[str, float]) -> list[str]:
     quick = [test for test in contexts if seconds.get(test, LONGEST_TEST_SECONDS) < LONGEST_TEST_SECONDS]
     in_order = sorted(quick, key=lambda test: (seconds[test], test))
-    own = [test for test in in_order if "transcript" not in test]
-    return own[:MOST_TESTS] + [test for test in in_order if "transcript" in test]
+    own = [test for test in in_order if not _is_pinned(test)]
+    return own[:MOST_TESTS] + [test for test in in_order if _is_pinned(test)]
 
 
 _RECORDER = """

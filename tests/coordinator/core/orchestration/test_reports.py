@@ -1,0 +1,132 @@
+"""Full reports of the adaptation after scripted runs: every figure that a user can ask for, as text.
+
+Write them anew with `pytest tests/coordinator/core/orchestration/test_reports.py --update-transcripts`.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.clock import ManualClock
+from common.config import SystemConfig
+from common.draws import Draws
+from coordinator.core.events import Contribution
+from coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
+
+DIRECTORY = Path(__file__).parent / "reports"
+NODES = [f"node_{i}" for i in range(5)]
+
+
+def rising(node: int, number: int) -> float:
+    """Links that differ, of which the last degrades from round 6 on."""
+    return 0.05 * (node + 1) * (1.4 ** max(0, number - 6) if node == 4 else 1.0)
+
+
+def failing(node: int, number: int) -> float:
+    """Equal links, of which the second and third fail now and then."""
+    return math.nan if (node == 1 and number % 4 < 3) or (node == 2 and number > 9) else 0.1
+
+
+STORIES: dict[str, tuple[dict[str, Any], Callable[[int, int], float], Callable[[int], float]]] = {
+    "reactive": ({"orchestrator": {"policy": "reactive"}}, rising, lambda n: 2.0 * 0.9**n),
+    "aggressive-with-failures": (
+        {
+            "orchestrator": {"policy": "aggressive", "evaluation_interval": 4},
+            "selector": {"quarantine_after_failures": 2, "quarantine_seconds": 2, "probation_successes": 1},
+        },
+        failing,
+        lambda n: 2.0 * 0.9**n,
+    ),
+    "conservative-with-a-rise": (
+        {"orchestrator": {"policy": "conservative", "rollback_rounds": 2}},
+        rising,
+        lambda n: 1.0 + (0.5 * (n - 9) if n > 9 else 0.05 * (9 - n)),
+    ),
+    "proactive-that-stalls": (
+        {"orchestrator": {"policy": "proactive", "convergence_window": 4}, "batch": {"strategy": "hybrid"}},
+        rising,
+        lambda n: 1.0 + 0.5 * 0.2**n,
+    ),
+    "top-n": (
+        {
+            "orchestrator": {"policy": "reactive", "warmup_rounds": 3},
+            "selector": {"strategy": "top_n", "max_selected_nodes": 2, "fairness_rounds": 3},
+            "batch": {"strategy": "throughput_based", "powers_of_two": True, "max_batch_size": 128},
+        },
+        rising,
+        lambda n: 2.0 * 0.95**n if n != 12 else math.nan,
+    ),
+}
+
+
+def run(name: str, rounds: int = 16) -> tuple[AdaptiveOrchestrator, list[dict[str, Any]]]:
+    settings, link, losses = STORIES[name]
+    clock = ManualClock()
+    adaptation = build_orchestrator(SystemConfig.model_validate(settings), clock=clock)
+    adaptation.register_node(NODES[3], 48)
+    plans: list[dict[str, Any]] = []
+    for number in range(1, rounds + 1):
+        plan = adaptation.pre_round_adaptation(NODES, number)
+        plans.append({key: plan[key] for key in ("selected_nodes", "batch_sizes", "local_steps", "learning_rate")})
+        results = []
+        for node in plan["selected_nodes"]:
+            index = NODES.index(node)
+            noise = 0.9 + 0.2 * Draws(1, node).uniform(number)
+            wait, size, steps = link(index, number) * noise, plan["batch_sizes"][node], plan["local_steps"]
+            lost = math.isnan(wait)
+            for _ in range(3):
+                adaptation.monitor.record_communication(node, 500.0 * (0.1 if lost else wait), success=not lost)
+            compute = 1e-4 * (index + 1) * size * steps
+            samples = 0 if lost else size * steps
+            results.append(
+                Contribution(node, not lost, samples, size, compute, 0.5 if lost else wait, 1.0, 1.2, late=lost)
+            )
+        seconds = max(each.compute_seconds + each.waiting_seconds for each in results)
+        clock.advance(seconds)
+        adaptation.post_round_evaluation(
+            number,
+            {
+                "loss": losses(number),
+                "accuracy": None if number % 5 == 0 else 0.04 * number,
+                "round_time": seconds,
+                "samples": sum(each.samples for each in results),
+                "contributions": results,
+                "update_norms": (4.0 + number, 1.0),
+                "ended": (number % 2, 3.0),
+            },
+        )
+    return adaptation, plans
+
+
+def described(name: str) -> Iterator[str]:
+    adaptation, plans = run(name)
+    report = adaptation.export_full_report()
+    report["plans"] = plans
+    report["nodes"] = {node: adaptation.selector.get_node_details(node) for node in NODES}
+    report["links"] = [profile.record() for profile in adaptation.monitor.get_node_profiles(NODES)]
+    report["strategies"] = {node: adaptation.batches.compare_strategies(node) for node in NODES[:2]}
+    report["next"] = {"phase": str(adaptation.phase), "quality": adaptation.monitor.class_counts()}
+    for key, value in sorted(report.items()):
+        rows = value if isinstance(value, list) else [value]
+        yield from (f"{key}: {json.dumps(rounded(row), sort_keys=True)}" for row in rows)
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items() if "overhead" not in key}
+    return [rounded(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+@pytest.mark.parametrize("name", sorted(STORIES))
+def test_the_report_is_as_written(name: str, request: pytest.FixtureRequest) -> None:
+    lines = list(described(name))
+    file = DIRECTORY / f"{name}.txt"
+    if request.config.getoption("--update-transcripts"):
+        file.write_text("\n".join(lines) + "\n")
+    assert lines == file.read_text().splitlines()
