@@ -30,6 +30,7 @@ ENABLE_PUSH: Final = 0x2
 MAX_CONCURRENT_STREAMS: Final = 0x3
 INITIAL_WINDOW_SIZE: Final = 0x4
 MAX_FRAME_SIZE: Final = 0x5
+MAX_HEADER_LIST_SIZE: Final = 0x6
 
 _HEADER = struct.Struct(">HBBBI")
 _SETTING = struct.Struct(">HI")

@@ -6,6 +6,7 @@ write per read. All others are offered to their link in runs: neighbouring frame
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from struct import Struct
@@ -16,7 +17,9 @@ from netsim_proxy import http2
 from netsim_proxy.allowance import FIRST_WINDOW_BYTES, Allowance
 from netsim_proxy.header_blocks import MAX_BLOCK_BYTES, NO_TABLE, HeaderBlocks, node_id_in
 from netsim_proxy.http2 import FRAME_HEADER_BYTES, Http2Error
+from netsim_proxy.limits import Limits
 from netsim_proxy.link.outcomes import Deliver, Fail
+from netsim_proxy.order import MAX_BARRIERS, Order
 from netsim_proxy.outlet import Outlet
 from netsim_proxy.port import DOWN, UP, Port
 from netsim_proxy.stream import Stream
@@ -50,6 +53,9 @@ class Lane:
         self._tail = b""  # a frame whose end has not been read
         self._control_at = 0.0  # connection frames keep their order
         self._settled = False  # the first SETTINGS have passed
+        self._order = Order()
+        self._limits = Limits(way)
+        self.lowering: deque[bool] = deque()  # of each SETTINGS that is not acknowledged: whether it lowers a limit
         self._opened = False  # a header block has been delivered
         self._fed_at = -math.inf  # when something was last read
         self._holds: set[object] = set()
@@ -126,16 +132,22 @@ class Lane:
             if not self._holds and self.source is not None and not self.source.is_closing():
                 self.source.resume_reading()
 
-    def control(self, send: Callable[[bytes], None], frames: bytes, after_all: bool = False) -> None:
+    def control(
+        self, send: Callable[[bytes], None], frames: bytes, *, waits: bool = False, blocks: bool = False
+    ) -> None:
         """Let `send` pass frames of the connection on when their link says, in order.
 
-        `after_all`: not before anything that is queued now.
+        `waits`: after all that was read before; `blocks`: before all that is read later.
         """
         relay = self.relay
-        if relay.port is None or relay.exchange is None:
-            self._settle_control(Deliver(monotonic()), send, frames, after_all)
+        if waits or blocks:
+            arrive = partial(self._order.due, self._order.add(partial(send, frames), waits=waits, blocks=blocks))
         else:
-            relay.port.offer(self, len(frames), relay.exchange, False, self._settle_control, send, frames, after_all)
+            arrive = partial(self._order.arrive, self._order.enter(), partial(send, frames))
+        if relay.port is None or relay.exchange is None:
+            self._settle_control(Deliver(monotonic()), arrive)
+        else:
+            relay.port.offer(self, len(frames), relay.exchange, False, self._settle_control, arrive)
 
     def answer_ping(self, ack: bytes) -> None:
         """Let a ping turn round where the link ends.
@@ -158,17 +170,14 @@ class Lane:
         else:
             self.outlet.later(verdict.at, self.outlet.send, ack)
 
-    def _settle_control(
-        self, verdict: Deliver | Fail, send: Callable[[bytes], None], frames: bytes, after_all: bool
-    ) -> None:
+    def _settle_control(self, verdict: Deliver | Fail, arrive: Callable[[], None]) -> None:
         if isinstance(verdict, Fail):
             return  # the link is down, and the connection is about to be reset
-        at = max(verdict.at, self._control_at, self.outlet.latest_at if after_all else 0.0)
-        self._control_at = at
+        self._control_at = at = max(verdict.at, self._control_at)
         if at <= monotonic() and not self.outlet.queued:
-            send(frames)
+            arrive()
         else:
-            self.outlet.later(at, send, frames)
+            self.outlet.later(at, arrive)
 
     def grant(self, nbytes: int, _: bytes = b"") -> None:
         """The other peer lets this one send more: pass that on as far as the link has use for it."""
@@ -184,7 +193,7 @@ class Lane:
         return port.window_bytes[self.way] if port is not None else FIRST_WINDOW_BYTES
 
     def _is_idle(self) -> bool:
-        return not self.outlet.queued and not self.relay.renumbered
+        return not self.outlet.queued and not self.relay.renumbered and self._order.is_free
 
     def _is_clear(self, stream: Stream) -> bool:
         return stream.port.transparent and not stream.lost and self._is_idle()
@@ -234,13 +243,15 @@ class Lane:
 
     def _offer(self, stream: Stream, run: bytes) -> None:
         end = stream.ended[self.way]
-        stream.port.offer(self, len(run), stream.exchange, end, self._settle, stream, run)
+        stream.port.offer(self, len(run), stream.exchange, end, self._settle, stream, run, self._order.enter())
 
-    def _settle(self, verdict: Deliver | Fail, stream: Stream, run: bytes) -> None:
+    def _settle(self, verdict: Deliver | Fail, stream: Stream, run: bytes, ticket: int) -> None:
         if stream.lost:
             self._swallow(run)
+            self._order.leave(ticket)
         elif isinstance(verdict, Fail):
             self._swallow(run)
+            self._order.leave(ticket)
             self.relay.lose(stream, verdict.at, verdict.cause)
         else:
             now = monotonic()
@@ -248,13 +259,14 @@ class Lane:
             if self.way == UP and self.relay.max_streams < math.inf:
                 at = self.relay.in_turn(stream, at)
             stream.ready_at[self.way] = at
-            if at <= now and not self.outlet.queued:
+            if at <= now and self._order.is_free and not self.outlet.queued:
                 self._deliver(stream, run)
+                self._order.leave(ticket)
             else:
                 stream.port.enter(self, len(run))
-                self.outlet.later(at, self._due, stream, run)
+                self.outlet.later(at, self._order.arrive, ticket, partial(self._arrive, stream, run))
 
-    def _due(self, stream: Stream, run: bytes) -> None:
+    def _arrive(self, stream: Stream, run: bytes) -> None:
         stream.port.leave(self, len(run))
         if stream.failed:
             self._swallow(run)
@@ -319,15 +331,20 @@ class Lane:
             self.control(opposite.answer_ping, http2.frame(http2.PING, http2.ACK, 0, payload))
         else:
             # A server that drains takes the answer to its PING as a sign that it has seen all requests there will be.
-            after_all = kind == http2.PING and flags & http2.ACK != 0 and goes
-            self.control(self.outlet.send, http2.frame(kind, flags, 0, payload), after_all)
+            waits = kind == http2.PING and flags & http2.ACK != 0 and goes
+            self.control(self.outlet.send, http2.frame(kind, flags, 0, payload), waits=waits)
 
     def _settings(self, flags: int, payload: bytes) -> None:
         if flags & http2.ACK:
-            # Whoever acknowledges a smaller window has sent what is queued before it under the larger one.
-            self.control(self.outlet.send, http2.frame(http2.SETTINGS, http2.ACK, 0), after_all=True)
+            # What was sent before it obeys the old limits, and what is sent after it the new ones.
+            lowering = self.relay.lanes[1 - self.way].lowering
+            waits = lowering.popleft() if lowering else False
+            self.control(self.outlet.send, http2.frame(http2.SETTINGS, http2.ACK, 0), waits=waits, blocks=True)
             return
         pairs = http2.read_settings(payload)
+        if len(self.lowering) >= MAX_BARRIERS:
+            raise Http2Error(f"{MAX_BARRIERS} SETTINGS without an answer", http2.ENHANCE_YOUR_CALM)
+        self.lowering.append(self._limits.lowered_by(pairs))
         for key, value in pairs:
             if key == http2.MAX_FRAME_SIZE:
                 opposite = self.relay.lanes[1 - self.way]
@@ -342,7 +359,7 @@ class Lane:
         bounded = [(key, min(value, bounds.get(key, value))) for key, value in pairs]
         rewritten = http2.stateless_settings(bounded, refuse_push=self.way == UP)
         if self._settled:
-            self.control(self.outlet.send, rewritten, after_all=True)
+            self.control(self.outlet.send, rewritten, blocks=True)
         else:
             self._settled = True
             self.outlet.send(rewritten)

@@ -128,7 +128,7 @@ class Relay:
         if len(payload) < 8:
             raise Http2Error("GOAWAY without a last stream", http2.FRAME_SIZE_ERROR)
         if lane.way == UP:
-            lane.control(self._pass_goaway_up, payload, after_all=True)
+            lane.control(self._pass_goaway_up, payload, waits=True)
             return
         self.upstream_goes = True
         last = int.from_bytes(payload[:4], "big") & _EVERY_STREAM
@@ -138,7 +138,7 @@ class Relay:
             taken = (s.id for s in self.by_id.values() if 0 < s.upstream_id <= last)
             own_last = max(self._last_forgotten_id, *taken, 0)
         self._last_welcome_id = own_last = min(own_last, self._last_welcome_id)  # it may never rise
-        lane.control(partial(self._pass_goaway, last, own_last), payload, after_all=True)
+        lane.control(partial(self._pass_goaway, last, own_last), payload, waits=True)
 
     # What happens to the connections
 
