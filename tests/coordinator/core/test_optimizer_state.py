@@ -1,0 +1,84 @@
+"""The state of an optimizer in a checkpoint: restored exactly, and refused where it cannot be its own."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from common.config.training import TrainingConfig
+from common.tensors import Flat, Manifest, TensorSpec
+from coordinator.core.global_model import GlobalModel
+from coordinator.core.optimizer import Adam, Sgd
+
+GOOD: Mapping[str, Flat] = {
+    "mean": np.array([0.5, -0.5], np.float32),
+    "square": np.array([0.0, 0.25], np.float32),
+    "steps": np.array([0, 3], np.float32),
+}
+
+
+def flat(*values: float) -> Flat:
+    return np.array(values, np.float32)
+
+
+@pytest.mark.parametrize("steps", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 24) + 1, (1 << 40) - 1])
+def test_steps_are_counted_exactly_however_many(steps: int) -> None:
+    """One float32 counts to 16 million only, and then stands still."""
+    first = Adam(2, 0.1)
+    first._steps = steps
+    second = Adam(2, 0.1)
+    second.restore(first.state())
+    assert second._steps == steps
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"mean": None}, "holds square, steps where mean, square, steps belongs"),
+        ({"velocity": flat(0, 0)}, "holds mean, square, steps, velocity where mean, square, steps belongs"),
+        ({"mean": flat(0, 0, 0)}, r"mean is float32 of shape \(3,\) where float32 of shape \(2,\) belongs"),
+        ({"mean": flat(0)}, r"mean is float32 of shape \(1,\)"),
+        ({"mean": np.zeros(2)}, "mean is float64"),
+        ({"mean": flat(0, np.nan)}, "mean is not finite"),
+        ({"square": flat(np.inf, 0)}, "square is not finite"),
+        ({"square": flat(0, -1e-9)}, "mean of squares is negative"),
+        ({"steps": flat(0, -1)}, "steps are 0 and -1"),
+        ({"steps": flat(-1, 0)}, "steps are -1 and 0"),
+        ({"steps": flat(0, 0.5)}, "steps are 0 and 0.5"),
+        ({"steps": flat(0, 1 << 20)}, "which are no count"),
+        ({"steps": flat(1 << 20, 0)}, "which are no count"),
+        ({"steps": flat(0)}, r"steps is float32 of shape \(1,\)"),
+    ],
+)
+def test_a_state_that_is_not_its_own_is_refused_whole(change: Mapping[str, Flat | None], reason: str) -> None:
+    adam = Adam(2, 0.1)
+    state = {name: part for name, part in {**GOOD, **change}.items() if part is not None}
+    with pytest.raises(ValueError, match=reason):
+        adam.restore(state)
+    for name, part in Adam(2, 0.1).state().items():
+        np.testing.assert_array_equal(adam.state()[name], part)
+    adam.restore(GOOD)
+    np.testing.assert_array_equal(adam.state()["mean"], GOOD["mean"])
+
+
+def test_sgd_takes_a_velocity_only_where_it_has_momentum() -> None:
+    plain, heavy = Sgd(2, 0.1), Sgd(2, 0.1, momentum=0.5)
+    plain.restore({})
+    heavy.restore({"velocity": flat(1, 2)})
+    np.testing.assert_array_equal(heavy.state()["velocity"], [1, 2])
+    with pytest.raises(ValueError, match="holds velocity where nothing belongs"):
+        plain.restore({"velocity": flat(1, 2)})
+    with pytest.raises(ValueError, match="holds nothing where velocity belongs"):
+        heavy.restore({})
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [(flat(1, 2), "2 parameters where 3 belong"), (flat(1, 2, np.nan), "not all finite")],
+)
+def test_a_model_takes_only_finite_values_of_its_size(values: Flat, reason: str) -> None:
+    model = GlobalModel(Manifest((TensorSpec("w", (3,)),)), flat(0, 0, 0), 3, TrainingConfig())
+    with pytest.raises(ValueError, match=reason):
+        model.restore(values, None)
+    model.restore(flat(1, 2, 3), None)
+    np.testing.assert_array_equal(model.values, [1, 2, 3])
