@@ -15,6 +15,11 @@ TRANSCRIPTS = "tests/hypergpu/simulation/test_transcripts.py"
 TARGETS: Mapping[str, tuple[str, ...]] = {
     "coordinator/core": ("tests/coordinator", TRANSCRIPTS),
     "coordinator/run_dir.py": ("tests/coordinator",),
+    "coordinator/run_lock.py": ("tests/coordinator/test_run_lock.py",),
+    "coordinator/files.py": ("tests/coordinator/test_run_dir.py", "tests/coordinator/test_checkpoints.py"),
+    "coordinator/checkpoints.py": ("tests/coordinator/test_checkpoints.py",),
+    "coordinator/resuming.py": ("tests/coordinator/test_resuming.py",),
+    "coordinator/model_files.py": ("tests/coordinator/test_model_files.py",),
     "coordinator/uploads.py": ("tests/coordinator",),
     "coordinator/servicing.py": ("tests/coordinator",),
     "coordinator/engine.py": ("tests/coordinator",),
