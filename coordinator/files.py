@@ -30,7 +30,7 @@ def replace_files(writes: Mapping[Path, Callable[[Path], object]]) -> None:
     except BaseException:
         for partial in partials.values():
             with suppress(OSError):
-                partial.unlink(missing_ok=True)
+                partial.unlink()
         raise
     for directory in {file.parent for file in writes}:
         sync_directory(directory)
@@ -62,7 +62,7 @@ def remove_partial_files(directory: Path) -> None:
     """Remove what writers left behind that were killed. The caller holds the directory's lock."""
     for file in directory.iterdir():
         if _LEFT_BEHIND.fullmatch(file.name) and file.is_file():
-            file.unlink(missing_ok=True)
+            file.unlink()
 
 
 def sync_file(file: Path) -> None:

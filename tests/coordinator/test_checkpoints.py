@@ -34,6 +34,10 @@ def names(kept: Checkpoints) -> list[str]:
     return sorted(file.name for file in kept.directory.iterdir())
 
 
+def test_where_nothing_was_saved_there_are_no_rounds(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path / "nowhere").rounds() == []
+
+
 def test_what_is_saved_is_read(kept: Checkpoints) -> None:
     read = kept.read(10)
     assert (read.round, read.state) == (10, {"cursors": [10]})
@@ -53,7 +57,7 @@ def test_the_file_of_the_model_holds_the_model_alone(kept: Checkpoints) -> None:
 def test_the_newest_are_kept_by_number(tmp_path: Path, first: int) -> None:
     kept = Checkpoints(tmp_path)
     for number in range(first, first + 5):
-        kept.save(checkpoint(number))
+        assert kept.save(checkpoint(number)) == kept.model_file(number)
         assert kept.rounds()[0] == number
     last = [first + 4, first + 3, first + 2]
     assert kept.rounds() == last
@@ -209,8 +213,11 @@ def test_a_figure_that_is_not_finite_is_null_in_the_state(kept: Checkpoints) -> 
     assert kept.read(15).state == {"loss": None, "nodes": [{"seconds": None}], "late": 1}
 
 
-def test_later_checkpoints_are_put_out_of_the_way(kept: Checkpoints) -> None:
+def test_later_checkpoints_are_put_out_of_the_way(kept: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("coordinator.checkpoints.sync_directory", synced.append)
     kept.set_aside_after(5)
+    assert synced == [kept.directory]
     assert kept.rounds() == [5]
     assert (kept.directory / "round-000010.safetensors.damaged").exists()
     assert (kept.directory / "server-000010.safetensors.damaged").exists()

@@ -1,5 +1,7 @@
 """One writer for a run directory, among processes: refused by name, and free again whatever ends the holder."""
 
+import errno
+import fcntl
 import os
 import signal
 import socket
@@ -60,12 +62,50 @@ def test_another_name_of_the_same_directory_is_the_same(tmp_path: Path) -> None:
 
 
 def test_a_released_lock_is_free_and_names_nobody(tmp_path: Path) -> None:
+    (tmp_path / LOCK_FILE).write_text("1234567890 " + "a-holder-with-a-long-name" * 5)  # who was killed
     lock = RunLock(tmp_path)
     assert (tmp_path / LOCK_FILE).read_text() == f"{os.getpid()} {socket.gethostname()}\n"
     lock.release()
     lock.release()
     assert (tmp_path / LOCK_FILE).read_text() == ""
     RunLock(tmp_path).release()
+
+
+def test_a_file_system_without_locks_is_used_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(code: int) -> None:
+        def flock(*_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    for code in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        refuse(code)
+        RunLock(tmp_path).release()
+        assert "this file system has no locks" in capsys.readouterr().out
+    refuse(errno.EIO)
+    with pytest.raises(ConfigError, match=f"cannot lock the run directory {tmp_path}: Input/output error"):
+        RunLock(tmp_path)
+
+
+def test_the_directory_is_made_with_its_parents(tmp_path: Path) -> None:
+    RunLock(tmp_path / "a" / "b").release()
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_lock_that_cannot_name_its_holder_still_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    lock = RunLock(tmp_path)
+    assert "the lock is held, without a name" in capsys.readouterr().out
+    with pytest.raises(RunInUse, match="in use by another process"):
+        RunLock(tmp_path)
+    lock.release()
 
 
 def test_a_forgotten_lock_is_free(tmp_path: Path) -> None:
