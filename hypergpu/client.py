@@ -111,7 +111,8 @@ async def connect(cluster: Cluster, tls: rpc.Tls | None = None) -> AsyncIterator
         if not cluster.proxy:
             yield Client(cluster, coordinator, None)
             return
-        rpc.split_address(cluster.proxy)
+        if not cluster.proxy.startswith("unix:"):
+            rpc.split_address(cluster.proxy)
         async with rpc.open_channel(cluster.proxy, tls) as proxy:
             yield Client(cluster, coordinator, proxy)
 

@@ -15,14 +15,15 @@ from common import log
 from common.errors import HyperGPUError
 from common.http import HttpServer
 from common.malloc import keep_buffers
-from common.rpc import bind
 from netsim_proxy import control, metrics
 from netsim_proxy.catalogue import Catalogue
 from netsim_proxy.health import Health, routes
 from netsim_proxy.lateness import Lateness
-from netsim_proxy.options import parse, read_text
+from netsim_proxy.options import parse
 from netsim_proxy.pacer import Pacer
+from netsim_proxy.passthrough import PassThrough
 from netsim_proxy.ports import Ports
+from netsim_proxy.reload import Files, Reload
 from netsim_proxy.schedule import Schedule
 from netsim_proxy.scheduling import be_punctual
 from netsim_proxy.server import Proxy
@@ -31,13 +32,13 @@ _KEPT_BYTES = 4 << 20  # reads are of 256 KiB; more would be memory that an idle
 
 
 async def serve(options: argparse.Namespace) -> None:
-    """Run the proxy until SIGINT or SIGTERM."""
-    stop = asyncio.Event()
+    """Run the proxy until SIGINT or SIGTERM; SIGHUP rereads its files."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
     catalogue = Catalogue(options.upstream_region)
-    if options.profiles is not None:
-        catalogue.add_file(options.profiles)
+    files = Files(options, catalogue)
+    await files.load_profiles()
     lateness = Lateness(options.lateness_bound_ms / 1000)
     pacer = Pacer(lateness.observe, partial(_be_punctual, options.realtime))
     ports = Ports(
@@ -50,24 +51,40 @@ async def serve(options: argparse.Namespace) -> None:
         region=options.region,
     )
     schedule = Schedule(ports, pacer)
-    if options.scenario is not None:
-        await catalogue.load_scenario(read_text(options.scenario), str(options.scenario), ports, schedule)
-    proxy = Proxy(options.upstream, ports, pacer, options.server_tls, options.upstream_tls)
-    control_server = await control.make_server(ports, schedule, catalogue, options.token)
-    control_address = bind(control_server, options.control, None)
+    await files.load(ports, schedule)
+    proxy = Proxy(options.upstream, ports, pacer, options.server_tls, options.upstream_tls, link_map=files.link_map)
+    passing = PassThrough(
+        options.pass_through_upstream or options.upstream,
+        ports,
+        pacer,
+        link_map=lambda: proxy.link_map,
+        numbers=proxy.numbers,
+    )
+    reload = Reload(files, ports, schedule, proxy)
+    loop.add_signal_handler(signal.SIGHUP, reload.start)
+    control_server = await control.make_server(ports, schedule, catalogue, options.token, reload)
+    control_address = control.bind(control_server, options.control)
     health = Health()
     http = HttpServer(options.metrics, routes(_registry(ports, lateness), health)) if options.metrics else None
-    address = await proxy.listen(options.listen)
+    passed_at = [await passing.listen(*each) for each in options.pass_through]
+    listening_at = [await proxy.listen(*each) for each in options.listen]
     await control_server.start()
     print(f"control on {control_address}", flush=True)
     if http is not None:
         print(f"metrics on {http.address}", flush=True)
-    print(f"listening on {address}", flush=True)
+    for address in passed_at:
+        print(f"passing through on {address}", flush=True)
+    for address in listening_at[1:]:
+        print(f"also listening on {address}", flush=True)
+    if listening_at:
+        print(f"listening on {listening_at[0]}", flush=True)
     health.is_accepting = True
     await stop.wait()
     health.is_accepting = False
+    passing.close()
     await proxy.drain(options.drain_seconds)
     await control_server.stop(grace=0.2)
+    control.unbind(options.control)
     if http is not None:
         http.close()
     lateness.report()

@@ -6,7 +6,7 @@ The readers of files are imported when a file is read: a proxy without one does 
 import asyncio
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from common.errors import ConfigError, InvalidInput, ResourceExhausted
 from netsim_proxy.link.events import ALL
@@ -14,6 +14,9 @@ from netsim_proxy.link.profiles import Profile, find_profile
 from netsim_proxy.link.regions import between_regions
 from netsim_proxy.ports import Ports
 from netsim_proxy.schedule import Entry, Schedule
+
+if TYPE_CHECKING:
+    from netsim_proxy.scenario_file import Scenario
 
 MAX_TEXT: Final = 1 << 20
 """Characters of a scenario or profile that is sent to a running proxy: reading them takes seconds, in a thread."""
@@ -37,15 +40,28 @@ class Catalogue:
         profile = find_profile(name, self._custom)
         return between_regions(region, self._upstream_region, profile) if region else profile
 
-    def add_file(self, path: Path) -> None:
-        """Know the profiles of a file too.
+    async def read_profiles(self, text: str, path: Path) -> Mapping[str, Profile]:
+        """The profiles of a file, YAML or a trace as CSV; nothing is changed yet.
 
         Raises:
             ConfigError: it does not hold profiles; line, key and what was expected are named.
+            ResourceExhausted: there would be too many.
         """
-        from netsim_proxy.profile_file import load_profiles  # noqa: PLC0415 - see above
+        from netsim_proxy.profile_file import profiles_of  # noqa: PLC0415 - see above
 
-        self._add(load_profiles(path))
+        profiles = await asyncio.to_thread(profiles_of, text, path)
+        self._require_room(profiles)
+        return profiles
+
+    def change(self, profiles: Mapping[str, Profile], ports: Ports) -> None:
+        """Know these profiles; links that have one of them already get what it is now."""
+        changed = {name for name, profile in profiles.items() if self._custom.get(name, profile) != profile}
+        self.add(profiles)
+        if ports.profile_name in changed:
+            ports.set_default(self.profile(ports.profile_name, ports.region))
+        for port in list(ports):
+            if port.profile_name in changed:
+                ports.set_profile(port.name, self.profile(port.profile_name, port.region), port.region)
 
     async def described(self, text: str, region: str = "") -> Profile:
         """The profile of this name, or the one that is written here in YAML.
@@ -64,24 +80,40 @@ class Catalogue:
         profiles = await asyncio.to_thread(parse_profiles, text, "profile")
         if len(profiles) != 1:
             raise InvalidInput(f"one profile is wanted, not {len(profiles)}")
-        self._add(profiles)
+        self.add(profiles)
         return self.profile(next(iter(profiles)), region)
 
     async def load_scenario(self, text: str, name: str, ports: Ports, schedule: Schedule) -> list[Entry]:
         """Set links as a scenario says, and plan its events from now on.
 
-        All of it is checked before anything is changed. The event loop runs meanwhile.
-
         Raises:
             ConfigError: it does not hold; file, line, key and what was expected are named.
             ResourceExhausted: the text is too long, or there would be too many profiles or events.
         """
+        return await self.apply_scenario(await self.read_scenario(text, name, {}), ports, schedule)
+
+    async def read_scenario(self, text: str, name: str, profiles: Mapping[str, Profile]) -> "Scenario":
+        """Check a scenario, which may use `profiles` too; the event loop runs meanwhile, and nothing is changed yet.
+
+        Raises:
+            ConfigError, ResourceExhausted: as `load_scenario`.
+        """
         from netsim_proxy.scenario_file import parse_scenario  # noqa: PLC0415 - see above
 
         _require_short(text, "a scenario")
-        scenario = await asyncio.to_thread(parse_scenario, text, name, dict(self._custom), self._upstream_region)
+        known = {**self._custom, **profiles}
+        scenario = await asyncio.to_thread(parse_scenario, text, name, known, self._upstream_region)
+        self._require_room({**profiles, **scenario.profiles})
+        return scenario
+
+    async def apply_scenario(self, scenario: "Scenario", ports: Ports, schedule: Schedule) -> list[Entry]:
+        """Set links as a checked scenario says, and plan its events from now on; the event loop runs meanwhile.
+
+        Raises:
+            ResourceExhausted: there would be too many events.
+        """
         schedule.require_room(len(scenario.events), sum(event.size for event in scenario.events))
-        self._add(scenario.profiles)
+        self.add(scenario.profiles)
         if scenario.loss_model is not None:
             ports.set_loss_model(ALL, scenario.loss_model)
         for count, (node_id, link) in enumerate(scenario.links.items()):
@@ -91,10 +123,18 @@ class Catalogue:
         await ports.settled()
         return [schedule.add(event, event.scheduled_time, event.scheduled_round) for event in scenario.events]
 
-    def _add(self, profiles: Mapping[str, Profile]) -> None:
+    def add(self, profiles: Mapping[str, Profile]) -> None:
+        """Know these profiles too.
+
+        Raises:
+            ResourceExhausted: there would be too many.
+        """
+        self._require_room(profiles)
+        self._custom.update(profiles)
+
+    def _require_room(self, profiles: Mapping[str, Profile]) -> None:
         if len(self._custom.keys() | profiles.keys()) > MAX_PROFILES:
             raise ResourceExhausted(f"{MAX_PROFILES} custom profiles are allowed: use one again")
-        self._custom.update(profiles)
 
     def of_nodes(self, pairs: Iterable[str]) -> dict[str, tuple[Profile, str]]:
         """The profile and region of each node, from `NODE=PROFILE` or `NODE=PROFILE@REGION`.

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import math
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
@@ -11,10 +12,12 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from common import rpc
 from common.clock import monotonic
-from common.errors import HyperGPUError, InvalidInput, NotAuthenticated, ResourceExhausted
+from common.errors import ConfigError, HyperGPUError, InvalidInput, NotAuthenticated, ResourceExhausted
 from common.rpc import AUTHORIZATION, SERVER_OPTIONS, status_of
 from netsim_proxy import convert
+from netsim_proxy.addresses import Address, remove_stale
 from netsim_proxy.catalogue import Catalogue
 from netsim_proxy.link.outcomes import LossModel
 from netsim_proxy.ports import Ports
@@ -30,12 +33,16 @@ _MAX_CALLS: Final = 256
 _AT_ONCE: Final = 50
 """Links or events that are described without a pause; the event loop runs before the next."""
 
+ReloadFiles = Callable[[], Awaitable[list[str]]]
+
 
 class ControlServicer(netsim_pb2_grpc.NetsimServicer):
     """hypergpu.netsim.v1.Netsim on the links and the schedule."""
 
-    def __init__(self, ports: Ports, schedule: Schedule, catalogue: Catalogue) -> None:
-        self._ports, self._schedule, self._catalogue = ports, schedule, catalogue
+    def __init__(
+        self, ports: Ports, schedule: Schedule, catalogue: Catalogue, reload: ReloadFiles | None = None
+    ) -> None:
+        self._ports, self._schedule, self._catalogue, self._reload = ports, schedule, catalogue, reload
         self._loading = asyncio.Lock()
         self._watchers = 0
         self._seen: pb.LinkList | None = None
@@ -105,6 +112,12 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         async with self._loading:
             entries = await self._catalogue.load_scenario(request.yaml, name, self._ports, self._schedule)
         return await _listed(entries)
+
+    async def Reload(self, request: pb.ReloadRequest, context: Any) -> pb.ReloadReply:  # noqa: N802
+        """The proxy's files, read again."""
+        if self._reload is None:
+            raise InvalidInput("this proxy was started without files")
+        return pb.ReloadReply(changed=await self._reload())
 
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.LinkList]:  # noqa: N802
         """The links, again and again."""
@@ -194,10 +207,16 @@ def _loss_model(name: str) -> LossModel:
         raise InvalidInput(f"loss model {name!r} is neither {' nor '.join(LossModel)}") from None
 
 
-async def make_server(ports: Ports, schedule: Schedule, catalogue: Catalogue, token: str | None) -> grpc.aio.Server:
+async def make_server(
+    ports: Ports,
+    schedule: Schedule,
+    catalogue: Catalogue,
+    token: str | None,
+    reload: ReloadFiles | None = None,
+) -> grpc.aio.Server:
     """A server with the control API, health and reflection, still to be bound and started."""
     server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[_Guard(token)], maximum_concurrent_rpcs=_MAX_CALLS)
-    netsim_pb2_grpc.add_NetsimServicer_to_server(ControlServicer(ports, schedule, catalogue), server)
+    netsim_pb2_grpc.add_NetsimServicer_to_server(ControlServicer(ports, schedule, catalogue, reload), server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     for name in ("", SERVICE):
@@ -205,3 +224,30 @@ async def make_server(ports: Ports, schedule: Schedule, catalogue: Catalogue, to
     names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     return server
+
+
+def bind(server: grpc.aio.Server, address: str) -> str:
+    """Let the server listen on HOST:PORT or unix:PATH; return the address with the real port.
+
+    The Unix socket is for the user who runs the proxy alone.
+
+    Raises:
+        ConfigError: an address that is malformed or in use.
+    """
+    path = Address.parse(address).path
+    if path is None:
+        return rpc.bind(server, address, None)
+    remove_stale(path)
+    before = os.umask(0o177)
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ConfigError(f"cannot listen on {address}: {error}") from error
+    finally:
+        os.umask(before)
+    return address
+
+
+def unbind(address: str) -> None:
+    """Remove the file of a Unix socket."""
+    Address.parse(address).remove()

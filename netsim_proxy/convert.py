@@ -4,7 +4,7 @@ from typing import Final
 
 from common.clock import monotonic
 from common.errors import InvalidInput
-from netsim_proxy.link.events import ALL, NetworkEvent
+from netsim_proxy.link.events import ALL, EventDirection, NetworkEvent
 from netsim_proxy.link.outcomes import Direction
 from netsim_proxy.port import Port
 from netsim_proxy.ports import MAX_LINKS
@@ -39,6 +39,9 @@ def event_from_proto(message: pb.Event) -> NetworkEvent:
         mode=message.mode,
         period_seconds=message.period_seconds,
         group_b=tuple(message.group_b),
+        direction=message.direction or EventDirection.BOTH,
+        limit_bytes=message.limit_bytes,
+        close_after_seconds=message.close_after_seconds,
     )
 
 
@@ -70,6 +73,9 @@ def event_to_proto(event: NetworkEvent) -> pb.Event:
         mode=event.mode,
         period_seconds=event.period_seconds,
         group_b=event.group_b,
+        direction=event.direction,
+        limit_bytes=event.limit_bytes,
+        close_after_seconds=event.close_after_seconds,
     )
 
 
@@ -88,7 +94,7 @@ def entry_to_proto(entry: Entry) -> pb.ScheduledEvent:
 def link_to_proto(port: Port) -> pb.LinkInfo:
     """A link with its counters."""
     link, now = port.link, monotonic()
-    events = link.active_events(now)
+    events = link.event_summaries(now)
     more = [f"and {len(events) - _SHOWN_EVENTS} more"] if len(events) > _SHOWN_EVENTS else []
     return pb.LinkInfo(
         node_id=port.name,
@@ -100,7 +106,7 @@ def link_to_proto(port: Port) -> pb.LinkInfo:
         down=_direction_to_proto(port, Direction.DOWN),
         rpcs=link.rpcs,
         rpcs_lost=link.rpcs_lost,
-        active_events=[_shortened(event.summary()) for event in events[:_SHOWN_EVENTS]] + more,
+        active_events=[_shortened(event) for event in events[:_SHOWN_EVENTS]] + more,
         connections=len(port.relays),
     )
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from common.errors import ConfigError
-from common.rpc import split_address
+from netsim_proxy.addresses import Address
 from netsim_proxy.lateness import DEFAULT_BOUND_SECONDS
 from netsim_proxy.link.outcomes import LossModel
-from netsim_proxy.server import ServerTls, UpstreamTls
-
-_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+from netsim_proxy.reload import read_text
+from netsim_proxy.tls import ServerTls, UpstreamTls
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,12 +34,27 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.
         SystemExit: usage errors (2) and --help (0).
     """
     options = _parser().parse_args(arguments)
-    if (options.tls_cert is None) != (options.tls_key is None):
-        raise ConfigError("--tls-cert and --tls-key go together")
-    options.server_tls = ServerTls(options.tls_cert, options.tls_key) if options.tls_cert else None
-    if (options.upstream_ca or options.upstream_name) and not options.upstream_tls:
-        raise ConfigError("--upstream-ca and --upstream-name need --upstream-tls")
-    options.upstream_tls = UpstreamTls(options.upstream_ca, options.upstream_name) if options.upstream_tls else None
+    if not options.listen and not options.pass_through:
+        raise ConfigError("give at least one --listen or --pass-through address")
+    for name, value, needed in (
+        ("--tls-cert and --tls-key", options.tls_cert, options.tls_key),
+        ("--upstream-cert and --upstream-key", options.upstream_cert, options.upstream_key),
+    ):
+        if (value is None) != (needed is None):
+            raise ConfigError(f"{name} go together")
+    if options.tls_client_ca and not options.tls_cert:
+        raise ConfigError("--tls-client-ca needs --tls-cert and --tls-key")
+    options.server_tls = (
+        ServerTls(options.tls_cert, options.tls_key, options.tls_client_ca) if options.tls_cert else None
+    )
+    of_upstream = (options.upstream_ca, options.upstream_name, options.upstream_cert, options.upstream_key)
+    if any(of_upstream) and not options.upstream_tls:
+        raise ConfigError("--upstream-ca, --upstream-name, --upstream-cert and --upstream-key need --upstream-tls")
+    options.upstream_tls = UpstreamTls(*of_upstream) if options.upstream_tls else None
+    options.listen = [_address_and_link(text) for text in options.listen]
+    options.pass_through = [_address_and_link(text) for text in options.pass_through]
+    options.client_link = _pairs("--client-link", options.client_link, "10.0.0.0/8=rack_1")
+    options.server_name_link = _pairs("--server-name-link", options.server_name_link, "train.example.com=node_1")
     token_file = options.token_file or environment.get("HYPERGPU_TOKEN_FILE")
     options.token = (
         options.token
@@ -48,24 +62,27 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.
         or environment.get("NETSIM_TOKEN")
         or (read_text(Path(token_file)).strip() if token_file else None)
     )
-    host, _ = split_address(options.control)
-    if host not in _LOOPBACK and not options.token and not options.insecure_control:
+    if not Address.parse(options.control).is_local and not options.token and not options.insecure_control:
         raise ConfigError(
             f"--control {options.control} can be reached from elsewhere: give a --token, or --insecure-control"
         )
     return options
 
 
-def read_text(path: Path) -> str:
-    """The text of a file.
+def _address_and_link(text: str) -> tuple[str, str]:
+    address, _, link = text.partition("=")
+    Address.parse(address)
+    return address, link
 
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from error
+
+def _pairs(option: str, texts: Sequence[str], example: str) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        key, _, link = text.partition("=")
+        if not key or not link:
+            raise ConfigError(f"{option} {text!r}: expected a key and a link, as in {example}")
+        pairs[key] = link
+    return pairs
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,8 +93,44 @@ def _parser() -> argparse.ArgumentParser:
         argument_default=None,
     )
     add = parser.add_argument
-    add("--listen", required=True, metavar="HOST:PORT", help="where clients connect; port 0 takes a free one")
-    add("--upstream", required=True, metavar="HOST:PORT", help="the gRPC service")
+    add(
+        "--listen",
+        action="append",
+        default=[],
+        metavar="ADDRESS[=LINK]",
+        help="where gRPC clients connect: HOST:PORT (port 0 takes a free one) or unix:PATH; with =LINK, the link of "
+        "their calls that name none; may be repeated",
+    )
+    add(
+        "--pass-through",
+        action="append",
+        default=[],
+        metavar="ADDRESS[=LINK]",
+        help="where any TCP is passed through as it is, TLS too; may be repeated",
+    )
+    add("--upstream", required=True, metavar="ADDRESS", help="the service: HOST:PORT or unix:PATH")
+    add("--pass-through-upstream", metavar="ADDRESS", help="where passed-through TCP goes; --upstream if not given")
+
+    add = parser.add_argument_group(
+        "which link",
+        "A call is on the link of its x-node-id; else of the port (--listen ADDRESS=LINK); else of the client's "
+        "address; else on the link `default`. Passed-through TLS has the server's name in place of the x-node-id.",
+    ).add_argument
+    add(
+        "--client-link",
+        action="append",
+        default=[],
+        metavar="NETWORK=LINK",
+        help="of clients with such addresses, as in 10.1.0.0/16=rack_1; may be repeated",
+    )
+    add(
+        "--server-name-link",
+        action="append",
+        default=[],
+        metavar="NAME=LINK",
+        help="of passed-through TLS to that server (SNI), as in *.example.com=node_1; may be repeated",
+    )
+    add("--link-map", type=Path, metavar="FILE", help="YAML with `addresses` and `server_names` like these")
 
     add = parser.add_argument_group("the network").add_argument
     add("--profile", default="average", metavar="NAME", help="of links that are not set otherwise")
@@ -89,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=list(LossModel),
         help="rpc: calls fail; transport: transfers take as long as TCP needs",
     )
-    add("--profiles", type=Path, metavar="FILE", help="YAML of your own profiles")
+    add("--profiles", type=Path, metavar="FILE", help="YAML of your own profiles; SIGHUP rereads all files")
     add(
         "--node-profile",
         action="append",
@@ -102,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--scenario", type=Path, metavar="FILE", help="YAML of events to schedule at the start")
 
     add = parser.add_argument_group("control and metrics").add_argument
-    add("--control", default="127.0.0.1:0", metavar="HOST:PORT", help="the control API")
+    add("--control", default="127.0.0.1:0", metavar="ADDRESS", help="the control API: HOST:PORT or unix:PATH")
     add("--token", metavar="TOKEN", help="what its callers must show; also from HYPERGPU_TOKEN")
     add("--token-file", type=Path, metavar="FILE", help="a file that holds it; also from HYPERGPU_TOKEN_FILE")
     add("--insecure-control", action="store_true", help="let it be reached from elsewhere without a token")
@@ -126,7 +179,10 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("TLS").add_argument
     add("--tls-cert", type=Path, metavar="FILE", help="certificate for clients: then they must use TLS")
     add("--tls-key", type=Path, metavar="FILE", help="its key")
+    add("--tls-client-ca", type=Path, metavar="FILE", help="authority of client certificates: clients must show one")
     add("--upstream-tls", action="store_true", help="use TLS to the upstream")
     add("--upstream-ca", type=Path, metavar="FILE", help="authority of its certificate, if the system has it not")
     add("--upstream-name", metavar="NAME", help="the name in it, if not the upstream's host")
+    add("--upstream-cert", type=Path, metavar="FILE", help="certificate for an upstream that wants one")
+    add("--upstream-key", type=Path, metavar="FILE", help="its key")
     return parser

@@ -26,7 +26,7 @@ _EARLY_BYTES: Final = 256 << 10
 log = structlog.get_logger()
 
 
-def _bound_buffers(transport: asyncio.Transport) -> None:
+def bound_buffers(transport: asyncio.Transport) -> None:
     """Keep what waits between the peers small: gRPC takes what is in flight for the path's capacity, and sizes a
     reader's window by it."""
     transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
@@ -45,8 +45,10 @@ def _language(said: bytes | bytearray) -> str:
 class ClientPeer(asyncio.Protocol):
     """The accepted connection; it brings up the upstream's once the client has said that it speaks HTTP/2."""
 
-    def __init__(self, proxy: "Proxy") -> None:
+    def __init__(self, proxy: "Proxy", link: str = "") -> None:
         self._proxy = proxy
+        self.link = link
+        """The link of calls that name none; empty = the default."""
         self._early = bytearray()
         self._greeted = False
         self._timeout: asyncio.TimerHandle | None = None
@@ -57,7 +59,8 @@ class ClientPeer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The client is there."""
         self._transport = cast(asyncio.Transport, transport)
-        _bound_buffers(self._transport)
+        bound_buffers(self._transport)
+        self.link = self.link or self._proxy.link_map.of_peer(self._transport.get_extra_info("peername"))
         self._timeout = asyncio.get_running_loop().call_later(PREFACE_SECONDS, self._transport.abort)
         self._proxy.joined(self)
 
@@ -146,7 +149,7 @@ class UpstreamPeer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The upstream accepted."""
         self._transport = cast(asyncio.Transport, transport)
-        _bound_buffers(self._transport)
+        bound_buffers(self._transport)
         self._relay.attach(self._client, self._transport)
         self._proxy.joined(self)
 

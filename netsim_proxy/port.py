@@ -2,17 +2,50 @@
 
 import math
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
 
 from common.clock import monotonic
 from netsim_proxy.link.link import Link
-from netsim_proxy.link.outcomes import Cause, Direction, Exchange, Hold
+from netsim_proxy.link.outcomes import Cause, Deliver, Direction, Exchange, Fail, Hold
 from netsim_proxy.pacer import Pacer
 
-if TYPE_CHECKING:
-    from netsim_proxy.lane import Lane
-    from netsim_proxy.relay import Relay
+
+class Connection(Protocol):
+    """A client's connection and its one to the upstream, as a link sees them."""
+
+    number: int
+    closed: bool
+
+    @property
+    def lanes(self) -> Sequence["Reader"]:
+        """Up and down."""
+
+    def close(self, reset: bool = False) -> None:
+        """End both connections; with `reset` at once, by TCP resets."""
+
+    def close_after_delivery(self) -> None:
+        """End both connections when what is on its way has arrived; nothing more is read."""
+
+    def fall_silent(self) -> None:
+        """The upstream forgets the connection, and the client is not told."""
+
+
+class Reader(Protocol):
+    """One direction of a connection: reads from one end what goes to the other."""
+
+    way: int
+
+    @property
+    def relay(self) -> Connection:
+        """What it belongs to."""
+
+    def hold(self, reason: object) -> None:
+        """Stop reading until every reason is released."""
+
+    def release(self, reason: object) -> None:
+        """Read on, unless there are other reasons not to."""
+
 
 UP: Final = 0
 DOWN: Final = 1
@@ -26,7 +59,9 @@ _LEAST_WINDOW_BYTES: Final = 16 << 10
 _PIECE_SECONDS: Final = 0.005
 _PIECE_BYTES: Final = (16 << 10, 256 << 10)
 
-_Piece = tuple["Lane", int, Exchange, bool, Callable[..., None], tuple[Any, ...]]
+_ENDS_CONNECTION: Final = (Cause.LIMIT_DATA, Cause.LIMIT_TIME)
+
+_Piece = tuple[Reader, int, Exchange, bool, Callable[..., None], tuple[Any, ...]]
 
 
 class Port:
@@ -36,7 +71,9 @@ class Port:
         self.link = link
         self.name = link.link_id
         self.region = region
-        self.relays: set[Relay] = set()
+        self.profile_name = link.profile.name
+        """The profile that it was given, whatever events make of it."""
+        self.relays: set[Connection] = set()
         self.transparent = False
         """Whether the link does nothing at all now, so that frames need not be offered."""
         self.piece_bytes = [_PIECE_BYTES[1], _PIECE_BYTES[1]]
@@ -50,8 +87,8 @@ class Port:
         self._full_at = [0, 0]  # bytes in flight at which reading stops
         self._room_below = [0, 0]  # and goes on: with enough in the queue to keep the link busy until then
         self._pacer = pacer
-        self._held: deque[_Piece] = deque()
-        self._waiting: tuple[set[Lane], set[Lane]] = (set(), set())
+        self._held: tuple[deque[_Piece], deque[_Piece]] = (deque(), deque())
+        self._waiting: tuple[set[Reader], set[Reader]] = (set(), set())
         self._room_at = [0.0, 0.0]
         self._next_change = math.inf
         self.changed()
@@ -60,7 +97,7 @@ class Port:
 
     def offer(
         self,
-        lane: "Lane",
+        lane: Reader,
         nbytes: int,
         exchange: Exchange,
         end: bool,
@@ -70,17 +107,17 @@ class Port:
     ) -> None:
         """Offer a piece to the link and call `settle(verdict, *args)` with its `Deliver` or `Fail`.
 
-        At once, or when the link stops holding: then what comes after on this link waits too.
+        At once, or when the link stops holding: then what comes after in this direction waits too.
         """
-        if not self._held:
+        if not self._held[lane.way]:
             verdict = self.link.offer(monotonic(), DIRECTIONS[lane.way], nbytes, exchange, end=end, express=express)
             if not isinstance(verdict, Hold):
-                settle(verdict, *args)
+                self._settle(lane, verdict, settle, args)
                 return
             self._retry_at(verdict)
             if verdict.cause is Cause.HALF_OPEN:
                 return
-        self._held.append((lane, nbytes, exchange, end, settle, args))
+        self._held[lane.way].append((lane, nbytes, exchange, end, settle, args))
         self.enter(lane, nbytes)
 
     def passed(self, way: int, nbytes: int) -> None:
@@ -89,7 +126,7 @@ class Port:
         counters.bytes += nbytes
         counters.delayed(0.0)
 
-    def enter(self, lane: "Lane", nbytes: int) -> None:
+    def enter(self, lane: Reader, nbytes: int) -> None:
         """Bytes of `lane` are on their way; it reads no more while the link's queue is full."""
         way = lane.way
         self.in_flight[way] += nbytes
@@ -100,13 +137,19 @@ class Port:
                 lane.hold(self)
                 self._let_in(way)
 
-    def leave(self, lane: "Lane", nbytes: int) -> None:
+    def leave(self, lane: Reader, nbytes: int) -> None:
         """They have been delivered."""
         self.in_flight[lane.way] -= nbytes
         if self._waiting[lane.way]:
             self._let_in(lane.way)
 
-    def forget(self, relay: "Relay") -> None:
+    def join(self, relay: Connection) -> None:
+        """A connection has its first traffic on the link, which knows its number."""
+        self.relays.add(relay)
+        if self.link.limits_connections:
+            self._close_in_time(relay)
+
+    def forget(self, relay: Connection) -> None:
         """A connection is closed."""
         self.relays.discard(relay)
         for waiting in self._waiting:
@@ -123,8 +166,10 @@ class Port:
         if blocked is not None and blocked.reset:
             for relay in list(self.relays):
                 relay.close(reset=True)
+        for relay in list(self.relays) if link.limits_connections else ():
+            self._close_in_time(relay)
         self.transparent = (
-            blocked is None
+            not link.is_disturbed(now)
             and link.profile.loss == 0
             and all(
                 link.bandwidth_mbit(direction) == math.inf and link.latency_bounds_ms(direction) == (0.0, 0.0)
@@ -137,6 +182,8 @@ class Port:
         for way, direction in enumerate(DIRECTIONS):
             rate = link.bandwidth_mbit(direction) * 125_000
             self.piece_bytes[way] = _within(_PIECE_BYTES, rate * _PIECE_SECONDS)
+            if link.limits_connections:
+                self.piece_bytes[way] = _PIECE_BYTES[0]  # a piece that is above the limit is dropped as a whole
             in_path = rate * link.latency_bounds_ms(direction)[1] / 1000 if rate < math.inf else _QUEUE_BYTES
             self.path_bytes = max(self.path_bytes, 2 * int(min(in_path, _PATH_BYTES)))
             path = (link.profile.up, link.profile.down)[way]
@@ -151,7 +198,7 @@ class Port:
         self._offer_held()
 
     def half_open(self) -> None:
-        """The upstream has forgotten all connections that there are: they fall silent."""
+        """The upstream has forgotten all connections that there are: they fall silent, both ways."""
         for relay in list(self.relays):
             relay.fall_silent()
 
@@ -165,16 +212,44 @@ class Port:
             self._pacer.at(verdict.until, self._offer_held)
 
     def _offer_held(self) -> None:
-        while self._held:
-            lane, nbytes, exchange, end, settle, args = self._held[0]
+        for held in self._held:
+            self._offer_first_of(held)
+
+    def _offer_first_of(self, held: deque[_Piece]) -> None:
+        while held:
+            lane, nbytes, exchange, end, settle, args = held[0]
             verdict = self.link.offer(monotonic(), DIRECTIONS[lane.way], nbytes, exchange, end=end)
             if isinstance(verdict, Hold) and verdict.cause is not Cause.HALF_OPEN:
                 self._retry_at(verdict)
                 return
-            self._held.popleft()
+            held.popleft()
             self.leave(lane, nbytes)
             if not isinstance(verdict, Hold):
-                settle(verdict, *args)
+                self._settle(lane, verdict, settle, args)
+
+    def _settle(
+        self, lane: Reader, verdict: Deliver | Fail, settle: Callable[..., None], args: tuple[Any, ...]
+    ) -> None:
+        if isinstance(verdict, Fail) and verdict.cause in _ENDS_CONNECTION:
+            lane.relay.close_after_delivery()
+        elif isinstance(verdict, Fail) and self.link.resets_one_way(DIRECTIONS[lane.way]):
+            lane.relay.close(reset=True)
+        else:
+            settle(verdict, *args)
+
+    def _close_in_time(self, relay: Connection) -> None:
+        now = monotonic()
+        closes_at = self.link.closes_at(relay.number, now)
+        if closes_at <= now:
+            relay.close()
+        elif closes_at < math.inf:
+            self._pacer.at(closes_at, self._close_if_due, relay)
+
+    def _close_if_due(self, relay: Connection) -> None:
+        if relay in self.relays:
+            now = monotonic()
+            if self.link.closes_at(relay.number, now) <= now:
+                relay.close()
 
     def _let_in(self, way: int) -> None:
         """Let the lanes that wait read on, or look again when there is room."""

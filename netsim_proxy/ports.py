@@ -9,7 +9,8 @@ import structlog
 
 from common.clock import monotonic
 from common.errors import NotFound, ResourceExhausted, suggest
-from netsim_proxy.link.events import ALL, UPSTREAM, DisconnectMode, EventType, NetworkEvent
+from netsim_proxy.link.conditions import one_way
+from netsim_proxy.link.events import ALL, UPSTREAM, DisconnectMode, EventDirection, EventType, NetworkEvent
 from netsim_proxy.link.link import Link
 from netsim_proxy.link.outcomes import LossModel
 from netsim_proxy.link.profiles import Profile, find_profile
@@ -43,10 +44,10 @@ class Ports:
         region: str = "",
     ) -> None:
         self.find_profile = profiles
+        self.profile_name, self.region = profile.name, region
         self._pacer, self._default, self._seed, self._loss_model = pacer, profile, seed, loss_model
         self._ports: dict[str, Port] = {}
         self._for_all: list[tuple[NetworkEvent, float]] = []  # events on every link, also those to come; with their end
-        self._region = region
         self._sweep = Sweep()
         for node_id, (of_node, of_region) in (node_profiles or {}).items():
             self._make(node_id, of_node, of_region)
@@ -61,7 +62,7 @@ class Ports:
         if port is None:
             if len(self._ports) >= MAX_LINKS and name != DEFAULT_LINK:
                 return self.of(None)
-            port = self._make(name, self._default, self._region)
+            port = self._make(name, self._default, self.region)
         elif self._sweep.busy:
             self._sweep.catch_up(port)
         return port
@@ -87,13 +88,19 @@ class Ports:
         """Wait until every change has reached every link."""
         await self._sweep.done()
 
+    def set_default(self, profile: Profile, region: str | None = None) -> None:
+        """Give links that are not yet seen another profile, and another region if there is one."""
+        self._default, self.profile_name = profile, profile.name
+        if region is not None:
+            self.region = region
+
     def set_profile(self, node_id: str, profile: Profile, region: str = "") -> None:
         """Give a link another profile for good; `ALL` means every link, also those not yet seen."""
         if node_id == ALL:
-            self._default, self._region = profile, region
+            self.set_default(profile, region)
 
         def change(port: Port) -> None:
-            port.region = region
+            port.region, port.profile_name = region, profile.name
             port.link.set_profile(profile, monotonic())
             port.changed()
 
@@ -171,7 +178,8 @@ class Ports:
         if event.event_type == EventType.RECOVERY:
             self._for_all.clear()
         elif event.event_type == EventType.PROFILE_CHANGE and not event.duration_seconds:
-            self._default = self.find_profile(event.new_profile)
+            new = self.find_profile(event.new_profile)
+            self.set_default(one_way(self._default, new, EventDirection(event.direction)))
         elif event.mode != DisconnectMode.HALF_OPEN and len(self._for_all) < MAX_RUNNING:
             self._for_all.append((event, now + (event.duration_seconds or math.inf)))
 
@@ -202,6 +210,7 @@ class Ports:
             log.warning("event dropped: too many run on the link", link=port.name, running=MAX_RUNNING)
             return
         port.link.apply(event, now)
-        if event.event_type == EventType.DISCONNECT and event.mode == DisconnectMode.HALF_OPEN:
+        is_half_open = event.event_type == EventType.DISCONNECT and event.mode == DisconnectMode.HALF_OPEN
+        if is_half_open and event.direction == EventDirection.BOTH:
             port.half_open()
         port.changed()

@@ -237,6 +237,15 @@ def load_profiles(file: FilePath) -> dict[str, Profile]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+    return profiles_of(text, file)
+
+
+def profiles_of(text: str, file: FilePath) -> dict[str, Profile]:
+    """The profiles that the text of a file holds: of a trace as CSV one that is called as the file.
+
+    Raises:
+        ConfigError: as `load_profiles`.
+    """
     if file.suffix == ".csv":
         return {file.stem: parse_trace(text, str(file)).profile(file.stem)}
     return parse_profiles(text, str(file))

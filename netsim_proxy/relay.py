@@ -19,7 +19,7 @@ from netsim_proxy.lane import Lane
 from netsim_proxy.link.outcomes import Exchange
 from netsim_proxy.outlet import Outlet
 from netsim_proxy.pacer import Pacer
-from netsim_proxy.port import DOWN, UP, Port
+from netsim_proxy.port import DIRECTIONS, DOWN, UP, Port
 from netsim_proxy.ports import Ports
 from netsim_proxy.stream import Stream
 
@@ -34,8 +34,11 @@ log = structlog.get_logger()
 class Relay:
     """The pair of connections, and the streams on them."""
 
-    def __init__(self, ports: Ports, pacer: Pacer, number: int, on_closed: Callable[["Relay"], None]) -> None:
+    def __init__(
+        self, ports: Ports, pacer: Pacer, number: int, on_closed: Callable[["Relay"], None], link: str = ""
+    ) -> None:
         self.number = number
+        self._link = link  # of calls that name none
         self.by_id: dict[int, Stream] = {}
         self.by_upstream_id: dict[int, Stream] = {}
         self.renumbered = 0  # streams that have had another number: then none passes as it was read
@@ -77,14 +80,14 @@ class Relay:
 
     def open(self, stream_id: int, node_id: str | None) -> Stream:
         """A request begins, on the link of `node_id`."""
-        port = self._ports.of(node_id)
+        port = self._ports.of(node_id or self._link)
         if self.port is None:
             self.port, self.exchange = port, port.link.connect(monotonic(), self.number)
-        if port not in self._used:
-            self._used.add(port)
-            port.relays.add(self)
         self._last_id = stream_id
         stream = self.by_id[stream_id] = Stream(stream_id, port, port.link.begin(monotonic(), self.number))
+        if port not in self._used:
+            self._used.add(port)
+            port.join(self)
         return stream
 
     def in_turn(self, stream: Stream, at: float) -> float:
@@ -163,14 +166,15 @@ class Relay:
         if self._silent:
             self.close()
         else:
-            self.pacer.at(max(monotonic(), self.outlets[UP].latest_at), self.close)
+            self.pacer.at(max(monotonic(), self.outlets[UP].latest_at) + self._close_delay_seconds(UP), self.close)
 
     def upstream_lost(self, message: str) -> None:
         """The upstream is gone: what is on its way still arrives, then open streams fail with `message`."""
         if self._silent:
             return
         self.outlets[UP].closed = True
-        self.pacer.at(max(monotonic(), self.outlets[DOWN].latest_at), self._end_client, message)
+        at = max(monotonic(), self.outlets[DOWN].latest_at) + self._close_delay_seconds(DOWN)
+        self.pacer.at(at, self._end_client, message)
 
     def fail_all(self, message: str) -> None:
         """End every open stream at the client as UNAVAILABLE."""
@@ -191,6 +195,13 @@ class Relay:
             self._silent = True
             self.outlets[UP].closed = self.outlets[DOWN].closed = True
             _end(self.lanes[DOWN].source, reset=True)
+
+    def close_after_delivery(self) -> None:
+        """End both connections when what is on its way has arrived; nothing more is read."""
+        if not self.closed:
+            self._silent = True
+            latest = max(outlet.latest_at for outlet in self.outlets)
+            self.pacer.at(max(monotonic(), latest), self.close)
 
     def close(self, reset: bool = False) -> None:
         """End both connections; with `reset` at once, by TCP resets."""
@@ -214,6 +225,9 @@ class Relay:
                 self._leaving.append(stream.ready_at[UP])
             self.by_upstream_id.pop(stream.upstream_id, None)
             self._close_if_drained()
+
+    def _close_delay_seconds(self, way: int) -> float:
+        return self.port.link.close_delay_seconds(DIRECTIONS[way]) if self.port is not None else 0.0
 
     def _close_if_drained(self) -> None:
         if self._draining and not self.by_id:

@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, Field
 
 from common.config import Section
 from common.errors import ConfigError, InvalidInput, UnknownName
-from netsim_proxy.link.events import ALL, UPSTREAM, NetworkEvent
+from netsim_proxy.link.events import ALL, UPSTREAM, EventDirection, NetworkEvent
 from netsim_proxy.link.profiles import Profile, find_profile
 from netsim_proxy.link.regions import between_regions
 from netsim_proxy.profile_file import ProfileSection, build_profiles
@@ -33,7 +33,8 @@ class EventSection(Section):
     """Something that happens to links: by time, by round, or at once."""
 
     type: str
-    """latency_spike, profile_change, disconnect, partition, bandwidth_collapse, flap or recovery."""
+    """latency_spike, profile_change, disconnect, partition, bandwidth_collapse, flap, limit_data, limit_time, timeout,
+    slow_close or recovery."""
     node: str | None = None
     """Whose link it happens to: a node, or a group of them; "*" = all."""
     nodes: tuple[str, ...] = ()
@@ -56,6 +57,12 @@ class EventSection(Section):
     """Of a flap: one time down and up again."""
     group_b: tuple[str, ...] = ()
     """Of a partition: the other side. The upstream is on it, unless `nodes` names "upstream"."""
+    direction: str = EventDirection.BOTH.value
+    """Which path it acts on: up (from the node), down (to the node) or both."""
+    limit_bytes: Annotated[int, Field(ge=0)] = 0
+    """Of limit_data: what a connection carries in each direction before it is closed."""
+    close_after_seconds: Amount = 0.0
+    """Of limit_time and timeout: how long a connection lasts. Of slow_close: how much later its end arrives."""
 
     def event(self) -> NetworkEvent:
         """As the link model has it.
@@ -76,6 +83,9 @@ class EventSection(Section):
             mode=self.mode,
             period_seconds=self.period_seconds,
             group_b=self.group_b,
+            direction=self.direction,
+            limit_bytes=self.limit_bytes,
+            close_after_seconds=self.close_after_seconds,
         )
 
 
@@ -256,5 +266,5 @@ def in_turn(value: str | list[str], index: int) -> str:
 
 
 def _key_of(error: InvalidInput) -> tuple[str, ...]:
-    keys = {"event type": "type", "mode": "mode", "profile": "profile"}
+    keys = {"event type": "type", "mode": "mode", "direction": "direction", "profile": "profile"}
     return (keys[error.kind],) if isinstance(error, UnknownName) and error.kind in keys else ()

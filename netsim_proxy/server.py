@@ -3,73 +3,30 @@
 import asyncio
 import contextlib
 import itertools
-import ssl
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import structlog
 
-from common.errors import ConfigError
-from common.rpc import split_address
+from netsim_proxy.addresses import Address
+from netsim_proxy.link_map import EMPTY, LinkMap
 from netsim_proxy.pacer import Pacer
 from netsim_proxy.peer import ClientPeer, UpstreamPeer
 from netsim_proxy.ports import Ports
 from netsim_proxy.refusal import Refusal
 from netsim_proxy.relay import LAST_WORDS_SECONDS, Relay
+from netsim_proxy.tls import ServerTls, UpstreamTls
 
 _CONNECT_SECONDS: Final = 5.0
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class ServerTls:
-    """What the proxy shows to its clients."""
-
-    certificate: Path
-    key: Path
-
-    def context(self) -> ssl.SSLContext:
-        """A context that speaks HTTP/2 only.
-
-        Raises:
-            ConfigError: a file that cannot be used.
-        """
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.set_alpn_protocols(["h2"])
-        try:
-            context.load_cert_chain(self.certificate, self.key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"cannot use {self.certificate} with {self.key}: {error}") from error
-        return context
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamTls:
-    """Whom the proxy believes to be the upstream."""
-
-    authority: Path | None = None
-    """A file of certificates; the system's where there is none."""
-    server_name: str | None = None
-    """What the upstream's certificate says, if not its host."""
-
-    def context(self) -> ssl.SSLContext:
-        """A context that speaks HTTP/2 only.
-
-        Raises:
-            ConfigError: a file that cannot be used.
-        """
-        try:
-            context = ssl.create_default_context(cafile=self.authority)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"cannot use {self.authority} as authority: {error}") from error
-        context.set_alpn_protocols(["h2"])
-        return context
-
-
 class Proxy:
-    """Relays every connection that it accepts to `upstream`, HOST:PORT; made and used inside one event loop."""
+    """Relays every connection that it accepts to `upstream`; made and used inside one event loop.
+
+    A call goes on the link that it names. One that names none goes on the link of the port where its connection was
+    accepted, or else on that of the client's address in `link_map`.
+    """
 
     def __init__(
         self,
@@ -78,36 +35,49 @@ class Proxy:
         pacer: Pacer,
         server_tls: ServerTls | None = None,
         upstream_tls: UpstreamTls | None = None,
+        *,
+        link_map: LinkMap = EMPTY,
     ) -> None:
+        self.link_map = link_map
+        self.numbers = itertools.count(1)
         self.upstream = upstream
         self.relays: set[Relay] = set()
         self._peers: set[ClientPeer | UpstreamPeer] = set()
         self._idle = asyncio.Event()  # no relay is left
         self._alone = asyncio.Event()  # nor any connection
-        host, self._upstream_port = split_address(upstream)
-        self._upstream_host = host.strip("[]")
+        self._upstream = Address.parse(upstream)
         self._ports, self._pacer = ports, pacer
+        self._server_tls, self._upstream_tls = server_tls, upstream_tls
         self._server_ssl = server_tls.context() if server_tls else None
         self._upstream_ssl = upstream_tls.context() if upstream_tls else None
-        self._upstream_name = (upstream_tls.server_name or self._upstream_host) if upstream_tls else None
-        self._numbers = itertools.count(1)
+        host = self._upstream.host.strip("[]") or "localhost"
+        self._upstream_name = (upstream_tls.server_name or host) if upstream_tls else None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._servers: list[tuple[asyncio.Server, Address]] = []
 
-    async def listen(self, address: str) -> str:
-        """Accept clients at HOST:PORT; returns the address with the real port.
+    async def listen(self, address: str, link: str = "") -> str:
+        """Accept clients at HOST:PORT or unix:PATH, on `link` if one is given; return the address with the real port.
 
         Raises:
             ConfigError: an address that is malformed or in use.
         """
-        host, port = split_address(address)
-        try:
-            self._server = await asyncio.get_running_loop().create_server(
-                lambda: ClientPeer(self), host.strip("[]"), port, ssl=self._server_ssl, backlog=1024
-            )
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {address}: {error.strerror or error}") from error
-        return f"{host}:{self._server.sockets[0].getsockname()[1]}"
+        parsed = Address.parse(address)
+        server, text = await parsed.listen(lambda: ClientPeer(self, link), self._server_ssl)
+        self._servers.append((server, parsed))
+        return text
+
+    def reload_certificates(self) -> None:
+        """Read the files of both sides again: connections from now on use what they hold.
+
+        Raises:
+            ConfigError: a file that cannot be used; then all stays as it was.
+        """
+        if self._server_tls is not None:
+            self._server_tls.context()
+        upstream_ssl = self._upstream_tls.context() if self._upstream_tls else None
+        if self._server_tls is not None and self._server_ssl is not None:
+            self._server_tls.load_into(self._server_ssl)
+        self._upstream_ssl = upstream_ssl
 
     def connect(self, client: ClientPeer, transport: asyncio.Transport) -> None:
         """Bring up the upstream's side for a client that has greeted."""
@@ -117,8 +87,9 @@ class Proxy:
 
     async def drain(self, grace_seconds: float) -> None:
         """Accept nobody, tell clients to go, wait for open RPCs up to `grace_seconds`, and close what is left."""
-        if self._server is not None:
-            self._server.close()
+        for server, address in self._servers:
+            server.close()
+            address.remove()
         for relay in list(self.relays):
             relay.drain()
         if self.relays:
@@ -149,15 +120,11 @@ class Proxy:
             self._idle.set()
 
     async def _connect(self, client: ClientPeer, transport: asyncio.Transport) -> None:
-        relay = Relay(self._ports, self._pacer, next(self._numbers), self._closed)
+        relay = Relay(self._ports, self._pacer, next(self.numbers), self._closed, client.link)
         try:
             upstream, _ = await asyncio.wait_for(
-                asyncio.get_running_loop().create_connection(
-                    lambda: UpstreamPeer(self, relay, transport),
-                    self._upstream_host,
-                    self._upstream_port,
-                    ssl=self._upstream_ssl,
-                    server_hostname=self._upstream_name,
+                self._upstream.connect(
+                    lambda: UpstreamPeer(self, relay, transport), self._upstream_ssl, self._upstream_name
                 ),
                 _CONNECT_SECONDS,
             )

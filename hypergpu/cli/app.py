@@ -40,6 +40,7 @@ _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
         network.scheduled,
         network.clear,
         network.scenario,
+        network.reload,
     ),
     "Steer the training": (
         control.pause,

@@ -95,7 +95,8 @@ def _event(
         str,
         typer.Argument(
             metavar="EVENT",
-            help="latency_spike, profile_change, disconnect, partition, bandwidth_collapse, flap or recovery.",
+            help="latency_spike, profile_change, disconnect, partition, bandwidth_collapse, flap, limit_data, "
+            "limit_time, timeout, slow_close or recovery.",
         ),
     ],
     nodes: Annotated[list[str], typer.Argument(metavar="NODE...", help="Whom it strikes; '*' is every link.")],
@@ -111,6 +112,20 @@ def _event(
     group_b: Annotated[
         list[str] | None, typer.Option("--from", help="Of partition: cut off from these, not the upstream.")
     ] = None,
+    direction: Annotated[
+        str, typer.Option(metavar="WAY", help="up (from the node), down (to the node) or both: the paths it acts on.")
+    ] = "both",
+    limit_bytes: Annotated[
+        int, typer.Option("--bytes", min=0, help="Of limit_data: what a connection carries before it is closed.")
+    ] = 0,
+    close_after: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Of limit_time and timeout: seconds until a connection is closed. Of slow_close: by how much its end "
+            "is late.",
+        ),
+    ] = 0.0,
 ) -> net.Event:
     return net.Event(
         type=event,
@@ -122,6 +137,9 @@ def _event(
         mode=mode,
         period_seconds=period,
         group_b=group_b,
+        direction=direction,
+        limit_bytes=limit_bytes,
+        close_after_seconds=close_after,
     )
 
 
@@ -218,6 +236,19 @@ async def scenario(
     file = find_scenario(source)
     request = net.LoadScenarioRequest(yaml=_read(file), name=str(file))
     _list(await client.call(client.netsim.LoadScenario, request), as_json)
+
+
+@on_cluster
+async def reload(client: Client, as_json: AsJson = False) -> None:
+    """Let the proxy reread the files that it was started with: profiles, scenario, link map, certificates.
+
+    Example: hypergpu reload
+    """
+    reply = await client.call(client.netsim.Reload, net.ReloadRequest())
+    if as_json:
+        print_json(reply)
+    else:
+        print(f"reloaded: {', '.join(reply.changed) or 'nothing has changed'}")
 
 
 def _list(found: net.ScheduleList, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from common.tensors import CHUNK_BYTES
 from hypergpu.simulation.virtual_time import VirtualTime
+from netsim_proxy.link.conditions import Blocked
 from netsim_proxy.link.events import DisconnectMode, NetworkEvent
 from netsim_proxy.link.link import Link
 from netsim_proxy.link.outcomes import Cause, Deliver, Direction, Exchange, Fail, Hold, LossModel
@@ -40,13 +41,16 @@ class Line:
     def call(self, failed: Failed) -> "Call":
         """Begin an RPC of the node's work."""
         self.work = call = Call(self, self.link.begin(self.clock.now, self.connection), failed)
+        if self.link.limits_connections:
+            self._close_in_time()
         return call
 
     def happened(self, event: NetworkEvent) -> None:
         """An event acted on the link: what waited is tried again, what can't live on fails."""
         now = self.time.now
-        blocked = self.link.blocked(now)
-        if blocked is not None and blocked.reset:
+        both, blocked = self.link.blocked(now), self._blocked(now)
+        self._close_in_time()
+        if both is not None and both.reset:
             self._drop()
         elif event.mode == DisconnectMode.HALF_OPEN or (blocked is not None and blocked.cause != Cause.FLAPPING):
             self.time.at(now + SILENCE_SECONDS, self._is_it_dead, self.connection, event.mode)
@@ -59,7 +63,23 @@ class Line:
         self.connection += 1
 
     def _is_it_dead(self, connection: int, mode: str) -> None:
-        if self.connection == connection and (mode == DisconnectMode.HALF_OPEN or self.link.blocked(self.time.now)):
+        if self.connection == connection and (mode == DisconnectMode.HALF_OPEN or self._blocked(self.time.now)):
+            self._drop()
+
+    def _blocked(self, now: float) -> Blocked | None:
+        """Why nothing passes in one direction at least: then no ping is answered."""
+        up, down = (self.link.blocked(now, direction) for direction in Direction)
+        return up or down
+
+    def _close_in_time(self) -> None:
+        """Plan the end of a connection that may not last."""
+        closes_at = self.link.closes_at(self.connection, self.time.now)
+        if closes_at < math.inf:
+            self.time.at(closes_at, self._close_if_due, self.connection)
+
+    def _close_if_due(self, connection: int) -> None:
+        now = self.time.now
+        if self.connection == connection and now >= self.link.closes_at(connection, now):
             self._drop()
 
     def _drop(self) -> None:

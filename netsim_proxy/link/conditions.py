@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
-from netsim_proxy.link.events import DisconnectMode, EventType, NetworkEvent
+from common.errors import InvalidInput
+from netsim_proxy.link.events import DisconnectMode, EventDirection, EventType, NetworkEvent
 from netsim_proxy.link.profiles import Profile
 
 _DEFAULT_SPIKE_FACTOR: Final = 5.0
@@ -23,11 +25,30 @@ class Blocked:
 
 
 @dataclass(slots=True)
+class Way:
+    """What events make of one direction."""
+
+    latency_factor: float = 1.0
+    added_seconds: float = 0.0
+    """What a one-way delay is multiplied by, and gains."""
+    bandwidth_factor: float = 1.0
+    """The share of the bandwidth that is left."""
+    limit_bytes: float = math.inf
+    """What a connection may carry from the beginning of the event on."""
+    close_delay_seconds: float = 0.0
+    """How much later the end of a connection arrives."""
+    blocked: Blocked | None = None
+    """Why nothing passes, or None."""
+
+
+@dataclass(slots=True)
 class _Active:
     event: NetworkEvent
     began: float
     until: float
     profile: Profile | None = None
+    direction: EventDirection = EventDirection.BOTH
+    """The event's own, until a recovery of one direction has left it the other."""
 
 
 class Conditions:
@@ -35,16 +56,12 @@ class Conditions:
 
     Attributes:
         profile: what the link is like, without spikes and collapses.
-        latency_factor, added_seconds: what a one-way delay is multiplied by, and gains.
-        bandwidth_factor: the share of the bandwidth that is left.
-        blocked: why nothing passes, or None.
+        up, down: what events make of either direction.
+        lifetimes: pairs of when an event began, and how many seconds it leaves to a connection.
         next_change: when the fields change by themselves; infinite = never.
     """
 
-    __slots__ = (
-        "_active", "_base", "_base_since",
-        "added_seconds", "bandwidth_factor", "blocked", "latency_factor", "next_change", "profile",
-    )  # fmt: skip
+    __slots__ = ("_active", "_base", "_base_since", "down", "lifetimes", "next_change", "profile", "up")
 
     def __init__(self, profile: Profile) -> None:
         self._base = profile
@@ -52,11 +69,19 @@ class Conditions:
         self._active: list[_Active] = []
         self._fold(-math.inf)
 
-    def set_profile(self, profile: Profile, now: float) -> None:
-        """Change the profile for good."""
+    def set_profile(self, profile: Profile, now: float, direction: EventDirection = EventDirection.BOTH) -> None:
+        """Change the profile for good, or that of one direction.
+
+        Raises:
+            InvalidInput: one direction of a recorded path, which has both.
+        """
+        if direction != EventDirection.BOTH:
+            profile = one_way(self._base, profile, direction)
         self._base = profile
         self._base_since = now
-        self._active = [a for a in self._active if a.profile is None]
+        self._active = [
+            a for a in self._active if a.profile is None or direction not in (EventDirection.BOTH, a.direction)
+        ]
         self._fold(now)
 
     def apply(self, event: NetworkEvent, now: float, find_profile: Callable[[str], Profile]) -> None:
@@ -64,29 +89,42 @@ class Conditions:
 
         Raises:
             UnknownName: a profile change to a profile that there is not.
+            InvalidInput: a profile change of one direction, from or to a recorded path.
         """
+        direction = EventDirection(event.direction)
+        until = now + event.duration_seconds if event.duration_seconds else math.inf
         if event.event_type == EventType.RECOVERY:
-            self.clear(now)
+            self.clear(now, direction)
             return
         if event.event_type == EventType.PROFILE_CHANGE:
             profile = find_profile(event.new_profile)
             if not event.duration_seconds:
-                self.set_profile(profile, now)
+                self.set_profile(profile, now, direction)
                 return
-            active = _Active(event, now, now + event.duration_seconds, profile)
+            if direction != EventDirection.BOTH:
+                one_way(self._base, profile, direction)
+            active = _Active(event, now, until, profile, direction)
         elif event.mode == DisconnectMode.HALF_OPEN:
             return  # acts on the connections that there are; the link itself stays as it is
         else:
-            active = _Active(event, now, now + event.duration_seconds if event.duration_seconds else math.inf)
+            active = _Active(event, now, until, None, direction)
         self._active.append(active)
         self._fold(now)
 
-    def clear(self, now: float) -> int:
-        """End all running events and return how many there were."""
-        count = len(self._active)
-        self._active.clear()
+    def clear(self, now: float, direction: EventDirection = EventDirection.BOTH) -> int:
+        """End all running events, or what they do in one direction, and return how many were concerned."""
+        kept, concerned = [], 0
+        for active in self._active:
+            if direction not in (EventDirection.BOTH, active.direction):
+                concerned += active.direction == EventDirection.BOTH
+                if active.direction == EventDirection.BOTH:
+                    active.direction = direction.opposite
+                kept.append(active)
+            else:
+                concerned += 1
+        self._active = kept
         self._fold(now)
-        return count
+        return concerned
 
     def advance(self, now: float) -> None:
         """Let events end, and flaps turn, that are due."""
@@ -98,29 +136,52 @@ class Conditions:
         """The events that run."""
         return [a.event for a in self._active]
 
+    def summaries(self) -> list[str]:
+        """One line for each event that runs, with the direction that is left of it."""
+        return [replace(a.event, direction=a.direction).summary() for a in self._active]
+
     def _fold(self, now: float) -> None:
         self.profile, self.next_change = self._replayed(now)
-        self.latency_factor = self.bandwidth_factor = 1.0
-        self.added_seconds = 0.0
-        self.blocked: Blocked | None = None
+        self.up, self.down = Way(), Way()
+        self.lifetimes: list[tuple[float, float]] = []
         for active in self._active:
             self.next_change = min(self.next_change, active.until)
-            event = active.event
-            match event.event_type:
-                case EventType.PROFILE_CHANGE:
-                    self.profile = active.profile or self.profile
-                case EventType.LATENCY_SPIKE:
-                    plain = not event.factor and not event.added_ms
-                    self.latency_factor *= _DEFAULT_SPIKE_FACTOR if plain else event.factor or 1.0
-                    self.added_seconds += event.added_ms / 2000  # half of a round trip
-                case EventType.BANDWIDTH_COLLAPSE:
-                    self.bandwidth_factor *= event.factor or _DEFAULT_COLLAPSE_FACTOR
-                case EventType.DISCONNECT:
-                    self._block("disconnected", active.until, event.mode != DisconnectMode.BLACK_HOLE)
-                case EventType.PARTITION:
-                    self._block("partitioned", active.until, False)
-                case EventType.FLAP:
-                    self._flap(active, now)
+            event, direction = active.event, active.direction
+            if active.profile is not None:
+                self.profile = one_way(self.profile, active.profile, direction)
+            if event.event_type in (EventType.LIMIT_TIME, EventType.TIMEOUT):
+                self.lifetimes.append((active.began, event.close_after_seconds))
+            for way in self._ways(direction):
+                self._act(active, way, now)
+
+    def _act(self, active: _Active, way: Way, now: float) -> None:
+        event = active.event
+        match event.event_type:
+            case EventType.LATENCY_SPIKE:
+                plain = not event.factor and not event.added_ms
+                way.latency_factor *= _DEFAULT_SPIKE_FACTOR if plain else event.factor or 1.0
+                # Half of a round trip, unless it is all on one path.
+                way.added_seconds += event.added_ms / (2000 if event.direction == EventDirection.BOTH else 1000)
+            case EventType.BANDWIDTH_COLLAPSE:
+                way.bandwidth_factor *= event.factor or _DEFAULT_COLLAPSE_FACTOR
+            case EventType.DISCONNECT:
+                default = DisconnectMode.RESET if event.direction == EventDirection.BOTH else DisconnectMode.BLACK_HOLE
+                _block(way, "disconnected", active.until, (event.mode or default) == DisconnectMode.RESET)
+            case EventType.PARTITION:
+                _block(way, "partitioned", active.until, False)
+            case EventType.TIMEOUT:
+                _block(way, "timeout", active.until, False)
+            case EventType.LIMIT_DATA:
+                way.limit_bytes = min(way.limit_bytes, event.limit_bytes)
+            case EventType.SLOW_CLOSE:
+                way.close_delay_seconds += event.close_after_seconds
+            case EventType.FLAP:
+                self._flap(active, way, now)
+
+    def _ways(self, direction: EventDirection) -> tuple[Way, ...]:
+        if direction == EventDirection.BOTH:
+            return self.up, self.down
+        return (self.up,) if direction == EventDirection.UP else (self.down,)
 
     def _replayed(self, now: float) -> tuple[Profile, float]:
         """The base profile, or what it replays now; and until when."""
@@ -134,17 +195,42 @@ class Conditions:
         into = now - self._base_since
         return trace.profile_at(into), self._base_since + trace.next_change(into)
 
-    def _flap(self, flap: _Active, now: float) -> None:
+    def _flap(self, flap: _Active, way: Way, now: float) -> None:
         half = (flap.event.period_seconds or _DEFAULT_FLAP_SECONDS) / 2
         turns = int((now - flap.began) / half + 1e-9)
         turn = min(flap.began + (turns + 1) * half, flap.until)
         self.next_change = min(self.next_change, turn)
         if turns % 2 == 0:
-            self._block("flapping", turn, flap.event.mode == DisconnectMode.RESET)
+            _block(way, "flapping", turn, flap.event.mode == DisconnectMode.RESET)
 
-    def _block(self, cause: str, until: float, reset: bool) -> None:
-        last = self.blocked
-        if last is None:
-            self.blocked = Blocked(cause, until, reset)
-        else:
-            self.blocked = Blocked(last.cause, max(last.until, until), last.reset or reset)
+
+def one_way(base: Profile, profile: Profile, direction: EventDirection) -> Profile:
+    """Return `base` with one direction, or both, of `profile`.
+
+    Raises:
+        InvalidInput: one direction of a recorded path, which has both.
+    """
+    if direction == EventDirection.BOTH:
+        return profile
+    for each in (base, profile):
+        if each.trace is not None:
+            raise InvalidInput(f"{each.name} is a recorded path, which has both directions: give it to both")
+    return _merged(base, profile, direction)
+
+
+@lru_cache(maxsize=256)  # one object for the same profiles: a link takes another for a change
+def _merged(base: Profile, profile: Profile, direction: EventDirection) -> Profile:
+    first, *changes = base.name.split(" with ")
+    kept = [change for change in changes if not change.endswith(f" {direction}")]
+    name = " with ".join([first, *kept, f"{profile.name} {direction}"])
+    if direction == EventDirection.UP:
+        return replace(base, name=name, up=profile.up)
+    return replace(base, name=name, down=profile.down)
+
+
+def _block(way: Way, cause: str, until: float, reset: bool) -> None:
+    last = way.blocked
+    if last is None:
+        way.blocked = Blocked(cause, until, reset)
+    else:
+        way.blocked = Blocked(last.cause, max(last.until, until), last.reset or reset)

@@ -15,6 +15,15 @@ UPSTREAM: Final = "upstream"
 _MOST: Final = 1e12
 """Of any figure of an event, a time of any usual clock too."""
 _LEAST_FACTOR: Final = 1e-9
+_AMOUNTS: Final = (
+    "duration_seconds",
+    "factor",
+    "added_ms",
+    "period_seconds",
+    "scheduled_time",
+    "limit_bytes",
+    "close_after_seconds",
+)
 
 
 class EventType(StrEnum):
@@ -26,7 +35,28 @@ class EventType(StrEnum):
     PARTITION = "partition"
     BANDWIDTH_COLLAPSE = "bandwidth_collapse"
     FLAP = "flap"
+    LIMIT_DATA = "limit_data"
+    """A connection is closed when it has carried so many bytes."""
+    LIMIT_TIME = "limit_time"
+    """A connection is closed when it has lasted so long."""
+    TIMEOUT = "timeout"
+    """Nothing passes, and a connection is closed after so long."""
+    SLOW_CLOSE = "slow_close"
+    """The end of a connection arrives so much later."""
     RECOVERY = "recovery"
+
+
+class EventDirection(StrEnum):
+    """Which paths of a link an event acts on."""
+
+    UP = "up"
+    DOWN = "down"
+    BOTH = "both"
+
+    @property
+    def opposite(self) -> "EventDirection":
+        """The other path; of both there is none, and it stays both."""
+        return {self.UP: EventDirection.DOWN, self.DOWN: EventDirection.UP}.get(self, self)
 
 
 class DisconnectMode(StrEnum):
@@ -38,6 +68,9 @@ class DisconnectMode(StrEnum):
     """Nothing passes and nobody is told; what was sent passes once it is over, as TCP would send it again."""
     HALF_OPEN = "half_open"
     """The far end has forgotten the connections that there are: they stay silent for good, new ones work."""
+
+
+_CLOSING: Final = (EventType.LIMIT_TIME, EventType.TIMEOUT, EventType.SLOW_CLOSE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +97,28 @@ class NetworkEvent:
     factor: float = 0.0
     """Of a latency spike: what latencies are multiplied by. Of a bandwidth collapse: the share that is left."""
     added_ms: float = 0.0
-    """Of a latency spike: what a round trip gains."""
+    """Of a latency spike: what a round trip gains; half of it on either path, all of it where there is a direction."""
     mode: str = ""
-    """Of a disconnection or flap: one of `DisconnectMode`; by default a reset, and for a flap a black hole."""
+    """Of a disconnection or flap: one of `DisconnectMode`. By default a reset; of a flap, and in one direction only, a
+    black hole."""
     period_seconds: float = 0.0
     """Of a flap: one time down and up again, half each."""
     group_b: tuple[str, ...] = ()
     """Of a partition: the other side. The upstream is on it, unless `nodes` names "upstream"."""
+    direction: str = EventDirection.BOTH
+    """Which path it acts on: "up" from the node to the upstream, "down" to the node, or "both"."""
+    limit_bytes: int = 0
+    """Of limit_data: what each connection carries in each direction before it is closed."""
+    close_after_seconds: float = 0.0
+    """Of limit_time and timeout: how long each connection lasts from then on. Of slow_close: how much later its end
+    arrives."""
 
     def __post_init__(self) -> None:
         _require_known("event type", self.event_type, EventType)
         if self.mode:
             _require_known("mode", self.mode, DisconnectMode)
-        for name in ("duration_seconds", "factor", "added_ms", "period_seconds", "scheduled_time"):
+        _require_known("direction", self.direction, EventDirection)
+        for name in _AMOUNTS:
             value = getattr(self, name) or 0.0
             if not 0 <= value <= _MOST:
                 raise InvalidInput(f"{self.event_type}: {name} is 0 to {_MOST:g}, not {value:g}")
@@ -84,6 +126,10 @@ class NetworkEvent:
             raise InvalidInput(f"{self.event_type}: a factor is {_LEAST_FACTOR:g} or more, not {self.factor:g}")
         if self.event_type == EventType.PROFILE_CHANGE and not self.new_profile:
             raise InvalidInput("profile_change needs the new profile")
+        if self.event_type == EventType.LIMIT_DATA and not self.limit_bytes:
+            raise InvalidInput("limit_data needs limit_bytes: 1 or more")
+        if self.event_type in _CLOSING and not self.close_after_seconds:
+            raise InvalidInput(f"{self.event_type} needs close_after_seconds: more than 0")
         if self.scheduled_time is not None and self.scheduled_round is not None:
             raise InvalidInput(f"{self.event_type} is due by time or by round, not by both")
         if not (self.targets or self.event_type == EventType.RECOVERY):
@@ -120,10 +166,12 @@ class NetworkEvent:
         parts = [f"{self.event_type} on {', '.join(self.targets)}"]
         if self.duration_seconds:
             parts.append(f"for {self.duration_seconds:g} s")
-        details = [self.new_profile, self.mode]
+        details = [self.new_profile, self.mode, self.direction if self.direction != EventDirection.BOTH else ""]
         details += [f"×{self.factor:g}"] if self.factor else []
         details += [f"+{self.added_ms:g} ms"] if self.added_ms else []
         details += [f"every {self.period_seconds:g} s"] if self.period_seconds else []
+        details += [f"after {self.limit_bytes} bytes"] if self.limit_bytes else []
+        details += [f"after {self.close_after_seconds:g} s"] if self.close_after_seconds else []
         told = ", ".join(detail for detail in details if detail)
         return " ".join(parts) + (f": {told}" if told else "")
 

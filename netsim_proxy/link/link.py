@@ -14,12 +14,13 @@ from collections.abc import Callable
 from typing import Final
 
 from common.draws import Draws
-from netsim_proxy.link.conditions import Blocked, Conditions
+from netsim_proxy.link.conditions import Blocked, Conditions, Way
 from netsim_proxy.link.distributions import standard_normal, standard_normal_cdf
-from netsim_proxy.link.events import DisconnectMode, NetworkEvent
+from netsim_proxy.link.events import DisconnectMode, EventDirection, NetworkEvent
+from netsim_proxy.link.lane import LinkLane
 from netsim_proxy.link.loss import LossChain
 from netsim_proxy.link.outcomes import Cause, Deliver, Direction, DirectionCounters, Exchange, Fail, Hold, LossModel
-from netsim_proxy.link.profiles import Loss, Path, Profile, find_profile
+from netsim_proxy.link.profiles import Loss, Profile, find_profile
 from netsim_proxy.link.tcp import SEGMENT_BYTES, TcpFlow
 from netsim_proxy.link.window import CongestionControl
 
@@ -35,33 +36,13 @@ _STREAM_POINT_BYTES: Final = (64 << 10, 64 << 20)
 """Where a lost stream ends if it is longer than that: evenly in the logarithm between these."""
 
 
-class _Lane(DirectionCounters):
-    """One direction: its path, the time until which its bandwidth is taken, and what it has done."""
-
-    __slots__ = ("busy_until", "flows", "latency", "number", "path", "seconds_per_byte")
-
-    def __init__(self, number: int, path: Path) -> None:
-        super().__init__()
-        self.number = number
-        self.take(path)
-        self.seconds_per_byte = 1.0 / path.bytes_per_second
-        self.busy_until = -math.inf
-        self.flows: dict[int, TcpFlow] = {}
-
-    def take(self, path: Path) -> None:
-        """What it is like from now on."""
-        self.path = path
-        self.latency = path.latency.at
-
-
 class Link:
     """The link of one node; `link_id` and `seed` name its draws."""
 
     __slots__ = (
-        "_added_seconds", "_blocked", "_chain", "_conditions", "_connections", "_dead_connections", "_down", "_draws",
-        "_find_profile", "_latency_draws", "_latency_factor", "_message_draws", "_next_change", "_notice_draws",
-        "_profile", "_request_share", "_score", "_seed", "_side_draws", "_undisturbed_until", "_up",
-        "congestion_control", "link_id", "loss_model", "losses", "rpcs",
+        "_chain", "_conditions", "_connections", "_down", "_draws", "_find_profile", "_latency_draws", "_message_draws",
+        "_next_change", "_notice_draws", "_profile", "_request_share", "_score", "_seed", "_side_draws",
+        "_undisturbed_until", "_up", "congestion_control", "link_id", "loss_model", "losses", "rpcs",
     )  # fmt: skip
 
     def __init__(
@@ -88,15 +69,11 @@ class Link:
         self._side_draws = Draws(seed, link_id, "lost side")
         self._notice_draws = Draws(seed, link_id, "notice")
         self._score = standard_normal(self._latency_draws.uniform(0))
-        self._connections: set[int] = set()
-        self._dead_connections: set[int] = set()
-        self._blocked: Blocked | None = None
+        self._connections: dict[int, float] = {}  # by number; since when
         self._conditions = Conditions(profile)
-        self._up = _Lane(0, profile.up)
-        self._down = _Lane(1, profile.down)
+        self._up = LinkLane(0, profile.up)
+        self._down = LinkLane(1, profile.down)
         self._profile = profile
-        self._latency_factor = 1.0
-        self._added_seconds = 0.0
         self._refresh(-math.inf)
         self._set_losses()
 
@@ -114,7 +91,8 @@ class Link:
             self._score = rho * self._score + math.sqrt(1 - rho * rho) * standard_normal(quantile)
             quantile = standard_normal_cdf(self._score)
         exchange = Exchange(index, connection, quantile, self._score)
-        self._connections.add(connection)
+        if connection not in self._connections:
+            self._connections[connection] = now
         if self.loss_model is _RPC and self._chain.lost(index):
             self._doom(exchange)
         return exchange
@@ -122,16 +100,17 @@ class Link:
     def connect(self, now: float, connection: int) -> Exchange:
         """What a connection sends outside of RPCs (settings, pings, window updates): delayed alike, and never lost."""
         self._advance(now)
-        self._connections.add(connection)
+        self._connections.setdefault(connection, now)
         quantile = Draws(self._seed, self.link_id, "connection").uniform(connection)
         return Exchange(-1 - connection, connection, quantile, standard_normal(quantile))
 
     def disconnect(self, connection: int) -> None:
         """The connection is closed; forget it."""
-        self._connections.discard(connection)
-        self._dead_connections.discard(connection)
-        self._up.flows.pop(connection, None)
-        self._down.flows.pop(connection, None)
+        self._connections.pop(connection, None)
+        for lane in (self._up, self._down):
+            lane.dead_connections.discard(connection)
+            lane.carried.pop(connection, None)
+            lane.flows.pop(connection, None)
 
     def settle(self) -> None:
         """Forget what is on its way, as if it had all arrived long ago; windows of connections stay as they are."""
@@ -157,7 +136,7 @@ class Link:
         """
         if now >= self._undisturbed_until:
             self._advance(now)
-            refused = self._refuse(now, exchange)
+            refused = self._refuse(now, direction, nbytes, exchange)
             if refused is not None:
                 return refused
         if exchange.lost_on is not None and self._is_lost(direction, nbytes, exchange, end):
@@ -169,7 +148,7 @@ class Link:
         if first and last > _NEVER:
             self._redraw(exchange)
         one_way = lane.latency
-        at = one_way(exchange.quantile) * self._latency_factor + self._added_seconds
+        at = one_way(exchange.quantile) * lane.latency_factor + lane.added_seconds
         if express:
             at += now
         else:
@@ -240,7 +219,9 @@ class Link:
         self._advance(now)
         self._conditions.apply(event, now, self._find_profile)
         if event.mode == DisconnectMode.HALF_OPEN:
-            self._dead_connections |= self._connections
+            for lane, direction in ((self._up, EventDirection.UP), (self._down, EventDirection.DOWN)):
+                if event.direction in (direction, EventDirection.BOTH):
+                    lane.dead_connections.update(self._connections)
         self._refresh(now)
 
     def clear(self, now: float) -> int:
@@ -250,21 +231,62 @@ class Link:
         self._refresh(now)
         return count
 
-    def blocked(self, now: float) -> Blocked | None:
-        """Why nothing passes now, or None."""
+    def blocked(self, now: float, direction: Direction | None = None) -> Blocked | None:
+        """Why nothing passes in a direction now, or None; where none is given, why nothing passes in either."""
         self._advance(now)
-        return self._blocked
+        if direction is not None:
+            return self._lane(direction).blocked
+        up, down = self._up.blocked, self._down.blocked
+        if up is None or down is None:
+            return None
+        return Blocked(up.cause, min(up.until, down.until), up.reset and down.reset)
+
+    def resets_one_way(self, direction: Direction) -> bool:
+        """Whether what is sent in this direction, and only in this one, ends its connection."""
+        here, there = self._lane(direction).blocked, self._lane(direction.opposite).blocked
+        return here is not None and here.reset and not (there is not None and there.reset)
+
+    def is_disturbed(self, now: float) -> bool:
+        """Whether something but the profile decides on what passes: a block, a limit, or connections that are dead."""
+        self._advance(now)
+        return self._undisturbed_until == _NEVER
+
+    def closes_at(self, connection: int, now: float) -> float:
+        """When a connection has lasted as long as the events that run leave it; infinite = it goes on."""
+        self._advance(now)
+        since = self._connections.get(connection, now)
+        return min((max(began, since) + seconds for began, seconds in self._conditions.lifetimes), default=math.inf)
+
+    def allowance(self, connection: int, direction: Direction) -> float:
+        """How many bytes a connection may still carry; infinite where there is no limit."""
+        lane = self._lane(direction)
+        return lane.limit_bytes - lane.carried.get(connection, 0)
+
+    def close_delay_seconds(self, direction: Direction) -> float:
+        """How much later the end of a connection arrives."""
+        return self._way(direction).close_delay_seconds
+
+    @property
+    def limits_connections(self) -> bool:
+        """Whether an event ends connections after some bytes or seconds."""
+        lanes = self._up, self._down
+        return bool(self._conditions.lifetimes) or any(lane.limit_bytes < math.inf for lane in lanes)
 
     def active_events(self, now: float) -> list[NetworkEvent]:
         """The events that run now."""
         self._advance(now)
         return self._conditions.active()
 
-    def state(self, now: float) -> str:
-        """In a word: up, degraded, down or partitioned."""
+    def event_summaries(self, now: float) -> list[str]:
+        """One line for each event that runs now."""
         self._advance(now)
-        if self._blocked is not None:
-            return "partitioned" if self._blocked.cause == Cause.PARTITIONED else "down"
+        return self._conditions.summaries()
+
+    def state(self, now: float) -> str:
+        """In a word: up, degraded (also where one direction is down), down or partitioned."""
+        blocked = self.blocked(now)
+        if blocked is not None:
+            return "partitioned" if blocked.cause == Cause.PARTITIONED else "down"
         return "degraded" if self._conditions.active() else "up"
 
     def counters(self, direction: Direction) -> DirectionCounters:
@@ -278,17 +300,20 @@ class Link:
 
     def latency_bounds_ms(self, direction: Direction) -> tuple[float, float]:
         """The 1 % and 99 % quantiles of the one-way latency, with the events that run."""
-        latency = self._lane(direction).path.latency
-        low, high = (latency.at(u) * self._latency_factor + self._added_seconds for u in (0.01, 0.99))
+        lane = self._lane(direction)
+        low, high = (lane.path.latency.at(u) * lane.latency_factor + lane.added_seconds for u in (0.01, 0.99))
         return low * 1000, high * 1000
 
     def bandwidth_mbit(self, direction: Direction) -> float:
         """The bandwidth, with the events that run."""
-        return self._lane(direction).path.bandwidth_mbit * self._conditions.bandwidth_factor
+        return self._lane(direction).path.bandwidth_mbit * self._way(direction).bandwidth_factor
 
     # --- inside
 
-    def _lane(self, direction: Direction) -> _Lane:
+    def _way(self, direction: Direction) -> Way:
+        return self._conditions.up if direction is _UP else self._conditions.down
+
+    def _lane(self, direction: Direction) -> LinkLane:
         return self._up if direction is _UP else self._down
 
     def _advance(self, now: float) -> None:
@@ -299,21 +324,29 @@ class Link:
     def _refresh(self, now: float) -> None:
         conditions = self._conditions
         self._next_change = conditions.next_change
-        self._blocked = conditions.blocked
-        self._undisturbed_until = self._next_change if self._blocked is None and not self._dead_connections else _NEVER
-        self._latency_factor = conditions.latency_factor
-        self._added_seconds = conditions.added_seconds
         changed = conditions.profile is not self._profile
         self._profile = conditions.profile
-        for lane, path in ((self._up, self._profile.up), (self._down, self._profile.down)):
+        for lane, path, way in (
+            (self._up, self._profile.up, conditions.up),
+            (self._down, self._profile.down, conditions.down),
+        ):
             lane.take(path)
-            seconds_per_byte = 1.0 / (path.bytes_per_second * conditions.bandwidth_factor)
+            lane.latency_factor, lane.added_seconds = way.latency_factor, way.added_seconds
+            lane.blocked = way.blocked
+            if way.limit_bytes == math.inf:
+                lane.carried.clear()  # counted from the beginning of the next limit on
+            lane.limit_bytes = way.limit_bytes
+            seconds_per_byte = 1.0 / (path.bytes_per_second * way.bandwidth_factor)
             if seconds_per_byte != lane.seconds_per_byte:
                 if lane.busy_until > now and lane.seconds_per_byte:
                     lane.busy_until = now + (lane.busy_until - now) * seconds_per_byte / lane.seconds_per_byte
                 lane.seconds_per_byte = seconds_per_byte
             for flow in lane.flows.values():
-                flow.take_path(path, conditions.bandwidth_factor)
+                flow.take_path(path, way.bandwidth_factor)
+        disturbed = self.limits_connections or any(
+            lane.blocked is not None or lane.dead_connections for lane in (self._up, self._down)
+        )
+        self._undisturbed_until = _NEVER if disturbed else self._next_change
         if changed:
             self._set_losses()
 
@@ -345,16 +378,25 @@ class Link:
         timeouts = _NOTICE_SECONDS * (1 + 2 * self._notice_draws.uniform(exchange.index))
         return Fail(now + self._round_trip(exchange) + timeouts, Cause.LOSS)
 
-    def _refuse(self, now: float, exchange: Exchange) -> Fail | Hold | None:
-        if exchange.connection in self._dead_connections:
+    def _refuse(self, now: float, direction: Direction, nbytes: int, exchange: Exchange) -> Fail | Hold | None:
+        lane, connection = self._lane(direction), exchange.connection
+        if connection in lane.dead_connections:
             return Hold(math.inf, Cause.HALF_OPEN)
-        blocked = self._blocked
-        if blocked is None:
-            return None
-        if blocked.reset:
-            self.losses[Cause(blocked.cause)] += 1
-            return Fail(now, Cause(blocked.cause))
-        return Hold(blocked.until, Cause(blocked.cause))
+        if self._conditions.lifetimes and now >= self.closes_at(connection, now):
+            return self._end(now, Cause.LIMIT_TIME)
+        blocked = lane.blocked
+        if blocked is not None:
+            cause = Cause(blocked.cause)
+            return self._end(now, cause) if blocked.reset else Hold(blocked.until, cause)
+        if lane.limit_bytes < math.inf:
+            if nbytes > self.allowance(connection, direction):
+                return self._end(now, Cause.LIMIT_DATA)
+            lane.carried[connection] = lane.carried.get(connection, 0) + nbytes
+        return None
+
+    def _end(self, now: float, cause: Cause) -> Fail:
+        self.losses[cause] += 1
+        return Fail(now, cause)
 
     def _redraw(self, exchange: Exchange) -> None:
         exchange.messages += 1
@@ -366,12 +408,16 @@ class Link:
         exchange.quantile = quantile
 
     def _round_trip(self, exchange: Exchange) -> float:
-        both = self._up.latency(exchange.quantile) + self._down.latency(exchange.quantile)
-        return both * self._latency_factor + 2 * self._added_seconds
+        up, down = self._up, self._down
+        there, back = up.latency(exchange.quantile), down.latency(exchange.quantile)
+        if up.latency_factor == down.latency_factor and up.added_seconds == down.added_seconds:
+            return (there + back) * up.latency_factor + 2 * up.added_seconds  # rounded alike, whatever the events
+        return there * up.latency_factor + up.added_seconds + back * down.latency_factor + down.added_seconds
 
-    def _open_flow(self, lane: _Lane, connection: int) -> TcpFlow:
+    def _open_flow(self, lane: LinkLane, connection: int) -> TcpFlow:
         name = "up" if lane is self._up else "down"
         draws = Draws(self._seed, self.link_id, "packets", name, connection)
         flow = lane.flows[connection] = TcpFlow(lane.path, draws, self.congestion_control)
-        flow.take_path(lane.path, self._conditions.bandwidth_factor)
+        way = self._conditions.up if lane is self._up else self._conditions.down
+        flow.take_path(lane.path, way.bandwidth_factor)
         return flow

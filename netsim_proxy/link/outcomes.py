@@ -14,6 +14,11 @@ class Direction(StrEnum):
     DOWN = "down"
     """From the upstream to the node."""
 
+    @property
+    def opposite(self) -> "Direction":
+        """The other path."""
+        return Direction.DOWN if self is Direction.UP else Direction.UP
+
 
 class LossModel(StrEnum):
     """What a loss looks like above TCP."""
@@ -32,6 +37,12 @@ class Cause(StrEnum):
     PARTITIONED = "partitioned"
     FLAPPING = "flapping"
     HALF_OPEN = "half_open"
+    TIMEOUT = "timeout"
+    """Nothing passes until the connection is closed."""
+    LIMIT_DATA = "limit_data"
+    """The connection has carried what it may, and is over."""
+    LIMIT_TIME = "limit_time"
+    """The connection has lasted as long as it may, and is over."""
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from common.clock import Clock, monotonic, wall
 from common.draws import Draws
 from netsim_proxy.link.events import ALL, UPSTREAM, EventType, NetworkEvent
 from netsim_proxy.link.link import Link
-from netsim_proxy.link.outcomes import Direction, Fail, Hold, LossModel
+from netsim_proxy.link.outcomes import Cause, Direction, Fail, Hold, LossModel
 from netsim_proxy.link.profiles import Profile, find_profile
 from netsim_proxy.link.regions import between_regions, find_region
 from netsim_proxy.link.timeline import Timeline
@@ -239,6 +239,8 @@ def _round_trip(link: Link, now: float, nbytes: int) -> tuple[bool, float]:
             return False, _GIVE_UP_SECONDS
         seconds += outcome.at - now
         if isinstance(outcome, Fail):
+            if outcome.cause is not Cause.LOSS:
+                link.disconnect(exchange.connection)  # the next one connects anew
             return False, seconds
     return True, seconds
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent import futures
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +16,7 @@ import uvloop
 
 from netsim_proxy.link.profiles import Profile, find_profile
 from netsim_proxy.pacer import Pacer
+from netsim_proxy.passthrough import PassThrough
 from netsim_proxy.ports import Ports
 from netsim_proxy.server import Proxy
 
@@ -111,12 +114,16 @@ class Running:
             self.ports = Ports(self.pacer, profile, seed, **options.pop("ports", {}))
             self.proxy = Proxy(upstream, self.ports, self.pacer, **options)
             self.address = await self.proxy.listen("127.0.0.1:0")
+            self.passing = PassThrough(
+                upstream, self.ports, self.pacer, link_map=lambda: self.proxy.link_map, numbers=self.proxy.numbers
+            )
         except BaseException as error:
             self._error = error
             raise
         finally:
             self._started.set()
         await self._stop.wait()
+        self.passing.close()
         await self.proxy.drain(0.0)
         self.pacer.close()
 
@@ -125,6 +132,9 @@ class Running:
             return function(*args)
 
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+
+    def wait_for(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
 
     def link(self, node_id: str) -> Any:
         return self.ports.known(node_id).link
@@ -227,3 +237,46 @@ def eventually() -> Callable[[Callable[[], Any]], None]:
             time.sleep(0.005)
 
     return wait
+
+
+class Authority:
+    """Signs certificates for names on this machine."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory = directory
+        self.certificate, self.key = directory / f"{name}.crt", directory / f"{name}.key"
+        _openssl(
+            *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"),
+            *("-keyout", self.key, "-out", self.certificate, "-subj", f"/CN={name}"),
+            *("-addext", "basicConstraints=critical,CA:TRUE"),
+        )
+
+    def sign(self, name: str) -> tuple[Path, Path]:
+        """A certificate for this name and localhost, and its key."""
+        certificate, key = self.directory / f"{name}.crt", self.directory / f"{name}.key"
+        request, extension = self.directory / f"{name}.csr", self.directory / f"{name}.ext"
+        extension.write_text(f"subjectAltName=DNS:{name},DNS:localhost,IP:127.0.0.1\n")
+        _openssl(
+            *("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-keyout", key, "-out", request, "-subj", f"/CN={name}"),
+        )
+        _openssl(
+            *("x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self.key, "-CAcreateserial"),
+            *("-days", "2", "-extfile", extension, "-out", certificate),
+        )
+        return certificate, key
+
+
+def _openssl(*arguments: str | Path) -> None:
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"), "authority")
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """An authority whom nobody knows."""
+    return Authority(tmp_path_factory.mktemp("stranger"), "stranger")

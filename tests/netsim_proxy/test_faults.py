@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from netsim_proxy import http2
 from netsim_proxy.link.events import NetworkEvent
 from netsim_proxy.link.outcomes import Cause
-from netsim_proxy.server import ServerTls, UpstreamTls
+from netsim_proxy.tls import ServerTls, UpstreamTls
 
 
 def event(kind: str, **fields: Any) -> NetworkEvent:

@@ -130,3 +130,40 @@ def test_an_rpc_leaves_no_cycles_behind(nbytes: int) -> None:
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_one_way_of_silence_ends_a_connection_as_silence_both_ways_does(direction: str) -> None:
+    time, failed = VirtualTime(), []
+    tested = line(time)
+    call = tested.call(lambda: failed.append(time.now))
+    event = NetworkEvent("partition", "n", direction=direction)
+    tested.link.apply(event, 0.0)
+    tested.happened(event)
+    call.send(Direction.UP, 1000, 1, True, lambda _: None)
+    time.run()
+    assert failed == [SILENCE_SECONDS] and tested.connection == 1
+
+
+@pytest.mark.parametrize("kind", ["limit_time", "timeout"])
+def test_a_connection_ends_when_its_time_is_over_and_the_next_one_too(kind: str) -> None:
+    time, failed = VirtualTime(), []
+    tested = line(time)
+    tested.call(lambda: failed.append(time.now))
+    event = NetworkEvent(kind, "n", close_after_seconds=3)
+    tested.link.apply(event, 0.0)
+    tested.happened(event)
+    time.run()
+    began = time.now
+    tested.call(lambda: failed.append(time.now))
+    time.run()
+    assert failed == [3.0, began + 3.0] and tested.connection == 2
+
+
+def test_a_connection_ends_when_its_bytes_are_spent() -> None:
+    time, failed = VirtualTime(), []
+    tested = line(time)
+    tested.link.apply(NetworkEvent("limit_data", "n", limit_bytes=1000), 0.0)
+    tested.call(lambda: failed.append(time.now)).send(Direction.UP, 1001, 1, True, lambda _: pytest.fail())
+    time.run()
+    assert failed == [0.0] and tested.connection == 1

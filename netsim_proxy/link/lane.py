@@ -1,0 +1,37 @@
+"""The state of one direction of a link."""
+
+import math
+
+from netsim_proxy.link.conditions import Blocked
+from netsim_proxy.link.outcomes import DirectionCounters
+from netsim_proxy.link.profiles import Path
+from netsim_proxy.link.tcp import TcpFlow
+
+
+class LinkLane(DirectionCounters):
+    """One direction: its path, the time until which its bandwidth is taken, and what it has done."""
+
+    __slots__ = (
+        "added_seconds", "blocked", "busy_until", "carried", "dead_connections", "flows", "latency", "latency_factor",
+        "limit_bytes", "number", "path", "seconds_per_byte",
+    )  # fmt: skip
+
+    def __init__(self, number: int, path: Path) -> None:
+        super().__init__()
+        self.number = number
+        self.take(path)
+        self.seconds_per_byte = 1.0 / path.bytes_per_second
+        self.busy_until = -math.inf
+        self.flows: dict[int, TcpFlow] = {}
+        self.latency_factor = 1.0
+        self.added_seconds = 0.0
+        self.blocked: Blocked | None = None
+        self.limit_bytes = math.inf
+        self.carried: dict[int, int] = {}
+        """Bytes by connection, while there is a limit."""
+        self.dead_connections: set[int] = set()
+
+    def take(self, path: Path) -> None:
+        """What it is like from now on."""
+        self.path = path
+        self.latency = path.latency.at

@@ -1,0 +1,354 @@
+"""TCP that is passed through as it is, TLS included, over the same links: for any protocol, nothing is looked into.
+
+Bytes are offered to the link in pieces and written when they are due. There are no calls that the link could lose:
+losses cost time under `transport`, and nothing under `rpc`.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from typing import Final, cast
+
+import structlog
+
+from common.clock import monotonic
+from netsim_proxy.addresses import Address
+from netsim_proxy.client_hello import HANDSHAKE, Incomplete, server_name
+from netsim_proxy.link.outcomes import Deliver, Exchange, Fail
+from netsim_proxy.link_map import LinkMap
+from netsim_proxy.outlet import Outlet
+from netsim_proxy.pacer import Pacer
+from netsim_proxy.peer import bound_buffers
+from netsim_proxy.port import DIRECTIONS, DOWN, UP, Port
+from netsim_proxy.ports import Ports
+
+_CONNECT_SECONDS: Final = 5.0
+_HELLO_SECONDS: Final = 1.0
+"""How long a client may take to name a server before its connection is taken for one that names none."""
+
+log = structlog.get_logger()
+
+
+class PassThrough:
+    """Relays TCP connections to `upstream`.
+
+    A connection is on the link of the server's name that it asks for (TLS), or else of the port where it was accepted,
+    or else of the client's address, or else on the default link.
+    """
+
+    def __init__(
+        self, upstream: str, ports: Ports, pacer: Pacer, *, link_map: Callable[[], LinkMap], numbers: Iterator[int]
+    ) -> None:
+        self.relays: set[RawRelay] = set()
+        self.upstream = Address.parse(upstream)
+        self.link_map = link_map
+        self._ports, self._pacer, self._numbers = ports, pacer, numbers
+        self._servers: list[tuple[asyncio.Server, Address]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def listen(self, address: str, link: str = "") -> str:
+        """Accept connections at HOST:PORT or unix:PATH; return the address with the real port.
+
+        Raises:
+            ConfigError: an address that is malformed or in use.
+        """
+        parsed = Address.parse(address)
+        server, text = await parsed.listen(lambda: _Client(self, link))
+        self._servers.append((server, parsed))
+        return text
+
+    def close(self) -> None:
+        """Accept nobody and end every connection."""
+        for server, address in self._servers:
+            server.close()
+            address.remove()
+        for task in list(self._tasks):
+            task.cancel()
+        for relay in list(self.relays):
+            relay.close()
+
+    def connect(self, client: "_Client", link: str) -> None:
+        """Bring up the upstream's side for a client whose link is known."""
+        task = asyncio.get_running_loop().create_task(self._connect(client, link))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, client: "_Client", link: str) -> None:
+        relay = RawRelay(self._ports.of(link), self._pacer, next(self._numbers), self.relays.discard)
+        self.relays.add(relay)
+        client.attach_to(relay)
+        try:
+            await asyncio.wait_for(self.upstream.connect(lambda: _End(relay, DOWN)), _CONNECT_SECONDS)
+        except (OSError, TimeoutError) as error:
+            why = "no answer" if isinstance(error, TimeoutError) else (getattr(error, "strerror", "") or str(error))
+            log.warning("upstream cannot be reached", upstream=self.upstream.text, reason=why)
+            client.refuse()
+            relay.close()
+            return
+        if not client.begin(relay):
+            relay.close()
+
+
+class RawRelay:
+    """One client connection and its one to the upstream, on one link."""
+
+    def __init__(self, port: Port, pacer: Pacer, number: int, on_closed: Callable[["RawRelay"], None]) -> None:
+        self.number = number
+        self.port = port
+        self.pacer = pacer
+        self.closed = False
+        self.exchange: Exchange = port.link.connect(monotonic(), number)
+        self.lanes = RawLane(self, UP), RawLane(self, DOWN)
+        self._on_closed = on_closed
+        self._silent = False
+
+    def attach(self, way: int, transport: asyncio.Transport) -> None:
+        """One end is up: what it sends goes `way`."""
+        bound_buffers(transport)
+        self.lanes[way].source = transport
+        self.lanes[1 - way].outlet.sink = transport
+
+    def received(self, way: int, data: bytes) -> None:
+        """Bytes from the client (UP) or the upstream (DOWN)."""
+        if not self.closed and not self._silent:
+            self.pacer.catch_up()
+            self.lanes[way].feed(data)
+
+    def ended(self, way: int, reset: bool = False) -> None:
+        """An end sends no more, or, with `reset`, is gone: the other hears of it behind what was sent before."""
+        if not self.closed and not self._silent:
+            self.lanes[way].end(reset)
+
+    def close(self, reset: bool = False) -> None:
+        """End both connections; with `reset` at once, by TCP resets."""
+        if self.closed:
+            return
+        self.closed = True
+        for lane in self.lanes:
+            lane.outlet.closed = True
+            if lane.source is not None and reset:
+                _reset(lane.source)
+            elif lane.source is not None:
+                lane.source.close()
+        self.port.forget(self)
+        self._on_closed(self)
+
+    def close_after_delivery(self) -> None:
+        """End both connections when what is on its way has arrived; nothing more is read."""
+        if not self._silent:
+            self._silent = True
+            latest = max(lane.outlet.latest_at for lane in self.lanes)
+            self.pacer.at(max(monotonic(), latest), self.close)
+
+    def fall_silent(self) -> None:
+        """The upstream forgets the connection, and the client is not told."""
+        self._silent = True
+        for lane in self.lanes:
+            lane.outlet.closed = True
+        upstream = self.lanes[DOWN].source
+        if upstream is not None:
+            _reset(upstream)
+
+
+class RawLane:
+    """The bytes that one end sends; `way` is UP (from the client) or DOWN (from the upstream)."""
+
+    def __init__(self, relay: RawRelay, way: int) -> None:
+        self.relay, self.way = relay, way
+        self.source: asyncio.Transport | None = None
+        self.outlet = Outlet(relay.pacer)
+        self.has_ended = False
+        self._holds: set[object] = set()
+
+    def feed(self, data: bytes) -> None:
+        """Take in what was sent."""
+        port, at = self.relay.port, 0
+        while at < len(data) and not self.relay.closed:
+            left = port.link.allowance(self.relay.number, DIRECTIONS[self.way])
+            if left <= 0:
+                break
+            piece = data[at : at + int(min(port.piece_bytes[self.way], left))]
+            at += len(piece)
+            port.offer(self, len(piece), self.relay.exchange, False, self._settle, piece)
+        if port.link.allowance(self.relay.number, DIRECTIONS[self.way]) <= 0:
+            self.relay.close_after_delivery()
+
+    def end(self, reset: bool) -> None:
+        """Nothing more comes from this end."""
+        if reset or not self.has_ended:
+            self.has_ended = True
+            self.relay.port.offer(self, 0, self.relay.exchange, True, self._settle_end, reset)
+
+    def hold(self, reason: object) -> None:
+        """Stop reading until every reason is released."""
+        if not self._holds and self.source is not None and not self.source.is_closing():
+            self.source.pause_reading()
+        self._holds.add(reason)
+
+    def release(self, reason: object) -> None:
+        """Read on, unless there are other reasons not to."""
+        if reason in self._holds:
+            self._holds.remove(reason)
+            if not self._holds and self.source is not None and not self.source.is_closing():
+                self.source.resume_reading()
+
+    def _settle(self, verdict: Deliver | Fail, piece: bytes) -> None:
+        if isinstance(verdict, Fail):
+            self.relay.close(reset=True)
+        elif verdict.at <= monotonic() and not self.outlet.queued:
+            self.outlet.write(piece)
+        else:
+            self.relay.port.enter(self, len(piece))
+            self.outlet.later(verdict.at, self._due, piece)
+
+    def _due(self, piece: bytes) -> None:
+        self.relay.port.leave(self, len(piece))
+        self.outlet.write(piece)
+
+    def _settle_end(self, verdict: Deliver | Fail, reset: bool) -> None:
+        if isinstance(verdict, Fail):
+            self.relay.close(reset=True)
+            return
+        late = self.relay.port.link.close_delay_seconds(DIRECTIONS[self.way])
+        self.outlet.later(max(verdict.at, self.outlet.latest_at) + late, self._end_other, reset)
+
+    def _end_other(self, reset: bool) -> None:
+        sink = self.outlet.sink
+        if reset:
+            self.relay.close(reset=True)
+        elif self.relay.lanes[1 - self.way].has_ended and not self.relay.lanes[1 - self.way].outlet.queued:
+            self.relay.close()
+        elif sink is not None and not sink.is_closing() and not self.outlet.closed:
+            sink.write_eof()
+
+
+class _End(asyncio.Protocol):
+    """One end of a relay; hands over what happens."""
+
+    def __init__(self, relay: RawRelay, way: int) -> None:
+        self.relay: RawRelay | None = relay
+        self._way = way
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The end is up."""
+        assert self.relay is not None
+        self.relay.attach(self._way, cast(asyncio.Transport, transport))
+
+    def data_received(self, data: bytes) -> None:
+        """Relay."""
+        if self.relay is not None:
+            self.relay.received(self._way, data)
+
+    def eof_received(self) -> bool:
+        """It sends no more, and may still read: the connection stays."""
+        if self.relay is not None:
+            self.relay.ended(self._way)
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """It is gone."""
+        if self.relay is not None:
+            self.relay.ended(self._way, reset=error is not None)
+
+    def pause_writing(self) -> None:
+        """It does not read: neither do we from the other."""
+        if self.relay is not None:
+            self.relay.lanes[1 - self._way].hold(self)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        if self.relay is not None:
+            self.relay.lanes[1 - self._way].release(self)
+
+
+class _Client(_End):
+    """The accepted connection; it brings up the upstream's when its link is known."""
+
+    def __init__(self, proxy: PassThrough, link: str) -> None:
+        self.relay = None
+        self._way = UP
+        self._proxy, self._link = proxy, link
+        self._early = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._timeout: asyncio.TimerHandle | None = None
+        self._asked = False
+        self._at_end = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The client is there."""
+        self._transport = cast(asyncio.Transport, transport)
+        link_map = self._proxy.link_map()
+        self._link = self._link or link_map.of_peer(self._transport.get_extra_info("peername"))
+        if link_map.by_server_name:
+            self._timeout = asyncio.get_running_loop().call_later(_HELLO_SECONDS, self._ask, self._link)
+        else:
+            self._ask(self._link)
+
+    def data_received(self, data: bytes) -> None:
+        """Relay; before there is an upstream, keep."""
+        if self.relay is not None:
+            super().data_received(data)
+            return
+        self._early += data
+        if not self._asked:
+            with contextlib.suppress(Incomplete):
+                name = server_name(bytes(self._early)) if self._early[0] == HANDSHAKE else None
+                self._ask(self._proxy.link_map().of_server_name(name) or self._link)
+        elif self._transport is not None:
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """As for either end; before there is an upstream, remember it."""
+        self._at_end = True
+        if not self._asked:
+            self._ask(self._link)
+        return super().eof_received()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """It is gone."""
+        if self._timeout is not None:
+            self._timeout.cancel()
+        self._transport = None
+        super().connection_lost(error)
+
+    def attach_to(self, relay: RawRelay) -> None:
+        """Be an end of the relay: what the upstream says first must have a way."""
+        if self._transport is not None:
+            relay.attach(UP, self._transport)
+
+    def begin(self, relay: RawRelay) -> bool:
+        """There is an upstream: relay what has come since; return whether the client is still there."""
+        if self._transport is None or self._transport.is_closing():
+            return False
+        self.relay = relay
+        relay.port.join(relay)
+        self._transport.resume_reading()
+        early = bytes(self._early)
+        self._early.clear()
+        if early:
+            relay.received(UP, early)
+        if self._at_end:
+            relay.ended(UP)
+        return True
+
+    def refuse(self) -> None:
+        """There is none: the client hears of it as if it had asked the upstream itself."""
+        if self._transport is not None:
+            _reset(self._transport)
+
+    def _ask(self, link: str) -> None:
+        if not self._asked:
+            self._asked = True
+            if self._timeout is not None:
+                self._timeout.cancel()
+            self._proxy.connect(self, link)
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    sock = transport.get_extra_info("socket")
+    if sock is not None and not transport.is_closing():
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()

@@ -1,0 +1,83 @@
+"""TLS on either side of the proxy: what it shows, and whom it believes."""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTls:
+    """What the proxy shows to its clients, and whether they have to show something."""
+
+    certificate: Path
+    key: Path
+    client_authority: Path | None = None
+    """A file of certificates; with it, a client must show a certificate that one of them has signed."""
+
+    def context(self) -> ssl.SSLContext:
+        """A context that speaks HTTP/2 only.
+
+        Raises:
+            ConfigError: a file that cannot be used.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.set_alpn_protocols(["h2"])
+        self.load_into(context)
+        return context
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Read the files into a context that may be in use: connections from now on get what they hold now.
+
+        Raises:
+            ConfigError: a file that cannot be used.
+        """
+        _load_pair(context, self.certificate, self.key)
+        if self.client_authority is not None:
+            _load_authority(context, self.client_authority)
+            context.verify_mode = ssl.CERT_REQUIRED
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTls:
+    """Whom the proxy believes to be the upstream, and what it shows to it."""
+
+    authority: Path | None = None
+    """A file of certificates; the system's where there is none."""
+    server_name: str | None = None
+    """The name in the upstream's certificate, if it is not the upstream's host."""
+    certificate: Path | None = None
+    """For an upstream that wants to know its clients."""
+    key: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """A context that speaks HTTP/2 only.
+
+        Raises:
+            ConfigError: a file that cannot be used.
+        """
+        context = ssl.create_default_context()
+        if self.authority is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            _load_authority(context, self.authority)
+        if self.certificate is not None and self.key is not None:
+            _load_pair(context, self.certificate, self.key)
+        context.set_alpn_protocols(["h2"])
+        return context
+
+
+def _load_pair(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    try:
+        # A pair that does not fit must not be left half loaded in a context that is in use.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"cannot use {certificate} with {key}: {error}") from error
+
+
+def _load_authority(context: ssl.SSLContext, authority: Path) -> None:
+    try:
+        context.load_verify_locations(authority)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"cannot use {authority} as authority: {error}") from error

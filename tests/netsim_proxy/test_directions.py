@@ -1,0 +1,124 @@
+"""Events of one direction, and events that end connections, with real gRPC through the proxy."""
+
+import threading
+import time
+from typing import Any
+
+import grpc
+import pytest
+
+from netsim_proxy.link.events import NetworkEvent
+from netsim_proxy.link.outcomes import Cause, Direction
+
+
+def event(kind: str, **fields: Any) -> NetworkEvent:
+    return NetworkEvent(kind, target_node="node_1", **fields)
+
+
+@pytest.fixture
+def proxy(start_proxy: Any) -> Any:
+    return start_proxy("direct")
+
+
+@pytest.fixture
+def client(proxy: Any, connect: Any) -> Any:
+    client = connect(proxy.address, "node_1", options=(("grpc.max_reconnect_backoff_ms", 100),))
+    client.Echo(b"")
+    return client
+
+
+def code_of(call: Any) -> Any:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value.code()
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_spike_of_one_direction_is_paid_once(direction: str, proxy: Any, client: Any) -> None:
+    proxy.call(proxy.ports.apply, event("latency_spike", added_ms=150.0, direction=direction))
+    began = time.monotonic()
+    client.Echo(b"")
+    assert 0.150 <= time.monotonic() - began < 0.29  # 0.3 s were it paid both ways
+
+
+def test_a_request_passes_and_its_answer_does_not(proxy: Any, client: Any, service: Any) -> None:
+    calls = service.calls
+    proxy.call(proxy.ports.apply, event("partition", direction="down"))
+    call = client.Echo.future(b"held")
+    assert code_of(lambda: client.Echo(b"", timeout=0.3)) == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert service.calls == calls + 2  # the server has acted
+    proxy.call(proxy.ports.apply, event("recovery"))
+    assert call.result(5) == b"held"
+
+
+def test_a_request_does_not_pass_though_answers_do(proxy: Any, client: Any, service: Any, eventually: Any) -> None:
+    stream = client.Produce(b"100000 100")
+    next(stream)
+    calls = service.calls
+    proxy.call(proxy.ports.apply, event("disconnect", direction="up"))
+    call = client.Echo.future(b"held")
+    read = sum(1 for _, _ in zip(range(200), stream, strict=False))
+    assert (read, service.calls) == (200, calls)
+    proxy.call(proxy.ports.clear)
+    assert call.result(5) == b"held"
+    stream.cancel()
+
+
+def test_a_reset_of_one_direction_strikes_whoever_sends_there(proxy: Any, client: Any) -> None:
+    stream = client.Produce(b"3 100")
+    list(stream)
+    proxy.call(proxy.ports.apply, event("disconnect", mode="reset", direction="up", duration_seconds=0.5))
+    assert len(proxy.proxy.relays) == 1  # nothing is sent, and nothing happens
+    assert code_of(lambda: client.Echo(b"")) == grpc.StatusCode.UNAVAILABLE
+    assert proxy.link("node_1").losses[Cause.DISCONNECTED] >= 1
+    time.sleep(0.5)
+    assert client.Echo(b"again", wait_for_ready=True) == b"again"
+
+
+def test_a_connection_ends_after_its_bytes_and_what_came_before_arrives(proxy: Any, client: Any, service: Any) -> None:
+    before = proxy.link("node_1").counters(Direction.DOWN).bytes
+    proxy.call(proxy.ports.apply, event("limit_data", limit_bytes=300_000, direction="down"))
+    stream = client.Produce(b"10 100000")
+    received = 0
+    with pytest.raises(grpc.RpcError) as caught:
+        for message in stream:
+            received += len(message)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert received in (100_000, 200_000)  # a frame of gRPC may hold the end of one message and the next
+    assert proxy.link("node_1").counters(Direction.DOWN).bytes - before <= 300_000
+    assert proxy.link("node_1").losses[Cause.LIMIT_DATA] >= 1
+    assert client.Echo(bytes(100_000), wait_for_ready=True) == bytes(100_000)  # another connection
+    proxy.call(proxy.ports.clear)
+    assert len(list(client.Produce(b"10 100000"))) == 10
+
+
+def test_a_connection_lasts_so_long_and_carries_data_meanwhile(proxy: Any, client: Any, service: Any) -> None:
+    proxy.call(proxy.ports.apply, event("limit_time", close_after_seconds=0.4))
+    began = time.monotonic()
+    assert client.Echo(b"x") == b"x"
+    assert code_of(lambda: client.Hang(b"", timeout=5)) == grpc.StatusCode.UNAVAILABLE
+    assert 0.4 <= time.monotonic() - began < 2
+    service.cancelled = threading.Event()  # the first call sets its own when it is cancelled
+    began = time.monotonic()
+    assert client.Echo(b"x", wait_for_ready=True) == b"x"
+    assert code_of(lambda: client.Hang(b"", timeout=5)) == grpc.StatusCode.UNAVAILABLE
+    assert 0.2 <= time.monotonic() - began < 2  # the second has its own time
+
+
+def test_a_timeout_carries_nothing_and_then_closes(proxy: Any, client: Any, service: Any) -> None:
+    calls = service.calls
+    proxy.call(proxy.ports.apply, event("timeout", close_after_seconds=0.4))
+    began = time.monotonic()
+    assert code_of(lambda: client.Echo(b"", timeout=5)) == grpc.StatusCode.UNAVAILABLE
+    assert 0.4 <= time.monotonic() - began < 2 and service.calls == calls
+    proxy.call(proxy.ports.clear)
+    assert client.Echo(b"x", wait_for_ready=True) == b"x"
+
+
+def test_an_event_that_is_ended_closes_no_connection(proxy: Any, client: Any) -> None:
+    (relay,) = proxy.proxy.relays
+    proxy.call(proxy.ports.apply, event("limit_time", close_after_seconds=0.3))
+    proxy.call(proxy.ports.clear)
+    time.sleep(0.4)
+    client.Echo(b"")
+    assert proxy.proxy.relays == {relay}
