@@ -81,8 +81,7 @@ async def serve(options: argparse.Namespace) -> None:
     health.is_accepting = True
     await stop.wait()
     health.is_accepting = False
-    passing.close()
-    await proxy.drain(options.drain_seconds)
+    await asyncio.gather(passing.drain(options.drain_seconds), proxy.drain(options.drain_seconds))
     await control_server.stop(grace=0.2)
     control.unbind(options.control)
     if http is not None:

@@ -6,8 +6,6 @@ losses cost time under `transport`, and nothing under `rpc`.
 
 import asyncio
 import contextlib
-import socket
-import struct
 from collections.abc import Callable, Iterator
 from typing import Final, cast
 
@@ -23,6 +21,7 @@ from netsim_proxy.pacer import Pacer
 from netsim_proxy.peer import bound_buffers
 from netsim_proxy.port import DIRECTIONS, DOWN, UP, Port
 from netsim_proxy.ports import Ports
+from netsim_proxy.relay import LAST_WORDS_SECONDS, end_transport
 
 _CONNECT_SECONDS: Final = 5.0
 _HELLO_SECONDS: Final = 1.0
@@ -42,6 +41,8 @@ class PassThrough:
         self, upstream: str, ports: Ports, pacer: Pacer, *, link_map: Callable[[], LinkMap], numbers: Iterator[int]
     ) -> None:
         self.relays: set[RawRelay] = set()
+        self.ends: set[asyncio.Transport] = set()
+        """Connections of either side."""
         self.upstream = Address.parse(upstream)
         self.link_map = link_map
         self._ports, self._pacer, self._numbers = ports, pacer, numbers
@@ -59,15 +60,20 @@ class PassThrough:
         self._servers.append((server, parsed))
         return text
 
-    def close(self) -> None:
-        """Accept nobody and end every connection."""
+    async def drain(self, grace_seconds: float) -> None:
+        """Accept nobody, wait for open connections up to `grace_seconds`, and close what is left."""
         for server, address in self._servers:
             server.close()
             address.remove()
+        await _until(lambda: not self.relays, grace_seconds)
         for task in list(self._tasks):
             task.cancel()
         for relay in list(self.relays):
             relay.close()
+        await _until(lambda: not self.ends, LAST_WORDS_SECONDS)
+        for end in list(self.ends):
+            end.abort()
+        await _until(lambda: not self.ends, LAST_WORDS_SECONDS)
 
     def connect(self, client: "_Client", link: str) -> None:
         """Bring up the upstream's side for a client whose link is known."""
@@ -80,7 +86,7 @@ class PassThrough:
         self.relays.add(relay)
         client.attach_to(relay)
         try:
-            await asyncio.wait_for(self.upstream.connect(lambda: _End(relay, DOWN)), _CONNECT_SECONDS)
+            await asyncio.wait_for(self.upstream.connect(lambda: _End(self, relay, DOWN)), _CONNECT_SECONDS)
         except (OSError, TimeoutError) as error:
             why = "no answer" if isinstance(error, TimeoutError) else (getattr(error, "strerror", "") or str(error))
             log.warning("upstream cannot be reached", upstream=self.upstream.text, reason=why)
@@ -128,10 +134,7 @@ class RawRelay:
         self.closed = True
         for lane in self.lanes:
             lane.outlet.closed = True
-            if lane.source is not None and reset:
-                _reset(lane.source)
-            elif lane.source is not None:
-                lane.source.close()
+            end_transport(lane.source, reset)
         self.port.forget(self)
         self._on_closed(self)
 
@@ -147,9 +150,7 @@ class RawRelay:
         self._silent = True
         for lane in self.lanes:
             lane.outlet.closed = True
-        upstream = self.lanes[DOWN].source
-        if upstream is not None:
-            _reset(upstream)
+        end_transport(self.lanes[DOWN].source, reset=True)
 
 
 class RawLane:
@@ -227,14 +228,17 @@ class RawLane:
 class _End(asyncio.Protocol):
     """One end of a relay; hands over what happens."""
 
-    def __init__(self, relay: RawRelay, way: int) -> None:
-        self.relay: RawRelay | None = relay
-        self._way = way
+    def __init__(self, proxy: PassThrough, relay: RawRelay | None, way: int) -> None:
+        self.relay = relay
+        self._proxy, self._way = proxy, way
+        self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The end is up."""
-        assert self.relay is not None
-        self.relay.attach(self._way, cast(asyncio.Transport, transport))
+        self._transport = cast(asyncio.Transport, transport)
+        self._proxy.ends.add(self._transport)
+        if self.relay is not None:
+            self.relay.attach(self._way, self._transport)
 
     def data_received(self, data: bytes) -> None:
         """Relay."""
@@ -249,6 +253,9 @@ class _End(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is gone."""
+        if self._transport is not None:
+            self._proxy.ends.discard(self._transport)
+            self._transport = None
         if self.relay is not None:
             self.relay.ended(self._way, reset=error is not None)
 
@@ -267,18 +274,17 @@ class _Client(_End):
     """The accepted connection; it brings up the upstream's when its link is known."""
 
     def __init__(self, proxy: PassThrough, link: str) -> None:
-        self.relay = None
-        self._way = UP
-        self._proxy, self._link = proxy, link
+        super().__init__(proxy, None, UP)
+        self._link = link
         self._early = bytearray()
-        self._transport: asyncio.Transport | None = None
         self._timeout: asyncio.TimerHandle | None = None
         self._asked = False
         self._at_end = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The client is there."""
-        self._transport = cast(asyncio.Transport, transport)
+        super().connection_made(transport)
+        assert self._transport is not None
         link_map = self._proxy.link_map()
         self._link = self._link or link_map.of_peer(self._transport.get_extra_info("peername"))
         if link_map.by_server_name:
@@ -310,7 +316,6 @@ class _Client(_End):
         """It is gone."""
         if self._timeout is not None:
             self._timeout.cancel()
-        self._transport = None
         super().connection_lost(error)
 
     def attach_to(self, relay: RawRelay) -> None:
@@ -335,8 +340,7 @@ class _Client(_End):
 
     def refuse(self) -> None:
         """There is none: the client hears of it as if it had asked the upstream itself."""
-        if self._transport is not None:
-            _reset(self._transport)
+        end_transport(self._transport, reset=True)
 
     def _ask(self, link: str) -> None:
         if not self._asked:
@@ -346,9 +350,8 @@ class _Client(_End):
             self._proxy.connect(self, link)
 
 
-def _reset(transport: asyncio.Transport) -> None:
-    sock = transport.get_extra_info("socket")
-    if sock is not None and not transport.is_closing():
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
+async def _until(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait until something holds, and no longer than that."""
+    end = monotonic() + seconds
+    while not condition() and monotonic() < end:  # noqa: ASYNC110 - only while the proxy ends
+        await asyncio.sleep(0.01)

@@ -194,7 +194,7 @@ class Relay:
         if not self.closed and not self._silent:
             self._silent = True
             self.outlets[UP].closed = self.outlets[DOWN].closed = True
-            _end(self.lanes[DOWN].source, reset=True)
+            end_transport(self.lanes[DOWN].source, reset=True)
 
     def close_after_delivery(self) -> None:
         """End both connections when what is on its way has arrived; nothing more is read."""
@@ -210,7 +210,7 @@ class Relay:
         self.closed = True
         for outlet, lane in zip(self.outlets, self.lanes, strict=True):
             outlet.closed = True
-            _end(lane.source, reset)
+            end_transport(lane.source, reset)
         for port in self._used:
             port.forget(self)
         self.by_id.clear()
@@ -266,7 +266,8 @@ class Relay:
         self.outlets[DOWN].send(http2.frame(http2.GOAWAY, 0, 0, struct.pack(">I", last_id) + payload[4:]))
 
 
-def _end(transport: asyncio.Transport | None, reset: bool) -> None:
+def end_transport(transport: asyncio.Transport | None, reset: bool) -> None:
+    """End a connection when what was written has been sent, or, with `reset`, at once by a TCP reset."""
     if transport is None or transport.is_closing():
         return
     if reset:

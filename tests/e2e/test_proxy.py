@@ -19,6 +19,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from hypergpu.recording import record
 from netsim_proxy.link.traces import Row, format_trace
+from protos import netsim_pb2 as net
+from protos import netsim_pb2_grpc
 
 pytestmark = pytest.mark.e2e
 
@@ -124,6 +126,13 @@ def test_sigterm_drains(upstream: str) -> None:
         (["--upstream=127.0.0.1:1", "--node-profile=n1"], "NODE=PROFILE"),
         (["--upstream=127.0.0.1:1", "--seed=x"], "--seed"),
         (["--upstream=127.0.0.1:1", "--tls-cert=x"], "--tls-key"),
+        (["--upstream=127.0.0.1:1", "--tls-client-ca=x"], "--tls-client-ca needs --tls-cert"),
+        (["--upstream=127.0.0.1:1", "--upstream-cert=x", "--upstream-tls"], "--upstream-key"),
+        (["--upstream=127.0.0.1:1", "--upstream-cert=x", "--upstream-key=y"], "need --upstream-tls"),
+        (["--upstream=127.0.0.1:1", "--client-link=10.0.0.0/8"], "expected a key and a link"),
+        (["--upstream=127.0.0.1:1", "--client-link=rack=a"], "'rack' is no network"),
+        (["--upstream=127.0.0.1:1", "--pass-through=5432"], "HOST:PORT"),
+        (["--upstream=127.0.0.1:1", "--control=unix:/dev/null"], "which is no socket"),
         ([], "--upstream"),
     ],
 )
@@ -152,3 +161,43 @@ def test_probes_are_answered_beside_connections_that_drip(upstream: str) -> None
             assert int(threads.split()[1]) < 40
         for sock in dripping:
             sock.close()
+
+
+def test_a_hangup_rereads_the_files_and_drops_no_connection(upstream: str, tmp_path: Path) -> None:
+    profiles, link_map = tmp_path / "p.yaml", tmp_path / "map.yaml"
+    profiles.write_text("profiles: {lab: {rtt_ms: 1}}\n")
+    link_map.write_text("addresses: {127.0.0.0/8: by_address}\n")
+    arguments = [f"--upstream={upstream}", f"--profiles={profiles}", "--profile=lab", f"--link-map={link_map}"]
+    arguments += ["--listen=127.0.0.1:0=by_port", f"--pass-through=unix:{tmp_path}/tcp.sock=tcp"]
+    with (
+        proxy(*arguments) as (found, process),
+        grpc.insecure_channel(found["listening"]) as channel,
+        grpc.insecure_channel(found["also listening"]) as second,
+        grpc.insecure_channel(found["passing through"]) as third,
+        grpc.insecure_channel(found["control"]) as control,
+    ):
+        echo: Any = channel.unary_unary("/t.T/Echo")
+        slow: Any = channel.unary_unary("/t.T/Slow")
+        netsim: Any = netsim_pb2_grpc.NetsimStub(control)
+        for each in (channel, second, third):
+            one: Any = each.unary_unary("/t.T/Echo")
+            assert one(b"x", timeout=5) == b"x"
+        listed = netsim.ListLinks(net.ListLinksRequest()).links
+        assert {(link.node_id, link.up.latency_high_ms) for link in listed} == {
+            ("by_address", 0.5),
+            ("by_port", 0.5),
+            ("tcp", 0.5),
+        }
+        call = slow.future(b"open", timeout=5)
+        time.sleep(0.2)
+        profiles.write_text("profiles: {lab: {rtt_ms: 80}}\n")
+        process.send_signal(signal.SIGHUP)
+        assert call.result() == b"open"
+        began = time.monotonic()
+        assert echo(b"x", timeout=5) == b"x" and time.monotonic() - began >= 0.08
+        profiles.write_text("profiles: {lab: 5}\n")
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(grpc.RpcError) as caught:
+            netsim.Reload(net.ReloadRequest())
+        assert "p.yaml:1" in (caught.value.details() or "") and process.poll() is None
+        assert echo(b"x", timeout=5) == b"x"

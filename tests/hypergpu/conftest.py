@@ -88,6 +88,10 @@ class FakeProxy(netsim_pb2_grpc.NetsimServicer):
         self.asked.append(request)
         return net.ClearReply(cleared=1)
 
+    def Reload(self, request: net.ReloadRequest, context: grpc.ServicerContext) -> net.ReloadReply:
+        self.asked.append(request)
+        return net.ReloadReply(changed=["map.yaml"])
+
     def LoadScenario(self, request: net.LoadScenarioRequest, context: grpc.ServicerContext) -> net.ScheduleList:
         self.asked.append(request)
         event = net.Event(type="latency_spike", nodes=["node_1"])

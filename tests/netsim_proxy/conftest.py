@@ -123,7 +123,7 @@ class Running:
         finally:
             self._started.set()
         await self._stop.wait()
-        self.passing.close()
+        await self.passing.drain(0.0)
         await self.proxy.drain(0.0)
         self.pacer.close()
 

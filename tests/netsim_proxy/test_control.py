@@ -130,6 +130,44 @@ async def test_inject_and_clear(stub: Any) -> None:
     assert (await stub.ListLinks(pb.ListLinksRequest())).links[0].state == "up"
 
 
+async def test_a_direction_travels_both_ways(stub: Any, ports: Ports) -> None:
+    event = pb.Event(type="latency_spike", nodes=["node_1"], added_ms=40, direction="down")
+    await stub.Inject(event)
+    link = (await stub.ListLinks(pb.ListLinksRequest())).links[0]
+    assert (link.up.latency_high_ms < 26, link.down.latency_low_ms > 40) == (True, True)
+    assert list(link.active_events) == ["latency_spike on node_1: down, +40 ms"]
+    await stub.Schedule(
+        pb.ScheduleRequest(event=pb.Event(type="limit_data", nodes=["node_1"], limit_bytes=9), after_seconds=9)
+    )
+    await stub.Schedule(pb.ScheduleRequest(event=pb.Event(type="timeout", nodes=["*"], close_after_seconds=3), round=9))
+    listed = [item.event for item in (await stub.ListScheduled(pb.ListScheduledRequest())).events]
+    assert [(each.direction, each.limit_bytes, each.close_after_seconds) for each in listed] == [
+        ("down", 0, 0.0),
+        ("both", 9, 0.0),
+        ("both", 0, 3.0),
+    ]
+    code, details = await failure(stub.Inject(pb.Event(type="partition", nodes=["node_1"], direction="sideways")))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT and "unknown direction 'sideways'" in details
+    await stub.Inject(pb.Event(type="recovery", nodes=["node_1"], direction="down"))
+    assert (await stub.ListLinks(pb.ListLinksRequest())).links[0].state == "up"
+
+
+async def test_a_scenario_says_directions_and_limits(stub: Any) -> None:
+    yaml = """
+events:
+  - {type: partition, node: node_1, direction: up}
+  - {type: limit_data, node: node_1, limit_bytes: 1000, at_seconds: 5}
+  - {type: slow_close, node: node_1, close_after_seconds: 2, at_seconds: 5}
+"""
+    listed = (await stub.LoadScenario(pb.LoadScenarioRequest(yaml=yaml))).events
+    found = [(each.event.direction, each.event.limit_bytes, each.event.close_after_seconds) for each in listed]
+    assert found == [("up", 0, 0.0), ("both", 1000, 0.0), ("both", 0, 2.0)]
+    wrong = yaml.replace("direction: up", "direction: upp")
+    code, details = await failure(stub.LoadScenario(pb.LoadScenarioRequest(yaml=wrong, name="s.yaml")))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert details.startswith("s.yaml:3: events.0.direction: unknown direction 'upp'")
+
+
 async def test_schedule_by_time(stub: Any, ports: Ports) -> None:
     event = pb.Event(type="profile_change", nodes=["node_1"], profile="poor")
     await stub.Schedule(pb.ScheduleRequest(event=event, after_seconds=0.3))

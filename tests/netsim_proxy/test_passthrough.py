@@ -395,6 +395,21 @@ def unnamed(sock: socket.socket, authority: Path) -> ssl.SSLSocket:
     return context.wrap_socket(sock)
 
 
+def test_open_connections_may_end_by_themselves_before_the_proxy_does(proxy: Any, dial: Dial) -> None:
+    first, second = (dial(listen(proxy, "tcp")) for _ in range(2))
+    for sock in (first, second):
+        sock.sendall(b"a")
+        assert read(sock, 1) == b"a"
+    timer = threading.Timer(0.2, first.shutdown, (socket.SHUT_WR,))
+    timer.start()
+    began = time.monotonic()
+    proxy.wait_for(proxy.passing.drain(0.6))
+    assert 0.6 <= time.monotonic() - began < 4
+    assert first.recv(1) == b"" and read_until_closed(second) == b""
+    assert not proxy.passing.relays and not proxy.passing.ends
+    timer.join()
+
+
 def test_grpc_and_its_tls_pass_through_too(start_proxy: Any, connect: Any, upstream: str, dial: Dial) -> None:
     running = start_proxy(fixed(40))
     client = connect(listen(running, "tcp"), "node_1")
@@ -419,5 +434,5 @@ def test_unix_sockets_on_both_sides(start_proxy: Any, tmp_path: Path) -> None:
             with accepted:
                 accepted.sendall(accepted.recv(10) + b"!")
                 assert sock.recv(10) == b"ping!"
-    running.call(running.passing.close)
+    running.wait_for(running.passing.drain(0.0))
     assert not outer.exists()

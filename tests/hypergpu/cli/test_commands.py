@@ -172,6 +172,17 @@ def test_an_event_now_or_later(on_fakes: Cli, fakes: Any) -> None:
     assert on_fakes("schedule", "disconnect", "*", "--after", "1.5", "--mode", "reset").code == 0
     assert fakes.proxy.asked[-1].after_seconds == 1.5
     assert "either --round N or --after SECONDS" in on_fakes("schedule", "disconnect", "*").err
+    assert on_fakes("inject", "limit_data", "*", "--bytes", "1000", "--direction", "up").code == 0
+    event = fakes.proxy.asked[-1]
+    assert (event.limit_bytes, event.direction) == (1000, "up")
+    assert on_fakes("schedule", "slow_close", "*", "--after", "1", "--close-after", "2.5").code == 0
+    event = fakes.proxy.asked[-1].event
+    assert (event.close_after_seconds, event.direction) == (2.5, "both")
+
+
+def test_the_proxy_rereads_its_files(on_fakes: Cli, fakes: Any) -> None:
+    assert on_fakes("reload").out == "reloaded: map.yaml\n"
+    assert fakes.proxy.asked[-1].DESCRIPTOR.name == "ReloadRequest"
 
 
 def test_a_scenario_is_read_here_and_scheduled_there(on_fakes: Cli, fakes: Any, tmp_path: Path) -> None:
