@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
-from common.errors import Unavailable
+from common.errors import HyperGPUError, Unavailable
 from hypergpu.cli.running import AsJson, on_cluster
 from hypergpu.client import Client
 from hypergpu.dashboard import ENDED, History, Snapshot, dashboard, figures_of, take_snapshot
@@ -127,19 +127,40 @@ async def _watch(client: Client, interval: float) -> None:
     now = await take_snapshot(client)
     history = await _past(client, now.status)
     view = _screen(console) if console.is_terminal else _lines(console)
+    ending = asyncio.create_task(_ending(client))
+    told = ""
     try:
         with view as show:
             while True:
                 history.add(now.status)
                 show(now, history)
-                if now.status.state in ENDED:
+                if now.status.state in ENDED or told:
                     break
-                await asyncio.sleep(interval)
+                if ending.done():  # nothing is heard of events any more
+                    await asyncio.sleep(interval)
+                else:
+                    await asyncio.wait([ending], timeout=interval)
+                told = ending.result() if ending.done() else ""
                 now = await take_snapshot(client)
     except Unavailable:
-        if not now.status.rounds or now.status.round < now.status.rounds:
+        with suppress(TimeoutError):  # it may have said how the run ended, and have left before it was asked
+            told = told or await asyncio.wait_for(ending, 1.0)
+        if not told:
             raise
-        console.print("the coordinator has ended", highlight=False)
+    finally:
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
+    if told:
+        console.print(escape(told), highlight=False, soft_wrap=True)
+
+
+async def _ending(client: Client) -> str:
+    """What the coordinator says when the run ends; empty if it stops talking before."""
+    with suppress(HyperGPUError):
+        async for event in client.stream(client.control.WatchEvents, pb.WatchEventsRequest(replay=1)):
+            if event.kind in ENDED:
+                return str(event.text)
+    return ""
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import signal
 import urllib.request
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from coordinator.app import Coordinator, Options
 from coordinator.run_dir import RunDir
 from protos import coordinator_pb2 as pb
 from protos import coordinator_pb2_grpc
-from tasks import Task
+from tasks import Metric, Task
 
 stubs: Any = coordinator_pb2_grpc
 SERVICE = "/hypergpu.coordinator.v1.Training/"
@@ -126,7 +126,13 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    out: Path, *, token: str = "", resume: bool = False, policy: str = "none", **sections: Any
+    out: Path,
+    *,
+    token: str = "",
+    resume: bool = False,
+    policy: str = "none",
+    task: Task | None = None,
+    **sections: Any,
 ) -> AsyncIterator[Running]:
     tree = {
         "training": {"local_steps": 2, "batch_size": 2, "rounds": 2, **sections.pop("training", {})},
@@ -138,7 +144,7 @@ async def running(
         },
         "orchestrator": {"policy": "none", **sections.pop("orchestrator", {})},
     }
-    coordinator = Coordinator(SystemConfig.model_validate(tree), toy_task(), Options(out, token, None, resume))
+    coordinator = Coordinator(SystemConfig.model_validate(tree), task or toy_task(), Options(out, token, None, resume))
     addresses: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
     done = asyncio.create_task(coordinator.run(lambda grpc_at, http_at: addresses.set_result((grpc_at, http_at))))
     both: list[asyncio.Future[Any]] = [addresses, done]
@@ -197,6 +203,69 @@ async def test_a_whole_run(tmp_path: Path) -> None:
         (2, "survivors_contributed", 4),
     ]
     assert list((tmp_path / "checkpoints").iterdir())
+
+
+async def test_what_is_not_known_yet_is_unset_and_a_run_that_is_over_stands_still(tmp_path: Path) -> None:
+    async with running(tmp_path, training={"rounds": 1}, server={"linger_seconds": 5.0}) as run:
+        status = await run.control.GetStatus(pb.GetStatusRequest())
+        unset = ("loss", "round_seconds")
+        assert [status.HasField(name) for name in unset] == [False, False]
+        assert (status.metric.name, status.metric.better, status.metric.format) == ("accuracy", "higher", "percent")
+        assert not status.metric.HasField("value")
+        series = run.get("/metrics")
+        for name in ("hypergpu_loss", "hypergpu_metric", "hypergpu_train_loss", "hypergpu_adaptation_overhead_ratio"):
+            assert f"\n{name} " not in series, name
+            assert f"\n{name}{{" not in series, name
+        a, b = run.node("a"), run.node("b")
+        await a.register()
+        (info,) = (await run.control.ListNodes(pb.ListNodesRequest())).nodes
+        measured = ("latency_ms", "loss_rate", "score")
+        assert (info.quality, [info.HasField(name) for name in measured]) == ("unknown", [False] * 3)
+        await b.register()
+        await b.stub.Leave(pb.LeaveRequest(node_id="b", run_id=b.run_id), metadata=b.metadata)
+        order = await a.work()
+        await a.heartbeat()
+        await a.push(order, np.zeros(8, np.float32))
+        assert await a.pull() == "completed"
+        status = await run.control.GetStatus(pb.GetStatusRequest())
+        assert (status.HasField("loss"), status.metric.HasField("value"), status.HasField("round_seconds")) == (
+            True,
+        ) * 3
+        assert 'hypergpu_metric{metric="accuracy"} ' in run.get("/metrics")
+        nodes = {node.node_id: node for node in (await run.control.ListNodes(pb.ListNodesRequest())).nodes}
+        assert (nodes["a"].state, nodes["b"].state) == ("done", "left")
+        seen = nodes["a"].quality, nodes["a"].score
+        assert seen[0] not in ("unknown", "offline")
+        run.coordinator.engine._clock = lambda: 1e9  # much later
+        assert (await run.control.GetStatus(pb.GetStatusRequest())).elapsed_seconds == status.elapsed_seconds < 60
+        nodes = {node.node_id: node for node in (await run.control.ListNodes(pb.ListNodesRequest())).nodes}
+        assert (nodes["a"].quality, nodes["a"].score) == seen
+        await a.stub.Leave(pb.LeaveRequest(node_id="a", run_id=a.run_id), metadata=a.metadata)
+        (left,) = [n for n in (await run.control.ListNodes(pb.ListNodesRequest())).nodes if n.node_id == "a"]
+        assert (left.state, left.quality, left.score) == ("done", *seen)
+    rows = {row["node_id"]: row for row in json.loads((tmp_path / "nodes.json").read_text())}
+    assert (rows["a"]["state"], rows["b"]["state"]) == ("done", "left")
+
+
+async def test_a_metric_that_raises_is_told_by_its_name_and_the_run_goes_on(tmp_path: Path) -> None:
+    def broken(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        raise ValueError("only one class")
+
+    task = replace(toy_task(), metric=Metric("auc", broken))
+    async with running(tmp_path, task=task, training={"rounds": 2}) as run:
+        a = run.node("a")
+        await a.register()
+        for _ in range(2):
+            await a.push(await a.work(), np.zeros(8, np.float32))
+        assert await a.pull() == "completed"
+        assert await asyncio.wait_for(run.done, 15) == 0
+    rows = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    assert [(row["auc"], row["loss"] > 0) for row in rows] == [(None, True)] * 2
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    (told,) = [event["text"] for event in events if event["kind"] == "metric_failed"]
+    assert told.startswith("metric 'auc' raised ValueError: only one class")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["metric"]["name"], summary["final_auc"], summary["rounds"]) == ("auc", None, 2)
 
 
 async def test_a_broken_upload_goes_on_where_it_stopped_and_leaves_no_trace_in_the_mean(tmp_path: Path) -> None:

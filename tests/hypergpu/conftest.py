@@ -1,4 +1,5 @@
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ class FakeCoordinator(coordinator_pb2_grpc.ControlServicer):
     nodes: list[pb.NodeInfo] = field(default_factory=list)
     events: list[pb.RunEvent] = field(default_factory=list)
     asked: list[Any] = field(default_factory=list)
+    last_statuses: int | None = None
+    """How many it still answers; then the run is over, and nobody answers."""
+    over: threading.Event = field(default_factory=threading.Event)
 
     def _answer(self, request: Any, context: grpc.ServicerContext, reply: Any) -> Any:
         if ("authorization", f"Bearer {TOKEN}") not in [(k, v) for k, v in context.invocation_metadata()]:
@@ -34,6 +38,11 @@ class FakeCoordinator(coordinator_pb2_grpc.ControlServicer):
         return reply
 
     def GetStatus(self, request: pb.GetStatusRequest, context: grpc.ServicerContext) -> Any:
+        if self.last_statuses is not None:
+            self.last_statuses -= 1
+            if self.last_statuses < 0:
+                self.over.set()
+                context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
         return self._answer(request, context, self.status)
 
     Pause = Resume = Stop = GetStatus
@@ -58,6 +67,10 @@ class FakeCoordinator(coordinator_pb2_grpc.ControlServicer):
     def WatchEvents(self, request: pb.WatchEventsRequest, context: grpc.ServicerContext) -> Iterator[pb.RunEvent]:
         self._answer(request, context, None)
         yield from self.events[-request.replay :]
+        while self.last_statuses is not None and context.is_active():
+            if self.over.wait(0.01):
+                yield pb.RunEvent(seconds=9.0, round=25, kind="completed", text="the run is over: [25] rounds")
+                return
 
 
 @dataclass
@@ -137,7 +150,7 @@ def fakes() -> Iterator[Fakes]:
         (coordinator_pb2_grpc.add_ControlServicer_to_server, coordinator),
         (netsim_pb2_grpc.add_NetsimServicer_to_server, proxy),
     ):
-        server = grpc.server(ThreadPoolExecutor(2), options=SERVER_OPTIONS)
+        server = grpc.server(ThreadPoolExecutor(4), options=SERVER_OPTIONS)
         add(servicer, server)
         servers.append((server, server.add_insecure_port("127.0.0.1:0")))
         server.start()

@@ -1,11 +1,17 @@
+import asyncio
+import io
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from hypergpu.cli import look
+from hypergpu.client import connect
 from hypergpu.cluster import Cluster, announce
 from netsim_proxy.profile_file import parse_profiles
 from protos import coordinator_pb2 as pb
@@ -99,6 +105,86 @@ def test_status_shows_progress_links_and_the_reason_of_a_decision(on_fakes: Cli)
 def test_watching_ends_with_the_run(on_fakes: Cli, fakes: Any) -> None:
     fakes.coordinator.status.state = "completed"
     assert "completed" in on_fakes("status", "--watch").out
+
+
+def test_watching_in_a_pipe_takes_a_line_for_each_round_and_ends_with_what_ended_the_run(
+    on_fakes: Cli, fakes: Any
+) -> None:
+    fakes.coordinator.last_statuses = 3
+    result = on_fakes("status", "--watch", "--interval", "0.1")
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    assert lines[0].strip().endswith("training, round 7 of 25: accuracy 94.0 %  loss 0.31")
+    assert lines[-1] == "the run is over: [25] rounds"
+    assert len(lines) == 2
+
+
+def test_watching_a_coordinator_that_is_gone_before_the_end_is_an_error(on_fakes: Cli, fakes: Any) -> None:
+    fakes.coordinator.last_statuses = 1
+    fakes.coordinator.over = threading.Event()
+    fakes.coordinator.over.set = lambda: None  # nothing is heard of an end
+    result = on_fakes("status", "--watch", "--interval", "0.1")
+    assert result.code == 2
+    assert "no coordinator answers" in result.err
+    assert "training, round 7 of 25" in result.out
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_the_last_frame_stays_on_the_terminal(fakes: Any, monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+    """What is written after the other screen is left (rmcup) is what the user keeps."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100, height=30)
+    monkeypatch.setattr(look, "new_console", lambda: console)
+    fakes.coordinator.last_statuses = last
+
+    async def watch() -> None:
+        async with connect(fakes.cluster) as client:
+            await look._watch(client, 0.1)
+
+    asyncio.run(watch())
+    kept = out.getvalue().rpartition("\x1b[?1049l")[2]
+    assert "round 7" in kept
+    assert "high_latency" in kept
+    assert kept.rstrip().endswith("the run is over: [25] rounds")
+
+
+def test_what_was_not_measured_is_a_dash_and_null(on_fakes: Cli, fakes: Any) -> None:
+    fakes.coordinator.nodes.append(pb.NodeInfo(node_id="node_3", state="preparing", quality="unknown"))
+    row = next(line for line in on_fakes("nodes").out.splitlines() if line.startswith("node_3"))
+    assert row.split()[:6] == ["node_3", "preparing", "unknown", "–", "–", "–"]
+    node = json.loads(on_fakes("nodes", "--json").out)[-1]
+    told = {name: node[name] for name in ("node_id", "quality", "score", "latency_ms", "loss_rate", "batch_size")}
+    assert told == {"node_id": "node_10", "quality": "good", "score": 81.0} | dict.fromkeys(
+        ("latency_ms", "loss_rate")
+    ) | {"batch_size": 0}
+    fakes.coordinator.status.ClearField("loss")
+    fakes.coordinator.status.metric.ClearField("value")
+    assert "accuracy –  loss –" in on_fakes("status").out
+    tree = json.loads(on_fakes("status", "--json").out)
+    assert (tree["loss"], tree["accuracy"], tree["metric"]["value"], tree["round_seconds"]) == (None,) * 4
+    assert tree["metric"]["name"] == "accuracy"
+
+
+def test_status_writes_the_metric_as_it_says(on_fakes: Cli, fakes: Any) -> None:
+    metric = pb.Metric(name="[r2]", better="higher", format="number", value=0.461)
+    fakes.coordinator.status.metric.CopyFrom(metric)
+    assert "[r2] 0.461  loss 0.31" in on_fakes("status").out
+    assert json.loads(on_fakes("status", "--json").out)["[r2]"] == 0.461
+    fakes.coordinator.status.metric.CopyFrom(pb.Metric(name="loss", better="lower", format="number", value=0.31))
+    assert on_fakes("status").out.count("0.31") == 1
+
+
+def test_links_tell_what_is_injected_lately_apart_from_the_mean_of_all_time(on_fakes: Cli, fakes: Any) -> None:
+    link = fakes.proxy.links[0]
+    link.up.mean_delay_ms, link.up.recent_delay_ms, link.down.mean_delay_ms = 300.0, 12.0, 200.0
+    heading, row = on_fakes("links").out.splitlines()[:2]
+    assert "injected lately up" in heading
+    assert "mean up" in heading
+    assert row.index("12 ms") < row.index("300 ms") < row.index("200 ms")
+    shown = on_fakes("status").out
+    assert "injected now" in shown
+    assert "12 ms" in shown
+    assert "500 ms" in shown
 
 
 def test_logs_are_lines_or_records(on_fakes: Cli) -> None:
