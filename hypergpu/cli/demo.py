@@ -111,7 +111,7 @@ def _compared(console: Console, level: Level, run_dir: Path, nodes: int, rounds:
 
 def _verdict(written: Report) -> str:
     """What the report says of the comparison; empty if there is none."""
-    return "" if written.against is None else f"in simulation: {written.against.comparison_of(written.run).sentence}"
+    return "" if written.against is None else written.against.sentence(written.run)
 
 
 def _print_comparison(console: Console, comparison: Comparison, level: Level) -> None:

@@ -44,22 +44,25 @@ class Against:
             return ((WITH, "twin", self.twin), (WITHOUT, "theirs", self.baseline))
         return (("baseline (simulated)" if self.baseline.is_simulated else "baseline", "theirs", self.baseline),)
 
+    def sentence(self, run: Run) -> str:
+        """The verdict in words, for the page and the terminal alike."""
+        told = self.comparison_of(run).sentence
+        return told if self.twin is None else f"In simulation: {told[0].lower()}{told[1:]}"
+
     def verdict(self, run: Run) -> Markup:
         """What came of the comparison, and what it compares."""
-        sentence = self.comparison_of(run).sentence
         mixed = self.twin is None and run.is_simulated != self.baseline.is_simulated
         if self.twin is not None:
             caution = (
                 "Both times are of virtual time: this run once more with its policy, and by the fixed baseline, on the"
                 " same links, events, data and seed, with the compute times that were measured. "
             )
-            sentence = f"In simulation: {sentence[0].lower()}{sentence[1:]}"
         elif mixed:
             caution = "One of the two was simulated and the other was not: their times do not compare exactly. "
         else:
             caution = ""
         hint = tag("p", caution, _ONE_PAIR, tag("code", "hypergpu compare"), " repeats it over seeds.", class_="hint")
-        return tag("div", tag("p", sentence, class_="verdict"), hint)
+        return tag("div", tag("p", self.sentence(run), class_="verdict"), hint)
 
     def record(self) -> dict[str, Any]:
         """The headline of the baseline as a JSON object."""
