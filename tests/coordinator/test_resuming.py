@@ -1,5 +1,6 @@
 """Going on with a run: from the newest checkpoint that is whole, under the configuration that it was made with."""
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -68,10 +69,17 @@ async def trained(out: Path, rounds: int, task: Task | None = None, **training: 
     return coordinator
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template")
+    asyncio.run(trained(path, 4))
+    return path
+
+
 @pytest.fixture
-async def run(tmp_path: Path) -> Path:
+def run(template: Path, tmp_path: Path) -> Path:
     """A run of four rounds."""
-    await trained(tmp_path / "run", 4)
+    shutil.copytree(template, tmp_path / "run")
     return tmp_path / "run"
 
 

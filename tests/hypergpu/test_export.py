@@ -1,7 +1,9 @@
 """`hypergpu export`, and the documented lines that load a model in plain PyTorch."""
 
+import asyncio
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,14 +92,18 @@ async def train(out: Path, task: str, rounds: int = 4, keep_going: bool = False)
     return coordinator
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "mynet.py").write_text(MODULE)
-    (tmp_path / "mytask.py").write_text(TASK)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+def prepare(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path / "mynet.py").write_text(MODULE)
+    (path / "mytask.py").write_text(TASK)
+    monkeypatch.chdir(path)
+    monkeypatch.syspath_prepend(path)
     for name in ("mynet", "mytask"):
         monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    prepare(tmp_path, monkeypatch)
     return tmp_path
 
 
@@ -109,21 +115,25 @@ def documented_lines() -> str:
     return lines
 
 
-def accuracy_in_a_fresh_process(place: Path, file: str) -> float:
-    lines = documented_lines().replace("runs/first/best.safetensors", file)
-    program = f"""
-from mynet import make_model
-{lines}
-import json
-assert not any(name.partition(".")[0] in ("coordinator", "tasks", "hypergpu") for name in __import__("sys").modules)
-import mytask, torch
-x, y = mytask.plain.test
-model.eval()
-print(json.dumps((model(x).argmax(1) == y).float().mean().item()))
-"""
+def accuracies_in_a_fresh_process(place: Path, *files: str) -> list[float]:
+    """Run the documented lines for each file, and nothing of ours before them."""
+    loads = [documented_lines().replace("runs/first/best.safetensors", file) for file in files]
+    program = "\n".join(
+        [
+            "from mynet import make_model",
+            "models = []",
+            *(f"{lines}\nmodels.append(model.eval())" for lines in loads),
+            "import json, sys",
+            "assert not {'coordinator', 'tasks', 'hypergpu', 'common'} & set(sys.modules)",
+            "import mytask",
+            "x, y = mytask.plain.test",
+            "print(json.dumps([(model(x).argmax(1) == y).float().mean().item() for model in models]))",
+        ]
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=place, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return float(json.loads(done.stdout))
+    found: list[float] = json.loads(done.stdout)
+    return found
 
 
 @pytest.mark.parametrize("task", ["mytask:plain", "mytask:whole", "mytask:partly"])
@@ -133,9 +143,9 @@ async def test_the_documented_lines_give_the_accuracy_of_the_summary(place: Path
     rows = [json.loads(line) for line in (place / "runs/first/rounds.jsonl").read_text().splitlines()]
     accuracies = [row["accuracy"] for row in rows]
     assert len(set(accuracies)) > 1
-    last = accuracy_in_a_fresh_process(place, "runs/first/model.safetensors")
+    files = ("runs/first/model.safetensors", "runs/first/best.safetensors")
+    last, best = accuracies_in_a_fresh_process(place, *files)
     assert last == pytest.approx(summary["final_accuracy"], abs=1e-6)
-    best = accuracy_in_a_fresh_process(place, "runs/first/best.safetensors")
     assert best == pytest.approx(max(accuracies), abs=1e-6)
     with safe_open(place / "runs/first/best.safetensors", "pt") as file:
         metadata = file.metadata()
@@ -143,10 +153,20 @@ async def test_the_documented_lines_give_the_accuracy_of_the_summary(place: Path
     assert rows[int(metadata["round"]) - 1]["loss"] == float(metadata["loss"])
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        prepare(path, monkeypatch)
+        asyncio.run(train(path / "run", "mytask:plain", rounds=5))
+    return path / "run"
+
+
 @pytest.fixture
-async def run(place: Path) -> Path:
-    await train(place / "run", "mytask:plain", rounds=5)
-    return place / "run"
+def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(template, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "run"
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
