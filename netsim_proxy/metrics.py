@@ -40,7 +40,9 @@ class _LinkCollector(Collector):
         flight = GaugeMetricFamily("netsim_in_flight_bytes", "Bytes held by the proxy until due", labels=by_way)
         rpcs = CounterMetricFamily("netsim_rpcs", "RPCs begun", labels=["link"])
         losses = CounterMetricFamily("netsim_losses", "RPCs that the link let fail", labels=["link", "cause"])
-        connections = GaugeMetricFamily("netsim_connections", "Connections with RPCs of the link", labels=["link"])
+        connections = GaugeMetricFamily(
+            "netsim_connections", "Connections with RPCs of the link, or passed through on it", labels=["link"]
+        )
         profile = GaugeMetricFamily("netsim_profile", "1 for the profile in force", labels=["link", "profile"])
         now = self._clock()
         for port in list(self._ports):

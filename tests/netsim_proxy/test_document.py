@@ -4,7 +4,10 @@ import math
 import re
 from pathlib import Path
 
+from netsim_proxy.link.events import EventType
 from netsim_proxy.link.profiles import LAST_MILES, PROFILES
+from netsim_proxy.link_map_file import parse_link_map
+from netsim_proxy.options import _parser
 from netsim_proxy.profile_file import parse_profiles
 from netsim_proxy.scenario_file import parse_scenario
 
@@ -12,7 +15,8 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "netsim.md"
 
 
 def test_every_profile_is_documented_as_it_is() -> None:
-    rows = dict(re.findall(r"^\| `([\w-]+)` \| (.+) \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE))
+    section = DOCUMENT.read_text(encoding="utf-8").partition("## What a link is like")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| (.+) \|$", section, re.MULTILINE))
     profiles = {**PROFILES, **LAST_MILES}
     assert rows.keys() == profiles.keys()
     for name, profile in profiles.items():
@@ -27,6 +31,21 @@ def test_every_profile_is_documented_as_it_is() -> None:
 
 
 def test_its_examples_are_files_that_load() -> None:
-    profiles, scenario = re.findall(r"```yaml\n(.+?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    link_map, profiles, scenario = re.findall(r"```yaml\n(.+?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
     assert set(parse_profiles(profiles, "netsim.md")) == {"office", "phone"}
-    assert len(parse_scenario(profiles + scenario, "netsim.md").events) == 5
+    assert len(parse_scenario(profiles + scenario, "netsim.md").events) == 7
+    found = parse_link_map(link_map, "netsim.md", {}, {})
+    assert (found.of_address("10.1.7.3"), found.of_server_name("x.example.com")) == ("node_7", "others")
+
+
+def test_its_commands_have_the_options_that_there_are() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^python -m netsim_proxy (--.+)$", text, re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        assert _parser().parse_args(command.split())  # argparse ends the process otherwise
+
+
+def test_every_event_is_documented() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert [kind.value for kind in EventType if kind.value not in text] == []
