@@ -1,13 +1,16 @@
 """The tool that judges the tests: what it changes, and that it tells a noticed change from an unnoticed one."""
 
 import ast
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tools.mutants.changes import Mutant, changes_of, mutants_of, nodes_of, with_change
+from tools.mutants.changes import changes_of, nodes_of, with_change
 from tools.mutants.reach import TARGETS
-from tools.mutants.trial import try_mutant
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -50,7 +53,17 @@ def test_what_is_changed(code: str, changed: set[str]) -> None:
     assert variants(code) == changed
 
 
-def test_a_noticed_change_is_told_from_one_that_no_test_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+TRIALS = """
+import json
+from pathlib import Path
+from tools.mutants.changes import Mutant, mutants_of
+mutants = [*mutants_of(Path("house/shape.py")), Mutant("house/shape.py", 9, 0, 0, "unreached")]
+trials = [(m, try_mutant(m, [] if m.line == 9 else ["tests/test_shape.py"], 60.0)) for m in mutants]
+print(json.dumps([[m.line, m.what, outcome.noticed, outcome.how] for m, outcome in trials]))
+"""
+
+
+def test_a_noticed_change_is_told_from_one_that_no_test_checks(tmp_path: Path) -> None:
     (tmp_path / "house").mkdir()
     (tmp_path / "house/shape.py").write_text(
         "def area(a, b):\n    return a * b\n\n\ndef unused(a):\n    return a + 1\n"
@@ -59,21 +72,19 @@ def test_a_noticed_change_is_told_from_one_that_no_test_checks(tmp_path: Path, m
     (tmp_path / "tests/test_shape.py").write_text(
         "from house.shape import area, unused\n\n\ndef test_area():\n    assert area(2, 3) == 6\n    unused(1)\n"
     )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    by_line = {}
-    for mutant in mutants_of(Path("house/shape.py")):
-        outcome = try_mutant(mutant, ["tests/test_shape.py"], 60.0)
-        by_line[mutant.line, mutant.what] = (outcome.noticed, outcome.how)
-    assert by_line == {
-        (2, "* becomes /"): (True, "a test fails"),
-        (2, "returns None"): (True, "a test fails"),
-        (6, "+ becomes -"): (False, "no test fails"),
-        (6, "1 becomes 2"): (False, "no test fails"),
-        (6, "returns None"): (False, "no test fails"),
-    }
-    unreached = try_mutant(Mutant("house/shape.py", 2, 0, 0, ""), [], 1.0)
-    assert (unreached.noticed, unreached.how) == (False, "no test reaches it")
+    # In a process of its own: a fork is for one without threads, and that of the tests has gRPC's.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-c", TRIALS], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert sorted(json.loads(done.stdout)) == [
+        [2, "* becomes /", True, "a test fails"],
+        [2, "returns None", True, "a test fails"],
+        [6, "+ becomes -", False, "no test fails"],
+        [6, "1 becomes 2", False, "no test fails"],
+        [6, "returns None", False, "no test fails"],
+        [9, "unreached", False, "no test reaches it"],
+    ]
 
 
 def test_every_target_exists_and_has_tests() -> None:
