@@ -22,6 +22,7 @@ from common.http import Answer, HttpServer
 from common.http import metrics as metrics_route
 from common.rpc import SERVER_OPTIONS, Tls, bind
 from common.wire import require_sendable
+from coordinator.background import Repeated
 from coordinator.control import ControlService
 from coordinator.core import events as ev
 from coordinator.core.global_model import GlobalModel
@@ -29,7 +30,8 @@ from coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestra
 from coordinator.core.rounds import RoundMachine
 from coordinator.core.same_run import Difference
 from coordinator.core.shards import ShardTable
-from coordinator.engine import Engine, Seams
+from coordinator.engine import Engine
+from coordinator.health import Part
 from coordinator.held_out import HeldOut, evaluation_device
 from coordinator.links import NodeLinks
 from coordinator.metrics import Metrics
@@ -40,6 +42,7 @@ from coordinator.run_dir import RunDir
 from coordinator.saved_state import SavedState
 from coordinator.scrape_targets import ScrapeRule
 from coordinator.scraper import Scraper
+from coordinator.seams import Seams
 from coordinator.servicing import TokenInterceptor
 from coordinator.training import TrainingService
 from coordinator.uploads import Uploads
@@ -52,6 +55,8 @@ _HOW_TO_GO_ON = (
     "To go on, resume with more training.rounds (or, where a target ended it, a better training.target_accuracy); to "
     "start a new run here, leave --resume out: this one is then kept under earlier/"
 )
+_RETRY_SECONDS = 5.0
+"""Between two tries to write what could not be written."""
 
 log = structlog.get_logger()
 
@@ -128,7 +133,9 @@ class Coordinator:
             uploads = Uploads(flat.manifest.total_bytes, config.server.upload_memory_bytes)
             self._scrape_rule = ScrapeRule(config.server.scrape_hosts)
             self.engine = Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model, uploads, seams)
-            self._node_series = NodeSeries(self.registry, machine, self.orchestrator)
+            self._node_series = NodeSeries(
+                self.registry, machine, self.orchestrator, self.engine.health.teller(Part.NODE_SERIES)
+            )
             if_it_fails.pop_all()
 
     async def run(self, announce: Callable[[str, str], None]) -> int:
@@ -145,11 +152,17 @@ class Coordinator:
             http = HttpServer(self.config.server.http_listen, routes)
             stack.callback(http.close)
             self._begin()  # not before it is sure that this run can begin
+            health = self.engine.health
+            health.beat()
+            stack.callback(health.rest)
             stack.push_async_callback(self.engine.close)
+            retries = Repeated(self.engine.retry, _RETRY_SECONDS, health.teller(Part.RETRY))
+            retries.start()
+            stack.push_async_callback(retries.stop)
             await server.start()
             stack.push_async_callback(server.stop, 1.0)
             if self.config.server.scrape_nodes:
-                scraper = Scraper(self.engine, self.links, self.config)
+                scraper = Scraper(self.engine, self.links, self.config, health.teller(Part.SCRAPER))
                 stack.push_async_callback(scraper.stop)
                 scraper.start()
             self._node_series.start()
@@ -161,16 +174,23 @@ class Coordinator:
             await _first(self.engine.finished.wait(), interrupted.wait(), restart.wait())
             if interrupted.is_set() and self.config.server.stay and not self.engine.finished.is_set():
                 await self.engine.suspend()
-                return 0
-            if interrupted.is_set() or restart.is_set():
-                self.engine.dispatch(ev.Stop("interrupted" if interrupted.is_set() else "restarted by the user"))
-                await _first(self.engine.finished.wait(), asyncio.sleep(10.0))
-            if self.config.server.stay:  # the nodes stay too, and wait for the next run
-                await _first(interrupted.wait(), restart.wait())
             else:
-                await self._linger(interrupted)
-            self.restart_asked = restart.is_set() and not interrupted.is_set()
-        return 1 if self.engine.failure else 0
+                await self._end(interrupted, restart)
+        if self.engine.failure:
+            log.error("the run failed", run=self.engine.run_id, reason=self.engine.failure, out=str(self.run_dir.path))
+            return 1
+        return 0
+
+    async def _end(self, interrupted: asyncio.Event, restart: asyncio.Event) -> None:
+        """Stop the run if a user or a signal asks for it, and let the nodes hear of its end."""
+        if interrupted.is_set() or restart.is_set():
+            self.engine.dispatch(ev.Stop("interrupted" if interrupted.is_set() else "restarted by the user"))
+            await _first(self.engine.finished.wait(), asyncio.sleep(10.0))  # `close` waits for what takes longer
+        if self.config.server.stay:  # the nodes stay too, and wait for the next run
+            await _first(interrupted.wait(), restart.wait())
+        else:
+            await self._linger(interrupted)
+        self.restart_asked = restart.is_set() and not interrupted.is_set()
 
     def _begin(self) -> None:
         """Open the run's files for a run that begins or goes on; those of a complete one stay as they are."""
@@ -221,9 +241,16 @@ class Coordinator:
             await asyncio.sleep(0.05)
 
     def _health(self) -> Answer:
-        machine = self.engine.machine
-        waiting = f", waiting for {self.engine.waiting_for}" if self.engine.waiting_for else ""
-        return Answer(f"{machine.state}, {machine.config.progress(machine.round)}{waiting}\n".encode())
+        """Answer 503 only where a restart may help: a run that trains on with a full disk is not to be killed."""
+        engine, machine = self.engine, self.engine.machine
+        if engine.health.stalled_seconds:
+            text = f"the event loop has not run for {engine.health.stalled_seconds:.0f} s"
+            return Answer(f"{text}\n".encode(), status=503)
+        if engine.failure:
+            return Answer(f"failed: {engine.failure}\n".encode(), status=503)
+        waiting = f", waiting for {engine.waiting_for}" if engine.waiting_for else ""
+        degraded = "".join(f"\ndegraded: {problem}" for problem in engine.health.problems)
+        return Answer(f"{machine.state}, {machine.config.progress(machine.round)}{waiting}{degraded}\n".encode())
 
     def _targets(self) -> Answer:
         """Prometheus's HTTP service discovery."""

@@ -144,6 +144,7 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
             waiting_for=engine.waiting_for,
             deadline_seconds=remaining,
             version=_version(),
+            problems=engine.problems,
             unix_seconds=time.time(),
         )
 

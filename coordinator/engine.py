@@ -2,65 +2,38 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
-from common.clock import Clock, monotonic
-from common.errors import NonFiniteUpdate, StorageError
+from common.errors import HyperGPUError, NonFiniteUpdate, StorageError
 from common.metric import finite
 from common.tensors import Flat, chunks
 from common.wire import encode_part
+from coordinator.background import Background
 from coordinator.core import events as ev
 from coordinator.core.aggregation import norm
 from coordinator.core.global_model import GlobalModel
 from coordinator.core.rounds import RoundMachine
 from coordinator.core.score import Score
 from coordinator.feed import Feed
-from coordinator.metrics import Metrics
-from coordinator.model_files import ModelFiles
+from coordinator.health import Health, Part
+from coordinator.records import Records
 from coordinator.results import RunEvent, node_row, outcome, round_row
-from coordinator.run_dir import RunDir, Spent
+from coordinator.seams import Seams
 from coordinator.uploads import Uploads
-from tasks import Evaluation
 
 log = structlog.get_logger()
 
-Evaluate = Callable[[Flat], Evaluation]
-"""Parameters -> how good they are on held-out data; called on a thread of its own."""
-
 _QUIET = frozenset({"round_started", "decision"})
 """Kinds of records that are logged at debug level: the rest is news."""
+_GRAVE = frozenset({"degraded", "checkpoint_failed", "checkpoint_damaged", "update_refused", "model_reverted"})
+"""Kinds of records that are logged as warnings."""
 _NODES_FILE_SECONDS = 2.0
 _FAILURES = frozenset({ev.FinishReason.FAILED, ev.FinishReason.DIVERGED})
-
-
-class Links(Protocol):
-    """Whoever wants to know how communication with the nodes goes."""
-
-    def register(self, node: str, largest_batch: int) -> None:
-        """A node joined; 0 = how much it can hold is not known."""
-        ...
-
-    def communication(self, node: str, latency_ms: float, success: bool) -> None:
-        """One RPC with a registered node ended."""
-        ...
-
-    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float) -> None:
-        """A heartbeat of a registered node."""
-        ...
-
-    def freeze(self, node: str) -> None:
-        """A node has no more to say: keep what is known of its link."""
-        ...
-
-    def summary(self) -> Mapping[str, Any]:
-        """What is to be said of the adaptation in a run's summary."""
-        ...
 
 
 @dataclass
@@ -69,24 +42,6 @@ class _Broadcast:
 
     round: int
     parts: "asyncio.Future[list[bytes]]"
-
-
-@dataclass
-class Seams:
-    """Where the engine touches the rest: files, metrics, links and held-out data."""
-
-    run_dir: RunDir
-    files: ModelFiles
-    metrics: Metrics
-    evaluate: Evaluate
-    links: Links
-    clock: Clock = monotonic
-    before: Spent = field(default_factory=Spent)
-    """Of a resumed run: what it took so far."""
-    stays: bool = False
-    """Whether the coordinator goes on answering when the run is over."""
-    compute: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "compute"))
-    """One thread: it takes updates in, steps and evaluates in the order in which the machine decided."""
 
 
 class Engine:
@@ -120,9 +75,12 @@ class Engine:
         self._waiters: dict[str, asyncio.Future[ev.Assign | ev.RunOver | None]] = {}
         self._broadcast: _Broadcast | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closing: ev.CloseRound | None = None
-        self._syncing = False
+        self.health = Health(seams.metrics.registry, seams.clock)
+        self.health.on_change = self._on_health
+        self._records = Records(seams.run_dir, self.health)
+        self._background = Background(self._fail)
+        self._is_checkpoint_overdue = False
+        self._results_unsaved: Sequence[str] = ()
         self._nodes_written_at = -_NODES_FILE_SECONDS
         self._finish_reason = ""
         self._ended_seconds: float | None = None
@@ -145,6 +103,11 @@ class Engine:
         if self.machine.finished and self.stays:
             return "the next run: `hypergpu restart` begins one"
         return self.machine.waiting_for
+
+    @property
+    def problems(self) -> list[str]:
+        """What does not work, and why; first the failure that ended the run, if one did."""
+        return [*([f"run: {self.failure}"] if self.failure else []), *self.health.problems]
 
     def resumed(self, after_round: int, damaged: Sequence[str] = (), forced: Sequence[str] = ()) -> None:
         """Put on record that the run goes on from a checkpoint, what could not be used, and what was changed."""
@@ -171,11 +134,27 @@ class Engine:
         """
         if isinstance(event, ev.NodeLeft) and self.machine.members.get(event.node) is not None:
             self._seams.links.freeze(event.node)
-        effects = self.machine.handle(event, self._clock())
-        for effect in effects:
-            self.metrics.observe(effect, self.machine)
-            self._carry_out(effect)
+        effects = self._decide(event)
+        self._carry_out_all(effects)
         return effects
+
+    def _decide(self, event: ev.Event) -> list[ev.Effect]:
+        try:
+            return self.machine.handle(event, self._clock())
+        except HyperGPUError:
+            raise
+        except Exception as error:  # what the machine knows may be half of the truth now: nobody can go on with it
+            self._fail(f"the decision on {type(event).__name__}", error)
+            raise
+
+    def _carry_out_all(self, effects: Sequence[ev.Effect]) -> None:
+        """Carry out everything that was decided: one that fails must not keep the others from it."""
+        for effect in effects:
+            try:
+                self.metrics.observe(effect, self.machine)
+                self._carry_out(effect)
+            except Exception as error:
+                self._fail(f"the effect {type(effect).__name__}", error)
 
     def join(self, event: ev.NodeJoined) -> None:
         """A node registers.
@@ -222,16 +201,19 @@ class Engine:
 
     def take(self, event: ev.UpdateArrived, update: Flat) -> ev.Verdict:
         """A whole, checked update: the machine's verdict; the buffer goes back to `uploads` when it is used."""
-        effects = self.machine.handle(event, self._clock())
+        try:
+            effects = self._decide(event)
+        except Exception:
+            self.uploads.recycle(update)
+            raise
         verdict = next(e for e in effects if isinstance(e, ev.Verdict))
         if verdict.outcome is ev.Outcome.ACCEPTED:
-            added = self._run(self.model.add, update, verdict.weight)
+            # Before the effects: a step that they begin must come after it on the compute thread.
+            added = self._run_watched("adding an update", self.model.add, update, verdict.weight)
             added.add_done_callback(lambda _: self.uploads.recycle(update))
         else:
             self.uploads.recycle(update)
-        for effect in effects:
-            self.metrics.observe(effect, self.machine)
-            self._carry_out(effect)
+        self._carry_out_all(effects)
         return verdict
 
     def refuse(self, event: ev.UpdateArrived) -> ev.Verdict:
@@ -255,22 +237,29 @@ class Engine:
     async def suspend(self) -> None:
         """Keep the state for a start with --resume; nodes are told nothing, and look for us until we are back."""
         self.dispatch(ev.Suspend())
-        await self._settle()
-        await self._checkpoint(self.machine.round - 1)
+        await self._background.settle()
+        if not self.finished.is_set() and not await self._checkpoint(self.machine.round - 1):
+            self.failure = self.failure or "the last rounds are lost: their checkpoint could not be written"
 
-    async def _settle(self) -> None:
-        """Wait until no round is being stepped or evaluated. What is waited for may begin more of it."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+    async def retry(self) -> None:
+        """Try again what could not be written: called every few seconds."""
+        self._records.retry()
+        if self._results_unsaved and self.finished.is_set():
+            await self._save_results()
 
     async def close(self) -> None:
-        """Let what was begun be finished, and the files be complete."""
+        """Let what was begun be finished, and the files be complete; `failure` tells what they lack."""
         if self._timer is not None:
             self._timer.cancel()
-        await self._settle()
+        await self._background.settle()
+        await self.retry()
         self._seams.compute.shutdown(wait=True)
-        self._write_results()
-        await self._sync_records()
+        await self._write_results()
+        await self._records.sync()
+        if self._results_unsaved:
+            self.failure = self.failure or f"the run's result is not on the disk: {'; '.join(self._results_unsaved)}"
+        if self._records.missing:
+            self.failure = self.failure or f"the run's records are not complete: {self._records.missing}"
         self._seams.run_dir.close()
 
     # ------------------------------------------------------------ effects
@@ -285,31 +274,31 @@ class Engine:
                     waiter.set_result(effect)
             case ev.StartRound():
                 self.uploads.close_idle()
-                self._broadcast = _Broadcast(effect.round, self._run(_encode, self.model.values))
+                parts = self._run_watched("encoding the parameters", _encode, self.model.values)
+                self._broadcast = _Broadcast(effect.round, parts)
             case ev.CloseRound():
                 self._broadcast = None
-                self._closing = effect
-                self._spawn(self._end_round(effect))
+                self._background.spawn(f"ending round {effect.round}", self._end_round(effect))
             case ev.AbandonRound():
                 self._broadcast = None
-                self._run(self.model.discard)
+                self._run_watched("discarding updates", self.model.discard)
             case ev.KeepModel():
-                self._run(self.model.keep)
+                self._run_watched("keeping the model", self.model.keep)
             case ev.RevertModel():
-                self._run(self.model.revert)
+                self._run_watched("returning to an earlier model", self.model.revert)
             case ev.SetTimer(at=at):
                 if self._timer is not None:
                     self._timer.cancel()
                 delay = max(0.0, at - self._clock())
-                self._timer = asyncio.get_running_loop().call_later(delay, self.dispatch, ev.Tick())
+                self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
             case ev.Finish(reason=reason):
                 self._finish_reason = str(reason)
                 if reason in _FAILURES:
                     self.failure = effect.detail
                 self._ended_seconds = self.elapsed_seconds
+                self._background.spawn("ending the run", self._end_run())
                 for node in self.machine.members.connected:
                     self._seams.links.freeze(node)
-                self._spawn(self._end_run())
             case _:
                 pass
 
@@ -337,25 +326,15 @@ class Engine:
             detail = f"round {closed.round} could not be evaluated: {type(error).__name__}: {error}"
             self.dispatch(ev.EvaluationFailed(closed.round, detail, stepped))
             return
-        self._seams.run_dir.round(round_row(closed, loss, self.machine.metric, metric, self.elapsed_seconds))
-        if not self._syncing:
-            self._spawn(self._sync_records())
+        self._records.round(round_row(closed, loss, self.machine.metric, metric, self.elapsed_seconds))
+        self._background.spawn("syncing the records", self._records.sync())
         self.dispatch(ev.Evaluated(closed.round, loss, metric, self.model.update_norms if good else None))
-        if closed.round % self.machine.config.checkpoint_every == 0:
+        # No await since the decision: the label and the values that are saved under it belong together.
+        if closed.round % self.machine.config.checkpoint_every == 0 or self._is_checkpoint_overdue:
             await self._checkpoint(closed.round)
         if self._clock() - self._nodes_written_at >= _NODES_FILE_SECONDS:
             self._nodes_written_at = self._clock()
-            self._write_results()
-
-    async def _sync_records(self) -> None:
-        """Bring the records of closed rounds to the disk, beside the training; one at a time."""
-        self._syncing = True
-        try:
-            await asyncio.get_running_loop().run_in_executor(None, self._seams.run_dir.sync)
-        except OSError as error:
-            log.error("the records of the run cannot be synced to the disk", reason=str(error))
-        finally:
-            self._syncing = False
+            await self._write_results()
 
     def _tell_metric_fault(self, fault: str, round_number: int) -> None:
         """Put on record, once for each cause, that the metric could not be computed. Training goes on by the loss."""
@@ -365,17 +344,27 @@ class Engine:
         self._metric_fault = fault
 
     async def _end_run(self) -> None:
-        done = self.machine.round - 1
-        await self._checkpoint(done)
-        if done >= 1:
-            await self._save("the model", done, self._seams.files.finish, done)
-        self._write_results()
-        self.finished.set()
-        self.feed.end()
+        try:
+            await self._save_results()
+            await self._write_results()
+        finally:  # whatever happens, nobody may wait for the end for ever
+            self.finished.set()
+            self.feed.end()
 
-    async def _checkpoint(self, round_number: int) -> None:
+    async def _save_results(self) -> None:
+        """Write the last checkpoint and the model, and note what could not be written."""
+        done = self.machine.round - 1
+        unsaved = []
+        if not await self._checkpoint(done):
+            unsaved.append("its last checkpoint could not be written")
+        if done >= 1 and not await self._save(Part.MODEL, "the model", done, self._seams.files.finish, done):
+            unsaved.append("its model could not be written")
+        self._results_unsaved = unsaved
+
+    async def _checkpoint(self, round_number: int) -> bool:
+        """Write a checkpoint of the rounds so far; return whether a start with --resume will find them."""
         if round_number < 1:
-            return
+            return True
         machine = self.machine
         state = {
             "run_id": self.run_id,
@@ -387,15 +376,24 @@ class Engine:
             "metric": machine.metric_value,
             "finished": self._finish_reason or None,
         }
-        await self._save("the checkpoint", round_number, self._seams.files.checkpoint, round_number, state)
+        files = self._seams.files
+        saved = await self._save(Part.CHECKPOINT, "the checkpoint", round_number, files.checkpoint, round_number, state)
+        self._is_checkpoint_overdue = not saved
+        return saved
 
-    async def _save(self, what: str, round_number: int, save: Callable[..., Path], *arguments: Any) -> None:
-        """Save on the compute thread; a full disk must not end the training."""
+    async def _save(self, part: Part, what: str, round_number: int, save: Callable[..., Path], *arguments: Any) -> bool:
+        """Save on the compute thread. A failure is told and survived, whatever it is."""
         try:
             await self._run(save, *arguments)
-        except (StorageError, NonFiniteUpdate) as error:
-            text = f"{what} of round {round_number} was not written: {error}"
-            self._record(round_number, "checkpoint_failed", text)
+        except Exception as error:
+            if not isinstance(error, StorageError | NonFiniteUpdate):
+                log.exception("a model cannot be saved", round=round_number)
+            reason = str(error) or type(error).__name__
+            self._record(round_number, "checkpoint_failed", f"{what} of round {round_number} was not written: {reason}")
+            self.health.tell(part, reason)
+            return False
+        self.health.tell(part, "")
+        return True
 
     # ------------------------------------------------------------ results
 
@@ -428,27 +426,55 @@ class Engine:
             "nodes": {row["node_id"]: row for row in self.node_rows()},
         }
 
-    def _write_results(self) -> None:
-        self._seams.run_dir.nodes(self.node_rows())
-        self._seams.run_dir.summary(self.summary())
+    async def _write_results(self) -> None:
+        await self._records.results(self.node_rows(), self.summary())
 
     def _publish(self, event: RunEvent) -> None:
-        self._seams.run_dir.event(event.row())
+        self._records.event(event.row())
         node = {"node": event.fields["node"]} if "node" in event.fields else {}
-        say = log.debug if event.kind in _QUIET else log.info
+        say = log.debug if event.kind in _QUIET else log.warning if event.kind in _GRAVE else log.info
         say(event.text, kind=event.kind, run=self.run_id, round=event.round, **node)
         self.feed.publish(event)
 
     # ------------------------------------------------------------ running things
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> "asyncio.Future[Any]":
-        """On the compute thread, in order."""
+        """Run a function on the compute thread, in order; the caller awaits it."""
         return asyncio.get_running_loop().run_in_executor(self._seams.compute, partial(function, *arguments))
 
-    def _spawn(self, coroutine: Any) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _run_watched(self, what: str, function: Callable[..., Any], *arguments: Any) -> "asyncio.Future[Any]":
+        """Run a function on the compute thread, in order; the run ends if it fails."""
+        future = self._run(function, *arguments)
+        self._background.watch(what, future)
+        return future
+
+    def _tick(self) -> None:
+        """Let the machine know that its time has come. Nobody else hears of a failure in a timer."""
+        try:
+            self.dispatch(ev.Tick())
+        except Exception as error:
+            self._fail("the timer", error)
+
+    # ------------------------------------------------------------ failures
+
+    def _fail(self, what: str, error: BaseException) -> None:
+        """End the run because of an error that nobody expected, and say which."""
+        log.error(f"{what} failed", run=self.run_id, exc_info=error)
+        if self.failure:
+            return
+        self.failure = f"{what} failed: {type(error).__name__}: {error}"
+        try:
+            self.dispatch(ev.Fail(self.failure))
+        except Exception:
+            log.exception("the run could not be ended in order", run=self.run_id)
+        if not self.machine.finished:
+            self.finished.set()
+            self.feed.end()
+
+    def _on_health(self, part: Part, reason: str) -> None:
+        """Put on record that a part stopped working, or works again."""
+        text = f"degraded: {part}: {reason}" if reason else f"recovered: {part}"
+        self._record(self.machine.round, "degraded" if reason else "recovered", text)
 
 
 def _encode(values: Flat) -> list[bytes]:

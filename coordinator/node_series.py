@@ -15,11 +15,13 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from common.errors import UnknownName
+from coordinator.background import Repeated
 from coordinator.core.membership import Member, Presence
 from coordinator.core.network import ConnectionQuality
 from coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator, Phase
 from coordinator.core.rounds import RoundMachine, RunState
 from coordinator.core.selection import NodeState
+from coordinator.health import Tell
 
 REFRESH_SECONDS = 2.0
 MOST_NODES = 1_000
@@ -62,22 +64,25 @@ class _Picture:
 class NodeSeries(Collector):
     """Keeps the picture fresh between `start` and `stop`."""
 
-    def __init__(self, registry: CollectorRegistry, machine: RoundMachine, orchestrator: AdaptiveOrchestrator) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        machine: RoundMachine,
+        orchestrator: AdaptiveOrchestrator,
+        tell: Tell = lambda reason: None,
+    ) -> None:
         self._machine, self._orchestrator = machine, orchestrator
         self._picture = _Picture()
-        self._task: asyncio.Task[None] | None = None
+        self._refreshing = Repeated(self.refresh, REFRESH_SECONDS, tell)
         registry.register(self)
 
     def start(self) -> None:
         """Begin to refresh."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._refreshing.start()
 
     async def stop(self) -> None:
         """End it."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._refreshing.stop()
 
     async def refresh(self) -> None:
         """Take a new picture."""
@@ -158,11 +163,6 @@ class NodeSeries(Collector):
             rounds.add_metric(node, row.rounds)
             late.add_metric(node, row.late)
         yield from (connected, batch, selected, standing, contribution, rounds, late)
-
-    async def _run(self) -> None:
-        while True:
-            await self.refresh()
-            await asyncio.sleep(REFRESH_SECONDS)
 
     def _row(self, member: Member, selected: bool) -> _Row:
         node, connected = member.node_id, member.presence is Presence.CONNECTED

@@ -13,18 +13,19 @@ earlier/1/          the same of the run that was here before, if another was beg
 """
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
 from common import strict_json
 from common.config import SystemConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, StorageError
 from coordinator.files import remove_partial_files, replace_text, sync_directory
+from coordinator.line_file import LineFile
 from coordinator.run_lock import RunLock
 
 CHECKPOINTS = "checkpoints"
@@ -87,8 +88,8 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = RunLock(path)
-        self._rounds: TextIO | None = None
-        self._events: TextIO | None = None
+        self._rounds: LineFile | None = None
+        self._events: LineFile | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -112,35 +113,71 @@ class RunDir:
             replace_text(self.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
             for name, rows in (("rounds.jsonl", rounds), ("events.jsonl", events)):
                 replace_text(self.path / name, "".join(_line(row) for row in rows))
-            self._rounds = (self.path / "rounds.jsonl").open("a", encoding="utf-8")
-            self._events = (self.path / "events.jsonl").open("a", encoding="utf-8")
+            self._rounds = LineFile(self.path / "rounds.jsonl")
+            self._events = LineFile(self.path / "events.jsonl")
         except OSError as error:
             raise ConfigError(f"cannot write the run to {self.path}: {error.strerror}") from error
 
+    @property
+    def pending_lines(self) -> int:
+        """Lines of rounds and events that could not be written yet."""
+        return sum(file.pending for file in self._line_files())
+
+    @property
+    def dropped_lines(self) -> int:
+        """Lines of rounds and events that were given up."""
+        return sum(file.dropped for file in self._line_files())
+
     def round(self, row: Mapping[str, Any]) -> None:
-        """One round is over."""
-        self._append(self._rounds, row)
+        """Append a round that is over.
+
+        Raises:
+            StorageError: it cannot be written now; it is kept in memory, and written with the next one or by `flush`.
+        """
+        self._append("rounds.jsonl", self._rounds, row)
 
     def event(self, row: Mapping[str, Any]) -> None:
-        """Something happened."""
-        self._append(self._events, row)
+        """Append something that happened.
+
+        Raises:
+            StorageError: as `round`.
+        """
+        self._append("events.jsonl", self._events, row)
+
+    def flush(self) -> None:
+        """Write the lines that could not be written before.
+
+        Raises:
+            StorageError: the disk is still full or broken.
+        """
+        for name, file in (("rounds.jsonl", self._rounds), ("events.jsonl", self._events)):
+            if file is not None:
+                self._try(name, file.flush)
 
     def sync(self) -> None:
         """Wait until the rounds and events so far are on the disk.
 
         Raises:
-            OSError: the disk is full or broken.
+            StorageError: the disk is full or broken.
         """
-        for file in (self._rounds, self._events):
+        for name, file in (("rounds.jsonl", self._rounds), ("events.jsonl", self._events)):
             if file is not None:
-                os.fsync(file.fileno())
+                self._try(name, file.sync)
 
     def nodes(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """The nodes as they stand."""
+        """Write the nodes as they stand.
+
+        Raises:
+            StorageError: the file cannot be written; the one before is as it was.
+        """
         self._replace("nodes.json", strict_json.dumps(list(rows), indent=1))
 
     def summary(self, result: Mapping[str, Any]) -> None:
-        """The result as it stands."""
+        """Write the result as it stands.
+
+        Raises:
+            StorageError: the file cannot be written; the one before is as it was.
+        """
         self._replace("summary.json", strict_json.dumps(result, indent=1))
 
     def spent(self) -> Spent:
@@ -155,8 +192,8 @@ class RunDir:
 
     def close(self) -> None:
         """No more lines will come; another process may use the directory. Calling it again does nothing."""
-        for file in (self._rounds, self._events):
-            if file is not None:
+        for file in self._line_files():
+            with suppress(OSError):  # a network file system may tell of an earlier failure once more
                 file.close()
         self._rounds = self._events = None
         self._lock.release()
@@ -173,15 +210,23 @@ class RunDir:
             if isinstance(row, dict):
                 yield row
 
+    def _line_files(self) -> list[LineFile]:
+        return [file for file in (self._rounds, self._events) if file is not None]
+
     def _replace(self, name: str, text: str) -> None:
         if self._rounds is not None:
-            replace_text(self.path / name, text)
+            self._try(name, lambda: replace_text(self.path / name, text))
 
-    @staticmethod
-    def _append(file: TextIO | None, row: Mapping[str, Any]) -> None:
+    def _append(self, name: str, file: LineFile | None, row: Mapping[str, Any]) -> None:
         if file is not None:
-            file.write(_line(row))
-            file.flush()
+            line = _line(row).encode()
+            self._try(name, lambda: file.append(line))
+
+    def _try(self, name: str, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            raise StorageError(f"cannot write {self.path / name}: {error.strerror or error}") from error
 
 
 def _line(row: Mapping[str, Any]) -> str:

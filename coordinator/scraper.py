@@ -1,13 +1,14 @@
 """Reads each node's /metrics in the background: the monitor's second source, after the RPCs themselves."""
 
 import asyncio
-import contextlib
 import re
 
 import structlog
 
 from common.config import SystemConfig
+from coordinator.background import Repeated
 from coordinator.engine import Engine
+from coordinator.health import Tell
 from coordinator.links import NodeLinks
 from coordinator.scrape_targets import ScrapeRule, ScrapeTarget
 
@@ -40,37 +41,32 @@ class Scraper:
     read up to a bound and searched in linear time, so that no page holds up the event loop.
     """
 
-    def __init__(self, engine: Engine, links: NodeLinks, config: SystemConfig) -> None:
+    def __init__(
+        self, engine: Engine, links: NodeLinks, config: SystemConfig, tell: Tell = lambda reason: None
+    ) -> None:
         self._engine = engine
         self._links = links
-        self._interval = config.monitor.update_interval_seconds
         self._rule = ScrapeRule(config.server.scrape_hosts)
-        self._task: asyncio.Task[None] | None = None
+        self._limit = asyncio.Semaphore(CONCURRENT)
+        self._scraping = Repeated(self._scrape_all, config.monitor.update_interval_seconds, tell)
 
     def start(self) -> None:
         """Begin scraping."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._scraping.start()
 
     async def stop(self) -> None:
         """End scraping."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._scraping.stop()
 
-    async def _run(self) -> None:
-        limit = asyncio.Semaphore(CONCURRENT)
+    async def _scrape_all(self) -> None:
+        targets = self._rule.targets(self._engine.machine.members.connected.values())
+        for result in await asyncio.gather(*map(self._scrape_in_turn, targets), return_exceptions=True):
+            if isinstance(result, Exception):
+                log.error("scrape failed", error=f"{type(result).__name__}: {result}")
 
-        async def one(target: ScrapeTarget) -> None:
-            async with limit:
-                await self.scrape(target)
-
-        while True:
-            await asyncio.sleep(self._interval)
-            targets = self._rule.targets(self._engine.machine.members.connected.values())
-            for result in await asyncio.gather(*map(one, targets), return_exceptions=True):
-                if isinstance(result, Exception):
-                    log.error("scrape failed", error=f"{type(result).__name__}: {result}")
+    async def _scrape_in_turn(self, target: ScrapeTarget) -> None:
+        async with self._limit:
+            await self.scrape(target)
 
     async def scrape(self, target: ScrapeTarget) -> None:
         """Read one node's counts. A failure is no lost communication: a NAT may let nobody in."""

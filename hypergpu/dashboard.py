@@ -150,9 +150,9 @@ def _progress(status: pb.Status, history: History) -> Panel:
     title = (
         f"[b]HyperGPU[/]  {escape(status.task)} · {status.state} · phase {status.phase or '–'} · policy {status.policy}"
     )
-    return Panel(
-        Group(bar, trend, note), title=title, title_align="left", subtitle=status.run_id, subtitle_align="right"
-    )
+    problems = [Text(problem, "red", no_wrap=True, overflow="ellipsis") for problem in status.problems]
+    rows = Group(bar, trend, note, *problems)
+    return Panel(rows, title=title, title_align="left", subtitle=status.run_id, subtitle_align="right")
 
 
 def _last_round(status: pb.Status) -> str:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from common.config import SystemConfig
-from common.errors import ConfigError, RunInUse
+from common.errors import ConfigError, RunInUse, StorageError
 from coordinator.run_dir import RunDir, Spent, set_aside
 
 
@@ -209,9 +209,9 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="No space"):
         run.summary({"rounds": 2})
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="No space"):
         run.sync()
     assert json.loads((tmp_path / "summary.json").read_text()) == {"rounds": 1}
     assert sorted(file.name for file in tmp_path.iterdir()) == before

@@ -12,6 +12,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from common.config import SystemConfig
 from coordinator.core.orchestration import build_orchestrator
 from coordinator.core.rounds import RoundMachine
+from coordinator.health import Health
 from coordinator.metrics import Metrics
 from coordinator.node_series import NodeSeries
 from netsim_proxy import metrics as proxy_metrics
@@ -51,6 +52,7 @@ def exported() -> dict[str, dict[str, Exported]]:
     config = SystemConfig()
     orchestrator = build_orchestrator(config)
     Metrics(coordinator)
+    Health(coordinator)
     NodeSeries(coordinator, RoundMachine(config.training, orchestrator), orchestrator)
     NodeMetrics(node, "node_0", specs_from("t4"))
     proxy_metrics.register(proxy, cast(Ports, []), Lateness())

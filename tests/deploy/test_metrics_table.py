@@ -47,7 +47,7 @@ def test_every_alert_has_a_severity_a_summary_and_a_runbook_that_exists(root: Pa
     text = (root / "docs" / "runbooks.md").read_text()
     anchors = {title.lower().replace(" ", "-") for title in re.findall(r"^## (.+)$", text, re.MULTILINE)}
     alerts = [rule for group in groups for rule in group["rules"] if "alert" in rule]
-    assert len(alerts) == 7
+    assert len(alerts) == 8
     for rule in alerts:
         assert rule["labels"]["severity"] in ("info", "warning", "critical")
         assert rule["annotations"]["summary"]
