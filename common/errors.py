@@ -42,6 +42,10 @@ class StorageError(HyperGPUError):
     """A file that cannot be written or synced, as on a full disk; the message names it."""
 
 
+class TlsError(InvalidInput):
+    """A peer whose certificate is not trusted, or TLS on one side only. Trying again does not help."""
+
+
 class UnknownName(InvalidInput):
     """A profile, task, node or key that does not exist; the message names the nearest known one."""
 

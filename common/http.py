@@ -13,8 +13,8 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from common.address import split_address
 from common.errors import ConfigError
-from common.rpc import split_address
 
 _BACKLOG: Final = 128
 _MAX_HEAD_BYTES: Final = 16 << 10

@@ -1,14 +1,15 @@
 """gRPC as we use it: one set of options for both ends, one table of errors and status codes, TLS or said otherwise."""
 
+import errno
 import re
 import socket
-from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 
 from common import errors
+from common.address import is_loopback, split_address
 from common.errors import ConfigError, HyperGPUError, InvalidInput
+from common.tls import Tls, explain_handshake, read_authority, read_pair
 
 _NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NODE_ID = "x-node-id"
@@ -62,17 +63,10 @@ _ERRORS = {code: error for error, code in _STATUS} | {
     _Code.CANCELLED: errors.Unavailable,
     _Code.PERMISSION_DENIED: errors.NotAuthenticated,
 }
+_NO_CONNECTION = "failed to connect to all addresses"
+"""gRPC's words for a call that found no connection, whatever the cause."""
 RETRYABLE = (errors.Unavailable, errors.DeadlineExceeded, errors.CorruptData)
 """What may succeed when tried again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """Certificates: a server needs `certificate` and `key`, a client `authority` unless the system knows it."""
-
-    certificate: Path | None = None
-    key: Path | None = None
-    authority: Path | None = None
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
@@ -112,61 +106,79 @@ def metadata_for(node_id: str | None, token: str | None) -> tuple[tuple[str, str
     return tuple(pairs)
 
 
-def open_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
-    """A channel to HOST:PORT; `tls=None` is plaintext, which only `--insecure` may ask for."""
+def open_channel(address: str, tls: Tls | None, *, http_proxy: bool = False) -> grpc.aio.Channel:
+    """Return a channel to HOST:PORT; `tls=None` is plaintext, which only `--insecure` may ask for.
+
+    Args:
+        address: HOST:PORT.
+        tls: what to show and whom to trust.
+        http_proxy: whether to dial through the HTTP proxy that the environment names; never to this machine.
+
+    Raises:
+        ConfigError: a malformed address, or a certificate that cannot be used.
+    """
+    options = (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(http_proxy and not is_loopback(address))))
     if tls is None:
-        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-    credentials = grpc.ssl_channel_credentials(
-        root_certificates=_read(tls.authority), private_key=_read(tls.key), certificate_chain=_read(tls.certificate)
-    )
-    return grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(address, options=options)
+    key, chain = None, None
+    if tls.certificate is not None and tls.key is not None:
+        chain, key = read_pair(tls.certificate, tls.key)
+    authority = read_authority(tls.authority) if tls.authority is not None else None
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(authority, key, chain), options=options)
+
+
+async def explain_failure(error: grpc.RpcError, address: str, tls: Tls | None) -> HyperGPUError:
+    """Return the error of our tree for a failed call to `address`; where no connection came about, look why."""
+    if error.code() is _Code.UNAVAILABLE and _NO_CONNECTION in (error.details() or ""):
+        found = await explain_handshake(address, tls)
+        if found is not None:
+            return found
+    return error_from(error, address)
 
 
 def bind(server: grpc.aio.Server, listen: str, tls: Tls | None) -> str:
     """Let `server` listen on HOST:PORT and return the address with the real port.
 
     Raises:
-        ConfigError: a malformed address, a port in use, or a certificate that cannot be read.
+        ConfigError: a malformed address, a port that cannot be taken, or a certificate that cannot be used.
     """
     host, port = split_address(listen)
-    busy = f"cannot listen on {listen}: the port is in use or not ours; choose another"
+    credentials = None
+    if tls is not None:
+        if tls.certificate is None or tls.key is None:
+            raise ConfigError("a server needs a certificate and its key")
+        chain, key = read_pair(tls.certificate, tls.key)
+        credentials = grpc.ssl_server_credentials([(key, chain)])
+    _check_free(host, port)
     try:
-        # Asked first, because gRPC would write lines of its own about it.
-        family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-        socket.create_server((host.strip("[]"), port), family=family).close()
-    except OSError as error:
-        raise ConfigError(busy) from error
-    try:
-        if tls is None:
-            bound = server.add_insecure_port(f"{host}:{port}")
-        else:
-            pair = (_read(tls.key) or b"", _read(tls.certificate) or b"")
-            bound = server.add_secure_port(f"{host}:{port}", grpc.ssl_server_credentials([pair]))
+        bound = (
+            server.add_secure_port(f"{host}:{port}", credentials)
+            if credentials is not None
+            else server.add_insecure_port(f"{host}:{port}")
+        )
     except RuntimeError as error:
-        raise ConfigError(busy) from error
+        raise ConfigError(f"cannot listen on {listen}: {error}") from error
     if bound == 0:
-        raise ConfigError(busy)
+        raise ConfigError(f"cannot listen on {listen}: gRPC gives no reason")
     return f"{host}:{bound}"
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """HOST and PORT of an address; an IPv6 host keeps its brackets.
-
-    Raises:
-        ConfigError: not of the form HOST:PORT with a port of 0 to 65535.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"{address!r} is not an address of the form HOST:PORT, as in 127.0.0.1:50051")
-    if ":" in host and not host.startswith("["):
-        raise ConfigError(f"{address!r}: write an IPv6 host in brackets, as in [::1]:50051")
-    return host, int(port)
-
-
-def _read(path: Path | None) -> bytes | None:
-    if path is None:
-        return None
+def _check_free(host: str, port: int) -> None:
+    """Ask for the port first, because gRPC would write lines of its own about it."""
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     try:
-        return path.read_bytes()
+        socket.create_server((host.strip("[]"), port), family=family).close()
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot listen on {host}:{port}: {_why_not_free(error)}") from error
+
+
+def _why_not_free(error: OSError) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return "the port is in use; choose another"
+        case errno.EACCES:
+            return "a port below 1024 needs privileges; choose another"
+        case errno.EADDRNOTAVAIL:
+            return "this machine has no such address"
+        case _:
+            return error.strerror or str(error)

@@ -9,11 +9,15 @@ from typing import Annotated
 
 import typer
 
+from common.address import split_address
 from common.config import SystemConfig, load_config
 from common.errors import ConfigError, HyperGPUError
+from common.extras import missing_extra
 from common.log import configure
 from common.malloc import keep_buffers
-from common.rpc import Tls, split_address
+from common.text import one_line
+from common.tls import Tls, read_pair
+from common.token import find_token
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -35,8 +39,12 @@ def coordinate(
     force: Annotated[
         bool, typer.Option("--force", help="Resume also with another learning rate or the like; not another task.")
     ] = False,
-    token: Annotated[str, typer.Option(envvar="HYPERGPU_TOKEN", help="The join token that nodes must show.")] = "",
-    token_file: Annotated[Path | None, typer.Option(help="A file that holds it.")] = None,
+    token: Annotated[
+        str | None, typer.Option(help="The join token that nodes must show; also from HYPERGPU_TOKEN.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="A file that holds it; also from HYPERGPU_TOKEN_FILE.")
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Plaintext: for a loopback or a trusted net.")] = False,
@@ -53,19 +61,22 @@ def coordinate(
         "training.min_nodes": min_nodes,
         "orchestrator.policy": policy or None,
     }
-    overrides = [*(setting or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
     try:
         keep_buffers()
         configure(log_level, log_json or None)
         if force and not resume:
             raise ConfigError("--force goes with --resume: it allows a run to go on with other settings")
-        settings = load_config(SystemConfig, config, os.environ, overrides)
-        secret, tls = _token(token, token_file, insecure), _tls(tls_cert, tls_key, insecure)
+        settings = load_config(SystemConfig, config, os.environ, setting or [], given)
+        secret = _token(token, token_file, insecure)
+        tls = _tls(tls_cert, tls_key, insecure)
         for address in (settings.server.listen, settings.server.http_listen):
             split_address(address)
         code = asyncio.run(_run(settings, out, secret, tls, resume=resume, force=force))
     except (HyperGPUError, ValueError) as error:
-        print(f"coordinator: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"coordinator: {one_line(str(error))}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except ImportError as error:
+        print(f"coordinator: {one_line(str(missing_extra(error) or error))}", file=sys.stderr)
         raise typer.Exit(2) from None
     raise typer.Exit(code)
 
@@ -94,12 +105,8 @@ async def _run(settings: SystemConfig, out: Path, token: str, tls: Tls | None, *
         settings, options = settings.model_copy(update={"server": server}), replace(options, resume=False)
 
 
-def _token(token: str, file: Path | None, insecure: bool) -> str:
-    if file is not None:
-        try:
-            token = file.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+def _token(option: str | None, file: Path | None, insecure: bool) -> str:
+    token = find_token(option, file, os.environ)
     if not token and not insecure:
         raise ConfigError("nodes need a join token: --token-file FILE, or HYPERGPU_TOKEN; --insecure goes without")
     return token
@@ -110,6 +117,7 @@ def _tls(certificate: Path | None, key: Path | None, insecure: bool) -> Tls | No
         return None
     if certificate is None or key is None:
         raise ConfigError("TLS needs --tls-cert and --tls-key; --insecure goes without, on a net that you trust")
+    read_pair(certificate, key)  # a mistake in them is told now, not when torch is imported
     return Tls(certificate=certificate, key=key)
 
 

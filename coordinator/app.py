@@ -20,7 +20,8 @@ from prometheus_client import CollectorRegistry
 from common.config import SystemConfig
 from common.http import Answer, HttpServer
 from common.http import metrics as metrics_route
-from common.rpc import SERVER_OPTIONS, Tls, bind
+from common.rpc import SERVER_OPTIONS, bind
+from common.tls import Tls
 from common.wire import require_sendable
 from coordinator.background import Repeated
 from coordinator.control import ControlService

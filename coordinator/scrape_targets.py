@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
+from common.address import split_address
 from common.errors import ConfigError
-from common.rpc import split_address
 from coordinator.core.membership import Member
 
 

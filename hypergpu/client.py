@@ -9,7 +9,9 @@ import grpc
 from google.protobuf.message import Message
 
 from common import rpc
+from common.address import split_address
 from common.errors import HyperGPUError, InvalidInput, Unavailable, UnknownName
+from common.tls import Tls
 from hypergpu.cluster import HOW_TO_START, Cluster
 from protos import coordinator_pb2 as pb
 from protos import coordinator_pb2_grpc, netsim_pb2_grpc
@@ -104,15 +106,15 @@ class Client:
 
 
 @asynccontextmanager
-async def connect(cluster: Cluster, tls: rpc.Tls | None = None) -> AsyncIterator[Client]:
+async def connect(cluster: Cluster, tls: Tls | None = None) -> AsyncIterator[Client]:
     """A client for as long as the block runs; nothing is sent before the first call."""
-    rpc.split_address(cluster.coordinator)
+    split_address(cluster.coordinator)
     async with rpc.open_channel(cluster.coordinator, tls) as coordinator:
         if not cluster.proxy:
             yield Client(cluster, coordinator, None)
             return
         if not cluster.proxy.startswith("unix:"):
-            rpc.split_address(cluster.proxy)
+            split_address(cluster.proxy)
         async with rpc.open_channel(cluster.proxy, tls) as proxy:
             yield Client(cluster, coordinator, proxy)
 

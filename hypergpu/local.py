@@ -121,7 +121,7 @@ class LocalCluster:
                 f"--node-id={node.node_id}",
                 f"--coordinator={ports['listening']}",
                 f"--gpu={node.gpu}",
-                f"--set=node.region={node.region!r}",
+                f"--set=node.region={node.region}",
                 f"--set=node.grace_seconds={_NODE_GRACE_SECONDS}",
                 "--insecure",
                 *task,

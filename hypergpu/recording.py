@@ -20,7 +20,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from common.clock import monotonic
 from common.errors import Unavailable
-from common.rpc import Tls, open_channel
+from common.rpc import open_channel
+from common.tls import Tls
 from netsim_proxy.link.traces import Row
 
 Check = Callable[..., Awaitable[bytes]]

@@ -15,6 +15,7 @@ from common import log
 from common.errors import HyperGPUError
 from common.http import HttpServer
 from common.malloc import keep_buffers
+from common.text import one_line
 from netsim_proxy import control, metrics
 from netsim_proxy.catalogue import Catalogue
 from netsim_proxy.health import Health, routes
@@ -107,7 +108,7 @@ def main() -> None:
         log.configure(options.log_level)
         uvloop.run(serve(options))
     except HyperGPUError as error:
-        print(f"netsim_proxy: {error}", file=sys.stderr)
+        print(f"netsim_proxy: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

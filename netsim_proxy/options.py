@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import NoReturn
 
 from common.errors import ConfigError
+from common.text import one_line
+from common.token import find_token
 from netsim_proxy.addresses import Address
 from netsim_proxy.lateness import DEFAULT_BOUND_SECONDS
 from netsim_proxy.link.outcomes import LossModel
-from netsim_proxy.reload import read_text
 from netsim_proxy.tls import ServerTls, UpstreamTls
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, and exit code 2."""
-        print(f"netsim_proxy: {message} (--help lists all options)", file=sys.stderr)
+        print(f"netsim_proxy: {one_line(message)} (--help lists all options)", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -55,13 +56,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.
     options.pass_through = [_address_and_link(text) for text in options.pass_through]
     options.client_link = _pairs("--client-link", options.client_link, "10.0.0.0/8=rack_1")
     options.server_name_link = _pairs("--server-name-link", options.server_name_link, "train.example.com=node_1")
-    token_file = options.token_file or environment.get("HYPERGPU_TOKEN_FILE")
-    options.token = (
-        options.token
-        or environment.get("HYPERGPU_TOKEN")
-        or environment.get("NETSIM_TOKEN")
-        or (read_text(Path(token_file)).strip() if token_file else None)
-    )
+    options.token = find_token(options.token, options.token_file, environment) or None
     if not Address.parse(options.control).is_local and not options.token and not options.insecure_control:
         raise ConfigError(
             f"--control {options.control} can be reached from elsewhere: give a --token, or --insecure-control"

@@ -2,41 +2,23 @@
 
 import asyncio
 import os
-import signal
-import socket
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
-import structlog
 import typer
-from prometheus_client import (
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-    disable_created_metrics,
-)
+from prometheus_client import disable_created_metrics
 
+from common.address import is_loopback
 from common.config import SystemConfig, load_config
-from common.errors import ConfigError, HyperGPUError, InvalidInput
-from common.http import Answer, HttpServer, metrics
+from common.errors import HyperGPUError, InvalidInput
+from common.extras import missing_extra
 from common.log import configure
 from common.malloc import keep_buffers
-from common.rpc import Tls, check_node_id, split_address
-from node.agent import Agent
-from node.client import CoordinatorClient, own_name
-from node.core.gpu import specs_from
-from node.core.lifecycle import State
-from node.core.metrics_collector import MetricsCollector
-from node.device import UsageMeter, detect
-from node.metrics import NodeMetrics
-from node.service import GPUNodeService
-from tasks.loading import is_own, load_task
-
-log = structlog.get_logger()
-_SAMPLE_SECONDS = 2.0
+from common.rpc import check_node_id
+from common.text import one_line
+from common.tls import Tls, read_authority
+from common.token import find_token
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -73,9 +55,11 @@ def main(  # noqa: PLR0917  (one per option)
     metrics_address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Under which others reach /metrics, if that differs.")
     ] = None,
-    token: Annotated[str | None, typer.Option(envvar="HYPERGPU_TOKEN", help="The cluster's join token.")] = None,
+    token: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The cluster's join token; also from HYPERGPU_TOKEN.")
+    ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(envvar="HYPERGPU_TOKEN_FILE", metavar="FILE", help="A file that holds it.")
+        Path | None, typer.Option(metavar="FILE", help="A file that holds it; also from HYPERGPU_TOKEN_FILE.")
     ] = None,
     insecure: Annotated[
         bool,
@@ -110,104 +94,46 @@ def main(  # noqa: PLR0917  (one per option)
     disable_created_metrics()
     try:
         configure(log_level, log_json)
-        overrides = list(set_ or ())
-        for key, value in (("coordinator", coordinator), ("gpu", gpu), ("http_listen", http_listen)):
-            if value is not None:
-                overrides.append(f"node.{key}={value!r}")
-        if metrics_address is not None:
-            overrides.append(f"node.metrics_address={metrics_address!r}")
-        settings = load_config(SystemConfig, config, os.environ, overrides)
-        if not insecure and tls_ca is None and _is_loopback(settings.node.coordinator):
+        options = {
+            "node.coordinator": coordinator,
+            "node.gpu": gpu,
+            "node.http_listen": http_listen,
+            "node.metrics_address": metrics_address,
+        }
+        settings = load_config(SystemConfig, config, os.environ, set_ or (), options)
+        is_local = is_loopback(settings.node.coordinator)
+        if not insecure and tls_ca is None and is_local:
             raise InvalidInput("say --insecure to talk in plain text, or --tls-ca FILE to use TLS")
-        if task is not None and is_own(task):
-            load_task(task)  # a mistake in it is told now, not when the run begins
-        name = check_node_id(node_id) if node_id is not None else own_name()
-        tls = None if insecure else Tls(authority=tls_ca)
-        asyncio.run(_run(settings, name, task, _token(token, token_file), tls))
+        if node_id is not None:
+            check_node_id(node_id)
+        if tls_ca is not None and not insecure:
+            read_authority(tls_ca)
+        secret = find_token(token, token_file, os.environ) or None
+        asyncio.run(_run(settings, node_id, task, secret, None if insecure else Tls(authority=tls_ca)))
     except (HyperGPUError, ValueError) as error:
-        print(f"node: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from error
+        _fail(error)
+    except ImportError as error:
+        _fail(missing_extra(error) or error)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
-async def _run(config: SystemConfig, node_id: str, task: str | None, token: str | None, tls: Tls | None) -> None:
-    settings = config.node
-    split_address(settings.coordinator)
-    specs = detect() if settings.gpu == "auto" else specs_from(settings.gpu)
-    registry = CollectorRegistry()
-    for collector in (ProcessCollector, PlatformCollector, GCCollector):
-        collector(registry=registry)
-    series = NodeMetrics(registry, node_id, specs)
-    collector_of_node = MetricsCollector(node_id, settings.history_size, sink=series.record)
-    service = GPUNodeService(node_id, specs, config, metrics=collector_of_node)
-    structlog.contextvars.bind_contextvars(node=node_id)
-    async with CoordinatorClient(settings.coordinator, node_id, token=token, tls=tls) as client:
-        server = HttpServer(settings.http_listen, {"/metrics": metrics(registry), "/healthz": lambda: _health(agent)})
-        agent = Agent(
-            client,
-            service,
-            config,
-            own_task=task,
-            metrics_address=settings.metrics_address or _reachable(server.address),
-            version=_version(),
-            on_work=series.work,
-            on_state=series.state,
-        )
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, agent.stop, signal.Signals(number).name)
-        sampler = asyncio.create_task(_sample(service, client, series))
-        try:
-            print(f"listening on {server.address}", flush=True)
-            await agent.run()
-        finally:
-            sampler.cancel()
-            server.close()
+async def _run(
+    settings: SystemConfig, node_id: str | None, task: str | None, token: str | None, tls: Tls | None
+) -> None:
+    # torch takes seconds to import: a mistake on the command line is told before.
+    from node.app import run  # noqa: PLC0415
+    from node.client import own_name  # noqa: PLC0415
+    from tasks.loading import is_own, load_task  # noqa: PLC0415
+
+    if task is not None and is_own(task):
+        load_task(task)  # a mistake in it is told now, not when the run begins
+    await run(settings, node_id or own_name(), task, token, tls)
 
 
-async def _sample(service: GPUNodeService, client: CoordinatorClient, series: NodeMetrics) -> None:
-    """Feed usage and traffic into the metrics, again and again."""
-    meter = UsageMeter(service.specs)
-    sent = received = 0
-    while True:
-        usage = meter.read()
-        service.metrics.record_resource_usage(usage.gpu_util, usage.memory_mb)
-        series.traffic(client.bytes_sent - sent, client.bytes_received - received)
-        sent, received = client.bytes_sent, client.bytes_received
-        await asyncio.sleep(_SAMPLE_SECONDS)
-
-
-def _health(agent: Agent) -> Answer:
-    """Alive is healthy, also while the coordinator is away: a restart of the node would not bring it back."""
-    joined = agent.state not in {State.JOINING, State.LEAVING}
-    return Answer(f"{agent.state}{'' if joined else ': not in a run'}\n".encode())
-
-
-def _token(token: str | None, file: Path | None) -> str | None:
-    if file is None:
-        return token
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
-
-
-def _is_loopback(address: str) -> bool:
-    return split_address(address)[0] in {"127.0.0.1", "localhost", "[::1]"}
-
-
-def _reachable(address: str) -> str:
-    """The address for others: a wildcard stands for this host's name."""
-    host, _, port = address.rpartition(":")
-    return f"{socket.gethostname()}:{port}" if host in {"0.0.0.0", "[::]"} else address
-
-
-def _version() -> str:
-    try:
-        return version("hypergpu")
-    except PackageNotFoundError:
-        return ""
+def _fail(error: Exception) -> NoReturn:
+    print(f"node: {one_line(str(error))}", file=sys.stderr)
+    raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from common.errors import (
     ProtocolError,
     ResourceExhausted,
     StaleWork,
+    TlsError,
 )
 from common.rpc import RETRYABLE
 from common.wire import manifest_from_proto
@@ -174,7 +175,8 @@ class Agent:
                 log.exception("unexpected error", state=str(self._life.state))
             self._fatal = error
             kind = type(error).__name__
-            event = life.Failed(failure_of(error, self._life.state), kind, str(error) or kind)
+            failure = failure_of(error, self._life.state, has_joined=self._reached)
+            event = life.Failed(failure, kind, str(error) or kind)
         self._events.put_nowait((number, event))
 
     async def _register(self) -> life.Event[Work]:
@@ -378,8 +380,8 @@ class Agent:
         self._waiting_since, self._compute_seconds = now, 0.0
 
 
-def failure_of(error: Exception, state: State) -> Failure:  # noqa: PLR0911  (one case per error)
-    """What an error in a state means for what comes next."""
+def failure_of(error: Exception, state: State, *, has_joined: bool = False) -> Failure:  # noqa: PLR0911  (one case per error)
+    """What an error in a state means for what comes next; `has_joined`: the coordinator took the node in before."""
     match error:
         case _ if state is State.TRAINING:
             return Failure.BAD_WORK  # no call was under way: what is unavailable is the node's own data
@@ -387,6 +389,9 @@ def failure_of(error: Exception, state: State) -> Failure:  # noqa: PLR0911  (on
             return Failure.TRANSIENT
         case NotAuthenticated():
             return Failure.FATAL
+        case TlsError():
+            # Nothing here changes by itself. Where it worked before, the other side's certificate is being renewed.
+            return Failure.TRANSIENT if has_joined else Failure.FATAL
         case NotFound():
             return Failure.UNKNOWN_NODE
         case StaleWork():

@@ -10,8 +10,9 @@ from typing import Self, TypeVar
 import grpc
 
 from common.errors import CorruptData, DeadlineExceeded, ProtocolError, Unavailable
-from common.rpc import Tls, error_from, metadata_for, open_channel
+from common.rpc import explain_failure, metadata_for, open_channel
 from common.tensors import Assembler, Chunk, Flat, Manifest, chunks
+from common.tls import Tls
 from common.wire import decode_work_part, encode_part, manifest_from_proto, manifest_to_proto
 from node.core.gpu import GPUSpecs
 from node.trainer import Update
@@ -55,15 +56,23 @@ class CoordinatorClient:
     `Unavailable`, `DeadlineExceeded` and `CorruptData` may go away when tried again.
     """
 
-    def __init__(self, address: str, node_id: str, *, token: str | None = None, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        node_id: str,
+        *,
+        token: str | None = None,
+        tls: Tls | None = None,
+        http_proxy: bool = False,
+    ) -> None:
         self.address, self.node_id = address, node_id
         self.bytes_sent = 0
         self.bytes_received = 0
         self._metadata = metadata_for(node_id, token)
-        self._tls = tls
+        self._tls, self._http_proxy = tls, http_proxy
 
     async def __aenter__(self) -> Self:
-        self._channel = open_channel(self.address, self._tls)
+        self._channel = open_channel(self.address, self._tls, http_proxy=self._http_proxy)
         channel = self._channel
         self._register = channel.unary_unary(
             _SERVICE + "Register", pb.RegisterRequest.SerializeToString, pb.RegisterReply.FromString
@@ -153,7 +162,7 @@ class CoordinatorClient:
                 else:
                     raise ProtocolError(f"{self.address}: an order came twice, or none")
         except grpc.RpcError as error:
-            raise error_from(error, self.address) from error
+            raise await explain_failure(error, self.address, self._tls) from error
         except TimeoutError as error:
             raise DeadlineExceeded(f"{self.address}: nothing came for {patience:g} s") from error
         finally:
@@ -206,7 +215,7 @@ class CoordinatorClient:
         try:
             reply: pb.PushUpdateReply = await self._push(parts, metadata=self._metadata, timeout=within_seconds)
         except grpc.RpcError as error:
-            raise error_from(error, self.address) from error
+            raise await explain_failure(error, self.address, self._tls) from error
         return reply
 
     async def _call(
@@ -215,7 +224,7 @@ class CoordinatorClient:
         try:
             return await method(request, metadata=self._metadata, timeout=within_seconds)
         except grpc.RpcError as error:
-            raise error_from(error, self.address) from error
+            raise await explain_failure(error, self.address, self._tls) from error
 
 
 def own_name() -> str:

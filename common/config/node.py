@@ -14,6 +14,9 @@ class NodeConfig(Section):
 
     coordinator: str = "127.0.0.1:50051"
     """HOST:PORT to dial: the coordinator, or a netsim proxy before it."""
+    http_proxy: bool = False
+    """Dial a coordinator on another machine through the HTTP proxy that https_proxy or http_proxy names, but for the
+    hosts in no_proxy. Such a proxy must permit CONNECT to the coordinator's port and leave long calls alone."""
     gpu: str = "auto"
     """`auto` takes the machine as it is: its CUDA card if there is one, else its CPU. A preset (T4, V100, A100, H100,
     RTX-3090, RTX-4090, laptop-cpu) has the CPU pretend to be that card."""

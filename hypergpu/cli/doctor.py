@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from common.address import split_address
 from common.errors import HyperGPUError, InvalidInput
-from common.rpc import Tls, split_address
+from common.tls import Tls
 from hypergpu.cli.running import AsJson, Authority, Coordinator, Insecure, Proxy, Token, TokenFile, locate
 from hypergpu.client import Client, connect
 from hypergpu.cluster import HOW_TO_START, Cluster

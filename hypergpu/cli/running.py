@@ -10,8 +10,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from common.address import split_address
 from common.errors import HyperGPUError, InvalidInput
-from common.rpc import Tls, split_address
+from common.tls import Tls
 from hypergpu.client import connect
 from hypergpu.cluster import Cluster, find
 

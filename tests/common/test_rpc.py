@@ -4,7 +4,8 @@ import grpc
 import pytest
 
 from common import errors
-from common.rpc import error_from, metadata_for, split_address, status_of
+from common.address import split_address
+from common.rpc import error_from, metadata_for, status_of
 
 
 class FailedCall(grpc.RpcError):

@@ -1,0 +1,24 @@
+"""Which extra of the distribution brings a module that is not installed."""
+
+from typing import Final
+
+from common.errors import ConfigError
+
+_EXTRA_OF: Final = {
+    "torch": "train",
+    "safetensors": "train",
+    "sklearn": "train",
+    "mlxtend": "data",
+    "torchvision": "vision",
+    "datasets": "hf",
+    "pynvml": "gpu",
+}
+
+
+def missing_extra(error: ImportError) -> ConfigError | None:
+    """Return what to install for a module that could not be imported; None where no extra brings it."""
+    module = (error.name or "").partition(".")[0]
+    extra = _EXTRA_OF.get(module)
+    if extra is None:
+        return None
+    return ConfigError(f"this needs {module}, which is not installed: pip install 'hypergpu[{extra}]'")

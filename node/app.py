@@ -1,0 +1,95 @@
+"""One worker: its agent, its metrics page, and the signals that end it. Only wiring."""
+
+import asyncio
+import signal
+import socket
+from importlib.metadata import PackageNotFoundError, version
+
+import structlog
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from common.config import SystemConfig
+from common.http import Answer, HttpServer, metrics
+from common.tls import Tls
+from node.agent import Agent
+from node.client import CoordinatorClient
+from node.core.gpu import specs_from
+from node.core.lifecycle import State
+from node.core.metrics_collector import MetricsCollector
+from node.device import UsageMeter, detect
+from node.metrics import NodeMetrics
+from node.service import GPUNodeService
+
+_SAMPLE_SECONDS = 2.0
+
+
+async def run(config: SystemConfig, node_id: str, task: str | None, token: str | None, tls: Tls | None) -> None:
+    """Work until the run is over or a signal ends it.
+
+    Raises:
+        HyperGPUError: what no further try can help, such as a wrong token or a certificate that is not trusted.
+    """
+    settings = config.node
+    specs = detect() if settings.gpu == "auto" else specs_from(settings.gpu)
+    registry = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    series = NodeMetrics(registry, node_id, specs)
+    collector_of_node = MetricsCollector(node_id, settings.history_size, sink=series.record)
+    service = GPUNodeService(node_id, specs, config, metrics=collector_of_node)
+    structlog.contextvars.bind_contextvars(node=node_id)
+    async with CoordinatorClient(
+        settings.coordinator, node_id, token=token, tls=tls, http_proxy=settings.http_proxy
+    ) as client:
+        server = HttpServer(settings.http_listen, {"/metrics": metrics(registry), "/healthz": lambda: _health(agent)})
+        agent = Agent(
+            client,
+            service,
+            config,
+            own_task=task,
+            metrics_address=settings.metrics_address or _reachable(server.address),
+            version=_version(),
+            on_work=series.work,
+            on_state=series.state,
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, agent.stop, signal.Signals(number).name)
+        sampler = asyncio.create_task(_sample(service, client, series))
+        try:
+            print(f"listening on {server.address}", flush=True)
+            await agent.run()
+        finally:
+            sampler.cancel()
+            server.close()
+
+
+async def _sample(service: GPUNodeService, client: CoordinatorClient, series: NodeMetrics) -> None:
+    """Feed usage and traffic into the metrics, again and again."""
+    meter = UsageMeter(service.specs)
+    sent = received = 0
+    while True:
+        usage = meter.read()
+        service.metrics.record_resource_usage(usage.gpu_util, usage.memory_mb)
+        series.traffic(client.bytes_sent - sent, client.bytes_received - received)
+        sent, received = client.bytes_sent, client.bytes_received
+        await asyncio.sleep(_SAMPLE_SECONDS)
+
+
+def _health(agent: Agent) -> Answer:
+    """Alive is healthy, also while the coordinator is away: a restart of the node would not bring it back."""
+    joined = agent.state not in {State.JOINING, State.LEAVING}
+    return Answer(f"{agent.state}{'' if joined else ': not in a run'}\n".encode())
+
+
+def _reachable(address: str) -> str:
+    """The address for others: a wildcard stands for this host's name."""
+    host, _, port = address.rpartition(":")
+    return f"{socket.gethostname()}:{port}" if host in {"0.0.0.0", "[::]"} else address
+
+
+def _version() -> str:
+    try:
+        return version("hypergpu")
+    except PackageNotFoundError:
+        return ""
