@@ -36,7 +36,7 @@ COPY --from=app /app /app
 USER hypergpu
 EXPOSE 50052 50053 9100
 HEALTHCHECK --interval=5s --start-period=20s \
-  CMD ["python", "-c", "import urllib.request as http; http.urlopen('http://127.0.0.1:9100/healthz', timeout=3)"]
+  CMD ["python", "-m", "common.probe", "127.0.0.1:9100"]
 ENTRYPOINT ["python", "-m", "netsim_proxy"]
 
 FROM base AS train
@@ -46,7 +46,7 @@ USER hypergpu
 WORKDIR /runs
 EXPOSE 9100
 HEALTHCHECK --interval=5s --start-period=30s \
-  CMD ["python", "-c", "import urllib.request as http; http.urlopen('http://127.0.0.1:9100/healthz', timeout=3)"]
+  CMD ["python", "-m", "common.probe", "127.0.0.1:9100"]
 
 FROM train AS coordinator
 EXPOSE 50051

@@ -29,6 +29,7 @@ OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
 )
 METADATA = (("x-node-id", "bench"),)
 
@@ -209,7 +210,7 @@ def rate(streams: int, seconds: float = 2.0) -> dict[str, float]:
 
     with service() as upstream, netsim(upstream, "--profile=perfect") as (address, _, found):
         clients = [Client(address) for _ in range(min(streams, 4))]
-        with grpc.insecure_channel(found["control"]) as channel:
+        with grpc.insecure_channel(found["control"], OPTIONS) as channel:
             event = netsim_pb2.Event(type="bandwidth_collapse", nodes=["*"], factor=share)
             stub: Any = netsim_pb2_grpc.NetsimStub(channel)
             stub.Inject(event)
@@ -316,11 +317,11 @@ def _resident_mb(pid: int) -> float:
 
 
 def _buckets(address: str) -> list[tuple[float, float]]:
-    from urllib.request import urlopen  # noqa: PLC0415
+    from urllib.request import ProxyHandler, build_opener  # noqa: PLC0415
 
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
 
-    with urlopen(f"http://{address}/metrics") as reply:
+    with build_opener(ProxyHandler({})).open(f"http://{address}/metrics") as reply:
         families = text_string_to_metric_families(reply.read().decode())
     samples = [s for f in families if f.name == "netsim_pacer_lateness_seconds" for s in f.samples]
     return [(float(s.labels["le"]), s.value) for s in samples if s.name.endswith("_bucket")]

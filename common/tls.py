@@ -171,5 +171,6 @@ def _distrust(error: ssl.SSLCertVerificationError, tls: Tls | None) -> str:
 
 
 def _reason(error: OSError) -> str:
-    reason = getattr(error, "reason", None)
-    return reason.replace("_", " ").lower() if isinstance(reason, str) else str(error.strerror or error)
+    if isinstance(error, ssl.SSLError):
+        return "what is in it cannot be decoded" if "PEM lib" in str(error) else str(error.reason or error)
+    return str(error.strerror or error)

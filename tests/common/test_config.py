@@ -1,10 +1,13 @@
 """Configuration: where values come from, which wins, and what a mistake is told."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from common.config import SystemConfig, load_config
+from common.config.document import load_yaml
 from common.errors import ConfigError
 
 
@@ -56,3 +59,144 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str, message: str) -> None
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*absent.yaml: No such file"):
         load_config(SystemConfig, tmp_path / "absent.yaml")
+
+
+TEXTS = ["rack #3", "no", "1e5", "null", "~", "[::1]:0", "{a", "a: b", " eu ", "&x", "'quoted'", "", "2024-13-45", "ü"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_field_of_text_takes_the_text_as_it_is(text: str) -> None:
+    assert load_config(SystemConfig, overrides=[f"node.region={text}"]).node.region == text
+    assert load_config(SystemConfig, environment={"HYPERGPU_NODE__REGION": text}).node.region == text
+    assert load_config(SystemConfig, options={"node.region": text}).node.region == text
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("training.rounds=7", 7),
+        ("training.learning_rate=1e-3", 1e-3),
+        ("training.server_learning_rate=null", None),
+        ("training.server_learning_rate=", None),
+        ("training.server_learning_rate=0.5", 0.5),
+        ("server.stay=yes", True),
+        ("server.stay=False", False),
+        ('server.scrape_hosts=["::1", 10.0.0.0/8, no, 1e5]', ("::1", "10.0.0.0/8", "no", "1e5")),
+        ('server.scrape_hosts=["10.0.0.1"]', ("10.0.0.1",)),
+        ("training.server_optimizer=adam", "adam"),
+        ("node.region=a=b", "a=b"),
+    ],
+)
+def test_a_text_is_read_as_its_field_wants_it(override: str, value: object) -> None:
+    section, name = override.partition("=")[0].split(".")
+    config = load_config(SystemConfig, overrides=[override])
+    assert getattr(getattr(config, section), name) == value
+
+
+def test_a_whole_section_is_yaml_and_a_later_key_changes_it() -> None:
+    config = load_config(SystemConfig, overrides=["training={rounds: 3, task: mine}", "training.rounds=4"])
+    assert (config.training.rounds, config.training.task) == (4, "mine")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2",
+        "{a: [",
+        "[" * 5000,
+        "&a [*a]",
+        "? [1]\n: 2",
+        "{rounds: 2024-13-45}",
+        "{rounds: " + "9" * 5000 + "}",
+        "\x00",
+        "[!!int '']",
+        "!!map x",
+        "!!python/object:os.system x",
+    ],
+)
+@pytest.mark.parametrize("key", ["server.scrape_hosts", "training"])
+def test_a_text_that_is_no_yaml_names_its_key_and_source(key: str, text: str) -> None:
+    variable = f"HYPERGPU_{key.upper().replace('.', '__')}" if "." in key else "HYPERGPU___"
+    sources: list[tuple[dict[str, Any], str]] = [({"overrides": [f"{key}={text}"]}, f"--set: {key}")]
+    if "." in key:
+        sources.append(({"environment": {variable: text}}, f"{variable}: {key}"))
+    for given, told in sources:
+        with pytest.raises(ConfigError) as caught:
+            load_config(SystemConfig, **given)
+        assert str(caught.value).startswith(told)
+        assert str(caught.value).isprintable()
+
+
+def test_a_bad_value_names_its_source(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("training: {rounds: none}\n")
+    sources: list[tuple[dict[str, Any], str]] = [
+        ({"file": file}, f"{file}: training.rounds: "),
+        ({"environment": {"HYPERGPU_TRAINING__ROUNDS": "none"}}, "HYPERGPU_TRAINING__ROUNDS: training.rounds: "),
+        ({"overrides": ["training.rounds=none"]}, "--set: training.rounds: "),
+        ({"options": {"training.rounds": "none"}}, "--rounds: training.rounds: "),
+        ({"overrides": ["training.rounds.x=1"]}, "--set: training.rounds: "),
+        ({"file": file, "overrides": ["training.rounds.x=1"]}, "--set: training.rounds.x: training.rounds is a value"),
+    ]
+    for given, told in sources:
+        with pytest.raises(ConfigError) as caught:
+            load_config(SystemConfig, **given)
+        assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[" * 5000, ":1: not valid YAML: nested over 50 levels deep"),
+        ("training:\n  rounds: " + "9" * 5000, ":2: not valid YAML: a value of 5,000 characters is too long for int"),
+        ("training:\n  ? [a]\n  : 1", ":2: not valid YAML: a key must be a plain value"),
+        ("training: 2024-02-30", ":1: not valid YAML: '2024-02-30' is no timestamp"),
+        ("a: &a [*a]", ":1: not valid YAML: *a stands within itself"),
+        ("a: 1\na: 2", ":2: not valid YAML: 'a' is there twice"),
+        ('a: "\\ud800"', ":1: not valid YAML: half a character (a surrogate)"),
+        ("training: {rounds: 0}", ": training.rounds: "),
+    ],
+)
+def test_yaml_that_cannot_be_names_file_and_line(tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(SystemConfig, file)
+    assert f"{file}{told}" in str(caught.value)
+
+
+def test_yaml_of_fifty_levels_is_read_and_of_one_more_is_not() -> None:
+    assert load_yaml("[" * 49 + "x" + "]" * 49)
+    with pytest.raises(yaml.YAMLError, match="nested"):
+        load_yaml("[" * 50 + "x" + "]" * 50)
+
+
+def test_aliases_count_as_all_that_they_stand_for() -> None:
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
+    with pytest.raises(yaml.YAMLError, match="over 1,000,000 keys and values"):
+        load_yaml(bomb)
+    assert load_yaml("a: &a [1, 2]\nb: [*a, *a]") == {"a": [1, 2], "b": [[1, 2], [1, 2]]}
+
+
+def test_many_faults_are_told_by_the_first_few(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("training:\n" + "".join(f"  unknown_{i}: 1\n" for i in range(12)))
+    with pytest.raises(ConfigError, match=r"unknown_9'.*; and 2 more$") as caught:
+        load_config(SystemConfig, file)
+    assert "unknown_10" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"\xff", "line 1 is not UTF-8 text"), (b"a: 1\n\xe9", "line 2 is not UTF-8 text")]
+)
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, content: bytes, told: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"cannot read {file}: {told}"):
+        load_config(SystemConfig, file)
+    with pytest.raises(ConfigError, match=f"cannot read {tmp_path}: Is a directory"):
+        load_config(SystemConfig, tmp_path)
+    with pytest.raises(ConfigError, match="cannot read a\\\\x00b: "):
+        load_config(SystemConfig, Path("a\0b"))
+    with pytest.raises(ConfigError, match="cannot read /dev/zero: it is larger than 16,777,216 bytes"):
+        load_config(SystemConfig, Path("/dev/zero"))

@@ -1,11 +1,16 @@
 """Errors to status and back, addresses, metadata."""
 
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
 import grpc
 import pytest
 
 from common import errors
 from common.address import split_address
-from common.rpc import error_from, metadata_for, status_of
+from common.rpc import SERVER_OPTIONS, bind, error_from, metadata_for, open_channel, status_of
 
 
 class FailedCall(grpc.RpcError):
@@ -59,3 +64,55 @@ def test_addresses() -> None:
 def test_metadata_carries_the_caller() -> None:
     assert metadata_for("node_1", "t") == (("x-node-id", "node_1"), ("authorization", "Bearer t"))
     assert metadata_for(None, None) == ()
+
+
+async def test_no_channel_to_this_machine_goes_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    address = bind(server, "127.0.0.1:0", None)
+    await server.start()
+    for allowed in (False, True):
+        async with open_channel(address, None, http_proxy=allowed) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                call: Any = channel.unary_unary("/a.Service/Method")
+                await call(b"", timeout=20)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED, "the server itself answers"
+    await server.stop(None)
+
+
+async def test_another_machine_is_dialled_through_a_proxy_only_where_that_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        writer.close()
+        await writer.wait_closed()
+
+    proxy = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host, port = proxy.sockets[0].getsockname()
+    monkeypatch.setenv("http_proxy", f"http://{host}:{port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    for allowed in (False, True):
+        async with open_channel("coordinator.invalid:50051", None, http_proxy=allowed) as channel:
+            with pytest.raises(grpc.aio.AioRpcError):
+                call: Any = channel.unary_unary("/a.Service/Method")
+                await call(b"", timeout=3)
+        assert asked.is_set() is allowed
+    proxy.close()
+    await proxy.wait_closed()
+
+
+def test_every_channel_is_made_in_one_place() -> None:
+    root = Path(__file__).parents[2]
+    packages = ("common", "coordinator", "examples", "hypergpu", "netsim_proxy", "node", "tasks")
+    made = [
+        str(file.relative_to(root))
+        for package in packages
+        for file in (root / package).rglob("*.py")
+        if re.search(r"\b(?:insecure|secure)_channel\(|\burlopen\(", file.read_text())
+    ]
+    assert made == ["common/rpc.py"]

@@ -84,5 +84,6 @@ def test_a_run_over_tls_with_a_join_token(secured: Secured) -> None:
     summary = json.loads((out / "summary.json").read_text())
     assert summary["state"] == "completed"
     assert list(summary["nodes"]) == ["node_1"], "neither a stranger nor plaintext gets in"
-    assert plain.poll() is None, "it goes on trying"
+    assert plain.wait(PATIENCE_SECONDS) == 2, "no try can help"
+    assert f"{through} speaks TLS: give --tls-ca FILE" in (secured.folder / "plain.log").read_text()
     assert TOKEN not in (out / "config.yaml").read_text()
