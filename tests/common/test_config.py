@@ -154,7 +154,7 @@ def test_a_bad_value_names_its_source(tmp_path: Path) -> None:
         ("a: &a [*a]", ":1: not valid YAML: *a stands within itself"),
         ("a: 1\na: 2", ":2: not valid YAML: 'a' is there twice"),
         ('a: "\\ud800"', ":1: not valid YAML: half a character (a surrogate)"),
-        ("training: {rounds: 0}", ": training.rounds: "),
+        ("training: {batch_size: 0}", ": training.batch_size: "),
     ],
 )
 def test_yaml_that_cannot_be_names_file_and_line(tmp_path: Path, text: str, told: str) -> None:
@@ -180,10 +180,10 @@ def test_aliases_count_as_all_that_they_stand_for() -> None:
 
 def test_many_faults_are_told_by_the_first_few(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("training:\n" + "".join(f"  unknown_{i}: 1\n" for i in range(12)))
-    with pytest.raises(ConfigError, match=r"unknown_9'.*; and 2 more$") as caught:
+    file.write_text("training:\n" + "".join(f"  unknown_{i}: 1\n" for i in range(22)))
+    with pytest.raises(ConfigError, match=r"unknown_19'.*; and 2 more$") as caught:
         load_config(SystemConfig, file)
-    assert "unknown_10" not in str(caught.value)
+    assert "unknown_20" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
