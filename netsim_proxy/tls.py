@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ConfigError
+from common.tls import read_authority, read_pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +70,17 @@ class UpstreamTls:
 
 def _load_pair(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     try:
+        read_pair(certificate, key)  # its faults in plain words
         # A pair that does not fit must not be left half loaded in a context that is in use.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
         context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
+    except (ConfigError, OSError, ssl.SSLError) as error:
         raise ConfigError(f"cannot use {certificate} with {key}: {error}") from error
 
 
 def _load_authority(context: ssl.SSLContext, authority: Path) -> None:
     try:
+        read_authority(authority)
         context.load_verify_locations(authority)
-    except (OSError, ssl.SSLError) as error:
+    except (ConfigError, OSError, ssl.SSLError) as error:
         raise ConfigError(f"cannot use {authority} as authority: {error}") from error
