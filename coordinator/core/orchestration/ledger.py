@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from common.metric import finite
 from coordinator.core.orchestration.phases import Phase
 
 
@@ -30,8 +31,13 @@ class RoundRecord:
         return self.progress / self.seconds if self.seconds > 0 else 0.0
 
     def record(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return {**asdict(self), "phase": str(self.phase), "progress_per_second": self.progress_per_second}
+        """As a JSON object; a loss that is not finite is None."""
+        return {
+            **asdict(self),
+            "loss": finite(self.loss),
+            "phase": str(self.phase),
+            "progress_per_second": self.progress_per_second,
+        }
 
 
 class Ledger:

@@ -8,6 +8,7 @@ import numpy as np
 from common.clock import Clock, monotonic
 from common.config import SystemConfig
 from common.errors import InvalidInput
+from common.metric import finite
 from coordinator.core.batching import AdaptiveBatchController, BatchReason
 from coordinator.core.batching.controller import Pace
 from coordinator.core.checks import member, not_negative
@@ -139,10 +140,11 @@ class AdaptiveOrchestrator:
 
         Args:
             round_num: as given before the round.
-            metrics: `loss` and `round_time` (seconds), `samples` (used in all), `accuracy` (may be None); optionally
-                `contributions`, a sequence of `coordinator.core.events.Contribution`, one for each selected node,
-                whose `waiting_seconds` is its own communication; `update_norms`, (mean of |update|² over the nodes,
-                |mean update|²), from which the gradient noise scale is estimated; and `ended` (see `Adaptation`).
+            metrics: `loss` and `round_time` (seconds), `samples` (used in all), `accuracy` (or another figure of merit;
+                None or NaN where it is undefined); optionally `contributions`, a sequence of
+                `coordinator.core.events.Contribution`, one for each selected node, whose `waiting_seconds` is its own
+                communication; `update_norms`, (mean of |update|² over the nodes, |mean update|²), from which the
+                gradient noise scale is estimated; and `ended` (see `Adaptation`).
 
         Returns:
             `decisions` (what follows at once, a rollback say), `progress_per_second`, `phase`.
@@ -185,7 +187,7 @@ class AdaptiveOrchestrator:
                 seconds,
                 progress,
                 loss,
-                None if accuracy is None else float(accuracy),
+                None if accuracy is None else finite(float(accuracy)),
                 steps,
                 self.batches.learning_rate_factor,
                 self._overhead,

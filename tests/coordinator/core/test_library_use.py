@@ -1,5 +1,7 @@
 """The public parts used together as a library, without a cluster: the section on library use in the specification."""
 
+import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +98,22 @@ def test_every_combination_of_strategies_runs(
         metrics = {"loss": 1.0, "accuracy": None, "round_time": 0.1, "samples": 640}
         orchestrator.post_round_evaluation(round_num, metrics)
     assert all(monitor.get_node_quality(node) is ConnectionQuality.GOOD for node in plan["selected_nodes"])
+
+
+def test_a_report_of_a_run_that_diverged_is_strict_json() -> None:
+    monitor = NetworkQualityMonitor()
+    selector = DynamicNodeSelector(monitor)
+    orchestrator = AdaptiveOrchestrator(SystemConfig(), monitor, AdaptiveBatchController(monitor), selector)
+    for part in (monitor, orchestrator.batches, selector):
+        part.register_node("a")
+    orchestrator.start_training()
+    for round_num, (loss, accuracy) in enumerate(((0.5, -0.25), (math.nan, math.nan), (math.inf, None))):
+        orchestrator.pre_round_adaptation(["a"], round_num)
+        metrics = {"loss": loss, "accuracy": accuracy, "round_time": 0.1, "samples": 64}
+        orchestrator.post_round_evaluation(round_num, metrics)
+    report = json.loads(json.dumps(orchestrator.export_full_report(), allow_nan=False))
+    figures = [(row["loss"], row["accuracy"]) for row in report["rounds"]]
+    assert figures == [(0.5, -0.25), (None, None), (None, None)]
 
 
 def test_a_forecast_changes_what_a_coming_exchange_is_expected_to_take() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from netsim_proxy.link import PROFILES, Deliver, Direction, Fail, Hold, Link, LossModel, NetworkEvent, Profile
 from netsim_proxy.link.distributions import Uniform
-from netsim_proxy.link.outcomes import Cause
+from netsim_proxy.link.outcomes import RECENT_MESSAGES, Cause, DirectionCounters
 from netsim_proxy.link.profiles import Loss, Path
 
 UP, DOWN = Direction.UP, Direction.DOWN
@@ -237,6 +237,25 @@ def test_counters_say_what_passed() -> None:
     assert (counters.bytes, counters.messages) == (1000, 2)
     assert counters.delay_seconds == pytest.approx(0.5)
     assert link.rpcs == 2
+
+
+def test_the_recent_delay_follows_what_is_injected_now_and_the_sum_keeps_all() -> None:
+    counters = DirectionCounters()
+    for _ in range(4):
+        counters.delayed(0.1)
+    counters.delayed(0.6)
+    assert counters.recent_seconds == pytest.approx(0.2)  # the plain mean of the first few
+    for _ in range(RECENT_MESSAGES * 8):
+        counters.delayed(0.6)
+    assert counters.recent_seconds == pytest.approx(0.6, rel=0.01)
+    lasting = counters.delay_seconds / counters.messages
+    assert lasting < 0.6
+    for _ in range(RECENT_MESSAGES):
+        counters.delayed(0.0)
+    assert 0.3 * 0.6 < counters.recent_seconds < 0.4 * 0.6
+    link = Link("node", fixed(delay=0.25), seed=0)
+    unary(link, 0.0, 700)
+    assert link.counters(UP).recent_seconds == pytest.approx(0.25)
 
 
 def test_what_belongs_to_no_rpc_is_delayed_and_never_lost() -> None:
