@@ -52,7 +52,7 @@ class Lane:
         self._block: tuple[int, int, list[bytes]] | None = None  # to be continued: stream id, flags, parts
         self._tail = b""  # a frame whose end has not been read
         self._control_at = 0.0  # connection frames keep their order
-        self._settled = False  # the first SETTINGS have passed
+        self.is_settled = False  # the first SETTINGS have passed
         self._order = Order()
         self._limits = Limits(way)
         self.lowering: deque[bool] = deque()  # of each SETTINGS that is not acknowledged: whether it lowers a limit
@@ -358,10 +358,10 @@ class Lane:
                 bounds[key] = value // 2 + max(_WINDOW_BYTES, path_bytes)
         bounded = [(key, min(value, bounds.get(key, value))) for key, value in pairs]
         rewritten = http2.stateless_settings(bounded, refuse_push=self.way == UP)
-        if self._settled:
+        if self.is_settled:
             self.control(self.outlet.send, rewritten, blocks=True)
         else:
-            self._settled = True
+            self.is_settled = True
             self.outlet.send(rewritten)
 
     def _continue_block(self, flags: int, fragment: bytes) -> None:

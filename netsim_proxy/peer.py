@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 from typing import TYPE_CHECKING, Final, cast
 
 import structlog
@@ -11,7 +12,8 @@ import structlog
 from netsim_proxy.http2 import PREFACE, Http2Error
 from netsim_proxy.port import DOWN, UP
 from netsim_proxy.refusal import Refusal
-from netsim_proxy.relay import LAST_WORDS_SECONDS, Relay
+from netsim_proxy.relay import LAST_WORDS_SECONDS, Relay, end_transport
+from netsim_proxy.upstream_language import MIN_BYTES, mistake_in, reason_of
 
 if TYPE_CHECKING:
     from netsim_proxy.server import Proxy
@@ -51,6 +53,7 @@ class ClientPeer(asyncio.Protocol):
         """The link of calls that name none; empty = the default."""
         self._early = bytearray()
         self._greeted = False
+        self._said: bytearray | None = bytearray()  # after the preface
         self._timeout: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._refusal: Refusal | None = None
@@ -67,6 +70,8 @@ class ClientPeer(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Relay; before there is an upstream, keep."""
         if self.relay is not None:
+            if self._said is not None:
+                self._remember(data, self.relay.is_established)
             self.relay.received(UP, data)
             return
         if self._refusal is not None:
@@ -93,14 +98,28 @@ class ClientPeer(asyncio.Protocol):
         self.data_received(self._take_early())
 
     def refuse(self, refusal: Refusal) -> None:
-        """There is none: answer what has come since."""
+        """There is none that can be used: answer what has come since."""
+        said, self._said, self.relay = self._said, None, None
         self._refusal = refusal
-        self.data_received(self._take_early())
+        self.data_received(bytes(said or b"") or self._take_early())
+
+    def reset(self) -> None:
+        """End the connection as an upstream that is not there would: the client must not take it for ready."""
+        if self._transport is not None:
+            end_transport(self._transport, reset=True)
 
     def close(self) -> None:
         """End the connection."""
         if self._transport is not None:
             self._transport.close()
+
+    def _remember(self, data: bytes, is_established: bool) -> None:
+        """Keep what the client says until the upstream has shown that it speaks HTTP/2."""
+        assert self._said is not None
+        if is_established:
+            self._said = None
+        elif len(self._said) + len(data) <= _EARLY_BYTES:
+            self._said += data
 
     def _take_early(self) -> bytes:
         assert self._transport is not None
@@ -142,8 +161,9 @@ class ClientPeer(asyncio.Protocol):
 class UpstreamPeer(asyncio.Protocol):
     """The connection to the upstream."""
 
-    def __init__(self, proxy: "Proxy", relay: Relay, client: asyncio.Transport) -> None:
-        self._proxy, self._relay, self._client = proxy, relay, client
+    def __init__(self, proxy: "Proxy", relay: Relay, peer: ClientPeer, client: asyncio.Transport) -> None:
+        self._proxy, self._relay, self._peer, self._client = proxy, relay, peer, client
+        self._first: bytes | None = b""  # what it has said, until it is known to be HTTP/2
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -154,7 +174,16 @@ class UpstreamPeer(asyncio.Protocol):
         self._proxy.joined(self)
 
     def data_received(self, data: bytes) -> None:
-        """Relay."""
+        """Relay; before that, see whether it is HTTP/2."""
+        if self._first is not None:
+            data = self._first = self._first + data
+            if len(data) < MIN_BYTES:
+                return
+            mistake = mistake_in(data)
+            if mistake is not None:
+                self._give_up(mistake)
+                return
+            self._first = None
         self._relay.received(DOWN, data)
 
     def pause_writing(self) -> None:
@@ -170,6 +199,13 @@ class UpstreamPeer(asyncio.Protocol):
         self._proxy.left(self)
         if error is not None:
             self._read_last_words()
+        if self._first is not None and not self._relay.closed:
+            mistake = mistake_in(self._first) if self._first else None
+            if mistake is not None or isinstance(error, ssl.SSLError):
+                self._give_up(mistake or reason_of(error))
+                return
+            why = "closes each connection before it says anything"
+            self._proxy.throttle.warning("upstream cannot be used", upstream=self._proxy.upstream, reason=why)
         reason = f": {error}" if error else ""
         self._relay.upstream_lost(f"netsim: upstream {self._proxy.upstream} closed the connection{reason}")
 
@@ -177,6 +213,11 @@ class UpstreamPeer(asyncio.Protocol):
         """End the connection."""
         if self._transport is not None:
             self._transport.close()
+
+    def _give_up(self, mistake: str) -> None:
+        """Let the client hear what is wrong: it could not tell from broken HTTP/2."""
+        self._relay.detach()
+        self._proxy.refuse(self._peer, mistake)
 
     def _read_last_words(self) -> None:
         """A write to a peer that has closed ends the transport, though what the peer sent before may not have been

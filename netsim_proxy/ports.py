@@ -9,7 +9,8 @@ import structlog
 
 from common.clock import monotonic
 from common.errors import NotFound, ResourceExhausted, suggest
-from netsim_proxy.link.conditions import one_way
+from netsim_proxy.hosts import Hosts
+from netsim_proxy.link.conditions import Blocked, one_way
 from netsim_proxy.link.events import ALL, UPSTREAM, DisconnectMode, EventDirection, EventType, NetworkEvent
 from netsim_proxy.link.link import Link
 from netsim_proxy.link.outcomes import LossModel
@@ -49,6 +50,7 @@ class Ports:
         self._ports: dict[str, Port] = {}
         self._for_all: list[tuple[NetworkEvent, float]] = []  # events on every link, also those to come; with their end
         self._sweep = Sweep()
+        self.hosts = Hosts()
         for node_id, (of_node, of_region) in (node_profiles or {}).items():
             self._make(node_id, of_node, of_region)
 
@@ -66,6 +68,17 @@ class Ports:
         elif self._sweep.busy:
             self._sweep.catch_up(port)
         return port
+
+    def blocks_opening(self, host: str, link: str = "") -> Blocked | None:
+        """Why no connection from `host` can be opened now, or None.
+
+        A connection is on `link`, or on one that clients of this host have lost, or else on the default link.
+        """
+        names = [link] if link else self.hosts.presumed(host) or [DEFAULT_LINK]
+        now = monotonic()
+        blocks = [self.of(name).link.blocked(now) if name in self._ports or self._for_all else None for name in names]
+        found = [block for block in blocks if block is not None]
+        return min(found, key=lambda block: block.until) if len(found) == len(blocks) else None
 
     def known(self, node_id: str) -> Port:
         """The link of a node that has been seen or set up.

@@ -27,6 +27,8 @@ UNAVAILABLE: Final = 14
 LAST_WORDS_SECONDS: Final = 1.0
 """How long a peer may take to close a connection that we have ended, before it is cut."""
 _EVERY_STREAM: Final = 0x7FFFFFFF
+_FORGOTTEN_SECONDS: Final = 900.0
+"""How long Linux tries to send to a peer that does not answer."""
 
 log = structlog.get_logger()
 
@@ -50,6 +52,7 @@ class Relay:
             Lane(self, DOWN, self.outlets[DOWN], self.outlets[UP]),
         )
         self.pacer = pacer
+        self.host = ""  # of the client
         self._ports, self._on_closed = ports, on_closed
         self._used: set[Port] = set()
         self.last_seen_id = 0
@@ -82,6 +85,7 @@ class Relay:
         """A request begins, on the link of `node_id`."""
         port = self._ports.of(node_id or self._link)
         if self.port is None:
+            self._ports.hosts.joined(self.host, port.name)
             self.port, self.exchange = port, port.link.connect(monotonic(), self.number)
         self._last_id = stream_id
         stream = self.by_id[stream_id] = Stream(stream_id, port, port.link.begin(monotonic(), self.number))
@@ -161,20 +165,40 @@ class Relay:
             self.close()
 
     def client_lost(self) -> None:
-        """The client is gone: the upstream hears of it after what is on its way."""
+        """The client is gone: the upstream hears of it when the link says, after what is on its way."""
         self.outlets[DOWN].closed = True
+        self._leave_host()
         if self._silent:
             self.close()
-        else:
-            self.pacer.at(max(monotonic(), self.outlets[UP].latest_at) + self._close_delay_seconds(UP), self.close)
+        elif not self.closed:
+            self._end_later(UP, self.close)
 
     def upstream_lost(self, message: str) -> None:
-        """The upstream is gone: what is on its way still arrives, then open streams fail with `message`."""
-        if self._silent:
+        """The upstream is gone. The client hears of it when the link says: what is on its way still arrives, then open
+        streams fail with `message`."""
+        if self._silent or self.closed:
             return
         self.outlets[UP].closed = True
-        at = max(monotonic(), self.outlets[DOWN].latest_at) + self._close_delay_seconds(DOWN)
-        self.pacer.at(at, self._end_client, message)
+        self._end_later(DOWN, partial(self._end_client, message))
+
+    def _leave_host(self) -> None:
+        if self.port is not None and self.host:
+            self._ports.hosts.left(self.host, self.port.name)
+            self.host = ""
+
+    def _end_later(self, way: int, end: Callable[[], None]) -> None:
+        """Call `end` when the end of a connection, sent now, arrives. One that never does is forgotten at last."""
+
+        def arrived(_: bytes) -> None:
+            self.pacer.at(max(monotonic(), self.outlets[way].latest_at) + self._close_delay_seconds(way), end)
+
+        self.lanes[way].control(arrived, b"", waits=True)
+        self.pacer.at(monotonic() + _FORGOTTEN_SECONDS, self.close)
+
+    @property
+    def is_established(self) -> bool:
+        """Whether the upstream has begun to speak HTTP/2, so that the client's connection counts as ready."""
+        return self.lanes[DOWN].is_settled
 
     def fail_all(self, message: str) -> None:
         """End every open stream at the client as UNAVAILABLE."""
@@ -203,11 +227,17 @@ class Relay:
             latest = max(outlet.latest_at for outlet in self.outlets)
             self.pacer.at(max(monotonic(), latest), self.close)
 
+    def detach(self) -> None:
+        """End the upstream's connection, and leave the client's to another."""
+        self.lanes[UP].source = None
+        self.close()
+
     def close(self, reset: bool = False) -> None:
         """End both connections; with `reset` at once, by TCP resets."""
         if self.closed:
             return
         self.closed = True
+        self._leave_host()
         for outlet, lane in zip(self.outlets, self.lanes, strict=True):
             outlet.closed = True
             end_transport(lane.source, reset)
@@ -249,6 +279,9 @@ class Relay:
         self._forget(stream)
 
     def _end_client(self, message: str) -> None:
+        if not self.is_established:
+            self.close(reset=True)
+            return
         self.fail_all(message)
         self.outlets[DOWN].send(http2.goaway(self._last_id, http2.NO_ERROR, message))
         self.close()

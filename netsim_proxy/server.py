@@ -3,20 +3,26 @@
 import asyncio
 import contextlib
 import itertools
+import ssl
 from typing import Final
 
 import structlog
 
+from common.clock import monotonic
 from netsim_proxy.addresses import Address
 from netsim_proxy.link_map import EMPTY, LinkMap
 from netsim_proxy.pacer import Pacer
 from netsim_proxy.peer import ClientPeer, UpstreamPeer
 from netsim_proxy.ports import Ports
 from netsim_proxy.refusal import Refusal
-from netsim_proxy.relay import LAST_WORDS_SECONDS, Relay
+from netsim_proxy.relay import LAST_WORDS_SECONDS, Relay, end_transport
+from netsim_proxy.throttle import Throttle
 from netsim_proxy.tls import ServerTls, UpstreamTls
+from netsim_proxy.upstream_language import reason_of
 
 _CONNECT_SECONDS: Final = 5.0
+_LOOK_AGAIN_SECONDS: Final = 0.05
+"""How often a connection that is being opened looks whether an event that blocks its link was cleared."""
 
 log = structlog.get_logger()
 
@@ -41,6 +47,7 @@ class Proxy:
         self.link_map = link_map
         self.numbers = itertools.count(1)
         self.upstream = upstream
+        self.throttle = Throttle()
         self.relays: set[Relay] = set()
         self._peers: set[ClientPeer | UpstreamPeer] = set()
         self._idle = asyncio.Event()  # no relay is left
@@ -120,24 +127,50 @@ class Proxy:
             self._idle.set()
 
     async def _connect(self, client: ClientPeer, transport: asyncio.Transport) -> None:
+        host = str((transport.get_extra_info("peername") or ("",))[0])
+        if not await self._is_open(host, client.link, transport):
+            return
         relay = Relay(self._ports, self._pacer, next(self.numbers), self._closed, client.link)
+        relay.host = host
         try:
             upstream, _ = await asyncio.wait_for(
                 self._upstream.connect(
-                    lambda: UpstreamPeer(self, relay, transport), self._upstream_ssl, self._upstream_name
+                    lambda: UpstreamPeer(self, relay, client, transport), self._upstream_ssl, self._upstream_name
                 ),
                 _CONNECT_SECONDS,
             )
+        except (ssl.SSLError, ssl.CertificateError) as error:
+            self.refuse(client, f"cannot be used: {reason_of(error)}")
+            return
         except (OSError, TimeoutError) as error:
             why = "no answer" if isinstance(error, TimeoutError) else (getattr(error, "strerror", "") or str(error))
-            log.warning("upstream cannot be reached", upstream=self.upstream, reason=why)
-            client.refuse(Refusal(f"netsim: upstream {self.upstream} cannot be reached: {why}"))
+            self.throttle.warning("upstream cannot be reached", upstream=self.upstream, reason=why)
+            client.reset()
             return
         if transport.is_closing():
             upstream.abort()
             return
+        if relay.closed:  # the upstream has already said something else than HTTP/2
+            return
         self.relays.add(relay)
         client.begin(relay)
+
+    def refuse(self, client: ClientPeer, reason: str) -> None:
+        """Answer a client's calls with what is wrong with the upstream."""
+        self.throttle.warning("upstream cannot be used", upstream=self.upstream, reason=reason)
+        client.refuse(Refusal(f"netsim: upstream {self.upstream} {reason}"))
+
+    async def _is_open(self, host: str, link: str, transport: asyncio.Transport) -> bool:
+        """Wait while the link lets no connection be opened; return whether there still is a client to connect."""
+        while not transport.is_closing():
+            blocked = self._ports.blocks_opening(host, link)
+            if blocked is None:
+                return True
+            if blocked.reset:
+                end_transport(transport, reset=True)
+                break
+            await asyncio.sleep(min(max(blocked.until - monotonic(), 0.0), _LOOK_AGAIN_SECONDS))
+        return False
 
 
 async def _until(event: asyncio.Event, seconds: float) -> None:

@@ -98,7 +98,9 @@ class Both:
         self.client, self.upstream = Wire(), Wire()
         self.relay.attach(self.client, self.upstream)  # type: ignore[arg-type]
         self.up(http2.settings())
+        self.down(http2.settings())
         self.run()
+        self.client.take()
 
     def up(self, *frames: bytes) -> None:
         self.relay.received(UP, b"".join(frames))
@@ -201,9 +203,10 @@ def test_last_words_of_an_upstream_are_heard_though_a_write_to_it_failed(both: B
     both.upstream.socket, server = socket.socketpair()
     with both.upstream.socket, server:
         proxy: Any = SimpleNamespace(upstream="there:1", joined=lambda _: None, left=lambda _: None)
-        peer = UpstreamPeer(proxy, both.relay, both.client)  # type: ignore[arg-type]
+        peer = UpstreamPeer(proxy, both.relay, SimpleNamespace(), both.client)  # type: ignore[arg-type]
         both.upstream.socket.setblocking(False)
         peer.connection_made(both.upstream)  # type: ignore[arg-type]
+        peer.data_received(http2.settings())
         server.sendall(trailers(1))
         server.close()
         peer.connection_lost(BrokenPipeError())

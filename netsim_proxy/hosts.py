@@ -1,0 +1,39 @@
+"""Which link a new connection is likely to be on: it names its link only with its first request.
+
+A client that lost its connection connects again, from the same host. So a new connection is presumed to be on a link
+that the host's clients have used and have no connection on now.
+"""
+
+from collections import OrderedDict
+from typing import Final
+
+_MAX_HOSTS: Final = 4096
+_MAX_LINKS: Final = 16
+"""Of a host with more links, say one in front of a private network, nothing is presumed."""
+
+
+class Hosts:
+    """The open connections by host and link; the host that was seen least recently is forgotten first."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[str, dict[str, int]] = OrderedDict()
+
+    def joined(self, host: str, link: str) -> None:
+        """A connection from `host` turned out to be on `link`."""
+        links = self._open.setdefault(host, {})
+        self._open.move_to_end(host)
+        if link in links or len(links) <= _MAX_LINKS:
+            links[link] = links.get(link, 0) + 1
+        if len(self._open) > _MAX_HOSTS:
+            self._open.popitem(last=False)
+
+    def left(self, host: str, link: str) -> None:
+        """Such a connection is gone."""
+        links = self._open.get(host, {})
+        if links.get(link):
+            links[link] -= 1
+
+    def presumed(self, host: str) -> list[str]:
+        """The links that a new connection from `host` may be on; empty = unknown."""
+        links = self._open.get(host, {})
+        return sorted(link for link, count in links.items() if not count) if len(links) <= _MAX_LINKS else []

@@ -1,0 +1,33 @@
+"""Log lines about the same trouble, once in a while: clients try again many times a second."""
+
+from typing import Any, Final
+
+import structlog
+
+from common.clock import Clock, monotonic
+
+_PAUSE_SECONDS: Final = 10.0
+_MAX_KINDS: Final = 100
+
+log = structlog.get_logger()
+
+
+class Throttle:
+    """Logs each message with the same reason at most once per pause, and how many were left out."""
+
+    def __init__(self, clock: Clock = monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[tuple[str, str], tuple[float, int]] = {}  # since when, and how many since
+
+    def warning(self, message: str, reason: str, **fields: Any) -> None:
+        """Log a warning, unless the same one was logged lately."""
+        now = self._clock()
+        since, count = self._seen.get((message, reason), (-_PAUSE_SECONDS, 0))
+        if now - since < _PAUSE_SECONDS:
+            self._seen[message, reason] = since, count + 1
+            return
+        if len(self._seen) >= _MAX_KINDS:
+            self._seen.clear()
+        self._seen[message, reason] = now, 0
+        more = {"left_out": count} if count else {}
+        log.warning(message, reason=reason, **fields, **more)
