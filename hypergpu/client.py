@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from common import rpc
 from common.address import split_address
-from common.errors import HyperGPUError, InvalidInput, Unavailable, UnknownName
+from common.errors import HyperGPUError, InvalidInput, TlsError, Unavailable, UnknownName
 from common.tls import Tls
 from hypergpu.cluster import HOW_TO_START, Cluster
 from protos import coordinator_pb2 as pb
@@ -24,11 +24,30 @@ _TIMEOUT_SECONDS = 10.0
 class Client:
     """Calls that answer with messages, and fail with the errors of `common.errors`."""
 
-    def __init__(self, cluster: Cluster, coordinator: grpc.aio.Channel, proxy: grpc.aio.Channel | None) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        coordinator: grpc.aio.Channel | None,
+        proxy: grpc.aio.Channel | None,
+        *,
+        tls: Tls | None = None,
+        proxy_tls: Tls | None = None,
+    ) -> None:
         self.cluster = cluster
-        self.control = coordinator_pb2_grpc.ControlStub(coordinator)
+        self._control = coordinator_pb2_grpc.ControlStub(coordinator) if coordinator else None
         self._netsim = netsim_pb2_grpc.NetsimStub(proxy) if proxy else None
-        self._metadata = rpc.metadata_for(None, cluster.token)
+        self._tls, self._proxy_tls = tls, proxy_tls
+
+    @property
+    def control(self) -> Any:
+        """The stub of the coordinator's control service.
+
+        Raises:
+            InvalidInput: a proxy alone was named.
+        """
+        if self._control is None:
+            raise InvalidInput("this needs the coordinator too: say --coordinator HOST:PORT")
+        return self._control
 
     @property
     def has_proxy(self) -> bool:
@@ -49,15 +68,15 @@ class Client:
     async def call(self, method: Method, request: Message) -> Any:
         """The reply to one unary call."""
         try:
-            return await method(request, metadata=self._metadata, timeout=_TIMEOUT_SECONDS)
+            return await method(request, metadata=self._metadata(method), timeout=_TIMEOUT_SECONDS)
         except grpc.RpcError as error:
-            raise self._explain(method, error) from error
+            raise await self._explain(method, error) from error
 
     async def stream(
         self, method: Method, request: Message, *, idle_seconds: float | None = None
     ) -> AsyncIterator[Any]:
         """The replies of a streaming call, until either side ends it, or none came for `idle_seconds`."""
-        call = method(request, metadata=self._metadata)
+        call = method(request, metadata=self._metadata(method))
         try:
             while True:
                 reply = await asyncio.wait_for(call.read(), idle_seconds)
@@ -67,7 +86,7 @@ class Client:
         except TimeoutError:
             return
         except grpc.RpcError as error:
-            raise self._explain(method, error) from error
+            raise await self._explain(method, error) from error
         finally:
             call.cancel()
 
@@ -82,7 +101,12 @@ class Client:
         return sorted(reply.links, key=lambda link: natural(link.node_id))
 
     async def check_nodes(self, names: list[str]) -> None:
-        """Raise UnknownName for the first of `names` that is neither a node nor a link; "*" is every one."""
+        """Raise UnknownName for the first of `names` that is neither a node nor a link; "*" is every one.
+
+        A proxy that runs alone judges names itself.
+        """
+        if self._control is None:
+            return
         known = {node.node_id for node in await self.nodes()}
         if self.has_proxy:
             known |= {link.node_id for link in await self.links()}
@@ -90,11 +114,21 @@ class Client:
             if name != "*" and name not in known:
                 raise UnknownName("node", name, known)
 
-    def _explain(self, method: Method, error: grpc.RpcError) -> HyperGPUError:
-        of_proxy = self._netsim is not None and method in vars(self._netsim).values()
+    def _is_of_proxy(self, method: Method) -> bool:
+        return self._netsim is not None and method in vars(self._netsim).values()
+
+    def _metadata(self, method: Method) -> tuple[tuple[str, str], ...]:
+        token = self.cluster.token_of_proxy if self._is_of_proxy(method) else self.cluster.token
+        return rpc.metadata_for(None, token)
+
+    async def _explain(self, method: Method, error: grpc.RpcError) -> HyperGPUError:
+        of_proxy = self._is_of_proxy(method)
         peer, address = ("netsim proxy", self.cluster.proxy) if of_proxy else ("coordinator", self.cluster.coordinator)
         option = "--proxy" if of_proxy else "--coordinator"
         if error.code() is grpc.StatusCode.UNAVAILABLE:
+            found = await rpc.explain_failure(error, address, self._proxy_tls if of_proxy else self._tls)
+            if isinstance(found, TlsError):
+                return found
             return Unavailable(f"no {peer} answers at {address}: {HOW_TO_START}, or say {option} HOST:PORT")
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             return InvalidInput(f"what answers at {address} is no {peer}: say {option} HOST:PORT")
@@ -106,17 +140,15 @@ class Client:
 
 
 @asynccontextmanager
-async def connect(cluster: Cluster, tls: Tls | None = None) -> AsyncIterator[Client]:
+async def connect(cluster: Cluster, tls: Tls | None = None, proxy_tls: Tls | None = None) -> AsyncIterator[Client]:
     """A client for as long as the block runs; nothing is sent before the first call."""
-    split_address(cluster.coordinator)
-    async with rpc.open_channel(cluster.coordinator, tls) as coordinator:
-        if not cluster.proxy:
-            yield Client(cluster, coordinator, None)
-            return
-        if not cluster.proxy.startswith("unix:"):
-            split_address(cluster.proxy)
-        async with rpc.open_channel(cluster.proxy, tls) as proxy:
-            yield Client(cluster, coordinator, proxy)
+    async with AsyncExitStack() as stack:
+        channels = []
+        for address, how in ((cluster.coordinator, tls), (cluster.proxy, proxy_tls)):
+            if address and not address.startswith("unix:"):
+                split_address(address)
+            channels.append(await stack.enter_async_context(rpc.open_channel(address, how)) if address else None)
+        yield Client(cluster, *channels, tls=tls, proxy_tls=proxy_tls)
 
 
 def natural(name: str) -> tuple[str, int, str]:

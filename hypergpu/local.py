@@ -131,7 +131,7 @@ class LocalCluster:
         # Only now: gRPC's threads would not take well to the forks above.
         cluster = Cluster(upstream, ports["control"], self._token, str(self.run_dir.resolve()), os.getpid())
         self.client = await stack.enter_async_context(connect(cluster))
-        stack.callback(announce(cluster).unlink, missing_ok=True)
+        stack.callback(announce(cluster))
 
     async def _end_nodes(self) -> None:
         running = [self.processes[node.node_id] for node in self.nodes if node.node_id in self.processes]

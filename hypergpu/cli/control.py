@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from common.errors import Unavailable
-from hypergpu.cli.running import AsJson, on_cluster
+from hypergpu.cli.running import AsJson, changing
 from hypergpu.client import Client
 from hypergpu.show import print_json, progress
 from protos import coordinator_pb2 as pb
@@ -17,7 +17,7 @@ _RESTART_SECONDS = 60.0
 """To wait for the new run: the one that runs is evaluated and saved first, and the model is made anew."""
 
 
-@on_cluster
+@changing
 async def pause(client: Client, as_json: AsJson = False) -> None:
     """Let the current round finish, then wait.
 
@@ -26,7 +26,7 @@ async def pause(client: Client, as_json: AsJson = False) -> None:
     _say(await client.call(client.control.Pause, pb.PauseRequest()), as_json)
 
 
-@on_cluster
+@changing
 async def resume(client: Client, as_json: AsJson = False) -> None:
     """Go on after `pause`.
 
@@ -35,7 +35,7 @@ async def resume(client: Client, as_json: AsJson = False) -> None:
     _say(await client.call(client.control.Resume, pb.ResumeRequest()), as_json)
 
 
-@on_cluster
+@changing
 async def stop(
     client: Client,
     reason: Annotated[str, typer.Option(help="Recorded with the run.")] = "stopped by the user",
@@ -48,7 +48,7 @@ async def stop(
     _say(await client.call(client.control.Stop, pb.StopRequest(reason=reason)), as_json)
 
 
-@on_cluster
+@changing
 async def restart(client: Client, as_json: AsJson = False) -> None:
     """Begin a new run with the same settings; the one before it is kept under earlier/, finished or not.
 
@@ -70,7 +70,7 @@ async def _status_or_none(client: Client) -> pb.Status | None:
     return status
 
 
-@on_cluster
+@changing
 async def include(client: Client, node: NodeId, as_json: AsJson = False) -> None:
     """Put a node into every round, whatever its link.
 
@@ -79,7 +79,7 @@ async def include(client: Client, node: NodeId, as_json: AsJson = False) -> None
     await _rule(client, node, Rule.INCLUDE, as_json)
 
 
-@on_cluster
+@changing
 async def exclude(
     client: Client,
     node: NodeId,
@@ -93,7 +93,7 @@ async def exclude(
     await _rule(client, node, Rule.AUTOMATIC if clear else Rule.EXCLUDE, as_json)
 
 
-@on_cluster
+@changing
 async def policy(
     client: Client,
     name: Annotated[

@@ -16,7 +16,19 @@ from rich.markup import escape
 from common.address import split_address
 from common.errors import HyperGPUError, InvalidInput
 from common.tls import Tls
-from hypergpu.cli.running import AsJson, Authority, Coordinator, Insecure, Proxy, Token, TokenFile, locate
+from hypergpu.cli.running import (
+    AsJson,
+    Authority,
+    Coordinator,
+    Insecure,
+    Proxy,
+    Run,
+    Token,
+    TokenFile,
+    locate,
+    proxy_transport,
+    transport,
+)
 from hypergpu.client import Client, connect
 from hypergpu.cluster import HOW_TO_START, Cluster
 from hypergpu.show import print_json, progress
@@ -38,9 +50,10 @@ class Check:
 
 def doctor(
     *,
+    run: Run = "",
     coordinator: Coordinator = "",
     proxy: Proxy = "",
-    token: Token = "",
+    token: Token = None,
     token_file: TokenFile = None,
     tls_ca: Authority = None,
     insecure: Insecure = False,
@@ -52,13 +65,13 @@ def doctor(
     """
     checks = _installed()
     try:
-        cluster, tls = locate(
-            coordinator=coordinator, proxy=proxy, token=token, token_file=token_file, tls_ca=tls_ca, insecure=insecure
-        )
+        cluster = locate(run=run, coordinator=coordinator, proxy=proxy, token=token, token_file=token_file)
+        tls = transport(cluster.coordinator, tls_ca, insecure) if cluster.coordinator else None
+        proxy_tls = proxy_transport(cluster.proxy, tls_ca, insecure)
     except InvalidInput as error:
         checks.append(Check("cluster", False, str(error), HOW_TO_START))
     else:
-        checks += asyncio.run(_cluster(cluster, tls))
+        checks += asyncio.run(_cluster(cluster, tls, proxy_tls))
     if as_json:
         print_json([asdict(check) for check in checks])
     else:
@@ -74,7 +87,11 @@ def doctor(
 
 def _installed() -> list[Check]:
     checks = [Check("python", True, platform.python_version())]
-    for package, fix in (("hypergpu", "make install"), ("grpcio", "make install"), ("torch", "make install")):
+    for package, fix in (
+        ("hypergpu", "make install"),
+        ("grpcio", "make install"),
+        ("torch", "pip install 'hypergpu[train]', or make install in a checkout"),
+    ):
         try:
             checks.append(Check(package, True, version(package)))
         except PackageNotFoundError:
@@ -82,14 +99,18 @@ def _installed() -> list[Check]:
     return checks
 
 
-async def _cluster(cluster: Cluster, tls: Tls | None) -> list[Check]:
-    checks = [_reach("coordinator", cluster.coordinator, "is it running, and does a firewall let its port through?")]
-    if cluster.proxy:
+async def _cluster(cluster: Cluster, tls: Tls | None, proxy_tls: Tls | None) -> list[Check]:
+    checks = []
+    if cluster.coordinator:
+        fix = "is it running, and does a firewall let its port through?"
+        checks.append(_reach("coordinator", cluster.coordinator, fix))
+    if cluster.proxy and not cluster.proxy.startswith("unix:"):
         checks.append(_reach("proxy", cluster.proxy, "is it running? Without one, leave --proxy out"))
-    if not checks[0].ok:
+    if not all(check.ok for check in checks[:1]):
         return checks
-    async with connect(cluster, tls) as client:
-        return [*checks, *[check async for check in _calls(client)]]
+    async with connect(cluster, tls, proxy_tls) as client:
+        calls = _calls(client) if cluster.coordinator else _links(client)
+        return [*checks, *[check async for check in calls]]
 
 
 def _reach(name: str, address: str, fix: str) -> Check:
@@ -127,7 +148,12 @@ async def _calls(client: Client) -> AsyncIterator[Check]:
     found = f"{len(nodes)} known" + (f", lost: {', '.join(lost)}" if lost else "")
     yield Check("nodes", bool(nodes) and not lost, found, "look at the logs of those nodes, or start some")
     if client.has_proxy:
-        try:
-            yield Check("links", True, f"{len(await client.links())} known to the proxy")
-        except HyperGPUError as error:
-            yield Check("links", False, str(error), "is the address that of the proxy's control service?")
+        async for check in _links(client):
+            yield check
+
+
+async def _links(client: Client) -> AsyncIterator[Check]:
+    try:
+        yield Check("links", True, f"{len(await client.links())} known to the proxy")
+    except HyperGPUError as error:
+        yield Check("links", False, str(error), "is the address that of the proxy's control service?")

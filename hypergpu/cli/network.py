@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from common.errors import ConfigError, InvalidInput
-from hypergpu.cli.running import AsJson, on_cluster, take_options
+from hypergpu.cli.running import AsJson, changing, on_cluster, take_options
 from hypergpu.client import Client
 from hypergpu.show import counted, known, milliseconds, new_table, print_json, print_table, size
 from hypergpu.simulation.scenario_file import find_scenario
@@ -64,7 +64,7 @@ async def links(client: Client, as_json: AsJson = False) -> None:
     print_table(table)
 
 
-@on_cluster
+@changing
 async def profile(
     client: Client,
     node: Annotated[str, typer.Argument(metavar="NODE", help="A node's name; '*' is every link, also those to come.")],
@@ -158,7 +158,7 @@ def _on_event(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
     return run
 
 
-@on_cluster
+@changing
 @_on_event
 async def inject(client: Client, event: net.Event, as_json: AsJson = False) -> None:
     """Let something happen to links now.
@@ -168,7 +168,7 @@ async def inject(client: Client, event: net.Event, as_json: AsJson = False) -> N
     _say(await client.call(client.netsim.Inject, event), as_json)
 
 
-@on_cluster
+@changing
 @_on_event
 async def schedule(
     client: Client,
@@ -199,7 +199,7 @@ async def scheduled(client: Client, as_json: AsJson = False) -> None:
     _list(await client.call(client.netsim.ListScheduled, net.ListScheduledRequest()), as_json)
 
 
-@on_cluster
+@changing
 async def clear(
     client: Client,
     node: Annotated[str, typer.Argument(metavar="NODE", help="Only of this node's link; of all where left out.")] = "",
@@ -218,7 +218,7 @@ async def clear(
         print(f"{counted(reply.cleared, 'event')} ended or forgotten")
 
 
-@on_cluster
+@changing
 async def scenario(
     client: Client,
     source: Annotated[
@@ -238,7 +238,7 @@ async def scenario(
     _list(await client.call(client.netsim.LoadScenario, request), as_json)
 
 
-@on_cluster
+@changing
 async def reload(client: Client, as_json: AsJson = False) -> None:
     """Let the proxy reread the files that it was started with: profiles, scenario, link map, certificates.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import wraps
@@ -10,12 +11,16 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from common.address import split_address
-from common.errors import HyperGPUError, InvalidInput
+from common.address import is_loopback, split_address
+from common.errors import HyperGPUError
+from common.extras import missing_extra
+from common.text import one_line
 from common.tls import Tls
+from common.token import find_token
 from hypergpu.client import connect
-from hypergpu.cluster import Cluster, find
+from hypergpu.cluster import Cluster, find, local_clusters
 
+Command = Callable[..., Coroutine[Any, Any, None]]
 _PANEL = "Which cluster (found by itself where it runs here)"
 Coordinator = Annotated[
     str,
@@ -28,11 +33,18 @@ Proxy = Annotated[
     ),
 ]
 Token = Annotated[
-    str, typer.Option(envvar="HYPERGPU_TOKEN", metavar="TEXT", help="The join token.", rich_help_panel=_PANEL)
+    str | None,
+    typer.Option(metavar="TEXT", help="The join token; also from HYPERGPU_TOKEN.", rich_help_panel=_PANEL),
 ]
 TokenFile = Annotated[
     Path | None,
-    typer.Option(envvar="HYPERGPU_TOKEN_FILE", metavar="FILE", help="A file with the token.", rich_help_panel=_PANEL),
+    typer.Option(metavar="FILE", help="A file with the token; also from HYPERGPU_TOKEN_FILE.", rich_help_panel=_PANEL),
+]
+Run = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="One of several that run here: its name, directory or process.", rich_help_panel=_PANEL
+    ),
 ]
 Authority = Annotated[
     Path | None,
@@ -51,33 +63,66 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 
 def locate(
     *,
+    run: Run = "",
     coordinator: Coordinator = "",
     proxy: Proxy = "",
-    token: Token = "",
+    token: Token = None,
+    token_file: TokenFile = None,
+    changes: bool = False,
+) -> Cluster:
+    """Return the cluster that the options mean, and name it where the user named no address.
+
+    Raises:
+        InvalidInput: none is running, several are and it is to be changed, or the token cannot be read.
+    """
+    cluster = find(coordinator, proxy, find_token(token, token_file, os.environ), run, changes=changes)
+    if not coordinator and not proxy:
+        others = len(local_clusters()) - 1 if not run else 0
+        hint = f"; the newest of {others + 1} here, --run NAME takes another" if others > 0 else ""
+        print(f"hypergpu: run {one_line(cluster.name)}{hint}", file=sys.stderr)
+    return cluster
+
+
+def _options(
+    *,
+    run: Run = "",
+    coordinator: Coordinator = "",
+    proxy: Proxy = "",
+    token: Token = None,
     token_file: TokenFile = None,
     tls_ca: Authority = None,
     insecure: Insecure = False,
-) -> tuple[Cluster, Tls | None]:
-    """The cluster that the options mean, and how to talk to it.
+) -> None:
+    """The options that say where the cluster is and how to talk to it."""
 
-    Raises:
-        InvalidInput: none is running, or the token file cannot be read.
+
+def on_cluster(command: Command) -> Callable[..., None]:
+    """Make an asynchronous function of a connected client into a command that looks; of several clusters at the newest.
+
+    It also takes the options that say which cluster.
     """
-    cluster = find(coordinator, proxy, token or read_token(token_file))
-    return cluster, transport(cluster.coordinator, tls_ca, insecure)
+    return _as_command(command, changes=False)
 
 
-def on_cluster(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Make an asynchronous function of a connected client into a command that also takes the options of `locate`."""
-    shared = inspect.signature(locate).parameters
+def changing(command: Command) -> Callable[..., None]:
+    """As `on_cluster`, for a command that changes something: it guesses among no several clusters."""
+    return _as_command(command, changes=True)
+
+
+def _as_command(command: Command, *, changes: bool) -> Callable[..., None]:
+    shared = inspect.signature(_options).parameters
     _, *own = inspect.signature(command).parameters.values()
 
     @wraps(command)
     def run(**options: Any) -> None:
-        cluster, tls = locate(**{name: options.pop(name) for name in shared})
+        authority, insecure = options.pop("tls_ca"), options.pop("insecure")
+        where = {name: options.pop(name) for name in shared if name not in {"tls_ca", "insecure"}}
+        cluster = locate(**where, changes=changes)
+        tls = transport(cluster.coordinator, authority, insecure) if cluster.coordinator else None
+        proxy_tls = proxy_transport(cluster.proxy, authority, insecure)
 
         async def talk() -> None:
-            async with connect(cluster, tls) as client:
+            async with connect(cluster, tls, proxy_tls) as client:
                 await command(client, **options)
 
         asyncio.run(talk())
@@ -93,26 +138,19 @@ def take_options(command: Callable[..., Any], parameters: Iterable[inspect.Param
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in told}
 
 
-def read_token(file: Path | None) -> str:
-    """The join token in `file`.
-
-    Raises:
-        InvalidInput: it cannot be read.
-    """
-    if file is None:
-        return ""
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise InvalidInput(f"cannot read the token file {file}: {error.strerror}") from error
-
-
 def transport(address: str, authority: Path | None, insecure: bool) -> Tls | None:
     """TLS with `authority`, or with what the system trusts; plaintext on this machine, or where `insecure` says so."""
-    host, _ = split_address(address)
     if authority:
+        split_address(address)
         return Tls(authority=authority)
-    return None if insecure or host in ("localhost", "[::1]") or host.startswith("127.") else Tls()
+    return None if insecure or is_loopback(address) else Tls()
+
+
+def proxy_transport(address: str, authority: Path | None, insecure: bool) -> Tls | None:
+    """As `transport` for the proxy's control service, which speaks plaintext on this machine in any case."""
+    if not address or address.startswith("unix:") or is_loopback(address):
+        return None
+    return transport(address, authority, insecure)
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str]) -> NoReturn:
@@ -123,6 +161,10 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> NoReturn:
         _fail(error.format_message())
     except HyperGPUError as error:
         _fail(str(error))
+    except ImportError as error:
+        if (missing := missing_extra(error)) is None:
+            raise
+        _fail(str(missing))
     except typer.Abort:
         sys.exit(130)
     except BrokenPipeError:
@@ -132,5 +174,5 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> NoReturn:
 
 
 def _fail(message: str) -> NoReturn:
-    print("hypergpu:", " ".join(message.split()), file=sys.stderr)
+    print("hypergpu:", one_line(message), file=sys.stderr)
     sys.exit(2)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hypergpu.cli import look
 from hypergpu.client import connect
-from hypergpu.cluster import Cluster, announce
+from hypergpu.cluster import Cluster, announce, state_dir
 from netsim_proxy.profile_file import parse_profiles
 from protos import coordinator_pb2 as pb
 
@@ -44,7 +44,7 @@ def test_help_lists_every_command_and_succeeds(cli: Cli, arguments: list[str]) -
     [
         (["nodes"], "no cluster is running here: start one with `hypergpu demo`"),
         (["nodes", "--coordinator", "nowhere"], "HOST:PORT"),
-        (["nodes", "--coordinator", "h:1", "--token-file", "missing"], "cannot read the token file missing"),
+        (["nodes", "--coordinator", "h:1", "--token-file", "missing"], "--token-file: cannot read missing"),
         (["staus"], "Did you mean 'status'"),
         (["nodes", "--jsno"], "--json"),
         (["demo", "--rounds", "none"], "--rounds"),
@@ -297,10 +297,13 @@ def test_without_a_proxy_links_say_how_to_name_one(cli: Cli, fakes: Any) -> None
 
 def test_a_running_local_cluster_is_found_and_a_dead_one_is_not(cli: Cli, fakes: Any) -> None:
     where = fakes.cluster
-    file = announce(Cluster(where.coordinator, where.proxy, where.token, "runs/x", os.getpid()))
+    withdraw = announce(Cluster(where.coordinator, where.proxy, where.token, "runs/x", os.getpid()))
+    (file,) = state_dir().iterdir()
     assert file.stat().st_mode & 0o077 == 0
-    assert cli("nodes", "--json").code == 0
-    file.unlink()
+    found = cli("nodes", "--json")
+    assert (found.code, found.err) == (0, "hypergpu: run x\n")
+    withdraw()
+    assert not file.exists()
     announce(Cluster(where.coordinator, where.proxy, where.token, "runs/x", 2**22 + 1))
     assert "no cluster is running" in cli("nodes").err
 
