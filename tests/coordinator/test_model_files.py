@@ -29,11 +29,11 @@ TRAINING = TrainingConfig(local_steps=2, server_momentum=0.5)
 class Model:
     """A small model whose values tests set, and its files."""
 
-    def __init__(self, path: Path, module: nn.Module | None = None) -> None:
+    def __init__(self, path: Path, module: nn.Module | None = None, training: TrainingConfig = TRAINING) -> None:
         flat = FlatModel(nn.Linear(2, 1) if module is None else module)
         saved = SavedModel(flat)
         self.saved = saved
-        self.model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, TRAINING)
+        self.model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, training)
         self.files = ModelFiles(
             path, self.model, saved, identity_of(TASK, saved, flat.parameter_count), {"task": "toy"}
         )
@@ -161,6 +161,14 @@ def test_nothing_that_is_not_finite_is_written(model: Model, value: float) -> No
     with pytest.raises(NonFiniteUpdate, match="after round 3 is not finite"):
         model.files.checkpoint(3, {})
     assert list(model.path.rglob("*.safetensors")) == []
+
+
+@pytest.mark.parametrize("name", ["mean", "square"])
+def test_one_part_of_an_optimizer_that_is_not_finite_is_enough(tmp_path: Path, name: str) -> None:
+    model = Model(tmp_path, training=TrainingConfig(local_steps=2, server_optimizer="adam"))
+    model.model.optimizer_state()[name][0] = np.inf
+    with pytest.raises(NonFiniteUpdate):
+        model.files.checkpoint(3, {})
 
 
 @pytest.mark.parametrize(

@@ -418,6 +418,18 @@ async def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
             assert named in str(caught.value)
 
 
+@pytest.mark.parametrize(("layers", "more"), [(3, ""), (4, "; and 2 more tensors")])
+async def test_a_message_names_eight_tensors(tmp_path: Path, layers: int, more: str) -> None:
+    """The other model has two tensors more, under other names than these two of each layer."""
+    await trained(tmp_path, 1, toy_task(model=lambda: nn.Sequential(*(nn.Linear(3, 3) for _ in range(layers)))))
+    with pytest.raises(CannotResume) as caught:
+        resumed(tmp_path, of=toy_task(model=lambda: nn.Linear(3, 2)))
+    named = [part for part in str(caught.value).split("; ") if part.startswith("the tensor")]
+    assert len(named) == 8
+    assert ("more tensors" in str(caught.value)) == bool(more)
+    assert more in str(caught.value)
+
+
 async def test_other_frozen_layers_are_another_model(tmp_path: Path) -> None:
     await trained(tmp_path, 1, toy_task(model=lambda: WithFrozen(1.0)))
     with pytest.raises(CannotResume, match="the checksum of the untrained tensors was"):
