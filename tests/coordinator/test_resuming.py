@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from coordinator.app import Coordinator, Options
 from coordinator.checkpoints import Checkpoint, Checkpoints
 from coordinator.core import events as ev
 from coordinator.core.global_model import GlobalModel
-from tasks import Task
+from tasks import Metric, Task
 
 TRAINING = {"rounds": 9, "local_steps": 2, "batch_size": 2, "learning_rate": 0.25, "server_momentum": 0.5}
 
@@ -473,6 +474,15 @@ def test_a_run_that_reached_its_target_is_complete(
 ) -> None:
     rewrite(run, 4, {"finished": finished, "metric": accuracy})
     assert resumed(run, target_accuracy=target)._complete is complete
+
+
+@pytest.mark.parametrize(("value", "target", "complete"), [(0.5, 0.5, True), (0.5, 0.6, True), (0.5, 0.4, False)])
+def test_a_target_of_which_less_is_better_is_reached_from_above(
+    run: Path, value: float, target: float, complete: bool
+) -> None:
+    rewrite(run, 4, {"finished": "target_reached", "metric": value})
+    task = replace(toy_task(), metric=Metric("mse", lambda outputs, targets: 0.5, better="lower"))
+    assert resumed(run, of=task, target_accuracy=target)._complete is complete
 
 
 def test_a_copy_of_a_run_goes_on_too(run: Path, tmp_path: Path) -> None:

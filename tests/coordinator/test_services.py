@@ -236,7 +236,7 @@ async def test_what_is_not_known_yet_is_unset_and_a_run_that_is_over_stands_stil
         assert (nodes["a"].state, nodes["b"].state) == ("done", "left")
         seen = nodes["a"].quality, nodes["a"].score
         assert seen[0] not in ("unknown", "offline")
-        run.coordinator.engine._clock = lambda: 1e9  # much later
+        run.coordinator.engine._clock = run.coordinator.orchestrator.monitor._clock = lambda: 1e9  # much later
         assert (await run.control.GetStatus(pb.GetStatusRequest())).elapsed_seconds == status.elapsed_seconds < 60
         nodes = {node.node_id: node for node in (await run.control.ListNodes(pb.ListNodesRequest())).nodes}
         assert (nodes["a"].quality, nodes["a"].score) == seen
