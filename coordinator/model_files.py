@@ -61,8 +61,11 @@ class ModelFiles:
             self._best = score_of(read_tensors(self._path / BEST_MODEL)[1])
 
     def evaluated(self, score: Score) -> None:
-        """Remember the model if it is the best so far; the next `checkpoint` or `finish` writes it."""
-        self._latest = score
+        """Remember the model if it is the best so far; the next `checkpoint` or `finish` writes it.
+
+        After a loss that is not finite the run returns to an earlier model: the score says nothing of what is saved.
+        """
+        self._latest = score if math.isfinite(score.loss) else None
         if score.beats(self._best):
             self._best = score
             self._best_values = np.copy(self._model.values)

@@ -93,6 +93,21 @@ def test_the_last_model_says_how_it_did_only_if_it_was_evaluated(model: Model) -
     assert not {"loss", "accuracy"} & set(metadata)
 
 
+@pytest.mark.parametrize("loss", [np.nan, np.inf])
+def test_a_model_that_was_returned_to_does_not_bear_the_score_of_the_bad_one(model: Model, loss: float) -> None:
+    model.evaluated(2, 0.5)
+    model.evaluated(3, 0.75, loss=loss)
+    model.set(2.0)
+    model.files.checkpoint(3, {})
+    model.files.finish(3)
+    for _, metadata in (
+        read_tensors(model.path / "checkpoints/round-000003.safetensors"),
+        read_tensors(model.path / "model.safetensors"),
+    ):
+        assert not {"loss", "accuracy", "metric"} & set(metadata)
+    assert score_of(read_tensors(model.path / "best.safetensors")[1]) == Score(2, 1.0, 0.5)
+
+
 def test_a_checkpoint_says_how_its_round_did(model: Model) -> None:
     model.evaluated(3, 0.5, loss=0.25)
     model.files.checkpoint(3, {})
