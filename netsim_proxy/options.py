@@ -34,7 +34,15 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.
         ConfigError: options that do not go together, or a file that cannot be read.
         SystemExit: usage errors (2) and --help (0).
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    config = parser.parse_known_args(arguments)[0].config
+    if config is not None:
+        from netsim_proxy.config import parse_config  # noqa: PLC0415 - pydantic, 9 MB, only where there is a file
+
+        parser.set_defaults(**parse_config(read_text(config), str(config)).options())
+    options = parser.parse_args(arguments)
+    if not options.upstream:
+        raise ConfigError("give the service's address: --upstream HOST:PORT or --upstream unix:PATH")
     if not options.listen and not options.pass_through:
         raise ConfigError("give at least one --listen or --pass-through address")
     for name, value, needed in (
@@ -89,6 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML of what these options say, in sections: see docs/netsim.md; options go before it, and what may be "
+        "repeated is added to it",
+    )
+    add(
         "--listen",
         action="append",
         default=[],
@@ -103,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ADDRESS[=LINK]",
         help="where any TCP is passed through as it is, TLS too; may be repeated",
     )
-    add("--upstream", required=True, metavar="ADDRESS", help="the service: HOST:PORT or unix:PATH")
+    add("--upstream", metavar="ADDRESS", help="the service: HOST:PORT or unix:PATH")
     add("--pass-through-upstream", metavar="ADDRESS", help="where passed-through TCP goes; --upstream if not given")
 
     add = parser.add_argument_group(

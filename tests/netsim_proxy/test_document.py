@@ -4,6 +4,7 @@ import math
 import re
 from pathlib import Path
 
+from netsim_proxy.config import parse_config
 from netsim_proxy.link.events import EventType
 from netsim_proxy.link.profiles import LAST_MILES, PROFILES
 from netsim_proxy.link_map_file import parse_link_map
@@ -31,11 +32,14 @@ def test_every_profile_is_documented_as_it_is() -> None:
 
 
 def test_its_examples_are_files_that_load() -> None:
-    link_map, profiles, scenario = re.findall(r"```yaml\n(.+?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    link_map, config, profiles, scenario = re.findall(
+        r"```yaml\n(.+?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL
+    )
     assert set(parse_profiles(profiles, "netsim.md")) == {"office", "phone"}
     assert len(parse_scenario(profiles + scenario, "netsim.md").events) == 7
     found = parse_link_map(link_map, "netsim.md", {}, {})
     assert (found.of_address("10.1.7.3"), found.of_server_name("x.example.com")) == ("node_7", "others")
+    assert parse_config(config, "netsim.md").links.map == Path("links.yaml")
 
 
 def test_its_commands_have_the_options_that_there_are() -> None:

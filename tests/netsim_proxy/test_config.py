@@ -1,0 +1,87 @@
+"""The proxy's options as a file."""
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError
+from netsim_proxy.config import parse_config
+from netsim_proxy.link.outcomes import LossModel
+from netsim_proxy.options import _parser, parse
+from netsim_proxy.tls import ServerTls, UpstreamTls
+
+WHOLE = """
+upstream: u:1
+listen: ["127.0.0.1:2", "127.0.0.1:3=a"]
+pass_through: ["unix:/t.sock=b"]
+pass_through_upstream: u:4
+network:
+  profile: poor
+  seed: 7
+  loss_model: transport
+  profiles: p.yaml
+  node_profiles: {n: good@eu-west}
+  region: eu-west
+  upstream_region: us-west
+  scenario: s.yaml
+links: {addresses: {10.0.0.0/8: c}, server_names: {x.y: d}, map: m.yaml}
+tls: {certificate: c, key: k, client_ca: a}
+upstream_tls: {ca: ua, name: un, certificate: uc, key: uk}
+control: {address: "0.0.0.0:5", token_file: t, insecure: true}
+metrics: 127.0.0.1:6
+lateness_bound_ms: 3
+realtime: false
+log_level: error
+drain_seconds: 0
+"""
+
+
+def test_every_option_may_stand_in_the_file() -> None:
+    given = parse_config(WHOLE, "c.yaml").options()
+    on_the_command_line = set(vars(_parser().parse_args([]))) - {"config", "token"}
+    assert given.keys() == on_the_command_line  # a token is no part of a file that is shared
+
+
+def test_what_the_file_says_is_what_options_would(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    (tmp_path / "t").write_text("secret\n")
+    file.write_text(WHOLE.replace("token_file: t", f"token_file: {tmp_path}/t"))
+    options = parse([f"--config={file}"], {})
+    assert (options.upstream, options.pass_through_upstream) == ("u:1", "u:4")
+    assert options.listen == [("127.0.0.1:2", ""), ("127.0.0.1:3", "a")]
+    assert options.pass_through == [("unix:/t.sock", "b")]
+    assert (options.profile, options.seed, options.loss_model) == ("poor", 7, LossModel.TRANSPORT)
+    assert (options.node_profile, options.scenario) == (["n=good@eu-west"], Path("s.yaml"))
+    assert (options.client_link, options.server_name_link) == ({"10.0.0.0/8": "c"}, {"x.y": "d"})
+    assert options.server_tls == ServerTls(Path("c"), Path("k"), Path("a"))
+    assert options.upstream_tls == UpstreamTls(Path("ua"), "un", Path("uc"), Path("uk"))
+    assert (options.token, options.realtime, options.drain_seconds) == ("secret", False, 0.0)
+
+
+def test_options_go_before_the_file_and_what_is_left_out_has_its_default(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("upstream: u:1\nlisten: ['127.0.0.1:2']\nnetwork: {profile: poor, seed: 7}\n")
+    options = parse([f"--config={file}", "--profile=good", "--listen=127.0.0.1:3=x"], {})
+    assert (options.profile, options.seed, options.upstream) == ("good", 7, "u:1")
+    assert options.listen == [("127.0.0.1:2", ""), ("127.0.0.1:3", "x")]
+    assert (options.loss_model, options.control, options.upstream_tls) == (LossModel.RPC, "127.0.0.1:0", None)
+    file.write_text("upstream: u:1\nlisten: ['127.0.0.1:2']\nupstream_tls: {}\n")
+    assert parse([f"--config={file}"], {}).upstream_tls == UpstreamTls()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("upstrem: u:1", r"c\.yaml:1: unknown key 'upstrem'; did you mean 'upstream'"),
+        ("network: {sed: 7}", r"c\.yaml:1: unknown key 'network\.sed'; did you mean 'seed'"),
+        ("network: {seed: x}", r"c\.yaml:1: network\.seed: "),
+        ("tls: {certificate: c}", r"c\.yaml:1: tls\.key: field required"),
+        ("listen: ['127.0.0.1:2']", "--upstream"),
+        ("upstream: u:1", "--listen or --pass-through"),
+    ],
+)
+def test_a_file_that_does_not_hold_is_refused(text: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        parse([f"--config={file}"], {})
