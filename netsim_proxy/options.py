@@ -15,6 +15,7 @@ from common.token import find_token
 from netsim_proxy.addresses import Address
 from netsim_proxy.lateness import DEFAULT_BOUND_SECONDS
 from netsim_proxy.link.outcomes import LossModel
+from netsim_proxy.reload import read_text
 from netsim_proxy.tls import ServerTls, UpstreamTls
 
 
