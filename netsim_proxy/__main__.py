@@ -18,6 +18,7 @@ from common.malloc import keep_buffers
 from common.text import one_line
 from netsim_proxy import control, metrics
 from netsim_proxy.catalogue import Catalogue
+from netsim_proxy.descriptors import raise_limit
 from netsim_proxy.health import Health, routes
 from netsim_proxy.lateness import Lateness
 from netsim_proxy.options import parse
@@ -106,6 +107,7 @@ def main() -> None:
         keep_buffers(_KEPT_BYTES)
         options = parse(sys.argv[1:], os.environ)
         log.configure(options.log_level)
+        raise_limit()
         uvloop.run(serve(options))
     except HyperGPUError as error:
         print(f"netsim_proxy: {one_line(str(error))}", file=sys.stderr)

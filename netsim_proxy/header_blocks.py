@@ -5,7 +5,7 @@ with a size update), its blocks are decoded and written again as literals; from 
 relay only looks for the one field that it needs.
 """
 
-from functools import lru_cache
+from hashlib import blake2b
 from typing import Final
 
 from hpack import Decoder, HPACKError
@@ -13,12 +13,16 @@ from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hpack.huffman_table import decode_huffman
 
+from common.errors import InvalidInput
+from common.rpc import check_node_id
 from netsim_proxy.http2 import COMPRESSION_ERROR, Http2Error
 
 MAX_BLOCK_BYTES: Final = 256 << 10
 NO_TABLE: Final = b"\x20"
 """A dynamic table size update to zero, valid at the start of any block."""
 
+_MAX_CACHED: Final = 1024
+_node_ids: dict[bytes, str | None] = {}
 _STATIC_ENTRIES: Final = 61
 _NODE_ID: Final = b"x-node-id"
 _NODE_ID_HUFFMAN: Final = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH).encode(_NODE_ID)
@@ -54,7 +58,7 @@ class HeaderBlocks:
             name, value = bytes(field[0]), bytes(field[1])
             out += literal(name, value, indexable=field.indexable)
             if name == _NODE_ID:
-                node_id = value.decode("ascii", "replace")
+                node_id = _node_id(value)
         return bytes(out), node_id
 
 
@@ -71,9 +75,35 @@ def failure(message: str, status: int, trailers: bool) -> bytes:
     return start + literal(b"grpc-status", str(status).encode()) + literal(b"grpc-message", escaped.encode())
 
 
-@lru_cache(maxsize=1024)
 def node_id_in(block: bytes) -> str | None:
-    """The value of x-node-id in a block that refers to no dynamic table; calls repeat their blocks, hence the cache.
+    """The value of x-node-id in a block that refers to no dynamic table; None if there is none that can be a node's.
+
+    Calls repeat their blocks, hence the cache. It holds digests: blocks hold tokens, and may be large.
+
+    Raises:
+        Http2Error: the block is malformed, or refers to a dynamic table.
+    """
+    digest = blake2b(block, digest_size=16).digest()
+    try:
+        return _node_ids[digest]
+    except KeyError:
+        found = _find_node_id(block)
+    if len(_node_ids) >= _MAX_CACHED:
+        _node_ids.clear()
+    _node_ids[digest] = found
+    return found
+
+
+def _node_id(value: bytes) -> str | None:
+    """A node's name, by the rule of the coordinator; whoever has another one is on the link of calls without a name."""
+    try:
+        return check_node_id(value.decode("ascii", "replace"))
+    except InvalidInput:
+        return None
+
+
+def _find_node_id(block: bytes) -> str | None:
+    """The value of the last x-node-id.
 
     Raises:
         Http2Error: the block is malformed, or refers to a dynamic table.
@@ -100,7 +130,7 @@ def node_id_in(block: bytes) -> str | None:
                 wanted = name == (_NODE_ID_HUFFMAN if huffman else _NODE_ID)
             value, huffman, at = _read_string(block, at)
             if wanted:
-                found = (decode_huffman(value) if huffman else value).decode("ascii", "replace")
+                found = _node_id(decode_huffman(value) if huffman else value)
     except (IndexError, HPACKError) as error:
         raise Http2Error("a header block that cannot be decoded", COMPRESSION_ERROR) from error
     return found

@@ -8,6 +8,7 @@ PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME_HEADER_BYTES: Final = 9
 DEFAULT_MAX_FRAME_BYTES: Final = 16_384
 LARGEST_FRAME_BYTES: Final = (1 << 24) - 1
+LARGEST_WINDOW_BYTES: Final = (1 << 31) - 1
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 
@@ -19,6 +20,7 @@ HAS_PRIORITY: Final = 0x20
 
 NO_ERROR: Final = 0x0
 PROTOCOL_ERROR: Final = 0x1
+FLOW_CONTROL_ERROR: Final = 0x3
 FRAME_SIZE_ERROR: Final = 0x6
 REFUSED_STREAM: Final = 0x7
 CANCEL: Final = 0x8
@@ -63,7 +65,10 @@ def increment_of(payload: bytes) -> int:
     """
     increment = int.from_bytes(payload, "big") & 0x7FFFFFFF
     if len(payload) != 4 or not increment:
-        raise Http2Error("a window update of nothing" if len(payload) == 4 else "a window update that is no number")
+        code = PROTOCOL_ERROR if len(payload) == 4 else FRAME_SIZE_ERROR
+        raise Http2Error(
+            "a window update of nothing" if len(payload) == 4 else "a window update of another length", code
+        )
     return increment
 
 
@@ -86,11 +91,42 @@ def read_settings(payload: bytes) -> list[tuple[int, int]]:
     """The (identifier, value) pairs of a SETTINGS payload.
 
     Raises:
-        Http2Error: a length that is no multiple of six.
+        Http2Error: a length that is no multiple of six, or a value that RFC 9113, section 6.5.2, excludes.
     """
     if len(payload) % 6:
         raise Http2Error("SETTINGS of a length that is no multiple of 6", FRAME_SIZE_ERROR)
-    return list(_SETTING.iter_unpack(payload))
+    pairs = list(_SETTING.iter_unpack(payload))
+    for key, value in pairs:
+        if key == ENABLE_PUSH and value > 1:
+            raise Http2Error(f"SETTINGS_ENABLE_PUSH of {value}")
+        if key == INITIAL_WINDOW_SIZE and value > LARGEST_WINDOW_BYTES:
+            raise Http2Error(f"SETTINGS_INITIAL_WINDOW_SIZE of {value}", FLOW_CONTROL_ERROR)
+        if key == MAX_FRAME_SIZE and not DEFAULT_MAX_FRAME_BYTES <= value <= LARGEST_FRAME_BYTES:
+            raise Http2Error(f"SETTINGS_MAX_FRAME_SIZE of {value}")
+    return pairs
+
+
+def check_control(kind: int, flags: int, payload: bytes) -> None:
+    """Check the length of a PING, or of an acknowledgement of SETTINGS.
+
+    Raises:
+        Http2Error: it has another length.
+    """
+    if kind == PING and len(payload) != 8:
+        raise Http2Error(f"PING of {len(payload)} bytes", FRAME_SIZE_ERROR)
+    if kind == SETTINGS and flags & ACK and payload:
+        raise Http2Error("an acknowledgement of SETTINGS that has a payload", FRAME_SIZE_ERROR)
+
+
+def check_stream_frame(kind: int, payload: bytes) -> None:
+    """Check the length of a frame of a stream that is not open.
+
+    Raises:
+        Http2Error: it has another length.
+    """
+    lengths = {RST_STREAM: 4, WINDOW_UPDATE: 4, PRIORITY: 5}
+    if kind in lengths and len(payload) != lengths[kind]:
+        raise Http2Error(f"a frame of type {kind} of {len(payload)} bytes", FRAME_SIZE_ERROR)
 
 
 def stateless_settings(pairs: list[tuple[int, int]], refuse_push: bool = False) -> bytes:

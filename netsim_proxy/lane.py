@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from netsim_proxy.relay import Relay
 
 _MAX_CONTINUATIONS: Final = 64
+_ENDLESS_BLOCK_BYTES: Final = 1 << 20
+"""A block above `MAX_BLOCK_BYTES` ends its stream, one above this its connection: it may never end."""
 _FLOWING_SECONDS: Final = 0.1
 _WINDOW_BYTES: Final = 4 << 20
 """Readers add to a window at the latest when half of it is used. More than this, or what the path holds, beyond that
@@ -311,19 +313,32 @@ class Lane:
                 raise Http2Error(f"DATA on stream {stream_id}, which is not open")
             self._give_back(len(payload))
         elif stream_id:
-            if kind in (http2.CONTINUATION, http2.PUSH_PROMISE, http2.SETTINGS, http2.PING, http2.GOAWAY):
-                raise Http2Error(f"a frame of type {kind} on stream {stream_id}")
-            # PRIORITY is deprecated and would name other streams; the rest is of streams that are over.
+            self._check_other(kind, stream_id, payload)
         elif kind == http2.SETTINGS:
+            http2.check_control(kind, flags, payload)
             self._settings(flags, payload)
         elif kind == http2.GOAWAY:
             self.relay.goaway(self, payload)
-        elif kind in (http2.HEADERS, http2.RST_STREAM, http2.CONTINUATION, http2.PUSH_PROMISE):
+        elif kind in (http2.PRIORITY, http2.RST_STREAM, http2.CONTINUATION, http2.PUSH_PROMISE):
             raise Http2Error(f"a frame of type {kind} on the connection")
         else:
             self._pass_control(kind, flags, payload)
 
+    def _check_other(self, kind: int, stream_id: int, payload: bytes) -> None:
+        """Drop a frame of a stream that is over. PRIORITY is dropped too: it is deprecated and names other streams.
+
+        Raises:
+            Http2Error: it has no place on a stream, or the stream is not open yet.
+        """
+        if kind in (http2.CONTINUATION, http2.PUSH_PROMISE, http2.SETTINGS, http2.PING, http2.GOAWAY):
+            raise Http2Error(f"a frame of type {kind} on stream {stream_id}")
+        http2.check_stream_frame(kind, payload)
+        is_idle = self.way == UP and stream_id > self.relay.last_seen_id
+        if is_idle and kind in (http2.RST_STREAM, http2.WINDOW_UPDATE):
+            raise Http2Error(f"a frame of type {kind} on stream {stream_id}, which is not open")
+
     def _pass_control(self, kind: int, flags: int, payload: bytes) -> None:
+        http2.check_control(kind, flags, payload)
         opposite, goes = self.relay.lanes[1 - self.way], self.relay.upstream_goes
         if kind == http2.WINDOW_UPDATE:
             self.control(partial(opposite.grant, http2.increment_of(payload)), http2.frame(kind, flags, 0, payload))
@@ -368,13 +383,16 @@ class Lane:
         assert self._block is not None
         stream_id, first_flags, parts = self._block
         parts.append(fragment)
-        if len(parts) > _MAX_CONTINUATIONS or sum(map(len, parts)) > MAX_BLOCK_BYTES:
+        if len(parts) > _MAX_CONTINUATIONS or sum(map(len, parts)) > _ENDLESS_BLOCK_BYTES:
             raise Http2Error("a header block without an end", http2.ENHANCE_YOUR_CALM)
         if not flags & http2.END_HEADERS:
             return
         self._block = None
-        block, node_id = self._blocks.take(b"".join(parts))
+        block, node_id = self._blocks.take(b"".join(parts))  # also where it is refused: the next ones may build on it
         stream = self._streams.get(stream_id)
+        if len(block) > MAX_BLOCK_BYTES:
+            self.relay.refuse_block(stream_id, stream, self.way, first_flags & http2.END_STREAM != 0)
+            return
         if stream is None and self.way == UP and self.relay.may_open(stream_id):
             stream = self.relay.open(stream_id, node_id)
         if stream is None or stream.lost:

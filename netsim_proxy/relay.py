@@ -13,7 +13,7 @@ import structlog
 
 from common.clock import monotonic
 from netsim_proxy import http2
-from netsim_proxy.header_blocks import failure
+from netsim_proxy.header_blocks import MAX_BLOCK_BYTES, failure
 from netsim_proxy.http2 import Http2Error
 from netsim_proxy.lane import Lane
 from netsim_proxy.link.outcomes import Exchange
@@ -24,6 +24,7 @@ from netsim_proxy.ports import Ports
 from netsim_proxy.stream import Stream
 
 UNAVAILABLE: Final = 14
+RESOURCE_EXHAUSTED: Final = 8
 LAST_WORDS_SECONDS: Final = 1.0
 """How long a peer may take to close a connection that we have ended, before it is cut."""
 _EVERY_STREAM: Final = 0x7FFFFFFF
@@ -129,6 +130,16 @@ class Relay:
             stream.lost = True
             message = f"netsim: RPC lost on link {stream.port.name} ({cause})"
             self.pacer.at(max(at, stream.ready_at[DOWN]), self._fail, stream, message)
+
+    def refuse_block(self, stream_id: int, stream: Stream | None, way: int, end: bool) -> None:
+        """End the one stream whose header block is too large, as a server or client with such a limit does."""
+        message = f"netsim: a header block of more than {MAX_BLOCK_BYTES} bytes"
+        if stream is not None:
+            self._fail(stream, message, RESOURCE_EXHAUSTED)
+        elif way == UP and self.may_open(stream_id):
+            block = failure(message, RESOURCE_EXHAUSTED, trailers=False)
+            answer = http2.header_frames(stream_id, block, True, http2.DEFAULT_MAX_FRAME_BYTES)
+            self.outlets[DOWN].send(answer if end else answer + http2.rst_stream(stream_id, http2.NO_ERROR))
 
     def goaway(self, lane: Lane, payload: bytes) -> None:
         """A peer ends the connection; the other one hears of it after all that was sent before."""
@@ -264,14 +275,14 @@ class Relay:
             latest = max(outlet.latest_at for outlet in self.outlets)
             self.pacer.at(max(monotonic(), latest), self.close)
 
-    def _fail(self, stream: Stream, message: str) -> None:
+    def _fail(self, stream: Stream, message: str, status: int = UNAVAILABLE) -> None:
         if stream.failed or self.closed:
             return
         stream.lost = stream.failed = True
         if stream.upstream_id and not stream.reset[DOWN]:
             self.outlets[UP].send(http2.rst_stream(stream.upstream_id, http2.CANCEL))
         if not stream.reset[UP]:
-            block = failure(message, UNAVAILABLE, trailers=stream.opened[DOWN])
+            block = failure(message, status, trailers=stream.opened[DOWN])
             answer = http2.header_frames(stream.id, block, True, http2.DEFAULT_MAX_FRAME_BYTES)
             if not stream.ended[UP]:
                 answer += http2.rst_stream(stream.id, http2.NO_ERROR)
