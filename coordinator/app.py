@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from coordinator.core.rounds import RoundMachine
 from coordinator.core.same_run import Difference
 from coordinator.core.shards import ShardTable
 from coordinator.engine import Engine
-from coordinator.health import Part
+from coordinator.health import Health, Part
 from coordinator.held_out import HeldOut, evaluation_device
 from coordinator.links import NodeLinks
 from coordinator.metrics import Metrics
@@ -45,8 +46,9 @@ from coordinator.scrape_targets import ScrapeRule
 from coordinator.scraper import Scraper
 from coordinator.seams import Seams
 from coordinator.servicing import TokenInterceptor
+from coordinator.spill import spilled_buffer
 from coordinator.training import TrainingService
-from coordinator.uploads import Uploads
+from coordinator.uploads import Disk, Uploads
 from protos import coordinator_pb2, coordinator_pb2_grpc
 from tasks import Task, build
 from tasks.samples import count
@@ -124,15 +126,21 @@ class Coordinator:
             )
             self.registry = CollectorRegistry()
             self.links = NodeLinks(self.orchestrator)
+            health = Health(self.registry)
             metrics = Metrics(self.registry, held_out.metric)
-            seams = Seams(self.run_dir, files, metrics, held_out.evaluate, self.links)
+            seams = Seams(self.run_dir, files, metrics, held_out.evaluate, self.links, health)
             if self._found is not None:
                 _take_over(self._found.state, machine)
                 spent = self.run_dir.spent()
                 seams.before = replace(spent, seconds=max(spent.seconds, self._found.state.elapsed_seconds))
             seams.stays = config.server.stay
-            uploads = Uploads(flat.manifest.total_bytes, config.server.upload_memory_bytes)
             self._scrape_rule = ScrapeRule(config.server.scrape_hosts)
+            disk = Disk(
+                partial(spilled_buffer, options.out),
+                config.server.upload_disk_bytes,
+                health.teller(Part.SPILL),
+            )
+            uploads = Uploads(flat.manifest.total_bytes, config.server.upload_memory_bytes, disk)
             self.engine = Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model, uploads, seams)
             self._node_series = NodeSeries(
                 self.registry, machine, self.orchestrator, self.engine.health.teller(Part.NODE_SERIES)

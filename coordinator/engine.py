@@ -20,7 +20,7 @@ from coordinator.core.global_model import GlobalModel
 from coordinator.core.rounds import RoundMachine
 from coordinator.core.score import Score
 from coordinator.feed import Feed
-from coordinator.health import Health, Part
+from coordinator.health import Part
 from coordinator.records import Records
 from coordinator.results import RunEvent, node_row, outcome, round_row
 from coordinator.seams import Seams
@@ -59,6 +59,7 @@ class Engine:
         self.machine = machine
         self.model = model
         self.uploads = uploads
+        uploads.deadline = lambda: machine.deadline_at
         self.metrics = seams.metrics
         self.feed = Feed()
         self.finished = asyncio.Event()
@@ -75,7 +76,7 @@ class Engine:
         self._waiters: dict[str, asyncio.Future[ev.Assign | ev.RunOver | None]] = {}
         self._broadcast: _Broadcast | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.health = Health(seams.metrics.registry, seams.clock)
+        self.health = seams.health
         self.health.on_change = self._on_health
         self._records = Records(seams.run_dir, self.health)
         self._background = Background(self._fail)
@@ -273,7 +274,7 @@ class Engine:
                 if waiter is not None and not waiter.done():
                     waiter.set_result(effect)
             case ev.StartRound():
-                self.uploads.close_idle()
+                self.uploads.begin_round(effect.round)
                 parts = self._run_watched("encoding the parameters", _encode, self.model.values)
                 self._broadcast = _Broadcast(effect.round, parts)
             case ev.CloseRound():

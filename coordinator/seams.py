@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from common.clock import Clock, monotonic
 from common.tensors import Flat
+from coordinator.health import Health
 from coordinator.metrics import Metrics
 from coordinator.model_files import ModelFiles
 from coordinator.run_dir import RunDir, Spent
@@ -49,6 +50,7 @@ class Seams:
     metrics: Metrics
     evaluate: Evaluate
     links: Links
+    health: Health
     clock: Clock = monotonic
     before: Spent = field(default_factory=Spent)
     """Of a resumed run: what it took so far."""

@@ -9,7 +9,7 @@ import grpc
 from google.protobuf.message import Message
 
 from common.clock import Clock, monotonic
-from common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork
+from common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork, Unavailable
 from common.rpc import check_node_id
 from common.tensors import Chunk
 from common.wire import decode_update_part, encode_part, manifest_from_proto
@@ -153,7 +153,7 @@ class TrainingService:
             engine.uploads.close(upload)
             self._reject(event, error)
             raise
-        except StaleWork:
+        except (StaleWork, Unavailable):  # its buffer is another's: our doing, not the link's
             raise
         except BaseException:  # cancelled, corrupt, or the connection broke: kept for a resumption
             engine.uploads.suspend(upload, stream)

@@ -70,7 +70,10 @@ class ServerConfig(Section):
     max_nodes: Positive = 10_000
     """Nodes that may be registered at once."""
     upload_memory_bytes: Positive = 1 << 30
-    """Memory for uploads that are under way; further ones wait, though two are always let in."""
+    """Memory for uploads that are under way, though two are always let in. Further ones go to the disk."""
+    upload_disk_bytes: Annotated[int, Field(ge=0)] = 8 << 30
+    """Disk space, beside the run's files, for uploads that memory does not hold; taken while they last. Further ones
+    wait for one that is done, or take the place of one that is too slow for its round."""
     linger_seconds: Annotated[float, Field(ge=0)] = 10.0
     """After the run, the longest wait for the nodes to hear of it and leave."""
     stay: bool = False

@@ -1,13 +1,16 @@
-"""Uploads: resumed, superseded, bounded."""
+"""Uploads: resumed, superseded, bounded, and never held up by a slow one."""
 
 import asyncio
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common.errors import StaleWork
-from common.tensors import chunks
-from coordinator.uploads import Uploads
+from common.errors import StaleWork, StorageError, Unavailable
+from common.tensors import Flat, chunks
+from coordinator.spill import spilled_buffer
+from coordinator.uploads import LEAST_MEASURED_SECONDS, STALLED_SECONDS, Disk, Upload, Uploads
 
 FLAT = np.arange(1000, dtype=np.float32)
 
@@ -63,3 +66,174 @@ async def test_an_idle_upload_makes_room_for_a_busy_one() -> None:
     uploads.suspend(idle, stream)
     await asyncio.wait_for(waiting, 1)
     assert uploads.progress("a", (1, 1)) == 0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fill(upload: Upload, share: float = 1.0) -> None:
+    parts = list(chunks(FLAT, chunk_bytes=40))
+    for part in parts[: round(share * len(parts))]:
+        upload.assembler.add(part)
+
+
+def is_on_disk(flat: Flat) -> bool:
+    return flat.base is not None
+
+
+async def test_uploads_that_memory_does_not_hold_go_to_the_disk_and_give_it_back(tmp_path: Path) -> None:
+    uploads = Uploads(FLAT.nbytes, 0, Disk(lambda size: spilled_buffer(tmp_path, size), 2 * FLAT.nbytes))
+    opened = [await uploads.open(node, (1, 1), object()) for node in "abcd"]
+    assert [is_on_disk(upload.assembler.flat) for upload in opened] == [False, False, True, True]
+    for upload in opened[2:]:
+        fill(upload)
+        np.testing.assert_array_equal(upload.assembler.flat, FLAT)
+    waiting = asyncio.create_task(uploads.open("e", (1, 1), object()))
+    await asyncio.sleep(0.05)
+    assert not waiting.done(), "two in memory and two on the disk are all"
+    uploads.recycle(uploads.detach(opened[2]))
+    e = await asyncio.wait_for(waiting, 5)
+    assert is_on_disk(e.assembler.flat)
+    assert e.assembler.next_offset == 0
+    assert os.listdir(tmp_path) == [], "the files have no names"  # noqa: PTH208
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(FLAT.nbytes - 1, 0), (FLAT.nbytes, 1), (2 * FLAT.nbytes - 1, 1)])
+async def test_the_disk_is_taken_up_to_its_bound(tmp_path: Path, limit: int, expected: int) -> None:
+    made: list[int] = []
+
+    def make(size: int) -> Flat:
+        made.append(size)
+        return spilled_buffer(tmp_path, size)
+
+    uploads = Uploads(FLAT.nbytes, 0, Disk(make, limit))
+    tasks = [asyncio.create_task(uploads.open(node, (1, 1), object())) for node in "abcd"]
+    await asyncio.sleep(0.1)
+    assert made == [FLAT.nbytes] * expected
+    assert sum(task.done() for task in tasks) == 2 + expected
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_full_disk_is_told_and_uploads_wait_for_memory() -> None:
+    told: list[str] = []
+
+    def make(size: int) -> Flat:
+        raise StorageError("No space left on device")
+
+    uploads = Uploads(FLAT.nbytes, 0, Disk(make, 1 << 30, told.append))
+    a = await uploads.open("a", (1, 1), object())
+    await uploads.open("b", (1, 1), object())
+    waiting = asyncio.create_task(uploads.open("c", (1, 1), object()))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    assert told == ["No space left on device"]
+    uploads.close(a)
+    c = await asyncio.wait_for(waiting, 5)
+    assert not is_on_disk(c.assembler.flat)
+
+
+def test_a_disk_without_room_is_told_before_the_buffer_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StorageError, match=r"cannot keep an upload of 4,000 bytes in .*: No space left on device"):
+        spilled_buffer(tmp_path, 4000)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("share", "seconds", "left"), [(0.5, 10.0, 10.0), (0.25, 10.0, 30.0), (1.0, 10.0, 0.0)])
+async def test_the_time_that_an_upload_still_needs_follows_from_its_speed(
+    share: float, seconds: float, left: float
+) -> None:
+    clock = Clock()
+    uploads = Uploads(FLAT.nbytes, 0, clock=clock)
+    upload = await uploads.open("a", (1, 1), object())
+    fill(upload, share)
+    assert upload.seconds_left(seconds) == pytest.approx(left)
+    assert upload.seconds_left(LEAST_MEASURED_SECONDS / 2) == 0.0
+
+
+async def test_an_upload_that_stopped_is_not_expected_to_go_on_until_a_stream_does() -> None:
+    clock = Clock()
+    uploads = Uploads(FLAT.nbytes, 0, clock=clock)
+    upload = await uploads.open("a", (1, 1), object())
+    assert upload.seconds_left(LEAST_MEASURED_SECONDS) == np.inf, "not a byte"
+    fill(upload, 0.5)
+    assert upload.seconds_left(10.0) == pytest.approx(10.0)
+    assert upload.seconds_left(10.0 + STALLED_SECONDS) == pytest.approx(10.0 + STALLED_SECONDS)
+    assert upload.seconds_left(10.1 + STALLED_SECONDS) == np.inf
+    clock.now = 20.0
+    await uploads.open("a", (1, 1), object())
+    assert upload.seconds_left(20.5) == 0.0
+
+
+@pytest.mark.parametrize(("deadline", "makes_room"), [(39.9, True), (40.0, False), (None, False)])
+async def test_an_upload_that_cannot_arrive_in_time_makes_room_for_another(
+    deadline: float | None, makes_room: bool
+) -> None:
+    clock = Clock()
+    uploads = Uploads(FLAT.nbytes, 0, deadline=lambda: deadline, clock=clock)
+    slow_stream, quick_stream = object(), object()
+    slow = await uploads.open("slow", (1, 1), slow_stream)
+    quick = await uploads.open("quick", (1, 1), quick_stream)
+    fill(slow, 0.25)  # 30 s more at its speed
+    fill(quick, 0.9)
+    clock.now = 10.0
+    waiting = asyncio.create_task(uploads.open("fast", (1, 1), object()))
+    await asyncio.sleep(0.02)
+    assert waiting.done() is makes_room
+    uploads.require_current(quick, quick_stream)
+    if makes_room:
+        with pytest.raises(Unavailable, match="slow"):
+            uploads.require_current(slow, slow_stream)
+        assert uploads.progress("slow", (1, 1)) == 0
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_a_node_that_made_room_takes_none_from_others_in_the_same_round() -> None:
+    clock = Clock()
+    uploads = Uploads(FLAT.nbytes, 0, deadline=lambda: 12.0, clock=clock)
+    for node in "ab":
+        await uploads.open(node, (1, 1), object())
+    clock.now = 10.0
+    await asyncio.wait_for(uploads.open("c", (1, 1), object()), 5)
+    first = next(node for node in "ab" if node not in uploads._held)
+    back = asyncio.create_task(uploads.open(first, (1, 2), object()))
+    await asyncio.sleep(0.02)
+    assert not back.done(), "or two slow uploads would take the buffer from each other for ever"
+    uploads.begin_round(2)
+    await asyncio.wait_for(back, 5)
+
+
+async def test_what_is_left_of_an_earlier_round_is_given_up_when_the_next_begins() -> None:
+    uploads = Uploads(FLAT.nbytes, 0)
+    old, now = object(), object()
+    await uploads.open("a", (1, 1), old)
+    kept = await uploads.open("b", (2, 1), now)
+    uploads.begin_round(2)
+    assert list(uploads._held) == ["b"]
+    uploads.require_current(kept, now)
+
+
+async def test_a_stream_that_ends_while_it_waits_gives_its_turn_to_the_next() -> None:
+    uploads = Uploads(FLAT.nbytes, 0)
+    a = await uploads.open("a", (1, 1), object())
+    await uploads.open("b", (1, 1), object())
+    first = asyncio.create_task(uploads.open("c", (1, 1), object()))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(uploads.open("d", (1, 1), object()))
+    await asyncio.sleep(0)
+    uploads.close(a)
+    first.cancel()
+    await asyncio.wait_for(second, 5)
+    with pytest.raises(asyncio.CancelledError):
+        await first

@@ -1,0 +1,30 @@
+"""Buffers on the disk, for uploads that memory does not hold."""
+
+import mmap
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import StorageError
+from common.tensors import Flat
+
+
+def spilled_buffer(directory: Path, total_bytes: int) -> Flat:
+    """Return a buffer whose pages are those of a file without a name: it is gone with the buffer, or the process.
+
+    All of its blocks are reserved here, where a full disk can be told: a write to a page that has no block kills the
+    process.
+
+    Raises:
+        StorageError: the disk has no room, or cannot reserve it.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            os.posix_fallocate(file.fileno(), 0, total_bytes)
+            mapped = mmap.mmap(file.fileno(), total_bytes)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise StorageError(f"cannot keep an upload of {total_bytes:,} bytes in {directory}: {reason}") from error
+    return np.frombuffer(mapped, np.float32)
