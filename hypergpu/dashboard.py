@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 from rich import box
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -23,6 +22,7 @@ from hypergpu.show import (
     counted,
     duration,
     known,
+    marked,
     milliseconds,
     number,
     progress,
@@ -131,14 +131,18 @@ def _progress(status: pb.Status, history: History) -> Panel:
     bar.add_row(
         progress(status),
         ProgressBar(total=status.rounds, completed=status.round) if status.rounds else "until it is stopped",
-        f"[b]{escape(figures_of(status))}[/]  {duration(status.elapsed_seconds)}",
+        marked("[b]{figures}[/]  {time}", figures=figures_of(status), time=duration(status.elapsed_seconds)),
     )
     trend = Table.grid(expand=True, padding=(0, 1))
     trend.add_column(no_wrap=True)
     trend.add_column(no_wrap=True, justify="right")
     trend.add_row(
-        f"{escape(metric_of(status).name)} [green]{sparkline(history.metric.values(), 30)}[/]",
-        f"round time [cyan]{sparkline(history.round_seconds.values(), 30)}[/] {_last_round(status)}",
+        marked("{name} [green]{line}[/]", name=metric_of(status).name, line=sparkline(history.metric.values(), 30)),
+        marked(
+            "round time [cyan]{line}[/] {last}",
+            line=sparkline(history.round_seconds.values(), 30),
+            last=_last_round(status),
+        ),
     )
     if status.waiting_for:
         note = Text(f"waiting: {status.waiting_for}", "yellow", no_wrap=True, overflow="ellipsis")
@@ -147,12 +151,16 @@ def _progress(status: pb.Status, history: History) -> Panel:
         note = Text(
             f"{working}, which closes after {duration(status.deadline_seconds)} at the latest", "dim", no_wrap=True
         )
-    title = (
-        f"[b]HyperGPU[/]  {escape(status.task)} · {status.state} · phase {status.phase or '–'} · policy {status.policy}"
+    title = marked(
+        "[b]HyperGPU[/]  {task} · {state} · phase {phase} · policy {policy}",
+        task=status.task,
+        state=status.state,
+        phase=status.phase or "–",
+        policy=status.policy,
     )
     problems = [Text(problem, "red", no_wrap=True, overflow="ellipsis") for problem in status.problems]
     rows = Group(bar, trend, note, *problems)
-    return Panel(rows, title=title, title_align="left", subtitle=status.run_id, subtitle_align="right")
+    return Panel(rows, title=title, title_align="left", subtitle=Text(status.run_id), subtitle_align="right")
 
 
 def _last_round(status: pb.Status) -> str:
@@ -192,13 +200,13 @@ def _nodes(snapshot: Snapshot, rows: int) -> Panel:
         )
     hidden = Counter(node.quality for node in snapshot.nodes[rows:])
     more = f"and {hidden.total()} more: " + ", ".join(f"{count} {name}" for name, count in hidden.items())
-    return Panel(table, title="nodes and links", title_align="left", subtitle=more if hidden else None)
+    return Panel(table, title="nodes and links", title_align="left", subtitle=Text(more) if hidden else None)
 
 
-def _profile(link: net.LinkInfo | None) -> str:
+def _profile(link: net.LinkInfo | None) -> Text:
     if link is None:
-        return "–"
-    return f"[red]{link.profile} ⚡[/]" if link.active_events else link.profile
+        return Text("–")
+    return Text(f"{link.profile} ⚡", "red") if link.active_events else Text(link.profile)
 
 
 def _delay(link: net.LinkInfo | None, name: str) -> str:
@@ -214,6 +222,6 @@ def _decisions(decisions: Sequence[pb.DecisionRecord], rows: int) -> Panel:
         table.add_column(heading, no_wrap=True, justify="right" if heading == "round" else "left")
     table.add_column("figures", no_wrap=True, ratio=1, overflow="ellipsis")
     for decision in decisions[:rows]:
-        subject = escape(decision.subject)
-        table.add_row(str(decision.round), decision.kind, subject, f"[b]{decision.reason}[/]", escape(decision.detail))
+        reason = Text(decision.reason, "bold")
+        table.add_row(str(decision.round), decision.kind, decision.subject, reason, decision.detail)
     return Panel(table, title="decisions", title_align="left", box=box.ROUNDED)

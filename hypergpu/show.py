@@ -1,18 +1,24 @@
 """Printing: tables for people, JSON for scripts."""
 
-from collections.abc import Callable, Iterator
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf.message import Message
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from common import strict_json
 from common.metric import UNKNOWN
+from common.text import printable
 from protos import coordinator_pb2 as pb
 
+_PLACE = re.compile(r"\{(\w+)\}")
 QUALITY_STYLE = {
     "excellent": "bright_green",
     "good": "green",
@@ -49,10 +55,51 @@ def print_json(value: Any) -> None:
     print(strict_json.dumps(_plain(value), indent=2))
 
 
-def new_console(width: int = 100) -> Console:
-    """Standard output; `width` columns where it is no terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=width)
+class PlainConsole(Console):
+    """A console that takes every text as it is: no markup in it is obeyed, and no control character.
+
+    What is shown comes from nodes, files and other people. Styles are given by `rich.text.Text` alone.
+    """
+
+    def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
+        super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """As usual, with control characters as escapes."""
+        return super().render_str(printable(text, keep="\n"), **how)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As usual, with control characters as escapes also where a `Text` holds them."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable() or segment.text == "\n":
+                yield segment
+            else:
+                yield Segment(printable(segment.text, keep="\n"), segment.style)
+
+
+def new_console(width: int = 100, *, stderr: bool = False) -> PlainConsole:
+    """Standard output or error; `width` columns where it is no terminal."""
+    console = PlainConsole(stderr=stderr)
+    return console if console.is_terminal else PlainConsole(stderr=stderr, width=width)
+
+
+def say(text: object = "", *, end: str = "\n", error: bool = False) -> None:
+    """Print lines of text; what would steer the terminal is shown as escapes."""
+    print(printable(str(text), keep="\n"), end=end, file=sys.stderr if error else None, flush=True)
+
+
+def marked(template: str, **values: object) -> Text:
+    """Return a text with styles: those of rich's markup in `template`; what is in `values` is shown as it is."""
+    styles = Text.from_markup(template, emoji=False)
+    out, at = Text(), 0
+    for place in _PLACE.finditer(styles.plain):
+        out.append_text(styles[at : place.start()])
+        value = Text(printable(str(values[place[1]])))
+        for span in styles[place.start() : place.end()].spans:
+            value.stylize(span.style)
+        out.append_text(value)
+        at = place.end()
+    return out.append_text(styles[at:])
 
 
 def print_table(table: Table) -> None:
@@ -63,8 +110,8 @@ def print_table(table: Table) -> None:
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error, told how many of how many are done; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = PlainConsole(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -73,18 +120,22 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 def new_table(*headings: str, title: str | None = None) -> Table:
     """A light table; a heading that starts with ">" is right-aligned."""
     table = Table(
-        title=title, box=None, pad_edge=False, header_style="bold", title_justify="left", padding=(0, 2, 0, 0)
+        title=None if title is None else Text(printable(title)),
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        title_justify="left",
+        padding=(0, 2, 0, 0),
     )
     for heading in headings:
         right = heading.startswith(">")
-        table.add_column(heading.removeprefix(">"), justify="right" if right else "left", no_wrap=True)
+        table.add_column(Text(printable(heading.removeprefix(">"))), justify="right" if right else "left", no_wrap=True)
     return table
 
 
-def styled(text: str, styles: dict[str, str]) -> str:
-    """`text` in its colour."""
-    style = styles.get(text.lower())
-    return f"[{style}]{text}[/]" if style else text
+def styled(text: str, styles: dict[str, str]) -> Text:
+    """Return `text` in its colour."""
+    return Text(printable(text), styles.get(text.lower(), ""))
 
 
 def duration(seconds: float) -> str:

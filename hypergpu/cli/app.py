@@ -20,6 +20,7 @@ from hypergpu.cli.simulate import simulate
 from hypergpu.cli.trace import app as trace
 from hypergpu.cli.transfer import transfer
 from hypergpu.cli.validate import validate
+from hypergpu.show import say
 
 app = typer.Typer(
     name="hypergpu",
@@ -65,7 +66,7 @@ def root(
 ) -> None:
     """Train one model on many machines joined by bad networks. Start with `hypergpu demo`."""
     if show_version:
-        print(f"hypergpu {version('hypergpu')}")
+        say(f"hypergpu {version('hypergpu')}")
         raise typer.Exit
     if context.invoked_subcommand is None:
         raise typer.BadParameter("say a command; `hypergpu --help` lists them")

@@ -1,6 +1,5 @@
 """`hypergpu compare`: what adaptation is worth, in paired runs of a scenario."""
 
-import sys
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -9,7 +8,7 @@ import typer
 from common.metric import ACCURACY
 from hypergpu.cli.running import AsJson
 from hypergpu.cli.simulate import ScenarioFile
-from hypergpu.show import counted, new_table, print_json, print_table, progress_bar, size
+from hypergpu.show import counted, new_table, print_json, print_table, progress_bar, say, size
 from hypergpu.simulation.compare import Candidate, Comparison, Result, metric_of_scenario, parse_threshold
 from hypergpu.simulation.compare import compare as run_all
 from hypergpu.simulation.scenario_file import load_scenario
@@ -65,9 +64,9 @@ def compare(
         _show(comparison)
         for row in record["thresholds"]:
             verdict = "pass" if row["passed"] else "FAIL"
-            print(f"{verdict}  {row['threshold']} for {row['candidate']}: {_short(row['value'])}")
+            say(f"{verdict}  {row['threshold']} for {row['candidate']}: {_short(row['value'])}")
     if comparison.given_up:
-        print(f"hypergpu: every run was given up: {comparison.given_up}", file=sys.stderr)
+        say(f"hypergpu: every run was given up: {comparison.given_up}", error=True)
     if comparison.given_up or not all(row["passed"] for row in record["thresholds"]):
         raise typer.Exit(1)
 
@@ -88,14 +87,14 @@ def _show(comparison: Comparison) -> None:
         table.add_row(*_cells(candidate.result, count), _interval(candidate.speedup), candidate.verdict)
     print_table(table)
     if comparison.remark:
-        print(comparison.remark)
+        say(comparison.remark)
     if count < _FEWEST_PAIRS:
-        print(f"so few runs tell little of the noise: --seeds {_FEWEST_PAIRS} tells more")
+        say(f"so few runs tell little of the noise: --seeds {_FEWEST_PAIRS} tells more")
     for line in _remarks(comparison.baseline, comparison):
-        print(line)
+        say(line)
     for candidate in comparison.candidates:
         for line in (*_differences(candidate), *_remarks(candidate.result, comparison)):
-            print(line)
+            say(line)
 
 
 def _cells(result: Result, count: int) -> list[str]:

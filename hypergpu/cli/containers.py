@@ -10,6 +10,7 @@ import typer
 
 from common.errors import HyperGPUError, InvalidInput
 from hypergpu.cli.running import AsJson
+from hypergpu.show import say
 
 Nodes = Annotated[int, typer.Option("--nodes", "-n", min=0, help="How many node containers.")]
 
@@ -46,7 +47,7 @@ def down(
     drop = ["--volumes"] if volumes else []
     _docker(["docker", "compose", "--profile", "monitoring", "down", *drop], quiet=as_json)
     if as_json:
-        print("[]")
+        say("[]")
 
 
 def _docker(command: list[str], *, quiet: bool) -> None:
@@ -61,11 +62,9 @@ def _docker(command: list[str], *, quiet: bool) -> None:
 
 def _report(as_json: bool) -> None:
     if not as_json:
-        print("look with `hypergpu status --watch`; change with `hypergpu scale N`; end with `hypergpu down`")
+        say("look with `hypergpu status --watch`; change with `hypergpu scale N`; end with `hypergpu down`")
         return
     listing = ["docker", "compose", "ps", "--format", "json"]
     done = subprocess.run(listing, check=True, capture_output=True, text=True)
     containers = [json.loads(line) for line in done.stdout.splitlines()]
-    print(
-        json.dumps([{key.lower(): item[key] for key in ("Name", "Service", "State", "Health")} for item in containers])
-    )
+    say(json.dumps([{key.lower(): item[key] for key in ("Name", "Service", "State", "Health")} for item in containers]))

@@ -8,7 +8,7 @@ import typer
 from common.errors import Unavailable
 from hypergpu.cli.running import AsJson, changing
 from hypergpu.client import Client
-from hypergpu.show import print_json, progress
+from hypergpu.show import print_json, progress, say
 from protos import coordinator_pb2 as pb
 
 NodeId = Annotated[str, typer.Argument(metavar="NODE", help="A node's name, as `hypergpu nodes` shows it.")]
@@ -114,11 +114,11 @@ async def _rule(client: Client, node: str, rule: "pb.SetNodeRuleRequest.Rule", a
     if as_json:
         print_json(info)
     else:
-        print(f"{info.node_id}: {info.rule}, now {info.state}")
+        say(f"{info.node_id}: {info.rule}, now {info.state}")
 
 
 def _say(status: pb.Status, as_json: bool) -> None:
     if as_json:
         print_json(status)
     else:
-        print(f"run {status.run_id}: {status.state}, {progress(status)}, policy {status.policy}")
+        say(f"run {status.run_id}: {status.state}, {progress(status)}, policy {status.policy}")

@@ -13,7 +13,7 @@ import structlog
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from common import strict_json
 from common.errors import InvalidInput
@@ -21,7 +21,7 @@ from common.metric import ACCURACY, LOSS, UNKNOWN, MetricSpec, plain_number
 from hypergpu.cli.demo_progress import Level, shown, steps
 from hypergpu.demo import Progress, demo_nodes, demo_turns, run_demo, without_adaptation
 from hypergpu.report import Report, write_report
-from hypergpu.show import QUALITY_STYLE, counted, duration, milliseconds, new_table, styled
+from hypergpu.show import QUALITY_STYLE, PlainConsole, counted, duration, milliseconds, new_table, say, styled
 from hypergpu.simulation.compare import Comparison
 
 log = structlog.get_logger()
@@ -55,7 +55,7 @@ def demo(  # noqa: PLR0917  (one per option)
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInput(f"cannot write to {run_dir}: {error.strerror}") from error
-    console = Console(stderr=as_json)
+    console = PlainConsole(stderr=as_json)
     if level is not Level.QUIET:
         _say(console, f"starting a coordinator, a netsim proxy and {counted(nodes, 'node')}; the run is in {run_dir}")
     try:
@@ -76,7 +76,7 @@ def demo(  # noqa: PLR0917  (one per option)
     verdict = _verdict(written)
     if as_json:
         told = None if comparison is None else comparison.record() | {"verdict": verdict}
-        print(strict_json.dumps(summary | {"comparison": told, "report": str(written.path)}, indent=2))
+        say(strict_json.dumps(summary | {"comparison": told, "report": str(written.path)}, indent=2))
         return
     if comparison is not None:
         _print_comparison(console, comparison, level)
@@ -118,7 +118,7 @@ def _print_comparison(console: Console, comparison: Comparison, level: Level) ->
     """The run with and without adaptation, and how that is known."""
     if level is Level.QUIET:
         return
-    console.print("\n[b]What adaptation was worth, simulated[/]", highlight=False)
+    console.print(Text("\nWhat adaptation was worth, simulated", "bold"))
     _say(
         console,
         "this run once more in virtual time, with and without adaptation, on the same links, events, data and seed,"
@@ -183,4 +183,4 @@ def _figures(summary: dict[str, Any]) -> str:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(escape(text), highlight=False, soft_wrap=True)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -6,7 +6,6 @@ from enum import StrEnum
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 
 from hypergpu.dashboard import History, Snapshot, dashboard
 from hypergpu.demo import Progress, Turn
@@ -133,4 +132,4 @@ def _brief(node: pb.NodeInfo) -> str:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(escape(text), highlight=False, soft_wrap=True)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from common.address import split_address
 from common.errors import HyperGPUError, InvalidInput
@@ -31,7 +30,7 @@ from hypergpu.cli.running import (
 )
 from hypergpu.client import Client, connect
 from hypergpu.cluster import HOW_TO_START, Cluster
-from hypergpu.show import print_json, progress
+from hypergpu.show import PlainConsole, marked, print_json, progress
 from protos import coordinator_pb2 as pb
 
 _SKEW_SECONDS = 5.0
@@ -75,12 +74,12 @@ def doctor(
     if as_json:
         print_json([asdict(check) for check in checks])
     else:
-        console = Console(highlight=False, soft_wrap=True)
+        console = PlainConsole()
         for check in checks:
-            mark = "[green]ok  [/]" if check.ok else "[red]FAIL[/]"
-            console.print(f"{mark} {check.name:<12} {escape(check.found)}")
+            mark = Text("ok  ", "green") if check.ok else Text("FAIL", "red")
+            console.print(mark.append(f" {check.name:<12} {check.found}", "default"), soft_wrap=True)
             if check.fix and not check.ok:
-                console.print(f"     {'':<12} [yellow]fix:[/] {escape(check.fix)}")
+                console.print(marked("{space}[yellow]fix:[/] {fix}", space=" " * 18, fix=check.fix), soft_wrap=True)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
 

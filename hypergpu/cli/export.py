@@ -1,6 +1,5 @@
 """`hypergpu export`: the model of a run, for plain PyTorch."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import typer
 
 from common.metric import LOSS, plain_number
 from hypergpu.cli.running import AsJson
-from hypergpu.show import print_json
+from hypergpu.show import print_json, say
 
 
 def export(
@@ -30,7 +29,7 @@ def export(
 
     exported = export_model(run_dir, which, out)
     for reason in exported.skipped:
-        print(f"hypergpu: a newer model cannot be read: {reason}", file=sys.stderr)
+        say(f"hypergpu: a newer model cannot be read: {reason}", error=True)
     if as_json:
         print_json(exported.record())
         return
@@ -39,4 +38,4 @@ def export(
     if score is not None:
         measured = f"loss {plain_number(score.loss)}"
         measured += "" if score.spec == LOSS else f", {score.spec.label(score.metric)}"
-    print(f"{exported.path}: the model of round {exported.round} ({measured})")
+    say(f"{exported.path}: the model of round {exported.round} ({measured})")

@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 import yaml
-from rich.console import Console
+from rich.text import Text
 
 from common.metric import ACCURACY, LOSS
 from hypergpu.cli.running import AsJson
-from hypergpu.show import print_json
+from hypergpu.show import PlainConsole, print_json, say
 
 
 def fit(
@@ -21,7 +21,7 @@ def fit(
     """Fit the model of convergence to real runs of a task, as YAML for a scenario with `learning: model`."""
     from hypergpu.simulation.fit import fit as fit_runs  # noqa: PLC0415 - torch takes seconds to import
 
-    with Console(stderr=True).status(f"loading {task}") as status:
+    with PlainConsole(stderr=True).status(Text(f"loading {task}")) as status:
         fitted = fit_runs(task, rounds, seed, status.update)
     known = {name: value for name, value in fitted.model if value is not None}
     constants = {name: float(f"{value:.4g}") for name, value in known.items()}
@@ -31,8 +31,8 @@ def fit(
         errors = {"loss_error": fitted.loss_error, f"{fitted.metric.name}_error": fitted.metric_error}
         print_json({"task": task, "metric": metric, "convergence": constants, **errors})
         return
-    print(f"# task {task}, {rounds} rounds of each run; root mean square error: ", end="")
+    say(f"# task {task}, {rounds} rounds of each run; root mean square error: ", end="")
     beside = "" if fitted.metric_error is None else f", {fitted.metric_error:.4g} of {fitted.metric.name}"
-    print(f"{fitted.loss_error:.3f} of log loss{beside}")
+    say(f"{fitted.loss_error:.3f} of log loss{beside}")
     tree = {"convergence": constants} | ({} if fitted.metric in (ACCURACY, LOSS) else {"metric": metric})
-    print(yaml.safe_dump(tree, sort_keys=False), end="")
+    say(yaml.safe_dump(tree, sort_keys=False), end="")

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 
 from common.errors import HyperGPUError, Unavailable
 from hypergpu.cli.running import AsJson, on_cluster
@@ -27,6 +26,7 @@ from hypergpu.show import (
     print_json,
     print_table,
     progress,
+    say,
     share,
     styled,
 )
@@ -116,9 +116,7 @@ async def logs(
     idle = None if follow else 1.0
     request = pb.WatchEventsRequest(replay=last)
     async for event in client.stream(client.control.WatchEvents, request, idle_seconds=idle):
-        print(
-            event.json if as_json else f"{duration(event.seconds):>8}  round {event.round:<4} {event.text}", flush=True
-        )
+        say(event.json if as_json else f"{duration(event.seconds):>8}  round {event.round:<4} {event.text}")
 
 
 async def _watch(client: Client, interval: float) -> None:
@@ -151,7 +149,7 @@ async def _watch(client: Client, interval: float) -> None:
         ending.cancel()
         await asyncio.gather(ending, return_exceptions=True)
     if told:
-        console.print(escape(told), highlight=False, soft_wrap=True)
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 async def _ending(client: Client) -> str:
@@ -193,7 +191,7 @@ def _lines(console: Console) -> Iterator[Show]:
         if where != last:
             last = where
             text = f"{duration(status.elapsed_seconds):>8}  {where}: {figures_of(status)}"
-            console.print(escape(text), highlight=False, soft_wrap=True)
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     yield show
 

@@ -12,7 +12,7 @@ import yaml
 from common.errors import ConfigError, InvalidInput
 from hypergpu.cli.running import AsJson, changing, on_cluster, take_options
 from hypergpu.client import Client
-from hypergpu.show import counted, known, milliseconds, new_table, print_json, print_table, size
+from hypergpu.show import counted, known, milliseconds, new_table, print_json, print_table, say, size
 from hypergpu.simulation.scenario_file import find_scenario
 from netsim_proxy.profile_file import load_profiles
 from protos import netsim_pb2 as net
@@ -87,7 +87,7 @@ async def profile(
     if as_json:
         print_json(info)
     else:
-        print(f"{info.node_id}: {info.profile}, {_range(info.up)} up, {_range(info.down)} down")
+        say(f"{info.node_id}: {info.profile}, {_range(info.up)} up, {_range(info.down)} down")
 
 
 def _event(
@@ -215,7 +215,7 @@ async def clear(
     if as_json:
         print_json(reply)
     else:
-        print(f"{counted(reply.cleared, 'event')} ended or forgotten")
+        say(f"{counted(reply.cleared, 'event')} ended or forgotten")
 
 
 @changing
@@ -248,7 +248,7 @@ async def reload(client: Client, as_json: AsJson = False) -> None:
     if as_json:
         print_json(reply)
     else:
-        print(f"reloaded: {', '.join(reply.changed) or 'nothing has changed'}")
+        say(f"reloaded: {', '.join(reply.changed) or 'nothing has changed'}")
 
 
 def _list(found: net.ScheduleList, as_json: bool) -> None:
@@ -267,7 +267,7 @@ def _say(reply: net.EventReply, as_json: bool) -> None:
     if as_json:
         print_json(reply)
     else:
-        print(f"{reply.event_id}: {reply.summary}")
+        say(f"{reply.event_id}: {reply.summary}")
 
 
 def _range(direction: net.DirectionInfo) -> str:

@@ -8,6 +8,7 @@ import typer
 from common import strict_json
 from hypergpu.cli.running import AsJson
 from hypergpu.report import write_report
+from hypergpu.show import say
 
 
 def report(
@@ -23,4 +24,4 @@ def report(
     Example: hypergpu report runs/first --baseline runs/fixed --out first.html
     """
     written = write_report(run_dir, out=out, baseline=baseline)
-    print(strict_json.dumps(written.record(), indent=2) if as_json else written.path)
+    say(strict_json.dumps(written.record(), indent=2) if as_json else written.path)

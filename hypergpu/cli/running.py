@@ -19,6 +19,7 @@ from common.tls import Tls
 from common.token import find_token
 from hypergpu.client import connect
 from hypergpu.cluster import Cluster, find, local_clusters
+from hypergpu.show import say
 
 Command = Callable[..., Coroutine[Any, Any, None]]
 _PANEL = "Which cluster (found by itself where it runs here)"
@@ -79,7 +80,7 @@ def locate(
     if not coordinator and not proxy:
         others = len(local_clusters()) - 1 if not run else 0
         hint = f"; the newest of {others + 1} here, --run NAME takes another" if others > 0 else ""
-        print(f"hypergpu: run {one_line(cluster.name)}{hint}", file=sys.stderr)
+        say(f"hypergpu: run {one_line(cluster.name)}{hint}", error=True)
     return cluster
 
 
@@ -174,5 +175,5 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> NoReturn:
 
 
 def _fail(message: str) -> NoReturn:
-    print("hypergpu:", one_line(message), file=sys.stderr)
+    say(f"hypergpu: {one_line(message)}", error=True)
     sys.exit(2)

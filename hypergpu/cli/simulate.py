@@ -1,6 +1,5 @@
 """`hypergpu simulate`: a scenario in virtual time."""
 
-import sys
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from common.errors import InvalidInput
 from common.metric import LOSS, plain_number
 from hypergpu.cli.running import AsJson
 from hypergpu.report.model import natural
-from hypergpu.show import counted, duration, new_table, print_json, print_table, progress_bar, size
+from hypergpu.show import counted, duration, new_table, print_json, print_table, progress_bar, say, size
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.run import simulate as run_scenario
 from hypergpu.simulation.scenario_file import load_scenario, shipped
@@ -56,12 +55,12 @@ def simulate(
     if as_json:
         print_json(outcome.record())
     else:
-        print("\n".join(in_words(outcome)))
+        say("\n".join(in_words(outcome)))
         _show_nodes(outcome)
         if out is not None:
-            print(f"the run is in {out}; `hypergpu report {out}` makes a page of it")
+            say(f"the run is in {out}; `hypergpu report {out}` makes a page of it")
     if outcome.given_up:
-        print(f"hypergpu: the run was given up: {outcome.given_up}", file=sys.stderr)
+        say(f"hypergpu: the run was given up: {outcome.given_up}", error=True)
         raise typer.Exit(1)
 
 
@@ -108,4 +107,4 @@ def _show_nodes(outcome: Outcome) -> None:
         table.add_row(row.node_id, *map(str, counts), size(row.bytes_up), size(row.bytes_down))
     print_table(table)
     if len(outcome.nodes) > _MOST_NODES:
-        print(f"… and {counted(len(outcome.nodes) - _MOST_NODES, 'more node')}")
+        say(f"… and {counted(len(outcome.nodes) - _MOST_NODES, 'more node')}")

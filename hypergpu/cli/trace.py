@@ -14,7 +14,7 @@ from common.errors import InvalidInput
 from hypergpu.cli.running import AsJson, Authority, Insecure, transport
 from hypergpu.recording import MAX_PROBE_BYTES, Measured
 from hypergpu.recording import record as record_rows
-from hypergpu.show import print_json
+from hypergpu.show import print_json, say
 from netsim_proxy.link.traces import Row, format_trace, mahimahi_rows, parse_mahimahi
 
 app = typer.Typer(help="Real paths as files that a link can replay.", no_args_is_help=True)
@@ -107,7 +107,7 @@ async def _keep(measured: AsyncIterator[Measured], rows: list[Row]) -> None:
         row = found.row
         rows.append(row)
         up = "" if row.up_mbit == math.inf else f"  {'≥' if found.at_least else ' '} {row.up_mbit:8.2f} Mbit/s up"
-        typer.echo(f"{row.seconds:8.1f} s  {row.rtt_ms:8.2f} ms  {row.loss:6.1%} lost{up}", err=True)
+        say(f"{row.seconds:8.1f} s  {row.rtt_ms:8.2f} ms  {row.loss:6.1%} lost{up}", error=True)
 
 
 def _read(file: Path) -> str:

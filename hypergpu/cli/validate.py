@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hypergpu.cli.running import AsJson
-from hypergpu.show import counted, print_json
+from hypergpu.show import counted, print_json, say
 from hypergpu.simulation.scenario_file import load_scenario
 from hypergpu.simulation.validate import Agreement, RoundTimes
 from hypergpu.simulation.validate import validate as run_both
@@ -49,26 +49,26 @@ def validate(
 
 def _print(found: Agreement, most_error: float, least_agreement: float) -> None:
     replayed, own = found.replayed, found.simulated
-    print(f"{found.scenario}, policy {found.policy}: {counted(replayed.rounds, 'round')}, real and simulated\n")
-    print("the real run's decisions, replayed")
+    say(f"{found.scenario}, policy {found.policy}: {counted(replayed.rounds, 'round')}, real and simulated\n")
+    say("the real run's decisions, replayed")
     _print_times(replayed)
-    print(f"  single rounds   {replayed.median_error:.1%} apart in the median", end="")
-    print(f" ({_verdict(replayed.median_error <= most_error, most_error)}), {replayed.worst_error:.0%} the worst\n")
-    print("the simulator's own decisions")
+    say(f"  single rounds   {replayed.median_error:.1%} apart in the median", end="")
+    say(f" ({_verdict(replayed.median_error <= most_error, most_error)}), {replayed.worst_error:.0%} the worst\n")
+    say("the simulator's own decisions")
     _print_times(own)
-    print(f"  single rounds   {own.median_error:.1%} apart in the median, {own.worst_error:.0%} the worst")
+    say(f"  single rounds   {own.median_error:.1%} apart in the median, {own.worst_error:.0%} the worst")
     agreed = found.selection_agreement
-    print(f"  who took part   {agreed:.0%} agreement ({_verdict(agreed >= least_agreement, least_agreement)})")
-    print(f"  batch sizes     {found.batch_size_ratio:.2f} times the real ones in the median")
+    say(f"  who took part   {agreed:.0%} agreement ({_verdict(agreed >= least_agreement, least_agreement)})")
+    say(f"  batch sizes     {found.batch_size_ratio:.2f} times the real ones in the median")
     text = found.metric.text
-    print(f"  final {found.metric.name:9} {text(found.real_metric)} and {text(found.simulated_metric)}\n")
-    print("taken from the real run: when its processes started, what computing and evaluating took,")
-    print(f"and {1000 * found.handling_seconds:.0f} ms for handling each unit of work (fitted)")
+    say(f"  final {found.metric.name:9} {text(found.real_metric)} and {text(found.simulated_metric)}\n")
+    say("taken from the real run: when its processes started, what computing and evaluating took,")
+    say(f"and {1000 * found.handling_seconds:.0f} ms for handling each unit of work (fitted)")
 
 
 def _print_times(times: RoundTimes) -> None:
-    print(f"  median round    {times.real_median_seconds:.3f} s and {times.simulated_median_seconds:.3f} s", end="")
-    print(f": {times.error_of_median:.1%} apart")
+    say(f"  median round    {times.real_median_seconds:.3f} s and {times.simulated_median_seconds:.3f} s", end="")
+    say(f": {times.error_of_median:.1%} apart")
 
 
 def _verdict(passed: bool, threshold: float) -> str:
