@@ -82,7 +82,12 @@ class PassThrough:
         task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, client: "_Client", link: str) -> None:
-        relay = RawRelay(self._ports.of(link), self._pacer, next(self._numbers), self.relays.discard)
+        port = self._ports.of(link)
+        blocked = port.link.blocked(monotonic())
+        if blocked is not None and blocked.reset:
+            client.refuse()
+            return
+        relay = RawRelay(port, self._pacer, next(self._numbers), self.relays.discard)
         self.relays.add(relay)
         client.attach_to(relay)
         try:

@@ -256,6 +256,18 @@ def test_a_reset_is_a_reset(direction: str, proxy: Any, dial: Dial) -> None:
     assert not proxy.passing.relays
 
 
+def test_a_link_that_resets_takes_no_new_connection(proxy: Any, dial: Dial) -> None:
+    address = listen(proxy, "tcp")
+    proxy.call(proxy.ports.of, "tcp")
+    proxy.call(proxy.ports.apply, event("disconnect"))
+    with pytest.raises(ConnectionResetError):
+        dial(address).recv(1)
+    proxy.call(proxy.ports.clear)
+    sock = dial(address)
+    sock.sendall(b"a")
+    assert read(sock, 1) == b"a"
+
+
 def test_a_half_open_connection_is_silent_for_good_and_a_new_one_works(proxy: Any, dial: Dial) -> None:
     address = listen(proxy, "tcp")
     sock = dial(address)
