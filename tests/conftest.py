@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 import structlog
+from hypothesis import settings
 
 # Everything that tests dial is on this machine; the proxies of whoever runs them are for other hosts.
 for _name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
     os.environ.pop(_name, None)
     os.environ.pop(_name.upper(), None)
+
+
+# A wall-clock deadline for one example tells how busy the machine is, not whether the code is right.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

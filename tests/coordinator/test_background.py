@@ -3,6 +3,7 @@
 import asyncio
 
 from coordinator.background import Background, Repeated
+from tests.patience import patience
 
 
 async def test_the_failure_of_a_task_or_call_is_told_with_its_name() -> None:
@@ -62,7 +63,7 @@ async def test_a_repeated_job_survives_its_failures_and_tells_how_it_goes() -> N
 
     repeated = Repeated(step, 0.0, told.append)
     repeated.start()
-    await asyncio.wait_for(enough.wait(), 5)
+    await asyncio.wait_for(enough.wait(), patience(30))
     await repeated.stop()
     assert told[:3] == ["", "KeyError: 'odd'", ""]
     assert repeated._task is not None

@@ -11,6 +11,7 @@ import pytest
 from common.config.training import TrainingConfig
 from protos import coordinator_pb2 as pb
 from tests.coordinator.test_services import FakeNode, Running, code_of, running
+from tests.patience import patience
 
 STAY = {"stay": True, "heartbeat_seconds": 0.1, "heartbeat_misses": 5}
 
@@ -77,7 +78,7 @@ async def test_a_running_run_is_stopped_and_saved_before_the_next(tmp_path: Path
         await node.register()
         await contribute(node, 2)
         await run.control.Restart(pb.RestartRequest())
-        assert await asyncio.wait_for(run.done, 15) == 0
+        assert await asyncio.wait_for(run.done, patience(30)) == 0
     assert run.coordinator.restart_asked
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["state"], summary["rounds"]) == ("stopped", 2)

@@ -27,6 +27,7 @@ from coordinator.run_dir import RunDir
 from protos import coordinator_pb2 as pb
 from protos import coordinator_pb2_grpc
 from tasks import Metric, Task
+from tests.patience import patience
 
 stubs: Any = coordinator_pb2_grpc
 SERVICE = "/hypergpu.coordinator.v1.Training/"
@@ -86,7 +87,7 @@ class FakeNode:
         assert assembler.complete
         return Order(order, assembler.flat)
 
-    async def work(self, wait: float = 5.0) -> Order:
+    async def work(self, wait: float = 30.0) -> Order:
         order = await self.pull(wait)
         assert isinstance(order, Order)
         return order
@@ -157,7 +158,7 @@ async def running(
         if not done.done():
             metadata = [("authorization", f"Bearer {token}")]
             await stubs.ControlStub(channel).Stop(pb.StopRequest(reason="test over"), metadata=metadata)
-    await asyncio.wait_for(done, 15)
+    await asyncio.wait_for(done, patience(30))
 
 
 async def code_of(call: Any) -> tuple[grpc.StatusCode, str]:
@@ -192,7 +193,7 @@ async def test_a_whole_run(tmp_path: Path) -> None:
         await b.stub.Leave(again, metadata=b.metadata)
         assert await a.pull() == "completed"
         assert await a.heartbeat() == pb.HeartbeatReply.SHUT_DOWN
-        assert await asyncio.wait_for(run.done, 15) == 0
+        assert await asyncio.wait_for(run.done, patience(30)) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["state"] == "completed"
     assert summary["rounds"] == 2
@@ -258,7 +259,7 @@ async def test_a_metric_that_raises_is_told_by_its_name_and_the_run_goes_on(tmp_
         for _ in range(2):
             await a.push(await a.work(), np.zeros(8, np.float32))
         assert await a.pull() == "completed"
-        assert await asyncio.wait_for(run.done, 15) == 0
+        assert await asyncio.wait_for(run.done, patience(30)) == 0
     rows = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
     assert [(row["auc"], row["loss"] > 0) for row in rows] == [(None, True)] * 2
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
@@ -395,7 +396,7 @@ async def test_control_and_http(tmp_path: Path) -> None:
         assert "waiting" in (await run.control.GetStatus(pb.GetStatusRequest())).state
         a = run.node("a")
         await a.register(metrics_address="127.0.0.1:9000", gpu=pb.GpuSpecs(name="T4"))
-        event = await asyncio.wait_for(watch.read(), 5)
+        event = await asyncio.wait_for(watch.read(), patience(30))
         assert event.kind == "node_joined"
         assert json.loads(event.json)["node"] == "a"
         order = await a.work()
@@ -493,7 +494,7 @@ async def test_a_complete_run_that_stays_answers_and_touches_nothing(tmp_path: P
         assert run.get("/healthz").startswith("completed")
         assert not run.done.done()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert await asyncio.wait_for(run.done, 15) == 0
+        assert await asyncio.wait_for(run.done, patience(30)) == 0
     assert _contents(tmp_path, but=".lock") == before
 
 

@@ -19,6 +19,7 @@ from node.core.gpu import GPUSpecs
 from node.core.lifecycle import State
 from protos import coordinator_pb2 as pb
 from tasks import FlatModel, Task, build
+from tests.patience import patience
 
 MIB = 1 << 20
 DATA = torch.randn(20, 4), torch.arange(20) % 3
@@ -171,7 +172,7 @@ async def test_a_node_waits_for_the_next_run_of_a_coordinator_that_stays(cluster
         assert c.fake.left == []
         c.fake.run_id, c.fake.stays = "run-2", False
         c.fake.directives.append(pb.HeartbeatReply.REGISTER_AGAIN)
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, patience(30))
     assert c.agent.run_id == "run-2"
     assert c.fake.left == ["done"]
 
