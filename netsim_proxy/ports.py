@@ -11,6 +11,7 @@ from common.clock import monotonic
 from common.errors import NotFound, ResourceExhausted, suggest
 from netsim_proxy.hosts import Hosts
 from netsim_proxy.link.conditions import Blocked, one_way
+from netsim_proxy.link.effect import futility
 from netsim_proxy.link.events import ALL, UPSTREAM, DisconnectMode, EventDirection, EventType, NetworkEvent
 from netsim_proxy.link.link import Link
 from netsim_proxy.link.outcomes import LossModel
@@ -223,6 +224,9 @@ class Ports:
             log.warning("event dropped: too many run on the link", link=port.name, running=MAX_RUNNING)
             return
         port.link.apply(event, now)
+        reason = futility(event, port.link.profile)
+        if reason:
+            log.warning("event without effect", link=port.name, what=event.summary(), reason=reason)
         is_half_open = event.event_type == EventType.DISCONNECT and event.mode == DisconnectMode.HALF_OPEN
         if is_half_open and event.direction == EventDirection.BOTH:
             port.half_open()

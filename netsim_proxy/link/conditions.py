@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Final
 
 from common.errors import InvalidInput
+from netsim_proxy.link.effect import futility
 from netsim_proxy.link.events import DisconnectMode, EventDirection, EventType, NetworkEvent
 from netsim_proxy.link.profiles import Profile
 
@@ -138,7 +139,17 @@ class Conditions:
 
     def summaries(self) -> list[str]:
         """One line for each event that runs, with the direction that is left of it."""
-        return [replace(a.event, direction=a.direction).summary() for a in self._active]
+        events = [replace(a.event, direction=a.direction) for a in self._active]
+        reasons = [futility(event, self.profile) for event in events]
+        return [
+            f"{event.summary()} (no effect: {reason})" if reason else event.summary()
+            for event, reason in zip(events, reasons, strict=True)
+        ]
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether an event that runs changes something."""
+        return any(not futility(replace(a.event, direction=a.direction), self.profile) for a in self._active)
 
     def _fold(self, now: float) -> None:
         self.profile, self.next_change = self._replayed(now)

@@ -287,7 +287,7 @@ class Link:
         blocked = self.blocked(now)
         if blocked is not None:
             return "partitioned" if blocked.cause == Cause.PARTITIONED else "down"
-        return "degraded" if self._conditions.active() else "up"
+        return "degraded" if self._conditions.is_degraded else "up"
 
     def counters(self, direction: Direction) -> DirectionCounters:
         """What the direction has done so far."""
