@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from common.extras import require_extra
 from coordinator.run_dir import set_aside
 from coordinator.run_lock import RunLock
 from hypergpu.client import Client, connect
@@ -77,6 +78,7 @@ class LocalCluster:
         await self._stack.aclose()
 
     async def _start(self, stack: AsyncExitStack) -> None:
+        require_extra("torch")  # the processes would tell it in their logs
         with RunLock(self.run_dir):  # the coordinator takes it next
             set_aside(self.run_dir, "logs")
         logs = self.run_dir / "logs"

@@ -1,0 +1,91 @@
+"""The commands of a wheel that is installed without extras: no torch, no safetensors, no scikit-learn."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+BLOCKED = ("torch", "safetensors", "sklearn", "mlxtend", "torchvision", "datasets", "pynvml", "scipy", "pandas")
+PROGRAM = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {BLOCKED!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+sys.path.insert(0, {str(ROOT)!r})
+"""
+CLI = PROGRAM + "from hypergpu.cli import main\nmain(sys.argv[1:])"
+
+
+def run(program: str, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = {"PATH": "/usr/bin:/bin", "XDG_STATE_HOME": str(folder / "state"), "HOME": str(folder)}
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--version",), ("--help",), ("transfer", "--profile", "good", "--samples", "3"), ("simulate", "--list")],
+)
+def test_what_needs_no_torch_works_without_it(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = run(CLI, tmp_path, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_command_can_be_asked_for_its_help(tmp_path: Path) -> None:
+    program = PROGRAM + (
+        "import typer\n"
+        "from hypergpu.cli.app import app\n"
+        "for name in typer.main.get_command(app).commands:\n"
+        "    app([name, '--help'], standalone_mode=False)\n"
+        "import coordinator.__main__, node.__main__, netsim_proxy.__main__\n"
+        "coordinator.__main__.app(['--help'], standalone_mode=False)\n"
+        "node.__main__.app(['--help'], standalone_mode=False)\n"
+    )
+    done = run(program, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    for command in ("demo", "status", "inject", "simulate", "fit", "record"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("command", [("nodes",), ("links",), ("pause",)])
+def test_a_command_on_a_cluster_comes_as_far_as_looking_for_one(tmp_path: Path, command: tuple[str, ...]) -> None:
+    done = run(CLI, tmp_path, *command)
+    assert (done.returncode, "no cluster is running here" in done.stderr) == (2, True)
+
+
+def test_a_simulation_runs_and_is_reported(tmp_path: Path) -> None:
+    done = run(CLI, tmp_path, "simulate", "thousand-nodes", "--rounds", "1", "--out", "run")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run(CLI, tmp_path, "report", "run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("command", [("fit", "digits"), ("demo", "--rounds", "1", "--nodes", "1", "--out", "run")])
+def test_what_needs_torch_says_what_to_install(tmp_path: Path, command: tuple[str, ...]) -> None:
+    done = run(CLI, tmp_path, *command)
+    assert done.returncode == 2
+    assert done.stderr.startswith("hypergpu: this needs ")
+    assert done.stderr.endswith("which is not installed: pip install 'hypergpu[train]'\n")
+
+
+@pytest.mark.parametrize("module", ["coordinator", "node"])
+def test_a_process_that_trains_says_what_to_install(tmp_path: Path, module: str) -> None:
+    program = PROGRAM + f"from {module}.__main__ import app\napp()"
+    done = run(program, tmp_path, "--insecure")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "pip install 'hypergpu[train]'" in done.stderr
+
+
+def test_the_doctor_says_what_to_install(tmp_path: Path) -> None:
+    done = run(CLI, tmp_path, "doctor")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
