@@ -335,30 +335,37 @@ class Agent:
         """Report at the coordinator's pace, and pass on what it directs."""
         while True:
             await asyncio.sleep(self._heartbeat_seconds)
-            request = pb.HeartbeatRequest(
-                node_id=self.node_id,
-                run_id=self.run_id,
-                state=str(self._life.state),
-                rtt_ms=self._rtt_ms,
-                report=self._service.metrics.encode_report(),
-            )
-            began = time.monotonic()
             try:
-                reply = await self._client.heartbeat(request, within_seconds=max(5.0, 2 * self._heartbeat_seconds))
-            except HyperGPUError as error:
-                log.debug("a heartbeat failed", detail=str(error))
-                self._record_call(None, success=False)
-                continue
-            self._rtt_ms = 1000 * (time.monotonic() - began)
-            self._record_call(self._rtt_ms, success=True)
-            match reply.directive:
-                case pb.HeartbeatReply.REGISTER_AGAIN if self._life.state is not State.JOINING:
-                    log.warning("the coordinator does not know this node; registering again")
-                    self._events.put_nowait((0, life.AskedToRegister()))
-                case pb.HeartbeatReply.ABANDON_WORK:
-                    self._events.put_nowait((0, life.AskedToAbandon()))
-                case pb.HeartbeatReply.SHUT_DOWN:
-                    self._events.put_nowait((0, life.RunEnded("the run is over")))
+                await self._report()
+            except Exception:  # without heartbeats a node that trains would count as lost, and nobody would know why
+                log.exception("a heartbeat failed unexpectedly; the next one is tried")
+
+    async def _report(self) -> None:
+        """Send one heartbeat, and pass on what the coordinator directs."""
+        request = pb.HeartbeatRequest(
+            node_id=self.node_id,
+            run_id=self.run_id,
+            state=str(self._life.state),
+            rtt_ms=self._rtt_ms,
+            report=self._service.metrics.encode_report(),
+        )
+        began = time.monotonic()
+        try:
+            reply = await self._client.heartbeat(request, within_seconds=max(5.0, 2 * self._heartbeat_seconds))
+        except HyperGPUError as error:
+            log.debug("a heartbeat failed", detail=str(error))
+            self._record_call(None, success=False)
+            return
+        self._rtt_ms = 1000 * (time.monotonic() - began)
+        self._record_call(self._rtt_ms, success=True)
+        match reply.directive:
+            case pb.HeartbeatReply.REGISTER_AGAIN if self._life.state is not State.JOINING:
+                log.warning("the coordinator does not know this node; registering again")
+                self._events.put_nowait((0, life.AskedToRegister()))
+            case pb.HeartbeatReply.ABANDON_WORK:
+                self._events.put_nowait((0, life.AskedToAbandon()))
+            case pb.HeartbeatReply.SHUT_DOWN:
+                self._events.put_nowait((0, life.RunEnded("the run is over")))
 
     async def _after(self, seconds: float, event: life.Event[Work]) -> None:
         await asyncio.sleep(seconds)

@@ -14,6 +14,7 @@ from torch import nn
 from common.errors import InvalidInput, NotAuthenticated, OutOfMemory, ProtocolError
 from common.tensors import Manifest
 from common.wire import manifest_to_proto
+from node.agent import Agent
 from node.client import own_name
 from node.core.gpu import GPUSpecs
 from node.core.lifecycle import State
@@ -289,3 +290,20 @@ async def test_a_node_is_heard_of_while_it_prepares(cluster: Any, monkeypatch: p
         monkeypatch.setattr(c.service, "prepare", slowly)
         await c.run()
     assert "joining" in c.fake.states
+
+
+async def test_heartbeats_go_on_after_an_error_that_nobody_expected() -> None:
+    agent, sent, second = Agent.__new__(Agent), list[int](), asyncio.Event()
+    agent._heartbeat_seconds = 0.0
+
+    async def report() -> None:
+        sent.append(len(sent))
+        if len(sent) == 1:
+            raise ZeroDivisionError("oops")
+        second.set()
+
+    agent._report = report  # type: ignore[method-assign]
+    beating = asyncio.create_task(agent._beat())
+    await asyncio.wait_for(second.wait(), 5)
+    beating.cancel()
+    await asyncio.gather(beating, return_exceptions=True)
