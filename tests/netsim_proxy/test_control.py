@@ -296,3 +296,28 @@ async def test_health_knows_the_whole_server_and_the_service(address: str) -> No
         for service in ("", "hypergpu.netsim.v1.Netsim"):
             reply = await stub.Check(health_pb2.HealthCheckRequest(service=service))
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+WRONG_TOKENS = (None, "", "secret", "Bearer ", "Bearer s", "Bearer secre", "Bearer secrets", "bearer secret")
+METHODS = list(pb.DESCRIPTOR.services_by_name["Netsim"].methods)
+
+
+async def status_of_call(channel: grpc.aio.Channel, method: Any, shown: str | None) -> grpc.StatusCode:
+    kind = channel.unary_stream if method.server_streaming else channel.unary_unary
+    call: Any = kind(f"/{method.containing_service.full_name}/{method.name}")
+    made = call(b"", metadata=() if shown is None else (("authorization", shown),), timeout=10)
+    try:
+        await (made.read() if method.server_streaming else made)
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    made.cancel()
+    return grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda each: each.name)
+async def test_every_method_needs_the_whole_token(address: str, method: Any) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        for shown in WRONG_TOKENS:
+            assert await status_of_call(channel, method, shown) is grpc.StatusCode.UNAUTHENTICATED, shown
+        right = await status_of_call(channel, method, "Bearer secret")
+        assert right is not grpc.StatusCode.UNAUTHENTICATED
