@@ -23,6 +23,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from common.config import Section
 from common.errors import ConfigError, UnknownName
+from common.files import read_text
 from netsim_proxy.link.distributions import Empirical, Latency, LogNormal, Normal, Pareto, Uniform
 from netsim_proxy.link.profiles import PROFILES, Loss, Path, Profile, find_profile
 from netsim_proxy.link.traces import parse_trace
@@ -233,10 +234,7 @@ def load_profiles(file: FilePath) -> dict[str, Profile]:
     Raises:
         ConfigError: it cannot be read, or does not hold; file, line and key are named.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+    text = read_text(file)
     return profiles_of(text, file)
 
 

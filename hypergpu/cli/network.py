@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from common.errors import ConfigError, InvalidInput
+from common.errors import InvalidInput
+from common.files import read_text
 from hypergpu.cli.running import AsJson, changing, on_cluster, take_options
 from hypergpu.client import Client
 from hypergpu.show import counted, known, milliseconds, new_table, print_json, print_table, say, size
@@ -234,7 +235,7 @@ async def scenario(
     Example: hypergpu scenario degrading
     """
     file = find_scenario(source)
-    request = net.LoadScenarioRequest(yaml=_read(file), name=str(file))
+    request = net.LoadScenarioRequest(yaml=read_text(file), name=str(file))
     _list(await client.call(client.netsim.LoadScenario, request), as_json)
 
 
@@ -277,12 +278,5 @@ def _range(direction: net.DirectionInfo) -> str:
 def _profile_text(file: Path) -> str:
     """What the proxy understands: YAML, with a trace inside where it is one. Faults are told with the file's name."""
     load_profiles(file)
-    text = _read(file)
+    text = read_text(file)
     return yaml.safe_dump({"profiles": {file.stem: {"trace": text}}}) if file.suffix == ".csv" else text
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {file}: {getattr(error, 'strerror', None) or 'not a text file'}") from error

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from common.errors import InvalidInput
+from common.files import read_text
 from hypergpu.cli.running import AsJson, Authority, Insecure, transport
 from hypergpu.recording import MAX_PROBE_BYTES, Measured
 from hypergpu.recording import record as record_rows
@@ -97,8 +98,8 @@ def import_file(
 
     Example: hypergpu trace import ATT-LTE-driving.up --down ATT-LTE-driving.down --out lte.csv
     """
-    up_bins = parse_mahimahi(_read(file), str(file), row_seconds)
-    down_bins = parse_mahimahi(_read(down), str(down), row_seconds) if down else up_bins
+    up_bins = parse_mahimahi(read_text(file), str(file), row_seconds)
+    down_bins = parse_mahimahi(read_text(down), str(down), row_seconds) if down else up_bins
     _write(out, format_trace(mahimahi_rows(up_bins, down_bins, rtt_ms), f"From {file.name} ({trace_format.value})"))
 
 
@@ -108,13 +109,6 @@ async def _keep(measured: AsyncIterator[Measured], rows: list[Row]) -> None:
         rows.append(row)
         up = "" if row.up_mbit == math.inf else f"  {'≥' if found.at_least else ' '} {row.up_mbit:8.2f} Mbit/s up"
         say(f"{row.seconds:8.1f} s  {row.rtt_ms:8.2f} ms  {row.loss:6.1%} lost{up}", error=True)
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _write(file: Path, text: str) -> None:

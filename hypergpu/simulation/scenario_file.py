@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from common.errors import ConfigError, suggest
+from common.files import read_text
 from hypergpu.simulation.scenario import Scenario
 from netsim_proxy.scenario import Misplaced
 from netsim_proxy.yaml_text import fault, parse_yaml
@@ -20,10 +21,7 @@ def load_scenario(source: str | Path) -> Scenario:
         ConfigError: it cannot be read, or does not hold; file, line and key are named.
     """
     file = find_scenario(source)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+    text = read_text(file)
     return parse_scenario(text, str(file), default_name=file.stem)
 
 

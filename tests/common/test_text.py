@@ -1,8 +1,13 @@
 """Foreign text cannot steer a terminal."""
 
+from pathlib import Path
+
 import pytest
 
+from common.errors import ConfigError
 from common.text import one_line, printable
+from hypergpu.simulation.scenario_file import load_scenario
+from netsim_proxy.profile_file import load_profiles
 
 
 @pytest.mark.parametrize(
@@ -27,3 +32,10 @@ def test_what_is_kept_stays() -> None:
 
 def test_one_line_is_one_line() -> None:
     assert one_line("  a\n b\t\tc\x1b ") == "a b c\\x1b"
+
+
+def test_files_of_users_are_bounded_wherever_they_are_read() -> None:
+    for read in (load_profiles, load_scenario):
+        for path, told in (("/dev/zero", "larger than"), ("/", "Is a directory"), ("/not/there.yaml", "No such file")):
+            with pytest.raises(ConfigError, match=f"cannot read {path}: .*{told}"):
+                read(Path(path))
