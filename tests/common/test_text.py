@@ -35,7 +35,8 @@ def test_one_line_is_one_line() -> None:
 
 
 def test_files_of_users_are_bounded_wherever_they_are_read() -> None:
+    faults = (("/dev/zero", "larger than"), ("/dev", "Is a directory"), ("/not/there.yaml", "No such file"))
     for read in (load_profiles, load_scenario):
-        for path, told in (("/dev/zero", "larger than"), ("/", "Is a directory"), ("/not/there.yaml", "No such file")):
+        for path, told in faults:
             with pytest.raises(ConfigError, match=f"cannot read {path}: .*{told}"):
                 read(Path(path))
