@@ -5,13 +5,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from common import task_names
 from common.errors import HyperGPUError, InvalidInput, UnknownName
 from tasks.base import Task
 
-TASK_NAMES = ("chars", "digits", "mnist5k")
-"""The tasks that are shipped; each trains on real data and needs no network."""
+TASK_NAMES = task_names.SHIPPED
 
 _LOADERS = ("hf", "torchvision")
+_OWN = frozenset({"common", "coordinator", "hypergpu", "netsim_proxy", "node", "protos", "tasks"})
+"""Packages that a user's module of the same name is hidden by."""
 
 
 def load_task(spec: str) -> Task:
@@ -19,8 +21,9 @@ def load_task(spec: str) -> Task:
 
     Args:
         spec: a shipped task; `package.module:factory`, also found from the current directory, where `factory`
-            is a function without arguments that returns a `Task`, or a `Task` itself; or, for users with a network,
-            `torchvision:NAME` or `hf:NAME`.
+            is a function without arguments that returns a `Task`, or a `Task` itself; the name of an entry point in the
+            group `hypergpu.tasks` of an installed distribution; or, for users with a network, `torchvision:NAME` or
+            `hf:NAME`.
 
     Raises:
         UnknownName: no such task; the nearest known one is named.
@@ -29,7 +32,7 @@ def load_task(spec: str) -> Task:
     prefix, colon, rest = spec.partition(":")
     if not colon:
         if spec not in TASK_NAMES:
-            raise UnknownName("task", spec, [*TASK_NAMES, "package.module:factory"])
+            return _made(spec, _offered(spec))
         return _made(spec, importlib.import_module(f"tasks.{spec}").task)
     if prefix in _LOADERS:
         loader = importlib.import_module("tasks.loaders")
@@ -40,7 +43,20 @@ def load_task(spec: str) -> Task:
 def is_own(spec: str) -> bool:
     """Whether `spec` names a user's code rather than a shipped task or loader."""
     prefix, colon, _ = spec.partition(":")
-    return bool(colon) and prefix not in _LOADERS
+    return prefix not in _LOADERS if colon else spec not in TASK_NAMES
+
+
+def _offered(name: str) -> object:
+    """Return what an installed distribution offers under this name."""
+    offered = task_names.installed().get(name)
+    if offered is None:
+        raise UnknownName("task", name, task_names.known())
+    try:
+        loaded: object = offered.load()
+    except Exception as error:
+        of = offered.dist.name if offered.dist else "an installed distribution"
+        raise InvalidInput(f"task {name!r} of {of}: loading {offered.value} raised {_told(error)}") from error
+    return loaded
 
 
 def _find(spec: str, module_name: str, attribute: str) -> object:
@@ -53,7 +69,9 @@ def _find(spec: str, module_name: str, attribute: str) -> object:
         module = importlib.import_module(module_name)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and module_name.startswith(error.name):
-            raise InvalidInput(f"task {spec!r}: there is no module {error.name!r} here or installed") from error
+            package = module_name.partition(".")[0]
+            ours = f"; {package} is a package of HyperGPU's own: name yours otherwise" if package in _OWN else ""
+            raise InvalidInput(f"task {spec!r}: there is no module {error.name!r} here or installed{ours}") from error
         raise InvalidInput(f"task {spec!r}: importing {module_name} raised {_told(error)}") from error
     try:
         return getattr(module, attribute)

@@ -7,18 +7,22 @@ import yaml
 from rich.text import Text
 
 from common.metric import ACCURACY, LOSS
+from common.task_names import choices
 from hypergpu.cli.running import AsJson
 from hypergpu.show import PlainConsole, print_json, say
 
 
 def fit(
-    task: Annotated[str, typer.Argument(help="A shipped task, or package.module:factory.")] = "digits",
+    task: Annotated[str, typer.Argument(help=f"{choices()}.")] = "digits",
     *,
     rounds: Annotated[int, typer.Option(min=5, help="Rounds of each of the six runs.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Of data and parameters.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the model of convergence to real runs of a task, as YAML for a scenario with `learning: model`."""
+    """Fit the model of convergence to real runs of a task, as YAML for a scenario with `learning: model`.
+
+    Example: hypergpu fit digits --rounds 60
+    """
     from hypergpu.simulation.fit import fit as fit_runs  # noqa: PLC0415 - torch takes seconds to import
 
     with PlainConsole(stderr=True).status(Text(f"loading {task}")) as status:
