@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +14,10 @@ from common.address import split_address
 from common.config import SystemConfig, load_config
 from common.errors import ConfigError, HyperGPUError
 from common.extras import missing_extra
+from common.latest import LATEST, RUNS, find_run, point_latest
 from common.log import configure
 from common.malloc import keep_buffers
+from common.task_names import choices
 from common.text import one_line
 from common.tls import Tls, read_pair
 from common.token import find_token
@@ -27,12 +30,17 @@ def coordinate(
     *,
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="For gRPC; port 0 takes a free one.")] = "",
     http_listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="For /metrics, /healthz and /sd.")] = "",
-    task: Annotated[str, typer.Option(help="A shipped task, or your own as package.module:factory.")] = "",
+    task: Annotated[str, typer.Option(metavar="NAME", help=f"{choices()}.")] = "",
     rounds: Annotated[int | None, typer.Option(help="Rounds to train.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seeds parameters, shards and the order of samples.")] = None,
     min_nodes: Annotated[int | None, typer.Option(help="Nodes to wait for before the first round.")] = None,
     policy: Annotated[str, typer.Option(help="none, conservative, aggressive, reactive or proactive.")] = "",
-    out: Annotated[Path, typer.Option("--out", "--run-dir", help="Where the run is written.")] = Path("runs/latest"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "--run-dir", help="Where the run is written; by default runs/TIME, with --resume runs/latest."
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, if any.")] = False,
@@ -51,7 +59,10 @@ def coordinate(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     log_json: Annotated[bool, typer.Option("--log-json", help="Log as JSON also on a terminal.")] = False,
 ) -> None:
-    """Coordinate one training run: nodes join, rounds are run, the model and its history are written to --out."""
+    """Coordinate one training run: nodes join, rounds are run, the model and its history are written to --out.
+
+    Example: python -m coordinator --listen 127.0.0.1:50051 --rounds 50 --min-nodes 3 --insecure
+    """
     given = {
         "server.listen": listen or None,
         "server.http_listen": http_listen or None,
@@ -71,6 +82,8 @@ def coordinate(
         tls = _tls(tls_cert, tls_key, insecure)
         for address in (settings.server.listen, settings.server.http_listen):
             split_address(address)
+        new = RUNS / time.strftime("%Y-%m-%d-%H%M%S")
+        out = find_run(out or (RUNS / LATEST if resume else new))
         code = asyncio.run(_run(settings, out, secret, tls, resume=resume, force=force))
     except (HyperGPUError, ValueError) as error:
         print(f"coordinator: {one_line(str(error))}", file=sys.stderr)
@@ -90,6 +103,7 @@ async def _run(settings: SystemConfig, out: Path, token: str, tls: Tls | None, *
 
     def announce(address: str, http_address: str) -> None:
         bound.update(listen=address, http_listen=http_address)
+        point_latest(out)
         print(f"metrics on {http_address}")
         print(f"listening on {address}", flush=True)
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from common.metric import LOSS, plain_number
+from common.latest import find_run
 from hypergpu.cli.running import AsJson
 from hypergpu.show import print_json, say
 
@@ -27,7 +28,7 @@ def export(
     """
     from hypergpu.export import export_model  # noqa: PLC0415  (it needs torch)
 
-    exported = export_model(run_dir, which, out)
+    exported = export_model(find_run(run_dir), which, out)
     for reason in exported.skipped:
         say(f"hypergpu: a newer model cannot be read: {reason}", error=True)
     if as_json:

@@ -6,13 +6,16 @@ from typing import Annotated
 import typer
 
 from common import strict_json
+from common.latest import LATEST, RUNS, find_run
 from hypergpu.cli.running import AsJson
 from hypergpu.report import write_report
 from hypergpu.show import say
 
 
 def report(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Where the run is kept.")],
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="[RUN_DIR]", help="Where the run is kept; the newest by default.")
+    ] = RUNS / LATEST,
     baseline: Annotated[
         Path | None, typer.Option(metavar="RUN_DIR", help="A run to compare it with, such as one without adaptation.")
     ] = None,
@@ -23,5 +26,5 @@ def report(
 
     Example: hypergpu report runs/first --baseline runs/fixed --out first.html
     """
-    written = write_report(run_dir, out=out, baseline=baseline)
+    written = write_report(find_run(run_dir), out=out, baseline=baseline and find_run(baseline))
     say(strict_json.dumps(written.record(), indent=2) if as_json else written.path)

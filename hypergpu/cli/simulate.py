@@ -8,6 +8,7 @@ import typer
 
 from common.errors import InvalidInput
 from common.metric import LOSS, plain_number
+from common.latest import point_latest
 from hypergpu.cli.running import AsJson
 from hypergpu.report.model import natural
 from hypergpu.show import counted, duration, new_table, print_json, print_table, progress_bar, say, size
@@ -52,6 +53,8 @@ def simulate(
     total = loaded.config.training.rounds
     with progress_bar("rounds") as tell:
         outcome = run_scenario(loaded, out, progress=lambda number: tell(number - 1, total))
+    if out is not None:
+        point_latest(out)
     if as_json:
         print_json(outcome.record())
     else:
