@@ -42,6 +42,8 @@ class SavedNode(_Saved):
     """What a node did so far."""
 
     node_id: NodeId
+    state: Annotated[str, Field(max_length=64)] = ""
+    """Whether it was there; empty where that is not known."""
     rounds_contributed: Count = 0
     rounds_selected: Count = 0
     retries: Count = 0

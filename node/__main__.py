@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import structlog
 import typer
 from prometheus_client import disable_created_metrics
 
@@ -19,7 +20,9 @@ from common.rpc import check_node_id
 from common.text import one_line
 from common.tls import Tls, read_authority
 from common.token import find_token
+from node.naming import own_name, replica_name
 
+log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -32,6 +35,13 @@ def main(  # noqa: PLR0917  (one per option)
     node_id: Annotated[
         str | None, typer.Option(metavar="NAME", help="Unique in the cluster. By default made of the host's name.")
     ] = None,
+    replica_id: Annotated[
+        bool,
+        typer.Option(
+            "--replica-id",
+            help="Take the name from the replica of a Compose service that this container is: node-1, node-2, …",
+        ),
+    ] = False,
     gpu: Annotated[
         str | None,
         typer.Option(
@@ -44,8 +54,8 @@ def main(  # noqa: PLR0917  (one per option)
         str | None,
         typer.Option(
             metavar="MODULE:FACTORY",
-            help="Your own task, where the run trains it: a node loads no code but what is named here. "
-            "Shipped tasks need no option.",
+            help="Your own task, or the name of an installed one, where the run trains it: a node loads no code but "
+            "what is named here. Shipped tasks need no option.",
         ),
     ] = None,
     http_listen: Annotated[
@@ -109,7 +119,8 @@ def main(  # noqa: PLR0917  (one per option)
         if tls_ca is not None and not insecure:
             read_authority(tls_ca)
         secret = find_token(token, token_file, os.environ) or None
-        asyncio.run(_run(settings, node_id, task, secret, None if insecure else Tls(authority=tls_ca)))
+        name = node_id or (_replica() if replica_id else None)
+        asyncio.run(_run(settings, name, task, secret, None if insecure else Tls(authority=tls_ca)))
     except (HyperGPUError, ValueError) as error:
         _fail(error)
     except ImportError as error:
@@ -123,12 +134,20 @@ async def _run(
 ) -> None:
     # torch takes seconds to import: a mistake on the command line is told before.
     from node.app import run  # noqa: PLC0415
-    from node.client import own_name  # noqa: PLC0415
     from tasks.loading import is_own, load_task  # noqa: PLC0415
 
     if task is not None and is_own(task):
         load_task(task)  # a mistake in it is told now, not when the run begins
     await run(settings, node_id or own_name(), task, token, tls)
+
+
+def _replica() -> str | None:
+    """Return this container's name as a replica of its Compose service, if its engine's DNS knows it."""
+    name = replica_name()
+    if name is None:
+        text = "the engine's DNS does not know this container as a replica; its name will be another after a restart"
+        log.warning(text)
+    return name
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -1,8 +1,6 @@
 """The coordinator as a node sees it: stubs, metadata, and errors of our own tree."""
 
 import asyncio
-import secrets
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Self, TypeVar
@@ -225,12 +223,6 @@ class CoordinatorClient:
             return await method(request, metadata=self._metadata, timeout=within_seconds)
         except grpc.RpcError as error:
             raise await explain_failure(error, self.address, self._tls) from error
-
-
-def own_name() -> str:
-    """A name for a node that was given none, made before it first dials so that its link is known from the start."""
-    host = "".join(c for c in socket.gethostname().partition(".")[0] if c.isascii() and (c.isalnum() or c in "-_"))
-    return f"{host[:40].lstrip('-_') or 'node'}-{secrets.token_hex(3)}"
 
 
 def specs_message(specs: GPUSpecs) -> pb.GpuSpecs:

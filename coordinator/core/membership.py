@@ -198,6 +198,9 @@ class Membership:
         for row in rows:
             member = self._members.setdefault(row["node_id"], Member(row["node_id"], presence=Presence.LOST))
             member.reason = "not back since the coordinator was restarted"
+            state = row.get("state")
+            if state in (Presence.LEFT, Presence.LOST):  # it was gone before: nobody waits for it
+                member.presence, member.reason = Presence.LEFT, f"{state} before the coordinator was restarted"
             for name in ("rounds_contributed", "rounds_selected", "retries", "late"):
                 setattr(member, name, int(row.get(name, 0)))
             member.rule = Rule(row.get("rule", Rule.AUTOMATIC))

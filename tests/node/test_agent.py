@@ -15,9 +15,9 @@ from common.errors import InvalidInput, NotAuthenticated, OutOfMemory, ProtocolE
 from common.tensors import Manifest
 from common.wire import manifest_to_proto
 from node.agent import Agent
-from node.client import own_name
 from node.core.gpu import GPUSpecs
 from node.core.lifecycle import State
+from node.naming import own_name
 from protos import coordinator_pb2 as pb
 from tasks import FlatModel, Task, build
 from tests.patience import patience
