@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from common.metric import LOSS, plain_number
 from common.latest import find_run
+from common.metric import LOSS, plain_number
 from hypergpu.cli.running import AsJson
 from hypergpu.show import print_json, say
 

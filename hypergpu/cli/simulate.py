@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from common.errors import InvalidInput
-from common.metric import LOSS, plain_number
 from common.latest import point_latest
+from common.metric import LOSS, plain_number
 from hypergpu.cli.running import AsJson
 from hypergpu.report.model import natural
 from hypergpu.show import counted, duration, new_table, print_json, print_table, progress_bar, say, size
