@@ -1,5 +1,6 @@
 """Local SGD inside the backward pass."""
 
+import math
 from typing import Self
 
 import torch
@@ -9,24 +10,32 @@ from torch.utils.hooks import RemovableHandle
 from tasks import FlatModel
 
 
+class MovedTwiceError(Exception):
+    """A backward pass gave a parameter a second gradient after the parameter had moved along the first."""
+
+
 class Descent:
     """While entered, each parameter moves as soon as its gradient is there, still in the cache, and the gradient goes.
 
     On a CPU, a step of four million parameters takes a third less than with zeroing, adding into a flat buffer, and
     moving along that (Lv et al., "Full parameter fine-tuning for large language models with limited resources", ACL
-    2024, do it for the memory). A model whose backward pass still needs a parameter that has moved raises RuntimeError,
-    as do sparse gradients: autograd counts the versions of what it saved.
+    2024, do it for the memory). Not every model can be trained so: `Rehearsal` finds out. A backward pass that
+    needs a saved parameter which has moved raises RuntimeError, as autograd counts the versions of what it saved.
+
+    Raises:
+        MovedTwiceError: out of `backward()`, where a parameter gets its gradient in parts, as a block does that is
+            used twice under reentrant activation checkpointing. The second part may stem from the moved parameter.
     """
 
     def __init__(self, model: FlatModel, learning_rate: float) -> None:
         self._model, self._rate = model, learning_rate
-        self._norms: list[Tensor] = []
+        self._norms: dict[int, Tensor] = {}
         self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
         for parameter in self._model.trainable:
             parameter.grad = None
-            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._move))
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._take))
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -35,15 +44,34 @@ class Descent:
         self._model.attach_gradients()
 
     def norm(self) -> float:
-        """The norm of the whole gradient since the last call."""
-        total = float(torch.linalg.vector_norm(torch.stack(self._norms))) if self._norms else 0.0
+        """Return the norm of the whole gradient since the last call, and begin the next step."""
+        norms = list(self._norms.values())
         self._norms.clear()
-        return total
+        return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
     @torch.no_grad()
-    def _move(self, parameter: Tensor) -> None:
+    def _take(self, parameter: Tensor) -> None:
         gradient = parameter.grad
         assert gradient is not None
-        self._norms.append(torch.linalg.vector_norm(gradient))
-        parameter.add_(gradient, alpha=-self._rate)
+        if id(parameter) in self._norms:
+            raise MovedTwiceError
+        self._norms[id(parameter)] = torch.linalg.vector_norm(gradient)
+        self._move(parameter, gradient)
         parameter.grad = None
+
+    def _move(self, parameter: Tensor, gradient: Tensor) -> None:
+        parameter.add_(gradient, alpha=-self._rate)
+
+
+class Rehearsal(Descent):
+    """A descent in which each parameter becomes NaN instead of moving.
+
+    Where the rest of the backward pass reads the parameter again, as a forward pass does that is recomputed, its
+    gradients become NaN too: such a model must not move its parameters before the backward pass is over.
+    """
+
+    def __init__(self, model: FlatModel) -> None:
+        super().__init__(model, 0.0)
+
+    def _move(self, parameter: Tensor, gradient: Tensor) -> None:
+        parameter.fill_(math.nan)

@@ -14,9 +14,13 @@ from torch import Tensor
 from common.draws import Draws
 from common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, OutOfMemory
 from common.tensors import Flat
-from node.descent import Descent
+from node.descent import Descent, MovedTwiceError, Rehearsal
 from tasks import MetricFailed, Task, build, metric_for
+from tasks.memory import is_out_of_memory
 from tasks.samples import Indices, fetch
+from tasks.seeding import seeded
+
+log = structlog.get_logger()
 
 log = structlog.get_logger()
 
@@ -133,7 +137,10 @@ class Trainer:
             found, score = self._forward(x, y)
             part = found * weight
             middle = self._now()
-            part.backward()
+            self._backward(part, len(x))
+            self.model.collect_state()
+            if descent is None:
+                self.model.collect_gradients()
             end = self._now()
             loss += part.detach()
             metric = None if metric is None or score is None else metric + weight * score
@@ -184,19 +191,38 @@ class Trainer:
         began = time.perf_counter()
         model = self.model
         model.load(parameters)
-        steps = []
-        fused = local_steps > 1 and micro_batch is None and self._can_fuse(batches)
+        steps: list[Step] = []
+
+        def run(*, fused: bool) -> None:
+            recorded = len(steps)
+            with self._seeded(key), Descent(model, learning_rate) if fused else nullcontext() as descent:
+                for index in range(local_steps):
+                    if abandon is not None and abandon.is_set():
+                        raise Abandoned(f"given up after {index} of {local_steps} steps")
+                    step = self.gradient(*batches(index), step=index, micro_batch=micro_batch, descent=descent)
+                    if local_steps > 1 and descent is None:
+                        model.parameters.add_(model.gradients, alpha=-learning_rate)
+                    if index < recorded:
+                        steps[index] = step
+                        continue
+                    steps.append(step)
+                    after_step(step)
+
         changing = slice(model.parameter_count if local_steps == 1 else 0, None)
         self._start[changing] = model.values[changing]
-        with self._seeded(key), Descent(model, learning_rate) if fused else nullcontext() as descent:
-            for index in range(local_steps):
-                if abandon is not None and abandon.is_set():
-                    raise Abandoned(f"given up after {index} of {local_steps} steps")
-                step = self.gradient(*batches(index), step=index, micro_batch=micro_batch, descent=descent)
-                if local_steps > 1 and descent is None:
-                    model.parameters.add_(model.gradients, alpha=-learning_rate)
-                steps.append(step)
-                after_step(step)
+        fused = local_steps > 1 and micro_batch is None and self._can_fuse(batches)
+        try:
+            run(fused=fused)
+        except (MovedTwiceError, RuntimeError) as error:
+            if not fused:
+                raise
+            self._fusible = False
+            log.info(
+                "this model's parameters have to wait for the end of the backward pass", error=type(error).__name__
+            )
+        if fused and not self._fusible:
+            model.load(parameters)
+            run(fused=False)
         out = self._out if self.device.type == "cpu" else self._start
         torch.sub(model.values[changing], self._start[changing], out=out[changing])
         if local_steps == 1:
@@ -250,9 +276,9 @@ class Trainer:
                 what = f"of shape {tuple(loss.shape)}" if loss.ndim else "that no parameter has a part in"
                 raise ValueError(f"the loss is a tensor {what}, not the mean over the batch")
             metric = self._score(outputs, targets)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(f"{self.device} does not hold a batch of {len(inputs)}", len(inputs) // 2) from error
         except Exception as error:
+            if is_out_of_memory(error):
+                raise self._out_of_memory(len(inputs)) from error
             raise InvalidInput(
                 f"task {self.task.name!r} does not take samples of shape {tuple(inputs.shape)} and targets of shape "
                 f"{tuple(targets.shape)}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -270,14 +296,26 @@ class Trainer:
                 self._metric_failed = None
             return None
 
+    def _backward(self, loss: Tensor, samples: int) -> None:
+        try:
+            loss.backward()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise self._out_of_memory(samples) from error
+            raise
+
+    def _out_of_memory(self, samples: int) -> OutOfMemory:
+        return OutOfMemory(f"{self.device} does not hold a batch of {samples}", samples // 2)
+
     def _can_fuse(self, batches: Fetch) -> bool:
-        """Whether this model's parameters may move within the backward pass: tried once, by moving them nowhere."""
+        """Whether this model's parameters may move within the backward pass: tried once."""
         if self._fusible is None:
+            batch = batches(0)
             try:
-                with self._trial("fuse"), Descent(self.model, 0.0) as descent:
-                    self.gradient(*batches(0), descent=descent)
+                with self._trial("fuse"), Rehearsal(self.model) as rehearsal:
+                    self.gradient(*batch, descent=rehearsal)
                 self._fusible = True
-            except RuntimeError:
+            except Exception:  # the user's code among NaNs; an error of its own comes again without them
                 self._fusible = False
         return self._fusible
 
@@ -292,13 +330,13 @@ class Trainer:
             with self._seeded((name,)):
                 yield
         finally:
+            self.model.put_buffers_back()
             self.model.values.copy_(values)
 
     @contextmanager
     def _seeded(self, key: tuple[str | int, ...]) -> Iterator[None]:
-        """Fixes what the model draws, and leaves the global generators as they were."""
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(Draws(self.seed, "train", *key).bits(0) >> 1)
+        """Fix what the model draws, and leave the global generators as they were."""
+        with seeded(Draws(self.seed, "train", *key).bits(0) >> 1, self.device):
             yield
 
     def _now(self) -> float:

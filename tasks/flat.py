@@ -7,7 +7,7 @@ An update has the same layout. Its first `parameter_count` floats are gradients 
 changes (more); its state part is always a change, to be averaged and added, never fed to an optimiser.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 
 import torch
@@ -17,6 +17,44 @@ from torch.nn.parameter import is_lazy
 from common.errors import InvalidInput, ProtocolError
 from common.tensors import Flat, Manifest, TensorSpec
 from tasks.base import Task
+from tasks.seeding import seeded
+
+
+class Place:
+    """A buffer of a module, by its owner and name there: code may put another tensor into its place."""
+
+    def __init__(self, owner: nn.Module, key: str, tensor: Tensor) -> None:
+        self._owner, self._key, self.tensor = owner, key, tensor
+        self._initial: Tensor | None = None
+        self._version = tensor._version
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Take over the values of the tensor that is in the place now, and put ours back."""
+        found = self._owner._buffers.get(self._key)
+        if found is self.tensor:
+            return
+        if found is None or found.shape != self.tensor.shape or found.dtype != self.tensor.dtype:
+            now = "gone" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
+            raise InvalidInput(
+                f"buffer {self._key!r} of {type(self._owner).__name__} was {self.tensor.dtype} of shape "
+                f"{tuple(self.tensor.shape)} and is {now}; only its values may change while it is trained"
+            )
+        self.tensor.copy_(found)
+        self.put_back()
+
+    def put_back(self) -> None:
+        """Put our tensor back into the place."""
+        self._owner._buffers[self._key] = self.tensor
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Give our tensor the values that it had at the first call."""
+        if self._initial is None:
+            self._initial = self.tensor.clone()
+        elif self.tensor._version != self._version:
+            self.tensor.copy_(self._initial)
+        self._version = self.tensor._version
 
 
 class FlatModel:
@@ -55,14 +93,52 @@ class FlatModel:
             tensor.data = view
             start += tensor.numel()
         self.trainable = tuple(p for _, p in trainable)
+        self._gradient_views = tuple(self._views_of_gradients())
+        travelling = {id(tensor) for _, tensor in [*trainable, *state]}
+        self.at_home: Mapping[str, Tensor] = {
+            name: tensor
+            for name, tensor in chain(module.named_parameters(), module.named_buffers())
+            if id(tensor) not in travelling
+        }
+        """Tensors that do not travel, by name: frozen parameters, and buffers that are not state."""
+        places = [Place(owner, key, buffer) for owner in module.modules() for key, buffer in _own_buffers(owner)]
+        self._state_places = [place for place in places if id(place.tensor) in travelling]
+        self._home_places = [place for place in places if id(place.tensor) not in travelling]
+        self.put_buffers_back()
         self.attach_gradients()
 
     def attach_gradients(self) -> None:
         """Let `backward()` add to `gradients`, where someone has set the parameters' own `grad` to something else."""
-        start = 0
-        for parameter in self.trainable:
-            parameter.grad = self.gradients[start : start + parameter.numel()].view(parameter.shape)
-            start += parameter.numel()
+        for parameter, view in zip(self.trainable, self._gradient_views, strict=True):
+            parameter.grad = view
+
+    def collect_gradients(self) -> None:
+        """Bring gradients that the model's own code has put elsewhere, as `zero_grad()` does, back into `gradients`."""
+        for parameter, view in zip(self.trainable, self._gradient_views, strict=True):
+            gradient = parameter.grad
+            if gradient is not view:
+                view.zero_() if gradient is None else view.copy_(gradient.detach())
+                parameter.grad = view
+
+    def collect_state(self) -> None:
+        """Bring state that the model's own code has put into new tensors back into `values`.
+
+        Raises:
+            InvalidInput: a buffer that is gone, or has another shape or type.
+        """
+        for place in self._state_places:
+            place.collect()
+
+    def put_buffers_back(self) -> None:
+        """Give the buffers that do not travel the values that they were made with, and each its own tensor.
+
+        Work is then the same whoever does it, whatever that node did before.
+        """
+        for place in self._state_places:
+            place.put_back()
+        for place in self._home_places:
+            place.put_back()
+            place.reset()
 
     @property
     def parameters(self) -> Tensor:
@@ -74,14 +150,21 @@ class FlatModel:
         """The rest of `values`: running statistics, a view."""
         return self.values[self.parameter_count :]
 
+    def _views_of_gradients(self) -> Iterator[Tensor]:
+        start = 0
+        for parameter in self.trainable:
+            yield self.gradients[start : start + parameter.numel()].view(parameter.shape)
+            start += parameter.numel()
+
     def load(self, flat: Flat) -> None:
-        """Set parameters and state.
+        """Set parameters and state; other buffers get the values that they were made with.
 
         Raises:
             ProtocolError: `flat` is not of shape (manifest.size,).
         """
         if flat.shape != (self.manifest.size,):
             raise ProtocolError(f"a flat buffer of shape {flat.shape} where ({self.manifest.size},) belongs")
+        self.put_buffers_back()
         source = torch.from_numpy(flat if flat.flags.writeable else flat.copy())
         self.values.copy_(source)
 
@@ -96,8 +179,7 @@ def build(task: Task, seed: int, device: torch.device | str = "cpu") -> FlatMode
     Raises:
         InvalidInput: the model's factory fails, or gives something that is not a Module with float32 parameters.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         try:
             module = task.model()
         except Exception as error:
@@ -105,6 +187,10 @@ def build(task: Task, seed: int, device: torch.device | str = "cpu") -> FlatMode
     if not isinstance(module, nn.Module):
         raise InvalidInput(f"the model of task {task.name!r} is a {type(module).__name__}, not a torch.nn.Module")
     return FlatModel(module, device)
+
+
+def _own_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((key, buffer) for key, buffer in module._buffers.items() if buffer is not None)
 
 
 def _changing_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

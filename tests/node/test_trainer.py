@@ -1,9 +1,14 @@
+import random
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from common.errors import InvalidInput, NonFiniteUpdate, ProtocolError
+from common.errors import InvalidInput, NonFiniteUpdate, OutOfMemory, ProtocolError
 from common.tensors import Flat
 from node.trainer import Trainer
 from tasks import Metric, Task, build, load_task
@@ -217,3 +222,239 @@ def test_descending_within_the_backward_pass_changes_no_result(module: type[nn.M
         assert trainer._fusible is (fusible if micro_batch is None else None)
     assert np.allclose(updates[0][0], updates[1][0], atol=1e-6)
     assert updates[0][1] == pytest.approx(updates[1][1], rel=1e-5)
+
+
+class Block(nn.Module):
+    """One layer, used twice, as `how` says: 'plain', or under activation checkpointing of either kind."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.block, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def use(self, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "plain":
+            return torch.tanh(self.block(x))
+        out: torch.Tensor = checkpoint(lambda y: torch.tanh(self.block(y)), x, use_reentrant=self.how == "reentrant")
+        return out
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.last(self.use(self.use(self.first(x))))
+        return out
+
+
+class Recomputed(nn.Module):
+    """The recomputed part reads `scale` without a gradient; its own gradient is complete, once, before that."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.first, self.layer, self.scale = nn.Linear(6, 6), nn.Linear(6, 3), nn.Parameter(torch.full((3,), 2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner: torch.Tensor = checkpoint(
+            lambda y: torch.tanh(self.layer(y) * self.scale.detach()), self.first(x), use_reentrant=self.reentrant
+        )
+        return inner * 3 + self.scale
+
+
+class TiedUnderCheckpoint(nn.Module):
+    """The weight of the checkpointed layer is that of the last one, too."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.first, self.second, self.last = nn.Linear(6, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+        self.last.weight = self.second.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = self.first(x)
+        outer: torch.Tensor = checkpoint(lambda y: torch.tanh(self.second(y)), inner, use_reentrant=self.reentrant)
+        out: torch.Tensor = self.last(inner) * outer
+        return out
+
+
+class LaterTwice(Block):
+    """The block is used once in the trial and the first two steps, and twice from then on."""
+
+    def __init__(self) -> None:
+        super().__init__("reentrant")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.use(self.first(x))
+        if float(x.mean()) > LATER:
+            hidden = self.use(hidden)
+        out: torch.Tensor = self.last(hidden)
+        return out
+
+
+class Zeroing(nn.Module):
+    """Its own code throws gradients away, as careless code does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.zero_grad(set_to_none=True)
+        out: torch.Tensor = self.layer(x)
+        return out
+
+
+BATCHES = [(X[10 * i : 10 * i + 10] + 0.2 * i, Y[10 * i : 10 * i + 10]) for i in range(4)]
+LATER = float(BATCHES[2][0].mean()) - 1e-3
+
+
+def _plain_sgd(make: Callable[[], nn.Module], rate: float) -> Flat:
+    task = Task(model=make, train=(X, Y), test=(X, Y))
+    model = build(task, 0)
+    before, module = model.flat(), build(task, 0).module
+    optimizer = torch.optim.SGD(module.parameters(), lr=rate)
+    module.train()
+    for x, y in BATCHES:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(x), y).backward()
+        optimizer.step()
+    after = torch.cat([p.detach().flatten() for p in module.parameters()]).numpy()
+    change: Flat = after - before
+    return change
+
+
+@pytest.mark.parametrize(
+    ("make", "fusible"),
+    [
+        (lambda: Block("plain"), True),
+        (lambda: Block("reentrant"), False),
+        (lambda: Block("not reentrant"), True),
+        (lambda: Recomputed(reentrant=True), False),
+        (lambda: Recomputed(reentrant=False), False),
+        (lambda: TiedUnderCheckpoint(reentrant=True), False),
+        (lambda: TiedUnderCheckpoint(reentrant=False), True),
+        (LaterTwice, False),
+        (Reused, False),
+        (Tied, True),
+        (Zeroing, True),
+    ],
+)
+def test_local_steps_are_those_of_plain_sgd(make: Callable[[], nn.Module], fusible: bool) -> None:
+    rate = 0.5
+    trainer = Trainer(Task(model=make, train=(X, Y), test=(X, Y)), 0)
+    told: list[float] = []
+    update = trainer.work(
+        trainer.model.flat(),
+        lambda i: BATCHES[i],
+        local_steps=len(BATCHES),
+        learning_rate=rate,
+        after_step=lambda step: told.append(step.loss),
+    )
+    expected = _plain_sgd(make, rate)
+    assert float(np.abs(expected).max()) > 0.05
+    assert np.allclose(update.flat, expected, rtol=0, atol=1e-6)
+    assert trainer._fusible is fusible
+    assert told == pytest.approx([step.loss for step in update.steps], rel=1e-5)
+    assert len(told) == len(BATCHES)
+
+
+def test_gradients_of_a_model_that_throws_them_away_are_sent_all_the_same() -> None:
+    trainer = Trainer(Task(model=Zeroing, train=(X, Y), test=(X, Y)), 0)
+    update = trainer.work(trainer.model.flat(), lambda i: BATCHES[i], local_steps=1, learning_rate=0.1)
+    module = build(trainer.task, 0).module
+    nn.functional.cross_entropy(module(BATCHES[0][0]), BATCHES[0][1]).backward()
+    expected = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+    assert np.allclose(update.flat, expected.numpy(), atol=1e-7)
+
+
+class Counting(nn.Module):
+    """Draws by all three global generators, and counts its forward passes in a buffer that does not travel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.get_buffer("passes").add_(1)
+        noise = random.random() + float(np.random.rand()) + float(torch.rand(()))
+        out: torch.Tensor = self.layer(x) * (noise + float(self.get_buffer("passes")))
+        return out
+
+
+def test_work_is_the_same_whatever_the_node_did_before() -> None:
+    task = Task(model=Counting, train=(X, Y), test=(X, Y))
+    fresh, used = Trainer(task, 0), Trainer(task, 0)
+    used.measure_activations(X, Y)
+    used.work(used.model.flat(), lambda i: BATCHES[i], local_steps=3, learning_rate=0.1, key=(1,))
+    updates = [
+        trainer.work(build(task, 0).flat(), lambda i: BATCHES[i], local_steps=2, learning_rate=0.1, key=(2,)).flat
+        for trainer in (fresh, used)
+    ]
+    assert np.array_equal(updates[0], updates[1])
+
+
+class Replacing(nn.Module):
+    """Puts a new tensor into the place of its running mean, as moving averages are often written."""
+
+    mean: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        out: torch.Tensor = self.layer(x - self.mean)
+        return out
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_state_that_is_replaced_travels_as_state_that_is_changed(steps: int) -> None:
+    trainer = Trainer(Task(model=Replacing, train=(X, Y), test=(X, Y)), 0)
+    update = trainer.work(trainer.model.flat(), lambda i: BATCHES[i], local_steps=steps, learning_rate=0.1)
+    expected = torch.zeros(6)
+    for x, _ in BATCHES[:steps]:
+        expected = 0.9 * expected + 0.1 * x.mean(0)
+    assert np.allclose(trainer.model.manifest.views(update.flat)["mean"], expected.numpy(), atol=1e-6)
+    loaded = trainer.model.flat()
+    trainer.model.manifest.views(loaded)["mean"][:] = 7
+    trainer.model.load(loaded)
+    assert torch.equal(trainer.model.module.get_buffer("mean"), torch.full((6,), 7.0))
+
+
+def test_state_that_changes_its_shape_is_an_error_that_names_it() -> None:
+    class Growing(Replacing):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.mean = x.detach()
+            out: torch.Tensor = self.layer(x)
+            return out
+
+    trainer = Trainer(Task(model=Growing, train=(X, Y), test=(X, Y)), 0)
+    with pytest.raises(InvalidInput, match=r"buffer 'mean' of Growing was torch.float32 of shape \(6,\)"):
+        trainer.work(trainer.model.flat(), lambda i: BATCHES[i], local_steps=1, learning_rate=0.1)
+
+
+def test_memory_that_runs_out_is_told_as_that() -> None:
+    class Full(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    class FullBackward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    class Later(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = FullBackward.apply(super().forward(input))
+            return out
+
+    for module in (Full, Later):
+        trainer = Trainer(Task(model=lambda m=module: m(6, 3), train=(X, Y), test=(X, Y)), 0)  # type: ignore[misc]
+        with pytest.raises(OutOfMemory, match="a batch of 10") as caught:
+            trainer.work(trainer.model.flat(), lambda i: BATCHES[i], local_steps=2, learning_rate=0.1)
+        assert caught.value.largest_batch == 5

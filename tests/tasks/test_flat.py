@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -103,3 +105,36 @@ def test_a_factory_that_fails_or_gives_something_else() -> None:
         build(_task(lambda: 1 / 0), 0)
     with pytest.raises(InvalidInput, match="int"):
         build(_task(lambda: 3), 0)
+
+
+class Drawing(nn.Module):
+    """Draws what it is made of by all three global generators: frozen, integer and not persistent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.frozen = nn.Parameter(torch.from_numpy(np.random.randn(3, 3).astype(np.float32)), requires_grad=False)
+        self.register_buffer("order", torch.tensor(random.sample(range(100), 10)))
+        self.register_buffer("mask", torch.from_numpy(np.random.rand(5).astype(np.float32)), persistent=False)
+
+
+def test_what_does_not_travel_is_the_same_on_every_side() -> None:
+    task = Task(model=Drawing, train=(torch.zeros(2, 4), torch.zeros(2)), test=(torch.zeros(2, 4), torch.zeros(2)))
+    first = build(task, 5)
+    random.seed(1)
+    np.random.seed(1)
+    second, other = build(task, 5), build(task, 6)
+    assert set(first.at_home) == {"frozen", "order", "mask"}
+    for name, tensor in first.at_home.items():
+        assert torch.equal(tensor, second.at_home[name]), name
+        assert not torch.equal(tensor, other.at_home[name]), name
+    before = random.getstate(), np.random.rand(3), torch.rand(3)
+    random.setstate(before[0])
+    np.random.seed(1)
+    torch.manual_seed(1)
+    expected = np.random.rand(), float(torch.rand(()))
+    np.random.seed(1)
+    torch.manual_seed(1)
+    build(task, 5)
+    assert random.getstate() == before[0], "the global generators are left alone"
+    assert (np.random.rand(), float(torch.rand(()))) == expected
