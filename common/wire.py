@@ -9,15 +9,18 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError
 
 from common.errors import ConfigError, ProtocolError
+from common.identity import Numbers, TaskIdentity
 from common.rpc import MAX_MESSAGE_BYTES
 from common.tensors import Chunk, Manifest, TensorSpec
+from protos.coordinator_pb2 import IdentityNumbers, UpdatePart, WorkPart
 from protos.coordinator_pb2 import Manifest as ManifestMessage
+from protos.coordinator_pb2 import TaskIdentity as TaskIdentityMessage
 from protos.coordinator_pb2 import TensorSpec as TensorSpecMessage
-from protos.coordinator_pb2 import UpdatePart, WorkPart
 
 PartT = TypeVar("PartT", WorkPart, UpdatePart)
 _MAX_TENSORS = 100_000
 _MAX_RANK = 16
+_MAX_NUMBERS, _MAX_VALUES, _MAX_NAME = 1_000, 1_024, 1_000
 _MESSAGE_SLACK_BYTES = 64 << 10
 """Room in a message for what stands beside the manifest."""
 # Field tags: (number << 3) | wire type. `chunk` is field 2 of both WorkPart and UpdatePart.
@@ -69,6 +72,38 @@ def require_sendable(manifest: Manifest, max_model_bytes: int) -> None:
             f"the names and shapes of the model's {len(manifest.tensors):,} tensors take {size:,} bytes; "
             f"at most {room:,} fit a message"
         )
+
+
+def identity_to_proto(identity: TaskIdentity) -> TaskIdentityMessage:
+    """The message for a task's identity."""
+    return TaskIdentityMessage(
+        train_samples=identity.train_samples,
+        test_samples=identity.test_samples,
+        train_digest=identity.train_digest,
+        test_digest=identity.test_digest,
+        numbers=[IdentityNumbers(name=each.name, values=each.values) for each in identity.numbers],
+    )
+
+
+def identity_from_proto(message: TaskIdentityMessage) -> TaskIdentity:
+    """Read and check a task's identity.
+
+    Raises:
+        ProtocolError: more names or numbers than a task has, or a text that is too long.
+    """
+    texts = [message.train_digest, message.test_digest, *(each.name for each in message.numbers)]
+    too_many = len(message.numbers) > _MAX_NUMBERS or any(len(each.values) > _MAX_VALUES for each in message.numbers)
+    if too_many or any(len(text) > _MAX_NAME for text in texts):
+        raise ProtocolError(
+            f"a task's identity may hold {_MAX_NUMBERS} names of {_MAX_NAME} characters with {_MAX_VALUES} numbers each"
+        )
+    return TaskIdentity(
+        message.train_samples,
+        message.test_samples,
+        message.train_digest,
+        message.test_digest,
+        tuple(Numbers(each.name, tuple(each.values)) for each in message.numbers),
+    )
 
 
 def encode_part(part: WorkPart | UpdatePart | Chunk) -> bytes:

@@ -107,7 +107,7 @@ async def _run(settings: SystemConfig, out: Path, token: str, tls: Tls | None, *
         print(f"metrics on {http_address}")
         print(f"listening on {address}", flush=True)
 
-    task = load_task(settings.training.task)
+    task = load_task(settings.training.task, settings.training.seed)
     options = Options(out, token, tls, resume, force)
     while True:
         coordinator = Coordinator(settings, task, options)

@@ -51,6 +51,7 @@ from coordinator.training import TrainingService
 from coordinator.uploads import Disk, Uploads
 from protos import coordinator_pb2, coordinator_pb2_grpc
 from tasks import Task, build
+from tasks.identity import identity_of as task_identity_of
 from tasks.samples import count
 from tasks.saved import SavedModel
 
@@ -98,6 +99,7 @@ class Coordinator:
             device = evaluation_device(config.server.evaluation_device)
             flat = build(task, training.seed)
             require_sendable(flat.manifest, config.server.max_model_bytes)
+            task_identity = task_identity_of(task, flat, training.seed)
             model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, training)
             evaluated = build(task, training.seed, device)
             held_out = HeldOut(evaluated, task, config.server.evaluation_batch_size or training.batch_size)
@@ -133,7 +135,7 @@ class Coordinator:
                 _take_over(self._found.state, machine)
                 spent = self.run_dir.spent()
                 seams.before = replace(spent, seconds=max(spent.seconds, self._found.state.elapsed_seconds))
-            seams.stays = config.server.stay
+            seams.stays, seams.identity = config.server.stay, task_identity
             self._scrape_rule = ScrapeRule(config.server.scrape_hosts)
             disk = Disk(
                 partial(spilled_buffer, options.out),

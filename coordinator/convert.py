@@ -7,7 +7,7 @@ from typing import Any
 from common import strict_json
 from common.errors import InvalidInput, ProtocolError
 from common.metric import finite
-from common.wire import manifest_to_proto
+from common.wire import identity_to_proto, manifest_to_proto
 from coordinator.core import events as ev
 from coordinator.core.decisions import Decision
 from coordinator.core.global_model import GlobalModel
@@ -80,6 +80,7 @@ def register_reply(name: str, engine: Engine, heartbeat_seconds: float) -> pb.Re
         seed=config.seed,
         heartbeat_seconds=heartbeat_seconds,
         manifest=manifest(model),
+        identity=identity_to_proto(engine.identity) if engine.identity else None,
     )
 
 

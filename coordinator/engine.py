@@ -70,6 +70,7 @@ class Engine:
         """Whether the coordinator goes on answering when the run is over."""
         self.restart_asked = asyncio.Event()
         """Set when a user asks for a new run in the place of this one."""
+        self.identity = seams.identity
         self._seams = seams
         self._clock = seams.clock
         self._started_at = seams.clock() - seams.before.seconds

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from common.clock import Clock, monotonic
+from common.identity import TaskIdentity
 from common.tensors import Flat
 from coordinator.health import Health
 from coordinator.metrics import Metrics
@@ -54,6 +55,8 @@ class Seams:
     clock: Clock = monotonic
     before: Spent = field(default_factory=Spent)
     """Of a resumed run: what it took so far."""
+    identity: TaskIdentity | None = None
+    """Of the coordinator's data and model: nodes have to have the same."""
     stays: bool = False
     """Whether the coordinator goes on answering when the run is over."""
     compute: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "compute"))

@@ -10,9 +10,10 @@ from google.protobuf.message import Message
 
 from common.clock import Clock, monotonic
 from common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork, Unavailable
+from common.identity import differences
 from common.rpc import check_node_id
 from common.tensors import Chunk
-from common.wire import decode_update_part, encode_part, manifest_from_proto
+from common.wire import decode_update_part, encode_part, identity_from_proto, manifest_from_proto
 from coordinator import convert
 from coordinator.core import events as ev
 from coordinator.engine import Engine
@@ -79,6 +80,7 @@ class TrainingService:
         """Join the run, or resume the membership."""
         name = request.node_id or caller(context) or self._free_name()
         require_caller(context, check_node_id(name))
+        self._require_same_task(name, request)
         self._engine.join(convert.joined(request, name, peer_host(context)))
         return convert.register_reply(name, self._engine, self._heartbeat_seconds)
 
@@ -264,6 +266,17 @@ class TrainingService:
         self._require_run(run_id)
         if node not in self._engine.machine.members.connected:
             raise StaleWork(f"node {node!r} is not registered any more: register again")
+
+    def _require_same_task(self, name: str, request: pb.RegisterRequest) -> None:
+        own = self._engine.identity
+        if own is None or not request.HasField("identity"):
+            return  # it does not know the task yet, and registers again once it does
+        found = differences(own, identity_from_proto(request.identity))
+        if found:
+            raise InvalidInput(
+                f"the task of {name} is another one than the coordinator's: {'; '.join(found[:4])}. "
+                "Every machine needs the same code and the same data"
+            )
 
     def _free_name(self) -> str:
         while True:

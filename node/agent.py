@@ -25,8 +25,9 @@ from common.errors import (
     StaleWork,
     TlsError,
 )
+from common.identity import differences
 from common.rpc import RETRYABLE
-from common.wire import manifest_from_proto
+from common.wire import identity_from_proto, identity_to_proto, manifest_from_proto
 from node.client import CoordinatorClient, RunOver, Work, specs_message
 from node.core import lifecycle as life
 from node.core.lifecycle import Failure, LifeCycle, State
@@ -190,6 +191,9 @@ class Agent:
         )
         while True:
             request.largest_batch = largest = self._largest_batch()
+            identity = self._service.identity
+            if identity is not None:
+                request.identity.CopyFrom(identity_to_proto(identity))
             began = time.monotonic()
             reply = await self._client.register(request)
             self._record_call(1000 * (time.monotonic() - began), success=True)
@@ -202,8 +206,8 @@ class Agent:
                 with suppress(HyperGPUError):
                     await self._client.leave(reply.run_id, f"{type(error).__name__}: {error}"[:200], within_seconds=5.0)
                 raise
-            if largest == self._largest_batch():
-                break  # else it was not known before the task was: say it now
+            if largest == self._largest_batch() and identity is self._service.identity:
+                break  # else they were not known before the task was: say them now
         self._reached = True
         log.info("joined", address=self._client.address, run=reply.run_id, task=reply.task, node=self.node_id)
         self._waiting_since = time.monotonic()
@@ -228,8 +232,25 @@ class Agent:
             manifest_from_proto(reply.manifest).require_same(manifest)
         except ProtocolError as error:
             raise ProtocolError(f"the model of task {reply.task!r} here is not the coordinator's: {error}") from error
+        self._require_same_task(reply)
         if self._parameters.shape != (manifest.size,):
             self._parameters = np.empty(manifest.size, np.float32)
+
+    def _require_same_task(self, reply: pb.RegisterReply) -> None:
+        """Check that the data and the model are the coordinator's, before any work is done on others.
+
+        Raises:
+            InvalidInput: they differ; the message has both figures.
+        """
+        identity = self._service.identity
+        if identity is None or not reply.HasField("identity"):
+            return
+        found = differences(identity, identity_from_proto(reply.identity))
+        if found:
+            raise InvalidInput(
+                f"task {reply.task!r} is another one here than at the coordinator: {'; '.join(found[:4])}. "
+                "Every machine needs the same code and the same data"
+            )
 
     async def _pull(self) -> life.Event[Work]:
         number = self._number

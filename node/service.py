@@ -13,6 +13,7 @@ import torch
 from common.clock import Clock, monotonic
 from common.config import SystemConfig
 from common.errors import InvalidInput
+from common.identity import TaskIdentity
 from common.retry import retry
 from common.tensors import Flat, Manifest
 from node.batches import Batches
@@ -24,6 +25,7 @@ from node.device import UsageMeter, detect
 from node.parameters import Parameters, flattened
 from node.trainer import Step, Trainer, Update
 from tasks import Task, load_task
+from tasks.identity import identity_of
 from tasks.partition import Partition, ShardOrder, partition
 from tasks.samples import count, labels
 
@@ -89,6 +91,7 @@ class GPUNodeService:
         self._batches: Batches | None = None
         self._trainer: Trainer | None = None
         self._run: tuple[str, int] | None = None
+        self._identity: TaskIdentity | None = None
         self._memory: MemoryModel | None = None
         self._compute: ComputeModel | None = None
         self._partition: tuple[tuple[Any, ...], Partition] | None = None
@@ -242,6 +245,11 @@ class GPUNodeService:
         return self._compute
 
     @property
+    def identity(self) -> TaskIdentity | None:
+        """Figures of the data and the model, to be compared with the coordinator's; None before `prepare`."""
+        return self._identity
+
+    @property
     def largest_batch(self) -> int | None:
         """Samples that fit the card; None before `initialize`."""
         return self._memory.largest_batch(self.specs) if self._memory else None
@@ -253,8 +261,9 @@ class GPUNodeService:
             UnknownName, InvalidInput: a task that cannot be loaded.
             OutOfMemory: not even one sample fits the card.
         """
-        if self._run != (task, seed):
-            self._make(task, seed)
+        if self._run != (task, seed) or self._identity is None:
+            self._make(task, seed)  # anew where it is there already: its identity is that of the untrained model
+            self._identity = identity_of(self.trainer.task, self.trainer.model, seed)
         self.measure()
 
     def measure(self) -> MemoryModel:
@@ -389,7 +398,8 @@ class GPUNodeService:
 
     def _make(self, task: str, seed: int) -> None:
         device = "cuda" if not self.specs.simulated and torch.cuda.is_available() else "cpu"
-        self._trainer = Trainer(self._task or load_task(task), seed, device, self.config.node.precision)
+        self._trainer = Trainer(self._task or load_task(task, seed), seed, device, self.config.node.precision)
+        self._identity = None
         self._run, self._memory, self._compute, self._partition = (task, seed), None, None, None
 
     def _micro_batch(self, batch_size: int, *, accumulate: bool) -> int | None:

@@ -8,16 +8,21 @@ from pathlib import Path
 from common import task_names
 from common.errors import HyperGPUError, InvalidInput, UnknownName
 from tasks.base import Task
+from tasks.seeding import seeded
 
 TASK_NAMES = task_names.SHIPPED
 
+_IMPORT_SEED = 0
 _LOADERS = ("hf", "torchvision")
 _OWN = frozenset({"common", "coordinator", "hypergpu", "netsim_proxy", "node", "protos", "tasks"})
 """Packages that a user's module of the same name is hidden by."""
 
 
-def load_task(spec: str) -> Task:
-    """The task that `spec` names.
+def load_task(spec: str, seed: int = 0) -> Task:
+    """Return the task that `spec` names; the same seed gives the same task in every process.
+
+    Factories run under `seed`: a `random_split` without a generator of its own splits alike on every side of a run.
+    A module is imported once in a process, so what it draws when it is imported is seeded by a constant.
 
     Args:
         spec: a shipped task; `package.module:factory`, also found from the current directory, where `factory`
@@ -32,12 +37,12 @@ def load_task(spec: str) -> Task:
     prefix, colon, rest = spec.partition(":")
     if not colon:
         if spec not in TASK_NAMES:
-            return _made(spec, _offered(spec))
-        return _made(spec, importlib.import_module(f"tasks.{spec}").task)
+            return _made(spec, seed, _offered(spec))
+        return _made(spec, seed, importlib.import_module(f"tasks.{spec}").task)
     if prefix in _LOADERS:
         loader = importlib.import_module("tasks.loaders")
-        return _made(spec, lambda: getattr(loader, prefix)(rest))
-    return _made(spec, _find(spec, prefix, rest))
+        return _made(spec, seed, lambda: getattr(loader, prefix)(rest))
+    return _made(spec, seed, _find(spec, prefix, rest))
 
 
 def is_own(spec: str) -> bool:
@@ -52,7 +57,8 @@ def _offered(name: str) -> object:
     if offered is None:
         raise UnknownName("task", name, task_names.known())
     try:
-        loaded: object = offered.load()
+        with seeded(_IMPORT_SEED):
+            loaded: object = offered.load()
     except Exception as error:
         of = offered.dist.name if offered.dist else "an installed distribution"
         raise InvalidInput(f"task {name!r} of {of}: loading {offered.value} raised {_told(error)}") from error
@@ -66,7 +72,8 @@ def _find(spec: str, module_name: str, attribute: str) -> object:
     if not module_name or not attribute:
         raise InvalidInput(f"task {spec!r} is not of the form package.module:factory")
     try:
-        module = importlib.import_module(module_name)
+        with seeded(_IMPORT_SEED):
+            module = importlib.import_module(module_name)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and module_name.startswith(error.name):
             package = module_name.partition(".")[0]
@@ -80,11 +87,12 @@ def _find(spec: str, module_name: str, attribute: str) -> object:
         raise UnknownName(f"factory in {module_name}", attribute, known) from None
 
 
-def _made(spec: str, factory: Callable[[], object] | object) -> Task:
+def _made(spec: str, seed: int, factory: Callable[[], object] | object) -> Task:
     made = factory
     if callable(factory):
         try:
-            made = factory()
+            with seeded(seed):
+                made = factory()
         except HyperGPUError:
             raise
         except Exception as error:

@@ -304,7 +304,7 @@ def target_of(scenario: Scenario) -> float | None:
         return scenario.target
     from tasks import load_task  # noqa: PLC0415  (torch takes seconds to import)
 
-    return load_task(scenario.config.training.task).target
+    return load_task(scenario.config.training.task, scenario.seed).target
 
 
 def _strategies(text: str) -> tuple[str, str]:
@@ -387,7 +387,7 @@ def metric_of_scenario(scenario: Scenario) -> MetricSpec:
         return ModelledLearning(scenario.config.training, scenario.learning_curve(), scenario.metric or ACCURACY).metric
     from tasks import build, load_task, metric_of, spec_of  # noqa: PLC0415  (torch takes seconds to import)
 
-    task = load_task(scenario.config.training.task)
+    task = load_task(scenario.config.training.task, scenario.seed)
     return spec_of(metric_of(task, build(task, scenario.config.training.seed).module))
 
 

@@ -78,7 +78,7 @@ def fit(task: str, rounds: int = 60, seed: int = 0, progress: Callable[[str], No
     runs = []
     for number, (nodes, batch) in enumerate(SETUPS, 1):
         progress(f"run {number} of {len(SETUPS)}: {nodes} {'node' if nodes == 1 else 'nodes'}, batches of {batch}")
-        learning = RealLearning(load_task(task), config)
+        learning = RealLearning(load_task(task, config.seed), config)
         runs.append(run(learning, config, nodes, batch, rounds))
     progress("fitting")
     base = Convergence(

@@ -213,7 +213,7 @@ def _learning(scenario: Scenario) -> Learning:
     from tasks import load_task  # noqa: PLC0415
 
     on_one_thread()
-    return RealLearning(load_task(config.task), config)
+    return RealLearning(load_task(config.task, config.seed), config)
 
 
 def _outcome(

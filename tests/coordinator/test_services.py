@@ -559,3 +559,22 @@ async def test_a_node_that_stops_listening_costs_the_others_nothing(tmp_path: Pa
         call.cancel()
         assert await b.push(order, np.zeros(8, np.float32)) == pb.PushUpdateReply.ACCEPTED
         assert (await a.work()).order.work.attempt == 2
+
+
+async def test_a_node_with_other_data_is_refused_with_both_figures(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        a = run.node("a")
+        own = (await a.register()).identity
+        assert (own.train_samples, own.test_samples) == (40, 20)
+        assert {each.name for each in own.numbers} >= {"train inputs", "test inputs", "outputs of the untrained model"}
+        assert (await a.register(identity=own)).run_id == a.run_id
+        other = pb.TaskIdentity()
+        other.CopyFrom(own)
+        other.train_samples = 20
+        code, text = await code_of(run.node("b").register(identity=other))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "the task of b is another one than the coordinator's: 40 train samples here, 20 there" in text
+        assert run.coordinator.engine.machine.members.get("b") is None
+        other.numbers.extend([pb.IdentityNumbers()] * 2_000)
+        code, text = await code_of(run.node("b").register(identity=other))
+        assert code is grpc.StatusCode.ABORTED

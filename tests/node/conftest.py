@@ -47,6 +47,8 @@ class FakeCoordinator:
     applied: dict[tuple[int, int], np.ndarray[tuple[int], np.dtype[np.float32]]] = field(default_factory=dict)
     returned: list[tuple[str, str]] = field(default_factory=list)
     largest_batches: list[int] = field(default_factory=list)
+    identities: list[pb.TaskIdentity | None] = field(default_factory=list)
+    identity: pb.TaskIdentity | None = None
     left: list[str] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
     fail: list[tuple[str, grpc.StatusCode]] = field(default_factory=list)
@@ -104,6 +106,7 @@ class FakeCoordinator:
     async def register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterReply:
         await self._begin("Register", context)
         self.largest_batches.append(request.largest_batch)
+        self.identities.append(request.identity if request.HasField("identity") else None)
         return pb.RegisterReply(
             node_id=request.node_id,
             run_id=self.run_id,
@@ -111,6 +114,7 @@ class FakeCoordinator:
             seed=self.seed,
             heartbeat_seconds=0.05,
             manifest=manifest_to_proto(self.model.manifest),
+            identity=self.identity,
         )
 
     async def heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatReply:

@@ -12,14 +12,16 @@ import torch
 from torch import nn
 
 from common.errors import InvalidInput, NotAuthenticated, OutOfMemory, ProtocolError
+from common.identity import differences
 from common.tensors import Manifest
-from common.wire import manifest_to_proto
+from common.wire import identity_from_proto, manifest_to_proto
 from node.agent import Agent
 from node.core.gpu import GPUSpecs
 from node.core.lifecycle import State
 from node.naming import own_name
 from protos import coordinator_pb2 as pb
 from tasks import FlatModel, Task, build
+from tasks.identity import identity_of
 from tests.patience import patience
 
 MIB = 1 << 20
@@ -271,6 +273,25 @@ async def test_another_model_than_the_coordinators_is_told_by_its_tensors(cluste
         c.fake.model = FlatModel(nn.Linear(2, 2))
         with pytest.raises(ProtocolError, match="missing 'weight'"):
             await c.run()
+
+
+async def test_the_identity_of_the_task_is_said_once_it_is_known(cluster: Any) -> None:
+    async with cluster(order(1)) as c:
+        await c.run()
+        assert c.fake.identities[0] is None
+        task, seed = c.service.trainer.task, c.fake.seed
+        said = c.fake.identities[-1]
+        assert said is not None
+        assert differences(identity_of(task, build(task, seed), seed), identity_from_proto(said)) == []
+
+
+async def test_other_data_than_the_coordinators_is_told_with_both_figures(cluster: Any) -> None:
+    async with cluster(order(1)) as c:
+        c.fake.identity = pb.TaskIdentity(train_samples=99, test_samples=20)
+        with pytest.raises(InvalidInput, match=r"another one here than at the coordinator: 60 train samples here, 99"):
+            await c.run()
+        assert "PullWork" not in c.fake.calls
+        assert "Leave" in c.fake.calls
 
 
 def test_nodes_name_themselves_before_they_dial() -> None:

@@ -1,0 +1,69 @@
+"""What every side of a run has to have alike: the data and the model of the task, as figures that can be compared.
+
+Counts, types and classes are compared exactly. Numbers that are computed, such as normalised inputs or frozen layers,
+may differ in their last digits from one kind of processor to the next; so some of each are compared as numbers.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+RELATIVE_TOLERANCE = 1e-2
+"""Difference of two numbers that counts as rounding: float32 and TF32 differ by a thousandth."""
+ABSOLUTE_TOLERANCE = 1e-3
+"""The same, relative to the largest number beside them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """Some of the numbers of one thing, such as the inputs of the training data."""
+
+    name: str
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskIdentity:
+    """Figures of a task's data and model."""
+
+    train_samples: int
+    test_samples: int
+    train_digest: str
+    """SHA-256 of types, shapes and classes of the training data, in hexadecimal digits."""
+    test_digest: str
+    numbers: tuple[Numbers, ...]
+
+
+def differences(here: TaskIdentity, there: TaskIdentity) -> list[str]:
+    """Return what differs, each with both figures; nothing where the two are alike but for rounding."""
+    found = []
+    for what in ("train_samples", "test_samples"):
+        mine, theirs = getattr(here, what), getattr(there, what)
+        if mine != theirs:
+            found.append(f"{mine:,} {what.replace('_', ' ')} here, {theirs:,} there")
+    for what in ("train", "test"):
+        mine, theirs = getattr(here, f"{what}_digest"), getattr(there, f"{what}_digest")
+        if mine != theirs:
+            found.append(f"other types, shapes or classes of the {what} data: {mine[:12]} here, {theirs[:12]} there")
+    own = {numbers.name: numbers.values for numbers in here.numbers}
+    others = {numbers.name: numbers.values for numbers in there.numbers}
+    for name in sorted(own.keys() | others.keys()):
+        if name not in own or name not in others:
+            found.append(f"{name} {'is missing there' if name in own else 'is missing here'}")
+            continue
+        difference = _first_difference(own[name], others[name])
+        if difference:
+            found.append(f"other {name}: {difference}")
+    return found
+
+
+def _first_difference(here: Sequence[float], there: Sequence[float]) -> str:
+    if len(here) != len(there):
+        return f"{len(here)} numbers here, {len(there)} there"
+    largest = max((abs(value) for value in (*here, *there) if math.isfinite(value)), default=0.0)
+    for mine, theirs in zip(here, there, strict=True):
+        if mine == theirs or (math.isnan(mine) and math.isnan(theirs)):
+            continue
+        if not abs(mine - theirs) <= RELATIVE_TOLERANCE * max(abs(mine), abs(theirs)) + ABSOLUTE_TOLERANCE * largest:
+            return f"{mine:.6g} here, {theirs:.6g} there"
+    return ""
