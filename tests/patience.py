@@ -65,11 +65,16 @@ def until(
 
 
 async def until_async(
-    condition: Callable[[], Awaitable[Value]], what: str, seconds: float = USUAL_SECONDS, *, every: float = 0.05
+    condition: Callable[[], Awaitable[Value]],
+    what: str,
+    seconds: float = USUAL_SECONDS,
+    *,
+    more: Callable[[], str] = str,
+    every: float = 0.05,
 ) -> Value:
     """Poll as `until` does, and let the loop run."""
     wait = Wait(what, seconds)
     while not (value := await condition()):
-        wait.check()
+        wait.check(more)
         await asyncio.sleep(every)
     return value

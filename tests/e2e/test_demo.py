@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import Wait, patience, until
+
 pytestmark = pytest.mark.e2e
 DEMO = (sys.executable, "-c", "from hypergpu.cli import main; main()", "demo")
 
@@ -32,20 +34,17 @@ def processes_of(session_leader_environment: str) -> list[int]:
     return found
 
 
-def nothing_left(directory: Path, seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while left := processes_of(f"XDG_STATE_HOME={directory / 'state'}"):
-        if time.monotonic() > deadline:
-            print("left behind:", left)
-            return False
-        time.sleep(0.1)
-    return True
+def require_nothing_left(directory: Path) -> None:
+    left = lambda: processes_of(f"XDG_STATE_HOME={directory / 'state'}")  # noqa: E731
+    until(lambda: not left(), "the end of all processes", 10, more=lambda: f"left behind: {left()}", every=0.1)
 
 
 def test_the_demo_reaches_its_accuracy_and_leaves_nothing_behind(tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [*DEMO, "--rounds", "25", "--seed", "1", "--out", str(run), "--json"]
-    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, env=environment(tmp_path), capture_output=True, text=True, timeout=patience(300), check=False
+    )
     assert done.returncode == 0, done.stderr
     summary = json.loads((run / "summary.json").read_text())
     told = json.loads(done.stdout)
@@ -59,7 +58,7 @@ def test_the_demo_reaches_its_accuracy_and_leaves_nothing_behind(tmp_path: Path)
     assert profiles == ["perfect", "good", "average", "poor", "unstable"]
     assert all(node["rounds_contributed"] > 0 for node in summary["nodes"].values())
     assert all(node["retries"] >= 0 for node in summary["nodes"].values())
-    assert nothing_left(tmp_path)
+    require_nothing_left(tmp_path)
     assert not list((tmp_path / "state").rglob("*.json"))
 
 
@@ -71,13 +70,13 @@ async def test_however_it_ends_no_process_is_left_and_the_run_is_readable(tmp_pa
         env=environment(tmp_path), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     assert demo.stdout is not None
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(patience()):
         async for line in demo.stdout:
             if b"round 2:" in line:
                 break
     demo.send_signal(number)
-    output, _ = await asyncio.wait_for(demo.communicate(), 30)
-    assert nothing_left(tmp_path)
+    output, _ = await asyncio.wait_for(demo.communicate(), patience(30))
+    require_nothing_left(tmp_path)
     rounds = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rounds][:2] == [1, 2]
     if number != signal.SIGKILL:
@@ -92,18 +91,18 @@ def test_a_running_demo_of_a_task_of_ones_own_is_found_by_the_other_commands(tmp
     nodes = [*DEMO[:-1], "nodes", "--json"]
     with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.DEVNULL) as demo:
         try:
-            deadline = time.monotonic() + 60
+            wait = Wait("an update of both nodes")
             while True:
                 asked = subprocess.run(nodes, env=environment(tmp_path), capture_output=True, text=True, check=False)
                 listed = json.loads(asked.stdout) if asked.returncode == 0 else []
                 if len(listed) == 2 and all(node["rounds_contributed"] for node in listed):
                     break
-                assert time.monotonic() < deadline, asked.stderr
+                wait.check(lambda: asked.stderr)  # noqa: B023  (called at once)
                 time.sleep(0.5)
             assert [node["node_id"] for node in listed] == ["node_0", "node_1"]
         finally:
             demo.terminate()
-    assert nothing_left(tmp_path)
+    require_nothing_left(tmp_path)
 
 
 def test_a_directory_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from hypergpu.recording import record
 from netsim_proxy.link.traces import Row, format_trace
 from protos import netsim_pb2 as net
 from protos import netsim_pb2_grpc
+from tests.patience import patience
 
 pytestmark = pytest.mark.e2e
 
@@ -74,7 +75,7 @@ def test_same_seed_same_network(upstream: str, tmp_path: Path) -> None:
             out: list[int] = []
             for number in range(30):
                 try:
-                    echo(b"", metadata=(("x-node-id", "n"),), timeout=5)
+                    echo(b"", metadata=(("x-node-id", "n"),), timeout=patience(5))
                 except grpc.RpcError as error:
                     assert error.code() == grpc.StatusCode.UNAVAILABLE
                     out.append(number)
@@ -89,29 +90,36 @@ def test_same_seed_same_network(upstream: str, tmp_path: Path) -> None:
 
 
 def test_a_path_is_recorded_as_it_is_and_replays_as_it_was_recorded(upstream: str, tmp_path: Path) -> None:
-    async def rows(address: str) -> list[Row]:
-        found = record(address, None, seconds=0.2, row_seconds=0.2, calls_per_row=5, probe_bytes=500_000)
-        return [measured.row async for measured in found]
+    file, before = tmp_path / "path.csv", Row(0, 40, 0, 20, 100)
 
-    file, before = tmp_path / "path.csv", [Row(0, 40, 0, 20, 100)]
+    async def recorded(address: str) -> Row:
+        found = record(address, None, seconds=0.2, row_seconds=0.2, calls_per_row=5, probe_bytes=500_000)
+        (row,) = [measured.row async for measured in found]
+        return row
+
+    def is_close(row: Row) -> bool:
+        return row.up_mbit == pytest.approx(before.up_mbit, rel=0.1) and before.rtt_ms < row.rtt_ms < before.rtt_ms + 15
+
     for _ in range(2):
-        file.write_text(format_trace(before))
+        file.write_text(format_trace([before]))
         with proxy("--profile=path", f"--profiles={file}", f"--upstream={upstream}") as (found, _):
-            after = asyncio.run(rows(found["listening"]))
-        assert after[0].up_mbit == pytest.approx(before[0].up_mbit, rel=0.1)
-        assert before[0].rtt_ms < after[0].rtt_ms < before[0].rtt_ms + 15
-        before = after
+            # What else the machine does may hold up one measurement, and hardly five in turn.
+            rows: list[Row] = []
+            while not (rows and is_close(rows[-1])) and len(rows) < 5:
+                rows.append(asyncio.run(recorded(found["listening"])))
+        assert is_close(rows[-1]), (before, rows)
+        before = rows[-1]
 
 
 def test_sigterm_drains(upstream: str) -> None:
     arguments = ("--profile=direct", f"--upstream={upstream}")
     with proxy(*arguments) as (found, process), grpc.insecure_channel(found["listening"]) as channel:
         slow: Any = channel.unary_unary("/t.T/Slow")
-        call = slow.future(b"done", timeout=5)
+        call = slow.future(b"done", timeout=patience(5))
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         assert call.result() == b"done"
-        assert process.wait(5) == 0
+        assert process.wait(patience(5)) == 0
 
 
 @pytest.mark.parametrize(
@@ -140,7 +148,7 @@ def test_bad_input_gets_one_line(arguments: list[str], what: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         busy = [argument.format(busy=server.getsockname()[1]) for argument in arguments]
         command = [sys.executable, "-m", "netsim_proxy", "--listen=127.0.0.1:0", *busy]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience(30), check=False)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1 and what in done.stderr
@@ -153,7 +161,7 @@ def test_probes_are_answered_beside_connections_that_drip(upstream: str) -> None
         for sock in dripping:
             sock.sendall(b"G")
         for path, told in (("healthz", b"running\n"), ("readyz", b"accepting clients\n")):
-            with urlopen(f"http://{found['metrics']}/{path}", timeout=5) as reply:
+            with urlopen(f"http://{found['metrics']}/{path}", timeout=patience(5)) as reply:
                 assert reply.read() == told
         status = Path(f"/proc/{process.pid}/status")
         if status.exists():  # no thread per connection
@@ -181,23 +189,23 @@ def test_a_hangup_rereads_the_files_and_drops_no_connection(upstream: str, tmp_p
         netsim: Any = netsim_pb2_grpc.NetsimStub(control)
         for each in (channel, second, third):
             one: Any = each.unary_unary("/t.T/Echo")
-            assert one(b"x", timeout=5) == b"x"
+            assert one(b"x", timeout=patience(5)) == b"x"
         listed = netsim.ListLinks(net.ListLinksRequest()).links
         assert {(link.node_id, link.up.latency_high_ms) for link in listed} == {
             ("by_address", 0.5),
             ("by_port", 0.5),
             ("tcp", 0.5),
         }
-        call = slow.future(b"open", timeout=5)
+        call = slow.future(b"open", timeout=patience(5))
         time.sleep(0.2)
         profiles.write_text("profiles: {lab: {rtt_ms: 80}}\n")
         process.send_signal(signal.SIGHUP)
         assert call.result() == b"open"
         began = time.monotonic()
-        assert echo(b"x", timeout=5) == b"x" and time.monotonic() - began >= 0.08
+        assert echo(b"x", timeout=patience(5)) == b"x" and time.monotonic() - began >= 0.08
         profiles.write_text("profiles: {lab: 5}\n")
         process.send_signal(signal.SIGHUP)
         with pytest.raises(grpc.RpcError) as caught:
             netsim.Reload(net.ReloadRequest())
         assert "p.yaml:1" in (caught.value.details() or "") and process.poll() is None
-        assert echo(b"x", timeout=5) == b"x"
+        assert echo(b"x", timeout=patience(5)) == b"x"

@@ -5,14 +5,14 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.patience import patience, until
+
 pytestmark = pytest.mark.e2e
-PATIENCE_SECONDS = 90.0
 TOKEN = "a-join-token"
 
 
@@ -41,13 +41,10 @@ class Secured:
 
     def says(self, name: str, pattern: str) -> str:
         """The first group of `pattern`, once the log of `name` has it."""
-        end = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < end:
-            text = (self.folder / f"{name}.log").read_text()
-            if found := re.search(pattern, text):
-                return found[1]
-            time.sleep(0.05)
-        raise AssertionError(f"{name} does not say {pattern!r}: {text[-2000:]}")
+        text = (self.folder / f"{name}.log").read_text
+        found = until(lambda: re.search(pattern, text()), f"{pattern!r} of {name}", more=lambda: text()[-2000:])
+        assert found is not None
+        return found[1]
 
 
 @pytest.fixture
@@ -79,11 +76,11 @@ def test_a_run_over_tls_with_a_join_token(secured: Secured) -> None:
     assert secured.says("stranger", r"(join token is missing or wrong)")
     plain = secured.start("plain", "node", f"--coordinator={through}", "--insecure", "--node-id=plain")
     node = secured.start("node", "node", *trusting, f"--token-file={secured.token}", "--node-id=node_1")
-    assert coordinator.wait(PATIENCE_SECONDS) == 0
-    assert node.wait(PATIENCE_SECONDS) == 0
+    assert coordinator.wait(patience()) == 0
+    assert node.wait(patience()) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["state"] == "completed"
     assert list(summary["nodes"]) == ["node_1"], "neither a stranger nor plaintext gets in"
-    assert plain.wait(PATIENCE_SECONDS) == 2, "no try can help"
+    assert plain.wait(patience()) == 2, "no try can help"
     assert f"{through} speaks TLS: give --tls-ca FILE" in (secured.folder / "plain.log").read_text()
     assert TOKEN not in (out / "config.yaml").read_text()
