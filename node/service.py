@@ -8,6 +8,7 @@ from dataclasses import asdict
 from numbers import Integral
 from typing import Any, NamedTuple
 
+import structlog
 import torch
 
 from common.clock import Clock, monotonic
@@ -17,7 +18,8 @@ from common.identity import TaskIdentity
 from common.retry import retry
 from common.tensors import Flat, Manifest
 from node.batches import Batches
-from node.core.compute import ComputeModel
+from node.calibration import step_times as step_times_of_machine
+from node.core.compute import ComputeModel, Lateness, StepTimes
 from node.core.gpu import GPUSpecs, specs_from
 from node.core.memory import MemoryModel, require_batch_size
 from node.core.metrics_collector import MetricsCollector
@@ -28,6 +30,8 @@ from tasks import Task, load_task
 from tasks.identity import identity_of
 from tasks.partition import Partition, ShardOrder, partition
 from tasks.samples import count, labels
+
+log = structlog.get_logger()
 
 
 class StepResult(NamedTuple):
@@ -55,6 +59,8 @@ class GPUNodeService:
         shard_count: of how many shards `shard_id` is one; needed where the node takes its samples from the task.
         sleep: waits as a slower card would; called with seconds.
         clock: in seconds; what throttling and stragglers are timed by.
+        timer: in seconds; what real steps are timed by.
+        step_times: gives the step times of the fastest preset, from a model and the memory that one sample takes.
 
     Raises:
         InvalidInput: an empty node id, or specs that don't hold (UnknownName for a preset that doesn't exist).
@@ -71,6 +77,8 @@ class GPUNodeService:
         metrics: MetricsCollector | None = None,
         sleep: Callable[[float], object] = time.sleep,
         clock: Clock = monotonic,
+        timer: Clock = time.perf_counter,
+        step_times: Callable[[Trainer, float], StepTimes] = step_times_of_machine,
     ) -> None:
         if not node_id or not isinstance(node_id, str):
             raise InvalidInput(f"a node needs a name, not {node_id!r}")
@@ -83,7 +91,8 @@ class GPUNodeService:
         self.batch_size: int | None = None
         """Samples of the next step; None takes batches as the loader gives them."""
         self._task, self._shard_count = task, shard_count
-        self._sleep, self._clock = sleep, clock
+        self._sleep, self._clock, self._timer = sleep, clock, timer
+        self._step_times, self._lateness = step_times, Lateness()
         self._usage = UsageMeter(self.specs)
         self._accumulate = False
         self._step = 0
@@ -147,7 +156,7 @@ class GPUNodeService:
             raise InvalidInput(
                 f"{self.node_id}: call initialize(parameters, data_loader, shard_id) before train_step()"
             )
-        began = time.perf_counter()
+        began = self._timer()
         try:
             batches = self._batches
             inputs, targets = retry(lambda: batches.take(self.batch_size), self._sleep)
@@ -156,8 +165,8 @@ class GPUNodeService:
         except Exception as error:
             self._last_error = str(error)
             raise
-        self.pace(step, time.perf_counter() - began)
-        metrics = self.record(step, time.perf_counter() - began)
+        self.pace(step, self._timer() - began)
+        metrics = self.record(step, self._timer() - began)
         model = trainer.model
         flat = model.gradients.to("cpu", copy=True).numpy()
         parameters = Manifest(
@@ -280,13 +289,12 @@ class GPUNodeService:
         memory = MemoryModel(model.manifest.total_bytes, trainer.measure_activations(*few))
         memory.require(1, self.specs)
         if self.specs.simulated:
-            two = trainer.time_step(few[0][:2], few[1][:2])  # BatchNorm takes no single sample
-            all_ = trainer.time_step(*few)
-            per_sample = max(0.0, all_ - two) / max(1, len(few[0]) - 2)
+            times = self._step_times(trainer, memory.activation_bytes)
+            self._lateness = Lateness()
             self._compute = ComputeModel(
                 self.specs,
-                seconds_per_step=max(0.0, two - 2 * per_sample),
-                seconds_per_sample=per_sample,
+                seconds_per_step=times.seconds_per_step,
+                seconds_per_sample=times.seconds_per_sample,
                 spread=self.config.node.compute_spread,
                 seed=self.config.training.seed,
                 node_id=self.node_id,
@@ -330,17 +338,17 @@ class GPUNodeService:
         """
         require_batch_size(batch_size)
         trainer = self.trainer
-        began = time.perf_counter()
+        began = self._timer()
 
         def batches(index: int) -> tuple[torch.Tensor, torch.Tensor]:
             nonlocal began
-            began = time.perf_counter()
+            began = self._timer()
             indices = order.take(cursor + index * batch_size, batch_size)
             return retry(lambda: trainer.samples(indices), abandon.wait if abandon else self._sleep)
 
         def after_step(step: Step) -> None:
-            self.pace(step, time.perf_counter() - began, abandon)
-            self.record(step, time.perf_counter() - began)
+            self.pace(step, self._timer() - began, abandon)
+            self.record(step, self._timer() - began)
 
         try:
             update = trainer.work(
@@ -363,9 +371,19 @@ class GPUNodeService:
         """Wait for what a simulated card would take beyond `elapsed` seconds."""
         if self._compute is None:
             return
-        seconds = self._compute.step_seconds(self._step, step.samples, self._clock()) - elapsed
-        if seconds > 0:
-            (self._sleep if abandon is None else abandon.wait)(seconds)
+        simulated = self._compute.step_seconds(self._step, step.samples, self._clock())
+        late = self._lateness.add(elapsed, simulated)
+        if late is not None:
+            log.warning(
+                "this machine is too slow or too busy to simulate the card: real steps take longer than simulated ones",
+                gpu=self.specs.name,
+                real_seconds=late[0],
+                simulated_seconds=late[1],
+                batch_size=step.samples,
+                fix="run fewer nodes here, or simulate a slower card",
+            )
+        if simulated > elapsed:
+            (self._sleep if abandon is None else abandon.wait)(simulated - elapsed)
 
     def record(self, step: Step, step_time: float) -> dict[str, float | None]:
         """Remember a step, and give it as a mapping."""

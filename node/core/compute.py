@@ -1,6 +1,7 @@
 """How long a step would take on the card that a node pretends to be."""
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 from common.draws import Draws
@@ -32,6 +33,64 @@ class Slowdown:
         return 1 + (self.factor - 1) * min(1.0, age / ramp, (self.duration_seconds - age) / ramp)
 
 
+_LEAST_SAMPLE_SHARE = 0.01
+"""Of the time of a large batch: no sample is free, however noisy the timings."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """What a step takes: a fixed part, and a part for each sample.
+
+    Raises:
+        InvalidInput: times that are negative or not finite, or a sample that takes no time.
+    """
+
+    seconds_per_step: float
+    seconds_per_sample: float
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.seconds_per_step < math.inf and 0 < self.seconds_per_sample < math.inf):
+            raise InvalidInput(
+                f"a step takes time: {self.seconds_per_step} s, and {self.seconds_per_sample} s per sample, can't be"
+            )
+
+
+def fitted(few: int, few_seconds: float, many: int, many_seconds: float) -> tuple[StepTimes, bool]:
+    """Return the step times that explain two timings, and whether the timings are plausible.
+
+    They are not where `many` samples take no more time than `few`.
+
+    Raises:
+        InvalidInput: timings that are not above 0.
+    """
+    least = _LEAST_SAMPLE_SHARE * many_seconds / many
+    slope = (many_seconds - few_seconds) / (many - few) if many > few else 0.0
+    per_sample = max(slope, least)
+    return StepTimes(max(0.0, few_seconds - few * per_sample), per_sample), slope > 0
+
+
+class Lateness:
+    """Tells, once, that real steps take longer than the simulated card's, which then is not simulated."""
+
+    WINDOW = 5
+    """Steps that are compared together: a single slow one, such as the first, means nothing."""
+    RATIO = 1.5
+    """Real over simulated time. A step has costs beside forward and backward, and a spread."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, float]] = deque(maxlen=self.WINDOW)
+        self._told = False
+
+    def add(self, real_seconds: float, simulated_seconds: float) -> tuple[float, float] | None:
+        """Take a step; return the mean real and simulated time of a step when they are to be told."""
+        self._recent.append((real_seconds, simulated_seconds))
+        if self._told or len(self._recent) < self.WINDOW:
+            return None
+        real, simulated = (sum(times) / self.WINDOW for times in zip(*self._recent, strict=True))
+        self._told = real > self.RATIO * simulated
+        return (real, simulated) if self._told else None
+
+
 class ComputeModel:
     """Step times of a simulated card, from a real timing of this model on this machine.
 
@@ -49,8 +108,8 @@ class ComputeModel:
         seed: int = 0,
         node_id: str = "",
     ) -> None:
-        if spread < 0 or seconds_per_step < 0 or seconds_per_sample < 0:
-            raise InvalidInput("timings and their spread are not negative")
+        if not all(0 <= value < math.inf for value in (spread, seconds_per_step, seconds_per_sample)):
+            raise InvalidInput("timings and their spread are finite and not negative")
         self.specs, self.spread = specs, spread
         self.scale = FASTEST_TFLOPS / specs.tflops
         self._per_step, self._per_sample = seconds_per_step, seconds_per_sample

@@ -1,18 +1,22 @@
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from structlog.testing import capture_logs
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from common.clock import ManualClock
-from common.config import SystemConfig
+from common.config import NodeConfig, SystemConfig
 from common.errors import InvalidInput, NonFiniteUpdate, OutOfMemory, ProtocolError, Unavailable, UnknownName
-from node.core.gpu import GPUSpecs
+from node.core.compute import StepTimes
+from node.core.gpu import PRESETS, GPUSpecs
 from node.service import GPUNodeService
+from node.trainer import Step, Timing, Trainer
 from tasks import Task, build
 
 X, Y = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
@@ -201,20 +205,81 @@ def test_nan_is_caught_with_its_step() -> None:
     assert caught.value.step == 2
 
 
+def fixed_times(trainer: Trainer, sample_bytes: float) -> StepTimes:
+    """10 ms for a step, and 1 ms for each sample."""
+    assert sample_bytes > 0
+    return StepTimes(0.01, 0.001)
+
+
+def no_spread() -> SystemConfig:
+    return SystemConfig(node=NodeConfig(compute_spread=0.0))
+
+
 def test_a_slow_card_waits_longer_and_a_throttled_one_longer_still() -> None:
     waits: dict[str, list[float]] = {}
     clock = ManualClock()
     for card in ("laptop-cpu", "T4"):
         waits[card] = []
-        node = service(card, sleep=waits[card].append, clock=clock)
+        node = GPUNodeService(
+            *("node_0", card, no_spread()),
+            task=small(),
+            sleep=waits[card].append,
+            clock=clock,
+            timer=ManualClock(),
+            step_times=fixed_times,
+        )
         node.initialize(None, loader(), 0)
         for _ in range(3):
             node.train_step()
-    assert min(waits["laptop-cpu"]) > 3 * max(waits["T4"])
+    assert waits["laptop-cpu"] == pytest.approx([0.02 * 82.6 / 0.84] * 3)
+    assert waits["T4"] == pytest.approx([0.02 * 82.6 / 8.1] * 3)
     assert node.compute is not None
     node.compute.straggle(clock(), 60.0, factor=20.0)
     node.train_step()
-    assert waits["T4"][-1] > 5 * waits["T4"][0]
+    assert waits["T4"][-1] == pytest.approx(20 * 0.02 * 82.6 / 8.1)
+
+
+def test_a_card_waits_for_the_rest_of_its_time() -> None:
+    waits: list[float] = []
+    node = GPUNodeService("n", "RTX-4090", no_spread(), task=small(), sleep=waits.append, step_times=fixed_times)
+    node.initialize(None, loader(), 0)
+    step = Step(1.0, None, 1.0, 10, 0.0, 0.0, 0.0)
+    for elapsed in (0.0, 0.015, 0.02, 0.03):
+        node.pace(step, elapsed)
+    assert waits == pytest.approx([0.02, 0.005])
+
+
+def test_a_machine_too_slow_for_a_card_is_told_once_with_figures() -> None:
+    node = GPUNodeService("n", "RTX-4090", no_spread(), task=small(), sleep=lambda _: None, step_times=fixed_times)
+    node.initialize(None, loader(), 0)
+    step = Step(1.0, None, 1.0, 10, 0.0, 0.0, 0.0)
+    with capture_logs() as logs:
+        for _ in range(20):
+            node.pace(step, 0.02)
+        assert logs == []
+        for _ in range(20):
+            node.pace(step, 0.1)
+    assert [(each["log_level"], each["gpu"], each["batch_size"]) for each in logs] == [("warning", "RTX-4090", 10)]
+    assert logs[0]["simulated_seconds"] == pytest.approx(0.02)
+    assert logs[0]["real_seconds"] == pytest.approx(0.036)  # one slow step of five
+
+
+def test_nodes_of_one_machine_agree_whatever_each_would_measure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cost = iter(range(len(PRESETS), 0, -1))  # the machine gets idle: each node would find it faster than the last
+    seconds: dict[str, float] = {}
+    for card in sorted(PRESETS, key=lambda name: -PRESETS[name].tflops):
+        each = next(cost)
+        monkeypatch.setattr(
+            Trainer, "time_step", lambda _, x, y, each=each: Timing(each * (1 + len(x)), each * (1 + len(x)))
+        )
+        node = GPUNodeService(f"node of {card}", card, no_spread(), task=small(), sleep=lambda _: None)
+        node.initialize(None, loader(), 0)
+        assert node.compute is not None
+        seconds[card] = node.compute.step_seconds(0, 32, 0.0) * PRESETS[card].tflops
+    assert list(seconds.values()) == pytest.approx([33 * 7 * 82.6] * 7)
 
 
 def test_the_machine_as_it_is_simulates_nothing() -> None:

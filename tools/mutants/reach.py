@@ -24,6 +24,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "coordinator/servicing.py": ("tests/coordinator",),
     "coordinator/engine.py": ("tests/coordinator",),
     "node/core": ("tests/node",),
+    "node/calibration.py": ("tests/node/test_calibration.py",),
     "netsim_proxy/link": ("tests/netsim_proxy/link", TRANSCRIPTS),
     "netsim_proxy/lane.py": ("tests/netsim_proxy",),
     "netsim_proxy/relay.py": ("tests/netsim_proxy",),
