@@ -31,7 +31,15 @@ class TaskIdentity:
     train_digest: str
     """SHA-256 of types, shapes and classes of the training data, in hexadecimal digits."""
     test_digest: str
+    model_digest: str
+    """SHA-256 of the model as it prints itself: layers, and settings such as the rate of a dropout."""
     numbers: tuple[Numbers, ...]
+
+
+ADVICE = (
+    "Every machine needs the same code and the same data; what a set orders, or a generator of one's own draws, "
+    "differs between processes"
+)
 
 
 def differences(here: TaskIdentity, there: TaskIdentity) -> list[str]:
@@ -45,6 +53,8 @@ def differences(here: TaskIdentity, there: TaskIdentity) -> list[str]:
         mine, theirs = getattr(here, f"{what}_digest"), getattr(there, f"{what}_digest")
         if mine != theirs:
             found.append(f"other types, shapes or classes of the {what} data: {mine[:12]} here, {theirs[:12]} there")
+    if here.model_digest != there.model_digest:
+        found.append(f"another model: {here.model_digest[:12]} here, {there.model_digest[:12]} there")
     own = {numbers.name: numbers.values for numbers in here.numbers}
     others = {numbers.name: numbers.values for numbers in there.numbers}
     for name in sorted(own.keys() | others.keys()):

@@ -81,6 +81,7 @@ def identity_to_proto(identity: TaskIdentity) -> TaskIdentityMessage:
         test_samples=identity.test_samples,
         train_digest=identity.train_digest,
         test_digest=identity.test_digest,
+        model_digest=identity.model_digest,
         numbers=[IdentityNumbers(name=each.name, values=each.values) for each in identity.numbers],
     )
 
@@ -91,7 +92,7 @@ def identity_from_proto(message: TaskIdentityMessage) -> TaskIdentity:
     Raises:
         ProtocolError: more names or numbers than a task has, or a text that is too long.
     """
-    texts = [message.train_digest, message.test_digest, *(each.name for each in message.numbers)]
+    texts = [message.train_digest, message.test_digest, message.model_digest, *(each.name for each in message.numbers)]
     too_many = len(message.numbers) > _MAX_NUMBERS or any(len(each.values) > _MAX_VALUES for each in message.numbers)
     if too_many or any(len(text) > _MAX_NAME for text in texts):
         raise ProtocolError(
@@ -102,6 +103,7 @@ def identity_from_proto(message: TaskIdentityMessage) -> TaskIdentity:
         message.test_samples,
         message.train_digest,
         message.test_digest,
+        message.model_digest,
         tuple(Numbers(each.name, tuple(each.values)) for each in message.numbers),
     )
 

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from common.clock import Clock, monotonic
 from common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork, Unavailable
-from common.identity import differences
+from common.identity import ADVICE, differences
 from common.rpc import check_node_id
 from common.tensors import Chunk
 from common.wire import decode_update_part, encode_part, identity_from_proto, manifest_from_proto
@@ -274,8 +274,7 @@ class TrainingService:
         found = differences(own, identity_from_proto(request.identity))
         if found:
             raise InvalidInput(
-                f"the task of {name} is another one than the coordinator's: {'; '.join(found[:4])}. "
-                "Every machine needs the same code and the same data"
+                f"the task of {name} is another one than the coordinator's: {'; '.join(found[:4])}. {ADVICE}"
             )
 
     def _free_name(self) -> str:

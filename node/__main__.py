@@ -134,10 +134,10 @@ async def _run(
 ) -> None:
     # torch takes seconds to import: a mistake on the command line is told before.
     from node.app import run  # noqa: PLC0415
-    from tasks.loading import is_own, load_task  # noqa: PLC0415
+    from tasks.loading import is_own, require_found  # noqa: PLC0415
 
     if task is not None and is_own(task):
-        load_task(task)  # a mistake in it is told now, not when the run begins
+        require_found(task)  # a mistake in it is told now, not when the run begins
     await run(settings, node_id or own_name(), task, token, tls)
 
 

@@ -25,7 +25,7 @@ from common.errors import (
     StaleWork,
     TlsError,
 )
-from common.identity import differences
+from common.identity import ADVICE, differences
 from common.rpc import RETRYABLE
 from common.wire import identity_from_proto, identity_to_proto, manifest_from_proto
 from node.client import CoordinatorClient, RunOver, Work, specs_message
@@ -248,8 +248,7 @@ class Agent:
         found = differences(identity, identity_from_proto(reply.identity))
         if found:
             raise InvalidInput(
-                f"task {reply.task!r} is another one here than at the coordinator: {'; '.join(found[:4])}. "
-                "Every machine needs the same code and the same data"
+                f"task {reply.task!r} is another one here than at the coordinator: {'; '.join(found[:4])}. {ADVICE}"
             )
 
     async def _pull(self) -> life.Event[Work]:

@@ -45,6 +45,16 @@ def load_task(spec: str, seed: int = 0) -> Task:
     return _made(spec, seed, _find(spec, prefix, rest))
 
 
+def require_found(spec: str) -> None:
+    """Check that a user's task can be imported, without running its factory: that is done under the run's seed.
+
+    Raises:
+        UnknownName, InvalidInput: as `load_task`.
+    """
+    module, _, attribute = spec.partition(":")
+    _find(spec, module, attribute)
+
+
 def is_own(spec: str) -> bool:
     """Whether `spec` names a user's code rather than a shipped task or loader."""
     prefix, colon, _ = spec.partition(":")

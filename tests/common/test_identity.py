@@ -11,7 +11,9 @@ from common.identity import Numbers, TaskIdentity, differences
 from common.wire import identity_from_proto, identity_to_proto
 from protos import coordinator_pb2 as pb
 
-HERE = TaskIdentity(1437, 360, "ab" * 32, "cd" * 32, (Numbers("inputs", (1.0, -2.0, 0.0)), Numbers("loss", (0.7,))))
+HERE = TaskIdentity(
+    1437, 360, "ab" * 32, "cd" * 32, "ef" * 32, (Numbers("inputs", (1.0, -2.0, 0.0)), Numbers("loss", (0.7,)))
+)
 
 
 def changed(**fields: Any) -> TaskIdentity:
@@ -31,6 +33,7 @@ def test_the_same_is_the_same() -> None:
         (changed(test_samples=361), "360 test samples here, 361 there"),
         (changed(train_digest="ef" * 32), "other types, shapes or classes of the train data: abab"),
         (changed(test_digest="ef" * 32), "other types, shapes or classes of the test data: cdcd"),
+        (changed(model_digest="ab" * 32), "another model: efefefefefef here, abababababab there"),
         (changed(numbers=HERE.numbers[:1]), "loss is missing there"),
         (changed(numbers=(*HERE.numbers, Numbers("mask", ()))), "mask is missing here"),
         (changed(numbers=(HERE.numbers[0], Numbers("loss", (0.7, 0.7)))), "other loss: 1 numbers here, 2 there"),
@@ -67,6 +70,7 @@ def test_it_travels() -> None:
         pb.TaskIdentity(numbers=[pb.IdentityNumbers(name="x" * 1_001)]),
         pb.TaskIdentity(train_digest="x" * 1_001),
         pb.TaskIdentity(test_digest="x" * 1_001),
+        pb.TaskIdentity(model_digest="x" * 1_001),
     ],
 )
 def test_what_is_too_much_is_refused(message: pb.TaskIdentity) -> None:

@@ -65,6 +65,11 @@ def test_the_same_task_is_the_same() -> None:
         (plain(train=(X[50:], Y[:150])), "other train inputs"),
         (plain(train=(X[:150] * 2, Y[:150])), "other train inputs"),
         (plain(train=(X[:150].double(), Y[:150])), "types, shapes or classes of the train data"),
+        (plain(loss=nn.CrossEntropyLoss(label_smoothing=0.1)), "other gradients of the untrained model"),
+        (
+            plain(model=lambda: nn.Sequential(plain().model(), nn.Dropout(0.5))),
+            "another model",
+        ),
         (plain(train=(X[:150], Y[:150].float())), "types, shapes or classes of the train data"),
         (plain(model=lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))), "outputs of the untrained"),
         (plain(loss=lambda o, t: 2 * nn.functional.cross_entropy(o, t)), "loss of the untrained model"),
@@ -72,6 +77,33 @@ def test_the_same_task_is_the_same() -> None:
 )
 def test_another_task_is_told_apart(there: Task, expected: str) -> None:
     assert any(expected in difference for difference in told(plain(), there))
+
+
+def test_whole_numbers_are_the_same_in_any_width() -> None:
+    for targets in (Y[:150].to(torch.int32), Y[:150].to(torch.uint8).numpy()):
+        found = told(
+            plain(), plain(train=(X[:150], targets), loss=lambda o, t: nn.functional.cross_entropy(o, t.long()))
+        )
+        assert found == []
+
+
+def test_what_is_drawn_anew_every_time_is_not_compared() -> None:
+    own = np.random.default_rng()
+
+    class Soft(Images):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.x[index], torch.tensor(own.random(3), dtype=torch.float32)
+
+    class Noisy(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input + torch.rand(()))
+
+    soft = plain(train=Soft(X[:150], Y[:150]))
+    assert told(soft, soft) == []
+    noisy = plain(model=lambda: Noisy(6, 3))
+    assert told(noisy, noisy) == []
+    names = {numbers.name for numbers in identity_of(noisy, build(noisy, 0), 0).numbers}
+    assert names == {"train inputs", "test inputs"}
 
 
 def test_regressions_are_compared_by_their_numbers() -> None:
