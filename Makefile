@@ -15,7 +15,7 @@ PROTOS  := $(wildcard protos/*.proto)
 PYTHON  ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 
-.PHONY: help install proto demo test lint bench mutants up down scale clean
+.PHONY: help install proto demo cluster test lint bench mutants up down scale clean
 
 help: ## This list
 	@printf 'HyperGPU: train through networks that you do not trust\n\nusage: make TARGET [TORCH=cpu|cuda] [ARGS="..."] [N=nodes]\n\n'
@@ -45,6 +45,9 @@ proto: $(TOOLS) ## Generate the gRPC stubs from protos/*.proto
 
 demo: $(READY) ## Train real digits on five nodes behind five kinds of network, on this machine
 	@$(BIN)/hypergpu demo $(ARGS)
+
+cluster: $(READY) ## The same, training until Ctrl-C: inspect and control it from another terminal
+	@$(BIN)/hypergpu demo --stay $(ARGS)
 
 test: install ## Run the tests, with real processes (ARGS="-k name" for some of them)
 	@$(BIN)/python -m pytest -m 'not containers' $(ARGS)

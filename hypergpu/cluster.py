@@ -33,6 +33,8 @@ class Cluster:
     """The process that runs a local cluster."""
     proxy_token: str | None = None
     """For the proxy; None: the same."""
+    in_compose: bool = False
+    """Whether it runs in containers of the Compose project here."""
 
     @property
     def name(self) -> str:
@@ -158,7 +160,8 @@ def _compose_project() -> Cluster | None:
     if not coordinator:
         return None
     proxy = _compose("port", "netsim", "50053")
-    return Cluster(coordinator, proxy, _compose("exec", "-T", "coordinator", "cat", "/run/hypergpu/join-token"))
+    token = _compose("exec", "-T", "coordinator", "cat", "/run/hypergpu/join-token")
+    return Cluster(coordinator, proxy, token, in_compose=True)
 
 
 def _compose(*arguments: str) -> str:

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from common import strict_json
 from common.errors import HyperGPUError, Unavailable
 from coordinator.files import replace_text
+from hypergpu.client import Client
 from hypergpu.dashboard import ENDED, History, Snapshot, take_snapshot
 from hypergpu.local import LocalCluster, LocalNode
 from hypergpu.report import SIMULATED
@@ -22,6 +25,8 @@ from protos import netsim_pb2 as net
 PROFILES = ("perfect", "good", "average", "poor", "unstable")
 GPUS = ("A100", "RTX-4090", "V100", "T4", "laptop-cpu")
 _POLL_SECONDS = 0.5
+_STOP_SECONDS = 15.0
+"""To wait for the last evaluation and the files of a run that is stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +67,25 @@ def demo_turns(nodes: Sequence[LocalNode]) -> list[Turn]:
 
 
 async def run_demo(
-    run_dir: Path, nodes: Sequence[LocalNode], rounds: int, seed: int, progress: Progress, *, task: str = "digits"
+    run_dir: Path,
+    nodes: Sequence[LocalNode],
+    rounds: int,
+    seed: int,
+    progress: Progress,
+    *,
+    task: str = "digits",
+    stay: bool = False,
 ) -> dict[str, Any]:
     """Run the cluster to its end; what `summary.json` in `run_dir` holds then, also where cancellation cuts it short.
 
     Args:
         run_dir: what is kept goes there.
         nodes: with their links and cards.
-        rounds: how many to train.
+        rounds: how many to train; 0 for no end.
         seed: of parameters, samples and network.
         progress: who watches.
         task: a shipped one, or `module:factory`.
+        stay: keep the cluster until this is cancelled, also after the end of its run.
 
     Raises:
         RunInUse: another process writes to `run_dir`.
@@ -83,8 +96,9 @@ async def run_demo(
         "training.rounds": rounds,
         "training.seed": seed,
         "training.min_nodes": len(nodes),
+        "server.stay": str(stay).lower(),
     }
-    turns = [turn for turn in demo_turns(nodes) if turn.round <= rounds]
+    turns = [turn for turn in demo_turns(nodes) if turn.round <= (rounds or math.inf)]
     last = Snapshot(pb.Status(state="waiting"))
 
     def look(snapshot: Snapshot, history: History) -> None:
@@ -98,7 +112,12 @@ async def run_demo(
             for turn in turns:
                 request = net.ScheduleRequest(event=turn.event, round=turn.round)
                 await cluster.client.call(cluster.client.netsim.Schedule, request)
-            await _watch(cluster, Progress(progress.event, look))
+            try:
+                await _watch(cluster, Progress(progress.event, look), stay=stay)
+            except asyncio.CancelledError:
+                if stay:  # without an order to stop, the coordinator would keep a checkpoint and no result
+                    await _stop(cluster.client)
+                raise
     finally:
         # The coordinator has ended, and has left its own account of the run.
         summary = _summary(run_dir, nodes, turns, last) if cluster.owns_run_dir else {}
@@ -137,19 +156,38 @@ def without_adaptation(
     return compare_with_baseline(run_dir, links, events, out=run_dir / SIMULATED, progress=progress)
 
 
-async def _watch(cluster: LocalCluster, progress: Progress) -> None:
+async def _stop(client: Client) -> None:
+    """End the run of a coordinator that stays, and wait until it is evaluated and saved."""
+    with suppress(HyperGPUError, TimeoutError):
+        async with asyncio.timeout(_STOP_SECONDS):
+            status = await client.call(client.control.Stop, pb.StopRequest(reason="stopped by the user"))
+            while status.state not in ENDED:
+                await asyncio.sleep(_POLL_SECONDS)
+                status = await client.call(client.control.GetStatus, pb.GetStatusRequest())
+
+
+async def _watch(cluster: LocalCluster, progress: Progress, *, stay: bool = False) -> None:
     """Follow the coordinator to the end of the run: tell the proxy of each round, and `progress` of all.
+
+    With `stay`, follow it through every run, until this is cancelled.
 
     Raises:
         HyperGPUError: the coordinator died.
     """
     client, coordinator = cluster.client, cluster.processes["coordinator"]
 
-    async def follow_events() -> None:
-        async for event in client.stream(client.control.WatchEvents, pb.WatchEventsRequest(replay=1000)):
+    async def follow_run(replay: int) -> None:
+        async for event in client.stream(client.control.WatchEvents, pb.WatchEventsRequest(replay=replay)):
             if event.kind == "round_started":
                 await client.call(client.netsim.AnnounceRound, net.AnnounceRoundRequest(round=event.round))
             progress.event(event)
+
+    async def follow_events() -> None:
+        await follow_run(1000)
+        while stay:  # after a restart the coordinator is away for a moment
+            await asyncio.sleep(_POLL_SECONDS)
+            with suppress(HyperGPUError):
+                await follow_run(0)
 
     history = History()
     events = asyncio.create_task(follow_events())
@@ -158,13 +196,13 @@ async def _watch(cluster: LocalCluster, progress: Progress) -> None:
         while not ended.done():
             try:
                 snapshot = await take_snapshot(client)
-            except Unavailable:  # it is ending, or too busy to answer
+            except Unavailable:  # it is ending, between two runs, or too busy to answer
                 await asyncio.wait([ended], timeout=1.0)
                 continue
             history.metric_name = snapshot.status.metric.name
             history.add(snapshot.status)
             progress.snapshot(snapshot, history)
-            if snapshot.status.state in ENDED:
+            if snapshot.status.state in ENDED and not stay:
                 await asyncio.wait([events], timeout=1.0)
                 return
             await asyncio.wait([ended], timeout=_POLL_SECONDS)

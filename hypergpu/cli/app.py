@@ -14,6 +14,7 @@ from hypergpu.cli.demo import demo
 from hypergpu.cli.doctor import doctor
 from hypergpu.cli.export import export
 from hypergpu.cli.fit import fit
+from hypergpu.cli.logs import logs
 from hypergpu.cli.report import report
 from hypergpu.cli.running import run_app
 from hypergpu.cli.simulate import simulate
@@ -32,7 +33,7 @@ app = typer.Typer(
 
 _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Start and stop": (demo, containers.up, containers.scale, containers.down, doctor),
-    "Look": (look.status, look.nodes, network.links, look.logs, report, export),
+    "Look": (look.status, look.nodes, network.links, logs, report, export),
     "Study a network": (simulate, compare, validate, fit, transfer),
     "Change the network": (
         network.profile,

@@ -37,7 +37,10 @@ def compare(
     jobs: Annotated[int, typer.Option(min=1, help="Processes to run in.")] = min(2, usable_cpus()),
     as_json: AsJson = False,
 ) -> None:
-    """Compare policies with the fixed baseline: time to the target, final metric, bytes, and how sure it is."""
+    """Compare policies with the fixed baseline: time to the target, final metric, bytes and confidence intervals.
+
+    Example: hypergpu compare flaky-minority --seeds 3 --policies reactive,aggressive
+    """
     loaded = load_scenario(scenario)
     metric = metric_of_scenario(loaded) if threshold else ACCURACY
     conditions = [parse_threshold(text, metric) for text in threshold or ()]

@@ -1,6 +1,8 @@
 """`hypergpu demo`: the whole system on this machine, in a minute."""
 
 import asyncio
+import json
+import math
 import signal
 import time
 from collections.abc import Callable, Coroutine
@@ -25,25 +27,37 @@ from hypergpu.show import QUALITY_STYLE, PlainConsole, counted, duration, millis
 from hypergpu.simulation.compare import Comparison
 
 log = structlog.get_logger()
+_ROUNDS = 25
+"""Rounds of a demo: enough for its three network events."""
+_STAYING = (
+    "the cluster trains until Ctrl-C; in another terminal, `hypergpu status --watch` shows it and "
+    "`hypergpu --help` lists the commands that inspect and control it"
+)
 
 
 def demo(  # noqa: PLR0917  (one per option)
-    nodes: Annotated[int, typer.Option(min=1, max=64, help="How many; links and cards are taken in turn.")] = 5,
-    rounds: Annotated[int, typer.Option(min=1, help="The network turns at 10, 15 and 20.")] = 25,
+    nodes: Annotated[int, typer.Option(min=1, max=64, help="Number of nodes; GPUs and links repeat in order.")] = 5,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="25 by default, no end with --stay. Network events occur at rounds 10, 15 and 20."),
+    ] = None,
     task: Annotated[
         str, typer.Option(metavar="NAME", help="digits, mnist5k, chars, or your own as package.module:factory.")
     ] = "digits",
-    seed: Annotated[int, typer.Option(min=0, help="Of parameters, samples and network.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for parameters, samples and network.")] = 0,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the run is kept; runs/TIME by default.")
     ] = None,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Keep the cluster until Ctrl-C, to inspect and control it from elsewhere.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every event and decision.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON, progress on standard error.")
     ] = False,
 ) -> None:
-    """Train real handwritten digits on five unlike nodes behind five unlike links, all on this machine.
+    """Train real handwritten digits on five different simulated GPUs on five different links, all on this machine.
 
     Example: hypergpu demo --rounds 25 --out runs/first
     """
@@ -56,21 +70,28 @@ def demo(  # noqa: PLR0917  (one per option)
     except OSError as error:
         raise InvalidInput(f"cannot write to {run_dir}: {error.strerror}") from error
     console = PlainConsole(stderr=as_json)
+    planned = rounds or (0 if stay else _ROUNDS)
     if level is not Level.QUIET:
         _say(console, f"starting a coordinator, a netsim proxy and {counted(nodes, 'node')}; the run is in {run_dir}")
     try:
-        run = partial(run_demo, run_dir, demo_nodes(nodes), rounds, seed, task=task)
-        turns = [turn for turn in demo_turns(demo_nodes(nodes)) if turn.round <= rounds]
+        run = partial(run_demo, run_dir, demo_nodes(nodes), planned, seed, task=task, stay=stay)
+        turns = [turn for turn in demo_turns(demo_nodes(nodes)) if turn.round <= (planned or math.inf)]
+        if stay:
+            _say(console, _STAYING)
         with shown(console, level, turns) as progress:
             summary = asyncio.run(_until_signalled(run, progress))
     except (KeyboardInterrupt, asyncio.CancelledError):
+        if stay:
+            _print_stayed(console, run_dir, level, as_json)
+            return
         how = f"every process has ended, the run is kept in {run_dir}; `hypergpu report {run_dir}` makes a page of it"
         _say(console, f"interrupted: {how}")
         raise typer.Exit(130) from None
     written = write_report(run_dir)  # before the comparison, which may take long and may fail
     if not as_json:
         _print_summary(console, summary, run_dir, level)
-    comparison = _compared(console, level, run_dir, nodes, rounds) if summary.get("rounds") else None
+    compares = summary.get("rounds") and not stay
+    comparison = _compared(console, level, run_dir, nodes, planned) if compares else None
     if comparison is not None:
         written = write_report(run_dir)
     verdict = _verdict(written)
@@ -92,6 +113,19 @@ async def _until_signalled(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, running.cancel)
     return await run(progress)
+
+
+def _print_stayed(console: Console, run_dir: Path, level: Level, as_json: bool) -> None:
+    """Print the result of a cluster that ran until Ctrl-C."""
+    written = write_report(run_dir)
+    file = run_dir / "summary.json"
+    summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if as_json:
+        say(strict_json.dumps(summary | {"comparison": None, "report": str(written.path)}, indent=2))
+        return
+    if "state" in summary:
+        _print_summary(console, summary, run_dir, level)
+    _say(console, f"report: {written.path}")
 
 
 def _compared(console: Console, level: Level, run_dir: Path, nodes: int, rounds: int) -> Comparison | None:

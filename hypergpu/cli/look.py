@@ -26,7 +26,6 @@ from hypergpu.show import (
     print_json,
     print_table,
     progress,
-    say,
     share,
     styled,
 )
@@ -100,23 +99,6 @@ async def status(
         print_json({**told, "nodes": now.nodes})
         return
     new_console().print(dashboard(now, await _past(client, now.status), height=40))
-
-
-@on_cluster
-async def logs(
-    client: Client,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
-    last: Annotated[int, typer.Option("--last", "-n", min=0, help="How many events of the past.")] = 50,
-    as_json: AsJson = False,
-) -> None:
-    """Rounds, decisions and membership as they happened.
-
-    Example: hypergpu logs --follow
-    """
-    idle = None if follow else 1.0
-    request = pb.WatchEventsRequest(replay=last)
-    async for event in client.stream(client.control.WatchEvents, request, idle_seconds=idle):
-        say(event.json if as_json else f"{duration(event.seconds):>8}  round {event.round:<4} {event.text}")
 
 
 async def _watch(client: Client, interval: float) -> None:

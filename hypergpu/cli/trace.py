@@ -18,7 +18,11 @@ from hypergpu.recording import record as record_rows
 from hypergpu.show import print_json, say
 from netsim_proxy.link.traces import Row, format_trace, mahimahi_rows, parse_mahimahi
 
-app = typer.Typer(help="Real paths as files that a link can replay.", no_args_is_help=True)
+_HELP = """Real paths as files that a link can replay.
+
+Example: hypergpu trace record train.example.org:50051 --out path.csv
+"""
+app = typer.Typer(help=_HELP, no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The CSV to write.")]
 

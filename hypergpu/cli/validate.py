@@ -27,10 +27,13 @@ def validate(
 ) -> None:
     """Run a scenario by real processes and in virtual time, and compare; the exit code is 1 where they disagree.
 
-    Judged are two figures. With the decisions of the real run replayed, the error of each round's time, in the median
-    over rounds: are the times right? With the simulator's own decisions, the share of nodes that both chose: are the
-    decisions right? Round times are shown there and not judged: one batch size that a busy moment of the machine made
-    differ changes all after it. Let nothing else run: what slows the real processes counts as the simulator's error.
+    Two figures decide the exit code. With the decisions of the real run replayed, the error of each round's time, in
+    the median over rounds: are the times right? With the simulator's own decisions, the share of nodes that both chose:
+    are the decisions right? Round times are shown there and not judged: one batch size that a busy moment of the
+    machine made differ changes all after it. Run it on an otherwise idle machine: what slows the real processes counts
+    as the simulator's error.
+
+    Example: hypergpu validate mixed --rounds 12
     """
     loaded = load_scenario(scenario).changed(rounds=rounds, **({"policy": policy} if policy else {}))
     if out is not None:

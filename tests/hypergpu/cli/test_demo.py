@@ -212,3 +212,36 @@ def test_a_run_that_is_cancelled_ends_as_interrupted(cli: Cli, monkeypatch: pyte
     result = cli("demo", "--out", "run")
     assert result.code == 130
     assert "interrupted: every process has ended" in result.out
+
+
+@pytest.mark.parametrize(
+    ("options", "rounds", "stay"),
+    [((), 25, False), (("--stay",), 0, True), (("--stay", "--rounds", "7"), 7, True), (("--rounds", "7"), 7, False)],
+)
+def test_a_cluster_that_stays_trains_without_an_end_unless_rounds_are_given(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], rounds: int, stay: bool
+) -> None:
+    asked: list[Any] = []
+
+    async def run(run_dir: Path, *arguments: Any, **more: Any) -> dict[str, Any]:
+        asked.append((arguments[1], more["stay"]))
+        write_run(run_dir, 1.0)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(command, "run_demo", run)
+    result = cli("demo", "--out", "run", *options)
+    assert asked == [(rounds, stay)]
+    assert result.code == (0 if stay else 130), result.err
+    assert ("the cluster trains until Ctrl-C" in result.out) is stay
+    assert ("completed: test r2 -0.5" in result.out) is stay
+    assert Path("run/report.html").exists() is stay
+
+
+def test_what_a_cluster_that_stayed_has_done_is_given_as_json(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(run_dir: Path, *_: Any, **__: Any) -> dict[str, Any]:
+        write_run(run_dir, 1.0)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(command, "run_demo", run)
+    told = json.loads(cli("demo", "--out", "run", "--stay", "--json").out)
+    assert (told["rounds"], told["comparison"], told["report"]) == (2, None, "run/report.html")

@@ -1,0 +1,135 @@
+"""`hypergpu logs`: the events of the run, or the output of one process of the cluster."""
+
+import asyncio
+import json
+import os
+import re
+from collections import deque
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+
+from common.errors import InvalidInput, UnknownName
+from hypergpu.cli.running import AsJson, on_cluster
+from hypergpu.client import Client
+from hypergpu.cluster import Cluster
+from hypergpu.show import duration, say
+from protos import coordinator_pb2 as pb
+
+_POLL_SECONDS = 0.2
+_MAX_LINE_CHARACTERS = 64 * 1024
+"""Longest line that is shown whole: a process may print without an end of line."""
+_REPLICA = re.compile(r"(?P<service>[A-Za-z0-9_]+)-(?P<number>\d+)")
+_SERVICE = re.compile(r"[A-Za-z0-9_]+")
+
+
+@on_cluster
+async def logs(
+    client: Client,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="[NAME]", help="A node, coordinator or netsim: the output of that process, if it runs here."
+        ),
+    ] = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the run ends.")] = False,
+    last: Annotated[int, typer.Option("--last", "-n", min=0, help="How many events or lines of the past.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Rounds, decisions and membership as they happened; with a NAME, the output of that process.
+
+    Example: hypergpu logs node_2 --follow
+    """
+    if name:
+        await _show_process(client.cluster, name, last, follow=follow, as_json=as_json)
+        return
+    idle = None if follow else 1.0
+    request = pb.WatchEventsRequest(replay=last)
+    async for event in client.stream(client.control.WatchEvents, request, idle_seconds=idle):
+        say(event.json if as_json else f"{duration(event.seconds):>8}  round {event.round:<4} {event.text}")
+
+
+async def _show_process(cluster: Cluster, name: str, last: int, *, follow: bool, as_json: bool) -> None:
+    if cluster.run_dir:
+        file = _log_file(Path(cluster.run_dir) / "logs", name)
+        await _show_file(file, cluster.pid, last, follow=follow, as_json=as_json)
+    elif cluster.in_compose:
+        await _show_container(name, last, follow=follow, as_json=as_json)
+    else:
+        raise InvalidInput(f"the log of {name} is on the machine where it runs; the coordinator does not have it")
+
+
+def _log_file(directory: Path, name: str) -> Path:
+    """Return the log of a process.
+
+    Raises:
+        UnknownName: there is none of that name.
+    """
+    files = {"netsim" if file.stem == "netsim_proxy" else file.stem: file for file in directory.glob("*.log")}
+    if name == "netsim_proxy":
+        name = "netsim"
+    if name not in files:
+        raise UnknownName("process", name, files)
+    return files[name]
+
+
+async def _show_file(file: Path, pid: int, last: int, *, follow: bool, as_json: bool) -> None:
+    """Show the last lines of a file, then with `follow` those that are added while process `pid` runs."""
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        for line in deque(_lines(opened), maxlen=last):
+            _show(line, as_json)
+        while follow:
+            ended = not _is_alive(pid)  # asked first: what was written before the end is shown too
+            for line in _lines(opened):
+                _show(line, as_json)
+            if ended:
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+def _lines(opened: TextIO) -> list[str]:
+    """Return the whole lines from here on; one that is still being written is left for the next look."""
+    lines: list[str] = []
+    while True:
+        start = opened.tell()
+        line = opened.readline(_MAX_LINE_CHARACTERS)
+        if not line.endswith("\n") and len(line) < _MAX_LINE_CHARACTERS:
+            opened.seek(start)
+            return lines
+        lines.append(line)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+async def _show_container(name: str, last: int, *, follow: bool, as_json: bool) -> None:
+    replica = _REPLICA.fullmatch(name)
+    if not replica and not _SERVICE.fullmatch(name):
+        raise InvalidInput(f"{name} is no container; `docker compose ps` lists them")
+    service = [f"--index={replica['number']}", replica["service"]] if replica else [name]
+    options = ["--no-log-prefix", f"--tail={last}", *(["--follow"] if follow else [])]
+    process = await asyncio.create_subprocess_exec(
+        *("docker", "compose", "logs", *options, *service), stdout=asyncio.subprocess.PIPE, limit=1 << 20
+    )
+    assert process.stdout is not None
+    try:
+        async for line in process.stdout:
+            _show(line.decode("utf-8", "replace"), as_json)
+        code = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if code:
+        raise InvalidInput(f"no container {name} has a log here; `docker compose ps` lists them")
+
+
+def _show(line: str, as_json: bool) -> None:
+    text = line.rstrip("\n")
+    say(json.dumps({"line": text}) if as_json else text)

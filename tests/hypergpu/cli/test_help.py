@@ -1,0 +1,92 @@
+"""What every command promises: help with an example, and the example is one that the command takes."""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+
+import pytest
+import typer
+from typer.main import get_command
+
+from coordinator.__main__ import app as coordinator
+from hypergpu.cli.app import app
+from netsim_proxy import options as netsim_proxy
+from node.__main__ import app as node
+from tests.hypergpu.conftest import Cli
+
+EXAMPLE = re.compile(r"(?:Example: |^ {4,})((?:hypergpu|python -m) .+?)$", re.MULTILINE)
+
+
+def commands(group: object, *path: str) -> Iterator[tuple[str, ...]]:
+    known: Mapping[str, object] = getattr(group, "commands", {})
+    if path or not known:  # a group has its own help
+        yield path
+    for name, command in known.items():
+        yield from commands(command, *path, name)
+
+
+COMMANDS = sorted(commands(get_command(app)))
+
+
+def command_of(words: list[str]) -> tuple[object, list[str]]:
+    """Return the command that a line calls, and its arguments."""
+    if words[:2] == ["python", "-m"]:
+        return get_command({"coordinator": coordinator, "node": node}[words[2]]), words[3:]
+    assert words[0] == "hypergpu"
+    command: object = get_command(app)
+    arguments = words[1:]
+    while arguments and arguments[0] in getattr(command, "commands", {}):
+        command = getattr(command, "commands")[arguments.pop(0)]  # noqa: B009  (its class is no public name)
+    return command, arguments
+
+
+def require_parses(line: str) -> None:
+    """Fail unless the options and arguments of a command line are such as it takes; nothing is run."""
+    words = shlex.split(line, comments=True)
+    if words[:3] == ["python", "-m", "netsim_proxy"]:
+        netsim_proxy.parse(words[3:], {})
+        return
+    command, arguments = command_of(words)
+    context = command.make_context("test", arguments)  # type: ignore[attr-defined]
+    assert not context.args, f"{line}: {context.args} is too much"
+
+
+def test_there_are_commands() -> None:
+    assert ("demo",) in COMMANDS
+    assert ("trace", "record") in COMMANDS
+    assert len(COMMANDS) > 30
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example_that_it_takes(cli: Cli, path: tuple[str, ...]) -> None:
+    shown = cli(*path, "--help")
+    assert shown.code == 0
+    assert "Example:" in shown.out, f"hypergpu {' '.join(path)} --help shows no example"
+    command, rest = command_of(["hypergpu", *path])
+    assert not rest
+    examples = EXAMPLE.findall(str(getattr(command, "help", "")))
+    assert examples
+    for line in examples:
+        assert command_of(shlex.split(line))[0] is not None
+        require_parses(line)
+        assert shlex.split(line)[1 : 1 + len(path)] == list(path), "the example is of this command"
+
+
+def help_of_services() -> list[str]:
+    return [str(get_command(coordinator).help), str(get_command(node).help), netsim_proxy._parser().epilog or ""]
+
+
+@pytest.mark.parametrize("shown", help_of_services(), ids=["coordinator", "node", "netsim_proxy"])
+def test_every_service_shows_an_example_that_it_takes(shown: str) -> None:
+    examples = EXAMPLE.findall(shown)
+    assert examples
+    for line in examples:
+        require_parses(line)
+
+
+@pytest.mark.parametrize(
+    "line", ["hypergpu demo --node 3", "hypergpu exclude", "hypergpu inject latency_spike", "python -m node --gpus x"]
+)
+def test_a_line_that_a_command_does_not_take_is_noticed(line: str) -> None:
+    with pytest.raises(typer.TyperException):
+        require_parses(line)
