@@ -234,7 +234,8 @@ def _summary(run_dir: Path, nodes: Sequence[LocalNode], turns: Sequence[Turn], l
         }
         for node in nodes
     }
-    account["network_events"] = [f"round {turn.round}: {turn.text}" for turn in turns]
+    reached = [turn for turn in turns if turn.round <= account.get("rounds", turn.round)]
+    account["network_events"] = [f"round {turn.round}: {turn.text}" for turn in reached]
     return account
 
 
