@@ -12,6 +12,8 @@ from coordinator.__main__ import app as coordinator
 from hypergpu.cli.app import app
 from netsim_proxy import options as netsim_proxy
 from node.__main__ import app as node
+from tests.documents import DOCUMENTS, ROOT
+from tests.documents import commands as document_commands
 from tests.hypergpu.conftest import Cli
 
 EXAMPLE = re.compile(r"(?:Example: |^ {4,})((?:hypergpu|python -m) .+?)$", re.MULTILINE)
@@ -90,3 +92,22 @@ def test_every_service_shows_an_example_that_it_takes(shown: str) -> None:
 def test_a_line_that_a_command_does_not_take_is_noticed(line: str) -> None:
     with pytest.raises(typer.TyperException):
         require_parses(line)
+
+
+def documented() -> list[str]:
+    """Return the lines of all documents that call `hypergpu` with arguments, or a service."""
+    shown = {command.line for document in DOCUMENTS for command in document_commands(document)}
+    spans = {
+        span
+        for document in (*DOCUMENTS, "docs/runbooks.md", "docs/metrics.md", "docs/library.md")
+        for span in re.findall(r"`(hypergpu [^`]+ [^`]+)`", (ROOT / document).read_text(encoding="utf-8"))
+    }
+    names = {f"hypergpu {' '.join(path)}" for path in COMMANDS}  # in a sentence, a command may be named alone
+    programs = ("hypergpu", "python -m coordinator", "python -m node")
+    return sorted(line for line in shown | (spans - names) if line.startswith(programs) and "…" not in line)
+
+
+@pytest.mark.parametrize("line", documented())
+def test_documents_show_lines_that_their_commands_take(line: str) -> None:
+    numbers = {"N": "2", "FILE": "README.md", "DIR": "."}
+    require_parses(" ".join(numbers.get(word, word) for word in line.split(" ")))
