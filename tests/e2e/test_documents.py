@@ -17,8 +17,8 @@ from tests.documents import DOCUMENTS, ROOT, Command, commands, python_blocks
 
 LONG = "takes minutes"
 CONTAINERS = "needs containers: test_containers.py"
-PORTS = "listens on a fixed port: it is parsed, and test_proxy.py runs the proxy"
-NEEDS_OTHERS = "needs another service or its certificates: it is parsed, and tests/netsim_proxy run its options"
+PORTS = "listens on a fixed port; test_proxy.py runs the proxy"
+NEEDS_OTHERS = "needs another service or its certificates; tests/netsim_proxy run its options"
 
 NOT_RUN = {
     "make demo": "installs, and takes minutes: test_demo.py",
