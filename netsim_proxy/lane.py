@@ -4,7 +4,6 @@ Frames of streams whose link does nothing to them, with nothing queued before th
 write per read. All others are offered to their link in runs: neighbouring frames of one stream.
 """
 
-import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from common.clock import monotonic
 from netsim_proxy import http2
 from netsim_proxy.allowance import FIRST_WINDOW_BYTES, Allowance
 from netsim_proxy.header_blocks import MAX_BLOCK_BYTES, NO_TABLE, HeaderBlocks, node_id_in
+from netsim_proxy.held_reader import HeldReader
 from netsim_proxy.http2 import FRAME_HEADER_BYTES, Http2Error
 from netsim_proxy.limits import Limits
 from netsim_proxy.link.outcomes import Deliver, Fail
@@ -42,12 +42,12 @@ _PLAIN_MASK: Final = http2.END_HEADERS | http2.PADDED | http2.HAS_PRIORITY
 _unpack = Struct(">HBBBI").unpack_from
 
 
-class Lane:
+class Lane(HeldReader):
     """The frames that one peer sends; `way` is UP (from the client) or DOWN (from the upstream)."""
 
     def __init__(self, relay: "Relay", way: int, outlet: Outlet, back: Outlet) -> None:
+        super().__init__()
         self.relay, self.way, self.outlet, self.back = relay, way, outlet, back
-        self.source: asyncio.Transport | None = None
         self.max_frame_bytes = http2.DEFAULT_MAX_FRAME_BYTES  # what the other peer accepts
         self._streams = relay.by_id if way == UP else relay.by_upstream_id
         self._blocks = HeaderBlocks()
@@ -60,7 +60,6 @@ class Lane:
         self.lowering: deque[bool] = deque()  # of each SETTINGS that is not acknowledged: whether it lowers a limit
         self._opened = False  # a header block has been delivered
         self._fed_at = -math.inf  # when something was last read
-        self._holds: set[object] = set()
         self._allowance = Allowance()  # of the peer
 
     def feed(self, data: bytes) -> None:  # noqa: PLR0912 - one pass over the frames, without calls where it is hot
@@ -120,19 +119,6 @@ class Lane:
     def is_flowing(self) -> bool:
         """Whether the peer has sent something lately, or what a full link keeps us from reading, and so is alive."""
         return bool(self._holds) or monotonic() - self._fed_at < _FLOWING_SECONDS
-
-    def hold(self, reason: object) -> None:
-        """Stop reading until every reason is released."""
-        if not self._holds and self.source is not None:
-            self.source.pause_reading()
-        self._holds.add(reason)
-
-    def release(self, reason: object) -> None:
-        """Read on, unless there are other reasons not to."""
-        if reason in self._holds:
-            self._holds.remove(reason)
-            if not self._holds and self.source is not None and not self.source.is_closing():
-                self.source.resume_reading()
 
     def control(
         self, send: Callable[[bytes], None], frames: bytes, *, waits: bool = False, blocks: bool = False

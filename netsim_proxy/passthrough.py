@@ -14,6 +14,7 @@ import structlog
 from common.clock import monotonic
 from netsim_proxy.addresses import Address
 from netsim_proxy.client_hello import HANDSHAKE, Incomplete, server_name
+from netsim_proxy.held_reader import HeldReader
 from netsim_proxy.link.outcomes import Deliver, Exchange, Fail
 from netsim_proxy.link_map import LinkMap
 from netsim_proxy.outlet import Outlet
@@ -158,15 +159,14 @@ class RawRelay:
         end_transport(self.lanes[DOWN].source, reset=True)
 
 
-class RawLane:
+class RawLane(HeldReader):
     """The bytes that one end sends; `way` is UP (from the client) or DOWN (from the upstream)."""
 
     def __init__(self, relay: RawRelay, way: int) -> None:
+        super().__init__()
         self.relay, self.way = relay, way
-        self.source: asyncio.Transport | None = None
         self.outlet = Outlet(relay.pacer)
         self.has_ended = False
-        self._holds: set[object] = set()
 
     def feed(self, data: bytes) -> None:
         """Take in what was sent."""
@@ -186,19 +186,6 @@ class RawLane:
         if reset or not self.has_ended:
             self.has_ended = True
             self.relay.port.offer(self, 0, self.relay.exchange, True, self._settle_end, reset)
-
-    def hold(self, reason: object) -> None:
-        """Stop reading until every reason is released."""
-        if not self._holds and self.source is not None and not self.source.is_closing():
-            self.source.pause_reading()
-        self._holds.add(reason)
-
-    def release(self, reason: object) -> None:
-        """Read on, unless there are other reasons not to."""
-        if reason in self._holds:
-            self._holds.remove(reason)
-            if not self._holds and self.source is not None and not self.source.is_closing():
-                self.source.resume_reading()
 
     def _settle(self, verdict: Deliver | Fail, piece: bytes) -> None:
         if isinstance(verdict, Fail):

@@ -1,13 +1,11 @@
 """What is sent after an acknowledgement of SETTINGS may rely on it: nothing overtakes it, and it costs no delay."""
 
-import itertools
 import math
 import random
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from heapq import heappop, heappush
 from typing import Any, cast
 
 import h2.config
@@ -29,6 +27,7 @@ from netsim_proxy.order import Order
 from netsim_proxy.port import DOWN, UP
 from netsim_proxy.ports import Ports
 from netsim_proxy.relay import Relay
+from tests.netsim_proxy.agenda import Agenda
 
 ACK = http2.frame(http2.SETTINGS, http2.ACK, 0)
 LARGER = http2.settings((http2.INITIAL_WINDOW_SIZE, 1 << 20))
@@ -150,31 +149,6 @@ def test_limits_are_compared_with_those_before_and_streams_are_limited_by_the_up
 
 
 # --- a relay, in a time of its own
-
-
-class Agenda:
-    """A pacer, and its clock."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.entries: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
-        self._numbers = itertools.count()
-
-    def at(self, due: float, call: Callable[..., None], *args: Any) -> None:
-        if due < math.inf:
-            heappush(self.entries, (due, next(self._numbers), call, args))
-
-    def begin(self) -> None:
-        """Nothing to prepare."""
-
-    def catch_up(self) -> None:
-        self.run(self.now)
-
-    def run(self, until: float = 1000.0) -> None:
-        while self.entries and self.entries[0][0] <= until:
-            due, _, call, args = heappop(self.entries)
-            self.now = max(self.now, due)
-            call(*args)
 
 
 class Wire:

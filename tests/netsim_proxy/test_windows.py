@@ -1,8 +1,5 @@
 """What a slow reader can be sent ahead, and that a link stays busy: gRPC measures the path, not our queues."""
 
-import itertools
-from collections.abc import Callable
-from heapq import heappop, heappush
 from typing import Any, cast
 
 import pytest
@@ -14,6 +11,7 @@ from netsim_proxy.link.profiles import Path, Profile
 from netsim_proxy.port import DOWN, UP
 from netsim_proxy.ports import Ports
 from netsim_proxy.relay import Relay
+from tests.netsim_proxy.agenda import Agenda
 
 MIB = 1 << 20
 PING = http2.frame(http2.PING, 0, 0, b"a probe.")
@@ -22,31 +20,6 @@ PING = http2.frame(http2.PING, 0, 0, b"a probe.")
 def link(rtt_ms: float, mbit: float) -> Profile:
     path = Path(Uniform(rtt_ms / 2000, rtt_ms / 2000), mbit)
     return Profile("fixed", path, path)
-
-
-class Agenda:
-    """A pacer, and its clock, that goes on when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.entries: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
-        self._numbers = itertools.count()
-
-    def at(self, due: float, call: Callable[..., None], *args: Any) -> None:
-        if due != float("inf"):
-            heappush(self.entries, (due, next(self._numbers), call, args))
-
-    def begin(self) -> None:
-        """Nothing to prepare."""
-
-    def catch_up(self) -> None:
-        self.run(self.now)
-
-    def run(self, until: float = 1000.0) -> None:
-        while self.entries and self.entries[0][0] <= until:
-            due, _, call, args = heappop(self.entries)
-            self.now = max(self.now, due)
-            call(*args)
 
 
 class Wire:
