@@ -78,7 +78,7 @@ class ModelFiles:
             NonFiniteUpdate: the model or its optimizer is not finite; nothing was written.
         """
         values, optimizer = self._model.values, self._model.optimizer_state()
-        if not is_finite(values) or not all(np.isfinite(part).all() for part in optimizer.values()):
+        if not is_finite(values) or not all(map(is_finite, optimizer.values())):
             raise NonFiniteUpdate(f"the model after round {round_number} is not finite", round_number)
         whole = self._saved.state(values)
         server = {f"{_OPTIMIZER}{name}": torch.from_numpy(part.copy()) for name, part in optimizer.items()}

@@ -2,12 +2,11 @@
 
 import hashlib
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tasks.base import Task
-from tasks.samples import Array, Data, count, fetch
+from tasks.samples import Array, Data, count, fetch, spread
 
 _SAMPLES = 64
 """Samples of which the content is read: enough to notice other data, few enough for any data set."""
@@ -30,7 +29,7 @@ def fingerprint(task: Task) -> str:
 
 def _parts(data: Data) -> tuple[Tensor, ...]:
     samples = count(data)
-    some = np.unique(np.linspace(0, samples - 1, min(_SAMPLES, samples)).astype(np.int64))
+    some = spread(samples, _SAMPLES)
     if isinstance(data, tuple):
         inputs, targets = (_tensor(part) for part in data)
         return torch.tensor(samples), inputs[torch.from_numpy(some)], targets

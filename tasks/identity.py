@@ -10,7 +10,7 @@ from torch import Tensor
 from common.identity import Numbers, TaskIdentity
 from tasks.base import Task
 from tasks.flat import FlatModel
-from tasks.samples import Array, Data, count, fetch
+from tasks.samples import Array, Data, count, fetch, spread
 from tasks.seeding import seeded
 
 _SAMPLES = 64
@@ -43,7 +43,7 @@ def identity_of(task: Task, model: FlatModel, seed: int) -> TaskIdentity:
 
 def _data(name: str, data: Data, seed: int) -> tuple[str, list[Numbers]]:
     """Digest of what is exact, and some of the numbers."""
-    some = _spread(count(data), _SAMPLES)
+    some = spread(count(data), _SAMPLES)
     if isinstance(data, tuple):
         inputs, targets = (torch.as_tensor(part) for part in data)
         of_inputs: Tensor | None = inputs[torch.from_numpy(some)]
@@ -75,7 +75,7 @@ def _at_home(model: FlatModel) -> list[Numbers]:
     names = list(model.at_home)
     return [
         Numbers(f"values of {name!r}, which does not travel", _some(model.at_home[name], _VALUES_OF_TENSOR))
-        for name in (names[at] for at in _spread(len(names), _TENSORS))
+        for name in (names[at] for at in spread(len(names), _TENSORS))
     ]
 
 
@@ -104,7 +104,7 @@ def _pass(task: Task, model: FlatModel, seed: int, drawn: int) -> list[Numbers]:
     """One forward and backward pass; samples are drawn by `seed`, the model's own draws by `drawn`."""
     device = model.values.device
     with seeded(seed, device):
-        inputs, targets = fetch(task.train, _spread(count(task.train), _FORWARD_SAMPLES), device)
+        inputs, targets = fetch(task.train, spread(count(task.train), _FORWARD_SAMPLES), device)
     model.gradients.zero_()
     with seeded(drawn, device):
         outputs = model.module(inputs)
@@ -125,14 +125,9 @@ def _kind(tensor: Tensor) -> str:
     return str(tensor.dtype) if tensor.is_floating_point() or tensor.is_complex() else "whole numbers"
 
 
-def _spread(length: int, most: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """Return at most so many places, evenly spread over `length`, the first and the last among them."""
-    return np.unique(np.linspace(0, max(0, length - 1), min(most, length)).astype(np.int64))
-
-
 def _some(values: Array, most: int = _VALUES) -> tuple[float, ...]:
     flat = torch.as_tensor(values).detach().reshape(-1)
-    chosen = flat[torch.from_numpy(_spread(len(flat), most)).to(flat.device)].cpu()
+    chosen = flat[torch.from_numpy(spread(len(flat), most)).to(flat.device)].cpu()
     if chosen.is_complex():
         chosen = torch.view_as_real(chosen).reshape(-1)
     return tuple(chosen.to(torch.float64).tolist())

@@ -13,6 +13,7 @@ from common.errors import HyperGPUError, InvalidInput
 from common.metric import ACCURACY, LOSS, RESERVED, MetricSpec
 from tasks.memory import is_out_of_memory
 from tasks.samples import fetch
+from tasks.seeding import seeded
 
 if TYPE_CHECKING:
     from tasks.base import Task
@@ -132,7 +133,7 @@ def metric_of(task: "Task", module: nn.Module) -> Metric | None:
     module.eval()
     try:
         inputs, targets = fetch(task.test, range(1), device)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with seeded(0, device):
             return metric_for(task, module(inputs), targets)
     except Exception:
         return CLASSIFICATION

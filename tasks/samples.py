@@ -40,6 +40,11 @@ def count(data: Data) -> int:
     return len(data)
 
 
+def spread(length: int, most: int) -> npt.NDArray[np.int64]:
+    """Return at most so many places, evenly spread over `length`, the first and the last among them."""
+    return np.unique(np.linspace(0, max(0, length - 1), min(most, length)).astype(np.int64))
+
+
 def fetch(data: Data, indices: Indices, device: torch.device) -> tuple[Tensor, Tensor]:
     """The inputs and targets of the samples at `indices`, on `device`.
 
