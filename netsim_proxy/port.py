@@ -71,7 +71,7 @@ class Port:
         self.link = link
         self.name = link.link_id
         self.region = region
-        self.profile_name = link.profile.name
+        self.profile_name = link.profile.local_name
         """The profile that it was given, whatever events make of it."""
         self.relays: set[Connection] = set()
         self.transparent = False

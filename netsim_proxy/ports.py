@@ -16,6 +16,7 @@ from netsim_proxy.link.events import ALL, UPSTREAM, DisconnectMode, EventDirecti
 from netsim_proxy.link.link import Link
 from netsim_proxy.link.outcomes import LossModel
 from netsim_proxy.link.profiles import Profile, find_profile
+from netsim_proxy.link.regions import keep_distance
 from netsim_proxy.pacer import Pacer
 from netsim_proxy.port import Port
 from netsim_proxy.sweep import Sweep
@@ -46,7 +47,7 @@ class Ports:
         region: str = "",
     ) -> None:
         self.find_profile = profiles
-        self.profile_name, self.region = profile.name, region
+        self.profile_name, self.region = profile.local_name, region
         self._pacer, self._default, self._seed, self._loss_model = pacer, profile, seed, loss_model
         self._ports: dict[str, Port] = {}
         self._for_all: list[tuple[NetworkEvent, float]] = []  # events on every link, also those to come; with their end
@@ -104,7 +105,7 @@ class Ports:
 
     def set_default(self, profile: Profile, region: str | None = None) -> None:
         """Give links that are not yet seen another profile, and another region if there is one."""
-        self._default, self.profile_name = profile, profile.name
+        self._default, self.profile_name = profile, profile.local_name
         if region is not None:
             self.region = region
 
@@ -114,7 +115,7 @@ class Ports:
             self.set_default(profile, region)
 
         def change(port: Port) -> None:
-            port.region, port.profile_name = region, profile.name
+            port.region, port.profile_name = region, profile.local_name
             port.link.set_profile(profile, monotonic())
             port.changed()
 
@@ -192,7 +193,7 @@ class Ports:
         if event.event_type == EventType.RECOVERY:
             self._for_all.clear()
         elif event.event_type == EventType.PROFILE_CHANGE and not event.duration_seconds:
-            new = self.find_profile(event.new_profile)
+            new = keep_distance(self._default, self.find_profile(event.new_profile))
             self.set_default(one_way(self._default, new, EventDirection(event.direction)))
         elif event.mode != DisconnectMode.HALF_OPEN and len(self._for_all) < MAX_RUNNING:
             self._for_all.append((event, now + (event.duration_seconds or math.inf)))

@@ -10,6 +10,7 @@ from common.errors import InvalidInput
 from netsim_proxy.link.effect import futility
 from netsim_proxy.link.events import DisconnectMode, EventDirection, EventType, NetworkEvent
 from netsim_proxy.link.profiles import Profile
+from netsim_proxy.link.regions import keep_distance
 
 _DEFAULT_SPIKE_FACTOR: Final = 5.0
 _DEFAULT_COLLAPSE_FACTOR: Final = 0.1
@@ -98,7 +99,7 @@ class Conditions:
             self.clear(now, direction)
             return
         if event.event_type == EventType.PROFILE_CHANGE:
-            profile = find_profile(event.new_profile)
+            profile = keep_distance(self._base, find_profile(event.new_profile))
             if not event.duration_seconds:
                 self.set_profile(profile, now, direction)
                 return
@@ -201,10 +202,12 @@ class Conditions:
             return self._base, math.inf
         if self._base_since is None:
             if now == -math.inf:
-                return trace.profile_at(0.0), now  # it begins with the first that happens on the link
+                return keep_distance(
+                    self._base, trace.profile_at(0.0)
+                ), now  # it begins with the first that happens on the link
             self._base_since = now
         into = now - self._base_since
-        return trace.profile_at(into), self._base_since + trace.next_change(into)
+        return keep_distance(self._base, trace.profile_at(into)), self._base_since + trace.next_change(into)
 
     def _flap(self, flap: _Active, way: Way, now: float) -> None:
         half = (flap.event.period_seconds or _DEFAULT_FLAP_SECONDS) / 2
@@ -233,7 +236,7 @@ def one_way(base: Profile, profile: Profile, direction: EventDirection) -> Profi
 def _merged(base: Profile, profile: Profile, direction: EventDirection) -> Profile:
     first, *changes = base.name.split(" with ")
     kept = [change for change in changes if not change.endswith(f" {direction}")]
-    name = " with ".join([first, *kept, f"{profile.name} {direction}"])
+    name = " with ".join([first, *kept, f"{profile.local_name} {direction}"])
     if direction == EventDirection.UP:
         return replace(base, name=name, up=profile.up)
     return replace(base, name=name, down=profile.down)

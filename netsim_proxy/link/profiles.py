@@ -83,6 +83,15 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True)
+class Distance:
+    """A constant round trip between the regions of a node and its upstream."""
+
+    round_trip_ms: float
+    route: str
+    """Its two ends, as in `from eu-west to us-east`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """Both directions of a link, and how much a round trip resembles the one before."""
 
@@ -94,6 +103,8 @@ class Profile:
     """Of successive draws, in [0, 1): of the normal scores, so that the distribution stays what it is."""
     trace: "Trace | None" = None
     """What is replayed instead of the rest, which is how it begins."""
+    distance: Distance | None = None
+    """Part of the latencies of `up` and `down` that a region has added."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.jitter_correlation < 1:
@@ -103,6 +114,11 @@ class Profile:
     def loss(self) -> float:
         """The share of RPCs that is lost in the `rpc` loss model."""
         return (self.up.loss.mean + self.down.loss.mean) / 2
+
+    @property
+    def local_name(self) -> str:
+        """Name without the route of the distance."""
+        return self.name if self.distance is None else self.name.removesuffix(self.distance.route).rstrip()
 
     def with_up_of(self, other: "Profile") -> "Profile":
         """This profile, with the path up of another."""

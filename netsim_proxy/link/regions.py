@@ -7,14 +7,14 @@ The table is Microsoft's "Azure network round-trip latency statistics" of 9 Apri
 import csv
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Final
 
 from common.errors import UnknownName
 from netsim_proxy.link.distributions import Shifted, Uniform
-from netsim_proxy.link.profiles import Path, Profile
+from netsim_proxy.link.profiles import Distance, Path, Profile
 
 _SAME_REGION_MS: Final = 1.0
 
@@ -79,13 +79,12 @@ def find_region(name: str) -> str:
 
 def at_distance(profile: Profile, round_trip: float, where: str = "") -> Profile:
     """The profile with a constant `round_trip` (milliseconds) on top, half of it on either path."""
-    added = round_trip / 2000
-    return replace(
-        profile,
-        name=f"{profile.name} {where}".strip(),
-        up=replace(profile.up, latency=Shifted(profile.up.latency, added)),
-        down=replace(profile.down, latency=Shifted(profile.down.latency, added)),
-    )
+    return _shifted(profile, Distance(round_trip, where))
+
+
+def keep_distance(base: Profile, profile: Profile) -> Profile:
+    """Return `profile` at the distance that `base` has: a node keeps its place when its link changes."""
+    return profile if base.distance is None else _shifted(profile, base.distance)
 
 
 def between_regions(node: str, upstream: str, last_mile: Profile | None = None) -> Profile:
@@ -95,6 +94,18 @@ def between_regions(node: str, upstream: str, last_mile: Profile | None = None) 
         UnknownName: no such region.
     """
     return at_distance(last_mile or BACKBONE, round_trip_ms(node, upstream), where=f"from {node} to {upstream}")
+
+
+@lru_cache(maxsize=256)  # one object for the same profiles: a link takes another for a change
+def _shifted(profile: Profile, distance: Distance) -> Profile:
+    added_seconds = distance.round_trip_ms / 2000
+    return replace(
+        profile,
+        name=f"{profile.name} {distance.route}".strip(),
+        up=replace(profile.up, latency=Shifted(profile.up.latency, added_seconds)),
+        down=replace(profile.down, latency=Shifted(profile.down.latency, added_seconds)),
+        distance=distance,
+    )
 
 
 @cache

@@ -86,8 +86,8 @@ class NetworkSimulator:
     def set_node_region(self, node_id: str, region: str) -> None:
         """Place a node in a region: the round trip to `upstream_region` comes on top of its profile.
 
-        Round trips are public figures, see `netsim_proxy.link.regions`. "" takes the region away. As in the proxy, an
-        event that changes the profile replaces the distance too: its profile is the whole path.
+        Round trips are public figures, see `netsim_proxy.link.regions`. "" takes the region away. An event that
+        changes the profile leaves the distance as it is.
 
         Raises:
             UnknownName: no such region; the message names the nearest.

@@ -14,6 +14,7 @@ from common.errors import ConfigError, HyperGPUError
 from netsim_proxy import control
 from netsim_proxy.catalogue import Catalogue
 from netsim_proxy.link.distributions import Uniform
+from netsim_proxy.link.events import NetworkEvent
 from netsim_proxy.link.profiles import find_profile
 from netsim_proxy.pacer import Pacer
 from netsim_proxy.ports import Ports
@@ -88,6 +89,22 @@ async def test_a_profile_that_changes_changes_the_links_that_have_it(started: St
     assert [started.latency_ms(name) for name in ("node_1", "new", "newer")] == [pytest.approx(30)] * 3
     assert started.ports.known("node_2").link.profile is find_profile("poor")
     assert [entry.event_id for entry in started.schedule.entries()] == planned  # the scenario does not begin anew
+
+
+async def test_a_profile_that_changes_changes_the_links_at_a_distance(started: Started) -> None:
+    started.ports.set_profile("far", started.catalogue.profile("lab", "eu-west"), "eu-west")
+    started.ports.set_default(started.catalogue.profile("lab", "eu-west"), "eu-west")
+    started.profiles.write_text(PROFILES.replace("rtt_ms: 10", "rtt_ms: 30"))
+    await started.reload()
+    for name in ("far", "new"):
+        latency = started.ports.of(name).link.profile.up.latency
+        assert latency.at(0.5) == pytest.approx((30 + 84) / 2000)
+
+
+async def test_a_profile_change_of_all_links_keeps_the_distance_of_those_to_come(started: Started) -> None:
+    started.ports.set_default(started.catalogue.profile("lab", "eu-west"), "eu-west")
+    started.ports.apply(NetworkEvent("profile_change", "*", new_profile="other"))
+    assert started.ports.of("new").link.profile.up.latency.at(0.5) == pytest.approx((4 + 84) / 2000)
 
 
 async def test_a_scenario_that_changes_replaces_the_events_that_it_planned(started: Started) -> None:

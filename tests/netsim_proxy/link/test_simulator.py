@@ -42,6 +42,8 @@ def test_a_region_adds_its_distance_to_the_profile_and_can_be_taken_away() -> No
     assert simulator.get_node_metrics("a")["region"] == "eu-west"
     simulator.set_node_profile("a", "good")  # the node stays where it is
     assert all(distance + 10 <= latency <= distance + 50.1 for latency in latencies())
+    simulator.inject_event(NetworkEvent("profile_change", "a", new_profile="perfect"))
+    assert all(distance <= latency <= distance + 1.1 for latency in latencies())
     simulator.set_node_profile("a", "perfect", region="us-east")
     assert all(1 <= latency <= 2.1 for latency in latencies()), "within a region it is 1 ms"
     simulator.set_node_region("a", "")
