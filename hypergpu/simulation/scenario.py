@@ -1,6 +1,6 @@
 """A scenario: who trains what over which links, and what happens on the way. Read from YAML, typed and closed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -11,7 +11,7 @@ from common.config.section import Section
 from common.errors import InvalidInput
 from common.metric import MetricSpec
 from hypergpu.simulation.convergence import FITTED, Convergence
-from netsim_proxy.link.events import ALL
+from netsim_proxy.link.events import ALL, EventType, NetworkEvent
 from netsim_proxy.link.profiles import Profile
 from netsim_proxy.scenario import Misplaced, Network, NodeSection, OneOrMore, as_list, in_turn
 from node.core.gpu import GPUSpecs, specs_from
@@ -144,6 +144,21 @@ class Scenario(Network):
             fault = error.errors()[0]
             path = ("convergence", *fault["loc"])
             raise Misplaced(path, explain(Convergence, fault["loc"], fault["type"], fault["msg"])) from error
+
+    def network_events(self, known: Mapping[str, Profile] | None = None) -> list[NetworkEvent]:
+        """Its events, groups spelt out; `known` are profiles that there are already.
+
+        Raises:
+            Misplaced: one that makes no sense, or that can have no effect in virtual time.
+        """
+        for index, section in enumerate(self.events):
+            if section.type == EventType.SLOW_CLOSE:
+                raise Misplaced(
+                    ("events", index, "type"),
+                    "slow_close has no effect in virtual time, where the end of a connection does not travel on the "
+                    "link: remove it, or load the scenario into a proxy",
+                )
+        return super().network_events(known)
 
     def profiles_of_links(self) -> dict[str, Profile]:
         """The profile of each node's link, in the order of the nodes.

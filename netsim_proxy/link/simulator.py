@@ -6,6 +6,7 @@ from typing import Any, Final, TypeVar
 
 from common.clock import Clock, monotonic, wall
 from common.draws import Draws
+from common.errors import InvalidInput
 from netsim_proxy.link.events import ALL, UPSTREAM, EventType, NetworkEvent
 from netsim_proxy.link.link import Link
 from netsim_proxy.link.outcomes import Cause, Direction, Fail, Hold, LossModel
@@ -20,6 +21,7 @@ _GIVE_UP_SECONDS: Final = 5.0
 _SPIKE_FACTOR: Final = 5.0
 _BACKOFF_SECONDS: Final = (0.1, 10.0)
 """Before the first retry, and at most."""
+_OF_CONNECTIONS: Final = (EventType.LIMIT_TIME, EventType.SLOW_CLOSE)
 _WALL_TIME: Final = 1e9
 """No monotonic clock has run for 31 years: a time beyond is one since the epoch."""
 
@@ -135,7 +137,13 @@ class NetworkSimulator:
         )
 
     def inject_event(self, event: NetworkEvent) -> None:
-        """Let an event happen now, whenever it was scheduled for."""
+        """Let an event happen now, whenever it was scheduled for.
+
+        Raises:
+            InvalidInput: an event that has no effect here: limit_time or slow_close.
+            UnknownName: a profile change to a profile that does not exist.
+        """
+        _require_effect(event)
         self._apply(event, self._advance())
 
     def schedule_event(self, event: NetworkEvent) -> None:
@@ -145,8 +153,10 @@ class NetworkSimulator:
         from then on: 5.0 is five seconds after its beginning.
 
         Raises:
+            InvalidInput: an event that has no effect here: limit_time or slow_close.
             UnknownName: a profile change to a profile that does not exist.
         """
+        _require_effect(event)
         if event.new_profile:
             find_profile(event.new_profile)
         at = event.scheduled_time
@@ -243,6 +253,14 @@ def _round_trip(link: Link, now: float, nbytes: int) -> tuple[bool, float]:
                 link.disconnect(exchange.connection)  # the next one connects anew
             return False, seconds
     return True, seconds
+
+
+def _require_effect(event: NetworkEvent) -> None:
+    if event.event_type in _OF_CONNECTIONS:
+        raise InvalidInput(
+            f"{event.event_type} has no effect in NetworkSimulator: it acts on how connections end, and only single "
+            "communications are simulated; use the proxy for it"
+        )
 
 
 def _size_of(message: object) -> int:

@@ -113,6 +113,13 @@ def test_all_constants_make_a_model_of_any_task() -> None:
         ("nodes:\n  - {id: a}\npolicy: reactiv\n", ["f.yaml:3", "policy"]),
         ("nodes:\n  - {id: a}\nevents:\n  - {type: flap, node: b}\n", ["f.yaml:4", "unknown node 'b'"]),
         ("nodes:\n  - {id: a}\nevents:\n  - {type: flop, node: a}\n", ["f.yaml:4", "did you mean 'flap'"]),
+        (
+            "nodes:\n  - {id: a}\nevents:\n  - {type: flap, node: a}\n"
+            "  - {type: slow_close, node: a, close_after_seconds: 2}\n",
+            ["f.yaml:5", "events.1.type: slow_close has no effect in virtual time"],
+        ),
+        ("nodes:\n  - {id: rack 1}\n", ["f.yaml:2", "nodes.0.id: node id 'rack 1': take 1 to 64 letters"]),
+        ("nodes:\n  - {id: " + "a" * 62 + ", count: 11}\n", ["f.yaml:2", "aaa_10': take 1 to 64 letters"]),
         ("nodes: []\n", ["f.yaml:1", "nodes"]),
         ("nodes: [\n", ["f.yaml", "not valid YAML"]),
         ("- 1\n", ["f.yaml:1", "expected keys and values"]),

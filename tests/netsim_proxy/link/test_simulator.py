@@ -3,7 +3,7 @@ import time
 import pytest
 
 from common.clock import ManualClock
-from common.errors import UnknownName
+from common.errors import InvalidInput, UnknownName
 from hypergpu import NetworkEvent, NetworkSimulator
 from netsim_proxy.link.regions import round_trip_ms
 
@@ -50,6 +50,16 @@ def test_a_region_adds_its_distance_to_the_profile_and_can_be_taken_away() -> No
     assert all(latency <= 1.1 for latency in latencies())
     assert simulator.simulate_communication("elsewhere", "x")[1] <= 1.1
     assert simulator.get_node_metrics("elsewhere")["region"] == ""
+
+
+@pytest.mark.parametrize("event_type", ["limit_time", "slow_close"])
+def test_an_event_without_effect_is_refused(event_type: str) -> None:
+    simulator = NetworkSimulator("perfect", clock=ManualClock())
+    event = NetworkEvent(event_type, "a", close_after_seconds=1.0)
+    for give in (simulator.inject_event, simulator.schedule_event):
+        with pytest.raises(InvalidInput, match=f"{event_type} has no effect in NetworkSimulator"):
+            give(event)
+    assert simulator.get_node_metrics("a")["active_events"] == []
 
 
 def test_an_unknown_region_names_the_nearest_and_changes_nothing() -> None:
