@@ -51,7 +51,8 @@ class UnknownName(InvalidInput):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
-        super().__init__(f"unknown {kind} {name!r}{suggest(name, self.known)}")
+        shown = name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}…"
+        super().__init__(f"unknown {kind} {shown!r}{suggest(name, self.known)}")
 
 
 class NotFound(HyperGPUError):

@@ -65,17 +65,20 @@ _ERRORS = {code: error for error, code in _STATUS} | {
 }
 _NO_CONNECTION = "failed to connect to all addresses"
 """gRPC's words for a call that found no connection, whatever the cause."""
+_MAX_DETAILS = 2_000
+"""Characters of a status's message: gRPC refuses trailers above 8 to 16 KiB, and the caller would get another error."""
 RETRYABLE = (errors.Unavailable, errors.DeadlineExceeded, errors.CorruptData)
 """What may succeed when tried again."""
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     """The status that tells a caller about `error`; what is not ours is INTERNAL and says no more than its type."""
+    told = str(error) if len(str(error)) <= _MAX_DETAILS else f"{str(error)[:_MAX_DETAILS]}…"
     for kind, code in _STATUS:
         if isinstance(error, kind):
-            return code, str(error)
+            return code, told
     if isinstance(error, HyperGPUError):
-        return _Code.INTERNAL, str(error)
+        return _Code.INTERNAL, told
     return _Code.INTERNAL, f"internal error ({type(error).__name__})"
 
 

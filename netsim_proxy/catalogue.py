@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from common.errors import ConfigError, InvalidInput, ResourceExhausted
+from common.rpc import check_node_id
 from netsim_proxy.link.events import ALL
 from netsim_proxy.link.profiles import Profile, find_profile
 from netsim_proxy.link.regions import between_regions
@@ -110,9 +111,10 @@ class Catalogue:
         """Set links as a checked scenario says, and plan its events from now on; the event loop runs meanwhile.
 
         Raises:
-            ResourceExhausted: there would be too many events.
+            ResourceExhausted: there would be too many events, links or profiles; then nothing is changed.
         """
         schedule.require_room(len(scenario.events), sum(event.size for event in scenario.events))
+        ports.require_room(scenario.links)
         self.add(scenario.profiles)
         if scenario.loss_model is not None:
             ports.set_loss_model(ALL, scenario.loss_model)
@@ -140,7 +142,7 @@ class Catalogue:
         """The profile and region of each node, from `NODE=PROFILE` or `NODE=PROFILE@REGION`.
 
         Raises:
-            ConfigError: not of that form.
+            InvalidInput: not of that form, or no node id.
             UnknownName: no such profile, or no such region.
         """
         out = {}
@@ -149,7 +151,7 @@ class Catalogue:
             name, _, region = rest.partition("@")
             if not (node_id and equals and name):
                 raise ConfigError(f"--node-profile {pair!r} is not of the form NODE=PROFILE, as in node_1=good")
-            out[node_id] = self.profile(name, region), region
+            out[check_node_id(node_id)] = self.profile(name, region), region
         return out
 
 

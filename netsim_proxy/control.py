@@ -14,8 +14,9 @@ from grpc_reflection.v1alpha import reflection
 
 from common import rpc
 from common.clock import monotonic
-from common.errors import ConfigError, HyperGPUError, InvalidInput, NotAuthenticated, ResourceExhausted
+from common.errors import ConfigError, HyperGPUError, InvalidInput, NotAuthenticated, ResourceExhausted, UnknownName
 from common.rpc import AUTHORIZATION, SERVER_OPTIONS, status_of
+from common.text import printable
 from netsim_proxy import convert
 from netsim_proxy.addresses import Address, remove_stale
 from netsim_proxy.catalogue import Catalogue
@@ -30,6 +31,8 @@ _WATCH_SECONDS: Final = (0.1, 1.0)
 """The shortest interval of `Watch`, and the one where none is asked for."""
 MAX_WATCHERS: Final = 16
 _MAX_CALLS: Final = 256
+_MAX_SCENARIO_NAME: Final = 4096
+"""Characters, as in the longest path of Linux: clients name the scenario by its file."""
 _AT_ONCE: Final = 50
 """Links or events that are described without a pause; the event loop runs before the next."""
 
@@ -109,8 +112,10 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
     async def LoadScenario(self, request: pb.LoadScenarioRequest, context: Any) -> pb.ScheduleList:  # noqa: N802
         """Links and events of a scenario."""
         name = request.name or "scenario"
+        if len(name) > _MAX_SCENARIO_NAME:
+            raise InvalidInput(f"the scenario's name has {len(name):,} characters: {_MAX_SCENARIO_NAME:,} are allowed")
         async with self._loading:
-            entries = await self._catalogue.load_scenario(request.yaml, name, self._ports, self._schedule)
+            entries = await self._catalogue.load_scenario(request.yaml, printable(name), self._ports, self._schedule)
         return await _listed(entries)
 
     async def Reload(self, request: pb.ReloadRequest, context: Any) -> pb.ReloadReply:  # noqa: N802
@@ -204,7 +209,7 @@ def _loss_model(name: str) -> LossModel:
     try:
         return LossModel(name)
     except ValueError:
-        raise InvalidInput(f"loss model {name!r} is neither {' nor '.join(LossModel)}") from None
+        raise UnknownName("loss model", name, LossModel) from None
 
 
 async def make_server(

@@ -4,6 +4,7 @@ from typing import Final
 
 from common.clock import monotonic
 from common.errors import InvalidInput
+from common.rpc import check_node_id
 from netsim_proxy.link.events import ALL, EventDirection, NetworkEvent
 from netsim_proxy.link.outcomes import Direction
 from netsim_proxy.port import Port
@@ -11,7 +12,6 @@ from netsim_proxy.ports import MAX_LINKS
 from netsim_proxy.schedule import Entry, State
 from protos import netsim_pb2 as pb
 
-_MAX_NAME: Final = 256
 _MAX_SUMMARY: Final = 200
 _SHOWN_EVENTS: Final = 10
 """Of each link: with all of theirs, ten thousand links would not fit into a message."""
@@ -46,13 +46,13 @@ def event_from_proto(message: pb.Event) -> NetworkEvent:
 
 
 def require_name(node_id: str) -> None:
-    """Check the name of a link.
+    """Check the name of a link, or "*" for every link.
 
     Raises:
-        InvalidInput: it is too long.
+        InvalidInput: it is no node id.
     """
-    if len(node_id) > _MAX_NAME:
-        raise InvalidInput(f"a link's name has at most {_MAX_NAME} characters, not {len(node_id)}")
+    if node_id != ALL:
+        check_node_id(node_id)
 
 
 def reply_to_proto(entry: Entry) -> pb.EventReply:

@@ -14,9 +14,9 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_netw
 from typing import Any, Final
 
 from common.errors import ConfigError
+from common.rpc import check_node_id
 
 MAX_ENTRIES: Final = 10_000
-_MAX_NAME: Final = 256
 _V4_PREFIX: Final = 96
 
 
@@ -33,15 +33,15 @@ class LinkMap:
         """The map with these entries: link by network or address, and link by name.
 
         Raises:
-            ConfigError: an entry that does not hold, or too many.
+            InvalidInput: an entry that does not hold, or too many.
         """
         if len(addresses) + len(server_names) > MAX_ENTRIES:
             raise ConfigError(f"a link map has at most {MAX_ENTRIES} entries, not {len(addresses) + len(server_names)}")
         by_prefix: dict[int, dict[int, str]] = {}
         for network, link in addresses.items():
             length, bits = _prefix(network)
-            by_prefix.setdefault(length, {})[bits] = _checked(link)
-        names = {name.lower().rstrip("."): _checked(link) for name, link in server_names.items()}
+            by_prefix.setdefault(length, {})[bits] = check_node_id(link)
+        names = {name.lower().rstrip("."): check_node_id(link) for name, link in server_names.items()}
         return cls({length: by_prefix[length] for length in sorted(by_prefix, reverse=True)}, names)
 
     def of_peer(self, peer: Any) -> str:
@@ -77,12 +77,6 @@ def _prefix(text: str) -> tuple[int, int]:
 
 def _bits(address: IPv4Address | IPv6Address) -> int:
     return int(address) if isinstance(address, IPv6Address) else 0xFFFF << 32 | int(address)
-
-
-def _checked(link: str) -> str:
-    if not 1 <= len(link) <= _MAX_NAME:
-        raise ConfigError(f"a link's name has 1 to {_MAX_NAME} characters, not {len(link)}")
-    return link
 
 
 EMPTY: Final = LinkMap()

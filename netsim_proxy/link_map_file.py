@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from common.config import Section
-from common.errors import ConfigError
+from common.errors import ConfigError, InvalidInput
 from netsim_proxy.link_map import LinkMap
 from netsim_proxy.yaml_text import parse_yaml
 
@@ -28,5 +28,5 @@ def parse_link_map(text: str, name: str, addresses: Mapping[str, str], server_na
     file = parse_yaml(LinkMapFile, text, name)
     try:
         return LinkMap.of({**file.addresses, **addresses}, {**file.server_names, **server_names})
-    except ConfigError as error:
+    except InvalidInput as error:
         raise ConfigError(f"{name}: {error}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from common.errors import ConfigError
+from common.rpc import check_node_id
 from common.text import one_line
 from common.token import find_token
 from netsim_proxy.addresses import Address
@@ -76,7 +77,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.
 def _address_and_link(text: str) -> tuple[str, str]:
     address, _, link = text.partition("=")
     Address.parse(address)
-    return address, link
+    return address, check_node_id(link) if link else ""
 
 
 def _pairs(option: str, texts: Sequence[str], example: str) -> dict[str, str]:
@@ -85,7 +86,7 @@ def _pairs(option: str, texts: Sequence[str], example: str) -> dict[str, str]:
         key, _, link = text.partition("=")
         if not key or not link:
             raise ConfigError(f"{option} {text!r}: expected a key and a link, as in {example}")
-        pairs[key] = link
+        pairs[key] = check_node_id(link)
     return pairs
 
 

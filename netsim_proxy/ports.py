@@ -1,7 +1,7 @@
 """The links that the proxy knows, by node id: made when they are first seen or first set up."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -109,8 +109,22 @@ class Ports:
         if region is not None:
             self.region = region
 
+    def require_room(self, node_ids: Iterable[str]) -> None:
+        """Check that each of these nodes has a link or can get one.
+
+        Raises:
+            ResourceExhausted: there are as many links as there may be.
+        """
+        new = sum(node_id not in self._ports for node_id in set(node_ids) - {ALL, DEFAULT_LINK})
+        if new and len(self._ports) + new > MAX_LINKS:
+            raise ResourceExhausted(f"{new} more links are too many beside {len(self._ports)}: {MAX_LINKS} are allowed")
+
     def set_profile(self, node_id: str, profile: Profile, region: str = "") -> None:
-        """Give a link another profile for good; `ALL` means every link, also those not yet seen."""
+        """Give a link another profile for good; `ALL` means every link, also those not yet seen.
+
+        Raises:
+            ResourceExhausted: there are too many links for another one.
+        """
         if node_id == ALL:
             self.set_default(profile, region)
 
@@ -122,7 +136,11 @@ class Ports:
         self._sweep.start(self._named(node_id), change)
 
     def set_loss_model(self, node_id: str, loss_model: LossModel) -> None:
-        """Change what losses look like on a link; `ALL` means every link, also those not yet seen."""
+        """Change what losses look like on a link; `ALL` means every link, also those not yet seen.
+
+        Raises:
+            ResourceExhausted: there are too many links for another one.
+        """
         if node_id == ALL:
             self._loss_model = loss_model
 
@@ -199,7 +217,10 @@ class Ports:
             self._for_all.append((event, now + (event.duration_seconds or math.inf)))
 
     def _named(self, node_id: str) -> Sequence[Port]:
-        return self._in_use_first() if node_id == ALL else [self.of(node_id)]
+        if node_id == ALL:
+            return self._in_use_first()
+        self.require_room((node_id,))
+        return [self.of(node_id)]
 
     def _in_use_first(self) -> list[Port]:
         return sorted(self, key=lambda port: not port.relays)

@@ -17,18 +17,34 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from common.config import Section
 from common.errors import ConfigError, UnknownName
-from common.files import read_text
+from common.files import read_text, shown
 from netsim_proxy.link.distributions import Empirical, Latency, LogNormal, Normal, Pareto, Uniform
 from netsim_proxy.link.profiles import PROFILES, Loss, Path, Profile, find_profile
 from netsim_proxy.link.traces import parse_trace
 from netsim_proxy.yaml_text import fault, parse_yaml
 
+MAX_PROFILE_NAME: Final = 64
+"""Characters: each link shows the name, also as a label of its metrics."""
+
+
+def check_profile_name(name: str) -> str:
+    """Return the name of a profile of the user's own.
+
+    Raises:
+        ValueError: it is empty, too long, or does not print as itself.
+    """
+    if not 1 <= len(name) <= MAX_PROFILE_NAME or not name.isprintable():
+        raise ValueError(f"a profile's name has 1 to {MAX_PROFILE_NAME} printable characters, not {name[:80]!r}")
+    return name
+
+
+ProfileName = Annotated[str, AfterValidator(check_profile_name)]
 Milliseconds = Annotated[float, Field(ge=0, le=1e9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Burst = Annotated[float, Field(ge=1)]
@@ -224,7 +240,7 @@ class ProfileSection(Section):
 class ProfilesFile(Section):
     """A file of profiles."""
 
-    profiles: dict[str, ProfileSection] = Field(min_length=1)
+    profiles: dict[ProfileName, ProfileSection] = Field(min_length=1)
     """By name."""
 
 
@@ -245,6 +261,10 @@ def profiles_of(text: str, file: FilePath) -> dict[str, Profile]:
         ConfigError: as `load_profiles`.
     """
     if file.suffix == ".csv":
+        try:
+            check_profile_name(file.stem)
+        except ValueError as error:
+            raise ConfigError(f"{shown(file)}: {error}; rename the file") from error
         return {file.stem: parse_trace(text, str(file)).profile(file.stem)}
     return parse_profiles(text, str(file))
 

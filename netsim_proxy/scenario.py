@@ -20,10 +20,11 @@ from pydantic import BeforeValidator, Field
 
 from common.config import Section
 from common.errors import ConfigError, InvalidInput, UnknownName
+from common.rpc import check_node_id
 from netsim_proxy.link.events import ALL, UPSTREAM, EventDirection, NetworkEvent
 from netsim_proxy.link.profiles import Profile, find_profile
 from netsim_proxy.link.regions import between_regions
-from netsim_proxy.profile_file import ProfileSection, build_profiles
+from netsim_proxy.profile_file import ProfileName, ProfileSection, build_profiles
 
 Amount = Annotated[float, Field(ge=0)]
 OneOrMore = str | Annotated[list[str], Field(min_length=1)]
@@ -138,7 +139,7 @@ class Network(Section):
     """What a loss on a link looks like: an RPC that fails, or time that TCP takes to repair it."""
     region: str = ""
     """The upstream's, which is the coordinator's; us-east where nothing else is said."""
-    profiles: dict[str, ProfileSection] = Field(default_factory=dict)
+    profiles: dict[ProfileName, ProfileSection] = Field(default_factory=dict)
     """Link profiles of its own, by name, as in the proxy's profile files."""
     events: tuple[EventSection, ...] = ()
     """What happens to links."""
@@ -147,7 +148,7 @@ class Network(Section):
         """The ids of its nodes, of its groups, and of its links.
 
         Raises:
-            Misplaced: a node twice, or one with a name that means others in events.
+            Misplaced: a node twice, one with a name that means others in events, or one whose name is no node id.
         """
         return Names(self.nodes, self.links)
 
@@ -230,21 +231,31 @@ class Names:
             members = group.names()
             if group.id in (ALL, UPSTREAM):
                 raise Misplaced(("nodes", index, "id"), f"{group.id!r} is no name for a node: events mean others by it")
+            for name in (group.id, members[-1]):
+                _require_node_id(name, "nodes", index, "id")
             taken = [name for name in dict.fromkeys((group.id, *members)) if name in self._nodes or name in self.groups]
             if taken:
                 raise Misplaced(("nodes", index, "id"), f"node {taken[0]!r} is there twice: give each an id of its own")
             self.groups[group.id] = members
             self._nodes.update(members)
+        links = list(links)
+        for link in links:
+            if link != ALL:
+                _require_node_id(link, "links", link)
         self._known = {ALL, UPSTREAM, *self._nodes, *links}
 
     def spelt_out(self, targets: Sequence[str], *path: int | str) -> Iterator[str]:
         """Node ids, where some may be names of groups.
 
         Raises:
-            Misplaced: there is none of that name; the nearest is named. `path` leads to the targets.
+            Misplaced: there is none of that name; the nearest is named. Or a name is no node id. `path` leads to the
+                targets.
         """
         for target in targets:
-            if target in self._known or not self._nodes:
+            if target in self._known:
+                yield target
+            elif not self._nodes:
+                _require_node_id(target, *path)
                 yield target
             elif target in self.groups:
                 yield from self.groups[target]
@@ -263,6 +274,13 @@ class Misplaced(ConfigError):
 def in_turn(value: str | list[str], index: int) -> str:
     """The value itself, or of a list the one whose turn it is."""
     return value if isinstance(value, str) else value[index % len(value)]
+
+
+def _require_node_id(name: str, *path: int | str) -> None:
+    try:
+        check_node_id(name)
+    except InvalidInput as error:
+        raise Misplaced(path, str(error)) from error
 
 
 def _key_of(error: InvalidInput) -> tuple[str, ...]:

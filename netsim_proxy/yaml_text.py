@@ -1,6 +1,6 @@
 """Typed YAML: what does not hold is named with file, line, key, and what was expected."""
 
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -12,6 +12,8 @@ from common.text import one_line, printable
 
 Model = TypeVar("Model", bound=BaseModel)
 KeyPath = tuple[int | str, ...]
+_MAX_KEY: Final = 80
+"""Characters of a key that a message shows."""
 
 
 def parse_yaml(model: type[Model], text: str, name: str) -> Model:
@@ -51,7 +53,8 @@ def faults_of(model: type[BaseModel], error: ValidationError, text: str, name: s
 def fault(text: str, name: str, path: KeyPath, message: str) -> ConfigError:
     """Return an error about what is at `path`, as NAME:LINE: KEY: MESSAGE."""
     line, path = _place(compose_yaml(text), path)
-    return ConfigError(f"{name}:{line}: {printable('.'.join(map(str, path)))}: {message}")
+    shown = ".".join(str(key)[:_MAX_KEY] for key in path)
+    return ConfigError(f"{name}:{line}: {printable(shown)}: {message}")
 
 
 def _place(node: Any, path: KeyPath) -> tuple[int, KeyPath]:

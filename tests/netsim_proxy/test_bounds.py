@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
@@ -197,17 +198,85 @@ async def test_texts_and_names_are_bounded(servicer: ControlServicer) -> None:
         await servicer.LoadScenario(long_scenario, None)
     with pytest.raises(ResourceExhausted, match="a profile of 1048577"):
         await servicer.SetProfile(pb.SetProfileRequest(node_id="n", profile=":" * (MAX_TEXT + 1)), None)
-    for name in ("n" * 256, "n" * 257):
-        request = pb.SetProfileRequest(node_id=name, profile="poor")
-        if len(name) == 256:
-            assert (await servicer.SetProfile(request, None)).node_id == name
-        else:
-            with pytest.raises(InvalidInput, match="at most 256 characters, not 257"):
-                await servicer.SetProfile(request, None)
-    with pytest.raises(InvalidInput, match="at most 256"):
-        await servicer.Clear(pb.ClearRequest(node_id="n" * 1_000_000), None)
     with pytest.raises(InvalidInput, match="names at most 10000 links"):
         await servicer.Inject(pb.Event(type="partition", nodes=["n"] * (MAX_LINKS + 1)), None)
+
+
+RULE = "take 1 to 64 letters, digits"
+
+
+@pytest.mark.parametrize("name", ["n" * 65, "rack 1", "-n", "n\n", "n\u0661", "n" * 1_000_000])
+async def test_a_name_that_no_node_can_have_is_refused_wherever_a_link_is_named(
+    name: str, ports: Ports, schedule: Schedule, servicer: ControlServicer
+) -> None:
+    ports.of("node_1")
+    for nodes, group_b in (([name], []), (["node_1"], [name])):
+        event = pb.Event(type="partition", nodes=nodes, group_b=group_b)
+        for call in (servicer.Inject(event, None), servicer.Schedule(pb.ScheduleRequest(event=event, round=1), None)):
+            with pytest.raises(InvalidInput, match=RULE):
+                await call
+    with pytest.raises(InvalidInput, match=RULE):
+        await servicer.SetProfile(pb.SetProfileRequest(node_id=name, profile="poor"), None)
+    with pytest.raises(InvalidInput, match=RULE):
+        await servicer.Clear(pb.ClearRequest(node_id=name), None)
+    short = name[:1000]  # the longest key of YAML
+    for scenario in (
+        {"links": {short: "good"}},
+        {"nodes": [{"id": short}]},
+        {"events": [{"type": "flap", "node": short}]},
+    ):
+        with pytest.raises(InvalidInput, match=RULE) as caught:
+            await servicer.LoadScenario(pb.LoadScenarioRequest(yaml=json.dumps(scenario)), None)
+        assert len(str(caught.value)) < 400
+    assert [port.name for port in ports] == ["node_1"] and not schedule.entries()
+
+
+async def test_the_longest_name_of_a_node_is_taken(ports: Ports, servicer: ControlServicer) -> None:
+    name = "N." + "_" * 61 + "9"
+    assert (await servicer.SetProfile(pb.SetProfileRequest(node_id=name, profile="poor"), None)).node_id == name
+    await servicer.LoadScenario(
+        pb.LoadScenarioRequest(yaml=json.dumps({"links": {name: "average", "*": "good"}})), None
+    )
+    assert ports.known(name).link.profile.name == "average"
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"profile": "p" * 1_000_000}, "unknown profile 'p{100}…'"),
+        ({"profile": "poor", "region": "r" * 1_000_000}, "unknown region 'r{100}…'"),
+        ({"loss_model": "l" * 1_000_000}, "unknown loss model 'l{100}…'"),
+        ({"profile": "profiles: {'" + "p" * 65 + "': {rtt_ms: 4}}"}, "1 to 64 printable characters"),
+        ({"profile": 'profiles: {"p\\u202e": {rtt_ms: 4}}'}, "1 to 64 printable characters"),
+        ({"profile": "profiles: {'': {rtt_ms: 4}}"}, "1 to 64 printable characters"),
+    ],
+)
+async def test_the_text_of_a_profile_is_checked(fields: dict[str, str], told: str, servicer: ControlServicer) -> None:
+    with pytest.raises(InvalidInput, match=told) as caught:
+        await servicer.SetProfile(pb.SetProfileRequest(node_id="n", **fields), None)
+    assert len(str(caught.value)) < 600
+
+
+async def test_the_name_of_a_scenario_is_bounded_and_harmless(servicer: ControlServicer) -> None:
+    with pytest.raises(InvalidInput, match="4,097 characters: 4,096 are allowed"):
+        await servicer.LoadScenario(pb.LoadScenarioRequest(yaml="{}", name="n" * 4097), None)
+    with pytest.raises(ConfigError, match=r"^\\x1b\[2J:1: "):
+        await servicer.LoadScenario(pb.LoadScenarioRequest(yaml="[]", name="\x1b[2J"), None)
+
+
+async def test_a_link_beyond_the_last_is_refused_and_the_default_link_left_alone(
+    ports: Ports, servicer: ControlServicer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ports_module, "MAX_LINKS", 2)
+    ports.of("a")
+    await servicer.LoadScenario(pb.LoadScenarioRequest(yaml="links: {a: poor, b: poor}"), None)
+    ports.of(None)
+    with pytest.raises(ResourceExhausted, match="1 more links are too many beside 3: 2 are allowed"):
+        await servicer.SetProfile(pb.SetProfileRequest(node_id="c", profile="poor"), None)
+    with pytest.raises(ResourceExhausted):
+        await servicer.LoadScenario(pb.LoadScenarioRequest(yaml="links: {a: average, c: average}"), None)
+    assert {port.name: port.profile_name for port in ports} == {"a": "poor", "b": "poor", "default": "good"}
+    assert (await servicer.SetProfile(pb.SetProfileRequest(node_id="b", profile="average"), None)).profile == "average"
 
 
 async def test_custom_profiles_are_bounded(servicer: ControlServicer) -> None:
@@ -278,3 +347,10 @@ def test_the_server_says_what_was_exhausted() -> None:
     from common.rpc import status_of
 
     assert status_of(ResourceExhausted("full")) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+
+
+def test_a_long_message_is_cut_for_the_trailers() -> None:
+    from common.rpc import status_of
+
+    assert status_of(InvalidInput("x" * 2_000))[1] == "x" * 2_000
+    assert status_of(InvalidInput("x" * 2_001))[1] == "x" * 2_000 + "…"

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
+from common.errors import ConfigError, InvalidInput
+from netsim_proxy.catalogue import Catalogue
 from netsim_proxy.config import parse_config
 from netsim_proxy.link.outcomes import LossModel
 from netsim_proxy.options import _parser, parse
@@ -85,3 +86,19 @@ def test_a_file_that_does_not_hold_is_refused(text: str, told: str, tmp_path: Pa
     file.write_text(text)
     with pytest.raises(ConfigError, match=told):
         parse([f"--config={file}"], {})
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--listen=127.0.0.1:3=rack 1",
+        "--pass-through=127.0.0.1:3=-a",
+        "--client-link=10.0.0.0/8=rack 1",
+        "--server-name-link=a.b=ü",
+    ],
+)
+def test_a_link_that_no_node_can_have_is_refused(option: str) -> None:
+    with pytest.raises(InvalidInput, match="take 1 to 64 letters"):
+        parse(["--upstream=u:1", "--listen=127.0.0.1:2", option], {})
+    with pytest.raises(InvalidInput, match="take 1 to 64 letters"):
+        Catalogue().of_nodes(["rack 1=good"])

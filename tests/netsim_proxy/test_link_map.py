@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from common.errors import ConfigError
+from common.errors import ConfigError, InvalidInput
 from netsim_proxy.client_hello import MAX_HELLO_BYTES, Incomplete, server_name
 from netsim_proxy.link_map import MAX_ENTRIES, LinkMap
 from netsim_proxy.link_map_file import parse_link_map
@@ -62,13 +62,13 @@ def test_a_name_counts_before_a_star_for_its_first_part(name: str | None, link: 
     [
         ({"10.1.0.5/16": "x"}, {}, "'10.1.0.5/16' is no network or address"),
         ({"rack": "x"}, {}, "'rack' is no network"),
-        ({"10.0.0.1": ""}, {}, "1 to 256 characters, not 0"),
-        ({}, {"a": "x" * 257}, "1 to 256 characters, not 257"),
+        ({"10.0.0.1": ""}, {}, "node id '': take 1 to 64 letters"),
+        ({}, {"a": "x" * 65}, "xxx': take 1 to 64 letters"),
         ({}, {f"n{number}": "x" for number in range(MAX_ENTRIES + 1)}, "at most 10000 entries, not 10001"),
     ],
 )
 def test_entries_that_do_not_hold_are_refused(addresses: dict[str, str], names: dict[str, str], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(InvalidInput, match=told):
         LinkMap.of(addresses, names)
 
 
