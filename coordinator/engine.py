@@ -245,7 +245,7 @@ class Engine:
 
     async def retry(self) -> None:
         """Try again what could not be written: called every few seconds."""
-        self._records.retry()
+        await self._records.retry()
         if self._results_unsaved and self.finished.is_set():
             await self._save_results()
 
@@ -257,7 +257,7 @@ class Engine:
         await self.retry()
         self._seams.compute.shutdown(wait=True)
         await self._write_results()
-        await self._records.sync()
+        await self._records.close()
         if self._results_unsaved:
             self.failure = self.failure or f"the run's result is not on the disk: {'; '.join(self._results_unsaved)}"
         if self._records.missing:
@@ -378,8 +378,8 @@ class Engine:
             "metric": machine.metric_value,
             "finished": self._finish_reason or None,
         }
-        files = self._seams.files
-        saved = await self._save(Part.CHECKPOINT, "the checkpoint", round_number, files.checkpoint, round_number, state)
+        save = self._records.flush_before(self._seams.files.checkpoint)  # a resumed run has a line for every round
+        saved = await self._save(Part.CHECKPOINT, "the checkpoint", round_number, save, round_number, state)
         self._is_checkpoint_overdue = not saved
         return saved
 

@@ -1,15 +1,19 @@
-"""A file of lines that survives a full disk: what cannot be written now is kept in memory and written later."""
+"""A file of lines that survives a slow or full disk: lines wait in memory until they can be written."""
 
 import os
+import threading
 from collections import deque
 from pathlib import Path
 
 MAX_PENDING_BYTES = 8 << 20
-"""Lines that are kept while they cannot be written: a run of hours, at some 300 bytes an event."""
+"""Memory for lines that wait to be written: hours of a run, at some 300 bytes an event."""
 
 
 class LineFile:
-    """Appends lines in order. A line that was written in part is completed before the next one."""
+    """Lines in order: `append` takes them without touching the disk, `flush` writes them. Both are thread-safe.
+
+    A line that was written in part is completed before the next one.
+    """
 
     def __init__(self, path: Path, max_pending_bytes: int = MAX_PENDING_BYTES) -> None:
         """Open the file.
@@ -18,12 +22,16 @@ class LineFile:
             OSError: it cannot be opened.
         """
         self._file = path.open("ab", buffering=0)
+        self._lock = threading.Lock()
+        """Guards what is in memory; it is never held while the disk works."""
+        self._flushing = threading.Lock()
         self._pending: deque[bytes] = deque()
         self._pending_bytes = 0
         self._is_first_partial = False
+        self._is_writing = False
         self._max_pending_bytes = max_pending_bytes
         self.dropped = 0
-        """Lines that were given up, because too many could not be written."""
+        """Lines that were given up, because too many waited."""
 
     @property
     def pending(self) -> int:
@@ -31,34 +39,27 @@ class LineFile:
         return len(self._pending)
 
     def append(self, line: bytes) -> None:
-        """Write a line, after those that are pending.
-
-        Raises:
-            OSError: it cannot be written now; it is kept.
-        """
-        self._pending.append(line)
-        self._pending_bytes += len(line)
-        self._drop_oldest()
-        self.flush()
+        """Keep a line for the next `flush`. Where too many wait, the oldest are dropped."""
+        with self._lock:
+            self._pending.append(line)
+            self._pending_bytes += len(line)
+            self._drop_oldest()
 
     def flush(self) -> None:
-        """Write the pending lines.
+        """Write the pending lines, and those that arrive meanwhile.
 
         Raises:
             OSError: the disk is full or broken; what is left is kept.
         """
-        while self._pending:
-            first = self._pending[0]
-            written = self._file.write(first) or 0
-            self._pending_bytes -= written
-            if written < len(first):
-                self._is_first_partial = self._is_first_partial or written > 0
-                self._pending[0] = first[written:]
+        with self._flushing:
+            while line := self._first():
+                written = 0
+                try:
+                    written = self._file.write(line) or 0
+                finally:
+                    self._note_written(line, written)
                 if not written:
                     raise OSError("nothing can be written to it")
-                continue
-            self._pending.popleft()
-            self._is_first_partial = False
 
     def sync(self) -> None:
         """Wait until what was written is on the disk.
@@ -72,9 +73,26 @@ class LineFile:
         """Close the file; pending lines are lost."""
         self._file.close()
 
+    def _first(self) -> bytes:
+        """Return the oldest pending line, which is not dropped while it is being written; empty if there is none."""
+        with self._lock:
+            self._is_writing = bool(self._pending)
+            return self._pending[0] if self._pending else b""
+
+    def _note_written(self, line: bytes, written: int) -> None:
+        with self._lock:
+            self._is_writing = False
+            self._pending_bytes -= written
+            if written == len(line):
+                self._pending.popleft()
+                self._is_first_partial = False
+            else:
+                self._pending[0] = line[written:]
+                self._is_first_partial = self._is_first_partial or written > 0
+
     def _drop_oldest(self) -> None:
-        """Keep the memory bounded. The rest of a line that is begun stays: without it the next would be unreadable."""
-        start = 1 if self._is_first_partial else 0
+        """Keep the memory bounded. A line that is begun stays: without its rest the next one would be unreadable."""
+        start = 1 if self._is_first_partial or self._is_writing else 0
         while self._pending_bytes > self._max_pending_bytes and len(self._pending) > start + 1:
             self._pending_bytes -= len(self._pending[start])
             del self._pending[start]

@@ -1,7 +1,12 @@
-"""The files of a run as the engine writes them: a failure is told and survived, and what failed is tried again."""
+"""The files of a run as the engine writes them: a failure is told and survived, and what failed is tried again.
+
+The event loop never waits for the disk. Lines wait in memory, in order and bounded, and one thread writes them.
+"""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -13,6 +18,8 @@ from coordinator.run_dir import RunDir
 log = structlog.get_logger()
 
 Row = Mapping[str, Any]
+PATIENCE_SECONDS = 5.0
+"""Time after which a disk that takes no line counts as not working."""
 
 
 class Records:
@@ -21,6 +28,8 @@ class Records:
     def __init__(self, run_dir: RunDir, health: Health) -> None:
         self._run_dir = run_dir
         self._health = health
+        self._writer = ThreadPoolExecutor(1, "records")
+        self._writing: asyncio.Future[None] | None = None
         self._syncing = False
         self._replacing = asyncio.Lock()
         self._dropped = 0
@@ -35,19 +44,38 @@ class Records:
 
     def round(self, row: Row) -> None:
         """Append a round."""
-        self._try(Part.RECORDS, lambda: self._run_dir.round(row))
+        self._keep(self._run_dir.round, row)
 
     def event(self, row: Row) -> None:
         """Append an event."""
-        self._try(Part.RECORDS, lambda: self._run_dir.event(row))
-        if self._run_dir.dropped_lines > self._dropped:
-            self._dropped = self._run_dir.dropped_lines
-            log.error("too many lines cannot be written; the oldest are given up", dropped=self._dropped)
+        self._keep(self._run_dir.event, row)
 
-    def retry(self) -> None:
-        """Write the lines that could not be written before."""
-        if self._run_dir.pending_lines:
-            self._try(Part.RECORDS, self._run_dir.flush)
+    def flush_before(self, write: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `write`, for a thread, with the lines so far written first: no file may be ahead of the records."""
+
+        def flushed(*arguments: Any) -> Any:
+            with suppress(StorageError):  # the writer tells of it
+                self._run_dir.flush()
+            return write(*arguments)
+
+        return flushed
+
+    async def flush(self) -> None:
+        """Wait until the lines so far are written, or could not be."""
+        self._write()
+        while self._writing is not None:
+            await asyncio.wait((self._writing,))
+
+    async def retry(self) -> None:
+        """Write the lines that could not be written before, and tell when the disk does not answer."""
+        self._write()
+        if self._writing is None:
+            return
+        _, hanging = await asyncio.wait((self._writing,), timeout=PATIENCE_SECONDS)
+        if hanging:
+            waiting = f"{self._run_dir.pending_lines} lines wait in memory"
+            reason = f"the disk has not taken a line of {self._run_dir.path} for {PATIENCE_SECONDS:g} s; {waiting}"
+            self._health.tell(Part.RECORDS, reason)
 
     async def results(self, nodes: Sequence[Row], summary: Row) -> None:
         """Replace nodes.json and summary.json, on a thread."""
@@ -57,7 +85,7 @@ class Records:
             self._run_dir.summary(summary)
 
         async with self._replacing:  # each writes to the same partial file
-            await self._try_on_thread(Part.RESULTS, write)
+            await self._try_on_thread(Part.RESULTS, self.flush_before(write))
 
     async def sync(self) -> None:
         """Bring the lines to the disk, on a thread; one call at a time, others do nothing."""
@@ -65,9 +93,15 @@ class Records:
             return
         self._syncing = True
         try:
-            await self._try_on_thread(Part.SYNC, self._run_dir.sync)
+            await self._try_on_thread(Part.SYNC, self.flush_before(self._run_dir.sync))
         finally:
             self._syncing = False
+
+    async def close(self) -> None:
+        """Bring everything to the disk, as far as it takes it."""
+        await self.sync()
+        await self.flush()  # with what `sync` may have told of
+        self._writer.shutdown(wait=False)
 
     async def _try_on_thread(self, part: Part, write: Callable[[], None]) -> None:
         try:
@@ -77,15 +111,37 @@ class Records:
         else:
             self._health.tell(part, "")
 
-    def _try(self, part: Part, write: Callable[[], None]) -> None:
+    def _keep(self, keep: Callable[[Row], None], row: Row) -> None:
         try:
-            write()
-        except Exception as error:
-            self._failed(part, error)
-        else:
-            self._health.tell(part, "")
+            keep(row)
+        except Exception as error:  # a row that is not JSON
+            self._failed(Part.RECORDS, error)
+            return
+        self._write()
+        dropped, self._dropped = self._dropped, self._run_dir.dropped_lines
+        if self._dropped > dropped:
+            reason = f"too many lines wait to be written; {self._dropped} of the oldest were dropped"
+            log.error(reason, out=str(self._run_dir.path))
+            self._health.tell(Part.RECORDS, reason)
 
-    def _failed(self, part: Part, error: Exception) -> None:
+    def _write(self) -> None:
+        """Have the thread write what is pending, unless it does so already."""
+        if self._writing is None and self._run_dir.pending_lines:
+            self._writing = asyncio.get_running_loop().run_in_executor(self._writer, self._run_dir.flush)
+            self._writing.add_done_callback(self._written)
+
+    def _written(self, writing: "asyncio.Future[None]") -> None:
+        self._writing = None
+        if writing.cancelled():
+            return
+        error = writing.exception()
+        if error is None:
+            self._health.tell(Part.RECORDS, "")
+            self._write()  # a line that arrived just when the thread was done
+        else:
+            self._failed(Part.RECORDS, error)
+
+    def _failed(self, part: Part, error: BaseException) -> None:
         if not isinstance(error, StorageError):
             log.exception("a record cannot be written", part=part, exc_info=error)
         self._health.tell(part, str(error) or type(error).__name__)

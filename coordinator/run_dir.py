@@ -76,7 +76,7 @@ def set_aside(path: Path, *others: str) -> None:
 
 
 class RunDir:
-    """Writes the records of a run; whole files are replaced at one stroke, lines are appended and flushed.
+    """Writes the records of a run: whole files are replaced at one stroke, lines are appended by `flush`.
 
     Nothing but the lock is written before `begin`.
 
@@ -120,7 +120,7 @@ class RunDir:
 
     @property
     def pending_lines(self) -> int:
-        """Lines of rounds and events that could not be written yet."""
+        """Lines of rounds and events that are not written yet."""
         return sum(file.pending for file in self._line_files())
 
     @property
@@ -129,26 +129,18 @@ class RunDir:
         return sum(file.dropped for file in self._line_files())
 
     def round(self, row: Mapping[str, Any]) -> None:
-        """Append a round that is over.
-
-        Raises:
-            StorageError: it cannot be written now; it is kept in memory, and written with the next one or by `flush`.
-        """
-        self._append("rounds.jsonl", self._rounds, row)
+        """Keep a round that is over for the next `flush`."""
+        self._keep(self._rounds, row)
 
     def event(self, row: Mapping[str, Any]) -> None:
-        """Append something that happened.
-
-        Raises:
-            StorageError: as `round`.
-        """
-        self._append("events.jsonl", self._events, row)
+        """Keep something that happened for the next `flush`."""
+        self._keep(self._events, row)
 
     def flush(self) -> None:
-        """Write the lines that could not be written before.
+        """Write the rounds and events so far; may be called on any thread.
 
         Raises:
-            StorageError: the disk is still full or broken.
+            StorageError: the disk is full or broken; what is left is kept in memory for the next call.
         """
         for name, file in (("rounds.jsonl", self._rounds), ("events.jsonl", self._events)):
             if file is not None:
@@ -191,7 +183,9 @@ class RunDir:
         return Spent(seconds, traffic)
 
     def close(self) -> None:
-        """No more lines will come; another process may use the directory. Calling it again does nothing."""
+        """Write the last lines; another process may use the directory then. Calling it again does nothing."""
+        with suppress(StorageError):  # `pending_lines` told of them before
+            self.flush()
         for file in self._line_files():
             with suppress(OSError):  # a network file system may tell of an earlier failure once more
                 file.close()
@@ -217,10 +211,9 @@ class RunDir:
         if self._rounds is not None:
             self._try(name, lambda: replace_text(self.path / name, text))
 
-    def _append(self, name: str, file: LineFile | None, row: Mapping[str, Any]) -> None:
+    def _keep(self, file: LineFile | None, row: Mapping[str, Any]) -> None:
         if file is not None:
-            line = _line(row).encode()
-            self._try(name, lambda: file.append(line))
+            file.append(_line(row).encode())
 
     def _try(self, name: str, write: Callable[[], object]) -> None:
         try:

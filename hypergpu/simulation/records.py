@@ -61,6 +61,7 @@ class Recording:
             self.quarantined.setdefault(decision.subject, []).append(str(decision.reason))
         if self._dir is not None:
             self._dir.event(RunEvent(now, record.round, record.kind, record.text, record.fields).row())
+            self._dir.flush()
 
     def network(self, what: str, now: float) -> None:
         """Something happened to the links, because the scenario says so."""
@@ -81,6 +82,7 @@ class Recording:
                 self.reached_after = self.trained_seconds
         if self._dir is not None:
             self._dir.round(round_row(closed, loss, spec, metric, now))
+            self._dir.flush()
 
     def finished(self, finish: ev.Finish, now: float) -> None:
         """As `Recorder.finished`."""

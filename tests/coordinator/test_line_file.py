@@ -1,5 +1,6 @@
 """Lines that outlast a full disk."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,18 @@ def line_file(tmp_path: Path, room: int, **options: Any) -> tuple[LineFile, Smal
 
 def append(lines: LineFile, *texts: bytes) -> None:
     for text in texts:
+        lines.append(text)
         with pytest.raises(OSError, match="No space"):
-            lines.append(text)
+            lines.flush()
 
 
 def test_lines_are_appended_to_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "lines").write_bytes(b"one\n")
     lines = LineFile(tmp_path / "lines")
     lines.append(b"two\n")
+    assert (tmp_path / "lines").read_bytes() == b"one\n", "an append does not touch the disk"
+    assert lines.pending == 1
+    lines.flush()
     assert (tmp_path / "lines").read_bytes() == b"one\ntwo\n"
     assert lines.pending == 0
     lines.close()
@@ -50,8 +55,9 @@ def test_lines_are_appended_to_what_is_there(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_at_any_byte_loses_no_line_and_repeats_none(tmp_path: Path, room: int) -> None:
     lines, disk = line_file(tmp_path, room)
     for text in (b"one\n", b"two\n", b"four\n"):
+        lines.append(text)
         try:
-            lines.append(text)
+            lines.flush()
         except OSError:
             assert lines.pending
     disk.room = 100
@@ -66,6 +72,7 @@ def test_the_next_line_writes_those_before_it_first(tmp_path: Path) -> None:
     assert lines.pending == 2
     disk.room = 100
     lines.append(b"three\n")
+    lines.flush()
     assert disk.content == b"one\ntwo\nthree\n"
 
 
@@ -93,3 +100,50 @@ def test_one_line_beyond_the_bound_is_kept(tmp_path: Path) -> None:
     lines, _ = line_file(tmp_path, 0, max_pending_bytes=3)
     append(lines, b"longer\n")
     assert (lines.pending, lines.dropped) == (1, 0)
+
+
+class HungDisk(SmallDisk):
+    """A disk whose first write hangs until it is released."""
+
+    def __init__(self) -> None:
+        super().__init__(room=1000)
+        self.is_hanging, self.answers = threading.Event(), threading.Event()
+
+    def write(self, data: bytes) -> int:
+        if not self.answers.is_set():
+            self.is_hanging.set()
+            self.answers.wait(30)
+        return super().write(data)
+
+
+def test_lines_can_be_appended_while_the_disk_hangs_and_the_one_being_written_is_not_dropped(tmp_path: Path) -> None:
+    lines, _ = line_file(tmp_path, 0, max_pending_bytes=8)
+    disk = HungDisk()
+    lines._file = disk  # type: ignore[assignment]
+    lines.append(b"one\n")
+    writer = threading.Thread(target=lines.flush)
+    writer.start()
+    assert disk.is_hanging.wait(30)
+    for text in (b"two\n", b"six\n", b"ten\n"):
+        lines.append(text)
+    assert (lines.pending, lines.dropped) == (2, 2), "8 bytes are allowed"
+    disk.answers.set()
+    writer.join(30)
+    assert disk.content == b"one\nten\n"
+    assert (lines.pending, lines._pending_bytes) == (0, 0)
+
+
+def test_two_threads_that_flush_write_each_line_once(tmp_path: Path) -> None:
+    lines, _ = line_file(tmp_path, 0)
+    disk = HungDisk()
+    lines._file = disk  # type: ignore[assignment]
+    lines.append(b"one\n")
+    lines.append(b"two\n")
+    writers = [threading.Thread(target=lines.flush) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    assert disk.is_hanging.wait(30)
+    disk.answers.set()
+    for writer in writers:
+        writer.join(30)
+    assert disk.content == b"one\ntwo\n"

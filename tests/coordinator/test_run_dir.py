@@ -31,6 +31,7 @@ def test_lines_and_files(tmp_path: Path) -> None:
     run = begun(tmp_path / "run")
     run.round({"round": 1, "loss": 0.5})
     run.event({"kind": "x"})
+    run.flush()
     run.nodes([{"node_id": "a"}])
     run.summary({"rounds": 1})
     # Before anything is closed: a process that is killed now leaves this.
@@ -119,6 +120,7 @@ def test_what_a_run_spent_is_read_as_far_as_it_can_be(tmp_path: Path, text: str)
     assert run.spent() == Spent()
     run.begin(SystemConfig())
     run.event({"seconds": 2.5})
+    run.flush()
     run.summary({"bytes_sent": 5, "bytes_received": 7, "rounds": 1})
     assert run.spent() == Spent(2.5, {"bytes_sent": 5, "bytes_received": 7})
     run.close()
@@ -131,6 +133,7 @@ def test_an_event_without_a_valid_time_does_not_move_the_clock(tmp_path: Path, s
     run = begun(tmp_path)
     run.event({"seconds": 2.5})
     run.event({"seconds": seconds})
+    run.flush()
     assert run.spent().seconds == 2.5
     run.close()
 
@@ -254,6 +257,7 @@ def test_a_file_is_synced_before_it_is_renamed_and_its_directory_after(
 def test_a_second_writer_is_refused_by_name_and_touches_nothing(tmp_path: Path) -> None:
     first = begun(tmp_path)
     first.round({"round": 1})
+    first.flush()
     before = contents(tmp_path)
     with pytest.raises(RunInUse, match=f"{tmp_path} is in use by process {os.getpid()};") as caught:
         RunDir(tmp_path)
