@@ -3,13 +3,20 @@
 Write them anew with `pytest tests/netsim_proxy/link/test_transcripts.py --update-transcripts`.
 """
 
+import math
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+from common.draws import Draws
 from netsim_proxy.link import Deliver, Direction, Hold, Link, LossModel, NetworkEvent
-from netsim_proxy.link.profiles import LAST_MILES, PROFILES, Profile, find_profile, symmetric
+from netsim_proxy.link.distributions import Uniform
+from netsim_proxy.link.profiles import LAST_MILES, PROFILES, Loss, Profile, find_profile, symmetric
+from netsim_proxy.link.profiles import Path as NetworkPath
+from netsim_proxy.link.tcp import TcpFlow
+from netsim_proxy.link.window import CongestionControl
 
 DIRECTORY = Path(__file__).parent / "transcripts"
 UP, DOWN = Direction.UP, Direction.DOWN
@@ -107,6 +114,38 @@ def story_of_transfers() -> Iterator[str]:
             yield f"{rtt_ms:g} ms, loss {loss:g}, {nbytes:,} B: cold {cold}, warm {warm}"
 
 
+MESSAGES = (
+    (0.0, 30_000, False),
+    (0.02, 400_000, True),
+    (0.1, 65_536, True),
+    (0.0, 1_000_000, False),
+    (0.0, 900, False),
+    (2.0, 250_000, False),
+    (0.3, 4_500, False),
+    (60.0, 700_000, False),
+    (0.0, 1, False),
+)
+"""Seconds after the message before (or after its arrival, where it is later), bytes, and whether more follow."""
+
+
+def story_of_windows() -> Iterator[str]:
+    """Messages of one connection after the other on paths of every kind: when each has arrived, in seconds."""
+    losses = (Loss(0.0), Loss(0.002), Loss(0.02, 4.0), Loss(0.15))
+    grid = product(CongestionControl, (0.006, 0.08, 0.4), (1.5, 40.0, math.inf), losses, (25_000, 400_000))
+    for number, (control, round_trip, mbit, loss, queue) in enumerate(grid):
+        path = NetworkPath(Uniform(round_trip / 2, round_trip / 2), mbit, loss, queue)
+        flow = TcpFlow(path, Draws(5, "windows", number), control)
+        now, arrived = 0.0, []
+        for pause, nbytes, more in MESSAGES:
+            now = max(now, flow.sent if more else now) + pause
+            arrived.append(flow.send(now, nbytes, round_trip, round_trip / 2, more))
+            now = max(now, arrived[-1]) if pause else now
+        yield (
+            f"{control}, {1000 * round_trip:g} ms, {mbit:g} Mbit/s, loses {100 * loss.mean:g} % in runs of "
+            f"{loss.burst:g}, queue {queue} B: " + " ".join(f"{each:.6f}" for each in arrived)
+        )
+
+
 def told(name: str) -> Iterator[str]:
     kind, _, model = name.partition("-")
     if kind == "profiles":
@@ -117,12 +156,14 @@ def told(name: str) -> Iterator[str]:
             yield from story_of_event(event_name, event, LossModel(model))
     elif kind == "overlap":
         yield from story_of_overlap()
+    elif kind == "windows":
+        yield from story_of_windows()
     else:
         yield from story_of_transfers()
 
 
 @pytest.mark.parametrize(
-    "name", ["profiles-rpc", "profiles-transport", "events-rpc", "events-transport", "overlap", "transfers"]
+    "name", ["profiles-rpc", "profiles-transport", "events-rpc", "events-transport", "overlap", "transfers", "windows"]
 )
 def test_a_link_does_as_its_transcript_says(name: str, request: pytest.FixtureRequest) -> None:
     lines = list(told(name))
