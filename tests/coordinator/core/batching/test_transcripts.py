@@ -89,8 +89,8 @@ def story_of_strategy(name: str) -> Iterator[str]:
                 figures = shown(change.figures)
                 yield f"    {change.node_id}: {change.old} to {change.new}, {change.reason} {figures}"
             sizes = shown(list(controller.get_batch_sizes(NODES).values()))
-            rate = shown(controller.learning_rate_factor)
-            yield f"    now {sizes}, {controller.local_steps} steps, rate {rate}, noise {controller.noise_scale(384.0):.6g}"
+            rate, noise = shown(controller.learning_rate_factor), shown(controller.noise_scale(384.0))
+            yield f"    now {sizes}, {controller.local_steps} steps, rate {rate}, noise {noise}"
         yield f"  costs {shown(_costs(controller))}"
         for node in NODES[:3]:
             yield f"  compared for {node}: {shown(controller.compare_strategies(node))}"
@@ -129,7 +129,8 @@ def story_of_formulas() -> Iterator[str]:
                 drift_steps=160.0,
                 rounds=rounds,
             )
-            yield f"  after {rounds}, {bounds}: {best.steps} of {shown(best.batches)}, {best.seconds:.6g} {best.goodput:.6g}"
+            worth = f"{best.seconds:.6g} {best.goodput:.6g}"
+            yield f"  after {rounds}, {bounds}: {best.steps} of {shown(best.batches)}, {worth}"
     for total, noise, bound in product((1.0, 64.0, 100.0, 5000.0), (1.0, 500.0), (1.5, 100.0)):
         yield f"rate for {total:g} by {noise:g} in {bound:g}: {gp.learning_rate_factor(total, 100.0, noise, bound):.6g}"
     for seconds, rounds in product((0.5, 1.0, 3.0), (0, 1, 2, 10)):

@@ -47,9 +47,7 @@ def communicate(monitor: NetworkQualityMonitor, step: int) -> None:
         if step > 2:
             monitor.record_communication("failing", 900.0, False)
         monitor.record_communication("recovering", latency(60 + at, 25.0), not 5 <= step < 8)
-    monitor.observe_counters(
-        "reported", attempts=7 * (step % 9), failures=step % 9 // 2, latency_ms=latency(70, 150.0)
-    )
+    monitor.observe_counters("reported", attempts=7 * (step % 9), failures=step % 9 // 2, latency_ms=latency(70, 150.0))
     monitor.observe_counters("reported", attempts=40 * step, failures=3 * step, source="scrape")
     monitor.record_exchange("steady", 0.03 if step < 9 else 0.4)
     monitor.record_exchange("rising", 0.08 * 1.12**step)

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -31,9 +31,40 @@ def failing(node: int, number: int) -> float:
     return math.nan if (node == 1 and number % 4 < 3) or (node == 2 and number > 9) else 0.1
 
 
-STORIES: dict[str, tuple[dict[str, Any], Callable[[int, int], float], Callable[[int], float]]] = {
-    "reactive": ({"orchestrator": {"policy": "reactive"}}, rising, lambda n: 2.0 * 0.9**n),
-    "aggressive-with-failures": (
+def uneven(node: int, number: int) -> float:
+    """Links of which the first is slow, the last fails twice, and all are slower in the middle."""
+    if node == 4 and number in (5, 6):
+        return math.nan
+    return (0.9, 0.05, 0.07, 0.06, 0.3)[node] * (4.0 if 7 <= number < 9 else 1.0)
+
+
+def everyone(number: int) -> list[str]:
+    return NODES
+
+
+def coming_and_going(number: int) -> list[str]:
+    """The last joins in round 4, the first is away from 6 to 8, nobody is there in round 11."""
+    if number == 11:
+        return []
+    return [node for node in NODES if (node != "node_4" or number > 3) and (node != "node_0" or not 6 <= number <= 8)]
+
+
+class Story(NamedTuple):
+    """Settings, seconds of each node's communication, losses, and who is there, by round."""
+
+    settings: dict[str, Any]
+    link: Callable[[int, int], float]
+    losses: Callable[[int], float]
+    available: Callable[[int], list[str]] = everyone
+    told: bool = True
+    """Whether each node's contribution, and the norms of the updates, are told."""
+    slowness: Callable[[int], float] = lambda number: 1.0
+    """What a step takes, as a multiple, by round."""
+
+
+STORIES: dict[str, Story] = {
+    "reactive": Story({"orchestrator": {"policy": "reactive"}}, rising, lambda n: 2.0 * 0.9**n),
+    "aggressive-with-failures": Story(
         {
             "orchestrator": {"policy": "aggressive", "evaluation_interval": 4},
             "selector": {"quarantine_after_failures": 2, "quarantine_seconds": 2, "probation_successes": 1},
@@ -41,17 +72,17 @@ STORIES: dict[str, tuple[dict[str, Any], Callable[[int, int], float], Callable[[
         failing,
         lambda n: 2.0 * 0.9**n,
     ),
-    "conservative-with-a-rise": (
+    "conservative-with-a-rise": Story(
         {"orchestrator": {"policy": "conservative", "rollback_rounds": 2}},
         rising,
         lambda n: 1.0 + (0.5 * (n - 9) if n > 9 else 0.05 * (9 - n)),
     ),
-    "proactive-that-stalls": (
+    "proactive-that-stalls": Story(
         {"orchestrator": {"policy": "proactive", "convergence_window": 4}, "batch": {"strategy": "hybrid"}},
         rising,
         lambda n: 1.0 + 0.5 * 0.2**n,
     ),
-    "top-n": (
+    "top-n": Story(
         {
             "orchestrator": {"policy": "reactive", "warmup_rounds": 3},
             "selector": {"strategy": "top_n", "max_selected_nodes": 2, "fairness_rounds": 3},
@@ -60,17 +91,75 @@ STORIES: dict[str, tuple[dict[str, Any], Callable[[int, int], float], Callable[[
         rising,
         lambda n: 2.0 * 0.95**n if n != 12 else math.nan,
     ),
+    "nodes-that-come-and-go": Story(
+        {
+            "orchestrator": {"policy": "reactive", "evaluation_interval": 3, "history": 30},
+            "selector": {
+                "strategy": "contribution_based",
+                "contribution_threshold": 0.4,
+                "min_selected_share": 0.3,
+                "quarantine_after_failures": 1,
+                "quarantine_seconds": 1,
+            },
+            "training": {"local_steps": 6},
+        },
+        uneven,
+        lambda n: 3.0 * 0.8**n,
+        coming_and_going,
+    ),
+    "score-threshold": Story(
+        {
+            "orchestrator": {"policy": "aggressive", "rollback_rounds": 1},
+            "selector": {"strategy": "quality_threshold", "quality_threshold": 70, "slow_time_share": 0.5},
+            "batch": {"strategy": "latency_based", "min_batch_size": 30},
+            "training": {"local_steps": 3, "learning_rate": 0.3},
+        },
+        uneven,
+        lambda n: 1.0 + 0.4 * math.sin(n),
+        coming_and_going,
+    ),
+    "adaptive-threshold": Story(
+        {
+            "orchestrator": {"policy": "proactive", "warmup_rounds": 0, "convergence_improvement": 0.3},
+            "selector": {"strategy": "adaptive_threshold", "max_selected_nodes": 3, "fairness_rounds": 2},
+            "batch": {"strategy": "fixed"},
+        },
+        uneven,
+        lambda n: 2.0 * (0.5**n if n < 9 else 0.9**n),
+    ),
+    "nobody-tells": Story(
+        {"orchestrator": {"policy": "reactive", "warmup_rounds": 2}, "training": {"local_steps": 10}},
+        rising,
+        lambda n: 2.0 * 0.9**n if n != 8 else math.inf,
+        told=False,
+    ),
+    "baseline": Story(
+        {"orchestrator": {"policy": "none", "evaluation_interval": 2}, "selector": {"max_selected_nodes": 2}},
+        failing,
+        lambda n: 2.0 * 0.9**n,
+        coming_and_going,
+    ),
+    "slower-at-once": Story(
+        {
+            "orchestrator": {"policy": "aggressive", "evaluation_interval": 4, "rollback_rounds": 2},
+            "batch": {"strategy": "hybrid", "max_batch_size": 4096},
+            "training": {"local_steps": 8},
+        },
+        lambda node, number: 0.2 * (node + 1),
+        lambda n: 2.0 * 0.97**n,
+        slowness=lambda n: 1.0 if n < 7 else 60.0,
+    ),
 }
 
 
-def run(name: str, rounds: int = 16) -> tuple[AdaptiveOrchestrator, list[dict[str, Any]]]:
-    settings, link, losses = STORIES[name]
+def run(name: str, rounds: int = 20) -> tuple[AdaptiveOrchestrator, list[dict[str, Any]]]:
+    settings, link, losses, available, told, slowness = STORIES[name]
     clock = ManualClock()
     adaptation = build_orchestrator(SystemConfig.model_validate(settings), clock=clock)
     adaptation.register_node(NODES[3], 48)
     plans: list[dict[str, Any]] = []
     for number in range(1, rounds + 1):
-        plan = adaptation.pre_round_adaptation(NODES, number)
+        plan = adaptation.pre_round_adaptation(available(number), number)
         plans.append({key: plan[key] for key in ("selected_nodes", "batch_sizes", "local_steps", "learning_rate")})
         results = []
         for node in plan["selected_nodes"]:
@@ -80,25 +169,28 @@ def run(name: str, rounds: int = 16) -> tuple[AdaptiveOrchestrator, list[dict[st
             lost = math.isnan(wait)
             for _ in range(3):
                 adaptation.monitor.record_communication(node, 500.0 * (0.1 if lost else wait), success=not lost)
-            compute = 1e-4 * (index + 1) * size * steps
-            samples = 0 if lost else size * steps
+            compute = 1e-4 * (index + 1) * size * steps * slowness(number)
+            samples, before = 0 if lost else size * steps, (0.0, 1.2, 0.4, 2.0, 9.0)[index]
             results.append(
-                Contribution(node, not lost, samples, size, compute, 0.5 if lost else wait, 1.0, 1.2, late=lost)
+                Contribution(node, not lost, samples, size, compute, 0.5 if lost else wait, 1.0, before, late=lost)
             )
-        seconds = max(each.compute_seconds + each.waiting_seconds for each in results)
+        seconds = max((each.compute_seconds + each.waiting_seconds for each in results), default=0.0)
         clock.advance(seconds)
-        adaptation.post_round_evaluation(
+        outcome = adaptation.post_round_evaluation(
             number,
             {
                 "loss": losses(number),
                 "accuracy": None if number % 5 == 0 else 0.04 * number,
                 "round_time": seconds,
                 "samples": sum(each.samples for each in results),
-                "contributions": results,
-                "update_norms": (4.0 + number, 1.0),
-                "ended": (number % 2, 3.0),
-            },
+            }
+            | (
+                {"contributions": results, "update_norms": (4.0 + number, 1.0), "ended": (number % 2, 3.0)}
+                if told
+                else {}
+            ),
         )
+        plans[-1] |= {"phase": outcome["phase"], "progress_per_second": outcome["progress_per_second"]}
     return adaptation, plans
 
 
