@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from common.config import Section
+from common.config.whole import Integer
 from netsim_proxy.link.outcomes import LossModel
 from netsim_proxy.yaml_text import parse_yaml
 
@@ -26,7 +27,7 @@ class NetworkSection(Section):
 
     profile: str | None = None
     """The profile of links that are not set otherwise."""
-    seed: int | None = None
+    seed: Integer | None = None
     """The same seed gives the same network."""
     loss_model: LossModel | None = None
     """rpc: calls fail; transport: transfers take as long as TCP needs."""

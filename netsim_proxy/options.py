@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from common.errors import ConfigError
 from common.rpc import check_node_id
@@ -19,12 +19,20 @@ from netsim_proxy.link.outcomes import LossModel
 from netsim_proxy.reload import read_text
 from netsim_proxy.tls import ServerTls, UpstreamTls
 
+_LARGEST_SEED: Final = (1 << 63) - 1
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, and exit code 2."""
         print(f"netsim_proxy: {one_line(message)} (--help lists all options)", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _seed(text: str) -> int:
+    if not -_LARGEST_SEED <= (seed := int(text)) <= _LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"a seed is within ±{_LARGEST_SEED}")
+    return seed
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:
@@ -147,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("the network").add_argument
     add("--profile", default="average", metavar="NAME", help="of links that are not set otherwise")
-    add("--seed", default=0, type=int, metavar="N", help="the same seed gives the same network")
+    add("--seed", default=0, type=_seed, metavar="N", help="the same seed gives the same network")
     add(
         "--loss-model",
         default=LossModel.RPC,

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from common.config import Section
+from common.config.whole import BytesOrZero
 from common.errors import ConfigError, UnknownName
 from common.files import read_text, shown
 from netsim_proxy.link.distributions import Empirical, Latency, LogNormal, Normal, Pareto, Uniform
@@ -171,7 +172,7 @@ class PathSection(Section):
     """Share that is lost."""
     burst: Burst | None = None
     """Mean length of a run of losses; 1 = independent."""
-    queue_bytes: Annotated[int, Field(ge=0)] | None = None
+    queue_bytes: BytesOrZero | None = None
     """What may wait for the bandwidth; 0 = 100 ms worth of it."""
 
 
@@ -191,7 +192,7 @@ class ProfileSection(Section):
     """Share that is lost."""
     burst: Burst | None = None
     """Mean length of a run of losses; 1 = independent."""
-    queue_bytes: Annotated[int, Field(ge=0)] | None = None
+    queue_bytes: BytesOrZero | None = None
     """What may wait for the bandwidth, in either direction."""
     jitter_correlation: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Of successive latencies."""

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field
 
 from common.config import Section
+from common.config.whole import REACHABLE, BytesOrZero, CountOrZero
 from common.errors import ConfigError, InvalidInput, UnknownName
 from common.rpc import check_node_id
 from netsim_proxy.link.events import ALL, UPSTREAM, EventDirection, NetworkEvent
@@ -42,7 +43,7 @@ class EventSection(Section):
     """More of them than one."""
     at_seconds: Amount | None = None
     """When, after the scenario was loaded."""
-    round: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
+    round: CountOrZero | None = None
     """Or in which training round."""
     duration_seconds: Amount = 0.0
     """How long; 0 = until a recovery."""
@@ -60,7 +61,7 @@ class EventSection(Section):
     """Of a partition: the other side. The upstream is on it, unless `nodes` names "upstream"."""
     direction: str = EventDirection.BOTH.value
     """Which path it acts on: up (from the node), down (to the node) or both."""
-    limit_bytes: Annotated[int, Field(ge=0)] = 0
+    limit_bytes: BytesOrZero = 0
     """Of limit_data: what a connection carries in each direction before it is closed."""
     close_after_seconds: Amount = 0.0
     """Of limit_time and timeout: how long a connection lasts. Of slow_close: how much later its end arrives."""
@@ -95,7 +96,7 @@ class NodeSection(Section):
 
     id: str = Field(min_length=1)
     """The name; of a group, its beginning: `edge` with a count of 3 makes edge_0, edge_1 and edge_2."""
-    count: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    count: Annotated[int, Field(ge=1, le=100_000), REACHABLE] | None = None
     """How many; without it, one node that is called exactly `id`."""
     profile: OneOrMore = "good"
     """The link: a profile's name; of a list, the nodes take one after the other."""

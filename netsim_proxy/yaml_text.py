@@ -44,7 +44,7 @@ def faults_of(model: type[BaseModel], error: ValidationError, text: str, name: s
     faults = []
     for found in error.errors()[:MOST_FAULTS]:
         line, path = _place(root, found["loc"])
-        faults.append(f"{name}:{line}: {explain(model, path, found['type'], found['msg'])}")
+        faults.append(f"{name}:{line}: {explain(model, path, found)}")
     if error.error_count() > MOST_FAULTS:
         faults.append(f"and {error.error_count() - MOST_FAULTS:,} more")
     return faults

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from common.config.section import Section
+from common.config.whole import LARGEST_COUNT, REACHABLE, Count, CountOrZero
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -16,7 +16,7 @@ class MonitorConfig(Section):
 
     update_interval_seconds: Seconds = 5.0
     """How often the background loop scrapes, forecasts and looks for alerts."""
-    history: Annotated[int, Field(ge=8)] = 64
+    history: Annotated[int, Field(ge=8, le=LARGEST_COUNT), REACHABLE] = 64
     """Communications of a link that its figures rest on."""
     best_latency_ms: Annotated[float, Field(gt=0)] = 5.0
     """Round trip that earns all 40 points for latency."""
@@ -98,9 +98,9 @@ class OrchestratorConfig(Section):
 
     policy: Literal["none", "conservative", "aggressive", "reactive", "proactive"] = "reactive"
     """`none` is the fixed baseline: every node, the configured batch."""
-    warmup_rounds: Annotated[int, Field(ge=0)] = 1
+    warmup_rounds: CountOrZero = 1
     """Rounds that only measure."""
-    convergence_window: Annotated[int, Field(ge=2)] = 8
+    convergence_window: Annotated[int, Field(ge=2, le=LARGEST_COUNT), REACHABLE] = 8
     """Rounds over which the loss must have stalled for the run to count as converging."""
     convergence_improvement: Annotated[float, Field(ge=0)] = 0.002
     """Relative improvement of the loss per round below which it counts as stalled."""

@@ -1,5 +1,6 @@
 """Configuration from YAML, environment and command line, in that order of increasing precedence."""
 
+import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, g
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from common.config.document import load_texts, load_yaml, problem_of
 from common.errors import ConfigError, suggest
@@ -105,7 +107,7 @@ class _Tree(Generic[Model]):
         location = tuple(map(str, fault["loc"]))
         matching = [path for path in self.origins if path == location[: len(path)] or location == path[: len(location)]]
         origin = self.origins[max(matching, key=len)] if matching else self.file or "configuration"
-        return f"{origin}: {explain(self.model, fault['loc'], fault['type'], fault['msg'])}"
+        return f"{origin}: {explain(self.model, fault['loc'], fault)}"
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -136,14 +138,16 @@ def parse(model: type[Model], tree: Mapping[str, Any], where: str) -> Model:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        faults = (explain(model, fault["loc"], fault["type"], fault["msg"]) for fault in error.errors())
+        faults = (explain(model, fault["loc"], fault) for fault in error.errors())
         raise ConfigError(f"{where}: " + _listed(faults, error.error_count())) from error
 
 
-def explain(model: type[BaseModel], location: tuple[int | str, ...], kind: str, message: str) -> str:
+def explain(model: type[BaseModel], location: tuple[int | str, ...], fault: ErrorDetails) -> str:
     """Return one fault that pydantic found in `model`, in words; an unknown key with the nearest known one."""
     key = ".".join(str(part) for part in location)
-    message = message.removeprefix("Value error, ")
+    kind, message = fault["type"], fault["msg"].removeprefix("Value error, ")
+    if kind == "float_type" and isinstance(fault["input"], int):
+        message = f"input should be within ±{sys.float_info.max:.4g}"
     if kind == "model_type":
         message = "expected keys and values, as in {key: value}"
     if kind != "extra_forbidden":

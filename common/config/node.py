@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from common.config.section import Section
+from common.config.whole import Count
 
 Seconds = Annotated[float, Field(ge=0)]
 
@@ -39,5 +40,5 @@ class NodeConfig(Section):
     """Longest wait between two tries."""
     pull_wait_seconds: Annotated[float, Field(gt=0)] = 20.0
     """How long one request for work waits at the coordinator."""
-    history_size: Annotated[int, Field(ge=1)] = 100
+    history_size: Count = 100
     """Steps and calls that the metrics collector remembers."""

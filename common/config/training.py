@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from common.config.section import Section
-
-Positive = Annotated[int, Field(ge=1)]
+from common.config.whole import Bytes, BytesOrZero, Count, CountOrZero, Seed
 
 
 class TrainingConfig(Section):
@@ -14,13 +13,13 @@ class TrainingConfig(Section):
 
     task: str = "digits"
     """A shipped task, or your own as `package.module:factory`."""
-    rounds: Annotated[int, Field(ge=0)] = 25
+    rounds: CountOrZero = 25
     """Rounds to train; 0 trains until the run is stopped or reaches `target_accuracy`."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seeds the initial parameters, the shards and the order of samples."""
-    local_steps: Positive = 10
+    local_steps: Count = 10
     """Steps that a node takes per round: 1 sends gradients, more sends the change of the parameters."""
-    batch_size: Positive = 64
+    batch_size: Count = 64
     """Samples per local step, where adaptation does not choose another."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     """Of the node's local SGD; with one local step, of the server's optimiser."""
@@ -34,15 +33,15 @@ class TrainingConfig(Section):
     """How samples are dealt to the shards."""
     dirichlet_alpha: Annotated[float, Field(gt=0)] = 0.5
     """Concentration of the Dirichlet partition: smaller is more skewed (Hsu et al., 2019)."""
-    min_nodes: Positive = 1
+    min_nodes: Count = 1
     """Nodes that must have joined and be ready, their data loaded, before the first round begins."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Share of a round's nodes that must have contributed for the round to count at its deadline."""
     deadline_mads: Annotated[float, Field(gt=0)] = 4.0
     """How far from what is usual a node may be before a round ends without it, in median absolute deviations."""
-    evaluate_every: Positive = 1
+    evaluate_every: Count = 1
     """Rounds between evaluations on held-out data."""
-    checkpoint_every: Positive = 5
+    checkpoint_every: Count = 5
     """Rounds between checkpoints of the model."""
     target_accuracy: float | None = None
     """End the run early when the task's metric on held-out data is at this value or better: any real number."""
@@ -67,11 +66,11 @@ class ServerConfig(Section):
     """HOST:PORT for gRPC; port 0 takes a free one."""
     http_listen: str = "127.0.0.1:9100"
     """HOST:PORT for /metrics, /healthz and Prometheus's discovery; port 0 takes a free one."""
-    max_nodes: Positive = 10_000
+    max_nodes: Count = 10_000
     """Nodes that may be registered at once."""
-    upload_memory_bytes: Positive = 1 << 30
+    upload_memory_bytes: Bytes = 1 << 30
     """Memory for uploads that are under way, though two are always let in. Further ones go to the disk."""
-    upload_disk_bytes: Annotated[int, Field(ge=0)] = 8 << 30
+    upload_disk_bytes: BytesOrZero = 8 << 30
     """Disk space, beside the run's files, for uploads that memory does not hold; taken while they last. Further ones
     wait for one that is done, or take the place of one that is too slow for its round."""
     linger_seconds: Annotated[float, Field(ge=0)] = 10.0
@@ -84,15 +83,15 @@ class ServerConfig(Section):
     scrape_hosts: tuple[str, ...] = ()
     """Hosts and networks (as in 172.16.0.0/12) whose /metrics may be read although nodes call from another address:
     through a proxy or a NAT. They bound what the coordinator dials and what `/sd` names to Prometheus."""
-    evaluation_batch_size: Positive | None = None
+    evaluation_batch_size: Count | None = None
     """Samples that an evaluation takes at once; unless given, `training.batch_size`. Halved where memory runs out."""
     evaluation_device: str = "cpu"
     """Device that evaluates: `cpu`, `cuda`, `cuda:1` and so on; `auto` is a CUDA card if there is one, else the CPU."""
-    max_model_bytes: Positive = 4 << 30
+    max_model_bytes: Bytes = 4 << 30
     """Largest flat model that is accepted on the wire."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 2.0
     """How often nodes report; a node is lost after `heartbeat_misses` of them."""
-    heartbeat_misses: Positive = 5
+    heartbeat_misses: Count = 5
     """Heartbeats that may go missing before a node counts as lost."""
 
     @property

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from common.config.whole import LARGEST_COUNT
 from common.metric import ACCURACY
 from hypergpu.cli.running import AsJson
 from hypergpu.cli.simulate import ScenarioFile
@@ -22,7 +23,7 @@ _FEWEST_PAIRS = 5
 def compare(
     scenario: ScenarioFile,
     *,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each kind; those of one seed are paired.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Runs of each kind; those of one seed are paired.")] = 5,
     policies: Annotated[str | None, typer.Option(metavar="A,B,…", help="Against none, the fixed baseline.")] = None,
     strategies: Annotated[
         str, typer.Option(metavar="BATCH/SELECTION,…", help="Strategies to try each policy with.")
@@ -33,8 +34,8 @@ def compare(
             metavar="FIGURE>=NUMBER", help="What each candidate must hold; else the exit code is 1. Repeatable."
         ),
     ] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to train.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes to run in.")] = min(2, usable_cpus()),
+    rounds: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, help="Rounds to train.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=1024, help="Processes to run in.")] = min(2, usable_cpus()),
     as_json: AsJson = False,
 ) -> None:
     """Compare policies with the fixed baseline: time to the target, final metric, bytes and confidence intervals.

@@ -12,7 +12,7 @@ from common.errors import HyperGPUError, InvalidInput
 from hypergpu.cli.running import AsJson
 from hypergpu.show import say
 
-Nodes = Annotated[int, typer.Option("--nodes", "-n", min=0, help="How many node containers.")]
+Nodes = Annotated[int, typer.Option("--nodes", "-n", min=0, max=10_000, help="How many node containers.")]
 
 
 def up(nodes: Nodes = 5, as_json: AsJson = False) -> None:
@@ -25,7 +25,7 @@ def up(nodes: Nodes = 5, as_json: AsJson = False) -> None:
 
 
 def scale(
-    nodes: Annotated[int, typer.Argument(metavar="N", min=0, help="How many node containers from now on.")],
+    nodes: Annotated[int, typer.Argument(metavar="N", min=0, max=10_000, help="How many node containers from now on.")],
     as_json: AsJson = False,
 ) -> None:
     """Change the number of node containers while the cluster trains.

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from common import strict_json
+from common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
 from common.errors import InvalidInput
 from common.metric import ACCURACY, LOSS, UNKNOWN, MetricSpec, plain_number
 from hypergpu.cli.demo_progress import Level, shown, steps
@@ -39,12 +40,18 @@ def demo(  # noqa: PLR0917  (one per option)
     nodes: Annotated[int, typer.Option(min=1, max=64, help="Number of nodes; GPUs and links repeat in order.")] = 5,
     rounds: Annotated[
         int | None,
-        typer.Option(min=1, help="25 by default, no end with --stay. Network events occur at rounds 10, 15 and 20."),
+        typer.Option(
+            min=1,
+            max=LARGEST_COUNT,
+            help="25 by default, no end with --stay. Network events occur at rounds 10, 15 and 20.",
+        ),
     ] = None,
     task: Annotated[
         str, typer.Option(metavar="NAME", help="digits, mnist5k, chars, or your own as package.module:factory.")
     ] = "digits",
-    seed: Annotated[int, typer.Option(min=0, help="Seed for parameters, samples and network.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_INTEGER, help="Seed for parameters, samples and network.")
+    ] = 0,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the run is kept; runs/TIME by default.")
     ] = None,

@@ -6,6 +6,7 @@ import typer
 import yaml
 from rich.text import Text
 
+from common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
 from common.metric import ACCURACY, LOSS
 from common.task_names import choices
 from hypergpu.cli.running import AsJson
@@ -15,8 +16,8 @@ from hypergpu.show import PlainConsole, print_json, say
 def fit(
     task: Annotated[str, typer.Argument(help=f"{choices()}.")] = "digits",
     *,
-    rounds: Annotated[int, typer.Option(min=5, help="Rounds of each of the six runs.")] = 60,
-    seed: Annotated[int, typer.Option(min=0, help="Of data and parameters.")] = 0,
+    rounds: Annotated[int, typer.Option(min=5, max=LARGEST_COUNT, help="Rounds of each of the six runs.")] = 60,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_INTEGER, help="Of data and parameters.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Fit the model of convergence to real runs of a task, as YAML for a scenario with `learning: model`.

@@ -10,6 +10,7 @@ from typing import Annotated, TextIO
 
 import typer
 
+from common.config.whole import LARGEST_COUNT
 from common.errors import InvalidInput, UnknownName
 from hypergpu.cli.running import AsJson, on_cluster
 from hypergpu.client import Client
@@ -34,7 +35,9 @@ async def logs(
         ),
     ] = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the run ends.")] = False,
-    last: Annotated[int, typer.Option("--last", "-n", min=0, help="How many events or lines of the past.")] = 50,
+    last: Annotated[
+        int, typer.Option("--last", "-n", min=0, max=LARGEST_COUNT, help="How many events or lines of the past.")
+    ] = 50,
     as_json: AsJson = False,
 ) -> None:
     """Rounds, decisions and membership as they happened; with a NAME, the output of that process.

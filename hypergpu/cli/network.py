@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
 from common.errors import InvalidInput
 from common.files import read_text
 from hypergpu.cli.running import AsJson, changing, on_cluster, take_options
@@ -117,7 +118,10 @@ def _event(
         str, typer.Option(metavar="WAY", help="up (from the node), down (to the node) or both: the paths it acts on.")
     ] = "both",
     limit_bytes: Annotated[
-        int, typer.Option("--bytes", min=0, help="Of limit_data: what a connection carries before it is closed.")
+        int,
+        typer.Option(
+            "--bytes", min=0, max=LARGEST_INTEGER, help="Of limit_data: what a connection carries before it is closed."
+        ),
     ] = 0,
     close_after: Annotated[
         float,
@@ -176,7 +180,7 @@ async def schedule(
     event: net.Event,
     *,
     at_round: Annotated[
-        int | None, typer.Option("--round", min=1, max=(1 << 32) - 1, help="When this round begins.")
+        int | None, typer.Option("--round", min=1, max=LARGEST_COUNT, help="When this round begins.")
     ] = None,
     after: Annotated[float | None, typer.Option(min=0, help="So many seconds from now.")] = None,
     as_json: AsJson = False,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
 from common.errors import InvalidInput
 from common.latest import point_latest
 from common.metric import LOSS, plain_number
@@ -33,8 +34,8 @@ def simulate(
     *,
     listing: Annotated[bool, typer.Option("--list", help="Only list the shipped scenarios.")] = False,
     policy: Annotated[str | None, typer.Option(help="none, conservative, aggressive, reactive, proactive.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of links, data and parameters.")] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to train.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=LARGEST_INTEGER, help="Of links, data and parameters.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, help="Rounds to train.")] = None,
     learning: Annotated[str | None, typer.Option(help="real: gradients; model: a model of convergence.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the run's files there, for a report.")] = None,
     as_json: AsJson = False,

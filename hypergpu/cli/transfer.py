@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from common.config.whole import LARGEST_INTEGER
 from common.errors import InvalidInput
 from hypergpu.cli.running import AsJson
 from hypergpu.show import new_table, print_json, print_table
@@ -29,7 +30,9 @@ def transfer(
     queue_bytes: Annotated[
         int,
         typer.Option(
-            min=0, help="What may wait for the bandwidth; 0: its product with the round trip, at least 100 kB."
+            min=0,
+            max=LARGEST_INTEGER,
+            help="What may wait for the bandwidth; 0: its product with the round trip, at least 100 kB.",
         ),
     ] = 0,
     profile: Annotated[str, typer.Option(metavar="NAME", help="A link profile, instead of the figures above.")] = "",
@@ -38,7 +41,7 @@ def transfer(
     congestion_control: Annotated[CongestionControl, typer.Option(help="Of TCP.")] = CongestionControl.CUBIC,
     direction: Annotated[Direction, typer.Option(help="Up is from the node.")] = Direction.UP,
     samples: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many transfers of either kind.")] = 300,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same transfers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_INTEGER, help="The same seed gives the same transfers.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """What a link does to a transfer: time to deliver a message on a new connection, and the next one on it.

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from common.config.whole import LARGEST_COUNT
 from hypergpu.cli.running import AsJson
 from hypergpu.show import counted, print_json, say
 from hypergpu.simulation.scenario_file import load_scenario
@@ -16,7 +17,7 @@ from hypergpu.simulation.validate import validate as run_both
 def validate(
     scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A small one; by default the demo's.")] = "mixed",
     *,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds to train.")] = 12,
+    rounds: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, help="Rounds to train.")] = 12,
     policy: Annotated[str | None, typer.Option(help="none, conservative, aggressive, reactive, proactive.")] = None,
     most_error: Annotated[float, typer.Option(min=0, help="Round-time error that passes, relative.")] = 0.1,
     least_agreement: Annotated[

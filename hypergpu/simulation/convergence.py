@@ -23,6 +23,7 @@ from pydantic import Field
 
 from common.config import TrainingConfig
 from common.config.section import Section
+from common.config.whole import Bytes
 from common.draws import Draws
 from common.metric import ACCURACY, LOSS, MetricSpec
 from coordinator.core import events as ev
@@ -34,7 +35,7 @@ Positive = Annotated[float, Field(gt=0)]
 class Convergence(Section):
     """The constants of one task; the formulas are above."""
 
-    model_bytes: Annotated[int, Field(ge=1)]
+    model_bytes: Bytes
     """Of the flat buffer that travels."""
     learning_rate: Positive
     """η₀, at which they were fitted."""

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from common.config import SystemConfig
 from common.config.loading import explain, parse
 from common.config.section import Section
+from common.config.whole import Count, Seed
 from common.errors import InvalidInput
 from common.metric import MetricSpec
 from hypergpu.simulation.convergence import FITTED, Convergence
@@ -73,14 +74,14 @@ class Scenario(Network):
     """Who trains: a list, or by id."""
     task: str | None = None
     """As `config.training.task`."""
-    rounds: Annotated[int, Field(ge=1)] | None = None
+    rounds: Count | None = None
     """As `config.training.rounds`."""
     target_accuracy: float | None = None
     """Value of the task's metric whose time is measured: any real number. The run goes on to its last round, so that
     final values compare."""
     policy: Literal["none", "conservative", "aggressive", "reactive", "proactive"] | None = None
     """As `config.orchestrator.policy`."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Of the links, the data and the initial parameters."""
     learning: Literal["real", "model"] = "real"
     """Real gradients, or the model of convergence (for thousands of nodes)."""
@@ -143,7 +144,7 @@ class Scenario(Network):
         except ValidationError as error:
             fault = error.errors()[0]
             path = ("convergence", *fault["loc"])
-            raise Misplaced(path, explain(Convergence, fault["loc"], fault["type"], fault["msg"])) from error
+            raise Misplaced(path, explain(Convergence, fault["loc"], fault)) from error
 
     def network_events(self, known: Mapping[str, Profile] | None = None) -> list[NetworkEvent]:
         """Its events, groups spelt out; `known` are profiles that there are already.

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
 import typer
@@ -40,6 +41,25 @@ def command_of(words: list[str]) -> tuple[object, list[str]]:
     while arguments and arguments[0] in getattr(command, "commands", {}):
         command = getattr(command, "commands")[arguments.pop(0)]  # noqa: B009  (its class is no public name)
     return command, arguments
+
+
+def whole_numbers(group: typer.Typer) -> Iterator[tuple[str, object]]:
+    """The options and arguments of all commands that take a whole number, and the largest that each takes."""
+    for command in group.registered_commands:
+        assert command.callback is not None
+        for name, hint in get_type_hints(command.callback, include_extras=True).items():
+            kind, *options = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+            if kind is int or int in get_args(kind):
+                yield f"{command.callback.__name__}.{name}", max((option.max or 0 for option in options), default=0)
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None
+        yield from whole_numbers(inner.typer_instance)
+
+
+def test_every_whole_number_that_a_command_takes_has_a_bound() -> None:
+    found = dict(whole_numbers(app))
+    assert len(found) > 15
+    assert [name for name, largest in found.items() if not largest] == []
 
 
 def require_parses(line: str) -> None:
