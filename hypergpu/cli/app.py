@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated, NoReturn
 
-import structlog
 import typer
 
+from common import log
 from hypergpu.cli import containers, control, look, network
 from hypergpu.cli.compare import compare
 from hypergpu.cli.demo import demo
@@ -75,5 +75,5 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The entry point; exits with 0, with 2 after bad input, or with what a command says."""
-    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))  # standard output is for results
+    log.configure_cli()
     run_app(app, sys.argv[1:] if arguments is None else arguments)
