@@ -1,6 +1,5 @@
 """Whole clusters."""
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,11 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path)
     yield cluster
     for process in cluster.processes:
-        if process.popen.poll() is None:
-            process.popen.send_signal(signal.SIGCONT)
-            process.kill()
+        process.kill()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep whole clusters on one worker: each has the machine to itself but for the unit tests on the other."""
+    for item in items:
+        if item.get_closest_marker("e2e"):
+            item.add_marker(pytest.mark.xdist_group("e2e"))

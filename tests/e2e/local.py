@@ -1,16 +1,48 @@
-"""Real processes on this machine, for the tests of whole clusters."""
+"""Real processes on this machine, for the tests of whole clusters.
+
+Half of a short test was once the import of torch in each of its processes. They are forked from one server that has
+imported it, and are processes in every other way: they have their own memory, descriptors and signals.
+"""
 
 import json
+import multiprocessing
 import os
 import re
-import subprocess
+import runpy
+import signal
 import sys
+from collections.abc import Mapping
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from tests.patience import until
+import pytest
+
+from tests.patience import patience, until
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+_IMPORTED = ("coordinator.app", "node.service", "netsim_proxy.server", "tasks.digits", "torch._dynamo")
+"""What takes long, and starts no thread: a fork has only the thread that called it."""
+
+
+def fork_server() -> ForkServerContext:
+    """Return the server that all processes are forked from."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_IMPORTED))
+    return context
+
+
+def _main(module: str, arguments: tuple[str, ...], log: Path, environment: Mapping[str, str]) -> None:
+    """Become `python -m MODULE ARGUMENTS`, with both streams in `log`."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # the real one: nothing captures it here
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 class Process:
@@ -18,30 +50,43 @@ class Process:
 
     def __init__(self, log: Path, module: str, *arguments: str) -> None:
         self.log = log
-        with log.open("ab") as output:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments], stdout=output, stderr=output, env=ENVIRONMENT
-            )
+        log.touch()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OMP_NUM_THREADS", "1")  # for the server too: it is started with the first process
+            target = (module, arguments, log, dict(os.environ))
+            self._process = fork_server().Process(target=_main, args=target)
+            self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
 
     @property
     def text(self) -> str:
         return self.log.read_text()
 
+    @property
+    def returncode(self) -> int | None:
+        """The exit code once it has ended, the negative signal that ended it, or None."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
     def address(self) -> str:
         def printed() -> str | None:
-            assert self.popen.poll() is None, self.text
-            found = re.search(r"listening on (\S+)", self.text)
+            assert self.returncode is None, self.text
+            found = re.search(r"\blistening on (\S+)", self.text)
             return found and found[1]
 
         return str(until(printed, f"an address of {self.log.name}"))
 
-    def wait(self) -> int:
-        until(lambda: self.popen.poll() is not None, f"the end of {self.log.name}", more=lambda: self.text[-2000:])
-        return self.popen.returncode
+    def wait(self) -> int | None:
+        until(lambda: self.returncode is not None, f"the end of {self.log.name}", more=lambda: self.text[-2000:])
+        return self.returncode
 
     def kill(self) -> None:
-        self.popen.kill()
-        self.popen.wait()
+        if self.returncode is None:
+            self.send_signal(signal.SIGKILL)
+            self._process.join(patience())
 
 
 class Cluster:

@@ -35,22 +35,22 @@ def test_digits_are_learned_through_the_proxy_and_everybody_goes_home(cluster: C
 
 def test_nodes_are_killed_stopped_and_join_late(cluster: Cluster) -> None:
     # The network alone would make these rounds faster than the test can act.
-    coordinator = cluster.coordinator("--rounds=100", "--min-nodes=3", "--set=server.heartbeat_seconds=0.5")
+    coordinator = cluster.coordinator("--rounds=40", "--min-nodes=3", "--set=server.heartbeat_seconds=0.5")
     proxy = cluster.proxy(coordinator.address(), "good").address()
     nodes = {name: cluster.node(name, proxy) for name in ("steady", "killed", "paused")}
     cluster.reach(3)
     nodes["killed"].kill()
-    nodes["paused"].popen.send_signal(signal.SIGSTOP)
+    nodes["paused"].send_signal(signal.SIGSTOP)
     cluster.node("late", proxy)
     cluster.reach(len(cluster.rounds()) + 5)
-    nodes["paused"].popen.send_signal(signal.SIGCONT)
+    nodes["paused"].send_signal(signal.SIGCONT)
     assert coordinator.wait() == 0, coordinator.text
     summary = cluster.summary()
     assert summary["state"] == "completed"
     assert summary["final_accuracy"] >= 0.95
     contributed = {name: row["rounds_contributed"] for name, row in summary["nodes"].items()}
-    assert contributed["steady"] >= 75
-    assert contributed["killed"] < 100
+    assert contributed["steady"] >= 30
+    assert contributed["killed"] < 40
     assert contributed["paused"] > 3
     assert contributed["late"] > 0
     _require_nothing_twice(cluster.rounds())
@@ -104,17 +104,17 @@ def test_a_node_that_was_stopped_for_longer_than_its_heartbeats_may_miss_comes_b
     address = cluster.proxy(coordinator.address(), "good").address()
     nodes = {name: cluster.node(name, address) for name in ("steady", "paused")}
     cluster.reach(3)
-    nodes["paused"].popen.send_signal(signal.SIGSTOP)
+    nodes["paused"].send_signal(signal.SIGSTOP)
     until(lambda: "paused lost" in coordinator.text, "the news that a node is lost")
     lost_at = len(cluster.rounds())
     cluster.reach(lost_at + 3)
-    nodes["paused"].popen.send_signal(signal.SIGCONT)
+    nodes["paused"].send_signal(signal.SIGCONT)
 
     def is_back() -> bool:
         return any("paused" in row["contributors"] for row in cluster.rounds()[lost_at + 3 :])
 
     until(is_back, "an update of the node that was stopped")
-    coordinator.popen.send_signal(signal.SIGINT)
+    coordinator.send_signal(signal.SIGINT)
     assert coordinator.wait() == 0, coordinator.text
     assert [node.wait() for node in nodes.values()] == [0, 0]
     _require_nothing_twice(cluster.rounds())
@@ -125,14 +125,14 @@ def test_sigterm_finishes_the_work_and_sigkill_loses_only_its_own(cluster: Clust
     address = cluster.proxy(coordinator.address(), "average").address()
     nodes = {name: cluster.node(name, address) for name in ("steady", "ended", "killed")}
     cluster.reach(2)
-    nodes["ended"].popen.send_signal(signal.SIGTERM)
+    nodes["ended"].send_signal(signal.SIGTERM)
     nodes["killed"].kill()
     assert nodes["ended"].wait() == 0
     assert "leaving" in nodes["ended"].text
     assert "Traceback" not in nodes["ended"].text
     until(lambda: "ended left: SIGTERM" in coordinator.text, "the news that a node left")
     cluster.reach(len(cluster.rounds()) + 4)
-    coordinator.popen.send_signal(signal.SIGINT)
+    coordinator.send_signal(signal.SIGINT)
     assert coordinator.wait() == 0, coordinator.text
     rows = cluster.rounds()
     _require_nothing_twice(rows)
@@ -149,7 +149,7 @@ def test_a_coordinator_that_lost_all_nodes_waits_for_them(cluster: Cluster) -> N
     cluster.reach(2)
     first.kill()
     until(lambda: "no node is connected any more" in coordinator.text, "the news that all nodes are gone")
-    assert coordinator.popen.poll() is None
+    assert coordinator.returncode is None
     cluster.node("second", address)
     assert coordinator.wait() == 0, coordinator.text
     assert cluster.summary()["nodes"]["second"]["rounds_contributed"] > 0
@@ -163,7 +163,7 @@ def test_a_coordinator_that_was_killed_or_restarted_resumes_with_its_nodes(clust
     # Through a link, so that a round takes long enough to be interrupted.
     node = cluster.node("node_1", cluster.proxy(address, "good").address())
     cluster.reach(5)
-    coordinator.popen.send_signal(number)
+    coordinator.send_signal(number)
     assert coordinator.wait() == (0 if number == signal.SIGTERM else -number), coordinator.text
     before = [row["round"] for row in cluster.rounds()]
     again = cluster.coordinator(*settings, "--resume", listen=address, name="again")
@@ -181,7 +181,7 @@ def test_an_interrupt_leaves_the_run_readable(cluster: Cluster) -> None:
     coordinator = cluster.coordinator("--rounds=100000")
     cluster.node("node_1", coordinator.address())
     cluster.reach(3)
-    coordinator.popen.send_signal(signal.SIGINT)
+    coordinator.send_signal(signal.SIGINT)
     assert coordinator.wait() == 0, coordinator.text
     summary = cluster.summary()
     assert summary["state"] == "stopped"
@@ -233,9 +233,8 @@ def test_a_second_coordinator_in_one_place_is_refused_until_the_first_is_killed(
         assert (
             second.text.strip()
             .splitlines()[-1]
-            .startswith(f"coordinator: the run directory {cluster.out} is in use by process {first.popen.pid};")
+            .startswith(f"coordinator: the run directory {cluster.out} is in use by process {first.pid};")
         )
     assert {file: file.read_bytes() for file in cluster.out.rglob("*") if file.is_file()} == before
-    first.popen.kill()
-    first.wait()
+    first.kill()
     cluster.coordinator("--resume", name="third").address()

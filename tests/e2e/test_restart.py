@@ -1,5 +1,6 @@
 """A run that is over in a cluster that lasts: its node waits, and the next run begins where it did."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,12 +29,12 @@ def test_a_finished_run_is_followed_by_another_with_the_same_node_and_address(cl
     told = hypergpu(address, "restart")
     assert "of 2, policy" in told
     until(lambda: node.text.count("waiting for the next") == 2, "the end of the second run")
-    assert node.popen.poll() is None
-    assert coordinator.popen.poll() is None
+    assert node.returncode is None
+    assert coordinator.returncode is None
     earlier = cluster.out / "earlier" / "1"
     for kept in (earlier, cluster.out):
         assert len((kept / "rounds.jsonl").read_text().splitlines()) == 2
         assert Path(kept / "summary.json").exists()
     assert coordinator.text.count(f"listening on {address}") == 2
-    coordinator.popen.terminate()
+    coordinator.send_signal(signal.SIGTERM)
     assert coordinator.wait() == 0, coordinator.text
