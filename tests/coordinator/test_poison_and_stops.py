@@ -35,7 +35,9 @@ def events(run: Path) -> list[dict[str, Any]]:
 
 
 async def test_a_poisoned_update_is_refused_named_and_leaves_no_trace(tmp_path: Path) -> None:
-    async with running(tmp_path, training={"rounds": 4, "min_nodes": 2, "checkpoint_every": 1}) as run:
+    # An adaptive deadline: the round that refuses b's update ends after a second, and not after ten.
+    training = {"rounds": 4, "min_nodes": 2, "checkpoint_every": 1, "quorum": 0.5}
+    async with running(tmp_path, training=training, orchestrator={"policy": "conservative"}) as run:
         a, b = run.node("a"), run.node("b")
         await a.register()
         await b.register()

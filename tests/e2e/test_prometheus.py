@@ -23,6 +23,7 @@ from hypergpu.local import LocalCluster
 from tests.patience import Wait, until_async
 
 PROMETHEUS = shutil.which("prometheus")
+NODES = 3
 DEPLOY = Path(__file__).parents[2] / "deploy"
 pytestmark = [
     pytest.mark.e2e,
@@ -140,8 +141,8 @@ async def test_no_panel_is_empty_and_no_rule_fails_during_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    settings = {"training.rounds": 5000, "training.min_nodes": 5}
-    async with LocalCluster(tmp_path / "run", demo_nodes(5), settings=settings) as cluster:
+    settings = {"training.rounds": 5000, "training.min_nodes": NODES}
+    async with LocalCluster(tmp_path / "run", demo_nodes(NODES), settings=settings) as cluster:
         addresses = [(await cluster.processes[name].addresses())["metrics"] for name in ("coordinator", "netsim_proxy")]
         async with prometheus(tmp_path, configuration(tmp_path, *addresses)) as server:
             empty = list(panel_queries())
@@ -153,8 +154,8 @@ async def test_no_panel_is_empty_and_no_rule_fails_during_a_run(
 
             # Each has its own time: a node that was found a moment ago is not scraped yet, and a rule not evaluated.
             await until_async(no_panel_is_empty, "a value in each panel", every=2, more=lambda: f"without one: {empty}")
-            up = {("coordinator", "up"): 1, ("netsim", "up"): 1, ("node", "up"): 5}
+            up = {("coordinator", "up"): 1, ("netsim", "up"): 1, ("node", "up"): NODES}
             await until_equal(server.targets, up, "an answer of each target")
-            names = [f"node_{number}" for number in range(5)]
+            names = [f"node_{number}" for number in range(NODES)]
             await until_equal(partial(server.get, "label/node_id/values"), names, "figures of each node")
             await until_equal(server.rules, dict.fromkeys(rules_written(), "ok"), "an evaluation of each rule")

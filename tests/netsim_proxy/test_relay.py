@@ -6,7 +6,8 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import grpc
 import pytest
@@ -15,11 +16,19 @@ from netsim_proxy.link.distributions import Uniform
 from netsim_proxy.link.outcomes import Direction
 from netsim_proxy.link.profiles import Loss, Path, Profile
 
+Answer = TypeVar("Answer")
+
 
 def fixed(rtt_ms: float, *, mbit: float = float("inf"), loss: float = 0.0) -> Profile:
     """A link without jitter."""
     path = Path(Uniform(rtt_ms / 2000, rtt_ms / 2000), mbit, Loss(loss))
     return Profile("fixed", path, path)
+
+
+def at_once(call: Callable[[int], Answer], count: int) -> list[Answer]:
+    """Make so many calls together, as each lost one takes its time."""
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(call, range(count)))
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -251,15 +260,18 @@ def test_lost_rpcs_fail_as_unavailable_and_name_the_proxy(
         "up": lambda: client.Count(bytes(100_000) for _ in range(20)),
         "chat": lambda: list(client.Chat(iter([b"x"] * 5))),
     }
-    lost = 0
-    for _ in range(24):
+
+    def is_lost(_: int) -> bool:
         try:
             calls[kind]()
         except grpc.RpcError as error:
             assert error.code() == grpc.StatusCode.UNAVAILABLE
             details = error.details() or ""
             assert "netsim" in details and "node_1" in details
-            lost += 1
+            return True
+        return False
+
+    lost = sum(at_once(is_lost, 24))
     link = proxy.link("node_1")
     assert lost == link.rpcs_lost and 3 <= lost <= 21
     assert link.rpcs == 24
@@ -271,11 +283,14 @@ def test_flow_control_survives_losses(start_proxy: Any, connect: Any) -> None:
     """What is swallowed must be given back to the connection's window, or it would end in a stall."""
     proxy = start_proxy(fixed(1, loss=0.5), seed=2)
     client = connect(proxy.address, "node_1")
-    for _ in range(30):
+
+    def lose(_: int) -> None:
         with contextlib.suppress(grpc.RpcError):
             client.Count(bytes(250_000) for _ in range(4))
         with contextlib.suppress(grpc.RpcError):
             sum(map(len, client.Produce(b"4 250000")))
+
+    at_once(lose, 30)
     assert proxy.link("node_1").rpcs_lost >= 10
     proxy.call(proxy.ports.set_profile, "node_1", fixed(0))
     assert client.Count(bytes(250_000) for _ in range(20)) == b"5000000"
