@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 TORCH ?= cpu#     cpu | cuda: the build of PyTorch that is installed
-ARGS  ?=#         passed on by demo, test, bench and mutants, as in `make demo ARGS="--rounds 5"`
+ARGS  ?=#         passed on by demo, test, soak, bench and mutants, as in `make demo ARGS="--rounds 5"`
 N     ?= 5#       node containers for `make up` and `make scale`
 
 BIN     := .venv/bin
@@ -15,7 +15,7 @@ PROTOS  := $(wildcard protos/*.proto)
 PYTHON  ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 
-.PHONY: help install proto demo cluster test lint bench mutants up down scale clean
+.PHONY: help install proto demo cluster test soak lint bench mutants up down scale clean
 
 help: ## This list
 	@printf 'HyperGPU: train through networks that you do not trust\n\nusage: make TARGET [TORCH=cpu|cuda] [ARGS="..."] [N=nodes]\n\n'
@@ -50,7 +50,10 @@ cluster: $(READY) ## The same, training until Ctrl-C: inspect and control it fro
 	@$(BIN)/hypergpu demo --stay $(ARGS)
 
 test: install ## Run the tests, with real processes (ARGS="-k name" for some of them)
-	@$(BIN)/python -m pytest -m 'not containers' $(ARGS)
+	@$(BIN)/python -m pytest -m 'not containers and not soak' --numprocesses 2 --dist loadgroup $(ARGS)
+
+soak: install ## Kill processes for minutes of training, and try ten times the examples (half an hour)
+	@$(BIN)/python -m pytest -m 'soak or hypothesis' --hypothesis-profile=soak $(ARGS)
 
 lint: install ## Check format, style, types and the arrows between packages
 	@$(BIN)/ruff format --check .

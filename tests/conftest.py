@@ -10,15 +10,15 @@ import pytest
 import structlog
 from hypothesis import settings
 
+import tests.examples  # noqa: F401  (registers the profiles)
+
 # Everything that tests dial is on this machine; the proxies of whoever runs them are for other hosts.
 for _name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
     os.environ.pop(_name, None)
     os.environ.pop(_name.upper(), None)
 
 
-# A wall-clock deadline for one example tells how busy the machine is, not whether the code is right.
-settings.register_profile("tests", deadline=None)
-settings.load_profile("tests")
+settings.load_profile("tests")  # that of tests/examples.py; `make soak` loads another
 
 
 @pytest.fixture(autouse=True, scope="session")

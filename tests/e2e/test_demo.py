@@ -62,7 +62,9 @@ def test_the_demo_reaches_its_accuracy_and_leaves_nothing_behind(tmp_path: Path)
     assert not list((tmp_path / "state").rglob("*.json"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak), signal.SIGKILL]
+)
 async def test_however_it_ends_no_process_is_left_and_the_run_is_readable(tmp_path: Path, number: int) -> None:
     run = tmp_path / "run"
     demo = await asyncio.create_subprocess_exec(

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.config.training import TrainingConfig
@@ -12,11 +12,12 @@ from common.tensors import Manifest, TensorSpec
 from coordinator.core.aggregation import BLOCK, StreamingMean, is_finite, norm
 from coordinator.core.global_model import GlobalModel
 from coordinator.core.optimizer import Adam, Sgd
+from tests.examples import examples
 
 SIZES = st.sampled_from([1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(SIZES, st.lists(st.integers(1, 10_000), min_size=1, max_size=6), st.integers(0, 2**32))
 def test_the_streaming_mean_is_the_weighted_mean(size: int, weights: list[int], seed: int) -> None:
     updates = np.random.default_rng(seed).standard_normal((len(weights), size)).astype(np.float32)
@@ -45,7 +46,7 @@ def test_the_mean_takes_no_update_of_another_size_or_weight() -> None:
         mean.take()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(SIZES, st.sampled_from([None, np.nan, np.inf, -np.inf]), st.floats(0, 1, exclude_max=True), st.booleans())
 def test_one_bad_number_anywhere_is_found(size: int, bad: float | None, where: float, huge: bool) -> None:
     flat = np.full(size, 3e38 if huge else 1.0, np.float32)  # finite numbers whose sum is not
@@ -55,7 +56,7 @@ def test_one_bad_number_anywhere_is_found(size: int, bad: float | None, where: f
 
 
 @given(st.floats(0.001, 1), st.floats(0, 0.99), st.integers(1, 5), SIZES)
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_sgd_with_momentum_follows_its_definition(rate: float, momentum: float, steps: int, size: int) -> None:
     rng = np.random.default_rng(1)
     x = rng.standard_normal(size).astype(np.float32)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.config.training import TrainingConfig
@@ -16,6 +16,7 @@ from coordinator.core.adaptation import Adaptation, FixedAdaptation
 from coordinator.core.decisions import DecisionKind
 from coordinator.core.end import MAX_EXTENSIONS
 from coordinator.core.rounds import RoundMachine, RunState
+from tests.examples import examples
 
 
 class Driver:
@@ -660,7 +661,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(STEPS)
 def test_whatever_happens_the_promises_hold(steps: list[ev.Event | float]) -> None:
     d = Driver(rounds=4, lost_after=100)

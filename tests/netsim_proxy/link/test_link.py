@@ -4,13 +4,14 @@ from itertools import pairwise
 from statistics import fmean
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from netsim_proxy.link import PROFILES, Deliver, Direction, Fail, Hold, Link, LossModel, NetworkEvent, Profile
 from netsim_proxy.link.distributions import Uniform
 from netsim_proxy.link.outcomes import RECENT_MESSAGES, Cause, DirectionCounters
 from netsim_proxy.link.profiles import Loss, Path
+from tests.examples import examples
 
 UP, DOWN = Direction.UP, Direction.DOWN
 
@@ -131,7 +132,7 @@ def interleaved(draw: Callable[[], int], link: Link, other: Link | None) -> Iter
 
 
 @given(seed=st.integers(0, 2**63), noise=st.lists(st.integers(0, 9), min_size=300, max_size=300))
-@settings(max_examples=10, deadline=None)
+@examples(10)
 def test_what_another_link_does_changes_nothing(seed: int, noise: list[int]) -> None:
     alone = list(interleaved(lambda: 0, Link("a", PROFILES["unstable"], seed), None))
     drawn = iter(noise)
@@ -145,7 +146,7 @@ offers = st.lists(st.tuples(st.floats(0, 0.2), st.integers(1, 200_000), st.integ
 
 
 @given(offers=offers, mbit=st.floats(0.5, 1000), model=st.sampled_from(LossModel))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_never_early_in_order_and_never_faster_than_the_bandwidth(
     offers: list[tuple[float, int, int]], mbit: float, model: LossModel
 ) -> None:

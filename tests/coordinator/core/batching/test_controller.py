@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.clock import ManualClock
@@ -12,6 +12,7 @@ from common.errors import InvalidInput, UnknownName
 from coordinator.core.batching import AdaptiveBatchController, BatchReason, BatchSizeStrategy
 from coordinator.core.batching.controller import Pace
 from coordinator.core.network import NetworkQualityMonitor
+from tests.examples import examples
 
 NODES = ["a", "b", "c", "d"]
 
@@ -251,7 +252,7 @@ def test_bad_input() -> None:
     controller.evaluate_and_adapt()
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     st.sampled_from(list(BatchSizeStrategy)),
     st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10), st.integers(0, 10_000)), min_size=4, max_size=24),

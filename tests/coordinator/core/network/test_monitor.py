@@ -4,7 +4,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.clock import ManualClock
@@ -14,6 +14,7 @@ from common.draws import Draws
 from common.errors import ConfigError, InvalidInput, UnknownName
 from coordinator.core.network import AlertKind, ConnectionQuality, NetworkQualityMonitor, Severity, Trend
 from netsim_proxy.link.profiles import find_profile
+from tests.examples import examples
 
 
 def monitor_of(*nodes: str) -> tuple[NetworkQualityMonitor, ManualClock]:
@@ -283,7 +284,7 @@ def test_a_link_that_changed_is_judged_by_what_it_is_now() -> None:
     assert samples.min() == pytest.approx(0.9)
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.lists(st.tuples(st.floats(0, 1e5), st.booleans()), min_size=1, max_size=80))
 def test_whatever_happens_the_score_stays_in_its_bounds(events: list[tuple[float, bool]]) -> None:
     monitor, clock = monitor_of("a")

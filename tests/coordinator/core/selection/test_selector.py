@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.clock import ManualClock
@@ -20,6 +20,7 @@ from coordinator.core.selection import (
     SelectionStrategy,
 )
 from coordinator.core.selection.outlook import Outlook
+from tests.examples import examples
 
 GOOD = [f"good_{i}" for i in range(8)]
 BAD = ["bad_0", "bad_1"]
@@ -217,7 +218,7 @@ def test_no_healthy_node_starves() -> None:
     assert all(40 - last <= 8 for last in seen.values())
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(st.sampled_from(list(SelectionStrategy)), st.integers(1, 10), st.integers(1, 12), st.randoms())
 def test_no_healthy_node_waits_longer_than_the_bound(
     strategy: SelectionStrategy, most: int, patience: int, chance: random.Random
@@ -336,7 +337,7 @@ def test_the_summary_counts() -> None:
     assert 0 <= cluster.selector.get_node_score("bad_0") < cluster.selector.get_node_score("good_0") <= 100
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     st.sampled_from(list(SelectionStrategy)),
     st.one_of(st.none(), st.integers(1, 20)),
