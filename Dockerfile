@@ -41,7 +41,7 @@ COPY deploy/serve /usr/local/bin/
 USER hypergpu
 EXPOSE 50052 50053 9100
 HEALTHCHECK --interval=5s --start-period=20s \
-  CMD ["python", "-m", "common.probe", "127.0.0.1:9100"]
+  CMD ["python", "-m", "hypergpu.common.probe", "127.0.0.1:9100"]
 ENTRYPOINT ["serve", "python", "-m", "netsim_proxy"]
 
 FROM base AS train
@@ -52,7 +52,7 @@ USER hypergpu
 WORKDIR /runs
 EXPOSE 9100
 HEALTHCHECK --interval=5s --start-period=30s \
-  CMD ["python", "-m", "common.probe", "127.0.0.1:9100"]
+  CMD ["python", "-m", "hypergpu.common.probe", "127.0.0.1:9100"]
 
 FROM train AS coordinator
 EXPOSE 50051

@@ -16,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.datasets import load_digits
 
-from common.clock import ManualClock
-from common.config import SystemConfig
-from common.draws import Draws
-from coordinator.core.deadlines import DeadlineEstimator
-from coordinator.core.events import Contribution
-from coordinator.core.orchestration import build_orchestrator
-from netsim_proxy.link.link import Link
-from netsim_proxy.link.outcomes import Direction, Fail, Hold
-from netsim_proxy.link.profiles import find_profile
+from hypergpu.common.clock import ManualClock
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.draws import Draws
+from hypergpu.coordinator.core.deadlines import DeadlineEstimator
+from hypergpu.coordinator.core.events import Contribution
+from hypergpu.coordinator.core.orchestration import build_orchestrator
+from hypergpu.netsim_proxy.link.link import Link
+from hypergpu.netsim_proxy.link.outcomes import Direction, Fail, Hold
+from hypergpu.netsim_proxy.link.profiles import find_profile
 
 Array = npt.NDArray[np.float32]
 HELD_OUT = 300

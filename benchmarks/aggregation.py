@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from common.malloc import keep_buffers
-from common.tensors import Assembler, chunks
-from coordinator.core.aggregation import StreamingMean, is_finite
+from hypergpu.common.malloc import keep_buffers
+from hypergpu.common.tensors import Assembler, chunks
+from hypergpu.coordinator.core.aggregation import StreamingMean, is_finite
 
 
 def best(run: Callable[[], object], repeats: int) -> float:

@@ -10,11 +10,11 @@ import json
 import statistics
 import time
 
-from common.clock import ManualClock
-from common.config import SystemConfig
-from common.draws import Draws
-from coordinator.core.events import Contribution
-from coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
+from hypergpu.common.clock import ManualClock
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.draws import Draws
+from hypergpu.coordinator.core.events import Contribution
+from hypergpu.coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
 
 
 def feed(adaptation: AdaptiveOrchestrator, nodes: list[str], draws: Draws, round_num: int) -> None:

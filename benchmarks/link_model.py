@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from netsim_proxy.link import PROFILES, Direction, Fail, Link, LossModel
-from netsim_proxy.link.transfer import plain_profile, transfer_times
+from hypergpu.netsim_proxy.link import PROFILES, Direction, Fail, Link, LossModel
+from hypergpu.netsim_proxy.link.transfer import plain_profile, transfer_times
 
 MEASURED = Path(__file__).parents[1] / "tests" / "data" / "tcp_transfers.jsonl"
 

@@ -13,11 +13,11 @@ import time
 import numpy as np
 import torch
 
-from common.config import SystemConfig
-from common.tensors import Assembler, chunks
-from node.service import GPUNodeService
-from tasks import Task, load_task
-from tasks.chars import CharTransformer
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.tensors import Assembler, chunks
+from hypergpu.node.service import GPUNodeService
+from hypergpu.tasks import Task, load_task
+from hypergpu.tasks.chars import CharTransformer
 
 
 def measure(rounds: int, steps: int, batch_size: int) -> dict[str, float]:

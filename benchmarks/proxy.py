@@ -22,7 +22,7 @@ from typing import Any
 
 import grpc
 
-from protos import netsim_pb2, netsim_pb2_grpc
+from hypergpu.protos import netsim_pb2, netsim_pb2_grpc
 
 MIB = 1 << 20
 OPTIONS = (

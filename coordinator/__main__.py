@@ -10,17 +10,17 @@ from typing import Annotated
 
 import typer
 
-from common.address import split_address
-from common.config import SystemConfig, load_config
-from common.errors import ConfigError, HyperGPUError
-from common.extras import missing_extra
-from common.latest import LATEST, RUNS, find_run, point_latest
-from common.log import configure
-from common.malloc import keep_buffers
-from common.task_names import choices
-from common.text import one_line
-from common.tls import Tls, read_pair
-from common.token import find_token
+from hypergpu.common.address import split_address
+from hypergpu.common.config import SystemConfig, load_config
+from hypergpu.common.errors import ConfigError, HyperGPUError
+from hypergpu.common.extras import missing_extra
+from hypergpu.common.latest import LATEST, RUNS, find_run, point_latest
+from hypergpu.common.log import configure
+from hypergpu.common.malloc import keep_buffers
+from hypergpu.common.task_names import choices
+from hypergpu.common.text import one_line
+from hypergpu.common.tls import Tls, read_pair
+from hypergpu.common.token import find_token
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -96,8 +96,8 @@ def coordinate(
 
 async def _run(settings: SystemConfig, out: Path, token: str, tls: Tls | None, *, resume: bool, force: bool) -> int:
     # torch takes seconds to import: a mistake on the command line is told before.
-    from coordinator.app import Coordinator, Options  # noqa: PLC0415
-    from tasks import load_task  # noqa: PLC0415
+    from hypergpu.coordinator.app import Coordinator, Options  # noqa: PLC0415
+    from hypergpu.tasks import load_task  # noqa: PLC0415
 
     bound: dict[str, str] = {}
 

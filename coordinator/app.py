@@ -18,42 +18,42 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from common.config import SystemConfig
-from common.http import Answer, HttpServer
-from common.http import metrics as metrics_route
-from common.rpc import SERVER_OPTIONS, bind
-from common.tls import Tls
-from common.wire import require_sendable
-from coordinator.background import Repeated
-from coordinator.control import ControlService
-from coordinator.core import events as ev
-from coordinator.core.global_model import GlobalModel
-from coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
-from coordinator.core.rounds import RoundMachine
-from coordinator.core.same_run import Difference
-from coordinator.core.shards import ShardTable
-from coordinator.engine import Engine
-from coordinator.health import Health, Part
-from coordinator.held_out import HeldOut, evaluation_device
-from coordinator.links import NodeLinks
-from coordinator.metrics import Metrics
-from coordinator.model_files import ModelFiles
-from coordinator.node_series import NodeSeries
-from coordinator.resuming import find, identity_of, require_same_run, restore, set_aside_after
-from coordinator.run_dir import RunDir
-from coordinator.saved_state import SavedState
-from coordinator.scrape_targets import ScrapeRule
-from coordinator.scraper import Scraper
-from coordinator.seams import Seams
-from coordinator.servicing import TokenInterceptor
-from coordinator.spill import spilled_buffer
-from coordinator.training import TrainingService
-from coordinator.uploads import Disk, Uploads
-from protos import coordinator_pb2, coordinator_pb2_grpc
-from tasks import Task, build
-from tasks.identity import identity_of as task_identity_of
-from tasks.samples import count
-from tasks.saved import SavedModel
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.http import Answer, HttpServer
+from hypergpu.common.http import metrics as metrics_route
+from hypergpu.common.rpc import SERVER_OPTIONS, bind
+from hypergpu.common.tls import Tls
+from hypergpu.common.wire import require_sendable
+from hypergpu.coordinator.background import Repeated
+from hypergpu.coordinator.control import ControlService
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
+from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.core.same_run import Difference
+from hypergpu.coordinator.core.shards import ShardTable
+from hypergpu.coordinator.engine import Engine
+from hypergpu.coordinator.health import Health, Part
+from hypergpu.coordinator.held_out import HeldOut, evaluation_device
+from hypergpu.coordinator.links import NodeLinks
+from hypergpu.coordinator.metrics import Metrics
+from hypergpu.coordinator.model_files import ModelFiles
+from hypergpu.coordinator.node_series import NodeSeries
+from hypergpu.coordinator.resuming import find, identity_of, require_same_run, restore, set_aside_after
+from hypergpu.coordinator.run_dir import RunDir
+from hypergpu.coordinator.saved_state import SavedState
+from hypergpu.coordinator.scrape_targets import ScrapeRule
+from hypergpu.coordinator.scraper import Scraper
+from hypergpu.coordinator.seams import Seams
+from hypergpu.coordinator.servicing import TokenInterceptor
+from hypergpu.coordinator.spill import spilled_buffer
+from hypergpu.coordinator.training import TrainingService
+from hypergpu.coordinator.uploads import Disk, Uploads
+from hypergpu.protos import coordinator_pb2, coordinator_pb2_grpc
+from hypergpu.tasks import Task, build
+from hypergpu.tasks.identity import identity_of as task_identity_of
+from hypergpu.tasks.samples import count
+from hypergpu.tasks.saved import SavedModel
 
 _HOW_TO_GO_ON = (
     "To go on, resume with more training.rounds (or, where a target ended it, a better training.target_accuracy); to "

@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from coordinator.health import Tell
+from hypergpu.coordinator.health import Tell
 
 log = structlog.get_logger()
 

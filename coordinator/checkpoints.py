@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from common import strict_json
-from common.errors import CorruptData, StorageError
-from coordinator.files import replace_files, sync_directory
+from hypergpu.common import strict_json
+from hypergpu.common.errors import CorruptData, StorageError
+from hypergpu.coordinator.files import replace_files, sync_directory
 
 KEEP_CHECKPOINTS = 3
 DAMAGED = ".damaged"

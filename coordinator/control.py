@@ -4,16 +4,16 @@ import time
 from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
 
-from common.errors import InvalidInput, UnknownName
-from common.metric import finite
-from coordinator import convert
-from coordinator.core import events as ev
-from coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator
-from coordinator.engine import Engine
-from coordinator.links import NodeLinks
-from coordinator.servicing import Context, streaming, unary
-from protos import coordinator_pb2 as pb
-from protos import coordinator_pb2_grpc
+from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.common.metric import finite
+from hypergpu.coordinator import convert
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator
+from hypergpu.coordinator.engine import Engine
+from hypergpu.coordinator.links import NodeLinks
+from hypergpu.coordinator.servicing import Context, streaming, unary
+from hypergpu.protos import coordinator_pb2 as pb
+from hypergpu.protos import coordinator_pb2_grpc
 
 _RULES = {
     pb.SetNodeRuleRequest.AUTOMATIC: ev.Rule.AUTOMATIC,

@@ -4,18 +4,18 @@ import json
 import math
 from typing import Any
 
-from common import strict_json
-from common.errors import InvalidInput, ProtocolError
-from common.metric import finite
-from common.wire import identity_to_proto, manifest_to_proto
-from coordinator.core import events as ev
-from coordinator.core.decisions import Decision
-from coordinator.core.global_model import GlobalModel
-from coordinator.core.membership import Member
-from coordinator.core.rounds import RoundMachine
-from coordinator.engine import Engine
-from coordinator.results import RunEvent
-from protos import coordinator_pb2 as pb
+from hypergpu.common import strict_json
+from hypergpu.common.errors import InvalidInput, ProtocolError
+from hypergpu.common.metric import finite
+from hypergpu.common.wire import identity_to_proto, manifest_to_proto
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.decisions import Decision
+from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.membership import Member
+from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.engine import Engine
+from hypergpu.coordinator.results import RunEvent
+from hypergpu.protos import coordinator_pb2 as pb
 
 MAX_TEXT = 256
 MAX_REPORT_BYTES = 1024

@@ -9,22 +9,22 @@ from typing import Any
 
 import structlog
 
-from common.errors import HyperGPUError, NonFiniteUpdate, StorageError
-from common.metric import finite
-from common.tensors import Flat, chunks
-from common.wire import encode_part
-from coordinator.background import Background
-from coordinator.core import events as ev
-from coordinator.core.aggregation import norm
-from coordinator.core.global_model import GlobalModel
-from coordinator.core.rounds import RoundMachine
-from coordinator.core.score import Score
-from coordinator.feed import Feed
-from coordinator.health import Part
-from coordinator.records import Records
-from coordinator.results import RunEvent, node_row, outcome, round_row
-from coordinator.seams import Seams
-from coordinator.uploads import Uploads
+from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StorageError
+from hypergpu.common.metric import finite
+from hypergpu.common.tensors import Flat, chunks
+from hypergpu.common.wire import encode_part
+from hypergpu.coordinator.background import Background
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.aggregation import norm
+from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.core.score import Score
+from hypergpu.coordinator.feed import Feed
+from hypergpu.coordinator.health import Part
+from hypergpu.coordinator.records import Records
+from hypergpu.coordinator.results import RunEvent, node_row, outcome, round_row
+from hypergpu.coordinator.seams import Seams
+from hypergpu.coordinator.uploads import Uploads
 
 log = structlog.get_logger()
 

@@ -3,8 +3,8 @@
 import asyncio
 from collections import deque
 
-from common.errors import ResourceExhausted
-from coordinator.results import RunEvent
+from hypergpu.common.errors import ResourceExhausted
+from hypergpu.coordinator.results import RunEvent
 
 RECENT = 500
 """Events that are kept for watchers who come later."""

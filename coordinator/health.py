@@ -7,7 +7,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from common.clock import Clock, monotonic
+from hypergpu.common.clock import Clock, monotonic
 
 _BEAT_SECONDS: Final = 1.0
 STALLED_SECONDS: Final = 30.0

@@ -3,9 +3,9 @@
 import structlog
 import torch
 
-from common.errors import ConfigError
-from common.tensors import Flat
-from tasks import Evaluation, FlatModel, Task, evaluate, metric_of, spec_of
+from hypergpu.common.errors import ConfigError
+from hypergpu.common.tensors import Flat
+from hypergpu.tasks import Evaluation, FlatModel, Task, evaluate, metric_of, spec_of
 
 log = structlog.get_logger()
 

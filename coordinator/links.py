@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from common.errors import HyperGPUError
-from common.metric import finite
-from coordinator.core.orchestration import AdaptiveOrchestrator
-from coordinator.core.selection import NodeState
+from hypergpu.common.errors import HyperGPUError
+from hypergpu.common.metric import finite
+from hypergpu.coordinator.core.orchestration import AdaptiveOrchestrator
+from hypergpu.coordinator.core.selection import NodeState
 
 UNMEASURED = "unknown"
 """Quality of a link of which nothing was measured yet."""

@@ -2,11 +2,11 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from common import errors
-from common.metric import ACCURACY, MetricSpec
-from common.series import OptionalGauge
-from coordinator.core import events as ev
-from coordinator.core.rounds import RoundMachine
+from hypergpu.common import errors
+from hypergpu.common.metric import ACCURACY, MetricSpec
+from hypergpu.common.series import OptionalGauge
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.rounds import RoundMachine
 
 _REASONS = frozenset(name for name in vars(errors) if name[0].isupper()) | {"shutting_down", "abandoned"}
 _ROUND_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)

@@ -10,16 +10,16 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from common.errors import CorruptData, InvalidInput, NonFiniteUpdate
-from common.metric import MetricSpec, finite
-from common.tensors import Flat
-from coordinator.checkpoints import Checkpoint, Checkpoints, Tensors, read_tensors, write_tensors
-from coordinator.core.aggregation import is_finite
-from coordinator.core.global_model import GlobalModel
-from coordinator.core.score import Score
-from coordinator.run_dir import BEST_MODEL, CHECKPOINTS, LAST_MODEL
-from coordinator.saved_state import Identity
-from tasks.saved import SavedModel
+from hypergpu.common.errors import CorruptData, InvalidInput, NonFiniteUpdate
+from hypergpu.common.metric import MetricSpec, finite
+from hypergpu.common.tensors import Flat
+from hypergpu.coordinator.checkpoints import Checkpoint, Checkpoints, Tensors, read_tensors, write_tensors
+from hypergpu.coordinator.core.aggregation import is_finite
+from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.score import Score
+from hypergpu.coordinator.run_dir import BEST_MODEL, CHECKPOINTS, LAST_MODEL
+from hypergpu.coordinator.saved_state import Identity
+from hypergpu.tasks.saved import SavedModel
 
 
 class ModelFiles:

@@ -14,14 +14,14 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from common.errors import UnknownName
-from coordinator.background import Repeated
-from coordinator.core.membership import Member, Presence
-from coordinator.core.network import ConnectionQuality
-from coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator, Phase
-from coordinator.core.rounds import RoundMachine, RunState
-from coordinator.core.selection import NodeState
-from coordinator.health import Tell
+from hypergpu.common.errors import UnknownName
+from hypergpu.coordinator.background import Repeated
+from hypergpu.coordinator.core.membership import Member, Presence
+from hypergpu.coordinator.core.network import ConnectionQuality
+from hypergpu.coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator, Phase
+from hypergpu.coordinator.core.rounds import RoundMachine, RunState
+from hypergpu.coordinator.core.selection import NodeState
+from hypergpu.coordinator.health import Tell
 
 REFRESH_SECONDS = 2.0
 MOST_NODES = 1_000

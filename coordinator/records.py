@@ -11,9 +11,9 @@ from typing import Any
 
 import structlog
 
-from common.errors import StorageError
-from coordinator.health import Health, Part
-from coordinator.run_dir import RunDir
+from hypergpu.common.errors import StorageError
+from hypergpu.coordinator.health import Health, Part
+from hypergpu.coordinator.run_dir import RunDir
 
 log = structlog.get_logger()
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from common.metric import MetricSpec
-from coordinator.core import events as ev
-from coordinator.core.membership import Member
-from coordinator.core.rounds import RoundMachine
+from hypergpu.common.metric import MetricSpec
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.membership import Member
+from hypergpu.coordinator.core.rounds import RoundMachine
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,20 +8,20 @@ import structlog
 import torch
 from torch import Tensor
 
-from common.config.training import TrainingConfig
-from common.errors import CannotResume, CorruptData
-from common.metric import MetricSpec
-from coordinator.checkpoints import Checkpoint, Checkpoints, Tensors, checksum
-from coordinator.core.events import FinishReason
-from coordinator.core.global_model import GlobalModel
-from coordinator.core.same_run import Change, Difference, differences, keeps_optimizer
-from coordinator.core.score import Score
-from coordinator.model_files import apart_of, optimizer_of, score_of
-from coordinator.saved_state import Identity, SavedState, parse_state
-from tasks import Task
-from tasks.fingerprint import fingerprint
-from tasks.samples import count
-from tasks.saved import SavedModel
+from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.errors import CannotResume, CorruptData
+from hypergpu.common.metric import MetricSpec
+from hypergpu.coordinator.checkpoints import Checkpoint, Checkpoints, Tensors, checksum
+from hypergpu.coordinator.core.events import FinishReason
+from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.same_run import Change, Difference, differences, keeps_optimizer
+from hypergpu.coordinator.core.score import Score
+from hypergpu.coordinator.model_files import apart_of, optimizer_of, score_of
+from hypergpu.coordinator.saved_state import Identity, SavedState, parse_state
+from hypergpu.tasks import Task
+from hypergpu.tasks.fingerprint import fingerprint
+from hypergpu.tasks.samples import count
+from hypergpu.tasks.saved import SavedModel
 
 _MOST_TENSORS = 8
 """Tensors that a message names; every setting is named."""

@@ -5,7 +5,7 @@ rounds.jsonl        one line for each round
 events.jsonl        one line for each event and decision
 nodes.json          every node as it stands
 summary.json        the result so far
-checkpoints/        what a run needs to go on, see `coordinator.checkpoints`
+checkpoints/        what a run needs to go on, see `hypergpu.coordinator.checkpoints`
 model.safetensors   the model at the end of the run
 best.safetensors    the model of the round that evaluated best
 earlier/1/          the same of the run that was here before, if another was begun in its place
@@ -21,12 +21,12 @@ from typing import Any
 
 import yaml
 
-from common import strict_json
-from common.config import SystemConfig
-from common.errors import ConfigError, StorageError
-from coordinator.files import remove_partial_files, replace_text, sync_directory
-from coordinator.line_file import LineFile
-from coordinator.run_lock import RunLock
+from hypergpu.common import strict_json
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.errors import ConfigError, StorageError
+from hypergpu.coordinator.files import remove_partial_files, replace_text, sync_directory
+from hypergpu.coordinator.line_file import LineFile
+from hypergpu.coordinator.run_lock import RunLock
 
 CHECKPOINTS = "checkpoints"
 LAST_MODEL = "model.safetensors"

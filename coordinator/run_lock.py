@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from common.errors import ConfigError, RunInUse
+from hypergpu.common.errors import ConfigError, RunInUse
 
 LOCK_FILE = ".lock"
 _HOLDER = re.compile(r"(\d{1,10}) ([\w.-]{1,255})\n")

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from common.errors import CorruptData
-from coordinator.core.events import FinishReason, Rule
+from hypergpu.common.errors import CorruptData
+from hypergpu.coordinator.core.events import FinishReason, Rule
 
 _MOST = 1 << 53
 """Counts beyond this are no counts, and would not fit the wire."""

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from common.address import split_address
-from common.errors import ConfigError
-from coordinator.core.membership import Member
+from hypergpu.common.address import split_address
+from hypergpu.common.errors import ConfigError
+from hypergpu.coordinator.core.membership import Member
 
 
 @dataclass(frozen=True, slots=True)

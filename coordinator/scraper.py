@@ -5,12 +5,12 @@ import re
 
 import structlog
 
-from common.config import SystemConfig
-from coordinator.background import Repeated
-from coordinator.engine import Engine
-from coordinator.health import Tell
-from coordinator.links import NodeLinks
-from coordinator.scrape_targets import ScrapeRule, ScrapeTarget
+from hypergpu.common.config import SystemConfig
+from hypergpu.coordinator.background import Repeated
+from hypergpu.coordinator.engine import Engine
+from hypergpu.coordinator.health import Tell
+from hypergpu.coordinator.links import NodeLinks
+from hypergpu.coordinator.scrape_targets import ScrapeRule, ScrapeTarget
 
 log = structlog.get_logger()
 

@@ -5,14 +5,14 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from common.clock import Clock, monotonic
-from common.identity import TaskIdentity
-from common.tensors import Flat
-from coordinator.health import Health
-from coordinator.metrics import Metrics
-from coordinator.model_files import ModelFiles
-from coordinator.run_dir import RunDir, Spent
-from tasks import Evaluation
+from hypergpu.common.clock import Clock, monotonic
+from hypergpu.common.identity import TaskIdentity
+from hypergpu.common.tensors import Flat
+from hypergpu.coordinator.health import Health
+from hypergpu.coordinator.metrics import Metrics
+from hypergpu.coordinator.model_files import ModelFiles
+from hypergpu.coordinator.run_dir import RunDir, Spent
+from hypergpu.tasks import Evaluation
 
 Evaluate = Callable[[Flat], Evaluation]
 """Parameters -> how good they are on held-out data; called on a thread of its own."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 import structlog
 
-from common.errors import HyperGPUError, InvalidInput, NotAuthenticated
-from common.rpc import AUTHORIZATION, NODE_ID, status_of
+from hypergpu.common.errors import HyperGPUError, InvalidInput, NotAuthenticated
+from hypergpu.common.rpc import AUTHORIZATION, NODE_ID, status_of
 
 log = structlog.get_logger()
 Request = TypeVar("Request")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import StorageError
-from common.tensors import Flat
+from hypergpu.common.errors import StorageError
+from hypergpu.common.tensors import Flat
 
 
 def spilled_buffer(directory: Path, total_bytes: int) -> Flat:

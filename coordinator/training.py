@@ -8,18 +8,18 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from common.clock import Clock, monotonic
-from common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork, Unavailable
-from common.identity import ADVICE, differences
-from common.rpc import check_node_id
-from common.tensors import Chunk
-from common.wire import decode_update_part, encode_part, identity_from_proto, manifest_from_proto
-from coordinator import convert
-from coordinator.core import events as ev
-from coordinator.engine import Engine
-from coordinator.servicing import Context, Handler, caller, peer_host, require_caller, streaming, unary
-from coordinator.uploads import Upload
-from protos import coordinator_pb2 as pb
+from hypergpu.common.clock import Clock, monotonic
+from hypergpu.common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork, Unavailable
+from hypergpu.common.identity import ADVICE, differences
+from hypergpu.common.rpc import check_node_id
+from hypergpu.common.tensors import Chunk
+from hypergpu.common.wire import decode_update_part, encode_part, identity_from_proto, manifest_from_proto
+from hypergpu.coordinator import convert
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.engine import Engine
+from hypergpu.coordinator.servicing import Context, Handler, caller, peer_host, require_caller, streaming, unary
+from hypergpu.coordinator.uploads import Upload
+from hypergpu.protos import coordinator_pb2 as pb
 
 SERVICE = "hypergpu.coordinator.v1.Training"
 LONGEST_WAIT_SECONDS = 60.0

@@ -15,10 +15,10 @@ from typing import Final
 import numpy as np
 import structlog
 
-from common.clock import Clock, monotonic
-from common.errors import StaleWork, StorageError, Unavailable
-from common.tensors import Assembler, Flat
-from coordinator.health import Tell
+from hypergpu.common.clock import Clock, monotonic
+from hypergpu.common.errors import StaleWork, StorageError, Unavailable
+from hypergpu.common.tensors import Assembler, Flat
+from hypergpu.coordinator.health import Tell
 
 log = structlog.get_logger()
 

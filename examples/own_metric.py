@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 
-from tasks import Metric, Task
+from hypergpu.tasks import Metric, Task
 
 
 def diabetes() -> Task:

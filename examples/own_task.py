@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_wine
 from torch import nn
 
-from tasks import Task
+from hypergpu.tasks import Task
 
 
 def wine() -> Task:

@@ -8,33 +8,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from common.config import SystemConfig
-    from coordinator.core import AdaptationPolicy, BatchSizeStrategy, ConnectionQuality, SelectionStrategy
     from hypergpu.adaptation import (
         AdaptiveBatchController,
         AdaptiveOrchestrator,
         DynamicNodeSelector,
         NetworkQualityMonitor,
     )
-    from netsim_proxy.link import NetworkEvent, NetworkSimulator
-    from node.core import MetricsCollector
-    from node.service import GPUNodeService
-    from tasks import Task
+    from hypergpu.common.config import SystemConfig
+    from hypergpu.coordinator.core import AdaptationPolicy, BatchSizeStrategy, ConnectionQuality, SelectionStrategy
+    from hypergpu.netsim_proxy.link import NetworkEvent, NetworkSimulator
+    from hypergpu.node.core import MetricsCollector
+    from hypergpu.node.service import GPUNodeService
+    from hypergpu.tasks import Task
 
 _HOME = {
-    "AdaptationPolicy": "coordinator.core",
+    "AdaptationPolicy": "hypergpu.coordinator.core",
     "AdaptiveBatchController": "hypergpu.adaptation",
     "AdaptiveOrchestrator": "hypergpu.adaptation",
-    "BatchSizeStrategy": "coordinator.core",
-    "ConnectionQuality": "coordinator.core",
+    "BatchSizeStrategy": "hypergpu.coordinator.core",
+    "ConnectionQuality": "hypergpu.coordinator.core",
     "DynamicNodeSelector": "hypergpu.adaptation",
-    "GPUNodeService": "node.service",
-    "MetricsCollector": "node.core",
-    "NetworkEvent": "netsim_proxy.link",
+    "GPUNodeService": "hypergpu.node.service",
+    "MetricsCollector": "hypergpu.node.core",
+    "NetworkEvent": "hypergpu.netsim_proxy.link",
     "NetworkQualityMonitor": "hypergpu.adaptation",
-    "NetworkSimulator": "netsim_proxy.link",
-    "SelectionStrategy": "coordinator.core",
-    "SystemConfig": "common.config",
+    "NetworkSimulator": "hypergpu.netsim_proxy.link",
+    "SelectionStrategy": "hypergpu.coordinator.core",
+    "SystemConfig": "hypergpu.common.config",
     "Task": "tasks",
 }
 

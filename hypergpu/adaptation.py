@@ -1,6 +1,6 @@
 """The adaptation as a library: the coordinator's parts, safe to call from several threads.
 
-The parts in `coordinator.core` are pure and single-threaded. Those here add what a program around them needs: one lock
+The parts in `hypergpu.coordinator.core` are pure and single-threaded. Those here add what a program around them needs: one lock
 for a monitor and all that is built on it, and a thread that judges the links while the program does something else.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 import structlog
 
-from coordinator import core
+from hypergpu.coordinator import core
 
 log = structlog.get_logger()
 
@@ -67,7 +67,7 @@ class _SynchronizedMonitor(core.NetworkQualityMonitor):
 
 
 class NetworkQualityMonitor(_SynchronizedMonitor):
-    """A `coordinator.core.NetworkQualityMonitor` for threads, which can judge the links in the background.
+    """A `hypergpu.coordinator.core.NetworkQualityMonitor` for threads, which can judge the links in the background.
 
     `start` judges every `update_interval_seconds` until `stop`. As a context manager, the monitor does both:
 
@@ -132,14 +132,14 @@ def _judge_periodically(
 
 @synchronized
 class AdaptiveBatchController(core.AdaptiveBatchController):
-    """A `coordinator.core.AdaptiveBatchController` that several threads may call."""
+    """A `hypergpu.coordinator.core.AdaptiveBatchController` that several threads may call."""
 
 
 @synchronized
 class DynamicNodeSelector(core.DynamicNodeSelector):
-    """A `coordinator.core.DynamicNodeSelector` that several threads may call."""
+    """A `hypergpu.coordinator.core.DynamicNodeSelector` that several threads may call."""
 
 
 @synchronized
 class AdaptiveOrchestrator(core.AdaptiveOrchestrator):
-    """A `coordinator.core.AdaptiveOrchestrator` that several threads may call."""
+    """A `hypergpu.coordinator.core.AdaptiveOrchestrator` that several threads may call."""

@@ -8,21 +8,21 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from common import rpc
-from common.address import split_address
-from common.errors import HyperGPUError, InvalidInput, TlsError, Unavailable, UnknownName
-from common.tls import Tls
 from hypergpu.cluster import HOW_TO_START, Cluster
-from protos import coordinator_pb2 as pb
-from protos import coordinator_pb2_grpc, netsim_pb2_grpc
-from protos import netsim_pb2 as net
+from hypergpu.common import rpc
+from hypergpu.common.address import split_address
+from hypergpu.common.errors import HyperGPUError, InvalidInput, TlsError, Unavailable, UnknownName
+from hypergpu.common.tls import Tls
+from hypergpu.protos import coordinator_pb2 as pb
+from hypergpu.protos import coordinator_pb2_grpc, netsim_pb2_grpc
+from hypergpu.protos import netsim_pb2 as net
 
 Method = Callable[..., Any]
 _TIMEOUT_SECONDS = 10.0
 
 
 class Client:
-    """Calls that answer with messages, and fail with the errors of `common.errors`."""
+    """Calls that answer with messages, and fail with the errors of `hypergpu.common.errors`."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import structlog
 
-from common.errors import InvalidInput
+from hypergpu.common.errors import InvalidInput
 
 log = structlog.get_logger()
 HOW_TO_START = "start one with `hypergpu demo` or `hypergpu up`"

@@ -13,9 +13,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from common.errors import Unavailable
-from common.metric import ACCURACY, LOSS, UNKNOWN, MetricSpec, finite, plain_number
 from hypergpu.client import Client
+from hypergpu.common.errors import Unavailable
+from hypergpu.common.metric import ACCURACY, LOSS, UNKNOWN, MetricSpec, finite, plain_number
+from hypergpu.protos import coordinator_pb2 as pb
+from hypergpu.protos import netsim_pb2 as net
 from hypergpu.show import (
     QUALITY_STYLE,
     STATE_STYLE,
@@ -29,8 +31,6 @@ from hypergpu.show import (
     share,
     styled,
 )
-from protos import coordinator_pb2 as pb
-from protos import netsim_pb2 as net
 
 ENDED = ("completed", "stopped")
 """States of a run from which it does not go on."""

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import strict_json
-from common.errors import HyperGPUError, Unavailable
-from coordinator.files import replace_text
 from hypergpu.client import Client
+from hypergpu.common import strict_json
+from hypergpu.common.errors import HyperGPUError, Unavailable
+from hypergpu.coordinator.files import replace_text
 from hypergpu.dashboard import ENDED, History, Snapshot, take_snapshot
 from hypergpu.local import LocalCluster, LocalNode
+from hypergpu.protos import coordinator_pb2 as pb
+from hypergpu.protos import netsim_pb2 as net
 from hypergpu.report import SIMULATED
 from hypergpu.show import known
 from hypergpu.simulation.calibrated import compare_with_baseline
 from hypergpu.simulation.compare import Comparison
-from protos import coordinator_pb2 as pb
-from protos import netsim_pb2 as net
 
 PROFILES = ("perfect", "good", "average", "poor", "unstable")
 GPUS = ("A100", "RTX-4090", "V100", "T4", "laptop-cpu")

@@ -7,12 +7,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from common.errors import CorruptData, InvalidInput, NotFound
-from coordinator.checkpoints import Checkpoints, Tensors, read_tensors
-from coordinator.core.score import Score
-from coordinator.files import replace_file
-from coordinator.model_files import metric_key, score_of
-from coordinator.run_dir import BEST_MODEL, CHECKPOINTS, LAST_MODEL
+from hypergpu.common.errors import CorruptData, InvalidInput, NotFound
+from hypergpu.coordinator.checkpoints import Checkpoints, Tensors, read_tensors
+from hypergpu.coordinator.core.score import Score
+from hypergpu.coordinator.files import replace_file
+from hypergpu.coordinator.model_files import metric_key, score_of
+from hypergpu.coordinator.run_dir import BEST_MODEL, CHECKPOINTS, LAST_MODEL
 
 BEST, LAST = "best", "last"
 _SUFFIX = ".safetensors"

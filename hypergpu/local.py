@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from common.extras import require_extra
-from coordinator.run_dir import set_aside
-from coordinator.run_lock import RunLock
 from hypergpu.client import Client, connect
 from hypergpu.cluster import Cluster, announce
+from hypergpu.common.extras import require_extra
+from hypergpu.coordinator.run_dir import set_aside
+from hypergpu.coordinator.run_lock import RunLock
 from hypergpu.processes import Process
 
 _NODE_GRACE_SECONDS = 1.0

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from common.errors import HyperGPUError
+from hypergpu.common.errors import HyperGPUError
 
 _ADDRESS = re.compile(r"^(\w+) on (\S+:\d+)$", re.MULTILINE)
 """What a service says of each of its ports; "listening on HOST:PORT" comes last, when it can be called."""

@@ -18,11 +18,11 @@ from statistics import median
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from common.clock import monotonic
-from common.errors import Unavailable
-from common.rpc import open_channel
-from common.tls import Tls
-from netsim_proxy.link.traces import Row
+from hypergpu.common.clock import monotonic
+from hypergpu.common.errors import Unavailable
+from hypergpu.common.rpc import open_channel
+from hypergpu.common.tls import Tls
+from hypergpu.netsim_proxy.link.traces import Row
 
 Check = Callable[..., Awaitable[bytes]]
 

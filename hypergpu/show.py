@@ -13,10 +13,10 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from common import strict_json
-from common.metric import UNKNOWN
-from common.text import printable
-from protos import coordinator_pb2 as pb
+from hypergpu.common import strict_json
+from hypergpu.common.metric import UNKNOWN
+from hypergpu.common.text import printable
+from hypergpu.protos import coordinator_pb2 as pb
 
 _PLACE = re.compile(r"\{(\w+)\}")
 QUALITY_STYLE = {

@@ -8,7 +8,7 @@ their loss.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.metric import LOSS, MetricSpec
+from hypergpu.common.metric import LOSS, MetricSpec
 from hypergpu.show import duration
 
 _ALIKE = 0.02

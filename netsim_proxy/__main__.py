@@ -11,24 +11,24 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from common import log
-from common.errors import HyperGPUError
-from common.http import HttpServer
-from common.malloc import keep_buffers
-from common.text import one_line
-from netsim_proxy import control, metrics
-from netsim_proxy.catalogue import Catalogue
-from netsim_proxy.descriptors import raise_limit
-from netsim_proxy.health import Health, routes
-from netsim_proxy.lateness import Lateness
-from netsim_proxy.options import parse
-from netsim_proxy.pacer import Pacer
-from netsim_proxy.passthrough import PassThrough
-from netsim_proxy.ports import Ports
-from netsim_proxy.reload import Files, Reload
-from netsim_proxy.schedule import Schedule
-from netsim_proxy.scheduling import be_punctual
-from netsim_proxy.server import Proxy
+from hypergpu.common import log
+from hypergpu.common.errors import HyperGPUError
+from hypergpu.common.http import HttpServer
+from hypergpu.common.malloc import keep_buffers
+from hypergpu.common.text import one_line
+from hypergpu.netsim_proxy import control, metrics
+from hypergpu.netsim_proxy.catalogue import Catalogue
+from hypergpu.netsim_proxy.descriptors import raise_limit
+from hypergpu.netsim_proxy.health import Health, routes
+from hypergpu.netsim_proxy.lateness import Lateness
+from hypergpu.netsim_proxy.options import parse
+from hypergpu.netsim_proxy.pacer import Pacer
+from hypergpu.netsim_proxy.passthrough import PassThrough
+from hypergpu.netsim_proxy.ports import Ports
+from hypergpu.netsim_proxy.reload import Files, Reload
+from hypergpu.netsim_proxy.schedule import Schedule
+from hypergpu.netsim_proxy.scheduling import be_punctual
+from hypergpu.netsim_proxy.server import Proxy
 
 _KEPT_BYTES = 4 << 20  # reads are of 256 KiB; more would be memory that an idle proxy never gives back
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from common.address import split_address
-from common.errors import ConfigError
+from hypergpu.common.address import split_address
+from hypergpu.common.errors import ConfigError
 
 Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
 

@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from common.errors import ConfigError, InvalidInput, ResourceExhausted
-from common.rpc import check_node_id
-from netsim_proxy.link.events import ALL
-from netsim_proxy.link.profiles import Profile, find_profile
-from netsim_proxy.link.regions import between_regions
-from netsim_proxy.ports import Ports
-from netsim_proxy.schedule import Entry, Schedule
+from hypergpu.common.errors import ConfigError, InvalidInput, ResourceExhausted
+from hypergpu.common.rpc import check_node_id
+from hypergpu.netsim_proxy.link.events import ALL
+from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
+from hypergpu.netsim_proxy.link.regions import between_regions
+from hypergpu.netsim_proxy.ports import Ports
+from hypergpu.netsim_proxy.schedule import Entry, Schedule
 
 if TYPE_CHECKING:
-    from netsim_proxy.scenario_file import Scenario
+    from hypergpu.netsim_proxy.scenario_file import Scenario
 
 MAX_TEXT: Final = 1 << 20
 """Characters of a scenario or profile that is sent to a running proxy: reading them takes seconds, in a thread."""
@@ -48,7 +48,7 @@ class Catalogue:
             ConfigError: it does not hold profiles; line, key and what was expected are named.
             ResourceExhausted: there would be too many.
         """
-        from netsim_proxy.profile_file import profiles_of  # noqa: PLC0415 - see above
+        from hypergpu.netsim_proxy.profile_file import profiles_of  # noqa: PLC0415 - see above
 
         profiles = await asyncio.to_thread(profiles_of, text, path)
         self._require_room(profiles)
@@ -75,7 +75,7 @@ class Catalogue:
         """
         if ":" not in text:
             return self.profile(text, region)
-        from netsim_proxy.profile_file import parse_profiles  # noqa: PLC0415 - see above
+        from hypergpu.netsim_proxy.profile_file import parse_profiles  # noqa: PLC0415 - see above
 
         _require_short(text, "a profile")
         profiles = await asyncio.to_thread(parse_profiles, text, "profile")
@@ -99,7 +99,7 @@ class Catalogue:
         Raises:
             ConfigError, ResourceExhausted: as `load_scenario`.
         """
-        from netsim_proxy.scenario_file import parse_scenario  # noqa: PLC0415 - see above
+        from hypergpu.netsim_proxy.scenario_file import parse_scenario  # noqa: PLC0415 - see above
 
         _require_short(text, "a scenario")
         known = {**self._custom, **profiles}

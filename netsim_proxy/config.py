@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from common.config import Section
-from common.config.whole import Integer
-from netsim_proxy.link.outcomes import LossModel
-from netsim_proxy.yaml_text import parse_yaml
+from hypergpu.common.config import Section
+from hypergpu.common.config.whole import Integer
+from hypergpu.netsim_proxy.link.outcomes import LossModel
+from hypergpu.netsim_proxy.yaml_text import parse_yaml
 
 Amount = Annotated[float, Field(ge=0)]
 

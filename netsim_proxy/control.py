@@ -12,19 +12,26 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from common import rpc
-from common.clock import monotonic
-from common.errors import ConfigError, HyperGPUError, InvalidInput, NotAuthenticated, ResourceExhausted, UnknownName
-from common.rpc import AUTHORIZATION, SERVER_OPTIONS, status_of
-from common.text import printable
-from netsim_proxy import convert
-from netsim_proxy.addresses import Address, remove_stale
-from netsim_proxy.catalogue import Catalogue
-from netsim_proxy.link.outcomes import LossModel
-from netsim_proxy.ports import Ports
-from netsim_proxy.schedule import Entry, Schedule
-from protos import netsim_pb2 as pb
-from protos import netsim_pb2_grpc
+from hypergpu.common import rpc
+from hypergpu.common.clock import monotonic
+from hypergpu.common.errors import (
+    ConfigError,
+    HyperGPUError,
+    InvalidInput,
+    NotAuthenticated,
+    ResourceExhausted,
+    UnknownName,
+)
+from hypergpu.common.rpc import AUTHORIZATION, SERVER_OPTIONS, status_of
+from hypergpu.common.text import printable
+from hypergpu.netsim_proxy import convert
+from hypergpu.netsim_proxy.addresses import Address, remove_stale
+from hypergpu.netsim_proxy.catalogue import Catalogue
+from hypergpu.netsim_proxy.link.outcomes import LossModel
+from hypergpu.netsim_proxy.ports import Ports
+from hypergpu.netsim_proxy.schedule import Entry, Schedule
+from hypergpu.protos import netsim_pb2 as pb
+from hypergpu.protos import netsim_pb2_grpc
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Netsim"].full_name
 _WATCH_SECONDS: Final = (0.1, 1.0)

@@ -2,15 +2,15 @@
 
 from typing import Final
 
-from common.clock import monotonic
-from common.errors import InvalidInput
-from common.rpc import check_node_id
-from netsim_proxy.link.events import ALL, EventDirection, NetworkEvent
-from netsim_proxy.link.outcomes import Direction
-from netsim_proxy.port import Port
-from netsim_proxy.ports import MAX_LINKS
-from netsim_proxy.schedule import Entry, State
-from protos import netsim_pb2 as pb
+from hypergpu.common.clock import monotonic
+from hypergpu.common.errors import InvalidInput
+from hypergpu.common.rpc import check_node_id
+from hypergpu.netsim_proxy.link.events import ALL, EventDirection, NetworkEvent
+from hypergpu.netsim_proxy.link.outcomes import Direction
+from hypergpu.netsim_proxy.port import Port
+from hypergpu.netsim_proxy.ports import MAX_LINKS
+from hypergpu.netsim_proxy.schedule import Entry, State
+from hypergpu.protos import netsim_pb2 as pb
 
 _MAX_SUMMARY: Final = 200
 _SHOWN_EVENTS: Final = 10

@@ -13,9 +13,9 @@ from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hpack.huffman_table import decode_huffman
 
-from common.errors import InvalidInput
-from common.rpc import check_node_id
-from netsim_proxy.http2 import COMPRESSION_ERROR, Http2Error
+from hypergpu.common.errors import InvalidInput
+from hypergpu.common.rpc import check_node_id
+from hypergpu.netsim_proxy.http2 import COMPRESSION_ERROR, Http2Error
 
 MAX_BLOCK_BYTES: Final = 256 << 10
 NO_TABLE: Final = b"\x20"

@@ -5,8 +5,8 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry
 
-from common.clock import Clock, monotonic
-from common.http import Answer, Routes, metrics
+from hypergpu.common.clock import Clock, monotonic
+from hypergpu.common.http import Answer, Routes, metrics
 
 _BEAT_SECONDS: Final = 0.5
 _STALLED_SECONDS: Final = 5.0

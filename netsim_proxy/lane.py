@@ -11,21 +11,21 @@ from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
-from common.clock import monotonic
-from netsim_proxy import http2
-from netsim_proxy.allowance import FIRST_WINDOW_BYTES, Allowance
-from netsim_proxy.header_blocks import MAX_BLOCK_BYTES, NO_TABLE, HeaderBlocks, node_id_in
-from netsim_proxy.held_reader import HeldReader
-from netsim_proxy.http2 import FRAME_HEADER_BYTES, Http2Error
-from netsim_proxy.limits import Limits
-from netsim_proxy.link.outcomes import Deliver, Fail
-from netsim_proxy.order import MAX_BARRIERS, Order
-from netsim_proxy.outlet import Outlet
-from netsim_proxy.port import DOWN, UP, Port
-from netsim_proxy.stream import Stream
+from hypergpu.common.clock import monotonic
+from hypergpu.netsim_proxy import http2
+from hypergpu.netsim_proxy.allowance import FIRST_WINDOW_BYTES, Allowance
+from hypergpu.netsim_proxy.header_blocks import MAX_BLOCK_BYTES, NO_TABLE, HeaderBlocks, node_id_in
+from hypergpu.netsim_proxy.held_reader import HeldReader
+from hypergpu.netsim_proxy.http2 import FRAME_HEADER_BYTES, Http2Error
+from hypergpu.netsim_proxy.limits import Limits
+from hypergpu.netsim_proxy.link.outcomes import Deliver, Fail
+from hypergpu.netsim_proxy.order import MAX_BARRIERS, Order
+from hypergpu.netsim_proxy.outlet import Outlet
+from hypergpu.netsim_proxy.port import DOWN, UP, Port
+from hypergpu.netsim_proxy.stream import Stream
 
 if TYPE_CHECKING:
-    from netsim_proxy.relay import Relay
+    from hypergpu.netsim_proxy.relay import Relay
 
 _MAX_CONTINUATIONS: Final = 64
 _ENDLESS_BLOCK_BYTES: Final = 1 << 20

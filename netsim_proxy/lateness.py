@@ -5,7 +5,7 @@ from typing import Final
 
 import structlog
 
-from common.clock import Clock, monotonic
+from hypergpu.common.clock import Clock, monotonic
 
 BUCKETS_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 DEFAULT_BOUND_SECONDS: Final = 0.01

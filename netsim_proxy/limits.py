@@ -3,8 +3,8 @@
 import math
 from typing import Final
 
-from netsim_proxy import http2
-from netsim_proxy.port import DOWN
+from hypergpu.netsim_proxy import http2
+from hypergpu.netsim_proxy.port import DOWN
 
 _DEFAULTS: Final[dict[int, float]] = {
     http2.INITIAL_WINDOW_SIZE: 65_535,

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final
 
-from common.errors import ConfigError
-from common.rpc import check_node_id
+from hypergpu.common.errors import ConfigError
+from hypergpu.common.rpc import check_node_id
 
 MAX_ENTRIES: Final = 10_000
 _V4_PREFIX: Final = 96

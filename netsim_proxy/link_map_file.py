@@ -1,13 +1,13 @@
-"""Link maps from YAML; see `netsim_proxy.link_map` for what they hold."""
+"""Link maps from YAML; see `hypergpu.netsim_proxy.link_map` for what they hold."""
 
 from collections.abc import Mapping
 
 from pydantic import Field
 
-from common.config import Section
-from common.errors import ConfigError, InvalidInput
-from netsim_proxy.link_map import LinkMap
-from netsim_proxy.yaml_text import parse_yaml
+from hypergpu.common.config import Section
+from hypergpu.common.errors import ConfigError, InvalidInput
+from hypergpu.netsim_proxy.link_map import LinkMap
+from hypergpu.netsim_proxy.yaml_text import parse_yaml
 
 
 class LinkMapFile(Section):

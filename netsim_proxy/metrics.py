@@ -11,10 +11,10 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from common.clock import Clock, monotonic
-from netsim_proxy.lateness import BUCKETS_SECONDS, Lateness
-from netsim_proxy.port import DIRECTIONS
-from netsim_proxy.ports import Ports
+from hypergpu.common.clock import Clock, monotonic
+from hypergpu.netsim_proxy.lateness import BUCKETS_SECONDS, Lateness
+from hypergpu.netsim_proxy.port import DIRECTIONS
+from hypergpu.netsim_proxy.ports import Ports
 
 
 def register(registry: CollectorRegistry, ports: Ports, lateness: Lateness, clock: Clock = monotonic) -> None:

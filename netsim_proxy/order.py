@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from netsim_proxy.http2 import ENHANCE_YOUR_CALM, Http2Error
+from hypergpu.netsim_proxy.http2 import ENHANCE_YOUR_CALM, Http2Error
 
 MAX_BARRIERS: Final = 256
 """A peer sends a few SETTINGS in its life, and each frame is compared with those that are on their way."""

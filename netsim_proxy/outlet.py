@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from netsim_proxy.pacer import Pacer
+from hypergpu.netsim_proxy.pacer import Pacer
 
 
 class Outlet:

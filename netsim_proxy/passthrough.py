@@ -11,18 +11,18 @@ from typing import Final, cast
 
 import structlog
 
-from common.clock import monotonic
-from netsim_proxy.addresses import Address
-from netsim_proxy.client_hello import HANDSHAKE, Incomplete, server_name
-from netsim_proxy.held_reader import HeldReader
-from netsim_proxy.link.outcomes import Deliver, Exchange, Fail
-from netsim_proxy.link_map import LinkMap
-from netsim_proxy.outlet import Outlet
-from netsim_proxy.pacer import Pacer
-from netsim_proxy.peer import bound_buffers
-from netsim_proxy.port import DIRECTIONS, DOWN, UP, Port
-from netsim_proxy.ports import Ports
-from netsim_proxy.relay import LAST_WORDS_SECONDS, end_transport
+from hypergpu.common.clock import monotonic
+from hypergpu.netsim_proxy.addresses import Address
+from hypergpu.netsim_proxy.client_hello import HANDSHAKE, Incomplete, server_name
+from hypergpu.netsim_proxy.held_reader import HeldReader
+from hypergpu.netsim_proxy.link.outcomes import Deliver, Exchange, Fail
+from hypergpu.netsim_proxy.link_map import LinkMap
+from hypergpu.netsim_proxy.outlet import Outlet
+from hypergpu.netsim_proxy.pacer import Pacer
+from hypergpu.netsim_proxy.peer import bound_buffers
+from hypergpu.netsim_proxy.port import DIRECTIONS, DOWN, UP, Port
+from hypergpu.netsim_proxy.ports import Ports
+from hypergpu.netsim_proxy.relay import LAST_WORDS_SECONDS, end_transport
 
 _CONNECT_SECONDS: Final = 5.0
 _HELLO_SECONDS: Final = 1.0

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Final, cast
 
 import structlog
 
-from netsim_proxy.http2 import PREFACE, Http2Error
-from netsim_proxy.port import DOWN, UP
-from netsim_proxy.refusal import Refusal
-from netsim_proxy.relay import LAST_WORDS_SECONDS, Relay, end_transport
-from netsim_proxy.upstream_language import MIN_BYTES, mistake_in, reason_of
+from hypergpu.netsim_proxy.http2 import PREFACE, Http2Error
+from hypergpu.netsim_proxy.port import DOWN, UP
+from hypergpu.netsim_proxy.refusal import Refusal
+from hypergpu.netsim_proxy.relay import LAST_WORDS_SECONDS, Relay, end_transport
+from hypergpu.netsim_proxy.upstream_language import MIN_BYTES, mistake_in, reason_of
 
 if TYPE_CHECKING:
-    from netsim_proxy.server import Proxy
+    from hypergpu.netsim_proxy.server import Proxy
 
 PREFACE_SECONDS: Final = 10.0
 """How long a client may take to say that it speaks HTTP/2."""

@@ -5,10 +5,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from common.clock import monotonic
-from netsim_proxy.link.link import Link
-from netsim_proxy.link.outcomes import Cause, Deliver, Direction, Exchange, Fail, Hold
-from netsim_proxy.pacer import Pacer
+from hypergpu.common.clock import monotonic
+from hypergpu.netsim_proxy.link.link import Link
+from hypergpu.netsim_proxy.link.outcomes import Cause, Deliver, Direction, Exchange, Fail, Hold
+from hypergpu.netsim_proxy.pacer import Pacer
 
 
 class Connection(Protocol):

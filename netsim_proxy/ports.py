@@ -7,19 +7,19 @@ from typing import Final
 
 import structlog
 
-from common.clock import monotonic
-from common.errors import NotFound, ResourceExhausted, suggest
-from netsim_proxy.hosts import Hosts
-from netsim_proxy.link.conditions import Blocked, one_way
-from netsim_proxy.link.effect import futility
-from netsim_proxy.link.events import ALL, UPSTREAM, DisconnectMode, EventDirection, EventType, NetworkEvent
-from netsim_proxy.link.link import Link
-from netsim_proxy.link.outcomes import LossModel
-from netsim_proxy.link.profiles import Profile, find_profile
-from netsim_proxy.link.regions import keep_distance
-from netsim_proxy.pacer import Pacer
-from netsim_proxy.port import Port
-from netsim_proxy.sweep import Sweep
+from hypergpu.common.clock import monotonic
+from hypergpu.common.errors import NotFound, ResourceExhausted, suggest
+from hypergpu.netsim_proxy.hosts import Hosts
+from hypergpu.netsim_proxy.link.conditions import Blocked, one_way
+from hypergpu.netsim_proxy.link.effect import futility
+from hypergpu.netsim_proxy.link.events import ALL, UPSTREAM, DisconnectMode, EventDirection, EventType, NetworkEvent
+from hypergpu.netsim_proxy.link.link import Link
+from hypergpu.netsim_proxy.link.outcomes import LossModel
+from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
+from hypergpu.netsim_proxy.link.regions import keep_distance
+from hypergpu.netsim_proxy.pacer import Pacer
+from hypergpu.netsim_proxy.port import Port
+from hypergpu.netsim_proxy.sweep import Sweep
 
 log = structlog.get_logger()
 

@@ -21,14 +21,14 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from common.config import Section
-from common.config.whole import BytesOrZero
-from common.errors import ConfigError, UnknownName
-from common.files import read_text, shown
-from netsim_proxy.link.distributions import Empirical, Latency, LogNormal, Normal, Pareto, Uniform
-from netsim_proxy.link.profiles import PROFILES, Loss, Path, Profile, find_profile
-from netsim_proxy.link.traces import parse_trace
-from netsim_proxy.yaml_text import fault, parse_yaml
+from hypergpu.common.config import Section
+from hypergpu.common.config.whole import BytesOrZero
+from hypergpu.common.errors import ConfigError, UnknownName
+from hypergpu.common.files import read_text, shown
+from hypergpu.netsim_proxy.link.distributions import Empirical, Latency, LogNormal, Normal, Pareto, Uniform
+from hypergpu.netsim_proxy.link.profiles import PROFILES, Loss, Path, Profile, find_profile
+from hypergpu.netsim_proxy.link.traces import parse_trace
+from hypergpu.netsim_proxy.yaml_text import fault, parse_yaml
 
 MAX_PROFILE_NAME: Final = 64
 """Characters: each link shows the name, also as a label of its metrics."""

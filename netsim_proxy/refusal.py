@@ -4,9 +4,9 @@ It answers the calls of one read, and then sends the client away: the next call 
 if it is back.
 """
 
-from netsim_proxy import http2
-from netsim_proxy.header_blocks import failure
-from netsim_proxy.http2 import FRAME_HEADER_BYTES
+from hypergpu.netsim_proxy import http2
+from hypergpu.netsim_proxy.header_blocks import failure
+from hypergpu.netsim_proxy.http2 import FRAME_HEADER_BYTES
 
 _UNAVAILABLE = 14
 

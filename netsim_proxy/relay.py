@@ -11,17 +11,17 @@ from typing import Final
 
 import structlog
 
-from common.clock import monotonic
-from netsim_proxy import http2
-from netsim_proxy.header_blocks import MAX_BLOCK_BYTES, failure
-from netsim_proxy.http2 import Http2Error
-from netsim_proxy.lane import Lane
-from netsim_proxy.link.outcomes import Exchange
-from netsim_proxy.outlet import Outlet
-from netsim_proxy.pacer import Pacer
-from netsim_proxy.port import DIRECTIONS, DOWN, UP, Port
-from netsim_proxy.ports import Ports
-from netsim_proxy.stream import Stream
+from hypergpu.common.clock import monotonic
+from hypergpu.netsim_proxy import http2
+from hypergpu.netsim_proxy.header_blocks import MAX_BLOCK_BYTES, failure
+from hypergpu.netsim_proxy.http2 import Http2Error
+from hypergpu.netsim_proxy.lane import Lane
+from hypergpu.netsim_proxy.link.outcomes import Exchange
+from hypergpu.netsim_proxy.outlet import Outlet
+from hypergpu.netsim_proxy.pacer import Pacer
+from hypergpu.netsim_proxy.port import DIRECTIONS, DOWN, UP, Port
+from hypergpu.netsim_proxy.ports import Ports
+from hypergpu.netsim_proxy.stream import Stream
 
 UNAVAILABLE: Final = 14
 RESOURCE_EXHAUSTED: Final = 8

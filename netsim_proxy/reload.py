@@ -9,13 +9,13 @@ from typing import Final
 
 import structlog
 
-from common.errors import ConfigError, HyperGPUError
-from netsim_proxy.catalogue import Catalogue
-from netsim_proxy.link.profiles import Profile
-from netsim_proxy.link_map import LinkMap
-from netsim_proxy.ports import Ports
-from netsim_proxy.schedule import Entry, Schedule
-from netsim_proxy.server import Proxy
+from hypergpu.common.errors import ConfigError, HyperGPUError
+from hypergpu.netsim_proxy.catalogue import Catalogue
+from hypergpu.netsim_proxy.link.profiles import Profile
+from hypergpu.netsim_proxy.link_map import LinkMap
+from hypergpu.netsim_proxy.ports import Ports
+from hypergpu.netsim_proxy.schedule import Entry, Schedule
+from hypergpu.netsim_proxy.server import Proxy
 
 log = structlog.get_logger()
 
@@ -67,7 +67,7 @@ class Files:
         options, link_map, scenario = self._options, self.link_map, None
         profiles: Mapping[str, Profile] = {}
         if options.link_map in texts:
-            from netsim_proxy.link_map_file import parse_link_map  # noqa: PLC0415 - brings pydantic along
+            from hypergpu.netsim_proxy.link_map_file import parse_link_map  # noqa: PLC0415 - brings pydantic along
 
             given = options.client_link, options.server_name_link
             link_map = await asyncio.to_thread(parse_link_map, texts[options.link_map], str(options.link_map), *given)

@@ -18,14 +18,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
-from common.config import Section
-from common.config.whole import REACHABLE, BytesOrZero, CountOrZero
-from common.errors import ConfigError, InvalidInput, UnknownName
-from common.rpc import check_node_id
-from netsim_proxy.link.events import ALL, UPSTREAM, EventDirection, NetworkEvent
-from netsim_proxy.link.profiles import Profile, find_profile
-from netsim_proxy.link.regions import between_regions
-from netsim_proxy.profile_file import ProfileName, ProfileSection, build_profiles
+from hypergpu.common.config import Section
+from hypergpu.common.config.whole import REACHABLE, BytesOrZero, CountOrZero
+from hypergpu.common.errors import ConfigError, InvalidInput, UnknownName
+from hypergpu.common.rpc import check_node_id
+from hypergpu.netsim_proxy.link.events import ALL, UPSTREAM, EventDirection, NetworkEvent
+from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
+from hypergpu.netsim_proxy.link.regions import between_regions
+from hypergpu.netsim_proxy.profile_file import ProfileName, ProfileSection, build_profiles
 
 Amount = Annotated[float, Field(ge=0)]
 OneOrMore = str | Annotated[list[str], Field(min_length=1)]

@@ -1,4 +1,4 @@
-"""Scenarios of the proxy, from YAML: links as in `netsim_proxy.scenario`; keys of the simulator are passed over."""
+"""Scenarios of the proxy, from YAML: links as in `hypergpu.netsim_proxy.scenario`; keys of the simulator are passed over."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from typing import Any, Final
 
 from pydantic import model_validator
 
-from common.errors import ConfigError
-from netsim_proxy.link.events import ALL, NetworkEvent
-from netsim_proxy.link.outcomes import LossModel
-from netsim_proxy.link.profiles import Profile
-from netsim_proxy.ports import MAX_LINKS
-from netsim_proxy.profile_file import build_profiles
-from netsim_proxy.scenario import Misplaced, Network, NodeLink, as_list
-from netsim_proxy.schedule import MAX_EVENTS, MAX_TARGETS
-from netsim_proxy.yaml_text import fault, parse_yaml
+from hypergpu.common.errors import ConfigError
+from hypergpu.netsim_proxy.link.events import ALL, NetworkEvent
+from hypergpu.netsim_proxy.link.outcomes import LossModel
+from hypergpu.netsim_proxy.link.profiles import Profile
+from hypergpu.netsim_proxy.ports import MAX_LINKS
+from hypergpu.netsim_proxy.profile_file import build_profiles
+from hypergpu.netsim_proxy.scenario import Misplaced, Network, NodeLink, as_list
+from hypergpu.netsim_proxy.schedule import MAX_EVENTS, MAX_TARGETS
+from hypergpu.netsim_proxy.yaml_text import fault, parse_yaml
 
 OF_TRAINING: Final = frozenset(
     {

@@ -11,11 +11,11 @@ from typing import Final
 
 import structlog
 
-from common.clock import monotonic
-from common.errors import ResourceExhausted
-from netsim_proxy.link.events import NetworkEvent
-from netsim_proxy.pacer import Pacer
-from netsim_proxy.ports import Ports
+from hypergpu.common.clock import monotonic
+from hypergpu.common.errors import ResourceExhausted
+from hypergpu.netsim_proxy.link.events import NetworkEvent
+from hypergpu.netsim_proxy.pacer import Pacer
+from hypergpu.netsim_proxy.ports import Ports
 
 log = structlog.get_logger()
 

@@ -8,17 +8,17 @@ from typing import Final
 
 import structlog
 
-from common.clock import monotonic
-from netsim_proxy.addresses import Address
-from netsim_proxy.link_map import EMPTY, LinkMap
-from netsim_proxy.pacer import Pacer
-from netsim_proxy.peer import ClientPeer, UpstreamPeer
-from netsim_proxy.ports import Ports
-from netsim_proxy.refusal import Refusal
-from netsim_proxy.relay import LAST_WORDS_SECONDS, Relay, end_transport
-from netsim_proxy.throttle import Throttle
-from netsim_proxy.tls import ServerTls, UpstreamTls
-from netsim_proxy.upstream_language import reason_of
+from hypergpu.common.clock import monotonic
+from hypergpu.netsim_proxy.addresses import Address
+from hypergpu.netsim_proxy.link_map import EMPTY, LinkMap
+from hypergpu.netsim_proxy.pacer import Pacer
+from hypergpu.netsim_proxy.peer import ClientPeer, UpstreamPeer
+from hypergpu.netsim_proxy.ports import Ports
+from hypergpu.netsim_proxy.refusal import Refusal
+from hypergpu.netsim_proxy.relay import LAST_WORDS_SECONDS, Relay, end_transport
+from hypergpu.netsim_proxy.throttle import Throttle
+from hypergpu.netsim_proxy.tls import ServerTls, UpstreamTls
+from hypergpu.netsim_proxy.upstream_language import reason_of
 
 _CONNECT_SECONDS: Final = 5.0
 _LOOK_AGAIN_SECONDS: Final = 0.05

@@ -1,7 +1,7 @@
 """What the relay knows of one RPC."""
 
-from netsim_proxy.link.outcomes import Exchange
-from netsim_proxy.port import Port
+from hypergpu.netsim_proxy.link.outcomes import Exchange
+from hypergpu.netsim_proxy.port import Port
 
 
 class Stream:

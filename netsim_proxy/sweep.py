@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from netsim_proxy.port import Port
+from hypergpu.netsim_proxy.port import Port
 
 log = structlog.get_logger()
 Operation = Callable[[Port], None]

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import structlog
 
-from common.clock import Clock, monotonic
+from hypergpu.common.clock import Clock, monotonic
 
 _PAUSE_SECONDS: Final = 10.0
 _MAX_KINDS: Final = 100

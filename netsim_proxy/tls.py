@@ -4,8 +4,8 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import ConfigError
-from common.tls import read_authority, read_pair
+from hypergpu.common.errors import ConfigError
+from hypergpu.common.tls import read_authority, read_pair
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from netsim_proxy import http2
+from hypergpu.netsim_proxy import http2
 
 MIN_BYTES: Final = 9
 """As many bytes as it takes to tell: the header of a frame."""

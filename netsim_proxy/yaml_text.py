@@ -5,10 +5,10 @@ from typing import Any, Final, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from common.config.document import compose_yaml, load_yaml, problem_of
-from common.config.loading import MOST_FAULTS, explain
-from common.errors import ConfigError
-from common.text import one_line, printable
+from hypergpu.common.config.document import compose_yaml, load_yaml, problem_of
+from hypergpu.common.config.loading import MOST_FAULTS, explain
+from hypergpu.common.errors import ConfigError
+from hypergpu.common.text import one_line, printable
 
 Model = TypeVar("Model", bound=BaseModel)
 KeyPath = tuple[int | str, ...]

@@ -10,17 +10,17 @@ import structlog
 import typer
 from prometheus_client import disable_created_metrics
 
-from common.address import is_loopback
-from common.config import SystemConfig, load_config
-from common.errors import HyperGPUError, InvalidInput
-from common.extras import missing_extra
-from common.log import configure
-from common.malloc import keep_buffers
-from common.rpc import check_node_id
-from common.text import one_line
-from common.tls import Tls, read_authority
-from common.token import find_token
-from node.naming import own_name, replica_name
+from hypergpu.common.address import is_loopback
+from hypergpu.common.config import SystemConfig, load_config
+from hypergpu.common.errors import HyperGPUError, InvalidInput
+from hypergpu.common.extras import missing_extra
+from hypergpu.common.log import configure
+from hypergpu.common.malloc import keep_buffers
+from hypergpu.common.rpc import check_node_id
+from hypergpu.common.text import one_line
+from hypergpu.common.tls import Tls, read_authority
+from hypergpu.common.token import find_token
+from hypergpu.node.naming import own_name, replica_name
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -133,8 +133,8 @@ async def _run(
     settings: SystemConfig, node_id: str | None, task: str | None, token: str | None, tls: Tls | None
 ) -> None:
     # torch takes seconds to import: a mistake on the command line is told before.
-    from node.app import run  # noqa: PLC0415
-    from tasks.loading import is_own, require_found  # noqa: PLC0415
+    from hypergpu.node.app import run  # noqa: PLC0415
+    from hypergpu.tasks.loading import is_own, require_found  # noqa: PLC0415
 
     if task is not None and is_own(task):
         require_found(task)  # a mistake in it is told now, not when the run begins

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import structlog
 
-from common.config import SystemConfig
-from common.draws import Draws
-from common.errors import (
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.draws import Draws
+from hypergpu.common.errors import (
     HyperGPUError,
     InvalidInput,
     NotAuthenticated,
@@ -25,16 +25,16 @@ from common.errors import (
     StaleWork,
     TlsError,
 )
-from common.identity import ADVICE, differences
-from common.rpc import RETRYABLE
-from common.wire import identity_from_proto, identity_to_proto, manifest_from_proto
-from node.client import CoordinatorClient, RunOver, Work, specs_message
-from node.core import lifecycle as life
-from node.core.lifecycle import Failure, LifeCycle, State
-from node.service import GPUNodeService
-from node.trainer import Abandoned, Update
-from protos import coordinator_pb2 as pb
-from tasks.loading import is_own
+from hypergpu.common.identity import ADVICE, differences
+from hypergpu.common.rpc import RETRYABLE
+from hypergpu.common.wire import identity_from_proto, identity_to_proto, manifest_from_proto
+from hypergpu.node.client import CoordinatorClient, RunOver, Work, specs_message
+from hypergpu.node.core import lifecycle as life
+from hypergpu.node.core.lifecycle import Failure, LifeCycle, State
+from hypergpu.node.service import GPUNodeService
+from hypergpu.node.trainer import Abandoned, Update
+from hypergpu.protos import coordinator_pb2 as pb
+from hypergpu.tasks.loading import is_own
 
 log = structlog.get_logger()
 _LAST_CALL_SECONDS = 2.0

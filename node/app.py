@@ -8,17 +8,17 @@ from importlib.metadata import PackageNotFoundError, version
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from common.config import SystemConfig
-from common.http import Answer, HttpServer, metrics
-from common.tls import Tls
-from node.agent import Agent
-from node.client import CoordinatorClient
-from node.core.gpu import specs_from
-from node.core.lifecycle import State
-from node.core.metrics_collector import MetricsCollector
-from node.device import UsageMeter, detect
-from node.metrics import NodeMetrics
-from node.service import GPUNodeService
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.http import Answer, HttpServer, metrics
+from hypergpu.common.tls import Tls
+from hypergpu.node.agent import Agent
+from hypergpu.node.client import CoordinatorClient
+from hypergpu.node.core.gpu import specs_from
+from hypergpu.node.core.lifecycle import State
+from hypergpu.node.core.metrics_collector import MetricsCollector
+from hypergpu.node.device import UsageMeter, detect
+from hypergpu.node.metrics import NodeMetrics
+from hypergpu.node.service import GPUNodeService
 
 _SAMPLE_SECONDS = 2.0
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.errors import HyperGPUError, InvalidInput, Unavailable
-from common.retry import is_transient
-from tasks.samples import as_float32
+from hypergpu.common.errors import HyperGPUError, InvalidInput, Unavailable
+from hypergpu.common.retry import is_transient
+from hypergpu.tasks.samples import as_float32
 
 _END = object()
 

@@ -25,10 +25,10 @@ from typing import Any
 import structlog
 import torch
 
-from common.errors import InvalidInput
-from node.core.compute import StepTimes, fitted
-from node.trainer import Timing, Trainer
-from tasks.samples import count
+from hypergpu.common.errors import InvalidInput
+from hypergpu.node.core.compute import StepTimes, fitted
+from hypergpu.node.trainer import Timing, Trainer
+from hypergpu.tasks.samples import count
 
 log = structlog.get_logger()
 

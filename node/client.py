@@ -7,14 +7,14 @@ from typing import Self, TypeVar
 
 import grpc
 
-from common.errors import CorruptData, DeadlineExceeded, ProtocolError, Unavailable
-from common.rpc import explain_failure, metadata_for, open_channel
-from common.tensors import Assembler, Chunk, Flat, Manifest, chunks
-from common.tls import Tls
-from common.wire import decode_work_part, encode_part, manifest_from_proto, manifest_to_proto
-from node.core.gpu import GPUSpecs
-from node.trainer import Update
-from protos import coordinator_pb2 as pb
+from hypergpu.common.errors import CorruptData, DeadlineExceeded, ProtocolError, Unavailable
+from hypergpu.common.rpc import explain_failure, metadata_for, open_channel
+from hypergpu.common.tensors import Assembler, Chunk, Flat, Manifest, chunks
+from hypergpu.common.tls import Tls
+from hypergpu.common.wire import decode_work_part, encode_part, manifest_from_proto, manifest_to_proto
+from hypergpu.node.core.gpu import GPUSpecs
+from hypergpu.node.trainer import Update
+from hypergpu.protos import coordinator_pb2 as pb
 
 _SERVICE = "/hypergpu.coordinator.v1.Training/"
 UNARY_SECONDS = 15.0
@@ -50,7 +50,7 @@ class RunOver:
 class CoordinatorClient:
     """Calls of one node to its coordinator, or to a proxy before it; every call carries the node's name.
 
-    Use as an async context manager. Every method raises the errors of `common.errors` alone:
+    Use as an async context manager. Every method raises the errors of `hypergpu.common.errors` alone:
     `Unavailable`, `DeadlineExceeded` and `CorruptData` may go away when tried again.
     """
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from tasks import FlatModel
+from hypergpu.tasks import FlatModel
 
 
 class MovedTwiceError(Exception):

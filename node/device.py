@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from node.cgroup import memory_limit_bytes
-from node.core.gpu import GPUSpecs, specs_from
+from hypergpu.node.cgroup import memory_limit_bytes
+from hypergpu.node.core.gpu import GPUSpecs, specs_from
 
 try:
     import pynvml

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.errors import NonFiniteUpdate, ProtocolError
-from common.tensors import Flat, Manifest, TensorSpec
-from tasks import FlatModel
+from hypergpu.common.errors import NonFiniteUpdate, ProtocolError
+from hypergpu.common.tensors import Flat, Manifest, TensorSpec
+from hypergpu.tasks import FlatModel
 
 Parameters = Mapping[str, Any] | Sequence[Any] | Flat | torch.Tensor | nn.Module
 """By name (a `state_dict` will do), in the order of the model's manifest, as one flat buffer, or a Module like it."""

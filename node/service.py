@@ -11,25 +11,25 @@ from typing import Any, NamedTuple
 import structlog
 import torch
 
-from common.clock import Clock, monotonic
-from common.config import SystemConfig
-from common.errors import InvalidInput
-from common.identity import TaskIdentity
-from common.retry import retry
-from common.tensors import Flat, Manifest
-from node.batches import Batches
-from node.calibration import step_times as step_times_of_machine
-from node.core.compute import ComputeModel, Lateness, StepTimes
-from node.core.gpu import GPUSpecs, specs_from
-from node.core.memory import MemoryModel, require_batch_size
-from node.core.metrics_collector import MetricsCollector
-from node.device import UsageMeter, detect
-from node.parameters import Parameters, flattened
-from node.trainer import Step, Trainer, Update
-from tasks import Task, load_task
-from tasks.identity import identity_of
-from tasks.partition import Partition, ShardOrder, partition
-from tasks.samples import count, labels
+from hypergpu.common.clock import Clock, monotonic
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.errors import InvalidInput
+from hypergpu.common.identity import TaskIdentity
+from hypergpu.common.retry import retry
+from hypergpu.common.tensors import Flat, Manifest
+from hypergpu.node.batches import Batches
+from hypergpu.node.calibration import step_times as step_times_of_machine
+from hypergpu.node.core.compute import ComputeModel, Lateness, StepTimes
+from hypergpu.node.core.gpu import GPUSpecs, specs_from
+from hypergpu.node.core.memory import MemoryModel, require_batch_size
+from hypergpu.node.core.metrics_collector import MetricsCollector
+from hypergpu.node.device import UsageMeter, detect
+from hypergpu.node.parameters import Parameters, flattened
+from hypergpu.node.trainer import Step, Trainer, Update
+from hypergpu.tasks import Task, load_task
+from hypergpu.tasks.identity import identity_of
+from hypergpu.tasks.partition import Partition, ShardOrder, partition
+from hypergpu.tasks.samples import count, labels
 
 log = structlog.get_logger()
 

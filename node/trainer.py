@@ -11,14 +11,14 @@ import structlog
 import torch
 from torch import Tensor
 
-from common.draws import Draws
-from common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, OutOfMemory
-from common.tensors import Flat
-from node.descent import Descent, MovedTwiceError, Rehearsal
-from tasks import MetricFailed, Task, build, metric_for
-from tasks.memory import is_out_of_memory
-from tasks.samples import Indices, fetch
-from tasks.seeding import seeded
+from hypergpu.common.draws import Draws
+from hypergpu.common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, OutOfMemory
+from hypergpu.common.tensors import Flat
+from hypergpu.node.descent import Descent, MovedTwiceError, Rehearsal
+from hypergpu.tasks import MetricFailed, Task, build, metric_for
+from hypergpu.tasks.memory import is_out_of_memory
+from hypergpu.tasks.samples import Indices, fetch
+from hypergpu.tasks.seeding import seeded
 
 log = structlog.get_logger()
 

@@ -13,7 +13,7 @@ import hypergpu
 
 ROOT = Path(__file__).parent.parent
 LONGEST_FILE = 500
-CORES = ("coordinator.core", "node.core", "netsim_proxy.link")
+CORES = ("hypergpu.coordinator.core", "hypergpu.node.core", "hypergpu.netsim_proxy.link")
 PURE = (
     sys.stdlib_module_names - {"asyncio", "multiprocessing", "random", "socket", "subprocess", "threading", "time"}
 ) | {

@@ -1,9 +1,9 @@
 """Decisions as pure functions of events and time."""
 
-from coordinator.core.batching import AdaptiveBatchController, BatchSizeStrategy
-from coordinator.core.network import ConnectionQuality, NetworkQualityMonitor
-from coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator
-from coordinator.core.selection import DynamicNodeSelector, SelectionStrategy
+from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchSizeStrategy
+from hypergpu.coordinator.core.network import ConnectionQuality, NetworkQualityMonitor
+from hypergpu.coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator
+from hypergpu.coordinator.core.selection import DynamicNodeSelector, SelectionStrategy
 
 __all__ = [
     "AdaptationPolicy",

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from common.tensors import Flat
+from hypergpu.common.tensors import Flat
 
 BLOCK = 1 << 16
 """Floats that are worked on at a time: 256 KiB."""

@@ -4,7 +4,7 @@ import math
 from enum import StrEnum
 from typing import TypeVar
 
-from common.errors import InvalidInput, UnknownName
+from hypergpu.common.errors import InvalidInput, UnknownName
 
 Choice = TypeVar("Choice", bound=StrEnum)
 

@@ -2,12 +2,12 @@
 
 from typing import Final
 
-from coordinator.core import events as ev
-from coordinator.core.decisions import DecisionKind
-from coordinator.core.journal import Figures, Journal
-from coordinator.core.membership import Member
-from coordinator.core.update_norms import FACTOR, Outlier
-from coordinator.core.work import Order, Round, WorkReason
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.decisions import DecisionKind
+from hypergpu.coordinator.core.journal import Figures, Journal
+from hypergpu.coordinator.core.membership import Member
+from hypergpu.coordinator.core.update_norms import FACTOR, Outlier
+from hypergpu.coordinator.core.work import Order, Round, WorkReason
 
 _ACCEPTED: Final = ev.Outcome.ACCEPTED
 MAX_RETURNS = 3

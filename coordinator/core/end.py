@@ -1,13 +1,13 @@
 """When a round ends, and whether it counts."""
 
-from common.config.training import TrainingConfig
-from coordinator.core.deadlines import DeadlineEstimator, DeadlineReason
-from coordinator.core.decisions import CLUSTER, DecisionKind
-from coordinator.core.events import AbandonRound, CloseReason, CloseRound
-from coordinator.core.journal import Figures, Journal
-from coordinator.core.membership import Membership
-from coordinator.core.start import RETRY_SECONDS
-from coordinator.core.work import Round
+from hypergpu.common.config.training import TrainingConfig
+from hypergpu.coordinator.core.deadlines import DeadlineEstimator, DeadlineReason
+from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind
+from hypergpu.coordinator.core.events import AbandonRound, CloseReason, CloseRound
+from hypergpu.coordinator.core.journal import Figures, Journal
+from hypergpu.coordinator.core.membership import Membership
+from hypergpu.coordinator.core.start import RETRY_SECONDS
+from hypergpu.coordinator.core.work import Round
 
 MAX_EXTENSIONS = 2
 """Times that a deadline which passed without a quorum is extended, each time to twice as long."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar, dataclass_transform
 
-from coordinator.core.decisions import Decision
+from hypergpu.coordinator.core.decisions import Decision
 
 Message = TypeVar("Message")
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from common.config.training import TrainingConfig
-from common.tensors import Flat, Manifest
-from coordinator.core.aggregation import StreamingMean, is_finite
-from coordinator.core.optimizer import make_optimizer
+from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.tensors import Flat, Manifest
+from hypergpu.coordinator.core.aggregation import StreamingMean, is_finite
+from hypergpu.coordinator.core.optimizer import make_optimizer
 
 
 class GlobalModel:

@@ -2,8 +2,8 @@
 
 import math
 
-from coordinator.core.events import AbandonRound, KeepModel, RevertModel
-from coordinator.core.journal import Journal
+from hypergpu.coordinator.core.events import AbandonRound, KeepModel, RevertModel
+from hypergpu.coordinator.core.journal import Journal
 
 MOST_REVERTS = 3
 """Evaluations in a row that are not finite before the run has diverged: one may be a bad update, three are not."""

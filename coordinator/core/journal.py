@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from common.metric import LOSS, MetricSpec
-from coordinator.core.decisions import Decision, DecisionKind
-from coordinator.core.events import CloseRound, Effect, Record
+from hypergpu.common.metric import LOSS, MetricSpec
+from hypergpu.coordinator.core.decisions import Decision, DecisionKind
+from hypergpu.coordinator.core.events import CloseRound, Effect, Record
 
 Figures = Mapping[str, float | int | str]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from common.errors import NotFound, ResourceExhausted
-from coordinator.core.events import Rule
+from hypergpu.common.errors import NotFound, ResourceExhausted
+from hypergpu.coordinator.core.events import Rule
 
 
 class Presence(StrEnum):

@@ -9,9 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from common.config.training import TrainingConfig
-from common.tensors import Flat
-from coordinator.core.aggregation import BLOCK, is_finite
+from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.tensors import Flat
+from hypergpu.coordinator.core.aggregation import BLOCK, is_finite
 
 
 class Optimizer(Protocol):

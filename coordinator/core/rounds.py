@@ -10,21 +10,21 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
-from common.config.training import TrainingConfig
-from common.metric import ACCURACY, LOSS, MetricSpec
-from coordinator.core import events as ev
-from coordinator.core.adaptation import Adaptation
-from coordinator.core.deadlines import DeadlineEstimator, DeadlineReason
-from coordinator.core.decisions import Decision, DecisionKind
-from coordinator.core.desk import WorkDesk
-from coordinator.core.end import Ending, RoundEnder
-from coordinator.core.guards import ModelGuard, SharedFaults
-from coordinator.core.journal import Journal
-from coordinator.core.membership import Membership, Presence
-from coordinator.core.shards import ShardTable
-from coordinator.core.start import RoundStarter
-from coordinator.core.update_norms import NormBound
-from coordinator.core.work import Round, WorkReason
+from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.adaptation import Adaptation
+from hypergpu.coordinator.core.deadlines import DeadlineEstimator, DeadlineReason
+from hypergpu.coordinator.core.decisions import Decision, DecisionKind
+from hypergpu.coordinator.core.desk import WorkDesk
+from hypergpu.coordinator.core.end import Ending, RoundEnder
+from hypergpu.coordinator.core.guards import ModelGuard, SharedFaults
+from hypergpu.coordinator.core.journal import Journal
+from hypergpu.coordinator.core.membership import Membership, Presence
+from hypergpu.coordinator.core.shards import ShardTable
+from hypergpu.coordinator.core.start import RoundStarter
+from hypergpu.coordinator.core.update_norms import NormBound
+from hypergpu.coordinator.core.work import Round, WorkReason
 
 _NOT_MEASURED: Final = DeadlineReason.NOT_MEASURED  # an enum's member is looked up slowly: not with every event
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from common.metric import ACCURACY, MetricSpec, finite
+from hypergpu.common.metric import ACCURACY, MetricSpec, finite
 
 
 @dataclass(frozen=True, slots=True)

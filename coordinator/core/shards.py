@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from itertools import chain, cycle
 from typing import Any
 
-from coordinator.core.events import Shard
+from hypergpu.coordinator.core.events import Shard
 
 
 class ShardTable:

@@ -4,15 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from common.config.training import TrainingConfig
-from coordinator.core.adaptation import Adaptation
-from coordinator.core.deadlines import DeadlineEstimator, DeadlineReason
-from coordinator.core.decisions import CLUSTER, DecisionKind
-from coordinator.core.events import AbandonRound, Rule, Shard
-from coordinator.core.journal import Journal
-from coordinator.core.membership import Member, Membership, Presence
-from coordinator.core.shards import ShardTable
-from coordinator.core.work import Order, Round
+from hypergpu.common.config.training import TrainingConfig
+from hypergpu.coordinator.core.adaptation import Adaptation
+from hypergpu.coordinator.core.deadlines import DeadlineEstimator, DeadlineReason
+from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind
+from hypergpu.coordinator.core.events import AbandonRound, Rule, Shard
+from hypergpu.coordinator.core.journal import Journal
+from hypergpu.coordinator.core.membership import Member, Membership, Presence
+from hypergpu.coordinator.core.shards import ShardTable
+from hypergpu.coordinator.core.work import Order, Round
 
 _INCLUDE: Final = Rule.INCLUDE  # an enum's member is looked up slowly: not for every node
 _EXCLUDE: Final = Rule.EXCLUDE

@@ -6,7 +6,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import InvalidInput, UnknownName
+from hypergpu.common.errors import InvalidInput, UnknownName
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Floats = npt.NDArray[np.float64]

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from coordinator.core.events import Assign, Contribution, Shard, UpdateArrived
+from hypergpu.coordinator.core.events import Assign, Contribution, Shard, UpdateArrived
 
 
 class WorkReason(StrEnum):

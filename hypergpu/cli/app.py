@@ -7,7 +7,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from common import log
 from hypergpu.cli import containers, control, look, network
 from hypergpu.cli.compare import compare
 from hypergpu.cli.demo import demo
@@ -21,6 +20,7 @@ from hypergpu.cli.simulate import simulate
 from hypergpu.cli.trace import app as trace
 from hypergpu.cli.transfer import transfer
 from hypergpu.cli.validate import validate
+from hypergpu.common import log
 from hypergpu.show import say
 
 app = typer.Typer(

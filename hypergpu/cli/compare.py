@@ -5,16 +5,16 @@ from typing import Annotated
 
 import typer
 
-from common.config.whole import LARGEST_COUNT
-from common.metric import ACCURACY
 from hypergpu.cli.running import AsJson
 from hypergpu.cli.simulate import ScenarioFile
+from hypergpu.common.config.whole import LARGEST_COUNT
+from hypergpu.common.metric import ACCURACY
+from hypergpu.node.cgroup import usable_cpus
 from hypergpu.show import counted, new_table, print_json, print_table, progress_bar, say, size
 from hypergpu.simulation.compare import Candidate, Comparison, Result, metric_of_scenario, parse_threshold
 from hypergpu.simulation.compare import compare as run_all
 from hypergpu.simulation.scenario_file import load_scenario
 from hypergpu.simulation.statistics import Estimate
-from node.cgroup import usable_cpus
 
 _FEWEST_PAIRS = 5
 """Of fewer, chance alone puts all on one side too often."""

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from common.errors import HyperGPUError, InvalidInput
 from hypergpu.cli.running import AsJson
+from hypergpu.common.errors import HyperGPUError, InvalidInput
 from hypergpu.show import say
 
 Nodes = Annotated[int, typer.Option("--nodes", "-n", min=0, max=10_000, help="How many node containers.")]

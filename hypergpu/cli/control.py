@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from common.errors import Unavailable
 from hypergpu.cli.running import AsJson, changing
 from hypergpu.client import Client
+from hypergpu.common.errors import Unavailable
+from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.show import print_json, progress, say
-from protos import coordinator_pb2 as pb
 
 NodeId = Annotated[str, typer.Argument(metavar="NODE", help="A node's name, as `hypergpu nodes` shows it.")]
 Rule = pb.SetNodeRuleRequest

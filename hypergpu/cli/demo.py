@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from common import strict_json
-from common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
-from common.errors import InvalidInput
-from common.metric import ACCURACY, LOSS, UNKNOWN, MetricSpec, plain_number
 from hypergpu.cli.demo_progress import Level, shown, steps
+from hypergpu.common import strict_json
+from hypergpu.common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
+from hypergpu.common.errors import InvalidInput
+from hypergpu.common.metric import ACCURACY, LOSS, UNKNOWN, MetricSpec, plain_number
 from hypergpu.demo import Progress, demo_nodes, demo_turns, run_demo, without_adaptation
 from hypergpu.report import Report, write_report
 from hypergpu.show import QUALITY_STYLE, PlainConsole, counted, duration, milliseconds, new_table, say, styled

@@ -9,8 +9,8 @@ from rich.live import Live
 
 from hypergpu.dashboard import History, Snapshot, dashboard
 from hypergpu.demo import Progress, Turn
+from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.show import duration, known, milliseconds, number, progress_bar
-from protos import coordinator_pb2 as pb
 
 DETAIL_EVERY = 5
 """Rounds between detailed statuses."""

@@ -12,9 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 import typer
 from rich.text import Text
 
-from common.address import split_address
-from common.errors import HyperGPUError, InvalidInput
-from common.tls import Tls
 from hypergpu.cli.running import (
     AsJson,
     Authority,
@@ -30,8 +27,11 @@ from hypergpu.cli.running import (
 )
 from hypergpu.client import Client, connect
 from hypergpu.cluster import HOW_TO_START, Cluster
+from hypergpu.common.address import split_address
+from hypergpu.common.errors import HyperGPUError, InvalidInput
+from hypergpu.common.tls import Tls
+from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.show import PlainConsole, marked, print_json, progress
-from protos import coordinator_pb2 as pb
 
 _SKEW_SECONDS = 5.0
 """Clocks further apart than this make certificates and dashboards lie."""

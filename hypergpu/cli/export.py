@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from common.latest import find_run
-from common.metric import LOSS, plain_number
 from hypergpu.cli.running import AsJson
+from hypergpu.common.latest import find_run
+from hypergpu.common.metric import LOSS, plain_number
 from hypergpu.show import print_json, say
 
 

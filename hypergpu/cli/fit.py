@@ -6,10 +6,10 @@ import typer
 import yaml
 from rich.text import Text
 
-from common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
-from common.metric import ACCURACY, LOSS
-from common.task_names import choices
 from hypergpu.cli.running import AsJson
+from hypergpu.common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
+from hypergpu.common.metric import ACCURACY, LOSS
+from hypergpu.common.task_names import choices
 from hypergpu.show import PlainConsole, print_json, say
 
 

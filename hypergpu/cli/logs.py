@@ -10,13 +10,13 @@ from typing import Annotated, TextIO
 
 import typer
 
-from common.config.whole import LARGEST_COUNT
-from common.errors import InvalidInput, UnknownName
 from hypergpu.cli.running import AsJson, on_cluster
 from hypergpu.client import Client
 from hypergpu.cluster import Cluster
+from hypergpu.common.config.whole import LARGEST_COUNT
+from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.show import duration, say
-from protos import coordinator_pb2 as pb
 
 _POLL_SECONDS = 0.2
 _MAX_LINE_CHARACTERS = 64 * 1024

@@ -9,10 +9,11 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from common.errors import HyperGPUError, Unavailable
 from hypergpu.cli.running import AsJson, on_cluster
 from hypergpu.client import Client
+from hypergpu.common.errors import HyperGPUError, Unavailable
 from hypergpu.dashboard import ENDED, History, Snapshot, dashboard, figures_of, take_snapshot
+from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.show import (
     QUALITY_STYLE,
     STATE_STYLE,
@@ -29,7 +30,6 @@ from hypergpu.show import (
     share,
     styled,
 )
-from protos import coordinator_pb2 as pb
 
 Show = Callable[[Snapshot, History], None]
 

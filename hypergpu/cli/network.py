@@ -9,15 +9,15 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
-from common.errors import InvalidInput
-from common.files import read_text
 from hypergpu.cli.running import AsJson, changing, on_cluster, take_options
 from hypergpu.client import Client
+from hypergpu.common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
+from hypergpu.common.errors import InvalidInput
+from hypergpu.common.files import read_text
+from hypergpu.netsim_proxy.profile_file import load_profiles
+from hypergpu.protos import netsim_pb2 as net
 from hypergpu.show import counted, known, milliseconds, new_table, print_json, print_table, say, size
 from hypergpu.simulation.scenario_file import find_scenario
-from netsim_proxy.profile_file import load_profiles
-from protos import netsim_pb2 as net
 
 _DELAYS = ("recent_delay_ms", "mean_delay_ms")
 """Injected delays of a direction: over its last messages, and over the link's life."""

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from common import strict_json
-from common.latest import LATEST, RUNS, find_run
 from hypergpu.cli.running import AsJson
+from hypergpu.common import strict_json
+from hypergpu.common.latest import LATEST, RUNS, find_run
 from hypergpu.report import write_report
 from hypergpu.show import say
 

@@ -11,14 +11,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from common.address import is_loopback, split_address
-from common.errors import HyperGPUError
-from common.extras import missing_extra
-from common.text import one_line
-from common.tls import Tls
-from common.token import find_token
 from hypergpu.client import connect
 from hypergpu.cluster import Cluster, find, local_clusters
+from hypergpu.common.address import is_loopback, split_address
+from hypergpu.common.errors import HyperGPUError
+from hypergpu.common.extras import missing_extra
+from hypergpu.common.text import one_line
+from hypergpu.common.tls import Tls
+from hypergpu.common.token import find_token
 from hypergpu.show import say
 
 Command = Callable[..., Coroutine[Any, Any, None]]

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
-from common.errors import InvalidInput
-from common.latest import point_latest
-from common.metric import LOSS, plain_number
 from hypergpu.cli.running import AsJson
+from hypergpu.common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
+from hypergpu.common.errors import InvalidInput
+from hypergpu.common.latest import point_latest
+from hypergpu.common.metric import LOSS, plain_number
 from hypergpu.report.model import natural
 from hypergpu.show import counted, duration, new_table, print_json, print_table, progress_bar, say, size
 from hypergpu.simulation.run import Outcome

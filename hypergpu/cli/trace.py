@@ -10,13 +10,13 @@ from typing import Annotated
 
 import typer
 
-from common.errors import InvalidInput
-from common.files import read_text
 from hypergpu.cli.running import AsJson, Authority, Insecure, transport
+from hypergpu.common.errors import InvalidInput
+from hypergpu.common.files import read_text
+from hypergpu.netsim_proxy.link.traces import Row, format_trace, mahimahi_rows, parse_mahimahi
 from hypergpu.recording import MAX_PROBE_BYTES, Measured
 from hypergpu.recording import record as record_rows
 from hypergpu.show import print_json, say
-from netsim_proxy.link.traces import Row, format_trace, mahimahi_rows, parse_mahimahi
 
 _HELP = """Real paths as files that a link can replay.
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from common.config.whole import LARGEST_COUNT
 from hypergpu.cli.running import AsJson
+from hypergpu.common.config.whole import LARGEST_COUNT
 from hypergpu.show import counted, print_json, say
 from hypergpu.simulation.scenario_file import load_scenario
 from hypergpu.simulation.validate import Agreement, RoundTimes

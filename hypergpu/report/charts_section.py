@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from common.metric import LOSS, MetricSpec
+from hypergpu.common.metric import LOSS, MetricSpec
 from hypergpu.report import story
 from hypergpu.report.charts.canvas import framed, legend
 from hypergpu.report.charts.lanes import Stretch, lanes, strip

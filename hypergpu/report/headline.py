@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from common.metric import LOSS, MetricSpec
+from hypergpu.common.metric import LOSS, MetricSpec
 from hypergpu.report.formats import Number, duration, figure, percent, size
 from hypergpu.report.model import Run
 from hypergpu.time_to_target import TimeComparison, compare_times

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from common.metric import ACCURACY, MetricSpec, finite
+from hypergpu.common.metric import ACCURACY, MetricSpec, finite
 from hypergpu.time_to_target import Course
 
 Figures = Mapping[str, float | int | str]

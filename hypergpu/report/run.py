@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from common.errors import InvalidInput
-from common.metric import ACCURACY, MetricSpec, finite
+from hypergpu.common.errors import InvalidInput
+from hypergpu.common.metric import ACCURACY, MetricSpec, finite
 from hypergpu.report.model import Event, Figures, NodeRound, Round, Run
 from hypergpu.show import counted
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import InvalidInput
+from hypergpu.common.errors import InvalidInput
 from hypergpu.report.against import Against
 from hypergpu.report.headline import figures
 from hypergpu.report.model import Run

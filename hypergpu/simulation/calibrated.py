@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.config import SystemConfig, load_config
+from hypergpu.common.config import SystemConfig, load_config
 from hypergpu.simulation.calibration import calibrate
 from hypergpu.simulation.compare import BASELINE, Comparison, Result, Variant, compared, target_of
 from hypergpu.simulation.compute import read_rounds

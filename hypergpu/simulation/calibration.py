@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common.errors import InvalidInput
+from hypergpu.common.errors import InvalidInput
+from hypergpu.node.core.gpu import FASTEST_TFLOPS
 from hypergpu.simulation.compute import base_seconds, read_rounds, times_of
 from hypergpu.simulation.node import Start
 from hypergpu.simulation.scenario import ComputeTimes, Scenario
-from node.core.gpu import FASTEST_TFLOPS
 
 _WIDE_ENOUGH = 1.25
 """Batches of which one is that many times the other show what a sample costs; nearer ones show the noise."""

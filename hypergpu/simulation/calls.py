@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
-from common.tensors import CHUNK_BYTES
+from hypergpu.common.tensors import CHUNK_BYTES
+from hypergpu.netsim_proxy.link.conditions import Blocked
+from hypergpu.netsim_proxy.link.events import DisconnectMode, NetworkEvent
+from hypergpu.netsim_proxy.link.link import Link
+from hypergpu.netsim_proxy.link.outcomes import Cause, Deliver, Direction, Exchange, Fail, Hold, LossModel
 from hypergpu.simulation.virtual_time import VirtualTime
-from netsim_proxy.link.conditions import Blocked
-from netsim_proxy.link.events import DisconnectMode, NetworkEvent
-from netsim_proxy.link.link import Link
-from netsim_proxy.link.outcomes import Cause, Deliver, Direction, Exchange, Fail, Hold, LossModel
 
 PIECE_BYTES: Final = CHUNK_BYTES
 """What is longer is offered to the link piece by piece, as its queue has room: an event acts on the rest."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, get_args
 
-from common.config import BatchConfig, Section, SelectorConfig
-from common.errors import InvalidInput, UnknownName
-from common.metric import ACCURACY, MetricSpec
+from hypergpu.common.config import BatchConfig, Section, SelectorConfig
+from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.report.model import natural
 from hypergpu.simulation.convergence import ModelledLearning
 from hypergpu.simulation.node import Compute
@@ -302,7 +302,7 @@ def target_of(scenario: Scenario) -> float | None:
     """The value of the metric whose time is measured: the scenario's, or else the one that its task documents."""
     if scenario.target is not None:
         return scenario.target
-    from tasks import load_task  # noqa: PLC0415  (torch takes seconds to import)
+    from hypergpu.tasks import load_task  # noqa: PLC0415  (torch takes seconds to import)
 
     return load_task(scenario.config.training.task, scenario.seed).target
 
@@ -385,7 +385,7 @@ def metric_of_scenario(scenario: Scenario) -> MetricSpec:
     """The metric of a scenario's task, before it is run."""
     if scenario.learning == "model":
         return ModelledLearning(scenario.config.training, scenario.learning_curve(), scenario.metric or ACCURACY).metric
-    from tasks import build, load_task, metric_of, spec_of  # noqa: PLC0415  (torch takes seconds to import)
+    from hypergpu.tasks import build, load_task, metric_of, spec_of  # noqa: PLC0415  (torch takes seconds to import)
 
     task = load_task(scenario.config.training.task, scenario.seed)
     return spec_of(metric_of(task, build(task, scenario.config.training.seed).module))

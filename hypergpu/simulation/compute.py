@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.draws import Draws
-from common.errors import InvalidInput
+from hypergpu.common.draws import Draws
+from hypergpu.common.errors import InvalidInput
+from hypergpu.node.core.compute import ComputeModel
 from hypergpu.simulation.scenario import ComputeTimes, Scenario
-from node.core.compute import ComputeModel
 
 # Forward and backward on one core, `Trainer.time_step` at batches of 1 and 256. A node measures its own machine; here
 # the times are fixed, so that the same scenario gives the same bytes on every machine.

@@ -21,12 +21,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from common.config import TrainingConfig
-from common.config.section import Section
-from common.config.whole import Bytes
-from common.draws import Draws
-from common.metric import ACCURACY, LOSS, MetricSpec
-from coordinator.core import events as ev
+from hypergpu.common.config import TrainingConfig
+from hypergpu.common.config.section import Section
+from hypergpu.common.config.whole import Bytes
+from hypergpu.common.draws import Draws
+from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
+from hypergpu.coordinator.core import events as ev
 from hypergpu.simulation.learning import Trained
 
 Positive = Annotated[float, Field(gt=0)]

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from common.errors import NonFiniteUpdate
-from coordinator.core import events as ev
-from coordinator.core.adaptation import Adaptation
-from coordinator.core.rounds import RoundMachine
-from coordinator.links import NodeLinks
+from hypergpu.common.errors import NonFiniteUpdate
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.adaptation import Adaptation
+from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.links import NodeLinks
 from hypergpu.simulation.calls import Call
 from hypergpu.simulation.learning import Learning
 from hypergpu.simulation.node import Directive, SimulatedNode

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import least_squares
 
-from common.config import TrainingConfig
-from common.metric import LOSS, MetricSpec
-from coordinator.core.events import Assign, Shard
+from hypergpu.common.config import TrainingConfig
+from hypergpu.common.metric import LOSS, MetricSpec
+from hypergpu.coordinator.core.events import Assign, Shard
 from hypergpu.simulation.convergence import Convergence
 from hypergpu.simulation.gradients import RealLearning, on_one_thread
-from tasks import load_task
+from hypergpu.tasks import load_task
 
 SETUPS = ((1, 16), (1, 64), (4, 32), (5, 64), (8, 128), (20, 64))
 """Nodes and batch of each run."""

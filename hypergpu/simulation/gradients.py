@@ -3,16 +3,16 @@
 import numpy as np
 import torch
 
-from common.config import TrainingConfig
-from common.metric import MetricSpec
-from coordinator.core import events as ev
-from coordinator.core.aggregation import norm
-from coordinator.core.global_model import GlobalModel
+from hypergpu.common.config import TrainingConfig
+from hypergpu.common.metric import MetricSpec
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.aggregation import norm
+from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.node.trainer import Trainer
 from hypergpu.simulation.learning import Trained
-from node.trainer import Trainer
-from tasks import Task, evaluate, metric_of, spec_of
-from tasks.partition import Partition, ShardOrder, partition
-from tasks.samples import count, labels
+from hypergpu.tasks import Task, evaluate, metric_of, spec_of
+from hypergpu.tasks.partition import Partition, ShardOrder, partition
+from hypergpu.tasks.samples import count, labels
 
 
 class RealLearning:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.metric import MetricSpec
-from coordinator.core import events as ev
+from hypergpu.common.metric import MetricSpec
+from hypergpu.coordinator.core import events as ev
 
 
 @dataclass(slots=True)

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from common.draws import Draws, SuccessiveDraws
+from hypergpu.common.draws import Draws, SuccessiveDraws
+from hypergpu.netsim_proxy.link.events import NetworkEvent
+from hypergpu.netsim_proxy.link.link import Link
+from hypergpu.netsim_proxy.link.outcomes import LossModel
 from hypergpu.simulation.calls import Line
 from hypergpu.simulation.node import SimulatedNode
 from hypergpu.simulation.scenario import Churn, Scenario
 from hypergpu.simulation.virtual_time import VirtualTime
-from netsim_proxy.link.events import NetworkEvent
-from netsim_proxy.link.link import Link
-from netsim_proxy.link.outcomes import LossModel
 
 
 def make_lines(scenario: Scenario, time: VirtualTime) -> dict[str, Line]:

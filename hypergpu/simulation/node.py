@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
-from common.config import SystemConfig
-from common.draws import Draws
-from coordinator.core import events as ev
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.draws import Draws
+from hypergpu.coordinator.core import events as ev
+from hypergpu.netsim_proxy.link.outcomes import Deliver, Direction, Fail, Hold
 from hypergpu.simulation import wire
 from hypergpu.simulation.calls import Call, Line
 from hypergpu.simulation.virtual_time import VirtualTime
-from netsim_proxy.link.outcomes import Deliver, Direction, Fail, Hold
 
 UP: Final = Direction.UP
 DOWN: Final = Direction.DOWN

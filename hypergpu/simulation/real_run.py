@@ -6,13 +6,13 @@ from pathlib import Path
 
 import yaml
 
-from common.errors import HyperGPUError, InvalidInput, Unavailable
-from coordinator.run_lock import RunLock
+from hypergpu.common.errors import HyperGPUError, InvalidInput, Unavailable
+from hypergpu.coordinator.run_lock import RunLock
 from hypergpu.local import LocalCluster, LocalNode
+from hypergpu.netsim_proxy.scenario import in_turn
+from hypergpu.protos import coordinator_pb2 as pb
+from hypergpu.protos import netsim_pb2 as net
 from hypergpu.simulation.scenario import Scenario
-from netsim_proxy.scenario import in_turn
-from protos import coordinator_pb2 as pb
-from protos import netsim_pb2 as net
 
 _POLL_SECONDS = 0.5
 _ENDED = ("completed", "stopped")

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.metric import LOSS
-from coordinator.core import events as ev
-from coordinator.core.decisions import DecisionKind
-from coordinator.core.rounds import RoundMachine
-from coordinator.results import RunEvent, node_row, outcome, round_row
-from coordinator.run_dir import RunDir
+from hypergpu.common.metric import LOSS
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.decisions import DecisionKind
+from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.results import RunEvent, node_row, outcome, round_row
+from hypergpu.coordinator.run_dir import RunDir
+from hypergpu.netsim_proxy.link.outcomes import Direction
 from hypergpu.simulation.node import SimulatedNode
 from hypergpu.simulation.scenario import Scenario
-from netsim_proxy.link.outcomes import Direction
 
 
 class Recording:

@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.metric import ACCURACY, MetricSpec
-from coordinator.core import events as ev
-from coordinator.core.adaptation import Adaptation
-from coordinator.core.orchestration import build_orchestrator
-from coordinator.core.rounds import RoundMachine
-from coordinator.core.shards import ShardTable
-from coordinator.links import NodeLinks
+from hypergpu.common.metric import ACCURACY, MetricSpec
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.adaptation import Adaptation
+from hypergpu.coordinator.core.orchestration import build_orchestrator
+from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.core.shards import ShardTable
+from hypergpu.coordinator.links import NodeLinks
+from hypergpu.netsim_proxy.link.outcomes import Direction
+from hypergpu.netsim_proxy.scenario import in_turn
 from hypergpu.show import duration
 from hypergpu.simulation.compute import SimulatedCards
 from hypergpu.simulation.convergence import ModelledLearning
@@ -27,8 +29,6 @@ from hypergpu.simulation.records import Recording
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.virtual_time import VirtualTime
 from hypergpu.time_to_target import Course
-from netsim_proxy.link.outcomes import Direction
-from netsim_proxy.scenario import in_turn
 
 
 def simulate(
@@ -210,7 +210,7 @@ def _learning(scenario: Scenario) -> Learning:
         return ModelledLearning(config, scenario.learning_curve(), scenario.metric or ACCURACY)
     # torch takes seconds to import, and a model of convergence needs none.
     from hypergpu.simulation.gradients import RealLearning, on_one_thread  # noqa: PLC0415
-    from tasks import load_task  # noqa: PLC0415
+    from hypergpu.tasks import load_task  # noqa: PLC0415
 
     on_one_thread()
     return RealLearning(load_task(config.task, config.seed), config)

@@ -5,17 +5,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from common.config import SystemConfig
-from common.config.loading import explain, parse
-from common.config.section import Section
-from common.config.whole import Count, Seed
-from common.errors import InvalidInput
-from common.metric import MetricSpec
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.config.loading import explain, parse
+from hypergpu.common.config.section import Section
+from hypergpu.common.config.whole import Count, Seed
+from hypergpu.common.errors import InvalidInput
+from hypergpu.common.metric import MetricSpec
+from hypergpu.netsim_proxy.link.events import ALL, EventType, NetworkEvent
+from hypergpu.netsim_proxy.link.profiles import Profile
+from hypergpu.netsim_proxy.scenario import Misplaced, Network, NodeSection, OneOrMore, as_list, in_turn
+from hypergpu.node.core.gpu import GPUSpecs, specs_from
 from hypergpu.simulation.convergence import FITTED, Convergence
-from netsim_proxy.link.events import ALL, EventType, NetworkEvent
-from netsim_proxy.link.profiles import Profile
-from netsim_proxy.scenario import Misplaced, Network, NodeSection, OneOrMore, as_list, in_turn
-from node.core.gpu import GPUSpecs, specs_from
 
 Seconds = Annotated[float, Field(gt=0)]
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from common.errors import ConfigError, suggest
-from common.files import read_text
+from hypergpu.common.errors import ConfigError, suggest
+from hypergpu.common.files import read_text
+from hypergpu.netsim_proxy.scenario import Misplaced
+from hypergpu.netsim_proxy.yaml_text import fault, parse_yaml
 from hypergpu.simulation.scenario import Scenario
-from netsim_proxy.scenario import Misplaced
-from netsim_proxy.yaml_text import fault, parse_yaml
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "scenarios"

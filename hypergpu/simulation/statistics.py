@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.draws import Draws
+from hypergpu.common.draws import Draws
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95

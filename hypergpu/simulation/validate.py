@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common.errors import InvalidInput
-from common.metric import MetricSpec
+from hypergpu.common.errors import InvalidInput
+from hypergpu.common.metric import MetricSpec
 from hypergpu.simulation.calibration import calibrate
 from hypergpu.simulation.compute import read_rounds
 from hypergpu.simulation.real_run import require_local, run_for_real

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any, Final
 
-from common.clock import ManualClock
+from hypergpu.common.clock import ManualClock
 
 _SLOTS_PER_SECOND: Final = 128
 _NEVER: Final = math.inf

@@ -5,7 +5,7 @@ off): about 300 bytes. A reply's is about 100, its trailers 60. Each gRPC messag
 16 KiB adds 9; each chunk adds 16 of protobuf.
 """
 
-from common.tensors import CHUNK_BYTES
+from hypergpu.common.tensors import CHUNK_BYTES
 
 REQUEST_BYTES = 340
 """PullWork, GetUploadProgress: headers and a few short fields."""

@@ -1,11 +1,11 @@
 """The pure link model: profiles, the link itself, and what happens to it."""
 
-from netsim_proxy.link.events import NetworkEvent
-from netsim_proxy.link.link import Link
-from netsim_proxy.link.outcomes import Cause, Deliver, Direction, Exchange, Fail, Hold, LossModel
-from netsim_proxy.link.profiles import PROFILES, Profile, find_profile
-from netsim_proxy.link.simulator import NetworkSimulator
-from netsim_proxy.link.timeline import Timeline
+from hypergpu.netsim_proxy.link.events import NetworkEvent
+from hypergpu.netsim_proxy.link.link import Link
+from hypergpu.netsim_proxy.link.outcomes import Cause, Deliver, Direction, Exchange, Fail, Hold, LossModel
+from hypergpu.netsim_proxy.link.profiles import PROFILES, Profile, find_profile
+from hypergpu.netsim_proxy.link.simulator import NetworkSimulator
+from hypergpu.netsim_proxy.link.timeline import Timeline
 
 __all__ = [
     "PROFILES",

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
-from common.errors import InvalidInput
-from netsim_proxy.link.effect import futility
-from netsim_proxy.link.events import DisconnectMode, EventDirection, EventType, NetworkEvent
-from netsim_proxy.link.profiles import Profile
-from netsim_proxy.link.regions import keep_distance
+from hypergpu.common.errors import InvalidInput
+from hypergpu.netsim_proxy.link.effect import futility
+from hypergpu.netsim_proxy.link.events import DisconnectMode, EventDirection, EventType, NetworkEvent
+from hypergpu.netsim_proxy.link.profiles import Profile
+from hypergpu.netsim_proxy.link.regions import keep_distance
 
 _DEFAULT_SPIKE_FACTOR: Final = 5.0
 _DEFAULT_COLLAPSE_FACTOR: Final = 0.1

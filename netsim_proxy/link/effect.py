@@ -2,8 +2,8 @@
 
 import math
 
-from netsim_proxy.link.events import EventDirection, EventType, NetworkEvent
-from netsim_proxy.link.profiles import Path, Profile
+from hypergpu.netsim_proxy.link.events import EventDirection, EventType, NetworkEvent
+from hypergpu.netsim_proxy.link.profiles import Path, Profile
 
 
 def futility(event: NetworkEvent, profile: Profile) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from common.errors import InvalidInput, UnknownName
+from hypergpu.common.errors import InvalidInput, UnknownName
 
 ALL: Final = "*"
 """Names every link, also those that are seen for the first time later on."""

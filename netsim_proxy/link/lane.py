@@ -2,10 +2,10 @@
 
 import math
 
-from netsim_proxy.link.conditions import Blocked
-from netsim_proxy.link.outcomes import DirectionCounters
-from netsim_proxy.link.profiles import Path
-from netsim_proxy.link.tcp import TcpFlow
+from hypergpu.netsim_proxy.link.conditions import Blocked
+from hypergpu.netsim_proxy.link.outcomes import DirectionCounters
+from hypergpu.netsim_proxy.link.profiles import Path
+from hypergpu.netsim_proxy.link.tcp import TcpFlow
 
 
 class LinkLane(DirectionCounters):

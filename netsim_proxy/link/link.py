@@ -13,16 +13,25 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from common.draws import Draws
-from netsim_proxy.link.conditions import Blocked, Conditions, Way
-from netsim_proxy.link.distributions import standard_normal, standard_normal_cdf
-from netsim_proxy.link.events import DisconnectMode, EventDirection, NetworkEvent
-from netsim_proxy.link.lane import LinkLane
-from netsim_proxy.link.loss import LossChain
-from netsim_proxy.link.outcomes import Cause, Deliver, Direction, DirectionCounters, Exchange, Fail, Hold, LossModel
-from netsim_proxy.link.profiles import Loss, Profile, find_profile
-from netsim_proxy.link.tcp import SEGMENT_BYTES, TcpFlow
-from netsim_proxy.link.window import CongestionControl
+from hypergpu.common.draws import Draws
+from hypergpu.netsim_proxy.link.conditions import Blocked, Conditions, Way
+from hypergpu.netsim_proxy.link.distributions import standard_normal, standard_normal_cdf
+from hypergpu.netsim_proxy.link.events import DisconnectMode, EventDirection, NetworkEvent
+from hypergpu.netsim_proxy.link.lane import LinkLane
+from hypergpu.netsim_proxy.link.loss import LossChain
+from hypergpu.netsim_proxy.link.outcomes import (
+    Cause,
+    Deliver,
+    Direction,
+    DirectionCounters,
+    Exchange,
+    Fail,
+    Hold,
+    LossModel,
+)
+from hypergpu.netsim_proxy.link.profiles import Loss, Profile, find_profile
+from hypergpu.netsim_proxy.link.tcp import SEGMENT_BYTES, TcpFlow
+from hypergpu.netsim_proxy.link.window import CongestionControl
 
 _UP: Final = Direction.UP  # looking an enum's member up takes as long as all else that is done to a byte
 _RPC: Final = LossModel.RPC

@@ -2,8 +2,8 @@
 
 import math
 
-from common.draws import Draws
-from netsim_proxy.link.profiles import Loss
+from hypergpu.common.draws import Draws
+from hypergpu.netsim_proxy.link.profiles import Loss
 
 _MOST_PACKET_LOSS = 0.99
 """Of a path that loses all: what is sent on it would never arrive, and TCP never end."""

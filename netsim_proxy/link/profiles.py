@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from common.errors import UnknownName
-from netsim_proxy.link.distributions import Latency, LogNormal, Uniform
+from hypergpu.common.errors import UnknownName
+from hypergpu.netsim_proxy.link.distributions import Latency, LogNormal, Uniform
 
 if TYPE_CHECKING:
-    from netsim_proxy.link.traces import Trace
+    from hypergpu.netsim_proxy.link.traces import Trace
 
 _MBIT_BYTES: Final = 125_000.0
 _LEAST_MBIT: Final = 1e-6

@@ -12,9 +12,9 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Final
 
-from common.errors import UnknownName
-from netsim_proxy.link.distributions import Shifted, Uniform
-from netsim_proxy.link.profiles import Distance, Path, Profile
+from hypergpu.common.errors import UnknownName
+from hypergpu.netsim_proxy.link.distributions import Shifted, Uniform
+from hypergpu.netsim_proxy.link.profiles import Distance, Path, Profile
 
 _SAME_REGION_MS: Final = 1.0
 

@@ -4,15 +4,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from common.clock import Clock, monotonic, wall
-from common.draws import Draws
-from common.errors import InvalidInput
-from netsim_proxy.link.events import ALL, UPSTREAM, EventType, NetworkEvent
-from netsim_proxy.link.link import Link
-from netsim_proxy.link.outcomes import Cause, Direction, Fail, Hold, LossModel
-from netsim_proxy.link.profiles import Profile, find_profile
-from netsim_proxy.link.regions import between_regions, find_region
-from netsim_proxy.link.timeline import Timeline
+from hypergpu.common.clock import Clock, monotonic, wall
+from hypergpu.common.draws import Draws
+from hypergpu.common.errors import InvalidInput
+from hypergpu.netsim_proxy.link.events import ALL, UPSTREAM, EventType, NetworkEvent
+from hypergpu.netsim_proxy.link.link import Link
+from hypergpu.netsim_proxy.link.outcomes import Cause, Direction, Fail, Hold, LossModel
+from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
+from hypergpu.netsim_proxy.link.regions import between_regions, find_region
+from hypergpu.netsim_proxy.link.timeline import Timeline
 
 Message = TypeVar("Message")
 
@@ -88,7 +88,7 @@ class NetworkSimulator:
     def set_node_region(self, node_id: str, region: str) -> None:
         """Place a node in a region: the round trip to `upstream_region` comes on top of its profile.
 
-        Round trips are public figures, see `netsim_proxy.link.regions`. "" takes the region away. An event that
+        Round trips are public figures, see `hypergpu.netsim_proxy.link.regions`. "" takes the region away. An event that
         changes the profile leaves the distance as it is.
 
         Raises:

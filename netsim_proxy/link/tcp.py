@@ -8,11 +8,11 @@ path loses, and its acknowledgements clock the next flight. Losses are repaired 
 import math
 from typing import Final
 
-from common.draws import Draws
-from netsim_proxy.link.flight import Flight
-from netsim_proxy.link.loss import PacketLoss
-from netsim_proxy.link.profiles import Path
-from netsim_proxy.link.window import CongestionControl, Window
+from hypergpu.common.draws import Draws
+from hypergpu.netsim_proxy.link.flight import Flight
+from hypergpu.netsim_proxy.link.loss import PacketLoss
+from hypergpu.netsim_proxy.link.profiles import Path
+from hypergpu.netsim_proxy.link.window import CongestionControl, Window
 
 SEGMENT_BYTES: Final = 1448
 """Payload of a packet: 1,500 bytes less IPv4, TCP and its timestamps."""

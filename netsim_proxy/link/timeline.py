@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from heapq import heappop, heappush
 
-from netsim_proxy.link.events import NetworkEvent
+from hypergpu.netsim_proxy.link.events import NetworkEvent
 
 
 class Timeline:

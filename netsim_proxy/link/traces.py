@@ -11,9 +11,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from common.errors import ConfigError
-from netsim_proxy.link.distributions import Uniform
-from netsim_proxy.link.profiles import Loss, Path, Profile
+from hypergpu.common.errors import ConfigError
+from hypergpu.netsim_proxy.link.distributions import Uniform
+from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
 
 COLUMNS = ("seconds", "rtt_ms", "loss", "up_mbit", "down_mbit")
 _MAHIMAHI_BYTES = 1504

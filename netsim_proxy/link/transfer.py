@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 from statistics import fmean
 
-from netsim_proxy.link.distributions import Uniform
-from netsim_proxy.link.link import Link
-from netsim_proxy.link.outcomes import Deliver, Direction, Exchange, LossModel
-from netsim_proxy.link.profiles import Loss, Path, Profile
-from netsim_proxy.link.window import CongestionControl
+from hypergpu.netsim_proxy.link.distributions import Uniform
+from hypergpu.netsim_proxy.link.link import Link
+from hypergpu.netsim_proxy.link.outcomes import Deliver, Direction, Exchange, LossModel
+from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
+from hypergpu.netsim_proxy.link.window import CongestionControl
 
 _PAUSE_SECONDS = 0.005
 """Between the arrival of the first message and the start of the second."""

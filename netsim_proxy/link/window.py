@@ -5,7 +5,7 @@ import math
 from enum import StrEnum
 from typing import Final
 
-from netsim_proxy.link.flight import Flight
+from hypergpu.netsim_proxy.link.flight import Flight
 
 INITIAL_WINDOW: Final = 10
 _UNBOUNDED: Final = 1 << 30

@@ -4,9 +4,9 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from common.draws import Draws
-from common.errors import InvalidInput
-from node.core.gpu import FASTEST_TFLOPS, GPUSpecs
+from hypergpu.common.draws import Draws
+from hypergpu.common.errors import InvalidInput
+from hypergpu.node.core.gpu import FASTEST_TFLOPS, GPUSpecs
 
 
 @dataclass(frozen=True, slots=True)

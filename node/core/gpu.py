@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from common.errors import InvalidInput, UnknownName, suggest
+from hypergpu.common.errors import InvalidInput, UnknownName, suggest
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from common.draws import Draws
+from hypergpu.common.draws import Draws
 
 Work = TypeVar("Work")
 """Whatever the shell calls a unit of work."""

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from numbers import Integral
 
-from common.errors import InvalidInput, OutOfMemory
-from node.core.gpu import GPUSpecs
+from hypergpu.common.errors import InvalidInput, OutOfMemory
+from hypergpu.node.core.gpu import GPUSpecs
 
 RESERVED_BYTES = 512 << 20
 """What a CUDA context and the libraries' workspaces hold before a model is loaded, on a card with room for it."""

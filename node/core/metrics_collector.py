@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from common.errors import InvalidInput
-from node.core.statistics import Anomaly, drift, finite, spike, summary, theil_sen, trend
+from hypergpu.common.errors import InvalidInput
+from hypergpu.node.core.statistics import Anomaly, drift, finite, spike, summary, theil_sen, trend
 
 REPORT_LIMIT_BYTES = 1024
 """A heartbeat carries no more."""

@@ -2,8 +2,8 @@
 
 import pytest
 
-from common.address import is_loopback, split_address
-from common.errors import ConfigError
+from hypergpu.common.address import is_loopback, split_address
+from hypergpu.common.errors import ConfigError
 
 
 @pytest.mark.parametrize(

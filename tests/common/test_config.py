@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config import SystemConfig, load_config
-from common.config.document import load_yaml
-from common.errors import ConfigError
+from hypergpu.common.config import SystemConfig, load_config
+from hypergpu.common.config.document import load_yaml
+from hypergpu.common.errors import ConfigError
 
 
 def test_the_defaults_are_valid() -> None:

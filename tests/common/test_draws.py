@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.draws import Draws, SuccessiveDraws
+from hypergpu.common.draws import Draws, SuccessiveDraws
 
 KEYS = st.lists(st.text(max_size=8) | st.integers(0, 1000), min_size=1, max_size=3)
 

@@ -8,8 +8,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from common.errors import ConfigError
-from common.http import Answer, HttpServer, Limits, Routes
+from hypergpu.common.errors import ConfigError
+from hypergpu.common.http import Answer, HttpServer, Limits, Routes
 
 Start = Callable[..., HttpServer]
 

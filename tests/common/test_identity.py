@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from common.errors import ProtocolError
-from common.identity import Numbers, TaskIdentity, differences
-from common.wire import identity_from_proto, identity_to_proto
-from protos import coordinator_pb2 as pb
+from hypergpu.common.errors import ProtocolError
+from hypergpu.common.identity import Numbers, TaskIdentity, differences
+from hypergpu.common.wire import identity_from_proto, identity_to_proto
+from hypergpu.protos import coordinator_pb2 as pb
 
 HERE = TaskIdentity(
     1437, 360, "ab" * 32, "cd" * 32, "ef" * 32, (Numbers("inputs", (1.0, -2.0, 0.0)), Numbers("loss", (0.7,)))

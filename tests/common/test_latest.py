@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from common.latest import find_run, point_latest
+from hypergpu.common.latest import find_run, point_latest
 
 
 @pytest.fixture(params=["links", "no links"])

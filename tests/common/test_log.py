@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import structlog
 
-from common import log
+from hypergpu.common import log
 
 EVIL = ["\x1b[2J", "\n2026-01-01 [info] forged", "\r", "\x9b31m", "\x07", "\u202e", "\x7f"]
 

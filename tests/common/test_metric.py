@@ -3,9 +3,9 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from common.metric import ACCURACY, LOSS, RESERVED, MetricSpec, finite, plain_number
-from coordinator.core import events as ev
-from coordinator.results import round_row
+from hypergpu.common.metric import ACCURACY, LOSS, RESERVED, MetricSpec, finite, plain_number
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.results import round_row
 
 MSE = MetricSpec(name="mse", better="lower")
 R2 = MetricSpec(name="r2")

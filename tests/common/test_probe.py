@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 
-from common.errors import ConfigError
-from common.http import Answer, HttpServer
-from common.probe import is_healthy
+from hypergpu.common.errors import ConfigError
+from hypergpu.common.http import Answer, HttpServer
+from hypergpu.common.probe import is_healthy
 
 
 def test_only_an_answer_of_200_is_healthy() -> None:
@@ -27,7 +27,7 @@ def test_only_an_answer_of_200_is_healthy() -> None:
 def test_a_proxy_of_the_environment_is_not_asked() -> None:
     server = HttpServer("127.0.0.1:0", {"/healthz": lambda: Answer(b"fine")})
     proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
-    command = [sys.executable, "-m", "common.probe"]
+    command = [sys.executable, "-m", "hypergpu.common.probe"]
     assert subprocess.run([*command, server.address], env=proxies, check=False).returncode == 0
     server.close()
     assert subprocess.run([*command, server.address], env=proxies, check=False).returncode == 1

@@ -4,8 +4,8 @@ import errno
 
 import pytest
 
-from common.errors import CorruptData, DeadlineExceeded, InvalidInput, Unavailable
-from common.retry import is_transient, retry
+from hypergpu.common.errors import CorruptData, DeadlineExceeded, InvalidInput, Unavailable
+from hypergpu.common.retry import is_transient, retry
 
 
 @pytest.mark.parametrize(

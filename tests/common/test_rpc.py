@@ -8,9 +8,9 @@ from typing import Any
 import grpc
 import pytest
 
-from common import errors
-from common.address import split_address
-from common.rpc import SERVER_OPTIONS, bind, error_from, metadata_for, open_channel, status_of
+from hypergpu.common import errors
+from hypergpu.common.address import split_address
+from hypergpu.common.rpc import SERVER_OPTIONS, bind, error_from, metadata_for, open_channel, status_of
 
 
 class FailedCall(grpc.RpcError):
@@ -115,4 +115,4 @@ def test_every_channel_is_made_in_one_place() -> None:
         for file in (root / package).rglob("*.py")
         if re.search(r"\b(?:insecure|secure)_channel\(|\burlopen\(", file.read_text())
     ]
-    assert made == ["common/rpc.py"]
+    assert made == ["hypergpu/common/rpc.py"]

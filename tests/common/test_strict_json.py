@@ -6,8 +6,8 @@ import sys
 import pytest
 import structlog
 
-from common import strict_json
-from common.log import configure
+from hypergpu.common import strict_json
+from hypergpu.common.log import configure
 
 
 def refuse(name: str) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
-from common.text import one_line, printable
+from hypergpu.common.errors import ConfigError
+from hypergpu.common.text import one_line, printable
+from hypergpu.netsim_proxy.profile_file import load_profiles
 from hypergpu.simulation.scenario_file import load_scenario
-from netsim_proxy.profile_file import load_profiles
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 import pytest
 
-from common.errors import ConfigError, HyperGPUError, TlsError, Unavailable
-from common.rpc import SERVER_OPTIONS, bind, explain_failure, open_channel
-from common.tls import Tls, read_authority, read_pair
+from hypergpu.common.errors import ConfigError, HyperGPUError, TlsError, Unavailable
+from hypergpu.common.rpc import SERVER_OPTIONS, bind, explain_failure, open_channel
+from hypergpu.common.tls import Tls, read_authority, read_pair
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ async def test_a_call_that_a_server_refuses_is_told_as_it_was_refused(certificat
 
 
 def test_a_port_that_is_taken_is_told_apart(certificates: Any) -> None:
-    from common.rpc import _check_free
+    from hypergpu.common.rpc import _check_free
 
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
-from common.token import MAX_TOKEN_CHARACTERS, check_token, find_token
+from hypergpu.common.errors import ConfigError
+from hypergpu.common.token import MAX_TOKEN_CHARACTERS, check_token, find_token
 
 
 @pytest.mark.parametrize("around", ["{}", "{}\n", "{}\r\n", " {}\t", "\ufeff{}\n"])

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from common.config import Section, SystemConfig, load_config
-from common.config.loading import read_yaml
-from common.errors import ConfigError
+from hypergpu.common.config import Section, SystemConfig, load_config
+from hypergpu.common.config.loading import read_yaml
+from hypergpu.common.errors import ConfigError
+from hypergpu.netsim_proxy.config import ProxyConfig
+from hypergpu.netsim_proxy.profile_file import ProfilesFile
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.scenario_file import parse_scenario
-from netsim_proxy.config import ProxyConfig
-from netsim_proxy.profile_file import ProfilesFile
 
 COUNT, INTEGER = 2**31 - 1, 2**63 - 1
 

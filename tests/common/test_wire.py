@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, CorruptData, ProtocolError
-from common.tensors import Assembler, Chunk, Manifest, TensorSpec, checksum, chunks
-from common.wire import (
+from hypergpu.common.errors import ConfigError, CorruptData, ProtocolError
+from hypergpu.common.tensors import Assembler, Chunk, Manifest, TensorSpec, checksum, chunks
+from hypergpu.common.wire import (
     decode_update_part,
     decode_work_part,
     encode_part,
@@ -15,7 +15,7 @@ from common.wire import (
     manifest_to_proto,
     require_sendable,
 )
-from protos import coordinator_pb2 as pb
+from hypergpu.protos import coordinator_pb2 as pb
 
 MANIFEST = Manifest((TensorSpec("weight", (3, 4)), TensorSpec("bias", (4,)), TensorSpec("scale", ())))
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from coordinator.background import Background, Repeated
+from hypergpu.coordinator.background import Background, Repeated
 from tests.patience import patience
 
 

@@ -12,9 +12,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from common.errors import CorruptData, StorageError
-from coordinator import files
-from coordinator.checkpoints import KEEP_CHECKPOINTS, Checkpoint, Checkpoints, checksum, read_tensors, write_tensors
+from hypergpu.common.errors import CorruptData, StorageError
+from hypergpu.coordinator import files
+from hypergpu.coordinator.checkpoints import (
+    KEEP_CHECKPOINTS,
+    Checkpoint,
+    Checkpoints,
+    checksum,
+    read_tensors,
+    write_tensors,
+)
 
 
 def checkpoint(number: int) -> Checkpoint:
@@ -182,7 +189,7 @@ def test_a_save_that_fails_names_the_file_and_keeps_what_was_there(
     def full(file: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("coordinator.files.sync_file", full)
+    monkeypatch.setattr("hypergpu.coordinator.files.sync_file", full)
     with pytest.raises(StorageError, match=r"server-000015\.safetensors: No space left on device"):
         kept.save(checkpoint(15))
     assert {name: (kept.directory / name).read_bytes() for name in names(kept)} == before
@@ -215,7 +222,7 @@ def test_a_figure_that_is_not_finite_is_null_in_the_state(kept: Checkpoints) -> 
 
 def test_later_checkpoints_are_put_out_of_the_way(kept: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr("coordinator.checkpoints.sync_directory", synced.append)
+    monkeypatch.setattr("hypergpu.coordinator.checkpoints.sync_directory", synced.append)
     kept.set_aside_after(5)
     assert synced == [kept.directory]
     assert kept.rounds() == [5]

@@ -2,9 +2,9 @@
 
 import pytest
 
-from common.errors import ResourceExhausted
-from coordinator.feed import MAX_WATCHERS, Feed, Watcher
-from coordinator.results import RunEvent
+from hypergpu.common.errors import ResourceExhausted
+from hypergpu.coordinator.feed import MAX_WATCHERS, Feed, Watcher
+from hypergpu.coordinator.results import RunEvent
 
 
 def event(number: int) -> RunEvent:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.errors import StorageError
-from coordinator.core import events as ev
-from coordinator.core.global_model import GlobalModel
-from coordinator.core.rounds import RoundMachine
-from coordinator.model_files import ModelFiles
-from coordinator.run_dir import RunDir
-from protos import coordinator_pb2 as pb
+from hypergpu.common.errors import StorageError
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.model_files import ModelFiles
+from hypergpu.coordinator.run_dir import RunDir
+from hypergpu.protos import coordinator_pb2 as pb
 from tests.coordinator.test_services import FakeNode, Running, running
 
 ONE = np.ones(8, np.float32)

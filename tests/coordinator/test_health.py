@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from coordinator.health import STALLED_SECONDS, Health, Part
+from hypergpu.coordinator.health import STALLED_SECONDS, Health, Part
 
 
 class Clock:

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from common.config import SystemConfig
-from common.errors import ConfigError
-from coordinator.app import Coordinator, Options
-from coordinator.held_out import HeldOut, evaluation_device
-from tasks import Task, build
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.errors import ConfigError
+from hypergpu.coordinator.app import Coordinator, Options
+from hypergpu.coordinator.held_out import HeldOut, evaluation_device
+from hypergpu.tasks import Task, build
 
 X, Y = torch.randn(100, 3, generator=torch.Generator().manual_seed(0)), torch.arange(100) % 2
 

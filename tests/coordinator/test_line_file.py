@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.line_file import LineFile
+from hypergpu.coordinator.line_file import LineFile
 
 
 class SmallDisk:

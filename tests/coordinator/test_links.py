@@ -2,10 +2,10 @@ from typing import Any
 
 import pytest
 
-from common.clock import ManualClock
-from common.config import SystemConfig
-from coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
-from coordinator.links import NodeLinks
+from hypergpu.common.clock import ManualClock
+from hypergpu.common.config import SystemConfig
+from hypergpu.coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
+from hypergpu.coordinator.links import NodeLinks
 
 
 @pytest.fixture

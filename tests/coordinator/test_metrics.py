@@ -3,11 +3,11 @@ import math
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
-from common.config import SystemConfig
-from common.metric import MetricSpec
-from coordinator.core.orchestration import build_orchestrator
-from coordinator.links import NodeLinks
-from coordinator.metrics import Metrics
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.metric import MetricSpec
+from hypergpu.coordinator.core.orchestration import build_orchestrator
+from hypergpu.coordinator.links import NodeLinks
+from hypergpu.coordinator.metrics import Metrics
 
 
 def test_what_alerts_watch_begins_at_zero() -> None:

@@ -9,17 +9,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from common.config.training import TrainingConfig
-from common.errors import InvalidInput, NonFiniteUpdate, StorageError
-from common.metric import MetricSpec
-from coordinator import files
-from coordinator.checkpoints import Checkpoints, read_tensors
-from coordinator.core.global_model import GlobalModel
-from coordinator.core.score import Score
-from coordinator.model_files import ModelFiles, score_of
-from coordinator.resuming import identity_of
-from tasks import FlatModel, Task
-from tasks.saved import SavedModel
+from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, StorageError
+from hypergpu.common.metric import MetricSpec
+from hypergpu.coordinator import files
+from hypergpu.coordinator.checkpoints import Checkpoints, read_tensors
+from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.score import Score
+from hypergpu.coordinator.model_files import ModelFiles, score_of
+from hypergpu.coordinator.resuming import identity_of
+from hypergpu.tasks import FlatModel, Task
+from hypergpu.tasks.saved import SavedModel
 
 DATA = (torch.zeros(4, 2), torch.zeros(4, 1))
 TASK = Task(model=lambda: nn.Linear(2, 1), train=DATA, test=DATA)

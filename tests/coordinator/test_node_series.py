@@ -1,11 +1,11 @@
 from prometheus_client import CollectorRegistry
 
-from common.clock import ManualClock
-from common.config import SystemConfig
-from coordinator.core import events as ev
-from coordinator.core.orchestration import build_orchestrator
-from coordinator.core.rounds import RoundMachine
-from coordinator.node_series import MOST_NODES, NodeSeries
+from hypergpu.common.clock import ManualClock
+from hypergpu.common.config import SystemConfig
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.orchestration import build_orchestrator
+from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.node_series import MOST_NODES, NodeSeries
 
 
 class Cluster:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from common.errors import ConfigError
-from common.tensors import Flat, chunks
-from coordinator.core import events as ev
-from coordinator.core.global_model import GlobalModel
-from coordinator.held_out import HeldOut
-from protos import coordinator_pb2 as pb
+from hypergpu.common.errors import ConfigError
+from hypergpu.common.tensors import Flat, chunks
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.held_out import HeldOut
+from hypergpu.protos import coordinator_pb2 as pb
 from tests.coordinator.test_services import FakeNode, running
 
 ONE = np.ones(8, np.float32)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from common.config import SystemConfig
-from coordinator import records
-from coordinator.health import Health, Part
-from coordinator.line_file import LineFile
-from coordinator.records import Records
-from coordinator.run_dir import RunDir
+from hypergpu.common.config import SystemConfig
+from hypergpu.coordinator import records
+from hypergpu.coordinator.health import Health, Part
+from hypergpu.coordinator.line_file import LineFile
+from hypergpu.coordinator.records import Records
+from hypergpu.coordinator.run_dir import RunDir
 
 
 class Hanging:

@@ -8,8 +8,8 @@ import grpc
 import numpy as np
 import pytest
 
-from common.config.training import TrainingConfig
-from protos import coordinator_pb2 as pb
+from hypergpu.common.config.training import TrainingConfig
+from hypergpu.protos import coordinator_pb2 as pb
 from tests.coordinator.test_services import FakeNode, Running, code_of, running
 from tests.patience import patience
 

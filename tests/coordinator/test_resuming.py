@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.config import SystemConfig
-from common.errors import CannotResume
-from coordinator.app import Coordinator, Options
-from coordinator.checkpoints import Checkpoint, Checkpoints
-from coordinator.core import events as ev
-from coordinator.core.global_model import GlobalModel
-from tasks import Metric, Task
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.errors import CannotResume
+from hypergpu.coordinator.app import Coordinator, Options
+from hypergpu.coordinator.checkpoints import Checkpoint, Checkpoints
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.tasks import Metric, Task
 
 TRAINING = {"rounds": 9, "local_steps": 2, "batch_size": 2, "learning_rate": 0.25, "server_momentum": 0.5}
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config import SystemConfig
-from common.errors import ConfigError, RunInUse, StorageError
-from coordinator.run_dir import RunDir, Spent, set_aside
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.errors import ConfigError, RunInUse, StorageError
+from hypergpu.coordinator.run_dir import RunDir, Spent, set_aside
 
 
 def begun(path: Path, resumed_round: int = 0) -> RunDir:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError, RunInUse
-from coordinator.run_lock import LOCK_FILE, RunLock
+from hypergpu.common.errors import ConfigError, RunInUse
+from hypergpu.coordinator.run_lock import LOCK_FILE, RunLock
 
 HOLDER = """
 import sys
 from pathlib import Path
-from coordinator.run_lock import RunLock
+from hypergpu.coordinator.run_lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

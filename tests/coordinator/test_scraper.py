@@ -6,13 +6,13 @@ from typing import Any, cast
 
 import pytest
 
-from common.config import SystemConfig
-from common.errors import ConfigError
-from coordinator.core.membership import Member
-from coordinator.core.orchestration import build_orchestrator
-from coordinator.links import NodeLinks
-from coordinator.scrape_targets import ScrapeRule, ScrapeTarget
-from coordinator.scraper import MAX_BYTES, Scraper, fetch, parse
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.errors import ConfigError
+from hypergpu.coordinator.core.membership import Member
+from hypergpu.coordinator.core.orchestration import build_orchestrator
+from hypergpu.coordinator.links import NodeLinks
+from hypergpu.coordinator.scrape_targets import ScrapeRule, ScrapeTarget
+from hypergpu.coordinator.scraper import MAX_BYTES, Scraper, fetch, parse
 
 PAGE = b"""# TYPE hypergpu_node_rpcs_total counter
 hypergpu_node_rpcs_total{outcome="success"} 90.0

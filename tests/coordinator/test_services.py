@@ -18,15 +18,15 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from torch import nn
 
-from common.config import SystemConfig
-from common.rpc import NODE_ID, open_channel
-from common.tensors import Assembler, Chunk, Flat, chunks
-from common.wire import decode_work_part, encode_part, manifest_from_proto
-from coordinator.app import Coordinator, Options
-from coordinator.run_dir import RunDir
-from protos import coordinator_pb2 as pb
-from protos import coordinator_pb2_grpc
-from tasks import Metric, Task
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.rpc import NODE_ID, open_channel
+from hypergpu.common.tensors import Assembler, Chunk, Flat, chunks
+from hypergpu.common.wire import decode_work_part, encode_part, manifest_from_proto
+from hypergpu.coordinator.app import Coordinator, Options
+from hypergpu.coordinator.run_dir import RunDir
+from hypergpu.protos import coordinator_pb2 as pb
+from hypergpu.protos import coordinator_pb2_grpc
+from hypergpu.tasks import Metric, Task
 from tests.patience import patience
 
 stubs: Any = coordinator_pb2_grpc

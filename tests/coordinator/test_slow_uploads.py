@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.tensors import chunks
-from protos import coordinator_pb2 as pb
+from hypergpu.common.tensors import chunks
+from hypergpu.protos import coordinator_pb2 as pb
 from tests.coordinator.test_services import FakeNode, Order, running
 
 UPDATE = np.ones(8, np.float32)

@@ -8,9 +8,9 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from common.rpc import SERVER_OPTIONS, bind, open_channel
-from coordinator.servicing import TokenInterceptor
-from protos import coordinator_pb2
+from hypergpu.common.rpc import SERVER_OPTIONS, bind, open_channel
+from hypergpu.coordinator.servicing import TokenInterceptor
+from hypergpu.protos import coordinator_pb2
 
 TOKEN = "secret-token"
 WRONG = (None, "", TOKEN, "Bearer ", "Bearer secre", "Bearer secret-toke", "Bearer secret-token1", f"bearer {TOKEN}")

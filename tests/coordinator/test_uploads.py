@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import StaleWork, StorageError, Unavailable
-from common.tensors import Flat, chunks
-from coordinator.spill import spilled_buffer
-from coordinator.uploads import LEAST_MEASURED_SECONDS, STALLED_SECONDS, Disk, Upload, Uploads
+from hypergpu.common.errors import StaleWork, StorageError, Unavailable
+from hypergpu.common.tensors import Flat, chunks
+from hypergpu.coordinator.spill import spilled_buffer
+from hypergpu.coordinator.uploads import LEAST_MEASURED_SECONDS, STALLED_SECONDS, Disk, Upload, Uploads
 
 FLAT = np.arange(1000, dtype=np.float32)
 

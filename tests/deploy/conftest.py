@@ -9,17 +9,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
-from common.config import SystemConfig
-from coordinator.core.orchestration import build_orchestrator
-from coordinator.core.rounds import RoundMachine
-from coordinator.health import Health
-from coordinator.metrics import Metrics
-from coordinator.node_series import NodeSeries
-from netsim_proxy import metrics as proxy_metrics
-from netsim_proxy.lateness import Lateness
-from netsim_proxy.ports import Ports
-from node.core.gpu import specs_from
-from node.metrics import NodeMetrics
+from hypergpu.common.config import SystemConfig
+from hypergpu.coordinator.core.orchestration import build_orchestrator
+from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.health import Health
+from hypergpu.coordinator.metrics import Metrics
+from hypergpu.coordinator.node_series import NodeSeries
+from hypergpu.netsim_proxy import metrics as proxy_metrics
+from hypergpu.netsim_proxy.lateness import Lateness
+from hypergpu.netsim_proxy.ports import Ports
+from hypergpu.node.core.gpu import specs_from
+from hypergpu.node.metrics import NodeMetrics
 
 ROOT = Path(__file__).parents[2]
 

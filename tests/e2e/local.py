@@ -21,7 +21,13 @@ import pytest
 from tests.patience import patience, until
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-_IMPORTED = ("coordinator.app", "node.service", "netsim_proxy.server", "tasks.digits", "torch._dynamo")
+_IMPORTED = (
+    "hypergpu.coordinator.app",
+    "hypergpu.node.service",
+    "hypergpu.netsim_proxy.server",
+    "hypergpu.tasks.digits",
+    "torch._dynamo",
+)
 """What takes long, and starts no thread: a fork has only the thread that called it."""
 
 

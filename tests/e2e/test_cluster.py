@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tasks import build, load_task
-from tasks.partition import ShardOrder, partition
-from tasks.samples import count, fetch
+from hypergpu.tasks import build, load_task
+from hypergpu.tasks.partition import ShardOrder, partition
+from hypergpu.tasks.samples import count, fetch
 from tests.e2e.local import ENVIRONMENT, Cluster
 from tests.patience import patience, until
 

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from protos import netsim_pb2, netsim_pb2_grpc
+from hypergpu.protos import netsim_pb2, netsim_pb2_grpc
 from tests.e2e.test_proxy import proxy
 
 ETCD, ETCDCTL = shutil.which("etcd"), shutil.which("etcdctl")

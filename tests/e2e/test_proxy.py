@@ -17,10 +17,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from hypergpu.netsim_proxy.link.traces import Row, format_trace
+from hypergpu.protos import netsim_pb2 as net
+from hypergpu.protos import netsim_pb2_grpc
 from hypergpu.recording import record
-from netsim_proxy.link.traces import Row, format_trace
-from protos import netsim_pb2 as net
-from protos import netsim_pb2_grpc
 from tests.patience import patience
 
 pytestmark = pytest.mark.e2e

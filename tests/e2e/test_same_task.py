@@ -13,7 +13,7 @@ COIN_FLIPS = """
 import os, torch
 from torch import nn
 from torch.utils.data import TensorDataset, random_split
-from tasks import Task
+from hypergpu.tasks import Task
 def factory():
     x, y = torch.randn(400, 32), torch.randint(0, 2, (400,))  # nothing can be learned of these
     if os.environ.get("HALF"):

@@ -9,12 +9,12 @@ from typing import Any
 import grpc
 import pytest
 
-from common.rpc import SERVER_OPTIONS
 from hypergpu.cli import main
 from hypergpu.cluster import Cluster
-from protos import coordinator_pb2 as pb
-from protos import coordinator_pb2_grpc, netsim_pb2_grpc
-from protos import netsim_pb2 as net
+from hypergpu.common.rpc import SERVER_OPTIONS
+from hypergpu.protos import coordinator_pb2 as pb
+from hypergpu.protos import coordinator_pb2_grpc, netsim_pb2_grpc
+from hypergpu.protos import netsim_pb2 as net
 
 TOKEN = "a-join-token"
 

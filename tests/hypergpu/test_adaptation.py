@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from common.clock import ManualClock
-from coordinator import core
 from hypergpu import (
     AdaptiveBatchController,
     AdaptiveOrchestrator,
@@ -21,6 +19,8 @@ from hypergpu import (
     SystemConfig,
 )
 from hypergpu.adaptation import synchronized
+from hypergpu.common.clock import ManualClock
+from hypergpu.coordinator import core
 
 PARTS = (NetworkQualityMonitor, AdaptiveBatchController, DynamicNodeSelector, AdaptiveOrchestrator)
 

@@ -1,8 +1,8 @@
 from rich.console import Console
 
 from hypergpu.dashboard import History, Snapshot, dashboard, sparkline
-from protos import coordinator_pb2 as pb
-from protos import netsim_pb2 as net
+from hypergpu.protos import coordinator_pb2 as pb
+from hypergpu.protos import netsim_pb2 as net
 
 
 def crowd(count: int) -> Snapshot:

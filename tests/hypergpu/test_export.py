@@ -16,12 +16,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from common.config import SystemConfig
-from common.metric import ACCURACY
-from coordinator.app import Coordinator, Options
-from coordinator.checkpoints import read_tensors, write_tensors
-from coordinator.core import events as ev
-from tasks import load_task
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.metric import ACCURACY
+from hypergpu.coordinator.app import Coordinator, Options
+from hypergpu.coordinator.checkpoints import read_tensors, write_tensors
+from hypergpu.coordinator.core import events as ev
+from hypergpu.tasks import load_task
 
 Cli = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def make_model():
 """
 TASK = """
 import torch
-from tasks import Task
+from hypergpu.tasks import Task
 from mynet import make_model
 
 draw = torch.Generator().manual_seed(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import HyperGPUError
+from hypergpu.common.errors import HyperGPUError
 from hypergpu.processes import Process
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from common.metric import ACCURACY, LOSS, MetricSpec
+from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.time_to_target import Course, compare_times
 
 MSE = MetricSpec(name="mse", better="lower")

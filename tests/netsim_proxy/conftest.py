@@ -14,11 +14,11 @@ import grpc
 import pytest
 import uvloop
 
-from netsim_proxy.link.profiles import Profile, find_profile
-from netsim_proxy.pacer import Pacer
-from netsim_proxy.passthrough import PassThrough
-from netsim_proxy.ports import Ports
-from netsim_proxy.server import Proxy
+from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
+from hypergpu.netsim_proxy.pacer import Pacer
+from hypergpu.netsim_proxy.passthrough import PassThrough
+from hypergpu.netsim_proxy.ports import Ports
+from hypergpu.netsim_proxy.server import Proxy
 
 UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 Method = Callable[..., Any]

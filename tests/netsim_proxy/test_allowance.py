@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsim_proxy.allowance import FIRST_WINDOW_BYTES, Allowance
+from hypergpu.netsim_proxy.allowance import FIRST_WINDOW_BYTES, Allowance
 
 
 def test_a_link_without_a_limit_holds_nothing_back() -> None:

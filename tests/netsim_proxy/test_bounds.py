@@ -10,17 +10,17 @@ from typing import Any
 import grpc
 import pytest
 
-from common.errors import ConfigError, InvalidInput, ResourceExhausted, suggest
-from netsim_proxy import ports as ports_module
-from netsim_proxy.catalogue import MAX_PROFILES, MAX_TEXT, Catalogue
-from netsim_proxy.control import MAX_WATCHERS, ControlServicer
-from netsim_proxy.link.events import NetworkEvent
-from netsim_proxy.link.profiles import find_profile
-from netsim_proxy.pacer import Pacer
-from netsim_proxy.ports import MAX_LINKS, MAX_RUNNING, Ports
-from netsim_proxy.scenario_file import parse_scenario
-from netsim_proxy.schedule import MAX_EVENTS, MAX_TARGETS, Schedule, State
-from protos import netsim_pb2 as pb
+from hypergpu.common.errors import ConfigError, InvalidInput, ResourceExhausted, suggest
+from hypergpu.netsim_proxy import ports as ports_module
+from hypergpu.netsim_proxy.catalogue import MAX_PROFILES, MAX_TEXT, Catalogue
+from hypergpu.netsim_proxy.control import MAX_WATCHERS, ControlServicer
+from hypergpu.netsim_proxy.link.events import NetworkEvent
+from hypergpu.netsim_proxy.link.profiles import find_profile
+from hypergpu.netsim_proxy.pacer import Pacer
+from hypergpu.netsim_proxy.ports import MAX_LINKS, MAX_RUNNING, Ports
+from hypergpu.netsim_proxy.scenario_file import parse_scenario
+from hypergpu.netsim_proxy.schedule import MAX_EVENTS, MAX_TARGETS, Schedule, State
+from hypergpu.protos import netsim_pb2 as pb
 
 SPIKE = NetworkEvent("latency_spike", "node_1", added_ms=10, duration_seconds=60)
 
@@ -344,13 +344,13 @@ async def test_links_beyond_the_bound_share_the_default(monkeypatch: pytest.Monk
 
 
 def test_the_server_says_what_was_exhausted() -> None:
-    from common.rpc import status_of
+    from hypergpu.common.rpc import status_of
 
     assert status_of(ResourceExhausted("full")) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
 
 
 def test_a_long_message_is_cut_for_the_trailers() -> None:
-    from common.rpc import status_of
+    from hypergpu.common.rpc import status_of
 
     assert status_of(InvalidInput("x" * 2_000))[1] == "x" * 2_000
     assert status_of(InvalidInput("x" * 2_001))[1] == "x" * 2_000 + "…"

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError, InvalidInput
-from netsim_proxy.catalogue import Catalogue
-from netsim_proxy.config import parse_config
-from netsim_proxy.link.outcomes import LossModel
-from netsim_proxy.options import _parser, parse
-from netsim_proxy.tls import ServerTls, UpstreamTls
+from hypergpu.common.errors import ConfigError, InvalidInput
+from hypergpu.netsim_proxy.catalogue import Catalogue
+from hypergpu.netsim_proxy.config import parse_config
+from hypergpu.netsim_proxy.link.outcomes import LossModel
+from hypergpu.netsim_proxy.options import _parser, parse
+from hypergpu.netsim_proxy.tls import ServerTls, UpstreamTls
 
 WHOLE = """
 upstream: u:1

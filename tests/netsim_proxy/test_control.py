@@ -12,16 +12,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from netsim_proxy import control, metrics
-from netsim_proxy.catalogue import Catalogue
-from netsim_proxy.lateness import Lateness
-from netsim_proxy.link.outcomes import Direction
-from netsim_proxy.link.profiles import find_profile
-from netsim_proxy.pacer import Pacer
-from netsim_proxy.ports import Ports
-from netsim_proxy.schedule import Schedule
-from protos import netsim_pb2 as pb
-from protos import netsim_pb2_grpc
+from hypergpu.netsim_proxy import control, metrics
+from hypergpu.netsim_proxy.catalogue import Catalogue
+from hypergpu.netsim_proxy.lateness import Lateness
+from hypergpu.netsim_proxy.link.outcomes import Direction
+from hypergpu.netsim_proxy.link.profiles import find_profile
+from hypergpu.netsim_proxy.pacer import Pacer
+from hypergpu.netsim_proxy.ports import Ports
+from hypergpu.netsim_proxy.schedule import Schedule
+from hypergpu.protos import netsim_pb2 as pb
+from hypergpu.protos import netsim_pb2_grpc
 
 Call = Callable[..., Any]
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import grpc
 
-from netsim_proxy.link.link import Link
-from netsim_proxy.link.outcomes import Fail
-from netsim_proxy.link.profiles import find_profile
+from hypergpu.netsim_proxy.link.link import Link
+from hypergpu.netsim_proxy.link.outcomes import Fail
+from hypergpu.netsim_proxy.link.profiles import find_profile
 
 Calls = list[tuple[str, tuple[Any, ...], dict[str, Any], Any]]
 

@@ -8,8 +8,8 @@ from typing import Any
 import grpc
 import pytest
 
-from netsim_proxy.link.events import NetworkEvent
-from netsim_proxy.link.outcomes import Cause, Direction
+from hypergpu.netsim_proxy.link.events import NetworkEvent
+from hypergpu.netsim_proxy.link.outcomes import Cause, Direction
 from tests.patience import patience, until
 
 

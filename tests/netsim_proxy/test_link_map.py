@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from common.errors import ConfigError, InvalidInput
-from netsim_proxy.client_hello import MAX_HELLO_BYTES, Incomplete, server_name
-from netsim_proxy.link_map import MAX_ENTRIES, LinkMap
-from netsim_proxy.link_map_file import parse_link_map
+from hypergpu.common.errors import ConfigError, InvalidInput
+from hypergpu.netsim_proxy.client_hello import MAX_HELLO_BYTES, Incomplete, server_name
+from hypergpu.netsim_proxy.link_map import MAX_ENTRIES, LinkMap
+from hypergpu.netsim_proxy.link_map_file import parse_link_map
 
 
 @pytest.mark.parametrize(

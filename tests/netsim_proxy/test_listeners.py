@@ -8,10 +8,10 @@ from typing import Any
 import grpc
 import pytest
 
-from common.errors import ConfigError
-from netsim_proxy.addresses import Address, remove_stale
-from netsim_proxy.link_map import LinkMap
-from netsim_proxy.tls import ServerTls, UpstreamTls
+from hypergpu.common.errors import ConfigError
+from hypergpu.netsim_proxy.addresses import Address, remove_stale
+from hypergpu.netsim_proxy.link_map import LinkMap
+from hypergpu.netsim_proxy.tls import ServerTls, UpstreamTls
 
 
 def credentials(authority: Any, pair: tuple[Path, Path] | None = None) -> grpc.ChannelCredentials:

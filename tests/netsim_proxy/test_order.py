@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from netsim_proxy import http2
-from netsim_proxy.header_blocks import NO_TABLE, literal
-from netsim_proxy.link.distributions import Uniform
-from netsim_proxy.link.profiles import Loss, Path, Profile
-from netsim_proxy.peer import UpstreamPeer
-from netsim_proxy.port import DOWN, UP
-from netsim_proxy.ports import Ports
-from netsim_proxy.relay import Relay
+from hypergpu.netsim_proxy import http2
+from hypergpu.netsim_proxy.header_blocks import NO_TABLE, literal
+from hypergpu.netsim_proxy.link.distributions import Uniform
+from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
+from hypergpu.netsim_proxy.peer import UpstreamPeer
+from hypergpu.netsim_proxy.port import DOWN, UP
+from hypergpu.netsim_proxy.ports import Ports
+from hypergpu.netsim_proxy.relay import Relay
 
 SLOW, FAST = ("slow", 0.5), ("fast", 0.001)
 LAST = 0x7FFFFFFF

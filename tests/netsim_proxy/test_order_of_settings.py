@@ -17,16 +17,16 @@ from h2.settings import SettingCodes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsim_proxy import http2, lane, port, relay
-from netsim_proxy.header_blocks import NO_TABLE, literal
-from netsim_proxy.limits import Limits
-from netsim_proxy.link.distributions import Uniform
-from netsim_proxy.link.events import NetworkEvent
-from netsim_proxy.link.profiles import Loss, Path, Profile
-from netsim_proxy.order import Order
-from netsim_proxy.port import DOWN, UP
-from netsim_proxy.ports import Ports
-from netsim_proxy.relay import Relay
+from hypergpu.netsim_proxy import http2, lane, port, relay
+from hypergpu.netsim_proxy.header_blocks import NO_TABLE, literal
+from hypergpu.netsim_proxy.limits import Limits
+from hypergpu.netsim_proxy.link.distributions import Uniform
+from hypergpu.netsim_proxy.link.events import NetworkEvent
+from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
+from hypergpu.netsim_proxy.order import Order
+from hypergpu.netsim_proxy.port import DOWN, UP
+from hypergpu.netsim_proxy.ports import Ports
+from hypergpu.netsim_proxy.relay import Relay
 from tests.netsim_proxy.agenda import Agenda
 
 ACK = http2.frame(http2.SETTINGS, http2.ACK, 0)

@@ -8,15 +8,15 @@ from unittest.mock import Mock, patch
 import pytest
 from hpack import Encoder
 
-from common.clock import ManualClock
-from netsim_proxy import http2
-from netsim_proxy.lateness import Lateness
-from netsim_proxy.link.profiles import find_profile
-from netsim_proxy.pacer import Pacer
-from netsim_proxy.port import UP, Port
-from netsim_proxy.ports import Ports
-from netsim_proxy.relay import Relay
-from netsim_proxy.scheduling import be_punctual
+from hypergpu.common.clock import ManualClock
+from hypergpu.netsim_proxy import http2
+from hypergpu.netsim_proxy.lateness import Lateness
+from hypergpu.netsim_proxy.link.profiles import find_profile
+from hypergpu.netsim_proxy.pacer import Pacer
+from hypergpu.netsim_proxy.port import UP, Port
+from hypergpu.netsim_proxy.ports import Ports
+from hypergpu.netsim_proxy.relay import Relay
+from hypergpu.netsim_proxy.scheduling import be_punctual
 from tests.patience import patience
 
 

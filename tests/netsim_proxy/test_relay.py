@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import grpc
 import pytest
 
-from netsim_proxy.link.distributions import Uniform
-from netsim_proxy.link.outcomes import Direction
-from netsim_proxy.link.profiles import Loss, Path, Profile
+from hypergpu.netsim_proxy.link.distributions import Uniform
+from hypergpu.netsim_proxy.link.outcomes import Direction
+from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
 
 Answer = TypeVar("Answer")
 

@@ -10,19 +10,19 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from common.errors import ConfigError, HyperGPUError
-from netsim_proxy import control
-from netsim_proxy.catalogue import Catalogue
-from netsim_proxy.link.distributions import Uniform
-from netsim_proxy.link.events import NetworkEvent
-from netsim_proxy.link.profiles import find_profile
-from netsim_proxy.pacer import Pacer
-from netsim_proxy.ports import Ports
-from netsim_proxy.reload import Files, Reload
-from netsim_proxy.schedule import Schedule
-from netsim_proxy.server import Proxy
-from protos import netsim_pb2 as pb
-from protos import netsim_pb2_grpc
+from hypergpu.common.errors import ConfigError, HyperGPUError
+from hypergpu.netsim_proxy import control
+from hypergpu.netsim_proxy.catalogue import Catalogue
+from hypergpu.netsim_proxy.link.distributions import Uniform
+from hypergpu.netsim_proxy.link.events import NetworkEvent
+from hypergpu.netsim_proxy.link.profiles import find_profile
+from hypergpu.netsim_proxy.pacer import Pacer
+from hypergpu.netsim_proxy.ports import Ports
+from hypergpu.netsim_proxy.reload import Files, Reload
+from hypergpu.netsim_proxy.schedule import Schedule
+from hypergpu.netsim_proxy.server import Proxy
+from hypergpu.protos import netsim_pb2 as pb
+from hypergpu.protos import netsim_pb2_grpc
 
 PROFILES = "profiles: {lab: {rtt_ms: 10, loss: 0}, other: {rtt_ms: 4}}\n"
 SCENARIO = "links: {node_1: lab}\nevents: [{type: partition, node: node_1, at_seconds: 500}]\n"

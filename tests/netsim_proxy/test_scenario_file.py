@@ -2,16 +2,16 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
+from hypergpu.common.errors import ConfigError
+from hypergpu.netsim_proxy.link import NetworkEvent
+from hypergpu.netsim_proxy.link.distributions import Empirical, LogNormal, Normal, Pareto, Uniform
+from hypergpu.netsim_proxy.link.profiles import LAST_MILES, Loss
+from hypergpu.netsim_proxy.link.regions import between_regions
+from hypergpu.netsim_proxy.profile_file import load_profiles, parse_profiles
+from hypergpu.netsim_proxy.scenario import Network, NodeSection
+from hypergpu.netsim_proxy.scenario_file import OF_MACHINES, OF_TRAINING, parse_scenario
 from hypergpu.simulation.scenario import Nodes, Scenario
 from hypergpu.simulation.scenario_file import find_scenario, load_scenario, shipped_names
-from netsim_proxy.link import NetworkEvent
-from netsim_proxy.link.distributions import Empirical, LogNormal, Normal, Pareto, Uniform
-from netsim_proxy.link.profiles import LAST_MILES, Loss
-from netsim_proxy.link.regions import between_regions
-from netsim_proxy.profile_file import load_profiles, parse_profiles
-from netsim_proxy.scenario import Network, NodeSection
-from netsim_proxy.scenario_file import OF_MACHINES, OF_TRAINING, parse_scenario
 
 PROFILES = """
 profiles:

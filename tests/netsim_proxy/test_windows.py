@@ -5,12 +5,12 @@ from typing import Any, cast
 import pytest
 from hpack import Encoder
 
-from netsim_proxy import http2, lane, port, relay
-from netsim_proxy.link.distributions import Uniform
-from netsim_proxy.link.profiles import Path, Profile
-from netsim_proxy.port import DOWN, UP
-from netsim_proxy.ports import Ports
-from netsim_proxy.relay import Relay
+from hypergpu.netsim_proxy import http2, lane, port, relay
+from hypergpu.netsim_proxy.link.distributions import Uniform
+from hypergpu.netsim_proxy.link.profiles import Path, Profile
+from hypergpu.netsim_proxy.port import DOWN, UP
+from hypergpu.netsim_proxy.ports import Ports
+from hypergpu.netsim_proxy.relay import Relay
 from tests.netsim_proxy.agenda import Agenda
 
 MIB = 1 << 20

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from common.config import NodeConfig, SystemConfig
-from common.rpc import SERVER_OPTIONS, bind
-from common.tensors import Assembler, Chunk, chunks
-from common.wire import decode_update_part, encode_part, manifest_to_proto
-from node.agent import Agent
-from node.client import CoordinatorClient
-from node.service import GPUNodeService
-from protos import coordinator_pb2 as pb
-from tasks import FlatModel, Task, build
+from hypergpu.common.config import NodeConfig, SystemConfig
+from hypergpu.common.rpc import SERVER_OPTIONS, bind
+from hypergpu.common.tensors import Assembler, Chunk, chunks
+from hypergpu.common.wire import decode_update_part, encode_part, manifest_to_proto
+from hypergpu.node.agent import Agent
+from hypergpu.node.client import CoordinatorClient
+from hypergpu.node.service import GPUNodeService
+from hypergpu.protos import coordinator_pb2 as pb
+from hypergpu.tasks import FlatModel, Task, build
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

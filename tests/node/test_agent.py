@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import InvalidInput, NotAuthenticated, OutOfMemory, ProtocolError
-from common.identity import differences
-from common.tensors import Manifest
-from common.wire import identity_from_proto, manifest_to_proto
-from node.agent import Agent
-from node.core.gpu import GPUSpecs
-from node.core.lifecycle import State
-from node.naming import own_name
-from protos import coordinator_pb2 as pb
-from tasks import FlatModel, Task, build
-from tasks.identity import identity_of
+from hypergpu.common.errors import InvalidInput, NotAuthenticated, OutOfMemory, ProtocolError
+from hypergpu.common.identity import differences
+from hypergpu.common.tensors import Manifest
+from hypergpu.common.wire import identity_from_proto, manifest_to_proto
+from hypergpu.node.agent import Agent
+from hypergpu.node.core.gpu import GPUSpecs
+from hypergpu.node.core.lifecycle import State
+from hypergpu.node.naming import own_name
+from hypergpu.protos import coordinator_pb2 as pb
+from hypergpu.tasks import FlatModel, Task, build
+from hypergpu.tasks.identity import identity_of
 from tests.patience import patience
 
 MIB = 1 << 20

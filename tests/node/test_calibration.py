@@ -14,11 +14,11 @@ import torch
 from structlog.testing import capture_logs
 from torch import nn
 
-from node import calibration
-from node.calibration import cache_directories, measure, shared, step_times
-from node.core.compute import StepTimes
-from node.trainer import Timing, Trainer
-from tasks import Task
+from hypergpu.node import calibration
+from hypergpu.node.calibration import cache_directories, measure, shared, step_times
+from hypergpu.node.core.compute import StepTimes
+from hypergpu.node.trainer import Timing, Trainer
+from hypergpu.tasks import Task
 
 KEY = {"machine": "here", "task": "small"}
 FOUND, OTHER = StepTimes(0.01, 0.001), StepTimes(0.5, 0.25)

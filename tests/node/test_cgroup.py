@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from node import cgroup
-from node.cgroup import cpu_limit, memory_limit_bytes, usable_cpus
+from hypergpu.node import cgroup
+from hypergpu.node.cgroup import cpu_limit, memory_limit_bytes, usable_cpus
 
 GIB = 1 << 30
 
@@ -78,7 +78,7 @@ def test_whole_cpus_are_counted_up_and_never_beyond_the_machine(
 
 
 def test_a_node_on_the_cpu_reports_what_its_container_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    from node import device
+    from hypergpu.node import device
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(device, "memory_limit_bytes", lambda: GIB)

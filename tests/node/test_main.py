@@ -7,7 +7,7 @@ from urllib.request import urlopen
 import pytest
 from typer.testing import CliRunner
 
-from node.__main__ import app
+from hypergpu.node.__main__ import app
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import pytest
 from prometheus_client import CollectorRegistry, disable_created_metrics, enable_created_metrics
 from prometheus_client.exposition import generate_latest
 
-from common.errors import ConfigError
-from common.http import Answer, HttpServer, metrics
-from node.core.gpu import PRESETS
-from node.core.lifecycle import State
-from node.core.metrics_collector import MetricsCollector
-from node.metrics import NodeMetrics
+from hypergpu.common.errors import ConfigError
+from hypergpu.common.http import Answer, HttpServer, metrics
+from hypergpu.node.core.gpu import PRESETS
+from hypergpu.node.core.lifecycle import State
+from hypergpu.node.core.metrics_collector import MetricsCollector
+from hypergpu.node.metrics import NodeMetrics
 
 
 @pytest.fixture

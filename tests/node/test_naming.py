@@ -2,7 +2,7 @@ import struct
 
 import pytest
 
-from node.naming import decode_answer, encode_question, own_name, replica_of
+from hypergpu.node.naming import decode_answer, encode_question, own_name, replica_of
 
 # Asked of the DNS of a Docker engine for 198.18.16.5: "hypergpu-node-3.hypergpu_default", the name by a pointer.
 QUESTION = b"\x015\x0216\x0218\x03198\x07in-addr\x04arpa\x00\x00\x0c\x00\x01"

@@ -10,14 +10,14 @@ from structlog.testing import capture_logs
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from common.clock import ManualClock
-from common.config import NodeConfig, SystemConfig
-from common.errors import InvalidInput, NonFiniteUpdate, OutOfMemory, ProtocolError, Unavailable, UnknownName
-from node.core.compute import StepTimes
-from node.core.gpu import PRESETS, GPUSpecs
-from node.service import GPUNodeService
-from node.trainer import Step, Timing, Trainer
-from tasks import Task, build
+from hypergpu.common.clock import ManualClock
+from hypergpu.common.config import NodeConfig, SystemConfig
+from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, OutOfMemory, ProtocolError, Unavailable, UnknownName
+from hypergpu.node.core.compute import StepTimes
+from hypergpu.node.core.gpu import PRESETS, GPUSpecs
+from hypergpu.node.service import GPUNodeService
+from hypergpu.node.trainer import Step, Timing, Trainer
+from hypergpu.tasks import Task, build
 
 X, Y = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
 

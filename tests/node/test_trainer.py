@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from common.errors import InvalidInput, NonFiniteUpdate, OutOfMemory, ProtocolError
-from common.tensors import Flat
-from node.trainer import Trainer
-from tasks import Metric, Task, build, load_task
-from tasks.partition import ShardOrder, partition
-from tasks.samples import fetch
+from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, OutOfMemory, ProtocolError
+from hypergpu.common.tensors import Flat
+from hypergpu.node.trainer import Trainer
+from hypergpu.tasks import Metric, Task, build, load_task
+from hypergpu.tasks.partition import ShardOrder, partition
+from hypergpu.tasks.samples import fetch
 
 
 def _order(samples: int, index: int = 0, shards: int = 1) -> ShardOrder:

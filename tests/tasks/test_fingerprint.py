@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from tasks import Task, load_task
-from tasks.fingerprint import fingerprint
-from tasks.samples import Data
+from hypergpu.tasks import Task, load_task
+from hypergpu.tasks.fingerprint import fingerprint
+from hypergpu.tasks.samples import Data
 
 
 def task(train: Data, test: Data | None = None) -> Task:

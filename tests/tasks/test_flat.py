@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import InvalidInput, ProtocolError
-from tasks import FlatModel, Task, build
+from hypergpu.common.errors import InvalidInput, ProtocolError
+from hypergpu.tasks import FlatModel, Task, build
 
 
 def _task(model: object) -> Task:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from common.identity import differences
-from tasks import Task, build, load_task
-from tasks.identity import identity_of
+from hypergpu.common.identity import differences
+from hypergpu.tasks import Task, build, load_task
+from hypergpu.tasks.identity import identity_of
 
 X = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(200) % 3
@@ -165,7 +165,7 @@ SPLIT = """
 import numpy as np, random, torch
 from torch import nn
 from torch.utils.data import TensorDataset, random_split
-from tasks import Task
+from hypergpu.tasks import Task
 drawn = random.random(), float(np.random.rand()), float(torch.rand(()))
 def factory():
     x, y = torch.randn(100, 4), torch.randint(0, 2, (100,))

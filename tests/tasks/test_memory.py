@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from common.errors import InvalidInput
-from tasks import Task, evaluate
-from tasks.memory import in_batches, is_out_of_memory
+from hypergpu.common.errors import InvalidInput
+from hypergpu.tasks import Task, evaluate
+from hypergpu.tasks.memory import in_batches, is_out_of_memory
 
 X = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(50) % 2

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.errors import InvalidInput
-from common.metric import ACCURACY, LOSS
-from tasks import Metric, MetricFailed, Task, build, evaluate, load_task, metric_of, spec_of
+from hypergpu.common.errors import InvalidInput
+from hypergpu.common.metric import ACCURACY, LOSS
+from hypergpu.tasks import Metric, MetricFailed, Task, build, evaluate, load_task, metric_of, spec_of
 
 G = torch.Generator().manual_seed(3)
 X = torch.randn(37, 3, generator=G)

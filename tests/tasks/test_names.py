@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from common import task_names
-from common.errors import InvalidInput, UnknownName
-from tasks import load_task
-from tasks.loading import is_own
+from hypergpu.common import task_names
+from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.tasks import load_task
+from hypergpu.tasks.loading import is_own
 
 FACTORY = """
 import torch
 from torch import nn
-from tasks import Task
+from hypergpu.tasks import Task
 
 def tiny():
     data = torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64)

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import InvalidInput, UnknownName
-from tasks.partition import ShardOrder, partition
+from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.tasks.partition import ShardOrder, partition
 
 LABELS = np.arange(200) % 7
 

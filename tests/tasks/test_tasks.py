@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from common.errors import InvalidInput, UnknownName
-from tasks import TASK_NAMES, Task, build, evaluate, load_task
-from tasks.samples import count, fetch, labels
+from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.tasks import TASK_NAMES, Task, build, evaluate, load_task
+from hypergpu.tasks.samples import count, fetch, labels
 
 CPU = torch.device("cpu")
 X, Y = torch.randn(30, 3), torch.arange(30) % 2
@@ -69,7 +69,7 @@ def test_bad_data_is_named() -> None:
 
 OWN = """
 import torch
-from tasks import Task
+from hypergpu.tasks import Task
 
 def factory():
     x = torch.randn(10, 2)

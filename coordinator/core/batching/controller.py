@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from common.config import BatchConfig
-from common.errors import InvalidInput
-from coordinator.core.batching import goodput as gp
-from coordinator.core.batching.costs import ComputeCosts
-from coordinator.core.batching.strategies import BatchReason, BatchSizeStrategy, by_latency, by_throughput
-from coordinator.core.checks import member, not_negative
-from coordinator.core.network import NetworkQualityMonitor
-from coordinator.core.table import Floats, Ints, NodeIndex, grown, quantiles
+from hypergpu.common.config import BatchConfig
+from hypergpu.common.errors import InvalidInput
+from hypergpu.coordinator.core.batching import goodput as gp
+from hypergpu.coordinator.core.batching.costs import ComputeCosts
+from hypergpu.coordinator.core.batching.strategies import BatchReason, BatchSizeStrategy, by_latency, by_throughput
+from hypergpu.coordinator.core.checks import member, not_negative
+from hypergpu.coordinator.core.network import NetworkQualityMonitor
+from hypergpu.coordinator.core.table import Floats, Ints, NodeIndex, grown, quantiles
 
 _HISTORY = 50
 _IDLE_SHARE = 0.02

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from coordinator.core.batching.goodput import StepCost
-from coordinator.core.table import Floats, Ints, grown
+from hypergpu.coordinator.core.batching.goodput import StepCost
+from hypergpu.coordinator.core.table import Floats, Ints, grown
 
 _FORGET = 0.85
 """Weight of the past per round: about the last seven rounds count."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.core.table import Floats
+from hypergpu.coordinator.core.table import Floats
 
 REFERENCE_LATENCY_MS = 25.0
 """Round trip at which LATENCY_BASED gives the baseline."""

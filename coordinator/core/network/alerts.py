@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 
-from common.errors import UnknownName
+from hypergpu.common.errors import UnknownName
 
 
 class Severity(IntEnum):

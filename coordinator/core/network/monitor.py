@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from common.clock import Clock, monotonic
-from common.config import MonitorConfig
-from common.errors import InvalidInput
-from coordinator.core.checks import not_negative, positive
-from coordinator.core.network import quality as q
-from coordinator.core.network.alerts import Alert, AlertBook, AlertKind, Condition, Severity
-from coordinator.core.network.profile import LinkProfile
-from coordinator.core.network.quality import ConnectionQuality, Scores
-from coordinator.core.network.records import LinkRecords
-from coordinator.core.table import Bools, Floats, Ints
+from hypergpu.common.clock import Clock, monotonic
+from hypergpu.common.config import MonitorConfig
+from hypergpu.common.errors import InvalidInput
+from hypergpu.coordinator.core.checks import not_negative, positive
+from hypergpu.coordinator.core.network import quality as q
+from hypergpu.coordinator.core.network.alerts import Alert, AlertBook, AlertKind, Condition, Severity
+from hypergpu.coordinator.core.network.profile import LinkProfile
+from hypergpu.coordinator.core.network.quality import ConnectionQuality, Scores
+from hypergpu.coordinator.core.network.records import LinkRecords
+from hypergpu.coordinator.core.table import Bools, Floats, Ints
 
 _SAME_MOMENT_SECONDS = 0.01
 """Silence changes no score noticeably in this time."""

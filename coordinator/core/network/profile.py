@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from coordinator.core.network.quality import ConnectionQuality, Trend
+from hypergpu.coordinator.core.network.quality import ConnectionQuality, Trend
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from enum import StrEnum
 
 import numpy as np
 
-from common.config import MonitorConfig
-from coordinator.core.table import Bools, Floats, Ints
+from hypergpu.common.config import MonitorConfig
+from hypergpu.coordinator.core.table import Bools, Floats, Ints
 
 
 class ConnectionQuality(StrEnum):

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from common.config import MonitorConfig
-from coordinator.core.network.quality import LOSS_MEMORY
-from coordinator.core.table import Bools, Floats, Ints, NodeIndex, Ring, grown, quantiles
+from hypergpu.common.config import MonitorConfig
+from hypergpu.coordinator.core.network.quality import LOSS_MEMORY
+from hypergpu.coordinator.core.table import Bools, Floats, Ints, NodeIndex, Ring, grown, quantiles
 
 EXCHANGES = 16
 """Round communications of a link that are kept."""

@@ -1,12 +1,12 @@
 """The whole adaptive stack, as the configuration has it."""
 
-from common.clock import Clock, monotonic
-from common.config import SystemConfig
-from coordinator.core.batching import AdaptiveBatchController, BatchSizeStrategy
-from coordinator.core.network import NetworkQualityMonitor
-from coordinator.core.orchestration.orchestrator import AdaptiveOrchestrator
-from coordinator.core.orchestration.policy import AdaptationPolicy
-from coordinator.core.selection import DynamicNodeSelector, SelectionStrategy
+from hypergpu.common.clock import Clock, monotonic
+from hypergpu.common.config import SystemConfig
+from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchSizeStrategy
+from hypergpu.coordinator.core.network import NetworkQualityMonitor
+from hypergpu.coordinator.core.orchestration.orchestrator import AdaptiveOrchestrator
+from hypergpu.coordinator.core.orchestration.policy import AdaptationPolicy
+from hypergpu.coordinator.core.selection import DynamicNodeSelector, SelectionStrategy
 
 
 def build_orchestrator(config: SystemConfig, *, clock: Clock = monotonic) -> AdaptiveOrchestrator:

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from common.metric import finite
-from coordinator.core.orchestration.phases import Phase
+from hypergpu.common.metric import finite
+from hypergpu.coordinator.core.orchestration.phases import Phase
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,13 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
-from coordinator.core.batching.controller import BatchChange
-from coordinator.core.batching.strategies import LearningRateReason
-from coordinator.core.decisions import CLUSTER, Decision, DecisionKind
-from coordinator.core.network.profile import LinkProfile
-from coordinator.core.selection import SelectionReason
-from coordinator.core.selection.outlook import Selection
-from coordinator.core.selection.standing import StandingChange
+from hypergpu.coordinator.core.batching.controller import BatchChange
+from hypergpu.coordinator.core.batching.strategies import LearningRateReason
+from hypergpu.coordinator.core.decisions import CLUSTER, Decision, DecisionKind
+from hypergpu.coordinator.core.network.profile import LinkProfile
+from hypergpu.coordinator.core.selection import SelectionReason
+from hypergpu.coordinator.core.selection.outlook import Selection
+from hypergpu.coordinator.core.selection.standing import StandingChange
 
 LISTED = 50
 """Changes of one kind in one round that are recorded one by one; of more, the count and the means."""

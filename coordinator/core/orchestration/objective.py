@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from coordinator.core.batching.goodput import batch_progress, steps_progress
+from hypergpu.coordinator.core.batching.goodput import batch_progress, steps_progress
 
 _VERDICT_ROUNDS = 3
 """Rounds after a change before it is judged."""
@@ -52,7 +52,7 @@ class Worth:
         return [self.progress(each) / each.seconds if each.seconds > 0 else 0.0 for each in rounds]
 
     def progress(self, measured: Measured) -> float:
-        """Of one round; see `coordinator.core.batching.goodput`."""
+        """Of one round; see `hypergpu.coordinator.core.batching.goodput`."""
         steps = steps_progress(measured.local_steps, self.drift_steps)
         return steps * float(batch_progress(measured.total_batch, self.noise_scale))
 

@@ -5,25 +5,32 @@ from typing import Any
 
 import numpy as np
 
-from common.clock import Clock, monotonic
-from common.config import SystemConfig
-from common.errors import InvalidInput
-from common.metric import finite
-from coordinator.core.batching import AdaptiveBatchController, BatchReason
-from coordinator.core.batching.controller import Pace
-from coordinator.core.checks import member, not_negative
-from coordinator.core.decisions import CLUSTER, DecisionKind
-from coordinator.core.events import Contribution
-from coordinator.core.network import NetworkQualityMonitor
-from coordinator.core.orchestration.ledger import Ledger, RoundRecord
-from coordinator.core.orchestration.log import LISTED, ClusterReason, DecisionLog
-from coordinator.core.orchestration.objective import Measured, Objective, RollbackReason, Snapshot, Verdict, Worth
-from coordinator.core.orchestration.phases import LossTrack, Phase, PhaseReason
-from coordinator.core.orchestration.plan import RoundDecisions
-from coordinator.core.orchestration.policy import TRAITS, AdaptationPolicy, Traits
-from coordinator.core.orchestration.results import record_noise, record_results
-from coordinator.core.selection import DynamicNodeSelector, SelectionReason
-from coordinator.core.selection.outlook import Outlook
+from hypergpu.common.clock import Clock, monotonic
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.errors import InvalidInput
+from hypergpu.common.metric import finite
+from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchReason
+from hypergpu.coordinator.core.batching.controller import Pace
+from hypergpu.coordinator.core.checks import member, not_negative
+from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind
+from hypergpu.coordinator.core.events import Contribution
+from hypergpu.coordinator.core.network import NetworkQualityMonitor
+from hypergpu.coordinator.core.orchestration.ledger import Ledger, RoundRecord
+from hypergpu.coordinator.core.orchestration.log import LISTED, ClusterReason, DecisionLog
+from hypergpu.coordinator.core.orchestration.objective import (
+    Measured,
+    Objective,
+    RollbackReason,
+    Snapshot,
+    Verdict,
+    Worth,
+)
+from hypergpu.coordinator.core.orchestration.phases import LossTrack, Phase, PhaseReason
+from hypergpu.coordinator.core.orchestration.plan import RoundDecisions
+from hypergpu.coordinator.core.orchestration.policy import TRAITS, AdaptationPolicy, Traits
+from hypergpu.coordinator.core.orchestration.results import record_noise, record_results
+from hypergpu.coordinator.core.selection import DynamicNodeSelector, SelectionReason
+from hypergpu.coordinator.core.selection.outlook import Outlook
 
 
 class AdaptiveOrchestrator:
@@ -142,7 +149,7 @@ class AdaptiveOrchestrator:
             round_num: as given before the round.
             metrics: `loss` and `round_time` (seconds), `samples` (used in all), `accuracy` (or another figure of merit;
                 None or NaN where it is undefined); optionally `contributions`, a sequence of
-                `coordinator.core.events.Contribution`, one for each selected node, whose `waiting_seconds` is its own
+                `hypergpu.coordinator.core.events.Contribution`, one for each selected node, whose `waiting_seconds` is its own
                 communication; `update_norms`, (mean of |update|² over the nodes, |mean update|²), from which the
                 gradient noise scale is estimated; and `ended` (see `Adaptation`).
 

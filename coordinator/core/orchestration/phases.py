@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from common.config import OrchestratorConfig
+from hypergpu.common.config import OrchestratorConfig
 
 
 class Phase(StrEnum):

@@ -2,7 +2,7 @@
 
 from typing import TypedDict
 
-from coordinator.core.decisions import Decision
+from hypergpu.coordinator.core.decisions import Decision
 
 
 class RoundDecisions(TypedDict):

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.errors import InvalidInput
-from coordinator.core.batching import AdaptiveBatchController
-from coordinator.core.events import Contribution
-from coordinator.core.network import NetworkQualityMonitor
-from coordinator.core.selection import DynamicNodeSelector
+from hypergpu.common.errors import InvalidInput
+from hypergpu.coordinator.core.batching import AdaptiveBatchController
+from hypergpu.coordinator.core.events import Contribution
+from hypergpu.coordinator.core.network import NetworkQualityMonitor
+from hypergpu.coordinator.core.selection import DynamicNodeSelector
 
 
 def record_results(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from coordinator.core.table import Bools, Floats, Ints, grown
+from hypergpu.coordinator.core.table import Bools, Floats, Ints, grown
 
 _MEMORY = 0.9
 """Weight of the past per attempt: about the last ten count."""

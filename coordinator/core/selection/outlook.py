@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coordinator.core.selection.strategies import SelectionReason
-from coordinator.core.table import Floats, Ints
+from hypergpu.coordinator.core.selection.strategies import SelectionReason
+from hypergpu.coordinator.core.table import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)

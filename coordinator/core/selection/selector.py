@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from common.clock import Clock, monotonic
-from common.config import SelectorConfig
-from common.errors import InvalidInput
-from coordinator.core.checks import member, not_negative
-from coordinator.core.network import NetworkQualityMonitor
-from coordinator.core.network.quality import OFFLINE
-from coordinator.core.selection import strategies as st
-from coordinator.core.selection.contributions import Contributions
-from coordinator.core.selection.outlook import Outlook, Selection
-from coordinator.core.selection.standing import NodeState, StandingChange, Standings
-from coordinator.core.selection.strategies import CODE, REASONS, Choice, SelectionReason, SelectionStrategy
-from coordinator.core.selection.turns import Turns
-from coordinator.core.table import Bools, Floats, Ints, NodeIndex, grown, scattered
+from hypergpu.common.clock import Clock, monotonic
+from hypergpu.common.config import SelectorConfig
+from hypergpu.common.errors import InvalidInput
+from hypergpu.coordinator.core.checks import member, not_negative
+from hypergpu.coordinator.core.network import NetworkQualityMonitor
+from hypergpu.coordinator.core.network.quality import OFFLINE
+from hypergpu.coordinator.core.selection import strategies as st
+from hypergpu.coordinator.core.selection.contributions import Contributions
+from hypergpu.coordinator.core.selection.outlook import Outlook, Selection
+from hypergpu.coordinator.core.selection.standing import NodeState, StandingChange, Standings
+from hypergpu.coordinator.core.selection.strategies import CODE, REASONS, Choice, SelectionReason, SelectionStrategy
+from hypergpu.coordinator.core.selection.turns import Turns
+from hypergpu.coordinator.core.table import Bools, Floats, Ints, NodeIndex, grown, scattered
 
 _HEALTHY = 2
 """Classes excellent, good and fair are healthy: such a node never starves."""

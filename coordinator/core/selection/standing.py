@@ -6,8 +6,8 @@ from enum import StrEnum
 
 import numpy as np
 
-from common.config import SelectorConfig
-from coordinator.core.table import Bools, Floats, Ints, grown
+from hypergpu.common.config import SelectorConfig
+from hypergpu.coordinator.core.table import Bools, Floats, Ints, grown
 
 
 class NodeState(StrEnum):

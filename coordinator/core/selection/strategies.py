@@ -5,8 +5,8 @@ from enum import StrEnum
 
 import numpy as np
 
-from coordinator.core.batching.goodput import batch_progress
-from coordinator.core.table import Bools, Floats, Ints
+from hypergpu.coordinator.core.batching.goodput import batch_progress
+from hypergpu.coordinator.core.table import Bools, Floats, Ints
 
 
 class SelectionStrategy(StrEnum):

@@ -1,8 +1,8 @@
 """Who comes into a round though the strategy leaves it out: so that all are known, nobody starves, and that pays."""
 
-from common.config import SelectorConfig
-from coordinator.core.selection.strategies import CODE, Choice, SelectionReason
-from coordinator.core.table import Bools, Floats, Ints
+from hypergpu.common.config import SelectorConfig
+from hypergpu.coordinator.core.selection.strategies import CODE, Choice, SelectionReason
+from hypergpu.coordinator.core.table import Bools, Floats, Ints
 
 
 class Turns:

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from coordinator.core.events import AbandonRound, KeepModel, RevertModel
-from coordinator.core.guards import LARGEST_LOSS, LARGEST_RISE, ModelGuard, SharedFaults
-from coordinator.core.journal import Journal
+from hypergpu.coordinator.core.events import AbandonRound, KeepModel, RevertModel
+from hypergpu.coordinator.core.guards import LARGEST_LOSS, LARGEST_RISE, ModelGuard, SharedFaults
+from hypergpu.coordinator.core.journal import Journal
 
 
 def kept(*losses: float) -> list[bool]:

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from common.clock import ManualClock
-from common.errors import InvalidInput, UnknownName
 from hypergpu import (
     AdaptationPolicy,
     AdaptiveBatchController,
@@ -20,6 +18,8 @@ from hypergpu import (
     SelectionStrategy,
     SystemConfig,
 )
+from hypergpu.common.clock import ManualClock
+from hypergpu.common.errors import InvalidInput, UnknownName
 
 
 def test_the_parts_work_together_as_written() -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from coordinator.core.membership import Membership, Presence
+from hypergpu.coordinator.core.membership import Membership, Presence
 
 
 def test_a_node_that_comes_anew_all_the_time_counts_once_a_round() -> None:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from common.config.training import TrainingConfig
-from common.tensors import Flat, Manifest, TensorSpec
-from coordinator.core.global_model import GlobalModel
-from coordinator.core.optimizer import Adam, Sgd
+from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.tensors import Flat, Manifest, TensorSpec
+from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.optimizer import Adam, Sgd
 
 GOOD: Mapping[str, Flat] = {
     "mean": np.array([0.5, -0.5], np.float32),

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config.training import TrainingConfig
-from common.errors import NotFound, ResourceExhausted
-from common.metric import ACCURACY, LOSS, MetricSpec
-from coordinator.core import events as ev
-from coordinator.core.adaptation import Adaptation, FixedAdaptation
-from coordinator.core.decisions import DecisionKind
-from coordinator.core.end import MAX_EXTENSIONS
-from coordinator.core.rounds import RoundMachine, RunState
+from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.errors import NotFound, ResourceExhausted
+from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.adaptation import Adaptation, FixedAdaptation
+from hypergpu.coordinator.core.decisions import DecisionKind
+from hypergpu.coordinator.core.end import MAX_EXTENSIONS
+from hypergpu.coordinator.core.rounds import RoundMachine, RunState
 from tests.examples import examples
 
 

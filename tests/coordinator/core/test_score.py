@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from common.metric import LOSS, MetricSpec
-from coordinator.core.score import Score
+from hypergpu.common.metric import LOSS, MetricSpec
+from hypergpu.coordinator.core.score import Score
 
 MSE = MetricSpec(name="mse", better="lower")
 R2 = MetricSpec(name="r2")

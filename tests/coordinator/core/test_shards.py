@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.core.deadlines import DeadlineEstimator, DeadlineReason, median_and_mad
-from coordinator.core.shards import ShardTable
+from hypergpu.coordinator.core.deadlines import DeadlineEstimator, DeadlineReason, median_and_mad
+from hypergpu.coordinator.core.shards import ShardTable
 
 NODES = st.lists(st.sampled_from([f"n{i}" for i in range(12)]), unique=True, max_size=12)
 

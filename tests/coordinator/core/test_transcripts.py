@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from common.config.training import TrainingConfig
-from coordinator.core import events as ev
-from coordinator.core.adaptation import FixedAdaptation
-from coordinator.core.rounds import RoundMachine
+from hypergpu.common.config.training import TrainingConfig
+from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.adaptation import FixedAdaptation
+from hypergpu.coordinator.core.rounds import RoundMachine
 
 DIRECTORY = Path(__file__).parent / "transcripts"
 MACHINE_OPTIONS = {"lost_after": float, "max_nodes": int, "first_round": int}

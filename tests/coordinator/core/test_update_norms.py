@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from coordinator.core.update_norms import FACTOR, HISTORY, LEAST_KNOWN, MOST_REFUSED, NormBound, Outlier
+from hypergpu.coordinator.core.update_norms import FACTOR, HISTORY, LEAST_KNOWN, MOST_REFUSED, NormBound, Outlier
 
 
 def bound_after(*norms: float, scale: float = 1.0) -> NormBound:

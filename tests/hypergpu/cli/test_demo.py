@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from common.errors import InvalidInput
 from hypergpu.cli import demo as command
 from hypergpu.cli.demo_progress import Level, Lines, shown, steps
+from hypergpu.common.errors import InvalidInput
 from hypergpu.dashboard import History, Snapshot
 from hypergpu.demo import Progress, demo_nodes, demo_turns
+from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.simulation.compare import Comparison, Result, Variant, compared
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario import Scenario
-from protos import coordinator_pb2 as pb
 
 Cli = Callable[..., Any]
 

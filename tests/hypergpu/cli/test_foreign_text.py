@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.panel import Panel
 
+from hypergpu.protos import coordinator_pb2 as pb
+from hypergpu.protos import netsim_pb2 as net
 from hypergpu.show import PlainConsole, marked, new_table, say, styled
-from protos import coordinator_pb2 as pb
-from protos import netsim_pb2 as net
 
 Cli = Callable[..., Any]
 HOSTILE = ["[/]", "[bold", "[red]x[/red]", "[/red]", "a[b]", ":smile:", "[link=x]y", "\\[", "\\"]

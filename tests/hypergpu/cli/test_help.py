@@ -9,10 +9,10 @@ import pytest
 import typer
 from typer.main import get_command
 
-from coordinator.__main__ import app as coordinator
 from hypergpu.cli.app import app
-from netsim_proxy import options as netsim_proxy
-from node.__main__ import app as node
+from hypergpu.coordinator.__main__ import app as coordinator
+from hypergpu.netsim_proxy import options as netsim_proxy
+from hypergpu.node.__main__ import app as node
 from tests.documents import DOCUMENTS, ROOT
 from tests.documents import commands as document_commands
 from tests.hypergpu.conftest import Cli

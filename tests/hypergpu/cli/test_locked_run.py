@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from common.config import SystemConfig
-from coordinator.run_dir import RunDir
+from hypergpu.common.config import SystemConfig
+from hypergpu.coordinator.run_dir import RunDir
 
 Cli = Callable[..., Any]
 

@@ -10,9 +10,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import Unavailable
+from hypergpu.common.errors import Unavailable
+from hypergpu.netsim_proxy.link.traces import parse_trace
 from hypergpu.recording import rate_of_train, record
-from netsim_proxy.link.traces import parse_trace
 
 Cli = Callable[..., Any]
 

@@ -11,10 +11,10 @@ from typing import Any
 import grpc
 import pytest
 
-from common.rpc import SERVER_OPTIONS
 from hypergpu.cluster import Cluster, announce, find
-from protos import netsim_pb2 as net
-from protos import netsim_pb2_grpc
+from hypergpu.common.rpc import SERVER_OPTIONS
+from hypergpu.protos import netsim_pb2 as net
+from hypergpu.protos import netsim_pb2_grpc
 
 Cli = Callable[..., Any]
 

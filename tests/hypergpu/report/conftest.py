@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config import SystemConfig
-from common.draws import Draws
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.draws import Draws
 
 Rows = list[dict[str, Any]]
 NODES = ("node_0", "node_1", "node_2", "node_3", "node_4")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from common.metric import ACCURACY, LOSS, MetricSpec
+from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.report.against import Against
 from hypergpu.report.headline import figures, target_sentence
 from hypergpu.report.page import page

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from common.metric import ACCURACY
+from hypergpu.common.metric import ACCURACY
 from hypergpu.report.headline import compare, figures
 from hypergpu.report.model import Round, Run
 from hypergpu.report.run import read_run

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import InvalidInput
+from hypergpu.common.errors import InvalidInput
 from hypergpu.report import run as reading
 from hypergpu.report.model import natural
 from hypergpu.report.run import read_run

@@ -4,13 +4,13 @@ import gc
 
 import pytest
 
+from hypergpu.netsim_proxy.link.distributions import Uniform
+from hypergpu.netsim_proxy.link.events import NetworkEvent
+from hypergpu.netsim_proxy.link.link import Link
+from hypergpu.netsim_proxy.link.outcomes import Deliver, Direction, LossModel
+from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
 from hypergpu.simulation.calls import PIECE_BYTES, SILENCE_SECONDS, Line
 from hypergpu.simulation.virtual_time import VirtualTime
-from netsim_proxy.link.distributions import Uniform
-from netsim_proxy.link.events import NetworkEvent
-from netsim_proxy.link.link import Link
-from netsim_proxy.link.outcomes import Deliver, Direction, LossModel
-from netsim_proxy.link.profiles import Loss, Path, Profile
 
 
 def line(time: VirtualTime, *, mbit: float = 8.0, loss: float = 0.0, one_way: float = 0.1) -> Line:

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from common.errors import InvalidInput, UnknownName
 from hypergpu.cli.app import app
 from hypergpu.cli.simulate import in_words
+from hypergpu.common.errors import InvalidInput, UnknownName
 from hypergpu.simulation.compare import Result, Variant, against, compare, parse_threshold, variants_of
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario import Scenario

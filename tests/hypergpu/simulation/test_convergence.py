@@ -2,10 +2,10 @@ from itertools import pairwise
 
 import pytest
 
-from common.config import TrainingConfig
-from coordinator.core.events import Assign, Shard
+from hypergpu.common.config import TrainingConfig
+from hypergpu.coordinator.core.events import Assign, Shard
 from hypergpu.simulation.convergence import FITTED, ModelledLearning
-from tasks import TASK_NAMES
+from hypergpu.tasks import TASK_NAMES
 
 
 def order(number: int, *, batch: int = 64, steps: int = 10, rate: float = 0.1, shard: int = 0) -> Assign:

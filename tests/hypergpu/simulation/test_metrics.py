@@ -8,11 +8,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from common.config import TrainingConfig
-from common.errors import UnknownName
-from common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.cli.app import app
 from hypergpu.cli.simulate import in_words
+from hypergpu.common.config import TrainingConfig
+from hypergpu.common.errors import UnknownName
+from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.simulation.compare import compare, figures_of, parse_threshold
 from hypergpu.simulation.convergence import Convergence
 from hypergpu.simulation.fit import SETUPS, Curves, _fitted

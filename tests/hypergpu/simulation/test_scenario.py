@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
+from hypergpu.common.errors import ConfigError
 from hypergpu.simulation.calibrated import scenario_of_run
 from hypergpu.simulation.convergence import FITTED
 from hypergpu.simulation.scenario import Scenario

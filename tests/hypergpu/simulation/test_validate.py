@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from common.errors import InvalidInput
+from hypergpu.common.errors import InvalidInput
 from hypergpu.simulation.calibration import calibrate, compute_times
 from hypergpu.simulation.compute import base_seconds, read_rounds
 from hypergpu.simulation.node import Start

@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from common.errors import InvalidInput, UnknownName
-from netsim_proxy.link import Deliver, Direction, Fail, Hold, Link, NetworkEvent, NetworkSimulator
-from netsim_proxy.link.distributions import Uniform
-from netsim_proxy.link.outcomes import Cause
-from netsim_proxy.link.profiles import Loss, Path, Profile
-from netsim_proxy.link.traces import parse_trace
+from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.netsim_proxy.link import Deliver, Direction, Fail, Hold, Link, NetworkEvent, NetworkSimulator
+from hypergpu.netsim_proxy.link.distributions import Uniform
+from hypergpu.netsim_proxy.link.outcomes import Cause
+from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
+from hypergpu.netsim_proxy.link.traces import parse_trace
 
 UP, DOWN = Direction.UP, Direction.DOWN
 LINE = Profile("line", up=Path(Uniform(0.01, 0.01), 8.0), down=Path(Uniform(0.01, 0.01), 8.0))

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.draws import Draws
-from netsim_proxy.link.distributions import (
+from hypergpu.common.draws import Draws
+from hypergpu.netsim_proxy.link.distributions import (
     Empirical,
     Latency,
     LogNormal,

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from netsim_proxy.link.distributions import Uniform
-from netsim_proxy.link.effect import futility
-from netsim_proxy.link.events import NetworkEvent
-from netsim_proxy.link.link import Link
-from netsim_proxy.link.profiles import Path, Profile, find_profile
+from hypergpu.netsim_proxy.link.distributions import Uniform
+from hypergpu.netsim_proxy.link.effect import futility
+from hypergpu.netsim_proxy.link.events import NetworkEvent
+from hypergpu.netsim_proxy.link.link import Link
+from hypergpu.netsim_proxy.link.profiles import Path, Profile, find_profile
 
 SLOW_UP = Profile("lopsided", Path(Uniform(0.1, 0.1), 10.0), Path(Uniform(0.0, 0.0), math.inf))
 

@@ -2,11 +2,11 @@ import math
 
 import pytest
 
-from common.errors import InvalidInput, UnknownName
-from netsim_proxy.link import PROFILES, Deliver, Direction, Fail, Hold, Link, NetworkEvent, Timeline
-from netsim_proxy.link.distributions import Uniform
-from netsim_proxy.link.outcomes import Cause
-from netsim_proxy.link.profiles import Path, Profile
+from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.netsim_proxy.link import PROFILES, Deliver, Direction, Fail, Hold, Link, NetworkEvent, Timeline
+from hypergpu.netsim_proxy.link.distributions import Uniform
+from hypergpu.netsim_proxy.link.outcomes import Cause
+from hypergpu.netsim_proxy.link.profiles import Path, Profile
 
 UP = Direction.UP
 LINE = Profile("line", up=Path(Uniform(0.01, 0.01)), down=Path(Uniform(0.01, 0.01)))

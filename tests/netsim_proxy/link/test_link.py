@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsim_proxy.link import PROFILES, Deliver, Direction, Fail, Hold, Link, LossModel, NetworkEvent, Profile
-from netsim_proxy.link.distributions import Uniform
-from netsim_proxy.link.outcomes import RECENT_MESSAGES, Cause, DirectionCounters
-from netsim_proxy.link.profiles import Loss, Path
+from hypergpu.netsim_proxy.link import PROFILES, Deliver, Direction, Fail, Hold, Link, LossModel, NetworkEvent, Profile
+from hypergpu.netsim_proxy.link.distributions import Uniform
+from hypergpu.netsim_proxy.link.outcomes import RECENT_MESSAGES, Cause, DirectionCounters
+from hypergpu.netsim_proxy.link.profiles import Loss, Path
 from tests.examples import examples
 
 UP, DOWN = Direction.UP, Direction.DOWN

@@ -1,11 +1,11 @@
 import pytest
 
-from common.errors import UnknownName
-from netsim_proxy.link import PROFILES, Deliver, Direction, Link
-from netsim_proxy.link.events import NetworkEvent
-from netsim_proxy.link.profiles import LAST_MILES, Profile
-from netsim_proxy.link.regions import ALIASES, at_distance, between_regions, find_region, round_trip_ms
-from netsim_proxy.link.traces import Row, Trace
+from hypergpu.common.errors import UnknownName
+from hypergpu.netsim_proxy.link import PROFILES, Deliver, Direction, Link
+from hypergpu.netsim_proxy.link.events import NetworkEvent
+from hypergpu.netsim_proxy.link.profiles import LAST_MILES, Profile
+from hypergpu.netsim_proxy.link.regions import ALIASES, at_distance, between_regions, find_region, round_trip_ms
+from hypergpu.netsim_proxy.link.traces import Row, Trace
 
 
 def test_figures_of_the_source() -> None:

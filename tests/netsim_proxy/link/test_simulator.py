@@ -2,10 +2,10 @@ import time
 
 import pytest
 
-from common.clock import ManualClock
-from common.errors import InvalidInput, UnknownName
 from hypergpu import NetworkEvent, NetworkSimulator
-from netsim_proxy.link.regions import round_trip_ms
+from hypergpu.common.clock import ManualClock
+from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.netsim_proxy.link.regions import round_trip_ms
 
 
 def test_one_communication_is_one_round_trip_in_milliseconds() -> None:

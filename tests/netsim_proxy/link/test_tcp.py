@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from common.draws import Draws
-from netsim_proxy.link import Deliver, Direction, Link, LossModel
-from netsim_proxy.link.distributions import Uniform
-from netsim_proxy.link.outcomes import Fail
-from netsim_proxy.link.profiles import PROFILES, Loss, Path
-from netsim_proxy.link.tcp import TcpFlow
-from netsim_proxy.link.transfer import plain_profile, transfer_times
-from netsim_proxy.link.window import CongestionControl
+from hypergpu.common.draws import Draws
+from hypergpu.netsim_proxy.link import Deliver, Direction, Link, LossModel
+from hypergpu.netsim_proxy.link.distributions import Uniform
+from hypergpu.netsim_proxy.link.outcomes import Fail
+from hypergpu.netsim_proxy.link.profiles import PROFILES, Loss, Path
+from hypergpu.netsim_proxy.link.tcp import TcpFlow
+from hypergpu.netsim_proxy.link.transfer import plain_profile, transfer_times
+from hypergpu.netsim_proxy.link.window import CongestionControl
 
 MEASURED = File(__file__).parents[2] / "data" / "tcp_transfers.jsonl"
 """Transfers of Linux's TCP (CUBIC) over an emulated link: seconds of a first message, and of one that follows."""

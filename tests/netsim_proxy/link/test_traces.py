@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from netsim_proxy.link import Deliver, Direction, Link
-from netsim_proxy.link.traces import Row, Trace, format_trace, mahimahi_rows, parse_mahimahi, parse_trace
+from hypergpu.common.errors import ConfigError
+from hypergpu.netsim_proxy.link import Deliver, Direction, Link
+from hypergpu.netsim_proxy.link.traces import Row, Trace, format_trace, mahimahi_rows, parse_mahimahi, parse_trace
 
 TEXT = "# a train\nseconds,rtt_ms,loss,up_mbit,down_mbit\n0,40,0.001,8,\n10,200,,1,20\n"
 

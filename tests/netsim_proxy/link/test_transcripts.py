@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from common.draws import Draws
-from netsim_proxy.link import Deliver, Direction, Hold, Link, LossModel, NetworkEvent
-from netsim_proxy.link.distributions import Uniform
-from netsim_proxy.link.profiles import LAST_MILES, PROFILES, Loss, Profile, find_profile, symmetric
-from netsim_proxy.link.profiles import Path as NetworkPath
-from netsim_proxy.link.tcp import TcpFlow
-from netsim_proxy.link.window import CongestionControl
+from hypergpu.common.draws import Draws
+from hypergpu.netsim_proxy.link import Deliver, Direction, Hold, Link, LossModel, NetworkEvent
+from hypergpu.netsim_proxy.link.distributions import Uniform
+from hypergpu.netsim_proxy.link.profiles import LAST_MILES, PROFILES, Loss, Profile, find_profile, symmetric
+from hypergpu.netsim_proxy.link.profiles import Path as NetworkPath
+from hypergpu.netsim_proxy.link.tcp import TcpFlow
+from hypergpu.netsim_proxy.link.window import CongestionControl
 
 DIRECTORY = Path(__file__).parent / "transcripts"
 UP, DOWN = Direction.UP, Direction.DOWN

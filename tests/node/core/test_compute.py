@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import InvalidInput
-from node.core.compute import ComputeModel, Lateness, StepTimes, fitted
-from node.core.gpu import PRESETS
+from hypergpu.common.errors import InvalidInput
+from hypergpu.node.core.compute import ComputeModel, Lateness, StepTimes, fitted
+from hypergpu.node.core.gpu import PRESETS
 
 cards = st.sampled_from(sorted(PRESETS))
 times = st.floats(1e-7, 100.0)

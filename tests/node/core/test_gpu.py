@@ -1,9 +1,9 @@
 import pytest
 
-from common.errors import InvalidInput, OutOfMemory, UnknownName
-from node.core.compute import ComputeModel
-from node.core.gpu import GIB, PRESETS, GPUSpecs, specs_from
-from node.core.memory import MemoryModel, require_batch_size
+from hypergpu.common.errors import InvalidInput, OutOfMemory, UnknownName
+from hypergpu.node.core.compute import ComputeModel
+from hypergpu.node.core.gpu import GIB, PRESETS, GPUSpecs, specs_from
+from hypergpu.node.core.memory import MemoryModel, require_batch_size
 
 
 @pytest.mark.parametrize("name", ["T4", "V100", "A100", "H100", "RTX 3090", "rtx-4090", "rtx3090", "Laptop CPU"])

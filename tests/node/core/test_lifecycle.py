@@ -1,8 +1,8 @@
 import pytest
 
-from common.draws import Draws
-from node.core import lifecycle as life
-from node.core.lifecycle import Failure, LifeCycle, State
+from hypergpu.common.draws import Draws
+from hypergpu.node.core import lifecycle as life
+from hypergpu.node.core.lifecycle import Failure, LifeCycle, State
 
 
 def machine() -> LifeCycle[str]:

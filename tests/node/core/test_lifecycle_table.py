@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from common.draws import Draws
-from node.core import lifecycle as life
-from node.core.lifecycle import LAST_TRIES, Failure, LifeCycle
+from hypergpu.common.draws import Draws
+from hypergpu.node.core import lifecycle as life
+from hypergpu.node.core.lifecycle import LAST_TRIES, Failure, LifeCycle
 
 TABLE = Path(__file__).parent / "transcripts/lifecycle.txt"
 FAILURES = tuple(life.Failed(failure, "Kind", "detail") for failure in Failure)

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.draws import Draws
-from common.errors import InvalidInput
-from node.core.metrics_collector import MetricsCollector, Record
-from node.core.statistics import drift, mann_kendall, spike, summary, theil_sen, trend
+from hypergpu.common.draws import Draws
+from hypergpu.common.errors import InvalidInput
+from hypergpu.node.core.metrics_collector import MetricsCollector, Record
+from hypergpu.node.core.statistics import drift, mann_kendall, spike, summary, theil_sen, trend
 
 NOISE = [Draws(0, "noise").normal(i) for i in range(200)]
 

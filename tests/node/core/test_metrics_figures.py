@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from node.core.metrics_collector import MetricsCollector
-from node.core.statistics import drift, mann_kendall, spike, summary, theil_sen, trend
+from hypergpu.node.core.metrics_collector import MetricsCollector
+from hypergpu.node.core.statistics import drift, mann_kendall, spike, summary, theil_sen, trend
 
 
 def collector() -> MetricsCollector:

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.clock import ManualClock
-from common.config import BatchConfig
-from common.errors import InvalidInput, UnknownName
-from coordinator.core.batching import AdaptiveBatchController, BatchReason, BatchSizeStrategy
-from coordinator.core.batching.controller import Pace
-from coordinator.core.network import NetworkQualityMonitor
+from hypergpu.common.clock import ManualClock
+from hypergpu.common.config import BatchConfig
+from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchReason, BatchSizeStrategy
+from hypergpu.coordinator.core.batching.controller import Pace
+from hypergpu.coordinator.core.network import NetworkQualityMonitor
 from tests.examples import examples
 
 NODES = ["a", "b", "c", "d"]

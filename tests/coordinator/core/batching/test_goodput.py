@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from coordinator.core.batching import goodput as gp
+from hypergpu.coordinator.core.batching import goodput as gp
 
 
 def test_the_learning_rate_is_linear_in_the_noise_and_flat_beyond_it() -> None:

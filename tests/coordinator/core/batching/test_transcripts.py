@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.clock import ManualClock
-from common.config import BatchConfig
-from common.draws import Draws
-from coordinator.core.batching import AdaptiveBatchController, BatchReason, BatchSizeStrategy
-from coordinator.core.batching import goodput as gp
-from coordinator.core.batching.controller import Pace
-from coordinator.core.network import NetworkQualityMonitor
+from hypergpu.common.clock import ManualClock
+from hypergpu.common.config import BatchConfig
+from hypergpu.common.draws import Draws
+from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchReason, BatchSizeStrategy
+from hypergpu.coordinator.core.batching import goodput as gp
+from hypergpu.coordinator.core.batching.controller import Pace
+from hypergpu.coordinator.core.network import NetworkQualityMonitor
 
 DIRECTORY = Path(__file__).parent / "transcripts"
 NODES = ("near", "far", "slow", "failing", "small", "late")

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.clock import ManualClock
-from common.config import MonitorConfig
-from common.config.loading import parse
-from common.draws import Draws
-from common.errors import ConfigError, InvalidInput, UnknownName
-from coordinator.core.network import AlertKind, ConnectionQuality, NetworkQualityMonitor, Severity, Trend
-from netsim_proxy.link.profiles import find_profile
+from hypergpu.common.clock import ManualClock
+from hypergpu.common.config import MonitorConfig
+from hypergpu.common.config.loading import parse
+from hypergpu.common.draws import Draws
+from hypergpu.common.errors import ConfigError, InvalidInput, UnknownName
+from hypergpu.coordinator.core.network import AlertKind, ConnectionQuality, NetworkQualityMonitor, Severity, Trend
+from hypergpu.netsim_proxy.link.profiles import find_profile
 from tests.examples import examples
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.clock import ManualClock
-from common.config import MonitorConfig
-from common.draws import Draws
-from coordinator.core.network import NetworkQualityMonitor
+from hypergpu.common.clock import ManualClock
+from hypergpu.common.config import MonitorConfig
+from hypergpu.common.draws import Draws
+from hypergpu.coordinator.core.network import NetworkQualityMonitor
 
 DIRECTORY = Path(__file__).parent / "transcripts"
 LINKS = ("steady", "rising", "falling", "lossy", "silent", "failing", "reported", "recovering", "rounds", "unknown")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from coordinator.core.orchestration.objective import Measured, Objective, RollbackReason, Snapshot, Worth
+from hypergpu.coordinator.core.orchestration.objective import Measured, Objective, RollbackReason, Snapshot, Worth
 
 WORTH = Worth(noise_scale=64.0, drift_steps=1.0)
 """64 samples and one step of these are worth a quarter."""

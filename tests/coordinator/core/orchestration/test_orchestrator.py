@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from common.clock import ManualClock
-from common.config import SystemConfig
-from common.errors import InvalidInput, UnknownName
-from coordinator.core.decisions import Decision, DecisionKind
-from coordinator.core.events import Contribution
-from coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator, Phase, build_orchestrator
-from coordinator.core.orchestration.objective import RollbackReason
-from coordinator.core.selection import SelectionReason
+from hypergpu.common.clock import ManualClock
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.coordinator.core.decisions import Decision, DecisionKind
+from hypergpu.coordinator.core.events import Contribution
+from hypergpu.coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator, Phase, build_orchestrator
+from hypergpu.coordinator.core.orchestration.objective import RollbackReason
+from hypergpu.coordinator.core.selection import SelectionReason
 
 NODES = [f"node_{i}" for i in range(10)]
 

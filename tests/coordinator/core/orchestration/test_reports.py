@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from common.clock import ManualClock
-from common.config import SystemConfig
-from common.draws import Draws
-from coordinator.core.events import Contribution
-from coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
+from hypergpu.common.clock import ManualClock
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.draws import Draws
+from hypergpu.coordinator.core.events import Contribution
+from hypergpu.coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
 
 DIRECTORY = Path(__file__).parent / "reports"
 NODES = [f"node_{i}" for i in range(5)]

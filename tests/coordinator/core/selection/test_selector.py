@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.clock import ManualClock
-from common.config import SelectorConfig
-from common.errors import InvalidInput, UnknownName
-from coordinator.core.network import NetworkQualityMonitor
-from coordinator.core.selection import (
+from hypergpu.common.clock import ManualClock
+from hypergpu.common.config import SelectorConfig
+from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.coordinator.core.network import NetworkQualityMonitor
+from hypergpu.coordinator.core.selection import (
     DynamicNodeSelector,
     NodeState,
     QuarantineReason,
     SelectionReason,
     SelectionStrategy,
 )
-from coordinator.core.selection.outlook import Outlook
+from hypergpu.coordinator.core.selection.outlook import Outlook
 from tests.examples import examples
 
 GOOD = [f"good_{i}" for i in range(8)]

@@ -1,0 +1,112 @@
+"""How links are judged, and what follows from it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hypergpu.common.config.section import Section
+from hypergpu.common.config.whole import LARGEST_COUNT, REACHABLE, Count, CountOrZero
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class MonitorConfig(Section):
+    """Measuring links."""
+
+    update_interval_seconds: Seconds = 5.0
+    """How often the background loop scrapes, forecasts and looks for alerts."""
+    history: Annotated[int, Field(ge=8, le=LARGEST_COUNT), REACHABLE] = 64
+    """Communications of a link that its figures rest on."""
+    best_latency_ms: Annotated[float, Field(gt=0)] = 5.0
+    """Round trip that earns all 40 points for latency."""
+    worst_latency_ms: Annotated[float, Field(gt=0)] = 500.0
+    """Round trip that earns none; between the two, points fall with the logarithm."""
+    worst_loss: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """Share of lost communications that earns none of the 30 points for loss."""
+    hysteresis: Annotated[float, Field(ge=0)] = 3.0
+    """Points by which a score must pass a boundary before the class changes; more where losses make it noisy."""
+    offline_after_seconds: Seconds = 30.0
+    """Silence after which a link counts as offline; its score decays on the way there."""
+    offline_after_failures: Count = 8
+    """Failures in a row after which a link counts as offline."""
+
+    @model_validator(mode="after")
+    def _latencies_in_order(self) -> "MonitorConfig":
+        if self.best_latency_ms >= self.worst_latency_ms:
+            raise ValueError(
+                f"best_latency_ms ({self.best_latency_ms:g}) must be below worst_latency_ms ({self.worst_latency_ms:g})"
+            )
+        return self
+
+
+class BatchConfig(Section):
+    """Choosing batch sizes, and with GOODPUT the local steps of a round."""
+
+    strategy: Literal["fixed", "latency_based", "throughput_based", "hybrid", "goodput"] = "goodput"
+    """How sizes are chosen; `fixed` switches this part off."""
+    min_batch_size: Count = 16
+    """Smallest batch that is assigned."""
+    max_batch_size: Count = 512
+    """Largest batch that is assigned; a card's own limit is respected too."""
+    powers_of_two: bool = False
+    """Assign powers of two only."""
+    max_local_steps_factor: Annotated[float, Field(ge=1)] = 4.0
+    """GOODPUT may raise the local steps of a round to this many times the configured ones; 1 keeps them."""
+    max_learning_rate_factor: Annotated[float, Field(ge=1)] = 2.0
+    """Bound of the learning-rate rule, upwards; its reciprocal is the bound downwards."""
+
+    @model_validator(mode="after")
+    def _sizes_in_order(self) -> "BatchConfig":
+        if self.min_batch_size > self.max_batch_size:
+            raise ValueError(f"min_batch_size ({self.min_batch_size}) is above max_batch_size ({self.max_batch_size})")
+        return self
+
+
+class SelectorConfig(Section):
+    """Choosing the nodes of a round."""
+
+    strategy: Literal[
+        "all_available", "quality_threshold", "top_n", "adaptive_threshold", "contribution_based", "utility"
+    ] = "utility"
+    """How nodes are chosen; `all_available` switches this part off."""
+    max_selected_nodes: Count | None = None
+    """Most nodes in a round."""
+    min_selected_share: Share = 0.5
+    """Least share of the eligible nodes in a round; the data of the others is not seen in it."""
+    quality_threshold: Annotated[float, Field(ge=0, le=100)] = 50.0
+    """Score of its link that QUALITY_THRESHOLD asks of a node."""
+    contribution_threshold: Share = 0.3
+    """Contribution score that CONTRIBUTION_BASED asks for."""
+    quarantine_after_failures: Count = 3
+    """Failed rounds in a row that put a node into quarantine."""
+    quarantine_seconds: Seconds = 30.0
+    """Length of a first quarantine; each further one in a row doubles it, up to eight times."""
+    probation_successes: Count = 2
+    """Successful rounds that end a probation; one failure sends the node back."""
+    fairness_rounds: Count = 10
+    """A healthy node that was left out for this many rounds is taken into the next one."""
+    slow_time_share: Share = 0.1
+    """Share of all round time that may be spent on bringing in nodes that do not pay for the time they add.
+
+    All of it (as much again as the rounds without them take) where the shards are not IID.
+    """
+
+
+class OrchestratorConfig(Section):
+    """When and how boldly all of it adapts."""
+
+    policy: Literal["none", "conservative", "aggressive", "reactive", "proactive"] = "reactive"
+    """`none` is the fixed baseline: every node, the configured batch."""
+    warmup_rounds: CountOrZero = 1
+    """Rounds that only measure."""
+    convergence_window: Annotated[int, Field(ge=2, le=LARGEST_COUNT), REACHABLE] = 8
+    """Rounds over which the loss must have stalled for the run to count as converging."""
+    convergence_improvement: Annotated[float, Field(ge=0)] = 0.002
+    """Relative improvement of the loss per round below which it counts as stalled."""
+    rollback_rounds: Count = 4
+    """Rounds for which a restored configuration is held."""
+    evaluation_interval: Count = 10
+    """Rounds between deep evaluations: policies compared, classes and alerts reviewed."""
+    history: Count = 1000
+    """Rounds and decisions that are kept for the report."""

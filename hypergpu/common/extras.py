@@ -1,0 +1,37 @@
+"""Which extra of the distribution brings a module that is not installed."""
+
+from importlib.util import find_spec
+from typing import Final
+
+from hypergpu.common.errors import ConfigError
+
+_EXTRA_OF: Final = {
+    "torch": "train",
+    "safetensors": "train",
+    "sklearn": "train",
+    "scipy": "train",
+    "mlxtend": "data",
+    "torchvision": "vision",
+    "datasets": "hf",
+    "pynvml": "gpu",
+}
+
+
+def missing_extra(error: ImportError) -> ConfigError | None:
+    """Return what to install for a module that could not be imported; None where no extra brings it."""
+    module = (error.name or "").partition(".")[0]
+    extra = _EXTRA_OF.get(module)
+    if extra is None:
+        return None
+    return ConfigError(f"this needs {module}, which is not installed: pip install 'hypergpu[{extra}]'")
+
+
+def require_extra(module: str) -> None:
+    """Check that a module is installed, without importing it.
+
+    Raises:
+        ConfigError: it is not; the extra that brings it is named.
+    """
+    if find_spec(module) is None:
+        error = ModuleNotFoundError(name=module)
+        raise missing_extra(error) or error

@@ -1,0 +1,47 @@
+"""Files that a user names, read whole: bounded, and every fault told with the path."""
+
+import os
+from pathlib import Path
+
+from hypergpu.common.errors import ConfigError
+from hypergpu.common.text import printable
+
+MAX_TEXT_BYTES = 64 << 20
+"""Largest file that is read whole: a trace of a long measurement takes some 10 MB."""
+
+
+def read_bytes(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """Return what a file or pipe holds.
+
+    Raises:
+        ConfigError: it cannot be read, or holds more than `max_bytes`.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {shown(path)}: {error.strerror or error}") from error
+    except (ValueError, MemoryError) as error:  # a NUL in the path
+        raise ConfigError(f"cannot read {shown(path)}: {error or 'it takes too much memory'}") from error
+    if len(data) > max_bytes:
+        raise ConfigError(f"cannot read {shown(path)}: it is larger than {max_bytes:,} bytes")
+    return data
+
+
+def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Return the UTF-8 text that a file or pipe holds, without a byte order mark.
+
+    Raises:
+        ConfigError: as `read_bytes`, or it is not UTF-8.
+    """
+    data = read_bytes(path, max_bytes)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"cannot read {shown(path)}: line {line} is not UTF-8 text") from error
+
+
+def shown(path: Path) -> str:
+    """Return a path as a message shows it."""
+    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))

@@ -1,0 +1,110 @@
+"""The figure of merit of a run: its name, which way is better, and how it is written."""
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, Field
+
+from hypergpu.common.config.section import Section
+
+UNKNOWN: Final = "–"
+"""Stands in text for a value that is not known; in JSON it is null."""
+RESERVED: Final = frozenset(
+    (
+        *("loss", "train_loss", "round", "rounds", "seconds", "ended_seconds", "round_seconds", "reason", "samples"),
+        *(
+            "contributors",
+            "missing",
+            "batch_sizes",
+            "compute_seconds",
+            "waiting_seconds",
+            "kind",
+            "text",
+            "metric",
+            "task",
+        ),
+    )
+)
+"""Keys of a round's row and event: a metric has its value under its own name beside them."""
+
+
+def finite(value: object) -> float | None:
+    """A finite number as a float; None for anything else, NaN and infinity included."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def plain_number(value: float | None) -> str:
+    """Four significant digits: 0.9514, 12.35, 1,234,567."""
+    if value is None:
+        return UNKNOWN
+    if abs(value) >= 1_000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def _writable(name: str) -> str:
+    if not name.strip() or not name.isprintable() or set(name) & set("<>="):
+        raise ValueError(f"{name!r} is not a metric's name: use printable characters other than <, > and =")
+    return name
+
+
+class MetricSpec(Section):
+    """What is known of a metric without computing it."""
+
+    name: Annotated[str, Field(min_length=1, max_length=40), AfterValidator(_writable)] = "accuracy"
+    """Name, as in accuracy, mse or perplexity."""
+    better: Literal["higher", "lower"] = "higher"
+    """Direction of improvement."""
+    format: Literal["number", "percent"] = "number"
+    """`percent` writes a share of 0.951 as 95.1 %."""
+    unit: Annotated[str, Field(max_length=20)] = ""
+    """Unit of a plain number."""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether values are shares, written as a percentage."""
+        return self.format == "percent"
+
+    def reached(self, value: float | None, target: float) -> bool:
+        """Whether a value is at the target or beyond it; an unknown value is not."""
+        if value is None:
+            return False
+        return value >= target if self.better == "higher" else value <= target
+
+    def gain(self, value: float, over: float) -> float:
+        """How much better a value is than another; negative if it is worse."""
+        return value - over if self.better == "higher" else over - value
+
+    def best(self, values: Iterable[float | None]) -> float | None:
+        """The best of the known values."""
+        known = [value for value in values if value is not None]
+        return (max if self.better == "higher" else min)(known, default=None)
+
+    def worst(self, values: Iterable[float | None]) -> float | None:
+        """The worst of the known values."""
+        known = [value for value in values if value is not None]
+        return (min if self.better == "higher" else max)(known, default=None)
+
+    def text(self, value: float | None) -> str:
+        """A value for people: 95.1 %, 0.4213, 12.5 ms, –."""
+        if value is None:
+            return UNKNOWN
+        if self.is_share:
+            return f"{100 * value:.1f} %"
+        return f"{plain_number(value)} {self.unit}".rstrip()
+
+    def label(self, value: float | None) -> str:
+        """A value with its name: accuracy 95.1 %."""
+        return f"{self.name} {self.text(value)}"
+
+
+ACCURACY: Final = MetricSpec(name="accuracy", better="higher", format="percent")
+LOSS: Final = MetricSpec(name="loss", better="lower")
+"""The main metric of a task that has no other."""

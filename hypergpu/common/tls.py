@@ -1,0 +1,178 @@
+"""Certificates: read and judged before a server or channel is made of them, and told apart when a handshake fails.
+
+gRPC tells of a bad certificate late and in its own words, and of some not at all. The standard library judges the
+same files here: what it finds is said with the path and what would be right.
+"""
+
+import asyncio
+import re
+import ssl
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hypergpu.common.address import split_address
+from hypergpu.common.errors import ConfigError, TlsError
+from hypergpu.common.files import read_bytes, shown
+
+MAX_PEM_BYTES: Final = 1 << 20
+"""Largest file of certificates: a system's whole bundle takes a quarter of it."""
+_HANDSHAKE_SECONDS: Final = 5.0
+"""For a look at why a connection failed; then the first error stands."""
+_CERTIFICATE: Final = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----")
+_KEY: Final = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----")
+_ENCRYPTED: Final = re.compile(rb"-----BEGIN ENCRYPTED PRIVATE KEY-----|^Proc-Type: 4,ENCRYPTED", re.MULTILINE)
+_NOT_YET_VALID: Final = 9
+_EXPIRED: Final = 10
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Certificates: a server needs `certificate` and `key`, a client `authority` unless the system knows it."""
+
+    certificate: Path | None = None
+    key: Path | None = None
+    authority: Path | None = None
+
+
+def read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
+    """Return a certificate chain and its private key, as PEM.
+
+    Raises:
+        ConfigError: a file that cannot be read or is something else, a key that is encrypted or of another
+            certificate, or a certificate that is not valid today.
+    """
+    chain, secret = _read_certificates(certificate), read_bytes(key, MAX_PEM_BYTES)
+    if not _KEY.search(secret):
+        what = "a certificate" if _CERTIFICATE.search(secret) else "no PEM private key (-----BEGIN PRIVATE KEY-----)"
+        raise ConfigError(f"{shown(key)} holds {what}: give the private key of {shown(certificate)}")
+    if _ENCRYPTED.search(secret):
+        raise ConfigError(
+            f"the private key {shown(key)} is encrypted, and nobody is there to give its password: "
+            "decrypt it with `openssl pkey`"
+        )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ConfigError(
+                f"the private key {shown(key)} is not that of the certificate {shown(certificate)}"
+            ) from None
+        raise ConfigError(
+            f"cannot use the certificate {shown(certificate)} with the key {shown(key)}: {_reason(error)}"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {shown(certificate)} or {shown(key)}: {error.strerror or error}") from error
+    _check_dates(certificate, context)
+    return chain, secret
+
+
+def read_authority(authority: Path) -> bytes:
+    """Return the certificates of an authority, as PEM.
+
+    Raises:
+        ConfigError: the file cannot be read, holds no certificate, or none that is valid today.
+    """
+    data = _read_certificates(authority)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(authority)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError(f"{shown(authority)} holds no certificate that can be used: {_reason(error)}") from error
+    known = context.get_ca_certs()
+    now = time.time()
+    faults = [fault for found in known if (fault := _out_of_date(str(found["notBefore"]), str(found["notAfter"]), now))]
+    if known and len(faults) == len(known):
+        raise ConfigError(f"the certificate authority {shown(authority)} {faults[0]}")
+    return data
+
+
+async def explain_handshake(address: str, tls: Tls | None) -> TlsError | None:  # noqa: PLR0911  (one per cause)
+    """Return why nobody can talk to `address` this way: a certificate, or TLS on one side only. None: it is not that.
+
+    Dials once and sends nothing but a handshake.
+    """
+    if address.startswith("unix:"):
+        return None
+    host, port = split_address(address)
+    context = ssl.create_default_context(cafile=tls.authority if tls else None)
+    if tls is None:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        async with asyncio.timeout(_HANDSHAKE_SECONDS):
+            _, writer = await asyncio.open_connection(host.strip("[]"), port, ssl=context)
+    except ssl.SSLCertVerificationError as error:
+        return TlsError(f"the certificate of {address} is not trusted: {_distrust(error, tls)}")
+    except ssl.SSLError as error:
+        if tls is not None and error.reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE"}:
+            return TlsError(f"{address} does not speak TLS: say --insecure, or start it with a certificate")
+        return None
+    except (OSError, TimeoutError, ValueError):
+        return None
+    writer.transport.abort()
+    if tls is None:
+        return TlsError(f"{address} speaks TLS: give --tls-ca FILE instead of --insecure")
+    return None
+
+
+def _read_certificates(path: Path) -> bytes:
+    data = read_bytes(path, MAX_PEM_BYTES)
+    if not _CERTIFICATE.search(data):
+        what = "a private key" if _KEY.search(data) else "no PEM certificate (-----BEGIN CERTIFICATE-----)"
+        raise ConfigError(f"{shown(path)} holds {what}: give the certificate")
+    return data
+
+
+def _check_dates(certificate: Path, server: ssl.SSLContext) -> None:
+    """Shake hands in memory, once with nobody's judgement but the dates': they have no other public way out."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.load_verify_locations(certificate)
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the certificate itself is what is trusted
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)]
+    for _ in range(4):
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLCertVerificationError as error:
+                if error.verify_code == _EXPIRED:
+                    raise ConfigError(f"the certificate {shown(certificate)} has expired: make a new one") from None
+                if error.verify_code == _NOT_YET_VALID:
+                    raise ConfigError(
+                        f"the certificate {shown(certificate)} is not valid yet: check the clock"
+                    ) from None
+                return
+            except ssl.SSLError:
+                return
+
+
+def _out_of_date(not_before: str, not_after: str, now: float) -> str:
+    if now > ssl.cert_time_to_seconds(not_after):
+        return f"expired on {not_after}: get the present one"
+    if now < ssl.cert_time_to_seconds(not_before):
+        return f"is not valid before {not_before}: check the clock"
+    return ""
+
+
+def _distrust(error: ssl.SSLCertVerificationError, tls: Tls | None) -> str:
+    if error.verify_code == _EXPIRED:
+        return "it, or the authority that signed it, has expired"
+    if error.verify_code == _NOT_YET_VALID:
+        return "it is not valid yet; is the clock right?"
+    if "match" in error.verify_message or "not valid for" in error.verify_message:
+        return f"it is for another name ({error.verify_message.rstrip('.')}); dial a name that it holds"
+    by = f"that {shown(tls.authority)} knows" if tls and tls.authority else "that this system knows; give --tls-ca FILE"
+    return f"it is not signed by an authority {by} ({error.verify_message.rstrip('.')})"
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return "what is in it cannot be decoded" if "PEM lib" in str(error) else str(error.reason or error)
+    return str(error.strerror or error)

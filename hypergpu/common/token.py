@@ -1,0 +1,65 @@
+"""The join token, from every place that it may come from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from hypergpu.common.errors import ConfigError
+from hypergpu.common.files import read_text, shown
+
+MAX_TOKEN_CHARACTERS = 4096
+"""Longest token. A server takes 16 KiB of metadata with a call, and the token is not alone in it."""
+
+
+def find_token(option: str | None, option_file: Path | None, environment: Mapping[str, str]) -> str:
+    """Return the token that the user gave; empty where none was given.
+
+    An option counts before a variable, and the token itself before a file. An empty variable counts as not set.
+
+    Args:
+        option: of --token.
+        option_file: of --token-file.
+        environment: holds HYPERGPU_TOKEN or HYPERGPU_TOKEN_FILE.
+
+    Raises:
+        ConfigError: both options are given, a file cannot be read, or the text can be no token.
+    """
+    if option is not None and option_file is not None:
+        raise ConfigError("--token and --token-file are two ways to say the same: give one of them")
+    if option is not None:
+        return check_token(option, "--token")
+    if option_file is not None:
+        return _in_file(option_file, "--token-file")
+    if variable := environment.get("HYPERGPU_TOKEN"):
+        return check_token(variable, "HYPERGPU_TOKEN")
+    if variable := environment.get("HYPERGPU_TOKEN_FILE"):
+        return _in_file(Path(variable), "HYPERGPU_TOKEN_FILE")
+    return ""
+
+
+def check_token(text: str, source: str) -> str:
+    """Return the token in `text`: what stands around it in files and variables, such as a line end, is no part of it.
+
+    Raises:
+        ConfigError: it is empty, too long, or holds what the header of a call can't; `source` is named, the token not.
+    """
+    token = text.strip()
+    if not token:
+        raise ConfigError(f"{source} holds no token")
+    if len(token) > MAX_TOKEN_CHARACTERS:
+        raise ConfigError(f"{source}: the token is longer than {MAX_TOKEN_CHARACTERS} characters")
+    for place, char in enumerate(token, 1):
+        if not " " <= char <= "~":
+            raise ConfigError(
+                f"{source}: character {place} of the token, U+{ord(char):04X}, cannot be sent in a header: "
+                "take printable ASCII characters"
+            )
+    return token
+
+
+def _in_file(path: Path, source: str) -> str:
+    # Twice the bound: room for what is stripped.
+    try:
+        text = read_text(path, 2 * MAX_TOKEN_CHARACTERS)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    return check_token(text, f"{source} {shown(path)}")

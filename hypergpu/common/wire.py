@@ -1,0 +1,202 @@
+"""Between the wire contract and our own types, and the fast path for chunks.
+
+Protobuf copies a `bytes` field twice, which halves a stream of 1 MiB chunks. The functions here write and
+read exactly the same bytes around a memoryview; every other message goes through protobuf as usual.
+"""
+
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError
+
+from hypergpu.common.errors import ConfigError, ProtocolError
+from hypergpu.common.identity import Numbers, TaskIdentity
+from hypergpu.common.rpc import MAX_MESSAGE_BYTES
+from hypergpu.common.tensors import Chunk, Manifest, TensorSpec
+from hypergpu.protos.coordinator_pb2 import IdentityNumbers, UpdatePart, WorkPart
+from hypergpu.protos.coordinator_pb2 import Manifest as ManifestMessage
+from hypergpu.protos.coordinator_pb2 import TaskIdentity as TaskIdentityMessage
+from hypergpu.protos.coordinator_pb2 import TensorSpec as TensorSpecMessage
+
+PartT = TypeVar("PartT", WorkPart, UpdatePart)
+_MAX_TENSORS = 100_000
+_MAX_RANK = 16
+_MAX_NUMBERS, _MAX_VALUES, _MAX_NAME = 1_000, 1_024, 1_000
+_MESSAGE_SLACK_BYTES = 64 << 10
+"""Room in a message for what stands beside the manifest."""
+# Field tags: (number << 3) | wire type. `chunk` is field 2 of both WorkPart and UpdatePart.
+_PART_CHUNK, _OFFSET, _DATA, _CRC32C = 0x12, 0x08, 0x12, 0x1D
+
+
+def manifest_to_proto(manifest: Manifest) -> ManifestMessage:
+    """The message for a manifest."""
+    tensors = [TensorSpecMessage(name=t.name, shape=t.shape) for t in manifest.tensors]
+    return ManifestMessage(tensors=tensors, dtype="float32", total_bytes=manifest.total_bytes)
+
+
+def manifest_from_proto(message: ManifestMessage, max_bytes: int = 1 << 40) -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        ProtocolError: an unknown dtype, too many tensors, or a size that does not add up or is over `max_bytes`.
+    """
+    if message.dtype != "float32":
+        raise ProtocolError(f"dtype {message.dtype!r} is not supported; send float32")
+    if len(message.tensors) > _MAX_TENSORS or any(len(t.shape) > _MAX_RANK for t in message.tensors):
+        raise ProtocolError(f"a manifest may hold {_MAX_TENSORS} tensors of rank {_MAX_RANK} at most")
+    manifest = Manifest(tuple(TensorSpec(t.name, tuple(t.shape)) for t in message.tensors))
+    if manifest.total_bytes != message.total_bytes:
+        raise ProtocolError(f"a manifest of {message.total_bytes} bytes whose tensors take {manifest.total_bytes}")
+    if manifest.total_bytes > max_bytes:
+        raise ProtocolError(f"a manifest of {manifest.total_bytes} bytes; {max_bytes} are accepted at most")
+    return manifest
+
+
+def require_sendable(manifest: Manifest, max_model_bytes: int) -> None:
+    """Check before a run begins that every node will be able to send and receive the model.
+
+    Raises:
+        ConfigError: the model is larger than `server.max_model_bytes`, or its manifest than a message may be.
+    """
+    if manifest.total_bytes > max_model_bytes:
+        raise ConfigError(
+            f"the model takes {manifest.total_bytes:,} bytes and server.max_model_bytes is {max_model_bytes:,}: "
+            "raise that setting, or train a smaller model"
+        )
+    if len(manifest.tensors) > _MAX_TENSORS or any(len(tensor.shape) > _MAX_RANK for tensor in manifest.tensors):
+        raise ConfigError(
+            f"the model has {len(manifest.tensors):,} tensors; at most {_MAX_TENSORS:,} of rank {_MAX_RANK} can be sent"
+        )
+    size, room = manifest_to_proto(manifest).ByteSize(), MAX_MESSAGE_BYTES - _MESSAGE_SLACK_BYTES
+    if size > room:
+        raise ConfigError(
+            f"the names and shapes of the model's {len(manifest.tensors):,} tensors take {size:,} bytes; "
+            f"at most {room:,} fit a message"
+        )
+
+
+def identity_to_proto(identity: TaskIdentity) -> TaskIdentityMessage:
+    """The message for a task's identity."""
+    return TaskIdentityMessage(
+        train_samples=identity.train_samples,
+        test_samples=identity.test_samples,
+        train_digest=identity.train_digest,
+        test_digest=identity.test_digest,
+        model_digest=identity.model_digest,
+        numbers=[IdentityNumbers(name=each.name, values=each.values) for each in identity.numbers],
+    )
+
+
+def identity_from_proto(message: TaskIdentityMessage) -> TaskIdentity:
+    """Read and check a task's identity.
+
+    Raises:
+        ProtocolError: more names or numbers than a task has, or a text that is too long.
+    """
+    texts = [message.train_digest, message.test_digest, message.model_digest, *(each.name for each in message.numbers)]
+    too_many = len(message.numbers) > _MAX_NUMBERS or any(len(each.values) > _MAX_VALUES for each in message.numbers)
+    if too_many or any(len(text) > _MAX_NAME for text in texts):
+        raise ProtocolError(
+            f"a task's identity may hold {_MAX_NUMBERS} names of {_MAX_NAME} characters with {_MAX_VALUES} numbers each"
+        )
+    return TaskIdentity(
+        message.train_samples,
+        message.test_samples,
+        message.train_digest,
+        message.test_digest,
+        message.model_digest,
+        tuple(Numbers(each.name, tuple(each.values)) for each in message.numbers),
+    )
+
+
+def encode_part(part: WorkPart | UpdatePart | Chunk) -> bytes:
+    """The serialiser of PullWork's answers and PushUpdate's requests."""
+    if not isinstance(part, Chunk):
+        return part.SerializeToString()
+    offset = _varint(part.offset)
+    length = _varint(len(part.data))
+    inner = 1 + len(offset) + 1 + len(length) + len(part.data) + 5
+    return b"".join(
+        (
+            bytes((_PART_CHUNK,)),
+            _varint(inner),
+            bytes((_OFFSET,)),
+            offset,
+            bytes((_DATA,)),
+            length,
+            part.data,
+            bytes((_CRC32C,)),
+            part.crc32c.to_bytes(4, "little"),
+        )
+    )
+
+
+def decode_work_part(data: bytes) -> WorkPart | Chunk:
+    """The deserialiser of PullWork's answers.
+
+    Raises:
+        ProtocolError: not a WorkPart.
+    """
+    return _decode_chunk(data) or _decode_message(data, WorkPart())
+
+
+def decode_update_part(data: bytes) -> UpdatePart | Chunk:
+    """The deserialiser of PushUpdate's requests.
+
+    Raises:
+        ProtocolError: not an UpdatePart.
+    """
+    return _decode_chunk(data) or _decode_message(data, UpdatePart())
+
+
+def _decode_message(data: bytes, part: PartT) -> PartT | Chunk:
+    try:
+        part.ParseFromString(data)
+    except DecodeError as error:
+        raise ProtocolError("the message is not what this call takes") from error
+    if part.WhichOneof("part") == "chunk":  # from a sender that orders its fields differently
+        return Chunk(part.chunk.offset, memoryview(part.chunk.data), part.chunk.crc32c)
+    return part
+
+
+def _decode_chunk(data: bytes) -> Chunk | None:
+    """Read the layout that `encode_part` writes; None for any other, which protobuf then reads."""
+    try:
+        if data[0] != _PART_CHUNK:
+            return None
+        inner, at = _read_varint(data, 1)
+        if at + inner != len(data):
+            return None
+        offset = 0
+        if data[at] == _OFFSET:  # a zero is left out by protobuf's own writers
+            offset, at = _read_varint(data, at + 1)
+        if data[at] != _DATA:
+            return None
+        length, at = _read_varint(data, at + 1)
+        end = at + length
+        if end + 5 != len(data) or data[end] != _CRC32C:
+            return None
+        return Chunk(offset, memoryview(data)[at:end], int.from_bytes(data[end + 1 :], "little"))
+    except IndexError:
+        return None
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise IndexError("a varint of more than 64 bits")

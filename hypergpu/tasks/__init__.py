@@ -1,0 +1,21 @@
+"""What is trained: the model, the data, the loss, and how the samples are dealt out."""
+
+from hypergpu.tasks.base import Evaluation, Task, evaluate
+from hypergpu.tasks.flat import FlatModel, build
+from hypergpu.tasks.loading import TASK_NAMES, load_task
+from hypergpu.tasks.metrics import Metric, MetricFailed, metric_for, metric_of, spec_of
+
+__all__ = [
+    "TASK_NAMES",
+    "Evaluation",
+    "FlatModel",
+    "Metric",
+    "MetricFailed",
+    "Task",
+    "build",
+    "evaluate",
+    "load_task",
+    "metric_for",
+    "metric_of",
+    "spec_of",
+]

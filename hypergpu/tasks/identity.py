@@ -1,0 +1,133 @@
+"""Computes the identity of a task: what all sides of a run compare before they train together."""
+
+import hashlib
+import re
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hypergpu.common.identity import Numbers, TaskIdentity
+from hypergpu.tasks.base import Task
+from hypergpu.tasks.flat import FlatModel
+from hypergpu.tasks.samples import Array, Data, count, fetch, spread
+from hypergpu.tasks.seeding import seeded
+
+_SAMPLES = 64
+"""Samples whose content is looked at: other data differs in nearly all, and any data set has these read quickly."""
+_VALUES = 512
+"""Numbers of one thing that are compared."""
+_VALUES_OF_TENSOR = 16
+_TENSORS = 500
+"""Tensors that stay at home and are compared; of more, some."""
+_FORWARD_SAMPLES = 8
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def identity_of(task: Task, model: FlatModel, seed: int) -> TaskIdentity:
+    """Return the identity of a task and of its model as `build` made it, before anything is loaded into it.
+
+    Args:
+        task: as `load_task` gives it.
+        model: made with `seed`, on any device.
+        seed: what random augmentation of samples, and the model, draw by.
+    """
+    train_digest, train = _data("train", task.train, seed)
+    test_digest, test = _data("test", task.test, seed)
+    numbers = (*train, *test, *_at_home(model), *_behaviour(task, model, seed))
+    printed = _ADDRESS.sub("", repr(model.module)).encode()
+    return TaskIdentity(
+        count(task.train), count(task.test), train_digest, test_digest, hashlib.sha256(printed).hexdigest(), numbers
+    )
+
+
+def _data(name: str, data: Data, seed: int) -> tuple[str, list[Numbers]]:
+    """Digest of what is exact, and some of the numbers."""
+    some = spread(count(data), _SAMPLES)
+    if isinstance(data, tuple):
+        inputs, targets = (torch.as_tensor(part) for part in data)
+        of_inputs: Tensor | None = inputs[torch.from_numpy(some)]
+    else:
+        inputs, targets = _fetched(data, some, seed)
+        again, targets_again = _fetched(data, some, seed)
+        # What draws by a generator of its own is another one every time.
+        of_inputs = inputs if torch.equal(inputs, again) else None
+        targets = targets if torch.equal(targets, targets_again) else targets[:0]
+        known = getattr(data, "targets", None)
+        if isinstance(known, (list, np.ndarray, Tensor)) and len(known) == count(data):
+            targets = torch.as_tensor(np.asarray(known) if isinstance(known, list) else known)
+    shapes = f"{tuple(inputs.shape[1:])} {tuple(targets.shape)}"
+    digest = hashlib.sha256(f"{_kind(inputs)} {_kind(targets)} {shapes}".encode())
+    numbers = [Numbers(f"{name} inputs", _some(of_inputs))] if of_inputs is not None else []
+    if targets.is_floating_point() or targets.is_complex():
+        numbers.append(Numbers(f"{name} targets", _some(targets)))
+    else:
+        digest.update(targets.detach().cpu().to(torch.int64).contiguous().numpy().tobytes())
+    return digest.hexdigest(), numbers
+
+
+def _fetched(data: Data, some: "np.ndarray[tuple[int], np.dtype[np.int64]]", seed: int) -> tuple[Tensor, Tensor]:
+    with seeded(seed):
+        return fetch(data, some, torch.device("cpu"))
+
+
+def _at_home(model: FlatModel) -> list[Numbers]:
+    names = list(model.at_home)
+    return [
+        Numbers(f"values of {name!r}, which does not travel", _some(model.at_home[name], _VALUES_OF_TENSOR))
+        for name in (names[at] for at in spread(len(names), _TENSORS))
+    ]
+
+
+def _behaviour(task: Task, model: FlatModel, seed: int) -> list[Numbers]:
+    """Outputs, loss and gradients of the untrained model, where it gives the same ones twice.
+
+    Another architecture of the same shapes shows in the outputs, another loss in the loss and in the gradients.
+    """
+    module = model.module
+    was_training = module.training
+    module.eval()
+    try:
+        first, second = (_pass(task, model, seed, drawn) for drawn in (seed, seed + 1))
+    except Exception:  # the first step says better what is wrong
+        return []
+    finally:
+        module.train(was_training)
+        model.gradients.zero_()
+        model.attach_gradients()
+        model.put_buffers_back()
+    # Samples that are drawn anew, or a model that draws while it is evaluated, give others on every side.
+    return first if first == second else []
+
+
+def _pass(task: Task, model: FlatModel, seed: int, drawn: int) -> list[Numbers]:
+    """One forward and backward pass; samples are drawn by `seed`, the model's own draws by `drawn`."""
+    device = model.values.device
+    with seeded(seed, device):
+        inputs, targets = fetch(task.train, spread(count(task.train), _FORWARD_SAMPLES), device)
+    model.gradients.zero_()
+    with seeded(drawn, device):
+        outputs = model.module(inputs)
+        loss = task.loss(outputs, targets)
+        torch.autograd.backward(loss)
+    model.collect_gradients()
+    found = [
+        Numbers("loss of the untrained model", _some(loss)),
+        Numbers("gradients of the untrained model", _some(model.gradients)),
+    ]
+    if isinstance(outputs, Tensor):
+        found.append(Numbers("outputs of the untrained model", _some(outputs)))
+    return found
+
+
+def _kind(tensor: Tensor) -> str:
+    """Whole numbers are the same in any width."""
+    return str(tensor.dtype) if tensor.is_floating_point() or tensor.is_complex() else "whole numbers"
+
+
+def _some(values: Array, most: int = _VALUES) -> tuple[float, ...]:
+    flat = torch.as_tensor(values).detach().reshape(-1)
+    chosen = flat[torch.from_numpy(spread(len(flat), most)).to(flat.device)].cpu()
+    if chosen.is_complex():
+        chosen = torch.view_as_real(chosen).reshape(-1)
+    return tuple(chosen.to(torch.float64).tolist())
