@@ -31,7 +31,9 @@ RUN python requirements.py run train $EXTRAS > needed && pip install -qq -r need
 FROM venv AS app
 RUN python requirements.py build > needed && pip install -qq -r needed
 COPY . .
-RUN pip install -qq --no-deps --no-build-isolation --target /app .
+# The links let `python -m coordinator` and the like work in /app as they do in a checkout.
+RUN pip install -qq --no-deps --no-build-isolation --target /app . \
+ && for service in coordinator node netsim_proxy; do ln -s hypergpu/$service /app/$service; done
 
 # ---- what runs
 FROM base AS proxy
@@ -42,7 +44,7 @@ USER hypergpu
 EXPOSE 50052 50053 9100
 HEALTHCHECK --interval=5s --start-period=20s \
   CMD ["python", "-m", "hypergpu.common.probe", "127.0.0.1:9100"]
-ENTRYPOINT ["serve", "python", "-m", "netsim_proxy"]
+ENTRYPOINT ["serve", "hypergpu", "proxy"]
 
 FROM base AS train
 COPY --from=train-venv /opt/venv /opt/venv
@@ -57,9 +59,9 @@ HEALTHCHECK --interval=5s --start-period=30s \
 FROM train AS coordinator
 EXPOSE 50051
 VOLUME /runs
-ENTRYPOINT ["serve", "python", "-m", "coordinator"]
+ENTRYPOINT ["serve", "hypergpu", "coordinator"]
 
 FROM train AS node
 # One thread per node: containers share the machine's cores.
 ENV OMP_NUM_THREADS=1
-ENTRYPOINT ["serve", "python", "-m", "node"]
+ENTRYPOINT ["serve", "hypergpu", "node"]

@@ -7,10 +7,10 @@ from setuptools.command.build_py import build_py
 
 
 def generate_stubs() -> None:
-    """Run protoc from the root, so that `from protos import coordinator_pb2` just works."""
+    """Run protoc from the root, so that `from hypergpu.protos import coordinator_pb2` works."""
     from grpc_tools import protoc  # noqa: PLC0415  (a build requirement, absent at run time)
 
-    sources = sorted(str(path) for path in Path("protos").glob("*.proto"))
+    sources = sorted(str(path) for path in Path("hypergpu/protos").glob("*.proto"))
     arguments = ["protoc", "-I.", "--python_out=.", "--pyi_out=.", "--grpc_python_out=.", *sources]
     if protoc.main(arguments) != 0:
         raise SystemExit("protoc failed; see its message above")

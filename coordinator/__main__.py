@@ -1,9 +1,10 @@
-"""`python -m coordinator`: reads the command line and the environment, and starts a run."""
+"""`hypergpu coordinator`: reads the command line and the environment, and starts a run."""
 
 import asyncio
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -61,7 +62,7 @@ def coordinate(
 ) -> None:
     """Coordinate one training run: nodes join, rounds are run, the model and its history are written to --out.
 
-    Example: python -m coordinator --listen 127.0.0.1:50051 --rounds 50 --min-nodes 3 --insecure
+    Example: hypergpu coordinator --listen 127.0.0.1:50051 --rounds 50 --min-nodes 3 --insecure
     """
     given = {
         "server.listen": listen or None,
@@ -135,5 +136,10 @@ def _tls(certificate: Path | None, key: Path | None, insecure: bool) -> Tls | No
     return Tls(certificate=certificate, key=key)
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the service; the arguments default to those of the process."""
+    app(arguments, prog_name="hypergpu coordinator")
+
+
 if __name__ == "__main__":
-    app()
+    main()

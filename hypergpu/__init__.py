@@ -35,7 +35,7 @@ _HOME = {
     "NetworkSimulator": "hypergpu.netsim_proxy.link",
     "SelectionStrategy": "hypergpu.coordinator.core",
     "SystemConfig": "hypergpu.common.config",
-    "Task": "tasks",
+    "Task": "hypergpu.tasks",
 }
 
 __all__ = [

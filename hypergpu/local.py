@@ -109,7 +109,7 @@ class LocalCluster:
             links = [f"--scenario={self._scenario}"]
         local = ("--listen=127.0.0.1:0", "--metrics=127.0.0.1:0")
         network = (f"--upstream={upstream}", f"--seed={self._seed}", *links)
-        proxy = await start("netsim_proxy", "netsim_proxy", *local, "--drain-seconds=1", *network)
+        proxy = await start("netsim_proxy", "proxy", *local, "--drain-seconds=1", *network)
         stack.push_async_callback(proxy.end)
         ports = await proxy.addresses()
 

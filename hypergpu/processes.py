@@ -21,10 +21,10 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Process:
-    """One `python -m MODULE`; what it prints goes to a file, which outlives us and never makes it wait."""
+    """One `hypergpu SERVICE`; what it prints goes to a file, which outlives us and never makes it wait."""
 
-    def __init__(self, name: str, module: str, child: asyncio.subprocess.Process, log: Path) -> None:
-        self.name, self.module, self.log = name, module, log
+    def __init__(self, name: str, service: str, child: asyncio.subprocess.Process, log: Path) -> None:
+        self.name, self.service, self.log = name, service, log
         self._child = child
 
     @classmethod
@@ -42,7 +42,9 @@ class Process:
         with log.open("wb") as output:
             child = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # no module of the working directory hides one that is installed
                 "-m",
+                "hypergpu",
                 *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
@@ -73,7 +75,7 @@ class Process:
             if "listening" in found:
                 return found
             if ended:
-                last = (printed.strip().splitlines() or ["without a word"])[-1].removeprefix(f"{self.module}: ")
+                last = (printed.strip().splitlines() or ["without a word"])[-1].removeprefix(f"{self.service}: ")
                 raise HyperGPUError(f"{self.name} ended before it listened: {last}")
             await asyncio.sleep(_POLL_SECONDS)
         raise HyperGPUError(f"{self.name} did not listen within {timeout_seconds:.0f} s; see {self.log}")

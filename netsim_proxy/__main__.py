@@ -1,10 +1,11 @@
-"""`python -m netsim_proxy`: nothing but wiring."""
+"""`hypergpu proxy`: nothing but wiring."""
 
 import argparse
 import asyncio
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from functools import partial
 
 import structlog
@@ -101,11 +102,11 @@ def _registry(ports: Ports, lateness: Lateness) -> CollectorRegistry:
     return registry
 
 
-def main() -> None:
-    """Parse, run, and tell of what cannot work in one line."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the service; the arguments default to those of the process. Exits with 2 after bad input."""
     try:
         keep_buffers(_KEPT_BYTES)
-        options = parse(sys.argv[1:], os.environ)
+        options = parse(sys.argv[1:] if arguments is None else arguments, os.environ)
         log.configure(options.log_level)
         raise_limit()
         uvloop.run(serve(options))

@@ -100,9 +100,9 @@ def _pairs(option: str, texts: Sequence[str], example: str) -> dict[str, str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m netsim_proxy",
+        prog="hypergpu proxy",
         description="Puts a network between gRPC clients and a service: latency, jitter, loss and bandwidth per node.",
-        epilog="Example: python -m netsim_proxy --listen 127.0.0.1:50052 --upstream 127.0.0.1:50051 --profile poor",
+        epilog="Example: hypergpu proxy --listen 127.0.0.1:50052 --upstream 127.0.0.1:50051 --profile poor",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         argument_default=None,
     )

@@ -1,4 +1,4 @@
-"""Scenarios of the proxy, from YAML: links as in `hypergpu.netsim_proxy.scenario`; keys of the simulator are passed over."""
+"""Scenarios of the proxy, from YAML: links as in `netsim_proxy/scenario.py`; keys of the simulator are passed over."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

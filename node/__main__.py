@@ -1,8 +1,9 @@
-"""`python -m node`: one worker process. Only wiring."""
+"""`hypergpu node`: one worker process. Only wiring."""
 
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -27,7 +28,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 
 @app.command()
-def main(  # noqa: PLR0917  (one per option)
+def work(  # noqa: PLR0917  (one per option)
     coordinator: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="What to dial: the coordinator, or a netsim proxy before it."),
@@ -92,11 +93,11 @@ def main(  # noqa: PLR0917  (one per option)
 
     Start as many as you like, on any machine that can dial the coordinator; they may come and go at any time:
 
-        python -m node --coordinator 10.0.0.5:50051 --token-file join-token --tls-ca ca.pem
+        hypergpu node --coordinator 10.0.0.5:50051 --token-file join-token --tls-ca ca.pem
 
     Through a netsim proxy, to see what a bad network does:
 
-        python -m node --coordinator 127.0.0.1:50052 --node-id node_3 --gpu T4 --insecure
+        hypergpu node --coordinator 127.0.0.1:50052 --node-id node_3 --gpu T4 --insecure
 
     SIGTERM finishes the current work, or hands it back when node.grace_seconds are over.
     """
@@ -155,5 +156,10 @@ def _fail(error: Exception) -> NoReturn:
     raise SystemExit(2) from error
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the service; the arguments default to those of the process."""
+    app(arguments, prog_name="hypergpu node")
+
+
 if __name__ == "__main__":
-    app()
+    main()

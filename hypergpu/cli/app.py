@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from hypergpu.cli import containers, control, look, network
+from hypergpu.cli import containers, control, look, network, services
 from hypergpu.cli.compare import compare
 from hypergpu.cli.demo import demo
 from hypergpu.cli.doctor import doctor
@@ -57,6 +57,7 @@ _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
 for panel, commands in _GROUPS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+services.add_to(app)
 app.add_typer(trace, name="trace", rich_help_panel="Study a network")
 
 

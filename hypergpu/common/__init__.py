@@ -1,1 +1,1 @@
-"""The little that every service needs. Imports none of our packages."""
+"""What every service needs. Imports none of the other packages."""

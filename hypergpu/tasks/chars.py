@@ -25,7 +25,7 @@ _EVERY = 10  # each tenth window is held out
 
 def task() -> Task:
     """The chars task: a transformer of 141,000 parameters; accuracy is the share of characters foreseen."""
-    text = np.frombuffer(gzip.decompress(files("tasks").joinpath("shakespeare.txt.gz").read_bytes()), np.uint8)
+    text = np.frombuffer(gzip.decompress(files("hypergpu.tasks").joinpath("shakespeare.txt.gz").read_bytes()), np.uint8)
     codes = np.where(text == ord("\n"), 0, text.astype(np.int64) - 31)
     count = (len(codes) - 1) // WINDOW
     inputs = torch.from_numpy(codes[: count * WINDOW].reshape(count, WINDOW))

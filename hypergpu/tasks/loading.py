@@ -14,8 +14,8 @@ TASK_NAMES = task_names.SHIPPED
 
 _IMPORT_SEED = 0
 _LOADERS = ("hf", "torchvision")
-_OWN = frozenset({"common", "coordinator", "hypergpu", "netsim_proxy", "node", "protos", "tasks"})
-"""Packages that a user's module of the same name is hidden by."""
+_OWN_PACKAGE = "hypergpu"
+"""Package that hides a user's module of the same name."""
 
 
 def load_task(spec: str, seed: int = 0) -> Task:
@@ -87,7 +87,7 @@ def _find(spec: str, module_name: str, attribute: str) -> object:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and module_name.startswith(error.name):
             package = module_name.partition(".")[0]
-            ours = f"; {package} is a package of HyperGPU's own: name yours otherwise" if package in _OWN else ""
+            ours = f"; {package} is the name of an installed package: rename yours" if package == _OWN_PACKAGE else ""
             raise InvalidInput(f"task {spec!r}: there is no module {error.name!r} here or installed{ours}") from error
         raise InvalidInput(f"task {spec!r}: importing {module_name} raised {_told(error)}") from error
     try:

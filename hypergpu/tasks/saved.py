@@ -1,7 +1,7 @@
 """A trained model as plain PyTorch knows it: the whole `state_dict`, by the names of the module as it was written.
 
-What travels (`hypergpu.tasks.flat`) is only a part of it: frozen layers, integer buffers and the second name of a tied weight
-stay at home, and a compiled module adds `_orig_mod` to its names.
+What travels (`hypergpu.tasks.flat`) is only a part of it: frozen layers, integer buffers and the second name of a tied
+weight stay at home, and a compiled module adds `_orig_mod` to its names.
 """
 
 from collections.abc import Mapping

@@ -88,7 +88,7 @@ class NetworkSimulator:
     def set_node_region(self, node_id: str, region: str) -> None:
         """Place a node in a region: the round trip to `upstream_region` comes on top of its profile.
 
-        Round trips are public figures, see `hypergpu.netsim_proxy.link.regions`. "" takes the region away. An event that
+        Round trips are public figures, see `regions.py`. "" takes the region away. An event that
         changes the profile leaves the distance as it is.
 
         Raises:

@@ -108,7 +108,7 @@ async def test_another_machine_is_dialled_through_a_proxy_only_where_that_is_all
 
 def test_every_channel_is_made_in_one_place() -> None:
     root = Path(__file__).parents[2]
-    packages = ("common", "coordinator", "examples", "hypergpu", "netsim_proxy", "node", "tasks")
+    packages = ("coordinator", "examples", "hypergpu", "netsim_proxy", "node")
     made = [
         str(file.relative_to(root))
         for package in packages

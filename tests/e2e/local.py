@@ -38,8 +38,8 @@ def fork_server() -> ForkServerContext:
     return context
 
 
-def _main(module: str, arguments: tuple[str, ...], log: Path, environment: Mapping[str, str]) -> None:
-    """Become `python -m MODULE ARGUMENTS`, with both streams in `log`."""
+def _main(service: str, arguments: tuple[str, ...], log: Path, environment: Mapping[str, str]) -> None:
+    """Become `hypergpu SERVICE ARGUMENTS`, with both streams in `log`."""
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
@@ -47,19 +47,19 @@ def _main(module: str, arguments: tuple[str, ...], log: Path, environment: Mappi
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    sys.argv = ["hypergpu", service, *arguments]
+    runpy.run_module("hypergpu", run_name="__main__", alter_sys=True)
 
 
 class Process:
-    """One `python -m MODULE` with its log."""
+    """One `hypergpu SERVICE` with its log."""
 
-    def __init__(self, log: Path, module: str, *arguments: str) -> None:
+    def __init__(self, log: Path, service: str, *arguments: str) -> None:
         self.log = log
         log.touch()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OMP_NUM_THREADS", "1")  # for the server too: it is started with the first process
-            target = (module, arguments, log, dict(os.environ))
+            target = (service, arguments, log, dict(os.environ))
             self._process = fork_server().Process(target=_main, args=target)
             self._process.start()
         assert self._process.pid is not None
@@ -103,8 +103,8 @@ class Cluster:
         self.out = path / "run"
         self.processes: list[Process] = []
 
-    def start(self, name: str, module: str, *arguments: str) -> Process:
-        process = Process(self.path / f"{name}.log", module, *arguments)
+    def start(self, name: str, service: str, *arguments: str) -> Process:
+        process = Process(self.path / f"{name}.log", service, *arguments)
         self.processes.append(process)
         return process
 
@@ -114,7 +114,7 @@ class Cluster:
 
     def proxy(self, upstream: str, profile: str) -> Process:
         plain = ("--listen=127.0.0.1:0", "--seed=1")
-        return self.start("proxy", "netsim_proxy", *plain, f"--upstream={upstream}", f"--profile={profile}")
+        return self.start("proxy", "proxy", *plain, f"--upstream={upstream}", f"--profile={profile}")
 
     def node(self, name: str, address: str) -> Process:
         return self.start(name, "node", f"--coordinator={address}", f"--node-id={name}", "--insecure")

@@ -205,7 +205,7 @@ def test_an_interrupt_leaves_the_run_readable(cluster: Cluster) -> None:
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str, tmp_path: Path) -> None:
     plain = ["--http-listen=127.0.0.1:0", "--listen=127.0.0.1:0", f"--out={tmp_path}"]
-    command = [sys.executable, "-m", "coordinator", *plain, *arguments]
+    command = [sys.executable, "-m", "hypergpu", "coordinator", *plain, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=patience(60), check=False)
     assert done.returncode == 2, done.stderr
     assert says in done.stderr

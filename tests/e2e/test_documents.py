@@ -35,14 +35,14 @@ NOT_RUN = {
     "make mutants": LONG,
     "bash .ci/run": LONG,
     "openssl s_client -connect 127.0.0.1:8443 -servername train.example.com": NEEDS_OTHERS,
-    "python -m coordinator --task examples.own_task:wine --insecure": "trains 50 rounds on a fixed port: tests/tasks",
-    "python -m node --task examples.own_task:wine --insecure": "needs that coordinator",
+    "hypergpu coordinator --task examples.own_task:wine --insecure": "trains 50 rounds on a fixed port: tests/tasks",
+    "hypergpu node --task examples.own_task:wine --insecure": "needs that coordinator",
 }
 ENDLESS = {"hypergpu status --watch", "hypergpu logs --follow"}
 """They show what happens until they are interrupted."""
 MAY_FIND_FAULTS = {"hypergpu doctor"}
 """With exit code 1, faults of the machine."""
-REAL_MACHINES = ("python -m coordinator --listen 0.0.0.0:50051", "python -m node --coordinator train.example.org:50051")
+REAL_MACHINES = ("hypergpu coordinator --listen 0.0.0.0:50051", "hypergpu node --coordinator train.example.org:50051")
 SHOWN = [command for document in DOCUMENTS for command in commands(document)]
 _START_SECONDS = 120.0
 
@@ -94,7 +94,7 @@ def interrupted(line: str, directory: Path) -> int:
 def reason_not_to_run(line: str) -> str:
     if line in NOT_RUN:
         return NOT_RUN[line]
-    if line.startswith("python -m netsim_proxy"):
+    if line.startswith("hypergpu proxy"):
         return PORTS if line.endswith("--profile poor --seed 7") else NEEDS_OTHERS
     return "run with a free port below" if line.startswith(REAL_MACHINES) else ""
 

@@ -138,8 +138,8 @@ def test_a_wheel_without_extras_runs_what_trains_nothing(
     [
         ("hypergpu", ["demo", "--rounds", "1", "--out", "run"]),
         ("hypergpu", ["export", "run", "--out", "model.safetensors"]),
-        ("python", ["-m", "coordinator", "--insecure", "--out=run", "--listen=127.0.0.1:0"]),
-        ("python", ["-m", "node", "--insecure", "--coordinator=127.0.0.1:1"]),
+        ("python", ["-m", "hypergpu", "coordinator", "--insecure", "--out=run", "--listen=127.0.0.1:0"]),
+        ("python", ["-m", "hypergpu", "node", "--insecure", "--coordinator=127.0.0.1:1"]),
     ],
 )
 def test_a_wheel_without_extras_names_the_one_that_is_needed(
@@ -152,7 +152,7 @@ def test_a_wheel_without_extras_names_the_one_that_is_needed(
 
 
 def test_the_proxy_of_a_wheel_starts_without_extras(bare: Path, tmp_path: Path) -> None:
-    command = [str(bare / "python"), "-m", "netsim_proxy", "--listen=127.0.0.1:0", "--upstream=127.0.0.1:1"]
+    command = [str(bare / "hypergpu"), "proxy", "--listen=127.0.0.1:0", "--upstream=127.0.0.1:1"]
     log = tmp_path / "proxy.log"
     with (
         log.open("wb") as output,

@@ -1,4 +1,4 @@
-"""`python -m netsim_proxy` as it is started: what it prints, what bad input gets, how it ends."""
+"""`hypergpu proxy` as it is started: what it prints, what bad input gets, how it ends."""
 
 import asyncio
 import signal
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.e2e
 
 @contextmanager
 def proxy(*arguments: str) -> Iterator[tuple[dict[str, str], subprocess.Popen[str]]]:
-    command = [sys.executable, "-m", "netsim_proxy", "--listen=127.0.0.1:0", *arguments]
+    command = [sys.executable, "-m", "hypergpu", "proxy", "--listen=127.0.0.1:0", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         found: dict[str, str] = {}
@@ -147,7 +147,7 @@ def test_sigterm_drains(upstream: str) -> None:
 def test_bad_input_gets_one_line(arguments: list[str], what: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         busy = [argument.format(busy=server.getsockname()[1]) for argument in arguments]
-        command = [sys.executable, "-m", "netsim_proxy", "--listen=127.0.0.1:0", *busy]
+        command = [sys.executable, "-m", "hypergpu", "proxy", "--listen=127.0.0.1:0", *busy]
         done = subprocess.run(command, capture_output=True, text=True, timeout=patience(30), check=False)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -30,11 +30,11 @@ class Secured:
         subprocess.run(command, check=True, capture_output=True)
         self.running: list[subprocess.Popen[bytes]] = []
 
-    def start(self, name: str, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, service: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("wb") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments], stdout=log, stderr=log, env=environment
+                [sys.executable, "-m", "hypergpu", service, *arguments], stdout=log, stderr=log, env=environment
             )
         self.running.append(process)
         return process
@@ -67,7 +67,7 @@ def test_a_run_over_tls_with_a_join_token(secured: Secured) -> None:
     )  # fmt: skip
     upstream = secured.says("coordinator", r"listening on (\S+)")
     secured.start(
-        "proxy", "netsim_proxy", f"--listen={local}", f"--upstream={upstream}", "--profile=perfect", *server,
+        "proxy", "proxy", f"--listen={local}", f"--upstream={upstream}", "--profile=perfect", *server,
         "--upstream-tls", f"--upstream-ca={secured.certificate}",
     )  # fmt: skip
     through = secured.says("proxy", r"\blistening on (\S+)")

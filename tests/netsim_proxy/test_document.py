@@ -44,7 +44,7 @@ def test_its_examples_are_files_that_load() -> None:
 
 def test_its_commands_have_the_options_that_there_are() -> None:
     text = DOCUMENT.read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = re.findall(r"^python -m netsim_proxy (--.+)$", text, re.MULTILINE)
+    commands = re.findall(r"^hypergpu proxy (--.+)$", text, re.MULTILINE)
     assert len(commands) == 5
     for command in commands:
         assert _parser().parse_args(command.split())  # argparse ends the process otherwise

@@ -41,7 +41,17 @@ def test_plain_text_must_be_asked_for() -> None:
 
 @pytest.mark.e2e
 def test_a_node_without_a_coordinator_says_so_serves_metrics_and_ends_on_sigterm() -> None:
-    command = [sys.executable, "-m", "node", "--coordinator", "127.0.0.1:1", "--node-id", "n7", "--insecure"]
+    command = [
+        sys.executable,
+        "-m",
+        "hypergpu",
+        "node",
+        "--coordinator",
+        "127.0.0.1:1",
+        "--node-id",
+        "n7",
+        "--insecure",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None

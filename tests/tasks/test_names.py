@@ -81,8 +81,9 @@ def test_a_node_may_load_what_is_shipped_without_being_told(spec: str, own: bool
 
 def test_a_module_that_our_own_package_hides_is_told() -> None:
     with pytest.raises(
-        InvalidInput, match=r"no module 'tasks\.mine' here or installed; tasks is a package of HyperGPU's"
+        InvalidInput,
+        match=r"no module 'hypergpu\.mine' here or installed; hypergpu is the name of an installed",
     ):
-        load_task("tasks.mine:task")
+        load_task("hypergpu.mine:task")
     with pytest.raises(InvalidInput, match=r"no module 'not_there' here or installed$"):
         load_task("not_there:task")

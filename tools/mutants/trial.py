@@ -92,7 +92,7 @@ def _run_in_child(mutant: Mutant, tests: Sequence[str]) -> int:
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
-    module = mutant.file.removesuffix(".py").replace("/", ".")
+    module = module_of(mutant.file)
     finder = _Finder(module, _Loader(str(Path.cwd() / mutant.file), mutated(mutant)))
     sys.meta_path.insert(0, finder)
     options = [
@@ -110,6 +110,11 @@ def _run_in_child(mutant: Mutant, tests: Sequence[str]) -> int:
     if not finder.used:
         return HARNESS_FAILED
     return UNNOTICED if code == 0 else NOTICED
+
+
+def module_of(file: str) -> str:
+    """Name that a file is imported by; a service's folder is a link in the package."""
+    return f"hypergpu.{file.removeprefix('hypergpu/').removesuffix('.py').replace('/', '.')}"
 
 
 def preload() -> None:

@@ -149,7 +149,7 @@ class AdaptiveOrchestrator:
             round_num: as given before the round.
             metrics: `loss` and `round_time` (seconds), `samples` (used in all), `accuracy` (or another figure of merit;
                 None or NaN where it is undefined); optionally `contributions`, a sequence of
-                `hypergpu.coordinator.core.events.Contribution`, one for each selected node, whose `waiting_seconds` is its own
+                `core.events.Contribution`, one for each selected node, whose `waiting_seconds` is its own
                 communication; `update_norms`, (mean of |update|² over the nodes, |mean update|²), from which the
                 gradient noise scale is estimated; and `ended` (see `Adaptation`).
 

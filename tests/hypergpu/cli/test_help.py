@@ -10,14 +10,12 @@ import typer
 from typer.main import get_command
 
 from hypergpu.cli.app import app
-from hypergpu.coordinator.__main__ import app as coordinator
 from hypergpu.netsim_proxy import options as netsim_proxy
-from hypergpu.node.__main__ import app as node
 from tests.documents import DOCUMENTS, ROOT
 from tests.documents import commands as document_commands
 from tests.hypergpu.conftest import Cli
 
-EXAMPLE = re.compile(r"(?:Example: |^ {4,})((?:hypergpu|python -m) .+?)$", re.MULTILINE)
+EXAMPLE = re.compile(r"(?:Example: |^ {4,})(hypergpu .+?)$", re.MULTILINE)
 
 
 def commands(group: object, *path: str) -> Iterator[tuple[str, ...]]:
@@ -33,8 +31,6 @@ COMMANDS = sorted(commands(get_command(app)))
 
 def command_of(words: list[str]) -> tuple[object, list[str]]:
     """Return the command that a line calls, and its arguments."""
-    if words[:2] == ["python", "-m"]:
-        return get_command({"coordinator": coordinator, "node": node}[words[2]]), words[3:]
     assert words[0] == "hypergpu"
     command: object = get_command(app)
     arguments = words[1:]
@@ -65,8 +61,8 @@ def test_every_whole_number_that_a_command_takes_has_a_bound() -> None:
 def require_parses(line: str) -> None:
     """Fail unless the options and arguments of a command line are such as it takes; nothing is run."""
     words = shlex.split(line, comments=True)
-    if words[:3] == ["python", "-m", "netsim_proxy"]:
-        netsim_proxy.parse(words[3:], {})
+    if words[:2] == ["hypergpu", "proxy"]:
+        netsim_proxy.parse(words[2:], {})
         return
     command, arguments = command_of(words)
     context = command.make_context("test", arguments)  # type: ignore[attr-defined]
@@ -94,20 +90,8 @@ def test_every_command_has_help_with_an_example_that_it_takes(cli: Cli, path: tu
         assert shlex.split(line)[1 : 1 + len(path)] == list(path), "the example is of this command"
 
 
-def help_of_services() -> list[str]:
-    return [str(get_command(coordinator).help), str(get_command(node).help), netsim_proxy._parser().epilog or ""]
-
-
-@pytest.mark.parametrize("shown", help_of_services(), ids=["coordinator", "node", "netsim_proxy"])
-def test_every_service_shows_an_example_that_it_takes(shown: str) -> None:
-    examples = EXAMPLE.findall(shown)
-    assert examples
-    for line in examples:
-        require_parses(line)
-
-
 @pytest.mark.parametrize(
-    "line", ["hypergpu demo --node 3", "hypergpu exclude", "hypergpu inject latency_spike", "python -m node --gpus x"]
+    "line", ["hypergpu demo --node 3", "hypergpu exclude", "hypergpu inject latency_spike", "hypergpu node --gpus x"]
 )
 def test_a_line_that_a_command_does_not_take_is_noticed(line: str) -> None:
     with pytest.raises(typer.TyperException):
@@ -123,8 +107,7 @@ def documented() -> list[str]:
         for span in re.findall(r"`(hypergpu [^`]+ [^`]+)`", (ROOT / document).read_text(encoding="utf-8"))
     }
     names = {f"hypergpu {' '.join(path)}" for path in COMMANDS}  # in a sentence, a command may be named alone
-    programs = ("hypergpu", "python -m coordinator", "python -m node")
-    return sorted(line for line in shown | (spans - names) if line.startswith(programs) and "…" not in line)
+    return sorted(line for line in shown | (spans - names) if line.startswith("hypergpu") and "…" not in line)
 
 
 @pytest.mark.parametrize("line", documented())
