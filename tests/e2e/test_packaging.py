@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -17,6 +19,17 @@ from tests.patience import patience, until
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
+
+
+SERVICES = ("coordinator", "netsim_proxy", "node")
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_starts_as_a_module_of_the_checkout(service: str) -> None:
+    command = [sys.executable, "-m", service, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=patience(60), check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--insecure" in done.stdout
 
 
 def test_what_is_built_finds_its_scenarios_and_data(tmp_path: Path) -> None:
@@ -66,33 +79,59 @@ def link_files(distribution: Distribution, target: Path) -> None:
                 place.symlink_to(Path(str(file.locate())).resolve())
 
 
+def build(source: Path, target: Path, *command: str) -> Path:
+    """Return the one file that a build command makes."""
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", *command, "--dist-dir", str(target)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        timeout=patience(120),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (built,) = target.glob("hypergpu-*")
+    return built
+
+
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout without what earlier builds left there."""
+    copy = tmp_path_factory.mktemp("copy") / "source"
+    left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*_pb2*", "tests", "runs")
+    shutil.copytree(ROOT, copy, ignore=left_out, symlinks=True)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(source, tmp_path_factory.mktemp("wheel"), "bdist_wheel")
+
+
+def installed_wheel(wheel: Path, venv: Path) -> Path:
+    """Return the site-packages of a fresh virtual environment with our wheel in it, and nothing else."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    python = str(venv / "bin" / "python")
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps"]
+    done = subprocess.run([*install, str(wheel)], capture_output=True, text=True, timeout=patience(120), check=False)
+    assert done.returncode == 0, done.stderr
+    (site,) = venv.glob("lib/python*/site-packages")
+    return site
+
+
+@pytest.fixture(scope="module")
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of a fresh virtual environment with our wheel and its requirements, without any extra.
 
     Requirements are links to what is installed here, so that no network is needed.
     """
-    folder = tmp_path_factory.mktemp("wheel")
-    copy = folder / "source"
-    # A directory of its own: what earlier builds left in the checkout must not get into the wheel.
-    left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*_pb2*", "tests", "runs")
-    shutil.copytree(ROOT, copy, ignore=left_out)
-    build = [sys.executable, "setup.py", "-q", "bdist_wheel", "--dist-dir", str(folder)]
-    done = subprocess.run(build, cwd=copy, capture_output=True, text=True, timeout=patience(120), check=False)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = folder.glob("*.whl")
-    venv = folder / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    python = venv / "bin" / "python"
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index", "--no-deps"]
-    done = subprocess.run([*install, str(wheel)], capture_output=True, text=True, timeout=patience(120), check=False)
-    assert done.returncode == 0, done.stderr
-    (site,) = venv.glob("lib/python*/site-packages")
+    venv = tmp_path_factory.mktemp("bare") / "venv"
+    site = installed_wheel(wheel, venv)
     (metadata,) = site.glob("hypergpu-*.dist-info")
     lines = Distribution.at(metadata).requires or ()
     for each in required(Requirement(line) for line in lines).values():
         link_files(each, site)
-    return python.parent
+    return venv / "bin"
 
 
 def outside(tmp_path: Path) -> dict[str, str]:
@@ -163,3 +202,59 @@ def test_the_proxy_of_a_wheel_starts_without_extras(bare: Path, tmp_path: Path) 
         finally:
             proxy.terminate()
     assert (proxy.returncode, "listening on 127.0.0.1:" in log.read_text()) == (0, True), log.read_text()
+
+
+def modules(names: Iterable[str]) -> set[str]:
+    """Return the Python files and data among the names of an archive, below the first folder that is ours."""
+    return {name for name in names if name.startswith("hypergpu/") and not name.endswith("/")}
+
+
+def test_a_wheel_and_an_sdist_hold_one_package(source: Path, wheel: Path, tmp_path: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"hypergpu"}
+    assert {f"hypergpu/{service}/__main__.py" for service in SERVICES} <= set(names)
+    with tarfile.open(build(source, tmp_path, "sdist")) as archive:
+        members = archive.getmembers()
+    below = {member.name.partition("/")[2] for member in members if member.isfile()}
+    assert not any(member.islnk() or member.issym() for member in members)
+    assert modules(names) - below == {f"hypergpu/scenarios/{file.name}" for file in (ROOT / "scenarios").iterdir()}
+    assert not any(name.startswith(("coordinator/", "node/", "netsim_proxy/", "common/", "tasks/")) for name in below)
+
+
+HOSTILE = "raise SystemExit('a module of the user was loaded in the place of an installed one')"
+OWN_TASK = """
+from torch import nn
+from hypergpu import Task
+from hypergpu.tasks import load_task
+
+def task():
+    digits = load_task("digits")
+    return Task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits.train, digits.test)
+"""
+
+
+def test_an_installed_wheel_trains_beside_packages_of_the_same_names(wheel: Path, tmp_path: Path) -> None:
+    site = installed_wheel(wheel, tmp_path / "venv")
+    torch_is_in = distribution("torch").locate_file("")
+    (site / "requirements.pth").write_text(f"{torch_is_in}\n")
+    for package in ("common", "protos"):  # of another distribution
+        (site / package).mkdir()
+        (site / package / "__init__.py").write_text(HOSTILE)
+    user = tmp_path / "user"
+    (user / "tasks").mkdir(parents=True)
+    (user / "tasks" / "__init__.py").touch()
+    (user / "tasks" / "mine.py").write_text(OWN_TASK)
+    for module in ("node", "coordinator", "netsim_proxy", "common"):
+        (user / f"{module}.py").write_text(HOSTILE)
+    command = [str(tmp_path / "venv/bin/hypergpu"), "demo", "--rounds=2", "--nodes=1", "--task=tasks.mine:task"]
+    done = subprocess.run(
+        [*command, "--out=run"],
+        cwd=user,
+        env=outside(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=patience(120),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (user / "run" / "model.safetensors").is_file()
