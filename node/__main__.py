@@ -89,17 +89,12 @@ def work(  # noqa: PLR0917  (one per option)
         bool | None, typer.Option("--log-json/--log-text", help="By default JSON where stderr is no terminal.")
     ] = None,
 ) -> None:
-    """A GPU worker: joins a coordinator, trains what it is given, and pushes the updates back.
+    """Run one worker: join a coordinator, train what it assigns, and push the updates.
 
-    Start as many as you like, on any machine that can dial the coordinator; they may come and go at any time:
+    Start any number, on any machine that can reach the coordinator. Workers may join and leave at any time. SIGTERM
+    finishes the current work, or returns it once node.grace_seconds are over.
 
-        hypergpu node --coordinator 10.0.0.5:50051 --token-file join-token --tls-ca ca.pem
-
-    Through a netsim proxy, to see what a bad network does:
-
-        hypergpu node --coordinator 127.0.0.1:50052 --node-id node_3 --gpu T4 --insecure
-
-    SIGTERM finishes the current work, or hands it back when node.grace_seconds are over.
+    Example: hypergpu node --coordinator 10.0.0.5:50051 --token-file join-token --tls-ca ca.pem
     """
     keep_buffers()
     disable_created_metrics()

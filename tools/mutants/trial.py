@@ -114,7 +114,8 @@ def _run_in_child(mutant: Mutant, tests: Sequence[str]) -> int:
 
 def module_of(file: str) -> str:
     """Name that a file is imported by; a service's folder is a link in the package."""
-    return f"hypergpu.{file.removeprefix('hypergpu/').removesuffix('.py').replace('/', '.')}"
+    linked = Path("hypergpu", file)
+    return ".".join((linked if linked.is_file() else Path(file)).with_suffix("").parts)
 
 
 def preload() -> None:

@@ -62,7 +62,8 @@ def require_parses(line: str) -> None:
     """Fail unless the options and arguments of a command line are such as it takes; nothing is run."""
     words = shlex.split(line, comments=True)
     if words[:2] == ["hypergpu", "proxy"]:
-        netsim_proxy.parse(words[2:], {})
+        if words[2:] != ["--help"]:  # prints and exits
+            netsim_proxy.parse(words[2:], {})
         return
     command, arguments = command_of(words)
     context = command.make_context("test", arguments)  # type: ignore[attr-defined]
