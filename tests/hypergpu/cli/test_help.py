@@ -10,6 +10,7 @@ import typer
 from typer.main import get_command
 
 from hypergpu.cli.app import app
+from hypergpu.coordinator.__main__ import coordinate
 from hypergpu.netsim_proxy import options as netsim_proxy
 from tests.documents import DOCUMENTS, ROOT
 from tests.documents import commands as document_commands
@@ -43,6 +44,8 @@ def whole_numbers(group: typer.Typer) -> Iterator[tuple[str, object]]:
     """The options and arguments of all commands that take a whole number, and the largest that each takes."""
     for command in group.registered_commands:
         assert command.callback is not None
+        if command.callback is coordinate:  # its numbers are settings, which have bounds of their own
+            continue
         for name, hint in get_type_hints(command.callback, include_extras=True).items():
             kind, *options = get_args(hint) if get_origin(hint) is Annotated else (hint,)
             if kind is int or int in get_args(kind):
