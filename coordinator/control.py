@@ -125,7 +125,7 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
     def _status(self) -> pb.Status:
         engine, machine = self._engine, self._engine.machine
         deadline_at = machine.deadline_at
-        remaining = max(0.0, deadline_at - engine.now) if deadline_at is not None else 0.0
+        remaining = None if deadline_at is None else max(0.0, deadline_at - engine.now)
         return pb.Status(
             run_id=engine.run_id,
             state=machine.state,

@@ -160,7 +160,7 @@ def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeIn
         rounds_contributed=member.rounds_contributed,
         rounds_selected=member.rounds_selected,
         retries=member.retries,
-        batch_size=member.batch_size,
+        batch_size=member.batch_size or None,
         latency_ms=link.get("latency_ms"),
         loss_rate=link.get("loss_rate"),
         score=link.get("score"),
@@ -169,7 +169,7 @@ def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeIn
         seconds_since_seen=max(0.0, engine.now - member.last_seen),
         rule=member.rule,
         reason=link.get("reason") or member.reason,
-        compute_seconds=member.compute_seconds,
+        compute_seconds=member.compute_seconds or None,
         address=member.info.get("address", ""),
         late=member.late,
     )

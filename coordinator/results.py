@@ -51,7 +51,7 @@ def round_row(
 
 
 def node_row(member: Member, state: str) -> dict[str, Any]:
-    """A row of nodes.json."""
+    """Return a row of nodes.json; what is not known before the node's first round is None."""
     return {
         "node_id": member.node_id,
         "state": state,
@@ -60,8 +60,8 @@ def node_row(member: Member, state: str) -> dict[str, Any]:
         "rounds_selected": member.rounds_selected,
         "retries": member.retries,
         "late": member.late,
-        "batch_size": member.batch_size,
-        "compute_seconds": member.compute_seconds,
+        "batch_size": member.batch_size or None,
+        "compute_seconds": member.compute_seconds or None,
         "rule": str(member.rule),
         **member.info,
     }

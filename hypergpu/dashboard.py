@@ -148,9 +148,9 @@ def _progress(status: pb.Status, history: History) -> Panel:
         note = Text(f"waiting: {status.waiting_for}", "yellow", no_wrap=True, overflow="ellipsis")
     else:
         working = f"{status.nodes_selected} of {counted(status.nodes_connected, 'node')} in this round"
-        note = Text(
-            f"{working}, which closes after {duration(status.deadline_seconds)} at the latest", "dim", no_wrap=True
-        )
+        left = known(status, "deadline_seconds")
+        closes = "" if left is None else f", which closes after {duration(left)} at the latest"
+        note = Text(working + closes, "dim", no_wrap=True)
     title = marked(
         "[b]HyperGPU[/]  {task} · {state} · phase {phase} · policy {policy}",
         task=status.task,
@@ -194,7 +194,7 @@ def _nodes(snapshot: Snapshot, rows: int) -> Panel:
             share(known(node, "loss_rate")),
             number(known(node, "score")),
             styled(node.quality, QUALITY_STYLE),
-            str(node.batch_size),
+            number(known(node, "batch_size")),
             f"{node.rounds_contributed}/{node.rounds_selected}",
             str(node.late),
         )

@@ -24,7 +24,7 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import ACCURACY, LOSS, UNKNOWN, MetricSpec, plain_number
 from hypergpu.demo import Progress, demo_nodes, demo_turns, run_demo, without_adaptation
 from hypergpu.report import Report, write_report
-from hypergpu.show import QUALITY_STYLE, PlainConsole, counted, duration, milliseconds, new_table, say, styled
+from hypergpu.show import QUALITY_STYLE, PlainConsole, counted, duration, milliseconds, new_table, number, say, styled
 from hypergpu.simulation.compare import Comparison
 
 log = structlog.get_logger()
@@ -117,8 +117,8 @@ async def _until_signalled(
 ) -> dict[str, Any]:
     running = asyncio.current_task()
     assert running is not None
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(signal_number, running.cancel)
     return await run(progress)
 
 
@@ -199,7 +199,7 @@ def _print_summary(console: Console, summary: dict[str, Any], run_dir: Path, lev
                 node["gpu"],
                 styled(node["quality"], QUALITY_STYLE),
                 milliseconds(node["latency_ms"]),
-                str(node.get("batch_size", "")),
+                number(node.get("batch_size")),
                 str(node["rounds_contributed"]),
                 str(node["retries"]),
                 str(node["rpcs_lost"]),

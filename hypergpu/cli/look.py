@@ -67,7 +67,7 @@ async def nodes(client: Client, as_json: AsJson = False) -> None:
             number(known(node, "score")),
             milliseconds(known(node, "latency_ms")),
             share(known(node, "loss_rate"), digits=1),
-            str(node.batch_size),
+            number(known(node, "batch_size")),
             f"{node.rounds_contributed} of {node.rounds_selected}",
             str(node.late),
             str(node.retries),

@@ -210,8 +210,8 @@ async def test_a_whole_run(tmp_path: Path) -> None:
 async def test_what_is_not_known_yet_is_unset_and_a_run_that_is_over_stands_still(tmp_path: Path) -> None:
     async with running(tmp_path, training={"rounds": 1}, server={"linger_seconds": 5.0}) as run:
         status = await run.control.GetStatus(pb.GetStatusRequest())
-        unset = ("loss", "round_seconds")
-        assert [status.HasField(name) for name in unset] == [False, False]
+        unset = ("loss", "round_seconds", "deadline_seconds")
+        assert [status.HasField(name) for name in unset] == [False, False, False]
         assert (status.metric.name, status.metric.better, status.metric.format) == ("accuracy", "higher", "percent")
         assert not status.metric.HasField("value")
         series = run.get("/metrics")
@@ -221,14 +221,21 @@ async def test_what_is_not_known_yet_is_unset_and_a_run_that_is_over_stands_stil
         a, b = run.node("a"), run.node("b")
         await a.register()
         (info,) = (await run.control.ListNodes(pb.ListNodesRequest())).nodes
-        measured = ("latency_ms", "loss_rate", "score")
-        assert (info.quality, [info.HasField(name) for name in measured]) == ("unknown", [False] * 3)
+        measured = ("latency_ms", "loss_rate", "score", "batch_size", "compute_seconds")
+        assert (info.quality, [info.HasField(name) for name in measured]) == ("unknown", [False] * 5)
+        row = run.coordinator.engine.node_rows()[0]
+        assert (row["batch_size"], row["compute_seconds"]) == (None, None)
         await b.register()
         await b.stub.Leave(pb.LeaveRequest(node_id="b", run_id=b.run_id), metadata=b.metadata)
         order = await a.work()
+        (info, _) = (await run.control.ListNodes(pb.ListNodesRequest())).nodes
+        assert (info.batch_size, info.HasField("compute_seconds")) == (2, False)
+        assert (await run.control.GetStatus(pb.GetStatusRequest())).deadline_seconds > 0
         await a.heartbeat()
         await a.push(order, np.zeros(8, np.float32))
         assert await a.pull() == "completed"
+        (info, _) = (await run.control.ListNodes(pb.ListNodesRequest())).nodes
+        assert info.compute_seconds > 0
         status = await run.control.GetStatus(pb.GetStatusRequest())
         assert (status.HasField("loss"), status.metric.HasField("value"), status.HasField("round_seconds")) == (
             True,

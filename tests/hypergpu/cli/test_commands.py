@@ -151,12 +151,12 @@ def test_the_last_frame_stays_on_the_terminal(fakes: Any, monkeypatch: pytest.Mo
 def test_what_was_not_measured_is_a_dash_and_null(on_fakes: Cli, fakes: Any) -> None:
     fakes.coordinator.nodes.append(pb.NodeInfo(node_id="node_3", state="preparing", quality="unknown"))
     row = next(line for line in on_fakes("nodes").out.splitlines() if line.startswith("node_3"))
-    assert row.split()[:6] == ["node_3", "preparing", "unknown", "–", "–", "–"]
+    assert row.split()[:7] == ["node_3", "preparing", "unknown", "–", "–", "–", "–"]
     node = json.loads(on_fakes("nodes", "--json").out)[-1]
     told = {name: node[name] for name in ("node_id", "quality", "score", "latency_ms", "loss_rate", "batch_size")}
     assert told == {"node_id": "node_10", "quality": "good", "score": 81.0} | dict.fromkeys(
-        ("latency_ms", "loss_rate")
-    ) | {"batch_size": 0}
+        ("latency_ms", "loss_rate", "batch_size")
+    )
     fakes.coordinator.status.ClearField("loss")
     fakes.coordinator.status.metric.ClearField("value")
     assert "accuracy –  loss –" in on_fakes("status").out
