@@ -120,6 +120,11 @@ class Lane(HeldReader):
         """Whether the peer has sent something lately, or what a full link keeps us from reading, and so is alive."""
         return bool(self._holds) or monotonic() - self._fed_at < _FLOWING_SECONDS
 
+    @property
+    def is_delivering(self) -> bool:
+        """Whether frames that were read are still to be delivered: on their way, or held by their link."""
+        return not self._order.is_empty
+
     def control(
         self, send: Callable[[bytes], None], frames: bytes, *, waits: bool = False, blocks: bool = False
     ) -> None:

@@ -48,6 +48,11 @@ class Order:
         """Whether no barrier is on its way."""
         return not self._barriers
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is on its way."""
+        return not self._on_the_way and not self._barriers
+
     def enter(self) -> int:
         """Register frames that were read now, and return their ticket."""
         number = self._number

@@ -150,8 +150,13 @@ class Port:
             self._close_in_time(relay)
 
     def forget(self, relay: Connection) -> None:
-        """A connection is closed."""
+        """A connection is closed; what the link holds of it is dropped."""
         self.relays.discard(relay)
+        for way, held in enumerate(self._held):
+            kept = [piece for piece in held if piece[0].relay is not relay]
+            self.in_flight[way] -= sum(piece[1] for piece in held) - sum(piece[1] for piece in kept)
+            held.clear()
+            held.extend(kept)
         for waiting in self._waiting:
             waiting.difference_update(relay.lanes)
         self.link.disconnect(relay.number)

@@ -27,6 +27,8 @@ UNAVAILABLE: Final = 14
 RESOURCE_EXHAUSTED: Final = 8
 LAST_WORDS_SECONDS: Final = 1.0
 """How long a peer may take to close a connection that we have ended, before it is cut."""
+_HELD_SECONDS: Final = 0.1
+"""Time until a connection that drains looks again whether the link still holds something of it."""
 _EVERY_STREAM: Final = 0x7FFFFFFF
 _FORGOTTEN_SECONDS: Final = 900.0
 """How long Linux tries to send to a peer that does not answer."""
@@ -64,6 +66,7 @@ class Relay:
         self.upstream_goes = False  # it has sent GOAWAY
         self.max_streams = math.inf  # that the upstream takes at a time
         self._leaving: list[float] = []  # when it hears of the end of streams that are over for the client
+        self._losing = 0  # streams that the link has lost, and whose ends have not been told
         self._draining = False
         self.closed = False
         self._silent = False
@@ -128,8 +131,9 @@ class Relay:
         """The link has lost an RPC: nothing more of it passes, and both ends learn of it at `at`."""
         if not stream.lost:
             stream.lost = True
+            self._losing += 1
             message = f"netsim: RPC lost on link {stream.port.name} ({cause})"
-            self.pacer.at(max(at, stream.ready_at[DOWN]), self._fail, stream, message)
+            self.pacer.at(max(at, stream.ready_at[DOWN]), self._fail_lost, stream, message)
 
     def refuse_block(self, stream_id: int, stream: Stream | None, way: int, end: bool) -> None:
         """End the one stream whose header block is too large, as a server or client with such a limit does."""
@@ -174,6 +178,7 @@ class Relay:
             if way == DOWN:
                 self.fail_all(f"netsim: the upstream broke HTTP/2: {error}")
             self.close()
+        self._close_if_drained()  # now that the end of the last stream has been offered too
 
     def client_lost(self) -> None:
         """The client is gone: the upstream hears of it when the link says, after what is on its way."""
@@ -265,15 +270,26 @@ class Relay:
             if self.max_streams < math.inf:
                 self._leaving.append(stream.ready_at[UP])
             self.by_upstream_id.pop(stream.upstream_id, None)
-            self._close_if_drained()
 
     def _close_delay_seconds(self, way: int) -> float:
         return self.port.link.close_delay_seconds(DIRECTIONS[way]) if self.port is not None else 0.0
 
     def _close_if_drained(self) -> None:
-        if self._draining and not self.by_id:
-            latest = max(outlet.latest_at for outlet in self.outlets)
-            self.pacer.at(max(monotonic(), latest), self.close)
+        """Close when no stream is open and all that was read has been delivered."""
+        if not self._draining or self.by_id or self._losing or self.closed:
+            return
+        now, latest = monotonic(), max(outlet.latest_at for outlet in self.outlets)
+        if latest > now:
+            self.pacer.at(latest, self._close_if_drained)
+        elif not self._silent and any(lane.is_delivering for lane in self.lanes):
+            self.pacer.at(now + _HELD_SECONDS, self._close_if_drained)
+        else:
+            self.close()
+
+    def _fail_lost(self, stream: Stream, message: str) -> None:
+        self._losing -= 1
+        self._fail(stream, message)
+        self._close_if_drained()
 
     def _fail(self, stream: Stream, message: str, status: int = UNAVAILABLE) -> None:
         if stream.failed or self.closed:
@@ -288,6 +304,7 @@ class Relay:
                 answer += http2.rst_stream(stream.id, http2.NO_ERROR)
             self.outlets[DOWN].send(answer)
         self._forget(stream)
+        self._close_if_drained()
 
     def _end_client(self, message: str) -> None:
         if not self.is_established:
@@ -308,6 +325,7 @@ class Relay:
                 self.outlets[DOWN].send(http2.rst_stream(stream.id, http2.REFUSED_STREAM))
                 self._forget(stream)
         self.outlets[DOWN].send(http2.frame(http2.GOAWAY, 0, 0, struct.pack(">I", last_id) + payload[4:]))
+        self._close_if_drained()
 
 
 def end_transport(transport: asyncio.Transport | None, reset: bool) -> None:
