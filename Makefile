@@ -52,7 +52,7 @@ cluster: $(READY) ## The same, training until Ctrl-C: inspect and control it fro
 test: install ## Run the tests, with real processes (ARGS="-k name" for some of them)
 	@$(BIN)/python -m pytest -m 'not containers and not soak' --numprocesses 2 --dist loadgroup $(ARGS)
 
-soak: install ## Kill processes for minutes of training, and try ten times the examples (half an hour)
+soak: install ## Kill processes for minutes of training, and try ten times the examples (a quarter of an hour)
 	@$(BIN)/python -m pytest -m 'soak or hypothesis' --hypothesis-profile=soak $(ARGS)
 
 lint: install ## Check format, style, types and the arrows between packages

@@ -40,6 +40,7 @@ def fork_server() -> ForkServerContext:
 
 def _main(service: str, arguments: tuple[str, ...], log: Path, environment: Mapping[str, str]) -> None:
     """Become `hypergpu SERVICE ARGUMENTS`, with both streams in `log`."""
+    assert set(_IMPORTED) <= set(sys.modules), "the server has not imported what it should"
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(descriptor, stream)

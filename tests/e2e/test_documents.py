@@ -23,6 +23,7 @@ NEEDS_OTHERS = "needs another service or its certificates; tests/netsim_proxy ru
 NOT_RUN = {
     "make demo": "installs, and takes minutes: test_demo.py",
     "make test": "runs these tests",
+    "make soak": LONG,
     "hypergpu compare flaky-minority --seeds 3": LONG,
     "hypergpu validate": LONG,
     "hypergpu simulate flaky-minority": LONG,
