@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Table
@@ -18,6 +19,8 @@ from hypergpu.common.metric import UNKNOWN
 from hypergpu.common.text import printable
 from hypergpu.protos import coordinator_pb2 as pb
 
+_WIDEST = 10_000
+"""Columns that a table may take where no terminal bounds it."""
 _PLACE = re.compile(r"\{(\w+)\}")
 QUALITY_STYLE = {
     "excellent": "bright_green",
@@ -102,9 +105,14 @@ def marked(template: str, **values: object) -> Text:
     return out.append_text(styles[at:])
 
 
-def print_table(table: Table) -> None:
-    """Print a table as wide as the terminal, or as it needs to be where there is none."""
-    new_console(width=160).print(table)
+def print_table(table: Table, console: Console | None = None) -> None:
+    """Print a table as wide as the terminal, or as wide as it needs to be where there is none: nothing is cut then."""
+    console = console or new_console()
+    if not console.file.isatty():
+        needed = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+        file, console = console.file, PlainConsole(width=max(console.width, needed))
+        console.file = file
+    console.print(table)
 
 
 @contextmanager

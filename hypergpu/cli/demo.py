@@ -24,7 +24,19 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import ACCURACY, LOSS, UNKNOWN, MetricSpec, plain_number
 from hypergpu.demo import Progress, demo_nodes, demo_turns, run_demo, without_adaptation
 from hypergpu.report import Report, write_report
-from hypergpu.show import QUALITY_STYLE, PlainConsole, counted, duration, milliseconds, new_table, number, say, styled
+from hypergpu.report.model import Run
+from hypergpu.show import (
+    QUALITY_STYLE,
+    PlainConsole,
+    counted,
+    duration,
+    milliseconds,
+    new_table,
+    number,
+    print_table,
+    say,
+    styled,
+)
 from hypergpu.simulation.compare import Comparison
 
 log = structlog.get_logger()
@@ -96,7 +108,7 @@ def demo(  # noqa: PLR0917  (one per option)
         raise typer.Exit(130) from None
     written = write_report(run_dir)  # before the comparison, which may take long and may fail
     if not as_json:
-        _print_summary(console, summary, run_dir, level)
+        _print_summary(console, summary, written.run, run_dir, level)
     compares = summary.get("rounds") and not stay
     comparison = _compared(console, level, run_dir, nodes, planned) if compares else None
     if comparison is not None:
@@ -131,7 +143,7 @@ def _print_stayed(console: Console, run_dir: Path, level: Level, as_json: bool) 
         say(strict_json.dumps(summary | {"comparison": None, "report": str(written.path)}, indent=2))
         return
     if "state" in summary:
-        _print_summary(console, summary, run_dir, level)
+        _print_summary(console, summary, written.run, run_dir, level)
     _say(console, f"report: {written.path}")
 
 
@@ -186,10 +198,10 @@ def _print_comparison(console: Console, comparison: Comparison, level: Level) ->
             f"{1000 * median(outcome.round_seconds):.0f} ms" if outcome.round_seconds else UNKNOWN,
             duration(outcome.seconds),
         )
-    console.print(table)
+    print_table(table, console)
 
 
-def _print_summary(console: Console, summary: dict[str, Any], run_dir: Path, level: Level) -> None:
+def _print_summary(console: Console, summary: dict[str, Any], run: Run, run_dir: Path, level: Level) -> None:
     if level is not Level.QUIET:
         table = new_table("node", "link", "card", "quality", ">seen", ">batch", ">rounds", ">retries", ">lost")
         for node in summary["nodes"].values():
@@ -205,11 +217,13 @@ def _print_summary(console: Console, summary: dict[str, Any], run_dir: Path, lev
                 str(node["rpcs_lost"]),
             )
         console.print()
-        console.print(table)
+        print_table(table, console)
         for line in summary["network_events"]:
             _say(console, f"  {line}")
         console.print()
-    took = f"after {counted(summary['rounds'], 'round')} in {duration(summary['duration_seconds'])}"
+    # As in the report: from the beginning of the first round, without the wait for the nodes.
+    seconds = run.ended_at if run.rounds else summary["duration_seconds"]
+    took = f"after {counted(summary['rounds'], 'round')} in {duration(seconds)}"
     _say(console, f"{summary['state']}: {_figures(summary)} {took}; the run is kept in {run_dir}")
 
 

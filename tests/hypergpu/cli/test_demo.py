@@ -79,7 +79,11 @@ def test_the_report_is_written_before_the_comparison_and_again_with_it(cli: Cli,
     result = cli("demo", "--out", "run")
     assert result.code == 0, result.err
     assert compares == ["report is there: True"]
-    assert "completed: test r2 -0.5, loss 0.25 after 2 rounds in 3.0 s" in result.out
+    assert "completed: test r2 -0.5, loss 0.25 after 2 rounds in 2.0 s" in result.out, "as in the report, not 3.0 s"
+    assert "on 1 node in 2.0 s" in Path("run/report.html").read_text()
+    headings = next(line for line in result.out.splitlines() if line.startswith("policy (simulated)"))
+    assert headings.endswith("rounds  accuracy  round (median)  whole run"), "nothing is cut where there is no terminal"
+    assert "…" not in headings
     assert "–" in next(line for line in result.out.splitlines() if line.startswith("node_0"))
     verdict = "In simulation: neither run reached the target of 0.9"
     (told,) = [line for line in result.out.splitlines() if line.startswith("In simulation")]

@@ -11,7 +11,7 @@ from rich.panel import Panel
 
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import netsim_pb2 as net
-from hypergpu.show import PlainConsole, marked, new_table, say, styled
+from hypergpu.show import PlainConsole, marked, new_table, print_table, say, styled
 
 Cli = Callable[..., Any]
 HOSTILE = ["[/]", "[bold", "[red]x[/red]", "[/red]", "a[b]", ":smile:", "[link=x]y", "\\[", "\\"]
@@ -96,3 +96,18 @@ def test_nothing_is_printed_but_by_what_makes_text_harmless() -> None:
             if isinstance(name, ast.Attribute) and name.attr in {"echo", "secho"}:
                 found.append(str(file.relative_to(package)))
     assert set(found) == {"show.py"}
+
+
+def test_a_table_is_as_wide_as_it_needs_to_be_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    headings = [f"{number}{'h' * 50}" for number in range(6)]
+    table = new_table(*headings)
+    table.add_row(*headings)
+    print_table(table)
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 2
+    assert "…" not in out
+    assert all(out.count(heading) == 2 for heading in headings)
