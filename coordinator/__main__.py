@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -110,14 +112,28 @@ async def _run(settings: SystemConfig, out: Path, token: str, tls: Tls | None, *
 
     task = load_task(settings.training.task, settings.training.seed)
     options = Options(out, token, tls, resume, force)
-    while True:
-        coordinator = Coordinator(settings, task, options)
-        code = await coordinator.run(announce)
-        if not coordinator.restart_asked:
-            return code
-        # The next run answers where this one did, whatever port it was given.
-        server = settings.server.model_copy(update=bound)
-        settings, options = settings.model_copy(update={"server": server}), replace(options, resume=False)
+    interrupted = asyncio.Event()
+    with _on_signals(interrupted.set):  # also between two runs: the second must not be killed as it begins
+        while True:
+            coordinator = Coordinator(settings, task, options)
+            code = await coordinator.run(announce, interrupted)
+            if not coordinator.restart_asked or interrupted.is_set():
+                return code
+            # The next run answers where this one did, whatever port it was given.
+            server = settings.server.model_copy(update=bound)
+            settings, options = settings.model_copy(update={"server": server}), replace(options, resume=False)
+
+
+@contextmanager
+def _on_signals(act: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, act)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
 
 def _token(option: str | None, file: Path | None, insecure: bool) -> str:

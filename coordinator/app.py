@@ -1,11 +1,9 @@
 """Puts a coordinator together and runs it from the first node to the last."""
 
 import asyncio
-import contextlib
 import json
-import signal
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -149,8 +147,11 @@ class Coordinator:
             )
             if_it_fails.pop_all()
 
-    async def run(self, announce: Callable[[str, str], None]) -> int:
-        """Serve until the run is over or a signal ends it; the exit code. `announce` is given both addresses."""
+    async def run(self, announce: Callable[[str, str], None], interrupted: asyncio.Event) -> int:
+        """Serve until the run is over, or until `interrupted` is set; return the exit code.
+
+        `announce` is given the addresses of gRPC and HTTP as soon as both answer.
+        """
         async with AsyncExitStack() as stack:
             stack.callback(self.run_dir.close)
             if self._complete:
@@ -178,13 +179,11 @@ class Coordinator:
                 scraper.start()
             self._node_series.start()
             stack.push_async_callback(self._node_series.stop)
-            interrupted = asyncio.Event()
-            stack.enter_context(_on_signals(interrupted.set))
             announce(address, http.address)
             restart = self.engine.restart_asked
             await _first(self.engine.finished.wait(), interrupted.wait(), restart.wait())
             if interrupted.is_set() and self.config.server.stay and not self.engine.finished.is_set():
-                await self.engine.suspend()
+                self.engine.suspend()
             else:
                 await self._end(interrupted, restart)
         if self.engine.failure:
@@ -285,15 +284,3 @@ async def _first(*waits: Any) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-@contextlib.contextmanager
-def _on_signals(act: Callable[[], None]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, act)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)

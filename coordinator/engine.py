@@ -84,6 +84,7 @@ class Engine:
         self._is_checkpoint_overdue = False
         self._results_unsaved: Sequence[str] = ()
         self._nodes_written_at = -_NODES_FILE_SECONDS
+        self._suspended = False
         self._finish_reason = ""
         self._ended_seconds: float | None = None
         self._metric_fault = ""
@@ -236,17 +237,18 @@ class Engine:
         """Something of a node arrived: it is there."""
         self.dispatch(ev.NodeSeen(node))
 
-    async def suspend(self) -> None:
-        """Keep the state for a start with --resume; nodes are told nothing, and look for us until we are back."""
+    def suspend(self) -> None:
+        """Begin no more rounds; `close` saves the run for a start with --resume.
+
+        Nodes hear nothing, and dial until the coordinator is back.
+        """
         self.dispatch(ev.Suspend())
-        await self._background.settle()
-        if not self.finished.is_set() and not await self._checkpoint(self.machine.round - 1):
-            self.failure = self.failure or "the last rounds are lost: their checkpoint could not be written"
+        self._suspended = True
 
     async def retry(self) -> None:
         """Try again what could not be written: called every few seconds."""
         await self._records.retry()
-        if self._results_unsaved and self.finished.is_set():
+        if self._results_unsaved:
             await self._save_results()
 
     async def close(self) -> None:
@@ -254,6 +256,8 @@ class Engine:
         if self._timer is not None:
             self._timer.cancel()
         await self._background.settle()
+        if self._suspended and not self.finished.is_set():  # not sooner: the round that ran may have ended meanwhile
+            await self._save_results()
         await self.retry()
         self._seams.compute.shutdown(wait=True)
         await self._write_results()
@@ -359,7 +363,7 @@ class Engine:
         unsaved = []
         if not await self._checkpoint(done):
             unsaved.append("its last checkpoint could not be written")
-        if done >= 1 and not await self._save(Part.MODEL, "the model", done, self._seams.files.finish, done):
+        if not await self._save(Part.MODEL, "the model", done, self._seams.files.finish, done):
             unsaved.append("its model could not be written")
         self._results_unsaved = unsaved
 

@@ -6,7 +6,7 @@ events.jsonl        one line for each event and decision
 nodes.json          every node as it stands
 summary.json        the result so far
 checkpoints/        what a run needs to go on, see `hypergpu.coordinator.checkpoints`
-model.safetensors   the model at the end of the run
+model.safetensors   the model at the end of the run, or where it was suspended
 best.safetensors    the model of the round that evaluated best
 earlier/1/          the same of the run that was here before, if another was begun in its place
 .lock               held by the process that writes to the run

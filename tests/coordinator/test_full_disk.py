@@ -194,14 +194,18 @@ async def test_records_that_stay_incomplete_end_in_a_code(tmp_path: Path, disk: 
     assert (tmp_path / "model.safetensors").exists()
 
 
-async def test_a_suspended_run_whose_checkpoint_fails_says_so_by_its_code(tmp_path: Path, disk: Disk) -> None:
-    async with running(tmp_path, training={"rounds": 9}) as run:
+@pytest.mark.parametrize(("full", "what"), [("checkpoint", "its last checkpoint"), ("finish", "its model")])
+async def test_a_suspended_run_that_cannot_be_saved_says_so_by_its_code(
+    tmp_path: Path, disk: Disk, full: str, what: str
+) -> None:
+    async with running(tmp_path, training={"rounds": 9}, server={"stay": True}) as run:
         node = await joined(run)
         await train(node)
         await node.work()
-        disk.full.add("checkpoint")
-        await run.coordinator.engine.suspend()
-        assert "lost" in run.coordinator.engine.failure
+        disk.full.add(full)
+        run.interrupted.set()
+        assert await asyncio.wait_for(run.done, 30) == 1
+    assert run.coordinator.engine.failure == f"the run's result is not on the disk: {what} could not be written"
 
 
 async def broken_run(run: Running, what: str) -> None:

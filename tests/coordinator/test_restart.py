@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hypergpu.common.config.training import TrainingConfig
+from hypergpu.coordinator.checkpoints import read_tensors
 from hypergpu.protos import coordinator_pb2 as pb
 from tests.coordinator.test_services import FakeNode, Running, code_of, running
 from tests.patience import patience
@@ -84,6 +85,40 @@ async def test_a_running_run_is_stopped_and_saved_before_the_next(tmp_path: Path
     assert (summary["state"], summary["rounds"]) == ("stopped", 2)
     assert list((tmp_path / "checkpoints").glob("round-000002*")), "its model is kept"
     assert "restarted by the user" in (tmp_path / "events.jsonl").read_text()
+
+
+@pytest.mark.parametrize("stay", [True, False])
+@pytest.mark.parametrize("rounds", [0, 2])
+async def test_an_interrupted_run_leaves_its_model(tmp_path: Path, rounds: int, stay: bool) -> None:
+    async with running(tmp_path, training={"rounds": 0}, server=STAY | {"stay": stay}) as run:
+        node = run.node("a")
+        await node.register()
+        await contribute(node, rounds)
+        await node.work()
+        parameters = run.coordinator.engine.model.values.copy()
+        run.interrupted.set()
+        assert await asyncio.wait_for(run.done, patience(30)) == 0
+    assert not run.coordinator.restart_asked
+    tensors, metadata = read_tensors(tmp_path / "model.safetensors")
+    assert metadata["round"] == str(rounds)
+    saved = np.concatenate([tensor.numpy().ravel() for tensor in tensors.values()])
+    np.testing.assert_array_equal(np.sort(saved), np.sort(parameters), "the file has its own order of tensors")
+    assert json.loads((tmp_path / "summary.json").read_text())["rounds"] == rounds
+
+
+async def test_a_round_that_ends_while_the_coordinator_goes_is_saved_too(tmp_path: Path) -> None:
+    async with running(tmp_path, training={"rounds": 0}, server=STAY) as run:
+        node = run.node("a")
+        await node.register()
+        await contribute(node, 1)
+        order = await node.work()
+        run.coordinator.engine.suspend()
+        await node.push(order, np.ones(8, np.float32))
+        run.interrupted.set()
+        assert await asyncio.wait_for(run.done, patience(30)) == 0
+    assert read_tensors(tmp_path / "model.safetensors")[1]["round"] == "2"
+    assert list((tmp_path / "checkpoints").glob("round-000002*"))
+    assert json.loads((tmp_path / "summary.json").read_text())["rounds"] == 2
 
 
 async def test_a_coordinator_that_ends_with_its_run_cannot_be_restarted(tmp_path: Path) -> None:

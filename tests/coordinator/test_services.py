@@ -116,6 +116,7 @@ class Running:
     control: Any
     http: str
     done: "asyncio.Task[int]"
+    interrupted: asyncio.Event
 
     def node(self, name: str, token: str = "") -> FakeNode:
         return FakeNode(self.channel, name, token)
@@ -147,14 +148,15 @@ async def running(
     }
     coordinator = Coordinator(SystemConfig.model_validate(tree), task or toy_task(), Options(out, token, None, resume))
     addresses: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
-    done = asyncio.create_task(coordinator.run(lambda grpc_at, http_at: addresses.set_result((grpc_at, http_at))))
+    interrupted = asyncio.Event()
+    done = asyncio.create_task(coordinator.run(lambda *both: addresses.set_result(both), interrupted))
     both: list[asyncio.Future[Any]] = [addresses, done]
     first, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if done in first:
         done.result()
     address, http = addresses.result()
     async with open_channel(address, None) as channel:
-        yield Running(coordinator, channel, stubs.ControlStub(channel), http, done)
+        yield Running(coordinator, channel, stubs.ControlStub(channel), http, done, interrupted)
         if not done.done():
             metadata = [("authorization", f"Bearer {token}")]
             with suppress(grpc.aio.AioRpcError):  # it may be ending by itself just now
@@ -472,7 +474,7 @@ async def test_a_complete_run_stays_as_it_is_and_says_how_to_go_on(
     config = SystemConfig.model_validate({"training": {"rounds": 1, "local_steps": 2, "batch_size": 2}})
     complete = Coordinator(config, toy_task(), Options(tmp_path, resume=True))
     capsys.readouterr()
-    assert await complete.run(lambda *_: pytest.fail("it listens")) == 0
+    assert await complete.run(lambda *_: pytest.fail("it listens"), asyncio.Event()) == 0
     said = capsys.readouterr().out
     assert "the run is complete: 1 of 1 rounds are done" in said
     assert "more training.rounds" in said

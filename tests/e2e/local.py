@@ -128,6 +128,6 @@ class Cluster:
         text = lambda: self.processes[0].text[-2000:]  # noqa: E731
         until(lambda: len(self.rounds()) >= round_number, f"round {round_number}", more=text)
 
-    def summary(self) -> dict[str, Any]:
-        loaded: dict[str, Any] = json.loads((self.out / "summary.json").read_text())
+    def summary(self, run: Path | None = None) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads(((run or self.out) / "summary.json").read_text())
         return loaded

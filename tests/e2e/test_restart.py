@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from tests.e2e.local import ENVIRONMENT, Cluster
 from tests.patience import until
@@ -38,3 +39,19 @@ def test_a_finished_run_is_followed_by_another_with_the_same_node_and_address(cl
     assert coordinator.text.count(f"listening on {address}") == 2
     coordinator.send_signal(signal.SIGTERM)
     assert coordinator.wait() == 0, coordinator.text
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_a_run_that_is_stopped_soon_after_a_restart_leaves_its_model(cluster: Cluster, rounds: int) -> None:
+    coordinator = cluster.coordinator("--rounds=0", "--set=server.stay=true", "--set=server.heartbeat_seconds=0.3")
+    address = coordinator.address()
+    cluster.node("node_1", address)
+    cluster.reach(3)
+    hypergpu(address, "restart")
+    cluster.reach(rounds)
+    coordinator.send_signal(signal.SIGTERM)
+    assert coordinator.wait() == 0, coordinator.text
+    earlier = cluster.out / "earlier" / "1"
+    for kept, least in ((earlier, 3), (cluster.out, rounds)):
+        with safe_open(kept / "model.safetensors", "pt") as file:
+            assert int(file.metadata()["round"]) == cluster.summary(kept)["rounds"] >= least
