@@ -10,7 +10,8 @@ FROM base AS venv
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/venv
 WORKDIR /src
-COPY pyproject.toml deploy/requirements.py ./
+COPY pyproject.toml deploy/requirements.py deploy/constraints.txt ./
+ENV PIP_CONSTRAINT=/src/constraints.txt
 
 FROM venv AS proxy-venv
 RUN python requirements.py run > needed && pip install -qq -r needed \

@@ -11,11 +11,12 @@ BIN     := .venv/bin
 READY   := .venv/.ready-$(TORCH)#  stamps: what runs is installed,
 TOOLS   := .venv/.tools#           and what develops
 PROTOS  := $(wildcard protos/*.proto)
+LOCK    := deploy/constraints.txt
 # The first Python that is new enough; PYTHON=/path/to/python chooses another.
 PYTHON  ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 
-.PHONY: help install proto demo cluster test soak lint bench mutants up down scale clean
+.PHONY: help install proto lock demo cluster test containers soak lint bench mutants up down scale clean
 
 help: ## This list
 	@printf 'HyperGPU: train through networks that you do not trust\n\nusage: make TARGET [TORCH=cpu|cuda] [ARGS="..."] [N=nodes]\n\n'
@@ -25,19 +26,19 @@ help: ## This list
 install: $(TOOLS) ## Make .venv with all that is needed (TORCH=cuda: the CUDA build of PyTorch)
 
 # Installing generates the stubs too, so a fresh clone needs no `make proto`.
-$(READY): pyproject.toml setup.py deploy/install-torch $(PROTOS)
+$(READY): pyproject.toml setup.py deploy/install-torch $(LOCK) $(PROTOS)
 	@[[ -n "$(PYTHON)" ]] || { echo "HyperGPU needs Python 3.11 or newer and found none: install one, or say PYTHON=/path/to/python" >&2; exit 2; }
 	@[[ "$(TORCH)" == cpu || "$(TORCH)" == cuda ]] || { echo "TORCH=$(TORCH) is not known: say TORCH=cpu or TORCH=cuda" >&2; exit 2; }
 	@[[ -x $(BIN)/python ]] || $(PYTHON) -m venv .venv || { echo "cannot make .venv: on Debian and Ubuntu, install python3-venv" >&2; exit 2; }
 	@echo "installing into .venv; the first time takes a few minutes"
 	@deploy/install-torch $(BIN)/python $(TORCH)
-	@$(BIN)/python -m pip install -qq --editable '.[train]'
+	@$(BIN)/python -m pip install -qq --constraint $(LOCK) --editable '.[train]'
 	@rm -f .venv/.ready-*; touch $@
 
 $(TOOLS): $(READY) deploy/requirements.py
 	@echo "installing the development tools"
 	@$(BIN)/python deploy/requirements.py dev >.venv/.dev-requirements
-	@$(BIN)/python -m pip install -qq --requirement .venv/.dev-requirements
+	@$(BIN)/python -m pip install -qq --constraint $(LOCK) --requirement .venv/.dev-requirements
 	@touch $@
 
 proto: $(TOOLS) ## Generate the gRPC stubs from protos/*.proto
@@ -55,11 +56,22 @@ test: install ## Run the tests, with real processes (ARGS="-k name" for some of 
 soak: install ## Kill processes for minutes of training, and try ten times the examples (a quarter of an hour)
 	@$(BIN)/python -m pytest -m 'soak or hypothesis' --hypothesis-profile=soak $(ARGS)
 
-lint: install ## Check format, style, types and the arrows between packages
+containers: install ## Run the tests of the cluster in containers (needs a Docker engine with Compose v2)
+	@$(BIN)/python -m pytest -m containers $(ARGS)
+
+lint: install ## Check format, style, spelling, types and the arrows between packages
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
+	@$(BIN)/codespell
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+lock: ## Resolve the newest allowed versions anew, and pin them in deploy/constraints.txt
+	@rm -rf .venv/lock && $(PYTHON) -m venv .venv/lock
+	@deploy/install-torch .venv/lock/bin/python cpu
+	@$(PYTHON) deploy/requirements.py run train dev >.venv/lock/requirements
+	@.venv/lock/bin/python -m pip install -qq --requirement .venv/lock/requirements
+	@deploy/lock .venv/lock/bin/python >.venv/lock/constraints && mv .venv/lock/constraints $(LOCK)
 
 bench: install ## Run the benchmarks
 	@shopt -s nullglob; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
