@@ -59,8 +59,7 @@ class Window:
             packets -= slow
         elif flight.packets < self.packets:
             return
-        if packets > 0:
-            self._avoid(packets, flight.ack_of(packets), round_trip)
+        self._avoid(packets, flight.ack_of(packets), round_trip)
 
     def reduce(self) -> None:
         """A loss was noticed."""

@@ -33,6 +33,7 @@ _ARITHMETIC: Mapping[type[ast.operator], type[ast.operator]] = {
 _CALLS = {"min": "max", "max": "min", "any": "all", "all": "any"}
 _NO_STATEMENT = {"log", "say", "warnings"}
 """Calls on these are told to people, and no behaviour."""
+_ENDLESS_PLACES = 30
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ class Mutant:
 def changes_of(node: ast.AST) -> Iterator[tuple[str, Callable[[ast.AST], ast.AST]]]:  # noqa: PLR0912  (one per kind)
     """Every change that can be made at a node: what it is in words, and the function that makes it."""
     match node:
-        case ast.Compare(ops=[op]) if type(op) in _COMPARISONS:
+        case ast.Compare(ops=[op]) if type(op) in _COMPARISONS and not _is_draw(node):
             yield f"{_sign(op)} becomes {_sign(_COMPARISONS[type(op)]())}", _swap_comparison
-        case ast.BinOp(op=op) if type(op) in _ARITHMETIC and not _is_text(node):
+        case ast.BinOp(op=op) if type(op) in _ARITHMETIC and not (_is_text(node) or _is_union(node)):
             yield f"{_sign(op)} becomes {_sign(_ARITHMETIC[type(op)]())}", _swap_operator
         case ast.AugAssign(op=op) if type(op) in _ARITHMETIC:
             yield f"{_sign(op)}= becomes {_sign(_ARITHMETIC[type(op)]())}=", _swap_operator
@@ -139,6 +140,33 @@ def _is_text(node: ast.BinOp) -> bool:
     )
 
 
+def _is_draw(node: ast.Compare) -> bool:
+    """Whether a random draw is compared with a bound: it equals the bound once in 2⁵³ times."""
+    return any(
+        isinstance(side, ast.Call) and isinstance(side.func, ast.Attribute) and side.func.attr == "uniform"
+        for side in (node.left, *node.comparators)
+    )
+
+
+def _is_union(node: ast.BinOp) -> bool:
+    """Whether types are joined: names that are written as classes are, or None."""
+    sides = (node.left, node.right)
+    return isinstance(node.op, ast.BitOr) and any(
+        (isinstance(side, ast.Name) and side.id[:1].isupper() and not side.id.isupper())
+        or (isinstance(side, ast.Constant) and side.value is None)
+        for side in sides
+    )
+
+
+def _is_endless(node: ast.AST) -> bool:
+    """Whether it is `1 << 30` or more, a number that stands for no bound: twice as much is no bound either."""
+    match node:
+        case ast.BinOp(left=ast.Constant(value=1), op=ast.LShift(), right=ast.Constant(value=int() as places)):
+            return places >= _ENDLESS_PLACES
+        case _:
+            return False
+
+
 def _root(node: ast.AST) -> str:
     while isinstance(node, ast.Await | ast.Call | ast.Attribute):
         node = node.func if isinstance(node, ast.Call) else node.value
@@ -154,7 +182,11 @@ def nodes_of(tree: ast.AST) -> Iterator[ast.AST]:
         for field, value in ast.iter_fields(node):
             if field in {"annotation", "returns", "decorator_list", "type_params", "bases"}:
                 continue
-            if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Raise) and field == "cause"):
+            if (
+                isinstance(node, ast.JoinedStr)
+                or _is_endless(node)
+                or (isinstance(node, ast.Raise) and field == "cause")
+            ):
                 continue
             children = value if isinstance(value, list) else [value]
             todo += [child for child in children if isinstance(child, ast.AST)]

@@ -13,6 +13,7 @@ import coverage
 
 TRANSCRIPTS = "tests/hypergpu/simulation/test_transcripts.py"
 TARGETS: Mapping[str, tuple[str, ...]] = {
+    "hypergpu/common/token.py": ("tests/common/test_token.py",),
     "coordinator/core": ("tests/coordinator", TRANSCRIPTS),
     "coordinator/run_dir.py": ("tests/coordinator",),
     "coordinator/run_lock.py": ("tests/coordinator/test_run_lock.py",),

@@ -7,15 +7,21 @@ import math
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from hypergpu import NetworkSimulator
+from hypergpu.common.clock import ManualClock
 from hypergpu.common.draws import Draws
 from hypergpu.netsim_proxy.link import Deliver, Direction, Hold, Link, LossModel, NetworkEvent
-from hypergpu.netsim_proxy.link.distributions import Uniform
+from hypergpu.netsim_proxy.link.distributions import LogNormal, Uniform
+from hypergpu.netsim_proxy.link.outcomes import Cause
 from hypergpu.netsim_proxy.link.profiles import LAST_MILES, PROFILES, Loss, Profile, find_profile, symmetric
 from hypergpu.netsim_proxy.link.profiles import Path as NetworkPath
 from hypergpu.netsim_proxy.link.tcp import TcpFlow
+from hypergpu.netsim_proxy.link.transfer import plain_profile, transfer_times
 from hypergpu.netsim_proxy.link.window import CongestionControl
 
 DIRECTORY = Path(__file__).parent / "transcripts"
@@ -146,6 +152,123 @@ def story_of_windows() -> Iterator[str]:
         )
 
 
+def uneven(correlation: float = 0.0, loss: float = 0.0) -> Profile:
+    """A link whose paths differ in everything."""
+    return Profile(
+        "uneven",
+        NetworkPath(Uniform(0.01, 0.05), 20.0, Loss(loss, 2.0), 50_000),
+        NetworkPath(LogNormal(0.02, 0.5, 0.003), 60.0, Loss(loss / 3)),
+        correlation,
+    )
+
+
+def stream(link: Link, now: float, connection: int) -> Iterator[str]:
+    """Messages of one RPC, some of which begin when the one before has arrived, and some before that."""
+    exchange = link.begin(now, connection)
+    for number, (pause, direction, nbytes) in enumerate(
+        ((0.0, UP, 900), (0.001, UP, 70_000), (0.5, DOWN, 40_000), (0.5, UP, 10), (0.0, DOWN, 200_000), (0.8, DOWN, 5))
+    ):
+        now += pause
+        result = link.offer(now, direction, nbytes, exchange, end=number >= 4, express=nbytes == 10)
+        told = f"arrives {result.at:.6f}" if isinstance(result, Deliver) else f"{result}"
+        yield f"  {now:.3f} {direction} {nbytes} B: {told}, lost on {exchange.lost_on} after {exchange.lost_after:.0f}"
+        if not isinstance(result, Deliver):
+            return
+
+
+def story_of_streams() -> Iterator[str]:
+    """Streams over links that differ up and down, with correlated jitter, losses, and events in one direction."""
+    spike = NetworkEvent("latency_spike", "n", factor=3, added_ms=40, direction="up")
+    collapse = NetworkEvent("bandwidth_collapse", "n", factor=0.25, direction="down")
+    for model, correlation, loss in product(LossModel, (0.0, 0.6), (0.0, 0.6)):
+        link = Link("n", uneven(correlation, loss), seed=11, loss_model=model)
+        yield f"{model}, correlated {correlation:g}, loses {link.profile.loss:g}"
+        for number in range(8):
+            yield from stream(link, 4.0 * number, number)
+            if number == 4:
+                link.apply(spike, 4.0 * number + 3)
+                link.apply(collapse, 4.0 * number + 3)
+        control = link.connect(50.0, 3)
+        told = [link.offer(50.0, way, 40, control, end=True) for way in (UP, DOWN)]
+        yield f"  control {told}, {link.state(50.0)}, {link.event_summaries(50.0)}"
+        for direction in (UP, DOWN):
+            low, high = link.latency_bounds_ms(direction)
+            counters = link.counters(direction)
+            yield (
+                f"  {direction}: {low:.4f} to {high:.4f} ms, {link.bandwidth_mbit(direction):g} Mbit/s, wants "
+                f"{link.appetite_bytes(direction):.0f} B, {counters.recent_seconds:.6f} s of {counters.messages}"
+            )
+        link.settle()
+        link.disconnect(3)
+        room, lost = link.room_at(50.0, DOWN), link.losses[Cause.LOSS]
+        yield f"  settled: {link.queued_bytes(50.0, UP):.0f} B queued, room at {room:.3f}, {lost} lost"
+
+
+def story_of_simulator() -> Iterator[str]:
+    """The simulator as a library: what it answers, and the metrics of each node, through events of every kind."""
+    clock = ManualClock()
+    simulator = NetworkSimulator("average", seed=4, clock=clock)
+    simulator.set_node_profile("far", "unstable", region="eu-west")
+    simulator.schedule_event(NetworkEvent("disconnect", "a", scheduled_time=3.0, duration_seconds=2.0))
+    simulator.schedule_event(NetworkEvent("partition", "*", scheduled_round=4, duration_seconds=1.5))
+    simulator.schedule_event(NetworkEvent("latency_spike", "b", scheduled_round=2, added_ms=300.0))
+    for number in range(1, 9):
+        simulator.announce_round(number)
+        if number == 6:
+            simulator.inject_latency_spike("a")
+            simulator.inject_event(NetworkEvent("bandwidth_collapse", "*", factor=0.02))
+        for node, message in (("a", b"x" * 50_000), ("b", "text"), ("far", np.zeros(1000)), ("new", {"k": number})):
+            if node == "new" and number < 7:
+                continue
+            success, milliseconds, answer = simulator.simulate_communication(node, message)
+            yield f"{number} {node}: {success}, {milliseconds:.4f} ms, {answer is not None}"
+        success, milliseconds, answer, tries = simulator.simulate_with_retry("far", b"y" * 9, max_retries=5)
+        yield f"{number} far with retries: {success}, {milliseconds:.4f} ms, {answer!r} after {tries}"
+        clock.advance(1.0)
+    for node in ("a", "b", "far", "new", "unheard"):
+        told = {key: round(value, 6) if isinstance(value, float) else value for key, value in metrics(simulator, node)}
+        yield f"{node}: {told}"
+    simulator.inject_event(NetworkEvent("recovery", "*"))
+    for node in ("a", "late"):
+        told = {key: round(value, 6) if isinstance(value, float) else value for key, value in metrics(simulator, node)}
+        yield f"recovered {node}: {told}"
+
+
+def metrics(simulator: NetworkSimulator, node: str) -> list[tuple[str, Any]]:
+    return list(simulator.get_node_metrics(node).items())
+
+
+def story_of_samples() -> Iterator[str]:
+    """Summaries of transfers, and what plain profiles are like."""
+    for rtt_ms, mbit, queue in (
+        (0.0, math.inf, 0),
+        (1.0, 10.0, 0),
+        (40.0, 1000.0, 0),
+        (33.3, 77.7, 0),
+        (5.0, 5.0, 9_000),
+    ):
+        profile = plain_profile(rtt_ms, mbit, 0.01, 3.0, queue)
+        for path in (profile.up, profile.down):
+            told = f"{1000 * path.latency.at(0.1):.4f} to {1000 * path.latency.at(0.9):.4f} ms"
+            yield f"{rtt_ms:g} ms, {mbit:g} Mbit/s: {told}, {path.bandwidth_mbit:g} Mbit/s, queue {path.queue_limit} B"
+    for model, samples, direction in product(LossModel, (1, 7, 40), (UP, DOWN)):
+        for kind, each in transfer_times(
+            uneven(0.3, 0.3), 60_000, loss_model=model, samples=samples, seed=3, direction=direction
+        ).items():
+            yield (
+                f"{model}, {samples} {direction} {kind}: mean {each.mean_seconds:.6f}, median {each.p50_seconds:.6f}, "
+                f"90 % {each.p90_seconds:.6f}, lost {each.lost:.4f}"
+            )
+
+
+OTHERS = {
+    "windows": story_of_windows,
+    "streams": story_of_streams,
+    "simulator": story_of_simulator,
+    "samples": story_of_samples,
+}
+
+
 def told(name: str) -> Iterator[str]:
     kind, _, model = name.partition("-")
     if kind == "profiles":
@@ -156,14 +279,14 @@ def told(name: str) -> Iterator[str]:
             yield from story_of_event(event_name, event, LossModel(model))
     elif kind == "overlap":
         yield from story_of_overlap()
-    elif kind == "windows":
-        yield from story_of_windows()
+    elif kind in OTHERS:
+        yield from OTHERS[kind]()
     else:
         yield from story_of_transfers()
 
 
 @pytest.mark.parametrize(
-    "name", ["profiles-rpc", "profiles-transport", "events-rpc", "events-transport", "overlap", "transfers", "windows"]
+    "name", ["profiles-rpc", "profiles-transport", "events-rpc", "events-transport", "overlap", "transfers", *OTHERS]
 )
 def test_a_link_does_as_its_transcript_says(name: str, request: pytest.FixtureRequest) -> None:
     lines = list(told(name))
