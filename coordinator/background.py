@@ -1,48 +1,14 @@
-"""Work that nobody waits for: each failure is told, none is lost."""
+"""Jobs that are done again and again."""
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import structlog
 
 from hypergpu.coordinator.health import Tell
 
 log = structlog.get_logger()
-
-Failed = Callable[[str, BaseException], None]
-"""Told what failed, and how."""
-
-
-class Background:
-    """Tasks and calls on threads whose failure must not go unseen."""
-
-    def __init__(self, failed: Failed) -> None:
-        self._failed = failed
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def spawn(self, what: str, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine as a task."""
-        task = asyncio.get_running_loop().create_task(coroutine, name=what)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        self.watch(what, task)
-
-    def watch(self, what: str, future: "asyncio.Future[Any]") -> None:
-        """Tell of the failure of a future that nobody awaits."""
-
-        def done(ended: "asyncio.Future[Any]") -> None:
-            error = None if ended.cancelled() else ended.exception()
-            if error is not None:
-                self._failed(what, error)
-
-        future.add_done_callback(done)
-
-    async def settle(self) -> None:
-        """Wait until no task is left. What is waited for may begin more."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 class Repeated:

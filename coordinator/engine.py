@@ -9,11 +9,11 @@ from typing import Any
 
 import structlog
 
+from hypergpu.common.background import Background
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StorageError
 from hypergpu.common.metric import finite
 from hypergpu.common.tensors import Flat, chunks
 from hypergpu.common.wire import encode_part
-from hypergpu.coordinator.background import Background
 from hypergpu.coordinator.core import events as ev
 from hypergpu.coordinator.core.aggregation import norm
 from hypergpu.coordinator.core.global_model import GlobalModel

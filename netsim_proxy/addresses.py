@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from hypergpu.common.address import split_address
+from hypergpu.common.background import Background
 from hypergpu.common.errors import ConfigError
+from hypergpu.netsim_proxy.listener import Listener, bind_sockets, bind_unix
+from hypergpu.netsim_proxy.throttle import Throttle
 
 Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
 
@@ -55,25 +58,27 @@ class Address:
         return self.path is not None or self.host in LOOPBACK
 
     async def listen(
-        self, make_protocol: Callable[[], asyncio.Protocol], context: ssl.SSLContext | None = None
-    ) -> tuple[asyncio.Server, str]:
-        """Accept connections; return the server and the address with the real port.
+        self,
+        make_protocol: Callable[[], asyncio.Protocol],
+        context: ssl.SSLContext | None,
+        background: Background,
+        throttle: Throttle,
+    ) -> tuple[Listener, str]:
+        """Accept connections; return the listener and the address with the real port.
 
         Raises:
             ConfigError: an address that is in use or not ours.
         """
-        loop = asyncio.get_running_loop()
         try:
             if self.path is not None:
                 remove_stale(self.path)
-                path = str(self.path)
-                return await loop.create_unix_server(make_protocol, path, ssl=context, backlog=_BACKLOG), self.text
-            server = await loop.create_server(
-                make_protocol, self.host.strip("[]"), self.port, ssl=context, backlog=_BACKLOG
-            )
+                sockets, text = [bind_unix(str(self.path), _BACKLOG)], self.text
+            else:
+                sockets = await bind_sockets(self.host.strip("[]"), self.port, _BACKLOG)
+                text = f"{self.host}:{sockets[0].getsockname()[1]}"
         except OSError as error:
             raise ConfigError(f"cannot listen on {self.text}: {error.strerror or error}") from error
-        return server, f"{self.host}:{server.sockets[0].getsockname()[1]}"
+        return Listener(sockets, make_protocol, context, background, throttle), text
 
     async def connect(
         self,

@@ -9,26 +9,25 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Final, cast
 
-import structlog
-
+from hypergpu.common.background import Background
 from hypergpu.common.clock import monotonic
 from hypergpu.netsim_proxy.addresses import Address
 from hypergpu.netsim_proxy.client_hello import HANDSHAKE, Incomplete, server_name
 from hypergpu.netsim_proxy.held_reader import HeldReader
 from hypergpu.netsim_proxy.link.outcomes import Deliver, Exchange, Fail
 from hypergpu.netsim_proxy.link_map import LinkMap
+from hypergpu.netsim_proxy.listener import Listener
 from hypergpu.netsim_proxy.outlet import Outlet
 from hypergpu.netsim_proxy.pacer import Pacer
 from hypergpu.netsim_proxy.peer import bound_buffers
 from hypergpu.netsim_proxy.port import DIRECTIONS, DOWN, UP, Port
 from hypergpu.netsim_proxy.ports import Ports
 from hypergpu.netsim_proxy.relay import LAST_WORDS_SECONDS, end_transport
+from hypergpu.netsim_proxy.throttle import Throttle
 
 _CONNECT_SECONDS: Final = 5.0
 _HELLO_SECONDS: Final = 1.0
 """How long a client may take to name a server before its connection is taken for one that names none."""
-
-log = structlog.get_logger()
 
 
 class PassThrough:
@@ -47,8 +46,9 @@ class PassThrough:
         self.upstream = Address.parse(upstream)
         self.link_map = link_map
         self._ports, self._pacer, self._numbers = ports, pacer, numbers
-        self._servers: list[tuple[asyncio.Server, Address]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._servers: list[tuple[Listener, Address]] = []
+        self._throttle = Throttle()
+        self._background = Background(self._throttle.failure)
 
     async def listen(self, address: str, link: str = "") -> str:
         """Accept connections at HOST:PORT or unix:PATH; return the address with the real port.
@@ -57,7 +57,7 @@ class PassThrough:
             ConfigError: an address that is malformed or in use.
         """
         parsed = Address.parse(address)
-        server, text = await parsed.listen(lambda: _Client(self, link))
+        server, text = await parsed.listen(lambda: _Client(self, link), None, self._background, self._throttle)
         self._servers.append((server, parsed))
         return text
 
@@ -67,8 +67,7 @@ class PassThrough:
             server.close()
             address.remove()
         await _until(lambda: not self.relays, grace_seconds)
-        for task in list(self._tasks):
-            task.cancel()
+        self._background.cancel()
         for relay in list(self.relays):
             relay.close()
         await _until(lambda: not self.ends, LAST_WORDS_SECONDS)
@@ -78,9 +77,14 @@ class PassThrough:
 
     def connect(self, client: "_Client", link: str) -> None:
         """Bring up the upstream's side for a client whose link is known."""
-        task = asyncio.get_running_loop().create_task(self._connect(client, link))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.spawn("connecting to the upstream", self._connect_or_refuse(client, link))
+
+    async def _connect_or_refuse(self, client: "_Client", link: str) -> None:
+        try:
+            await self._connect(client, link)
+        except Exception:
+            client.refuse()  # it would wait for an answer for ever
+            raise
 
     async def _connect(self, client: "_Client", link: str) -> None:
         port = self._ports.of(link)
@@ -95,7 +99,7 @@ class PassThrough:
             await asyncio.wait_for(self.upstream.connect(lambda: _End(self, relay, DOWN)), _CONNECT_SECONDS)
         except (OSError, TimeoutError) as error:
             why = "no answer" if isinstance(error, TimeoutError) else (getattr(error, "strerror", "") or str(error))
-            log.warning("upstream cannot be reached", upstream=self.upstream.text, reason=why)
+            self._throttle.warning("upstream cannot be reached", upstream=self.upstream.text, reason=why)
             client.refuse()
             relay.close()
             return
@@ -223,6 +227,7 @@ class _End(asyncio.Protocol):
     def __init__(self, proxy: PassThrough, relay: RawRelay | None, way: int) -> None:
         self.relay = relay
         self._proxy, self._way = proxy, way
+        self._is_full = False
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -253,11 +258,13 @@ class _End(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """It does not read: neither do we from the other."""
+        self._is_full = True
         if self.relay is not None:
             self.relay.lanes[1 - self._way].hold(self)
 
     def resume_writing(self) -> None:
         """It reads again."""
+        self._is_full = False
         if self.relay is not None:
             self.relay.lanes[1 - self._way].release(self)
 
@@ -321,6 +328,8 @@ class _Client(_End):
             return False
         self.relay = relay
         relay.port.join(relay)
+        if self._is_full:  # the upstream may have sent more than it takes before this
+            relay.lanes[DOWN].hold(self)
         self._transport.resume_reading()
         early = bytes(self._early)
         self._early.clear()

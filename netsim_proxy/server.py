@@ -8,9 +8,11 @@ from typing import Final
 
 import structlog
 
+from hypergpu.common.background import Background
 from hypergpu.common.clock import monotonic
 from hypergpu.netsim_proxy.addresses import Address
 from hypergpu.netsim_proxy.link_map import EMPTY, LinkMap
+from hypergpu.netsim_proxy.listener import Listener
 from hypergpu.netsim_proxy.pacer import Pacer
 from hypergpu.netsim_proxy.peer import ClientPeer, UpstreamPeer
 from hypergpu.netsim_proxy.ports import Ports
@@ -59,8 +61,8 @@ class Proxy:
         self._upstream_ssl = upstream_tls.context() if upstream_tls else None
         host = self._upstream.host.strip("[]") or "localhost"
         self._upstream_name = (upstream_tls.server_name or host) if upstream_tls else None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._servers: list[tuple[asyncio.Server, Address]] = []
+        self._background = Background(self.throttle.failure)
+        self._servers: list[tuple[Listener, Address]] = []
 
     async def listen(self, address: str, link: str = "") -> str:
         """Accept clients at HOST:PORT or unix:PATH, on `link` if one is given; return the address with the real port.
@@ -69,7 +71,9 @@ class Proxy:
             ConfigError: an address that is malformed or in use.
         """
         parsed = Address.parse(address)
-        server, text = await parsed.listen(lambda: ClientPeer(self, link), self._server_ssl)
+        server, text = await parsed.listen(
+            lambda: ClientPeer(self, link), self._server_ssl, self._background, self.throttle
+        )
         self._servers.append((server, parsed))
         return text
 
@@ -88,9 +92,7 @@ class Proxy:
 
     def connect(self, client: ClientPeer, transport: asyncio.Transport) -> None:
         """Bring up the upstream's side for a client that has greeted."""
-        task = asyncio.get_running_loop().create_task(self._connect(client, transport))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.spawn("connecting to the upstream", self._connect_or_reset(client, transport))
 
     async def drain(self, grace_seconds: float) -> None:
         """Accept nobody, tell clients to go, wait for open RPCs up to `grace_seconds`, and close what is left."""
@@ -101,8 +103,7 @@ class Proxy:
             relay.drain()
         if self.relays:
             await _until(self._idle, grace_seconds)
-        for task in list(self._tasks):
-            task.cancel()
+        self._background.cancel()
         for relay in list(self.relays):
             relay.fail_all("netsim: the proxy is shutting down")
             relay.close()
@@ -125,6 +126,13 @@ class Proxy:
         self.relays.discard(relay)
         if not self.relays:
             self._idle.set()
+
+    async def _connect_or_reset(self, client: ClientPeer, transport: asyncio.Transport) -> None:
+        try:
+            await self._connect(client, transport)
+        except Exception:
+            client.reset()  # it would wait for an answer for ever
+            raise
 
     async def _connect(self, client: ClientPeer, transport: asyncio.Transport) -> None:
         host = str((transport.get_extra_info("peername") or ("",))[0])

@@ -31,3 +31,7 @@ class Throttle:
         self._seen[message, reason] = now, 0
         more = {"left_out": count} if count else {}
         log.warning(message, reason=reason, **fields, **more)
+
+    def failure(self, what: str, error: BaseException) -> None:
+        """Log that a background task failed."""
+        self.warning("a background task failed", f"{type(error).__name__}: {error}", what=what, exc_info=error)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import structlog
 
+from hypergpu.common.background import Background
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.draws import Draws
 from hypergpu.common.errors import (
@@ -84,7 +85,7 @@ class Agent:
         self._events: asyncio.Queue[tuple[int, life.Event[Work]]] = asyncio.Queue()
         self._operation: asyncio.Task[None] | None = None
         self._number = 0
-        self._helpers: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._heartbeats: asyncio.Task[None] | None = None
         self._heartbeat_seconds = 2.0
         self._rtt_ms = 0.0
@@ -132,7 +133,9 @@ class Agent:
                     self._start(effect)
         finally:
             self._abandon.set()
-            tasks = [t for t in (self._operation, self._heartbeats, *self._helpers) if t is not None]
+            self._background.cancel()
+            await self._background.settle()
+            tasks = [t for t in (self._operation, self._heartbeats) if t is not None]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -142,7 +145,7 @@ class Agent:
 
     def _start(self, effect: life.Effect[Work]) -> None:
         if isinstance(effect, life.StartGrace):
-            self._helper(self._after(self._config.node.grace_seconds, life.GraceOver()))
+            self._background.spawn("grace", self._after(self._config.node.grace_seconds, life.GraceOver()))
             return
         self._number += 1
         self._abandon.set()
@@ -390,11 +393,6 @@ class Agent:
     async def _after(self, seconds: float, event: life.Event[Work]) -> None:
         await asyncio.sleep(seconds)
         self._events.put_nowait((0, event))
-
-    def _helper(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(coroutine)
-        self._helpers.add(task)
-        task.add_done_callback(self._helpers.discard)
 
     def _record_call(self, latency_ms: float | None, *, success: bool, retries: int = 0) -> None:
         self._service.metrics.record_network_event(latency_ms, success, retries)

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from hypergpu.common.background import Background
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.http import Answer, HttpServer, metrics
 from hypergpu.common.tls import Tls
@@ -55,12 +56,13 @@ async def run(config: SystemConfig, node_id: str, task: str | None, token: str |
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.stop, signal.Signals(number).name)
-        sampler = asyncio.create_task(_sample(service, client, series))
+        background = Background()
+        background.spawn("sampling usage and traffic", _sample(service, client, series))
         try:
             print(f"listening on {server.address}", flush=True)
             await agent.run()
         finally:
-            sampler.cancel()
+            background.cancel()
             server.close()
 
 

@@ -2,7 +2,8 @@
 
 import asyncio
 
-from hypergpu.coordinator.background import Background, Repeated
+from hypergpu.common.background import Background
+from hypergpu.coordinator.background import Repeated
 from tests.patience import patience
 
 
