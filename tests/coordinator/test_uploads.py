@@ -237,3 +237,51 @@ async def test_a_stream_that_ends_while_it_waits_gives_its_turn_to_the_next() ->
     await asyncio.wait_for(second, 5)
     with pytest.raises(asyncio.CancelledError):
         await first
+
+
+async def test_a_stream_that_was_superseded_takes_nothing_from_the_one_that_goes_on() -> None:
+    uploads = Uploads(FLAT.nbytes, 0)
+    old, new = object(), object()
+    upload = await uploads.open("a", (1, 1), old)
+    assert await uploads.open("a", (1, 1), new) is upload
+    uploads.suspend(upload, old)
+    assert upload.stream is new
+    uploads.begin_round(1)
+    uploads.require_current(upload, new)
+    uploads.suspend(upload, new)
+    assert upload.stream is None
+
+
+async def test_an_upload_that_was_given_up_frees_its_buffer_once_and_its_successor_keeps_its_own() -> None:
+    uploads = Uploads(FLAT.nbytes, 0)
+    first = await uploads.open("a", (1, 1), object())
+    stream = object()
+    second = await uploads.open("a", (1, 2), stream)
+    assert second is not first
+    assert second.assembler.flat is first.assembler.flat, "the buffer of the first is used again"
+    uploads.close(first)
+    uploads.detach(first)
+    uploads.require_current(second, stream)
+    with pytest.raises(StaleWork, match="another upload of a"):
+        uploads.require_current(first, stream)
+    uploads.detach(second)
+    with pytest.raises(StaleWork):
+        uploads.require_current(second, stream)
+    b = await uploads.open("b", (1, 1), object())
+    c = asyncio.create_task(uploads.open("c", (1, 1), object()))
+    await asyncio.sleep(0.01)
+    assert not c.done(), "two buffers in all, of which one is detached and one is b's"
+    uploads.recycle(second.assembler.flat)
+    assert (await asyncio.wait_for(c, 5)).assembler.flat is second.assembler.flat
+    assert b.assembler.flat is not second.assembler.flat
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(0, 2), (4000 * 3, 3), (4000 * 4 - 1, 3), (4000 * 1000, 256)])
+async def test_as_many_buffers_are_in_memory_as_were_allowed(memory: int, expected: int) -> None:
+    uploads = Uploads(FLAT.nbytes, memory)
+    for number in range(expected):
+        await asyncio.wait_for(uploads.open(f"n{number}", (1, 1), object()), 5)
+    late = asyncio.create_task(uploads.open("late", (1, 1), object()))
+    await asyncio.sleep(0.01)
+    assert not late.done()
+    late.cancel()
