@@ -34,7 +34,7 @@ def text(value: str, what: str) -> str:
 
 
 def joined(request: pb.RegisterRequest, name: str, peer_host: str) -> ev.NodeJoined:
-    """What a registration says.
+    """What a registration says; an identity in it was found to be the coordinator's.
 
     Raises:
         InvalidInput: a text that is too long.
@@ -46,7 +46,8 @@ def joined(request: pb.RegisterRequest, name: str, peer_host: str) -> ev.NodeJoi
         "address": text(request.metrics_address, "metrics_address"),
         "peer": peer_host,
     }
-    return ev.NodeJoined(name, text(request.incarnation, "incarnation"), request.largest_batch, info)
+    incarnation = text(request.incarnation, "incarnation")
+    return ev.NodeJoined(name, incarnation, request.largest_batch, info, request.HasField("identity"))
 
 
 def order(assign: ev.Assign, run_id: str, engine: Engine, now: float) -> pb.WorkOrder:

@@ -266,6 +266,8 @@ class TrainingService:
         self._require_run(run_id)
         if node not in self._engine.machine.members.connected:
             raise StaleWork(f"node {node!r} is not registered any more: register again")
+        if self._engine.identity is not None and not self._engine.machine.members.require(node).has_same_task:
+            raise StaleWork(f"node {node!r} registered without the identity of its task: register again, with it")
 
     def _require_same_task(self, name: str, request: pb.RegisterRequest) -> None:
         own = self._engine.identity

@@ -74,6 +74,8 @@ class NodeJoined:
     """Samples that its card holds; 0 = not known."""
     info: Mapping[str, str] = field(default_factory=dict)
     """What else it said about itself; carried, not read."""
+    has_same_task: bool = False
+    """Whether it has shown that its data and model are the coordinator's."""
 
 
 @message

@@ -38,6 +38,8 @@ class Member:
     ready: bool = False
     """It has asked for work since its process joined: its model and data are there. Until then nobody counts on it."""
     rule: Rule = Rule.AUTOMATIC
+    has_same_task: bool = False
+    """It has shown that its data and model are the coordinator's."""
     largest_batch: int = 0
     batch_size: int = 0
     last_accepted: int = 0

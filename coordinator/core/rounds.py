@@ -206,6 +206,7 @@ class RoundMachine:
     def _on_joined(self, event: ev.NodeJoined, now: float) -> None:
         member, new = self.members.join(event.node, event.incarnation, now)
         member.largest_batch, member.info = event.largest_batch, event.info
+        member.has_same_task = event.has_same_task
         if self._current is not None:
             self._current.restarted(event.node, event.incarnation)
         if not new:

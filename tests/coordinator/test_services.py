@@ -61,6 +61,10 @@ class FakeNode:
         request = pb.RegisterRequest(**{"node_id": self.name, "incarnation": "1", **fields})
         reply: pb.RegisterReply = await self.stub.Register(request, metadata=self.metadata)
         self.run_id = reply.run_id
+        if reply.HasField("identity") and not request.HasField("identity"):
+            request.node_id = reply.node_id
+            request.identity.CopyFrom(reply.identity)  # as a node does once it knows the task
+            reply = await self.stub.Register(request, metadata=self.metadata)
         return reply
 
     async def heartbeat(self, state: str = "idle", report: bytes = b"") -> pb.HeartbeatReply.Directive:
@@ -568,6 +572,33 @@ async def test_a_node_that_stops_listening_costs_the_others_nothing(tmp_path: Pa
         call.cancel()
         assert await b.push(order, np.zeros(8, np.float32)) == pb.PushUpdateReply.ACCEPTED
         assert (await a.work()).order.work.attempt == 2
+
+
+async def test_a_node_gets_no_work_before_it_has_shown_that_its_task_is_the_same(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        a = run.node("a")
+        run_id = run.coordinator.engine.run_id
+
+        async def pull() -> tuple[grpc.StatusCode, str]:
+            request = pb.PullWorkRequest(node_id="a", run_id=run_id, wait_seconds=5)
+            return await code_of(a._pull(request, metadata=a.metadata).read())
+
+        code, text = await pull()
+        assert (code, "register again" in text) == (grpc.StatusCode.FAILED_PRECONDITION, True), "it never registered"
+        bare = pb.RegisterRequest(node_id="a", incarnation="1")
+        reply = await a.stub.Register(bare, metadata=a.metadata)
+        told = "node 'a' registered without the identity of its task: register again, with it"
+        code, text = await pull()
+        assert (code, told in text) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+        other = pb.RegisterRequest(node_id="a", incarnation="1", identity=reply.identity)
+        other.identity.train_samples += 1
+        assert (await code_of(a.stub.Register(other, metadata=a.metadata)))[0] is grpc.StatusCode.INVALID_ARGUMENT
+        assert told in (await pull())[1], "it was refused"
+        assert not run.coordinator.engine.machine.members.require("a").ready
+        await a.register()
+        assert (await a.work()).order.work.node_id == "a"
+        await a.stub.Register(bare, metadata=a.metadata)
+        assert told in (await pull())[1], "a new registration says nothing of the one before"
 
 
 async def test_a_node_with_other_data_is_refused_with_both_figures(tmp_path: Path) -> None:
