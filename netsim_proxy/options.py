@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from hypergpu.common.errors import ConfigError
+from hypergpu.common.files import read_text
 from hypergpu.common.rpc import check_node_id
 from hypergpu.common.text import one_line
 from hypergpu.common.token import find_token
 from hypergpu.netsim_proxy.addresses import Address
 from hypergpu.netsim_proxy.lateness import DEFAULT_BOUND_SECONDS
 from hypergpu.netsim_proxy.link.outcomes import LossModel
-from hypergpu.netsim_proxy.reload import read_text
 from hypergpu.netsim_proxy.tls import ServerTls, UpstreamTls
 
 _LARGEST_SEED: Final = (1 << 63) - 1

@@ -9,7 +9,8 @@ from typing import Final
 
 import structlog
 
-from hypergpu.common.errors import ConfigError, HyperGPUError
+from hypergpu.common.errors import HyperGPUError
+from hypergpu.common.files import read_text
 from hypergpu.netsim_proxy.catalogue import Catalogue
 from hypergpu.netsim_proxy.link.profiles import Profile
 from hypergpu.netsim_proxy.link_map import LinkMap
@@ -44,7 +45,7 @@ class Files:
         """
         path = self._options.profiles
         if path is not None:
-            self._texts[path] = await asyncio.to_thread(read_text, path)
+            self._texts[path] = await asyncio.to_thread(read_text, path, _MAX_FILE_BYTES)
             self._catalogue.add(await self._catalogue.read_profiles(self._texts[path], path))
 
     async def load(self, ports: Ports, schedule: Schedule, proxy: Proxy | None = None) -> list[str]:
@@ -56,7 +57,7 @@ class Files:
         async with self._lock:
             options = self._options
             named = [path for path in (options.link_map, options.profiles, options.scenario) if path is not None]
-            texts = {path: await asyncio.to_thread(read_text, path) for path in named}
+            texts = {path: await asyncio.to_thread(read_text, path, _MAX_FILE_BYTES) for path in named}
             changed = [path for path in named if self._texts.get(path) != texts[path]]
             await self._apply({path: texts[path] for path in changed}, ports, schedule, proxy)
             self._texts = texts
@@ -116,17 +117,3 @@ class Reload:
     async def _quietly(self) -> None:
         with contextlib.suppress(HyperGPUError):
             await self()
-
-
-def read_text(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise ConfigError(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from error

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from hypergpu.common.config.document import load_yaml
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import ACCURACY, MetricSpec, finite
 from hypergpu.report.model import Event, Figures, NodeRound, Round, Run
@@ -135,7 +136,7 @@ class _Reader:
     def config(self, text: str) -> Json:
         """The configuration; empty where it does not parse."""
         try:
-            config = yaml.safe_load(text) if text else {}
+            config = load_yaml(text) if text else {}
         except (yaml.YAMLError, RecursionError):
             self.notes.append(f"{CONFIG} is not valid YAML.")
             config = {}

@@ -189,7 +189,7 @@ async def test_the_control_api_reloads_and_says_what_is_wrong(started: Started) 
 
 async def test_a_file_has_a_bound(started: Started) -> None:
     started.link_map.write_text("#" * ((4 << 20) + 1))
-    with pytest.raises(HyperGPUError, match="larger than 4194304 bytes"):
+    with pytest.raises(HyperGPUError, match="larger than 4,194,304 bytes"):
         await started.reload()
 
 
@@ -208,3 +208,9 @@ async def test_the_control_api_on_a_unix_socket_is_for_its_user_alone(
     await server.stop(0)
     control.unbind(address)
     assert not (tmp_path / "control.sock").exists()
+
+
+async def test_a_byte_order_mark_is_no_part_of_a_file(started: Started) -> None:
+    started.profiles.write_text(PROFILES.replace("rtt_ms: 10", "rtt_ms: 30"), encoding="utf-8-sig")
+    await started.reload()
+    assert started.latency_ms("node_1") == pytest.approx(30)

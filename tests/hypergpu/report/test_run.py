@@ -157,3 +157,13 @@ def _round(number: int, **fields: object) -> dict[str, object]:
         "samples": 100,
     }
     return {**row, "contributors": ["node_0"], "missing": [], **fields}
+
+
+@pytest.mark.parametrize(
+    "text", ["training: {rounds: 1}\ntraining: {rounds: 2}\n", "a: " + "[" * 60 + "]" * 60, "a: &a [*a]\n"]
+)
+def test_a_configuration_that_the_loader_would_refuse_is_left_out(text: str, run_dir: Path) -> None:
+    (run_dir / "config.yaml").write_text(text)
+    run = read_run(run_dir)
+    assert run.config == {}
+    assert run.notes == ("config.yaml is not valid YAML.",)
