@@ -16,6 +16,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         process.kill()
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep whole clusters on one worker: each has the machine to itself but for the unit tests on the other."""
     for item in items:
