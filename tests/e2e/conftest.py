@@ -16,9 +16,6 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         process.kill()
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep whole clusters on one worker: each has the machine to itself but for the unit tests on the other."""
-    for item in items:
-        if item.get_closest_marker("e2e"):
-            item.add_marker(pytest.mark.xdist_group("e2e"))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep whole clusters on one worker: they have the machine to themselves but for the unit tests on the other."""
+    item.add_marker(pytest.mark.xdist_group("e2e"))
