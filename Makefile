@@ -51,7 +51,7 @@ cluster: $(READY) ## The same, training until Ctrl-C: inspect and control it fro
 	@$(BIN)/hypergpu demo --stay $(ARGS)
 
 test: install ## Run the tests, with real processes (ARGS="-k name" for some of them)
-	@$(BIN)/python -m pytest -m 'not containers and not soak' --numprocesses 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -m 'not containers and not soak' --numprocesses 2 --dist loadfile $(ARGS)
 
 soak: install ## Kill processes for minutes of training, and try ten times the examples (a quarter of an hour)
 	@$(BIN)/python -m pytest -m 'soak or hypothesis' --hypothesis-profile=soak $(ARGS)

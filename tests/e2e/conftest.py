@@ -14,8 +14,3 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     yield cluster
     for process in cluster.processes:
         process.kill()
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep whole clusters on one worker: they have the machine to themselves but for the unit tests on the other."""
-    item.add_marker(pytest.mark.xdist_group("e2e"))
