@@ -82,8 +82,8 @@ mutants: install ## Change the code in one place after the other, and see whethe
 up: ## Build and start the cluster in containers, with Prometheus and Grafana (N=5 nodes)
 	@deploy/up $(N)
 
-scale: ## Change the number of node containers while it trains, as in `make scale N=8`
-	@docker compose up --detach --no-recreate --scale node=$(N)
+scale: ## Change the number of node containers, as in `make scale N=8`, and say how the run stands
+	@deploy/scale $(N)
 
 down: ## Stop the containers (runs stay in their volume; `docker compose down --volumes` drops them)
 	@docker compose --profile monitoring down

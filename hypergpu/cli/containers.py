@@ -28,11 +28,11 @@ def scale(
     nodes: Annotated[int, typer.Argument(metavar="N", min=0, max=10_000, help="How many node containers from now on.")],
     as_json: AsJson = False,
 ) -> None:
-    """Change the number of node containers while the cluster trains.
+    """Change the number of node containers while the cluster trains, and say how the run stands.
 
     Example: hypergpu scale 8
     """
-    _docker(["docker", "compose", "up", "--detach", "--no-recreate", "--scale", f"node={nodes}"], quiet=as_json)
+    _docker(["deploy/scale", str(nodes)], quiet=as_json)
     _report(as_json)
 
 
