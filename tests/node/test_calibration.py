@@ -19,6 +19,7 @@ from hypergpu.node.calibration import cache_directories, measure, shared, step_t
 from hypergpu.node.core.compute import StepTimes
 from hypergpu.node.trainer import Timing, Trainer
 from hypergpu.tasks import Task
+from hypergpu.tasks.samples import count
 
 KEY = {"machine": "here", "task": "small"}
 FOUND, OTHER = StepTimes(0.01, 0.001), StepTimes(0.5, 0.25)
@@ -151,6 +152,7 @@ def test_models_and_tasks_have_measurements_of_their_own() -> None:
     ]
     assert len({json.dumps(key) for key in keys}) == len(keys)
     assert calibration._key(trainer(lambda: nn.Linear(6, 3)), 100.0) == keys[0]
+    assert keys[0]["samples"] == count(trainer(lambda: nn.Linear(6, 3)).task.train), "as many as there are, up to 1024"
 
 
 # ------------------------------------------------------------ sharing

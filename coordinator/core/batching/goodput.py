@@ -157,9 +157,7 @@ def best_plan(
 
 def step_candidates(least: int, most: int) -> list[int]:
     """Up to eight numbers of steps from `least` to `most`, evenly spread by ratio."""
-    count = 8 if most > least else 1
-    spread = np.geomspace(least, most, count)
-    return sorted({round(value) for value in spread})
+    return sorted({round(value) for value in np.geomspace(least, most, 8)})
 
 
 class NoiseScale:

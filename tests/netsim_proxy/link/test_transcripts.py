@@ -108,6 +108,19 @@ def story_of_overlap() -> Iterator[str]:
         yield from calls(link, at, 2, every=0.1)
     for now in (2.9, 3.1, 3.6, 4.1, 4.6):
         yield f"at {now}: {link.state(now)}, blocked {link.blocked(now)}, {len(link.active_events(now))} run"
+    # The first that blocks names the cause, and the last to end says until when.
+    for event in (
+        NetworkEvent("partition", nodes=("n",), group_b=("upstream",), duration_seconds=2),
+        NetworkEvent("flap", "n", duration_seconds=1, period_seconds=0.5),
+        NetworkEvent("disconnect", "n", duration_seconds=0.5, mode="reset", direction="up"),
+        NetworkEvent("bandwidth_collapse", "n", duration_seconds=3, direction="down"),
+        NetworkEvent("profile_change", "n", duration_seconds=4, new_profile="poor", direction="up"),
+    ):
+        link.apply(event, 10.0)
+    for now in (10.1, 10.3, 10.6, 11.1, 12.1, 13.5, 14.5):
+        ways = [link.blocked(now, direction) for direction in (UP, DOWN)]
+        told = [f"{block.cause} until {block.until:g} resets {block.reset}" if block else "open" for block in ways]
+        yield f"at {now}: {link.state(now)}, {told}, {link.profile.name}, changes at {link.next_change:g}"
 
 
 def story_of_transfers() -> Iterator[str]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hypergpu.coordinator.core.batching import goodput as gp
+from hypergpu.coordinator.core.batching.costs import ComputeCosts
 
 
 def test_the_learning_rate_is_linear_in_the_noise_and_flat_beyond_it() -> None:
@@ -83,3 +84,14 @@ def test_where_one_size_was_run_only_neither_larger_nor_smaller_batches_look_che
     cost = gp.StepCost(np.array([0.0]), np.array([0.001]), np.array([64.0]))
     assert cost.seconds(np.array([128])) == pytest.approx(0.128), "larger: its full share"
     assert cost.seconds(np.array([32])) == pytest.approx(0.048), "smaller: half of what it would save"
+
+
+def test_ends_of_processes_are_counted_by_the_time_that_was_watched() -> None:
+    costs = ComputeCosts()
+    assert costs.ends_per_second == 0.0
+    costs.observe_ends(0, 0.0)
+    assert costs.ends_per_second == 0.0
+    costs.observe_ends(1, 0.5)
+    assert costs.ends_per_second == pytest.approx(2.0)
+    costs.observe_ends(0, 1.0)
+    assert costs.ends_per_second == pytest.approx(0.85 / 1.425)
