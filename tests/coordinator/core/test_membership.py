@@ -4,6 +4,7 @@ import pytest
 
 from hypergpu.common.errors import NotFound, ResourceExhausted
 from hypergpu.coordinator.core.membership import Membership, Presence
+from hypergpu.coordinator.results import node_row
 
 
 def test_a_node_that_comes_anew_all_the_time_counts_once_a_round() -> None:
@@ -102,3 +103,20 @@ def test_a_node_is_ready_when_it_has_asked_and_not_after_it_went_or_began_anew()
     assert members.version == 4
     with pytest.raises(NotFound, match="'z' is not registered"):
         members.require("z")
+
+
+def test_a_node_that_just_came_has_a_row_of_nothing() -> None:
+    member, _ = Membership(max_nodes=1, lost_after_seconds=None).join("a", "1", now=3.0)
+    assert node_row(member, "preparing") == {
+        "node_id": "a",
+        "state": "preparing",
+        "reason": "",
+        "rounds_contributed": 0,
+        "rounds_selected": 0,
+        "retries": 0,
+        "late": 0,
+        "batch_size": None,
+        "compute_seconds": None,
+        "rule": "automatic",
+    }
+    assert (member.last_accepted, member.largest_batch, member.completed, member.gone_at) == (0, 0, False, 0.0)
