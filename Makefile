@@ -16,7 +16,7 @@ LOCK    := deploy/constraints.txt
 PYTHON  ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 
-.PHONY: help install proto lock demo cluster test containers soak lint bench mutants up down scale clean
+.PHONY: help install proto lock demo cluster test containers soak lint docs bench mutants up down scale clean
 
 help: ## This list
 	@printf 'HyperGPU: train through networks that you do not trust\n\nusage: make TARGET [TORCH=cpu|cuda] [ARGS="..."] [N=nodes]\n\n'
@@ -69,9 +69,15 @@ lint: install ## Check format, style, spelling, types and the arrows between pac
 lock: ## Resolve the newest allowed versions anew, and pin them in deploy/constraints.txt
 	@rm -rf .venv/lock && $(PYTHON) -m venv .venv/lock
 	@deploy/install-torch .venv/lock/bin/python cpu
-	@$(PYTHON) deploy/requirements.py run train dev >.venv/lock/requirements
+	@$(PYTHON) deploy/requirements.py run train dev docs >.venv/lock/requirements
 	@.venv/lock/bin/python -m pip install -qq --requirement .venv/lock/requirements
 	@deploy/lock .venv/lock/bin/python >.venv/lock/constraints && mv .venv/lock/constraints $(LOCK)
+
+docs: install ## Build the documentation site into build/site; a broken link is an error
+	@$(BIN)/python deploy/requirements.py docs >.venv/.docs-requirements
+	@$(BIN)/python -m pip install -qq --constraint $(LOCK) --requirement .venv/.docs-requirements
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build
+	@echo "the site is in build/site: open build/site/index.html, or $(BIN)/mkdocs serve"
 
 bench: install ## Run the benchmarks
 	@shopt -s nullglob; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done

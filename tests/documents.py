@@ -12,6 +12,7 @@ DOCUMENTS = (
     "docs/netsim.md",
     "docs/settings.md",
     "examples/README.md",
+    "docs/tutorial.md",
     "CONTRIBUTING.md",
 )
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

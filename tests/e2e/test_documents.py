@@ -27,6 +27,8 @@ NOT_RUN = {
     "hypergpu compare flaky-minority --seeds 3": LONG,
     "hypergpu validate": LONG,
     "hypergpu simulate flaky-minority": LONG,
+    "hypergpu simulate transatlantic": LONG,
+    "make docs": "installs what it needs; .ci/run builds the site",
     "make up N=8": CONTAINERS,
     "make scale N=3": CONTAINERS,
     "make down": CONTAINERS,
