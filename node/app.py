@@ -8,8 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from hypergpu.common.address import split_address
 from hypergpu.common.background import Background
 from hypergpu.common.config import SystemConfig
+from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.http import Answer, HttpServer, metrics
 from hypergpu.common.tls import Tls
 from hypergpu.node.agent import Agent
@@ -48,7 +50,7 @@ async def run(config: SystemConfig, node_id: str, task: str | None, token: str |
             service,
             config,
             own_task=task,
-            metrics_address=settings.metrics_address or _reachable(server.address),
+            metrics_address=settings.metrics_address or reachable(server.address, settings.coordinator),
             version=_version(),
             on_work=series.work,
             on_state=series.state,
@@ -84,10 +86,23 @@ def _health(agent: Agent) -> Answer:
     return Answer(f"{agent.state}{'' if joined else ': not in a run'}\n".encode())
 
 
-def _reachable(address: str) -> str:
-    """The address for others: a wildcard stands for this host's name."""
+def reachable(address: str, coordinator: str) -> str:
+    """Return the address for others: a wildcard stands for the address from which this host dials the coordinator.
+
+    A host name would not do: the coordinator lets Prometheus scrape addresses of its networks, and no names.
+    """
     host, _, port = address.rpartition(":")
-    return f"{socket.gethostname()}:{port}" if host in {"0.0.0.0", "[::]"} else address
+    if host not in {"0.0.0.0", "[::]"}:
+        return address
+    try:
+        name, number = split_address(coordinator)
+        family, kind, _, _, target = socket.getaddrinfo(name.strip("[]"), number, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as dialling:
+            dialling.connect(target)  # sends nothing
+            own = dialling.getsockname()[0]
+    except (OSError, HyperGPUError):
+        return f"{socket.gethostname()}:{port}"
+    return f"[{own}]:{port}" if ":" in own else f"{own}:{port}"
 
 
 def _version() -> str:
