@@ -54,7 +54,7 @@ class Contributions:
 
     def compute_seconds(self, rows: Ints) -> Floats:
         """Mean computing per attempt."""
-        mean: Floats = self.sums[rows, 0] / np.maximum(self.sums[rows, 2], 1e-9)
+        mean: Floats = self.sums[rows, 0] / np.maximum(self.sums[rows, 2], 1.0)  # after one attempt they are 1 or more
         return mean
 
     def teaches(self, rows: Ints) -> Floats:

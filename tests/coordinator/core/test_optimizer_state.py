@@ -8,7 +8,7 @@ import pytest
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.tensors import Flat, Manifest, TensorSpec
 from hypergpu.coordinator.core.global_model import GlobalModel
-from hypergpu.coordinator.core.optimizer import Adam, Sgd
+from hypergpu.coordinator.core.optimizer import Adam, Sgd, make_optimizer
 
 GOOD: Mapping[str, Flat] = {
     "mean": np.array([0.5, -0.5], np.float32),
@@ -82,3 +82,21 @@ def test_a_model_takes_only_finite_values_of_its_size(values: Flat, reason: str)
         model.restore(values, None)
     model.restore(flat(1, 2, 3), None)
     np.testing.assert_array_equal(model.values, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("settings", "moved"),
+    [
+        ({"local_steps": 1, "server_optimizer": "adam", "learning_rate": 0.2}, 0.2),
+        ({"local_steps": 1, "server_optimizer": "sgd", "learning_rate": 0.2}, 0.0002),
+        # Changes are of the size of a step, so the term against a division by nothing is a thousandth.
+        ({"local_steps": 10, "server_optimizer": "adam"}, 0.005),
+        ({"local_steps": 10, "server_optimizer": "adam", "server_learning_rate": 0.5}, 0.25),
+        ({"local_steps": 10, "server_optimizer": "sgd", "learning_rate": 0.2}, 0.001),
+        ({"local_steps": 10, "server_optimizer": "sgd", "server_learning_rate": 0.5}, 0.0005),
+    ],
+)
+def test_a_first_step_is_as_long_as_configured(settings: dict[str, object], moved: float) -> None:
+    parameters, direction = np.zeros(3, np.float32), np.full(3, 1e-3, np.float32)
+    make_optimizer(TrainingConfig.model_validate(settings), 3).step(parameters, direction)
+    assert parameters == pytest.approx(np.full(3, moved), rel=1e-4)

@@ -1,0 +1,88 @@
+"""The standing of nodes, by figures that are worked out by hand."""
+
+import numpy as np
+import pytest
+
+from hypergpu.common.config import SelectorConfig
+from hypergpu.coordinator.core.selection.contributions import Contributions
+from hypergpu.coordinator.core.selection.standing import NodeState, Standings
+
+
+def standings(rows: int, **settings: object) -> Standings:
+    subject = Standings(SelectorConfig.model_validate(settings))
+    subject.grow(rows)
+    return subject
+
+
+def fail(subject: Standings, *rows: int, now: float = 0.0, success: bool = False) -> None:
+    subject.outcomes(np.array(rows), np.full(len(rows), success), now)
+
+
+def test_changes_that_nobody_takes_are_bounded_and_the_latest_are_kept() -> None:
+    subject = standings(10_010, quarantine_after_failures=1)
+    fail(subject, *range(10_010))
+    changes = subject.take_changes()
+    assert (len(changes), changes[0].row, changes[-1].row) == (10_000, 10, 10_009)
+    assert subject.take_changes() == []
+
+
+def test_each_quarantine_in_a_row_is_twice_as_long_up_to_eight_times() -> None:
+    subject = standings(2, quarantine_after_failures=2, quarantine_seconds=10.0, probation_successes=2)
+    fail(subject, 0)
+    assert subject.state(0) is NodeState.ACTIVE
+    now, seconds = 0.0, []
+    fail(subject, 0, now=now)
+    for _ in range(5):
+        left = float(subject.remaining_seconds(np.array([0]), now)[0])
+        seconds.append(left)
+        subject.release_due(np.array([0, 1]), now + left - 0.001)
+        assert subject.state(0) is NodeState.QUARANTINED
+        now += left
+        subject.release_due(np.array([0, 1]), now)
+        assert subject.state(0) is NodeState.PROBATION
+        fail(subject, 0, now=now)
+    assert seconds == [10.0, 20.0, 40.0, 80.0, 80.0]
+    now += 80.0
+    subject.release_due(np.array([0]), now)
+    fail(subject, 0, now=now, success=True)
+    assert subject.state(0) is NodeState.PROBATION
+    fail(subject, 0, now=now, success=True)
+    assert subject.state(0) is NodeState.ACTIVE
+    fail(subject, 0, now=now)
+    fail(subject, 0, now=now)
+    assert subject.remaining_seconds(np.array([0, 1]), now + 4.0).tolist() == [6.0, 0.0]
+
+
+def test_of_nodes_that_are_all_quarantined_the_better_half_is_released() -> None:
+    subject = standings(5, quarantine_after_failures=1, quarantine_seconds=10.0)
+    rows = np.arange(5)
+    fail(subject, 0, 1, 2, 3, 4)
+    subject.release_due(np.array([1]), 10.0)
+    fail(subject, 1, now=10.0)
+    released = subject.release_least_bad(rows, np.array([1.0, 99.0, 5.0, 3.0, 4.0]), 4.0)
+    assert released.tolist() == [2, 4]
+    assert [subject.state(row) for row in (2, 4, 3)] == [*[NodeState.PROBATION] * 2, NodeState.QUARANTINED]
+    told = subject.take_changes()[-1]
+    assert told.figures == {"quarantined_nodes": 5, "strikes": 1, "remaining_seconds": 6.0, "node_score": 4.0}
+
+
+def test_figures_of_contributions() -> None:
+    subject = Contributions()
+    subject.grow(4)
+    rows, unknown = np.arange(3), np.nan
+    subject.add(
+        rows, np.array([2.0, 1.0, 4.0]), np.array([2.0, 3.0, 0.0]), np.array([True, False, True]), np.full(3, unknown)
+    )
+    subject.add(np.array([0]), np.array([1.0]), np.array([0.0]), np.array([True]), np.array([4.0]))
+    assert subject.compute_seconds(np.arange(4)) == pytest.approx([2.8 / 1.9, 1.0, 4.0, 0.0])
+    assert subject.efficiency(np.arange(4)) == pytest.approx([2.8 / 4.6, 0.25, 1.0, 1.0])
+    assert subject.reliability(np.arange(4)) == pytest.approx([1.0, 0.0, 1.0, 1.0])
+    assert subject.score(np.arange(4)) == pytest.approx([(2.8 / 4.6 + 1) / 2, 0.125, 1.0, 1.0])
+    assert subject.counts[:4].tolist() == [[2, 2, 0], [1, 0, 0], [1, 1, 0], [0, 0, 0]]
+    assert subject.teaches(np.array([1, 2])).tolist() == [1.0, 1.0]
+    assert subject.teaches(np.arange(3)).tolist() == [1.0, 1.0, 1.0]
+    subject.add(rows[1:], np.ones(2), np.ones(2), np.array([True, True]), np.array([1.0, 10.0]))
+    assert subject.teaches(np.arange(4)) == pytest.approx([1.0, 0.5, 2.0, 1.0])
+    subject.add(np.array([0]), np.ones(1), np.ones(1), np.array([True]), np.array([-1.0]))
+    subject.add(np.array([0]), np.ones(1), np.ones(1), np.array([True]), np.array([3.0]))
+    assert subject.teaches(np.arange(2)) == pytest.approx([3.5 / 2.25, 0.5])
