@@ -17,19 +17,20 @@ from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.http import HttpServer
 from hypergpu.common.malloc import keep_buffers
 from hypergpu.common.text import one_line
-from hypergpu.netsim_proxy import control, metrics
-from hypergpu.netsim_proxy.catalogue import Catalogue
-from hypergpu.netsim_proxy.descriptors import raise_limit
-from hypergpu.netsim_proxy.health import Health, routes
-from hypergpu.netsim_proxy.lateness import Lateness
+from hypergpu.netsim_proxy.api import control_service as control
+from hypergpu.netsim_proxy.api import metrics
+from hypergpu.netsim_proxy.api.health import Health, routes
+from hypergpu.netsim_proxy.api.profile_registry import ProfileRegistry
+from hypergpu.netsim_proxy.api.reload import Files, Reload
+from hypergpu.netsim_proxy.api.schedule import Schedule
+from hypergpu.netsim_proxy.io.descriptors import raise_limit
+from hypergpu.netsim_proxy.io.lateness import DeliveryLateness
+from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
+from hypergpu.netsim_proxy.io.pacer import Pacer
+from hypergpu.netsim_proxy.io.passthrough import PassThrough
+from hypergpu.netsim_proxy.io.realtime import enable_realtime
+from hypergpu.netsim_proxy.io.server import Proxy
 from hypergpu.netsim_proxy.options import parse
-from hypergpu.netsim_proxy.pacer import Pacer
-from hypergpu.netsim_proxy.passthrough import PassThrough
-from hypergpu.netsim_proxy.ports import Ports
-from hypergpu.netsim_proxy.reload import Files, Reload
-from hypergpu.netsim_proxy.schedule import Schedule
-from hypergpu.netsim_proxy.scheduling import be_punctual
-from hypergpu.netsim_proxy.server import Proxy
 
 _KEPT_BYTES = 4 << 20  # reads are of 256 KiB; more would be memory that an idle proxy never gives back
 
@@ -39,12 +40,12 @@ async def serve(options: argparse.Namespace) -> None:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    catalogue = Catalogue(options.upstream_region)
+    catalogue = ProfileRegistry(options.upstream_region)
     files = Files(options, catalogue)
     await files.load_profiles()
-    lateness = Lateness(options.lateness_bound_ms / 1000)
-    pacer = Pacer(lateness.observe, partial(_be_punctual, options.realtime))
-    ports = Ports(
+    lateness = DeliveryLateness(options.lateness_bound_ms / 1000)
+    pacer = Pacer(lateness.observe, partial(_enable_realtime, options.realtime))
+    ports = LinkRegistry(
         pacer,
         catalogue.profile(options.profile, options.region),
         options.seed,
@@ -92,11 +93,11 @@ async def serve(options: argparse.Namespace) -> None:
     lateness.report()
 
 
-def _be_punctual(realtime: bool) -> None:
-    structlog.get_logger().info("the network delays what passes", realtime=be_punctual(realtime))
+def _enable_realtime(realtime: bool) -> None:
+    structlog.get_logger().info("the network delays what passes", realtime=enable_realtime(realtime))
 
 
-def _registry(ports: Ports, lateness: Lateness) -> CollectorRegistry:
+def _registry(ports: LinkRegistry, lateness: DeliveryLateness) -> CollectorRegistry:
     registry = CollectorRegistry()
     metrics.register(registry, ports, lateness)
     return registry

@@ -14,10 +14,10 @@ from hypergpu.common.files import read_text
 from hypergpu.common.rpc import check_node_id
 from hypergpu.common.text import one_line
 from hypergpu.common.token import find_token
-from hypergpu.netsim_proxy.addresses import Address
-from hypergpu.netsim_proxy.lateness import DEFAULT_BOUND_SECONDS
+from hypergpu.netsim_proxy.io.addresses import Address
+from hypergpu.netsim_proxy.io.lateness import DEFAULT_BOUND_SECONDS
+from hypergpu.netsim_proxy.io.tls import ServerTls, UpstreamTls
 from hypergpu.netsim_proxy.link.outcomes import LossModel
-from hypergpu.netsim_proxy.tls import ServerTls, UpstreamTls
 
 _LARGEST_SEED: Final = (1 << 63) - 1
 
@@ -47,7 +47,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.
     parser = _parser()
     config = parser.parse_known_args(arguments)[0].config
     if config is not None:
-        from hypergpu.netsim_proxy.config import parse_config  # noqa: PLC0415 - pydantic, 9 MB, only where there is a file
+        from hypergpu.netsim_proxy.config.proxy_file import parse_config  # noqa: PLC0415 - pydantic, 9 MB, only where there is a file
 
         parser.set_defaults(**parse_config(read_text(config), str(config)).options())
     options = parser.parse_args(arguments)

@@ -14,7 +14,7 @@ from hypergpu.client import Client
 from hypergpu.common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.files import read_text
-from hypergpu.netsim_proxy.profile_file import load_profiles
+from hypergpu.netsim_proxy.config.profile_file import load_profiles
 from hypergpu.protos import netsim_pb2 as net
 from hypergpu.show import counted, known, milliseconds, new_table, print_json, print_table, say, size
 from hypergpu.simulation.scenario_file import find_scenario

@@ -10,11 +10,11 @@ import typer
 from hypergpu.cli.running import AsJson
 from hypergpu.common.config.whole import LARGEST_INTEGER
 from hypergpu.common.errors import InvalidInput
+from hypergpu.netsim_proxy.config.profile_file import load_profiles
 from hypergpu.netsim_proxy.link.outcomes import Direction, LossModel
 from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
 from hypergpu.netsim_proxy.link.transfer import Summary, plain_profile, transfer_times
 from hypergpu.netsim_proxy.link.window import CongestionControl
-from hypergpu.netsim_proxy.profile_file import load_profiles
 from hypergpu.show import new_table, print_json, print_table
 
 

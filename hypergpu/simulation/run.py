@@ -15,8 +15,8 @@ from hypergpu.coordinator.core.orchestration import build_orchestrator
 from hypergpu.coordinator.core.rounds import RoundMachine
 from hypergpu.coordinator.core.shards import ShardTable
 from hypergpu.coordinator.links import NodeLinks
+from hypergpu.netsim_proxy.config.scenario import in_turn
 from hypergpu.netsim_proxy.link.outcomes import Direction
-from hypergpu.netsim_proxy.scenario import in_turn
 from hypergpu.show import duration
 from hypergpu.simulation.compute import SimulatedCards
 from hypergpu.simulation.convergence import ModelledLearning

@@ -11,9 +11,9 @@ from hypergpu.common.config.section import Section
 from hypergpu.common.config.whole import Count, Seed
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import MetricSpec
+from hypergpu.netsim_proxy.config.scenario import Network, NodeSection, OneOrMore, ScenarioError, as_list, in_turn
 from hypergpu.netsim_proxy.link.events import ALL, EventType, NetworkEvent
 from hypergpu.netsim_proxy.link.profiles import Profile
-from hypergpu.netsim_proxy.scenario import Misplaced, Network, NodeSection, OneOrMore, as_list, in_turn
 from hypergpu.node.core.gpu import GPUSpecs, specs_from
 from hypergpu.simulation.convergence import FITTED, Convergence
 
@@ -129,12 +129,12 @@ class Scenario(Network):
         """The model of convergence: what was fitted to the task, with the constants of its own.
 
         Raises:
-            Misplaced: none was fitted and its own are not complete, or one of them makes no sense.
+            ScenarioError: none was fitted and its own are not complete, or one of them makes no sense.
         """
         task = self.config.training.task
         fitted = FITTED[task].model_dump() if task in FITTED else {}
         if not fitted and not self.convergence:
-            raise Misplaced(
+            raise ScenarioError(
                 ("learning",),
                 f"no model of convergence was fitted to task {task!r}, only to {', '.join(FITTED)}: "
                 f"take learning: real, or fit one with `hypergpu fit {task}`",
@@ -144,17 +144,17 @@ class Scenario(Network):
         except ValidationError as error:
             fault = error.errors()[0]
             path = ("convergence", *fault["loc"])
-            raise Misplaced(path, explain(Convergence, fault["loc"], fault)) from error
+            raise ScenarioError(path, explain(Convergence, fault["loc"], fault)) from error
 
     def network_events(self, known: Mapping[str, Profile] | None = None) -> list[NetworkEvent]:
         """Its events, groups spelt out; `known` are profiles that there are already.
 
         Raises:
-            Misplaced: one that makes no sense, or that can have no effect in virtual time.
+            ScenarioError: one that makes no sense, or that can have no effect in virtual time.
         """
         for index, section in enumerate(self.events):
             if section.type == EventType.SLOW_CLOSE:
-                raise Misplaced(
+                raise ScenarioError(
                     ("events", index, "type"),
                     "slow_close has no effect in virtual time, where the end of a connection does not travel on the "
                     "link: remove it, or load the scenario into a proxy",
@@ -165,19 +165,19 @@ class Scenario(Network):
         """The profile of each node's link, in the order of the nodes.
 
         Raises:
-            Misplaced: a profile or region that there is not; a link of a node that there is not.
+            ScenarioError: a profile or region that there is not; a link of a node that there is not.
         """
         strange = self.links.keys() - {ALL, *(name for group in self.nodes for name in group.names())}
         if strange:
             name = min(strange)
-            raise Misplaced(("links", name), f"there is no node {name!r}: `nodes` says who trains")
+            raise ScenarioError(("links", name), f"there is no node {name!r}: `nodes` says who trains")
         return {name: link.profile for name, link in self.node_links().items()}
 
     def cards(self) -> dict[str, GPUSpecs]:
         """The card of each node.
 
         Raises:
-            Misplaced: one that there is not.
+            ScenarioError: one that there is not.
         """
         found = {}
         for at, group in enumerate(self.nodes):
@@ -185,7 +185,7 @@ class Scenario(Network):
                 try:
                     found[name] = specs_from(in_turn(group.gpu, index))
                 except InvalidInput as error:
-                    raise Misplaced(("nodes", at, "gpu"), str(error)) from error
+                    raise ScenarioError(("nodes", at, "gpu"), str(error)) from error
         return found
 
     def changed(self, **changes: Any) -> "Scenario":

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from hypergpu.common.errors import ConfigError, suggest
 from hypergpu.common.files import read_text
-from hypergpu.netsim_proxy.scenario import Misplaced
-from hypergpu.netsim_proxy.yaml_text import fault, parse_yaml
+from hypergpu.netsim_proxy.config.scenario import ScenarioError
+from hypergpu.netsim_proxy.config.yaml_text import fault, parse_yaml
 from hypergpu.simulation.scenario import Scenario
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -39,17 +39,17 @@ def parse_scenario(text: str, name: str, default_name: str = "") -> Scenario:
         scenario.network_events()
         if scenario.learning == "model" or scenario.convergence:
             scenario.learning_curve()
-    except Misplaced as error:
+    except ScenarioError as error:
         raise fault(text, name, error.path, error.message) from error
     return scenario if scenario.name else scenario.changed(name=default_name or name)
 
 
 def _check_enough(scenario: Scenario, nodes: int) -> None:
-    """Raises Misplaced where the first round would wait for nodes that there are not."""
+    """Raises ScenarioError where the first round would wait for nodes that there are not."""
     needed = scenario.config.training.min_nodes
     if needed > nodes:
         path = "config", "training", "min_nodes"
-        raise Misplaced(path, f"the first round would wait for {needed} nodes for ever: there are {nodes}")
+        raise ScenarioError(path, f"the first round would wait for {needed} nodes for ever: there are {nodes}")
 
 
 def shipped_names() -> list[str]:

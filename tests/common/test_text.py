@@ -6,7 +6,7 @@ import pytest
 
 from hypergpu.common.errors import ConfigError
 from hypergpu.common.text import one_line, printable
-from hypergpu.netsim_proxy.profile_file import load_profiles
+from hypergpu.netsim_proxy.config.profile_file import load_profiles
 from hypergpu.simulation.scenario_file import load_scenario
 
 

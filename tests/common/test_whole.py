@@ -9,8 +9,8 @@ import pytest
 from hypergpu.common.config import Section, SystemConfig, load_config
 from hypergpu.common.config.loading import read_yaml
 from hypergpu.common.errors import ConfigError
-from hypergpu.netsim_proxy.config import ProxyConfig
-from hypergpu.netsim_proxy.profile_file import ProfilesFile
+from hypergpu.netsim_proxy.config.profile_file import ProfilesFile
+from hypergpu.netsim_proxy.config.proxy_file import ProxyConfig
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.scenario_file import parse_scenario
 

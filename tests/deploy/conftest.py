@@ -15,9 +15,9 @@ from hypergpu.coordinator.core.rounds import RoundMachine
 from hypergpu.coordinator.health import Health
 from hypergpu.coordinator.metrics import Metrics
 from hypergpu.coordinator.node_series import NodeSeries
-from hypergpu.netsim_proxy import metrics as proxy_metrics
-from hypergpu.netsim_proxy.lateness import Lateness
-from hypergpu.netsim_proxy.ports import Ports
+from hypergpu.netsim_proxy.api import metrics as proxy_metrics
+from hypergpu.netsim_proxy.io.lateness import DeliveryLateness
+from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
 from hypergpu.node.core.gpu import specs_from
 from hypergpu.node.metrics import NodeMetrics
 
@@ -55,7 +55,7 @@ def exported() -> dict[str, dict[str, Exported]]:
     Health(coordinator)
     NodeSeries(coordinator, RoundMachine(config.training, orchestrator), orchestrator)
     NodeMetrics(node, "node_0", specs_from("t4"))
-    proxy_metrics.register(proxy, cast(Ports, []), Lateness())
+    proxy_metrics.register(proxy, cast(LinkRegistry, []), DeliveryLateness())
     services = {"coordinator": coordinator, "node": node, "netsim_proxy": proxy}
     return {service: {each.name: each for each in families(registry)} for service, registry in services.items()}
 

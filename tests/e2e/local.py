@@ -24,7 +24,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 _IMPORTED = (
     "hypergpu.coordinator.app",
     "hypergpu.node.service",
-    "hypergpu.netsim_proxy.server",
+    "hypergpu.netsim_proxy.io.server",
     "hypergpu.tasks.digits",
     "torch._dynamo",
 )

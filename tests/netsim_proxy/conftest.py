@@ -14,11 +14,11 @@ import grpc
 import pytest
 import uvloop
 
+from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
+from hypergpu.netsim_proxy.io.pacer import Pacer
+from hypergpu.netsim_proxy.io.passthrough import PassThrough
+from hypergpu.netsim_proxy.io.server import Proxy
 from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
-from hypergpu.netsim_proxy.pacer import Pacer
-from hypergpu.netsim_proxy.passthrough import PassThrough
-from hypergpu.netsim_proxy.ports import Ports
-from hypergpu.netsim_proxy.server import Proxy
 
 UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 Method = Callable[..., Any]
@@ -111,7 +111,7 @@ class Running:
             self.errors: list[dict[str, Any]] = []
             self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
             self.pacer = Pacer(self.lateness.append)
-            self.ports = Ports(self.pacer, profile, seed, **options.pop("ports", {}))
+            self.ports = LinkRegistry(self.pacer, profile, seed, **options.pop("ports", {}))
             self.proxy = Proxy(upstream, self.ports, self.pacer, **options)
             self.address = await self.proxy.listen("127.0.0.1:0")
             self.passing = PassThrough(

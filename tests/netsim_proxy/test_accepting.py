@@ -11,10 +11,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from hypergpu.common.background import Background
-from hypergpu.netsim_proxy import listener as module
-from hypergpu.netsim_proxy.listener import Listener, bind_sockets
-from hypergpu.netsim_proxy.throttle import Throttle
-from hypergpu.netsim_proxy.tls import ServerTls
+from hypergpu.netsim_proxy.io import listener as module
+from hypergpu.netsim_proxy.io.listener import Listener, bind_sockets
+from hypergpu.netsim_proxy.io.throttle import Throttle
+from hypergpu.netsim_proxy.io.tls import ServerTls
 
 
 class Scarce:

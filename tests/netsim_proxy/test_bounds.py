@@ -11,15 +11,16 @@ import grpc
 import pytest
 
 from hypergpu.common.errors import ConfigError, InvalidInput, ResourceExhausted, suggest
-from hypergpu.netsim_proxy import ports as ports_module
-from hypergpu.netsim_proxy.catalogue import MAX_PROFILES, MAX_TEXT, Catalogue
-from hypergpu.netsim_proxy.control import MAX_WATCHERS, ControlServicer
+from hypergpu.netsim_proxy.api.control_service import MAX_WATCHERS, ControlServicer
+from hypergpu.netsim_proxy.api.profile_registry import MAX_PROFILES, MAX_TEXT, ProfileRegistry
+from hypergpu.netsim_proxy.api.schedule import Schedule, State
+from hypergpu.netsim_proxy.config.bounds import MAX_EVENTS, MAX_LINKS, MAX_TARGETS
+from hypergpu.netsim_proxy.config.scenario_file import parse_scenario
+from hypergpu.netsim_proxy.io import link_registry as ports_module
+from hypergpu.netsim_proxy.io.link_registry import MAX_RUNNING, LinkRegistry
+from hypergpu.netsim_proxy.io.pacer import Pacer
 from hypergpu.netsim_proxy.link.events import NetworkEvent
 from hypergpu.netsim_proxy.link.profiles import find_profile
-from hypergpu.netsim_proxy.pacer import Pacer
-from hypergpu.netsim_proxy.ports import MAX_LINKS, MAX_RUNNING, Ports
-from hypergpu.netsim_proxy.scenario_file import parse_scenario
-from hypergpu.netsim_proxy.schedule import MAX_EVENTS, MAX_TARGETS, Schedule, State
 from hypergpu.protos import netsim_pb2 as pb
 
 SPIKE = NetworkEvent("latency_spike", "node_1", added_ms=10, duration_seconds=60)
@@ -33,18 +34,18 @@ async def pacer() -> AsyncIterator[Pacer]:
 
 
 @pytest.fixture
-async def ports(pacer: Pacer) -> Ports:
-    return Ports(pacer, find_profile("good"), seed=1)
+async def ports(pacer: Pacer) -> LinkRegistry:
+    return LinkRegistry(pacer, find_profile("good"), seed=1)
 
 
 @pytest.fixture
-async def schedule(ports: Ports, pacer: Pacer) -> Schedule:
+async def schedule(ports: LinkRegistry, pacer: Pacer) -> Schedule:
     return Schedule(ports, pacer)
 
 
 @pytest.fixture
-async def servicer(ports: Ports, schedule: Schedule) -> ControlServicer:
-    return ControlServicer(ports, schedule, Catalogue())
+async def servicer(ports: LinkRegistry, schedule: Schedule) -> ControlServicer:
+    return ControlServicer(ports, schedule, ProfileRegistry())
 
 
 async def longest_pause(work: Awaitable[Any]) -> float:
@@ -64,7 +65,7 @@ async def longest_pause(work: Awaitable[Any]) -> float:
     return longest
 
 
-async def test_changes_of_all_links_leave_the_loop_running(ports: Ports, servicer: ControlServicer) -> None:
+async def test_changes_of_all_links_leave_the_loop_running(ports: LinkRegistry, servicer: ControlServicer) -> None:
     for number in range(2999):
         ports.of(f"node_{number}")
     ports.of(None)
@@ -81,7 +82,7 @@ async def test_changes_of_all_links_leave_the_loop_running(ports: Ports, service
 
 
 async def test_thousands_of_events_that_are_due_together_leave_the_loop_running(
-    ports: Ports, servicer: ControlServicer
+    ports: LinkRegistry, servicer: ControlServicer
 ) -> None:
     for number in range(50):
         ports.of(f"node_{number}")
@@ -98,7 +99,7 @@ async def test_thousands_of_events_that_are_due_together_leave_the_loop_running(
     assert await longest_pause(load()) < 0.2  # half a second where all are begun at once
 
 
-async def test_a_link_that_is_used_meanwhile_is_changed_before(ports: Ports) -> None:
+async def test_a_link_that_is_used_meanwhile_is_changed_before(ports: LinkRegistry) -> None:
     for number in range(1000):
         ports.of(f"node_{number}")
     ports.set_profile("*", find_profile("poor"))
@@ -110,7 +111,7 @@ async def test_a_link_that_is_used_meanwhile_is_changed_before(ports: Ports) -> 
     assert {port.link.state(time.monotonic()) for port in ports} == {"partitioned"}
 
 
-async def test_a_link_that_cannot_be_changed_keeps_no_other_from_it(ports: Ports) -> None:
+async def test_a_link_that_cannot_be_changed_keeps_no_other_from_it(ports: LinkRegistry) -> None:
     for number in range(200):
         ports.of(f"node_{number}")
     broken = ports.known("node_3")
@@ -151,7 +152,7 @@ async def test_planning_takes_no_longer_with_many_planned(schedule: Schedule) ->
     assert min(seconds(500) for _ in range(3)) < 5 * first + 0.01
 
 
-async def test_events_that_run_on_a_link_are_bounded(ports: Ports, servicer: ControlServicer) -> None:
+async def test_events_that_run_on_a_link_are_bounded(ports: LinkRegistry, servicer: ControlServicer) -> None:
     ports.of("node_1")
     spike = pb.Event(type="latency_spike", nodes=["node_1"], added_ms=1)
     for _ in range(MAX_RUNNING):
@@ -166,7 +167,7 @@ async def test_events_that_run_on_a_link_are_bounded(ports: Ports, servicer: Con
     await servicer.Inject(spike, None)
 
 
-async def test_a_profile_for_all_links_without_an_end_takes_no_room(ports: Ports, schedule: Schedule) -> None:
+async def test_a_profile_for_all_links_without_an_end_takes_no_room(ports: LinkRegistry, schedule: Schedule) -> None:
     for name in ("poor", "average") * MAX_RUNNING:
         schedule.add(NetworkEvent("profile_change", "*", new_profile=name))
     await schedule.settled()
@@ -178,7 +179,7 @@ async def test_a_profile_for_all_links_without_an_end_takes_no_room(ports: Ports
     ports.require(NetworkEvent("recovery", "*"))
 
 
-async def test_planned_events_begin_in_order_and_forgotten_ones_never(ports: Ports, schedule: Schedule) -> None:
+async def test_planned_events_begin_in_order_and_forgotten_ones_never(ports: LinkRegistry, schedule: Schedule) -> None:
     ports.of("node_1")
     late = schedule.add(NetworkEvent("profile_change", "node_1", new_profile="poor"), 0.05)
     early = schedule.add(NetworkEvent("profile_change", "node_1", new_profile="average"), 0.02)
@@ -207,7 +208,7 @@ RULE = "take 1 to 64 letters, digits"
 
 @pytest.mark.parametrize("name", ["n" * 65, "rack 1", "-n", "n\n", "n\u0661", "n" * 1_000_000])
 async def test_a_name_that_no_node_can_have_is_refused_wherever_a_link_is_named(
-    name: str, ports: Ports, schedule: Schedule, servicer: ControlServicer
+    name: str, ports: LinkRegistry, schedule: Schedule, servicer: ControlServicer
 ) -> None:
     ports.of("node_1")
     for nodes, group_b in (([name], []), (["node_1"], [name])):
@@ -231,7 +232,7 @@ async def test_a_name_that_no_node_can_have_is_refused_wherever_a_link_is_named(
     assert [port.name for port in ports] == ["node_1"] and not schedule.entries()
 
 
-async def test_the_longest_name_of_a_node_is_taken(ports: Ports, servicer: ControlServicer) -> None:
+async def test_the_longest_name_of_a_node_is_taken(ports: LinkRegistry, servicer: ControlServicer) -> None:
     name = "N." + "_" * 61 + "9"
     assert (await servicer.SetProfile(pb.SetProfileRequest(node_id=name, profile="poor"), None)).node_id == name
     await servicer.LoadScenario(
@@ -265,7 +266,7 @@ async def test_the_name_of_a_scenario_is_bounded_and_harmless(servicer: ControlS
 
 
 async def test_a_link_beyond_the_last_is_refused_and_the_default_link_left_alone(
-    ports: Ports, servicer: ControlServicer, monkeypatch: pytest.MonkeyPatch
+    ports: LinkRegistry, servicer: ControlServicer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ports_module, "MAX_LINKS", 2)
     ports.of("a")
@@ -280,7 +281,7 @@ async def test_a_link_beyond_the_last_is_refused_and_the_default_link_left_alone
 
 
 async def test_custom_profiles_are_bounded(servicer: ControlServicer) -> None:
-    catalogue = Catalogue()
+    catalogue = ProfileRegistry()
     for number in range(MAX_PROFILES):
         catalogue._custom[f"p{number}"] = find_profile("good")
     await catalogue.described("profiles: {p1: {loss: 0.1}}")  # there already
@@ -289,7 +290,7 @@ async def test_custom_profiles_are_bounded(servicer: ControlServicer) -> None:
 
 
 async def test_watchers_are_bounded_and_share_what_they_see(
-    servicer: ControlServicer, ports: Ports, monkeypatch: pytest.MonkeyPatch
+    servicer: ControlServicer, ports: LinkRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ports.of("node_1")
     request = pb.WatchRequest(interval_seconds=60)
@@ -335,7 +336,7 @@ def test_a_hint_is_found_in_time_whatever_is_asked_for() -> None:
     assert "did you mean 'node_1'" in suggest("nod_1", ["node_1"])
 
 
-async def test_links_beyond_the_bound_share_the_default(monkeypatch: pytest.MonkeyPatch, ports: Ports) -> None:
+async def test_links_beyond_the_bound_share_the_default(monkeypatch: pytest.MonkeyPatch, ports: LinkRegistry) -> None:
     monkeypatch.setattr(ports_module, "MAX_LINKS", 2)
     ports.of("a"), ports.of("b")
     assert ports.of("c").name == "default"

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from hypergpu.common.errors import ConfigError, InvalidInput
-from hypergpu.netsim_proxy.catalogue import Catalogue
-from hypergpu.netsim_proxy.config import parse_config
+from hypergpu.netsim_proxy.api.profile_registry import ProfileRegistry
+from hypergpu.netsim_proxy.config.proxy_file import parse_config
+from hypergpu.netsim_proxy.io.tls import ServerTls, UpstreamTls
 from hypergpu.netsim_proxy.link.outcomes import LossModel
 from hypergpu.netsim_proxy.options import _parser, parse
-from hypergpu.netsim_proxy.tls import ServerTls, UpstreamTls
 
 WHOLE = """
 upstream: u:1
@@ -101,4 +101,4 @@ def test_a_link_that_no_node_can_have_is_refused(option: str) -> None:
     with pytest.raises(InvalidInput, match="take 1 to 64 letters"):
         parse(["--upstream=u:1", "--listen=127.0.0.1:2", option], {})
     with pytest.raises(InvalidInput, match="take 1 to 64 letters"):
-        Catalogue().of_nodes(["rack 1=good"])
+        ProfileRegistry().of_nodes(["rack 1=good"])

@@ -14,15 +14,15 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from hypergpu.netsim_proxy import http2
-from hypergpu.netsim_proxy.header_blocks import NO_TABLE, literal
-from hypergpu.netsim_proxy.hosts import Hosts
+from hypergpu.netsim_proxy.io.hosts import Hosts
+from hypergpu.netsim_proxy.io.throttle import Throttle
+from hypergpu.netsim_proxy.io.upstream_errors import mistake_in
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.events import NetworkEvent
 from hypergpu.netsim_proxy.link.profiles import Loss, Profile
 from hypergpu.netsim_proxy.link.profiles import Path as LinkPath
-from hypergpu.netsim_proxy.throttle import Throttle
-from hypergpu.netsim_proxy.upstream_language import mistake_in
+from hypergpu.netsim_proxy.relay import http2
+from hypergpu.netsim_proxy.relay.header_blocks import NO_TABLE, literal
 
 QUICK = (
     ("grpc.initial_reconnect_backoff_ms", 50),

@@ -12,14 +12,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from hypergpu.netsim_proxy import control, metrics
-from hypergpu.netsim_proxy.catalogue import Catalogue
-from hypergpu.netsim_proxy.lateness import Lateness
+from hypergpu.netsim_proxy.api import control_service as control
+from hypergpu.netsim_proxy.api import metrics
+from hypergpu.netsim_proxy.api.profile_registry import ProfileRegistry
+from hypergpu.netsim_proxy.api.schedule import Schedule
+from hypergpu.netsim_proxy.io.lateness import DeliveryLateness
+from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
+from hypergpu.netsim_proxy.io.pacer import Pacer
 from hypergpu.netsim_proxy.link.outcomes import Direction
 from hypergpu.netsim_proxy.link.profiles import find_profile
-from hypergpu.netsim_proxy.pacer import Pacer
-from hypergpu.netsim_proxy.ports import Ports
-from hypergpu.netsim_proxy.schedule import Schedule
 from hypergpu.protos import netsim_pb2 as pb
 from hypergpu.protos import netsim_pb2_grpc
 
@@ -38,15 +39,15 @@ async def pacer() -> AsyncIterator[Pacer]:
 
 
 @pytest.fixture
-async def ports(pacer: Pacer) -> Ports:
-    ports = Ports(pacer, find_profile("good"), seed=1)
+async def ports(pacer: Pacer) -> LinkRegistry:
+    ports = LinkRegistry(pacer, find_profile("good"), seed=1)
     ports.of("node_1")
     return ports
 
 
 @pytest.fixture
-async def address(ports: Ports, pacer: Pacer) -> AsyncIterator[str]:
-    server = await control.make_server(ports, Schedule(ports, pacer), Catalogue(), token="secret")
+async def address(ports: LinkRegistry, pacer: Pacer) -> AsyncIterator[str]:
+    server = await control.make_server(ports, Schedule(ports, pacer), ProfileRegistry(), token="secret")
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield f"127.0.0.1:{port}"
@@ -71,7 +72,7 @@ async def failure(call: Any) -> tuple[grpc.StatusCode, str]:
     return caught.value.code(), caught.value.details() or ""
 
 
-async def test_set_profile_acts_and_lists(stub: Any, ports: Ports) -> None:
+async def test_set_profile_acts_and_lists(stub: Any, ports: LinkRegistry) -> None:
     info = await stub.SetProfile(pb.SetProfileRequest(node_id="node_2", profile="poor", loss_model="transport"))
     assert (info.node_id, info.profile, info.loss_model, info.state) == ("node_2", "poor", "transport", "up")
     assert ports.known("node_2").link.profile.name == "poor"
@@ -130,7 +131,7 @@ async def test_inject_and_clear(stub: Any) -> None:
     assert (await stub.ListLinks(pb.ListLinksRequest())).links[0].state == "up"
 
 
-async def test_a_direction_travels_both_ways(stub: Any, ports: Ports) -> None:
+async def test_a_direction_travels_both_ways(stub: Any, ports: LinkRegistry) -> None:
     event = pb.Event(type="latency_spike", nodes=["node_1"], added_ms=40, direction="down")
     await stub.Inject(event)
     link = (await stub.ListLinks(pb.ListLinksRequest())).links[0]
@@ -168,7 +169,7 @@ events:
     assert details.startswith("s.yaml:3: events.0.direction: unknown direction 'upp'")
 
 
-async def test_schedule_by_time(stub: Any, ports: Ports) -> None:
+async def test_schedule_by_time(stub: Any, ports: LinkRegistry) -> None:
     event = pb.Event(type="profile_change", nodes=["node_1"], profile="poor")
     await stub.Schedule(pb.ScheduleRequest(event=event, after_seconds=0.3))
     (entry,) = (await stub.ListScheduled(pb.ListScheduledRequest())).events
@@ -206,7 +207,7 @@ async def test_events_that_are_over_are_not_kept_without_bound(stub: Any) -> Non
     assert len((await stub.ListScheduled(pb.ListScheduledRequest())).events) == 100
 
 
-async def test_schedule_by_round(stub: Any, ports: Ports) -> None:
+async def test_schedule_by_round(stub: Any, ports: LinkRegistry) -> None:
     for number, profile in ((3, "poor"), (5, "average")):
         event = pb.Event(type="profile_change", nodes=["node_1"], profile=profile)
         await stub.Schedule(pb.ScheduleRequest(event=event, round=number))
@@ -221,7 +222,7 @@ async def test_schedule_by_round(stub: Any, ports: Ports) -> None:
     assert ports.known("node_1").link.profile.name == "poor"
 
 
-async def test_scenario_sets_links_and_plans_events(stub: Any, ports: Ports) -> None:
+async def test_scenario_sets_links_and_plans_events(stub: Any, ports: LinkRegistry) -> None:
     yaml = """
 profiles:
   lab: {rtt_ms: [100, 100], loss: 0}
@@ -272,8 +273,8 @@ async def test_token_guards_control_but_not_health(address: str) -> None:
     assert "hypergpu.netsim.v1.Netsim" in names
 
 
-async def test_metrics_tell_what_links_did(ports: Ports) -> None:
-    registry, lateness = CollectorRegistry(), Lateness(bound_seconds=0.001)
+async def test_metrics_tell_what_links_did(ports: LinkRegistry) -> None:
+    registry, lateness = CollectorRegistry(), DeliveryLateness(bound_seconds=0.001)
     metrics.register(registry, ports, lateness)
     link = ports.known("node_1").link
     exchange = link.begin(0.0)

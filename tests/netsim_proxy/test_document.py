@@ -4,13 +4,13 @@ import math
 import re
 from pathlib import Path
 
-from hypergpu.netsim_proxy.config import parse_config
+from hypergpu.netsim_proxy.config.link_map_file import parse_link_map
+from hypergpu.netsim_proxy.config.profile_file import parse_profiles
+from hypergpu.netsim_proxy.config.proxy_file import parse_config
+from hypergpu.netsim_proxy.config.scenario_file import parse_scenario
 from hypergpu.netsim_proxy.link.events import EventType
 from hypergpu.netsim_proxy.link.profiles import LAST_MILES, PROFILES
-from hypergpu.netsim_proxy.link_map_file import parse_link_map
 from hypergpu.netsim_proxy.options import _parser
-from hypergpu.netsim_proxy.profile_file import parse_profiles
-from hypergpu.netsim_proxy.scenario_file import parse_scenario
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "netsim.md"
 

@@ -13,9 +13,9 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from hypergpu.netsim_proxy import http2
+from hypergpu.netsim_proxy.io.tls import ServerTls, UpstreamTls
 from hypergpu.netsim_proxy.link.events import NetworkEvent
-from hypergpu.netsim_proxy.tls import ServerTls, UpstreamTls
+from hypergpu.netsim_proxy.relay import http2
 
 
 def event(kind: str, **fields: Any) -> NetworkEvent:

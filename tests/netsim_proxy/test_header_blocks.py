@@ -5,8 +5,8 @@ from hpack import Decoder, Encoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypergpu.netsim_proxy.header_blocks import NO_TABLE, HeaderBlocks, failure, literal, node_id_in
-from hypergpu.netsim_proxy.http2 import Http2Error
+from hypergpu.netsim_proxy.relay.header_blocks import NO_TABLE, HeaderBlocks, failure, literal, node_id_in
+from hypergpu.netsim_proxy.relay.http2 import Http2Error
 
 REQUEST = [(":method", "POST"), (":path", "/a/B"), ("te", "trailers"), ("x-node-id", "node_1"), ("secret", "s")]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hypergpu.netsim_proxy.health import Health
+from hypergpu.netsim_proxy.api.health import Health
 
 
 class Hands:

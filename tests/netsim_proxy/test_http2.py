@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypergpu.netsim_proxy import http2
-from hypergpu.netsim_proxy.http2 import Http2Error
+from hypergpu.netsim_proxy.relay import http2
+from hypergpu.netsim_proxy.relay.http2 import Http2Error
 
 
 def test_frames_are_cut_by_their_headers() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from hypergpu.common.errors import ConfigError, InvalidInput
-from hypergpu.netsim_proxy.client_hello import MAX_HELLO_BYTES, Incomplete, server_name
-from hypergpu.netsim_proxy.link_map import MAX_ENTRIES, LinkMap
-from hypergpu.netsim_proxy.link_map_file import parse_link_map
+from hypergpu.netsim_proxy.config.link_map import MAX_ENTRIES, LinkMap
+from hypergpu.netsim_proxy.config.link_map_file import parse_link_map
+from hypergpu.netsim_proxy.relay.client_hello import MAX_HELLO_BYTES, Incomplete, server_name
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import grpc
 import pytest
 
 from hypergpu.common.errors import ConfigError
-from hypergpu.netsim_proxy.addresses import Address, remove_stale
-from hypergpu.netsim_proxy.link_map import LinkMap
-from hypergpu.netsim_proxy.tls import ServerTls, UpstreamTls
+from hypergpu.netsim_proxy.config.link_map import LinkMap
+from hypergpu.netsim_proxy.io.addresses import Address, remove_stale
+from hypergpu.netsim_proxy.io.tls import ServerTls, UpstreamTls
 
 
 def credentials(authority: Any, pair: tuple[Path, Path] | None = None) -> grpc.ChannelCredentials:

@@ -17,16 +17,19 @@ from h2.settings import SettingCodes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypergpu.netsim_proxy import http2, lane, port, relay
-from hypergpu.netsim_proxy.header_blocks import NO_TABLE, literal
-from hypergpu.netsim_proxy.limits import Limits
+from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.events import NetworkEvent
 from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
-from hypergpu.netsim_proxy.order import Order
-from hypergpu.netsim_proxy.port import DOWN, UP
-from hypergpu.netsim_proxy.ports import Ports
-from hypergpu.netsim_proxy.relay import Relay
+from hypergpu.netsim_proxy.relay import connection as relay
+from hypergpu.netsim_proxy.relay import frame_reader as lane
+from hypergpu.netsim_proxy.relay import http2
+from hypergpu.netsim_proxy.relay import paced_link as port
+from hypergpu.netsim_proxy.relay.connection import ConnectionPair
+from hypergpu.netsim_proxy.relay.header_blocks import NO_TABLE, literal
+from hypergpu.netsim_proxy.relay.limits import Limits
+from hypergpu.netsim_proxy.relay.ordering import DeliveryOrder
+from hypergpu.netsim_proxy.relay.paced_link import DOWN, UP
 from tests.netsim_proxy.agenda import Agenda
 
 ACK = http2.frame(http2.SETTINGS, http2.ACK, 0)
@@ -43,7 +46,7 @@ def sent() -> list[str]:
 
 
 def test_later_frames_take_a_barrier_with_them(sent: list[str]) -> None:
-    order = Order()
+    order = DeliveryOrder()
     before = order.enter()
     barrier = order.add(partial(sent.append, "ack"), waits=False, blocks=True)
     after = order.enter()
@@ -56,7 +59,7 @@ def test_later_frames_take_a_barrier_with_them(sent: list[str]) -> None:
 
 
 def test_earlier_frames_do_not_take_it_with_them(sent: list[str]) -> None:
-    order = Order()
+    order = DeliveryOrder()
     before = order.enter()
     barrier = order.add(partial(sent.append, "ack"), waits=False, blocks=True)
     order.arrive(before, partial(sent.append, "before"))
@@ -67,7 +70,7 @@ def test_earlier_frames_do_not_take_it_with_them(sent: list[str]) -> None:
 
 
 def test_a_barrier_that_waits_holds_up_what_is_behind_it(sent: list[str]) -> None:
-    order = Order()
+    order = DeliveryOrder()
     before = [order.enter(), order.enter()]
     barrier = order.add(partial(sent.append, "ack"), waits=True, blocks=True)
     after = [order.enter(), order.enter()]
@@ -82,7 +85,7 @@ def test_a_barrier_that_waits_holds_up_what_is_behind_it(sent: list[str]) -> Non
 
 
 def test_goaway_waits_but_blocks_nothing(sent: list[str]) -> None:
-    order = Order()
+    order = DeliveryOrder()
     before = order.enter()
     order.due(order.add(partial(sent.append, "goaway"), waits=True, blocks=False))
     order.arrive(order.enter(), partial(sent.append, "after"))
@@ -92,7 +95,7 @@ def test_goaway_waits_but_blocks_nothing(sent: list[str]) -> None:
 
 
 def test_barriers_keep_their_order(sent: list[str]) -> None:
-    order = Order()
+    order = DeliveryOrder()
     before = order.enter()
     order.add(partial(sent.append, "first"), waits=True, blocks=True)
     order.due(order.add(partial(sent.append, "second"), waits=False, blocks=True))
@@ -102,7 +105,7 @@ def test_barriers_keep_their_order(sent: list[str]) -> None:
 
 
 def test_barriers_are_bounded() -> None:
-    order = Order()
+    order = DeliveryOrder()
     first, *_ = [order.add(lambda: None, waits=False, blocks=True) for _ in range(256)]
     with pytest.raises(http2.Http2Error) as caught:
         order.add(lambda: None, waits=False, blocks=True)
@@ -184,7 +187,9 @@ class Both:
         links = {name: (Profile(name, path, path), "") for name, path in paths.items()}
         pacer: Any = agenda
         self.client, self.upstream = Wire(agenda), Wire(agenda)
-        self.relay = Relay(Ports(pacer, links["fast"][0], 1, node_profiles=links), pacer, 1, lambda _: None)
+        self.relay = ConnectionPair(
+            LinkRegistry(pacer, links["fast"][0], 1, node_profiles=links), pacer, 1, lambda _: None
+        )
         self.relay.attach(cast("Any", self.client), cast("Any", self.upstream))
         self.up(http2.settings(), request(1, "slow"))
         agenda.run()  # so that both streams have the same number on either side

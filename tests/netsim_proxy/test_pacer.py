@@ -9,14 +9,14 @@ import pytest
 from hpack import Encoder
 
 from hypergpu.common.clock import ManualClock
-from hypergpu.netsim_proxy import http2
-from hypergpu.netsim_proxy.lateness import Lateness
+from hypergpu.netsim_proxy.io.lateness import DeliveryLateness
+from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
+from hypergpu.netsim_proxy.io.pacer import Pacer
+from hypergpu.netsim_proxy.io.realtime import enable_realtime
 from hypergpu.netsim_proxy.link.profiles import find_profile
-from hypergpu.netsim_proxy.pacer import Pacer
-from hypergpu.netsim_proxy.port import UP, Port
-from hypergpu.netsim_proxy.ports import Ports
-from hypergpu.netsim_proxy.relay import Relay
-from hypergpu.netsim_proxy.scheduling import be_punctual
+from hypergpu.netsim_proxy.relay import http2
+from hypergpu.netsim_proxy.relay.connection import ConnectionPair
+from hypergpu.netsim_proxy.relay.paced_link import UP, PacedLink
 from tests.patience import patience
 
 
@@ -75,7 +75,7 @@ async def test_what_became_due_runs_in_the_midst_of_other_work() -> None:
 async def test_a_network_is_kept_pace_with_from_the_first_link_that_does_something() -> None:
     began = Mock()
     pacer = Pacer(on_paced=began)
-    ports = Ports(pacer, find_profile("direct"), seed=1)
+    ports = LinkRegistry(pacer, find_profile("direct"), seed=1)
     ports.of("a")
     began.assert_not_called()
     ports.set_profile("a", find_profile("good"))
@@ -86,8 +86,8 @@ async def test_a_network_is_kept_pace_with_from_the_first_link_that_does_somethi
 
 async def test_a_burst_of_requests_does_not_hold_up_what_is_due() -> None:
     pacer = Pacer()
-    ports = Ports(pacer, find_profile("good"), seed=1)
-    relay = Relay(ports, pacer, 1, on_closed=lambda _: None)
+    ports = LinkRegistry(pacer, find_profile("good"), seed=1)
+    relay = ConnectionPair(ports, pacer, 1, on_closed=lambda _: None)
     relay.attach(Mock(), Mock())
     seen: list[int] = []
     request = Encoder().encode([(":method", "POST"), (":path", "/a.B/C")], huffman=False)
@@ -96,7 +96,7 @@ async def test_a_burst_of_requests_does_not_hold_up_what_is_due() -> None:
     )
     find = ports.of
 
-    def due_at_the_third(node_id: str | None) -> Port:
+    def due_at_the_third(node_id: str | None) -> PacedLink:
         if relay.last_seen_id == 5:
             pacer.at(0.0, lambda: seen.append(relay.last_seen_id))
         return find(node_id)
@@ -110,7 +110,7 @@ async def test_a_burst_of_requests_does_not_hold_up_what_is_due() -> None:
 
 def test_lateness_counts_what_passed_the_bound() -> None:
     clock = ManualClock()
-    lateness = Lateness(bound_seconds=0.01, clock=clock)
+    lateness = DeliveryLateness(bound_seconds=0.01, clock=clock)
     for late in (0.0, 0.0001, 0.005, 0.02, 3.0):
         lateness.observe(late)
     assert (lateness.beyond_bound, lateness.worst_seconds, sum(lateness.counts)) == (2, 3.0, 5)
@@ -124,8 +124,8 @@ def test_real_time_is_asked_for_and_done_without(allowed: bool) -> None:
         with patch.object(
             os, "sched_setscheduler", side_effect=None if allowed else PermissionError, create=True
         ) as ask:
-            assert be_punctual(realtime=True) is allowed
-            assert not be_punctual(realtime=False)
+            assert enable_realtime(realtime=True) is allowed
+            assert not enable_realtime(realtime=False)
         ask.assert_called()
         assert sys.getswitchinterval() < before
     finally:

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from hypergpu.netsim_proxy.config.link_map import LinkMap
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.events import NetworkEvent
 from hypergpu.netsim_proxy.link.outcomes import Cause, Direction, LossModel
 from hypergpu.netsim_proxy.link.profiles import Loss, Profile
 from hypergpu.netsim_proxy.link.profiles import Path as LinkPath
-from hypergpu.netsim_proxy.link_map import LinkMap
 
 Dial = Callable[[str], socket.socket]
 

@@ -11,16 +11,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from hypergpu.common.errors import ConfigError, HyperGPUError
-from hypergpu.netsim_proxy import control
-from hypergpu.netsim_proxy.catalogue import Catalogue
+from hypergpu.netsim_proxy.api import control_service as control
+from hypergpu.netsim_proxy.api.profile_registry import ProfileRegistry
+from hypergpu.netsim_proxy.api.reload import Files, Reload
+from hypergpu.netsim_proxy.api.schedule import Schedule
+from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
+from hypergpu.netsim_proxy.io.pacer import Pacer
+from hypergpu.netsim_proxy.io.server import Proxy
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.events import NetworkEvent
 from hypergpu.netsim_proxy.link.profiles import find_profile
-from hypergpu.netsim_proxy.pacer import Pacer
-from hypergpu.netsim_proxy.ports import Ports
-from hypergpu.netsim_proxy.reload import Files, Reload
-from hypergpu.netsim_proxy.schedule import Schedule
-from hypergpu.netsim_proxy.server import Proxy
 from hypergpu.protos import netsim_pb2 as pb
 from hypergpu.protos import netsim_pb2_grpc
 
@@ -44,12 +44,12 @@ class Started:
             client_link={"127.0.0.1": "mine"},
             server_name_link={},
         )
-        self.catalogue = Catalogue()
+        self.catalogue = ProfileRegistry()
         self.files = Files(options, self.catalogue)
 
     async def start(self, pacer: Pacer) -> "Started":
         await self.files.load_profiles()
-        self.ports = Ports(pacer, self.catalogue.profile("lab"), 1, profiles=self.catalogue.profile)
+        self.ports = LinkRegistry(pacer, self.catalogue.profile("lab"), 1, profiles=self.catalogue.profile)
         self.schedule = Schedule(self.ports, pacer)
         await self.files.load(self.ports, self.schedule)
         self.proxy = Proxy("127.0.0.1:1", self.ports, pacer, link_map=self.files.link_map)

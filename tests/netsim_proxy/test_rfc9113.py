@@ -9,8 +9,9 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from hypergpu.netsim_proxy import descriptors, header_blocks, http2
-from hypergpu.netsim_proxy.header_blocks import MAX_BLOCK_BYTES, NO_TABLE, literal, node_id_in
+from hypergpu.netsim_proxy.io import descriptors
+from hypergpu.netsim_proxy.relay import header_blocks, http2
+from hypergpu.netsim_proxy.relay.header_blocks import MAX_BLOCK_BYTES, NO_TABLE, literal, node_id_in
 
 HEADERS = NO_TABLE + b"\x83\x86\x84" + literal(b":authority", b"x")
 

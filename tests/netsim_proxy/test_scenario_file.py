@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 
 from hypergpu.common.errors import ConfigError
+from hypergpu.netsim_proxy.config.profile_file import load_profiles, parse_profiles
+from hypergpu.netsim_proxy.config.scenario import Network, NodeSection
+from hypergpu.netsim_proxy.config.scenario_file import OF_MACHINES, OF_TRAINING, parse_scenario
 from hypergpu.netsim_proxy.link import NetworkEvent
 from hypergpu.netsim_proxy.link.distributions import Empirical, LogNormal, Normal, Pareto, Uniform
 from hypergpu.netsim_proxy.link.profiles import LAST_MILES, Loss
 from hypergpu.netsim_proxy.link.regions import between_regions
-from hypergpu.netsim_proxy.profile_file import load_profiles, parse_profiles
-from hypergpu.netsim_proxy.scenario import Network, NodeSection
-from hypergpu.netsim_proxy.scenario_file import OF_MACHINES, OF_TRAINING, parse_scenario
 from hypergpu.simulation.scenario import Nodes, Scenario
 from hypergpu.simulation.scenario_file import find_scenario, load_scenario, shipped_names
 

@@ -12,15 +12,19 @@ from typing import Any, cast
 import pytest
 from hpack import Decoder
 
-from hypergpu.netsim_proxy import http2, lane, port, ports, relay
-from hypergpu.netsim_proxy.header_blocks import NO_TABLE, literal
+from hypergpu.netsim_proxy.io import link_registry as ports
+from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
 from hypergpu.netsim_proxy.link import NetworkEvent
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.profiles import Loss, Profile
 from hypergpu.netsim_proxy.link.profiles import Path as NetworkPath
-from hypergpu.netsim_proxy.port import DOWN, UP
-from hypergpu.netsim_proxy.ports import Ports
-from hypergpu.netsim_proxy.relay import Relay
+from hypergpu.netsim_proxy.relay import connection as relay
+from hypergpu.netsim_proxy.relay import frame_reader as lane
+from hypergpu.netsim_proxy.relay import http2
+from hypergpu.netsim_proxy.relay import paced_link as port
+from hypergpu.netsim_proxy.relay.connection import ConnectionPair
+from hypergpu.netsim_proxy.relay.header_blocks import NO_TABLE, literal
+from hypergpu.netsim_proxy.relay.paced_link import DOWN, UP
 from tests.netsim_proxy.agenda import Agenda
 
 DIRECTORY = Path(__file__).parent / "transcripts"
@@ -142,8 +146,8 @@ class Play:
             monkeypatch.setattr(module, "monotonic", lambda: self.pacer.now)
         self.lines: list[str] = []
         known = {name: (profile, "") for name, profile in LINKS.items()}
-        self.ports = Ports(self.pacer, LINKS[default], seed=1, node_profiles=known)
-        self.relay = Relay(self.ports, self.pacer, 1, lambda _: self.tell("the relay is over"))
+        self.ports = LinkRegistry(self.pacer, LINKS[default], seed=1, node_profiles=known)
+        self.relay = ConnectionPair(self.ports, self.pacer, 1, lambda _: self.tell("the relay is over"))
         self.relay.host = "host"
         wires: Any = [Wire(peer, self.tell) for peer in reversed(PEERS)]
         self.relay.attach(*wires)

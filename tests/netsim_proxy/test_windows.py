@@ -5,12 +5,15 @@ from typing import Any, cast
 import pytest
 from hpack import Encoder
 
-from hypergpu.netsim_proxy import http2, lane, port, relay
+from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.profiles import Path, Profile
-from hypergpu.netsim_proxy.port import DOWN, UP
-from hypergpu.netsim_proxy.ports import Ports
-from hypergpu.netsim_proxy.relay import Relay
+from hypergpu.netsim_proxy.relay import connection as relay
+from hypergpu.netsim_proxy.relay import frame_reader as lane
+from hypergpu.netsim_proxy.relay import http2
+from hypergpu.netsim_proxy.relay import paced_link as port
+from hypergpu.netsim_proxy.relay.connection import ConnectionPair
+from hypergpu.netsim_proxy.relay.paced_link import DOWN, UP
 from tests.netsim_proxy.agenda import Agenda
 
 MIB = 1 << 20
@@ -77,7 +80,7 @@ class Both:
             monkeypatch.setattr(module, "monotonic", lambda: self.pacer.now)
         self.client, self.upstream = Wire(), Wire()
         wires: Any = (self.client, self.upstream)
-        self.relay = Relay(Ports(self.pacer, profile, seed=1), self.pacer, 1, lambda _: None)
+        self.relay = ConnectionPair(LinkRegistry(self.pacer, profile, seed=1), self.pacer, 1, lambda _: None)
         self.relay.attach(*wires)
         self.relay.received(UP, http2.settings())
         block = Encoder().encode([(":method", "POST"), (":path", "/a/b"), ("x-node-id", "node_1")])

@@ -13,7 +13,7 @@ from rich.console import Console
 from hypergpu.cli import look
 from hypergpu.client import connect
 from hypergpu.cluster import Cluster, announce, state_dir
-from hypergpu.netsim_proxy.profile_file import parse_profiles
+from hypergpu.netsim_proxy.config.profile_file import parse_profiles
 from hypergpu.protos import coordinator_pb2 as pb
 
 Cli = Callable[..., Any]

@@ -1,0 +1,265 @@
+"""The control API: decode, call, map the error."""
+
+import asyncio
+import hmac
+import math
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import replace
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from hypergpu.common import rpc
+from hypergpu.common.clock import monotonic
+from hypergpu.common.errors import (
+    ConfigError,
+    HyperGPUError,
+    InvalidInput,
+    NotAuthenticated,
+    ResourceExhausted,
+    UnknownName,
+)
+from hypergpu.common.rpc import AUTHORIZATION, SERVER_OPTIONS, status_of
+from hypergpu.common.text import printable
+from hypergpu.netsim_proxy.api import convert
+from hypergpu.netsim_proxy.api.profile_registry import ProfileRegistry
+from hypergpu.netsim_proxy.api.schedule import Entry, Schedule
+from hypergpu.netsim_proxy.io.addresses import Address, remove_stale
+from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
+from hypergpu.netsim_proxy.link.outcomes import LossModel
+from hypergpu.protos import netsim_pb2 as pb
+from hypergpu.protos import netsim_pb2_grpc
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["Netsim"].full_name
+_WATCH_SECONDS: Final = (0.1, 1.0)
+"""The shortest interval of `Watch`, and the one where none is asked for."""
+MAX_WATCHERS: Final = 16
+_MAX_CALLS: Final = 256
+_MAX_SCENARIO_NAME: Final = 4096
+"""Characters, as in the longest path of Linux: clients name the scenario by its file."""
+_AT_ONCE: Final = 50
+"""Links or events that are described without a pause; the event loop runs before the next."""
+
+ReloadFiles = Callable[[], Awaitable[list[str]]]
+
+
+class ControlServicer(netsim_pb2_grpc.NetsimServicer):
+    """hypergpu.netsim.v1.Netsim on the links and the schedule."""
+
+    def __init__(
+        self, ports: LinkRegistry, schedule: Schedule, catalogue: ProfileRegistry, reload: ReloadFiles | None = None
+    ) -> None:
+        self._ports, self._schedule, self._catalogue, self._reload = ports, schedule, catalogue, reload
+        self._loading = asyncio.Lock()
+        self._watchers = 0
+        self._seen: pb.LinkList | None = None
+        self._seen_at = -math.inf
+
+    async def ListLinks(self, request: pb.ListLinksRequest, context: Any) -> pb.LinkList:  # noqa: N802
+        """All links with their counters."""
+        return await self._links()
+
+    async def SetProfile(self, request: pb.SetProfileRequest, context: Any) -> pb.LinkInfo:  # noqa: N802
+        """Another profile or loss model for a link, for good."""
+        if not request.node_id:
+            raise InvalidInput('SetProfile needs a node_id, or "*" for every link')
+        convert.require_name(request.node_id)
+        ports = self._ports
+        loss_model = _loss_model(request.loss_model) if request.loss_model else None
+        if request.profile:
+            profile = await self._catalogue.described(request.profile, request.region)
+            ports.set_profile(request.node_id, profile, request.region)
+        elif not request.loss_model:
+            raise InvalidInput("SetProfile needs a profile, a loss model or both")
+        elif request.region:
+            raise InvalidInput("a region needs a profile: the last mile that the distance comes on top of")
+        if loss_model is not None:
+            ports.set_loss_model(request.node_id, loss_model)
+        await ports.settled()
+        return convert.link_to_proto(ports.of(None if request.node_id == "*" else request.node_id))
+
+    async def Inject(self, request: pb.Event, context: Any) -> pb.EventReply:  # noqa: N802
+        """An event now."""
+        event = convert.event_from_proto(request)
+        self._ports.require(event)
+        entry = self._schedule.add(event)
+        await self._schedule.settled()
+        return convert.reply_to_proto(entry)
+
+    async def Schedule(self, request: pb.ScheduleRequest, context: Any) -> pb.EventReply:  # noqa: N802
+        """An event later."""
+        event = convert.event_from_proto(request.event)
+        by_round = request.WhichOneof("due") == "round"
+        event = replace(event, scheduled_time=None if by_round else request.after_seconds)
+        self._ports.require(event)
+        entry = self._schedule.add(event, event.scheduled_time, round_number=request.round if by_round else None)
+        return convert.reply_to_proto(entry)
+
+    async def ListScheduled(self, request: pb.ListScheduledRequest, context: Any) -> pb.ScheduleList:  # noqa: N802
+        """Events to come."""
+        return await _listed(self._schedule.entries())
+
+    async def Clear(self, request: pb.ClearRequest, context: Any) -> pb.ClearReply:  # noqa: N802
+        """End and forget events."""
+        if request.node_id:
+            convert.require_name(request.node_id)
+        cleared = self._schedule.clear(request.node_id or None)
+        await self._schedule.settled()
+        return pb.ClearReply(cleared=cleared)
+
+    async def AnnounceRound(self, request: pb.AnnounceRoundRequest, context: Any) -> pb.AnnounceRoundReply:  # noqa: N802
+        """Events of this round begin."""
+        self._schedule.announce_round(request.round)
+        await self._schedule.settled()
+        return pb.AnnounceRoundReply()
+
+    async def LoadScenario(self, request: pb.LoadScenarioRequest, context: Any) -> pb.ScheduleList:  # noqa: N802
+        """Links and events of a scenario."""
+        name = request.name or "scenario"
+        if len(name) > _MAX_SCENARIO_NAME:
+            raise InvalidInput(f"the scenario's name has {len(name):,} characters: {_MAX_SCENARIO_NAME:,} are allowed")
+        async with self._loading:
+            entries = await self._catalogue.load_scenario(request.yaml, printable(name), self._ports, self._schedule)
+        return await _listed(entries)
+
+    async def Reload(self, request: pb.ReloadRequest, context: Any) -> pb.ReloadReply:  # noqa: N802
+        """The proxy's files, read again."""
+        if self._reload is None:
+            raise InvalidInput("this proxy was started without files")
+        return pb.ReloadReply(changed=await self._reload())
+
+    async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.LinkList]:  # noqa: N802
+        """The links, again and again."""
+        shortest, default = _WATCH_SECONDS
+        interval = max(shortest, request.interval_seconds) if request.interval_seconds else default
+        if self._watchers >= MAX_WATCHERS:
+            raise ResourceExhausted(f"{MAX_WATCHERS} clients watch the links already: end another first")
+        self._watchers += 1
+        try:
+            while True:
+                if self._seen is None or monotonic() - self._seen_at >= shortest:
+                    self._seen_at = monotonic()
+                    self._seen = await self._links()
+                yield self._seen
+                await asyncio.sleep(interval)
+        finally:
+            self._watchers -= 1
+
+    async def _links(self) -> pb.LinkList:
+        await self._ports.settled()
+        links = pb.LinkList()
+        for count, port in enumerate(list(self._ports), 1):
+            links.links.append(convert.link_to_proto(port))
+            if count % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return links
+
+
+async def _listed(entries: Iterable[Entry]) -> pb.ScheduleList:
+    listed = pb.ScheduleList()
+    for count, entry in enumerate(entries, 1):
+        listed.events.append(convert.entry_to_proto(entry))
+        if count % _AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return listed
+
+
+class _Guard(grpc.aio.ServerInterceptor):
+    """Turns our errors into status codes, and lets only callers with the token in; health is for everyone."""
+
+    def __init__(self, token: str | None) -> None:
+        self._expected = f"Bearer {token}".encode() if token else None
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith(f"/{SERVICE}/"):
+            return handler
+        given = dict(details.invocation_metadata or ()).get(AUTHORIZATION, "")
+        allowed = self._expected is None or hmac.compare_digest(str(given).encode(), self._expected)
+        if handler.response_streaming:
+            return handler._replace(unary_stream=_mapped_stream(handler.unary_stream, allowed))
+        return handler._replace(unary_unary=_mapped(handler.unary_unary, allowed))
+
+
+def _mapped(method: Any, allowed: bool) -> Any:
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            _require(allowed)
+            return await method(request, context)
+        except HyperGPUError as error:
+            await context.abort(*status_of(error))
+
+    return call
+
+
+def _mapped_stream(method: Any, allowed: bool) -> Any:
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            _require(allowed)
+            async for reply in method(request, context):
+                yield reply
+        except HyperGPUError as error:
+            await context.abort(*status_of(error))
+
+    return call
+
+
+def _require(allowed: bool) -> None:
+    if not allowed:
+        raise NotAuthenticated("the control API needs its token: authorization: Bearer TOKEN")
+
+
+def _loss_model(name: str) -> LossModel:
+    try:
+        return LossModel(name)
+    except ValueError:
+        raise UnknownName("loss model", name, LossModel) from None
+
+
+async def make_server(
+    ports: LinkRegistry,
+    schedule: Schedule,
+    catalogue: ProfileRegistry,
+    token: str | None,
+    reload: ReloadFiles | None = None,
+) -> grpc.aio.Server:
+    """A server with the control API, health and reflection, still to be bound and started."""
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[_Guard(token)], maximum_concurrent_rpcs=_MAX_CALLS)
+    netsim_pb2_grpc.add_NetsimServicer_to_server(ControlServicer(ports, schedule, catalogue, reload), server)
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    for name in ("", SERVICE):
+        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    return server
+
+
+def bind(server: grpc.aio.Server, address: str) -> str:
+    """Let the server listen on HOST:PORT or unix:PATH; return the address with the real port.
+
+    The Unix socket is for the user who runs the proxy alone.
+
+    Raises:
+        ConfigError: an address that is malformed or in use.
+    """
+    path = Address.parse(address).path
+    if path is None:
+        return rpc.bind(server, address, None)
+    remove_stale(path)
+    before = os.umask(0o177)
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ConfigError(f"cannot listen on {address}: {error}") from error
+    finally:
+        os.umask(before)
+    return address
+
+
+def unbind(address: str) -> None:
+    """Remove the file of a Unix socket."""
+    Address.parse(address).remove()

@@ -1,0 +1,86 @@
+"""The links' counters as Prometheus series; read when scraped, so that traffic pays nothing for them."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from hypergpu.common.clock import Clock, monotonic
+from hypergpu.netsim_proxy.io.lateness import BUCKETS_SECONDS, DeliveryLateness
+from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
+from hypergpu.netsim_proxy.relay.paced_link import DIRECTIONS
+
+
+def register(
+    registry: CollectorRegistry, ports: LinkRegistry, lateness: DeliveryLateness, clock: Clock = monotonic
+) -> None:
+    """Add the proxy's series to `registry`."""
+    registry.register(_LinkCollector(ports, clock))
+    registry.register(_LatenessCollector(lateness))
+
+
+class _LinkCollector(Collector):
+    def __init__(self, ports: LinkRegistry, clock: Clock) -> None:
+        self._ports, self._clock = ports, clock
+
+    def collect(self) -> Iterator[Metric]:
+        by_way = ["link", "direction"]
+        moved = CounterMetricFamily("netsim_bytes", "Bytes taken in by the link", labels=by_way)
+        messages = CounterMetricFamily("netsim_messages", "Messages taken in by the link", labels=by_way)
+        delay = CounterMetricFamily(
+            "netsim_injected_delay_seconds",
+            "Delay given to messages, summed; over netsim_messages: mean",
+            labels=by_way,
+        )
+        queue = GaugeMetricFamily("netsim_queue_bytes", "Bytes that wait for the bandwidth", labels=by_way)
+        flight = GaugeMetricFamily("netsim_in_flight_bytes", "Bytes held by the proxy until due", labels=by_way)
+        rpcs = CounterMetricFamily("netsim_rpcs", "RPCs begun", labels=["link"])
+        losses = CounterMetricFamily("netsim_losses", "RPCs that the link let fail", labels=["link", "cause"])
+        connections = GaugeMetricFamily(
+            "netsim_connections", "Connections with RPCs of the link, or passed through on it", labels=["link"]
+        )
+        profile = GaugeMetricFamily("netsim_profile", "1 for the profile in force", labels=["link", "profile"])
+        now = self._clock()
+        for port in list(self._ports):
+            link, name = port.link, port.name
+            for way, direction in enumerate(DIRECTIONS):
+                counters, labels = link.counters(direction), [name, direction.value]
+                moved.add_metric(labels, counters.bytes)
+                messages.add_metric(labels, counters.messages)
+                delay.add_metric(labels, counters.delay_seconds)
+                queue.add_metric(labels, link.queued_bytes(now, direction))
+                flight.add_metric(labels, port.in_flight[way])
+            rpcs.add_metric([name], link.rpcs)
+            for cause, count in link.losses.items():
+                losses.add_metric([name, cause.value], count)
+            connections.add_metric([name], len(port.relays))
+            profile.add_metric([name, link.profile.name], 1)
+        yield from (moved, messages, delay, queue, flight, rpcs, losses, connections, profile)
+
+
+class _LatenessCollector(Collector):
+    def __init__(self, lateness: DeliveryLateness) -> None:
+        self._lateness = lateness
+
+    def collect(self) -> Iterator[Metric]:
+        lateness, total, buckets = self._lateness, 0, []
+        for bound, count in zip([*map(str, BUCKETS_SECONDS), "+Inf"], lateness.counts, strict=True):
+            total += count
+            buckets.append((bound, float(total)))
+        yield HistogramMetricFamily(
+            "netsim_pacer_lateness_seconds",
+            "How late deliveries were against what the link said",
+            buckets=buckets,
+            sum_value=lateness.sum_seconds,
+        )
+        yield CounterMetricFamily(
+            "netsim_deliveries_beyond_bound",
+            "Deliveries that were later than the bound: where this grows, the network was slower than configured",
+            value=lateness.beyond_bound,
+        )

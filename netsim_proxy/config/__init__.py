@@ -1,0 +1,1 @@
+"""What the proxy is told in files: profiles, scenarios, links of addresses, options."""

@@ -1,0 +1,32 @@
+"""Link maps from YAML; see `hypergpu.netsim_proxy.link_map` for what they hold."""
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from hypergpu.common.config import Section
+from hypergpu.common.errors import ConfigError, InvalidInput
+from hypergpu.netsim_proxy.config.link_map import LinkMap
+from hypergpu.netsim_proxy.config.yaml_text import parse_yaml
+
+
+class LinkMapFile(Section):
+    """A file of links for connections that do not name theirs."""
+
+    addresses: dict[str, str] = Field(default_factory=dict)
+    """The link by the client's address or network, as in 10.1.0.0/16: rack_1; the longest prefix counts."""
+    server_names: dict[str, str] = Field(default_factory=dict)
+    """The link by the server's name in TLS that is passed through, as in "*.example.com": node_1."""
+
+
+def parse_link_map(text: str, name: str, addresses: Mapping[str, str], server_names: Mapping[str, str]) -> LinkMap:
+    """The link map that a YAML text holds; entries of the two mappings take precedence.
+
+    Raises:
+        ConfigError: it does not hold; file, line, key and what was expected are named.
+    """
+    file = parse_yaml(LinkMapFile, text, name)
+    try:
+        return LinkMap.of({**file.addresses, **addresses}, {**file.server_names, **server_names})
+    except InvalidInput as error:
+        raise ConfigError(f"{name}: {error}") from error

@@ -1,0 +1,295 @@
+"""What a scenario says about the network, in the proxy and in virtual time alike: links, and what happens to them.
+
+nodes:
+  node_1: {profile: fibre, region: eu-west}
+  edge: {count: 3, profile: [phone, poor]}  # edge_0, edge_1 and edge_2
+links: {node_2: good, "*": average}  # in short, where there is nothing but a profile to say
+profiles:
+  phone: {based_on: 4g, loss: 0.02}
+events:
+  - {at_seconds: 10, type: latency_spike, node: node_1, duration_seconds: 5, added_ms: 200}
+  - {round: 15, type: profile_change, nodes: [edge, node_2], profile: poor}
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BeforeValidator, Field
+
+from hypergpu.common.config import Section
+from hypergpu.common.config.whole import REACHABLE, BytesOrZero, CountOrZero
+from hypergpu.common.errors import ConfigError, InvalidInput, UnknownName
+from hypergpu.common.rpc import check_node_id
+from hypergpu.netsim_proxy.config.profile_file import ProfileName, ProfileSection, build_profiles
+from hypergpu.netsim_proxy.link.events import ALL, UPSTREAM, EventDirection, NetworkEvent
+from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
+from hypergpu.netsim_proxy.link.regions import between_regions
+
+Amount = Annotated[float, Field(ge=0)]
+OneOrMore = str | Annotated[list[str], Field(min_length=1)]
+
+
+class EventSection(Section):
+    """Something that happens to links: by time, by round, or at once."""
+
+    type: str
+    """latency_spike, profile_change, disconnect, partition, bandwidth_collapse, flap, limit_data, limit_time, timeout,
+    slow_close or recovery."""
+    node: str | None = None
+    """Whose link it happens to: a node, or a group of them; "*" = all."""
+    nodes: tuple[str, ...] = ()
+    """More of them than one."""
+    at_seconds: Amount | None = None
+    """When, after the scenario was loaded."""
+    round: CountOrZero | None = None
+    """Or in which training round."""
+    duration_seconds: Amount = 0.0
+    """How long; 0 = until a recovery."""
+    profile: str = ""
+    """Of a profile change: the new one."""
+    factor: Amount = 0.0
+    """Of a latency spike: what latencies are multiplied by; of a bandwidth collapse: the share that is left."""
+    added_ms: Amount = 0.0
+    """Of a latency spike: what a round trip gains."""
+    mode: str = ""
+    """Of a disconnection or flap: reset, black_hole or half_open."""
+    period_seconds: Amount = 0.0
+    """Of a flap: one time down and up again."""
+    group_b: tuple[str, ...] = ()
+    """Of a partition: the other side. The upstream is on it, unless `nodes` names "upstream"."""
+    direction: str = EventDirection.BOTH.value
+    """Which path it acts on: up (from the node), down (to the node) or both."""
+    limit_bytes: BytesOrZero = 0
+    """Of limit_data: what a connection carries in each direction before it is closed."""
+    close_after_seconds: Amount = 0.0
+    """Of limit_time and timeout: how long a connection lasts. Of slow_close: how much later its end arrives."""
+
+    def event(self) -> NetworkEvent:
+        """As the link model has it.
+
+        Raises:
+            InvalidInput: it makes no sense. UnknownName: a type or mode that does not exist.
+        """
+        return NetworkEvent(
+            self.type,
+            target_node=self.node,
+            new_profile=self.profile,
+            scheduled_time=self.at_seconds,
+            scheduled_round=self.round,
+            nodes=self.nodes,
+            duration_seconds=self.duration_seconds,
+            factor=self.factor,
+            added_ms=self.added_ms,
+            mode=self.mode,
+            period_seconds=self.period_seconds,
+            group_b=self.group_b,
+            direction=self.direction,
+            limit_bytes=self.limit_bytes,
+            close_after_seconds=self.close_after_seconds,
+        )
+
+
+class NodeSection(Section):
+    """One node, or a group of like ones: its link."""
+
+    id: str = Field(min_length=1)
+    """The name; of a group, its beginning: `edge` with a count of 3 makes edge_0, edge_1 and edge_2."""
+    count: Annotated[int, Field(ge=1, le=100_000), REACHABLE] | None = None
+    """How many; without it, one node that is called exactly `id`."""
+    profile: OneOrMore = "good"
+    """The link: a profile's name; of a list, the nodes take one after the other."""
+    region: OneOrMore = ""
+    """Where it stands, as in eu-west: the distance to the upstream's region comes on top of the profile. Of a list, the
+    nodes take one after the other."""
+
+    def names(self) -> list[str]:
+        """The ids of its nodes."""
+        return [self.id] if self.count is None else [f"{self.id}_{index}" for index in range(self.count)]
+
+
+def as_list(nodes: Any) -> Any:
+    """Nodes by id as a list of nodes that have one."""
+    if isinstance(nodes, list | tuple):
+        return nodes
+    if not isinstance(nodes, dict):
+        raise ValueError("expected a list of nodes, or nodes by id as in {node_1: {profile: good}}")
+    return [{"id": str(key)} | (node or {}) if isinstance(node, dict | None) else node for key, node in nodes.items()]
+
+
+class NodeLink(NamedTuple):
+    """The link of a node, with the distance in it, and where the node stands."""
+
+    profile: Profile
+    region: str
+
+
+class Network(Section):
+    """The part of a scenario that is about links."""
+
+    name: str = ""
+    """What it is called; the file's name where it is left out."""
+    description: str = ""
+    """What it shows."""
+    nodes: Annotated[Sequence[NodeSection], BeforeValidator(as_list)] = ()
+    """Whose links there are: a list, or by id."""
+    links: dict[str, str] = Field(default_factory=dict)
+    """The profile of a link by node id, in short; "*" = of all for which nothing else is said."""
+    loss_model: Literal["rpc", "transport"] | None = None
+    """What a loss on a link looks like: an RPC that fails, or time that TCP takes to repair it."""
+    region: str = ""
+    """The upstream's, which is the coordinator's; us-east where nothing else is said."""
+    profiles: dict[ProfileName, ProfileSection] = Field(default_factory=dict)
+    """Link profiles of its own, by name, as in the proxy's profile files."""
+    events: tuple[EventSection, ...] = ()
+    """What happens to links."""
+
+    def names(self) -> "Names":
+        """The ids of its nodes, of its groups, and of its links.
+
+        Raises:
+            ScenarioError: a node twice, one with a name that means others in events, or one whose name is no node id.
+        """
+        return Names(self.nodes, self.links)
+
+    def network_events(self, known: Mapping[str, Profile] | None = None) -> list[NetworkEvent]:
+        """Its events, groups spelt out; `known` are profiles that there are already.
+
+        Raises:
+            ScenarioError: one that makes no sense.
+        """
+        names, find, found = self.names(), self.profile_finder(known), []
+        for index, section in enumerate(self.events):
+            path = "events", index
+            try:
+                event = section.event()
+                if event.new_profile:
+                    find(event.new_profile)
+            except InvalidInput as error:
+                raise ScenarioError((*path, *_key_of(error)), str(error)) from error
+            target = (section.node,) if section.node is not None else ()
+            nodes = (*names.spelt_out(target, *path, "node"), *names.spelt_out(section.nodes, *path, "nodes"))
+            group_b = tuple(names.spelt_out(section.group_b, *path, "group_b"))
+            found.append(replace(event, target_node=None, nodes=nodes, group_b=group_b))
+        return found
+
+    def profile_finder(self, known: Mapping[str, Profile] | None = None) -> Callable[[str], Profile]:
+        """Finds a link profile by name, the scenario's own first; the finder raises UnknownName.
+
+        Raises:
+            ScenarioError: a profile of its own that is based on one that there is not.
+        """
+        try:
+            return partial(find_profile, custom={**(known or {}), **build_profiles(self.profiles)})
+        except UnknownName as error:
+            broken = next(key for key, section in self.profiles.items() if section.based_on == error.name)
+            later = f"{error.name!r} does not stand before it: put first what others are based on"
+            message = later if error.name in self.profiles else str(error)
+            raise ScenarioError(("profiles", broken, "based_on"), message) from error
+
+    def node_links(self, upstream: str = "us-east", known: Mapping[str, Profile] | None = None) -> dict[str, NodeLink]:
+        """The link of each node, in the order of the nodes, for an upstream in that region unless the scenario says so.
+
+        Raises:
+            ScenarioError: a profile or region that there is not.
+        """
+        find, short, found = self.profile_finder(known), self.short_links(known), {}
+        for at, group in enumerate(self.nodes):
+            own = "profile" in group.model_fields_set
+            for index, name in enumerate(group.names()):
+                try:
+                    profile = short.get(name) or (not own and short.get(ALL)) or find(in_turn(group.profile, index))
+                    region = in_turn(group.region, index)
+                    link = between_regions(region, self.region or upstream, profile) if region else profile
+                except UnknownName as error:
+                    raise ScenarioError(("nodes", at, error.kind), str(error)) from error
+                found[name] = NodeLink(link, region)
+        return found
+
+    def short_links(self, known: Mapping[str, Profile] | None = None) -> dict[str, Profile]:
+        """The profiles in `links`, by node id.
+
+        Raises:
+            ScenarioError: one that there is not.
+        """
+        find, found = self.profile_finder(known), {}
+        for node_id, profile in self.links.items():
+            try:
+                found[node_id] = find(profile)
+            except UnknownName as error:
+                raise ScenarioError(("links", node_id), str(error)) from error
+        return found
+
+
+class Names:
+    """The ids of all nodes, and the groups that they are in; where no node is named, nodes of any name may come."""
+
+    def __init__(self, groups: Sequence[NodeSection], links: Iterable[str] = ()) -> None:
+        self.groups: dict[str, list[str]] = {}
+        self._nodes: set[str] = set()
+        for index, group in enumerate(groups):
+            members = group.names()
+            if group.id in (ALL, UPSTREAM):
+                raise ScenarioError(
+                    ("nodes", index, "id"), f"{group.id!r} is no name for a node: events mean others by it"
+                )
+            for name in (group.id, members[-1]):
+                _require_node_id(name, "nodes", index, "id")
+            taken = [name for name in dict.fromkeys((group.id, *members)) if name in self._nodes or name in self.groups]
+            if taken:
+                raise ScenarioError(
+                    ("nodes", index, "id"), f"node {taken[0]!r} is there twice: give each an id of its own"
+                )
+            self.groups[group.id] = members
+            self._nodes.update(members)
+        links = list(links)
+        for link in links:
+            if link != ALL:
+                _require_node_id(link, "links", link)
+        self._known = {ALL, UPSTREAM, *self._nodes, *links}
+
+    def spelt_out(self, targets: Sequence[str], *path: int | str) -> Iterator[str]:
+        """Node ids, where some may be names of groups.
+
+        Raises:
+            ScenarioError: an unknown name, with the nearest known one, or a name that is no node id. `path` leads to
+                the targets.
+        """
+        for target in targets:
+            if target in self._known:
+                yield target
+            elif not self._nodes:
+                _require_node_id(target, *path)
+                yield target
+            elif target in self.groups:
+                yield from self.groups[target]
+            else:
+                raise ScenarioError(
+                    path, str(UnknownName("node", target, self._known - {ALL, UPSTREAM} | {*self.groups}))
+                )
+
+
+class ScenarioError(ConfigError):
+    """Something in the scenario does not hold; carries the path of keys to it."""
+
+    def __init__(self, path: tuple[int | str, ...], message: str) -> None:
+        self.path, self.message = path, message
+        super().__init__(f"{'.'.join(map(str, path))}: {message}")
+
+
+def in_turn(value: str | list[str], index: int) -> str:
+    """The value itself, or of a list the one whose turn it is."""
+    return value if isinstance(value, str) else value[index % len(value)]
+
+
+def _require_node_id(name: str, *path: int | str) -> None:
+    try:
+        check_node_id(name)
+    except InvalidInput as error:
+        raise ScenarioError(path, str(error)) from error
+
+
+def _key_of(error: InvalidInput) -> tuple[str, ...]:
+    keys = {"event type": "type", "mode": "mode", "direction": "direction", "profile": "profile"}
+    return (keys[error.kind],) if isinstance(error, UnknownName) and error.kind in keys else ()

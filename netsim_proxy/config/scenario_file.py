@@ -1,0 +1,109 @@
+"""Scenarios of the proxy, from YAML: links as in `scenario.py`. Keys of the simulator are ignored."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import model_validator
+
+from hypergpu.common.errors import ConfigError
+from hypergpu.netsim_proxy.config.bounds import MAX_EVENTS, MAX_LINKS, MAX_TARGETS
+from hypergpu.netsim_proxy.config.profile_file import build_profiles
+from hypergpu.netsim_proxy.config.scenario import Network, NodeLink, ScenarioError, as_list
+from hypergpu.netsim_proxy.config.yaml_text import fault, parse_yaml
+from hypergpu.netsim_proxy.link.events import ALL, NetworkEvent
+from hypergpu.netsim_proxy.link.outcomes import LossModel
+from hypergpu.netsim_proxy.link.profiles import Profile
+
+OF_TRAINING: Final = frozenset(
+    {
+        "task",
+        "rounds",
+        "target_accuracy",
+        "metric",
+        "policy",
+        "seed",
+        "learning",
+        "convergence",
+        "compute",
+        "evaluation_seconds",
+        "handling_seconds",
+        "config",
+    }
+)
+"""Keys of a scenario that are not about links."""
+OF_MACHINES: Final = frozenset({"gpu", "speed", "churn", "joins_seconds", "prepares_seconds"})
+"""Keys of a node that are not about its link."""
+
+
+class ScenarioFile(Network):
+    """The whole file; every part may be left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _links_only(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        links = _without(tree, OF_TRAINING)
+        if isinstance(tree.get("nodes"), list | dict):
+            nodes = as_list(tree["nodes"])
+            links["nodes"] = [_without(node, OF_MACHINES) if isinstance(node, dict) else node for node in nodes]
+        return links
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What a scenario says, checked."""
+
+    name: str
+    profiles: Mapping[str, Profile]
+    """Its own, by name."""
+    links: Mapping[str, NodeLink]
+    """By node id; "*" is the default."""
+    loss_model: LossModel | None
+    """Of all links; None leaves it as it is."""
+    events: tuple[NetworkEvent, ...]
+    """Times count from when the scenario is loaded."""
+
+
+def parse_scenario(
+    text: str, name: str, known: Mapping[str, Profile] | None = None, upstream_region: str = "us-east"
+) -> Scenario:
+    """The scenario that a YAML text holds; `known` are custom profiles that there are already.
+
+    Raises:
+        ConfigError: it does not hold; NAME:LINE, key and what was expected are named.
+    """
+    file = parse_yaml(ScenarioFile, text, name)
+    _require_bounded(file, name)
+    try:
+        short = {node_id: NodeLink(profile, "") for node_id, profile in file.short_links(known).items()}
+        links = {**short, **file.node_links(upstream_region, known)}
+        events = file.network_events(known)
+    except ScenarioError as error:
+        raise fault(text, name, error.path, error.message) from error
+    ordered = {node_id: links[node_id] for node_id in sorted(links, key=lambda node_id: node_id != ALL)}
+    loss_model = LossModel(file.loss_model) if file.loss_model else None
+    return Scenario(file.name or name, build_profiles(file.profiles), ordered, loss_model, tuple(events))
+
+
+def _without(tree: Mapping[Any, Any], keys: frozenset[str]) -> dict[Any, Any]:
+    return {key: value for key, value in tree.items() if key not in keys}
+
+
+def _require_bounded(file: ScenarioFile, name: str) -> None:
+    """Check how much it asks for, before groups are spelt out."""
+    links = sum(group.count or 1 for group in file.nodes) + len(file.links)
+    if links > MAX_LINKS:
+        raise ConfigError(f"{name}: {links} links are too many for one proxy: {MAX_LINKS} are allowed")
+    sizes = {group.id: group.count or 1 for group in file.nodes}
+    targets = sum(
+        sizes.get(target, 1)
+        for event in file.events
+        for target in (*event.nodes, *event.group_b, *((event.node,) if event.node is not None else ()))
+    )
+    if len(file.events) > MAX_EVENTS or targets > MAX_TARGETS:
+        raise ConfigError(
+            f"{name}: events: {len(file.events)} events with {targets} targets are too many: "
+            f"{MAX_EVENTS} events and {MAX_TARGETS} targets are allowed"
+        )

@@ -1,0 +1,1 @@
+"""The proxy's edge: sockets, clock, timer, TLS and listeners."""

@@ -1,0 +1,253 @@
+"""The links that the proxy knows, by node id: made when they are first seen or first set up."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+import structlog
+
+from hypergpu.common.clock import monotonic
+from hypergpu.common.errors import NotFound, ResourceExhausted, suggest
+from hypergpu.netsim_proxy.config.bounds import MAX_LINKS
+from hypergpu.netsim_proxy.io.hosts import Hosts
+from hypergpu.netsim_proxy.io.pacer import Pacer
+from hypergpu.netsim_proxy.io.sweep import Sweep
+from hypergpu.netsim_proxy.link.conditions import Blocked, one_way
+from hypergpu.netsim_proxy.link.effect import futility
+from hypergpu.netsim_proxy.link.events import ALL, UPSTREAM, DisconnectMode, EventDirection, EventType, NetworkEvent
+from hypergpu.netsim_proxy.link.link import Link
+from hypergpu.netsim_proxy.link.outcomes import LossModel
+from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
+from hypergpu.netsim_proxy.link.regions import keep_distance
+from hypergpu.netsim_proxy.relay.paced_link import PacedLink
+
+log = structlog.get_logger()
+
+DEFAULT_LINK: Final = "default"
+"""The link of calls that name no node."""
+MAX_RUNNING: Final = 100
+"""Events that run on one link at a time: each change of the link looks at all of them."""
+
+
+class LinkRegistry:
+    """Every link has the default profile until told otherwise; `seed` and its name give its draws."""
+
+    def __init__(
+        self,
+        pacer: Pacer,
+        profile: Profile,
+        seed: int,
+        *,
+        loss_model: LossModel = LossModel.RPC,
+        profiles: Callable[[str], Profile] = find_profile,
+        node_profiles: Mapping[str, tuple[Profile, str]] | None = None,
+        region: str = "",
+    ) -> None:
+        self.find_profile = profiles
+        self.profile_name, self.region = profile.local_name, region
+        self._pacer, self._default, self._seed, self._loss_model = pacer, profile, seed, loss_model
+        self._ports: dict[str, PacedLink] = {}
+        self._for_all: list[tuple[NetworkEvent, float]] = []  # events on every link, also those to come; with their end
+        self._sweep = Sweep()
+        self.hosts = Hosts()
+        for node_id, (of_node, of_region) in (node_profiles or {}).items():
+            self._make(node_id, of_node, of_region)
+
+    def __iter__(self) -> Iterator[PacedLink]:
+        return iter(self._ports.values())
+
+    def of(self, node_id: str | None) -> PacedLink:
+        """The link of a caller."""
+        name = node_id or DEFAULT_LINK
+        port = self._ports.get(name)
+        if port is None:
+            if len(self._ports) >= MAX_LINKS and name != DEFAULT_LINK:
+                return self.of(None)
+            port = self._make(name, self._default, self.region)
+        elif self._sweep.busy:
+            self._sweep.catch_up(port)
+        return port
+
+    def blocks_opening(self, host: str, link: str = "") -> Blocked | None:
+        """Why no connection from `host` can be opened now, or None.
+
+        A connection is on `link`, or on one that clients of this host have lost, or else on the default link.
+        """
+        names = [link] if link else self.hosts.presumed(host) or [DEFAULT_LINK]
+        now = monotonic()
+        blocks = [self.of(name).link.blocked(now) if name in self._ports or self._for_all else None for name in names]
+        found = [block for block in blocks if block is not None]
+        return min(found, key=lambda block: block.until) if len(found) == len(blocks) else None
+
+    def known(self, node_id: str) -> PacedLink:
+        """The link of a node that has been seen or set up.
+
+        Raises:
+            NotFound: there is none; the message lists those that there are.
+        """
+        port = self._ports.get(node_id)
+        if port is None:
+            raise NotFound(f"no link for node {node_id!r}{suggest(node_id, self._ports)}")
+        self._sweep.catch_up(port)
+        return port
+
+    @property
+    def busy(self) -> bool:
+        """Whether a change is still on its way to some links."""
+        return self._sweep.busy
+
+    async def settled(self) -> None:
+        """Wait until every change has reached every link."""
+        await self._sweep.done()
+
+    def set_default(self, profile: Profile, region: str | None = None) -> None:
+        """Give links that are not yet seen another profile, and another region if there is one."""
+        self._default, self.profile_name = profile, profile.local_name
+        if region is not None:
+            self.region = region
+
+    def require_room(self, node_ids: Iterable[str]) -> None:
+        """Check that each of these nodes has a link or can get one.
+
+        Raises:
+            ResourceExhausted: there are as many links as there may be.
+        """
+        new = sum(node_id not in self._ports for node_id in set(node_ids) - {ALL, DEFAULT_LINK})
+        if new and len(self._ports) + new > MAX_LINKS:
+            raise ResourceExhausted(f"{new} more links are too many beside {len(self._ports)}: {MAX_LINKS} are allowed")
+
+    def set_profile(self, node_id: str, profile: Profile, region: str = "") -> None:
+        """Give a link another profile for good; `ALL` means every link, also those not yet seen.
+
+        Raises:
+            ResourceExhausted: there are too many links for another one.
+        """
+        if node_id == ALL:
+            self.set_default(profile, region)
+
+        def change(port: PacedLink) -> None:
+            port.region, port.profile_name = region, profile.local_name
+            port.link.set_profile(profile, monotonic())
+            port.changed()
+
+        self._sweep.start(self._named(node_id), change)
+
+    def set_loss_model(self, node_id: str, loss_model: LossModel) -> None:
+        """Change what losses look like on a link; `ALL` means every link, also those not yet seen.
+
+        Raises:
+            ResourceExhausted: there are too many links for another one.
+        """
+        if node_id == ALL:
+            self._loss_model = loss_model
+
+        def change(port: PacedLink) -> None:
+            port.link.set_loss_model(loss_model)
+            port.changed()
+
+        self._sweep.start(self._named(node_id), change)
+
+    def require(self, event: NetworkEvent) -> None:
+        """Check that an event can happen.
+
+        Raises:
+            NotFound: it names a node that has no link.
+            UnknownName: it names a profile that does not exist.
+            ResourceExhausted: a link has as many running events as it may have.
+        """
+        now = monotonic()
+        for node_id in event.targets:
+            if node_id not in (ALL, UPSTREAM) and self._is_full(self.known(node_id), event, now):
+                raise ResourceExhausted(f"{MAX_RUNNING} events run on the link of {node_id}: clear some first")
+        if ALL in event.targets and event.event_type != EventType.RECOVERY and len(self._for_all) >= MAX_RUNNING:
+            raise ResourceExhausted(f"{MAX_RUNNING} events run on all links: clear some first")
+        if event.new_profile:
+            self.find_profile(event.new_profile)
+
+    def apply(self, event: NetworkEvent) -> None:
+        """Let an event happen now to the links it concerns; links named for the first time are made."""
+        if ALL in event.targets:
+            self._remember(event)
+        named = [self.of(node_id) for node_id in event.targets if node_id not in (ALL, UPSTREAM)]
+        ports = {port.name: port for port in (self._in_use_first() if ALL in event.targets else named)}
+        concerned = [ports[name] for name in event.concerned(ports)]
+        self._sweep.start(concerned, lambda port: self._apply(port, event, monotonic()))
+
+    def running(self) -> set[int]:
+        """Return the identities (`id`) of the events that run on some link, or on those to come."""
+        now = monotonic()
+        self._for_all = [(each, end) for each, end in self._for_all if now < end]
+        running = {id(each) for each, _ in self._for_all}
+        for port in self:
+            running.update(map(id, port.link.active_events(now)))
+        return running
+
+    def clear(self, node_id: str | None = None) -> int:
+        """End the events that run on a link, or on all, and return how many there were.
+
+        Raises:
+            NotFound: no such link.
+        """
+        if node_id is None:
+            self._for_all.clear()
+        ports = self._in_use_first() if node_id is None else [self.known(node_id)]
+        now = monotonic()
+        count = sum(len(port.link.active_events(now)) for port in ports)
+
+        def end(port: PacedLink) -> None:
+            port.link.clear(monotonic())
+            port.changed()
+
+        self._sweep.start(ports, end)
+        return count
+
+    def _remember(self, event: NetworkEvent) -> None:
+        """Keep what happens to all links for those that are not seen yet."""
+        now = monotonic()
+        self._for_all = [(each, end) for each, end in self._for_all if now < end]
+        if event.event_type == EventType.RECOVERY:
+            self._for_all.clear()
+        elif event.event_type == EventType.PROFILE_CHANGE and not event.duration_seconds:
+            new = keep_distance(self._default, self.find_profile(event.new_profile))
+            self.set_default(one_way(self._default, new, EventDirection(event.direction)))
+        elif event.mode != DisconnectMode.HALF_OPEN and len(self._for_all) < MAX_RUNNING:
+            self._for_all.append((event, now + (event.duration_seconds or math.inf)))
+
+    def _named(self, node_id: str) -> Sequence[PacedLink]:
+        if node_id == ALL:
+            return self._in_use_first()
+        self.require_room((node_id,))
+        return [self.of(node_id)]
+
+    def _in_use_first(self) -> list[PacedLink]:
+        return sorted(self, key=lambda port: not port.relays)
+
+    def _make(self, name: str, profile: Profile, region: str) -> PacedLink:
+        link = Link(name, profile, self._seed, loss_model=self._loss_model, profiles=self.find_profile)
+        port = self._ports[name] = PacedLink(link, self._pacer, region)
+        now = monotonic()
+        self._for_all = [(event, end) for event, end in self._for_all if now < end]
+        for event, end in self._for_all:
+            if event.concerns(name):
+                left = 0.0 if end == math.inf else end - now
+                self._apply(port, replace(event, duration_seconds=left), now)
+        return port
+
+    @staticmethod
+    def _is_full(port: PacedLink, event: NetworkEvent, now: float) -> bool:
+        return event.event_type != EventType.RECOVERY and len(port.link.active_events(now)) >= MAX_RUNNING
+
+    @classmethod
+    def _apply(cls, port: PacedLink, event: NetworkEvent, now: float) -> None:
+        if cls._is_full(port, event, now):
+            log.warning("event dropped: too many run on the link", link=port.name, running=MAX_RUNNING)
+            return
+        port.link.apply(event, now)
+        reason = futility(event, port.link.profile)
+        if reason:
+            log.warning("event without effect", link=port.name, what=event.summary(), reason=reason)
+        is_half_open = event.event_type == EventType.DISCONNECT and event.mode == DisconnectMode.HALF_OPEN
+        if is_half_open and event.direction == EventDirection.BOTH:
+            port.half_open()
+        port.changed()

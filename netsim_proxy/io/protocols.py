@@ -1,0 +1,230 @@
+"""The protocols of asyncio at the two ends of a relay: they only hand over what happens."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+from typing import TYPE_CHECKING, Final, cast
+
+import structlog
+
+from hypergpu.netsim_proxy.io.upstream_errors import MIN_BYTES, mistake_in, reason_of
+from hypergpu.netsim_proxy.relay.connection import LINGER_SECONDS, ConnectionPair, end_transport
+from hypergpu.netsim_proxy.relay.http2 import PREFACE, Http2Error
+from hypergpu.netsim_proxy.relay.paced_link import DOWN, UP
+from hypergpu.netsim_proxy.relay.unavailable import UnavailableResponder
+
+if TYPE_CHECKING:
+    from hypergpu.netsim_proxy.io.server import Proxy
+
+PREFACE_SECONDS: Final = 10.0
+"""How long a client may take to say that it speaks HTTP/2."""
+_WRITE_BUFFER_BYTES: Final = 256 << 10
+_SEND_BUFFER_BYTES: Final = 256 << 10
+_RECEIVE_BUFFER_BYTES: Final = 512 << 10
+_EARLY_BYTES: Final = 256 << 10
+
+log = structlog.get_logger()
+
+
+def bound_buffers(transport: asyncio.Transport) -> None:
+    """Keep what waits between the peers small: gRPC takes what is in flight for the path's capacity, and sizes a
+    reader's window by it."""
+    transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+    sock = transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+
+
+def _language(said: bytes | bytearray) -> str:
+    """What a client speaks that does not speak HTTP/2, as a hint."""
+    if said.startswith(b"\x16\x03"):
+        return "TLS, for which there must be --tls-cert and --tls-key"
+    return "HTTP/1" if b"HTTP/1" in said else "what we do not know"
+
+
+class ClientPeer(asyncio.Protocol):
+    """The accepted connection; it brings up the upstream's once the client has said that it speaks HTTP/2."""
+
+    def __init__(self, proxy: "Proxy", link: str = "") -> None:
+        self._proxy = proxy
+        self.link = link
+        """The link of calls that name none; empty = the default."""
+        self._early = bytearray()
+        self._greeted = False
+        self._said: bytearray | None = bytearray()  # after the preface
+        self._timeout: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self._refusal: UnavailableResponder | None = None
+        self.relay: ConnectionPair | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The client is there."""
+        self._transport = cast(asyncio.Transport, transport)
+        bound_buffers(self._transport)
+        self.link = self.link or self._proxy.link_map.of_peer(self._transport.get_extra_info("peername"))
+        self._timeout = asyncio.get_running_loop().call_later(PREFACE_SECONDS, self._transport.abort)
+        self._proxy.joined(self)
+
+    def data_received(self, data: bytes) -> None:
+        """ConnectionPair; before there is an upstream, keep."""
+        if self.relay is not None:
+            if self._said is not None:
+                self._remember(data, self.relay.is_established)
+            self.relay.received(UP, data)
+            return
+        if self._refusal is not None:
+            self._answer(self._refusal, data)
+            return
+        assert self._transport is not None
+        # Pausing here is no guarantee that nothing more comes, so early bytes are always kept.
+        self._early += data
+        if not self._greeted:
+            if not PREFACE.startswith(self._early[: len(PREFACE)]):
+                log.warning("connection refused: no HTTP/2", client_speaks=_language(self._early))
+                self._transport.abort()
+            elif len(self._early) >= len(PREFACE):
+                self._greeted = True
+                if self._timeout is not None:
+                    self._timeout.cancel()
+                self._proxy.connect(self, self._transport)
+        elif len(self._early) > _EARLY_BYTES:
+            self._transport.pause_reading()
+
+    def begin(self, relay: ConnectionPair) -> None:
+        """There is an upstream: relay what has come since."""
+        self.relay = relay
+        self.data_received(self._take_early())
+
+    def refuse(self, refusal: UnavailableResponder) -> None:
+        """There is none that can be used: answer what has come since."""
+        said, self._said, self.relay = self._said, None, None
+        self._refusal = refusal
+        self.data_received(bytes(said or b"") or self._take_early())
+
+    def reset(self) -> None:
+        """End the connection as an upstream that is not there would: the client must not take it for ready."""
+        if self._transport is not None:
+            end_transport(self._transport, reset=True)
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _remember(self, data: bytes, is_established: bool) -> None:
+        """Keep what the client says until the upstream has shown that it speaks HTTP/2."""
+        assert self._said is not None
+        if is_established:
+            self._said = None
+        elif len(self._said) + len(data) <= _EARLY_BYTES:
+            self._said += data
+
+    def _take_early(self) -> bytes:
+        assert self._transport is not None
+        self._transport.resume_reading()
+        early = bytes(self._early[len(PREFACE) :])
+        self._early.clear()
+        return early
+
+    def _answer(self, refusal: UnavailableResponder, data: bytes) -> None:
+        assert self._transport is not None
+        try:
+            answer, over = refusal.feed(data)
+        except Http2Error:
+            self._transport.abort()
+            return
+        self._transport.write(answer)
+        if over:
+            asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.close)
+
+    def pause_writing(self) -> None:
+        """The client does not read: neither do we from the upstream."""
+        if self.relay is not None:
+            self.relay.lanes[DOWN].hold(self)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        if self.relay is not None:
+            self.relay.lanes[DOWN].release(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client is gone."""
+        self._proxy.left(self)
+        if self._timeout is not None:
+            self._timeout.cancel()
+        if self.relay is not None:
+            self.relay.client_lost()
+
+
+class UpstreamPeer(asyncio.Protocol):
+    """The connection to the upstream."""
+
+    def __init__(self, proxy: "Proxy", relay: ConnectionPair, peer: ClientPeer, client: asyncio.Transport) -> None:
+        self._proxy, self._relay, self._peer, self._client = proxy, relay, peer, client
+        self._first: bytes | None = b""  # what it has said, until it is known to be HTTP/2
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The upstream accepted."""
+        self._transport = cast(asyncio.Transport, transport)
+        bound_buffers(self._transport)
+        self._relay.attach(self._client, self._transport)
+        self._proxy.joined(self)
+
+    def data_received(self, data: bytes) -> None:
+        """ConnectionPair; before that, see whether it is HTTP/2."""
+        if self._first is not None:
+            data = self._first = self._first + data
+            if len(data) < MIN_BYTES:
+                return
+            mistake = mistake_in(data)
+            if mistake is not None:
+                self._give_up(mistake)
+                return
+            self._first = None
+        self._relay.received(DOWN, data)
+
+    def pause_writing(self) -> None:
+        """The upstream does not read: neither do we from the client."""
+        self._relay.lanes[UP].hold(self)
+
+    def resume_writing(self) -> None:
+        """The upstream reads again."""
+        self._relay.lanes[UP].release(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The upstream is gone."""
+        self._proxy.left(self)
+        if error is not None:
+            self._read_last_words()
+        if self._first is not None and not self._relay.closed:
+            mistake = mistake_in(self._first) if self._first else None
+            if mistake is not None or isinstance(error, ssl.SSLError):
+                self._give_up(mistake or reason_of(error))
+                return
+            why = "closes each connection before it says anything"
+            self._proxy.throttle.warning("upstream cannot be used", upstream=self._proxy.upstream, reason=why)
+        reason = f": {error}" if error else ""
+        self._relay.upstream_lost(f"netsim: upstream {self._proxy.upstream} closed the connection{reason}")
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _give_up(self, mistake: str) -> None:
+        """Let the client hear what is wrong: it could not tell from broken HTTP/2."""
+        self._relay.detach()
+        self._proxy.refuse(self._peer, mistake)
+
+    def _read_last_words(self) -> None:
+        """A write to a peer that has closed ends the transport, though what the peer sent before may not have been
+        read: the last answers of a server that drains. Under TLS it cannot be had."""
+        if self._transport is None or self._transport.get_extra_info("sslcontext") is not None:
+            return
+        descriptor = self._transport.get_extra_info("socket").fileno()
+        with contextlib.suppress(OSError):
+            while descriptor >= 0 and (data := os.read(descriptor, _EARLY_BYTES)):
+                self._relay.received(DOWN, data)

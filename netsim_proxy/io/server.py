@@ -1,0 +1,188 @@
+"""The listening proxy: accepts clients, connects each to the upstream, drains."""
+
+import asyncio
+import contextlib
+import itertools
+import ssl
+from typing import Final
+
+import structlog
+
+from hypergpu.common.background import Background
+from hypergpu.common.clock import monotonic
+from hypergpu.netsim_proxy.config.link_map import EMPTY, LinkMap
+from hypergpu.netsim_proxy.io.addresses import Address
+from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
+from hypergpu.netsim_proxy.io.listener import Listener
+from hypergpu.netsim_proxy.io.pacer import Pacer
+from hypergpu.netsim_proxy.io.protocols import ClientPeer, UpstreamPeer
+from hypergpu.netsim_proxy.io.throttle import Throttle
+from hypergpu.netsim_proxy.io.tls import ServerTls, UpstreamTls
+from hypergpu.netsim_proxy.io.upstream_errors import reason_of
+from hypergpu.netsim_proxy.relay.connection import LINGER_SECONDS, ConnectionPair, end_transport
+from hypergpu.netsim_proxy.relay.unavailable import UnavailableResponder
+
+_CONNECT_SECONDS: Final = 5.0
+_LOOK_AGAIN_SECONDS: Final = 0.05
+"""How often a connection that is being opened looks whether an event that blocks its link was cleared."""
+
+log = structlog.get_logger()
+
+
+class Proxy:
+    """Relays every connection that it accepts to `upstream`; made and used inside one event loop.
+
+    A call goes on the link that it names. One that names none goes on the link of the port where its connection was
+    accepted, or else on that of the client's address in `link_map`.
+    """
+
+    def __init__(
+        self,
+        upstream: str,
+        ports: LinkRegistry,
+        pacer: Pacer,
+        server_tls: ServerTls | None = None,
+        upstream_tls: UpstreamTls | None = None,
+        *,
+        link_map: LinkMap = EMPTY,
+    ) -> None:
+        self.link_map = link_map
+        self.numbers = itertools.count(1)
+        self.upstream = upstream
+        self.throttle = Throttle()
+        self.relays: set[ConnectionPair] = set()
+        self._peers: set[ClientPeer | UpstreamPeer] = set()
+        self._idle = asyncio.Event()  # no relay is left
+        self._alone = asyncio.Event()  # nor any connection
+        self._upstream = Address.parse(upstream)
+        self._ports, self._pacer = ports, pacer
+        self._server_tls, self._upstream_tls = server_tls, upstream_tls
+        self._server_ssl = server_tls.context() if server_tls else None
+        self._upstream_ssl = upstream_tls.context() if upstream_tls else None
+        host = self._upstream.host.strip("[]") or "localhost"
+        self._upstream_name = (upstream_tls.server_name or host) if upstream_tls else None
+        self._background = Background(self.throttle.failure)
+        self._servers: list[tuple[Listener, Address]] = []
+
+    async def listen(self, address: str, link: str = "") -> str:
+        """Accept clients at HOST:PORT or unix:PATH, on `link` if one is given; return the address with the real port.
+
+        Raises:
+            ConfigError: an address that is malformed or in use.
+        """
+        parsed = Address.parse(address)
+        server, text = await parsed.listen(
+            lambda: ClientPeer(self, link), self._server_ssl, self._background, self.throttle
+        )
+        self._servers.append((server, parsed))
+        return text
+
+    def reload_certificates(self) -> None:
+        """Read the files of both sides again: connections from now on use what they hold.
+
+        Raises:
+            ConfigError: a file that cannot be used; then all stays as it was.
+        """
+        if self._server_tls is not None:
+            self._server_tls.context()
+        upstream_ssl = self._upstream_tls.context() if self._upstream_tls else None
+        if self._server_tls is not None and self._server_ssl is not None:
+            self._server_tls.load_into(self._server_ssl)
+        self._upstream_ssl = upstream_ssl
+
+    def connect(self, client: ClientPeer, transport: asyncio.Transport) -> None:
+        """Bring up the upstream's side for a client that has greeted."""
+        self._background.spawn("connecting to the upstream", self._connect_or_reset(client, transport))
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Accept nobody, tell clients to go, wait for open RPCs up to `grace_seconds`, and close what is left."""
+        for server, address in self._servers:
+            server.close()
+            address.remove()
+        for relay in list(self.relays):
+            relay.drain()
+        if self.relays:
+            await _until(self._idle, grace_seconds)
+        self._background.cancel()
+        for relay in list(self.relays):
+            relay.fail_all("netsim: the proxy is shutting down")
+            relay.close()
+        if self._peers:
+            await _until(self._alone, LINGER_SECONDS)
+        for peer in list(self._peers):
+            peer.close()
+
+    def joined(self, peer: ClientPeer | UpstreamPeer) -> None:
+        """A connection is up."""
+        self._peers.add(peer)
+
+    def left(self, peer: ClientPeer | UpstreamPeer) -> None:
+        """A connection is gone."""
+        self._peers.discard(peer)
+        if not self._peers:
+            self._alone.set()
+
+    def _closed(self, relay: ConnectionPair) -> None:
+        self.relays.discard(relay)
+        if not self.relays:
+            self._idle.set()
+
+    async def _connect_or_reset(self, client: ClientPeer, transport: asyncio.Transport) -> None:
+        try:
+            await self._connect(client, transport)
+        except Exception:
+            client.reset()  # it would wait for an answer for ever
+            raise
+
+    async def _connect(self, client: ClientPeer, transport: asyncio.Transport) -> None:
+        host = str((transport.get_extra_info("peername") or ("",))[0])
+        if not await self._is_open(host, client.link, transport):
+            return
+        relay = ConnectionPair(self._ports, self._pacer, next(self.numbers), self._closed, client.link)
+        relay.host = host
+        try:
+            upstream, _ = await asyncio.wait_for(
+                self._upstream.connect(
+                    lambda: UpstreamPeer(self, relay, client, transport), self._upstream_ssl, self._upstream_name
+                ),
+                _CONNECT_SECONDS,
+            )
+        except (ssl.SSLError, ssl.CertificateError) as error:
+            self.refuse(client, f"cannot be used: {reason_of(error)}")
+            return
+        except (OSError, TimeoutError) as error:
+            why = "no answer" if isinstance(error, TimeoutError) else (getattr(error, "strerror", "") or str(error))
+            self.throttle.warning("upstream cannot be reached", upstream=self.upstream, reason=why)
+            client.reset()
+            return
+        if transport.is_closing():
+            upstream.abort()
+            return
+        if relay.closed:  # the upstream has already said something else than HTTP/2
+            return
+        self.relays.add(relay)
+        client.begin(relay)
+
+    def refuse(self, client: ClientPeer, reason: str) -> None:
+        """Answer a client's calls with what is wrong with the upstream."""
+        self.throttle.warning("upstream cannot be used", upstream=self.upstream, reason=reason)
+        client.refuse(UnavailableResponder(f"netsim: upstream {self.upstream} {reason}"))
+
+    async def _is_open(self, host: str, link: str, transport: asyncio.Transport) -> bool:
+        """Wait while the link lets no connection be opened; return whether there still is a client to connect."""
+        while not transport.is_closing():
+            blocked = self._ports.blocks_opening(host, link)
+            if blocked is None:
+                return True
+            if blocked.reset:
+                end_transport(transport, reset=True)
+                break
+            await asyncio.sleep(min(max(blocked.until - monotonic(), 0.0), _LOOK_AGAIN_SECONDS))
+        return False
+
+
+async def _until(event: asyncio.Event, seconds: float) -> None:
+    """Wait until it happens from now on, and no longer than that."""
+    event.clear()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)

@@ -1,0 +1,64 @@
+"""Does something to many links without keeping the event loop from what travels on them."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import structlog
+
+from hypergpu.netsim_proxy.relay.paced_link import PacedLink
+
+log = structlog.get_logger()
+Operation = Callable[[PacedLink], None]
+
+_SLICE: Final = 50
+"""Links at a time: a few milliseconds."""
+
+
+class Sweep:
+    """Operations on links, each link's in the order in which they were asked for.
+
+    The first links are done at once. The others follow in slices, and the event loop runs between them. A link that is
+    needed earlier is done by `catch_up`.
+    """
+
+    def __init__(self) -> None:
+        self._pending: OrderedDict[PacedLink, list[Operation]] = OrderedDict()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are links still to be done."""
+        return bool(self._pending)
+
+    def start(self, ports: Iterable[PacedLink], operation: Operation) -> None:
+        """Do `operation` to each of `ports`."""
+        begun = self.busy
+        for port in ports:
+            self._pending.setdefault(port, []).append(operation)
+        if not begun:
+            self._run_slice()
+
+    def catch_up(self, port: PacedLink) -> None:
+        """Do now what is still to be done to one link."""
+        _run(self._pending.pop(port, []), port)
+
+    async def done(self) -> None:
+        """Wait until every link is done."""
+        while self.busy:  # noqa: ASYNC110 - the loop turns anyway until then
+            await asyncio.sleep(0)
+
+    def _run_slice(self) -> None:
+        for _ in range(min(_SLICE, len(self._pending))):
+            port, operations = self._pending.popitem(last=False)
+            _run(operations, port)
+        if self._pending:
+            asyncio.get_running_loop().call_soon(self._run_slice)
+
+
+def _run(operations: list[Operation], port: PacedLink) -> None:
+    for operation in operations:
+        try:
+            operation(port)
+        except Exception:  # the other links must get theirs
+            log.exception("a link could not be changed", link=port.name)

@@ -1,0 +1,33 @@
+"""The limits that one peer has announced in its SETTINGS (RFC 9113, section 6.5.2)."""
+
+import math
+from typing import Final
+
+from hypergpu.netsim_proxy.relay import http2
+from hypergpu.netsim_proxy.relay.paced_link import DOWN
+
+_DEFAULTS: Final[dict[int, float]] = {
+    http2.INITIAL_WINDOW_SIZE: 65_535,
+    http2.MAX_FRAME_SIZE: http2.DEFAULT_MAX_FRAME_BYTES,
+    http2.MAX_HEADER_LIST_SIZE: math.inf,
+}
+
+
+class Limits:
+    """What a peer lets the other one send; `way` is the direction of its SETTINGS."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, way: int) -> None:
+        self._values = dict(_DEFAULTS)
+        if way == DOWN:  # clients open streams
+            self._values[http2.MAX_CONCURRENT_STREAMS] = math.inf
+
+    def lowered_by(self, pairs: list[tuple[int, int]]) -> bool:
+        """Take in new settings, and return whether one of the limits is lower than before at any point."""
+        lowered = False
+        for key, value in pairs:
+            if key in self._values:
+                lowered |= value < self._values[key]
+                self._values[key] = value
+        return lowered

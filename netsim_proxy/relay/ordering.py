@@ -1,0 +1,131 @@
+"""The order of frames in one direction of a connection, where each stream has its own delay.
+
+Streams may overtake one another. Some frames of the connection may not overtake, or not be overtaken:
+
+| frame                                              | waits for earlier frames | blocks later frames |
+|----------------------------------------------------|--------------------------|---------------------|
+| acknowledgement of SETTINGS that only raise limits | no                       | yes                 |
+| acknowledgement of SETTINGS that lower a limit     | yes                      | yes                 |
+| SETTINGS                                           | no                       | yes                 |
+| GOAWAY, the answer to a draining server's PING     | yes                      | no                  |
+
+A frame that blocks and does not wait travels with the first later frame that arrives, so it delays nothing.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from hypergpu.netsim_proxy.relay.http2 import ENHANCE_YOUR_CALM, Http2Error
+
+MAX_BARRIERS: Final = 256
+"""A peer sends a few SETTINGS in its life, and each frame is compared with those that are on their way."""
+
+
+class Barrier:
+    """A frame of the connection with a place in the order."""
+
+    __slots__ = ("blocks", "is_due", "number", "send", "waits")
+
+    def __init__(self, number: int, send: Callable[[], None], waits: bool, blocks: bool) -> None:
+        self.number, self.send, self.waits, self.blocks = number, send, waits, blocks
+        self.is_due = False
+
+
+class DeliveryOrder:
+    """Counts what is on its way between barriers. It knows no clock: the caller says what is due."""
+
+    __slots__ = ("_barriers", "_behind", "_number", "_on_the_way")
+
+    def __init__(self) -> None:
+        self._number = 0  # barriers so far
+        self._on_the_way: dict[int, int] = {}  # frames that have not arrived, by the barriers read before them
+        self._barriers: list[Barrier] = []  # those that have not been sent
+        self._behind: deque[tuple[int, Callable[[], None]]] = deque()  # due, but blocked
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no barrier is on its way."""
+        return not self._barriers
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is on its way."""
+        return not self._on_the_way and not self._barriers
+
+    def enter(self) -> int:
+        """Register frames that were read now, and return their ticket."""
+        number = self._number
+        self._on_the_way[number] = self._on_the_way.get(number, 0) + 1
+        return number
+
+    def leave(self, ticket: int) -> None:
+        """Forget frames that have arrived or were dropped."""
+        self._count_down(ticket)
+        if self._barriers:
+            self._release()
+
+    def arrive(self, ticket: int, deliver: Callable[[], None]) -> None:
+        """Deliver frames that are due, behind every barrier that they may not overtake."""
+        if self._barriers and not self._clear_way(ticket):
+            self._behind.append((ticket, deliver))
+            return
+        deliver()
+        self.leave(ticket)
+
+    def add(self, send: Callable[[], None], *, waits: bool, blocks: bool) -> Barrier:
+        """Register a barrier that was read now; `send` writes it.
+
+        Raises:
+            Http2Error: `MAX_BARRIERS` are on their way.
+        """
+        if len(self._barriers) >= MAX_BARRIERS:
+            raise Http2Error(f"{MAX_BARRIERS} SETTINGS or GOAWAY at once", ENHANCE_YOUR_CALM)
+        self._number += 1
+        barrier = Barrier(self._number, send, waits, blocks)
+        self._barriers.append(barrier)
+        return barrier
+
+    def due(self, barrier: Barrier) -> None:
+        """Send a barrier when it is due, or as soon as it need not wait any more."""
+        barrier.is_due = True
+        self._release()
+
+    def _clear_way(self, ticket: int) -> bool:
+        """Send the barriers that block what has this ticket; return whether none is left."""
+        for barrier in [b for b in self._barriers if b.blocks and b.number <= ticket]:
+            if barrier.waits and self._is_preceded(barrier):
+                return False
+            self._send(barrier)
+        return True
+
+    def _is_preceded(self, barrier: Barrier) -> bool:
+        return any(ticket < barrier.number for ticket in self._on_the_way)
+
+    def _send(self, barrier: Barrier) -> None:
+        self._barriers.remove(barrier)
+        barrier.send()
+
+    def _count_down(self, ticket: int) -> None:
+        if self._on_the_way[ticket] > 1:
+            self._on_the_way[ticket] -= 1
+        else:
+            del self._on_the_way[ticket]
+
+    def _release(self) -> None:
+        """Send and deliver all that is due and free to go."""
+        moved = True
+        while moved:
+            moved = False
+            for barrier in tuple(self._barriers):
+                waits = barrier.waits and self._is_preceded(barrier)
+                if barrier.is_due and barrier in self._barriers and not waits and self._clear_way(barrier.number - 1):
+                    self._send(barrier)
+                    moved = True
+            for entry in tuple(self._behind):
+                ticket, deliver = entry
+                if self._clear_way(ticket):
+                    self._behind.remove(entry)
+                    deliver()
+                    self._count_down(ticket)
+                    moved = True
