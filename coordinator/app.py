@@ -12,14 +12,13 @@ from typing import Any
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from hypergpu.common.config import SystemConfig
+from hypergpu.common.grpc_server import make_server
 from hypergpu.common.http import Answer, HttpServer
 from hypergpu.common.http import metrics as metrics_route
-from hypergpu.common.rpc import SERVER_OPTIONS, bind
+from hypergpu.common.rpc import bind
 from hypergpu.common.tls import Tls
 from hypergpu.common.wire import require_sendable
 from hypergpu.coordinator.background import Repeated
@@ -43,7 +42,6 @@ from hypergpu.coordinator.saved_state import SavedState
 from hypergpu.coordinator.scrape_targets import ScrapeRule
 from hypergpu.coordinator.scraper import Scraper
 from hypergpu.coordinator.seams import Seams
-from hypergpu.coordinator.servicing import TokenInterceptor
 from hypergpu.coordinator.spill import spilled_buffer
 from hypergpu.coordinator.training import TrainingService
 from hypergpu.coordinator.uploads import Disk, Uploads
@@ -59,6 +57,8 @@ _HOW_TO_GO_ON = (
 )
 _RETRY_SECONDS = 5.0
 """Between two tries to write what could not be written."""
+_MAX_RPCS_OF_NODE = 4
+"""Concurrent calls of one node: a heartbeat, a pull or push, the rest of one that it gave up, and a user's."""
 
 log = structlog.get_logger()
 
@@ -224,23 +224,17 @@ class Coordinator:
         return f"the run is complete: {found.round} of {training.rounds} rounds are done"
 
     async def _server(self) -> grpc.aio.Server:
-        interceptors = [TokenInterceptor(self._options.token)] if self._options.token else []
-        server = grpc.aio.server(
-            interceptors=interceptors, options=SERVER_OPTIONS, maximum_concurrent_rpcs=self.config.server.max_nodes * 4
+        config = self.config.server
+        server = await make_server(
+            [service.full_name for service in coordinator_pb2.DESCRIPTOR.services_by_name.values()],
+            token=self._options.token,
+            rejection="the join token is missing or wrong: give the coordinator's --token",
+            max_concurrent_rpcs=config.max_nodes * _MAX_RPCS_OF_NODE,
         )
-        training = TrainingService(
-            self.engine, self.config.server.heartbeat_seconds, self.config.server.max_model_bytes
-        )
+        training = TrainingService(self.engine, config.heartbeat_seconds, config.max_model_bytes)
         server.add_generic_rpc_handlers((training.handler(),))
-        coordinator_pb2_grpc.add_ControlServicer_to_server(
-            ControlService(self.engine, self.orchestrator, self.links), server
-        )
-        names = [service.full_name for service in coordinator_pb2.DESCRIPTOR.services_by_name.values()]
-        checker = health.aio.HealthServicer()
-        for name in ("", *names):
-            await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(checker, server)
-        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        control = ControlService(self.engine, self.orchestrator, self.links)
+        coordinator_pb2_grpc.add_ControlServicer_to_server(control, server)
         return server
 
     async def _linger(self, interrupted: asyncio.Event) -> None:

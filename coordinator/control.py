@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import AsyncIterator
-from importlib.metadata import PackageNotFoundError, version
 
 from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.common.grpc_server import Context
 from hypergpu.common.metric import finite
+from hypergpu.common.version import package_version
 from hypergpu.coordinator import convert
 from hypergpu.coordinator.core import events as ev
 from hypergpu.coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator
 from hypergpu.coordinator.engine import Engine
 from hypergpu.coordinator.links import NodeLinks
-from hypergpu.coordinator.servicing import Context, streaming, unary
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import coordinator_pb2_grpc
 
@@ -31,19 +31,16 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
         self._orchestrator = orchestrator
         self._links = links
 
-    @unary
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.Status:  # noqa: N802
         """How the run stands."""
         del request, context
         return self._status()
 
-    @unary
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.NodeList:  # noqa: N802
         """Every node, those that went included."""
         del request, context
         return pb.NodeList(nodes=[self._info(m.node_id) for m in self._engine.machine.members])
 
-    @streaming
     async def WatchEvents(self, request: pb.WatchEventsRequest, context: Context) -> AsyncIterator[pb.RunEvent]:  # noqa: N802
         """Events as they happen, until the run ends or the client can't keep up."""
         del context
@@ -54,28 +51,24 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
         finally:
             self._engine.feed.unsubscribe(queue)
 
-    @unary
     async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.Status:  # noqa: N802
         """Begin no further round."""
         del request, context
         self._engine.dispatch(ev.Pause())
         return self._status()
 
-    @unary
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.Status:  # noqa: N802
         """Go on after a pause."""
         del request, context
         self._engine.dispatch(ev.Resume())
         return self._status()
 
-    @unary
     async def Stop(self, request: pb.StopRequest, context: Context) -> pb.Status:  # noqa: N802
         """End the run."""
         del context
         self._engine.dispatch(ev.Stop(convert.text(request.reason, "reason")))
         return self._status()
 
-    @unary
     async def Restart(self, request: pb.RestartRequest, context: Context) -> pb.Status:  # noqa: N802
         """End the run, and begin another in its place."""
         del request
@@ -91,7 +84,6 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
         context.add_done_callback(answered)  # type: ignore[arg-type]  # the stub wants a protocol that no function meets
         return self._status()
 
-    @unary
     async def SetNodeRule(self, request: pb.SetNodeRuleRequest, context: Context) -> pb.NodeInfo:  # noqa: N802
         """Force a node into or out of every round, or leave it to the adaptation again."""
         del context
@@ -104,7 +96,6 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
         self._engine.dispatch(ev.RuleSet(request.node_id, rule))
         return self._info(request.node_id)
 
-    @unary
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.Status:  # noqa: N802
         """Change how boldly the run adapts, from the next round on."""
         del context
@@ -143,14 +134,7 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
             decisions=[convert.decision(d) for d in list(machine.decisions)[:_LATEST_DECISIONS]],
             waiting_for=engine.waiting_for,
             deadline_seconds=remaining,
-            version=_version(),
+            version=package_version(),
             problems=engine.problems,
             unix_seconds=time.time(),
         )
-
-
-def _version() -> str:
-    try:
-        return version("hypergpu")
-    except PackageNotFoundError:
-        return ""

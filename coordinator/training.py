@@ -10,14 +10,15 @@ from google.protobuf.message import Message
 
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork, Unavailable
+from hypergpu.common.grpc_server import Context, Handler
 from hypergpu.common.identity import ADVICE, differences
 from hypergpu.common.rpc import check_node_id
 from hypergpu.common.tensors import Chunk
 from hypergpu.common.wire import decode_update_part, encode_part, identity_from_proto, manifest_from_proto
 from hypergpu.coordinator import convert
+from hypergpu.coordinator.callers import caller, peer_host, require_caller
 from hypergpu.coordinator.core import events as ev
 from hypergpu.coordinator.engine import Engine
-from hypergpu.coordinator.servicing import Context, Handler, caller, peer_host, require_caller, streaming, unary
 from hypergpu.coordinator.uploads import Upload
 from hypergpu.protos import coordinator_pb2 as pb
 
@@ -75,7 +76,6 @@ class TrainingService:
             },
         )
 
-    @unary
     async def register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterReply:
         """Join the run, or resume the membership."""
         name = request.node_id or caller(context) or self._free_name()
@@ -84,7 +84,6 @@ class TrainingService:
         self._engine.join(convert.joined(request, name, peer_host(context)))
         return convert.register_reply(name, self._engine, self._heartbeat_seconds)
 
-    @unary
     async def heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatReply:
         """A sign of life."""
         engine, node = self._engine, request.node_id
@@ -100,7 +99,6 @@ class TrainingService:
             return pb.HeartbeatReply(directive=_Directive.ABANDON_WORK)
         return pb.HeartbeatReply(directive=_Directive.CONTINUE)
 
-    @streaming
     async def pull_work(self, request: pb.PullWorkRequest, context: Context) -> AsyncIterator[pb.WorkPart | bytes]:
         """The next order and the parameters, as soon as there is work."""
         engine, node = self._engine, request.node_id
@@ -133,7 +131,6 @@ class TrainingService:
             if not sent_all:
                 engine.communication(node, 1000.0 * (self._clock() - began), success=False)
 
-    @unary
     async def push_update(self, request: AsyncIterator[bytes], context: Context) -> pb.PushUpdateReply:
         """Take an update in; a broken stream keeps what it brought, a replay is acknowledged and not applied."""
         engine = self._engine
@@ -174,7 +171,6 @@ class TrainingService:
             )
         return await self._conclude(event, upload)
 
-    @unary
     async def get_upload_progress(self, request: pb.WorkId, context: Context) -> pb.UploadProgress:
         """How much of an update is held."""
         engine, node = self._engine, request.node_id
@@ -184,7 +180,6 @@ class TrainingService:
         held = engine.uploads.progress(node, (request.round, request.attempt))
         return pb.UploadProgress(next_offset=engine.model.manifest.total_bytes if accepted else held, accepted=accepted)
 
-    @unary
     async def return_work(self, request: pb.ReturnWorkRequest, context: Context) -> pb.ReturnWorkReply:
         """A node gives its work up."""
         work = request.work
@@ -195,7 +190,6 @@ class TrainingService:
         self._engine.dispatch(ev.WorkReturned(work.node_id, work.round, reason, convert.text(detail, "detail")))
         return pb.ReturnWorkReply()
 
-    @unary
     async def leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
         """A node says good-bye."""
         require_caller(context, check_node_id(request.node_id))

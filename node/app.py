@@ -3,7 +3,6 @@
 import asyncio
 import signal
 import socket
-from importlib.metadata import PackageNotFoundError, version
 
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -14,6 +13,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.http import Answer, HttpServer, metrics
 from hypergpu.common.tls import Tls
+from hypergpu.common.version import package_version
 from hypergpu.node.agent import Agent
 from hypergpu.node.client import CoordinatorClient
 from hypergpu.node.core.gpu import specs_from
@@ -51,7 +51,7 @@ async def run(config: SystemConfig, node_id: str, task: str | None, token: str |
             config,
             own_task=task,
             metrics_address=settings.metrics_address or reachable(server.address, settings.coordinator),
-            version=_version(),
+            version=package_version(),
             on_work=series.work,
             on_state=series.state,
         )
@@ -103,10 +103,3 @@ def reachable(address: str, coordinator: str) -> str:
     except (OSError, HyperGPUError):
         return f"{socket.gethostname()}:{port}"
     return f"[{own}]:{port}" if ":" in own else f"{own}:{port}"
-
-
-def _version() -> str:
-    try:
-        return version("hypergpu")
-    except PackageNotFoundError:
-        return ""

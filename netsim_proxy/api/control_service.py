@@ -1,7 +1,6 @@
-"""The control API: decode, call, map the error."""
+"""The control API: decode, call, encode."""
 
 import asyncio
-import hmac
 import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -9,20 +8,10 @@ from dataclasses import replace
 from typing import Any, Final
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from hypergpu.common import rpc
+from hypergpu.common import grpc_server, rpc
 from hypergpu.common.clock import monotonic
-from hypergpu.common.errors import (
-    ConfigError,
-    HyperGPUError,
-    InvalidInput,
-    NotAuthenticated,
-    ResourceExhausted,
-    UnknownName,
-)
-from hypergpu.common.rpc import AUTHORIZATION, SERVER_OPTIONS, status_of
+from hypergpu.common.errors import ConfigError, InvalidInput, ResourceExhausted, UnknownName
 from hypergpu.common.text import printable
 from hypergpu.netsim_proxy.api import convert
 from hypergpu.netsim_proxy.api.profile_registry import ProfileRegistry
@@ -167,51 +156,6 @@ async def _listed(entries: Iterable[Entry]) -> pb.ScheduleList:
     return listed
 
 
-class _Guard(grpc.aio.ServerInterceptor):
-    """Turns our errors into status codes, and lets only callers with the token in; health is for everyone."""
-
-    def __init__(self, token: str | None) -> None:
-        self._expected = f"Bearer {token}".encode() if token else None
-
-    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
-        handler = await continuation(details)
-        if handler is None or not details.method.startswith(f"/{SERVICE}/"):
-            return handler
-        given = dict(details.invocation_metadata or ()).get(AUTHORIZATION, "")
-        allowed = self._expected is None or hmac.compare_digest(str(given).encode(), self._expected)
-        if handler.response_streaming:
-            return handler._replace(unary_stream=_mapped_stream(handler.unary_stream, allowed))
-        return handler._replace(unary_unary=_mapped(handler.unary_unary, allowed))
-
-
-def _mapped(method: Any, allowed: bool) -> Any:
-    async def call(request: Any, context: Any) -> Any:
-        try:
-            _require(allowed)
-            return await method(request, context)
-        except HyperGPUError as error:
-            await context.abort(*status_of(error))
-
-    return call
-
-
-def _mapped_stream(method: Any, allowed: bool) -> Any:
-    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        try:
-            _require(allowed)
-            async for reply in method(request, context):
-                yield reply
-        except HyperGPUError as error:
-            await context.abort(*status_of(error))
-
-    return call
-
-
-def _require(allowed: bool) -> None:
-    if not allowed:
-        raise NotAuthenticated("the control API needs its token: authorization: Bearer TOKEN")
-
-
 def _loss_model(name: str) -> LossModel:
     try:
         return LossModel(name)
@@ -226,15 +170,14 @@ async def make_server(
     token: str | None,
     reload: ReloadFiles | None = None,
 ) -> grpc.aio.Server:
-    """A server with the control API, health and reflection, still to be bound and started."""
-    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[_Guard(token)], maximum_concurrent_rpcs=_MAX_CALLS)
+    """Return a server with the control API, health and reflection, still to be bound and started."""
+    server = await grpc_server.make_server(
+        [SERVICE],
+        token=token,
+        rejection="the control API needs its token: authorization: Bearer TOKEN",
+        max_concurrent_rpcs=_MAX_CALLS,
+    )
     netsim_pb2_grpc.add_NetsimServicer_to_server(ControlServicer(ports, schedule, catalogue, reload), server)
-    checks = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    for name in ("", SERVICE):
-        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-    names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
     return server
 
 
