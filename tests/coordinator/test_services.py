@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import signal
 import urllib.request
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -507,7 +505,7 @@ async def test_a_complete_run_that_stays_answers_and_touches_nothing(tmp_path: P
         assert (status.state, status.metric.value) == ("completed", pytest.approx(accuracy))
         assert run.get("/healthz").startswith("completed")
         assert not run.done.done()
-        os.kill(os.getpid(), signal.SIGTERM)
+        run.interrupted.set()
         assert await asyncio.wait_for(run.done, patience(30)) == 0
     assert _contents(tmp_path, but=".lock") == before
 
