@@ -14,6 +14,7 @@ import grpc
 import structlog
 from prometheus_client import CollectorRegistry
 
+from hypergpu.common.background import PeriodicTask
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.grpc_server import make_server
 from hypergpu.common.http import Answer, HttpServer
@@ -21,7 +22,6 @@ from hypergpu.common.http import metrics as metrics_route
 from hypergpu.common.rpc import bind
 from hypergpu.common.tls import Tls
 from hypergpu.common.wire import require_sendable
-from hypergpu.coordinator.background import Repeated
 from hypergpu.coordinator.control import ControlService
 from hypergpu.coordinator.core import events as ev
 from hypergpu.coordinator.core.global_model import GlobalModel
@@ -168,7 +168,7 @@ class Coordinator:
             health.beat()
             stack.callback(health.rest)
             stack.push_async_callback(self.engine.close)
-            retries = Repeated(self.engine.retry, _RETRY_SECONDS, health.teller(Part.RETRY))
+            retries = PeriodicTask(self.engine.retry, _RETRY_SECONDS, health.teller(Part.RETRY))
             retries.start()
             stack.push_async_callback(retries.stop)
             await server.start()

@@ -14,14 +14,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from hypergpu.common.background import OnResult, PeriodicTask
 from hypergpu.common.errors import UnknownName
-from hypergpu.coordinator.background import Repeated
 from hypergpu.coordinator.core.membership import Member, Presence
 from hypergpu.coordinator.core.network import ConnectionQuality
 from hypergpu.coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator, Phase
 from hypergpu.coordinator.core.rounds import RoundMachine, RunState
 from hypergpu.coordinator.core.selection import NodeState
-from hypergpu.coordinator.health import Tell
 
 REFRESH_SECONDS = 2.0
 MOST_NODES = 1_000
@@ -69,19 +68,19 @@ class NodeSeries(Collector):
         registry: CollectorRegistry,
         machine: RoundMachine,
         orchestrator: AdaptiveOrchestrator,
-        tell: Tell = lambda reason: None,
+        on_result: OnResult = lambda error: None,
     ) -> None:
         self._machine, self._orchestrator = machine, orchestrator
         self._picture = _Picture()
-        self._refreshing = Repeated(self.refresh, REFRESH_SECONDS, tell)
+        self._refreshing = PeriodicTask(self.refresh, REFRESH_SECONDS, on_result)
         registry.register(self)
 
     def start(self) -> None:
-        """Begin to refresh."""
+        """Start refreshing."""
         self._refreshing.start()
 
     async def stop(self) -> None:
-        """End it."""
+        """Stop refreshing."""
         await self._refreshing.stop()
 
     async def refresh(self) -> None:

@@ -5,10 +5,9 @@ import re
 
 import structlog
 
+from hypergpu.common.background import OnResult, PeriodicTask
 from hypergpu.common.config import SystemConfig
-from hypergpu.coordinator.background import Repeated
 from hypergpu.coordinator.engine import Engine
-from hypergpu.coordinator.health import Tell
 from hypergpu.coordinator.links import NodeLinks
 from hypergpu.coordinator.scrape_targets import ScrapeRule, ScrapeTarget
 
@@ -42,20 +41,20 @@ class Scraper:
     """
 
     def __init__(
-        self, engine: Engine, links: NodeLinks, config: SystemConfig, tell: Tell = lambda reason: None
+        self, engine: Engine, links: NodeLinks, config: SystemConfig, on_result: OnResult = lambda error: None
     ) -> None:
         self._engine = engine
         self._links = links
         self._rule = ScrapeRule(config.server.scrape_hosts)
         self._limit = asyncio.Semaphore(CONCURRENT)
-        self._scraping = Repeated(self._scrape_all, config.monitor.update_interval_seconds, tell)
+        self._scraping = PeriodicTask(self._scrape_all, config.monitor.update_interval_seconds, on_result)
 
     def start(self) -> None:
-        """Begin scraping."""
+        """Start scraping."""
         self._scraping.start()
 
     async def stop(self) -> None:
-        """End scraping."""
+        """Stop scraping."""
         await self._scraping.stop()
 
     async def _scrape_all(self) -> None:

@@ -1,45 +1,48 @@
-"""Work that nobody waits for: each failure is told, none is lost."""
+"""Background work: tasks whose failures are reported, and jobs that run periodically."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import structlog
 
 log = structlog.get_logger()
 
-Failed = Callable[[str, BaseException], None]
-"""Told what failed, and how."""
+OnFailure = Callable[[str, BaseException], None]
+"""Called with the name of what failed and its error."""
+OnResult = Callable[[str], None]
+"""Called after each run of a periodic task: with an empty text, or with the error."""
 
 
-def log_failure(what: str, error: BaseException) -> None:
+def log_failure(name: str, error: BaseException) -> None:
     """Log a failure with its traceback."""
-    log.error("a background task failed", what=what, exc_info=error)
+    log.error("a background task failed", task=name, exc_info=error)
 
 
 class Background:
-    """Tasks and calls on threads whose failure must not go unseen."""
+    """Tasks that nobody awaits; each failure is reported."""
 
-    def __init__(self, failed: Failed = log_failure) -> None:
-        self._failed = failed
+    def __init__(self, on_failure: OnFailure = log_failure) -> None:
+        self._on_failure = on_failure
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def spawn(self, what: str, coroutine: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, name: str, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine as a task."""
-        task = asyncio.get_running_loop().create_task(coroutine, name=what)
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self.watch(what, task)
+        self.watch(name, task)
 
-    def watch(self, what: str, future: "asyncio.Future[Any]") -> None:
-        """Tell of the failure of a future that nobody awaits."""
+    def watch(self, name: str, future: "asyncio.Future[Any]") -> None:
+        """Report the failure of a future that nobody awaits."""
 
-        def done(ended: "asyncio.Future[Any]") -> None:
-            error = None if ended.cancelled() else ended.exception()
+        def report(done: "asyncio.Future[Any]") -> None:
+            error = None if done.cancelled() else done.exception()
             if error is not None:
-                self._failed(what, error)
+                self._on_failure(name, error)
 
-        future.add_done_callback(done)
+        future.add_done_callback(report)
 
     def cancel(self) -> None:
         """Cancel every task."""
@@ -47,6 +50,56 @@ class Background:
             task.cancel()
 
     async def settle(self) -> None:
-        """Wait until no task is left. What is waited for may begin more."""
+        """Wait until no task is left, including those that tasks start meanwhile."""
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class PeriodicTask:
+    """Runs `step` periodically, from `start` to `stop`; a failure is logged, and the next run follows.
+
+    Args:
+        step: one run.
+        interval_seconds: pause from the end of one run to the next; it may be changed at any time.
+        on_result: called after each run.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[], Awaitable[None]],
+        interval_seconds: float,
+        on_result: OnResult = lambda error: None,
+    ) -> None:
+        self._step, self._on_result = step, on_result
+        self.interval_seconds = interval_seconds
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped since."""
+        return self._task is not None
+
+    def start(self, *, delay_seconds: float = 0.0) -> None:
+        """Start with the first run, after a delay; a task that is running goes on as it is."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(delay_seconds))
+
+    async def stop(self) -> None:
+        """Stop, also in the middle of a run."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _run(self, delay_seconds: float) -> None:
+        await asyncio.sleep(delay_seconds)
+        while True:
+            try:
+                await self._step()
+            except Exception as error:
+                log.exception("a periodic task failed; it will be tried again", task=self._step.__qualname__)
+                self._on_result(f"{type(error).__name__}: {error}")
+            else:
+                self._on_result("")
+            await asyncio.sleep(self.interval_seconds)

@@ -1,9 +1,8 @@
-"""Work that nobody awaits, and jobs that are done again and again."""
+"""Background tasks and periodic ones."""
 
 import asyncio
 
-from hypergpu.common.background import Background
-from hypergpu.coordinator.background import Repeated
+from hypergpu.common.background import Background, PeriodicTask
 from tests.patience import patience
 
 
@@ -52,7 +51,7 @@ async def test_a_cancelled_task_is_no_failure() -> None:
     assert told == []
 
 
-async def test_a_repeated_job_survives_its_failures_and_tells_how_it_goes() -> None:
+async def test_a_periodic_task_survives_its_failures_and_tells_how_it_goes() -> None:
     told: list[str] = []
     enough = asyncio.Event()
 
@@ -62,10 +61,45 @@ async def test_a_repeated_job_survives_its_failures_and_tells_how_it_goes() -> N
         if len(told) == 3:
             enough.set()
 
-    repeated = Repeated(step, 0.0, told.append)
-    repeated.start()
+    periodic = PeriodicTask(step, 0.0, told.append)
+    periodic.start()
+    assert periodic.is_running
     await asyncio.wait_for(enough.wait(), patience(30))
-    await repeated.stop()
-    assert told[:3] == ["", "KeyError: 'odd'", ""]
-    assert repeated._task is not None
-    assert repeated._task.done()
+    await periodic.stop()
+    assert not periodic.is_running
+    ended = list(told)
+    assert ended[:3] == ["", "KeyError: 'odd'", ""]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert told == ended
+
+
+async def test_a_periodic_task_that_runs_is_not_started_twice() -> None:
+    runs: list[int] = []
+    periodic = PeriodicTask(lambda: _append(runs), 3600.0)
+    periodic.start()
+    periodic.start()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert runs == [0]
+    await periodic.stop()
+
+
+async def test_a_periodic_task_waits_before_its_first_run_if_told_to() -> None:
+    runs: list[int] = []
+    periodic = PeriodicTask(lambda: _append(runs), 3600.0)
+    periodic.start(delay_seconds=3600.0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert runs == []
+    await periodic.stop()
+    await periodic.stop()  # a second time does nothing
+    periodic.start()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert runs == [0]
+    await periodic.stop()
+
+
+async def _append(runs: list[int]) -> None:
+    runs.append(len(runs))
