@@ -98,11 +98,11 @@ class Checkpoints:
         if metadata.get(_SERVER_CHECKSUM) != server_metadata[_CHECKSUM]:
             raise CorruptData(f"{self._server_file(number).name} belongs to another model")
         try:
-            state = json.loads(server_metadata[_STATE])
-        except (KeyError, ValueError, RecursionError) as error:
-            raise CorruptData(f"its state is not valid JSON ({type(error).__name__})") from error
-        if not isinstance(state, dict):
-            raise CorruptData(f"its state is a {type(state).__name__} where an object belongs")
+            state = strict_json.parse_object(server_metadata[_STATE])
+        except KeyError as error:
+            raise CorruptData("it has no state") from error
+        except ValueError as error:
+            raise CorruptData(f"its state is {error}") from error
         return Checkpoint(number, model, server, state, metadata)
 
     def set_aside_after(self, number: int) -> None:

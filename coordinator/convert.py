@@ -1,6 +1,5 @@
 """Between the wire's messages and our own types, and the checks of what comes in."""
 
-import json
 import math
 from typing import Any
 
@@ -119,12 +118,9 @@ def report(data: bytes) -> dict[str, Any]:
     if not data:
         return {}
     try:
-        loaded = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput("the report is not JSON") from error
-    if not isinstance(loaded, dict):
-        raise InvalidInput("the report is not a JSON object")
-    return loaded
+        return strict_json.parse_object(data)
+    except ValueError as error:
+        raise InvalidInput(f"the report of a heartbeat: {error}") from error
 
 
 def decision(taken: Decision) -> pb.DecisionRecord:

@@ -12,7 +12,6 @@ earlier/1/          the same of the run that was here before, if another was beg
 .lock               held by the process that writes to the run
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -176,10 +175,10 @@ class RunDir:
         """What the run took until its process ended."""
         seconds = max((_seconds(row.get("seconds")) for row in self._lines("events.jsonl")), default=0.0)
         try:
-            result = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+            result = strict_json.read_object(self.path / "summary.json")
             traffic = {name: _count(result[name]) for name in ("bytes_sent", "bytes_received")}
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            traffic = {}  # it ended before it wrote one, or somebody has edited it
+        except (ConfigError, ValueError, KeyError):
+            traffic = {}  # the process ended before it wrote one, or somebody has edited it
         return Spent(seconds, traffic)
 
     def close(self) -> None:
@@ -194,15 +193,9 @@ class RunDir:
 
     def _lines(self, name: str) -> Iterator[dict[str, Any]]:
         file = self.path / name
-        if not file.exists():
-            return
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue  # the last line of a process that was killed
-            if isinstance(row, dict):
-                yield row
+        if file.exists():
+            # The last line of a process that was killed may be cut short.
+            yield from strict_json.read_lines(file, on_invalid=lambda number: None)
 
     def _line_files(self) -> list[LineFile]:
         return [file for file in (self._rounds, self._events) if file is not None]

@@ -25,6 +25,7 @@ from typing import Any
 import structlog
 import torch
 
+from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput
 from hypergpu.node.core.compute import StepTimes, fitted
 from hypergpu.node.trainer import Timing, Trainer
@@ -285,14 +286,14 @@ def _read(file: Path, key: Mapping[str, Any], now: float) -> StepTimes | None:
             return _parsed(opened.read(_MAX_FILE_BYTES), key)
     except FileNotFoundError:
         return None
-    except (OSError, InvalidInput, ValueError, KeyError, OverflowError, RecursionError) as error:
+    except (OSError, InvalidInput, ValueError, KeyError, OverflowError) as error:
         log.warning("stored step times are not usable and are measured again", path=str(file), reason=repr(error))
         return None
 
 
 def _parsed(data: bytes, key: Mapping[str, Any]) -> StepTimes:
-    document = json.loads(data)
-    if not isinstance(document, dict) or document.get("format") != _FORMAT or document.get("key") != key:
+    document = strict_json.parse_object(data)
+    if document.get("format") != _FORMAT or document.get("key") != key:
         raise ValueError("it is not about this model on this machine")
     values = document["times"]
     names = ("seconds_per_step", "seconds_per_sample")

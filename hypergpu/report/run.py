@@ -12,8 +12,9 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from hypergpu.common import strict_json
 from hypergpu.common.config.document import load_yaml
-from hypergpu.common.errors import InvalidInput
+from hypergpu.common.errors import ConfigError, InvalidInput
 from hypergpu.common.metric import ACCURACY, MetricSpec, finite
 from hypergpu.report.model import Event, Figures, NodeRound, Round, Run
 from hypergpu.show import counted
@@ -24,7 +25,6 @@ ROUNDS, EVENTS, NODES, SUMMARY, CONFIG = "rounds.jsonl", "events.jsonl", "nodes.
 MAX_ROUNDS = 100_000
 MAX_EVENTS = 200_000
 """Of longer records the latest are read."""
-MAX_LINE_BYTES = 8 << 20
 MAX_FILE_BYTES = 64 << 20
 MAX_TEXT = 1_000
 _OWN_FIELDS = frozenset({"seconds", "round", "kind", "text", "subject", "reason", "figures"})
@@ -77,25 +77,16 @@ class _Reader:
             self.notes.append(f"{name} is missing.")
             return
         kept: deque[Json] = deque(maxlen=most)
-        bad = read = 0
+        invalid: list[int] = []
+        read = 0
         try:
-            with file.open("rb") as opened:
-                while line := opened.readline(MAX_LINE_BYTES):
-                    if not line.strip():
-                        continue
-                    try:
-                        row = json.loads(line)
-                    except (ValueError, RecursionError):
-                        row = None
-                    if isinstance(row, dict):
-                        kept.append(row)
-                        read += 1
-                    else:
-                        bad += 1
-        except OSError as error:
-            self.notes.append(f"{name} could not be read: {error.strerror}.")
-        if bad:
-            self.notes.append(f"Lines of {name} that could not be read and are left out: {bad}.")
+            for row in strict_json.read_lines(file, on_invalid=invalid.append):
+                kept.append(row)
+                read += 1
+        except ConfigError as error:
+            self.notes.append(f"{name} could not be read: {error}.")
+        if invalid:
+            self.notes.append(f"Lines of {name} that could not be read and are left out: {len(invalid)}.")
         if read > most:
             self.notes.append(f"{name} holds {counted(read, 'record')}; the last {most:,} are shown.")
         yield from kept

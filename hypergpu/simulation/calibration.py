@@ -1,6 +1,5 @@
 """What virtual time takes from a real run: how fast its machine was, and nothing of its network or its decisions."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -8,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput
 from hypergpu.node.core.gpu import FASTEST_TFLOPS
 from hypergpu.simulation.compute import base_seconds, read_rounds, times_of
@@ -114,8 +114,7 @@ def _starts(events: Path, half_trips: Mapping[str, float]) -> dict[str, Start]:
     """When each node dialled, and what it needed from the answer to its first request for work, but for its calls."""
     at: dict[tuple[str, str], float] = {}
     if events.exists():
-        for line in events.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in strict_json.read_lines(events):
             if row["kind"] in ("node_joined", "node_ready"):
                 at.setdefault((row["kind"], row["node"]), row["seconds"])
     found = {}

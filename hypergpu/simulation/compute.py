@@ -1,11 +1,11 @@
 """How long computing takes in virtual time."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hypergpu.common import strict_json
 from hypergpu.common.draws import Draws
 from hypergpu.common.errors import InvalidInput
 from hypergpu.node.core.compute import ComputeModel
@@ -67,12 +67,12 @@ def times_of(scenario: Scenario) -> ComputeTimes:
 
 
 def read_rounds(run_dir: Path) -> list[dict[str, Any]]:
-    """The rounds of a run's directory.
+    """Return the rows of a run's rounds.jsonl.
 
     Raises:
-        InvalidInput: there is no run.
+        InvalidInput: there is no run, or the file cannot be read.
     """
     file = run_dir / "rounds.jsonl"
     if not file.exists():
         raise InvalidInput(f"{run_dir} holds no run: there is no rounds.jsonl")
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+    return list(strict_json.read_lines(file))

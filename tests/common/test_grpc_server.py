@@ -37,9 +37,9 @@ async def concatenate(requests: AsyncIterator[bytes], context: Any) -> bytes:
 
 
 @asynccontextmanager
-async def serving(token: str | None = None) -> AsyncIterator[grpc.aio.Channel]:
+async def serving(token: str | None = None) -> AsyncIterator[Any]:
     server = await make_server([SERVICE], token=token, rejection="give --token", max_concurrent_rpcs=8)
-    handlers = {
+    handlers: dict[str, Any] = {
         "Echo": grpc.unary_unary_rpc_method_handler(echo),
         "EchoTwice": grpc.unary_stream_rpc_method_handler(echo_twice),
         "Concatenate": grpc.stream_unary_rpc_method_handler(concatenate),
@@ -52,7 +52,7 @@ async def serving(token: str | None = None) -> AsyncIterator[grpc.aio.Channel]:
     await server.stop(None)
 
 
-async def call(channel: grpc.aio.Channel, request: bytes, token: str = "") -> bytes | tuple[grpc.StatusCode, str]:
+async def call(channel: Any, request: bytes, token: str = "") -> bytes | tuple[grpc.StatusCode, str]:
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
     try:
         reply: bytes = await channel.unary_unary(f"/{SERVICE}/Echo")(request, metadata=metadata, timeout=20)
@@ -115,14 +115,14 @@ async def test_an_unknown_method_is_unimplemented() -> None:
 @pytest.mark.parametrize("service", ["", SERVICE])
 async def test_health_is_told_without_a_token(service: str) -> None:
     async with serving("secret") as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)
         reply = await health.Check(health_pb2.HealthCheckRequest(service=service), timeout=20)
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_reflection_lists_the_services_without_a_token() -> None:
     async with serving("secret") as channel:
-        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
         replies = [reply async for reply in reflection.ServerReflectionInfo(iter([request]), timeout=20)]
         names = {service.name for service in replies[0].list_services_response.service}

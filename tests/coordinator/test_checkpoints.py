@@ -165,7 +165,7 @@ def test_a_renamed_file_is_not_of_its_round(kept: Checkpoints, kind: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("state", "reason"), [("[1]", "a list"), ("{", "not valid JSON"), ("[" * 100_000, "not valid")]
+    ("state", "reason"), [("[1]", "a list"), ("{", "not valid JSON"), ("[" * 100_000, "nested too deep")]
 )
 def test_a_state_that_is_no_object_is_damage(kept: Checkpoints, state: str, reason: str) -> None:
     server, model = kept.directory / "server-000010.safetensors", kept.model_file(10)
