@@ -19,9 +19,9 @@ from sklearn.datasets import load_digits
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.draws import Draws
-from hypergpu.coordinator.core.deadlines import DeadlineEstimator
-from hypergpu.coordinator.core.events import Contribution
 from hypergpu.coordinator.core.orchestration import build_orchestrator
+from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator
+from hypergpu.coordinator.core.rounds.events import Contribution
 from hypergpu.netsim_proxy.link.link import Link
 from hypergpu.netsim_proxy.link.outcomes import Direction, Fail, Hold
 from hypergpu.netsim_proxy.link.profiles import find_profile

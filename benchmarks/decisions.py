@@ -13,8 +13,8 @@ import time
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.draws import Draws
-from hypergpu.coordinator.core.events import Contribution
 from hypergpu.coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
+from hypergpu.coordinator.core.rounds.events import Contribution
 
 
 def feed(adaptation: AdaptiveOrchestrator, nodes: list[str], draws: Draws, round_num: int) -> None:

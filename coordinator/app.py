@@ -23,12 +23,12 @@ from hypergpu.common.rpc import bind
 from hypergpu.common.tls import Tls
 from hypergpu.common.wire import require_sendable
 from hypergpu.coordinator.control import ControlService
-from hypergpu.coordinator.core import events as ev
 from hypergpu.coordinator.core.global_model import GlobalModel
 from hypergpu.coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
-from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
+from hypergpu.coordinator.core.rounds.shards import ShardTable
 from hypergpu.coordinator.core.same_run import Difference
-from hypergpu.coordinator.core.shards import ShardTable
 from hypergpu.coordinator.engine import Engine
 from hypergpu.coordinator.health import Health, Part
 from hypergpu.coordinator.held_out import HeldOut, evaluation_device
@@ -267,7 +267,7 @@ class Coordinator:
 
 
 def _take_over(state: SavedState, machine: RoundMachine) -> None:
-    machine.members.remember(node.model_dump(mode="json") for node in state.nodes)
+    machine.members.restore(node.model_dump(mode="json") for node in state.nodes)
     machine.loss, machine.metric_value = state.loss, state.metric
 
 

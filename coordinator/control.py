@@ -8,17 +8,17 @@ from hypergpu.common.grpc_server import Context
 from hypergpu.common.metric import finite
 from hypergpu.common.version import package_version
 from hypergpu.coordinator import convert
-from hypergpu.coordinator.core import events as ev
 from hypergpu.coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator
+from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.engine import Engine
 from hypergpu.coordinator.links import NodeLinks
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import coordinator_pb2_grpc
 
 _RULES = {
-    pb.SetNodeRuleRequest.AUTOMATIC: ev.Rule.AUTOMATIC,
-    pb.SetNodeRuleRequest.INCLUDE: ev.Rule.INCLUDE,
-    pb.SetNodeRuleRequest.EXCLUDE: ev.Rule.EXCLUDE,
+    pb.SetNodeRuleRequest.AUTOMATIC: ev.NodeOverride.AUTOMATIC,
+    pb.SetNodeRuleRequest.INCLUDE: ev.NodeOverride.INCLUDE,
+    pb.SetNodeRuleRequest.EXCLUDE: ev.NodeOverride.EXCLUDE,
 }
 _LATEST_DECISIONS = 20
 
@@ -89,11 +89,11 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
         del context
         rule = _RULES.get(request.rule)
         if rule is None:
-            raise UnknownName("rule", str(request.rule), [str(rule) for rule in ev.Rule])
+            raise UnknownName("rule", str(request.rule), [str(rule) for rule in ev.NodeOverride])
         members = self._engine.machine.members
         if members.get(request.node_id) is None:
             raise UnknownName("node", request.node_id[:80], [m.node_id for m in members])
-        self._engine.dispatch(ev.RuleSet(request.node_id, rule))
+        self._engine.dispatch(ev.OverrideSet(request.node_id, rule))
         return self._info(request.node_id)
 
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.Status:  # noqa: N802

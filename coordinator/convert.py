@@ -7,11 +7,11 @@ from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput, ProtocolError
 from hypergpu.common.metric import finite
 from hypergpu.common.wire import identity_to_proto, manifest_to_proto
-from hypergpu.coordinator.core import events as ev
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.global_model import GlobalModel
-from hypergpu.coordinator.core.membership import Member
-from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
+from hypergpu.coordinator.core.rounds.membership import Member
 from hypergpu.coordinator.engine import Engine
 from hypergpu.coordinator.results import RunEvent
 from hypergpu.protos import coordinator_pb2 as pb
@@ -49,7 +49,7 @@ def joined(request: pb.RegisterRequest, name: str, peer_host: str) -> ev.NodeJoi
     return ev.NodeJoined(name, incarnation, request.largest_batch, info, request.HasField("identity"))
 
 
-def order(assign: ev.Assign, run_id: str, engine: Engine, now: float) -> pb.WorkOrder:
+def order(assign: ev.WorkAssigned, run_id: str, engine: Engine, now: float) -> pb.WorkOrder:
     """A unit of work as the node gets it."""
     config = engine.machine.config
     return pb.WorkOrder(
@@ -164,7 +164,7 @@ def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeIn
         quality=link.get("quality") or "",
         gpu=member.info.get("gpu", ""),
         seconds_since_seen=max(0.0, engine.now - member.last_seen),
-        rule=member.rule,
+        rule=member.override,
         reason=link.get("reason") or member.reason,
         compute_seconds=member.compute_seconds or None,
         address=member.info.get("address", ""),

@@ -14,10 +14,10 @@ from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StorageError
 from hypergpu.common.metric import finite
 from hypergpu.common.tensors import Flat, chunks
 from hypergpu.common.wire import encode_part
-from hypergpu.coordinator.core import events as ev
 from hypergpu.coordinator.core.aggregation import norm
 from hypergpu.coordinator.core.global_model import GlobalModel
-from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.score import Score
 from hypergpu.coordinator.feed import Feed
 from hypergpu.coordinator.health import Part
@@ -74,7 +74,7 @@ class Engine:
         self._seams = seams
         self._clock = seams.clock
         self._started_at = seams.clock() - seams.before.seconds
-        self._waiters: dict[str, asyncio.Future[ev.Assign | ev.RunOver | None]] = {}
+        self._waiters: dict[str, asyncio.Future[ev.WorkAssigned | ev.RunOver | None]] = {}
         self._broadcast: _Broadcast | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.health = seams.health
@@ -169,13 +169,13 @@ class Engine:
         self._seams.links.register(event.node, event.largest_batch)
         self.dispatch(event)
 
-    async def next_order(self, node: str, wait_seconds: float) -> ev.Assign | ev.RunOver | None:
+    async def next_order(self, node: str, wait_seconds: float) -> ev.WorkAssigned | ev.RunOver | None:
         """The node's next order, as soon as there is one; None when there was none in time."""
         loop = asyncio.get_running_loop()
         former = self._waiters.pop(node, None)
         if former is not None and not former.done():
             former.set_result(None)
-        waiter: asyncio.Future[ev.Assign | ev.RunOver | None] = loop.create_future()
+        waiter: asyncio.Future[ev.WorkAssigned | ev.RunOver | None] = loop.create_future()
         self._waiters[node] = waiter
         try:
             self.dispatch(ev.WorkRequested(node))
@@ -202,15 +202,15 @@ class Engine:
         """Return the Euclidean norm of an update, computed on a thread; not finite if the update is not."""
         return await asyncio.get_running_loop().run_in_executor(None, norm, update)
 
-    def take(self, event: ev.UpdateArrived, update: Flat) -> ev.Verdict:
+    def take(self, event: ev.UpdateArrived, update: Flat) -> ev.UpdateReply:
         """A whole, checked update: the machine's verdict; the buffer goes back to `uploads` when it is used."""
         try:
             effects = self._decide(event)
         except Exception:
             self.uploads.recycle(update)
             raise
-        verdict = next(e for e in effects if isinstance(e, ev.Verdict))
-        if verdict.outcome is ev.Outcome.ACCEPTED:
+        verdict = next(e for e in effects if isinstance(e, ev.UpdateReply))
+        if verdict.status is ev.UpdateStatus.ACCEPTED:
             # Before the effects: a step that they begin must come after it on the compute thread.
             added = self._run_watched("adding an update", self.model.add, update, verdict.weight)
             added.add_done_callback(lambda _: self.uploads.recycle(update))
@@ -219,9 +219,9 @@ class Engine:
         self._carry_out_all(effects)
         return verdict
 
-    def refuse(self, event: ev.UpdateArrived) -> ev.Verdict:
+    def refuse(self, event: ev.UpdateArrived) -> ev.UpdateReply:
         """An update that is not wanted, of which no byte was kept: the machine's verdict."""
-        return next(e for e in self.dispatch(event) if isinstance(e, ev.Verdict))
+        return next(e for e in self.dispatch(event) if isinstance(e, ev.UpdateReply))
 
     def communication(self, node: str, latency_ms: float, success: bool) -> None:
         """One RPC with a node ended."""
@@ -272,9 +272,9 @@ class Engine:
 
     def _carry_out(self, effect: ev.Effect) -> None:  # noqa: PLR0912  (one case per effect)
         match effect:
-            case ev.Record():
+            case ev.RunEvent():
                 self._publish(RunEvent(self.elapsed_seconds, effect.round, effect.kind, effect.text, effect.fields))
-            case ev.Assign(node=node) | ev.RunOver(node=node):
+            case ev.WorkAssigned(node=node) | ev.RunOver(node=node):
                 waiter = self._waiters.pop(node, None)
                 if waiter is not None and not waiter.done():
                     waiter.set_result(effect)
@@ -413,10 +413,10 @@ class Engine:
         if self.machine.finished and (member.completed or node in self.machine.members.connected):
             return "done"
         if node not in self.machine.members.connected:
-            return str(member.presence)
+            return str(member.connection)
         if not member.ready:
             return "preparing"
-        if node in self.machine.members.straggling:
+        if node in self.machine.members.stragglers:
             return "straggling"
         return "working" if self.machine.is_working(node) else "idle"
 

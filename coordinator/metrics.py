@@ -5,8 +5,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from hypergpu.common import errors
 from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.common.series import OptionalGauge
-from hypergpu.coordinator.core import events as ev
-from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
 
 _REASONS = frozenset(name for name in vars(errors) if name[0].isupper()) | {"shutting_down", "abandoned"}
 _ROUND_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -53,8 +53,8 @@ class Metrics:
         # What alerts watch begins at 0: the first of a kind would be no increase otherwise.
         for reason in ev.CloseReason:
             self.rounds.labels(reason)
-        for outcome in ev.Outcome:
-            self.updates.labels(outcome)
+        for status in ev.UpdateStatus:
+            self.updates.labels(status)
         for refused in (self.rejected, self._returned):
             refused.labels(errors.NonFiniteUpdate.__name__)
 
@@ -74,8 +74,8 @@ class Metrics:
     def observe(self, effect: ev.Effect, machine: RoundMachine) -> None:
         """Count one effect."""
         match effect:
-            case ev.Verdict(outcome=outcome, weight=weight):
-                self.updates.labels(outcome).inc()
+            case ev.UpdateReply(status=status, weight=weight):
+                self.updates.labels(status).inc()
                 self.samples.inc(weight)
             case ev.CloseRound():
                 self.rounds.labels(effect.reason).inc()
@@ -87,7 +87,7 @@ class Metrics:
                 self.selected.set(0)
             case ev.StartRound():
                 self.selected.set(len(effect.nodes))
-            case ev.Record(decision=decision, kind=kind):
+            case ev.RunEvent(decision=decision, kind=kind):
                 if decision is not None:
                     self.decisions.labels(decision.kind, decision.reason).inc()
                 elif kind == "node_lost":

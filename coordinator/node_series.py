@@ -16,10 +16,10 @@ from prometheus_client.registry import Collector
 
 from hypergpu.common.background import OnResult, PeriodicTask
 from hypergpu.common.errors import UnknownName
-from hypergpu.coordinator.core.membership import Member, Presence
 from hypergpu.coordinator.core.network import ConnectionQuality
 from hypergpu.coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator, Phase
-from hypergpu.coordinator.core.rounds import RoundMachine, RunState
+from hypergpu.coordinator.core.rounds.machine import RoundMachine, RunState
+from hypergpu.coordinator.core.rounds.membership import ConnectionState, Member
 from hypergpu.coordinator.core.selection import NodeState
 
 REFRESH_SECONDS = 2.0
@@ -86,7 +86,9 @@ class NodeSeries(Collector):
     async def refresh(self) -> None:
         """Take a new picture."""
         selected = frozenset(self._machine.selected)
-        members = [member for member in self._machine.members if member.presence is not Presence.LEFT][:MOST_NODES]
+        members = [member for member in self._machine.members if member.connection is not ConnectionState.LEFT][
+            :MOST_NODES
+        ]
         rows: list[_Row] = []
         for start in range(0, len(members), _AT_ONCE):
             for member in members[start : start + _AT_ONCE]:
@@ -164,7 +166,7 @@ class NodeSeries(Collector):
         yield from (connected, batch, selected, standing, contribution, rounds, late)
 
     def _row(self, member: Member, selected: bool) -> _Row:
-        node, connected = member.node_id, member.presence is Presence.CONNECTED
+        node, connected = member.node_id, member.connection is ConnectionState.CONNECTED
         link = self._orchestrator.monitor.get_node_profile(node)
         details = self._orchestrator.selector.get_node_details(node)
         known = link.measured or not connected

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hypergpu.common.metric import MetricSpec
-from hypergpu.coordinator.core import events as ev
-from hypergpu.coordinator.core.membership import Member
-from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
+from hypergpu.coordinator.core.rounds.membership import Member
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def node_row(member: Member, state: str) -> dict[str, Any]:
         "late": member.late,
         "batch_size": member.batch_size or None,
         "compute_seconds": member.compute_seconds or None,
-        "rule": str(member.rule),
+        "rule": str(member.override),
         **member.info,
     }
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from hypergpu.common.errors import CorruptData
-from hypergpu.coordinator.core.events import FinishReason, Rule
+from hypergpu.coordinator.core.rounds.events import FinishReason, NodeOverride
 
 _MOST = 1 << 53
 """Counts beyond this are no counts, and would not fit the wire."""
@@ -48,7 +48,7 @@ class SavedNode(_Saved):
     rounds_selected: Count = 0
     retries: Count = 0
     late: Count = 0
-    rule: Rule = Rule.AUTOMATIC
+    rule: NodeOverride = NodeOverride.AUTOMATIC
 
 
 class SavedShards(_Saved):

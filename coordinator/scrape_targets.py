@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from hypergpu.common.address import split_address
 from hypergpu.common.errors import ConfigError
-from hypergpu.coordinator.core.membership import Member
+from hypergpu.coordinator.core.rounds.membership import Member
 
 
 @dataclass(frozen=True, slots=True)

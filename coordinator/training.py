@@ -17,7 +17,7 @@ from hypergpu.common.tensors import Chunk
 from hypergpu.common.wire import decode_update_part, encode_part, identity_from_proto, manifest_from_proto
 from hypergpu.coordinator import convert
 from hypergpu.coordinator.callers import caller, peer_host, require_caller
-from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.engine import Engine
 from hypergpu.coordinator.uploads import Upload
 from hypergpu.protos import coordinator_pb2 as pb
@@ -26,10 +26,10 @@ SERVICE = "hypergpu.coordinator.v1.Training"
 LONGEST_WAIT_SECONDS = 60.0
 _BUSY = frozenset({"pulling", "training", "pushing"})
 _OUTCOMES = {
-    ev.Outcome.ACCEPTED: pb.PushUpdateReply.ACCEPTED,
-    ev.Outcome.DUPLICATE: pb.PushUpdateReply.DUPLICATE,
-    ev.Outcome.LATE: pb.PushUpdateReply.LATE,
-    ev.Outcome.REFUSED: pb.PushUpdateReply.REFUSED,
+    ev.UpdateStatus.ACCEPTED: pb.PushUpdateReply.ACCEPTED,
+    ev.UpdateStatus.DUPLICATE: pb.PushUpdateReply.DUPLICATE,
+    ev.UpdateStatus.LATE: pb.PushUpdateReply.LATE,
+    ev.UpdateStatus.REFUSED: pb.PushUpdateReply.REFUSED,
 }
 _Directive = pb.HeartbeatReply
 
@@ -95,7 +95,7 @@ class TrainingService:
         engine.heard(node, report, request.rtt_ms)
         if engine.machine.finished and not engine.stays:
             return pb.HeartbeatReply(directive=_Directive.SHUT_DOWN)
-        if state in _BUSY and node in engine.machine.members.straggling:
+        if state in _BUSY and node in engine.machine.members.stragglers:
             return pb.HeartbeatReply(directive=_Directive.ABANDON_WORK)
         return pb.HeartbeatReply(directive=_Directive.CONTINUE)
 
@@ -139,7 +139,7 @@ class TrainingService:
         require_caller(context, check_node_id(work.node_id))
         self._require_run(work.run_id)
         event = convert.arrived(header)
-        known = engine.machine.outcome_of(event.node, event.round)
+        known = engine.machine.update_status(event.node, event.round)
         if known is not None:
             return self._answer(engine.refuse(event))
         engine.model.manifest.require_same(manifest_from_proto(header.manifest, self._max_model_bytes))
@@ -176,7 +176,7 @@ class TrainingService:
         engine, node = self._engine, request.node_id
         require_caller(context, check_node_id(node))
         self._require_run(request.run_id)
-        accepted = engine.machine.outcome_of(node, request.round) is ev.Outcome.DUPLICATE
+        accepted = engine.machine.update_status(node, request.round) is ev.UpdateStatus.DUPLICATE
         held = engine.uploads.progress(node, (request.round, request.attempt))
         return pb.UploadProgress(next_offset=engine.model.manifest.total_bytes if accepted else held, accepted=accepted)
 
@@ -217,7 +217,7 @@ class TrainingService:
             part = decode_update_part(data)
             if not isinstance(part, Chunk):
                 raise ProtocolError("after the header of an update there are chunks only")
-            if engine.machine.outcome_of(event.node, event.round) is not None:
+            if engine.machine.update_status(event.node, event.round) is not None:
                 return False
             engine.uploads.require_current(upload, stream)
             upload.assembler.add(part)
@@ -243,10 +243,10 @@ class TrainingService:
         self._engine.dispatch(ev.WorkReturned(event.node, event.round, kind, str(error)[: convert.MAX_TEXT]))
 
     @staticmethod
-    def _answer(verdict: ev.Verdict) -> pb.PushUpdateReply:
-        if verdict.outcome is ev.Outcome.STALE:
+    def _answer(verdict: ev.UpdateReply) -> pb.PushUpdateReply:
+        if verdict.status is ev.UpdateStatus.STALE:
             raise StaleWork(f"nobody ordered this update: {verdict.detail}")
-        return pb.PushUpdateReply(outcome=_OUTCOMES[verdict.outcome], detail=verdict.detail)
+        return pb.PushUpdateReply(outcome=_OUTCOMES[verdict.status], detail=verdict.detail)
 
     # ------------------------------------------------------------ checks
 

@@ -20,7 +20,7 @@ class Adaptation(Protocol):
     def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> object:
         """Learn from a round: `loss`, `accuracy`, `round_time` (seconds), `samples`, `contributions`, `update_norms`.
 
-        `contributions` is a sequence of `hypergpu.coordinator.core.events.Contribution`, one for each selected node;
+        `contributions` is a sequence of `core.rounds.events.Contribution`, one for each selected node;
         `update_norms` is None or (mean of |update|² over the nodes, |mean update|²). `ended` is (processes of nodes
         that ended since the last round, the seconds since, summed over the nodes).
         """

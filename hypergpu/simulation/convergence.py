@@ -26,7 +26,7 @@ from hypergpu.common.config.section import Section
 from hypergpu.common.config.whole import Bytes
 from hypergpu.common.draws import Draws
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
-from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.simulation.learning import Trained
 
 Positive = Annotated[float, Field(gt=0)]
@@ -161,7 +161,7 @@ class ModelledLearning:
         """As `Learning.update_norms`."""
         return None
 
-    def train(self, order: ev.Assign) -> Trained:
+    def train(self, order: ev.WorkAssigned) -> Trained:
         """As `Learning.train`."""
         model, steps, samples = self._model, order.local_steps, order.batch_size * order.local_steps
         self._last = (steps, steps * order.learning_rate / model.learning_rate)

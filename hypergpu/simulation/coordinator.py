@@ -4,24 +4,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from hypergpu.common.errors import NonFiniteUpdate
-from hypergpu.coordinator.core import events as ev
 from hypergpu.coordinator.core.adaptation import Adaptation
-from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.links import NodeLinks
 from hypergpu.simulation.calls import Call
 from hypergpu.simulation.learning import Learning
 from hypergpu.simulation.node import Directive, SimulatedNode
 from hypergpu.simulation.virtual_time import VirtualTime
 
-_ACCEPTED: Final = ev.Outcome.ACCEPTED  # an enum's member is looked up slowly: not with every message
-_STALE: Final = ev.Outcome.STALE
+_ACCEPTED: Final = ev.UpdateStatus.ACCEPTED  # an enum's member is looked up slowly: not with every message
+_STALE: Final = ev.UpdateStatus.STALE
 _CONTINUE: Final = Directive.CONTINUE
 
 
 class Recorder(Protocol):
     """Who keeps what happens."""
 
-    def event(self, record: ev.Record, now: float) -> None:
+    def event(self, record: ev.RunEvent, now: float) -> None:
         """Something worth keeping."""
         ...
 
@@ -74,8 +74,8 @@ class VirtualCoordinator:
         """Of the step of the round that is evaluated."""
         self._effects: dict[type, Callable[[Any], None]] = {
             ev.StartRound: self._start_round,
-            ev.Assign: self._assign,
-            ev.Verdict: lambda _: None,
+            ev.WorkAssigned: self._assign,
+            ev.UpdateReply: lambda _: None,
             ev.CloseRound: self._close_round,
             ev.AbandonRound: self._abandon_round,
             ev.KeepModel: lambda _: learning.keep(),
@@ -83,7 +83,7 @@ class VirtualCoordinator:
             ev.SetTimer: self._set_timer,
             ev.RunOver: self._run_over,
             ev.Finish: self._finish,
-            ev.Record: lambda record: recorder.event(record, time.now),
+            ev.RunEvent: lambda record: recorder.event(record, time.now),
         }
 
         time.at(scrape_seconds, self._scrape)
@@ -126,15 +126,15 @@ class VirtualCoordinator:
         self.dispatch(ev.RequestEnded(node.node_id))
         return True
 
-    def is_over(self, order: ev.Assign) -> bool:
+    def is_over(self, order: ev.WorkAssigned) -> bool:
         """As `Host.is_over`."""
-        return self.machine.outcome_of(order.node, order.round) is not None
+        return self.machine.update_status(order.node, order.round) is not None
 
-    def has_accepted(self, order: ev.Assign) -> bool:
+    def has_accepted(self, order: ev.WorkAssigned) -> bool:
         """As `Host.has_accepted`."""
-        return self.machine.outcome_of(order.node, order.round) is ev.Outcome.DUPLICATE
+        return self.machine.update_status(order.node, order.round) is ev.UpdateStatus.DUPLICATE
 
-    def update_arrived(self, node: SimulatedNode, order: ev.Assign, seconds: float, call: Call) -> None:
+    def update_arrived(self, node: SimulatedNode, order: ev.WorkAssigned, seconds: float, call: Call) -> None:
         """As `Host.update_arrived`."""
         now = self._time.clock.now
         node.seen(now)
@@ -153,11 +153,11 @@ class VirtualCoordinator:
             node.node_id, order.round, order.attempt, samples, loss, seconds, loss_before, grad_norm, norm
         )
         effects = self.machine.handle(event, now)
-        (verdict,) = [effect for effect in effects if effect.__class__ is ev.Verdict]
-        if verdict.outcome is _ACCEPTED:
+        (verdict,) = [effect for effect in effects if effect.__class__ is ev.UpdateReply]
+        if verdict.status is _ACCEPTED:
             self._learning.add(verdict.weight)
         self._carry_out(effects)
-        if verdict.outcome is _STALE:
+        if verdict.status is _STALE:
             node.send_away(call)
         else:
             node.send_verdict(call)
@@ -170,7 +170,7 @@ class VirtualCoordinator:
         node.seen(at)
         report = {"network": {"events": node.attempts, "failures": node.failures}}
         self._links.heard(node.node_id, report, rtt_ms)
-        return Directive.ABANDON_WORK if node.node_id in members.straggling else _CONTINUE
+        return Directive.ABANDON_WORK if node.node_id in members.stragglers else _CONTINUE
 
     def _scrape(self) -> None:
         """Read the metrics of all connected nodes, which does not go over their links."""
@@ -203,7 +203,7 @@ class VirtualCoordinator:
     def _start_round(self, effect: ev.StartRound) -> None:
         self._round_begins(effect.round)
 
-    def _assign(self, order: ev.Assign) -> None:
+    def _assign(self, order: ev.WorkAssigned) -> None:
         call = self._waiting.pop(order.node, None)
         if call is not None and not call.over:
             self._nodes[order.node].send_order(order, call)
@@ -214,7 +214,7 @@ class VirtualCoordinator:
         self._norms = self._learning.update_norms if good else None  # of a step that was left out they say nothing
         if not good:
             text = f"the step of round {closed.round} would not be finite and was left out"
-            self._recorder.event(ev.Record("step_skipped", closed.round, text), self._time.now)
+            self._recorder.event(ev.RunEvent("step_skipped", closed.round, text), self._time.now)
         self._time.at(self._time.now + self._evaluation_seconds, self._evaluate, closed)
 
     def _evaluate(self, closed: ev.CloseRound) -> None:
@@ -227,7 +227,7 @@ class VirtualCoordinator:
         """Put on record, once for each cause, that the metric could not be computed."""
         fault = self._learning.metric_fault
         if fault and fault != self._metric_fault:
-            self._recorder.event(ev.Record("metric_failed", round_number, fault), self._time.now)
+            self._recorder.event(ev.RunEvent("metric_failed", round_number, fault), self._time.now)
         self._metric_fault = fault
 
     def _abandon_round(self, effect: ev.AbandonRound) -> None:
@@ -237,7 +237,7 @@ class VirtualCoordinator:
 
     def _call_back_stragglers(self) -> None:
         """Who still works on a round that is over learns of it with its next heartbeat."""
-        for node_id in sorted(self.machine.members.straggling):
+        for node_id in sorted(self.machine.members.stragglers):
             self._nodes[node_id].watch()
 
     def _set_timer(self, effect: ev.SetTimer) -> None:

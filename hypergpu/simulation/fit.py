@@ -13,7 +13,7 @@ from scipy.optimize import least_squares
 
 from hypergpu.common.config import TrainingConfig
 from hypergpu.common.metric import LOSS, MetricSpec
-from hypergpu.coordinator.core.events import Assign, Shard
+from hypergpu.coordinator.core.rounds.events import Shard, WorkAssigned
 from hypergpu.simulation.convergence import Convergence
 from hypergpu.simulation.gradients import RealLearning, on_one_thread
 from hypergpu.tasks import load_task
@@ -55,7 +55,7 @@ def run(learning: RealLearning, config: TrainingConfig, nodes: int, batch: int, 
         cursor = number * config.local_steps * batch
         for index in range(nodes):
             shard = Shard(index, nodes, cursor)
-            order = Assign(
+            order = WorkAssigned(
                 number + 1, f"node_{index}", 1, batch, config.local_steps, config.learning_rate, shard, float("inf")
             )
             result = learning.train(order)

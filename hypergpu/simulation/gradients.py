@@ -5,9 +5,9 @@ import torch
 
 from hypergpu.common.config import TrainingConfig
 from hypergpu.common.metric import MetricSpec
-from hypergpu.coordinator.core import events as ev
 from hypergpu.coordinator.core.aggregation import norm
 from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.node.trainer import Trainer
 from hypergpu.simulation.learning import Trained
 from hypergpu.tasks import Task, evaluate, metric_of, spec_of
@@ -52,7 +52,7 @@ class RealLearning:
         """As `Learning.update_norms`."""
         return self._model.update_norms
 
-    def train(self, order: ev.Assign) -> Trained:
+    def train(self, order: ev.WorkAssigned) -> Trained:
         """As `Learning.train`."""
         samples = self._order_of(order.shard)
         size, cursor = order.batch_size, order.shard.cursor

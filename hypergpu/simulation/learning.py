@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hypergpu.common.metric import MetricSpec
-from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.rounds import events as ev
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class Learning(Protocol):
         """Of the last step, as `GlobalModel.update_norms`; None where they are not known."""
         ...
 
-    def train(self, order: ev.Assign) -> Trained:
+    def train(self, order: ev.WorkAssigned) -> Trained:
         """Do a unit of work on the current parameters."""
         ...
 

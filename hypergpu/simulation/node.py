@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, Protocol
 
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.draws import Draws
-from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.netsim_proxy.link.outcomes import Deliver, Direction, Fail, Hold
 from hypergpu.simulation import wire
 from hypergpu.simulation.calls import Call, Line
@@ -42,15 +42,15 @@ class Host(Protocol):
         """The long poll on `call` is over; False if that is answered already."""
         ...
 
-    def is_over(self, order: ev.Assign) -> bool:
+    def is_over(self, order: ev.WorkAssigned) -> bool:
         """Whether the round of an order is over."""
         ...
 
-    def has_accepted(self, order: ev.Assign) -> bool:
+    def has_accepted(self, order: ev.WorkAssigned) -> bool:
         """GetUploadProgress: whether the update of this order is in."""
         ...
 
-    def update_arrived(self, node: "SimulatedNode", order: ev.Assign, seconds: float, call: Call) -> None:
+    def update_arrived(self, node: "SimulatedNode", order: ev.WorkAssigned, seconds: float, call: Call) -> None:
         """A whole update arrived; the reply is sent on `call`."""
         ...
 
@@ -124,7 +124,7 @@ class SimulatedNode:
         self._waits = self._failed_in_a_row = 0
         self._again: Callable[[], None] = self._register
         self._step = 0
-        self._order: ev.Assign | None = None
+        self._order: ev.WorkAssigned | None = None
         self._computed_seconds = 0.0
         self._next_beat = math.inf
         self._prepares_seconds, self._handling_seconds = prepares_seconds, handling_seconds
@@ -237,7 +237,7 @@ class SimulatedNode:
         if call is not None and self._host.request_ended(self, call):
             call.send(DOWN, wire.REPLY_BYTES, 0, True, self._pull_next)
 
-    def send_order(self, order: ev.Assign, call: Call) -> None:
+    def send_order(self, order: ev.WorkAssigned, call: Call) -> None:
         """The coordinator answers PullWork: the order, then the parameters."""
         nbytes, messages = self._weight
         call.about = order
@@ -253,14 +253,14 @@ class SimulatedNode:
 
     def _received(self, call: Call) -> None:
         self._done(call)
-        order: ev.Assign = call.about
+        order: ev.WorkAssigned = call.about
         self._order = order
         now = self._time.clock.now
         seconds = self._compute.seconds(self.node_id, self._step, order.batch_size, order.local_steps, now)
         self._step += order.local_steps
         self._time.at(now + self._handling_seconds + seconds, self._computed, order, seconds)
 
-    def _computed(self, order: ev.Assign, seconds: float) -> None:
+    def _computed(self, order: ev.WorkAssigned, seconds: float) -> None:
         if self._order is order:
             self._computed_seconds = seconds
             self._push()
@@ -360,7 +360,7 @@ class SimulatedNode:
         patience = at + max(LEAST_BEAT_PATIENCE_SECONDS, 2 * self._heartbeat_seconds)
         return min(refused.at, patience) if isinstance(refused, Fail) else patience
 
-    def _obey(self, directive: Directive, order: ev.Assign | None) -> None:
+    def _obey(self, directive: Directive, order: ev.WorkAssigned | None) -> None:
         if not self.running or not self._prepared:
             return
         call = self.line.work

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.show import counted
 from hypergpu.simulation.scenario import Scenario
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from hypergpu.common.metric import LOSS
-from hypergpu.coordinator.core import events as ev
 from hypergpu.coordinator.core.decisions import DecisionKind
-from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.results import RunEvent, node_row, outcome, round_row
 from hypergpu.coordinator.run_dir import RunDir
 from hypergpu.netsim_proxy.link.outcomes import Direction
@@ -48,7 +48,7 @@ class Recording:
             self._dir = RunDir(out)
             self._dir.begin(scenario.config)
 
-    def event(self, record: ev.Record, now: float) -> None:
+    def event(self, record: ev.RunEvent, now: float) -> None:
         """As `Recorder.event`."""
         if self._began_at is None and record.kind == "round_started":
             self._began_at = now
@@ -65,7 +65,7 @@ class Recording:
 
     def network(self, what: str, now: float) -> None:
         """Something happened to the links, because the scenario says so."""
-        self.event(ev.Record("network", self.machine.round, what), now)
+        self.event(ev.RunEvent("network", self.machine.round, what), now)
 
     def round_closed(self, closed: ev.CloseRound, loss: float | None, metric: float | None, now: float) -> None:
         """As `Recorder.round_closed`."""
@@ -99,7 +99,7 @@ class Recording:
 
     def _node_rows(self) -> list[dict[str, Any]]:
         members = self.machine.members
-        return [node_row(m, "done" if m.node_id in members.connected else str(m.presence)) for m in members]
+        return [node_row(m, "done" if m.node_id in members.connected else str(m.connection)) for m in members]
 
     def _bytes(self, direction: Direction) -> int:
         return sum(node.line.link.counters(direction).bytes for node in self._nodes.values())

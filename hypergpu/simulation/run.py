@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from hypergpu.common.metric import ACCURACY, MetricSpec
-from hypergpu.coordinator.core import events as ev
 from hypergpu.coordinator.core.adaptation import Adaptation
 from hypergpu.coordinator.core.orchestration import build_orchestrator
-from hypergpu.coordinator.core.rounds import RoundMachine
-from hypergpu.coordinator.core.shards import ShardTable
+from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
+from hypergpu.coordinator.core.rounds.shards import ShardTable
 from hypergpu.coordinator.links import NodeLinks
 from hypergpu.netsim_proxy.config.scenario import in_turn
 from hypergpu.netsim_proxy.link.outcomes import Direction

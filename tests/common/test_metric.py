@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from hypergpu.common.metric import ACCURACY, LOSS, RESERVED, MetricSpec, finite, plain_number
-from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.results import round_row
 
 MSE = MetricSpec(name="mse", better="lower")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from hypergpu.common.errors import StorageError
-from hypergpu.coordinator.core import events as ev
 from hypergpu.coordinator.core.global_model import GlobalModel
-from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.model_files import ModelFiles
 from hypergpu.coordinator.run_dir import RunDir
 from hypergpu.protos import coordinator_pb2 as pb

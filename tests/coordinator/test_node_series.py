@@ -2,9 +2,9 @@ from prometheus_client import CollectorRegistry
 
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
-from hypergpu.coordinator.core import events as ev
 from hypergpu.coordinator.core.orchestration import build_orchestrator
-from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.node_series import MOST_NODES, NodeSeries
 
 
@@ -71,7 +71,7 @@ async def test_a_lost_node_is_offline_and_one_that_left_is_gone() -> None:
 async def test_a_node_of_a_resumed_run_that_is_not_back_yet_does_no_harm() -> None:
     cluster = Cluster("a")
     before = {"rounds_contributed": 1, "rounds_selected": 1, "retries": 0, "late": 0, "rule": "automatic"}
-    cluster.machine.members.remember([{"node_id": "stranger", **before}])
+    cluster.machine.members.restore([{"node_id": "stranger", **before}])
     assert cluster.machine.members.get("stranger") is not None
     await cluster.series.refresh()
     assert cluster.value("member_connected", node_id="a") == 1

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 
 from hypergpu.common.errors import ConfigError
 from hypergpu.common.tensors import Flat, chunks
-from hypergpu.coordinator.core import events as ev
 from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.held_out import HeldOut
 from hypergpu.protos import coordinator_pb2 as pb
 from tests.coordinator.test_services import FakeNode, running

@@ -17,8 +17,8 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import CannotResume
 from hypergpu.coordinator.app import Coordinator, Options
 from hypergpu.coordinator.checkpoints import Checkpoint, Checkpoints
-from hypergpu.coordinator.core import events as ev
 from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.tasks import Metric, Task
 
 TRAINING = {"rounds": 9, "local_steps": 2, "batch_size": 2, "learning_rate": 0.25, "server_momentum": 0.5}
@@ -61,7 +61,7 @@ async def trained(out: Path, rounds: int, task: Task | None = None, **training: 
     engine.join(ev.NodeJoined("a", incarnation="1"))
     for _ in range(rounds):
         order = await engine.next_order("a", 5.0)
-        assert isinstance(order, ev.Assign)
+        assert isinstance(order, ev.WorkAssigned)
         update = np.full_like(engine.model.values, 0.125)
         event = ev.UpdateArrived("a", order.round, order.attempt, samples=4, loss=0.5, compute_seconds=0.1)
         engine.take(event, update)
@@ -286,7 +286,7 @@ async def test_the_largest_cursor_still_gives_work(run: Path, cursor: int) -> No
     again._begin()
     again.engine.join(ev.NodeJoined("a", incarnation="2"))
     order = await again.engine.next_order("a", 5.0)
-    assert isinstance(order, ev.Assign)
+    assert isinstance(order, ev.WorkAssigned)
     assert (order.round, order.shard.cursor) == (5, cursor)
     again.engine.dispatch(ev.Stop("test over"))
     await again.engine.finished.wait()

@@ -8,8 +8,8 @@ import pytest
 
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import ConfigError
-from hypergpu.coordinator.core.membership import Member
 from hypergpu.coordinator.core.orchestration import build_orchestrator
+from hypergpu.coordinator.core.rounds.membership import Member
 from hypergpu.coordinator.links import NodeLinks
 from hypergpu.coordinator.scrape_targets import ScrapeRule, ScrapeTarget
 from hypergpu.coordinator.scraper import MAX_BYTES, Scraper, fetch, parse

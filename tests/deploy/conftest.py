@@ -11,7 +11,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from hypergpu.common.config import SystemConfig
 from hypergpu.coordinator.core.orchestration import build_orchestrator
-from hypergpu.coordinator.core.rounds import RoundMachine
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.health import Health
 from hypergpu.coordinator.metrics import Metrics
 from hypergpu.coordinator.node_series import NodeSeries

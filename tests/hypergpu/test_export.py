@@ -20,7 +20,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.metric import ACCURACY
 from hypergpu.coordinator.app import Coordinator, Options
 from hypergpu.coordinator.checkpoints import read_tensors, write_tensors
-from hypergpu.coordinator.core import events as ev
+from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.tasks import load_task
 
 Cli = Callable[..., Any]
@@ -80,7 +80,7 @@ async def train(out: Path, task: str, rounds: int = 4, keep_going: bool = False)
     draws = np.random.default_rng(1)
     for _ in range(rounds):
         order = await engine.next_order("a", 5.0)
-        assert isinstance(order, ev.Assign)
+        assert isinstance(order, ev.WorkAssigned)
         update = draws.normal(scale=0.5, size=engine.model.values.shape).astype(np.float32)
         update[engine.model._parameter_count :] = 0.125
         engine.take(ev.UpdateArrived("a", order.round, order.attempt, 4, loss=0.5, compute_seconds=0.1), update)

@@ -13,7 +13,6 @@ from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchRea
 from hypergpu.coordinator.core.batching.controller import Pace
 from hypergpu.coordinator.core.checks import member, not_negative
 from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind
-from hypergpu.coordinator.core.events import Contribution
 from hypergpu.coordinator.core.network import NetworkQualityMonitor
 from hypergpu.coordinator.core.orchestration.ledger import Ledger, RoundRecord
 from hypergpu.coordinator.core.orchestration.log import LISTED, ClusterReason, DecisionLog
@@ -29,6 +28,7 @@ from hypergpu.coordinator.core.orchestration.phases import LossTrack, Phase, Pha
 from hypergpu.coordinator.core.orchestration.plan import RoundDecisions
 from hypergpu.coordinator.core.orchestration.policy import TRAITS, AdaptationPolicy, Traits
 from hypergpu.coordinator.core.orchestration.results import record_noise, record_results
+from hypergpu.coordinator.core.rounds.events import Contribution
 from hypergpu.coordinator.core.selection import DynamicNodeSelector, SelectionReason
 from hypergpu.coordinator.core.selection.outlook import Outlook
 
@@ -149,7 +149,7 @@ class AdaptiveOrchestrator:
             round_num: as given before the round.
             metrics: `loss` and `round_time` (seconds), `samples` (used in all), `accuracy` (or another figure of merit;
                 None or NaN where it is undefined); optionally `contributions`, a sequence of
-                `core.events.Contribution`, one for each selected node, whose `waiting_seconds` is its own
+                `core.rounds.events.Contribution`, one for each selected node, whose `waiting_seconds` is its own
                 communication; `update_norms`, (mean of |update|² over the nodes, |mean update|²), from which the
                 gradient noise scale is estimated; and `ended` (see `Adaptation`).
 

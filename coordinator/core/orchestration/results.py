@@ -7,8 +7,8 @@ import numpy as np
 
 from hypergpu.common.errors import InvalidInput
 from hypergpu.coordinator.core.batching import AdaptiveBatchController
-from hypergpu.coordinator.core.events import Contribution
 from hypergpu.coordinator.core.network import NetworkQualityMonitor
+from hypergpu.coordinator.core.rounds.events import Contribution
 from hypergpu.coordinator.core.selection import DynamicNodeSelector
 
 

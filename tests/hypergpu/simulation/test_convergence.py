@@ -3,13 +3,13 @@ from itertools import pairwise
 import pytest
 
 from hypergpu.common.config import TrainingConfig
-from hypergpu.coordinator.core.events import Assign, Shard
+from hypergpu.coordinator.core.rounds.events import Shard, WorkAssigned
 from hypergpu.simulation.convergence import FITTED, ModelledLearning
 from hypergpu.tasks import TASK_NAMES
 
 
-def order(number: int, *, batch: int = 64, steps: int = 10, rate: float = 0.1, shard: int = 0) -> Assign:
-    return Assign(number, f"n{shard}", 1, batch, steps, rate, Shard(shard, 4, 0), 1e9)
+def order(number: int, *, batch: int = 64, steps: int = 10, rate: float = 0.1, shard: int = 0) -> WorkAssigned:
+    return WorkAssigned(number, f"n{shard}", 1, batch, steps, rate, Shard(shard, 4, 0), 1e9)
 
 
 def after(rounds: int, *, nodes: int = 1, **work: float) -> tuple[float, float]:

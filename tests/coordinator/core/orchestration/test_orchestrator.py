@@ -11,9 +11,9 @@ from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import InvalidInput, UnknownName
 from hypergpu.coordinator.core.decisions import Decision, DecisionKind
-from hypergpu.coordinator.core.events import Contribution
 from hypergpu.coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator, Phase, build_orchestrator
 from hypergpu.coordinator.core.orchestration.objective import RollbackReason
+from hypergpu.coordinator.core.rounds.events import Contribution
 from hypergpu.coordinator.core.selection import SelectionReason
 
 NODES = [f"node_{i}" for i in range(10)]

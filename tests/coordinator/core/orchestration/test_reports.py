@@ -14,8 +14,8 @@ import pytest
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.draws import Draws
-from hypergpu.coordinator.core.events import Contribution
 from hypergpu.coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
+from hypergpu.coordinator.core.rounds.events import Contribution
 
 DIRECTORY = Path(__file__).parent / "reports"
 NODES = [f"node_{i}" for i in range(5)]

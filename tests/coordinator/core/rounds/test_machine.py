@@ -1,0 +1,913 @@
+"""The round machine: exact, instant, in virtual time."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.errors import NotFound, ResourceExhausted
+from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
+from hypergpu.coordinator.core.adaptation import Adaptation, FixedAdaptation
+from hypergpu.coordinator.core.decisions import DecisionKind
+from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.closing import MAX_EXTENSIONS
+from hypergpu.coordinator.core.rounds.machine import RoundMachine, RunState
+from tests.examples import examples
+
+
+class Driver:
+    """Feeds a machine, remembers what it wanted, and answers `CloseRound` at once unless told not to."""
+
+    def __init__(
+        self,
+        *,
+        lost_after: float | None = None,
+        max_nodes: int = 100,
+        evaluate: bool = True,
+        adaptation: Adaptation | None = None,
+        metric: MetricSpec = ACCURACY,
+        found: tuple[float, float | None] = (0.5, 0.9),
+        **training: Any,
+    ):
+        config = TrainingConfig(**{"rounds": 3, "local_steps": 2, "batch_size": 8, **training})
+        self.machine = RoundMachine(
+            config,
+            adaptation or FixedAdaptation(config.batch_size),
+            lost_after_seconds=lost_after,
+            max_nodes=max_nodes,
+            metric=metric,
+        )
+        self.found = found
+        self.now = 0.0
+        self.log: list[ev.Effect] = []
+        self.evaluate = evaluate
+
+    def send(self, *events: ev.Event) -> list[ev.Effect]:
+        fresh: list[ev.Effect] = []
+        for event in events:
+            effects = self.machine.handle(event, self.now)
+            fresh += effects
+            for close in (e for e in effects if isinstance(e, ev.CloseRound) and self.evaluate):
+                fresh += self.machine.handle(ev.Evaluated(close.round, *self.found), self.now)
+        self.log += fresh
+        return fresh
+
+    def wait(self, seconds: float) -> list[ev.Effect]:
+        self.now += seconds
+        return self.send(ev.Tick())
+
+    def join(self, *nodes: str) -> None:
+        self.send(*(ev.NodeJoined(node, incarnation="1") for node in nodes))
+
+    def ask(self, *nodes: str) -> list[ev.WorkAssigned]:
+        return [e for e in self.send(*(ev.WorkRequested(node) for node in nodes)) if isinstance(e, ev.WorkAssigned)]
+
+    def push(self, node: str, round_number: int | None = None, samples: int = 16, attempt: int = 1) -> ev.UpdateReply:
+        number = round_number or self.machine.round
+        effects = self.send(ev.UpdateArrived(node, number, attempt, samples, loss=1.0, compute_seconds=0.1))
+        return next(e for e in effects if isinstance(e, ev.UpdateReply))
+
+    def state(self) -> RunState:
+        return self.machine.state
+
+    def of(self, kind: type) -> list[Any]:
+        return [e for e in self.log if isinstance(e, kind)]
+
+    def reasons(self) -> list[str]:
+        return [str(d.reason) for d in self.machine.decisions]
+
+
+def kinds(effects: Iterable[ev.Effect]) -> list[str]:
+    return [e.kind for e in effects if isinstance(e, ev.RunEvent)]
+
+
+def test_a_run_from_first_to_last_round() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a")
+    assert d.state() is RunState.WAITING
+    assert d.machine.waiting_for == "2 nodes to join: 1 connected"
+    d.join("b")
+    assert d.machine.waiting_for == "2 nodes to get ready: none asked for work"
+    for number in (1, 2, 3):
+        orders = d.ask("a", "b")
+        assert [(o.round, o.node, o.attempt, o.batch_size, o.local_steps) for o in orders] == [
+            (number, "a", 1, 8, 2),
+            (number, "b", 1, 8, 2),
+        ]
+        assert {o.shard.index for o in orders} == {0, 1}
+        assert {o.shard.cursor for o in orders} == {16 * (number - 1)}
+        assert d.push("a").status is ev.UpdateStatus.ACCEPTED
+        assert d.push("b").status is ev.UpdateStatus.ACCEPTED
+    assert d.state() is RunState.COMPLETED
+    assert [c.reason for c in d.of(ev.CloseRound)] == [ev.CloseReason.ALL_CONTRIBUTED] * 3
+    assert d.of(ev.Finish)[0].reason is ev.FinishReason.ROUNDS_DONE
+    assert d.ask("a") == []
+    assert d.log[-1] == ev.RunOver("a")
+
+
+def test_a_run_without_an_end_has_no_last_round_and_still_ends_at_its_target() -> None:
+    for target, rounds in ((None, 6), (0.9, 1)):
+        d = Driver(rounds=0, evaluate_every=7, target_accuracy=target)
+        d.join("a")
+        for _ in range(rounds):
+            d.ask("a")
+            d.push("a")
+        assert [close.evaluate for close in d.of(ev.CloseRound)] == [False] * rounds, "none of them is the last"
+        assert d.machine.finished is (target is not None)
+    assert d.of(ev.Finish)[0].reason is ev.FinishReason.TARGET_REACHED
+
+
+def test_asking_nodes_get_their_order_when_the_round_begins_and_run_over_when_it_ends() -> None:
+    d = Driver(min_nodes=2, rounds=1)
+    d.join("a")
+    d.ask("a")
+    d.join("b")
+    assert d.of(ev.WorkAssigned) == []
+    d.ask("b")
+    assert [o.node for o in d.of(ev.WorkAssigned)] == ["a", "b"]
+    d.push("a")
+    d.ask("a")
+    d.push("b")
+    assert ev.RunOver("a") in d.log
+
+
+def test_a_node_counts_from_its_first_request_on() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b", "c")
+    d.ask("a", "b")
+    assert list(d.machine.selected) == ["a", "b"], "c still prepares"
+    d.ask("c")
+    d.push("a")
+    d.push("b")
+    assert list(d.machine.selected) == ["a", "b", "c"]
+    assert d.machine.members.ready == 3
+    d.send(ev.NodeJoined("c", incarnation="2"))
+    assert d.machine.members.ready == 2, "another process, which prepares anew"
+    d.send(ev.NodeLost("c"), ev.NodeLost("b"))
+    assert d.machine.members.ready == 1
+
+
+def test_who_never_asks_holds_the_first_round_up_for_a_while_only() -> None:
+    d = Driver(min_nodes=5)
+    d.join(*"abcde")
+    d.now = 4.0
+    d.ask("a", "b")
+    d.wait(600)
+    assert d.machine.waiting_for == "3 nodes to get ready: 2 asked for work"
+    d.now = 1000.0
+    d.ask("c")  # a quorum, after 1000 s: the rest may take 2000 more
+    assert d.of(ev.SetTimer)[-1].at == 3000.0
+    d.wait(1999)
+    assert d.state() is RunState.WAITING
+    d.wait(1)
+    assert d.machine.selected == tuple("abc")
+    d.ask("d")
+    for node in "abc":
+        d.push(node)
+    assert d.machine.selected == tuple("abcd")
+
+
+def test_who_prepares_and_falls_silent_is_lost() -> None:
+    d = Driver(lost_after=10, min_nodes=2)
+    d.join("a", "b")
+    d.ask("a")
+    for _ in range(4):
+        d.now += 3
+        d.send(ev.NodeSeen("a"), ev.Tick())
+    assert set(d.machine.members.connected) == {"a"}
+    assert d.machine.waiting_for == "2 nodes to join: 1 connected"
+
+
+def test_an_update_counts_once() -> None:
+    d = Driver()
+    d.join("a", "b")
+    d.ask("a")
+    assert d.machine.selected == ("a",), "b was not ready when round 1 began"
+    d.ask("b")
+    d.push("a")
+    d.ask("a")
+    assert d.push("a").status is ev.UpdateStatus.ACCEPTED
+    assert d.push("a").status is ev.UpdateStatus.DUPLICATE
+    assert d.push("b").status is ev.UpdateStatus.ACCEPTED
+    assert d.of(ev.CloseRound)[-1].samples == 32
+
+
+def test_what_nobody_ordered_is_stale_and_what_is_over_is_late() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b")
+    assert d.push("nobody").status is ev.UpdateStatus.STALE
+    assert d.push("a", 2).status is ev.UpdateStatus.STALE
+    d.ask("a")
+    d.send(ev.RequestEnded("a"))
+    d.ask("b")
+    assert d.push("a").status is ev.UpdateStatus.STALE, "never handed out"
+    d.ask("a")
+    d.push("a")
+    d.send(ev.NodeLost("b"))
+    assert d.machine.round == 2
+    assert d.push("b", 1).status is ev.UpdateStatus.LATE
+    member = d.machine.members.get("b")
+    assert member is not None
+    assert member.late == 1
+
+
+def test_the_weight_is_bounded_by_what_was_ordered() -> None:
+    d = Driver()
+    d.join("a")
+    d.ask("a")
+    assert d.push("a", samples=10**12).weight == 16
+    assert "weight_bounded" in d.reasons()
+
+
+def test_a_returned_unit_is_handed_out_again_and_dropped_in_the_end() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.push("b")
+    for attempt in (2, 3):
+        d.send(ev.WorkReturned("a", 1, "NonFiniteUpdate"))
+        assert [o.attempt for o in d.ask("a")] == [attempt]
+    d.send(ev.WorkReturned("a", 1, "NonFiniteUpdate"))
+    closed = d.of(ev.CloseRound)[-1]
+    assert closed.reason is ev.CloseReason.SURVIVORS_CONTRIBUTED
+    assert [(c.node, c.success) for c in closed.contributions] == [("b", True), ("a", False)]
+    assert "too_many_attempts" in d.reasons()
+
+
+def test_out_of_memory_halves_the_batch() -> None:
+    d = Driver()
+    d.join("a")
+    d.ask("a")
+    d.send(ev.WorkReturned("a", 1, "OutOfMemory"))
+    assert [o.batch_size for o in d.ask("a")] == [4]
+
+
+def test_a_node_that_only_fails_is_not_asked_in_a_hot_loop() -> None:
+    d = Driver()
+    d.join("a")
+    for _ in range(3):
+        d.ask("a")
+        d.send(ev.WorkReturned("a", 1, "shutting_down"))
+        assert d.state() is RunState.WAITING
+        assert d.ask("a") == []
+        timer = d.of(ev.SetTimer)[-1].at
+        assert timer > d.now
+        d.now = timer
+        d.send(ev.Tick())
+        assert d.state() is RunState.TRAINING
+    assert d.now >= 1 + 2 + 4
+
+
+def test_asking_again_means_that_the_first_answer_was_lost() -> None:
+    d = Driver()
+    d.join("a")
+    assert [o.attempt for o in d.ask("a")] == [1]
+    assert [o.attempt for o in d.ask("a")] == [2]
+    assert d.push("a", attempt=1).status is ev.UpdateStatus.ACCEPTED
+
+
+def test_a_restarted_node_gets_its_work_again() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.send(ev.NodeJoined("a", incarnation="2"))
+    assert [(o.node, o.attempt) for o in d.ask("a")] == [("a", 2)]
+
+
+def test_a_newcomer_takes_over_the_work_of_a_dead_node() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b")
+    orders = {o.node: o for o in d.ask("a", "b")}
+    d.now = 1
+    d.send(ev.NodeLost("b"))
+    d.join("c")
+    (taken,) = d.ask("c")
+    assert taken.shard == orders["b"].shard
+    assert (taken.node, taken.attempt) == ("c", 1)
+    d.join("b")
+    assert d.ask("b") == []
+    assert d.push("b", 1).status is ev.UpdateStatus.LATE
+    d.push("a")
+    d.push("c")
+    assert d.of(ev.CloseRound)[0].reason is ev.CloseReason.ALL_CONTRIBUTED
+
+
+def test_a_node_that_returns_in_time_keeps_its_work() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.send(ev.NodeLost("b"))
+    d.join("b")
+    assert d.push("b").status is ev.UpdateStatus.ACCEPTED
+    assert d.machine.round == 1, "still waits for a"
+    d.push("a")
+    assert d.machine.round == 2
+
+
+def test_when_all_nodes_die_it_says_so_waits_and_goes_on_with_the_same_round() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.send(ev.NodeLost("a"))
+    effects = d.send(ev.NodeLost("b"))
+    assert d.state() is RunState.WAITING
+    assert [e.round for e in effects if isinstance(e, ev.AbandonRound)] == [1]
+    assert "no_nodes" in kinds(effects)
+    assert d.machine.waiting_for == "1 node to join: none connected"
+    d.join("c")
+    assert d.ask("c")[0].round == 1
+
+
+def measured(**training: Any) -> Driver:
+    """Five nodes that needed one second each for the first round."""
+    d = Driver(min_nodes=5, rounds=50, **training)
+    d.join(*"abcde")
+    d.ask(*"abcde")
+    d.now = 1.0
+    for node in "abcde":
+        d.push(node)
+    return d
+
+
+def test_the_first_deadline_is_generous_until_a_quorum_shows_how_long_it_takes() -> None:
+    d = Driver(min_nodes=5)
+    d.join(*"abcde")
+    d.ask(*"abcde")
+    assert d.machine.deadline_at == 600.0
+    d.now = 1.0
+    d.push("a")
+    d.push("b")
+    assert d.machine.deadline_at == 600.0
+    d.push("c")
+    assert d.machine.deadline_at == 3.0, "twice as long again for the rest"
+    assert d.reasons()[0] == "after_quorum"
+
+
+def test_without_adaptation_everybody_is_waited_for() -> None:
+    class Plain(FixedAdaptation):
+        def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> Mapping[str, Any]:
+            return {**super().pre_round_adaptation(available_nodes, round_num), "policy": "none"}
+
+    d = measured(adaptation=Plain(8))
+    assert d.machine.deadline_at == pytest.approx(1.0 + 600.0)
+    d.ask(*"abcde")
+    for node in "abcd":
+        d.push(node)
+    d.wait(60.0)
+    assert d.machine.round == 2
+    d.push("e")
+    assert d.of(ev.CloseRound)[-1].reason is ev.CloseReason.ALL_CONTRIBUTED
+
+
+def test_a_straggler_is_left_behind_at_the_measured_deadline_and_returns_to_later_rounds() -> None:
+    d = measured()
+    assert d.machine.deadline_at == pytest.approx(3.0)  # 1 s to go by, at least 1 s of slack
+    d.ask(*"abcde")
+    d.now = 1.5
+    for node in "abcd":
+        d.push(node)
+    d.wait(1.5)
+    closed = d.of(ev.CloseRound)[-1]
+    assert (closed.round, closed.reason) == (2, ev.CloseReason.QUORUM_AT_DEADLINE)
+    assert d.machine.selected == tuple("abcd"), "e is still busy with round 2"
+    assert d.push("e", 2).status is ev.UpdateStatus.LATE
+    d.ask(*"abcd")
+    for node in "abcd":
+        d.push(node)
+    assert d.machine.selected == tuple("abcde")
+
+
+def test_what_a_process_lost_when_it_ended_is_no_measure_of_its_link() -> None:
+    d = Driver(min_nodes=2, lost_after=60.0)
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.now = 5.0
+    d.send(ev.NodeJoined("a", incarnation="2"))
+    d.now = 8.0
+    assert [order.attempt for order in d.ask("a")] == [2]
+    d.now = 9.0
+    d.push("a")
+    d.push("b")
+    closed = d.of(ev.CloseRound)[-1]
+    waits = {each.node: each.waiting_seconds for each in closed.contributions}
+    assert waits == pytest.approx({"a": 0.9, "b": 8.9}), "a retry of the same process is its link's"
+    assert closed.ended == (1, pytest.approx(18.0))
+    assert d.machine.deadlines.need("a") == pytest.approx(2.0)
+
+
+def test_who_is_gone_or_began_anew_measures_nothing_and_who_is_late_does() -> None:
+    d = Driver(min_nodes=4, quorum=0.5)
+    d.join("a", "b", "c", "d")
+    d.ask("a", "b", "c", "d")
+    d.now = 2.0
+    d.send(ev.NodeJoined("b", incarnation="2"))
+    d.send(ev.NodeLost("c", "silent"))
+    d.push("a")
+    d.now = d.machine.deadline_at or math.nan
+    while not d.of(ev.CloseRound):
+        d.send(ev.Tick())
+        d.now = d.machine.deadline_at or math.nan
+    closed = d.of(ev.CloseRound)[-1]
+    assert {each.node: each.measured for each in closed.contributions} == {"a": True, "b": False, "c": False, "d": True}
+
+
+def test_a_round_that_nobody_answered_in_time_is_given_twice_the_time() -> None:
+    d = Driver()
+    d.join("a")
+    ended = []
+    for _ in range(2):
+        began = d.now
+        d.ask("a")
+        for _ in range(MAX_EXTENSIONS + 1):
+            d.now = d.machine.deadline_at or math.nan
+            d.send(ev.Tick())
+        ended.append(d.now - began)
+        assert d.of(ev.AbandonRound)[-1].why == "nobody answered in time"
+        d.ask("a")
+        d.wait(4.0)
+        assert d.state() is RunState.TRAINING
+    assert ended == [2400.0, pytest.approx(4800.0, abs=5.0)]
+    assert d.push("a").status is ev.UpdateStatus.ACCEPTED
+    assert d.machine.deadlines.deadline(["x"]).seconds == 600.0, "once somebody answers, all is as it was"
+
+
+def test_below_the_quorum_the_deadline_is_extended_and_then_what_came_is_taken() -> None:
+    d = measured()
+    d.ask(*"abcde")
+    d.push("a")
+    for _ in range(MAX_EXTENSIONS):
+        d.now = d.machine.deadline_at or math.nan
+        d.send(ev.Tick())
+        assert d.reasons()[0] == "extended"
+        assert d.machine.round == 2
+    d.now = d.machine.deadline_at or math.nan
+    d.send(ev.Tick())
+    assert d.of(ev.CloseRound)[-1].reason is ev.CloseReason.BELOW_QUORUM
+    assert "still busy" in d.machine.waiting_for
+    d.ask("b", "c")
+    assert d.state() is RunState.TRAINING, "a, b and c are a quorum again"
+
+
+def test_the_silence_of_the_only_node_is_noticed_though_nothing_else_happens() -> None:
+    d = Driver(lost_after=1.5)
+    d.join("a")
+    d.ask("a")
+    for _ in range(5):
+        d.now = max(d.now, d.of(ev.SetTimer)[-1].at)
+        if "no_nodes" in kinds(d.send(ev.Tick())):
+            break
+    assert d.now == pytest.approx(1.5)
+    assert not d.machine.members.connected
+
+
+def test_silence_is_noticed_but_not_after_our_own_absence() -> None:
+    d = Driver(lost_after=10, min_nodes=2)
+    d.join("a", "b")
+    for _ in range(4):
+        d.now += 3
+        d.send(ev.NodeSeen("a"), ev.Tick())
+    assert set(d.machine.members.connected) == {"a"}
+    d.now += 500
+    d.send(ev.Tick())
+    assert set(d.machine.members.connected) == {"a"}, "it was we who slept"
+    for _ in range(5):
+        d.wait(3)
+    assert not d.machine.members.connected
+
+
+def test_pause_finishes_the_round_and_starts_no_other() -> None:
+    d = Driver()
+    d.join("a")
+    d.ask("a")
+    d.send(ev.Pause())
+    assert d.state() is RunState.PAUSED
+    assert d.push("a").status is ev.UpdateStatus.ACCEPTED
+    assert d.machine.round == 2
+    assert d.ask("a") == []
+    assert d.machine.waiting_for == "the user to resume"
+    d.send(ev.Resume())
+    assert d.state() is RunState.TRAINING
+    assert d.of(ev.WorkAssigned)[-1].round == 2
+
+
+def test_stop_ends_the_run_at_once() -> None:
+    d = Driver()
+    d.join("a")
+    d.ask("a")
+    effects = d.send(ev.Stop("enough"))
+    assert d.state() is RunState.STOPPED
+    assert [e.round for e in effects if isinstance(e, ev.AbandonRound)] == [1]
+    assert ev.Finish(ev.FinishReason.STOPPED, "enough") in effects
+
+
+def test_a_target_ends_the_run() -> None:
+    d = Driver(rounds=50, target_accuracy=0.9)
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    assert d.of(ev.Finish)[0].reason is ev.FinishReason.TARGET_REACHED
+
+
+MSE = MetricSpec(name="mse", better="lower")
+R2 = MetricSpec(name="r2")
+
+
+@pytest.mark.parametrize(
+    ("metric", "found", "target", "reached"),
+    [
+        (ACCURACY, (0.5, 0.9), 0.9, True),
+        (ACCURACY, (0.5, 0.9), 0.91, False),
+        (R2, (0.5, -0.2), -0.2, True),
+        (R2, (0.5, -0.2), -0.1, False),
+        (MSE, (0.5, 0.3), 0.3, True),
+        (MSE, (0.5, 0.3), 0.2, False),
+        (LOSS, (0.5, None), 0.5, True),
+        (LOSS, (0.5, None), 0.4, False),
+        (R2, (0.5, None), -1e9, False),
+        (MSE, (0.5, None), 1e9, False),
+    ],
+)
+def test_a_target_of_any_sign_and_direction_ends_the_run(
+    metric: MetricSpec, found: tuple[float, float | None], target: float, reached: bool
+) -> None:
+    d = Driver(rounds=50, target_accuracy=target, metric=metric, found=found)
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    assert [f.reason for f in d.of(ev.Finish)] == ([ev.FinishReason.TARGET_REACHED] if reached else [])
+
+
+def test_the_last_evaluation_is_known_and_an_undefined_metric_is_not() -> None:
+    d = Driver(rounds=50, metric=R2, found=(0.5, -0.25), evaluate_every=2)
+    assert (d.machine.loss, d.machine.metric_value, d.machine.last_round_seconds) == (None, None, None)
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    assert (d.machine.loss, d.machine.metric_value) == (0.5, -0.25)
+    closed = [e for e in d.of(ev.RunEvent) if e.kind == "round_closed"][-1]
+    assert "loss 0.5000, r2 -0.25" in closed.text
+    assert (closed.fields["r2"], closed.fields["loss"], "accuracy" in closed.fields) == (-0.25, 0.5, False)
+    d.found = (0.4, None)
+    d.ask("a")
+    d.push("a")
+    assert (d.machine.loss, d.machine.metric_value) == (0.4, None)
+    assert "r2 –" in [e for e in d.of(ev.RunEvent) if e.kind == "round_closed"][-1].text
+
+
+def test_a_task_that_is_judged_by_its_loss_names_it_once() -> None:
+    d = Driver(rounds=50, metric=LOSS, found=(0.5, None))
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    closed = [e for e in d.of(ev.RunEvent) if e.kind == "round_closed"][-1]
+    assert closed.text.count("loss 0.5") == 1
+    assert (d.machine.metric_value, closed.fields["loss"]) == (0.5, 0.5)
+
+
+def test_a_node_that_leaves_a_run_that_is_over_completed_it() -> None:
+    d = Driver(rounds=1)
+    d.join("a", "b")
+    d.send(ev.NodeLeft("b"))
+    d.ask("a")
+    d.push("a")
+    d.send(ev.NodeLeft("a"))
+    assert [(m.node_id, m.completed) for m in d.machine.members] == [("a", True), ("b", False)]
+
+
+def test_rules() -> None:
+    d = Driver(min_nodes=2)
+    with pytest.raises(NotFound, match="nobody"):
+        d.send(ev.OverrideSet("nobody", ev.NodeOverride.EXCLUDE))
+    d.join("a", "b")
+    d.send(ev.OverrideSet("b", ev.NodeOverride.EXCLUDE))
+    d.ask("a", "b")
+    d.push("a")
+    d.push("b")
+    assert d.machine.selected == ("a",)
+
+
+def test_no_more_nodes_than_allowed() -> None:
+    d = Driver(max_nodes=2)
+    d.join("a", "b")
+    with pytest.raises(ResourceExhausted, match=r"server\.max_nodes"):
+        d.join("c")
+    d.send(ev.NodeLeft("a"))
+    d.join("c")
+
+
+def test_evaluation_where_it_is_due_and_always_at_the_end() -> None:
+    d = Driver(rounds=5, evaluate_every=2)
+    d.join("a")
+    for _ in range(5):
+        d.ask("a")
+        d.push("a")
+    assert [c.evaluate for c in d.of(ev.CloseRound)] == [False, True, False, True, True]
+
+
+class Choosy:
+    """An adaptation that misbehaves in every way that it can."""
+
+    def __init__(self) -> None:
+        self.selected: list[str] = []
+        self.seen: list[Any] = []
+
+    def pre_round_adaptation(self, available_nodes: Any, round_num: int) -> Any:
+        self.seen.append((tuple(available_nodes), round_num))
+        return {"selected_nodes": self.selected, "batch_sizes": {"a": 0}}
+
+    def post_round_evaluation(self, round_num: int, metrics: Any) -> object:
+        self.seen.append((round_num, metrics["samples"], [c.node for c in metrics["contributions"]]))
+        return None
+
+
+def test_the_adaptation_is_bounded_and_told_what_came_of_it() -> None:
+    choosy = Choosy()
+    machine = RoundMachine(TrainingConfig(rounds=2, local_steps=2, batch_size=8), choosy)
+    machine.handle(ev.NodeJoined("a"), 0)
+    machine.handle(ev.WorkRequested("a"), 0)
+    assert machine.waiting_for == "a node to be selected: none of 1 was"
+    choosy.selected = ["ghost", "a", "a"]
+    (assign,) = [e for e in machine.handle(ev.Tick(), 1.0) if isinstance(e, ev.WorkAssigned)]
+    assert machine.selected == ("a",)
+    assert assign.batch_size == 1
+    machine.handle(ev.UpdateArrived("a", 1, 1, 2, 1.0, 0.1), 2.0)
+    machine.handle(ev.Evaluated(1, 0.5, 0.5), 2.0)
+    assert choosy.seen[-2] == (1, 2, ["a"])
+
+
+NODES = st.sampled_from("abcd")
+STEPS = st.lists(
+    st.one_of(
+        st.builds(ev.NodeJoined, NODES, st.sampled_from(["1", "2"])),
+        st.builds(ev.NodeLeft, NODES),
+        st.builds(ev.NodeLost, NODES),
+        st.builds(ev.NodeSeen, NODES),
+        st.builds(ev.WorkRequested, NODES),
+        st.builds(ev.RequestEnded, NODES),
+        st.builds(
+            ev.UpdateArrived, NODES, st.integers(0, 4), st.just(1), st.integers(0, 99), st.just(1.0), st.just(0.1)
+        ),
+        st.builds(ev.WorkReturned, NODES, st.integers(0, 4), st.sampled_from(["OutOfMemory", "shutting_down", "x"])),
+        st.just(ev.Pause()),
+        st.just(ev.Resume()),
+        st.builds(ev.OverrideSet, st.just("a"), st.sampled_from(list(ev.NodeOverride))),
+        st.floats(0, 1000).map(lambda s: s),
+    ),
+    max_size=80,
+)
+
+
+@examples(300)
+@given(STEPS)
+def test_whatever_happens_the_promises_hold(steps: list[ev.Event | float]) -> None:
+    d = Driver(rounds=4, lost_after=100)
+    d.join("a")
+    for step in steps:
+        if isinstance(step, float):
+            d.wait(step)
+        else:
+            d.send(step)
+    accepted = [(v.round, v.node) for v in d.of(ev.UpdateReply) if v.status is ev.UpdateStatus.ACCEPTED]
+    assert len(accepted) == len(set(accepted)), "applied twice"
+    assigned = [(a.round, a.node) for a in d.of(ev.WorkAssigned)]
+    assert set(accepted) <= set(assigned)
+    closed = [c.round for c in d.of(ev.CloseRound)]
+    assert closed == list(range(1, len(closed) + 1))
+    for c in d.of(ev.CloseRound):
+        assert [(c.round, x.node) for x in c.contributions if x.success] == [a for a in accepted if a[0] == c.round]
+        assert any(x.success for x in c.contributions)
+    assert len(d.of(ev.Finish)) == d.machine.finished
+    if d.state() is RunState.WAITING:
+        assert d.machine.waiting_for
+    # It is never stuck: with time and one willing node the run comes to its end.
+    d.send(ev.Resume(), ev.OverrideSet("a", ev.NodeOverride.AUTOMATIC))
+    for _ in range(200):
+        if d.machine.finished:
+            break
+        d.join("a")
+        d.wait(30)
+        d.send(ev.NodeSeen("a"), ev.WorkRequested("a"))
+        d.send(ev.UpdateArrived("a", d.machine.round, 1, 16, 1.0, 0.1))
+    assert d.state() is RunState.COMPLETED
+
+
+def test_ten_thousand_nodes_take_no_more_per_event_than_a_hundred() -> None:
+    """Counted in calls, not seconds: handlers touch no collection of all nodes between the ends of a round."""
+    import cProfile
+
+    def calls_per_event(count: int) -> float:
+        d = Driver(min_nodes=count, max_nodes=count, rounds=3, lost_after=100)
+        nodes = [f"n{i}" for i in range(count)]
+        d.join(*nodes)
+        profile = cProfile.Profile()
+        profile.enable()
+        for _ in range(2):
+            for n in nodes:
+                d.machine.handle(ev.WorkRequested(n), d.now)
+                d.machine.handle(ev.NodeSeen(n), d.now)
+            number = d.machine.round
+            for n in nodes:
+                d.machine.handle(ev.UpdateArrived(n, number, 1, 16, 1.0, 0.1), d.now)
+            d.send(ev.Evaluated(number, 0.5, 0.5))
+        profile.disable()
+        return sum(entry.callcount for entry in profile.getstats()) / (6 * count)
+
+    assert calls_per_event(2000) < 1.3 * calls_per_event(100)
+
+
+class NobodyIsGoodEnough(FixedAdaptation):
+    def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> Mapping[str, Any]:
+        return {**super().pre_round_adaptation(available_nodes, round_num), "selected_nodes": []}
+
+
+def test_a_round_may_fail_to_begin_for_days() -> None:
+    d = Driver(adaptation=NobodyIsGoodEnough(8))
+    d.join("a")
+    d.ask("a")
+    for _ in range(2_000):
+        d.wait(60.0)
+    assert d.machine.waiting_for == "a node to be selected: none of 1 was"
+    assert [e.at for e in d.of(ev.SetTimer)][-1] == d.now + 60.0
+
+
+def diverging(d: Driver, losses: Sequence[float | None]) -> None:
+    """Close a round for each of these losses on held-out data."""
+    for loss in losses:
+        d.ask("a")
+        number = d.machine.round
+        d.push("a")
+        d.send(ev.Evaluated(number, loss, None if loss is None else 0.5))
+
+
+def test_a_model_that_does_not_evaluate_is_left_for_the_last_that_did_and_the_run_goes_on() -> None:
+    d = Driver(evaluate=False, rounds=50)
+    d.join("a")
+    diverging(d, [0.7, math.nan])
+    assert d.of(ev.KeepModel) == [ev.KeepModel(1)]
+    assert d.of(ev.RevertModel) == [ev.RevertModel(2)]
+    assert (d.machine.round, d.machine.loss, d.machine.metric_value) == (3, 0.7, 0.5), "the last good figures stand"
+    (told,) = [e for e in d.of(ev.RunEvent) if e.kind == "model_reverted"]
+    assert told.text == "the loss is nan after round 2: back to the parameters after round 1"
+    closed = [e for e in d.of(ev.RunEvent) if e.kind == "round_closed"]
+    assert [e.fields["loss"] for e in closed] == [0.7, None], "no record holds a figure that is none"
+    diverging(d, [math.inf, 0.6, math.nan, math.nan])
+    assert not d.machine.finished, "two in a row are no divergence, and a good one starts the count anew"
+    diverging(d, [-math.inf])
+    assert d.of(ev.Finish)[0].reason is ev.FinishReason.DIVERGED
+    assert "in 3 evaluations in a row" in d.of(ev.Finish)[0].detail
+    assert d.log.index(ev.RevertModel(7)) < d.log.index(d.of(ev.Finish)[0]), "what is saved at the end is the kept one"
+
+
+def test_a_run_that_never_evaluates_returns_to_its_initial_parameters() -> None:
+    d = Driver(evaluate=False, rounds=50)
+    d.join("a")
+    diverging(d, [math.nan])
+    (told,) = [e.text for e in d.of(ev.RunEvent) if e.kind == "model_reverted"]
+    assert "back to the initial parameters" in told
+
+
+def test_a_round_without_an_evaluation_keeps_and_reverts_nothing() -> None:
+    d = Driver(evaluate=False, rounds=50, evaluate_every=10)
+    d.join("a")
+    diverging(d, [None, None])
+    assert d.of(ev.KeepModel) == d.of(ev.RevertModel) == []
+
+
+def norms(d: Driver, node: str, norm: float | None) -> ev.UpdateStatus:
+    number = d.machine.round
+    effects = d.send(ev.UpdateArrived(node, number, 1, 16, loss=1.0, compute_seconds=0.1, norm=norm))
+    return next(e for e in effects if isinstance(e, ev.UpdateReply)).status
+
+
+def test_an_update_far_above_the_median_norm_is_refused_and_the_node_named() -> None:
+    d = Driver(min_nodes=3, rounds=50)
+    d.join("a", "b", "c")
+    for _ in range(2):
+        d.ask("a", "b", "c")
+        assert [norms(d, node, 1.0) for node in ("a", "b", "c")] == [ev.UpdateStatus.ACCEPTED] * 3
+    d.ask("a", "b", "c")
+    assert norms(d, "b", 1e30) is ev.UpdateStatus.REFUSED
+    assert norms(d, "a", 20.0) is ev.UpdateStatus.ACCEPTED, "at the bound"
+    assert norms(d, "c", 1.0) is ev.UpdateStatus.ACCEPTED
+    (closed,) = d.of(ev.CloseRound)[2:]
+    assert (closed.reason, closed.samples) == (ev.CloseReason.SURVIVORS_CONTRIBUTED, 32)
+    assert [(c.node, c.success, c.late) for c in closed.contributions if not c.success] == [("b", False, False)]
+    decision = next(each for each in d.machine.decisions if each.kind is DecisionKind.UPDATE)
+    assert str(decision.reason) == "norm_too_large"
+    assert (decision.subject, decision.figures) == ("b", {"norm": 1e30, "bound": 20.0, "median": 1.0})
+    (told,) = [e for e in d.of(ev.RunEvent) if e.kind == "update_refused"]
+    assert "the update of b has norm 1e+30: above 20" in told.text
+    verdict = next(e for e in d.of(ev.UpdateReply) if e.status is ev.UpdateStatus.REFUSED)
+    assert (verdict.weight, verdict.detail) == (0, told.text)
+
+
+def test_a_replay_of_a_refused_update_is_refused_and_counts_once() -> None:
+    d = Driver(min_nodes=2, rounds=50)
+    d.join("a", "b")
+    for _ in range(2):
+        d.ask("a", "b")
+        norms(d, "a", 1.0)
+        norms(d, "b", 1.0)
+    d.ask("a", "b")
+    assert [norms(d, "b", 1e30) for _ in range(2)] == [ev.UpdateStatus.REFUSED] * 2
+    assert norms(d, "a", 1.0) is ev.UpdateStatus.ACCEPTED
+    assert len(d.of(ev.CloseRound)) == 3
+
+
+def test_every_node_that_gives_up_for_the_same_error_three_rounds_in_a_row_ends_the_run_with_it() -> None:
+    d = Driver(min_nodes=2, rounds=50)
+    d.join("a", "b")
+    for number in range(3):
+        assert not d.machine.finished
+        d.ask("a", "b")
+        for node in ("a", "b"):
+            for _ in range(3):
+                d.send(ev.WorkReturned(node, 1, "InvalidInput", f"BatchNorm takes no single sample, says {node}"))
+                d.ask(node)
+        d.wait(2.0 ** (number + 1))
+    (finish,) = d.of(ev.Finish)
+    assert finish.reason is ev.FinishReason.FAILED
+    assert finish.detail == (
+        "every node gave round 1 up, 3 times in a row: InvalidInput: BatchNorm takes no single sample, says b"
+    )
+    assert d.state() is RunState.STOPPED
+
+
+@pytest.mark.parametrize("reasons", [("Unavailable", "Unavailable"), ("InvalidInput", "NonFiniteUpdate")])
+def test_errors_that_may_pass_or_differ_do_not_end_the_run(reasons: tuple[str, str]) -> None:
+    d = Driver(min_nodes=2, rounds=50)
+    d.join("a", "b")
+    for number in range(5):
+        d.ask("a", "b")
+        for node, reason in zip(("a", "b"), reasons, strict=True):
+            for _ in range(3):
+                d.send(ev.WorkReturned(node, 1, reason))
+                d.ask(node)
+        d.wait(2.0 ** (number + 1))
+    assert len(d.of(ev.AbandonRound)) >= 4
+    assert d.of(ev.Finish) == []
+
+
+def test_a_stop_while_a_round_is_evaluated_finishes_that_round_first() -> None:
+    d = Driver(evaluate=False, rounds=50)
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    d.send(ev.Stop("enough"), ev.Stop("again"))
+    assert (d.state(), d.of(ev.Finish)) == (RunState.EVALUATING, [])
+    d.ask("a")
+    d.send(ev.Evaluated(1, 0.5, 0.9))
+    (finish,) = d.of(ev.Finish)
+    assert (finish.reason, finish.detail) == (ev.FinishReason.STOPPED, "enough")
+    assert d.machine.round == 2, "one round is whole"
+    assert len(d.of(ev.StartRound)) == 1
+
+
+def test_a_stop_of_the_last_round_is_its_regular_end() -> None:
+    d = Driver(evaluate=False, rounds=1)
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    d.send(ev.Stop("enough"), ev.Evaluated(1, 0.5, 0.9))
+    assert [finish.reason for finish in d.of(ev.Finish)] == [ev.FinishReason.ROUNDS_DONE]
+
+
+@pytest.mark.parametrize(("stepped", "number"), [(True, 2), (False, 1)])
+def test_an_evaluation_that_fails_ends_the_run_and_counts_the_step_that_was_taken(stepped: bool, number: int) -> None:
+    d = Driver(evaluate=False, rounds=50)
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    d.send(ev.Stop("enough"), ev.EvaluationFailed(7, "of another round", stepped=True))
+    assert d.of(ev.Finish) == []
+    d.send(ev.EvaluationFailed(1, "ValueError: x", stepped))
+    (finish,) = d.of(ev.Finish)
+    assert (finish.reason, finish.detail) == (ev.FinishReason.FAILED, "ValueError: x")
+    assert d.machine.round == number
+
+
+def test_a_suspended_run_finishes_what_runs_and_begins_nothing() -> None:
+    d = Driver(rounds=50)
+    d.join("a")
+    d.ask("a")
+    d.send(ev.Suspend(), ev.Suspend())
+    d.push("a")
+    d.ask("a")
+    d.wait(5.0)
+    assert d.machine.round == 2
+    assert len(d.of(ev.StartRound)) == 1
+    assert kinds(d.log).count("suspended") == 1
+    assert not d.machine.finished
+
+
+def test_a_failure_of_the_coordinator_ends_the_run_at_once_and_only_once() -> None:
+    d = Driver(evaluate=False, rounds=50)
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    d.send(ev.Fail("the disk is on fire"), ev.Stop("too late"), ev.Fail("again"))
+    assert [(f.reason, f.detail) for f in d.of(ev.Finish)] == [(ev.FinishReason.FAILED, "the disk is on fire")]

@@ -1,0 +1,123 @@
+"""Shards and deadlines."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator, DeadlineReason, median_and_mad
+from hypergpu.coordinator.core.rounds.shards import ShardTable
+
+NODES = st.lists(st.sampled_from([f"n{i}" for i in range(12)]), unique=True, max_size=12)
+
+
+@given(st.lists(NODES, max_size=10), st.integers(1, 20))
+def test_every_shard_has_an_owner_and_progress_is_kept(deals: list[list[str]], most: int) -> None:
+    table = ShardTable(most)
+    for nodes in deals:
+        before = [table.shard_of(n) for n in nodes if n in table._owners] if table.count else []
+        used = sum(table._cursors)
+        table.deal(nodes)
+        assert table.count == min(len(nodes), most)
+        shards = {n: table.shard_of(n) for n in nodes}
+        assert {s.index for s in shards.values()} == set(range(table.count))
+        if before and table.count == before[0].count:
+            kept = [n for n in nodes if any(s.index == shards[n].index for s in before)]
+            assert len(kept) >= min(1, len(before))
+        else:
+            assert all(s.cursor == used // table.count for s in shards.values())
+        for shard in shards.values():
+            table.advance(shard, 10)
+
+
+def test_a_node_keeps_its_shard_when_another_is_replaced() -> None:
+    table = ShardTable()
+    table.deal(["a", "b", "c"])
+    c = table.shard_of("c")
+    table.advance(c, 64)
+    assert table.deal(["a", "c", "d"])
+    assert table.shard_of("c").index == c.index
+    assert table.shard_of("c").cursor == 64
+    assert table.shard_of("d").index == 1
+    assert not table.deal(["d", "c", "a"])
+
+
+def test_an_answer_to_an_older_cut_moves_no_cursor_and_replays_move_it_once() -> None:
+    table = ShardTable()
+    table.deal(["a", "b"])
+    old = table.shard_of("a")
+    table.advance(old, 10)
+    table.advance(old, 10)
+    assert table.shard_of("a").cursor == 10
+    table.deal(["a", "b", "c"])
+    table.advance(old, 10)
+    assert {table.shard_of(n).cursor for n in "abc"} == {3}
+
+
+def test_the_data_of_nodes_that_are_left_out_is_trained_by_those_that_are_ahead() -> None:
+    table = ShardTable(most=40)  # ten samples a shard
+    table.deal("abcd")
+    taken: set[int] = set()
+    for number in range(8):
+        shards = table.assign("ab")
+        if number == 0:
+            assert [shards[n] for n in "ab"] == [table.shard_of(n) for n in "ab"], "while nobody lags, each its own"
+        taken |= {shard.index for shard in shards.values()}
+        for shard in shards.values():
+            table.advance(shard, 10)
+    assert taken == {0, 1, 2, 3}
+    assert max(table._cursors) - min(table._cursors) <= 20
+
+
+@given(st.integers(1, 10), st.data())
+def test_a_round_trains_each_shard_once_and_the_lag_is_bounded(count: int, data: st.DataObject) -> None:
+    table = ShardTable(most=10 * count)
+    nodes = [f"n{i}" for i in range(count)]
+    table.deal(nodes)
+    chosen = data.draw(st.lists(st.sampled_from(nodes), unique=True, min_size=1))
+    speeds = {node: data.draw(st.integers(1, 10)) for node in nodes}
+    for _ in range(20 * count):
+        shards = table.assign(chosen)
+        assert len({s.index for s in shards.values()}) == len(chosen) == len(shards)
+        for node, shard in shards.items():
+            table.advance(shard, speeds[node])
+        assert max(table._cursors) - min(table._cursors) <= 3 * 10, "about a pass, whatever the nodes' speeds"
+
+
+def test_snapshots() -> None:
+    table = ShardTable()
+    table.deal(["a", "b"])
+    table.advance(table.shard_of("b"), 7)
+    again = ShardTable.restored(table.snapshot())
+    assert [again.shard_of(n) for n in "ab"] == [table.shard_of(n) for n in "ab"]
+
+
+def test_median_and_mad() -> None:
+    assert median_and_mad([3.0, 1.0, 2.0, 10.0]) == (2.5, 1.0)
+
+
+def test_a_node_far_outside_what_is_usual_is_not_waited_for() -> None:
+    deadlines = DeadlineEstimator(mads=4)
+    for node, seconds in {"a": 1.0, "b": 1.1, "c": 1.2, "d": 1.3, "slow": 60.0}.items():
+        for _ in range(5):
+            deadlines.observe(node, seconds)
+    deadline = deadlines.deadline(["a", "b", "c", "d", "slow"])
+    assert deadline.reason is DeadlineReason.MEASURED
+    assert 2.0 < deadline.seconds < 5.0
+
+
+def test_a_node_that_is_sometimes_slow_gets_its_slow_times() -> None:
+    deadlines = DeadlineEstimator(mads=4)
+    for seconds in (1, 4, 1, 4, 1, 4, 1, 4, 1):
+        deadlines.observe("moody", float(seconds))
+    assert deadlines.deadline(["moody"]).seconds >= 2.0
+    deadlines.forget("moody")
+    assert deadlines.deadline(["moody"]).reason is DeadlineReason.NOT_MEASURED
+
+
+def test_newcomers_get_time() -> None:
+    deadlines = DeadlineEstimator()
+    for node in "abc":
+        deadlines.observe(node, 1.0)
+    usual = deadlines.deadline(["a", "b", "c"]).seconds
+    deadline = deadlines.deadline(["a", "b", "c", "new"])
+    assert deadline.reason is DeadlineReason.NEWCOMERS
+    assert deadline.seconds >= 4 * usual

@@ -1,0 +1,142 @@
+"""The round machine against transcripts: commands in, effects out, as a text that reads as a story.
+
+A transcript is a file of comments (`#`), commands (`>`) and, below each command, the effects of the machine. After an
+intended change, run `pytest tests/coordinator/core/rounds/test_transcripts.py --update-transcripts` and read the diff.
+
+    > machine min_nodes=2 lost_after=10     begin, with these settings of `training`
+    > join a b                              nodes register (`incarnation=2` for another process)
+    > ask a                                 a node asks for work; `gone a` stops asking
+    > push a samples=16 norm=1.0 round=1    an update arrives
+    > return a OutOfMemory                  a node gives its work up
+    > evaluated 0.5 0.9                     the closed round is evaluated
+    > wait 5                                time passes, and the machine is told so
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hypergpu.common.config.training import TrainingConfig
+from hypergpu.coordinator.core.adaptation import FixedAdaptation
+from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
+
+DIRECTORY = Path(__file__).parent / "transcripts"
+MACHINE_OPTIONS = {"lost_after": float, "max_nodes": int, "first_round": int}
+
+
+class Stage:
+    """A machine, its clock, and what commands mean."""
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        machine = {key: kind(options[key]) for key, kind in MACHINE_OPTIONS.items() if key in options}
+        training = {key: value for key, value in options.items() if key not in MACHINE_OPTIONS}
+        config = TrainingConfig.model_validate({"rounds": 9, "local_steps": 2, "batch_size": 8, **training})
+        lost_after = machine.pop("lost_after", None)
+        adaptation = FixedAdaptation(config.batch_size)
+        self.machine = RoundMachine(config, adaptation, lost_after_seconds=lost_after, **machine)
+        self.now = 0.0
+        self.commands: dict[str, Callable[[list[str], dict[str, str]], list[ev.Event]]] = {
+            "join": self._join,
+            "ask": lambda nodes, _: [ev.WorkRequested(node) for node in nodes],
+            "gone": lambda nodes, _: [ev.RequestEnded(node) for node in nodes],
+            "seen": lambda nodes, _: [ev.NodeSeen(node) for node in nodes],
+            "leave": lambda nodes, _: [ev.NodeLeft(node, "done") for node in nodes],
+            "lost": lambda nodes, _: [ev.NodeLost(node) for node in nodes],
+            "push": self._push,
+            "return": lambda words, _: [ev.WorkReturned(words[0], self.machine.round, *words[1:])],
+            "evaluated": self._evaluated,
+            "failed": lambda _, named: [
+                ev.EvaluationFailed(self.machine.round, "error", named.get("stepped") == "yes")
+            ],
+            "include": lambda nodes, _: [ev.OverrideSet(node, ev.NodeOverride.INCLUDE) for node in nodes],
+            "exclude": lambda nodes, _: [ev.OverrideSet(node, ev.NodeOverride.EXCLUDE) for node in nodes],
+            "wait": self._wait,
+            "pause": lambda _, __: [ev.Pause()],
+            "resume": lambda _, __: [ev.Resume()],
+            "stop": lambda words, _: [ev.Stop(" ".join(words))],
+            "suspend": lambda _, __: [ev.Suspend()],
+        }
+
+    def run(self, line: str) -> list[str]:
+        name, *words = line.split()
+        named = dict(word.split("=", 1) for word in words if "=" in word)
+        lines = []
+        for event in self.commands[name]([word for word in words if "=" not in word], named):
+            lines += [told(effect) for effect in self.machine.handle(event, self.now)]
+        waiting = f", waiting for {self.machine.waiting_for}" if self.machine.waiting_for else ""
+        return [*lines, f"= {self.machine.state}, round {self.machine.round}{waiting}"]
+
+    @staticmethod
+    def _join(nodes: list[str], named: dict[str, str]) -> list[ev.Event]:
+        largest = int(named.get("largest", "0"))
+        return [ev.NodeJoined(node, named.get("incarnation", "1"), largest) for node in nodes]
+
+    def _push(self, nodes: list[str], named: dict[str, str]) -> list[ev.Event]:
+        number = int(named.get("round", self.machine.round))
+        norm = float(named["norm"]) if "norm" in named else None
+        samples, attempt = int(named.get("samples", "16")), int(named.get("attempt", "1"))
+        return [
+            ev.UpdateArrived(node, number, attempt, samples, 1.5, 0.25, loss_before=2.0, norm=norm) for node in nodes
+        ]
+
+    def _evaluated(self, words: list[str], _: dict[str, str]) -> list[ev.Event]:
+        loss, metric = (None if word == "none" else float(word) for word in (*words, "none", "none")[:2])
+        return [ev.Evaluated(self.machine.round, loss, metric)]
+
+    def _wait(self, words: list[str], _: dict[str, str]) -> list[ev.Event]:
+        self.now += float(words[0])
+        return [ev.Tick()]
+
+
+def told(effect: ev.Effect) -> str:
+    if isinstance(effect, ev.RunEvent):
+        return f"  {effect.kind}: {effect.text}"
+    if isinstance(effect, ev.CloseRound):
+        parts = [
+            f"{c.node} gave {c.samples} (batch {c.batch_size}, waited {c.waiting_seconds:g}"
+            + (")" if c.success else f", late {c.late}, measured {c.measured})")
+            for c in effect.contributions
+        ]
+        figures = f"{effect.reason}, {effect.seconds:g} s, {effect.samples} samples, loss {effect.loss:g}"
+        figures += f"{', evaluate' if effect.evaluate else ''}, ended {effect.ended[0]} in {effect.ended[1]:g} s"
+        return f"  * CloseRound {effect.round}: {figures}: {'; '.join(parts)}"
+    values = ", ".join(f"{field.name}={shown(getattr(effect, field.name))}" for field in dataclasses.fields(effect))
+    return f"  * {type(effect).__name__} {values}"
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, ev.Shard):
+        return f"{value.index}/{value.count}@{value.cursor}"
+    return "+".join(value) if isinstance(value, tuple) else str(value)
+
+
+def replayed(text: str) -> str:
+    """The transcript as the machine has it now: comments and commands stay, the answers are new."""
+    lines: list[str] = []
+    stage = Stage({})
+    for line in text.splitlines():
+        if line.startswith("> machine"):
+            stage = Stage(dict(word.split("=", 1) for word in line.split()[2:]))
+            lines.append(line)
+        elif line.startswith("> "):
+            lines += [line, *stage.run(line[2:])]
+        elif line.startswith("#") or not line:
+            lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in DIRECTORY.glob("*.txt")))
+def test_the_machine_answers_as_its_transcript_says(name: str, request: pytest.FixtureRequest) -> None:
+    file = DIRECTORY / f"{name}.txt"
+    text = file.read_text()
+    now = replayed(text)
+    if request.config.getoption("--update-transcripts"):
+        file.write_text(now)
+        text = now
+    assert now.splitlines() == text.splitlines()
