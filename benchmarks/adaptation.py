@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.coordinator.core.orchestration import build_orchestrator
 from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator
 from hypergpu.coordinator.core.rounds.events import Contribution
@@ -59,7 +59,7 @@ class Model:
     """A perceptron of 64 × hidden × 10, its parameters one flat buffer."""
 
     def __init__(self, seed: int, hidden: int = 256) -> None:
-        rng = Draws(seed, "parameters").generator()
+        rng = KeyedRandom(seed, "parameters").generator()
         self.shapes = [(64, hidden), (hidden,), (hidden, 10), (10,)]
         bounds = [64**-0.5, 64**-0.5, hidden**-0.5, hidden**-0.5]
         parts = [rng.uniform(-b, b, shape).ravel() for b, shape in zip(bounds, self.shapes, strict=True)]
@@ -133,7 +133,7 @@ class Node:
 
     def order(self, epoch: int) -> Any:
         """Of the samples in an epoch."""
-        return Draws(self.seed, self.name, "order").generator(epoch).permutation(len(self.y))
+        return KeyedRandom(self.seed, self.name, "order").generator(epoch).permutation(len(self.y))
 
     def call(self, now: float, up: int, down: int) -> float:
         """One RPC with its retries; returns when it succeeded."""
@@ -151,7 +151,7 @@ class Node:
             self.rpcs.append((now, 1e3 * (now - began), success))
             if success:
                 return now
-            now += 0.1 * 2 ** min(attempt, 5) * Draws(self.seed, self.name, "backoff").uniform(len(self.rpcs))
+            now += 0.1 * 2 ** min(attempt, 5) * KeyedRandom(self.seed, self.name, "backoff").uniform(len(self.rpcs))
         return now
 
 
@@ -172,13 +172,13 @@ def run(  # noqa: PLR0915  # one round after the other, top to bottom
 ) -> Outcome:
     """One run in virtual time."""
     images, classes = load_digits(return_X_y=True)
-    order = Draws(0, "digits", "split").generator().permutation(len(images))
+    order = KeyedRandom(0, "digits", "split").generator().permutation(len(images))
     x, y = images[order].astype(np.float32) / 2, classes[order]
     x_test, y_test, x_train, y_train = x[:HELD_OUT], y[:HELD_OUT], x[HELD_OUT:], y[HELD_OUT:]
     deal = (
         np.argsort(y_train, kind="stable")
         if scenario.skewed
-        else Draws(seed, "deal").generator().permutation(len(y_train))
+        else KeyedRandom(seed, "deal").generator().permutation(len(y_train))
     )
     shards = np.array_split(deal, len(scenario.profiles))
     nodes = {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hypergpu.common.malloc import keep_buffers
+from hypergpu.common.malloc import tune_allocator
 from hypergpu.common.tensors import Assembler, chunks
 from hypergpu.coordinator.core.aggregation import StreamingMean, is_finite
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    keep_buffers()
+    tune_allocator()
     size = int(arguments.megabytes * 1e6 / 4)
     updates = [np.random.default_rng(n).standard_normal(size).astype(np.float32) for n in range(arguments.nodes)]
     weights = np.arange(1, arguments.nodes + 1, dtype=np.float32)

@@ -12,12 +12,12 @@ import time
 
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
 from hypergpu.coordinator.core.rounds.events import Contribution
 
 
-def feed(adaptation: AdaptiveOrchestrator, nodes: list[str], draws: Draws, round_num: int) -> None:
+def feed(adaptation: AdaptiveOrchestrator, nodes: list[str], draws: KeyedRandom, round_num: int) -> None:
     """Four RPCs of every node; one node in five has an unstable link."""
     for at, node in enumerate(nodes):
         low, high, loss = (50.0, 450.0, 0.1) if at % 5 == 0 else (10.0, 40.0, 0.001)
@@ -29,7 +29,7 @@ def feed(adaptation: AdaptiveOrchestrator, nodes: list[str], draws: Draws, round
 def measure(count: int, rounds: int, policy: str) -> dict[str, float]:
     """Per round, in milliseconds."""
     config = SystemConfig.model_validate({"orchestrator": {"policy": policy}})
-    clock, draws = ManualClock(), Draws(1, "decisions")
+    clock, draws = ManualClock(), KeyedRandom(1, "decisions")
     adaptation = build_orchestrator(config, clock=clock)
     nodes = [f"node_{i}" for i in range(count)]
     for node in nodes:

@@ -19,7 +19,7 @@ from hypergpu.common.errors import ConfigError, HyperGPUError
 from hypergpu.common.extras import missing_extra
 from hypergpu.common.latest import LATEST, RUNS, find_run, point_latest
 from hypergpu.common.log import configure
-from hypergpu.common.malloc import keep_buffers
+from hypergpu.common.malloc import tune_allocator
 from hypergpu.common.task_names import choices
 from hypergpu.common.text import one_line
 from hypergpu.common.tls import Tls, read_pair
@@ -76,7 +76,7 @@ def coordinate(
         "orchestrator.policy": policy or None,
     }
     try:
-        keep_buffers()
+        tune_allocator()
         configure(log_level, log_json or None)
         if force and not resume:
             raise ConfigError("--force goes with --resume: it allows a run to go on with other settings")

@@ -32,10 +32,10 @@ from hypergpu.coordinator.core.same_run import Difference
 from hypergpu.coordinator.engine import Engine
 from hypergpu.coordinator.health import Health, Part
 from hypergpu.coordinator.held_out import HeldOut, evaluation_device
-from hypergpu.coordinator.links import NodeLinks
+from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.coordinator.metrics import Metrics
 from hypergpu.coordinator.model_files import ModelFiles
-from hypergpu.coordinator.node_series import NodeSeries
+from hypergpu.coordinator.node_metrics import NodeMetricsCollector
 from hypergpu.coordinator.resuming import find, identity_of, require_same_run, restore, set_aside_after
 from hypergpu.coordinator.run_dir import RunDir
 from hypergpu.coordinator.saved_state import SavedState
@@ -125,7 +125,7 @@ class Coordinator:
                 metric=held_out.metric,
             )
             self.registry = CollectorRegistry()
-            self.links = NodeLinks(self.orchestrator)
+            self.links = LinkTelemetry(self.orchestrator)
             health = Health(self.registry)
             metrics = Metrics(self.registry, held_out.metric)
             seams = Seams(self.run_dir, files, metrics, held_out.evaluate, self.links, health)
@@ -142,7 +142,7 @@ class Coordinator:
             )
             uploads = Uploads(flat.manifest.total_bytes, config.server.upload_memory_bytes, disk)
             self.engine = Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model, uploads, seams)
-            self._node_series = NodeSeries(
+            self._node_series = NodeMetricsCollector(
                 self.registry, machine, self.orchestrator, self.engine.health.teller(Part.NODE_SERIES)
             )
             if_it_fails.pop_all()

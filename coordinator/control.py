@@ -11,7 +11,7 @@ from hypergpu.coordinator import convert
 from hypergpu.coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.engine import Engine
-from hypergpu.coordinator.links import NodeLinks
+from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import coordinator_pb2_grpc
 
@@ -26,7 +26,7 @@ _LATEST_DECISIONS = 20
 class ControlService(coordinator_pb2_grpc.ControlServicer):
     """The Control service of coordinator.proto."""
 
-    def __init__(self, engine: Engine, orchestrator: AdaptiveOrchestrator, links: NodeLinks) -> None:
+    def __init__(self, engine: Engine, orchestrator: AdaptiveOrchestrator, links: LinkTelemetry) -> None:
         self._engine = engine
         self._orchestrator = orchestrator
         self._links = links

@@ -13,7 +13,7 @@ from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.membership import Member
 from hypergpu.coordinator.engine import Engine
-from hypergpu.coordinator.results import RunEvent
+from hypergpu.coordinator.run_records import RunEvent
 from hypergpu.protos import coordinator_pb2 as pb
 
 MAX_TEXT = 256

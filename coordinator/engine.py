@@ -19,10 +19,10 @@ from hypergpu.coordinator.core.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.score import Score
-from hypergpu.coordinator.feed import Feed
+from hypergpu.coordinator.event_broadcaster import EventBroadcaster
 from hypergpu.coordinator.health import Part
 from hypergpu.coordinator.records import Records
-from hypergpu.coordinator.results import RunEvent, node_row, outcome, round_row
+from hypergpu.coordinator.run_records import RunEvent, node_row, outcome, round_row
 from hypergpu.coordinator.seams import Seams
 from hypergpu.coordinator.uploads import Uploads
 
@@ -61,7 +61,7 @@ class Engine:
         self.uploads = uploads
         uploads.deadline = lambda: machine.deadline_at
         self.metrics = seams.metrics
-        self.feed = Feed()
+        self.feed = EventBroadcaster()
         self.finished = asyncio.Event()
         """Set when the run is over and its results are on disk."""
         self.failure = ""

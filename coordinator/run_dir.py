@@ -40,7 +40,7 @@ _LONGEST_RUN_SECONDS = 100 * 365.25 * 86_400
 
 
 @dataclass(frozen=True)
-class Spent:
+class ResumedTotals:
     """What a run took so far, as far as its files tell."""
 
     seconds: float = 0.0
@@ -48,7 +48,7 @@ class Spent:
     """`bytes_sent` and `bytes_received`."""
 
 
-def set_aside(path: Path, *others: str) -> None:
+def archive_previous_run(path: Path, *others: str) -> None:
     """Keep the run that is in `path` already under `earlier/`, and `others`: a second must not cost the first.
 
     The caller holds the directory's lock.
@@ -102,7 +102,7 @@ class RunDir:
             ConfigError: a file cannot be written.
         """
         if not resumed_round:
-            set_aside(self.path)
+            archive_previous_run(self.path)
         try:
             self.checkpoints.mkdir(exist_ok=True)
             for directory in (self.path, self.checkpoints):
@@ -171,7 +171,7 @@ class RunDir:
         """
         self._replace("summary.json", strict_json.dumps(result, indent=1))
 
-    def spent(self) -> Spent:
+    def spent(self) -> ResumedTotals:
         """What the run took until its process ended."""
         seconds = max((_seconds(row.get("seconds")) for row in self._lines("events.jsonl")), default=0.0)
         try:
@@ -179,7 +179,7 @@ class RunDir:
             traffic = {name: _count(result[name]) for name in ("bytes_sent", "bytes_received")}
         except (ConfigError, ValueError, KeyError):
             traffic = {}  # the process ended before it wrote one, or somebody has edited it
-        return Spent(seconds, traffic)
+        return ResumedTotals(seconds, traffic)
 
     def close(self) -> None:
         """Write the last lines; another process may use the directory then. Calling it again does nothing."""

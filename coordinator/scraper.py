@@ -8,7 +8,7 @@ import structlog
 from hypergpu.common.background import OnResult, PeriodicTask
 from hypergpu.common.config import SystemConfig
 from hypergpu.coordinator.engine import Engine
-from hypergpu.coordinator.links import NodeLinks
+from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.coordinator.scrape_targets import ScrapeRule, ScrapeTarget
 
 log = structlog.get_logger()
@@ -41,7 +41,7 @@ class Scraper:
     """
 
     def __init__(
-        self, engine: Engine, links: NodeLinks, config: SystemConfig, on_result: OnResult = lambda error: None
+        self, engine: Engine, links: LinkTelemetry, config: SystemConfig, on_result: OnResult = lambda error: None
     ) -> None:
         self._engine = engine
         self._links = links

@@ -11,7 +11,7 @@ from hypergpu.common.tensors import Flat
 from hypergpu.coordinator.health import Health
 from hypergpu.coordinator.metrics import Metrics
 from hypergpu.coordinator.model_files import ModelFiles
-from hypergpu.coordinator.run_dir import RunDir, Spent
+from hypergpu.coordinator.run_dir import ResumedTotals, RunDir
 from hypergpu.tasks import Evaluation
 
 Evaluate = Callable[[Flat], Evaluation]
@@ -53,7 +53,7 @@ class Seams:
     links: Links
     health: Health
     clock: Clock = monotonic
-    before: Spent = field(default_factory=Spent)
+    before: ResumedTotals = field(default_factory=ResumedTotals)
     """Of a resumed run: what it took so far."""
     identity: TaskIdentity | None = None
     """Of the coordinator's data and model: nodes have to have the same."""

@@ -13,7 +13,7 @@ from types import TracebackType
 from hypergpu.client import Client, connect
 from hypergpu.cluster import Cluster, announce
 from hypergpu.common.extras import require_extra
-from hypergpu.coordinator.run_dir import set_aside
+from hypergpu.coordinator.run_dir import archive_previous_run
 from hypergpu.coordinator.run_lock import RunLock
 from hypergpu.processes import Process
 
@@ -80,7 +80,7 @@ class LocalCluster:
     async def _start(self, stack: AsyncExitStack) -> None:
         require_extra("torch")  # the processes would tell it in their logs
         with RunLock(self.run_dir):  # the coordinator takes it next
-            set_aside(self.run_dir, "logs")
+            archive_previous_run(self.run_dir, "logs")
         logs = self.run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         environment = {

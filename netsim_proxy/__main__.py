@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from hypergpu.common import log
 from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.http import HttpServer
-from hypergpu.common.malloc import keep_buffers
+from hypergpu.common.malloc import tune_allocator
 from hypergpu.common.text import one_line
 from hypergpu.netsim_proxy.api import control_service as control
 from hypergpu.netsim_proxy.api import metrics
@@ -106,7 +106,7 @@ def _registry(ports: LinkRegistry, lateness: DeliveryLateness) -> CollectorRegis
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the service; the arguments default to those of the process. Exits with 2 after bad input."""
     try:
-        keep_buffers(_KEPT_BYTES)
+        tune_allocator(_KEPT_BYTES)
         options = parse(sys.argv[1:] if arguments is None else arguments, os.environ)
         log.configure(options.log_level)
         raise_limit()

@@ -16,7 +16,7 @@ from hypergpu.common.config import SystemConfig, load_config
 from hypergpu.common.errors import HyperGPUError, InvalidInput
 from hypergpu.common.extras import missing_extra
 from hypergpu.common.log import configure
-from hypergpu.common.malloc import keep_buffers
+from hypergpu.common.malloc import tune_allocator
 from hypergpu.common.rpc import check_node_id
 from hypergpu.common.text import one_line
 from hypergpu.common.tls import Tls, read_authority
@@ -96,7 +96,7 @@ def work(  # noqa: PLR0917  (one per option)
 
     Example: hypergpu node --coordinator 10.0.0.5:50051 --token-file join-token --tls-ca ca.pem
     """
-    keep_buffers()
+    tune_allocator()
     disable_created_metrics()
     try:
         configure(log_level, log_json)

@@ -15,7 +15,6 @@ import structlog
 
 from hypergpu.common.background import Background
 from hypergpu.common.config import SystemConfig
-from hypergpu.common.draws import Draws
 from hypergpu.common.errors import (
     HyperGPUError,
     InvalidInput,
@@ -27,6 +26,7 @@ from hypergpu.common.errors import (
     TlsError,
 )
 from hypergpu.common.identity import ADVICE, differences
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.rpc import RETRYABLE
 from hypergpu.common.wire import identity_from_proto, identity_to_proto, manifest_from_proto
 from hypergpu.node.client import CoordinatorClient, RunOver, Work, specs_message
@@ -78,7 +78,7 @@ class Agent:
         self._incarnation = secrets.token_hex(8)
         node = config.node
         self._life: LifeCycle[Work] = LifeCycle(
-            Draws(0, "backoff", self.node_id, self._incarnation),
+            KeyedRandom(0, "backoff", self.node_id, self._incarnation),
             base=node.backoff_base_seconds,
             cap=node.backoff_cap_seconds,
         )

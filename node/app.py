@@ -69,7 +69,7 @@ async def run(config: SystemConfig, node_id: str, task: str | None, token: str |
 
 
 async def _sample(service: GPUNodeService, client: CoordinatorClient, series: NodeMetrics) -> None:
-    """Feed usage and traffic into the metrics, again and again."""
+    """EventBroadcaster usage and traffic into the metrics, again and again."""
     meter = UsageMeter(service.specs)
     sent = received = 0
     while True:

@@ -11,10 +11,10 @@ import structlog
 import torch
 from torch import Tensor
 
-from hypergpu.common.draws import Draws
 from hypergpu.common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, OutOfMemory
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.tensors import Flat
-from hypergpu.node.descent import Descent, MovedTwiceError, Rehearsal
+from hypergpu.node.fused_sgd import AppliedTwiceError, FusedSgd, Rehearsal
 from hypergpu.tasks import MetricFailed, Task, build, metric_for
 from hypergpu.tasks.memory import is_out_of_memory
 from hypergpu.tasks.samples import Indices, fetch
@@ -121,7 +121,7 @@ class Trainer:
         *,
         step: int = 0,
         micro_batch: int | None = None,
-        descent: Descent | None = None,
+        descent: FusedSgd | None = None,
     ) -> Step:
         """Forward and backward over a batch, the mean gradient in `model.gradients`.
 
@@ -210,7 +210,7 @@ class Trainer:
 
         def run(*, fused: bool) -> None:
             recorded = len(steps)
-            with self._seeded(key), Descent(model, learning_rate) if fused else nullcontext() as descent:
+            with self._seeded(key), FusedSgd(model, learning_rate) if fused else nullcontext() as descent:
                 for index in range(local_steps):
                     if abandon is not None and abandon.is_set():
                         raise Abandoned(f"given up after {index} of {local_steps} steps")
@@ -228,7 +228,7 @@ class Trainer:
         fused = local_steps > 1 and micro_batch is None and self._can_fuse(batches)
         try:
             run(fused=fused)
-        except (MovedTwiceError, RuntimeError) as error:
+        except (AppliedTwiceError, RuntimeError) as error:
             if not fused:
                 raise
             self._fusible = False
@@ -340,7 +340,7 @@ class Trainer:
 
     @contextmanager
     def _trial(self, name: str) -> Iterator[None]:
-        """Draws of its own, and values as they were afterwards: a forward pass moves BatchNorm's statistics."""
+        """KeyedRandom of its own, and values as they were afterwards: a forward pass moves BatchNorm's statistics."""
         values = self.model.values.clone()
         try:
             with self._seeded((name,)):
@@ -352,7 +352,7 @@ class Trainer:
     @contextmanager
     def _seeded(self, key: tuple[str | int, ...]) -> Iterator[None]:
         """Fix what the model draws, and leave the global generators as they were."""
-        with seeded(Draws(self.seed, "train", *key).bits(0) >> 1, self.device):
+        with seeded(KeyedRandom(self.seed, "train", *key).bits(0) >> 1, self.device):
             yield
 
     def _now(self) -> float:

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field
 
-from hypergpu.common.config.section import Section
+from hypergpu.common.config.section import ConfigSection
 
 UNKNOWN: Final = "–"
 """Stands in text for a value that is not known; in JSON it is null."""
@@ -55,7 +55,7 @@ def _writable(name: str) -> str:
     return name
 
 
-class MetricSpec(Section):
+class MetricSpec(ConfigSection):
     """What is known of a metric without computing it."""
 
     name: Annotated[str, Field(min_length=1, max_length=40), AfterValidator(_writable)] = "accuracy"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, get_args
 
-from hypergpu.common.config import BatchConfig, Section, SelectorConfig
+from hypergpu.common.config import BatchConfig, ConfigSection, SelectorConfig
 from hypergpu.common.errors import InvalidInput, UnknownName
 from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.report.model import natural
@@ -47,7 +47,7 @@ class Variant:
     def of(self, scenario: Scenario, seed: int) -> Scenario:
         """The scenario, run this way."""
         config = scenario.config
-        update: dict[str, Section] = {}
+        update: dict[str, ConfigSection] = {}
         if self.batch:
             update["batch"] = config.batch.model_copy(update={"strategy": self.batch})
         if self.selection:

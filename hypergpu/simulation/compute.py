@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hypergpu.common import strict_json
-from hypergpu.common.draws import Draws
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.node.core.compute import ComputeModel
 from hypergpu.simulation.scenario import ComputeTimes, Scenario
 
@@ -41,7 +41,7 @@ class SimulatedCards:
             )
             for name, specs in scenario.cards().items()
         }
-        self._draws = {name: Draws(scenario.seed, "compute", name) for name in self._models}
+        self._draws = {name: KeyedRandom(scenario.seed, "compute", name) for name in self._models}
 
     def seconds(self, node_id: str, step: int, batch_size: int, steps: int, now: float) -> float:
         """As `Compute.seconds`."""

@@ -22,9 +22,9 @@ from typing import Annotated
 from pydantic import Field
 
 from hypergpu.common.config import TrainingConfig
-from hypergpu.common.config.section import Section
+from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Bytes
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.simulation.learning import Trained
@@ -32,7 +32,7 @@ from hypergpu.simulation.learning import Trained
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Convergence(Section):
+class Convergence(ConfigSection):
     """The constants of one task; the formulas are above."""
 
     model_bytes: Bytes
@@ -134,7 +134,7 @@ class ModelledLearning:
         self._model = convergence
         self.metric = LOSS if convergence.metric(0.0) is None else metric
         """As `Learning.metric`."""
-        self._draws = Draws(config.seed, "convergence")
+        self._draws = KeyedRandom(config.seed, "convergence")
         self._path = 0.0
         self._loss = self._model.loss(0.0)
         self._midway: dict[tuple[int, int, float], float] = {}

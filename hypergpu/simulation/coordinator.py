@@ -7,7 +7,7 @@ from hypergpu.common.errors import NonFiniteUpdate
 from hypergpu.coordinator.core.adaptation import Adaptation
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
-from hypergpu.coordinator.links import NodeLinks
+from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.simulation.calls import Call
 from hypergpu.simulation.learning import Learning
 from hypergpu.simulation.node import Directive, SimulatedNode
@@ -54,7 +54,7 @@ class VirtualCoordinator:
         time: VirtualTime,
         machine: RoundMachine,
         learning: Learning,
-        links: NodeLinks,
+        links: LinkTelemetry,
         recorder: Recorder,
         *,
         lost_after_seconds: float,

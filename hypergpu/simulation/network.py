@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from hypergpu.common.draws import Draws, SuccessiveDraws
+from hypergpu.common.keyed_random import BufferedKeyedRandom, KeyedRandom
 from hypergpu.netsim_proxy.link.events import NetworkEvent
 from hypergpu.netsim_proxy.link.link import Link
 from hypergpu.netsim_proxy.link.outcomes import LossModel
@@ -16,7 +16,7 @@ from hypergpu.simulation.virtual_time import VirtualTime
 def make_lines(scenario: Scenario, time: VirtualTime) -> dict[str, Line]:
     """The line of each node, in the order of the scenario."""
     find, loss_model = scenario.profile_finder(), LossModel(scenario.loss_model)
-    make = partial(Link, seed=scenario.seed, loss_model=loss_model, profiles=find, draws=SuccessiveDraws)
+    make = partial(Link, seed=scenario.seed, loss_model=loss_model, profiles=find, draws=BufferedKeyedRandom)
     return {name: Line(time, make(name, profile)) for name, profile in scenario.profiles_of_links().items()}
 
 
@@ -67,7 +67,7 @@ class ComesAndGoes:
 
     def __init__(self, node: SimulatedNode, churn: Churn, seed: int, time: VirtualTime) -> None:
         self._node, self._churn, self._time = node, churn, time
-        self._draws = Draws(seed, node.node_id, "churn")
+        self._draws = KeyedRandom(seed, node.node_id, "churn")
         self._count = 0
 
     def begin(self) -> None:

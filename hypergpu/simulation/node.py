@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
 from hypergpu.common.config import SystemConfig
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.netsim_proxy.link.outcomes import Deliver, Direction, Fail, Hold
 from hypergpu.simulation import wire
@@ -120,7 +120,7 @@ class SimulatedNode:
         self._weight = wire.chunks_bytes(model_bytes), 1 + wire.chunk_count(model_bytes)
         """Of parameters or an update with what announces it: bytes of the chunks, messages in all."""
         self._settings = config.node
-        self._draws = Draws(seed, "backoff", node_id)
+        self._draws = KeyedRandom(seed, "backoff", node_id)
         self._waits = self._failed_in_a_row = 0
         self._again: Callable[[], None] = self._register
         self._step = 0

@@ -8,8 +8,8 @@ from hypergpu.common.metric import LOSS
 from hypergpu.coordinator.core.decisions import DecisionKind
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
-from hypergpu.coordinator.results import RunEvent, node_row, outcome, round_row
 from hypergpu.coordinator.run_dir import RunDir
+from hypergpu.coordinator.run_records import RunEvent, node_row, outcome, round_row
 from hypergpu.netsim_proxy.link.outcomes import Direction
 from hypergpu.simulation.node import SimulatedNode
 from hypergpu.simulation.scenario import Scenario

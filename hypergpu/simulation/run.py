@@ -14,7 +14,7 @@ from hypergpu.coordinator.core.orchestration import build_orchestrator
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.shards import ShardTable
-from hypergpu.coordinator.links import NodeLinks
+from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.netsim_proxy.config.scenario import in_turn
 from hypergpu.netsim_proxy.link.outcomes import Direction
 from hypergpu.show import duration
@@ -77,7 +77,7 @@ def simulate(
         time,
         machine,
         learning,
-        NodeLinks(orchestrator),
+        LinkTelemetry(orchestrator),
         recording,
         lost_after_seconds=config.server.lost_after_seconds,
         evaluation_seconds=scenario.evaluation_seconds,

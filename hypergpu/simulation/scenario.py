@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.config.loading import explain, parse
-from hypergpu.common.config.section import Section
+from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Count, Seed
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import MetricSpec
@@ -20,7 +20,7 @@ from hypergpu.simulation.convergence import FITTED, Convergence
 Seconds = Annotated[float, Field(gt=0)]
 
 
-class Churn(Section):
+class Churn(ConfigSection):
     """Processes that end without a word and start again, at random."""
 
     up_seconds: Seconds
@@ -56,7 +56,7 @@ class Nodes(NodeSection):
         return len(self.names()) * (0.5 * self.churn.share_up if self.churn else 1.0)
 
 
-class ComputeTimes(Section):
+class ComputeTimes(ConfigSection):
     """How long the task takes on the fastest preset; a card of a k-th of its throughput takes k times as long."""
 
     seconds_per_step: Annotated[float, Field(ge=0)] = 0.0003

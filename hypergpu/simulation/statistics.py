@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -33,7 +33,7 @@ def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
     if not values:
         return Estimate(None, None, None)
     array = np.asarray(values, np.float64)
-    picks = Draws(seed, "bootstrap").generator().integers(0, len(array), (RESAMPLES, len(array)))
+    picks = KeyedRandom(seed, "bootstrap").generator().integers(0, len(array), (RESAMPLES, len(array)))
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(array[picks].mean(axis=1), [tail, 1 - tail])
     return Estimate(float(array.mean()), float(low), float(high))

@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.tasks.base import Task
 
 HELD_OUT = 300
@@ -17,7 +17,7 @@ HELD_OUT = 300
 def task() -> Task:
     """The digits task: a multilayer perceptron of 19,000 parameters."""
     images, classes = load_digits(return_X_y=True)
-    order = torch.from_numpy(Draws(0, "digits", "split").generator().permutation(len(images)))
+    order = torch.from_numpy(KeyedRandom(0, "digits", "split").generator().permutation(len(images)))
     inputs = torch.tensor(images, dtype=torch.float32)[order] / 2  # pixels are 0 to 16
     targets = torch.tensor(classes, dtype=torch.int64)[order]
     return Task(

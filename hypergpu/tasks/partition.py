@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from hypergpu.common.draws import Draws
 from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.common.keyed_random import KeyedRandom
 
 Indices = npt.NDArray[np.int64]
 Partition = Sequence[Indices]
@@ -46,7 +46,7 @@ def partition(scheme: str, labels: Indices | int, count: int, seed: int, *, alph
 
 def iid(samples: int, count: int, seed: int) -> Partition:
     """A random deal into shards whose sizes differ by at most one."""
-    order = Draws(seed, "partition", "iid").generator().permutation(samples)
+    order = KeyedRandom(seed, "partition", "iid").generator().permutation(samples)
     return [np.sort(part) for part in np.array_split(order, count)]
 
 
@@ -63,7 +63,7 @@ def dirichlet(labels: Indices, count: int, seed: int, alpha: float) -> Partition
         raise InvalidInput(f"dirichlet alpha must be above 0, not {alpha}")
     parts: list[list[Indices]] = [[] for _ in range(count)]
     for label in np.unique(labels):
-        generator = Draws(seed, "partition", "dirichlet", int(label)).generator()
+        generator = KeyedRandom(seed, "partition", "dirichlet", int(label)).generator()
         members = generator.permutation(np.flatnonzero(labels == label))
         shares = generator.dirichlet(np.full(count, alpha))
         cuts = np.round(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
@@ -104,6 +104,6 @@ class ShardOrder:
 
     def _of(self, epoch: int) -> Indices:
         if epoch != self._epoch:
-            generator = Draws(self._seed, "order", self._shard, epoch).generator()
+            generator = KeyedRandom(self._seed, "order", self._shard, epoch).generator()
             self._epoch, self._order = epoch, generator.permutation(self._indices)
         return self._order

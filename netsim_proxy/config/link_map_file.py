@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from hypergpu.common.config import Section
+from hypergpu.common.config import ConfigSection
 from hypergpu.common.errors import ConfigError, InvalidInput
 from hypergpu.netsim_proxy.config.link_map import LinkMap
 from hypergpu.netsim_proxy.config.yaml_text import parse_yaml
 
 
-class LinkMapFile(Section):
+class LinkMapFile(ConfigSection):
     """A file of links for connections that do not name theirs."""
 
     addresses: dict[str, str] = Field(default_factory=dict)

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from hypergpu.common.config import Section
+from hypergpu.common.config import ConfigSection
 from hypergpu.common.config.whole import BytesOrZero
 from hypergpu.common.errors import ConfigError, UnknownName
 from hypergpu.common.files import read_text, shown
@@ -52,7 +52,7 @@ Burst = Annotated[float, Field(ge=1)]
 Mbit = Annotated[float, Field(gt=0)]
 
 
-class UniformSection(Section):
+class UniformSection(ConfigSection):
     """Evenly between two bounds."""
 
     distribution: Literal["uniform"]
@@ -74,7 +74,7 @@ class UniformSection(Section):
         return Uniform(self.low * share / 1000, self.high * share / 1000)
 
 
-class NormalSection(Section):
+class NormalSection(ConfigSection):
     """A bell, cut off below."""
 
     distribution: Literal["normal"]
@@ -91,7 +91,7 @@ class NormalSection(Section):
         return Normal(self.mean * share / 1000, self.std * share / 1000, self.floor * share / 1000)
 
 
-class LogNormalSection(Section):
+class LogNormalSection(ConfigSection):
     """A floor, and a lognormal on top."""
 
     distribution: Literal["lognormal"]
@@ -109,7 +109,7 @@ class LogNormalSection(Section):
         return LogNormal(above * share / 1000, self.sigma, self.floor * share / 1000)
 
 
-class ParetoSection(Section):
+class ParetoSection(ConfigSection):
     """A heavy tail."""
 
     distribution: Literal["pareto"]
@@ -127,7 +127,7 @@ class ParetoSection(Section):
         return Pareto(self.scale * share / 1000, self.alpha, most)
 
 
-class EmpiricalSection(Section):
+class EmpiricalSection(ConfigSection):
     """What was measured."""
 
     distribution: Literal["empirical"]
@@ -146,7 +146,7 @@ def _spelt_out(given: Any) -> Any:
         return {"distribution": "uniform", "low": given, "high": given}
     if isinstance(given, list) and len(given) == 2:
         return {"distribution": "uniform", "low": given[0], "high": given[1]}
-    if isinstance(given, dict | Section):
+    if isinstance(given, dict | ConfigSection):
         return given
     raise ValueError(
         "expected milliseconds, [low, high], or a distribution like {distribution: normal, mean: 40, std: 5}"
@@ -161,7 +161,7 @@ Latencies = Annotated[
 """Milliseconds: a number, the two bounds of a uniform distribution, or a distribution with its parameters."""
 
 
-class PathSection(Section):
+class PathSection(ConfigSection):
     """One direction; what is left out is as in the profile around it."""
 
     latency_ms: Latencies | None = None
@@ -176,7 +176,7 @@ class PathSection(Section):
     """What may wait for the bandwidth; 0 = 100 ms worth of it."""
 
 
-class ProfileSection(Section):
+class ProfileSection(ConfigSection):
     """A profile; what is left out comes from `based_on`."""
 
     trace: str = ""
@@ -238,7 +238,7 @@ class ProfileSection(Section):
         )
 
 
-class ProfilesFile(Section):
+class ProfilesFile(ConfigSection):
     """A file of profiles."""
 
     profiles: dict[ProfileName, ProfileSection] = Field(min_length=1)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from hypergpu.common.config import Section
+from hypergpu.common.config import ConfigSection
 from hypergpu.common.config.whole import Integer
 from hypergpu.netsim_proxy.config.yaml_text import parse_yaml
 from hypergpu.netsim_proxy.link.outcomes import LossModel
@@ -22,7 +22,7 @@ from hypergpu.netsim_proxy.link.outcomes import LossModel
 Amount = Annotated[float, Field(ge=0)]
 
 
-class NetworkSection(Section):
+class NetworkSection(ConfigSection):
     """What links are like."""
 
     profile: str | None = None
@@ -43,7 +43,7 @@ class NetworkSection(Section):
     """A file of events to schedule at the start."""
 
 
-class LinksSection(Section):
+class LinksSection(ConfigSection):
     """The link of connections that do not name theirs."""
 
     addresses: dict[str, str] | None = None
@@ -54,7 +54,7 @@ class LinksSection(Section):
     """A file with both, which is read again on SIGHUP."""
 
 
-class TlsSection(Section):
+class TlsSection(ConfigSection):
     """What clients are shown, and have to show."""
 
     certificate: Path
@@ -65,7 +65,7 @@ class TlsSection(Section):
     """The authority of client certificates: clients must show one."""
 
 
-class UpstreamTlsSection(Section):
+class UpstreamTlsSection(ConfigSection):
     """TLS to the upstream."""
 
     ca: Path | None = None
@@ -78,7 +78,7 @@ class UpstreamTlsSection(Section):
     """Its key."""
 
 
-class ControlSection(Section):
+class ControlSection(ConfigSection):
     """The control API."""
 
     address: str | None = None
@@ -89,7 +89,7 @@ class ControlSection(Section):
     """Whether it may be reached from elsewhere without a token."""
 
 
-class ProxyConfig(Section):
+class ProxyConfig(ConfigSection):
     """The whole file."""
 
     upstream: str | None = None

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
-from hypergpu.common.config import Section
+from hypergpu.common.config import ConfigSection
 from hypergpu.common.config.whole import REACHABLE, BytesOrZero, CountOrZero
 from hypergpu.common.errors import ConfigError, InvalidInput, UnknownName
 from hypergpu.common.rpc import check_node_id
@@ -31,7 +31,7 @@ Amount = Annotated[float, Field(ge=0)]
 OneOrMore = str | Annotated[list[str], Field(min_length=1)]
 
 
-class EventSection(Section):
+class EventSection(ConfigSection):
     """Something that happens to links: by time, by round, or at once."""
 
     type: str
@@ -91,7 +91,7 @@ class EventSection(Section):
         )
 
 
-class NodeSection(Section):
+class NodeSection(ConfigSection):
     """One node, or a group of like ones: its link."""
 
     id: str = Field(min_length=1)
@@ -125,7 +125,7 @@ class NodeLink(NamedTuple):
     region: str
 
 
-class Network(Section):
+class Network(ConfigSection):
     """The part of a scenario that is about links."""
 
     name: str = ""

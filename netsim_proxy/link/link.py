@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.netsim_proxy.link.conditions import Blocked, Conditions, Way
 from hypergpu.netsim_proxy.link.distributions import standard_normal, standard_normal_cdf
 from hypergpu.netsim_proxy.link.events import DisconnectMode, EventDirection, NetworkEvent
@@ -63,7 +63,7 @@ class Link:
         loss_model: LossModel = LossModel.RPC,
         congestion_control: CongestionControl = CongestionControl.CUBIC,
         profiles: Callable[[str], Profile] = find_profile,
-        draws: type[Draws] = Draws,
+        draws: type[KeyedRandom] = KeyedRandom,
     ) -> None:
         self.link_id = link_id
         self.loss_model = loss_model
@@ -74,9 +74,9 @@ class Link:
         self._find_profile = profiles
         self._draws = draws  # of what every RPC draws
         self._latency_draws = draws(seed, link_id, "latency")
-        self._message_draws = Draws(seed, link_id, "message")
-        self._side_draws = Draws(seed, link_id, "lost side")
-        self._notice_draws = Draws(seed, link_id, "notice")
+        self._message_draws = KeyedRandom(seed, link_id, "message")
+        self._side_draws = KeyedRandom(seed, link_id, "lost side")
+        self._notice_draws = KeyedRandom(seed, link_id, "notice")
         self._score = standard_normal(self._latency_draws.uniform(0))
         self._connections: dict[int, float] = {}  # by number; since when
         self._conditions = Conditions(profile)
@@ -110,7 +110,7 @@ class Link:
         """What a connection sends outside of RPCs (settings, pings, window updates): delayed alike, and never lost."""
         self._advance(now)
         self._connections.setdefault(connection, now)
-        quantile = Draws(self._seed, self.link_id, "connection").uniform(connection)
+        quantile = KeyedRandom(self._seed, self.link_id, "connection").uniform(connection)
         return Exchange(-1 - connection, connection, quantile, standard_normal(quantile))
 
     def disconnect(self, connection: int) -> None:
@@ -425,7 +425,7 @@ class Link:
 
     def _open_flow(self, lane: LinkLane, connection: int) -> TcpFlow:
         name = "up" if lane is self._up else "down"
-        draws = Draws(self._seed, self.link_id, "packets", name, connection)
+        draws = KeyedRandom(self._seed, self.link_id, "packets", name, connection)
         flow = lane.flows[connection] = TcpFlow(lane.path, draws, self.congestion_control)
         way = self._conditions.up if lane is self._up else self._conditions.down
         flow.take_path(lane.path, way.bandwidth_factor)

@@ -2,7 +2,7 @@
 
 import math
 
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.netsim_proxy.link.profiles import Loss
 
 _MOST_PACKET_LOSS = 0.99
@@ -14,7 +14,7 @@ class LossChain:
 
     __slots__ = ("_burst_end", "_draws", "_entry", "_independent", "_lost")
 
-    def __init__(self, loss: Loss, draws: Draws) -> None:
+    def __init__(self, loss: Loss, draws: KeyedRandom) -> None:
         self._entry = loss.entry
         self._burst_end = 1.0 / loss.burst
         self._independent = loss.burst == 1 or loss.mean == 1
@@ -37,7 +37,7 @@ class PacketLoss:
 
     __slots__ = ("_burst_end", "_count", "_draws", "_entry", "_gap", "_run", "_spared")
 
-    def __init__(self, loss: Loss, draws: Draws) -> None:
+    def __init__(self, loss: Loss, draws: KeyedRandom) -> None:
         self._entry = min(loss.entry, _MOST_PACKET_LOSS)
         self._burst_end = 1.0 if loss.mean == 1 else 1.0 / loss.burst
         self._spared = int(self._burst_end < 1)  # a burst ends with a packet that passes

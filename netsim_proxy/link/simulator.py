@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from hypergpu.common.clock import Clock, monotonic, wall
-from hypergpu.common.draws import Draws
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.netsim_proxy.link.events import ALL, UPSTREAM, EventType, NetworkEvent
 from hypergpu.netsim_proxy.link.link import Link
 from hypergpu.netsim_proxy.link.outcomes import Cause, Direction, Fail, Hold, LossModel
@@ -117,7 +117,7 @@ class NetworkSimulator:
         Returns success, the whole time in ms with all tries and waits, the message if it arrived, and the tries made.
         """
         total = 0.0
-        waits = Draws(self._seed, node_id, "backoff")
+        waits = KeyedRandom(self._seed, node_id, "backoff")
         for attempt in range(max_retries + 1):
             success, latency, reply = self.simulate_communication(node_id, message)
             total += latency

@@ -8,7 +8,7 @@ path loses, and its acknowledgements clock the next flight. Losses are repaired 
 import math
 from typing import Final
 
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.netsim_proxy.link.flight import Flight
 from hypergpu.netsim_proxy.link.loss import PacketLoss
 from hypergpu.netsim_proxy.link.profiles import Path
@@ -34,7 +34,7 @@ class TcpFlow:
         "_queue_packets", "_sent", "_start", "_step", "_timeout_extra", "_window",
     )  # fmt: skip
 
-    def __init__(self, path: Path, draws: Draws, control: CongestionControl = CongestionControl.CUBIC) -> None:
+    def __init__(self, path: Path, draws: KeyedRandom, control: CongestionControl = CongestionControl.CUBIC) -> None:
         self._draws = draws
         self._window = Window(control)
         self._timeout_extra = 1.0

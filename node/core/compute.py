@@ -4,8 +4,8 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from hypergpu.common.draws import Draws
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.node.core.gpu import FASTEST_TFLOPS, GPUSpecs
 
 
@@ -113,7 +113,7 @@ class ComputeModel:
         self.specs, self.spread = specs, spread
         self.scale = FASTEST_TFLOPS / specs.tflops
         self._per_step, self._per_sample = seconds_per_step, seconds_per_sample
-        self._draws = Draws(seed, "compute", node_id)
+        self._draws = KeyedRandom(seed, "compute", node_id)
         self._slowdowns: tuple[Slowdown, ...] = ()
 
     def step_seconds(self, step: int, batch_size: int, now: float) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 
 Work = TypeVar("Work")
 """Whatever the shell calls a unit of work."""
@@ -244,7 +244,7 @@ class LifeCycle(Generic[Work]):
         cap: longest wait.
     """
 
-    def __init__(self, draws: Draws, *, base: float = 0.1, cap: float = 5.0) -> None:
+    def __init__(self, draws: KeyedRandom, *, base: float = 0.1, cap: float = 5.0) -> None:
         self.state = State.JOINING
         self.work: Work | None = None
         self._draws, self._base, self._cap = draws, base, cap

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from hypergpu.common.metric import ACCURACY, LOSS, RESERVED, MetricSpec, finite, plain_number
 from hypergpu.coordinator.core.rounds import events as ev
-from hypergpu.coordinator.results import round_row
+from hypergpu.coordinator.run_records import round_row
 
 MSE = MetricSpec(name="mse", better="lower")
 R2 = MetricSpec(name="r2")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hypergpu.common.config import Section, SystemConfig, load_config
+from hypergpu.common.config import ConfigSection, SystemConfig, load_config
 from hypergpu.common.config.loading import read_yaml
 from hypergpu.common.errors import ConfigError
 from hypergpu.netsim_proxy.config.profile_file import ProfilesFile
@@ -29,7 +29,7 @@ def integers(schema: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]
 
 
 @pytest.mark.parametrize("model", [SystemConfig, Scenario, ProxyConfig, ProfilesFile])
-def test_every_whole_number_that_can_be_set_has_bounds(model: type[Section]) -> None:
+def test_every_whole_number_that_can_be_set_has_bounds(model: type[ConfigSection]) -> None:
     found = dict(integers(model.model_json_schema()))
     assert [path for path, schema in found.items() if not {"minimum", "maximum"} <= set(schema)] == []
     assert all(schema["maximum"] <= INTEGER for schema in found.values())

@@ -6,7 +6,7 @@ from prometheus_client.exposition import generate_latest
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.metric import MetricSpec
 from hypergpu.coordinator.core.orchestration import build_orchestrator
-from hypergpu.coordinator.links import NodeLinks
+from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.coordinator.metrics import Metrics
 
 
@@ -56,4 +56,4 @@ def test_traffic_is_told_in_bytes() -> None:
 
 def test_the_summary_of_a_run_tells_policy_and_cost_of_adapting() -> None:
     orchestrator = build_orchestrator(SystemConfig())
-    assert NodeLinks(orchestrator).summary() == {"policy": "reactive", "adaptation_share": None}
+    assert LinkTelemetry(orchestrator).summary() == {"policy": "reactive", "adaptation_share": None}

@@ -10,7 +10,7 @@ import yaml
 
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import ConfigError, RunInUse, StorageError
-from hypergpu.coordinator.run_dir import RunDir, Spent, set_aside
+from hypergpu.coordinator.run_dir import ResumedTotals, RunDir, archive_previous_run
 
 
 def begun(path: Path, resumed_round: int = 0) -> RunDir:
@@ -117,15 +117,15 @@ def test_a_damaged_line_is_left_out_on_resuming(tmp_path: Path, line: str) -> No
 )
 def test_what_a_run_spent_is_read_as_far_as_it_can_be(tmp_path: Path, text: str) -> None:
     run = RunDir(tmp_path)
-    assert run.spent() == Spent()
+    assert run.spent() == ResumedTotals()
     run.begin(SystemConfig())
     run.event({"seconds": 2.5})
     run.flush()
     run.summary({"bytes_sent": 5, "bytes_received": 7, "rounds": 1})
-    assert run.spent() == Spent(2.5, {"bytes_sent": 5, "bytes_received": 7})
+    assert run.spent() == ResumedTotals(2.5, {"bytes_sent": 5, "bytes_received": 7})
     run.close()
     (tmp_path / "summary.json").write_text(text)
-    assert run.spent() == Spent(2.5)
+    assert run.spent() == ResumedTotals(2.5)
 
 
 @pytest.mark.parametrize("seconds", ["soon", None, [1], True, -3, 1e400, float("nan"), 1e30, 10**400])
@@ -188,7 +188,7 @@ def test_a_run_without_its_configuration_is_set_aside_too(tmp_path: Path, name: 
 def test_an_empty_place_holds_no_run(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
-    set_aside(tmp_path)
+    archive_previous_run(tmp_path)
     assert not (tmp_path / "earlier").exists()
 
 

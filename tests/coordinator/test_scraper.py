@@ -10,7 +10,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import ConfigError
 from hypergpu.coordinator.core.orchestration import build_orchestrator
 from hypergpu.coordinator.core.rounds.membership import Member
-from hypergpu.coordinator.links import NodeLinks
+from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.coordinator.scrape_targets import ScrapeRule, ScrapeTarget
 from hypergpu.coordinator.scraper import MAX_BYTES, Scraper, fetch, parse
 
@@ -20,9 +20,9 @@ hypergpu_node_rpcs_total{outcome="failure"} 10.0
 """
 
 
-def scraper(**server: Any) -> tuple[Scraper, NodeLinks]:
+def scraper(**server: Any) -> tuple[Scraper, LinkTelemetry]:
     config = SystemConfig.model_validate({"server": server})
-    links = NodeLinks(build_orchestrator(config))
+    links = LinkTelemetry(build_orchestrator(config))
     return Scraper(cast(Any, None), links, config), links
 
 

@@ -365,7 +365,7 @@ def test_gradients_of_a_model_that_throws_them_away_are_sent_all_the_same() -> N
 
 
 class Counting(nn.Module):
-    """Draws by all three global generators, and counts its forward passes in a buffer that does not travel."""
+    """KeyedRandom by all three global generators, and counts its forward passes in a buffer that does not travel."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -108,7 +108,7 @@ def test_a_factory_that_fails_or_gives_something_else() -> None:
 
 
 class Drawing(nn.Module):
-    """Draws what it is made of by all three global generators: frozen, integer and not persistent."""
+    """KeyedRandom what it is made of by all three global generators: frozen, integer and not persistent."""
 
     def __init__(self) -> None:
         super().__init__()

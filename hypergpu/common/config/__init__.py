@@ -3,11 +3,11 @@
 from hypergpu.common.config.adaptation import BatchConfig, MonitorConfig, OrchestratorConfig, SelectorConfig
 from hypergpu.common.config.loading import load_config
 from hypergpu.common.config.node import NodeConfig
-from hypergpu.common.config.section import Section
+from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.training import ServerConfig, TrainingConfig
 
 
-class SystemConfig(Section):
+class SystemConfig(ConfigSection):
     """Everything that can be set. `SystemConfig()` is valid and trains the digits task."""
 
     training: TrainingConfig = TrainingConfig()
@@ -28,10 +28,10 @@ class SystemConfig(Section):
 
 __all__ = [
     "BatchConfig",
+    "ConfigSection",
     "MonitorConfig",
     "NodeConfig",
     "OrchestratorConfig",
-    "Section",
     "SelectorConfig",
     "ServerConfig",
     "SystemConfig",

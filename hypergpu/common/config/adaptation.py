@@ -4,14 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hypergpu.common.config.section import Section
+from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import LARGEST_COUNT, REACHABLE, Count, CountOrZero
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
-class MonitorConfig(Section):
+class MonitorConfig(ConfigSection):
     """Measuring links."""
 
     update_interval_seconds: Seconds = 5.0
@@ -40,7 +40,7 @@ class MonitorConfig(Section):
         return self
 
 
-class BatchConfig(Section):
+class BatchConfig(ConfigSection):
     """Choosing batch sizes, and with GOODPUT the local steps of a round."""
 
     strategy: Literal["fixed", "latency_based", "throughput_based", "hybrid", "goodput"] = "goodput"
@@ -63,7 +63,7 @@ class BatchConfig(Section):
         return self
 
 
-class SelectorConfig(Section):
+class SelectorConfig(ConfigSection):
     """Choosing the nodes of a round."""
 
     strategy: Literal[
@@ -93,7 +93,7 @@ class SelectorConfig(Section):
     """
 
 
-class OrchestratorConfig(Section):
+class OrchestratorConfig(ConfigSection):
     """When and how boldly all of it adapts."""
 
     policy: Literal["none", "conservative", "aggressive", "reactive", "proactive"] = "reactive"

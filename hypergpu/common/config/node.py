@@ -4,13 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hypergpu.common.config.section import Section
+from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Count
 
 Seconds = Annotated[float, Field(ge=0)]
 
 
-class NodeConfig(Section):
+class NodeConfig(ConfigSection):
     """One worker."""
 
     coordinator: str = "127.0.0.1:50051"

@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """Typed, frozen, and closed: an unknown key is an error. Field docstrings are the documentation."""
 
     model_config = ConfigDict(

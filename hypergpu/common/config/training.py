@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hypergpu.common.config.section import Section
+from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Bytes, BytesOrZero, Count, CountOrZero, Seed
 
 
-class TrainingConfig(Section):
+class TrainingConfig(ConfigSection):
     """The training run."""
 
     task: str = "digits"
@@ -59,7 +59,7 @@ class TrainingConfig(Section):
         return f"round {self.shown_round(round_number)}" + (f" of {self.rounds}" if self.rounds else "")
 
 
-class ServerConfig(Section):
+class ServerConfig(ConfigSection):
     """The coordinator as a network service."""
 
     listen: str = "127.0.0.1:50051"

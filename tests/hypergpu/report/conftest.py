@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from hypergpu.common.config import SystemConfig
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 
 Rows = list[dict[str, Any]]
 NODES = ("node_0", "node_1", "node_2", "node_3", "node_4")
@@ -33,7 +33,7 @@ def event(at: float, round_number: int, kind: str, text: str, **fields: Any) -> 
 
 def sample_rows(rounds: int = 25, nodes: Sequence[str] = NODES, slow: float = 1.0) -> tuple[Rows, Rows]:
     """rounds.jsonl and events.jsonl of a run in which one node is quarantined and two links change."""
-    draws = Draws(7, "sample")
+    draws = KeyedRandom(7, "sample")
     closed: Rows = []
     events: Rows = []
     now = 0.8

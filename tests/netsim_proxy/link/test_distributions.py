@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.netsim_proxy.link.distributions import (
     Empirical,
     Latency,
@@ -39,7 +39,7 @@ def test_quantiles_grow_and_are_never_negative(latency: Latency, a: float, b: fl
 
 
 def drawn(latency: Latency, count: int = 20_000) -> list[float]:
-    draws = Draws(1, "latency")
+    draws = KeyedRandom(1, "latency")
     return [latency.at(draws.uniform(i)) for i in range(count)]
 
 
@@ -109,16 +109,16 @@ def test_the_bounds_of_what_a_link_can_be_are_allowed() -> None:
 
 
 def test_a_path_that_loses_all_loses_all_in_bursts_too() -> None:
-    chain, packets = LossChain(Loss(1.0, 5.0), Draws(1, "c")), PacketLoss(Loss(1.0, 5.0), Draws(1, "p"))
+    chain, packets = LossChain(Loss(1.0, 5.0), KeyedRandom(1, "c")), PacketLoss(Loss(1.0, 5.0), KeyedRandom(1, "p"))
     assert all(chain.lost(index) for index in range(2_000))
     lost = sum(packets.take(1) for _ in range(20_000))
     assert lost / 20_000 == pytest.approx(0.99, abs=0.003), "TCP would never end where nothing passes at all"
-    assert not any(LossChain(Loss(0.0), Draws(1, "c")).lost(index) for index in range(100))
+    assert not any(LossChain(Loss(0.0), KeyedRandom(1, "c")).lost(index) for index in range(100))
 
 
 def test_a_chain_begins_as_lossy_as_it_goes_on() -> None:
-    first = sum(LossChain(Loss(0.5, 20.0), Draws(1, "c", number)).lost(0) for number in range(2_000))
+    first = sum(LossChain(Loss(0.5, 20.0), KeyedRandom(1, "c", number)).lost(0) for number in range(2_000))
     assert first / 2_000 == pytest.approx(0.5, abs=0.04)
-    runs = LossChain(Loss(0.2, 4.0), Draws(2, "c"))
+    runs = LossChain(Loss(0.2, 4.0), KeyedRandom(2, "c"))
     told = "".join("x" if runs.lost(index) else "." for index in range(60))
     assert told == ".......xxxxxx...xxxx........xxxxxxxxx..xxxx.....xx.........x"

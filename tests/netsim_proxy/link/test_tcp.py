@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.netsim_proxy.link import Deliver, Direction, Link, LossModel
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.outcomes import Fail
@@ -55,7 +55,7 @@ def flow(
     rtt_ms: float, mbit: float, loss: float = 0.0, queue: int = 0, control: CongestionControl = CongestionControl.CUBIC
 ) -> TcpFlow:
     one_way = rtt_ms / 2000
-    return TcpFlow(Path(Uniform(one_way, one_way), mbit, Loss(loss), queue), Draws(1, "test"), control)
+    return TcpFlow(Path(Uniform(one_way, one_way), mbit, Loss(loss), queue), KeyedRandom(1, "test"), control)
 
 
 def test_slow_start_doubles_from_ten_packets() -> None:
@@ -88,7 +88,7 @@ def test_the_bandwidth_is_used_in_full_where_nothing_is_lost() -> None:
 def test_more_loss_takes_longer(control: CongestionControl) -> None:
     means = [
         fmean(
-            TcpFlow(Path(Uniform(0.02, 0.02), 20, Loss(loss)), Draws(1, "t", i), control).send(
+            TcpFlow(Path(Uniform(0.02, 0.02), 20, Loss(loss)), KeyedRandom(1, "t", i), control).send(
                 0.0, 1_000_000, 0.04, 0.02
             )
             for i in range(100)
@@ -101,7 +101,7 @@ def test_more_loss_takes_longer(control: CongestionControl) -> None:
 
 def test_a_packet_alone_that_is_lost_waits_for_the_timeout() -> None:
     times = [
-        TcpFlow(Path(Uniform(0.02, 0.02), 20, Loss(0.3)), Draws(1, "t", i)).send(0.0, 100, 0.04, 0.02)
+        TcpFlow(Path(Uniform(0.02, 0.02), 20, Loss(0.3)), KeyedRandom(1, "t", i)).send(0.0, 100, 0.04, 0.02)
         for i in range(300)
     ]
     quick = [time for time in times if time < 0.1]

@@ -14,7 +14,7 @@ import pytest
 
 from hypergpu import NetworkSimulator
 from hypergpu.common.clock import ManualClock
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.netsim_proxy.link import Deliver, Direction, Hold, Link, LossModel, NetworkEvent
 from hypergpu.netsim_proxy.link.distributions import LogNormal, Uniform
 from hypergpu.netsim_proxy.link.outcomes import Cause
@@ -153,7 +153,7 @@ def story_of_windows() -> Iterator[str]:
     grid = product(CongestionControl, (0.006, 0.08, 0.4), (1.5, 40.0, math.inf), losses, (25_000, 400_000))
     for number, (control, round_trip, mbit, loss, queue) in enumerate(grid):
         path = NetworkPath(Uniform(round_trip / 2, round_trip / 2), mbit, loss, queue)
-        flow = TcpFlow(path, Draws(5, "windows", number), control)
+        flow = TcpFlow(path, KeyedRandom(5, "windows", number), control)
         now, arrived = 0.0, []
         for pause, nbytes, more in MESSAGES:
             now = max(now, flow.sent if more else now) + pause

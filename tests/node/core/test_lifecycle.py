@@ -1,12 +1,12 @@
 import pytest
 
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.node.core import lifecycle as life
 from hypergpu.node.core.lifecycle import Failure, LifeCycle, State
 
 
 def machine() -> LifeCycle[str]:
-    return LifeCycle(Draws(0, "backoff"), base=0.1, cap=5.0)
+    return LifeCycle(KeyedRandom(0, "backoff"), base=0.1, cap=5.0)
 
 
 def failed(failure: Failure = Failure.TRANSIENT) -> life.Failed:

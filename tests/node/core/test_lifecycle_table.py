@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.node.core import lifecycle as life
 from hypergpu.node.core.lifecycle import LAST_TRIES, Failure, LifeCycle
 
@@ -57,7 +57,7 @@ def told(effect: object) -> str:
 
 
 def table() -> list[str]:
-    begin: LifeCycle[str] = LifeCycle(Draws(0, "backoff"))
+    begin: LifeCycle[str] = LifeCycle(KeyedRandom(0, "backoff"))
     begin.handle(life.Started())
     todo = deque([Situation(begin, life.Register)])
     known, lines = {str(todo[0])}, []
@@ -86,9 +86,9 @@ def test_the_life_cycle_goes_as_its_table_says(request: pytest.FixtureRequest) -
 
 
 def test_waits_are_drawn_below_a_bound_that_doubles_to_the_cap() -> None:
-    m: LifeCycle[str] = LifeCycle(Draws(0, "backoff"), base=0.1, cap=5.0)
+    m: LifeCycle[str] = LifeCycle(KeyedRandom(0, "backoff"), base=0.1, cap=5.0)
     m.handle(life.Started())
-    draws, waits = Draws(0, "backoff"), []
+    draws, waits = KeyedRandom(0, "backoff"), []
     for _ in range(9):
         (wait,) = m.handle(life.Failed(Failure.TRANSIENT, "Kind", "detail"))
         assert isinstance(wait, life.BackOff)

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hypergpu.common.draws import Draws
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.node.core.metrics_collector import MetricsCollector, Record
 from hypergpu.node.core.statistics import drift, mann_kendall, spike, summary, theil_sen, trend
 
-NOISE = [Draws(0, "noise").normal(i) for i in range(200)]
+NOISE = [KeyedRandom(0, "noise").normal(i) for i in range(200)]
 
 
 def _steady(collector: MetricsCollector, count: int = 30, start: int = 0) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import BatchConfig
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchReason, BatchSizeStrategy
 from hypergpu.coordinator.core.batching import goodput as gp
 from hypergpu.coordinator.core.batching.controller import Pace
@@ -54,7 +54,7 @@ def train(monitor: NetworkQualityMonitor, controller: AdaptiveBatchController, n
     for place, node in enumerate(NODES):
         if node == "late" and number < 3:
             continue
-        noise = 0.95 + 0.1 * Draws(2, node).uniform(number)
+        noise = 0.95 + 0.1 * KeyedRandom(2, node).uniform(number)
         exchange = EXCHANGE_SECONDS[node] * noise * (1.3 ** max(0, number - 5) if node == "near" else 1.0)
         fixed, each = STEP_SECONDS[node]
         size, steps = controller.get_batch_size(node), controller.local_steps

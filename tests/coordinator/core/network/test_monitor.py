@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import MonitorConfig
 from hypergpu.common.config.loading import parse
-from hypergpu.common.draws import Draws
 from hypergpu.common.errors import ConfigError, InvalidInput, UnknownName
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.coordinator.core.network import AlertKind, ConnectionQuality, NetworkQualityMonitor, Severity, Trend
 from hypergpu.netsim_proxy.link.profiles import find_profile
 from tests.examples import examples
@@ -26,7 +26,7 @@ def monitor_of(*nodes: str) -> tuple[NetworkQualityMonitor, ManualClock]:
 
 
 def communicate(monitor: NetworkQualityMonitor, clock: ManualClock, node: str, profile: str, count: int = 100) -> None:
-    path, draws = find_profile(profile), Draws(1, node)
+    path, draws = find_profile(profile), KeyedRandom(1, node)
     for at in range(count):
         latency = 2e3 * path.up.latency.at(draws.uniform(2 * at))
         monitor.record_communication(node, latency, draws.uniform(2 * at + 1) >= path.loss)
@@ -85,7 +85,7 @@ def test_a_score_at_a_boundary_does_not_make_the_class_flap() -> None:
 @pytest.mark.parametrize("latency_ms", [8.0, 35.0, 95.0, 260.0])
 def test_chance_losses_make_neither_the_class_nor_the_alerts_flap(latency_ms: float, loss: float) -> None:
     monitor, clock = monitor_of("a")
-    draws, classes = Draws(3, "noise"), []
+    draws, classes = KeyedRandom(3, "noise"), []
     for at in range(1000):
         monitor.record_communication(
             "a", latency_ms * (0.7 + 0.6 * draws.uniform(2 * at)), draws.uniform(2 * at + 1) > loss

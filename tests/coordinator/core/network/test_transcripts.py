@@ -13,7 +13,7 @@ import pytest
 
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import MonitorConfig
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.coordinator.core.network import NetworkQualityMonitor
 
 DIRECTORY = Path(__file__).parent / "transcripts"
@@ -32,7 +32,7 @@ def shown(value: Any) -> str:
 
 def communicate(monitor: NetworkQualityMonitor, step: int) -> None:
     """What is seen of each link in one step."""
-    noise = Draws(3, "links")
+    noise = KeyedRandom(3, "links")
 
     def latency(place: int, usual: float) -> float:
         return usual * (0.9 + 0.2 * noise.uniform(100 * step + place))

@@ -13,7 +13,7 @@ import pytest
 
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
-from hypergpu.common.draws import Draws
+from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
 from hypergpu.coordinator.core.rounds.events import Contribution
 
@@ -164,7 +164,7 @@ def run(name: str, rounds: int = 20) -> tuple[AdaptiveOrchestrator, list[dict[st
         results = []
         for node in plan["selected_nodes"]:
             index = NODES.index(node)
-            noise = 0.9 + 0.2 * Draws(1, node).uniform(number)
+            noise = 0.9 + 0.2 * KeyedRandom(1, node).uniform(number)
             wait, size, steps = link(index, number) * noise, plan["batch_sizes"][node], plan["local_steps"]
             lost = math.isnan(wait)
             for _ in range(3):

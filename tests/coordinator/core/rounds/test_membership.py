@@ -4,7 +4,7 @@ import pytest
 
 from hypergpu.common.errors import NotFound, ResourceExhausted
 from hypergpu.coordinator.core.rounds.membership import ConnectionState, Membership
-from hypergpu.coordinator.results import node_row
+from hypergpu.coordinator.run_records import node_row
 
 
 def test_a_node_that_comes_anew_all_the_time_counts_once_a_round() -> None:

@@ -3,8 +3,8 @@
 import pytest
 
 from hypergpu.common.errors import ResourceExhausted
-from hypergpu.coordinator.feed import MAX_WATCHERS, Feed, Watcher
-from hypergpu.coordinator.results import RunEvent
+from hypergpu.coordinator.event_broadcaster import MAX_WATCHERS, EventBroadcaster, Watcher
+from hypergpu.coordinator.run_records import RunEvent
 
 
 def event(number: int) -> RunEvent:
@@ -16,7 +16,7 @@ def taken(watcher: Watcher) -> list[int | None]:
 
 
 def test_a_watcher_gets_the_last_events_then_what_happens_then_the_end() -> None:
-    feed = Feed()
+    feed = EventBroadcaster()
     for number in range(5):
         feed.publish(event(number))
     early, late = feed.subscribe(0), feed.subscribe(2)
@@ -28,7 +28,7 @@ def test_a_watcher_gets_the_last_events_then_what_happens_then_the_end() -> None
 
 
 def test_one_that_cannot_keep_up_is_let_go_and_holds_up_nobody() -> None:
-    feed = Feed()
+    feed = EventBroadcaster()
     slow = feed.subscribe(0)
     for number in range(slow.maxsize + 1):
         feed.publish(event(number))
@@ -38,7 +38,7 @@ def test_one_that_cannot_keep_up_is_let_go_and_holds_up_nobody() -> None:
 
 
 def test_watchers_are_limited_and_make_room_when_they_go() -> None:
-    feed = Feed()
+    feed = EventBroadcaster()
     watchers = [feed.subscribe(0) for _ in range(MAX_WATCHERS)]
     with pytest.raises(ResourceExhausted, match="100 clients"):
         feed.subscribe(0)

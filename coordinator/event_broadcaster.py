@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 
 from hypergpu.common.errors import ResourceExhausted
-from hypergpu.coordinator.results import RunEvent
+from hypergpu.coordinator.run_records import RunEvent
 
 RECENT = 500
 """Events that are kept for watchers who come later."""
@@ -15,7 +15,7 @@ Watcher = asyncio.Queue[RunEvent | None]
 """Events as they happen; None ends them."""
 
 
-class Feed:
+class EventBroadcaster:
     """Hands every event to every watcher, and drops a watcher that cannot keep up."""
 
     def __init__(self) -> None:

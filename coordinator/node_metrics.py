@@ -60,7 +60,7 @@ class _Picture:
     rollbacks: int = 0
 
 
-class NodeSeries(Collector):
+class NodeMetricsCollector(Collector):
     """Keeps the picture fresh between `start` and `stop`."""
 
     def __init__(

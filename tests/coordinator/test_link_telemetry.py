@@ -5,7 +5,7 @@ import pytest
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
 from hypergpu.coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
-from hypergpu.coordinator.links import NodeLinks
+from hypergpu.coordinator.link_telemetry import LinkTelemetry
 
 
 @pytest.fixture
@@ -18,13 +18,13 @@ def orchestrator(clock: ManualClock) -> AdaptiveOrchestrator:
     return build_orchestrator(SystemConfig(), clock=clock)
 
 
-def figures(links: NodeLinks) -> tuple[Any, ...]:
+def figures(links: LinkTelemetry) -> tuple[Any, ...]:
     known = links.describe("a")
     return known["quality"], known["score"], known["latency_ms"], known["loss_rate"]
 
 
 def test_a_link_is_unknown_until_a_round_trip_was_measured(orchestrator: AdaptiveOrchestrator) -> None:
-    links = NodeLinks(orchestrator)
+    links = LinkTelemetry(orchestrator)
     links.register("a", 0)
     assert figures(links) == ("unknown", None, None, None)
     links.scraped("a", 20, 0)  # calls that succeeded, of unknown latency: 80 points that nobody measured
@@ -36,7 +36,7 @@ def test_a_link_is_unknown_until_a_round_trip_was_measured(orchestrator: Adaptiv
 def test_a_link_of_which_nothing_but_failures_is_known_is_bad_and_not_unknown(
     orchestrator: AdaptiveOrchestrator,
 ) -> None:
-    links = NodeLinks(orchestrator)
+    links = LinkTelemetry(orchestrator)
     links.register("a", 0)
     links.scraped("a", 2, 2)
     quality, score, latency_ms, loss_rate = figures(links)
@@ -48,7 +48,7 @@ def test_a_link_of_which_nothing_but_failures_is_known_is_bad_and_not_unknown(
 def test_the_link_of_a_node_that_has_no_more_to_say_stays_as_it_was(
     orchestrator: AdaptiveOrchestrator, clock: ManualClock
 ) -> None:
-    links = NodeLinks(orchestrator)
+    links = LinkTelemetry(orchestrator)
     links.register("a", 0)
     orchestrator.monitor.record_communication("a", 2.0, True)
     links.freeze("a")
@@ -62,7 +62,7 @@ def test_the_link_of_a_node_that_has_no_more_to_say_stays_as_it_was(
 def test_a_link_that_was_never_measured_and_is_silent_for_long_is_offline(
     orchestrator: AdaptiveOrchestrator, clock: ManualClock
 ) -> None:
-    links = NodeLinks(orchestrator)
+    links = LinkTelemetry(orchestrator)
     links.register("a", 0)
     clock.advance(1e6)
     assert figures(links)[:2] == ("offline", 0.0)

@@ -13,7 +13,7 @@ UNMEASURED = "unknown"
 """Quality of a link of which nothing was measured yet."""
 
 
-class NodeLinks:
+class LinkTelemetry:
     """Feeds an orchestrator's monitor, and tells what is known of a node.
 
     Three sources tell of the same calls: the calls themselves, a node's /metrics, and the report in its heartbeat. Each

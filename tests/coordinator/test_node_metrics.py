@@ -5,7 +5,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.coordinator.core.orchestration import build_orchestrator
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
-from hypergpu.coordinator.node_series import MOST_NODES, NodeSeries
+from hypergpu.coordinator.node_metrics import MOST_NODES, NodeMetricsCollector
 
 
 class Cluster:
@@ -15,7 +15,7 @@ class Cluster:
         self.orchestrator = build_orchestrator(config, clock=self.clock)
         self.machine = RoundMachine(config.training, self.orchestrator, lost_after_seconds=10.0)
         self.registry = CollectorRegistry()
-        self.series = NodeSeries(self.registry, self.machine, self.orchestrator)
+        self.series = NodeMetricsCollector(self.registry, self.machine, self.orchestrator)
         for node in nodes:
             self.orchestrator.register_node(node)
             self.machine.handle(ev.NodeJoined(node), 0.0)

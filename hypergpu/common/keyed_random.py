@@ -23,10 +23,10 @@ _IN_BLOCK = (1 << _BLOCK_BITS) - 1
 _INVERSE_NORMAL = NormalDist().inv_cdf
 
 
-class Draws:
+class KeyedRandom:
     """The stream of draws that belongs to one `(seed, *key)`.
 
-    >>> Draws(7, "node_1", "up", "latency").uniform(0) == Draws(7, "node_1", "up", "latency").uniform(0)
+    >>> KeyedRandom(7, "node_1", "up", "latency").uniform(0) == KeyedRandom(7, "node_1", "up", "latency").uniform(0)
     True
     """
 
@@ -74,7 +74,7 @@ class Draws:
         return np.random.Generator(np.random.PCG64(self.bits(index)))
 
 
-class SuccessiveDraws(Draws):
+class BufferedKeyedRandom(KeyedRandom):
     """The same draws, for who takes them in order of their index: worked out in blocks, in half of the time."""
 
     __slots__ = ("_ahead", "_block")
@@ -85,7 +85,7 @@ class SuccessiveDraws(Draws):
         self._ahead = array("d")  # a list of floats would take four times the memory, and nodes are many
 
     def uniform(self, index: int) -> float:
-        """As `Draws.uniform`."""
+        """As `KeyedRandom.uniform`."""
         if index >> _BLOCK_BITS != self._block:
             self._block = index >> _BLOCK_BITS
             self._ahead = array("d", self.uniforms(self._block << _BLOCK_BITS, 1 << _BLOCK_BITS).tobytes())
