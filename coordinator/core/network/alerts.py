@@ -68,22 +68,27 @@ class Condition:
     figures: Mapping[str, float]
 
 
-class AlertBook:
+class AlertLog:
     """The open alerts, and the last closed ones."""
 
     def __init__(self, history: int = 1000) -> None:
         self._open: dict[tuple[str, AlertKind], Alert] = {}
         self._closed: deque[Alert] = deque(maxlen=history)
 
-    def update(self, conditions: Iterable[Condition], now: float) -> None:
-        """Open, update and close so that exactly these conditions are open."""
-        current = {(each.node_id, each.kind): each for each in conditions}
-        for key in [key for key in self._open if key not in current]:
-            self._closed.append(replace(self._open.pop(key), closed_at=now))
-        for key, each in current.items():
-            before = self._open.get(key)
-            opened_at = before.opened_at if before else now
-            self._open[key] = Alert(each.node_id, each.kind, each.severity, opened_at, each.figures)
+    def updated(self, conditions: Iterable[Condition], now: float) -> "AlertLog":
+        """Return this log as it is once exactly these conditions are open."""
+        log = AlertLog()
+        log._closed = self._closed.copy()
+        current = {(condition.node_id, condition.kind): condition for condition in conditions}
+        for key, alert in self._open.items():
+            if key in current:
+                log._open[key] = alert
+            else:
+                log._closed.append(replace(alert, closed_at=now))
+        for key, condition in current.items():
+            opened_at = log._open[key].opened_at if key in log._open else now
+            log._open[key] = Alert(condition.node_id, condition.kind, condition.severity, opened_at, condition.figures)
+        return log
 
     def nodes_with(self, kind: AlertKind) -> list[str]:
         """Nodes for which such an alert is open."""

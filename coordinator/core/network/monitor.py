@@ -1,6 +1,7 @@
 """The network monitor: what is known about every link, from every source."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,24 +11,38 @@ from hypergpu.common.config import MonitorConfig
 from hypergpu.common.errors import InvalidInput
 from hypergpu.coordinator.core.checks import not_negative, positive
 from hypergpu.coordinator.core.network import quality as q
-from hypergpu.coordinator.core.network.alerts import Alert, AlertBook, AlertKind, Condition, Severity
+from hypergpu.coordinator.core.network.alerts import Alert, AlertKind, AlertLog, Condition, Severity
 from hypergpu.coordinator.core.network.profile import LinkProfile
 from hypergpu.coordinator.core.network.quality import ConnectionQuality, Scores
-from hypergpu.coordinator.core.network.records import LinkRecords
+from hypergpu.coordinator.core.network.records import LinkHistory
 from hypergpu.coordinator.core.table import Bools, Floats, Ints
 
 _SAME_MOMENT_SECONDS = 0.01
 """Silence changes no score noticeably in this time."""
 
 
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Scores and class numbers of links at one moment, one entry each."""
+
+    scores: Scores
+    classes: Ints
+
+    def of(self, rows: Ints) -> "Judgement":
+        """Return the entries of some links, as copies."""
+        scores = self.scores
+        part = Scores(scores.latency[rows], scores.loss[rows], scores.reliability[rows], scores.freshness[rows])
+        return Judgement(part, self.classes[rows])
+
+
 class NetworkQualityMonitor:
-    """Scores and classes links from the communications that it is told of.
+    """Scores and classes links from recorded communications.
 
     Three sources feed it: the RPCs that the coordinator sees (`record_communication`, `record_exchange`), the metrics
-    scraped from the nodes and the reports in their heartbeats (both `observe_counters`). Judging is lazy: a question is
-    answered from all that is known at that moment. `update` forecasts, keeps the alerts and returns the changes: the
-    orchestrator calls it before each round. `refresh` does the same without taking the changes: what judges in the
-    background calls it every `update_interval_seconds`.
+    scraped from the nodes and the reports in their heartbeats (both `observe_counters`). A question is answered from
+    all that is known at that moment, and changes nothing. `refresh` advances forecasts, classes and alerts: a
+    background thread calls it every `update_interval_seconds`. `update` does the same and returns the classes that
+    changed: the orchestrator calls it before each round.
     """
 
     def __init__(
@@ -44,10 +59,10 @@ class NetworkQualityMonitor:
             else positive(update_interval_seconds, "update_interval_seconds")
         )
         self._clock = clock
-        self._links = LinkRecords(self.config)
-        self._alerts = AlertBook()
+        self._links = LinkHistory(self.config)
+        self._alerts = AlertLog()
         nothing = np.zeros(0)
-        self._judged = (-1, 0.0, Scores(nothing, nothing, nothing, nothing))
+        self._judged = (-1, 0.0, Judgement(Scores(nothing, nothing, nothing, nothing), nothing.astype(np.int64)))
         self._counters: dict[tuple[str, str], tuple[int, int]] = {}
 
     # ------------------------------------------------------------ feeding
@@ -123,8 +138,7 @@ class NetworkQualityMonitor:
             UnknownName: the node is not registered.
         """
         rows = np.array([self._links.index.row(node_id)])
-        self._judge(rows)
-        return q.CLASSES[int(self._classes[rows[0]])]
+        return q.CLASSES[int(self._judge(rows).classes[0])]
 
     def get_node_profile(self, node_id: str) -> LinkProfile:
         """Everything about one link.
@@ -141,63 +155,61 @@ class NetworkQualityMonitor:
     def get_cluster_health_summary(self) -> dict[str, Any]:
         """Counts of nodes per class, mean score, median latency, mean loss, open alerts, and the worst nodes."""
         rows = self._every()
-        total = self._judge(rows).total
+        judged = self._judge(rows)
         medians = self._links.latency_ms.quantiles(rows, [0.5])[0]
         measured = medians[~np.isnan(medians)]
         return {
             "total_nodes": len(rows),
-            "quality": self.class_counts(),
-            "health_score": float(total.mean()) if len(rows) else 0.0,
+            "quality": self._counts(judged.classes),
+            "health_score": float(judged.scores.total.mean()) if len(rows) else 0.0,
             "median_latency_ms": float(np.median(measured)) if len(measured) else None,
             "mean_loss_rate": float(self.loss_rates(rows).mean()) if len(rows) else 0.0,
             "open_alerts": len(self._alerts.alerts(Severity.LOW)),
-            "problematic_nodes": self._in_classes(rows, 3),
-            "reliable_nodes": self._in_classes(rows, 0, 1),
+            "problematic_nodes": self._named(judged.classes >= q.POOR),
+            "reliable_nodes": self._named(judged.classes <= q.GOOD),
         }
 
     def class_counts(self) -> dict[str, int]:
-        """How many links are in each class, as last judged."""
-        counts = np.bincount(self._classes[self._classes >= 0], minlength=len(q.CLASSES)).tolist()
-        return {str(each): count for each, count in zip(q.CLASSES, counts, strict=True)}
+        """Return how many links are in each class."""
+        return self._counts(self._judge(self._every()).classes)
 
     def get_problematic_nodes(self) -> list[str]:
-        """Nodes whose link is poor, critical or offline, the worst first."""
-        rows = self._every()
-        total = self._judge(rows).total
-        return self._in_classes(rows[np.argsort(total, kind="stable")], 3)
+        """Return the nodes whose link is poor, critical or offline, the worst first."""
+        judged = self._judge(self._every())
+        return self._named(judged.classes >= q.POOR, np.argsort(judged.scores.total, kind="stable"))
 
     def get_reliable_nodes(self) -> list[str]:
-        """Nodes whose link is excellent or good, the best first."""
-        rows = self._every()
-        total = self._judge(rows).total
-        return self._in_classes(rows[np.argsort(-total, kind="stable")], 0, 1)
+        """Return the nodes whose link is excellent or good, the best first."""
+        judged = self._judge(self._every())
+        return self._named(judged.classes <= q.GOOD, np.argsort(-judged.scores.total, kind="stable"))
 
     def get_alerts(self, severity: str | Severity | None = None, *, include_closed: bool = False) -> list[Alert]:
-        """Open alerts of at least this severity (low, medium, high), the gravest first.
+        """Return the alerts of at least this severity (low, medium, high), the gravest first.
 
         Raises:
             UnknownName: no such severity.
         """
         least = Severity.LOW if severity is None else Severity.named(severity)
-        self._review_alerts()
-        return self._alerts.alerts(least, include_closed=include_closed)
+        return self._alerts_now(self._judge(self._every())).alerts(least, include_closed=include_closed)
 
     def refresh(self) -> None:
         """Advance forecasts, classes and alerts to the present, and leave the changes for `update` to return."""
         self._links.advance_forecasts()
-        self._review_alerts()
+        judged = self._judge(self._every())
+        self._links.columns.quality[: len(self._links.index)] = judged.classes
+        self._alerts = self._alerts_now(judged)
 
     def update(self) -> dict[str, ConnectionQuality]:
-        """Advance forecasts, classes and alerts; returns the links whose class is not what `update` said last.
+        """Advance forecasts, classes and alerts, and return the links whose class is another than last reported.
 
-        Asking for a class moves it too, so what it was a moment ago says nothing. The class of a link of which nothing
-        was measured yet is a guess, and not told.
+        The class of a link without any measurement is a guess, and is not reported.
         """
         self.refresh()
-        told = self._links.counter("told")[: len(self._links.index)]
-        changed = np.flatnonzero((told != self._classes) & self._measured(self._every()))
-        told[changed] = self._classes[changed]
-        return {self._links.index.ids[row]: q.CLASSES[self._classes[row]] for row in changed}
+        rows = self._every()
+        classes, reported = self._links.columns.quality[rows], self._links.columns.reported
+        changed = np.flatnonzero((reported[rows] != classes) & self._measured(rows, classes))
+        reported[changed] = classes[changed]
+        return {self._links.index.ids[row]: q.CLASSES[classes[row]] for row in changed}
 
     # ------------------------------------------------------------ for decisions, in arrays
 
@@ -211,7 +223,7 @@ class NetworkQualityMonitor:
 
     def scores(self, rows: Ints, horizon: float = 0.0) -> Floats:
         """Scores 0–100, as they are, or as they would be with the latency expected `horizon` observations ahead."""
-        scores = self._judge(rows)
+        scores = self._judge(rows).scores
         scale = self.forecast_scale(rows, horizon) if horizon else np.ones(len(rows))
         moving = scale != 1.0
         if not moving.any():
@@ -221,9 +233,8 @@ class NetworkQualityMonitor:
         return scores.total
 
     def classes(self, rows: Ints) -> Ints:
-        """Positions in `ConnectionQuality`, 0 (excellent) to 5 (offline)."""
-        self._judge(rows)
-        return self._classes[rows]
+        """Return class numbers: positions in `ConnectionQuality`, 0 (excellent) to 5 (offline)."""
+        return self._judge(rows).classes
 
     def latencies_ms(self, rows: Ints, horizon: float = 0.0) -> Floats:
         """Median round trips, or those expected `horizon` observations ahead; NaN where nothing was measured."""
@@ -232,20 +243,21 @@ class NetworkQualityMonitor:
 
     def loss_rates(self, rows: Ints) -> Floats:
         """Smoothed share of lost communications."""
-        return self._links.column("lost")[rows] / np.maximum(self._links.column("weight")[rows], 1e-9)
+        return self._links.columns.lost[rows] / np.maximum(self._links.columns.weight[rows], 1e-9)
 
     def silences_seconds(self, rows: Ints) -> Floats:
         """Time since each link was last heard of."""
-        silence: Floats = np.maximum(self._clock() - self._links.column("last_seen")[rows], 0.0)
+        silence: Floats = np.maximum(self._clock() - self._links.columns.last_seen[rows], 0.0)
         return silence
 
     def failures_in_a_row(self, rows: Ints) -> Ints:
         """Of each link, up to now."""
-        return self._links.counter("streak")[rows]
+        return self._links.columns.streak[rows]
 
     def forecast_scale(self, rows: Ints, horizon: float) -> Floats:
         """By what factor each round trip grows over `horizon` observations; 1 unless the trend exceeds the noise."""
-        level, trend, noise = (self._links.column(name)[rows] for name in ("level", "trend", "noise"))
+        columns = self._links.columns
+        level, trend, noise = columns.level[rows], columns.trend[rows], columns.noise[rows]
         ahead = np.maximum(level + horizon * trend, 0.1 * level)
         clear = np.abs(trend) * max(horizon, 1.0) > 1.0 * noise
         return np.where(clear & (level > 0), np.clip(ahead / np.where(level > 0, level, 1.0), 0.1, 10.0), 1.0)
@@ -285,28 +297,29 @@ class NetworkQualityMonitor:
 
     # ------------------------------------------------------------ inside
 
-    @property
-    def _classes(self) -> Ints:
-        return self._links.counter("quality")[: len(self._links.index)]
-
     def _every(self) -> Ints:
         return np.arange(len(self._links.index))
 
-    def _in_classes(self, rows: Ints, low: int, high: int = len(q.CLASSES)) -> list[str]:
-        ids, classes = self._links.index.ids, self._classes
-        return [ids[row] for row in rows if low <= classes[row] <= high]
+    def _named(self, wanted: Bools, order: Ints | None = None) -> list[str]:
+        ids = self._links.index.ids
+        return [ids[row] for row in (self._every() if order is None else order) if wanted[row]]
 
-    def _judge(self, rows: Ints) -> Scores:
-        """Score these links and class them; the scores of all are kept for the questions that follow at once."""
-        version, at, scores = self._judged
+    @staticmethod
+    def _counts(classes: Ints) -> dict[str, int]:
+        counts = np.bincount(classes, minlength=len(q.CLASSES)).tolist()
+        return {str(quality): count for quality, count in zip(q.CLASSES, counts, strict=True)}
+
+    def _judge(self, rows: Ints) -> Judgement:
+        """Score and class these links; a judgement of all is kept for the questions that follow at the same moment."""
+        version, at, judged = self._judged
         if version != self._links.version or not 0.0 <= self._clock() - at < _SAME_MOMENT_SECONDS:
             if 4 * len(rows) < len(self._links.index):
-                return self._score(rows)
-            scores = self._score(self._every())
-            self._judged = self._links.version, self._clock(), scores
-        return Scores(scores.latency[rows], scores.loss[rows], scores.reliability[rows], scores.freshness[rows])
+                return self._judgement(rows)
+            judged = self._judgement(self._every())
+            self._judged = self._links.version, self._clock(), judged
+        return judged.of(rows)
 
-    def _score(self, rows: Ints) -> Scores:
+    def _judgement(self, rows: Ints) -> Judgement:
         links, config = self._links, self.config
         silence, streak = self.silences_seconds(rows), self.failures_in_a_row(rows)
         high, loss = links.latency_ms.quantiles(rows, [0.75])[0], self.loss_rates(rows)
@@ -320,33 +333,30 @@ class NetworkQualityMonitor:
             config=config,
         )
         offline = (silence >= config.offline_after_seconds) | (streak >= config.offline_after_failures)
-        before = np.where(links.outcomes.counts[rows] < q.SETTLED, -1, self._classes[rows])
+        before = np.where(links.outcomes.counts[rows] < q.SETTLED, -1, links.columns.quality[rows])
         margin = np.maximum(config.hysteresis, 2.0 * q.score_noise(loss, config))
-        self._classes[rows] = q.classify(scores.total, before, offline, margin)
-        return scores
+        return Judgement(scores, q.classify(scores.total, before, offline, margin))
 
     def _success_shares(self, rows: Ints) -> Floats:
         filled = self._links.outcomes.filled(rows)
         won = (self._links.outcomes.values[rows] == 1.0).sum(axis=1)
         return np.where(filled > 0, won / np.maximum(filled, 1), 1.0)
 
-    def _measured(self, rows: Ints) -> Bools:
-        """As `LinkProfile.measured`."""
+    def _measured(self, rows: Ints, classes: Ints) -> Bools:
+        """Return what `LinkProfile.measured` says of each link."""
         failing = (self._links.outcomes.counts[rows] > 0) & (self._success_shares(rows) == 0)
-        known: Bools = (self._links.latency_ms.counts[rows] > 0) | failing | (self._classes[rows] == q.OFFLINE)
+        known: Bools = (self._links.latency_ms.counts[rows] > 0) | failing | (classes == q.OFFLINE)
         return known
 
     def _trends(self, rows: Ints) -> Floats:
         return q.mann_kendall(self._links.latency_ms.latest(rows, q.FULL_TREND))
 
-    def _review_alerts(self) -> None:
-        rows = self._every()
-        total = self._judge(rows).total
+    def _alerts_now(self, judged: Judgement) -> AlertLog:
+        rows, total, classes = self._every(), judged.scores.total, judged.classes
         loss, counts = self.loss_rates(rows), self._links.outcomes.counts[rows]
         conditions: list[Condition] = []
         silence, streak = self.silences_seconds(rows), self.failures_in_a_row(rows)
-        classes = self._classes
-        levels, trend = self._links.column("level"), self._links.column("trend")
+        levels, trend = self._links.columns.level, self._links.columns.trend
         limit = np.full(len(rows), 0.5 * self.config.worst_loss)
         limit[self.rows(self._alerts.nodes_with(AlertKind.HIGH_LOSS))] *= 0.5  # what is open closes well below it
         lossy = (loss > limit) & (counts >= q.SETTLED)
@@ -369,10 +379,11 @@ class NetworkQualityMonitor:
             if steep[row]:
                 figures = {"latency_ms": float(levels[row]), "rise_ms_per_update": float(trend[row])}
                 conditions.append(Condition(node_id, AlertKind.DEGRADING, Severity.MEDIUM, figures))
-        self._alerts.update(conditions, self._clock())
+        return self._alerts.updated(conditions, self._clock())
 
     def _profiles(self, rows: Ints) -> list[LinkProfile]:
-        links, scores = self._links, self._judge(rows)
+        links, judged = self._links, self._judge(rows)
+        scores = judged.scores
         quartile, median, upper, p95 = links.latency_ms.quantiles(rows, [0.25, 0.5, 0.75, 0.95])
         loss, shares, trends = self.loss_rates(rows), self._success_shares(rows), self._trends(rows)
         rounds = links.exchange_seconds.quantiles(rows, [0.5])[0]
@@ -381,7 +392,7 @@ class NetworkQualityMonitor:
         return [
             LinkProfile(
                 node_id=links.index.ids[row],
-                quality=q.CLASSES[self._classes[row]],
+                quality=q.CLASSES[judged.classes[at]],
                 score=float(scores.total[at]),
                 latency_score=float(scores.latency[at]),
                 loss_score=float(scores.loss[at]),
@@ -396,7 +407,7 @@ class NetworkQualityMonitor:
                 forecast_ms=float(forecast[at]),
                 round_seconds=float(rounds[at]),
                 communications=int(links.outcomes.counts[row]),
-                silence_seconds=max(0.0, now - float(links.column("last_seen")[row])),
+                silence_seconds=max(0.0, now - float(links.columns.last_seen[row])),
             )
             for at, row in enumerate(rows)
         ]

@@ -31,6 +31,9 @@ class Trend(StrEnum):
 CLASSES = tuple(ConnectionQuality)
 OFFLINE = CLASSES.index(ConnectionQuality.OFFLINE)
 CRITICAL = CLASSES.index(ConnectionQuality.CRITICAL)
+POOR = CLASSES.index(ConnectionQuality.POOR)
+FAIR = CLASSES.index(ConnectionQuality.FAIR)
+GOOD = CLASSES.index(ConnectionQuality.GOOD)
 LOWER_BOUNDS = np.array([90.0, 75.0, 60.0, 40.0, 0.0])
 """Least score of each class but OFFLINE: the shipped profiles perfect … unstable fall one into each."""
 LOSS_MEMORY = 0.98

@@ -12,7 +12,7 @@ from hypergpu.common.config import SelectorConfig
 from hypergpu.common.errors import InvalidInput
 from hypergpu.coordinator.core.checks import member, not_negative
 from hypergpu.coordinator.core.network import NetworkQualityMonitor
-from hypergpu.coordinator.core.network.quality import OFFLINE
+from hypergpu.coordinator.core.network.quality import FAIR, OFFLINE
 from hypergpu.coordinator.core.selection import strategies as st
 from hypergpu.coordinator.core.selection.contributions import Contributions
 from hypergpu.coordinator.core.selection.outlook import Outlook, Selection
@@ -21,8 +21,6 @@ from hypergpu.coordinator.core.selection.strategies import CODE, REASONS, Choice
 from hypergpu.coordinator.core.selection.turns import Turns
 from hypergpu.coordinator.core.table import Bools, Floats, Ints, NodeIndex, grown, scattered
 
-_HEALTHY = 2
-"""Classes excellent, good and fair are healthy: such a node never starves."""
 _AUTOMATIC, _INCLUDE, _EXCLUDE = 0, 1, -1
 _OWN_FIGURES = {CODE[SelectionReason.FAIRNESS_TURN], CODE[SelectionReason.QUARANTINED], CODE[SelectionReason.OFFLINE]}
 _TURNS = (
@@ -362,7 +360,7 @@ class DynamicNodeSelector:
             unknown=(self._contributions.counts[rows][:, [0, 2]] == 0).all(axis=1),
             on_probation=self._standings.on_probation(rows),
             idle=self._round - self._contributions.last_round[rows],
-            healthy=self._monitor.classes(link_rows) <= _HEALTHY,
+            healthy=self._monitor.classes(link_rows) <= FAIR,
             seconds=seconds,
         )
 

@@ -139,6 +139,7 @@ def test_silence_decays_to_offline_and_contact_brings_back() -> None:
     clock.advance(15.0)
     assert monitor.get_node_quality("a") is ConnectionQuality.OFFLINE
     assert [alert.kind for alert in monitor.get_alerts("high")] == [AlertKind.OFFLINE]
+    monitor.refresh()
     monitor.record_communication("a", 20.0, True)
     assert monitor.get_node_quality("a") is not ConnectionQuality.OFFLINE
     assert monitor.get_alerts() == []
@@ -295,3 +296,36 @@ def test_whatever_happens_the_score_stays_in_its_bounds(events: list[tuple[float
     assert 0.0 <= profile.score <= 100.0
     assert 0.0 <= profile.loss_rate <= 1.0
     assert math.isfinite(profile.score)
+
+
+def questions(monitor: NetworkQualityMonitor) -> list[object]:
+    """Return the answers to every question."""
+    rows = monitor.rows(["a", "b"])
+    return [
+        [monitor.get_node_quality(node) for node in ("a", "b")],
+        [str(profile) for profile in monitor.get_node_profiles(["a", "b"])],
+        monitor.get_cluster_health_summary(),
+        monitor.get_alerts(include_closed=True),
+        monitor.get_problematic_nodes(),
+        monitor.get_reliable_nodes(),
+        monitor.class_counts(),
+        monitor.classes(rows).tolist(),
+        monitor.scores(rows, 2.0).tolist(),
+    ]
+
+
+def test_a_question_changes_no_later_answer() -> None:
+    asked, asked_clock = monitor_of("a", "b")
+    silent, silent_clock = monitor_of("a", "b")
+    for step in range(120):
+        for monitor, clock in ((asked, asked_clock), (silent, silent_clock)):
+            latency = 15.0 + (3.0 if step // 3 % 2 else -3.0)  # hovers around the boundary of excellent
+            monitor.record_communication("a", latency, True)
+            monitor.record_communication("b", 80.0 + step, step % 5 > 0)
+            clock.advance(0.5)
+        for _ in range(step % 3):
+            questions(asked)
+        if step % 20 == 19:
+            assert asked.update() == silent.update()
+        assert questions(asked) == questions(asked)
+    assert questions(asked) == questions(silent)
