@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,26 @@ from hypergpu.common.config import BatchConfig
 from hypergpu.common.errors import InvalidInput
 from hypergpu.coordinator.core.batching import goodput as gp
 from hypergpu.coordinator.core.batching.costs import ComputeCosts
-from hypergpu.coordinator.core.batching.strategies import BatchReason, BatchSizeStrategy, by_latency, by_throughput
+from hypergpu.coordinator.core.batching.strategies import (
+    CODE,
+    REASONS,
+    BatchReason,
+    BatchSizeStrategy,
+    by_latency,
+    by_throughput,
+)
 from hypergpu.coordinator.core.checks import member, not_negative
 from hypergpu.coordinator.core.network import NetworkQualityMonitor
-from hypergpu.coordinator.core.table import Floats, Ints, NodeIndex, grown, quantiles
+from hypergpu.coordinator.core.table import Bools, Floats, Ints, NodeIndex, grown, quantiles
 
 _HISTORY = 50
 _IDLE_SHARE = 0.02
 """Of a round: a node that waits for less than this at the barrier is one of those that the others wait for."""
+_LATENCY_SHARE = 0.6
+"""Weight of the size by latency in HYBRID; 60 % latency, 40 % throughput."""
+_CLIMB_STEP = 1.25
+"""Largest factor of one step of hill climbing: a larger one overshoots the best size."""
+_UNBOUNDED_STEP = 1e9
 _DRIFT_FACTOR = 16.0
 """Half of the worth of local steps is lost at this many times the configured ones."""
 
@@ -47,6 +59,25 @@ class Pace:
     """Observations ahead for which the links are forecast."""
     window: int = 8
     """Latest rounds of a link that count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What a strategy wants of some nodes; nothing is changed until it is applied."""
+
+    sizes: Floats
+    """Wanted batch sizes, before the bounds."""
+    reasons: Ints
+    """Code of the reason for each (`strategies.REASONS`)."""
+    local_steps: int
+    figures: Mapping[str, Floats] = field(default_factory=dict)
+    """Figures behind the reasons, by name."""
+    plan: gp.RoundPlan | None = None
+    """GOODPUT's plan of the round."""
+    directions: Floats | None = None
+    """Directions of hill climbing."""
+    climbs: Bools | None = None
+    """Nodes whose size hill climbing moves."""
 
 
 class AdaptiveBatchController:
@@ -173,11 +204,16 @@ class AdaptiveBatchController:
         rows = self._index.rows(ids)
         reference = self.baseline_batch_size * (reference_nodes or len(ids))
         before = self._sizes[rows]
-        wanted, reason, figures = self._targets(ids, rows, reference, pace)
+        proposal = self._propose(self.strategy, ids, rows, reference, pace)
         self._evaluations += 1
-        self._sizes[rows] = self._bounded(wanted, before, rows, self._step(pace))
+        self.local_steps = proposal.local_steps
+        self._last = proposal.plan or self._last
+        if proposal.directions is not None and proposal.climbs is not None:
+            self._directions[rows] = proposal.directions
+            self.costs.used(rows[proposal.climbs])
+        self._sizes[rows] = self._bounded(self.strategy, proposal.sizes, before, rows, self._step(pace))
         self._follow_batch(rows, reference)
-        return self._changes_since(ids, before, reason, figures)
+        return self._changes_since(ids, before, proposal.reasons, proposal.figures)
 
     def reset(self, nodes: Sequence[str]) -> dict[str, BatchChange]:
         """Back to the baseline: every size, the local steps, the learning rate."""
@@ -194,7 +230,7 @@ class AdaptiveBatchController:
         wanted = np.array([sizes[node_id] for node_id in ids], dtype=np.int64)
         self._sizes[rows] = np.minimum(wanted, self._largest[rows])
         self.local_steps, self.learning_rate_factor = local_steps, learning_rate_factor
-        return self._changes_since(ids, before, np.full(len(ids), reason, dtype=object), {})
+        return self._changes_since(ids, before, np.full(len(ids), CODE[reason]), {})
 
     # ------------------------------------------------------------ asking
 
@@ -252,64 +288,57 @@ class AdaptiveBatchController:
             UnknownName: the node is not registered.
         """
         rows = np.array([self._index.row(node_id)])
-        exchange = self._exchange([node_id], Pace())
-        cost, kept = self.costs.fit(rows), (self.strategy, self.local_steps, self._last)
+        exchange, cost = self._exchange([node_id], Pace()), self.costs.fit(rows)
         answers: dict[str, dict[str, float]] = {}
-        try:
-            for strategy in BatchSizeStrategy:
-                self.strategy, self.local_steps = strategy, kept[1]
-                wanted, _, _ = self._targets([node_id], rows, self.baseline_batch_size, Pace(), moving=False)
-                size = self._bounded(wanted, self._sizes[rows], rows, 1e9)
-                seconds = float((exchange + self.local_steps * cost.seconds(size))[0])
-                rate = float(size[0]) * self.local_steps / seconds if seconds > 0 else 0.0
-                answers[str(strategy)] = {
-                    "batch_size": int(size[0]),
-                    "local_steps": self.local_steps,
-                    "round_seconds": seconds,
-                    "samples_per_second": rate,
-                }
-        finally:
-            self.strategy, self.local_steps, self._last = kept
+        for strategy in BatchSizeStrategy:
+            proposal = self._propose(strategy, [node_id], rows, self.baseline_batch_size, Pace())
+            size = self._bounded(strategy, proposal.sizes, self._sizes[rows], rows, _UNBOUNDED_STEP)
+            steps = proposal.local_steps
+            seconds = float((exchange + steps * cost.seconds(size))[0])
+            answers[str(strategy)] = {
+                "batch_size": int(size[0]),
+                "local_steps": steps,
+                "round_seconds": seconds,
+                "samples_per_second": float(size[0]) * steps / seconds if seconds > 0 else 0.0,
+            }
         return answers
 
     # ------------------------------------------------------------ inside
 
-    def _targets(
-        self, ids: Sequence[str], rows: Ints, reference: int, pace: Pace, *, moving: bool = True
-    ) -> tuple[Floats, "np.ndarray[Any, Any]", Mapping[str, Floats]]:
-        """Wanted sizes, the reason for each, and the figures behind them; `moving` if they are to be followed."""
-        base = self.baseline_batch_size
+    def _propose(
+        self, strategy: BatchSizeStrategy, ids: Sequence[str], rows: Ints, reference: int, pace: Pace
+    ) -> Proposal:
+        """Return what a strategy wants of these nodes; changes nothing."""
+        base, steps = self.baseline_batch_size, self.local_steps
         sizes = self._sizes[rows].astype(np.float64)
-        if self.strategy is BatchSizeStrategy.FIXED:
-            return np.full(len(rows), float(base)), np.full(len(rows), BatchReason.BASELINE, dtype=object), {}
-        if self.strategy is BatchSizeStrategy.GOODPUT:
+        if strategy is BatchSizeStrategy.FIXED:
+            return Proposal(np.full(len(rows), float(base)), np.full(len(rows), CODE[BatchReason.BASELINE]), steps)
+        if strategy is BatchSizeStrategy.GOODPUT:
             return self._goodput(ids, rows, reference, pace)
         latency = self._monitor.latencies_ms(self._monitor.rows(ids), pace.horizon)
         rates = self.costs.rates(rows)
         figures = {"latency_ms": latency, "samples_per_second": rates[0], "samples_per_second_before": rates[1]}
         near = by_latency(base, latency)
-        latency_reason = np.where(near >= sizes, BatchReason.LATENCY_HIGH, BatchReason.LATENCY_LOW)
-        if self.strategy is BatchSizeStrategy.LATENCY_BASED:
-            return near, latency_reason, figures
-        step = 2.0 if self.config.powers_of_two else min(pace.step, 1.25)
-        climbed, turned, reason = by_throughput(sizes, self._directions[rows], rates, step)
-        if moving:
-            self._directions[rows] = turned
-            self.costs.used(rows[climbed != sizes])
-        if self.strategy is BatchSizeStrategy.THROUGHPUT_BASED:
-            return climbed, reason, figures
-        return 0.6 * near + 0.4 * climbed, np.full(len(rows), BatchReason.HYBRID, dtype=object), figures
+        if strategy is BatchSizeStrategy.LATENCY_BASED:
+            higher = near >= sizes
+            reasons = np.where(higher, CODE[BatchReason.LATENCY_HIGH], CODE[BatchReason.LATENCY_LOW])
+            return Proposal(near, reasons, steps, figures)
+        step = 2.0 if self.config.powers_of_two else min(pace.step, _CLIMB_STEP)
+        climbed, turned, reasons = by_throughput(sizes, self._directions[rows], rates, step)
+        if strategy is BatchSizeStrategy.HYBRID:
+            reasons = np.full(len(rows), CODE[BatchReason.HYBRID])
+            wanted = _LATENCY_SHARE * near + (1.0 - _LATENCY_SHARE) * climbed
+            return Proposal(wanted, reasons, steps, figures, directions=turned, climbs=climbed != sizes)
+        return Proposal(climbed, reasons, steps, figures, directions=turned, climbs=climbed != sizes)
 
-    def _goodput(
-        self, ids: Sequence[str], rows: Ints, reference: int, pace: Pace
-    ) -> tuple[Floats, "np.ndarray[Any, Any]", Mapping[str, Floats]]:
+    def _goodput(self, ids: Sequence[str], rows: Ints, reference: int, pace: Pace) -> Proposal:
         exchange, cost = self._exchange(ids, pace), self.costs.fit(rows)
         phi, drift = self.noise_scale(reference), self.drift_steps
         sizes = self._sizes[rows]
         now = gp.evaluate(self.local_steps, sizes, exchange, cost, noise_scale=phi, drift_steps=drift)
         if now.seconds <= 0:  # nothing was measured yet
-            return sizes.astype(np.float64), np.full(len(rows), BatchReason.BASELINE, dtype=object), {}
-        steps = self._step_bounds(pace)
+            reasons = np.full(len(rows), CODE[BatchReason.BASELINE])
+            return Proposal(sizes.astype(np.float64), reasons, self.local_steps)
         step = self._step(pace)
         least = np.maximum(np.ceil(sizes / step), self.config.min_batch_size).astype(np.int64)
         most = np.minimum((sizes * step).astype(np.int64), self._largest[rows])
@@ -319,19 +348,14 @@ class AdaptiveBatchController:
             cost,
             least=np.minimum(least, most),
             most=most,
-            steps=steps,
+            steps=self._step_bounds(pace),
             noise_scale=phi,
             drift_steps=drift,
             rounds=1 + self._evaluations,
         )
         if plan.goodput < (1.0 + pace.gain) * now.goodput:
             plan = now
-        self._last, self.local_steps = plan, plan.steps
         idle = now.seconds - cost.expected(exchange + now.steps * cost.seconds(sizes))
-        waits, waited_for = idle > _IDLE_SHARE * now.seconds, idle <= _IDLE_SHARE * now.seconds
-        reason = np.full(len(rows), BatchReason.MORE_PROGRESS_PER_SECOND, dtype=object)
-        reason[(plan.batches > sizes) & waits] = BatchReason.FILLS_IDLE_TIME
-        reason[(plan.batches < sizes) & waited_for] = BatchReason.SHORTENS_ROUND
         every = np.ones(len(rows))
         figures = {
             "communication_seconds": exchange,
@@ -340,7 +364,8 @@ class AdaptiveBatchController:
             "planned_round_seconds": every * plan.seconds,
             "goodput_gain": every * (plan.goodput / now.goodput - 1.0 if now.goodput > 0 else 0.0),
         }
-        return plan.batches.astype(np.float64), reason, figures
+        reasons = _goodput_reasons(plan.batches, sizes, idle > _IDLE_SHARE * now.seconds)
+        return Proposal(plan.batches.astype(np.float64), reasons, plan.steps, figures, plan)
 
     def _exchange(self, ids: Sequence[str], pace: Pace) -> Floats:
         """Communication of each node in a round, with a margin of one MAD-like spread: the third quartile."""
@@ -360,10 +385,10 @@ class AdaptiveBatchController:
         low = max(base, int(self.local_steps / pace.step))
         return min(low, most), max(min(most, round(self.local_steps * pace.step)), low)
 
-    def _bounded(self, wanted: Floats, before: Ints, rows: Ints, step: float) -> Ints:
+    def _bounded(self, strategy: BatchSizeStrategy, wanted: Floats, before: Ints, rows: Ints, step: float) -> Ints:
         most = self._largest[rows]
         # FIXED means the user's own number, even outside the bounds that adaptation keeps to.
-        if self.strategy is BatchSizeStrategy.FIXED:
+        if strategy is BatchSizeStrategy.FIXED:
             return np.minimum(wanted, np.maximum(most, self.baseline_batch_size)).astype(np.int64)
         gradual = np.clip(wanted, before / step, before * step)
         least = np.minimum(self.config.min_batch_size, most)
@@ -382,18 +407,28 @@ class AdaptiveBatchController:
         self.learning_rate_factor = gp.learning_rate_factor(total, reference, self.noise_scale(reference), bound)
 
     def _changes_since(
-        self, ids: Sequence[str], before: Ints, reasons: "np.ndarray[Any, Any]", figures: Mapping[str, Floats]
+        self, ids: Sequence[str], before: Ints, reasons: Ints, figures: Mapping[str, Floats]
     ) -> dict[str, BatchChange]:
         after = self._sizes[self._index.rows(ids)]
         changed: dict[str, BatchChange] = {}
         moved = np.flatnonzero(after != before)
         columns = [values[moved].tolist() for values in figures.values()]
         rows = zip(*columns, strict=True) if columns else ((),) * len(moved)
-        each = zip(moved.tolist(), before[moved].tolist(), after[moved].tolist(), reasons[moved], rows, strict=True)
+        each = zip(
+            moved.tolist(), before[moved].tolist(), after[moved].tolist(), reasons[moved].tolist(), rows, strict=True
+        )
         for at, old, new, reason, own in each:
             node_id = ids[at]
             known = {name: value for name, value in zip(figures, own, strict=True) if math.isfinite(value)}
-            changed[node_id] = BatchChange(node_id, old, new, BatchReason(str(reason)), known)
+            changed[node_id] = BatchChange(node_id, old, new, REASONS[reason], known)
             self._history[node_id].append(new)
         self._changes += len(changed)
         return changed
+
+
+def _goodput_reasons(batches: Ints, sizes: Ints, waits: Bools) -> Ints:
+    """Return why GOODPUT changes each size: one that waits at the barrier takes more, one waited for takes less."""
+    reasons = np.full(len(sizes), CODE[BatchReason.MORE_PROGRESS_PER_SECOND])
+    reasons[(batches > sizes) & waits] = CODE[BatchReason.FILLS_IDLE_TIME]
+    reasons[(batches < sizes) & ~waits] = CODE[BatchReason.SHORTENS_ROUND]
+    return reasons

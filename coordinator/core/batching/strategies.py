@@ -1,11 +1,11 @@
 """Batch sizes from latency and throughput, as functions over arrays of nodes. GOODPUT is in its own module."""
 
 from enum import StrEnum
-from typing import Any
+from typing import Final
 
 import numpy as np
 
-from hypergpu.coordinator.core.table import Floats
+from hypergpu.coordinator.core.table import Floats, Ints
 
 REFERENCE_LATENCY_MS = 25.0
 """Round trip at which LATENCY_BASED gives the baseline."""
@@ -47,6 +47,11 @@ class BatchReason(StrEnum):
     ROLLED_BACK = "rolled_back"
 
 
+REASONS: Final = tuple(BatchReason)
+CODE: Final = {reason: code for code, reason in enumerate(REASONS)}
+"""Number of each reason, for arrays."""
+
+
 class LearningRateReason(StrEnum):
     """Why the learning rate or the local steps changed."""
 
@@ -63,8 +68,8 @@ def by_latency(baseline: int, latency_ms: Floats) -> Floats:
 
 def by_throughput(
     sizes: Floats, directions: Floats, rates: tuple[Floats, Floats, Floats], step: float
-) -> tuple[Floats, Floats, "np.ndarray[Any, Any]"]:
-    """Hill climbing: the wanted sizes, the directions (+1, −1), and the reasons. Changes within the noise keep a size.
+) -> tuple[Floats, Floats, Ints]:
+    """Return the sizes, directions (+1, −1) and reason codes of hill climbing. A change within the noise keeps a size.
 
     Args:
         sizes: present batches.
@@ -79,7 +84,7 @@ def by_throughput(
     first = (directions == 0) & ~np.isnan(now)
     turned = np.where(first, 1.0, np.where(degrading, -directions, directions))
     moved = np.where(first | degrading | improving, sizes * np.power(step, turned), sizes)
-    reasons = np.full(len(sizes), BatchReason.THROUGHPUT_IMPROVING, dtype=object)
-    reasons[degrading] = BatchReason.THROUGHPUT_DEGRADING
-    reasons[first] = BatchReason.PROBES_THROUGHPUT
+    reasons = np.full(len(sizes), CODE[BatchReason.THROUGHPUT_IMPROVING])
+    reasons[degrading] = CODE[BatchReason.THROUGHPUT_DEGRADING]
+    reasons[first] = CODE[BatchReason.PROBES_THROUGHPUT]
     return moved, turned, reasons
