@@ -1,4 +1,4 @@
-"""The agent: runs the effects of the life cycle as asyncio tasks and feeds their results back as events."""
+"""Real-time driver of the life cycle: runs its effects as asyncio tasks and feeds their results back as events."""
 
 import asyncio
 import secrets
@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,34 +14,32 @@ import structlog
 
 from hypergpu.common.background import Background
 from hypergpu.common.config import SystemConfig
-from hypergpu.common.errors import (
-    HyperGPUError,
-    InvalidInput,
-    NotAuthenticated,
-    NotFound,
-    ProtocolError,
-    ResourceExhausted,
-    StaleWork,
-    TlsError,
-)
-from hypergpu.common.identity import ADVICE, differences
+from hypergpu.common.errors import HyperGPUError, InvalidInput, ProtocolError
+from hypergpu.common.identity import ADVICE, TaskIdentity, differences
 from hypergpu.common.keyed_random import KeyedRandom
-from hypergpu.common.rpc import RETRYABLE
 from hypergpu.common.wire import identity_from_proto, identity_to_proto, manifest_from_proto
 from hypergpu.node.client import CoordinatorClient, RunOver, Work, specs_message
-from hypergpu.node.core import lifecycle as life
-from hypergpu.node.core.lifecycle import Failure, LifeCycle, State
+from hypergpu.node.core import events as life
+from hypergpu.node.core.failures import Failure
+from hypergpu.node.core.lifecycle import LifeCycle
+from hypergpu.node.core.states import State
+from hypergpu.node.core.timeouts import (
+    SHUTDOWN_RPC_TIMEOUT_SECONDS,
+    heartbeat_timeout_seconds,
+    push_timeout_seconds,
+)
 from hypergpu.node.service import GPUNodeService
 from hypergpu.node.trainer import Abandoned, Update
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.tasks.loading import is_own
 
 log = structlog.get_logger()
-_LAST_CALL_SECONDS = 2.0
-"""For calls that a node makes on its way out: the coordinator does without them, only later."""
+
+_MIN_HEARTBEAT_SECONDS = 0.05
+"""A coordinator cannot make a node send more than 20 heartbeats per second."""
 
 OnWork = Callable[[str], None]
-"""Told how each unit of work ended: accepted, duplicate, late, or an error's type."""
+"""Called with how each unit of work ended: accepted, duplicate, late, or the type of an error."""
 
 
 class Agent:
@@ -89,10 +86,11 @@ class Agent:
         self._heartbeats: asyncio.Task[None] | None = None
         self._heartbeat_seconds = 2.0
         self._rtt_ms = 0.0
-        self._reached = False
+        self._reply = pb.RegisterReply()
+        self._registered: tuple[int, TaskIdentity | None] = (0, None)
+        """Largest batch and identity of the task, as last registered."""
         self._training = ThreadPoolExecutor(1, "training")
         self._abandon = threading.Event()
-        self._fatal: Exception = HyperGPUError()
         self._parameters = np.empty(0, np.float32)
         self._update: Update | None = None
         self._waiting_since = time.monotonic()
@@ -100,35 +98,37 @@ class Agent:
 
     @property
     def state(self) -> State:
-        """Where in its life the node is."""
+        """State of the life cycle."""
         return self._life.state
 
     def stop(self, reason: str) -> None:
-        """Finish the current work within the grace period, or hand it back, and leave. Call it on the loop's thread."""
-        self._events.put_nowait((0, life.StopAsked(reason)))
+        """Finish the current work within the grace period or return it, then leave. Call it on the loop's thread."""
+        self._events.put_nowait((0, life.StopRequested(reason)))
 
     async def run(self) -> None:
-        """Live until the run is over or `stop` is called.
+        """Run until the run is over or `stop` is called.
 
         Raises:
-            HyperGPUError: what no further try can help, such as a wrong token.
+            HyperGPUError: an error that no retry can help, such as a wrong token.
         """
-        log.info("looking for the coordinator", address=self._client.address, node=self.node_id)
+        log.info("connecting to the coordinator", address=self._client.address, node=self.node_id)
         self._events.put_nowait((0, life.Started()))
         try:
             while True:
                 number, event = await self._events.get()
                 if number not in {0, self._number}:
-                    continue  # of an operation that another has replaced
+                    continue  # a late event of an operation that was replaced
                 before = self._life.state
                 effects = self._life.handle(event)
                 if self._life.state is not before:
                     self._on_state(self._life.state)
                     log.debug("state", state=str(self._life.state), because=type(event).__name__)
+                if effects and isinstance(event, life.RegistrationRequested):
+                    log.warning("the coordinator does not know this node; registering again")
                 for effect in effects:
                     if isinstance(effect, life.Exit):
-                        if effect.error:
-                            raise self._fatal
+                        if effect.error is not None:
+                            raise effect.error
                         return
                     self._start(effect)
         finally:
@@ -145,21 +145,30 @@ class Agent:
 
     def _start(self, effect: life.Effect[Work]) -> None:
         if isinstance(effect, life.StartGrace):
-            self._background.spawn("grace", self._after(self._config.node.grace_seconds, life.GraceOver()))
+            self._background.spawn("grace", self._after(self._config.node.grace_seconds, life.GraceExpired()))
             return
         self._number += 1
         self._abandon.set()
         if self._operation is not None:
             self._operation.cancel()
+        self._operation = asyncio.create_task(self._guard(self._number, self._operation_of(effect)))
+
+    def _operation_of(self, effect: life.Effect[Work]) -> Coroutine[Any, Any, life.Event[Work]]:
         match effect:
             case life.Register():
                 operation = self._register()
+            case life.Prepare():
+                operation = self._prepare()
             case life.Pull():
                 operation = self._pull()
+            case life.AwaitNextRun(reason):
+                operation = self._await_next_run(reason)
             case life.Train(work):
                 operation = self._train(work)
-            case life.Push(work, resume):
-                operation = self._push(work, resume)
+            case life.Push(work, offset):
+                operation = self._push(work, offset)
+            case life.AskProgress(work):
+                operation = self._ask_progress(work)
             case life.Return(work, kind, detail):
                 operation = self._return(work, kind, detail)
             case life.BackOff():
@@ -167,20 +176,17 @@ class Agent:
             case life.Leave(reason):
                 operation = self._leave(reason)
             case _:
-                raise AssertionError(f"no such effect: {effect}")
-        self._operation = asyncio.create_task(self._guard(self._number, operation))
+                raise TypeError(f"{effect} is not an operation")
+        return operation
 
     async def _guard(self, number: int, operation: Coroutine[Any, Any, life.Event[Work]]) -> None:
-        """Run an operation; its result, or what its failure means, becomes an event."""
+        """Run an operation and queue its result or its error as an event."""
         try:
             event: life.Event[Work] = await operation
         except Exception as error:
             if not isinstance(error, HyperGPUError):
                 log.exception("unexpected error", state=str(self._life.state))
-            self._fatal = error
-            kind = type(error).__name__
-            failure = failure_of(error, self._life.state, has_joined=self._reached)
-            event = life.Failed(failure, kind, str(error) or kind)
+            event = life.Failed(error)
         self._events.put_nowait((number, event))
 
     async def _register(self) -> life.Event[Work]:
@@ -191,36 +197,26 @@ class Agent:
             version=self._version,
             metrics_address=self._metrics_address,
             region=self._config.node.region,
+            largest_batch=self._largest_batch(),
         )
-        while True:
-            request.largest_batch = largest = self._largest_batch()
-            identity = self._service.identity
-            if identity is not None:
-                request.identity.CopyFrom(identity_to_proto(identity))
-            began = time.monotonic()
-            reply = await self._client.register(request)
-            self._record_call(1000 * (time.monotonic() - began), success=True)
-            self.run_id, self._heartbeat_seconds = reply.run_id, max(0.05, reply.heartbeat_seconds)
-            if self._heartbeats is None:  # from now on: to prepare may take longer than a node may be silent
-                self._heartbeats = asyncio.create_task(self._beat())
-            try:
-                await self._prepare(reply)
-            except HyperGPUError as error:
-                with suppress(HyperGPUError):
-                    await self._client.leave(reply.run_id, f"{type(error).__name__}: {error}"[:200], within_seconds=5.0)
-                raise
-            if largest == self._largest_batch() and identity is self._service.identity:
-                break  # else they were not known before the task was: say them now
-        self._reached = True
-        log.info("joined", address=self._client.address, run=reply.run_id, task=reply.task, node=self.node_id)
-        self._waiting_since = time.monotonic()
+        identity = self._service.identity
+        if identity is not None:
+            request.identity.CopyFrom(identity_to_proto(identity))
+        began = time.monotonic()
+        reply = await self._client.register(request)
+        self._record_call(1000 * (time.monotonic() - began), success=True)
+        self._reply, self._registered = reply, (request.largest_batch, identity)
+        self.run_id, self._heartbeat_seconds = reply.run_id, max(_MIN_HEARTBEAT_SECONDS, reply.heartbeat_seconds)
+        if self._heartbeats is None:  # already now: preparing may take longer than a node may be silent
+            self._heartbeats = asyncio.create_task(self._beat())
         return life.Registered()
 
     def _largest_batch(self) -> int:
         return min(self._service.largest_batch or 0, 2**32 - 1)
 
-    async def _prepare(self, reply: pb.RegisterReply) -> None:
-        """Make the model of the run's task, and check that it is the coordinator's."""
+    async def _prepare(self) -> life.Event[Work]:
+        """Build the model of the run's task and check that it is the coordinator's."""
+        reply = self._reply
         if is_own(reply.task) and reply.task != self._own_task:
             mine = f"--task is {self._own_task}" if self._own_task else "no --task was given"
             raise InvalidInput(
@@ -238,6 +234,11 @@ class Agent:
         self._require_same_task(reply)
         if self._parameters.shape != (manifest.size,):
             self._parameters = np.empty(manifest.size, np.float32)
+        announce = self._registered != (self._largest_batch(), self._service.identity)
+        if not announce:
+            log.info("joined", address=self._client.address, run=reply.run_id, task=reply.task, node=self.node_id)
+            self._waiting_since = time.monotonic()
+        return life.Prepared(announce)
 
     def _require_same_task(self, reply: pb.RegisterReply) -> None:
         """Check that the data and the model are the coordinator's, before any work is done on others.
@@ -259,20 +260,18 @@ class Agent:
         manifest = self._service.trainer.model.manifest
 
         def ordered(work: Work) -> None:
-            self._events.put_nowait((number, life.OrderArrived(work)))
+            self._events.put_nowait((number, life.WorkAnnounced(work)))
 
         wait = self._config.node.pull_wait_seconds
         pulled = await self._client.pull(self.run_id, wait, manifest, self._parameters, ordered)
         if pulled is None:
             return life.NoWork()
-        if isinstance(pulled, RunOver) and pulled.stays:
-            return await self._next_run(pulled.reason)
         if isinstance(pulled, RunOver):
-            return life.RunEnded(pulled.reason or "the run is over")
+            return life.RunFinished(pulled.reason or "the run is over", pulled.stays)
         self._record_call(None, success=True)
-        return life.WorkArrived(pulled)
+        return life.WorkReceived(pulled)
 
-    async def _next_run(self, reason: str) -> life.Event[Work]:
+    async def _await_next_run(self, reason: str) -> life.Event[Work]:
         """Wait beside a coordinator that stays: when it begins its next run, this one is unknown to it."""
         if self._over != self.run_id:
             self._over = self.run_id
@@ -305,36 +304,48 @@ class Agent:
             abandon=abandon,
         )
 
-    async def _push(self, work: Work, resume: bool) -> life.Event[Work]:
-        assert self._update is not None
-        # Twice what is left is late for sure; keepalive notices a dead link long before.
-        timeout = max(60.0, 2 * work.order.deadline_seconds)
+    async def _push(self, work: Work, offset: int) -> life.Event[Work]:
+        update = self._require_update()
         manifest = self._service.trainer.model.manifest
-        reply = await self._client.push(work, manifest, self._update, resume=resume, within_seconds=timeout)
-        outcome = pb.PushUpdateReply.Outcome.Name(reply.outcome).lower()
+        timeout = push_timeout_seconds(work.order.deadline_seconds)
+        reply = await self._client.push(work, manifest, update, offset, within_seconds=timeout)
         self._record_call(None, success=True)
-        self._end_work(outcome, success=outcome in {"accepted", "duplicate"})
-        log.info(
-            "update pushed", run=self.run_id, round=work.id.round, outcome=outcome, loss=round(self._update.loss, 4)
-        )
+        self._record_push(work, pb.PushUpdateReply.Outcome.Name(reply.outcome).lower())
         return life.Pushed()
 
+    async def _ask_progress(self, work: Work) -> life.Event[Work]:
+        progress = await self._client.upload_progress(work.id)
+        if progress.accepted:
+            self._record_call(None, success=True)
+            self._record_push(work, "duplicate")
+        return life.ProgressKnown(progress.accepted, progress.next_offset)
+
+    def _record_push(self, work: Work, outcome: str) -> None:
+        self._end_work(outcome, success=outcome in {"accepted", "duplicate"})
+        loss = round(self._require_update().loss, 4)
+        log.info("update pushed", run=self.run_id, round=work.id.round, outcome=outcome, loss=loss)
+
+    def _require_update(self) -> Update:
+        if self._update is None:
+            raise HyperGPUError("a push without an update")
+        return self._update
+
     async def _return(self, work: Work, kind: str, detail: str) -> life.Event[Work]:
-        log.warning("work handed back", run=self.run_id, round=work.id.round, kind=kind, detail=detail)
+        log.warning("returned work", run=self.run_id, round=work.id.round, kind=kind, detail=detail)
         self._end_work(kind, success=False)
         try:
-            await self._client.return_work(work.id, kind, detail, within_seconds=_LAST_CALL_SECONDS)
+            await self._client.return_work(work.id, kind, detail, within_seconds=SHUTDOWN_RPC_TIMEOUT_SECONDS)
         except HyperGPUError as error:
-            log.warning("the coordinator could not be told", detail=str(error))  # its deadline will tell it
+            log.warning("could not notify the coordinator", detail=str(error))  # its deadline will tell it
         return life.Returned()
 
     async def _back_off(self, effect: life.BackOff) -> life.Event[Work]:
         because = effect.because
-        if because.failure is Failure.TRANSIENT:
+        if effect.failure is Failure.TRANSIENT:
             self._record_call(None, success=False, retries=1)
         say = log.warning if effect.attempt < 4 or effect.attempt % 10 == 0 else log.debug
         say(
-            "trying again" if self._reached else "the coordinator cannot be reached; trying again",
+            "trying again" if self._life.has_joined else "the coordinator cannot be reached; trying again",
             address=self._client.address,
             attempt=effect.attempt,
             seconds=round(effect.seconds, 2),
@@ -342,29 +353,30 @@ class Agent:
             detail=because.detail,
         )
         await asyncio.sleep(effect.seconds)
-        return life.BackoffOver()
+        return life.BackoffExpired()
 
     async def _leave(self, reason: str) -> life.Event[Work]:
         log.info("leaving", run=self.run_id, reason=reason)
         try:
-            await self._client.leave(self.run_id, reason, within_seconds=_LAST_CALL_SECONDS)
+            await self._client.leave(self.run_id, reason, within_seconds=SHUTDOWN_RPC_TIMEOUT_SECONDS)
         except HyperGPUError as error:
-            log.info("the coordinator could not be told", detail=str(error))
+            log.info("could not notify the coordinator", detail=str(error))
         return life.Left()
 
     # ------------------------------------------------------------ beside the operations
 
     async def _beat(self) -> None:
-        """Report at the coordinator's pace, and pass on what it directs."""
+        """Send heartbeats at the coordinator's pace, and pass its directives on."""
         while True:
             await asyncio.sleep(self._heartbeat_seconds)
             try:
                 await self._report()
-            except Exception:  # without heartbeats a node that trains would count as lost, and nobody would know why
-                log.exception("a heartbeat failed unexpectedly; the next one is tried")
+            except Exception:  # a training node without heartbeats would count as lost, and no log would say why
+                log.exception("a heartbeat failed unexpectedly; sending the next one")
 
     async def _report(self) -> None:
-        """Send one heartbeat, and pass on what the coordinator directs."""
+        """Send one heartbeat, and pass the coordinator's directive on."""
+        work = self._life.work
         request = pb.HeartbeatRequest(
             node_id=self.node_id,
             run_id=self.run_id,
@@ -374,7 +386,8 @@ class Agent:
         )
         began = time.monotonic()
         try:
-            reply = await self._client.heartbeat(request, within_seconds=max(5.0, 2 * self._heartbeat_seconds))
+            timeout = heartbeat_timeout_seconds(self._heartbeat_seconds)
+            reply = await self._client.heartbeat(request, within_seconds=timeout)
         except HyperGPUError as error:
             log.debug("a heartbeat failed", detail=str(error))
             self._record_call(None, success=False)
@@ -382,13 +395,12 @@ class Agent:
         self._rtt_ms = 1000 * (time.monotonic() - began)
         self._record_call(self._rtt_ms, success=True)
         match reply.directive:
-            case pb.HeartbeatReply.REGISTER_AGAIN if self._life.state is not State.JOINING:
-                log.warning("the coordinator does not know this node; registering again")
-                self._events.put_nowait((0, life.AskedToRegister()))
+            case pb.HeartbeatReply.REGISTER_AGAIN:
+                self._events.put_nowait((0, life.RegistrationRequested()))
             case pb.HeartbeatReply.ABANDON_WORK:
-                self._events.put_nowait((0, life.AskedToAbandon()))
+                self._events.put_nowait((0, life.AbandonRequested(work)))
             case pb.HeartbeatReply.SHUT_DOWN:
-                self._events.put_nowait((0, life.RunEnded("the run is over")))
+                self._events.put_nowait((0, life.RunFinished("the run is over")))
 
     async def _after(self, seconds: float, event: life.Event[Work]) -> None:
         await asyncio.sleep(seconds)
@@ -403,27 +415,3 @@ class Agent:
         self._service.metrics.record_work(self._compute_seconds, waited, success)
         self._on_work(outcome)
         self._waiting_since, self._compute_seconds = now, 0.0
-
-
-def failure_of(error: Exception, state: State, *, has_joined: bool = False) -> Failure:  # noqa: PLR0911  (one case per error)
-    """What an error in a state means for what comes next; `has_joined`: the coordinator took the node in before."""
-    match error:
-        case _ if state is State.TRAINING:
-            return Failure.BAD_WORK  # no call was under way: what is unavailable is the node's own data
-        case _ if isinstance(error, RETRYABLE):
-            return Failure.TRANSIENT
-        case NotAuthenticated():
-            return Failure.FATAL
-        case TlsError():
-            # Nothing here changes by itself. Where it worked before, the other side's certificate is being renewed.
-            return Failure.TRANSIENT if has_joined else Failure.FATAL
-        case NotFound():
-            return Failure.UNKNOWN_NODE
-        case StaleWork():
-            # Without an order it is the membership that is over.
-            return Failure.UNKNOWN_NODE if state is State.IDLE else Failure.STALE
-        case ResourceExhausted():
-            return Failure.TRANSIENT
-        case _ if type(error) is HyperGPUError:  # the other side's INTERNAL
-            return Failure.TRANSIENT
-    return Failure.FATAL if state is State.JOINING else Failure.BAD_WORK

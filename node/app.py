@@ -17,8 +17,8 @@ from hypergpu.common.version import package_version
 from hypergpu.node.agent import Agent
 from hypergpu.node.client import CoordinatorClient
 from hypergpu.node.core.gpu import specs_from
-from hypergpu.node.core.lifecycle import State
 from hypergpu.node.core.metrics_collector import MetricsCollector
+from hypergpu.node.core.states import State
 from hypergpu.node.device import UsageMeter, detect
 from hypergpu.node.metrics import NodeMetrics
 from hypergpu.node.service import GPUNodeService
@@ -82,7 +82,7 @@ async def _sample(service: GPUNodeService, client: CoordinatorClient, series: No
 
 def _health(agent: Agent) -> Answer:
     """Alive is healthy, also while the coordinator is away: a restart of the node would not bring it back."""
-    joined = agent.state not in {State.JOINING, State.LEAVING}
+    joined = agent.state not in {State.JOINING, State.PREPARING, State.LEAVING}
     return Answer(f"{agent.state}{'' if joined else ': not in a run'}\n".encode())
 
 

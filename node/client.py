@@ -171,20 +171,14 @@ class CoordinatorClient:
         return work
 
     async def push(
-        self, work: Work, manifest: Manifest, update: Update, *, resume: bool, within_seconds: float
+        self, work: Work, manifest: Manifest, update: Update, offset: int, *, within_seconds: float
     ) -> pb.PushUpdateReply:
-        """Send an update, or with `resume` what of it is missing at the coordinator.
+        """Send an update from byte `offset` on.
 
         Raises:
-            Unavailable: it could not be completed now; what arrived is kept there.
+            Unavailable: the coordinator keeps what arrived, but does not have all of it yet.
         """
-        start = 0
-        if resume:
-            progress = await self.upload_progress(work.id)
-            if progress.accepted:
-                return pb.PushUpdateReply(outcome=pb.PushUpdateReply.DUPLICATE, detail="it had arrived")
-            start = progress.next_offset
-        reply = await self._call_push(self._parts(work, manifest, update, start), within_seconds)
+        reply = await self._call_push(self._parts(work, manifest, update, offset), within_seconds)
         if reply.outcome == pb.PushUpdateReply.INCOMPLETE:
             raise Unavailable(f"{self.address}: the update is incomplete: {reply.detail}")
         return reply

@@ -6,8 +6,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from hypergpu.common.series import OptionalGauge
 from hypergpu.node.core.gpu import GPUSpecs
-from hypergpu.node.core.lifecycle import State
 from hypergpu.node.core.metrics_collector import NetworkEvent, Record, ResourceUsage, TrainingStep, WorkDone
+from hypergpu.node.core.states import State
 
 _STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _ROUND_TRIP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0)

@@ -67,8 +67,6 @@ _NO_CONNECTION = "failed to connect to all addresses"
 """gRPC's words for a call that found no connection, whatever the cause."""
 _MAX_DETAILS = 2_000
 """Characters of a status's message: gRPC refuses trailers above 8 to 16 KiB, and the caller would get another error."""
-RETRYABLE = (errors.Unavailable, errors.DeadlineExceeded, errors.CorruptData)
-"""What may succeed when tried again."""
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:

@@ -1,377 +1,283 @@
-"""The life of a node as a pure state machine: `handle(event)` gives the effects that the agent runs.
+"""The life cycle of a node as a pure state machine: `LifeCycle.handle(event)` returns the effects to carry out.
 
-One operation runs at a time: an effect in `OPERATIONS` replaces the one before it, whose late events the agent drops.
+Two drivers run it: `node/agent.py` in real time and `hypergpu/simulation/node.py` in virtual time. One operation runs
+at a time: an effect other than StartGrace replaces the operation before it, whose late events the driver drops.
 
-    joining → idle → pulling → training → pushing → idle …      and from anywhere to backing_off and back, or to leaving
+    joining → preparing → idle → pulling → training → pushing → idle …
+
+From every state the node may go to backing_off and back, or to leaving.
 """
 
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from typing import Any, Final, Generic
 
 from hypergpu.common.keyed_random import KeyedRandom
-
-Work = TypeVar("Work")
-"""Whatever the shell calls a unit of work."""
-
-SHUTTING_DOWN = "shutting_down"
-
-
-class State(StrEnum):
-    """Where a node is in its life."""
-
-    JOINING = "joining"
-    IDLE = "idle"
-    PULLING = "pulling"
-    TRAINING = "training"
-    PUSHING = "pushing"
-    BACKING_OFF = "backing_off"
-    LEAVING = "leaving"
-
-
-class Failure(StrEnum):
-    """What a failed call means for what comes next."""
-
-    TRANSIENT = "transient"
-    """Trying again may help."""
-    UNKNOWN_NODE = "unknown_node"
-    """The coordinator does not know the node: register again."""
-    STALE = "stale"
-    """The work is over: fetch the current one."""
-    BAD_WORK = "bad_work"
-    """The work cannot be done or its update is refused: hand it back with the reason."""
-    FATAL = "fatal"
-    """No try can help: wrong token, wrong task."""
-
-
-# ---------------------------------------------------------------- events
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """The process is up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Registered:
-    """The coordinator took the node in."""
-
-
-@dataclass(frozen=True, slots=True)
-class OrderArrived(Generic[Work]):
-    """A unit of work was announced; its parameters follow."""
-
-    work: Work
-
-
-@dataclass(frozen=True, slots=True)
-class WorkArrived(Generic[Work]):
-    """A unit of work is here with all of its parameters."""
-
-    work: Work
-
-
-@dataclass(frozen=True, slots=True)
-class NoWork:
-    """There was none within the time waited."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """The update is ready."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pushed:
-    """The coordinator has the update, or has no more use for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Returned:
-    """The work was handed back, or could not be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The running operation failed."""
-
-    failure: Failure
-    kind: str
-    """The error's type."""
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class BackoffOver:
-    """The wait is over."""
-
-
-@dataclass(frozen=True, slots=True)
-class AskedToRegister:
-    """By the coordinator, in answer to a heartbeat: it restarted, or lost the node."""
-
-
-@dataclass(frozen=True, slots=True)
-class AskedToAbandon:
-    """The current work is no longer wanted."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunEnded:
-    """The run is over."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class StopAsked:
-    """SIGTERM or Ctrl-C."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class GraceOver:
-    """The time to finish after `StopAsked` is over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """The coordinator knows that the node is gone, or could not be told."""
-
-
-Event = (
-    Started
-    | Registered
-    | OrderArrived[Work]
-    | WorkArrived[Work]
-    | NoWork
-    | Trained
-    | Pushed
-    | Returned
-    | Failed
-    | BackoffOver
-    | AskedToRegister
-    | AskedToAbandon
-    | RunEnded
-    | StopAsked
-    | GraceOver
-    | Left
+from hypergpu.node.core.events import (
+    AbandonRequested,
+    AskProgress,
+    AwaitNextRun,
+    BackOff,
+    BackoffExpired,
+    Effect,
+    Event,
+    Exit,
+    Failed,
+    GraceExpired,
+    Leave,
+    Left,
+    NoWork,
+    Prepare,
+    Prepared,
+    ProgressKnown,
+    Pull,
+    Push,
+    Pushed,
+    Register,
+    Registered,
+    RegistrationRequested,
+    Return,
+    Returned,
+    RunFinished,
+    Started,
+    StartGrace,
+    StopRequested,
+    Train,
+    Trained,
+    Work,
+    WorkAnnounced,
+    WorkReceived,
 )
+from hypergpu.node.core.failures import Failure, failure_of
+from hypergpu.node.core.states import State
 
+SHUTTING_DOWN: Final = "shutting_down"
+"""Reason of the work that a node returns because it stops."""
+MAX_REASON_LENGTH: Final = 200
+MAX_SHUTDOWN_ATTEMPTS: Final = 4
+"""Failures in a row after which a stopping node gives its update up and leaves. On a link that loses one RPC in ten,
+that happens to one update in ten thousand."""
 
-# ---------------------------------------------------------------- effects
+# Looking an enum's member up is slow, and the simulator handles millions of events.
+_JOINING: Final = State.JOINING
+_PREPARING: Final = State.PREPARING
+_IDLE: Final = State.IDLE
+_PULLING: Final = State.PULLING
+_TRAINING: Final = State.TRAINING
+_PUSHING: Final = State.PUSHING
+_BACKING_OFF: Final = State.BACKING_OFF
+_LEAVING: Final = State.LEAVING
 
-
-@dataclass(frozen=True, slots=True)
-class Register:
-    """Register, in answer to which comes Registered or Failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pull:
-    """Ask for work: OrderArrived and WorkArrived, NoWork, RunEnded or Failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Train(Generic[Work]):
-    """Do the work: Trained or Failed."""
-
-    work: Work
-
-
-@dataclass(frozen=True, slots=True)
-class Push(Generic[Work]):
-    """Send the update, or what is missing of it: Pushed or Failed."""
-
-    work: Work
-    resume: bool
-    """Whether an earlier try may have left a part of it there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Return(Generic[Work]):
-    """Hand the work back: Returned."""
-
-    work: Work
-    kind: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class BackOff:
-    """Wait: BackoffOver."""
-
-    seconds: float
-    attempt: int
-    """Failures in a row."""
-    because: Failed
-
-
-@dataclass(frozen=True, slots=True)
-class StartGrace:
-    """Send GraceOver when the grace period is over. Not an operation: the work goes on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """Say goodbye: Left."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """End; `error` is empty where all went well."""
-
-    error: str = ""
-
-
-Effect = Register | Pull | Train[Work] | Push[Work] | Return[Work] | BackOff | StartGrace | Leave | Exit
-
-
-LAST_TRIES = 4
-"""Failures in a row after which a node that is to stop takes the coordinator for dead, and goes with its update unsent:
-on a link that loses one RPC in ten that is a mistake once in ten thousand times, and costs one update of one node."""
+_REGISTER: Final = Register()
+_PREPARE: Final = Prepare()
+_PULL: Final = Pull()
+_NO_FAILURE: Final = Failed(Exception())
 
 
 class LifeCycle(Generic[Work]):
-    """The life of one node.
+    """The life cycle of one process of a node.
 
     Args:
-        draws: the stream of the jitter of waits.
-        base: longest first wait in seconds; it doubles with each failure in a row.
-        cap: longest wait.
+        draws: random numbers for the jitter of backoffs.
+        base: upper bound of the first backoff in seconds; it doubles with each failure in a row.
+        cap: upper bound of every backoff in seconds.
+
+    Attributes:
+        state: what the node is doing.
+        work: unit of work that it holds.
+        has_joined: whether it has completed a registration.
     """
 
+    __slots__ = (
+        "_after_backoff", "_base", "_cap", "_draws", "_exit_error", "_failures", "_last_failure", "_stopping", "_waits",
+        "has_joined", "state", "work",
+    )  # fmt: skip
+
     def __init__(self, draws: KeyedRandom, *, base: float = 0.1, cap: float = 5.0) -> None:
-        self.state = State.JOINING
+        self.state = _JOINING
         self.work: Work | None = None
+        self.has_joined = False
         self._draws, self._base, self._cap = draws, base, cap
         self._waits = 0
         self._failures = 0
         self._stopping = ""
-        self._after: Effect[Work] = Register()
-        self._because = Failed(Failure.TRANSIENT, "", "")
+        self._after_backoff: Effect[Work] = _REGISTER
+        self._last_failure = _NO_FAILURE
+        self._exit_error: Exception | None = None
 
-    def handle(self, event: Event[Work]) -> list[Effect[Work]]:  # noqa: PLR0911, PLR0912  (one case per event)
-        """The effects of `event`, in order. An event that the state has no use for has none."""
-        if self.state is State.LEAVING:
-            return self._leaving(event)
-        match event:
-            case Started():
-                return [Register()]
-            case Registered():
-                self._failures = 0
-                return self._idle()
-            case NoWork():
-                self._failures = 0
-                return self._idle()
-            case OrderArrived(work):
-                self.state, self.work = State.PULLING, work
-            case WorkArrived(work):
-                self.state, self.work = State.TRAINING, work
-                return [Train(work)]
-            case Trained() if self.work is not None:
-                self.state, self._failures = State.PUSHING, 0
-                return [Push(self.work, resume=False)]
-            case Pushed():
-                self._failures = 0
-                return self._next()
-            case Returned():
-                self.work = None
-                return self._next() if self._stopping else self._wait(Pull(), self._because)
-            case Failed():
-                return self._failed(event)
-            case BackoffOver():
-                return self._resume()
-            case AskedToRegister() if self.state is not State.JOINING and self._after != Register():
-                self.state, self.work = State.JOINING, None
-                return self._leave(self._stopping) if self._stopping else [Register()]
-            case AskedToAbandon() if self.work is not None:
-                return self._next()
-            case RunEnded(reason):
-                return self._leave(reason)
-            case StopAsked(reason):
-                return self._stop(reason)
-            case GraceOver() if self.work is not None:
-                work, self.work = self.work, None
-                return [Return(work, SHUTTING_DOWN, "the grace period is over")]
-            case _:
-                pass
+    def handle(self, event: Event[Work]) -> list[Effect[Work]]:
+        """Return the effects of an event, in order; none if the event does not matter in the current state."""
+        if self.state is _LEAVING:
+            return [Exit(self._exit_error)] if isinstance(event, (Left, Failed)) else []
+        return _HANDLERS[event.__class__](self, event)
+
+    # ------------------------------------------------------------ results of operations
+
+    def _on_started(self, _: Started) -> list[Effect[Work]]:
+        return [_REGISTER]
+
+    def _on_registered(self, _: Registered) -> list[Effect[Work]]:
+        self.state = _PREPARING
+        return [_PREPARE]
+
+    def _on_prepared(self, event: Prepared) -> list[Effect[Work]]:
+        if event.announce:
+            self.state = _JOINING
+            return [_REGISTER]
+        self.has_joined = True
+        self._failures = 0
+        return self._idle()
+
+    def _on_no_work(self, _: NoWork) -> list[Effect[Work]]:
+        self._failures = 0
+        return self._idle()
+
+    def _on_announced(self, event: WorkAnnounced[Work]) -> list[Effect[Work]]:
+        self.state, self.work = _PULLING, event.work
         return []
 
+    def _on_received(self, event: WorkReceived[Work]) -> list[Effect[Work]]:
+        self.state, self.work = _TRAINING, event.work
+        return [Train(event.work)]
+
+    def _on_trained(self, _: Trained) -> list[Effect[Work]]:
+        if self.work is None:
+            return []
+        self.state, self._failures = _PUSHING, 0
+        return [Push(self.work, 0)]
+
+    def _on_progress(self, event: ProgressKnown) -> list[Effect[Work]]:
+        if event.accepted:
+            return self._on_pushed()
+        return [] if self.work is None else [Push(self.work, event.next_offset)]
+
+    def _on_pushed(self, _: Pushed | None = None) -> list[Effect[Work]]:
+        self._failures = 0
+        return self._next()
+
+    def _on_returned(self, _: Returned) -> list[Effect[Work]]:
+        self.work = None
+        return self._next() if self._stopping else self._back_off(_PULL, Failure.BAD_WORK)
+
+    def _on_failed(self, event: Failed) -> list[Effect[Work]]:
+        self._failures += 1
+        self._last_failure = event
+        failure = failure_of(event.error, self.state, has_joined=self.has_joined)
+        match failure:
+            case Failure.FATAL:
+                return self._die(event)
+            case Failure.UNKNOWN_NODE:
+                self.work = None
+                return self._back_off(_REGISTER, failure)
+            case Failure.STALE:
+                self.work = None
+                return self._back_off(_PULL, failure)
+            case Failure.BAD_WORK if self.work is not None:
+                return [Return(self.work, event.kind, event.detail)]
+            case _:
+                return self._back_off(self._retry(), failure)
+
+    def _on_backoff_expired(self, _: BackoffExpired) -> list[Effect[Work]]:
+        after = self._after_backoff
+        if isinstance(after, Pull):
+            return self._idle()
+        self.state = _PUSHING if isinstance(after, AskProgress) else _JOINING
+        return [after]
+
+    # ------------------------------------------------------------ requests
+
+    def _on_registration_requested(self, _: RegistrationRequested) -> list[Effect[Work]]:
+        registering = self.state is _JOINING or self.state is _PREPARING
+        if registering or (self.state is _BACKING_OFF and isinstance(self._after_backoff, Register)):
+            return []
+        self.state, self.work = _JOINING, None
+        return self._leave(self._stopping) if self._stopping else [_REGISTER]
+
+    def _on_abandon_requested(self, event: AbandonRequested[Work]) -> list[Effect[Work]]:
+        # The request may refer to work that was finished while it was on its way.
+        return self._next() if self.work is not None and self.work is event.work else []
+
+    def _on_run_finished(self, event: RunFinished) -> list[Effect[Work]]:
+        if not event.coordinator_stays or self._stopping:
+            return self._leave(event.reason)
+        self._idle()
+        return [AwaitNextRun(event.reason)]
+
+    def _on_stop_requested(self, event: StopRequested) -> list[Effect[Work]]:
+        if self._stopping:
+            return []
+        self._stopping = event.reason
+        state, after = self.state, self._after_backoff
+        if state is _JOINING or (state is _BACKING_OFF and isinstance(after, Register)):
+            self.state = _LEAVING
+            return [Exit()]
+        if self.work is None:
+            return self._leave(event.reason)
+        if state is _TRAINING or state is _PUSHING or (state is _BACKING_OFF and isinstance(after, AskProgress)):
+            return [StartGrace()]
+        work, self.work = self.work, None  # assigned, and its parameters are still on their way
+        return [Return(work, SHUTTING_DOWN, event.reason)]
+
+    def _on_grace_expired(self, _: GraceExpired) -> list[Effect[Work]]:
+        work, self.work = self.work, None
+        return [] if work is None else [Return(work, SHUTTING_DOWN, "the grace period is over")]
+
+    def _on_left(self, _: Left) -> list[Effect[Work]]:
+        return []
+
+    # ------------------------------------------------------------ transitions
+
     def _idle(self) -> list[Effect[Work]]:
-        self.state, self.work, self._after = State.IDLE, None, Pull()
-        return [Pull()]
+        self.state, self.work, self._after_backoff = _IDLE, None, _PULL
+        return [_PULL]
 
     def _next(self) -> list[Effect[Work]]:
         return self._leave(self._stopping) if self._stopping else self._idle()
 
-    def _failed(self, event: Failed) -> list[Effect[Work]]:
-        self._failures += 1
-        self._because = event
-        match event.failure:
-            case Failure.FATAL:
-                return [Exit(event.detail)]
-            case Failure.UNKNOWN_NODE:
-                self.work = None
-                return self._wait(Register(), event)
-            case Failure.STALE:
-                self.work = None
-                return self._wait(Pull(), event)
-            case Failure.BAD_WORK if self.work is not None:
-                return [Return(self.work, event.kind, event.detail)]
-            case _:
-                return self._wait(self._again(), event)
+    def _retry(self) -> Effect[Work]:
+        """Return the operation that tries again what failed."""
+        if self.state is _JOINING or self.state is _PREPARING:
+            return _REGISTER
+        return AskProgress(self.work) if self.state is _PUSHING and self.work is not None else _PULL
 
-    def _again(self) -> Effect[Work]:
-        match self.state:
-            case State.JOINING:
-                return Register()
-            case State.PUSHING if self.work is not None:
-                return Push(self.work, resume=True)
-            case _:
-                return Pull()
-
-    def _wait(self, then: Effect[Work], because: Failed) -> list[Effect[Work]]:
-        """Back off before `then`: exponential, with full jitter (Brooker, AWS Architecture Blog, 2015)."""
-        if self._stopping and (not isinstance(then, Push) or self._failures >= LAST_TRIES):
+    def _back_off(self, then: Effect[Work], failure: Failure) -> list[Effect[Work]]:
+        """Wait before `then`: exponential backoff with full jitter (Brooker, AWS Architecture Blog, 2015)."""
+        if self._stopping and (not isinstance(then, AskProgress) or self._failures >= MAX_SHUTDOWN_ATTEMPTS):
             return self._leave(self._stopping)
         bound = min(self._cap, self._base * 2.0 ** min(self._failures - 1, 30))
         seconds = bound * self._draws.uniform(self._waits)
         self._waits += 1
-        self.state, self._after = State.BACKING_OFF, then
-        return [BackOff(seconds, self._failures, because)]
+        self.state, self._after_backoff = _BACKING_OFF, then
+        return [BackOff(seconds, self._failures, failure, self._last_failure)]
 
-    def _resume(self) -> list[Effect[Work]]:
-        match self._after:
-            case Push():
-                self.state = State.PUSHING
-            case Register():
-                self.state = State.JOINING
-            case _:
-                return self._idle()
-        return [self._after]
-
-    def _stop(self, reason: str) -> list[Effect[Work]]:
-        if self._stopping:
-            return []
-        self._stopping = reason
-        pushing = self.state is State.BACKING_OFF and isinstance(self._after, Push)
-        if self.work is not None and (self.state in {State.TRAINING, State.PUSHING} or pushing):
-            return [StartGrace()]
-        if self.state is State.JOINING or (self.state is State.BACKING_OFF and self._after == Register()):
-            self.state = State.LEAVING
-            return [Exit()]
-        if self.work is not None:  # ordered, and its parameters still on their way
-            work, self.work = self.work, None
-            return [Return(work, SHUTTING_DOWN, reason)]
-        return self._leave(reason)
+    def _die(self, event: Failed) -> list[Effect[Work]]:
+        """Exit with the error; first inform a coordinator that counts on the node because it has registered."""
+        if self.state is not _PREPARING:
+            return [Exit(event.error)]
+        self._exit_error = event.error
+        return self._leave(f"{event.kind}: {event.detail}"[:MAX_REASON_LENGTH])
 
     def _leave(self, reason: str) -> list[Effect[Work]]:
-        self.state, self.work = State.LEAVING, None
+        self.state, self.work = _LEAVING, None
         return [Leave(reason)]
 
-    def _leaving(self, event: Event[Work]) -> list[Effect[Work]]:
-        return [Exit()] if isinstance(event, (Left, Failed)) else []
+
+_HANDLERS: Final[dict[type, Callable[[Any, Any], list[Any]]]] = {
+    Started: LifeCycle._on_started,
+    Registered: LifeCycle._on_registered,
+    Prepared: LifeCycle._on_prepared,
+    WorkAnnounced: LifeCycle._on_announced,
+    WorkReceived: LifeCycle._on_received,
+    NoWork: LifeCycle._on_no_work,
+    Trained: LifeCycle._on_trained,
+    ProgressKnown: LifeCycle._on_progress,
+    Pushed: LifeCycle._on_pushed,
+    Returned: LifeCycle._on_returned,
+    Failed: LifeCycle._on_failed,
+    BackoffExpired: LifeCycle._on_backoff_expired,
+    RegistrationRequested: LifeCycle._on_registration_requested,
+    AbandonRequested: LifeCycle._on_abandon_requested,
+    RunFinished: LifeCycle._on_run_finished,
+    StopRequested: LifeCycle._on_stop_requested,
+    GraceExpired: LifeCycle._on_grace_expired,
+    Left: LifeCycle._on_left,
+}

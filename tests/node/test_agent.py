@@ -17,7 +17,7 @@ from hypergpu.common.tensors import Manifest
 from hypergpu.common.wire import identity_from_proto, manifest_to_proto
 from hypergpu.node.agent import Agent
 from hypergpu.node.core.gpu import GPUSpecs
-from hypergpu.node.core.lifecycle import State
+from hypergpu.node.core.states import State
 from hypergpu.node.naming import own_name
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.tasks import FlatModel, Task, build
@@ -191,7 +191,7 @@ async def test_a_coordinator_that_is_not_there_is_looked_for_until_it_is(
     assert len(c.fake.applied) == 1
     printed = capsys.readouterr()
     said = printed.out + printed.err
-    assert "looking for the coordinator" in said
+    assert "connecting to the coordinator" in said
     assert f"address={c.agent._client.address}" in said.replace("'", "")
     assert "joined" in said
 
@@ -310,7 +310,7 @@ async def test_a_node_is_heard_of_while_it_prepares(cluster: Any, monkeypatch: p
 
         monkeypatch.setattr(c.service, "prepare", slowly)
         await c.run()
-    assert "joining" in c.fake.states
+    assert "preparing" in c.fake.states
 
 
 async def test_heartbeats_go_on_after_an_error_that_nobody_expected() -> None:

@@ -11,8 +11,8 @@ from prometheus_client.exposition import generate_latest
 from hypergpu.common.errors import ConfigError
 from hypergpu.common.http import Answer, HttpServer, metrics
 from hypergpu.node.core.gpu import PRESETS
-from hypergpu.node.core.lifecycle import State
 from hypergpu.node.core.metrics_collector import MetricsCollector
+from hypergpu.node.core.states import State
 from hypergpu.node.metrics import NodeMetrics
 
 

@@ -10,28 +10,39 @@ from pathlib import Path
 
 import pytest
 
+from hypergpu.common.errors import InvalidInput, NotAuthenticated, NotFound, StaleWork, Unavailable
 from hypergpu.common.keyed_random import KeyedRandom
-from hypergpu.node.core import lifecycle as life
-from hypergpu.node.core.lifecycle import LAST_TRIES, Failure, LifeCycle
+from hypergpu.node.core import events as life
+from hypergpu.node.core.lifecycle import MAX_SHUTDOWN_ATTEMPTS, LifeCycle
 
 TABLE = Path(__file__).parent / "transcripts/lifecycle.txt"
-FAILURES = tuple(life.Failed(failure, "Kind", "detail") for failure in Failure)
+FAILURES = tuple(
+    life.Failed(error("detail")) for error in (Unavailable, NotFound, StaleWork, InvalidInput, NotAuthenticated)
+)
 ANSWERS: dict[type, tuple[life.Event[str], ...]] = {
     life.Register: (life.Registered(), *FAILURES),
-    life.Pull: (life.NoWork(), life.OrderArrived("work"), life.WorkArrived("work"), *FAILURES),
+    life.Prepare: (life.Prepared(announce=True), life.Prepared(announce=False), *FAILURES),
+    life.Pull: (life.NoWork(), life.WorkAnnounced("work"), life.WorkReceived("work"), *FAILURES),
     life.Train: (life.Trained(), *FAILURES),
     life.Push: (life.Pushed(), *FAILURES),
+    life.AskProgress: (
+        life.ProgressKnown(accepted=False, next_offset=7),
+        life.ProgressKnown(accepted=True, next_offset=9),
+        *FAILURES,
+    ),
+    life.AwaitNextRun: (life.NoWork(),),
     life.Return: (life.Returned(),),
-    life.BackOff: (life.BackoffOver(),),
+    life.BackOff: (life.BackoffExpired(),),
     life.Leave: (life.Left(), FAILURES[0]),
 }
 """What may come of the operation that is under way."""
 AT_ANY_TIME: tuple[life.Event[str], ...] = (
-    life.AskedToRegister(),
-    life.AskedToAbandon(),
-    life.RunEnded("run is over"),
-    life.StopAsked("signal"),
-    life.GraceOver(),
+    life.RegistrationRequested(),
+    life.AbandonRequested("work"),
+    life.RunFinished("run is over"),
+    life.RunFinished("run is over", coordinator_stays=True),
+    life.StopRequested("signal"),
+    life.GraceExpired(),
 )
 
 
@@ -46,14 +57,25 @@ class Situation:
         """All that decides what comes next, but for the length of waits."""
         m = self.m
         words = [f"{m.state}, {self.operation.__name__}"]
-        words += [f"then {told(m._after)}"] if self.operation is life.BackOff else []
+        words += [f"then {told(m._after_backoff)}"] if self.operation is life.BackOff else []
         words += ["has work"] if m.work else []
-        words += [f"stopping, {min(m._failures, LAST_TRIES)} failures"] if m._stopping else []
+        words += [f"stopping, {min(m._failures, MAX_SHUTDOWN_ATTEMPTS)} failures"] if m._stopping else []
         return ", ".join(words)
 
 
+def short(event: life.Event[str]) -> str:
+    match event:
+        case life.Prepared(announce):
+            return f"Prepared(announce={announce})"
+        case life.ProgressKnown(accepted):
+            return f"ProgressKnown(accepted={accepted})"
+        case life.RunFinished(coordinator_stays=True):
+            return "RunFinished(stays)"
+    return type(event).__name__
+
+
 def told(effect: object) -> str:
-    return f"BackOff(because={effect.because.failure})" if isinstance(effect, life.BackOff) else repr(effect)
+    return f"BackOff({effect.failure})" if isinstance(effect, life.BackOff) else repr(effect)
 
 
 def table() -> list[str]:
@@ -69,9 +91,9 @@ def table() -> list[str]:
             effects = m.handle(event)
             operations = [type(effect) for effect in effects if not isinstance(effect, life.StartGrace)]
             after = Situation(m, operations[0] if operations else before.operation)
-            name = type(event).__name__ + (f"({event.failure})" if isinstance(event, life.Failed) else "")
+            name = f"Failed({event.kind})" if isinstance(event, life.Failed) else short(event)
             if effects or str(after) != str(before):
-                lines.append(f"  {name:22} {', '.join(map(told, effects)) or 'nothing'} -> {m.state}")
+                lines.append(f"  {name:29} {', '.join(map(told, effects)) or 'nothing'} -> {m.state}")
             if after.operation is not life.Exit and str(after) not in known:
                 known.add(str(after))
                 todo.append(after)
@@ -90,9 +112,9 @@ def test_waits_are_drawn_below_a_bound_that_doubles_to_the_cap() -> None:
     m.handle(life.Started())
     draws, waits = KeyedRandom(0, "backoff"), []
     for _ in range(9):
-        (wait,) = m.handle(life.Failed(Failure.TRANSIENT, "Kind", "detail"))
+        (wait,) = m.handle(life.Failed(Unavailable("detail")))
         assert isinstance(wait, life.BackOff)
         waits.append(wait.seconds)
-        m.handle(life.BackoffOver())
+        m.handle(life.BackoffExpired())
     bounds = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
     assert waits == [bound * draws.uniform(number) for number, bound in enumerate(bounds)]

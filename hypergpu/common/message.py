@@ -1,0 +1,15 @@
+"""The dataclass that events and effects are made of."""
+
+from dataclasses import dataclass, field
+from typing import TypeVar, dataclass_transform
+
+Message = TypeVar("Message")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def message(cls: type[Message]) -> type[Message]:
+    """Make an immutable dataclass with slots.
+
+    Type checkers enforce that it is immutable. Enforcing it at run time would double the cost of creating one.
+    """
+    return dataclass(slots=True)(cls)

@@ -1,0 +1,22 @@
+"""States of a node's life cycle."""
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """What a node is doing."""
+
+    JOINING = "joining"
+    """Registering with the coordinator."""
+    PREPARING = "preparing"
+    """Loading the data and building the model of the run."""
+    IDLE = "idle"
+    """Waiting for work."""
+    PULLING = "pulling"
+    """Receiving the parameters of its work."""
+    TRAINING = "training"
+    PUSHING = "pushing"
+    """Sending its update."""
+    BACKING_OFF = "backing_off"
+    """Waiting before it tries again."""
+    LEAVING = "leaving"
