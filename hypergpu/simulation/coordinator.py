@@ -3,19 +3,23 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from hypergpu.common.errors import NonFiniteUpdate
+from hypergpu.common.errors import NonFiniteUpdate, StaleWork
 from hypergpu.coordinator.core.adaptation import Adaptation
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
-from hypergpu.simulation.calls import Call
+from hypergpu.node.core import events as life
+from hypergpu.node.core.states import State
+from hypergpu.simulation.heartbeats import Directive
 from hypergpu.simulation.learning import Learning
-from hypergpu.simulation.node import Directive, SimulatedNode
+from hypergpu.simulation.node import SimulatedNode
+from hypergpu.simulation.rpc import SimulatedRpc
 from hypergpu.simulation.virtual_time import VirtualTime
 
 _ACCEPTED: Final = ev.UpdateStatus.ACCEPTED  # an enum's member is looked up slowly: not with every message
 _STALE: Final = ev.UpdateStatus.STALE
 _CONTINUE: Final = Directive.CONTINUE
+_BUSY: Final = frozenset({State.PULLING, State.TRAINING, State.PUSHING})
 
 
 class Recorder(Protocol):
@@ -67,7 +71,9 @@ class VirtualCoordinator:
         self._lost_after, self._evaluation_seconds = lost_after_seconds, evaluation_seconds
         self._scrape_seconds, self._round_begins = scrape_seconds, round_begins
         self._nodes: dict[str, SimulatedNode] = {}
-        self._waiting: dict[str, Call] = {}
+        self._waiting: dict[str, SimulatedRpc] = {}
+        self._held: dict[str, tuple[int, int, int]] = {}
+        """Round, attempt and next offset of the last upload of each node that broke."""
         self._timer = 0
         self._metric_fault = ""
         self._norms: tuple[float, float] | None = None
@@ -95,12 +101,12 @@ class VirtualCoordinator:
     def catch_up(self) -> None:
         """Take in every heartbeat that was due until now."""
         for node in self._nodes.values():
-            node.catch_up()
+            node.heartbeats.flush()
 
-    # ------------------------------------------------------------ what arrives (see `node.Host`)
+    # ------------------------------------------------------------ what arrives (see `node.CoordinatorApi`)
 
-    def registered(self, node: SimulatedNode) -> None:
-        """As `Host.registered`."""
+    def register(self, node: SimulatedNode) -> None:
+        """Handle Register."""
         new = node.node_id not in self.machine.members.connected
         self._nodes[node.node_id] = node
         node.seen(self._time.clock.now)
@@ -109,48 +115,54 @@ class VirtualCoordinator:
         if new:
             self._time.at(node.last_seen + self._lost_after, self._is_it_silent, node)
 
-    def work_requested(self, node: SimulatedNode, call: Call) -> None:
-        """As `Host.work_requested`."""
+    def pull(self, node: SimulatedNode, rpc: SimulatedRpc) -> None:
+        """Handle PullWork: assign work now or later, or reject it."""
         if node.node_id not in self.machine.members.connected:
-            node.send_away(call)
+            node.reject(rpc, StaleWork(f"node {node.node_id!r} is not registered: register again"))
             return
         node.seen(self._time.clock.now)
-        self._waiting[node.node_id] = call
+        self._waiting[node.node_id] = rpc
         self.dispatch(ev.WorkRequested(node.node_id))
 
-    def request_ended(self, node: SimulatedNode, call: Call) -> bool:
-        """As `Host.request_ended`."""
-        if self._waiting.get(node.node_id) is not call:
+    def end_pull(self, node: SimulatedNode, rpc: SimulatedRpc) -> bool:
+        """Handle the end of a wait for work; return whether there was one."""
+        if self._waiting.get(node.node_id) is not rpc:
             return False
         del self._waiting[node.node_id]
         self.dispatch(ev.RequestEnded(node.node_id))
         return True
 
-    def is_over(self, order: ev.WorkAssigned) -> bool:
-        """As `Host.is_over`."""
-        return self.machine.update_status(order.node, order.round) is not None
+    def is_over(self, work: ev.WorkAssigned) -> bool:
+        """Return whether no update of this work is needed."""
+        return self.machine.update_status(work.node, work.round) is not None
 
-    def has_accepted(self, order: ev.WorkAssigned) -> bool:
-        """As `Host.has_accepted`."""
-        return self.machine.update_status(order.node, order.round) is ev.UpdateStatus.DUPLICATE
+    def progress(self, work: ev.WorkAssigned) -> life.ProgressKnown:
+        """Handle GetUploadProgress."""
+        accepted = self.machine.update_status(work.node, work.round) is ev.UpdateStatus.DUPLICATE
+        round_number, attempt, offset = self._held.get(work.node, (0, 0, 0))
+        held = offset if (round_number, attempt) == (work.round, work.attempt) else 0
+        return life.ProgressKnown(accepted, held)
 
-    def update_arrived(self, node: SimulatedNode, order: ev.WorkAssigned, seconds: float, call: Call) -> None:
-        """As `Host.update_arrived`."""
+    def push_broke(self, node: SimulatedNode, work: ev.WorkAssigned, next_offset: int) -> None:
+        """Keep what arrived of an update whose stream broke."""
+        self._held[node.node_id] = (work.round, work.attempt, next_offset)
+
+    def push(self, node: SimulatedNode, work: ev.WorkAssigned, compute_seconds: float, rpc: SimulatedRpc) -> None:
+        """Handle PushUpdate."""
         now = self._time.clock.now
         node.seen(now)
-        samples, loss, loss_before, grad_norm = order.batch_size * order.local_steps, 0.0, 0.0, 0.0
+        samples, loss, loss_before, grad_norm = work.batch_size * work.local_steps, 0.0, 0.0, 0.0
         norm: float | None = None
-        if not self.is_over(order):
+        if not self.is_over(work):
             try:
-                trained = self._learning.train(order)
+                trained = self._learning.train(work)
             except NonFiniteUpdate as error:
-                self.dispatch(ev.WorkReturned(node.node_id, order.round, type(error).__name__, str(error)))
-                node.send_verdict(call)
+                node.reject(rpc, error)
                 return
             samples, loss, loss_before = trained.samples, trained.loss, trained.loss_before
             grad_norm, norm = trained.grad_norm, trained.norm
         event = ev.UpdateArrived(
-            node.node_id, order.round, order.attempt, samples, loss, seconds, loss_before, grad_norm, norm
+            node.node_id, work.round, work.attempt, samples, loss, compute_seconds, loss_before, grad_norm, norm
         )
         effects = self.machine.handle(event, now)
         (verdict,) = [effect for effect in effects if effect.__class__ is ev.UpdateReply]
@@ -158,25 +170,40 @@ class VirtualCoordinator:
             self._learning.add(verdict.weight)
         self._carry_out(effects)
         if verdict.status is _STALE:
-            node.send_away(call)
+            node.reject(rpc, StaleWork(f"no such work was assigned: {verdict.detail}"))
         else:
-            node.send_verdict(call)
+            node.send_verdict(rpc)
 
-    def heard(self, node: SimulatedNode, at: float, rtt_ms: float) -> Directive:
-        """As `Host.heard`."""
+    def return_work(self, node: SimulatedNode, work: ev.WorkAssigned, kind: str, detail: str) -> None:
+        """Handle ReturnWork."""
+        node.seen(self._time.clock.now)
+        self.dispatch(ev.WorkReturned(node.node_id, work.round, kind, detail))
+
+    def leave(self, node: SimulatedNode, reason: str) -> None:
+        """Handle Leave."""
+        self._waiting.pop(node.node_id, None)
+        self.dispatch(ev.NodeLeft(node.node_id, reason))
+
+    def heartbeat(self, node: SimulatedNode, at: float, rtt_ms: float) -> Directive:
+        """Handle Heartbeat."""
         members = self.machine.members
         if node.node_id not in members.connected:
             return Directive.REGISTER_AGAIN
         node.seen(at)
         report = {"network": {"events": node.attempts, "failures": node.failures}}
         self._links.heard(node.node_id, report, rtt_ms)
-        return Directive.ABANDON_WORK if node.node_id in members.stragglers else _CONTINUE
+        busy = node.node_id in members.stragglers and node.state in _BUSY
+        return Directive.ABANDON_WORK if busy else _CONTINUE
+
+    def is_straggler(self, node: SimulatedNode) -> bool:
+        """Return whether the node works on a round that is over."""
+        return node.node_id in self.machine.members.stragglers
 
     def _scrape(self) -> None:
         """Read the metrics of all connected nodes, which does not go over their links."""
         for node_id in self.machine.members.connected:
             node = self._nodes[node_id]
-            node.catch_up()
+            node.heartbeats.flush()
             if node.attempts:
                 self._links.scraped(node_id, node.attempts, node.failures)
         self._time.at(self._time.now + self._scrape_seconds, self._scrape)
@@ -184,14 +211,14 @@ class VirtualCoordinator:
     def _is_it_silent(self, node: SimulatedNode) -> None:
         if node.node_id not in self.machine.members.connected or self.machine.finished:
             return
-        node.catch_up()
+        node.heartbeats.flush()
         due = node.last_seen + self._lost_after
         if due > self._time.now:
             self._time.at(due, self._is_it_silent, node)
             return
         self._waiting.pop(node.node_id, None)
         self.dispatch(ev.NodeLost(node.node_id, f"silent for {self._lost_after:g} s"))
-        node.watch()
+        node.heartbeats.watch()
 
     # ------------------------------------------------------------ what is decided
 
@@ -206,7 +233,7 @@ class VirtualCoordinator:
     def _assign(self, order: ev.WorkAssigned) -> None:
         call = self._waiting.pop(order.node, None)
         if call is not None and not call.over:
-            self._nodes[order.node].send_order(order, call)
+            self._nodes[order.node].send_work(order, call)
 
     def _close_round(self, closed: ev.CloseRound) -> None:
         self._call_back_stragglers()
@@ -238,7 +265,7 @@ class VirtualCoordinator:
     def _call_back_stragglers(self) -> None:
         """Who still works on a round that is over learns of it with its next heartbeat."""
         for node_id in sorted(self.machine.members.stragglers):
-            self._nodes[node_id].watch()
+            self._nodes[node_id].heartbeats.watch()
 
     def _set_timer(self, effect: ev.SetTimer) -> None:
         self._timer += 1

@@ -7,17 +7,19 @@ from hypergpu.common.keyed_random import BufferedKeyedRandom, KeyedRandom
 from hypergpu.netsim_proxy.link.events import NetworkEvent
 from hypergpu.netsim_proxy.link.link import Link
 from hypergpu.netsim_proxy.link.outcomes import LossModel
-from hypergpu.simulation.calls import Line
 from hypergpu.simulation.node import SimulatedNode
+from hypergpu.simulation.rpc import SimulatedConnection
 from hypergpu.simulation.scenario import Churn, Scenario
 from hypergpu.simulation.virtual_time import VirtualTime
 
 
-def make_lines(scenario: Scenario, time: VirtualTime) -> dict[str, Line]:
-    """The line of each node, in the order of the scenario."""
+def make_connections(scenario: Scenario, time: VirtualTime) -> dict[str, SimulatedConnection]:
+    """Return the connection of each node, in the order of the scenario."""
     find, loss_model = scenario.profile_finder(), LossModel(scenario.loss_model)
     make = partial(Link, seed=scenario.seed, loss_model=loss_model, profiles=find, draws=BufferedKeyedRandom)
-    return {name: Line(time, make(name, profile)) for name, profile in scenario.profiles_of_links().items()}
+    return {
+        name: SimulatedConnection(time, make(name, profile)) for name, profile in scenario.profiles_of_links().items()
+    }
 
 
 class Network:
@@ -57,9 +59,9 @@ class Network:
         self._happened(event.summary())
         for node in self._nodes.values():
             if event.concerns(node.node_id):
-                node.catch_up()
-                node.line.link.apply(event, now)
-                node.line.happened(event)
+                node.heartbeats.flush()
+                node.connection.link.apply(event, now)
+                node.connection.happened(event)
 
 
 class ComesAndGoes:

@@ -1,99 +1,109 @@
-"""A node in virtual time: what `node/agent.py` says on the wire, in the same order, without the waiting."""
+"""A node in virtual time: a driver of the life cycle that `node/agent.py` drives in real time."""
 
-import math
 from collections.abc import Callable, Mapping
-from enum import Enum
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from hypergpu.common.config import SystemConfig
+from hypergpu.common.errors import HyperGPUError, Unavailable
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.coordinator.core.rounds import events as ev
-from hypergpu.netsim_proxy.link.outcomes import Deliver, Direction, Fail, Hold
-from hypergpu.simulation import wire
-from hypergpu.simulation.calls import Call, Line
+from hypergpu.netsim_proxy.link.outcomes import Direction
+from hypergpu.node.core import events as life
+from hypergpu.node.core.lifecycle import LifeCycle
+from hypergpu.node.core.states import State
+from hypergpu.simulation import message_sizes
+from hypergpu.simulation.heartbeats import Directive, Heartbeats
+from hypergpu.simulation.rpc import Arrived, SimulatedConnection, SimulatedRpc
 from hypergpu.simulation.virtual_time import VirtualTime
 
 UP: Final = Direction.UP
 DOWN: Final = Direction.DOWN
-LEAST_BEAT_PATIENCE_SECONDS: Final = 5.0
-"""What an agent waits for the answer to a heartbeat, or two of its periods where they are longer."""
+_RPC_FAILED: Final = life.Failed(Unavailable("the RPC failed"))
+_REGISTERED: Final = life.Registered()
+_NO_WORK: Final = life.NoWork()
+_TRAINED: Final = life.Trained()
+_PUSHED: Final = life.Pushed()
+_BACKOFF_EXPIRED: Final = life.BackoffExpired()
 
 
-class Directive(Enum):
-    """What the answer to a heartbeat asks for."""
+class CoordinatorApi(Protocol):
+    """The coordinator as a node calls it: each method runs when a request has arrived there."""
 
-    CONTINUE = "continue"
-    REGISTER_AGAIN = "register_again"
-    ABANDON_WORK = "abandon_work"
-
-
-class Host(Protocol):
-    """The coordinator as a node sees it: called when a request has arrived there."""
-
-    def registered(self, node: "SimulatedNode") -> None:
-        """Register arrived."""
+    def register(self, node: "SimulatedNode") -> None:
+        """Register."""
         ...
 
-    def work_requested(self, node: "SimulatedNode", call: Call) -> None:
-        """PullWork arrived; the order is sent on `call` when there is one."""
+    def pull(self, node: "SimulatedNode", rpc: SimulatedRpc) -> None:
+        """PullWork: the work unit is sent on `rpc` when there is one."""
         ...
 
-    def request_ended(self, node: "SimulatedNode", call: Call) -> bool:
-        """The long poll on `call` is over; False if that is answered already."""
+    def end_pull(self, node: "SimulatedNode", rpc: SimulatedRpc) -> bool:
+        """Give up waiting for work on `rpc`; False if it was answered already."""
         ...
 
-    def is_over(self, order: ev.WorkAssigned) -> bool:
-        """Whether the round of an order is over."""
+    def is_over(self, work: ev.WorkAssigned) -> bool:
+        """Whether the coordinator has no use for an update of this work."""
         ...
 
-    def has_accepted(self, order: ev.WorkAssigned) -> bool:
-        """GetUploadProgress: whether the update of this order is in."""
+    def progress(self, work: ev.WorkAssigned) -> life.ProgressKnown:
+        """GetUploadProgress."""
         ...
 
-    def update_arrived(self, node: "SimulatedNode", order: ev.WorkAssigned, seconds: float, call: Call) -> None:
-        """A whole update arrived; the reply is sent on `call`."""
+    def push(self, node: "SimulatedNode", work: ev.WorkAssigned, compute_seconds: float, rpc: SimulatedRpc) -> None:
+        """PushUpdate: a whole update; the reply is sent on `rpc`."""
         ...
 
-    def heard(self, node: "SimulatedNode", at: float, rtt_ms: float) -> Directive:
-        """A heartbeat arrived at `at`; what its answer says."""
+    def push_broke(self, node: "SimulatedNode", work: ev.WorkAssigned, next_offset: int) -> None:
+        """PushUpdate: the stream broke when all bytes before `next_offset` had arrived."""
+        ...
+
+    def return_work(self, node: "SimulatedNode", work: ev.WorkAssigned, kind: str, detail: str) -> None:
+        """ReturnWork."""
+        ...
+
+    def leave(self, node: "SimulatedNode", reason: str) -> None:
+        """Leave."""
+        ...
+
+    def heartbeat(self, node: "SimulatedNode", at: float, rtt_ms: float) -> Directive:
+        """Heartbeat that arrived at `at`."""
+        ...
+
+    def is_straggler(self, node: "SimulatedNode") -> bool:
+        """Whether the node works on a round that is over."""
         ...
 
 
 class Compute(Protocol):
-    """How long computing takes."""
+    """Duration of computing."""
 
     def seconds(self, node_id: str, step: int, batch_size: int, steps: int, now: float) -> float:
-        """Of `steps` steps on `batch_size` samples each, of which the first is the node's number `step`."""
+        """Return the seconds of `steps` steps on `batch_size` samples each; `step` numbers the first of them."""
         ...
 
 
 class Start(NamedTuple):
-    """When a node's process dials first, and what it then needs for its model and data."""
+    """When a node's process starts, and how long it prepares its model and data."""
 
     joins_seconds: float = 0.0
     prepares_seconds: float = 0.0
 
 
 class SimulatedNode:
-    """One node, its line and its life: register, prepare, register again with what the card holds; then pull work,
-    compute, push the update, and again.
-
-    Heartbeats are caught up with when somebody looks, or when the node does something else on its link: they keep their
-    times and their place in the order of the link's RPCs, but need no place on the heap.
-    """
+    """One node and its connection. `start` begins a process, whose life cycle decides what it does."""
 
     __slots__ = (
-        "_again", "_compute", "_computed_seconds", "_draws", "_failed_in_a_row", "_handling_seconds",
-        "_heartbeat_seconds", "_host", "_next_beat", "_order", "_poll_until", "_polling", "_prepared",
-        "_prepares_seconds", "_rtt_ms", "_settings", "_step", "_time", "_waits", "_watching", "_weight", "attempts",
-        "failures", "incarnation", "info", "largest_batch", "last_seen", "line", "node_id", "running",
+        "_api", "_backoff_key", "_compute", "_compute_seconds", "_handling_seconds", "_life", "_model_bytes", "_number",
+        "_poll_until", "_polling", "_prepared", "_prepares_seconds", "_settings", "_step", "_time", "_upload_offset",
+        "_weight", "attempts", "connection", "failures", "heartbeats", "incarnation", "info", "largest_batch",
+        "last_seen", "node_id", "running",
     )  # fmt: skip
 
     def __init__(
         self,
         node_id: str,
-        line: Line,
-        host: Host,
+        connection: SimulatedConnection,
+        api: CoordinatorApi,
         time: VirtualTime,
         compute: Compute,
         *,
@@ -106,271 +116,283 @@ class SimulatedNode:
     ) -> None:
         self.node_id = node_id
         self.info = info
-        """What it says about itself when it registers."""
+        """Facts about itself that it registers with."""
         self.largest_batch = 0
-        self.line = line
+        self.connection = connection
         self.running = False
         self.incarnation = 0
+        """Number of the current process."""
         self.attempts = self.failures = 0
         """RPCs that this process made, and those of them that failed."""
         self.last_seen = 0.0
         """When the coordinator last heard of it."""
-        self._host, self._time, self._compute = host, time, compute
-        self._heartbeat_seconds = config.server.heartbeat_seconds
-        self._weight = wire.chunks_bytes(model_bytes), 1 + wire.chunk_count(model_bytes)
-        """Of parameters or an update with what announces it: bytes of the chunks, messages in all."""
+        self.heartbeats = Heartbeats(self, time, api, config.server.heartbeat_seconds)
+        self._api, self._time, self._compute = api, time, compute
+        self._model_bytes = model_bytes
+        self._weight = message_sizes.chunks_bytes(model_bytes), 1 + message_sizes.chunk_count(model_bytes)
+        """Bytes of the chunks of parameters or of an update, and messages including the one that announces them."""
         self._settings = config.node
-        self._draws = KeyedRandom(seed, "backoff", node_id)
-        self._waits = self._failed_in_a_row = 0
-        self._again: Callable[[], None] = self._register
+        self._backoff_key = (seed, "backoff", node_id)
+        self._life = self._new_life()
+        self._number = 0
+        """Of the running operation."""
         self._step = 0
-        self._order: ev.WorkAssigned | None = None
-        self._computed_seconds = 0.0
-        self._next_beat = math.inf
+        self._compute_seconds = 0.0
+        self._upload_offset = 0
         self._prepares_seconds, self._handling_seconds = prepares_seconds, handling_seconds
         self._prepared = False
-        self._rtt_ms = 0.0
-        self._watching = False
         self._poll_until = 0.0
         self._polling = False
 
-    # ------------------------------------------------------------ life
+    @property
+    def state(self) -> State:
+        """State of the life cycle."""
+        return self._life.state
+
+    @property
+    def work(self) -> ev.WorkAssigned | None:
+        """Unit of work that the node holds."""
+        return self._life.work
+
+    # ------------------------------------------------------------ processes
 
     def start(self) -> None:
-        """The process starts: it registers, and asks for work."""
+        """Start a process, unless one is running."""
         if not self.running:
             self.running = True
             self.incarnation += 1
             self.attempts = self.failures = 0
-            self._next_beat, self._prepared = math.inf, False
-            self._register()
+            self._prepared = False
+            self.heartbeats.stop()
+            if self.incarnation > 1:
+                self._life = self._new_life(self.incarnation)
+            self.handle(life.Started())
 
     def crash(self) -> None:
-        """The process ends without a word."""
+        """End the process without notice."""
         if self.running:
-            self.catch_up()
-            self.running = False
-            self._order = None
-            if self.line.work is not None:
-                self.line.work.close()
-            self.line.reconnect()
+            self.heartbeats.flush()
+            self._end()
+
+    def stop(self, reason: str) -> None:
+        """Ask the process to finish its work and leave."""
+        if self.running:
+            self.handle(life.StopRequested(reason))
 
     def seen(self, at: float) -> None:
-        """Something of it reached the coordinator at `at`, which may be still to come."""
+        """Note that something of the node reaches the coordinator at `at`, which may be in the future."""
         self.last_seen = at if at > self.last_seen else self.last_seen
 
-    # ------------------------------------------------------------ RPCs, one after the other
+    def _new_life(self, *process: int) -> LifeCycle[ev.WorkAssigned]:
+        draws, settings = KeyedRandom(*self._backoff_key, *process), self._settings
+        return LifeCycle(draws, base=settings.backoff_base_seconds, cap=settings.backoff_cap_seconds)
 
-    def _call(self, again: Callable[[], None]) -> Call:
-        """Begin an RPC; should it fail, `again` follows after a while."""
-        if self._next_beat <= self._time.clock.now:
-            self.catch_up()
-        self._again = again
-        return self.line.call(self._failed)
+    def _end(self) -> None:
+        self.running = False
+        self._begin()
+        self.connection.reconnect()
 
-    def _failed(self) -> None:
+    # ------------------------------------------------------------ the life cycle
+
+    def handle(self, event: life.Event[ev.WorkAssigned]) -> None:
+        """Let the life cycle handle an event, and carry its effects out."""
+        for effect in self._life.handle(event):
+            _EFFECTS[effect.__class__](self, effect)
+
+    def _begin(self) -> int:
+        """End the running operation; return the number of the next one."""
+        self._number = number = self._number + 1
+        rpc = self.connection.work
+        if rpc is not None:
+            rpc.close()
+        return number
+
+    def _after(self, seconds: float, event: life.Event[ev.WorkAssigned]) -> None:
+        """Begin an operation that results in `event` after some time."""
+        self._time.at(self._time.clock.now + seconds, self._expire, self._begin(), event)
+
+    def _expire(self, number: int, event: life.Event[ev.WorkAssigned]) -> None:
+        if number == self._number:
+            self.handle(event)
+
+    def _call(self, nbytes: int, messages: int, arrived: Arrived) -> SimulatedRpc:
+        """Begin an operation by an RPC; `arrived` runs when its request is at the coordinator."""
+        self._begin()
+        if self.heartbeats.next_at <= self._time.clock.now:
+            self.heartbeats.flush()
+        rpc = self.connection.call(self._on_rpc_failed)
+        rpc.send(UP, nbytes, messages, True, arrived)
+        return rpc
+
+    def _on_rpc_failed(self, _: SimulatedRpc) -> None:
         self.attempts += 1
         self.failures += 1
-        self._failed_in_a_row += 1
-        # Full jitter below a bound that doubles, as the life cycle of the agent has it.
-        settings = self._settings
-        bound = min(
-            settings.backoff_cap_seconds, settings.backoff_base_seconds * 2.0 ** min(self._failed_in_a_row - 1, 30)
-        )
-        seconds = bound * self._draws.uniform(self._waits)
-        self._waits += 1
-        self._time.at(self._time.now + seconds, self._retry, self._again, self.incarnation)
+        self.handle(_RPC_FAILED)
 
-    def _retry(self, again: Callable[[], None], incarnation: int) -> None:
-        if self.running and self.incarnation == incarnation and self.line.work is None and self._again == again:
-            again()
+    def reject(self, rpc: SimulatedRpc, error: HyperGPUError) -> None:
+        """Let the coordinator reply with an error."""
+        rpc.about = life.Failed(error)
+        rpc.send(DOWN, message_sizes.REPLY_BYTES, 0, True, self._on_reply)
 
-    def _done(self, call: Call) -> None:
-        call.close()
+    def _on_reply(self, rpc: SimulatedRpc) -> None:
+        rpc.close()
         self.attempts += 1
-        self._failed_in_a_row = 0
+        self.handle(rpc.about)
 
-    def _register(self) -> None:
-        call = self._call(self._register)
-        call.send(UP, wire.REGISTER_BYTES, 1, True, self._registered)
+    # ------------------------------------------------------------ joining
 
-    def _registered(self, call: Call) -> None:
-        self._host.registered(self)
-        call.send(DOWN, wire.REGISTERED_BYTES, 1, True, self._welcomed)
+    def _register(self, _: life.Register) -> None:
+        self._call(message_sizes.REGISTER_BYTES, 1, self._on_register_arrived)
 
-    def _welcomed(self, call: Call) -> None:
-        self._done(call)
+    def _on_register_arrived(self, rpc: SimulatedRpc) -> None:
+        self._api.register(self)
+        rpc.about = _REGISTERED
+        rpc.send(DOWN, message_sizes.REGISTERED_BYTES, 1, True, self._on_reply)
+
+    def _prepare(self, _: life.Prepare) -> None:
         if self._prepared:
-            self._pull()
+            self.handle(life.Prepared(announce=False))
             return
-        now = self._time.now
-        if self._next_beat == math.inf:
-            self._next_beat = now + self._heartbeat_seconds
-        self._time.at(now + self._prepares_seconds, self._is_prepared, self.incarnation)
+        self.heartbeats.start()
+        self._time.at(self._time.clock.now + self._prepares_seconds, self._on_prepared, self._begin())
 
-    def _is_prepared(self, incarnation: int) -> None:
-        if self.running and self.incarnation == incarnation:
+    def _on_prepared(self, number: int) -> None:
+        if number == self._number:
             self._prepared = True
-            self._register()
+            self.handle(life.Prepared(announce=True))  # the largest batch and the identity of the task
 
-    def _pull(self) -> None:
-        call = self._call(self._pull)
-        call.send(UP, wire.REQUEST_BYTES, 1, True, self._asked)
+    # ------------------------------------------------------------ pulling
+
+    def _pull(self, _: life.Pull) -> None:
+        self._call(message_sizes.REQUEST_BYTES, 1, self._on_pull_arrived)
         self._poll_until = self._time.clock.now + self._settings.pull_wait_seconds
-        if not self._polling:  # one place on the heap for all polls: nearly none comes to its end
+        if not self._polling:  # one timer for all polls, since few reach their end
             self._polling = True
-            self._time.at(self._poll_until, self._is_poll_over)
+            self._time.at(self._poll_until, self._on_poll_timer)
 
-    def _asked(self, call: Call) -> None:
-        self._host.work_requested(self, call)
+    def _on_pull_arrived(self, rpc: SimulatedRpc) -> None:
+        self._api.pull(self, rpc)
 
-    def _pull_next(self, call: Call) -> None:
-        self._done(call)
-        self._pull()
-
-    def _is_poll_over(self) -> None:
+    def _on_poll_timer(self) -> None:
         if self._time.now < self._poll_until:
-            self._time.at(self._poll_until, self._is_poll_over)
+            self._time.at(self._poll_until, self._on_poll_timer)
             return
         self._polling = False
-        call = self.line.work
-        if call is not None and self._host.request_ended(self, call):
-            call.send(DOWN, wire.REPLY_BYTES, 0, True, self._pull_next)
+        rpc = self.connection.work
+        if rpc is not None and self._api.end_pull(self, rpc):
+            rpc.about = _NO_WORK
+            rpc.send(DOWN, message_sizes.REPLY_BYTES, 0, True, self._on_reply)
 
-    def send_order(self, order: ev.WorkAssigned, call: Call) -> None:
-        """The coordinator answers PullWork: the order, then the parameters."""
+    def send_work(self, work: ev.WorkAssigned, rpc: SimulatedRpc) -> None:
+        """Let the coordinator reply to PullWork with a unit of work and its parameters.
+
+        Both travel as one message, so the node is told of the work now and not one latency later.
+        """
+        self._life.handle(life.WorkAnnounced(work))
         nbytes, messages = self._weight
-        call.about = order
-        call.send(DOWN, wire.ORDER_BYTES + nbytes, messages, True, self._received)
+        rpc.about = life.WorkReceived(work)
+        rpc.send(DOWN, message_sizes.ORDER_BYTES + nbytes, messages, True, self._on_reply)
 
-    def send_away(self, call: Call) -> None:
-        """The coordinator does not know the node any more: it has to register again."""
-        call.send(DOWN, wire.REPLY_BYTES, 0, True, self._sent_away)
+    # ------------------------------------------------------------ working
 
-    def _sent_away(self, call: Call) -> None:
-        self._done(call)
-        self._register()
+    def _train(self, effect: life.Train[ev.WorkAssigned]) -> None:
+        work, now = effect.work, self._time.clock.now
+        seconds = self._compute.seconds(self.node_id, self._step, work.batch_size, work.local_steps, now)
+        self._step += work.local_steps
+        self._compute_seconds = seconds
+        self._time.at(now + self._handling_seconds + seconds, self._expire, self._begin(), _TRAINED)
 
-    def _received(self, call: Call) -> None:
-        self._done(call)
-        order: ev.WorkAssigned = call.about
-        self._order = order
-        now = self._time.clock.now
-        seconds = self._compute.seconds(self.node_id, self._step, order.batch_size, order.local_steps, now)
-        self._step += order.local_steps
-        self._time.at(now + self._handling_seconds + seconds, self._computed, order, seconds)
+    def _push(self, effect: life.Push[ev.WorkAssigned]) -> None:
+        work, offset = effect.work, effect.offset
+        self._upload_offset = offset
+        if self._api.is_over(work):
+            nbytes, messages = 0, 1  # the coordinator replies when it has the header
+        elif offset:
+            missing = self._model_bytes - offset
+            nbytes, messages = message_sizes.chunks_bytes(missing), 1 + message_sizes.chunk_count(missing)
+        else:
+            nbytes, messages = self._weight
+        rpc = self._call(message_sizes.HEADER_BYTES + nbytes, messages, self._on_push_arrived)
+        rpc.about = work
+        rpc.failed = self._on_push_failed
 
-    def _computed(self, order: ev.WorkAssigned, seconds: float) -> None:
-        if self._order is order:
-            self._computed_seconds = seconds
-            self._push()
+    def _on_push_arrived(self, rpc: SimulatedRpc) -> None:
+        self._api.push(self, rpc.about, self._compute_seconds, rpc)
 
-    def _push(self) -> None:
-        order = self._order
-        if order is None:
-            return
-        call = self._call(self._ask_progress)
-        # Of a round that is over, the answer comes when the header is there.
-        nbytes, messages = (0, 1) if self._host.is_over(order) else self._weight
-        call.about = order
-        call.send(UP, wire.HEADER_BYTES + nbytes, messages, True, self._push_arrived)
+    def _on_push_failed(self, rpc: SimulatedRpc) -> None:
+        work = self._life.work
+        if work is not None and rpc.about is work:  # before the reply
+            arrived = message_sizes.bytes_in_chunks(rpc.arrived_bytes - message_sizes.HEADER_BYTES)
+            self._api.push_broke(self, work, self._upload_offset + arrived)
+        self._on_rpc_failed(rpc)
 
-    def _push_arrived(self, call: Call) -> None:
-        self._host.update_arrived(self, call.about, self._computed_seconds, call)
+    def send_verdict(self, rpc: SimulatedRpc) -> None:
+        """Let the coordinator reply to PushUpdate that it needs no more of the update."""
+        rpc.about = _PUSHED
+        rpc.send(DOWN, message_sizes.REPLY_BYTES, 1, True, self._on_reply)
 
-    def send_verdict(self, call: Call) -> None:
-        """The coordinator answers PushUpdate, whatever the verdict: the node asks for the next order."""
-        call.send(DOWN, wire.REPLY_BYTES, 1, True, self._pushed)
+    def _ask_progress(self, effect: life.AskProgress[ev.WorkAssigned]) -> None:
+        self._call(message_sizes.REQUEST_BYTES, 1, self._on_progress_asked).about = effect.work
 
-    def _pushed(self, call: Call) -> None:
-        self._order = None
-        self._pull_next(call)
+    def _on_progress_asked(self, rpc: SimulatedRpc) -> None:
+        rpc.about = self._api.progress(rpc.about)
+        rpc.send(DOWN, message_sizes.REPLY_BYTES, 1, True, self._on_reply)
 
-    def _ask_progress(self) -> None:
-        """A push failed: go on with it where the coordinator has it."""
-        order = self._order
-        if order is not None:
-            call = self._call(self._ask_progress)
-            call.about = order
-            call.send(UP, wire.REQUEST_BYTES, 1, True, self._progress_asked)
+    def _return(self, effect: life.Return[ev.WorkAssigned]) -> None:
+        rpc = self._call(message_sizes.REQUEST_BYTES, 1, self._on_return_arrived)
+        rpc.about = effect
+        rpc.failed = self._on_return_failed
 
-    def _progress_asked(self, call: Call) -> None:
-        told = self._pushed if self._host.has_accepted(call.about) else self._push_again
-        call.send(DOWN, wire.REPLY_BYTES, 1, True, told)
+    def _on_return_arrived(self, rpc: SimulatedRpc) -> None:
+        effect: life.Return[ev.WorkAssigned] = rpc.about
+        self._api.return_work(self, effect.work, effect.kind, effect.detail)
+        rpc.about = life.Returned()
+        rpc.send(DOWN, message_sizes.REPLY_BYTES, 1, True, self._on_reply)
 
-    def _push_again(self, call: Call) -> None:
-        self._done(call)
-        self._push()
-
-    # ------------------------------------------------------------ heartbeats
-
-    def catch_up(self) -> None:
-        """Send the heartbeats that were due until now."""
-        now = self._time.clock.now
-        while self._next_beat <= now and self.running:
-            self._beat(self._next_beat)
-
-    def watch(self) -> None:
-        """Send the next heartbeat at its very time: its answer will tell the node to do something."""
-        if self.running and not self._watching and self._next_beat < math.inf:
-            self._watching = True
-            self._time.at(self._next_beat, self._watched, self.incarnation)
-
-    def _watched(self, incarnation: int) -> None:
-        self._watching = False
-        if not self.running or self.incarnation != incarnation:
-            return
-        if self._next_beat > self._time.now:  # caught up with meanwhile
-            self.watch()
-            return
-        directive, told_at = self._beat(self._next_beat)
-        if directive is None:
-            self.watch()
-        elif directive is not Directive.CONTINUE:
-            self._time.at(told_at, self._obey, directive, self._order)
-
-    def _beat(self, at: float) -> tuple[Directive | None, float]:
-        """One heartbeat at `at`; the directive of its answer or None if it failed, and when that is known."""
-        directive, ended_at = self._exchange_beat(at)
-        self._next_beat = ended_at + self._heartbeat_seconds
-        return directive, ended_at
-
-    def _exchange_beat(self, at: float) -> tuple[Directive | None, float]:
-        line, link = self.line, self.line.link
+    def _on_return_failed(self, _: SimulatedRpc) -> None:
         self.attempts += 1
-        line.messages += 1
-        exchange = link.begin(at, line.connection)
-        sent = link.offer(at, UP, wire.HEARTBEAT_BYTES, exchange, end=True)
-        if not isinstance(sent, Deliver):
-            self.failures += 1
-            return None, self._known_at(at, sent)
-        line.messages += 1
-        directive = self._host.heard(self, sent.at, self._rtt_ms)
-        # Offered now rather than at its time, so that the link's clock does not run ahead of the node.
-        answered = link.offer(at, DOWN, wire.REPLY_BYTES, exchange, end=True)
-        if not isinstance(answered, Deliver):
-            self.failures += 1
-            return None, self._known_at(at, answered)
-        rtt = sent.at - at + answered.at - at
-        self._rtt_ms = 1000.0 * rtt
-        return directive, at + rtt
+        self.failures += 1
+        self.handle(life.Returned())  # the coordinator notices at its deadline
 
-    def _known_at(self, at: float, refused: Fail | Hold) -> float:
-        """When the node knows that a heartbeat of `at` failed: it is told, or has waited long enough."""
-        patience = at + max(LEAST_BEAT_PATIENCE_SECONDS, 2 * self._heartbeat_seconds)
-        return min(refused.at, patience) if isinstance(refused, Fail) else patience
+    # ------------------------------------------------------------ waiting and leaving
 
-    def _obey(self, directive: Directive, order: ev.WorkAssigned | None) -> None:
-        if not self.running or not self._prepared:
-            return
-        call = self.line.work
-        if directive is Directive.REGISTER_AGAIN:
-            if call is not None:
-                call.close()
-            self._order = None
-            self._register()
-        elif order is not None and self._order is order:
-            self._order = None
-            if call is not None:
-                call.close()
-            self._pull()
+    def _back_off(self, effect: life.BackOff) -> None:
+        self._after(effect.seconds, _BACKOFF_EXPIRED)
+
+    def _await_next_run(self, _: life.AwaitNextRun) -> None:
+        self._after(self.heartbeats.period_seconds, _NO_WORK)
+
+    def _start_grace(self, _: life.StartGrace) -> None:
+        due = self._time.clock.now + self._settings.grace_seconds
+        self._time.at(due, self._on_grace_expired, self.incarnation)
+
+    def _on_grace_expired(self, incarnation: int) -> None:
+        if self.running and self.incarnation == incarnation:
+            self.handle(life.GraceExpired())
+
+    def _leave(self, effect: life.Leave) -> None:
+        self._call(message_sizes.REQUEST_BYTES, 1, self._on_leave_arrived).about = effect.reason
+
+    def _on_leave_arrived(self, rpc: SimulatedRpc) -> None:
+        self._api.leave(self, rpc.about)
+        rpc.about = life.Left()
+        rpc.send(DOWN, message_sizes.REPLY_BYTES, 1, True, self._on_reply)
+
+    def _exit(self, _: life.Exit) -> None:
+        self._end()
+
+
+_EFFECTS: Final[dict[type, Callable[[SimulatedNode, Any], None]]] = {
+    life.Register: SimulatedNode._register,
+    life.Prepare: SimulatedNode._prepare,
+    life.Pull: SimulatedNode._pull,
+    life.Train: SimulatedNode._train,
+    life.Push: SimulatedNode._push,
+    life.AskProgress: SimulatedNode._ask_progress,
+    life.Return: SimulatedNode._return,
+    life.BackOff: SimulatedNode._back_off,
+    life.AwaitNextRun: SimulatedNode._await_next_run,
+    life.StartGrace: SimulatedNode._start_grace,
+    life.Leave: SimulatedNode._leave,
+    life.Exit: SimulatedNode._exit,
+}

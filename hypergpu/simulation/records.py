@@ -102,7 +102,7 @@ class Recording:
         return [node_row(m, "done" if m.node_id in members.connected else str(m.connection)) for m in members]
 
     def _bytes(self, direction: Direction) -> int:
-        return sum(node.line.link.counters(direction).bytes for node in self._nodes.values())
+        return sum(node.connection.link.counters(direction).bytes for node in self._nodes.values())
 
     def _summary(self, now: float) -> dict[str, Any]:
         scenario = self._scenario

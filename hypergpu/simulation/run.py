@@ -22,7 +22,7 @@ from hypergpu.simulation.compute import SimulatedCards
 from hypergpu.simulation.convergence import ModelledLearning
 from hypergpu.simulation.coordinator import Punctual, VirtualCoordinator
 from hypergpu.simulation.learning import Learning
-from hypergpu.simulation.network import ComesAndGoes, Network, make_lines
+from hypergpu.simulation.network import ComesAndGoes, Network, make_connections
 from hypergpu.simulation.node import Compute, SimulatedNode, Start
 from hypergpu.simulation.patience import Patience, missing
 from hypergpu.simulation.records import Recording
@@ -85,7 +85,7 @@ def simulate(
         round_begins=round_begins,
     )
     punctual.catch_up = coordinator.catch_up
-    lines = make_lines(scenario, time)
+    connections = make_connections(scenario, time)
     cards = compute or SimulatedCards(scenario)
     for group in scenario.nodes:
         for index, name in enumerate(group.names()):
@@ -93,7 +93,7 @@ def simulate(
             start = starts[name] if starts else Start(group.joins_seconds, group.prepares_seconds)
             node = nodes[name] = SimulatedNode(
                 name,
-                lines[name],
+                connections[name],
                 coordinator,
                 time,
                 cards,
@@ -228,7 +228,7 @@ def _outcome(
     machine = recording.machine
     rows = []
     for name, node in nodes.items():
-        member, link = machine.members.get(name), node.line.link
+        member, link = machine.members.get(name), node.connection.link
         up, down = link.counters(Direction.UP), link.counters(Direction.DOWN)
         told: dict[str, Any] = {
             key: getattr(member, key, 0) for key in ("rounds_selected", "rounds_contributed", "late", "retries")
@@ -252,7 +252,7 @@ def _outcome(
         target=scenario.target,
         time_to_target_seconds=recording.reached_after,
         bytes=sum(row.bytes_up + row.bytes_down for row in rows),
-        messages=sum(node.line.messages for node in nodes.values()),
+        messages=sum(node.connection.messages for node in nodes.values()),
         nodes=rows,
         quarantined=recording.quarantined,
         round_seconds=recording.round_seconds,

@@ -1,4 +1,4 @@
-"""What the messages of the wire contract weigh, in bytes with their HTTP/2 and gRPC framing.
+"""Sizes of the messages of the wire contract, in bytes including HTTP/2 and gRPC framing.
 
 A request's header block has the method, `x-node-id` and the token as literals (the proxy switches header compression
 off): about 300 bytes. A reply's is about 100, its trailers 60. Each gRPC message adds 5 bytes and each HTTP/2 frame of
@@ -34,3 +34,8 @@ def chunks_bytes(total_bytes: int) -> int:
     """A buffer in chunks, as it travels."""
     framed = total_bytes + chunk_count(total_bytes) * _CHUNK_FRAMING
     return framed + -(-framed // _FRAME_BYTES) * _FRAME_HEADER
+
+
+def bytes_in_chunks(sent_bytes: int) -> int:
+    """Return how much of a buffer is in the whole chunks among the first `sent_bytes` of it as it travels."""
+    return max(0, sent_bytes) // chunks_bytes(CHUNK_BYTES) * CHUNK_BYTES

@@ -9,18 +9,22 @@ from hypergpu.netsim_proxy.link.events import NetworkEvent
 from hypergpu.netsim_proxy.link.link import Link
 from hypergpu.netsim_proxy.link.outcomes import Deliver, Direction, LossModel
 from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
-from hypergpu.simulation.calls import PIECE_BYTES, SILENCE_SECONDS, Line
+from hypergpu.simulation.rpc import PIECE_BYTES, SILENCE_SECONDS, SimulatedConnection, SimulatedRpc
 from hypergpu.simulation.virtual_time import VirtualTime
 
 
-def line(time: VirtualTime, *, mbit: float = 8.0, loss: float = 0.0, one_way: float = 0.1) -> Line:
+def line(time: VirtualTime, *, mbit: float = 8.0, loss: float = 0.0, one_way: float = 0.1) -> SimulatedConnection:
     path = Path(Uniform(one_way, one_way), mbit, Loss(loss))
-    return Line(time, Link("n", Profile("test", up=path, down=path), seed=1))
+    return SimulatedConnection(time, Link("n", Profile("test", up=path, down=path), seed=1))
+
+
+def never(_: SimulatedRpc) -> None:
+    pytest.fail("the RPC failed")
 
 
 def test_a_message_arrives_after_its_transmission_and_the_latency() -> None:
     time, arrived = VirtualTime(), []
-    call = line(time).call(pytest.fail)
+    call = line(time).call(never)
     call.send(Direction.UP, 100_000, 1, True, lambda _: arrived.append(time.now))  # 1 MB/s
     time.run()
     assert arrived == [pytest.approx(0.2)]
@@ -29,7 +33,7 @@ def test_a_message_arrives_after_its_transmission_and_the_latency() -> None:
 def test_a_long_message_takes_as_long_in_pieces_as_at_once() -> None:
     time, arrived = VirtualTime(), []
     nbytes = 4 * PIECE_BYTES
-    line(time).call(pytest.fail).send(Direction.DOWN, nbytes, 1, True, lambda _: arrived.append(time.now))
+    line(time).call(never).send(Direction.DOWN, nbytes, 1, True, lambda _: arrived.append(time.now))
     time.run()
     assert arrived == [pytest.approx(nbytes / 1e6 + 0.1)]
 
@@ -37,7 +41,9 @@ def test_a_long_message_takes_as_long_in_pieces_as_at_once() -> None:
 def test_where_tcp_is_slow_heartbeats_wait_for_a_part_of_a_long_message_only() -> None:
     time, waits = VirtualTime(), []
     path = Path(Uniform(0.1, 0.1), 10.0, Loss(0.05))  # some 30 kB/s are left of 10 Mbit/s
-    tested = Line(time, Link("n", Profile("lossy", up=path, down=path), seed=1, loss_model=LossModel.TRANSPORT))
+    tested = SimulatedConnection(
+        time, Link("n", Profile("lossy", up=path, down=path), seed=1, loss_model=LossModel.TRANSPORT)
+    )
 
     def beat() -> None:
         exchange = tested.link.begin(time.now)
@@ -45,7 +51,7 @@ def test_where_tcp_is_slow_heartbeats_wait_for_a_part_of_a_long_message_only() -
         assert isinstance(verdict, Deliver)
         waits.append(verdict.at - time.now)
 
-    tested.call(pytest.fail).send(Direction.UP, 2 * PIECE_BYTES, 1, True, lambda _: time.stop())
+    tested.call(never).send(Direction.UP, 2 * PIECE_BYTES, 1, True, lambda _: time.stop())
     for second in range(1, 20):
         time.at(float(second), beat)
     time.run()
@@ -57,7 +63,7 @@ def test_an_event_in_mid_transfer_acts_on_the_rest() -> None:
     time, arrived = VirtualTime(), []
     tested = line(time)
     nbytes = 8 * PIECE_BYTES
-    tested.call(pytest.fail).send(Direction.UP, nbytes, 1, True, lambda _: arrived.append(time.now))
+    tested.call(never).send(Direction.UP, nbytes, 1, True, lambda _: arrived.append(time.now))
     event = NetworkEvent("bandwidth_collapse", "n", factor=0.5)
     time.at(1.0, tested.link.apply, event, 1.0)
     time.run()
@@ -67,7 +73,7 @@ def test_an_event_in_mid_transfer_acts_on_the_rest() -> None:
 
 def test_a_lost_rpc_fails_once_and_nothing_of_it_arrives() -> None:
     time, failed = VirtualTime(), []
-    call = line(time, loss=1.0).call(lambda: failed.append(time.now))
+    call = line(time, loss=1.0).call(lambda _: failed.append(time.now))
 
     def answer(_: object) -> None:
         call.send(Direction.DOWN, 100, 1, True, lambda _: pytest.fail())
@@ -84,7 +90,7 @@ def test_what_a_black_hole_holds_arrives_when_it_is_over() -> None:
     event = NetworkEvent("disconnect", "n", mode="black_hole", duration_seconds=5.0)
     tested.link.apply(event, 0.0)
     tested.happened(event)
-    tested.call(pytest.fail).send(Direction.UP, 100, 1, True, lambda _: arrived.append(time.now))
+    tested.call(never).send(Direction.UP, 100, 1, True, lambda _: arrived.append(time.now))
     time.run()
     assert arrived == [pytest.approx(5.1, abs=0.01)]
 
@@ -92,20 +98,20 @@ def test_what_a_black_hole_holds_arrives_when_it_is_over() -> None:
 def test_a_connection_on_which_nothing_passes_is_given_up() -> None:
     time, failed = VirtualTime(), []
     tested = line(time)
-    tested.call(lambda: failed.append(time.now)).send(Direction.UP, 100, 1, False, lambda _: None)
+    tested.call(lambda _: failed.append(time.now)).send(Direction.UP, 100, 1, False, lambda _: None)
     time.run(until=1.0)
     event = NetworkEvent("partition", nodes=("n",))
     tested.link.apply(event, 1.0)
     tested.happened(event)
     time.run()
     assert failed == [1.0 + SILENCE_SECONDS]
-    assert tested.connection == 1
+    assert tested.number == 1
 
 
 def test_a_reset_fails_the_rpc_at_once() -> None:
     time, failed = VirtualTime(), []
     tested = line(time)
-    tested.call(lambda: failed.append(time.now)).send(Direction.UP, 100, 1, False, lambda _: None)
+    tested.call(lambda _: failed.append(time.now)).send(Direction.UP, 100, 1, False, lambda _: None)
     event = NetworkEvent("disconnect", "n", mode="reset")
     tested.link.apply(event, 0.0)
     tested.happened(event)
@@ -118,7 +124,7 @@ def test_an_rpc_leaves_no_cycles_behind(nbytes: int) -> None:
     tested = line(time, loss=0.5)
 
     def send() -> None:
-        call = tested.call(lambda: None)
+        call = tested.call(lambda _: None)
         call.send(Direction.UP, nbytes, 1, True, lambda _: None)
 
     gc.collect()
@@ -136,34 +142,34 @@ def test_an_rpc_leaves_no_cycles_behind(nbytes: int) -> None:
 def test_one_way_of_silence_ends_a_connection_as_silence_both_ways_does(direction: str) -> None:
     time, failed = VirtualTime(), []
     tested = line(time)
-    call = tested.call(lambda: failed.append(time.now))
+    call = tested.call(lambda _: failed.append(time.now))
     event = NetworkEvent("partition", "n", direction=direction)
     tested.link.apply(event, 0.0)
     tested.happened(event)
     call.send(Direction.UP, 1000, 1, True, lambda _: None)
     time.run()
-    assert failed == [SILENCE_SECONDS] and tested.connection == 1
+    assert failed == [SILENCE_SECONDS] and tested.number == 1
 
 
 @pytest.mark.parametrize("kind", ["limit_time", "timeout"])
 def test_a_connection_ends_when_its_time_is_over_and_the_next_one_too(kind: str) -> None:
     time, failed = VirtualTime(), []
     tested = line(time)
-    tested.call(lambda: failed.append(time.now))
+    tested.call(lambda _: failed.append(time.now))
     event = NetworkEvent(kind, "n", close_after_seconds=3)
     tested.link.apply(event, 0.0)
     tested.happened(event)
     time.run()
     began = time.now
-    tested.call(lambda: failed.append(time.now))
+    tested.call(lambda _: failed.append(time.now))
     time.run()
-    assert failed == [3.0, began + 3.0] and tested.connection == 2
+    assert failed == [3.0, began + 3.0] and tested.number == 2
 
 
 def test_a_connection_ends_when_its_bytes_are_spent() -> None:
     time, failed = VirtualTime(), []
     tested = line(time)
     tested.link.apply(NetworkEvent("limit_data", "n", limit_bytes=1000), 0.0)
-    tested.call(lambda: failed.append(time.now)).send(Direction.UP, 1001, 1, True, lambda _: pytest.fail())
+    tested.call(lambda _: failed.append(time.now)).send(Direction.UP, 1001, 1, True, lambda _: pytest.fail())
     time.run()
-    assert failed == [0.0] and tested.connection == 1
+    assert failed == [0.0] and tested.number == 1

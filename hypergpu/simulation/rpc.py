@@ -1,4 +1,4 @@
-"""RPCs in virtual time: messages either way over a node's link, until they have arrived or the RPC has failed."""
+"""RPCs in virtual time: messages in both directions over a node's link, until they arrive or the RPC fails."""
 
 import math
 from collections.abc import Callable
@@ -18,32 +18,37 @@ LEAST_PIECE_BYTES: Final = 64 << 10
 SILENCE_SECONDS: Final = 20.0
 """After which gRPC's keepalive gives a connection up on which nothing passes: a ping each 10 s, 10 s to answer it."""
 
-Failed = Callable[[], None]
+Failed = Callable[["SimulatedRpc"], None]
 """The client learns that its RPC failed, as UNAVAILABLE."""
-Arrived = Callable[["Call"], None]
+Arrived = Callable[["SimulatedRpc"], None]
 """What was sent on an RPC has arrived."""
 
 
-class Line:
-    """A node's connection over its link. `work` is the RPC that it has open for its work, if any."""
+class SimulatedConnection:
+    """A node's connection over its link.
 
-    __slots__ = ("clock", "connection", "link", "messages", "time", "work")
+    Attributes:
+        number: of the connection; each one after the first was dialled because the one before it broke.
+        messages: sent so far, in both directions.
+        work: RPC that is open for the node's work; heartbeats have RPCs of their own.
+    """
+
+    __slots__ = ("clock", "link", "messages", "number", "time", "work")
 
     def __init__(self, time: VirtualTime, link: Link) -> None:
         self.time = time
         self.clock = time.clock
         self.link = link
-        self.connection = 0
+        self.number = 0
         self.messages = 0
-        """Sent so far, both ways."""
-        self.work: Call | None = None
+        self.work: SimulatedRpc | None = None
 
-    def call(self, failed: Failed) -> "Call":
+    def call(self, failed: Failed) -> "SimulatedRpc":
         """Begin an RPC of the node's work."""
-        self.work = call = Call(self, self.link.begin(self.clock.now, self.connection), failed)
+        self.work = rpc = SimulatedRpc(self, self.link.begin(self.clock.now, self.number), failed)
         if self.link.limits_connections:
             self._close_in_time()
-        return call
+        return rpc
 
     def happened(self, event: NetworkEvent) -> None:
         """An event acted on the link: what waited is tried again, what can't live on fails."""
@@ -53,17 +58,17 @@ class Line:
         if both is not None and both.reset:
             self._drop()
         elif event.mode == DisconnectMode.HALF_OPEN or (blocked is not None and blocked.cause != Cause.FLAPPING):
-            self.time.at(now + SILENCE_SECONDS, self._is_it_dead, self.connection, event.mode)
+            self.time.at(now + SILENCE_SECONDS, self._is_it_dead, self.number, event.mode)
         if self.work is not None:
             self.work.go_on()
 
     def reconnect(self) -> None:
         """Drop the connection and dial again."""
-        self.link.disconnect(self.connection)
-        self.connection += 1
+        self.link.disconnect(self.number)
+        self.number += 1
 
     def _is_it_dead(self, connection: int, mode: str) -> None:
-        if self.connection == connection and (mode == DisconnectMode.HALF_OPEN or self._blocked(self.time.now)):
+        if self.number == connection and (mode == DisconnectMode.HALF_OPEN or self._blocked(self.time.now)):
             self._drop()
 
     def _blocked(self, now: float) -> Blocked | None:
@@ -73,35 +78,47 @@ class Line:
 
     def _close_in_time(self) -> None:
         """Plan the end of a connection that may not last."""
-        closes_at = self.link.closes_at(self.connection, self.time.now)
+        closes_at = self.link.closes_at(self.number, self.time.now)
         if closes_at < math.inf:
-            self.time.at(closes_at, self._close_if_due, self.connection)
+            self.time.at(closes_at, self._close_if_due, self.number)
 
     def _close_if_due(self, connection: int) -> None:
         now = self.time.now
-        if self.connection == connection and now >= self.link.closes_at(connection, now):
+        if self.number == connection and now >= self.link.closes_at(connection, now):
             self._drop()
 
     def _drop(self) -> None:
-        call = self.work
-        if call is not None:
-            call.fail(reconnect=True)
+        rpc = self.work
+        if rpc is not None:
+            rpc.fail(reconnect=True)
         else:
             self.reconnect()
 
 
-class Call:
+class SimulatedRpc:
     """An RPC: a request, then its answer. A failure ends both. `about` is for its owner: what it is about."""
 
-    __slots__ = ("_arrived", "_direction", "_end", "_left", "about", "exchange", "failed", "line", "over")
+    __slots__ = (
+        "_arrived",
+        "_direction",
+        "_end",
+        "_left",
+        "_pieces",
+        "about",
+        "connection",
+        "exchange",
+        "failed",
+        "over",
+    )
 
-    def __init__(self, line: Line, exchange: Exchange, failed: Failed) -> None:
-        self.line = line
+    def __init__(self, connection: SimulatedConnection, exchange: Exchange, failed: Failed) -> None:
+        self.connection = connection
         self.exchange = exchange
         self.failed = failed
         self.over = False
         self.about: Any = None
         self._left = 0
+        self._pieces: list[tuple[float, int]] = []
         self._arrived: Arrived | None = None
 
     def send(self, direction: Direction, nbytes: int, messages: int, end: bool, arrived: Arrived) -> None:
@@ -109,17 +126,17 @@ class Call:
 
         `end`: nothing more is sent in this direction.
         """
-        line = self.line
+        connection = self.connection
         self._arrived = arrived
-        line.messages += messages
+        connection.messages += messages
         if nbytes <= PIECE_BYTES:  # nearly all: decided without a detour
-            verdict = line.link.offer(line.clock.now, direction, nbytes, self.exchange, end=end)
+            verdict = connection.link.offer(connection.clock.now, direction, nbytes, self.exchange, end=end)
             if isinstance(verdict, Deliver):
-                line.time.at(verdict.at, self._deliver)
+                connection.time.at(verdict.at, self._deliver)
                 return
         else:
             verdict = None
-        self._direction, self._left, self._end = direction, nbytes, end
+        self._direction, self._left, self._end, self._pieces = direction, nbytes, end, []
         if verdict is None:
             self.go_on()
         else:
@@ -127,12 +144,12 @@ class Call:
 
     def go_on(self) -> None:
         """Offer what is left, as far as the queue has room and the link lets it pass."""
-        line = self.line
-        link, now = line.link, line.time.now
+        connection = self.connection
+        link, now = connection.link, connection.time.now
         while self._left > 0 and not self.over:
             room_at = link.room_at(now, self._direction)
             if room_at > now:
-                line.time.at(room_at, self.go_on)
+                connection.time.at(room_at, self.go_on)
                 return
             piece = min(self._left, self._longest_piece())
             last = piece == self._left
@@ -141,11 +158,18 @@ class Call:
                 self._refused(verdict)
                 return
             self._left -= piece
+            self._pieces.append((verdict.at, piece))
             if last:
-                line.time.at(verdict.at, self._deliver)
+                connection.time.at(verdict.at, self._deliver)
+
+    @property
+    def arrived_bytes(self) -> int:
+        """Bytes of a long message that have arrived so far, 0 of one that fits in a single piece."""
+        now = self.connection.clock.now
+        return sum(nbytes for at, nbytes in self._pieces if at <= now)
 
     def _longest_piece(self) -> int:
-        link = self.line.link
+        link = self.connection.link
         if link.loss_model is LossModel.RPC:
             return PIECE_BYTES
         return int(min(PIECE_BYTES, max(LEAST_PIECE_BYTES, link.appetite_bytes(self._direction))))
@@ -153,17 +177,17 @@ class Call:
     def close(self) -> None:
         """It is over, well or because nobody is interested any more."""
         self.over = True
-        self._arrived = None  # it may name this call: nobody collects cycles during a run
-        if self.line.work is self:
-            self.line.work = None
+        self._arrived = None  # it may refer to this RPC: nothing collects cycles during a run
+        if self.connection.work is self:
+            self.connection.work = None
 
     def fail(self, reconnect: bool = False) -> None:
         """The client learns that it failed."""
         if not self.over:
             self.close()
             if reconnect:
-                self.line.reconnect()
-            self.failed()
+                self.connection.reconnect()
+            self.failed(self)
 
     def _deliver(self) -> None:
         arrived, self._arrived = self._arrived, None
@@ -174,6 +198,6 @@ class Call:
         """The RPC failed, or nothing passes at the moment."""
         if isinstance(verdict, Fail):
             self._left = 0
-            self.line.time.at(verdict.at, self.fail, verdict.cause != Cause.LOSS)
+            self.connection.time.at(verdict.at, self.fail, verdict.cause != Cause.LOSS)
         elif verdict.until < math.inf:
-            self.line.time.at(verdict.until, self.go_on)
+            self.connection.time.at(verdict.until, self.go_on)
