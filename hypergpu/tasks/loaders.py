@@ -1,11 +1,11 @@
-"""Data sets by name, for users with a network: `torchvision:CIFAR10`, `hf:mnist`. Images of any size and their classes.
+"""Loaders of public data sets: `torchvision:CIFAR10`, `hf:mnist`. Images of any one size and their classes.
 
-Each needs an extra (`pip install 'hypergpu[vision]'` or `'hypergpu[hf]'`) and downloads once, to `HYPERGPU_DATA`
-or `~/.cache/hypergpu`. The model is a small convolutional network; for another, write your own task around the data.
+Each needs an extra (`pip install 'hypergpu[vision]'` or `'hypergpu[hf]'`) and a network for its first use; see
+`hypergpu.tasks.download_cache`. The model is a small convolutional network. To train another one, write a task.
 """
 
 import importlib
-import os
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,41 +15,69 @@ import torch
 from torch import Tensor, nn
 
 from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.common.files import shown
 from hypergpu.tasks.base import Task
+from hypergpu.tasks.download_cache import ensure_downloaded
+
+_SPLITS = ("train", "test")
 
 
 def torchvision(name: str) -> Task:
-    """An image classification set of `torchvision.datasets` that takes `train=`, such as CIFAR10 or FashionMNIST.
+    """Return the task of an image classification set in `torchvision.datasets`, such as CIFAR10 or FashionMNIST.
 
     Raises:
         UnknownName: torchvision has no such set.
-        InvalidInput: torchvision is not installed, or the set cannot be fetched or is not of images and classes.
+        InvalidInput: torchvision is not installed, the download failed, or the set does not hold images and classes.
     """
     sets = _extra("torchvision.datasets", "vision")
     if name not in sets.__all__:
         raise UnknownName("torchvision data set", name, sets.__all__)
+    make = getattr(sets, name)
+
+    def download(directory: Path) -> None:
+        for train in (True, False):
+            make(directory, train=train, download=True)
+
+    task_name = f"torchvision:{name}"
+    directory = ensure_downloaded(task_name, download)
     try:
-        parts = [getattr(sets, name)(_cache(), train=train, download=True) for train in (True, False)]
+        parts = [make(directory, train=train, download=False) for train in (True, False)]
+        return _images(task_name, *((part.data, part.targets) for part in parts))
     except Exception as error:
-        raise InvalidInput(f"torchvision:{name} cannot be loaded: {type(error).__name__}: {error}") from error
-    return _images(f"torchvision:{name}", *((part.data, part.targets) for part in parts))
+        raise _not_usable(task_name, directory, error) from error
 
 
 def hf(name: str) -> Task:
-    """A data set of the Hugging Face hub with `image` and `label` columns and `train` and `test` splits, such as mnist.
+    """Return the task of a data set on the Hugging Face hub, such as mnist.
+
+    The set needs the columns `image` and `label`, and the splits `train` and `test`.
 
     Raises:
-        InvalidInput: `datasets` is not installed, or the set cannot be fetched or lacks those columns or splits.
+        InvalidInput: `datasets` is not installed, the download failed, or the set lacks those columns or splits.
     """
     datasets = _extra("datasets", "hf")
+
+    def download(directory: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=directory) as cache:
+            for split in _SPLITS:
+                part = datasets.load_dataset(name, split=split, cache_dir=cache)
+                part.save_to_disk(str(directory / split))
+
+    task_name = f"hf:{name}"
+    directory = ensure_downloaded(task_name, download)
     try:
-        parts = [datasets.load_dataset(name, split=split, cache_dir=str(_cache())) for split in ("train", "test")]
+        parts = [datasets.load_from_disk(str(directory / split)) for split in _SPLITS]
         pairs = [(np.stack([np.asarray(image) for image in part["image"]]), part["label"]) for part in parts]
+        return _images(task_name, *pairs)
     except Exception as error:
-        raise InvalidInput(
-            f"hf:{name} needs columns image and label, and splits train and test: {type(error).__name__}: {error}"
-        ) from error
-    return _images(f"hf:{name}", *pairs)
+        raise _not_usable(task_name, directory, error) from error
+
+
+def _not_usable(name: str, directory: Path, error: Exception) -> InvalidInput:
+    return InvalidInput(
+        f"{name} in {shown(directory)} is not a set of images of one size and their classes: "
+        f"{type(error).__name__}: {error}"
+    )
 
 
 def _images(name: str, train: tuple[Any, Any], test: tuple[Any, Any]) -> Task:
@@ -68,7 +96,12 @@ def _images(name: str, train: tuple[Any, Any], test: tuple[Any, Any]) -> Task:
 
 
 def _pixels(name: str, images: Any) -> Tensor:
-    """Images of shape (samples, height, width[, channels]) as float32 of shape (samples, channels, height, width)."""
+    """Return images as float32 of shape (samples, channels, height, width).
+
+    Args:
+        name: of the data set, for errors.
+        images: shape (samples, height, width) or (samples, height, width, channels).
+    """
     pixels = torch.as_tensor(np.asarray(images))
     if pixels.ndim not in (3, 4):
         raise InvalidInput(f"{name} holds arrays of shape {tuple(pixels.shape)}, not images of one size")
@@ -89,7 +122,3 @@ def _extra(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise InvalidInput(f"{module.partition('.')[0]} is not installed: pip install 'hypergpu[{extra}]'") from error
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("HYPERGPU_DATA", Path.home() / ".cache" / "hypergpu"))
