@@ -1,1 +1,1 @@
-"""What every service needs. Imports none of the other packages."""
+"""Ground that all services share; it imports none of the other packages."""

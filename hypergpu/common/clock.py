@@ -1,26 +1,26 @@
-"""Time as a value that is passed in: the cores never read a clock of their own."""
+"""Clocks as values: a core is given the time and never reads a clock itself."""
 
 import time
 from collections.abc import Callable
 
 Clock = Callable[[], float]
-"""Returns seconds on a scale that never goes back; only differences mean anything."""
+"""Returns seconds on a scale that never goes back; only differences have a meaning."""
 
 monotonic: Clock = time.monotonic
 """The clock of a running service."""
 
 wall: Clock = time.time
-"""Seconds since the epoch, for what people write down; it can jump."""
+"""Seconds since the epoch, for timestamps that people read; it can jump."""
 
 
 class ManualClock:
-    """A clock that moves when told to: for tests, and for virtual time."""
+    """A clock that moves only when advanced: for tests and for virtual time."""
 
     def __init__(self, now: float = 0.0) -> None:
         self.now = now
 
     def __call__(self) -> float:
-        """The current time in seconds."""
+        """Return the current time in seconds."""
         return self.now
 
     def advance(self, seconds: float) -> float:
@@ -30,6 +30,6 @@ class ManualClock:
             ValueError: `seconds` is negative.
         """
         if seconds < 0:
-            raise ValueError(f"a clock does not go back: advance({seconds})")
+            raise ValueError(f"a clock cannot go back: advance({seconds})")
         self.now += seconds
         return self.now

@@ -1,6 +1,25 @@
-"""The one tree of errors. `hypergpu.common.rpc` maps it to gRPC status codes and back.
+"""Errors that HyperGPU raises. `hypergpu.common.rpc` maps them to gRPC status codes and back.
 
-Each message says what is wrong, where, and what would be right; the command line prints it alone.
+    HyperGPUError
+      InvalidInput             exit code 2
+        ConfigError
+          RunInUse
+          CannotResume
+        TlsError
+        UnknownName
+      NotFound
+      OutOfMemory
+      ProtocolError
+      CorruptData
+      NonFiniteUpdate
+      NotAuthenticated
+      StaleWork
+      Unavailable
+      DeadlineExceeded
+      ResourceExhausted
+      StorageError
+
+A message says what is wrong, where, and what to do; the command line prints nothing else.
 """
 
 from collections.abc import Iterable
@@ -13,19 +32,19 @@ _MAX_COMPARED: Final = 1000
 
 
 class HyperGPUError(Exception):
-    """Anything that HyperGPU raises on purpose."""
+    """Base of all errors that HyperGPU raises on purpose."""
 
 
 class InvalidInput(HyperGPUError):
-    """The caller gave something that can never work: exit code 2, INVALID_ARGUMENT."""
+    """An argument that can never work: exit code 2, INVALID_ARGUMENT."""
 
 
 class ConfigError(InvalidInput):
-    """A configuration, profile or scenario file that does not hold."""
+    """An invalid configuration, profile or scenario."""
 
 
 class RunInUse(ConfigError):
-    """A run directory that another process writes to; carries its path and who holds it."""
+    """A run directory that another process writes to; carries its path and its holder."""
 
     def __init__(self, path: Path, holder: str) -> None:
         self.path, self.holder = path, holder
@@ -35,19 +54,19 @@ class RunInUse(ConfigError):
 
 
 class CannotResume(ConfigError):
-    """A run that cannot go on from its checkpoints: all are damaged, or they belong to another run."""
+    """A run that cannot resume: its checkpoints are damaged, or belong to another run."""
 
 
 class StorageError(HyperGPUError):
-    """A file that cannot be written or synced, as on a full disk; the message names it."""
+    """A file that cannot be written or synced, for example on a full disk; the message names it."""
 
 
 class TlsError(InvalidInput):
-    """A peer whose certificate is not trusted, or TLS on one side only. Trying again does not help."""
+    """A peer whose certificate is not trusted, or TLS on one side only. A retry does not help."""
 
 
 class UnknownName(InvalidInput):
-    """A profile, task, node or key that does not exist; the message names the nearest known one."""
+    """An unknown profile, task, node or key; the message suggests the nearest known one."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
@@ -56,11 +75,11 @@ class UnknownName(InvalidInput):
 
 
 class NotFound(HyperGPUError):
-    """A node or link that is not there now, though one like it could be: NOT_FOUND."""
+    """A node or link that does not exist now but could: NOT_FOUND."""
 
 
 class OutOfMemory(HyperGPUError):
-    """A batch that the card cannot hold; carries the largest that fits."""
+    """A batch that does not fit the memory of the card; carries the largest that fits."""
 
     def __init__(self, message: str, largest_batch: int) -> None:
         self.largest_batch = largest_batch
@@ -72,11 +91,11 @@ class ProtocolError(HyperGPUError):
 
 
 class CorruptData(HyperGPUError):
-    """Bytes that do not match their checksum: DATA_LOSS. The sender may send them again."""
+    """Bytes that do not match their checksum: DATA_LOSS. The sender can send them again."""
 
 
 class NonFiniteUpdate(HyperGPUError):
-    """NaN or infinity in a loss, gradient or update; carries the step where it was caught."""
+    """NaN or infinity in a loss, gradient or update; carries the step that produced it."""
 
     def __init__(self, message: str, step: int = -1) -> None:
         self.step = step
@@ -88,27 +107,27 @@ class NotAuthenticated(HyperGPUError):
 
 
 class StaleWork(HyperGPUError):
-    """Work for a run or round that is over: FAILED_PRECONDITION. Fetch the current work instead."""
+    """Work for a run or round that is over: FAILED_PRECONDITION. Pull the current work instead."""
 
 
 class Unavailable(HyperGPUError):
-    """The other side cannot be reached now; trying again may help."""
+    """A peer that cannot be reached now; a retry may help."""
 
 
 class DeadlineExceeded(HyperGPUError):
-    """The time that was allowed is over."""
+    """A call that took longer than its timeout."""
 
 
 class ResourceExhausted(HyperGPUError):
-    """A bound was reached: too many nodes, too large a message, too long a queue."""
+    """A limit was reached: too many nodes, too large a message, too long a queue."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The tail of an error message that helps with a misspelt `name`."""
+    """Return the end of an error message about an unknown name: the nearest known one and a list."""
     options = sorted(known)
     if not options:
-        return ": none is known"
-    # Comparing takes time that grows with both: neither a hostile name nor a long list may take seconds.
+        return ": none are defined"
+    # The time of a comparison grows with both lengths: a hostile name or a long list must not take seconds.
     nearest = get_close_matches(name, options[:_MAX_COMPARED], n=1, cutoff=0.5) if len(name) <= _MAX_NAME else []
     listing = ", ".join(options[:12]) + (f" … ({len(options)} in all)" if len(options) > 12 else "")
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,4 +1,4 @@
-"""Which extra of the distribution brings a module that is not installed."""
+"""Extras of the distribution, by the modules that they install."""
 
 from importlib.util import find_spec
 from typing import Final
@@ -18,7 +18,7 @@ _EXTRA_OF: Final = {
 
 
 def missing_extra(error: ImportError) -> ConfigError | None:
-    """Return what to install for a module that could not be imported; None where no extra brings it."""
+    """Return an error that names the extra of a module that could not be imported; None if no extra has it."""
     module = (error.name or "").partition(".")[0]
     extra = _EXTRA_OF.get(module)
     if extra is None:
@@ -30,7 +30,7 @@ def require_extra(module: str) -> None:
     """Check that a module is installed, without importing it.
 
     Raises:
-        ConfigError: it is not; the extra that brings it is named.
+        ConfigError: it is not installed; the message names its extra.
     """
     if find_spec(module) is None:
         error = ModuleNotFoundError(name=module)

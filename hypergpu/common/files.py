@@ -1,4 +1,4 @@
-"""Files that a user names, read whole: bounded, and every fault told with the path."""
+"""Bounded readers of files that a user names; every error names the path."""
 
 import os
 from pathlib import Path
@@ -7,14 +7,14 @@ from hypergpu.common.errors import ConfigError
 from hypergpu.common.text import printable
 
 MAX_TEXT_BYTES = 64 << 20
-"""Largest file that is read whole: a trace of a long measurement takes some 10 MB."""
+"""Largest file that is read whole. A trace of a long measurement takes about 10 MB."""
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
-    """Return what a file or pipe holds.
+    """Return the content of a file or pipe.
 
     Raises:
-        ConfigError: it cannot be read, or holds more than `max_bytes`.
+        ConfigError: the file cannot be read, or is larger than `max_bytes`.
     """
     try:
         with path.open("rb") as file:
@@ -22,17 +22,17 @@ def read_bytes(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
     except OSError as error:
         raise ConfigError(f"cannot read {shown(path)}: {error.strerror or error}") from error
     except (ValueError, MemoryError) as error:  # a NUL in the path
-        raise ConfigError(f"cannot read {shown(path)}: {error or 'it takes too much memory'}") from error
+        raise ConfigError(f"cannot read {shown(path)}: {error or 'out of memory'}") from error
     if len(data) > max_bytes:
-        raise ConfigError(f"cannot read {shown(path)}: it is larger than {max_bytes:,} bytes")
+        raise ConfigError(f"cannot read {shown(path)}: larger than {max_bytes:,} bytes")
     return data
 
 
 def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
-    """Return the UTF-8 text that a file or pipe holds, without a byte order mark.
+    """Return the UTF-8 text of a file or pipe, without a byte order mark.
 
     Raises:
-        ConfigError: as `read_bytes`, or it is not UTF-8.
+        ConfigError: the file cannot be read, is larger than `max_bytes`, or is not UTF-8.
     """
     data = read_bytes(path, max_bytes)
     try:
@@ -43,5 +43,5 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
 
 
 def shown(path: Path) -> str:
-    """Return a path as a message shows it."""
+    """Return a path as messages show it."""
     return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))

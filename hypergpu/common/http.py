@@ -1,4 +1,4 @@
-"""A small HTTP server for /metrics and /healthz: a few fixed paths, GET and HEAD only, bounded in time and number."""
+"""HTTP server for /metrics and /healthz: a few fixed paths, GET and HEAD only, bounded in time and connections."""
 
 import asyncio
 import contextlib
@@ -19,15 +19,15 @@ from hypergpu.common.errors import ConfigError
 _BACKLOG: Final = 128
 _MAX_HEAD_BYTES: Final = 16 << 10
 _MAX_UNREAD_BYTES: Final = 64 << 10
-"""Bytes that a client may send after its request before the connection is cut."""
+"""Bytes that a client may send after its request before the connection is closed."""
 _WRITE_BYTES: Final = 64 << 10
-"""An answer is written in pieces of this size, so that a slow reader holds one piece in memory and not a copy."""
+"""Size of the pieces in which an answer is written: a slow reader keeps one of them in memory, not a whole copy."""
 
 log = structlog.get_logger()
 
 
 class Answer(NamedTuple):
-    """What a path answers."""
+    """Answer to a request."""
 
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
@@ -36,14 +36,14 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of the server: no client can take more than this from the others."""
+    """Limits of the server, so that no client can starve the others."""
 
     connections: int = 64
-    """Open connections; one more closes the oldest that has not sent its request, or else the oldest of all."""
+    """Open connections. Another one closes the oldest that has not sent its request, or else the oldest."""
     head_seconds: float = 5.0
-    """From the start of a connection to the end of its request's head."""
+    """Time from the start of a connection to the end of its request's head."""
     total_seconds: float = 30.0
-    """From the start of a connection to its end, reading the answer included."""
+    """Duration of a connection, including the time to read the answer."""
 
 
 Route = Callable[[], Answer]
@@ -51,14 +51,14 @@ Routes = Mapping[str, Route]
 
 
 def metrics(registry: CollectorRegistry) -> Route:
-    """Return a route with all that is in `registry`, in Prometheus's text format."""
+    """Return a route that renders a registry in Prometheus's text format."""
     return lambda: Answer(generate_latest(registry), CONTENT_TYPE_LATEST)
 
 
 class HttpServer:
-    """Answers GETs of `routes` on its own threads: a scrape never waits for an event loop, nor the loop for a scrape.
+    """Serves `routes` on threads of its own: a scrape never waits for the event loop, nor the loop for a scrape.
 
-    A route runs in one thread at a time. Requests that arrive meanwhile share its next answer.
+    A route runs in one thread at a time; requests that arrive meanwhile share its next answer.
 
     Raises:
         ConfigError: the address is malformed or in use.
@@ -79,7 +79,7 @@ class HttpServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering and close every connection."""
+        """Stop serving and close all connections."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
@@ -96,19 +96,19 @@ class _Connection:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     has_asked: bool = False
-    """Whether the head of its request has arrived."""
+    """Whether the head of the request has arrived."""
 
 
 @dataclass(eq=False, slots=True)
 class _SharedRoute:
-    """A route that runs once for all who wait for it, and never twice at a time."""
+    """A route whose answer is shared by all requests that wait for it."""
 
     route: Route
     _running: asyncio.Lock = field(default_factory=asyncio.Lock)
     _next: asyncio.Task[Answer] | None = None
 
     async def answer(self) -> Answer:
-        """Return an answer that was computed after this call."""
+        """Return an answer that was computed after this call began."""
         if self._next is None:
             self._next = asyncio.create_task(self._run())
         return await asyncio.shield(self._next)
@@ -120,7 +120,7 @@ class _SharedRoute:
 
 
 class _Serving:
-    """The connections of a server, in its own event loop."""
+    """Connections of a server, in its event loop."""
 
     def __init__(self, routes: Routes, limits: Limits) -> None:
         self._limits = limits
@@ -157,7 +157,7 @@ class _Serving:
                 await _write(connection.writer, answer, with_body)
                 await _finish(connection)
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
-            pass  # a client that is slow or gone is no news
+            pass  # the client is slow or gone
         finally:
             connection.writer.transport.abort()
 
@@ -167,17 +167,17 @@ class _Serving:
             async with asyncio.timeout(self._limits.head_seconds):
                 head = await connection.reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
-            return Answer(f"a request's head is at most {_MAX_HEAD_BYTES} bytes\n".encode(), status=431), True
+            return Answer(f"the head of a request has at most {_MAX_HEAD_BYTES} bytes\n".encode(), status=431), True
         connection.has_asked = True
         method, _, rest = head.partition(b"\r\n")[0].decode("latin-1").partition(" ")
         target, _, version = rest.partition(" ")
         if not version.startswith("HTTP/1."):
-            return Answer(b"not a request of HTTP/1\n", status=400), True
+            return Answer(b"expected an HTTP/1 request\n", status=400), True
         if method not in ("GET", "HEAD"):
-            return Answer(b"there is only GET\n", status=405), True
+            return Answer(b"only GET and HEAD are supported\n", status=405), True
         route = self._routes.get(target.partition("?")[0])
         if route is None:
-            return Answer(f"there are {', '.join(self._routes)}\n".encode(), status=404), method == "GET"
+            return Answer(f"unknown path; known: {', '.join(self._routes)}\n".encode(), status=404), method == "GET"
         return await route.answer(), method == "GET"
 
 
@@ -206,7 +206,7 @@ async def _finish(connection: _Connection) -> None:
 
 
 async def _in_daemon_thread(route: Route) -> Answer:
-    """Run a route in a thread of its own, which keeps neither the server nor the process from ending."""
+    """Run a route in a daemon thread, which does not keep the server or the process from ending."""
     loop = asyncio.get_running_loop()
     answered: asyncio.Future[Answer] = loop.create_future()
 

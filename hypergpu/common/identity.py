@@ -1,7 +1,8 @@
-"""What every side of a run has to have alike: the data and the model of the task, as figures that can be compared.
+"""Identity of a task's data and model, compared when a node joins: every machine of a run needs the same.
 
-Counts, types and classes are compared exactly. Numbers that are computed, such as normalised inputs or frozen layers,
-may differ in their last digits from one kind of processor to the next; so some of each are compared as numbers.
+Counts, types and classes are compared exactly. Computed numbers, such as normalised inputs or frozen layers, may differ
+in their last digits from one kind of processor to the next, so a sample of them is compared within a tolerance.
+Resuming a run compares exactly instead, on one machine: see `hypergpu.tasks.fingerprint`.
 """
 
 import math
@@ -9,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 RELATIVE_TOLERANCE = 1e-2
-"""Difference of two numbers that counts as rounding: float32 and TF32 differ by a thousandth."""
+"""Relative difference of two numbers that counts as rounding: float32 and TF32 differ by a thousandth."""
 ABSOLUTE_TOLERANCE = 1e-3
-"""The same, relative to the largest number beside them."""
+"""Difference that counts as rounding, relative to the largest number of the same sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """Some of the numbers of one thing, such as the inputs of the training data."""
+    """A sample of numbers, such as some inputs of the training data."""
 
     name: str
     values: tuple[float, ...]
@@ -24,7 +25,7 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class TaskIdentity:
-    """Figures of a task's data and model."""
+    """Figures that identify a task's data and model."""
 
     train_samples: int
     test_samples: int
@@ -32,18 +33,18 @@ class TaskIdentity:
     """SHA-256 of types, shapes and classes of the training data, in hexadecimal digits."""
     test_digest: str
     model_digest: str
-    """SHA-256 of the model as it prints itself: layers, and settings such as the rate of a dropout."""
+    """SHA-256 of the model's `repr`: layers and settings such as the rate of a dropout."""
     numbers: tuple[Numbers, ...]
 
 
 ADVICE = (
-    "Every machine needs the same code and the same data; what a set orders, or a generator of one's own draws, "
-    "differs between processes"
+    "Every machine needs the same code and the same data. The order of a set, or numbers from an unseeded generator, "
+    "differ between processes"
 )
 
 
 def differences(here: TaskIdentity, there: TaskIdentity) -> list[str]:
-    """Return what differs, each with both figures; nothing where the two are alike but for rounding."""
+    """Return the differences beyond rounding in words, each with both figures."""
     found = []
     for what in ("train_samples", "test_samples"):
         mine, theirs = getattr(here, what), getattr(there, what)
@@ -52,9 +53,11 @@ def differences(here: TaskIdentity, there: TaskIdentity) -> list[str]:
     for what in ("train", "test"):
         mine, theirs = getattr(here, f"{what}_digest"), getattr(there, f"{what}_digest")
         if mine != theirs:
-            found.append(f"other types, shapes or classes of the {what} data: {mine[:12]} here, {theirs[:12]} there")
+            found.append(
+                f"different types, shapes or classes of the {what} data: {mine[:12]} here, {theirs[:12]} there"
+            )
     if here.model_digest != there.model_digest:
-        found.append(f"another model: {here.model_digest[:12]} here, {there.model_digest[:12]} there")
+        found.append(f"different model: {here.model_digest[:12]} here, {there.model_digest[:12]} there")
     own = {numbers.name: numbers.values for numbers in here.numbers}
     others = {numbers.name: numbers.values for numbers in there.numbers}
     for name in sorted(own.keys() | others.keys()):
@@ -63,7 +66,7 @@ def differences(here: TaskIdentity, there: TaskIdentity) -> list[str]:
             continue
         difference = _first_difference(own[name], others[name])
         if difference:
-            found.append(f"other {name}: {difference}")
+            found.append(f"different {name}: {difference}")
     return found
 
 

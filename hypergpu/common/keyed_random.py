@@ -1,7 +1,7 @@
-"""Random draws addressed by key and index instead of taken from a shared stream.
+"""Random numbers addressed by key and index instead of taken from a shared stream.
 
-A draw depends on (seed, key, index) alone, so what one link or node does changes no other, and an
-added feature shifts no existing draw. The generator is SplitMix64 (Steele, Lea & Flood, "Fast
+A number depends on (seed, key, index) alone: what one link or node does changes no other, and a new
+feature shifts no existing number. The generator is SplitMix64 (Steele, Lea & Flood, "Fast
 splittable pseudorandom number generators", OOPSLA 2014) run as a counter: the key picks the stream.
 """
 
@@ -24,7 +24,7 @@ _INVERSE_NORMAL = NormalDist().inv_cdf
 
 
 class KeyedRandom:
-    """The stream of draws that belongs to one `(seed, *key)`.
+    """Stream of random numbers of one `(seed, *key)`.
 
     >>> KeyedRandom(7, "node_1", "up", "latency").uniform(0) == KeyedRandom(7, "node_1", "up", "latency").uniform(0)
     True
@@ -37,27 +37,27 @@ class KeyedRandom:
         self._base = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
     def bits(self, index: int) -> int:
-        """64 random bits for `index` ≥ 0."""
+        """Return 64 random bits for `index` ≥ 0."""
         z = (self._base + (index + 1) * _GOLDEN) & _MASK
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
         return z ^ (z >> 31)
 
     def uniform(self, index: int) -> float:
-        """A draw in [0, 1)."""
+        """Return a number in [0, 1)."""
         return (self.bits(index) >> 11) * _TO_UNIT
 
     def normal(self, index: int) -> float:
-        """A draw from the standard normal distribution."""
+        """Return a number from the standard normal distribution."""
         return _INVERSE_NORMAL(((self.bits(index) >> 11) + 0.5) * _TO_UNIT)
 
     def exponential(self, index: int) -> float:
-        """A draw from the exponential distribution of mean 1."""
+        """Return a number from the exponential distribution of mean 1."""
         return -math.log1p(-self.uniform(index))
 
     def uniforms(self, start: int, count: int) -> "npt.NDArray[np.float64]":
-        """The draws `uniform(start) … uniform(start + count - 1)` at once."""
-        import numpy as np  # noqa: PLC0415 - here, as the proxy draws one at a time and saves its 13 MB
+        """Return `uniform(start) … uniform(start + count - 1)` at once."""
+        import numpy as np  # noqa: PLC0415 - lazily: the proxy never needs it and saves its 13 MB
 
         with np.errstate(over="ignore"):
             index = np.arange(start + 1, start + count + 1, dtype=np.uint64)
@@ -68,14 +68,14 @@ class KeyedRandom:
         return (z >> np.uint64(11)).astype(np.float64) * _TO_UNIT
 
     def generator(self, index: int = 0) -> "np.random.Generator":
-        """A numpy generator seeded by this stream: for permutations and partitions."""
-        import numpy as np  # noqa: PLC0415 - as above
+        """Return a numpy generator seeded by this stream, for permutations and partitions."""
+        import numpy as np  # noqa: PLC0415 - lazily, as above
 
         return np.random.Generator(np.random.PCG64(self.bits(index)))
 
 
 class BufferedKeyedRandom(KeyedRandom):
-    """The same draws, for who takes them in order of their index: worked out in blocks, in half of the time."""
+    """The same numbers in half the time when they are read in order of their index: computed in blocks."""
 
     __slots__ = ("_ahead", "_block")
 
@@ -85,7 +85,7 @@ class BufferedKeyedRandom(KeyedRandom):
         self._ahead = array("d")  # a list of floats would take four times the memory, and nodes are many
 
     def uniform(self, index: int) -> float:
-        """As `KeyedRandom.uniform`."""
+        """Return a number in [0, 1)."""
         if index >> _BLOCK_BITS != self._block:
             self._block = index >> _BLOCK_BITS
             self._ahead = array("d", self.uniforms(self._block << _BLOCK_BITS, 1 << _BLOCK_BITS).tobytes())

@@ -1,4 +1,4 @@
-"""The newest run in a directory `runs`, under the name `latest`."""
+"""`runs/latest`, the name of the newest run in a directory `runs`."""
 
 import os
 import secrets
@@ -11,10 +11,10 @@ _LONGEST_NAME = 255
 
 
 def point_latest(run_dir: Path) -> bool:
-    """Let `runs/latest` mean this run of `runs`; return whether it does now.
+    """Make `runs/latest` point to a run in `runs`; return whether it does.
 
-    The name changes at one stroke. It is a symbolic link, or where none can be made a file that holds the run's name. A
-    directory of that name is a run of its own and is left alone. A run elsewhere than in `runs` changes nothing.
+    The change is atomic. `latest` is a symbolic link, or a file that holds the run's name if links are not supported.
+    A directory of that name is a run and is left alone. A run outside of `runs` changes nothing.
     """
     place = Path(os.path.abspath(run_dir))  # noqa: PTH100  (`resolve` would follow the link that is to be replaced)
     if place.parent.name != RUNS.name or place.name == LATEST:
@@ -24,7 +24,7 @@ def point_latest(run_dir: Path) -> bool:
     try:
         try:
             fresh.symlink_to(place.name, target_is_directory=True)
-        except OSError:  # the file system or the user's rights don't allow it
+        except OSError:  # not supported here, or not permitted
             fresh.write_text(f"{place.name}\n", encoding="utf-8")
         fresh.replace(link)
     except OSError:
@@ -35,7 +35,7 @@ def point_latest(run_dir: Path) -> bool:
 
 
 def find_run(path: Path) -> Path:
-    """Return the run that a path means: what the file or link `latest` names, and any other path as it is."""
+    """Return the run that a path names: the target of a file or link `latest`, or else the path itself."""
     if path.name != LATEST:
         return path
     if path.is_symlink():

@@ -1,4 +1,4 @@
-"""Keeps glibc from giving buffers of megabytes back to the kernel at every free, to fault them in again."""
+"""Tuning of glibc's allocator: buffers of megabytes are not returned to the kernel at every free."""
 
 import ctypes
 import sys
@@ -8,10 +8,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def tune_allocator(largest_bytes: int = 1 << 30) -> bool:
-    """Serve buffers of up to `largest_bytes` from one arena that keeps what is freed. Call before threads start.
+    """Serve buffers of up to `largest_bytes` from one arena that keeps freed memory. Call it before threads start.
 
-    A stream of 44 MB messages went from 270 to 930 MB/s with it. Returns whether the C library took it: glibc does,
-    others (musl, macOS) are left as they are.
+    It raised a stream of 44 MB messages from 270 to 930 MB/s.
+
+    Returns:
+        Whether the C library supports it: glibc does; others (musl, macOS) are left unchanged.
     """
     if not sys.platform.startswith("linux"):
         return False

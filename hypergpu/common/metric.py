@@ -1,4 +1,4 @@
-"""The figure of merit of a run: its name, which way is better, and how it is written."""
+"""Main metric of a run: its name, direction of improvement and format."""
 
 import math
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from hypergpu.common.config.section import ConfigSection
 
 UNKNOWN: Final = "–"
-"""Stands in text for a value that is not known; in JSON it is null."""
+"""Text for an unknown value; in JSON it is null."""
 RESERVED: Final = frozenset(
     (
         *("loss", "train_loss", "round", "rounds", "seconds", "ended_seconds", "round_seconds", "reason", "samples"),
@@ -26,11 +26,11 @@ RESERVED: Final = frozenset(
         ),
     )
 )
-"""Keys of a round's row and event: a metric has its value under its own name beside them."""
+"""Names that a metric cannot have: they are keys of a round's row, where its value stands under its own name."""
 
 
 def finite(value: object) -> float | None:
-    """A finite number as a float; None for anything else, NaN and infinity included."""
+    """Return a finite number as a float; None for anything else, including NaN and infinity."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -41,7 +41,7 @@ def finite(value: object) -> float | None:
 
 
 def plain_number(value: float | None) -> str:
-    """Four significant digits: 0.9514, 12.35, 1,234,567."""
+    """Return a number with four significant digits: 0.9514, 12.35, 1,234,567."""
     if value is None:
         return UNKNOWN
     if abs(value) >= 1_000:
@@ -56,14 +56,14 @@ def _writable(name: str) -> str:
 
 
 class MetricSpec(ConfigSection):
-    """What is known of a metric without computing it."""
+    """Name, direction and format of a metric."""
 
     name: Annotated[str, Field(min_length=1, max_length=40), AfterValidator(_writable)] = "accuracy"
-    """Name, as in accuracy, mse or perplexity."""
+    """Name, such as accuracy, mse or perplexity."""
     better: Literal["higher", "lower"] = "higher"
     """Direction of improvement."""
     format: Literal["number", "percent"] = "number"
-    """`percent` writes a share of 0.951 as 95.1 %."""
+    """`percent` shows 0.951 as 95.1 %."""
     unit: Annotated[str, Field(max_length=20)] = ""
     """Unit of a plain number."""
 
@@ -73,27 +73,27 @@ class MetricSpec(ConfigSection):
         return self.format == "percent"
 
     def reached(self, value: float | None, target: float) -> bool:
-        """Whether a value is at the target or beyond it; an unknown value is not."""
+        """Return whether a value is at the target or better; an unknown value is not."""
         if value is None:
             return False
         return value >= target if self.better == "higher" else value <= target
 
     def gain(self, value: float, over: float) -> float:
-        """How much better a value is than another; negative if it is worse."""
+        """Return by how much a value is better than another; negative if it is worse."""
         return value - over if self.better == "higher" else over - value
 
     def best(self, values: Iterable[float | None]) -> float | None:
-        """The best of the known values."""
+        """Return the best of the known values."""
         known = [value for value in values if value is not None]
         return (max if self.better == "higher" else min)(known, default=None)
 
     def worst(self, values: Iterable[float | None]) -> float | None:
-        """The worst of the known values."""
+        """Return the worst of the known values."""
         known = [value for value in values if value is not None]
         return (min if self.better == "higher" else max)(known, default=None)
 
     def text(self, value: float | None) -> str:
-        """A value for people: 95.1 %, 0.4213, 12.5 ms, –."""
+        """Return a value as text: 95.1 %, 0.4213, 12.5 ms, –."""
         if value is None:
             return UNKNOWN
         if self.is_share:
@@ -101,10 +101,10 @@ class MetricSpec(ConfigSection):
         return f"{plain_number(value)} {self.unit}".rstrip()
 
     def label(self, value: float | None) -> str:
-        """A value with its name: accuracy 95.1 %."""
+        """Return a value with its name: accuracy 95.1 %."""
         return f"{self.name} {self.text(value)}"
 
 
 ACCURACY: Final = MetricSpec(name="accuracy", better="higher", format="percent")
 LOSS: Final = MetricSpec(name="loss", better="lower")
-"""The main metric of a task that has no other."""
+"""Main metric of a task without another one."""

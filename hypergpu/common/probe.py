@@ -1,6 +1,6 @@
-"""`python -m hypergpu.common.probe HOST:PORT`: whether /healthz there says 200; for the health checks of containers.
+"""Health check for containers: `python -m hypergpu.common.probe HOST:PORT` succeeds if GET /healthz returns 200.
 
-It dials the address itself: a proxy that the environment names is for other hosts.
+It dials the address directly, not through an HTTP proxy that the environment names.
 """
 
 import http.client
@@ -13,7 +13,7 @@ _TIMEOUT_SECONDS = 3.0
 
 
 def is_healthy(address: str) -> bool:
-    """Return whether GET /healthz is answered with 200.
+    """Return whether GET /healthz returns 200.
 
     Raises:
         ConfigError: a malformed address.

@@ -1,4 +1,4 @@
-"""Retrying what may succeed when it is tried again."""
+"""Retry of calls that fail with transient errors."""
 
 import errno
 from collections.abc import Callable
@@ -28,18 +28,18 @@ _TRANSIENT_ERRNOS = frozenset(
         errno.ESTALE,
     }
 )
-"""What a network, or a file system on one, says while it is out of order."""
+"""Errors of a network, or of a file system on one, during an outage."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether trying again may help: a peer that is away, or a file system that answers with an outage."""
+    """Return whether a retry may help: an unreachable peer, or an outage of a file system."""
     if isinstance(error, (Unavailable, DeadlineExceeded, ConnectionError, TimeoutError, InterruptedError)):
         return True
     return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS
 
 
 def retry(call: Callable[[], Result], sleep: Callable[[float], object], *, attempts: int = ATTEMPTS) -> Result:
-    """Return what `call` returns, tried up to `attempts` times with growing waits while its errors are transient.
+    """Return the result of `call`, retried with growing waits while its errors are transient.
 
     Raises:
         Exception: the first error that is not transient, or that of the last attempt.

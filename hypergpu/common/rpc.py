@@ -1,4 +1,4 @@
-"""gRPC as we use it: one set of options for both ends, one table of errors and status codes, TLS or said otherwise."""
+"""gRPC options of both ends, the table of errors and status codes, channels and listening addresses."""
 
 import errno
 import re
@@ -13,7 +13,7 @@ from hypergpu.common.tls import Tls, explain_handshake, read_authority, read_pai
 
 _NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NODE_ID = "x-node-id"
-"""Metadata key of the calling node; the netsim proxy picks the link by it."""
+"""Metadata key of the calling node; the netsim proxy selects the link by it."""
 AUTHORIZATION = "authorization"
 MAX_MESSAGE_BYTES = 8 << 20
 """Twice the default: room for a chunk, a manifest of many tensors, and framing."""
@@ -64,30 +64,30 @@ _ERRORS = {code: error for error, code in _STATUS} | {
     _Code.PERMISSION_DENIED: errors.NotAuthenticated,
 }
 _NO_CONNECTION = "failed to connect to all addresses"
-"""gRPC's words for a call that found no connection, whatever the cause."""
+"""gRPC's message for a call that found no connection, whatever the cause."""
 _MAX_DETAILS = 2_000
-"""Characters of a status's message: gRPC refuses trailers above 8 to 16 KiB, and the caller would get another error."""
+"""Characters of a status message: gRPC rejects trailers above 8 to 16 KiB, and the caller would get another error."""
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
-    """The status that tells a caller about `error`; what is not ours is INTERNAL and says no more than its type."""
-    told = str(error) if len(str(error)) <= _MAX_DETAILS else f"{str(error)[:_MAX_DETAILS]}…"
+    """Return the status code and message for an error; one that is not ours is INTERNAL with only its type."""
+    message = str(error) if len(str(error)) <= _MAX_DETAILS else f"{str(error)[:_MAX_DETAILS]}…"
     for kind, code in _STATUS:
         if isinstance(error, kind):
-            return code, told
+            return code, message
     if isinstance(error, HyperGPUError):
-        return _Code.INTERNAL, told
+        return _Code.INTERNAL, message
     return _Code.INTERNAL, f"internal error ({type(error).__name__})"
 
 
 def error_from(error: grpc.RpcError, peer: str) -> HyperGPUError:
-    """The error of our tree for a failed call to `peer`."""
+    """Return the error for a failed call to `peer`."""
     code, details = error.code(), error.details() or ""
     return _ERRORS.get(code, HyperGPUError)(f"{peer}: {details or code.name.lower()}")
 
 
 def check_node_id(node_id: str) -> str:
-    """A node's name, as the coordinator takes it.
+    """Return a valid node id.
 
     Raises:
         InvalidInput: not 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit.
@@ -100,7 +100,7 @@ def check_node_id(node_id: str) -> str:
 
 
 def metadata_for(node_id: str | None, token: str | None) -> tuple[tuple[str, str], ...]:
-    """What a call carries about its caller."""
+    """Return the metadata that identifies a caller."""
     pairs = [(NODE_ID, node_id)] if node_id else []
     if token:
         pairs.append((AUTHORIZATION, f"Bearer {token}"))
@@ -108,12 +108,12 @@ def metadata_for(node_id: str | None, token: str | None) -> tuple[tuple[str, str
 
 
 def open_channel(address: str, tls: Tls | None, *, http_proxy: bool = False) -> grpc.aio.Channel:
-    """Return a channel to HOST:PORT; `tls=None` is plaintext, which only `--insecure` may ask for.
+    """Return a channel to HOST:PORT.
 
     Args:
         address: HOST:PORT.
-        tls: what to show and whom to trust.
-        http_proxy: whether to dial through the HTTP proxy that the environment names; never to this machine.
+        tls: own certificate and trusted authority; None is plaintext, which only `--insecure` may ask for.
+        http_proxy: dial through the HTTP proxy that the environment names, except to this machine.
 
     Raises:
         ConfigError: a malformed address, or a certificate that cannot be used.
@@ -129,7 +129,7 @@ def open_channel(address: str, tls: Tls | None, *, http_proxy: bool = False) -> 
 
 
 async def explain_failure(error: grpc.RpcError, address: str, tls: Tls | None) -> HyperGPUError:
-    """Return the error of our tree for a failed call to `address`; where no connection came about, look why."""
+    """Return the error for a failed call to `address`; if there was no connection, find out why."""
     if error.code() is _Code.UNAVAILABLE and _NO_CONNECTION in (error.details() or ""):
         found = await explain_handshake(address, tls)
         if found is not None:
@@ -138,10 +138,10 @@ async def explain_failure(error: grpc.RpcError, address: str, tls: Tls | None) -
 
 
 def bind(server: grpc.aio.Server, listen: str, tls: Tls | None) -> str:
-    """Let `server` listen on HOST:PORT and return the address with the real port.
+    """Bind `server` to HOST:PORT and return the address with the real port.
 
     Raises:
-        ConfigError: a malformed address, a port that cannot be taken, or a certificate that cannot be used.
+        ConfigError: a malformed address, an unavailable port, or an unusable certificate.
     """
     host, port = split_address(listen)
     credentials = None
@@ -160,12 +160,12 @@ def bind(server: grpc.aio.Server, listen: str, tls: Tls | None) -> str:
     except RuntimeError as error:
         raise ConfigError(f"cannot listen on {listen}: {error}") from error
     if bound == 0:
-        raise ConfigError(f"cannot listen on {listen}: gRPC gives no reason")
+        raise ConfigError(f"cannot listen on {listen}: gRPC gave no reason")
     return f"{host}:{bound}"
 
 
 def _check_free(host: str, port: int) -> None:
-    """Ask for the port first, because gRPC would write lines of its own about it."""
+    """Try to bind the port first: gRPC would print lines of its own if it is taken."""
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     try:
         socket.create_server((host.strip("[]"), port), family=family).close()

@@ -1,4 +1,4 @@
-"""A Prometheus gauge that is absent until its value is known: a 0 that nobody measured is a wrong figure."""
+"""Prometheus gauge that is absent while its value is unknown: 0 would be a wrong value."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 
 
 class OptionalGauge(Collector):
-    """One value, or none; `labels` are fixed."""
+    """Gauge with one value or none; `labels` are fixed."""
 
     def __init__(
         self, name: str, text: str, registry: CollectorRegistry, labels: Mapping[str, str] | None = None
@@ -19,11 +19,11 @@ class OptionalGauge(Collector):
         registry.register(self)
 
     def set(self, value: float | None) -> None:
-        """Set the value; None or a number that is not finite takes the series away."""
+        """Set the value; None or a number that is not finite removes the series."""
         self._value = value if value is not None and math.isfinite(value) else None
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the family, with one sample at most."""
+        """Yield the family with one sample at most."""
         family = GaugeMetricFamily(self._name, self._text, labels=list(self._labels))
         if self._value is not None:
             family.add_metric(list(self._labels.values()), self._value)

@@ -1,4 +1,4 @@
-"""A model on the wire: one flat float32 buffer, a manifest of what lies where, and checksummed chunks."""
+"""A model on the wire: one flat float32 buffer, a manifest of its tensors, and chunks with checksums."""
 
 import math
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ import numpy.typing as npt
 from hypergpu.common.errors import CorruptData, ProtocolError
 
 CHUNK_BYTES = 1 << 20
-"""1 MiB streams at two to six times the speed of one large message."""
+"""Chunks of 1 MiB stream at two to six times the speed of one large message."""
 
 Flat = npt.NDArray[np.float32]
-"""All parameters or gradients of a model, one after the other, shape (manifest.size,)."""
+"""All parameters or gradients of a model in one buffer, shape (manifest.size,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,42 +33,42 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The tensors of a flat buffer, in the order in which they lie in it."""
+    """Tensors of a flat buffer, in their order there."""
 
     tensors: tuple[TensorSpec, ...]
 
     @cached_property
     def size(self) -> int:
-        """Number of float32 elements of the buffer."""
+        """Number of float32 elements in the buffer."""
         return sum(tensor.size for tensor in self.tensors)
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of the buffer."""
+        """Size of the buffer."""
         return 4 * self.size
 
     def offsets(self) -> Iterator[tuple[TensorSpec, int]]:
-        """Each tensor with the index of its first element."""
+        """Yield each tensor with the index of its first element."""
         start = 0
         for tensor in self.tensors:
             yield tensor, start
             start += tensor.size
 
     def views(self, flat: Flat) -> dict[str, Flat]:
-        """Each tensor by name, as a view of `flat`.
+        """Return each tensor by name, as a view of `flat`.
 
         Raises:
             ProtocolError: `flat` is not of shape (size,).
         """
         if flat.shape != (self.size,):
-            raise ProtocolError(f"a flat buffer of shape {flat.shape} where ({self.size},) belongs")
+            raise ProtocolError(f"expected a flat buffer of shape ({self.size},), got {flat.shape}")
         return {t.name: flat[start : start + t.size].reshape(t.shape) for t, start in self.offsets()}
 
     def require_same(self, other: "Manifest") -> None:
         """Check that `other` describes the same buffer as this one.
 
         Raises:
-            ProtocolError: names the tensors that are missing, extra, misshaped or out of order.
+            ProtocolError: tensors are missing, unexpected, misshaped or out of order; the message names them.
         """
         if self.tensors == other.tensors:
             return
@@ -76,7 +76,7 @@ class Manifest:
         faults = [f"missing {name!r}" for name in mine if name not in theirs]
         faults += [f"unexpected {name!r}" for name in theirs if name not in mine]
         faults += [
-            f"{name!r} is {theirs[name]} and should be {shape}"
+            f"{name!r} has shape {theirs[name]}, expected {shape}"
             for name, shape in mine.items()
             if name in theirs and theirs[name] != shape
         ]
@@ -93,7 +93,7 @@ class Chunk:
 
 
 def chunks(flat: Flat, start: int = 0, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """The chunks of `flat` from byte `start` on, each a view (nothing is copied)."""
+    """Yield the chunks of `flat` from byte `start` on, each a view without a copy."""
     view = np.ascontiguousarray(flat).view(np.uint8).data
     for offset in range(start, len(view), chunk_bytes):
         data = view[offset : offset + chunk_bytes]
@@ -101,20 +101,20 @@ def chunks(flat: Flat, start: int = 0, chunk_bytes: int = CHUNK_BYTES) -> Iterat
 
 
 def checksum(data: memoryview | bytes) -> int:
-    """CRC-32C (Castagnoli, as in RFC 3720), in hardware where there is any."""
-    # The C extension takes read-only buffers of bytes; a numpy wrapper hands them over without a copy.
+    """Return the CRC-32C of bytes (Castagnoli, as in RFC 3720), computed in hardware if possible."""
+    # The C extension takes only bytes or arrays; wrapping the view in an array avoids a copy.
     return int(google_crc32c.value(data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)))
 
 
 class Assembler:
-    """Receives chunks, in order and without gaps, into one preallocated flat buffer.
+    """Receives chunks in order into one preallocated flat buffer.
 
-    `next_offset` says how much is held, so that a broken transfer can go on where it stopped.
+    `next_offset` is the number of bytes received: a broken transfer continues from there.
     """
 
     def __init__(self, total_bytes: int, out: Flat | None = None) -> None:
         if total_bytes % 4 or total_bytes < 0:
-            raise ProtocolError(f"a buffer of {total_bytes} bytes does not hold whole float32 numbers")
+            raise ProtocolError(f"{total_bytes} bytes are not a whole number of float32 values")
         self.flat: Flat = np.empty(total_bytes // 4, np.float32) if out is None else out
         if self.flat.nbytes != total_bytes:
             raise ProtocolError(f"{total_bytes} bytes do not fit a buffer of {self.flat.nbytes}")
@@ -127,10 +127,10 @@ class Assembler:
         return self.next_offset == len(self._bytes)
 
     def add(self, chunk: Chunk) -> None:
-        """Take the next chunk; one that is held already is checked and passed over.
+        """Add the next chunk; one that was received before is checked and skipped.
 
         Raises:
-            CorruptData: the bytes do not match their checksum; nothing was taken.
+            CorruptData: the bytes do not match their checksum; nothing was added.
             ProtocolError: a gap before the chunk, an overlap, or bytes beyond the end.
         """
         end = chunk.offset + len(chunk.data)
@@ -141,6 +141,6 @@ class Assembler:
         if end <= self.next_offset:
             return
         if chunk.offset != self.next_offset:
-            raise ProtocolError(f"a chunk at byte {chunk.offset} where byte {self.next_offset} comes next")
+            raise ProtocolError(f"a chunk at byte {chunk.offset}; expected byte {self.next_offset}")
         self._bytes[chunk.offset : end] = chunk.data
         self.next_offset = end

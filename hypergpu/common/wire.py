@@ -1,7 +1,7 @@
-"""Between the wire contract and our own types, and the fast path for chunks.
+"""Conversion between messages and our own types, and a fast path for chunks.
 
-Protobuf copies a `bytes` field twice, which halves a stream of 1 MiB chunks. The functions here write and
-read exactly the same bytes around a memoryview; every other message goes through protobuf as usual.
+Protobuf copies a `bytes` field twice, which halves the speed of a stream of 1 MiB chunks. The functions here write and
+read exactly the same bytes around a memoryview; every other message goes through protobuf.
 """
 
 from typing import TypeVar
@@ -22,19 +22,19 @@ _MAX_TENSORS = 100_000
 _MAX_RANK = 16
 _MAX_NUMBERS, _MAX_VALUES, _MAX_NAME = 1_000, 1_024, 1_000
 _MESSAGE_SLACK_BYTES = 64 << 10
-"""Room in a message for what stands beside the manifest."""
+"""Room in a message for the fields besides the manifest."""
 # Field tags: (number << 3) | wire type. `chunk` is field 2 of both WorkPart and UpdatePart.
 _PART_CHUNK, _OFFSET, _DATA, _CRC32C = 0x12, 0x08, 0x12, 0x1D
 
 
 def manifest_to_proto(manifest: Manifest) -> ManifestMessage:
-    """The message for a manifest."""
+    """Return the message for a manifest."""
     tensors = [TensorSpecMessage(name=t.name, shape=t.shape) for t in manifest.tensors]
     return ManifestMessage(tensors=tensors, dtype="float32", total_bytes=manifest.total_bytes)
 
 
 def manifest_from_proto(message: ManifestMessage, max_bytes: int = 1 << 40) -> Manifest:
-    """Read and check a manifest.
+    """Return the manifest of a message, checked.
 
     Raises:
         ProtocolError: an unknown dtype, too many tensors, or a size that does not add up or is over `max_bytes`.
@@ -42,20 +42,20 @@ def manifest_from_proto(message: ManifestMessage, max_bytes: int = 1 << 40) -> M
     if message.dtype != "float32":
         raise ProtocolError(f"dtype {message.dtype!r} is not supported; send float32")
     if len(message.tensors) > _MAX_TENSORS or any(len(t.shape) > _MAX_RANK for t in message.tensors):
-        raise ProtocolError(f"a manifest may hold {_MAX_TENSORS} tensors of rank {_MAX_RANK} at most")
+        raise ProtocolError(f"a manifest has at most {_MAX_TENSORS} tensors of rank {_MAX_RANK}")
     manifest = Manifest(tuple(TensorSpec(t.name, tuple(t.shape)) for t in message.tensors))
     if manifest.total_bytes != message.total_bytes:
         raise ProtocolError(f"a manifest of {message.total_bytes} bytes whose tensors take {manifest.total_bytes}")
     if manifest.total_bytes > max_bytes:
-        raise ProtocolError(f"a manifest of {manifest.total_bytes} bytes; {max_bytes} are accepted at most")
+        raise ProtocolError(f"a model of {manifest.total_bytes} bytes; at most {max_bytes} are accepted")
     return manifest
 
 
 def require_sendable(manifest: Manifest, max_model_bytes: int) -> None:
-    """Check before a run begins that every node will be able to send and receive the model.
+    """Check that every node can send and receive the model, before a run begins.
 
     Raises:
-        ConfigError: the model is larger than `server.max_model_bytes`, or its manifest than a message may be.
+        ConfigError: the model exceeds `server.max_model_bytes`, or its manifest exceeds a message.
     """
     if manifest.total_bytes > max_model_bytes:
         raise ConfigError(
@@ -75,7 +75,7 @@ def require_sendable(manifest: Manifest, max_model_bytes: int) -> None:
 
 
 def identity_to_proto(identity: TaskIdentity) -> TaskIdentityMessage:
-    """The message for a task's identity."""
+    """Return the message for a task's identity."""
     return TaskIdentityMessage(
         train_samples=identity.train_samples,
         test_samples=identity.test_samples,
@@ -87,16 +87,16 @@ def identity_to_proto(identity: TaskIdentity) -> TaskIdentityMessage:
 
 
 def identity_from_proto(message: TaskIdentityMessage) -> TaskIdentity:
-    """Read and check a task's identity.
+    """Return the task identity of a message, checked.
 
     Raises:
-        ProtocolError: more names or numbers than a task has, or a text that is too long.
+        ProtocolError: too many names or numbers, or a text that is too long.
     """
     texts = [message.train_digest, message.test_digest, message.model_digest, *(each.name for each in message.numbers)]
     too_many = len(message.numbers) > _MAX_NUMBERS or any(len(each.values) > _MAX_VALUES for each in message.numbers)
     if too_many or any(len(text) > _MAX_NAME for text in texts):
         raise ProtocolError(
-            f"a task's identity may hold {_MAX_NUMBERS} names of {_MAX_NAME} characters with {_MAX_VALUES} numbers each"
+            f"a task identity has at most {_MAX_NUMBERS} names of {_MAX_NAME} characters with {_MAX_VALUES} numbers"
         )
     return TaskIdentity(
         message.train_samples,
@@ -109,7 +109,7 @@ def identity_from_proto(message: TaskIdentityMessage) -> TaskIdentity:
 
 
 def encode_part(part: WorkPart | UpdatePart | Chunk) -> bytes:
-    """The serialiser of PullWork's answers and PushUpdate's requests."""
+    """Serialise a reply of PullWork or a request of PushUpdate."""
     if not isinstance(part, Chunk):
         return part.SerializeToString()
     offset = _varint(part.offset)
@@ -131,7 +131,7 @@ def encode_part(part: WorkPart | UpdatePart | Chunk) -> bytes:
 
 
 def decode_work_part(data: bytes) -> WorkPart | Chunk:
-    """The deserialiser of PullWork's answers.
+    """Deserialise a reply of PullWork.
 
     Raises:
         ProtocolError: not a WorkPart.
@@ -140,7 +140,7 @@ def decode_work_part(data: bytes) -> WorkPart | Chunk:
 
 
 def decode_update_part(data: bytes) -> UpdatePart | Chunk:
-    """The deserialiser of PushUpdate's requests.
+    """Deserialise a request of PushUpdate.
 
     Raises:
         ProtocolError: not an UpdatePart.
@@ -152,14 +152,14 @@ def _decode_message(data: bytes, part: PartT) -> PartT | Chunk:
     try:
         part.ParseFromString(data)
     except DecodeError as error:
-        raise ProtocolError("the message is not what this call takes") from error
+        raise ProtocolError("the message is malformed or of another call") from error
     if part.WhichOneof("part") == "chunk":  # from a sender that orders its fields differently
         return Chunk(part.chunk.offset, memoryview(part.chunk.data), part.chunk.crc32c)
     return part
 
 
 def _decode_chunk(data: bytes) -> Chunk | None:
-    """Read the layout that `encode_part` writes; None for any other, which protobuf then reads."""
+    """Parse the layout that `encode_part` writes; None for any other, which protobuf parses."""
     try:
         if data[0] != _PART_CHUNK:
             return None
@@ -167,7 +167,7 @@ def _decode_chunk(data: bytes) -> Chunk | None:
         if at + inner != len(data):
             return None
         offset = 0
-        if data[at] == _OFFSET:  # a zero is left out by protobuf's own writers
+        if data[at] == _OFFSET:  # protobuf's own writers omit a zero
             offset, at = _read_varint(data, at + 1)
         if data[at] != _DATA:
             return None

@@ -31,14 +31,14 @@ def test_the_same_is_the_same() -> None:
     [
         (changed(train_samples=718), "1,437 train samples here, 718 there"),
         (changed(test_samples=361), "360 test samples here, 361 there"),
-        (changed(train_digest="ef" * 32), "other types, shapes or classes of the train data: abab"),
-        (changed(test_digest="ef" * 32), "other types, shapes or classes of the test data: cdcd"),
-        (changed(model_digest="ab" * 32), "another model: efefefefefef here, abababababab there"),
+        (changed(train_digest="ef" * 32), "different types, shapes or classes of the train data: abab"),
+        (changed(test_digest="ef" * 32), "different types, shapes or classes of the test data: cdcd"),
+        (changed(model_digest="ab" * 32), "different model: efefefefefef here, abababababab there"),
         (changed(numbers=HERE.numbers[:1]), "loss is missing there"),
         (changed(numbers=(*HERE.numbers, Numbers("mask", ()))), "mask is missing here"),
-        (changed(numbers=(HERE.numbers[0], Numbers("loss", (0.7, 0.7)))), "other loss: 1 numbers here, 2 there"),
-        (changed(numbers=(HERE.numbers[0], Numbers("loss", (0.8,)))), "other loss: 0.7 here, 0.8 there"),
-        (changed(numbers=(HERE.numbers[0], Numbers("loss", (math.nan,)))), "other loss: 0.7 here, nan there"),
+        (changed(numbers=(HERE.numbers[0], Numbers("loss", (0.7, 0.7)))), "different loss: 1 numbers here, 2 there"),
+        (changed(numbers=(HERE.numbers[0], Numbers("loss", (0.8,)))), "different loss: 0.7 here, 0.8 there"),
+        (changed(numbers=(HERE.numbers[0], Numbers("loss", (math.nan,)))), "different loss: 0.7 here, nan there"),
     ],
 )
 def test_a_difference_is_told_with_both_figures(there: TaskIdentity, told: str) -> None:
@@ -74,5 +74,5 @@ def test_it_travels() -> None:
     ],
 )
 def test_what_is_too_much_is_refused(message: pb.TaskIdentity) -> None:
-    with pytest.raises(ProtocolError, match="a task's identity may hold 1000 names"):
+    with pytest.raises(ProtocolError, match="a task identity has at most 1000 names"):
         identity_from_proto(message)

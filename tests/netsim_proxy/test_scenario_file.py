@@ -154,7 +154,7 @@ def test_all_keys_that_the_proxy_passes_over_are_the_simulators() -> None:
         ("nodes:\n  a: good\n", "s.yaml:2: nodes.a: expected keys and values"),
         ("nodes: {a: {}}\nevents:\n  - {type: flap, node: b}\n", "s.yaml:3: events.0.node: unknown node 'b'"),
         ("nodes: {a: {}}\nevents:\n  - {type: flap, nodes: [a, b]}\n", "s.yaml:3: events.0.nodes: unknown node 'b'"),
-        ("nodes:\n  a: {}\n  b: {}\n  a: {}\n", "s.yaml:4: not valid YAML: 'a' is there twice"),
+        ("nodes:\n  a: {}\n  b: {}\n  a: {}\n", "s.yaml:4: not valid YAML: duplicate key 'a'"),
         ("loss_model: tcp\n", "s.yaml:1: loss_model: "),
         ("taks: digits\n", "s.yaml:1: unknown key 'taks'"),
         ("events:\n  - {type: disconnect, node: a, mode: rset}\n", "s.yaml:2: events.0.mode: .*did you mean 'reset'"),

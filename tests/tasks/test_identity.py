@@ -62,13 +62,13 @@ def test_the_same_task_is_the_same() -> None:
         (plain(test=(X[151:], Y[151:])), "50 test samples here, 49 there"),
         (plain(train=(X[:150], (Y[:150] + 1) % 3)), "classes of the train data"),
         (plain(test=(X[150:], Y[150:].flip(0))), "classes of the test data"),
-        (plain(train=(X[50:], Y[:150])), "other train inputs"),
-        (plain(train=(X[:150] * 2, Y[:150])), "other train inputs"),
+        (plain(train=(X[50:], Y[:150])), "different train inputs"),
+        (plain(train=(X[:150] * 2, Y[:150])), "different train inputs"),
         (plain(train=(X[:150].double(), Y[:150])), "types, shapes or classes of the train data"),
-        (plain(loss=nn.CrossEntropyLoss(label_smoothing=0.1)), "other gradients of the untrained model"),
+        (plain(loss=nn.CrossEntropyLoss(label_smoothing=0.1)), "different gradients of the untrained model"),
         (
             plain(model=lambda: nn.Sequential(plain().model(), nn.Dropout(0.5))),
-            "another model",
+            "different model",
         ),
         (plain(train=(X[:150], Y[:150].float())), "types, shapes or classes of the train data"),
         (plain(model=lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))), "outputs of the untrained"),
@@ -112,13 +112,13 @@ def test_regressions_are_compared_by_their_numbers() -> None:
 
     values = X[:150, :1] * 3
     assert told(task(values), task(values * (1 + 1e-6))) == [], "as another processor may round them"
-    assert any("other train targets" in each for each in told(task(values), task(values.flip(0))))
+    assert any("different train targets" in each for each in told(task(values), task(values.flip(0))))
 
 
 def test_frozen_layers_are_compared_though_they_do_not_travel() -> None:
     assert told(plain(model=frozen(1.0)), plain(model=frozen(1.0))) == []
     found = told(plain(model=frozen(1.0)), plain(model=frozen(1.5)))
-    assert any(each.startswith("other values of '0.weight', which does not travel") for each in found)
+    assert any(each.startswith("different values of '0.weight', which does not travel") for each in found)
 
 
 def test_data_sets_are_compared_by_index_and_augmentation_may_draw_at_random() -> None:

@@ -1,4 +1,4 @@
-"""One typed tree of configuration: every default is written once, here, and nowhere else."""
+"""Typed configuration tree: every default is written here, once."""
 
 from hypergpu.common.config.adaptation import BatchConfig, MonitorConfig, OrchestratorConfig, SelectorConfig
 from hypergpu.common.config.loading import load_config
@@ -8,22 +8,22 @@ from hypergpu.common.config.training import ServerConfig, TrainingConfig
 
 
 class SystemConfig(ConfigSection):
-    """Everything that can be set. `SystemConfig()` is valid and trains the digits task."""
+    """All settings. `SystemConfig()` is valid and trains the digits task."""
 
     training: TrainingConfig = TrainingConfig()
-    """What is trained and how: task, rounds, optimiser, deadlines."""
+    """Task, rounds, optimiser and deadlines."""
     server: ServerConfig = ServerConfig()
-    """Where the coordinator listens and what it allows."""
+    """Addresses and limits of the coordinator."""
     node: NodeConfig = NodeConfig()
-    """How a node computes and talks."""
+    """Device and network of a node."""
     monitor: MonitorConfig = MonitorConfig()
-    """How links are measured and classed."""
+    """Measurement and classes of links."""
     batch: BatchConfig = BatchConfig()
-    """How batch sizes are chosen."""
+    """Choice of batch sizes."""
     selector: SelectorConfig = SelectorConfig()
-    """How the nodes of a round are chosen."""
+    """Choice of the nodes of a round."""
     orchestrator: OrchestratorConfig = OrchestratorConfig()
-    """When and how boldly all of it adapts."""
+    """Policy of the adaptation."""
 
 
 __all__ = [

@@ -20,7 +20,7 @@ _PREFIX = "HYPERGPU_"
 MAX_YAML_BYTES = 16 << 20
 """Largest YAML file. 30,000 events take 3 MB."""
 MOST_FAULTS = 20
-"""Faults of one file that are told at once."""
+"""Errors of one file that are reported at once."""
 Model = TypeVar("Model", bound=BaseModel)
 KeyPath = tuple[str, ...]
 
@@ -34,19 +34,19 @@ def load_config(
 ) -> Model:
     """Build `model` from a YAML file, variables, texts and options; what comes later wins.
 
-    A text is a value, not a document: a field that holds text takes it as it is, a number or a truth value is read from
-    it, and YAML is read for lists and sections alone.
+    A text is one value, not a document: a text field takes it verbatim, numbers and booleans are parsed from it, and
+    YAML is parsed only for lists and sections.
 
     Args:
         model: what to build.
         file: YAML.
-        environment: variables such as `HYPERGPU_TRAINING__ROUNDS`; others are passed over.
-        overrides: of --set, such as `training.rounds=50`.
+        environment: variables such as `HYPERGPU_TRAINING__ROUNDS`; others are ignored.
+        overrides: values of --set, such as `training.rounds=50`.
         options: values of other options by key, such as `{"training.rounds": 50}`; None is none.
 
     Raises:
-        ConfigError: an unreadable file, an unknown key (the nearest known one is named), or a bad value; the key and
-            where it comes from are named.
+        ConfigError: an unreadable file, an unknown key (the message suggests the nearest one), or an invalid value; the
+            message names the key and its source.
     """
     tree = _Tree(model, read_yaml(file) if file else {}, shown(file) if file else "")
     for name, text in sorted((environment or {}).items()):
@@ -66,7 +66,7 @@ def load_config(
 
 @dataclass(slots=True)
 class _Tree(Generic[Model]):
-    """Values by key, and where each comes from."""
+    """Values by key, with the source of each."""
 
     model: type[Model]
     values: dict[str, Any]
@@ -74,7 +74,7 @@ class _Tree(Generic[Model]):
     origins: dict[KeyPath, str] = field(default_factory=dict)
 
     def put_text(self, path: KeyPath, text: str, origin: str) -> None:
-        """Take the value that a text stands for."""
+        """Set a value given as text."""
         key = ".".join(path)
         try:
             value = _value(text, list(_annotations_at(self.model, path)))
@@ -85,7 +85,7 @@ class _Tree(Generic[Model]):
         self.put(path, value, origin)
 
     def put(self, path: KeyPath, value: object, origin: str) -> None:
-        """Take a value."""
+        """Set a value."""
         branch = self.values
         for depth, part in enumerate(path[:-1]):
             inner = branch.setdefault(part, {})
@@ -97,7 +97,7 @@ class _Tree(Generic[Model]):
         self.origins[path] = origin
 
     def built(self) -> Model:
-        """Validate; one clause per fault, each with its source and key."""
+        """Return the validated model; an error has one clause per fault, each with its source and key."""
         try:
             return self.model.model_validate(self.values)
         except ValidationError as error:
@@ -130,10 +130,10 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def parse(model: type[Model], tree: Mapping[str, Any], where: str) -> Model:
-    """Validate `tree`; one clause per fault, each with its key.
+    """Return `tree` as a validated model; an error has one clause per fault, each with its key.
 
     Raises:
-        ConfigError: as `load_config`.
+        ConfigError: an unknown key or an invalid value.
     """
     try:
         return model.model_validate(tree)
@@ -143,7 +143,7 @@ def parse(model: type[Model], tree: Mapping[str, Any], where: str) -> Model:
 
 
 def explain(model: type[BaseModel], location: tuple[int | str, ...], fault: ErrorDetails) -> str:
-    """Return one fault that pydantic found in `model`, in words; an unknown key with the nearest known one."""
+    """Return a pydantic error in words; for an unknown key, with the nearest known one."""
     key = ".".join(str(part) for part in location)
     kind, message = fault["type"], fault["msg"].removeprefix("Value error, ")
     if kind == "float_type" and isinstance(fault["input"], int):
@@ -157,9 +157,9 @@ def explain(model: type[BaseModel], location: tuple[int | str, ...], fault: Erro
 
 
 def _listed(faults: Iterable[str], count: int) -> str:
-    told = [fault for fault, _ in zip(faults, range(MOST_FAULTS), strict=False)]
+    shown_faults = [fault for fault, _ in zip(faults, range(MOST_FAULTS), strict=False)]
     more = f"; and {count - MOST_FAULTS:,} more" if count > MOST_FAULTS else ""
-    return "; ".join(told) + more
+    return "; ".join(shown_faults) + more
 
 
 def _shown_key(key: str) -> str:
@@ -167,7 +167,7 @@ def _shown_key(key: str) -> str:
 
 
 def _value(text: str, annotations: list[Any]) -> object:
-    """Return what a text means for a field: itself where it may be text or is read from one, else the YAML in it."""
+    """Return a text as the value of a field: verbatim if the field takes text or parses it, or else parsed as YAML."""
     if not annotations or any(_is_text(each) for each in annotations):
         return text
     if all(_is_scalar(each) for each in annotations):
@@ -179,7 +179,7 @@ def _value(text: str, annotations: list[Any]) -> object:
 
 
 def _annotations_at(model: type[BaseModel], path: KeyPath) -> Iterator[Any]:
-    """The types that the field at `path` may have; none where there is no such field."""
+    """Yield the types of the field at `path`; nothing if there is no such field."""
     models = [model]
     for depth, part in enumerate(path):
         fields = [each.model_fields[part] for each in models if part in each.model_fields]
@@ -223,7 +223,7 @@ def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models that an annotation names, alone or among others."""
+    """Yield the models in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
@@ -231,5 +231,5 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _is_tagged(model: type[BaseModel], tag: int | str) -> bool:
-    """Whether `tag` chooses this model of a union."""
+    """Return whether `tag` selects this model of a union."""
     return any(tag in get_args(field.annotation) for field in model.model_fields.values())

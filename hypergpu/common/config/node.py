@@ -1,4 +1,4 @@
-"""How a node computes and talks."""
+"""Settings of a node."""
 
 from typing import Annotated, Literal
 
@@ -16,29 +16,29 @@ class NodeConfig(ConfigSection):
     coordinator: str = "127.0.0.1:50051"
     """HOST:PORT to dial: the coordinator, or a netsim proxy before it."""
     http_proxy: bool = False
-    """Dial a coordinator on another machine through the HTTP proxy that https_proxy or http_proxy names, but for the
-    hosts in no_proxy. Such a proxy must permit CONNECT to the coordinator's port and leave long calls alone."""
+    """Dial a coordinator on another machine through the HTTP proxy that https_proxy or http_proxy names, except for
+    hosts in no_proxy. The proxy must permit CONNECT to the coordinator's port and must not cut long calls."""
     gpu: str = "auto"
-    """`auto` takes the machine as it is: its CUDA card if there is one, else its CPU. A preset (T4, V100, A100, H100,
-    RTX-3090, RTX-4090, laptop-cpu) has the CPU pretend to be that card."""
+    """`auto` uses the CUDA card of the machine, or else its CPU. A preset (T4, V100, A100, H100, RTX-3090, RTX-4090,
+    laptop-cpu) simulates that card on the CPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the forward and backward pass; `auto` is bfloat16 where a real card has it, else float32."""
+    """Precision of the forward and backward pass; `auto` is bfloat16 if a real card supports it, else float32."""
     compute_spread: Annotated[float, Field(ge=0, le=2)] = 0.05
     """Spread of a simulated card's step times: standard deviation of their logarithm."""
     http_listen: str = "127.0.0.1:0"
-    """HOST:PORT for /metrics and /healthz; port 0 takes a free one."""
+    """HOST:PORT for /metrics and /healthz; port 0 chooses a free one."""
     metrics_address: str = ""
-    """HOST:PORT under which the coordinator and Prometheus reach /metrics; empty: where it listens, with this host's
-    name for a wildcard."""
+    """HOST:PORT where the coordinator and Prometheus reach /metrics; empty: the listening address, with the address
+    that this host dials from in place of a wildcard."""
     region: str = ""
-    """Where the node is, such as eu-west; for reports."""
+    """Location of the node, such as eu-west, for reports."""
     grace_seconds: Seconds = 10.0
-    """On SIGTERM, the time to finish the current work before it is handed back."""
+    """Time to finish the current work after SIGTERM before it is returned."""
     backoff_base_seconds: Annotated[float, Field(gt=0)] = 0.1
-    """Longest first wait after a failed call; doubles with each failure in a row, with full jitter."""
+    """Longest first wait after a failed call; doubles with each consecutive failure, with full jitter."""
     backoff_cap_seconds: Annotated[float, Field(gt=0)] = 5.0
-    """Longest wait between two tries."""
+    """Longest wait between two attempts."""
     pull_wait_seconds: Annotated[float, Field(gt=0)] = 20.0
-    """How long one request for work waits at the coordinator."""
+    """Longest wait of one request for work at the coordinator."""
     history_size: Count = 100
-    """Steps and calls that the metrics collector remembers."""
+    """Steps and calls in the history of the metrics collector."""

@@ -1,10 +1,10 @@
-"""The base of every part of the configuration tree."""
+"""Base of every section of the configuration tree."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class ConfigSection(BaseModel):
-    """Typed, frozen, and closed: an unknown key is an error. Field docstrings are the documentation."""
+    """Frozen section in which an unknown key is an error; field docstrings are the documentation."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -1,4 +1,4 @@
-"""What is trained, for how long, and how the rounds are run."""
+"""Settings of the training run and of the coordinator."""
 
 from typing import Annotated, Literal
 
@@ -16,35 +16,35 @@ class TrainingConfig(ConfigSection):
     rounds: CountOrZero = 25
     """Rounds to train; 0 trains until the run is stopped or reaches `target_accuracy`."""
     seed: Seed = 0
-    """Seeds the initial parameters, the shards and the order of samples."""
+    """Seed of the initial parameters, the shards and the order of samples."""
     local_steps: Count = 10
-    """Steps that a node takes per round: 1 sends gradients, more sends the change of the parameters."""
+    """Steps of a node per round: with 1 it sends gradients, with more the change of its parameters."""
     batch_size: Count = 64
-    """Samples per local step, where adaptation does not choose another."""
+    """Samples per local step, unless adaptation chooses another size."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    """Of the node's local SGD; with one local step, of the server's optimiser."""
+    """Learning rate of a node's local SGD, or of the server's optimiser with one local step."""
     server_optimizer: Literal["sgd", "adam"] = "sgd"
-    """What turns the mean update into a step (Reddi et al., "Adaptive federated optimization", ICLR 2021)."""
+    """Optimiser that applies the mean update (Reddi et al., "Adaptive federated optimization", ICLR 2021)."""
     server_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Scale of the server's step on changes (more than one local step); unless given 1 for SGD, 0.01 for Adam."""
+    """Learning rate of the server with more than one local step; by default 1 for SGD and 0.01 for Adam."""
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Momentum of the server's SGD."""
     partition: Literal["iid", "dirichlet"] = "iid"
-    """How samples are dealt to the shards."""
+    """Distribution of the samples over the shards."""
     dirichlet_alpha: Annotated[float, Field(gt=0)] = 0.5
     """Concentration of the Dirichlet partition: smaller is more skewed (Hsu et al., 2019)."""
     min_nodes: Count = 1
-    """Nodes that must have joined and be ready, their data loaded, before the first round begins."""
+    """Nodes that must have joined and be ready, with their data loaded, before the first round begins."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.6
-    """Share of a round's nodes that must have contributed for the round to count at its deadline."""
+    """Share of a round's nodes whose updates are needed for the round to count at its deadline."""
     deadline_mads: Annotated[float, Field(gt=0)] = 4.0
-    """How far from what is usual a node may be before a round ends without it, in median absolute deviations."""
+    """Delay beyond a node's usual time after which a round ends without it, in median absolute deviations."""
     evaluate_every: Count = 1
     """Rounds between evaluations on held-out data."""
     checkpoint_every: Count = 5
     """Rounds between checkpoints of the model."""
     target_accuracy: float | None = None
-    """End the run early when the task's metric on held-out data is at this value or better: any real number."""
+    """End the run early when the task's metric on held-out data reaches this value; any real number."""
 
     def is_last(self, round_number: int) -> bool:
         """Return whether the run ends with this round."""
@@ -55,7 +55,7 @@ class TrainingConfig(ConfigSection):
         return min(round_number, self.rounds) if self.rounds else round_number
 
     def progress(self, round_number: int) -> str:
-        """Return how far a run is, in words."""
+        """Return the progress of a run in words."""
         return f"round {self.shown_round(round_number)}" + (f" of {self.rounds}" if self.rounds else "")
 
 
@@ -63,36 +63,36 @@ class ServerConfig(ConfigSection):
     """The coordinator as a network service."""
 
     listen: str = "127.0.0.1:50051"
-    """HOST:PORT for gRPC; port 0 takes a free one."""
+    """HOST:PORT for gRPC; port 0 chooses a free one."""
     http_listen: str = "127.0.0.1:9100"
-    """HOST:PORT for /metrics, /healthz and Prometheus's discovery; port 0 takes a free one."""
+    """HOST:PORT for /metrics, /healthz and Prometheus's discovery; port 0 chooses a free one."""
     max_nodes: Count = 10_000
     """Nodes that may be registered at once."""
     upload_memory_bytes: Bytes = 1 << 30
-    """Memory for uploads that are under way, though two are always let in. Further ones go to the disk."""
+    """Memory for uploads in progress; two are always admitted. Further ones go to the disk."""
     upload_disk_bytes: BytesOrZero = 8 << 30
-    """Disk space, beside the run's files, for uploads that memory does not hold; taken while they last. Further ones
-    wait for one that is done, or take the place of one that is too slow for its round."""
+    """Disk space in the run directory for uploads that exceed the memory, used while they last. Further ones wait for
+    another to finish, or replace one that is too slow for its round."""
     linger_seconds: Annotated[float, Field(ge=0)] = 10.0
-    """After the run, the longest wait for the nodes to hear of it and leave."""
+    """Longest wait after the run for the nodes to learn of its end and leave."""
     stay: bool = False
-    """Go on answering when the run is over, until a signal: nodes wait for the next run, which `hypergpu restart`
-    begins. A signal that comes sooner only suspends the run: nodes wait, and a start with --resume goes on."""
+    """Keep running after the end of the run until a signal; nodes wait for the next run, which `hypergpu restart`
+    starts. A signal during a run only suspends it: nodes wait, and a start with --resume continues it."""
     scrape_nodes: bool = True
-    """Whether each node's /metrics is read, where it can be reached at the address that the node calls from."""
+    """Whether to read each node's /metrics, if it is at the address that the node calls from."""
     scrape_hosts: tuple[str, ...] = ()
-    """Hosts and networks (as in 172.16.0.0/12) whose /metrics may be read although nodes call from another address:
-    through a proxy or a NAT. They bound what the coordinator dials and what `/sd` names to Prometheus."""
+    """Further hosts and networks (such as 172.16.0.0/12) whose /metrics may be read, for nodes behind a proxy or a NAT.
+    They limit the addresses that the coordinator dials and that `/sd` returns to Prometheus."""
     evaluation_batch_size: Count | None = None
-    """Samples that an evaluation takes at once; unless given, `training.batch_size`. Halved where memory runs out."""
+    """Batch size of evaluations; by default `training.batch_size`. Halved when memory runs out."""
     evaluation_device: str = "cpu"
-    """Device that evaluates: `cpu`, `cuda`, `cuda:1` and so on; `auto` is a CUDA card if there is one, else the CPU."""
+    """Device of evaluations: `cpu`, `cuda`, `cuda:1` and so on; `auto` is a CUDA card if there is one, else the CPU."""
     max_model_bytes: Bytes = 4 << 30
-    """Largest flat model that is accepted on the wire."""
+    """Largest model that is accepted on the wire."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 2.0
-    """How often nodes report; a node is lost after `heartbeat_misses` of them."""
+    """Interval of heartbeats; a node is lost after `heartbeat_misses` of them."""
     heartbeat_misses: Count = 5
-    """Heartbeats that may go missing before a node counts as lost."""
+    """Missed heartbeats after which a node counts as lost."""
 
     @property
     def lost_after_seconds(self) -> float:
