@@ -98,7 +98,7 @@ class Client:
 def netsim(upstream: str, *more: str) -> Iterator[tuple[str, int, dict[str, str]]]:
     """Our proxy: its address, process id, and the addresses of `control` and `metrics`."""
     command = [sys.executable, "-m", "hypergpu", "proxy", "--listen=127.0.0.1:0", f"--upstream={upstream}"]
-    command += ["--metrics=127.0.0.1:0", "--seed=1", "--log-level=error", *more]
+    command += ["--http-listen=127.0.0.1:0", "--seed=1", "--log-level=error", *more]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         found: dict[str, str] = {}

@@ -8,11 +8,11 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from hypergpu.cluster import HOW_TO_START, Cluster
 from hypergpu.common import rpc
 from hypergpu.common.address import split_address
 from hypergpu.common.errors import HyperGPUError, InvalidInput, TlsError, Unavailable, UnknownName
 from hypergpu.common.tls import Tls
+from hypergpu.discovery import HOW_TO_START, Cluster
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import coordinator_pb2_grpc, netsim_pb2_grpc
 from hypergpu.protos import netsim_pb2 as net

@@ -16,9 +16,7 @@ from rich.text import Text
 from hypergpu.client import Client
 from hypergpu.common.errors import Unavailable
 from hypergpu.common.metric import ACCURACY, LOSS, UNKNOWN, MetricSpec, finite, plain_number
-from hypergpu.protos import coordinator_pb2 as pb
-from hypergpu.protos import netsim_pb2 as net
-from hypergpu.show import (
+from hypergpu.console import (
     QUALITY_STYLE,
     STATE_STYLE,
     counted,
@@ -31,6 +29,8 @@ from hypergpu.show import (
     share,
     styled,
 )
+from hypergpu.protos import coordinator_pb2 as pb
+from hypergpu.protos import netsim_pb2 as net
 
 ENDED = ("completed", "stopped")
 """States of a run from which it does not go on."""

@@ -12,13 +12,13 @@ from typing import Any
 from hypergpu.client import Client
 from hypergpu.common import strict_json
 from hypergpu.common.errors import HyperGPUError, Unavailable
+from hypergpu.console import known
 from hypergpu.coordinator.files import replace_text
 from hypergpu.dashboard import ENDED, History, Snapshot, take_snapshot
-from hypergpu.local import LocalCluster, LocalNode
+from hypergpu.local_cluster import LocalCluster, LocalNode
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import netsim_pb2 as net
 from hypergpu.report import SIMULATED
-from hypergpu.show import known
 from hypergpu.simulation.calibrated import compare_with_baseline
 from hypergpu.simulation.compare import Comparison
 

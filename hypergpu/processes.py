@@ -1,4 +1,4 @@
-"""Child processes that never outlive us: started, watched until they listen, ended in order."""
+"""Child processes that do not outlive this process."""
 
 import asyncio
 import ctypes
@@ -11,20 +11,21 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from hypergpu.common.command_line import PREFIX
 from hypergpu.common.errors import HyperGPUError
 
 _ADDRESS = re.compile(r"^(\w+) on (\S+:\d+)$", re.MULTILINE)
-"""What a service says of each of its ports; "listening on HOST:PORT" comes last, when it can be called."""
+"""Line that a service prints for each of its ports; "listening on HOST:PORT" comes last, when it accepts clients."""
 _POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Process:
-    """One `hypergpu SERVICE`; what it prints goes to a file, which outlives us and never makes it wait."""
+    """One `hypergpu SERVICE`, whose output goes to a file."""
 
-    def __init__(self, name: str, service: str, child: asyncio.subprocess.Process, log: Path) -> None:
-        self.name, self.service, self.log = name, service, log
+    def __init__(self, name: str, child: asyncio.subprocess.Process, log: Path) -> None:
+        self.name, self.log = name, log
         self._child = child
 
     @classmethod
@@ -37,12 +38,20 @@ class Process:
         *,
         when_orphaned: signal.Signals = signal.SIGTERM,
     ) -> "Process":
-        """Start it, with `logs`/`name`.log; the caller must `end` it. `when_orphaned` it gets should we be killed."""
+        """Start a service; the caller must `end` it.
+
+        Args:
+            name: name of the process.
+            arguments: the service, and its options.
+            environment: variables in addition to those of this process.
+            logs: directory of the log, `name`.log.
+            when_orphaned: signal that the service gets if this process is killed.
+        """
         log = logs / f"{name}.log"
         with log.open("wb") as output:
             child = await asyncio.create_subprocess_exec(
                 sys.executable,
-                "-P",  # no module of the working directory hides one that is installed
+                "-P",  # modules of the working directory must not hide installed ones
                 "-m",
                 "hypergpu",
                 *arguments,
@@ -50,21 +59,21 @@ class Process:
                 stdout=output,
                 stderr=asyncio.subprocess.STDOUT,
                 env=os.environ | environment,
-                start_new_session=True,  # Ctrl-C reaches us alone, and we end the others in order
+                start_new_session=True,  # Ctrl-C reaches this process only, which ends the others in order
                 preexec_fn=partial(_die_with_parent, os.getpid(), when_orphaned),
             )
-        return cls(name, arguments[0], child, log)
+        return cls(name, child, log)
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """Exit code; None while the process runs."""
         return self._child.returncode
 
     async def addresses(self, timeout_seconds: float = 60.0) -> dict[str, str]:
-        """HOST:PORT by purpose ("listening", "control", …), once it says that it listens.
+        """Wait until the service listens, and return its addresses by purpose ("listening", "control", …).
 
         Raises:
-            HyperGPUError: it ended, or kept silent; the last line that it printed is quoted.
+            HyperGPUError: the service ended or did not listen in time; the message quotes the last line it printed.
         """
         clock = asyncio.get_running_loop().time
         until = clock() + timeout_seconds
@@ -75,17 +84,17 @@ class Process:
             if "listening" in found:
                 return found
             if ended:
-                last = (printed.strip().splitlines() or ["without a word"])[-1].removeprefix(f"{self.service}: ")
+                last = (printed.strip().splitlines() or ["no output"])[-1].removeprefix(PREFIX)
                 raise HyperGPUError(f"{self.name} ended before it listened: {last}")
             await asyncio.sleep(_POLL_SECONDS)
         raise HyperGPUError(f"{self.name} did not listen within {timeout_seconds:.0f} s; see {self.log}")
 
     async def wait(self) -> int:
-        """Its exit code, once it has ended."""
+        """Wait for the end of the process and return its exit code."""
         return await self._child.wait()
 
     async def end(self, grace_seconds: float = 5.0) -> None:
-        """SIGTERM, time to finish, then SIGKILL."""
+        """End the process: SIGTERM, and SIGKILL after `grace_seconds`."""
         if self._child.returncode is None:
             with suppress(ProcessLookupError):
                 self._child.send_signal(signal.SIGTERM)
@@ -98,8 +107,8 @@ class Process:
 
 
 def _die_with_parent(parent: int, with_signal: signal.Signals) -> None:
-    """In the child, before it becomes the program: the kernel ends it should we be killed ourselves."""
+    """Run in the child before exec: make the kernel signal it when its parent dies."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, with_signal)
-    if os.getppid() != parent:  # it died before we could ask
+    if os.getppid() != parent:  # the parent died before the call
         os._exit(1)

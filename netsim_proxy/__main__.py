@@ -1,22 +1,24 @@
-"""`hypergpu proxy`: nothing but wiring."""
+"""`hypergpu proxy`: the process around the proxy."""
 
-import argparse
 import asyncio
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import NoReturn
 
+import grpc
 import structlog
+import typer
 import uvloop
 from prometheus_client import CollectorRegistry
 
 from hypergpu.common import log
-from hypergpu.common.errors import HyperGPUError
+from hypergpu.common.command_line import add_service, new_app, run_app
 from hypergpu.common.http import HttpServer
 from hypergpu.common.malloc import tune_allocator
-from hypergpu.common.text import one_line
 from hypergpu.netsim_proxy.api import control_service as control
 from hypergpu.netsim_proxy.api import metrics
 from hypergpu.netsim_proxy.api.health import Health, routes
@@ -30,18 +32,61 @@ from hypergpu.netsim_proxy.io.pacer import Pacer
 from hypergpu.netsim_proxy.io.passthrough import PassThrough
 from hypergpu.netsim_proxy.io.realtime import enable_realtime
 from hypergpu.netsim_proxy.io.server import Proxy
-from hypergpu.netsim_proxy.options import parse
+from hypergpu.netsim_proxy.options import ProxyOptions, ProxySettings, check
 
 _KEPT_BYTES = 4 << 20  # reads are of 256 KiB; more would be memory that an idle proxy never gives back
+_CONTROL_GRACE_SECONDS = 0.2
 
 
-async def serve(options: argparse.Namespace) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """The proxy's servers, and what they share."""
+
+    proxy: Proxy
+    pass_through: PassThrough
+    control: grpc.aio.Server
+    reload: Reload
+    health: Health
+    lateness: DeliveryLateness
+    registry: CollectorRegistry
+
+
+def run(options: ProxyOptions) -> int:
+    """Run the proxy until SIGINT or SIGTERM; return the exit code.
+
+    Raises:
+        HyperGPUError: invalid options, or an address or file that cannot be used.
+    """
+    tune_allocator(_KEPT_BYTES)
+    settings = check(options, os.environ)
+    log.configure(options.log_level, options.log_format)
+    raise_limit()
+    uvloop.run(_serve(options, settings))
+    return 0
+
+
+async def _serve(options: ProxyOptions, settings: ProxySettings) -> None:
     """Run the proxy until SIGINT or SIGTERM; SIGHUP rereads its files."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    parts = await _build(options, settings)
+    loop.add_signal_handler(signal.SIGHUP, parts.reload.start)
+    http = await _listen(options, settings, parts)
+    parts.health.is_accepting = True
+    await stop.wait()
+    parts.health.is_accepting = False
+    await asyncio.gather(parts.pass_through.drain(options.drain_seconds), parts.proxy.drain(options.drain_seconds))
+    await parts.control.stop(grace=_CONTROL_GRACE_SECONDS)
+    control.unbind(options.control)
+    if http is not None:
+        http.close()
+    parts.lateness.report()
+
+
+async def _build(options: ProxyOptions, settings: ProxySettings) -> _Parts:
     catalogue = ProfileRegistry(options.upstream_region)
-    files = Files(options, catalogue)
+    files = Files(options, settings, catalogue)
     await files.load_profiles()
     lateness = DeliveryLateness(options.lateness_bound_ms / 1000)
     pacer = Pacer(lateness.observe, partial(_enable_realtime, options.realtime))
@@ -51,28 +96,34 @@ async def serve(options: argparse.Namespace) -> None:
         options.seed,
         loss_model=options.loss_model,
         profiles=catalogue.profile,
-        node_profiles=catalogue.of_nodes(options.node_profile),
+        node_profiles=catalogue.of_nodes(options.node_profile or ()),
         region=options.region,
     )
     schedule = Schedule(ports, pacer)
     await files.load(ports, schedule)
-    proxy = Proxy(options.upstream, ports, pacer, options.server_tls, options.upstream_tls, link_map=files.link_map)
-    passing = PassThrough(
-        options.pass_through_upstream or options.upstream,
-        ports,
-        pacer,
-        link_map=lambda: proxy.link_map,
-        numbers=proxy.numbers,
+    proxy = Proxy(settings.upstream, ports, pacer, settings.server_tls, settings.upstream_tls, link_map=files.link_map)
+    pass_through = PassThrough(
+        settings.pass_through_upstream, ports, pacer, link_map=lambda: proxy.link_map, numbers=proxy.numbers
     )
     reload = Reload(files, ports, schedule, proxy)
-    loop.add_signal_handler(signal.SIGHUP, reload.start)
-    control_server = await control.make_server(ports, schedule, catalogue, options.token, reload)
-    control_address = control.bind(control_server, options.control)
-    health = Health()
-    http = HttpServer(options.metrics, routes(_registry(ports, lateness), health)) if options.metrics else None
-    passed_at = [await passing.listen(*each) for each in options.pass_through]
-    listening_at = [await proxy.listen(*each) for each in options.listen]
-    await control_server.start()
+    return _Parts(
+        proxy=proxy,
+        pass_through=pass_through,
+        control=await control.make_server(ports, schedule, catalogue, settings.token, reload),
+        reload=reload,
+        health=Health(),
+        lateness=lateness,
+        registry=_registry(ports, lateness),
+    )
+
+
+async def _listen(options: ProxyOptions, settings: ProxySettings, parts: _Parts) -> HttpServer | None:
+    """Open every address and print it: "listening on" comes last, when clients can connect."""
+    control_address = control.bind(parts.control, options.control)
+    http = HttpServer(options.http_listen, routes(parts.registry, parts.health)) if options.http_listen else None
+    passed_at = [await parts.pass_through.listen(*each) for each in settings.pass_through]
+    listening_at = [await parts.proxy.listen(*each) for each in settings.listen]
+    await parts.control.start()
     print(f"control on {control_address}", flush=True)
     if http is not None:
         print(f"metrics on {http.address}", flush=True)
@@ -82,19 +133,11 @@ async def serve(options: argparse.Namespace) -> None:
         print(f"also listening on {address}", flush=True)
     if listening_at:
         print(f"listening on {listening_at[0]}", flush=True)
-    health.is_accepting = True
-    await stop.wait()
-    health.is_accepting = False
-    await asyncio.gather(passing.drain(options.drain_seconds), proxy.drain(options.drain_seconds))
-    await control_server.stop(grace=0.2)
-    control.unbind(options.control)
-    if http is not None:
-        http.close()
-    lateness.report()
+    return http
 
 
-def _enable_realtime(realtime: bool) -> None:
-    structlog.get_logger().info("the network delays what passes", realtime=enable_realtime(realtime))
+def _enable_realtime(wanted: bool) -> None:
+    structlog.get_logger().info("proxy started", realtime=enable_realtime(wanted))
 
 
 def _registry(ports: LinkRegistry, lateness: DeliveryLateness) -> CollectorRegistry:
@@ -103,17 +146,16 @@ def _registry(ports: LinkRegistry, lateness: DeliveryLateness) -> CollectorRegis
     return registry
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the service; the arguments default to those of the process. Exits with 2 after bad input."""
-    try:
-        tune_allocator(_KEPT_BYTES)
-        options = parse(sys.argv[1:] if arguments is None else arguments, os.environ)
-        log.configure(options.log_level)
-        raise_limit()
-        uvloop.run(serve(options))
-    except HyperGPUError as error:
-        print(f"netsim_proxy: {one_line(str(error))}", file=sys.stderr)
-        raise SystemExit(2) from None
+def add_to(app: typer.Typer) -> None:
+    """Add the command to an application."""
+    add_service(app, "proxy", ProxyOptions, run)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the service and exit; the arguments default to those of the process."""
+    app = new_app()
+    add_to(app)
+    run_app(app, sys.argv[1:] if arguments is None else arguments, "hypergpu proxy")
 
 
 if __name__ == "__main__":

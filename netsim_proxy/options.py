@@ -1,85 +1,309 @@
-"""The proxy's command line.
+"""The proxy's options."""
 
-argparse and not Typer: this process is measured by its memory, and Typer brings pydantic along, 9 MB of it.
-"""
-
-import argparse
-import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Annotated, Final
+
+import typer
 
 from hypergpu.common.errors import ConfigError
 from hypergpu.common.files import read_text
+from hypergpu.common.log import LogLevel
+from hypergpu.common.options import (
+    ADDRESS,
+    FLAG,
+    SEED,
+    Format,
+    HttpListen,
+    Insecure,
+    Level,
+    TlsCert,
+    TlsKey,
+    Token,
+    TokenFile,
+)
 from hypergpu.common.rpc import check_node_id
-from hypergpu.common.text import one_line
-from hypergpu.common.token import find_token
+from hypergpu.common.token import server_token
 from hypergpu.netsim_proxy.io.addresses import Address
 from hypergpu.netsim_proxy.io.lateness import DEFAULT_BOUND_SECONDS
 from hypergpu.netsim_proxy.io.tls import ServerTls, UpstreamTls
 from hypergpu.netsim_proxy.link.outcomes import LossModel
 
-_LARGEST_SEED: Final = (1 << 63) - 1
+_SOCKET: Final = f"{ADDRESS}|unix:PATH"
+_LINKS: Final = "Choice of the link: x-node-id, else --listen ADDRESS=LINK, else the client's address, else `default`"
+_NETWORK: Final = "Network"
+_UPSTREAM_SECURITY: Final = "Security of the upstream"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, and exit code 2."""
-        print(f"netsim_proxy: {one_line(message)} (--help lists all options)", file=sys.stderr)
-        raise SystemExit(2)
+def _read_config(context: typer.Context, file: Path | None) -> Path | None:
+    """Take what the file sets as the defaults of the other options."""
+    if file is not None and not context.resilient_parsing:
+        from hypergpu.netsim_proxy.config.proxy_file import parse_config  # noqa: PLC0415 - pydantic, 9 MB, only for a file
+
+        context.default_map = parse_config(read_text(file), str(file)).options()
+    return file
 
 
-def _seed(text: str) -> int:
-    if not -_LARGEST_SEED <= (seed := int(text)) <= _LARGEST_SEED:
-        raise argparse.ArgumentTypeError(f"a seed is within ±{_LARGEST_SEED}")
-    return seed
+def _add_to_config(context: typer.Context, option: typer.CallbackParam, given: list[str] | None) -> list[str] | None:
+    """Append what the command line gives for a repeatable option to what the file sets."""
+    name = option.name or ""
+    source = context.get_parameter_source(name)
+    if given is None or source is None or source.name != "COMMANDLINE":
+        return given
+    return [*(context.default_map or {}).get(name, ()), *given]
 
 
-def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:
-    """What the command line and the environment ask for.
+@dataclass(frozen=True, kw_only=True)
+class ProxyOptions:
+    """Put a network between gRPC clients and a service: latency, jitter, loss and bandwidth per node.
 
-    Adds `server_tls` and `upstream_tls` (None where there is none), and reads the token from its file.
+    Example: hypergpu proxy --listen 127.0.0.1:50052 --upstream 127.0.0.1:50051 --profile poor
+    """
+
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            is_eager=True,
+            callback=_read_config,
+            metavar="FILE",
+            help="YAML file of these options, see docs/netsim.md. The command line takes precedence; repeatable "
+            "options add to the file.",
+        ),
+    ] = None
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS[=LINK]",
+            callback=_add_to_config,
+            help="Address for gRPC clients: HOST:PORT (port 0 takes a free one) or unix:PATH. =LINK is the link of "
+            "calls without x-node-id. Repeatable.",
+        ),
+    ] = None
+    pass_through: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS[=LINK]",
+            callback=_add_to_config,
+            help="Address where any TCP, TLS included, is relayed unchanged. Repeatable.",
+        ),
+    ] = None
+    upstream: Annotated[str | None, typer.Option(metavar=_SOCKET, help="Address of the service. Required.")] = None
+    pass_through_upstream: Annotated[
+        str | None, typer.Option(metavar=_SOCKET, help="Destination of --pass-through; by default --upstream.")
+    ] = None
+    control: Annotated[str, typer.Option(metavar=_SOCKET, help="Address of the control API.")] = "127.0.0.1:0"
+    http_listen: HttpListen = None
+    drain_seconds: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Time for open calls to finish after SIGTERM.")
+    ] = 10.0
+
+    client_link: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NETWORK=LINK",
+            callback=_add_to_config,
+            help="Link of clients by address, as in 10.1.0.0/16=rack_1. Repeatable.",
+            rich_help_panel=_LINKS,
+        ),
+    ] = None
+    server_name_link: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=LINK",
+            callback=_add_to_config,
+            help="Link of --pass-through TLS by server name (SNI), as in *.example.com=node_1. Repeatable.",
+            rich_help_panel=_LINKS,
+        ),
+    ] = None
+    link_map: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="YAML file with `addresses` and `server_names` like these.",
+            rich_help_panel=_LINKS,
+        ),
+    ] = None
+
+    profile: Annotated[str, typer.Option(metavar="NAME", help="Default link profile.", rich_help_panel=_NETWORK)] = (
+        "average"
+    )
+    seed: Annotated[int, SEED] = 0
+    loss_model: Annotated[
+        LossModel,
+        typer.Option(
+            help="rpc: lost calls fail. transport: lost packets delay transfers, as with TCP.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = LossModel.RPC
+    profiles: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="YAML file of your own profiles. SIGHUP rereads all files.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    node_profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE=PROFILE[@REGION]",
+            callback=_add_to_config,
+            help="Profile of one node's link, as in node_1=good or node_2=dsl@eu-west. Repeatable.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    region: Annotated[
+        str, typer.Option(metavar="NAME", help="Default region of nodes, as in eu-west.", rich_help_panel=_NETWORK)
+    ] = ""
+    upstream_region: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Region of the upstream, for nodes with a region.", rich_help_panel=_NETWORK),
+    ] = "us-east"
+    scenario: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML file of events to schedule at the start.", rich_help_panel=_NETWORK),
+    ] = None
+    lateness_bound_ms: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="MS",
+            help="Report deliveries that are later than this: the network was slower than configured.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = DEFAULT_BOUND_SECONDS * 1000
+    realtime: Annotated[
+        bool,
+        typer.Option(
+            metavar=FLAG,
+            help="Use real-time scheduling if the system allows it: punctual on a busy machine.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = True
+
+    token: Token = None
+    token_file: TokenFile = None
+    tls_cert: TlsCert = None
+    tls_key: TlsKey = None
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="CA certificate of clients (PEM): they must present a certificate.",
+            rich_help_panel="Security",
+        ),
+    ] = None
+    insecure: Insecure = False
+    upstream_tls: Annotated[
+        bool,
+        typer.Option("--upstream-tls", metavar=FLAG, help="Use TLS.", rich_help_panel=_UPSTREAM_SECURITY),
+    ] = False
+    upstream_ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="CA certificate of the upstream (PEM); by default the system's.",
+            rich_help_panel=_UPSTREAM_SECURITY,
+        ),
+    ] = None
+    upstream_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name in the upstream's certificate; by default its host.",
+            rich_help_panel=_UPSTREAM_SECURITY,
+        ),
+    ] = None
+    upstream_cert: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Client certificate for the upstream (PEM).", rich_help_panel=_UPSTREAM_SECURITY
+        ),
+    ] = None
+    upstream_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Private key of --upstream-cert (PEM).", rich_help_panel=_UPSTREAM_SECURITY),
+    ] = None
+
+    log_level: Level = LogLevel.INFO
+    log_format: Format = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxySettings:
+    """What the options mean, checked."""
+
+    upstream: str
+    pass_through_upstream: str
+    listen: Sequence[tuple[str, str]]
+    """Address and link; the link is empty where a call names its own."""
+    pass_through: Sequence[tuple[str, str]]
+    client_link: Mapping[str, str]
+    """Link by network."""
+    server_name_link: Mapping[str, str]
+    """Link by server name."""
+    server_tls: ServerTls | None
+    upstream_tls: UpstreamTls | None
+    token: str | None
+
+
+def check(options: ProxyOptions, environment: Mapping[str, str]) -> ProxySettings:
+    """Return what the options and the environment mean.
 
     Raises:
-        ConfigError: options that do not go together, or a file that cannot be read.
-        SystemExit: usage errors (2) and --help (0).
+        ConfigError: an option that is missing, invalid or contradicts another, or a file that cannot be read.
+        InvalidInput: a link name that no node can have.
     """
-    parser = _parser()
-    config = parser.parse_known_args(arguments)[0].config
-    if config is not None:
-        from hypergpu.netsim_proxy.config.proxy_file import parse_config  # noqa: PLC0415 - pydantic, 9 MB, only where there is a file
-
-        parser.set_defaults(**parse_config(read_text(config), str(config)).options())
-    options = parser.parse_args(arguments)
     if not options.upstream:
         raise ConfigError("give the service's address: --upstream HOST:PORT or --upstream unix:PATH")
     if not options.listen and not options.pass_through:
         raise ConfigError("give at least one --listen or --pass-through address")
-    for name, value, needed in (
-        ("--tls-cert and --tls-key", options.tls_cert, options.tls_key),
-        ("--upstream-cert and --upstream-key", options.upstream_cert, options.upstream_key),
-    ):
-        if (value is None) != (needed is None):
-            raise ConfigError(f"{name} go together")
-    if options.tls_client_ca and not options.tls_cert:
-        raise ConfigError("--tls-client-ca needs --tls-cert and --tls-key")
-    options.server_tls = (
-        ServerTls(options.tls_cert, options.tls_key, options.tls_client_ca) if options.tls_cert else None
+    server_tls, upstream_tls = _server_tls(options), _upstream_tls(options)
+    return ProxySettings(
+        upstream=options.upstream,
+        pass_through_upstream=options.pass_through_upstream or options.upstream,
+        listen=[_address_and_link(text) for text in options.listen or ()],
+        pass_through=[_address_and_link(text) for text in options.pass_through or ()],
+        client_link=_pairs("--client-link", options.client_link or (), "10.0.0.0/8=rack_1"),
+        server_name_link=_pairs("--server-name-link", options.server_name_link or (), "train.example.com=node_1"),
+        server_tls=server_tls,
+        upstream_tls=upstream_tls,
+        token=_token(options, environment),
     )
-    of_upstream = (options.upstream_ca, options.upstream_name, options.upstream_cert, options.upstream_key)
-    if any(of_upstream) and not options.upstream_tls:
+
+
+def _server_tls(options: ProxyOptions) -> ServerTls | None:
+    _require_together("--tls-cert", options.tls_cert, "--tls-key", options.tls_key)
+    if options.tls_cert is None or options.tls_key is None:
+        if options.tls_client_ca is not None:
+            raise ConfigError("--tls-client-ca needs --tls-cert and --tls-key")
+        return None
+    return ServerTls(options.tls_cert, options.tls_key, options.tls_client_ca)
+
+
+def _upstream_tls(options: ProxyOptions) -> UpstreamTls | None:
+    _require_together("--upstream-cert", options.upstream_cert, "--upstream-key", options.upstream_key)
+    details = (options.upstream_ca, options.upstream_name, options.upstream_cert, options.upstream_key)
+    if options.upstream_tls:
+        return UpstreamTls(*details)
+    if any(details):
         raise ConfigError("--upstream-ca, --upstream-name, --upstream-cert and --upstream-key need --upstream-tls")
-    options.upstream_tls = UpstreamTls(*of_upstream) if options.upstream_tls else None
-    options.listen = [_address_and_link(text) for text in options.listen]
-    options.pass_through = [_address_and_link(text) for text in options.pass_through]
-    options.client_link = _pairs("--client-link", options.client_link, "10.0.0.0/8=rack_1")
-    options.server_name_link = _pairs("--server-name-link", options.server_name_link, "train.example.com=node_1")
-    options.token = find_token(options.token, options.token_file, environment) or None
-    if not Address.parse(options.control).is_local and not options.token and not options.insecure_control:
-        raise ConfigError(
-            f"--control {options.control} can be reached from elsewhere: give a --token, or --insecure-control"
-        )
-    return options
+    return None
+
+
+def _require_together(name: str, value: Path | None, other_name: str, other: Path | None) -> None:
+    if (value is None) != (other is None):
+        raise ConfigError(f"{name} and {other_name} go together")
+
+
+def _token(options: ProxyOptions, environment: Mapping[str, str]) -> str | None:
+    optional = options.insecure or Address.parse(options.control).is_local
+    try:
+        return server_token(options.token, options.token_file, environment, optional=optional) or None
+    except ConfigError as error:
+        raise ConfigError(f"--control {options.control} is reachable from other machines: {error}") from error
 
 
 def _address_and_link(text: str) -> tuple[str, str]:
@@ -96,114 +320,3 @@ def _pairs(option: str, texts: Sequence[str], example: str) -> dict[str, str]:
             raise ConfigError(f"{option} {text!r}: expected a key and a link, as in {example}")
         pairs[key] = check_node_id(link)
     return pairs
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="hypergpu proxy",
-        description="Puts a network between gRPC clients and a service: latency, jitter, loss and bandwidth per node.",
-        epilog="Example: hypergpu proxy --listen 127.0.0.1:50052 --upstream 127.0.0.1:50051 --profile poor",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        argument_default=None,
-    )
-    add = parser.add_argument
-    add(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="YAML of what these options say, in sections: see docs/netsim.md; options go before it, and what may be "
-        "repeated is added to it",
-    )
-    add(
-        "--listen",
-        action="append",
-        default=[],
-        metavar="ADDRESS[=LINK]",
-        help="where gRPC clients connect: HOST:PORT (port 0 takes a free one) or unix:PATH; with =LINK, the link of "
-        "their calls that name none; may be repeated",
-    )
-    add(
-        "--pass-through",
-        action="append",
-        default=[],
-        metavar="ADDRESS[=LINK]",
-        help="where any TCP is passed through as it is, TLS too; may be repeated",
-    )
-    add("--upstream", metavar="ADDRESS", help="the service: HOST:PORT or unix:PATH")
-    add("--pass-through-upstream", metavar="ADDRESS", help="where passed-through TCP goes; --upstream if not given")
-
-    add = parser.add_argument_group(
-        "which link",
-        "A call is on the link of its x-node-id; else of the port (--listen ADDRESS=LINK); else of the client's "
-        "address; else on the link `default`. Passed-through TLS has the server's name in place of the x-node-id.",
-    ).add_argument
-    add(
-        "--client-link",
-        action="append",
-        default=[],
-        metavar="NETWORK=LINK",
-        help="of clients with such addresses, as in 10.1.0.0/16=rack_1; may be repeated",
-    )
-    add(
-        "--server-name-link",
-        action="append",
-        default=[],
-        metavar="NAME=LINK",
-        help="of passed-through TLS to that server (SNI), as in *.example.com=node_1; may be repeated",
-    )
-    add("--link-map", type=Path, metavar="FILE", help="YAML with `addresses` and `server_names` like these")
-
-    add = parser.add_argument_group("the network").add_argument
-    add("--profile", default="average", metavar="NAME", help="of links that are not set otherwise")
-    add("--seed", default=0, type=_seed, metavar="N", help="the same seed gives the same network")
-    add(
-        "--loss-model",
-        default=LossModel.RPC,
-        type=LossModel,
-        choices=list(LossModel),
-        help="rpc: calls fail; transport: transfers take as long as TCP needs",
-    )
-    add("--profiles", type=Path, metavar="FILE", help="YAML of your own profiles; SIGHUP rereads all files")
-    add(
-        "--node-profile",
-        action="append",
-        default=[],
-        metavar="NODE=PROFILE[@REGION]",
-        help="of one node, as in node_1=good or node_2=dsl@eu-west; may be repeated",
-    )
-    add("--region", default="", metavar="REGION", help="where nodes are, as in eu-west")
-    add("--upstream-region", default="us-east", metavar="REGION", help="where the upstream is, for nodes with a region")
-    add("--scenario", type=Path, metavar="FILE", help="YAML of events to schedule at the start")
-
-    add = parser.add_argument_group("control and metrics").add_argument
-    add("--control", default="127.0.0.1:0", metavar="ADDRESS", help="the control API: HOST:PORT or unix:PATH")
-    add("--token", metavar="TOKEN", help="what its callers must show; also from HYPERGPU_TOKEN")
-    add("--token-file", type=Path, metavar="FILE", help="a file that holds it; also from HYPERGPU_TOKEN_FILE")
-    add("--insecure-control", action="store_true", help="let it be reached from elsewhere without a token")
-    add("--metrics", metavar="HOST:PORT", help="Prometheus; 127.0.0.1:0 takes a free port")
-    add(
-        "--lateness-bound-ms",
-        default=DEFAULT_BOUND_SECONDS * 1000,
-        type=float,
-        metavar="MS",
-        help="later deliveries are reported: the run was slower than configured",
-    )
-    add(
-        "--realtime",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="real-time scheduling where the system allows it: punctual also on a busy machine",
-    )
-    add("--log-level", default="info", choices=["debug", "info", "warning", "error"], help="of standard error")
-    add("--drain-seconds", default=10.0, type=float, metavar="S", help="how long open calls may go on after SIGTERM")
-
-    add = parser.add_argument_group("TLS").add_argument
-    add("--tls-cert", type=Path, metavar="FILE", help="certificate for clients: then they must use TLS")
-    add("--tls-key", type=Path, metavar="FILE", help="its key")
-    add("--tls-client-ca", type=Path, metavar="FILE", help="authority of client certificates: clients must show one")
-    add("--upstream-tls", action="store_true", help="use TLS to the upstream")
-    add("--upstream-ca", type=Path, metavar="FILE", help="authority of its certificate, if the system has it not")
-    add("--upstream-name", metavar="NAME", help="the name in it, if not the upstream's host")
-    add("--upstream-cert", type=Path, metavar="FILE", help="certificate for an upstream that wants one")
-    add("--upstream-key", type=Path, metavar="FILE", help="its key")
-    return parser

@@ -1,41 +1,48 @@
-"""`hypergpu compare`: what adaptation is worth, in paired runs of a scenario."""
+"""`hypergpu compare`: compare policies in paired runs of a scenario."""
 
 from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
-from hypergpu.cli.running import AsJson
-from hypergpu.cli.simulate import ScenarioFile
-from hypergpu.common.config.whole import LARGEST_COUNT
+from hypergpu.cli.scenario_argument import ScenarioName
+from hypergpu.common.command_line import PREFIX
+from hypergpu.common.limits import LARGEST_COUNT
 from hypergpu.common.metric import ACCURACY
+from hypergpu.common.options import AsJson
+from hypergpu.console import counted, new_table, print_json, print_table, progress_bar, say, size
 from hypergpu.node.cgroup import usable_cpus
-from hypergpu.show import counted, new_table, print_json, print_table, progress_bar, say, size
 from hypergpu.simulation.compare import Candidate, Comparison, Result, metric_of_scenario, parse_threshold
 from hypergpu.simulation.compare import compare as run_all
 from hypergpu.simulation.scenario_file import load_scenario
 from hypergpu.simulation.statistics import Estimate
 
 _FEWEST_PAIRS = 5
-"""Of fewer, chance alone puts all on one side too often."""
+"""With fewer pairs, chance alone often puts all of them on one side."""
 
 
 def compare(
-    scenario: ScenarioFile,
+    scenario: ScenarioName,
     *,
-    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Runs of each kind; those of one seed are paired.")] = 5,
-    policies: Annotated[str | None, typer.Option(metavar="A,B,…", help="Against none, the fixed baseline.")] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=10_000, metavar="N", help="Runs of each policy; runs of one seed form a pair.")
+    ] = 5,
+    policies: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Policies to compare with `none`, the fixed baseline.")
+    ] = None,
     strategies: Annotated[
         str, typer.Option(metavar="BATCH/SELECTION,…", help="Strategies to try each policy with.")
     ] = "",
     threshold: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FIGURE>=NUMBER", help="What each candidate must hold; else the exit code is 1. Repeatable."
+            metavar="FIGURE>=NUMBER", help="Condition on each candidate; the exit code is 1 if one fails. Repeatable."
         ),
     ] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, help="Rounds to train.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=1024, help="Processes to run in.")] = min(2, usable_cpus()),
+    rounds: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, metavar="N", help="Rounds to train.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Number of processes.")] = min(
+        2, usable_cpus()
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Compare policies with the fixed baseline: time to the target, final metric, bytes and confidence intervals.
@@ -70,7 +77,7 @@ def compare(
             verdict = "pass" if row["passed"] else "FAIL"
             say(f"{verdict}  {row['threshold']} for {row['candidate']}: {_short(row['value'])}")
     if comparison.given_up:
-        say(f"hypergpu: every run was given up: {comparison.given_up}", error=True)
+        say(f"{PREFIX}every run was aborted: {comparison.given_up}", error=True)
     if comparison.given_up or not all(row["passed"] for row in record["thresholds"]):
         raise typer.Exit(1)
 
@@ -83,7 +90,7 @@ def _show(comparison: Comparison) -> None:
     count, metric = len(comparison.seeds), comparison.metric
     goal = comparison.timed_by.text(comparison.target)
     table = new_table(
-        "policy", f">s to {goal}", ">reached", f">{metric.name}", ">moved", ">rounds", ">speedup", "",
+        "policy", f">s to {goal}", ">reached", f">{metric.name}", ">transferred", ">rounds", ">speedup", "",
         title=f"{comparison.scenario.name}: {counted(count, 'paired run')} of each; intervals at 95 %",
     )  # fmt: skip
     table.add_row(*_cells(comparison.baseline, count), "", "the baseline")
@@ -93,7 +100,7 @@ def _show(comparison: Comparison) -> None:
     if comparison.remark:
         say(comparison.remark)
     if count < _FEWEST_PAIRS:
-        say(f"so few runs tell little of the noise: --seeds {_FEWEST_PAIRS} tells more")
+        say(f"too few seeds to estimate noise; try --seeds {_FEWEST_PAIRS}")
     for line in _remarks(comparison.baseline, comparison):
         say(line)
     for candidate in comparison.candidates:
@@ -115,28 +122,28 @@ def _cells(result: Result, count: int) -> list[str]:
 
 
 def _remarks(result: Result, comparison: Comparison) -> Iterator[str]:
-    """What is to know of the runs of one kind."""
+    """Yield what is notable about the runs of one policy."""
     label = result.variant.label
     if not result.times and comparison.target is not None:
         metric = comparison.timed_by
         yield f"{label}: {metric.label(comparison.target)} was never reached; the best was {metric.text(result.best)}"
     if result.given_up:
         runs = counted(len(result.outcomes), "run")
-        yield f"{label}: {len(result.given_up)} of {runs} given up, {result.given_up[0]}"
+        yield f"{label}: {len(result.given_up)} of {runs} aborted, {result.given_up[0]}"
     for node, reasons in result.quarantined().items():
         told = ", ".join(f"{reason} × {times}" for reason, times in reasons.items())
         yield f"{label}: quarantine of {node}: {told}"
 
 
 def _differences(candidate: Candidate) -> Iterator[str]:
-    """How a candidate stands to the baseline."""
+    """Yield how a candidate differs from the baseline."""
     label, pairs = candidate.result.variant.label, len(candidate.result.outcomes)
     if candidate.verdict == "within the noise":
         yield f"{label}: the difference in time is within the noise of {counted(pairs, 'run')}"
     if candidate.bounds:
         yield (
             f"{label}: in {candidate.bounds} of {counted(pairs, 'pair')} only one run reached the target; the other is "
-            "counted as if it had with its last round, and not before the one that did"
+            "counted as reaching it at its end, and not before the first"
         )
     yield f"{label}: final {candidate.result.metric.name} differs by {_interval(candidate.difference)}"
 
@@ -148,4 +155,4 @@ def _interval(estimate: Estimate) -> str:
 
 
 def _short(value: float | None) -> str:
-    return "not known" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return "unknown" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

@@ -1,4 +1,4 @@
-"""Commands for the cluster in containers; each is one `docker compose` call that could be typed as well."""
+"""Commands for the cluster in containers; each is one `docker compose` call."""
 
 import json
 import shutil
@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from hypergpu.cli.running import AsJson
 from hypergpu.common.errors import HyperGPUError, InvalidInput
-from hypergpu.show import say
+from hypergpu.common.options import FLAG, AsJson
+from hypergpu.console import say
 
-Nodes = Annotated[int, typer.Option("--nodes", "-n", min=0, max=10_000, help="How many node containers.")]
+Nodes = Annotated[int, typer.Option("--nodes", "-n", metavar="N", min=0, max=10_000, help="Number of node containers.")]
 
 
 def up(nodes: Nodes = 5, as_json: AsJson = False) -> None:
@@ -25,10 +25,10 @@ def up(nodes: Nodes = 5, as_json: AsJson = False) -> None:
 
 
 def scale(
-    nodes: Annotated[int, typer.Argument(metavar="N", min=0, max=10_000, help="How many node containers from now on.")],
+    nodes: Annotated[int, typer.Argument(metavar="N", min=0, max=10_000, help="New number of node containers.")],
     as_json: AsJson = False,
 ) -> None:
-    """Change the number of node containers while the cluster trains, and say how the run stands.
+    """Change the number of node containers during training, and print the status of the run.
 
     Example: hypergpu scale 8
     """
@@ -37,10 +37,10 @@ def scale(
 
 
 def down(
-    volumes: Annotated[bool, typer.Option("--volumes", help="Drop the recorded runs too.")] = False,
+    volumes: Annotated[bool, typer.Option("--volumes", metavar=FLAG, help="Delete the recorded runs too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Stop the containers; recorded runs stay in their volume.
+    """Stop the containers; the recorded runs are kept in their volume.
 
     Example: hypergpu down
     """
@@ -52,9 +52,9 @@ def down(
 
 def _docker(command: list[str], *, quiet: bool) -> None:
     if not Path("docker-compose.yml").exists():
-        raise InvalidInput("there is no docker-compose.yml here: run this in the HyperGPU repository")
+        raise InvalidInput("no docker-compose.yml in this directory: run this in the HyperGPU repository")
     if not shutil.which("docker"):
-        raise InvalidInput("docker is not installed; `hypergpu demo` needs none")
+        raise InvalidInput("docker is not installed; `hypergpu demo` runs without it")
     done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL if quiet else None)
     if done.returncode:
         raise HyperGPUError(f"`{' '.join(command)}` failed with exit code {done.returncode}; its message is above")
@@ -62,7 +62,7 @@ def _docker(command: list[str], *, quiet: bool) -> None:
 
 def _report(as_json: bool) -> None:
     if not as_json:
-        say("look with `hypergpu status --watch`; change with `hypergpu scale N`; end with `hypergpu down`")
+        say("next: `hypergpu status --watch`, `hypergpu scale N`, `hypergpu down`")
         return
     listing = ["docker", "compose", "ps", "--format", "json"]
     done = subprocess.run(listing, check=True, capture_output=True, text=True)

@@ -1,64 +1,65 @@
-"""Commands that steer the training run."""
+"""Commands that control the training run."""
 
 import asyncio
 from typing import Annotated
 
 import typer
 
-from hypergpu.cli.running import AsJson, changing
+from hypergpu.cli.cluster_command import client_of
 from hypergpu.client import Client
 from hypergpu.common.errors import Unavailable
+from hypergpu.common.options import FLAG, AsJson
+from hypergpu.console import print_json, progress, say
 from hypergpu.protos import coordinator_pb2 as pb
-from hypergpu.show import print_json, progress, say
 
-NodeId = Annotated[str, typer.Argument(metavar="NODE", help="A node's name, as `hypergpu nodes` shows it.")]
+NodeId = Annotated[str, typer.Argument(metavar="NODE", help="Name of a node, as listed by `hypergpu nodes`.")]
 Rule = pb.SetNodeRuleRequest
 _RESTART_SECONDS = 60.0
-"""To wait for the new run: the one that runs is evaluated and saved first, and the model is made anew."""
+"""Longest wait for the new run: the current one is evaluated and saved first."""
 
 
-@changing
-async def pause(client: Client, as_json: AsJson = False) -> None:
-    """Let the current round finish, then wait.
+async def pause(context: typer.Context, as_json: AsJson = False) -> None:
+    """Pause the run after the current round.
 
     Example: hypergpu pause
     """
-    _say(await client.call(client.control.Pause, pb.PauseRequest()), as_json)
+    client = client_of(context)
+    _show(await client.call(client.control.Pause, pb.PauseRequest()), as_json)
 
 
-@changing
-async def resume(client: Client, as_json: AsJson = False) -> None:
-    """Go on after `pause`.
+async def resume(context: typer.Context, as_json: AsJson = False) -> None:
+    """Continue a paused run.
 
     Example: hypergpu resume
     """
-    _say(await client.call(client.control.Resume, pb.ResumeRequest()), as_json)
+    client = client_of(context)
+    _show(await client.call(client.control.Resume, pb.ResumeRequest()), as_json)
 
 
-@changing
 async def stop(
-    client: Client,
-    reason: Annotated[str, typer.Option(help="Recorded with the run.")] = "stopped by the user",
+    context: typer.Context,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Reason, recorded with the run.")] = "stopped by the user",
     as_json: AsJson = False,
 ) -> None:
-    """End the run: the model is saved, nodes are sent home, or wait with a coordinator that stays.
+    """End the run: save the model and disconnect the nodes, or keep them waiting if the coordinator stays.
 
     Example: hypergpu stop --reason "good enough"
     """
-    _say(await client.call(client.control.Stop, pb.StopRequest(reason=reason)), as_json)
+    client = client_of(context)
+    _show(await client.call(client.control.Stop, pb.StopRequest(reason=reason)), as_json)
 
 
-@changing
-async def restart(client: Client, as_json: AsJson = False) -> None:
-    """Begin a new run with the same settings; the one before it is kept under earlier/, finished or not.
+async def restart(context: typer.Context, as_json: AsJson = False) -> None:
+    """Start a new run with the same settings; the previous one moves to earlier/, finished or not.
 
     Example: hypergpu restart
     """
+    client = client_of(context)
     former = (await client.call(client.control.Restart, pb.RestartRequest())).run_id
     async with asyncio.timeout(_RESTART_SECONDS):
         while (status := await _status_or_none(client)) is None or status.run_id == former:  # noqa: ASYNC110
             await asyncio.sleep(0.2)
-    _say(status, as_json)
+    _show(status, as_json)
 
 
 async def _status_or_none(client: Client) -> pb.Status | None:
@@ -70,45 +71,45 @@ async def _status_or_none(client: Client) -> pb.Status | None:
     return status
 
 
-@changing
-async def include(client: Client, node: NodeId, as_json: AsJson = False) -> None:
-    """Put a node into every round, whatever its link.
+async def include(context: typer.Context, node: NodeId, as_json: AsJson = False) -> None:
+    """Select a node in every round, however bad its link is.
 
     Example: hypergpu include node_3
     """
-    await _rule(client, node, Rule.INCLUDE, as_json)
+    await _override(client_of(context), node, Rule.INCLUDE, as_json)
 
 
-@changing
 async def exclude(
-    client: Client,
+    context: typer.Context,
     node: NodeId,
-    clear: Annotated[bool, typer.Option("--clear", help="Leave it to the selector again.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", metavar=FLAG, help="Undo an `exclude` or `include`: the selector decides again.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Keep a node out of every round; `--clear` takes back an `exclude` or `include`.
+    """Keep a node out of every round; `--clear` undoes an `exclude` or `include`.
 
     Example: hypergpu exclude node_4
     """
-    await _rule(client, node, Rule.AUTOMATIC if clear else Rule.EXCLUDE, as_json)
+    await _override(client_of(context), node, Rule.AUTOMATIC if clear else Rule.EXCLUDE, as_json)
 
 
-@changing
 async def policy(
-    client: Client,
+    context: typer.Context,
     name: Annotated[
         str, typer.Argument(metavar="POLICY", help="none, conservative, aggressive, reactive or proactive.")
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Change how boldly the coordinator adapts, from the next round on.
+    """Change the adaptation policy from the next round on.
 
     Example: hypergpu policy aggressive
     """
-    _say(await client.call(client.control.SetPolicy, pb.SetPolicyRequest(policy=name)), as_json)
+    client = client_of(context)
+    _show(await client.call(client.control.SetPolicy, pb.SetPolicyRequest(policy=name)), as_json)
 
 
-async def _rule(client: Client, node: str, rule: "pb.SetNodeRuleRequest.Rule", as_json: bool) -> None:
+async def _override(client: Client, node: str, rule: "pb.SetNodeRuleRequest.Rule", as_json: bool) -> None:
     await client.check_nodes([node])
     info = await client.call(client.control.SetNodeRule, Rule(node_id=node, rule=rule))
     if as_json:
@@ -117,7 +118,7 @@ async def _rule(client: Client, node: str, rule: "pb.SetNodeRuleRequest.Rule", a
         say(f"{info.node_id}: {info.rule}, now {info.state}")
 
 
-def _say(status: pb.Status, as_json: bool) -> None:
+def _show(status: pb.Status, as_json: bool) -> None:
     if as_json:
         print_json(status)
     else:

@@ -19,13 +19,12 @@ from rich.text import Text
 
 from hypergpu.cli.demo_progress import Level, shown, steps
 from hypergpu.common import strict_json
-from hypergpu.common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.limits import LARGEST_COUNT
 from hypergpu.common.metric import ACCURACY, LOSS, UNKNOWN, MetricSpec, plain_number
-from hypergpu.demo import Progress, demo_nodes, demo_turns, run_demo, without_adaptation
-from hypergpu.report import Report, write_report
-from hypergpu.report.model import Run
-from hypergpu.show import (
+from hypergpu.common.options import FLAG, AsJson, Seed
+from hypergpu.common.task_names import choices
+from hypergpu.console import (
     QUALITY_STYLE,
     PlainConsole,
     counted,
@@ -37,6 +36,9 @@ from hypergpu.show import (
     say,
     styled,
 )
+from hypergpu.demo import Progress, demo_nodes, demo_turns, run_demo, without_adaptation
+from hypergpu.report import Report, write_report
+from hypergpu.report.model import Run
 from hypergpu.simulation.compare import Comparison
 
 log = structlog.get_logger()
@@ -49,39 +51,36 @@ _STAYING = (
 
 
 def demo(  # noqa: PLR0917  (one per option)
-    nodes: Annotated[int, typer.Option(min=1, max=64, help="Number of nodes; GPUs and links repeat in order.")] = 5,
+    nodes: Annotated[
+        int, typer.Option(min=1, max=64, metavar="N", help="Number of nodes; GPUs and links repeat in order.")
+    ] = 5,
     rounds: Annotated[
         int | None,
         typer.Option(
             min=1,
             max=LARGEST_COUNT,
-            help="25 by default, no end with --stay. Network events occur at rounds 10, 15 and 20.",
+            metavar="N",
+            help="Rounds to train; by default 25, with --stay no limit. Network events occur at rounds 10, 15 and 20.",
         ),
     ] = None,
-    task: Annotated[
-        str, typer.Option(metavar="NAME", help="digits, mnist5k, chars, or your own as package.module:factory.")
-    ] = "digits",
-    seed: Annotated[
-        int, typer.Option(min=0, max=LARGEST_INTEGER, help="Seed for parameters, samples and network.")
-    ] = 0,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the run is kept; runs/TIME by default.")
-    ] = None,
+    task: Annotated[str, typer.Option(metavar="NAME", help=f"Task to train: {choices()}.")] = "digits",
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; by default runs/TIME.")] = None,
     stay: Annotated[
-        bool, typer.Option("--stay", help="Keep the cluster until Ctrl-C, to inspect and control it from elsewhere.")
+        bool, typer.Option("--stay", metavar=FLAG, help="Keep the cluster until Ctrl-C, to inspect and control it.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every event and decision.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the summary as JSON, progress on standard error.")
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", metavar=FLAG, help="Print only the result.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", metavar=FLAG, help="Print every event and decision.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train real handwritten digits on five different simulated GPUs on five different links, all on this machine.
 
     Example: hypergpu demo --rounds 25 --out runs/first
     """
     if quiet and verbose:
-        raise InvalidInput("--quiet and --verbose exclude each other: give one of them")
+        raise InvalidInput("give either --quiet or --verbose")
     level = Level.QUIET if quiet else Level.VERBOSE if verbose else Level.NORMAL
     run_dir = out or Path("runs") / time.strftime("%Y-%m-%d-%H%M%S")
     try:

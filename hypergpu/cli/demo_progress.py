@@ -7,10 +7,10 @@ from enum import StrEnum
 from rich.console import Console
 from rich.live import Live
 
+from hypergpu.console import duration, known, milliseconds, number, progress_bar
 from hypergpu.dashboard import History, Snapshot, dashboard
 from hypergpu.demo import Progress, Turn
 from hypergpu.protos import coordinator_pb2 as pb
-from hypergpu.show import duration, known, milliseconds, number, progress_bar
 
 DETAIL_EVERY = 5
 """Rounds between detailed statuses."""

@@ -1,4 +1,4 @@
-"""`hypergpu doctor`: what stands between this machine and a working cluster, each with its fix."""
+"""`hypergpu doctor`: diagnose this machine's setup, with a fix for each failure."""
 
 import asyncio
 import platform
@@ -12,34 +12,23 @@ from importlib.metadata import PackageNotFoundError, version
 import typer
 from rich.text import Text
 
-from hypergpu.cli.running import (
-    AsJson,
-    Authority,
-    Coordinator,
-    Insecure,
-    Proxy,
-    Run,
-    Token,
-    TokenFile,
-    locate,
-    proxy_transport,
-    transport,
-)
+from hypergpu.cli.cluster_command import TARGET
 from hypergpu.client import Client, connect
-from hypergpu.cluster import HOW_TO_START, Cluster
 from hypergpu.common.address import split_address
 from hypergpu.common.errors import HyperGPUError, InvalidInput
+from hypergpu.common.options import AsJson
 from hypergpu.common.tls import Tls
+from hypergpu.console import PlainConsole, marked, print_json, progress
+from hypergpu.discovery import HOW_TO_START, Cluster
 from hypergpu.protos import coordinator_pb2 as pb
-from hypergpu.show import PlainConsole, marked, print_json, progress
 
 _SKEW_SECONDS = 5.0
-"""Clocks further apart than this make certificates and dashboards lie."""
+"""Larger differences between clocks break certificates and dashboards."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     name: str
     ok: bool
@@ -47,26 +36,17 @@ class Check:
     fix: str = ""
 
 
-def doctor(
-    *,
-    run: Run = "",
-    coordinator: Coordinator = "",
-    proxy: Proxy = "",
-    token: Token = None,
-    token_file: TokenFile = None,
-    tls_ca: Authority = None,
-    insecure: Insecure = False,
-    as_json: AsJson = False,
-) -> None:
-    """Check versions, addresses, ports, token, clock and the path to the coordinator; each fault comes with its fix.
+def doctor(context: typer.Context, as_json: AsJson = False) -> None:
+    """Check versions, addresses, token, clock and the path to the coordinator; each failure comes with its fix.
 
     Example: hypergpu doctor --coordinator train.example.org:50051 --token-file token
     """
     checks = _installed()
+    target = TARGET.of(context)
     try:
-        cluster = locate(run=run, coordinator=coordinator, proxy=proxy, token=token, token_file=token_file)
-        tls = transport(cluster.coordinator, tls_ca, insecure) if cluster.coordinator else None
-        proxy_tls = proxy_transport(cluster.proxy, tls_ca, insecure)
+        cluster = target.locate()
+        tls = target.tls(cluster.coordinator) if cluster.coordinator else None
+        proxy_tls = target.proxy_tls(cluster.proxy)
     except InvalidInput as error:
         checks.append(Check("cluster", False, str(error), HOW_TO_START))
     else:
@@ -101,10 +81,10 @@ def _installed() -> list[Check]:
 async def _cluster(cluster: Cluster, tls: Tls | None, proxy_tls: Tls | None) -> list[Check]:
     checks = []
     if cluster.coordinator:
-        fix = "is it running, and does a firewall let its port through?"
+        fix = "start it, and check that no firewall blocks its port"
         checks.append(_reach("coordinator", cluster.coordinator, fix))
     if cluster.proxy and not cluster.proxy.startswith("unix:"):
-        checks.append(_reach("proxy", cluster.proxy, "is it running? Without one, leave --proxy out"))
+        checks.append(_reach("proxy", cluster.proxy, "start it, or leave --proxy out"))
     if not all(check.ok for check in checks[:1]):
         return checks
     async with connect(cluster, tls, proxy_tls) as client:
@@ -119,7 +99,7 @@ def _reach(name: str, address: str, fix: str) -> Check:
         with closing(socket.create_connection((host.strip("[]"), port), timeout=5.0)):
             return Check(name, True, f"{address} answers in {(time.perf_counter() - began) * 1000:.1f} ms")
     except socket.gaierror as error:
-        return Check(name, False, f"{host} has no address: {error.strerror}", "spell the host as its DNS does")
+        return Check(name, False, f"{host} has no address: {error.strerror}", "check the host name")
     except OSError as error:
         return Check(name, False, f"{address}: {error.strerror or error}", fix)
 
@@ -145,7 +125,7 @@ async def _calls(client: Client) -> AsyncIterator[Check]:
     nodes = await client.nodes()
     lost = [node.node_id for node in nodes if node.state == "lost"]
     found = f"{len(nodes)} known" + (f", lost: {', '.join(lost)}" if lost else "")
-    yield Check("nodes", bool(nodes) and not lost, found, "look at the logs of those nodes, or start some")
+    yield Check("nodes", bool(nodes) and not lost, found, "read the logs of those nodes, or start some")
     if client.has_proxy:
         async for check in _links(client):
             yield check
@@ -155,4 +135,4 @@ async def _links(client: Client) -> AsyncIterator[Check]:
     try:
         yield Check("links", True, f"{len(await client.links())} known to the proxy")
     except HyperGPUError as error:
-        yield Check("links", False, str(error), "is the address that of the proxy's control service?")
+        yield Check("links", False, str(error), "give the address of the proxy's control API")

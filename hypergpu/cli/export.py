@@ -1,26 +1,27 @@
-"""`hypergpu export`: the model of a run, for plain PyTorch."""
+"""`hypergpu export`: write the model of a run for plain PyTorch."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hypergpu.cli.running import AsJson
+from hypergpu.common.command_line import PREFIX
 from hypergpu.common.latest import find_run
 from hypergpu.common.metric import LOSS, plain_number
-from hypergpu.show import print_json, say
+from hypergpu.common.options import AsJson
+from hypergpu.console import print_json, say
 
 
 def export(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of the run.")],
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory.")],
     *,
     which: Annotated[
-        str, typer.Option("--round", metavar="ROUND", help="best, last, or the number of a round that is kept.")
+        str, typer.Option("--round", metavar="ROUND", help="best, last, or the number of a saved round.")
     ] = "best",
-    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write; it ends in .safetensors.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write, ending in .safetensors.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write the trained model of a run, finished or not, to one file: its whole state_dict, for plain PyTorch.
+    """Write the trained model of a run, finished or not, to one file: its state_dict, for plain PyTorch.
 
     Load it with `model.load_state_dict(safetensors.torch.load_file(FILE))`.
 
@@ -30,7 +31,7 @@ def export(
 
     exported = export_model(find_run(run_dir), which, out)
     for reason in exported.skipped:
-        say(f"hypergpu: a newer model cannot be read: {reason}", error=True)
+        say(f"{PREFIX}a newer model cannot be read: {reason}", error=True)
     if as_json:
         print_json(exported.record())
         return

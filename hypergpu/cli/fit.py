@@ -1,4 +1,4 @@
-"""`hypergpu fit`: the model of convergence of a task."""
+"""`hypergpu fit`: fit a convergence model to a task."""
 
 from typing import Annotated
 
@@ -6,21 +6,23 @@ import typer
 import yaml
 from rich.text import Text
 
-from hypergpu.cli.running import AsJson
-from hypergpu.common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
+from hypergpu.common.limits import LARGEST_COUNT
 from hypergpu.common.metric import ACCURACY, LOSS
+from hypergpu.common.options import AsJson, Seed
 from hypergpu.common.task_names import choices
-from hypergpu.show import PlainConsole, print_json, say
+from hypergpu.console import PlainConsole, print_json, say
 
 
 def fit(
-    task: Annotated[str, typer.Argument(help=f"{choices()}.")] = "digits",
+    task: Annotated[str, typer.Argument(metavar="TASK", help=f"Task: {choices()}.")] = "digits",
     *,
-    rounds: Annotated[int, typer.Option(min=5, max=LARGEST_COUNT, help="Rounds of each of the six runs.")] = 60,
-    seed: Annotated[int, typer.Option(min=0, max=LARGEST_INTEGER, help="Of data and parameters.")] = 0,
+    rounds: Annotated[
+        int, typer.Option(min=5, max=LARGEST_COUNT, metavar="N", help="Rounds of each of the six runs.")
+    ] = 60,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the model of convergence to real runs of a task, as YAML for a scenario with `learning: model`.
+    """Fit a convergence model to real runs of a task, and print it as YAML for a scenario with `learning: model`.
 
     Example: hypergpu fit digits --rounds 60
     """

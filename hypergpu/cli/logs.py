@@ -10,40 +10,38 @@ from typing import Annotated, TextIO
 
 import typer
 
-from hypergpu.cli.running import AsJson, on_cluster
-from hypergpu.client import Client
-from hypergpu.cluster import Cluster
-from hypergpu.common.config.whole import LARGEST_COUNT
+from hypergpu.cli.cluster_command import client_of
 from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.common.limits import LARGEST_COUNT
+from hypergpu.common.options import FLAG, AsJson
+from hypergpu.console import duration, say
+from hypergpu.discovery import Cluster
 from hypergpu.protos import coordinator_pb2 as pb
-from hypergpu.show import duration, say
 
 _POLL_SECONDS = 0.2
 _MAX_LINE_CHARACTERS = 64 * 1024
-"""Longest line that is shown whole: a process may print without an end of line."""
+"""Longer lines are split: a process may print without line breaks."""
 _REPLICA = re.compile(r"(?P<service>[A-Za-z0-9_]+)-(?P<number>\d+)")
 _SERVICE = re.compile(r"[A-Za-z0-9_]+")
 
 
-@on_cluster
 async def logs(
-    client: Client,
+    context: typer.Context,
     name: Annotated[
         str,
-        typer.Argument(
-            metavar="[NAME]", help="A node, coordinator or netsim: the output of that process, if it runs here."
-        ),
+        typer.Argument(metavar="NAME", help="A local process whose output to print: a node, coordinator or netsim."),
     ] = "",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the run ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", metavar=FLAG, help="Continue until the run ends.")] = False,
     last: Annotated[
-        int, typer.Option("--last", "-n", min=0, max=LARGEST_COUNT, help="How many events or lines of the past.")
+        int, typer.Option("--last", "-n", metavar="N", min=0, max=LARGEST_COUNT, help="Number of past events or lines.")
     ] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """Rounds, decisions and membership as they happened; with a NAME, the output of that process.
+    """Print the run's events: rounds, decisions, membership. With a NAME, print the output of that process.
 
     Example: hypergpu logs node_2 --follow
     """
+    client = client_of(context)
     if name:
         await _show_process(client.cluster, name, last, follow=follow, as_json=as_json)
         return
@@ -60,14 +58,14 @@ async def _show_process(cluster: Cluster, name: str, last: int, *, follow: bool,
     elif cluster.in_compose:
         await _show_container(name, last, follow=follow, as_json=as_json)
     else:
-        raise InvalidInput(f"the log of {name} is on the machine where it runs; the coordinator does not have it")
+        raise InvalidInput(f"the log of {name} is on the machine that runs it; the coordinator does not have it")
 
 
 def _log_file(directory: Path, name: str) -> Path:
     """Return the log of a process.
 
     Raises:
-        UnknownName: there is none of that name.
+        UnknownName: no process has that name.
     """
     files = {"netsim" if file.stem == "netsim_proxy" else file.stem: file for file in directory.glob("*.log")}
     if name == "netsim_proxy":
@@ -78,12 +76,12 @@ def _log_file(directory: Path, name: str) -> Path:
 
 
 async def _show_file(file: Path, pid: int, last: int, *, follow: bool, as_json: bool) -> None:
-    """Show the last lines of a file, then with `follow` those that are added while process `pid` runs."""
+    """Print the last lines of a file; with `follow`, also those that are added while process `pid` runs."""
     with file.open(encoding="utf-8", errors="replace") as opened:
         for line in deque(_lines(opened), maxlen=last):
             _show(line, as_json)
         while follow:
-            ended = not _is_alive(pid)  # asked first: what was written before the end is shown too
+            ended = not _is_alive(pid)  # before reading, so that the last lines are not missed
             for line in _lines(opened):
                 _show(line, as_json)
             if ended:
@@ -92,7 +90,7 @@ async def _show_file(file: Path, pid: int, last: int, *, follow: bool, as_json: 
 
 
 def _lines(opened: TextIO) -> list[str]:
-    """Return the whole lines from here on; one that is still being written is left for the next look."""
+    """Return the complete lines from here on; a line that is still being written is left for the next call."""
     lines: list[str] = []
     while True:
         start = opened.tell()
@@ -114,7 +112,7 @@ def _is_alive(pid: int) -> bool:
 async def _show_container(name: str, last: int, *, follow: bool, as_json: bool) -> None:
     replica = _REPLICA.fullmatch(name)
     if not replica and not _SERVICE.fullmatch(name):
-        raise InvalidInput(f"{name} is no container; `docker compose ps` lists them")
+        raise InvalidInput(f"{name} is not a container; `docker compose ps` lists them")
     service = [f"--index={replica['number']}", replica["service"]] if replica else [name]
     options = ["--no-log-prefix", f"--tail={last}", *(["--follow"] if follow else [])]
     process = await asyncio.create_subprocess_exec(
@@ -130,7 +128,7 @@ async def _show_container(name: str, last: int, *, follow: bool, as_json: bool) 
             process.kill()
             await process.wait()
     if code:
-        raise InvalidInput(f"no container {name} has a log here; `docker compose ps` lists them")
+        raise InvalidInput(f"no container {name} here has a log; `docker compose ps` lists them")
 
 
 def _show(line: str, as_json: bool) -> None:

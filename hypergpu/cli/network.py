@@ -1,35 +1,35 @@
-"""Commands that look at links and change them, through the proxy's control service."""
+"""Commands that show and change links, through the proxy's control API."""
 
-import inspect
-from collections.abc import Callable, Coroutine
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Final
 
 import typer
 import yaml
 
-from hypergpu.cli.running import AsJson, changing, on_cluster, take_options
-from hypergpu.client import Client
-from hypergpu.common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
+from hypergpu.cli.cluster_command import ChangingCommand, client_of
+from hypergpu.cli.option_group import OptionGroup
+from hypergpu.cli.scenario_argument import ScenarioName
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.files import read_text
+from hypergpu.common.limits import LARGEST_COUNT, LARGEST_INTEGER
+from hypergpu.common.options import AsJson
+from hypergpu.console import counted, known, milliseconds, new_table, print_json, print_table, say, size
 from hypergpu.netsim_proxy.config.profile_file import load_profiles
+from hypergpu.netsim_proxy.link.events import EventType
 from hypergpu.protos import netsim_pb2 as net
-from hypergpu.show import counted, known, milliseconds, new_table, print_json, print_table, say, size
 from hypergpu.simulation.scenario_file import find_scenario
 
 _DELAYS = ("recent_delay_ms", "mean_delay_ms")
-"""Injected delays of a direction: over its last messages, and over the link's life."""
+"""Injected delays of a direction: of its latest messages, and of all."""
 
 
-@on_cluster
-async def links(client: Client, as_json: AsJson = False) -> None:
-    """Each link: profile, what was injected, what was lost.
+async def links(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the links: profile, injected delay, lost calls, active events.
 
     Example: hypergpu links --json
     """
-    found = await client.links()
+    found = await client_of(context).links()
     if as_json:
         print_json(found)
         return
@@ -66,22 +66,26 @@ async def links(client: Client, as_json: AsJson = False) -> None:
     print_table(table)
 
 
-@changing
 async def profile(
-    client: Client,
-    node: Annotated[str, typer.Argument(metavar="NODE", help="A node's name; '*' is every link, also those to come.")],
+    context: typer.Context,
+    node: Annotated[str, typer.Argument(metavar="NODE", help="Name of a node; '*' means every link, future ones too.")],
     name: Annotated[
-        str, typer.Argument(metavar="PROFILE", help="A profile's name, or a file of your own: YAML, or a trace as CSV.")
+        str, typer.Argument(metavar="PROFILE", help="Name of a profile, or a file: profiles as YAML, a trace as CSV.")
     ],
     *,
-    loss_model: Annotated[str, typer.Option(help="rpc or transport; left as it is by default.")] = "",
-    region: Annotated[str, typer.Option(help="Such as eu-west, whose distance comes on top; none by default.")] = "",
+    loss_model: Annotated[
+        str, typer.Option(metavar="MODEL", help="Loss model, rpc or transport; unchanged by default.")
+    ] = "",
+    region: Annotated[
+        str, typer.Option(metavar="NAME", help="Region whose distance adds latency, as in eu-west; none by default.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Give a link another profile, at once.
+    """Change the profile of a link now.
 
     Example: hypergpu profile node_2 poor
     """
+    client = client_of(context)
     await client.check_nodes([node])
     text = _profile_text(Path(name)) if name.endswith((".yaml", ".yml", ".csv")) else name
     request = net.SetProfileRequest(node_id=node, profile=text, loss_model=loss_model, region=region)
@@ -92,171 +96,173 @@ async def profile(
         say(f"{info.node_id}: {info.profile}, {_range(info.up)} up, {_range(info.down)} down")
 
 
-def _event(
-    event: Annotated[
-        str,
-        typer.Argument(
-            metavar="EVENT",
-            help="latency_spike, profile_change, disconnect, partition, bandwidth_collapse, flap, limit_data, "
-            "limit_time, timeout, slow_close or recovery.",
-        ),
-    ],
-    nodes: Annotated[list[str], typer.Argument(metavar="NODE...", help="Whom it strikes; '*' is every link.")],
-    *,
-    duration: Annotated[float, typer.Option(min=0, help="Seconds that it lasts; 0: until recovery.")] = 0.0,
-    profile: Annotated[str, typer.Option(help="Of profile_change: the new profile.")] = "",
-    factor: Annotated[
-        float, typer.Option(min=0, help="Of latency_spike and bandwidth_collapse; 0: the default.")
-    ] = 0.0,
-    added_ms: Annotated[float, typer.Option(min=0, help="Of latency_spike: milliseconds on top.")] = 0.0,
-    mode: Annotated[str, typer.Option(help="Of disconnect: reset, black_hole or half_open.")] = "",
-    period: Annotated[float, typer.Option(min=0, help="Of flap: seconds between ups and downs.")] = 0.0,
-    group_b: Annotated[
-        list[str] | None, typer.Option("--from", help="Of partition: cut off from these, not the upstream.")
-    ] = None,
+@dataclass(frozen=True, kw_only=True)
+class EventOptions:
+    """A network event, and the links it happens to."""
+
+    kind: Annotated[
+        str, typer.Argument(metavar="EVENT", help=f"Kind of event: {', '.join(kind.value for kind in EventType)}.")
+    ]
+    nodes: Annotated[list[str], typer.Argument(metavar="NODE...", help="Target nodes; '*' means every link.")]
+    duration: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Duration; 0: until `recovery` or `clear`.")
+    ] = 0.0
     direction: Annotated[
-        str, typer.Option(metavar="WAY", help="up (from the node), down (to the node) or both: the paths it acts on.")
-    ] = "both",
+        str,
+        typer.Option(metavar="DIRECTION", help="Affected direction: up (from the node), down (to the node) or both."),
+    ] = "both"
+    profile: Annotated[str, typer.Option(metavar="NAME", help="profile_change: new profile.")] = ""
+    factor: Annotated[
+        float,
+        typer.Option(min=0, metavar="FACTOR", help="latency_spike, bandwidth_collapse: factor; 0: the default."),
+    ] = 0.0
+    added_ms: Annotated[float, typer.Option(min=0, metavar="MS", help="latency_spike: added latency.")] = 0.0
+    mode: Annotated[str, typer.Option(metavar="MODE", help="disconnect: reset, black_hole or half_open.")] = ""
+    period: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="flap: time between changes.")] = 0.0
+    group_b: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from", metavar="NODE", help="partition: node to separate from; by default the upstream. Repeatable."
+        ),
+    ] = None
     limit_bytes: Annotated[
         int,
         typer.Option(
-            "--bytes", min=0, max=LARGEST_INTEGER, help="Of limit_data: what a connection carries before it is closed."
+            "--bytes",
+            min=0,
+            max=LARGEST_INTEGER,
+            metavar="N",
+            help="limit_data: bytes that a connection carries before it is closed.",
         ),
-    ] = 0,
+    ] = 0
     close_after: Annotated[
         float,
         typer.Option(
             min=0,
-            help="Of limit_time and timeout: seconds until a connection is closed. Of slow_close: by how much its end "
-            "is late.",
+            metavar="SECONDS",
+            help="limit_time, timeout: time until a connection is closed. slow_close: delay of its end.",
         ),
-    ] = 0.0,
-) -> net.Event:
-    return net.Event(
-        type=event,
-        nodes=nodes,
-        duration_seconds=duration,
-        profile=profile,
-        factor=factor,
-        added_ms=added_ms,
-        mode=mode,
-        period_seconds=period,
-        group_b=group_b,
-        direction=direction,
-        limit_bytes=limit_bytes,
-        close_after_seconds=close_after,
-    )
+    ] = 0.0
+
+    def message(self) -> net.Event:
+        """Return the event as the proxy takes it."""
+        return net.Event(
+            type=self.kind,
+            nodes=self.nodes,
+            duration_seconds=self.duration,
+            profile=self.profile,
+            factor=self.factor,
+            added_ms=self.added_ms,
+            mode=self.mode,
+            period_seconds=self.period,
+            group_b=self.group_b,
+            direction=self.direction,
+            limit_bytes=self.limit_bytes,
+            close_after_seconds=self.close_after,
+        )
 
 
-def _on_event(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Coroutine[Any, Any, None]]:
-    """Make a function of a client and an event into one of a client and the options of `_event`."""
-    of_event = inspect.signature(_event).parameters
-    client, _, *own = inspect.signature(command).parameters.values()
-
-    @wraps(command)
-    async def run(client: Client, **options: Any) -> None:
-        event = _event(**{name: options.pop(name) for name in of_event})
-        await client.check_nodes([*event.nodes, *event.group_b])
-        await command(client, event, **options)
-
-    take_options(run, (client, *of_event.values(), *own))
-    return run
+EVENT: Final = OptionGroup(EventOptions)
 
 
-@changing
-@_on_event
-async def inject(client: Client, event: net.Event, as_json: AsJson = False) -> None:
-    """Let something happen to links now.
+class EventCommand(ChangingCommand):
+    """A command that takes the options of an event."""
+
+    groups = (EVENT, *ChangingCommand.groups)
+
+
+async def inject(context: typer.Context, as_json: AsJson = False) -> None:
+    """Inject a network event now.
 
     Example: hypergpu inject latency_spike node_1 node_2 --duration 10 --factor 5
     """
-    _say(await client.call(client.netsim.Inject, event), as_json)
+    client, event = client_of(context), await _event_of(context)
+    _show_reply(await client.call(client.netsim.Inject, event), as_json)
 
 
-@changing
-@_on_event
 async def schedule(
-    client: Client,
-    event: net.Event,
+    context: typer.Context,
     *,
     at_round: Annotated[
-        int | None, typer.Option("--round", min=1, max=LARGEST_COUNT, help="When this round begins.")
+        int | None,
+        typer.Option("--round", metavar="N", min=1, max=LARGEST_COUNT, help="Round at whose beginning it starts."),
     ] = None,
-    after: Annotated[float | None, typer.Option(min=0, help="So many seconds from now.")] = None,
+    after: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Time until it starts.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let something happen to links later, by time or by round.
+    """Schedule a network event by time or by round.
 
     Example: hypergpu schedule profile_change node_2 --profile poor --round 15
     """
     if (at_round is None) == (after is None):
-        raise InvalidInput("say when: either --round N or --after SECONDS")
+        raise InvalidInput("give either --round N or --after SECONDS")
+    client, event = client_of(context), await _event_of(context)
     request = net.ScheduleRequest(event=event, after_seconds=after, round=at_round)
-    _say(await client.call(client.netsim.Schedule, request), as_json)
+    _show_reply(await client.call(client.netsim.Schedule, request), as_json)
 
 
-@on_cluster
-async def scheduled(client: Client, as_json: AsJson = False) -> None:
-    """The events to come, those that run, and the last that are over.
+async def _event_of(context: typer.Context) -> net.Event:
+    """Return the event that the user described, of nodes that exist."""
+    event = EVENT.of(context).message()
+    await client_of(context).check_nodes([*event.nodes, *event.group_b])
+    return event
+
+
+async def scheduled(context: typer.Context, as_json: AsJson = False) -> None:
+    """List network events: scheduled, active and recently ended ones.
 
     Example: hypergpu scheduled
     """
-    _list(await client.call(client.netsim.ListScheduled, net.ListScheduledRequest()), as_json)
+    client = client_of(context)
+    _show_events(await client.call(client.netsim.ListScheduled, net.ListScheduledRequest()), as_json)
 
 
-@changing
 async def clear(
-    client: Client,
-    node: Annotated[str, typer.Argument(metavar="NODE", help="Only of this node's link; of all where left out.")] = "",
+    context: typer.Context,
+    node: Annotated[
+        str, typer.Argument(metavar="NODE", help="Node whose events to clear; by default all events.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """End the events that run, and forget those to come.
+    """End active network events and cancel scheduled ones.
 
     Example: hypergpu clear node_2
     """
+    client = client_of(context)
     if node:
         await client.check_nodes([node])
     reply = await client.call(client.netsim.Clear, net.ClearRequest(node_id=node))
     if as_json:
         print_json(reply)
     else:
-        say(f"{counted(reply.cleared, 'event')} ended or forgotten")
+        say(f"{counted(reply.cleared, 'event')} ended or cancelled")
 
 
-@changing
-async def scenario(
-    client: Client,
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SCENARIO", help="A YAML file, or the name of a shipped scenario (see `hypergpu simulate --list`)."
-        ),
-    ],
-    as_json: AsJson = False,
-) -> None:
-    """Set links as a scenario says, and schedule all of its events; the training in it is left aside.
+async def scenario(context: typer.Context, source: ScenarioName, as_json: AsJson = False) -> None:
+    """Set the links of a scenario and schedule its events; its training settings are ignored.
 
     Example: hypergpu scenario degrading
     """
+    client = client_of(context)
     file = find_scenario(source)
     request = net.LoadScenarioRequest(yaml=read_text(file), name=str(file))
-    _list(await client.call(client.netsim.LoadScenario, request), as_json)
+    _show_events(await client.call(client.netsim.LoadScenario, request), as_json)
 
 
-@changing
-async def reload(client: Client, as_json: AsJson = False) -> None:
-    """Let the proxy reread the files that it was started with: profiles, scenario, link map, certificates.
+async def reload(context: typer.Context, as_json: AsJson = False) -> None:
+    """Make the proxy reread its files: profiles, scenario, link map, certificates.
 
     Example: hypergpu reload
     """
+    client = client_of(context)
     reply = await client.call(client.netsim.Reload, net.ReloadRequest())
     if as_json:
         print_json(reply)
     else:
-        say(f"reloaded: {', '.join(reply.changed) or 'nothing has changed'}")
+        say(f"reloaded: {', '.join(reply.changed) or 'no file has changed'}")
 
 
-def _list(found: net.ScheduleList, as_json: bool) -> None:
+def _show_events(found: net.ScheduleList, as_json: bool) -> None:
     if as_json:
         print_json(found.events)
         return
@@ -268,7 +274,7 @@ def _list(found: net.ScheduleList, as_json: bool) -> None:
     print_table(table)
 
 
-def _say(reply: net.EventReply, as_json: bool) -> None:
+def _show_reply(reply: net.EventReply, as_json: bool) -> None:
     if as_json:
         print_json(reply)
     else:
@@ -280,7 +286,7 @@ def _range(direction: net.DirectionInfo) -> str:
 
 
 def _profile_text(file: Path) -> str:
-    """What the proxy understands: YAML, with a trace inside where it is one. Faults are told with the file's name."""
+    """Return a file as the proxy takes it: YAML, with a trace inside it. Errors name the file."""
     load_profiles(file)
     text = read_text(file)
     return yaml.safe_dump({"profiles": {file.stem: {"trace": text}}}) if file.suffix == ".csv" else text

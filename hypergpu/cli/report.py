@@ -1,28 +1,29 @@
-"""`hypergpu report`: a run as one page."""
+"""`hypergpu report`: render a run as one page."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hypergpu.cli.running import AsJson
 from hypergpu.common import strict_json
 from hypergpu.common.latest import LATEST, RUNS, find_run
+from hypergpu.common.options import AsJson
+from hypergpu.console import say
 from hypergpu.report import write_report
-from hypergpu.show import say
 
 
 def report(
-    run_dir: Annotated[
-        Path, typer.Argument(metavar="[RUN_DIR]", help="Where the run is kept; the newest by default.")
-    ] = RUNS / LATEST,
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory; by default the newest.")] = RUNS
+    / LATEST,
     baseline: Annotated[
-        Path | None, typer.Option(metavar="RUN_DIR", help="A run to compare it with, such as one without adaptation.")
+        Path | None, typer.Option(metavar="RUN_DIR", help="Run to compare with, such as one without adaptation.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="RUN_DIR/report.html by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File to write; by default RUN_DIR/report.html.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of a run, finished or not: one HTML page that needs nothing else.
+    """Render the report of a run, finished or not, as one self-contained HTML page.
 
     Example: hypergpu report runs/first --baseline runs/fixed --out first.html
     """

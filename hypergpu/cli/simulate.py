@@ -1,4 +1,4 @@
-"""`hypergpu simulate`: a scenario in virtual time."""
+"""`hypergpu simulate`: run a scenario in virtual time."""
 
 from pathlib import Path
 from textwrap import shorten
@@ -6,38 +6,36 @@ from typing import Annotated, Any
 
 import typer
 
-from hypergpu.cli.running import AsJson
-from hypergpu.common.config.whole import LARGEST_COUNT, LARGEST_INTEGER
+from hypergpu.cli.scenario_argument import ScenarioName
+from hypergpu.common.command_line import PREFIX
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.latest import point_latest
+from hypergpu.common.limits import LARGEST_COUNT
 from hypergpu.common.metric import LOSS, plain_number
+from hypergpu.common.options import FLAG, SEED, AsJson
+from hypergpu.console import counted, duration, new_table, print_json, print_table, progress_bar, say, size
 from hypergpu.report.model import natural
-from hypergpu.show import counted, duration, new_table, print_json, print_table, progress_bar, say, size
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.run import simulate as run_scenario
 from hypergpu.simulation.scenario_file import load_scenario, shipped
 
-ScenarioFile = Annotated[
-    str,
-    typer.Argument(
-        metavar="SCENARIO", help="A YAML file, or the name of a shipped scenario (see `hypergpu simulate --list`)."
-    ),
-]
 _MOST_NODES = 20
 _MOST_EVENTS = 5
 
 
 def simulate(
-    scenario: Annotated[
-        str, typer.Argument(metavar="SCENARIO", help="A YAML file, or the name of a shipped scenario.")
-    ] = "",
+    scenario: ScenarioName = "",
     *,
-    listing: Annotated[bool, typer.Option("--list", help="Only list the shipped scenarios.")] = False,
-    policy: Annotated[str | None, typer.Option(help="none, conservative, aggressive, reactive, proactive.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=LARGEST_INTEGER, help="Of links, data and parameters.")] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, help="Rounds to train.")] = None,
-    learning: Annotated[str | None, typer.Option(help="real: gradients; model: a model of convergence.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the run's files there, for a report.")] = None,
+    listing: Annotated[bool, typer.Option("--list", metavar=FLAG, help="List the shipped scenarios and exit.")] = False,
+    policy: Annotated[str | None, typer.Option(metavar="NAME", help="Policy, instead of the scenario's.")] = None,
+    seed: Annotated[int | None, SEED] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, metavar="N", help="Rounds to train.")] = None,
+    learning: Annotated[
+        str | None, typer.Option(metavar="KIND", help="real: compute gradients. model: a model of convergence.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run directory; by default the run is not kept.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a scenario in virtual time: the same file and seed give the same result, to the byte.
@@ -48,7 +46,7 @@ def simulate(
         _show_shipped(as_json)
         return
     if not scenario:
-        raise InvalidInput("say which SCENARIO: a YAML file, or the name of one that `hypergpu simulate --list` shows")
+        raise InvalidInput("give a SCENARIO: a YAML file, or a name from `hypergpu simulate --list`")
     given: dict[str, Any] = {"policy": policy, "seed": seed, "rounds": rounds, "learning": learning}
     loaded = load_scenario(scenario).changed(**{k: v for k, v in given.items() if v is not None})
     total = loaded.config.training.rounds
@@ -62,21 +60,21 @@ def simulate(
         say("\n".join(in_words(outcome)))
         _show_nodes(outcome)
         if out is not None:
-            say(f"the run is in {out}; `hypergpu report {out}` makes a page of it")
+            say(f"the run is in {out}; run `hypergpu report {out}` to render it")
     if outcome.given_up:
-        say(f"hypergpu: the run was given up: {outcome.given_up}", error=True)
+        say(f"{PREFIX}the run was aborted: {outcome.given_up}", error=True)
         raise typer.Exit(1)
 
 
 def in_words(outcome: Outcome) -> list[str]:
-    """What came of a run, one line for each thing to know."""
-    nothing = "no round was closed, so that nothing was measured"
+    """Return the result of a run as lines of text."""
+    nothing = "no round completed; nothing was measured"
     metric, loss = outcome.metric, f"loss {plain_number(outcome.final_loss)}"
     measured = loss if metric == LOSS else f"{metric.label(outcome.final_metric)}, {loss}"
     lines = [
         f"{outcome.scenario}, policy {outcome.policy}, seed {outcome.seed}: {counted(outcome.rounds, 'round')} in "
         f"{duration(outcome.seconds)} of virtual time ({outcome.reason or outcome.state})",
-        f"{measured if outcome.rounds else nothing}; {size(outcome.bytes)} moved in "
+        f"{measured if outcome.rounds else nothing}; {size(outcome.bytes)} transferred in "
         f"{counted(outcome.messages, 'message')}",
     ]
     target, reached = outcome.target, outcome.time_to_target_seconds
@@ -89,7 +87,7 @@ def in_words(outcome: Outcome) -> list[str]:
     for node, reasons in sorted(outcome.quarantined.items(), key=lambda item: natural(item[0])):
         lines.append(f"quarantine of {node}: {', '.join(reasons)}")
     missed = (shorten(event, 100, placeholder=" …") for event in outcome.events_missed[:_MOST_EVENTS])
-    return [*lines, *(f"the run was over before {event}" for event in missed)]
+    return [*lines, *(f"the run ended before {event}" for event in missed)]
 
 
 def _show_shipped(as_json: bool) -> None:
@@ -97,7 +95,7 @@ def _show_shipped(as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    table = new_table("scenario", "what it shows")
+    table = new_table("scenario", "description")
     table.columns[1].no_wrap = False
     for name, description in found.items():
         table.add_row(name, description)

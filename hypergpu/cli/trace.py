@@ -1,4 +1,4 @@
-"""`hypergpu trace`: real paths as files that a link can replay."""
+"""`hypergpu trace`: record real paths as files that a link can replay."""
 
 import asyncio
 import math
@@ -10,62 +10,70 @@ from typing import Annotated
 
 import typer
 
-from hypergpu.cli.running import AsJson, Authority, Insecure, transport
+from hypergpu.common.address import is_loopback
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.files import read_text
+from hypergpu.common.options import ADDRESS, AsJson, Insecure, TlsCa
+from hypergpu.common.tls import client_tls
+from hypergpu.console import print_json, say
 from hypergpu.netsim_proxy.link.traces import Row, format_trace, mahimahi_rows, parse_mahimahi
-from hypergpu.recording import MAX_PROBE_BYTES, Measured
-from hypergpu.recording import record as record_rows
-from hypergpu.show import print_json, say
+from hypergpu.path_probe import MAX_PROBE_BYTES, Measured
+from hypergpu.path_probe import record as record_rows
 
-_HELP = """Real paths as files that a link can replay.
+_HELP = """Record real paths as files that a link can replay.
 
 Example: hypergpu trace record train.example.org:50051 --out path.csv
 """
 app = typer.Typer(help=_HELP, no_args_is_help=True)
 
-Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The CSV to write.")]
+Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="CSV file to write.")]
 
 
 class Format(StrEnum):
-    """Foreign formats of traces."""
+    """Trace formats of other emulators."""
 
     MAHIMAHI = "mahimahi"
 
 
 @app.command()
 def record(
-    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Any gRPC server with the health service.")],
+    address: Annotated[
+        str, typer.Argument(metavar=ADDRESS, help="Address of any gRPC server with the health service.")
+    ],
     out: Out,
     *,
-    seconds: Annotated[float, typer.Option(min=0.1, max=1e7, help="How long to measure.")] = 60.0,
-    row_seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Length of a row.")] = 1.0,
-    calls_per_row: Annotated[int, typer.Option(min=1, max=1000, help="Calls that make up a row.")] = 10,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=1e7, metavar="SECONDS", help="Duration of the measurement.")
+    ] = 60.0,
+    row_seconds: Annotated[float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Length of a row.")] = 1.0,
+    calls_per_row: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Calls per row.")] = 10,
     probe_bytes: Annotated[
         int,
         typer.Option(
             min=0,
             max=MAX_PROBE_BYTES,
-            help="Most that is sent at once to measure the bandwidth, best 4 times what the path holds in a round trip"
-            " (rate × RTT) or more. 0: do not measure it.",
+            metavar="N",
+            help="Most bytes sent at once to measure the bandwidth, at best 4 times rate × RTT or more; 0 measures "
+            "none.",
         ),
     ] = 2_000_000,
-    probe_every: Annotated[float, typer.Option(min=0.1, help="Seconds from one bandwidth to the next.")] = 30.0,
-    tls_ca: Authority = None,
+    probe_every: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Interval of bandwidth measurements.")
+    ] = 30.0,
+    tls_ca: TlsCa = None,
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the round trips, losses and bandwidth of the path to a gRPC server.
+    """Measure the round trips, losses and upload bandwidth of the path to a gRPC server.
 
-    The bandwidth is that of the way up, as one TCP connection gets it; the way
-    down is left open. Measuring it fills the path for a moment, and costs 0.4 to
-    4 times --probe-bytes each time: up to 8 MB every 30 seconds by default.
-    ≥ marks one that was still growing: more --probe-bytes may tell more.
+    The bandwidth is that of one TCP connection. Each measurement fills the path for a moment and sends 0.4 to 4 times
+    --probe-bytes: up to 8 MB every 30 seconds by default. ≥ marks a lower bound; more --probe-bytes may find the real
+    value.
 
     Example: hypergpu trace record coordinator.example:50051 --out path.csv
     """
-    tls = transport(address, tls_ca, insecure)
-    _write(out, "")  # what cannot be kept need not be measured
+    tls = client_tls(tls_ca, insecure=insecure or is_loopback(address))
+    _write(out, "")  # a file that cannot be written is reported before the measurement
     measured = record_rows(
         address,
         tls,
@@ -88,17 +96,19 @@ def record(
 
 @app.command(name="import")
 def import_file(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The trace; of Mahimahi, that of the uplink.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Trace file; for Mahimahi, that of the uplink.")],
     out: Out,
     *,
-    trace_format: Annotated[Format, typer.Option("--format", help="What it is.")] = Format.MAHIMAHI,
+    trace_format: Annotated[Format, typer.Option("--format", help="Format of the file.")] = Format.MAHIMAHI,
     down: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="That of the downlink; by default the same.")
+        Path | None, typer.Option(metavar="FILE", help="Trace file of the downlink; by default the same file.")
     ] = None,
-    rtt_ms: Annotated[float, typer.Option(min=0, max=1e6, help="Round trip, which such a file does not hold.")] = 40.0,
-    row_seconds: Annotated[float, typer.Option(min=0.01, max=3600, help="Length of a row.")] = 0.5,
+    rtt_ms: Annotated[
+        float, typer.Option(min=0, max=1e6, metavar="MS", help="Round trip time, which the file does not contain.")
+    ] = 40.0,
+    row_seconds: Annotated[float, typer.Option(min=0.01, max=3600, metavar="SECONDS", help="Length of a row.")] = 0.5,
 ) -> None:
-    """Turn a trace of another emulator into one that a link can replay.
+    """Convert a trace of another emulator into one that a link can replay.
 
     Example: hypergpu trace import ATT-LTE-driving.up --down ATT-LTE-driving.down --out lte.csv
     """

@@ -1,4 +1,4 @@
-"""`hypergpu transfer`: what a link does to a transfer, asked of the model."""
+"""`hypergpu transfer`: predict transfer times on a link."""
 
 import math
 from dataclasses import asdict
@@ -7,44 +7,57 @@ from typing import Annotated
 
 import typer
 
-from hypergpu.cli.running import AsJson
-from hypergpu.common.config.whole import LARGEST_INTEGER
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.limits import LARGEST_INTEGER
+from hypergpu.common.options import AsJson, Seed
+from hypergpu.console import new_table, print_json, print_table
 from hypergpu.netsim_proxy.config.profile_file import load_profiles
 from hypergpu.netsim_proxy.link.outcomes import Direction, LossModel
 from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
 from hypergpu.netsim_proxy.link.transfer import Summary, plain_profile, transfer_times
 from hypergpu.netsim_proxy.link.window import CongestionControl
-from hypergpu.show import new_table, print_json, print_table
 
 
 def transfer(
     *,
-    nbytes: Annotated[int, typer.Option("--bytes", min=1, max=10**10, help="Size of the message.")] = 1_000_000,
-    rtt_ms: Annotated[float | None, typer.Option(min=0, max=1e6, help="Round trip.")] = None,
+    nbytes: Annotated[
+        int, typer.Option("--bytes", min=1, max=10**10, metavar="N", help="Size of the message.")
+    ] = 1_000_000,
+    rtt_ms: Annotated[float | None, typer.Option(min=0, max=1e6, metavar="MS", help="Round trip time.")] = None,
     bandwidth_mbit: Annotated[
-        float | None, typer.Option(min=0, max=1e9, help="Megabits per second; left out: no limit.")
+        float | None, typer.Option(min=0, max=1e9, metavar="MBIT", help="Bandwidth in Mbit/s; unlimited by default.")
     ] = None,
-    loss: Annotated[float, typer.Option(min=0, max=1, help="Share lost: of packets, or of RPCs.")] = 0.0,
-    burst: Annotated[float, typer.Option(min=1, max=100_000, help="Mean length of a run of losses.")] = 1.0,
+    loss: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of lost packets (transport) or RPCs (rpc).")
+    ] = 0.0,
+    burst: Annotated[
+        float, typer.Option(min=1, max=100_000, metavar="N", help="Mean number of consecutive losses.")
+    ] = 1.0,
     queue_bytes: Annotated[
         int,
         typer.Option(
             min=0,
             max=LARGEST_INTEGER,
-            help="What may wait for the bandwidth; 0: its product with the round trip, at least 100 kB.",
+            metavar="N",
+            help="Size of the queue; 0: bandwidth × round trip time, at least 100 kB.",
         ),
     ] = 0,
-    profile: Annotated[str, typer.Option(metavar="NAME", help="A link profile, instead of the figures above.")] = "",
-    profiles: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML of your own profiles.")] = None,
-    loss_model: Annotated[LossModel, typer.Option(help="What a loss looks like.")] = LossModel.TRANSPORT,
-    congestion_control: Annotated[CongestionControl, typer.Option(help="Of TCP.")] = CongestionControl.CUBIC,
-    direction: Annotated[Direction, typer.Option(help="Up is from the node.")] = Direction.UP,
-    samples: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many transfers of either kind.")] = 300,
-    seed: Annotated[int, typer.Option(min=0, max=LARGEST_INTEGER, help="The same seed gives the same transfers.")] = 0,
+    profile: Annotated[str, typer.Option(metavar="NAME", help="Link profile, instead of the figures above.")] = "",
+    profiles: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file of your own profiles.")] = None,
+    loss_model: Annotated[
+        LossModel, typer.Option(help="rpc: lost calls fail. transport: lost packets delay the transfer.")
+    ] = LossModel.TRANSPORT,
+    congestion_control: Annotated[
+        CongestionControl, typer.Option(help="Congestion control of TCP.")
+    ] = CongestionControl.CUBIC,
+    direction: Annotated[Direction, typer.Option(help="up: from the node. down: to the node.")] = Direction.UP,
+    samples: Annotated[
+        int, typer.Option(min=1, max=1_000_000, metavar="N", help="Number of transfers on new and on open connections.")
+    ] = 300,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """What a link does to a transfer: time to deliver a message on a new connection, and the next one on it.
+    """Predict the time to deliver a message over a link: on a new connection, and on an open one.
 
     Example: hypergpu transfer --rtt-ms 40 --bandwidth-mbit 20 --loss 0.01 --bytes 2000000
     """
@@ -79,10 +92,10 @@ def _link(
 ) -> Profile:
     if name:
         if rtt_ms is not None or bandwidth_mbit is not None or loss:
-            raise InvalidInput("give a --profile or the figures of a link, not both")
+            raise InvalidInput("give either --profile or the figures of a link")
         return find_profile(name, load_profiles(file) if file else None)
     if rtt_ms is None:
-        raise InvalidInput("give --rtt-ms (and --bandwidth-mbit, --loss), or a --profile")
+        raise InvalidInput("give --profile, or --rtt-ms with --bandwidth-mbit and --loss")
     try:
         return plain_profile(rtt_ms, math.inf if bandwidth_mbit is None else bandwidth_mbit, loss, burst, queue_bytes)
     except ValueError as error:
@@ -90,5 +103,5 @@ def _link(
 
 
 def _plain(summary: Summary) -> dict[str, float | None]:
-    """NaN is no JSON."""
+    """Return the summary with null for NaN, which JSON does not have."""
     return {key: None if math.isnan(value) else value for key, value in asdict(summary).items()}

@@ -1,4 +1,4 @@
-"""`hypergpu validate`: the simulator against reality."""
+"""`hypergpu validate`: compare the simulator with real processes."""
 
 import tempfile
 from pathlib import Path
@@ -6,33 +6,35 @@ from typing import Annotated
 
 import typer
 
-from hypergpu.cli.running import AsJson
-from hypergpu.common.config.whole import LARGEST_COUNT
-from hypergpu.show import counted, print_json, say
+from hypergpu.common.limits import LARGEST_COUNT
+from hypergpu.common.options import AsJson
+from hypergpu.console import counted, print_json, say
 from hypergpu.simulation.scenario_file import load_scenario
 from hypergpu.simulation.validate import Agreement, RoundTimes
 from hypergpu.simulation.validate import validate as run_both
 
 
 def validate(
-    scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A small one; by default the demo's.")] = "mixed",
+    scenario: Annotated[
+        str, typer.Argument(metavar="SCENARIO", help="A small scenario; by default the demo's.")
+    ] = "mixed",
     *,
-    rounds: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, help="Rounds to train.")] = 12,
-    policy: Annotated[str | None, typer.Option(help="none, conservative, aggressive, reactive, proactive.")] = None,
-    most_error: Annotated[float, typer.Option(min=0, help="Round-time error that passes, relative.")] = 0.1,
+    rounds: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, metavar="N", help="Rounds to train.")] = 12,
+    policy: Annotated[str | None, typer.Option(metavar="NAME", help="Policy, instead of the scenario's.")] = None,
+    most_error: Annotated[float, typer.Option(min=0, metavar="SHARE", help="Maximum relative round-time error.")] = 0.1,
     least_agreement: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of nodes chosen alike, in the mean over rounds, that passes.")
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Minimum mean share of matching selections.")
     ] = 0.75,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the runs there.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Directory for the runs; by default they are not kept.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a scenario by real processes and in virtual time, and compare; the exit code is 1 where they disagree.
+    """Run a scenario with real processes and in virtual time, and compare; the exit code is 1 if they differ.
 
-    Two figures decide the exit code. With the decisions of the real run replayed, the error of each round's time, in
-    the median over rounds: are the times right? With the simulator's own decisions, the share of nodes that both chose:
-    are the decisions right? Round times are shown there and not judged: one batch size that a busy moment of the
-    machine made differ changes all after it. Run it on an otherwise idle machine: what slows the real processes counts
-    as the simulator's error.
+    Two figures decide the exit code: the median error of round times when the simulator replays the real run's
+    decisions, and the mean share of nodes that both select when it makes its own decisions. Run this on an otherwise
+    idle machine: whatever slows the real processes counts as the simulator's error.
 
     Example: hypergpu validate mixed --rounds 12
     """
@@ -62,12 +64,12 @@ def _print(found: Agreement, most_error: float, least_agreement: float) -> None:
     _print_times(own)
     say(f"  single rounds   {own.median_error:.1%} apart in the median, {own.worst_error:.0%} the worst")
     agreed = found.selection_agreement
-    say(f"  who took part   {agreed:.0%} agreement ({_verdict(agreed >= least_agreement, least_agreement)})")
+    say(f"  selected nodes  {agreed:.0%} agreement ({_verdict(agreed >= least_agreement, least_agreement)})")
     say(f"  batch sizes     {found.batch_size_ratio:.2f} times the real ones in the median")
     text = found.metric.text
     say(f"  final {found.metric.name:9} {text(found.real_metric)} and {text(found.simulated_metric)}\n")
-    say("taken from the real run: when its processes started, what computing and evaluating took,")
-    say(f"and {1000 * found.handling_seconds:.0f} ms for handling each unit of work (fitted)")
+    say("taken from the real run: start times of its processes, times of computing and evaluating,")
+    say(f"and {1000 * found.handling_seconds:.0f} ms of overhead per work unit (fitted)")
 
 
 def _print_times(times: RoundTimes) -> None:

@@ -5,6 +5,7 @@ Names, reasons and errors come from other machines: their control characters are
 
 import logging
 import sys
+from enum import StrEnum
 from typing import Final
 
 import structlog
@@ -13,20 +14,29 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from hypergpu.common import strict_json
 from hypergpu.common.text import printable
 
-_LEVELS = ("debug", "info", "warning", "error")
 _TRACEBACKS: Final = frozenset({"exception", "stack"})
 """Texts of several lines."""
 
 
-def configure(level: str = "info", json: bool | None = None) -> None:
-    """Send structlog's events to standard error; `json=None` means JSON where stderr is not a terminal.
+class LogLevel(StrEnum):
+    """Severity of a log line."""
 
-    Raises:
-        ValueError: an unknown level.
-    """
-    if level not in _LEVELS:
-        raise ValueError(f"log level {level!r} is not one of {', '.join(_LEVELS)}")
-    as_json = not sys.stderr.isatty() if json is None else json
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """How a service writes its log."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def configure(level: LogLevel = LogLevel.INFO, log_format: LogFormat | None = None) -> None:
+    """Send structlog's events to standard error; by default as JSON where stderr is not a terminal."""
+    as_json = log_format is LogFormat.JSON if log_format else not sys.stderr.isatty()
     rendering = [structlog.processors.JSONRenderer(strict_json.dumps)] if as_json else _for_people()
     structlog.configure(
         processors=[

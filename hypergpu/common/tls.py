@@ -37,6 +37,34 @@ class Tls:
     authority: Path | None = None
 
 
+def server_tls(certificate: Path | None, key: Path | None, *, insecure: bool) -> Tls | None:
+    """Return the TLS files of a server, checked; None for plaintext.
+
+    Raises:
+        ConfigError: a file is missing or cannot be used, or neither files nor `insecure` are given.
+    """
+    if (certificate is None) != (key is None):
+        raise ConfigError("--tls-cert and --tls-key go together")
+    if certificate is not None and key is not None:
+        read_pair(certificate, key)
+        return Tls(certificate=certificate, key=key)
+    if not insecure:
+        raise ConfigError("give --tls-cert and --tls-key for TLS, or --insecure on a trusted network")
+    return None
+
+
+def client_tls(authority: Path | None, *, insecure: bool) -> Tls | None:
+    """Return how a client verifies its server: by `authority`, else by the system's; None for plaintext.
+
+    Raises:
+        ConfigError: the file of the authority cannot be used.
+    """
+    if authority is not None:
+        read_authority(authority)
+        return Tls(authority=authority)
+    return None if insecure else Tls()
+
+
 def read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
     """Return a certificate chain and its private key, as PEM.
 

@@ -36,6 +36,22 @@ def find_token(option: str | None, option_file: Path | None, environment: Mappin
     return ""
 
 
+def server_token(
+    option: str | None, option_file: Path | None, environment: Mapping[str, str], *, optional: bool
+) -> str:
+    """Return the token that a server asks of its clients; empty only where it is `optional`.
+
+    Raises:
+        ConfigError: as `find_token`, or a token is needed and none is given.
+    """
+    token = find_token(option, option_file, environment)
+    if not token and not optional:
+        raise ConfigError(
+            "a join token is needed: give --token-file FILE or set HYPERGPU_TOKEN, or --insecure on a trusted network"
+        )
+    return token
+
+
 def check_token(text: str, source: str) -> str:
     """Return the token in `text`: what stands around it in files and variables, such as a line end, is no part of it.
 

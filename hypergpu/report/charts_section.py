@@ -3,16 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from hypergpu.common.metric import LOSS, MetricSpec
-from hypergpu.report import story
+from hypergpu.console import counted
+from hypergpu.report import timeline_data
 from hypergpu.report.charts.canvas import framed, legend
-from hypergpu.report.charts.lanes import Stretch, lanes, strip
 from hypergpu.report.charts.lines import Point, Series, empty, line_chart
-from hypergpu.report.charts.stacks import shares, stacked_bars
+from hypergpu.report.charts.stacked_bar_chart import shares, stacked_bars
+from hypergpu.report.charts.swimlane_chart import Stretch, lanes, strip
 from hypergpu.report.formats import duration, figure, percent
 from hypergpu.report.markup import Markup, tag
 from hypergpu.report.model import Round, Run, natural
 from hypergpu.report.table import row_id
-from hypergpu.show import counted
 
 MOST_LANES = 32
 Of = Callable[[Round], float | None]
@@ -45,10 +45,10 @@ def learning(run: Run, others: Sequence[tuple[str, str, Run]] = ()) -> Markup:
 def timeline(run: Run, rows: Sequence[int]) -> Markup:
     """Events, links, selection and batches on one time axis; `rows` are the events that the table lists."""
     span = (run.began_at, run.ended_at)
-    shown = story.most_eventful(run, MOST_LANES)
+    shown = timeline_data.most_eventful(run, MOST_LANES)
     left_out = len(run.node_ids) > len(shown)
     few = f" Drawn are the {len(shown)} most eventful of {counted(len(run.node_ids), 'node')}." if left_out else ""
-    guides = story.turning_points(run)
+    guides = timeline_data.turning_points(run)
     dotted = " Dotted lines: changes of the network, and rollbacks." if guides else ""
 
     def drawn(title: str, lane: Mapping[str, Sequence[Stretch]], says: str, key: Sequence[tuple[str, str]]) -> Markup:
@@ -56,19 +56,19 @@ def timeline(run: Run, rows: Sequence[int]) -> Markup:
             return framed(title, says, empty("Nothing is on record."))
         return framed(title, says + few, lanes(lane, span, says, guides), legend(key) if key else None)
 
-    quality = story.quality_lanes(run, shown)
+    quality = timeline_data.quality_lanes(run, shown)
     figures = [_strip(run, rows)]
-    counts = story.class_counts(run)
+    counts = timeline_data.class_counts(run)
     if counts:
         says = "How the links divide into classes."
-        styles = {each: f"q-{each}" for each in story.QUALITIES}
+        styles = {each: f"q-{each}" for each in timeline_data.QUALITIES}
         figures.append(framed("All links", says, shares(counts, styles, span, says)))
-    classes = [(f"q-{each}", each) for each in story.QUALITIES]
-    parts = [(f"p-{each}", meaning) for each, meaning in story.TAKING_PART.items()]
+    classes = [(f"q-{each}", each) for each in timeline_data.QUALITIES]
+    parts = [(f"p-{each}", meaning) for each, meaning in timeline_data.TAKING_PART.items()]
     figures += [
         drawn("Link quality", quality, _quality_says(quality) + dotted, classes),
-        drawn("Selection and quarantine", story.participation_lanes(run, shown), _part_says(run), parts),
-        drawn("Batch sizes", story.batch_lanes(run, shown), _batch_says(run), ()),
+        drawn("Selection and quarantine", timeline_data.participation_lanes(run, shown), _part_says(run), parts),
+        drawn("Batch sizes", timeline_data.batch_lanes(run, shown), _batch_says(run), ()),
     ]
     return tag(
         "div",
@@ -85,17 +85,19 @@ def round_time(run: Run) -> Markup:
     """Where the time of each round went."""
     if not run.rounds:
         return empty("No round was finished.")
-    bars = story.round_parts(run)
+    bars = timeline_data.round_parts(run)
     whole = sum(sum(parts.values()) for _, parts in bars) or 1.0
-    totals = ", ".join(f"{percent(sum(parts[name] for _, parts in bars) / whole)} {name}" for name in story.PARTS)
+    totals = ", ".join(
+        f"{percent(sum(parts[name] for _, parts in bars) / whole)} {name}" for name in timeline_data.PARTS
+    )
     says = f"Of all round time: {totals}. Computing is that of the slowest node that contributed."
-    key = legend([(style, name) for name, style in story.PARTS.items()])
-    return framed("Round time and its parts", says, stacked_bars(bars, story.PARTS, says), key)
+    key = legend([(style, name) for name, style in timeline_data.PARTS.items()])
+    return framed("Round time and its parts", says, stacked_bars(bars, timeline_data.PARTS, says), key)
 
 
 def _strip(run: Run, rows: Sequence[int]) -> Markup:
-    marks = story.event_marks(run, {number: row_id(number) for number in rows})
-    bands = story.round_bands(run)
+    marks = timeline_data.event_marks(run, {number: row_id(number) for number in rows})
+    bands = timeline_data.round_bands(run)
     short = sum(band.state == "band-short" for band in bands)
     count = sum(len(each) for each in marks.values())
     if len(bands) > 1:
@@ -141,7 +143,7 @@ def _quality_says(rows: Mapping[str, Sequence[Stretch]]) -> str:
         return "No link was classed."
     last = [stretches[-1].label for stretches in rows.values()]
     changes = sum(len(stretches) - 1 for stretches in rows.values())
-    ends = ", ".join(f"{last.count(each)} {each}" for each in story.QUALITIES if each in last)
+    ends = ", ".join(f"{last.count(each)} {each}" for each in timeline_data.QUALITIES if each in last)
     return f"{counted(changes, 'change')} of class; at the end {ends}."
 
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 from importlib.resources import files
 
+from hypergpu.console import counted
 from hypergpu.report.against import Against
 from hypergpu.report.charts.lines import empty
 from hypergpu.report.charts_section import learning, round_time, timeline
@@ -11,9 +12,8 @@ from hypergpu.report.formats import duration, figure
 from hypergpu.report.headline import Measure, final, measures, target_sentence
 from hypergpu.report.markup import Markup, tag
 from hypergpu.report.model import Run, natural
-from hypergpu.report.story import words
 from hypergpu.report.table import chosen, event_table
-from hypergpu.show import counted
+from hypergpu.report.timeline_data import words
 
 MOST_NODES = 500
 _SECTIONS = ("learning", "timeline", "time", "decisions", "nodes", "settings")

@@ -16,8 +16,8 @@ from hypergpu.common import strict_json
 from hypergpu.common.config.document import load_yaml
 from hypergpu.common.errors import ConfigError, InvalidInput
 from hypergpu.common.metric import ACCURACY, MetricSpec, finite
+from hypergpu.console import counted
 from hypergpu.report.model import Event, Figures, NodeRound, Round, Run
-from hypergpu.show import counted
 
 Json = Mapping[str, object]
 

@@ -7,7 +7,7 @@ from hypergpu.report.charts.lines import empty
 from hypergpu.report.formats import clock, figure
 from hypergpu.report.markup import Markup, tag
 from hypergpu.report.model import Event, Run, natural
-from hypergpu.report.story import category, words
+from hypergpu.report.timeline_data import category, words
 
 MOST_ROWS = 2_000
 _NO_NEWS = frozenset({"round_started", "shards_dealt"})

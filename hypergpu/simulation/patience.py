@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from hypergpu.console import counted
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
-from hypergpu.show import counted
 from hypergpu.simulation.scenario import Scenario
 
 LEAST_SECONDS = 2 * 3600.0

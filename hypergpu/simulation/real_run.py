@@ -8,7 +8,7 @@ import yaml
 
 from hypergpu.common.errors import HyperGPUError, InvalidInput, Unavailable
 from hypergpu.coordinator.run_lock import RunLock
-from hypergpu.local import LocalCluster, LocalNode
+from hypergpu.local_cluster import LocalCluster, LocalNode
 from hypergpu.netsim_proxy.config.scenario import in_turn
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import netsim_pb2 as net

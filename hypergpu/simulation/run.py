@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hypergpu.common.metric import ACCURACY, MetricSpec
+from hypergpu.console import duration
 from hypergpu.coordinator.core.adaptation import Adaptation
 from hypergpu.coordinator.core.orchestration import build_orchestrator
 from hypergpu.coordinator.core.rounds import events as ev
@@ -17,7 +18,6 @@ from hypergpu.coordinator.core.rounds.shards import ShardTable
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.netsim_proxy.config.scenario import in_turn
 from hypergpu.netsim_proxy.link.outcomes import Direction
-from hypergpu.show import duration
 from hypergpu.simulation.compute import SimulatedCards
 from hypergpu.simulation.convergence import ModelledLearning
 from hypergpu.simulation.coordinator import Punctual, VirtualCoordinator

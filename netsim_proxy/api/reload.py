@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-from argparse import Namespace
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ from hypergpu.netsim_proxy.config.link_map import LinkMap
 from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
 from hypergpu.netsim_proxy.io.server import Proxy
 from hypergpu.netsim_proxy.link.profiles import Profile
+from hypergpu.netsim_proxy.options import ProxyOptions, ProxySettings
 
 log = structlog.get_logger()
 
@@ -30,12 +31,13 @@ class Files:
     what it held is not applied again, so that a scenario does not begin anew because a profile changed.
     """
 
-    def __init__(self, options: Namespace, catalogue: ProfileRegistry) -> None:
+    def __init__(self, options: ProxyOptions, settings: ProxySettings, catalogue: ProfileRegistry) -> None:
         self._options, self._catalogue = options, catalogue
+        self._given_links = settings.client_link, settings.server_name_link
         self._texts: dict[Path, str] = {}
         self._planned: list[Entry] = []
         self._lock = asyncio.Lock()
-        self.link_map = LinkMap.of(options.client_link, options.server_name_link)
+        self.link_map = LinkMap.of(*self._given_links)
 
     async def load_profiles(self) -> None:
         """Read the profiles before there are links.
@@ -69,14 +71,14 @@ class Files:
         """Check all of `texts`, and then apply them."""
         options, link_map, scenario = self._options, self.link_map, None
         profiles: Mapping[str, Profile] = {}
-        if options.link_map in texts:
+        if options.link_map is not None and options.link_map in texts:
             from hypergpu.netsim_proxy.config.link_map_file import parse_link_map  # noqa: PLC0415 - brings pydantic along
 
-            given = options.client_link, options.server_name_link
-            link_map = await asyncio.to_thread(parse_link_map, texts[options.link_map], str(options.link_map), *given)
-        if options.profiles in texts:
+            read = partial(parse_link_map, texts[options.link_map], str(options.link_map), *self._given_links)
+            link_map = await asyncio.to_thread(read)
+        if options.profiles is not None and options.profiles in texts:
             profiles = await self._catalogue.read_profiles(texts[options.profiles], options.profiles)
-        if options.scenario in texts:
+        if options.scenario is not None and options.scenario in texts:
             scenario = await self._catalogue.read_scenario(texts[options.scenario], str(options.scenario), profiles)
             schedule.require_room(len(scenario.events), sum(event.size for event in scenario.events))
         if proxy is not None:

@@ -6,16 +6,17 @@ network: {profile: average, seed: 7, scenario: scenario.yaml}
 links: {addresses: {10.1.0.0/16: rack_1}}
 tls: {certificate: proxy.crt, key: proxy.key, client_ca: ca.crt}
 control: {address: "unix:/run/netsim-control.sock"}
-metrics: 0.0.0.0:9100
+http_listen: 0.0.0.0:9100
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from hypergpu.common.config import ConfigSection
 from hypergpu.common.config.whole import Integer
+from hypergpu.common.log import LogFormat, LogLevel
 from hypergpu.netsim_proxy.config.yaml_text import parse_yaml
 from hypergpu.netsim_proxy.link.outcomes import LossModel
 
@@ -110,14 +111,16 @@ class ProxyConfig(ConfigSection):
     """TLS to the upstream; an empty section is TLS with the system's authorities."""
     control: ControlSection = ControlSection()
     """The control API."""
-    metrics: str | None = None
+    http_listen: str | None = None
     """HOST:PORT of /metrics, /healthz and /readyz."""
     lateness_bound_ms: Amount | None = None
     """Later deliveries are reported."""
     realtime: bool | None = None
     """Whether to ask for real-time scheduling."""
-    log_level: Literal["debug", "info", "warning", "error"] | None = None
-    """What standard error shows."""
+    log_level: LogLevel | None = None
+    """Lowest level that is logged."""
+    log_format: LogFormat | None = None
+    """Format of the log; by default text on a terminal and JSON elsewhere."""
     drain_seconds: Amount | None = None
     """How long open calls may go on after SIGTERM."""
 
@@ -151,11 +154,12 @@ class ProxyConfig(ConfigSection):
             "upstream_key": upstream_tls.key,
             "control": control.address,
             "token_file": control.token_file,
-            "insecure_control": control.insecure,
-            "metrics": self.metrics,
+            "insecure": control.insecure,
+            "http_listen": self.http_listen,
             "lateness_bound_ms": self.lateness_bound_ms,
             "realtime": self.realtime,
             "log_level": self.log_level,
+            "log_format": self.log_format,
             "drain_seconds": self.drain_seconds,
         }
         return {name: value for name, value in named.items() if value is not None}

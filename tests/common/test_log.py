@@ -32,7 +32,7 @@ def stderr(capsys: pytest.CaptureFixture[str]) -> Iterator[Stderr]:
 
 
 def as_server() -> None:
-    log.configure("info", json=False)
+    log.configure(log_format=log.LogFormat.TEXT)
 
 
 @pytest.mark.parametrize("configure", [as_server, log.configure_cli])
@@ -69,7 +69,7 @@ def test_what_libraries_log_is_held_to_it(stderr: Stderr) -> None:
 
 
 def test_json_has_escapes_of_its_own(stderr: Stderr) -> None:
-    log.configure("info", json=True)
+    log.configure(log_format=log.LogFormat.JSON)
     structlog.get_logger().info("said \x1b\n", node="\u202e")
     assert stderr.getvalue().rstrip("\n").isprintable()
     assert json.loads(stderr.getvalue())["event"] == "said \x1b\n"

@@ -9,7 +9,7 @@ import structlog
 
 from hypergpu.common import strict_json
 from hypergpu.common.errors import ConfigError
-from hypergpu.common.log import configure
+from hypergpu.common.log import LogFormat, configure
 
 
 def refuse(name: str) -> None:
@@ -34,7 +34,7 @@ def test_logs_are_strict_json(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     try:
-        configure("info", json=True)
+        configure(log_format=LogFormat.JSON)
         structlog.get_logger().info("the loss is odd", loss=math.nan)
     finally:
         structlog.reset_defaults()

@@ -196,7 +196,7 @@ def test_an_interrupt_leaves_the_run_readable(cluster: Cluster) -> None:
         (["--insecure", "--task=digit"], "did you mean 'digits'"),
         (["--insecure", "--set=training.roundz=3"], "did you mean 'rounds'"),
         (["--insecure", "--rounds=-1"], "training.rounds"),
-        (["--insecure", "--force"], "--force goes with --resume"),
+        (["--insecure", "--force"], "--force needs --resume"),
         (["--insecure", "--policy=bold"], "orchestrator.policy"),
         (["--insecure", "--listen=nowhere"], "HOST:PORT"),
         (["--token=t"], "--tls-cert"),
@@ -233,7 +233,7 @@ def test_a_second_coordinator_in_one_place_is_refused_until_the_first_is_killed(
         assert (
             second.text.strip()
             .splitlines()[-1]
-            .startswith(f"coordinator: the run directory {cluster.out} is in use by process {first.pid};")
+            .startswith(f"hypergpu: the run directory {cluster.out} is in use by process {first.pid};")
         )
     assert {file: file.read_bytes() for file in cluster.out.rglob("*") if file.is_file()} == before
     first.kill()

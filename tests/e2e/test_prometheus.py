@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from hypergpu.demo import demo_nodes
-from hypergpu.local import LocalCluster
+from hypergpu.local_cluster import LocalCluster
 from tests.patience import Wait, until_async
 
 PROMETHEUS = shutil.which("prometheus")

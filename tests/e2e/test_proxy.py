@@ -18,9 +18,9 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from hypergpu.netsim_proxy.link.traces import Row, format_trace
+from hypergpu.path_probe import record
 from hypergpu.protos import netsim_pb2 as net
 from hypergpu.protos import netsim_pb2_grpc
-from hypergpu.recording import record
 from tests.patience import patience
 
 pytestmark = pytest.mark.e2e
@@ -68,7 +68,7 @@ def test_same_seed_same_network(upstream: str, tmp_path: Path) -> None:
 
     def lost() -> list[int]:
         arguments = ["--profile=unstable", "--seed=7", f"--upstream={upstream}", "--node-profile=n=fast"]
-        arguments += [f"--scenario={scenario}", f"--profiles={tmp_path / 'p.yaml'}", "--metrics=127.0.0.1:0"]
+        arguments += [f"--scenario={scenario}", f"--profiles={tmp_path / 'p.yaml'}", "--http-listen=127.0.0.1:0"]
         (tmp_path / "p.yaml").write_text("profiles:\n  fast: {rtt_ms: [1, 2], loss: 0.3}\n")
         with proxy(*arguments) as (found, _), grpc.insecure_channel(found["listening"]) as channel:
             echo: Any = channel.unary_unary("/t.T/Echo")
@@ -155,7 +155,7 @@ def test_bad_input_gets_one_line(arguments: list[str], what: str) -> None:
 
 
 def test_probes_are_answered_beside_connections_that_drip(upstream: str) -> None:
-    with proxy(f"--upstream={upstream}", "--metrics=127.0.0.1:0") as (found, process):
+    with proxy(f"--upstream={upstream}", "--http-listen=127.0.0.1:0") as (found, process):
         host, _, port = found["metrics"].rpartition(":")
         dripping = [socket.create_connection((host, int(port))) for _ in range(100)]
         for sock in dripping:

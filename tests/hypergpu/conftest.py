@@ -10,8 +10,8 @@ import grpc
 import pytest
 
 from hypergpu.cli import main
-from hypergpu.cluster import Cluster
 from hypergpu.common.rpc import SERVER_OPTIONS
+from hypergpu.discovery import Cluster
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import coordinator_pb2_grpc, netsim_pb2_grpc
 from hypergpu.protos import netsim_pb2 as net

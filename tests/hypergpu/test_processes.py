@@ -11,9 +11,17 @@ from hypergpu.common.errors import HyperGPUError
 from hypergpu.processes import Process
 
 
+def write_program(directory: Path, source: str) -> None:
+    """Write a package that `python -m hypergpu` runs where PYTHONPATH names its directory."""
+    package = directory / "hypergpu"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(source)
+
+
 async def start(directory: Path, source: str) -> Process:
-    (directory / "program.py").write_text(source)
-    return await Process.start("program", ["program"], {"PYTHONPATH": str(directory)}, directory)
+    write_program(directory, source)
+    return await Process.start("program", ["node"], {"PYTHONPATH": str(directory)}, directory)
 
 
 async def test_the_address_is_known_once_it_listens_and_the_log_holds_what_it_said(tmp_path: Path) -> None:
@@ -42,25 +50,23 @@ async def test_one_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
 
 
 async def test_what_it_ended_with_is_quoted_without_the_programs_own_prefix(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text("print('program: there is no task'); raise SystemExit(2)")
-    process = await Process.start("worker", ["program"], {"PYTHONPATH": str(tmp_path)}, tmp_path)
-    with pytest.raises(HyperGPUError, match=r"^worker ended before it listened: there is no task$"):
+    process = await start(tmp_path, "print('hypergpu: there is no task'); raise SystemExit(2)")
+    with pytest.raises(HyperGPUError, match=r"^program ended before it listened: there is no task$"):
         await process.addresses()
     await process.end()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux's kernel can do it")
 async def test_none_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(
-        "import os, time; print(f'listening on pid:{os.getpid()}', flush=True); time.sleep(60)"
-    )
-    parent = tmp_path / "parent.py"
+    write_program(tmp_path, "import os, time; print(f'listening on pid:{os.getpid()}', flush=True); time.sleep(60)")
+    parent = tmp_path / "parent" / "main.py"  # Python finds modules beside it
+    parent.parent.mkdir()
     parent.write_text(
         "import asyncio, pathlib\n"
         "from hypergpu.processes import Process\n"
         "async def main():\n"
         f"    here = {str(tmp_path)!r}\n"
-        "    child = await Process.start('program', ['program'], {'PYTHONPATH': here}, pathlib.Path(here))\n"
+        "    child = await Process.start('program', ['node'], {'PYTHONPATH': here}, pathlib.Path(here))\n"
         "    print((await child.addresses())['listening'], flush=True)\n"
         "    await child.wait()\n"
         "asyncio.run(main())\n"

@@ -1,7 +1,6 @@
 """Files that are read again while the proxy runs; a bad one leaves everything as it was."""
 
 import asyncio
-from argparse import Namespace
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from hypergpu.netsim_proxy.io.server import Proxy
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.events import NetworkEvent
 from hypergpu.netsim_proxy.link.profiles import find_profile
+from hypergpu.netsim_proxy.options import ProxyOptions, check
 from hypergpu.protos import netsim_pb2 as pb
 from hypergpu.protos import netsim_pb2_grpc
 
@@ -37,15 +37,16 @@ class Started:
         self.profiles.write_text(PROFILES)
         self.scenario.write_text(SCENARIO)
         self.link_map.write_text("addresses: {10.0.0.0/8: a}\n")
-        options = Namespace(
+        options = ProxyOptions(
+            upstream="127.0.0.1:1",
+            listen=["127.0.0.1:0"],
             profiles=self.profiles,
             scenario=self.scenario,
             link_map=self.link_map,
-            client_link={"127.0.0.1": "mine"},
-            server_name_link={},
+            client_link=["127.0.0.1=mine"],
         )
         self.catalogue = ProfileRegistry()
-        self.files = Files(options, self.catalogue)
+        self.files = Files(options, check(options, {}), self.catalogue)
 
     async def start(self, pacer: Pacer) -> "Started":
         await self.files.load_profiles()

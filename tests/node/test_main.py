@@ -5,9 +5,8 @@ import sys
 from urllib.request import urlopen
 
 import pytest
-from typer.testing import CliRunner
 
-from hypergpu.node.__main__ import app
+from hypergpu.node.__main__ import main
 
 
 @pytest.mark.parametrize(
@@ -25,18 +24,24 @@ from hypergpu.node.__main__ import app
         (["--log-level", "loud"], "loud"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], told: str) -> None:
-    result = CliRunner().invoke(app, ["--insecure", *arguments])
-    assert result.exit_code == 2
-    (line,) = [line for line in result.output.splitlines() if line.startswith("node: ")]
-    assert told in line
-    assert "Traceback" not in result.output
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--insecure", *arguments])
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.startswith("hypergpu: ")]
+    assert (printed.out, len(lines)) == ("", 1)
+    assert told in lines[0]
+    assert "Traceback" not in printed.err
 
 
-def test_plain_text_must_be_asked_for() -> None:
-    result = CliRunner().invoke(app, [])
-    assert result.exit_code == 2
-    assert "--insecure" in result.output
+def test_plaintext_on_one_machine_must_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "hypergpu: give --tls-ca FILE to use TLS, or --insecure for plaintext\n"
 
 
 @pytest.mark.e2e

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hypergpu.common.config.section import ConfigSection
-from hypergpu.common.config.whole import LARGEST_COUNT, REACHABLE, Count, CountOrZero
+from hypergpu.common.config.whole import REACHABLE, Count, CountOrZero
+from hypergpu.common.limits import LARGEST_COUNT
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]

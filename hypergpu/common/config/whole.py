@@ -4,10 +4,8 @@ from typing import Annotated, Final
 
 from pydantic import BeforeValidator, Field
 
-LARGEST_COUNT: Final = (1 << 31) - 1
-"""Of rounds, samples, nodes and whatever else is counted: fits 32 bits, signed or not."""
-LARGEST_INTEGER: Final = (1 << 63) - 1
-"""Of seeds and bytes: fits 64 bits, signed or not."""
+from hypergpu.common.limits import LARGEST_COUNT, LARGEST_INTEGER
+
 _OUT_OF_REACH: Final = 1 << 64
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hypergpu.cli import look
+from hypergpu.cli import inspect
 from hypergpu.client import connect
-from hypergpu.cluster import Cluster, announce, state_dir
+from hypergpu.discovery import Cluster, announce, state_dir
 from hypergpu.netsim_proxy.config.profile_file import parse_profiles
 from hypergpu.protos import coordinator_pb2 as pb
 
@@ -134,12 +134,12 @@ def test_the_last_frame_stays_on_the_terminal(fakes: Any, monkeypatch: pytest.Mo
     """What is written after the other screen is left (rmcup) is what the user keeps."""
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=100, height=30)
-    monkeypatch.setattr(look, "new_console", lambda: console)
+    monkeypatch.setattr(inspect, "new_console", lambda: console)
     fakes.coordinator.last_statuses = last
 
     async def watch() -> None:
         async with connect(fakes.cluster) as client:
-            await look._watch(client, 0.1)
+            await inspect._watch(client, 0.1)
 
     asyncio.run(watch())
     kept = out.getvalue().rpartition("\x1b[?1049l")[2]
@@ -283,7 +283,7 @@ def test_a_scenario_is_read_here_and_scheduled_there(on_fakes: Cli, fakes: Any, 
 def test_events_are_listed_and_cleared(on_fakes: Cli, fakes: Any) -> None:
     assert "over" in on_fakes("scheduled").out
     assert json.loads(on_fakes("scheduled", "--json").out)[0]["event"]["type"] == "recovery"
-    assert on_fakes("clear", "node_2").out == "1 event ended or forgotten\n"
+    assert on_fakes("clear", "node_2").out == "1 event ended or cancelled\n"
     assert fakes.proxy.asked[-1].node_id == "node_2"
     assert "unknown node 'node_3'" in on_fakes("clear", "node_3").err
 

@@ -128,7 +128,7 @@ def test_quiet_is_the_result_the_verdict_and_where_the_report_is(cli: Cli, compa
     assert [line.split()[0] for line in lines] == ["completed:", "In", "report:"]
     both = cli("demo", "--quiet", "--verbose")
     assert both.code == 2
-    assert "exclude each other" in both.err
+    assert "give either --quiet or --verbose" in both.err
 
 
 def test_json_is_strict_and_tells_the_same_speedup_as_the_report(cli: Cli, compares: list[str]) -> None:

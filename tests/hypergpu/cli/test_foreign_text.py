@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.panel import Panel
 
+from hypergpu.console import PlainConsole, marked, new_table, print_table, say, styled
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import netsim_pb2 as net
-from hypergpu.show import PlainConsole, marked, new_table, print_table, say, styled
 
 Cli = Callable[..., Any]
 HOSTILE = ["[/]", "[bold", "[red]x[/red]", "[/red]", "a[b]", ":smile:", "[link=x]y", "\\[", "\\"]
@@ -95,7 +95,7 @@ def test_nothing_is_printed_but_by_what_makes_text_harmless() -> None:
                 found.append(str(file.relative_to(package)))
             if isinstance(name, ast.Attribute) and name.attr in {"echo", "secho"}:
                 found.append(str(file.relative_to(package)))
-    assert set(found) == {"show.py"}
+    assert set(found) == {"console.py"}
 
 
 def test_a_table_is_as_wide_as_it_needs_to_be_where_there_is_no_terminal(

@@ -10,8 +10,8 @@ import typer
 from typer.main import get_command
 
 from hypergpu.cli.app import app
-from hypergpu.coordinator.__main__ import coordinate
-from hypergpu.netsim_proxy import options as netsim_proxy
+from hypergpu.common.command_line import run_app
+from hypergpu.coordinator.__main__ import CoordinatorOptions
 from tests.documents import DOCUMENTS, ROOT
 from tests.documents import commands as document_commands
 from tests.hypergpu.conftest import Cli
@@ -44,7 +44,7 @@ def whole_numbers(group: typer.Typer) -> Iterator[tuple[str, object]]:
     """The options and arguments of all commands that take a whole number, and the largest that each takes."""
     for command in group.registered_commands:
         assert command.callback is not None
-        if command.callback is coordinate:  # its numbers are settings, which have bounds of their own
+        if command.callback is CoordinatorOptions:  # its numbers are settings, which have bounds of their own
             continue
         for name, hint in get_type_hints(command.callback, include_extras=True).items():
             kind, *options = get_args(hint) if get_origin(hint) is Annotated else (hint,)
@@ -63,12 +63,9 @@ def test_every_whole_number_that_a_command_takes_has_a_bound() -> None:
 
 def require_parses(line: str) -> None:
     """Fail unless the options and arguments of a command line are such as it takes; nothing is run."""
-    words = shlex.split(line, comments=True)
-    if words[:2] == ["hypergpu", "proxy"]:
-        if words[2:] != ["--help"]:  # prints and exits
-            netsim_proxy.parse(words[2:], {})
+    command, arguments = command_of(shlex.split(line, comments=True))
+    if arguments == ["--help"]:  # prints and exits
         return
-    command, arguments = command_of(words)
     context = command.make_context("test", arguments)  # type: ignore[attr-defined]
     assert not context.args, f"{line}: {context.args} is too much"
 
@@ -77,6 +74,66 @@ def test_there_are_commands() -> None:
     assert ("demo",) in COMMANDS
     assert ("trace", "record") in COMMANDS
     assert len(COMMANDS) > 30
+
+
+def options_of(path: tuple[str, ...]) -> dict[str, tuple[object, ...]]:
+    """Return how a command declares each option: other names, placeholder, environment variable, panel and help."""
+    command, _ = command_of(["hypergpu", *path])
+    return {
+        parameter.opts[0]: (parameter.secondary_opts, parameter.metavar, parameter.envvar, parameter.help)
+        for parameter in getattr(command, "params")  # noqa: B009  (its class is no public name)
+        if parameter.param_type_name == "option"
+    }
+
+
+@pytest.mark.parametrize(
+    ("option", "commands"),
+    [
+        ("--http-listen", ("coordinator", "node", "proxy")),
+        ("--config", ("coordinator", "node")),
+        ("--set", ("coordinator", "node")),
+        ("--token", ("coordinator", "node", "proxy", "nodes", "doctor")),
+        ("--token-file", ("coordinator", "node", "proxy", "nodes", "doctor")),
+        ("--tls-cert", ("coordinator", "proxy")),
+        ("--tls-key", ("coordinator", "proxy")),
+        ("--tls-ca", ("node", "inject", "doctor")),
+        ("--insecure", ("coordinator", "node", "proxy", "inject", "doctor")),
+        ("--log-level", ("coordinator", "node", "proxy")),
+        ("--log-format", ("coordinator", "node", "proxy")),
+        ("--seed", ("coordinator", "proxy", "demo", "simulate", "fit", "transfer")),
+        ("--json", ("nodes", "demo", "simulate", "report", "doctor", "inject")),
+    ],
+)
+def test_commands_share_an_option(option: str, commands: tuple[str, ...]) -> None:
+    assert len({repr(options_of((command,))[option]) for command in commands}) == 1
+
+
+def test_no_help_shows_a_default_of_none(cli: Cli) -> None:
+    for path in COMMANDS:
+        shown = cli(*path, "--help").out
+        assert not re.search(r"default: (None|\[\])?[\])]", shown), " ".join(path)
+
+
+@pytest.mark.parametrize("service", ["coordinator", "node", "proxy"])
+def test_a_usage_error_of_a_service_is_one_line_and_exit_code_2(cli: Cli, service: str) -> None:
+    result = cli(service, "--log-leve", "info")
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert result.err.startswith("hypergpu: No such option: --log-leve")
+    assert "--log-level" in result.err
+    assert "--help`" in result.err
+
+
+def test_completion_can_be_installed_and_knows_commands_and_choices(
+    cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "--install-completion" in cli("--help").out
+    monkeypatch.setenv("_HYPERGPU_COMPLETE", "complete_bash")
+    for line, expected in (("hypergpu coord", {"coordinator"}), ("hypergpu node --log-format ", {"text", "json"})):
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+        with pytest.raises(SystemExit):
+            run_app(app, [], "hypergpu")
+        assert set(capsys.readouterr().out.split()) == expected
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hypergpu.cluster import Cluster, announce
+from hypergpu.discovery import Cluster, announce
 from tests.hypergpu.conftest import Cli, Fakes
 
 
@@ -43,7 +43,7 @@ def test_a_process_that_is_not_there_names_those_that_are(local: Cli) -> None:
 def test_the_log_of_a_node_elsewhere_is_said_to_be_there(on_fakes: Cli) -> None:
     refused = on_fakes("logs", "node_2")
     assert (refused.code, refused.out) == (2, "")
-    assert "the log of node_2 is on the machine where it runs" in refused.err
+    assert "the log of node_2 is on the machine that runs it" in refused.err
 
 
 @pytest.mark.parametrize(

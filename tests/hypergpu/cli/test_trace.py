@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hypergpu.common.errors import Unavailable
 from hypergpu.netsim_proxy.link.traces import parse_trace
-from hypergpu.recording import rate_of_train, record
+from hypergpu.path_probe import rate_of_train, record
 
 Cli = Callable[..., Any]
 

@@ -32,9 +32,9 @@ def test_a_transfer_over_a_profile(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        ((), "give --rtt-ms"),
+        ((), "give --profile, or --rtt-ms"),
         (("--profile", "gud"), "did you mean 'good'"),
-        (("--profile", "good", "--rtt-ms", "3"), "not both"),
+        (("--profile", "good", "--rtt-ms", "3"), "give either --profile or the figures"),
         (("--rtt-ms", "3", "--bandwidth-mbit", "0"), "bandwidth must be above 0"),
         (("--rtt-ms", "3", "--bandwidth-mbit", "1e-300"), "1 bit/s at least"),
         (("--rtt-ms", "3", "--bandwidth-mbit", "nan"), "--bandwidth-mbit"),

@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
-from hypergpu.cluster import Cluster, announce, find
 from hypergpu.common.rpc import SERVER_OPTIONS
+from hypergpu.discovery import Cluster, announce, find
 from hypergpu.protos import netsim_pb2 as net
 from hypergpu.protos import netsim_pb2_grpc
 
@@ -152,7 +152,7 @@ def test_a_look_takes_the_newest_and_says_so(cli: Cli, two: int) -> None:
     for command in (("nodes",), ("status",), ("links",), ("logs",), ("scheduled",)):
         result = cli(*command)
         assert result.code == 0
-        assert result.err == "hypergpu: run newer; the newest of 2 here, --run NAME takes another\n"
+        assert result.err == "hypergpu: run newer; the newest of 2, choose another with --run NAME\n"
 
 
 def test_a_run_is_chosen_by_its_name_directory_or_process(cli: Cli, two: int) -> None:

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypergpu.report.charts.canvas import Scale, time_scale
-from hypergpu.report.charts.lanes import Mark, Stretch, lanes, strip, thinned
 from hypergpu.report.charts.lines import MOST_POINTS, Series, line_chart
 from hypergpu.report.charts.lines import thinned as fewer
-from hypergpu.report.charts.stacks import MOST_BARS, shares, stacked_bars
+from hypergpu.report.charts.stacked_bar_chart import MOST_BARS, shares, stacked_bars
+from hypergpu.report.charts.swimlane_chart import Mark, Stretch, lanes, strip, thinned
 from hypergpu.report.formats import clock_ticks, duration, figure, size, ticks
 from hypergpu.report.markup import Markup, join, tag
 

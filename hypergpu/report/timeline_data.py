@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from hypergpu.report.charts.lanes import Mark, Stretch
+from hypergpu.console import counted
+from hypergpu.report.charts.swimlane_chart import Mark, Stretch
 from hypergpu.report.formats import clock, duration, figure
 from hypergpu.report.model import CLUSTER, Event, NodeRound, Run
-from hypergpu.show import counted
 
 QUALITIES = ("excellent", "good", "fair", "poor", "critical", "offline")
 PARTS = {"computing": "computing", "communicating and waiting": "waiting", "aggregating and evaluating": "closing"}

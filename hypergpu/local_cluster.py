@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 
 from hypergpu.client import Client, connect
-from hypergpu.cluster import Cluster, announce
 from hypergpu.common.extras import require_extra
 from hypergpu.coordinator.run_dir import archive_previous_run
 from hypergpu.coordinator.run_lock import RunLock
+from hypergpu.discovery import Cluster, announce
 from hypergpu.processes import Process
 
 _NODE_GRACE_SECONDS = 1.0
@@ -96,7 +96,7 @@ class LocalCluster:
 
         settings = [f"--set={key}={value}" for key, value in self._settings.items()]
         listen = ("--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--insecure")
-        coordinator = await start("coordinator", "coordinator", *listen, f"--run-dir={self.run_dir}", *settings)
+        coordinator = await start("coordinator", "coordinator", *listen, f"--out={self.run_dir}", *settings)
         stack.push_async_callback(coordinator.end)
         upstream = (await coordinator.addresses())["listening"]
         self.owns_run_dir = True
@@ -107,7 +107,7 @@ class LocalCluster:
         ]
         if self._scenario is not None:
             links = [f"--scenario={self._scenario}"]
-        local = ("--listen=127.0.0.1:0", "--metrics=127.0.0.1:0")
+        local = ("--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0")
         network = (f"--upstream={upstream}", f"--seed={self._seed}", *links)
         proxy = await start("netsim_proxy", "proxy", *local, "--drain-seconds=1", *network)
         stack.push_async_callback(proxy.end)

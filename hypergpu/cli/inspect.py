@@ -1,4 +1,4 @@
-"""Commands that look at the training run."""
+"""Commands that show the training run."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -9,12 +9,11 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from hypergpu.cli.running import AsJson, on_cluster
+from hypergpu.cli.cluster_command import client_of
 from hypergpu.client import Client
 from hypergpu.common.errors import HyperGPUError, Unavailable
-from hypergpu.dashboard import ENDED, History, Snapshot, dashboard, figures_of, take_snapshot
-from hypergpu.protos import coordinator_pb2 as pb
-from hypergpu.show import (
+from hypergpu.common.options import FLAG, AsJson
+from hypergpu.console import (
     QUALITY_STYLE,
     STATE_STYLE,
     as_dict,
@@ -30,17 +29,18 @@ from hypergpu.show import (
     share,
     styled,
 )
+from hypergpu.dashboard import ENDED, History, Snapshot, dashboard, figures_of, take_snapshot
+from hypergpu.protos import coordinator_pb2 as pb
 
 Show = Callable[[Snapshot, History], None]
 
 
-@on_cluster
-async def nodes(client: Client, as_json: AsJson = False) -> None:
-    """Each node: state, link quality, batch size, what it contributed.
+async def nodes(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the nodes: state, link quality, batch size, contributions.
 
     Example: hypergpu nodes --json
     """
-    found = await client.nodes()
+    found = await client_of(context).nodes()
     if as_json:
         print_json(found)
         return
@@ -76,19 +76,21 @@ async def nodes(client: Client, as_json: AsJson = False) -> None:
     print_table(table)
 
 
-@on_cluster
 async def status(
-    client: Client,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="A live dashboard, until Ctrl-C or the end.")] = False,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 1.0,
+    context: typer.Context,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", metavar=FLAG, help="Show a live dashboard until Ctrl-C or the end.")
+    ] = False,
+    interval: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Refresh interval of --watch.")] = 1.0,
     as_json: AsJson = False,
 ) -> None:
-    """How the run is doing, and what was decided with which reasons.
+    """Show the run's progress, and its latest decisions with their reasons.
 
-    With --json the value of the main metric is under its own name, and under `metric` with all that describes it.
+    In the JSON, the value of the main metric is under its own name, and its description under `metric`.
 
     Example: hypergpu status --watch
     """
+    client = client_of(context)
     if watch and not as_json:
         await _watch(client, interval)
         return
