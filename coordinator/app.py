@@ -267,7 +267,7 @@ class Coordinator:
 
 
 def _take_over(state: SavedState, machine: RoundMachine) -> None:
-    machine.members.restore(node.model_dump(mode="json") for node in state.nodes)
+    machine.restore_nodes([node.model_dump(mode="json") for node in state.nodes])
     machine.loss, machine.metric_value = state.loss, state.metric
 
 

@@ -9,6 +9,7 @@ from hypergpu.common.metric import finite
 from hypergpu.common.version import package_version
 from hypergpu.coordinator import convert
 from hypergpu.coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator
+from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.engine import Engine
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
@@ -16,9 +17,9 @@ from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import coordinator_pb2_grpc
 
 _RULES = {
-    pb.SetNodeRuleRequest.AUTOMATIC: ev.NodeOverride.AUTOMATIC,
-    pb.SetNodeRuleRequest.INCLUDE: ev.NodeOverride.INCLUDE,
-    pb.SetNodeRuleRequest.EXCLUDE: ev.NodeOverride.EXCLUDE,
+    pb.SetNodeRuleRequest.AUTOMATIC: NodeOverride.AUTOMATIC,
+    pb.SetNodeRuleRequest.INCLUDE: NodeOverride.INCLUDE,
+    pb.SetNodeRuleRequest.EXCLUDE: NodeOverride.EXCLUDE,
 }
 _LATEST_DECISIONS = 20
 
@@ -89,7 +90,7 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
         del context
         rule = _RULES.get(request.rule)
         if rule is None:
-            raise UnknownName("rule", str(request.rule), [str(rule) for rule in ev.NodeOverride])
+            raise UnknownName("rule", str(request.rule), [str(rule) for rule in NodeOverride])
         members = self._engine.machine.members
         if members.get(request.node_id) is None:
             raise UnknownName("node", request.node_id[:80], [m.node_id for m in members])

@@ -405,7 +405,8 @@ class Engine:
 
     def node_rows(self) -> list[dict[str, Any]]:
         """Every node as a row of nodes.json."""
-        return [node_row(member, self.state_of(member.node_id)) for member in self.machine.members]
+        override = self.machine.adaptation.override
+        return [node_row(each, self.state_of(each.node_id), override(each.node_id)) for each in self.machine.members]
 
     def state_of(self, node: str) -> str:
         """A node's state in one word: preparing, idle, working, straggling, lost, left, done."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hypergpu.common.metric import MetricSpec
+from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.membership import Member
@@ -50,7 +51,7 @@ def round_row(
     }
 
 
-def node_row(member: Member, state: str) -> dict[str, Any]:
+def node_row(member: Member, state: str, override: NodeOverride) -> dict[str, Any]:
     """Return a row of nodes.json; what is not known before the node's first round is None."""
     return {
         "node_id": member.node_id,
@@ -62,7 +63,7 @@ def node_row(member: Member, state: str) -> dict[str, Any]:
         "late": member.late,
         "batch_size": member.batch_size or None,
         "compute_seconds": member.compute_seconds or None,
-        "rule": str(member.override),
+        "rule": str(override),
         **member.info,
     }
 

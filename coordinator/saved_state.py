@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from hypergpu.common.errors import CorruptData
-from hypergpu.coordinator.core.rounds.events import FinishReason, NodeOverride
+from hypergpu.coordinator.core.overrides import NodeOverride
+from hypergpu.coordinator.core.rounds.events import FinishReason
 
 _MOST = 1 << 53
 """Counts beyond this are no counts, and would not fit the wire."""

@@ -1,47 +1,93 @@
-"""The seam between the rounds and whatever adapts them."""
+"""The seam between the rounds and their adaptation."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hypergpu.coordinator.core.decisions import Decision
+from hypergpu.coordinator.core.overrides import NodeOverride
+from hypergpu.coordinator.core.rounds.events import Contribution
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPlan:
+    """Nodes and work of one round. Unknown nodes are dropped, and the configured value holds where one is unset."""
+
+    selected: Sequence[str]
+    """Node ids, of the available ones."""
+    batch_sizes: dict[str, int] = field(default_factory=dict)
+    """Samples per local step, by node id."""
+    local_steps: int | None = None
+    learning_rate: float | None = None
+    wait_for_all: bool = False
+    """Whether the round waits for every node, without a measured deadline: plain synchronous training."""
+    decisions: Sequence[Decision] = ()
+    """Decisions to record, each with its reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundReport:
+    """Outcome of one round."""
+
+    round: int
+    loss: float
+    """Loss on held-out data, or the training loss where no evaluation was due."""
+    seconds: float
+    """Duration of the round."""
+    samples: int
+    """Samples that were used, over all nodes."""
+    metric: float | None = None
+    """The task's metric on held-out data; None where it is undefined."""
+    contributions: Sequence[Contribution] = ()
+    """One for each selected node."""
+    update_norms: tuple[float, float] | None = None
+    """(mean of |update|² over the nodes, |mean update|²)."""
+    ended: tuple[int, float] = (0, 0.0)
+    """(Processes of nodes that ended since the last report, the seconds since, summed over the nodes)."""
 
 
 class Adaptation(Protocol):
-    """Chooses who trains on how much before each round, and learns from it after, as `AdaptiveOrchestrator` does."""
+    """Chooses nodes and work before each round, and learns from it afterwards."""
 
-    def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> Mapping[str, Any]:
-        """Decide a round: `selected_nodes` (ids, of the available ones), `batch_sizes` (by id).
-
-        Optional: `local_steps` and `learning_rate` (of all), `decisions` (what is to be recorded), and `policy`: where
-        that is `none`, the round has no measured deadline and everybody is waited for.
-
-        The machine bounds what comes back: an unknown node is dropped, a missing batch size is the configured one.
-        """
+    def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
+        """Plan a round of some of the available nodes."""
         ...
 
-    def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> object:
-        """Learn from a round: `loss`, `accuracy`, `round_time` (seconds), `samples`, `contributions`, `update_norms`.
+    def finish_round(self, report: RoundReport) -> Sequence[Decision]:
+        """Learn from a round, and return what was decided because of it."""
+        ...
 
-        `contributions` is a sequence of `core.rounds.events.Contribution`, one for each selected node;
-        `update_norms` is None or (mean of |update|² over the nodes, |mean update|²). `ended` is (processes of nodes
-        that ended since the last round, the seconds since, summed over the nodes).
-        """
+    def override(self, node: str) -> NodeOverride:
+        """Return the user's rule for a node; AUTOMATIC if there is none."""
+        ...
+
+    def set_override(self, node: str, override: NodeOverride) -> None:
+        """Set the user's rule for a node, which need not be known yet."""
         ...
 
 
 class FixedAdaptation:
-    """No adaptation: every node that is there, the same batch for all. What the adaptive policies are compared with."""
+    """No adaptation: every node that no user excluded, with the same batch for all."""
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
+        self._overrides: dict[str, NodeOverride] = {}
 
-    def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> Mapping[str, Any]:
-        """Everyone, on the configured batch."""
-        del round_num
-        return {
-            "selected_nodes": list(available_nodes),
-            "batch_sizes": dict.fromkeys(available_nodes, self._batch_size),
-        }
+    def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
+        """Select everyone, on the configured batch."""
+        del round_number
+        selected = [node for node in available if self.override(node) is not NodeOverride.EXCLUDE]
+        return RoundPlan(selected, dict.fromkeys(selected, self._batch_size))
 
-    def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> object:
+    def finish_round(self, report: RoundReport) -> Sequence[Decision]:
         """Learn nothing."""
-        del round_num, metrics
-        return None
+        del report
+        return ()
+
+    def override(self, node: str) -> NodeOverride:
+        """Return the user's rule for a node."""
+        return self._overrides.get(node, NodeOverride.AUTOMATIC)
+
+    def set_override(self, node: str, override: NodeOverride) -> None:
+        """Set the user's rule for a node."""
+        self._overrides[node] = override

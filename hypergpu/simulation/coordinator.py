@@ -1,10 +1,12 @@
 """The coordinator in virtual time: drives the round machine as `coordinator/engine.py` does, without sockets."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from hypergpu.common.errors import NonFiniteUpdate, StaleWork
-from hypergpu.coordinator.core.adaptation import Adaptation
+from hypergpu.coordinator.core.adaptation import Adaptation, RoundPlan, RoundReport
+from hypergpu.coordinator.core.decisions import Decision
+from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
@@ -290,11 +292,19 @@ class Punctual:
         self.adaptation = adaptation
         self.catch_up: Callable[[], None] = lambda: None
 
-    def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> Mapping[str, Any]:
-        """As `Adaptation.pre_round_adaptation`."""
+    def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
+        """Take in the heartbeats, then plan."""
         self.catch_up()
-        return self.adaptation.pre_round_adaptation(available_nodes, round_num)
+        return self.adaptation.plan_round(available, round_number)
 
-    def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> object:
-        """As `Adaptation.post_round_evaluation`."""
-        return self.adaptation.post_round_evaluation(round_num, metrics)
+    def finish_round(self, report: RoundReport) -> Sequence[Decision]:
+        """Learn from a round."""
+        return self.adaptation.finish_round(report)
+
+    def override(self, node: str) -> NodeOverride:
+        """Return the user's rule for a node."""
+        return self.adaptation.override(node)
+
+    def set_override(self, node: str, override: NodeOverride) -> None:
+        """Set the user's rule for a node."""
+        self.adaptation.set_override(node, override)

@@ -98,8 +98,9 @@ class Recording:
             self._dir.close()
 
     def _node_rows(self) -> list[dict[str, Any]]:
-        members = self.machine.members
-        return [node_row(m, "done" if m.node_id in members.connected else str(m.connection)) for m in members]
+        members, override = self.machine.members, self.machine.adaptation.override
+        states = {m.node_id: "done" if m.node_id in members.connected else str(m.connection) for m in members}
+        return [node_row(m, states[m.node_id], override(m.node_id)) for m in members]
 
     def _bytes(self, direction: Direction) -> int:
         return sum(node.connection.link.counters(direction).bytes for node in self._nodes.values())

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from hypergpu.coordinator.core.adaptation import FixedAdaptation, RoundPlan
 from hypergpu.simulation.calibration import Calibration, local_steps
 from hypergpu.simulation.compute import read_rounds
 from hypergpu.simulation.run import simulate
@@ -14,8 +15,8 @@ Rows = Sequence[Mapping[str, Any]]
 """Rounds of a run."""
 
 
-class Replayed:
-    """An adaptation that decides each round as a run did.
+class Replayed(FixedAdaptation):
+    """An adaptation that plans each round as a run did.
 
     Args:
         rows: the rounds of that run.
@@ -23,23 +24,15 @@ class Replayed:
     """
 
     def __init__(self, rows: Rows, policy: str) -> None:
+        super().__init__(batch_size=1)
         self._rows = {row["round"]: row for row in rows}
-        self._policy = policy
+        self._wait_for_all = policy == "none"
 
-    def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> Mapping[str, Any]:
-        """As `Adaptation.pre_round_adaptation`."""
-        row = self._rows[round_num]
-        return {
-            "selected_nodes": [node for node in available_nodes if node in row["batch_sizes"]],
-            "batch_sizes": row["batch_sizes"],
-            "local_steps": local_steps(row),
-            "policy": self._policy,
-        }
-
-    def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> object:
-        """As `Adaptation.post_round_evaluation`: nothing is learnt."""
-        del round_num, metrics
-        return None
+    def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
+        """Return the plan of that round."""
+        row = self._rows[round_number]
+        selected = [node for node in available if node in row["batch_sizes"]]
+        return RoundPlan(selected, dict(row["batch_sizes"]), local_steps(row), wait_for_all=self._wait_for_all)
 
 
 def replay(

@@ -9,10 +9,11 @@ from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import finite
+from hypergpu.coordinator.core.adaptation import RoundPlan, RoundReport
 from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchReason
 from hypergpu.coordinator.core.batching.controller import Pace
 from hypergpu.coordinator.core.checks import member, not_negative
-from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind
+from hypergpu.coordinator.core.decisions import CLUSTER, Decision, DecisionKind
 from hypergpu.coordinator.core.network import NetworkQualityMonitor
 from hypergpu.coordinator.core.orchestration.ledger import Ledger, RoundRecord
 from hypergpu.coordinator.core.orchestration.log import LISTED, ClusterReason, DecisionLog
@@ -28,6 +29,7 @@ from hypergpu.coordinator.core.orchestration.phases import LossTrack, Phase, Pha
 from hypergpu.coordinator.core.orchestration.plan import RoundDecisions
 from hypergpu.coordinator.core.orchestration.policy import TRAITS, AdaptationPolicy, Traits
 from hypergpu.coordinator.core.orchestration.results import record_noise, record_results
+from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds.events import Contribution
 from hypergpu.coordinator.core.selection import DynamicNodeSelector, SelectionReason
 from hypergpu.coordinator.core.selection.outlook import Outlook
@@ -72,6 +74,7 @@ class AdaptiveOrchestrator:
         self._round = -1
         self._log = DecisionLog(self._settings.history)
         self._overhead = 0.0
+        self._rate = 0.0
         self._registered: set[str] = set()
         batch_controller.set_baseline_steps(config.training.local_steps)
 
@@ -103,13 +106,38 @@ class AdaptiveOrchestrator:
         self.batches.register_node(node_id, largest_batch)
         self._registered.add(node_id)
 
+    def set_override(self, node: str, override: NodeOverride) -> None:
+        """Set the user's rule for a node; it holds from the next round on. An unknown node is registered."""
+        if node not in self._registered:
+            self.register_node(node)
+        self.selector.set_override(node, override)
+
+    def override(self, node: str) -> NodeOverride:
+        """Return the user's rule for a node."""
+        return self.selector.override(node)
+
     def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> RoundDecisions:
         """Decide who trains in the coming round, and on how much."""
+        plan = self.plan_round(available_nodes, round_num)
+        return {
+            "round": round_num,
+            "phase": str(self.phase),
+            "policy": str(self.policy),
+            "selected_nodes": list(plan.selected),
+            "batch_sizes": plan.batch_sizes,
+            "local_steps": self.batches.local_steps,
+            "learning_rate": self._learning_rate,
+            "decisions": list(plan.decisions),
+            "overhead_seconds": self._overhead,
+        }
+
+    def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
+        """Plan a round of some of the available nodes."""
         began = self._clock()
         if self.phase is Phase.INITIALIZATION:
             self.start_training()
-        self._round = self._log.round = round_num
-        available = list(dict.fromkeys(available_nodes))
+        self._round = self._log.round = round_number
+        available = list(dict.fromkeys(available))
         for node_id in available:
             if node_id not in self._registered:
                 self.register_node(node_id)
@@ -130,17 +158,14 @@ class AdaptiveOrchestrator:
             selected = self._adapted(available)
         self._selected = selected
         self._overhead = self._clock() - began
-        return {
-            "round": round_num,
-            "phase": str(self.phase),
-            "policy": str(self.policy),
-            "selected_nodes": selected,
-            "batch_sizes": self.batches.get_batch_sizes(selected),
-            "local_steps": self.batches.local_steps,
-            "learning_rate": self.config.training.learning_rate * self.batches.learning_rate_factor,
-            "decisions": self._log.take(),
-            "overhead_seconds": self._overhead,
-        }
+        return RoundPlan(
+            selected,
+            self.batches.get_batch_sizes(selected),
+            self.batches.local_steps,
+            self._learning_rate,
+            wait_for_all=self.policy is AdaptationPolicy.NONE,
+            decisions=self._log.take(),
+        )
 
     def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Learn from a round, and undo what did not pay.
@@ -151,7 +176,7 @@ class AdaptiveOrchestrator:
                 None or NaN where it is undefined); optionally `contributions`, a sequence of
                 `core.rounds.events.Contribution`, one for each selected node, whose `waiting_seconds` is its own
                 communication; `update_norms`, (mean of |update|² over the nodes, |mean update|²), from which the
-                gradient noise scale is estimated; and `ended` (see `Adaptation`).
+                gradient noise scale is estimated; and `ended` (see `RoundReport`).
 
         Returns:
             `decisions` (what follows at once, a rollback say), `progress_per_second`, `phase`.
@@ -160,8 +185,6 @@ class AdaptiveOrchestrator:
             InvalidInput: a metric is missing, a time or count is negative or not finite. A loss that is not finite is
                 no error but a reason to roll back.
         """
-        began = self._clock()
-        self._round = self._log.round = round_num
         try:
             loss, samples = float(metrics["loss"]), int(not_negative(metrics["samples"], "samples"))
             seconds = not_negative(metrics["round_time"], "round_time")
@@ -169,32 +192,56 @@ class AdaptiveOrchestrator:
             raise InvalidInput(f"the round's metrics have no {missing}; needed: loss, round_time, samples") from None
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"the round's loss is no number: {error}") from None
-        contributions: Sequence[Contribution] = metrics.get("contributions") or ()
+        accuracy = metrics.get("accuracy")
+        report = RoundReport(
+            round=round_num,
+            loss=loss,
+            seconds=seconds,
+            samples=samples,
+            metric=None if accuracy is None else finite(float(accuracy)),
+            contributions=metrics.get("contributions") or (),
+            update_norms=metrics.get("update_norms"),
+            ended=metrics.get("ended", (0, 0.0)),
+        )
+        decisions = self.finish_round(report)
+        return {"decisions": decisions, "progress_per_second": self._rate, "phase": str(self.phase)}
+
+    def finish_round(self, report: RoundReport) -> list[Decision]:
+        """Learn from a round, and undo what did not pay.
+
+        Returns:
+            What follows at once, a rollback say.
+
+        Raises:
+            UnknownName: a contributing node was never offered nor registered.
+            InvalidInput: a figure of a contribution is negative or not finite.
+        """
+        began = self._clock()
+        self._round = self._log.round = report.round
+        contributions = report.contributions
         exchange = self.record_results(contributions) if contributions else self._exchange_seconds()
-        norms = metrics.get("update_norms")
-        if norms is not None:
-            record_noise(norms, contributions, self.batches)
-        self.batches.costs.observe_ends(*metrics.get("ended", (0, 0.0)))
+        if report.update_norms is not None:
+            record_noise(report.update_norms, contributions, self.batches)
+        self.batches.costs.observe_ends(*report.ended)
         steps, worth = self.batches.local_steps, self._worth()
-        measured = Measured(samples / steps, steps, seconds, exchange)
-        progress, rate = worth.progress(measured), worth.rates([measured])[0]
-        self._losses.observe(loss)
-        self._objective.observe(measured, loss)
+        measured = Measured(report.samples / steps, steps, report.seconds, exchange)
+        progress, self._rate = worth.progress(measured), worth.rates([measured])[0]
+        self._losses.observe(report.loss)
+        self._objective.observe(measured, report.loss)
         if self.policy is not AdaptationPolicy.NONE:
             self._judge()
             self._log.standings(self.selector.take_standing_changes())
         self._overhead += self._clock() - began
-        accuracy = metrics.get("accuracy")
         self._ledger.add(
             RoundRecord(
-                round_num,
+                report.round,
                 self.phase,
                 len(self._selected),
-                samples,
-                seconds,
+                report.samples,
+                report.seconds,
                 progress,
-                loss,
-                None if accuracy is None else finite(float(accuracy)),
+                report.loss,
+                report.metric,
                 steps,
                 self.batches.learning_rate_factor,
                 self._overhead,
@@ -202,7 +249,7 @@ class AdaptiveOrchestrator:
         )
         self._follow_loss()
         self._overhead = 0.0
-        return {"decisions": self._log.take(), "progress_per_second": rate, "phase": str(self.phase)}
+        return self._log.take()
 
     def record_results(self, results: Sequence[Contribution]) -> float:
         """What the nodes of a round did, one result each; feeds all three parts. Returns the longest communication.
@@ -252,6 +299,10 @@ class AdaptiveOrchestrator:
         }
 
     # ------------------------------------------------------------ before a round
+
+    @property
+    def _learning_rate(self) -> float:
+        return self.config.training.learning_rate * self.batches.learning_rate_factor
 
     def _unadapted(self, available: Sequence[str]) -> list[str]:
         warm = self.policy is not AdaptationPolicy.NONE

@@ -2,7 +2,9 @@
 
 from typing import Final
 
+from hypergpu.coordinator.core.adaptation import Adaptation
 from hypergpu.coordinator.core.decisions import DecisionKind
+from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer, Figures
 from hypergpu.coordinator.core.rounds.membership import Member
@@ -22,13 +24,14 @@ PASSING_REASONS = FINAL_REASONS | {"Unavailable", "DeadlineExceeded", "CorruptDa
 class WorkDispatcher:
     """Moves work units between the nodes of a round, and records why."""
 
-    def __init__(self, effects: EffectBuffer) -> None:
+    def __init__(self, effects: EffectBuffer, adaptation: Adaptation) -> None:
         self._effects = effects
+        self._adaptation = adaptation
 
     def assign(self, current: Round, member: Member, now: float) -> None:
         """Give a node that asks its work of this round, if it has any."""
         unit = current.units.get(member.node_id)
-        if unit is None and member.joined_at >= current.started_at and member.override is not ev.NodeOverride.EXCLUDE:
+        if unit is None and member.joined_at >= current.started_at and not self._is_excluded(member):
             unit = self._reassign(current, member)
         if unit is None or unit.done or not unit.live:
             return
@@ -108,6 +111,9 @@ class WorkDispatcher:
         current.drop(unit)
         figures: Figures = {"because": because, "outstanding": current.live}
         self._effects.decide(DecisionKind.REASSIGNMENT, unit.node, why, figures)
+
+    def _is_excluded(self, member: Member) -> bool:
+        return self._adaptation.override(member.node_id) is NodeOverride.EXCLUDE
 
     def _reassign(self, current: Round, member: Member) -> WorkUnit | None:
         """A node that came during this round gets the work of one that went."""

@@ -1,7 +1,7 @@
 """Collects the effects of one event, and keeps the latest decisions."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -43,12 +43,10 @@ class EffectBuffer:
         self.decisions.appendleft(decision)
         self._effects.append(RunEvent("decision", decision.round, decision.text, decision.record(), decision))
 
-    def adopt(self, report: object) -> None:
-        """The decisions that an adaptation reports under `decisions`."""
-        reported = report.get("decisions", ()) if isinstance(report, Mapping) else ()
-        for decision in reported:
-            if isinstance(decision, Decision):
-                self.keep(decision)
+    def adopt(self, decisions: Iterable[Decision]) -> None:
+        """Record the decisions of an adaptation."""
+        for decision in decisions:
+            self.keep(decision)
 
     def round_closed(self, closed: CloseRound, loss: float | None, spec: MetricSpec, metric: float | None) -> None:
         """A round is over and its step is taken; loss and metric on held-out data, where they were measured."""

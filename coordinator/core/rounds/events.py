@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, TypeVar, dataclass_transform
 
 from hypergpu.coordinator.core.decisions import Decision
+from hypergpu.coordinator.core.overrides import NodeOverride
 
 Message = TypeVar("Message")
 
@@ -51,14 +52,6 @@ class FinishReason(StrEnum):
     """The loss on held-out data was not finite, time after time."""
     FAILED = "failed"
     """The run cannot go on: an error that all nodes share, or one in the task or in the coordinator."""
-
-
-class NodeOverride(StrEnum):
-    """What a user decided about a node."""
-
-    AUTOMATIC = "automatic"
-    INCLUDE = "include"
-    EXCLUDE = "exclude"
 
 
 # ---------------------------------------------------------------- events

@@ -6,14 +6,15 @@ those that begin or end a round.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
-from hypergpu.coordinator.core.adaptation import Adaptation
+from hypergpu.coordinator.core.adaptation import Adaptation, RoundReport
 from hypergpu.coordinator.core.decisions import Decision, DecisionKind
+from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.closing import Ending, RoundCloser
 from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator, DeadlineReason
@@ -90,7 +91,7 @@ class RoundMachine:
             effects=self._effects,
         )
         self._closer = RoundCloser(config=config, members=self.members, deadlines=self.deadlines, effects=self._effects)
-        self._dispatcher = WorkDispatcher(self._effects)
+        self._dispatcher = WorkDispatcher(self._effects, adaptation)
         self._current: Round | None = None
         self._closed: ev.CloseRound | None = None
         self._finished: RunState | None = RunState.COMPLETED if complete else None
@@ -179,6 +180,14 @@ class RoundMachine:
             return ev.UpdateStatus.DUPLICATE
         not_handed_out = current is not None and round_number == current.number and node in current.units
         return ev.UpdateStatus.STALE if not_handed_out else ev.UpdateStatus.LATE
+
+    def restore_nodes(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Restore what nodes did, and what users decided about them, before the coordinator was restarted."""
+        self.members.restore(rows)
+        for row in rows:
+            override = NodeOverride(row.get("rule", NodeOverride.AUTOMATIC))
+            if override is not NodeOverride.AUTOMATIC:
+                self.adaptation.set_override(row["node_id"], override)
 
     # ------------------------------------------------------------ events
 
@@ -297,16 +306,17 @@ class RoundMachine:
         if loss is not None:
             self.loss, self.metric_value = loss, metric
         self._effects.round_closed(closed, loss, self.metric, metric)
-        metrics = {
-            "loss": event.loss if event.loss is not None else closed.loss,
-            "accuracy": None if self.metric == LOSS else self.metric_value,
-            "round_time": closed.seconds,
-            "samples": closed.samples,
-            "contributions": closed.contributions,
-            "update_norms": event.update_norms,
-            "ended": closed.ended,
-        }
-        self._effects.adopt(self.adaptation.post_round_evaluation(closed.round, metrics))
+        report = RoundReport(
+            round=closed.round,
+            loss=event.loss if event.loss is not None else closed.loss,
+            metric=None if self.metric == LOSS else self.metric_value,
+            seconds=closed.seconds,
+            samples=closed.samples,
+            contributions=closed.contributions,
+            update_norms=event.update_norms,
+            ended=closed.ended,
+        )
+        self._effects.adopt(self.adaptation.finish_round(report))
         self.round = self._effects.round = closed.round + 1
         self._opener.reevaluate(at_once=True)
         target = self.config.target_accuracy
@@ -371,9 +381,9 @@ class RoundMachine:
 
     def _on_rule(self, event: ev.OverrideSet, now: float) -> None:
         del now
-        member = self.members.require(event.node)
-        if member.override is not event.override:
-            member.override = event.override
+        self.members.require(event.node)
+        if self.adaptation.override(event.node) is not event.override:
+            self.adaptation.set_override(event.node, event.override)
             self._effects.decide(DecisionKind.RULE, event.node, WorkReason.USER, {"rule": str(event.override)})
             self._opener.reevaluate(at_once=True)
 

@@ -8,7 +8,6 @@ from enum import StrEnum
 from typing import Any
 
 from hypergpu.common.errors import NotFound, ResourceExhausted
-from hypergpu.coordinator.core.rounds.events import NodeOverride
 
 
 class ConnectionState(StrEnum):
@@ -37,7 +36,6 @@ class Member:
     """It waits for a work unit."""
     ready: bool = False
     """It has asked for work since its process joined: its model and data are there. Until then nobody counts on it."""
-    override: NodeOverride = NodeOverride.AUTOMATIC
     has_same_task: bool = False
     """It has shown that its data and model are the coordinator's."""
     largest_batch: int = 0
@@ -210,7 +208,6 @@ class Membership:
                 member.connection, member.reason = ConnectionState.LEFT, f"{state} before the coordinator was restarted"
             for name in ("rounds_contributed", "rounds_selected", "retries", "late"):
                 setattr(member, name, int(row.get(name, 0)))
-            member.override = NodeOverride(row.get("rule", NodeOverride.AUTOMATIC))
 
     def _set_ready(self, member: Member, *, ready: bool) -> None:
         self.ready += ready - member.ready

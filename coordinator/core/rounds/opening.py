@@ -2,20 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from hypergpu.common.config.training import TrainingConfig
-from hypergpu.coordinator.core.adaptation import Adaptation
+from hypergpu.coordinator.core.adaptation import Adaptation, RoundPlan
 from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind
+from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator, DeadlineReason
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
-from hypergpu.coordinator.core.rounds.events import AbandonRound, NodeOverride, Shard
+from hypergpu.coordinator.core.rounds.events import AbandonRound, Shard
 from hypergpu.coordinator.core.rounds.membership import ConnectionState, Member, Membership
 from hypergpu.coordinator.core.rounds.shards import ShardTable
 from hypergpu.coordinator.core.rounds.work import Round, WorkUnit
 
-_INCLUDE: Final = NodeOverride.INCLUDE  # an enum's member is looked up slowly: not for every node
-_EXCLUDE: Final = NodeOverride.EXCLUDE
+_EXCLUDE: Final = NodeOverride.EXCLUDE  # an enum's member is looked up slowly: not for every node
 SHARD_PATIENCE_ROUNDS = 3
 """Rounds for which the shard of a lost node is kept for its return, before the data is cut anew."""
 RETRY_SECONDS = 1.0
@@ -131,8 +131,10 @@ class RoundOpener:
     def _select(self, number: int, now: float) -> Round | None:
         """Let the adaptation choose among the nodes that are free, and begin."""
         connected = self.members.connected
-        allowed = [m for m in connected.values() if m.ready and m.override is not _EXCLUDE]
-        free = {m.node_id: m for m in allowed if m.node_id not in self.members.stragglers}
+        ready = [node for node, member in connected.items() if member.ready]
+        allowed = [node for node in ready if self.adaptation.override(node) is not _EXCLUDE]
+        stragglers = self.members.stragglers
+        free = [node for node in allowed if node not in stragglers]
         if not free:
             busy = "excluded, not ready or still busy with a round that is over"
             self.wait(f"a free node: of {len(connected)}, each is {busy}")
@@ -143,21 +145,21 @@ class RoundOpener:
             self.retry_at = now + RETRY_SECONDS
             return None
         self._waited_for_stragglers = False
-        plan = self.adaptation.pre_round_adaptation(list(free), number)
-        self._effects.adopt(plan)
-        forced = (node for node, member in free.items() if member.override is _INCLUDE)
-        chosen = [node for node in dict.fromkeys((*plan["selected_nodes"], *forced)) if node in free]
+        available = [node for node in ready if node not in stragglers]
+        plan = self.adaptation.plan_round(available, number)
+        self._effects.adopt(plan.decisions)
+        offered = set(available)
+        chosen = [node for node in dict.fromkeys(plan.selected) if node in offered]
         if chosen:
             return self._start(number, chosen, plan, now)
         self.wait(f"a node to be selected: none of {len(free)} was")
         self._retry_later(now)
         return None
 
-    def _start(self, number: int, chosen: Sequence[str], plan: Mapping[str, Any], now: float) -> Round:
+    def _start(self, number: int, chosen: Sequence[str], plan: RoundPlan, now: float) -> Round:
         self._deal_shards(number)
         self._first_round_opened, self.waiting_for = True, ""
-        fixed = plan.get("policy") == "none"  # what the policies are compared with: plain synchronous rounds
-        deadline = self.deadlines.fixed() if fixed else self.deadlines.deadline(chosen)
+        deadline = self.deadlines.fixed() if plan.wait_for_all else self.deadlines.deadline(chosen)
         units = self._orders(self.shards.assign(chosen), plan)
         text = f"round {number} begins with {len(chosen)} nodes"
         self._effects.record("round_started", text, nodes=len(chosen), deadline_seconds=deadline.seconds)
@@ -173,17 +175,16 @@ class RoundOpener:
             self._effects.decide(DecisionKind.DEADLINE, CLUSTER, deadline.reason, figures)
         return Round.begin(number, now, now + deadline.seconds, self.config.quorum, units)
 
-    def _orders(self, shards: Mapping[str, Shard], plan: Mapping[str, Any]) -> list[WorkUnit]:
+    def _orders(self, shards: Mapping[str, Shard], plan: RoundPlan) -> list[WorkUnit]:
         """What the adaptation plans for each node, or the configured values, within what can work."""
         config, connected, units = self.config, self.members.connected, []
-        batches: Mapping[str, int] = plan.get("batch_sizes", {})
-        steps = int(plan.get("local_steps", config.local_steps))
-        rate = float(plan.get("learning_rate", config.learning_rate))
+        steps = config.local_steps if plan.local_steps is None else plan.local_steps
+        rate = config.learning_rate if plan.learning_rate is None else plan.learning_rate
         # One step sends gradients and more send changes: a round is one or the other.
         steps = 1 if config.local_steps == 1 else max(2, steps)
         for node, shard in shards.items():
             member = connected[node]
-            batch = max(1, int(batches.get(node, config.batch_size)))
+            batch = max(1, plan.batch_sizes.get(node, config.batch_size))
             member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
             member.rounds_selected += 1
             units.append(WorkUnit(node, shard, member.batch_size, steps, rate, incarnation=member.incarnation))

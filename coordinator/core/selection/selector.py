@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.coordinator.core.checks import member, not_negative
 from hypergpu.coordinator.core.network import NetworkQualityMonitor
 from hypergpu.coordinator.core.network.quality import FAIR, OFFLINE
+from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.selection import strategies as st
 from hypergpu.coordinator.core.selection.contributions import Contributions
 from hypergpu.coordinator.core.selection.outlook import Outlook, Selection
@@ -21,7 +22,10 @@ from hypergpu.coordinator.core.selection.strategies import CODE, REASONS, Choice
 from hypergpu.coordinator.core.selection.turns import Turns
 from hypergpu.coordinator.core.table import Bools, Floats, Ints, NodeIndex, grown, scattered
 
-_AUTOMATIC, _INCLUDE, _EXCLUDE = 0, 1, -1
+_OVERRIDES: Final = tuple(NodeOverride)
+_AUTOMATIC = _OVERRIDES.index(NodeOverride.AUTOMATIC)
+_INCLUDE = _OVERRIDES.index(NodeOverride.INCLUDE)
+_EXCLUDE = _OVERRIDES.index(NodeOverride.EXCLUDE)
 _OWN_FIGURES = {CODE[SelectionReason.FAIRNESS_TURN], CODE[SelectionReason.QUARANTINED], CODE[SelectionReason.OFFLINE]}
 _TURNS = (
     SelectionReason.WARM_UP,
@@ -126,6 +130,20 @@ class DynamicNodeSelector:
     def clear_rule(self, node_id: str) -> None:
         """Leave the node to the strategy again."""
         self._rules[self._index.row(node_id)] = _AUTOMATIC
+
+    def set_override(self, node_id: str, override: NodeOverride) -> None:
+        """Set the user's rule for a node.
+
+        Raises:
+            UnknownName: the node is not registered.
+        """
+        self._rules[self._index.row(node_id)] = _OVERRIDES.index(override)
+
+    def override(self, node_id: str) -> NodeOverride:
+        """Return the user's rule for a node; AUTOMATIC for one that is not registered."""
+        if node_id not in self._index:
+            return NodeOverride.AUTOMATIC
+        return _OVERRIDES[int(self._rules[self._index.row(node_id)])]
 
     # ------------------------------------------------------------ deciding
 
@@ -236,7 +254,7 @@ class DynamicNodeSelector:
             "rounds_selected": selected,
             "rounds_idle": max(0, self._round - int(self._contributions.last_round[row])),
             "quarantine_seconds_left": float(self._standings.remaining_seconds(rows, self._clock())[0]),
-            "rule": {_AUTOMATIC: "automatic", _INCLUDE: "include", _EXCLUDE: "exclude"}[int(self._rules[row])],
+            "rule": str(_OVERRIDES[int(self._rules[row])]),
             "reason": str(reason) if reason else None,
             "figures": last.figures_of(node_id) if last else {},
         }

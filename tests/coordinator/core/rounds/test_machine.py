@@ -1,7 +1,8 @@
 """The round machine: exact, instant, in virtual time."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.errors import NotFound, ResourceExhausted
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
-from hypergpu.coordinator.core.adaptation import Adaptation, FixedAdaptation
-from hypergpu.coordinator.core.decisions import DecisionKind
+from hypergpu.coordinator.core.adaptation import Adaptation, FixedAdaptation, RoundPlan, RoundReport
+from hypergpu.coordinator.core.decisions import Decision, DecisionKind
+from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.closing import MAX_EXTENSIONS
 from hypergpu.coordinator.core.rounds.machine import RoundMachine, RunState
@@ -349,8 +351,8 @@ def test_the_first_deadline_is_generous_until_a_quorum_shows_how_long_it_takes()
 
 def test_without_adaptation_everybody_is_waited_for() -> None:
     class Plain(FixedAdaptation):
-        def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> Mapping[str, Any]:
-            return {**super().pre_round_adaptation(available_nodes, round_num), "policy": "none"}
+        def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
+            return replace(super().plan_round(available, round_number), wait_for_all=True)
 
     d = measured(adaptation=Plain(8))
     assert d.machine.deadline_at == pytest.approx(1.0 + 600.0)
@@ -581,9 +583,9 @@ def test_a_node_that_leaves_a_run_that_is_over_completed_it() -> None:
 def test_rules() -> None:
     d = Driver(min_nodes=2)
     with pytest.raises(NotFound, match="nobody"):
-        d.send(ev.OverrideSet("nobody", ev.NodeOverride.EXCLUDE))
+        d.send(ev.OverrideSet("nobody", NodeOverride.EXCLUDE))
     d.join("a", "b")
-    d.send(ev.OverrideSet("b", ev.NodeOverride.EXCLUDE))
+    d.send(ev.OverrideSet("b", NodeOverride.EXCLUDE))
     d.ask("a", "b")
     d.push("a")
     d.push("b")
@@ -608,20 +610,21 @@ def test_evaluation_where_it_is_due_and_always_at_the_end() -> None:
     assert [c.evaluate for c in d.of(ev.CloseRound)] == [False, True, False, True, True]
 
 
-class Choosy:
+class Choosy(FixedAdaptation):
     """An adaptation that misbehaves in every way that it can."""
 
     def __init__(self) -> None:
+        super().__init__(batch_size=8)
         self.selected: list[str] = []
         self.seen: list[Any] = []
 
-    def pre_round_adaptation(self, available_nodes: Any, round_num: int) -> Any:
-        self.seen.append((tuple(available_nodes), round_num))
-        return {"selected_nodes": self.selected, "batch_sizes": {"a": 0}}
+    def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
+        self.seen.append((tuple(available), round_number))
+        return RoundPlan(self.selected, {"a": 0})
 
-    def post_round_evaluation(self, round_num: int, metrics: Any) -> object:
-        self.seen.append((round_num, metrics["samples"], [c.node for c in metrics["contributions"]]))
-        return None
+    def finish_round(self, report: RoundReport) -> Sequence[Decision]:
+        self.seen.append((report.round, report.samples, [c.node for c in report.contributions]))
+        return ()
 
 
 def test_the_adaptation_is_bounded_and_told_what_came_of_it() -> None:
@@ -654,7 +657,7 @@ STEPS = st.lists(
         st.builds(ev.WorkReturned, NODES, st.integers(0, 4), st.sampled_from(["OutOfMemory", "shutting_down", "x"])),
         st.just(ev.Pause()),
         st.just(ev.Resume()),
-        st.builds(ev.OverrideSet, st.just("a"), st.sampled_from(list(ev.NodeOverride))),
+        st.builds(ev.OverrideSet, st.just("a"), st.sampled_from(list(NodeOverride))),
         st.floats(0, 1000).map(lambda s: s),
     ),
     max_size=80,
@@ -684,7 +687,7 @@ def test_whatever_happens_the_promises_hold(steps: list[ev.Event | float]) -> No
     if d.state() is RunState.WAITING:
         assert d.machine.waiting_for
     # It is never stuck: with time and one willing node the run comes to its end.
-    d.send(ev.Resume(), ev.OverrideSet("a", ev.NodeOverride.AUTOMATIC))
+    d.send(ev.Resume(), ev.OverrideSet("a", NodeOverride.AUTOMATIC))
     for _ in range(200):
         if d.machine.finished:
             break
@@ -720,8 +723,8 @@ def test_ten_thousand_nodes_take_no_more_per_event_than_a_hundred() -> None:
 
 
 class NobodyIsGoodEnough(FixedAdaptation):
-    def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> Mapping[str, Any]:
-        return {**super().pre_round_adaptation(available_nodes, round_num), "selected_nodes": []}
+    def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
+        return replace(super().plan_round(available, round_number), selected=())
 
 
 def test_a_round_may_fail_to_begin_for_days() -> None:

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from hypergpu.common.errors import NotFound, ResourceExhausted
+from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds.membership import ConnectionState, Membership
 from hypergpu.coordinator.run_records import node_row
 
@@ -109,7 +110,7 @@ def test_a_node_is_ready_when_it_has_asked_and_not_after_it_went_or_began_anew()
 
 def test_a_node_that_just_came_has_a_row_of_nothing() -> None:
     member, _ = Membership(max_nodes=1, lost_after_seconds=None).join("a", "1", now=3.0)
-    assert node_row(member, "preparing") == {
+    assert node_row(member, "preparing", NodeOverride.AUTOMATIC) == {
         "node_id": "a",
         "state": "preparing",
         "reason": "",

@@ -21,6 +21,7 @@ import pytest
 
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.coordinator.core.adaptation import FixedAdaptation
+from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 
@@ -52,8 +53,8 @@ class Stage:
             "failed": lambda _, named: [
                 ev.EvaluationFailed(self.machine.round, "error", named.get("stepped") == "yes")
             ],
-            "include": lambda nodes, _: [ev.OverrideSet(node, ev.NodeOverride.INCLUDE) for node in nodes],
-            "exclude": lambda nodes, _: [ev.OverrideSet(node, ev.NodeOverride.EXCLUDE) for node in nodes],
+            "include": lambda nodes, _: [ev.OverrideSet(node, NodeOverride.INCLUDE) for node in nodes],
+            "exclude": lambda nodes, _: [ev.OverrideSet(node, NodeOverride.EXCLUDE) for node in nodes],
             "wait": self._wait,
             "pause": lambda _, __: [ev.Pause()],
             "resume": lambda _, __: [ev.Resume()],
