@@ -9,7 +9,7 @@ import numpy as np
 
 from hypergpu.common.malloc import tune_allocator
 from hypergpu.common.tensors import Assembler, chunks
-from hypergpu.coordinator.core.aggregation import StreamingMean, is_finite
+from hypergpu.coordinator.core.model.aggregation import StreamingMean, is_finite
 
 
 def best(run: Callable[[], object], repeats: int) -> float:

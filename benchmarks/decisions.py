@@ -13,7 +13,7 @@ import time
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.keyed_random import KeyedRandom
-from hypergpu.coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
+from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator, build_orchestrator
 from hypergpu.coordinator.core.rounds.events import Contribution
 
 

@@ -23,8 +23,8 @@ from hypergpu.common.rpc import bind
 from hypergpu.common.tls import Tls
 from hypergpu.common.wire import require_sendable
 from hypergpu.coordinator.control import ControlService
-from hypergpu.coordinator.core.global_model import GlobalModel
-from hypergpu.coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
+from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator, build_orchestrator
+from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.shards import ShardTable

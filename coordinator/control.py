@@ -8,7 +8,7 @@ from hypergpu.common.grpc_server import Context
 from hypergpu.common.metric import finite
 from hypergpu.common.version import package_version
 from hypergpu.coordinator import convert
-from hypergpu.coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator
+from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.engine import Engine

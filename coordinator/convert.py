@@ -8,7 +8,7 @@ from hypergpu.common.errors import InvalidInput, ProtocolError
 from hypergpu.common.metric import finite
 from hypergpu.common.wire import identity_to_proto, manifest_to_proto
 from hypergpu.coordinator.core.decisions import Decision
-from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.membership import Member

@@ -14,8 +14,8 @@ from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StorageError
 from hypergpu.common.metric import finite
 from hypergpu.common.tensors import Flat, chunks
 from hypergpu.common.wire import encode_part
-from hypergpu.coordinator.core.aggregation import norm
-from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.model.aggregation import norm
+from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.score import Score

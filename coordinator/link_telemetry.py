@@ -6,7 +6,7 @@ from typing import Any
 
 from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.metric import finite
-from hypergpu.coordinator.core.orchestration import AdaptiveOrchestrator
+from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator
 from hypergpu.coordinator.core.selection import NodeState
 
 UNMEASURED = "unknown"

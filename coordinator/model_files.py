@@ -14,8 +14,8 @@ from hypergpu.common.errors import CorruptData, InvalidInput, NonFiniteUpdate
 from hypergpu.common.metric import MetricSpec, finite
 from hypergpu.common.tensors import Flat
 from hypergpu.coordinator.checkpoints import Checkpoint, Checkpoints, Tensors, read_tensors, write_tensors
-from hypergpu.coordinator.core.aggregation import is_finite
-from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.model.aggregation import is_finite
+from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.score import Score
 from hypergpu.coordinator.run_dir import BEST_MODEL, CHECKPOINTS, LAST_MODEL
 from hypergpu.coordinator.saved_state import Identity

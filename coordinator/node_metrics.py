@@ -16,8 +16,8 @@ from prometheus_client.registry import Collector
 
 from hypergpu.common.background import OnResult, PeriodicTask
 from hypergpu.common.errors import UnknownName
-from hypergpu.coordinator.core.network import ConnectionQuality
-from hypergpu.coordinator.core.orchestration import AdaptationPolicy, AdaptiveOrchestrator, Phase
+from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, Phase
+from hypergpu.coordinator.core.links import ConnectionQuality
 from hypergpu.coordinator.core.rounds.machine import RoundMachine, RunState
 from hypergpu.coordinator.core.rounds.membership import ConnectionState, Member
 from hypergpu.coordinator.core.selection import NodeState

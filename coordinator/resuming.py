@@ -12,7 +12,7 @@ from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.errors import CannotResume, CorruptData
 from hypergpu.common.metric import MetricSpec
 from hypergpu.coordinator.checkpoints import Checkpoint, Checkpoints, Tensors, checksum
-from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds.events import FinishReason
 from hypergpu.coordinator.core.same_run import Change, Difference, differences, keeps_optimizer
 from hypergpu.coordinator.core.score import Score

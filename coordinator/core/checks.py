@@ -9,7 +9,7 @@ from hypergpu.common.errors import InvalidInput, UnknownName
 Choice = TypeVar("Choice", bound=StrEnum)
 
 
-def not_negative(value: float, name: str) -> float:
+def require_non_negative(value: float, name: str) -> float:
     """`value`, if it is a finite number ≥ 0.
 
     Raises:
@@ -24,18 +24,18 @@ def not_negative(value: float, name: str) -> float:
     return number
 
 
-def positive(value: float, name: str) -> float:
+def require_positive(value: float, name: str) -> float:
     """`value`, if it is a finite number > 0.
 
     Raises:
         InvalidInput: it is not.
     """
-    if not_negative(value, name) == 0:
+    if require_non_negative(value, name) == 0:
         raise InvalidInput(f"{name} must be above 0")
     return float(value)
 
 
-def member(choices: type[Choice], name: str, what: str) -> Choice:
+def parse_enum(choices: type[Choice], name: str, what: str) -> Choice:
     """The member of an enum with this value.
 
     Raises:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from hypergpu.common.errors import NonFiniteUpdate, StaleWork
-from hypergpu.coordinator.core.adaptation import Adaptation, RoundPlan, RoundReport
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.adaptation import Adaptation, RoundPlan, RoundReport
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.node.core import events as life

@@ -5,8 +5,8 @@ import torch
 
 from hypergpu.common.config import TrainingConfig
 from hypergpu.common.metric import MetricSpec
-from hypergpu.coordinator.core.aggregation import norm
-from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.model.aggregation import norm
+from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.node.trainer import Trainer
 from hypergpu.simulation.learning import Trained

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from hypergpu.coordinator.core.adaptation import FixedAdaptation, RoundPlan
+from hypergpu.coordinator.core.rounds.adaptation import FixedAdaptation, RoundPlan
 from hypergpu.simulation.calibration import Calibration, local_steps
 from hypergpu.simulation.compute import read_rounds
 from hypergpu.simulation.run import simulate

@@ -10,9 +10,9 @@ from typing import Any
 
 from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.console import duration
-from hypergpu.coordinator.core.adaptation import Adaptation
-from hypergpu.coordinator.core.orchestration import build_orchestrator
+from hypergpu.coordinator.core.adaptation import build_orchestrator
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.adaptation import Adaptation
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.shards import ShardTable
 from hypergpu.coordinator.link_telemetry import LinkTelemetry

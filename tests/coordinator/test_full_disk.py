@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hypergpu.common.errors import StorageError
-from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.model_files import ModelFiles

@@ -4,7 +4,7 @@ import pytest
 
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
-from hypergpu.coordinator.core.orchestration import AdaptiveOrchestrator, build_orchestrator
+from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator, build_orchestrator
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
 
 

@@ -5,7 +5,7 @@ from prometheus_client.exposition import generate_latest
 
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.metric import MetricSpec
-from hypergpu.coordinator.core.orchestration import build_orchestrator
+from hypergpu.coordinator.core.adaptation import build_orchestrator
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.coordinator.metrics import Metrics
 

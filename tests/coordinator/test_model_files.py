@@ -14,7 +14,7 @@ from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, StorageError
 from hypergpu.common.metric import MetricSpec
 from hypergpu.coordinator import files
 from hypergpu.coordinator.checkpoints import Checkpoints, read_tensors
-from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.score import Score
 from hypergpu.coordinator.model_files import ModelFiles, score_of
 from hypergpu.coordinator.resuming import identity_of

@@ -2,7 +2,7 @@ from prometheus_client import CollectorRegistry
 
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
-from hypergpu.coordinator.core.orchestration import build_orchestrator
+from hypergpu.coordinator.core.adaptation import build_orchestrator
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.node_metrics import MOST_NODES, NodeMetricsCollector

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from hypergpu.common.errors import ConfigError
 from hypergpu.common.tensors import Flat, chunks
-from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.held_out import HeldOut
 from hypergpu.protos import coordinator_pb2 as pb

@@ -17,7 +17,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import CannotResume
 from hypergpu.coordinator.app import Coordinator, Options
 from hypergpu.coordinator.checkpoints import Checkpoint, Checkpoints
-from hypergpu.coordinator.core.global_model import GlobalModel
+from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.tasks import Metric, Task
 

@@ -8,7 +8,7 @@ import pytest
 
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import ConfigError
-from hypergpu.coordinator.core.orchestration import build_orchestrator
+from hypergpu.coordinator.core.adaptation import build_orchestrator
 from hypergpu.coordinator.core.rounds.membership import Member
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.coordinator.scrape_targets import ScrapeRule, ScrapeTarget

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from hypergpu.common.config import SystemConfig
-from hypergpu.coordinator.core.orchestration import build_orchestrator
+from hypergpu.coordinator.core.adaptation import build_orchestrator
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.health import Health
 from hypergpu.coordinator.metrics import Metrics

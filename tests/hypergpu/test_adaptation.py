@@ -165,7 +165,7 @@ def test_the_background_opens_alerts_that_nobody_asked_for() -> None:
         assert judged(monitor)
     assert not monitor.running
     # `_alerts` is what was found so far: asking by `get_alerts` would look again.
-    assert [alert.node_id for alert in monitor._alerts.alerts(core.network.Severity.HIGH)] == ["a"]
+    assert [alert.node_id for alert in monitor._alerts.alerts(core.links.Severity.HIGH)] == ["a"]
     assert monitor.update() == {"a": ConnectionQuality.OFFLINE}, "the background takes no change from the orchestrator"
 
 

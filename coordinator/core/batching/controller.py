@@ -20,9 +20,9 @@ from hypergpu.coordinator.core.batching.strategies import (
     by_latency,
     by_throughput,
 )
-from hypergpu.coordinator.core.checks import member, not_negative
-from hypergpu.coordinator.core.network import NetworkQualityMonitor
-from hypergpu.coordinator.core.table import Bools, Floats, Ints, NodeIndex, grown, quantiles
+from hypergpu.coordinator.core.checks import parse_enum, require_non_negative
+from hypergpu.coordinator.core.links import NetworkQualityMonitor
+from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex, grow_column, quantiles
 
 _HISTORY = 50
 _IDLE_SHARE = 0.02
@@ -48,7 +48,7 @@ class BatchChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class AdaptationLimits:
     """How boldly sizes move; set by the policy."""
 
     step: float = 1.5
@@ -102,7 +102,7 @@ class AdaptiveBatchController:
             raise InvalidInput(
                 f"baseline_batch_size ({baseline_batch_size}) and local_steps ({local_steps}) must be at least 1"
             )
-        self.strategy = member(BatchSizeStrategy, strategy, "batch size strategy")
+        self.strategy = parse_enum(BatchSizeStrategy, strategy, "batch size strategy")
         self.baseline_batch_size = baseline_batch_size
         self.baseline_local_steps = local_steps
         self.local_steps = local_steps
@@ -128,9 +128,9 @@ class AdaptiveBatchController:
             row = self._index.row(node_id)
         else:
             self.costs.grow(row + 1)
-            self._sizes = grown(self._sizes, row + 1, self.baseline_batch_size)
-            self._largest = grown(self._largest, row + 1, self.config.max_batch_size)
-            self._directions = grown(self._directions, row + 1, 0.0)
+            self._sizes = grow_column(self._sizes, row + 1, self.baseline_batch_size)
+            self._largest = grow_column(self._largest, row + 1, self.config.max_batch_size)
+            self._directions = grow_column(self._directions, row + 1, 0.0)
             self._history[node_id] = deque([self.baseline_batch_size], maxlen=_HISTORY)
         if largest_batch:
             self._largest[row] = max(1, min(largest_batch, self.config.max_batch_size))
@@ -148,14 +148,14 @@ class AdaptiveBatchController:
             InvalidInput: negative or not finite.
         """
         rows = np.array([self._index.row(node_id)])
-        taken = not_negative(samples, "samples")
-        spent = not_negative(time_spent, "time_spent")
+        taken = require_non_negative(samples, "samples")
+        spent = require_non_negative(time_spent, "time_spent")
         if compute_seconds is None:
             # What the node's exchanges took is not computing; where they seem to have taken all, a tenth is.
-            exchange = np.nan_to_num(self._exchange([node_id], Pace())[0])
+            exchange = np.nan_to_num(self._exchange([node_id], AdaptationLimits())[0])
             compute = max(spent - float(exchange), 0.1 * spent)
         else:
-            compute = not_negative(compute_seconds, "compute_seconds")
+            compute = require_non_negative(compute_seconds, "compute_seconds")
         if taken > 0 and steps >= 1:
             self.record_performances(rows, np.array([taken]), np.array([spent]), np.array([steps]), np.array([compute]))
 
@@ -188,7 +188,11 @@ class AdaptiveBatchController:
     # ------------------------------------------------------------ deciding
 
     def evaluate_and_adapt(
-        self, nodes: Sequence[str] | None = None, *, reference_nodes: int | None = None, pace: Pace | None = None
+        self,
+        nodes: Sequence[str] | None = None,
+        *,
+        reference_nodes: int | None = None,
+        pace: AdaptationLimits | None = None,
     ) -> dict[str, BatchChange]:
         """Choose the sizes of these nodes (all, if None) anew; returns what changed, by node id.
 
@@ -200,7 +204,7 @@ class AdaptiveBatchController:
         ids = list(self._index.ids if nodes is None else nodes)
         if not ids:
             return {}
-        pace = pace or Pace()
+        pace = pace or AdaptationLimits()
         rows = self._index.rows(ids)
         reference = self.baseline_batch_size * (reference_nodes or len(ids))
         before = self._sizes[rows]
@@ -288,10 +292,10 @@ class AdaptiveBatchController:
             UnknownName: the node is not registered.
         """
         rows = np.array([self._index.row(node_id)])
-        exchange, cost = self._exchange([node_id], Pace()), self.costs.fit(rows)
+        exchange, cost = self._exchange([node_id], AdaptationLimits()), self.costs.fit(rows)
         answers: dict[str, dict[str, float]] = {}
         for strategy in BatchSizeStrategy:
-            proposal = self._propose(strategy, [node_id], rows, self.baseline_batch_size, Pace())
+            proposal = self._propose(strategy, [node_id], rows, self.baseline_batch_size, AdaptationLimits())
             size = self._bounded(strategy, proposal.sizes, self._sizes[rows], rows, _UNBOUNDED_STEP)
             steps = proposal.local_steps
             seconds = float((exchange + steps * cost.seconds(size))[0])
@@ -306,7 +310,7 @@ class AdaptiveBatchController:
     # ------------------------------------------------------------ inside
 
     def _propose(
-        self, strategy: BatchSizeStrategy, ids: Sequence[str], rows: Ints, reference: int, pace: Pace
+        self, strategy: BatchSizeStrategy, ids: Sequence[str], rows: Ints, reference: int, pace: AdaptationLimits
     ) -> Proposal:
         """Return what a strategy wants of these nodes; changes nothing."""
         base, steps = self.baseline_batch_size, self.local_steps
@@ -331,7 +335,7 @@ class AdaptiveBatchController:
             return Proposal(wanted, reasons, steps, figures, directions=turned, climbs=climbed != sizes)
         return Proposal(climbed, reasons, steps, figures, directions=turned, climbs=climbed != sizes)
 
-    def _goodput(self, ids: Sequence[str], rows: Ints, reference: int, pace: Pace) -> Proposal:
+    def _goodput(self, ids: Sequence[str], rows: Ints, reference: int, pace: AdaptationLimits) -> Proposal:
         exchange, cost = self._exchange(ids, pace), self.costs.fit(rows)
         phi, drift = self.noise_scale(reference), self.drift_steps
         sizes = self._sizes[rows]
@@ -367,17 +371,17 @@ class AdaptiveBatchController:
         reasons = _goodput_reasons(plan.batches, sizes, idle > _IDLE_SHARE * now.seconds)
         return Proposal(plan.batches.astype(np.float64), reasons, plan.steps, figures, plan)
 
-    def _exchange(self, ids: Sequence[str], pace: Pace) -> Floats:
+    def _exchange(self, ids: Sequence[str], pace: AdaptationLimits) -> Floats:
         """Communication of each node in a round, with a margin of one MAD-like spread: the third quartile."""
         samples = self._monitor.exchange_samples(self._monitor.rows(ids), pace.window, pace.horizon)
         quartile: Floats = quantiles(samples, [0.75])[0]
         return quartile
 
-    def _step(self, pace: Pace) -> float:
+    def _step(self, pace: AdaptationLimits) -> float:
         """Largest factor of one change: from one power of two to the next at the least, where only those are asked."""
         return max(pace.step, 2.0) if self.config.powers_of_two else pace.step
 
-    def _step_bounds(self, pace: Pace) -> tuple[int, int]:
+    def _step_bounds(self, pace: AdaptationLimits) -> tuple[int, int]:
         base = self.baseline_local_steps
         if base == 1:
             return 1, 1

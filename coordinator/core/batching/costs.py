@@ -3,7 +3,7 @@
 import numpy as np
 
 from hypergpu.coordinator.core.batching.goodput import StepCost
-from hypergpu.coordinator.core.table import Floats, Ints, grown
+from hypergpu.coordinator.core.node_arrays import Floats, Ints, grow_column
 
 _FORGET = 0.85
 """Weight of the past per round: about the last seven rounds count."""
@@ -23,8 +23,8 @@ class ComputeCosts:
 
     def grow(self, rows: int) -> None:
         """Make room for at least `rows` nodes."""
-        self._sums = grown(self._sums, rows, 0.0)
-        self._rate = grown(self._rate, rows, np.nan)
+        self._sums = grow_column(self._sums, rows, 0.0)
+        self._rate = grow_column(self._rate, rows, np.nan)
 
     def observe(self, rows: Ints, batches: Floats, step_seconds: Floats) -> None:
         """A step on so many samples took so long; the rows differ."""

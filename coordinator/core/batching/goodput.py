@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hypergpu.coordinator.core.table import Floats, Ints
+from hypergpu.coordinator.core.node_arrays import Floats, Ints
 
 _BARRIERS = np.geomspace(0.4, 4.0, 12)
 """Lengths of the compute part that are tried, relative to the one at the present sizes."""

@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from hypergpu.coordinator.core.table import Floats, Ints
+from hypergpu.coordinator.core.node_arrays import Floats, Ints
 
 REFERENCE_LATENCY_MS = 25.0
 """Round trip at which LATENCY_BASED gives the baseline."""

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
-from hypergpu.coordinator.core.adaptation import Adaptation, RoundReport
 from hypergpu.coordinator.core.decisions import Decision, DecisionKind
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.adaptation import Adaptation, RoundReport
 from hypergpu.coordinator.core.rounds.closing import Ending, RoundCloser
 from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator, DeadlineReason
 from hypergpu.coordinator.core.rounds.dispatch import WorkDispatcher

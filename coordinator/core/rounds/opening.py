@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from hypergpu.common.config.training import TrainingConfig
-from hypergpu.coordinator.core.adaptation import Adaptation, RoundPlan
 from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind
 from hypergpu.coordinator.core.overrides import NodeOverride
+from hypergpu.coordinator.core.rounds.adaptation import Adaptation, RoundPlan
 from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator, DeadlineReason
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.events import AbandonRound, Shard

@@ -1,7 +1,7 @@
 """Who trains in a round: standing, fairness, and whether a node pays for the time it adds."""
 
+from hypergpu.coordinator.core.selection.quarantine import NodeState, QuarantineReason
 from hypergpu.coordinator.core.selection.selector import DynamicNodeSelector
-from hypergpu.coordinator.core.selection.standing import NodeState, QuarantineReason
 from hypergpu.coordinator.core.selection.strategies import SelectionReason, SelectionStrategy
 
 __all__ = ["DynamicNodeSelector", "NodeState", "QuarantineReason", "SelectionReason", "SelectionStrategy"]

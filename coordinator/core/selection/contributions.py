@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hypergpu.coordinator.core.table import Bools, Floats, Ints, grown
+from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, grow_column
 
 _MEMORY = 0.9
 """Weight of the past per attempt: about the last ten count."""
@@ -21,9 +21,9 @@ class Contributions:
 
     def grow(self, rows: int) -> None:
         """Make room for at least `rows` nodes."""
-        self.sums = grown(self.sums, rows, 0.0)
-        self.last_round = grown(self.last_round, rows, -1)
-        self.counts = grown(self.counts, rows, 0)
+        self.sums = grow_column(self.sums, rows, 0.0)
+        self.last_round = grow_column(self.last_round, rows, -1)
+        self.counts = grow_column(self.counts, rows, 0)
 
     def add(self, rows: Ints, compute: Floats, waiting: Floats, success: Bools, loss: Floats) -> None:
         """One attempt of each of these nodes, which differ; a loss that is NaN is not known."""
@@ -57,7 +57,7 @@ class Contributions:
         mean: Floats = self.sums[rows, 0] / np.maximum(self.sums[rows, 2], 1.0)  # after one attempt they are 1 or more
         return mean
 
-    def teaches(self, rows: Ints) -> Floats:
+    def statistical_utility(self, rows: Ints) -> Floats:
         """Statistical utility (after Oort): the loss of a node's data relative to the median, within [½, 2]."""
         loss = self.sums[rows, 4]
         known = loss > 0

@@ -10,17 +10,23 @@ import numpy as np
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config import SelectorConfig
 from hypergpu.common.errors import InvalidInput
-from hypergpu.coordinator.core.checks import member, not_negative
-from hypergpu.coordinator.core.network import NetworkQualityMonitor
-from hypergpu.coordinator.core.network.quality import FAIR, OFFLINE
+from hypergpu.coordinator.core.checks import parse_enum, require_non_negative
+from hypergpu.coordinator.core.links import NetworkQualityMonitor
+from hypergpu.coordinator.core.links.quality import FAIR, OFFLINE
+from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex, grow_column, scatter_rows
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.selection import strategies as st
+from hypergpu.coordinator.core.selection.context import Selection, SelectionContext
 from hypergpu.coordinator.core.selection.contributions import Contributions
-from hypergpu.coordinator.core.selection.outlook import Outlook, Selection
-from hypergpu.coordinator.core.selection.standing import NodeState, StandingChange, Standings
-from hypergpu.coordinator.core.selection.strategies import CODE, REASONS, Choice, SelectionReason, SelectionStrategy
-from hypergpu.coordinator.core.selection.turns import Turns
-from hypergpu.coordinator.core.table import Bools, Floats, Ints, NodeIndex, grown, scattered
+from hypergpu.coordinator.core.selection.fairness import FairnessPolicy
+from hypergpu.coordinator.core.selection.quarantine import NodeState, NodeStateChange, QuarantineTracker
+from hypergpu.coordinator.core.selection.strategies import (
+    CODE,
+    REASONS,
+    SelectionReason,
+    SelectionStrategy,
+    StrategyResult,
+)
 
 _OVERRIDES: Final = tuple(NodeOverride)
 _AUTOMATIC = _OVERRIDES.index(NodeOverride.AUTOMATIC)
@@ -32,7 +38,7 @@ _TURNS = (
     SelectionReason.UNEXPLORED,
     SelectionReason.ON_PROBATION,
     SelectionReason.FAIRNESS_TURN,
-    SelectionReason.LEAST_BAD_RELEASED,
+    SelectionReason.RELEASED_TO_FILL_ROUND,
 )
 """Where there are more than the maximum, such nodes come before the others, those that waited longest first."""
 
@@ -50,7 +56,7 @@ class DynamicNodeSelector:
         clock: Clock = monotonic,
     ) -> None:
         self.config = config or SelectorConfig()
-        self.strategy = member(SelectionStrategy, strategy, "selection strategy")
+        self.strategy = parse_enum(SelectionStrategy, strategy, "selection strategy")
         self.max_selected_nodes = (
             max_selected_nodes if max_selected_nodes is not None else self.config.max_selected_nodes
         )
@@ -60,10 +66,10 @@ class DynamicNodeSelector:
         self._clock = clock
         self._index = NodeIndex()
         self._contributions = Contributions()
-        self._standings = Standings(self.config)
+        self._standings = QuarantineTracker(self.config)
         self._rules: Ints = np.zeros(0, np.int64)
         self._round = -1
-        self._turns = Turns(self.config)
+        self._turns = FairnessPolicy(self.config)
         self._last: Selection | None = None
         self._history: deque[tuple[int, list[str]]] = deque(maxlen=200)
 
@@ -75,7 +81,7 @@ class DynamicNodeSelector:
         if row is not None:
             self._contributions.grow(row + 1)
             self._standings.grow(row + 1)
-            self._rules = grown(self._rules, row + 1, _AUTOMATIC)
+            self._rules = grow_column(self._rules, row + 1, _AUTOMATIC)
             self._contributions.last_round[row] = self._round
 
     def record_contribution(
@@ -96,8 +102,8 @@ class DynamicNodeSelector:
         """
         self.record_contributions(
             np.array([self._index.row(node_id)]),
-            compute=np.array([not_negative(compute_time, "compute_time")]),
-            waiting=np.array([not_negative(waiting_time, "waiting_time")]),
+            compute=np.array([require_non_negative(compute_time, "compute_time")]),
+            waiting=np.array([require_non_negative(waiting_time, "waiting_time")]),
             success=np.array([bool(success)]),
             late=np.array([bool(late)]),
             loss=np.array([np.nan if loss is None else loss]),
@@ -148,14 +154,14 @@ class DynamicNodeSelector:
     # ------------------------------------------------------------ deciding
 
     def select_nodes(
-        self, available: Sequence[str], *, round_num: int | None = None, outlook: Outlook | None = None
+        self, available: Sequence[str], *, round_num: int | None = None, outlook: SelectionContext | None = None
     ) -> list[str]:
         """The nodes of the coming round, in the order in which they were given.
 
         Raises:
             UnknownName: one of them is not registered.
         """
-        expected = outlook or Outlook()
+        expected = outlook or SelectionContext()
         return self._select(
             list(dict.fromkeys(available)),
             self._round + 1 if round_num is None else round_num,
@@ -168,7 +174,7 @@ class DynamicNodeSelector:
         inside = np.array([node_id in wanted for node_id in ids], dtype=bool)
         return self._select(ids, round_num, lambda rows, link_rows, eligible: st.as_restored(inside[eligible]))
 
-    def take_all(self, available: Sequence[str], round_num: int, reason: SelectionReason) -> list[str]:
+    def select_all(self, available: Sequence[str], round_num: int, reason: SelectionReason) -> list[str]:
         """Everyone that is not excluded by a user, for rounds in which nothing is adapted.
 
         A warm-up keeps to the maximum, in turns, so that all are measured; the fixed baseline is everyone.
@@ -182,7 +188,7 @@ class DynamicNodeSelector:
             chosen = self._capped(chosen, reasons, rows, self._monitor.rows(ids))
         return self._keep(ids, rows, chosen, reasons)
 
-    def take_standing_changes(self) -> list[tuple[str, StandingChange]]:
+    def drain_state_changes(self) -> list[tuple[str, NodeStateChange]]:
         """Quarantines, probations and returns since the last call."""
         return [(self._index.ids[change.row], change) for change in self._standings.take_changes()]
 
@@ -261,7 +267,9 @@ class DynamicNodeSelector:
 
     # ------------------------------------------------------------ inside
 
-    def _select(self, ids: list[str], round_num: int, choose: Callable[[Ints, Ints, Ints], Choice]) -> list[str]:
+    def _select(
+        self, ids: list[str], round_num: int, choose: Callable[[Ints, Ints, Ints], StrategyResult]
+    ) -> list[str]:
         """Let `choose` (rows, link rows, places) decide among those who may train; users' rules come on top."""
         rows, link_rows = self._index.rows(ids), self._monitor.rows(ids)
         self._round = round_num
@@ -277,7 +285,7 @@ class DynamicNodeSelector:
         if not chosen.any() and (self._rules[rows] != _EXCLUDE).any():
             self._release_least_bad(rows, link_rows, chosen, reasons, now)
         chosen = self._capped(chosen, reasons, rows, link_rows)
-        figures = {name: scattered(values, eligible, len(ids)) for name, values in choice.figures.items()}
+        figures = {name: scatter_rows(values, eligible, len(ids)) for name, values in choice.figures.items()}
         return self._keep(ids, rows, chosen, reasons, figures)
 
     def _keep(
@@ -336,7 +344,7 @@ class DynamicNodeSelector:
             reasons[gone] = CODE[SelectionReason.OFFLINE]
         return reasons, np.flatnonzero(~(out | held | gone))
 
-    def _choose(self, rows: Ints, link_rows: Ints, outlook: Outlook, eligible: Ints) -> Choice:
+    def _choose(self, rows: Ints, link_rows: Ints, outlook: SelectionContext, eligible: Ints) -> StrategyResult:
         count = len(rows)
         if not count:
             return st.everyone(0)
@@ -363,7 +371,7 @@ class DynamicNodeSelector:
             choice = st.at_least(choice, share, least)
         else:
             batches = np.ones(count) if outlook.batch_sizes is None else outlook.batch_sizes[eligible]
-            samples = batches * self._contributions.teaches(rows)
+            samples = batches * self._contributions.statistical_utility(rows)
             noise = outlook.noise_scale if outlook.noise_scale is not None else float(samples.sum())
             # Few measurements look more different than the links are, so they must promise more.
             measured = float(np.median(self._monitor.rounds_measured(link_rows)))
@@ -390,7 +398,7 @@ class DynamicNodeSelector:
         else:
             released = np.flatnonzero(self._rules[rows] != _EXCLUDE)
         chosen[released] = True
-        reasons[released] = CODE[SelectionReason.LEAST_BAD_RELEASED]
+        reasons[released] = CODE[SelectionReason.RELEASED_TO_FILL_ROUND]
 
     def _capped(self, chosen: Bools, reasons: Ints, rows: Ints, link_rows: Ints) -> Bools:
         """At most `max_selected_nodes`: users' rules first, then turns, the longest waiting first, then the score."""

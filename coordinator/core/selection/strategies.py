@@ -6,7 +6,7 @@ from enum import StrEnum
 import numpy as np
 
 from hypergpu.coordinator.core.batching.goodput import batch_progress
-from hypergpu.coordinator.core.table import Bools, Floats, Ints
+from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints
 
 
 class SelectionStrategy(StrEnum):
@@ -34,7 +34,7 @@ class SelectionReason(StrEnum):
     BELOW_THRESHOLD = "below_threshold"
     TOP_RANKED = "top_ranked"
     NOT_TOP_RANKED = "not_top_ranked"
-    PAYS_FOR_ITS_TIME = "pays_for_its_time"
+    WORTH_ITS_TIME = "worth_its_time"
     COSTS_MORE_THAN_IT_ADDS = "costs_more_than_it_adds"
     KEEPS_THE_MINIMUM = "keeps_the_minimum"
     """Taken only because a least share of the nodes must take part."""
@@ -48,7 +48,7 @@ class SelectionReason(StrEnum):
     QUARANTINED = "quarantined"
     ON_PROBATION = "on_probation"
     OFFLINE = "offline"
-    LEAST_BAD_RELEASED = "least_bad_released"
+    RELEASED_TO_FILL_ROUND = "released_to_fill_round"
     """Nobody else was left."""
     ROLLED_BACK = "rolled_back"
     """In or out as it was in the configuration that is restored."""
@@ -59,7 +59,7 @@ CODE = {reason: number for number, reason in enumerate(REASONS)}
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class StrategyResult:
     """What a strategy wants, one entry per candidate."""
 
     chosen: Bools
@@ -69,20 +69,20 @@ class Choice:
     """What each of the reasons rests on."""
 
 
-def everyone(count: int) -> Choice:
+def everyone(count: int) -> StrategyResult:
     """All of them."""
-    return Choice(np.ones(count, bool), np.full(count, CODE[SelectionReason.ALL_AVAILABLE]), {})
+    return StrategyResult(np.ones(count, bool), np.full(count, CODE[SelectionReason.ALL_AVAILABLE]), {})
 
 
-def as_restored(chosen: Bools) -> Choice:
+def as_restored(chosen: Bools) -> StrategyResult:
     """Those who were in a configuration that is restored."""
-    return Choice(chosen, np.full(len(chosen), CODE[SelectionReason.ROLLED_BACK]), {})
+    return StrategyResult(chosen, np.full(len(chosen), CODE[SelectionReason.ROLLED_BACK]), {})
 
 
-def above(scores: Floats, threshold: float, name: str) -> Choice:
+def above(scores: Floats, threshold: float, name: str) -> StrategyResult:
     """Those whose score reaches the threshold."""
     chosen = scores >= threshold
-    return Choice(
+    return StrategyResult(
         chosen,
         np.where(chosen, CODE[SelectionReason.ABOVE_THRESHOLD], CODE[SelectionReason.BELOW_THRESHOLD]),
         {name: scores, "threshold": np.full(len(scores), threshold)},
@@ -97,13 +97,13 @@ def adaptive_threshold(scores: Floats) -> float:
     return median - 2.0 * max(1.4826 * float(np.median(np.abs(scores - median))), 5.0)
 
 
-def best_ranked(scores: Floats, count: int) -> Choice:
+def best_ranked(scores: Floats, count: int) -> StrategyResult:
     """The `count` best; of equals the first."""
     order = np.argsort(-scores, kind="stable")
     rank = np.empty(len(scores), np.int64)
     rank[order] = np.arange(len(scores))
     chosen = rank < count
-    return Choice(
+    return StrategyResult(
         chosen,
         np.where(chosen, CODE[SelectionReason.TOP_RANKED], CODE[SelectionReason.NOT_TOP_RANKED]),
         {"node_score": scores, "rank": rank.astype(np.float64) + 1.0},
@@ -112,7 +112,7 @@ def best_ranked(scores: Floats, count: int) -> Choice:
 
 def most_progress_per_second(
     seconds: Floats, samples: Floats, noise_scale: float, *, previous: Bools, least: int, most: int, gain: float
-) -> Choice:
+) -> StrategyResult:
     """The set of nodes of most progress per second.
 
     For any limit on the time, the best set is everyone who is within it; so the candidates are the prefixes of the
@@ -154,7 +154,7 @@ def most_progress_per_second(
     now = float(inside.mean())
     base = float(batch_progress(total, noise_scale))
     joined = np.asarray(batch_progress(np.where(chosen, total, total + samples), noise_scale))
-    reasons = np.where(chosen, CODE[SelectionReason.PAYS_FOR_ITS_TIME], CODE[SelectionReason.COSTS_MORE_THAN_IT_ADDS])
+    reasons = np.where(chosen, CODE[SelectionReason.WORTH_ITS_TIME], CODE[SelectionReason.COSTS_MORE_THAN_IT_ADDS])
     bounded = np.zeros(count, bool)  # in or out for the sake of the bounds alone
     bounded[order[min(paying, size) : max(paying, size)]] = True
     reasons[bounded & chosen] = CODE[SelectionReason.KEEPS_THE_MINIMUM]
@@ -165,10 +165,10 @@ def most_progress_per_second(
         "adds_seconds": np.where(chosen, 0.0, with_it - now),
         "adds_progress_share": np.where(chosen, 0.0, joined / max(base, 1e-12) - 1.0),
     }
-    return Choice(chosen, reasons, figures)
+    return StrategyResult(chosen, reasons, figures)
 
 
-def at_least(choice: Choice, ranking: Floats, least: int) -> Choice:
+def at_least(choice: StrategyResult, ranking: Floats, least: int) -> StrategyResult:
     """`choice`, filled up to `least` nodes with the best ranked of the others."""
     short = min(least, len(ranking)) - int(choice.chosen.sum())
     if short <= 0:
@@ -178,4 +178,4 @@ def at_least(choice: Choice, ranking: Floats, least: int) -> Choice:
     chosen, reasons = choice.chosen.copy(), choice.reasons.copy()
     chosen[added] = True
     reasons[added] = CODE[SelectionReason.KEEPS_THE_MINIMUM]
-    return Choice(chosen, reasons, choice.figures)
+    return StrategyResult(chosen, reasons, choice.figures)

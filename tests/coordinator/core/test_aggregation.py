@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.tensors import Manifest, TensorSpec
-from hypergpu.coordinator.core.aggregation import BLOCK, StreamingMean, is_finite, norm
-from hypergpu.coordinator.core.global_model import GlobalModel
-from hypergpu.coordinator.core.optimizer import Adam, Sgd
+from hypergpu.coordinator.core.model.aggregation import BLOCK, StreamingMean, is_finite, norm
+from hypergpu.coordinator.core.model.global_model import GlobalModel
+from hypergpu.coordinator.core.model.optimizer import Adam, Sgd
 from tests.examples import examples
 
 SIZES = st.sampled_from([1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])

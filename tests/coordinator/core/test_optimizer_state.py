@@ -7,8 +7,8 @@ import pytest
 
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.tensors import Flat, Manifest, TensorSpec
-from hypergpu.coordinator.core.global_model import GlobalModel
-from hypergpu.coordinator.core.optimizer import Adam, Sgd, make_optimizer
+from hypergpu.coordinator.core.model.global_model import GlobalModel
+from hypergpu.coordinator.core.model.optimizer import Adam, Sgd, make_optimizer
 
 GOOD: Mapping[str, Flat] = {
     "mean": np.array([0.5, -0.5], np.float32),

@@ -69,7 +69,9 @@ def sample_rows(rounds: int = 25, nodes: Sequence[str] = NODES, slow: float = 1.
             )
         if number == 20:
             held.discard(nodes[-1])
-            events.append(decision(start, 20, "quarantine", nodes[-1], "time_served", state="probation", strikes=1))
+            events.append(
+                decision(start, 20, "quarantine", nodes[-1], "quarantine_expired", state="probation", strikes=1)
+            )
             events.append(
                 decision(start, 20, "quality", nodes[2 % len(nodes)], "class_changed", quality="good", latency_ms=41.0)
             )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hypergpu.coordinator.core.network import NetworkQualityMonitor
+from hypergpu.coordinator.core.links import NetworkQualityMonitor
 from hypergpu.simulation.calibrated import compare_with_baseline
 from hypergpu.simulation.compute import read_rounds
 from hypergpu.simulation.run import Outcome, simulate

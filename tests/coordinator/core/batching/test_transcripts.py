@@ -17,8 +17,8 @@ from hypergpu.common.config import BatchConfig
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchReason, BatchSizeStrategy
 from hypergpu.coordinator.core.batching import goodput as gp
-from hypergpu.coordinator.core.batching.controller import Pace
-from hypergpu.coordinator.core.network import NetworkQualityMonitor
+from hypergpu.coordinator.core.batching.controller import AdaptationLimits
+from hypergpu.coordinator.core.links import NetworkQualityMonitor
 
 DIRECTORY = Path(__file__).parent / "transcripts"
 NODES = ("near", "far", "slow", "failing", "small", "late")
@@ -32,10 +32,10 @@ STEP_SECONDS = {
     "late": (0.01, 5e-5),
 }
 """Fixed part, and part per sample."""
-SETTINGS: Mapping[str, tuple[dict[str, Any], Pace, int]] = {
-    "plain": ({}, Pace(), 10),
-    "bold": ({"max_batch_size": 300, "max_learning_rate_factor": 1.4}, Pace(4.0, 0.0, 2.0, 3), 4),
-    "powers": ({"powers_of_two": True, "min_batch_size": 24}, Pace(1.25, 0.05, 1.0, 5), 1),
+SETTINGS: Mapping[str, tuple[dict[str, Any], AdaptationLimits, int]] = {
+    "plain": ({}, AdaptationLimits(), 10),
+    "bold": ({"max_batch_size": 300, "max_learning_rate_factor": 1.4}, AdaptationLimits(4.0, 0.0, 2.0, 3), 4),
+    "powers": ({"powers_of_two": True, "min_batch_size": 24}, AdaptationLimits(1.25, 0.05, 1.0, 5), 1),
 }
 
 

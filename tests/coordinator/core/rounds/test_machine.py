@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.errors import NotFound, ResourceExhausted
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
-from hypergpu.coordinator.core.adaptation import Adaptation, FixedAdaptation, RoundPlan, RoundReport
 from hypergpu.coordinator.core.decisions import Decision, DecisionKind
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.adaptation import Adaptation, FixedAdaptation, RoundPlan, RoundReport
 from hypergpu.coordinator.core.rounds.closing import MAX_EXTENSIONS
 from hypergpu.coordinator.core.rounds.machine import RoundMachine, RunState
 from tests.examples import examples

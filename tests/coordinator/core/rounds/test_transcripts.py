@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from hypergpu.common.config.training import TrainingConfig
-from hypergpu.coordinator.core.adaptation import FixedAdaptation
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.adaptation import FixedAdaptation
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 
 DIRECTORY = Path(__file__).parent / "transcripts"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SelectorConfig
 from hypergpu.common.errors import InvalidInput, UnknownName
-from hypergpu.coordinator.core.network import NetworkQualityMonitor
+from hypergpu.coordinator.core.links import NetworkQualityMonitor
 from hypergpu.coordinator.core.selection import (
     DynamicNodeSelector,
     NodeState,
@@ -19,7 +19,7 @@ from hypergpu.coordinator.core.selection import (
     SelectionReason,
     SelectionStrategy,
 )
-from hypergpu.coordinator.core.selection.outlook import Outlook
+from hypergpu.coordinator.core.selection.context import SelectionContext
 from tests.examples import examples
 
 GOOD = [f"good_{i}" for i in range(8)]
@@ -58,7 +58,7 @@ class Cluster:
 def warmed(strategy: SelectionStrategy, most: int | None = None, **settings_: object) -> Cluster:
     cluster = Cluster(strategy, most, **settings_)
     for round_num in range(6):
-        cluster.selector.take_all(ALL, round_num, SelectionReason.WARM_UP)
+        cluster.selector.select_all(ALL, round_num, SelectionReason.WARM_UP)
         cluster.round()
     return cluster
 
@@ -94,9 +94,9 @@ def test_utility_gives_the_figures_that_made_it_decide() -> None:
 
 def test_a_slow_node_is_kept_where_its_samples_pay() -> None:
     cluster = warmed(SelectionStrategy.UTILITY)
-    computing = Outlook(compute_seconds=np.full(10, 30.0))  # beside it the network is nothing
+    computing = SelectionContext(compute_seconds=np.full(10, 30.0))  # beside it the network is nothing
     assert cluster.selector.select_nodes(ALL, outlook=computing) == ALL
-    assert cluster.reason("bad_0") is SelectionReason.PAYS_FOR_ITS_TIME
+    assert cluster.reason("bad_0") is SelectionReason.WORTH_ITS_TIME
 
 
 def test_a_uniform_cluster_stays_whole_whatever_its_jitter() -> None:
@@ -154,10 +154,10 @@ def test_repeated_failures_lead_to_quarantine_probation_and_back() -> None:
     cluster.round()
     cluster.round()
     assert cluster.selector.get_node_state("good_3") is NodeState.ACTIVE
-    reasons = [change.reason for _, change in cluster.selector.take_standing_changes()]
+    reasons = [change.reason for _, change in cluster.selector.drain_state_changes()]
     assert reasons == [
         QuarantineReason.REPEATED_FAILURES,
-        QuarantineReason.TIME_SERVED,
+        QuarantineReason.QUARANTINE_EXPIRED,
         QuarantineReason.PROBATION_PASSED,
     ]
 
@@ -187,9 +187,9 @@ def test_when_all_are_quarantined_the_least_bad_are_released_with_the_reason() -
     chosen = cluster.selector.select_nodes(ALL)
     assert len(chosen) == 5
     assert set(chosen) <= set(GOOD)
-    assert all(cluster.reason(node) is SelectionReason.LEAST_BAD_RELEASED for node in chosen)
-    released = [change for _, change in cluster.selector.take_standing_changes() if change.state is NodeState.PROBATION]
-    assert {change.reason for change in released} == {QuarantineReason.LEAST_BAD_RELEASED}
+    assert all(cluster.reason(node) is SelectionReason.RELEASED_TO_FILL_ROUND for node in chosen)
+    released = [change for _, change in cluster.selector.drain_state_changes() if change.state is NodeState.PROBATION]
+    assert {change.reason for change in released} == {QuarantineReason.RELEASED_TO_FILL_ROUND}
 
 
 def test_users_rules_win() -> None:
@@ -248,7 +248,7 @@ def test_a_node_on_probation_gets_its_trial_under_a_maximum() -> None:
 
 def test_a_warm_up_keeps_to_the_maximum_and_takes_turns() -> None:
     cluster = Cluster(SelectionStrategy.UTILITY, 4)
-    taken = [cluster.selector.take_all(ALL, at, SelectionReason.WARM_UP) for at in range(3)]
+    taken = [cluster.selector.select_all(ALL, at, SelectionReason.WARM_UP) for at in range(3)]
     assert [len(each) for each in taken] == [4, 4, 4]
     assert set().union(*taken) == set(ALL)
 
@@ -281,7 +281,7 @@ def test_figures_tell_whether_the_link_or_the_card_is_slow() -> None:
     cluster = warmed(SelectionStrategy.UTILITY)
     compute = np.full(10, 0.02)
     compute[0] = 5.0
-    cluster.selector.select_nodes(ALL, outlook=Outlook(compute_seconds=compute))
+    cluster.selector.select_nodes(ALL, outlook=SelectionContext(compute_seconds=compute))
     card, link = (cluster.selector.get_node_details(node)["figures"] for node in ("good_0", "bad_0"))
     assert card["compute_seconds"] > 10 * card["communication_seconds"]
     assert link["communication_seconds"] > 10 * link["compute_seconds"]

@@ -5,16 +5,16 @@ import pytest
 
 from hypergpu.common.config import SelectorConfig
 from hypergpu.coordinator.core.selection.contributions import Contributions
-from hypergpu.coordinator.core.selection.standing import NodeState, Standings
+from hypergpu.coordinator.core.selection.quarantine import NodeState, QuarantineTracker
 
 
-def standings(rows: int, **settings: object) -> Standings:
-    subject = Standings(SelectorConfig.model_validate(settings))
+def standings(rows: int, **settings: object) -> QuarantineTracker:
+    subject = QuarantineTracker(SelectorConfig.model_validate(settings))
     subject.grow(rows)
     return subject
 
 
-def fail(subject: Standings, *rows: int, now: float = 0.0, success: bool = False) -> None:
+def fail(subject: QuarantineTracker, *rows: int, now: float = 0.0, success: bool = False) -> None:
     subject.outcomes(np.array(rows), np.full(len(rows), success), now)
 
 
@@ -79,10 +79,10 @@ def test_figures_of_contributions() -> None:
     assert subject.reliability(np.arange(4)) == pytest.approx([1.0, 0.0, 1.0, 1.0])
     assert subject.score(np.arange(4)) == pytest.approx([(2.8 / 4.6 + 1) / 2, 0.125, 1.0, 1.0])
     assert subject.counts[:4].tolist() == [[2, 2, 0], [1, 0, 0], [1, 1, 0], [0, 0, 0]]
-    assert subject.teaches(np.array([1, 2])).tolist() == [1.0, 1.0]
-    assert subject.teaches(np.arange(3)).tolist() == [1.0, 1.0, 1.0]
+    assert subject.statistical_utility(np.array([1, 2])).tolist() == [1.0, 1.0]
+    assert subject.statistical_utility(np.arange(3)).tolist() == [1.0, 1.0, 1.0]
     subject.add(rows[1:], np.ones(2), np.ones(2), np.array([True, True]), np.array([1.0, 10.0]))
-    assert subject.teaches(np.arange(4)) == pytest.approx([1.0, 0.5, 2.0, 1.0])
+    assert subject.statistical_utility(np.arange(4)) == pytest.approx([1.0, 0.5, 2.0, 1.0])
     subject.add(np.array([0]), np.ones(1), np.ones(1), np.array([True]), np.array([-1.0]))
     subject.add(np.array([0]), np.ones(1), np.ones(1), np.array([True]), np.array([3.0]))
-    assert subject.teaches(np.arange(2)) == pytest.approx([3.5 / 2.25, 0.5])
+    assert subject.statistical_utility(np.arange(2)) == pytest.approx([3.5 / 2.25, 0.5])

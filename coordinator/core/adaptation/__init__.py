@@ -1,0 +1,9 @@
+"""When and how boldly the parts adapt, and the way back when it does not pay."""
+
+from hypergpu.coordinator.core.adaptation.build import build_orchestrator
+from hypergpu.coordinator.core.adaptation.orchestrator import AdaptiveOrchestrator
+from hypergpu.coordinator.core.adaptation.phases import Phase
+from hypergpu.coordinator.core.adaptation.plan import RoundDecisions
+from hypergpu.coordinator.core.adaptation.policy import AdaptationPolicy
+
+__all__ = ["AdaptationPolicy", "AdaptiveOrchestrator", "Phase", "RoundDecisions", "build_orchestrator"]

@@ -1,0 +1,27 @@
+"""The whole adaptive stack, as the configuration has it."""
+
+from hypergpu.common.clock import Clock, monotonic
+from hypergpu.common.config import SystemConfig
+from hypergpu.coordinator.core.adaptation.orchestrator import AdaptiveOrchestrator
+from hypergpu.coordinator.core.adaptation.policy import AdaptationPolicy
+from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchSizeStrategy
+from hypergpu.coordinator.core.links import NetworkQualityMonitor
+from hypergpu.coordinator.core.selection import DynamicNodeSelector, SelectionStrategy
+
+
+def build_orchestrator(config: SystemConfig, *, clock: Clock = monotonic) -> AdaptiveOrchestrator:
+    """Monitor, batch controller, selector and orchestrator, joined, with the configured strategies and policy."""
+    monitor = NetworkQualityMonitor(config=config.monitor, clock=clock)
+    batches = AdaptiveBatchController(
+        monitor,
+        config.training.batch_size,
+        BatchSizeStrategy(config.batch.strategy),
+        config=config.batch,
+        local_steps=config.training.local_steps,
+    )
+    chosen = config.selector
+    if config.training.partition != "iid":  # what a slow node holds nobody else does: its turn is worth its time
+        chosen = chosen.model_copy(update={"slow_time_share": max(chosen.slow_time_share, 1.0)})
+    selector = DynamicNodeSelector(monitor, SelectionStrategy(chosen.strategy), config=chosen, clock=clock)
+    policy = AdaptationPolicy(config.orchestrator.policy)
+    return AdaptiveOrchestrator(config, monitor, batches, selector, policy, clock=clock)

@@ -1,0 +1,104 @@
+"""The record of what was decided: every change once, with its reason."""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+
+from hypergpu.coordinator.core.batching.controller import BatchChange
+from hypergpu.coordinator.core.batching.strategies import LearningRateReason
+from hypergpu.coordinator.core.decisions import CLUSTER, Decision, DecisionKind
+from hypergpu.coordinator.core.links.profile import LinkProfile
+from hypergpu.coordinator.core.selection import SelectionReason
+from hypergpu.coordinator.core.selection.context import Selection
+from hypergpu.coordinator.core.selection.quarantine import NodeStateChange
+
+LISTED = 50
+"""Changes of one kind in one round that are recorded one by one; of more, the count and the means."""
+Figures = Mapping[str, float | int | str]
+
+
+class ClusterReason(StrEnum):
+    """Why something was decided about the whole cluster."""
+
+    NO_NODES = "no_nodes"
+    NODES_CHANGED = "nodes_changed"
+    CLASS_CHANGED = "class_changed"
+    SET_BY_USER = "set_by_user"
+    IMPROVED = "improved"
+    PERIODIC_EVALUATION = "periodic_evaluation"
+
+
+class DecisionLog:
+    """Collects decisions until they are taken, and keeps the latest."""
+
+    def __init__(self, keep: int) -> None:
+        self.round = -1
+        self.latest: deque[Decision] = deque(maxlen=keep)
+        self._pending: list[Decision] = []
+        self._reasons: dict[str, SelectionReason] = {}
+
+    def decide(self, kind: DecisionKind, subject: str, reason: StrEnum, figures: Figures) -> None:
+        """Something was decided."""
+        self._pending.append(Decision(self.round, kind, subject, reason, figures))
+
+    def take(self) -> list[Decision]:
+        """Decisions since the last call."""
+        taken, self._pending = self._pending, []
+        self.latest.extend(taken)
+        return taken
+
+    def classes(self, changed: Iterable[LinkProfile], counts: Figures | None = None) -> None:
+        """Links whose class changed; with `counts`, how many links are in each class now."""
+        for profile in changed:
+            figures: dict[str, float | int | str] = {"quality": str(profile.quality), "score": profile.score}
+            if math.isfinite(profile.latency_ms):
+                figures |= {"latency_ms": profile.latency_ms, "loss_rate": profile.loss_rate}
+            self.decide(DecisionKind.QUALITY, profile.node_id, ClusterReason.CLASS_CHANGED, figures)
+        if counts:
+            self.decide(DecisionKind.QUALITY, CLUSTER, ClusterReason.CLASS_CHANGED, counts)
+
+    def standings(self, changes: Iterable[tuple[str, NodeStateChange]]) -> None:
+        """Quarantines, probations, returns."""
+        for node_id, change in changes:
+            figures = {"state": str(change.state), **change.figures}
+            self.decide(DecisionKind.QUARANTINE, node_id, change.reason, figures)
+
+    def selection(self, last: Selection | None) -> None:
+        """Nodes whose reason changed, and the set where it changed."""
+        if last is None:
+            return
+        new = [(node_id, why) for node_id, why in last.reasons.items() if self._reasons.get(node_id) is not why]
+        for node_id, why in new[:LISTED]:
+            self.decide(DecisionKind.SELECTION, node_id, why, last.figures_of(node_id))
+        if new:
+            figures = {"selected": len(last.selected), "available": len(last.reasons), "changed": len(new)}
+            self.decide(DecisionKind.SELECTION, CLUSTER, ClusterReason.NODES_CHANGED, figures)
+            self._reasons.update(last.reasons)
+
+    def batches(self, changes: Mapping[str, BatchChange]) -> None:
+        """Batch sizes that changed."""
+        if len(changes) <= LISTED:
+            for node_id, change in changes.items():
+                figures = {"from": change.old, "to": change.new, **change.figures}
+                self.decide(DecisionKind.BATCH_SIZE, node_id, change.reason, figures)
+            return
+        for reason in dict.fromkeys(change.reason for change in changes.values()):
+            same = [change for change in changes.values() if change.reason is reason]
+            figures = {
+                "nodes": len(same),
+                "mean_from": sum(change.old for change in same) / len(same),
+                "mean_to": sum(change.new for change in same) / len(same),
+            }
+            self.decide(DecisionKind.BATCH_SIZE, CLUSTER, reason, figures)
+
+    def pace(self, steps: tuple[int, int], factor: tuple[float, float], communication_seconds: float) -> None:
+        """Local steps and learning-rate factor, before and after."""
+        if steps[0] != steps[1]:
+            more = steps[1] > steps[0]
+            reason = LearningRateReason.AMORTISES_COMMUNICATION if more else LearningRateReason.SHORTER_ROUNDS_PAY
+            figures = {"from": steps[0], "to": steps[1], "communication_seconds": communication_seconds}
+            self.decide(DecisionKind.LOCAL_STEPS, CLUSTER, reason, figures)
+        if abs(factor[1] - factor[0]) > 0.02 * factor[0]:
+            figures = {"from_factor": factor[0], "to_factor": factor[1]}
+            self.decide(DecisionKind.LEARNING_RATE, CLUSTER, LearningRateReason.FOLLOWS_TOTAL_BATCH, figures)

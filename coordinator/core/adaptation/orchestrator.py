@@ -1,0 +1,458 @@
+"""The orchestrator: asks the monitor, chooses the nodes, sizes their work, judges the outcome, finds the way back."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hypergpu.common.clock import Clock, monotonic
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.errors import InvalidInput
+from hypergpu.common.metric import finite
+from hypergpu.coordinator.core.adaptation.decision_log import LISTED, ClusterReason, DecisionLog
+from hypergpu.coordinator.core.adaptation.objective import (
+    ConfigurationSnapshot,
+    Objective,
+    ProgressModel,
+    Regression,
+    RollbackReason,
+    RoundMeasurement,
+)
+from hypergpu.coordinator.core.adaptation.phases import LossTrend, Phase, PhaseReason
+from hypergpu.coordinator.core.adaptation.plan import RoundDecisions
+from hypergpu.coordinator.core.adaptation.policy import PARAMETERS, AdaptationPolicy, PolicyParameters
+from hypergpu.coordinator.core.adaptation.results import record_noise, record_results
+from hypergpu.coordinator.core.adaptation.round_history import RoundHistory, RoundRecord
+from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchReason
+from hypergpu.coordinator.core.batching.controller import AdaptationLimits
+from hypergpu.coordinator.core.checks import parse_enum, require_non_negative
+from hypergpu.coordinator.core.decisions import CLUSTER, Decision, DecisionKind
+from hypergpu.coordinator.core.links import NetworkQualityMonitor
+from hypergpu.coordinator.core.overrides import NodeOverride
+from hypergpu.coordinator.core.rounds.adaptation import RoundPlan, RoundReport
+from hypergpu.coordinator.core.rounds.events import Contribution
+from hypergpu.coordinator.core.selection import DynamicNodeSelector, SelectionReason
+from hypergpu.coordinator.core.selection.context import SelectionContext
+
+
+class AdaptiveOrchestrator:
+    """Drives the adaptation of a run, round by round.
+
+    It learns from `metrics["contributions"]` (see `post_round_evaluation`); a caller that has none feeds the parts
+    itself with `record_communication`, `record_performance` and `record_contribution`. Nodes that it is offered and
+    that a part does not know are registered with it: a cluster may grow at any time.
+    """
+
+    def __init__(
+        self,
+        config: SystemConfig,
+        network_monitor: NetworkQualityMonitor,
+        batch_controller: AdaptiveBatchController,
+        node_selector: DynamicNodeSelector,
+        adaptation_policy: AdaptationPolicy = AdaptationPolicy.REACTIVE,
+        *,
+        clock: Clock = monotonic,
+    ) -> None:
+        self.config = config
+        self.monitor, self.batches, self.selector = network_monitor, batch_controller, node_selector
+        self.policy = parse_enum(AdaptationPolicy, adaptation_policy, "policy")
+        self.phase = Phase.INITIALIZATION
+        self._settings = config.orchestrator
+        self._clock = clock
+        self._ledger = RoundHistory(self._settings.history)
+        self._losses = LossTrend(self._settings)
+        self._objective = Objective()
+        self._snapshot: ConfigurationSnapshot | None = None
+        self._warm_up: ConfigurationSnapshot | None = None
+        self._held_until = -1
+        self._caution = 1.0
+        self._rollbacks = 0
+        self._rounds_begun = 0
+        self._last_change = -(10**9)
+        self._selected: list[str] = []
+        self._available = 0
+        self._round = -1
+        self._log = DecisionLog(self._settings.history)
+        self._overhead = 0.0
+        self._rate = 0.0
+        self._registered: set[str] = set()
+        batch_controller.set_baseline_steps(config.training.local_steps)
+
+    # ------------------------------------------------------------ the run
+
+    def start_training(self) -> None:
+        """The run begins; again is harmless."""
+        if self.phase is Phase.INITIALIZATION:
+            self._enter(Phase.WARM_UP, PhaseReason.TRAINING_STARTED, {"rounds": self._settings.warmup_rounds})
+
+    def shutdown(self) -> None:
+        """The run is over; status and reports stay readable."""
+        if self.phase is not Phase.COMPLETED:
+            self._enter(Phase.COMPLETED, PhaseReason.SHUT_DOWN, {"rounds": self._ledger.count})
+
+    def set_policy(self, policy: AdaptationPolicy | str) -> None:
+        """Change the policy; holds from the next round on.
+
+        Raises:
+            UnknownName: there is no such policy.
+        """
+        before, self.policy = self.policy, parse_enum(AdaptationPolicy, policy, "policy")
+        self._log.decide(DecisionKind.POLICY, CLUSTER, ClusterReason.SET_BY_USER, {"from": before, "to": self.policy})
+
+    def register_node(self, node_id: str, largest_batch: int | None = None) -> None:
+        """Make a node known to all parts; `largest_batch` is what its card, and its share of the data, allow."""
+        self.monitor.register_node(node_id)
+        self.selector.register_node(node_id)
+        self.batches.register_node(node_id, largest_batch)
+        self._registered.add(node_id)
+
+    def set_override(self, node: str, override: NodeOverride) -> None:
+        """Set the user's rule for a node; it holds from the next round on. An unknown node is registered."""
+        if node not in self._registered:
+            self.register_node(node)
+        self.selector.set_override(node, override)
+
+    def override(self, node: str) -> NodeOverride:
+        """Return the user's rule for a node."""
+        return self.selector.override(node)
+
+    def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> RoundDecisions:
+        """Decide who trains in the coming round, and on how much."""
+        plan = self.plan_round(available_nodes, round_num)
+        return {
+            "round": round_num,
+            "phase": str(self.phase),
+            "policy": str(self.policy),
+            "selected_nodes": list(plan.selected),
+            "batch_sizes": plan.batch_sizes,
+            "local_steps": self.batches.local_steps,
+            "learning_rate": self._learning_rate,
+            "decisions": list(plan.decisions),
+            "overhead_seconds": self._overhead,
+        }
+
+    def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
+        """Plan a round of some of the available nodes."""
+        began = self._clock()
+        if self.phase is Phase.INITIALIZATION:
+            self.start_training()
+        self._round = self._log.round = round_number
+        available = list(dict.fromkeys(available))
+        for node_id in available:
+            if node_id not in self._registered:
+                self.register_node(node_id)
+        changed = list(self.monitor.update())
+        many = changed and len(self._registered) > LISTED
+        counts = self.monitor.class_counts() if many else None
+        self._log.classes(self.monitor.get_node_profiles(changed[:LISTED]), counts)
+        self._available = len(available)
+        if self.phase is Phase.WARM_UP and self._rounds_begun >= self._settings.warmup_rounds:
+            self._enter(Phase.ADAPTIVE, PhaseReason.LINKS_MEASURED, {"rounds": self._rounds_begun})
+        self._rounds_begun += 1
+        if not available:
+            self._log.decide(DecisionKind.SELECTION, CLUSTER, ClusterReason.NO_NODES, {"available_nodes": 0})
+            selected: list[str] = []
+        elif self.policy is AdaptationPolicy.NONE or self.phase not in (Phase.ADAPTIVE, Phase.CONVERGENCE):
+            selected = self._unadapted(available)
+        else:
+            selected = self._adapted(available)
+        self._selected = selected
+        self._overhead = self._clock() - began
+        return RoundPlan(
+            selected,
+            self.batches.get_batch_sizes(selected),
+            self.batches.local_steps,
+            self._learning_rate,
+            wait_for_all=self.policy is AdaptationPolicy.NONE,
+            decisions=self._log.take(),
+        )
+
+    def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Learn from a round, and undo what did not pay.
+
+        Args:
+            round_num: as given before the round.
+            metrics: `loss` and `round_time` (seconds), `samples` (used in all), `accuracy` (or another figure of merit;
+                None or NaN where it is undefined); optionally `contributions`, a sequence of
+                `core.rounds.events.Contribution`, one for each selected node, whose `waiting_seconds` is its own
+                communication; `update_norms`, (mean of |update|² over the nodes, |mean update|²), from which the
+                gradient noise scale is estimated; and `ended` (see `RoundReport`).
+
+        Returns:
+            `decisions` (what follows at once, a rollback say), `progress_per_second`, `phase`.
+
+        Raises:
+            InvalidInput: a metric is missing, a time or count is negative or not finite. A loss that is not finite is
+                no error but a reason to roll back.
+        """
+        try:
+            loss, samples = float(metrics["loss"]), int(require_non_negative(metrics["samples"], "samples"))
+            seconds = require_non_negative(metrics["round_time"], "round_time")
+        except KeyError as missing:
+            raise InvalidInput(f"the round's metrics have no {missing}; needed: loss, round_time, samples") from None
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"the round's loss is no number: {error}") from None
+        accuracy = metrics.get("accuracy")
+        report = RoundReport(
+            round=round_num,
+            loss=loss,
+            seconds=seconds,
+            samples=samples,
+            metric=None if accuracy is None else finite(float(accuracy)),
+            contributions=metrics.get("contributions") or (),
+            update_norms=metrics.get("update_norms"),
+            ended=metrics.get("ended", (0, 0.0)),
+        )
+        decisions = self.finish_round(report)
+        return {"decisions": decisions, "progress_per_second": self._rate, "phase": str(self.phase)}
+
+    def finish_round(self, report: RoundReport) -> list[Decision]:
+        """Learn from a round, and undo what did not pay.
+
+        Returns:
+            What follows at once, a rollback say.
+
+        Raises:
+            UnknownName: a contributing node was never offered nor registered.
+            InvalidInput: a figure of a contribution is negative or not finite.
+        """
+        began = self._clock()
+        self._round = self._log.round = report.round
+        contributions = report.contributions
+        exchange = self.record_results(contributions) if contributions else self._exchange_seconds()
+        if report.update_norms is not None:
+            record_noise(report.update_norms, contributions, self.batches)
+        self.batches.costs.observe_ends(*report.ended)
+        steps, worth = self.batches.local_steps, self._worth()
+        measured = RoundMeasurement(report.samples / steps, steps, report.seconds, exchange)
+        progress, self._rate = worth.progress(measured), worth.rates([measured])[0]
+        self._losses.observe(report.loss)
+        self._objective.observe(measured, report.loss)
+        if self.policy is not AdaptationPolicy.NONE:
+            self._judge()
+            self._log.standings(self.selector.drain_state_changes())
+        self._overhead += self._clock() - began
+        self._ledger.add(
+            RoundRecord(
+                report.round,
+                self.phase,
+                len(self._selected),
+                report.samples,
+                report.seconds,
+                progress,
+                report.loss,
+                report.metric,
+                steps,
+                self.batches.learning_rate_factor,
+                self._overhead,
+            )
+        )
+        self._follow_loss()
+        self._overhead = 0.0
+        return self._log.take()
+
+    def record_results(self, results: Sequence[Contribution]) -> float:
+        """What the nodes of a round did, one result each; feeds all three parts. Returns the longest communication.
+
+        Raises:
+            UnknownName: a node was never offered nor registered.
+            InvalidInput: a time that is negative or not finite.
+        """
+        return record_results(results, self.monitor, self.batches, self.selector)
+
+    # ------------------------------------------------------------ asking
+
+    def get_orchestrator_status(self) -> dict[str, Any]:
+        """Phase, policy, the last round's figures, overhead, rollbacks, and the latest decisions."""
+        last = self._ledger.rounds[-1].record() if self._ledger.rounds else None
+        return {
+            "phase": str(self.phase),
+            "policy": str(self.policy),
+            "round": self._round,
+            "rounds_completed": self._ledger.count,
+            "selected_nodes": list(self._selected),
+            "local_steps": self.batches.local_steps,
+            "learning_rate_factor": self.batches.learning_rate_factor,
+            "progress_per_second": self._objective.value(self._worth()),
+            "last_round": last,
+            "rollbacks": self._rollbacks,
+            "snapshot_round": self._snapshot.round if self._snapshot else None,
+            "overhead": self._ledger.overhead(),
+            "network": self.monitor.get_cluster_health_summary(),
+            "decisions": [decision.record() for decision in list(self._log.latest)[-20:]],
+        }
+
+    def get_performance_comparison(self) -> dict[str, Any]:
+        """The warm-up, in which nothing was adapted, against the rounds since."""
+        return self._ledger.comparison()
+
+    def export_full_report(self) -> dict[str, Any]:
+        """Everything, as a JSON object."""
+        return {
+            "status": self.get_orchestrator_status(),
+            "comparison": self.get_performance_comparison(),
+            "rounds": [each.record() for each in self._ledger.rounds],
+            "decisions": [decision.record() for decision in self._log.latest],
+            "selection": self.selector.get_selection_summary(),
+            "batches": self.batches.get_adaptation_summary(),
+            "alerts": [alert.message for alert in self.monitor.get_alerts()],
+        }
+
+    # ------------------------------------------------------------ before a round
+
+    @property
+    def _learning_rate(self) -> float:
+        return self.config.training.learning_rate * self.batches.learning_rate_factor
+
+    def _unadapted(self, available: Sequence[str]) -> list[str]:
+        warm = self.policy is not AdaptationPolicy.NONE
+        reason = SelectionReason.WARM_UP if warm else SelectionReason.ALL_AVAILABLE
+        selected = self.selector.select_all(available, self._round, reason)
+        self._log.batches(self.batches.reset(selected))
+        self._log.selection(self.selector.last_selection)
+        return selected
+
+    def _adapted(self, available: Sequence[str]) -> list[str]:
+        if self._round < self._held_until and self._snapshot:
+            held = [node_id for node_id in self._snapshot.selected if node_id in set(available)]
+            if held:
+                selected = self.selector.select_again(held, available, self._round)
+                self._log.standings(self.selector.drain_state_changes())
+                self._log.selection(self.selector.last_selection)
+                return selected
+        traits = PARAMETERS[self.policy]
+        calm = PARAMETERS[AdaptationPolicy.CONSERVATIVE] if self.phase is Phase.CONVERGENCE else traits
+        reference = self.batches.baseline_batch_size * len(available)
+        outlook = SelectionContext(
+            compute_seconds=self.batches.compute_seconds(available),
+            batch_sizes=np.array(list(self.batches.get_batch_sizes(available).values())),
+            noise_scale=self.batches.noise_scale(reference),
+            gain=calm.selection_gain,
+            horizon=traits.horizon,
+            window=calm.window,
+        )
+        before = self._as_snapshot()
+        selected = self.selector.select_nodes(available, round_num=self._round, outlook=outlook)
+        self._log.standings(self.selector.drain_state_changes())
+        self._log.selection(self.selector.last_selection)
+        self._adapt_batches(selected, len(available), traits)
+        total, was = sum(self.batches.get_batch_sizes(selected).values()), sum(before.batch_sizes.values())
+        resized = before.local_steps != self.batches.local_steps or abs(total - was) > 0.1 * was
+        if resized or set(before.selected) != set(selected):
+            if self._objective.settled:
+                self._keep_snapshot(before)
+            self._objective.changed()
+        return selected
+
+    def _adapt_batches(self, selected: Sequence[str], reference: int, traits: PolicyParameters) -> None:
+        due = self._round - self._last_change >= traits.interval and self.phase is Phase.ADAPTIVE
+        if not due or not selected:
+            return
+        pace = AdaptationLimits(
+            1.0 + (traits.step - 1.0) * self._caution, traits.plan_gain, traits.horizon, traits.window
+        )
+        steps, factor = self.batches.local_steps, self.batches.learning_rate_factor
+        changes = self.batches.evaluate_and_adapt(selected, reference_nodes=reference, pace=pace)
+        self._log.batches(changes)
+        now = (self.batches.local_steps, self.batches.learning_rate_factor)
+        self._log.pace((steps, now[0]), (factor, now[1]), self._exchange_seconds())
+        if changes or steps != self.batches.local_steps:
+            self._last_change = self._round
+
+    # ------------------------------------------------------------ after a round
+
+    def _judge(self) -> None:
+        """Roll back if the present configuration does worse than the one before it."""
+        verdict = self._objective.loss_verdict()
+        if self.phase is Phase.WARM_UP:
+            if self._objective.rounds:
+                self._warm_up = self._as_snapshot()
+                self._snapshot = self._snapshot or self._warm_up
+            return
+        if self._round < self._held_until or self.phase is Phase.COMPLETED:
+            return
+        target = self._snapshot
+        if verdict is None and target is not None:
+            verdict = self._against(target, RollbackReason.OBJECTIVE_FELL)
+        if verdict is None and self._ledger.count % self._settings.evaluation_interval == 0:
+            verdict, target = self._deep_evaluation(), self._warm_up
+        elif verdict is not None and verdict.reason is not RollbackReason.OBJECTIVE_FELL:
+            target = self._warm_up or target
+        if verdict is not None and target is not None:
+            self._roll_back(target, verdict)
+
+    def _deep_evaluation(self) -> Regression | None:
+        """Periodically: is all of this still better than the fixed baseline was, and how do the links stand?"""
+        health = self.monitor.get_cluster_health_summary()
+        figures = {
+            "progress_per_second": self._objective.value(self._worth()),
+            "warm_up_progress_per_second": self._value_of(self._warm_up),
+            "health_score": float(health["health_score"]),
+            "open_alerts": int(health["open_alerts"]),
+        }
+        self._log.decide(DecisionKind.POLICY, CLUSTER, ClusterReason.PERIODIC_EVALUATION, figures)
+        if self._warm_up is None:
+            return None
+        return self._against(self._warm_up, RollbackReason.WORSE_THAN_WARM_UP)
+
+    def _roll_back(self, to: ConfigurationSnapshot, verdict: Regression) -> None:
+        self._rollbacks += 1
+        self._caution = max(0.25, 0.5 * self._caution)
+        self._held_until = self._round + 1 + self._settings.rollback_rounds
+        self._snapshot = to
+        changes = self.batches.restore(to.batch_sizes, to.local_steps, to.learning_rate_factor, BatchReason.ROLLED_BACK)
+        self._log.decide(DecisionKind.ROLLBACK, CLUSTER, verdict.reason, verdict.figures)
+        self._log.batches(changes)
+        self._objective.changed()
+        self._objective.forget_loss()
+
+    def _keep_snapshot(self, present: ConfigurationSnapshot) -> None:
+        """Keep the configuration so far, if it did better than the one that is kept, or the network has changed."""
+        kept = self._snapshot
+        moved = kept is not None and present.exchange_seconds > 1.3 * kept.exchange_seconds
+        if kept is None or moved or self._value_of(present) > self._value_of(kept):
+            self._snapshot = present
+            figures = {"progress_per_second": self._value_of(present), "local_steps": present.local_steps}
+            self._log.decide(DecisionKind.SNAPSHOT, CLUSTER, ClusterReason.IMPROVED, figures)
+
+    def _as_snapshot(self) -> ConfigurationSnapshot:
+        return ConfigurationSnapshot(
+            self._round,
+            tuple(self._selected),
+            self.batches.get_batch_sizes(self._selected),
+            self.batches.local_steps,
+            self.batches.learning_rate_factor,
+            self._objective.rounds,
+        )
+
+    def _against(self, before: ConfigurationSnapshot, reason: RollbackReason) -> Regression | None:
+        return self._objective.verdict(before, self._worth(), reason)
+
+    def _worth(self) -> ProgressModel:
+        reference = float(self.batches.baseline_batch_size * max(self._available, 1))
+        return ProgressModel(self.batches.noise_scale(reference), self.batches.drift_steps)
+
+    def _value_of(self, snapshot: ConfigurationSnapshot | None) -> float:
+        rates = self._worth().rates(snapshot.rounds) if snapshot else []
+        return float(np.median(rates)) if rates else 0.0
+
+    def _exchange_seconds(self) -> float:
+        """What the network takes of a round of the selected nodes: the slowest one's usual communication."""
+        if not self._selected:
+            return 0.0
+        samples = self.monitor.exchange_samples(self.monitor.rows(self._selected), 4)
+        return float(samples.max(axis=0).mean())
+
+    def _follow_loss(self) -> None:
+        improvement = self._losses.improvement
+        if improvement is None:
+            return
+        figures = {"improvement_per_round": improvement}
+        if self.phase is Phase.ADAPTIVE and self._losses.stalled:
+            self._enter(Phase.CONVERGENCE, PhaseReason.LOSS_STALLED, figures)
+        elif self.phase is Phase.CONVERGENCE and self._losses.moving:
+            self._enter(Phase.ADAPTIVE, PhaseReason.LOSS_MOVES_AGAIN, figures)
+
+    def _enter(self, phase: Phase, reason: PhaseReason, figures: Mapping[str, float | int | str]) -> None:
+        self._log.decide(DecisionKind.PHASE, CLUSTER, reason, {"from": self.phase, "to": phase, **figures})
+        self.phase = phase

@@ -1,0 +1,413 @@
+"""The network monitor: what is known about every link, from every source."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hypergpu.common.clock import Clock, monotonic
+from hypergpu.common.config import MonitorConfig
+from hypergpu.common.errors import InvalidInput
+from hypergpu.coordinator.core.checks import require_non_negative, require_positive
+from hypergpu.coordinator.core.links import quality as q
+from hypergpu.coordinator.core.links.alerts import Alert, AlertKind, AlertLog, Condition, Severity
+from hypergpu.coordinator.core.links.history import LinkHistory
+from hypergpu.coordinator.core.links.profile import LinkProfile
+from hypergpu.coordinator.core.links.quality import ConnectionQuality, Scores
+from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints
+
+_SAME_MOMENT_SECONDS = 0.01
+"""Silence changes no score noticeably in this time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Scores and class numbers of links at one moment, one entry each."""
+
+    scores: Scores
+    classes: Ints
+
+    def of(self, rows: Ints) -> "Judgement":
+        """Return the entries of some links, as copies."""
+        scores = self.scores
+        part = Scores(scores.latency[rows], scores.loss[rows], scores.reliability[rows], scores.freshness[rows])
+        return Judgement(part, self.classes[rows])
+
+
+class NetworkQualityMonitor:
+    """Scores and classes links from recorded communications.
+
+    Three sources feed it: the RPCs that the coordinator sees (`record_communication`, `record_exchange`), the metrics
+    scraped from the nodes and the reports in their heartbeats (both `observe_counters`). A question is answered from
+    all that is known at that moment, and changes nothing. `refresh` advances forecasts, classes and alerts: a
+    background thread calls it every `update_interval_seconds`. `update` does the same and returns the classes that
+    changed: the orchestrator calls it before each round.
+    """
+
+    def __init__(
+        self,
+        update_interval_seconds: float | None = None,
+        *,
+        config: MonitorConfig | None = None,
+        clock: Clock = monotonic,
+    ) -> None:
+        self.config = config or MonitorConfig()
+        self.update_interval_seconds = (
+            self.config.update_interval_seconds
+            if update_interval_seconds is None
+            else require_positive(update_interval_seconds, "update_interval_seconds")
+        )
+        self._clock = clock
+        self._links = LinkHistory(self.config)
+        self._alerts = AlertLog()
+        nothing = np.zeros(0)
+        self._judged = (-1, 0.0, Judgement(Scores(nothing, nothing, nothing, nothing), nothing.astype(np.int64)))
+        self._counters: dict[tuple[str, str], tuple[int, int]] = {}
+
+    # ------------------------------------------------------------ feeding
+
+    def register_node(self, node_id: str) -> None:
+        """Make a link known; again is harmless."""
+        self._links.add(node_id, self._clock())
+
+    def record_communication(self, node_id: str, latency_ms: float, success: bool) -> None:
+        """One RPC ended: its round trip, or for a failure the time until it was noticed (a loss, no latency).
+
+        Raises:
+            UnknownName: the node is not registered.
+            InvalidInput: a latency that is negative or not finite.
+        """
+        row = self._links.index.row(node_id)
+        self._links.communication(row, require_non_negative(latency_ms, "latency_ms"), bool(success), self._clock())
+
+    def record_exchange(self, node_id: str, seconds: float) -> None:
+        """All communication of a node in one round, retries included, took `seconds` (or was given up then).
+
+        Raises:
+            UnknownName, InvalidInput: as `record_communication`.
+        """
+        row = self._links.index.row(node_id)
+        self._links.exchanges(np.array([row]), np.array([require_non_negative(seconds, "seconds")]))
+
+    def record_rounds(self, rows: Ints, seconds: Floats, success: Bools, measured: Bools) -> None:
+        """As `record_exchange`, of those of one round's nodes (by `rows`; they differ) whose links it `measured`.
+
+        Where nobody reports a node's RPCs, its round stands for the two round trips that it took.
+        """
+        self._links.exchanges(rows[measured], seconds[measured])
+        silent = self._links.unreported(rows)
+        for _ in range(2):
+            self._links.communications(rows[silent], 500.0 * seconds[silent], success[silent], self._clock())
+        self._links.rounds_seen(rows)
+
+    def observe_counters(
+        self, node_id: str, *, attempts: int, failures: int, latency_ms: float | None = None, source: str = "report"
+    ) -> None:
+        """Totals that a node counts itself, from a heartbeat's report or a scrape; only what is new is taken in.
+
+        `latency_ms` is the round trip of those that succeeded, as far as it is known.
+        A total that went back is a restart, as in Prometheus's `rate`. `source` keeps the totals of two sources apart.
+
+        Raises:
+            UnknownName, InvalidInput: as `record_communication`; more failures than attempts.
+        """
+        row = self._links.index.row(node_id)
+        if not 0 <= failures <= attempts:
+            raise InvalidInput(f"{failures} failures of {attempts} attempts: expected 0 <= failures <= attempts")
+        latency = None if latency_ms is None else require_non_negative(latency_ms, "latency_ms")
+        key = node_id, source
+        seen, failed = self._counters.get(key, (0, 0))
+        if attempts < seen or failures < failed:
+            seen = failed = 0
+        self._counters[key] = attempts, failures
+        now = self._clock()
+        lost = failures - failed
+        won = attempts - seen - lost
+        if lost > 0:
+            self._links.communication(row, None, False, now, min(lost, self.config.history))
+        if won > 0:  # not so where a restart went unnoticed
+            self._links.communication(row, latency, True, now, min(won, self.config.history))
+
+    # ------------------------------------------------------------ asking
+
+    def get_node_quality(self, node_id: str) -> ConnectionQuality:
+        """The class of a link.
+
+        Raises:
+            UnknownName: the node is not registered.
+        """
+        rows = np.array([self._links.index.row(node_id)])
+        return q.CLASSES[int(self._judge(rows).classes[0])]
+
+    def get_node_profile(self, node_id: str) -> LinkProfile:
+        """Everything about one link.
+
+        Raises:
+            UnknownName: the node is not registered.
+        """
+        return self.get_node_profiles([node_id])[0]
+
+    def get_node_profiles(self, node_ids: Sequence[str]) -> list[LinkProfile]:
+        """The same of several links at once, in their order."""
+        return self._profiles(self._links.index.rows(node_ids))
+
+    def get_cluster_health_summary(self) -> dict[str, Any]:
+        """Counts of nodes per class, mean score, median latency, mean loss, open alerts, and the worst nodes."""
+        rows = self._every()
+        judged = self._judge(rows)
+        medians = self._links.latency_ms.quantiles(rows, [0.5])[0]
+        measured = medians[~np.isnan(medians)]
+        return {
+            "total_nodes": len(rows),
+            "quality": self._counts(judged.classes),
+            "health_score": float(judged.scores.total.mean()) if len(rows) else 0.0,
+            "median_latency_ms": float(np.median(measured)) if len(measured) else None,
+            "mean_loss_rate": float(self.loss_rates(rows).mean()) if len(rows) else 0.0,
+            "open_alerts": len(self._alerts.alerts(Severity.LOW)),
+            "problematic_nodes": self._named(judged.classes >= q.POOR),
+            "reliable_nodes": self._named(judged.classes <= q.GOOD),
+        }
+
+    def class_counts(self) -> dict[str, int]:
+        """Return how many links are in each class."""
+        return self._counts(self._judge(self._every()).classes)
+
+    def get_problematic_nodes(self) -> list[str]:
+        """Return the nodes whose link is poor, critical or offline, the worst first."""
+        judged = self._judge(self._every())
+        return self._named(judged.classes >= q.POOR, np.argsort(judged.scores.total, kind="stable"))
+
+    def get_reliable_nodes(self) -> list[str]:
+        """Return the nodes whose link is excellent or good, the best first."""
+        judged = self._judge(self._every())
+        return self._named(judged.classes <= q.GOOD, np.argsort(-judged.scores.total, kind="stable"))
+
+    def get_alerts(self, severity: str | Severity | None = None, *, include_closed: bool = False) -> list[Alert]:
+        """Return the alerts of at least this severity (low, medium, high), the gravest first.
+
+        Raises:
+            UnknownName: no such severity.
+        """
+        least = Severity.LOW if severity is None else Severity.named(severity)
+        return self._alerts_now(self._judge(self._every())).alerts(least, include_closed=include_closed)
+
+    def refresh(self) -> None:
+        """Advance forecasts, classes and alerts to the present, and leave the changes for `update` to return."""
+        self._links.advance_forecasts()
+        judged = self._judge(self._every())
+        self._links.columns.quality[: len(self._links.index)] = judged.classes
+        self._alerts = self._alerts_now(judged)
+
+    def update(self) -> dict[str, ConnectionQuality]:
+        """Advance forecasts, classes and alerts, and return the links whose class is another than last reported.
+
+        The class of a link without any measurement is a guess, and is not reported.
+        """
+        self.refresh()
+        rows = self._every()
+        classes, reported = self._links.columns.quality[rows], self._links.columns.reported
+        changed = np.flatnonzero((reported[rows] != classes) & self._measured(rows, classes))
+        reported[changed] = classes[changed]
+        return {self._links.index.ids[row]: q.CLASSES[classes[row]] for row in changed}
+
+    # ------------------------------------------------------------ for decisions, in arrays
+
+    def rows(self, node_ids: Sequence[str]) -> Ints:
+        """Rows of nodes, for the methods below.
+
+        Raises:
+            UnknownName: one is not registered.
+        """
+        return self._links.index.rows(node_ids)
+
+    def scores(self, rows: Ints, horizon: float = 0.0) -> Floats:
+        """Scores 0–100, as they are, or as they would be with the latency expected `horizon` observations ahead."""
+        scores = self._judge(rows).scores
+        scale = self.forecast_scale(rows, horizon) if horizon else np.ones(len(rows))
+        moving = scale != 1.0
+        if not moving.any():
+            return scores.total
+        high = self._links.latency_ms.quantiles(rows[moving], [0.75])[0]
+        scores.latency[moving] = q.latency_points(high * scale[moving], self.config)
+        return scores.total
+
+    def classes(self, rows: Ints) -> Ints:
+        """Return class numbers: positions in `ConnectionQuality`, 0 (excellent) to 5 (offline)."""
+        return self._judge(rows).classes
+
+    def latencies_ms(self, rows: Ints, horizon: float = 0.0) -> Floats:
+        """Median round trips, or those expected `horizon` observations ahead; NaN where nothing was measured."""
+        median: Floats = self._links.latency_ms.quantiles(rows, [0.5])[0]
+        return median * self.forecast_scale(rows, horizon) if horizon else median
+
+    def loss_rates(self, rows: Ints) -> Floats:
+        """Smoothed share of lost communications."""
+        return self._links.columns.lost[rows] / np.maximum(self._links.columns.weight[rows], 1e-9)
+
+    def silences_seconds(self, rows: Ints) -> Floats:
+        """Time since each link was last heard of."""
+        silence: Floats = np.maximum(self._clock() - self._links.columns.last_seen[rows], 0.0)
+        return silence
+
+    def failures_in_a_row(self, rows: Ints) -> Ints:
+        """Of each link, up to now."""
+        return self._links.columns.streak[rows]
+
+    def forecast_scale(self, rows: Ints, horizon: float) -> Floats:
+        """By what factor each round trip grows over `horizon` observations; 1 unless the trend exceeds the noise."""
+        columns = self._links.columns
+        level, trend, noise = columns.level[rows], columns.trend[rows], columns.noise[rows]
+        ahead = np.maximum(level + horizon * trend, 0.1 * level)
+        clear = np.abs(trend) * max(horizon, 1.0) > 1.0 * noise
+        return np.where(clear & (level > 0), np.clip(ahead / np.where(level > 0, level, 1.0), 0.1, 10.0), 1.0)
+
+    def rounds_measured(self, rows: Ints) -> Ints:
+        """How many of each node's latest rounds are known."""
+        return self._links.exchange_seconds.filled(rows)
+
+    def exchange_samples(self, rows: Ints, count: int, horizon: float = 0.0) -> Floats:
+        """Likely durations in seconds of each node's communication in the coming round: shape (rows, count).
+
+        The latest measured ones, scaled by how the round trip has moved since and by its forecast; where none was
+        measured, two round trips at the 75 % quantile with their retries, by the same forecast; the cluster's median
+        where nothing is known.
+        """
+        links = self._links
+        samples = links.exchange_seconds.latest(rows, count)
+        held = np.minimum(links.exchange_seconds.filled(rows), count)
+        missing = np.isnan(samples)
+        places = count - held[:, None] + np.arange(count)[None, :] % np.maximum(held, 1)[:, None]
+        samples = np.where(missing, np.take_along_axis(samples, np.minimum(places, count - 1), axis=1), samples)
+        samples *= (links.exchange_scale(rows) * (self.forecast_scale(rows, horizon) if horizon else 1.0))[:, None]
+        empty = held == 0
+        if empty.any():
+            high = links.latency_ms.quantiles(rows[empty], [0.75])[0]
+            if horizon:
+                high = high * self.forecast_scale(rows[empty], horizon)
+            guess = 2e-3 * high / (1.0 - np.minimum(self.loss_rates(rows[empty]), 0.9))
+            known = samples[~empty]
+            usual = (
+                float(np.median(known))
+                if known.size
+                else (float(np.nanmedian(guess)) if len(guess) and not np.isnan(guess).all() else 0.0)
+            )
+            samples[empty] = np.where(np.isnan(guess), usual, guess)[:, None]
+        return samples
+
+    # ------------------------------------------------------------ inside
+
+    def _every(self) -> Ints:
+        return np.arange(len(self._links.index))
+
+    def _named(self, wanted: Bools, order: Ints | None = None) -> list[str]:
+        ids = self._links.index.ids
+        return [ids[row] for row in (self._every() if order is None else order) if wanted[row]]
+
+    @staticmethod
+    def _counts(classes: Ints) -> dict[str, int]:
+        counts = np.bincount(classes, minlength=len(q.CLASSES)).tolist()
+        return {str(quality): count for quality, count in zip(q.CLASSES, counts, strict=True)}
+
+    def _judge(self, rows: Ints) -> Judgement:
+        """Score and class these links; a judgement of all is kept for the questions that follow at the same moment."""
+        version, at, judged = self._judged
+        if version != self._links.version or not 0.0 <= self._clock() - at < _SAME_MOMENT_SECONDS:
+            if 4 * len(rows) < len(self._links.index):
+                return self._judgement(rows)
+            judged = self._judgement(self._every())
+            self._judged = self._links.version, self._clock(), judged
+        return judged.of(rows)
+
+    def _judgement(self, rows: Ints) -> Judgement:
+        links, config = self._links, self.config
+        silence, streak = self.silences_seconds(rows), self.failures_in_a_row(rows)
+        high, loss = links.latency_ms.quantiles(rows, [0.75])[0], self.loss_rates(rows)
+        scores = q.score(
+            high,
+            loss=loss,
+            success_share=self._success_shares(rows),
+            tested=links.outcomes.counts[rows] > 0,
+            streak=streak,
+            silence_seconds=silence,
+            config=config,
+        )
+        offline = (silence >= config.offline_after_seconds) | (streak >= config.offline_after_failures)
+        before = np.where(links.outcomes.counts[rows] < q.SETTLED, -1, links.columns.quality[rows])
+        margin = np.maximum(config.hysteresis, 2.0 * q.score_noise(loss, config))
+        return Judgement(scores, q.classify(scores.total, before, offline, margin))
+
+    def _success_shares(self, rows: Ints) -> Floats:
+        filled = self._links.outcomes.filled(rows)
+        won = (self._links.outcomes.values[rows] == 1.0).sum(axis=1)
+        return np.where(filled > 0, won / np.maximum(filled, 1), 1.0)
+
+    def _measured(self, rows: Ints, classes: Ints) -> Bools:
+        """Return what `LinkProfile.measured` says of each link."""
+        failing = (self._links.outcomes.counts[rows] > 0) & (self._success_shares(rows) == 0)
+        known: Bools = (self._links.latency_ms.counts[rows] > 0) | failing | (classes == q.OFFLINE)
+        return known
+
+    def _trends(self, rows: Ints) -> Floats:
+        return q.mann_kendall(self._links.latency_ms.latest(rows, q.FULL_TREND))
+
+    def _alerts_now(self, judged: Judgement) -> AlertLog:
+        rows, total, classes = self._every(), judged.scores.total, judged.classes
+        loss, counts = self.loss_rates(rows), self._links.outcomes.counts[rows]
+        conditions: list[Condition] = []
+        silence, streak = self.silences_seconds(rows), self.failures_in_a_row(rows)
+        levels, trend = self._links.columns.level, self._links.columns.trend
+        limit = np.full(len(rows), 0.5 * self.config.worst_loss)
+        limit[self.rows(self._alerts.nodes_with(AlertKind.HIGH_LOSS))] *= 0.5  # what is open closes well below it
+        lossy = (loss > limit) & (counts >= q.SETTLED)
+        steep = trend[rows] > 0.02 * levels[rows]
+        steep[steep] = self._trends(rows[steep]) > 2.58
+        troubled = (classes >= q.CRITICAL) | lossy | steep
+        for row in np.flatnonzero(troubled):
+            node_id, class_number = self._links.index.ids[row], classes[row]
+            if class_number == q.OFFLINE:
+                figures = {"silence_seconds": float(silence[row]), "failures_in_a_row": float(streak[row])}
+                conditions.append(Condition(node_id, AlertKind.OFFLINE, Severity.HIGH, figures))
+                continue
+            if class_number == q.CRITICAL:
+                figures = {"score": float(total[row])}
+                conditions.append(Condition(node_id, AlertKind.CRITICAL_QUALITY, Severity.HIGH, figures))
+            if lossy[row]:
+                grave = loss[row] > self.config.worst_loss
+                severity = Severity.HIGH if grave else Severity.MEDIUM
+                conditions.append(Condition(node_id, AlertKind.HIGH_LOSS, severity, {"loss_rate": float(loss[row])}))
+            if steep[row]:
+                figures = {"latency_ms": float(levels[row]), "rise_ms_per_update": float(trend[row])}
+                conditions.append(Condition(node_id, AlertKind.DEGRADING, Severity.MEDIUM, figures))
+        return self._alerts.updated(conditions, self._clock())
+
+    def _profiles(self, rows: Ints) -> list[LinkProfile]:
+        links, judged = self._links, self._judge(rows)
+        scores = judged.scores
+        quartile, median, upper, p95 = links.latency_ms.quantiles(rows, [0.25, 0.5, 0.75, 0.95])
+        loss, shares, trends = self.loss_rates(rows), self._success_shares(rows), self._trends(rows)
+        rounds = links.exchange_seconds.quantiles(rows, [0.5])[0]
+        forecast = median * self.forecast_scale(rows, 1.0)
+        now = self._clock()
+        return [
+            LinkProfile(
+                node_id=links.index.ids[row],
+                quality=q.CLASSES[judged.classes[at]],
+                score=float(scores.total[at]),
+                latency_score=float(scores.latency[at]),
+                loss_score=float(scores.loss[at]),
+                reliability_score=float(scores.reliability[at]),
+                freshness=float(scores.freshness[at]),
+                latency_ms=float(median[at]),
+                latency_p95_ms=float(p95[at]),
+                jitter_ms=float(upper[at] - quartile[at]) / 2.0,
+                loss_rate=float(loss[at]),
+                reliability=float(shares[at]),
+                trend=q.trend_of(float(trends[at])),
+                forecast_ms=float(forecast[at]),
+                round_seconds=float(rounds[at]),
+                communications=int(links.outcomes.counts[row]),
+                silence_seconds=max(0.0, now - float(links.columns.last_seen[row])),
+            )
+            for at, row in enumerate(rows)
+        ]

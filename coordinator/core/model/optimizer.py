@@ -1,0 +1,142 @@
+"""What turns the mean update of a round into new parameters, in place, block by block.
+
+An update is a gradient (one local step) or the change that local training made (more steps); then its negative plays
+the part of the gradient (Reddi et al., "Adaptive federated optimization", ICLR 2021, algorithm 2).
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.tensors import Flat
+from hypergpu.coordinator.core.model.aggregation import BLOCK, is_finite
+
+
+class Optimizer(Protocol):
+    """Steps along a direction of descent."""
+
+    def step(self, parameters: Flat, direction: Flat) -> None:
+        """Change `parameters` in place; `direction` (same shape) may be overwritten."""
+        ...
+
+    def state(self) -> Mapping[str, Flat]:
+        """What a checkpoint has to keep, by name."""
+        ...
+
+    def restore(self, state: Mapping[str, Flat]) -> None:
+        """Take back what `state` gave.
+
+        Raises:
+            ValueError: a tensor is missing, unknown, of another shape, not finite, or out of range.
+        """
+        ...
+
+
+_STEPS_BASE = 1 << 20
+"""Steps are kept as two digits of this base: one float32 counts to 16 million only."""
+
+
+class Sgd:
+    """Stochastic gradient descent with heavy-ball momentum: v ← μ·v + d, x ← x + rate·v."""
+
+    def __init__(self, size: int, rate: float, momentum: float = 0.0) -> None:
+        self._rate, self._momentum = np.float32(rate), np.float32(momentum)
+        self._velocity: Flat | None = np.zeros(size, np.float32) if momentum else None
+
+    def step(self, parameters: Flat, direction: Flat) -> None:
+        """As `Optimizer.step`."""
+        for start in range(0, len(parameters), BLOCK):
+            piece = slice(start, start + BLOCK)
+            move = direction[piece]
+            if self._velocity is not None:
+                velocity = self._velocity[piece]
+                velocity *= self._momentum
+                velocity += move
+                np.copyto(move, velocity)
+            move *= self._rate
+            parameters[piece] += move
+
+    def state(self) -> Mapping[str, Flat]:
+        """As `Optimizer.state`."""
+        return {} if self._velocity is None else {"velocity": self._velocity}
+
+    def restore(self, state: Mapping[str, Flat]) -> None:
+        """As `Optimizer.restore`."""
+        _require_like(self.state(), state)
+        if self._velocity is not None:
+            np.copyto(self._velocity, state["velocity"])
+
+
+class Adam:
+    """Kingma & Ba, "Adam: a method for stochastic optimization" (ICLR 2015), with bias correction."""
+
+    def __init__(self, size: int, rate: float, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
+        self._rate, self._beta1, self._beta2, self._epsilon = rate, beta1, beta2, np.float32(epsilon)
+        self._mean: Flat = np.zeros(size, np.float32)
+        self._square: Flat = np.zeros(size, np.float32)
+        self._scratch: Flat = np.empty(min(BLOCK, size), np.float32)
+        self._steps = 0
+
+    def step(self, parameters: Flat, direction: Flat) -> None:
+        """As `Optimizer.step`."""
+        self._steps += 1
+        rate = np.float32(self._rate / (1.0 - self._beta1**self._steps))
+        correction = np.float32(1.0 / (1.0 - self._beta2**self._steps))
+        for start in range(0, len(parameters), BLOCK):
+            piece = slice(start, start + BLOCK)
+            d, mean, square = direction[piece], self._mean[piece], self._square[piece]
+            scratch = self._scratch[: len(d)]
+            mean *= np.float32(self._beta1)
+            np.multiply(d, np.float32(1.0 - self._beta1), out=scratch)
+            mean += scratch
+            square *= np.float32(self._beta2)
+            d *= d
+            d *= np.float32(1.0 - self._beta2)
+            square += d
+            np.multiply(square, correction, out=scratch)
+            np.sqrt(scratch, out=scratch)
+            scratch += self._epsilon
+            np.divide(mean, scratch, out=d)
+            d *= rate
+            parameters[piece] += d
+
+    def state(self) -> Mapping[str, Flat]:
+        """As `Optimizer.state`."""
+        steps = np.array(divmod(self._steps, _STEPS_BASE), np.float32)
+        return {"mean": self._mean, "square": self._square, "steps": steps}
+
+    def restore(self, state: Mapping[str, Flat]) -> None:
+        """As `Optimizer.restore`."""
+        _require_like(self.state(), state)
+        high, low = (float(digit) for digit in state["steps"])
+        if not all(0 <= digit < _STEPS_BASE and digit.is_integer() for digit in (high, low)):
+            raise ValueError(f"the optimizer's steps are {high:g} and {low:g}, which are no count")
+        if float(state["square"].min(initial=0.0)) < 0:
+            raise ValueError("the optimizer's mean of squares is negative")
+        np.copyto(self._mean, state["mean"])
+        np.copyto(self._square, state["square"])
+        self._steps = int(high) * _STEPS_BASE + int(low)
+
+
+def _require_like(own: Mapping[str, Flat], state: Mapping[str, Flat]) -> None:
+    if own.keys() != state.keys():
+        named = [", ".join(sorted(names)) or "nothing" for names in (state, own)]
+        raise ValueError(f"the optimizer's state holds {named[0]} where {named[1]} belongs")
+    for name, part in state.items():
+        if part.dtype != np.float32 or part.shape != own[name].shape:
+            found = f"{part.dtype} of shape {part.shape}"
+            raise ValueError(f"the optimizer's {name} is {found} where float32 of shape {own[name].shape} belongs")
+        if not is_finite(part):
+            raise ValueError(f"the optimizer's {name} is not finite")
+
+
+def make_optimizer(config: TrainingConfig, size: int) -> Optimizer:
+    """The configured optimiser over `size` parameters."""
+    adam = config.server_optimizer == "adam"
+    if config.local_steps == 1:
+        rate, epsilon = config.learning_rate, 1e-8
+    else:  # Adam's steps are about as long as its rate, whatever the size of the change: 1 would be far too long
+        rate, epsilon = config.server_learning_rate or (0.01 if adam else 1.0), 1e-3
+    return Adam(size, rate, epsilon=epsilon) if adam else Sgd(size, rate, config.server_momentum)

@@ -1,7 +1,0 @@
-"""What is known about the links: measured, scored, classed, forecast."""
-
-from hypergpu.coordinator.core.network.alerts import Alert, AlertKind, Severity
-from hypergpu.coordinator.core.network.monitor import NetworkQualityMonitor
-from hypergpu.coordinator.core.network.quality import ConnectionQuality, Trend
-
-__all__ = ["Alert", "AlertKind", "ConnectionQuality", "NetworkQualityMonitor", "Severity", "Trend"]

@@ -1,0 +1,148 @@
+"""Per-node figures as columns of numpy arrays: a decision about ten thousand nodes is a few array operations."""
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from hypergpu.common.errors import InvalidInput, UnknownName
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+class NodeIndex:
+    """Node ids ↔ rows. Rows are handed out in order and never move."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, int] = {}
+        self.ids: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, node_id: object) -> bool:
+        return node_id in self._rows
+
+    def add(self, node_id: str) -> int | None:
+        """The row of a new node; None where it is known already.
+
+        Raises:
+            InvalidInput: an empty id.
+        """
+        if not node_id:
+            raise InvalidInput("a node needs a non-empty id")
+        if node_id in self._rows:
+            return None
+        row = self._rows[node_id] = len(self.ids)
+        self.ids.append(node_id)
+        return row
+
+    def row(self, node_id: str) -> int:
+        """The row of a known node.
+
+        Raises:
+            UnknownName: it was never registered; the nearest known one is named.
+        """
+        try:
+            return self._rows[node_id]
+        except KeyError:
+            raise UnknownName("node", node_id, self.ids) from None
+
+    def rows(self, node_ids: Iterable[str]) -> Ints:
+        """The rows of several nodes, in their order.
+
+        Raises:
+            UnknownName: as `row`.
+        """
+        known = self._rows
+        try:
+            return np.fromiter(map(known.__getitem__, node_ids), dtype=np.int64)
+        except KeyError as error:
+            raise UnknownName("node", str(error.args[0]), self.ids) from None
+
+
+class RingBuffer:
+    """The last `length` values of each row, NaN where there are none yet."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.values: Floats = np.full((0, length), np.nan)
+        self.counts: Ints = np.zeros(0, dtype=np.int64)
+
+    def grow(self, rows: int) -> None:
+        """Make room for at least `rows` rows."""
+        self.values = grow_column(self.values, rows, np.nan)
+        self.counts = grow_column(self.counts, rows, 0)
+
+    def push(self, row: int, value: float, times: int = 1) -> None:
+        """Append to one row, over its oldest values if it is full."""
+        count = self.counts.item(row)
+        at = count % self.length
+        self.values[row, at : at + times] = value
+        if at + times > self.length:
+            self.values[row, : at + times - self.length] = value
+        self.counts[row] = count + times
+
+    def push_each(self, rows: Ints, values: Floats) -> None:
+        """Append one value to each of these rows, which differ."""
+        self.values[rows, self.counts[rows] % self.length] = values
+        self.counts[rows] += 1
+
+    def clear(self, rows: Ints) -> None:
+        """Forget the values of these rows."""
+        self.values[rows] = np.nan
+        self.counts[rows] = 0
+
+    def filled(self, rows: Ints) -> Ints:
+        """How many values each of these rows holds."""
+        held: Ints = np.minimum(self.counts[rows], self.length)
+        return held
+
+    def latest(self, rows: Ints, count: int) -> Floats:
+        """Up to `count` latest values, oldest first, NaN in front where there are fewer: shape (rows, count)."""
+        kept = min(count, self.length)
+        at = (self.counts[rows] % self.length)[:, None] + np.arange(-kept, 0)
+        at += self.length * (at < 0)  # where a row holds fewer, this finds places that are still NaN
+        window: Floats = np.full((len(rows), count), np.nan)
+        window[:, count - kept :] = self.values[rows[:, None], at]
+        return window
+
+    def quantiles(self, rows: Ints, wanted: Sequence[float]) -> Floats:
+        """Quantiles of each row by linear interpolation: shape (len(wanted), rows); NaN for an empty row."""
+        return quantiles(self.values[rows], wanted)
+
+
+def quantiles(values: Floats, wanted: Sequence[float]) -> Floats:
+    """Quantiles of each row by linear interpolation, NaN left out: shape (len(wanted), rows); NaN for an empty row."""
+    ordered = np.sort(values, axis=1)  # NaN sorts last
+    counts = values.shape[1] - np.isnan(values).sum(axis=1)
+    every = np.arange(len(counts))
+    last = np.maximum(counts - 1, 0)
+    result = np.empty((len(wanted), len(counts)))
+    for at, share in enumerate(wanted):
+        place = share * last
+        low = place.astype(np.int64)
+        high = np.minimum(low + 1, last)
+        below = ordered[every, low]
+        result[at] = below + (place - low) * (ordered[every, high] - below)
+    return result
+
+
+def scatter_rows(values: Floats, places: Ints, length: int) -> Floats:
+    """`values` at these places of an array that is NaN elsewhere."""
+    whole = np.full(length, np.nan)
+    whole[places] = values
+    return whole
+
+
+def grow_column(array: npt.NDArray[Scalar], rows: int, fill: float) -> npt.NDArray[Scalar]:
+    """`array` with room for `rows` rows: capacity doubles, new rows hold `fill`."""
+    if rows <= len(array):
+        return array
+    bigger = np.full((max(rows, 2 * len(array), 16), *array.shape[1:]), fill, dtype=array.dtype)
+    bigger[: len(array)] = array
+    return bigger

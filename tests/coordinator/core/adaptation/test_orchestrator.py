@@ -1,0 +1,285 @@
+"""The orchestrator, round by round, on clusters whose links do as they are told."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hypergpu.common.clock import ManualClock
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, Phase, build_orchestrator
+from hypergpu.coordinator.core.adaptation.objective import RollbackReason
+from hypergpu.coordinator.core.decisions import Decision, DecisionKind
+from hypergpu.coordinator.core.rounds.events import Contribution
+from hypergpu.coordinator.core.selection import SelectionReason
+
+NODES = [f"node_{i}" for i in range(10)]
+
+
+class Run:
+    """A run in virtual time: `exchange(node, round)` is what the node's communication takes."""
+
+    def __init__(self, exchange: Callable[[str, int], float], policy: str = "reactive", **settings: Any) -> None:
+        self.clock = ManualClock()
+        tree = {"orchestrator": {"policy": policy, **settings.pop("orchestrator", {})}, **settings}
+        self.adaptation: AdaptiveOrchestrator = build_orchestrator(SystemConfig.model_validate(tree), clock=self.clock)
+        self.exchange, self.round_num, self.loss = exchange, 0, 2.0
+        self.plans: list[Any] = []
+        self.decisions: list[Decision] = []
+
+    def rounds(self, count: int, *, nodes: list[str] = NODES, learn: float = 0.95, slower: float = 1.0) -> "Run":
+        for _ in range(count):
+            self.round_num += 1
+            plan = self.adaptation.pre_round_adaptation(nodes, self.round_num)
+            self.plans.append(plan)
+            self.decisions += plan["decisions"]
+            contributions = []
+            for node in plan["selected_nodes"]:
+                size, steps = plan["batch_sizes"][node], plan["local_steps"]
+                wait = self.exchange(node, self.round_num)
+                self.adaptation.monitor.record_communication(node, 500.0 * wait, True)
+                self.adaptation.monitor.record_communication(node, 500.0 * wait, True)
+                contributions.append(Contribution(node, True, size * steps, size, 1e-5 * size * steps, wait, self.loss))
+            seconds = slower * max((c.compute_seconds + c.waiting_seconds for c in contributions), default=0.0)
+            self.clock.advance(seconds)
+            self.loss *= learn
+            metrics = {
+                "loss": self.loss,
+                "accuracy": 0.5,
+                "round_time": seconds,
+                "samples": sum(c.samples for c in contributions),
+                "contributions": contributions,
+            }
+            self.decisions += self.adaptation.post_round_evaluation(self.round_num, metrics)["decisions"]
+        return self
+
+    def of(self, kind: DecisionKind) -> list[Decision]:
+        return [decision for decision in self.decisions if decision.kind is kind]
+
+
+def uniform(node: str, round_num: int) -> float:
+    return 0.05 + 0.001 * ((hash_of(node) + 7 * round_num) % 10)
+
+
+def flaky(node: str, round_num: int) -> float:
+    return 0.9 if node in NODES[8:] else uniform(node, round_num)
+
+
+def hash_of(node: str) -> int:
+    return int(node.removeprefix("node_")) * 3
+
+
+def test_warm_up_measures_and_changes_nothing() -> None:
+    run = Run(flaky, orchestrator={"warmup_rounds": 2}).rounds(2)
+    for plan in run.plans:
+        assert plan["phase"] == Phase.WARM_UP
+        assert plan["selected_nodes"] == NODES
+        assert set(plan["batch_sizes"].values()) == {64}
+        assert plan["local_steps"] == 10
+        assert plan["learning_rate"] == pytest.approx(0.1)
+
+
+def test_flaky_links_are_left_out_with_the_true_reason_and_figures() -> None:
+    run = Run(flaky).rounds(4)
+    assert run.plans[2]["selected_nodes"] == NODES[:8]
+    why = {d.subject: d for d in run.of(DecisionKind.SELECTION) if d.reason is SelectionReason.COSTS_MORE_THAN_IT_ADDS}
+    assert set(why) == set(NODES[8:])
+    assert why["node_8"].figures["adds_seconds"] == pytest.approx(0.84, abs=0.02)
+
+
+def test_a_uniform_cluster_stays_whole() -> None:
+    run = Run(uniform).rounds(20)
+    assert all(plan["selected_nodes"] == NODES for plan in run.plans)
+
+
+def test_a_link_that_degrades_is_dropped_after_one_round() -> None:
+    run = Run(lambda node, at: 0.8 if node == "node_3" and at >= 8 else uniform(node, at)).rounds(12)
+    assert "node_3" in run.plans[7]["selected_nodes"]
+    assert all("node_3" not in plan["selected_nodes"] for plan in run.plans[8:])
+
+
+def test_proactive_drops_a_worsening_link_before_reactive_does() -> None:
+    def worsening(node: str, round_num: int) -> float:
+        return 0.05 + 0.004 * max(0, round_num - 4) if node == "node_3" else 0.05
+
+    def dropped(policy: str) -> int:
+        plans = Run(worsening, policy, batch={"strategy": "fixed"}).rounds(60).plans
+        return next(at for at, plan in enumerate(plans) if "node_3" not in plan["selected_nodes"])
+
+    assert dropped("proactive") < dropped("reactive") < dropped("conservative")
+
+
+@pytest.mark.parametrize("selector", ["adaptive_threshold", "utility"])
+def test_proactive_acts_before_a_worsening_link_leaves_its_class(selector: str) -> None:
+    def worsening(node: str, round_num: int) -> float:
+        return 0.04 * 1.12 ** max(0, round_num - 6) if node == "node_3" else 0.04
+
+    def dropped(policy: str) -> tuple[int, str]:
+        """The round from which on the node is left out, and the class of its link then."""
+        run = Run(worsening, policy, batch={"strategy": "fixed"}, selector={"strategy": selector})
+        for at in range(60):
+            run.rounds(1)
+            if "node_3" not in run.plans[-1]["selected_nodes"]:
+                return at, str(run.adaptation.monitor.get_node_quality("node_3"))
+        raise AssertionError("never dropped")
+
+    proactive, reactive = dropped("proactive"), dropped("reactive")
+    assert proactive[0] < reactive[0]
+    if selector == "utility":
+        assert proactive[1] == "good"  # as it always was
+
+
+def test_late_is_no_failure() -> None:
+    run = Run(uniform).rounds(3)
+    for _ in range(5):
+        run.adaptation.record_results([Contribution("node_1", False, waiting_seconds=1.0, late=True)])
+        run.adaptation.record_results([Contribution("node_2", False, waiting_seconds=1.0)])
+    assert run.adaptation.selector.get_node_state("node_1") == "active"
+    assert run.adaptation.selector.get_node_state("node_2") == "quarantined"
+
+
+def test_policies_differ_in_how_far_they_go() -> None:
+    def steps_after(policy: str, rounds: int) -> int:
+        return int(Run(lambda node, at: 0.5, policy).rounds(rounds).plans[-1]["local_steps"])
+
+    assert steps_after("aggressive", 2) == 40
+    assert 10 < steps_after("reactive", 2) <= 20
+    assert 10 <= steps_after("conservative", 2) <= 13
+    assert steps_after("none", 10) == 10
+
+
+def test_none_is_the_fixed_baseline() -> None:
+    run = Run(flaky, "none").rounds(8)
+    assert all(plan["selected_nodes"] == NODES for plan in run.plans)
+    assert {size for plan in run.plans for size in plan["batch_sizes"].values()} == {64}
+    assert {plan["learning_rate"] for plan in run.plans} == {0.1}
+
+
+def test_each_part_can_be_switched_off_alone() -> None:
+    kept = Run(flaky, selector={"strategy": "all_available"}).rounds(6)
+    assert all(plan["selected_nodes"] == NODES for plan in kept.plans)
+    assert kept.plans[-1]["local_steps"] > 10
+    fixed = Run(flaky, batch={"strategy": "fixed"}).rounds(6)
+    assert fixed.plans[-1]["selected_nodes"] == NODES[:8]
+    assert set(fixed.plans[-1]["batch_sizes"].values()) == {64}
+    assert fixed.plans[-1]["local_steps"] == 10
+
+
+def test_what_does_not_pay_is_rolled_back_with_the_reason() -> None:
+    run = Run(uniform).rounds(10)
+    assert run.adaptation.get_orchestrator_status()["rollbacks"] == 0
+    run.rounds(8, slower=12.0)  # rounds last far longer than the links and the computing explain
+    rollback = run.of(DecisionKind.ROLLBACK)
+    assert rollback
+    assert rollback[0].reason is RollbackReason.OBJECTIVE_FELL
+    figures = rollback[0].figures
+    assert float(figures["progress_per_second"]) < float(figures["progress_per_second_before"])
+
+
+def test_a_network_that_got_worse_for_all_is_not_blamed_on_the_configuration() -> None:
+    run = Run(lambda node, at: 0.05 if at < 12 else 0.5).rounds(30)
+    assert not run.of(DecisionKind.ROLLBACK)
+
+
+def test_a_loss_that_is_not_finite_restores_the_warm_up() -> None:
+    run = Run(uniform).rounds(8)
+    assert run.plans[-1]["local_steps"] > 10
+    run.loss = math.nan
+    run.rounds(1)
+    run.loss = 1.0
+    assert run.of(DecisionKind.ROLLBACK)[-1].reason is RollbackReason.LOSS_NOT_FINITE
+    run.rounds(1)
+    assert run.plans[-1]["local_steps"] == 10
+    assert set(run.plans[-1]["batch_sizes"].values()) == {64}
+
+
+def test_the_phases_follow_the_loss() -> None:
+    run = Run(uniform).rounds(12)
+    assert run.plans[-1]["phase"] == Phase.ADAPTIVE
+    run.rounds(10, learn=1.0)
+    assert run.plans[-1]["phase"] == Phase.CONVERGENCE
+    frozen = run.plans[-1]["batch_sizes"]
+    run.rounds(3, learn=1.0)
+    assert run.plans[-1]["batch_sizes"] == frozen
+    run.rounds(12, learn=0.9)
+    assert run.plans[-1]["phase"] == Phase.ADAPTIVE
+    run.adaptation.shutdown()
+    assert run.adaptation.get_orchestrator_status()["phase"] == Phase.COMPLETED
+
+
+def test_nodes_that_come_later_are_taken_in() -> None:
+    run = Run(lambda node, at: 0.05).rounds(5, nodes=NODES[:5]).rounds(2)
+    assert run.plans[5]["selected_nodes"] == NODES
+
+
+def test_no_node_at_all_is_a_decision_and_no_error() -> None:
+    run = Run(uniform).rounds(3)
+    plan = run.adaptation.pre_round_adaptation([], 4)
+    assert plan["selected_nodes"] == []
+    assert [str(d.reason) for d in plan["decisions"] if d.kind is DecisionKind.SELECTION] == ["no_nodes"]
+
+
+def test_bad_metrics_are_refused() -> None:
+    adaptation = Run(uniform).rounds(1).adaptation
+    with pytest.raises(InvalidInput, match="loss"):
+        adaptation.post_round_evaluation(2, {"samples": 1, "round_time": 1.0})
+    for bad in (-1.0, math.nan):
+        with pytest.raises(InvalidInput, match="round_time"):
+            adaptation.post_round_evaluation(2, {"loss": 1.0, "samples": 1, "round_time": bad})
+    with pytest.raises(InvalidInput, match="node_1"):
+        wrong = [Contribution("node_1", True, 64, 64, -1.0, 0.1)]
+        metrics = {"loss": 1.0, "samples": 1, "round_time": 1.0, "contributions": wrong}
+        adaptation.post_round_evaluation(2, metrics)
+    with pytest.raises(UnknownName, match="reactive"):
+        adaptation.set_policy("reactiv")
+
+
+def test_a_clock_that_stands_still_and_rounds_of_no_time() -> None:
+    Run(lambda node, at: 0.0).rounds(12)
+
+
+def test_the_same_inputs_give_the_same_decisions() -> None:
+    first, second = Run(flaky).rounds(15), Run(flaky).rounds(15)
+    assert first.plans == second.plans
+    assert [d.record() for d in first.decisions] == [d.record() for d in second.decisions]
+
+
+def test_reports_hold_the_run_and_compare_it_with_its_warm_up() -> None:
+    run = Run(flaky, orchestrator={"warmup_rounds": 2}).rounds(12)
+    comparison = run.adaptation.get_performance_comparison()
+    assert comparison["baseline"]["rounds"] == 2
+    assert comparison["improvement"]["progress_per_second_ratio"] > 2
+    report = run.adaptation.export_full_report()
+    assert len(report["rounds"]) == 12
+    assert report["status"]["policy"] == AdaptationPolicy.REACTIVE
+    assert report["status"]["overhead"]["share_of_round_time"] == 0.0  # virtual time stands still meanwhile
+    json.dumps(report)
+
+
+def test_only_what_a_link_took_counts_as_communication() -> None:
+    run = Run(uniform).rounds(3)
+    monitor, nodes = run.adaptation.monitor, NODES[:3]
+    computing = float(run.adaptation.batches.compute_seconds(["node_1"])[0])
+    before = monitor.exchange_samples(monitor.rows(nodes), 1)[:, 0]
+    results = [
+        Contribution("node_0", False, waiting_seconds=50.0, measured=False),
+        Contribution("node_1", False, waiting_seconds=computing + 0.07, late=True),
+        Contribution("node_2", False, waiting_seconds=0.5 * computing, late=True),
+    ]
+    assert run.adaptation.record_results(results) == pytest.approx(0.07)
+    after = monitor.exchange_samples(monitor.rows(nodes), 1)[:, 0]
+    assert after == pytest.approx([before[0], 0.07, before[2]]), "its computing is not its link's"
+
+
+def test_how_often_processes_end_is_known_to_the_plans() -> None:
+    run = Run(uniform).rounds(3)
+    assert run.adaptation.batches.costs.ends_per_second == 0.0
+    metrics = {"loss": 1.0, "round_time": 1.0, "samples": 640, "ended": (3, 6.0)}
+    run.adaptation.post_round_evaluation(4, metrics)
+    costs = run.adaptation.batches.costs
+    assert costs.fit(run.adaptation.batches.rows(NODES)).ends_per_second == costs.ends_per_second == 0.5
+    run.adaptation.post_round_evaluation(5, {**metrics, "ended": (0, 6.0)})
+    assert 0.2 < costs.ends_per_second < 0.25, "it is forgotten, slowly"
