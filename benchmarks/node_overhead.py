@@ -15,7 +15,7 @@ import torch
 
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.tensors import Assembler, chunks
-from hypergpu.node.service import GPUNodeService
+from hypergpu.node.worker import Worker
 from hypergpu.tasks import Task, load_task
 from hypergpu.tasks.chars import CharTransformer
 
@@ -25,7 +25,7 @@ def measure(rounds: int, steps: int, batch_size: int) -> dict[str, float]:
     task = Task(
         model=lambda: CharTransformer(width=256, layers=5, heads=4), train=chars.train, test=chars.test, name="chars-4m"
     )
-    node = GPUNodeService("bench", "auto", SystemConfig(), task=task)
+    node = Worker("bench", "auto", SystemConfig(), task=task)
     node.prepare("chars", 0)
     manifest = node.trainer.model.manifest
     source, received = node.trainer.model.flat(), np.empty(manifest.size, np.float32)

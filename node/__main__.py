@@ -141,9 +141,9 @@ async def _work(
 ) -> None:
     # torch takes seconds to import: errors on the command line come first.
     from hypergpu.node.app import run as run_worker  # noqa: PLC0415
-    from hypergpu.tasks.loading import is_own, require_found  # noqa: PLC0415
+    from hypergpu.tasks.loading import is_user_task, require_found  # noqa: PLC0415
 
-    if task is not None and is_own(task):
+    if task is not None and is_user_task(task):
         require_found(task)  # now, not when the run begins
     await run_worker(settings, node_id or own_name(), task, token, tls)
 

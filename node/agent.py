@@ -1,45 +1,35 @@
 """Real-time driver of the life cycle: runs its effects as asyncio tasks and feeds their results back as events."""
 
 import asyncio
-import secrets
-import threading
-import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
-import numpy as np
 import structlog
 
 from hypergpu.common.background import Background
 from hypergpu.common.config import SystemConfig
-from hypergpu.common.errors import HyperGPUError, InvalidInput, ProtocolError
-from hypergpu.common.identity import ADVICE, TaskIdentity, differences
+from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.keyed_random import KeyedRandom
-from hypergpu.common.wire import identity_from_proto, identity_to_proto, manifest_from_proto
-from hypergpu.node.client import CoordinatorClient, RunOver, Work, specs_message
+from hypergpu.node.assignments import Assignments, OnWork
+from hypergpu.node.client import CoordinatorClient, RunOver, Work
 from hypergpu.node.core import events as life
 from hypergpu.node.core.failures import Failure
 from hypergpu.node.core.lifecycle import LifeCycle
 from hypergpu.node.core.states import State
-from hypergpu.node.core.timeouts import (
-    SHUTDOWN_RPC_TIMEOUT_SECONDS,
-    heartbeat_timeout_seconds,
-    push_timeout_seconds,
-)
-from hypergpu.node.service import GPUNodeService
-from hypergpu.node.trainer import Abandoned, Update
+from hypergpu.node.core.timeouts import SHUTDOWN_RPC_TIMEOUT_SECONDS
+from hypergpu.node.heartbeats import HeartbeatLoop
+from hypergpu.node.registration import NodeInfo, Registration
+from hypergpu.node.worker import Worker
 from hypergpu.protos import coordinator_pb2 as pb
-from hypergpu.tasks.loading import is_own
 
 log = structlog.get_logger()
 
-_MIN_HEARTBEAT_SECONDS = 0.05
-"""A coordinator cannot make a node send more than 20 heartbeats per second."""
+Event = life.Event[Work]
+Operation = Coroutine[Any, Any, Event]
 
-OnWork = Callable[[str], None]
-"""Called with how each unit of work ended: accepted, duplicate, late, or the type of an error."""
+_FIRST_WARNINGS, _WARNING_INTERVAL = 3, 10
+"""Attempts that are logged as warnings: the first ones, then each tenth; an outage may last for hours."""
 
 
 class Agent:
@@ -47,17 +37,19 @@ class Agent:
 
     Args:
         client: opened; knows the node's name.
-        service: the node; it is given the run's task and seed.
-        config: how the node behaves.
-        own_task: the `module:factory` whose code this node may load; None for shipped tasks alone.
-        metrics_address: HOST:PORT where it can be scraped; empty where it can't.
-        version: of the distribution.
+        worker: trains the run's task.
+        config: settings of the node.
+        own_task: the `module:factory` whose code this node may load; None for shipped tasks only.
+        metrics_address: HOST:PORT where it can be scraped; empty if it cannot.
+        version: version of the distribution.
+        on_work: called with how each unit of work ended.
+        on_state: called with each new state of the life cycle.
     """
 
     def __init__(
         self,
         client: CoordinatorClient,
-        service: GPUNodeService,
+        worker: Worker,
         config: SystemConfig,
         *,
         own_task: str | None = None,
@@ -66,44 +58,36 @@ class Agent:
         on_work: OnWork = lambda outcome: None,
         on_state: Callable[[State], None] = lambda state: None,
     ) -> None:
-        self.node_id = client.node_id
-        self.run_id = ""
-        self._over = ""
-        self._client, self._service, self._config = client, service, config
-        self._own_task, self._metrics_address, self._version = own_task, metrics_address, version
-        self._on_work, self._on_state = on_work, on_state
-        self._incarnation = secrets.token_hex(8)
         node = config.node
+        self._client, self._metrics, self._config, self._on_state = client, worker.metrics, node, on_state
+        self._compute = ThreadPoolExecutor(1, "training")
+        info = NodeInfo(own_task, metrics_address, version, node.region)
+        self._registration = Registration(client, worker, info, self._compute)
+        self._assignments = Assignments(client, worker, self._compute, on_work)
         self._life: LifeCycle[Work] = LifeCycle(
-            KeyedRandom(0, "backoff", self.node_id, self._incarnation),
+            KeyedRandom(0, "backoff", client.node_id, self._registration.incarnation),
             base=node.backoff_base_seconds,
             cap=node.backoff_cap_seconds,
         )
-        self._events: asyncio.Queue[tuple[int, life.Event[Work]]] = asyncio.Queue()
-        self._operation: asyncio.Task[None] | None = None
-        self._number = 0
-        self._background = Background()
-        self._heartbeats: asyncio.Task[None] | None = None
-        self._heartbeat_seconds = 2.0
-        self._rtt_ms = 0.0
-        self._reply = pb.RegisterReply()
-        self._registered: tuple[int, TaskIdentity | None] = (0, None)
-        """Largest batch and identity of the task, as last registered."""
-        self._training = ThreadPoolExecutor(1, "training")
-        self._abandon = threading.Event()
-        self._parameters = np.empty(0, np.float32)
-        self._update: Update | None = None
-        self._waiting_since = time.monotonic()
-        self._compute_seconds = 0.0
+        self._queue = _EventQueue()
+        self._heartbeats = HeartbeatLoop(client, worker.metrics, self._life, self._queue.put)
+        self._ended_run = ""
+        """Run whose end was logged."""
+        self._grace = Background()
 
     @property
     def state(self) -> State:
         """State of the life cycle."""
         return self._life.state
 
+    @property
+    def run_id(self) -> str:
+        """Id of the run; empty before the first registration."""
+        return self._registration.run_id
+
     def stop(self, reason: str) -> None:
         """Finish the current work within the grace period or return it, then leave. Call it on the loop's thread."""
-        self._events.put_nowait((0, life.StopRequested(reason)))
+        self._queue.put(life.StopRequested(reason))
 
     async def run(self) -> None:
         """Run until the run is over or `stop` is called.
@@ -111,49 +95,42 @@ class Agent:
         Raises:
             HyperGPUError: an error that no retry can help, such as a wrong token.
         """
-        log.info("connecting to the coordinator", address=self._client.address, node=self.node_id)
-        self._events.put_nowait((0, life.Started()))
+        log.info("connecting to the coordinator", address=self._client.address, node=self._client.node_id)
+        self._queue.put(life.Started())
         try:
             while True:
-                number, event = await self._events.get()
-                if number not in {0, self._number}:
-                    continue  # a late event of an operation that was replaced
-                before = self._life.state
-                effects = self._life.handle(event)
-                if self._life.state is not before:
-                    self._on_state(self._life.state)
-                    log.debug("state", state=str(self._life.state), because=type(event).__name__)
-                if effects and isinstance(event, life.RegistrationRequested):
-                    log.warning("the coordinator does not know this node; registering again")
-                for effect in effects:
+                for effect in self._handle(await self._queue.get()):
                     if isinstance(effect, life.Exit):
                         if effect.error is not None:
                             raise effect.error
                         return
                     self._start(effect)
         finally:
-            self._abandon.set()
-            self._background.cancel()
-            await self._background.settle()
-            tasks = [t for t in (self._operation, self._heartbeats) if t is not None]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._training.shutdown()
+            self._assignments.abandon()
+            self._grace.cancel()
+            await self._grace.settle()
+            await self._queue.cancel_operation()
+            await self._heartbeats.stop()
+            self._compute.shutdown()
 
-    # ------------------------------------------------------------ effects
+    def _handle(self, event: Event) -> list[life.Effect[Work]]:
+        before = self._life.state
+        effects = self._life.handle(event)
+        if self._life.state is not before:
+            self._on_state(self._life.state)
+            log.debug("state", state=str(self._life.state), because=type(event).__name__)
+        if effects and isinstance(event, life.RegistrationRequested):
+            log.warning("the coordinator does not know this node; registering again")
+        return list(effects)
 
     def _start(self, effect: life.Effect[Work]) -> None:
         if isinstance(effect, life.StartGrace):
-            self._background.spawn("grace", self._after(self._config.node.grace_seconds, life.GraceExpired()))
+            self._grace.spawn("grace", self._expire(self._config.grace_seconds))
             return
-        self._number += 1
-        self._abandon.set()
-        if self._operation is not None:
-            self._operation.cancel()
-        self._operation = asyncio.create_task(self._guard(self._number, self._operation_of(effect)))
+        self._assignments.abandon()
+        self._queue.start_operation(self._guard(self._operation_of(effect)))
 
-    def _operation_of(self, effect: life.Effect[Work]) -> Coroutine[Any, Any, life.Event[Work]]:
+    def _operation_of(self, effect: life.Effect[Work]) -> Operation:
         match effect:
             case life.Register():
                 operation = self._register()
@@ -179,239 +156,131 @@ class Agent:
                 raise TypeError(f"{effect} is not an operation")
         return operation
 
-    async def _guard(self, number: int, operation: Coroutine[Any, Any, life.Event[Work]]) -> None:
-        """Run an operation and queue its result or its error as an event."""
+    async def _guard(self, operation: Operation) -> Event:
+        """Run an operation, and return its result or its error as an event."""
         try:
-            event: life.Event[Work] = await operation
+            return await operation
         except Exception as error:
             if not isinstance(error, HyperGPUError):
                 log.exception("unexpected error", state=str(self._life.state))
-            event = life.Failed(error)
-        self._events.put_nowait((number, event))
+            return life.Failed(error)
 
-    async def _register(self) -> life.Event[Work]:
-        request = pb.RegisterRequest(
-            node_id=self.node_id,
-            incarnation=self._incarnation,
-            gpu=specs_message(self._service.specs),
-            version=self._version,
-            metrics_address=self._metrics_address,
-            region=self._config.node.region,
-            largest_batch=self._largest_batch(),
-        )
-        identity = self._service.identity
-        if identity is not None:
-            request.identity.CopyFrom(identity_to_proto(identity))
-        began = time.monotonic()
-        reply = await self._client.register(request)
-        self._record_call(1000 * (time.monotonic() - began), success=True)
-        self._reply, self._registered = reply, (request.largest_batch, identity)
-        self.run_id, self._heartbeat_seconds = reply.run_id, max(_MIN_HEARTBEAT_SECONDS, reply.heartbeat_seconds)
-        if self._heartbeats is None:  # already now: preparing may take longer than a node may be silent
-            self._heartbeats = asyncio.create_task(self._beat())
+    async def _register(self) -> Event:
+        reply = await self._registration.register()
+        # From now on, because preparing may take longer than a node may be silent.
+        self._heartbeats.start(reply.run_id, reply.heartbeat_seconds)
         return life.Registered()
 
-    def _largest_batch(self) -> int:
-        return min(self._service.largest_batch or 0, 2**32 - 1)
+    async def _prepare(self) -> Event:
+        is_complete = await self._registration.prepare()
+        if is_complete:
+            self._assignments.start_waiting()
+        return life.Prepared(announce=not is_complete)
 
-    async def _prepare(self) -> life.Event[Work]:
-        """Build the model of the run's task and check that it is the coordinator's."""
-        reply = self._reply
-        if is_own(reply.task) and reply.task != self._own_task:
-            mine = f"--task is {self._own_task}" if self._own_task else "no --task was given"
-            raise InvalidInput(
-                f"the run trains {reply.task!r}, which is not shipped with HyperGPU, and {mine}: a node loads only "
-                f"the code that it is told to; start it with --task {reply.task}"
-            )
-        loop = asyncio.get_running_loop()
-        prepare = partial(self._service.prepare, reply.task, reply.seed)
-        await loop.run_in_executor(self._training, prepare)
-        manifest = self._service.trainer.model.manifest
-        try:
-            manifest_from_proto(reply.manifest).require_same(manifest)
-        except ProtocolError as error:
-            raise ProtocolError(f"the model of task {reply.task!r} here is not the coordinator's: {error}") from error
-        self._require_same_task(reply)
-        if self._parameters.shape != (manifest.size,):
-            self._parameters = np.empty(manifest.size, np.float32)
-        announce = self._registered != (self._largest_batch(), self._service.identity)
-        if not announce:
-            log.info("joined", address=self._client.address, run=reply.run_id, task=reply.task, node=self.node_id)
-            self._waiting_since = time.monotonic()
-        return life.Prepared(announce)
-
-    def _require_same_task(self, reply: pb.RegisterReply) -> None:
-        """Check that the data and the model are the coordinator's, before any work is done on others.
-
-        Raises:
-            InvalidInput: they differ; the message has both figures.
-        """
-        identity = self._service.identity
-        if identity is None or not reply.HasField("identity"):
-            return
-        found = differences(identity, identity_from_proto(reply.identity))
-        if found:
-            raise InvalidInput(
-                f"task {reply.task!r} is another one here than at the coordinator: {'; '.join(found[:4])}. {ADVICE}"
-            )
-
-    async def _pull(self) -> life.Event[Work]:
-        number = self._number
-        manifest = self._service.trainer.model.manifest
-
-        def ordered(work: Work) -> None:
-            self._events.put_nowait((number, life.WorkAnnounced(work)))
-
-        wait = self._config.node.pull_wait_seconds
-        pulled = await self._client.pull(self.run_id, wait, manifest, self._parameters, ordered)
+    async def _pull(self) -> Event:
+        announce = self._queue.put_of_operation()
+        pulled = await self._assignments.pull(
+            self._registration.run_id,
+            self._config.pull_wait_seconds,
+            lambda work: announce(life.WorkAnnounced(work)),
+        )
         if pulled is None:
             return life.NoWork()
         if isinstance(pulled, RunOver):
             return life.RunFinished(pulled.reason or "the run is over", pulled.stays)
-        self._record_call(None, success=True)
         return life.WorkReceived(pulled)
 
-    async def _await_next_run(self, reason: str) -> life.Event[Work]:
-        """Wait beside a coordinator that stays: when it begins its next run, this one is unknown to it."""
-        if self._over != self.run_id:
-            self._over = self.run_id
-            log.info(
-                "the run is over; waiting for the next: `hypergpu restart` begins one", run=self.run_id, state=reason
-            )
-        await asyncio.sleep(self._heartbeat_seconds)
+    async def _await_next_run(self, reason: str) -> Event:
+        """Wait until the coordinator may have started its next run, which then makes this node register again."""
+        run_id = self._registration.run_id
+        if self._ended_run != run_id:
+            self._ended_run = run_id
+            log.info("the run is over; waiting for the next: `hypergpu restart` starts one", run=run_id, state=reason)
+        await asyncio.sleep(self._heartbeats.interval_seconds)
         return life.NoWork()
 
-    async def _train(self, work: Work) -> life.Event[Work]:
-        self._abandon = abandon = threading.Event()
-        loop = asyncio.get_running_loop()
-        self._update = await loop.run_in_executor(self._training, self._compute, work, abandon)
-        self._compute_seconds = self._update.compute_seconds
+    async def _train(self, work: Work) -> Event:
+        await self._assignments.train(work)
         return life.Trained()
 
-    def _compute(self, work: Work, abandon: threading.Event) -> Update:
-        if abandon.is_set():
-            raise Abandoned("given up before it began")
-        order, shard = work.order, work.order.shard
-        return self._service.work(
-            work.parameters,
-            self._service.shard(shard.partition, shard.index, shard.count, shard.seed, shard.dirichlet_alpha),
-            shard.cursor,
-            batch_size=order.batch_size,
-            local_steps=order.local_steps,
-            learning_rate=order.learning_rate,
-            # Neither node nor attempt: the work is the same whoever does it.
-            key=(order.work.round, shard.index),
-            abandon=abandon,
-        )
-
-    async def _push(self, work: Work, offset: int) -> life.Event[Work]:
-        update = self._require_update()
-        manifest = self._service.trainer.model.manifest
-        timeout = push_timeout_seconds(work.order.deadline_seconds)
-        reply = await self._client.push(work, manifest, update, offset, within_seconds=timeout)
-        self._record_call(None, success=True)
-        self._record_push(work, pb.PushUpdateReply.Outcome.Name(reply.outcome).lower())
+    async def _push(self, work: Work, offset: int) -> Event:
+        await self._assignments.push(work, offset)
         return life.Pushed()
 
-    async def _ask_progress(self, work: Work) -> life.Event[Work]:
-        progress = await self._client.upload_progress(work.id)
-        if progress.accepted:
-            self._record_call(None, success=True)
-            self._record_push(work, "duplicate")
+    async def _ask_progress(self, work: Work) -> Event:
+        progress: pb.UploadProgress = await self._assignments.ask_progress(work)
         return life.ProgressKnown(progress.accepted, progress.next_offset)
 
-    def _record_push(self, work: Work, outcome: str) -> None:
-        self._end_work(outcome, success=outcome in {"accepted", "duplicate"})
-        loss = round(self._require_update().loss, 4)
-        log.info("update pushed", run=self.run_id, round=work.id.round, outcome=outcome, loss=loss)
-
-    def _require_update(self) -> Update:
-        if self._update is None:
-            raise HyperGPUError("a push without an update")
-        return self._update
-
-    async def _return(self, work: Work, kind: str, detail: str) -> life.Event[Work]:
-        log.warning("returned work", run=self.run_id, round=work.id.round, kind=kind, detail=detail)
-        self._end_work(kind, success=False)
-        try:
-            await self._client.return_work(work.id, kind, detail, within_seconds=SHUTDOWN_RPC_TIMEOUT_SECONDS)
-        except HyperGPUError as error:
-            log.warning("could not notify the coordinator", detail=str(error))  # its deadline will tell it
+    async def _return(self, work: Work, kind: str, detail: str) -> Event:
+        await self._assignments.give_back(work, kind, detail)
         return life.Returned()
 
-    async def _back_off(self, effect: life.BackOff) -> life.Event[Work]:
-        because = effect.because
+    async def _back_off(self, effect: life.BackOff) -> Event:
         if effect.failure is Failure.TRANSIENT:
-            self._record_call(None, success=False, retries=1)
-        say = log.warning if effect.attempt < 4 or effect.attempt % 10 == 0 else log.debug
-        say(
+            self._metrics.record_network_event(None, success=False, retries=1)
+        is_warning = effect.attempt <= _FIRST_WARNINGS or effect.attempt % _WARNING_INTERVAL == 0
+        (log.warning if is_warning else log.debug)(
             "trying again" if self._life.has_joined else "the coordinator cannot be reached; trying again",
             address=self._client.address,
             attempt=effect.attempt,
             seconds=round(effect.seconds, 2),
-            kind=because.kind,
-            detail=because.detail,
+            kind=effect.because.kind,
+            detail=effect.because.detail,
         )
         await asyncio.sleep(effect.seconds)
         return life.BackoffExpired()
 
-    async def _leave(self, reason: str) -> life.Event[Work]:
-        log.info("leaving", run=self.run_id, reason=reason)
+    async def _leave(self, reason: str) -> Event:
+        run_id = self._registration.run_id
+        log.info("leaving", run=run_id, reason=reason)
         try:
-            await self._client.leave(self.run_id, reason, within_seconds=SHUTDOWN_RPC_TIMEOUT_SECONDS)
+            await self._client.leave(run_id, reason, timeout_seconds=SHUTDOWN_RPC_TIMEOUT_SECONDS)
         except HyperGPUError as error:
             log.info("could not notify the coordinator", detail=str(error))
         return life.Left()
 
-    # ------------------------------------------------------------ beside the operations
+    async def _expire(self, grace_seconds: float) -> None:
+        await asyncio.sleep(grace_seconds)
+        self._queue.put(life.GraceExpired())
 
-    async def _beat(self) -> None:
-        """Send heartbeats at the coordinator's pace, and pass its directives on."""
-        while True:
-            await asyncio.sleep(self._heartbeat_seconds)
-            try:
-                await self._report()
-            except Exception:  # a training node without heartbeats would count as lost, and no log would say why
-                log.exception("a heartbeat failed unexpectedly; sending the next one")
 
-    async def _report(self) -> None:
-        """Send one heartbeat, and pass the coordinator's directive on."""
-        work = self._life.work
-        request = pb.HeartbeatRequest(
-            node_id=self.node_id,
-            run_id=self.run_id,
-            state=str(self._life.state),
-            rtt_ms=self._rtt_ms,
-            report=self._service.metrics.encode_report(),
-        )
-        began = time.monotonic()
-        try:
-            timeout = heartbeat_timeout_seconds(self._heartbeat_seconds)
-            reply = await self._client.heartbeat(request, within_seconds=timeout)
-        except HyperGPUError as error:
-            log.debug("a heartbeat failed", detail=str(error))
-            self._record_call(None, success=False)
-            return
-        self._rtt_ms = 1000 * (time.monotonic() - began)
-        self._record_call(self._rtt_ms, success=True)
-        match reply.directive:
-            case pb.HeartbeatReply.REGISTER_AGAIN:
-                self._events.put_nowait((0, life.RegistrationRequested()))
-            case pb.HeartbeatReply.ABANDON_WORK:
-                self._events.put_nowait((0, life.AbandonRequested(work)))
-            case pb.HeartbeatReply.SHUT_DOWN:
-                self._events.put_nowait((0, life.RunFinished("the run is over")))
+class _EventQueue:
+    """Events for the life cycle, and the one operation in progress; the events of a replaced operation are dropped."""
 
-    async def _after(self, seconds: float, event: life.Event[Work]) -> None:
-        await asyncio.sleep(seconds)
+    def __init__(self) -> None:
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._number = 0
+        """Number of the operation; 0 marks events that do not belong to one."""
+        self._operation: asyncio.Task[None] | None = None
+
+    def put(self, event: Event) -> None:
+        """Queue an event that does not belong to an operation."""
         self._events.put_nowait((0, event))
 
-    def _record_call(self, latency_ms: float | None, *, success: bool, retries: int = 0) -> None:
-        self._service.metrics.record_network_event(latency_ms, success, retries)
+    def put_of_operation(self) -> Callable[[Event], None]:
+        """Return a function that queues events of the operation in progress."""
+        number = self._number
+        return lambda event: self._events.put_nowait((number, event))
 
-    def _end_work(self, outcome: str, *, success: bool) -> None:
-        now = time.monotonic()
-        waited = max(0.0, now - self._waiting_since - self._compute_seconds)
-        self._service.metrics.record_work(self._compute_seconds, waited, success)
-        self._on_work(outcome)
-        self._waiting_since, self._compute_seconds = now, 0.0
+    async def get(self) -> Event:
+        """Return the next event."""
+        while True:
+            number, event = await self._events.get()
+            if number in {0, self._number}:
+                return event
+
+    def start_operation(self, operation: Operation) -> None:
+        """Replace the operation in progress; the result of the new one is queued as an event."""
+        if self._operation is not None:
+            self._operation.cancel()
+        self._number += 1
+        self._operation = asyncio.create_task(self._run(self._number, operation))
+
+    async def cancel_operation(self) -> None:
+        """Cancel the operation in progress and wait for its end."""
+        if self._operation is not None:
+            self._operation.cancel()
+            await asyncio.gather(self._operation, return_exceptions=True)
+
+    async def _run(self, number: int, operation: Operation) -> None:
+        self._events.put_nowait((number, await operation))

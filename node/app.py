@@ -21,7 +21,7 @@ from hypergpu.node.core.metrics_collector import MetricsCollector
 from hypergpu.node.core.states import State
 from hypergpu.node.device import UsageMeter, detect
 from hypergpu.node.metrics import NodeMetrics
-from hypergpu.node.service import GPUNodeService
+from hypergpu.node.worker import Worker
 
 _SAMPLE_SECONDS = 2.0
 
@@ -39,7 +39,7 @@ async def run(config: SystemConfig, node_id: str, task: str | None, token: str |
         collector(registry=registry)
     series = NodeMetrics(registry, node_id, specs)
     collector_of_node = MetricsCollector(node_id, settings.history_size, sink=series.record)
-    service = GPUNodeService(node_id, specs, config, metrics=collector_of_node)
+    worker = Worker(node_id, specs, config, metrics=collector_of_node)
     structlog.contextvars.bind_contextvars(node=node_id)
     async with CoordinatorClient(
         settings.coordinator, node_id, token=token, tls=tls, http_proxy=settings.http_proxy
@@ -47,7 +47,7 @@ async def run(config: SystemConfig, node_id: str, task: str | None, token: str |
         server = HttpServer(settings.http_listen, {"/metrics": metrics(registry), "/healthz": lambda: _health(agent)})
         agent = Agent(
             client,
-            service,
+            worker,
             config,
             own_task=task,
             metrics_address=settings.metrics_address or reachable(server.address, settings.coordinator),
@@ -59,7 +59,7 @@ async def run(config: SystemConfig, node_id: str, task: str | None, token: str |
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.stop, signal.Signals(number).name)
         background = Background()
-        background.spawn("sampling usage and traffic", _sample(service, client, series))
+        background.spawn("sampling usage and traffic", _sample(worker, client, series))
         try:
             print(f"listening on {server.address}", flush=True)
             await agent.run()
@@ -68,13 +68,13 @@ async def run(config: SystemConfig, node_id: str, task: str | None, token: str |
             server.close()
 
 
-async def _sample(service: GPUNodeService, client: CoordinatorClient, series: NodeMetrics) -> None:
+async def _sample(worker: Worker, client: CoordinatorClient, series: NodeMetrics) -> None:
     """EventBroadcaster usage and traffic into the metrics, again and again."""
-    meter = UsageMeter(service.specs)
+    meter = UsageMeter(worker.specs)
     sent = received = 0
     while True:
         usage = meter.read()
-        service.metrics.record_resource_usage(usage.gpu_util, usage.memory_mb)
+        worker.metrics.record_resource_usage(usage.gpu_util, usage.memory_mb)
         series.traffic(client.bytes_sent - sent, client.bytes_received - received)
         sent, received = client.bytes_sent, client.bytes_received
         await asyncio.sleep(_SAMPLE_SECONDS)

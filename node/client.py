@@ -98,25 +98,27 @@ class CoordinatorClient:
         """Join the run, or resume the membership."""
         return await self._call(self._register, request)
 
-    async def heartbeat(self, request: pb.HeartbeatRequest, within_seconds: float = UNARY_SECONDS) -> pb.HeartbeatReply:
+    async def heartbeat(
+        self, request: pb.HeartbeatRequest, timeout_seconds: float = UNARY_SECONDS
+    ) -> pb.HeartbeatReply:
         """Say that the node lives; brings back a directive."""
-        return await self._call(self._heartbeat, request, within_seconds)
+        return await self._call(self._heartbeat, request, timeout_seconds)
 
     async def upload_progress(self, work: pb.WorkId) -> pb.UploadProgress:
         """How much of an update the coordinator holds."""
         return await self._call(self._progress, work)
 
     async def return_work(
-        self, work: pb.WorkId, reason: str, detail: str, within_seconds: float = UNARY_SECONDS
+        self, work: pb.WorkId, reason: str, detail: str, timeout_seconds: float = UNARY_SECONDS
     ) -> None:
         """Give a unit of work up."""
         request = pb.ReturnWorkRequest(work=work, reason=reason, detail=detail[:400])
-        await self._call(self._return, request, within_seconds)
+        await self._call(self._return, request, timeout_seconds)
 
-    async def leave(self, run_id: str, reason: str, within_seconds: float = UNARY_SECONDS) -> None:
+    async def leave(self, run_id: str, reason: str, timeout_seconds: float = UNARY_SECONDS) -> None:
         """Say goodbye."""
         await self._call(
-            self._leave, pb.LeaveRequest(node_id=self.node_id, run_id=run_id, reason=reason), within_seconds
+            self._leave, pb.LeaveRequest(node_id=self.node_id, run_id=run_id, reason=reason), timeout_seconds
         )
 
     async def pull(
@@ -171,14 +173,14 @@ class CoordinatorClient:
         return work
 
     async def push(
-        self, work: Work, manifest: Manifest, update: Update, offset: int, *, within_seconds: float
+        self, work: Work, manifest: Manifest, update: Update, offset: int, *, timeout_seconds: float
     ) -> pb.PushUpdateReply:
         """Send an update from byte `offset` on.
 
         Raises:
             Unavailable: the coordinator keeps what arrived, but does not have all of it yet.
         """
-        reply = await self._call_push(self._parts(work, manifest, update, offset), within_seconds)
+        reply = await self._call_push(self._parts(work, manifest, update, offset), timeout_seconds)
         if reply.outcome == pb.PushUpdateReply.INCOMPLETE:
             raise Unavailable(f"{self.address}: the update is incomplete: {reply.detail}")
         return reply
@@ -202,19 +204,19 @@ class CoordinatorClient:
             self.bytes_sent += len(chunk.data)
 
     async def _call_push(
-        self, parts: AsyncIterator[pb.UpdatePart | Chunk], within_seconds: float
+        self, parts: AsyncIterator[pb.UpdatePart | Chunk], timeout_seconds: float
     ) -> pb.PushUpdateReply:
         try:
-            reply: pb.PushUpdateReply = await self._push(parts, metadata=self._metadata, timeout=within_seconds)
+            reply: pb.PushUpdateReply = await self._push(parts, metadata=self._metadata, timeout=timeout_seconds)
         except grpc.RpcError as error:
             raise await explain_failure(error, self.address, self._tls) from error
         return reply
 
     async def _call(
-        self, method: Callable[..., Awaitable[Reply]], request: object, within_seconds: float = UNARY_SECONDS
+        self, method: Callable[..., Awaitable[Reply]], request: object, timeout_seconds: float = UNARY_SECONDS
     ) -> Reply:
         try:
-            return await method(request, metadata=self._metadata, timeout=within_seconds)
+            return await method(request, metadata=self._metadata, timeout=timeout_seconds)
         except grpc.RpcError as error:
             raise await explain_failure(error, self.address, self._tls) from error
 

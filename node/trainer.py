@@ -32,7 +32,7 @@ def _warn(failure: MetricFailed) -> None:
     log.warning("the metric of a training batch is undefined; training goes on", error=str(failure))
 
 
-class Abandoned(HyperGPUError):
+class WorkAbandoned(HyperGPUError):
     """The work was given up while it ran."""
 
 
@@ -199,7 +199,7 @@ class Trainer:
             NonFiniteUpdate: carries the step.
             ProtocolError: `parameters` of another shape.
             InvalidInput: steps or rate that can't work, or samples that the model does not take.
-            Abandoned: `abandon` was set.
+            WorkAbandoned: `abandon` was set.
         """
         if local_steps < 1 or not learning_rate > 0:
             raise InvalidInput(f"{local_steps} local steps at learning rate {learning_rate}: both must be above 0")
@@ -213,7 +213,7 @@ class Trainer:
             with self._seeded(key), FusedSgd(model, learning_rate) if fused else nullcontext() as descent:
                 for index in range(local_steps):
                     if abandon is not None and abandon.is_set():
-                        raise Abandoned(f"given up after {index} of {local_steps} steps")
+                        raise WorkAbandoned(f"given up after {index} of {local_steps} steps")
                     step = self.gradient(*batches(index), step=index, micro_batch=micro_batch, descent=descent)
                     if local_steps > 1 and descent is None:
                         model.parameters.add_(model.gradients, alpha=-learning_rate)

@@ -55,7 +55,7 @@ def require_found(spec: str) -> None:
     _find(spec, module, attribute)
 
 
-def is_own(spec: str) -> bool:
+def is_user_task(spec: str) -> bool:
     """Whether `spec` names a user's code rather than a shipped task or loader."""
     prefix, colon, _ = spec.partition(":")
     return prefix not in _LOADERS if colon else spec not in TASK_NAMES

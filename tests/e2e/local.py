@@ -23,7 +23,7 @@ from tests.patience import patience, until
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 _IMPORTED = (
     "hypergpu.coordinator.app",
-    "hypergpu.node.service",
+    "hypergpu.node.worker",
     "hypergpu.netsim_proxy.io.server",
     "hypergpu.tasks.digits",
     "torch._dynamo",

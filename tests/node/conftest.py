@@ -18,7 +18,7 @@ from hypergpu.common.tensors import Assembler, Chunk, chunks
 from hypergpu.common.wire import decode_update_part, encode_part, manifest_to_proto
 from hypergpu.node.agent import Agent
 from hypergpu.node.client import CoordinatorClient
-from hypergpu.node.service import GPUNodeService
+from hypergpu.node.worker import Worker
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.tasks import FlatModel, Task, build
 
@@ -198,7 +198,7 @@ class Cluster:
 
     fake: FakeCoordinator
     agent: Agent
-    service: GPUNodeService
+    worker: Worker
     outcomes: list[str]
 
     async def run(self) -> None:
@@ -215,10 +215,10 @@ async def cluster(
         await fake.stop()
     node = NodeConfig(grace_seconds=grace, backoff_base_seconds=0.02, backoff_cap_seconds=0.05, pull_wait_seconds=1.0)
     config = SystemConfig(node=node)
-    service = GPUNodeService("n1", "auto", config, task=TASK)
+    worker = Worker("n1", "auto", config, task=TASK)
     outcomes: list[str] = []
     async with CoordinatorClient(address, "n1") as client:
-        yield Cluster(fake, Agent(client, service, config, on_work=outcomes.append), service, outcomes)
+        yield Cluster(fake, Agent(client, worker, config, on_work=outcomes.append), worker, outcomes)
     await fake.stop()
 
 

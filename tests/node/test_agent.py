@@ -15,7 +15,6 @@ from hypergpu.common.errors import InvalidInput, NotAuthenticated, OutOfMemory, 
 from hypergpu.common.identity import differences
 from hypergpu.common.tensors import Manifest
 from hypergpu.common.wire import identity_from_proto, manifest_to_proto
-from hypergpu.node.agent import Agent
 from hypergpu.node.core.gpu import GPUSpecs
 from hypergpu.node.core.states import State
 from hypergpu.node.naming import own_name
@@ -76,9 +75,9 @@ async def test_a_node_works_off_its_orders_and_leaves_when_the_run_is_over(clust
     assert c.outcomes == ["accepted"] * 3
     assert c.fake.left == ["done"]
     assert c.fake.node_ids == {"n1"}  # on every call: the proxy picks the link by it
-    summary = c.service.metrics.get_training_summary()
+    summary = c.worker.metrics.get_training_summary()
     assert (summary["total_steps"], summary["total_samples"]) == (5, 40)
-    assert c.service.metrics.get_contribution_metrics()["success_rate"] == 1.0
+    assert c.worker.metrics.get_contribution_metrics()["success_rate"] == 1.0
 
 
 async def test_the_update_depends_on_the_work_alone(cluster: Any) -> None:
@@ -115,7 +114,7 @@ async def test_what_may_pass_is_tried_again(cluster: Any, call: str, code: grpc.
         await c.run()
     assert len(c.fake.applied) == 2
     if call not in {"Leave", "Heartbeat"}:
-        assert c.service.metrics.get_network_summary()["total_retries"] >= 1
+        assert c.worker.metrics.get_network_summary()["total_retries"] >= 1
 
 
 async def test_a_corrupt_chunk_is_fetched_again(cluster: Any) -> None:
@@ -231,7 +230,7 @@ async def test_abandoned_work_is_dropped_within_a_step(cluster: Any) -> None:
 async def test_the_coordinator_learns_the_largest_batch_as_soon_as_the_model_is_known(cluster: Any) -> None:
     async with cluster(order(1)) as c:
         await c.run()
-    assert c.fake.largest_batches == [0, c.service.largest_batch]
+    assert c.fake.largest_batches == [0, c.worker.largest_batch]
 
 
 @pytest.mark.parametrize(
@@ -247,8 +246,8 @@ async def test_a_task_that_cannot_be_trained_ends_the_node_and_the_coordinator_i
     cluster: Any, task: Task, error: type[Exception], match: str
 ) -> None:
     async with cluster() as c:
-        c.service._task = task
-        c.service.specs = GPUSpecs("small", 2_000_000 if task is TINY else 1 << 30)
+        c.worker._task = task
+        c.worker.specs = GPUSpecs("small", 2_000_000 if task is TINY else 1 << 30)
         c.fake.model = build(task, 0)
         with pytest.raises(error, match=match):
             await c.run()
@@ -279,7 +278,7 @@ async def test_the_identity_of_the_task_is_said_once_it_is_known(cluster: Any) -
     async with cluster(order(1)) as c:
         await c.run()
         assert c.fake.identities[0] is None
-        task, seed = c.service.trainer.task, c.fake.seed
+        task, seed = c.worker.trainer.task, c.fake.seed
         said = c.fake.identities[-1]
         assert said is not None
         assert differences(identity_of(task, build(task, seed), seed), identity_from_proto(said)) == []
@@ -288,7 +287,7 @@ async def test_the_identity_of_the_task_is_said_once_it_is_known(cluster: Any) -
 async def test_other_data_than_the_coordinators_is_told_with_both_figures(cluster: Any) -> None:
     async with cluster(order(1)) as c:
         c.fake.identity = pb.TaskIdentity(train_samples=99, test_samples=20)
-        with pytest.raises(InvalidInput, match=r"another one here than at the coordinator: 60 train samples here, 99"):
+        with pytest.raises(InvalidInput, match=r"differs from the coordinator's: 60 train samples here, 99"):
             await c.run()
         assert "PullWork" not in c.fake.calls
         assert "Leave" in c.fake.calls
@@ -302,29 +301,33 @@ def test_nodes_name_themselves_before_they_dial() -> None:
 
 async def test_a_node_is_heard_of_while_it_prepares(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async with cluster(order(1)) as c:
-        prepare = c.service.prepare
+        prepare = c.worker.prepare
 
         def slowly(task: str, seed: int) -> None:
             time.sleep(0.3)  # on the training thread
             prepare(task, seed)
 
-        monkeypatch.setattr(c.service, "prepare", slowly)
+        monkeypatch.setattr(c.worker, "prepare", slowly)
         await c.run()
     assert "preparing" in c.fake.states
 
 
-async def test_heartbeats_go_on_after_an_error_that_nobody_expected() -> None:
-    agent, sent, second = Agent.__new__(Agent), list[int](), asyncio.Event()
-    agent._heartbeat_seconds = 0.0
+async def test_heartbeats_go_on_after_an_error_that_nobody_expected(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(order(1), keep_open=True) as c:
+        encode = c.worker.metrics.encode_report
+        errors = [ZeroDivisionError("oops")]
 
-    async def report() -> None:
-        sent.append(len(sent))
-        if len(sent) == 1:
-            raise ZeroDivisionError("oops")
-        second.set()
+        def encode_report() -> bytes:
+            if errors:
+                raise errors.pop()
+            report: bytes = encode()
+            return report
 
-    agent._report = report  # type: ignore[method-assign]
-    beating = asyncio.create_task(agent._beat())
-    await asyncio.wait_for(second.wait(), 5)
-    beating.cancel()
-    await asyncio.gather(beating, return_exceptions=True)
+        monkeypatch.setattr(c.worker.metrics, "encode_report", encode_report)
+        running = asyncio.create_task(c.run())
+        await until(lambda: bool(c.fake.states))
+        c.agent.stop("test over")
+        await running
+    assert errors == []

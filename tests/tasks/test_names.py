@@ -8,7 +8,7 @@ import pytest
 from hypergpu.common import task_names
 from hypergpu.common.errors import InvalidInput, UnknownName
 from hypergpu.tasks import load_task
-from hypergpu.tasks.loading import is_own
+from hypergpu.tasks.loading import is_user_task
 
 FACTORY = """
 import torch
@@ -76,7 +76,7 @@ def test_an_installed_task_that_does_not_hold_is_named_with_its_distribution(nam
     [("digits", False), ("hf:mnist", False), ("torchvision:CIFAR10", False), ("tiny", True), ("my.module:task", True)],
 )
 def test_a_node_may_load_what_is_shipped_without_being_told(spec: str, own: bool) -> None:
-    assert is_own(spec) is own
+    assert is_user_task(spec) is own
 
 
 def test_a_module_that_our_own_package_hides_is_told() -> None:

@@ -17,7 +17,7 @@ MAX_RETURNS = 3
 OUT_OF_MEMORY = "OutOfMemory"
 FINAL_REASONS = frozenset({"shutting_down", "leaving"})
 """Reasons of `WorkReturned` after which the node is not asked again in this round."""
-PASSING_REASONS = FINAL_REASONS | {"Unavailable", "DeadlineExceeded", "CorruptData", "Abandoned"}
+PASSING_REASONS = FINAL_REASONS | {"Unavailable", "DeadlineExceeded", "CorruptData", "WorkAbandoned"}
 """Reasons that say nothing about the next round."""
 
 

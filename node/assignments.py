@@ -1,0 +1,139 @@
+"""Units of work assigned to a node: pulled, trained, and pushed or returned."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+import numpy as np
+import structlog
+
+from hypergpu.common.errors import HyperGPUError
+from hypergpu.common.tensors import Flat
+from hypergpu.node.client import CoordinatorClient, RunOver, Work
+from hypergpu.node.core.timeouts import SHUTDOWN_RPC_TIMEOUT_SECONDS, push_timeout_seconds
+from hypergpu.node.trainer import Update, WorkAbandoned
+from hypergpu.node.worker import Worker
+from hypergpu.protos import coordinator_pb2 as pb
+
+log = structlog.get_logger()
+
+OnWork = Callable[[str], None]
+"""Called with how each unit of work ended: accepted, duplicate, late, or the type of an error."""
+
+
+class Assignments:
+    """Does one unit of work after the other, and records how long each computed and waited.
+
+    Args:
+        client: calls the coordinator.
+        worker: trains.
+        executor: runs the training; one thread.
+        on_work: called with how each unit ended.
+    """
+
+    def __init__(self, client: CoordinatorClient, worker: Worker, executor: Executor, on_work: OnWork) -> None:
+        self._client, self._worker, self._executor, self._on_work = client, worker, executor, on_work
+        self._parameters: Flat = np.empty(0, np.float32)
+        """Buffer that every pull receives into."""
+        self._abandoned = threading.Event()
+        self._update: Update | None = None
+        self._waiting_since = time.monotonic()
+        self._compute_seconds = 0.0
+
+    def start_waiting(self) -> None:
+        """Count the time until the next unit of work ends from now on."""
+        self._waiting_since = time.monotonic()
+
+    def abandon(self) -> None:
+        """End the training in progress at its next step."""
+        self._abandoned.set()
+
+    async def pull(self, run_id: str, wait_seconds: float, on_order: Callable[[Work], None]) -> Work | RunOver | None:
+        """Return the next unit of work; None if there was none within `wait_seconds`.
+
+        Args:
+            run_id: id of the registered run.
+            wait_seconds: how long the coordinator may hold the request.
+            on_order: called when the order has arrived, before its parameters.
+        """
+        manifest = self._worker.manifest
+        if self._parameters.shape != (manifest.size,):
+            self._parameters = np.empty(manifest.size, np.float32)
+        pulled = await self._client.pull(run_id, wait_seconds, manifest, self._parameters, on_order)
+        if isinstance(pulled, Work):
+            self._record_call()
+        return pulled
+
+    async def train(self, work: Work) -> None:
+        """Compute the update of a unit of work.
+
+        Raises:
+            WorkAbandoned: `abandon` was called.
+        """
+        self._abandoned = abandoned = threading.Event()
+        loop = asyncio.get_running_loop()
+        self._update = await loop.run_in_executor(self._executor, self._compute, work, abandoned)
+        self._compute_seconds = self._update.compute_seconds
+
+    async def push(self, work: Work, offset: int) -> None:
+        """Send the update from byte `offset` on."""
+        update = self._require_update()
+        timeout = push_timeout_seconds(work.order.deadline_seconds)
+        reply = await self._client.push(work, self._worker.manifest, update, offset, timeout_seconds=timeout)
+        self._record_call()
+        self._end_push(work, pb.PushUpdateReply.Outcome.Name(reply.outcome).lower(), update)
+
+    async def ask_progress(self, work: Work) -> pb.UploadProgress:
+        """Return how much of the update the coordinator holds."""
+        progress = await self._client.upload_progress(work.id)
+        if progress.accepted:
+            self._record_call()
+            self._end_push(work, "duplicate", self._require_update())
+        return progress
+
+    async def give_back(self, work: Work, kind: str, detail: str) -> None:
+        """Return a unit of work to the coordinator. If it cannot be reached, its deadline has the same effect."""
+        log.warning("returned work", run=work.id.run_id, round=work.id.round, kind=kind, detail=detail)
+        self._end(kind, success=False)
+        try:
+            await self._client.return_work(work.id, kind, detail, timeout_seconds=SHUTDOWN_RPC_TIMEOUT_SECONDS)
+        except HyperGPUError as error:
+            log.warning("could not notify the coordinator", detail=str(error))
+
+    def _compute(self, work: Work, abandoned: threading.Event) -> Update:
+        if abandoned.is_set():
+            raise WorkAbandoned("abandoned before the first step")
+        order, shard = work.order, work.order.shard
+        return self._worker.work(
+            work.parameters,
+            self._worker.shard(shard.partition, shard.index, shard.count, shard.seed, shard.dirichlet_alpha),
+            shard.cursor,
+            batch_size=order.batch_size,
+            local_steps=order.local_steps,
+            learning_rate=order.learning_rate,
+            # Neither node nor attempt: the result does not depend on who does the work.
+            key=(order.work.round, shard.index),
+            abandon=abandoned,
+        )
+
+    def _require_update(self) -> Update:
+        if self._update is None:
+            raise HyperGPUError("a push without an update")
+        return self._update
+
+    def _record_call(self) -> None:
+        self._worker.metrics.record_network_event(None, success=True)
+
+    def _end_push(self, work: Work, outcome: str, update: Update) -> None:
+        self._end(outcome, success=outcome in {"accepted", "duplicate"})
+        loss = round(update.loss, 4)
+        log.info("update pushed", run=work.id.run_id, round=work.id.round, outcome=outcome, loss=loss)
+
+    def _end(self, outcome: str, *, success: bool) -> None:
+        now = time.monotonic()
+        waited = max(0.0, now - self._waiting_since - self._compute_seconds)
+        self._worker.metrics.record_work(self._compute_seconds, waited, success)
+        self._on_work(outcome)
+        self._waiting_since, self._compute_seconds = now, 0.0
