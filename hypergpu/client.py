@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from hypergpu.common import rpc
 from hypergpu.common.address import split_address
 from hypergpu.common.errors import HyperGPUError, InvalidInput, TlsError, Unavailable, UnknownName
+from hypergpu.common.text import natural_key
 from hypergpu.common.tls import Tls
 from hypergpu.discovery import HOW_TO_START, Cluster
 from hypergpu.protos import coordinator_pb2 as pb
@@ -93,12 +94,12 @@ class Client:
     async def nodes(self) -> list[pb.NodeInfo]:
         """The nodes that the coordinator knows, by name."""
         reply = await self.call(self.control.ListNodes, pb.ListNodesRequest())
-        return sorted(reply.nodes, key=lambda node: natural(node.node_id))
+        return sorted(reply.nodes, key=lambda node: natural_key(node.node_id))
 
     async def links(self) -> list[net.LinkInfo]:
         """The links that the proxy knows, by name."""
         reply = await self.call(self.netsim.ListLinks, net.ListLinksRequest())
-        return sorted(reply.links, key=lambda link: natural(link.node_id))
+        return sorted(reply.links, key=lambda link: natural_key(link.node_id))
 
     async def check_nodes(self, names: list[str]) -> None:
         """Raise UnknownName for the first of `names` that is neither a node nor a link; "*" is every one.
@@ -149,10 +150,3 @@ async def connect(cluster: Cluster, tls: Tls | None = None, proxy_tls: Tls | Non
                 split_address(address)
             channels.append(await stack.enter_async_context(rpc.open_channel(address, how)) if address else None)
         yield Client(cluster, *channels, tls=tls, proxy_tls=proxy_tls)
-
-
-def natural(name: str) -> tuple[str, int, str]:
-    """A sort key under which node_2 comes before node_10."""
-    stem = name.rstrip("0123456789")
-    digits = name[len(stem) :]
-    return stem, int(digits or 0), name

@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from hypergpu.common import strict_json
-from hypergpu.common.metric import UNKNOWN
 from hypergpu.common.text import printable
 from hypergpu.protos import coordinator_pb2 as pb
 
@@ -146,51 +145,9 @@ def styled(text: str, styles: dict[str, str]) -> Text:
     return Text(printable(text), styles.get(text.lower(), ""))
 
 
-def duration(seconds: float) -> str:
-    """For people: 0.4 s, 12 s, 3:05, 2:03:09."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def milliseconds(value: float | None) -> str:
-    """For people: 12 ms, –."""
-    return UNKNOWN if value is None else f"{value:.0f} ms"
-
-
-def number(value: float | None) -> str:
-    """For people: a whole number, –."""
-    return UNKNOWN if value is None else f"{value:.0f}"
-
-
-def share(value: float | None, digits: int = 0) -> str:
-    """For people: 12 %, –."""
-    return UNKNOWN if value is None else f"{100 * value:.{digits}f} %"
-
-
-def counted(count: int, noun: str) -> str:
-    """For people: 1 node, 2 nodes."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def progress(status: pb.Status) -> str:
     """Return how far a run is: round 7 of 25, or round 7 where no end is set."""
     return f"round {status.round}" + (f" of {status.rounds}" if status.rounds else "")
-
-
-def size(count: float) -> str:
-    """Bytes for people: 312 B, 4.1 MB."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 1000:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1000:.1f} TB"
 
 
 def _plain(value: Any) -> Any:

@@ -15,20 +15,9 @@ from rich.text import Text
 
 from hypergpu.client import Client
 from hypergpu.common.errors import Unavailable
-from hypergpu.common.metric import ACCURACY, LOSS, UNKNOWN, MetricSpec, finite, plain_number
-from hypergpu.console import (
-    QUALITY_STYLE,
-    STATE_STYLE,
-    counted,
-    duration,
-    known,
-    marked,
-    milliseconds,
-    number,
-    progress,
-    share,
-    styled,
-)
+from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec, finite
+from hypergpu.common.text import UNKNOWN, counted, duration, figure, milliseconds, number, percent
+from hypergpu.console import QUALITY_STYLE, STATE_STYLE, known, marked, progress, styled
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import netsim_pb2 as net
 
@@ -109,7 +98,7 @@ def metric_of(status: pb.Status) -> MetricSpec:
 
 def figures_of(status: pb.Status) -> str:
     """Metric and loss for people: accuracy 95.1 %  loss 0.213."""
-    metric, loss = metric_of(status), f"loss {plain_number(known(status, 'loss'))}"
+    metric, loss = metric_of(status), f"loss {figure(known(status, 'loss'))}"
     return loss if metric == LOSS else f"{metric.label(known(status.metric, 'value'))}  {loss}"
 
 
@@ -191,7 +180,7 @@ def _nodes(snapshot: Snapshot, rows: int) -> Panel:
             styled(node.state, STATE_STYLE),
             *((_profile(link), _delay(link, "recent_delay_ms"), _delay(link, "mean_delay_ms")) if links else ()),
             milliseconds(known(node, "latency_ms")),
-            share(known(node, "loss_rate")),
+            percent(known(node, "loss_rate"), digits=0),
             number(known(node, "score")),
             styled(node.quality, QUALITY_STYLE),
             number(known(node, "batch_size")),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hypergpu.common.metric import LOSS, MetricSpec
-from hypergpu.console import duration
+from hypergpu.common.text import duration
 
 _ALIKE = 0.02
 """Times that differ by less than this share count as the same: round times vary more from run to run."""

@@ -10,7 +10,8 @@ from hypergpu.common.command_line import PREFIX
 from hypergpu.common.limits import LARGEST_COUNT
 from hypergpu.common.metric import ACCURACY
 from hypergpu.common.options import AsJson
-from hypergpu.console import counted, new_table, print_json, print_table, progress_bar, say, size
+from hypergpu.common.text import counted, size
+from hypergpu.console import new_table, print_json, print_table, progress_bar, say
 from hypergpu.node.cgroup import usable_cpus
 from hypergpu.simulation.compare import Candidate, Comparison, Result, metric_of_scenario, parse_threshold
 from hypergpu.simulation.compare import compare as run_all

@@ -21,21 +21,11 @@ from hypergpu.cli.demo_progress import Level, shown, steps
 from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.limits import LARGEST_COUNT
-from hypergpu.common.metric import ACCURACY, LOSS, UNKNOWN, MetricSpec, plain_number
+from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.common.options import FLAG, AsJson, Seed
 from hypergpu.common.task_names import choices
-from hypergpu.console import (
-    QUALITY_STYLE,
-    PlainConsole,
-    counted,
-    duration,
-    milliseconds,
-    new_table,
-    number,
-    print_table,
-    say,
-    styled,
-)
+from hypergpu.common.text import UNKNOWN, counted, duration, figure, milliseconds, number
+from hypergpu.console import QUALITY_STYLE, PlainConsole, new_table, print_table, say, styled
 from hypergpu.demo import Progress, demo_nodes, demo_turns, run_demo, without_adaptation
 from hypergpu.report import Report, write_report
 from hypergpu.report.model import Run
@@ -232,7 +222,7 @@ def _figures(summary: dict[str, Any]) -> str:
         metric = MetricSpec.model_validate(summary.get("metric", {}))
     except ValidationError:
         metric = ACCURACY
-    loss = f"loss {plain_number(summary.get('final_loss'))}"
+    loss = f"loss {figure(summary.get('final_loss'))}"
     return f"test {loss}" if metric == LOSS else f"test {metric.label(summary.get(f'final_{metric.name}'))}, {loss}"
 
 

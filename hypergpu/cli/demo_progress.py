@@ -7,7 +7,8 @@ from enum import StrEnum
 from rich.console import Console
 from rich.live import Live
 
-from hypergpu.console import duration, known, milliseconds, number, progress_bar
+from hypergpu.common.text import duration, milliseconds, number
+from hypergpu.console import known, progress_bar
 from hypergpu.dashboard import History, Snapshot, dashboard
 from hypergpu.demo import Progress, Turn
 from hypergpu.protos import coordinator_pb2 as pb
@@ -114,7 +115,7 @@ class Lines:
         return DETAIL_EVERY * max(1, round(self._rounds / _MOST_LINES / DETAIL_EVERY))
 
     def _line(self, seconds: float, text: str) -> None:
-        _say(self._console, f"{duration(seconds):>8}  {text}")
+        _say(self._console, f"{duration(seconds):>11}  {text}")
 
 
 def _detail(node: pb.NodeInfo) -> str:

@@ -7,8 +7,9 @@ import typer
 
 from hypergpu.common.command_line import PREFIX
 from hypergpu.common.latest import find_run
-from hypergpu.common.metric import LOSS, plain_number
+from hypergpu.common.metric import LOSS
 from hypergpu.common.options import AsJson
+from hypergpu.common.text import figure
 from hypergpu.console import print_json, say
 
 
@@ -38,6 +39,6 @@ def export(
     score = exported.score
     measured = "not evaluated"
     if score is not None:
-        measured = f"loss {plain_number(score.loss)}"
+        measured = f"loss {figure(score.loss)}"
         measured += "" if score.spec == LOSS else f", {score.spec.label(score.metric)}"
     say(f"{exported.path}: the model of round {exported.round} ({measured})")

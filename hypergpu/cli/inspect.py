@@ -13,20 +13,17 @@ from hypergpu.cli.cluster_command import client_of
 from hypergpu.client import Client
 from hypergpu.common.errors import HyperGPUError, Unavailable
 from hypergpu.common.options import FLAG, AsJson
+from hypergpu.common.text import duration, milliseconds, number, percent
 from hypergpu.console import (
     QUALITY_STYLE,
     STATE_STYLE,
     as_dict,
-    duration,
     known,
-    milliseconds,
     new_console,
     new_table,
-    number,
     print_json,
     print_table,
     progress,
-    share,
     styled,
 )
 from hypergpu.dashboard import ENDED, History, Snapshot, dashboard, figures_of, take_snapshot
@@ -66,7 +63,7 @@ async def nodes(context: typer.Context, as_json: AsJson = False) -> None:
             styled(node.quality, QUALITY_STYLE),
             number(known(node, "score")),
             milliseconds(known(node, "latency_ms")),
-            share(known(node, "loss_rate"), digits=1),
+            percent(known(node, "loss_rate")),
             number(known(node, "batch_size")),
             f"{node.rounds_contributed} of {node.rounds_selected}",
             str(node.late),
@@ -174,7 +171,7 @@ def _lines(console: Console) -> Iterator[Show]:
         where = f"{status.state}, {progress(status)}"
         if where != last:
             last = where
-            text = f"{duration(status.elapsed_seconds):>8}  {where}: {figures_of(status)}"
+            text = f"{duration(status.elapsed_seconds):>11}  {where}: {figures_of(status)}"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     yield show

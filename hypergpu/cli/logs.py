@@ -14,7 +14,8 @@ from hypergpu.cli.cluster_command import client_of
 from hypergpu.common.errors import InvalidInput, UnknownName
 from hypergpu.common.limits import LARGEST_COUNT
 from hypergpu.common.options import FLAG, AsJson
-from hypergpu.console import duration, say
+from hypergpu.common.text import duration
+from hypergpu.console import say
 from hypergpu.discovery import Cluster
 from hypergpu.protos import coordinator_pb2 as pb
 
@@ -48,7 +49,7 @@ async def logs(
     idle = None if follow else 1.0
     request = pb.WatchEventsRequest(replay=last)
     async for event in client.stream(client.control.WatchEvents, request, idle_seconds=idle):
-        say(event.json if as_json else f"{duration(event.seconds):>8}  round {event.round:<4} {event.text}")
+        say(event.json if as_json else f"{duration(event.seconds):>11}  round {event.round:<4} {event.text}")
 
 
 async def _show_process(cluster: Cluster, name: str, last: int, *, follow: bool, as_json: bool) -> None:

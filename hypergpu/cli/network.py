@@ -14,7 +14,8 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.common.files import read_text
 from hypergpu.common.limits import LARGEST_COUNT, LARGEST_INTEGER
 from hypergpu.common.options import AsJson
-from hypergpu.console import counted, known, milliseconds, new_table, print_json, print_table, say, size
+from hypergpu.common.text import counted, milliseconds, size
+from hypergpu.console import known, new_table, print_json, print_table, say
 from hypergpu.netsim_proxy.config.profile_file import load_profiles
 from hypergpu.netsim_proxy.link.events import EventType
 from hypergpu.protos import netsim_pb2 as net

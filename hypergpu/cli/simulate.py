@@ -11,10 +11,10 @@ from hypergpu.common.command_line import PREFIX
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.latest import point_latest
 from hypergpu.common.limits import LARGEST_COUNT
-from hypergpu.common.metric import LOSS, plain_number
+from hypergpu.common.metric import LOSS
 from hypergpu.common.options import FLAG, SEED, AsJson
-from hypergpu.console import counted, duration, new_table, print_json, print_table, progress_bar, say, size
-from hypergpu.report.model import natural
+from hypergpu.common.text import counted, duration, figure, natural_key, size
+from hypergpu.console import new_table, print_json, print_table, progress_bar, say
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.run import simulate as run_scenario
 from hypergpu.simulation.scenario_file import load_scenario, shipped
@@ -69,7 +69,7 @@ def simulate(
 def in_words(outcome: Outcome) -> list[str]:
     """Return the result of a run as lines of text."""
     nothing = "no round completed; nothing was measured"
-    metric, loss = outcome.metric, f"loss {plain_number(outcome.final_loss)}"
+    metric, loss = outcome.metric, f"loss {figure(outcome.final_loss)}"
     measured = loss if metric == LOSS else f"{metric.label(outcome.final_metric)}, {loss}"
     lines = [
         f"{outcome.scenario}, policy {outcome.policy}, seed {outcome.seed}: {counted(outcome.rounds, 'round')} in "
@@ -84,7 +84,7 @@ def in_words(outcome: Outcome) -> list[str]:
         lines.append(f"{metric.label(target)} was not reached; the best was {metric.text(outcome.best_metric)}")
     if outcome.metric_fault:
         lines.append(f"{outcome.metric_fault}: its values are undefined")
-    for node, reasons in sorted(outcome.quarantined.items(), key=lambda item: natural(item[0])):
+    for node, reasons in sorted(outcome.quarantined.items(), key=lambda item: natural_key(item[0])):
         lines.append(f"quarantine of {node}: {', '.join(reasons)}")
     missed = (shorten(event, 100, placeholder=" …") for event in outcome.events_missed[:_MOST_EVENTS])
     return [*lines, *(f"the run ended before {event}" for event in missed)]

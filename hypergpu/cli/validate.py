@@ -8,7 +8,8 @@ import typer
 
 from hypergpu.common.limits import LARGEST_COUNT
 from hypergpu.common.options import AsJson
-from hypergpu.console import counted, print_json, say
+from hypergpu.common.text import counted
+from hypergpu.console import print_json, say
 from hypergpu.simulation.scenario_file import load_scenario
 from hypergpu.simulation.validate import Agreement, RoundTimes
 from hypergpu.simulation.validate import validate as run_both

@@ -7,9 +7,8 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Field
 
 from hypergpu.common.config.section import ConfigSection
+from hypergpu.common.text import UNKNOWN, figure, percent
 
-UNKNOWN: Final = "–"
-"""Text for an unknown value; in JSON it is null."""
 RESERVED: Final = frozenset(
     (
         *("loss", "train_loss", "round", "rounds", "seconds", "ended_seconds", "round_seconds", "reason", "samples"),
@@ -38,15 +37,6 @@ def finite(value: object) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
-
-
-def plain_number(value: float | None) -> str:
-    """Return a number with four significant digits: 0.9514, 12.35, 1,234,567."""
-    if value is None:
-        return UNKNOWN
-    if abs(value) >= 1_000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
 
 
 def _writable(name: str) -> str:
@@ -97,8 +87,8 @@ class MetricSpec(ConfigSection):
         if value is None:
             return UNKNOWN
         if self.is_share:
-            return f"{100 * value:.1f} %"
-        return f"{plain_number(value)} {self.unit}".rstrip()
+            return percent(value)
+        return f"{figure(value)} {self.unit}".rstrip()
 
     def label(self, value: float | None) -> str:
         """Return a value with its name: accuracy 95.1 %."""

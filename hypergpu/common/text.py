@@ -1,13 +1,20 @@
-"""Foreign text made harmless: what a terminal would obey is shown instead."""
+"""Text for people: numbers with their units, names in natural order, and control characters made visible."""
 
-_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+import re
+from typing import Final
+
+UNKNOWN: Final = "–"
+"""Stands for a value that is not known; in JSON it is null."""
+Number = float | int | None
+_ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_DIGITS: Final = re.compile("([0-9]{1,15})")
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Return `text` with every character that does not print as itself written as an escape; those in `keep` stay.
+    """Return `text` with every character that does not print as itself escaped, except those in `keep`.
 
-    Escape sequences, line ends and marks that reverse the direction of writing could move the cursor, recolour the
-    screen or forge lines where a name or a reason of somebody else is shown.
+    Terminal escapes, line breaks and marks that reverse the direction of writing could move the cursor, recolour the
+    screen or forge lines in the output of names and reasons that come from elsewhere.
     """
     if text.isprintable():
         return text
@@ -15,8 +22,73 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def one_line(text: str) -> str:
-    """Return `text` as one printable line, runs of white space as one space."""
+    """Return `text` as one printable line, with each run of white space as one space."""
     return printable(" ".join(text.split()))
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Return a sort key that places node_2 before node_10."""
+    parts = _DIGITS.split(name)
+    return tuple((0, int(part), "") if index % 2 else (1, 0, part) for index, part in enumerate(parts))
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun: 1 node, 2 nodes."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def number(value: Number) -> str:
+    """Return a number without decimals: 12."""
+    return UNKNOWN if value is None else f"{value:.0f}"
+
+
+def figure(value: Number, digits: int = 4) -> str:
+    """Return a number with `digits` significant digits: 0.9514, 12.35, 1,234,567."""
+    if value is None:
+        return UNKNOWN
+    if value == 0:
+        return "0"
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def percent(value: Number, digits: int = 1) -> str:
+    """Return a share of 1 as a percentage: 95.1 %."""
+    return UNKNOWN if value is None else f"{100 * value:.{digits}f} %"
+
+
+def milliseconds(value: Number) -> str:
+    """Return a time in whole milliseconds: 12 ms."""
+    return UNKNOWN if value is None else f"{value:.0f} ms"
+
+
+def duration(seconds: Number) -> str:
+    """Return a duration in the units that suit it: 420 ms, 12.3 s, 3 min 05 s, 2 h 03 min."""
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02} min"
+
+
+def size(count: Number) -> str:
+    """Return a number of bytes in the unit that suits it: 312 B, 4.1 MB."""
+    if count is None:
+        return UNKNOWN
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 999.95:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"
 
 
 def _escape(char: str) -> str:

@@ -3,15 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from hypergpu.common.metric import LOSS, MetricSpec
-from hypergpu.console import counted
+from hypergpu.common.text import counted, duration, figure, natural_key, percent
 from hypergpu.report import timeline_data
 from hypergpu.report.charts.canvas import framed, legend
 from hypergpu.report.charts.lines import Point, Series, empty, line_chart
 from hypergpu.report.charts.stacked_bar_chart import shares, stacked_bars
 from hypergpu.report.charts.swimlane_chart import Stretch, lanes, strip
-from hypergpu.report.formats import duration, figure, percent
 from hypergpu.report.markup import Markup, tag
-from hypergpu.report.model import Round, Run, natural
+from hypergpu.report.model import Round, Run
 from hypergpu.report.table import row_id
 
 MOST_LANES = 32
@@ -153,7 +152,7 @@ def _part_says(run: Run) -> str:
     if not asked:
         return "No node was selected."
     held = {e.subject for e in run.events if e.kind == "quarantine" and e.figures.get("state") == "quarantined"}
-    named = ", ".join(sorted(held, key=natural)[:8]) + (" …" if len(held) > 8 else "")
+    named = ", ".join(sorted(held, key=natural_key)[:8]) + (" …" if len(held) > 8 else "")
     who = f"quarantined at some time: {named}" if held else "no node was quarantined"
     return f"{came:,} of {asked:,} orders were fulfilled in time; {who}."
 

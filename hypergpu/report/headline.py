@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from hypergpu.common.metric import LOSS, MetricSpec
-from hypergpu.report.formats import Number, duration, figure, percent, size
+from hypergpu.common.text import Number, duration, figure, percent, size
 from hypergpu.report.model import Run
 from hypergpu.time_to_target import TimeComparison, compare_times
 

@@ -1,11 +1,11 @@
 """A finished or unfinished run as plain data. Times are seconds since its first round began; None: not recorded."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from hypergpu.common.metric import ACCURACY, MetricSpec, finite
+from hypergpu.common.text import natural_key
 from hypergpu.time_to_target import Course
 
 Figures = Mapping[str, float | int | str]
@@ -102,7 +102,7 @@ class Run:
         named = {str(node["node_id"]) for node in self.nodes}
         named.update(each.node for closed in self.rounds for each in closed.nodes)
         named.update(e.subject for e in self.events if e.subject and e.subject != CLUSTER)
-        return tuple(sorted(named, key=natural))
+        return tuple(sorted(named, key=natural_key))
 
     @cached_property
     def bands(self) -> tuple[tuple[float, float], ...]:
@@ -159,9 +159,3 @@ class Run:
         """completed, stopped, …; `unfinished` where no end is on record."""
         state = str(self.summary.get("state") or "unfinished")
         return state if state in ("completed", "stopped", "interrupted", "paused") else "unfinished"
-
-
-def natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts node_2 before node_10."""
-    parts = re.split("([0-9]{1,15})", name)
-    return tuple((0, int(part), "") if part[:1] in _DIGITS and part else (1, 0, part) for part in parts)

@@ -4,14 +4,13 @@ import base64
 import hashlib
 from importlib.resources import files
 
-from hypergpu.console import counted
+from hypergpu.common.text import counted, duration, figure, natural_key
 from hypergpu.report.against import Against
 from hypergpu.report.charts.lines import empty
 from hypergpu.report.charts_section import learning, round_time, timeline
-from hypergpu.report.formats import duration, figure
 from hypergpu.report.headline import Measure, final, measures, target_sentence
 from hypergpu.report.markup import Markup, tag
-from hypergpu.report.model import Run, natural
+from hypergpu.report.model import Run
 from hypergpu.report.table import chosen, event_table
 from hypergpu.report.timeline_data import words
 
@@ -140,7 +139,7 @@ def _beside(measure: Measure, value: float, before: float | None) -> Markup | No
 
 
 def _nodes(run: Run) -> Markup:
-    nodes = sorted(run.nodes, key=lambda node: natural(str(node["node_id"])))[:MOST_NODES]
+    nodes = sorted(run.nodes, key=lambda node: natural_key(str(node["node_id"])))[:MOST_NODES]
     if not nodes:
         return empty("The nodes are not on record.")
     said = dict.fromkeys(name for node in nodes for name, value in node.items() if value != "" and name not in _UNSHOWN)

@@ -16,7 +16,7 @@ from hypergpu.common import strict_json
 from hypergpu.common.config.document import load_yaml
 from hypergpu.common.errors import ConfigError, InvalidInput
 from hypergpu.common.metric import ACCURACY, MetricSpec, finite
-from hypergpu.console import counted
+from hypergpu.common.text import counted
 from hypergpu.report.model import Event, Figures, NodeRound, Round, Run
 
 Json = Mapping[str, object]

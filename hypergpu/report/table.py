@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from hypergpu.common.text import figure, natural_key
+from hypergpu.report.axis import clock
 from hypergpu.report.charts.lines import empty
-from hypergpu.report.formats import clock, figure
 from hypergpu.report.markup import Markup, tag
-from hypergpu.report.model import Event, Run, natural
+from hypergpu.report.model import Event, Run
 from hypergpu.report.timeline_data import category, words
 
 MOST_ROWS = 2_000
@@ -81,7 +82,7 @@ def _controls(events: Sequence[Event]) -> Markup:
     subjects = list(dict.fromkeys(event.subject for event in events if event.subject))[:500]
     options = [
         tag("option", "all", value=""),
-        *(tag("option", name, value=name) for name in sorted(subjects, key=natural)),
+        *(tag("option", name, value=name) for name in sorted(subjects, key=natural_key)),
     ]
     return tag(
         "form",

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from hypergpu.console import counted
+from hypergpu.common.text import counted, duration, figure
+from hypergpu.report.axis import clock
 from hypergpu.report.charts.swimlane_chart import Mark, Stretch
-from hypergpu.report.formats import clock, duration, figure
 from hypergpu.report.model import CLUSTER, Event, NodeRound, Run
 
 QUALITIES = ("excellent", "good", "fair", "poor", "critical", "offline")

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from hypergpu.common.config import BatchConfig, ConfigSection, SelectorConfig
 from hypergpu.common.errors import InvalidInput, UnknownName
 from hypergpu.common.metric import ACCURACY, MetricSpec
-from hypergpu.report.model import natural
+from hypergpu.common.text import natural_key
 from hypergpu.simulation.convergence import ModelledLearning
 from hypergpu.simulation.node import Compute
 from hypergpu.simulation.run import Outcome, simulate
@@ -99,7 +99,7 @@ class Result:
         for outcome in self.outcomes:
             for node, reasons in outcome.quarantined.items():
                 counts.setdefault(node, Counter()).update(reasons)
-        ordered = sorted(counts.items(), key=lambda item: natural(item[0]))
+        ordered = sorted(counts.items(), key=lambda item: natural_key(item[0]))
         return {node: dict(sorted(counter.items())) for node, counter in ordered}
 
     def record(self) -> dict[str, Any]:

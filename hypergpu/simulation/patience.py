@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hypergpu.console import counted
+from hypergpu.common.text import counted
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.simulation.scenario import Scenario
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hypergpu.common.metric import ACCURACY, MetricSpec
-from hypergpu.console import duration
+from hypergpu.common.text import duration
 from hypergpu.coordinator.core.adaptation import build_orchestrator
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Adaptation

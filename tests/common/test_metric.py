@@ -3,7 +3,8 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from hypergpu.common.metric import ACCURACY, LOSS, RESERVED, MetricSpec, finite, plain_number
+from hypergpu.common.metric import ACCURACY, LOSS, RESERVED, MetricSpec, finite
+from hypergpu.common.text import figure
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.run_records import round_row
 
@@ -71,7 +72,7 @@ def test_what_is_no_finite_number_is_none(value: object) -> None:
 
 
 def test_numbers_have_four_digits() -> None:
-    assert [plain_number(v) for v in (0.0, 1e-5, 999.96, 1000.4, None)] == ["0", "1e-05", "1000", "1,000", "–"]
+    assert [figure(v) for v in (0.0, 1e-5, 999.96, 1000.4, None)] == ["0", "1e-05", "1000", "1,000", "–"]
 
 
 def test_a_metric_cannot_take_the_name_of_a_key_of_a_round() -> None:

@@ -112,7 +112,7 @@ def test_a_classification_without_a_metric_has_its_accuracy(name: str) -> None:
     assert model.module.training
 
 
-def test_an_accuracy_of_ones_own_is_a_plain_number_of_which_more_is_better() -> None:
+def test_an_accuracy_of_ones_own_is_a_figure_of_which_more_is_better() -> None:
     task = regression(accuracy=r2)
     found = spec_of(metric_of(task, build(task, 0).module))
     assert (found.name, found.better, found.format) == ("accuracy", "higher", "number")

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hypergpu.report.formats import clock, clock_ticks, figure, ticks
+from hypergpu.common.text import figure
+from hypergpu.report.axis import clock, clock_ticks, ticks
 from hypergpu.report.markup import Markup, join, tag
 
 WIDE = 1080

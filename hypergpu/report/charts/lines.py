@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from hypergpu.common.text import figure, percent
 from hypergpu.report.charts.canvas import AXIS, HALF, RIGHT, Scale, count_axis, drawing, time_axis, value_axis
-from hypergpu.report.formats import figure, percent
 from hypergpu.report.markup import Markup, join, tag
 
 HEIGHT = 230

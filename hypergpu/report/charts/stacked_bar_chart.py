@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from hypergpu.common.text import duration
 from hypergpu.report.charts.canvas import (
     AXIS,
     LABELS,
@@ -14,7 +15,6 @@ from hypergpu.report.charts.canvas import (
     time_scale,
     value_axis,
 )
-from hypergpu.report.formats import duration
 from hypergpu.report.markup import Markup, tag
 
 HEIGHT = 240

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hypergpu.report.axis import clock_ticks, ticks
 from hypergpu.report.charts.canvas import Scale, time_scale
 from hypergpu.report.charts.lines import MOST_POINTS, Series, line_chart
 from hypergpu.report.charts.lines import thinned as fewer
 from hypergpu.report.charts.stacked_bar_chart import MOST_BARS, shares, stacked_bars
 from hypergpu.report.charts.swimlane_chart import Mark, Stretch, lanes, strip, thinned
-from hypergpu.report.formats import clock_ticks, duration, figure, size, ticks
 from hypergpu.report.markup import Markup, join, tag
 
 
@@ -46,19 +46,6 @@ def test_ticks_lie_within_and_are_few(low: float, span: float) -> None:
 @given(st.floats(0.001, 1e8))
 def test_times_on_an_axis_are_few(until: float) -> None:
     assert 1 <= len(clock_ticks(0.0, until, 9)) <= 21
-
-
-def test_figures_for_people() -> None:
-    assert [figure(value) for value in (0, 0.00012345, 12.345, 1234.4, 1234567, None)] == [
-        "0",
-        "0.0001234",
-        "12.35",
-        "1,234",
-        "1,234,567",
-        "–",
-    ]
-    assert [duration(s) for s in (0.0421, 12.34, 185, 7380)] == ["42 ms", "12.3 s", "3 min 05 s", "2 h 03 min"]
-    assert [size(count) for count in (312, 4_100_000, 9.9e15)] == ["312 B", "4.1 MB", "9900.0 TB"]
 
 
 def test_stretches_below_a_pixel_become_the_gravest_of_them() -> None:

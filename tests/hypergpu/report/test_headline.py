@@ -36,7 +36,7 @@ def test_time_is_compared_at_the_best_accuracy_that_both_reached() -> None:
         (_run(0.5, target=0.9), _run(0.5, 0.95), "this run never did"),
         (_run(0.5, target=0.9), _run(0.5), "Neither run reached the target of 90.0 % (best: 50.0 % and 50.0 %)"),
         (_run(None), _run(0.5), "was not measured in both"),
-        (_run(0.9), _run(0.9), "Both runs reached accuracy 90.0 % after about 10 s"),
+        (_run(0.9), _run(0.9), "Both runs reached accuracy 90.0 % after about 10.0 s"),
         (_run(0.1, 0.9), _run(0.9), "2.00 times later"),
     ],
 )

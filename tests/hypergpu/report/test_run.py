@@ -6,7 +6,6 @@ import pytest
 
 from hypergpu.common.errors import InvalidInput
 from hypergpu.report import run as reading
-from hypergpu.report.model import natural
 from hypergpu.report.run import read_run
 
 
@@ -135,17 +134,6 @@ def test_a_directory_without_a_run_says_what_was_looked_for(tmp_path: Path) -> N
         read_run(tmp_path)
     with pytest.raises(InvalidInput, match="is not a directory"):
         read_run(tmp_path / "nowhere")
-
-
-def test_names_sort_by_their_numbers() -> None:
-    assert sorted(["node_10", "node_2", "a", "node_2b", "10", "9"], key=natural) == [
-        "9",
-        "10",
-        "a",
-        "node_2",
-        "node_2b",
-        "node_10",
-    ]
 
 
 def _round(number: int, **fields: object) -> dict[str, object]:
