@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.common.statistics import quantiles
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Floats = npt.NDArray[np.float64]
@@ -114,22 +115,6 @@ class RingBuffer:
     def quantiles(self, rows: Ints, wanted: Sequence[float]) -> Floats:
         """Quantiles of each row by linear interpolation: shape (len(wanted), rows); NaN for an empty row."""
         return quantiles(self.values[rows], wanted)
-
-
-def quantiles(values: Floats, wanted: Sequence[float]) -> Floats:
-    """Quantiles of each row by linear interpolation, NaN left out: shape (len(wanted), rows); NaN for an empty row."""
-    ordered = np.sort(values, axis=1)  # NaN sorts last
-    counts = values.shape[1] - np.isnan(values).sum(axis=1)
-    every = np.arange(len(counts))
-    last = np.maximum(counts - 1, 0)
-    result = np.empty((len(wanted), len(counts)))
-    for at, share in enumerate(wanted):
-        place = share * last
-        low = place.astype(np.int64)
-        high = np.minimum(low + 1, last)
-        below = ordered[every, low]
-        result[at] = below + (place - low) * (ordered[every, high] - below)
-    return result
 
 
 def scatter_rows(values: Floats, places: Ints, length: int) -> Floats:

@@ -1,9 +1,9 @@
 """Pure decisions of a node: cards and what fits them, compute times, metrics, and the life cycle."""
 
+from hypergpu.node.core.anomalies import Anomaly
 from hypergpu.node.core.compute import ComputeModel
 from hypergpu.node.core.gpu import PRESETS, GPUSpecs, specs_from
 from hypergpu.node.core.memory import MemoryModel
 from hypergpu.node.core.metrics_collector import MetricsCollector
-from hypergpu.node.core.statistics import Anomaly
 
 __all__ = ["PRESETS", "Anomaly", "ComputeModel", "GPUSpecs", "MemoryModel", "MetricsCollector", "specs_from"]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hypergpu.common.errors import InvalidInput
-from hypergpu.node.core.statistics import Anomaly, drift, finite, spike, summary, theil_sen, trend
+from hypergpu.common.statistics import finite, summary, theil_sen, trend
+from hypergpu.node.core.anomalies import Anomaly, drift, spike
 
 REPORT_LIMIT_BYTES = 1024
 """A heartbeat carries no more."""

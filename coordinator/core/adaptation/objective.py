@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hypergpu.common.statistics import MEDIAN_ERROR, robust_sigma
 from hypergpu.coordinator.core.batching.goodput import batch_progress, steps_progress
 
 _VERDICT_ROUNDS = 3
@@ -172,5 +173,5 @@ def _centre(rates: list[float]) -> tuple[float, float]:
         return 0.0, 0.0
     values = np.array(rates)
     median = float(np.median(values))
-    spread = max(1.4826 * float(np.median(np.abs(values - median))), _USUAL_SPREAD * median)
-    return median, 1.2533 * spread / math.sqrt(len(values))
+    spread = max(robust_sigma(values), _USUAL_SPREAD * median)
+    return median, MEDIAN_ERROR * spread / math.sqrt(len(values))

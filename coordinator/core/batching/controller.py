@@ -10,6 +10,7 @@ import numpy as np
 
 from hypergpu.common.config import BatchConfig
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.statistics import quantiles
 from hypergpu.coordinator.core.batching import goodput as gp
 from hypergpu.coordinator.core.batching.costs import ComputeCosts
 from hypergpu.coordinator.core.batching.strategies import (
@@ -22,7 +23,7 @@ from hypergpu.coordinator.core.batching.strategies import (
 )
 from hypergpu.coordinator.core.checks import parse_enum, require_non_negative
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
-from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex, grow_column, quantiles
+from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex, grow_column
 
 _HISTORY = 50
 _IDLE_SHARE = 0.02

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from hypergpu.common.config import MonitorConfig
+from hypergpu.common.statistics import MAD_TO_SIGMA, quantiles
 from hypergpu.coordinator.core.links.quality import LOSS_MEMORY
-from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex, RingBuffer, grow_column, quantiles
+from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex, RingBuffer, grow_column
 
 EXCHANGES = 16
 """Round communications of a link that are kept."""
@@ -141,7 +142,7 @@ class LinkHistory:
         ring = self.exchange_seconds
         known = ring.values[rows]
         centre = quantiles(known, [0.5])[0]
-        spread = 1.4826 * quantiles(np.abs(known - centre[:, None]), [0.5])[0]
+        spread = MAD_TO_SIGMA * quantiles(np.abs(known - centre[:, None]), [0.5])[0]
         limit = 8.0 * np.maximum(np.maximum(spread, 0.15 * centre), 1e-6)
         with np.errstate(invalid="ignore"):
             changed = (ring.filled(rows) >= 4) & (np.abs(seconds - centre) > limit)

@@ -9,6 +9,7 @@ import numpy as np
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config import MonitorConfig
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.statistics import FULL_TREND, mann_kendall_rows
 from hypergpu.coordinator.core.checks import require_non_negative, require_positive
 from hypergpu.coordinator.core.links import quality as q
 from hypergpu.coordinator.core.links.alerts import Alert, AlertKind, AlertLog, Condition, Severity
@@ -349,7 +350,7 @@ class NetworkQualityMonitor:
         return known
 
     def _trends(self, rows: Ints) -> Floats:
-        return q.mann_kendall(self._links.latency_ms.latest(rows, q.FULL_TREND))
+        return mann_kendall_rows(self._links.latency_ms.latest(rows, FULL_TREND))
 
     def _alerts_now(self, judged: Judgement) -> AlertLog:
         rows, total, classes = self._every(), judged.scores.total, judged.classes

@@ -40,10 +40,6 @@ LOSS_MEMORY = 0.98
 """Weight of the past in the smoothed loss: about the last 50 communications count."""
 SETTLED = 8
 """Communications from which on a class is held against noise."""
-FULL_TREND = 16
-"""Communications that a trend looks at."""
-_LATER = np.triu(np.ones((FULL_TREND, FULL_TREND))) - np.tril(np.ones((FULL_TREND, FULL_TREND)))
-"""Of pairs of places: 1 where the second is later, -1 where it is earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,22 +130,7 @@ def classify(total: Floats, before: Ints, offline: Bools, margin: Floats) -> Int
 
 
 def trend_of(z: float) -> Trend:
-    """The trend that a statistic of `mann_kendall` shows at the 5 % level."""
+    """The trend that a Mann–Kendall statistic shows at the 5 % level."""
     if abs(z) < 1.96:
         return Trend.STABLE
     return Trend.DEGRADING if z > 0 else Trend.IMPROVING
-
-
-def mann_kendall(window: Floats) -> Floats:
-    """The Mann–Kendall statistic z of each row, oldest value first: above 1.96 it rises, below −1.96 it falls.
-
-    Up to FULL_TREND values; NaN in front stands for missing ones. (Mann, "Nonparametric tests against trend",
-    Econometrica 1945.)
-    """
-    count = (~np.isnan(window)).sum(axis=1)
-    width = window.shape[1]
-    rises = window[:, :, None] < window[:, None, :]
-    statistic = rises.reshape(len(window), width * width) @ _LATER[:width, :width].ravel()
-    variance = count * (count - 1) * (2 * count + 5) / 18.0
-    continuity = statistic - np.sign(statistic)
-    return np.where(count >= 6, continuity / np.sqrt(np.maximum(variance, 1.0)), 0.0)

@@ -1,12 +1,12 @@
 """How long a round may take, from what its nodes needed before: nobody sets a timeout."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-MAD_TO_SIGMA = 1.4826
-"""Median absolute deviation → standard deviation, for a normal distribution."""
+from hypergpu.common.statistics import MAD_TO_SIGMA, median_and_mad
+
 WINDOW = 9
 """Rounds of a node that count."""
 LONGEST_IN_VAIN_SECONDS = 86_400.0
@@ -113,19 +113,3 @@ class DeadlineEstimator:
 
     def _slack(self, centre: float, spread: float) -> float:
         return max(self._mads * MAD_TO_SIGMA * spread, 0.5 * centre, self._least_slack_seconds)
-
-
-def median_and_mad(values: Iterable[float]) -> tuple[float, float]:
-    """The median, and the median distance from it.
-
-    Raises:
-        IndexError: there are no values.
-    """
-    ordered = sorted(values)
-    centre = _median(ordered)
-    return centre, _median(sorted(abs(value - centre) for value in ordered))
-
-
-def _median(ordered: Sequence[float]) -> float:
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])

@@ -5,6 +5,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from hypergpu.common.statistics import robust_sigma
 from hypergpu.coordinator.core.batching.goodput import batch_progress
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints
 
@@ -94,7 +95,7 @@ def adaptive_threshold(scores: Floats) -> float:
     if not len(scores):
         return 0.0
     median = float(np.median(scores))
-    return median - 2.0 * max(1.4826 * float(np.median(np.abs(scores - median))), 5.0)
+    return median - 2.0 * max(robust_sigma(scores), 5.0)
 
 
 def best_ranked(scores: Floats, count: int) -> StrategyResult:

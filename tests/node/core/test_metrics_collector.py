@@ -7,8 +7,9 @@ import pytest
 
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.keyed_random import KeyedRandom
+from hypergpu.common.statistics import mann_kendall, summary, theil_sen, trend
+from hypergpu.node.core.anomalies import drift, spike
 from hypergpu.node.core.metrics_collector import MetricsCollector, Record
-from hypergpu.node.core.statistics import drift, mann_kendall, spike, summary, theil_sen, trend
 
 NOISE = [KeyedRandom(0, "noise").normal(i) for i in range(200)]
 

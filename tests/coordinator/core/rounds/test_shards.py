@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator, DeadlineReason, median_and_mad
+from hypergpu.common.statistics import median_and_mad
+from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator, DeadlineReason
 from hypergpu.coordinator.core.rounds.shards import ShardTable
 
 NODES = st.lists(st.sampled_from([f"n{i}" for i in range(12)]), unique=True, max_size=12)
