@@ -6,12 +6,13 @@ from typing import Any
 from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput, ProtocolError
 from hypergpu.common.metric import finite
-from hypergpu.common.wire import identity_to_proto, manifest_to_proto
+from hypergpu.common.wire import identity_from_proto, identity_to_proto, manifest_to_proto
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.membership import Member
+from hypergpu.coordinator.core.session import Register
 from hypergpu.coordinator.engine import Engine
 from hypergpu.coordinator.run_records import RunEvent
 from hypergpu.protos import coordinator_pb2 as pb
@@ -32,8 +33,8 @@ def text(value: str, what: str) -> str:
     return "".join(c if c.isprintable() else " " for c in value)
 
 
-def joined(request: pb.RegisterRequest, name: str, peer_host: str) -> ev.NodeJoined:
-    """What a registration says; an identity in it was found to be the coordinator's.
+def registration(request: pb.RegisterRequest, name: str, peer_host: str) -> Register:
+    """Return the registration of node `name`, which dials from `peer_host`.
 
     Raises:
         InvalidInput: a text that is too long.
@@ -46,7 +47,8 @@ def joined(request: pb.RegisterRequest, name: str, peer_host: str) -> ev.NodeJoi
         "peer": peer_host,
     }
     incarnation = text(request.incarnation, "incarnation")
-    return ev.NodeJoined(name, incarnation, request.largest_batch, info, request.HasField("identity"))
+    identity = identity_from_proto(request.identity) if request.HasField("identity") else None
+    return Register(name, incarnation, request.largest_batch, info, identity)
 
 
 def order(assign: ev.WorkAssigned, run_id: str, engine: Engine, now: float) -> pb.WorkOrder:

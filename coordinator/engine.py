@@ -1,11 +1,11 @@
 """Runs a training run: carries out what the round machine decides, and tells it what came of it."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -17,8 +17,9 @@ from hypergpu.common.wire import encode_part
 from hypergpu.coordinator.core.model.aggregation import norm
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
-from hypergpu.coordinator.core.rounds.machine import RoundMachine
+from hypergpu.coordinator.core.rounds.machine import RoundMachine, RunState
 from hypergpu.coordinator.core.score import Score
+from hypergpu.coordinator.core.session import EndPull, Pull, Reply, Request, Session, Update
 from hypergpu.coordinator.event_broadcaster import EventBroadcaster
 from hypergpu.coordinator.health import Part
 from hypergpu.coordinator.records import Records
@@ -34,6 +35,10 @@ _GRAVE = frozenset({"degraded", "checkpoint_failed", "checkpoint_damaged", "upda
 """Kinds of records that are logged as warnings."""
 _NODES_FILE_SECONDS = 2.0
 _FAILURES = frozenset({ev.FinishReason.FAILED, ev.FinishReason.DIVERGED})
+
+
+Told = TypeVar("Told")
+Decided = TypeVar("Decided")
 
 
 @dataclass
@@ -71,6 +76,8 @@ class Engine:
         self.restart_asked = asyncio.Event()
         """Set when a user asks for a new run in the place of this one."""
         self.identity = seams.identity
+        self.session = Session(run_id, machine, seams.links, identity=seams.identity, stays=seams.stays)
+        """What nodes may ask."""
         self._seams = seams
         self._clock = seams.clock
         self._started_at = seams.clock() - seams.before.seconds
@@ -99,6 +106,11 @@ class Engine:
     def now(self) -> float:
         """The time as the machine has it."""
         return self._clock()
+
+    @property
+    def state(self) -> RunState:
+        """State of the run."""
+        return self.machine.state
 
     @property
     def waiting_for(self) -> str:
@@ -135,19 +147,29 @@ class Engine:
         Raises:
             HyperGPUError: as `RoundMachine.handle`.
         """
-        if isinstance(event, ev.NodeLeft) and self.machine.members.get(event.node) is not None:
-            self._seams.links.freeze(event.node)
-        effects = self._decide(event)
+        effects = self._decide(event, self.machine.handle)
         self._carry_out_all(effects)
         return effects
 
-    def _decide(self, event: ev.Event) -> list[ev.Effect]:
+    def ask(self, request: Request[Reply]) -> Reply:
+        """Answer a request of a node: carry its effects out, and return the reply.
+
+        Raises:
+            HyperGPUError: the reply is an error, or the request is refused; see `Session.handle`.
+        """
+        reply, effects = self._decide(request, self.session.handle)
+        self._carry_out_all(effects)
+        if isinstance(reply, HyperGPUError):
+            raise reply
+        return reply
+
+    def _decide(self, what: Told, decide: Callable[[Told, float], Decided]) -> Decided:
         try:
-            return self.machine.handle(event, self._clock())
+            return decide(what, self._clock())
         except HyperGPUError:
             raise
-        except Exception as error:  # what the machine knows may be half of the truth now: nobody can go on with it
-            self._fail(f"the decision on {type(event).__name__}", error)
+        except Exception as error:  # the state of the machine may be inconsistent now: the run cannot continue
+            self._fail(f"the decision on {type(what).__name__}", error)
             raise
 
     def _carry_out_all(self, effects: Sequence[ev.Effect]) -> None:
@@ -159,33 +181,28 @@ class Engine:
             except Exception as error:
                 self._fail(f"the effect {type(effect).__name__}", error)
 
-    def join(self, event: ev.NodeJoined) -> None:
-        """A node registers.
+    async def next_order(self, request: Pull, wait_seconds: float) -> ev.WorkAssigned | ev.RunOver | None:
+        """Return the work of a node as soon as there is some; None if there was none in time.
 
         Raises:
-            ResourceExhausted: no more are allowed.
+            StaleWork: the node is no member of this run.
         """
-        self.machine.members.admit(event.node)
-        self._seams.links.register(event.node, event.largest_batch)
-        self.dispatch(event)
-
-    async def next_order(self, node: str, wait_seconds: float) -> ev.WorkAssigned | ev.RunOver | None:
-        """The node's next order, as soon as there is one; None when there was none in time."""
-        loop = asyncio.get_running_loop()
-        former = self._waiters.pop(node, None)
+        node = request.node
+        _, effects = self._decide(request, self.session.handle)
+        waiter: asyncio.Future[ev.WorkAssigned | ev.RunOver | None] = asyncio.get_running_loop().create_future()
+        former = self._waiters.get(node)
         if former is not None and not former.done():
             former.set_result(None)
-        waiter: asyncio.Future[ev.WorkAssigned | ev.RunOver | None] = loop.create_future()
         self._waiters[node] = waiter
         try:
-            self.dispatch(ev.WorkRequested(node))
+            self._carry_out_all(effects)
             await asyncio.wait((waiter,), timeout=wait_seconds)
             return waiter.result() if waiter.done() else None
         finally:
             if self._waiters.get(node) is waiter:
                 del self._waiters[node]
                 if not waiter.done():
-                    self.dispatch(ev.RequestEnded(node))
+                    self.ask(EndPull(node))
 
     async def parts(self, round_number: int) -> list[bytes] | None:
         """The encoded chunks of a round's parameters; None when that round is not the running one any more."""
@@ -203,35 +220,32 @@ class Engine:
         return await asyncio.get_running_loop().run_in_executor(None, norm, update)
 
     def take(self, event: ev.UpdateArrived, update: Flat) -> ev.UpdateReply:
-        """A whole, checked update: the machine's verdict; the buffer goes back to `uploads` when it is used."""
+        """Answer a whole update. Its buffer returns to `uploads` when it is no longer needed.
+
+        Raises:
+            StaleWork: no such work was assigned.
+            NonFiniteUpdate: it holds NaN or infinity.
+        """
         try:
-            effects = self._decide(event)
+            reply, effects = self._decide(Update(event), self.session.handle)
         except Exception:
             self.uploads.recycle(update)
             raise
-        verdict = next(e for e in effects if isinstance(e, ev.UpdateReply))
-        if verdict.status is ev.UpdateStatus.ACCEPTED:
+        if isinstance(reply, ev.UpdateReply) and reply.status is ev.UpdateStatus.ACCEPTED:
             # Before the effects: a step that they begin must come after it on the compute thread.
-            added = self._run_watched("adding an update", self.model.add, update, verdict.weight)
+            added = self._run_watched("adding an update", self.model.add, update, reply.weight)
             added.add_done_callback(lambda _: self.uploads.recycle(update))
         else:
             self.uploads.recycle(update)
         self._carry_out_all(effects)
-        return verdict
-
-    def refuse(self, event: ev.UpdateArrived) -> ev.UpdateReply:
-        """An update that is not wanted, of which no byte was kept: the machine's verdict."""
-        return next(e for e in self.dispatch(event) if isinstance(e, ev.UpdateReply))
+        if isinstance(reply, HyperGPUError):
+            raise reply
+        return reply
 
     def communication(self, node: str, latency_ms: float, success: bool) -> None:
         """One RPC with a node ended."""
         if self.machine.members.get(node) is not None:
             self._seams.links.communication(node, latency_ms, success)
-
-    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float) -> None:
-        """A heartbeat of a connected node."""
-        self.seen(node)
-        self._seams.links.heard(node, report, rtt_ms)
 
     def seen(self, node: str) -> None:
         """Something of a node arrived: it is there."""
@@ -334,7 +348,7 @@ class Engine:
             return
         self._records.round(round_row(closed, loss, self.machine.metric, metric, self.elapsed_seconds))
         self._background.spawn("syncing the records", self._records.sync())
-        self.dispatch(ev.Evaluated(closed.round, loss, metric, self.model.update_norms if good else None))
+        self.dispatch(ev.Evaluated(closed.round, loss, metric, self.model.update_norms))
         # No await since the decision: the label and the values that are saved under it belong together.
         if closed.round % self.machine.config.checkpoint_every == 0 or self._is_checkpoint_overdue:
             await self._checkpoint(closed.round)

@@ -9,29 +9,43 @@ import grpc
 from google.protobuf.message import Message
 
 from hypergpu.common.clock import Clock, monotonic
-from hypergpu.common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork, Unavailable
+from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork, Unavailable
 from hypergpu.common.grpc_server import Context, Handler
-from hypergpu.common.identity import ADVICE, differences
 from hypergpu.common.rpc import check_node_id
 from hypergpu.common.tensors import Chunk
-from hypergpu.common.wire import decode_update_part, encode_part, identity_from_proto, manifest_from_proto
+from hypergpu.common.wire import decode_update_part, encode_part, manifest_from_proto
 from hypergpu.coordinator import convert
 from hypergpu.coordinator.callers import caller, peer_host, require_caller
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.session import (
+    AskProgress,
+    Directive,
+    Heartbeat,
+    Leave,
+    OfferUpdate,
+    Pull,
+    RejectUpdate,
+    Return,
+    Update,
+)
 from hypergpu.coordinator.engine import Engine
 from hypergpu.coordinator.uploads import Upload
 from hypergpu.protos import coordinator_pb2 as pb
 
 SERVICE = "hypergpu.coordinator.v1.Training"
 LONGEST_WAIT_SECONDS = 60.0
-_BUSY = frozenset({"pulling", "training", "pushing"})
 _OUTCOMES = {
     ev.UpdateStatus.ACCEPTED: pb.PushUpdateReply.ACCEPTED,
     ev.UpdateStatus.DUPLICATE: pb.PushUpdateReply.DUPLICATE,
     ev.UpdateStatus.LATE: pb.PushUpdateReply.LATE,
     ev.UpdateStatus.REFUSED: pb.PushUpdateReply.REFUSED,
 }
-_Directive = pb.HeartbeatReply
+_DIRECTIVES = {
+    Directive.CONTINUE: pb.HeartbeatReply.CONTINUE,
+    Directive.REGISTER_AGAIN: pb.HeartbeatReply.REGISTER_AGAIN,
+    Directive.ABANDON_WORK: pb.HeartbeatReply.ABANDON_WORK,
+    Directive.SHUT_DOWN: pb.HeartbeatReply.SHUT_DOWN,
+}
 
 
 class TrainingService:
@@ -44,7 +58,6 @@ class TrainingService:
         self._heartbeat_seconds = heartbeat_seconds
         self._max_model_bytes = max_model_bytes
         self._clock = clock
-        self._named = 0
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a server serves. Chunks go around protobuf, the rest through it."""
@@ -78,10 +91,9 @@ class TrainingService:
 
     async def register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterReply:
         """Join the run, or resume the membership."""
-        name = request.node_id or caller(context) or self._free_name()
+        name = request.node_id or caller(context) or self._engine.session.free_name()
         require_caller(context, check_node_id(name))
-        self._require_same_task(name, request)
-        self._engine.join(convert.joined(request, name, peer_host(context)))
+        self._engine.ask(convert.registration(request, name, peer_host(context)))
         return convert.register_reply(name, self._engine, self._heartbeat_seconds)
 
     async def heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatReply:
@@ -90,27 +102,21 @@ class TrainingService:
         require_caller(context, check_node_id(node))
         report = convert.report(request.report)
         state = convert.text(request.state, "state")
-        if request.run_id != engine.run_id or node not in engine.machine.members.connected:
-            return pb.HeartbeatReply(directive=_Directive.REGISTER_AGAIN)
-        engine.heard(node, report, request.rtt_ms)
-        if engine.machine.finished and not engine.stays:
-            return pb.HeartbeatReply(directive=_Directive.SHUT_DOWN)
-        if state in _BUSY and node in engine.machine.members.stragglers:
-            return pb.HeartbeatReply(directive=_Directive.ABANDON_WORK)
-        return pb.HeartbeatReply(directive=_Directive.CONTINUE)
+        directive = engine.ask(Heartbeat(node, request.run_id, state, request.rtt_ms, report))
+        return pb.HeartbeatReply(directive=_DIRECTIVES[directive])
 
     async def pull_work(self, request: pb.PullWorkRequest, context: Context) -> AsyncIterator[pb.WorkPart | bytes]:
         """The next order and the parameters, as soon as there is work."""
         engine, node = self._engine, request.node_id
         require_caller(context, check_node_id(node))
-        self._require_member(node, request.run_id)
         if not 0 <= request.wait_seconds < math.inf:
             raise InvalidInput(f"wait_seconds is {request.wait_seconds}; expected 0 to {LONGEST_WAIT_SECONDS:g}")
-        assign = await engine.next_order(node, min(request.wait_seconds, LONGEST_WAIT_SECONDS))
+        wait_seconds = min(request.wait_seconds, LONGEST_WAIT_SECONDS)
+        assign = await engine.next_order(Pull(node, request.run_id), wait_seconds)
         if assign is None:
             return
         if isinstance(assign, ev.RunOver):
-            yield pb.WorkPart(run_over=pb.RunOver(reason=str(engine.machine.state), stays=engine.stays))
+            yield pb.WorkPart(run_over=pb.RunOver(reason=str(engine.state), stays=engine.stays))
             return
         began, sent_all = self._clock(), False
         try:
@@ -137,11 +143,10 @@ class TrainingService:
         header = await self._header(request)
         work = header.work
         require_caller(context, check_node_id(work.node_id))
-        self._require_run(work.run_id)
         event = convert.arrived(header)
-        known = engine.machine.update_status(event.node, event.round)
-        if known is not None:
-            return self._answer(engine.refuse(event))
+        reply = engine.ask(OfferUpdate(work.run_id, event))
+        if reply is not None:
+            return _to_proto(reply)
         engine.model.manifest.require_same(manifest_from_proto(header.manifest, self._max_model_bytes))
         stream = object()
         upload = await engine.uploads.open(event.node, (event.round, event.attempt), stream)
@@ -150,7 +155,8 @@ class TrainingService:
             wanted = await self._receive(request, upload, stream, event)
         except (ProtocolError, NonFiniteUpdate) as error:
             engine.uploads.close(upload)
-            self._reject(event, error)
+            self._engine.metrics.rejected.labels(type(error).__name__).inc()
+            self._engine.ask(RejectUpdate(event, error))
             raise
         except (StaleWork, Unavailable):  # its buffer is another's: our doing, not the link's
             raise
@@ -160,7 +166,7 @@ class TrainingService:
             raise
         if not wanted:
             engine.uploads.close(upload)
-            return self._answer(engine.refuse(event))
+            return _to_proto(engine.ask(Update(event)))
         if not upload.assembler.complete:
             engine.uploads.suspend(upload, stream)
             held = upload.assembler.next_offset
@@ -169,14 +175,13 @@ class TrainingService:
                 detail=f"{held} of {engine.model.manifest.total_bytes} bytes are here",
                 next_offset=held,
             )
-        return await self._conclude(event, upload)
+        return await self._finish_upload(event, upload)
 
     async def get_upload_progress(self, request: pb.WorkId, context: Context) -> pb.UploadProgress:
         """How much of an update is held."""
         engine, node = self._engine, request.node_id
         require_caller(context, check_node_id(node))
-        self._require_run(request.run_id)
-        accepted = engine.machine.update_status(node, request.round) is ev.UpdateStatus.DUPLICATE
+        accepted = engine.ask(AskProgress(node, request.run_id, request.round))
         held = engine.uploads.progress(node, (request.round, request.attempt))
         return pb.UploadProgress(next_offset=engine.model.manifest.total_bytes if accepted else held, accepted=accepted)
 
@@ -184,17 +189,15 @@ class TrainingService:
         """A node gives its work up."""
         work = request.work
         require_caller(context, check_node_id(work.node_id))
-        self._require_run(work.run_id)
         reason, detail = convert.text(request.reason, "reason"), request.detail[: convert.MAX_TEXT]
+        self._engine.ask(Return(work.node_id, work.run_id, work.round, reason, convert.text(detail, "detail")))
         self._engine.metrics.returned(reason)
-        self._engine.dispatch(ev.WorkReturned(work.node_id, work.round, reason, convert.text(detail, "detail")))
         return pb.ReturnWorkReply()
 
     async def leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
         """A node says good-bye."""
         require_caller(context, check_node_id(request.node_id))
-        self._require_run(request.run_id)
-        self._engine.dispatch(ev.NodeLeft(request.node_id, convert.text(request.reason, "reason")))
+        self._engine.ask(Leave(request.node_id, request.run_id, convert.text(request.reason, "reason")))
         return pb.LeaveReply()
 
     # ------------------------------------------------------------ the steps of an upload
@@ -217,7 +220,7 @@ class TrainingService:
             part = decode_update_part(data)
             if not isinstance(part, Chunk):
                 raise ProtocolError("after the header of an update there are chunks only")
-            if engine.machine.update_status(event.node, event.round) is not None:
+            if not engine.session.needs_update(event.node, event.round):
                 return False
             engine.uploads.require_current(upload, stream)
             upload.assembler.add(part)
@@ -226,56 +229,16 @@ class TrainingService:
         engine.uploads.require_current(upload, stream)
         return True
 
-    async def _conclude(self, event: ev.UpdateArrived, upload: Upload) -> pb.PushUpdateReply:
+    async def _finish_upload(self, event: ev.UpdateArrived, upload: Upload) -> pb.PushUpdateReply:
         engine = self._engine
         update = engine.uploads.detach(upload)
         norm = await engine.norm(update)
-        if not math.isfinite(event.loss) or not math.isfinite(norm):
-            engine.uploads.recycle(update)
-            error = NonFiniteUpdate(f"the update of {event.node} for round {event.round} holds NaN or infinity")
-            self._reject(event, error)
-            raise error
-        return self._answer(engine.take(dataclasses.replace(event, norm=norm), update))
+        try:
+            return _to_proto(engine.take(dataclasses.replace(event, norm=norm), update))
+        except NonFiniteUpdate as error:
+            engine.metrics.rejected.labels(type(error).__name__).inc()
+            raise
 
-    def _reject(self, event: ev.UpdateArrived, error: HyperGPUError) -> None:
-        kind = type(error).__name__
-        self._engine.metrics.rejected.labels(kind).inc()
-        self._engine.dispatch(ev.WorkReturned(event.node, event.round, kind, str(error)[: convert.MAX_TEXT]))
 
-    @staticmethod
-    def _answer(verdict: ev.UpdateReply) -> pb.PushUpdateReply:
-        if verdict.status is ev.UpdateStatus.STALE:
-            raise StaleWork(f"nobody ordered this update: {verdict.detail}")
-        return pb.PushUpdateReply(outcome=_OUTCOMES[verdict.status], detail=verdict.detail)
-
-    # ------------------------------------------------------------ checks
-
-    def _require_run(self, run_id: str) -> None:
-        if run_id != self._engine.run_id:
-            raise StaleWork(
-                f"run {run_id[:80]!r} is not the one that runs here ({self._engine.run_id!r}): register again"
-            )
-
-    def _require_member(self, node: str, run_id: str) -> None:
-        self._require_run(run_id)
-        if node not in self._engine.machine.members.connected:
-            raise StaleWork(f"node {node!r} is not registered any more: register again")
-        if self._engine.identity is not None and not self._engine.machine.members.require(node).has_same_task:
-            raise StaleWork(f"node {node!r} registered without the identity of its task: register again, with it")
-
-    def _require_same_task(self, name: str, request: pb.RegisterRequest) -> None:
-        own = self._engine.identity
-        if own is None or not request.HasField("identity"):
-            return  # it does not know the task yet, and registers again once it does
-        found = differences(own, identity_from_proto(request.identity))
-        if found:
-            raise InvalidInput(
-                f"the task of {name} is another one than the coordinator's: {'; '.join(found[:4])}. {ADVICE}"
-            )
-
-    def _free_name(self) -> str:
-        while True:
-            self._named += 1
-            name = f"node_{self._named}"
-            if self._engine.machine.members.get(name) is None:
-                return name
+def _to_proto(reply: ev.UpdateReply) -> pb.PushUpdateReply:
+    return pb.PushUpdateReply(outcome=_OUTCOMES[reply.status], detail=reply.detail)

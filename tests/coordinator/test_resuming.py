@@ -19,6 +19,7 @@ from hypergpu.coordinator.app import Coordinator, Options
 from hypergpu.coordinator.checkpoints import Checkpoint, Checkpoints
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.session import Pull, Register
 from hypergpu.tasks import Metric, Task
 
 TRAINING = {"rounds": 9, "local_steps": 2, "batch_size": 2, "learning_rate": 0.25, "server_momentum": 0.5}
@@ -58,9 +59,9 @@ async def trained(out: Path, rounds: int, task: Task | None = None, **training: 
     coordinator = Coordinator(config(rounds=rounds, checkpoint_every=1, **training), task or toy_task(), Options(out))
     engine = coordinator.engine
     coordinator.run_dir.begin(coordinator.config)
-    engine.join(ev.NodeJoined("a", incarnation="1"))
+    engine.ask(Register("a", "1", 0, {}, engine.identity))
     for _ in range(rounds):
-        order = await engine.next_order("a", 5.0)
+        order = await engine.next_order(Pull("a", engine.run_id), 5.0)
         assert isinstance(order, ev.WorkAssigned)
         update = np.full_like(engine.model.values, 0.125)
         event = ev.UpdateArrived("a", order.round, order.attempt, samples=4, loss=0.5, compute_seconds=0.1)
@@ -284,8 +285,8 @@ async def test_the_largest_cursor_still_gives_work(run: Path, cursor: int) -> No
     rewrite(run, 4, {"shards": {"owners": {"a": 0}, "cursors": [cursor]}})
     again = Coordinator(config(), toy_task(), Options(run, resume=True))
     again._begin()
-    again.engine.join(ev.NodeJoined("a", incarnation="2"))
-    order = await again.engine.next_order("a", 5.0)
+    again.engine.ask(Register("a", "2", 0, {}, again.engine.identity))
+    order = await again.engine.next_order(Pull("a", again.engine.run_id), 5.0)
     assert isinstance(order, ev.WorkAssigned)
     assert (order.round, order.shard.cursor) == (5, cursor)
     again.engine.dispatch(ev.Stop("test over"))

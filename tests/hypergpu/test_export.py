@@ -21,6 +21,7 @@ from hypergpu.common.metric import ACCURACY
 from hypergpu.coordinator.app import Coordinator, Options
 from hypergpu.coordinator.checkpoints import read_tensors, write_tensors
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.session import Pull, Register
 from hypergpu.tasks import load_task
 
 Cli = Callable[..., Any]
@@ -76,10 +77,10 @@ async def train(out: Path, task: str, rounds: int = 4, keep_going: bool = False)
     coordinator = Coordinator(config, load_task(task), Options(out))
     engine = coordinator.engine
     coordinator.run_dir.begin(config)
-    engine.join(ev.NodeJoined("a", incarnation="1"))
+    engine.ask(Register("a", "1", 0, {}, engine.identity))
     draws = np.random.default_rng(1)
     for _ in range(rounds):
-        order = await engine.next_order("a", 5.0)
+        order = await engine.next_order(Pull("a", engine.run_id), 5.0)
         assert isinstance(order, ev.WorkAssigned)
         update = draws.normal(scale=0.5, size=engine.model.values.shape).astype(np.float32)
         update[engine.model._parameter_count :] = 0.125
@@ -87,7 +88,7 @@ async def train(out: Path, task: str, rounds: int = 4, keep_going: bool = False)
     if not keep_going:
         await engine.finished.wait()
     else:
-        await engine.next_order("a", 5.0)
+        await engine.next_order(Pull("a", engine.run_id), 5.0)
     await engine.close()
     return coordinator
 

@@ -26,8 +26,8 @@ class GlobalModel:
         self._parameter_count = parameter_count
         self._config = config
         self._mean = StreamingMean(len(self.values))
-        self.update_norms = (0.0, 0.0)
-        """Of the last step: (mean of |update|² over the nodes, |mean update|²)."""
+        self.update_norms: tuple[float, float] | None = None
+        """Of the last step: (mean of |update|² over the nodes, |mean update|²); None if it was skipped."""
         self._optimizer = make_optimizer(config, parameter_count)
 
     def add(self, update: Flat, weight: float) -> None:
@@ -39,7 +39,7 @@ class GlobalModel:
         self._mean.reset()
 
     def step(self) -> bool:
-        """Apply the mean. False: the result was not finite; the values stay, the optimiser starts afresh."""
+        """Apply the mean. Return False if the result is not finite: the step is skipped and the optimiser reset."""
         mean = self._mean.take()
         self.update_norms = self._mean.norms(mean)
         direction = mean[: self._parameter_count]
@@ -52,6 +52,7 @@ class GlobalModel:
         self._mean.reset()
         if not is_finite(self._spare):
             self._optimizer = make_optimizer(self._config, self._parameter_count)
+            self.update_norms = None
             return False
         self.values, self._spare = self._spare, self.values
         return True

@@ -27,6 +27,8 @@ class WorkDispatcher:
     def __init__(self, effects: EffectBuffer, adaptation: Adaptation) -> None:
         self._effects = effects
         self._adaptation = adaptation
+        self.last_reply = ev.UpdateReply("", 0, ev.UpdateStatus.STALE)
+        """Reply to the update that was handled last."""
 
     def assign(self, current: Round, member: Member, now: float) -> None:
         """Give a node that asks its work of this round, if it has any."""
@@ -53,7 +55,7 @@ class WorkDispatcher:
         member.last_accepted = event.round
         member.rounds_contributed += 1
         member.compute_seconds = event.compute_seconds
-        self._effects.emit(ev.UpdateReply(event.node, event.round, _ACCEPTED, weight))
+        self._reply(ev.UpdateReply(event.node, event.round, _ACCEPTED, weight))
         return unit, weight, seconds
 
     def refuse(self, event: ev.UpdateArrived, status: ev.UpdateStatus, member: Member | None, at_round: int) -> None:
@@ -67,7 +69,7 @@ class WorkDispatcher:
         elif status is ev.UpdateStatus.STALE:
             self._effects.decide(DecisionKind.UPDATE, event.node, WorkReason.NOT_ORDERED, figures)
         detail = f"round {event.round} of {event.node}; the run is at round {at_round}"
-        self._effects.emit(ev.UpdateReply(event.node, event.round, status, detail=detail))
+        self._reply(ev.UpdateReply(event.node, event.round, status, detail=detail))
 
     def refuse_outlier(self, current: Round, event: ev.UpdateArrived, outlier: Outlier) -> None:
         """Answer an update whose norm is out of bounds, name the node, and expect nothing more of it in this round."""
@@ -79,7 +81,7 @@ class WorkDispatcher:
             f"which is {FACTOR:g} times the median of the updates accepted lately"
         )
         self._effects.record("update_refused", detail, node=event.node, round=event.round, **figures)
-        self._effects.emit(ev.UpdateReply(event.node, event.round, ev.UpdateStatus.REFUSED, detail=detail))
+        self._reply(ev.UpdateReply(event.node, event.round, ev.UpdateStatus.REFUSED, detail=detail))
         unit.fault, unit.fault_detail = str(WorkReason.NORM_TOO_LARGE), detail
         if unit.live:
             self.drop(current, unit, WorkReason.NORM_TOO_LARGE, f"norm {outlier.norm:.4g}")
@@ -126,3 +128,7 @@ class WorkDispatcher:
         figures: Figures = {"former": former, "shard": unit.shard.index}
         self._effects.decide(DecisionKind.REASSIGNMENT, member.node_id, WorkReason.TAKEN_OVER, figures)
         return unit
+
+    def _reply(self, reply: ev.UpdateReply) -> None:
+        self.last_reply = reply
+        self._effects.emit(reply)

@@ -1,20 +1,13 @@
 """What the round machine is told (events) and what it wants done (effects). Plain data, no behaviour."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any
 
+from hypergpu.common.message import message
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.overrides import NodeOverride
-
-Message = TypeVar("Message")
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def message(cls: type[Message]) -> type[Message]:
-    """A dataclass that nobody changes: type checkers hold that, as at run time it would cost half of each message."""
-    return dataclass(slots=True)(cls)
 
 
 class UpdateStatus(StrEnum):

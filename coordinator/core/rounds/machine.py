@@ -206,6 +206,11 @@ class RoundMachine:
         self._set_timer()
         return self._effects.drain()
 
+    def take_update(self, event: ev.UpdateArrived, now: float) -> tuple[ev.UpdateReply, list[ev.Effect]]:
+        """Handle an update; return the reply to its node, and the effects, of which the reply is one."""
+        effects = self.handle(event, now)
+        return self._dispatcher.last_reply, effects
+
     @property
     def _may_begin(self) -> bool:
         """Whether a round may begin: none runs, and the run is neither over nor suspended."""
@@ -247,7 +252,7 @@ class RoundMachine:
         member = self.members.connected.get(event.node)
         if member is None:
             return
-        member.last_seen = now
+        self.members.seen(event.node, now)
         if self.members.mark_requesting(member):
             self._opener.reevaluate(at_once=True)
             text = f"{event.node} is ready ({self.members.ready} of {len(self.members.connected)} connected)"

@@ -134,11 +134,11 @@ class Membership:
         return member, new
 
     def seen(self, node: str, now: float) -> bool:
-        """A sign of life; False where the node has to register (again)."""
+        """Note a sign of life at `now`; return False if the node is not connected."""
         member = self._connected.get(node)
         if member is None:
             return False
-        member.last_seen = now
+        member.last_seen = max(member.last_seen, now)  # virtual time dates heartbeats ahead
         return True
 
     def mark_requesting(self, member: Member) -> bool:
@@ -187,6 +187,16 @@ class Membership:
                 found.append(node)
             else:
                 heapq.heappush(self._silence, (due, node))
+        return found
+
+    def suspects(self, now: float) -> list[str]:
+        """Return the nodes that `silent(now)` examines: a later sign of life than is known now clears them."""
+        heap, found, todo = self._silence, [], [0]
+        while todo:
+            at = todo.pop()
+            if at < len(heap) and heap[at][0] <= now:
+                found.append(heap[at][1])
+                todo += (2 * at + 1, 2 * at + 2)
         return found
 
     def next_silence(self) -> float:

@@ -1,0 +1,344 @@
+"""What a node may ask of the coordinator, and what it is told: `Session.handle(request, now) -> reply, effects`.
+
+Pure, with two drivers: `coordinator/engine.py` with the gRPC service in real time, `hypergpu/simulation/coordinator.py`
+in virtual time. A driver carries the effects out in order, and sends the reply to the node. A reply that is an error is
+sent as one, after the effects. A request that raises an error has no effects.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence, Set
+from enum import StrEnum
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from hypergpu.common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, StaleWork
+from hypergpu.common.identity import ADVICE, TaskIdentity, differences
+from hypergpu.common.message import message
+from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
+
+Reply = TypeVar("Reply")
+Answer = tuple[Reply | HyperGPUError, Sequence[ev.Effect]]
+"""Reply to a request, and the effects of the request."""
+
+BUSY_STATES: Final = frozenset({"pulling", "training", "pushing"})
+"""States in which a node works on something that it can abandon."""
+MAX_DIFFERENCES: Final = 4
+"""Differences between two tasks that an error names."""
+MAX_DETAIL_LENGTH: Final = 256
+_ACCEPTED_BEFORE: Final = ev.UpdateStatus.DUPLICATE
+_STALE: Final = ev.UpdateStatus.STALE
+
+
+class Directive(StrEnum):
+    """What the reply to a heartbeat asks of the node."""
+
+    CONTINUE = "continue"
+    REGISTER_AGAIN = "register_again"
+    """The coordinator does not know the node, or runs another run."""
+    ABANDON_WORK = "abandon_work"
+    """The round of the node's work is over."""
+    SHUT_DOWN = "shut_down"
+    """The run is over, and the coordinator ends."""
+
+
+_CONTINUE: Final = Directive.CONTINUE
+_REGISTER_AGAIN: Final = Directive.REGISTER_AGAIN
+_ABANDON_WORK: Final = Directive.ABANDON_WORK
+_SHUT_DOWN: Final = Directive.SHUT_DOWN
+
+
+class LinkObserver(Protocol):
+    """Observer of the nodes' links."""
+
+    def register(self, node: str, largest_batch: int) -> None:
+        """Note that a node joined; `largest_batch` is 0 if unknown."""
+        ...
+
+    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float) -> None:
+        """Note a heartbeat, the round trip of the one before it, and what the node counted itself."""
+        ...
+
+    def freeze(self, node: str) -> None:
+        """Keep what is known of a node's link as it is."""
+        ...
+
+
+# ---------------------------------------------------------------- requests
+
+
+class Request(Generic[Reply]):
+    """A request that is answered with a `Reply`."""
+
+    __slots__ = ()
+
+
+@message
+class Register(Request[None]):
+    """Join the run, or announce more about a member."""
+
+    node: str
+    incarnation: str
+    """Identifies the process."""
+    largest_batch: int
+    """Samples that fit the node's memory; 0 if unknown."""
+    info: Mapping[str, str]
+    identity: TaskIdentity | None
+    """Of the task as the node loaded it; None before it has."""
+
+
+@message
+class Heartbeat(Request[Directive]):
+    """Prove that the node is alive."""
+
+    node: str
+    run_id: str
+    state: str
+    rtt_ms: float
+    report: Mapping[str, Any]
+
+
+@message
+class Pull(Request[None]):
+    """Wait for work: a WorkAssigned or RunOver effect for the node, now or later."""
+
+    node: str
+    run_id: str
+
+
+@message
+class EndPull(Request[None]):
+    """Stop waiting for work."""
+
+    node: str
+
+
+@message
+class OfferUpdate(Request[ev.UpdateReply | None]):
+    """Ask whether an update is needed before it is received. None: it is."""
+
+    run_id: str
+    update: ev.UpdateArrived
+
+
+@message
+class Update(Request[ev.UpdateReply]):
+    """A whole update with its norm."""
+
+    update: ev.UpdateArrived
+
+
+@message
+class RejectUpdate(Request[None]):
+    """The driver cannot use an update."""
+
+    update: ev.UpdateArrived
+    error: HyperGPUError
+    """Why."""
+
+
+@message
+class AskProgress(Request[bool]):
+    """Ask whether an update has been accepted."""
+
+    node: str
+    run_id: str
+    round: int
+
+
+@message
+class Return(Request[None]):
+    """Return work that the node does not do."""
+
+    node: str
+    run_id: str
+    round: int
+    reason: str
+    detail: str
+
+
+@message
+class Leave(Request[None]):
+    """Leave the run."""
+
+    node: str
+    run_id: str
+    reason: str
+
+
+# ---------------------------------------------------------------- the session
+
+
+class Session:
+    """The coordinator as its nodes see it.
+
+    Args:
+        run_id: identifies the run; a coordinator that starts again has another.
+        machine: the rounds.
+        links: told of what requests show of a node's link.
+        identity: of the task; None requires none of the nodes.
+        stays: whether the coordinator goes on answering when the run is over.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        machine: RoundMachine,
+        links: LinkObserver,
+        *,
+        identity: TaskIdentity | None = None,
+        stays: bool = False,
+    ) -> None:
+        self.run_id = run_id
+        self._machine, self._links = machine, links
+        self._identity, self._stays = identity, stays
+        self._names = 0
+        self._handlers: dict[type, Callable[[Any, float], Answer[Any]]] = {
+            Register: self._on_register,
+            Heartbeat: self._on_heartbeat,
+            Pull: self._on_pull,
+            EndPull: self._on_end_pull,
+            OfferUpdate: self._on_offer,
+            Update: self._on_update,
+            RejectUpdate: self._on_reject,
+            AskProgress: self._on_ask_progress,
+            Return: self._on_return,
+            Leave: self._on_leave,
+        }
+
+    def handle(self, request: Request[Reply], now: float) -> Answer[Reply]:
+        """Return the reply to a request, and its effects in order.
+
+        Raises:
+            StaleWork: the node is no member of this run.
+            InvalidInput: the node's task is not the coordinator's.
+            ResourceExhausted: no more nodes may register.
+        """
+        return self._handlers[request.__class__](request, now)
+
+    # ------------------------------------------------------------ questions of the driver
+
+    def free_name(self) -> str:
+        """Return a name for a node that gave none."""
+        while True:
+            self._names += 1
+            name = f"node_{self._names}"
+            if self._machine.members.get(name) is None:
+                return name
+
+    def is_member(self, node: str) -> bool:
+        """Whether the node is connected."""
+        return node in self._machine.members.connected
+
+    def needs_update(self, node: str, round_number: int) -> bool:
+        """Whether an update of the node for this round would be used."""
+        return self._machine.update_status(node, round_number) is None
+
+    @property
+    def members(self) -> Set[str]:
+        """Names of the connected nodes."""
+        return self._machine.members.connected.keys()
+
+    @property
+    def stragglers(self) -> Set[str]:
+        """Connected nodes that work on a round which is over."""
+        return self._machine.members.stragglers
+
+    def suspects(self, now: float) -> list[str]:
+        """Return the nodes whose silence the next `Tick` at `now` judges."""
+        return self._machine.members.suspects(now)
+
+    # ------------------------------------------------------------ membership
+
+    def _on_register(self, request: Register, now: float) -> Answer[None]:
+        node = request.node
+        self._require_same_task(node, request.identity)
+        self._machine.members.admit(node)
+        self._links.register(node, request.largest_batch)  # first: joining may begin a round, with the node in it
+        joined = ev.NodeJoined(
+            node, request.incarnation, request.largest_batch, request.info, request.identity is not None
+        )
+        return None, self._machine.handle(joined, now)
+
+    def _on_heartbeat(self, request: Heartbeat, now: float) -> Answer[Directive]:
+        machine, node = self._machine, request.node
+        if request.run_id != self.run_id or not machine.members.seen(node, now):
+            return _REGISTER_AGAIN, ()
+        self._links.heard(node, request.report, request.rtt_ms)
+        if machine.finished and not self._stays:
+            return _SHUT_DOWN, ()
+        if node in machine.members.stragglers and request.state in BUSY_STATES:
+            return _ABANDON_WORK, ()
+        return _CONTINUE, ()
+
+    def _on_leave(self, request: Leave, now: float) -> Answer[None]:
+        self._require_run(request.run_id)
+        if self._machine.members.get(request.node) is not None:
+            self._links.freeze(request.node)
+        return None, self._machine.handle(ev.NodeLeft(request.node, request.reason), now)
+
+    # ------------------------------------------------------------ work
+
+    def _on_pull(self, request: Pull, now: float) -> Answer[None]:
+        self._require_run(request.run_id)
+        member = self._machine.members.connected.get(request.node)
+        if member is None:
+            raise StaleWork(f"node {request.node!r} is not registered: register again")
+        if self._identity is not None and not member.has_same_task:
+            reason = "registered without the identity of its task: register again, with it"
+            raise StaleWork(f"node {request.node!r} {reason}")
+        return None, self._machine.handle(ev.WorkRequested(request.node), now)
+
+    def _on_end_pull(self, request: EndPull, now: float) -> Answer[None]:
+        return None, self._machine.handle(ev.RequestEnded(request.node), now)
+
+    def _on_return(self, request: Return, now: float) -> Answer[None]:
+        self._require_run(request.run_id)
+        returned = ev.WorkReturned(request.node, request.round, request.reason, request.detail)
+        return None, self._machine.handle(returned, now)
+
+    # ------------------------------------------------------------ updates
+
+    def _on_ask_progress(self, request: AskProgress, _: float) -> Answer[bool]:
+        self._require_run(request.run_id)
+        return self._machine.update_status(request.node, request.round) is _ACCEPTED_BEFORE, ()
+
+    def _on_offer(self, request: OfferUpdate, now: float) -> Answer[ev.UpdateReply | None]:
+        self._require_run(request.run_id)
+        update = request.update
+        return (None, ()) if self.needs_update(update.node, update.round) else self._take(update, now)
+
+    def _on_update(self, request: Update, now: float) -> Answer[ev.UpdateReply]:
+        update = request.update
+        finite = math.isfinite(update.loss) and math.isfinite(update.norm or 0.0)
+        if not finite and self.needs_update(update.node, update.round):
+            error = NonFiniteUpdate(f"the update of {update.node} for round {update.round} holds NaN or infinity")
+            return error, self._reject(update, error, now)
+        return self._take(update, now)
+
+    def _on_reject(self, request: RejectUpdate, now: float) -> Answer[None]:
+        return None, self._reject(request.update, request.error, now)
+
+    def _take(self, update: ev.UpdateArrived, now: float) -> Answer[ev.UpdateReply]:
+        reply, effects = self._machine.take_update(update, now)
+        if reply.status is _STALE:
+            return StaleWork(f"no such work was assigned: {reply.detail}"), effects
+        return reply, effects
+
+    def _reject(self, update: ev.UpdateArrived, error: HyperGPUError, now: float) -> Sequence[ev.Effect]:
+        detail = str(error)[:MAX_DETAIL_LENGTH]
+        returned = ev.WorkReturned(update.node, update.round, type(error).__name__, detail)
+        return self._machine.handle(returned, now)
+
+    # ------------------------------------------------------------ checks
+
+    def _require_run(self, run_id: str) -> None:
+        if run_id != self.run_id:
+            raise StaleWork(f"unknown run {run_id[:80]!r} (current: {self.run_id!r}): register again")
+
+    def _require_same_task(self, node: str, identity: TaskIdentity | None) -> None:
+        if self._identity is None or identity is None:
+            return  # the node does not know its task yet: it registers again when it does
+        found = differences(self._identity, identity)
+        if found:
+            shown = "; ".join(found[:MAX_DIFFERENCES])
+            raise InvalidInput(f"the task of {node} is another one than the coordinator's: {shown}. {ADVICE}")
