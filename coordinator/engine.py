@@ -247,10 +247,6 @@ class Engine:
         if self.machine.members.get(node) is not None:
             self._seams.links.communication(node, latency_ms, success)
 
-    def seen(self, node: str) -> None:
-        """Something of a node arrived: it is there."""
-        self.dispatch(ev.NodeSeen(node))
-
     def suspend(self) -> None:
         """Begin no more rounds; `close` saves the run for a start with --resume.
 

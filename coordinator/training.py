@@ -224,7 +224,7 @@ class TrainingService:
                 return False
             engine.uploads.require_current(upload, stream)
             upload.assembler.add(part)
-            engine.seen(event.node)  # its heartbeats may wait behind what it sends
+            engine.session.seen(event.node, engine.now)  # its heartbeats may wait behind what it sends
             engine.metrics.received.inc(len(part.data))
         engine.uploads.require_current(upload, stream)
         return True

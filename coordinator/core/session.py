@@ -225,6 +225,10 @@ class Session:
             if self._machine.members.get(name) is None:
                 return name
 
+    def seen(self, node: str, now: float) -> None:
+        """Note that something of the node arrived."""
+        self._machine.members.seen(node, now)
+
     def is_member(self, node: str) -> bool:
         """Whether the node is connected."""
         return node in self._machine.members.connected

@@ -1,9 +1,9 @@
 """Heartbeats of a simulated node, sent late but dated correctly."""
 
 import math
-from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from hypergpu.coordinator.core.session import Directive
 from hypergpu.netsim_proxy.link.outcomes import Deliver, Direction, Fail, Hold
 from hypergpu.node.core import events as life
 from hypergpu.node.core.timeouts import heartbeat_timeout_seconds
@@ -16,14 +16,6 @@ if TYPE_CHECKING:
 
 _UP: Final = Direction.UP
 _DOWN: Final = Direction.DOWN
-
-
-class Directive(Enum):
-    """What the reply to a heartbeat asks of the node."""
-
-    CONTINUE = "continue"
-    REGISTER_AGAIN = "register_again"
-    ABANDON_WORK = "abandon_work"
 
 
 _CONTINUE: Final = Directive.CONTINUE
@@ -89,8 +81,13 @@ class Heartbeats:
     def _follow(self, directive: Directive, work: "WorkAssigned | None", incarnation: int) -> None:
         node = self._node
         if node.running and node.incarnation == incarnation:
-            again = directive is Directive.REGISTER_AGAIN
-            node.handle(life.RegistrationRequested() if again else life.AbandonRequested(work))
+            match directive:
+                case Directive.REGISTER_AGAIN:
+                    node.handle(life.RegistrationRequested())
+                case Directive.ABANDON_WORK:
+                    node.handle(life.AbandonRequested(work))
+                case Directive.SHUT_DOWN:
+                    node.handle(life.RunFinished("the run is over"))
 
     def _send(self, at: float) -> tuple[Directive | None, float]:
         """Send one heartbeat at `at`; return the directive in its reply, None if it failed, and when that is known."""

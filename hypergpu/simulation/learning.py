@@ -1,6 +1,6 @@
 """What comes of the work in virtual time: what the simulation asks of it, and what a unit of work says."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from hypergpu.common.metric import MetricSpec
@@ -17,6 +17,17 @@ class Trained:
     grad_norm: float
     norm: float | None = None
     """Euclidean norm of the update; None where there is none."""
+
+    def as_update(self, sent: ev.UpdateArrived) -> ev.UpdateArrived:
+        """Return an update with these figures."""
+        return replace(
+            sent,
+            samples=self.samples,
+            loss=self.loss,
+            loss_before=self.loss_before,
+            grad_norm=self.grad_norm,
+            norm=self.norm,
+        )
 
 
 class Learning(Protocol):

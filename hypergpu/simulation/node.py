@@ -7,12 +7,13 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import HyperGPUError, Unavailable
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.session import Directive
 from hypergpu.netsim_proxy.link.outcomes import Direction
 from hypergpu.node.core import events as life
 from hypergpu.node.core.lifecycle import LifeCycle
 from hypergpu.node.core.states import State
 from hypergpu.simulation import message_sizes
-from hypergpu.simulation.heartbeats import Directive, Heartbeats
+from hypergpu.simulation.heartbeats import Heartbeats
 from hypergpu.simulation.rpc import Arrived, SimulatedConnection, SimulatedRpc
 from hypergpu.simulation.virtual_time import VirtualTime
 
@@ -96,7 +97,7 @@ class SimulatedNode:
         "_api", "_backoff_key", "_compute", "_compute_seconds", "_handling_seconds", "_life", "_model_bytes", "_number",
         "_poll_until", "_polling", "_prepared", "_prepares_seconds", "_settings", "_step", "_time", "_upload_offset",
         "_weight", "attempts", "connection", "failures", "heartbeats", "incarnation", "info", "largest_batch",
-        "last_seen", "node_id", "running",
+        "node_id", "running",
     )  # fmt: skip
 
     def __init__(
@@ -124,8 +125,6 @@ class SimulatedNode:
         """Number of the current process."""
         self.attempts = self.failures = 0
         """RPCs that this process made, and those of them that failed."""
-        self.last_seen = 0.0
-        """When the coordinator last heard of it."""
         self.heartbeats = Heartbeats(self, time, api, config.server.heartbeat_seconds)
         self._api, self._time, self._compute = api, time, compute
         self._model_bytes = model_bytes
@@ -178,10 +177,6 @@ class SimulatedNode:
         """Ask the process to finish its work and leave."""
         if self.running:
             self.handle(life.StopRequested(reason))
-
-    def seen(self, at: float) -> None:
-        """Note that something of the node reaches the coordinator at `at`, which may be in the future."""
-        self.last_seen = at if at > self.last_seen else self.last_seen
 
     def _new_life(self, *process: int) -> LifeCycle[ev.WorkAssigned]:
         draws, settings = KeyedRandom(*self._backoff_key, *process), self._settings

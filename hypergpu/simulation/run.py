@@ -20,7 +20,7 @@ from hypergpu.netsim_proxy.config.scenario import in_turn
 from hypergpu.netsim_proxy.link.outcomes import Direction
 from hypergpu.simulation.compute import SimulatedCards
 from hypergpu.simulation.convergence import ModelledLearning
-from hypergpu.simulation.coordinator import Punctual, VirtualCoordinator
+from hypergpu.simulation.coordinator import HeartbeatSync, SimulatedCoordinator
 from hypergpu.simulation.learning import Learning
 from hypergpu.simulation.network import ComesAndGoes, Network, make_connections
 from hypergpu.simulation.node import Compute, SimulatedNode, Start
@@ -57,11 +57,12 @@ def simulate(
     time = VirtualTime()
     learning = _learning(scenario)
     orchestrator = build_orchestrator(config, clock=time.clock)
-    punctual = Punctual(adaptation or orchestrator)
+    sync = HeartbeatSync(adaptation or orchestrator)
     machine = RoundMachine(
         config.training,
-        punctual,
+        sync,
         max_nodes=config.server.max_nodes,
+        lost_after_seconds=config.server.lost_after_seconds,
         shards=ShardTable(learning.samples),
         metric=learning.metric,
     )
@@ -73,18 +74,18 @@ def simulate(
         network.round_begins(number)
         progress(number)
 
-    coordinator = VirtualCoordinator(
+    coordinator = SimulatedCoordinator(
         time,
         machine,
         learning,
         LinkTelemetry(orchestrator),
-        recording,
-        lost_after_seconds=config.server.lost_after_seconds,
+        run_id=f"simulated-{scenario.name}-{scenario.seed}",
+        recorder=recording,
         evaluation_seconds=scenario.evaluation_seconds,
         scrape_seconds=config.monitor.update_interval_seconds if config.server.scrape_nodes else math.inf,
         round_begins=round_begins,
     )
-    punctual.catch_up = coordinator.catch_up
+    sync.flush_heartbeats = coordinator.flush_heartbeats
     connections = make_connections(scenario, time)
     cards = compute or SimulatedCards(scenario)
     for group in scenario.nodes:
