@@ -25,7 +25,7 @@ def test_one_that_never_reached_the_target_bounds_the_speedup() -> None:
     assert short.speedup == 1.0  # a baseline that was shorter than the run tells no more
     behind = compare_times(ACCURACY, 0.9, course(0.5, 0.6), course(0.5, 0.6, 0.9))
     assert behind.speedup == 1.0
-    assert behind.sentence == "The baseline reached accuracy 90.0 % after 30.0 s; this run never did, in 20 s."
+    assert behind.sentence == "The baseline reached accuracy 90.0 % after 30.0 s; this run never did, in 20.0 s."
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_verbose_is_everything() -> None:
 
 
 def test_quiet_says_nothing_and_a_pipe_gets_lines_without_codes() -> None:
-    for level, expected in ((Level.QUIET, ""), (Level.NORMAL, "   1.0 s  oh\n")):
+    for level, expected in ((Level.QUIET, ""), (Level.NORMAL, "      1.0 s  oh\n")):
         out = io.StringIO()
         with shown(Console(file=out), level, []) as progress:
             progress.event(pb.RunEvent(seconds=1.0, kind="no_nodes", text="oh"))

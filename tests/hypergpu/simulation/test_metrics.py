@@ -46,7 +46,7 @@ def test_a_metric_of_which_less_is_better_reaches_its_target_from_above(tmp_path
     assert "final_accuracy" not in summary
     rows = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
     assert [row["mse"] for row in rows] == values
-    assert f"mse 0.2 after {first:.1f} s" in "\n".join(in_words(found))
+    assert f"mse 0.2 after {1000 * first:.0f} ms" in "\n".join(in_words(found))
     never = simulate(of_mse(target_accuracy=0.01))
     assert never.time_to_target_seconds is None
     assert f"mse 0.01 was not reached; the best was {never.metric.text(values[-1])}" in "\n".join(in_words(never))
