@@ -1,4 +1,4 @@
-"""What is trained: the model, the data, the loss, and how the samples are dealt out."""
+"""Training tasks: model, data, loss, metric, and the distribution of samples over shards."""
 
 from hypergpu.tasks.base import Evaluation, Task, evaluate
 from hypergpu.tasks.flat import FlatModel, build

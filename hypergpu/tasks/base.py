@@ -1,4 +1,4 @@
-"""A task: everything that a user has to say about what is trained."""
+"""Tasks: all that a user defines about the training, and evaluation on held-out data."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """What to train, on what, and what counts as good.
+    """Model, data, loss and metric of a training.
 
     >>> x, y = torch.randn(20, 3), torch.randint(0, 2, (20,))
     >>> Task(model=lambda: nn.Linear(3, 2), train=(x[:15], y[:15]), test=(x[15:], y[15:])).name
@@ -27,22 +27,22 @@ class Task:
     """
 
     model: Callable[[], nn.Module]
-    """Makes a fresh model; its parameters are float32. Called under a fixed seed."""
+    """Returns a new model with float32 parameters. Called under a fixed seed."""
     train: Data
-    """The samples to learn from: `(inputs, targets)` as tensors or arrays, or a map-style Dataset of such pairs."""
+    """Training samples: `(inputs, targets)` as tensors or arrays, or a map-style Dataset of such pairs."""
     test: Data
-    """Held-out samples, of the same form."""
+    """Held-out samples, in the same form."""
     loss: Loss = functional.cross_entropy
     """(outputs, targets) -> mean loss over the batch, a scalar."""
     accuracy: Score | None = None
-    """(outputs, targets) -> mean score over the batch, a plain number of which more is better. Left out: the share of
-    right classes where outputs tell classes apart, and nothing but the loss where they don't (a regression)."""
+    """(outputs, targets) -> mean score over the batch, a plain number; higher is better. The default is the share of
+    correct classes for a classification, and no metric but the loss for a regression."""
     metric: Metric | None = None
-    """In the place of `accuracy`: a metric with a name, a direction and a format, or one over the whole test set."""
+    """Alternative to `accuracy`: a metric with a name, a direction and a format, or one over the whole test set."""
     name: str = "task"
-    """Shown in status and reports."""
+    """Name in status and reports."""
     target: float | None = None
-    """The value of the metric on held-out data that a run of the documented length reaches: any real number."""
+    """Value of the metric on held-out data that a run of the documented length reaches; any real number."""
 
     def __post_init__(self) -> None:
         for what, data in (("train", self.train), ("test", self.test)):
@@ -56,29 +56,28 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How good a model is on held-out samples."""
+    """Loss and metric of a model on held-out samples."""
 
     loss: float
     metric: float | None
-    """The task's metric; None where it is undefined, or the task has none."""
+    """Task's metric; None if it is undefined or the task has none."""
     samples: int
     batch_size: int
-    """Samples that were taken at once in the end: fewer than asked for where memory ran out."""
+    """Batch size at the end: smaller than requested if memory ran out."""
     fault: str = ""
-    """Why the metric could not be computed."""
+    """Error of the metric; empty if it was computed."""
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, task: Task, *, batch_size: int = 64) -> Evaluation:
-    """Mean loss and the metric over all of `task.test`, in batches that weigh by their size.
+    """Return the mean loss and the metric over `task.test`; batches are weighted by their size.
 
-    A metric that fails is undefined, with its fault; the loss is told nevertheless. The model is left in the mode
-    (train or eval) that it was in.
+    A metric that fails is undefined, with its error in `fault`. The model keeps its mode (train or eval).
 
     Args:
         model: on any device.
         task: with its held-out samples.
-        batch_size: samples to take at once; halved where memory runs out, down to 1.
+        batch_size: samples per batch; halved when memory runs out, down to 1.
     """
     was_training = model.training
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -92,7 +91,7 @@ def evaluate(model: nn.Module, task: Task, *, batch_size: int = 64) -> Evaluatio
         outputs = model(inputs)
         batch_loss = float(task.loss(outputs, targets))
         tally.add(outputs, targets, size)
-        loss += size * batch_loss  # last: a batch that memory does not hold is taken again, in halves
+        loss += size * batch_loss  # last: a batch that exceeds the memory is taken again in halves
 
     try:
         batch_size = in_batches(total, batch_size, take)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hypergpu.tasks.base import Task
 
 WINDOW = 64
-"""Characters that a sample holds."""
+"""Characters per sample."""
 VOCABULARY = 96
 """A newline, and ASCII from space to tilde."""
 _CONTEXT = 6  # characters that the convolution sees
@@ -24,7 +24,7 @@ _EVERY = 10  # each tenth window is held out
 
 
 def task() -> Task:
-    """The chars task: a transformer of 141,000 parameters; accuracy is the share of characters foreseen."""
+    """Return the chars task: a transformer of 141,000 parameters; accuracy is the share of predicted characters."""
     text = np.frombuffer(gzip.decompress(files("hypergpu.tasks").joinpath("shakespeare.txt.gz").read_bytes()), np.uint8)
     codes = np.where(text == ord("\n"), 0, text.astype(np.int64) - 31)
     count = (len(codes) - 1) // WINDOW
@@ -41,7 +41,7 @@ def task() -> Task:
 
 
 class CharTransformer(nn.Module):
-    """A decoder-only transformer with learnt positions and normalisation before each part.
+    """Decoder-only transformer with learnt positions and normalisation before each part.
 
     A causal convolution over the last few characters comes first (So et al., "Primer", NeurIPS 2021, put one into each
     block): short contexts are learnt in tens of steps, where attention alone takes hundreds to find its predecessor.
@@ -62,7 +62,7 @@ class CharTransformer(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, characters: Tensor) -> Tensor:
-        """Scores of the next character, shape (batch, VOCABULARY, length), from codes of shape (batch, length)."""
+        """Return scores of the next character, shape (batch, VOCABULARY, length), for codes (batch, length)."""
         length = characters.shape[1]
         embedded = self.characters(characters)
         past = nn.functional.pad(embedded.transpose(1, 2), (_CONTEXT - 1, 0))

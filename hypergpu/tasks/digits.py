@@ -15,7 +15,7 @@ HELD_OUT = 300
 
 
 def task() -> Task:
-    """The digits task: a multilayer perceptron of 19,000 parameters."""
+    """Return the digits task: a multilayer perceptron of 19,000 parameters."""
     images, classes = load_digits(return_X_y=True)
     order = torch.from_numpy(KeyedRandom(0, "digits", "split").generator().permutation(len(images)))
     inputs = torch.tensor(images, dtype=torch.float32)[order] / 2  # pixels are 0 to 16

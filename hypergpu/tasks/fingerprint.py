@@ -1,4 +1,7 @@
-"""A short text that differs where the data of a task differs."""
+"""Exact fingerprint of a task's data, compared when a run resumes: it must be the same to the last bit.
+
+Nodes of other machines are compared within a tolerance instead: see `hypergpu.tasks.identity`.
+"""
 
 import hashlib
 
@@ -9,15 +12,15 @@ from hypergpu.tasks.base import Task
 from hypergpu.tasks.samples import Array, Data, count, fetch, spread
 
 _SAMPLES = 64
-"""Samples of which the content is read: enough to notice other data, few enough for any data set."""
+"""Samples whose content is read: enough to detect different data, few enough for any data set."""
 _DIGITS = 16
 
 
 def fingerprint(task: Task) -> str:
     """Return a fingerprint of a task's training and held-out data, in hexadecimal digits.
 
-    Of tensors and arrays it covers every target, and the inputs of some samples. Of a Dataset, which may augment its
-    inputs at random, it covers the targets of some samples, and the shape of their inputs.
+    For tensors and arrays it covers all targets and the inputs of some samples; for a Dataset, which may augment its
+    inputs at random, the targets of some samples and the shape of their inputs.
     """
     digest = hashlib.sha256()
     for data in (task.train, task.test):

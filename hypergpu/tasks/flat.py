@@ -1,10 +1,10 @@
-"""A model whose parameters and gradients are views into two flat buffers: nothing is copied per tensor.
+"""Models whose parameters and gradients are views of two flat buffers, so that nothing is copied per tensor.
 
 The flat buffer holds, in this order,
   1. the trainable parameters, in the order of `named_parameters()`, and
   2. the state: floating-point buffers that training changes, such as BatchNorm's running statistics.
 An update has the same layout. Its first `parameter_count` floats are gradients (one local step) or
-changes (more); its state part is always a change, to be averaged and added, never fed to an optimiser.
+changes (more); its state part is always a change, which is averaged and added without an optimiser.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,8 +20,8 @@ from hypergpu.tasks.base import Task
 from hypergpu.tasks.seeding import seeded
 
 
-class Place:
-    """A buffer of a module, by its owner and name there: code may put another tensor into its place."""
+class BufferSlot:
+    """Slot of a buffer in a module; the model's code may put another tensor into it."""
 
     def __init__(self, owner: nn.Module, key: str, tensor: Tensor) -> None:
         self._owner, self._key, self.tensor = owner, key, tensor
@@ -30,26 +30,26 @@ class Place:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Take over the values of the tensor that is in the place now, and put ours back."""
+        """Copy the values of the tensor that is in the slot now, and put ours back."""
         found = self._owner._buffers.get(self._key)
         if found is self.tensor:
             return
         if found is None or found.shape != self.tensor.shape or found.dtype != self.tensor.dtype:
-            now = "gone" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
+            now = "missing" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
             raise InvalidInput(
                 f"buffer {self._key!r} of {type(self._owner).__name__} was {self.tensor.dtype} of shape "
-                f"{tuple(self.tensor.shape)} and is {now}; only its values may change while it is trained"
+                f"{tuple(self.tensor.shape)} and is now {now}; only its values may change during training"
             )
         self.tensor.copy_(found)
         self.put_back()
 
     def put_back(self) -> None:
-        """Put our tensor back into the place."""
+        """Put our tensor back into the slot."""
         self._owner._buffers[self._key] = self.tensor
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Give our tensor the values that it had at the first call."""
+        """Restore the values that our tensor had at the first call."""
         if self._initial is None:
             self._initial = self.tensor.clone()
         elif self.tensor._version != self._version:
@@ -58,13 +58,13 @@ class Place:
 
 
 class FlatModel:
-    """`module` with its parameters, state and gradients laid into flat float32 buffers.
+    """A module with its parameters, state and gradients in flat float32 buffers.
 
-    Frozen parameters, integer buffers and constant buffers (with infinities in them, such as attention
-    masks) stay where they are; they do not travel, since every side builds the same model.
+    Frozen parameters, integer buffers and constant buffers (with infinities, such as attention masks) stay in the
+    module; they do not travel, because every side builds the same model.
 
     Raises:
-        InvalidInput: a trainable parameter that is not float32 or has no shape yet, or none at all.
+        InvalidInput: a trainable parameter that is not float32 or has no shape yet, or no trainable parameter.
     """
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
@@ -81,7 +81,7 @@ class FlatModel:
                 raise InvalidInput(f"{name!r} is {tensor.dtype}; models travel as float32: call .float() on the model")
         self.manifest = Manifest(tuple(TensorSpec(name, tuple(t.shape)) for name, t in [*trainable, *state]))
         self.parameter_count = sum(p.numel() for _, p in trainable)
-        """Floats of the flat buffer that an optimiser may touch; the rest is state."""
+        """Number of trainable floats at the start of the flat buffer; the rest is state."""
         self.values = torch.empty(self.manifest.size, device=device)
         """Parameters and state, shape (manifest.size,)."""
         self.gradients = torch.zeros(self.parameter_count, device=device)
@@ -101,19 +101,19 @@ class FlatModel:
             if id(tensor) not in travelling
         }
         """Tensors that do not travel, by name: frozen parameters, and buffers that are not state."""
-        places = [Place(owner, key, buffer) for owner in module.modules() for key, buffer in _own_buffers(owner)]
-        self._state_places = [place for place in places if id(place.tensor) in travelling]
-        self._home_places = [place for place in places if id(place.tensor) not in travelling]
+        slots = [BufferSlot(owner, key, buffer) for owner in module.modules() for key, buffer in _own_buffers(owner)]
+        self._state_slots = [slot for slot in slots if id(slot.tensor) in travelling]
+        self._local_slots = [slot for slot in slots if id(slot.tensor) not in travelling]
         self.put_buffers_back()
         self.attach_gradients()
 
     def attach_gradients(self) -> None:
-        """Let `backward()` add to `gradients`, where someone has set the parameters' own `grad` to something else."""
+        """Make `backward()` add to `gradients`, after other code has replaced the parameters' `grad`."""
         for parameter, view in zip(self.trainable, self._gradient_views, strict=True):
             parameter.grad = view
 
     def collect_gradients(self) -> None:
-        """Bring gradients that the model's own code has put elsewhere, as `zero_grad()` does, back into `gradients`."""
+        """Copy gradients that the model's code has put elsewhere, as `zero_grad()` does, back into `gradients`."""
         for parameter, view in zip(self.trainable, self._gradient_views, strict=True):
             gradient = parameter.grad
             if gradient is not view:
@@ -121,33 +121,33 @@ class FlatModel:
                 parameter.grad = view
 
     def collect_state(self) -> None:
-        """Bring state that the model's own code has put into new tensors back into `values`.
+        """Copy state that the model's code has put into new tensors back into `values`.
 
         Raises:
-            InvalidInput: a buffer that is gone, or has another shape or type.
+            InvalidInput: a buffer is missing, or has another shape or type.
         """
-        for place in self._state_places:
-            place.collect()
+        for slot in self._state_slots:
+            slot.collect()
 
     def put_buffers_back(self) -> None:
-        """Give the buffers that do not travel the values that they were made with, and each its own tensor.
+        """Restore the initial values of buffers that do not travel, and the tensor of every buffer.
 
-        Work is then the same whoever does it, whatever that node did before.
+        The result of work then does not depend on earlier work of the node.
         """
-        for place in self._state_places:
-            place.put_back()
-        for place in self._home_places:
-            place.put_back()
-            place.reset()
+        for slot in self._state_slots:
+            slot.put_back()
+        for slot in self._local_slots:
+            slot.put_back()
+            slot.reset()
 
     @property
     def parameters(self) -> Tensor:
-        """The trainable part of `values`, a view of shape (parameter_count,)."""
+        """Trainable part of `values`, a view of shape (parameter_count,)."""
         return self.values[: self.parameter_count]
 
     @property
     def state(self) -> Tensor:
-        """The rest of `values`: running statistics, a view."""
+        """Rest of `values`, such as running statistics; a view."""
         return self.values[self.parameter_count :]
 
     def _views_of_gradients(self) -> Iterator[Tensor]:
@@ -157,27 +157,27 @@ class FlatModel:
             start += parameter.numel()
 
     def load(self, flat: Flat) -> None:
-        """Set parameters and state; other buffers get the values that they were made with.
+        """Set parameters and state, and restore the initial values of other buffers.
 
         Raises:
             ProtocolError: `flat` is not of shape (manifest.size,).
         """
         if flat.shape != (self.manifest.size,):
-            raise ProtocolError(f"a flat buffer of shape {flat.shape} where ({self.manifest.size},) belongs")
+            raise ProtocolError(f"expected a flat buffer of shape ({self.manifest.size},), got {flat.shape}")
         self.put_buffers_back()
         source = torch.from_numpy(flat if flat.flags.writeable else flat.copy())
         self.values.copy_(source)
 
     def flat(self) -> Flat:
-        """A copy of parameters and state, shape (manifest.size,)."""
+        """Return a copy of parameters and state, shape (manifest.size,)."""
         return self.values.detach().to("cpu", copy=True).numpy()
 
 
 def build(task: Task, seed: int, device: torch.device | str = "cpu") -> FlatModel:
-    """A fresh model of `task`: the same seed gives the same parameters, and the global generators are left alone.
+    """Return a new model of `task`. The same seed gives the same parameters; the global generators are left alone.
 
     Raises:
-        InvalidInput: the model's factory fails, or gives something that is not a Module with float32 parameters.
+        InvalidInput: the model's factory raised, or did not return a Module with float32 parameters.
     """
     with seeded(seed):
         try:

@@ -1,4 +1,8 @@
-"""Computes the identity of a task: what all sides of a run compare before they train together."""
+"""Computation of a task's identity, which every node compares with the coordinator's before it trains.
+
+The comparison has a tolerance, because processors round differently: see `hypergpu.common.identity`. Resuming a run
+compares the data exactly instead: see `hypergpu.tasks.fingerprint`.
+"""
 
 import hashlib
 import re
@@ -14,12 +18,12 @@ from hypergpu.tasks.samples import Array, Data, count, fetch, spread
 from hypergpu.tasks.seeding import seeded
 
 _SAMPLES = 64
-"""Samples whose content is looked at: other data differs in nearly all, and any data set has these read quickly."""
+"""Samples whose content is compared: different data differs in nearly all, and any data set reads them quickly."""
 _VALUES = 512
-"""Numbers of one thing that are compared."""
+"""Most numbers of one kind that are compared."""
 _VALUES_OF_TENSOR = 16
 _TENSORS = 500
-"""Tensors that stay at home and are compared; of more, some."""
+"""Most tensors that do not travel and are compared."""
 _FORWARD_SAMPLES = 8
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -28,9 +32,9 @@ def identity_of(task: Task, model: FlatModel, seed: int) -> TaskIdentity:
     """Return the identity of a task and of its model as `build` made it, before anything is loaded into it.
 
     Args:
-        task: as `load_task` gives it.
+        task: result of `load_task`.
         model: made with `seed`, on any device.
-        seed: what random augmentation of samples, and the model, draw by.
+        seed: seed of random augmentation and of the model.
     """
     train_digest, train = _data("train", task.train, seed)
     test_digest, test = _data("test", task.test, seed)
@@ -42,7 +46,7 @@ def identity_of(task: Task, model: FlatModel, seed: int) -> TaskIdentity:
 
 
 def _data(name: str, data: Data, seed: int) -> tuple[str, list[Numbers]]:
-    """Digest of what is exact, and some of the numbers."""
+    """Return a digest of what must match exactly, and a sample of the numbers."""
     some = spread(count(data), _SAMPLES)
     if isinstance(data, tuple):
         inputs, targets = (torch.as_tensor(part) for part in data)
@@ -50,7 +54,7 @@ def _data(name: str, data: Data, seed: int) -> tuple[str, list[Numbers]]:
     else:
         inputs, targets = _fetched(data, some, seed)
         again, targets_again = _fetched(data, some, seed)
-        # What draws by a generator of its own is another one every time.
+        # Samples from a generator of their own differ each time; they cannot be compared.
         of_inputs = inputs if torch.equal(inputs, again) else None
         targets = targets if torch.equal(targets, targets_again) else targets[:0]
         known = getattr(data, "targets", None)
@@ -80,28 +84,28 @@ def _at_home(model: FlatModel) -> list[Numbers]:
 
 
 def _behaviour(task: Task, model: FlatModel, seed: int) -> list[Numbers]:
-    """Outputs, loss and gradients of the untrained model, where it gives the same ones twice.
+    """Return outputs, loss and gradients of the untrained model; nothing if it does not give the same ones twice.
 
-    Another architecture of the same shapes shows in the outputs, another loss in the loss and in the gradients.
+    A different architecture of the same shapes shows in the outputs, a different loss in the loss and the gradients.
     """
     module = model.module
     was_training = module.training
     module.eval()
     try:
         first, second = (_pass(task, model, seed, drawn) for drawn in (seed, seed + 1))
-    except Exception:  # the first step says better what is wrong
+    except Exception:  # the first step will report it better
         return []
     finally:
         module.train(was_training)
         model.gradients.zero_()
         model.attach_gradients()
         model.put_buffers_back()
-    # Samples that are drawn anew, or a model that draws while it is evaluated, give others on every side.
+    # Random samples, or a model that is random in evaluation, differ on every machine.
     return first if first == second else []
 
 
 def _pass(task: Task, model: FlatModel, seed: int, drawn: int) -> list[Numbers]:
-    """One forward and backward pass; samples are drawn by `seed`, the model's own draws by `drawn`."""
+    """Run a forward and backward pass; `seed` seeds the samples, `drawn` the model."""
     device = model.values.device
     with seeded(seed, device):
         inputs, targets = fetch(task.train, spread(count(task.train), _FORWARD_SAMPLES), device)
@@ -121,7 +125,7 @@ def _pass(task: Task, model: FlatModel, seed: int, drawn: int) -> list[Numbers]:
 
 
 def _kind(tensor: Tensor) -> str:
-    """Whole numbers are the same in any width."""
+    """Return the kind of numbers; integers of any width are the same."""
     return str(tensor.dtype) if tensor.is_floating_point() or tensor.is_complex() else "whole numbers"
 
 

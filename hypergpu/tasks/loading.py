@@ -1,4 +1,4 @@
-"""From a name on the command line to a `Task`."""
+"""Loading of tasks by name."""
 
 import importlib
 import sys
@@ -19,20 +19,21 @@ _OWN_PACKAGE = "hypergpu"
 
 
 def load_task(spec: str, seed: int = 0) -> Task:
-    """Return the task that `spec` names; the same seed gives the same task in every process.
+    """Return the task of a name; the same seed gives the same task in every process.
 
-    Factories run under `seed`: a `random_split` without a generator of its own splits alike on every side of a run.
-    A module is imported once in a process, so what it draws when it is imported is seeded by a constant.
+    Factories run under `seed`: a `random_split` without a generator of its own splits alike on every side of a run. A
+    module is imported once per process, under a constant seed. A factory that caches its result keeps that of the first
+    seed.
 
     Args:
         spec: a shipped task; `package.module:factory`, also found from the current directory, where `factory`
             is a function without arguments that returns a `Task`, or a `Task` itself; the name of an entry point in the
-            group `hypergpu.tasks` of an installed distribution; or, for users with a network, `torchvision:NAME` or
-            `hf:NAME`.
+            group `hypergpu.tasks` of an installed distribution; or, with a network, `torchvision:NAME` or `hf:NAME`.
+        seed: seed of the factory's random numbers.
 
     Raises:
-        UnknownName: no such task; the nearest known one is named.
-        InvalidInput: the module cannot be imported, the factory fails, or it gives something else.
+        UnknownName: no such task; the message suggests the nearest known one.
+        InvalidInput: the module cannot be imported, or the factory raised or did not return a task.
     """
     prefix, colon, rest = spec.partition(":")
     if not colon:
@@ -46,23 +47,24 @@ def load_task(spec: str, seed: int = 0) -> Task:
 
 
 def require_found(spec: str) -> None:
-    """Check that a user's task can be imported, without running its factory: that is done under the run's seed.
+    """Check that a user's task can be imported, without running its factory, which needs the run's seed.
 
     Raises:
-        UnknownName, InvalidInput: as `load_task`.
+        UnknownName: the module has no such factory.
+        InvalidInput: the module cannot be imported.
     """
     module, _, attribute = spec.partition(":")
     _find(spec, module, attribute)
 
 
 def is_user_task(spec: str) -> bool:
-    """Whether `spec` names a user's code rather than a shipped task or loader."""
+    """Return whether a name refers to a user's code, not to a shipped task or loader."""
     prefix, colon, _ = spec.partition(":")
     return prefix not in _LOADERS if colon else spec not in TASK_NAMES
 
 
 def _offered(name: str) -> object:
-    """Return what an installed distribution offers under this name."""
+    """Return the factory that an installed distribution offers under a name."""
     offered = task_names.installed().get(name)
     if offered is None:
         raise UnknownName("task", name, task_names.known())
@@ -71,14 +73,14 @@ def _offered(name: str) -> object:
             loaded: object = offered.load()
     except Exception as error:
         of = offered.dist.name if offered.dist else "an installed distribution"
-        raise InvalidInput(f"task {name!r} of {of}: loading {offered.value} raised {_told(error)}") from error
+        raise InvalidInput(f"task {name!r} of {of}: loading {offered.value} raised {_described(error)}") from error
     return loaded
 
 
 def _find(spec: str, module_name: str, attribute: str) -> object:
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.insert(0, here)  # `hypergpu` as a command, unlike `python -m`, does not look here
+        sys.path.insert(0, here)  # the command `hypergpu`, unlike `python -m`, does not search here
     if not module_name or not attribute:
         raise InvalidInput(f"task {spec!r} is not of the form package.module:factory")
     try:
@@ -89,7 +91,7 @@ def _find(spec: str, module_name: str, attribute: str) -> object:
             package = module_name.partition(".")[0]
             ours = f"; {package} is the name of an installed package: rename yours" if package == _OWN_PACKAGE else ""
             raise InvalidInput(f"task {spec!r}: there is no module {error.name!r} here or installed{ours}") from error
-        raise InvalidInput(f"task {spec!r}: importing {module_name} raised {_told(error)}") from error
+        raise InvalidInput(f"task {spec!r}: importing {module_name} raised {_described(error)}") from error
     try:
         return getattr(module, attribute)
     except AttributeError:
@@ -106,11 +108,11 @@ def _made(spec: str, seed: int, factory: Callable[[], object] | object) -> Task:
         except HyperGPUError:
             raise
         except Exception as error:
-            raise InvalidInput(f"task {spec!r}: its factory raised {_told(error)}") from error
+            raise InvalidInput(f"task {spec!r}: its factory raised {_described(error)}") from error
     if not isinstance(made, Task):
-        raise InvalidInput(f"task {spec!r}: its factory gave a {type(made).__name__}, not a tasks.Task")
+        raise InvalidInput(f"task {spec!r}: its factory returned a {type(made).__name__}, not a hypergpu.tasks.Task")
     return made
 
 
-def _told(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,4 +1,4 @@
-"""Batches that shrink when memory runs out."""
+"""Detection of exhausted memory, and batches that shrink when memory runs out."""
 
 from collections.abc import Callable
 from typing import Final
@@ -13,11 +13,11 @@ _SIGNS: Final = (
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
 )
-"""Parts of messages of errors that have no type of their own, in lower case."""
+"""Parts of error messages, in lower case, of errors without a type of their own."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error, or one that it was raised from, says that memory ran out."""
+    """Return whether an error, or one of its causes, means that memory ran out."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -31,18 +31,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def in_batches(total: int, batch_size: int, take: Callable[[int, int], None]) -> int:
-    """Call `take(start, size)` for each range of `total` samples, in order, with smaller ones where memory runs out.
+    """Call `take(start, size)` for consecutive ranges of `total` samples, smaller ones when memory runs out.
 
     Args:
         total: number of samples.
-        batch_size: samples of the first batch; halved each time that memory runs out, down to 1.
-        take: has no effect if it raises.
+        batch_size: samples of the first batch; halved each time memory runs out, down to 1.
+        take: processes a range; must have no effect if it raises.
 
     Returns:
-        The batch size that fitted.
+        The batch size at the end.
 
     Raises:
-        Exception: what `take` raised, if it is another error or a single sample does not fit.
+        Exception: any other error of `take`, or exhausted memory with a single sample.
     """
     start = 0
     while start < total:
@@ -55,7 +55,7 @@ def in_batches(total: int, batch_size: int, take: Callable[[int, int], None]) ->
 
 
 def _fits(take: Callable[[int, int], None], start: int, size: int) -> bool:
-    """Take a range; on return, nothing holds the tensors of one that did not fit."""
+    """Process a range; return False, with all its tensors released, if it does not fit."""
     try:
         take(start, size)
     except Exception as error:
@@ -63,5 +63,5 @@ def _fits(take: Callable[[int, int], None], start: int, size: int) -> bool:
             raise
     else:
         return True
-    torch.cuda.empty_cache()  # of pieces that are too small; no operation where CUDA is not in use
+    torch.cuda.empty_cache()  # fragmented memory; does nothing unless CUDA is in use
     return False

@@ -1,4 +1,4 @@
-"""What a model is judged by, beside its loss: a named metric, over batches or over a whole set."""
+"""Metrics of a model besides its loss, over batches or over a whole set."""
 
 import math
 from collections.abc import Callable
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
     from hypergpu.tasks.base import Task
 
 Score = Callable[[Tensor, Tensor], "Tensor | float | None"]
-"""(outputs, targets) -> one number; NaN or None is undefined."""
+"""(outputs, targets) -> one number; NaN or None means undefined."""
 
 
 class MetricFailed(HyperGPUError):
-    """A metric raised, or gave something that is not one number."""
+    """A metric raised, or did not return one number."""
 
 
 def share_correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The share of targets that have the largest output; classes are dimension 1, as in `cross_entropy`."""
+    """Return the share of targets with the largest output; classes are dimension 1, as in `cross_entropy`."""
     return (outputs.argmax(1) == targets).float().mean()
 
 
 @dataclass(frozen=True)
 class Metric:
-    """The main metric of a task.
+    """Main metric of a task.
 
     >>> mse = Metric("mse", nn.functional.mse_loss, better="lower")
     >>> mse.spec.text(0.25)
     '0.25'
 
     Raises:
-        InvalidInput: a name that is taken or cannot be written, or an unknown word.
+        InvalidInput: a reserved or unprintable name, or an unknown option.
     """
 
     name: str
-    """Name, in every table, file and series."""
+    """Name in tables, files and series."""
     function: Score
     """(outputs, targets) -> one number."""
     better: Literal["higher", "lower"] = "higher"
@@ -54,15 +54,15 @@ class Metric:
     unit: str = ""
     """Unit of a plain number."""
     over: Literal["batches", "set"] = "batches"
-    """`batches`: the mean over batches, weighted by their size. `set`: one call with the outputs and targets of all
-    samples, for a figure that is no mean of parts (R², AUC, F1). These are kept in the coordinator's memory
-    meanwhile: a million samples of 10 outputs take 48 MB."""
+    """`batches`: mean over batches, weighted by their size. `set`: one call with the outputs and targets of all
+    samples, for metrics that are not means (R², AUC, F1). The coordinator keeps them in memory meanwhile: a million
+    samples of 10 outputs take 48 MB."""
 
     def __post_init__(self) -> None:
         if self.over not in ("batches", "set"):
-            raise InvalidInput(f"metric {self.name!r}: over is 'batches' or 'set', not {self.over!r}")
+            raise InvalidInput(f"metric {self.name!r}: over must be 'batches' or 'set', not {self.over!r}")
         if self.name in RESERVED:
-            raise InvalidInput(f"metric {self.name!r}: the name is taken by a figure of every run; choose another")
+            raise InvalidInput(f"metric {self.name!r}: the name is reserved for a figure of every run; choose another")
         _ = self.spec
 
     @property
@@ -76,10 +76,10 @@ class Metric:
 
     @torch.no_grad()
     def score(self, outputs: Tensor, targets: Tensor) -> float | None:
-        """The metric of these samples; None where it is undefined.
+        """Return the metric of some samples; None if it is undefined.
 
         Raises:
-            MetricFailed: the function raised, or gave something that is not one number.
+            MetricFailed: the function raised, or did not return one number.
         """
         try:
             found = self.function(outputs, targets)
@@ -93,19 +93,19 @@ class Metric:
 
 
 CLASSIFICATION = Metric("accuracy", share_correct, better="higher", format="percent")
-"""The metric of a classification task that names none."""
+"""Metric of a classification task without another one."""
 assert CLASSIFICATION.spec == ACCURACY
 
 
 def spec_of(metric: Metric | None) -> MetricSpec:
-    """Name, direction and format of the main metric; those of the loss where there is none."""
+    """Return name, direction and format of a metric; those of the loss for None."""
     return LOSS if metric is None else metric.spec
 
 
 def metric_for(task: "Task", outputs: Tensor, targets: Tensor) -> Metric | None:
-    """The metric that a task names, or the accuracy of a classification; None where only the loss can be told.
+    """Return the task's metric, or else the accuracy of a classification; None if there is only the loss.
 
-    A classification has class numbers as targets, and outputs with a dimension of two classes or more.
+    A classification has class numbers as targets, and two or more outputs per target.
     """
     if task.metric is not None:
         return task.metric
@@ -119,11 +119,11 @@ def metric_for(task: "Task", outputs: Tensor, targets: Tensor) -> Metric | None:
 
 @torch.no_grad()
 def metric_of(task: "Task", module: nn.Module) -> Metric | None:
-    """As `metric_for`, of a task and its model, whose outputs for one held-out sample are looked at.
+    """Return the metric of a task and its model, which is run on one held-out sample; see `metric_for`.
 
     Args:
         task: with its held-out samples.
-        module: its model, on any device; its mode is restored.
+        module: the task's model, on any device; its mode is restored.
     """
     nothing = torch.empty(0)
     if task.metric is not None or task.accuracy is not None:
@@ -143,19 +143,19 @@ def metric_of(task: "Task", module: nn.Module) -> Metric | None:
 
 @dataclass
 class Tally:
-    """Collects the metric of a task over the batches of a set."""
+    """Metric of a task over the batches of a set."""
 
     task: "Task"
     metric: Metric | None = None
-    """Known from the first batch on."""
+    """None before the first batch."""
     fault: str = ""
-    """What the metric raised first; its value is undefined then."""
+    """First error of the metric, whose value is then undefined."""
     _sum: float = 0.0
     _samples: int = 0
     _kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def add(self, outputs: Tensor, targets: Tensor, samples: int) -> None:
-        """Take in a batch."""
+        """Add a batch."""
         self.metric = self.metric or metric_for(self.task, outputs, targets)
         if self.metric is None or self.fault:
             return
@@ -163,14 +163,14 @@ class Tally:
             if isinstance(outputs, Tensor):
                 self._kept.append((outputs.detach().cpu(), targets.detach().cpu()))
             else:
-                self.fault = f"metric {self.metric.name!r} is over the set, which takes outputs that are one tensor"
+                self.fault = f"metric {self.metric.name!r} is over the set, which needs outputs that are one tensor"
             return
         value = self._score(outputs, targets)
         self._sum += samples * (math.nan if value is None else value)
         self._samples += samples
 
     def value(self) -> float | None:
-        """The metric over all that was added; None where it is undefined, or failed."""
+        """Return the metric over all batches; None if it is undefined or failed."""
         if self.metric is None or self.fault:
             return None
         if self._kept:

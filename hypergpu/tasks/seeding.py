@@ -1,4 +1,4 @@
-"""Draws that a seed fixes, whichever of the usual global generators they come from."""
+"""Seeds for the global random generators of torch, numpy and Python."""
 
 import random
 from collections.abc import Iterator
@@ -9,18 +9,18 @@ import numpy as np
 import torch
 
 _NUMPY_SEEDS: Final = 1 << 32
-"""numpy's global generator takes seeds below this."""
+"""Seeds of numpy's global generator are below this."""
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Seed torch, numpy and `random`, and leave them as they were afterwards.
+    """Seed torch, numpy and `random`, and restore their state afterwards.
 
-    What has a generator of its own, such as `numpy.random.default_rng()`, is not reached.
+    Generators of their own, such as `numpy.random.default_rng()`, are not affected.
 
     Args:
         seed: 0 to 2**64 - 1.
-        device: a CUDA device, to restore its generator too.
+        device: a CUDA device whose generator is seeded and restored too.
     """
     cuda = [device] if torch.device(device).type == "cuda" else []
     of_random, of_numpy = random.getstate(), np.random.get_state()

@@ -347,7 +347,7 @@ def test_arrays_of_float64_are_given_as_the_model_is() -> None:
 
 
 def test_inputs_of_several_tensors_are_refused_with_what_to_do() -> None:
-    with pytest.raises(InvalidInput, match="lay them side by side"):
+    with pytest.raises(InvalidInput, match="put them side by side"):
         Task(model=lambda: nn.Linear(6, 3), train=({"a": X}, Y), test=(X, Y))  # type: ignore[arg-type]  # the point
     node = service()
     node.initialize(None, [({"a": X}, Y)], 0)

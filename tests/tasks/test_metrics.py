@@ -145,7 +145,7 @@ def test_a_task_that_contradicts_itself_is_refused(more: dict[str, object], told
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        ({"name": "loss"}, "the name is taken"),
+        ({"name": "loss"}, "the name is reserved"),
         ({"name": "a<b"}, "name"),
         ({"better": "up"}, "better"),
         ({"format": "share"}, "format"),
