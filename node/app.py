@@ -1,4 +1,4 @@
-"""One worker: its agent, its metrics page, and the signals that end it. Only wiring."""
+"""Wiring of a node: agent, metrics, HTTP server and signals."""
 
 import asyncio
 import signal
@@ -27,10 +27,10 @@ _SAMPLE_SECONDS = 2.0
 
 
 async def run(config: SystemConfig, node_id: str, task: str | None, token: str | None, tls: Tls | None) -> None:
-    """Work until the run is over or a signal ends it.
+    """Run a node until the run is over or a signal arrives.
 
     Raises:
-        HyperGPUError: what no further try can help, such as a wrong token or a certificate that is not trusted.
+        HyperGPUError: an error that no retry can help, such as a wrong token or an untrusted certificate.
     """
     settings = config.node
     specs = detect() if settings.gpu == "auto" else specs_from(settings.gpu)
@@ -69,7 +69,7 @@ async def run(config: SystemConfig, node_id: str, task: str | None, token: str |
 
 
 async def _sample(worker: Worker, client: CoordinatorClient, series: NodeMetrics) -> None:
-    """EventBroadcaster usage and traffic into the metrics, again and again."""
+    """Record usage and traffic periodically."""
     meter = UsageMeter(worker.specs)
     sent = received = 0
     while True:
@@ -81,7 +81,7 @@ async def _sample(worker: Worker, client: CoordinatorClient, series: NodeMetrics
 
 
 def _health(agent: Agent) -> Answer:
-    """Alive is healthy, also while the coordinator is away: a restart of the node would not bring it back."""
+    """Answer 200 while the node runs, even without a coordinator: restarting the node would not help."""
     joined = agent.state not in {State.JOINING, State.PREPARING, State.LEAVING}
     return Answer(f"{agent.state}{'' if joined else ': not in a run'}\n".encode())
 

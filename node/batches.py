@@ -1,4 +1,4 @@
-"""A stream of samples from whatever a user has as a data loader."""
+"""Stream of samples from a user's data loader."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,10 +14,10 @@ _END = object()
 
 
 class Batches:
-    """Cuts batches of any size out of a `torch.utils.data.DataLoader` or another iterable of (inputs, targets).
+    """Batches of any size from a `torch.utils.data.DataLoader` or another iterable of (inputs, targets).
 
-    A loader that ends is begun again, so that epochs follow one another. One that cannot be begun again, such as a
-    generator, may end only once its samples are no longer asked for.
+    A loader that ends is iterated again for the next epoch. One that can be iterated only once, such as a generator,
+    must yield as many samples as are taken.
 
     Raises:
         InvalidInput: `loader` cannot be iterated.
@@ -25,7 +25,9 @@ class Batches:
 
     def __init__(self, loader: Iterable[Any]) -> None:
         if not isinstance(loader, Iterable):
-            raise InvalidInput(f"a data loader yields (inputs, targets); a {type(loader).__name__} yields nothing")
+            raise InvalidInput(
+                f"a data loader must yield (inputs, targets); a {type(loader).__name__} cannot be iterated"
+            )
         self._loader = loader
         self._iterator: Iterator[Any] = iter(())
         self._begun = False
@@ -34,18 +36,17 @@ class Batches:
         self._seen = 0
 
     def take(self, samples: int | None) -> tuple[Tensor, Tensor]:
-        """The next `samples` samples; None takes one batch as the loader gives it.
+        """Return the next `samples` samples; None returns one batch as the loader yields it.
 
         Raises:
-            Unavailable: the loader failed for now; no sample that it gave is lost, and calling again goes on.
-            InvalidInput: the loader ended early, raised, or yields something else than pairs of as many inputs and
-                targets.
+            Unavailable: the loader failed temporarily; no sample is lost, and the next call continues.
+            InvalidInput: the loader ended early, raised, or did not yield pairs of equal numbers of inputs and targets.
         """
         if samples is None:
             held, self._held = self._held, []
             return _joined(held) if held else self._next()
         while sum(len(inputs) for inputs, _ in self._held) < samples:
-            self._held.append(self._next())  # what is held stays for the next call, should this one fail
+            self._held.append(self._next())  # kept for the next call if this one fails
         inputs, targets = _joined(self._held)
         self._held = [(inputs[samples:], targets[samples:])] if len(inputs) > samples else []
         return inputs[:samples], targets[:samples]
@@ -66,13 +67,13 @@ class Batches:
         ) from self._broke
 
     def _call(self, loader: Callable[[], Any]) -> Any:
-        """Run code of the loader's own, and type its errors."""
+        """Call the loader's code and convert its errors."""
         try:
             return loader()
         except HyperGPUError:
             raise
         except Exception as error:
-            self._broke = error  # a generator ends with its first error: the reason why it "ended early"
+            self._broke = error  # a generator ends with its first error, which is then why it "ended early"
             told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             kind = Unavailable if is_transient(error) else InvalidInput
             raise kind(f"the data loader failed after {self._seen} samples: {told}") from error

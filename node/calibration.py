@@ -1,7 +1,7 @@
 """Step times of a task's model on this machine, measured once and shared by all nodes of a user.
 
-Simulated cards are compared with one another, so nodes of one machine must scale the same measurement. Nodes that
-measure by themselves, at the same moment, disturb each other, and the order of their cards is lost.
+Simulated cards are compared with one another, so all nodes of a machine must scale the same measurement. Nodes that
+measure at the same time disturb each other, and the order of their cards is lost.
 """
 
 import contextlib
@@ -35,9 +35,9 @@ log = structlog.get_logger()
 
 _FORMAT = 1
 _EXPIRES_SECONDS = 86_400
-"""A machine changes: power modes, other libraries, an edited model that looks the same."""
+"""Age after which a measurement is repeated: power modes, libraries and models with the same layers change."""
 _LOCK_SECONDS = 30.0
-"""Longest wait for another process: above a measurement's time, below the patience of a person at a terminal."""
+"""Longest wait for another process: longer than a measurement, short enough for a user at a terminal."""
 _POLL_SECONDS = 0.05
 _MAX_FILE_BYTES = 1 << 16
 
@@ -48,23 +48,23 @@ _MAX_BATCH_BYTES = 256 << 20
 _GROWTH = 4
 _MIN_REPEATS, _MAX_REPEATS = 3, 15
 _ENOUGH_SECONDS = 0.2
-"""CPU time of the passes over one batch after which more repeats are not worth their while."""
+"""CPU time of the passes over one batch after which more repeats add little."""
 _BUSY_SHARE = 0.5
 """Share of a core below which the machine counts as busy."""
 
 _pinned = threading.Lock()
-"""Torch's number of threads is the process's: nodes in threads of one process measure in turn."""
+"""Torch's number of threads is global: nodes in threads of one process measure one after the other."""
 
 
 def step_times(trainer: Trainer, sample_bytes: float) -> StepTimes:
-    """Return the step times of a model on one core of this machine: another node's if there are, else measured now.
+    """Return the step times of a model on one core of this machine, as stored by another node or else measured now.
 
     Args:
         trainer: on the CPU.
         sample_bytes: memory that one sample takes in training.
 
     Raises:
-        InvalidInput, NonFiniteUpdate, OutOfMemory: as `Trainer.gradient`.
+        InvalidInput, NonFiniteUpdate, OutOfMemory: see `Trainer.gradient`.
     """
     return shared(_key(trainer, sample_bytes), lambda: _measured(trainer, sample_bytes))
 
@@ -72,12 +72,12 @@ def step_times(trainer: Trainer, sample_bytes: float) -> StepTimes:
 def measure(time_step: Callable[[int], Timing], most_samples: int) -> StepTimes:
     """Return the step times, from the fastest passes over a small and a large batch.
 
-    The large one grows until it takes twice as long as the small one: the cost of a sample of a tiny model would
-    drown in the fixed cost of a step.
+    The large batch grows until it takes twice as long as the small one; otherwise the cost of a sample of a tiny model
+    would be lost in the fixed cost of a step.
 
     Args:
-        time_step: makes one pass over so many samples.
-        most_samples: of a batch.
+        time_step: times one pass over a number of samples.
+        most_samples: largest batch.
     """
     passes: list[Timing] = []
 
@@ -111,9 +111,9 @@ def shared(
     sleep: Callable[[float], object] = time.sleep,
     now: Callable[[], float] = time.time,
 ) -> StepTimes:
-    """Return the stored measurement of `key`; else measure, while other processes wait, and store it.
+    """Return the stored measurement of `key`, or measure and store it while other processes wait.
 
-    Where nothing can be stored, measure all the same.
+    If nothing can be stored, measure anyway.
     """
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32] + ".json"
     with ExitStack() as stack:
@@ -122,7 +122,7 @@ def shared(
             return measure()
         found = _read(directory / name, key, now())
         if found is not None:
-            log.debug("took the step times that another node measured", path=str(directory / name), **asdict(found))
+            log.debug("using the step times that another node measured", path=str(directory / name), **asdict(found))
             return found
         times = measure()
         _write(directory, name, key, times, now())
@@ -130,7 +130,7 @@ def shared(
 
 
 def cache_directories() -> Iterator[Path]:
-    """Yield where measurements may be stored: the user's cache, else a directory for temporary files."""
+    """Yield the directories for measurements: the user's cache, then a directory for temporary files."""
     with contextlib.suppress(RuntimeError):  # no home directory
         base = os.environ.get("XDG_CACHE_HOME", "")
         yield (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "hypergpu" / "calibration"
@@ -158,7 +158,7 @@ def _measured(trainer: Trainer, sample_bytes: float) -> StepTimes:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute on the calling thread alone, whose CPU time is then all of the work, without others' waiting."""
+    """Compute on the calling thread only, so that its CPU time is the time of the work."""
     with _pinned:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -174,7 +174,7 @@ def _report(
     figures = {**asdict(times), "core_share": round(core_share, 3)}
     if not plausible:
         log.warning(
-            "a larger batch took no more time than a small one: simulated cards hardly tell batch sizes apart",
+            "a large batch took no longer than a small one: simulated step times hardly depend on the batch size",
             small_batch=few[0],
             small_batch_seconds=few[1],
             large_batch=many[0],
@@ -187,7 +187,7 @@ def _report(
 
 
 def _key(trainer: Trainer, sample_bytes: float) -> dict[str, Any]:
-    """Return all that step times depend on; the memory of a sample tells models of the same layers apart."""
+    """Return all that step times depend on; the memory of a sample distinguishes models with the same layers."""
     inputs, targets = trainer.samples(range(1))
     layers = [f"{type(module).__module__}.{type(module).__qualname__}" for module in trainer.model.module.modules()]
     tensors = [f"{tensor.name} {tensor.shape}" for tensor in trainer.model.manifest.tensors]
@@ -206,7 +206,7 @@ def _key(trainer: Trainer, sample_bytes: float) -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """Return what names this machine: home directories may be shared by several, and containers rename theirs."""
+    """Return an id of this machine, because machines may share a home directory and containers change host names."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except (OSError, ValueError):
@@ -228,7 +228,7 @@ def _cpu() -> str:
 def _locked(
     stack: ExitStack, directories: Callable[[], Iterator[Path]], sleep: Callable[[float], object]
 ) -> Path | None:
-    """Return the first directory that can be locked, and let `stack` unlock it."""
+    """Return the first directory that can be locked; `stack` unlocks it."""
     problems = []
     for directory in directories():
         try:
@@ -244,7 +244,7 @@ def _locked(
             continue
         return directory
     log.warning(
-        "this node measures its step times alone: the order of simulated cards may be lost",
+        "this node measures its own step times: simulated cards of several nodes may not be comparable",
         reason="; ".join(problems) or "there is no cache directory",
         fix="set XDG_CACHE_HOME to a directory that this user can write to",
     )
@@ -255,7 +255,7 @@ def _open_lock(directory: Path) -> int:
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise PermissionError(errno.EPERM, "not a directory that this user alone can write to")
+        raise PermissionError(errno.EPERM, "not a directory that only this user can write to")
     return os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
@@ -263,7 +263,7 @@ def _wait_for(descriptor: int, sleep: Callable[[float], object]) -> None:
     """Lock an open file.
 
     Raises:
-        TimeoutError: another process has held it for too long; it may be stopped.
+        TimeoutError: another process holds it for too long; it may be stopped.
         OSError: the file system has no locks.
     """
     for _ in range(round(_LOCK_SECONDS / _POLL_SECONDS)):
@@ -275,26 +275,26 @@ def _wait_for(descriptor: int, sleep: Callable[[float], object]) -> None:
 
 
 def _read(file: Path, key: Mapping[str, Any], now: float) -> StepTimes | None:
-    """Return what a file holds; None where there is none, or none to rely on."""
+    """Return the measurement in a file; None if there is none, or it cannot be trusted."""
     try:
         with os.fdopen(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
             found = os.fstat(opened.fileno())
             if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-                raise ValueError("it is not a file of this user")
+                raise ValueError("not a file of this user")
             if not 0 <= now - found.st_mtime < _EXPIRES_SECONDS:
                 return None
             return _parsed(opened.read(_MAX_FILE_BYTES), key)
     except FileNotFoundError:
         return None
     except (OSError, InvalidInput, ValueError, KeyError, OverflowError) as error:
-        log.warning("stored step times are not usable and are measured again", path=str(file), reason=repr(error))
+        log.warning("cannot use the stored step times; measuring again", path=str(file), reason=repr(error))
         return None
 
 
 def _parsed(data: bytes, key: Mapping[str, Any]) -> StepTimes:
     document = strict_json.parse_object(data)
     if document.get("format") != _FORMAT or document.get("key") != key:
-        raise ValueError("it is not about this model on this machine")
+        raise ValueError("not a measurement of this model on this machine")
     values = document["times"]
     names = ("seconds_per_step", "seconds_per_sample")
     if not isinstance(values, dict) or not all(type(values.get(name)) in (int, float) for name in names):
@@ -303,7 +303,7 @@ def _parsed(data: bytes, key: Mapping[str, Any]) -> StepTimes:
 
 
 def _write(directory: Path, name: str, key: Mapping[str, Any], times: StepTimes, now: float) -> None:
-    """Store a measurement in one move, and remove those that have expired; the directory is locked."""
+    """Store a measurement atomically, and remove expired ones. The caller holds the lock."""
     document = json.dumps({"format": _FORMAT, "key": key, "times": asdict(times)})
     new = directory / "new"
     try:
@@ -316,4 +316,4 @@ def _write(directory: Path, name: str, key: Mapping[str, Any], times: StepTimes,
             if not 0 <= now - file.lstat().st_mtime < _EXPIRES_SECONDS:
                 file.unlink(missing_ok=True)
     except OSError as error:
-        log.warning("step times cannot be stored: each node measures its own", path=str(directory), reason=str(error))
+        log.warning("cannot store step times; each node measures its own", path=str(directory), reason=str(error))

@@ -1,4 +1,4 @@
-"""What a container may use of its machine: the limits of the process's control group and of those above it."""
+"""Limits of a container: those of the process's control group and of its ancestors."""
 
 import os
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from pathlib import Path, PurePosixPath
 _ROOT = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _UNLIMITED_BYTES = 1 << 60
-"""Version 1 writes a limit near 2⁶³ where there is none."""
+"""Version 1 reports a limit near 2⁶³ if there is none."""
 
 
 def memory_limit_bytes(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> int | None:
-    """Bytes that the process may use; None without a limit.
+    """Return the memory limit of the process; None without a limit.
 
     Args:
-        root: where the control groups are mounted.
+        root: mount point of the control groups.
         membership: the process's `/proc/PID/cgroup`.
     """
     limits = []
@@ -27,7 +27,12 @@ def memory_limit_bytes(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> in
 
 
 def cpu_limit(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> float | None:
-    """CPUs' worth of time that the process may use; None without a limit. `root`, `membership`: as above."""
+    """Return the CPU limit of the process, in CPUs; None without a limit.
+
+    Args:
+        root: mount point of the control groups.
+        membership: the process's `/proc/PID/cgroup`.
+    """
     limits = []
     for directory, version in _groups(root, membership, "cpu"):
         if version == 2:
@@ -40,16 +45,16 @@ def cpu_limit(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> float | Non
 
 
 def usable_cpus() -> int:
-    """Whole CPUs that the process may keep busy: by its affinity, and by its share of time in a container."""
+    """Return the number of CPUs that the process can keep busy: the minimum of its affinity and its limit."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = cpu_limit()
     return cpus if limit is None else max(1, min(cpus, ceil(limit)))
 
 
 def _groups(root: Path, membership: Path, controller: str) -> Iterator[tuple[Path, int]]:
-    """The control group of the process and those above it, each with its version.
+    """Yield the control group of the process and its ancestors, each with its version.
 
-    Inside a container with a namespace of its own the group is the root; else its path is in `/proc/self/cgroup`.
+    In a container with its own namespace the group is the root; otherwise its path is in `/proc/self/cgroup`.
     """
     for line in _read(membership).splitlines():
         number, _, rest = line.partition(":")

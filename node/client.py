@@ -1,4 +1,4 @@
-"""The coordinator as a node sees it: stubs, metadata, and errors of our own tree."""
+"""A node's calls to its coordinator, with the metadata of the node and typed errors."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,16 +18,16 @@ from hypergpu.protos import coordinator_pb2 as pb
 
 _SERVICE = "/hypergpu.coordinator.v1.Training/"
 UNARY_SECONDS = 15.0
-"""After which a small call counts as lost; far above any link's round trip."""
+"""Timeout of a small call; far above the round trip of any link."""
 STALL_SECONDS = 30.0
-"""Without a single part of a stream, after which it counts as broken. Keepalive notices a dead peer before."""
+"""Time without a part after which a stream counts as broken. Keepalive detects a dead peer sooner."""
 
 Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A unit of work as ordered."""
+    """Unit of work as assigned, with its parameters."""
 
     order: pb.WorkOrder
     parameters: Flat
@@ -40,18 +40,18 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class RunOver:
-    """There is no more work."""
+    """End of the run."""
 
     reason: str
     stays: bool = False
-    """The coordinator stays, and may begin another run."""
+    """Whether the coordinator stays and may start another run."""
 
 
 class CoordinatorClient:
-    """Calls of one node to its coordinator, or to a proxy before it; every call carries the node's name.
+    """Calls of one node to its coordinator, directly or through a proxy; every call carries the node's name.
 
-    Use as an async context manager. Every method raises the errors of `hypergpu.common.errors` alone:
-    `Unavailable`, `DeadlineExceeded` and `CorruptData` may go away when tried again.
+    Use it as an async context manager. Every method raises only errors of `hypergpu.common.errors`; a retry may help
+    after `Unavailable`, `DeadlineExceeded` and `CorruptData`.
     """
 
     def __init__(
@@ -95,46 +95,46 @@ class CoordinatorClient:
         await self._channel.close()
 
     async def register(self, request: pb.RegisterRequest) -> pb.RegisterReply:
-        """Join the run, or resume the membership."""
+        """Register with the run."""
         return await self._call(self._register, request)
 
     async def heartbeat(
         self, request: pb.HeartbeatRequest, timeout_seconds: float = UNARY_SECONDS
     ) -> pb.HeartbeatReply:
-        """Say that the node lives; brings back a directive."""
+        """Report that the node is alive; return the coordinator's reply, with its directive."""
         return await self._call(self._heartbeat, request, timeout_seconds)
 
     async def upload_progress(self, work: pb.WorkId) -> pb.UploadProgress:
-        """How much of an update the coordinator holds."""
+        """Return how much of an update the coordinator holds."""
         return await self._call(self._progress, work)
 
     async def return_work(
         self, work: pb.WorkId, reason: str, detail: str, timeout_seconds: float = UNARY_SECONDS
     ) -> None:
-        """Give a unit of work up."""
+        """Return a unit of work."""
         request = pb.ReturnWorkRequest(work=work, reason=reason, detail=detail[:400])
         await self._call(self._return, request, timeout_seconds)
 
     async def leave(self, run_id: str, reason: str, timeout_seconds: float = UNARY_SECONDS) -> None:
-        """Say goodbye."""
+        """Leave the run."""
         await self._call(
             self._leave, pb.LeaveRequest(node_id=self.node_id, run_id=run_id, reason=reason), timeout_seconds
         )
 
     async def pull(
-        self, run_id: str, wait_seconds: float, expected: Manifest, into: Flat, ordered: Callable[[Work], None]
+        self, run_id: str, wait_seconds: float, expected: Manifest, into: Flat, on_order: Callable[[Work], None]
     ) -> Work | RunOver | None:
-        """The next unit of work, its parameters received into `into`; None when there was none within `wait_seconds`.
+        """Return the next unit of work with its parameters in `into`; None if there was none within `wait_seconds`.
 
         Args:
-            run_id: of the run that the node registered with.
-            wait_seconds: how long the coordinator may keep the node waiting.
-            expected: the model's manifest.
+            run_id: id of the registered run.
+            wait_seconds: how long the coordinator may hold the call.
+            expected: manifest of the model.
             into: shape (expected.size,).
-            ordered: called when the order is here, before the parameters are.
+            on_order: called when the order has arrived, before its parameters.
 
         Raises:
-            ProtocolError: parts out of order, or parameters of another model.
+            ProtocolError: parts in the wrong order, or parameters of another model.
             CorruptData: a chunk that does not match its checksum, or a stream that ended early.
         """
         request = pb.PullWorkRequest(node_id=self.node_id, run_id=run_id, wait_seconds=wait_seconds)
@@ -151,20 +151,20 @@ class CoordinatorClient:
                 part = decode_work_part(data)
                 if isinstance(part, Chunk):
                     if work is None:
-                        raise ProtocolError(f"{self.address}: parameters came before their order")
+                        raise ProtocolError(f"{self.address}: parameters arrived before their order")
                     assembler.add(part)
                 elif part.WhichOneof("part") == "run_over":
                     return RunOver(part.run_over.reason, part.run_over.stays)
                 elif work is None and part.WhichOneof("part") == "order":
                     work = Work(part.order, into)
-                    ordered(work)
+                    on_order(work)
                     expected.require_same(manifest_from_proto(part.order.manifest))
                 else:
-                    raise ProtocolError(f"{self.address}: an order came twice, or none")
+                    raise ProtocolError(f"{self.address}: expected one order")
         except grpc.RpcError as error:
             raise await explain_failure(error, self.address, self._tls) from error
         except TimeoutError as error:
-            raise DeadlineExceeded(f"{self.address}: nothing came for {patience:g} s") from error
+            raise DeadlineExceeded(f"{self.address}: nothing arrived for {patience:g} s") from error
         finally:
             call.cancel()
         if work is not None and not assembler.complete:
@@ -222,7 +222,7 @@ class CoordinatorClient:
 
 
 def specs_message(specs: GPUSpecs) -> pb.GpuSpecs:
-    """Specs for the wire."""
+    """Return the message for the specs of a card."""
     return pb.GpuSpecs(
         name=specs.name,
         memory_bytes=specs.memory_bytes,

@@ -1,4 +1,4 @@
-"""The machine as it is: its card, what that card is doing, and what the process holds."""
+"""Specs and usage of the real machine."""
 
 import os
 import resource
@@ -13,7 +13,7 @@ from hypergpu.node.core.gpu import GPUSpecs, specs_from
 
 try:
     import pynvml
-except ImportError:  # the `gpu` extra; without it a real card's utilisation is not known
+except ImportError:  # the `gpu` extra; without it the utilisation of a real card is unknown
     pynvml = None
 
 # Float32 operations per cycle and multiprocessor, two per core (CUDA C++ Programming Guide, "Arithmetic instructions").
@@ -21,7 +21,7 @@ _PER_CYCLE = {"7.0": 128, "7.5": 128, "8.0": 128, "8.6": 256, "8.9": 256, "9.0":
 
 
 def detect() -> GPUSpecs:
-    """The specs of this machine: its first CUDA card, or its CPU, neither simulated."""
+    """Return the specs of this machine's first CUDA card, or else of its CPU."""
     if not torch.cuda.is_available():
         return GPUSpecs("cpu", _memory_limit(), specs_from("laptop-cpu").tflops, simulated=False)
     properties = torch.cuda.get_device_properties(0)
@@ -40,7 +40,7 @@ class Usage:
 
 
 class UsageMeter:
-    """Reads what `specs`'s card is doing: NVML for a real one, else this process's share of one CPU and its memory."""
+    """Usage of a real card by NVML, or else this process's share of one CPU and its memory."""
 
     def __init__(self, specs: GPUSpecs) -> None:
         self._handle = None
@@ -53,7 +53,7 @@ class UsageMeter:
         self._last = (time.monotonic(), time.process_time())
 
     def read(self) -> Usage:
-        """The usage since the last reading."""
+        """Return the usage since the last reading."""
         if self._handle is not None:
             rates = pynvml.nvmlDeviceGetUtilizationRates(self._handle)
             return Usage(float(rates.gpu), pynvml.nvmlDeviceGetMemoryInfo(self._handle).used / (1 << 20))
@@ -66,12 +66,12 @@ class UsageMeter:
 def _resident_bytes() -> float:
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:  # not Linux: the peak is the nearest that there is
+    except OSError:  # not Linux: the peak is the best approximation
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _memory_limit() -> int:
-    """Bytes that the process may use: the machine's memory, or less in a container."""
+    """Return the memory of the machine, or the limit of the container."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = memory_limit_bytes()
     return physical if limit is None else min(physical, limit)

@@ -11,20 +11,20 @@ from hypergpu.tasks import FlatModel
 
 
 class AppliedTwiceError(Exception):
-    """A backward pass gave a parameter a second gradient after the parameter had moved along the first."""
+    """A parameter got a second gradient in a backward pass, after the first one was applied."""
 
 
 class FusedSgd:
-    """While entered, each parameter moves as soon as its gradient is there, still in the cache, and the gradient goes.
+    """Applies each gradient as soon as it is computed, while it is in the cache, and discards it.
 
-    On a CPU, a step of four million parameters takes a third less than with zeroing, adding into a flat buffer, and
-    moving along that (Lv et al., "Full parameter fine-tuning for large language models with limited resources", ACL
-    2024, do it for the memory). Not every model can be trained so: `Rehearsal` finds out. A backward pass that
-    needs a saved parameter which has moved raises RuntimeError, as autograd counts the versions of what it saved.
+    On a CPU, a step of four million parameters takes a third less time than zeroing, adding into a flat buffer and
+    applying that (Lv et al., "Full parameter fine-tuning for large language models with limited resources", ACL 2024,
+    do it to save memory). Not every model can be trained this way: `Rehearsal` finds out. A backward pass that needs a
+    saved parameter after its change raises RuntimeError, because autograd checks the versions of saved tensors.
 
     Raises:
-        AppliedTwiceError: out of `backward()`, where a parameter gets its gradient in parts, as a block does that is
-            used twice under reentrant activation checkpointing. The second part may stem from the moved parameter.
+        AppliedTwiceError: from `backward()`, if a parameter gets its gradient in parts, such as in a block used twice
+            under reentrant activation checkpointing. The second part may depend on the changed parameter.
     """
 
     def __init__(self, model: FlatModel, learning_rate: float) -> None:
@@ -44,7 +44,7 @@ class FusedSgd:
         self._model.attach_gradients()
 
     def norm(self) -> float:
-        """Return the norm of the whole gradient since the last call, and begin the next step."""
+        """Return the norm of the whole gradient since the last call, and start the next step."""
         norms = list(self._norms.values())
         self._norms.clear()
         return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
@@ -64,10 +64,10 @@ class FusedSgd:
 
 
 class Rehearsal(FusedSgd):
-    """A descent in which each parameter becomes NaN instead of moving.
+    """A trial in which each parameter becomes NaN instead of being updated.
 
-    Where the rest of the backward pass reads the parameter again, as a forward pass does that is recomputed, its
-    gradients become NaN too: such a model must not move its parameters before the backward pass is over.
+    If the rest of the backward pass reads the parameter again, for example in a recomputed forward pass, its gradients
+    become NaN too: such a model must not change its parameters before the backward pass is over.
     """
 
     def __init__(self, model: FlatModel) -> None:

@@ -1,4 +1,4 @@
-"""What the metrics collector records, as Prometheus series; names and units follow Prometheus's own guide."""
+"""Prometheus series of a node; names and units follow Prometheus's guide."""
 
 import math
 
@@ -15,7 +15,7 @@ _WORK_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 3
 
 
 class NodeMetrics:
-    """The series of one node in `registry`; `record` is a sink for a `MetricsCollector`."""
+    """Series of one node in `registry`; `record` is a sink for a `MetricsCollector`."""
 
     def __init__(self, registry: CollectorRegistry, node_id: str, specs: GPUSpecs) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -38,21 +38,19 @@ class NodeMetrics:
         self._loss = optional("loss", "Loss of the last step.")
         self._metric = optional("metric", "Main metric of the last step on its own batch.")
         self._norm = optional("gradient_norm", "Norm of the last step's gradient.")
-        self._step = seconds("step", "A training step, simulated delay included.", _STEP_BUCKETS)
+        self._step = seconds("step", "Duration of a training step, including simulated delay.", _STEP_BUCKETS)
         self._forward = seconds("forward", "The forward pass of a step.", _STEP_BUCKETS)
         self._backward = seconds("backward", "The backward pass of a step.", _STEP_BUCKETS)
         self._compute = counter("compute_seconds_total", "Time spent in training steps.")
-        self._round_trip = seconds(
-            "rpc_round_trip", "A small call's round trip, where it succeeded.", _ROUND_TRIP_BUCKETS
-        )
+        self._round_trip = seconds("rpc_round_trip", "Round trip of a successful small call.", _ROUND_TRIP_BUCKETS)
         self._calls = counter("rpcs_total", "Calls to the coordinator.", "outcome")
-        self._retries = counter("rpc_retries_total", "Calls that were tried again.")
-        self._gpu = optional("gpu_utilization_ratio", "Utilisation of the card; of one CPU core where there is none.")
-        self._memory = optional("memory_bytes", "Memory in use: the card's, or the process's where there is none.")
+        self._retries = counter("rpc_retries_total", "Retried calls.")
+        self._gpu = optional("gpu_utilization_ratio", "Utilisation of the card, or of one CPU core without a card.")
+        self._memory = optional("memory_bytes", "Memory in use on the card, or by the process without a card.")
         self._work_compute = seconds("work_compute", "Compute of a unit of work.", _WORK_BUCKETS)
         self._work_waiting = seconds("work_waiting", "Network and waiting of a unit of work.", _WORK_BUCKETS)
-        self._work = counter("work_total", "Units of work by how they ended.", "outcome")
-        self._state = gauge("state", "1 for the state of the life cycle that the node is in.", "state")
+        self._work = counter("work_total", "Units of work, by outcome.", "outcome")
+        self._state = gauge("state", "1 for the current state of the life cycle.", "state")
         self._sent = counter("sent_bytes_total", "Bytes of updates sent.")
         self._received = counter("received_bytes_total", "Bytes of parameters received.")
         for outcome in ("success", "failure"):
@@ -60,7 +58,7 @@ class NodeMetrics:
         self.state(State.JOINING)
 
     def record(self, record: Record) -> None:
-        """Translate one record."""
+        """Update the series with a record."""
         match record:
             case TrainingStep():
                 self._steps.inc()
@@ -85,21 +83,21 @@ class NodeMetrics:
                 _observe(self._work_waiting, record.waiting_time)
 
     def work(self, outcome: str) -> None:
-        """A unit of work ended."""
+        """Count a unit of work by how it ended."""
         self._work.labels(outcome).inc()
 
     def state(self, state: State) -> None:
-        """The node is in another state."""
+        """Set the state of the life cycle."""
         for known in State:
             self._state.labels(str(known)).set(known is state)
 
     def traffic(self, sent: int, received: int) -> None:
-        """Bytes since the last call."""
+        """Add the bytes sent and received since the last call."""
         self._sent.inc(sent)
         self._received.inc(received)
 
 
 def _observe(histogram: Histogram, value: float) -> None:
-    """NaN stands for what was not measured; in a histogram it would spoil the sum for good."""
+    """Add a value unless it is NaN, which stands for unknown and would spoil the sum of the histogram."""
     if not math.isnan(value):
         histogram.observe(value)

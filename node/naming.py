@@ -1,4 +1,4 @@
-"""What a node is called when nobody names it: made before it first dials, so that its link is known from the start."""
+"""Default name of a node, chosen before it first dials so that its link is known from the start."""
 
 import re
 import secrets
@@ -15,15 +15,15 @@ _TRIES, _TRY_SECONDS = 3, 1.0
 
 
 def own_name() -> str:
-    """Return a name from this host's, with a random end: several nodes may run on one host."""
+    """Return the host name with a random suffix, because several nodes may run on one host."""
     host = "".join(c for c in socket.gethostname().partition(".")[0] if c.isascii() and (c.isalnum() or c in "-_"))
     return f"{host[:40].lstrip('-_') or 'node'}-{secrets.token_hex(3)}"
 
 
 def replica_name() -> str | None:
-    """Return the name of this container as a replica of its Compose service, such as node-1; None where it is none.
+    """Return the name of this container as a replica of a Compose service, such as node-1; None if it is none.
 
-    A container is not told its number: the engine's DNS knows it, under the container's address.
+    A container does not know its number; the engine's DNS has it under the container's address.
     """
     try:
         address = socket.gethostbyname(socket.gethostname())
@@ -44,22 +44,22 @@ def replica_of(name: str) -> str | None:
 
 
 def encode_question(number: int, address: str) -> bytes:
-    """Return a DNS message that asks for the name of an IPv4 address (RFC 1035, sections 3.5 and 4)."""
+    """Return a DNS query for the name of an IPv4 address (RFC 1035, sections 3.5 and 4)."""
     labels = [*reversed(address.split(".")), "in-addr", "arpa"]
     question = b"".join(bytes([len(label)]) + label.encode("ascii") for label in labels) + b"\0"
     return struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + question + struct.pack("!2H", _PTR, _INTERNET)
 
 
 def decode_answer(number: int, message: bytes) -> str | None:
-    """Return the first name in an answer to the question `number`; None where there is none.
+    """Return the first name in the answer to query `number`; None if there is none.
 
     Raises:
-        ValueError: the message is no answer to it, or not well formed.
+        ValueError: not an answer to the query, or malformed.
     """
     try:
         answered, flags, questions, answers = struct.unpack_from("!4H", message)
         if answered != number or not flags & 0x8000:
-            raise ValueError("no answer to this question")
+            raise ValueError("not an answer to this query")
         at = 12
         for _ in range(questions):
             at = _skip_name(message, at) + 4
@@ -71,7 +71,7 @@ def decode_answer(number: int, message: bytes) -> str | None:
                 return ".".join(_labels(message, at))
             at += size
     except (struct.error, IndexError, UnicodeDecodeError) as error:
-        raise ValueError("not well formed") from error
+        raise ValueError("malformed answer") from error
     return None
 
 
@@ -81,7 +81,7 @@ def _name_servers(configuration: str) -> list[str]:
 
 
 def _ask(server: str, address: str) -> str | None:
-    """Return what a DNS server calls an address; None where it does not know or answer."""
+    """Return the name of an address from a DNS server; None if it has none or does not answer."""
     for _ in range(_TRIES):
         number = secrets.randbelow(1 << 16)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
@@ -109,7 +109,7 @@ def _labels(message: bytes, at: int) -> Iterator[str]:
         if length >= 0xC0:
             pointers += 1
             if pointers > _MOST_POINTERS:
-                raise ValueError("a name that points at itself")
+                raise ValueError("a name with too many pointers")
             at = (length & 0x3F) << 8 | message[at + 1]
             continue
         label = message[at + 1 : at + 1 + length]

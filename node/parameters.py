@@ -1,4 +1,4 @@
-"""Parameters in whatever form a user holds them, as the flat buffer of a model."""
+"""Conversion of parameters in any form to the flat buffer of a model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,15 +12,15 @@ from hypergpu.common.tensors import Flat, Manifest, TensorSpec
 from hypergpu.tasks import FlatModel
 
 Parameters = Mapping[str, Any] | Sequence[Any] | Flat | torch.Tensor | nn.Module
-"""By name (a `state_dict` will do), in the order of the model's manifest, as one flat buffer, or a Module like it."""
+"""A mapping by name (such as a `state_dict`), a list in manifest order, one flat buffer, or a Module of this shape."""
 
 
 def flattened(parameters: Parameters, model: FlatModel) -> Flat:
-    """The flat buffer of shape (manifest.size,) that `parameters` stand for.
+    """Return parameters as one flat buffer of shape (manifest.size,).
 
     Raises:
-        ProtocolError: missing, extra or wrongly shaped tensors, each named.
-        NonFiniteUpdate: NaN or infinity; the tensor is named.
+        ProtocolError: missing, unexpected or misshaped tensors; the message names them.
+        NonFiniteUpdate: NaN or infinity; the message names the tensor.
     """
     manifest = model.manifest
     if isinstance(parameters, nn.Module):
@@ -32,7 +32,7 @@ def flattened(parameters: Parameters, model: FlatModel) -> Flat:
         if not isinstance(parameters, Mapping):
             if not isinstance(parameters, Sequence) or len(parameters) != len(manifest.tensors):
                 raise ProtocolError(
-                    f"parameters are a mapping, a flat buffer or a list of {len(manifest.tensors)} tensors, "
+                    f"parameters must be a mapping, a flat buffer or a list of {len(manifest.tensors)} tensors, "
                     f"not a {type(parameters).__name__}"
                 )
             parameters = dict(zip((t.name for t in manifest.tensors), parameters, strict=True))
@@ -43,7 +43,7 @@ def flattened(parameters: Parameters, model: FlatModel) -> Flat:
         ordered = [given.pop(t.name) for t in manifest.tensors if t.name in given]
         manifest.require_same(Manifest((*ordered, *given.values())))
         flat = np.concatenate([views[t.name].ravel() for t in manifest.tensors])
-    # A sum is not finite if any part is not, and costs a tenth of asking each.
+    # The sum is finite only if all parts are, and costs a tenth of checking each.
     with np.errstate(invalid="ignore"):  # infinity less infinity
         total = np.add.reduce(flat, dtype=np.float64)
     if not np.isfinite(total):
@@ -56,8 +56,8 @@ def _array(value: Any) -> Flat:
     try:
         tensor = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
     except (TypeError, ValueError) as error:
-        raise ProtocolError(f"a {type(value).__name__} where a tensor of real numbers belongs") from error
+        raise ProtocolError(f"expected a tensor of real numbers, not a {type(value).__name__}") from error
     if tensor.is_complex() or tensor.dtype is torch.bool:
-        raise ProtocolError(f"a tensor of {tensor.dtype} where real numbers belong")
+        raise ProtocolError(f"expected a tensor of real numbers, not of {tensor.dtype}")
     array: Flat = tensor.to(torch.float32).numpy()
     return array

@@ -1,4 +1,4 @@
-"""Forward, backward and local steps of one model through torch, into flat buffers."""
+"""Training of one model with torch, into flat buffers."""
 
 import math
 import threading
@@ -22,27 +22,25 @@ from hypergpu.tasks.seeding import seeded
 
 log = structlog.get_logger()
 
-log = structlog.get_logger()
-
 Fetch = Callable[[int], tuple[Tensor, Tensor]]
-"""The samples of local step `i`."""
+"""Returns the samples of local step `i`."""
 
 
 def _warn(failure: MetricFailed) -> None:
-    log.warning("the metric of a training batch is undefined; training goes on", error=str(failure))
+    log.warning("the metric of a training batch failed; training continues", error=str(failure))
 
 
 class WorkAbandoned(HyperGPUError):
-    """The work was given up while it ran."""
+    """The work was abandoned before it was done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step found; means over the samples, times in seconds."""
+    """Result of one step: means over the samples, times in seconds."""
 
     loss: float
     metric: float | None
-    """The task's metric on these samples; None where it is undefined, or failed."""
+    """Task's metric on these samples; None if it is undefined or failed."""
     grad_norm: float
     samples: int
     forward_time: float
@@ -52,7 +50,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What a unit of work gives back: gradients of one step, or the change that several made, and state changes."""
+    """Result of a unit of work: the gradients of one step or the change by several, and the change of the state."""
 
     flat: Flat
     steps: tuple[Step, ...]
@@ -60,37 +58,50 @@ class Update:
 
     @property
     def samples(self) -> int:
-        """The weight of the update in the mean."""
+        """Samples trained on: the weight of the update in the mean."""
         return sum(step.samples for step in self.steps)
 
     @property
     def loss(self) -> float:
-        """The mean over all samples."""
+        """Mean loss over all samples."""
         return sum(step.loss * step.samples for step in self.steps) / self.samples
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One pass as two clocks saw it."""
+    """Duration of one pass by two clocks."""
 
     cpu_seconds: float
-    """Of the thread: without the time in which others had the core."""
+    """CPU time of the thread, which excludes time when others had the core."""
     wall_seconds: float
 
     @property
     def seconds(self) -> float:
-        """The better of the two: some systems count CPU time in ticks, 0 or too much for a short pass."""
+        """Smaller of the two: some systems count CPU time in ticks, which is 0 or too much for a short pass."""
         return min(self.cpu_seconds, self.wall_seconds) if self.cpu_seconds > 0 else self.wall_seconds
 
 
+@dataclass(frozen=True, slots=True)
+class _LocalSgd:
+    """Arguments of `Trainer.work`."""
+
+    batches: Fetch
+    local_steps: int
+    learning_rate: float
+    key: tuple[str | int, ...]
+    micro_batch: int | None
+    after_step: Callable[[Step], None]
+    abandon: threading.Event | None
+
+
 class Trainer:
-    """A task's model on a device.
+    """Model of a task on a device.
 
     Args:
         task: what to train.
-        seed: of the initial parameters, and of whatever the model draws while it trains.
+        seed: seed of the initial parameters and of random numbers in training.
         device: `cpu` or `cuda`.
-        precision: `float32`, `bfloat16`, or `auto`: bfloat16 where a CUDA card has it.
+        precision: `float32`, `bfloat16`, or `auto`: bfloat16 if a CUDA card supports it.
         metric_failed: called once, with the first failure of the task's metric on a training batch.
     """
 
@@ -121,26 +132,26 @@ class Trainer:
         *,
         step: int = 0,
         micro_batch: int | None = None,
-        descent: FusedSgd | None = None,
+        fused: FusedSgd | None = None,
     ) -> Step:
-        """Forward and backward over a batch, the mean gradient in `model.gradients`.
+        """Run forward and backward over a batch; the mean gradient is in `model.gradients`.
 
         Args:
             inputs: one sample per row.
-            targets: as many.
-            step: named by the error.
-            micro_batch: the most samples that the card holds at once; a larger batch is accumulated in parts, which
-                gives the same mean gradient (BatchNorm apart, whose statistics are those of the parts).
-            descent: entered; the parameters have moved afterwards, and `model.gradients` holds nothing.
+            targets: one per sample.
+            step: number for errors.
+            micro_batch: largest batch that the card holds; a larger one is accumulated in parts, which gives the same
+                mean gradient (except for BatchNorm, whose statistics are those of the parts).
+            fused: applies the gradients during the backward pass; `model.gradients` is then not set.
 
         Raises:
             NonFiniteUpdate: NaN or infinity in the loss or the gradients.
-            InvalidInput: the model or the loss does not take these samples.
+            InvalidInput: the model or the loss failed on these samples.
         """
         began = time.perf_counter()
         samples = len(inputs)
         parts = math.ceil(samples / micro_batch) if micro_batch else 1
-        if descent is None:
+        if fused is None:
             self.model.gradients.zero_()
         self.model.module.train()
         forward = backward = 0.0
@@ -154,18 +165,18 @@ class Trainer:
             middle = self._now()
             self._backward(part, len(x))
             self.model.collect_state()
-            if descent is None:
+            if fused is None:
                 self.model.collect_gradients()
             end = self._now()
             loss += part.detach()
             metric = None if metric is None or score is None else metric + weight * score
             forward += middle - at
             backward += end - middle
-        norm = descent.norm() if descent else float(torch.linalg.vector_norm(self.model.gradients))
+        norm = fused.norm() if fused else float(torch.linalg.vector_norm(self.model.gradients))
         mean = float(loss)
         if not (math.isfinite(mean) and math.isfinite(norm)):
-            what = f"the loss is {mean}" if not math.isfinite(mean) else f"the gradient norm is {norm}"
-            raise NonFiniteUpdate(f"{what} at step {step}; lower the learning rate, or look at the samples", step)
+            figure = f"the loss is {mean}" if not math.isfinite(mean) else f"the gradient norm is {norm}"
+            raise NonFiniteUpdate(f"{figure} at step {step}; lower the learning rate, or check the samples", step)
         return Step(mean, metric, norm, samples, forward, backward, time.perf_counter() - began)
 
     def work(
@@ -180,64 +191,72 @@ class Trainer:
         after_step: Callable[[Step], None] = lambda step: None,
         abandon: threading.Event | None = None,
     ) -> Update:
-        """Local SGD from `parameters`: the mean gradient for one step, the change of the parameters for more.
+        """Run local SGD from `parameters`; return the mean gradient of one step, or the change by several.
 
-        The state part of the update (BatchNorm's statistics) is a change in both cases. The update is written to a
-        buffer of the trainer's that the next unit of work uses again.
+        The state part of the update (BatchNorm's statistics) is a change in both cases. The update is in a buffer of
+        the trainer, which the next unit of work overwrites.
 
         Args:
             parameters: shape (manifest.size,).
-            batches: gives the samples of each step.
+            batches: returns the samples of each step.
             local_steps: at least 1.
-            learning_rate: of the local SGD; not used with one step.
-            key: names the work: with the seed, it fixes whatever the model draws, such as dropout.
-            micro_batch: as in `gradient`.
-            after_step: called after each step, such as to record it or to wait as a slower card would.
-            abandon: when set, the work ends at the next step.
+            learning_rate: learning rate of the local SGD; not used with one step.
+            key: identifies the work: with the seed, it fixes random numbers such as those of dropout.
+            micro_batch: see `gradient`.
+            after_step: called after each step, for example to record it or to wait as a slower card would.
+            abandon: ends the work at the next step when it is set.
 
         Raises:
             NonFiniteUpdate: carries the step.
-            ProtocolError: `parameters` of another shape.
-            InvalidInput: steps or rate that can't work, or samples that the model does not take.
+            ProtocolError: `parameters` has another shape.
+            InvalidInput: an impossible number of steps or learning rate, or samples that do not fit the model.
             WorkAbandoned: `abandon` was set.
         """
         if local_steps < 1 or not learning_rate > 0:
             raise InvalidInput(f"{local_steps} local steps at learning rate {learning_rate}: both must be above 0")
         began = time.perf_counter()
-        model = self.model
-        model.load(parameters)
+        sgd = _LocalSgd(batches, local_steps, learning_rate, key, micro_batch, after_step, abandon)
+        self.model.load(parameters)
+        changing = slice(self.model.parameter_count if local_steps == 1 else 0, None)
+        self._start[changing] = self.model.values[changing]
+        steps = self._run(sgd, parameters)
+        self._write_update(local_steps, changing)
+        return Update(self._out.numpy(), tuple(steps), time.perf_counter() - began)
+
+    def _run(self, sgd: "_LocalSgd", parameters: Flat) -> list[Step]:
+        """Run all steps, with gradients applied during the backward pass if the model allows it."""
         steps: list[Step] = []
+        if sgd.local_steps > 1 and sgd.micro_batch is None and self._can_fuse(sgd.batches):
+            try:
+                with FusedSgd(self.model, sgd.learning_rate) as fused:
+                    self._run_steps(sgd, steps, fused)
+                return steps
+            except (AppliedTwiceError, RuntimeError) as error:
+                self._fusible = False
+                log.info("this model cannot apply gradients during the backward pass", error=type(error).__name__)
+            self.model.load(parameters)
+        self._run_steps(sgd, steps, None)
+        return steps
 
-        def run(*, fused: bool) -> None:
-            recorded = len(steps)
-            with self._seeded(key), FusedSgd(model, learning_rate) if fused else nullcontext() as descent:
-                for index in range(local_steps):
-                    if abandon is not None and abandon.is_set():
-                        raise WorkAbandoned(f"given up after {index} of {local_steps} steps")
-                    step = self.gradient(*batches(index), step=index, micro_batch=micro_batch, descent=descent)
-                    if local_steps > 1 and descent is None:
-                        model.parameters.add_(model.gradients, alpha=-learning_rate)
-                    if index < recorded:
-                        steps[index] = step
-                        continue
-                    steps.append(step)
-                    after_step(step)
+    def _run_steps(self, sgd: "_LocalSgd", steps: list[Step], fused: FusedSgd | None) -> None:
+        """Run all steps and fill `steps`; those that it already has, from a failed attempt, are not reported again."""
+        reported = len(steps)
+        with self._seeded(sgd.key):
+            for index in range(sgd.local_steps):
+                if sgd.abandon is not None and sgd.abandon.is_set():
+                    raise WorkAbandoned(f"abandoned after {index} of {sgd.local_steps} steps")
+                step = self.gradient(*sgd.batches(index), step=index, micro_batch=sgd.micro_batch, fused=fused)
+                if sgd.local_steps > 1 and fused is None:
+                    self.model.parameters.add_(self.model.gradients, alpha=-sgd.learning_rate)
+                if index < reported:
+                    steps[index] = step
+                    continue
+                steps.append(step)
+                sgd.after_step(step)
 
-        changing = slice(model.parameter_count if local_steps == 1 else 0, None)
-        self._start[changing] = model.values[changing]
-        fused = local_steps > 1 and micro_batch is None and self._can_fuse(batches)
-        try:
-            run(fused=fused)
-        except (AppliedTwiceError, RuntimeError) as error:
-            if not fused:
-                raise
-            self._fusible = False
-            log.info(
-                "this model's parameters have to wait for the end of the backward pass", error=type(error).__name__
-            )
-        if fused and not self._fusible:
-            model.load(parameters)
-            run(fused=False)
+    def _write_update(self, local_steps: int, changing: slice) -> None:
+        """Write the change of the part `changing`, and with one step the gradients, to the buffer of the update."""
+        model = self.model
         out = self._out if self.device.type == "cpu" else self._start
         torch.sub(model.values[changing], self._start[changing], out=out[changing])
         if local_steps == 1:
@@ -247,12 +266,11 @@ class Trainer:
             raise NonFiniteUpdate(f"the change of the parameters is not finite after step {last}", last)
         if out is not self._out:
             self._out.copy_(out)
-        return Update(self._out.numpy(), tuple(steps), time.perf_counter() - began)
 
     def measure_activations(self, inputs: Tensor, targets: Tensor) -> float:
-        """Bytes that one sample takes between forward and backward: what autograd saves, and the sample itself.
+        """Return the memory of one sample between forward and backward: the sample and the tensors that autograd saves.
 
-        Each storage counts once, and that of the model's own tensors not at all.
+        Each storage counts once; that of the model's own tensors does not count.
         """
         own = self.model.values.untyped_storage().data_ptr()
         saved: dict[int, int] = {}
@@ -271,26 +289,26 @@ class Trainer:
         return sum(saved.values()) / len(x)
 
     def time_step(self, inputs: Tensor, targets: Tensor) -> Timing:
-        """Return how long one forward and backward pass over this batch takes the calling thread; on the CPU."""
+        """Return the duration of one forward and backward pass over a batch on the calling thread; for the CPU."""
         with self._trial("time"):
             wall, cpu = time.perf_counter(), time.thread_time()
             self.gradient(inputs, targets)
             return Timing(time.thread_time() - cpu, time.perf_counter() - wall)
 
     def samples(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        """Training samples of the task by index, on the device."""
+        """Return training samples of the task by index, on the device."""
         return fetch(self.task.train, indices, self.device)
 
     def _forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, float | None]:
-        """Mean loss, to go backward from, and metric over a batch; the user's code runs here and only here."""
+        """Return the mean loss, with its graph, and the metric of a batch; the user's code runs only here."""
         try:
             with self._autocast():
                 outputs = self.model.module(inputs.to(self.device, non_blocking=True))
             outputs, targets = _as_float32(outputs), targets.to(self.device, non_blocking=True)
             loss = self.task.loss(outputs, targets)
             if loss.ndim or not loss.requires_grad:
-                what = f"of shape {tuple(loss.shape)}" if loss.ndim else "that no parameter has a part in"
-                raise ValueError(f"the loss is a tensor {what}, not the mean over the batch")
+                fault = f"has shape {tuple(loss.shape)}" if loss.ndim else "does not depend on any parameter"
+                raise ValueError(f"the loss {fault}; it must be the mean over the batch")
             metric = self._score(outputs, targets)
         except Exception as error:
             if is_out_of_memory(error):
@@ -302,7 +320,7 @@ class Trainer:
         return loss, metric
 
     def _score(self, outputs: Tensor, targets: Tensor) -> float | None:
-        """The metric of a batch. One that fails costs no work: it is undefined, and the first failure is told."""
+        """Return the metric of a batch; None if it is undefined or failed. The first failure is reported."""
         metric = metric_for(self.task, outputs, targets)
         try:
             return None if metric is None else metric.score(outputs, targets)
@@ -324,14 +342,14 @@ class Trainer:
         return OutOfMemory(f"{self.device} does not hold a batch of {samples}", samples // 2)
 
     def _can_fuse(self, batches: Fetch) -> bool:
-        """Whether this model's parameters may move within the backward pass: tried once."""
+        """Return whether this model's parameters may change during the backward pass, tried once."""
         if self._fusible is None:
             batch = batches(0)
             try:
                 with self._trial("fuse"), Rehearsal(self.model) as rehearsal:
-                    self.gradient(*batch, descent=rehearsal)
+                    self.gradient(*batch, fused=rehearsal)
                 self._fusible = True
-            except Exception:  # the user's code among NaNs; an error of its own comes again without them
+            except Exception:  # the user's code fed with NaN; an error of its own will recur without
                 self._fusible = False
         return self._fusible
 
@@ -340,7 +358,7 @@ class Trainer:
 
     @contextmanager
     def _trial(self, name: str) -> Iterator[None]:
-        """KeyedRandom of its own, and values as they were afterwards: a forward pass moves BatchNorm's statistics."""
+        """Run with separate random numbers, and restore all values: a forward pass changes BatchNorm's statistics."""
         values = self.model.values.clone()
         try:
             with self._seeded((name,)):
@@ -351,7 +369,7 @@ class Trainer:
 
     @contextmanager
     def _seeded(self, key: tuple[str | int, ...]) -> Iterator[None]:
-        """Fix what the model draws, and leave the global generators as they were."""
+        """Seed the model's random numbers, and restore the global generators."""
         with seeded(KeyedRandom(self.seed, "train", *key).bits(0) >> 1, self.device):
             yield
 
@@ -362,5 +380,5 @@ class Trainer:
 
 
 def _as_float32(outputs: Tensor) -> Tensor:
-    """Losses are taken in float32, whatever the forward pass ran in; other outputs than tensors are the task's own."""
+    """Convert outputs from bfloat16, because losses are computed in float32; outputs of other types are left alone."""
     return outputs.float() if isinstance(outputs, Tensor) and outputs.dtype is torch.bfloat16 else outputs

@@ -1,4 +1,4 @@
-"""Pure decisions of a node: cards and what fits them, compute times, metrics, and the life cycle."""
+"""Pure logic of a node: cards, memory, step times, metrics and the life cycle."""
 
 from hypergpu.node.core.anomalies import Anomaly
 from hypergpu.node.core.compute import ComputeModel

@@ -1,4 +1,4 @@
-"""Cards: what they are called, what they hold, how fast they are."""
+"""Specs of cards: name, memory and throughput."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ class GPUSpecs:
     """A card, real or simulated.
 
     Raises:
-        InvalidInput: memory or throughput that is not above 0.
+        InvalidInput: memory or throughput is not above 0.
     """
 
     name: str = "custom"
@@ -26,7 +26,7 @@ class GPUSpecs:
     compute_capability: str = ""
     """NVIDIA's architecture number, such as 8.0; empty for a CPU."""
     simulated: bool = True
-    """Whether the compute time and the memory are modelled rather than the machine's own."""
+    """Whether compute time and memory are simulated."""
 
     def __post_init__(self) -> None:
         if not self.memory_bytes > 0 or not (self.tflops > 0 and math.isfinite(self.tflops)):
@@ -60,7 +60,7 @@ PRESETS: Mapping[str, GPUSpecs] = {
         GPUSpecs("laptop-cpu", 16 * GIB, 0.84),
     )
 }
-"""Cards by name, with their public figures."""
+"""Presets by name, with published figures."""
 
 FASTEST_TFLOPS = max(specs.tflops for specs in PRESETS.values())
 
@@ -69,14 +69,14 @@ _FIELDS = ("name", "tflops", "compute_capability", "simulated")
 
 
 def specs_from(value: GPUSpecs | str | Mapping[str, Any]) -> GPUSpecs:
-    """The specs that a preset's name (any case, space or hyphen), a mapping, or a `GPUSpecs` stand for.
+    """Return the specs for the name of a preset (any case, space or hyphen), a mapping, or `GPUSpecs`.
 
-    A mapping may hold `name`, `memory_bytes` (or `memory_mb`, `memory_gb`), `tflops`, `compute_capability` and
-    `simulated`. Where its `name` is a preset's, that fills in what is left out; else a T4's figures do.
+    A mapping may have `name`, `memory_bytes` (or `memory_mb`, `memory_gb`), `tflops`, `compute_capability` and
+    `simulated`. Missing values come from the preset of that `name`, or else from a T4.
 
     Raises:
-        UnknownName: no such preset.
-        InvalidInput: an unknown key or a value that is not a number.
+        UnknownName: an unknown preset.
+        InvalidInput: an unknown key, or a value that is not a number.
     """
     if isinstance(value, GPUSpecs):
         return value
@@ -86,7 +86,9 @@ def specs_from(value: GPUSpecs | str | Mapping[str, Any]) -> GPUSpecs:
             raise UnknownName("GPU", value, PRESETS)
         return found
     if not isinstance(value, Mapping):
-        raise InvalidInput(f"GPU specs are a preset's name, a mapping or a GPUSpecs, not a {type(value).__name__}")
+        raise InvalidInput(
+            f"GPU specs must be the name of a preset, a mapping or a GPUSpecs, not a {type(value).__name__}"
+        )
     for key in value:
         if key not in _UNITS and key not in _FIELDS:
             raise InvalidInput(f"unknown key {key!r} in GPU specs{suggest(str(key), [*_UNITS, *_FIELDS])}")

@@ -1,4 +1,4 @@
-"""What training takes of a card's memory, and which batch fits."""
+"""Memory model of training: which batch fits a card."""
 
 from dataclasses import dataclass
 from numbers import Integral
@@ -7,7 +7,7 @@ from hypergpu.common.errors import InvalidInput, OutOfMemory
 from hypergpu.node.core.gpu import GPUSpecs
 
 RESERVED_BYTES = 512 << 20
-"""What a CUDA context and the libraries' workspaces hold before a model is loaded, on a card with room for it."""
+"""Memory of a CUDA context and the libraries' workspaces, on a card large enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,22 +15,22 @@ class MemoryModel:
     """Bytes = reserved + parameters + gradients + optimiser state + batch × (activations + input) per sample."""
 
     parameter_bytes: int
-    """Of parameters and state; the gradients take as much again."""
+    """Memory of parameters and state; the gradients need as much again."""
     activation_bytes: float
-    """Of one sample: what autograd keeps between forward and backward, measured by the trainer, and the sample."""
+    """Memory per sample: the sample, and the tensors that autograd saves for the backward pass, as measured."""
     optimizer_copies: int = 1
-    """Buffers of the parameters' size beside them: local SGD keeps the round's first parameters."""
+    """Further buffers of the parameters' size: local SGD keeps the initial parameters of the round."""
 
     def fixed_bytes(self, specs: GPUSpecs) -> float:
-        """What is taken whatever the batch; the reserve is at most a tenth of the card."""
+        """Return the memory that does not depend on the batch; the reserve is at most a tenth of the card."""
         return min(RESERVED_BYTES, specs.memory_bytes / 10) + (2 + self.optimizer_copies) * self.parameter_bytes
 
     def bytes(self, batch_size: int, specs: GPUSpecs) -> float:
-        """What a step on `batch_size` samples takes."""
+        """Return the memory of a step on `batch_size` samples."""
         return self.fixed_bytes(specs) + batch_size * self.activation_bytes
 
     def largest_batch(self, specs: GPUSpecs) -> int:
-        """The largest batch that fits; 0 where not even the model does."""
+        """Return the largest batch that fits; 0 if the model does not fit."""
         room = specs.memory_bytes - self.fixed_bytes(specs)
         return max(0, int(room // max(self.activation_bytes, 1.0)))
 
@@ -39,7 +39,7 @@ class MemoryModel:
 
         Raises:
             InvalidInput: `batch_size` < 1.
-            OutOfMemory: they don't; the message and the error carry the largest batch that does.
+            OutOfMemory: the batch does not fit; carries the largest that does.
         """
         require_batch_size(batch_size)
         largest = self.largest_batch(specs)
@@ -56,7 +56,7 @@ def require_batch_size(batch_size: int) -> None:
     """Check that a batch size is a whole number of samples, at least one.
 
     Raises:
-        InvalidInput: it is not.
+        InvalidInput: any other value.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
-        raise InvalidInput(f"a batch size is a whole number of at least 1, not {batch_size!r}")
+        raise InvalidInput(f"a batch size must be a whole number of at least 1, not {batch_size!r}")

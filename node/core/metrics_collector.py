@@ -1,4 +1,4 @@
-"""What a node remembers of its training, its network, its resources and its contribution."""
+"""History of a node's training, network, resources and work."""
 
 import json
 import math
@@ -12,12 +12,12 @@ from hypergpu.common.statistics import finite, summary, theil_sen, trend
 from hypergpu.node.core.anomalies import Anomaly, drift, spike
 
 REPORT_LIMIT_BYTES = 1024
-"""A heartbeat carries no more."""
+"""Largest report in a heartbeat."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingStep:
-    """One step; times in seconds, NaN where a figure was not measured."""
+    """One step; times in seconds, NaN for unknown figures."""
 
     step: int
     loss: float
@@ -31,7 +31,7 @@ class TrainingStep:
 
 @dataclass(frozen=True, slots=True)
 class NetworkEvent:
-    """One call; `latency_ms` is its round trip, NaN where the call's length says nothing about the link."""
+    """One call; `latency_ms` is its round trip, or NaN if its duration depends on more than the link."""
 
     latency_ms: float
     success: bool
@@ -40,7 +40,7 @@ class NetworkEvent:
 
 @dataclass(frozen=True, slots=True)
 class ResourceUsage:
-    """`gpu_util` in percent, memory in MiB."""
+    """Utilisation in percent and memory in MiB."""
 
     gpu_util: float
     memory_mb: float
@@ -48,7 +48,7 @@ class ResourceUsage:
 
 @dataclass(frozen=True, slots=True)
 class WorkDone:
-    """One unit of work: how long it computed and waited, and whether its update was taken."""
+    """One unit of work: its compute and waiting times, and whether its update was accepted."""
 
     compute_time: float
     waiting_time: float
@@ -59,12 +59,12 @@ Record = TrainingStep | NetworkEvent | ResourceUsage | WorkDone
 
 
 class MetricsCollector:
-    """Rolling history of one node, and what it says.
+    """Rolling history of one node, with summaries and reports.
 
     Args:
-        node_id: the node's name, in every report.
-        history_size: how many records of each kind are remembered; totals count all.
-        sink: called with every record, such as a translation to Prometheus.
+        node_id: name of the node in reports.
+        history_size: records of each kind that are kept; totals count all.
+        sink: called with every record, for example to update Prometheus series.
 
     Raises:
         InvalidInput: `history_size` < 1.
@@ -82,7 +82,7 @@ class MetricsCollector:
         self._total = {"steps": 0, "samples": 0, "calls": 0, "calls_failed": 0, "retries": 0, "work": 0, "work_done": 0}
         self._compute_time = 0.0
 
-    def record_training_step(  # noqa: PLR0917  (SPEC's signature)
+    def record_training_step(  # noqa: PLR0917  (a public signature)
         self,
         step: int,
         loss: float,
@@ -93,10 +93,10 @@ class MetricsCollector:
         backward_time: float | None = None,
         samples: int = 0,
     ) -> None:
-        """Remember a step; times in seconds, None where they were not measured. A loss or norm that is NaN is news.
+        """Record a step; times in seconds, None if unknown. A loss or norm may be NaN.
 
         Raises:
-            InvalidInput: what is no number, or a negative time or number of samples.
+            InvalidInput: a value that is not a number, or a negative time or number of samples.
         """
         record = TrainingStep(
             _count("step", step),
@@ -115,10 +115,10 @@ class MetricsCollector:
         self._keep(self._steps, record)
 
     def record_network_event(self, latency_ms: float | None, success: bool, retries: int = 0) -> None:
-        """Remember a call; `latency_ms=None` counts it without a round trip.
+        """Record a call; `latency_ms=None` counts it without a round trip.
 
         Raises:
-            InvalidInput: what is no number, or negative.
+            InvalidInput: a value that is not a number, or negative.
         """
         record = NetworkEvent(_measured("latency_ms", latency_ms), bool(success), _count("retries", retries))
         self._total["calls"] += 1
@@ -127,18 +127,18 @@ class MetricsCollector:
         self._keep(self._calls, record)
 
     def record_resource_usage(self, gpu_util: float | None, memory_mb: float | None) -> None:
-        """Remember a utilisation in percent and a memory in MiB; None for what is not known.
+        """Record a utilisation in percent and a memory in MiB; None if unknown.
 
         Raises:
-            InvalidInput: what is no number, or negative.
+            InvalidInput: a value that is not a number, or negative.
         """
         self._keep(self._usage, ResourceUsage(_measured("gpu_util", gpu_util), _measured("memory_mb", memory_mb)))
 
     def record_work(self, compute_time: float, waiting_time: float, success: bool) -> None:
-        """Remember a unit of work: its seconds of compute and of waiting, and whether its update was taken.
+        """Record a unit of work: its compute and waiting times in seconds, and whether its update was accepted.
 
         Raises:
-            InvalidInput: what is no number, or negative.
+            InvalidInput: a value that is not a number, or negative.
         """
         record = WorkDone(
             _measured("compute_time", compute_time), _measured("waiting_time", waiting_time), bool(success)
@@ -148,7 +148,7 @@ class MetricsCollector:
         self._keep(self._work, record)
 
     def get_training_summary(self) -> dict[str, Any]:
-        """Loss, accuracy, gradient norm and the times of a step: each summarised; trends; steps and samples in all."""
+        """Return summaries of loss, accuracy, gradient norm and step times, trends, and totals of steps and samples."""
         losses = [s.loss for s in self._steps]
         step_times = [s.step_time for s in self._steps]
         busy = sum(finite(step_times))
@@ -167,7 +167,7 @@ class MetricsCollector:
         }
 
     def get_network_summary(self) -> dict[str, Any]:
-        """Latency of the calls that succeeded (ms), shares of those that did and did not, totals, trend."""
+        """Return the latency of successful calls (ms), the shares of successes and failures, totals and a trend."""
         latencies = [c.latency_ms for c in self._calls if c.success]
         reliability = sum(c.success for c in self._calls) / len(self._calls) if self._calls else 1.0
         return {
@@ -182,16 +182,16 @@ class MetricsCollector:
         }
 
     def get_resource_summary(self) -> dict[str, Any]:
-        """GPU utilisation (percent) and memory (MiB)."""
+        """Return summaries of GPU utilisation (percent) and memory (MiB)."""
         return {
             "gpu_util": summary([u.gpu_util for u in self._usage]),
             "memory_mb": summary([u.memory_mb for u in self._usage]),
         }
 
     def get_contribution_metrics(self) -> dict[str, Any]:
-        """Compute time, success rate and efficiency = compute / (compute + waiting): what the selector weighs.
+        """Return compute time, success rate and efficiency = compute / (compute + waiting).
 
-        Without units of work (library use), steps count as compute, and calls as attempts.
+        Without units of work, as in library use, steps count as compute and calls as attempts.
         """
         compute = float(finite([w.compute_time for w in self._work]).sum())
         waiting = float(finite([w.waiting_time for w in self._work]).sum())
@@ -210,10 +210,10 @@ class MetricsCollector:
         }
 
     def detect_anomalies(self) -> list[Anomaly]:
-        """What stands out in the latest tenth of the history.
+        """Return anomalies in the latest tenth of the history.
 
-        Losses and norms that are not finite, spikes (median and MAD) and drifts (EWMA) of losses, norms, times and
-        latencies, and packet loss.
+        They are losses and norms that are not finite, spikes (median and MAD) and drifts (EWMA) of losses, norms, times
+        and latencies, and packet loss.
         """
         steps = list(self._steps)
         found: list[Anomaly | None] = []
@@ -238,7 +238,7 @@ class MetricsCollector:
         return [anomaly for anomaly in found if anomaly is not None]
 
     def get_full_report(self) -> dict[str, Any]:
-        """Everything that the coordinator wants to know, as a mapping whose JSON stays under 1 KiB."""
+        """Return the report for the coordinator, whose JSON stays under 1 KiB."""
         training, network, resources = (
             self.get_training_summary(),
             self.get_network_summary(),
@@ -277,9 +277,10 @@ class MetricsCollector:
         }
 
     def encode_report(self) -> bytes:
-        """`get_full_report()` as compact JSON, at most `REPORT_LIMIT_BYTES` long."""
+        """Return `get_full_report()` as compact JSON of at most `REPORT_LIMIT_BYTES`."""
         encoded = json.dumps(self.get_full_report(), separators=(",", ":"), allow_nan=False).encode()
-        assert len(encoded) <= REPORT_LIMIT_BYTES
+        if len(encoded) > REPORT_LIMIT_BYTES:
+            raise ValueError(f"a report of {len(encoded)} bytes; at most {REPORT_LIMIT_BYTES} are allowed")
         return encoded
 
     def _keep(self, history: deque[Any], record: Record) -> None:
@@ -292,26 +293,26 @@ def _number(name: str, value: float) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidInput(f"{name} is a number, not {value!r}") from error
+        raise InvalidInput(f"{name} must be a number, not {value!r}") from error
 
 
 def _measured(name: str, value: float | None) -> float:
-    """Of a quantity that has no sign; NaN stands for what was not measured."""
+    """Return a non-negative quantity as a float; NaN stands for unknown."""
     number = math.nan if value is None else _number(name, value)
     if number < 0:
-        raise InvalidInput(f"{name} is not negative, as {value!r} is")
+        raise InvalidInput(f"{name} must not be negative: {value!r}")
     return number if number < math.inf else math.nan
 
 
 def _count(name: str, value: int) -> int:
     number = _measured(name, value)
     if not number.is_integer():
-        raise InvalidInput(f"{name} is a whole number, not {value!r}")
+        raise InvalidInput(f"{name} must be a whole number, not {value!r}")
     return int(number)
 
 
 def _name(node_id: str) -> str:
-    """As much of the name as takes 64 characters of JSON, whose escapes are long."""
+    """Return the name shortened to 64 characters of JSON, in which escapes are long."""
     shortened = node_id[:64]
     while len(json.dumps(shortened)) > 66:
         shortened = shortened[:-1]
@@ -319,5 +320,5 @@ def _name(node_id: str) -> str:
 
 
 def _short(figures: dict[str, Any]) -> dict[str, float]:
-    """Four significant digits; without those that are missing or not finite, which JSON cannot say."""
+    """Return figures with four significant digits, without those that are unknown or not finite."""
     return {k: float(f"{v:.4g}") for k, v in figures.items() if v is not None and math.isfinite(v)}

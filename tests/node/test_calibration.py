@@ -261,7 +261,7 @@ def test_a_directory_that_others_can_change_is_not_trusted(tmp_path: Path, kind:
         directory.chmod(0o720)
     with capture_logs() as logs:
         assert take(directory, FOUND) == FOUND
-    assert "this user alone" in logs[0]["reason"]
+    assert "only this user" in logs[0]["reason"]
 
 
 def test_nowhere_to_store_is_told_and_costs_no_work() -> None:

@@ -316,7 +316,7 @@ def test_parameters_of_no_kind_and_opposite_infinities_are_told() -> None:
     node = service()
     node.initialize(None, loader(), 0)
     names = [tensor.name for tensor in node.worker.trainer.model.manifest.tensors]
-    with pytest.raises(ProtocolError, match="str where a tensor"):
+    with pytest.raises(ProtocolError, match="expected a tensor of real numbers, not a str"):
         node.update_parameters(dict.fromkeys(names, "x"))
     flat = node.worker.trainer.model.flat()
     flat[:2] = math.inf, -math.inf

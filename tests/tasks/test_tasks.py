@@ -98,7 +98,12 @@ def test_ones_own_task_is_found_in_the_current_directory(own_module: str) -> Non
 
 @pytest.mark.parametrize(
     ("attribute", "match"),
-    [("broken", "OSError: no such disk"), ("number", "returned a int"), ("factry", "did you mean 'factory'"), ("", "form")],
+    [
+        ("broken", "OSError: no such disk"),
+        ("number", "returned a int"),
+        ("factry", "did you mean 'factory'"),
+        ("", "form"),
+    ],
 )
 def test_a_factory_that_does_not_hold(own_module: str, attribute: str, match: str) -> None:
     with pytest.raises(InvalidInput, match=match):

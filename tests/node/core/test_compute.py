@@ -67,7 +67,7 @@ def test_a_step_that_costs_nothing_beside_its_samples() -> None:
 
 @pytest.mark.parametrize("values", [(-1e-9, 1.0), (math.nan, 1.0), (math.inf, 1.0), (1.0, 0.0), (1.0, math.nan)])
 def test_step_times_that_cannot_be(values: tuple[float, float]) -> None:
-    with pytest.raises(InvalidInput, match="a step takes time"):
+    with pytest.raises(InvalidInput, match="step times must be positive"):
         StepTimes(*values)
 
 
