@@ -224,10 +224,20 @@ class SimulatedNode:
         self.failures += 1
         self.handle(_RPC_FAILED)
 
+    def reply(
+        self,
+        rpc: SimulatedRpc,
+        meaning: life.Event[ev.WorkAssigned],
+        messages: int = 1,
+        nbytes: int = message_sizes.REPLY_BYTES,
+    ) -> None:
+        """Let the coordinator reply; `meaning` is handled when the reply has arrived."""
+        rpc.about = meaning
+        rpc.send(DOWN, nbytes, messages, True, self._on_reply)
+
     def reject(self, rpc: SimulatedRpc, error: HyperGPUError) -> None:
         """Let the coordinator reply with an error."""
-        rpc.about = life.Failed(error)
-        rpc.send(DOWN, message_sizes.REPLY_BYTES, 0, True, self._on_reply)
+        self.reply(rpc, life.Failed(error), messages=0)
 
     def _on_reply(self, rpc: SimulatedRpc) -> None:
         rpc.close()
@@ -241,8 +251,7 @@ class SimulatedNode:
 
     def _on_register_arrived(self, rpc: SimulatedRpc) -> None:
         self._api.register(self)
-        rpc.about = _REGISTERED
-        rpc.send(DOWN, message_sizes.REGISTERED_BYTES, 1, True, self._on_reply)
+        self.reply(rpc, _REGISTERED, nbytes=message_sizes.REGISTERED_BYTES)
 
     def _prepare(self, _: life.Prepare) -> None:
         if self._prepared:
@@ -275,8 +284,7 @@ class SimulatedNode:
         self._polling = False
         rpc = self.connection.work
         if rpc is not None and self._api.end_pull(self, rpc):
-            rpc.about = _NO_WORK
-            rpc.send(DOWN, message_sizes.REPLY_BYTES, 0, True, self._on_reply)
+            self.reply(rpc, _NO_WORK, messages=0)
 
     def send_work(self, work: ev.WorkAssigned, rpc: SimulatedRpc) -> None:
         """Let the coordinator reply to PullWork with a unit of work and its parameters.
@@ -285,8 +293,7 @@ class SimulatedNode:
         """
         self._life.handle(life.WorkAnnounced(work))
         nbytes, messages = self._weight
-        rpc.about = life.WorkReceived(work)
-        rpc.send(DOWN, message_sizes.ORDER_BYTES + nbytes, messages, True, self._on_reply)
+        self.reply(rpc, life.WorkReceived(work), messages, message_sizes.ORDER_BYTES + nbytes)
 
     # ------------------------------------------------------------ working
 
@@ -323,15 +330,13 @@ class SimulatedNode:
 
     def send_verdict(self, rpc: SimulatedRpc) -> None:
         """Let the coordinator reply to PushUpdate that it needs no more of the update."""
-        rpc.about = _PUSHED
-        rpc.send(DOWN, message_sizes.REPLY_BYTES, 1, True, self._on_reply)
+        self.reply(rpc, _PUSHED)
 
     def _ask_progress(self, effect: life.AskProgress[ev.WorkAssigned]) -> None:
         self._call(message_sizes.REQUEST_BYTES, 1, self._on_progress_asked).about = effect.work
 
     def _on_progress_asked(self, rpc: SimulatedRpc) -> None:
-        rpc.about = self._api.progress(rpc.about)
-        rpc.send(DOWN, message_sizes.REPLY_BYTES, 1, True, self._on_reply)
+        self.reply(rpc, self._api.progress(rpc.about))
 
     def _return(self, effect: life.Return[ev.WorkAssigned]) -> None:
         rpc = self._call(message_sizes.REQUEST_BYTES, 1, self._on_return_arrived)
@@ -341,8 +346,7 @@ class SimulatedNode:
     def _on_return_arrived(self, rpc: SimulatedRpc) -> None:
         effect: life.Return[ev.WorkAssigned] = rpc.about
         self._api.return_work(self, effect.work, effect.kind, effect.detail)
-        rpc.about = life.Returned()
-        rpc.send(DOWN, message_sizes.REPLY_BYTES, 1, True, self._on_reply)
+        self.reply(rpc, life.Returned())
 
     def _on_return_failed(self, _: SimulatedRpc) -> None:
         self.attempts += 1
@@ -370,8 +374,7 @@ class SimulatedNode:
 
     def _on_leave_arrived(self, rpc: SimulatedRpc) -> None:
         self._api.leave(self, rpc.about)
-        rpc.about = life.Left()
-        rpc.send(DOWN, message_sizes.REPLY_BYTES, 1, True, self._on_reply)
+        self.reply(rpc, life.Left())
 
     def _exit(self, _: life.Exit) -> None:
         self._end()
