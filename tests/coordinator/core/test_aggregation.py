@@ -111,10 +111,12 @@ def test_a_step_that_overflows_is_left_out_and_does_not_poison_the_next() -> Non
     huge = np.full(6, 3e38, np.float32)
     m.add(huge, 1000)
     assert not m.step()
+    assert m.update_norms is None  # they would be those of the step that was left out
     np.testing.assert_array_equal(m.values, np.arange(6))
     m.add(np.ones(6, np.float32), 1)
     assert m.step()
     np.testing.assert_allclose(m.values, np.arange(6) + 1.0)
+    assert m.update_norms == pytest.approx((6.0, 6.0))
 
 
 @pytest.mark.parametrize("optimizer", [{"server_momentum": 0.9}, {"server_optimizer": "adam"}])

@@ -198,3 +198,14 @@ def test_events_that_a_run_did_not_live_to_see_are_named() -> None:
     spike = {"type": "latency_spike", "node": "n_1"}
     outcome = simulate(scenario(events=[spike | {"round": 3}, spike | {"round": 50}, spike | {"at_seconds": 900}]))
     assert outcome.events_missed == ["round 50: latency_spike on n_1", "900 s: latency_spike on n_1"]
+
+
+def test_a_broken_push_continues_with_what_is_missing() -> None:
+    large = {"model_bytes": 40_000_000}
+    nodes = [{"id": "n", "gpu": "T4", "profile": "average"}]
+    whole = simulate(scenario(nodes, rounds=1, convergence=large))
+    cut = {"at_seconds": 6, "type": "disconnect", "node": "n", "mode": "reset", "duration_seconds": 0.1}
+    broken = simulate(scenario(nodes, rounds=1, convergence=large, events=[cut]))
+    assert whole.round_seconds[0] < broken.round_seconds[0] < whole.round_seconds[0] + 2
+    # In the middle of the upload: what was in the link's queue is sent twice, and what had arrived is not.
+    assert 0 < row(broken, "n").bytes_up - row(whole, "n").bytes_up < 5_000_000

@@ -1,0 +1,310 @@
+"""What a node may ask, and what it is told: the same for both drivers, which carry the effects out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, ResourceExhausted, StaleWork
+from hypergpu.common.identity import TaskIdentity
+from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.adaptation import FixedAdaptation
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
+from hypergpu.coordinator.core.session import (
+    AskProgress,
+    Directive,
+    EndPull,
+    Heartbeat,
+    Leave,
+    OfferUpdate,
+    Pull,
+    Register,
+    RejectUpdate,
+    Request,
+    Return,
+    Session,
+    Update,
+)
+
+RUN = "run-1"
+OWN = TaskIdentity(100, 20, "train", "test", "model", ())
+OTHER = TaskIdentity(99, 20, "train", "test", "model", ())
+
+
+class Links:
+    """Notes what the session tells it."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def register(self, node: str, largest_batch: int) -> None:
+        self.told.append(("register", node, largest_batch))
+
+    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float) -> None:
+        self.told.append(("heard", node, report, rtt_ms))
+
+    def freeze(self, node: str) -> None:
+        self.told.append(("freeze", node))
+
+
+class Desk:
+    """A session, its time, and the effects so far."""
+
+    def __init__(self, *, identity: TaskIdentity | None = None, stays: bool = False, **training: Any) -> None:
+        config = TrainingConfig(**{"rounds": 3, "local_steps": 2, "batch_size": 8, "quorum": 0.5, **training})
+        self.machine = RoundMachine(config, FixedAdaptation(8), lost_after_seconds=10.0, max_nodes=3)
+        self.links = Links()
+        self.session = Session(RUN, self.machine, self.links, identity=identity, stays=stays)
+        self.now = 0.0
+
+    def ask(self, request: Request[Any]) -> tuple[Any, Sequence[ev.Effect]]:
+        return self.session.handle(request, self.now)
+
+    def join(self, *nodes: str, identity: TaskIdentity | None = None) -> None:
+        for node in nodes:
+            self.ask(Register(node, "1", 0, {}, identity))
+
+    def pull(self, *nodes: str) -> list[ev.WorkAssigned]:
+        return [e for node in nodes for e in self.ask(Pull(node, RUN))[1] if isinstance(e, ev.WorkAssigned)]
+
+    def update(self, node: str, round_number: int = 1, **values: Any) -> ev.UpdateArrived:
+        return ev.UpdateArrived(node, round_number, 1, **{"samples": 16, "loss": 1.0, "compute_seconds": 0.1, **values})
+
+    def heartbeat(self, node: str, state: str = "idle", run_id: str = RUN) -> Any:
+        return self.ask(Heartbeat(node, run_id, state, 20.0, {"network": {}}))[0]
+
+
+def after_a_round_without_b() -> Desk:
+    """Round 1 of a and b was closed at its deadline, and b still works on it."""
+    desk = Desk(min_nodes=2)
+    desk.join("a", "b")
+    assert len(desk.pull("a", "b")) == 2
+    desk.ask(Update(desk.update("a")))
+    desk.now = desk.machine.deadline_at or 0.0
+    desk.session.seen("b", desk.now)
+    desk.machine.handle(ev.Tick(), desk.now)
+    assert desk.session.stragglers == {"b"}
+    return desk
+
+
+def reasons(effects: Sequence[ev.Effect]) -> list[str]:
+    return [str(e.decision.reason) for e in effects if isinstance(e, ev.RunEvent) and e.decision is not None]
+
+
+# ---------------------------------------------------------------- membership
+
+
+def test_a_node_joins_with_its_link_known_before_a_round_may_begin() -> None:
+    desk = Desk()
+    reply, effects = desk.ask(Register("a", "1", 64, {"gpu": "T4"}, None))
+    assert reply is None
+    assert next(e.kind for e in effects if isinstance(e, ev.RunEvent)) == "node_joined"
+    assert desk.links.told == [("register", "a", 64)]
+    assert desk.session.is_member("a")
+    assert desk.session.members == {"a"}
+    assert desk.machine.members.require("a").largest_batch == 64
+
+
+def test_a_node_beyond_the_limit_changes_nothing() -> None:
+    desk = Desk()
+    desk.join("a", "b", "c")
+    with pytest.raises(ResourceExhausted):
+        desk.join("d")
+    assert ("register", "d", 0) not in desk.links.told
+    assert not desk.session.is_member("d")
+
+
+def test_a_node_with_another_task_is_refused_with_the_difference() -> None:
+    desk = Desk(identity=OWN)
+    with pytest.raises(InvalidInput, match=r"the task of a is another one than the coordinator's: 100 train samples"):
+        desk.join("a", identity=OTHER)
+    assert not desk.session.is_member("a")
+
+
+def test_a_node_gets_work_once_its_task_is_known_to_be_the_same() -> None:
+    desk = Desk(identity=OWN)
+    desk.join("a")
+    with pytest.raises(StaleWork, match="without the identity of its task"):
+        desk.pull("a")
+    desk.join("a", identity=OWN)
+    assert [work.node for work in desk.pull("a")] == ["a"]
+
+
+def test_names_are_given_once_and_skip_those_that_nodes_gave_themselves() -> None:
+    desk = Desk()
+    desk.join("node_2")
+    assert [desk.session.free_name(), desk.session.free_name()] == ["node_1", "node_3"]
+
+
+def test_a_node_leaves_and_its_link_is_kept_as_it_was() -> None:
+    desk = Desk()
+    desk.join("a")
+    desk.ask(Leave("z", RUN, "done"))
+    desk.ask(Leave("a", RUN, "done"))
+    assert desk.links.told[1:] == [("freeze", "a")]
+    assert not desk.session.is_member("a")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Pull("a", "run-0"),
+        AskProgress("a", "run-0", 1),
+        Return("a", "run-0", 1, "leaving", ""),
+        Leave("a", "run-0", "done"),
+        OfferUpdate("run-0", ev.UpdateArrived("a", 1, 1, 16, 1.0, 0.1)),
+    ],
+)
+def test_a_request_of_another_run_is_stale(request_: Request[object]) -> None:
+    desk = Desk()
+    desk.join("a")
+    with pytest.raises(StaleWork, match=r"unknown run 'run-0' \(current: 'run-1'\)"):
+        desk.ask(request_)
+    assert desk.session.is_member("a")
+
+
+# ---------------------------------------------------------------- heartbeats
+
+
+def test_a_heartbeat_of_a_node_that_is_not_known_asks_it_to_register() -> None:
+    desk = Desk()
+    assert desk.heartbeat("a") is Directive.REGISTER_AGAIN
+    desk.join("a")
+    assert desk.heartbeat("a", run_id="run-0") is Directive.REGISTER_AGAIN
+    assert desk.heartbeat("a") is Directive.CONTINUE
+    assert desk.links.told == [("register", "a", 0), ("heard", "a", {"network": {}}, 20.0)]
+
+
+@pytest.mark.parametrize("state", ["pulling", "training", "pushing"])
+def test_a_straggler_that_is_busy_is_asked_to_abandon_its_work(state: str) -> None:
+    desk = after_a_round_without_b()
+    assert desk.heartbeat("b", state) is Directive.ABANDON_WORK
+    assert desk.heartbeat("a", state) is Directive.CONTINUE
+
+
+@pytest.mark.parametrize("state", ["idle", "joining", "preparing", "backing_off", "leaving"])
+def test_a_straggler_that_does_nothing_has_nothing_to_abandon(state: str) -> None:
+    desk = after_a_round_without_b()
+    assert desk.heartbeat("b", state) is Directive.CONTINUE
+
+
+@pytest.mark.parametrize(("stays", "directive"), [(False, Directive.SHUT_DOWN), (True, Directive.CONTINUE)])
+def test_when_the_run_is_over_nodes_shut_down_unless_the_coordinator_stays(stays: bool, directive: Directive) -> None:
+    desk = Desk(stays=stays)
+    desk.join("a")
+    desk.machine.handle(ev.Stop("enough"), 0.0)
+    assert desk.heartbeat("a") is directive
+
+
+def test_silence_is_judged_by_the_last_sign_of_life_whatever_it_was() -> None:
+    desk = Desk()
+    desk.join("a", "b", "c")
+    assert desk.session.suspects(9.9) == []
+    desk.session.seen("a", 8.0)
+    desk.now = 7.0
+    desk.heartbeat("b")
+    assert sorted(desk.session.suspects(10.0)) == ["a", "b", "c"]
+    desk.machine.handle(ev.Tick(), 10.0)
+    assert desk.session.members == {"a", "b"}
+    assert desk.session.suspects(17.9) == ["b"]
+    desk.session.seen("b", 6.0)  # a heartbeat that is dated earlier than the one before it
+    desk.machine.handle(ev.Tick(), 17.0)
+    assert desk.session.members == {"a"}
+
+
+# ---------------------------------------------------------------- work
+
+
+def test_a_node_that_is_not_registered_gets_no_work() -> None:
+    desk = Desk()
+    with pytest.raises(StaleWork, match="'a' is not registered"):
+        desk.pull("a")
+
+
+def test_a_node_that_stopped_waiting_is_given_no_work_until_it_asks_again() -> None:
+    desk = Desk(min_nodes=2)
+    desk.join("a", "b")
+    assert desk.pull("a") == []
+    assert desk.ask(EndPull("a"))[0] is None
+    assert [work.node for work in desk.pull("b")] == ["b"]
+    assert [work.node for work in desk.pull("a")] == ["a"]
+
+
+def test_returned_work_is_assigned_again() -> None:
+    desk = Desk()
+    desk.join("a")
+    desk.pull("a")
+    reply, effects = desk.ask(Return("a", RUN, 1, "OutOfMemory", "detail"))
+    assert reply is None
+    assert reasons(effects) == ["smaller_batch"]
+    (again,) = desk.pull("a")
+    assert (again.attempt, again.batch_size) == (2, 4)
+
+
+# ---------------------------------------------------------------- updates
+
+
+def test_an_update_is_needed_once() -> None:
+    desk = Desk()
+    desk.join("a", "b")
+    desk.pull("a", "b")
+    assert desk.session.needs_update("a", 1)
+    assert desk.ask(OfferUpdate(RUN, desk.update("a"))) == (None, ())
+    assert desk.ask(AskProgress("a", RUN, 1)) == (False, ())
+    reply, _ = desk.ask(Update(desk.update("a", norm=1.0)))
+    assert isinstance(reply, ev.UpdateReply)
+    assert (reply.status, reply.weight) == (ev.UpdateStatus.ACCEPTED, 16)
+    assert not desk.session.needs_update("a", 1)
+    assert desk.ask(AskProgress("a", RUN, 1)) == (True, ())
+    again, effects = desk.ask(OfferUpdate(RUN, desk.update("a")))
+    assert isinstance(again, ev.UpdateReply)
+    assert again.status is ev.UpdateStatus.DUPLICATE
+    assert again in effects
+
+
+def test_a_late_update_is_answered_and_the_node_is_counted_on_again() -> None:
+    desk = after_a_round_without_b()
+    reply, effects = desk.ask(OfferUpdate(RUN, desk.update("b")))
+    assert isinstance(reply, ev.UpdateReply)
+    assert reply.status is ev.UpdateStatus.LATE
+    assert reasons(effects) == ["after_deadline"]
+    assert not desk.session.stragglers
+
+
+def test_an_update_that_nobody_asked_for_is_an_error_and_a_decision() -> None:
+    desk = Desk()
+    desk.join("a")
+    reply, effects = desk.ask(OfferUpdate(RUN, desk.update("a", 7)))
+    assert isinstance(reply, StaleWork)
+    assert str(reply) == "no such work was assigned: round 7 of a; the run is at round 1"
+    assert reasons(effects) == ["not_ordered"]
+
+
+@pytest.mark.parametrize("values", [{"loss": float("nan")}, {"norm": float("inf")}])
+def test_an_update_with_nan_is_an_error_and_its_work_is_returned(values: dict[str, Any]) -> None:
+    desk = Desk()
+    desk.join("a")
+    desk.pull("a")
+    reply, effects = desk.ask(Update(desk.update("a", **values)))
+    assert isinstance(reply, NonFiniteUpdate)
+    (returned,) = [e for e in effects if isinstance(e, ev.RunEvent) and e.kind == "work_returned"]
+    assert returned.fields["reason"] == "NonFiniteUpdate"
+    assert desk.session.needs_update("a", 1)
+
+
+def test_an_update_with_nan_that_is_late_is_late() -> None:
+    desk = after_a_round_without_b()
+    reply, _ = desk.ask(Update(desk.update("b", loss=float("nan"))))
+    assert isinstance(reply, ev.UpdateReply)
+    assert reply.status is ev.UpdateStatus.LATE
+
+
+def test_an_update_that_the_driver_cannot_use_is_returned_with_a_bounded_reason() -> None:
+    desk = Desk()
+    desk.join("a")
+    desk.pull("a")
+    _, effects = desk.ask(RejectUpdate(desk.update("a"), InvalidInput("x" * 1000)))
+    (returned,) = [e for e in effects if isinstance(e, ev.RunEvent) and e.kind == "work_returned"]
+    assert returned.fields["reason"] == "InvalidInput"
+    assert returned.fields["detail"] == "x" * 256
