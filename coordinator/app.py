@@ -268,7 +268,7 @@ class Coordinator:
 
 def _take_over(state: SavedState, machine: RoundMachine) -> None:
     machine.restore_nodes([node.model_dump(mode="json") for node in state.nodes])
-    machine.loss, machine.metric_value = state.loss, state.metric
+    machine.restore_figures(state.loss, state.metric)
 
 
 async def _first(*waits: Any) -> None:

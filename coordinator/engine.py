@@ -17,7 +17,8 @@ from hypergpu.common.wire import encode_part
 from hypergpu.coordinator.core.model.aggregation import norm
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
-from hypergpu.coordinator.core.rounds.machine import RoundMachine, RunState
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
+from hypergpu.coordinator.core.rounds.state import RunState
 from hypergpu.coordinator.core.score import Score
 from hypergpu.coordinator.core.session import EndPull, Pull, Reply, Request, Session, Update
 from hypergpu.coordinator.event_broadcaster import EventBroadcaster

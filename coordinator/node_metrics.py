@@ -18,8 +18,9 @@ from hypergpu.common.background import OnResult, PeriodicTask
 from hypergpu.common.errors import UnknownName
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, Phase
 from hypergpu.coordinator.core.links import ConnectionQuality
-from hypergpu.coordinator.core.rounds.machine import RoundMachine, RunState
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.membership import ConnectionState, Member
+from hypergpu.coordinator.core.rounds.state import RunState
 from hypergpu.coordinator.core.selection import NodeState
 
 REFRESH_SECONDS = 2.0

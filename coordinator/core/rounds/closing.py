@@ -1,93 +1,174 @@
-"""When a round ends, and whether it counts."""
+"""Closing of a round: when it closes, whether it counts, and what its evaluation means for the run."""
 
 from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.metric import LOSS, MetricSpec
 from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind
-from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator, DeadlineReason
+from hypergpu.coordinator.core.rounds.adaptation import RoundReport
+from hypergpu.coordinator.core.rounds.deadlines import DeadlineReason
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer, Figures
-from hypergpu.coordinator.core.rounds.events import AbandonRound, CloseReason, CloseRound
+from hypergpu.coordinator.core.rounds.events import (
+    AbandonRound,
+    CloseReason,
+    CloseRound,
+    Evaluated,
+    FinishReason,
+    KeepModel,
+    RevertModel,
+)
 from hypergpu.coordinator.core.rounds.membership import Membership
 from hypergpu.coordinator.core.rounds.opening import RETRY_SECONDS
+from hypergpu.coordinator.core.rounds.state import RoundState
 from hypergpu.coordinator.core.rounds.work import Round
 
 MAX_EXTENSIONS = 2
-"""Times that a deadline which passed without a quorum is extended, each time to twice as long."""
+"""Times that a deadline without a quorum is extended, each time to twice the time since the round opened."""
 
 Ending = CloseRound | AbandonRound
-"""A round that counts, or one that comes to nothing and starts again later."""
+"""End of a round: it counts, or it is abandoned and restarts later."""
 
 
-class RoundCloser:
-    """Ends a round when everyone has answered, or at its deadline with a quorum."""
+def close_if_complete(
+    current: Round, state: RoundState, config: TrainingConfig, now: float, effects: EffectBuffer
+) -> Ending | None:
+    """Return the end of the round once no update is outstanding."""
+    if current.live > 0:
+        return None
+    if not current.contributions:
+        return _abandon(current, "no remaining node can contribute", state.members, effects)
+    complete = len(current.contributions) == len(current.units)
+    reason = CloseReason.ALL_CONTRIBUTED if complete else CloseReason.SURVIVORS_CONTRIBUTED
+    return _close(current, reason, state.members, config, now)
 
-    def __init__(
-        self, *, config: TrainingConfig, members: Membership, deadlines: DeadlineEstimator, effects: EffectBuffer
-    ) -> None:
-        self._config = config
-        self._members = members
-        self._deadlines = deadlines
-        self._effects = effects
 
-    def close_if_complete(self, current: Round, now: float) -> Ending | None:
-        """The end, if nobody's answer is outstanding any more."""
-        if current.live > 0:
-            return None
-        if not current.contributions:
-            return self._abandon(current, "nobody is left who could contribute")
-        everyone = len(current.contributions) == len(current.units)
-        return self._close(current, CloseReason.ALL_CONTRIBUTED if everyone else CloseReason.SURVIVORS_CONTRIBUTED, now)
+def at_deadline(
+    current: Round, state: RoundState, config: TrainingConfig, now: float, effects: EffectBuffer
+) -> Ending | None:
+    """Return the end of the round at its deadline, or extend the deadline while there is no quorum."""
+    if current.has_quorum:
+        return _close(current, CloseReason.QUORUM_AT_DEADLINE, state.members, config, now)
+    if current.extensions < MAX_EXTENSIONS:
+        current.extensions += 1
+        current.deadline_at = now + max(now - current.started_at, RETRY_SECONDS)
+        figures: Figures = {
+            "contributed": len(current.contributions),
+            "outstanding": current.live,
+            "quorum": current.quorum,
+            "seconds": current.deadline_at - current.started_at,
+        }
+        effects.decide(DecisionKind.DEADLINE, CLUSTER, DeadlineReason.EXTENDED, figures)
+        return None
+    if current.contributions:
+        return _close(current, CloseReason.BELOW_QUORUM, state.members, config, now)
+    state.deadlines.record_empty_round(now - current.started_at)
+    return _abandon(current, "no update arrived before the deadline", state.members, effects)
 
-    def at_deadline(self, current: Round, now: float) -> Ending | None:
-        """The end, unless there is no quorum yet and more time can be given."""
-        if current.has_quorum:
-            return self._close(current, CloseReason.QUORUM_AT_DEADLINE, now)
-        if current.extensions < MAX_EXTENSIONS:
-            current.extensions += 1
-            current.deadline_at = now + max(now - current.started_at, RETRY_SECONDS)
-            figures: Figures = {
-                "contributed": len(current.contributions),
-                "outstanding": current.live,
-                "quorum": current.quorum,
-                "seconds": current.deadline_at - current.started_at,
-            }
-            self._effects.decide(DecisionKind.DEADLINE, CLUSTER, DeadlineReason.EXTENDED, figures)
-            return None
-        if current.contributions:
-            return self._close(current, CloseReason.BELOW_QUORUM, now)
-        self._deadlines.record_empty_round(now - current.started_at)
-        return self._abandon(current, "nobody answered in time")
 
-    def shorten_deadline(self, current: Round, now: float) -> None:
-        """Where nothing was known before the round, its first contributors show how long it takes."""
-        if not current.has_quorum:
-            return
-        seconds = self._deadlines.after_quorum(now - current.started_at)
-        if current.started_at + seconds < current.deadline_at:
-            current.deadline_at = current.started_at + seconds
-            figures: Figures = {"seconds": seconds, "contributed": len(current.contributions)}
-            self._effects.decide(DecisionKind.DEADLINE, CLUSTER, DeadlineReason.AFTER_QUORUM, figures)
+def shorten_deadline(current: Round, state: RoundState, now: float, effects: EffectBuffer) -> None:
+    """Set a deadline from the time that the quorum needed, in a round whose nodes were not measured before."""
+    if not current.has_quorum:
+        return
+    seconds = state.deadlines.after_quorum(now - current.started_at)
+    if current.started_at + seconds < current.deadline_at:
+        current.deadline_at = current.started_at + seconds
+        figures: Figures = {"seconds": seconds, "contributed": len(current.contributions)}
+        effects.decide(DecisionKind.DEADLINE, CLUSTER, DeadlineReason.AFTER_QUORUM, figures)
 
-    def _close(self, current: Round, reason: CloseReason, now: float) -> CloseRound:
-        self._mark_stragglers(current)
-        last = self._config.is_last(current.number)
-        return CloseRound(
-            current.number,
-            current.all_contributions(now),
-            reason,
-            now - current.started_at,
-            current.samples,
-            current.mean_loss,
-            evaluate=last or current.number % self._config.evaluate_every == 0,
-            ended=self._members.drain_restarts(now),
-        )
 
-    def _abandon(self, current: Round, why: str) -> AbandonRound:
-        self._mark_stragglers(current)
-        self._effects.record("round_abandoned", f"round {current.number} will start again: {why}", reason=why)
-        return AbandonRound(current.number, why, *current.shared_fault)
+def _close(current: Round, reason: CloseReason, members: Membership, config: TrainingConfig, now: float) -> CloseRound:
+    _mark_stragglers(current, members)
+    last = config.is_last(current.number)
+    return CloseRound(
+        current.number,
+        current.all_contributions(now),
+        reason,
+        now - current.started_at,
+        current.samples,
+        current.mean_loss,
+        evaluate=last or current.number % config.evaluate_every == 0,
+        restarts=members.drain_restarts(now),
+    )
 
-    def _mark_stragglers(self, current: Round) -> None:
-        """Who still works on this round is not counted on until it shows up."""
-        for unit in current.units.values():
-            member = self._members.connected.get(unit.node)
-            if member is not None and not unit.done and unit.live and not member.requesting:
-                self._members.stragglers.add(unit.node)
+
+def _abandon(current: Round, why: str, members: Membership, effects: EffectBuffer) -> AbandonRound:
+    _mark_stragglers(current, members)
+    effects.record("round_abandoned", f"restarting round {current.number}: {why}", reason=why)
+    return AbandonRound(current.number, why, *current.shared_fault)
+
+
+def _mark_stragglers(current: Round, members: Membership) -> None:
+    """Exclude nodes that still work on this round from the next ones, until they return."""
+    for unit in current.units.values():
+        member = members.connected.get(unit.node)
+        if member is not None and not unit.done and unit.live and not member.requesting:
+            members.stragglers.add(unit.node)
+
+
+def take_evaluation(
+    state: RoundState, event: Evaluated, spec: MetricSpec, effects: EffectBuffer
+) -> tuple[float | None, float | None]:
+    """Keep or revert the evaluated model; return its loss and metric, None unless they were measured and it is kept."""
+    guard, loss = state.guards.model, event.loss
+    if loss is None:
+        return None, None if spec == LOSS else event.metric
+    if not guard.judge(event.round, loss):
+        effects.emit(RevertModel(event.round))
+        text = f"loss is {loss:.4g} after round {event.round}; reverting to {guard.kept_text}"
+        effects.record("model_reverted", text, kept_round=guard.kept_round)
+        return None, None
+    effects.emit(KeepModel(event.round))
+    metric = loss if spec == LOSS else event.metric
+    state.latest.loss, state.latest.metric_value = loss, metric
+    return loss, metric
+
+
+def record_closed(
+    closed: CloseRound, loss: float | None, metric: float | None, spec: MetricSpec, effects: EffectBuffer
+) -> None:
+    """Record a closed round, with the loss and metric on held-out data where they were measured."""
+    contributors = [each.node for each in closed.contributions if each.success]
+    missing = [each.node for each in closed.contributions if not each.success]
+    figures = f"loss {loss:.4f}" if loss is not None else f"training loss {closed.loss:.4f}"
+    if loss is not None and spec != LOSS:
+        figures += f", {spec.label(metric)}"
+    effects.record(
+        "round_closed",
+        f"round {closed.round}: {len(contributors)} of {len(closed.contributions)} nodes in {closed.seconds:.2f} s, "
+        f"{figures} ({closed.reason})",
+        round_seconds=closed.seconds,
+        reason=str(closed.reason),
+        contributors=contributors,
+        missing=missing,
+        samples=closed.samples,
+        train_loss=closed.loss,
+        **{spec.name: metric, "loss": loss},
+    )
+
+
+def round_report(closed: CloseRound, event: Evaluated, metric: float | None) -> RoundReport:
+    """Return what the adaptation learns from a round."""
+    return RoundReport(
+        round=closed.round,
+        loss=event.loss if event.loss is not None else closed.loss,
+        metric=metric,
+        seconds=closed.seconds,
+        samples=closed.samples,
+        contributions=closed.contributions,
+        update_norms=event.update_norms,
+        ended=closed.restarts,
+    )
+
+
+def finish_after(
+    state: RoundState, number: int, metric: float | None, config: TrainingConfig, spec: MetricSpec
+) -> tuple[FinishReason, str] | None:
+    """Return why the run ends after round `number`, with a detail, or None if it continues."""
+    target = config.target_accuracy
+    if state.guards.model.divergence:
+        return FinishReason.DIVERGED, state.guards.model.divergence
+    if target is not None and spec.reached(metric, target):
+        return FinishReason.TARGET_REACHED, f"{spec.label(metric)} in round {number}"
+    if config.is_last(number):
+        return FinishReason.ROUNDS_DONE, f"{number} rounds"
+    if state.control.stop_reason is not None:
+        return FinishReason.STOPPED, state.control.stop_reason
+    return None

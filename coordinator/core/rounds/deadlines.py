@@ -1,4 +1,4 @@
-"""How long a round may take, from what its nodes needed before: nobody sets a timeout."""
+"""Deadlines of rounds, measured from what the nodes needed before; no timeout is configured."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -8,31 +8,33 @@ from enum import StrEnum
 from hypergpu.common.statistics import MAD_TO_SIGMA, median_and_mad
 
 WINDOW = 9
-"""Rounds of a node that count."""
-LONGEST_IN_VAIN_SECONDS = 86_400.0
-"""The most that a round is given for the sake of one that nobody answered."""
+"""Number of latest rounds of a node that count."""
+MAX_EMPTY_ROUND_SECONDS = 86_400.0
+"""Longest deadline that follows from rounds without any update."""
+NEWCOMER_FACTOR = 4.0
+"""Deadline of a round with unmeasured nodes, in needs of its slowest measured node: a first round also loads data."""
 
 
 class DeadlineReason(StrEnum):
-    """What a round's deadline rests on."""
+    """Reason for the deadline of a round."""
 
     NOT_MEASURED = "not_measured"
-    """Fewer than half of its nodes have ever finished a round: a generous fixed time."""
+    """Fewer than half of its nodes have finished a round before: a generous fixed time."""
     MEASURED = "measured"
-    """Median + k·MAD of what its nodes need."""
+    """Median + k·MAD of the times that its nodes need."""
     NEWCOMERS = "newcomers"
-    """As measured, but longer, since some of its nodes are new."""
+    """Measured, but longer because some of its nodes are new."""
     AFTER_QUORUM = "after_quorum"
-    """Nothing was measured before, but now a quorum has shown how long it takes."""
+    """Not measured before, but set from the time that the quorum needed."""
     FIXED = "fixed"
-    """Policy `none`: everybody who is there is waited for."""
+    """Policy `none`: the round waits for all nodes."""
     EXTENDED = "extended"
-    """It passed without a quorum."""
+    """Extended, as it passed without a quorum."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """Seconds from the start of the round, and what they rest on."""
+    """Deadline in seconds from the start of the round, and the figures that it was set from."""
 
     seconds: float
     reason: DeadlineReason
@@ -42,14 +44,19 @@ class Deadline:
 
 
 class DeadlineEstimator:
-    """Learns what each node needs from a work unit to an accepted update (pull, compute, push), and sets deadlines.
+    """Measures the time of each node from an assignment to an accepted update (pull, compute, push); sets deadlines.
 
-    A node's need is the median of its last rounds + k·MAD of them, so that a link that is sometimes slow is given its
-    slow times too. A round's deadline is the median of its nodes' needs + k·MAD of those, and no longer than the
-    slowest of them needs: a node far outside what is usual in this cluster is not waited for.
+    The need of a node is the median of its last rounds + k·MAD, which leaves room for a link that is sometimes slow.
+    The deadline of a round is the median of its nodes' needs + k·MAD of those, bounded by the need of the slowest: the
+    round does not wait for a node far outside what is usual in this cluster.
 
-    Late updates teach nothing: else a node could stretch the rounds of a small cluster further with each of them. Where
-    nobody at all answers a round, the next one is given twice the time in all, till the first answer.
+    Late updates are not measured; otherwise a node could lengthen the rounds of a small cluster with each of them.
+    After a round without any update, the next one gets twice the time in all, until the first update arrives.
+
+    Args:
+        mads: k, the MADs above the median that are still waited for.
+        first_seconds: deadline of a round that is not measured.
+        least_slack_seconds: least time above the median that a round gets.
     """
 
     def __init__(self, *, mads: float = 4.0, first_seconds: float = 600.0, least_slack_seconds: float = 1.0) -> None:
@@ -58,11 +65,11 @@ class DeadlineEstimator:
         self._least_slack_seconds = least_slack_seconds
         self._history: dict[str, deque[float]] = {}
         self._needs: dict[str, float] = {}
-        """Worked out when asked for: not with every update."""
+        """Computed when needed, not with every update."""
         self._least_seconds = 0.0
 
     def observe(self, node: str, seconds: float) -> None:
-        """A node needed `seconds` from its unit to the arrival of its update, in time."""
+        """Note that an update arrived in time, `seconds` after the work unit was assigned."""
         history = self._history.get(node)
         if history is None:
             history = self._history[node] = deque(maxlen=WINDOW)
@@ -71,19 +78,19 @@ class DeadlineEstimator:
         self._least_seconds = 0.0
 
     def record_empty_round(self, seconds: float) -> None:
-        """A round lasted for so long, extensions included, and nobody answered: in that time again, nobody would.
+        """Note a round without any update that lasted `seconds`, extensions included; the next ones get more time.
 
-        Extended as often as that one, a round of half of it lasts for twice as long.
+        A deadline of half of it, extended as often, makes a round twice as long.
         """
-        self._least_seconds = min(max(self._least_seconds, 0.5 * seconds), LONGEST_IN_VAIN_SECONDS)
+        self._least_seconds = min(max(self._least_seconds, 0.5 * seconds), MAX_EMPTY_ROUND_SECONDS)
 
     def forget(self, node: str) -> None:
-        """The node is gone for good."""
+        """Forget a node that left."""
         self._history.pop(node, None)
         self._needs.pop(node, None)
 
     def need(self, node: str) -> float | None:
-        """Seconds that a node needs for a round, with its usual spread; None before its first."""
+        """Return the seconds that a node needs for a round, with its usual spread; None before its first."""
         need = self._needs.get(node)
         if need is None and node in self._history:
             centre, spread = median_and_mad(self._history[node])
@@ -91,7 +98,7 @@ class DeadlineEstimator:
         return need
 
     def deadline(self, nodes: Sequence[str]) -> Deadline:
-        """The deadline of a round of these nodes."""
+        """Return the deadline of a round of these nodes."""
         needs = [need for node in nodes if (need := self.need(node)) is not None]
         if 2 * len(needs) < len(nodes) or not needs:
             seconds = max(self._first_seconds, self._least_seconds)
@@ -100,15 +107,15 @@ class DeadlineEstimator:
         seconds = min(centre + self._slack(centre, spread), max(needs))
         reason = DeadlineReason.MEASURED
         if len(needs) < len(nodes):
-            seconds, reason = max(seconds, 4.0 * max(needs)), DeadlineReason.NEWCOMERS
+            seconds, reason = max(seconds, NEWCOMER_FACTOR * max(needs)), DeadlineReason.NEWCOMERS
         return Deadline(max(seconds, self._least_seconds), reason, centre, spread, len(needs))
 
     def fixed(self) -> Deadline:
-        """The deadline of a round that waits for everybody: only what never ends is given up."""
+        """Return the deadline of a round that waits for all nodes, except those that never answer."""
         return Deadline(max(self._first_seconds, self._least_seconds), DeadlineReason.FIXED)
 
     def after_quorum(self, elapsed_seconds: float) -> float:
-        """Where nothing was measured: seconds from the start that the rest may take once a quorum needed `elapsed`."""
+        """Return the deadline, in seconds from the start, of an unmeasured round whose quorum took so long."""
         return max(3.0 * elapsed_seconds, elapsed_seconds + 0.5 * self._least_slack_seconds)
 
     def _slack(self, centre: float, spread: float) -> float:

@@ -1,69 +1,56 @@
-"""Collects the effects of one event, and keeps the latest decisions."""
+"""Buffer of the effects of one event, and the latest decisions."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
-from hypergpu.common.metric import LOSS, MetricSpec
 from hypergpu.coordinator.core.decisions import Decision, DecisionKind
-from hypergpu.coordinator.core.rounds.events import CloseRound, Effect, RunEvent
+from hypergpu.coordinator.core.rounds.events import Effect, RunEvent, UpdateReply, UpdateStatus
 
 Figures = Mapping[str, float | int | str]
 
 
 class EffectBuffer:
-    """What the machine wants done and recorded."""
+    """Collects effects while an event is handled."""
 
     def __init__(self, round_number: int, keep: int = 200) -> None:
         self.round = round_number
+        """Round that run events and decisions are recorded under."""
         self.decisions: deque[Decision] = deque(maxlen=keep)
-        """The latest, newest first."""
+        """The latest decisions, newest first."""
+        self.last_reply = UpdateReply("", 0, UpdateStatus.STALE)
+        """Reply to the latest update."""
         self._effects: list[Effect] = []
 
     def drain(self) -> list[Effect]:
-        """The effects since the last call."""
-        taken, self._effects = self._effects, []
-        return taken
+        """Return the effects since the last call, in order."""
+        drained, self._effects = self._effects, []
+        return drained
 
     def emit(self, effect: Effect) -> None:
-        """Something to be done."""
+        """Add an effect."""
         self._effects.append(effect)
 
+    def reply(self, reply: UpdateReply) -> None:
+        """Add the reply to an update."""
+        self.last_reply = reply
+        self._effects.append(reply)
+
     def record(self, kind: str, text: str, **fields: Any) -> None:
-        """Something that happened."""
+        """Add a run event."""
         self._effects.append(RunEvent(kind, self.round, text, fields))
 
     def decide(self, kind: DecisionKind, subject: str, reason: StrEnum, figures: Figures) -> None:
-        """A decision of the machine itself."""
-        self.keep(Decision(self.round, kind, subject, reason, figures))
+        """Add a decision of the round machine."""
+        self.add_decision(Decision(self.round, kind, subject, reason, figures))
 
-    def keep(self, decision: Decision) -> None:
-        """A decision, whoever took it."""
+    def add_decision(self, decision: Decision) -> None:
+        """Add a decision, whoever took it."""
         self.decisions.appendleft(decision)
         self._effects.append(RunEvent("decision", decision.round, decision.text, decision.record(), decision))
 
-    def adopt(self, decisions: Iterable[Decision]) -> None:
-        """Record the decisions of an adaptation."""
+    def add_decisions(self, decisions: Iterable[Decision]) -> None:
+        """Add the decisions of the adaptation."""
         for decision in decisions:
-            self.keep(decision)
-
-    def round_closed(self, closed: CloseRound, loss: float | None, spec: MetricSpec, metric: float | None) -> None:
-        """A round is over and its step is taken; loss and metric on held-out data, where they were measured."""
-        there = [c.node for c in closed.contributions if c.success]
-        missing = [c.node for c in closed.contributions if not c.success]
-        figures = f"loss {loss:.4f}" if loss is not None else f"training loss {closed.loss:.4f}"
-        if loss is not None and spec != LOSS:
-            figures += f", {spec.label(metric)}"
-        self.record(
-            "round_closed",
-            f"round {closed.round}: {len(there)} of {len(closed.contributions)} nodes in {closed.seconds:.2f} s, "
-            f"{figures} ({closed.reason})",
-            round_seconds=closed.seconds,
-            reason=str(closed.reason),
-            contributors=there,
-            missing=missing,
-            samples=closed.samples,
-            train_loss=closed.loss,
-            **{spec.name: metric, "loss": loss},
-        )
+            self.add_decision(decision)

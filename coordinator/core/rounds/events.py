@@ -1,4 +1,4 @@
-"""What the round machine is told (events) and what it wants done (effects). Plain data, no behaviour."""
+"""Events that the round machine handles, and effects that it asks its driver to carry out. Plain data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
@@ -11,40 +11,40 @@ from hypergpu.coordinator.core.overrides import NodeOverride
 
 
 class UpdateStatus(StrEnum):
-    """What became of an update."""
+    """Status of an update."""
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
-    """It had been accepted before, and is not applied again."""
+    """Accepted before, and not applied again."""
     LATE = "late"
-    """Its round was over: counted, not applied."""
+    """Its round has closed: counted, not applied."""
     STALE = "stale"
-    """Nobody ordered it: another run, a round to come, a node that is not known."""
+    """Not assigned: an unknown node, a later round, or another run."""
     REFUSED = "refused"
-    """Its norm is far above those of the others: not applied, and the node is out of the round."""
+    """Its norm is out of bounds: not applied, and nothing more is expected of the node in this round."""
 
 
 class CloseReason(StrEnum):
-    """Why a round ended."""
+    """Why a round closed."""
 
     ALL_CONTRIBUTED = "all_contributed"
     SURVIVORS_CONTRIBUTED = "survivors_contributed"
-    """Everyone who is still there has; the others died, left or gave up."""
+    """All remaining nodes have contributed; the others are lost, have left or have returned their work."""
     QUORUM_AT_DEADLINE = "quorum_at_deadline"
     BELOW_QUORUM = "below_quorum"
-    """The deadline was extended as often as it may be."""
+    """The deadline passed after its last extension."""
 
 
 class FinishReason(StrEnum):
-    """Why the run ended."""
+    """Why the run is over."""
 
     ROUNDS_DONE = "rounds_done"
     TARGET_REACHED = "target_reached"
     STOPPED = "stopped"
     DIVERGED = "diverged"
-    """The loss on held-out data was not finite, time after time."""
+    """The loss on held-out data was not finite several times in a row."""
     FAILED = "failed"
-    """The run cannot go on: an error that all nodes share, or one in the task or in the coordinator."""
+    """The run cannot continue: the same error on every node, or one in the task or in the coordinator."""
 
 
 # ---------------------------------------------------------------- events
@@ -57,23 +57,23 @@ class NodeJoined:
     node: str
     incarnation: str = ""
     largest_batch: int = 0
-    """Samples that its card holds; 0 = not known."""
+    """Largest batch in its memory, in samples; 0 = unknown."""
     info: Mapping[str, str] = field(default_factory=dict)
-    """What else it said about itself; carried, not read."""
+    """Further properties of the node, passed through."""
     has_same_task: bool = False
-    """Whether it has shown that its data and model are the coordinator's."""
+    """Whether its data and model are known to be those of the coordinator."""
 
 
 @message
 class NodeSeen:
-    """A sign of life."""
+    """A node sent a sign of life."""
 
     node: str
 
 
 @message
 class NodeLeft:
-    """A node said good-bye."""
+    """A node left."""
 
     node: str
     reason: str = ""
@@ -81,7 +81,7 @@ class NodeLeft:
 
 @message
 class NodeLost:
-    """A node is known to be gone. Silence is noticed by the machine itself, where it was given a limit."""
+    """A node is known to be gone. The machine itself notices silence if it was given a limit."""
 
     node: str
     reason: str = "no sign of life"
@@ -89,21 +89,21 @@ class NodeLost:
 
 @message
 class WorkRequested:
-    """A node waits for its next unit; it stays waiting until it gets one or `RequestEnded`."""
+    """A node waits for work, until it gets some or `RequestEnded`."""
 
     node: str
 
 
 @message
 class RequestEnded:
-    """A node stopped waiting: it will ask again."""
+    """A node stopped waiting; it will ask again."""
 
     node: str
 
 
 @message
 class UpdateArrived:
-    """A whole update is here, finite and of the right layout; not yet part of the mean."""
+    """A whole update arrived, finite and of the right layout; it is not yet part of the mean."""
 
     node: str
     round: int
@@ -114,12 +114,12 @@ class UpdateArrived:
     loss_before: float = 0.0
     grad_norm: float = 0.0
     norm: float | None = None
-    """Euclidean norm of the update; None where it was not measured."""
+    """Euclidean norm of the update; None = not measured."""
 
 
 @message
 class WorkReturned:
-    """A node gave its work up, or sent something that can't be used."""
+    """A node returned its work, or sent an unusable update."""
 
     node: str
     round: int
@@ -129,18 +129,18 @@ class WorkReturned:
 
 @message
 class Evaluated:
-    """The step of a closed round is taken; the figures are None where no evaluation was due."""
+    """The server took the step of a closed round; the figures are None if no evaluation was due."""
 
     round: int
     loss: float | None = None
     metric: float | None = None
     update_norms: tuple[float, float] | None = None
-    """(mean of |update|² over the nodes, |mean update|²)."""
+    """(mean of |update|² over the nodes, |mean update|²); None = not measured."""
 
 
 @message
 class EvaluationFailed:
-    """The step or the evaluation of a closed round raised an error: the run cannot go on."""
+    """The step or the evaluation of a closed round failed: the run cannot continue."""
 
     round: int
     detail: str
@@ -150,41 +150,41 @@ class EvaluationFailed:
 
 @message
 class Tick:
-    """Time has passed: sent at the latest at the time of the last `SetTimer`."""
+    """Time has passed; due at the time of the last `SetTimer`."""
 
 
 @message
 class Pause:
-    """No new round until `Resume`; a running one is finished."""
+    """Open no further round until `Resume`; an open one is finished."""
 
 
 @message
 class Resume:
-    """Rounds may start again."""
+    """Open rounds again."""
 
 
 @message
 class Stop:
-    """End the run; a round that is being evaluated is finished first."""
+    """End the run; a closing round is finished first."""
 
     reason: str = ""
 
 
 @message
 class Suspend:
-    """Begin no further round: the coordinator is about to end, and a later one goes on."""
+    """Open no further round: the coordinator is shutting down, and a later process continues the run."""
 
 
 @message
 class Fail:
-    """End the run at once: the coordinator met an error that it cannot survive."""
+    """End the run at once: the coordinator cannot continue."""
 
     detail: str
 
 
 @message
 class OverrideSet:
-    """A user forces a node into or out of every round."""
+    """A user includes a node in every round, excludes it, or leaves it to the selection."""
 
     node: str
     override: NodeOverride
@@ -216,7 +216,7 @@ Event = (
 
 @message
 class Shard:
-    """Shard `index` of `count`, from sample `cursor` on."""
+    """Shard `index` of `count`, starting at sample `cursor`."""
 
     index: int
     count: int
@@ -225,7 +225,7 @@ class Shard:
 
 @message
 class StartRound:
-    """A round begins: these nodes will be given work on the current parameters."""
+    """A round opens: these nodes get work on the current parameters."""
 
     round: int
     nodes: Sequence[str]
@@ -234,7 +234,7 @@ class StartRound:
 
 @message
 class WorkAssigned:
-    """Hand this unit of work to the node, which is waiting for it."""
+    """Send this work unit to the node, which waits for it."""
 
     round: int
     node: str
@@ -248,7 +248,7 @@ class WorkAssigned:
 
 @message
 class UpdateReply:
-    """The answer to one `UpdateArrived`; an accepted one goes into the mean with `weight`."""
+    """Answer one `UpdateArrived`; an accepted update enters the mean with `weight`."""
 
     node: str
     round: int
@@ -259,7 +259,7 @@ class UpdateReply:
 
 @message
 class Contribution:
-    """What one selected node did in a round."""
+    """Contribution of one selected node to a round."""
 
     node: str
     success: bool
@@ -267,18 +267,18 @@ class Contribution:
     batch_size: int = 0
     compute_seconds: float = 0.0
     waiting_seconds: float = 0.0
-    """From the unit to the accepted update, less the computing; where none came, the time it was waited for."""
+    """Time from the assignment to the accepted update, less computing; without an update, the time waited for it."""
     loss: float = 0.0
     loss_before: float = 0.0
     late: bool = False
-    """It was still at work when the round ended: it loses the round, not its place."""
+    """It was still working when the round closed."""
     measured: bool = True
-    """Its waiting tells of its link: not so where its process ended meanwhile, or it gave its work up."""
+    """Whether its waiting time measures its link: false if its process restarted, or it returned its work."""
 
 
 @message
 class CloseRound:
-    """Take the server's step on the mean of the accepted updates, evaluate if asked to, answer with `Evaluated`."""
+    """Take the server's step on the mean of the accepted updates, evaluate if due, and answer with `Evaluated`."""
 
     round: int
     contributions: Sequence[Contribution]
@@ -286,47 +286,47 @@ class CloseRound:
     seconds: float
     samples: int
     loss: float
-    """Training loss: the mean over the samples that were used."""
+    """Mean training loss over the samples that were used."""
     evaluate: bool
-    ended: tuple[int, float] = (0, 0.0)
-    """Processes of nodes that ended since the last round was closed, and the time since, summed over the nodes."""
+    restarts: tuple[int, float] = (0, 0.0)
+    """Nodes that restarted since the last round closed, and the node-seconds since."""
 
 
 @message
 class AbandonRound:
-    """Nobody contributed and nobody can: forget what was staged. The same round starts again later."""
+    """No node contributed: discard staged updates. The same round opens again later."""
 
     round: int
     why: str
     fault: str = ""
-    """Kind of error that every node gave its work up for; empty where they differ."""
+    """Kind of error for which every node returned its work; empty if they differ."""
     fault_detail: str = ""
 
 
 @message
 class KeepModel:
-    """The model evaluated well: remember it as the one to return to."""
+    """Keep the model of this round as the one to return to."""
 
     round: int
 
 
 @message
 class RevertModel:
-    """The model did not evaluate: return to the one that was kept last, or to the first."""
+    """Return to the model that was kept last, or to the initial one."""
 
     round: int
 
 
 @message
 class SetTimer:
-    """Send a `Tick` at this time; replaces the timer before it."""
+    """Send a `Tick` at this time; replaces the previous timer."""
 
     at: float
 
 
 @message
 class RunOver:
-    """A node that asks for work is told that there is none any more."""
+    """Answer a node that waits for work: the run is over."""
 
     node: str
 
@@ -341,7 +341,7 @@ class Finish:
 
 @message
 class RunEvent:
-    """Something worth keeping: a line for people, fields for programs."""
+    """Entry of the run's event log: a line for people, fields for programs."""
 
     kind: str
     round: int

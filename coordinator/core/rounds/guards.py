@@ -1,67 +1,72 @@
-"""Guards against a run that cannot get better: models that do not evaluate, and an error that every node shares."""
+"""Guards against a run that cannot improve: models that do not evaluate, and an error that every node reports."""
 
 import math
+from dataclasses import dataclass
 
-from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
-from hypergpu.coordinator.core.rounds.events import AbandonRound, KeepModel, RevertModel
+from hypergpu.coordinator.core.rounds.events import AbandonRound
 
-MOST_REVERTS = 3
-"""Evaluations in a row that are not finite before the run has diverged: one may be a bad update, three are not."""
-LARGEST_LOSS = 1e20
-"""Loss of a model that counts as one: beyond, squares of float32 overflow."""
-LARGEST_RISE = 1e6
-"""Times the loss of the kept model, or 1, that a loss may rise to: no training comes back from there."""
-MOST_SHARED_FAULTS = 3
-"""Rounds in a row that every node gave up for the same error before the run ends with it: it will not mend itself."""
+MAX_REVERTS = 3
+"""Bad evaluations in a row after which the run has diverged. One may come from a bad update, three do not."""
+MAX_LOSS = 1e20
+"""Largest loss that is kept. Above it, squares of float32 overflow."""
+MAX_RISE = 1e6
+"""Largest factor by which the loss may exceed that of the kept model (or 1). No training recovers from more."""
+MAX_SHARED_FAULTS = 3
+"""Rounds in a row that fail with the same error on every node, after which the run ends."""
 
 
+@dataclass(slots=True)
 class ModelGuard:
-    """Keeps a model that evaluates as the one to return to, and returns to it from one that does not."""
+    """Keeps the last model that evaluated well, as the one to return to."""
 
-    def __init__(self, kept_round: int, effects: EffectBuffer) -> None:
-        self._kept_round = kept_round
-        self._bound = LARGEST_LOSS
-        self._effects = effects
-        self._reverts = 0
+    kept_round: int
+    """Round of the kept model; 0 = the initial parameters."""
+    bound: float = MAX_LOSS
+    """Largest loss that the next model may have."""
+    reverts: int = 0
+    """Bad evaluations in a row."""
 
     def judge(self, number: int, loss: float) -> bool:
-        """Take in the loss on held-out data after a round; return whether the model is kept."""
-        if math.isfinite(loss) and loss <= self._bound:
-            self._reverts, self._kept_round = 0, number
-            self._bound = LARGEST_RISE * max(loss, 1.0)
-            self._effects.emit(KeepModel(number))
+        """Return whether the model after round `number` is kept, given its loss on held-out data."""
+        if math.isfinite(loss) and loss <= self.bound:
+            self.reverts, self.kept_round = 0, number
+            self.bound = MAX_RISE * max(loss, 1.0)
             return True
-        self._reverts += 1
-        self._effects.emit(RevertModel(number))
-        to = f"the parameters after round {self._kept_round}" if self._kept_round else "the initial parameters"
-        text = f"the loss is {loss:.4g} after round {number}: back to {to}"
-        self._effects.record("model_reverted", text, kept_round=self._kept_round)
+        self.reverts += 1
         return False
+
+    @property
+    def kept_text(self) -> str:
+        """Name of the kept model, for people."""
+        return f"the parameters after round {self.kept_round}" if self.kept_round else "the initial parameters"
 
     @property
     def divergence(self) -> str:
         """Why the run has diverged; empty while it has not."""
-        if self._reverts < MOST_REVERTS:
+        if self.reverts < MAX_REVERTS:
             return ""
-        told = f"the loss was not finite, or had exploded, in {self._reverts} evaluations in a row"
-        return f"{told}; try a lower training.learning_rate"
+        return f"loss not finite or exploded in {self.reverts} evaluations in a row; try a lower training.learning_rate"
 
 
+@dataclass(slots=True)
 class SharedFaults:
-    """Counts rounds in a row that every node gave up for one and the same error."""
+    """Counts rounds in a row that fail with one and the same error on every node."""
 
-    def __init__(self) -> None:
-        self._kind, self._count = "", 0
+    kind: str = ""
+    count: int = 0
 
-    def closed(self) -> None:
-        """Note that a round was closed: somebody could do the work."""
-        self._kind, self._count = "", 0
+    def on_closed(self) -> None:
+        """Reset the count: a node could do the work."""
+        self.kind, self.count = "", 0
 
-    def abandoned(self, round_: AbandonRound) -> str:
-        """Note a round that came to nothing; return why the run cannot go on, or nothing if it can."""
-        same = bool(round_.fault) and round_.fault == self._kind
-        self._kind, self._count = round_.fault, self._count + 1 if same else int(bool(round_.fault))
-        if self._count < MOST_SHARED_FAULTS:
+    def on_abandoned(self, abandoned: AbandonRound) -> str:
+        """Count an abandoned round; return why the run has to end, or an empty string."""
+        same = bool(abandoned.fault) and abandoned.fault == self.kind
+        self.kind, self.count = abandoned.fault, self.count + 1 if same else int(bool(abandoned.fault))
+        if self.count < MAX_SHARED_FAULTS:
             return ""
-        told = f": {round_.fault_detail}" if round_.fault_detail else ""
-        return f"every node gave round {round_.round} up, {self._count} times in a row: {round_.fault}{told}"
+        detail = f": {abandoned.fault_detail}" if abandoned.fault_detail else ""
+        return (
+            f"every node failed with the same error in round {abandoned.round}, {self.count} times in a row: "
+            f"{abandoned.fault}{detail}"
+        )

@@ -1,4 +1,4 @@
-"""Who is there: joined, lost, left, and what each node has done so far."""
+"""Nodes of a run: which are connected, lost or gone, and what each has done so far."""
 
 import heapq
 import math
@@ -11,17 +11,17 @@ from hypergpu.common.errors import NotFound, ResourceExhausted
 
 
 class ConnectionState(StrEnum):
-    """Whether a node is there."""
+    """Connection of a node to the coordinator."""
 
     CONNECTED = "connected"
     LOST = "lost"
-    """Silent for too long; its place is kept for a while."""
+    """Silent for too long; its shard is kept for a while."""
     LEFT = "left"
 
 
 @dataclass(slots=True)
 class Member:
-    """One node, as the coordinator knows it."""
+    """One node."""
 
     node_id: str
     incarnation: str = ""
@@ -31,17 +31,17 @@ class Member:
     last_seen: float = 0.0
     gone_at: float = 0.0
     completed: bool = False
-    """It left because the run was over."""
+    """It left after the end of the run."""
     requesting: bool = False
-    """It waits for a work unit."""
+    """It waits for work."""
     ready: bool = False
-    """It has asked for work since its process joined: its model and data are there. Until then nobody counts on it."""
+    """Its process has asked for work at least once: its model and data are loaded. Others are not selected."""
     has_same_task: bool = False
-    """It has shown that its data and model are the coordinator's."""
+    """Its data and model are known to be those of the coordinator."""
     largest_batch: int = 0
     batch_size: int = 0
     last_accepted: int = 0
-    """The last round that it contributed to."""
+    """Latest round that it contributed to; 0 = none."""
     rounds_contributed: int = 0
     rounds_selected: int = 0
     retries: int = 0
@@ -51,7 +51,7 @@ class Member:
 
 
 class Membership:
-    """All nodes of a run. Each call takes O(log nodes) at most."""
+    """All nodes of a run. Each method takes O(log nodes) at most."""
 
     def __init__(self, *, max_nodes: int, lost_after_seconds: float | None) -> None:
         self._max_nodes = max_nodes
@@ -59,27 +59,27 @@ class Membership:
         self._members: dict[str, Member] = {}
         self._connected: dict[str, Member] = {}
         self.connected: Mapping[str, Member] = self._connected
-        """The nodes that are there, in the order in which they came."""
+        """Connected nodes by id, in the order in which they joined."""
         self._silence: list[tuple[float, str]] = []
         self._watched: set[str] = set()
         self.stragglers: set[str] = set()
-        """Connected nodes that still work on a round which was closed without them: not counted on till they return."""
+        """Connected nodes that still work on a round that closed without them; not selected until they return."""
         self.ready = 0
-        """How many of the connected are ready."""
+        """Number of connected nodes that are ready."""
         self.version = 0
-        """Changes whenever a node comes or goes."""
-        self._ended: set[str] = set()
-        self._asked_at = math.inf
+        """Increases whenever a node joins, leaves or is lost."""
+        self._restarted: set[str] = set()
+        self._drained_at = math.inf
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self._members.values())
 
     def get(self, node: str) -> Member | None:
-        """The node, if it was ever there."""
+        """Return the node, or None if it never registered."""
         return self._members.get(node)
 
     def require(self, node: str) -> Member:
-        """The node.
+        """Return the node.
 
         Raises:
             NotFound: it never registered.
@@ -90,18 +90,18 @@ class Membership:
         return member
 
     def admit(self, node: str) -> None:
-        """Check that there is room for `node`.
+        """Check that `node` may connect.
 
         Raises:
-            ResourceExhausted: as many nodes as are allowed are there already.
+            ResourceExhausted: the limit of connected nodes is reached.
         """
         if node not in self._connected and len(self._connected) >= self._max_nodes:
             raise ResourceExhausted(
-                f"{self._max_nodes} nodes are registered, and no more are allowed (server.max_nodes)"
+                f"{self._max_nodes} nodes are connected, the limit set by server.max_nodes; raise it to admit more"
             )
 
     def join(self, node: str, incarnation: str, now: float) -> tuple[Member, bool]:
-        """A node registers; True if it had not been there.
+        """Connect a node; return it and whether it was not connected before.
 
         Raises:
             ResourceExhausted: as `admit`.
@@ -109,12 +109,12 @@ class Membership:
         self.admit(node)
         member = self._members.get(node)
         if member is None:
-            self._forget_surplus()
+            self._forget_disconnected()
             member = self._members[node] = Member(node)
         new = node not in self._connected
         if new or member.incarnation != incarnation:
             if member.incarnation not in ("", incarnation):
-                self._ended.add(node)
+                self._restarted.add(node)
             member.joined_at, member.requesting = now, False
             self._set_ready(member, ready=False)
             self.stragglers.discard(node)
@@ -126,7 +126,7 @@ class Membership:
         )
         if new:
             self._connected[node] = member
-            self._asked_at = min(self._asked_at, now)
+            self._drained_at = min(self._drained_at, now)
             self.version += 1
             if self._lost_after is not None and node not in self._watched:
                 self._watched.add(node)
@@ -142,14 +142,14 @@ class Membership:
         return True
 
     def mark_requesting(self, member: Member) -> bool:
-        """It waits for a work unit; True if that is the first that it asks for."""
+        """Note that the node waits for work; return whether its process asks for the first time."""
         member.requesting = True
         first = not member.ready
         self._set_ready(member, ready=True)
         return first
 
     def remove(self, node: str, connection: ConnectionState, reason: str, now: float) -> Member | None:
-        """The node is gone; None if it was already, and only its kind of absence changed."""
+        """Disconnect a node and return it; None if it was not connected."""
         member = self._connected.pop(node, None)
         if member is None:
             if connection is ConnectionState.LEFT and node in self._members:
@@ -164,16 +164,22 @@ class Membership:
         return member
 
     def drain_restarts(self, now: float) -> tuple[int, float]:
-        """Nodes whose process was replaced since this was last asked, and the time since, times the nodes.
+        """Return how many nodes restarted since the last call, and the node-seconds since.
 
-        A node counts once, however often it comes anew: one alone must not make the plans of all short.
+        A node counts once, however often it restarts: one node must not shorten the plans of all.
         """
-        taken = len(self._ended), (now - self._asked_at) * len(self._connected)
-        self._ended, self._asked_at = set(), now
-        return taken
+        drained = len(self._restarted), (now - self._drained_at) * len(self._connected)
+        self._restarted, self._drained_at = set(), now
+        return drained
+
+    def end_request(self, node: str) -> None:
+        """Note that the node has stopped waiting for work."""
+        member = self._members.get(node)
+        if member is not None:
+            member.requesting = False
 
     def silent(self, now: float) -> list[str]:
-        """Connected nodes that have been silent for too long. Each is named once; `remove` them."""
+        """Return the connected nodes that have been silent for too long, each once; the caller removes them."""
         found = []
         while self._silence and self._silence[0][0] <= now:
             _, node = heapq.heappop(self._silence)
@@ -200,22 +206,22 @@ class Membership:
         return found
 
     def next_silence(self) -> float:
-        """When to look for silent nodes next; infinite = never."""
+        """Time to look for silent nodes next; infinite = never."""
         return self._silence[0][0] if self._silence else math.inf
 
     def reset_liveness(self, now: float) -> None:
-        """We were not running ourselves: nobody's silence in that time counts."""
+        """Count silence from now on: this process did not run, so earlier silence means nothing."""
         for member in self._connected.values():
             member.last_seen = now
 
     def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """What nodes did before the coordinator was restarted, as it was written then; none of them is there yet."""
+        """Restore the rows of nodes of an earlier process of the coordinator; none is connected yet."""
         for row in rows:
             member = self._members.setdefault(row["node_id"], Member(row["node_id"], connection=ConnectionState.LOST))
-            member.reason = "not back since the coordinator was restarted"
+            member.reason = "has not reconnected since the coordinator restarted"
             state = row.get("state")
-            if state in (ConnectionState.LEFT, ConnectionState.LOST):  # it was gone before: nobody waits for it
-                member.connection, member.reason = ConnectionState.LEFT, f"{state} before the coordinator was restarted"
+            if state in (ConnectionState.LEFT, ConnectionState.LOST):  # gone before the restart: its shard is not kept
+                member.connection, member.reason = ConnectionState.LEFT, f"{state} before the coordinator restarted"
             for name in ("rounds_contributed", "rounds_selected", "retries", "late"):
                 setattr(member, name, int(row.get(name, 0)))
 
@@ -223,8 +229,8 @@ class Membership:
         self.ready += ready - member.ready
         member.ready = ready
 
-    def _forget_surplus(self) -> None:
-        """Bound what is kept of nodes that went away."""
+    def _forget_disconnected(self) -> None:
+        """Bound the number of disconnected nodes that are kept."""
         if len(self._members) < 2 * self._max_nodes:
             return
         gone = sorted((m for m in self._members.values() if m.node_id not in self._connected), key=lambda m: m.gone_at)

@@ -1,205 +1,229 @@
-"""When a round may begin, with whom and on what: the part of the machine that runs between two rounds."""
+"""Opening of a round: when the next one may open, with which nodes, on which work, and with which deadline."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.message import message
 from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds.adaptation import Adaptation, RoundPlan
-from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator, DeadlineReason
-from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
+from hypergpu.coordinator.core.rounds.deadlines import Deadline
+from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer, Figures
 from hypergpu.coordinator.core.rounds.events import AbandonRound, Shard
 from hypergpu.coordinator.core.rounds.membership import ConnectionState, Member, Membership
-from hypergpu.coordinator.core.rounds.shards import ShardTable
+from hypergpu.coordinator.core.rounds.state import OPEN, OpeningState, RoundState
 from hypergpu.coordinator.core.rounds.work import Round, WorkUnit
 
-_EXCLUDE: Final = NodeOverride.EXCLUDE  # an enum's member is looked up slowly: not for every node
-SHARD_PATIENCE_ROUNDS = 3
-"""Rounds for which the shard of a lost node is kept for its return, before the data is cut anew."""
+_EXCLUDE: Final = NodeOverride.EXCLUDE  # enum members are slow to look up; this one is read for every node
+SHARD_RETENTION_ROUNDS = 3
+"""Rounds for which the shard of a lost node is kept for its return, before the data is split anew."""
 RETRY_SECONDS = 1.0
-"""Where no round could begin, the time until the next try; doubled after each that came to nothing."""
-LONGEST_RETRY_SECONDS = 60.0
-LEAST_PATIENCE_SECONDS = 10.0
-"""Once a quorum is ready for the first round, the others get twice the time that it needed, and this at least."""
+"""Delay after a failed attempt to open a round; doubled after each further one."""
+MAX_RETRY_SECONDS = 60.0
+MIN_READY_WAIT_SECONDS = 10.0
+"""Shortest wait for the other nodes once a quorum is ready for the first round; usually twice what the quorum took."""
 
 
-class RoundOpener:
-    """Waits for nodes, lets the adaptation choose, deals shards, plans work units, sets the deadline."""
+@message
+class Open:
+    """The next round may open."""
 
-    def __init__(
-        self,
-        *,
-        config: TrainingConfig,
-        adaptation: Adaptation,
-        members: Membership,
-        shards: ShardTable,
-        deadlines: DeadlineEstimator,
-        effects: EffectBuffer,
-    ) -> None:
-        self.config = config
-        self.adaptation = adaptation
-        self.members = members
-        self.shards = shards
-        self.deadlines = deadlines
-        self.waiting_for = ""
-        """Why no round is running, in words; empty while one is."""
-        self.should_try = False
-        """Something changed since the last try."""
-        self.retry_at = math.inf
-        """When to try again, though nothing changes."""
-        self.deadline_reason: DeadlineReason | None = None
-        """What the last deadline rested on."""
-        self._effects = effects
-        self._first_round_opened = False
-        self._ready_by = math.inf
-        self._waited_for_stragglers = False
-        self._failed_attempts = 0
-        self._dealt_version = -1
+    available: Sequence[str]
+    """Nodes that the adaptation may choose from, those that a user excluded among them."""
+    allowed: int
+    """Number of available nodes that no user excluded."""
 
-    def reevaluate(self, *, at_once: bool = False) -> None:
-        """Something changed that may let a round begin."""
-        self.should_try = True
-        if at_once:
-            self.retry_at = math.inf
 
-    def failed(self, abandoned: AbandonRound, now: float) -> None:
-        """A round came to nothing: not again at once."""
-        self._retry_later(now)
-        if self.members.connected:
-            self.wait(f"round {abandoned.round} to start again: {abandoned.why}")
-        else:
-            self.reevaluate()
+@message
+class Wait:
+    """The next round may not open yet."""
 
-    def _retry_later(self, now: float) -> None:
-        seconds = RETRY_SECONDS * 2.0 ** min(
-            self._failed_attempts, 30
-        )  # of a long wait, it would leave the range of floats
-        self.retry_at = now + min(seconds, LONGEST_RETRY_SECONDS)
-        self._failed_attempts += 1
+    reason: str
+    """What is missing; empty = as before."""
+    retry_at: float
+    """Time of the next attempt if nothing changes; infinite = none."""
+    ready_by: float
+    """Time until which the first round waits for nodes that have joined."""
+    for_stragglers: bool = False
+    """The round is held back for stragglers, once."""
 
-    def succeeded(self) -> None:
-        """A round was closed: the next one that comes to nothing is tried again soon."""
-        self._failed_attempts = 0
 
-    def straggler_returned(self, member: Member) -> None:
-        """A node that was late is there again."""
-        stragglers = self.members.stragglers
-        if member.node_id in stragglers:
-            stragglers.discard(member.node_id)
-            enough = len(stragglers) <= (1 - self.config.quorum) * len(self.members.connected)
-            self.reevaluate(at_once=enough and self._waited_for_stragglers)
+def can_open(state: RoundState, config: TrainingConfig, adaptation: Adaptation, now: float) -> Open | Wait:
+    """Decide whether the next round may open, and with which nodes. Changes nothing."""
+    opening, members = state.opening, state.members
+    connected, ready = len(members.connected), members.ready
+    needed = 1 if opening.first_round_opened else config.min_nodes
+    if state.control.paused:
+        return Wait("resume: the run is paused", opening.retry_at, opening.ready_by)
+    if connected < needed:
+        return Wait(f"{_more_nodes(needed - connected)} to join ({connected} connected)", opening.retry_at, math.inf)
+    if ready < needed:
+        ready_by = _ready_by(opening, members, config.quorum * needed, now)
+        if now < ready_by:
+            reason = f"{_more_nodes(needed - ready)} to become ready ({ready} ready)"
+            return Wait(reason, opening.retry_at if ready_by == math.inf else ready_by, ready_by)
+    if now < opening.retry_at < math.inf:
+        return Wait("", opening.retry_at, opening.ready_by)
+    return _available(state, config, adaptation, now)
 
-    def wait(self, what: str) -> None:
-        """Say what is waited for, when it changes."""
-        if what != self.waiting_for:
-            self.waiting_for = what
-            self._effects.record("waiting", f"waiting for {what}")
 
-    def try_to_open(self, number: int, now: float, *, paused: bool) -> Round | None:
-        """Begin round `number` if that can be; else `waiting_for` says what is missing."""
-        self.should_try = False
-        connected = self.members.connected
-        needed = 1 if self._first_round_opened else self.config.min_nodes
-        if paused:
-            self.wait("the user to resume")
-        elif len(connected) < needed:
-            self._ready_by = math.inf
-            self.wait(f"{needed} node{'s' * (needed > 1)} to join: {len(connected) or 'none'} connected")
-        elif self.members.ready < needed and not self._ready_wait_expired(needed, now):
-            ready = self.members.ready
-            missing = needed - ready
-            self.wait(f"{missing} node{'s' * (missing > 1)} to get ready: {ready or 'none'} asked for work")
-        elif self.retry_at == math.inf or self.retry_at <= now:
-            return self._select(number, now)
+def _available(state: RoundState, config: TrainingConfig, adaptation: Adaptation, now: float) -> Open | Wait:
+    """Return the nodes that the adaptation may choose from, or wait for them."""
+    opening, members = state.opening, state.members
+    ready = [node for node, member in members.connected.items() if member.ready]
+    allowed = [node for node in ready if adaptation.override(node) is not _EXCLUDE]
+    free = [node for node in allowed if node not in members.stragglers]
+    if not free:
+        connected = len(members.connected)
+        reason = f"an available node: {connected} connected, all excluded, not ready or finishing an earlier round"
+        return Wait(reason, opening.retry_at, opening.ready_by)
+    if len(free) < config.quorum * len(allowed) and not opening.waited_for_stragglers:
+        busy = len(allowed) - len(free)
+        reason = f"{busy} node{'s' * (busy > 1)} to finish an earlier round"
+        return Wait(reason, now + RETRY_SECONDS, opening.ready_by, for_stragglers=True)
+    return Open([node for node in ready if node not in members.stragglers], len(free))
+
+
+def _ready_by(opening: OpeningState, members: Membership, quorum: float, now: float) -> float:
+    """Time until which the first round waits for nodes to become ready; infinite until a quorum is."""
+    if members.ready < quorum:
+        return math.inf
+    if opening.ready_by < math.inf:
+        return opening.ready_by
+    elapsed = now - min(member.joined_at for member in members.connected.values() if member.ready)
+    return now + max(2 * elapsed, MIN_READY_WAIT_SECONDS)
+
+
+def _more_nodes(count: int) -> str:
+    return f"{count} more node{'s' * (count > 1)}"
+
+
+def reevaluate(opening: OpeningState, *, at_once: bool = False) -> None:
+    """Note that something changed that may let a round open; `at_once` cancels the delay after a failed attempt."""
+    opening.should_try = True
+    if at_once:
+        opening.retry_at = math.inf
+
+
+def straggler_returned(state: RoundState, member: Member, quorum: float) -> None:
+    """Note that a straggler, if the node is one, is available again."""
+    stragglers = state.members.stragglers
+    if member.node_id in stragglers:
+        stragglers.discard(member.node_id)
+        enough = len(stragglers) <= (1 - quorum) * len(state.members.connected)
+        reevaluate(state.opening, at_once=enough and state.opening.waited_for_stragglers)
+
+
+def on_abandoned(state: RoundState, abandoned: AbandonRound, now: float, effects: EffectBuffer) -> None:
+    """Delay the next attempt after an abandoned round."""
+    _retry_later(state.opening, now)
+    if state.members.connected:
+        _set_waiting(state.opening, f"round {abandoned.round} to restart: {abandoned.why}", effects)
+    else:
+        reevaluate(state.opening)
+
+
+def open_round(
+    state: RoundState, config: TrainingConfig, adaptation: Adaptation, now: float, effects: EffectBuffer
+) -> Round | None:
+    """Open the next round if possible and return it; otherwise record what it waits for."""
+    opening = state.opening
+    opening.should_try = False
+    decision = can_open(state, config, adaptation, now)
+    if isinstance(decision, Wait):
+        _wait(opening, decision, effects)
         return None
-
-    def _ready_wait_expired(self, needed: int, now: float) -> bool:
-        """Whether the first round has waited for nodes that joined, and don't ask for work, as long as it should."""
-        if self.members.ready < self.config.quorum * needed:
-            self._ready_by = math.inf
-            return False
-        if self._ready_by == math.inf:
-            took = now - min(member.joined_at for member in self.members.connected.values() if member.ready)
-            self._ready_by = now + max(2 * took, LEAST_PATIENCE_SECONDS)
-        if now >= self._ready_by:
-            return True
-        self.retry_at = self._ready_by
-        return False
-
-    def _select(self, number: int, now: float) -> Round | None:
-        """Let the adaptation choose among the nodes that are free, and begin."""
-        connected = self.members.connected
-        ready = [node for node, member in connected.items() if member.ready]
-        allowed = [node for node in ready if self.adaptation.override(node) is not _EXCLUDE]
-        stragglers = self.members.stragglers
-        free = [node for node in allowed if node not in stragglers]
-        if not free:
-            busy = "excluded, not ready or still busy with a round that is over"
-            self.wait(f"a free node: of {len(connected)}, each is {busy}")
-            return None
-        if len(free) < self.config.quorum * len(allowed) and not self._waited_for_stragglers:
-            self._waited_for_stragglers = True
-            self.wait(f"more nodes: {len(allowed) - len(free)} are still busy with a round that is over")
-            self.retry_at = now + RETRY_SECONDS
-            return None
-        self._waited_for_stragglers = False
-        available = [node for node in ready if node not in stragglers]
-        plan = self.adaptation.plan_round(available, number)
-        self._effects.adopt(plan.decisions)
-        offered = set(available)
-        chosen = [node for node in dict.fromkeys(plan.selected) if node in offered]
-        if chosen:
-            return self._start(number, chosen, plan, now)
-        self.wait(f"a node to be selected: none of {len(free)} was")
-        self._retry_later(now)
+    opening.waited_for_stragglers = False
+    plan = adaptation.plan_round(decision.available, state.round)
+    effects.add_decisions(plan.decisions)
+    available = set(decision.available)
+    chosen = [node for node in dict.fromkeys(plan.selected) if node in available]
+    if not chosen:
+        reason = f"a selection: the selector chose no node out of {decision.allowed}"
+        _set_waiting(opening, reason, effects)
+        _retry_later(opening, now)
         return None
+    _deal_shards(state, effects)
+    deadline = _set_deadline(state, chosen, plan, effects)
+    units = _plan_units(state.members, state.shards.assign(chosen), plan, config)
+    opening.first_round_opened, opening.waiting_for = True, ""
+    state.open_round = Round.open(state.round, now, now + deadline.seconds, config.quorum, units)
+    state.phase = OPEN
+    return state.open_round
 
-    def _start(self, number: int, chosen: Sequence[str], plan: RoundPlan, now: float) -> Round:
-        self._deal_shards(number)
-        self._first_round_opened, self.waiting_for = True, ""
-        deadline = self.deadlines.fixed() if plan.wait_for_all else self.deadlines.deadline(chosen)
-        units = self._orders(self.shards.assign(chosen), plan)
-        text = f"round {number} begins with {len(chosen)} nodes"
-        self._effects.record("round_started", text, nodes=len(chosen), deadline_seconds=deadline.seconds)
-        if deadline.reason is not self.deadline_reason:
-            self.deadline_reason = deadline.reason
-            figures: dict[str, float | int | str] = {
-                "nodes": len(chosen),
-                "seconds": deadline.seconds,
-                "median_seconds": deadline.median_seconds,
-                "mad_seconds": deadline.mad_seconds,
-                "measured_nodes": deadline.measured_nodes,
-            }
-            self._effects.decide(DecisionKind.DEADLINE, CLUSTER, deadline.reason, figures)
-        return Round.begin(number, now, now + deadline.seconds, self.config.quorum, units)
 
-    def _orders(self, shards: Mapping[str, Shard], plan: RoundPlan) -> list[WorkUnit]:
-        """What the adaptation plans for each node, or the configured values, within what can work."""
-        config, connected, units = self.config, self.members.connected, []
-        steps = config.local_steps if plan.local_steps is None else plan.local_steps
-        rate = config.learning_rate if plan.learning_rate is None else plan.learning_rate
-        # One step sends gradients and more send changes: a round is one or the other.
-        steps = 1 if config.local_steps == 1 else max(2, steps)
-        for node, shard in shards.items():
-            member = connected[node]
-            batch = max(1, plan.batch_sizes.get(node, config.batch_size))
-            member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
-            member.rounds_selected += 1
-            units.append(WorkUnit(node, shard, member.batch_size, steps, rate, incarnation=member.incarnation))
-        return units
+def _wait(opening: OpeningState, decision: Wait, effects: EffectBuffer) -> None:
+    """Apply a decision to wait."""
+    opening.retry_at, opening.ready_by = decision.retry_at, decision.ready_by
+    if decision.for_stragglers:
+        opening.waited_for_stragglers = True
+    if decision.reason:
+        _set_waiting(opening, decision.reason, effects)
 
-    def _deal_shards(self, number: int) -> None:
-        """One shard for each node that is there, or was until a few rounds ago."""
-        if self.members.version == self._dealt_version:
-            return
-        lost = [
-            member.node_id
-            for member in self.members
-            if member.connection is ConnectionState.LOST and number - member.last_accepted <= SHARD_PATIENCE_ROUNDS
-        ]
-        self._dealt_version = -1 if lost else self.members.version
-        if self.shards.deal([*self.members.connected, *lost]):
-            count = self.shards.count
-            self._effects.record("shards_dealt", f"the data is cut into {count} shards", shards=count)
+
+def _set_deadline(state: RoundState, chosen: Sequence[str], plan: RoundPlan, effects: EffectBuffer) -> Deadline:
+    """Return the deadline of a round of these nodes, and record the start of the round with it."""
+    deadline = state.deadlines.fixed() if plan.wait_for_all else state.deadlines.deadline(chosen)
+    text = f"round {state.round} started with {len(chosen)} node{'s' * (len(chosen) > 1)}"
+    effects.record("round_started", text, nodes=len(chosen), deadline_seconds=deadline.seconds)
+    if deadline.reason is not state.opening.deadline_reason:
+        state.opening.deadline_reason = deadline.reason
+        figures: Figures = {
+            "nodes": len(chosen),
+            "seconds": deadline.seconds,
+            "median_seconds": deadline.median_seconds,
+            "mad_seconds": deadline.mad_seconds,
+            "measured_nodes": deadline.measured_nodes,
+        }
+        effects.decide(DecisionKind.DEADLINE, CLUSTER, deadline.reason, figures)
+    return deadline
+
+
+def _plan_units(
+    members: Membership, shards: Mapping[str, Shard], plan: RoundPlan, config: TrainingConfig
+) -> list[WorkUnit]:
+    """Plan a work unit for each node: what the adaptation chose, else the configuration, within what is possible."""
+    units = []
+    steps = config.local_steps if plan.local_steps is None else plan.local_steps
+    rate = config.learning_rate if plan.learning_rate is None else plan.learning_rate
+    # A node sends gradients after one step, changes of the parameters after more: all nodes of a run send the same.
+    steps = 1 if config.local_steps == 1 else max(2, steps)
+    for node, shard in shards.items():
+        member = members.connected[node]
+        batch = max(1, plan.batch_sizes.get(node, config.batch_size))
+        member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
+        member.rounds_selected += 1
+        units.append(WorkUnit(node, shard, member.batch_size, steps, rate, incarnation=member.incarnation))
+    return units
+
+
+def _deal_shards(state: RoundState, effects: EffectBuffer) -> None:
+    """Deal one shard to each node that is connected, or was until a few rounds ago."""
+    opening, members = state.opening, state.members
+    if members.version == opening.dealt_version:
+        return
+    lost = [
+        member.node_id
+        for member in members
+        if member.connection is ConnectionState.LOST and state.round - member.last_accepted <= SHARD_RETENTION_ROUNDS
+    ]
+    opening.dealt_version = -1 if lost else members.version
+    if state.shards.deal([*members.connected, *lost]):
+        count = state.shards.count
+        effects.record("shards_dealt", f"data split into {count} shard{'s' * (count > 1)}", shards=count)
+
+
+def _retry_later(opening: OpeningState, now: float) -> None:
+    """Delay the next attempt, by twice as long as the last time."""
+    seconds = RETRY_SECONDS * 2.0 ** min(opening.failed_attempts, 30)  # the bound keeps a long wait in range of floats
+    opening.retry_at = now + min(seconds, MAX_RETRY_SECONDS)
+    opening.failed_attempts += 1
+
+
+def _set_waiting(opening: OpeningState, reason: str, effects: EffectBuffer) -> None:
+    """Record what the next round waits for, if that has changed."""
+    if reason != opening.waiting_for:
+        opening.waiting_for = reason
+        effects.record("waiting", f"waiting for {reason}")

@@ -1,4 +1,4 @@
-"""Which node trains which part of the data, and how far it has come."""
+"""Shards of the data: which node owns which, and how far it has been used."""
 
 from collections.abc import Iterable, Mapping
 from itertools import chain, cycle
@@ -8,14 +8,14 @@ from hypergpu.coordinator.core.rounds.events import Shard
 
 
 class ShardTable:
-    """Deals shards 0 … n-1 to n nodes, moving as few as it can, and keeps the cursor of each.
+    """Deals shards 0 … n-1 to n nodes, moving as few as possible, and keeps the cursor of each.
 
-    Cursors are kept here, not on the nodes, so that a unit of work is the same wherever it runs. When the number of
-    shards changes the data is cut anew; the new shards then share evenly what the old ones had
-    used, so that the run goes on through its sequence of samples instead of beginning again.
+    Cursors are kept here, not on the nodes, so that a work unit is the same wherever it runs. When the number of
+    shards changes, the data is split anew; the cursors of the new shards start at the mean of the old ones, so that
+    the run continues through its sequence of samples instead of starting again.
 
     Args:
-        most: shards that the data can be cut into: its number of samples. With more nodes than that, nodes share.
+        most: largest number of shards: the number of samples. More nodes than that share shards.
     """
 
     def __init__(self, most: int = 1 << 62) -> None:
@@ -25,11 +25,11 @@ class ShardTable:
 
     @property
     def count(self) -> int:
-        """Shards that there are now."""
+        """Number of shards."""
         return len(self._cursors)
 
     def deal(self, nodes: Iterable[str]) -> bool:
-        """Give each of these nodes one shard, and nobody else; True if any changed."""
+        """Give each of these nodes one shard, and no other node; return whether anything changed."""
         wanted = list(dict.fromkeys(nodes))
         if len(wanted) == len(self._owners) and all(node in self._owners for node in wanted):
             return False
@@ -49,13 +49,13 @@ class ShardTable:
         return True
 
     def assign(self, nodes: Iterable[str]) -> dict[str, Shard]:
-        """The shards of one round: each node's own, so that it need not load another.
+        """Return the shards of one round by node: its own, so that it need not load another.
 
-        Except where a shard has fallen a whole pass behind, because its node is left out or given small batches: then
-        the nodes that are furthest ahead train those that are furthest behind. No sample is forgotten with a link.
+        If a shard has fallen a whole pass behind, because its node is not selected or gets small batches, the nodes
+        furthest ahead train the shards furthest behind. A bad link thus never excludes samples from the training.
 
         Raises:
-            KeyError: a node has none.
+            KeyError: a node has no shard.
         """
         shards = {node: self.shard_of(node) for node in nodes}
         owners = {shard.index: node for node, shard in shards.items()}
@@ -73,15 +73,15 @@ class ShardTable:
         return shards
 
     def shard_of(self, node: str) -> Shard:
-        """The node's own shard and cursor.
+        """Return the shard of a node, with its cursor.
 
         Raises:
-            KeyError: it has none.
+            KeyError: the node has no shard.
         """
         return self._shard(self._owners[node])
 
     def advance(self, shard: Shard, samples: int) -> None:
-        """`samples` of this shard were used; ignored where the data has been cut anew since."""
+        """Move the cursor past `samples` used samples; ignored if the data has been split anew since."""
         if shard.count == len(self._cursors):
             self._cursors[shard.index] = max(self._cursors[shard.index], shard.cursor + samples)
 
@@ -89,12 +89,12 @@ class ShardTable:
         return Shard(index, len(self._cursors), self._cursors[index])
 
     def snapshot(self) -> dict[str, Any]:
-        """As JSON, for a checkpoint."""
+        """Return owners and cursors as JSON, for a checkpoint."""
         return {"owners": dict(self._owners), "cursors": list(self._cursors)}
 
     @classmethod
     def restored(cls, snapshot: Mapping[str, Any], most: int = 1 << 62) -> "ShardTable":
-        """What `snapshot` returned."""
+        """Return the table that `snapshot` was taken from."""
         table = cls(most)
         table._owners = {str(node): int(index) for node, index in snapshot["owners"].items()}
         table._cursors = [int(cursor) for cursor in snapshot["cursors"]]

@@ -1,8 +1,8 @@
-"""Bound on the norm of an update: a finite update may still be poison.
+"""Bound on the norm of an update, since a finite update may still be poison.
 
-One update of norm 1e30 ruins the mean of any number of honest ones. Norms of honest updates differ by data and by the
-steps that were ordered, and shrink slowly while the model learns. So the norm per step of learning is compared with the
-median of those that were accepted lately.
+One update of norm 1e30 ruins the mean of any number of honest ones. Norms of honest updates depend on the data and on
+the number of steps, and shrink slowly while the model learns. The norm, divided by its expected scale, is therefore
+compared with the median of recently accepted updates.
 """
 
 import math
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from statistics import median
 
 HISTORY = 64
-"""Accepted updates that the median is taken over: enough to outvote a minority, few enough to follow the training."""
+"""Accepted updates behind the median: enough to outvote a minority, few enough to follow the training."""
 LEAST_KNOWN = 4
-"""Accepted updates before anything is refused."""
+"""Accepted updates before any update is refused."""
 FACTOR = 20.0
-"""Norm that is accepted, in medians. Skewed shards differ by 3 to 5; a bound of 20 lets one node of n move the mean by
-20 / n medians at most."""
+"""Largest accepted norm, in medians. Skewed shards differ by factors of 3 to 5; with a bound of 20, one node of n moves
+the mean by at most 20 / n medians."""
 MOST_REFUSED = 3
-"""Refusals in a row, of whomever, after which it is the norms that have changed: the history begins anew."""
+"""Refusals in a row, of any nodes, after which the norms themselves must have changed: the history starts again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outlier:
-    """Norm of an update that was refused, and what it was compared with."""
+    """Norm of a refused update, and the figures it was compared with."""
 
     norm: float
     bound: float
@@ -31,18 +31,18 @@ class Outlier:
 
 
 class NormBound:
-    """Judges the norms of updates, in the order in which they arrive."""
+    """Judges the norms of updates in the order of their arrival."""
 
     def __init__(self) -> None:
         self._accepted: deque[float] = deque(maxlen=HISTORY)
         self._refused = 0
 
     def judge(self, norm: float | None, scale: float) -> Outlier | None:
-        """Return why an update is refused, or None; an accepted norm joins the history.
+        """Return why an update is refused, or None; add an accepted norm to the history.
 
         Args:
-            norm: Euclidean norm of the update; None where it was not measured.
-            scale: what a norm is expected to be proportional to, such as steps times the learning rate.
+            norm: Euclidean norm of the update; None = not measured.
+            scale: expected scale of the norm, such as steps × learning rate.
         """
         if norm is None:
             return None
@@ -57,7 +57,7 @@ class NormBound:
         return None
 
     def _median(self) -> float:
-        """Return the median of the accepted norms; infinite while too few are known, or none of them moves."""
+        """Return the median of the accepted norms; infinite if too few are known, or if it is zero."""
         if len(self._accepted) < LEAST_KNOWN:
             return math.inf
         return median(self._accepted) or math.inf

@@ -1,4 +1,4 @@
-"""The units of work of one round: who holds which, who has contributed, whose work is free to take."""
+"""State of an open round: its work units, who has contributed, and which units are free to take over."""
 
 import math
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from hypergpu.coordinator.core.rounds.events import Contribution, Shard, UpdateA
 
 
 class WorkReason(StrEnum):
-    """Why a unit of work changed hands, or an update was not used as it came."""
+    """Why a work unit was reassigned, or an update not used as it came."""
 
     NODE_GONE = "node_gone"
     GIVEN_UP = "given_up"
@@ -25,7 +25,7 @@ class WorkReason(StrEnum):
 
 @dataclass(slots=True)
 class WorkUnit:
-    """One unit of work."""
+    """One node's share of one round."""
 
     node: str
     shard: Shard
@@ -33,36 +33,37 @@ class WorkUnit:
     local_steps: int
     learning_rate: float
     attempt: int = 0
-    """Times that it was handed out."""
+    """Times that it was assigned; 0 = not yet."""
     returns: int = 0
-    """Times that it was given up."""
+    """Times that the node returned it."""
     first_at: float = 0.0
-    """When its process got it first."""
+    """Time at which the node's present process got it."""
     live: bool = True
-    """It may still be answered."""
+    """An update is still expected."""
     done: bool = False
+    """Its update was accepted."""
     incarnation: str = ""
-    """The process that is to do it."""
+    """Process of the node that works on it."""
     interrupted: bool = False
-    """The process that had it has ended, and the next one has not asked for it yet."""
+    """That process has ended, and the next one has not asked for work yet."""
     fault: str = ""
-    """Kind of error that it was last given up for; empty where it never was, or where another try may help."""
+    """Kind of error for which it was last returned; empty if it was not, or if another attempt may succeed."""
     fault_detail: str = ""
 
     @property
     def samples(self) -> int:
-        """How many it asks for: the most that an answer can weigh."""
+        """Number of samples to train on: the largest weight of its update."""
         return self.batch_size * self.local_steps
 
     @property
     def expected_norm_scale(self) -> float:
-        """What the norm of its update is proportional to: a gradient is one step; changes add up."""
+        """Scale of the norm of its update: 1 for a gradient, steps × learning rate for a change of the parameters."""
         return self.local_steps * self.learning_rate if self.local_steps > 1 else 1.0
 
 
 @dataclass(slots=True)
 class Round:
-    """A running round. Each call takes O(1)."""
+    """An open round. Each method takes O(1), except for those that read all units."""
 
     number: int
     started_at: float
@@ -71,33 +72,33 @@ class Round:
     units: dict[str, WorkUnit]
     extensions: int = 0
     live: int = 0
-    """Orders that may still be answered."""
+    """Number of units whose update is still expected."""
     contributions: list[Contribution] = field(default_factory=list)
     samples: int = 0
     loss_sum: float = 0.0
     orphans: dict[str, WorkUnit] = field(default_factory=dict)
-    """Orders whose node is gone, by its id: for newcomers, or for its return."""
+    """Units without a node, by the id of the former one: for newcomers, or for its return."""
 
     @classmethod
-    def begin(cls, number: int, now: float, deadline_at: float, quorum: float, units: Iterable[WorkUnit]) -> "Round":
-        """A round in which nothing is handed out yet."""
+    def open(cls, number: int, now: float, deadline_at: float, quorum: float, units: Iterable[WorkUnit]) -> "Round":
+        """Return a round in which no unit is assigned yet."""
         by_node = {unit.node: unit for unit in units}
         return cls(number, now, deadline_at, quorum, by_node, live=len(by_node))
 
     @property
     def has_quorum(self) -> bool:
-        """Enough of those who are still there have contributed."""
+        """Whether enough of the nodes that can still contribute have done so."""
         done = len(self.contributions)
         return done >= 1 and done >= math.ceil(self.quorum * (done + self.live) - 1e-9)
 
     @property
     def mean_loss(self) -> float:
-        """Training loss over the samples that were used."""
+        """Mean training loss over the samples that were used."""
         return self.loss_sum / self.samples if self.samples else 0.0
 
     def assign(self, unit: WorkUnit, now: float) -> WorkAssigned:
-        """The unit as the node gets it, once more."""
-        if unit.attempt == 0 or unit.interrupted:  # what a process lost when it ended is no fault of the link
+        """Assign a unit to its node, again if it was before."""
+        if unit.attempt == 0 or unit.interrupted:  # time lost by a restart does not count against the link
             unit.first_at, unit.interrupted = now, False
         unit.attempt += 1
         return WorkAssigned(
@@ -112,7 +113,7 @@ class Round:
         )
 
     def accept(self, unit: WorkUnit, update: UpdateArrived, weight: int, now: float) -> float:
-        """Count an update; returns the seconds that the node needed for it."""
+        """Count an update; return the seconds from the assignment to its arrival."""
         if unit.live:
             self.live -= 1
         self.orphans.pop(unit.node, None)
@@ -135,26 +136,26 @@ class Round:
         return seconds
 
     def drop(self, unit: WorkUnit) -> None:
-        """Nobody is expected to answer this unit any more."""
+        """Expect no update of this unit, unless another node takes it over."""
         unit.live = False
         self.live -= 1
         self.orphans[unit.node] = unit
 
-    def restarted(self, node: str, incarnation: str) -> None:
-        """The node registered: where that is another process, it begins its work anew."""
+    def note_restart(self, node: str, incarnation: str) -> None:
+        """Note that the node registered; a new process starts its unit again."""
         unit = self.units.get(node)
         if unit is not None and not unit.done and unit.incarnation != incarnation:
             unit.incarnation, unit.interrupted = incarnation, True
 
     def reopen(self, node: str) -> None:
-        """The node is back, and its work was not taken by another."""
+        """Expect the update of a node that has returned, unless another node took its unit over."""
         unit = self.orphans.pop(node, None)
         if unit is not None:
             unit.live = True
             self.live += 1
 
     def reassign(self, node: str, incarnation: str, largest_batch: int) -> tuple[WorkUnit, str] | None:
-        """Give an orphaned unit to a node that has none; returns it and whose it was."""
+        """Give an orphaned unit to a node that has none; return it and its former node."""
         if not self.orphans:
             return None
         former = next(iter(self.orphans))
@@ -169,16 +170,16 @@ class Round:
 
     @property
     def shared_fault(self) -> tuple[str, str]:
-        """Kind of error that every unit was given up for, and its details as one node told them.
+        """Kind of error for which every unit was returned, with the detail of one of them.
 
-        Both are empty where the kinds differ, or where a work unit was not given up.
+        Both are empty if the kinds differ, or if a unit was not returned.
         """
         faults = {unit.fault: unit.fault_detail for unit in self.units.values()}
         kind, detail = next(iter(faults.items()))
         return (kind, detail) if kind and len(faults) == 1 else ("", "")
 
     def all_contributions(self, now: float) -> list[Contribution]:
-        """What everyone did, those who did nothing included."""
+        """Return the contribution of every selected node, including those that did nothing."""
         missing = (unit for unit in self.units.values() if not unit.done)
         return self.contributions + [
             Contribution(

@@ -175,7 +175,7 @@ NEVER = [{"round": 3, "type": "partition", "nodes": ["n"]}]
 
 def test_a_run_that_gets_nowhere_is_given_up_with_what_it_waits_for(tmp_path: Path) -> None:
     outcome = simulate(scenario(events=NEVER), tmp_path)
-    assert outcome.given_up == "no round was closed for 2 h 00 min: waiting for 1 node to join: none connected"
+    assert outcome.given_up == "no round was closed for 2 h 00 min: waiting for 1 more node to join (0 connected)"
     assert (outcome.rounds, outcome.state) == (2, "stopped")
     assert outcome.trained_seconds < 10 < outcome.seconds <= 4 * 3600
     assert outcome.given_up in events(tmp_path)[-1]["text"]

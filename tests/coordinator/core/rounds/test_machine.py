@@ -17,7 +17,8 @@ from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Adaptation, FixedAdaptation, RoundPlan, RoundReport
 from hypergpu.coordinator.core.rounds.closing import MAX_EXTENSIONS
-from hypergpu.coordinator.core.rounds.machine import RoundMachine, RunState
+from hypergpu.coordinator.core.rounds.machine import RoundMachine
+from hypergpu.coordinator.core.rounds.state import RunState
 from tests.examples import examples
 
 
@@ -91,9 +92,9 @@ def test_a_run_from_first_to_last_round() -> None:
     d = Driver(min_nodes=2)
     d.join("a")
     assert d.state() is RunState.WAITING
-    assert d.machine.waiting_for == "2 nodes to join: 1 connected"
+    assert d.machine.waiting_for == "1 more node to join (1 connected)"
     d.join("b")
-    assert d.machine.waiting_for == "2 nodes to get ready: none asked for work"
+    assert d.machine.waiting_for == "2 more nodes to become ready (0 ready)"
     for number in (1, 2, 3):
         orders = d.ask("a", "b")
         assert [(o.round, o.node, o.attempt, o.batch_size, o.local_steps) for o in orders] == [
@@ -159,7 +160,7 @@ def test_who_never_asks_holds_the_first_round_up_for_a_while_only() -> None:
     d.now = 4.0
     d.ask("a", "b")
     d.wait(600)
-    assert d.machine.waiting_for == "3 nodes to get ready: 2 asked for work"
+    assert d.machine.waiting_for == "3 more nodes to become ready (2 ready)"
     d.now = 1000.0
     d.ask("c")  # a quorum, after 1000 s: the rest may take 2000 more
     assert d.of(ev.SetTimer)[-1].at == 3000.0
@@ -181,7 +182,7 @@ def test_who_prepares_and_falls_silent_is_lost() -> None:
         d.now += 3
         d.send(ev.NodeSeen("a"), ev.Tick())
     assert set(d.machine.members.connected) == {"a"}
-    assert d.machine.waiting_for == "2 nodes to join: 1 connected"
+    assert d.machine.waiting_for == "1 more node to join (1 connected)"
 
 
 def test_an_update_counts_once() -> None:
@@ -319,7 +320,7 @@ def test_when_all_nodes_die_it_says_so_waits_and_goes_on_with_the_same_round() -
     assert d.state() is RunState.WAITING
     assert [e.round for e in effects if isinstance(e, ev.AbandonRound)] == [1]
     assert "no_nodes" in kinds(effects)
-    assert d.machine.waiting_for == "1 node to join: none connected"
+    assert d.machine.waiting_for == "1 more node to join (0 connected)"
     d.join("c")
     assert d.ask("c")[0].round == 1
 
@@ -397,7 +398,7 @@ def test_what_a_process_lost_when_it_ended_is_no_measure_of_its_link() -> None:
     closed = d.of(ev.CloseRound)[-1]
     waits = {each.node: each.waiting_seconds for each in closed.contributions}
     assert waits == pytest.approx({"a": 0.9, "b": 8.9}), "a retry of the same process is its link's"
-    assert closed.ended == (1, pytest.approx(18.0))
+    assert closed.restarts == (1, pytest.approx(18.0))
     assert d.machine.deadlines.need("a") == pytest.approx(2.0)
 
 
@@ -428,7 +429,7 @@ def test_a_round_that_nobody_answered_in_time_is_given_twice_the_time() -> None:
             d.now = d.machine.deadline_at or math.nan
             d.send(ev.Tick())
         ended.append(d.now - began)
-        assert d.of(ev.AbandonRound)[-1].why == "nobody answered in time"
+        assert d.of(ev.AbandonRound)[-1].why == "no update arrived before the deadline"
         d.ask("a")
         d.wait(4.0)
         assert d.state() is RunState.TRAINING
@@ -449,7 +450,7 @@ def test_below_the_quorum_the_deadline_is_extended_and_then_what_came_is_taken()
     d.now = d.machine.deadline_at or math.nan
     d.send(ev.Tick())
     assert d.of(ev.CloseRound)[-1].reason is ev.CloseReason.BELOW_QUORUM
-    assert "still busy" in d.machine.waiting_for
+    assert "finish an earlier round" in d.machine.waiting_for
     d.ask("b", "c")
     assert d.state() is RunState.TRAINING, "a, b and c are a quorum again"
 
@@ -490,7 +491,7 @@ def test_pause_finishes_the_round_and_starts_no_other() -> None:
     assert d.push("a").status is ev.UpdateStatus.ACCEPTED
     assert d.machine.round == 2
     assert d.ask("a") == []
-    assert d.machine.waiting_for == "the user to resume"
+    assert d.machine.waiting_for == "resume: the run is paused"
     d.send(ev.Resume())
     assert d.state() is RunState.TRAINING
     assert d.of(ev.WorkAssigned)[-1].round == 2
@@ -632,7 +633,7 @@ def test_the_adaptation_is_bounded_and_told_what_came_of_it() -> None:
     machine = RoundMachine(TrainingConfig(rounds=2, local_steps=2, batch_size=8), choosy)
     machine.handle(ev.NodeJoined("a"), 0)
     machine.handle(ev.WorkRequested("a"), 0)
-    assert machine.waiting_for == "a node to be selected: none of 1 was"
+    assert machine.waiting_for == "a selection: the selector chose no node out of 1"
     choosy.selected = ["ghost", "a", "a"]
     (assign,) = [e for e in machine.handle(ev.Tick(), 1.0) if isinstance(e, ev.WorkAssigned)]
     assert machine.selected == ("a",)
@@ -698,6 +699,7 @@ def test_whatever_happens_the_promises_hold(steps: list[ev.Event | float]) -> No
     assert d.state() is RunState.COMPLETED
 
 
+@pytest.mark.unvalidated
 def test_ten_thousand_nodes_take_no_more_per_event_than_a_hundred() -> None:
     """Counted in calls, not seconds: handlers touch no collection of all nodes between the ends of a round."""
     import cProfile
@@ -733,7 +735,7 @@ def test_a_round_may_fail_to_begin_for_days() -> None:
     d.ask("a")
     for _ in range(2_000):
         d.wait(60.0)
-    assert d.machine.waiting_for == "a node to be selected: none of 1 was"
+    assert d.machine.waiting_for == "a selection: the selector chose no node out of 1"
     assert [e.at for e in d.of(ev.SetTimer)][-1] == d.now + 60.0
 
 
@@ -754,7 +756,7 @@ def test_a_model_that_does_not_evaluate_is_left_for_the_last_that_did_and_the_ru
     assert d.of(ev.RevertModel) == [ev.RevertModel(2)]
     assert (d.machine.round, d.machine.loss, d.machine.metric_value) == (3, 0.7, 0.5), "the last good figures stand"
     (told,) = [e for e in d.of(ev.RunEvent) if e.kind == "model_reverted"]
-    assert told.text == "the loss is nan after round 2: back to the parameters after round 1"
+    assert told.text == "loss is nan after round 2; reverting to the parameters after round 1"
     closed = [e for e in d.of(ev.RunEvent) if e.kind == "round_closed"]
     assert [e.fields["loss"] for e in closed] == [0.7, None], "no record holds a figure that is none"
     diverging(d, [math.inf, 0.6, math.nan, math.nan])
@@ -770,7 +772,7 @@ def test_a_run_that_never_evaluates_returns_to_its_initial_parameters() -> None:
     d.join("a")
     diverging(d, [math.nan])
     (told,) = [e.text for e in d.of(ev.RunEvent) if e.kind == "model_reverted"]
-    assert "back to the initial parameters" in told
+    assert "reverting to the initial parameters" in told
 
 
 def test_a_round_without_an_evaluation_keeps_and_reverts_nothing() -> None:
@@ -803,7 +805,7 @@ def test_an_update_far_above_the_median_norm_is_refused_and_the_node_named() -> 
     assert str(decision.reason) == "norm_too_large"
     assert (decision.subject, decision.figures) == ("b", {"norm": 1e30, "bound": 20.0, "median": 1.0})
     (told,) = [e for e in d.of(ev.RunEvent) if e.kind == "update_refused"]
-    assert "the update of b has norm 1e+30: above 20" in told.text
+    assert "refused the update of b: norm 1e+30 exceeds 20, 20 times the median" in told.text
     verdict = next(e for e in d.of(ev.UpdateReply) if e.status is ev.UpdateStatus.REFUSED)
     assert (verdict.weight, verdict.detail) == (0, told.text)
 
@@ -835,7 +837,8 @@ def test_every_node_that_gives_up_for_the_same_error_three_rounds_in_a_row_ends_
     (finish,) = d.of(ev.Finish)
     assert finish.reason is ev.FinishReason.FAILED
     assert finish.detail == (
-        "every node gave round 1 up, 3 times in a row: InvalidInput: BatchNorm takes no single sample, says b"
+        "every node failed with the same error in round 1, 3 times in a row: "
+        "InvalidInput: BatchNorm takes no single sample, says b"
     )
     assert d.state() is RunState.STOPPED
 

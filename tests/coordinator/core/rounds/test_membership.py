@@ -24,11 +24,11 @@ def test_a_node_that_comes_anew_all_the_time_counts_once_a_round() -> None:
 @pytest.mark.parametrize(
     ("state", "connection", "reason"),
     [
-        ("idle", ConnectionState.LOST, "not back since the coordinator was restarted"),
-        ("working", ConnectionState.LOST, "not back since the coordinator was restarted"),
-        ("", ConnectionState.LOST, "not back since the coordinator was restarted"),
-        ("left", ConnectionState.LEFT, "left before the coordinator was restarted"),
-        ("lost", ConnectionState.LEFT, "lost before the coordinator was restarted"),
+        ("idle", ConnectionState.LOST, "has not reconnected since the coordinator restarted"),
+        ("working", ConnectionState.LOST, "has not reconnected since the coordinator restarted"),
+        ("", ConnectionState.LOST, "has not reconnected since the coordinator restarted"),
+        ("left", ConnectionState.LEFT, "left before the coordinator restarted"),
+        ("lost", ConnectionState.LEFT, "lost before the coordinator restarted"),
     ],
 )
 def test_after_a_restart_only_nodes_that_were_there_are_missed(
@@ -54,7 +54,7 @@ def test_what_is_kept_of_nodes_that_went_is_bounded_and_the_latest_are_kept() ->
     # Half of the five that are gone: those that went first.
     assert [member.node_id for member in members] == ["n0", "n1", "n2", "n3", "n6"]
     members.join("n2", "2", now=21.0)
-    with pytest.raises(ResourceExhausted, match="3 nodes are registered"):
+    with pytest.raises(ResourceExhausted, match="3 nodes are connected"):
         members.join("n7", "1", now=22.0)
     members.admit("n1")
 

@@ -103,7 +103,7 @@ def told(effect: ev.Effect) -> str:
             for c in effect.contributions
         ]
         figures = f"{effect.reason}, {effect.seconds:g} s, {effect.samples} samples, loss {effect.loss:g}"
-        figures += f"{', evaluate' if effect.evaluate else ''}, ended {effect.ended[0]} in {effect.ended[1]:g} s"
+        figures += f"{', evaluate' if effect.evaluate else ''}, ended {effect.restarts[0]} in {effect.restarts[1]:g} s"
         return f"  * CloseRound {effect.round}: {figures}: {'; '.join(parts)}"
     values = ", ".join(f"{field.name}={shown(getattr(effect, field.name))}" for field in dataclasses.fields(effect))
     return f"  * {type(effect).__name__} {values}"

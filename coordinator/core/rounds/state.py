@@ -1,0 +1,231 @@
+"""State of the round machine: its phases, the table of transitions between them, and everything it remembers.
+
+`RoundState` is the only state. `RoundMachine.handle` changes it, through the functions of `opening`, `dispatch` and
+`closing`; `validation` lists what holds between two events.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator, DeadlineReason
+from hypergpu.coordinator.core.rounds.events import (
+    CloseRound,
+    Evaluated,
+    EvaluationFailed,
+    Event,
+    Fail,
+    NodeJoined,
+    NodeLeft,
+    NodeLost,
+    NodeSeen,
+    OverrideSet,
+    Pause,
+    RequestEnded,
+    Resume,
+    Stop,
+    Suspend,
+    Tick,
+    UpdateArrived,
+    WorkRequested,
+    WorkReturned,
+)
+from hypergpu.coordinator.core.rounds.guards import ModelGuard, SharedFaults
+from hypergpu.coordinator.core.rounds.membership import Membership
+from hypergpu.coordinator.core.rounds.shards import ShardTable
+from hypergpu.coordinator.core.rounds.update_norms import NormBound
+from hypergpu.coordinator.core.rounds.work import Round
+
+
+class Phase(StrEnum):
+    """Phase of the current round. The rules for a transition are in the module named here."""
+
+    IDLE = "idle"
+    """No round is open. `opening` decides when the next one opens."""
+    OPEN = "open"
+    """Nodes work on the round. `closing` decides when it closes."""
+    CLOSING = "closing"
+    """The server takes its step and evaluates the model; the answer is `Evaluated` or `EvaluationFailed`."""
+    OVER = "over"
+    """The run has finished; no round opens again."""
+
+
+class RunState(StrEnum):
+    """State of a run, as users see it."""
+
+    WAITING = "waiting"
+    TRAINING = "training"
+    EVALUATING = "evaluating"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+
+
+IDLE: Final = Phase.IDLE  # enum members are slow to look up; these are read with every event
+OPEN: Final = Phase.OPEN
+CLOSING: Final = Phase.CLOSING
+OVER: Final = Phase.OVER
+
+TRANSITIONS: Final[Mapping[tuple[Phase, type[Event]], tuple[Phase, ...]]] = {
+    (IDLE, NodeJoined): (IDLE, OPEN),
+    (IDLE, NodeSeen): (IDLE,),
+    (IDLE, NodeLeft): (IDLE, OPEN),
+    (IDLE, NodeLost): (IDLE, OPEN),
+    (IDLE, WorkRequested): (IDLE, OPEN),
+    (IDLE, RequestEnded): (IDLE,),
+    (IDLE, UpdateArrived): (IDLE, OPEN),
+    (IDLE, WorkReturned): (IDLE, OPEN),
+    (IDLE, Evaluated): (IDLE,),
+    (IDLE, EvaluationFailed): (IDLE,),
+    (IDLE, Tick): (IDLE, OPEN),
+    (IDLE, Pause): (IDLE,),
+    (IDLE, Resume): (IDLE, OPEN),
+    (IDLE, Stop): (OVER,),
+    (IDLE, Suspend): (IDLE,),
+    (IDLE, Fail): (OVER,),
+    (IDLE, OverrideSet): (IDLE, OPEN),
+    (OPEN, NodeJoined): (OPEN,),
+    (OPEN, NodeSeen): (OPEN,),
+    (OPEN, NodeLeft): (OPEN, CLOSING, IDLE, OVER),
+    (OPEN, NodeLost): (OPEN, CLOSING, IDLE, OVER),
+    (OPEN, WorkRequested): (OPEN,),
+    (OPEN, RequestEnded): (OPEN,),
+    (OPEN, UpdateArrived): (OPEN, CLOSING, IDLE, OVER),
+    (OPEN, WorkReturned): (OPEN, CLOSING, IDLE, OVER),
+    (OPEN, Evaluated): (OPEN,),
+    (OPEN, EvaluationFailed): (OPEN,),
+    (OPEN, Tick): (OPEN, CLOSING, IDLE, OVER),
+    (OPEN, Pause): (OPEN,),
+    (OPEN, Resume): (OPEN,),
+    (OPEN, Stop): (OVER,),
+    (OPEN, Suspend): (OPEN,),
+    (OPEN, Fail): (OVER,),
+    (OPEN, OverrideSet): (OPEN,),
+    (CLOSING, NodeJoined): (CLOSING,),
+    (CLOSING, NodeSeen): (CLOSING,),
+    (CLOSING, NodeLeft): (CLOSING,),
+    (CLOSING, NodeLost): (CLOSING,),
+    (CLOSING, WorkRequested): (CLOSING,),
+    (CLOSING, RequestEnded): (CLOSING,),
+    (CLOSING, UpdateArrived): (CLOSING,),
+    (CLOSING, WorkReturned): (CLOSING,),
+    (CLOSING, Evaluated): (CLOSING, IDLE, OPEN, OVER),
+    (CLOSING, EvaluationFailed): (CLOSING, OVER),
+    (CLOSING, Tick): (CLOSING,),
+    (CLOSING, Pause): (CLOSING,),
+    (CLOSING, Resume): (CLOSING,),
+    (CLOSING, Stop): (CLOSING,),
+    (CLOSING, Suspend): (CLOSING,),
+    (CLOSING, Fail): (OVER,),
+    (CLOSING, OverrideSet): (CLOSING,),
+    (OVER, NodeJoined): (OVER,),
+    (OVER, NodeSeen): (OVER,),
+    (OVER, NodeLeft): (OVER,),
+    (OVER, NodeLost): (OVER,),
+    (OVER, WorkRequested): (OVER,),
+    (OVER, RequestEnded): (OVER,),
+    (OVER, UpdateArrived): (OVER,),
+    (OVER, WorkReturned): (OVER,),
+    (OVER, Evaluated): (OVER,),
+    (OVER, EvaluationFailed): (OVER,),
+    (OVER, Tick): (OVER,),
+    (OVER, Pause): (OVER,),
+    (OVER, Resume): (OVER,),
+    (OVER, Stop): (OVER,),
+    (OVER, Suspend): (OVER,),
+    (OVER, Fail): (OVER,),
+    (OVER, OverrideSet): (OVER,),
+}
+"""Phases that may follow (phase, type of event). An event that another round was meant for changes nothing.
+
+A round that closes with `Evaluated` may be followed by the next one at once: CLOSING → OPEN. The machine refuses a
+change of phase that is not listed; the tests reach every entry, and none besides.
+"""
+
+
+@dataclass(slots=True)
+class OpeningState:
+    """What the machine knows between two rounds about the next one."""
+
+    waiting_for: str = ""
+    """Why no round is open, in words; empty unless the phase is idle."""
+    should_try: bool = False
+    """Something changed since the last attempt to open a round."""
+    retry_at: float = math.inf
+    """Time of the next attempt if nothing changes before; until then a failed attempt is not repeated."""
+    ready_by: float = math.inf
+    """Time until which the first round waits for nodes that have joined but not asked for work."""
+    first_round_opened: bool = False
+    """From the second round on one node is enough, instead of `min_nodes`."""
+    waited_for_stragglers: bool = False
+    """The round was held back once for stragglers; the next attempt goes without them."""
+    failed_attempts: int = 0
+    """Attempts without a closed round since the last one; each doubles the delay of the next."""
+    dealt_version: int = -1
+    """`Membership.version` for which the shards were dealt; -1 = deal them before the next round."""
+    deadline_reason: DeadlineReason | None = None
+    """Reason for the deadline of the last round that opened."""
+
+
+@dataclass(slots=True)
+class RunControl:
+    """Commands that hold for more than one event, and how the run ended."""
+
+    paused: bool = False
+    suspended: bool = False
+    """The coordinator is shutting down: no further round opens."""
+    stop_reason: str | None = None
+    """Reason to stop once the closing round is evaluated."""
+    final_state: RunState | None = None
+    """`COMPLETED` or `STOPPED` once the run is over."""
+
+
+@dataclass(slots=True)
+class LatestFigures:
+    """Figures of the latest rounds; None before there are any."""
+
+    loss: float | None = None
+    """Loss on held-out data of the latest model that was kept."""
+    metric_value: float | None = None
+    """Metric of that model; None also where it is undefined."""
+    round_seconds: float | None = None
+
+
+@dataclass(slots=True)
+class Guards:
+    """What protects the run from bad updates, bad models and errors that do not pass."""
+
+    model: ModelGuard
+    norms: NormBound = field(default_factory=NormBound)
+    faults: SharedFaults = field(default_factory=SharedFaults)
+
+
+@dataclass(slots=True)
+class RoundState:
+    """Everything that the round machine remembers."""
+
+    round: int
+    """Number of the round that is open or comes next; the first is 1."""
+    members: Membership
+    shards: ShardTable
+    deadlines: DeadlineEstimator
+    guards: Guards
+    phase: Phase = IDLE
+    open_round: Round | None = None
+    closed_round: CloseRound | None = None
+    """The round whose step and evaluation are outstanding."""
+    opening: OpeningState = field(default_factory=OpeningState)
+    control: RunControl = field(default_factory=RunControl)
+    latest: LatestFigures = field(default_factory=LatestFigures)
+    timer_at: float = math.inf
+    """Time of the last `SetTimer`; infinite = none."""
+
+    def next_due(self) -> float:
+        """Time of the next thing that happens without an event; infinite = nothing."""
+        at = self.members.next_silence()  # also after the run: a coordinator may stay, and shows who is connected
+        if self.phase is OVER:
+            return at
+        at = min(at, self.opening.retry_at)
+        return at if self.open_round is None else min(at, self.open_round.deadline_at)

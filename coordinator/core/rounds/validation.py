@@ -1,0 +1,99 @@
+"""Invariants of the round machine's state, which hold between any two events.
+
+Tests check them after every event (`tests/conftest.py`); a run does not, since a check costs O(nodes).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from hypergpu.coordinator.core.rounds.closing import MAX_EXTENSIONS
+from hypergpu.coordinator.core.rounds.membership import ConnectionState
+from hypergpu.coordinator.core.rounds.state import CLOSING, IDLE, OPEN, OVER, RoundState
+from hypergpu.coordinator.core.rounds.work import Round
+
+Check = Callable[[RoundState], bool]
+RoundCheck = Callable[[Round], bool]
+
+
+class InvariantViolated(Exception):
+    """The state of the round machine contradicts itself: a defect of the machine."""
+
+
+def validate(state: RoundState) -> None:
+    """Check every invariant.
+
+    Raises:
+        InvariantViolated: names each invariant that does not hold.
+    """
+    current = state.open_round
+    broken = [name for name, holds in INVARIANTS.items() if not holds(state)]
+    if current is not None:
+        broken += [name for name, holds in ROUND_INVARIANTS.items() if not holds(current)]
+    if broken:
+        raise InvariantViolated(f"round {state.round}, {state.phase}: not true that {'; that '.join(broken)}")
+
+
+def _only_connected_nodes_are_ready_or_waiting(state: RoundState) -> bool:
+    connected = state.members.connected
+    return all(m.node_id in connected or not (m.ready or m.requesting) for m in state.members)
+
+
+def _no_node_waits_for_work_that_it_has(state: RoundState) -> bool:
+    units = state.open_round.units if state.open_round else {}
+    waiting = (m.node_id for m in state.members.connected.values() if m.requesting)
+    return not any((unit := units.get(node)) is not None and unit.live and not unit.done for node in waiting)
+
+
+def _samples_are_within_what_was_assigned(current: Round) -> bool:
+    assigned = {unit.node: unit.samples for unit in current.units.values()}
+    return all(0 <= each.samples <= assigned[each.node] for each in current.contributions)
+
+
+INVARIANTS: Final[Mapping[str, Check]] = {
+    "a round is open exactly in the open phase": lambda s: (s.open_round is not None) == (s.phase is OPEN),
+    "a closed round is kept exactly in the closing phase": lambda s: (
+        (s.closed_round is not None) == (s.phase is CLOSING)
+    ),
+    "the run has a final state exactly when it is over": lambda s: (
+        (s.control.final_state is not None) == (s.phase is OVER)
+    ),
+    "the open or closed round is the current one": lambda s: (
+        (s.open_round is None or s.open_round.number == s.round)
+        and (s.closed_round is None or s.closed_round.round == s.round)
+    ),
+    "nothing is waited for unless no round is open": lambda s: s.phase is IDLE or not s.opening.waiting_for,
+    "an idle machine has tried to open a round after every change": lambda s: (
+        s.phase is not IDLE or s.control.suspended or not s.opening.should_try
+    ),
+    "the timer is set to what is due next": lambda s: s.timer_at == s.next_due(),
+    "the connected nodes are those in state connected": lambda s: all(
+        (m.connection is ConnectionState.CONNECTED) == (m.node_id in s.members.connected) for m in s.members
+    ),
+    "ready nodes are counted": lambda s: s.members.ready == sum(m.ready for m in s.members.connected.values()),
+    "only connected nodes are ready or wait for work": _only_connected_nodes_are_ready_or_waiting,
+    "stragglers are connected": lambda s: s.members.stragglers <= s.members.connected.keys(),
+    "no node waits for work that it has": _no_node_waits_for_work_that_it_has,
+    "no node waits for work after the run": lambda s: s.phase is not OVER or not any(m.requesting for m in s.members),
+    "no node has contributed to a later round": lambda s: all(m.last_accepted <= s.round for m in s.members),
+}
+"""What holds of the whole state, by name."""
+
+ROUND_INVARIANTS: Final[Mapping[str, RoundCheck]] = {
+    "units are kept by node": lambda r: all(unit.node == node for node, unit in r.units.items()),
+    "outstanding units are counted": lambda r: r.live == sum(unit.live for unit in r.units.values()),
+    "an open round has an outstanding unit": lambda r: r.live > 0,
+    "an accepted unit is not outstanding, and was assigned": lambda r: all(
+        not unit.live and unit.attempt > 0 for unit in r.units.values() if unit.done
+    ),
+    "each accepted unit has one contribution": lambda r: (
+        sorted(each.node for each in r.contributions) == sorted(unit.node for unit in r.units.values() if unit.done)
+    ),
+    "samples are those of the contributions": lambda r: r.samples == sum(each.samples for each in r.contributions),
+    "no contribution has more samples than were assigned": _samples_are_within_what_was_assigned,
+    "units without a node are neither outstanding nor accepted": lambda r: (
+        r.orphans.items() == {node: unit for node, unit in r.units.items() if not unit.live and not unit.done}.items()
+    ),
+    "the deadline is not before the start": lambda r: r.started_at <= r.deadline_at,
+    "the deadline is extended a limited number of times": lambda r: 0 <= r.extensions <= MAX_EXTENSIONS,
+}
+"""What holds of an open round, by name."""

@@ -1,0 +1,5 @@
+"""Fixtures of the simulator's tests."""
+
+from tests.validated_rounds import validated_rounds
+
+__all__ = ["validated_rounds"]
