@@ -1,4 +1,4 @@
-"""Figures that come from outside."""
+"""Validation of values that enter the core from outside."""
 
 import math
 from enum import StrEnum
@@ -10,10 +10,10 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 
 def require_non_negative(value: float, name: str) -> float:
-    """`value`, if it is a finite number ≥ 0.
+    """Return `value` as a float after checking that it is finite and not negative.
 
     Raises:
-        InvalidInput: it is not.
+        InvalidInput: The value is negative, not finite or not a number. The message contains `name`.
     """
     try:
         number = float(value)
@@ -25,10 +25,10 @@ def require_non_negative(value: float, name: str) -> float:
 
 
 def require_positive(value: float, name: str) -> float:
-    """`value`, if it is a finite number > 0.
+    """Return `value` as a float after checking that it is finite and positive.
 
     Raises:
-        InvalidInput: it is not.
+        InvalidInput: The value is not positive, not finite or not a number. The message contains `name`.
     """
     if require_non_negative(value, name) == 0:
         raise InvalidInput(f"{name} must be above 0")
@@ -36,10 +36,10 @@ def require_positive(value: float, name: str) -> float:
 
 
 def parse_enum(choices: type[Choice], name: str, what: str) -> Choice:
-    """The member of an enum with this value.
+    """Return the member of an enum with this value.
 
     Raises:
-        UnknownName: there is none; the nearest is named.
+        UnknownName: There is no such member; the error suggests the nearest one.
     """
     known = [str(each) for each in choices]
     if name not in known:

@@ -1,4 +1,4 @@
-"""A decision and why it was taken: one record for the log, the metrics, the report and the status line."""
+"""Decisions and their reasons: one record for the log, the metrics, the report and the status line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,11 +6,11 @@ from enum import StrEnum
 from typing import Any
 
 CLUSTER = "cluster"
-"""The subject of a decision that concerns no single node."""
+"""Subject of a decision about the whole cluster."""
 
 
 class DecisionKind(StrEnum):
-    """What was decided."""
+    """Subject matter of a decision."""
 
     SELECTION = "selection"
     BATCH_SIZE = "batch_size"
@@ -33,29 +33,32 @@ class DecisionKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One decision. `reason` is a member of the deciding part's own enum: closed, so that it can label a metric."""
+    """One decision.
+
+    `reason` is a member of an enum of the part that decided. The set of values is closed, so it can label a metric.
+    """
 
     round: int
     kind: DecisionKind
     subject: str
-    """A node id, or `CLUSTER`."""
+    """Node id, or `CLUSTER`."""
     reason: StrEnum
     figures: Mapping[str, float | int | str] = field(default_factory=dict)
-    """The numbers behind it, by name, with the unit in the name."""
+    """Numbers behind the decision by name; the name includes the unit."""
 
     @property
     def detail(self) -> str:
-        """The figures in words: `latency_ms 212.5, loss_rate 0.03`."""
+        """Figures as text, for example `latency_ms 212.5, loss_rate 0.03`."""
         return ", ".join(f"{name} {_short(value)}" for name, value in self.figures.items())
 
     @property
     def text(self) -> str:
-        """One line for people."""
+        """Decision as one line of text."""
         detail = self.detail
         return f"{self.kind} {self.subject}: {self.reason}" + (f" ({detail})" if detail else "")
 
     def record(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return the decision as a JSON object."""
         return {
             "round": self.round,
             "kind": str(self.kind),

@@ -1,4 +1,4 @@
-"""Per-node figures as columns of numpy arrays: a decision about ten thousand nodes is a few array operations."""
+"""Columns of per-node figures, so that a decision about ten thousand nodes is a few array operations."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -16,7 +16,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 class NodeIndex:
-    """Node ids ↔ rows. Rows are handed out in order and never move."""
+    """Two-way map of node ids and rows. Rows are numbered in order of registration and never change."""
 
     def __init__(self) -> None:
         self._rows: dict[str, int] = {}
@@ -29,10 +29,10 @@ class NodeIndex:
         return node_id in self._rows
 
     def add(self, node_id: str) -> int | None:
-        """The row of a new node; None where it is known already.
+        """Add a node and return its row, or None if it is already registered.
 
         Raises:
-            InvalidInput: an empty id.
+            InvalidInput: The id is empty.
         """
         if not node_id:
             raise InvalidInput("a node needs a non-empty id")
@@ -43,10 +43,10 @@ class NodeIndex:
         return row
 
     def row(self, node_id: str) -> int:
-        """The row of a known node.
+        """Return the row of a registered node.
 
         Raises:
-            UnknownName: it was never registered; the nearest known one is named.
+            UnknownName: The node is not registered; the error suggests the nearest known id.
         """
         try:
             return self._rows[node_id]
@@ -54,10 +54,10 @@ class NodeIndex:
             raise UnknownName("node", node_id, self.ids) from None
 
     def rows(self, node_ids: Iterable[str]) -> Ints:
-        """The rows of several nodes, in their order.
+        """Return the rows of several nodes, in the given order.
 
         Raises:
-            UnknownName: as `row`.
+            UnknownName: A node is not registered; the error suggests the nearest known id.
         """
         known = self._rows
         try:
@@ -67,7 +67,7 @@ class NodeIndex:
 
 
 class RingBuffer:
-    """The last `length` values of each row, NaN where there are none yet."""
+    """Ring buffers with the last `length` values of each row; unfilled places are NaN."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -80,7 +80,7 @@ class RingBuffer:
         self.counts = grow_column(self.counts, rows, 0)
 
     def push(self, row: int, value: float, times: int = 1) -> None:
-        """Append to one row, over its oldest values if it is full."""
+        """Append `value` to one row `times` times, overwriting its oldest values once it is full."""
         count = self.counts.item(row)
         at = count % self.length
         self.values[row, at : at + times] = value
@@ -89,43 +89,43 @@ class RingBuffer:
         self.counts[row] = count + times
 
     def push_each(self, rows: Ints, values: Floats) -> None:
-        """Append one value to each of these rows, which differ."""
+        """Append one value to each row; the rows must be distinct."""
         self.values[rows, self.counts[rows] % self.length] = values
         self.counts[rows] += 1
 
     def clear(self, rows: Ints) -> None:
-        """Forget the values of these rows."""
+        """Remove all values of these rows."""
         self.values[rows] = np.nan
         self.counts[rows] = 0
 
     def filled(self, rows: Ints) -> Ints:
-        """How many values each of these rows holds."""
+        """Return the number of values in each row."""
         held: Ints = np.minimum(self.counts[rows], self.length)
         return held
 
     def latest(self, rows: Ints, count: int) -> Floats:
-        """Up to `count` latest values, oldest first, NaN in front where there are fewer: shape (rows, count)."""
+        """Return the latest `count` values of each row, oldest first, padded with NaN in front: shape (rows, count)."""
         kept = min(count, self.length)
         at = (self.counts[rows] % self.length)[:, None] + np.arange(-kept, 0)
-        at += self.length * (at < 0)  # where a row holds fewer, this finds places that are still NaN
+        at += self.length * (at < 0)  # a row with fewer values: these places are still NaN
         window: Floats = np.full((len(rows), count), np.nan)
         window[:, count - kept :] = self.values[rows[:, None], at]
         return window
 
     def quantiles(self, rows: Ints, wanted: Sequence[float]) -> Floats:
-        """Quantiles of each row by linear interpolation: shape (len(wanted), rows); NaN for an empty row."""
+        """Return linearly interpolated quantiles of each row: shape (len(wanted), rows); NaN for an empty row."""
         return quantiles(self.values[rows], wanted)
 
 
 def scatter_rows(values: Floats, places: Ints, length: int) -> Floats:
-    """`values` at these places of an array that is NaN elsewhere."""
+    """Return an array of this length with `values` at `places` and NaN elsewhere."""
     whole = np.full(length, np.nan)
     whole[places] = values
     return whole
 
 
 def grow_column(array: npt.NDArray[Scalar], rows: int, fill: float) -> npt.NDArray[Scalar]:
-    """`array` with room for `rows` rows: capacity doubles, new rows hold `fill`."""
+    """Return `array` with room for at least `rows` rows; capacity doubles, and new rows hold `fill`."""
     if rows <= len(array):
         return array
     bigger = np.full((max(rows, 2 * len(array), 16), *array.shape[1:]), fill, dtype=array.dtype)

@@ -1,14 +1,14 @@
-"""A user's rule for one node."""
+"""User override of the node selection."""
 
 from enum import StrEnum
 
 
 class NodeOverride(StrEnum):
-    """Rule of a user for one node. It holds for every round until it is changed."""
+    """Override that a user sets for one node. It applies to every round until it is changed."""
 
     AUTOMATIC = "automatic"
     """The selector decides."""
     INCLUDE = "include"
-    """In every round for which the node is available."""
+    """The node takes part in every round for which it is available."""
     EXCLUDE = "exclude"
-    """In no round."""
+    """The node takes part in no round."""

@@ -1,4 +1,4 @@
-"""Whether a run may go on under a configuration that is not the one it was begun with."""
+"""Check whether a run may resume with a configuration that differs from the one it started with."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from enum import StrEnum
 
 
 class Change(StrEnum):
-    """What a change of a setting means for a run that goes on."""
+    """Effect of a changed setting on a resumed run."""
 
     FREE = "free"
-    """When rounds begin and end, how often something is written."""
+    """Allowed without notice: changes when rounds begin and end, or how often files are written."""
     FORCED = "forced"
-    """The training goes on another way than it began: the user has to say so."""
+    """Allowed if the user confirms it: changes how the rest of the run trains."""
     REFUSED = "refused"
-    """It would be another run under the name of this one."""
+    """Never allowed: defines a different run."""
 
 
 _FREE = frozenset(
@@ -29,12 +29,12 @@ _FREE = frozenset(
 )
 _REFUSED = frozenset({"task", "seed"})
 _OF_OPTIMIZER = frozenset({"local_steps", "server_optimizer", "server_momentum"})
-"""With these the optimizer's state means something else: it starts afresh."""
+"""Settings that determine the meaning of the optimizer's state; if one changes, the optimizer restarts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A setting, or a figure of model or data, that is not what it was."""
+    """A setting, or a property of the model or data, that changed."""
 
     key: str
     before: object
@@ -46,18 +46,18 @@ class Difference:
 
 
 def change_of(setting: str) -> Change:
-    """Return what a change of a setting of `training` means; a setting that is not known here has to be forced."""
+    """Return the effect of a changed setting of `training`; an unknown setting is FORCED."""
     if setting in _REFUSED:
         return Change.REFUSED
     return Change.FREE if setting in _FREE else Change.FORCED
 
 
 def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[Difference]:
-    """Return the settings of `training` that differ and may not be changed without a word, by name.
+    """Return the settings of `training` that differ and are not FREE, sorted by name.
 
     Args:
-        before: as the checkpoint has them; what is missing there differs.
-        now: as they are configured.
+        before: Settings in the checkpoint. A setting that is missing there counts as changed.
+        now: Settings in the configuration.
     """
     return [
         Difference(f"training.{name}", before.get(name, MISSING), now.get(name, MISSING), change_of(name))
@@ -67,7 +67,7 @@ def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list
 
 
 def keeps_optimizer(changed: Iterable[Difference]) -> bool:
-    """Return whether the optimizer's state still holds after these changes."""
+    """Return whether the optimizer's state remains valid after these changes."""
     return not any(difference.key.removeprefix("training.") in _OF_OPTIMIZER for difference in changed)
 
 

@@ -1,4 +1,4 @@
-"""How good a model is, and which of two is better."""
+"""Evaluation results and their ranking."""
 
 import math
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ class Score:
     round: int
     loss: float
     metric: float | None
-    """None where it is undefined."""
+    """None if the metric is undefined on the held-out data."""
     spec: MetricSpec = ACCURACY
 
     def beats(self, other: "Score | None") -> bool:
-        """Whether this model is the better one: by metric, then by loss. A loss that is not finite beats nothing."""
+        """Return whether this model is better: by metric, then by loss. A loss that is not finite never wins."""
         if not math.isfinite(self.loss):
             return False
         return other is None or self._rank() > other._rank()

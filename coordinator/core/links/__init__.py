@@ -1,4 +1,4 @@
-"""What is known about the links: measured, scored, classed, forecast."""
+"""Link quality: measurements, scores, quality classes, forecasts and alerts."""
 
 from hypergpu.coordinator.core.links.alerts import Alert, AlertKind, Severity
 from hypergpu.coordinator.core.links.monitor import NetworkQualityMonitor

@@ -1,4 +1,4 @@
-"""Alerts on links: they open when a condition begins, rise or fall with it, and close when it is over."""
+"""Alerts about links. An alert opens when its condition begins, is updated while it lasts, and closes when it ends."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from hypergpu.common.errors import UnknownName
 
 
 class Severity(IntEnum):
-    """How much an alert matters."""
+    """Severity of an alert."""
 
     LOW = 1
     MEDIUM = 2
@@ -17,10 +17,10 @@ class Severity(IntEnum):
 
     @classmethod
     def named(cls, name: "str | Severity") -> "Severity":
-        """From its name in any case.
+        """Return the severity with this name, ignoring case.
 
         Raises:
-            UnknownName: no such severity.
+            UnknownName: There is no such severity.
         """
         if isinstance(name, cls):
             return name
@@ -31,7 +31,7 @@ class Severity(IntEnum):
 
 
 class AlertKind(StrEnum):
-    """What is wrong with a link."""
+    """Condition that an alert reports."""
 
     OFFLINE = "offline"
     CRITICAL_QUALITY = "critical_quality"
@@ -48,19 +48,19 @@ class Alert:
     severity: Severity
     opened_at: float
     figures: Mapping[str, float]
-    """The figures at the last update, by name with unit."""
+    """Figures at the last update by name; the name includes the unit."""
     closed_at: float | None = None
 
     @property
     def message(self) -> str:
-        """One line for people."""
+        """Alert as one line of text."""
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items())
         return f"{self.node_id}: {self.kind.replace('_', ' ')} ({figures})"
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """That an alert should be open now."""
+    """A condition that holds now and requires an open alert."""
 
     node_id: str
     kind: AlertKind
@@ -69,14 +69,14 @@ class Condition:
 
 
 class AlertLog:
-    """The open alerts, and the last closed ones."""
+    """Open alerts and the most recently closed ones."""
 
     def __init__(self, history: int = 1000) -> None:
         self._open: dict[tuple[str, AlertKind], Alert] = {}
         self._closed: deque[Alert] = deque(maxlen=history)
 
     def updated(self, conditions: Iterable[Condition], now: float) -> "AlertLog":
-        """Return this log as it is once exactly these conditions are open."""
+        """Return a new log with open alerts for exactly these conditions; all other alerts are closed at `now`."""
         log = AlertLog()
         log._closed = self._closed.copy()
         current = {(condition.node_id, condition.kind): condition for condition in conditions}
@@ -91,11 +91,11 @@ class AlertLog:
         return log
 
     def nodes_with(self, kind: AlertKind) -> list[str]:
-        """Nodes for which such an alert is open."""
+        """Return the nodes with an open alert of this kind."""
         return [node_id for node_id, open_kind in self._open if open_kind is kind]
 
     def alerts(self, least: Severity, *, include_closed: bool = False) -> list[Alert]:
-        """Alerts of at least this severity, the gravest first, then the oldest."""
+        """Return the alerts of at least this severity, the most severe first, then the oldest."""
         every = [*self._open.values(), *(self._closed if include_closed else ())]
         wanted = [alert for alert in every if alert.severity >= least]
         return sorted(wanted, key=lambda alert: (-alert.severity, alert.opened_at, alert.node_id))

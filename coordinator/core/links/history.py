@@ -1,4 +1,4 @@
-"""Measurements of every link: one column per figure, one row per node. Adding one is O(1)."""
+"""Measurements of every link, one column per figure and one row per node. Recording a measurement takes O(1)."""
 
 from dataclasses import dataclass, field, fields
 
@@ -10,7 +10,7 @@ from hypergpu.coordinator.core.links.quality import LOSS_MEMORY
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex, RingBuffer, grow_column
 
 EXCHANGES = 16
-"""Round communications of a link that are kept."""
+"""Number of round communications kept per link."""
 _LEVEL_GAIN, _TREND_GAIN, _TREND_DAMPING = 0.5, 0.3, 0.95
 """Holt's linear trend, damped (Gardner & McKenzie, "Forecasting trends in time series", 1985)."""
 
@@ -27,36 +27,36 @@ def no_integers() -> Ints:
 
 @dataclass(slots=True)
 class Columns:
-    """Running figures, one entry per link, with spare capacity at the end."""
+    """Running figures with one entry per link and spare capacity at the end."""
 
     last_seen: Floats = field(default_factory=no_floats)
-    """Time of the last sign of life."""
+    """Time of the last successful communication, or of the registration."""
     lost: Floats = field(default_factory=no_floats)
     """Lost communications, weighted by age (`LOSS_MEMORY`)."""
     weight: Floats = field(default_factory=no_floats)
-    """All communications, weighted alike."""
+    """All communications, weighted in the same way."""
     level: Floats = field(default_factory=no_floats)
     """Smoothed round trip in milliseconds; NaN before the first."""
     trend: Floats = field(default_factory=no_floats)
-    """Its change per observation."""
+    """Change of `level` per observation."""
     noise: Floats = field(default_factory=no_floats)
-    """Smoothed absolute error of the forecast."""
+    """Smoothed absolute error of the forecast in milliseconds."""
     reference_ms: Floats = field(default_factory=no_floats)
-    """Round trip when the last round was measured; NaN before the first."""
+    """Median round trip when the last round was measured; NaN before the first."""
     reference_count: Ints = field(default_factory=no_integers)
-    """Round trips that were known then."""
+    """Number of round trips recorded at that time."""
     streak: Ints = field(default_factory=no_integers)
-    """Failures since the last success."""
+    """Number of failures since the last success."""
     seen: Ints = field(default_factory=no_integers)
-    """Communications in all."""
+    """Number of communications."""
     seen_by_round: Ints = field(default_factory=no_integers)
-    """Communications in all when the last round ended."""
+    """Value of `seen` at the end of the last round."""
     forecast_at: Ints = field(default_factory=no_integers)
-    """Round trips that the forecast has used."""
+    """Number of round trips that the forecast has used."""
     quality: Ints = field(default_factory=no_integers)
-    """Class at the last refresh; -1 before the first."""
+    """Class number at the last refresh; -1 before the first."""
     reported: Ints = field(default_factory=no_integers)
-    """Class that was last reported as a change; -1 for none."""
+    """Class number that was last reported as a change; -1 for none."""
 
     def grow(self, rows: int) -> None:
         """Make room for at least `rows` links."""
@@ -65,22 +65,22 @@ class Columns:
 
 
 class LinkHistory:
-    """The measurements, and the running figures that each of them updates."""
+    """Measurements of all links and the running figures derived from them."""
 
     def __init__(self, config: MonitorConfig) -> None:
         self.index = NodeIndex()
         self.version = 0
-        """Changes with everything that is recorded."""
+        """Counter that increases with every recorded measurement."""
         self.latency_ms = RingBuffer(config.history)
-        """Round trips of the communications that succeeded."""
+        """Round trips of successful communications."""
         self.outcomes = RingBuffer(config.history)
         """1 for success, 0 for failure."""
         self.exchange_seconds = RingBuffer(EXCHANGES)
-        """Seconds that a node's communication took in a round, both ways and with retries."""
+        """Round communication in seconds, in both directions and with retries."""
         self.columns = Columns()
 
     def add(self, node_id: str, now: float) -> bool:
-        """Add a link, in contact as of now; False if it is known."""
+        """Add a link whose last contact is `now`; return False if the link exists already."""
         row = self.index.add(node_id)
         if row is None:
             return False
@@ -95,7 +95,7 @@ class LinkHistory:
         return True
 
     def communications(self, rows: Ints, latency_ms: Floats, success: Bools, now: float) -> None:
-        """Record that one communication of each of these links ended; the rows differ."""
+        """Record one finished communication of each link; the rows must be distinct."""
         self.version += 1
         columns = self.columns
         columns.lost[rows] = LOSS_MEMORY * columns.lost[rows] + ~success
@@ -108,14 +108,14 @@ class LinkHistory:
         self.latency_ms.push_each(won, latency_ms[success])
 
     def communication(self, row: int, latency_ms: float | None, success: bool, now: float, times: int = 1) -> None:
-        """Record one communication of one link, without the cost of arrays: called for every RPC.
+        """Record a communication of one link. It runs for every RPC, so it avoids the cost of array operations.
 
         Args:
-            row: the link.
-            latency_ms: round trip; None if it is unknown.
-            success: whether it arrived.
-            now: the present.
-            times: communications that ended alike.
+            row: Row of the link.
+            latency_ms: Round trip; None if unknown.
+            success: Whether the communication succeeded.
+            now: Current time in seconds.
+            times: Number of communications with this outcome.
         """
         self.version += times
         losses, weights = self.columns.lost, self.columns.weight
@@ -135,9 +135,9 @@ class LinkHistory:
             self.columns.streak[row] += times
 
     def exchanges(self, rows: Ints, seconds: Floats) -> None:
-        """Record that one round's communication of each of these links ended, or was given up after `seconds`.
+        """Record the round communication of each link: the seconds until it ended or was abandoned.
 
-        The rows differ. A value far outside the usual range begins a new history, since the link has changed.
+        The rows must be distinct. A value far outside the usual range clears the history, since the link has changed.
         """
         ring = self.exchange_seconds
         known = ring.values[rows]
@@ -152,16 +152,16 @@ class LinkHistory:
         self.columns.reference_count[rows] = self.latency_ms.counts[rows]
 
     def unreported(self, rows: Ints) -> Bools:
-        """Return which links had no communication since their last round."""
+        """Return a mask of the links without communication since their last round."""
         silent: Bools = self.columns.seen[rows] == self.columns.seen_by_round[rows]
         return silent
 
     def rounds_seen(self, rows: Ints) -> None:
-        """Record that a round of these links is over."""
+        """Record the end of a round for these links."""
         self.columns.seen_by_round[rows] = self.columns.seen[rows]
 
     def exchange_scale(self, rows: Ints) -> Floats:
-        """Return how much slower each link answers now than when its last round was measured."""
+        """Return the factor by which each round trip has grown since the link's last round was measured."""
         reference = self.columns.reference_ms[rows]
         fresh = (self.latency_ms.counts[rows] - self.columns.reference_count[rows] >= 3) & (reference > 0)
         scale = np.ones(len(rows))
@@ -169,7 +169,7 @@ class LinkHistory:
         return np.where((scale > 0.67) & (scale < 1.5), 1.0, scale)  # within the noise of three samples
 
     def advance_forecasts(self) -> None:
-        """Use the median of each link's round trips since the last call as Holt's next observation."""
+        """Advance Holt's method by one observation per link: the median of its round trips since the last call."""
         every = np.arange(len(self.index))
         counts = self.latency_ms.counts[every]
         fresh = counts - self.columns.forecast_at[every]

@@ -1,4 +1,4 @@
-"""The network monitor: what is known about every link, from every source."""
+"""Network monitor: measures, scores and classifies every link."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,31 +19,40 @@ from hypergpu.coordinator.core.links.quality import ConnectionQuality, Scores
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints
 
 _SAME_MOMENT_SECONDS = 0.01
-"""Silence changes no score noticeably in this time."""
+"""Time for which a judgement is reused: silence does not change a score noticeably within it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Scores and class numbers of links at one moment, one entry each."""
+    """Scores and class numbers at one moment, one entry per link."""
 
     scores: Scores
     classes: Ints
 
     def of(self, rows: Ints) -> "Judgement":
-        """Return the entries of some links, as copies."""
+        """Return copies of the entries of these links."""
         scores = self.scores
         part = Scores(scores.latency[rows], scores.loss[rows], scores.reliability[rows], scores.freshness[rows])
         return Judgement(part, self.classes[rows])
 
 
 class NetworkQualityMonitor:
-    """Scores and classes links from recorded communications.
+    """Monitor that scores and classifies links from recorded communications.
 
-    Three sources feed it: the RPCs that the coordinator sees (`record_communication`, `record_exchange`), the metrics
-    scraped from the nodes and the reports in their heartbeats (both `observe_counters`). A question is answered from
-    all that is known at that moment, and changes nothing. `refresh` advances forecasts, classes and alerts: a
-    background thread calls it every `update_interval_seconds`. `update` does the same and returns the classes that
-    changed: the orchestrator calls it before each round.
+    It has three sources: RPCs that the coordinator sees (`record_communication`, `record_exchange`), metrics scraped
+    from the nodes, and reports in their heartbeats (both through `observe_counters`). Queries use everything
+    recorded so far and change nothing.
+
+    `refresh` advances forecasts, classes and alerts; a background thread calls it every `update_interval_seconds`.
+    `update` does the same and returns the changed classes; the orchestrator calls it before each round.
+
+    Args:
+        update_interval_seconds: Interval of the background refresh; None takes it from `config`.
+        config: Thresholds and history lengths; None for the defaults.
+        clock: Source of the time in seconds.
+
+    Raises:
+        InvalidInput: The interval is not positive and finite.
     """
 
     def __init__(
@@ -69,32 +78,48 @@ class NetworkQualityMonitor:
     # ------------------------------------------------------------ feeding
 
     def register_node(self, node_id: str) -> None:
-        """Make a link known; again is harmless."""
+        """Register a node. A repeated registration has no effect."""
         self._links.add(node_id, self._clock())
 
     def record_communication(self, node_id: str, latency_ms: float, success: bool) -> None:
-        """One RPC ended: its round trip, or for a failure the time until it was noticed (a loss, no latency).
+        """Record one finished RPC of a node.
+
+        Args:
+            node_id: A registered node.
+            latency_ms: Round trip in milliseconds. After a failure it is ignored, but still checked.
+            success: Whether the RPC succeeded. A failure counts as a lost communication.
 
         Raises:
-            UnknownName: the node is not registered.
-            InvalidInput: a latency that is negative or not finite.
+            UnknownName: The node is not registered.
+            InvalidInput: The latency is negative or not finite.
         """
         row = self._links.index.row(node_id)
         self._links.communication(row, require_non_negative(latency_ms, "latency_ms"), bool(success), self._clock())
 
     def record_exchange(self, node_id: str, seconds: float) -> None:
-        """All communication of a node in one round, retries included, took `seconds` (or was given up then).
+        """Record the round communication of a node.
+
+        Args:
+            node_id: A registered node.
+            seconds: Time that all communication of one round took, with retries, or after which it was abandoned.
 
         Raises:
-            UnknownName, InvalidInput: as `record_communication`.
+            UnknownName: The node is not registered.
+            InvalidInput: The time is negative or not finite.
         """
         row = self._links.index.row(node_id)
         self._links.exchanges(np.array([row]), np.array([require_non_negative(seconds, "seconds")]))
 
     def record_rounds(self, rows: Ints, seconds: Floats, success: Bools, measured: Bools) -> None:
-        """As `record_exchange`, of those of one round's nodes (by `rows`; they differ) whose links it `measured`.
+        """Record the round communication of several nodes; the rows must be distinct.
 
-        Where nobody reports a node's RPCs, its round stands for the two round trips that it took.
+        A round counts as two communications of a node whose single RPCs are not reported.
+
+        Args:
+            rows: Rows of the nodes (see `rows`).
+            seconds: Round communication of each node.
+            success: Whether the node's update arrived.
+            measured: Whether `seconds` is a measurement of the link.
         """
         self._links.exchanges(rows[measured], seconds[measured])
         silent = self._links.unreported(rows)
@@ -105,13 +130,21 @@ class NetworkQualityMonitor:
     def observe_counters(
         self, node_id: str, *, attempts: int, failures: int, latency_ms: float | None = None, source: str = "report"
     ) -> None:
-        """Totals that a node counts itself, from a heartbeat's report or a scrape; only what is new is taken in.
+        """Record the increase of counters that a node maintains, from a heartbeat or a scrape.
 
-        `latency_ms` is the round trip of those that succeeded, as far as it is known.
-        A total that went back is a restart, as in Prometheus's `rate`. `source` keeps the totals of two sources apart.
+        A counter that decreased means that the node restarted, as in Prometheus's `rate`.
+
+        Args:
+            node_id: A registered node.
+            attempts: Total number of RPCs.
+            failures: Total number of failed RPCs.
+            latency_ms: Round trip of the successful RPCs in milliseconds; None if unknown.
+            source: Name of the source; the counters of each source are kept apart.
 
         Raises:
-            UnknownName, InvalidInput: as `record_communication`; more failures than attempts.
+            UnknownName: The node is not registered.
+            InvalidInput: A counter is negative, there are more failures than attempts, or the latency is negative or
+                not finite.
         """
         row = self._links.index.row(node_id)
         if not 0 <= failures <= attempts:
@@ -127,34 +160,44 @@ class NetworkQualityMonitor:
         won = attempts - seen - lost
         if lost > 0:
             self._links.communication(row, None, False, now, min(lost, self.config.history))
-        if won > 0:  # not so where a restart went unnoticed
+        if won > 0:  # negative after an unnoticed restart
             self._links.communication(row, latency, True, now, min(won, self.config.history))
 
-    # ------------------------------------------------------------ asking
+    # ------------------------------------------------------------ queries
 
     def get_node_quality(self, node_id: str) -> ConnectionQuality:
-        """The class of a link.
+        """Return the quality class of a node's link.
 
         Raises:
-            UnknownName: the node is not registered.
+            UnknownName: The node is not registered.
         """
         rows = np.array([self._links.index.row(node_id)])
         return q.CLASSES[int(self._judge(rows).classes[0])]
 
     def get_node_profile(self, node_id: str) -> LinkProfile:
-        """Everything about one link.
+        """Return all figures of a node's link.
 
         Raises:
-            UnknownName: the node is not registered.
+            UnknownName: The node is not registered.
         """
         return self.get_node_profiles([node_id])[0]
 
     def get_node_profiles(self, node_ids: Sequence[str]) -> list[LinkProfile]:
-        """The same of several links at once, in their order."""
+        """Return the profiles of several nodes, in the given order.
+
+        Raises:
+            UnknownName: A node is not registered.
+        """
         return self._profiles(self._links.index.rows(node_ids))
 
     def get_cluster_health_summary(self) -> dict[str, Any]:
-        """Counts of nodes per class, mean score, median latency, mean loss, open alerts, and the worst nodes."""
+        """Return a summary of all links.
+
+        Returns:
+            `total_nodes`, `quality` (nodes per class), `health_score` (mean score, 0–100), `median_latency_ms` (None
+            without a measurement), `mean_loss_rate`, `open_alerts` (a count), `problematic_nodes` (poor, critical or
+            offline) and `reliable_nodes` (excellent or good).
+        """
         rows = self._every()
         judged = self._judge(rows)
         medians = self._links.latency_ms.quantiles(rows, [0.5])[0]
@@ -171,39 +214,44 @@ class NetworkQualityMonitor:
         }
 
     def class_counts(self) -> dict[str, int]:
-        """Return how many links are in each class."""
+        """Return the number of links in each class."""
         return self._counts(self._judge(self._every()).classes)
 
     def get_problematic_nodes(self) -> list[str]:
-        """Return the nodes whose link is poor, critical or offline, the worst first."""
+        """Return the nodes whose link is poor, critical or offline, worst first."""
         judged = self._judge(self._every())
         return self._named(judged.classes >= q.POOR, np.argsort(judged.scores.total, kind="stable"))
 
     def get_reliable_nodes(self) -> list[str]:
-        """Return the nodes whose link is excellent or good, the best first."""
+        """Return the nodes whose link is excellent or good, best first."""
         judged = self._judge(self._every())
         return self._named(judged.classes <= q.GOOD, np.argsort(-judged.scores.total, kind="stable"))
 
     def get_alerts(self, severity: str | Severity | None = None, *, include_closed: bool = False) -> list[Alert]:
-        """Return the alerts of at least this severity (low, medium, high), the gravest first.
+        """Return alerts, the most severe first, then the oldest.
+
+        Args:
+            severity: Lowest severity to include (low, medium or high); None includes all.
+            include_closed: Whether to include closed alerts.
 
         Raises:
-            UnknownName: no such severity.
+            UnknownName: There is no such severity.
         """
         least = Severity.LOW if severity is None else Severity.named(severity)
         return self._alerts_now(self._judge(self._every())).alerts(least, include_closed=include_closed)
 
     def refresh(self) -> None:
-        """Advance forecasts, classes and alerts to the present, and leave the changes for `update` to return."""
+        """Advance forecasts, classes and alerts. Class changes are kept until `update` returns them."""
         self._links.advance_forecasts()
         judged = self._judge(self._every())
         self._links.columns.quality[: len(self._links.index)] = judged.classes
         self._alerts = self._alerts_now(judged)
 
     def update(self) -> dict[str, ConnectionQuality]:
-        """Advance forecasts, classes and alerts, and return the links whose class is another than last reported.
+        """Advance forecasts, classes and alerts.
 
-        The class of a link without any measurement is a guess, and is not reported.
+        Returns:
+            Links whose class changed since the last call, by node id. A link without a measurement is left out.
         """
         self.refresh()
         rows = self._every()
@@ -212,18 +260,18 @@ class NetworkQualityMonitor:
         reported[changed] = classes[changed]
         return {self._links.index.ids[row]: q.CLASSES[classes[row]] for row in changed}
 
-    # ------------------------------------------------------------ for decisions, in arrays
+    # ------------------------------------------------------------ array queries
 
     def rows(self, node_ids: Sequence[str]) -> Ints:
-        """Rows of nodes, for the methods below.
+        """Return the rows of nodes, for the methods below.
 
         Raises:
-            UnknownName: one is not registered.
+            UnknownName: A node is not registered.
         """
         return self._links.index.rows(node_ids)
 
     def scores(self, rows: Ints, horizon: float = 0.0) -> Floats:
-        """Scores 0–100, as they are, or as they would be with the latency expected `horizon` observations ahead."""
+        """Return scores (0–100), with the present latency or the one forecast `horizon` observations ahead."""
         scores = self._judge(rows).scores
         scale = self.forecast_scale(rows, horizon) if horizon else np.ones(len(rows))
         moving = scale != 1.0
@@ -234,29 +282,29 @@ class NetworkQualityMonitor:
         return scores.total
 
     def classes(self, rows: Ints) -> Ints:
-        """Return class numbers: positions in `ConnectionQuality`, 0 (excellent) to 5 (offline)."""
+        """Return class numbers: positions in `ConnectionQuality`, from 0 (excellent) to 5 (offline)."""
         return self._judge(rows).classes
 
     def latencies_ms(self, rows: Ints, horizon: float = 0.0) -> Floats:
-        """Median round trips, or those expected `horizon` observations ahead; NaN where nothing was measured."""
+        """Return median round trips in milliseconds, or their forecast; NaN for a link without a measurement."""
         median: Floats = self._links.latency_ms.quantiles(rows, [0.5])[0]
         return median * self.forecast_scale(rows, horizon) if horizon else median
 
     def loss_rates(self, rows: Ints) -> Floats:
-        """Smoothed share of lost communications."""
+        """Return the smoothed share of lost communications of each link."""
         return self._links.columns.lost[rows] / np.maximum(self._links.columns.weight[rows], 1e-9)
 
     def silences_seconds(self, rows: Ints) -> Floats:
-        """Time since each link was last heard of."""
+        """Return the seconds since the last successful communication of each link."""
         silence: Floats = np.maximum(self._clock() - self._links.columns.last_seen[rows], 0.0)
         return silence
 
     def failures_in_a_row(self, rows: Ints) -> Ints:
-        """Of each link, up to now."""
+        """Return the number of consecutive failures of each link up to now."""
         return self._links.columns.streak[rows]
 
     def forecast_scale(self, rows: Ints, horizon: float) -> Floats:
-        """By what factor each round trip grows over `horizon` observations; 1 unless the trend exceeds the noise."""
+        """Return the growth of each round trip over `horizon` observations, as a factor; 1 if within the noise."""
         columns = self._links.columns
         level, trend, noise = columns.level[rows], columns.trend[rows], columns.noise[rows]
         ahead = np.maximum(level + horizon * trend, 0.1 * level)
@@ -264,15 +312,15 @@ class NetworkQualityMonitor:
         return np.where(clear & (level > 0), np.clip(ahead / np.where(level > 0, level, 1.0), 0.1, 10.0), 1.0)
 
     def rounds_measured(self, rows: Ints) -> Ints:
-        """How many of each node's latest rounds are known."""
+        """Return the number of round communications in each node's history."""
         return self._links.exchange_seconds.filled(rows)
 
     def exchange_samples(self, rows: Ints, count: int, horizon: float = 0.0) -> Floats:
-        """Likely durations in seconds of each node's communication in the coming round: shape (rows, count).
+        """Return samples of each node's expected round communication in seconds: shape (rows, count).
 
-        The latest measured ones, scaled by how the round trip has moved since and by its forecast; where none was
-        measured, two round trips at the 75 % quantile with their retries, by the same forecast; the cluster's median
-        where nothing is known.
+        The samples are the latest measurements, scaled by the later change of the round trip and by its forecast. A
+        link without measurements gets two round trips at the 75 % quantile, with retries and the same forecast. A link
+        without any data gets the median of the cluster.
         """
         links = self._links
         samples = links.exchange_seconds.latest(rows, count)
@@ -311,7 +359,7 @@ class NetworkQualityMonitor:
         return {str(quality): count for quality, count in zip(q.CLASSES, counts, strict=True)}
 
     def _judge(self, rows: Ints) -> Judgement:
-        """Score and class these links; a judgement of all is kept for the questions that follow at the same moment."""
+        """Score and classify these links. A judgement of all links is cached and reused within the same moment."""
         version, at, judged = self._judged
         if version != self._links.version or not 0.0 <= self._clock() - at < _SAME_MOMENT_SECONDS:
             if 4 * len(rows) < len(self._links.index):
@@ -344,7 +392,7 @@ class NetworkQualityMonitor:
         return np.where(filled > 0, won / np.maximum(filled, 1), 1.0)
 
     def _measured(self, rows: Ints, classes: Ints) -> Bools:
-        """Return what `LinkProfile.measured` says of each link."""
+        """Return a mask of the links with a measurement; see `LinkProfile.measured`."""
         failing = (self._links.outcomes.counts[rows] > 0) & (self._success_shares(rows) == 0)
         known: Bools = (self._links.latency_ms.counts[rows] > 0) | failing | (classes == q.OFFLINE)
         return known
@@ -359,7 +407,7 @@ class NetworkQualityMonitor:
         silence, streak = self.silences_seconds(rows), self.failures_in_a_row(rows)
         levels, trend = self._links.columns.level, self._links.columns.trend
         limit = np.full(len(rows), 0.5 * self.config.worst_loss)
-        limit[self.rows(self._alerts.nodes_with(AlertKind.HIGH_LOSS))] *= 0.5  # what is open closes well below it
+        limit[self.rows(self._alerts.nodes_with(AlertKind.HIGH_LOSS))] *= 0.5  # hysteresis: an open alert closes later
         lossy = (loss > limit) & (counts >= q.SETTLED)
         steep = trend[rows] > 0.02 * levels[rows]
         steep[steep] = self._trends(rows[steep]) > 2.58

@@ -1,4 +1,4 @@
-"""One link in full, for people and reports."""
+"""Complete description of one link, for status pages and reports."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from hypergpu.coordinator.core.links.quality import ConnectionQuality, Trend
 
 @dataclass(frozen=True, slots=True)
 class LinkProfile:
-    """One link as it stands. Figures are NaN where nothing was measured yet."""
+    """State of one link. Figures without a measurement are NaN."""
 
     node_id: str
     quality: ConnectionQuality
@@ -19,30 +19,30 @@ class LinkProfile:
     reliability_score: float
     freshness: float
     latency_ms: float
-    """Median round trip."""
+    """Median round trip in milliseconds."""
     latency_p95_ms: float
     jitter_ms: float
-    """Half of the distance between the quartiles: the MAD, for a symmetric distribution."""
+    """Half of the interquartile range, which equals the MAD for a symmetric distribution."""
     loss_rate: float
     """Smoothed share of lost communications."""
     reliability: float
-    """Share of successes over the whole history."""
+    """Share of successful communications in the history."""
     trend: Trend
     forecast_ms: float
     """Round trip expected at the next observation."""
     round_seconds: float
-    """Median time that the node's communication took in a round."""
+    """Median round communication."""
     communications: int
     silence_seconds: float
 
     @property
     def measured(self) -> bool:
-        """Whether the class rests on a measurement: a round trip, or nothing but failures or silence."""
+        """Whether the class is based on a measurement: a round trip, only failures, or a long silence."""
         failing = self.communications > 0 and self.reliability == 0
         return not math.isnan(self.latency_ms) or failing or self.quality is ConnectionQuality.OFFLINE
 
     def record(self) -> dict[str, Any]:
-        """As a JSON object; None for a figure that was not measured."""
+        """Return the profile as a JSON object; a figure without a measurement is None."""
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in asdict(self).items()

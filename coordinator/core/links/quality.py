@@ -1,4 +1,4 @@
-"""Scores and classes of links, as functions over arrays of links."""
+"""Scores and quality classes of links, as functions over arrays."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,7 +10,7 @@ from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints
 
 
 class ConnectionQuality(StrEnum):
-    """The class of a link."""
+    """Quality class of a link."""
 
     EXCELLENT = "excellent"
     GOOD = "good"
@@ -21,7 +21,7 @@ class ConnectionQuality(StrEnum):
 
 
 class Trend(StrEnum):
-    """Where a link's latency is heading."""
+    """Trend of a link's latency."""
 
     IMPROVING = "improving"
     STABLE = "stable"
@@ -35,40 +35,40 @@ POOR = CLASSES.index(ConnectionQuality.POOR)
 FAIR = CLASSES.index(ConnectionQuality.FAIR)
 GOOD = CLASSES.index(ConnectionQuality.GOOD)
 LOWER_BOUNDS = np.array([90.0, 75.0, 60.0, 40.0, 0.0])
-"""Least score of each class but OFFLINE: the shipped profiles perfect … unstable fall one into each."""
+"""Lowest score of each class except OFFLINE. Each of the shipped profiles perfect … unstable has a class of its own."""
 LOSS_MEMORY = 0.98
-"""Weight of the past in the smoothed loss: about the last 50 communications count."""
+"""Weight of the past in the smoothed packet loss: averages over about the last 50 communications."""
 SETTLED = 8
-"""Communications from which on a class is held against noise."""
+"""Number of communications after which hysteresis protects a class from noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Points of links, one entry each."""
+    """Parts of the score, one entry per link."""
 
     latency: Floats
-    """0–40: falls with the logarithm of the 75 % quantile of the round trip."""
+    """0–40; falls with the logarithm of the 75 % quantile of the round trip."""
     loss: Floats
-    """0–30: falls linearly with the smoothed share of lost communications."""
+    """0–30; falls linearly with the smoothed share of lost communications."""
     reliability: Floats
-    """0–30: long-run share of successes, cut by a running streak of failures."""
+    """0–30; long-run share of successes, reduced by a running streak of failures."""
     freshness: Floats
-    """0–1: how recent the data is; scales the total."""
+    """0–1; recency of the measurements, scales the total."""
 
     @property
     def total(self) -> Floats:
-        """0–100."""
+        """Total score, 0–100."""
         return (self.latency + self.loss + self.reliability) * self.freshness
 
 
 def _share(values: Floats) -> Floats:
-    """Within [0, 1]: what `np.clip` does, in a fifth of its time for a few hundred links."""
+    """Clip to [0, 1]; five times faster than `np.clip` for a few hundred links."""
     bounded: Floats = np.minimum(np.maximum(values, 0.0), 1.0)
     return bounded
 
 
 def latency_points(latency_ms: Floats, config: MonitorConfig) -> Floats:
-    """0–40, falling with the logarithm between the best and the worst latency."""
+    """Return 0–40 points, falling with the logarithm of the latency between the configured best and worst."""
     span = np.log(config.worst_latency_ms / config.best_latency_ms)
     badness = np.log(np.maximum(latency_ms, 1e-9) / config.best_latency_ms) / span
     points: Floats = 40.0 * (1.0 - _share(badness))
@@ -85,16 +85,16 @@ def score(
     silence_seconds: Floats,
     config: MonitorConfig,
 ) -> Scores:
-    """Score links by their figures.
+    """Return the score of each link.
 
-    A link that was never `tested` gets half of the points, decaying with silence; a latency that nothing but failures
-    is known of earns none.
+    A link that was never `tested` gets half of the points, which decay with silence. A link with failures only gets no
+    points for its latency.
     """
     latency = latency_points(latency_ms, config)
     steady = _share(2.0 * success_share - 1.0) * (
-        1.0 - _share((streak - 1.0) / config.offline_after_failures)  # one failure is no streak
+        1.0 - _share((streak - 1.0) / config.offline_after_failures)  # a single failure is not a streak
     )
-    # Full worth for a third of the time that leads to Offline, then down to nothing.
+    # 1 for the first third of the time until the link is offline, then linearly down to 0.
     freshness = _share(1.5 * (1.0 - silence_seconds / config.offline_after_seconds))
     return Scores(
         np.where(np.isnan(latency_ms), np.where(success_share > 0, 20.0, 0.0), latency),
@@ -105,7 +105,7 @@ def score(
 
 
 def score_noise(loss: Floats, config: MonitorConfig) -> Floats:
-    """Standard deviation of a score in points, by the chance in which communications are lost at this rate."""
+    """Return the standard deviation of a score in points that random losses at this rate cause."""
     rate = _share(loss)
     variance = rate * (1.0 - rate)
     of_loss = 30.0 / config.worst_loss * np.sqrt(variance * (1.0 - LOSS_MEMORY) / (1.0 + LOSS_MEMORY))
@@ -115,10 +115,13 @@ def score_noise(loss: Floats, config: MonitorConfig) -> Floats:
 
 
 def classify(total: Floats, before: Ints, offline: Bools, margin: Floats) -> Ints:
-    """Class numbers. A link leaves its class only when its score is `margin` points beyond the boundary.
+    """Return class numbers with hysteresis: a class changes only if the score is `margin` points past the boundary.
 
-    `before` holds the classes until now, -1 for none. A pure function of the score and the class, so that asking twice
-    changes nothing.
+    Args:
+        total: Scores.
+        before: Previous class numbers; -1 for none.
+        offline: Links that are offline whatever their score.
+        margin: Width of the hysteresis in points.
     """
     boundaries = LOWER_BOUNDS[:-1]
     plain = (total[:, None] < boundaries).sum(axis=1)
@@ -130,7 +133,7 @@ def classify(total: Floats, before: Ints, offline: Bools, margin: Floats) -> Int
 
 
 def trend_of(z: float) -> Trend:
-    """The trend that a Mann–Kendall statistic shows at the 5 % level."""
+    """Return the trend that a Mann–Kendall statistic shows at the 5 % significance level."""
     if abs(z) < 1.96:
         return Trend.STABLE
     return Trend.DEGRADING if z > 0 else Trend.IMPROVING

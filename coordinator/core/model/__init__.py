@@ -1,1 +1,1 @@
-"""The model that is trained: its parameters, the mean of the updates, and the step on it."""
+"""Global model: parameters, mean of the updates, and the optimizer step."""

@@ -1,6 +1,7 @@
-"""The mean of a round's updates, weighted by samples, taken in as they arrive: memory for one sum, however many nodes.
+"""Streaming mean of a round's updates, weighted by samples. Memory use does not depend on the number of nodes.
 
-Everything runs in blocks that stay in the cache, and in place: a model-sized temporary costs more than the sum itself.
+All operations work in place on blocks that fit the CPU cache: a temporary of the model's size would cost more time than
+the sum.
 """
 
 import math
@@ -10,7 +11,7 @@ import numpy as np
 from hypergpu.common.tensors import Flat
 
 BLOCK = 1 << 16
-"""Floats that are worked on at a time: 256 KiB."""
+"""Number of floats per block: 256 KiB."""
 
 
 class StreamingMean:
@@ -22,19 +23,19 @@ class StreamingMean:
         self.weight = 0.0
         """Σ wᵢ so far."""
         self.count = 0
-        """Updates so far."""
+        """Number of updates so far."""
         self._squares = 0.0
 
     def add(self, update: Flat, weight: float) -> None:
-        """Take in one update, which has been checked (`is_finite`).
+        """Add one update. The caller has checked that it is finite.
 
         Raises:
-            ValueError: another size than the sum's, or a weight that is not positive.
+            ValueError: The size differs from that of the sum, or the weight is not positive.
         """
         if update.shape != self._sum.shape or not weight > 0:
             raise ValueError(f"an update of shape {update.shape} with weight {weight} for a sum of {self._sum.shape}")
         factor, squares = np.float32(weight), 0.0
-        # An overflow shows in the step, which is then left out.
+        # An overflow makes the step fail its finiteness check, and the step is skipped.
         with np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, len(update), BLOCK):
                 total = self._sum[start : start + BLOCK]
@@ -48,10 +49,10 @@ class StreamingMean:
         self.count += 1
 
     def take(self) -> Flat:
-        """The mean; valid until the next `add`, which begins a new one after `reset`.
+        """Return the mean. It shares memory with the sum: call `reset` before the next `add`.
 
         Raises:
-            ValueError: nothing was added.
+            ValueError: No update was added.
         """
         if not self.count:
             raise ValueError("the mean of no updates")
@@ -60,25 +61,25 @@ class StreamingMean:
         return self._sum
 
     def norms(self, mean: Flat) -> tuple[float, float]:
-        """(mean of |update|² over the updates, |mean|²), of the `mean` that `take` gave."""
+        """Return (mean of |update|² over the updates, |mean|²), given the result of `take`."""
         with np.errstate(over="ignore", invalid="ignore"):
             square = sum(float(np.dot(b, b)) for b in (mean[s : s + BLOCK] for s in range(0, len(mean), BLOCK)))
         return self._squares / self.count, square
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all updates."""
         self._sum.fill(0.0)
         self.weight, self.count, self._squares = 0.0, 0, 0.0
 
 
 def norm(flat: Flat) -> float:
-    """Return the Euclidean norm of a flat buffer; NaN or infinite exactly if one of its numbers is."""
+    """Return the Euclidean norm of a flat buffer; it is NaN or infinite only if one of the numbers is."""
     total = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, len(flat), BLOCK):
             block = flat[start : start + BLOCK]
             square = float(np.dot(block, block))
-            if not math.isfinite(square):  # the square of a float32 may be none
+            if not math.isfinite(square):  # the squares may overflow float32
                 wide = block.astype(np.float64)
                 square = float(np.dot(wide, wide))
             total += square
@@ -86,7 +87,7 @@ def norm(flat: Flat) -> float:
 
 
 def is_finite(flat: Flat) -> bool:
-    """Whether all numbers are finite: the sum of a block tells, and only a bad sum is looked at closely."""
+    """Return whether all numbers are finite. Elements are checked only in blocks whose sum is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, len(flat), BLOCK):
             block = flat[start : start + BLOCK]

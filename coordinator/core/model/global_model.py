@@ -1,4 +1,4 @@
-"""The model that is trained: its parameters, the mean of the running round, and the step between two rounds."""
+"""Global model: the parameters, the mean of the running round, and the optimizer step between rounds."""
 
 from collections.abc import Mapping
 
@@ -11,11 +11,13 @@ from hypergpu.coordinator.core.model.optimizer import make_optimizer
 
 
 class GlobalModel:
-    """Parameters and state in one flat buffer, and everything that changes them.
+    """Parameters and state in one flat buffer, with the operations that change them.
 
     Args:
-        initial: parameters, then state (running statistics), shape (manifest.size,).
-        parameter_count: floats that the optimiser may touch; the rest is state, whose mean change is simply added.
+        manifest: Names and shapes of the tensors in the buffer.
+        initial: Parameters followed by state (running statistics), shape (manifest.size,).
+        parameter_count: Number of floats that the optimizer changes. The rest is state; the mean change is added to it.
+        config: Training settings of the optimizer.
     """
 
     def __init__(self, manifest: Manifest, initial: Flat, parameter_count: int, config: TrainingConfig) -> None:
@@ -27,19 +29,23 @@ class GlobalModel:
         self._config = config
         self._mean = StreamingMean(len(self.values))
         self.update_norms: tuple[float, float] | None = None
-        """Of the last step: (mean of |update|² over the nodes, |mean update|²); None if it was skipped."""
+        """(mean of |update|² over the nodes, |mean update|²) of the last step; None if it was skipped."""
         self._optimizer = make_optimizer(config, parameter_count)
 
     def add(self, update: Flat, weight: float) -> None:
-        """Take one checked update into the mean."""
+        """Add one checked update to the mean."""
         self._mean.add(update, weight)
 
     def discard(self) -> None:
-        """Forget the updates that were added since the last step."""
+        """Remove the updates that were added since the last step."""
         self._mean.reset()
 
     def step(self) -> bool:
-        """Apply the mean. Return False if the result is not finite: the step is skipped and the optimiser reset."""
+        """Apply the mean of the updates.
+
+        Returns:
+            False if the result is not finite: the values stay unchanged and the optimizer restarts.
+        """
         mean = self._mean.take()
         self.update_norms = self._mean.norms(mean)
         direction = mean[: self._parameter_count]
@@ -58,23 +64,27 @@ class GlobalModel:
         return True
 
     def keep(self) -> None:
-        """Remember the values as those to return to."""
+        """Keep a copy of the values for `revert`."""
         np.copyto(self._kept, self.values)
 
     def revert(self) -> None:
-        """Return to the values that were kept last, or to the first; the optimizer starts afresh."""
+        """Restore the values of the last `keep`, or the initial ones, and restart the optimizer."""
         np.copyto(self.values, self._kept)
         self._optimizer = make_optimizer(self._config, self._parameter_count)
 
     def optimizer_state(self) -> Mapping[str, Flat]:
-        """Return what a checkpoint has to keep of the optimizer, by name."""
+        """Return the optimizer's tensors for a checkpoint, by name."""
         return self._optimizer.state()
 
     def restore(self, values: Flat, optimizer: Mapping[str, Flat] | None) -> None:
-        """Go on from a checkpoint; None lets the optimizer start afresh. A refused one leaves the model unusable.
+        """Restore a checkpoint. After an error the model is unusable.
+
+        Args:
+            values: Parameters followed by state.
+            optimizer: Tensors of the optimizer by name; None restarts it.
 
         Raises:
-            ValueError: a tensor is missing, of another shape, or not finite.
+            ValueError: A tensor is missing, has another shape, or is not finite.
         """
         if values.shape != self.values.shape:
             raise ValueError(f"{len(values)} parameters where {len(self.values)} belong")

@@ -1,7 +1,8 @@
-"""What turns the mean update of a round into new parameters, in place, block by block.
+"""Optimizers that apply the mean update of a round to the parameters, in place and block by block.
 
-An update is a gradient (one local step) or the change that local training made (more steps); then its negative plays
-the part of the gradient (Reddi et al., "Adaptive federated optimization", ICLR 2021, algorithm 2).
+An update is a gradient (one local step) or the change that local training made (more steps). In the second case the
+negative change takes the place of the gradient (Reddi et al., "Adaptive federated optimization", ICLR 2021,
+algorithm 2).
 """
 
 from collections.abc import Mapping
@@ -15,27 +16,27 @@ from hypergpu.coordinator.core.model.aggregation import BLOCK, is_finite
 
 
 class Optimizer(Protocol):
-    """Steps along a direction of descent."""
+    """Interface of an optimizer: steps along a descent direction."""
 
     def step(self, parameters: Flat, direction: Flat) -> None:
         """Change `parameters` in place; `direction` (same shape) may be overwritten."""
         ...
 
     def state(self) -> Mapping[str, Flat]:
-        """What a checkpoint has to keep, by name."""
+        """Return the tensors for a checkpoint, by name."""
         ...
 
     def restore(self, state: Mapping[str, Flat]) -> None:
-        """Take back what `state` gave.
+        """Restore the tensors that `state` returned.
 
         Raises:
-            ValueError: a tensor is missing, unknown, of another shape, not finite, or out of range.
+            ValueError: A tensor is missing, unknown, not finite or out of range, or has another shape.
         """
         ...
 
 
 _STEPS_BASE = 1 << 20
-"""Steps are kept as two digits of this base: one float32 counts to 16 million only."""
+"""Base of the step count, which is stored as two digits since a float32 is exact only up to 16 million."""
 
 
 class Sgd:
@@ -46,7 +47,7 @@ class Sgd:
         self._velocity: Flat | None = np.zeros(size, np.float32) if momentum else None
 
     def step(self, parameters: Flat, direction: Flat) -> None:
-        """As `Optimizer.step`."""
+        """See `Optimizer.step`."""
         for start in range(0, len(parameters), BLOCK):
             piece = slice(start, start + BLOCK)
             move = direction[piece]
@@ -59,18 +60,18 @@ class Sgd:
             parameters[piece] += move
 
     def state(self) -> Mapping[str, Flat]:
-        """As `Optimizer.state`."""
+        """See `Optimizer.state`."""
         return {} if self._velocity is None else {"velocity": self._velocity}
 
     def restore(self, state: Mapping[str, Flat]) -> None:
-        """As `Optimizer.restore`."""
+        """See `Optimizer.restore`."""
         _require_like(self.state(), state)
         if self._velocity is not None:
             np.copyto(self._velocity, state["velocity"])
 
 
 class Adam:
-    """Kingma & Ba, "Adam: a method for stochastic optimization" (ICLR 2015), with bias correction."""
+    """Adam with bias correction (Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015)."""
 
     def __init__(self, size: int, rate: float, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
         self._rate, self._beta1, self._beta2, self._epsilon = rate, beta1, beta2, np.float32(epsilon)
@@ -80,7 +81,7 @@ class Adam:
         self._steps = 0
 
     def step(self, parameters: Flat, direction: Flat) -> None:
-        """As `Optimizer.step`."""
+        """See `Optimizer.step`."""
         self._steps += 1
         rate = np.float32(self._rate / (1.0 - self._beta1**self._steps))
         correction = np.float32(1.0 / (1.0 - self._beta2**self._steps))
@@ -103,12 +104,12 @@ class Adam:
             parameters[piece] += d
 
     def state(self) -> Mapping[str, Flat]:
-        """As `Optimizer.state`."""
+        """See `Optimizer.state`."""
         steps = np.array(divmod(self._steps, _STEPS_BASE), np.float32)
         return {"mean": self._mean, "square": self._square, "steps": steps}
 
     def restore(self, state: Mapping[str, Flat]) -> None:
-        """As `Optimizer.restore`."""
+        """See `Optimizer.restore`."""
         _require_like(self.state(), state)
         high, low = (float(digit) for digit in state["steps"])
         if not all(0 <= digit < _STEPS_BASE and digit.is_integer() for digit in (high, low)):
@@ -133,10 +134,10 @@ def _require_like(own: Mapping[str, Flat], state: Mapping[str, Flat]) -> None:
 
 
 def make_optimizer(config: TrainingConfig, size: int) -> Optimizer:
-    """The configured optimiser over `size` parameters."""
+    """Return the configured optimizer for `size` parameters."""
     adam = config.server_optimizer == "adam"
     if config.local_steps == 1:
         rate, epsilon = config.learning_rate, 1e-8
-    else:  # Adam's steps are about as long as its rate, whatever the size of the change: 1 would be far too long
+    else:  # an Adam step is about as long as its rate, whatever the size of the change: a rate of 1 is far too large
         rate, epsilon = config.server_learning_rate or (0.01 if adam else 1.0), 1e-3
     return Adam(size, rate, epsilon=epsilon) if adam else Sgd(size, rate, config.server_momentum)
