@@ -1,4 +1,4 @@
-"""How much each node computes in a round: batch sizes, local steps, and the learning rate that follows."""
+"""Batch sizes, local steps and learning rate of each round."""
 
 from hypergpu.coordinator.core.batching.controller import AdaptiveBatchController, BatchChange
 from hypergpu.coordinator.core.batching.strategies import BatchReason, BatchSizeStrategy

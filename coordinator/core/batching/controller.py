@@ -1,4 +1,4 @@
-"""The batch controller: how many samples each node takes per step, and how many steps a round has."""
+"""Batch controller: chooses the batch size of each node and the local steps of a round."""
 
 import math
 from collections import deque
@@ -27,19 +27,19 @@ from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex
 
 _HISTORY = 50
 _IDLE_SHARE = 0.02
-"""Of a round: a node that waits for less than this at the barrier is one of those that the others wait for."""
+"""Share of a round: the others wait for a node that idles for less than this at the barrier."""
 _LATENCY_SHARE = 0.6
-"""Weight of the size by latency in HYBRID; 60 % latency, 40 % throughput."""
+"""Weight of the size by latency in HYBRID; the rest is the size by throughput."""
 _CLIMB_STEP = 1.25
-"""Largest factor of one step of hill climbing: a larger one overshoots the best size."""
+"""Largest factor of a hill-climbing step; a larger one overshoots the best size."""
 _UNBOUNDED_STEP = 1e9
 _DRIFT_FACTOR = 16.0
-"""Half of the worth of local steps is lost at this many times the configured ones."""
+"""Multiple of the configured local steps at which half of their worth is lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchChange:
-    """A batch size that changed."""
+    """Change of a node's batch size."""
 
     node_id: str
     old: int
@@ -50,43 +50,54 @@ class BatchChange:
 
 @dataclass(frozen=True, slots=True)
 class AdaptationLimits:
-    """How boldly sizes move; set by the policy."""
+    """Limits of a change, set by the policy."""
 
     step: float = 1.5
-    """Largest factor of one change."""
+    """Largest factor of a change."""
     gain: float = 0.03
-    """Least relative gain in goodput for which a plan is changed."""
+    """Smallest relative gain in goodput for which the plan changes."""
     horizon: float = 0.0
-    """Observations ahead for which the links are forecast."""
+    """Forecast horizon of the links in observations."""
     window: int = 8
-    """Latest rounds of a link that count."""
+    """Number of latest round communications used per link."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What a strategy wants of some nodes; nothing is changed until it is applied."""
+    """Proposal of a strategy for some nodes. It changes nothing until it is applied."""
 
     sizes: Floats
-    """Wanted batch sizes, before the bounds."""
+    """Proposed batch sizes before bounds are applied."""
     reasons: Ints
-    """Code of the reason for each (`strategies.REASONS`)."""
+    """Code of each reason (`strategies.CODE`)."""
     local_steps: int
     figures: Mapping[str, Floats] = field(default_factory=dict)
     """Figures behind the reasons, by name."""
     plan: gp.RoundPlan | None = None
-    """GOODPUT's plan of the round."""
+    """Plan of the round; GOODPUT only."""
     directions: Floats | None = None
-    """Directions of hill climbing."""
+    """Directions of hill climbing, +1 or −1."""
     climbs: Bools | None = None
-    """Nodes whose size hill climbing moves."""
+    """Mask of the nodes whose size hill climbing changes."""
 
 
 class AdaptiveBatchController:
-    """Chooses batch sizes from what links and nodes were measured to do.
+    """Controller that chooses batch sizes from measurements of links and nodes.
 
-    Unequal batches stay an unbiased step, since the mean of the updates is weighted by samples. `local_steps` is one
-    number for all nodes of a round: it changes with GOODPUT only, and only where the configured one is above 1 (one
-    step is the exchange of plain gradients, and stays that). `learning_rate_factor` follows the total batch.
+    Unequal batches keep the step unbiased, since the mean of the updates is weighted by samples. `local_steps` holds
+    for all nodes of a round. Only GOODPUT changes it, and only if the configured number is above 1, since a single step
+    exchanges plain gradients. `learning_rate_factor` follows the total batch.
+
+    Args:
+        network_monitor: Source of latencies and round communication. Every node must be registered there, too.
+        baseline_batch_size: Samples per step without adaptation.
+        strategy: Strategy that chooses the sizes.
+        config: Bounds of the sizes; None for the defaults.
+        local_steps: Local steps per round without adaptation.
+
+    Raises:
+        InvalidInput: The batch size or the number of steps is below 1.
+        UnknownName: There is no such strategy.
     """
 
     def __init__(
@@ -123,7 +134,12 @@ class AdaptiveBatchController:
     # ------------------------------------------------------------ feeding
 
     def register_node(self, node_id: str, largest_batch: int | None = None) -> None:
-        """Make a node known; `largest_batch` is what its card (or its data) allows. Again updates the limit."""
+        """Register a node. A repeated registration updates the limit.
+
+        Args:
+            node_id: Id of the node.
+            largest_batch: Largest batch that the node's memory or data allows; None for the configured maximum.
+        """
         row = self._index.add(node_id)
         if row is None:
             row = self._index.row(node_id)
@@ -140,19 +156,24 @@ class AdaptiveBatchController:
     def record_performance(
         self, node_id: str, samples: int, time_spent: float, *, steps: int = 1, compute_seconds: float | None = None
     ) -> None:
-        """A node took `samples` in `time_spent` seconds, communication included, of which it computed the given part.
+        """Record the work of a node in a round.
 
-        Where that part is not known, it is what the exchanges that the monitor saw leave of the time.
+        Args:
+            node_id: A registered node.
+            samples: Number of samples of all steps. A call without samples or steps is ignored.
+            time_spent: Seconds of computing and communication.
+            steps: Number of local steps.
+            compute_seconds: Seconds of computing. None estimates it as `time_spent` without the expected communication.
 
         Raises:
-            UnknownName: the node is not registered.
-            InvalidInput: negative or not finite.
+            UnknownName: The node is not registered.
+            InvalidInput: A figure is negative or not finite.
         """
         rows = np.array([self._index.row(node_id)])
         taken = require_non_negative(samples, "samples")
         spent = require_non_negative(time_spent, "time_spent")
         if compute_seconds is None:
-            # What the node's exchanges took is not computing; where they seem to have taken all, a tenth is.
+            # If communication seems to have taken all of the time, assume that a tenth was computing.
             exchange = np.nan_to_num(self._exchange([node_id], AdaptationLimits())[0])
             compute = max(spent - float(exchange), 0.1 * spent)
         else:
@@ -163,24 +184,27 @@ class AdaptiveBatchController:
     def record_performances(
         self, rows: Ints, samples: Floats, time_spent: Floats, steps: Ints, compute_seconds: Floats
     ) -> None:
-        """As `record_performance`, of one round's nodes at once (by `rows`; they differ); samples and steps above 0."""
-        timed = time_spent > 1e-9  # a clock that stands still
+        """Record the work of several nodes in a round; see `record_performance`.
+
+        The rows must be distinct, and samples and steps must be positive.
+        """
+        timed = time_spent > 1e-9  # the clock may not have advanced
         self.costs.observe_rate(rows[timed], samples[timed] / time_spent[timed])
         self.costs.observe(rows, samples / steps, compute_seconds / steps)
 
     def rows(self, nodes: Iterable[str]) -> Ints:
-        """Rows of nodes, for the method above.
+        """Return the rows of nodes, for `record_performances`.
 
         Raises:
-            UnknownName: one is not registered.
+            UnknownName: A node is not registered.
         """
         return self._index.rows(nodes)
 
     def set_baseline_steps(self, local_steps: int) -> None:
-        """The local steps of a round where nothing is adapted.
+        """Set the local steps of a round without adaptation.
 
         Raises:
-            InvalidInput: fewer than one.
+            InvalidInput: The number is below 1.
         """
         if local_steps < 1:
             raise InvalidInput(f"local_steps must be at least 1, not {local_steps}")
@@ -195,12 +219,18 @@ class AdaptiveBatchController:
         reference_nodes: int | None = None,
         pace: AdaptationLimits | None = None,
     ) -> dict[str, BatchChange]:
-        """Choose the sizes of these nodes (all, if None) anew; returns what changed, by node id.
+        """Choose new batch sizes, local steps and learning rate with the configured strategy.
 
-        `reference_nodes` is how many the fixed baseline would use; the learning rate is relative to it.
+        Args:
+            nodes: Nodes of the coming round; None for all registered nodes.
+            reference_nodes: Number of nodes of the fixed baseline, to which the learning rate is relative.
+            pace: Limits of a change; None for the defaults.
+
+        Returns:
+            Changed batch sizes by node id.
 
         Raises:
-            UnknownName: a node is not registered.
+            UnknownName: A node is not registered.
         """
         ids = list(self._index.ids if nodes is None else nodes)
         if not ids:
@@ -221,14 +251,14 @@ class AdaptiveBatchController:
         return self._changes_since(ids, before, proposal.reasons, proposal.figures)
 
     def reset(self, nodes: Sequence[str]) -> dict[str, BatchChange]:
-        """Back to the baseline: every size, the local steps, the learning rate."""
+        """Reset batch sizes, local steps and learning rate to the baseline, and return the changed sizes."""
         baseline = dict.fromkeys(nodes, self.baseline_batch_size)
         return self.restore(baseline, self.baseline_local_steps, 1.0, BatchReason.BASELINE)
 
     def restore(
         self, sizes: Mapping[str, int], local_steps: int, learning_rate_factor: float, reason: BatchReason
     ) -> dict[str, BatchChange]:
-        """Set everything as it was in a snapshot; returns what changed."""
+        """Restore batch sizes, local steps and learning rate of a snapshot, and return the changed sizes."""
         ids = [node_id for node_id in sizes if node_id in self._index]
         rows = self._index.rows(ids)
         before = self._sizes[rows]
@@ -237,30 +267,34 @@ class AdaptiveBatchController:
         self.local_steps, self.learning_rate_factor = local_steps, learning_rate_factor
         return self._changes_since(ids, before, np.full(len(ids), CODE[reason]), {})
 
-    # ------------------------------------------------------------ asking
+    # ------------------------------------------------------------ queries
 
     def get_batch_size(self, node_id: str) -> int:
-        """Samples per step of a node.
+        """Return the batch size of a node: samples per step.
 
         Raises:
-            UnknownName: the node is not registered.
+            UnknownName: The node is not registered.
         """
         return int(self._sizes[self._index.row(node_id)])
 
     def get_batch_sizes(self, nodes: Iterable[str]) -> dict[str, int]:
-        """The same of many."""
+        """Return the batch sizes of several nodes by id.
+
+        Raises:
+            UnknownName: A node is not registered.
+        """
         ids = list(nodes)
         return dict(zip(ids, self._sizes[self._index.rows(ids)].tolist(), strict=True))
 
     def compute_seconds(self, nodes: Sequence[str]) -> Floats:
-        """Expected computing of each node in a round of its present batch and the present steps."""
+        """Return the expected computing time of each node in a round with its present batch and local steps."""
         rows = self._index.rows(nodes)
         return self.local_steps * self.costs.fit(rows).seconds(self._sizes[rows])
 
     def noise_scale(self, reference_batch: float) -> float:
-        """φ in samples: measured where update norms were reported, otherwise the baseline's total batch.
+        """Return the gradient noise scale φ in samples, or `reference_batch` before update norms were reported.
 
-        The prior says that the user's cluster is sized so that every node counts.
+        This prior assumes that the user's cluster is sized so that every node counts.
         """
         return self.noise.value(prior=max(reference_batch, 1.0))
 
@@ -270,7 +304,13 @@ class AdaptiveBatchController:
         return _DRIFT_FACTOR * self.baseline_local_steps
 
     def get_adaptation_summary(self) -> dict[str, Any]:
-        """Strategy, sizes, how often they changed, local steps, learning rate and, with GOODPUT, the plan's figures."""
+        """Return a summary of the batch sizes.
+
+        Returns:
+            `strategy`, `baseline_batch_size`, `nodes`, `batch_sizes`, `mean_batch_size`, `changes` (a count),
+            `local_steps`, `learning_rate_factor`, `history` (sizes by node) and, with GOODPUT, `expected_round_seconds`
+            and `expected_goodput` (progress per second).
+        """
         sizes = self._sizes[: len(self._index)]
         return {
             "strategy": str(self.strategy),
@@ -287,10 +327,13 @@ class AdaptiveBatchController:
         }
 
     def compare_strategies(self, node_id: str) -> dict[str, dict[str, float]]:
-        """What each strategy would give this node next, and the samples per second that are expected of it.
+        """Return the next proposal of each strategy for a node, without changing anything.
+
+        Returns:
+            For each strategy `batch_size`, `local_steps`, and the expected `round_seconds` and `samples_per_second`.
 
         Raises:
-            UnknownName: the node is not registered.
+            UnknownName: The node is not registered.
         """
         rows = np.array([self._index.row(node_id)])
         exchange, cost = self._exchange([node_id], AdaptationLimits()), self.costs.fit(rows)
@@ -313,7 +356,7 @@ class AdaptiveBatchController:
     def _propose(
         self, strategy: BatchSizeStrategy, ids: Sequence[str], rows: Ints, reference: int, pace: AdaptationLimits
     ) -> Proposal:
-        """Return what a strategy wants of these nodes; changes nothing."""
+        """Return the proposal of a strategy for these nodes, without changing anything."""
         base, steps = self.baseline_batch_size, self.local_steps
         sizes = self._sizes[rows].astype(np.float64)
         if strategy is BatchSizeStrategy.FIXED:
@@ -373,13 +416,13 @@ class AdaptiveBatchController:
         return Proposal(plan.batches.astype(np.float64), reasons, plan.steps, figures, plan)
 
     def _exchange(self, ids: Sequence[str], pace: AdaptationLimits) -> Floats:
-        """Communication of each node in a round, with a margin of one MAD-like spread: the third quartile."""
+        """Return the third quartile of each node's expected communication: the median and a margin of about one MAD."""
         samples = self._monitor.exchange_samples(self._monitor.rows(ids), pace.window, pace.horizon)
         quartile: Floats = quantiles(samples, [0.75])[0]
         return quartile
 
     def _step(self, pace: AdaptationLimits) -> float:
-        """Largest factor of one change: from one power of two to the next at the least, where only those are asked."""
+        """Return the largest factor of a change; powers of two need at least 2."""
         return max(pace.step, 2.0) if self.config.powers_of_two else pace.step
 
     def _step_bounds(self, pace: AdaptationLimits) -> tuple[int, int]:
@@ -392,7 +435,7 @@ class AdaptiveBatchController:
 
     def _bounded(self, strategy: BatchSizeStrategy, wanted: Floats, before: Ints, rows: Ints, step: float) -> Ints:
         most = self._largest[rows]
-        # FIXED means the user's own number, even outside the bounds that adaptation keeps to.
+        # FIXED is the user's own number, even outside the bounds of adaptation.
         if strategy is BatchSizeStrategy.FIXED:
             return np.minimum(wanted, np.maximum(most, self.baseline_batch_size)).astype(np.int64)
         gradual = np.clip(wanted, before / step, before * step)
@@ -432,7 +475,7 @@ class AdaptiveBatchController:
 
 
 def _goodput_reasons(batches: Ints, sizes: Ints, waits: Bools) -> Ints:
-    """Return why GOODPUT changes each size: one that waits at the barrier takes more, one waited for takes less."""
+    """Return the reason codes of GOODPUT: an idle node gets more samples, a node that others wait for gets fewer."""
     reasons = np.full(len(sizes), CODE[BatchReason.MORE_PROGRESS_PER_SECOND])
     reasons[(batches > sizes) & waits] = CODE[BatchReason.FILLS_IDLE_TIME]
     reasons[(batches < sizes) & ~waits] = CODE[BatchReason.SHORTENS_ROUND]

@@ -1,4 +1,4 @@
-"""What a step costs on each node, fitted to what was measured, and how fast each node delivers samples."""
+"""Cost of a step on each node, fitted to measurements, and the rate at which each node delivers samples."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from hypergpu.coordinator.core.batching.goodput import StepCost
 from hypergpu.coordinator.core.node_arrays import Floats, Ints, grow_column
 
 _FORGET = 0.85
-"""Weight of the past per round: about the last seven rounds count."""
+"""Weight of the past per round: averages over about the last seven rounds."""
 
 
 class ComputeCosts:
-    """Fits seconds per step = fixed + per_sample · batch, per node, by least squares that forget.
+    """Least-squares fit of seconds per step = fixed + per_sample · batch for each node, with exponential forgetting.
 
-    Where a node has run one batch size only, the cost is taken as proportional, and as falling half as fast below that
-    size: the cautious guesses for larger and for smaller batches.
+    For a node that has run one batch size only, the cost is taken as proportional above that size and as falling half
+    as fast below it: cautious guesses in both directions.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class ComputeCosts:
         self._rate = grow_column(self._rate, rows, np.nan)
 
     def observe(self, rows: Ints, batches: Floats, step_seconds: Floats) -> None:
-        """A step on so many samples took so long; the rows differ."""
+        """Record the batch size and duration of a step on each node; the rows must be distinct."""
         sums = self._sums[rows]
         usual = sums[:, 2] / np.maximum(sums[:, 0], 1e-12)
         bounded = np.where(usual > 0, np.clip(step_seconds, 0.1 * usual, 10.0 * usual), step_seconds)
@@ -35,7 +35,7 @@ class ComputeCosts:
         self._sums[rows] = _FORGET * sums + fresh
 
     def observe_rate(self, rows: Ints, samples_per_second: Floats) -> None:
-        """A round's throughput, communication included; the rows differ."""
+        """Record the throughput of a round, with communication, on each node; the rows must be distinct."""
         smooth, moved, noise = self._rate[rows].T
         first = np.isnan(smooth)
         off = np.where(first, 0.0, samples_per_second - smooth)
@@ -44,26 +44,29 @@ class ComputeCosts:
         self._rate[rows] = np.stack([now, np.where(first, now, moved), spread], axis=1)
 
     def observe_ends(self, ended: int, seconds: float) -> None:
-        """So many processes of nodes ended in a round, of all that ran for `seconds` together."""
+        """Record the number of node processes that ended in a round, and the total `seconds` that all of them ran."""
         self._ended = _FORGET * self._ended + ended
         self._watched_seconds = _FORGET * self._watched_seconds + seconds
 
     @property
     def ends_per_second(self) -> float:
-        """How often the process of a node ends: of all nodes together, as one alone ends too rarely to tell."""
+        """Rate at which a node process ends, over all nodes: a single node ends too rarely to measure."""
         return self._ended / self._watched_seconds if self._watched_seconds > 0 else 0.0
 
     def rates(self, rows: Ints) -> tuple[Floats, Floats, Floats]:
-        """Samples per second of each node: now, at the last move, and the noise; NaN where not measured."""
+        """Return the samples per second of each node now and at its last move, and their noise; NaN if not measured."""
         now, before, noise = self._rate[rows].T
         return now, before, noise
 
     def used(self, rows: Ints) -> None:
-        """These nodes move for the sake of their rates: the next move rests on what is measured from now on."""
+        """Record that the batches of these nodes changed: later rates are compared with the present ones."""
         self._rate[rows, 1] = self._rate[rows, 0]
 
     def fit(self, rows: Ints) -> StepCost:
-        """The cost of a step on each node; the cluster's median where a node was not measured, 0 where none was."""
+        """Return the cost of a step on each node.
+
+        A node without measurements gets the median of the cluster, or 0 if no node was measured.
+        """
         weight, x, y, xx, xy = self._sums[rows].T
         measured = weight > 0
         safe = np.where(measured, weight, 1.0)

@@ -1,8 +1,8 @@
-"""Goodput: learning progress per second, and the plan of a round that maximises it.
+"""Goodput: learning progress per second, and the round plan that maximises it.
 
 Progress of a round = steps/(1 + steps/drift) · B/(B + φ), where B is the total batch of a step and φ the gradient noise
-scale: the second factor is the efficiency of a batch (McCandlish et al., "An empirical model of large-batch training",
-2018; Qiao et al., "Pollux", OSDI 2021), the first says that local steps are worth less the further nodes drift apart.
+scale. The second factor is the efficiency of a batch (McCandlish et al., "An empirical model of large-batch training",
+2018; Qiao et al., "Pollux", OSDI 2021). The first factor models the falling worth of local steps as nodes drift apart.
 A synchronous round lasts as long as its slowest node, so batches are sized for equal finish times (Chen et al.,
 "LB-BSP", SoCC 2020).
 """
@@ -15,27 +15,27 @@ import numpy as np
 from hypergpu.coordinator.core.node_arrays import Floats, Ints
 
 _BARRIERS = np.geomspace(0.4, 4.0, 12)
-"""Lengths of the compute part that are tried, relative to the one at the present sizes."""
+"""Candidate durations of the computing part, relative to its present duration."""
 
 _MOST_ENDS = 50.0
-"""Beyond this, work is never done, and e^λt would leave the range of floats."""
+"""Limit of the exponent λt: beyond it, work never finishes, and e^λt would overflow a float."""
 
 
 def batch_progress(total_batch: Floats | float, noise_scale: float) -> Floats | float:
-    """Worth of one step on `total_batch` samples, 0 to 1, at the learning rate that fits it."""
+    """Return the worth of a step on `total_batch` samples, 0 to 1, at the learning rate that fits the batch."""
     return total_batch / (total_batch + noise_scale)
 
 
 def steps_progress(steps: float, drift_steps: float) -> float:
-    """Worth of `steps` local steps, in steps that are not local; half of it is lost at `drift_steps`."""
+    """Return the worth of `steps` local steps in global steps; half of it is lost at `drift_steps`."""
     return steps / (1.0 + steps / drift_steps)
 
 
 def learning_rate_factor(total_batch: float, reference_batch: float, noise_scale: float, bound: float) -> float:
-    """By how much the learning rate follows the total batch: AdaScale's gain (Johnson et al., ICML 2020).
+    """Return the factor by which the learning rate follows the total batch.
 
-    (B/B₀)·(φ + B₀)/(φ + B): linear while noise dominates, flat once the batch is beyond the noise scale; within
-    [1/bound, bound].
+    AdaScale's gain (Johnson et al., ICML 2020): (B/B₀)·(φ + B₀)/(φ + B). It is linear while noise dominates and flat
+    once the batch exceeds the noise scale. The result is clipped to [1/bound, bound].
     """
     gain = total_batch / reference_batch * (noise_scale + reference_batch) / (noise_scale + total_batch)
     return min(max(gain, 1.0 / bound), bound)
@@ -43,33 +43,33 @@ def learning_rate_factor(total_batch: float, reference_batch: float, noise_scale
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Seconds of one local step on each node: fixed + per_sample · batch.
+    """Seconds of a local step on each node: fixed + per_sample · batch.
 
-    Below `doubtful_below` samples it falls half as fast: there the fixed part is a guess, and the cautious one is that
-    a smaller batch saves less than its share.
+    Below `doubtful_below` samples the cost falls half as fast: the fixed part is a guess there, and the cautious guess
+    is that a smaller batch saves less than its share.
     """
 
     fixed: Floats
     per_sample: Floats
     doubtful_below: Floats | float = 0.0
     ends_per_second: float = 0.0
-    """How often the process of a node ends."""
+    """Rate at which a node process ends."""
 
     def seconds(self, batches: Floats | Ints) -> Floats:
-        """Of one step on these batches."""
+        """Return the seconds of a step on these batches."""
         doubtful = np.maximum(self.doubtful_below - batches, 0.0)
         cost: Floats = self.fixed + self.per_sample * (batches + 0.5 * doubtful)
         return cost
 
     def expected(self, seconds: Floats) -> Floats:
-        """What work of so many seconds takes where each end of the process means to begin anew: (e^λt - 1) / λ."""
+        """Return the expected seconds to finish work that restarts whenever the node process ends: (e^λt - 1) / λ."""
         rate = self.ends_per_second
         return np.expm1(np.minimum(rate * seconds, _MOST_ENDS)) / rate if rate > 0 else seconds
 
 
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
-    """What a round asks of its nodes, and what is expected of it."""
+    """Local steps and batch sizes of a round, with its expected duration and progress."""
 
     steps: int
     batches: Ints
@@ -85,7 +85,7 @@ class RoundPlan:
 def evaluate(
     steps: int, batches: Ints, communication_seconds: Floats, cost: StepCost, *, noise_scale: float, drift_steps: float
 ) -> RoundPlan:
-    """What a round with these sizes is worth."""
+    """Return the plan of a round with these sizes, with its expected duration and progress."""
     seconds = float(np.max(cost.expected(communication_seconds + steps * cost.seconds(batches))))
     total = float(batches.sum())
     return RoundPlan(
@@ -94,10 +94,11 @@ def evaluate(
 
 
 def hesitation(seconds: Floats | float, now_seconds: float, rounds: int) -> Floats | float:
-    """What the gain of a longer round has to exceed, as a factor, after this many rounds.
+    """Return the factor by which the goodput of a longer round must exceed the present one after `rounds` rounds.
 
-    What a round learns counts when it ends. A target is passed in mid-round, so half of what a round grows by is lost,
-    once, out of the `rounds` of the present length that were worked so far. Shorter rounds are free.
+    Progress counts when a round ends, and a target is reached in the middle of a round on average. Half of the
+    additional duration is therefore lost once, spread over the `rounds` of the present length so far. Shorter rounds
+    cost nothing.
     """
     longer = np.maximum(0.0, np.asarray(seconds) / max(now_seconds, 1e-9) - 1.0)
     factor: Floats = 1.0 + longer / (2.0 * max(rounds, 1))
@@ -116,25 +117,25 @@ def best_plan(
     drift_steps: float,
     rounds: int,
 ) -> RoundPlan:
-    """The plan of most progress per second, with hesitation towards longer rounds.
+    """Return the plan with the most progress per second, with `hesitation` towards longer rounds.
 
     Args:
-        now: what is asked of the nodes at present; one of the candidates.
-        communication_seconds: what each node's exchange takes, with a margin for its spread.
-        cost: of a step on each node.
-        least: bounds of the batch of each node.
-        most: as `least`.
-        steps: bounds of the local steps, both included.
-        noise_scale: φ.
-        drift_steps: as in `steps_progress`.
-        rounds: that were worked so far.
+        now: Present plan, which is one of the candidates.
+        communication_seconds: Expected communication of each node, with a margin for its spread.
+        cost: Cost of a step on each node.
+        least: Smallest batch of each node.
+        most: Largest batch of each node.
+        steps: Smallest and largest number of local steps.
+        noise_scale: Gradient noise scale φ in samples.
+        drift_steps: Local steps at which half of their worth is lost.
+        rounds: Number of rounds so far.
     """
     best, most_worth = now, now.goodput
     for count in step_candidates(*steps):
         compute = count * cost.seconds(now.batches)
         longest = float(compute.max())
         barrier = float((communication_seconds + compute).max())
-        # Every node works until the barrier would fall: those with idle time before it take more samples.
+        # Each node computes until the barrier; a node with idle time before it gets more samples.
         allowed = barrier + (_BARRIERS[:, None] - 1.0) * longest - communication_seconds
         fitting = (allowed / count - cost.fixed) / np.maximum(cost.per_sample, 1e-12)
         batches = np.clip(fitting, least, most).astype(np.int64)
@@ -156,16 +157,17 @@ def best_plan(
 
 
 def step_candidates(least: int, most: int) -> list[int]:
-    """Up to eight numbers of steps from `least` to `most`, evenly spread by ratio."""
+    """Return up to eight numbers of steps from `least` to `most` in a geometric series."""
     return sorted({round(value) for value in np.geomspace(least, most, 8)})
 
 
 class NoiseScale:
-    """Estimates φ = tr(Σ)/|G|² from the norms of the nodes' updates and of their mean.
+    """Estimator of φ = tr(Σ)/|G|² from the norms of the nodes' updates and of their mean.
 
-    Nodes' updates are G plus independent noise, their mean has less of it; the difference tells both apart (McCandlish
-    et al., appendix A.1, with the nodes as the small batches). Differing data adds to the noise, as it should:
-    averaging over more nodes then helps more. Numerator and denominator are smoothed apart, as their ratio is biased.
+    An update is G plus independent noise, and the mean has less noise; the difference separates G from the noise
+    (McCandlish et al., appendix A.1, with nodes as the small batches). Different data on the nodes adds to the noise,
+    and rightly so: averaging over more nodes then helps more. Numerator and denominator are smoothed separately, since
+    their ratio is biased.
     """
 
     def __init__(self, memory: float = 0.8) -> None:
@@ -173,7 +175,7 @@ class NoiseScale:
         self._noise = self._signal = self._weight = 0.0
 
     def observe(self, mean_square_norm: float, square_norm_of_mean: float, nodes: int, samples_per_node: float) -> None:
-        """One round: mean of |updateᵢ|², |mean update|², and how many samples each update rests on."""
+        """Record a round: mean of |updateᵢ|², |mean update|², number of nodes and samples per update."""
         finite = math.isfinite(mean_square_norm) and math.isfinite(square_norm_of_mean)
         if nodes < 2 or samples_per_node <= 0 or not finite:
             return
@@ -184,7 +186,7 @@ class NoiseScale:
         self._weight = self._memory * self._weight + 1.0
 
     def value(self, prior: float) -> float:
-        """φ in samples: the estimate, drawn towards `prior` while little was seen, and within [1/16, 16] of it."""
+        """Return φ in samples, drawn towards `prior` while data is scarce, and within [1/16, 16] times `prior`."""
         if self._weight == 0.0 or self._noise <= 0.0:
             return prior
         estimate = self._noise / max(self._signal, 1e-3 * self._noise / (16.0 * prior))

@@ -1,4 +1,4 @@
-"""Batch sizes from latency and throughput, as functions over arrays of nodes. GOODPUT is in its own module."""
+"""Batch sizes by latency and throughput, as functions over arrays. GOODPUT is in the module `goodput`."""
 
 from enum import StrEnum
 from typing import Final
@@ -8,52 +8,52 @@ import numpy as np
 from hypergpu.coordinator.core.node_arrays import Floats, Ints
 
 REFERENCE_LATENCY_MS = 25.0
-"""Round trip at which LATENCY_BASED gives the baseline."""
+"""Round trip at which LATENCY_BASED returns the baseline."""
 
 
 class BatchSizeStrategy(StrEnum):
-    """How batch sizes are chosen."""
+    """Strategy that chooses batch sizes."""
 
     FIXED = "fixed"
-    """The baseline for all."""
+    """The baseline for every node."""
     LATENCY_BASED = "latency_based"
-    """High latency: larger batches, so that fewer exchanges carry as many samples; low: smaller."""
+    """Larger batches for high latency, so that fewer exchanges carry as many samples; smaller ones for low latency."""
     THROUGHPUT_BASED = "throughput_based"
-    """While throughput improves keep the direction, when it degrades reverse it."""
+    """Hill climbing: keep the direction while throughput improves, reverse it when throughput degrades."""
     HYBRID = "hybrid"
-    """60 % latency, 40 % throughput."""
+    """60 % size by latency, 40 % size by throughput."""
     GOODPUT = "goodput"
-    """The sizes, and local steps, of most learning progress per second."""
+    """Batch sizes and local steps with the most learning progress per second."""
 
 
 class BatchReason(StrEnum):
-    """Why a batch size changed."""
+    """Reason why a batch size changed."""
 
     BASELINE = "baseline"
-    """Back to the configured size: the strategy is FIXED, or adaptation is off."""
+    """Return to the configured size: the strategy is FIXED, or adaptation is off."""
     LATENCY_HIGH = "latency_high"
     LATENCY_LOW = "latency_low"
     THROUGHPUT_IMPROVING = "throughput_improving"
     THROUGHPUT_DEGRADING = "throughput_degrading"
     PROBES_THROUGHPUT = "probes_throughput"
-    """Only one size was ever measured: a first step tells which way throughput improves."""
+    """Only one size has been measured: a first step shows in which direction throughput improves."""
     HYBRID = "latency_and_throughput"
     FILLS_IDLE_TIME = "fills_idle_time"
-    """The node would wait at the barrier: it takes more samples meanwhile."""
+    """The node would wait at the barrier, so it computes more samples."""
     SHORTENS_ROUND = "shortens_round"
-    """The node is what the others wait for: it takes fewer."""
+    """The other nodes wait for this node, so it computes fewer samples."""
     MORE_PROGRESS_PER_SECOND = "more_progress_per_second"
-    """The whole plan of the round changed, at the cluster's best goodput."""
+    """The plan of the whole round changed to the best goodput of the cluster."""
     ROLLED_BACK = "rolled_back"
 
 
 REASONS: Final = tuple(BatchReason)
 CODE: Final = {reason: code for code, reason in enumerate(REASONS)}
-"""Number of each reason, for arrays."""
+"""Code of each reason in arrays."""
 
 
 class LearningRateReason(StrEnum):
-    """Why the learning rate or the local steps changed."""
+    """Reason why the learning rate or the local steps changed."""
 
     FOLLOWS_TOTAL_BATCH = "follows_total_batch"
     AMORTISES_COMMUNICATION = "amortises_communication"
@@ -61,7 +61,7 @@ class LearningRateReason(StrEnum):
 
 
 def by_latency(baseline: int, latency_ms: Floats) -> Floats:
-    """The baseline times √(latency / 25 ms), between half of it and four times it; the baseline where none is known."""
+    """Return baseline · √(latency / 25 ms), within [½, 4] times the baseline; the baseline without a latency."""
     factor = np.clip(np.sqrt(latency_ms / REFERENCE_LATENCY_MS), 0.5, 4.0)
     return baseline * np.where(np.isnan(factor), 1.0, factor)
 
@@ -69,17 +69,17 @@ def by_latency(baseline: int, latency_ms: Floats) -> Floats:
 def by_throughput(
     sizes: Floats, directions: Floats, rates: tuple[Floats, Floats, Floats], step: float
 ) -> tuple[Floats, Floats, Ints]:
-    """Return the sizes, directions (+1, −1) and reason codes of hill climbing. A change within the noise keeps a size.
+    """Return the sizes, directions (+1, −1) and reason codes of hill climbing. Changes within the noise keep the size.
 
     Args:
-        sizes: present batches.
-        directions: of the last move; 0 where there was none yet.
-        rates: samples per second now, at the last move, and their noise; NaN where not measured.
-        step: factor of one move.
+        sizes: Present batch sizes.
+        directions: Directions of the last move; 0 before the first.
+        rates: Samples per second now and at the last move, and their noise; NaN if not measured.
+        step: Factor of one move.
     """
     now, before, noise = rates
     change = now - before
-    degrading = change < -0.5 * noise  # half of an off is what the smoothing lets through
+    degrading = change < -0.5 * noise  # smoothing passes half of a change
     improving = change > 0.25 * noise
     first = (directions == 0) & ~np.isnan(now)
     turned = np.where(first, 1.0, np.where(degrading, -directions, directions))

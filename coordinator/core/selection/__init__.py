@@ -1,4 +1,4 @@
-"""Who trains in a round: standing, fairness, and whether a node pays for the time it adds."""
+"""Node selection: strategies, quarantine, fairness and user overrides."""
 
 from hypergpu.coordinator.core.selection.quarantine import NodeState, QuarantineReason
 from hypergpu.coordinator.core.selection.selector import DynamicNodeSelector

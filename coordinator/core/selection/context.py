@@ -1,4 +1,4 @@
-"""What goes into the selection of a round, and what comes out of it."""
+"""Input and result of the node selection of a round."""
 
 import math
 from collections.abc import Mapping
@@ -10,36 +10,36 @@ from hypergpu.coordinator.core.selection.strategies import SelectionReason
 
 @dataclass(frozen=True, slots=True)
 class SelectionContext:
-    """What is expected of the candidates in the coming round; the selector fills what it is not given."""
+    """Expectations for the coming round. The selector fills in the fields that are None."""
 
     compute_seconds: Floats | None = None
-    """Of each candidate, with the batch planned for it."""
+    """Expected computing time of each candidate with its planned batch."""
     batch_sizes: Ints | None = None
     noise_scale: float | None = None
-    """φ in samples; the total of all candidates if not given."""
+    """Gradient noise scale φ in samples; None for the total batch of all candidates."""
     gain: float = 0.1
-    """Least relative gain in progress per second for which nodes are left out."""
+    """Smallest relative gain in progress per second for which nodes are left out."""
     horizon: float = 0.0
-    """Observations ahead for which the links are forecast."""
+    """Forecast horizon of the links in observations."""
     window: int = 8
-    """Latest rounds of a link that count."""
+    """Number of latest round communications used per link."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The outcome for one round."""
+    """Result of the node selection for one round."""
 
     round: int
     selected: list[str]
     reasons: Mapping[str, SelectionReason]
-    """Of every node that was available."""
+    """Reason for each available node."""
     figures: Mapping[str, Floats]
-    """By name, in the order of `reasons`; NaN where a figure has no part in a node's reason."""
+    """Figures by name, in the order of `reasons`; NaN if a figure does not belong to the node's reason."""
     places: Mapping[str, int]
-    """Of every available node, its place in the figures."""
+    """Position of each available node in the figures."""
 
     def figures_of(self, node_id: str) -> dict[str, float]:
-        """The figures behind the reason of one node."""
+        """Return the figures behind the reason of one node; empty for a node that was not available."""
         at = self.places.get(node_id)
         if at is None:
             return {}

@@ -1,23 +1,23 @@
-"""What each node has contributed: efficiency, reliability, what its data teaches, and when it was last in a round."""
+"""Contributions of each node: efficiency, reliability, statistical utility and the last round it took part in."""
 
 import numpy as np
 
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, grow_column
 
 _MEMORY = 0.9
-"""Weight of the past per attempt: about the last ten count."""
+"""Weight of the past per attempt: averages over about the last ten."""
 COLUMNS = ("compute", "waiting", "attempts", "successes", "loss")
 
 
 class Contributions:
-    """Columns of figures, one row per node."""
+    """Contribution figures in columns, one row per node."""
 
     def __init__(self) -> None:
         self.sums: Floats = np.zeros((0, len(COLUMNS)))
         self.last_round: Ints = np.zeros(0, np.int64)
-        """In which the node was selected."""
+        """Last round in which the node was selected."""
         self.counts: Ints = np.zeros((0, 3), np.int64)
-        """Attempts, successes, rounds selected: in all."""
+        """Total attempts, successes and rounds selected."""
 
     def grow(self, rows: int) -> None:
         """Make room for at least `rows` nodes."""
@@ -26,7 +26,7 @@ class Contributions:
         self.counts = grow_column(self.counts, rows, 0)
 
     def add(self, rows: Ints, compute: Floats, waiting: Floats, success: Bools, loss: Floats) -> None:
-        """One attempt of each of these nodes, which differ; a loss that is NaN is not known."""
+        """Record one attempt of each node; the rows must be distinct, and NaN stands for an unknown loss."""
         sums = self.sums[rows]
         fresh = np.stack([compute, waiting, np.ones(len(rows)), success.astype(np.float64)], axis=1)
         before = sums[:, 4]
@@ -38,27 +38,31 @@ class Contributions:
         self.counts[rows, 1] += success
 
     def efficiency(self, rows: Ints) -> Floats:
-        """compute / (compute + waiting); 1 where nothing was measured."""
+        """Return compute / (compute + waiting) of each node; 1 without a measurement."""
         compute, waiting = self.sums[rows, 0], self.sums[rows, 1]
         total = compute + waiting
         return np.where(total > 0, compute / np.where(total > 0, total, 1.0), 1.0)
 
     def reliability(self, rows: Ints) -> Floats:
-        """successes / attempts; 1 where there was none."""
+        """Return successes / attempts of each node; 1 without an attempt."""
         attempts, successes = self.sums[rows, 2], self.sums[rows, 3]
         return np.where(attempts > 0, successes / np.where(attempts > 0, attempts, 1.0), 1.0)
 
     def score(self, rows: Ints) -> Floats:
-        """Half efficiency, half reliability: 0 to 1."""
+        """Return the contribution score, 0 to 1: the mean of efficiency and reliability."""
         return 0.5 * self.efficiency(rows) + 0.5 * self.reliability(rows)
 
     def compute_seconds(self, rows: Ints) -> Floats:
-        """Mean computing per attempt."""
-        mean: Floats = self.sums[rows, 0] / np.maximum(self.sums[rows, 2], 1.0)  # after one attempt they are 1 or more
+        """Return the mean computing time per attempt of each node."""
+        mean: Floats = self.sums[rows, 0] / np.maximum(self.sums[rows, 2], 1.0)  # the weight is >= 1 after an attempt
         return mean
 
     def statistical_utility(self, rows: Ints) -> Floats:
-        """Statistical utility (after Oort): the loss of a node's data relative to the median, within [½, 2]."""
+        """Return the loss of each node's data relative to the median, clipped to [½, 2].
+
+        Source: statistical utility in Lai et al., "Oort: efficient federated learning via guided participant
+        selection", OSDI 2021.
+        """
         loss = self.sums[rows, 4]
         known = loss > 0
         if not known.any():

@@ -1,4 +1,4 @@
-"""Who comes into a round though the strategy leaves it out: so that all are known, nobody starves, and that pays."""
+"""Fairness: nodes that take part in a round although the strategy leaves them out."""
 
 from hypergpu.common.config import SelectorConfig
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints
@@ -6,7 +6,7 @@ from hypergpu.coordinator.core.selection.strategies import CODE, SelectionReason
 
 
 class FairnessPolicy:
-    """Adds to a strategy's choice. It keeps account of the time that may be spent on slow nodes."""
+    """Policy that adds nodes to a strategy's choice, within a time budget for slow nodes."""
 
     def __init__(self, config: SelectorConfig) -> None:
         self._config = config
@@ -22,18 +22,18 @@ class FairnessPolicy:
         healthy: Bools,
         seconds: Floats,
     ) -> StrategyResult:
-        """`choice` with those whom nobody knows yet, those on probation, and those whose turn it is.
+        """Return `choice` with unexplored nodes, nodes on probation, and nodes whose turn has come.
 
-        A healthy node's turn comes when it was idle for `fairness_rounds`; the others' at some time after that, all of
-        them at once, when the time saved up for them is enough: the slow share one slow round.
+        The turn of a node with a healthy link comes after `fairness_rounds` idle rounds. Overdue nodes with a poor link
+        join later and all together, so that they share one slow round, once the saved time covers it.
 
         Args:
-            choice: what the strategy wants.
-            unknown: who was never in a round.
-            on_probation: who is on trial after a quarantine.
-            idle: rounds since each was in one.
-            healthy: whose link is fair or better.
-            seconds: likely durations of each node's round: shape (nodes, measurements).
+            choice: Result of the strategy.
+            unknown: Nodes that never took part in a round.
+            on_probation: Nodes on probation after a quarantine.
+            idle: Rounds since each node last took part.
+            healthy: Nodes whose link is fair or better.
+            seconds: Samples of each node's expected round in seconds: shape (nodes, samples).
         """
         chosen, reasons = choice.chosen.copy(), choice.reasons.copy()
         overdue = (idle > self._config.fairness_rounds) & ~chosen

@@ -1,4 +1,4 @@
-"""The standing of nodes: active, quarantined after repeated failures, on probation after that."""
+"""Quarantine: node states from active over quarantined (after repeated failures) to probation and back."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, grow_colu
 
 
 class NodeState(StrEnum):
-    """The standing of a node."""
+    """State of a node in the selection."""
 
     ACTIVE = "active"
     PROBATION = "probation"
@@ -19,14 +19,14 @@ class NodeState(StrEnum):
 
 
 class QuarantineReason(StrEnum):
-    """Why a standing changed."""
+    """Reason for a change of state."""
 
     REPEATED_FAILURES = "repeated_failures"
     FAILED_ON_PROBATION = "failed_on_probation"
     QUARANTINE_EXPIRED = "quarantine_expired"
     PROBATION_PASSED = "probation_passed"
     RELEASED_TO_FILL_ROUND = "released_to_fill_round"
-    """Everyone was quarantined: somebody has to train."""
+    """All available nodes were quarantined, so the better half was released."""
 
 
 STATES = tuple(NodeState)
@@ -35,7 +35,7 @@ _ACTIVE, _PROBATION, _QUARANTINED = range(3)
 
 @dataclass(frozen=True, slots=True)
 class NodeStateChange:
-    """A standing that changed."""
+    """Change of a node's state."""
 
     row: int
     state: NodeState
@@ -44,7 +44,7 @@ class NodeStateChange:
 
 
 class QuarantineTracker:
-    """The standing of every node; changes are kept until they are taken."""
+    """State of every node. Changes accumulate until `take_changes`."""
 
     def __init__(self, config: SelectorConfig) -> None:
         self._config = config
@@ -62,25 +62,25 @@ class QuarantineTracker:
         self._until = grow_column(self._until, rows, 0.0)
 
     def state(self, row: int) -> NodeState:
-        """Of one node."""
+        """Return the state of one node."""
         return STATES[int(self._state[row])]
 
     def remaining_seconds(self, rows: Ints, now: float) -> Floats:
-        """Of their quarantines; 0 for those who are in none."""
+        """Return the remaining quarantine of each node in seconds; 0 for a node that is not quarantined."""
         return np.where(self._state[rows] == _QUARANTINED, np.maximum(self._until[rows] - now, 0.0), 0.0)
 
     def quarantined(self, rows: Ints) -> Bools:
-        """Which of these are."""
+        """Return a mask of the quarantined nodes."""
         held: Bools = self._state[rows] == _QUARANTINED
         return held
 
     def on_probation(self, rows: Ints) -> Bools:
-        """Which of these are."""
+        """Return a mask of the nodes on probation."""
         trial: Bools = self._state[rows] == _PROBATION
         return trial
 
     def outcomes(self, rows: Ints, success: Bools, now: float) -> None:
-        """Each of these nodes contributed to a round, or failed to; the rows differ."""
+        """Record whether each node contributed to a round, and update its state; the rows must be distinct."""
         self._streak[rows] = np.where(success, 0, self._streak[rows] + 1)
         trial = self._state[rows] == _PROBATION
         self._passed[rows[trial & success]] += 1
@@ -94,13 +94,19 @@ class QuarantineTracker:
             self._quarantine(row, QuarantineReason.REPEATED_FAILURES, now)
 
     def release_due(self, rows: Ints, now: float) -> None:
-        """Put those on probation whose time is served."""
+        """Put nodes whose quarantine has expired on probation."""
         for row in rows[(self._state[rows] == _QUARANTINED) & (self._until[rows] <= now)].tolist():
             figures: dict[str, float | int | str] = {"strikes": int(self._strikes[row])}
             self._release(row, QuarantineReason.QUARANTINE_EXPIRED, figures)
 
     def release_least_bad(self, rows: Ints, scores: Floats, now: float) -> Ints:
-        """Of nodes that are all quarantined, put the better half (at least one) on probation, by strikes and score."""
+        """Put the better half (at least one) of these quarantined nodes on probation.
+
+        Nodes are ranked by strikes, then by remaining quarantine, then by score.
+
+        Returns:
+            Positions of the released nodes in `rows`.
+        """
         order = np.lexsort((-scores, self._until[rows], self._strikes[rows]))
         released = order[: max(1, len(rows) // 2)]
         remaining = self.remaining_seconds(rows, now)
@@ -116,7 +122,7 @@ class QuarantineTracker:
         return released
 
     def take_changes(self) -> list[NodeStateChange]:
-        """Changes since the last call."""
+        """Return the changes since the last call."""
         changes = list(self._changes)
         self._changes.clear()
         return changes

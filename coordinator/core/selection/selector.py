@@ -1,4 +1,4 @@
-"""The node selector: who trains in a round, and why."""
+"""Node selector: chooses the nodes of a round and records the reasons."""
 
 import math
 from collections import deque
@@ -40,11 +40,23 @@ _TURNS = (
     SelectionReason.FAIRNESS_TURN,
     SelectionReason.RELEASED_TO_FILL_ROUND,
 )
-"""Where there are more than the maximum, such nodes come before the others, those that waited longest first."""
+"""Reasons that take precedence when a maximum applies; among them, the nodes that waited longest come first."""
 
 
 class DynamicNodeSelector:
-    """Chooses the nodes of each round from links, contributions and standing."""
+    """Selector that chooses the nodes of each round from links, contributions, node states and user overrides.
+
+    Args:
+        network_monitor: Source of link scores and forecasts. Every node must be registered there, too.
+        strategy: Strategy that chooses among the eligible nodes.
+        max_selected_nodes: Largest number of nodes per round; None takes it from `config`.
+        config: Thresholds, quarantine and fairness settings; None for the defaults.
+        clock: Source of the time in seconds.
+
+    Raises:
+        UnknownName: There is no such strategy.
+        InvalidInput: The maximum is not a whole number of at least 1.
+    """
 
     def __init__(
         self,
@@ -61,7 +73,7 @@ class DynamicNodeSelector:
             max_selected_nodes if max_selected_nodes is not None else self.config.max_selected_nodes
         )
         if self.max_selected_nodes is not None and (self.max_selected_nodes < 1 or self.max_selected_nodes % 1):
-            raise InvalidInput(f"max_selected_nodes must be a whole number from 1 up, not {self.max_selected_nodes}")
+            raise InvalidInput(f"max_selected_nodes must be a whole number >= 1, not {self.max_selected_nodes}")
         self._monitor = network_monitor
         self._clock = clock
         self._index = NodeIndex()
@@ -76,7 +88,7 @@ class DynamicNodeSelector:
     # ------------------------------------------------------------ feeding
 
     def register_node(self, node_id: str) -> None:
-        """Make a node known; again is harmless."""
+        """Register a node. A repeated registration has no effect."""
         row = self._index.add(node_id)
         if row is not None:
             self._contributions.grow(row + 1)
@@ -94,11 +106,19 @@ class DynamicNodeSelector:
         late: bool = False,
         loss: float | None = None,
     ) -> None:
-        """What a selected node did in a round, in seconds. A late one loses its round, not its place.
+        """Record the outcome of a round for a selected node.
+
+        Args:
+            node_id: A registered node.
+            compute_time: Seconds of computing.
+            waiting_time: Seconds of communication and waiting.
+            success: Whether the node's update counted in the round.
+            late: Whether the update missed the deadline. A late update is no failure that leads to quarantine.
+            loss: Loss on the node's data; None if unknown.
 
         Raises:
-            UnknownName: the node is not registered.
-            InvalidInput: a time that is negative or not finite.
+            UnknownName: The node is not registered.
+            InvalidInput: A time is negative or not finite.
         """
         self.record_contributions(
             np.array([self._index.row(node_id)]),
@@ -112,41 +132,56 @@ class DynamicNodeSelector:
     def record_contributions(
         self, rows: Ints, *, compute: Floats, waiting: Floats, success: Bools, late: Bools, loss: Floats
     ) -> None:
-        """As `record_contribution`, of one round's nodes at once (by `rows`; they differ); NaN for an unknown loss."""
+        """Record the outcome of a round for several nodes; see `record_contribution`.
+
+        The rows must be distinct. NaN stands for an unknown loss.
+        """
         self._contributions.add(rows, compute, waiting, success, loss)
         counted = success | ~late
         self._standings.outcomes(rows[counted], success[counted], self._clock())
 
     def rows(self, nodes: Sequence[str]) -> Ints:
-        """Rows of nodes, for the method above.
+        """Return the rows of nodes, for `record_contributions`.
 
         Raises:
-            UnknownName: one is not registered.
+            UnknownName: A node is not registered.
         """
         return self._index.rows(nodes)
 
     def force_include(self, node_id: str) -> None:
-        """Into every round for which it is available, until cleared; quarantine does not hold it."""
+        """Select a node in every round for which it is available, even in quarantine, until `clear_rule`.
+
+        Raises:
+            UnknownName: The node is not registered.
+        """
         self._rules[self._index.row(node_id)] = _INCLUDE
 
     def force_exclude(self, node_id: str) -> None:
-        """Out of every round until cleared."""
+        """Leave a node out of every round until `clear_rule`.
+
+        Raises:
+            UnknownName: The node is not registered.
+        """
         self._rules[self._index.row(node_id)] = _EXCLUDE
 
     def clear_rule(self, node_id: str) -> None:
-        """Leave the node to the strategy again."""
+        """Remove the user's override, so that the selector decides about the node again.
+
+        Raises:
+            UnknownName: The node is not registered.
+        """
         self._rules[self._index.row(node_id)] = _AUTOMATIC
 
     def set_override(self, node_id: str, override: NodeOverride) -> None:
-        """Set the user's rule for a node.
+        """Set the user's override for a node.
 
         Raises:
-            UnknownName: the node is not registered.
+            UnknownName: The node is not registered.
         """
         self._rules[self._index.row(node_id)] = _OVERRIDES.index(override)
 
     def override(self, node_id: str) -> NodeOverride:
-        """Return the user's rule for a node; AUTOMATIC for one that is not registered."""
+        """Return the user's override for a node; AUTOMATIC for a node that is not registered."""
         if node_id not in self._index:
             return NodeOverride.AUTOMATIC
         return _OVERRIDES[int(self._rules[self._index.row(node_id)])]
@@ -156,10 +191,18 @@ class DynamicNodeSelector:
     def select_nodes(
         self, available: Sequence[str], *, round_num: int | None = None, outlook: SelectionContext | None = None
     ) -> list[str]:
-        """The nodes of the coming round, in the order in which they were given.
+        """Choose the nodes of the coming round.
+
+        Args:
+            available: Available nodes; duplicates are ignored.
+            round_num: Number of the round; None for the one after the last.
+            outlook: Expectations for the round; None for the defaults.
+
+        Returns:
+            Selected nodes, in the order of `available`. `last_selection` holds the reasons.
 
         Raises:
-            UnknownName: one of them is not registered.
+            UnknownName: A node is not registered.
         """
         expected = outlook or SelectionContext()
         return self._select(
@@ -169,15 +212,16 @@ class DynamicNodeSelector:
         )
 
     def select_again(self, selected: Collection[str], available: Sequence[str], round_num: int) -> list[str]:
-        """Of a selection that is restored, those who may train: rules, quarantine and the maximum hold as ever."""
+        """Repeat an earlier selection, as far as overrides, quarantine and the maximum allow."""
         wanted, ids = set(selected), list(dict.fromkeys(available))
         inside = np.array([node_id in wanted for node_id in ids], dtype=bool)
         return self._select(ids, round_num, lambda rows, link_rows, eligible: st.as_restored(inside[eligible]))
 
     def select_all(self, available: Sequence[str], round_num: int, reason: SelectionReason) -> list[str]:
-        """Everyone that is not excluded by a user, for rounds in which nothing is adapted.
+        """Select every node that the user has not excluded, for rounds without adaptation.
 
-        A warm-up keeps to the maximum, in turns, so that all are measured; the fixed baseline is everyone.
+        A warm-up round keeps to the maximum and rotates, so that all nodes are measured. The fixed baseline has no
+        maximum.
         """
         ids = list(dict.fromkeys(available))
         rows = self._index.rows(ids)
@@ -189,35 +233,40 @@ class DynamicNodeSelector:
         return self._keep(ids, rows, chosen, reasons)
 
     def drain_state_changes(self) -> list[tuple[str, NodeStateChange]]:
-        """Quarantines, probations and returns since the last call."""
+        """Return the changes of node states since the last call."""
         return [(self._index.ids[change.row], change) for change in self._standings.take_changes()]
 
-    # ------------------------------------------------------------ asking
+    # ------------------------------------------------------------ queries
 
     @property
     def last_selection(self) -> Selection | None:
-        """The latest round's."""
+        """Selection of the latest round; None before the first."""
         return self._last
 
     def get_node_score(self, node_id: str) -> float:
-        """0–100: 70 % of the link's score, 30 % of the contribution score.
+        """Return the score of a node, 0–100: 70 % link score and 30 % contribution score.
 
         Raises:
-            UnknownName: the node is not registered.
+            UnknownName: The node is not registered.
         """
         row = self._index.row(node_id)
         return float(self._scores(np.array([row]), self._monitor.rows([node_id]))[0])
 
     def get_node_state(self, node_id: str) -> NodeState:
-        """The standing of a node.
+        """Return the state of a node.
 
         Raises:
-            UnknownName: the node is not registered.
+            UnknownName: The node is not registered.
         """
         return self._standings.state(self._index.row(node_id))
 
     def get_selection_summary(self) -> dict[str, Any]:
-        """Strategy, standings, rounds, how many were selected, and how often each node was."""
+        """Return a summary of the latest rounds.
+
+        Returns:
+            `strategy`, `total_nodes`, `states` (nodes per state), `rounds`, `mean_selected` (nodes per round),
+            `last_selected`, `last_reasons` (by node) and `selection_counts` (rounds per node).
+        """
         states = dict.fromkeys((str(state) for state in NodeState), 0)
         for row in range(len(self._index)):
             states[str(self._standings.state(row))] += 1
@@ -237,10 +286,10 @@ class DynamicNodeSelector:
         }
 
     def get_node_details(self, node_id: str) -> dict[str, Any]:
-        """Everything about one node.
+        """Return all figures of one node: state, score, contribution, override, and the reason in the latest round.
 
         Raises:
-            UnknownName: the node is not registered.
+            UnknownName: The node is not registered.
         """
         row = self._index.row(node_id)
         rows = np.array([row])
@@ -270,7 +319,10 @@ class DynamicNodeSelector:
     def _select(
         self, ids: list[str], round_num: int, choose: Callable[[Ints, Ints, Ints], StrategyResult]
     ) -> list[str]:
-        """Let `choose` (rows, link rows, places) decide among those who may train; users' rules come on top."""
+        """Select nodes with `choose`, a function of (rows, link rows, positions) of the eligible nodes.
+
+        User overrides, quarantine and the maximum apply to its result.
+        """
         rows, link_rows = self._index.rows(ids), self._monitor.rows(ids)
         self._round = round_num
         now = self._clock()
@@ -291,7 +343,7 @@ class DynamicNodeSelector:
     def _keep(
         self, ids: list[str], rows: Ints, chosen: Bools, reasons: Ints, figures: Mapping[str, Floats] | None = None
     ) -> list[str]:
-        """Record who trains in this round, and why."""
+        """Record the selection of this round with its reasons."""
         figures = {**(figures or {}), **self._reason_figures(ids, rows, reasons)}
         self._contributions.last_round[rows[chosen]] = self._round
         self._contributions.counts[rows[chosen], 2] += 1
@@ -303,7 +355,7 @@ class DynamicNodeSelector:
         return selected
 
     def _reason_figures(self, ids: list[str], rows: Ints, reasons: Ints) -> dict[str, Floats]:
-        """The figures behind those reasons that no strategy gave."""
+        """Return the figures behind the reasons that do not come from a strategy."""
         if _OWN_FIGURES.isdisjoint(reasons.tolist()):
             return {}
         link_rows = self._monitor.rows(ids)
@@ -329,7 +381,7 @@ class DynamicNodeSelector:
         return 0.7 * self._monitor.scores(link_rows, horizon) + 30.0 * self._contributions.score(rows)
 
     def _eligible(self, rows: Ints, link_rows: Ints) -> tuple[Ints, Ints]:
-        """The reasons so far, and the places of those among whom the strategy may choose."""
+        """Return the reasons of the ineligible nodes (-1 for others) and the positions of the eligible ones."""
         reasons = np.full(len(rows), -1, np.int64)
         out = self._rules[rows] == _EXCLUDE
         reasons[out] = CODE[SelectionReason.FORCED_OUT]
@@ -354,7 +406,7 @@ class DynamicNodeSelector:
         exchange = self._monitor.exchange_samples(link_rows, outlook.window, outlook.horizon)
         given = outlook.compute_seconds
         compute = self._contributions.compute_seconds(rows) if given is None else given[eligible]
-        seconds = exchange + compute[:, None]  # likely durations of each candidate's round
+        seconds = exchange + compute[:, None]  # samples of each candidate's expected round
         scores = self._scores(rows, link_rows, outlook.horizon)
         if strategy is SelectionStrategy.ALL_AVAILABLE:
             return st.everyone(count)
@@ -373,7 +425,7 @@ class DynamicNodeSelector:
             batches = np.ones(count) if outlook.batch_sizes is None else outlook.batch_sizes[eligible]
             samples = batches * self._contributions.statistical_utility(rows)
             noise = outlook.noise_scale if outlook.noise_scale is not None else float(samples.sum())
-            # Few measurements look more different than the links are, so they must promise more.
+            # Few measurements exaggerate the differences between links, so the required gain is larger.
             measured = float(np.median(self._monitor.rounds_measured(link_rows)))
             gain = outlook.gain * (1.0 + 6.0 / max(measured, 1.0))
             previous = self._round - self._contributions.last_round[rows] == 1
@@ -401,7 +453,7 @@ class DynamicNodeSelector:
         reasons[released] = CODE[SelectionReason.RELEASED_TO_FILL_ROUND]
 
     def _capped(self, chosen: Bools, reasons: Ints, rows: Ints, link_rows: Ints) -> Bools:
-        """At most `max_selected_nodes`: users' rules first, then turns, the longest waiting first, then the score."""
+        """Apply `max_selected_nodes`: included nodes first, then turns by waiting time, then the node score."""
         most = self.max_selected_nodes
         if most is None or chosen.sum() <= most:
             return chosen

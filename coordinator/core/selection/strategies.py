@@ -1,4 +1,4 @@
-"""Which of the eligible nodes a strategy wants, as functions over arrays of nodes."""
+"""Selection strategies, as functions over arrays of eligible nodes."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,23 +11,23 @@ from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints
 
 
 class SelectionStrategy(StrEnum):
-    """How the nodes of a round are chosen."""
+    """Strategy that chooses the nodes of a round."""
 
     ALL_AVAILABLE = "all_available"
     QUALITY_THRESHOLD = "quality_threshold"
-    """Links whose score passes a fixed threshold."""
+    """Nodes whose link score reaches a fixed threshold."""
     TOP_N = "top_n"
-    """The best by node score; half of the eligible where no maximum is set."""
+    """Nodes with the best score; half of the eligible nodes if no maximum is set."""
     ADAPTIVE_THRESHOLD = "adaptive_threshold"
-    """Nodes that do not fall behind what is usual in this cluster: median − 2σ, σ from the MAD."""
+    """Nodes whose score reaches median − 2σ of the cluster, with σ from the MAD."""
     CONTRIBUTION_BASED = "contribution_based"
-    """Nodes that compute rather than wait, and deliver."""
+    """Nodes whose contribution score (efficiency and reliability) reaches a threshold."""
     UTILITY = "utility"
-    """The set of most progress per second: a node is in if its samples pay for the time that it adds."""
+    """Set of nodes with the most progress per second: a node takes part if its samples outweigh the time it adds."""
 
 
 class SelectionReason(StrEnum):
-    """Why a node is in or out of a round."""
+    """Reason why a node is selected or left out."""
 
     WARM_UP = "warm_up"
     ALL_AVAILABLE = "all_available"
@@ -38,21 +38,21 @@ class SelectionReason(StrEnum):
     WORTH_ITS_TIME = "worth_its_time"
     COSTS_MORE_THAN_IT_ADDS = "costs_more_than_it_adds"
     KEEPS_THE_MINIMUM = "keeps_the_minimum"
-    """Taken only because a least share of the nodes must take part."""
+    """Selected only to reach the minimum number of nodes."""
     BEYOND_THE_MAXIMUM = "beyond_the_maximum"
     UNEXPLORED = "unexplored"
-    """Nothing is known of it yet: a round will tell."""
+    """Selected to measure a node without any history."""
     FAIRNESS_TURN = "fairness_turn"
-    """Left out for long enough."""
+    """Selected after enough idle rounds."""
     FORCED_IN = "forced_in"
     FORCED_OUT = "forced_out"
     QUARANTINED = "quarantined"
     ON_PROBATION = "on_probation"
     OFFLINE = "offline"
     RELEASED_TO_FILL_ROUND = "released_to_fill_round"
-    """Nobody else was left."""
+    """Selected because no other node was available."""
     ROLLED_BACK = "rolled_back"
-    """In or out as it was in the configuration that is restored."""
+    """Selected or left out as in the restored configuration."""
 
 
 REASONS = tuple(SelectionReason)
@@ -61,27 +61,27 @@ CODE = {reason: number for number, reason in enumerate(REASONS)}
 
 @dataclass(frozen=True, slots=True)
 class StrategyResult:
-    """What a strategy wants, one entry per candidate."""
+    """Result of a strategy, one entry per candidate."""
 
     chosen: Bools
     reasons: Ints
     """Positions in `REASONS`."""
     figures: dict[str, Floats]
-    """What each of the reasons rests on."""
+    """Figures behind the reasons, by name."""
 
 
 def everyone(count: int) -> StrategyResult:
-    """All of them."""
+    """Choose all candidates."""
     return StrategyResult(np.ones(count, bool), np.full(count, CODE[SelectionReason.ALL_AVAILABLE]), {})
 
 
 def as_restored(chosen: Bools) -> StrategyResult:
-    """Those who were in a configuration that is restored."""
+    """Choose the nodes of a restored configuration."""
     return StrategyResult(chosen, np.full(len(chosen), CODE[SelectionReason.ROLLED_BACK]), {})
 
 
 def above(scores: Floats, threshold: float, name: str) -> StrategyResult:
-    """Those whose score reaches the threshold."""
+    """Choose the nodes whose score reaches the threshold."""
     chosen = scores >= threshold
     return StrategyResult(
         chosen,
@@ -91,7 +91,7 @@ def above(scores: Floats, threshold: float, name: str) -> StrategyResult:
 
 
 def adaptive_threshold(scores: Floats) -> float:
-    """Median − 2σ, with σ = 1.4826·MAD and at least 5 points, so that a uniform cluster stays whole."""
+    """Return median − 2σ with σ = 1.4826·MAD, at least 5 points, so that a uniform cluster stays complete."""
     if not len(scores):
         return 0.0
     median = float(np.median(scores))
@@ -99,7 +99,7 @@ def adaptive_threshold(scores: Floats) -> float:
 
 
 def best_ranked(scores: Floats, count: int) -> StrategyResult:
-    """The `count` best; of equals the first."""
+    """Choose the `count` nodes with the best score; ties go to the first."""
     order = np.argsort(-scores, kind="stable")
     rank = np.empty(len(scores), np.int64)
     rank[order] = np.arange(len(scores))
@@ -114,22 +114,22 @@ def best_ranked(scores: Floats, count: int) -> StrategyResult:
 def most_progress_per_second(
     seconds: Floats, samples: Floats, noise_scale: float, *, previous: Bools, least: int, most: int, gain: float
 ) -> StrategyResult:
-    """The set of nodes of most progress per second.
+    """Choose the set of nodes with the most progress per second.
 
-    For any limit on the time, the best set is everyone who is within it; so the candidates are the prefixes of the
-    nodes in order of speed. The length of a round is the expected maximum over its nodes, taken over their measured
-    rounds, so that many jittery nodes are rightly slower than one. Of sets that are about as good (within half of
-    `gain`) the largest is taken, since more data is seen; and a set that only leaves out some of the previous one must
-    promise `gain` more, lest noise be chased.
+    For any time limit, the best set is every node within the limit. The candidate sets are therefore the prefixes of
+    the nodes in order of speed. The duration of a round is the expected maximum over its nodes' samples, so many nodes
+    with jitter are slower than one. Among sets within half of `gain` of the best, the largest wins, since it uses more
+    data. A set that only removes nodes from the previous one must gain more than `gain`, so that noise causes no
+    changes.
 
     Args:
-        seconds: likely durations of each node's round: shape (nodes, measurements).
-        samples: weight of each node: the samples of a step times how much they teach.
-        noise_scale: φ of `batch_progress`.
-        previous: who was in the last round.
-        least: bounds of the number of nodes.
-        most: as `least`.
-        gain: relative.
+        seconds: Samples of each node's expected round in seconds: shape (nodes, samples).
+        samples: Weight of each node: samples per step, times its statistical utility.
+        noise_scale: φ of `batch_progress`, in samples.
+        previous: Nodes of the last round.
+        least: Smallest number of nodes.
+        most: Largest number of nodes.
+        gain: Smallest relative gain for a change.
     """
     count = len(samples)
     usual: Floats = seconds.mean(axis=1)
@@ -149,14 +149,14 @@ def most_progress_per_second(
         worth = float(batch_progress(float(samples[previous].sum()), noise_scale)) / max(kept, 1e-9)
         if worth >= best / (1.0 + gain):
             chosen = previous.copy()
-    # Those out are judged by what they would add to the chosen set.
+    # Nodes that are left out are judged by the time and progress that they would add to the chosen set.
     inside, total = seconds[chosen].max(axis=0), float(samples[chosen].sum())
     with_it = np.maximum(inside[None, :], seconds).mean(axis=1)
     now = float(inside.mean())
     base = float(batch_progress(total, noise_scale))
     joined = np.asarray(batch_progress(np.where(chosen, total, total + samples), noise_scale))
     reasons = np.where(chosen, CODE[SelectionReason.WORTH_ITS_TIME], CODE[SelectionReason.COSTS_MORE_THAN_IT_ADDS])
-    bounded = np.zeros(count, bool)  # in or out for the sake of the bounds alone
+    bounded = np.zeros(count, bool)  # selected or left out only because of the bounds
     bounded[order[min(paying, size) : max(paying, size)]] = True
     reasons[bounded & chosen] = CODE[SelectionReason.KEEPS_THE_MINIMUM]
     reasons[bounded & ~chosen] = CODE[SelectionReason.BEYOND_THE_MAXIMUM]
@@ -170,7 +170,7 @@ def most_progress_per_second(
 
 
 def at_least(choice: StrategyResult, ranking: Floats, least: int) -> StrategyResult:
-    """`choice`, filled up to `least` nodes with the best ranked of the others."""
+    """Return `choice`, filled up to `least` nodes with the highest ranked of the other nodes."""
     short = min(least, len(ranking)) - int(choice.chosen.sum())
     if short <= 0:
         return choice
