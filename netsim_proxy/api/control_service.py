@@ -39,9 +39,9 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
     """hypergpu.netsim.v1.Netsim on the links and the schedule."""
 
     def __init__(
-        self, ports: LinkRegistry, schedule: Schedule, catalogue: ProfileRegistry, reload: ReloadFiles | None = None
+        self, links: LinkRegistry, schedule: Schedule, catalogue: ProfileRegistry, reload: ReloadFiles | None = None
     ) -> None:
-        self._ports, self._schedule, self._catalogue, self._reload = ports, schedule, catalogue, reload
+        self._links, self._schedule, self._catalogue, self._reload = links, schedule, catalogue, reload
         self._loading = asyncio.Lock()
         self._watchers = 0
         self._seen: pb.LinkList | None = None
@@ -49,31 +49,31 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
 
     async def ListLinks(self, request: pb.ListLinksRequest, context: Any) -> pb.LinkList:  # noqa: N802
         """All links with their counters."""
-        return await self._links()
+        return await self._list_links()
 
     async def SetProfile(self, request: pb.SetProfileRequest, context: Any) -> pb.LinkInfo:  # noqa: N802
         """Another profile or loss model for a link, for good."""
         if not request.node_id:
             raise InvalidInput('SetProfile needs a node_id, or "*" for every link')
         convert.require_name(request.node_id)
-        ports = self._ports
+        links = self._links
         loss_model = _loss_model(request.loss_model) if request.loss_model else None
         if request.profile:
             profile = await self._catalogue.described(request.profile, request.region)
-            ports.set_profile(request.node_id, profile, request.region)
+            links.set_profile(request.node_id, profile, request.region)
         elif not request.loss_model:
             raise InvalidInput("SetProfile needs a profile, a loss model or both")
         elif request.region:
             raise InvalidInput("a region needs a profile: the last mile that the distance comes on top of")
         if loss_model is not None:
-            ports.set_loss_model(request.node_id, loss_model)
-        await ports.settled()
-        return convert.link_to_proto(ports.of(None if request.node_id == "*" else request.node_id))
+            links.set_loss_model(request.node_id, loss_model)
+        await links.settled()
+        return convert.link_to_proto(links.of(None if request.node_id == "*" else request.node_id))
 
     async def Inject(self, request: pb.Event, context: Any) -> pb.EventReply:  # noqa: N802
         """An event now."""
         event = convert.event_from_proto(request)
-        self._ports.require(event)
+        self._links.require(event)
         entry = self._schedule.add(event)
         await self._schedule.settled()
         return convert.reply_to_proto(entry)
@@ -83,7 +83,7 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         event = convert.event_from_proto(request.event)
         by_round = request.WhichOneof("due") == "round"
         event = replace(event, scheduled_time=None if by_round else request.after_seconds)
-        self._ports.require(event)
+        self._links.require(event)
         entry = self._schedule.add(event, event.scheduled_time, round_number=request.round if by_round else None)
         return convert.reply_to_proto(entry)
 
@@ -111,7 +111,7 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         if len(name) > _MAX_SCENARIO_NAME:
             raise InvalidInput(f"the scenario's name has {len(name):,} characters: {_MAX_SCENARIO_NAME:,} are allowed")
         async with self._loading:
-            entries = await self._catalogue.load_scenario(request.yaml, printable(name), self._ports, self._schedule)
+            entries = await self._catalogue.load_scenario(request.yaml, printable(name), self._links, self._schedule)
         return await _listed(entries)
 
     async def Reload(self, request: pb.ReloadRequest, context: Any) -> pb.ReloadReply:  # noqa: N802
@@ -131,20 +131,20 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
             while True:
                 if self._seen is None or monotonic() - self._seen_at >= shortest:
                     self._seen_at = monotonic()
-                    self._seen = await self._links()
+                    self._seen = await self._list_links()
                 yield self._seen
                 await asyncio.sleep(interval)
         finally:
             self._watchers -= 1
 
-    async def _links(self) -> pb.LinkList:
-        await self._ports.settled()
-        links = pb.LinkList()
-        for count, port in enumerate(list(self._ports), 1):
-            links.links.append(convert.link_to_proto(port))
+    async def _list_links(self) -> pb.LinkList:
+        await self._links.settled()
+        listed = pb.LinkList()
+        for count, paced in enumerate(list(self._links), 1):
+            listed.links.append(convert.link_to_proto(paced))
             if count % _AT_ONCE == 0:
                 await asyncio.sleep(0)
-        return links
+        return listed
 
 
 async def _listed(entries: Iterable[Entry]) -> pb.ScheduleList:
@@ -164,7 +164,7 @@ def _loss_model(name: str) -> LossModel:
 
 
 async def make_server(
-    ports: LinkRegistry,
+    links: LinkRegistry,
     schedule: Schedule,
     catalogue: ProfileRegistry,
     token: str | None,
@@ -177,7 +177,7 @@ async def make_server(
         rejection="the control API needs its token: authorization: Bearer TOKEN",
         max_concurrent_rpcs=_MAX_CALLS,
     )
-    netsim_pb2_grpc.add_NetsimServicer_to_server(ControlServicer(ports, schedule, catalogue, reload), server)
+    netsim_pb2_grpc.add_NetsimServicer_to_server(ControlServicer(links, schedule, catalogue, reload), server)
     return server
 
 

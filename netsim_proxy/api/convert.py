@@ -8,7 +8,7 @@ from hypergpu.common.rpc import check_node_id
 from hypergpu.netsim_proxy.api.schedule import Entry, State
 from hypergpu.netsim_proxy.config.bounds import MAX_LINKS
 from hypergpu.netsim_proxy.link.events import ALL, EventDirection, NetworkEvent
-from hypergpu.netsim_proxy.link.outcomes import Direction
+from hypergpu.netsim_proxy.link.outcomes import DOWN, UP, Direction
 from hypergpu.netsim_proxy.relay.paced_link import PacedLink
 from hypergpu.protos import netsim_pb2 as pb
 
@@ -91,30 +91,30 @@ def entry_to_proto(entry: Entry) -> pb.ScheduledEvent:
     )
 
 
-def link_to_proto(port: PacedLink) -> pb.LinkInfo:
+def link_to_proto(paced: PacedLink) -> pb.LinkInfo:
     """A link with its counters."""
-    link, now = port.link, monotonic()
+    link, now = paced.link, monotonic()
     events = link.event_summaries(now)
     more = [f"and {len(events) - _SHOWN_EVENTS} more"] if len(events) > _SHOWN_EVENTS else []
     return pb.LinkInfo(
-        node_id=port.name,
+        node_id=paced.name,
         profile=link.profile.name,
-        region=port.region,
+        region=paced.region,
         loss_model=link.loss_model.value,
         state=link.state(now),
-        up=_direction_to_proto(port, Direction.UP),
-        down=_direction_to_proto(port, Direction.DOWN),
+        up=_direction_to_proto(paced, UP),
+        down=_direction_to_proto(paced, DOWN),
         rpcs=link.rpcs,
         rpcs_lost=link.rpcs_lost,
         active_events=[_shortened(event) for event in events[:_SHOWN_EVENTS]] + more,
-        connections=len(port.relays),
+        connections=len(paced.pairs),
     )
 
 
-def _direction_to_proto(port: PacedLink, direction: Direction) -> pb.DirectionInfo:
-    link, now = port.link, monotonic()
+def _direction_to_proto(paced: PacedLink, direction: Direction) -> pb.DirectionInfo:
+    link, now = paced.link, monotonic()
     counters = link.counters(direction)
-    path = link.profile.up if direction is Direction.UP else link.profile.down
+    path = link.profile.up if direction is UP else link.profile.down
     low, high = link.latency_bounds_ms(direction)
     return pb.DirectionInfo(
         bytes=counters.bytes,

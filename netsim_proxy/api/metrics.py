@@ -14,20 +14,20 @@ from prometheus_client.registry import Collector
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.netsim_proxy.io.lateness import BUCKETS_SECONDS, DeliveryLateness
 from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
-from hypergpu.netsim_proxy.relay.paced_link import DIRECTIONS
+from hypergpu.netsim_proxy.link.outcomes import DIRECTIONS
 
 
 def register(
-    registry: CollectorRegistry, ports: LinkRegistry, lateness: DeliveryLateness, clock: Clock = monotonic
+    registry: CollectorRegistry, links: LinkRegistry, lateness: DeliveryLateness, clock: Clock = monotonic
 ) -> None:
     """Add the proxy's series to `registry`."""
-    registry.register(_LinkCollector(ports, clock))
+    registry.register(_LinkCollector(links, clock))
     registry.register(_LatenessCollector(lateness))
 
 
 class _LinkCollector(Collector):
-    def __init__(self, ports: LinkRegistry, clock: Clock) -> None:
-        self._ports, self._clock = ports, clock
+    def __init__(self, links: LinkRegistry, clock: Clock) -> None:
+        self._links, self._clock = links, clock
 
     def collect(self) -> Iterator[Metric]:
         by_way = ["link", "direction"]
@@ -47,19 +47,19 @@ class _LinkCollector(Collector):
         )
         profile = GaugeMetricFamily("netsim_profile", "1 for the profile in force", labels=["link", "profile"])
         now = self._clock()
-        for port in list(self._ports):
-            link, name = port.link, port.name
-            for way, direction in enumerate(DIRECTIONS):
+        for paced in list(self._links):
+            link, name = paced.link, paced.name
+            for direction in DIRECTIONS:
                 counters, labels = link.counters(direction), [name, direction.value]
                 moved.add_metric(labels, counters.bytes)
                 messages.add_metric(labels, counters.messages)
                 delay.add_metric(labels, counters.delay_seconds)
                 queue.add_metric(labels, link.queued_bytes(now, direction))
-                flight.add_metric(labels, port.in_flight[way])
+                flight.add_metric(labels, paced.in_flight[direction.ordinal])
             rpcs.add_metric([name], link.rpcs)
             for cause, count in link.losses.items():
                 losses.add_metric([name, cause.value], count)
-            connections.add_metric([name], len(port.relays))
+            connections.add_metric([name], len(paced.pairs))
             profile.add_metric([name, link.profile.name], 1)
         yield from (moved, messages, delay, queue, flight, rpcs, losses, connections, profile)
 

@@ -54,15 +54,15 @@ class ProfileRegistry:
         self._require_room(profiles)
         return profiles
 
-    def change(self, profiles: Mapping[str, Profile], ports: LinkRegistry) -> None:
+    def change(self, profiles: Mapping[str, Profile], links: LinkRegistry) -> None:
         """Know these profiles; links that have one of them already get what it is now."""
         changed = {name for name, profile in profiles.items() if self._custom.get(name, profile) != profile}
         self.add(profiles)
-        if ports.profile_name in changed:
-            ports.set_default(self.profile(ports.profile_name, ports.region))
-        for port in list(ports):
-            if port.profile_name in changed:
-                ports.set_profile(port.name, self.profile(port.profile_name, port.region), port.region)
+        if links.profile_name in changed:
+            links.set_default(self.profile(links.profile_name, links.region))
+        for paced in list(links):
+            if paced.profile_name in changed:
+                links.set_profile(paced.name, self.profile(paced.profile_name, paced.region), paced.region)
 
     async def described(self, text: str, region: str = "") -> Profile:
         """The profile of this name, or the one that is written here in YAML.
@@ -84,14 +84,14 @@ class ProfileRegistry:
         self.add(profiles)
         return self.profile(next(iter(profiles)), region)
 
-    async def load_scenario(self, text: str, name: str, ports: LinkRegistry, schedule: Schedule) -> list[Entry]:
+    async def load_scenario(self, text: str, name: str, links: LinkRegistry, schedule: Schedule) -> list[Entry]:
         """Set links as a scenario says, and plan its events from now on.
 
         Raises:
             ConfigError: it does not hold; file, line, key and what was expected are named.
             ResourceExhausted: the text is too long, or there would be too many profiles or events.
         """
-        return await self.apply_scenario(await self.read_scenario(text, name, {}), ports, schedule)
+        return await self.apply_scenario(await self.read_scenario(text, name, {}), links, schedule)
 
     async def read_scenario(self, text: str, name: str, profiles: Mapping[str, Profile]) -> "Scenario":
         """Check a scenario, which may use `profiles` too; the event loop runs meanwhile, and nothing is changed yet.
@@ -107,22 +107,22 @@ class ProfileRegistry:
         self._require_room({**profiles, **scenario.profiles})
         return scenario
 
-    async def apply_scenario(self, scenario: "Scenario", ports: LinkRegistry, schedule: Schedule) -> list[Entry]:
+    async def apply_scenario(self, scenario: "Scenario", links: LinkRegistry, schedule: Schedule) -> list[Entry]:
         """Set links as a checked scenario says, and plan its events from now on; the event loop runs meanwhile.
 
         Raises:
             ResourceExhausted: there would be too many events, links or profiles; then nothing is changed.
         """
         schedule.require_room(len(scenario.events), sum(event.size for event in scenario.events))
-        ports.require_room(scenario.links)
+        links.require_room(scenario.links)
         self.add(scenario.profiles)
         if scenario.loss_model is not None:
-            ports.set_loss_model(ALL, scenario.loss_model)
+            links.set_loss_model(ALL, scenario.loss_model)
         for count, (node_id, link) in enumerate(scenario.links.items()):
-            ports.set_profile(node_id, link.profile, link.region)
+            links.set_profile(node_id, link.profile, link.region)
             if count % _LINKS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        await ports.settled()
+        await links.settled()
         return [schedule.add(event, event.scheduled_time, event.scheduled_round) for event in scenario.events]
 
     def add(self, profiles: Mapping[str, Profile]) -> None:

@@ -50,7 +50,7 @@ class Files:
             self._texts[path] = await asyncio.to_thread(read_text, path, _MAX_FILE_BYTES)
             self._catalogue.add(await self._catalogue.read_profiles(self._texts[path], path))
 
-    async def load(self, ports: LinkRegistry, schedule: Schedule, proxy: Proxy | None = None) -> list[str]:
+    async def load(self, links: LinkRegistry, schedule: Schedule, proxy: Proxy | None = None) -> list[str]:
         """Read every file and apply those that have changed; return their names.
 
         Raises:
@@ -61,12 +61,12 @@ class Files:
             named = [path for path in (options.link_map, options.profiles, options.scenario) if path is not None]
             texts = {path: await asyncio.to_thread(read_text, path, _MAX_FILE_BYTES) for path in named}
             changed = [path for path in named if self._texts.get(path) != texts[path]]
-            await self._apply({path: texts[path] for path in changed}, ports, schedule, proxy)
+            await self._apply({path: texts[path] for path in changed}, links, schedule, proxy)
             self._texts = texts
             return [str(path) for path in changed]
 
     async def _apply(
-        self, texts: Mapping[Path, str], ports: LinkRegistry, schedule: Schedule, proxy: Proxy | None
+        self, texts: Mapping[Path, str], links: LinkRegistry, schedule: Schedule, proxy: Proxy | None
     ) -> None:
         """Check all of `texts`, and then apply them."""
         options, link_map, scenario = self._options, self.link_map, None
@@ -85,17 +85,17 @@ class Files:
             proxy.reload_certificates()
             proxy.link_map = link_map
         self.link_map = link_map
-        self._catalogue.change(profiles, ports)
+        self._catalogue.change(profiles, links)
         if scenario is not None:
             schedule.forget(self._planned)
-            self._planned = await self._catalogue.apply_scenario(scenario, ports, schedule)
+            self._planned = await self._catalogue.apply_scenario(scenario, links, schedule)
 
 
 class Reload:
     """What SIGHUP and the control API ask for."""
 
-    def __init__(self, files: Files, ports: LinkRegistry, schedule: Schedule, proxy: Proxy) -> None:
-        self._files, self._ports, self._schedule, self._proxy = files, ports, schedule, proxy
+    def __init__(self, files: Files, links: LinkRegistry, schedule: Schedule, proxy: Proxy) -> None:
+        self._files, self._links, self._schedule, self._proxy = files, links, schedule, proxy
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __call__(self) -> list[str]:
@@ -105,7 +105,7 @@ class Reload:
             HyperGPUError: a file that cannot be read or does not hold; everything stays as it was.
         """
         try:
-            changed = await self._files.load(self._ports, self._schedule, self._proxy)
+            changed = await self._files.load(self._links, self._schedule, self._proxy)
         except HyperGPUError as error:
             log.error("reload refused: everything stays as it was", reason=str(error))
             raise

@@ -55,8 +55,8 @@ class Schedule:
     has reached all of them.
     """
 
-    def __init__(self, ports: LinkRegistry, pacer: Pacer) -> None:
-        self._ports, self._pacer = ports, pacer
+    def __init__(self, links: LinkRegistry, pacer: Pacer) -> None:
+        self._links, self._pacer = links, pacer
         self._ids = itertools.count(1)
         self._entries: dict[str, Entry] = {}
         self._by_time: list[tuple[float, int, Entry]] = []
@@ -117,7 +117,7 @@ class Schedule:
 
     async def settled(self) -> None:
         """Wait until what is due has begun on every link."""
-        while self._due or self._ports.busy:  # noqa: ASYNC110 - the loop turns anyway until then
+        while self._due or self._links.busy:  # noqa: ASYNC110 - the loop turns anyway until then
             await asyncio.sleep(0)
 
     def clear(self, node_id: str | None = None) -> int:
@@ -127,10 +127,10 @@ class Schedule:
             NotFound: no link for this node.
         """
         if node_id is not None:
-            self._ports.known(node_id)
+            self._links.known(node_id)
         own = [entry for entry in self._entries.values() if node_id is None or entry.event.targets == (node_id,)]
         self.forget(own)
-        return self._ports.clear(node_id) + sum(entry.state == State.PLANNED for entry in own)
+        return self._links.clear(node_id) + sum(entry.state == State.PLANNED for entry in own)
 
     def forget(self, entries: list[Entry]) -> None:
         """Take events off the list; those that are planned never begin, those that run go on."""
@@ -148,8 +148,8 @@ class Schedule:
 
     def _prune(self) -> None:
         self._pruned_at = monotonic()
-        running = self._ports.running()
-        for entry in self._entries.values() if not self._ports.busy else ():
+        running = self._links.running()
+        for entry in self._entries.values() if not self._links.busy else ():
             if entry.state == State.ACTIVE and id(entry.event) not in running:
                 entry.state = State.OVER
         over = [key for key, entry in self._entries.items() if entry.state == State.OVER]
@@ -161,7 +161,7 @@ class Schedule:
             self._wake_at = self._by_time[0][0]
             self._pacer.at(self._wake_at, self._wake, self._wake_at)
 
-    def _wake(self, at: float) -> None:
+    def _wake(self, _now: float, at: float) -> None:
         if at != self._wake_at:  # set before an earlier one
             return
         self._wake_at = math.inf
@@ -179,7 +179,7 @@ class Schedule:
 
     def _begin_due(self) -> None:
         pause_at = monotonic() + _PAUSE_SECONDS
-        while self._due and not self._ports.busy and monotonic() < pause_at:
+        while self._due and not self._links.busy and monotonic() < pause_at:
             self._begin(self._due.popleft())
         if self._due:
             asyncio.get_running_loop().call_soon(self._begin_due)
@@ -187,4 +187,4 @@ class Schedule:
     def _begin(self, entry: Entry) -> None:
         entry.state = State.ACTIVE
         log.info("event", id=entry.event_id, what=entry.event.summary()[:_SHOWN])
-        self._ports.apply(entry.event)
+        self._links.apply(entry.event)

@@ -7,10 +7,8 @@ from typing import Final
 
 import structlog
 
-from hypergpu.common.clock import monotonic
 from hypergpu.common.errors import NotFound, ResourceExhausted, suggest
 from hypergpu.netsim_proxy.config.bounds import MAX_LINKS
-from hypergpu.netsim_proxy.io.hosts import Hosts
 from hypergpu.netsim_proxy.io.pacer import Pacer
 from hypergpu.netsim_proxy.io.sweep import Sweep
 from hypergpu.netsim_proxy.link.conditions import Blocked, one_way
@@ -20,6 +18,7 @@ from hypergpu.netsim_proxy.link.link import Link
 from hypergpu.netsim_proxy.link.outcomes import LossModel
 from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
 from hypergpu.netsim_proxy.link.regions import keep_distance
+from hypergpu.netsim_proxy.relay.hosts import Hosts
 from hypergpu.netsim_proxy.relay.paced_link import PacedLink
 
 log = structlog.get_logger()
@@ -47,27 +46,35 @@ class LinkRegistry:
         self.find_profile = profiles
         self.profile_name, self.region = profile.local_name, region
         self._pacer, self._default, self._seed, self._loss_model = pacer, profile, seed, loss_model
-        self._ports: dict[str, PacedLink] = {}
+        self._links: dict[str, PacedLink] = {}
         self._for_all: list[tuple[NetworkEvent, float]] = []  # events on every link, also those to come; with their end
-        self._sweep = Sweep()
+        self._sweep = Sweep(pacer.settle)
         self.hosts = Hosts()
         for node_id, (of_node, of_region) in (node_profiles or {}).items():
-            self._make(node_id, of_node, of_region)
+            self._make(pacer.now(), node_id, of_node, of_region)
+        pacer.settle()
 
     def __iter__(self) -> Iterator[PacedLink]:
-        return iter(self._ports.values())
+        return iter(self._links.values())
 
     def of(self, node_id: str | None) -> PacedLink:
-        """The link of a caller."""
-        name = node_id or DEFAULT_LINK
-        port = self._ports.get(name)
-        if port is None:
-            if len(self._ports) >= MAX_LINKS and name != DEFAULT_LINK:
-                return self.of(None)
-            port = self._make(name, self._default, self.region)
+        """Return the link of a caller, made if it is new; without a name, the default link."""
+        return self._pacer.run(self.find, node_id or "")
+
+    def find(self, now: float, name: str) -> PacedLink:
+        """Return the link of this name, made if it is new; an empty name means the default link.
+
+        The relay calls this; others call `of`, which carries out what the link then asks for.
+        """
+        name = name or DEFAULT_LINK
+        paced = self._links.get(name)
+        if paced is None:
+            if len(self._links) >= MAX_LINKS and name != DEFAULT_LINK:
+                return self.find(now, DEFAULT_LINK)
+            paced = self._make(now, name, self._default, self.region)
         elif self._sweep.busy:
-            self._sweep.catch_up(port)
-        return port
+            self._sweep.catch_up(paced)
+        return paced
 
     def blocks_opening(self, host: str, link: str = "") -> Blocked | None:
         """Why no connection from `host` can be opened now, or None.
@@ -75,8 +82,8 @@ class LinkRegistry:
         A connection is on `link`, or on one that clients of this host have lost, or else on the default link.
         """
         names = [link] if link else self.hosts.presumed(host) or [DEFAULT_LINK]
-        now = monotonic()
-        blocks = [self.of(name).link.blocked(now) if name in self._ports or self._for_all else None for name in names]
+        now = self._pacer.now()
+        blocks = [self.of(name).link.blocked(now) if name in self._links or self._for_all else None for name in names]
         found = [block for block in blocks if block is not None]
         return min(found, key=lambda block: block.until) if len(found) == len(blocks) else None
 
@@ -86,11 +93,12 @@ class LinkRegistry:
         Raises:
             NotFound: there is none; the message lists those that there are.
         """
-        port = self._ports.get(node_id)
-        if port is None:
-            raise NotFound(f"no link for node {node_id!r}{suggest(node_id, self._ports)}")
-        self._sweep.catch_up(port)
-        return port
+        paced = self._links.get(node_id)
+        if paced is None:
+            raise NotFound(f"no link for node {node_id!r}{suggest(node_id, self._links)}")
+        self._sweep.catch_up(paced)
+        self._pacer.settle()
+        return paced
 
     @property
     def busy(self) -> bool:
@@ -113,9 +121,9 @@ class LinkRegistry:
         Raises:
             ResourceExhausted: there are as many links as there may be.
         """
-        new = sum(node_id not in self._ports for node_id in set(node_ids) - {ALL, DEFAULT_LINK})
-        if new and len(self._ports) + new > MAX_LINKS:
-            raise ResourceExhausted(f"{new} more links are too many beside {len(self._ports)}: {MAX_LINKS} are allowed")
+        new = sum(node_id not in self._links for node_id in set(node_ids) - {ALL, DEFAULT_LINK})
+        if new and len(self._links) + new > MAX_LINKS:
+            raise ResourceExhausted(f"{new} more links are too many beside {len(self._links)}: {MAX_LINKS} are allowed")
 
     def set_profile(self, node_id: str, profile: Profile, region: str = "") -> None:
         """Give a link another profile for good; `ALL` means every link, also those not yet seen.
@@ -126,10 +134,11 @@ class LinkRegistry:
         if node_id == ALL:
             self.set_default(profile, region)
 
-        def change(port: PacedLink) -> None:
-            port.region, port.profile_name = region, profile.local_name
-            port.link.set_profile(profile, monotonic())
-            port.changed()
+        def change(paced: PacedLink) -> None:
+            paced.region, paced.profile_name = region, profile.local_name
+            now = self._pacer.now()
+            paced.link.set_profile(profile, now)
+            self._changed(now, paced)
 
         self._sweep.start(self._named(node_id), change)
 
@@ -142,9 +151,9 @@ class LinkRegistry:
         if node_id == ALL:
             self._loss_model = loss_model
 
-        def change(port: PacedLink) -> None:
-            port.link.set_loss_model(loss_model)
-            port.changed()
+        def change(paced: PacedLink) -> None:
+            paced.link.set_loss_model(loss_model)
+            self._changed(self._pacer.now(), paced)
 
         self._sweep.start(self._named(node_id), change)
 
@@ -156,7 +165,7 @@ class LinkRegistry:
             UnknownName: it names a profile that does not exist.
             ResourceExhausted: a link has as many running events as it may have.
         """
-        now = monotonic()
+        now = self._pacer.now()
         for node_id in event.targets:
             if node_id not in (ALL, UPSTREAM) and self._is_full(self.known(node_id), event, now):
                 raise ResourceExhausted(f"{MAX_RUNNING} events run on the link of {node_id}: clear some first")
@@ -170,17 +179,17 @@ class LinkRegistry:
         if ALL in event.targets:
             self._remember(event)
         named = [self.of(node_id) for node_id in event.targets if node_id not in (ALL, UPSTREAM)]
-        ports = {port.name: port for port in (self._in_use_first() if ALL in event.targets else named)}
-        concerned = [ports[name] for name in event.concerned(ports)]
-        self._sweep.start(concerned, lambda port: self._apply(port, event, monotonic()))
+        links = {paced.name: paced for paced in (self._in_use_first() if ALL in event.targets else named)}
+        concerned = [links[name] for name in event.concerned(links)]
+        self._sweep.start(concerned, lambda paced: self._apply(paced, event, self._pacer.now()))
 
     def running(self) -> set[int]:
         """Return the identities (`id`) of the events that run on some link, or on those to come."""
-        now = monotonic()
+        now = self._pacer.now()
         self._for_all = [(each, end) for each, end in self._for_all if now < end]
         running = {id(each) for each, _ in self._for_all}
-        for port in self:
-            running.update(map(id, port.link.active_events(now)))
+        for paced in self:
+            running.update(map(id, paced.link.active_events(now)))
         return running
 
     def clear(self, node_id: str | None = None) -> int:
@@ -191,20 +200,21 @@ class LinkRegistry:
         """
         if node_id is None:
             self._for_all.clear()
-        ports = self._in_use_first() if node_id is None else [self.known(node_id)]
-        now = monotonic()
-        count = sum(len(port.link.active_events(now)) for port in ports)
+        links = self._in_use_first() if node_id is None else [self.known(node_id)]
+        now = self._pacer.now()
+        count = sum(len(paced.link.active_events(now)) for paced in links)
 
-        def end(port: PacedLink) -> None:
-            port.link.clear(monotonic())
-            port.changed()
+        def end(paced: PacedLink) -> None:
+            now = self._pacer.now()
+            paced.link.clear(now)
+            self._changed(now, paced)
 
-        self._sweep.start(ports, end)
+        self._sweep.start(links, end)
         return count
 
     def _remember(self, event: NetworkEvent) -> None:
         """Keep what happens to all links for those that are not seen yet."""
-        now = monotonic()
+        now = self._pacer.now()
         self._for_all = [(each, end) for each, end in self._for_all if now < end]
         if event.event_type == EventType.RECOVERY:
             self._for_all.clear()
@@ -221,33 +231,40 @@ class LinkRegistry:
         return [self.of(node_id)]
 
     def _in_use_first(self) -> list[PacedLink]:
-        return sorted(self, key=lambda port: not port.relays)
+        return sorted(self, key=lambda paced: not paced.pairs)
 
-    def _make(self, name: str, profile: Profile, region: str) -> PacedLink:
+    def _make(self, now: float, name: str, profile: Profile, region: str) -> PacedLink:
         link = Link(name, profile, self._seed, loss_model=self._loss_model, profiles=self.find_profile)
-        port = self._ports[name] = PacedLink(link, self._pacer, region)
-        now = monotonic()
+        paced = self._links[name] = PacedLink(now, link, self._pacer.agenda, region)
+        self._keep_pace(paced)
         self._for_all = [(event, end) for event, end in self._for_all if now < end]
         for event, end in self._for_all:
             if event.concerns(name):
                 left = 0.0 if end == math.inf else end - now
-                self._apply(port, replace(event, duration_seconds=left), now)
-        return port
+                self._apply(paced, replace(event, duration_seconds=left), now)
+        return paced
 
     @staticmethod
-    def _is_full(port: PacedLink, event: NetworkEvent, now: float) -> bool:
-        return event.event_type != EventType.RECOVERY and len(port.link.active_events(now)) >= MAX_RUNNING
+    def _is_full(paced: PacedLink, event: NetworkEvent, now: float) -> bool:
+        return event.event_type != EventType.RECOVERY and len(paced.link.active_events(now)) >= MAX_RUNNING
 
-    @classmethod
-    def _apply(cls, port: PacedLink, event: NetworkEvent, now: float) -> None:
-        if cls._is_full(port, event, now):
-            log.warning("event dropped: too many run on the link", link=port.name, running=MAX_RUNNING)
+    def _changed(self, now: float, paced: PacedLink) -> None:
+        paced.changed(now)
+        self._keep_pace(paced)
+
+    def _keep_pace(self, paced: PacedLink) -> None:
+        if not paced.transparent:
+            self._pacer.begin()
+
+    def _apply(self, paced: PacedLink, event: NetworkEvent, now: float) -> None:
+        if self._is_full(paced, event, now):
+            log.warning("event dropped: too many run on the link", link=paced.name, running=MAX_RUNNING)
             return
-        port.link.apply(event, now)
-        reason = futility(event, port.link.profile)
+        paced.link.apply(event, now)
+        reason = futility(event, paced.link.profile)
         if reason:
-            log.warning("event without effect", link=port.name, what=event.summary(), reason=reason)
+            log.warning("event without effect", link=paced.name, what=event.summary(), reason=reason)
         is_half_open = event.event_type == EventType.DISCONNECT and event.mode == DisconnectMode.HALF_OPEN
         if is_half_open and event.direction == EventDirection.BOTH:
-            port.half_open()
-        port.changed()
+            paced.black_hole(now)
+        self._changed(now, paced)

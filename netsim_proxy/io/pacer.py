@@ -1,4 +1,4 @@
-"""Calls at absolute times, precisely: one heap of deadlines behind one kernel timer.
+"""The relay in real time: calls at absolute times, precisely, behind one kernel timer.
 
 An event loop's own timers are rounded to milliseconds (libuv) or wait for a poll with that resolution; a timer file
 descriptor fires within tens of microseconds of an absolute time, so that lateness does not add up.
@@ -6,25 +6,32 @@ descriptor fires within tens of microseconds of an absolute time, so that latene
 
 import asyncio
 import ctypes
+import math
 import os
 import struct
 import sys
 from collections.abc import Callable
-from heapq import heappop, heappush
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from hypergpu.common.clock import Clock, monotonic
+from hypergpu.netsim_proxy.io.transports import Transports
+from hypergpu.netsim_proxy.link.outcomes import Direction
+from hypergpu.netsim_proxy.relay.agenda import Agenda
+from hypergpu.netsim_proxy.relay.connection import ConnectionPair
+from hypergpu.netsim_proxy.relay.raw_connection import RawConnectionPair
 
 _CLOCK_MONOTONIC: Final = 1
 _TFD_TIMER_ABSTIME: Final = 1
+T = TypeVar("T")
 _ITIMERSPEC = struct.Struct("@4l")
 
 
 class Pacer:
-    """Runs callbacks at or after the time they are due, never before, in order of time and then of scheduling.
+    """Drives the relay in real time: passes it the clock, carries out its effects, makes its later calls on time.
 
-    `on_late` is told how late each one was, in seconds; `on_paced` is called once, when there first is a network to
-    keep pace with.
+    Calls are made at or after the time they are due, never before, in order of time and then of scheduling. `on_late`
+    is told how late each one was, in seconds; `on_paced` is called once, when there first is a network to keep pace
+    with.
     """
 
     def __init__(
@@ -34,57 +41,97 @@ class Pacer:
         clock: Clock = monotonic,
         use_timerfd: bool = True,
     ) -> None:
-        self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
-        self._count = 0
+        self.agenda = Agenda()
+        self.transports = Transports()
         self._clock = clock
         self._on_late = on_late or (lambda _: None)
         self._on_paced = on_paced
+        self._armed_at = math.inf
         self._loop = asyncio.get_running_loop()
         self._timer = _Timer(self._loop, self._fire, use_timerfd and sys.platform == "linux" and clock is monotonic)
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self.agenda)
+
+    def now(self) -> float:
+        """Return the time of the relay's clock, in seconds."""
+        return self._clock()
 
     def at(self, due: float, call: Callable[..., object], *args: Any) -> None:
-        """Call `call(*args)` at `due`, in seconds on the clock's scale; an infinite time is never."""
-        if due == float("inf"):
-            return
-        heap = self._heap
-        if not heap or due < heap[0][0]:
-            self._timer.set(due)
-        heappush(heap, (due, self._count, call, args))
-        self._count += 1
+        """Call `call(now, *args)` at `due`, in seconds on the clock's scale; an infinite time is never."""
+        self.agenda.at(due, call, *args)
+        self.settle()
+
+    def run(self, call: Callable[..., T], *args: Any) -> T:
+        """Call `call(now, *args)`, a method of the relay, and carry out what it asks for."""
+        result = call(self._clock(), *args)
+        self.settle()
+        return result
+
+    def handle(self, pair: ConnectionPair, direction: Direction, data: bytes) -> None:
+        """Let a pair of connections take in what was read, between what becomes due meanwhile."""
+        self.catch_up()
+        while self.run(pair.handle, direction, data):
+            self.catch_up()
+            data = b""
+
+    def hold(self, pair: ConnectionPair | RawConnectionPair, direction: Direction) -> None:
+        """Stop reading what travels in `direction`: its receiver takes no more for now."""
+        pair.readers[direction.ordinal].hold(self)
+        self.settle()
+
+    def release(self, pair: ConnectionPair | RawConnectionPair, direction: Direction) -> None:
+        """Go on reading what travels in `direction`: its receiver takes more."""
+        pair.readers[direction.ordinal].release(self)
+        self.settle()
+
+    def settle(self) -> None:
+        """Carry out what the relay has asked for, and wake it in time for its next call."""
+        agenda = self.agenda
+        if agenda.effects:
+            self._carry_out()
+        if agenda.next_at < self._armed_at:
+            self._arm()
 
     def begin(self) -> None:
-        """There is a network to keep pace with. Before that, coming before others would only cost them time."""
+        """Note that there is a network to keep pace with: before, priority would only cost others time."""
         if self._on_paced is not None:
             self._on_paced()
             self._on_paced = None
 
     def catch_up(self) -> None:
-        """Run what has become due in the midst of other work: a burst of requests must not hold up deliveries."""
-        if self._heap and self._heap[0][0] <= self._clock():
+        """Make the calls that have become due in the midst of other work: bursts must not hold up deliveries."""
+        if self.agenda.next_at <= self._clock():
             self._fire()
 
     def close(self) -> None:
         """Forget what is due and let go of the timer."""
-        self._heap.clear()
+        self.agenda.clear()
         self._timer.close()
 
+    def _arm(self) -> None:
+        self._armed_at = self.agenda.next_at
+        if self._armed_at < math.inf:
+            self._timer.set(self._armed_at)
+
     def _fire(self) -> None:
-        heap, clock, on_late = self._heap, self._clock, self._on_late
-        while heap:
-            late = clock() - heap[0][0]
-            if late < 0:
-                self._timer.set(heap[0][0])
-                return
-            _, _, call, args = heappop(heap)
+        agenda, clock, on_late = self.agenda, self._clock, self._on_late
+        while (late := (now := clock()) - agenda.next_at) >= 0:
             on_late(late)
             try:
-                call(*args)
+                agenda.run_next(now)
             except Exception as error:
                 # One delivery that fails must not take the others with it.
                 self._loop.call_exception_handler({"message": "a delivery failed", "exception": error})
+            if agenda.effects:
+                self._carry_out()
+        self._arm()
+
+    def _carry_out(self) -> None:
+        try:
+            self.transports.carry_out(self.agenda.take_effects())
+        except Exception as error:
+            self._loop.call_exception_handler({"message": "a connection failed", "exception": error})
 
 
 class _Timer:

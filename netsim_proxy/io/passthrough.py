@@ -1,12 +1,13 @@
 """TCP that is passed through as it is, TLS included, over the same links: for any protocol, nothing is looked into.
 
-Bytes are offered to the link in pieces and written when they are due. There are no calls that the link could lose:
+There are no calls that the link could lose:
 losses cost time under `transport`, and nothing under `rpc`.
 """
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, cast
 
 from hypergpu.common.background import Background
@@ -16,14 +17,11 @@ from hypergpu.netsim_proxy.io.addresses import Address
 from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
 from hypergpu.netsim_proxy.io.listener import Listener
 from hypergpu.netsim_proxy.io.pacer import Pacer
-from hypergpu.netsim_proxy.io.protocols import bound_buffers
 from hypergpu.netsim_proxy.io.throttle import Throttle
-from hypergpu.netsim_proxy.link.outcomes import Deliver, Exchange, Fail
+from hypergpu.netsim_proxy.io.transports import LINGER_SECONDS, bound_buffers, end_transport
+from hypergpu.netsim_proxy.link.outcomes import DOWN, UP, Direction
 from hypergpu.netsim_proxy.relay.client_hello import HANDSHAKE, Incomplete, server_name
-from hypergpu.netsim_proxy.relay.connection import LINGER_SECONDS, end_transport
-from hypergpu.netsim_proxy.relay.frame_writer import FrameWriter
-from hypergpu.netsim_proxy.relay.held_reader import HeldReader
-from hypergpu.netsim_proxy.relay.paced_link import DIRECTIONS, DOWN, UP, PacedLink
+from hypergpu.netsim_proxy.relay.raw_connection import RawConnectionPair
 
 _CONNECT_SECONDS: Final = 5.0
 _HELLO_SECONDS: Final = 1.0
@@ -40,18 +38,18 @@ class PassThrough:
     def __init__(
         self,
         upstream: str,
-        ports: LinkRegistry,
+        links: LinkRegistry,
         pacer: Pacer,
         *,
         link_map: Callable[[], LinkMap],
         numbers: Iterator[int],
     ) -> None:
-        self.relays: set[RawConnectionPair] = set()
+        self.pairs: set[RawConnectionPair] = set()
         self.ends: set[asyncio.Transport] = set()
         """Connections of either side."""
         self.upstream = Address.parse(upstream)
         self.link_map = link_map
-        self._ports, self._pacer, self._numbers = ports, pacer, numbers
+        self._links, self.pacer, self._numbers = links, pacer, numbers
         self._servers: list[tuple[Listener, Address]] = []
         self._throttle = Throttle()
         self._background = Background(self._throttle.failure)
@@ -72,14 +70,19 @@ class PassThrough:
         for server, address in self._servers:
             server.close()
             address.remove()
-        await _until(lambda: not self.relays, grace_seconds)
+        await _until(lambda: not self.pairs, grace_seconds)
         self._background.cancel()
-        for relay in list(self.relays):
-            relay.close()
+        for pair in list(self.pairs):
+            self.pacer.run(pair.close)
         await _until(lambda: not self.ends, LINGER_SECONDS)
         for end in list(self.ends):
             end.abort()
         await _until(lambda: not self.ends, LINGER_SECONDS)
+
+    def handle(self, pair: RawConnectionPair, direction: Direction, data: bytes) -> None:
+        """Relay what was read."""
+        self.pacer.catch_up()
+        self.pacer.run(pair.handle, direction, data)
 
     def connect(self, client: "_Client", link: str) -> None:
         """Bring up the upstream's side for a client whose link is known."""
@@ -93,148 +96,38 @@ class PassThrough:
             raise
 
     async def _connect(self, client: "_Client", link: str) -> None:
-        port = self._ports.of(link)
-        blocked = port.link.blocked(monotonic())
+        paced = self._links.of(link)
+        blocked = paced.link.blocked(self.pacer.now())
         if blocked is not None and blocked.reset:
             client.refuse()
             return
-        relay = RawConnectionPair(port, self._pacer, next(self._numbers), self.relays.discard)
-        self.relays.add(relay)
-        client.attach_to(relay)
+        pair = RawConnectionPair(self.pacer.now(), paced, self.pacer.agenda, next(self._numbers))
+        self.pairs.add(pair)
+        self.pacer.transports.add(pair.number, partial(self.pairs.discard, pair))
+        client.attach_to(pair)
         try:
-            await asyncio.wait_for(self.upstream.connect(lambda: _End(self, relay, DOWN)), _CONNECT_SECONDS)
+            await asyncio.wait_for(self.upstream.connect(lambda: _End(self, pair, DOWN)), _CONNECT_SECONDS)
         except (OSError, TimeoutError) as error:
             why = "no answer" if isinstance(error, TimeoutError) else (getattr(error, "strerror", "") or str(error))
             self._throttle.warning("upstream cannot be reached", upstream=self.upstream.text, reason=why)
             client.refuse()
-            relay.close()
+            self.pacer.run(pair.close)
             return
-        if not client.begin(relay):
-            relay.close()
+        if not client.begin(pair):
+            self.pacer.run(pair.close)
 
-
-class RawConnectionPair:
-    """One client connection and its one to the upstream, on one link."""
-
-    def __init__(
-        self, port: PacedLink, pacer: Pacer, number: int, on_closed: Callable[["RawConnectionPair"], None]
-    ) -> None:
-        self.number = number
-        self.port = port
-        self.pacer = pacer
-        self.closed = False
-        self.exchange: Exchange = port.link.connect(monotonic(), number)
-        self.lanes = RawReader(self, UP), RawReader(self, DOWN)
-        self._on_closed = on_closed
-        self._silent = False
-
-    def attach(self, way: int, transport: asyncio.Transport) -> None:
-        """One end is up: what it sends goes `way`."""
+    def attach(self, pair: RawConnectionPair, direction: Direction, transport: asyncio.Transport) -> None:
+        """Relay what a connection that is up sends, in `direction`."""
         bound_buffers(transport)
-        self.lanes[way].source = transport
-        self.lanes[1 - way].outlet.sink = transport
-
-    def received(self, way: int, data: bytes) -> None:
-        """Bytes from the client (UP) or the upstream (DOWN)."""
-        if not self.closed and not self._silent:
-            self.pacer.catch_up()
-            self.lanes[way].feed(data)
-
-    def ended(self, way: int, reset: bool = False) -> None:
-        """An end sends no more, or, with `reset`, is gone: the other hears of it behind what was sent before."""
-        if not self.closed and not self._silent:
-            self.lanes[way].end(reset)
-
-    def close(self, reset: bool = False) -> None:
-        """End both connections; with `reset` at once, by TCP resets."""
-        if self.closed:
-            return
-        self.closed = True
-        for lane in self.lanes:
-            lane.outlet.closed = True
-            end_transport(lane.source, reset)
-        self.port.forget(self)
-        self._on_closed(self)
-
-    def close_after_delivery(self) -> None:
-        """End both connections when what is on its way has arrived; nothing more is read."""
-        if not self._silent:
-            self._silent = True
-            latest = max(lane.outlet.latest_at for lane in self.lanes)
-            self.pacer.at(max(monotonic(), latest), self.close)
-
-    def fall_silent(self) -> None:
-        """The upstream forgets the connection, and the client is not told."""
-        self._silent = True
-        for lane in self.lanes:
-            lane.outlet.closed = True
-        end_transport(self.lanes[DOWN].source, reset=True)
-
-
-class RawReader(HeldReader):
-    """The bytes that one end sends; `way` is UP (from the client) or DOWN (from the upstream)."""
-
-    def __init__(self, relay: RawConnectionPair, way: int) -> None:
-        super().__init__()
-        self.relay, self.way = relay, way
-        self.outlet = FrameWriter(relay.pacer)
-        self.has_ended = False
-
-    def feed(self, data: bytes) -> None:
-        """Take in what was sent."""
-        port, at = self.relay.port, 0
-        while at < len(data) and not self.relay.closed:
-            left = port.link.allowance(self.relay.number, DIRECTIONS[self.way])
-            if left <= 0:
-                break
-            piece = data[at : at + int(min(port.piece_bytes[self.way], left))]
-            at += len(piece)
-            port.offer(self, len(piece), self.relay.exchange, False, self._settle, piece)
-        if port.link.allowance(self.relay.number, DIRECTIONS[self.way]) <= 0:
-            self.relay.close_after_delivery()
-
-    def end(self, reset: bool) -> None:
-        """Nothing more comes from this end."""
-        if reset or not self.has_ended:
-            self.has_ended = True
-            self.relay.port.offer(self, 0, self.relay.exchange, True, self._settle_end, reset)
-
-    def _settle(self, verdict: Deliver | Fail, piece: bytes) -> None:
-        if isinstance(verdict, Fail):
-            self.relay.close(reset=True)
-        elif verdict.at <= monotonic() and not self.outlet.queued:
-            self.outlet.write(piece)
-        else:
-            self.relay.port.enter(self, len(piece))
-            self.outlet.later(verdict.at, self._due, piece)
-
-    def _due(self, piece: bytes) -> None:
-        self.relay.port.leave(self, len(piece))
-        self.outlet.write(piece)
-
-    def _settle_end(self, verdict: Deliver | Fail, reset: bool) -> None:
-        if isinstance(verdict, Fail):
-            self.relay.close(reset=True)
-            return
-        late = self.relay.port.link.close_delay_seconds(DIRECTIONS[self.way])
-        self.outlet.later(max(verdict.at, self.outlet.latest_at) + late, self._end_other, reset)
-
-    def _end_other(self, reset: bool) -> None:
-        sink = self.outlet.sink
-        if reset:
-            self.relay.close(reset=True)
-        elif self.relay.lanes[1 - self.way].has_ended and not self.relay.lanes[1 - self.way].outlet.queued:
-            self.relay.close()
-        elif sink is not None and not sink.is_closing() and not self.outlet.closed:
-            sink.write_eof()
+        self.pacer.transports.attach(pair.number, direction, transport)
 
 
 class _End(asyncio.Protocol):
-    """One end of a relay; hands over what happens."""
+    """One end of a pair of connections; hands what happens to the relay."""
 
-    def __init__(self, proxy: PassThrough, relay: RawConnectionPair | None, way: int) -> None:
-        self.relay = relay
-        self._proxy, self._way = proxy, way
+    def __init__(self, proxy: PassThrough, pair: RawConnectionPair | None, direction: Direction) -> None:
+        self.pair = pair
+        self._proxy, self._direction = proxy, direction
         self._is_full = False
         self._transport: asyncio.Transport | None = None
 
@@ -242,18 +135,18 @@ class _End(asyncio.Protocol):
         """The end is up."""
         self._transport = cast(asyncio.Transport, transport)
         self._proxy.ends.add(self._transport)
-        if self.relay is not None:
-            self.relay.attach(self._way, self._transport)
+        if self.pair is not None:
+            self._proxy.attach(self.pair, self._direction, self._transport)
 
     def data_received(self, data: bytes) -> None:
         """ConnectionPair."""
-        if self.relay is not None:
-            self.relay.received(self._way, data)
+        if self.pair is not None:
+            self._proxy.handle(self.pair, self._direction, data)
 
     def eof_received(self) -> bool:
         """It sends no more, and may still read: the connection stays."""
-        if self.relay is not None:
-            self.relay.ended(self._way)
+        if self.pair is not None:
+            self._proxy.pacer.run(self.pair.end, self._direction)
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -261,20 +154,20 @@ class _End(asyncio.Protocol):
         if self._transport is not None:
             self._proxy.ends.discard(self._transport)
             self._transport = None
-        if self.relay is not None:
-            self.relay.ended(self._way, reset=error is not None)
+        if self.pair is not None:
+            self._proxy.pacer.run(self.pair.end, self._direction, error is not None)
 
     def pause_writing(self) -> None:
         """It does not read: neither do we from the other."""
         self._is_full = True
-        if self.relay is not None:
-            self.relay.lanes[1 - self._way].hold(self)
+        if self.pair is not None:
+            self._proxy.pacer.hold(self.pair, self._direction.opposite)
 
     def resume_writing(self) -> None:
         """It reads again."""
         self._is_full = False
-        if self.relay is not None:
-            self.relay.lanes[1 - self._way].release(self)
+        if self.pair is not None:
+            self._proxy.pacer.release(self.pair, self._direction.opposite)
 
 
 class _Client(_End):
@@ -301,7 +194,7 @@ class _Client(_End):
 
     def data_received(self, data: bytes) -> None:
         """ConnectionPair; before there is an upstream, keep."""
-        if self.relay is not None:
+        if self.pair is not None:
             super().data_received(data)
             return
         self._early += data
@@ -325,26 +218,22 @@ class _Client(_End):
             self._timeout.cancel()
         super().connection_lost(error)
 
-    def attach_to(self, relay: RawConnectionPair) -> None:
-        """Be an end of the relay: what the upstream says first must have a way."""
+    def attach_to(self, pair: RawConnectionPair) -> None:
+        """Be the client's end of a pair, so that what the upstream says first arrives."""
         if self._transport is not None:
-            relay.attach(UP, self._transport)
+            self._proxy.attach(pair, UP, self._transport)
 
-    def begin(self, relay: RawConnectionPair) -> bool:
+    def begin(self, pair: RawConnectionPair) -> bool:
         """There is an upstream: relay what has come since; return whether the client is still there."""
         if self._transport is None or self._transport.is_closing():
             return False
-        self.relay = relay
-        relay.port.join(relay)
+        self.pair = pair
         if self._is_full:  # the upstream may have sent more than it takes before this
-            relay.lanes[DOWN].hold(self)
+            self._proxy.pacer.hold(pair, DOWN)
         self._transport.resume_reading()
         early = bytes(self._early)
         self._early.clear()
-        if early:
-            relay.received(UP, early)
-        if self._at_end:
-            relay.ended(UP)
+        self._proxy.pacer.run(pair.begin, early, self._at_end)
         return True
 
     def refuse(self) -> None:

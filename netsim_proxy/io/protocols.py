@@ -1,40 +1,28 @@
-"""The protocols of asyncio at the two ends of a relay: they only hand over what happens."""
+"""The protocols of asyncio at the two ends of a pair of connections: they hand what happens to the relay."""
 
 import asyncio
 import contextlib
 import os
-import socket
 import ssl
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, Protocol, cast
 
 import structlog
 
+from hypergpu.netsim_proxy.config.link_map import LinkMap
+from hypergpu.netsim_proxy.io.pacer import Pacer
+from hypergpu.netsim_proxy.io.throttle import Throttle
+from hypergpu.netsim_proxy.io.transports import LINGER_SECONDS, bound_buffers, end_transport
 from hypergpu.netsim_proxy.io.upstream_errors import MIN_BYTES, mistake_in, reason_of
-from hypergpu.netsim_proxy.relay.connection import LINGER_SECONDS, ConnectionPair, end_transport
+from hypergpu.netsim_proxy.link.outcomes import DOWN, UP
+from hypergpu.netsim_proxy.relay.connection import ConnectionPair
 from hypergpu.netsim_proxy.relay.http2 import PREFACE, Http2Error
-from hypergpu.netsim_proxy.relay.paced_link import DOWN, UP
 from hypergpu.netsim_proxy.relay.unavailable import UnavailableResponder
-
-if TYPE_CHECKING:
-    from hypergpu.netsim_proxy.io.server import Proxy
 
 PREFACE_SECONDS: Final = 10.0
 """How long a client may take to say that it speaks HTTP/2."""
-_WRITE_BUFFER_BYTES: Final = 256 << 10
-_SEND_BUFFER_BYTES: Final = 256 << 10
-_RECEIVE_BUFFER_BYTES: Final = 512 << 10
 _EARLY_BYTES: Final = 256 << 10
 
 log = structlog.get_logger()
-
-
-def bound_buffers(transport: asyncio.Transport) -> None:
-    """Keep what waits between the peers small: gRPC takes what is in flight for the path's capacity, and sizes a
-    reader's window by it."""
-    transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
-    sock = transport.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
 
 
 def _language(said: bytes | bytearray) -> str:
@@ -44,10 +32,34 @@ def _language(said: bytes | bytearray) -> str:
     return "HTTP/1" if b"HTTP/1" in said else "what we do not know"
 
 
+class Owner(Protocol):
+    """The proxy as the ends of its connections see it."""
+
+    upstream: str
+    link_map: LinkMap
+    pacer: Pacer
+    throttle: Throttle
+
+    def connect(self, client: "ClientPeer", transport: asyncio.Transport) -> None:
+        """Bring up the upstream's side for a client that has greeted."""
+
+    def attach(self, pair: ConnectionPair, client: asyncio.Transport, upstream: asyncio.Transport) -> None:
+        """Relay between two connections that are up."""
+
+    def refuse(self, client: "ClientPeer", reason: str) -> None:
+        """Answer a client's calls with what is wrong with the upstream."""
+
+    def joined(self, peer: "ClientPeer | UpstreamPeer") -> None:
+        """Count a connection that is up."""
+
+    def left(self, peer: "ClientPeer | UpstreamPeer") -> None:
+        """Forget a connection that is gone."""
+
+
 class ClientPeer(asyncio.Protocol):
     """The accepted connection; it brings up the upstream's once the client has said that it speaks HTTP/2."""
 
-    def __init__(self, proxy: "Proxy", link: str = "") -> None:
+    def __init__(self, proxy: Owner, link: str = "") -> None:
         self._proxy = proxy
         self.link = link
         """The link of calls that name none; empty = the default."""
@@ -57,7 +69,7 @@ class ClientPeer(asyncio.Protocol):
         self._timeout: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._refusal: UnavailableResponder | None = None
-        self.relay: ConnectionPair | None = None
+        self.pair: ConnectionPair | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The client is there."""
@@ -69,10 +81,10 @@ class ClientPeer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """ConnectionPair; before there is an upstream, keep."""
-        if self.relay is not None:
+        if self.pair is not None:
             if self._said is not None:
-                self._remember(data, self.relay.is_established)
-            self.relay.received(UP, data)
+                self._remember(data, self.pair.is_established)
+            self._proxy.pacer.handle(self.pair, UP, data)
             return
         if self._refusal is not None:
             self._answer(self._refusal, data)
@@ -92,14 +104,14 @@ class ClientPeer(asyncio.Protocol):
         elif len(self._early) > _EARLY_BYTES:
             self._transport.pause_reading()
 
-    def begin(self, relay: ConnectionPair) -> None:
+    def begin(self, pair: ConnectionPair) -> None:
         """There is an upstream: relay what has come since."""
-        self.relay = relay
+        self.pair = pair
         self.data_received(self._take_early())
 
     def refuse(self, refusal: UnavailableResponder) -> None:
         """There is none that can be used: answer what has come since."""
-        said, self._said, self.relay = self._said, None, None
+        said, self._said, self.pair = self._said, None, None
         self._refusal = refusal
         self.data_received(bytes(said or b"") or self._take_early())
 
@@ -141,28 +153,28 @@ class ClientPeer(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client does not read: neither do we from the upstream."""
-        if self.relay is not None:
-            self.relay.lanes[DOWN].hold(self)
+        if self.pair is not None:
+            self._proxy.pacer.hold(self.pair, DOWN)
 
     def resume_writing(self) -> None:
         """The client reads again."""
-        if self.relay is not None:
-            self.relay.lanes[DOWN].release(self)
+        if self.pair is not None:
+            self._proxy.pacer.release(self.pair, DOWN)
 
     def connection_lost(self, error: Exception | None) -> None:
         """The client is gone."""
         self._proxy.left(self)
         if self._timeout is not None:
             self._timeout.cancel()
-        if self.relay is not None:
-            self.relay.client_lost()
+        if self.pair is not None:
+            self._proxy.pacer.run(self.pair.client_lost)
 
 
 class UpstreamPeer(asyncio.Protocol):
     """The connection to the upstream."""
 
-    def __init__(self, proxy: "Proxy", relay: ConnectionPair, peer: ClientPeer, client: asyncio.Transport) -> None:
-        self._proxy, self._relay, self._peer, self._client = proxy, relay, peer, client
+    def __init__(self, proxy: Owner, pair: ConnectionPair, peer: ClientPeer, client: asyncio.Transport) -> None:
+        self._proxy, self._pair, self._peer, self._client = proxy, pair, peer, client
         self._first: bytes | None = b""  # what it has said, until it is known to be HTTP/2
         self._transport: asyncio.Transport | None = None
 
@@ -170,7 +182,7 @@ class UpstreamPeer(asyncio.Protocol):
         """The upstream accepted."""
         self._transport = cast(asyncio.Transport, transport)
         bound_buffers(self._transport)
-        self._relay.attach(self._client, self._transport)
+        self._proxy.attach(self._pair, self._client, self._transport)
         self._proxy.joined(self)
 
     def data_received(self, data: bytes) -> None:
@@ -184,22 +196,22 @@ class UpstreamPeer(asyncio.Protocol):
                 self._give_up(mistake)
                 return
             self._first = None
-        self._relay.received(DOWN, data)
+        self._proxy.pacer.handle(self._pair, DOWN, data)
 
     def pause_writing(self) -> None:
         """The upstream does not read: neither do we from the client."""
-        self._relay.lanes[UP].hold(self)
+        self._proxy.pacer.hold(self._pair, UP)
 
     def resume_writing(self) -> None:
         """The upstream reads again."""
-        self._relay.lanes[UP].release(self)
+        self._proxy.pacer.release(self._pair, UP)
 
     def connection_lost(self, error: Exception | None) -> None:
         """The upstream is gone."""
         self._proxy.left(self)
         if error is not None:
             self._read_last_words()
-        if self._first is not None and not self._relay.closed:
+        if self._first is not None and not self._pair.closed:
             mistake = mistake_in(self._first) if self._first else None
             if mistake is not None or isinstance(error, ssl.SSLError):
                 self._give_up(mistake or reason_of(error))
@@ -207,7 +219,8 @@ class UpstreamPeer(asyncio.Protocol):
             why = "closes each connection before it says anything"
             self._proxy.throttle.warning("upstream cannot be used", upstream=self._proxy.upstream, reason=why)
         reason = f": {error}" if error else ""
-        self._relay.upstream_lost(f"netsim: upstream {self._proxy.upstream} closed the connection{reason}")
+        message = f"netsim: upstream {self._proxy.upstream} closed the connection{reason}"
+        self._proxy.pacer.run(self._pair.upstream_lost, message)
 
     def close(self) -> None:
         """End the connection."""
@@ -216,7 +229,8 @@ class UpstreamPeer(asyncio.Protocol):
 
     def _give_up(self, mistake: str) -> None:
         """Let the client hear what is wrong: it could not tell from broken HTTP/2."""
-        self._relay.detach()
+        self._proxy.pacer.transports.detach(self._pair.number, UP)
+        self._proxy.pacer.run(self._pair.close)
         self._proxy.refuse(self._peer, mistake)
 
     def _read_last_words(self) -> None:
@@ -227,4 +241,4 @@ class UpstreamPeer(asyncio.Protocol):
         descriptor = self._transport.get_extra_info("socket").fileno()
         with contextlib.suppress(OSError):
             while descriptor >= 0 and (data := os.read(descriptor, _EARLY_BYTES)):
-                self._relay.received(DOWN, data)
+                self._proxy.pacer.handle(self._pair, DOWN, data)

@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import itertools
 import ssl
+from functools import partial
 from typing import Final
 
 import structlog
 
 from hypergpu.common.background import Background
-from hypergpu.common.clock import monotonic
 from hypergpu.netsim_proxy.config.link_map import EMPTY, LinkMap
 from hypergpu.netsim_proxy.io.addresses import Address
 from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
@@ -18,8 +18,10 @@ from hypergpu.netsim_proxy.io.pacer import Pacer
 from hypergpu.netsim_proxy.io.protocols import ClientPeer, UpstreamPeer
 from hypergpu.netsim_proxy.io.throttle import Throttle
 from hypergpu.netsim_proxy.io.tls import ServerTls, UpstreamTls
+from hypergpu.netsim_proxy.io.transports import LINGER_SECONDS, end_transport
 from hypergpu.netsim_proxy.io.upstream_errors import reason_of
-from hypergpu.netsim_proxy.relay.connection import LINGER_SECONDS, ConnectionPair, end_transport
+from hypergpu.netsim_proxy.link.outcomes import DOWN, UP
+from hypergpu.netsim_proxy.relay.connection import ConnectionPair
 from hypergpu.netsim_proxy.relay.unavailable import UnavailableResponder
 
 _CONNECT_SECONDS: Final = 5.0
@@ -39,7 +41,7 @@ class Proxy:
     def __init__(
         self,
         upstream: str,
-        ports: LinkRegistry,
+        links: LinkRegistry,
         pacer: Pacer,
         server_tls: ServerTls | None = None,
         upstream_tls: UpstreamTls | None = None,
@@ -50,12 +52,12 @@ class Proxy:
         self.numbers = itertools.count(1)
         self.upstream = upstream
         self.throttle = Throttle()
-        self.relays: set[ConnectionPair] = set()
+        self.pairs: set[ConnectionPair] = set()
         self._peers: set[ClientPeer | UpstreamPeer] = set()
-        self._idle = asyncio.Event()  # no relay is left
+        self._idle = asyncio.Event()  # no pair is left
         self._alone = asyncio.Event()  # nor any connection
         self._upstream = Address.parse(upstream)
-        self._ports, self._pacer = ports, pacer
+        self._links, self.pacer = links, pacer
         self._server_tls, self._upstream_tls = server_tls, upstream_tls
         self._server_ssl = server_tls.context() if server_tls else None
         self._upstream_ssl = upstream_tls.context() if upstream_tls else None
@@ -99,14 +101,14 @@ class Proxy:
         for server, address in self._servers:
             server.close()
             address.remove()
-        for relay in list(self.relays):
-            relay.drain()
-        if self.relays:
+        for pair in list(self.pairs):
+            self.pacer.run(pair.drain)
+        if self.pairs:
             await _until(self._idle, grace_seconds)
         self._background.cancel()
-        for relay in list(self.relays):
-            relay.fail_all("netsim: the proxy is shutting down")
-            relay.close()
+        for pair in list(self.pairs):
+            self.pacer.run(pair.fail_all, "netsim: the proxy is shutting down")
+            self.pacer.run(pair.close)
         if self._peers:
             await _until(self._alone, LINGER_SECONDS)
         for peer in list(self._peers):
@@ -122,9 +124,17 @@ class Proxy:
         if not self._peers:
             self._alone.set()
 
-    def _closed(self, relay: ConnectionPair) -> None:
-        self.relays.discard(relay)
-        if not self.relays:
+    def attach(self, pair: ConnectionPair, client: asyncio.Transport, upstream: asyncio.Transport) -> None:
+        """Relay between two connections that are up; nothing has been read from the upstream yet."""
+        self.pacer.transports.add(pair.number, partial(self._closed, pair))
+        self.pacer.transports.attach(pair.number, UP, client)
+        self.pacer.transports.attach(pair.number, DOWN, upstream)
+        pair.begin()
+        self.pacer.settle()
+
+    def _closed(self, pair: ConnectionPair) -> None:
+        self.pairs.discard(pair)
+        if not self.pairs:
             self._idle.set()
 
     async def _connect_or_reset(self, client: ClientPeer, transport: asyncio.Transport) -> None:
@@ -138,12 +148,11 @@ class Proxy:
         host = str((transport.get_extra_info("peername") or ("",))[0])
         if not await self._is_open(host, client.link, transport):
             return
-        relay = ConnectionPair(self._ports, self._pacer, next(self.numbers), self._closed, client.link)
-        relay.host = host
+        pair = ConnectionPair(self._links, self.pacer.agenda, next(self.numbers), client.link, host)
         try:
             upstream, _ = await asyncio.wait_for(
                 self._upstream.connect(
-                    lambda: UpstreamPeer(self, relay, client, transport), self._upstream_ssl, self._upstream_name
+                    lambda: UpstreamPeer(self, pair, client, transport), self._upstream_ssl, self._upstream_name
                 ),
                 _CONNECT_SECONDS,
             )
@@ -158,10 +167,10 @@ class Proxy:
         if transport.is_closing():
             upstream.abort()
             return
-        if relay.closed:  # the upstream has already said something else than HTTP/2
+        if pair.closed:  # the upstream has already said something else than HTTP/2
             return
-        self.relays.add(relay)
-        client.begin(relay)
+        self.pairs.add(pair)
+        client.begin(pair)
 
     def refuse(self, client: ClientPeer, reason: str) -> None:
         """Answer a client's calls with what is wrong with the upstream."""
@@ -171,13 +180,13 @@ class Proxy:
     async def _is_open(self, host: str, link: str, transport: asyncio.Transport) -> bool:
         """Wait while the link lets no connection be opened; return whether there still is a client to connect."""
         while not transport.is_closing():
-            blocked = self._ports.blocks_opening(host, link)
+            blocked = self._links.blocks_opening(host, link)
             if blocked is None:
                 return True
             if blocked.reset:
                 end_transport(transport, reset=True)
                 break
-            await asyncio.sleep(min(max(blocked.until - monotonic(), 0.0), _LOOK_AGAIN_SECONDS))
+            await asyncio.sleep(min(max(blocked.until - self.pacer.now(), 0.0), _LOOK_AGAIN_SECONDS))
         return False
 
 

@@ -20,10 +20,11 @@ class Sweep:
     """Operations on links, each link's in the order in which they were asked for.
 
     The first links are done at once. The others follow in slices, and the event loop runs between them. A link that is
-    needed earlier is done by `catch_up`.
+    needed earlier is done by `catch_up`. `settle` is called after each slice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settle: Callable[[], None]) -> None:
+        self._settle = settle
         self._pending: OrderedDict[PacedLink, list[Operation]] = OrderedDict()
 
     @property
@@ -31,17 +32,17 @@ class Sweep:
         """Whether there are links still to be done."""
         return bool(self._pending)
 
-    def start(self, ports: Iterable[PacedLink], operation: Operation) -> None:
-        """Do `operation` to each of `ports`."""
+    def start(self, links: Iterable[PacedLink], operation: Operation) -> None:
+        """Do `operation` to each of `links`."""
         begun = self.busy
-        for port in ports:
-            self._pending.setdefault(port, []).append(operation)
+        for paced in links:
+            self._pending.setdefault(paced, []).append(operation)
         if not begun:
             self._run_slice()
 
-    def catch_up(self, port: PacedLink) -> None:
+    def catch_up(self, paced: PacedLink) -> None:
         """Do now what is still to be done to one link."""
-        _run(self._pending.pop(port, []), port)
+        _run(self._pending.pop(paced, []), paced)
 
     async def done(self) -> None:
         """Wait until every link is done."""
@@ -50,15 +51,16 @@ class Sweep:
 
     def _run_slice(self) -> None:
         for _ in range(min(_SLICE, len(self._pending))):
-            port, operations = self._pending.popitem(last=False)
-            _run(operations, port)
+            paced, operations = self._pending.popitem(last=False)
+            _run(operations, paced)
+        self._settle()
         if self._pending:
             asyncio.get_running_loop().call_soon(self._run_slice)
 
 
-def _run(operations: list[Operation], port: PacedLink) -> None:
+def _run(operations: list[Operation], paced: PacedLink) -> None:
     for operation in operations:
         try:
-            operation(port)
+            operation(paced)
         except Exception:  # the other links must get theirs
-            log.exception("a link could not be changed", link=port.name)
+            log.exception("a link could not be changed", link=paced.name)

@@ -14,10 +14,21 @@ class Direction(StrEnum):
     DOWN = "down"
     """From the upstream to the node."""
 
+    ordinal: int
+    """0 for UP, 1 for DOWN: the index of a direction in pairs of both."""
+
+    def __init__(self, value: str) -> None:
+        self.ordinal = 0 if value == "up" else 1
+
     @property
     def opposite(self) -> "Direction":
         """The other path."""
         return Direction.DOWN if self is Direction.UP else Direction.UP
+
+
+UP: Final = Direction.UP
+DOWN: Final = Direction.DOWN
+DIRECTIONS: Final = (UP, DOWN)
 
 
 class LossModel(StrEnum):

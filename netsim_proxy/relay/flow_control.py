@@ -25,7 +25,7 @@ class WindowLimiter:
         self._left = FIRST_WINDOW_BYTES
         self._kept = 0
 
-    def granted(self, nbytes: int, limit: float = math.inf) -> int:
+    def increase(self, nbytes: int, limit: float = math.inf) -> int:
         """The reader takes so many bytes more; how many of all that are kept may be passed on now."""
         self._kept += nbytes
         return self._pass_on(limit)

@@ -1,29 +1,28 @@
 """Reading that stops for as long as anything asks for it."""
 
-import asyncio
+from hypergpu.netsim_proxy.link.outcomes import Direction
+from hypergpu.netsim_proxy.relay.agenda import Agenda
+from hypergpu.netsim_proxy.relay.effects import Pause, Resume
 
 
 class HeldReader:
-    """One end of a connection whose reading any number of reasons may hold."""
+    """The reading end of one direction of a connection, which any number of reasons may hold."""
 
-    def __init__(self) -> None:
-        self.source: asyncio.Transport | None = None
+    def __init__(self, agenda: Agenda, connection: int, direction: Direction) -> None:
+        self.direction = direction
+        self._agenda, self._connection = agenda, connection
+        self._index = direction.ordinal
         self._holds: set[object] = set()
 
     def hold(self, reason: object) -> None:
         """Stop reading until every reason is released."""
-        source = self._open_source()
-        if source is not None and not self._holds:
-            source.pause_reading()
+        if not self._holds:
+            self._agenda.effects.append(Pause(self._connection, self.direction))
         self._holds.add(reason)
 
     def release(self, reason: object) -> None:
         """Read on, unless there are other reasons not to."""
         if reason in self._holds:
             self._holds.remove(reason)
-            source = self._open_source()
-            if source is not None and not self._holds:
-                source.resume_reading()
-
-    def _open_source(self) -> asyncio.Transport | None:
-        return self.source if self.source is not None and not self.source.is_closing() else None
+            if not self._holds:
+                self._agenda.effects.append(Resume(self._connection, self.direction))

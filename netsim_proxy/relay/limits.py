@@ -3,8 +3,8 @@
 import math
 from typing import Final
 
+from hypergpu.netsim_proxy.link.outcomes import DOWN, Direction
 from hypergpu.netsim_proxy.relay import http2
-from hypergpu.netsim_proxy.relay.paced_link import DOWN
 
 _DEFAULTS: Final[dict[int, float]] = {
     http2.INITIAL_WINDOW_SIZE: 65_535,
@@ -14,13 +14,13 @@ _DEFAULTS: Final[dict[int, float]] = {
 
 
 class Limits:
-    """What a peer lets the other one send; `way` is the direction of its SETTINGS."""
+    """What a peer lets the other one send; `direction` is that of its SETTINGS."""
 
     __slots__ = ("_values",)
 
-    def __init__(self, way: int) -> None:
+    def __init__(self, direction: Direction) -> None:
         self._values = dict(_DEFAULTS)
-        if way == DOWN:  # clients open streams
+        if direction is DOWN:  # clients open streams
             self._values[http2.MAX_CONCURRENT_STREAMS] = math.inf
 
     def lowered_by(self, pairs: list[tuple[int, int]]) -> bool:

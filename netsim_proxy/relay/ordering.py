@@ -27,13 +27,14 @@ class Barrier:
 
     __slots__ = ("blocks", "is_due", "number", "send", "waits")
 
-    def __init__(self, number: int, send: Callable[[], None], waits: bool, blocks: bool) -> None:
+    def __init__(self, number: int, send: Callable[[float], None], waits: bool, blocks: bool) -> None:
         self.number, self.send, self.waits, self.blocks = number, send, waits, blocks
         self.is_due = False
 
 
 class DeliveryOrder:
-    """Counts what is on its way between barriers. It knows no clock: the caller says what is due."""
+    """Counts what is on its way between barriers. It knows no clock: the caller says what is due, and `now` only passes
+    through to the calls that write."""
 
     __slots__ = ("_barriers", "_behind", "_number", "_on_the_way")
 
@@ -41,7 +42,7 @@ class DeliveryOrder:
         self._number = 0  # barriers so far
         self._on_the_way: dict[int, int] = {}  # frames that have not arrived, by the barriers read before them
         self._barriers: list[Barrier] = []  # those that have not been sent
-        self._behind: deque[tuple[int, Callable[[], None]]] = deque()  # due, but blocked
+        self._behind: deque[tuple[int, Callable[[float], None]]] = deque()  # due, but blocked
 
     @property
     def is_free(self) -> bool:
@@ -59,21 +60,21 @@ class DeliveryOrder:
         self._on_the_way[number] = self._on_the_way.get(number, 0) + 1
         return number
 
-    def leave(self, ticket: int) -> None:
+    def leave(self, now: float, ticket: int) -> None:
         """Forget frames that have arrived or were dropped."""
         self._count_down(ticket)
         if self._barriers:
-            self._release()
+            self._release(now)
 
-    def arrive(self, ticket: int, deliver: Callable[[], None]) -> None:
+    def arrive(self, now: float, ticket: int, deliver: Callable[[float], None]) -> None:
         """Deliver frames that are due, behind every barrier that they may not overtake."""
-        if self._barriers and not self._clear_way(ticket):
+        if self._barriers and not self._clear_way(now, ticket):
             self._behind.append((ticket, deliver))
             return
-        deliver()
-        self.leave(ticket)
+        deliver(now)
+        self.leave(now, ticket)
 
-    def add(self, send: Callable[[], None], *, waits: bool, blocks: bool) -> Barrier:
+    def add(self, send: Callable[[float], None], *, waits: bool, blocks: bool) -> Barrier:
         """Register a barrier that was read now; `send` writes it.
 
         Raises:
@@ -86,25 +87,25 @@ class DeliveryOrder:
         self._barriers.append(barrier)
         return barrier
 
-    def due(self, barrier: Barrier) -> None:
+    def due(self, now: float, barrier: Barrier) -> None:
         """Send a barrier when it is due, or as soon as it need not wait any more."""
         barrier.is_due = True
-        self._release()
+        self._release(now)
 
-    def _clear_way(self, ticket: int) -> bool:
+    def _clear_way(self, now: float, ticket: int) -> bool:
         """Send the barriers that block what has this ticket; return whether none is left."""
         for barrier in [b for b in self._barriers if b.blocks and b.number <= ticket]:
             if barrier.waits and self._is_preceded(barrier):
                 return False
-            self._send(barrier)
+            self._send(now, barrier)
         return True
 
     def _is_preceded(self, barrier: Barrier) -> bool:
         return any(ticket < barrier.number for ticket in self._on_the_way)
 
-    def _send(self, barrier: Barrier) -> None:
+    def _send(self, now: float, barrier: Barrier) -> None:
         self._barriers.remove(barrier)
-        barrier.send()
+        barrier.send(now)
 
     def _count_down(self, ticket: int) -> None:
         if self._on_the_way[ticket] > 1:
@@ -112,20 +113,25 @@ class DeliveryOrder:
         else:
             del self._on_the_way[ticket]
 
-    def _release(self) -> None:
+    def _release(self, now: float) -> None:
         """Send and deliver all that is due and free to go."""
         moved = True
         while moved:
             moved = False
             for barrier in tuple(self._barriers):
                 waits = barrier.waits and self._is_preceded(barrier)
-                if barrier.is_due and barrier in self._barriers and not waits and self._clear_way(barrier.number - 1):
-                    self._send(barrier)
+                if (
+                    barrier.is_due
+                    and barrier in self._barriers
+                    and not waits
+                    and self._clear_way(now, barrier.number - 1)
+                ):
+                    self._send(now, barrier)
                     moved = True
             for entry in tuple(self._behind):
                 ticket, deliver = entry
-                if self._clear_way(ticket):
+                if self._clear_way(now, ticket):
                     self._behind.remove(entry)
-                    deliver()
+                    deliver(now)
                     self._count_down(ticket)
                     moved = True

@@ -14,7 +14,6 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from hypergpu.netsim_proxy.io.hosts import Hosts
 from hypergpu.netsim_proxy.io.throttle import Throttle
 from hypergpu.netsim_proxy.io.upstream_errors import mistake_in
 from hypergpu.netsim_proxy.link.distributions import Uniform
@@ -23,6 +22,7 @@ from hypergpu.netsim_proxy.link.profiles import Loss, Profile
 from hypergpu.netsim_proxy.link.profiles import Path as LinkPath
 from hypergpu.netsim_proxy.relay import http2
 from hypergpu.netsim_proxy.relay.header_blocks import NO_TABLE, literal
+from hypergpu.netsim_proxy.relay.hosts import Hosts
 
 QUICK = (
     ("grpc.initial_reconnect_backoff_ms", 50),

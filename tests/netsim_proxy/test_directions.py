@@ -83,7 +83,7 @@ def test_a_reset_of_one_direction_strikes_whoever_sends_there(proxy: Any, client
     stream = client.Produce(b"3 100")
     list(stream)
     proxy.call(proxy.ports.apply, event("disconnect", mode="reset", direction="up", duration_seconds=0.5))
-    assert len(proxy.proxy.relays) == 1  # nothing is sent, and nothing happens
+    assert len(proxy.proxy.pairs) == 1  # nothing is sent, and nothing happens
     assert code_of(lambda: client.Echo(b"")) == grpc.StatusCode.UNAVAILABLE
     assert proxy.link("node_1").losses[Cause.DISCONNECTED] >= 1
     time.sleep(0.5)
@@ -135,9 +135,9 @@ def test_a_timeout_carries_nothing_and_then_closes(proxy: Any, client: Any, serv
 
 
 def test_an_event_that_is_ended_closes_no_connection(proxy: Any, client: Any) -> None:
-    (relay,) = proxy.proxy.relays
+    (pair,) = proxy.proxy.pairs
     proxy.call(proxy.ports.apply, event("limit_time", close_after_seconds=0.3))
     proxy.call(proxy.ports.clear)
     time.sleep(0.4)
     client.Echo(b"")
-    assert proxy.proxy.relays == {relay}
+    assert proxy.proxy.pairs == {pair}

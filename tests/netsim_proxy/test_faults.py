@@ -188,7 +188,7 @@ def test_drain_lets_open_calls_end(proxy: Any, client: Any, service: Any) -> Non
     service.cancelled.set()
     assert call.result() == b""
     draining.result(5)
-    assert not proxy.proxy.relays
+    assert not proxy.proxy.pairs
 
 
 @pytest.fixture(scope="module")

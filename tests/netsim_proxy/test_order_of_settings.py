@@ -4,9 +4,8 @@ import math
 import random
 import socket
 import threading
-from collections.abc import Iterator
-from functools import partial
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -17,20 +16,16 @@ from h2.settings import SettingCodes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.events import NetworkEvent
+from hypergpu.netsim_proxy.link.outcomes import DOWN, UP
 from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
-from hypergpu.netsim_proxy.relay import connection as relay
-from hypergpu.netsim_proxy.relay import frame_reader as lane
 from hypergpu.netsim_proxy.relay import http2
-from hypergpu.netsim_proxy.relay import paced_link as port
-from hypergpu.netsim_proxy.relay.connection import ConnectionPair
 from hypergpu.netsim_proxy.relay.header_blocks import NO_TABLE, literal
 from hypergpu.netsim_proxy.relay.limits import Limits
 from hypergpu.netsim_proxy.relay.ordering import DeliveryOrder
-from hypergpu.netsim_proxy.relay.paced_link import DOWN, UP
-from tests.netsim_proxy.agenda import Agenda
+from hypergpu.netsim_proxy.relay.paced_link import PacedLink
+from tests.netsim_proxy.virtual import Relayed
 
 ACK = http2.frame(http2.SETTINGS, http2.ACK, 0)
 LARGER = http2.settings((http2.INITIAL_WINDOW_SIZE, 1 << 20))
@@ -38,6 +33,10 @@ SMALLER = http2.settings((http2.INITIAL_WINDOW_SIZE, 1000))
 
 
 # --- the order alone
+
+
+def noting(sent: list[str], what: str) -> Callable[[float], None]:
+    return lambda now: sent.append(what)
 
 
 @pytest.fixture
@@ -48,12 +47,12 @@ def sent() -> list[str]:
 def test_later_frames_take_a_barrier_with_them(sent: list[str]) -> None:
     order = DeliveryOrder()
     before = order.enter()
-    barrier = order.add(partial(sent.append, "ack"), waits=False, blocks=True)
+    barrier = order.add(noting(sent, "ack"), waits=False, blocks=True)
     after = order.enter()
-    order.arrive(after, partial(sent.append, "after"))
-    order.arrive(before, partial(sent.append, "before"))
+    order.arrive(0.0, after, noting(sent, "after"))
+    order.arrive(0.0, before, noting(sent, "before"))
     assert sent == ["ack", "after", "before"]
-    order.due(barrier)
+    order.due(0.0, barrier)
     assert sent == ["ack", "after", "before"]
     assert order.is_free
 
@@ -61,25 +60,25 @@ def test_later_frames_take_a_barrier_with_them(sent: list[str]) -> None:
 def test_earlier_frames_do_not_take_it_with_them(sent: list[str]) -> None:
     order = DeliveryOrder()
     before = order.enter()
-    barrier = order.add(partial(sent.append, "ack"), waits=False, blocks=True)
-    order.arrive(before, partial(sent.append, "before"))
+    barrier = order.add(noting(sent, "ack"), waits=False, blocks=True)
+    order.arrive(0.0, before, noting(sent, "before"))
     assert sent == ["before"]
     assert not order.is_free
-    order.due(barrier)
+    order.due(0.0, barrier)
     assert sent == ["before", "ack"]
 
 
 def test_a_barrier_that_waits_holds_up_what_is_behind_it(sent: list[str]) -> None:
     order = DeliveryOrder()
     before = [order.enter(), order.enter()]
-    barrier = order.add(partial(sent.append, "ack"), waits=True, blocks=True)
+    barrier = order.add(noting(sent, "ack"), waits=True, blocks=True)
     after = [order.enter(), order.enter()]
-    order.due(barrier)
-    order.arrive(after[1], partial(sent.append, "after 1"))
-    order.arrive(after[0], partial(sent.append, "after 2"))
-    order.arrive(before[1], partial(sent.append, "before"))
+    order.due(0.0, barrier)
+    order.arrive(0.0, after[1], noting(sent, "after 1"))
+    order.arrive(0.0, after[0], noting(sent, "after 2"))
+    order.arrive(0.0, before[1], noting(sent, "before"))
     assert sent == ["before"]
-    order.leave(before[0])  # dropped
+    order.leave(0.0, before[0])  # dropped
     assert sent == ["before", "ack", "after 1", "after 2"]
     assert order.is_free
 
@@ -87,43 +86,42 @@ def test_a_barrier_that_waits_holds_up_what_is_behind_it(sent: list[str]) -> Non
 def test_goaway_waits_but_blocks_nothing(sent: list[str]) -> None:
     order = DeliveryOrder()
     before = order.enter()
-    order.due(order.add(partial(sent.append, "goaway"), waits=True, blocks=False))
-    order.arrive(order.enter(), partial(sent.append, "after"))
+    order.due(0.0, order.add(noting(sent, "goaway"), waits=True, blocks=False))
+    order.arrive(0.0, order.enter(), noting(sent, "after"))
     assert sent == ["after"]
-    order.arrive(before, partial(sent.append, "before"))
+    order.arrive(0.0, before, noting(sent, "before"))
     assert sent == ["after", "before", "goaway"]
 
 
 def test_barriers_keep_their_order(sent: list[str]) -> None:
     order = DeliveryOrder()
     before = order.enter()
-    order.add(partial(sent.append, "first"), waits=True, blocks=True)
-    order.due(order.add(partial(sent.append, "second"), waits=False, blocks=True))
+    order.add(noting(sent, "first"), waits=True, blocks=True)
+    order.due(0.0, order.add(noting(sent, "second"), waits=False, blocks=True))
     assert sent == []
-    order.arrive(before, partial(sent.append, "before"))
+    order.arrive(0.0, before, noting(sent, "before"))
     assert sent == ["before", "first", "second"]
 
 
 def test_barriers_are_bounded() -> None:
     order = DeliveryOrder()
-    first, *_ = [order.add(lambda: None, waits=False, blocks=True) for _ in range(256)]
+    first, *_ = [order.add(lambda now: None, waits=False, blocks=True) for _ in range(256)]
     with pytest.raises(http2.Http2Error) as caught:
-        order.add(lambda: None, waits=False, blocks=True)
+        order.add(lambda now: None, waits=False, blocks=True)
     assert caught.value.code == http2.ENHANCE_YOUR_CALM
-    order.due(first)
-    order.add(lambda: None, waits=False, blocks=True)
+    order.due(0.0, first)
+    order.add(lambda now: None, waits=False, blocks=True)
 
 
-def test_settings_that_nobody_acknowledges_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = Both(monkeypatch)
+def test_settings_that_nobody_acknowledges_are_bounded() -> None:
+    both = Both()
     for _ in range(256):
         both.up(LARGER)
-        both.agenda.run()
-    assert not both.relay.closed
-    assert [kind for _, kind, *_ in both.upstream.frames] == [http2.SETTINGS] * 256
-    monkeypatch.setattr(both.relay, "close", lambda: None)
+        both.run()
+    assert not both.pair.closed
+    assert [kind for kind, *_ in both.upstream.frames()] == [http2.SETTINGS] * 256
     both.up(LARGER)
-    ((_, kind, _, _, payload),) = both.client.frames
+    ((kind, _, _, payload),) = both.client.frames()
     assert (kind, payload[4:8]) == (http2.GOAWAY, http2.ENHANCE_YOUR_CALM.to_bytes(4, "big"))
 
 
@@ -154,61 +152,32 @@ def test_limits_are_compared_with_those_before_and_streams_are_limited_by_the_up
 # --- a relay, in a time of its own
 
 
-class Wire:
-    """A transport that remembers when which frame was written."""
-
-    def __init__(self, agenda: Agenda) -> None:
-        self._agenda = agenda
-        self.frames: list[tuple[float, int, int, int, bytes]] = []
-
-    def write(self, data: bytes) -> None:
-        data = bytes(data).removeprefix(http2.PREFACE)
-        for at, length, kind, flags, stream in http2.frames(data):
-            self.frames.append((self._agenda.now, kind, flags, stream, data[at + 9 : at + 9 + length]))
-
-    def pause_reading(self) -> None:
-        """Nothing reads."""
-
-    def resume_reading(self) -> None:
-        """Nothing reads."""
-
-    def is_closing(self) -> bool:
-        return False
-
-
-class Both:
+class Both(Relayed):
     """A relay with a request on a slow link (stream 1) and on a fast one (stream 3)."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.agenda = agenda = Agenda()
-        for module in (lane, port, relay):
-            monkeypatch.setattr(module, "monotonic", lambda: agenda.now)
+    def __init__(self) -> None:
         paths = {name: Path(Uniform(s, s), math.inf, Loss(0.0)) for name, s in (("slow", 0.5), ("fast", 0.25))}
-        links = {name: (Profile(name, path, path), "") for name, path in paths.items()}
-        pacer: Any = agenda
-        self.client, self.upstream = Wire(agenda), Wire(agenda)
-        self.relay = ConnectionPair(
-            LinkRegistry(pacer, links["fast"][0], 1, node_profiles=links), pacer, 1, lambda _: None
-        )
-        self.relay.attach(cast("Any", self.client), cast("Any", self.upstream))
+        profiles = {name: Profile(name, path, path) for name, path in paths.items()}
+        super().__init__(profiles["fast"], profiles)
         self.up(http2.settings(), request(1, "slow"))
-        agenda.run()  # so that both streams have the same number on either side
+        self.run()  # so that both streams have the same number on either side
         self.up(request(3, "fast"))
         self.down(http2.settings(), ACK)
         self.up(ACK)
-        agenda.run()
-        self.client.frames.clear()
-        self.upstream.frames.clear()
-
-    def up(self, *frames: bytes) -> None:
-        self.relay.received(UP, b"".join(frames))
-
-    def down(self, *frames: bytes) -> None:
-        self.relay.received(DOWN, b"".join(frames))
+        self.run()
+        self.client.take()
+        self.upstream.take()
 
     def to_client(self) -> list[bytes | int]:
         """Payloads of DATA, and the kinds of other frames, as they were written."""
-        return [payload if kind == http2.DATA else kind for _, kind, _, _, payload in self.client.frames]
+        return [payload if kind == http2.DATA else kind for kind, _, _, payload in self.client.frames()]
+
+    def cut(self, name: str, seconds: float = 0.0) -> PacedLink:
+        """Nothing passes a link."""
+        paced = self.links.of(name)
+        paced.link.apply(NetworkEvent("partition", target_node=name, duration_seconds=seconds), self.pacer.time)
+        self.pacer.run(paced.changed)
+        return paced
 
 
 def request(stream: int, link: str) -> bytes:
@@ -219,46 +188,42 @@ def data(stream: int, payload: bytes) -> bytes:
     return http2.frame(http2.DATA, 0, stream, payload)
 
 
-def test_data_does_not_overtake_an_acknowledgement_and_is_not_delayed_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = Both(monkeypatch)
-    began = both.agenda.now
+def test_data_does_not_overtake_an_acknowledgement_and_is_not_delayed_by_it() -> None:
+    both = Both()
+    began = both.pacer.time
     both.up(LARGER)
     both.down(data(1, b"before"), ACK, data(3, b"after"))
-    both.agenda.run()
+    both.run()
     assert both.to_client() == [http2.SETTINGS, b"after", b"before"]
-    assert [at - began for at, *_ in both.client.frames] == [0.25, 0.25, 0.5]
+    assert [at - began for at, _ in both.client.writes] == [0.25, 0.25, 0.5]
 
 
-def test_an_acknowledgement_of_a_smaller_window_comes_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = Both(monkeypatch)
+def test_an_acknowledgement_of_a_smaller_window_comes_between() -> None:
+    both = Both()
     both.up(SMALLER)
     both.down(data(1, b"before"), ACK, data(3, b"after"))
-    both.agenda.run()
+    both.run()
     assert both.to_client() == [b"before", http2.SETTINGS, b"after"]
 
 
-def test_it_comes_between_though_a_link_holds_what_was_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = Both(monkeypatch)
-    slow = both.relay.by_id[1].port
-    slow.link.apply(NetworkEvent("partition", target_node="slow", duration_seconds=10.0), both.agenda.now)
-    slow.changed()
-    began = both.agenda.now
+def test_it_comes_between_though_a_link_holds_what_was_before_it() -> None:
+    both = Both()
+    both.cut("slow", seconds=10.0)
+    began = both.pacer.time
     both.up(SMALLER)
-    both.agenda.run(began + 1)
+    both.run(began + 1)
     both.down(data(1, b"before"), ACK, data(3, b"after"))
-    both.agenda.run(began + 9)
+    both.run(began + 9)
     assert both.to_client() == []
-    both.agenda.run()
+    both.run()
     assert both.to_client() == [b"before", http2.SETTINGS, b"after"]
 
 
-def test_it_travels_with_data_though_its_own_link_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = Both(monkeypatch)
-    assert both.relay.port is both.relay.by_id[1].port
-    both.relay.port.link.apply(NetworkEvent("partition", target_node="slow"), both.agenda.now)
-    both.relay.port.changed()
+def test_it_travels_with_data_though_its_own_link_holds_it() -> None:
+    both = Both()
+    assert both.cut("slow") is both.pair.paced
     both.down(ACK, data(3, b"after"))
-    both.agenda.run()
+    both.run()
     assert both.to_client() == [http2.SETTINGS, b"after"]
 
 
@@ -267,45 +232,44 @@ def test_it_travels_with_data_though_its_own_link_holds_it(monkeypatch: pytest.M
     st.randoms(use_true_random=False),
 )
 def test_every_interleaving_keeps_the_order_of_acknowledgements(steps: list[str], rng: random.Random) -> None:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        both = Both(monkeypatch)
-        window, pending, sent, chunk = 65_535, [], [], []
-        for number, step in enumerate(steps):
-            if step in ("raise", "lower"):
-                new = window + 1000 if step == "raise" else window - 1000
-                pending.append(new < window)
-                window = new
-                both.up(http2.settings((http2.INITIAL_WINDOW_SIZE, window)))
-            elif step in ("slow", "fast"):
-                chunk.append(data(1 if step == "slow" else 3, b"%d" % number))
-                sent.append((number, step))
-            elif step == "ack" and pending:
-                chunk.append(ACK)
-                sent.append((number, "lowered" if pending.pop(0) else "raised"))
-            elif step == "settings":
-                chunk.append(http2.settings((http2.MAX_CONCURRENT_STREAMS, number + 100)))
-            else:
-                both.down(*chunk)
-                chunk.clear()
-                both.agenda.run(both.agenda.now + rng.choice([0.0, 0.1, 0.3]))
-        both.down(*chunk)
-        both.agenda.run()
-        acks = iter([number for number, what in sent if what in ("lowered", "raised")])
-        kinds = dict(sent)
-        arrived = [
-            int(payload) if kind == http2.DATA else next(acks)
-            for _, kind, flags, _, payload in both.client.frames
-            if kind == http2.DATA or (kind == http2.SETTINGS and flags & http2.ACK)
-        ]
-        assert sorted(arrived) == sorted(kinds)
-        for place, number in enumerate(arrived):
-            if kinds[number] in ("lowered", "raised"):
-                assert all(earlier < number for earlier in arrived[:place])
-            if kinds[number] == "lowered":
-                assert all(later > number for later in arrived[place + 1 :])
-        for stream in ("slow", "fast"):
-            own = [number for number in arrived if kinds[number] == stream]
-            assert own == sorted(own)
+    both = Both()
+    window, pending, sent, chunk = 65_535, [], [], []
+    for number, step in enumerate(steps):
+        if step in ("raise", "lower"):
+            new = window + 1000 if step == "raise" else window - 1000
+            pending.append(new < window)
+            window = new
+            both.up(http2.settings((http2.INITIAL_WINDOW_SIZE, window)))
+        elif step in ("slow", "fast"):
+            chunk.append(data(1 if step == "slow" else 3, b"%d" % number))
+            sent.append((number, step))
+        elif step == "ack" and pending:
+            chunk.append(ACK)
+            sent.append((number, "lowered" if pending.pop(0) else "raised"))
+        elif step == "settings":
+            chunk.append(http2.settings((http2.MAX_CONCURRENT_STREAMS, number + 100)))
+        else:
+            both.down(*chunk)
+            chunk.clear()
+            both.run(both.pacer.time + rng.choice([0.0, 0.1, 0.3]))
+    both.down(*chunk)
+    both.run()
+    acks = iter([number for number, what in sent if what in ("lowered", "raised")])
+    kinds = dict(sent)
+    arrived = [
+        int(payload) if kind == http2.DATA else next(acks)
+        for kind, flags, _, payload in both.client.frames()
+        if kind == http2.DATA or (kind == http2.SETTINGS and flags & http2.ACK)
+    ]
+    assert sorted(arrived) == sorted(kinds)
+    for place, number in enumerate(arrived):
+        if kinds[number] in ("lowered", "raised"):
+            assert all(earlier < number for earlier in arrived[:place])
+        if kinds[number] == "lowered":
+            assert all(later > number for later in arrived[place + 1 :])
+    for stream in ("slow", "fast"):
+        own = [number for number in arrived if kinds[number] == stream]
+        assert own == sorted(own)
 
 
 # --- hyper-h2, which ends a connection for one frame too many

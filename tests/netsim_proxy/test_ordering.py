@@ -1,115 +1,34 @@
 """What must keep its order between streams although each has its own delay: found with servers in Go and Node.js."""
 
-import asyncio
 import socket
 import struct
-from collections.abc import Callable
-from heapq import heappop, heappush
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
 from hypergpu.netsim_proxy.io.protocols import UpstreamPeer
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
 from hypergpu.netsim_proxy.relay import http2
-from hypergpu.netsim_proxy.relay.connection import ConnectionPair
 from hypergpu.netsim_proxy.relay.header_blocks import NO_TABLE, literal
-from hypergpu.netsim_proxy.relay.paced_link import DOWN, UP
+from tests.netsim_proxy.virtual import Relayed
 
 SLOW, FAST = ("slow", 0.5), ("fast", 0.001)
 LAST = 0x7FFFFFFF
 
 
-class Agenda:
-    """A pacer whose time passes when a test says so."""
+class Both(Relayed):
+    """A relay between two wires, on a slow and on a fast link."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
-        self._count = 0
-
-    def at(self, due: float, call: Callable[..., object], *args: Any) -> None:
-        self._count += 1
-        if due < float("inf"):
-            heappush(self._heap, (due, self._count, call, args))
-
-    def begin(self) -> None:
-        """Nothing to prepare."""
-
-    def catch_up(self) -> None:
-        """Nothing is due: no time has passed."""
-
-    async def run(self) -> None:
-        while self._heap:
-            _, _, call, args = heappop(self._heap)
-            call(*args)
-
-
-class Wire:
-    """A transport that remembers the frames written to it, as (type, flags, stream, payload)."""
-
-    def __init__(self) -> None:
-        self.closed = self.shut = False
-        self.data = b""
-        self.socket: socket.socket | None = None
-
-    def write(self, data: bytes) -> None:
-        assert not self.closed, "uvloop would raise"
-        self.data += data
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None:
-        self.shut = True
-
-    def resume_reading(self) -> None:
-        """It never paused."""
-
-    def set_write_buffer_limits(self, high: int) -> None:
-        """It has none."""
-
-    def get_extra_info(self, name: str) -> Any:
-        return self.socket if name == "socket" else None
-
-    def close(self) -> None:
-        self.closed = True
-
-    def take(self) -> list[tuple[int, int, int, bytes]]:
-        data = self.data.removeprefix(http2.PREFACE)
-        self.data = b""
-        return [(k, f, s, data[at + 9 : at + 9 + length]) for at, length, k, f, s in http2.frames(data)]
-
-
-class Both:
-    """A relay between two wires; what is sent arrives when `agenda` runs."""
-
-    def __init__(self) -> None:
-        self.agenda = Agenda()
         paths = {name: Path(Uniform(delay, delay), float("inf"), Loss(0.0)) for name, delay in (SLOW, FAST)}
-        links = {name: (Profile(name, path, path), "") for name, path in paths.items()}
-        ports = LinkRegistry(self.agenda, links["fast"][0], 1, node_profiles=links)  # type: ignore[arg-type]
-        self.relay = ConnectionPair(ports, self.agenda, 1, lambda _: None)  # type: ignore[arg-type]
-        self.client, self.upstream = Wire(), Wire()
-        self.relay.attach(self.client, self.upstream)  # type: ignore[arg-type]
+        profiles = {name: Profile(name, path, path) for name, path in paths.items()}
+        super().__init__(profiles["fast"], profiles)
         self.up(http2.settings())
         self.down(http2.settings())
         self.run()
         self.client.take()
-
-    def up(self, *frames: bytes) -> None:
-        self.relay.received(UP, b"".join(frames))
-
-    def down(self, *frames: bytes) -> None:
-        self.relay.received(DOWN, b"".join(frames))
-
-    def run(self) -> None:
-        asyncio.run(self.agenda.run())
 
     def paths(self) -> dict[str, int]:
         """The upstream's numbers of the requests that have arrived, by path."""
@@ -186,15 +105,15 @@ def test_request_does_not_overtake_the_end_of_the_stream_whose_place_it_takes(
 def test_nothing_is_written_to_a_connection_that_has_just_closed(both: Both) -> None:
     both.up(request(1, "fast"))
     both.client.closed = True
-    both.relay.upstream_lost("gone")
+    both.pacer.run(both.pair.upstream_lost, "gone")
     both.run()
-    assert both.client.data == b""
+    assert both.client.writes == []
 
 
-def test_connections_are_ended_by_a_half_close_so_that_no_reset_outruns_the_last_frames(both: Both) -> None:
-    both.agenda.at(0.0, both.relay.close)
-    both.run()
-    assert all(wire.shut and not wire.closed for wire in (both.client, both.upstream))
+async def test_connections_are_ended_by_a_half_close_so_that_no_reset_outruns_the_last_frames(both: Both) -> None:
+    both.client.has_halves = both.upstream.has_halves = True
+    both.pacer.run(both.pair.close)
+    assert all(wire.was_shut and not wire.closed for wire in (both.client, both.upstream))
 
 
 def test_last_words_of_an_upstream_are_heard_though_a_write_to_it_failed(both: Both) -> None:
@@ -202,10 +121,10 @@ def test_last_words_of_an_upstream_are_heard_though_a_write_to_it_failed(both: B
     both.run()
     both.upstream.socket, server = socket.socketpair()
     with both.upstream.socket, server:
-        proxy: Any = SimpleNamespace(upstream="there:1", joined=lambda _: None, left=lambda _: None)
-        peer = UpstreamPeer(proxy, both.relay, SimpleNamespace(), both.client)  # type: ignore[arg-type]
+        proxy: Any = SimpleNamespace(upstream="there:1", pacer=both.pacer, joined=id, left=id, attach=lambda *_: None)
+        peer = UpstreamPeer(proxy, both.pair, cast("Any", None), cast("Any", both.client))
         both.upstream.socket.setblocking(False)
-        peer.connection_made(both.upstream)  # type: ignore[arg-type]
+        peer.connection_made(cast("Any", both.upstream))
         peer.data_received(http2.settings())
         server.sendall(trailers(1))
         server.close()

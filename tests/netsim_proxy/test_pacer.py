@@ -13,10 +13,11 @@ from hypergpu.netsim_proxy.io.lateness import DeliveryLateness
 from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
 from hypergpu.netsim_proxy.io.pacer import Pacer
 from hypergpu.netsim_proxy.io.realtime import enable_realtime
+from hypergpu.netsim_proxy.link.outcomes import UP
 from hypergpu.netsim_proxy.link.profiles import find_profile
 from hypergpu.netsim_proxy.relay import http2
 from hypergpu.netsim_proxy.relay.connection import ConnectionPair
-from hypergpu.netsim_proxy.relay.paced_link import UP, PacedLink
+from hypergpu.netsim_proxy.relay.paced_link import PacedLink
 from tests.patience import patience
 
 
@@ -28,9 +29,9 @@ async def test_calls_come_in_order_and_never_early(use_timerfd: bool) -> None:
     start = time.monotonic()
     last = asyncio.Event()
     for number, due in enumerate([0.03, 0.01, 0.02, 0.01, 0.0]):
-        pacer.at(start + due, lambda n=number, d=due: done.append((n, time.monotonic() - start - d)))
-    pacer.at(start + 0.04, last.set)
-    pacer.at(math.inf, last.set)
+        pacer.at(start + due, lambda _, n=number, d=due: done.append((n, time.monotonic() - start - d)))
+    pacer.at(start + 0.04, lambda _: last.set())
+    pacer.at(math.inf, lambda _: last.set())
     await asyncio.wait_for(last.wait(), patience(30))
     assert [number for number, _ in done] == [4, 1, 3, 2, 0]
     assert all(late >= 0 for _, late in done)
@@ -44,18 +45,20 @@ async def test_a_call_that_fails_takes_no_other_with_it() -> None:
     errors = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
     last = asyncio.Event()
-    pacer.at(0.0, lambda: divmod(1, 0))
-    pacer.at(0.0, last.set)
+    pacer.at(0.0, lambda _: divmod(1, 0))
+    pacer.at(0.0, lambda _: last.set())
     await asyncio.wait_for(last.wait(), patience(30))
     assert isinstance(errors[0], ZeroDivisionError)
     pacer.close()
 
 
 async def test_closing_forgets() -> None:
-    pacer = Pacer()
-    pacer.at(time.monotonic() + 0.01, pytest.fail)
+    clock = ManualClock()
+    pacer = Pacer(clock=clock)
+    pacer.at(0.01, pytest.fail)
     pacer.close()
-    await asyncio.sleep(0.02)
+    clock.now = 0.02
+    pacer.catch_up()
 
 
 async def test_what_became_due_runs_in_the_midst_of_other_work() -> None:
@@ -63,12 +66,12 @@ async def test_what_became_due_runs_in_the_midst_of_other_work() -> None:
     done: list[float] = []
     pacer = Pacer(clock=clock)
     for due in (1.0, 2.0, 3.0):
-        pacer.at(due, done.append, due)
+        pacer.at(due, done.append)
     pacer.catch_up()
     assert not done
     clock.now = 2.5
     pacer.catch_up()
-    assert done == [1.0, 2.0]
+    assert done == [2.5, 2.5]
     pacer.close()
 
 
@@ -86,24 +89,23 @@ async def test_a_network_is_kept_pace_with_from_the_first_link_that_does_somethi
 
 async def test_a_burst_of_requests_does_not_hold_up_what_is_due() -> None:
     pacer = Pacer()
-    ports = LinkRegistry(pacer, find_profile("good"), seed=1)
-    relay = ConnectionPair(ports, pacer, 1, on_closed=lambda _: None)
-    relay.attach(Mock(), Mock())
+    links = LinkRegistry(pacer, find_profile("good"), seed=1)
+    pair = ConnectionPair(links, pacer.agenda, 1)
     seen: list[int] = []
     request = Encoder().encode([(":method", "POST"), (":path", "/a.B/C")], huffman=False)
     burst = http2.frame(http2.SETTINGS, 0, 0, b"") + b"".join(
         http2.header_frames(number, request, True, http2.DEFAULT_MAX_FRAME_BYTES) for number in range(1, 100, 2)
     )
-    find = ports.of
+    find = links.find
 
-    def due_at_the_third(node_id: str | None) -> PacedLink:
-        if relay.last_seen_id == 5:
-            pacer.at(0.0, lambda: seen.append(relay.last_seen_id))
-        return find(node_id)
+    def due_at_the_third(now: float, name: str) -> PacedLink:
+        if pair.last_seen_id == 5:
+            pacer.agenda.at(0.0, lambda _: seen.append(pair.last_seen_id))
+        return find(now, name)
 
-    with patch.object(ports, "of", due_at_the_third):
-        relay.received(UP, burst)
-    assert relay.last_seen_id == 99, "the whole burst was taken in"
+    with patch.object(links, "find", due_at_the_third):
+        pacer.handle(pair, UP, burst)
+    assert pair.last_seen_id == 99, "the whole burst was taken in"
     assert seen and seen[0] <= 9
     pacer.close()
 

@@ -110,7 +110,7 @@ def test_bytes_pass_both_ways_on_the_link_of_the_port(proxy: Any, dial: Dial) ->
     assert read(sock, len(data)) == data
     link = proxy.link("tcp")
     assert (link.counters(Direction.UP).bytes, link.counters(Direction.DOWN).bytes) == (len(data), len(data))
-    assert proxy.ports.known("tcp").in_flight == [0, 0] and len(proxy.ports.known("tcp").relays) == 1
+    assert proxy.ports.known("tcp").in_flight == [0, 0] and len(proxy.ports.known("tcp").pairs) == 1
 
 
 def test_the_end_of_one_direction_leaves_the_other_open(proxy: Any, serve: Any, dial: Dial, start_proxy: Any) -> None:
@@ -253,7 +253,7 @@ def test_a_reset_is_a_reset(direction: str, proxy: Any, dial: Dial) -> None:
             sock.sendall(b"b")
             time.sleep(0.01)
             sock.recv(10)
-    assert not proxy.passing.relays
+    assert not proxy.passing.pairs
 
 
 def test_a_link_that_resets_takes_no_new_connection(proxy: Any, dial: Dial) -> None:
@@ -333,7 +333,7 @@ def test_a_connection_lasts_so_long(kind: str, passes: bool, proxy: Any, dial: D
     sock.sendall(b"a")
     assert read_until_closed(sock) == (b"a" if passes else b"")
     assert 0.4 <= time.monotonic() - began < 2
-    assert proxy.link("tcp").losses[Cause.LOSS] == 0 and not proxy.passing.relays
+    assert proxy.link("tcp").losses[Cause.LOSS] == 0 and not proxy.passing.pairs
 
 
 def test_a_slow_close_arrives_late(proxy: Any, dial: Dial) -> None:
@@ -351,7 +351,7 @@ def test_an_upstream_that_is_away_refuses(start_proxy: Any, dial: Dial) -> None:
     with capture_logs() as logs, pytest.raises(ConnectionResetError):
         dial(listen(running, "tcp")).recv(1)
     assert [entry["event"] for entry in logs] == ["upstream cannot be reached"]
-    assert not running.passing.relays and not running.ports.known("tcp").relays
+    assert not running.passing.pairs and not running.ports.known("tcp").pairs
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_open_connections_may_end_by_themselves_before_the_proxy_does(proxy: Any
     proxy.wait_for(proxy.passing.drain(0.6))
     assert 0.6 <= time.monotonic() - began < 4
     assert first.recv(1) == b"" and read_until_closed(second) == b""
-    assert not proxy.passing.relays and not proxy.passing.ends
+    assert not proxy.passing.pairs and not proxy.passing.ends
     timer.join()
 
 

@@ -12,20 +12,16 @@ from typing import Any, cast
 import pytest
 from hpack import Decoder
 
-from hypergpu.netsim_proxy.io import link_registry as ports
 from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
 from hypergpu.netsim_proxy.link import NetworkEvent
 from hypergpu.netsim_proxy.link.distributions import Uniform
+from hypergpu.netsim_proxy.link.outcomes import DIRECTIONS, DOWN, UP
 from hypergpu.netsim_proxy.link.profiles import Loss, Profile
 from hypergpu.netsim_proxy.link.profiles import Path as NetworkPath
-from hypergpu.netsim_proxy.relay import connection as relay
-from hypergpu.netsim_proxy.relay import frame_reader as lane
 from hypergpu.netsim_proxy.relay import http2
-from hypergpu.netsim_proxy.relay import paced_link as port
 from hypergpu.netsim_proxy.relay.connection import ConnectionPair
 from hypergpu.netsim_proxy.relay.header_blocks import NO_TABLE, literal
-from hypergpu.netsim_proxy.relay.paced_link import DOWN, UP
-from tests.netsim_proxy.agenda import Agenda
+from tests.netsim_proxy.virtual import VirtualPacer, attach
 
 DIRECTORY = Path(__file__).parent / "transcripts"
 KINDS = {
@@ -140,35 +136,30 @@ TRAILERS = NO_TABLE + literal(b"grpc-status", b"0")
 class Play:
     """A relay between a client and an upstream that the story plays; `lines` is what happened."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, default: str = "near") -> None:
-        self.pacer = cast("Any", Agenda())
-        for module in (lane, port, ports, relay):
-            monkeypatch.setattr(module, "monotonic", lambda: self.pacer.now)
+    def __init__(self, default: str = "near") -> None:
+        self.pacer = VirtualPacer()
         self.lines: list[str] = []
         known = {name: (profile, "") for name, profile in LINKS.items()}
-        self.ports = LinkRegistry(self.pacer, LINKS[default], seed=1, node_profiles=known)
-        self.relay = ConnectionPair(self.ports, self.pacer, 1, lambda _: self.tell("the relay is over"))
-        self.relay.host = "host"
-        wires: Any = [Wire(peer, self.tell) for peer in reversed(PEERS)]
-        self.relay.attach(*wires)
-        self.tell(f"established {self.relay.is_established}")
+        self.links = LinkRegistry(cast("Any", self.pacer), LINKS[default], seed=1, node_profiles=known)
+        self.pair = ConnectionPair(self.links, self.pacer.agenda, 1, host="host")
+        upstream, client = (Wire(peer, self.tell) for peer in PEERS)
+        attach(self.pacer, self.pair, client, upstream, on_closed=lambda: self.tell("the relay is over"))
+        self.tell(f"established {self.pair.is_established}")
         self.client(http2.settings())
         self.upstream(http2.settings())
-        self.tell(f"established {self.relay.is_established}")
+        self.tell(f"established {self.pair.is_established}")
 
     def tell(self, what: str) -> None:
-        self.lines.append(f"{self.pacer.now:9.6f}  {what}")
+        self.lines.append(f"{self.pacer.time:9.6f}  {what}")
 
     def client(self, *frames: bytes) -> None:
-        self.relay.received(UP, b"".join(frames))
+        self.pacer.handle(self.pair, UP, b"".join(frames))
 
     def upstream(self, *frames: bytes) -> None:
-        self.relay.received(DOWN, b"".join(frames))
+        self.pacer.handle(self.pair, DOWN, b"".join(frames))
 
     def wait(self, seconds: float = 100.0) -> None:
-        until = self.pacer.now + seconds
-        self.pacer.run(until)
-        self.pacer.now = max(self.pacer.now, until)
+        self.pacer.wait(seconds)
         self.tell("...")
 
     def call(self, stream: int, node: str, *, end: bool = True, extra: int = 0, size: int = 16_384) -> None:
@@ -183,11 +174,17 @@ class Play:
 
     def event(self, kind: str, node: str, **options: Any) -> None:
         self.tell(f"event: {kind} {options}")
-        self.ports.apply(NetworkEvent(kind, node, **options))
+        self.links.apply(NetworkEvent(kind, node, **options))
+
+    def turn(self, name: str, profile: Profile) -> None:
+        """The link becomes another."""
+        paced = self.links.of(name)
+        paced.link.set_profile(profile, self.pacer.time)
+        self.pacer.run(paced.changed)
 
     def state(self) -> None:
-        for each in self.ports:
-            counters = [each.link.counters(direction) for direction in port.DIRECTIONS]
+        for each in self.links:
+            counters = [each.link.counters(direction) for direction in DIRECTIONS]
             if any(each.in_flight) or any(counter.bytes for counter in counters):
                 told = [f"{counter.bytes} B in {counter.messages}" for counter in counters]
                 windows = [f"{window:.0f}" for window in each.window_bytes]
@@ -230,8 +227,7 @@ def pieces(play: Play) -> None:
         play.client(whole[at : at + 7_001])
         play.tell(f"read up to {at}")
     play.client(data(1, 12_000)[:5_000])
-    play.ports.of("direct").link.set_profile(LINKS["near"], play.pacer.now)
-    play.ports.of("direct").changed()
+    play.turn("direct", LINKS["near"])
     play.upstream(http2.window_update(5_000), http2.frame(http2.PING, 0, 0, b"flowing?"))
     play.client(data(1, 12_000)[5_000:], data(1, 100), http2.window_update(800))
     play.wait()
@@ -317,16 +313,16 @@ def draining(play: Play, node: str = "near") -> None:
     """The last answer arrives whole though it is read at once, also where the link holds it up."""
     play.call(1, node)
     play.wait(0.005)
-    play.relay.drain()
-    play.relay.drain()
+    play.pacer.run(play.pair.drain)
+    play.pacer.run(play.pair.drain)
     play.call(3, node)
     play.wait()
     play.event("disconnect", node, duration_seconds=0.35, mode="black_hole")
     play.answer(1)
     play.tell("the last call has ended")
     play.wait()
-    play.relay.drain()
-    play.relay.close()
+    play.pacer.run(play.pair.drain)
+    play.pacer.run(play.pair.close)
     play.client(data(1, 1))
 
 
@@ -335,14 +331,14 @@ def draining_with_nothing_open(play: Play) -> None:
     play.call(1, "near")
     play.wait()
     play.answer(1)
-    play.relay.drain()
+    play.pacer.run(play.pair.drain)
     play.tell("drains")
     play.wait()
 
 
 def draining_a_lost_call(play: Play) -> None:
     play.call(1, "lossy")
-    play.relay.drain()
+    play.pacer.run(play.pair.drain)
     play.wait(1.0)
     play.answer(1)
     play.wait()
@@ -353,7 +349,7 @@ def a_client_that_leaves(play: Play, delay: float = 0.0) -> None:
         play.event("slow_close", "near", close_after_seconds=delay)
     play.call(1, "near", end=False)
     play.client(data(1, 16_000))
-    play.relay.client_lost()
+    play.pacer.run(play.pair.client_lost)
     play.tell("the client is gone")
     play.wait()
 
@@ -368,11 +364,11 @@ def an_upstream_that_leaves(play: Play, delay: float = 0.0) -> None:
     play.upstream(http2.frame(http2.HEADERS, http2.END_HEADERS, 1, ANSWER), data(1, 9_000))
     play.upstream(http2.frame(http2.HEADERS, http2.END_HEADERS | http2.END_STREAM, 3, ANSWER))
     play.client(http2.rst_stream(5, http2.CANCEL))
-    play.relay.upstream_lost("netsim: the upstream is gone")
+    play.pacer.run(play.pair.upstream_lost, "netsim: the upstream is gone")
     play.tell("the upstream is gone")
     play.wait()
-    play.relay.upstream_lost("again")
-    play.relay.client_lost()
+    play.pacer.run(play.pair.upstream_lost, "again")
+    play.pacer.run(play.pair.client_lost)
 
 
 def an_event(play: Play, kind: str, **options: Any) -> None:
@@ -388,7 +384,7 @@ def an_event(play: Play, kind: str, **options: Any) -> None:
     play.call(5, "near")
     play.upstream(data(1, 12_000), http2.window_update(3_000), http2.frame(http2.PING, 0, 0, b"and you?"))
     play.wait(0.2)
-    play.tell(f"limited {play.ports.of('near').link.limits_connections}, {play.ports.blocks_opening('host')}")
+    play.tell(f"limited {play.links.of('near').link.limits_connections}, {play.links.blocks_opening('host')}")
     play.client(data(3, 200, end=True))
     play.upstream(data(1, 12_000))
     play.wait(0.7)
@@ -398,7 +394,7 @@ def an_event(play: Play, kind: str, **options: Any) -> None:
     play.upstream(http2.frame(http2.HEADERS, http2.END_HEADERS | http2.END_STREAM, 1, TRAILERS))
     play.wait()
     play.state()
-    play.relay.close(reset=True)
+    play.pacer.run(play.pair.close, True)
 
 
 def a_full_queue(play: Play) -> None:
@@ -411,8 +407,7 @@ def a_full_queue(play: Play) -> None:
     play.client(http2.frame(http2.PING, 0, 0, b"express!"), http2.window_update(1_000_000))
     play.upstream(data(1, 16_384), http2.frame(http2.PING, 0, 0, b"opposite"))
     play.wait(0.1)
-    play.ports.of("narrow").link.set_profile(LINKS["far"], play.pacer.now)
-    play.ports.of("narrow").changed()
+    play.turn("narrow", LINKS["far"])
     play.state()
     play.wait()
     play.state()
@@ -485,14 +480,14 @@ BROKEN = {
 }  # fmt: skip
 
 
-def broken_frames(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for name, (way, frames) in BROKEN.items():
-        play = Play(monkeypatch)
+def broken_frames() -> Iterator[str]:
+    for name, (direction, frames) in BROKEN.items():
+        play = Play()
         play.call(1, "near", end=False)
         play.upstream(http2.settings((http2.MAX_FRAME_SIZE, 20_000)))
         play.wait()
         del play.lines[:]
-        play.relay.received(way, frames)
+        play.pacer.handle(play.pair, direction, frames)
         play.wait()
         yield f"{name}:"
         gets_settings = [line for line in play.lines if "SETTINGS 0 flags 0" in line]
@@ -532,15 +527,13 @@ STORIES: dict[str, Callable[[Play], None]] = {
 
 
 @pytest.mark.parametrize("name", [*STORIES, "broken-frames"])
-def test_both_peers_get_what_is_written(
-    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_peers_get_what_is_written(name: str, request: pytest.FixtureRequest) -> None:
     if name in STORIES:
-        play = Play(monkeypatch)
+        play = Play()
         STORIES[name](play)
         lines = play.lines
     else:
-        lines = list(broken_frames(monkeypatch))
+        lines = list(broken_frames())
     file = DIRECTORY / f"{name}.txt"
     if request.config.getoption("--update-transcripts"):
         file.write_text("\n".join(lines) + "\n")

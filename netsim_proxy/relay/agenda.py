@@ -1,0 +1,52 @@
+"""What is to be done: effects at once, and calls when their time has come. It knows no clock."""
+
+import math
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any
+
+from hypergpu.netsim_proxy.relay.effects import Effect
+
+
+class Agenda:
+    """The effects and the later calls of all connections and links, which the driver takes from here.
+
+    Attributes:
+        effects: what the driver has to carry out now, in order; it empties the list.
+    """
+
+    __slots__ = ("_count", "_heap", "effects")
+
+    def __init__(self) -> None:
+        self.effects: list[Effect] = []
+        self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def at(self, due: float, call: Callable[..., object], *args: Any) -> None:
+        """Call `call(now, *args)` at `due` or later; an infinite time is never. Calls due together keep their order."""
+        if due != math.inf:
+            heappush(self._heap, (due, self._count, call, args))
+            self._count += 1
+
+    @property
+    def next_at(self) -> float:
+        """Time of the next call; infinite if there is none."""
+        heap = self._heap
+        return heap[0][0] if heap else math.inf
+
+    def run_next(self, now: float) -> None:
+        """Make the next call."""
+        _, _, call, args = heappop(self._heap)
+        call(now, *args)
+
+    def take_effects(self) -> list[Effect]:
+        """Return the effects so far and forget them."""
+        effects, self.effects = self.effects, []
+        return effects
+
+    def clear(self) -> None:
+        """Forget the calls to come."""
+        self._heap.clear()
