@@ -31,6 +31,10 @@ class Service:
         self.calls = 0
         self.sent = 0
         self.cancelled = threading.Event()
+        self.hanging = threading.Event()
+        """A call of Hang has begun."""
+        self.released = threading.Event()
+        """Wait may read what it was sent."""
         self.metadata: dict[str, str | bytes] = {}
         self.time_left = 0.0
 
@@ -49,6 +53,7 @@ class Service:
 
     def hang(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         context.add_callback(self.cancelled.set)
+        self.hanging.set()
         self.cancelled.wait(10)
         return b""
 
@@ -56,7 +61,7 @@ class Service:
         return str(sum(len(request) for request in requests)).encode()
 
     def wait(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        time.sleep(1)
+        self.released.wait(10)
         return self.count(requests, context)
 
     def produce(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -235,6 +240,23 @@ def eventually() -> Callable[[Callable[[], Any]], None]:
         while not condition():
             assert time.monotonic() < end, "it never came true"
             time.sleep(0.005)
+
+    return wait
+
+
+@pytest.fixture
+def at_rest() -> Callable[[Callable[[], int]], int]:
+    """Waits until a figure does not change any longer, and returns it: `at_rest(lambda: service.sent)`."""
+
+    def wait(figure: Callable[[], int], for_seconds: float = 0.3, seconds: float = 30.0) -> int:
+        end = time.monotonic() + seconds
+        last, since = figure(), time.monotonic()
+        while time.monotonic() - since < for_seconds:
+            assert time.monotonic() < end, "it never came to rest"
+            time.sleep(0.005)
+            if figure() != last:
+                last, since = figure(), time.monotonic()
+        return last
 
     return wait
 

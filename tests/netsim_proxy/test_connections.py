@@ -18,6 +18,7 @@ from hypergpu.netsim_proxy.io.throttle import Throttle
 from hypergpu.netsim_proxy.io.upstream_errors import mistake_in
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.events import NetworkEvent
+from hypergpu.netsim_proxy.link.outcomes import UP
 from hypergpu.netsim_proxy.link.profiles import Loss, Profile
 from hypergpu.netsim_proxy.link.profiles import Path as LinkPath
 from hypergpu.netsim_proxy.relay import http2
@@ -63,12 +64,13 @@ def test_a_client_is_not_ready_while_there_is_no_upstream(start_proxy: Any, conn
     assert grpc.ChannelConnectivity.READY not in states.seen
 
 
-def test_wait_for_ready_waits_for_the_upstream(start_proxy: Any, connect: Any, service: Any) -> None:
+def test_wait_for_ready_waits_for_the_upstream(start_proxy: Any, connect: Any, service: Any, eventually: Any) -> None:
     address = dead_address()
     proxy = start_proxy("direct", upstream=address)
     client = connect(proxy.address, "node_1", options=QUICK)
+    states = States(client.channel)
     call = futures.ThreadPoolExecutor(1).submit(client.Echo, b"there", wait_for_ready=True)
-    time.sleep(0.2)
+    eventually(lambda: grpc.ChannelConnectivity.TRANSIENT_FAILURE in states.seen)
     assert not call.done()
     server = grpc.server(futures.ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers((service.handler(),))
@@ -107,7 +109,7 @@ def test_a_connection_is_opened_when_the_black_hole_ends(start_proxy: Any, conne
     proxy.call(proxy.ports.apply, event("disconnect", node="*", mode="black_hole"))
     client = connect(proxy.address, "node_1")
     states = States(client.channel)
-    time.sleep(0.2)
+    eventually(lambda: grpc.ChannelConnectivity.CONNECTING in states.seen)
     assert grpc.ChannelConnectivity.READY not in states.seen
     proxy.call(proxy.ports.clear)
     eventually(lambda: states.seen[-1] == grpc.ChannelConnectivity.READY)
@@ -220,7 +222,15 @@ def test_the_end_of_a_client_takes_as_long_as_the_link(start_proxy: Any, connect
     sock.close()
 
 
-def test_a_killed_server_is_not_heard_of_inside_a_black_hole(start_proxy: Any, connect: Any, server: Upstream) -> None:
+def is_upstream_gone(proxy: Any) -> bool:
+    """Whether the proxy knows that the upstream has closed its only connection."""
+    (pair,) = proxy.proxy.pairs
+    return bool(pair.writers[UP.ordinal].closed)
+
+
+def test_a_killed_server_is_not_heard_of_inside_a_black_hole(
+    start_proxy: Any, connect: Any, server: Upstream, eventually: Any
+) -> None:
     proxy = start_proxy("direct", upstream=server.address)
     call = connect(proxy.address, "node_1").Hang.future(b"")
     sock = server.accept()
@@ -228,14 +238,16 @@ def test_a_killed_server_is_not_heard_of_inside_a_black_hole(start_proxy: Any, c
         pass
     proxy.call(proxy.ports.apply, event("disconnect", mode="black_hole"))
     sock.close()
-    time.sleep(0.2)
+    eventually(lambda: is_upstream_gone(proxy))
     assert not call.done()
     proxy.call(proxy.ports.clear)
     with pytest.raises(grpc.RpcError):
         call.result(5)
 
 
-def test_a_reply_given_in_the_hole_arrives_before_the_end(start_proxy: Any, connect: Any, server: Upstream) -> None:
+def test_a_reply_given_in_the_hole_arrives_before_the_end(
+    start_proxy: Any, connect: Any, server: Upstream, eventually: Any
+) -> None:
     proxy = start_proxy("direct", upstream=server.address)
     call = connect(proxy.address, "node_1").Hang.future(b"")
     sock = server.accept()
@@ -249,7 +261,7 @@ def test_a_reply_given_in_the_hole_arrives_before_the_end(start_proxy: Any, conn
         + http2.header_frames(1, NO_TABLE + literal(b"grpc-status", b"0"), True, 16_384)
     )
     sock.close()
-    time.sleep(0.1)
+    eventually(lambda: is_upstream_gone(proxy))
     assert not call.done()
     proxy.call(proxy.ports.clear)
     assert call.result(5) == b"ok"

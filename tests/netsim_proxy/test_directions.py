@@ -10,6 +10,10 @@ import pytest
 
 from hypergpu.netsim_proxy.link.events import NetworkEvent
 from hypergpu.netsim_proxy.link.outcomes import Cause, Direction
+from hypergpu.netsim_proxy.link.profiles import find_profile
+from hypergpu.netsim_proxy.relay import http2
+from hypergpu.netsim_proxy.relay.header_blocks import NO_TABLE, literal
+from tests.netsim_proxy.virtual import Relayed
 from tests.patience import patience, until
 
 
@@ -79,14 +83,14 @@ def test_a_request_does_not_pass_though_answers_do(proxy: Any, client: Any, serv
     stream.cancel()
 
 
-def test_a_reset_of_one_direction_strikes_whoever_sends_there(proxy: Any, client: Any) -> None:
+def test_a_reset_of_one_direction_strikes_whoever_sends_there(proxy: Any, client: Any, eventually: Any) -> None:
     stream = client.Produce(b"3 100")
     list(stream)
     proxy.call(proxy.ports.apply, event("disconnect", mode="reset", direction="up", duration_seconds=0.5))
     assert len(proxy.proxy.pairs) == 1  # nothing is sent, and nothing happens
     assert code_of(lambda: client.Echo(b"")) == grpc.StatusCode.UNAVAILABLE
     assert proxy.link("node_1").losses[Cause.DISCONNECTED] >= 1
-    time.sleep(0.5)
+    eventually(lambda: proxy.call(lambda: proxy.link("node_1").state(time.monotonic())) == "up")
     assert echo_again(client, b"again") == b"again"
 
 
@@ -134,10 +138,15 @@ def test_a_timeout_carries_nothing_and_then_closes(proxy: Any, client: Any, serv
     assert echo_again(client, b"x") == b"x"
 
 
-def test_an_event_that_is_ended_closes_no_connection(proxy: Any, client: Any) -> None:
-    (pair,) = proxy.proxy.pairs
-    proxy.call(proxy.ports.apply, event("limit_time", close_after_seconds=0.3))
-    proxy.call(proxy.ports.clear)
-    time.sleep(0.4)
-    client.Echo(b"")
-    assert proxy.proxy.pairs == {pair}
+@pytest.mark.parametrize("cleared", [True, False])
+def test_an_event_that_is_ended_closes_no_connection(cleared: bool) -> None:
+    both = Relayed(find_profile("direct"))
+    block = NO_TABLE + literal(b":path", b"/a/b") + literal(b"x-node-id", b"node_1")
+    both.up(http2.settings(), http2.header_frames(1, block, False, 16_384))
+    both.links.apply(event("limit_time", close_after_seconds=0.3))
+    if cleared:
+        both.links.clear()
+    both.pacer.wait(0.29)
+    assert not both.pair.closed
+    both.pacer.wait(0.02)
+    assert both.pair.closed is not cleared

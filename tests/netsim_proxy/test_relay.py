@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import itertools
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -79,18 +80,22 @@ def test_streams_both_ways(client: Any) -> None:
 
 
 def test_half_closing_late(client: Any) -> None:
+    answered = threading.Event()
+
     def requests() -> Iterator[bytes]:
         yield b"1"
-        time.sleep(0.1)
+        assert answered.wait(5)
         yield b"2"
 
-    assert list(client.Chat(requests())) == [b"1", b"2", b"end"]
+    answers = client.Chat(requests())
+    assert next(answers) == b"1"
+    answered.set()
+    assert list(answers) == [b"2", b"end"]
 
 
 def test_server_that_answers_before_the_client_has_ended(client: Any) -> None:
     def endless() -> Iterator[bytes]:
         while True:
-            time.sleep(0.002)
             yield bytes(10_000)
 
     with pytest.raises(grpc.RpcError) as caught:
@@ -110,7 +115,7 @@ def test_deadline_passes_to_the_server(client: Any, service: Any) -> None:
 
 def test_cancellation_by_the_client(client: Any, service: Any) -> None:
     call = client.Hang.future(b"")
-    time.sleep(0.15)
+    assert service.hanging.wait(5)
     assert call.cancel()
     assert service.cancelled.wait(5)
     stream = client.Produce(b"1000000 100000")
@@ -202,38 +207,32 @@ def test_bandwidth_is_shared_by_the_streams_of_a_link(start_proxy: Any, connect:
 
 
 @pytest.mark.parametrize("profile", ["direct", "good", "slow"])
-def test_slow_reader_holds_back_its_writer(profile: str, start_proxy: Any, connect: Any, service: Any) -> None:
+def test_slow_reader_holds_back_its_writer(
+    profile: str, start_proxy: Any, connect: Any, service: Any, at_rest: Any
+) -> None:
     proxy = start_proxy(fixed(10) if profile == "slow" else profile)
     # gRPC would widen the reader's window by what it measures, with and without us: what we hold counts here.
     client = connect(proxy.address, "node_1", options=(("grpc.http2.bdp_probe", 0),))
     stream = client.Produce(b"100 1048576")
     next(iter(stream))
-    last = -1
-    while service.sent != last:
-        last = service.sent
-        time.sleep(0.3)
-    assert service.sent <= 8 << 20
+    assert at_rest(lambda: service.sent) <= 8 << 20
     assert proxy.call(lambda: sum(proxy.ports.known("node_1").in_flight)) <= 4 << 20
     assert sum(map(len, stream)) == 99 << 20
 
 
 @pytest.mark.parametrize("rtt_ms", [0, 20])
 def test_reader_that_stops_midway_holds_back_its_writer(
-    rtt_ms: float, start_proxy: Any, connect: Any, service: Any
+    rtt_ms: float, start_proxy: Any, connect: Any, service: Any, at_rest: Any
 ) -> None:
     """gRPC has measured the path by then, and opened its window to it."""
     proxy = start_proxy(fixed(rtt_ms, mbit=800 if rtt_ms else math.inf))
     stream = connect(proxy.address, "node_1").Produce(b"150 1048576")
     read = sum(len(part) for part in itertools.islice(stream, 60))
-    last = -1
-    while service.sent != last:
-        last = service.sent
-        time.sleep(0.3)
-    assert service.sent - read <= 24 << 20
+    assert at_rest(lambda: service.sent) - read <= 24 << 20
     assert sum(map(len, stream)) == 90 << 20
 
 
-def test_slow_service_holds_back_its_client(start_proxy: Any, connect: Any) -> None:
+def test_slow_service_holds_back_its_client(start_proxy: Any, connect: Any, service: Any, at_rest: Any) -> None:
     sent = 0
 
     def requests() -> Iterator[bytes]:
@@ -243,8 +242,8 @@ def test_slow_service_holds_back_its_client(start_proxy: Any, connect: Any) -> N
             yield bytes(1 << 20)
 
     call = connect(start_proxy("direct").address, "node_1").Wait.future(requests())
-    time.sleep(0.7)
-    assert sent <= 24 << 20
+    assert 0 < at_rest(lambda: sent) <= 24 << 20
+    service.released.set()
     assert call.result() == str(60 << 20).encode()
 
 

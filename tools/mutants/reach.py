@@ -29,9 +29,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "node/core": ("tests/node",),
     "node/calibration.py": ("tests/node/test_calibration.py",),
     "netsim_proxy/link": ("tests/netsim_proxy/link", TRANSCRIPTS),
-    "netsim_proxy/relay/frame_reader.py": ("tests/netsim_proxy",),
-    "netsim_proxy/relay/connection.py": ("tests/netsim_proxy",),
-    "netsim_proxy/relay/paced_link.py": ("tests/netsim_proxy",),
+    "netsim_proxy/relay": ("tests/netsim_proxy",),
 }
 """What is mutated, and the tests that are meant to notice."""
 
