@@ -70,10 +70,19 @@ class Pacer:
 
     def handle(self, pair: ConnectionPair, direction: Direction, data: bytes) -> None:
         """Let a pair of connections take in what was read, between what becomes due meanwhile."""
-        self.catch_up()
-        while self.run(pair.handle, direction, data):
-            self.catch_up()
+        agenda, clock = self.agenda, self._clock
+        calls, is_left = agenda.calls, True
+        while is_left:
+            now = clock()
+            if calls and calls[0][0] <= now:
+                self._fire()
+                now = clock()
+            is_left = pair.handle(now, direction, data)
             data = b""
+            if agenda.effects:
+                self._carry_out()
+            if calls and calls[0][0] < self._armed_at:
+                self._arm()
 
     def hold(self, pair: ConnectionPair | RawConnectionPair, direction: Direction) -> None:
         """Stop reading what travels in `direction`: its receiver takes no more for now."""
@@ -101,7 +110,8 @@ class Pacer:
 
     def catch_up(self) -> None:
         """Make the calls that have become due in the midst of other work: bursts must not hold up deliveries."""
-        if self.agenda.next_at <= self._clock():
+        calls = self.agenda.calls
+        if calls and calls[0][0] <= self._clock():
             self._fire()
 
     def close(self) -> None:
@@ -116,7 +126,8 @@ class Pacer:
 
     def _fire(self) -> None:
         agenda, clock, on_late = self.agenda, self._clock, self._on_late
-        while (late := (now := clock()) - agenda.next_at) >= 0:
+        calls = agenda.calls
+        while calls and (late := (now := clock()) - calls[0][0]) >= 0:
             on_late(late)
             try:
                 agenda.run_next(now)

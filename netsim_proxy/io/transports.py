@@ -66,10 +66,13 @@ class Transports:
             ends = self._ends.get(effect.connection)
             if ends is None:
                 continue
-            if effect.__class__ is Write:
-                _write(ends.senders[1 - effect.direction.ordinal], effect.data)
-            else:
+            if effect.__class__ is not Write:
                 self._carry_out(effect, ends)
+                continue
+            sink = ends.senders[1 - effect.direction.ordinal]
+            # A transport whose peer has just gone may be closed before it has told us: uvloop's then refuses to write.
+            if sink is not None and not sink.is_closing():
+                sink.write(effect.data)
 
     def _carry_out(self, effect: Effect, ends: Ends) -> None:
         match effect:
@@ -89,12 +92,6 @@ class Transports:
                 source = ends.senders[effect.direction.ordinal]
                 if source is not None and not source.is_closing():
                     source.pause_reading() if effect.__class__ is Pause else source.resume_reading()
-
-
-def _write(sink: asyncio.Transport | None, data: bytes | memoryview) -> None:
-    # A transport whose peer has just gone may be closed before it has told us, and uvloop's then refuses to write.
-    if sink is not None and not sink.is_closing():
-        sink.write(data)
 
 
 def bound_buffers(transport: asyncio.Transport) -> None:

@@ -13,33 +13,33 @@ class Agenda:
 
     Attributes:
         effects: what the driver has to carry out now, in order; it empties the list.
+        calls: a heap of the calls to come, the next one first: when it is due, its number, the call and its arguments.
     """
 
-    __slots__ = ("_count", "_heap", "effects")
+    __slots__ = ("_count", "calls", "effects")
 
     def __init__(self) -> None:
         self.effects: list[Effect] = []
-        self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
+        self.calls: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._count = 0
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self.calls)
 
     def at(self, due: float, call: Callable[..., object], *args: Any) -> None:
         """Call `call(now, *args)` at `due` or later; an infinite time is never. Calls due together keep their order."""
         if due != math.inf:
-            heappush(self._heap, (due, self._count, call, args))
+            heappush(self.calls, (due, self._count, call, args))
             self._count += 1
 
     @property
     def next_at(self) -> float:
         """Time of the next call; infinite if there is none."""
-        heap = self._heap
-        return heap[0][0] if heap else math.inf
+        return self.calls[0][0] if self.calls else math.inf
 
     def run_next(self, now: float) -> None:
         """Make the next call."""
-        _, _, call, args = heappop(self._heap)
+        _, _, call, args = heappop(self.calls)
         call(now, *args)
 
     def take_effects(self) -> list[Effect]:
@@ -49,4 +49,4 @@ class Agenda:
 
     def clear(self) -> None:
         """Forget the calls to come."""
-        self._heap.clear()
+        self.calls.clear()

@@ -115,7 +115,7 @@ class FrameReader(HeldReader):
         Raises:
             Http2Error: these are not frames that the other peer would accept.
         """
-        pair, writer, index = self.pair, self.writer, self._index
+        pair, writer, index = self.pair, self.writer, self.index
         data, begin, at, group = self._unfinished or self._begin(now, data)
         self._unfinished = None
         runs = 0
@@ -255,7 +255,7 @@ class FrameReader(HeldReader):
     @property
     def _limit(self) -> float:
         paced = self.pair.paced
-        return paced.window_bytes[self._index] if paced is not None else FIRST_WINDOW_BYTES
+        return paced.window_bytes[self.index] if paced is not None else FIRST_WINDOW_BYTES
 
     def _is_idle(self) -> bool:
         return not self.writer.queued and not self.pair.renumbered and self._order.is_free
@@ -291,7 +291,7 @@ class FrameReader(HeldReader):
             return None
         clear = self._is_clear(stream)
         if clear and kind == http2.HEADERS:
-            self._opened = stream.opened[self._index] = True
+            self._opened = stream.opened[self.index] = True
             if self.direction is UP and not stream.upstream_id:
                 self.pair.assign(stream)
         if kind == http2.RST_STREAM or (flags & http2.END_STREAM and kind != http2.WINDOW_UPDATE):
@@ -307,7 +307,7 @@ class FrameReader(HeldReader):
         self.writer.write(data if end - begin == len(data) else memoryview(data)[begin:end])
 
     def _offer(self, now: float, stream: Stream, run: bytes) -> None:
-        end, ticket = stream.ended[self._index], self._order.enter()
+        end, ticket = stream.ended[self.index], self._order.enter()
         stream.paced.offer(now, self, len(run), stream.exchange, end, self._on_verdict, stream, run, ticket)
 
     def _on_verdict(self, now: float, verdict: Deliver | Fail, stream: Stream, run: bytes, ticket: int) -> None:
@@ -319,10 +319,10 @@ class FrameReader(HeldReader):
             self._order.leave(now, ticket)
             self.pair.lose(stream, verdict.at, verdict.cause)
         else:
-            at = max(verdict.at, stream.ready_at[self._index])
+            at = max(verdict.at, stream.ready_at[self.index])
             if self.direction is UP and self.pair.max_streams < math.inf:
                 at = self.pair.wait_for_stream_slot(now, stream, at)
-            stream.ready_at[self._index] = at
+            stream.ready_at[self.index] = at
             if at <= now and self._order.is_free and not self.writer.queued:
                 self._deliver(stream, run)
                 self._order.leave(now, ticket)
@@ -338,7 +338,7 @@ class FrameReader(HeldReader):
             self._deliver(stream, run)
 
     def _deliver(self, stream: Stream, run: bytes) -> None:
-        index = self._index
+        index = self.index
         if not stream.opened[index] and run[3] == http2.HEADERS:
             stream.opened[index] = True
             if not self._opened:

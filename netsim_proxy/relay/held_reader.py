@@ -11,7 +11,7 @@ class HeldReader:
     def __init__(self, agenda: Agenda, connection: int, direction: Direction) -> None:
         self.direction = direction
         self._agenda, self._connection = agenda, connection
-        self._index = direction.ordinal
+        self.index = direction.ordinal
         self._holds: set[object] = set()
 
     def hold(self, reason: object) -> None:

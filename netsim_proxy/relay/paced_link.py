@@ -33,6 +33,7 @@ class Reader(Protocol):
     """One direction of a connection: reads from one end what goes to the other."""
 
     direction: Direction
+    index: int
 
     @property
     def pair(self) -> Connection:
@@ -109,7 +110,7 @@ class PacedLink:
 
         At once, or when the link stops holding: then what comes after in this direction waits too.
         """
-        held = self._held[reader.direction.ordinal]
+        held = self._held[reader.index]
         if not held:
             verdict = self.link.offer(now, reader.direction, nbytes, exchange, end=end, express=express)
             if not isinstance(verdict, Hold):
@@ -129,7 +130,7 @@ class PacedLink:
 
     def begin_transit(self, now: float, reader: Reader, nbytes: int) -> None:
         """Count bytes of `reader` that are on their way; it reads no more while the link's queue is full."""
-        index = reader.direction.ordinal
+        index = reader.index
         self.in_flight[index] += nbytes
         if reader not in self._waiting[index]:
             is_full = self.in_flight[index] > self._full_at[index]
@@ -140,7 +141,7 @@ class PacedLink:
 
     def end_transit(self, now: float, reader: Reader, nbytes: int) -> None:
         """Count bytes that have been delivered or dropped."""
-        index = reader.direction.ordinal
+        index = reader.index
         self.in_flight[index] -= nbytes
         if self._waiting[index]:
             self._resume_readers(now, reader.direction)

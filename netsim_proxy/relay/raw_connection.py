@@ -85,7 +85,7 @@ class RawReader(HeldReader):
             left = paced.link.allowance(self.pair.number, self.direction)
             if left <= 0:
                 break
-            piece = data[at : at + int(min(paced.piece_bytes[self._index], left))]
+            piece = data[at : at + int(min(paced.piece_bytes[self.index], left))]
             at += len(piece)
             paced.offer(now, self, len(piece), self.pair.exchange, False, self._on_verdict, piece)
         if paced.link.allowance(self.pair.number, self.direction) <= 0:
@@ -118,7 +118,7 @@ class RawReader(HeldReader):
         self.writer.later(max(verdict.at, self.writer.latest_at) + delay_seconds, self._end_other, reset)
 
     def _end_other(self, now: float, reset: bool) -> None:
-        back = self.pair.readers[1 - self._index]
+        back = self.pair.readers[1 - self.index]
         if reset:
             self.pair.close(now, reset=True)
         elif back.has_ended and not back.writer.queued:
