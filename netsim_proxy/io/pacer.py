@@ -80,7 +80,7 @@ class Pacer:
             is_left = pair.handle(now, direction, data)
             data = b""
             if agenda.effects:
-                self._carry_out()
+                self.transports.carry_out(agenda.take_effects())
             if calls and calls[0][0] < self._armed_at:
                 self._arm()
 
