@@ -1,4 +1,4 @@
-"""Talks to a running cluster: the coordinator's control service and the proxy's."""
+"""Client of a running cluster: of the coordinator's control service and the proxy's control API."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +23,7 @@ _TIMEOUT_SECONDS = 10.0
 
 
 class Client:
-    """Calls that answer with messages, and fail with the errors of `hypergpu.common.errors`."""
+    """Calls to a cluster. Failures raise the errors of `hypergpu.common.errors`."""
 
     def __init__(
         self,
@@ -41,33 +41,33 @@ class Client:
 
     @property
     def control(self) -> Any:
-        """The stub of the coordinator's control service.
+        """Stub of the coordinator's control service.
 
         Raises:
-            InvalidInput: a proxy alone was named.
+            InvalidInput: only the address of a proxy is known.
         """
         if self._control is None:
-            raise InvalidInput("this needs the coordinator too: say --coordinator HOST:PORT")
+            raise InvalidInput("this needs the coordinator: give --coordinator HOST:PORT")
         return self._control
 
     @property
     def has_proxy(self) -> bool:
-        """Whether links can be looked at and changed."""
+        """Whether the address of a proxy is known."""
         return self._netsim is not None
 
     @property
     def netsim(self) -> Any:
-        """The stub of the proxy's control service.
+        """Stub of the proxy's control API.
 
         Raises:
-            InvalidInput: the cluster runs without a proxy.
+            InvalidInput: no proxy is known.
         """
         if self._netsim is None:
-            raise InvalidInput("this cluster has no netsim proxy, or it is not known where: say --proxy HOST:PORT")
+            raise InvalidInput("no netsim proxy is known: give --proxy HOST:PORT")
         return self._netsim
 
     async def call(self, method: Method, request: Message) -> Any:
-        """The reply to one unary call."""
+        """Make a unary call and return the reply."""
         try:
             return await method(request, metadata=self._metadata(method), timeout=_TIMEOUT_SECONDS)
         except grpc.RpcError as error:
@@ -102,9 +102,9 @@ class Client:
         return sorted(reply.links, key=lambda link: natural_key(link.node_id))
 
     async def check_nodes(self, names: list[str]) -> None:
-        """Raise UnknownName for the first of `names` that is neither a node nor a link; "*" is every one.
+        """Raise UnknownName for the first of `names` that is neither a node nor a link; "*" means all.
 
-        A proxy that runs alone judges names itself.
+        Without a coordinator, the check is left to the proxy.
         """
         if self._control is None:
             return
@@ -130,19 +130,21 @@ class Client:
             found = await rpc.explain_failure(error, address, self._proxy_tls if of_proxy else self._tls)
             if isinstance(found, TlsError):
                 return found
-            return Unavailable(f"no {peer} answers at {address}: {HOW_TO_START}, or say {option} HOST:PORT")
+            return Unavailable(f"no {peer} answers at {address}: {HOW_TO_START}, or give {option} HOST:PORT")
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            return InvalidInput(f"what answers at {address} is no {peer}: say {option} HOST:PORT")
+            return InvalidInput(f"the server at {address} is not a {peer}: give {option} HOST:PORT")
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-            return InvalidInput(f"the {peer} at {address} refuses the join token: say --token, or set HYPERGPU_TOKEN")
-        told = rpc.error_from(error, peer)
-        # What the user got wrong is said without the address of who noticed.
-        return InvalidInput(error.details()) if isinstance(told, InvalidInput) and error.details() else told
+            return InvalidInput(
+                f"the {peer} at {address} rejects the join token: give --token or --token-file, or set HYPERGPU_TOKEN"
+            )
+        failure = rpc.error_from(error, peer)
+        # The user's own mistake is reported without the address of the server that noticed it.
+        return InvalidInput(error.details()) if isinstance(failure, InvalidInput) and error.details() else failure
 
 
 @asynccontextmanager
 async def connect(cluster: Cluster, tls: Tls | None = None, proxy_tls: Tls | None = None) -> AsyncIterator[Client]:
-    """A client for as long as the block runs; nothing is sent before the first call."""
+    """Open a client for the duration of the block; it connects with the first call."""
     async with AsyncExitStack() as stack:
         channels = []
         for address, how in ((cluster.coordinator, tls), (cluster.proxy, proxy_tls)):

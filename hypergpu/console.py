@@ -1,4 +1,4 @@
-"""Printing: tables for people, JSON for scripts."""
+"""Output: tables for people, JSON for scripts."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ from hypergpu.common.text import printable
 from hypergpu.protos import coordinator_pb2 as pb
 
 _WIDEST = 10_000
-"""Columns that a table may take where no terminal bounds it."""
+"""Width in columns of a table outside a terminal."""
 _PLACE = re.compile(r"\{(\w+)\}")
 QUALITY_STYLE = {
     "excellent": "bright_green",
@@ -41,12 +41,12 @@ STATE_STYLE = {
 
 
 def as_dict(message: Message) -> dict[str, Any]:
-    """Every field under the name it has in the .proto file; None for an optional number that is not set."""
+    """Return a message as a dictionary by field name; None for an unset optional number."""
     return {field.name: _plain(known(message, field.name)) for field in message.DESCRIPTOR.fields}
 
 
 def known(message: Message, name: str) -> Any:
-    """The value of a field; None for an optional number that is not set."""
+    """Return the value of a field; None for an unset optional number."""
     field = message.DESCRIPTOR.fields_by_name[name]
     optional = field.has_presence and field.message_type is None
     return None if optional and not message.HasField(name) else getattr(message, name)
@@ -58,20 +58,20 @@ def print_json(value: Any) -> None:
 
 
 class PlainConsole(Console):
-    """A console that takes every text as it is: no markup in it is obeyed, and no control character.
+    """A console that interprets neither markup nor control characters.
 
-    What is shown comes from nodes, files and other people. Styles are given by `rich.text.Text` alone.
+    Output contains text from nodes, files and other users. Only `rich.text.Text` sets styles.
     """
 
     def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
         super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
     def render_str(self, text: str, **how: Any) -> Text:
-        """As usual, with control characters as escapes."""
+        """Render text with control characters as escapes."""
         return super().render_str(printable(text, keep="\n"), **how)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As usual, with control characters as escapes also where a `Text` holds them."""
+        """Render with control characters as escapes, those in a `Text` too."""
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable() or segment.text == "\n":
                 yield segment
@@ -80,18 +80,18 @@ class PlainConsole(Console):
 
 
 def new_console(width: int = 100, *, stderr: bool = False) -> PlainConsole:
-    """Standard output or error; `width` columns where it is no terminal."""
+    """Return a console on standard output or error, `width` columns wide if that is no terminal."""
     console = PlainConsole(stderr=stderr)
     return console if console.is_terminal else PlainConsole(stderr=stderr, width=width)
 
 
 def say(text: object = "", *, end: str = "\n", error: bool = False) -> None:
-    """Print lines of text; what would steer the terminal is shown as escapes."""
+    """Print text with control characters as escapes."""
     print(printable(str(text), keep="\n"), end=end, file=sys.stderr if error else None, flush=True)
 
 
 def marked(template: str, **values: object) -> Text:
-    """Return a text with styles: those of rich's markup in `template`; what is in `values` is shown as it is."""
+    """Return a text with the styles of rich's markup in `template`; markup in `values` is shown as it is."""
     styles = Text.from_markup(template, emoji=False)
     out, at = Text(), 0
     for place in _PLACE.finditer(styles.plain):
@@ -105,7 +105,7 @@ def marked(template: str, **values: object) -> Text:
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
-    """Print a table as wide as the terminal, or as wide as it needs to be where there is none: nothing is cut then."""
+    """Print a table, as wide as the terminal; without a terminal, as wide as its content."""
     console = console or new_console()
     if not console.file.isatty():
         needed = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
@@ -116,7 +116,7 @@ def print_table(table: Table, console: Console | None = None) -> None:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, told how many of how many are done; nothing where that is no terminal."""
+    """Show a bar on standard error if that is a terminal; call the yielded function with done and total."""
     console = PlainConsole(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -125,7 +125,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def new_table(*headings: str, title: str | None = None) -> Table:
-    """A light table; a heading that starts with ">" is right-aligned."""
+    """Return an empty table; a column whose heading starts with ">" is right-aligned."""
     table = Table(
         title=None if title is None else Text(printable(title)),
         box=None,
@@ -146,7 +146,7 @@ def styled(text: str, styles: dict[str, str]) -> Text:
 
 
 def progress(status: pb.Status) -> str:
-    """Return how far a run is: round 7 of 25, or round 7 where no end is set."""
+    """Return the progress of a run: round 7 of 25, or round 7 without a limit."""
     return f"round {status.round}" + (f" of {status.rounds}" if status.rounds else "")
 
 

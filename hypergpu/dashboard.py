@@ -1,4 +1,4 @@
-"""The live view of a training run in a terminal: progress, links, decisions with their reasons."""
+"""Live view of a training run in a terminal: progress, nodes, links, and decisions with their reasons."""
 
 import json
 from collections import Counter
@@ -22,15 +22,15 @@ from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import netsim_pb2 as net
 
 ENDED = ("completed", "stopped")
-"""States of a run from which it does not go on."""
+"""Final states of a run."""
 _BARS = "▁▂▃▄▅▆▇█"
 _FRAME_ROWS = 12
-"""Rows of the view that are neither nodes nor decisions: frames, headings, progress."""
+"""Rows of the view for frames, headings and progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the cluster said at one moment."""
+    """Status, nodes and links of a cluster at one moment."""
 
     status: pb.Status
     nodes: Sequence[pb.NodeInfo] = ()
@@ -39,14 +39,14 @@ class Snapshot:
 
 @dataclass(slots=True)
 class History:
-    """Metric and duration of each round, as far as they were seen."""
+    """Metric and duration of each observed round."""
 
     metric_name: str = "accuracy"
     metric: dict[int, float] = field(default_factory=dict)
     round_seconds: dict[int, float] = field(default_factory=dict)
 
     def add(self, status: pb.Status) -> None:
-        """Take in a status: a later one of the same round replaces it."""
+        """Add the figures of a status, replacing earlier ones of the same round."""
         value, seconds = known(status.metric, "value"), known(status, "round_seconds")
         if status.round and value is not None:
             self.metric[status.round] = value
@@ -54,7 +54,7 @@ class History:
             self.round_seconds[status.round] = seconds
 
     def replay(self, event: pb.RunEvent) -> None:
-        """Take in an event of the past: closed rounds carry both figures."""
+        """Add the figures of a past event, if it closed a round."""
         record = json.loads(event.json) if event.kind == "round_closed" else {}
         value, seconds = finite(record.get(self.metric_name)), finite(record.get("round_seconds"))
         if value is not None:
@@ -64,7 +64,7 @@ class History:
 
 
 async def take_snapshot(client: Client) -> Snapshot:
-    """Status, nodes and links at this moment; without links where there is no proxy, or it does not answer."""
+    """Return the current status, nodes and links; without links if there is no proxy or it does not answer."""
     current = await client.call(client.control.GetStatus, pb.GetStatusRequest())
     found = await client.nodes()
     try:
@@ -75,7 +75,7 @@ async def take_snapshot(client: Client) -> Snapshot:
 
 
 def dashboard(snapshot: Snapshot, history: History, height: int = 30) -> RenderableType:
-    """The whole view, `height` lines at most."""
+    """Return the view, at most `height` lines high."""
     rows = max(3, height - _FRAME_ROWS)
     node_rows = min(len(snapshot.nodes), max(3, rows * 3 // 5))
     return Group(
@@ -86,7 +86,7 @@ def dashboard(snapshot: Snapshot, history: History, height: int = 30) -> Rendera
 
 
 def metric_of(status: pb.Status) -> MetricSpec:
-    """The metric of a run, as its coordinator describes it."""
+    """Return the metric of a run."""
     told = status.metric
     try:
         return MetricSpec.model_validate(
@@ -97,13 +97,13 @@ def metric_of(status: pb.Status) -> MetricSpec:
 
 
 def figures_of(status: pb.Status) -> str:
-    """Metric and loss for people: accuracy 95.1 %  loss 0.213."""
+    """Return metric and loss as text: accuracy 95.1 %  loss 0.213."""
     metric, loss = metric_of(status), f"loss {figure(known(status, 'loss'))}"
     return loss if metric == LOSS else f"{metric.label(known(status.metric, 'value'))}  {loss}"
 
 
 def sparkline(values: Iterable[float], width: int = 40) -> str:
-    """The last `width` values as a line of bars, scaled from the least to the greatest."""
+    """Return the last `width` values as bars, scaled between their minimum and maximum."""
     shown = list(values)[-width:]
     if not shown:
         return ""
@@ -119,7 +119,7 @@ def _progress(status: pb.Status, history: History) -> Panel:
     bar.add_column(no_wrap=True, justify="right")
     bar.add_row(
         progress(status),
-        ProgressBar(total=status.rounds, completed=status.round) if status.rounds else "until it is stopped",
+        ProgressBar(total=status.rounds, completed=status.round) if status.rounds else "until stopped",
         marked("[b]{figures}[/]  {time}", figures=figures_of(status), time=duration(status.elapsed_seconds)),
     )
     trend = Table.grid(expand=True, padding=(0, 1))
@@ -138,7 +138,7 @@ def _progress(status: pb.Status, history: History) -> Panel:
     else:
         working = f"{status.nodes_selected} of {counted(status.nodes_connected, 'node')} in this round"
         left = known(status, "deadline_seconds")
-        closes = "" if left is None else f", which closes after {duration(left)} at the latest"
+        closes = "" if left is None else f", which closes within {duration(left)}"
         note = Text(working + closes, "dim", no_wrap=True)
     title = marked(
         "[b]HyperGPU[/]  {task} · {state} · phase {phase} · policy {policy}",
@@ -199,7 +199,7 @@ def _profile(link: net.LinkInfo | None) -> Text:
 
 
 def _delay(link: net.LinkInfo | None, name: str) -> str:
-    """The injected delay of a round trip."""
+    """Return the injected delay of a round trip."""
     parts = [] if link is None else [known(link.up, name), known(link.down, name)]
     told = [part for part in parts if part is not None]
     return milliseconds(sum(told) if told else None)

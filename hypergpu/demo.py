@@ -1,4 +1,4 @@
-"""The demo: a local cluster of unlike nodes behind unlike links, through three turns of the network."""
+"""The demo: a local cluster of different nodes on different links, with three changes of the network."""
 
 import asyncio
 import json
@@ -26,12 +26,12 @@ PROFILES = ("perfect", "good", "average", "poor", "unstable")
 GPUS = ("A100", "RTX-4090", "V100", "T4", "laptop-cpu")
 _POLL_SECONDS = 0.5
 _STOP_SECONDS = 15.0
-"""To wait for the last evaluation and the files of a run that is stopped."""
+"""Longest wait for the last evaluation and the files of a run that is stopped."""
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """Something that the network does when a round begins."""
+class NetworkChange:
+    """Network event that a round triggers."""
 
     round: int
     node_id: str
@@ -41,28 +41,28 @@ class Turn:
 
 @dataclass(slots=True)
 class Progress:
-    """What a watcher is told: `event` for each record of the coordinator, `snapshot` twice a second."""
+    """Callbacks of a run: `event` for each event of the run, `snapshot` twice a second."""
 
     event: Callable[[pb.RunEvent], None] = lambda _: None
     snapshot: Callable[[Snapshot, History], None] = lambda *_: None
 
 
 def demo_nodes(count: int) -> list[LocalNode]:
-    """`count` nodes, the links and cards taken in turn."""
+    """Return `count` nodes; links and GPUs repeat in order."""
     return [LocalNode(f"node_{i}", PROFILES[i % len(PROFILES)], GPUS[i % len(GPUS)]) for i in range(count)]
 
 
-def demo_turns(nodes: Sequence[LocalNode]) -> list[Turn]:
-    """A latency spike at round 10, a degradation at 15, an improvement at 20."""
+def demo_changes(nodes: Sequence[LocalNode]) -> list[NetworkChange]:
+    """Return the events: a latency spike at round 10, a degradation at 15, an improvement at 20."""
     names = [node.node_id for node in nodes]
     spiked, degraded, improved = names[min(2, len(names) - 1)], names[min(1, len(names) - 1)], names[-1]
     spike = net.Event(type="latency_spike", nodes=[spiked], duration_seconds=10)
     worse = net.Event(type="profile_change", nodes=[degraded], profile="poor")
     better = net.Event(type="profile_change", nodes=[improved], profile="good")
     return [
-        Turn(10, spiked, f"latency spike at {spiked} for 10 s", spike),
-        Turn(15, degraded, f"the link of {degraded} degrades to poor", worse),
-        Turn(20, improved, f"the link of {improved} improves to good", better),
+        NetworkChange(10, spiked, f"latency spike at {spiked} for 10 s", spike),
+        NetworkChange(15, degraded, f"the link of {degraded} degrades to poor", worse),
+        NetworkChange(20, improved, f"the link of {improved} improves to good", better),
     ]
 
 
@@ -76,20 +76,20 @@ async def run_demo(
     task: str = "digits",
     stay: bool = False,
 ) -> dict[str, Any]:
-    """Run the cluster to its end; what `summary.json` in `run_dir` holds then, also where cancellation cuts it short.
+    """Run the cluster to its end, or to cancellation; return what `summary.json` in `run_dir` then holds.
 
     Args:
-        run_dir: what is kept goes there.
-        nodes: with their links and cards.
-        rounds: how many to train; 0 for no end.
-        seed: of parameters, samples and network.
-        progress: who watches.
-        task: a shipped one, or `module:factory`.
-        stay: keep the cluster until this is cancelled, also after the end of its run.
+        run_dir: run directory.
+        nodes: nodes, with their links and GPUs.
+        rounds: rounds to train; 0: no end.
+        seed: seed of parameters, samples and network.
+        progress: callbacks.
+        task: name of a task, or `module:factory`.
+        stay: keep the cluster after the end of its run, until this is cancelled.
 
     Raises:
         RunInUse: another process writes to `run_dir`.
-        HyperGPUError: a process of the cluster would not start, or the coordinator died.
+        HyperGPUError: a process of the cluster did not start, or the coordinator died.
     """
     settings = {
         "training.task": task,
@@ -98,7 +98,7 @@ async def run_demo(
         "training.min_nodes": len(nodes),
         "server.stay": str(stay).lower(),
     }
-    turns = [turn for turn in demo_turns(nodes) if turn.round <= (rounds or math.inf)]
+    changes = [change for change in demo_changes(nodes) if change.round <= (rounds or math.inf)]
     last = Snapshot(pb.Status(state="waiting"))
 
     def look(snapshot: Snapshot, history: History) -> None:
@@ -109,18 +109,18 @@ async def run_demo(
     cluster = LocalCluster(run_dir, nodes, seed=seed, settings=settings)
     try:
         async with cluster:
-            for turn in turns:
-                request = net.ScheduleRequest(event=turn.event, round=turn.round)
+            for change in changes:
+                request = net.ScheduleRequest(event=change.event, round=change.round)
                 await cluster.client.call(cluster.client.netsim.Schedule, request)
             try:
                 await _watch(cluster, Progress(progress.event, look), stay=stay)
             except asyncio.CancelledError:
-                if stay:  # without an order to stop, the coordinator would keep a checkpoint and no result
+                if stay:  # otherwise the coordinator would keep a checkpoint but no result
                     await _stop(cluster.client)
                 raise
     finally:
-        # The coordinator has ended, and has left its own account of the run.
-        summary = _summary(run_dir, nodes, turns, last) if cluster.owns_run_dir else {}
+        # The coordinator has ended and written its own summary.
+        summary = _summary(run_dir, nodes, changes, last) if cluster.owns_run_dir else {}
         if summary:
             replace_text(run_dir / "summary.json", strict_json.dumps(summary, indent=2) + "\n")
     return summary
@@ -132,32 +132,34 @@ def without_adaptation(
     rounds: int,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Comparison:
-    """Simulate the run with its policy and without adaptation, with the compute times that were measured.
+    """Simulate the run with and without adaptation, with the measured compute times.
 
     Args:
-        run_dir, nodes, rounds: of the real run; both simulated ones are kept in its directory.
-        progress: told how many rounds of how many are simulated.
+        run_dir: run directory of the real run; the simulated runs are written into it.
+        nodes: nodes of the real run.
+        rounds: rounds of the real run.
+        progress: called with the number of simulated rounds and their total.
 
     Raises:
-        InvalidInput: the run finished no round.
+        InvalidInput: the run completed no round.
     """
     events = [
         {
-            "round": turn.round,
-            "type": turn.event.type,
-            "nodes": list(turn.event.nodes),
-            "duration_seconds": turn.event.duration_seconds,
-            "profile": turn.event.profile,
+            "round": change.round,
+            "type": change.event.type,
+            "nodes": list(change.event.nodes),
+            "duration_seconds": change.event.duration_seconds,
+            "profile": change.event.profile,
         }
-        for turn in demo_turns(nodes)
-        if turn.round <= rounds
+        for change in demo_changes(nodes)
+        if change.round <= rounds
     ]
     links = {node.node_id: node.profile for node in nodes}
     return compare_with_baseline(run_dir, links, events, out=run_dir / SIMULATED, progress=progress)
 
 
 async def _stop(client: Client) -> None:
-    """End the run of a coordinator that stays, and wait until it is evaluated and saved."""
+    """Stop the run, and wait until it is evaluated and saved."""
     with suppress(HyperGPUError, TimeoutError):
         async with asyncio.timeout(_STOP_SECONDS):
             status = await client.call(client.control.Stop, pb.StopRequest(reason="stopped by the user"))
@@ -167,9 +169,9 @@ async def _stop(client: Client) -> None:
 
 
 async def _watch(cluster: LocalCluster, progress: Progress, *, stay: bool = False) -> None:
-    """Follow the coordinator to the end of the run: tell the proxy of each round, and `progress` of all.
+    """Follow the run to its end: announce each round to the proxy, and report everything to `progress`.
 
-    With `stay`, follow it through every run, until this is cancelled.
+    With `stay`, follow every run until this is cancelled.
 
     Raises:
         HyperGPUError: the coordinator died.
@@ -184,7 +186,7 @@ async def _watch(cluster: LocalCluster, progress: Progress, *, stay: bool = Fals
 
     async def follow_events() -> None:
         await follow_run(1000)
-        while stay:  # after a restart the coordinator is away for a moment
+        while stay:  # after a restart the coordinator is unavailable for a moment
             await asyncio.sleep(_POLL_SECONDS)
             with suppress(HyperGPUError):
                 await follow_run(0)
@@ -196,7 +198,7 @@ async def _watch(cluster: LocalCluster, progress: Progress, *, stay: bool = Fals
         while not ended.done():
             try:
                 snapshot = await take_snapshot(client)
-            except Unavailable:  # it is ending, between two runs, or too busy to answer
+            except Unavailable:  # the coordinator is ending, between two runs, or too busy to answer
                 await asyncio.wait([ended], timeout=1.0)
                 continue
             history.metric_name = snapshot.status.metric.name
@@ -214,14 +216,16 @@ async def _watch(cluster: LocalCluster, progress: Progress, *, stay: bool = Fals
         await asyncio.gather(events, ended, return_exceptions=True)
 
 
-def _summary(run_dir: Path, nodes: Sequence[LocalNode], turns: Sequence[Turn], last: Snapshot) -> dict[str, Any]:
-    """The coordinator's account, with what it cannot know: the links and what was done to them."""
+def _summary(
+    run_dir: Path, nodes: Sequence[LocalNode], changes: Sequence[NetworkChange], last: Snapshot
+) -> dict[str, Any]:
+    """Return the coordinator's summary, with the links and their events added."""
     file = run_dir / "summary.json"
-    account: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    rows = account.get("nodes", {})
+    summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    rows = summary.get("nodes", {})
     links = {link.node_id: link for link in last.links}
     infos = {info.node_id: info for info in last.nodes}
-    account["nodes"] = {
+    summary["nodes"] = {
         node.node_id: {
             "node_id": node.node_id,
             "profile": node.profile,
@@ -234,9 +238,9 @@ def _summary(run_dir: Path, nodes: Sequence[LocalNode], turns: Sequence[Turn], l
         }
         for node in nodes
     }
-    reached = [turn for turn in turns if turn.round <= account.get("rounds", turn.round)]
-    account["network_events"] = [f"round {turn.round}: {turn.text}" for turn in reached]
-    return account
+    reached = [change for change in changes if change.round <= summary.get("rounds", change.round)]
+    summary["network_events"] = [f"round {change.round}: {change.text}" for change in reached]
+    return summary
 
 
 def _quality(info: pb.NodeInfo) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where the cluster is: as told, or the local one that runs here, or the one in containers."""
+"""Finding a cluster: at given addresses, among those running on this machine, or in the Compose project here."""
 
 import contextlib
 import json
@@ -20,47 +20,47 @@ COMPOSE_FILES = ("docker-compose.yml", "compose.yaml")
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """The addresses of a running cluster, and what opens them."""
+    """Addresses and tokens of a running cluster."""
 
     coordinator: str
-    """HOST:PORT; empty for a netsim proxy that runs alone."""
+    """HOST:PORT; empty for a proxy that runs alone."""
     proxy: str = ""
-    """HOST:PORT of the netsim proxy's control service; empty where there is none."""
+    """HOST:PORT of the proxy's control API; empty if there is no proxy."""
     token: str = ""
-    """For the coordinator."""
+    """Join token of the coordinator."""
     run_dir: str = ""
     pid: int = 0
-    """The process that runs a local cluster."""
+    """Process that runs a local cluster."""
     proxy_token: str | None = None
-    """For the proxy; None: the same."""
+    """Token of the proxy; None: that of the coordinator."""
     in_compose: bool = False
-    """Whether it runs in containers of the Compose project here."""
+    """Whether the cluster runs in the Compose project of this directory."""
 
     @property
     def name(self) -> str:
-        """What users call it: the name of its run directory, or its address."""
+        """Name of the run directory, or else the address."""
         return Path(self.run_dir).name or self.coordinator or self.proxy
 
     @property
     def token_of_proxy(self) -> str:
-        """What the proxy is shown."""
+        """Token that the proxy expects."""
         return self.token if self.proxy_token is None else self.proxy_token
 
 
 def state_dir() -> Path:
-    """Return where local clusters leave their addresses, for the commands of other terminals.
+    """Return the directory in which local clusters publish their addresses.
 
     Raises:
-        RuntimeError: there is no home directory.
+        RuntimeError: the user has no home directory.
     """
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "hypergpu" / "clusters"
 
 
 def announce(cluster: Cluster) -> Callable[[], None]:
-    """Write down a local cluster, readable by its user alone: it holds the join token. Call what it returns at the end.
+    """Publish a local cluster in a file that only its user can read; return a function that withdraws it.
 
-    Where that cannot be, the cluster runs all the same, and other terminals are told its addresses instead.
+    If the file cannot be written, a warning tells the user which options other terminals need.
     """
     try:
         directory = state_dir()
@@ -71,9 +71,9 @@ def announce(cluster: Cluster) -> Callable[[], None]:
             json.dump(asdict(cluster), opened)
     except (OSError, RuntimeError) as error:
         log.warning(
-            "other terminals cannot find this cluster by themselves",
+            "other terminals cannot find this cluster",
             reason=str(error),
-            fix=f"say --coordinator {cluster.coordinator} --proxy {cluster.proxy}, or set XDG_STATE_HOME",
+            fix=f"give them --coordinator {cluster.coordinator} --proxy {cluster.proxy}, or set XDG_STATE_HOME",
         )
         return lambda: None
 
@@ -85,30 +85,31 @@ def announce(cluster: Cluster) -> Callable[[], None]:
 
 
 def find(coordinator: str = "", proxy: str = "", token: str = "", run: str = "", *, changes: bool = False) -> Cluster:
-    """Return the cluster at the given addresses; else the local one; else the one of the Compose project here.
+    """Return the cluster at the given addresses, else a local one, else that of the Compose project here.
 
-    A token that the user did not give goes to the cluster that it belongs to and to nobody else.
+    The token of a local cluster is used for that cluster only.
 
     Args:
-        coordinator, proxy: HOST:PORT; a proxy alone is one that runs without a coordinator.
+        coordinator: HOST:PORT, or empty.
+        proxy: HOST:PORT of the control API, or empty.
         token: given by the user.
         run: name, directory or process of a local cluster; empty: the newest.
-        changes: whether the cluster is to be changed: then several are not guessed among.
+        changes: whether the caller changes the cluster: then several local ones are an error.
 
     Raises:
-        InvalidInput: there is none, or more than one to change; the message says what to do.
+        InvalidInput: no cluster was found, or several and the caller changes one.
     """
     local = local_clusters()
     if coordinator or proxy:
         return _at(coordinator, proxy, token, local)
     found = _chosen(local, run, changes=changes) or _compose_project()
     if found is None:
-        raise InvalidInput(f"no cluster is running here: {HOW_TO_START}, or say --coordinator HOST:PORT")
+        raise InvalidInput(f"no cluster is running here: {HOW_TO_START}, or give --coordinator HOST:PORT")
     return replace(found, token=token or found.token)
 
 
 def local_clusters() -> list[Cluster]:
-    """Return the clusters that run on this machine as this user, the newest first."""
+    """Return this user's clusters on this machine, the newest first."""
     found = []
     try:
         files = sorted(state_dir().glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
@@ -117,11 +118,11 @@ def local_clusters() -> list[Cluster]:
     for file in files:
         try:
             if file.stat().st_uid != os.getuid():
-                continue  # it could send the token of this user elsewhere
+                continue  # another user could redirect the token of this one
             cluster = Cluster(**json.loads(file.read_text(encoding="utf-8")))
             os.kill(cluster.pid, 0)
         except (OSError, ValueError, TypeError, RecursionError, OverflowError):
-            continue  # it ended without the chance to clean up, or is another user's
+            continue  # left over from a process that was killed, or of another user
         found.append(cluster)
     return found
 
@@ -149,7 +150,7 @@ def _chosen(local: list[Cluster], run: str, *, changes: bool) -> Cluster | None:
         problem = "several runs are" if wanted else "no run is"
         raise InvalidInput(f"{problem} called {run!r} here; running: {names or 'none'}")
     if changes and len(local) > 1:
-        raise InvalidInput(f"{len(local)} clusters run here: say --run NAME, where NAME is one of {names}")
+        raise InvalidInput(f"{len(local)} clusters are running here: choose one with --run NAME, one of {names}")
     return local[0] if local else None
 
 

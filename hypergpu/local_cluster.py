@@ -1,4 +1,4 @@
-"""A cluster of processes on this machine: one coordinator, one netsim proxy, any number of nodes."""
+"""Cluster of processes on this machine: a coordinator, a netsim proxy, and nodes."""
 
 import asyncio
 import os
@@ -18,22 +18,22 @@ from hypergpu.discovery import Cluster, announce
 from hypergpu.processes import Process
 
 _NODE_GRACE_SECONDS = 1.0
-"""What a node may still finish when it is told to end."""
+"""Time for a node to finish its work when it is told to end."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalNode:
-    """A node to start, and the network that it gets."""
+    """Node to start, with its simulated GPU and link."""
 
     node_id: str
     profile: str
     gpu: str
     region: str = ""
-    """Where it stands; without one its link is its profile alone."""
+    """Region whose distance to the coordinator adds latency; empty: none."""
 
 
 class LocalCluster:
-    """Started on entry; on exit every process is ended, nodes first, so that the coordinator sees them leave.
+    """Local cluster, running within an `async with` block; on exit, nodes end first, so that they deregister.
 
     Each process listens on a free port of the loopback interface. Logs go to `run_dir`/logs.
     """
@@ -49,13 +49,14 @@ class LocalCluster:
         settings: Mapping[str, object] | None = None,
         scenario: Path | None = None,
     ) -> None:
-        """See the class.
+        """Describe the cluster; nothing starts before the block is entered.
 
         Args:
-            run_dir, nodes: what is kept, and who trains.
-            seed: of the network.
-            settings: of the coordinator, by dotted key.
-            scenario: a file of links and events for the proxy, in the place of the nodes' profiles.
+            run_dir: run directory.
+            nodes: nodes to start.
+            seed: seed of the network.
+            settings: settings of the coordinator, by dotted key.
+            scenario: file of links and events for the proxy, instead of the nodes' profiles.
         """
         self.run_dir, self.nodes = run_dir, nodes
         self._seed = seed
@@ -64,10 +65,10 @@ class LocalCluster:
         self._stack = AsyncExitStack()
         self.processes: dict[str, Process] = {}
         self.owns_run_dir = False
-        """Whether the coordinator has begun its run in `run_dir`: before that, what is there may be another's."""
+        """Whether the coordinator has taken `run_dir`; before that, its files may belong to another run."""
 
     async def __aenter__(self) -> "LocalCluster":
-        async with AsyncExitStack() as stack:  # ends what runs should a later one fail to start
+        async with AsyncExitStack() as stack:  # if one process fails to start, ends the others
             await self._start(stack)
             self._stack = stack.pop_all()
         return self
@@ -78,7 +79,7 @@ class LocalCluster:
         await self._stack.aclose()
 
     async def _start(self, stack: AsyncExitStack) -> None:
-        require_extra("torch")  # the processes would tell it in their logs
+        require_extra("torch")  # else the processes would fail, with the reason in their logs
         with RunLock(self.run_dir):  # the coordinator takes it next
             archive_previous_run(self.run_dir, "logs")
         logs = self.run_dir / "logs"
@@ -113,7 +114,7 @@ class LocalCluster:
         stack.push_async_callback(proxy.end)
         ports = await proxy.addresses()
 
-        # A node loads no code but what it is told to.
+        # A node loads only the code of tasks that it is given.
         task = [f"--task={self._settings['training.task']}"] if "training.task" in self._settings else []
         stack.push_async_callback(self._end_nodes)
         for node in self.nodes:
@@ -127,10 +128,10 @@ class LocalCluster:
                 f"--set=node.grace_seconds={_NODE_GRACE_SECONDS}",
                 "--insecure",
                 *task,
-                when_orphaned=signal.SIGKILL,  # it holds nothing that the coordinator's files need
+                when_orphaned=signal.SIGKILL,  # a node has no files to write
             )
 
-        # Only now: gRPC's threads would not take well to the forks above.
+        # After the forks above: gRPC's threads do not survive them.
         cluster = Cluster(upstream, ports["control"], self._token, str(self.run_dir.resolve()), os.getpid())
         self.client = await stack.enter_async_context(connect(cluster))
         stack.callback(announce(cluster))

@@ -1,9 +1,9 @@
-"""Measuring a real path into a trace: calls to a gRPC health service, each timed, and summed up per row.
+"""Measurement of a real path as a trace: calls to a gRPC health service, timed and summarised per row.
 
-Round trips and losses come from small calls. Bandwidth comes from trains of large ones, each sent all at once: what
-counts is how far apart the answers of its second half are, so that the round trip is not in it (the dispersion of
-packet trains; Dovrolis et al., "What do packet dispersion techniques measure?", INFOCOM 2001). Trains get longer until
-TCP's window has grown to what the path can carry.
+Round trips and losses are measured with small calls, bandwidth with trains of large calls that are sent at once: the
+spacing of the replies to the second half of a train gives the bandwidth, independent of the round trip (the dispersion
+of packet trains; Dovrolis et al., "What do packet dispersion techniques measure?", INFOCOM 2001). Trains get longer
+until TCP's window has grown to the capacity of the path.
 """
 
 import asyncio
@@ -29,29 +29,29 @@ Check = Callable[..., Awaitable[bytes]]
 _CHECK = "/grpc.health.v1.Health/Check"
 _TIMEOUT_SECONDS = 5.0
 _READ = (grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND)
-"""What a server answers once it has read the whole request."""
+"""Status codes of a server that has read the whole request."""
 _ANSWERS = (*_READ, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED)
-"""What only the far end can say, so that it was reached; any other status is a loss."""
+"""Status codes that only the server can send; any other counts as a loss."""
 _PROBE_CALLS = 8
 _PROBE_TIMEOUT_SECONDS = 30.0
-"""After which a bandwidth is not waited for any longer."""
+"""Longest duration of one bandwidth measurement."""
 _PROBE_SHARES = (1 / 8, 1 / 4, 1 / 2, 1, 1, 1)
-"""Lengths of the trains of one measurement."""
+"""Lengths of the trains of one measurement, as shares of the longest."""
 _ALIKE = 1.1
-"""The factor that two trains in turn may differ by; one that is faster by more was held back by TCP before."""
+"""Largest factor between two consecutive trains; a larger one means that TCP limited the earlier train."""
 _ROUND_TRIPS = 4
-"""What the second half of a train must last, so that jitter is small beside it."""
+"""Shortest second half of a train, in round trips, so that jitter is small in comparison."""
 MAX_PROBE_BYTES = _PROBE_CALLS * 3_000_000
-"""Calls below the 4 MiB that a server takes by default."""
+"""Longest train: each call is below the 4 MiB that a server accepts by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A row of the trace, and what it is worth."""
+    """Row of a trace, and whether its bandwidth is a lower bound."""
 
     row: Row
     at_least: bool = False
-    """Whether trains were too short to fill the path, so that its bandwidth may be higher."""
+    """Whether the trains were too short to fill the path, so that its bandwidth may be higher."""
 
 
 async def record(
@@ -64,21 +64,21 @@ async def record(
     probe_bytes: int = 0,
     probe_every_seconds: float = 30.0,
 ) -> AsyncIterator[Measured]:
-    """Rows of a trace, each as soon as it is measured: the median round trip, and the share of calls that failed.
+    """Yield the rows of a trace as they are measured: median round trip, and share of failed calls.
 
-    A row in which no call came back repeats the last round trip. Every `probe_every_seconds` a row begins with trains
-    of up to `probe_bytes` (0 = none, and no bandwidth) and lasts longer by them; together they are of 3 / 8 to 4 times
-    as many bytes. Their rate is what one TCP connection carried, the way up; no health service sends as much down. It
-    holds until it is measured again, also where no train came through.
+    A row without a reply repeats the last round trip. Every `probe_every_seconds` a row begins with trains of up to
+    `probe_bytes` (0: no bandwidth is measured), which make it longer; together they have 3 / 8 to 4 times as many
+    bytes. Their rate is the upload bandwidth of one TCP connection; a health service cannot measure downloads. The
+    bandwidth holds until the next successful measurement.
 
     Raises:
-        Unavailable: nothing answers at the start.
+        Unavailable: the server does not answer at the start.
     """
     async with open_channel(address, tls) as channel:
         check: Check = channel.unary_unary(_CHECK)
-        # The first call also makes the connection; it is not measured.
+        # The first call also opens the connection, so it is not measured.
         if await _time_of(check) is None and await _time_of(check) is None:
-            raise Unavailable(f"nothing answers at {address}: is it HOST:PORT of a gRPC server, with or without TLS?")
+            raise Unavailable(f"no gRPC server answers at {address}: check HOST:PORT, and whether it uses TLS")
         last_ms = 1000 * (await _time_of(check) or 0.0)
         began = start = monotonic()
         next_probe, up_mbit, at_least = began if probe_bytes else math.inf, math.inf, False
@@ -102,7 +102,7 @@ async def _later(check: Check, at: float) -> float | None:
 
 
 async def _time_of(check: Check) -> float | None:
-    """Seconds of one call, or None where nothing came back."""
+    """Return the seconds of one call; None without a reply."""
     began = monotonic()
     try:
         await check(b"", timeout=_TIMEOUT_SECONDS)
@@ -113,7 +113,7 @@ async def _time_of(check: Check) -> float | None:
 
 
 async def _bandwidth(check: Check, most_bytes: int, round_trip: float) -> tuple[float, bool] | None:
-    """Mbit/s of the way up, and whether it may be more; None where hardly a train came through whole."""
+    """Return the upload bandwidth in Mbit/s, and whether it is a lower bound; None if it could not be measured."""
     rates: list[float] = []
     with suppress(TimeoutError):
         async with asyncio.timeout(_PROBE_TIMEOUT_SECONDS):
@@ -130,8 +130,8 @@ async def _bandwidth(check: Check, most_bytes: int, round_trip: float) -> tuple[
 
 
 async def _train(check: Check, call_bytes: int) -> list[float] | None:
-    """When the answers to calls of that size came, in order (seconds); None where one of them failed."""
-    # A field that the service does not know, which protobuf skips: no server looks for a service of that name.
+    """Return the sorted times (seconds) of the replies to a train; None if a call failed."""
+    # An unknown field, which protobuf skips: no server looks up a service of that name.
     request = AnyMessage(value=os.urandom(call_bytes)).SerializeToString()
 
     async def answered() -> float:
@@ -147,9 +147,9 @@ async def _train(check: Check, call_bytes: int) -> list[float] | None:
 
 
 def rate_of_train(times: Sequence[float], call_bytes: int) -> tuple[float, float]:
-    """Mbit/s and length in seconds of the second half of a train, from the times (seconds) of its answers in order.
+    """Return rate (Mbit/s) and duration (seconds) of the second half of a train, from its sorted reply times (seconds).
 
-    The rate is by the median of all pairs of answers (Theil and Sen), so that one noticed late moves it little.
+    The rate is the median over all pairs of replies (Theil–Sen), which is robust against a late one.
     """
     half = times[len(times) // 2 - 1 :]
     seconds_per_call = median((b - a) / (j - i) for (i, a), (j, b) in combinations(enumerate(half), 2))

@@ -1,8 +1,7 @@
-"""Two runs compared by the time that each took to the same value of the metric.
+"""Comparison of two runs by their time to the same value of the metric.
 
-The value is the target, if one of the two reached it. If neither did, it is the best value that both reached: a pair
-of runs whose target was too high still says which of them was faster. Runs whose metric is undefined are compared by
-their loss.
+The value is the target if one of the runs reached it, or else the best value that both reached. Runs whose metric is
+undefined are compared by their loss.
 """
 
 from collections.abc import Sequence
@@ -12,45 +11,45 @@ from hypergpu.common.metric import LOSS, MetricSpec
 from hypergpu.common.text import duration
 
 _ALIKE = 0.02
-"""Times that differ by less than this share count as the same: round times vary more from run to run."""
+"""Times that differ by a smaller share count as equal: round times vary more from run to run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How the metric of one run went."""
+    """Metric and loss of one run over time."""
 
     points: Sequence[tuple[float, float]]
-    """Seconds since the first round began, and the value then; evaluations without a value are left out."""
+    """Seconds since the first round began, and the value; evaluations without a value are omitted."""
     seconds: float
-    """From the beginning of the first round to the end of the last."""
+    """Time from the beginning of the first round to the end of the last."""
     losses: Sequence[tuple[float, float]] = ()
-    """The same for the loss."""
+    """Seconds and loss."""
 
     def of(self, metric: MetricSpec) -> Sequence[tuple[float, float]]:
-        """The points of the metric, or of the loss."""
+        """Return the points of the metric, or of the loss."""
         return self.losses if metric == LOSS else self.points
 
     def time_to(self, metric: MetricSpec, target: float) -> float | None:
-        """Seconds until the target was first reached; None if it never was."""
+        """Return the seconds until the target was first reached; None if it never was."""
         return next((at for at, value in self.of(metric) if metric.reached(value, target)), None)
 
     def best(self, metric: MetricSpec) -> float | None:
-        """The best value on record."""
+        """Return the best value."""
         return metric.best(value for _, value in self.of(metric))
 
 
 @dataclass(frozen=True, slots=True)
 class TimeComparison:
-    """A run against a baseline."""
+    """Comparison of a run with a baseline."""
 
     metric: MetricSpec
-    """What the runs are judged by."""
+    """Metric of the runs."""
     timed_by: MetricSpec
-    """What their time is compared at: the metric, or the loss if that is undefined."""
+    """Metric of the compared value: `metric`, or the loss if that is undefined."""
     wanted: float | None
-    """The target that was set."""
+    """Target of the run."""
     target: float | None
-    """The value whose time is compared; None if there is none that both runs have."""
+    """Value whose time is compared; None if the runs have none in common."""
     run: Course
     baseline: Course
     run_name: str = "this run"
@@ -73,7 +72,7 @@ class TimeComparison:
 
     @property
     def speedup(self) -> float | None:
-        """How many times sooner the run reached the value; a bound if the other never did."""
+        """Factor by which the run was faster; a bound if only one run reached the value."""
         mine, theirs = self.run_seconds, self.baseline_seconds
         if mine is None and theirs is None:
             return None
@@ -83,12 +82,12 @@ class TimeComparison:
 
     @property
     def sentence(self) -> str:
-        """The verdict in words."""
+        """Result of the comparison, as a sentence."""
         if self.target is None:
-            return f"The {self.metric.name} was not measured in both runs, so there is no time to compare."
+            return f"The {self.metric.name} was not measured in both runs, so no times can be compared."
         verdict = self._verdict(self.timed_by.label(self.target))
         if self.timed_by != self.metric:
-            return f"The {self.metric.name} is not defined in both runs, so that their loss is compared. {verdict}"
+            return f"The {self.metric.name} is undefined, so their loss is compared. {verdict}"
         if self.wanted is None or self.wanted == self.target:
             return verdict
         bests = " and ".join(self.metric.text(each.best(self.metric)) for each in (self.run, self.baseline))
@@ -111,7 +110,7 @@ class TimeComparison:
         return _sentence(f"{run} reached {goal} after {duration(mine)}, {baseline} after {duration(theirs)}: {word}.")
 
     def record(self) -> dict[str, object]:
-        """As a JSON object."""
+        """Return the comparison as a JSON object."""
         return {
             "metric": self.timed_by.name,
             "target_accuracy": self.target,
@@ -128,7 +127,7 @@ class TimeComparison:
 def value_to_compare_at(
     metric: MetricSpec, wanted: float | None, runs: Sequence[Course]
 ) -> tuple[MetricSpec, float | None]:
-    """The target, if a run reached it; else the best value that all runs reached, of the metric or else of the loss."""
+    """Return the target if a run reached it, or else the best value that all reached, of the metric or the loss."""
     if wanted is not None and any(run.time_to(metric, wanted) is not None for run in runs):
         return metric, wanted
     for spec in (metric, LOSS):
@@ -146,7 +145,7 @@ def compare_times(
     *,
     names: tuple[str, str] = ("this run", "the baseline"),
 ) -> TimeComparison:
-    """Compare two runs; `names` stand for them in sentences."""
+    """Compare two runs, which sentences call by `names`."""
     timed_by, target = value_to_compare_at(metric, wanted, [run, baseline])
     return TimeComparison(metric, timed_by, wanted, target, run, baseline, *names)
 

@@ -1,4 +1,4 @@
-"""`hypergpu demo`: the whole system on this machine, in a minute."""
+"""`hypergpu demo`: run the whole system on this machine, in a minute."""
 
 import asyncio
 import json
@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -17,23 +18,24 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from hypergpu.cli.demo_progress import Level, shown, steps
+from hypergpu.cli.demo_progress import Level, progress_of_run, steps
 from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.latest import RUNS
 from hypergpu.common.limits import LARGEST_COUNT
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.common.options import FLAG, AsJson, Seed
 from hypergpu.common.task_names import choices
 from hypergpu.common.text import UNKNOWN, counted, duration, figure, milliseconds, number
 from hypergpu.console import QUALITY_STYLE, PlainConsole, new_table, print_table, say, styled
-from hypergpu.demo import Progress, demo_nodes, demo_turns, run_demo, without_adaptation
+from hypergpu.demo import Progress, demo_changes, demo_nodes, run_demo, without_adaptation
 from hypergpu.report import Report, write_report
 from hypergpu.report.model import Run
 from hypergpu.simulation.compare import Comparison
 
 log = structlog.get_logger()
 _ROUNDS = 25
-"""Rounds of a demo: enough for its three network events."""
+"""Default number of rounds, enough for the three network events."""
 _STAYING = (
     "the cluster trains until Ctrl-C; in another terminal, `hypergpu status --watch` shows it and "
     "`hypergpu --help` lists the commands that inspect and control it"
@@ -72,45 +74,102 @@ def demo(  # noqa: PLR0917  (one per option)
     if quiet and verbose:
         raise InvalidInput("give either --quiet or --verbose")
     level = Level.QUIET if quiet else Level.VERBOSE if verbose else Level.NORMAL
-    run_dir = out or Path("runs") / time.strftime("%Y-%m-%d-%H%M%S")
+    run_dir = out or RUNS / time.strftime("%Y-%m-%d-%H%M%S")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInput(f"cannot write to {run_dir}: {error.strerror}") from error
-    console = PlainConsole(stderr=as_json)
     planned = rounds or (0 if stay else _ROUNDS)
-    if level is not Level.QUIET:
-        _say(console, f"starting a coordinator, a netsim proxy and {counted(nodes, 'node')}; the run is in {run_dir}")
-    try:
-        run = partial(run_demo, run_dir, demo_nodes(nodes), planned, seed, task=task, stay=stay)
-        turns = [turn for turn in demo_turns(demo_nodes(nodes)) if turn.round <= (planned or math.inf)]
+    shown = _Demo(PlainConsole(stderr=as_json), level, run_dir, nodes, planned, as_json)
+    summary = shown.train(task, seed, stay=stay)
+    if summary is None:
+        shown.report_stayed()
+    else:
+        shown.report(summary, compare=bool(summary.get("rounds")) and not stay)
+
+
+@dataclass(frozen=True, slots=True)
+class _Demo:
+    """One demo and where its output goes."""
+
+    console: Console
+    level: Level
+    run_dir: Path
+    nodes: int
+    rounds: int
+    as_json: bool
+
+    def train(self, task: str, seed: int, *, stay: bool) -> dict[str, Any] | None:
+        """Run the cluster and return its summary; None if it stayed until Ctrl-C."""
+        started = f"starting a coordinator, a netsim proxy and {counted(self.nodes, 'node')}"
+        if self.level is not Level.QUIET:
+            self.say(f"{started}; the run is in {self.run_dir}")
+        nodes = demo_nodes(self.nodes)
+        changes = [change for change in demo_changes(nodes) if change.round <= (self.rounds or math.inf)]
+        run = partial(run_demo, self.run_dir, nodes, self.rounds, seed, task=task, stay=stay)
         if stay:
-            _say(console, _STAYING)
-        with shown(console, level, turns) as progress:
-            summary = asyncio.run(_until_signalled(run, progress))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        if stay:
-            _print_stayed(console, run_dir, level, as_json)
+            self.say(_STAYING)
+        try:
+            with progress_of_run(self.console, self.level, changes) as progress:
+                return asyncio.run(_until_signalled(run, progress))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            if stay:
+                return None
+            hint = f"run `hypergpu report {self.run_dir}` to render it"
+            self.say(f"interrupted: all processes have ended, the run is kept in {self.run_dir}; {hint}")
+            raise typer.Exit(130) from None
+
+    def report(self, summary: dict[str, Any], *, compare: bool) -> None:
+        """Write the report, print the result, and compare it with a run without adaptation."""
+        written = write_report(self.run_dir)  # before the comparison, which may take long and may fail
+        if not self.as_json:
+            _print_summary(self.console, summary, written.run, self.run_dir, self.level)
+        comparison = self.compare() if compare else None
+        if comparison is not None:
+            written = write_report(self.run_dir)
+        verdict = "" if written.against is None else written.against.sentence(written.run)
+        if self.as_json:
+            record = None if comparison is None else comparison.record() | {"verdict": verdict}
+            self.print_json(summary, record, written)
             return
-        how = f"every process has ended, the run is kept in {run_dir}; `hypergpu report {run_dir}` makes a page of it"
-        _say(console, f"interrupted: {how}")
-        raise typer.Exit(130) from None
-    written = write_report(run_dir)  # before the comparison, which may take long and may fail
-    if not as_json:
-        _print_summary(console, summary, written.run, run_dir, level)
-    compares = summary.get("rounds") and not stay
-    comparison = _compared(console, level, run_dir, nodes, planned) if compares else None
-    if comparison is not None:
-        written = write_report(run_dir)
-    verdict = _verdict(written)
-    if as_json:
-        told = None if comparison is None else comparison.record() | {"verdict": verdict}
-        say(strict_json.dumps(summary | {"comparison": told, "report": str(written.path)}, indent=2))
-        return
-    if comparison is not None:
-        _print_comparison(console, comparison, level)
-        _say(console, verdict)
-    _say(console, f"report: {written.path}")
+        if comparison is not None:
+            _print_comparison(self.console, comparison, self.level)
+            self.say(verdict)
+        self.say(f"report: {written.path}")
+
+    def report_stayed(self) -> None:
+        """Write the report of a cluster that ran until Ctrl-C, and print its result."""
+        written = write_report(self.run_dir)
+        file = self.run_dir / "summary.json"
+        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if self.as_json:
+            self.print_json(summary, None, written)
+            return
+        if "state" in summary:
+            _print_summary(self.console, summary, written.run, self.run_dir, self.level)
+        self.say(f"report: {written.path}")
+
+    def compare(self) -> Comparison | None:
+        """Simulate the run with and without adaptation; print why and return None if that fails."""
+        try:
+            with steps(self.console, self.level, "comparing with and without adaptation in virtual time") as tell:
+                return without_adaptation(self.run_dir, demo_nodes(self.nodes), self.rounds, tell)
+        except KeyboardInterrupt:
+            self.say(f"interrupted: the run and its report are in {self.run_dir}, without the comparison")
+            raise typer.Exit(130) from None
+        except Exception as error:  # the user's task may raise anything; the run and its report are complete
+            log.debug("the comparison failed", exc_info=True)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.say(f"no comparison with and without adaptation: {reason}")
+            return None
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        _say(self.console, text)
+
+    def print_json(self, summary: dict[str, Any], comparison: dict[str, Any] | None, written: Report) -> None:
+        """Print the result as JSON on standard output."""
+        say(strict_json.dumps(summary | {"comparison": comparison, "report": str(written.path)}, indent=2))
 
 
 async def _until_signalled(
@@ -123,48 +182,15 @@ async def _until_signalled(
     return await run(progress)
 
 
-def _print_stayed(console: Console, run_dir: Path, level: Level, as_json: bool) -> None:
-    """Print the result of a cluster that ran until Ctrl-C."""
-    written = write_report(run_dir)
-    file = run_dir / "summary.json"
-    summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if as_json:
-        say(strict_json.dumps(summary | {"comparison": None, "report": str(written.path)}, indent=2))
-        return
-    if "state" in summary:
-        _print_summary(console, summary, written.run, run_dir, level)
-    _say(console, f"report: {written.path}")
-
-
-def _compared(console: Console, level: Level, run_dir: Path, nodes: int, rounds: int) -> Comparison | None:
-    """The run with and without adaptation in virtual time; None, with a word on why, if that does not work."""
-    try:
-        with steps(console, level, "comparing with and without adaptation in virtual time") as tell:
-            return without_adaptation(run_dir, demo_nodes(nodes), rounds, tell)
-    except KeyboardInterrupt:
-        _say(console, f"interrupted: the run and its report are in {run_dir}, without the comparison")
-        raise typer.Exit(130) from None
-    except Exception as error:  # runs the user's task; the run itself is over and its report is written
-        log.debug("the comparison failed", exc_info=True)
-        what = " ".join(str(error).split()) or type(error).__name__
-        _say(console, f"no comparison with and without adaptation: {what}")
-        return None
-
-
-def _verdict(written: Report) -> str:
-    """What the report says of the comparison; empty if there is none."""
-    return "" if written.against is None else written.against.sentence(written.run)
-
-
 def _print_comparison(console: Console, comparison: Comparison, level: Level) -> None:
-    """The run with and without adaptation, and how that is known."""
+    """Print the two simulated runs side by side."""
     if level is Level.QUIET:
         return
-    console.print(Text("\nWhat adaptation was worth, simulated", "bold"))
+    console.print(Text("\nEffect of adaptation, simulated", "bold"))
     _say(
         console,
-        "this run once more in virtual time, with and without adaptation, on the same links, events, data and seed,"
-        " with the compute times that were measured",
+        "this run repeated in virtual time, with and without adaptation, on the same links, events, data and seed, with"
+        " the measured compute times",
     )
     metric = comparison.metric
     headings = (
@@ -172,7 +198,7 @@ def _print_comparison(console: Console, comparison: Comparison, level: Level) ->
         ">rounds",
         f">{metric.name}",
         ">round (median)",
-        ">whole run",
+        ">total",
     )
     table = new_table("policy (simulated)", *headings)
     (candidate,) = comparison.candidates
@@ -210,14 +236,14 @@ def _print_summary(console: Console, summary: dict[str, Any], run: Run, run_dir:
         for line in summary["network_events"]:
             _say(console, f"  {line}")
         console.print()
-    # As in the report: from the beginning of the first round, without the wait for the nodes.
+    # From the beginning of the first round, as in the report.
     seconds = run.ended_at if run.rounds else summary["duration_seconds"]
     took = f"after {counted(summary['rounds'], 'round')} in {duration(seconds)}"
     _say(console, f"{summary['state']}: {_figures(summary)} {took}; the run is kept in {run_dir}")
 
 
 def _figures(summary: dict[str, Any]) -> str:
-    """The last evaluation: test accuracy 97.7 %, loss 0.09."""
+    """Return the last evaluation as text: test accuracy 97.7 %, loss 0.09."""
     try:
         metric = MetricSpec.model_validate(summary.get("metric", {}))
     except ValidationError:

@@ -1,4 +1,4 @@
-"""What the demo says while it runs: much, some or nothing, on a terminal or in a pipe."""
+"""Progress of the demo: a live view on a terminal, lines in a pipe."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,23 +10,23 @@ from rich.live import Live
 from hypergpu.common.text import duration, milliseconds, number
 from hypergpu.console import known, progress_bar
 from hypergpu.dashboard import History, Snapshot, dashboard
-from hypergpu.demo import Progress, Turn
+from hypergpu.demo import NetworkChange, Progress
 from hypergpu.protos import coordinator_pb2 as pb
 
 DETAIL_EVERY = 5
 """Rounds between detailed statuses."""
 _FIRST_ROUNDS = 3
-"""Rounds that are told one by one: enough to see that it runs."""
+"""Rounds at the start that get a line each."""
 _MOST_LINES = 20
-"""Of rounds, in a pipe."""
+"""Most lines about rounds in a pipe."""
 _ROUTINE = frozenset(
     ("round_started", "round_closed", "decision", "waiting", "node_joined", "node_ready", "node_left", "shards_dealt")
 )
-"""Kinds of events that are no news while nothing is wrong."""
+"""Kinds of events that get no line at the normal level."""
 
 
 class Level(StrEnum):
-    """How much is said."""
+    """Amount of output."""
 
     QUIET = "quiet"
     NORMAL = "normal"
@@ -34,12 +34,12 @@ class Level(StrEnum):
 
 
 @contextmanager
-def shown(console: Console, level: Level, turns: Sequence[Turn]) -> Iterator[Progress]:
-    """Show a run as it goes: as a live view on a terminal, as lines in a pipe."""
+def progress_of_run(console: Console, level: Level, changes: Sequence[NetworkChange]) -> Iterator[Progress]:
+    """Show the progress of a run: as a live view on a terminal, as lines in a pipe."""
     if level is Level.QUIET:
         yield Progress()
         return
-    lines = Lines(console, level, turns)
+    lines = Lines(console, level, changes)
     if not console.is_terminal:
         yield Progress(lines.event, lines.snapshot)
         return
@@ -53,7 +53,7 @@ def shown(console: Console, level: Level, turns: Sequence[Turn]) -> Iterator[Pro
 
 @contextmanager
 def steps(console: Console, level: Level, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how much of a longer task is done: a bar on a terminal, a line for each quarter in a pipe."""
+    """Show the progress of a task: as a bar on a terminal, as a line per quarter in a pipe."""
     if level is Level.QUIET:
         yield lambda *_: None
         return
@@ -75,19 +75,19 @@ def steps(console: Console, level: Level, what: str) -> Iterator[Callable[[int, 
 
 
 class Lines:
-    """Lines for a pipe, or above the live view."""
+    """Lines about a run, for a pipe or above the live view."""
 
-    def __init__(self, console: Console, level: Level, turns: Sequence[Turn]) -> None:
+    def __init__(self, console: Console, level: Level, changes: Sequence[NetworkChange]) -> None:
         self._console, self._level = console, level
-        self._turns = {turn.round: turn.text for turn in turns}
+        self._changes = {change.round: change.text for change in changes}
         self._rounds = 0
         self._detailed = 0
         self._waited = False
 
     def event(self, record: pb.RunEvent) -> None:
-        """Say a record of the coordinator, if it is worth a line."""
-        if record.kind == "round_started" and record.round in self._turns:
-            self._line(record.seconds, f"round {record.round}: {self._turns.pop(record.round)}")
+        """Print an event of the run, unless it is routine."""
+        if record.kind == "round_started" and record.round in self._changes:
+            self._line(record.seconds, f"round {record.round}: {self._changes.pop(record.round)}")
         if record.kind == "waiting" and not self._waited:
             self._waited = True
             self._line(record.seconds, record.text)
@@ -95,7 +95,7 @@ class Lines:
             self._line(record.seconds, record.text)
 
     def snapshot(self, now: Snapshot, _: History) -> None:
-        """Say how each node fares, every few rounds."""
+        """Print the state of each node, every few rounds."""
         self._rounds = now.status.rounds
         if now.status.round // DETAIL_EVERY <= self._detailed:
             return
@@ -111,7 +111,7 @@ class Lines:
         return record.kind == "round_closed" and (first or record.round % self._step() == 0)
 
     def _step(self) -> int:
-        """Rounds between lines: a multiple of those between details."""
+        """Return the number of rounds between lines, a multiple of `DETAIL_EVERY`."""
         return DETAIL_EVERY * max(1, round(self._rounds / _MOST_LINES / DETAIL_EVERY))
 
     def _line(self, seconds: float, text: str) -> None:

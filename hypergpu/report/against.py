@@ -1,4 +1,4 @@
-"""What a run is compared with, and what may be said of the two."""
+"""Baseline of a report, and its comparison with the run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from hypergpu.report.model import Run
 from hypergpu.time_to_target import TimeComparison
 
 WITH, WITHOUT = "simulated, with adaptation", "simulated, without"
-"""Labels of the two runs in virtual time."""
-_ONE_PAIR = "A single pair of runs can't tell skill from luck: "
+"""Labels of the two simulated runs."""
+_ONE_PAIR = "A single pair of runs is not significant: "
 
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """A baseline; and if it was simulated and the run was real, the run once more in virtual time (`twin`).
+    """A baseline. If it was simulated and the run was real, `twin` is the run repeated in virtual time.
 
-    Times of two clocks don't compare. With a twin, the two simulated runs are compared.
+    Real and virtual times are not comparable: with a twin, the two simulated runs are compared.
     """
 
     baseline: Run
     twin: Run | None = None
 
     def comparison_of(self, run: Run) -> TimeComparison:
-        """The times of the two that may be compared."""
+        """Return the comparison of the run, or of its twin, with the baseline."""
         if self.twin is not None:
             names = (f"the run with adaptation ({self.twin.policy})", "the run without")
             return compare(self.twin, self.baseline, names)
@@ -39,39 +39,39 @@ class Against:
         return compare(run, self.baseline)
 
     def others(self) -> Sequence[tuple[str, str, Run]]:
-        """The runs that are drawn beside the run: label, style, run."""
+        """Return the runs to draw beside the run: label, style, run."""
         if self.twin is not None:
             return ((WITH, "twin", self.twin), (WITHOUT, "theirs", self.baseline))
         return (("baseline (simulated)" if self.baseline.is_simulated else "baseline", "theirs", self.baseline),)
 
     def sentence(self, run: Run) -> str:
-        """The verdict in words, for the page and the terminal alike."""
+        """Return the result of the comparison as a sentence, for the page and the terminal."""
         told = self.comparison_of(run).sentence
         return told if self.twin is None else f"In simulation: {told[0].lower()}{told[1:]}"
 
     def verdict(self, run: Run) -> Markup:
-        """What came of the comparison, and what it compares."""
+        """Return the result of the comparison, with its limits."""
         mixed = self.twin is None and run.is_simulated != self.baseline.is_simulated
         if self.twin is not None:
             caution = (
-                "Both times are of virtual time: this run once more with its policy, and by the fixed baseline, on the"
-                " same links, events, data and seed, with the compute times that were measured. "
+                "Both times are virtual: this run repeated with its policy and with the fixed baseline, on the same"
+                " links, events, data and seed, with the measured compute times. "
             )
         elif mixed:
-            caution = "One of the two was simulated and the other was not: their times do not compare exactly. "
+            caution = "One run was simulated and the other was not: their times are not exactly comparable. "
         else:
             caution = ""
         hint = tag("p", caution, _ONE_PAIR, tag("code", "hypergpu compare"), " repeats it over seeds.", class_="hint")
         return tag("div", tag("p", self.sentence(run), class_="verdict"), hint)
 
     def record(self) -> dict[str, Any]:
-        """The headline of the baseline as a JSON object."""
+        """Return the headline figures of the baseline as a JSON object."""
         twin = None if self.twin is None else {"run": self.twin.name, **figures(self.twin)}
         simulated = self.baseline.is_simulated
         return {"run": self.baseline.name, "simulated": simulated, **figures(self.baseline), "run_simulated": twin}
 
     def table(self) -> Markup | None:
-        """The figures of the two simulated runs side by side; None if the run itself is one of the two compared."""
+        """Return the figures of the two simulated runs side by side; None if there is no twin."""
         if self.twin is None:
             return None
         rows = []

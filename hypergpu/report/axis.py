@@ -6,7 +6,7 @@ _CLOCK_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 1
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers from `low` to `high`, roughly `about` of them."""
+    """Return round numbers from `low` to `high`, roughly `about` of them."""
     raw = (high - low) / max(about, 1)
     if not raw > 0:
         return [low]
@@ -16,7 +16,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def clock_ticks(low: float, high: float, about: int) -> list[float]:
-    """As `ticks`, on steps that clocks have, where they reach."""
+    """Return round times from `low` to `high` seconds: multiples of steps such as 15 s or 10 min."""
     raw = (high - low) / max(about, 1)
     if raw < 1 or raw > _CLOCK_STEPS[-1]:
         return ticks(low, high, about)
@@ -25,7 +25,7 @@ def clock_ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def clock(seconds: float) -> str:
-    """A point in time on an axis: −5 s, 0, 30 s, 2 min, 2:30, 1 h 30."""
+    """Return a point in time as a label: −5 s, 0, 30 s, 2 min, 2:30, 1 h 30."""
     if seconds < 0:
         return f"−{clock(-seconds)}"
     if seconds < 60:

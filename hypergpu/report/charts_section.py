@@ -1,4 +1,4 @@
-"""The parts of the page that are drawn, each with what it says in words."""
+"""Charts of the page, each with a caption."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,7 +8,7 @@ from hypergpu.report import timeline_data
 from hypergpu.report.charts.canvas import framed, legend
 from hypergpu.report.charts.lines import Point, Series, empty, line_chart
 from hypergpu.report.charts.stacked_bar_chart import shares, stacked_bars
-from hypergpu.report.charts.swimlane_chart import Stretch, lanes, strip
+from hypergpu.report.charts.swimlane_chart import Interval, lanes, strip
 from hypergpu.report.markup import Markup, tag
 from hypergpu.report.model import Round, Run
 from hypergpu.report.table import row_id
@@ -18,7 +18,7 @@ Of = Callable[[Round], float | None]
 
 
 def learning(run: Run, others: Sequence[tuple[str, str, Run]] = ()) -> Markup:
-    """Metric and loss, over time and over rounds; `others` are drawn beside it, each with a label and a style."""
+    """Return charts of metric and loss, over time and over rounds; `others` are a label, a style and a run each."""
     apart = any(each.is_simulated != run.is_simulated for *_, each in others)
     runs = [
         (f"this run ({'simulated' if run.is_simulated else 'real'})" if apart else "this run", "mine", run),
@@ -34,7 +34,7 @@ def learning(run: Run, others: Sequence[tuple[str, str, Run]] = ()) -> Markup:
     for name, of, spec in measured:
         for over_time in (True, False):
             series = [Series(label, style, _points(each, of, over_time=over_time)) for label, style, each in runs]
-            summary = _course(name, series[0].points, spec, over_time=over_time)
+            summary = _trend(name, series[0].points, spec, over_time=over_time)
             chart = line_chart(series, summary, over_time=over_time, share=spec.is_share)
             figures.append(framed(f"{name} over {'time' if over_time else 'rounds'}", summary, chart))
     key = legend([(style, label) for label, style, _ in runs]) if others else None
@@ -42,38 +42,46 @@ def learning(run: Run, others: Sequence[tuple[str, str, Run]] = ()) -> Markup:
 
 
 def timeline(run: Run, rows: Sequence[int]) -> Markup:
-    """Events, links, selection and batches on one time axis; `rows` are the events that the table lists."""
+    """Return events, links, selection and batch sizes on one time axis; `rows` are the events in the table."""
     span = (run.began_at, run.ended_at)
     shown = timeline_data.most_eventful(run, MOST_LANES)
     left_out = len(run.node_ids) > len(shown)
-    few = f" Drawn are the {len(shown)} most eventful of {counted(len(run.node_ids), 'node')}." if left_out else ""
+    few = f" The {len(shown)} most eventful of {counted(len(run.node_ids), 'node')} are shown." if left_out else ""
     guides = timeline_data.turning_points(run)
-    dotted = " Dotted lines: changes of the network, and rollbacks." if guides else ""
+    dotted = " Dotted lines: network events and rollbacks." if guides else ""
 
-    def drawn(title: str, lane: Mapping[str, Sequence[Stretch]], says: str, key: Sequence[tuple[str, str]]) -> Markup:
+    def drawn(
+        title: str, lane: Mapping[str, Sequence[Interval]], caption: str, key: Sequence[tuple[str, str]]
+    ) -> Markup:
         if not lane:
-            return framed(title, says, empty("Nothing is on record."))
-        return framed(title, says + few, lanes(lane, span, says, guides), legend(key) if key else None)
+            return framed(title, caption, empty("No data."))
+        return framed(title, caption + few, lanes(lane, span, caption, guides), legend(key) if key else None)
 
     quality = timeline_data.quality_lanes(run, shown)
     figures = [_strip(run, rows)]
     counts = timeline_data.class_counts(run)
     if counts:
-        says = "How the links divide into classes."
+        caption = "Number of links by quality class."
         styles = {each: f"q-{each}" for each in timeline_data.QUALITIES}
-        figures.append(framed("All links", says, shares(counts, styles, span, says)))
+        figures.append(framed("All links", caption, shares(counts, styles, span, caption)))
     classes = [(f"q-{each}", each) for each in timeline_data.QUALITIES]
     parts = [(f"p-{each}", meaning) for each, meaning in timeline_data.TAKING_PART.items()]
+    participation = timeline_data.participation_lanes(run, shown)
     figures += [
-        drawn("Link quality", quality, _quality_says(quality) + dotted, classes),
-        drawn("Selection and quarantine", timeline_data.participation_lanes(run, shown), _part_says(run), parts),
-        drawn("Batch sizes", timeline_data.batch_lanes(run, shown), _batch_says(run), ()),
+        drawn("Link quality", quality, _quality_caption(quality) + dotted, classes),
+        drawn(
+            "Selection and quarantine",
+            participation,
+            _participation_caption(run),
+            parts,
+        ),
+        drawn("Batch sizes", timeline_data.batch_lanes(run, shown), _batch_caption(run), ()),
     ]
     return tag(
         "div",
         tag(
             "p",
-            "All of these share one axis of time, which counts from the beginning of the first round.",
+            "These charts share one time axis, which starts with the first round.",
             class_="hint",
         ),
         *figures,
@@ -81,17 +89,17 @@ def timeline(run: Run, rows: Sequence[int]) -> Markup:
 
 
 def round_time(run: Run) -> Markup:
-    """Where the time of each round went."""
+    """Return a chart of the parts of each round's time."""
     if not run.rounds:
-        return empty("No round was finished.")
+        return empty("No round completed.")
     bars = timeline_data.round_parts(run)
     whole = sum(sum(parts.values()) for _, parts in bars) or 1.0
     totals = ", ".join(
         f"{percent(sum(parts[name] for _, parts in bars) / whole)} {name}" for name in timeline_data.PARTS
     )
-    says = f"Of all round time: {totals}. Computing is that of the slowest node that contributed."
+    caption = f"Share of all round time: {totals}. Computing time is that of the slowest contributing node."
     key = legend([(style, name) for name, style in timeline_data.PARTS.items()])
-    return framed("Round time and its parts", says, stacked_bars(bars, timeline_data.PARTS, says), key)
+    return framed("Parts of the round time", caption, stacked_bars(bars, timeline_data.PARTS, caption), key)
 
 
 def _strip(run: Run, rows: Sequence[int]) -> Markup:
@@ -101,18 +109,18 @@ def _strip(run: Run, rows: Sequence[int]) -> Markup:
     count = sum(len(each) for each in marks.values())
     if len(bands) > 1:
         rounds = f"{len(bands):,} rounds, "
-        rounds += f"{short} of them ended without some of their nodes (orange)" if short else "all with all their nodes"
+        rounds += f"{short} of them without some of their nodes (orange)" if short else "all with all their nodes"
     elif bands:
         rounds = f"1 round, {'without some of its nodes (orange)' if short else 'with all its nodes'}"
     else:
-        rounds = "No round was finished"
+        rounds = "No round completed"
     happened = f"{count:,} events and decisions" if count != 1 else "1 event"
-    says = f"{rounds}; {happened}. A mark leads to its row in the table below."
-    return framed("Rounds, events and decisions", says, strip(marks, bands, (run.began_at, run.ended_at), says))
+    caption = f"{rounds}; {happened}. Each mark links to its row in the table below."
+    return framed("Rounds, events and decisions", caption, strip(marks, bands, (run.began_at, run.ended_at), caption))
 
 
 def _points(run: Run, of: Of, *, over_time: bool) -> list[Point]:
-    """Measured values; a gap where rounds are missing from the record, none where they were not evaluated."""
+    """Return the measured values, with a gap for rounds missing from the record."""
     points: list[Point] = []
     before = None
     for closed in run.rounds:
@@ -125,7 +133,7 @@ def _points(run: Run, of: Of, *, over_time: bool) -> list[Point]:
     return points
 
 
-def _course(name: str, points: Sequence[Point], spec: MetricSpec, *, over_time: bool) -> str:
+def _trend(name: str, points: Sequence[Point], spec: MetricSpec, *, over_time: bool) -> str:
     known = [(at, value) for at, value in points if value is not None]
     if not known:
         return f"{name} was not measured."
@@ -137,30 +145,30 @@ def _course(name: str, points: Sequence[Point], spec: MetricSpec, *, over_time: 
     return f"From {show(first)} ({begin}) to {show(last)} ({end})."
 
 
-def _quality_says(rows: Mapping[str, Sequence[Stretch]]) -> str:
+def _quality_caption(rows: Mapping[str, Sequence[Interval]]) -> str:
     if not rows:
-        return "No link was classed."
-    last = [stretches[-1].label for stretches in rows.values()]
-    changes = sum(len(stretches) - 1 for stretches in rows.values())
+        return "No link was classified."
+    last = [intervals[-1].label for intervals in rows.values()]
+    changes = sum(len(intervals) - 1 for intervals in rows.values())
     ends = ", ".join(f"{last.count(each)} {each}" for each in timeline_data.QUALITIES if each in last)
-    return f"{counted(changes, 'change')} of class; at the end {ends}."
+    return f"{counted(changes, 'quality change')}; final: {ends}."
 
 
-def _part_says(run: Run) -> str:
+def _participation_caption(run: Run) -> str:
     asked = sum(len(closed.nodes) for closed in run.rounds)
     came = sum(each.success for closed in run.rounds for each in closed.nodes)
     if not asked:
         return "No node was selected."
     held = {e.subject for e in run.events if e.kind == "quarantine" and e.figures.get("state") == "quarantined"}
     named = ", ".join(sorted(held, key=natural_key)[:8]) + (" …" if len(held) > 8 else "")
-    who = f"quarantined at some time: {named}" if held else "no node was quarantined"
-    return f"{came:,} of {asked:,} orders were fulfilled in time; {who}."
+    who = f"quarantined: {named}" if held else "no node was quarantined"
+    return f"{came:,} of {asked:,} updates arrived in time; {who}."
 
 
-def _batch_says(run: Run) -> str:
+def _batch_caption(run: Run) -> str:
     sizes = [each.batch_size for closed in run.rounds for each in closed.nodes if each.batch_size]
     if not sizes:
         return "No batch was assigned."
     if min(sizes) == max(sizes):
         return f"Always {figure(sizes[0])} samples."
-    return f"From {figure(min(sizes))} to {figure(max(sizes))} samples; the stronger the colour, the larger."
+    return f"From {figure(min(sizes))} to {figure(max(sizes))} samples; darker means larger."

@@ -1,4 +1,4 @@
-"""The figures that a run is judged by, and two runs side by side."""
+"""Headline figures of a run, and of two runs side by side."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ class Measure:
     """One headline figure."""
 
     key: str
-    """Its name in JSON, with the unit."""
+    """Name in JSON, with the unit."""
     label: str
     show: Callable[[Number], str]
     of: Callable[[Run], Number]
     better: int = 0
-    """1: more is better; -1: less is; 0: neither, or it depends on how many rounds there were."""
+    """1: more is better; -1: less is better; 0: neither, or it depends on the number of rounds."""
 
 
 def final(values: Sequence[float | None]) -> float | None:
-    """The last value that was measured."""
+    """Return the last measured value."""
     return next((value for value in reversed(values) if value is not None), None)
 
 
 def target_sentence(run: Run) -> str:
-    """Whether the run reached its target, and when; empty where none was set."""
+    """Return whether and when the run reached its target, as text; empty if it has none."""
     metric, target = run.metric, run.target
     if target is None:
         return ""
@@ -81,7 +81,7 @@ _OF_EVERY_RUN = (
 
 
 def measures(metric: MetricSpec) -> tuple[Measure, ...]:
-    """The headline figures of a run that is judged by this metric."""
+    """Return the headline figures for a metric."""
     better = 1 if metric.better == "higher" else -1
     name = metric.name
     own = (
@@ -93,10 +93,10 @@ def measures(metric: MetricSpec) -> tuple[Measure, ...]:
 
 
 def compare(run: Run, baseline: Run, names: tuple[str, str] = ("this run", "the baseline")) -> TimeComparison:
-    """Compare the time to the target of the run; where neither reached it, to the best value that both reached."""
+    """Compare two runs by their time to the target, or else to the best value that both reached."""
     return compare_times(run.metric, run.target, run.course, baseline.course, names=names)
 
 
 def figures(run: Run) -> dict[str, float | None]:
-    """The headline as plain data."""
+    """Return the headline figures as plain data."""
     return {measure.key: measure.of(run) for measure in measures(run.metric)}

@@ -1,4 +1,4 @@
-"""HTML and SVG that cannot be broken out of: every text is escaped unless it was built here."""
+"""HTML and SVG in which every text is escaped unless it was built here."""
 
 from html import escape
 from math import isfinite
@@ -7,7 +7,7 @@ VOID = frozenset({"meta", "input", "br", "col"})
 
 
 class Markup(str):
-    """Text that is markup already. Only `tag`, `join` and this package's own style and script make it."""
+    """Text that is already markup. Only `tag`, `join` and the package's own style and script create it."""
 
     __slots__ = ()
 
@@ -16,9 +16,9 @@ Child = Markup | str | float | int | None
 
 
 def tag(name: str, /, *children: Child, **attributes: str | float | int | bool | None) -> Markup:
-    """One element. Children that are not `Markup` are escaped; None and False leave an attribute out.
+    """Return an element. Children that are not `Markup` are escaped; None and False leave an attribute out.
 
-    `class_` and `for_` stand for the words that Python reserves, `data_tip` for `data-tip`.
+    `class_` and `for_` stand for the words that Python reserves, `data_tooltip` for `data-tooltip`.
     """
     written = "".join(_attribute(key, value) for key, value in attributes.items())
     if name in VOID:
@@ -27,19 +27,19 @@ def tag(name: str, /, *children: Child, **attributes: str | float | int | bool |
 
 
 def join(*children: Child) -> Markup:
-    """Several pieces, one after the other; None is nothing."""
+    """Return the concatenation of pieces; None is skipped."""
     return Markup("".join(text(child) for child in children if child is not None))
 
 
 def text(child: Child) -> str:
-    """One piece as markup."""
+    """Return a piece as markup."""
     if isinstance(child, Markup):
         return child
     return escape(short(child) if isinstance(child, float) else str(child))
 
 
 def short(value: float) -> str:
-    """A number in few characters: two decimals are below a pixel."""
+    """Return a coordinate with at most two decimals, which is finer than a pixel."""
     if not isfinite(value):
         return "0"
     return f"{value:.2f}".rstrip("0").rstrip(".")

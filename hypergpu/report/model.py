@@ -1,4 +1,4 @@
-"""A finished or unfinished run as plain data. Times are seconds since its first round began; None: not recorded."""
+"""A run, finished or not, as plain data. Times are seconds since the start of its first round; None: not recorded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ _DIGITS = frozenset("0123456789")
 
 @dataclass(frozen=True, slots=True)
 class NodeRound:
-    """What one selected node did in a round."""
+    """Contribution of one selected node to a round."""
 
     node: str
     success: bool
@@ -26,13 +26,13 @@ class NodeRound:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One closed round."""
+    """A closed round."""
 
     number: int
     ended_at: float
-    """After the server's step and the evaluation."""
+    """Time after the server's step and the evaluation."""
     seconds: float
-    """From the first order to the close."""
+    """Time from the first work unit to the close."""
     reason: str = ""
     loss: float | None = None
     metric: float | None = None
@@ -43,7 +43,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of the record. A decision has a subject, a reason and figures; another event has what it says."""
+    """Run event. A decision has a subject, a reason and figures; other events have a text."""
 
     at: float
     round: int
@@ -57,32 +57,32 @@ class Event:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that the report shows."""
+    """A run, with everything that the report shows."""
 
     name: str
-    """Of the directory."""
+    """Name of the run directory."""
     summary: Mapping[str, object]
     rounds: tuple[Round, ...] = ()
     events: tuple[Event, ...] = ()
     nodes: tuple[Figures, ...] = ()
-    """Each with its `node_id`, as it stood at the end."""
+    """Final state of each node, with its `node_id`."""
     config: Mapping[str, object] = field(default_factory=dict)
     config_text: str = ""
     notes: tuple[str, ...] = ()
-    """What could not be read, in words."""
+    """Descriptions of what could not be read."""
     metric: MetricSpec = ACCURACY
-    """What the model was judged by."""
+    """Metric of the model."""
 
     @cached_property
     def ended_at(self) -> float:
-        """When the run was over; while it is not, the last time on record."""
+        """End of the run, or the last recorded time if it is unfinished."""
         if self.ending is not None:
             return self.ending.at
         return max((each.at for each in self.events), default=max((r.ended_at for r in self.rounds), default=0.0))
 
     @cached_property
     def ending(self) -> Event | None:
-        """What ended the run; None while it is not over. A run that was stopped may have been resumed."""
+        """Event that ended the run; None if it is unfinished. A stopped run may have been resumed."""
         for each in reversed(self.events):
             if each.kind in ("completed", "stopped"):
                 return each
@@ -92,13 +92,13 @@ class Run:
 
     @cached_property
     def began_at(self) -> float:
-        """The first time on record, but not long before the first round: waiting for nodes is no part of a run."""
+        """First recorded time, but not long before the first round: waiting for nodes does not count."""
         first = min((each.at for each in self.events[:1]), default=0.0)
         return max(first, -0.05 * self.ended_at) if self.rounds else first
 
     @cached_property
     def node_ids(self) -> tuple[str, ...]:
-        """Every node that is named anywhere, in natural order."""
+        """All nodes that the record names, in natural order."""
         named = {str(node["node_id"]) for node in self.nodes}
         named.update(each.node for closed in self.rounds for each in closed.nodes)
         named.update(e.subject for e in self.events if e.subject and e.subject != CLUSTER)
@@ -106,7 +106,7 @@ class Run:
 
     @cached_property
     def bands(self) -> tuple[tuple[float, float], ...]:
-        """When each round began and ended. What the record says of beginnings; otherwise from its length."""
+        """Start and end of each round; a start that is not recorded follows from the duration."""
         begun: dict[int, float] = {}
         for event in self.events:
             if event.kind == "round_started":
@@ -119,30 +119,30 @@ class Run:
         return tuple(bands)
 
     def setting(self, section: str, key: str) -> object:
-        """A value of the configuration; None where it is not known."""
+        """Return a value of the configuration; None if it is unknown."""
         part = self.config.get(section)
         return part.get(key) if isinstance(part, Mapping) else None
 
     @property
     def target(self) -> float | None:
-        """The value of the metric that the run was to reach, where one was set."""
+        """Target value of the metric; None if there is none."""
         recorded = finite(self.summary.get("target_accuracy"))
         return recorded if recorded is not None else finite(self.setting("training", "target_accuracy"))
 
     @property
     def is_simulated(self) -> bool:
-        """Whether its times are those of virtual time."""
+        """Whether the run was simulated, so that its times are virtual."""
         return self.summary.get("simulated") is True
 
     @property
     def policy(self) -> str:
-        """The policy of its adaptation; empty where it is not on record."""
+        """Adaptation policy; empty if it is not recorded."""
         policy = self.summary.get("policy", self.setting("orchestrator", "policy"))
         return policy if isinstance(policy, str) else ""
 
     @cached_property
     def course(self) -> Course:
-        """How its metric went."""
+        """Metric and loss over time."""
         begun = self.bands[0][0] if self.rounds else 0.0
         points = [(each.ended_at - begun, each.metric) for each in self.rounds if each.metric is not None]
         losses = [(each.ended_at - begun, each.loss) for each in self.rounds if each.loss is not None]
@@ -150,12 +150,12 @@ class Run:
 
     @property
     def rounds_planned(self) -> int | None:
-        """Rounds that the run was to have."""
+        """Number of rounds that the run was set to."""
         value = self.summary.get("rounds_planned", self.setting("training", "rounds"))
         return value if isinstance(value, int) else None
 
     @property
     def state(self) -> str:
-        """completed, stopped, …; `unfinished` where no end is on record."""
+        """Final state, such as completed or stopped; `unfinished` if no end is recorded."""
         state = str(self.summary.get("state") or "unfinished")
         return state if state in ("completed", "stopped", "interrupted", "paused") else "unfinished"

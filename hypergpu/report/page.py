@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: style, script and drawings are inside."""
+"""The report as one self-contained HTML page, with style, script and charts inside."""
 
 import base64
 import hashlib
@@ -20,7 +20,7 @@ _UNSHOWN = ("address", "peer", "incarnation")
 
 
 def page(run: Run, against: Against | None = None) -> str:
-    """The whole document."""
+    """Return the HTML document."""
     rows = chosen(run.events)
     parts = [
         _header(run, against),
@@ -36,7 +36,7 @@ def page(run: Run, against: Against | None = None) -> str:
 
 
 def _document(title: str, body: Markup) -> str:
-    """Nothing but the style and script given here can be loaded or run, even if some text were not escaped."""
+    """Return a content security policy that allows nothing but this style and this script."""
     style, script = _asset("style.css"), _asset("script.js")
     allowed = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'"
     head = tag(
@@ -48,8 +48,10 @@ def _document(title: str, body: Markup) -> str:
         tag("title", title),
         tag("style", Markup(style)),
     )
-    tip = tag("div", id="tip", role="tooltip", hidden=True)
-    return f"<!doctype html>\n{tag('html', head, tag('body', body, tip, tag('script', Markup(script))), lang='en')}\n"
+    tooltip = tag("div", id="tooltip", role="tooltip", hidden=True)
+    return (
+        f"<!doctype html>\n{tag('html', head, tag('body', body, tooltip, tag('script', Markup(script))), lang='en')}\n"
+    )
 
 
 def _asset(name: str) -> str:
@@ -94,7 +96,7 @@ def _baseline_name(baseline: Run) -> str:
 
 
 def _opening(run: Run) -> str:
-    """The run in a sentence."""
+    """Return a sentence about the run."""
     if not run.rounds:
         lasted = run.summary.get("duration_seconds")
         seconds = duration(lasted if isinstance(lasted, float) else run.ended_at)
@@ -111,7 +113,7 @@ def _opening(run: Run) -> str:
 
 
 def _why_stopped(run: Run) -> str:
-    """Why it ended before its time, where that is on record."""
+    """Return why the run ended early, if that is recorded."""
     over = run.ending
     why = str(over.figures.get("detail", "")) if over is not None and over.kind == "stopped" else ""
     return f" {why[0].upper()}{why[1:]}." if why else ""

@@ -1,4 +1,4 @@
-"""Reads a run's directory, whoever wrote it and however it ended.
+"""Reading a run directory, by whatever version it was written and however the run ended.
 
 Nothing in it is trusted: neither its size nor its types. What can't be read is left out, and a note says so.
 """
@@ -24,14 +24,14 @@ Json = Mapping[str, object]
 ROUNDS, EVENTS, NODES, SUMMARY, CONFIG = "rounds.jsonl", "events.jsonl", "nodes.json", "summary.json", "config.yaml"
 MAX_ROUNDS = 100_000
 MAX_EVENTS = 200_000
-"""Of longer records the latest are read."""
+"""Most recent lines that are read of a longer record."""
 MAX_FILE_BYTES = 64 << 20
 MAX_TEXT = 1_000
 _OWN_FIELDS = frozenset({"seconds", "round", "kind", "text", "subject", "reason", "figures"})
 
 
 def read_run(directory: Path) -> Run:
-    """The run in `directory`.
+    """Return the run in `directory`.
 
     Raises:
         InvalidInput: the directory is none, or holds no run.
@@ -64,7 +64,7 @@ def read_run(directory: Path) -> Run:
 
 
 class _Reader:
-    """The files of one run, and notes about what is wrong with them."""
+    """Files of one run, and notes about problems with them."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -1,24 +1,24 @@
 "use strict";
 // The page is complete without this: it adds tooltips, the crosshair, filters and sorting.
 
-const tip = document.getElementById("tip");
+const tooltip = document.getElementById("tooltip");
 
-function showTip(text, x, y) {
-  tip.textContent = text;
-  tip.hidden = false;
-  const left = Math.min(x + 14, innerWidth - tip.offsetWidth - 8);
-  const below = y + 18 + tip.offsetHeight < innerHeight;
-  tip.style.setProperty("left", `${Math.max(8, left)}px`);
-  tip.style.setProperty("top", `${below ? y + 18 : y - tip.offsetHeight - 10}px`);
+function showTooltip(text, x, y) {
+  tooltip.textContent = text;
+  tooltip.hidden = false;
+  const left = Math.min(x + 14, innerWidth - tooltip.offsetWidth - 8);
+  const below = y + 18 + tooltip.offsetHeight < innerHeight;
+  tooltip.style.setProperty("left", `${Math.max(8, left)}px`);
+  tooltip.style.setProperty("top", `${below ? y + 18 : y - tooltip.offsetHeight - 10}px`);
 }
 
 document.addEventListener("pointermove", (event) => {
-  const target = event.target.closest?.("[data-tip]");
-  if (target) showTip(target.dataset.tip, event.clientX, event.clientY);
-  else tip.hidden = true;
+  const target = event.target.closest?.("[data-tooltip]");
+  if (target) showTooltip(target.dataset.tooltip, event.clientX, event.clientY);
+  else tooltip.hidden = true;
 });
-document.addEventListener("pointerleave", () => { tip.hidden = true; });
-document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+document.addEventListener("pointerleave", () => { tooltip.hidden = true; });
+document.addEventListener("scroll", () => { tooltip.hidden = true; }, { passive: true });
 
 // ---------------------------------------------------------------- one crosshair through all charts of time
 

@@ -1,4 +1,4 @@
-"""The table of decisions and events, which the page's script filters."""
+"""Table of decisions and events, which the page's script filters."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _NO_NEWS = frozenset({"round_started", "shards_dealt"})
 
 
 def chosen(events: Sequence[Event]) -> list[int]:
-    """The numbers of the events that get a row; where there are too many, the latest, a fair share of each kind."""
+    """Return the numbers of the events that get a row: the latest, with a fair share for each kind."""
     numbers = [number for number, event in enumerate(events) if event.kind not in _NO_NEWS]
     counts = Counter(events[number].kind for number in numbers)
     left, allowed = MOST_ROWS, {}
@@ -32,14 +32,14 @@ def chosen(events: Sequence[Event]) -> list[int]:
 
 
 def row_id(number: int) -> str:
-    """The id of an event's row."""
+    """Return the HTML id of an event's row."""
     return f"event-{number}"
 
 
 def event_table(run: Run, rows: Sequence[int]) -> Markup:
-    """When, what, about whom, why, and on which figures; with the controls that filter it."""
+    """Return the table of events, with the controls that filter it."""
     if not rows:
-        return empty("Nothing is on record.")
+        return empty("No events.")
     events = [run.events[number] for number in rows]
     body = [_row(number, event) for number, event in zip(rows, events, strict=True)]
     head = tag("tr", *(tag("th", name, scope="col") for name in ("Time", "Round", "What", "About", "Why", "Figures")))

@@ -1,16 +1,16 @@
-"""What the record of a run says about each node over time, as stretches for the lanes and marks for the strip."""
+"""What the record of a run says about each node over time, as intervals for the lanes and marks for the strip."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from hypergpu.common.text import counted, duration, figure
 from hypergpu.report.axis import clock
-from hypergpu.report.charts.swimlane_chart import Mark, Stretch
+from hypergpu.report.charts.swimlane_chart import Interval, Mark
 from hypergpu.report.model import CLUSTER, Event, NodeRound, Run
 
 QUALITIES = ("excellent", "good", "fair", "poor", "critical", "offline")
 PARTS = {"computing": "computing", "communicating and waiting": "waiting", "aggregating and evaluating": "closing"}
-"""The parts of a round's time, and their classes in the style sheet."""
+"""Parts of a round's time, and their classes in the style sheet."""
 TAKING_PART = {
     "contributed": "contributed",
     "missing": "selected, but its update did not come in time",
@@ -40,45 +40,45 @@ _ROW_OF = {kind: row for row, kinds in _KINDS_OF_ROW.items() for kind in kinds}
 _UNMARKED = frozenset({"round_started", "round_closed", "shards_dealt"})
 
 States = Mapping[str, Sequence[tuple[float, str, str]]]
-"""By node: from when, which state, and why."""
+"""Changes by node: time, state, reason."""
 
 
-def round_bands(run: Run) -> list[Stretch]:
-    """The rounds, light and dark in turn; those that ended short of their nodes stand out."""
+def round_bands(run: Run) -> list[Interval]:
+    """Return the rounds as bands, alternately light and dark; rounds without some of their nodes stand out."""
     bands = []
     for closed, (start, end) in zip(run.rounds, run.bands, strict=True):
         full = closed.reason in ("all_contributed", "")
         state = ("band-even" if closed.number % 2 else "band-odd") if full else "band-short"
         came = sum(each.success for each in closed.nodes)
         who = f"{came} of {counted(len(closed.nodes), 'node')}, {words(closed.reason)}"
-        tip = f"round {closed.number}, {clock_span(start, end)}: {who}"
-        bands.append(Stretch(start, end, state, str(closed.number), tip, 0 if full else 1))
+        tooltip = f"round {closed.number}, {clock_span(start, end)}: {who}"
+        bands.append(Interval(start, end, state, str(closed.number), tooltip, 0 if full else 1))
     return bands
 
 
 def event_marks(run: Run, target: Mapping[int, str]) -> dict[str, list[Mark]]:
-    """Everything that happened, by the row of the strip; `target` gives ids of table rows by the event's number."""
+    """Return marks of all events by row; `target` holds ids of table rows by event number."""
     rows: dict[str, list[Mark]] = {}
     for number, event in enumerate(run.events):
         if event.kind in _UNMARKED:
             continue
-        tip = f"{clock(round(event.at))}, round {event.round}: {event.text}"
-        rows.setdefault(category(event), []).append(Mark(event.at, tip, target.get(number)))
+        tooltip = f"{clock(round(event.at))}, round {event.round}: {event.text}"
+        rows.setdefault(category(event), []).append(Mark(event.at, tooltip, target.get(number)))
     return {name: rows[name] for name in (*_KINDS_OF_ROW, "other") if name in rows}
 
 
 def turning_points(run: Run) -> list[Mark]:
-    """What changed the whole picture: events of the network, and rollbacks."""
+    """Return the times of network events and rollbacks."""
     return [Mark(each.at, each.text) for each in run.events if each.kind == "rollback" or category(each) == "network"]
 
 
 def category(event: Event) -> str:
-    """The row of the strip that an event belongs to."""
+    """Return the row of an event."""
     return _ROW_OF.get(event.kind, "other")
 
 
 def quality_states(run: Run) -> States:
-    """Link classes as they were decided; a link whose node is gone is offline until the node is back."""
+    """Return the quality class of each link over time; a link whose node is gone is offline until it is back."""
     states: dict[str, list[tuple[float, str, str]]] = {}
     before_absence: dict[str, str] = {}
     for event in run.events:
@@ -97,12 +97,12 @@ def quality_states(run: Run) -> States:
     return states
 
 
-def quality_lanes(run: Run, nodes: Sequence[str]) -> dict[str, list[Stretch]]:
-    """The class of each link over time."""
+def quality_lanes(run: Run, nodes: Sequence[str]) -> dict[str, list[Interval]]:
+    """Return the quality class of each link as intervals."""
     states = quality_states(run)
     return {
         node: [
-            Stretch(
+            Interval(
                 start,
                 end,
                 f"q-{state}",
@@ -110,25 +110,25 @@ def quality_lanes(run: Run, nodes: Sequence[str]) -> dict[str, list[Stretch]]:
                 f"{node} {state}, {clock_span(start, end)}\n{why}",
                 QUALITIES.index(state),
             )
-            for start, end, state, why in _stretched(states[node], run.ended_at)
+            for start, end, state, why in _intervals(states[node], run.ended_at)
         ]
         for node in nodes
         if node in states
     }
 
 
-def participation_lanes(run: Run, nodes: Sequence[str]) -> dict[str, list[Stretch]]:
-    """Whether each node took part in each round, from its first sign on."""
-    quarantines = {node: _stretched(changes, run.ended_at) for node, changes in _standings(run).items()}
+def participation_lanes(run: Run, nodes: Sequence[str]) -> dict[str, list[Interval]]:
+    """Return whether each node took part in each round, since it joined."""
+    quarantines = {node: _intervals(changes, run.ended_at) for node, changes in _standings(run).items()}
     seen: dict[str, float] = {}
     for event in run.events:
         if event.kind == "node_joined" and event.subject:
             seen.setdefault(event.subject, event.at)
     away = _absences(run)
-    lanes: dict[str, list[Stretch]] = {node: [] for node in nodes}
+    lanes: dict[str, list[Interval]] = {node: [] for node in nodes}
     for closed, (start, end) in zip(run.rounds, run.bands, strict=True):
         took_part = {each.node: each for each in closed.nodes}
-        for node, stretches in lanes.items():
+        for node, intervals in lanes.items():
             each = took_part.get(node)
             if each is not None:
                 seen.setdefault(node, start)
@@ -138,20 +138,20 @@ def participation_lanes(run: Run, nodes: Sequence[str]) -> dict[str, list[Stretc
             else:
                 held = any(s <= start < e and what == "quarantined" for s, e, what, _ in quarantines.get(node, ()))
                 state = "quarantined" if held else "left-out"
-            gravity = ("contributed", "left-out", "quarantined", "missing").index(state)
-            tip = f"{node}, round {closed.number}: {TAKING_PART[state]}{_timing(each)}"
-            stretches.append(Stretch(start, end, f"p-{state}", "", tip, gravity))
-    return {node: stretches for node, stretches in lanes.items() if stretches}
+            severity = ("contributed", "left-out", "quarantined", "missing").index(state)
+            tooltip = f"{node}, round {closed.number}: {TAKING_PART[state]}{_timing(each)}"
+            intervals.append(Interval(start, end, f"p-{state}", "", tooltip, severity))
+    return {node: intervals for node, intervals in lanes.items() if intervals}
 
 
-def batch_lanes(run: Run, nodes: Sequence[str]) -> dict[str, list[Stretch]]:
-    """The batch size of each node while it took part and the size stayed the same."""
+def batch_lanes(run: Run, nodes: Sequence[str]) -> dict[str, list[Interval]]:
+    """Return intervals in which a node took part with the same batch size."""
     sizes = sorted({n.batch_size for r in run.rounds for n in r.nodes if n.batch_size})
     if not sizes:
         return {}
     chosen = set(nodes)
     low, span = sizes[0], max(sizes[-1] / sizes[0], 1.0001)
-    lanes: dict[str, list[Stretch]] = {}
+    lanes: dict[str, list[Interval]] = {}
     for closed, (start, end) in zip(run.rounds, run.bands, strict=True):
         for each in closed.nodes:
             if not each.batch_size or each.node not in chosen:
@@ -164,15 +164,15 @@ def batch_lanes(run: Run, nodes: Sequence[str]) -> dict[str, list[Stretch]]:
                 last is not None and last.label == label and start - last.end <= 0.01 * (run.ended_at - run.began_at)
             )
             begun = last.start if last is not None and stays else start
-            tip = f"{each.node}: batch of {label}, {clock_span(begun, end)}"
+            tooltip = f"{each.node}: batch of {label}, {clock_span(begun, end)}"
             if stays:
                 row.pop()
-            row.append(Stretch(begun, end, f"b-{level}", label, tip, level))
+            row.append(Interval(begun, end, f"b-{level}", label, tooltip, level))
     return {node: lanes[node] for node in nodes if node in lanes}
 
 
 def shade(ratio: float, span: float) -> int:
-    """0 to 5 by the logarithm of `ratio`, which runs from 1 to `span`."""
+    """Return a level of 0 to 5 by the logarithm of `ratio`, which is between 1 and `span`."""
     level = 0
     while level < 5 and ratio > span ** ((level + 0.5) / 5):
         level += 1
@@ -180,7 +180,7 @@ def shade(ratio: float, span: float) -> int:
 
 
 def round_parts(run: Run) -> list[tuple[int, dict[str, float]]]:
-    """Where the time of each round went: seconds by part."""
+    """Return the seconds of each part of each round."""
     bars = []
     for closed, (start, end) in zip(run.rounds, run.bands, strict=True):
         computing = min(max((n.compute_seconds or 0.0 for n in closed.nodes if n.success), default=0.0), closed.seconds)
@@ -191,7 +191,7 @@ def round_parts(run: Run) -> list[tuple[int, dict[str, float]]]:
 
 
 def most_eventful(run: Run, most: int) -> list[str]:
-    """At most so many of the nodes, in their order: those that decisions were about, or that failed, most often."""
+    """Return at most `most` nodes, in order: those with the most decisions and failures."""
     if len(run.node_ids) <= most:
         return list(run.node_ids)
     weight = Counter(event.subject for event in run.events if event.subject)
@@ -201,7 +201,7 @@ def most_eventful(run: Run, most: int) -> list[str]:
 
 
 def class_counts(run: Run) -> list[tuple[float, dict[str, int]]]:
-    """How many links are in each class, from each change on; recorded where there are too many to list each."""
+    """Return the number of links in each quality class after each change; recorded only for large clusters."""
     steps: list[tuple[float, dict[str, int]]] = []
     for event in run.events:
         if event.kind == "quality" and event.subject == CLUSTER:
@@ -211,12 +211,12 @@ def class_counts(run: Run) -> list[tuple[float, dict[str, int]]]:
 
 
 def clock_span(start: float, end: float) -> str:
-    """A stretch of time for people."""
+    """A interval of time for people."""
     return f"from {clock(round(start, 1))} for {duration(end - start)}"
 
 
 def words(name: str) -> str:
-    """An identifier as words."""
+    """Return an identifier as words."""
     return name.replace("_", " ")
 
 
@@ -263,7 +263,7 @@ def _within(absences: Iterable[tuple[float, float]], start: float, end: float) -
     return any(gone <= start and end <= back for gone, back in absences)
 
 
-def _stretched(changes: Sequence[tuple[float, str, str]], until: float) -> list[tuple[float, float, str, str]]:
+def _intervals(changes: Sequence[tuple[float, str, str]], until: float) -> list[tuple[float, float, str, str]]:
     """Changes as (start, end, state, why), neighbours of the same state as one."""
     merged: list[tuple[float, str, str]] = []
     for change in changes:

@@ -1,4 +1,4 @@
-"""From run directories to a file."""
+"""Writing the report of a run directory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,9 @@ from hypergpu.report.page import page
 from hypergpu.report.run import ROUNDS, read_run
 
 SIMULATED = "simulated"
-"""Where in a run's directory its repetitions in virtual time are kept, each under its policy."""
+"""Subdirectory of a run for its repetitions in virtual time, one per policy."""
 FIXED = "none"
-"""The policy of the fixed baseline."""
+"""Policy of the fixed baseline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Report:
     against: Against | None
 
     def record(self) -> dict[str, Any]:
-        """Its headline as a JSON object."""
+        """Return the headline figures as a JSON object."""
         return {
             "report": str(self.path),
             "run": self.run.name,
@@ -39,7 +39,7 @@ class Report:
 
 
 def write_report(run_dir: Path, *, out: Path | None = None, baseline: Path | None = None) -> Report:
-    """Write the report of a run, next to its records unless `out` says otherwise.
+    """Write the report of a run, by default into its directory.
 
     Args:
         run_dir: a run, finished or not.

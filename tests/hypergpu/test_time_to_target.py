@@ -57,11 +57,11 @@ def test_a_target_of_zero_is_a_target() -> None:
 def test_runs_whose_metric_is_undefined_are_compared_by_their_loss() -> None:
     found = compare_times(ACCURACY, 0.9, course(losses=(2.0, 1.0)), course(losses=(2.0, 1.5, 1.2)))
     assert (found.timed_by, found.target, found.speedup) == (LOSS, 1.2, 1.5)
-    assert found.sentence.startswith("The accuracy is not defined in both runs, so that their loss is compared. This")
+    assert found.sentence.startswith("The accuracy is undefined, so their loss is compared. This")
     assert "loss 1.2 after 20.0 s" in found.sentence
     nothing = compare_times(ACCURACY, 0.9, course(), course(0.5))
     assert (nothing.target, nothing.speedup) == (None, None)
-    assert nothing.sentence == "The accuracy was not measured in both runs, so there is no time to compare."
+    assert nothing.sentence == "The accuracy was not measured in both runs, so no times can be compared."
 
 
 def test_a_run_that_is_judged_by_its_loss() -> None:

@@ -1,1 +1,1 @@
-"""Charts as inline SVG: each a function from plain data to markup, styled by the page's classes alone."""
+"""Charts as inline SVG: functions from plain data to markup, styled by the page's classes."""

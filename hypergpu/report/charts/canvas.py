@@ -1,4 +1,4 @@
-"""What all charts share: the scale from data to pixels, axes, and the figure around a drawing."""
+"""Parts that all charts share: scales, axes, and the figure around a chart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ from hypergpu.report.axis import clock, clock_ticks, ticks
 from hypergpu.report.markup import Markup, join, tag
 
 WIDE = 1080
-"""Pixels across a chart that has the page to itself."""
+"""Width in pixels of a chart that fills the page."""
 HALF = 524
-"""Pixels across a chart that shares a row with another."""
+"""Width in pixels of a chart that shares a row with another."""
 LABELS = 132
-"""Pixels left of a wide chart, for the names of its rows."""
+"""Width in pixels of the row names of a wide chart."""
 RIGHT = 14
 AXIS = 26
-"""Pixels below a chart, for its axis."""
+"""Height in pixels of the axis below a chart."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Data from `low` to `high` lies from pixel `start` to pixel `end`."""
+    """Linear scale from data between `low` and `high` to pixels between `start` and `end`."""
 
     low: float
     high: float
@@ -28,30 +28,30 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        """The pixel of a value; what lies outside is drawn at the edge."""
+        """Return the pixel of a value; values outside the scale are at its edge."""
         span = self.high - self.low
         share = (value - self.low) / span if span > 0 else 0.5
         return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
 
 
 def time_scale(span: tuple[float, float]) -> Scale:
-    """A wide chart's axis of time, from the first of these seconds to the second."""
+    """Return the time scale of a wide chart, for a span in seconds."""
     return Scale(span[0], span[1] if span[1] > span[0] else span[0] + 1.0, LABELS, WIDE - RIGHT)
 
 
 def time_axis(scale: Scale, top: float, bottom: float, about: int = 9) -> Markup:
-    """Times of day one can count in, with grid lines from `top` to `bottom`."""
+    """Return a time axis, with grid lines from `top` to `bottom`."""
     return _x_axis(scale, [(at, clock(at)) for at in clock_ticks(scale.low, scale.high, about)], top, bottom)
 
 
 def count_axis(scale: Scale, top: float, bottom: float, about: int = 7) -> Markup:
-    """Whole numbers, such as rounds."""
+    """Return an axis of whole numbers, such as rounds."""
     at = [each for each in ticks(scale.low, scale.high, about) if each == int(each)]
     return _x_axis(scale, [(each, f"{each:,.0f}") for each in at], top, bottom)
 
 
 def value_axis(scale: Scale, left: float, right: float, *, share: bool = False) -> Markup:
-    """Figures along the left edge, as percentages if they are shares, with grid lines to `right`."""
+    """Return the axis of values at the left, as percentages if they are shares, with grid lines to `right`."""
     lines = []
     for at in ticks(scale.low, scale.high, 4):
         y = scale(at)
@@ -62,7 +62,7 @@ def value_axis(scale: Scale, left: float, right: float, *, share: bool = False) 
 
 
 def drawing(width: int, height: float, summary: str, *content: Markup, time: Scale | None = None) -> Markup:
-    """An SVG image with its text alternative. With `time`, the page's crosshair runs through it."""
+    """Return an SVG image with its text alternative. With `time`, the page's crosshair runs through it."""
     where = (
         {} if time is None else {"data_t0": time.low, "data_t1": time.high, "data_x0": time.start, "data_x1": time.end}
     )
@@ -78,13 +78,13 @@ def drawing(width: int, height: float, summary: str, *content: Markup, time: Sca
 
 
 def framed(title: str, summary: str, chart: Markup, legend: Markup | None = None) -> Markup:
-    """A chart under its title and what it says in words, which a screen reader hears with the drawing."""
+    """Return a chart with its title and caption."""
     head = tag("figcaption", tag("h3", title), tag("p", summary, aria_hidden="true"))
     return tag("figure", head, legend, tag("div", chart, class_="scroll"))
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> Markup:
-    """Classes and what they stand for."""
+    """Return a legend: style classes and their meanings."""
     swatch = [
         tag(
             "li",

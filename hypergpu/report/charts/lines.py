@@ -17,16 +17,16 @@ Point = tuple[float, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A named line; a None among the values is a gap."""
+    """A named line; None among the values is a gap."""
 
     name: str
     style: str
-    """A class of the style sheet."""
+    """Class in the style sheet."""
     points: Sequence[Point]
 
 
 def line_chart(series: Sequence[Series], summary: str, *, over_time: bool, share: bool = False) -> Markup:
-    """Lines over seconds or rounds. `share` fixes the top of the values at 1 where they come near it."""
+    """Return a chart of lines over seconds or rounds. `share` sets the top to 1 if the values come near it."""
     xs = [x for each in series for x, _ in each.points]
     ys = [y for each in series for _, y in each.points if y is not None]
     if not ys:
@@ -46,12 +46,12 @@ def line_chart(series: Sequence[Series], summary: str, *, over_time: bool, share
 
 
 def empty(why: str) -> Markup:
-    """In place of a chart that has nothing to show."""
+    """Return a placeholder for a chart without data."""
     return tag("p", why, class_="empty")
 
 
 def _line(series: Series, x: Scale, y: Scale) -> Markup:
-    """The line, broken at gaps; a value between two gaps is a dot."""
+    """Return the line, broken at gaps; a value between two gaps is a dot."""
     pieces: list[list[str]] = [[]]
     for at, value in thinned(series.points):
         if value is None:
@@ -67,18 +67,18 @@ def _line(series: Series, x: Scale, y: Scale) -> Markup:
 
 
 def _hover(series: Series, x: Scale, y: Scale, *, over_time: bool, share: bool) -> Markup:
-    """Invisible places to point at, each with the exact figures."""
+    """Return invisible targets with tooltips of the exact figures."""
     shown = [(at, value) for at, value in thinned(series.points) if value is not None]
     spots = []
     for at, value in shown:
         where = f"{at:.1f} s" if over_time else f"round {at:g}"
-        tip = f"{series.name}, {where}: {percent(value) if share else figure(value)}"
-        spots.append(tag("circle", class_=f"spot {series.style}", cx=x(at), cy=y(value), r=5, data_tip=tip))
+        tooltip = f"{series.name}, {where}: {percent(value) if share else figure(value)}"
+        spots.append(tag("circle", class_=f"spot {series.style}", cx=x(at), cy=y(value), r=5, data_tooltip=tooltip))
     return join(*spots)
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """At most `MOST_POINTS`: the lowest and the highest of each stretch, in their order."""
+    """Return at most `MOST_POINTS` points: the lowest and the highest of each interval, in order."""
     if len(points) <= MOST_POINTS:
         return list(points)
     width = -(-2 * len(points) // MOST_POINTS)

@@ -23,7 +23,7 @@ MOST_BARS = 300
 
 
 def stacked_bars(bars: Sequence[tuple[int, Mapping[str, float]]], styles: Mapping[str, str], summary: str) -> Markup:
-    """One bar of seconds per round; `styles` gives each part its class, in drawing order from the bottom.
+    """Return one bar of seconds per round; `styles` maps each part to its class, from the bottom up.
 
     Where there are more than `MOST_BARS`, each bar is the mean of several rounds.
     """
@@ -39,7 +39,7 @@ def stacked_bars(bars: Sequence[tuple[int, Mapping[str, float]]], styles: Mappin
         start, end = x(first - 0.5), x(last + 0.5)
         inset = min((end - start) * 0.12, 3.0)
         name = f"round {first}" if first == last else f"rounds {first} to {last}, mean"
-        tip = f"{name}: {duration(sum(parts.values()))}\n" + "\n".join(
+        tooltip = f"{name}: {duration(sum(parts.values()))}\n" + "\n".join(
             f"{part} {duration(parts[part])}" for part in styles if part in parts
         )
         level = 0.0
@@ -49,7 +49,7 @@ def stacked_bars(bars: Sequence[tuple[int, Mapping[str, float]]], styles: Mappin
                 continue
             above = y(level + seconds)
             box = {"x": start + inset, "width": max(end - start - 2 * inset, 0.6), "y": above}
-            content.append(tag("rect", class_=f"mark {style}", height=y(level) - above, data_tip=tip, **box))
+            content.append(tag("rect", class_=f"mark {style}", height=y(level) - above, data_tooltip=tooltip, **box))
             level += seconds
     return drawing(WIDE, HEIGHT, summary, *content)
 
@@ -60,7 +60,7 @@ def shares(
     span: tuple[float, float],
     summary: str,
 ) -> Markup:
-    """How a whole is made up over time: from each change on, so many of each state."""
+    """Return a chart of the shares of states over time, from the counts after each change."""
     height = 150
     bottom = height - AXIS
     scale = time_scale(span)
@@ -71,13 +71,21 @@ def shares(
         width = scale(end) - x
         if not whole or width <= 0:
             continue
-        tip = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        tooltip = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
         for state, style in styles.items():
             piece = counts.get(state, 0) / whole * (bottom - TOP)
             if piece:
                 level -= piece
                 content.append(
-                    tag("rect", class_=f"mark {style}", x=x, y=level, width=width + 0.2, height=piece, data_tip=tip)
+                    tag(
+                        "rect",
+                        class_=f"mark {style}",
+                        x=x,
+                        y=level,
+                        width=width + 0.2,
+                        height=piece,
+                        data_tooltip=tooltip,
+                    )
                 )
     for share, label in ((0.0, "100 %"), (1.0, "0")):
         y = TOP + share * (bottom - TOP)

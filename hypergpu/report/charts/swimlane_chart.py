@@ -1,4 +1,4 @@
-"""Rows over time: states as coloured stretches, and events as marks."""
+"""Swimlane chart: rows over time, with states as coloured intervals and events as marks."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,60 +9,60 @@ from hypergpu.report.markup import Markup, join, tag
 ROW = 22
 GAP = 5
 LEAST_PIXELS = 0.8
-"""Shorter stretches are drawn together, under the gravest of them."""
+"""Shorter intervals are merged, with the most severe state."""
 PIXELS_PER_CHARACTER = 7.0
 MOST_GUIDES = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """One state of one row, from `start` to `end` seconds."""
+class Interval:
+    """State of a row from `start` to `end`, in seconds."""
 
     start: float
     end: float
     state: str
-    """Names its colour: a class of the style sheet."""
+    """Class in the style sheet, which sets the colour."""
     label: str
-    """Written into it where there is room."""
-    tip: str
-    gravity: int = 0
+    """Text inside the interval, if there is room."""
+    tooltip: str
+    severity: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Something that happened at one time."""
+    """Event at one time."""
 
     at: float
-    tip: str
+    tooltip: str
     target: str | None = None
-    """The id of the element that tells more."""
+    """HTML id of the element with details."""
 
 
 def lanes(
-    rows: Mapping[str, Sequence[Stretch]], span: tuple[float, float], summary: str, guides: Sequence[Mark] = ()
+    rows: Mapping[str, Sequence[Interval]], span: tuple[float, float], summary: str, guides: Sequence[Mark] = ()
 ) -> Markup:
-    """One row of stretches for each name; `guides` are lines through all of them."""
+    """Return one row of intervals per name; `guides` are lines through all rows."""
     scale = time_scale(span)
     height = len(rows) * (ROW + GAP)
     content = [time_axis(scale, 0, height), *_names(rows)]
-    for number, stretches in enumerate(rows.values()):
+    for number, intervals in enumerate(rows.values()):
         y = number * (ROW + GAP) + GAP / 2
-        content += [_stretch(each, scale, y) for each in thinned(stretches, scale)]
+        content += [_interval(each, scale, y) for each in thinned(intervals, scale)]
     for guide in guides[:MOST_GUIDES]:
         x = scale(guide.at)
-        content.append(tag("line", class_="guide", x1=x, x2=x, y1=0, y2=height, data_tip=guide.tip))
+        content.append(tag("line", class_="guide", x1=x, x2=x, y1=0, y2=height, data_tooltip=guide.tooltip))
     return drawing(WIDE, height + AXIS, summary, *content, time=scale)
 
 
 def strip(
-    rows: Mapping[str, Sequence[Mark]], rounds: Sequence[Stretch], span: tuple[float, float], summary: str
+    rows: Mapping[str, Sequence[Mark]], rounds: Sequence[Interval], span: tuple[float, float], summary: str
 ) -> Markup:
-    """The rounds as a band, then one row of marks for each kind of event."""
+    """Return the rounds as a band, and one row of marks per kind of event."""
     scale = time_scale(span)
     named = {"rounds": (), **rows}
     height = len(named) * (ROW + GAP)
     content = [time_axis(scale, 0, height), *_names(named)]
-    content += [_stretch(each, scale, GAP / 2) for each in thinned(rounds, scale)]
+    content += [_interval(each, scale, GAP / 2) for each in thinned(rounds, scale)]
     for number, (name, marks) in enumerate(rows.items(), start=1):
         y = number * (ROW + GAP) + (ROW + GAP) / 2
         content.append(tag("line", class_="rail", x1=LABELS, x2=scale.end, y1=y, y2=y))
@@ -70,10 +70,10 @@ def strip(
     return drawing(WIDE, height + AXIS, summary, *content, time=scale)
 
 
-def thinned(stretches: Iterable[Stretch], scale: Scale) -> list[Stretch]:
-    """Neighbours too short to see become one, with the gravest state among them."""
-    kept: list[Stretch] = []
-    for each in stretches:
+def thinned(intervals: Iterable[Interval], scale: Scale) -> list[Interval]:
+    """Return the intervals with neighbours that are too short to see merged, with the most severe state."""
+    kept: list[Interval] = []
+    for each in intervals:
         before = kept[-1] if kept else None
         if (
             before is None
@@ -82,12 +82,12 @@ def thinned(stretches: Iterable[Stretch], scale: Scale) -> list[Stretch]:
         ):
             kept.append(each)
         else:
-            gravest = max(before, each, key=lambda stretch: stretch.gravity)
-            kept[-1] = replace(gravest, start=before.start, end=each.end)
+            most_severe = max(before, each, key=lambda interval: interval.severity)
+            kept[-1] = replace(most_severe, start=before.start, end=each.end)
     return kept
 
 
-def _stretch(each: Stretch, scale: Scale, y: float) -> Markup:
+def _interval(each: Interval, scale: Scale, y: float) -> Markup:
     x = scale(each.start)
     width = max(scale(each.end) - x, LEAST_PIXELS)
     box = tag(
@@ -98,7 +98,7 @@ def _stretch(each: Stretch, scale: Scale, y: float) -> Markup:
         width=width,
         height=ROW,
         rx=2 if width > 6 else None,
-        data_tip=each.tip,
+        data_tooltip=each.tooltip,
     )
     if not each.label or width < len(each.label) * PIXELS_PER_CHARACTER + 6:
         return box
@@ -106,7 +106,7 @@ def _stretch(each: Stretch, scale: Scale, y: float) -> Markup:
 
 
 def _marks(marks: Sequence[Mark], scale: Scale, y: float, style: str) -> list[Markup]:
-    """One mark per place: what happened within the same two pixels shares it."""
+    """Return one mark per place: events within two pixels share it."""
     places: dict[int, list[Mark]] = {}
     for mark in marks:
         places.setdefault(round(scale(mark.at) / 3), []).append(mark)
@@ -114,18 +114,18 @@ def _marks(marks: Sequence[Mark], scale: Scale, y: float, style: str) -> list[Ma
     for here in places.values():
         first = here[0]
         more = f"\n… and {len(here) - 6} more" if len(here) > 6 else ""
-        tip = "\n".join(mark.tip for mark in here[:6]) + more
+        tooltip = "\n".join(mark.tooltip for mark in here[:6]) + more
         size = 4.0 if len(here) == 1 else min(4.0 + len(here) / 3, 8.0)
-        dot = tag("circle", class_=f"event {style}", cx=scale(first.at), cy=y, r=size, data_tip=tip)
+        dot = tag("circle", class_=f"event {style}", cx=scale(first.at), cy=y, r=size, data_tooltip=tooltip)
         drawn.append(tag("a", dot, href=f"#{first.target}", tabindex=-1) if first.target else dot)
     return drawn
 
 
 def _names(rows: Iterable[str]) -> list[Markup]:
-    """Row labels, shortened in the middle of the row's name where they do not fit."""
+    """Return row labels, shortened in the middle if they do not fit."""
     drawn = []
     for number, name in enumerate(rows):
         shown = name if len(name) <= 17 else f"{name[:8]}…{name[-8:]}"
         y = number * (ROW + GAP) + (ROW + GAP) / 2 + 4
-        drawn.append(tag("text", shown, class_="row", x=LABELS - 10, y=y, data_tip=name if shown != name else None))
+        drawn.append(tag("text", shown, class_="row", x=LABELS - 10, y=y, data_tooltip=name if shown != name else None))
     return drawn

@@ -69,13 +69,13 @@ def test_a_server_that_is_another_is_told_apart(cli: Cli, fakes: Any) -> None:
     where = fakes.cluster
     result = cli("links", "--coordinator", where.coordinator, "--proxy", where.coordinator, "--token", where.token)
     assert result.code == 2
-    assert f"what answers at {where.coordinator} is no netsim proxy: say --proxy HOST:PORT" in result.err
+    assert f"the server at {where.coordinator} is not a netsim proxy: give --proxy HOST:PORT" in result.err
 
 
 def test_a_wrong_token_is_told_apart_from_a_dead_cluster(cli: Cli, fakes: Any) -> None:
     result = cli("nodes", "--coordinator", fakes.cluster.coordinator, "--token", "wrong")
     assert result.code == 2
-    assert "refuses the join token" in result.err
+    assert "rejects the join token" in result.err
 
 
 def test_nodes_as_json_lists_each_in_natural_order(on_fakes: Cli) -> None:
@@ -209,7 +209,7 @@ def test_a_run_without_an_end_is_shown_without_one(on_fakes: Cli, fakes: Any) ->
     shown = on_fakes("status").out
     assert "round 7" in shown
     assert "of 0" not in shown
-    assert "until it is stopped" in shown
+    assert "until stopped" in shown
 
 
 def test_the_policy_is_set_and_an_unknown_one_refused(on_fakes: Cli, fakes: Any) -> None:

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from hypergpu.cli import demo as command
-from hypergpu.cli.demo_progress import Level, Lines, shown, steps
+from hypergpu.cli.demo_progress import Level, Lines, progress_of_run, steps
 from hypergpu.common.errors import InvalidInput
 from hypergpu.dashboard import History, Snapshot
-from hypergpu.demo import Progress, demo_nodes, demo_turns
+from hypergpu.demo import Progress, demo_changes, demo_nodes
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.simulation.compare import Comparison, Result, Variant, compared
 from hypergpu.simulation.run import Outcome
@@ -82,7 +82,7 @@ def test_the_report_is_written_before_the_comparison_and_again_with_it(cli: Cli,
     assert "completed: test r2 -0.5, loss 0.25 after 2 rounds in 2.0 s" in result.out, "as in the report, not 3.0 s"
     assert "on 1 node in 2.0 s" in Path("run/report.html").read_text()
     headings = next(line for line in result.out.splitlines() if line.startswith("policy (simulated)"))
-    assert headings.endswith("rounds  accuracy  round (median)  whole run"), "nothing is cut where there is no terminal"
+    assert headings.endswith("rounds  accuracy  round (median)  total"), "nothing is cut where there is no terminal"
     assert "…" not in headings
     assert "–" in next(line for line in result.out.splitlines() if line.startswith("node_0"))
     verdict = "In simulation: neither run reached the target of 0.9"
@@ -147,7 +147,7 @@ def lines(level: Level, rounds: int = 25, *, kinds: tuple[str, ...] = ()) -> lis
     """What is printed of a run whose every round begins, takes three decisions and ends."""
     out = io.StringIO()
     console = Console(file=out, width=200)
-    said = Lines(console, level, demo_turns(demo_nodes(5)))
+    said = Lines(console, level, demo_changes(demo_nodes(5)))
     said.event(pb.RunEvent(kind="waiting", text="waiting for 5 nodes"))
     said.event(pb.RunEvent(kind="waiting", text="waiting for 4 nodes"))
     nodes = [pb.NodeInfo(node_id="node_0", state="idle", quality="good", score=81.0), pb.NodeInfo(node_id="node_1")]
@@ -158,7 +158,7 @@ def lines(level: Level, rounds: int = 25, *, kinds: tuple[str, ...] = ()) -> lis
     return out.getvalue().splitlines()
 
 
-def test_a_pipe_gets_a_line_per_few_rounds_and_the_turns_of_the_network() -> None:
+def test_a_pipe_gets_a_line_per_few_rounds_and_the_changes_of_the_network() -> None:
     said = lines(Level.NORMAL)
     closed = [int(line.partition("[")[2].partition("]")[0]) for line in said if "round_closed" in line]
     assert closed == [1, 2, 3, 5, 10, 15, 20, 25]
@@ -191,7 +191,7 @@ def test_verbose_is_everything() -> None:
 def test_quiet_says_nothing_and_a_pipe_gets_lines_without_codes() -> None:
     for level, expected in ((Level.QUIET, ""), (Level.NORMAL, "      1.0 s  oh\n")):
         out = io.StringIO()
-        with shown(Console(file=out), level, []) as progress:
+        with progress_of_run(Console(file=out), level, []) as progress:
             progress.event(pb.RunEvent(seconds=1.0, kind="no_nodes", text="oh"))
         assert out.getvalue() == expected
 
@@ -215,7 +215,7 @@ def test_a_run_that_is_cancelled_ends_as_interrupted(cli: Cli, monkeypatch: pyte
     monkeypatch.setattr(command, "run_demo", run)
     result = cli("demo", "--out", "run")
     assert result.code == 130
-    assert "interrupted: every process has ended" in result.out
+    assert "interrupted: all processes have ended" in result.out
 
 
 @pytest.mark.parametrize(

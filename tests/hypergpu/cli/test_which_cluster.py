@@ -91,7 +91,7 @@ def test_the_token_that_the_user_gave_is_shown(cli: Cli, lone: tuple[LoneProxy, 
 
 def test_what_needs_a_coordinator_says_so_of_a_proxy_alone(cli: Cli, lone: tuple[LoneProxy, str]) -> None:
     result = cli("nodes", "--proxy", lone[1])
-    assert (result.code, "say --coordinator HOST:PORT" in result.err) == (2, True)
+    assert (result.code, "give --coordinator HOST:PORT" in result.err) == (2, True)
 
 
 def test_tokens_of_a_local_cluster_go_to_its_own_addresses_alone(cli: Cli) -> None:
@@ -143,7 +143,7 @@ def test_what_changes_something_does_not_guess_among_several(
 ) -> None:
     result = cli(*command)
     assert result.code == 2
-    for text in ("2 clusters run here: say --run NAME", "newer", "older", str(two)):
+    for text in ("2 clusters are running here: choose one with --run NAME", "newer", "older", str(two)):
         assert text in result.err
     assert fakes.coordinator.asked == fakes.proxy.asked == []
 

@@ -81,7 +81,7 @@ def test_a_simulated_baseline_that_is_named_is_told_apart_too(demo: Path, tmp_pa
     sentence = mixed.against.comparison_of(mixed.run).sentence
     assert "This run (real time)" in sentence
     assert "the baseline (simulated time)" in sentence
-    assert "do not compare exactly" in (tmp_path / "m.html").read_text()
+    assert "are not exactly comparable" in (tmp_path / "m.html").read_text()
 
 
 def test_two_runs_of_one_clock_are_compared_as_they_are(demo: Path) -> None:

@@ -9,7 +9,7 @@ from hypergpu.report.charts.canvas import Scale, time_scale
 from hypergpu.report.charts.lines import MOST_POINTS, Series, line_chart
 from hypergpu.report.charts.lines import thinned as fewer
 from hypergpu.report.charts.stacked_bar_chart import MOST_BARS, shares, stacked_bars
-from hypergpu.report.charts.swimlane_chart import Mark, Stretch, lanes, strip, thinned
+from hypergpu.report.charts.swimlane_chart import Interval, Mark, lanes, strip, thinned
 from hypergpu.report.markup import Markup, join, tag
 
 
@@ -50,16 +50,16 @@ def test_times_on_an_axis_are_few(until: float) -> None:
 
 def test_stretches_below_a_pixel_become_the_gravest_of_them() -> None:
     fine = [
-        Stretch(t / 1000, (t + 1) / 1000, "bad" if t == 500 else "fine", "", "", int(t == 500)) for t in range(1000)
+        Interval(t / 1000, (t + 1) / 1000, "bad" if t == 500 else "fine", "", "", int(t == 500)) for t in range(1000)
     ]
     drawn = thinned(fine, time_scale((0.0, 1000.0)))
     assert len(drawn) <= 3
-    assert any(stretch.state == "bad" for stretch in drawn)
+    assert any(interval.state == "bad" for interval in drawn)
 
 
 def test_a_gap_between_stretches_stays_a_gap() -> None:
     scale = time_scale((0.0, 1000.0))
-    apart = [Stretch(0.0, 0.1, "a", "", ""), Stretch(900.0, 900.1, "b", "", "")]
+    apart = [Interval(0.0, 0.1, "a", "", ""), Interval(900.0, 900.1, "b", "", "")]
     assert thinned(apart, scale) == apart
 
 
@@ -70,7 +70,9 @@ def test_marks_in_one_place_share_a_dot_and_say_how_many() -> None:
 
 
 def test_guides_go_through_all_lanes() -> None:
-    drawing = lanes({"a": [Stretch(0.0, 5.0, "q-good", "good", "tip")]}, (0.0, 5.0), "one lane", [Mark(2.0, "spike")])
+    drawing = lanes(
+        {"a": [Interval(0.0, 5.0, "q-good", "good", "tooltip")]}, (0.0, 5.0), "one lane", [Mark(2.0, "spike")]
+    )
     assert drawing.count('class="guide"') == 1
 
 

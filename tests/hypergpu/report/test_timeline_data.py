@@ -16,7 +16,7 @@ def run(run_dir: Path) -> Run:
 
 def test_quality_is_a_stretch_for_each_class(run: Run) -> None:
     lane = timeline_data.quality_lanes(run, run.node_ids)["node_2"]
-    assert [stretch.label for stretch in lane] == ["fair", "poor", "good"]
+    assert [interval.label for interval in lane] == ["fair", "poor", "good"]
     assert all(a.end == b.start for a, b in itertools.pairwise(lane))
     assert lane[-1].end == run.ended_at
 
@@ -34,7 +34,7 @@ def test_a_lost_node_is_offline_until_it_is_back() -> None:
 
 def test_participation_tells_quarantine_from_being_left_out(run: Run) -> None:
     lanes = timeline_data.participation_lanes(run, run.node_ids)
-    states = {name: [stretch.state for stretch in lane] for name, lane in lanes.items()}
+    states = {name: [interval.state for interval in lane] for name, lane in lanes.items()}
     assert states["node_0"] == ["p-contributed"] * 25
     assert states["node_4"][10:14] == ["p-missing"] * 3 + ["p-quarantined"]
     assert "p-left-out" in states["node_3"]
@@ -69,7 +69,7 @@ def test_marks_lead_to_their_rows(run: Run) -> None:
     number = next(number for number, event in enumerate(run.events) if event.kind == "rollback")
     marks = timeline_data.event_marks(run, {number: "here"})
     assert [mark.target for mark in marks["alerts"]] == ["here"]
-    assert "latency spike" in marks["network"][0].tip
+    assert "latency spike" in marks["network"][0].tooltip
 
 
 def test_an_unknown_kind_of_event_is_still_shown() -> None:
