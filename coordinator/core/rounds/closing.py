@@ -27,17 +27,13 @@ Ending = CloseRound | AbandonRound
 """End of a round: it counts, or it is abandoned and restarts later."""
 
 
-def close_if_complete(
-    current: Round, state: RoundState, config: TrainingConfig, now: float, effects: EffectBuffer
-) -> Ending | None:
-    """Return the end of the round once no update is outstanding."""
-    if current.live > 0:
-        return None
+def complete(current: Round, members: Membership, config: TrainingConfig, now: float, effects: EffectBuffer) -> Ending:
+    """Return the end of a round in which no update is outstanding."""
     if not current.contributions:
-        return _abandon(current, "no remaining node can contribute", state.members, effects)
-    complete = len(current.contributions) == len(current.units)
-    reason = CloseReason.ALL_CONTRIBUTED if complete else CloseReason.SURVIVORS_CONTRIBUTED
-    return _close(current, reason, state.members, config, now)
+        return _abandon(current, "no remaining node can contribute", members, effects)
+    by_all = len(current.contributions) == len(current.units)
+    reason = CloseReason.ALL_CONTRIBUTED if by_all else CloseReason.SURVIVORS_CONTRIBUTED
+    return _close(current, reason, members, config, now)
 
 
 def at_deadline(

@@ -25,16 +25,10 @@ PASSING_REASONS = FINAL_REASONS | {"Unavailable", "DeadlineExceeded", "CorruptDa
 def assign(current: Round, member: Member, adaptation: Adaptation, now: float, effects: EffectBuffer) -> None:
     """Give a node that asks for work its work unit of this round, if it has one."""
     unit = current.units.get(member.node_id)
-    joined_during_round = unit is None and member.joined_at >= current.started_at
-    if joined_during_round and adaptation.override(member.node_id) is not _EXCLUDE:
-        unit = _reassign(current, member, effects)
-    if unit is not None:
-        _assign_unit(current, unit, member, now, effects)
-
-
-def _assign_unit(current: Round, unit: WorkUnit, member: Member, now: float, effects: EffectBuffer) -> None:
-    """Give a node its work unit, unless no update of it is expected."""
-    if unit.done or not unit.live:
+    if unit is None and member.joined_at >= current.started_at:
+        excluded = adaptation.override(member.node_id) is _EXCLUDE
+        unit = None if excluded else _reassign(current, member, effects)
+    if unit is None or unit.done or not unit.live:
         return
     if unit.attempt > unit.returns:
         member.retries += 1  # asked again without returning the work: a broken stream, or a restart
@@ -91,11 +85,14 @@ def refuse_outlier(current: Round, event: ev.UpdateArrived, outlier: Outlier, ef
         drop(current, unit, WorkReason.NORM_TOO_LARGE, f"norm {outlier.norm:.4g}", effects)
 
 
-def return_work(current: Round, event: ev.WorkReturned, member: Member, now: float, effects: EffectBuffer) -> None:
-    """Take work back from a node: it gets it again, with half the batch if memory ran out, or is left out."""
+def return_work(current: Round, event: ev.WorkReturned, member: Member, effects: EffectBuffer) -> bool:
+    """Take work back from a node, and return whether it held any.
+
+    The node may ask for it again, with half the batch if memory ran out, unless it is left out of the round.
+    """
     unit = current.units.get(event.node)
     if unit is None or unit.done or not unit.live or unit.attempt == 0:
-        return
+        return False
     member.retries += 1
     unit.returns += 1
     passing = event.reason in PASSING_REASONS
@@ -110,8 +107,7 @@ def return_work(current: Round, event: ev.WorkReturned, member: Member, now: flo
         effects.decide(DecisionKind.BATCH_SIZE, event.node, WorkReason.SMALLER_BATCH, figures)
     elif unit.returns >= MAX_RETURNS:
         drop(current, unit, WorkReason.TOO_MANY_ATTEMPTS, event.reason, effects)
-    if member.requesting:
-        _assign_unit(current, unit, member, now, effects)
+    return True
 
 
 def drop(current: Round, unit: WorkUnit, reason: WorkReason, because: str, effects: EffectBuffer) -> None:

@@ -33,7 +33,7 @@ from hypergpu.coordinator.core.rounds.state import (
     RunControl,
     RunState,
 )
-from hypergpu.coordinator.core.rounds.work import WorkReason
+from hypergpu.coordinator.core.rounds.work import Round, WorkReason
 
 _NOT_MEASURED: Final = DeadlineReason.NOT_MEASURED  # enum members are slow to look up; these are read with every event
 _LOCAL_STALL_SHARE = 0.25
@@ -190,7 +190,9 @@ class RoundMachine:
             self._open_round(now)
         if state.phase is not before and state.phase not in TRANSITIONS[before, event.__class__]:
             raise RuntimeError(f"round machine: {event.__class__.__name__} led from {before} to {state.phase}")
-        self._set_timer()
+        at = state.next_due()
+        if at != state.timer_at:
+            self._set_timer(at)
         return self._effects.drain()
 
     def take_update(self, event: ev.UpdateArrived, now: float) -> tuple[ev.UpdateReply, list[ev.Effect]]:
@@ -278,10 +280,10 @@ class RoundMachine:
             self.shards.advance(unit.shard, weight)
             if state.opening.deadline_reason is _NOT_MEASURED:
                 closing.shorten_deadline(current, state, now, effects)
-        self._end_round(closing.close_if_complete(current, state, self.config, now, effects), now)
+        self._close_if_complete(current, now)
 
     def _on_returned(self, event: ev.WorkReturned, now: float) -> None:
-        state, effects = self.round_state, self._effects
+        state = self.round_state
         member = self.members.get(event.node)
         if member is None:
             return
@@ -289,8 +291,9 @@ class RoundMachine:
         opening.straggler_returned(state, member, self.config.quorum)
         current = state.open_round
         if current is not None and event.round == current.number:
-            dispatch.return_work(current, event, member, now, effects)
-            self._end_round(closing.close_if_complete(current, state, self.config, now, effects), now)
+            if dispatch.return_work(current, event, member, self._effects) and member.requesting:
+                dispatch.assign(current, member, self.adaptation, now, self._effects)
+            self._close_if_complete(current, now)
 
     def _on_evaluated(self, event: ev.Evaluated) -> None:
         state, effects = self.round_state, self._effects
@@ -332,7 +335,9 @@ class RoundMachine:
             opening.reevaluate(state.opening, at_once=True)
         current = state.open_round
         if current is not None and now >= current.deadline_at:
-            self._end_round(closing.at_deadline(current, state, self.config, now, self._effects), now)
+            ending = closing.at_deadline(current, state, self.config, now, self._effects)
+            if ending is not None:
+                self._end_round(ending, now)
 
     def _on_pause(self) -> None:
         state = self.round_state
@@ -386,10 +391,12 @@ class RoundMachine:
             if member.requesting:
                 dispatch.assign(opened, member, self.adaptation, now, self._effects)
 
-    def _end_round(self, ending: closing.Ending | None, now: float) -> None:
-        """End the open round, unless `ending` is None."""
-        if ending is None:
-            return
+    def _close_if_complete(self, current: Round, now: float) -> None:
+        """End the open round once no update is outstanding."""
+        if current.live == 0:
+            self._end_round(closing.complete(current, self.members, self.config, now, self._effects), now)
+
+    def _end_round(self, ending: closing.Ending, now: float) -> None:
         state = self.round_state
         state.open_round = None
         self._effects.emit(ending)
@@ -442,12 +449,9 @@ class RoundMachine:
         unit = current.units.get(node) if current else None
         if current is not None and unit is not None and unit.live:
             dispatch.drop(current, unit, WorkReason.NODE_GONE, reason, effects)
-            self._end_round(closing.close_if_complete(current, state, self.config, now, effects), now)
+            self._close_if_complete(current, now)
 
-    def _set_timer(self) -> None:
-        state = self.round_state
-        at = state.next_due()
-        if at != state.timer_at:
-            state.timer_at = at
-            if at < math.inf:
-                self._effects.emit(ev.SetTimer(at))
+    def _set_timer(self, at: float) -> None:
+        self.round_state.timer_at = at
+        if at < math.inf:
+            self._effects.emit(ev.SetTimer(at))

@@ -1,4 +1,4 @@
-"""The round machine against transcripts: commands in, effects out, as a text that reads as a story.
+"""The round machine against transcripts: each is a story of commands and their effects.
 
 A transcript is a file of comments (`#`), commands (`>`) and, below each command, the effects of the machine. After an
 intended change, run `pytest tests/coordinator/core/rounds/test_transcripts.py --update-transcripts` and read the diff.
@@ -7,9 +7,10 @@ intended change, run `pytest tests/coordinator/core/rounds/test_transcripts.py -
     > join a b                              nodes register (`incarnation=2` for another process)
     > ask a                                 a node asks for work; `gone a` stops asking
     > push a samples=16 norm=1.0 round=1    an update arrives
-    > return a OutOfMemory                  a node gives its work up
+    > return a OutOfMemory                  a node returns its work
     > evaluated 0.5 0.9                     the closed round is evaluated
-    > wait 5                                time passes, and the machine is told so
+    > wait 5                                time passes, and the timer fires
+    > later 5                               time passes, and the timer is late
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ MACHINE_OPTIONS = {"lost_after": float, "max_nodes": int, "first_round": int}
 
 
 class Stage:
-    """A machine, its clock, and what commands mean."""
+    """A machine, its clock, and the commands."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
         machine = {key: kind(options[key]) for key, kind in MACHINE_OPTIONS.items() if key in options}
@@ -51,7 +52,7 @@ class Stage:
             "return": lambda words, _: [ev.WorkReturned(words[0], self.machine.round, *words[1:])],
             "evaluated": self._evaluated,
             "failed": lambda _, named: [
-                ev.EvaluationFailed(self.machine.round, "error", named.get("stepped") == "yes")
+                ev.EvaluationFailed(self._number(named), "error", named.get("stepped") == "yes")
             ],
             "include": lambda nodes, _: [ev.OverrideSet(node, NodeOverride.INCLUDE) for node in nodes],
             "exclude": lambda nodes, _: [ev.OverrideSet(node, NodeOverride.EXCLUDE) for node in nodes],
@@ -60,6 +61,8 @@ class Stage:
             "resume": lambda _, __: [ev.Resume()],
             "stop": lambda words, _: [ev.Stop(" ".join(words))],
             "suspend": lambda _, __: [ev.Suspend()],
+            "fail": lambda words, _: [ev.Fail(" ".join(words))],
+            "later": self._later,
         }
 
     def run(self, line: str) -> list[str]:
@@ -67,7 +70,7 @@ class Stage:
         named = dict(word.split("=", 1) for word in words if "=" in word)
         lines = []
         for event in self.commands[name]([word for word in words if "=" not in word], named):
-            lines += [told(effect) for effect in self.machine.handle(event, self.now)]
+            lines += [line_of(effect) for effect in self.machine.handle(event, self.now)]
         waiting = f", waiting for {self.machine.waiting_for}" if self.machine.waiting_for else ""
         return [*lines, f"= {self.machine.state}, round {self.machine.round}{waiting}"]
 
@@ -77,23 +80,30 @@ class Stage:
         return [ev.NodeJoined(node, named.get("incarnation", "1"), largest) for node in nodes]
 
     def _push(self, nodes: list[str], named: dict[str, str]) -> list[ev.Event]:
-        number = int(named.get("round", self.machine.round))
+        number = self._number(named)
         norm = float(named["norm"]) if "norm" in named else None
         samples, attempt = int(named.get("samples", "16")), int(named.get("attempt", "1"))
         return [
             ev.UpdateArrived(node, number, attempt, samples, 1.5, 0.25, loss_before=2.0, norm=norm) for node in nodes
         ]
 
-    def _evaluated(self, words: list[str], _: dict[str, str]) -> list[ev.Event]:
+    def _evaluated(self, words: list[str], named: dict[str, str]) -> list[ev.Event]:
         loss, metric = (None if word == "none" else float(word) for word in (*words, "none", "none")[:2])
-        return [ev.Evaluated(self.machine.round, loss, metric)]
+        return [ev.Evaluated(self._number(named), loss, metric)]
+
+    def _number(self, named: dict[str, str]) -> int:
+        return int(named.get("round", self.machine.round))
+
+    def _later(self, words: list[str], _: dict[str, str]) -> list[ev.Event]:
+        self.now += float(words[0])
+        return []
 
     def _wait(self, words: list[str], _: dict[str, str]) -> list[ev.Event]:
         self.now += float(words[0])
         return [ev.Tick()]
 
 
-def told(effect: ev.Effect) -> str:
+def line_of(effect: ev.Effect) -> str:
     if isinstance(effect, ev.RunEvent):
         return f"  {effect.kind}: {effect.text}"
     if isinstance(effect, ev.CloseRound):
@@ -118,7 +128,7 @@ def shown(value: Any) -> str:
 
 
 def replayed(text: str) -> str:
-    """The transcript as the machine has it now: comments and commands stay, the answers are new."""
+    """Return the transcript with the present effects; comments and commands stay."""
     lines: list[str] = []
     stage = Stage({})
     for line in text.splitlines():
