@@ -1,4 +1,4 @@
-"""When and how boldly the parts adapt, and the way back when it does not pay."""
+"""Adaptation of a run: phases, policies, decisions and rollback."""
 
 from hypergpu.coordinator.core.adaptation.build import build_orchestrator
 from hypergpu.coordinator.core.adaptation.orchestrator import AdaptiveOrchestrator

@@ -1,4 +1,4 @@
-"""The whole adaptive stack, as the configuration has it."""
+"""Construction of the adaptive stack from the configuration."""
 
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config import SystemConfig
@@ -10,7 +10,7 @@ from hypergpu.coordinator.core.selection import DynamicNodeSelector, SelectionSt
 
 
 def build_orchestrator(config: SystemConfig, *, clock: Clock = monotonic) -> AdaptiveOrchestrator:
-    """Monitor, batch controller, selector and orchestrator, joined, with the configured strategies and policy."""
+    """Return an orchestrator with its monitor, batch controller and selector, as configured."""
     monitor = NetworkQualityMonitor(config=config.monitor, clock=clock)
     batches = AdaptiveBatchController(
         monitor,
@@ -20,7 +20,7 @@ def build_orchestrator(config: SystemConfig, *, clock: Clock = monotonic) -> Ada
         local_steps=config.training.local_steps,
     )
     chosen = config.selector
-    if config.training.partition != "iid":  # what a slow node holds nobody else does: its turn is worth its time
+    if config.training.partition != "iid":  # no other node has a slow node's data, so its turn is worth the time
         chosen = chosen.model_copy(update={"slow_time_share": max(chosen.slow_time_share, 1.0)})
     selector = DynamicNodeSelector(monitor, SelectionStrategy(chosen.strategy), config=chosen, clock=clock)
     policy = AdaptationPolicy(config.orchestrator.policy)

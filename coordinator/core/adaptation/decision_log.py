@@ -1,4 +1,4 @@
-"""The record of what was decided: every change once, with its reason."""
+"""Log of decisions: every change once, with its reason."""
 
 import math
 from collections import deque
@@ -14,12 +14,12 @@ from hypergpu.coordinator.core.selection.context import Selection
 from hypergpu.coordinator.core.selection.quarantine import NodeStateChange
 
 LISTED = 50
-"""Changes of one kind in one round that are recorded one by one; of more, the count and the means."""
+"""Largest number of changes of one kind and round that are recorded singly; more are recorded as count and means."""
 Figures = Mapping[str, float | int | str]
 
 
 class ClusterReason(StrEnum):
-    """Why something was decided about the whole cluster."""
+    """Reason for a decision about the whole cluster."""
 
     NO_NODES = "no_nodes"
     NODES_CHANGED = "nodes_changed"
@@ -30,7 +30,7 @@ class ClusterReason(StrEnum):
 
 
 class DecisionLog:
-    """Collects decisions until they are taken, and keeps the latest."""
+    """Log that collects decisions until `take`, and keeps the latest ones."""
 
     def __init__(self, keep: int) -> None:
         self.round = -1
@@ -39,17 +39,17 @@ class DecisionLog:
         self._reasons: dict[str, SelectionReason] = {}
 
     def decide(self, kind: DecisionKind, subject: str, reason: StrEnum, figures: Figures) -> None:
-        """Something was decided."""
+        """Add a decision."""
         self._pending.append(Decision(self.round, kind, subject, reason, figures))
 
     def take(self) -> list[Decision]:
-        """Decisions since the last call."""
+        """Return the decisions since the last call."""
         taken, self._pending = self._pending, []
         self.latest.extend(taken)
         return taken
 
     def classes(self, changed: Iterable[LinkProfile], counts: Figures | None = None) -> None:
-        """Links whose class changed; with `counts`, how many links are in each class now."""
+        """Record links whose quality class changed and, if given, the number of links in each class."""
         for profile in changed:
             figures: dict[str, float | int | str] = {"quality": str(profile.quality), "score": profile.score}
             if math.isfinite(profile.latency_ms):
@@ -59,13 +59,13 @@ class DecisionLog:
             self.decide(DecisionKind.QUALITY, CLUSTER, ClusterReason.CLASS_CHANGED, counts)
 
     def standings(self, changes: Iterable[tuple[str, NodeStateChange]]) -> None:
-        """Quarantines, probations, returns."""
+        """Record changes of node states."""
         for node_id, change in changes:
             figures = {"state": str(change.state), **change.figures}
             self.decide(DecisionKind.QUARANTINE, node_id, change.reason, figures)
 
     def selection(self, last: Selection | None) -> None:
-        """Nodes whose reason changed, and the set where it changed."""
+        """Record the nodes whose selection reason changed."""
         if last is None:
             return
         new = [(node_id, why) for node_id, why in last.reasons.items() if self._reasons.get(node_id) is not why]
@@ -77,7 +77,7 @@ class DecisionLog:
             self._reasons.update(last.reasons)
 
     def batches(self, changes: Mapping[str, BatchChange]) -> None:
-        """Batch sizes that changed."""
+        """Record changed batch sizes."""
         if len(changes) <= LISTED:
             for node_id, change in changes.items():
                 figures = {"from": change.old, "to": change.new, **change.figures}
@@ -93,7 +93,7 @@ class DecisionLog:
             self.decide(DecisionKind.BATCH_SIZE, CLUSTER, reason, figures)
 
     def pace(self, steps: tuple[int, int], factor: tuple[float, float], communication_seconds: float) -> None:
-        """Local steps and learning-rate factor, before and after."""
+        """Record changed local steps and learning-rate factor, each given as (before, after)."""
         if steps[0] != steps[1]:
             more = steps[1] > steps[0]
             reason = LearningRateReason.AMORTISES_COMMUNICATION if more else LearningRateReason.SHORTER_ROUNDS_PAY

@@ -1,4 +1,4 @@
-"""The objective, progress per second, and the verdict whether a change made it worse."""
+"""The objective (progress per second), and the judgement whether a change made it worse."""
 
 import math
 from collections import deque
@@ -13,16 +13,16 @@ from hypergpu.common.statistics import MEDIAN_ERROR, robust_sigma
 from hypergpu.coordinator.core.batching.goodput import batch_progress, steps_progress
 
 _VERDICT_ROUNDS = 3
-"""Rounds after a change before it is judged."""
+"""Number of rounds before a new configuration is judged."""
 _SIGMAS = 3.0
 _USUAL_SPREAD = 0.15
-"""Of the rate from round to round, relative: what a jittery link does."""
+"""Relative spread of the rate between rounds that a link with jitter causes; a floor for the measured spread."""
 _LEAST_DROP = 0.10
-"""A smaller relative drop is not worth a rollback, however clear."""
+"""Smallest relative drop that justifies a rollback."""
 
 
 class RollbackReason(StrEnum):
-    """Why a configuration was restored."""
+    """Reason for a rollback."""
 
     OBJECTIVE_FELL = "objective_fell"
     LOSS_ROSE = "loss_rose"
@@ -31,36 +31,36 @@ class RollbackReason(StrEnum):
 
 
 class RoundMeasurement(NamedTuple):
-    """A round, as far as the objective goes."""
+    """Measurements of a round that enter the objective."""
 
     total_batch: float
-    """Samples per local step, of all nodes."""
+    """Samples per local step over all nodes."""
     local_steps: int
     seconds: float
     exchange_seconds: float
-    """What the network took of it: where that has grown, the objective fell for no fault of the configuration."""
+    """Part of `seconds` for communication. If it grew, the network and not the configuration lowered the objective."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressModel:
-    """What progress is measured with. It changes during a run, so rounds are compared with the same one."""
+    """Parameters of the progress estimate. They change during a run, so rounds are compared under the same model."""
 
     noise_scale: float
     drift_steps: float
 
     def rates(self, rounds: Iterable[RoundMeasurement]) -> list[float]:
-        """Progress per second of each of these rounds."""
+        """Return the progress per second of each round."""
         return [self.progress(each) / each.seconds if each.seconds > 0 else 0.0 for each in rounds]
 
     def progress(self, measured: RoundMeasurement) -> float:
-        """Of one round; see `hypergpu.coordinator.core.batching.goodput`."""
+        """Return the progress of a round; see `hypergpu.coordinator.core.batching.goodput`."""
         steps = steps_progress(measured.local_steps, self.drift_steps)
         return steps * float(batch_progress(measured.total_batch, self.noise_scale))
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigurationSnapshot:
-    """A configuration, and how well it did."""
+    """A configuration and its measured rounds."""
 
     round: int
     selected: tuple[str, ...]
@@ -71,20 +71,20 @@ class ConfigurationSnapshot:
 
     @property
     def exchange_seconds(self) -> float:
-        """Median of what the network took of its rounds."""
+        """Median communication of the rounds; 0 without any."""
         return float(np.median([each.exchange_seconds for each in self.rounds])) if self.rounds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Regression:
-    """That the present configuration does worse than a snapshot."""
+    """Finding that the present configuration performs worse than before."""
 
     reason: RollbackReason
     figures: Mapping[str, float | int | str]
 
 
 class Objective:
-    """Progress per second of the latest rounds, by configuration."""
+    """Progress per second of the present configuration's rounds, and the trend of the loss."""
 
     def __init__(self) -> None:
         self._rounds: deque[RoundMeasurement] = deque(maxlen=8)
@@ -94,11 +94,11 @@ class Objective:
         self._rises = 0
 
     def changed(self) -> None:
-        """The configuration changed: what was measured before says nothing about it."""
+        """Discard the measured rounds after a change of configuration."""
         self._rounds.clear()
 
     def observe(self, measured: RoundMeasurement, loss: float) -> None:
-        """A round, and the loss after it."""
+        """Record a round and the loss after it."""
         self._rounds.append(measured)
         if not math.isfinite(loss):
             self._loss = loss
@@ -113,25 +113,25 @@ class Objective:
         self._best_loss = min(self._best_loss, self._loss)
 
     def forget_loss(self) -> None:
-        """After a rollback: judge the loss anew."""
+        """Discard the history of the loss after a rollback."""
         self._best_loss, self._loss, self._loss_noise, self._rises = math.inf, None, 0.0, 0
 
     @property
     def settled(self) -> bool:
-        """The present configuration has run for long enough to be judged."""
+        """Whether the present configuration has enough rounds to be judged."""
         return len(self._rounds) >= _VERDICT_ROUNDS
 
     @property
     def rounds(self) -> tuple[RoundMeasurement, ...]:
-        """The latest rounds of the present configuration."""
+        """Latest rounds of the present configuration."""
         return tuple(self._rounds)
 
     def value(self, worth: ProgressModel) -> float:
-        """The median progress per second of the present configuration; 0 before its first round."""
+        """Return the median progress per second of the present configuration; 0 before its first round."""
         return _centre(worth.rates(self._rounds))[0]
 
     def loss_verdict(self) -> Regression | None:
-        """Whether the loss says that something is wrong."""
+        """Return a regression if the loss is not finite or has risen clearly, else None."""
         if self._loss is None:
             return None
         if not math.isfinite(self._loss):
@@ -146,7 +146,10 @@ class Objective:
         return None
 
     def verdict(self, before: ConfigurationSnapshot, worth: ProgressModel, reason: RollbackReason) -> Regression | None:
-        """Whether the configuration does worse than `before`, beyond the noise and not for the network's sake."""
+        """Return a regression if the configuration performs worse than `before`, else None.
+
+        The drop has to exceed the noise, and it does not count if communication has become much slower.
+        """
         if not self.settled or not before.rounds:
             return None
         now, now_noise = _centre(worth.rates(self._rounds))
@@ -168,7 +171,7 @@ class Objective:
 
 
 def _centre(rates: list[float]) -> tuple[float, float]:
-    """Median, and its standard deviation from the MAD; few rounds look calmer than they are, hence the floor."""
+    """Return the median and its standard error from the MAD, with a floor since few rounds underestimate the spread."""
     if not rates:
         return 0.0, 0.0
     values = np.array(rates)

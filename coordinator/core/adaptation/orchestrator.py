@@ -1,4 +1,4 @@
-"""The orchestrator: asks the monitor, chooses the nodes, sizes their work, judges the outcome, finds the way back."""
+"""Orchestrator: plans each round with monitor, selector and batch controller, judges the outcome and rolls back."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,11 +36,23 @@ from hypergpu.coordinator.core.selection.context import SelectionContext
 
 
 class AdaptiveOrchestrator:
-    """Drives the adaptation of a run, round by round.
+    """Orchestrator that adapts a run, round by round.
 
-    It learns from `metrics["contributions"]` (see `post_round_evaluation`); a caller that has none feeds the parts
-    itself with `record_communication`, `record_performance` and `record_contribution`. Nodes that it is offered and
-    that a part does not know are registered with it: a cluster may grow at any time.
+    Call `pre_round_adaptation` before and `post_round_evaluation` after each round. The orchestrator learns from
+    `metrics["contributions"]`; a caller without them feeds the parts with `record_communication`, `record_performance`
+    and `record_contribution`. Available nodes are registered with all parts on first sight, so a cluster may grow at
+    any time.
+
+    Args:
+        config: Configuration of the whole system.
+        network_monitor: Monitor of the links.
+        batch_controller: Controller of batch sizes and local steps. Its baseline steps are set from `config`.
+        node_selector: Selector of the nodes.
+        adaptation_policy: Policy of the adaptation; see `set_policy`.
+        clock: Source of the time in seconds.
+
+    Raises:
+        UnknownName: There is no such policy.
     """
 
     def __init__(
@@ -81,43 +93,58 @@ class AdaptiveOrchestrator:
     # ------------------------------------------------------------ the run
 
     def start_training(self) -> None:
-        """The run begins; again is harmless."""
+        """Begin the warm-up. A repeated call has no effect."""
         if self.phase is Phase.INITIALIZATION:
             self._enter(Phase.WARM_UP, PhaseReason.TRAINING_STARTED, {"rounds": self._settings.warmup_rounds})
 
     def shutdown(self) -> None:
-        """The run is over; status and reports stay readable."""
+        """End the adaptation. Status and reports remain available."""
         if self.phase is not Phase.COMPLETED:
             self._enter(Phase.COMPLETED, PhaseReason.SHUT_DOWN, {"rounds": self._ledger.count})
 
     def set_policy(self, policy: AdaptationPolicy | str) -> None:
-        """Change the policy; holds from the next round on.
+        """Change the policy, starting with the next round.
 
         Raises:
-            UnknownName: there is no such policy.
+            UnknownName: There is no such policy.
         """
         before, self.policy = self.policy, parse_enum(AdaptationPolicy, policy, "policy")
         self._log.decide(DecisionKind.POLICY, CLUSTER, ClusterReason.SET_BY_USER, {"from": before, "to": self.policy})
 
     def register_node(self, node_id: str, largest_batch: int | None = None) -> None:
-        """Make a node known to all parts; `largest_batch` is what its card, and its share of the data, allow."""
+        """Register a node with all parts.
+
+        Args:
+            node_id: Id of the node.
+            largest_batch: Largest batch that the node's memory and share of the data allow; None for the configured
+                maximum.
+        """
         self.monitor.register_node(node_id)
         self.selector.register_node(node_id)
         self.batches.register_node(node_id, largest_batch)
         self._registered.add(node_id)
 
     def set_override(self, node: str, override: NodeOverride) -> None:
-        """Set the user's rule for a node; it holds from the next round on. An unknown node is registered."""
+        """Set the user's override for a node, starting with the next round. An unknown node is registered."""
         if node not in self._registered:
             self.register_node(node)
         self.selector.set_override(node, override)
 
     def override(self, node: str) -> NodeOverride:
-        """Return the user's rule for a node."""
+        """Return the user's override for a node."""
         return self.selector.override(node)
 
     def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> RoundDecisions:
-        """Decide who trains in the coming round, and on how much."""
+        """Decide which nodes train in the coming round, with which batch sizes, local steps and learning rate.
+
+        Args:
+            available_nodes: Connected nodes; new ones are registered.
+            round_num: Number of the round.
+
+        Returns:
+            Selected nodes, batch size of each, local steps, learning rate, phase, policy, the decisions with their
+            reasons, and the time that deciding took.
+        """
         plan = self.plan_round(available_nodes, round_num)
         return {
             "round": round_num,
@@ -132,7 +159,7 @@ class AdaptiveOrchestrator:
         }
 
     def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
-        """Plan a round of some of the available nodes."""
+        """Plan a round with a selection of the available nodes, as `pre_round_adaptation` does."""
         began = self._clock()
         if self.phase is Phase.INITIALIZATION:
             self.start_training()
@@ -168,30 +195,31 @@ class AdaptiveOrchestrator:
         )
 
     def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Learn from a round, and undo what did not pay.
+        """Learn from a round, and roll back a configuration that performs worse.
 
         Args:
-            round_num: as given before the round.
-            metrics: `loss` and `round_time` (seconds), `samples` (used in all), `accuracy` (or another figure of merit;
-                None or NaN where it is undefined); optionally `contributions`, a sequence of
-                `core.rounds.events.Contribution`, one for each selected node, whose `waiting_seconds` is its own
-                communication; `update_norms`, (mean of |update|² over the nodes, |mean update|²), from which the
-                gradient noise scale is estimated; and `ended` (see `RoundReport`).
+            round_num: Number of the round, as passed to `pre_round_adaptation`.
+            metrics: Figures of the round by name. Required: `loss`, `round_time` (seconds) and `samples` (total used).
+                Optional: `accuracy` (or another main metric; None or NaN if undefined), `contributions` (a sequence
+                with a `core.rounds.events.Contribution` of each selected node, whose `waiting_seconds` is its own
+                communication), `update_norms` (mean of |update|² over the nodes, |mean update|²; the estimate of the
+                gradient noise scale needs it) and `ended` (see `RoundReport`).
 
         Returns:
-            `decisions` (what follows at once, a rollback say), `progress_per_second`, `phase`.
+            `decisions` (immediate ones such as a rollback), `progress_per_second` and `phase`.
 
         Raises:
-            InvalidInput: a metric is missing, a time or count is negative or not finite. A loss that is not finite is
-                no error but a reason to roll back.
+            InvalidInput: A metric is missing, or a time or count is negative or not finite. A loss that is not finite
+                is accepted and leads to a rollback.
+            UnknownName: A contributing node is not registered.
         """
         try:
             loss, samples = float(metrics["loss"]), int(require_non_negative(metrics["samples"], "samples"))
             seconds = require_non_negative(metrics["round_time"], "round_time")
         except KeyError as missing:
-            raise InvalidInput(f"the round's metrics have no {missing}; needed: loss, round_time, samples") from None
+            raise InvalidInput(f"the round's metrics lack {missing}; required: loss, round_time, samples") from None
         except (TypeError, ValueError) as error:
-            raise InvalidInput(f"the round's loss is no number: {error}") from None
+            raise InvalidInput(f"the round's loss is not a number: {error}") from None
         accuracy = metrics.get("accuracy")
         report = RoundReport(
             round=round_num,
@@ -207,14 +235,14 @@ class AdaptiveOrchestrator:
         return {"decisions": decisions, "progress_per_second": self._rate, "phase": str(self.phase)}
 
     def finish_round(self, report: RoundReport) -> list[Decision]:
-        """Learn from a round, and undo what did not pay.
+        """Learn from a round, and roll back a configuration that performs worse.
 
         Returns:
-            What follows at once, a rollback say.
+            Immediate decisions, such as a rollback.
 
         Raises:
-            UnknownName: a contributing node was never offered nor registered.
-            InvalidInput: a figure of a contribution is negative or not finite.
+            UnknownName: A contributing node is not registered.
+            InvalidInput: A figure of a contribution is negative or not finite.
         """
         began = self._clock()
         self._round = self._log.round = report.round
@@ -252,18 +280,27 @@ class AdaptiveOrchestrator:
         return self._log.take()
 
     def record_results(self, results: Sequence[Contribution]) -> float:
-        """What the nodes of a round did, one result each; feeds all three parts. Returns the longest communication.
+        """Record one contribution per node of a round in all parts.
+
+        Returns:
+            The longest measured communication in seconds.
 
         Raises:
-            UnknownName: a node was never offered nor registered.
-            InvalidInput: a time that is negative or not finite.
+            UnknownName: A node is not registered.
+            InvalidInput: A figure is negative or not finite.
         """
         return record_results(results, self.monitor, self.batches, self.selector)
 
-    # ------------------------------------------------------------ asking
+    # ------------------------------------------------------------ queries
 
     def get_orchestrator_status(self) -> dict[str, Any]:
-        """Phase, policy, the last round's figures, overhead, rollbacks, and the latest decisions."""
+        """Return the present state as a JSON object.
+
+        Returns:
+            `phase`, `policy`, `round`, `rounds_completed`, `selected_nodes`, `local_steps`, `learning_rate_factor`,
+            `progress_per_second`, `last_round`, `rollbacks`, `snapshot_round`, `overhead` (cost of deciding), `network`
+            (health summary of the links) and the latest 20 `decisions`.
+        """
         last = self._ledger.rounds[-1].record() if self._ledger.rounds else None
         return {
             "phase": str(self.phase),
@@ -283,11 +320,16 @@ class AdaptiveOrchestrator:
         }
 
     def get_performance_comparison(self) -> dict[str, Any]:
-        """The warm-up, in which nothing was adapted, against the rounds since."""
+        """Compare the rounds since the warm-up with the warm-up, in which nothing was adapted.
+
+        Returns:
+            `baseline` and `adaptive` (means over their rounds; None without rounds), `improvement` (ratios above 1 are
+            better) and `overhead` (cost of deciding).
+        """
         return self._ledger.comparison()
 
     def export_full_report(self) -> dict[str, Any]:
-        """Everything, as a JSON object."""
+        """Return status, comparison, latest rounds and decisions, and summaries of all parts as a JSON object."""
         return {
             "status": self.get_orchestrator_status(),
             "comparison": self.get_performance_comparison(),
@@ -362,7 +404,7 @@ class AdaptiveOrchestrator:
     # ------------------------------------------------------------ after a round
 
     def _judge(self) -> None:
-        """Roll back if the present configuration does worse than the one before it."""
+        """Roll back if the present configuration performs worse than the one before it."""
         verdict = self._objective.loss_verdict()
         if self.phase is Phase.WARM_UP:
             if self._objective.rounds:
@@ -382,7 +424,7 @@ class AdaptiveOrchestrator:
             self._roll_back(target, verdict)
 
     def _deep_evaluation(self) -> Regression | None:
-        """Periodically: is all of this still better than the fixed baseline was, and how do the links stand?"""
+        """Log the state of objective and links, and compare the configuration with the warm-up."""
         health = self.monitor.get_cluster_health_summary()
         figures = {
             "progress_per_second": self._objective.value(self._worth()),
@@ -407,7 +449,7 @@ class AdaptiveOrchestrator:
         self._objective.forget_loss()
 
     def _keep_snapshot(self, present: ConfigurationSnapshot) -> None:
-        """Keep the configuration so far, if it did better than the one that is kept, or the network has changed."""
+        """Keep a snapshot of the configuration if it beats the kept one, or if the network has become slower."""
         kept = self._snapshot
         moved = kept is not None and present.exchange_seconds > 1.3 * kept.exchange_seconds
         if kept is None or moved or self._value_of(present) > self._value_of(kept):
@@ -437,7 +479,7 @@ class AdaptiveOrchestrator:
         return float(np.median(rates)) if rates else 0.0
 
     def _exchange_seconds(self) -> float:
-        """What the network takes of a round of the selected nodes: the slowest one's usual communication."""
+        """Return the expected communication of a round: the mean over samples of the slowest selected node."""
         if not self._selected:
             return 0.0
         samples = self.monitor.exchange_samples(self.monitor.rows(self._selected), 4)

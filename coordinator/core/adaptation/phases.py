@@ -1,4 +1,4 @@
-"""The phases of a run."""
+"""Phases of a run, and the trend of the loss that separates them."""
 
 import math
 from collections import deque
@@ -10,19 +10,19 @@ from hypergpu.common.config import OrchestratorConfig
 
 
 class Phase(StrEnum):
-    """Where a run is."""
+    """Phase of a run."""
 
     INITIALIZATION = "initialization"
     WARM_UP = "warm_up"
-    """Measures only."""
+    """Measure links and nodes without adapting anything."""
     ADAPTIVE = "adaptive_training"
     CONVERGENCE = "convergence"
-    """Minimal adaptation: links that fail are still left out, sizes stay."""
+    """Adapt minimally: failing links are still left out, but batch sizes stay."""
     COMPLETED = "completed"
 
 
 class PhaseReason(StrEnum):
-    """Why a phase began."""
+    """Reason why a phase began."""
 
     TRAINING_STARTED = "training_started"
     LINKS_MEASURED = "links_measured"
@@ -32,17 +32,17 @@ class PhaseReason(StrEnum):
 
 
 class LossTrend:
-    """Whether the loss still improves: the slope of its logarithm over a window."""
+    """Trend of the loss: the slope of its logarithm over a window of rounds."""
 
     def __init__(self, config: OrchestratorConfig) -> None:
         self._config = config
         self._logs: deque[float] = deque(maxlen=config.convergence_window)
         self._first, self._second = np.triu_indices(config.convergence_window, 1)
         self.improvement: float | None = None
-        """Relative, per round, robust to single rounds (Theil–Sen); None before the window is full."""
+        """Relative improvement per round, robust to outliers (Theil–Sen); None before the window is full."""
 
     def observe(self, loss: float) -> None:
-        """The loss after a round; ignored unless positive and finite."""
+        """Record the loss after a round; it is ignored unless positive and finite."""
         if not (math.isfinite(loss) and loss > 0):
             return
         self._logs.append(float(np.log(loss)))
@@ -52,10 +52,10 @@ class LossTrend:
 
     @property
     def stalled(self) -> bool:
-        """It does not improve any more."""
+        """Whether the loss has stopped improving."""
         return self.improvement is not None and self.improvement < self._config.convergence_improvement
 
     @property
     def moving(self) -> bool:
-        """It clearly improves (twice the limit: no flapping between the two)."""
+        """Whether the loss clearly improves: by twice the limit of `stalled`, so that the phase does not flap."""
         return self.improvement is not None and self.improvement > 2.0 * self._config.convergence_improvement

@@ -1,4 +1,4 @@
-"""What is decided before a round."""
+"""Decisions before a round."""
 
 from typing import TypedDict
 
@@ -6,7 +6,7 @@ from hypergpu.coordinator.core.decisions import Decision
 
 
 class RoundDecisions(TypedDict):
-    """What is decided before a round. The same `local_steps` and `learning_rate` hold for every node of it."""
+    """Decisions before a round. `local_steps` and `learning_rate` hold for every node of the round."""
 
     round: int
     phase: str
@@ -16,5 +16,5 @@ class RoundDecisions(TypedDict):
     local_steps: int
     learning_rate: float
     decisions: list[Decision]
-    """What changed since the last round, each with its reason."""
+    """Changes since the last round with their reasons."""
     overhead_seconds: float

@@ -1,40 +1,40 @@
-"""The policies: how boldly, how often and how far ahead adaptation acts."""
+"""Adaptation policies and their parameters."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class AdaptationPolicy(StrEnum):
-    """How adaptation acts."""
+    """Policy of the adaptation."""
 
     NONE = "none"
-    """Not at all: every node, the configured batch. The fixed baseline."""
+    """No adaptation: every node with the configured batch. This is the fixed baseline."""
     CONSERVATIVE = "conservative"
-    """Small gradual changes, on long evidence."""
+    """Small, gradual changes after many measurements."""
     AGGRESSIVE = "aggressive"
-    """Large changes, to find the optimum."""
+    """Large changes to find the optimum quickly."""
     REACTIVE = "reactive"
-    """Responds at once to what was measured."""
+    """Immediate response to measurements."""
     PROACTIVE = "proactive"
-    """Forecasts each link and acts before it gets there."""
+    """Response to the forecast of each link."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyParameters:
-    """What makes a policy."""
+    """Parameters of a policy."""
 
     step: float
-    """Largest factor by which a batch or the local steps change at once."""
+    """Largest factor of a single change of a batch or of the local steps."""
     plan_gain: float
-    """Least relative gain in goodput for which batches and steps change."""
+    """Smallest relative gain in goodput for which batches and steps change."""
     selection_gain: float
-    """Least relative gain in progress per second for which nodes are left out."""
+    """Smallest relative gain in progress per second for which nodes are left out."""
     window: int
-    """Latest rounds of a link that count."""
+    """Number of latest round communications used per link."""
     interval: int
-    """Rounds from one change to the next."""
+    """Number of rounds between changes."""
     horizon: float
-    """Rounds ahead for which links are forecast."""
+    """Forecast horizon of the links in rounds."""
 
 
 PARAMETERS = {

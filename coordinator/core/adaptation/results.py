@@ -1,4 +1,4 @@
-"""What the nodes of a round did, told to all three parts in a few array operations."""
+"""Recording of a round's contributions in the monitor, batch controller and selector."""
 
 import math
 from collections.abc import Sequence
@@ -18,13 +18,14 @@ def record_results(
     batches: AdaptiveBatchController,
     selector: DynamicNodeSelector,
 ) -> float:
-    """Record the communication, the contribution and the performance of each node, which differ.
+    """Record communication, contribution and performance of each node; the nodes must be distinct.
 
-    Returns the longest communication that was measured, in seconds.
+    Returns:
+        The longest measured communication in seconds.
 
     Raises:
-        UnknownName: a node is not registered.
-        InvalidInput: a figure that is negative or not finite.
+        UnknownName: A node is not registered.
+        InvalidInput: A figure is negative or not finite.
     """
     if not results:
         return 0.0
@@ -39,9 +40,9 @@ def record_results(
     sound = (np.isfinite(figures) & (figures >= 0)).all(axis=1)
     if not sound.all():
         worst = ids[int(np.argmin(sound))]
-        raise InvalidInput(f"the contribution of {worst} holds a figure that is negative or not finite")
+        raise InvalidInput(f"the contribution of node {worst} has a negative or non-finite figure")
     waiting, compute, samples, sizes = figures.T
-    # A node that has not answered has computed too: what that usually takes is not its link's.
+    # A failed node has computed too: its usual computing time does not count as communication.
     exchange = np.where(success, waiting, np.maximum(waiting - batches.compute_seconds(ids), 0.0))
     measured &= success | (exchange > 0)
     monitor.record_rounds(monitor.rows(ids), exchange, success, measured)
@@ -56,7 +57,7 @@ def record_results(
 
 
 def record_noise(norms: tuple[float, float], results: Sequence[Contribution], batches: AdaptiveBatchController) -> None:
-    """The mean of |update|² over the nodes and |mean update|², for the gradient noise scale."""
+    """Record (mean of |update|² over the nodes, |mean update|²) for the gradient noise scale."""
     used = [each.samples for each in results if each.success]
     if len(used) >= 2:
         batches.noise.observe(float(norms[0]), float(norms[1]), len(used), math.fsum(used) / len(used))

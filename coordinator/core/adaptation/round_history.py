@@ -1,4 +1,4 @@
-"""The rounds that were run, what adaptation cost, and the comparison with the warm-up."""
+"""History of rounds, cost of adaptation, and comparison with the warm-up."""
 
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from hypergpu.coordinator.core.adaptation.phases import Phase
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """One round as it was."""
+    """Figures of one completed round."""
 
     round: int
     phase: Phase
@@ -27,11 +27,11 @@ class RoundRecord:
 
     @property
     def progress_per_second(self) -> float:
-        """The objective."""
+        """Progress per second, the objective of the adaptation."""
         return self.progress / self.seconds if self.seconds > 0 else 0.0
 
     def record(self) -> dict[str, Any]:
-        """As a JSON object; a loss that is not finite is None."""
+        """Return the round as a JSON object; a loss that is not finite is None."""
         return {
             **asdict(self),
             "loss": finite(self.loss),
@@ -41,7 +41,7 @@ class RoundRecord:
 
 
 class RoundHistory:
-    """The latest rounds, and totals over all of them."""
+    """Latest rounds, and totals over all rounds."""
 
     def __init__(self, keep: int) -> None:
         self.rounds: deque[RoundRecord] = deque(maxlen=keep)
@@ -51,7 +51,7 @@ class RoundHistory:
         self._baseline: list[RoundRecord] = []
 
     def add(self, record: RoundRecord) -> None:
-        """A round is over."""
+        """Add a completed round."""
         self.rounds.append(record)
         self.count += 1
         self.overhead_seconds += record.overhead_seconds
@@ -60,7 +60,7 @@ class RoundHistory:
             self._baseline.append(record)
 
     def overhead(self) -> dict[str, float | None]:
-        """The cost of deciding: seconds in all, milliseconds per round, share of the round time."""
+        """Return the cost of deciding: total seconds, milliseconds per round, and share of the round time."""
         return {
             "total_seconds": self.overhead_seconds,
             "mean_ms_per_round": 1e3 * self.overhead_seconds / self.count if self.count else None,
@@ -68,7 +68,10 @@ class RoundHistory:
         }
 
     def comparison(self) -> dict[str, Any]:
-        """Warm-up (nothing adapted) against the rounds since: one run, so an indication; `compare` pairs whole runs."""
+        """Compare the rounds since the warm-up with the warm-up, in which nothing was adapted.
+
+        Both come from a single run, so the result is an indication only; `compare` pairs whole runs.
+        """
         adapted = [each for each in self.rounds if each.phase in (Phase.ADAPTIVE, Phase.CONVERGENCE)]
         baseline, current = _means(self._baseline), _means(adapted)
         improvement: dict[str, float | None] = dict.fromkeys(
