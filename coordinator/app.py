@@ -1,4 +1,4 @@
-"""Puts a coordinator together and runs it from the first node to the last."""
+"""Coordinator process: builds the parts of a run and serves until the run is over."""
 
 import asyncio
 import json
@@ -56,39 +56,39 @@ _HOW_TO_GO_ON = (
     "start a new run here, leave --resume out: this one is then kept under earlier/"
 )
 _RETRY_SECONDS = 5.0
-"""Between two tries to write what could not be written."""
+"""Interval between retries of failed writes."""
 _MAX_RPCS_OF_NODE = 4
-"""Concurrent calls of one node: a heartbeat, a pull or push, the rest of one that it gave up, and a user's."""
+"""Concurrent calls per node: a heartbeat, a pull or push, the remains of an abandoned one, and a call by a user."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is not part of a run's configuration: where it runs, and who may join."""
+    """Settings of the process that are not part of a run's configuration: addresses, directories and access."""
 
     out: Path
     token: str = ""
     tls: Tls | None = None
-    """None is plaintext."""
+    """TLS credentials; None for plaintext."""
     resume: bool = False
     force: bool = False
-    """Resume also with settings that change how the training goes on."""
+    """Whether to resume although changed settings affect the training."""
 
 
 class Coordinator:
     """One run and its servers.
 
     Raises:
-        RunInUse: another process writes to the directory.
-        CannotResume: no checkpoint can be used, or they belong to another run.
-        ConfigError: an address in use, a directory that cannot be written.
+        RunInUse: Another process writes to the directory.
+        CannotResume: No checkpoint is usable, or the checkpoints belong to another run.
+        ConfigError: An address is in use, or the directory is not writable.
     """
 
     def __init__(self, config: SystemConfig, task: Task, options: Options) -> None:
         self.config = config
         self.restart_asked = False
-        """Whether `run` ended because a user asked for a new run."""
+        """Whether `run` ended because a user requested a new run."""
         self._options = options
         self.run_dir = RunDir(options.out)
         with ExitStack() as if_it_fails:
@@ -150,7 +150,7 @@ class Coordinator:
     async def run(self, announce: Callable[[str, str], None], interrupted: asyncio.Event) -> int:
         """Serve until the run is over, or until `interrupted` is set; return the exit code.
 
-        `announce` is given the addresses of gRPC and HTTP as soon as both answer.
+        `announce` is called with the addresses of gRPC and HTTP once both accept connections.
         """
         async with AsyncExitStack() as stack:
             stack.callback(self.run_dir.close)
@@ -163,7 +163,7 @@ class Coordinator:
             routes = {"/metrics": metrics_route(self.registry), "/healthz": self._health, "/sd": self._targets}
             http = HttpServer(self.config.server.http_listen, routes)
             stack.callback(http.close)
-            self._begin()  # not before it is sure that this run can begin
+            self._begin()  # only after everything that can fail
             health = self.engine.health
             health.beat()
             stack.callback(health.rest)
@@ -192,18 +192,18 @@ class Coordinator:
         return 0
 
     async def _end(self, interrupted: asyncio.Event, restart: asyncio.Event) -> None:
-        """Stop the run if a user or a signal asks for it, and let the nodes hear of its end."""
+        """Stop the run if a user or a signal requests it, and let the nodes learn of its end."""
         if interrupted.is_set() or restart.is_set():
             self.engine.dispatch(ev.Stop("interrupted" if interrupted.is_set() else "restarted by the user"))
-            await _first(self.engine.finished.wait(), asyncio.sleep(10.0))  # `close` waits for what takes longer
-        if self.config.server.stay:  # the nodes stay too, and wait for the next run
+            await _first(self.engine.finished.wait(), asyncio.sleep(10.0))  # `close` waits longer if needed
+        if self.config.server.stay:  # the nodes stay connected and wait for the next run
             await _first(interrupted.wait(), restart.wait())
         else:
             await self._linger(interrupted)
         self.restart_asked = restart.is_set() and not interrupted.is_set()
 
     def _begin(self) -> None:
-        """Open the run's files for a run that begins or goes on; those of a complete one stay as they are."""
+        """Open the run's files for a new or resumed run; the files of a complete run stay unchanged."""
         found = self._found
         if found is None:
             if self._options.resume:
@@ -238,14 +238,14 @@ class Coordinator:
         return server
 
     async def _linger(self, interrupted: asyncio.Event) -> None:
-        """Let the nodes hear that the run is over, and leave."""
+        """Keep serving until the nodes have learned that the run is over and have left."""
         loop = asyncio.get_running_loop()
         until = loop.time() + min(self.config.server.linger_seconds, 3.0 if interrupted.is_set() else 3600.0)
         while self.engine.machine.members.connected and loop.time() < until:  # noqa: ASYNC110  (a short wait, once)
             await asyncio.sleep(0.05)
 
     def _health(self) -> Answer:
-        """Answer 503 only where a restart may help: a run that trains on with a full disk is not to be killed."""
+        """Answer 503 only if a restart may help: a run with a full disk still trains and must not be killed."""
         engine, machine = self.engine, self.engine.machine
         if engine.health.stalled_seconds:
             text = f"the event loop has not run for {engine.health.stalled_seconds:.0f} s"
@@ -257,7 +257,7 @@ class Coordinator:
         return Answer(f"{machine.state}, {machine.config.progress(machine.round)}{waiting}{degraded}\n".encode())
 
     def _targets(self) -> Answer:
-        """Prometheus's HTTP service discovery."""
+        """Return the scrape targets for Prometheus's HTTP service discovery."""
         connected = list(self.engine.machine.members.connected.values())
         groups = [
             {"targets": [target.address], "labels": {"node_id": target.node}}
@@ -272,7 +272,7 @@ def _take_over(state: SavedState, machine: RoundMachine) -> None:
 
 
 async def _first(*waits: Any) -> None:
-    """Until one of them is done; the others are cancelled."""
+    """Wait until one of the awaitables is done, and cancel the others."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:

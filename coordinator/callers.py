@@ -1,4 +1,4 @@
-"""Who is calling: the node that a call names, and the address that it comes from."""
+"""Identity of a caller: the node that a call names, and the address it comes from."""
 
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.grpc_server import Context
@@ -6,7 +6,7 @@ from hypergpu.common.rpc import NODE_ID
 
 
 def caller(context: Context) -> str:
-    """Return the node that the call's metadata names; empty if it names none."""
+    """Return the node named in the call's metadata, or an empty string."""
     for key, value in context.invocation_metadata() or ():
         if key == NODE_ID:
             return value if isinstance(value, str) else value.decode("ascii", "replace")
@@ -14,10 +14,10 @@ def caller(context: Context) -> str:
 
 
 def require_caller(context: Context, node: str) -> None:
-    """Check that the message is about the node that calls.
+    """Check that a message refers to the node that sent it.
 
     Raises:
-        InvalidInput: the metadata names another node.
+        InvalidInput: The metadata names another node.
     """
     named = caller(context)
     if named and named != node:
@@ -25,7 +25,7 @@ def require_caller(context: Context, node: str) -> None:
 
 
 def peer_host(context: Context) -> str:
-    """Return the address that the call comes from, without its port: `ipv4:10.0.0.7:4711` -> `10.0.0.7`."""
+    """Return the caller's address without the port: `ipv4:10.0.0.7:4711` -> `10.0.0.7`."""
     kind, _, address = context.peer().partition(":")
     host = address.rpartition(":")[0] if kind in ("ipv4", "ipv6") else ""
     return host.replace("%5B", "").replace("%5D", "").strip("[]")

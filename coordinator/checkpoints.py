@@ -36,17 +36,17 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a run needs to go on after a round."""
+    """Everything that a run needs to resume after a round."""
 
     round: int
     model: Tensors
-    """The whole `state_dict`."""
+    """Complete `state_dict`."""
     server: Tensors
     """State of the optimizer, and what else travels."""
     state: Mapping[str, Any]
     """JSON: configuration, cursors of the shards, counts of the nodes."""
     metadata: Mapping[str, str]
-    """What the model file says of itself, such as its accuracy."""
+    """Metadata of the model file, such as its accuracy."""
 
 
 class Checkpoints:

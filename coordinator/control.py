@@ -1,4 +1,4 @@
-"""The service for users: look at the run, and steer it."""
+"""Control service: status and control of a run for users."""
 
 import time
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ _LATEST_DECISIONS = 20
 
 
 class ControlService(coordinator_pb2_grpc.ControlServicer):
-    """The Control service of coordinator.proto."""
+    """Implementation of the Control service in coordinator.proto."""
 
     def __init__(self, engine: Engine, orchestrator: AdaptiveOrchestrator, links: LinkTelemetry) -> None:
         self._engine = engine
@@ -33,17 +33,17 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
         self._links = links
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.Status:  # noqa: N802
-        """How the run stands."""
+        """Return the status of the run."""
         del request, context
         return self._status()
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.NodeList:  # noqa: N802
-        """Every node, those that went included."""
+        """Return all nodes, with those that have left."""
         del request, context
         return pb.NodeList(nodes=[self._info(m.node_id) for m in self._engine.machine.members])
 
     async def WatchEvents(self, request: pb.WatchEventsRequest, context: Context) -> AsyncIterator[pb.RunEvent]:  # noqa: N802
-        """Events as they happen, until the run ends or the client can't keep up."""
+        """Stream run events until the run ends or the client falls too far behind."""
         del context
         queue = self._engine.feed.subscribe(request.replay)
         try:
@@ -53,13 +53,13 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
             self._engine.feed.unsubscribe(queue)
 
     async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.Status:  # noqa: N802
-        """Begin no further round."""
+        """Pause the run after the running round."""
         del request, context
         self._engine.dispatch(ev.Pause())
         return self._status()
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.Status:  # noqa: N802
-        """Go on after a pause."""
+        """Resume a paused run."""
         del request, context
         self._engine.dispatch(ev.Resume())
         return self._status()
@@ -71,7 +71,7 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
         return self._status()
 
     async def Restart(self, request: pb.RestartRequest, context: Context) -> pb.Status:  # noqa: N802
-        """End the run, and begin another in its place."""
+        """End the run and start a new one in its place."""
         del request
         if not self._engine.stays:
             raise InvalidInput(
@@ -79,14 +79,14 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
             )
 
         def answered(_: object) -> None:
-            """Not sooner: the server that sends the answer ends with the run."""
+            """Restart only after the reply was sent, since the server ends with the run."""
             self._engine.restart_asked.set()
 
         context.add_done_callback(answered)  # type: ignore[arg-type]  # the stub wants a protocol that no function meets
         return self._status()
 
     async def SetNodeRule(self, request: pb.SetNodeRuleRequest, context: Context) -> pb.NodeInfo:  # noqa: N802
-        """Force a node into or out of every round, or leave it to the adaptation again."""
+        """Set the user's override for a node."""
         del context
         rule = _RULES.get(request.rule)
         if rule is None:
@@ -98,7 +98,7 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
         return self._info(request.node_id)
 
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.Status:  # noqa: N802
-        """Change how boldly the run adapts, from the next round on."""
+        """Change the adaptation policy, starting with the next round."""
         del context
         known = [str(policy) for policy in AdaptationPolicy]
         if request.policy not in known:

@@ -1,4 +1,4 @@
-"""Between the wire's messages and our own types, and the checks of what comes in."""
+"""Conversion between protocol messages and internal types, with checks of everything received."""
 
 import math
 from typing import Any
@@ -23,10 +23,10 @@ MAX_SAMPLES = 1 << 40
 
 
 def text(value: str, what: str) -> str:
-    """A short text without control characters.
+    """Return a received text with control characters replaced by spaces.
 
     Raises:
-        InvalidInput: it is longer than 256 characters.
+        InvalidInput: The text is longer than 256 characters.
     """
     if len(value) > MAX_TEXT:
         raise InvalidInput(f"{what} has {len(value)} characters; {MAX_TEXT} are allowed")
@@ -34,10 +34,10 @@ def text(value: str, what: str) -> str:
 
 
 def registration(request: pb.RegisterRequest, name: str, peer_host: str) -> Register:
-    """Return the registration of node `name`, which dials from `peer_host`.
+    """Return the registration of node `name`, which connects from `peer_host`.
 
     Raises:
-        InvalidInput: a text that is too long.
+        InvalidInput: A text is too long.
     """
     info = {
         "gpu": text(request.gpu.name, "gpu.name"),
@@ -52,7 +52,7 @@ def registration(request: pb.RegisterRequest, name: str, peer_host: str) -> Regi
 
 
 def order(assign: ev.WorkAssigned, run_id: str, engine: Engine, now: float) -> pb.WorkOrder:
-    """A unit of work as the node gets it."""
+    """Return the message that assigns a work unit."""
     config = engine.machine.config
     return pb.WorkOrder(
         work=pb.WorkId(run_id=run_id, round=assign.round, node_id=assign.node, attempt=assign.attempt),
@@ -73,7 +73,7 @@ def order(assign: ev.WorkAssigned, run_id: str, engine: Engine, now: float) -> p
 
 
 def register_reply(name: str, engine: Engine, heartbeat_seconds: float) -> pb.RegisterReply:
-    """Welcome."""
+    """Return the reply to a registration."""
     config, model = engine.machine.config, engine.model
     return pb.RegisterReply(
         node_id=name,
@@ -87,15 +87,15 @@ def register_reply(name: str, engine: Engine, heartbeat_seconds: float) -> pb.Re
 
 
 def manifest(model: GlobalModel) -> pb.Manifest:
-    """The layout of the model's flat buffer."""
+    """Return the layout of the model's flat buffer."""
     return manifest_to_proto(model.manifest)
 
 
 def arrived(header: pb.UpdateHeader) -> ev.UpdateArrived:
-    """What the header of an update says, checked.
+    """Return the event for the header of an update after checking its figures.
 
     Raises:
-        ProtocolError: figures that cannot be.
+        ProtocolError: A figure is out of range.
     """
     figures = (header.loss, header.compute_seconds, header.grad_norm, header.loss_before)
     if not 0 < header.samples <= MAX_SAMPLES:
@@ -110,10 +110,10 @@ def arrived(header: pb.UpdateHeader) -> ev.UpdateArrived:
 
 
 def report(data: bytes) -> dict[str, Any]:
-    """The compact report of a heartbeat.
+    """Parse the report in a heartbeat; an empty one gives an empty object.
 
     Raises:
-        InvalidInput: over 1 KiB, or not a JSON object.
+        InvalidInput: The report is larger than 1 KiB or not a JSON object.
     """
     if len(data) > MAX_REPORT_BYTES:
         raise InvalidInput(f"a report of {len(data)} bytes; {MAX_REPORT_BYTES} are allowed")
@@ -126,14 +126,14 @@ def report(data: bytes) -> dict[str, Any]:
 
 
 def decision(taken: Decision) -> pb.DecisionRecord:
-    """A decision as users see it."""
+    """Return the message for a decision."""
     return pb.DecisionRecord(
         round=max(0, taken.round), kind=taken.kind, subject=taken.subject, reason=taken.reason, detail=taken.detail
     )
 
 
 def metric(machine: RoundMachine) -> pb.Metric:
-    """The main metric of a run, and how it stands."""
+    """Return the main metric of a run with its present value and target."""
     spec = machine.metric
     return pb.Metric(
         name=spec.name,
@@ -146,13 +146,13 @@ def metric(machine: RoundMachine) -> pb.Metric:
 
 
 def run_event(event: RunEvent) -> pb.RunEvent:
-    """An event as users see it."""
+    """Return the message for a run event."""
     encoded = strict_json.dumps(event.row(), separators=(",", ":"), default=str)
     return pb.RunEvent(seconds=event.seconds, round=max(0, event.round), kind=event.kind, text=event.text, json=encoded)
 
 
 def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeInfo:
-    """A node as users see it; `link` holds what is known of its network: latency_ms, loss_rate, score, quality."""
+    """Return the message for a node. `link` may hold latency_ms, loss_rate, score and quality of its link."""
     return pb.NodeInfo(
         node_id=member.node_id,
         state=link.get("state") or engine.state_of(member.node_id),

@@ -1,4 +1,4 @@
-"""Runs a training run: carries out what the round machine decides, and tells it what came of it."""
+"""Engine of a run: carries out the decisions of the round machine and reports the results back to it."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -31,9 +31,9 @@ from hypergpu.coordinator.uploads import Uploads
 log = structlog.get_logger()
 
 _QUIET = frozenset({"round_started", "decision"})
-"""Kinds of records that are logged at debug level: the rest is news."""
+"""Kinds of run events that are logged at debug level instead of info."""
 _GRAVE = frozenset({"degraded", "checkpoint_failed", "checkpoint_damaged", "update_refused", "model_reverted"})
-"""Kinds of records that are logged as warnings."""
+"""Kinds of run events that are logged as warnings."""
 _NODES_FILE_SECONDS = 2.0
 _FAILURES = frozenset({ev.FinishReason.FAILED, ev.FinishReason.DIVERGED})
 
@@ -44,7 +44,7 @@ Decided = TypeVar("Decided")
 
 @dataclass
 class _Broadcast:
-    """The parameters of one round, encoded once for all nodes."""
+    """Parameters of one round, encoded once for all nodes."""
 
     round: int
     parts: "asyncio.Future[list[bytes]]"
@@ -69,16 +69,16 @@ class Engine:
         self.metrics = seams.metrics
         self.feed = EventBroadcaster()
         self.finished = asyncio.Event()
-        """Set when the run is over and its results are on disk."""
+        """Event that is set when the run is over and its results are on disk."""
         self.failure = ""
-        """Why the run could not go on, where that is nobody's decision."""
+        """Reason why the run ended with an error; empty otherwise."""
         self.stays = seams.stays
-        """Whether the coordinator goes on answering when the run is over."""
+        """Whether the coordinator keeps serving after the end of the run."""
         self.restart_asked = asyncio.Event()
-        """Set when a user asks for a new run in the place of this one."""
+        """Event that is set when a user requests a new run in place of this one."""
         self.identity = seams.identity
         self.session = Session(run_id, machine, seams.links, identity=seams.identity, stays=seams.stays)
-        """What nodes may ask."""
+        """Session that answers the requests of nodes."""
         self._seams = seams
         self._clock = seams.clock
         self._started_at = seams.clock() - seams.before.seconds
@@ -100,12 +100,12 @@ class Engine:
 
     @property
     def elapsed_seconds(self) -> float:
-        """From the run's beginning to now, or to its end, without the time in which nobody ran it."""
+        """Seconds from the start of the run to now or to its end, without interruptions."""
         return self._clock() - self._started_at if self._ended_seconds is None else self._ended_seconds
 
     @property
     def now(self) -> float:
-        """The time as the machine has it."""
+        """Present time on the machine's clock."""
         return self._clock()
 
     @property
@@ -115,25 +115,25 @@ class Engine:
 
     @property
     def waiting_for(self) -> str:
-        """Why no round is running, in words; empty while one is."""
+        """Explanation why no round is running; empty while one is."""
         if self.machine.finished and self.stays:
             return "the next run: `hypergpu restart` begins one"
         return self.machine.waiting_for
 
     @property
     def problems(self) -> list[str]:
-        """What does not work, and why; first the failure that ended the run, if one did."""
+        """Failing parts with their reasons, preceded by the failure that ended the run, if any."""
         return [*([f"run: {self.failure}"] if self.failure else []), *self.health.problems]
 
     def resumed(self, after_round: int, damaged: Sequence[str] = (), forced: Sequence[str] = ()) -> None:
-        """Put on record that the run goes on from a checkpoint, what could not be used, and what was changed."""
+        """Record that the run was resumed, which checkpoints were unusable, and which settings changed."""
         for each in damaged:
             self._record(after_round + 1, "checkpoint_damaged", f"a newer checkpoint cannot be used: {each}")
         changes = f", with changes: {'; '.join(forced)}" if forced else ""
         self._record(after_round + 1, "resumed", f"resumed from the checkpoint of round {after_round}{changes}")
 
     def complete(self) -> None:
-        """Serve a run that an earlier process completed: nothing is left to do."""
+        """Serve the results of a run that an earlier process completed."""
         self.finished.set()
         self.feed.end()
 
@@ -143,7 +143,7 @@ class Engine:
     # ------------------------------------------------------------ for servicers
 
     def dispatch(self, event: ev.Event) -> list[ev.Effect]:
-        """Let the machine handle an event, and carry out what it decides.
+        """Pass an event to the machine and carry out its effects.
 
         Raises:
             HyperGPUError: as `RoundMachine.handle`.
@@ -153,7 +153,7 @@ class Engine:
         return effects
 
     def ask(self, request: Request[Reply]) -> Reply:
-        """Answer a request of a node: carry its effects out, and return the reply.
+        """Answer a request of a node: carry out its effects and return the reply.
 
         Raises:
             HyperGPUError: the reply is an error, or the request is refused; see `Session.handle`.
@@ -169,12 +169,12 @@ class Engine:
             return decide(what, self._clock())
         except HyperGPUError:
             raise
-        except Exception as error:  # the state of the machine may be inconsistent now: the run cannot continue
+        except Exception as error:  # the machine's state may be inconsistent: the run cannot continue
             self._fail(f"the decision on {type(what).__name__}", error)
             raise
 
     def _carry_out_all(self, effects: Sequence[ev.Effect]) -> None:
-        """Carry out everything that was decided: one that fails must not keep the others from it."""
+        """Carry out all effects; the failure of one does not prevent the others."""
         for effect in effects:
             try:
                 self.metrics.observe(effect, self.machine)
@@ -183,7 +183,7 @@ class Engine:
                 self._fail(f"the effect {type(effect).__name__}", error)
 
     async def next_order(self, request: Pull, wait_seconds: float) -> ev.WorkAssigned | ev.RunOver | None:
-        """Return the work of a node as soon as there is some; None if there was none in time.
+        """Wait for work of a node and return it, or None after the timeout.
 
         Raises:
             StaleWork: the node is no member of this run.
@@ -206,22 +206,22 @@ class Engine:
                     self.ask(EndPull(node))
 
     async def parts(self, round_number: int) -> list[bytes] | None:
-        """The encoded chunks of a round's parameters; None when that round is not the running one any more."""
+        """Return the encoded chunks of a round's parameters, or None if the round is no longer running."""
         broadcast = self._broadcast
         if broadcast is None or broadcast.round != round_number:
             return None
         return await asyncio.shield(broadcast.parts)
 
     def is_current(self, round_number: int) -> bool:
-        """Whether the parameters of this round are still wanted."""
+        """Return whether the parameters of this round are still needed."""
         return self._broadcast is not None and self._broadcast.round == round_number
 
     async def norm(self, update: Flat) -> float:
-        """Return the Euclidean norm of an update, computed on a thread; not finite if the update is not."""
+        """Compute the Euclidean norm of an update on a thread; it is not finite if the update is not."""
         return await asyncio.get_running_loop().run_in_executor(None, norm, update)
 
     def take(self, event: ev.UpdateArrived, update: Flat) -> ev.UpdateReply:
-        """Answer a whole update. Its buffer returns to `uploads` when it is no longer needed.
+        """Answer a complete update. Its buffer returns to `uploads` when it is no longer needed.
 
         Raises:
             StaleWork: no such work was assigned.
@@ -233,7 +233,7 @@ class Engine:
             self.uploads.recycle(update)
             raise
         if isinstance(reply, ev.UpdateReply) and reply.status is ev.UpdateStatus.ACCEPTED:
-            # Before the effects: a step that they begin must come after it on the compute thread.
+            # Queue this before the effects: a step that they start must run after it on the compute thread.
             added = self._run_watched("adding an update", self.model.add, update, reply.weight)
             added.add_done_callback(lambda _: self.uploads.recycle(update))
         else:
@@ -244,12 +244,12 @@ class Engine:
         return reply
 
     def communication(self, node: str, latency_ms: float, success: bool) -> None:
-        """One RPC with a node ended."""
+        """Record one finished RPC of a node."""
         if self.machine.members.get(node) is not None:
             self._seams.links.communication(node, latency_ms, success)
 
     def suspend(self) -> None:
-        """Begin no more rounds; `close` saves the run for a start with --resume.
+        """Start no more rounds; `close` saves the run so that it can be resumed with --resume.
 
         Nodes hear nothing, and dial until the coordinator is back.
         """
@@ -257,13 +257,13 @@ class Engine:
         self._suspended = True
 
     async def retry(self) -> None:
-        """Try again what could not be written: called every few seconds."""
+        """Retry failed writes; called every few seconds."""
         await self._records.retry()
         if self._results_unsaved:
             await self._save_results()
 
     async def close(self) -> None:
-        """Let what was begun be finished, and the files be complete; `failure` tells what they lack."""
+        """Finish pending work and complete the files; `failure` describes what is missing from them."""
         if self._timer is not None:
             self._timer.cancel()
         await self._background.settle()
@@ -320,7 +320,7 @@ class Engine:
                 pass
 
     async def _end_round(self, closed: ev.CloseRound) -> None:
-        """Step, evaluate where it is due, keep what is to be kept, and tell the machine."""
+        """Step, evaluate and save if due, and report the result to the machine."""
         stepped = False
         try:
             with self.metrics.step_seconds.time():
@@ -346,7 +346,7 @@ class Engine:
         self._records.round(round_row(closed, loss, self.machine.metric, metric, self.elapsed_seconds))
         self._background.spawn("syncing the records", self._records.sync())
         self.dispatch(ev.Evaluated(closed.round, loss, metric, self.model.update_norms))
-        # No await since the decision: the label and the values that are saved under it belong together.
+        # No await since the decision, so that the label matches the values saved under it.
         if closed.round % self.machine.config.checkpoint_every == 0 or self._is_checkpoint_overdue:
             await self._checkpoint(closed.round)
         if self._clock() - self._nodes_written_at >= _NODES_FILE_SECONDS:
@@ -354,7 +354,7 @@ class Engine:
             await self._write_results()
 
     def _tell_metric_fault(self, fault: str, round_number: int) -> None:
-        """Put on record, once for each cause, that the metric could not be computed. Training goes on by the loss."""
+        """Record once per cause that the metric could not be computed. Training continues with the loss."""
         if fault and fault != self._metric_fault:
             text = f"{fault}; it is undefined for round {round_number}, and training goes on"
             self._publish(RunEvent(self.elapsed_seconds, round_number, "metric_failed", text, {}))
@@ -364,12 +364,12 @@ class Engine:
         try:
             await self._save_results()
             await self._write_results()
-        finally:  # whatever happens, nobody may wait for the end for ever
+        finally:  # release everything that waits for the end of the run
             self.finished.set()
             self.feed.end()
 
     async def _save_results(self) -> None:
-        """Write the last checkpoint and the model, and note what could not be written."""
+        """Write the last checkpoint and the model, and record what could not be written."""
         done = self.machine.round - 1
         unsaved = []
         if not await self._checkpoint(done):
@@ -379,7 +379,7 @@ class Engine:
         self._results_unsaved = unsaved
 
     async def _checkpoint(self, round_number: int) -> bool:
-        """Write a checkpoint of the rounds so far; return whether a start with --resume will find them."""
+        """Write a checkpoint of the rounds so far; return whether --resume will find it."""
         if round_number < 1:
             return True
         machine = self.machine
@@ -393,13 +393,13 @@ class Engine:
             "metric": machine.metric_value,
             "finished": self._finish_reason or None,
         }
-        save = self._records.flush_before(self._seams.files.checkpoint)  # a resumed run has a line for every round
+        save = self._records.flush_before(self._seams.files.checkpoint)  # a resumed run needs a record of each round
         saved = await self._save(Part.CHECKPOINT, "the checkpoint", round_number, save, round_number, state)
         self._is_checkpoint_overdue = not saved
         return saved
 
     async def _save(self, part: Part, what: str, round_number: int, save: Callable[..., Path], *arguments: Any) -> bool:
-        """Save on the compute thread. A failure is told and survived, whatever it is."""
+        """Save on the compute thread. A failure is recorded, and the run continues."""
         try:
             await self._run(save, *arguments)
         except Exception as error:
@@ -415,12 +415,12 @@ class Engine:
     # ------------------------------------------------------------ results
 
     def node_rows(self) -> list[dict[str, Any]]:
-        """Every node as a row of nodes.json."""
+        """Return the rows of nodes.json, one per node."""
         override = self.machine.adaptation.override
         return [node_row(each, self.state_of(each.node_id), override(each.node_id)) for each in self.machine.members]
 
     def state_of(self, node: str) -> str:
-        """A node's state in one word: preparing, idle, working, straggling, lost, left, done."""
+        """Return the state of a node: preparing, idle, working, straggling, lost, left or done."""
         member = self.machine.members.require(node)
         if self.machine.finished and (member.completed or node in self.machine.members.connected):
             return "done"
@@ -433,7 +433,7 @@ class Engine:
         return "working" if self.machine.is_working(node) else "idle"
 
     def summary(self) -> dict[str, Any]:
-        """The result so far."""
+        """Return the summary of the run so far."""
         before = self._seams.before.traffic
         return {
             "run_id": self.run_id,
@@ -457,17 +457,17 @@ class Engine:
     # ------------------------------------------------------------ running things
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> "asyncio.Future[Any]":
-        """Run a function on the compute thread, in order; the caller awaits it."""
+        """Queue a function on the compute thread and return its future."""
         return asyncio.get_running_loop().run_in_executor(self._seams.compute, partial(function, *arguments))
 
     def _run_watched(self, what: str, function: Callable[..., Any], *arguments: Any) -> "asyncio.Future[Any]":
-        """Run a function on the compute thread, in order; the run ends if it fails."""
+        """Queue a function on the compute thread; its failure ends the run."""
         future = self._run(function, *arguments)
         self._background.watch(what, future)
         return future
 
     def _tick(self) -> None:
-        """Let the machine know that its time has come. Nobody else hears of a failure in a timer."""
+        """Notify the machine that its timer expired. A failure ends the run, since no caller would see it."""
         try:
             self.dispatch(ev.Tick())
         except Exception as error:
@@ -476,7 +476,7 @@ class Engine:
     # ------------------------------------------------------------ failures
 
     def _fail(self, what: str, error: BaseException) -> None:
-        """End the run because of an error that nobody expected, and say which."""
+        """End the run because of an unexpected error."""
         log.error(f"{what} failed", run=self.run_id, exc_info=error)
         if self.failure:
             return
@@ -490,7 +490,7 @@ class Engine:
             self.feed.end()
 
     def _on_health(self, part: Part, reason: str) -> None:
-        """Put on record that a part stopped working, or works again."""
+        """Record that a part failed or recovered."""
         text = f"degraded: {part}: {reason}" if reason else f"recovered: {part}"
         self._record(self.machine.round, "degraded" if reason else "recovered", text)
 

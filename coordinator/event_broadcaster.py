@@ -1,4 +1,4 @@
-"""The events of a run, for whoever watches it."""
+"""Distribution of run events to watching clients."""
 
 import asyncio
 from collections import deque
@@ -7,16 +7,16 @@ from hypergpu.common.errors import ResourceExhausted
 from hypergpu.coordinator.run_records import RunEvent
 
 RECENT = 500
-"""Events that are kept for watchers who come later."""
+"""Number of events kept for replay to later watchers."""
 MAX_WATCHERS = 100
 _BACKLOG = 1000
 
 Watcher = asyncio.Queue[RunEvent | None]
-"""Events as they happen; None ends them."""
+"""Queue of events; None marks the end."""
 
 
 class EventBroadcaster:
-    """Hands every event to every watcher, and drops a watcher that cannot keep up."""
+    """Broadcaster that sends every event to every watcher, and drops a watcher that cannot keep up."""
 
     def __init__(self) -> None:
         self._recent: deque[RunEvent] = deque(maxlen=RECENT)
@@ -24,10 +24,10 @@ class EventBroadcaster:
         self._ended = False
 
     def subscribe(self, replay: int) -> Watcher:
-        """Events as they happen, after the last `replay`.
+        """Subscribe to events, preceded by the last `replay` events.
 
         Raises:
-            ResourceExhausted: too many watch already.
+            ResourceExhausted: There are too many watchers.
         """
         if len(self._watchers) >= MAX_WATCHERS:
             raise ResourceExhausted(f"{MAX_WATCHERS} clients watch this run already")
@@ -40,11 +40,11 @@ class EventBroadcaster:
         return watcher
 
     def unsubscribe(self, watcher: Watcher) -> None:
-        """The watcher is gone."""
+        """Remove a watcher."""
         self._watchers.discard(watcher)
 
     def publish(self, event: RunEvent) -> None:
-        """Tell everybody."""
+        """Send an event to all watchers."""
         self._recent.append(event)
         for watcher in [w for w in self._watchers if w.full()]:
             self._watchers.discard(watcher)  # it can't keep up
@@ -54,7 +54,7 @@ class EventBroadcaster:
             watcher.put_nowait(event)
 
     def end(self) -> None:
-        """The run is over: no more will come."""
+        """End the event stream of all watchers."""
         self._ended = True
         for watcher in self._watchers:
             if not watcher.full():

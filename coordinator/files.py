@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, synced to the disk, then renamed into it."""
+"""Atomic files: written under a temporary name, synced to the disk, then renamed into place."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 PARTIAL = ".partial"
 """Suffix of a file that is being written."""
 _LEFT_BEHIND = re.compile(rf".*{re.escape(PARTIAL)}|\.tmp\w{{6}}", re.ASCII)
-"""Files of a writer that was killed: ours, and those of safetensors."""
+"""Name patterns of partial files that a killed writer leaves behind: our own and those of safetensors."""
 
 
 def replace_files(writes: Mapping[Path, Callable[[Path], object]]) -> None:
@@ -50,7 +50,7 @@ def replace_file(file: Path, write: Callable[[Path], object]) -> None:
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Put `text` in the place of `file` at one stroke.
+    """Replace `file` atomically with one that holds `text`.
 
     Raises:
         OSError: it cannot be written.
@@ -59,19 +59,19 @@ def replace_text(file: Path, text: str) -> None:
 
 
 def remove_partial_files(directory: Path) -> None:
-    """Remove what writers left behind that were killed. The caller holds the directory's lock."""
+    """Remove partial files of killed writers. The caller holds the directory's lock."""
     for file in directory.iterdir():
         if _LEFT_BEHIND.fullmatch(file.name) and file.is_file():
             file.unlink()
 
 
 def sync_file(file: Path) -> None:
-    """Wait until the content of a file is on the disk."""
+    """Sync the content of a file to the disk."""
     _sync(file, os.O_RDONLY)
 
 
 def sync_directory(directory: Path) -> None:
-    """Wait until the names in a directory are on the disk: a rename is lost with the power otherwise."""
+    """Sync the entries of a directory to the disk, so that a rename survives a power failure."""
     _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
 
 

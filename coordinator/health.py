@@ -1,4 +1,4 @@
-"""What does not work at the moment: for probes, the status and the metrics. Nothing here stops a run."""
+"""Health of the coordinator, for probes, the status and the metrics. A failing part does not stop the run."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,40 +11,40 @@ from hypergpu.common.clock import Clock, monotonic
 
 _BEAT_SECONDS: Final = 1.0
 STALLED_SECONDS: Final = 30.0
-"""Time without a turn of the event loop after which the coordinator counts as dead: no call is answered meanwhile."""
+"""Time without an iteration of the event loop after which the coordinator counts as stalled: it answers no calls."""
 _MAX_REASON: Final = 300
 
 
 class Part(StrEnum):
-    """What may fail while the run goes on."""
+    """Part of the coordinator that may fail while the run continues."""
 
     RECORDS = "records"
-    """rounds.jsonl and events.jsonl."""
+    """Writing rounds.jsonl and events.jsonl."""
     RESULTS = "results"
-    """nodes.json and summary.json."""
+    """Writing nodes.json and summary.json."""
     SYNC = "sync"
-    """Records that are written and may not be on the disk."""
+    """Flushing written records to the disk."""
     CHECKPOINT = "checkpoint"
     MODEL = "model"
-    """The model at the end of the run."""
+    """Writing the final model."""
     SPILL = "upload_spill"
-    """Uploads for which there is no memory."""
+    """Keeping uploads on the disk when memory is full."""
     SCRAPER = "scraper"
     NODE_SERIES = "node_series"
     RETRY = "retry"
-    """The job that writes later what could not be written."""
+    """Background job that retries failed writes."""
 
 
 Tell = Callable[[str], None]
-"""Called with why a part does not work, or with an empty text when it works."""
+"""Callback for the state of a part: the reason of a failure, or an empty string if it works."""
 
 
 class Health:
-    """The parts that do not work, and whether the event loop runs. Changed on the event loop; read from any thread."""
+    """Failing parts and liveness of the event loop. Updated on the event loop; readable from any thread."""
 
     def __init__(self, registry: CollectorRegistry, clock: Clock = monotonic) -> None:
         self.on_change: Callable[[Part, str], None] = lambda part, reason: None
-        """Told when a part stops working, with the reason, and when it works again, with none."""
+        """Callback for changes: called with the reason when a part fails, and with an empty reason when it recovers."""
         self._clock = clock
         self._beat_at: float | None = None
         self._beating: asyncio.TimerHandle | None = None
@@ -61,25 +61,25 @@ class Health:
 
     @property
     def problems(self) -> list[str]:
-        """The parts that do not work, with the reason of each."""
+        """Failing parts with their reasons."""
         return [f"{part}: {reason}" for part, reason in list(self._reasons.items())]
 
     def is_failing(self, part: Part) -> bool:
-        """Return whether a part did not work when it was last tried."""
+        """Return whether the last operation of a part failed."""
         return part in self._reasons
 
     @property
     def stalled_seconds(self) -> float:
-        """Time since the event loop ran, if that is too long; else 0."""
+        """Seconds since the last iteration of the event loop if it has stalled, else 0."""
         silent = 0.0 if self._beat_at is None else self._clock() - self._beat_at
         return silent if silent > STALLED_SECONDS else 0.0
 
     def teller(self, part: Part) -> Tell:
-        """Return what a part calls to say whether it works."""
+        """Return the callback with which a part reports its state."""
         return lambda reason: self.tell(part, reason)
 
     def tell(self, part: Part, reason: str) -> None:
-        """Note that a part works (no reason), or why it does not."""
+        """Record that a part works (empty reason) or fails."""
         before = self._reasons.get(part, "")
         if not reason:
             self._gauge.labels(part).set(0)
@@ -92,12 +92,12 @@ class Health:
             self.on_change(part, reason[:_MAX_REASON])
 
     def beat(self) -> None:
-        """Begin to note that the event loop runs."""
+        """Start to monitor the event loop."""
         self._beat_at = self._clock()
         self._beating = asyncio.get_running_loop().call_later(_BEAT_SECONDS, self.beat)
 
     def rest(self) -> None:
-        """End what `beat` began."""
+        """Stop the monitoring that `beat` started."""
         self._beat_at = None
         if self._beating is not None:
             self._beating.cancel()

@@ -1,4 +1,4 @@
-"""Evaluation on held-out data, in the coordinator."""
+"""Evaluation of the model on held-out data."""
 
 import structlog
 import torch
@@ -11,10 +11,10 @@ log = structlog.get_logger()
 
 
 def evaluation_device(name: str) -> torch.device:
-    """Return the device that `server.evaluation_device` names.
+    """Return the device named by `server.evaluation_device`.
 
     Raises:
-        ConfigError: there is no such device here, or HyperGPU does not evaluate on its kind.
+        ConfigError: The device does not exist on this machine or is of an unsupported kind.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -33,22 +33,22 @@ def evaluation_device(name: str) -> torch.device:
 
 
 class HeldOut:
-    """Tells how good parameters are on a task's held-out samples.
+    """Evaluator of parameters on the held-out samples of a task.
 
     Args:
-        model: an own instance, on the device that evaluates.
-        task: what is trained.
-        batch_size: samples to take at once; smaller from then on where memory runs out.
+        model: Instance for evaluation only, on the device that evaluates.
+        task: Task that is trained.
+        batch_size: Samples per batch; reduced permanently if memory runs out.
     """
 
     def __init__(self, model: FlatModel, task: Task, batch_size: int) -> None:
         self._model, self._task = model, task
         self.batch_size = batch_size
         self.metric = spec_of(metric_of(task, model.module))
-        """What the model is judged by."""
+        """Main metric of the task."""
 
     def evaluate(self, values: Flat) -> Evaluation:
-        """Return loss and metric of these parameters."""
+        """Return the loss and metric of these parameters."""
         self._model.load(values)
         result = evaluate(self._model.module, self._task, batch_size=self.batch_size)
         if result.batch_size < self.batch_size:

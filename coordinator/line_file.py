@@ -31,11 +31,11 @@ class LineFile:
         self._is_writing = False
         self._max_pending_bytes = max_pending_bytes
         self.dropped = 0
-        """Lines that were given up, because too many waited."""
+        """Number of lines dropped because too many were pending."""
 
     @property
     def pending(self) -> int:
-        """Lines that are not written yet."""
+        """Number of pending lines."""
         return len(self._pending)
 
     def append(self, line: bytes) -> None:

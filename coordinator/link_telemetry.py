@@ -1,4 +1,4 @@
-"""What is heard of each node's network, handed to the adaptation that judges it; and its judgement, read."""
+"""Link telemetry: passes measurements of each node's link to the adaptation, and reads its judgement."""
 
 import math
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator
 from hypergpu.coordinator.core.selection import NodeState
 
 UNMEASURED = "unknown"
-"""Quality of a link of which nothing was measured yet."""
+"""Quality of a link without a measurement."""
 
 
 class LinkTelemetry:
-    """Feeds an orchestrator's monitor, and tells what is known of a node.
+    """Adapter between the engine and an orchestrator's monitor.
 
     Three sources tell of the same calls: the calls themselves, a node's /metrics, and the report in its heartbeat. Each
     call must count once. So a node's own totals, which hold also the calls that never arrived, go before what is seen
@@ -30,17 +30,17 @@ class LinkTelemetry:
         self._final: dict[str, dict[str, Any]] = {}
 
     def register(self, node: str, largest_batch: int) -> None:
-        """A node joined; 0 = how much it can hold is not known."""
+        """Register a node that joined; a `largest_batch` of 0 means unknown."""
         self._final.pop(node, None)
         self._orchestrator.register_node(node, largest_batch or None)
 
     def communication(self, node: str, latency_ms: float, success: bool) -> None:
-        """One RPC ended, as seen from here."""
+        """Record one finished RPC, as measured by the coordinator."""
         if node not in self._counting and 0 <= latency_ms < math.inf:
             self._monitor.record_communication(node, latency_ms, success)
 
     def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float) -> None:
-        """A heartbeat: its own round trip, and what the node counted itself."""
+        """Record a heartbeat: its round trip and the counters in its report."""
         if 0 < rtt_ms < math.inf:
             self._round_trip_ms[node] = rtt_ms
             self.communication(node, rtt_ms, success=True)
@@ -49,28 +49,28 @@ class LinkTelemetry:
             self._counted(node, network.get("events"), network.get("failures"))
 
     def scraped(self, node: str, calls: int, failures: int) -> None:
-        """A node's /metrics was read."""
+        """Record the counters of a successful scrape."""
         self._scraped.add(node)
         self._counted(node, calls, failures)
 
     def unreachable(self, node: str) -> None:
-        """A node's /metrics cannot be read: its report is listened to again."""
+        """Record a failed scrape: the counters in the node's heartbeats are used again."""
         self._scraped.discard(node)
 
     def _counted(self, node: str, calls: object, failures: object) -> None:
-        """Totals of a node's own RPCs; what cannot be is passed over."""
+        """Record the totals of a node's own RPCs; implausible totals are ignored."""
         if isinstance(calls, int) and isinstance(failures, int) and 0 <= failures <= calls:
             self._counting.add(node)
             latency_ms = self._round_trip_ms.get(node)
             self._monitor.observe_counters(node, attempts=calls, failures=failures, latency_ms=latency_ms)
 
     def summary(self) -> dict[str, Any]:
-        """The policy in force, and the share of the round time that deciding took."""
+        """Return the present policy and the share of the round time that deciding took."""
         overhead = self._orchestrator.get_orchestrator_status()["overhead"]
         return {"policy": str(self._orchestrator.policy), "adaptation_share": overhead["share_of_round_time"]}
 
     def freeze(self, node: str) -> None:
-        """Keep what is known of a node that has no more to say: its silence from now on says nothing of its link."""
+        """Keep the last profile of a node that has left: its silence from then on says nothing about its link."""
         self._final.setdefault(node, self.describe(node))
 
     def describe(self, node: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The run as Prometheus series: a translation of effects and outcomes, with no decision of its own."""
+"""Prometheus metrics of the run, derived from effects and outcomes without decisions of their own."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -59,16 +59,16 @@ class Metrics:
             refused.labels(errors.NonFiniteUpdate.__name__)
 
     def evaluated(self, loss: float, metric: float | None) -> None:
-        """Set the figures of an evaluation; a metric that is undefined has no series."""
+        """Set the results of an evaluation; an undefined metric has no series."""
         self._loss.set(loss)
         self._metric.set(metric)
 
     def returned(self, reason: str) -> None:
-        """A node gave work up; a reason that we don't know counts as `other`, so that nobody can invent labels."""
+        """Count an abandoned work unit; an unknown reason counts as `other`, so that nodes cannot invent labels."""
         self._returned.labels(reason if reason in _REASONS else "other").inc()
 
     def traffic(self) -> dict[str, int]:
-        """Bytes of parameters and of updates since the start."""
+        """Return the bytes of parameters and of updates since the start."""
         return {"bytes_sent": _total(self.sent), "bytes_received": _total(self.received)}
 
     def observe(self, effect: ev.Effect, machine: RoundMachine) -> None:

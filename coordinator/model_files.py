@@ -1,4 +1,4 @@
-"""Writes the model of a run to disk: to go on from it, and to take it away."""
+"""Model files of a run: checkpoints for resuming, and models for export."""
 
 import math
 from collections.abc import Mapping
@@ -26,11 +26,11 @@ class ModelFiles:
     """Checkpoints, the best model and the last one. Every method is called on the compute thread, in order.
 
     Args:
-        path: the directory of the run.
-        model: the parameters.
-        saved: what makes a `state_dict` of them; not shared with another thread.
-        identity: what the run is about; checkpoints carry it.
-        about: what every file says of itself, such as its task.
+        path: Directory of the run.
+        model: Model with the parameters.
+        saved: Builder of a `state_dict` from the parameters; not shared with another thread.
+        identity: Identity of the run, which is part of each checkpoint.
+        about: Metadata of every file, such as the task.
 
     Raises:
         InvalidInput: the model holds a tensor of a type that the file format does not know.
@@ -46,7 +46,7 @@ class ModelFiles:
         self._latest: Score | None = None
         self._best: Score | None = None
         self._best_values: Flat | None = None
-        """The best model, while it is not on the disk."""
+        """Best model until it is written to the disk."""
         _require_savable(saved.initial)
 
     @property
@@ -55,7 +55,7 @@ class ModelFiles:
         return self._best
 
     def go_on(self, score: Score | None) -> None:
-        """Take over what an earlier process evaluated last and left as the best model."""
+        """Restore the last and best evaluation of an earlier process."""
         self._latest = score
         with suppress(CorruptData):
             self._best = score_of(read_tensors(self._path / BEST_MODEL)[1])
@@ -134,7 +134,7 @@ def apart_of(server: Tensors) -> Tensors:
 
 
 def score_of(metadata: Mapping[str, str]) -> Score | None:
-    """Return how the model of a file did on held-out data; None where the file does not say."""
+    """Return the evaluation in a file's metadata, or None."""
     try:
         spec = MetricSpec.model_validate_json(metadata["metric"])
         key = metric_key(spec)

@@ -1,4 +1,4 @@
-"""What the coordinator knows of each node, and how the adaptation stands, as Prometheus series.
+"""Prometheus metrics of each node and of the adaptation.
 
 The figures are read on the event loop every few seconds and served from the HTTP thread, which sees a finished picture
 or the one before, and never waits for the loop.
@@ -25,11 +25,11 @@ from hypergpu.coordinator.core.selection import NodeState
 
 REFRESH_SECONDS = 2.0
 MOST_NODES = 1_000
-"""Of more, the first: series of ten thousand nodes would cost a Prometheus more than they tell."""
+"""Largest number of nodes with series of their own, since more would overload a Prometheus server."""
 _AT_ONCE = 50
-"""Nodes that are read before the event loop has its turn again."""
+"""Number of nodes that are read before yielding to the event loop."""
 _RANK = {quality: rank for rank, quality in enumerate(reversed(ConnectionQuality))}
-"""0 (offline) to 5 (excellent): the better, the higher."""
+"""Quality as a number, from 0 (offline) to 5 (excellent)."""
 _STANDING = {state: number for number, state in enumerate(NodeState)}
 
 
@@ -62,7 +62,7 @@ class _Picture:
 
 
 class NodeMetricsCollector(Collector):
-    """Keeps the picture fresh between `start` and `stop`."""
+    """Collector that refreshes its snapshot between `start` and `stop`."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class NodeMetricsCollector(Collector):
         await self._refreshing.stop()
 
     async def refresh(self) -> None:
-        """Take a new picture."""
+        """Take a new snapshot."""
         selected = frozenset(self._machine.selected)
         members = [member for member in self._machine.members if member.connection is not ConnectionState.LEFT][
             :MOST_NODES
@@ -107,7 +107,7 @@ class NodeMetricsCollector(Collector):
         )
 
     def collect(self) -> Iterator[Metric]:
-        """The picture as metric families."""
+        """Return the last snapshot as metric families."""
         picture = self._picture
         yield _states("run_state", "1 for the state that the run is in.", "state", RunState, picture.state)
         yield _states("phase", "1 for the phase of the adaptation.", "phase", Phase, picture.phase)

@@ -1,4 +1,4 @@
-"""The files of a run as the engine writes them: a failure is told and survived, and what failed is tried again.
+"""Files of a run as the engine writes them. Failures are reported and retried, and never stop the training.
 
 The event loop never waits for the disk. Lines wait in memory, in order and bounded, and one thread writes them.
 """
@@ -19,11 +19,11 @@ log = structlog.get_logger()
 
 Row = Mapping[str, Any]
 PATIENCE_SECONDS = 5.0
-"""Time after which a disk that takes no line counts as not working."""
+"""Time after which a disk that accepts no line counts as failing."""
 
 
 class Records:
-    """Writes what happened and what came out. Training never depends on it: no method raises."""
+    """Writer of run events and results. Training never depends on it: no method raises."""
 
     def __init__(self, run_dir: RunDir, health: Health) -> None:
         self._run_dir = run_dir
@@ -36,18 +36,18 @@ class Records:
 
     @property
     def missing(self) -> str:
-        """What is not in the files, in words; empty when they are complete."""
+        """Description of what is missing from the files; empty if they are complete."""
         lines = self._run_dir.pending_lines + self._run_dir.dropped_lines
         missing = [f"{lines} lines of rounds.jsonl and events.jsonl"] if lines else []
         missing += ["nodes.json or summary.json"] if self._health.is_failing(Part.RESULTS) else []
         return " and ".join(missing)
 
     def round(self, row: Row) -> None:
-        """Append a round."""
+        """Append the record of a round."""
         self._keep(self._run_dir.round, row)
 
     def event(self, row: Row) -> None:
-        """Append an event."""
+        """Append a run event."""
         self._keep(self._run_dir.event, row)
 
     def flush_before(self, write: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,13 +61,13 @@ class Records:
         return flushed
 
     async def flush(self) -> None:
-        """Wait until the lines so far are written, or could not be."""
+        """Wait until the lines so far are written or have failed."""
         self._write()
         while self._writing is not None:
             await asyncio.wait((self._writing,))
 
     async def retry(self) -> None:
-        """Write the lines that could not be written before, and tell when the disk does not answer."""
+        """Retry lines whose write failed, and report a disk that does not respond."""
         self._write()
         if self._writing is None:
             return
@@ -88,7 +88,7 @@ class Records:
             await self._try_on_thread(Part.RESULTS, self.flush_before(write))
 
     async def sync(self) -> None:
-        """Bring the lines to the disk, on a thread; one call at a time, others do nothing."""
+        """Sync the lines to the disk on a thread; a call during a sync does nothing."""
         if self._syncing:
             return
         self._syncing = True
@@ -98,7 +98,7 @@ class Records:
             self._syncing = False
 
     async def close(self) -> None:
-        """Bring everything to the disk, as far as it takes it."""
+        """Write and sync everything, as far as the disk allows."""
         await self.sync()
         await self.flush()  # with what `sync` may have told of
         self._writer.shutdown(wait=False)

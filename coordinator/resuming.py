@@ -1,4 +1,4 @@
-"""Where a run goes on: finds the newest checkpoint that is whole, and checks that it belongs to this run."""
+"""Resuming a run: finds the newest valid checkpoint, and checks that it belongs to this run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ def identity_of(task: Task, saved: SavedModel, parameter_count: int) -> Identity
 
 @dataclass(frozen=True)
 class Found:
-    """The checkpoint to go on from."""
+    """Checkpoint from which a run resumes."""
 
     checkpoint: Checkpoint
     state: SavedState
@@ -51,11 +51,11 @@ class Found:
 
     @property
     def score(self) -> Score | None:
-        """How the model did in that round; None if it was not evaluated."""
+        """Evaluation of the model in that round; None if it was not evaluated."""
         return score_of(self.checkpoint.metadata)
 
     def is_complete(self, config: TrainingConfig, metric: MetricSpec) -> bool:
-        """Whether nothing is left to do: all rounds are done, or the target is reached."""
+        """Whether the run is complete: all rounds are done, or the target is reached."""
         if config.is_last(self.round):
             return True
         target = config.target_accuracy

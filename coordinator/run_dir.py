@@ -32,7 +32,7 @@ LAST_MODEL = "model.safetensors"
 BEST_MODEL = "best.safetensors"
 _OWN = ("config.yaml", "rounds.jsonl", "events.jsonl", "nodes.json", "summary.json", LAST_MODEL, BEST_MODEL)
 _MADE_OF_IT = ("report.html", "simulated")
-"""What `hypergpu` makes of a run, beside it."""
+"""Files that `hypergpu` derives from a run and writes beside it."""
 _LARGEST_COUNT = 1 << 63
 """A counter that was read from a file is below this."""
 _LONGEST_RUN_SECONDS = 100 * 365.25 * 86_400
@@ -41,7 +41,7 @@ _LONGEST_RUN_SECONDS = 100 * 365.25 * 86_400
 
 @dataclass(frozen=True)
 class ResumedTotals:
-    """What a run took so far, as far as its files tell."""
+    """Totals of a run so far, read from its files."""
 
     seconds: float = 0.0
     traffic: Mapping[str, int] = field(default_factory=dict)
@@ -172,7 +172,7 @@ class RunDir:
         self._replace("summary.json", strict_json.dumps(result, indent=1))
 
     def spent(self) -> ResumedTotals:
-        """What the run took until its process ended."""
+        """Return the totals of the run until its process ended."""
         seconds = max((_seconds(row.get("seconds")) for row in self._lines("events.jsonl")), default=0.0)
         try:
             result = strict_json.read_object(self.path / "summary.json")

@@ -1,4 +1,4 @@
-"""What a run leaves behind, as rows: of a real run and of a simulated one alike."""
+"""Records of a run as rows, shared by real and simulated runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from hypergpu.coordinator.core.rounds.membership import Member
 
 @dataclass(frozen=True, slots=True)
 class RunEvent:
-    """A record with its time: what watchers and the run directory get."""
+    """A run event with its time, as watchers and the run directory receive it."""
 
     seconds: float
     round: int
@@ -22,7 +22,7 @@ class RunEvent:
     fields: Mapping[str, Any]
 
     def row(self) -> dict[str, Any]:
-        """A line of events.jsonl; a field that bears the name of a column is left out."""
+        """Return a line of events.jsonl; a field with the name of a column is left out."""
         own = {"seconds": round(self.seconds, 6), "round": self.round, "kind": self.kind, "text": self.text}
         return {**own, **{name: value for name, value in self.fields.items() if name not in own}}
 
@@ -30,7 +30,7 @@ class RunEvent:
 def round_row(
     closed: ev.CloseRound, loss: float | None, spec: MetricSpec, metric: float | None, ended_seconds: float
 ) -> dict[str, Any]:
-    """A line of rounds.jsonl; the loss and the metric, under its name, are on held-out data.
+    """Return a line of rounds.jsonl; the loss and the metric, under its name, are on held-out data.
 
     Both are None where the round was not evaluated, and the metric also where it is undefined.
     """
@@ -69,7 +69,7 @@ def node_row(member: Member, state: str, override: NodeOverride) -> dict[str, An
 
 
 def outcome(machine: RoundMachine, finish_reason: str, duration_seconds: float) -> dict[str, Any]:
-    """How far a run came: the beginning of its summary.json."""
+    """Return the progress of a run, with which its summary.json begins."""
     return {
         "task": machine.config.task,
         "state": str(machine.state),

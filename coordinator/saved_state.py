@@ -1,4 +1,4 @@
-"""The state of a run in a checkpoint, as JSON. Every field is checked when it is read: files are damaged and edited."""
+"""State of a run in a checkpoint, as JSON. Every field is validated on reading: files get damaged or edited."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds.events import FinishReason
 
 _MOST = 1 << 53
-"""Counts beyond this are no counts, and would not fit the wire."""
+"""Largest plausible count; larger numbers would not fit the protocol messages."""
 _LONGEST_RUN_SECONDS = 100 * 365.25 * 86_400
 
 Count = Annotated[int, Field(ge=0, le=_MOST, strict=True)]
@@ -21,18 +21,18 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run is about, beside its configuration: another one is another run."""
+    """Properties of data and model that, with the configuration, identify a run."""
 
     samples: int
-    """Training samples of the task."""
+    """Number of training samples of the task."""
     data: str
     """Fingerprint of the data."""
     travelling: Sequence[str]
-    """Names of the tensors that training changes."""
+    """Names of the trained tensors."""
     parameter_count: int
-    """Floats of them that the optimizer changes."""
+    """Number of floats that the optimizer changes."""
     untrained: str
-    """Checksum of the tensors that stay as the task makes them."""
+    """Checksum of the tensors that training leaves unchanged."""
 
 
 class _Saved(BaseModel):
@@ -40,11 +40,11 @@ class _Saved(BaseModel):
 
 
 class SavedNode(_Saved):
-    """What a node did so far."""
+    """Totals of a node so far."""
 
     node_id: NodeId
     state: Annotated[str, Field(max_length=64)] = ""
-    """Whether it was there; empty where that is not known."""
+    """Whether the node was connected; empty if unknown."""
     rounds_contributed: Count = 0
     rounds_selected: Count = 0
     retries: Count = 0
@@ -53,7 +53,7 @@ class SavedNode(_Saved):
 
 
 class SavedShards(_Saved):
-    """As `ShardTable.snapshot`."""
+    """Shard assignment, as returned by `ShardTable.snapshot`."""
 
     owners: dict[NodeId, Count]
     cursors: list[Count]
@@ -67,25 +67,25 @@ class SavedShards(_Saved):
 
 
 class SavedState(_Saved):
-    """What a run needs to go on, besides its tensors."""
+    """Everything that a run needs to resume, except its tensors."""
 
     configuration: dict[str, JsonValue]
-    """The section `training` that the checkpoint was made under."""
+    """Section `training` of the configuration when the checkpoint was written."""
     samples: Count
     data: str
     travelling: list[str]
     parameter_count: Count
     untrained: str
-    """These five are the `Identity`."""
+    """This field and the four before it form the `Identity`."""
     shards: SavedShards
     nodes: list[SavedNode]
     elapsed_seconds: Annotated[float, Field(ge=0, le=_LONGEST_RUN_SECONDS, allow_inf_nan=False)]
     loss: Finite | None
-    """Of the last evaluation; None before the first."""
+    """Loss of the last evaluation; None before the first."""
     metric: Finite | None
-    """Likewise; None also where the metric is undefined."""
+    """Metric of the last evaluation; None before the first or if undefined."""
     finished: FinishReason | None
-    """Why the run ended, where it did."""
+    """Reason for the end of the run; None while it runs."""
 
     @model_validator(mode="after")
     def _there_are_as_many_shards_as_owners_or_samples(self) -> "SavedState":
@@ -96,10 +96,10 @@ class SavedState(_Saved):
 
 
 def parse_state(state: Mapping[str, Any]) -> SavedState:
-    """Return the state of a checkpoint.
+    """Parse and validate the state in a checkpoint.
 
     Raises:
-        CorruptData: a field is missing, or is not what it should be; the message names it.
+        CorruptData: A field is missing or invalid; the message names it.
     """
     try:
         return SavedState.model_validate(state)

@@ -1,4 +1,4 @@
-"""Reads each node's /metrics in the background: the monitor's second source, after the RPCs themselves."""
+"""Background scraper of the nodes' /metrics: the monitor's second source beside the RPCs."""
 
 import asyncio
 import re
@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 TIMEOUT_SECONDS = 2.0
 MAX_BYTES = 256 << 10
-"""Largest answer that is read. A node's own page takes some 10 KiB."""
+"""Largest accepted response. A node's page takes about 10 KiB."""
 MAX_LINE_BYTES = 1 << 10
 """Longest sample line of a series that is looked for."""
 MAX_SAMPLES = 16
@@ -23,7 +23,7 @@ MAX_SAMPLES = 16
 MAX_COUNT = 1 << 53
 """Largest count that a float64 sample holds exactly."""
 CONCURRENT = 64
-"""Scrapes at once; together they hold at most 16 MiB."""
+"""Concurrent scrapes; together they use at most 16 MiB."""
 CALLS = "hypergpu_node_rpcs_total"
 
 _SAMPLE = re.compile(
@@ -68,7 +68,7 @@ class Scraper:
             await self.scrape(target)
 
     async def scrape(self, target: ScrapeTarget) -> None:
-        """Read one node's counts. A failure is no lost communication: a NAT may let nobody in."""
+        """Read one node's counters. A failed scrape is not a lost communication: the node may be behind a NAT."""
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 page = await fetch(target)
@@ -131,7 +131,7 @@ def parse(page: bytes) -> tuple[int, int]:
 
 
 def _next_sample(page: bytes, start: int) -> int:
-    """Position of the next line that begins with the series' name, or -1."""
+    """Return the position of the next line that begins with the series' name, or -1."""
     found = page.find(b"\n" + CALLS.encode(), start)
     return found + 1 if found >= 0 else -1
 

@@ -1,4 +1,4 @@
-"""Where the engine touches the rest of the coordinator: files, metrics, links and held-out data."""
+"""Interfaces between the engine and the rest of the coordinator: files, metrics, links and held-out data."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -15,36 +15,36 @@ from hypergpu.coordinator.run_dir import ResumedTotals, RunDir
 from hypergpu.tasks import Evaluation
 
 Evaluate = Callable[[Flat], Evaluation]
-"""Parameters -> how good they are on held-out data; called on a thread of its own."""
+"""Function that evaluates parameters on held-out data; it runs on a thread of its own."""
 
 
 class Links(Protocol):
-    """Whoever wants to know how communication with the nodes goes."""
+    """Receiver of everything that the engine learns about communication with nodes."""
 
     def register(self, node: str, largest_batch: int) -> None:
-        """A node joined; 0 = how much it can hold is not known."""
+        """Register a node that joined; a `largest_batch` of 0 means unknown."""
         ...
 
     def communication(self, node: str, latency_ms: float, success: bool) -> None:
-        """One RPC with a registered node ended."""
+        """Record one finished RPC of a registered node."""
         ...
 
     def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float) -> None:
-        """A heartbeat of a registered node."""
+        """Record the report and round trip of a registered node's heartbeat."""
         ...
 
     def freeze(self, node: str) -> None:
-        """A node has no more to say: keep what is known of its link."""
+        """Keep the last profile of a node's link, since the node sends no more reports."""
         ...
 
     def summary(self) -> Mapping[str, Any]:
-        """What is to be said of the adaptation in a run's summary."""
+        """Return the adaptation's part of the run summary."""
         ...
 
 
 @dataclass
 class Seams:
-    """Where the engine touches the rest: files, metrics, links and held-out data."""
+    """Dependencies of the engine: files, metrics, links and held-out data."""
 
     run_dir: RunDir
     files: ModelFiles
@@ -54,10 +54,10 @@ class Seams:
     health: Health
     clock: Clock = monotonic
     before: ResumedTotals = field(default_factory=ResumedTotals)
-    """Of a resumed run: what it took so far."""
+    """Totals of a resumed run before the restart."""
     identity: TaskIdentity | None = None
-    """Of the coordinator's data and model: nodes have to have the same."""
+    """Identity of the coordinator's data and model, which nodes have to match."""
     stays: bool = False
-    """Whether the coordinator goes on answering when the run is over."""
+    """Whether the coordinator keeps serving after the end of the run."""
     compute: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "compute"))
-    """One thread: it takes updates in, steps and evaluates in the order in which the machine decided."""
+    """Single thread that adds updates, steps and evaluates, in the order that the machine decided."""

@@ -1,4 +1,4 @@
-"""Buffers on the disk, for uploads that memory does not hold."""
+"""Buffers on the disk for uploads that do not fit in memory."""
 
 import mmap
 import os
@@ -12,13 +12,13 @@ from hypergpu.common.tensors import Flat
 
 
 def spilled_buffer(directory: Path, total_bytes: int) -> Flat:
-    """Return a buffer whose pages are those of a file without a name: it is gone with the buffer, or the process.
+    """Return a buffer backed by an unnamed file, which disappears with the buffer or the process.
 
     All of its blocks are reserved here, where a full disk can be told: a write to a page that has no block kills the
     process.
 
     Raises:
-        StorageError: the disk has no room, or cannot reserve it.
+        StorageError: The disk is full or cannot reserve the space.
     """
     try:
         with tempfile.TemporaryFile(dir=directory) as file:

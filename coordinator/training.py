@@ -1,4 +1,4 @@
-"""The service for nodes: decode, check, ask the engine, answer."""
+"""Training service for nodes: decodes and checks requests, and answers them with the engine."""
 
 import dataclasses
 import math
@@ -49,7 +49,7 @@ _DIRECTIVES = {
 
 
 class TrainingService:
-    """The Training service of coordinator.proto."""
+    """Implementation of the Training service in coordinator.proto."""
 
     def __init__(
         self, engine: Engine, heartbeat_seconds: float, max_model_bytes: int, clock: Clock = monotonic
@@ -60,7 +60,7 @@ class TrainingService:
         self._clock = clock
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """What a server serves. Chunks go around protobuf, the rest through it."""
+        """Return the gRPC handlers. Chunks bypass protobuf; all other messages use it."""
 
         def plain(method: Callable[..., Any], request: type[Message], reply: type[Message]) -> Handler:
             return grpc.unary_unary_rpc_method_handler(
@@ -82,7 +82,7 @@ class TrainingService:
                 ),
                 "PushUpdate": grpc.stream_unary_rpc_method_handler(
                     self.push_update,
-                    # A sender's malformed message is answered in the handler, where it can be told what is wrong.
+                    # A malformed message is handled in the handler, which can explain the error to the sender.
                     request_deserializer=lambda data: data,
                     response_serializer=pb.PushUpdateReply.SerializeToString,
                 ),
@@ -90,14 +90,14 @@ class TrainingService:
         )
 
     async def register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterReply:
-        """Join the run, or resume the membership."""
+        """Register a node, or resume its membership."""
         name = request.node_id or caller(context) or self._engine.session.free_name()
         require_caller(context, check_node_id(name))
         self._engine.ask(convert.registration(request, name, peer_host(context)))
         return convert.register_reply(name, self._engine, self._heartbeat_seconds)
 
     async def heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatReply:
-        """A sign of life."""
+        """Record a heartbeat."""
         engine, node = self._engine, request.node_id
         require_caller(context, check_node_id(node))
         report = convert.report(request.report)
@@ -106,7 +106,7 @@ class TrainingService:
         return pb.HeartbeatReply(directive=_DIRECTIVES[directive])
 
     async def pull_work(self, request: pb.PullWorkRequest, context: Context) -> AsyncIterator[pb.WorkPart | bytes]:
-        """The next order and the parameters, as soon as there is work."""
+        """Wait for work, and stream the work order and the parameters."""
         engine, node = self._engine, request.node_id
         require_caller(context, check_node_id(node))
         if not 0 <= request.wait_seconds < math.inf:
@@ -131,14 +131,14 @@ class TrainingService:
             if not sent_all:
                 raise StaleWork(f"round {assign.round} closed before its parameters were sent")
         except StaleWork:
-            sent_all = True  # our doing, not the link's
+            sent_all = True  # stopped by the coordinator: no failure of the link
             raise
         finally:
             if not sent_all:
                 engine.communication(node, 1000.0 * (self._clock() - began), success=False)
 
     async def push_update(self, request: AsyncIterator[bytes], context: Context) -> pb.PushUpdateReply:
-        """Take an update in; a broken stream keeps what it brought, a replay is acknowledged and not applied."""
+        """Receive an update. Data of a broken stream is kept; a duplicate is acknowledged but not applied."""
         engine = self._engine
         header = await self._header(request)
         work = header.work
@@ -158,9 +158,9 @@ class TrainingService:
             self._engine.metrics.rejected.labels(type(error).__name__).inc()
             self._engine.ask(RejectUpdate(event, error))
             raise
-        except (StaleWork, Unavailable):  # its buffer is another's: our doing, not the link's
+        except (StaleWork, Unavailable):  # the upload lost its buffer: no failure of the link
             raise
-        except BaseException:  # cancelled, corrupt, or the connection broke: kept for a resumption
+        except BaseException:  # cancelled, corrupt or disconnected: keep the data for resumption
             engine.uploads.suspend(upload, stream)
             engine.communication(event.node, 1000.0 * (self._clock() - began), success=False)
             raise
@@ -178,7 +178,7 @@ class TrainingService:
         return await self._finish_upload(event, upload)
 
     async def get_upload_progress(self, request: pb.WorkId, context: Context) -> pb.UploadProgress:
-        """How much of an update is held."""
+        """Return the number of bytes received of an update."""
         engine, node = self._engine, request.node_id
         require_caller(context, check_node_id(node))
         accepted = engine.ask(AskProgress(node, request.run_id, request.round))
@@ -186,7 +186,7 @@ class TrainingService:
         return pb.UploadProgress(next_offset=engine.model.manifest.total_bytes if accepted else held, accepted=accepted)
 
     async def return_work(self, request: pb.ReturnWorkRequest, context: Context) -> pb.ReturnWorkReply:
-        """A node gives its work up."""
+        """Record that a node abandons its work unit."""
         work = request.work
         require_caller(context, check_node_id(work.node_id))
         reason, detail = convert.text(request.reason, "reason"), request.detail[: convert.MAX_TEXT]
@@ -195,7 +195,7 @@ class TrainingService:
         return pb.ReturnWorkReply()
 
     async def leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
-        """A node says good-bye."""
+        """Record that a node leaves the run."""
         require_caller(context, check_node_id(request.node_id))
         self._engine.ask(Leave(request.node_id, request.run_id, convert.text(request.reason, "reason")))
         return pb.LeaveReply()
@@ -214,7 +214,7 @@ class TrainingService:
     async def _receive(
         self, request: AsyncIterator[bytes], upload: Upload, stream: object, event: ev.UpdateArrived
     ) -> bool:
-        """Take the chunks in; False as soon as nobody wants the update any more."""
+        """Receive the chunks; return False as soon as the update is no longer needed."""
         engine = self._engine
         async for data in request:
             part = decode_update_part(data)
@@ -224,7 +224,7 @@ class TrainingService:
                 return False
             engine.uploads.require_current(upload, stream)
             upload.assembler.add(part)
-            engine.session.seen(event.node, engine.now)  # its heartbeats may wait behind what it sends
+            engine.session.seen(event.node, engine.now)  # heartbeats may queue behind the upload
             engine.metrics.received.inc(len(part.data))
         engine.uploads.require_current(upload, stream)
         return True

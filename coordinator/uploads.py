@@ -1,4 +1,4 @@
-"""Updates on their way in: each into a buffer of its own, so that a broken one never touches the mean.
+"""Uploads of updates. Each has a buffer of its own, so that a broken upload never affects the mean.
 
 An upload that is slow must not hold up those that are not. Three things see to it: buffers in memory, of a bounded
 number; beyond them buffers on the disk, also bounded; and when both are taken, an upload that cannot arrive before
@@ -23,15 +23,15 @@ from hypergpu.coordinator.health import Tell
 log = structlog.get_logger()
 
 MOST_IN_MEMORY: Final = 256
-"""Buffers in memory, however small the model."""
+"""Largest number of buffers in memory, whatever the model's size."""
 MOST_ON_DISK: Final = 256
-"""Buffers on the disk, however small the model."""
+"""Largest number of buffers on the disk, whatever the model's size."""
 LEAST_MEASURED_SECONDS: Final = 1.0
-"""Time that an upload has before its speed is judged: the first chunk says little."""
+"""Time before the speed of an upload is judged: the first chunk is not representative."""
 STALLED_SECONDS: Final = 5.0
-"""Time without a byte after which an upload is not expected to go on, however fast it was."""
+"""Time without data after which an upload counts as stalled, whatever its earlier speed."""
 _JUDGE_SECONDS: Final = 0.5
-"""Between two looks for an upload that makes room, while others wait."""
+"""Interval of the search for an upload to evict while others wait for a buffer."""
 
 UnitOfWork = tuple[int, int]
 """(round, attempt) of a node."""
@@ -39,30 +39,30 @@ UnitOfWork = tuple[int, int]
 
 @dataclass(eq=False)
 class Upload:
-    """One update, whole or in parts."""
+    """Complete or partial upload of one update."""
 
     node: str
     work: UnitOfWork
     assembler: Assembler
     opened_at: float = 0.0
-    """When the present stream began."""
+    """Time at which the present stream began."""
     opened_offset: int = 0
-    """Bytes that were held when the present stream began."""
+    """Number of bytes received before the present stream."""
     stream: object | None = field(default=None)
-    """Who sends it now; None while it waits to be resumed."""
+    """Stream that sends the upload; None while it waits to be resumed."""
     made_room: bool = False
-    """It lost its buffer to another upload."""
+    """Whether the upload was evicted in favour of another one."""
     _seen: tuple[int, float] = (-1, 0.0)
-    """Bytes that were held when that was last looked at, and since when they are."""
+    """Number of bytes at the last check, and the time since when it has not changed."""
 
     def begin_stream(self, stream: object, now: float) -> None:
-        """Let a stream feed the upload from now on."""
+        """Make a stream the sender of the upload."""
         self.stream = stream
         self.opened_at, self.opened_offset = now, self.assembler.next_offset
         self._seen = (self.opened_offset, now)
 
     def seconds_left(self, now: float) -> float:
-        """Return how long the rest takes at the speed of the present stream; 0 while nothing can be said."""
+        """Return the seconds that the rest takes at the speed of the present stream; 0 while that is unknown."""
         held, seconds = self.assembler.next_offset, now - self.opened_at
         if held != self._seen[0]:
             self._seen = (held, now)
@@ -76,27 +76,27 @@ class Upload:
 
 @dataclass(frozen=True)
 class Disk:
-    """Where buffers go that memory does not hold."""
+    """Factory and limits of buffers on the disk."""
 
     make: Callable[[int], Flat]
-    """Makes a buffer of so many bytes; called on a thread. Raises StorageError."""
+    """Function that makes a buffer of this many bytes on a worker thread, and raises StorageError if it cannot."""
     limit_bytes: int
-    """Bytes of all buffers on the disk."""
+    """Limit of the total size of all buffers on the disk."""
     tell: Tell = lambda reason: None
-    """Told why no buffer could be made, and with an empty text that one was."""
+    """Callback for the reason why no buffer could be made; an empty reason after a success."""
 
 
 class Uploads:
-    """The uploads under way: one for each node at most, in a bounded number of buffers.
+    """Active uploads, at most one per node, in a bounded number of buffers.
 
-    Whoever comes when all buffers are taken waits, unread, so that flow control slows the sender. An upload that nobody
-    sends at the moment keeps what it has, until its buffer is needed.
+    While all buffers are in use, a new upload is not read, so that flow control slows its sender down. An interrupted
+    upload keeps its buffer until another upload needs it.
 
     Args:
-        total_bytes: size of an update.
-        memory_bytes: of the buffers in memory; two are always allowed.
-        disk: for those beyond; None allows none.
-        deadline: when the running round ends, by `clock`; None while none runs.
+        total_bytes: Size of an update.
+        memory_bytes: Limit of the buffers in memory; two are always allowed.
+        disk: Buffers beyond that limit; None allows none.
+        deadline: Returns the end of the running round by `clock`; None while no round runs.
     """
 
     def __init__(
@@ -119,16 +119,16 @@ class Uploads:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._clock = clock
         self._too_slow: set[str] = set()
-        """Nodes whose uploads made room in this round. They take no buffer from others: two slow ones would take it
-        from each other for ever."""
+        """Nodes whose uploads were evicted in this round. They evict no other upload: two slow ones would evict each
+        other forever."""
 
     def progress(self, node: str, work: UnitOfWork) -> int:
-        """Bytes that are held of this unit of work, without a gap from the start."""
+        """Return the number of contiguous bytes received of this work unit's update."""
         upload = self._held.get(node)
         return upload.assembler.next_offset if upload is not None and upload.work == work else 0
 
     async def open(self, node: str, work: UnitOfWork, stream: object) -> Upload:
-        """Begin an upload, or go on with one that broke; an older stream of the same node loses it."""
+        """Begin or resume an upload. It is taken from an older stream of the same node."""
         upload = self._held.get(node)
         if upload is not None and upload.work == work:
             upload.begin_stream(stream, self._clock())
@@ -136,7 +136,7 @@ class Uploads:
         if upload is not None:
             self.close(upload)
         buffer = await self._buffer(node)
-        former = self._held.get(node)  # another stream of the node may have come while this one waited
+        former = self._held.get(node)  # another stream of the node may have opened it in the meantime
         if former is not None:
             self.close(former)
         upload = self._held[node] = Upload(node, work, Assembler(self._total_bytes, buffer))
@@ -144,11 +144,11 @@ class Uploads:
         return upload
 
     def require_current(self, upload: Upload, stream: object) -> None:
-        """Check that this stream still feeds the upload.
+        """Check that this stream is still the sender of the upload.
 
         Raises:
-            Unavailable: the upload made room for one that can arrive in time; it may be sent again.
-            StaleWork: another stream took over, or the upload was given up.
+            Unavailable: The upload was evicted for one that can arrive in time; the node may send it again.
+            StaleWork: Another stream took over, or the upload was closed.
         """
         if upload.made_room and upload.node not in self._held:
             raise Unavailable(f"the upload of {upload.node} is too slow for its round and made room; send it again")
@@ -156,31 +156,31 @@ class Uploads:
             raise StaleWork(f"another upload of {upload.node} has taken the place of this one")
 
     def suspend(self, upload: Upload, stream: object) -> None:
-        """The stream broke; what has arrived is kept for a while."""
+        """Keep the received data of an upload whose stream broke, so that it can be resumed."""
         if upload.stream is stream:
             upload.stream = None
             self._wake()
 
     def detach(self, upload: Upload) -> Flat:
-        """The whole update, which the caller gives back by `recycle`."""
+        """Remove a complete upload and return its buffer; the caller returns the buffer with `recycle`."""
         if self._held.get(upload.node) is upload:
             del self._held[upload.node]
         return upload.assembler.flat
 
     def close(self, upload: Upload) -> None:
-        """Give the upload up."""
+        """Discard an upload."""
         if self._held.get(upload.node) is upload:
             del self._held[upload.node]
             self.recycle(upload.assembler.flat)
 
     def begin_round(self, number: int) -> None:
-        """Give up what is left of earlier rounds, and what nobody sends: no one will go on with it."""
+        """Discard uploads of earlier rounds and uploads without a stream; neither will be resumed."""
         self._too_slow.clear()
         for upload in [u for u in self._held.values() if u.stream is None or u.work[0] != number]:
             self.close(upload)
 
     def recycle(self, buffer: Flat) -> None:
-        """A buffer is free again; one on the disk is given back to it."""
+        """Release a buffer for other uploads; the space of a buffer on the disk becomes available again."""
         if id(buffer) in self._on_disk:
             self._on_disk.discard(id(buffer))
             self._disk_spare += 1
@@ -191,7 +191,7 @@ class Uploads:
     # ------------------------------------------------------------ buffers
 
     async def _buffer(self, node: str) -> Flat:
-        """Return a buffer, as soon as one can be had."""
+        """Return a buffer, waiting until one is free."""
         while True:
             if self._free:
                 return self._free.pop()
@@ -216,7 +216,7 @@ class Uploads:
             self._disk_spare += 1
             disk.tell(str(error))
             return None
-        except BaseException:  # the stream ended meanwhile; a buffer that is made yet goes with its future
+        except BaseException:  # the stream ended; a buffer that is still being made is released with its future
             self._disk_spare += 1
             self._wake()
             raise
@@ -225,7 +225,7 @@ class Uploads:
         return buffer
 
     def _make_room(self, node: str) -> bool:
-        """Close an upload that nobody sends or that comes too late, for a node that waits; return whether one was."""
+        """Evict an interrupted or hopelessly slow upload in favour of a waiting node; return whether one was."""
         closed = next((upload for upload in self._held.values() if upload.stream is None), None)
         if closed is None and node not in self._too_slow:
             closed = self._hopeless()
@@ -238,7 +238,7 @@ class Uploads:
         return True
 
     def _hopeless(self) -> Upload | None:
-        """Return the slowest upload that does not arrive before the round is over, if there is one."""
+        """Return the slowest upload that will miss the end of the round, or None."""
         deadline, now = self.deadline(), self._clock()
         if deadline is None or not self._held:
             return None
@@ -249,20 +249,20 @@ class Uploads:
         return slowest
 
     async def _wait(self) -> None:
-        """Wait in turn until something changed, or until the uploads are to be judged again."""
+        """Wait in order of arrival until a buffer may be free, or until the next check of the uploads."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
             await asyncio.wait((turn,), timeout=_JUDGE_SECONDS)
         except BaseException:
             if turn.done():
-                self._wake()  # it was this one's turn: the next one has it
+                self._wake()  # pass the turn on to the next in line
             raise
         finally:
             if turn in self._waiting:
                 self._waiting.remove(turn)
 
     def _wake(self) -> None:
-        """Let the one that has waited longest try again."""
+        """Wake the waiter that has waited longest."""
         if self._waiting:
             self._waiting.popleft().set_result(None)
