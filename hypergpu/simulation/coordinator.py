@@ -176,12 +176,11 @@ class SimulatedCoordinator:
         The work is done now, and only if its update is needed: the parameters of its round have not changed.
         """
         now = self._time.clock.now
-        self._session.seen(node.node_id, now)
-        update = ev.UpdateArrived(
-            work.node, work.round, work.attempt, work.batch_size * work.local_steps, 0.0, compute_seconds
-        )
         reply: ev.UpdateReply | HyperGPUError | None
         if self.is_over(work):
+            self._session.seen(node.node_id, now)
+            samples = work.batch_size * work.local_steps
+            update = ev.UpdateArrived(work.node, work.round, work.attempt, samples, 0.0, compute_seconds)
             reply = self._ask(OfferUpdate(self._run_id, update))
         else:
             try:
@@ -189,7 +188,7 @@ class SimulatedCoordinator:
             except NonFiniteUpdate as error:
                 node.reject(rpc, error)
                 return
-            answer = self._session.handle(Update(trained.as_update(update)), now)
+            answer = self._session.handle(Update(trained.as_update(work, compute_seconds)), now)
             reply = answer[0]
             if isinstance(reply, ev.UpdateReply) and reply.status is _ACCEPTED:
                 self._learning.add(reply.weight)

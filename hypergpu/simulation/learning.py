@@ -1,6 +1,6 @@
 """What comes of the work in virtual time: what the simulation asks of it, and what a unit of work says."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from hypergpu.common.metric import MetricSpec
@@ -18,15 +18,18 @@ class Trained:
     norm: float | None = None
     """Euclidean norm of the update; None where there is none."""
 
-    def as_update(self, sent: ev.UpdateArrived) -> ev.UpdateArrived:
-        """Return an update with these figures."""
-        return replace(
-            sent,
-            samples=self.samples,
-            loss=self.loss,
-            loss_before=self.loss_before,
-            grad_norm=self.grad_norm,
-            norm=self.norm,
+    def as_update(self, work: ev.WorkAssigned, compute_seconds: float) -> ev.UpdateArrived:
+        """Return the update of this work."""
+        return ev.UpdateArrived(
+            work.node,
+            work.round,
+            work.attempt,
+            self.samples,
+            self.loss,
+            compute_seconds,
+            self.loss_before,
+            self.grad_norm,
+            self.norm,
         )
 
 

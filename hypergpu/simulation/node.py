@@ -212,10 +212,13 @@ class SimulatedNode:
 
     def _call(self, nbytes: int, messages: int, arrived: Arrived) -> SimulatedRpc:
         """Begin an operation by an RPC; `arrived` runs when its request is at the coordinator."""
-        self._begin()
-        if self.heartbeats.next_at <= self._time.clock.now:
+        self._number += 1
+        connection = self.connection
+        if connection.work is not None:
+            connection.work.close()
+        if self.heartbeats.next_at <= connection.clock.now:
             self.heartbeats.flush()
-        rpc = self.connection.call(self._on_rpc_failed)
+        rpc = connection.call(self._on_rpc_failed)
         rpc.send(UP, nbytes, messages, True, arrived)
         return rpc
 

@@ -138,7 +138,8 @@ class Membership:
         member = self._connected.get(node)
         if member is None:
             return False
-        member.last_seen = max(member.last_seen, now)  # virtual time dates heartbeats ahead
+        if now > member.last_seen:  # noqa: PLR1730  (a third of what `max` takes; virtual time dates heartbeats ahead)
+            member.last_seen = now
         return True
 
     def mark_requesting(self, member: Member) -> bool:
