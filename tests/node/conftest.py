@@ -142,6 +142,9 @@ class FakeCoordinator:
             yield Chunk(chunk.offset, chunk.data, chunk.crc32c ^ wrong)
 
     async def push(self, request: AsyncIterator[pb.UpdatePart | Chunk], context: Context) -> pb.PushUpdateReply:
+        if any(call == "PushUpdate" for call, _ in self.fail):
+            async for _ in request:  # a call that is refused while its sender writes may end with another error
+                pass
         await self._begin("PushUpdate", context)
         breaks = self.break_push_after.pop(0) if self.break_push_after else None
         key, count, first = (0, 0), 0, -1
