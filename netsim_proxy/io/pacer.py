@@ -98,8 +98,8 @@ class Pacer:
         """Carry out what the relay has asked for, and wake it in time for its next call."""
         agenda = self.agenda
         if agenda.effects:
-            self._carry_out()
-        if agenda.next_at < self._armed_at:
+            self.transports.carry_out(agenda.take_effects())
+        if agenda.calls and agenda.calls[0][0] < self._armed_at:
             self._arm()
 
     def begin(self) -> None:
@@ -126,23 +126,17 @@ class Pacer:
 
     def _fire(self) -> None:
         agenda, clock, on_late = self.agenda, self._clock, self._on_late
-        calls = agenda.calls
+        calls, self._armed_at = agenda.calls, math.inf
         while calls and (late := (now := clock()) - calls[0][0]) >= 0:
             on_late(late)
             try:
                 agenda.run_next(now)
+                if agenda.effects:
+                    self.transports.carry_out(agenda.take_effects())
             except Exception as error:
                 # One delivery that fails must not take the others with it.
                 self._loop.call_exception_handler({"message": "a delivery failed", "exception": error})
-            if agenda.effects:
-                self._carry_out()
-        self._arm()
-
-    def _carry_out(self) -> None:
-        try:
-            self.transports.carry_out(self.agenda.take_effects())
-        except Exception as error:
-            self._loop.call_exception_handler({"message": "a connection failed", "exception": error})
+        self.settle()
 
 
 class _Timer:

@@ -26,10 +26,10 @@ log = structlog.get_logger()
 
 
 def _language(said: bytes | bytearray) -> str:
-    """What a client speaks that does not speak HTTP/2, as a hint."""
+    """Return what a client speaks that does not speak HTTP/2, as a hint."""
     if said.startswith(b"\x16\x03"):
         return "TLS, for which there must be --tls-cert and --tls-key"
-    return "HTTP/1" if b"HTTP/1" in said else "what we do not know"
+    return "HTTP/1" if b"HTTP/1" in said else "an unknown protocol"
 
 
 class Owner(Protocol):

@@ -3,6 +3,7 @@ import math
 import os
 import sys
 import time
+from typing import Any, cast
 from unittest.mock import Mock, patch
 
 import pytest
@@ -13,11 +14,13 @@ from hypergpu.netsim_proxy.io.lateness import DeliveryLateness
 from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
 from hypergpu.netsim_proxy.io.pacer import Pacer
 from hypergpu.netsim_proxy.io.realtime import enable_realtime
-from hypergpu.netsim_proxy.link.outcomes import UP
+from hypergpu.netsim_proxy.link.outcomes import DOWN, UP
 from hypergpu.netsim_proxy.link.profiles import find_profile
 from hypergpu.netsim_proxy.relay import http2
 from hypergpu.netsim_proxy.relay.connection import ConnectionPair
+from hypergpu.netsim_proxy.relay.effects import Write
 from hypergpu.netsim_proxy.relay.paced_link import PacedLink
+from tests.netsim_proxy.virtual import Wire
 from tests.patience import patience
 
 
@@ -49,6 +52,24 @@ async def test_a_call_that_fails_takes_no_other_with_it() -> None:
     pacer.at(0.0, lambda _: last.set())
     await asyncio.wait_for(last.wait(), patience(30))
     assert isinstance(errors[0], ZeroDivisionError)
+    pacer.close()
+
+
+async def test_what_was_asked_for_before_a_call_failed_is_still_done() -> None:
+    clock, wire = ManualClock(), Wire()
+    pacer = Pacer(clock=clock)
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    pacer.transports.add(1, lambda: None)
+    pacer.transports.attach(1, DOWN, cast("Any", wire))
+
+    def fail(_: float) -> None:
+        pacer.agenda.effects.append(Write(1, UP, b"first"))
+        raise ValueError
+
+    pacer.at(1.0, fail)
+    clock.now = 1.0
+    pacer.catch_up()
+    assert wire.writes == [(0.0, b"first")]
     pacer.close()
 
 
