@@ -16,6 +16,7 @@ import typer
 from hypergpu.common.address import split_address
 from hypergpu.common.command_line import add_service, new_app, run_app
 from hypergpu.common.config import SystemConfig, load_config
+from hypergpu.common.config.adaptation import POLICIES
 from hypergpu.common.errors import ConfigError
 from hypergpu.common.latest import LATEST, RUNS, find_run, point_latest
 from hypergpu.common.log import LogLevel, configure
@@ -62,7 +63,7 @@ class CoordinatorOptions:
     min_nodes: Annotated[int | None, typer.Option(metavar="N", help="Nodes that the first round waits for.")] = None
     policy: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Adaptation: none, conservative, aggressive, reactive or proactive."),
+        typer.Option(metavar="NAME", help=f"Adaptation policy: {', '.join(POLICIES)}."),
     ] = None
     out: Annotated[
         Path | None,

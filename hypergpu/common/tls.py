@@ -1,7 +1,7 @@
-"""Certificates: read and judged before a server or channel is made of them, and told apart when a handshake fails.
+"""Certificates: checked before a server or channel uses them, and explained when a handshake fails.
 
-gRPC tells of a bad certificate late and in its own words, and of some not at all. The standard library judges the
-same files here: what it finds is said with the path and what would be right.
+gRPC reports a bad certificate late and unclearly, or not at all. Here, the standard library checks the same files, and
+errors name the file and the remedy.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ def read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
         raise ConfigError(f"{shown(key)} holds {what}: give the private key of {shown(certificate)}")
     if _ENCRYPTED.search(secret):
         raise ConfigError(
-            f"the private key {shown(key)} is encrypted, and nobody is there to give its password: "
+            f"the private key {shown(key)} is encrypted, and its password cannot be entered: "
             "decrypt it with `openssl pkey`"
         )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -137,7 +137,7 @@ async def explain_handshake(address: str, tls: Tls | None) -> TlsError | None:  
         return TlsError(f"the certificate of {address} is not trusted: {_distrust(error, tls)}")
     except ssl.SSLError as error:
         if tls is not None and error.reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE"}:
-            return TlsError(f"{address} does not speak TLS: say --insecure, or start it with a certificate")
+            return TlsError(f"{address} does not use TLS: give --insecure, or start it with a certificate")
         return None
     except (OSError, TimeoutError, ValueError):
         return None

@@ -1,4 +1,4 @@
-"""The join token, from every place that it may come from."""
+"""The join token, from options and environment variables."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,24 +7,24 @@ from hypergpu.common.errors import ConfigError
 from hypergpu.common.files import read_text, shown
 
 MAX_TOKEN_CHARACTERS = 4096
-"""Longest token. A server takes 16 KiB of metadata with a call, and the token is not alone in it."""
+"""Longest token: a server accepts 16 KiB of metadata per call, of which the token is one part."""
 
 
 def find_token(option: str | None, option_file: Path | None, environment: Mapping[str, str]) -> str:
-    """Return the token that the user gave; empty where none was given.
+    """Return the token that the user gave; empty if there is none.
 
-    An option counts before a variable, and the token itself before a file. An empty variable counts as not set.
+    Options take precedence over variables, and the token over its file. An empty variable counts as unset.
 
     Args:
-        option: of --token.
-        option_file: of --token-file.
-        environment: holds HYPERGPU_TOKEN or HYPERGPU_TOKEN_FILE.
+        option: value of --token.
+        option_file: value of --token-file.
+        environment: variables, with HYPERGPU_TOKEN and HYPERGPU_TOKEN_FILE.
 
     Raises:
-        ConfigError: both options are given, a file cannot be read, or the text can be no token.
+        ConfigError: both options are given, the file cannot be read, or its text is not a token.
     """
     if option is not None and option_file is not None:
-        raise ConfigError("--token and --token-file are two ways to say the same: give one of them")
+        raise ConfigError("give either --token or --token-file")
     if option is not None:
         return check_token(option, "--token")
     if option_file is not None:
@@ -53,10 +53,10 @@ def server_token(
 
 
 def check_token(text: str, source: str) -> str:
-    """Return the token in `text`: what stands around it in files and variables, such as a line end, is no part of it.
+    """Return the token in `text` without the white space around it.
 
     Raises:
-        ConfigError: it is empty, too long, or holds what the header of a call can't; `source` is named, the token not.
+        ConfigError: the token is empty, too long, or not printable ASCII; the message names `source`, not the token.
     """
     token = text.strip()
     if not token:
@@ -67,13 +67,13 @@ def check_token(text: str, source: str) -> str:
         if not " " <= char <= "~":
             raise ConfigError(
                 f"{source}: character {place} of the token, U+{ord(char):04X}, cannot be sent in a header: "
-                "take printable ASCII characters"
+                "use printable ASCII characters"
             )
     return token
 
 
 def _in_file(path: Path, source: str) -> str:
-    # Twice the bound: room for what is stripped.
+    # Twice the bound leaves room for white space.
     try:
         text = read_text(path, 2 * MAX_TOKEN_CHARACTERS)
     except ConfigError as error:

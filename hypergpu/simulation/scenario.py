@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from hypergpu.common.config import SystemConfig
+from hypergpu.common.config.adaptation import Policy
 from hypergpu.common.config.loading import explain, parse
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Count, Seed
@@ -79,7 +80,7 @@ class Scenario(Network):
     target_accuracy: float | None = None
     """Value of the task's metric whose time is measured: any real number. The run goes on to its last round, so that
     final values compare."""
-    policy: Literal["none", "conservative", "aggressive", "reactive", "proactive"] | None = None
+    policy: Policy | None = None
     """As `config.orchestrator.policy`."""
     seed: Seed = 0
     """Of the links, the data and the initial parameters."""

@@ -145,7 +145,7 @@ async def test_tls_on_one_side_only_is_named_both_ways(certificates: Any) -> Non
     async with served(None) as address:
         told = await failure(address, Tls(authority=pair.certificate))
         assert type(told) is TlsError
-        assert f"{address} does not speak TLS: say --insecure" in str(told)
+        assert f"{address} does not use TLS: give --insecure" in str(told)
 
 
 async def test_a_server_that_is_not_there_yet_is_no_fault_of_certificates(certificates: Any) -> None:

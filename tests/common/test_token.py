@@ -69,7 +69,7 @@ def test_options_count_before_variables_and_the_token_before_a_file(tmp_path: Pa
     assert find_token(None, None, variables) == "of-variable"
     assert find_token(None, None, {**variables, "HYPERGPU_TOKEN": ""}) == "of-file"
     assert find_token(None, None, {"HYPERGPU_TOKEN": "", "HYPERGPU_TOKEN_FILE": ""}) == ""
-    with pytest.raises(ConfigError, match="give one of them"):
+    with pytest.raises(ConfigError, match="give either --token or --token-file"):
         find_token("a", file, {})
 
 

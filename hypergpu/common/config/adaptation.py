@@ -1,6 +1,6 @@
 """How links are judged, and what follows from it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -8,6 +8,9 @@ from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import REACHABLE, Count, CountOrZero
 from hypergpu.common.limits import LARGEST_COUNT
 
+Policy = Literal["none", "conservative", "aggressive", "reactive", "proactive"]
+POLICIES: Final[tuple[str, ...]] = get_args(Policy)
+"""Names of the adaptation policies."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -97,7 +100,7 @@ class SelectorConfig(ConfigSection):
 class OrchestratorConfig(ConfigSection):
     """When and how boldly all of it adapts."""
 
-    policy: Literal["none", "conservative", "aggressive", "reactive", "proactive"] = "reactive"
+    policy: Policy = "reactive"
     """`none` is the fixed baseline: every node, the configured batch."""
     warmup_rounds: CountOrZero = 1
     """Rounds that only measure."""
