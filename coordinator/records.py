@@ -100,7 +100,7 @@ class Records:
     async def close(self) -> None:
         """Write and sync everything, as far as the disk allows."""
         await self.sync()
-        await self.flush()  # with what `sync` may have told of
+        await self.flush()  # includes failures that `sync` reported
         self._writer.shutdown(wait=False)
 
     async def _try_on_thread(self, part: Part, write: Callable[[], None]) -> None:

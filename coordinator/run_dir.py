@@ -183,7 +183,7 @@ class RunDir:
 
     def close(self) -> None:
         """Write the last lines; another process may use the directory then. Calling it again does nothing."""
-        with suppress(StorageError):  # `pending_lines` told of them before
+        with suppress(StorageError):  # `pending_lines` reports them
             self.flush()
         for file in self._line_files():
             with suppress(OSError):  # a network file system may tell of an earlier failure once more

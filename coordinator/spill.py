@@ -14,8 +14,8 @@ from hypergpu.common.tensors import Flat
 def spilled_buffer(directory: Path, total_bytes: int) -> Flat:
     """Return a buffer backed by an unnamed file, which disappears with the buffer or the process.
 
-    All of its blocks are reserved here, where a full disk can be told: a write to a page that has no block kills the
-    process.
+    All of its blocks are reserved here, so that a full disk is reported as an error: a write to a page without a block
+    kills the process.
 
     Raises:
         StorageError: The disk is full or cannot reserve the space.

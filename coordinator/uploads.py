@@ -1,8 +1,8 @@
 """Uploads of updates. Each has a buffer of its own, so that a broken upload never affects the mean.
 
-An upload that is slow must not hold up those that are not. Three things see to it: buffers in memory, of a bounded
-number; beyond them buffers on the disk, also bounded; and when both are taken, an upload that cannot arrive before
-its round is over makes room for one that can.
+A slow upload must not delay the others. Three mechanisms ensure this: a bounded number of buffers in memory; beyond
+them a bounded number of buffers on the disk; and, when both are in use, the eviction of an upload that cannot arrive
+before its round ends.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What a node may ask of the coordinator, and what it is told: `Session.handle(request, now) -> reply, effects`.
+"""Session of a node with the coordinator: `Session.handle(request, now) -> reply, effects`.
 
 Pure, with two drivers: `coordinator/engine.py` with the gRPC service in real time, `hypergpu/simulation/coordinator.py`
 in virtual time. A driver carries the effects out in order, and sends the reply to the node. A reply that is an error is
@@ -30,7 +30,7 @@ _STALE: Final = ev.UpdateStatus.STALE
 
 
 class Directive(StrEnum):
-    """What the reply to a heartbeat asks of the node."""
+    """Instruction to the node in the reply to a heartbeat."""
 
     CONTINUE = "continue"
     REGISTER_AGAIN = "register_again"
@@ -83,7 +83,7 @@ class Register(Request[None]):
     """Samples that fit the node's memory; 0 if unknown."""
     info: Mapping[str, str]
     identity: TaskIdentity | None
-    """Of the task as the node loaded it; None before it has."""
+    """Identity of the task that the node loaded; None before it has loaded one."""
 
 
 @message

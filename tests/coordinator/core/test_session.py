@@ -277,7 +277,7 @@ def test_an_update_that_nobody_asked_for_is_an_error_and_a_decision() -> None:
     desk.join("a")
     reply, effects = desk.ask(OfferUpdate(RUN, desk.update("a", 7)))
     assert isinstance(reply, StaleWork)
-    assert str(reply) == "no such work was assigned: round 7 of a; the run is at round 1"
+    assert str(reply) == "no such work was assigned: update of a for round 7, current round is 1"
     assert reasons(effects) == ["not_ordered"]
 
 
