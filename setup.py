@@ -1,4 +1,4 @@
-"""What building takes beyond pyproject.toml: the gRPC stubs of protos/, and the scenarios at the top of the tree."""
+"""Build steps beyond pyproject.toml: the gRPC stubs of protos/, and the scenarios at the top of the tree."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What decisions cost: one round's adaptation for growing clusters, every part and policy at work.
+"""Cost of decisions: one round's adaptation for growing clusters, with every part and policy.
 
 Timed is what a round adds: `pre_round_adaptation` and `post_round_evaluation`, with the contributions of all selected
 nodes taken in. Feeding the RPCs of the nodes is not part of a decision and is shown apart. The

@@ -30,7 +30,7 @@ def offers_per_second(profile: str, loss_model: LossModel, count: int, nbytes: i
 
 
 def transfer_errors(samples: int, seed: int) -> list[dict[str, Any]]:
-    """Of the model's mean against the measured one, for every measured line."""
+    """Return the errors of the model's mean against the measured one, for every measured line."""
     out = []
     for line in MEASURED.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

@@ -1,4 +1,4 @@
-"""What the proxy costs, measured against the direct way and other proxies in turn, in one run.
+"""Cost of the proxy, against a direct connection and other proxies, in one run.
 
 `python benchmarks/proxy.py` measures all in four minutes, `python benchmarks/proxy.py throughput rate` these parts;
 `--json` prints JSON; `--toxiproxy BINARY` adds toxiproxy, and HAProxy takes part where it is installed. Figures of one
@@ -339,7 +339,7 @@ def stopped_readers() -> dict[str, int]:
 
 
 def rates() -> dict[str, float]:
-    """Of one stream and of several, in Mbit/s on a link of 200."""
+    """Throughput of one stream and of several, in Mbit/s on a link of 200."""
     return {f"{streams}_streams": rate(streams)["measured_mbit"] for streams in (1, 4, 16)}
 
 

@@ -28,5 +28,5 @@ def diabetes() -> Task:
 
 
 def r2(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The share of the variance that the outputs explain."""
+    """Return the share of the variance that the outputs explain."""
     return 1 - (targets - outputs).square().sum() / (targets - targets.mean()).square().sum()

@@ -43,7 +43,7 @@ class Panel:
 
 
 def dashboard(name: str, title: str, panels: Sequence[Panel], states: Mapping[str, States]) -> Json:
-    """A whole dashboard as Grafana reads it."""
+    """Return a whole dashboard in the format of Grafana."""
     variables: list[Json] = [{"name": "datasource", "label": "Source", "type": "datasource", "query": "prometheus"}]
     if any("$node" in query for panel in panels for query in panel.queries.values()):
         query = "label_values(hypergpu_member_connected, node_id)"

@@ -1,4 +1,4 @@
-"""What every command line of HyperGPU shares: help, exit codes, and errors in one line."""
+"""Base of all command lines: help, exit codes, and errors in one line."""
 
 import sys
 from collections.abc import Callable, Sequence

@@ -88,7 +88,7 @@ class _HarmlessFormatter(logging.Formatter):
     """Formats the records of libraries and asyncio."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """As usual, with control characters as escapes."""
+        """Format a record, with control characters as escapes."""
         return printable(super().format(record), keep="\n")
 
 

@@ -235,7 +235,8 @@ class UpstreamPeer(asyncio.Protocol):
 
     def _read_last_words(self) -> None:
         """A write to a peer that has closed ends the transport, though what the peer sent before may not have been
-        read: the last answers of a server that drains. Under TLS it cannot be had."""
+        read: the last answers of a server that drains. Under TLS it cannot be had.
+        """
         if self._transport is None or self._transport.get_extra_info("sslcontext") is not None:
             return
         descriptor = self._transport.get_extra_info("socket").fileno()

@@ -121,7 +121,7 @@ class Profile:
         return self.name if self.distance is None else self.name.removesuffix(self.distance.route).rstrip()
 
     def with_up_of(self, other: "Profile") -> "Profile":
-        """This profile, with the path up of another."""
+        """Return this profile with the uplink of another."""
         return replace(self, name=f"{other.name} up, {self.name} down", up=other.up)
 
 

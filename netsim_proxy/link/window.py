@@ -1,5 +1,6 @@
 """The congestion window of a TCP sender: CUBIC with HyStart (RFC 9438; Ha & Rhee, "Taming the elephants", 2011) or Reno
-(RFC 5681), in whole packets as Linux keeps it."""
+(RFC 5681), in whole packets as Linux keeps it.
+"""
 
 import math
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""What the life cycle of a node is told (events) and what it wants done (effects). Plain data, no behaviour."""
+"""Events and effects of a node's life cycle: plain data without behaviour."""
 
 from typing import Generic, TypeVar
 

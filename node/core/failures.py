@@ -1,4 +1,4 @@
-"""What a node does about an error: decided by the error's type and the state that the node is in."""
+"""Classification of errors, by their type and the state of the node."""
 
 from enum import StrEnum
 from typing import Final

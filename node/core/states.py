@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """What a node is doing."""
+    """Activity of a node."""
 
     JOINING = "joining"
     """Registering with the coordinator."""

@@ -48,7 +48,7 @@ class Mutant:
 
     @property
     def name(self) -> str:
-        """What `--only` takes."""
+        """Text that `--only` matches."""
         return f"{self.file}:{self.line}:{self.node}:{self.variant}"
 
 

@@ -31,7 +31,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "netsim_proxy/link": ("tests/netsim_proxy/link", TRANSCRIPTS),
     "netsim_proxy/relay": ("tests/netsim_proxy",),
 }
-"""What is mutated, and the tests that are meant to notice."""
+"""Mutated files, and the tests that must notice."""
 
 PINNED = ("test_transcripts.py", "test_reports.py", "test_lifecycle_table.py")
 """Tests that pin down whole runs: slower than most, and the likeliest to notice."""

@@ -25,7 +25,7 @@ HARNESS_FAILED = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant."""
+    """Result of a mutant."""
 
     mutant: Mutant
     noticed: bool
