@@ -76,7 +76,6 @@ PURE = (
 ODD_OPENING = re.compile(r"(Of|As|What|Who|Whom|Where)\s")
 """Openings of a docstring that leave out its noun: write "Path of the run", not "Of the run: its path"."""
 FOLDERS_WITH_ODD_OPENINGS = {
-    "coordinator/core",
     "coordinator/core/rounds",
     "hypergpu/cli",
     "hypergpu/report",
