@@ -1,9 +1,13 @@
 """Decisions and their reasons: one record for the log, the metrics, the report and the status line."""
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+Figures = Mapping[str, float | int | str]
+"""Numbers behind a decision, by name, with the unit in the name."""
 
 CLUSTER = "cluster"
 """Subject of a decision about the whole cluster."""
@@ -43,7 +47,7 @@ class Decision:
     subject: str
     """Node id, or `CLUSTER`."""
     reason: StrEnum
-    figures: Mapping[str, float | int | str] = field(default_factory=dict)
+    figures: Figures = field(default_factory=dict)
     """Numbers behind the decision by name; the name includes the unit."""
 
     @property
@@ -66,6 +70,26 @@ class Decision:
             "reason": str(self.reason),
             "figures": dict(self.figures),
         }
+
+
+class DecisionLog:
+    """The latest decisions, each recorded under a round."""
+
+    def __init__(self, keep: int, round_number: int = -1) -> None:
+        self.round = round_number
+        """Round that decisions are recorded under."""
+        self.latest: deque[Decision] = deque(maxlen=keep)
+        """The latest decisions, newest last."""
+
+    def decide(self, kind: DecisionKind, subject: str, reason: StrEnum, figures: Figures) -> Decision:
+        """Record and return a decision."""
+        decision = Decision(self.round, kind, subject, reason, figures)
+        self.add(decision)
+        return decision
+
+    def add(self, decision: Decision) -> None:
+        """Record a decision that was taken elsewhere."""
+        self.latest.append(decision)
 
 
 def _short(value: float | int | str) -> str:

@@ -6,9 +6,9 @@ from functools import cached_property
 
 from hypergpu.common.metric import ACCURACY, MetricSpec, finite
 from hypergpu.common.text import natural_key
+from hypergpu.coordinator.core.decisions import Figures
 from hypergpu.time_to_target import Course
 
-Figures = Mapping[str, float | int | str]
 CLUSTER = "cluster"
 _DIGITS = frozenset("0123456789")
 

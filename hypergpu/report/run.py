@@ -17,7 +17,8 @@ from hypergpu.common.config.document import load_yaml
 from hypergpu.common.errors import ConfigError, InvalidInput
 from hypergpu.common.metric import ACCURACY, MetricSpec, finite
 from hypergpu.common.text import counted
-from hypergpu.report.model import Event, Figures, NodeRound, Round, Run
+from hypergpu.coordinator.core.decisions import Figures
+from hypergpu.report.model import Event, NodeRound, Round, Run
 
 Json = Mapping[str, object]
 

@@ -1,13 +1,12 @@
 """Log of decisions: every change once, with its reason."""
 
 import math
-from collections import deque
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 from hypergpu.coordinator.core.batching.controller import BatchChange
 from hypergpu.coordinator.core.batching.strategies import LearningRateReason
-from hypergpu.coordinator.core.decisions import CLUSTER, Decision, DecisionKind
+from hypergpu.coordinator.core.decisions import CLUSTER, Decision, DecisionKind, DecisionLog, Figures
 from hypergpu.coordinator.core.links.profile import LinkProfile
 from hypergpu.coordinator.core.selection import SelectionReason
 from hypergpu.coordinator.core.selection.context import Selection
@@ -15,7 +14,6 @@ from hypergpu.coordinator.core.selection.quarantine import NodeStateChange
 
 LISTED = 50
 """Largest number of changes of one kind and round that are recorded singly; more are recorded as count and means."""
-Figures = Mapping[str, float | int | str]
 
 
 class ClusterReason(StrEnum):
@@ -29,24 +27,23 @@ class ClusterReason(StrEnum):
     PERIODIC_EVALUATION = "periodic_evaluation"
 
 
-class DecisionLog:
-    """Log that collects decisions until `take`, and keeps the latest ones."""
+class AdaptationLog(DecisionLog):
+    """Log of an adaptation: every change once, with its reason, kept until it is drained."""
 
     def __init__(self, keep: int) -> None:
-        self.round = -1
-        self.latest: deque[Decision] = deque(maxlen=keep)
+        super().__init__(keep)
         self._pending: list[Decision] = []
         self._reasons: dict[str, SelectionReason] = {}
 
-    def decide(self, kind: DecisionKind, subject: str, reason: StrEnum, figures: Figures) -> None:
-        """Add a decision."""
-        self._pending.append(Decision(self.round, kind, subject, reason, figures))
+    def add(self, decision: Decision) -> None:
+        """Record a decision, and keep it until it is drained."""
+        super().add(decision)
+        self._pending.append(decision)
 
-    def take(self) -> list[Decision]:
-        """Return the decisions since the last call."""
-        taken, self._pending = self._pending, []
-        self.latest.extend(taken)
-        return taken
+    def drain(self) -> list[Decision]:
+        """Return the decisions since the last call, in order."""
+        drained, self._pending = self._pending, []
+        return drained
 
     def classes(self, changed: Iterable[LinkProfile], counts: Figures | None = None) -> None:
         """Record links whose quality class changed and, if given, the number of links in each class."""

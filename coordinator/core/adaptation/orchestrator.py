@@ -9,7 +9,7 @@ from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import finite
-from hypergpu.coordinator.core.adaptation.decision_log import LISTED, ClusterReason, DecisionLog
+from hypergpu.coordinator.core.adaptation.decision_log import LISTED, AdaptationLog, ClusterReason
 from hypergpu.coordinator.core.adaptation.objective import (
     ConfigurationSnapshot,
     Objective,
@@ -84,7 +84,7 @@ class AdaptiveOrchestrator:
         self._selected: list[str] = []
         self._available = 0
         self._round = -1
-        self._log = DecisionLog(self._settings.history)
+        self._log = AdaptationLog(self._settings.history)
         self._overhead = 0.0
         self._rate = 0.0
         self._registered: set[str] = set()
@@ -191,7 +191,7 @@ class AdaptiveOrchestrator:
             self.batches.local_steps,
             self._learning_rate,
             wait_for_all=self.policy is AdaptationPolicy.NONE,
-            decisions=self._log.take(),
+            decisions=self._log.drain(),
         )
 
     def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,7 +277,7 @@ class AdaptiveOrchestrator:
         )
         self._follow_loss()
         self._overhead = 0.0
-        return self._log.take()
+        return self._log.drain()
 
     def record_results(self, results: Sequence[Contribution]) -> float:
         """Record one contribution per node of a round in all parts.

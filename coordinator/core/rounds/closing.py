@@ -2,10 +2,10 @@
 
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.metric import LOSS, MetricSpec
-from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind
+from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind, Figures
 from hypergpu.coordinator.core.rounds.adaptation import RoundReport
 from hypergpu.coordinator.core.rounds.deadlines import DeadlineReason
-from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer, Figures
+from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.events import (
     AbandonRound,
     CloseReason,

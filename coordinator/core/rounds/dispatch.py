@@ -2,11 +2,11 @@
 
 from typing import Final
 
-from hypergpu.coordinator.core.decisions import DecisionKind
+from hypergpu.coordinator.core.decisions import DecisionKind, Figures
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Adaptation
-from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer, Figures
+from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.membership import Member
 from hypergpu.coordinator.core.rounds.update_norms import FACTOR, Outlier
 from hypergpu.coordinator.core.rounds.work import Round, WorkReason, WorkUnit

@@ -1,27 +1,35 @@
 """Buffer of the effects of one event, and the latest decisions."""
 
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any
 
-from hypergpu.coordinator.core.decisions import Decision, DecisionKind
+from hypergpu.coordinator.core.decisions import Decision, DecisionKind, DecisionLog, Figures
 from hypergpu.coordinator.core.rounds.events import Effect, RunEvent, UpdateReply, UpdateStatus
-
-Figures = Mapping[str, float | int | str]
 
 
 class EffectBuffer:
     """Collects effects while an event is handled."""
 
     def __init__(self, round_number: int, keep: int = 200) -> None:
-        self.round = round_number
-        """Round that run events and decisions are recorded under."""
-        self.decisions: deque[Decision] = deque(maxlen=keep)
-        """The latest decisions, newest first."""
+        self._log = DecisionLog(keep, round_number)
         self.last_reply = UpdateReply("", 0, UpdateStatus.STALE)
         """Reply to the latest update."""
         self._effects: list[Effect] = []
+
+    @property
+    def round(self) -> int:
+        """Round that run events and decisions are recorded under."""
+        return self._log.round
+
+    @round.setter
+    def round(self, number: int) -> None:
+        self._log.round = number
+
+    @property
+    def decisions(self) -> Sequence[Decision]:
+        """The latest decisions, newest first."""
+        return tuple(reversed(self._log.latest))
 
     def drain(self) -> list[Effect]:
         """Return the effects since the last call, in order."""
@@ -43,14 +51,17 @@ class EffectBuffer:
 
     def decide(self, kind: DecisionKind, subject: str, reason: StrEnum, figures: Figures) -> None:
         """Add a decision of the round machine."""
-        self.add_decision(Decision(self.round, kind, subject, reason, figures))
+        self._emit_decision(self._log.decide(kind, subject, reason, figures))
 
     def add_decision(self, decision: Decision) -> None:
         """Add a decision, whoever took it."""
-        self.decisions.appendleft(decision)
-        self._effects.append(RunEvent("decision", decision.round, decision.text, decision.record(), decision))
+        self._log.add(decision)
+        self._emit_decision(decision)
 
     def add_decisions(self, decisions: Iterable[Decision]) -> None:
         """Add the decisions of the adaptation."""
         for decision in decisions:
             self.add_decision(decision)
+
+    def _emit_decision(self, decision: Decision) -> None:
+        self._effects.append(RunEvent("decision", decision.round, decision.text, decision.record(), decision))

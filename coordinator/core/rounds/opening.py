@@ -6,11 +6,11 @@ from typing import Final
 
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.message import message
-from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind
+from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind, Figures
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds.adaptation import Adaptation, RoundPlan
 from hypergpu.coordinator.core.rounds.deadlines import Deadline
-from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer, Figures
+from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.events import AbandonRound, Shard
 from hypergpu.coordinator.core.rounds.membership import ConnectionState, Member, Membership
 from hypergpu.coordinator.core.rounds.state import OPEN, OpeningState, RoundState
