@@ -320,7 +320,11 @@ def test_a_model_that_renames_its_state_is_restored_too(tmp_path: Path) -> None:
 def test_values_that_do_not_fit_are_refused_by_name(model: Model) -> None:
     whole = model.saved.state(model.model.values)
     for name, tensor, reason in (
-        ("weight", torch.ones(2, 2), r"'weight' is torch.float32 of shape \(2, 2\) where .* \(1, 2\) belongs"),
+        (
+            "weight",
+            torch.ones(2, 2),
+            r"'weight' is torch.float32 of shape \(2, 2\), expected torch.float32 of shape \(1, 2\)",
+        ),
         ("bias", torch.ones(1, dtype=torch.float64), r"'bias' is torch.float64 of shape \(1,\)"),
     ):
         with pytest.raises(ValueError, match=reason):
