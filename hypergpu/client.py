@@ -76,7 +76,7 @@ class Client:
     async def stream(
         self, method: Method, request: Message, *, idle_seconds: float | None = None
     ) -> AsyncIterator[Any]:
-        """The replies of a streaming call, until either side ends it, or none came for `idle_seconds`."""
+        """Return the replies of a streaming call, until either side ends it, or none came for `idle_seconds`."""
         call = method(request, metadata=self._metadata(method))
         try:
             while True:
@@ -92,12 +92,12 @@ class Client:
             call.cancel()
 
     async def nodes(self) -> list[pb.NodeInfo]:
-        """The nodes that the coordinator knows, by name."""
+        """Return the nodes that the coordinator knows, by name."""
         reply = await self.call(self.control.ListNodes, pb.ListNodesRequest())
         return sorted(reply.nodes, key=lambda node: natural_key(node.node_id))
 
     async def links(self) -> list[net.LinkInfo]:
-        """The links that the proxy knows, by name."""
+        """Return the links that the proxy knows, by name."""
         reply = await self.call(self.netsim.ListLinks, net.ListLinksRequest())
         return sorted(reply.links, key=lambda link: natural_key(link.node_id))
 

@@ -233,7 +233,7 @@ class ProxyOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ProxySettings:
-    """What the options mean, checked."""
+    """Checked options."""
 
     upstream: str
     pass_through_upstream: str

@@ -134,7 +134,7 @@ async def _watch(client: Client, interval: float) -> None:
 
 
 async def _ending(client: Client) -> str:
-    """What the coordinator says when the run ends; empty if it stops talking before."""
+    """Return the coordinator's message at the end of the run; empty if the connection ends before."""
     with suppress(HyperGPUError):
         async for event in client.stream(client.control.WatchEvents, pb.WatchEventsRequest(replay=1)):
             if event.kind in ENDED:
@@ -144,7 +144,7 @@ async def _ending(client: Client) -> str:
 
 @contextmanager
 def _screen(console: Console) -> Iterator[Show]:
-    """The dashboard, on the terminal's other screen; its last frame is printed when that is left."""
+    """Return the dashboard, on the terminal's other screen; its last frame is printed when that is left."""
     last: tuple[Snapshot, History] | None = None
     try:
         with Live(console=console, screen=True, auto_refresh=False) as live:
@@ -162,7 +162,7 @@ def _screen(console: Console) -> Iterator[Show]:
 
 @contextmanager
 def _lines(console: Console) -> Iterator[Show]:
-    """A line whenever the round or the state changes: what a pipe can use."""
+    """Return a line whenever the round or the state changes: what a pipe can use."""
     last = ""
 
     def show(now: Snapshot, _: History) -> None:
@@ -178,7 +178,7 @@ def _lines(console: Console) -> Iterator[Show]:
 
 
 async def _past(client: Client, status: pb.Status) -> History:
-    """The rounds before now, so that the dashboard's curves do not begin when it is opened."""
+    """Return the rounds before now, so that the dashboard's curves do not begin when it is opened."""
     history = History(status.metric.name)
     request = pb.WatchEventsRequest(replay=1000)
     async for event in client.stream(client.control.WatchEvents, request, idle_seconds=0.3):

@@ -72,7 +72,7 @@ class _Reader:
         self.notes: list[str] = []
 
     def lines(self, name: str, most: int) -> Iterator[Json]:
-        """The last `most` objects of a file of JSON lines; a line that is cut short or no object is left out."""
+        """Return the last `most` objects of a file of JSON lines; a line that is cut short or no object is left out."""
         file = self._directory / name
         if not file.is_file():
             self.notes.append(f"{name} is missing.")
@@ -93,7 +93,7 @@ class _Reader:
         yield from kept
 
     def whole(self, name: str) -> object:
-        """A JSON file; None where there is none."""
+        """Return a JSON file; None where there is none."""
         text = self.text(name)
         if not text:
             return None
@@ -104,7 +104,7 @@ class _Reader:
             return None
 
     def text(self, name: str) -> str:
-        """A small file as text; empty where there is none."""
+        """Return a small file as text; empty where there is none."""
         file = self._directory / name
         try:
             if not file.is_file():
@@ -118,7 +118,7 @@ class _Reader:
             return ""
 
     def metric(self, summary: Json) -> MetricSpec:
-        """What the model was judged by; accuracy where it is not on record."""
+        """Return the metric of the run; accuracy if none is recorded."""
         try:
             return MetricSpec.model_validate(summary.get("metric", {"name": ACCURACY.name, "format": ACCURACY.format}))
         except ValidationError:
@@ -126,7 +126,7 @@ class _Reader:
             return ACCURACY
 
     def config(self, text: str) -> Json:
-        """The configuration; empty where it does not parse."""
+        """Return the configuration; empty where it does not parse."""
         try:
             config = load_yaml(text) if text else {}
         except (yaml.YAMLError, RecursionError):
@@ -191,7 +191,7 @@ def _origin(rounds: Sequence[Round], events: Sequence[Event]) -> float:
 
 
 def _network_events(summary: Json, events: Sequence[Event]) -> list[Event]:
-    """What a demo did to the network, `round 10: latency spike …`, at the beginning of that round."""
+    """Return the network changes of a demo, such as `round 10: latency spike …`, at the start of that round."""
     begun = {event.round: event.at for event in events if event.kind == "round_started"}
     found = []
     for text in _names(summary.get("network_events")):
@@ -203,7 +203,7 @@ def _network_events(summary: Json, events: Sequence[Event]) -> list[Event]:
 
 
 def _nodes(*sources: object) -> tuple[Figures, ...]:
-    """The nodes by id, what later sources say added to the earlier; a source is a list or an object of rows."""
+    """Return the nodes by id, what later sources say added to the earlier; a source is a list or an object of rows."""
     nodes: dict[str, dict[str, float | int | str]] = {}
     for source in sources:
         rows = source.values() if isinstance(source, dict) else source if isinstance(source, list) else ()
@@ -214,7 +214,7 @@ def _nodes(*sources: object) -> tuple[Figures, ...]:
 
 
 def _figures(value: object) -> Figures:
-    """The entries of an object that can be shown."""
+    """Return the entries of an object that can be shown."""
     if not isinstance(value, dict):
         return {}
     shown: dict[str, float | int | str] = {}

@@ -1,4 +1,4 @@
-"""What the record of a run says about each node over time, as intervals for the lanes and marks for the strip."""
+"""Timeline of each node from the record of a run: intervals for the lanes, marks for the strip."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -211,7 +211,7 @@ def class_counts(run: Run) -> list[tuple[float, dict[str, int]]]:
 
 
 def clock_span(start: float, end: float) -> str:
-    """A interval of time for people."""
+    """Return a interval of time for people."""
     return f"from {clock(round(start, 1))} for {duration(end - start)}"
 
 
@@ -264,7 +264,7 @@ def _within(absences: Iterable[tuple[float, float]], start: float, end: float) -
 
 
 def _intervals(changes: Sequence[tuple[float, str, str]], until: float) -> list[tuple[float, float, str, str]]:
-    """Changes as (start, end, state, why), neighbours of the same state as one."""
+    """Return changes as (start, end, state, why), with neighbours of the same state merged."""
     merged: list[tuple[float, str, str]] = []
     for change in changes:
         if not merged or merged[-1][1] != change[1]:

@@ -15,7 +15,7 @@ from hypergpu.simulation.scenario import Scenario
 
 
 def scenario_of_run(run_dir: Path, links: Mapping[str, str], events: Iterable[Mapping[str, Any]] = ()) -> Scenario:
-    """The scenario of a run that a coordinator left in `run_dir`.
+    """Return the scenario of a run that a coordinator left in `run_dir`.
 
     Args:
         run_dir: holds the configuration and the rounds.
@@ -50,13 +50,15 @@ def compare_with_baseline(
     out: Path | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Comparison:
-    """The run with its own policy and by the fixed baseline, both in virtual time and calibrated by the real one.
+    """Compare a real run's policy with the fixed baseline, both in virtual time on its calibrated machine.
 
     Args:
-        run_dir, links, events: as `scenario_of_run`.
-        target_accuracy: whose time is measured; if it is left out the task's own, or what of it the run reached.
-        progress: told how many rounds of how many are simulated.
-        out: where both simulated runs are kept, each under its policy's name; nowhere if it is left out.
+        run_dir: directory of the real run.
+        links: profile of each node's link, by node id.
+        events: network events of the run, as `scenario_of_run` takes them.
+        target_accuracy: value whose time is measured; by default the task's own, or what of it the run reached.
+        out: directory for both simulated runs, each under its policy's name; nothing is kept without it.
+        progress: called with the number of simulated rounds and of all rounds.
 
     Raises:
         InvalidInput: the run finished no round.
@@ -87,7 +89,7 @@ class _Steps:
         progress(0, total)
 
     def round_begins(self, number: int) -> None:
-        """A round of one of them begins; the one before it is done. An abandoned round begins again."""
+        """Report that a round of one run begins; the one before is done. An abandoned round begins again."""
         del number
         self._begun += 1
         self._progress(min(self._begun - 1, self._total), self._total)

@@ -1,4 +1,4 @@
-"""What virtual time takes from a real run: how fast its machine was, and nothing of its network or its decisions."""
+"""Calibration of virtual time by a real run: the speed of its machine, nothing of its network or decisions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class MeasuredCompute:
     times: Mapping[str, ComputeTimes]
 
     def seconds(self, node_id: str, step: int, batch_size: int, steps: int, now: float) -> float:
-        """As `Compute.seconds`."""
+        """Return the seconds that a node computes for a work unit."""
         del step, now
         return steps * base_seconds(self.times[node_id], batch_size)
 
@@ -38,15 +38,15 @@ class Calibration:
     evaluation_seconds: float
     """Between two rounds; the median."""
     starts: Mapping[str, Start]
-    """Of its nodes; empty where its events don't tell of each."""
+    """Start times of its nodes; empty if its events do not name each."""
 
     def of(self, scenario: Scenario, handling_seconds: float) -> Scenario:
-        """The scenario on that machine, which takes that long to handle a unit of work."""
+        """Return the scenario on that machine, which takes that long to handle a unit of work."""
         return scenario.changed(evaluation_seconds=self.evaluation_seconds, handling_seconds=handling_seconds)
 
 
 def calibrate(run_dir: Path, scenario: Scenario) -> Calibration:
-    """What a real run of the scenario, kept in `run_dir`, says of its machine.
+    """Return the calibration that a real run of the scenario in `run_dir` gives.
 
     Raises:
         InvalidInput: no round of it was finished.
@@ -64,7 +64,7 @@ def calibrate(run_dir: Path, scenario: Scenario) -> Calibration:
 def compute_times(
     rows: Sequence[Mapping[str, Any]], usual: ComputeTimes, scales: Mapping[str, float]
 ) -> dict[str, ComputeTimes]:
-    """Of each node, a line through what its steps took on batches of different sizes (Theil and Sen: by medians).
+    """Fit, for each node, a line through its step times on different batch sizes (Theil–Sen, by medians).
 
     Args:
         rows: rounds of a run.
@@ -88,7 +88,7 @@ def compute_times(
 
 
 def local_steps(row: Mapping[str, Any]) -> int:
-    """Steps that each contributor of a round took."""
+    """Return the steps that each contributor of a round took."""
     batches: int = sum(row["batch_sizes"][node] for node in row["contributors"])
     samples: int = row["samples"]
     return max(1, round(samples / max(1, batches)))

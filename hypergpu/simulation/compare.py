@@ -36,7 +36,7 @@ class Variant:
 
     @property
     def strategies(self) -> str:
-        """As on the command line."""
+        """Text of the threshold, as given on the command line."""
         return "/".join(part for part in (self.batch, self.selection) if part)
 
     @property
@@ -45,7 +45,7 @@ class Variant:
         return f"{self.policy} {self.strategies}".strip()
 
     def of(self, scenario: Scenario, seed: int) -> Scenario:
-        """The scenario, run this way."""
+        """Return the scenario, run this way."""
         config = scenario.config
         update: dict[str, ConfigSection] = {}
         if self.batch:
@@ -68,13 +68,13 @@ class Result:
         return [o.time_to_target_seconds for o in self.outcomes if o.time_to_target_seconds is not None]
 
     def mean(self, figure: str) -> float | None:
-        """The mean of a figure of the outcomes, of those that have it."""
+        """Return the mean of a figure of the outcomes, of those that have it."""
         values = [value for o in self.outcomes if (value := getattr(o, figure)) is not None]
         return float(sum(values) / len(values)) if values else None
 
     @property
     def metric(self) -> MetricSpec:
-        """What the model was judged by."""
+        """Metric of the model."""
         return self.outcomes[0].metric
 
     @property
@@ -83,14 +83,14 @@ class Result:
         return self.metric.best(outcome.best_metric for outcome in self.outcomes)
 
     def timed_to(self, target: float, by: MetricSpec) -> "Result":
-        """The same runs, their time taken to another value of the metric, or of the loss."""
+        """Return the same runs, their time taken to another value of the metric, or of the loss."""
         times = [outcome.as_course().time_to(by, target) for outcome in self.outcomes]
         pairs = zip(self.outcomes, times, strict=True)
         return replace(self, outcomes=[replace(o, target=target, time_to_target_seconds=time) for o, time in pairs])
 
     @property
     def given_up(self) -> list[str]:
-        """What runs waited for in vain, one entry for each that came to a standstill."""
+        """Reasons of runs that made no progress, one for each."""
         return [outcome.given_up for outcome in self.outcomes if outcome.given_up]
 
     def quarantined(self) -> dict[str, dict[str, int]]:
@@ -103,7 +103,7 @@ class Result:
         return {node: dict(sorted(counter.items())) for node, counter in ordered}
 
     def record(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return a JSON object."""
         return {
             "policy": self.variant.policy,
             "strategies": self.variant.strategies,
@@ -144,7 +144,7 @@ class Candidate:
         return "faster" if low > 1.0 else "slower"
 
     def record(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return a JSON object."""
         return self.result.record() | {
             "speedup": self.speedup.record() | {"bounds": self.bounds},
             f"{self.result.metric.name}_difference": self.difference.record(),
@@ -163,18 +163,18 @@ class Comparison:
     target: float | None
     """The value whose time is measured: the target, or where no run reached it, the best that all of them reached."""
     timed_by: MetricSpec
-    """What that is a value of: the metric, or the loss if the metric is not defined in all runs."""
+    """Quantity of the value: the metric, or the loss if the metric is undefined in some run."""
     baseline: Result
     candidates: Sequence[Candidate]
 
     @property
     def metric(self) -> MetricSpec:
-        """What the model was judged by."""
+        """Metric of the model."""
         return self.baseline.metric
 
     @property
     def remark(self) -> str:
-        """What is to be known of the value whose time is measured; empty where it is the target that was set."""
+        """Note on the value whose time is measured; empty if it is the configured target."""
         if self.target == self.wanted:
             return ""
         missed = "" if self.wanted is None else f"no run reached the target of {self.metric.text(self.wanted)}; "
@@ -186,13 +186,13 @@ class Comparison:
 
     @property
     def given_up(self) -> str:
-        """What the first of all runs waited for in vain, if every one of them came to a standstill."""
+        """Return the reason of the first run, if no run made progress."""
         results = [self.baseline, *(candidate.result for candidate in self.candidates)]
         stuck = all(len(result.given_up) == len(result.outcomes) for result in results)
         return self.baseline.given_up[0] if stuck else ""
 
     def record(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return a JSON object."""
         return {
             "scenario": self.scenario.name,
             "seeds": list(self.seeds),
@@ -299,7 +299,7 @@ def _least_time(outcome: Outcome, other: float | None) -> float:
 
 
 def target_of(scenario: Scenario) -> float | None:
-    """The value of the metric whose time is measured: the scenario's, or else the one that its task documents."""
+    """Return the value whose time is measured: the scenario's, or else the one that its task documents."""
     if scenario.target is not None:
         return scenario.target
     from hypergpu.tasks import load_task  # noqa: PLC0415  (torch takes seconds to import)
@@ -353,7 +353,7 @@ class Threshold:
     bound: float
 
     def value(self, record: Mapping[str, Any]) -> float | None:
-        """The figure in the record of a candidate."""
+        """Return the figure in the record of a candidate."""
         found: Any = record
         figure, _, bound = self.figure.partition(".ci_")
         for key in (figure, f"ci_{bound}") if bound else (self.figure,):
@@ -368,7 +368,7 @@ class Threshold:
 
 
 def figures_of(metric: MetricSpec) -> list[str]:
-    """What a threshold may be on; of an estimate, the mean unless a bound of its interval is named."""
+    """Return the figures that a threshold may name; an estimate means its mean unless a bound is named."""
     estimates = ("speedup", "time_to_target_seconds", f"{metric.name}_difference")
     return [
         *(name for figure in estimates for name in (figure, f"{figure}.ci_low", f"{figure}.ci_high")),
@@ -382,7 +382,7 @@ def figures_of(metric: MetricSpec) -> list[str]:
 
 
 def metric_of_scenario(scenario: Scenario) -> MetricSpec:
-    """The metric of a scenario's task, before it is run."""
+    """Return the metric of a scenario's task, before it is run."""
     if scenario.learning == "model":
         return ModelledLearning(scenario.config.training, scenario.learning_curve(), scenario.metric or ACCURACY).metric
     from hypergpu.tasks import build, load_task, metric_of, spec_of  # noqa: PLC0415  (torch takes seconds to import)
@@ -392,7 +392,7 @@ def metric_of_scenario(scenario: Scenario) -> MetricSpec:
 
 
 def parse_threshold(text: str, metric: MetricSpec = ACCURACY) -> Threshold:
-    """A threshold from FIGURE>=NUMBER or FIGURE<=NUMBER.
+    """Return a threshold from FIGURE>=NUMBER or FIGURE<=NUMBER.
 
     Raises:
         InvalidInput: not of that form. UnknownName: a figure that there is not.

@@ -44,25 +44,25 @@ class SimulatedCards:
         self._draws = {name: KeyedRandom(scenario.seed, "compute", name) for name in self._models}
 
     def seconds(self, node_id: str, step: int, batch_size: int, steps: int, now: float) -> float:
-        """As `Compute.seconds`."""
+        """Return the seconds that a node computes for a work unit."""
         mean = steps * self._models[node_id].step_seconds(step, batch_size, now)
         sigma, shift = self._spreads.get(steps) or self._spread(steps)
         return mean * math.exp(sigma * self._draws[node_id].normal(step) - shift)
 
     def _spread(self, steps: int) -> tuple[float, float]:
-        """The standard deviation of the logarithm of a sum of so many steps, and what keeps its mean 1."""
+        """Return the standard deviation of the logarithm of a sum of so many steps, and what keeps its mean 1."""
         variance = math.log1p(self._variance / steps)
         spread = self._spreads[steps] = (math.sqrt(variance), variance / 2)
         return spread
 
 
 def base_seconds(times: ComputeTimes, batch_size: int) -> float:
-    """Of one step on the fastest preset."""
+    """Duration of one step on the fastest preset."""
     return times.seconds_per_step + times.seconds_per_sample * batch_size
 
 
 def times_of(scenario: Scenario) -> ComputeTimes:
-    """The scenario's compute times, or else its task's."""
+    """Return the scenario's compute times, or else its task's."""
     return scenario.compute or TASK_TIMES.get(scenario.config.training.task, ComputeTimes())
 
 

@@ -36,7 +36,7 @@ class Convergence(ConfigSection):
     """The constants of one task; the formulas are above."""
 
     model_bytes: Bytes
-    """Of the flat buffer that travels."""
+    """Size of the flat buffer that is sent."""
     learning_rate: Positive
     """η₀, at which they were fitted."""
     noise_scale: Positive
@@ -133,7 +133,7 @@ class ModelledLearning:
     def __init__(self, config: TrainingConfig, convergence: Convergence, metric: MetricSpec = ACCURACY) -> None:
         self._model = convergence
         self.metric = LOSS if convergence.metric(0.0) is None else metric
-        """As `Learning.metric`."""
+        """Metric of the model."""
         self._draws = KeyedRandom(config.seed, "convergence")
         self._path = 0.0
         self._loss = self._model.loss(0.0)
@@ -143,26 +143,26 @@ class ModelledLearning:
 
     @property
     def model_bytes(self) -> int:
-        """As `Learning.model_bytes`."""
+        """Size of the flat buffer that is sent."""
         return self._model.model_bytes
 
     @property
     def metric_fault(self) -> str:
-        """As `Learning.metric_fault`."""
+        """Error of the metric; a curve has none."""
         return ""
 
     @property
     def samples(self) -> int:
-        """As `Learning.samples`: as many as there are shards."""
+        """Number of training samples: as many as there are shards."""
         return 1 << 62
 
     @property
     def update_norms(self) -> tuple[float, float] | None:
-        """As `Learning.update_norms`."""
+        """Norms of the last step; a curve has none."""
         return None
 
     def train(self, order: ev.WorkAssigned) -> Trained:
-        """As `Learning.train`."""
+        """Return what a node reports for a work unit."""
         model, steps, samples = self._model, order.local_steps, order.batch_size * order.local_steps
         self._last = (steps, steps * order.learning_rate / model.learning_rate)
         noise = model.loss_spread * self._draws.normal((order.round << 20) + order.shard.index)
@@ -174,18 +174,18 @@ class ModelledLearning:
         return Trained(samples, midway * (1 + noise / samples**0.5), before, before)
 
     def add(self, weight: int) -> None:
-        """As `Learning.add`."""
+        """Count an accepted update."""
         steps, full_steps = self._last
         self._weight += weight
         self._batches += weight / steps
         self._steps += weight * full_steps
 
     def discard(self) -> None:
-        """As `Learning.discard`."""
+        """Forget the updates of an abandoned round."""
         self._weight = self._batches = self._steps = 0.0
 
     def step(self) -> bool:
-        """As `Learning.step`."""
+        """Advance along the curve by the accepted samples."""
         if self._weight:
             mean_steps = self._steps / self._weight  # updates weigh by their samples
             self._path += self._model.progress(mean_steps, self._batches, self._model.learning_rate)
@@ -195,11 +195,11 @@ class ModelledLearning:
         return True
 
     def keep(self) -> None:
-        """As `Learning.keep`: the curve has no parameters that could be lost."""
+        """Do nothing: a curve has no parameters to keep."""
 
     def revert(self) -> None:
-        """As `Learning.revert`."""
+        """Do nothing: a curve has no parameters to restore."""
 
     def evaluate(self) -> tuple[float, float | None]:
-        """As `Learning.evaluate`."""
+        """Return loss and metric at the present place on the curve."""
         return self._loss, self._model.metric(self._path)

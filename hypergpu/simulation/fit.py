@@ -21,7 +21,7 @@ from hypergpu.tasks import load_task
 SETUPS = ((1, 16), (1, 64), (4, 32), (5, 64), (8, 128), (20, 64))
 """Nodes and batch of each run."""
 _METRIC_WEIGHT = 5.0
-"""Of a residual of the metric, relative to its range, against one of the logarithm of the loss."""
+"""Weight of a residual of the metric, relative to its range, against one of the log loss."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -129,20 +129,20 @@ def _fitted(base: Convergence, metric: MetricSpec, runs: Sequence[Curves], confi
 
 @dataclass(frozen=True, slots=True)
 class _MetricShape:
-    """Where the curve of a metric begins, which way it goes, and how far."""
+    """Start, direction and range of the curve of a metric."""
 
     start: float
     gap: float
     """First guess of the distance from the start to the limit."""
     sign: float
     range: float
-    """Of the values on record; 1 for a share."""
+    """Range of the recorded values; 1 for a share."""
     most: float
     """The limit goes no further."""
 
     @classmethod
     def of(cls, metric: MetricSpec, runs: Sequence[Curves]) -> "_MetricShape | None":
-        """The shape that the runs show; None if the loss is all that the task is judged by, or nothing is defined."""
+        """Return the shape that the runs show; None if only the loss judges the task, or nothing is defined."""
         firsts = [each.metrics[0] for each in runs if each.metrics[0] is not None]
         values = [value for each in runs for value in each.metrics if value is not None]
         best = metric.best(values)
@@ -156,7 +156,7 @@ class _MetricShape:
         return cls(start, gap, sign, span, most)
 
     def constants(self, values: Sequence[float]) -> dict[str, float]:
-        """The constants of the convergence model."""
+        """Return the constants of the convergence model."""
         gap, scale, power = map(float, values)
         limit = min(self.start + self.sign * gap, self.most)
         return {"metric_start": self.start, "metric_limit": limit, "metric_scale": scale, "metric_power": power}

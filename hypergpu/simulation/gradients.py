@@ -28,9 +28,9 @@ class RealLearning:
         self._trainer = Trainer(task, config.seed, metric_failed=lambda _: None)  # the evaluation tells it
         model = self._trainer.model
         self.metric: MetricSpec = spec_of(metric_of(task, model.module))
-        """As `Learning.metric`."""
+        """Metric of the model."""
         self.metric_fault = ""
-        """As `Learning.metric_fault`."""
+        """Error of the metric, if it raised one."""
         self._model = GlobalModel(model.manifest, model.flat(), model.parameter_count, config)
         self._sizes = count(task.train) if config.partition == "iid" else labels(task.train)
         self._shards: Partition = ()
@@ -39,21 +39,21 @@ class RealLearning:
 
     @property
     def model_bytes(self) -> int:
-        """As `Learning.model_bytes`."""
+        """Size of the flat buffer that is sent."""
         return self._model.manifest.total_bytes
 
     @property
     def samples(self) -> int:
-        """As `Learning.samples`."""
+        """Number of training samples."""
         return count(self._task.train)
 
     @property
     def update_norms(self) -> tuple[float, float] | None:
-        """As `Learning.update_norms`."""
+        """Norms of the last step; None if they are unknown."""
         return self._model.update_norms
 
     def train(self, order: ev.WorkAssigned) -> Trained:
-        """As `Learning.train`."""
+        """Train a work unit with real gradients."""
         samples = self._order_of(order.shard)
         size, cursor = order.batch_size, order.shard.cursor
         trainer = self._trainer
@@ -69,27 +69,27 @@ class RealLearning:
         return Trained(update.samples, update.loss, first.loss, last.grad_norm, norm(update.flat))
 
     def add(self, weight: int) -> None:
-        """As `Learning.add`."""
+        """Add an update to the mean."""
         self._model.add(self._update, weight)
 
     def discard(self) -> None:
-        """As `Learning.discard`."""
+        """Forget the updates of an abandoned round."""
         self._model.discard()
 
     def step(self) -> bool:
-        """As `Learning.step`."""
+        """Take the server's step on the mean."""
         return self._model.step()
 
     def keep(self) -> None:
-        """As `Learning.keep`."""
+        """Keep the present parameters."""
         self._model.keep()
 
     def revert(self) -> None:
-        """As `Learning.revert`."""
+        """Restore the kept parameters."""
         self._model.revert()
 
     def evaluate(self) -> tuple[float, float | None]:
-        """As `Learning.evaluate`."""
+        """Return loss and metric on held-out data."""
         self._trainer.model.load(self._model.values)
         result = evaluate(self._trainer.model.module, self._task, batch_size=self._config.batch_size)
         self.metric_fault = result.fault

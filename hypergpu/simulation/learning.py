@@ -1,4 +1,4 @@
-"""What comes of the work in virtual time: what the simulation asks of it, and what a unit of work says."""
+"""Learning in virtual time: the interface to a model, and the result of a work unit."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +9,7 @@ from hypergpu.coordinator.core.rounds import events as ev
 
 @dataclass(slots=True)
 class Trained:
-    """What a node would say of a unit of work."""
+    """Result of a work unit, as a node reports it."""
 
     samples: int
     loss: float
@@ -38,22 +38,22 @@ class Learning(Protocol):
 
     @property
     def model_bytes(self) -> int:
-        """Of the flat buffer that travels."""
+        """Size of the flat buffer that is sent."""
         ...
 
     @property
     def metric(self) -> MetricSpec:
-        """What the model is judged by."""
+        """Metric of the model."""
         ...
 
     @property
     def samples(self) -> int:
-        """Of the training data."""
+        """Number of training samples."""
         ...
 
     @property
     def update_norms(self) -> tuple[float, float] | None:
-        """Of the last step, as `GlobalModel.update_norms`; None where they are not known."""
+        """Norms of the last step, as in `GlobalModel.update_norms`; None if they are unknown."""
         ...
 
     def train(self, order: ev.WorkAssigned) -> Trained:
@@ -69,7 +69,7 @@ class Learning(Protocol):
         ...
 
     def step(self) -> bool:
-        """The server's step on the mean; False if it was left out because it would not be finite."""
+        """Return the server's step on the mean; False if it was left out because it would not be finite."""
         ...
 
     def keep(self) -> None:

@@ -31,7 +31,7 @@ def chunk_count(total_bytes: int) -> int:
 
 
 def chunks_bytes(total_bytes: int) -> int:
-    """A buffer in chunks, as it travels."""
+    """Return a buffer in chunks, as it travels."""
     framed = total_bytes + chunk_count(total_bytes) * _CHUNK_FRAMING
     return framed + -(-framed // _FRAME_BYTES) * _FRAME_HEADER
 

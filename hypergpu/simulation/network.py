@@ -45,7 +45,7 @@ class Network:
 
     @property
     def missed(self) -> list[str]:
-        """What has not happened yet, in words."""
+        """Return the events that have not happened yet, in words."""
         return [
             f"round {event.scheduled_round}: {event.summary()}"
             if event.scheduled_round is not None
@@ -73,7 +73,7 @@ class ComesAndGoes:
         self._count = 0
 
     def begin(self) -> None:
-        """The node starts; how long it runs is drawn."""
+        """Start the node; draw how long it runs."""
         self._node.start()
         self._time.at(self._time.now + self._churn.up_seconds * self._draw(), self._end)
 

@@ -134,7 +134,7 @@ class SimulatedNode:
         self._backoff_key = (seed, "backoff", node_id)
         self._life = self._new_life()
         self._number = 0
-        """Of the running operation."""
+        """Identity of the running operation."""
         self._step = 0
         self._compute_seconds = 0.0
         self._upload_offset = 0

@@ -9,7 +9,7 @@ from hypergpu.simulation.scenario import Scenario
 LEAST_SECONDS = 2 * 3600.0
 """The coordinator ends its first round within a third of that, whoever answers."""
 TIMES = 10
-"""As often may the slowest thing that comes round again come to nothing."""
+"""Number of times that the slowest recurring thing may fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Patience:
 
     @classmethod
     def of(cls, scenario: Scenario) -> "Patience":
-        """What the scenario leaves to wait for."""
+        """Return what the scenario still has to come."""
         churns = [group.churn.up_seconds + group.churn.down_seconds for group in scenario.nodes if group.churn]
         prepares = [group.prepares_seconds for group in scenario.nodes]
         arrivals = [group.joins_seconds + group.prepares_seconds for group in scenario.nodes]
@@ -46,5 +46,5 @@ class Patience:
 
 
 def missing(machine: RoundMachine) -> str:
-    """What a run waits for."""
+    """Return what a run waits for, in words."""
     return machine.waiting_for or f"the answers of {counted(len(machine.selected), 'node')} in round {machine.round}"

@@ -76,7 +76,7 @@ async def _announce_rounds(cluster: LocalCluster) -> None:
 
 
 def _written(scenario: Scenario, out: Path) -> Path:
-    """A file of the scenario's links and events, for the proxy."""
+    """Return a file of the scenario's links and events, for the proxy."""
     parts = {"profiles", "nodes", "links", "region", "loss_model", "events"}
     tree = scenario.model_dump(mode="json", include=parts, exclude_unset=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def _written(scenario: Scenario, out: Path) -> Path:
 
 
 def _settings(scenario: Scenario) -> dict[str, object]:
-    """The scenario's configuration as KEY=VALUE, where it is not the default."""
+    """Return the scenario's configuration as KEY=VALUE, where it is not the default."""
     found: dict[str, object] = {}
     for section in ("training", "monitor", "batch", "selector", "orchestrator"):
         values = getattr(scenario.config, section)

@@ -1,4 +1,4 @@
-"""What is kept of a simulated run: in memory what a comparison needs; on disk what a coordinator would leave."""
+"""Records of a simulated run: in memory for a comparison, on disk as a coordinator writes them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +49,7 @@ class Recording:
             self._dir.begin(scenario.config)
 
     def event(self, record: ev.RunEvent, now: float) -> None:
-        """As `Recorder.event`."""
+        """Record a run event."""
         if self._began_at is None and record.kind == "round_started":
             self._began_at = now
         if record.kind == "metric_failed":
@@ -68,7 +68,7 @@ class Recording:
         self.event(ev.RunEvent("network", self.machine.round, what), now)
 
     def round_closed(self, closed: ev.CloseRound, loss: float | None, metric: float | None, now: float) -> None:
-        """As `Recorder.round_closed`."""
+        """Record a closed round."""
         self.round_seconds.append(closed.seconds)
         self.trouble = ""
         self.trained_seconds = now - (self._began_at or 0.0)
@@ -85,13 +85,13 @@ class Recording:
             self._dir.flush()
 
     def finished(self, finish: ev.Finish, now: float) -> None:
-        """As `Recorder.finished`."""
+        """Record the end of the run."""
         del now
         self.finish_reason = str(finish.reason)
         self.failure = finish.detail if finish.reason is ev.FinishReason.FAILED else ""
 
     def close(self, now: float) -> None:
-        """The run is over: complete its files."""
+        """Complete the files of the run."""
         if self._dir is not None:
             self._dir.nodes(self._node_rows())
             self._dir.summary(self._summary(now))

@@ -12,16 +12,16 @@ from hypergpu.netsim_proxy.link.outcomes import Cause, Deliver, Direction, Excha
 from hypergpu.simulation.virtual_time import VirtualTime
 
 PIECE_BYTES: Final = CHUNK_BYTES
-"""What is longer is offered to the link piece by piece, as its queue has room: an event acts on the rest."""
+"""Longest piece that is offered to the link at once. The rest follows as the queue has room, so events act on it."""
 LEAST_PIECE_BYTES: Final = 64 << 10
-"""Where TCP has use for less at a time: heartbeats wait behind a piece, as they do in the proxy."""
+"""Shortest piece, if TCP can use less at a time: heartbeats wait behind a piece, as in the proxy."""
 SILENCE_SECONDS: Final = 20.0
 """After which gRPC's keepalive gives a connection up on which nothing passes: a ping each 10 s, 10 s to answer it."""
 
 Failed = Callable[["SimulatedRpc"], None]
 """The client learns that its RPC failed, as UNAVAILABLE."""
 Arrived = Callable[["SimulatedRpc"], None]
-"""What was sent on an RPC has arrived."""
+"""Handler of an arrived message."""
 
 
 class SimulatedConnection:
@@ -51,7 +51,7 @@ class SimulatedConnection:
         return rpc
 
     def happened(self, event: NetworkEvent) -> None:
-        """An event acted on the link: what waited is tried again, what can't live on fails."""
+        """Handle an event on the link: retry what waited, fail what cannot continue."""
         now = self.time.now
         both, blocked = self.link.blocked(now), self._blocked(now)
         self._close_in_time()
@@ -175,14 +175,14 @@ class SimulatedRpc:
         return int(min(PIECE_BYTES, max(LEAST_PIECE_BYTES, link.appetite_bytes(self._direction))))
 
     def close(self) -> None:
-        """It is over, well or because nobody is interested any more."""
+        """Close the RPC, whether it succeeded or its result is no longer needed."""
         self.over = True
         self._arrived = None  # it may refer to this RPC: nothing collects cycles during a run
         if self.connection.work is self:
             self.connection.work = None
 
     def fail(self, reconnect: bool = False) -> None:
-        """The client learns that it failed."""
+        """Report the failure to the client."""
         if not self.over:
             self.close()
             if reconnect:
@@ -195,7 +195,7 @@ class SimulatedRpc:
             arrived(self)
 
     def _refused(self, verdict: Fail | Hold) -> None:
-        """The RPC failed, or nothing passes at the moment."""
+        """Handle a refusal: the RPC failed, or nothing passes at the moment."""
         if isinstance(verdict, Fail):
             self._left = 0
             self.connection.time.at(verdict.at, self.fail, verdict.cause != Cause.LOSS)

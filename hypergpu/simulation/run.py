@@ -124,7 +124,7 @@ def simulate(
 
 @dataclass(frozen=True, slots=True)
 class NodeOutcome:
-    """What became of one node."""
+    """Outcome of one node."""
 
     node_id: str
     rounds_selected: int
@@ -139,7 +139,7 @@ class NodeOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a simulated run."""
+    """Outcome of a simulated run."""
 
     scenario: str
     policy: str
@@ -166,9 +166,9 @@ class Outcome:
     events_missed: list[str] = field(default_factory=list)
     """Events of the scenario that the run did not live to see."""
     given_up: str = ""
-    """What it waited for in vain; empty where it came to its end."""
+    """Reason for a run without progress; empty if it ended."""
     metric: MetricSpec = ACCURACY
-    """What the model was judged by."""
+    """Metric of the model."""
     course: Sequence[tuple[float, float]] = ()
     """Seconds since the first round began, and the metric then, at each evaluation."""
     losses: Sequence[tuple[float, float]] = ()
@@ -177,7 +177,7 @@ class Outcome:
     """Why the metric could not be computed."""
 
     def record(self) -> dict[str, Any]:
-        """As a JSON object: the values of the metric under its name."""
+        """Return a JSON object, with the values of the metric under its name."""
         plain = asdict(self)
         for name in ("metric", "course", "losses", "final_metric", "best_metric", "target"):
             del plain[name]
@@ -189,7 +189,7 @@ class Outcome:
         }
 
     def as_course(self) -> Course:
-        """What a comparison of times needs."""
+        """Return what a comparison of times needs."""
         return Course(self.course, self.trained_seconds, self.losses)
 
 

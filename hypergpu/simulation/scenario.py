@@ -31,7 +31,7 @@ class Churn(ConfigSection):
 
     @property
     def share_up(self) -> float:
-        """Of all time."""
+        """Share of all time."""
         return self.up_seconds / (self.up_seconds + self.down_seconds)
 
 
@@ -41,13 +41,13 @@ class Nodes(NodeSection):
     gpu: OneOrMore = "laptop-cpu"
     """A preset of GPU specs; of a list, the nodes take one after the other."""
     speed: Annotated[float, Field(gt=0)] = 1.0
-    """What its compute times are divided by, for a card that is faster or slower than its preset."""
+    """Divisor of its compute times, for a card that is faster or slower than its preset."""
     churn: Churn | None = None
     """Whether it comes and goes."""
     joins_seconds: Annotated[float, Field(ge=0)] = 0.0
     """When it first starts."""
     prepares_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """What its process needs for model and data, each time it starts, before it asks for work."""
+    """Time to load model and data, at each start of its process, before it asks for work."""
 
     @property
     def expected_at_start(self) -> float:
@@ -61,9 +61,9 @@ class ComputeTimes(ConfigSection):
     """How long the task takes on the fastest preset; a card of a k-th of its throughput takes k times as long."""
 
     seconds_per_step: Annotated[float, Field(ge=0)] = 0.0003
-    """Of each local step, whatever the batch."""
+    """Seconds of each local step, for any batch."""
     seconds_per_sample: Annotated[float, Field(ge=0)] = 0.000004
-    """Of each sample in it."""
+    """Seconds of each sample in a step."""
     spread: Annotated[float, Field(ge=0)] = 0.05
     """Sigma of the log-normal factor of each step."""
 
@@ -72,22 +72,22 @@ class Scenario(Network):
     """The whole scenario. `nodes` is all that it must have."""
 
     nodes: Annotated[Sequence[Nodes], BeforeValidator(as_list)] = Field(min_length=1)
-    """Who trains: a list, or by id."""
+    """Nodes that train: a list, or a mapping by id."""
     task: str | None = None
-    """As `config.training.task`."""
+    """Task; see `training.task`."""
     rounds: Count | None = None
-    """As `config.training.rounds`."""
+    """Rounds to train; see `training.rounds`."""
     target_accuracy: float | None = None
     """Value of the task's metric whose time is measured: any real number. The run goes on to its last round, so that
     final values compare."""
     policy: Policy | None = None
-    """As `config.orchestrator.policy`."""
+    """Policy; see `orchestrator.policy`."""
     seed: Seed = 0
-    """Of the links, the data and the initial parameters."""
+    """Seed of the links, the data and the initial parameters."""
     learning: Literal["real", "model"] = "real"
     """Real gradients, or the model of convergence (for thousands of nodes)."""
     loss_model: Literal["rpc", "transport"] = "rpc"
-    """What a loss on a link looks like: an RPC that fails, or time that TCP takes to repair it."""
+    """Effect of packet loss: an RPC that fails, or time that TCP takes to repair it."""
     convergence: dict[str, float] = Field(default_factory=dict)
     """For `learning: model`: constants that are not those fitted to the task, as `hypergpu fit` prints them. A
     `model_bytes` alone makes a model of that size which learns like the task."""
@@ -96,9 +96,9 @@ class Scenario(Network):
     compute: ComputeTimes | None = None
     """Compute times; the task's own where it is left out."""
     evaluation_seconds: Annotated[float, Field(ge=0)] = 0.02
-    """What the coordinator's step and evaluation take between two rounds."""
+    """Time of the coordinator's step and evaluation between two rounds."""
     handling_seconds: Annotated[float, Field(ge=0)] = 0.005
-    """What software takes of each unit of work at both ends, beside network and compute: packing, gRPC, checks."""
+    """Software time of each work unit at both ends, beside network and compute: packing, gRPC, checks."""
     config: SystemConfig = SystemConfig()
     """Everything else that can be configured."""
 
@@ -127,7 +127,7 @@ class Scenario(Network):
         return self.target_accuracy if self.target_accuracy is not None else self.config.training.target_accuracy
 
     def learning_curve(self) -> Convergence:
-        """The model of convergence: what was fitted to the task, with the constants of its own.
+        """Return the model of convergence: what was fitted to the task, with the constants of its own.
 
         Raises:
             ScenarioError: none was fitted and its own are not complete, or one of them makes no sense.
@@ -163,7 +163,7 @@ class Scenario(Network):
         return super().network_events(known)
 
     def profiles_of_links(self) -> dict[str, Profile]:
-        """The profile of each node's link, in the order of the nodes.
+        """Return the profile of each node's link, in the order of the nodes.
 
         Raises:
             ScenarioError: a profile or region that there is not; a link of a node that there is not.
@@ -175,7 +175,7 @@ class Scenario(Network):
         return {name: link.profile for name, link in self.node_links().items()}
 
     def cards(self) -> dict[str, GPUSpecs]:
-        """The card of each node.
+        """Return the card of each node.
 
         Raises:
             ScenarioError: one that there is not.
@@ -190,7 +190,7 @@ class Scenario(Network):
         return found
 
     def changed(self, **changes: Any) -> "Scenario":
-        """A copy with other values at the top: `policy`, `seed`, `rounds`, `learning`, `config`.
+        """Return a copy with other values at the top: `policy`, `seed`, `rounds`, `learning`, `config`.
 
         Raises:
             ConfigError: a value that cannot be.

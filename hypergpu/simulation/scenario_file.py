@@ -15,7 +15,7 @@ SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "scenarios"
 
 
 def load_scenario(source: str | Path) -> Scenario:
-    """A scenario from a file, or a shipped one by its name.
+    """Return a scenario from a file, or a shipped one by its name.
 
     Raises:
         ConfigError: it cannot be read, or does not hold; file, line and key are named.
@@ -26,7 +26,7 @@ def load_scenario(source: str | Path) -> Scenario:
 
 
 def parse_scenario(text: str, name: str, default_name: str = "") -> Scenario:
-    """The scenario that a YAML text holds; `name` is what to call the text in errors.
+    """Return the scenario that a YAML text holds; `name` is what to call the text in errors.
 
     Raises:
         ConfigError: as `load_scenario`.
@@ -45,7 +45,7 @@ def parse_scenario(text: str, name: str, default_name: str = "") -> Scenario:
 
 
 def _check_enough(scenario: Scenario, nodes: int) -> None:
-    """Raises ScenarioError where the first round would wait for nodes that there are not."""
+    """Raise ScenarioError if the first round would wait for more nodes than there are."""
     needed = scenario.config.training.min_nodes
     if needed > nodes:
         path = "config", "training", "min_nodes"
@@ -53,17 +53,17 @@ def _check_enough(scenario: Scenario, nodes: int) -> None:
 
 
 def shipped_names() -> list[str]:
-    """The scenarios that can be given by name."""
+    """Return the scenarios that can be given by name."""
     return sorted(file.stem for file in SHIPPED.glob("*.yaml"))
 
 
 def shipped() -> dict[str, str]:
-    """What each scenario that can be given by name shows."""
+    """Return the description of each named scenario."""
     return {name: load_scenario(name).description for name in shipped_names()}
 
 
 def find_scenario(source: str | Path) -> Path:
-    """The file itself, or that of the shipped scenario of this name.
+    """Return the file itself, or that of the shipped scenario of this name.
 
     Raises:
         ConfigError: neither; those that are shipped are listed.

@@ -20,12 +20,12 @@ class Estimate:
     ci_high: float | None
 
     def record(self) -> dict[str, float | None]:
-        """As a JSON object."""
+        """Return a JSON object."""
         return {"mean": self.mean, "ci_low": self.ci_low, "ci_high": self.ci_high}
 
 
 def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
-    """The mean of `values` and its 95 % percentile bootstrap interval (Efron & Tibshirani, 1993, chapter 13).
+    """Return the mean of `values` and its 95 % percentile bootstrap interval (Efron & Tibshirani, 1993, chapter 13).
 
     Pairs are compared by giving their differences or ratios as the values. The resamples are keyed by seed, so that the
     same values have the same interval. Of one value, the interval is that value.

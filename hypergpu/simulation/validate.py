@@ -29,11 +29,11 @@ class RoundTimes:
     real_median_seconds: float
     simulated_median_seconds: float
     error_of_median: float
-    """Of the simulated median, relative to the real one."""
+    """Error of the simulated median, relative to the real one."""
     median_error: float
     """Median over rounds of the error of each, relative to that round's real time."""
     worst_error: float
-    """Of the round that is furthest off."""
+    """Error of the round that is furthest off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Agreement:
         return self.replayed.median_error <= most_error and self.selection_agreement >= least_agreement
 
     def record(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return a JSON object."""
         return asdict(self) | {"metric": self.metric.model_dump()}
 
 
@@ -85,7 +85,7 @@ def validate(scenario: Scenario, out: Path) -> Agreement:
 
 
 def compare_with_real(scenario: Scenario, out: Path) -> Agreement:
-    """As `validate`, where the real run is there already.
+    """Validate against a real run that has been recorded.
 
     Raises:
         InvalidInput: it finished no round.

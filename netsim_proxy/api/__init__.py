@@ -1,1 +1,1 @@
-"""What the proxy offers beside its connections: control API, schedule, metrics, health, reload."""
+"""Services of the proxy beside its connections: control API, schedule, metrics, health, reload."""

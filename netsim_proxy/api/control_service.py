@@ -71,7 +71,7 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         return convert.link_to_proto(links.of(None if request.node_id == "*" else request.node_id))
 
     async def Inject(self, request: pb.Event, context: Any) -> pb.EventReply:  # noqa: N802
-        """An event now."""
+        """Return an event now."""
         event = convert.event_from_proto(request)
         self._links.require(event)
         entry = self._schedule.add(event)
@@ -79,7 +79,7 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         return convert.reply_to_proto(entry)
 
     async def Schedule(self, request: pb.ScheduleRequest, context: Any) -> pb.EventReply:  # noqa: N802
-        """An event later."""
+        """Return an event later."""
         event = convert.event_from_proto(request.event)
         by_round = request.WhichOneof("due") == "round"
         event = replace(event, scheduled_time=None if by_round else request.after_seconds)
@@ -115,13 +115,13 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         return await _listed(entries)
 
     async def Reload(self, request: pb.ReloadRequest, context: Any) -> pb.ReloadReply:  # noqa: N802
-        """The proxy's files, read again."""
+        """Return the proxy's files, read again."""
         if self._reload is None:
             raise InvalidInput("this proxy was started without files")
         return pb.ReloadReply(changed=await self._reload())
 
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.LinkList]:  # noqa: N802
-        """The links, again and again."""
+        """Return the links, again and again."""
         shortest, default = _WATCH_SECONDS
         interval = max(shortest, request.interval_seconds) if request.interval_seconds else default
         if self._watchers >= MAX_WATCHERS:

@@ -14,11 +14,11 @@ from hypergpu.protos import netsim_pb2 as pb
 
 _MAX_SUMMARY: Final = 200
 _SHOWN_EVENTS: Final = 10
-"""Of each link: with all of theirs, ten thousand links would not fit into a message."""
+"""Events listed per link: with all of them, ten thousand links would not fit into a message."""
 
 
 def event_from_proto(message: pb.Event) -> NetworkEvent:
-    """The event that a message describes.
+    """Return the event that a message describes.
 
     Raises:
         InvalidInput: a type, mode or figure that cannot be; no target, or too many.
@@ -56,12 +56,12 @@ def require_name(node_id: str) -> None:
 
 
 def reply_to_proto(entry: Entry) -> pb.EventReply:
-    """The id and the summary of an event."""
+    """Return the id and the summary of an event."""
     return pb.EventReply(event_id=entry.event_id, summary=_shortened(entry.event.summary()))
 
 
 def event_to_proto(event: NetworkEvent) -> pb.Event:
-    """The message that describes an event."""
+    """Return the message that describes an event."""
     nodes = event.nodes if event.target_node is None else (event.target_node, *event.nodes)
     return pb.Event(
         type=event.event_type,
@@ -80,7 +80,7 @@ def event_to_proto(event: NetworkEvent) -> pb.Event:
 
 
 def entry_to_proto(entry: Entry) -> pb.ScheduledEvent:
-    """An event to come, one that runs, or one that is over."""
+    """Return an event to come, one that runs, or one that is over."""
     waits = entry.at is not None and entry.state == State.PLANNED
     return pb.ScheduledEvent(
         event_id=entry.event_id,
@@ -92,7 +92,7 @@ def entry_to_proto(entry: Entry) -> pb.ScheduledEvent:
 
 
 def link_to_proto(paced: PacedLink) -> pb.LinkInfo:
-    """A link with its counters."""
+    """Return a link with its counters."""
     link, now = paced.link, monotonic()
     events = link.event_summaries(now)
     more = [f"and {len(events) - _SHOWN_EVENTS} more"] if len(events) > _SHOWN_EVENTS else []

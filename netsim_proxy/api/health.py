@@ -1,4 +1,4 @@
-"""What probes are told: whether the event loop runs, and whether clients are accepted."""
+"""Health endpoints: whether the event loop runs, and whether clients are accepted."""
 
 import asyncio
 from typing import Final

@@ -33,7 +33,7 @@ class ProfileRegistry:
         self._custom: dict[str, Profile] = {}
 
     def profile(self, name: str, region: str = "") -> Profile:
-        """The profile of a node in `region`; without one there is no distance to the upstream.
+        """Return the profile of a node in `region`; without one there is no distance to the upstream.
 
         Raises:
             UnknownName: no such profile, or no such region.
@@ -42,7 +42,7 @@ class ProfileRegistry:
         return between_regions(region, self._upstream_region, profile) if region else profile
 
     async def read_profiles(self, text: str, path: Path) -> Mapping[str, Profile]:
-        """The profiles of a file, YAML or a trace as CSV; nothing is changed yet.
+        """Return the profiles of a file, YAML or a trace as CSV; nothing is changed yet.
 
         Raises:
             ConfigError: it does not hold profiles; line, key and what was expected are named.
@@ -65,7 +65,7 @@ class ProfileRegistry:
                 links.set_profile(paced.name, self.profile(paced.profile_name, paced.region), paced.region)
 
     async def described(self, text: str, region: str = "") -> Profile:
-        """The profile of this name, or the one that is written here in YAML.
+        """Return the profile of this name, or the one that is written here in YAML.
 
         Raises:
             ConfigError: YAML that holds no profile.
@@ -139,7 +139,7 @@ class ProfileRegistry:
             raise ResourceExhausted(f"{MAX_PROFILES} custom profiles are allowed: use one again")
 
     def of_nodes(self, pairs: Iterable[str]) -> dict[str, tuple[Profile, str]]:
-        """The profile and region of each node, from `NODE=PROFILE` or `NODE=PROFILE@REGION`.
+        """Return the profile and region of each node, from `NODE=PROFILE` or `NODE=PROFILE@REGION`.
 
         Raises:
             InvalidInput: not of that form, or no node id.

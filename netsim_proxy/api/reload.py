@@ -92,7 +92,7 @@ class Files:
 
 
 class Reload:
-    """What SIGHUP and the control API ask for."""
+    """Reload, on SIGHUP or by the control API."""
 
     def __init__(self, files: Files, links: LinkRegistry, schedule: Schedule, proxy: Proxy) -> None:
         self._files, self._links, self._schedule, self._proxy = files, links, schedule, proxy

@@ -30,7 +30,7 @@ _PAUSE_SECONDS: Final = 0.005
 
 
 class State(StrEnum):
-    """Where an event stands."""
+    """State of an event."""
 
     PLANNED = "planned"
     ACTIVE = "active"
@@ -68,7 +68,7 @@ class Schedule:
         self._pruned_at = -math.inf
 
     def entries(self) -> list[Entry]:
-        """What is to come, what runs, and the last of what is over: ended by itself, by a recovery, or done at once."""
+        """Return planned, running and recent events; recent ones ended by themselves, by a recovery, or at once."""
         self._prune()
         return list(self._entries.values())
 
@@ -108,7 +108,7 @@ class Schedule:
         return entry
 
     def announce_round(self, number: int) -> None:
-        """The coordinator is in round `number`: events of rounds up to it begin, each once, in order of round."""
+        """Begin the events of rounds up to `number`, each once, in order of round."""
         self._round = max(self._round, number)
         due = []
         while self._by_round and self._by_round[0][0] <= number:

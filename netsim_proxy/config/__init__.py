@@ -1,1 +1,1 @@
-"""What the proxy is told in files: profiles, scenarios, links of addresses, options."""
+"""Files of the proxy: profiles, scenarios, link maps, options."""

@@ -30,7 +30,7 @@ class LinkMap:
 
     @classmethod
     def of(cls, addresses: Mapping[str, str], server_names: Mapping[str, str]) -> "LinkMap":
-        """The map with these entries: link by network or address, and link by name.
+        """Return the map with these entries: link by network or address, and link by name.
 
         Raises:
             InvalidInput: an entry that does not hold, or too many.
@@ -45,13 +45,13 @@ class LinkMap:
         return cls({length: by_prefix[length] for length in sorted(by_prefix, reverse=True)}, names)
 
     def of_peer(self, peer: Any) -> str:
-        """The link of a client, by the name of its socket's other end; empty where there is none."""
+        """Return the link of a client, by the name of its socket's other end; empty where there is none."""
         if not self.by_prefix or not isinstance(peer, tuple):  # a Unix socket has no address
             return ""
         return self.of_address(str(peer[0]))
 
     def of_address(self, address: str) -> str:
-        """The link of the longest prefix that an IP address has; empty where there is none."""
+        """Return the link of the longest prefix that an IP address has; empty where there is none."""
         bits = _bits(ip_address(address.partition("%")[0]))
         for length, links in self.by_prefix.items():
             link = links.get(bits >> (128 - length))
@@ -60,7 +60,7 @@ class LinkMap:
         return ""
 
     def of_server_name(self, name: str | None) -> str:
-        """The link of a server's name, itself or with a `*` for its first part; empty where there is none."""
+        """Return the link of a server's name, itself or with a `*` for its first part; empty where there is none."""
         name = (name or "").lower().rstrip(".")
         wild = f"*.{name.partition('.')[2]}"
         return self.by_server_name.get(name) or self.by_server_name.get(wild, "")

@@ -20,7 +20,7 @@ class LinkMapFile(ConfigSection):
 
 
 def parse_link_map(text: str, name: str, addresses: Mapping[str, str], server_names: Mapping[str, str]) -> LinkMap:
-    """The link map that a YAML text holds; entries of the two mappings take precedence.
+    """Return the link map that a YAML text holds; entries of the two mappings take precedence.
 
     Raises:
         ConfigError: it does not hold; file, line, key and what was expected are named.

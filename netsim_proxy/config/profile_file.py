@@ -64,7 +64,7 @@ class UniformSection(ConfigSection):
 
     @model_validator(mode="after")
     def _ordered(self) -> "UniformSection":
-        """The bounds in order."""
+        """Return the bounds in order."""
         if self.low > self.high:
             raise ValueError(f"the lower bound {self.low:g} is above the upper one {self.high:g}")
         return self
@@ -97,7 +97,7 @@ class LogNormalSection(ConfigSection):
     distribution: Literal["lognormal"]
     """lognormal"""
     median: Milliseconds
-    """Of the whole."""
+    """Weight of the component."""
     sigma: Annotated[float, Field(ge=0)]
     """Standard deviation of the logarithm of what is above the floor."""
     floor: Milliseconds = 0.0
@@ -128,7 +128,7 @@ class ParetoSection(ConfigSection):
 
 
 class EmpiricalSection(ConfigSection):
-    """What was measured."""
+    """Measurements of the path."""
 
     distribution: Literal["empirical"]
     """empirical"""
@@ -141,7 +141,7 @@ class EmpiricalSection(ConfigSection):
 
 
 def _spelt_out(given: Any) -> Any:
-    """A number, or the two bounds of a uniform distribution, as the distribution that they stand for."""
+    """Return a number, or the two bounds of a uniform distribution, as the distribution that they stand for."""
     if isinstance(given, int | float) and not isinstance(given, bool):
         return {"distribution": "uniform", "low": given, "high": given}
     if isinstance(given, list) and len(given) == 2:
@@ -173,7 +173,7 @@ class PathSection(ConfigSection):
     burst: Burst | None = None
     """Mean length of a run of losses; 1 = independent."""
     queue_bytes: BytesOrZero | None = None
-    """What may wait for the bandwidth; 0 = 100 ms worth of it."""
+    """Queue for the bandwidth in bytes; 0 = 100 ms worth of it."""
 
 
 class ProfileSection(ConfigSection):
@@ -187,15 +187,15 @@ class ProfileSection(ConfigSection):
     rtt_ms: Latencies | None = None
     """The round trip: half of it on either path."""
     bandwidth_mbit: Mbit | None = None
-    """Of both directions."""
+    """Value for both directions."""
     loss: Share | None = None
     """Share that is lost."""
     burst: Burst | None = None
     """Mean length of a run of losses; 1 = independent."""
     queue_bytes: BytesOrZero | None = None
-    """What may wait for the bandwidth, in either direction."""
+    """Queue for the bandwidth in either direction, in bytes."""
     jitter_correlation: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Of successive latencies."""
+    """Correlation of successive latencies."""
     up: PathSection = PathSection()
     """From the node to the upstream, where it differs."""
     down: PathSection = PathSection()
@@ -211,7 +211,7 @@ class ProfileSection(ConfigSection):
         return self
 
     def profile(self, name: str, find: Callable[[str], Profile]) -> Profile:
-        """The profile, called `name`; `find` gives the one that it is based on.
+        """Return the profile, called `name`; `find` gives the one that it is based on.
 
         Raises:
             UnknownName: there is none of that name.
@@ -246,7 +246,7 @@ class ProfilesFile(ConfigSection):
 
 
 def load_profiles(file: FilePath) -> dict[str, Profile]:
-    """The profiles that a YAML file holds; of a CSV file, the trace in it, as a profile of the file's name.
+    """Return the profiles that a YAML file holds; of a CSV file, the trace in it, as a profile of the file's name.
 
     Raises:
         ConfigError: it cannot be read, or does not hold; file, line and key are named.
@@ -256,7 +256,7 @@ def load_profiles(file: FilePath) -> dict[str, Profile]:
 
 
 def profiles_of(text: str, file: FilePath) -> dict[str, Profile]:
-    """The profiles that the text of a file holds: of a trace as CSV one that is called as the file.
+    """Return the profiles that the text of a file holds: of a trace as CSV one that is called as the file.
 
     Raises:
         ConfigError: as `load_profiles`.
@@ -271,7 +271,7 @@ def profiles_of(text: str, file: FilePath) -> dict[str, Profile]:
 
 
 def parse_profiles(text: str, name: str) -> dict[str, Profile]:
-    """The profiles that a YAML text holds.
+    """Return the profiles that a YAML text holds.
 
     Raises:
         ConfigError: as `load_profiles`.

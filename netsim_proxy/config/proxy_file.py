@@ -24,7 +24,7 @@ Amount = Annotated[float, Field(ge=0)]
 
 
 class NetworkSection(ConfigSection):
-    """What links are like."""
+    """Properties of the links."""
 
     profile: str | None = None
     """The profile of links that are not set otherwise."""
@@ -37,9 +37,9 @@ class NetworkSection(ConfigSection):
     node_profiles: dict[str, str] | None = None
     """PROFILE or PROFILE@REGION by node."""
     region: str | None = None
-    """Where nodes are."""
+    """Regions of nodes, by id."""
     upstream_region: str | None = None
-    """Where the upstream is, for nodes with a region."""
+    """Region of the upstream, for nodes with a region."""
     scenario: Path | None = None
     """A file of events to schedule at the start."""
 
@@ -56,7 +56,7 @@ class LinksSection(ConfigSection):
 
 
 class TlsSection(ConfigSection):
-    """What clients are shown, and have to show."""
+    """Certificates that clients see and have to show."""
 
     certificate: Path
     """The certificate for clients."""
@@ -96,13 +96,13 @@ class ProxyConfig(ConfigSection):
     upstream: str | None = None
     """The service: HOST:PORT or unix:PATH."""
     listen: tuple[str, ...] = ()
-    """Where gRPC clients connect: ADDRESS or ADDRESS=LINK."""
+    """Addresses for gRPC clients: ADDRESS or ADDRESS=LINK."""
     pass_through: tuple[str, ...] = ()
-    """Where any TCP is passed through as it is: ADDRESS or ADDRESS=LINK."""
+    """Addresses where any TCP passes through unchanged: ADDRESS or ADDRESS=LINK."""
     pass_through_upstream: str | None = None
-    """Where passed-through TCP goes, if not to the upstream."""
+    """Target of passed-through TCP, if not the upstream."""
     network: NetworkSection = NetworkSection()
-    """What links are like."""
+    """Properties of the links."""
     links: LinksSection = LinksSection()
     """The link of connections that do not name theirs."""
     tls: TlsSection | None = None
@@ -125,7 +125,7 @@ class ProxyConfig(ConfigSection):
     """How long open calls may go on after SIGTERM."""
 
     def options(self) -> dict[str, Any]:
-        """The values by their names on the command line; without those that are left out."""
+        """Return the values by their names on the command line; without those that are left out."""
         network, links, control = self.network, self.links, self.control
         tls, upstream_tls = self.tls, self.upstream_tls or UpstreamTlsSection()
         named = {
@@ -166,7 +166,7 @@ class ProxyConfig(ConfigSection):
 
 
 def parse_config(text: str, name: str) -> ProxyConfig:
-    """The configuration that a YAML text holds.
+    """Return the configuration that a YAML text holds.
 
     Raises:
         ConfigError: it does not hold; file, line, key and what was expected are named.

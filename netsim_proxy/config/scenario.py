@@ -1,4 +1,4 @@
-"""What a scenario says about the network, in the proxy and in virtual time alike: links, and what happens to them.
+"""Network of a scenario, for the proxy and the simulator: links, and events on them.
 
 nodes:
   node_1: {profile: fibre, region: eu-west}
@@ -48,26 +48,26 @@ class EventSection(ConfigSection):
     duration_seconds: Amount = 0.0
     """How long; 0 = until a recovery."""
     profile: str = ""
-    """Of a profile change: the new one."""
+    """New profile (profile_change)."""
     factor: Amount = 0.0
-    """Of a latency spike: what latencies are multiplied by; of a bandwidth collapse: the share that is left."""
+    """Factor of latencies (latency_spike), or share of the bandwidth that is left (bandwidth_collapse)."""
     added_ms: Amount = 0.0
-    """Of a latency spike: what a round trip gains."""
+    """Milliseconds added to a round trip (latency_spike)."""
     mode: str = ""
-    """Of a disconnection or flap: reset, black_hole or half_open."""
+    """Kind of disconnection (disconnect, flap): reset, black_hole or half_open."""
     period_seconds: Amount = 0.0
-    """Of a flap: one time down and up again."""
+    """Seconds of one time down and up again (flap)."""
     group_b: tuple[str, ...] = ()
-    """Of a partition: the other side. The upstream is on it, unless `nodes` names "upstream"."""
+    """Nodes on the other side (partition). The upstream is on it, unless `nodes` names "upstream"."""
     direction: str = EventDirection.BOTH.value
     """Which path it acts on: up (from the node), down (to the node) or both."""
     limit_bytes: BytesOrZero = 0
-    """Of limit_data: what a connection carries in each direction before it is closed."""
+    """Bytes that a connection carries in each direction before it is closed (limit_data)."""
     close_after_seconds: Amount = 0.0
-    """Of limit_time and timeout: how long a connection lasts. Of slow_close: how much later its end arrives."""
+    """Seconds that a connection lasts (limit_time, timeout), or by which its end is late (slow_close)."""
 
     def event(self) -> NetworkEvent:
-        """As the link model has it.
+        """Return the event of the link model.
 
         Raises:
             InvalidInput: it makes no sense. UnknownName: a type or mode that does not exist.
@@ -101,11 +101,11 @@ class NodeSection(ConfigSection):
     profile: OneOrMore = "good"
     """The link: a profile's name; of a list, the nodes take one after the other."""
     region: OneOrMore = ""
-    """Where it stands, as in eu-west: the distance to the upstream's region comes on top of the profile. Of a list, the
-    nodes take one after the other."""
+    """Region, such as eu-west: the distance to the upstream's region is added to the profile. Nodes take the entries of
+    a list in turn."""
 
     def names(self) -> list[str]:
-        """The ids of its nodes."""
+        """Return the ids of its nodes."""
         return [self.id] if self.count is None else [f"{self.id}_{index}" for index in range(self.count)]
 
 
@@ -129,24 +129,24 @@ class Network(ConfigSection):
     """The part of a scenario that is about links."""
 
     name: str = ""
-    """What it is called; the file's name where it is left out."""
+    """Name; the file's name by default."""
     description: str = ""
-    """What it shows."""
+    """Description."""
     nodes: Annotated[Sequence[NodeSection], BeforeValidator(as_list)] = ()
     """Whose links there are: a list, or by id."""
     links: dict[str, str] = Field(default_factory=dict)
     """The profile of a link by node id, in short; "*" = of all for which nothing else is said."""
     loss_model: Literal["rpc", "transport"] | None = None
-    """What a loss on a link looks like: an RPC that fails, or time that TCP takes to repair it."""
+    """Effect of packet loss: an RPC that fails, or time that TCP takes to repair it."""
     region: str = ""
     """The upstream's, which is the coordinator's; us-east where nothing else is said."""
     profiles: dict[ProfileName, ProfileSection] = Field(default_factory=dict)
     """Link profiles of its own, by name, as in the proxy's profile files."""
     events: tuple[EventSection, ...] = ()
-    """What happens to links."""
+    """Events on links."""
 
     def names(self) -> "Names":
-        """The ids of its nodes, of its groups, and of its links.
+        """Return the ids of its nodes, of its groups, and of its links.
 
         Raises:
             ScenarioError: a node twice, one with a name that means others in events, or one whose name is no node id.
@@ -175,7 +175,7 @@ class Network(ConfigSection):
         return found
 
     def profile_finder(self, known: Mapping[str, Profile] | None = None) -> Callable[[str], Profile]:
-        """Finds a link profile by name, the scenario's own first; the finder raises UnknownName.
+        """Return a function that finds a link profile by name, the scenario's own first; it raises UnknownName.
 
         Raises:
             ScenarioError: a profile of its own that is based on one that there is not.
@@ -189,7 +189,7 @@ class Network(ConfigSection):
             raise ScenarioError(("profiles", broken, "based_on"), message) from error
 
     def node_links(self, upstream: str = "us-east", known: Mapping[str, Profile] | None = None) -> dict[str, NodeLink]:
-        """The link of each node, in the order of the nodes, for an upstream in that region unless the scenario says so.
+        """Return the link of each node, in order, for an upstream in region `upstream` unless the scenario names one.
 
         Raises:
             ScenarioError: a profile or region that there is not.
@@ -208,7 +208,7 @@ class Network(ConfigSection):
         return found
 
     def short_links(self, known: Mapping[str, Profile] | None = None) -> dict[str, Profile]:
-        """The profiles in `links`, by node id.
+        """Return the profiles in `links`, by node id.
 
         Raises:
             ScenarioError: one that there is not.
@@ -279,7 +279,7 @@ class ScenarioError(ConfigError):
 
 
 def in_turn(value: str | list[str], index: int) -> str:
-    """The value itself, or of a list the one whose turn it is."""
+    """Return the value itself, or of a list the one whose turn it is."""
     return value if isinstance(value, str) else value[index % len(value)]
 
 

@@ -53,7 +53,7 @@ class ScenarioFile(Network):
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What a scenario says, checked."""
+    """Checked content of a scenario."""
 
     name: str
     profiles: Mapping[str, Profile]
@@ -61,7 +61,7 @@ class Scenario:
     links: Mapping[str, NodeLink]
     """By node id; "*" is the default."""
     loss_model: LossModel | None
-    """Of all links; None leaves it as it is."""
+    """Loss model of all links; None leaves it unchanged."""
     events: tuple[NetworkEvent, ...]
     """Times count from when the scenario is loaded."""
 
@@ -69,7 +69,7 @@ class Scenario:
 def parse_scenario(
     text: str, name: str, known: Mapping[str, Profile] | None = None, upstream_region: str = "us-east"
 ) -> Scenario:
-    """The scenario that a YAML text holds; `known` are custom profiles that there are already.
+    """Return the scenario that a YAML text holds; `known` are custom profiles that there are already.
 
     Raises:
         ConfigError: it does not hold; NAME:LINE, key and what was expected are named.

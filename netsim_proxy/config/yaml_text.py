@@ -58,7 +58,7 @@ def fault(text: str, name: str, path: KeyPath, message: str) -> ConfigError:
 
 
 def _place(node: Any, path: KeyPath) -> tuple[int, KeyPath]:
-    """The line of the key at `path`, or of the nearest around it; and the path, with keys for numbers in mappings."""
+    """Return the line of the key at `path`, or of the nearest around it, and the path with keys for numbers."""
     line, named = (node.start_mark.line if node is not None else 0), list(path)
     for depth, part in enumerate(path):
         if isinstance(node, yaml.MappingNode):

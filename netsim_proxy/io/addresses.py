@@ -1,4 +1,4 @@
-"""Where the proxy listens and connects: HOST:PORT, or the path of a Unix socket."""
+"""Addresses of listeners and upstreams: HOST:PORT, or the path of a Unix socket."""
 
 import asyncio
 import contextlib

@@ -27,7 +27,7 @@ class DeliveryLateness:
         self._warned_at = -_WARN_EVERY_SECONDS
 
     def observe(self, late_seconds: float) -> None:
-        """A delivery was this late."""
+        """Record the lateness of a delivery."""
         self.counts[bisect_left(BUCKETS_SECONDS, late_seconds)] += 1
         self.sum_seconds += late_seconds
         self.worst_seconds = max(self.worst_seconds, late_seconds)

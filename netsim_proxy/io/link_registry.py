@@ -88,7 +88,7 @@ class LinkRegistry:
         return min(found, key=lambda block: block.until) if len(found) == len(blocks) else None
 
     def known(self, node_id: str) -> PacedLink:
-        """The link of a node that has been seen or set up.
+        """Return the link of a node that has been seen or set up.
 
         Raises:
             NotFound: there is none; the message lists those that there are.

@@ -132,7 +132,7 @@ class _End(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The end is up."""
+        """Begin with a connected end."""
         self._transport = cast(asyncio.Transport, transport)
         self._proxy.ends.add(self._transport)
         if self.pair is not None:
@@ -144,13 +144,13 @@ class _End(asyncio.Protocol):
             self._proxy.handle(self.pair, self._direction, data)
 
     def eof_received(self) -> bool:
-        """It sends no more, and may still read: the connection stays."""
+        """Keep the connection: the end sends no more, and may still read."""
         if self.pair is not None:
             self._proxy.pacer.run(self.pair.end, self._direction)
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
-        """It is gone."""
+        """Handle the loss of the connection."""
         if self._transport is not None:
             self._proxy.ends.discard(self._transport)
             self._transport = None
@@ -158,13 +158,13 @@ class _End(asyncio.Protocol):
             self._proxy.pacer.run(self.pair.end, self._direction, error is not None)
 
     def pause_writing(self) -> None:
-        """It does not read: neither do we from the other."""
+        """Stop reading from the other end, since this one does not read."""
         self._is_full = True
         if self.pair is not None:
             self._proxy.pacer.hold(self.pair, self._direction.opposite)
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """Read from the other end again."""
         self._is_full = False
         if self.pair is not None:
             self._proxy.pacer.release(self.pair, self._direction.opposite)
@@ -182,7 +182,7 @@ class _Client(_End):
         self._at_end = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The client is there."""
+        """Begin with a connected client."""
         super().connection_made(transport)
         assert self._transport is not None
         link_map = self._proxy.link_map()
@@ -206,14 +206,14 @@ class _Client(_End):
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """As for either end; before there is an upstream, remember it."""
+        """Handle the end of the client's data; remember it until there is an upstream."""
         self._at_end = True
         if not self._asked:
             self._ask(self._link)
         return super().eof_received()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """It is gone."""
+        """Handle the loss of the connection."""
         if self._timeout is not None:
             self._timeout.cancel()
         super().connection_lost(error)

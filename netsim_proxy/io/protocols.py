@@ -72,7 +72,7 @@ class ClientPeer(asyncio.Protocol):
         self.pair: ConnectionPair | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The client is there."""
+        """Begin with a connected client."""
         self._transport = cast(asyncio.Transport, transport)
         bound_buffers(self._transport)
         self.link = self.link or self._proxy.link_map.of_peer(self._transport.get_extra_info("peername"))
@@ -152,17 +152,17 @@ class ClientPeer(asyncio.Protocol):
             asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.close)
 
     def pause_writing(self) -> None:
-        """The client does not read: neither do we from the upstream."""
+        """Stop reading from the upstream, since the client does not read."""
         if self.pair is not None:
             self._proxy.pacer.hold(self.pair, DOWN)
 
     def resume_writing(self) -> None:
-        """The client reads again."""
+        """Read from the upstream again."""
         if self.pair is not None:
             self._proxy.pacer.release(self.pair, DOWN)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The client is gone."""
+        """Handle the loss of the client."""
         self._proxy.left(self)
         if self._timeout is not None:
             self._timeout.cancel()
@@ -179,7 +179,7 @@ class UpstreamPeer(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The upstream accepted."""
+        """Begin with a connected upstream."""
         self._transport = cast(asyncio.Transport, transport)
         bound_buffers(self._transport)
         self._proxy.attach(self._pair, self._client, self._transport)
@@ -199,15 +199,15 @@ class UpstreamPeer(asyncio.Protocol):
         self._proxy.pacer.handle(self._pair, DOWN, data)
 
     def pause_writing(self) -> None:
-        """The upstream does not read: neither do we from the client."""
+        """Stop reading from the client, since the upstream does not read."""
         self._proxy.pacer.hold(self._pair, UP)
 
     def resume_writing(self) -> None:
-        """The upstream reads again."""
+        """Read from the client again."""
         self._proxy.pacer.release(self._pair, UP)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The upstream is gone."""
+        """Handle the loss of the upstream."""
         self._proxy.left(self)
         if error is not None:
             self._read_last_words()
@@ -234,8 +234,9 @@ class UpstreamPeer(asyncio.Protocol):
         self._proxy.refuse(self._peer, mistake)
 
     def _read_last_words(self) -> None:
-        """A write to a peer that has closed ends the transport, though what the peer sent before may not have been
-        read: the last answers of a server that drains. Under TLS it cannot be had.
+        """Read what the peer sent before it closed: the last answers of a server that drains.
+
+        A write to such a peer ends the transport before they are read. Under TLS they are lost.
         """
         if self._transport is None or self._transport.get_extra_info("sslcontext") is not None:
             return

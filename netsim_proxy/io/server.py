@@ -115,11 +115,11 @@ class Proxy:
             peer.close()
 
     def joined(self, peer: ClientPeer | UpstreamPeer) -> None:
-        """A connection is up."""
+        """Add a connection."""
         self._peers.add(peer)
 
     def left(self, peer: ClientPeer | UpstreamPeer) -> None:
-        """A connection is gone."""
+        """Remove a connection."""
         self._peers.discard(peer)
         if not self._peers:
             self._alone.set()

@@ -10,7 +10,7 @@ from hypergpu.common.tls import read_authority, read_pair
 
 @dataclass(frozen=True, slots=True)
 class ServerTls:
-    """What the proxy shows to its clients, and whether they have to show something."""
+    """TLS towards clients: the proxy's certificate, and whether clients need one."""
 
     certificate: Path
     key: Path
@@ -18,7 +18,7 @@ class ServerTls:
     """A file of certificates; with it, a client must show a certificate that one of them has signed."""
 
     def context(self) -> ssl.SSLContext:
-        """A context that speaks HTTP/2 only.
+        """Return a context that speaks HTTP/2 only.
 
         Raises:
             ConfigError: a file that cannot be used.
@@ -42,7 +42,7 @@ class ServerTls:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamTls:
-    """Whom the proxy believes to be the upstream, and what it shows to it."""
+    """TLS towards the upstream: its authority, and the proxy's own certificate."""
 
     authority: Path | None = None
     """A file of certificates; the system's where there is none."""
@@ -53,7 +53,7 @@ class UpstreamTls:
     key: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """A context that speaks HTTP/2 only.
+        """Return a context that speaks HTTP/2 only.
 
         Raises:
             ConfigError: a file that cannot be used.

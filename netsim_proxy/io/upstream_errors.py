@@ -1,15 +1,15 @@
-"""What an upstream speaks that does not speak HTTP/2 as we expect, in words that say what to change."""
+"""Explanations for an upstream that does not speak HTTP/2, with what to change."""
 
 from typing import Final
 
 from hypergpu.netsim_proxy.relay import http2
 
 MIN_BYTES: Final = 9
-"""As many bytes as it takes to tell: the header of a frame."""
+"""Bytes needed to tell: the header of a frame."""
 
 
 def mistake_in(first: bytes) -> str | None:
-    """What is wrong with the first bytes of an upstream; None if they begin its SETTINGS."""
+    """Return what is wrong with the first bytes of an upstream; None if they begin its SETTINGS."""
     if first[:2] in (b"\x15\x03", b"\x16\x03"):
         return "speaks TLS: use --upstream-tls, or --upstream-ca with its authority"
     if first.startswith((b"HTTP/1", b"HTTP/0")):
@@ -20,7 +20,7 @@ def mistake_in(first: bytes) -> str | None:
 
 
 def reason_of(error: BaseException | None) -> str:
-    """What is wrong with TLS."""
+    """Return what is wrong with TLS."""
     text = str(error)
     if "certificate required" in text.lower() or "CERTIFICATE_REQUIRED" in text or "HANDSHAKE_FAILURE" in text:
         return f"wants a certificate of its clients, and the proxy shows none ({text})"

@@ -28,15 +28,15 @@ class Blocked:
 
 @dataclass(slots=True)
 class Way:
-    """What events make of one direction."""
+    """Effect of the active events on one direction."""
 
     latency_factor: float = 1.0
     added_seconds: float = 0.0
-    """What a one-way delay is multiplied by, and gains."""
+    """Factor of a one-way delay, and seconds added to it."""
     bandwidth_factor: float = 1.0
     """The share of the bandwidth that is left."""
     limit_bytes: float = math.inf
-    """What a connection may carry from the beginning of the event on."""
+    """Bytes that a connection may carry from the start of the event."""
     close_delay_seconds: float = 0.0
     """How much later the end of a connection arrives."""
     blocked: Blocked | None = None
@@ -135,7 +135,7 @@ class Conditions:
             self._fold(now)
 
     def active(self) -> list[NetworkEvent]:
-        """The events that run."""
+        """Return the events that run."""
         return [a.event for a in self._active]
 
     def summaries(self) -> list[str]:
@@ -196,7 +196,7 @@ class Conditions:
         return (self.up,) if direction == EventDirection.UP else (self.down,)
 
     def _replayed(self, now: float) -> tuple[Profile, float]:
-        """The base profile, or what it replays now; and until when."""
+        """Return the base profile, or what it replays now; and until when."""
         trace = self._base.trace
         if trace is None:
             return self._base, math.inf

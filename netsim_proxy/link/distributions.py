@@ -15,7 +15,7 @@ class Latency(Protocol):
     """A distribution of one-way delays, in seconds."""
 
     def at(self, u: float) -> float:
-        """The quantile at `u` in [0, 1): seconds, never negative."""
+        """Return the quantile at `u` in [0, 1): seconds, never negative."""
         ...
 
 
@@ -27,7 +27,7 @@ class Uniform:
     high: float
 
     def at(self, u: float) -> float:
-        """As `Latency.at`."""
+        """Return the latency at a quantile."""
         return self.low + (self.high - self.low) * u
 
 
@@ -40,7 +40,7 @@ class Normal:
     floor: float = 0.0
 
     def at(self, u: float) -> float:
-        """As `Latency.at`."""
+        """Return the latency at a quantile."""
         return max(self.floor, self.mean + self.std * standard_normal(u))
 
 
@@ -53,7 +53,7 @@ class LogNormal:
     floor: float = 0.0
 
     def at(self, u: float) -> float:
-        """As `Latency.at`."""
+        """Return the latency at a quantile."""
         return self.floor + self.median * math.exp(self.sigma * standard_normal(u))
 
 
@@ -66,7 +66,7 @@ class Pareto:
     ceiling: float = math.inf
 
     def at(self, u: float) -> float:
-        """As `Latency.at`."""
+        """Return the latency at a quantile."""
         return min(self.ceiling, self.scale * math.pow(1.0 - u, -1.0 / self.alpha))
 
 
@@ -77,7 +77,7 @@ class Empirical:
     sorted_seconds: tuple[float, ...]
 
     def at(self, u: float) -> float:
-        """As `Latency.at`."""
+        """Return the latency at a quantile."""
         values = self.sorted_seconds
         position = u * (len(values) - 1)
         below = int(position)
@@ -91,7 +91,7 @@ class Empirical:
         return cls(tuple(sorted(seconds)))
 
     def rank(self, seconds: float) -> float:
-        """The share of measurements that are not above `seconds`."""
+        """Return the share of measurements that are not above `seconds`."""
         return bisect_right(self.sorted_seconds, seconds) / len(self.sorted_seconds)
 
 
@@ -103,15 +103,15 @@ class Shifted:
     added: float
 
     def at(self, u: float) -> float:
-        """As `Latency.at`."""
+        """Return the latency at a quantile."""
         return self.latency.at(u) + self.added
 
 
 def standard_normal(u: float) -> float:
-    """The standard normal quantile at `u` in [0, 1)."""
+    """Return the standard normal quantile at `u` in [0, 1)."""
     return _STANDARD_NORMAL.inv_cdf(min(max(u, _TINY), 1.0 - _TINY))
 
 
 def standard_normal_cdf(z: float) -> float:
-    """The probability that a standard normal is below `z`, kept inside [0, 1)."""
+    """Return the probability that a standard normal is below `z`, kept inside [0, 1)."""
     return min(0.5 * math.erfc(-z / math.sqrt(2.0)), 1.0 - _TINY)

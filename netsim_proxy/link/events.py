@@ -1,4 +1,4 @@
-"""What can happen to links, and when."""
+"""Events on links, and their times."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ UPSTREAM: Final = "upstream"
 """Names the far end of every link (the coordinator) in a partition."""
 
 _MOST: Final = 1e12
-"""Of any figure of an event, a time of any usual clock too."""
+"""Largest figure of an event; a time of any usual clock is below it."""
 _LEAST_FACTOR: Final = 1e-9
 _AMOUNTS: Final = (
     "duration_seconds",
@@ -85,7 +85,7 @@ class NetworkEvent:
     target_node: str | None = None
     """The node whose link it happens to; "*" = all."""
     new_profile: str = ""
-    """Of a profile change."""
+    """New profile (profile_change)."""
     scheduled_time: float | None = None
     """Seconds on the clock of whoever runs the event."""
     scheduled_round: int | None = None
@@ -95,23 +95,23 @@ class NetworkEvent:
     duration_seconds: float = 0.0
     """How long it lasts; 0 = until a recovery. Ignored by profile_change without one, which is for good."""
     factor: float = 0.0
-    """Of a latency spike: what latencies are multiplied by. Of a bandwidth collapse: the share that is left."""
+    """Factor of latencies (latency_spike), or share of the bandwidth that is left (bandwidth_collapse)."""
     added_ms: float = 0.0
-    """Of a latency spike: what a round trip gains; half of it on either path, all of it where there is a direction."""
+    """Milliseconds added to a round trip (latency_spike): half on either path, all of it if there is a direction."""
     mode: str = ""
-    """Of a disconnection or flap: one of `DisconnectMode`. By default a reset; of a flap, and in one direction only, a
-    black hole."""
+    """Kind of disconnection, one of `DisconnectMode` (disconnect, flap). The default is a reset; for a flap, and in one
+    direction only, a black hole."""
     period_seconds: float = 0.0
-    """Of a flap: one time down and up again, half each."""
+    """Seconds of one time down and up again, half each (flap)."""
     group_b: tuple[str, ...] = ()
-    """Of a partition: the other side. The upstream is on it, unless `nodes` names "upstream"."""
+    """Nodes on the other side (partition). The upstream is on it, unless `nodes` names "upstream"."""
     direction: str = EventDirection.BOTH
     """Which path it acts on: "up" from the node to the upstream, "down" to the node, or "both"."""
     limit_bytes: int = 0
-    """Of limit_data: what each connection carries in each direction before it is closed."""
+    """Bytes that each connection carries in each direction before it is closed (limit_data)."""
     close_after_seconds: float = 0.0
-    """Of limit_time and timeout: how long each connection lasts from then on. Of slow_close: how much later its end
-    arrives."""
+    """Seconds that each connection lasts from then on (limit_time, timeout), or by which its end arrives later
+    (slow_close)."""
 
     def __post_init__(self) -> None:
         _require_known("event type", self.event_type, EventType)

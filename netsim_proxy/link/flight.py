@@ -30,7 +30,7 @@ class Flight:
         self.cut = False
         """A loss in it has reduced the window."""
         self.before = 0
-        """Of one that repairs: how many of its packets were sent before the loss was noticed."""
+        """Packets of a repairing flight that were sent before the loss was noticed."""
         self.resent = 0
         """Lost packets that were sent again in the round trip after it."""
         self.repairs = False

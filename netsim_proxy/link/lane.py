@@ -32,6 +32,6 @@ class LinkLane(DirectionCounters):
         self.dead_connections: set[int] = set()
 
     def take(self, path: Path) -> None:
-        """What it is like from now on."""
+        """Use another path from now on."""
         self.path = path
         self.latency = path.latency.at

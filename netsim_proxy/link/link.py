@@ -42,7 +42,7 @@ _APPETITE_SECONDS: Final = 0.1
 _FULL_PIECE_BYTES: Final = 16 << 10
 """A piece of that size is not the tail of a message, unless it is the end of its stream."""
 _STREAM_POINT_BYTES: Final = (64 << 10, 64 << 20)
-"""Where a lost stream ends if it is longer than that: evenly in the logarithm between these."""
+"""Bounds between which a longer lost stream ends, uniform in the logarithm."""
 
 
 class Link:
@@ -89,7 +89,7 @@ class Link:
     # --- traffic
 
     def begin(self, now: float, connection: int = 0) -> Exchange:
-        """A new RPC arrives: draw its latency and its fate."""
+        """Return a new RPC arrives: draw its latency and its fate."""
         if now >= self._next_change:
             self._advance(now)
         index = self.rpcs
@@ -107,14 +107,14 @@ class Link:
         return exchange
 
     def connect(self, now: float, connection: int) -> Exchange:
-        """What a connection sends outside of RPCs (settings, pings, window updates): delayed alike, and never lost."""
+        """Offer bytes of a connection outside RPCs (settings, pings, window updates): delayed alike, never lost."""
         self._advance(now)
         self._connections.setdefault(connection, now)
         quantile = KeyedRandom(self._seed, self.link_id, "connection").uniform(connection)
         return Exchange(-1 - connection, connection, quantile, standard_normal(quantile))
 
     def disconnect(self, connection: int) -> None:
-        """The connection is closed; forget it."""
+        """Forget a closed connection."""
         self._connections.pop(connection, None)
         for lane in (self._up, self._down):
             lane.dead_connections.discard(connection)
@@ -175,7 +175,7 @@ class Link:
         return Deliver(at)
 
     def queued_bytes(self, now: float, direction: Direction) -> float:
-        """What waits for the bandwidth."""
+        """Return the bytes that wait for the bandwidth."""
         lane = self._lane(direction)
         if lane.seconds_per_byte == 0:
             return 0.0
@@ -188,7 +188,7 @@ class Link:
         return max(room, *(flow.sent for flow in lane.flows.values())) if lane.flows else room
 
     def appetite_bytes(self, direction: Direction) -> float:
-        """What keeps a direction busy for a moment; under losses TCP has use for what passes between two of them.
+        """Return the bytes that keep a direction busy for a moment; under loss, what passes between two losses.
 
         Who gives it more at a time only makes what comes after that wait.
         """
@@ -282,7 +282,7 @@ class Link:
         return bool(self._conditions.lifetimes) or any(lane.limit_bytes < math.inf for lane in lanes)
 
     def active_events(self, now: float) -> list[NetworkEvent]:
-        """The events that run now."""
+        """Return the events that run now."""
         self._advance(now)
         return self._conditions.active()
 
@@ -299,7 +299,7 @@ class Link:
         return "degraded" if self._conditions.is_degraded else "up"
 
     def counters(self, direction: Direction) -> DirectionCounters:
-        """What the direction has done so far."""
+        """Return the counters of a direction."""
         return self._lane(direction)
 
     @property
@@ -308,13 +308,13 @@ class Link:
         return sum(self.losses.values())
 
     def latency_bounds_ms(self, direction: Direction) -> tuple[float, float]:
-        """The 1 % and 99 % quantiles of the one-way latency, with the events that run."""
+        """Return the 1 % and 99 % quantiles of the one-way latency, with the events that run."""
         lane = self._lane(direction)
         low, high = (lane.path.latency.at(u) * lane.latency_factor + lane.added_seconds for u in (0.01, 0.99))
         return low * 1000, high * 1000
 
     def bandwidth_mbit(self, direction: Direction) -> float:
-        """The bandwidth, with the events that run."""
+        """Return the bandwidth, with the events that run."""
         return self._lane(direction).path.bandwidth_mbit * self._way(direction).bandwidth_factor
 
     # --- inside

@@ -6,7 +6,7 @@ from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.netsim_proxy.link.profiles import Loss
 
 _MOST_PACKET_LOSS = 0.99
-"""Of a path that loses all: what is sent on it would never arrive, and TCP never end."""
+"""Largest loss rate: on a path that loses everything, TCP would never end."""
 
 
 class LossChain:

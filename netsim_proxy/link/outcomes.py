@@ -1,4 +1,4 @@
-"""What a link is asked, and what it answers."""
+"""Questions to a link, and its answers."""
 
 import math
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ DIRECTIONS: Final = (UP, DOWN)
 
 
 class LossModel(StrEnum):
-    """What a loss looks like above TCP."""
+    """Effect of packet loss above TCP."""
 
     RPC = "rpc"
     """An RPC fails."""
@@ -105,7 +105,7 @@ RECENT_MESSAGES: Final = 16
 
 
 class DirectionCounters:
-    """What one direction has done so far."""
+    """Counters of one direction."""
 
     __slots__ = ("bytes", "delay_seconds", "messages", "recent_seconds")
 

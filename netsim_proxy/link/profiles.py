@@ -1,4 +1,4 @@
-"""What a link is like while nothing happens to it: latency, bandwidth, loss and queue of its two paths.
+"""Profiles: latency, bandwidth, packet loss and queue of the two paths of a link without events.
 
 The five standard profiles have the round trips and losses of the specification. Their bandwidths are ours: what the
 kind of access that shows such round trips usually sells, up and down (perfect: 10 GbE in a data centre; good: fibre;
@@ -27,7 +27,7 @@ _QUEUE_CEILING: Final = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What share is lost, and in runs of what mean length (1 = independently of one another).
+    """Share of packets lost, and mean length of a run of losses (1 = independent).
 
     Longer runs come from the two-state chain of Gilbert (1960), Elliott's with nothing lost in its good state: bad ends
     with probability 1 / `burst`, good with mean / (burst × (1 - mean)), so that both figures hold in the long run.
@@ -61,9 +61,9 @@ class Path:
     bandwidth_mbit: float = math.inf
     """Megabits (10⁶) per second; infinite = no limit."""
     loss: Loss = Loss()
-    """Of packets in the `transport` loss model. Of RPCs in `rpc`: each path has its half of them."""
+    """Packet loss (loss model `transport`), or loss of RPCs (`rpc`), half of them on each path."""
     queue_bytes: int = 0
-    """What may wait for the bandwidth; 0 = 100 ms worth of it, between 64 KiB and 4 MiB."""
+    """Queue for the bandwidth in bytes; 0 = 100 ms worth of it, between 64 KiB and 4 MiB."""
 
     def __post_init__(self) -> None:
         if not self.bandwidth_mbit >= _LEAST_MBIT:
@@ -100,9 +100,9 @@ class Profile:
     """From the node to the upstream."""
     down: Path
     jitter_correlation: float = 0.0
-    """Of successive draws, in [0, 1): of the normal scores, so that the distribution stays what it is."""
+    """Correlation of successive draws, in [0, 1); applied to normal scores, which keeps the distribution."""
     trace: "Trace | None" = None
-    """What is replayed instead of the rest, which is how it begins."""
+    """Recording to replay; the other fields describe its start."""
     distance: Distance | None = None
     """Part of the latencies of `up` and `down` that a region has added."""
 
@@ -168,7 +168,7 @@ LAST_MILES: Final[Mapping[str, Profile]] = MappingProxyType(
         )
     }
 )
-"""What lies between a home, or a phone, and the nearest data centre: round figures.
+"""Last miles between a home, or a phone, and the nearest data centre: round figures.
 
 Fibre, cable and DSL: the order of latencies and losses of fixed lines in the FCC's "Measuring Broadband America",
 Thirteenth Report (2024, data of 2022), and speeds that are commonly sold. 4G: medians of US mobile networks in Q2 2020,
@@ -179,7 +179,7 @@ Geostationary: light alone takes 480 ms there and back, twice. The losses of rad
 
 
 def find_profile(name: str, custom: Mapping[str, Profile] | None = None) -> Profile:
-    """A profile by name: a custom one, a standard one or a last mile.
+    """Return a profile by name: a custom one, a standard one or a last mile.
 
     Raises:
         UnknownName: there is none; the message names the nearest.

@@ -1,4 +1,4 @@
-"""Where nodes stand: round trips between regions, from public figures.
+"""Regions: round trips between them, from public figures.
 
 The table is Microsoft's "Azure network round-trip latency statistics" of 9 April 2024 (medians of a month), CC BY 4.0;
 `regions.csv` names the page and what was changed. Within one region we assume 1 ms.
@@ -55,7 +55,7 @@ BACKBONE: Final = Profile(
 
 
 def round_trip_ms(a: str, b: str) -> float:
-    """The median round trip between two regions, in milliseconds.
+    """Return the median round trip between two regions, in milliseconds.
 
     Raises:
         UnknownName: no such region; the message names the nearest.
@@ -78,7 +78,7 @@ def find_region(name: str) -> str:
 
 
 def at_distance(profile: Profile, round_trip: float, where: str = "") -> Profile:
-    """The profile with a constant `round_trip` (milliseconds) on top, half of it on either path."""
+    """Return the profile with a constant `round_trip` (milliseconds) on top, half of it on either path."""
     return _shifted(profile, Distance(round_trip, where))
 
 
@@ -88,7 +88,7 @@ def keep_distance(base: Profile, profile: Profile) -> Profile:
 
 
 def between_regions(node: str, upstream: str, last_mile: Profile | None = None) -> Profile:
-    """The link of a node in one region to an upstream in another; by default from data centre to data centre.
+    """Return the link of a node in one region to an upstream in another; by default from data centre to data centre.
 
     Raises:
         UnknownName: no such region.

@@ -75,6 +75,7 @@ class NetworkSimulator:
         """Give a node's link a profile, for good.
 
         Args:
+            node_id: the node.
             profile: name of a profile, or a profile of your own.
             region: where the node is, as in eu-west: the round trip to `upstream_region` comes on top of the profile.
                 None keeps the region that the node has, "" takes it away.
@@ -112,7 +113,7 @@ class NetworkSimulator:
     def simulate_with_retry(
         self, node_id: str, message: Message, max_retries: int = 3
     ) -> tuple[bool, float, Message | None, int]:
-        """The same, tried again up to `max_retries` times after exponentially growing waits with full jitter.
+        """Return the same, tried again up to `max_retries` times after exponentially growing waits with full jitter.
 
         Returns success, the whole time in ms with all tries and waits, the message if it arrived, and the tries made.
         """
@@ -169,13 +170,13 @@ class NetworkSimulator:
         self._timeline.add(event if event.scheduled_round is not None else replace(event, scheduled_time=at))
 
     def announce_round(self, number: int) -> None:
-        """A training round begins: so do the events of it, and of rounds before it."""
+        """Begin the events of a training round, and of rounds before it."""
         now = self._advance()
         for event in self._timeline.due_in_round(number):
             self._apply(event, now)
 
     def get_node_metrics(self, node_id: str) -> dict[str, Any]:
-        """What a node's link is like and has done; latencies are those of communications that succeeded."""
+        """Return properties and counters of a node's link; latencies are those of successful communications."""
         now = self._advance()
         link = self._link(node_id)
         tally = self._tallies[node_id]
@@ -264,7 +265,7 @@ def _require_effect(event: NetworkEvent) -> None:
 
 
 def _size_of(message: object) -> int:
-    """The bytes of a message: of bytes and arrays their length, of anything else that of its text."""
+    """Return the bytes of a message: of bytes and arrays their length, of anything else that of its text."""
     size = getattr(message, "nbytes", None)
     if isinstance(size, int):
         return size

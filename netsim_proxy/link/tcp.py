@@ -99,7 +99,7 @@ class TcpFlow:
         return round_trip + max(_MIN_TIMEOUT_SECONDS, 2 * round_trip * self._timeout_extra)
 
     def _next_round(self, now: float, round_trip: float) -> None:
-        """What the acknowledgements of the last flight allow the next one to send."""
+        """Return what the acknowledgements of the last flight allow the next one to send."""
         out, window = self._flight, self._window
         before = window.packets
         if not out.repairs and not out.cut:

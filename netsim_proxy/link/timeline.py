@@ -34,7 +34,7 @@ class Timeline:
         return self._by_time[0][0] if self._by_time else math.inf
 
     def due(self, now: float) -> list[tuple[float, NetworkEvent]]:
-        """The events by time that are due and not handed out yet, each with its time."""
+        """Return the events by time that are due and not handed out yet, each with its time."""
         out = []
         while self._by_time and self._by_time[0][0] <= now:
             at, _, event = heappop(self._by_time)
@@ -42,7 +42,7 @@ class Timeline:
         return out
 
     def due_in_round(self, number: int) -> list[NetworkEvent]:
-        """The events of rounds up to `number` that are not handed out yet."""
+        """Return the events of rounds up to `number` that are not handed out yet."""
         out = []
         while self._by_round and self._by_round[0][0] <= number:
             out.append(heappop(self._by_round)[2])

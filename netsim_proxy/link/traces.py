@@ -17,13 +17,13 @@ from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
 
 COLUMNS = ("seconds", "rtt_ms", "loss", "up_mbit", "down_mbit")
 _MAHIMAHI_BYTES = 1504
-"""What one line of a Mahimahi trace lets pass: a packet of that size."""
+"""Bytes that one line of a Mahimahi trace lets pass: one packet."""
 _MOST_MILLISECONDS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the path was like from `seconds` on."""
+    """Properties of the path from `seconds` on."""
 
     seconds: float
     rtt_ms: float
@@ -32,7 +32,7 @@ class Row:
     down_mbit: float = math.inf
 
     def profile(self, name: str) -> Profile:
-        """The link of this row."""
+        """Return the link of this row."""
         latency = Uniform(self.rtt_ms / 2000, self.rtt_ms / 2000)
         loss = Loss(self.loss)
         return Profile(name, up=Path(latency, self.up_mbit, loss), down=Path(latency, self.down_mbit, loss))
@@ -61,11 +61,11 @@ class Trace:
         self._profiles = tuple(row.profile(name) for row in rows)
 
     def profile(self, name: str) -> Profile:
-        """A profile that replays this trace from when a link takes it on."""
+        """Return a profile that replays this trace from when a link takes it on."""
         return replace(self._profiles[0], name=name, trace=self)
 
     def profile_at(self, seconds: float) -> Profile:
-        """What the link is like `seconds` after the start of the replay; the same object until it changes."""
+        """Return the properties `seconds` after the start of the replay; the same object until they change."""
         return self._profiles[bisect_right(self._starts, self._into(seconds)) - 1]
 
     def next_change(self, seconds: float) -> float:
@@ -82,7 +82,7 @@ class Trace:
 
 
 def parse_trace(text: str, name: str) -> Trace:
-    """The trace that a CSV text holds; lines that begin with # are comments.
+    """Return the trace that a CSV text holds; lines that begin with # are comments.
 
     Raises:
         ConfigError: it does not hold; NAME:LINE, the column and what was expected are named.
@@ -107,7 +107,7 @@ def parse_trace(text: str, name: str) -> Trace:
 
 
 def format_trace(rows: Iterable[Row], comment: str = "") -> str:
-    """The CSV text of a trace."""
+    """Return the CSV text of a trace."""
     out = io.StringIO()
     out.writelines(f"# {line}\n" for line in comment.splitlines())
     writer = csv.writer(out, lineterminator="\n")
@@ -119,7 +119,7 @@ def format_trace(rows: Iterable[Row], comment: str = "") -> str:
 
 
 def parse_mahimahi(text: str, name: str, bin_seconds: float = 0.5) -> list[tuple[float, float]]:
-    """A Mahimahi packet-delivery trace as (start in seconds, Mbit/s) of bins of `bin_seconds`.
+    """Return a Mahimahi packet-delivery trace as (start in seconds, Mbit/s) of bins of `bin_seconds`.
 
     Each line holds a time in whole milliseconds at which one packet of 1,504 bytes may pass; the last one is the length
     of the trace, after which it begins again (mm-link's manual; Netravali et al., "Mahimahi", ATC 2015).

@@ -1,4 +1,4 @@
-"""What a link does to a transfer: one-way delivery times of a message on a new connection, and of one that follows."""
+"""Delivery times of a transfer, one way: for a message on a new connection, and for one that follows."""
 
 import math
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Summary:
 def plain_profile(
     rtt_ms: float, bandwidth_mbit: float = math.inf, loss: float = 0.0, burst: float = 1.0, queue_bytes: int = 0
 ) -> Profile:
-    """A link without jitter, alike both ways.
+    """Return a link without jitter, alike both ways.
 
     Its queue holds `queue_bytes`; by default a bandwidth-delay product, the usual advice for one, and at least 100 kB.
     """
@@ -63,7 +63,7 @@ def transfer_times(
 
 
 def _survivor(link: Link, now: float, direction: Direction) -> Exchange:
-    """The next RPC; one that is lost on its other path only still delivers this message."""
+    """Return the next RPC; one that is lost on its other path only still delivers this message."""
     exchange = link.begin(now)
     if exchange.lost_on is not None and exchange.lost_on is not direction:
         exchange.lost_on = None

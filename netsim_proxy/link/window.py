@@ -1,5 +1,6 @@
-"""The congestion window of a TCP sender: CUBIC with HyStart (RFC 9438; Ha & Rhee, "Taming the elephants", 2011) or Reno
-(RFC 5681), in whole packets as Linux keeps it.
+"""Congestion window of a TCP sender, in whole packets as Linux keeps it.
+
+CUBIC with HyStart (RFC 9438; Ha & Rhee, "Taming the elephants", 2011), or Reno (RFC 5681).
 """
 
 import math
@@ -63,7 +64,7 @@ class Window:
         self._avoid(packets, flight.ack_of(packets), round_trip)
 
     def reduce(self) -> None:
-        """A loss was noticed."""
+        """Reduce the window after a loss."""
         window = self.packets
         # Fast convergence: a peak below the last one leaves room to a newcomer.
         self._peak = window * (1 + self._beta) / 2 if window < self._peak else float(window)
@@ -73,7 +74,7 @@ class Window:
         self._credit = self._seen = 0
 
     def collapse(self) -> None:
-        """A retransmission timeout: start from one packet."""
+        """Start from one packet after a retransmission timeout."""
         self.reduce()
         self.packets = 1
 

@@ -1,4 +1,4 @@
-"""What is to be done: effects at once, and calls when their time has come. It knows no clock."""
+"""Agenda: effects to carry out now, and calls to make at a time. It reads no clock."""
 
 import math
 from collections.abc import Callable

@@ -40,7 +40,7 @@ def server_name(data: bytes) -> str | None:
 
 
 def _first_message(data: bytes) -> bytes:
-    """The ClientHello without its header, put together from as many records as it takes."""
+    """Return the ClientHello without its header, put together from as many records as it takes."""
     message, at = b"", 0
     while len(message) < _MESSAGE_HEADER_BYTES or len(message) < _MESSAGE_HEADER_BYTES + _length(message):
         if at < len(data) and data[at] != HANDSHAKE:

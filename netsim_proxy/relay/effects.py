@@ -1,4 +1,4 @@
-"""What the relay asks of whoever drives it, in real or in virtual time.
+"""Effects that the relay asks its driver for, in real or in virtual time.
 
 A direction names a connection by what it sends: UP is the client's connection, DOWN the upstream's. What travels UP is
 read from the client and written to the upstream.

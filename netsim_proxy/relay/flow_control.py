@@ -9,11 +9,11 @@ until its writer has used what it has.
 import math
 
 FIRST_WINDOW_BYTES = 65_535
-"""Of every connection, before any update (RFC 9113, section 6.9.2)."""
+"""Window of every connection before any update (RFC 9113, section 6.9.2)."""
 
 
 class WindowLimiter:
-    """What one peer may still send, at least, and what is kept back.
+    """Window that one peer may still use, at least, and what is kept back.
 
     Held against its limit is a lower bound of what it may send beyond what was read: every byte that is read counts,
     not only data, and updates that passed unread do not. So a peer that has nothing left is never denied what is there.
@@ -26,12 +26,12 @@ class WindowLimiter:
         self._kept = 0
 
     def increase(self, nbytes: int, limit: float = math.inf) -> int:
-        """The reader takes so many bytes more; how many of all that are kept may be passed on now."""
+        """Return the reader takes so many bytes more; how many of all that are kept may be passed on now."""
         self._kept += nbytes
         return self._pass_on(limit)
 
     def used(self, nbytes: int, limit: float = math.inf) -> int:
-        """The peer has sent so many; how many may be passed on now."""
+        """Return the peer has sent so many; how many may be passed on now."""
         self._left = max(0, self._left - nbytes)
         return self._pass_on(limit) if self._kept else 0
 

@@ -9,7 +9,7 @@ from hypergpu.netsim_proxy.relay.effects import Write
 
 
 class FrameWriter:
-    """Where one direction's frames leave.
+    """Writer of one direction's frames.
 
     A DATA frame may be begun before its end has been read; nothing else is written until `rest_bytes` have followed.
 

@@ -39,7 +39,7 @@ class HeaderBlocks:
         self.stateless = False
 
     def take(self, block: bytes) -> tuple[bytes, str | None]:
-        """The block as it may be sent on, in any order, and the node id in it, if any.
+        """Return the block as it may be sent on, in any order, and the node id in it, if any.
 
         Raises:
             Http2Error: the block is no HPACK.
@@ -63,20 +63,20 @@ class HeaderBlocks:
 
 
 def literal(name: bytes, value: bytes, indexable: bool = True) -> bytes:
-    """A field that enters no table; `indexable=False` keeps the "never index" mark of secrets."""
+    """Return a field that enters no table; `indexable=False` keeps the "never index" mark of secrets."""
     first = b"\x00" if indexable else b"\x10"
     return first + _integer(len(name), 7) + name + _integer(len(value), 7) + value
 
 
 def failure(message: str, status: int, trailers: bool) -> bytes:
-    """The header block that ends a gRPC call: trailers after an answer has begun, a trailers-only answer otherwise."""
+    """Return the header block that ends a gRPC call: trailers once an answer has begun, else a trailers-only answer."""
     start = NO_TABLE if trailers else NO_TABLE + b"\x88" + literal(b"content-type", b"application/grpc")
     escaped = "".join(chr(b) if b in _UNESCAPED else f"%{b:02X}" for b in message.encode())
     return start + literal(b"grpc-status", str(status).encode()) + literal(b"grpc-message", escaped.encode())
 
 
 def node_id_in(block: bytes) -> str | None:
-    """The value of x-node-id in a block that refers to no dynamic table; None if there is none that can be a node's.
+    """Return x-node-id of a block that refers to no dynamic table; None if there is no valid one.
 
     Calls repeat their blocks, hence the cache. It holds digests: blocks hold tokens, and may be large.
 
@@ -95,7 +95,7 @@ def node_id_in(block: bytes) -> str | None:
 
 
 def _node_id(value: bytes) -> str | None:
-    """A node's name, by the rule of the coordinator; whoever has another one is on the link of calls without a name."""
+    """Return a valid node id, by the coordinator's rule; calls with another share the link of calls without one."""
     try:
         return check_node_id(value.decode("ascii", "replace"))
     except InvalidInput:
@@ -103,7 +103,7 @@ def _node_id(value: bytes) -> str | None:
 
 
 def _find_node_id(block: bytes) -> str | None:
-    """The value of the last x-node-id.
+    """Return the value of the last x-node-id.
 
     Raises:
         Http2Error: the block is malformed, or refers to a dynamic table.
@@ -137,7 +137,7 @@ def _find_node_id(block: bytes) -> str | None:
 
 
 def _table_bytes(block: bytes) -> int | None:
-    """The size of table that a block begins with: the last of its updates, as a table may just be emptied."""
+    """Return the size of table that a block begins with: the last of its updates, as a table may just be emptied."""
     size, at = None, 0
     try:
         while block[at] & 0xE0 == 0x20:

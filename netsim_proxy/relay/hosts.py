@@ -9,7 +9,7 @@ from typing import Final
 
 _MAX_HOSTS: Final = 4096
 _MAX_LINKS: Final = 16
-"""Of a host with more links, say one in front of a private network, nothing is presumed."""
+"""Largest number of links of a host from which something is presumed; a gateway of a private network has more."""
 
 
 class Hosts:
@@ -19,7 +19,7 @@ class Hosts:
         self._open: OrderedDict[str, dict[str, int]] = OrderedDict()
 
     def joined(self, host: str, link: str) -> None:
-        """A connection from `host` turned out to be on `link`."""
+        """Record that a connection from `host` is on `link`."""
         links = self._open.setdefault(host, {})
         self._open.move_to_end(host)
         if link in links or len(links) <= _MAX_LINKS:
@@ -34,6 +34,6 @@ class Hosts:
             links[link] -= 1
 
     def presumed(self, host: str) -> list[str]:
-        """The links that a new connection from `host` may be on; empty = unknown."""
+        """Return the links that a new connection from `host` may be on; empty = unknown."""
         links = self._open.get(host, {})
         return sorted(link for link, count in links.items() if not count) if len(links) <= _MAX_LINKS else []

@@ -53,7 +53,7 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
 
 
 def rst_stream(stream_id: int, code: int) -> bytes:
-    """Ends one stream."""
+    """Return a frame that ends one stream."""
     return frame(RST_STREAM, 0, stream_id, code.to_bytes(4, "big"))
 
 
@@ -73,22 +73,22 @@ def increment_of(payload: bytes) -> int:
 
 
 def window_update(increment: int) -> bytes:
-    """Gives `increment` bytes (1 to 2^31 - 1) back to the connection's window."""
+    """Return a frame that adds `increment` bytes (1 to 2^31 - 1) to the connection's window."""
     return frame(WINDOW_UPDATE, 0, 0, increment.to_bytes(4, "big"))
 
 
 def goaway(last_stream_id: int, code: int, reason: str = "") -> bytes:
-    """Ends the connection: streams above `last_stream_id` were not looked at."""
+    """Return a frame that ends the connection; streams above `last_stream_id` were not processed."""
     return frame(GOAWAY, 0, 0, struct.pack(">II", last_stream_id, code) + reason.encode())
 
 
 def settings(*pairs: tuple[int, int]) -> bytes:
-    """A SETTINGS frame of (identifier, value) pairs."""
+    """Return a SETTINGS frame of (identifier, value) pairs."""
     return frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*pair) for pair in pairs))
 
 
 def read_settings(payload: bytes) -> list[tuple[int, int]]:
-    """The (identifier, value) pairs of a SETTINGS payload.
+    """Return the (identifier, value) pairs of a SETTINGS payload.
 
     Raises:
         Http2Error: a length that is no multiple of six, or a value that RFC 9113, section 6.5.2, excludes.
@@ -130,7 +130,7 @@ def check_stream_frame(kind: int, payload: bytes) -> None:
 
 
 def stateless_settings(pairs: list[tuple[int, int]], refuse_push: bool = False) -> bytes:
-    """The same settings, but with no header table and no push: then any frame may be dropped or overtaken.
+    """Return the same settings, but with no header table and no push: then any frame may be dropped or overtaken.
 
     A client that says nothing of push allows it: `refuse_push` says so for it.
     """
@@ -152,7 +152,7 @@ def header_frames(stream_id: int, block: bytes, end_stream: bool, max_frame_byte
 
 
 def header_fragment(payload: bytes, flags: int) -> bytes:
-    """The part of a HEADERS payload that belongs to the header block: without padding and priority.
+    """Return the part of a HEADERS payload that belongs to the header block: without padding and priority.
 
     Raises:
         Http2Error: padding longer than the frame.
@@ -178,7 +178,7 @@ def frames(data: bytes | bytearray) -> Iterator[tuple[int, int, int, int, int]]:
 
 
 def renumbered(data: bytes, stream_id: int) -> bytes:
-    """The frames of `data` with another stream id."""
+    """Return the frames of `data` with another stream id."""
     out = bytearray(data)
     number = stream_id.to_bytes(4, "big")
     for at, *_ in frames(data):
@@ -187,7 +187,7 @@ def renumbered(data: bytes, stream_id: int) -> bytes:
 
 
 def with_block_prefix(run: bytes, prefix: bytes) -> bytes:
-    """The frames of `run`, which begin with a plain HEADERS frame, with its block beginning with `prefix`."""
+    """Return the frames of `run`, which begin with a plain HEADERS frame, with its block beginning with `prefix`."""
     if run.startswith(prefix, FRAME_HEADER_BYTES):
         return run
     length = int.from_bytes(run[:3], "big") + len(prefix)

@@ -14,7 +14,7 @@ _DEFAULTS: Final[dict[int, float]] = {
 
 
 class Limits:
-    """What a peer lets the other one send; `direction` is that of its SETTINGS."""
+    """Limits that a peer sets for the other; `direction` is that of its SETTINGS."""
 
     __slots__ = ("_values",)
 

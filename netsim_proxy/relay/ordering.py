@@ -33,8 +33,9 @@ class Barrier:
 
 
 class DeliveryOrder:
-    """Counts what is on its way between barriers. It knows no clock: the caller says what is due, and `now` only passes
-    through to the calls that write.
+    """Counts what is on its way between barriers.
+
+    It reads no clock: the caller says what is due, and `now` only passes through to the calls that write.
     """
 
     __slots__ = ("_barriers", "_behind", "_number", "_on_the_way")

@@ -48,8 +48,8 @@ class Reader(Protocol):
 
 _PATH_BYTES: Final = 32 << 20
 _QUEUE_BYTES: Final = 1 << 20
-"""What may be on its way on a link in one direction before its writers have to wait: as much as its bandwidth puts into
-its latency, up to the first, and in its queue, up to the second where the profile names no other bound."""
+"""Bounds of what may be under way in one direction of a link before its writers wait: bandwidth × latency up to the
+first, and the queue up to the second unless the profile names another bound."""
 _LEAST_WINDOW_BYTES: Final = 16 << 10
 _PIECE_SECONDS: Final = 0.005
 _PIECE_BYTES: Final = (16 << 10, 256 << 10)

@@ -1,4 +1,4 @@
-"""What the relay knows of one RPC."""
+"""State of one RPC in the relay."""
 
 from hypergpu.netsim_proxy.link.outcomes import Exchange
 from hypergpu.netsim_proxy.relay.paced_link import PacedLink

@@ -1,4 +1,4 @@
-"""What a client gets while the upstream cannot be reached: an HTTP/2 server that answers every call UNAVAILABLE.
+"""HTTP/2 server that answers every call with UNAVAILABLE while the upstream cannot be reached.
 
 It answers the calls of one read, and then sends the client away: the next call connects anew, and finds the upstream
 if it is back.
@@ -20,7 +20,7 @@ class UnavailableResponder:
         self._greeted = False
 
     def feed(self, data: bytes) -> tuple[bytes, bool]:
-        """The frames to answer with, and whether the connection is then over.
+        """Return the frames to answer with, and whether the connection is then over.
 
         Raises:
             Http2Error: a frame of a size that was not allowed.

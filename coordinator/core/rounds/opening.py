@@ -41,7 +41,7 @@ class Wait:
     """The next round may not open yet."""
 
     reason: str
-    """What is missing; empty = as before."""
+    """Missing condition, in words; empty if it is unchanged."""
     retry_at: float
     """Time of the next attempt if nothing changes; infinite = none."""
     ready_by: float

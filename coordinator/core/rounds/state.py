@@ -147,7 +147,7 @@ change of phase that is not listed; the tests reach every entry, and none beside
 
 @dataclass(slots=True)
 class OpeningState:
-    """What the machine knows between two rounds about the next one."""
+    """Knowledge about the next round, between two rounds."""
 
     waiting_for: str = ""
     """Why no round is open, in words; empty unless the phase is idle."""
@@ -195,7 +195,7 @@ class LatestFigures:
 
 @dataclass(slots=True)
 class Guards:
-    """What protects the run from bad updates, bad models and errors that do not pass."""
+    """Protection of the run from bad updates, bad models and permanent errors."""
 
     model: ModelGuard
     norms: NormBound = field(default_factory=NormBound)

@@ -76,7 +76,7 @@ INVARIANTS: Final[Mapping[str, Check]] = {
     "no node waits for work after the run": lambda s: s.phase is not OVER or not any(m.requesting for m in s.members),
     "no node has contributed to a later round": lambda s: all(m.last_accepted <= s.round for m in s.members),
 }
-"""What holds of the whole state, by name."""
+"""Invariants of the whole state, by name."""
 
 ROUND_INVARIANTS: Final[Mapping[str, RoundCheck]] = {
     "units are kept by node": lambda r: all(unit.node == node for node, unit in r.units.items()),
@@ -96,4 +96,4 @@ ROUND_INVARIANTS: Final[Mapping[str, RoundCheck]] = {
     "the deadline is not before the start": lambda r: r.started_at <= r.deadline_at,
     "the deadline is extended a limited number of times": lambda r: 0 <= r.extensions <= MAX_EXTENSIONS,
 }
-"""What holds of an open round, by name."""
+"""Invariants of an open round, by name."""
