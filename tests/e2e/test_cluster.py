@@ -148,7 +148,7 @@ def test_a_coordinator_that_lost_all_nodes_waits_for_them(cluster: Cluster) -> N
     first = cluster.node("first", address)
     cluster.reach(2)
     first.kill()
-    until(lambda: "no node is connected any more" in coordinator.text, "the news that all nodes are gone")
+    until(lambda: "all nodes disconnected" in coordinator.text, "the news that all nodes are gone")
     assert coordinator.returncode is None
     cluster.node("second", address)
     assert coordinator.wait() == 0, coordinator.text

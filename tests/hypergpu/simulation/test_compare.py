@@ -143,7 +143,7 @@ def test_the_commands_fail_where_every_run_was_given_up(tmp_path: object) -> Non
     file = f"{tmp_path}/stuck.yaml"
     with open(file, "w", encoding="utf-8") as opened:  # noqa: PTH123  (a string, as a user gives it)
         opened.write(TEXT + "events: [{round: 2, type: partition, nodes: [good, bad]}]\n")
-    waiting = "no round was closed for 2 h 00 min: waiting for 1 node to join"
+    waiting = "no round was closed for 2 h 00 min: waiting for 1 more node to join"
     for command in (["simulate"], ["compare", "--seeds", "1", "--jobs", "1"]):
         done = CliRunner().invoke(app, [*command, file])
         assert done.exit_code == 1
