@@ -278,8 +278,8 @@ class Link:
     @property
     def limits_connections(self) -> bool:
         """Whether an event ends connections after some bytes or seconds."""
-        lanes = self._up, self._down
-        return bool(self._conditions.lifetimes) or any(lane.limit_bytes < math.inf for lane in lanes)
+        limited = self._up.limit_bytes < math.inf or self._down.limit_bytes < math.inf
+        return limited or bool(self._conditions.lifetimes)
 
     def active_events(self, now: float) -> list[NetworkEvent]:
         """Return the events that run now."""
