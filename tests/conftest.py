@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import structlog
 from hypothesis import settings
 
 import tests.examples  # noqa: F401  (registers the profiles)
+from tests.transcripts import RequireTranscript
 
 # Everything that tests dial is on this machine; the proxies of whoever runs them are for other hosts.
 for _name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
@@ -33,8 +34,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-transcripts",
         action="store_true",
-        help="write the transcripts of simulated runs anew, from what happens",
+        help="write the transcripts anew, from what happens",
     )
+
+
+@pytest.fixture
+def require_transcript(request: pytest.FixtureRequest) -> RequireTranscript:
+    """Fail unless the lines are those of a file; with --update-transcripts, write them to it first."""
+
+    def require(file: Path, lines: Iterable[str]) -> None:
+        text = "\n".join(lines) + "\n"
+        if request.config.getoption("--update-transcripts"):
+            file.write_text(text)
+        assert text.splitlines() == file.read_text().splitlines()
+
+    return require
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ from hypergpu.netsim_proxy.relay import http2
 from hypergpu.netsim_proxy.relay.connection import ConnectionPair
 from hypergpu.netsim_proxy.relay.header_blocks import NO_TABLE, literal
 from tests.netsim_proxy.virtual import VirtualPacer, attach
+from tests.transcripts import RequireTranscript
 
 DIRECTORY = Path(__file__).parent / "transcripts"
 KINDS = {
@@ -527,14 +528,11 @@ STORIES: dict[str, Callable[[Play], None]] = {
 
 
 @pytest.mark.parametrize("name", [*STORIES, "broken-frames"])
-def test_both_peers_get_what_is_written(name: str, request: pytest.FixtureRequest) -> None:
+def test_both_peers_get_what_is_written(name: str, require_transcript: RequireTranscript) -> None:
     if name in STORIES:
         play = Play()
         STORIES[name](play)
         lines = play.lines
     else:
         lines = list(broken_frames())
-    file = DIRECTORY / f"{name}.txt"
-    if request.config.getoption("--update-transcripts"):
-        file.write_text("\n".join(lines) + "\n")
-    assert lines == file.read_text().splitlines()
+    require_transcript(DIRECTORY / f"{name}.txt", lines)

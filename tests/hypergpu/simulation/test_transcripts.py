@@ -14,6 +14,7 @@ import pytest
 
 from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario_file import load_scenario
+from tests.transcripts import RequireTranscript
 
 DIRECTORY = Path(__file__).parent / "transcripts"
 DIGITS = 6
@@ -21,13 +22,9 @@ DIGITS = 6
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in DIRECTORY.glob("*.yaml")))
-def test_a_run_goes_as_its_transcript_says(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_run_goes_as_its_transcript_says(name: str, tmp_path: Path, require_transcript: RequireTranscript) -> None:
     simulate(load_scenario(str(DIRECTORY / f"{name}.yaml")), tmp_path)
-    told = "\n".join(transcript(tmp_path)) + "\n"
-    file = DIRECTORY / f"{name}.txt"
-    if request.config.getoption("--update-transcripts"):
-        file.write_text(told)
-    assert told.splitlines() == file.read_text().splitlines()
+    require_transcript(DIRECTORY / f"{name}.txt", transcript(tmp_path))
 
 
 def transcript(run: Path) -> Iterator[str]:

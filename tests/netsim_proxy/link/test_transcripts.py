@@ -23,6 +23,7 @@ from hypergpu.netsim_proxy.link.profiles import Path as NetworkPath
 from hypergpu.netsim_proxy.link.tcp import TcpFlow
 from hypergpu.netsim_proxy.link.transfer import plain_profile, transfer_times
 from hypergpu.netsim_proxy.link.window import CongestionControl
+from tests.transcripts import RequireTranscript
 
 DIRECTORY = Path(__file__).parent / "transcripts"
 UP, DOWN = Direction.UP, Direction.DOWN
@@ -301,9 +302,5 @@ def told(name: str) -> Iterator[str]:
 @pytest.mark.parametrize(
     "name", ["profiles-rpc", "profiles-transport", "events-rpc", "events-transport", "overlap", "transfers", *OTHERS]
 )
-def test_a_link_does_as_its_transcript_says(name: str, request: pytest.FixtureRequest) -> None:
-    lines = list(told(name))
-    file = DIRECTORY / f"{name}.txt"
-    if request.config.getoption("--update-transcripts"):
-        file.write_text("\n".join(lines) + "\n")
-    assert lines == file.read_text().splitlines()
+def test_a_link_does_as_its_transcript_says(name: str, require_transcript: RequireTranscript) -> None:
+    require_transcript(DIRECTORY / f"{name}.txt", told(name))

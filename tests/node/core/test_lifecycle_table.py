@@ -8,12 +8,11 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from hypergpu.common.errors import InvalidInput, NotAuthenticated, NotFound, StaleWork, Unavailable
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.node.core import events as life
 from hypergpu.node.core.lifecycle import MAX_SHUTDOWN_ATTEMPTS, LifeCycle
+from tests.transcripts import RequireTranscript
 
 TABLE = Path(__file__).parent / "transcripts/lifecycle.txt"
 FAILURES = tuple(
@@ -100,11 +99,8 @@ def table() -> list[str]:
     return lines
 
 
-def test_the_life_cycle_goes_as_its_table_says(request: pytest.FixtureRequest) -> None:
-    text = "\n".join(table()).lstrip() + "\n"
-    if request.config.getoption("--update-transcripts"):
-        TABLE.write_text(text)
-    assert text.splitlines() == TABLE.read_text().splitlines()
+def test_the_life_cycle_goes_as_its_table_says(require_transcript: RequireTranscript) -> None:
+    require_transcript(TABLE, "\n".join(table()).lstrip().splitlines())
 
 
 def test_waits_are_drawn_below_a_bound_that_doubles_to_the_cap() -> None:

@@ -16,6 +16,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator, build_orchestrator
 from hypergpu.coordinator.core.rounds.events import Contribution
+from tests.transcripts import RequireTranscript
 
 DIRECTORY = Path(__file__).parent / "reports"
 NODES = [f"node_{i}" for i in range(5)]
@@ -216,9 +217,5 @@ def rounded(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted(STORIES))
-def test_the_report_is_as_written(name: str, request: pytest.FixtureRequest) -> None:
-    lines = list(described(name))
-    file = DIRECTORY / f"{name}.txt"
-    if request.config.getoption("--update-transcripts"):
-        file.write_text("\n".join(lines) + "\n")
-    assert lines == file.read_text().splitlines()
+def test_the_report_is_as_written(name: str, require_transcript: RequireTranscript) -> None:
+    require_transcript(DIRECTORY / f"{name}.txt", described(name))

@@ -19,6 +19,7 @@ from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchRea
 from hypergpu.coordinator.core.batching import goodput as gp
 from hypergpu.coordinator.core.batching.controller import AdaptationLimits
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
+from tests.transcripts import RequireTranscript
 
 DIRECTORY = Path(__file__).parent / "transcripts"
 NODES = ("near", "far", "slow", "failing", "small", "late")
@@ -148,9 +149,6 @@ def story_of_formulas() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", [*SETTINGS, "formulas"])
-def test_what_is_chosen_is_as_written(name: str, request: pytest.FixtureRequest) -> None:
-    lines = list(story_of_formulas() if name == "formulas" else story_of_strategy(name))
-    file = DIRECTORY / f"{name}.txt"
-    if request.config.getoption("--update-transcripts"):
-        file.write_text("\n".join(lines) + "\n")
-    assert lines == file.read_text().splitlines()
+def test_what_is_chosen_is_as_written(name: str, require_transcript: RequireTranscript) -> None:
+    lines = story_of_formulas() if name == "formulas" else story_of_strategy(name)
+    require_transcript(DIRECTORY / f"{name}.txt", lines)

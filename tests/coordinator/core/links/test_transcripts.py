@@ -15,6 +15,7 @@ from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import MonitorConfig
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
+from tests.transcripts import RequireTranscript
 
 DIRECTORY = Path(__file__).parent / "transcripts"
 LINKS = ("steady", "rising", "falling", "lossy", "silent", "failing", "reported", "recovering", "rounds", "unknown")
@@ -111,9 +112,7 @@ def story(config: MonitorConfig) -> Iterator[str]:
         ),
     ],
 )
-def test_the_figures_of_links_are_as_written(name: str, config: MonitorConfig, request: pytest.FixtureRequest) -> None:
-    lines = list(story(config))
-    file = DIRECTORY / f"{name}.txt"
-    if request.config.getoption("--update-transcripts"):
-        file.write_text("\n".join(lines) + "\n")
-    assert lines == file.read_text().splitlines()
+def test_the_figures_of_links_are_as_written(
+    name: str, config: MonitorConfig, require_transcript: RequireTranscript
+) -> None:
+    require_transcript(DIRECTORY / f"{name}.txt", story(config))

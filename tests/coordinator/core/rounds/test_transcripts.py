@@ -25,6 +25,7 @@ from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import FixedAdaptation
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
+from tests.transcripts import RequireTranscript
 
 DIRECTORY = Path(__file__).parent / "transcripts"
 MACHINE_OPTIONS = {"lost_after": float, "max_nodes": int, "first_round": int}
@@ -127,7 +128,7 @@ def shown(value: Any) -> str:
     return "+".join(value) if isinstance(value, tuple) else str(value)
 
 
-def replayed(text: str) -> str:
+def replayed(text: str) -> list[str]:
     """Return the transcript with the present effects; comments and commands stay."""
     lines: list[str] = []
     stage = Stage({})
@@ -139,15 +140,10 @@ def replayed(text: str) -> str:
             lines += [line, *stage.run(line[2:])]
         elif line.startswith("#") or not line:
             lines.append(line)
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in DIRECTORY.glob("*.txt")))
-def test_the_machine_answers_as_its_transcript_says(name: str, request: pytest.FixtureRequest) -> None:
+def test_the_machine_answers_as_its_transcript_says(name: str, require_transcript: RequireTranscript) -> None:
     file = DIRECTORY / f"{name}.txt"
-    text = file.read_text()
-    now = replayed(text)
-    if request.config.getoption("--update-transcripts"):
-        file.write_text(now)
-        text = now
-    assert now.splitlines() == text.splitlines()
+    require_transcript(file, replayed(file.read_text()))
