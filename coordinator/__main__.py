@@ -3,38 +3,31 @@
 import asyncio
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hypergpu.common.address import split_address
-from hypergpu.common.command_line import add_service, new_app, run_app
-from hypergpu.common.config import SystemConfig, load_config
+from hypergpu.common.command_line import Service
+from hypergpu.common.config import SystemConfig
 from hypergpu.common.config.adaptation import POLICIES
+from hypergpu.common.config_options import ConfigOptions
 from hypergpu.common.errors import ConfigError
 from hypergpu.common.latest import LATEST, RUNS, find_run, point_latest
-from hypergpu.common.log import LogLevel, configure
+from hypergpu.common.log import configure
 from hypergpu.common.malloc import tune_allocator
 from hypergpu.common.options import (
     ADDRESS,
     FLAG,
     SEED,
-    ConfigFile,
-    Format,
     HttpListen,
-    Insecure,
-    Level,
-    Settings,
     TlsCert,
     TlsKey,
-    Token,
-    TokenFile,
 )
 from hypergpu.common.task_names import choices
 from hypergpu.common.tls import server_tls
@@ -45,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoordinatorOptions:
+class CoordinatorOptions(ConfigOptions):
     """Coordinate one training run: admit nodes, run rounds, write the model and the run's history to --out.
 
     Example: hypergpu coordinator --listen 127.0.0.1:50051 --rounds 50 --min-nodes 3 --insecure
@@ -79,15 +72,8 @@ class CoordinatorOptions:
             "--force", metavar=FLAG, help="With --resume: accept changed settings, such as another learning rate."
         ),
     ] = False
-    config: ConfigFile = None
-    setting: Settings = None
-    token: Token = None
-    token_file: TokenFile = None
     tls_cert: TlsCert = None
     tls_key: TlsKey = None
-    insecure: Insecure = False
-    log_level: Level = LogLevel.INFO
-    log_format: Format = None
 
     def settings(self, environment: Mapping[str, str]) -> SystemConfig:
         """Return the configuration: options first, then --set, the environment, the file and the defaults.
@@ -104,7 +90,7 @@ class CoordinatorOptions:
             "training.min_nodes": self.min_nodes,
             "orchestrator.policy": self.policy,
         }
-        settings = load_config(SystemConfig, self.config, environment, self.setting or [], options)
+        settings = self.load(options, environment)
         for address in (settings.server.listen, settings.server.http_listen):
             split_address(address)
         return settings
@@ -174,16 +160,8 @@ def _on_signals(act: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to an application."""
-    add_service(app, "coordinator", CoordinatorOptions, run)
-
-
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the service and exit; the arguments default to those of the process."""
-    app = new_app()
-    add_to(app)
-    run_app(app, sys.argv[1:] if arguments is None else arguments, "hypergpu coordinator")
+service = Service("coordinator", CoordinatorOptions, run)
+main = service.main
 
 
 if __name__ == "__main__":

@@ -3,20 +3,16 @@
 import asyncio
 import os
 import signal
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NoReturn
 
 import grpc
 import structlog
-import typer
 import uvloop
 from prometheus_client import CollectorRegistry
 
 from hypergpu.common import log
-from hypergpu.common.command_line import add_service, new_app, run_app
+from hypergpu.common.command_line import Service
 from hypergpu.common.http import HttpServer
 from hypergpu.common.malloc import tune_allocator
 from hypergpu.netsim_proxy.api import control_service as control
@@ -146,16 +142,8 @@ def _registry(ports: LinkRegistry, lateness: DeliveryLateness) -> CollectorRegis
     return registry
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to an application."""
-    add_service(app, "proxy", ProxyOptions, run)
-
-
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the service and exit; the arguments default to those of the process."""
-    app = new_app()
-    add_to(app)
-    run_app(app, sys.argv[1:] if arguments is None else arguments, "hypergpu proxy")
+service = Service("proxy", ProxyOptions, run)
+main = service.main
 
 
 if __name__ == "__main__":

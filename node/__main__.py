@@ -2,33 +2,26 @@
 
 import asyncio
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import structlog
 import typer
 from prometheus_client import disable_created_metrics
 
 from hypergpu.common.address import is_loopback
-from hypergpu.common.command_line import add_service, new_app, run_app
-from hypergpu.common.config import SystemConfig, load_config
+from hypergpu.common.command_line import Service
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.config_options import ConfigOptions
 from hypergpu.common.errors import InvalidInput
-from hypergpu.common.log import LogLevel, configure
+from hypergpu.common.log import configure
 from hypergpu.common.malloc import tune_allocator
 from hypergpu.common.options import (
     ADDRESS,
     FLAG,
-    ConfigFile,
-    Format,
     HttpListen,
-    Insecure,
-    Level,
-    Settings,
     TlsCa,
-    Token,
-    TokenFile,
 )
 from hypergpu.common.rpc import check_node_id
 from hypergpu.common.tls import Tls, client_tls
@@ -39,7 +32,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeOptions:
+class NodeOptions(ConfigOptions):
     """Run one worker: join a coordinator, train what it assigns, and push the updates.
 
     Start any number, on any machine that can reach the coordinator. Workers may join and leave at any time. SIGTERM
@@ -82,14 +75,7 @@ class NodeOptions:
         str | None,
         typer.Option(metavar=ADDRESS, help="Address at which others reach /metrics; by default that of --http-listen."),
     ] = None
-    config: ConfigFile = None
-    setting: Settings = None
-    token: Token = None
-    token_file: TokenFile = None
     tls_ca: TlsCa = None
-    insecure: Insecure = False
-    log_level: Level = LogLevel.INFO
-    log_format: Format = None
 
     def settings(self, environment: Mapping[str, str]) -> SystemConfig:
         """Return the configuration: options first, then --set, the environment, the file and the defaults.
@@ -103,7 +89,7 @@ class NodeOptions:
             "node.http_listen": self.http_listen,
             "node.metrics_address": self.metrics_address,
         }
-        return load_config(SystemConfig, self.config, environment, self.setting or [], options)
+        return self.load(options, environment)
 
     def tls(self, coordinator: str) -> Tls | None:
         """Return how to verify the coordinator at this address; None for plaintext.
@@ -156,16 +142,8 @@ def _replica() -> str | None:
     return name
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to an application."""
-    add_service(app, "node", NodeOptions, run)
-
-
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the service and exit; the arguments default to those of the process."""
-    app = new_app()
-    add_to(app)
-    run_app(app, sys.argv[1:] if arguments is None else arguments, "hypergpu node")
+service = Service("node", NodeOptions, run)
+main = service.main
 
 
 if __name__ == "__main__":

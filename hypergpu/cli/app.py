@@ -8,7 +8,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 from typer.core import TyperCommand
 
-from hypergpu.cli import containers, control, inspect, network, services
+from hypergpu.cli import containers, control, inspect, network
 from hypergpu.cli.cluster_command import ChangingCommand, ClusterCommand, TargetCommand
 from hypergpu.cli.compare import compare
 from hypergpu.cli.demo import demo
@@ -25,6 +25,9 @@ from hypergpu.common import log
 from hypergpu.common.command_line import new_app, run_app
 from hypergpu.common.options import FLAG
 from hypergpu.console import say
+from hypergpu.coordinator.__main__ import service as coordinator
+from hypergpu.netsim_proxy.__main__ import service as proxy
+from hypergpu.node.__main__ import service as node
 
 Commands = tuple[Callable[..., object], ...]
 _SIMULATE: Final = "Simulate"
@@ -57,7 +60,8 @@ _COMMANDS: tuple[tuple[str, type[TyperCommand], Commands], ...] = (
 )
 
 app = new_app("Train one model on many machines joined by bad networks. Start with `hypergpu demo`.", completion=True)
-services.add_to(app)
+for service in (coordinator, node, proxy):
+    service.add_to(app)
 for panel, kind, commands in _COMMANDS:
     for command in commands:
         app.command(cls=kind, rich_help_panel=panel)(command)

@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NoReturn, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, Generic, NoReturn, TypeVar
 
 import typer
 from typer.core import TyperCommand
@@ -34,21 +35,31 @@ def new_app(help_text: str | None = None, *, completion: bool = False) -> typer.
     )
 
 
-def add_service(app: typer.Typer, name: str, options: Callable[..., Options], run: Callable[[Options], int]) -> None:
-    """Add a command that runs a service.
+@dataclass(frozen=True)
+class Service(Generic[Options]):
+    """A service that is a command of `hypergpu`, and a program of its own."""
 
-    Args:
-        app: the application.
-        name: name of the command.
-        options: a dataclass; its fields are the options, its docstring is the help text.
-        run: runs the service with these options and returns the exit code.
-    """
+    name: str
+    options: Callable[..., Options]
+    """A dataclass: its fields are the options, its docstring is the help text."""
+    run: Callable[[Options], int]
+    """Runs the service with these options and returns the exit code."""
 
-    class Service(TyperCommand):
-        def invoke(self, context: Any) -> NoReturn:  # the class of a context is not public
-            raise typer.Exit(run(super().invoke(context)))
+    def add_to(self, app: typer.Typer) -> None:
+        """Add the command to an application."""
+        run = self.run
 
-    app.command(name, cls=Service, rich_help_panel=SERVICE_PANEL)(options)
+        class Command(TyperCommand):
+            def invoke(self, context: Any) -> NoReturn:  # the class of a context is not public
+                raise typer.Exit(run(super().invoke(context)))
+
+        app.command(self.name, cls=Command, rich_help_panel=SERVICE_PANEL)(self.options)
+
+    def main(self, arguments: Sequence[str] | None = None) -> NoReturn:
+        """Run the service and exit; the arguments default to those of the process."""
+        app = new_app()
+        self.add_to(app)
+        run_app(app, sys.argv[1:] if arguments is None else arguments, f"hypergpu {self.name}")
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str], program: str | None = None) -> NoReturn:
