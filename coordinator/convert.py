@@ -166,7 +166,7 @@ def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeIn
         quality=link.get("quality") or "",
         gpu=member.info.get("gpu", ""),
         seconds_since_seen=max(0.0, engine.now - member.last_seen),
-        rule=engine.machine.adaptation.override(member.node_id),
+        rule=engine.machine.adaptation.overrides.of(member.node_id),
         reason=link.get("reason") or member.reason,
         compute_seconds=member.compute_seconds or None,
         address=member.info.get("address", ""),

@@ -416,7 +416,7 @@ class Engine:
 
     def node_rows(self) -> list[dict[str, Any]]:
         """Return the rows of nodes.json, one per node."""
-        override = self.machine.adaptation.override
+        override = self.machine.adaptation.overrides.of
         return [node_row(each, self.state_of(each.node_id), override(each.node_id)) for each in self.machine.members]
 
     def state_of(self, node: str) -> str:

@@ -5,7 +5,6 @@ from typing import Any, Final, Protocol
 
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StaleWork
 from hypergpu.coordinator.core.decisions import Decision
-from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Adaptation, RoundPlan, RoundReport
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
@@ -285,7 +284,7 @@ class HeartbeatSync:
     """An adaptation that decides on all heartbeats that were due until then."""
 
     def __init__(self, adaptation: Adaptation) -> None:
-        self.adaptation = adaptation
+        self.adaptation, self.overrides = adaptation, adaptation.overrides
         self.flush_heartbeats: Callable[[], None] = lambda: None
 
     def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
@@ -296,11 +295,3 @@ class HeartbeatSync:
     def finish_round(self, report: RoundReport) -> Sequence[Decision]:
         """Learn from a round."""
         return self.adaptation.finish_round(report)
-
-    def override(self, node: str) -> NodeOverride:
-        """Return the user's rule for a node."""
-        return self.adaptation.override(node)
-
-    def set_override(self, node: str, override: NodeOverride) -> None:
-        """Set the user's rule for a node."""
-        self.adaptation.set_override(node, override)

@@ -98,7 +98,7 @@ class Recording:
             self._dir.close()
 
     def _node_rows(self) -> list[dict[str, Any]]:
-        members, override = self.machine.members, self.machine.adaptation.override
+        members, override = self.machine.members, self.machine.adaptation.overrides.of
         states = {m.node_id: "done" if m.node_id in members.connected else str(m.connection) for m in members}
         return [node_row(m, states[m.node_id], override(m.node_id)) for m in members]
 

@@ -28,7 +28,7 @@ from hypergpu.coordinator.core.batching.controller import AdaptationLimits
 from hypergpu.coordinator.core.checks import parse_enum, require_non_negative
 from hypergpu.coordinator.core.decisions import CLUSTER, Decision, DecisionKind
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
-from hypergpu.coordinator.core.overrides import NodeOverride
+from hypergpu.coordinator.core.overrides import Overrides
 from hypergpu.coordinator.core.rounds.adaptation import RoundPlan, RoundReport
 from hypergpu.coordinator.core.rounds.events import Contribution
 from hypergpu.coordinator.core.selection import DynamicNodeSelector, SelectionReason
@@ -124,15 +124,10 @@ class AdaptiveOrchestrator:
         self.batches.register_node(node_id, largest_batch)
         self._registered.add(node_id)
 
-    def set_override(self, node: str, override: NodeOverride) -> None:
-        """Set the user's override for a node, starting with the next round. An unknown node is registered."""
-        if node not in self._registered:
-            self.register_node(node)
-        self.selector.set_override(node, override)
-
-    def override(self, node: str) -> NodeOverride:
-        """Return the user's override for a node."""
-        return self.selector.override(node)
+    @property
+    def overrides(self) -> Overrides:
+        """User overrides, which hold from the next round on."""
+        return self.selector.overrides
 
     def pre_round_adaptation(self, available_nodes: Sequence[str], round_num: int) -> RoundDecisions:
         """Decide which nodes train in the coming round, with which batch sizes, local steps and learning rate.

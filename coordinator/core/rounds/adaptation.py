@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from hypergpu.coordinator.core.decisions import Decision
-from hypergpu.coordinator.core.overrides import NodeOverride
+from hypergpu.coordinator.core.overrides import NodeOverride, Overrides
 from hypergpu.coordinator.core.rounds.events import Contribution
 
 
@@ -49,6 +49,11 @@ class RoundReport:
 class Adaptation(Protocol):
     """Chooses nodes and work before each round, and learns from it afterwards."""
 
+    @property
+    def overrides(self) -> Overrides:
+        """User overrides, which every plan obeys."""
+        ...
+
     def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
         """Plan a round of some of the available nodes."""
         ...
@@ -57,37 +62,22 @@ class Adaptation(Protocol):
         """Learn from a round, and return what was decided because of it."""
         ...
 
-    def override(self, node: str) -> NodeOverride:
-        """Return the user's rule for a node; AUTOMATIC if there is none."""
-        ...
-
-    def set_override(self, node: str, override: NodeOverride) -> None:
-        """Set the user's rule for a node, which need not be known yet."""
-        ...
-
 
 class FixedAdaptation:
     """No adaptation: every node that no user excluded, with the same batch for all."""
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
-        self._overrides: dict[str, NodeOverride] = {}
+        self.overrides = Overrides()
 
     def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
         """Select everyone, on the configured batch."""
         del round_number
-        selected = [node for node in available if self.override(node) is not NodeOverride.EXCLUDE]
+        excluded = self.overrides.nodes_with(NodeOverride.EXCLUDE)
+        selected = [node for node in available if node not in excluded]
         return RoundPlan(selected, dict.fromkeys(selected, self._batch_size))
 
     def finish_round(self, report: RoundReport) -> Sequence[Decision]:
         """Learn nothing."""
         del report
         return ()
-
-    def override(self, node: str) -> NodeOverride:
-        """Return the user's rule for a node."""
-        return self._overrides.get(node, NodeOverride.AUTOMATIC)
-
-    def set_override(self, node: str, override: NodeOverride) -> None:
-        """Set the user's rule for a node."""
-        self._overrides[node] = override

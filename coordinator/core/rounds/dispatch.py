@@ -3,9 +3,8 @@
 from typing import Final
 
 from hypergpu.coordinator.core.decisions import DecisionKind, Figures
-from hypergpu.coordinator.core.overrides import NodeOverride
+from hypergpu.coordinator.core.overrides import NodeOverride, Overrides
 from hypergpu.coordinator.core.rounds import events as ev
-from hypergpu.coordinator.core.rounds.adaptation import Adaptation
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.membership import Member
 from hypergpu.coordinator.core.rounds.update_norms import FACTOR, Outlier
@@ -22,11 +21,11 @@ PASSING_REASONS = FINAL_REASONS | {"Unavailable", "DeadlineExceeded", "CorruptDa
 """Reasons for `WorkReturned` that do not predict the next round."""
 
 
-def assign(current: Round, member: Member, adaptation: Adaptation, now: float, effects: EffectBuffer) -> None:
+def assign(current: Round, member: Member, overrides: Overrides, now: float, effects: EffectBuffer) -> None:
     """Give a node that asks for work its work unit of this round, if it has one."""
     unit = current.units.get(member.node_id)
     if unit is None and member.joined_at >= current.started_at:
-        excluded = adaptation.override(member.node_id) is _EXCLUDE
+        excluded = overrides.of(member.node_id) is _EXCLUDE
         unit = None if excluded else _reassign(current, member, effects)
     if unit is None or unit.done or not unit.live:
         return

@@ -169,8 +169,7 @@ class RoundMachine:
         self.members.restore(rows)
         for row in rows:
             override = NodeOverride(row.get("rule", NodeOverride.AUTOMATIC))
-            if override is not NodeOverride.AUTOMATIC:
-                self.adaptation.set_override(row["node_id"], override)
+            self.adaptation.overrides.set(row["node_id"], override)
 
     # ------------------------------------------------------------ events
 
@@ -259,7 +258,7 @@ class RoundMachine:
             self._effects.record("node_ready", text, node=event.node)
         opening.straggler_returned(state, member, self.config.quorum)
         if state.open_round is not None:
-            dispatch.assign(state.open_round, member, self.adaptation, now, self._effects)
+            dispatch.assign(state.open_round, member, self.adaptation.overrides, now, self._effects)
 
     def _on_update(self, event: ev.UpdateArrived, now: float) -> None:
         state, effects = self.round_state, self._effects
@@ -292,7 +291,7 @@ class RoundMachine:
         current = state.open_round
         if current is not None and event.round == current.number:
             if dispatch.return_work(current, event, member, self._effects) and member.requesting:
-                dispatch.assign(current, member, self.adaptation, now, self._effects)
+                dispatch.assign(current, member, self.adaptation.overrides, now, self._effects)
             self._close_if_complete(current, now)
 
     def _on_evaluated(self, event: ev.Evaluated) -> None:
@@ -372,8 +371,9 @@ class RoundMachine:
 
     def _on_override(self, event: ev.OverrideSet) -> None:
         self.members.require(event.node)
-        if self.adaptation.override(event.node) is not event.override:
-            self.adaptation.set_override(event.node, event.override)
+        overrides = self.adaptation.overrides
+        if overrides.of(event.node) is not event.override:
+            overrides.set(event.node, event.override)
             figures = {"rule": str(event.override)}
             self._effects.decide(DecisionKind.RULE, event.node, WorkReason.USER, figures)
             opening.reevaluate(self.round_state.opening, at_once=True)
@@ -389,7 +389,7 @@ class RoundMachine:
         for node in list(opened.units):
             member = self.members.connected[node]
             if member.requesting:
-                dispatch.assign(opened, member, self.adaptation, now, self._effects)
+                dispatch.assign(opened, member, self.adaptation.overrides, now, self._effects)
 
     def _close_if_complete(self, current: Round, now: float) -> None:
         """End the open round once no update is outstanding."""

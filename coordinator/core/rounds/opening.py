@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.message import message
@@ -16,7 +15,6 @@ from hypergpu.coordinator.core.rounds.membership import ConnectionState, Member,
 from hypergpu.coordinator.core.rounds.state import OPEN, OpeningState, RoundState
 from hypergpu.coordinator.core.rounds.work import Round, WorkUnit
 
-_EXCLUDE: Final = NodeOverride.EXCLUDE  # enum members are slow to look up; this one is read for every node
 SHARD_RETENTION_ROUNDS = 3
 """Rounds for which the shard of a lost node is kept for its return, before the data is split anew."""
 RETRY_SECONDS = 1.0
@@ -73,7 +71,8 @@ def _available(state: RoundState, config: TrainingConfig, adaptation: Adaptation
     """Return the nodes that the adaptation may choose from, or wait for them."""
     opening, members = state.opening, state.members
     ready = [node for node, member in members.connected.items() if member.ready]
-    allowed = [node for node in ready if adaptation.override(node) is not _EXCLUDE]
+    excluded = adaptation.overrides.nodes_with(NodeOverride.EXCLUDE)
+    allowed = [node for node in ready if node not in excluded]
     free = [node for node in allowed if node not in members.stragglers]
     if not free:
         connected = len(members.connected)

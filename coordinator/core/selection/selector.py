@@ -13,8 +13,8 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.coordinator.core.checks import parse_enum, require_non_negative
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
 from hypergpu.coordinator.core.links.quality import FAIR, OFFLINE
-from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex, grow_column, scatter_rows
-from hypergpu.coordinator.core.overrides import NodeOverride
+from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex, scatter_rows
+from hypergpu.coordinator.core.overrides import NodeOverride, Overrides
 from hypergpu.coordinator.core.selection import strategies as st
 from hypergpu.coordinator.core.selection.context import Selection, SelectionContext
 from hypergpu.coordinator.core.selection.contributions import Contributions
@@ -28,10 +28,8 @@ from hypergpu.coordinator.core.selection.strategies import (
     StrategyResult,
 )
 
-_OVERRIDES: Final = tuple(NodeOverride)
-_AUTOMATIC = _OVERRIDES.index(NodeOverride.AUTOMATIC)
-_INCLUDE = _OVERRIDES.index(NodeOverride.INCLUDE)
-_EXCLUDE = _OVERRIDES.index(NodeOverride.EXCLUDE)
+_INCLUDE: Final = NodeOverride.INCLUDE
+_EXCLUDE: Final = NodeOverride.EXCLUDE
 _OWN_FIGURES = {CODE[SelectionReason.FAIRNESS_TURN], CODE[SelectionReason.QUARANTINED], CODE[SelectionReason.OFFLINE]}
 _TURNS = (
     SelectionReason.WARM_UP,
@@ -79,7 +77,8 @@ class DynamicNodeSelector:
         self._index = NodeIndex()
         self._contributions = Contributions()
         self._standings = QuarantineTracker(self.config)
-        self._rules: Ints = np.zeros(0, np.int64)
+        self.overrides = Overrides()
+        """User overrides. One of a node that is not registered holds once it is."""
         self._round = -1
         self._turns = FairnessPolicy(self.config)
         self._last: Selection | None = None
@@ -93,7 +92,6 @@ class DynamicNodeSelector:
         if row is not None:
             self._contributions.grow(row + 1)
             self._standings.grow(row + 1)
-            self._rules = grow_column(self._rules, row + 1, _AUTOMATIC)
             self._contributions.last_round[row] = self._round
 
     def record_contribution(
@@ -154,7 +152,7 @@ class DynamicNodeSelector:
         Raises:
             UnknownName: The node is not registered.
         """
-        self._rules[self._index.row(node_id)] = _INCLUDE
+        self._set_override(node_id, _INCLUDE)
 
     def force_exclude(self, node_id: str) -> None:
         """Leave a node out of every round until `clear_rule`.
@@ -162,7 +160,7 @@ class DynamicNodeSelector:
         Raises:
             UnknownName: The node is not registered.
         """
-        self._rules[self._index.row(node_id)] = _EXCLUDE
+        self._set_override(node_id, _EXCLUDE)
 
     def clear_rule(self, node_id: str) -> None:
         """Remove the user's override, so that the selector decides about the node again.
@@ -170,21 +168,7 @@ class DynamicNodeSelector:
         Raises:
             UnknownName: The node is not registered.
         """
-        self._rules[self._index.row(node_id)] = _AUTOMATIC
-
-    def set_override(self, node_id: str, override: NodeOverride) -> None:
-        """Set the user's override for a node.
-
-        Raises:
-            UnknownName: The node is not registered.
-        """
-        self._rules[self._index.row(node_id)] = _OVERRIDES.index(override)
-
-    def override(self, node_id: str) -> NodeOverride:
-        """Return the user's override for a node; AUTOMATIC for a node that is not registered."""
-        if node_id not in self._index:
-            return NodeOverride.AUTOMATIC
-        return _OVERRIDES[int(self._rules[self._index.row(node_id)])]
+        self._set_override(node_id, NodeOverride.AUTOMATIC)
 
     # ------------------------------------------------------------ deciding
 
@@ -226,7 +210,7 @@ class DynamicNodeSelector:
         ids = list(dict.fromkeys(available))
         rows = self._index.rows(ids)
         self._round = round_num
-        chosen = self._rules[rows] != _EXCLUDE
+        chosen = ~self._with_override(rows, _EXCLUDE)
         reasons = np.where(chosen, CODE[reason], CODE[SelectionReason.FORCED_OUT])
         if reason is SelectionReason.WARM_UP:
             chosen = self._capped(chosen, reasons, rows, self._monitor.rows(ids))
@@ -309,12 +293,21 @@ class DynamicNodeSelector:
             "rounds_selected": selected,
             "rounds_idle": max(0, self._round - int(self._contributions.last_round[row])),
             "quarantine_seconds_left": float(self._standings.remaining_seconds(rows, self._clock())[0]),
-            "rule": str(_OVERRIDES[int(self._rules[row])]),
+            "rule": str(self.overrides.of(node_id)),
             "reason": str(reason) if reason else None,
             "figures": last.figures_of(node_id) if last else {},
         }
 
     # ------------------------------------------------------------ inside
+
+    def _set_override(self, node_id: str, override: NodeOverride) -> None:
+        self._index.row(node_id)  # raises for one that is not registered
+        self.overrides.set(node_id, override)
+
+    def _with_override(self, rows: Ints, override: NodeOverride) -> Bools:
+        """Return which of these nodes have an override."""
+        nodes = [node for node in self.overrides.nodes_with(override) if node in self._index]
+        return np.isin(rows, self._index.rows(nodes)) if nodes else np.zeros(len(rows), bool)
 
     def _select(
         self, ids: list[str], round_num: int, choose: Callable[[Ints, Ints, Ints], StrategyResult]
@@ -332,9 +325,9 @@ class DynamicNodeSelector:
         reasons[eligible] = choice.reasons
         chosen = np.zeros(len(ids), bool)
         chosen[eligible] = choice.chosen
-        forced = self._rules[rows] == _INCLUDE
+        forced = self._with_override(rows, _INCLUDE)
         self._take(forced, chosen, reasons, SelectionReason.FORCED_IN)
-        if not chosen.any() and (self._rules[rows] != _EXCLUDE).any():
+        if not chosen.any() and not self._with_override(rows, _EXCLUDE).all():
             self._release_least_bad(rows, link_rows, chosen, reasons, now)
         chosen = self._capped(chosen, reasons, rows, link_rows)
         figures = {name: scatter_rows(values, eligible, len(ids)) for name, values in choice.figures.items()}
@@ -383,7 +376,7 @@ class DynamicNodeSelector:
     def _eligible(self, rows: Ints, link_rows: Ints) -> tuple[Ints, Ints]:
         """Return the reasons of the ineligible nodes (-1 for others) and the positions of the eligible ones."""
         reasons = np.full(len(rows), -1, np.int64)
-        out = self._rules[rows] == _EXCLUDE
+        out = self._with_override(rows, _EXCLUDE)
         reasons[out] = CODE[SelectionReason.FORCED_OUT]
         held = self._standings.quarantined(rows) & ~out
         reasons[held] = CODE[SelectionReason.QUARANTINED]
@@ -443,12 +436,12 @@ class DynamicNodeSelector:
         )
 
     def _release_least_bad(self, rows: Ints, link_rows: Ints, chosen: Bools, reasons: Ints, now: float) -> None:
-        held = np.flatnonzero(self._standings.quarantined(rows) & (self._rules[rows] != _EXCLUDE))
+        held = np.flatnonzero(self._standings.quarantined(rows) & ~self._with_override(rows, _EXCLUDE))
         if len(held):
             scores = self._scores(rows[held], link_rows[held])
             released = held[self._standings.release_least_bad(rows[held], scores, now)]
         else:
-            released = np.flatnonzero(self._rules[rows] != _EXCLUDE)
+            released = np.flatnonzero(~self._with_override(rows, _EXCLUDE))
         chosen[released] = True
         reasons[released] = CODE[SelectionReason.RELEASED_TO_FILL_ROUND]
 
@@ -458,7 +451,7 @@ class DynamicNodeSelector:
         if most is None or chosen.sum() <= most:
             return chosen
         places = np.flatnonzero(chosen)
-        forced = self._rules[rows[places]] == _INCLUDE
+        forced = self._with_override(rows[places], _INCLUDE)
         idle = self._round - self._contributions.last_round[rows[places]]
         turn = np.isin(reasons[places], [CODE[r] for r in _TURNS]) | (idle > self.config.fairness_rounds)
         waited = np.where(turn, idle, 0)

@@ -82,8 +82,8 @@ def test_rules_survive_a_restart_of_the_coordinator() -> None:
     run = Run("reactive")
     run.machine.restore_nodes([{"node_id": "c", "rule": "exclude"}, {"node_id": "a", "rule": "automatic"}])
     assert run.round() == ("a", "b", "d")
-    assert run.adaptation.override("c") is NodeOverride.EXCLUDE
-    assert run.adaptation.override("never seen") is NodeOverride.AUTOMATIC
+    assert run.adaptation.overrides.of("c") is NodeOverride.EXCLUDE
+    assert run.adaptation.overrides.of("never seen") is NodeOverride.AUTOMATIC
 
 
 def test_no_round_begins_where_every_node_is_excluded() -> None:
