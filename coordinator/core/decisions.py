@@ -81,14 +81,12 @@ class DecisionLog:
         self.latest: deque[Decision] = deque(maxlen=keep)
         """The latest decisions, newest last."""
 
-    def decide(self, kind: DecisionKind, subject: str, reason: StrEnum, figures: Figures) -> Decision:
-        """Record and return a decision."""
-        decision = Decision(self.round, kind, subject, reason, figures)
-        self.add(decision)
-        return decision
+    def decide(self, kind: DecisionKind, subject: str, reason: StrEnum, figures: Figures) -> None:
+        """Take a decision, and record it."""
+        self.add(Decision(self.round, kind, subject, reason, figures))
 
     def add(self, decision: Decision) -> None:
-        """Record a decision that was taken elsewhere."""
+        """Record a decision, whoever took it."""
         self.latest.append(decision)
 
 

@@ -1,35 +1,19 @@
 """Buffer of the effects of one event, and the latest decisions."""
 
-from collections.abc import Iterable, Sequence
-from enum import StrEnum
 from typing import Any
 
-from hypergpu.coordinator.core.decisions import Decision, DecisionKind, DecisionLog, Figures
+from hypergpu.coordinator.core.decisions import Decision, DecisionLog
 from hypergpu.coordinator.core.rounds.events import Effect, RunEvent, UpdateReply, UpdateStatus
 
 
-class EffectBuffer:
-    """Collects effects while an event is handled."""
+class EffectBuffer(DecisionLog):
+    """Collects effects while an event is handled. A decision is one of them."""
 
     def __init__(self, round_number: int, keep: int = 200) -> None:
-        self._log = DecisionLog(keep, round_number)
+        super().__init__(keep, round_number)
         self.last_reply = UpdateReply("", 0, UpdateStatus.STALE)
         """Reply to the latest update."""
         self._effects: list[Effect] = []
-
-    @property
-    def round(self) -> int:
-        """Round that run events and decisions are recorded under."""
-        return self._log.round
-
-    @round.setter
-    def round(self, number: int) -> None:
-        self._log.round = number
-
-    @property
-    def decisions(self) -> Sequence[Decision]:
-        """The latest decisions, newest first."""
-        return tuple(reversed(self._log.latest))
 
     def drain(self) -> list[Effect]:
         """Return the effects since the last call, in order."""
@@ -49,19 +33,7 @@ class EffectBuffer:
         """Add a run event."""
         self._effects.append(RunEvent(kind, self.round, text, fields))
 
-    def decide(self, kind: DecisionKind, subject: str, reason: StrEnum, figures: Figures) -> None:
-        """Add a decision of the round machine."""
-        self._emit_decision(self._log.decide(kind, subject, reason, figures))
-
-    def add_decision(self, decision: Decision) -> None:
+    def add(self, decision: Decision) -> None:
         """Add a decision, whoever took it."""
-        self._log.add(decision)
-        self._emit_decision(decision)
-
-    def add_decisions(self, decisions: Iterable[Decision]) -> None:
-        """Add the decisions of the adaptation."""
-        for decision in decisions:
-            self.add_decision(decision)
-
-    def _emit_decision(self, decision: Decision) -> None:
+        super().add(decision)
         self._effects.append(RunEvent("decision", decision.round, decision.text, decision.record(), decision))

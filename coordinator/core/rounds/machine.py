@@ -137,7 +137,7 @@ class RoundMachine:
     @property
     def decisions(self) -> Sequence[Decision]:
         """The latest decisions, newest first."""
-        return self._effects.decisions
+        return tuple(reversed(self._effects.latest))
 
     def is_working(self, node: str) -> bool:
         """Whether the node holds a work unit whose update is still wanted."""
@@ -302,7 +302,8 @@ class RoundMachine:
         loss, metric = closing.take_evaluation(state, event, self.metric, effects)
         closing.record_closed(closed, loss, metric, self.metric, effects)
         report = closing.round_report(closed, event, None if self.metric == LOSS else self.metric_value)
-        effects.add_decisions(self.adaptation.finish_round(report))
+        for decision in self.adaptation.finish_round(report):
+            effects.add(decision)
         state.round = effects.round = closed.round + 1
         opening.reevaluate(state.opening, at_once=True)
         ending = closing.finish_after(state, closed.round, metric, self.config, self.metric)

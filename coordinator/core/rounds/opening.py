@@ -136,7 +136,8 @@ def open_round(
         return None
     opening.waited_for_stragglers = False
     plan = adaptation.plan_round(decision.available, state.round)
-    effects.add_decisions(plan.decisions)
+    for taken in plan.decisions:
+        effects.add(taken)
     available = set(decision.available)
     chosen = [node for node in dict.fromkeys(plan.selected) if node in available]
     if not chosen:
