@@ -1,4 +1,4 @@
-"""The events that act on one link now, folded into what its paths are like."""
+"""Active events of one link, combined into the conditions of its paths."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _DEFAULT_FLAP_SECONDS: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Why nothing passes a link, and until when as far as is known."""
+    """Reason why a link passes nothing, and until when, if known."""
 
     cause: str
     until: float
@@ -32,15 +32,15 @@ class Way:
 
     latency_factor: float = 1.0
     added_seconds: float = 0.0
-    """Factor of a one-way delay, and seconds added to it."""
+    """Factor of the one-way delay; `added_seconds` comes on top."""
     bandwidth_factor: float = 1.0
-    """The share of the bandwidth that is left."""
+    """Remaining share of the bandwidth."""
     limit_bytes: float = math.inf
     """Bytes that a connection may carry from the start of the event."""
     close_delay_seconds: float = 0.0
-    """How much later the end of a connection arrives."""
+    """Delay of the end of a connection."""
     blocked: Blocked | None = None
-    """Why nothing passes, or None."""
+    """Reason why nothing passes, or None."""
 
 
 @dataclass(slots=True)
@@ -57,10 +57,10 @@ class Conditions:
     """The profile of a link and the events that run on it. Read the fields; `advance` them first.
 
     Attributes:
-        profile: what the link is like, without spikes and collapses.
-        up, down: what events make of either direction.
-        lifetimes: pairs of when an event began, and how many seconds it leaves to a connection.
-        next_change: when the fields change by themselves; infinite = never.
+        profile: current profile, without spikes and collapses.
+        up, down: effect of the active events on each direction.
+        lifetimes: pairs of an event's start time and the seconds it allows a connection to last.
+        next_change: time at which the fields change next without a new event; infinite = never.
     """
 
     __slots__ = ("_active", "_base", "_base_since", "down", "lifetimes", "next_change", "profile", "up")
@@ -72,10 +72,10 @@ class Conditions:
         self._fold(-math.inf)
 
     def set_profile(self, profile: Profile, now: float, direction: EventDirection = EventDirection.BOTH) -> None:
-        """Change the profile for good, or that of one direction.
+        """Change the base profile, in both directions or one.
 
         Raises:
-            InvalidInput: one direction of a recorded path, which has both.
+            InvalidInput: a single direction, where one of the profiles is a recorded trace.
         """
         if direction != EventDirection.BOTH:
             profile = one_way(self._base, profile, direction)
@@ -87,11 +87,11 @@ class Conditions:
         self._fold(now)
 
     def apply(self, event: NetworkEvent, now: float, find_profile: Callable[[str], Profile]) -> None:
-        """Let an event begin now; a recovery ends the others instead.
+        """Start an event now; a recovery ends active events instead.
 
         Raises:
-            UnknownName: a profile change to a profile that there is not.
-            InvalidInput: a profile change of one direction, from or to a recorded path.
+            UnknownName: the new profile does not exist.
+            InvalidInput: a profile change of one direction, from or to a recorded trace.
         """
         direction = EventDirection(event.direction)
         until = now + event.duration_seconds if event.duration_seconds else math.inf
@@ -107,14 +107,14 @@ class Conditions:
                 one_way(self._base, profile, direction)
             active = _Active(event, now, until, profile, direction)
         elif event.mode == DisconnectMode.HALF_OPEN:
-            return  # acts on the connections that there are; the link itself stays as it is
+            return  # acts on existing connections; the link itself stays the same
         else:
             active = _Active(event, now, until, None, direction)
         self._active.append(active)
         self._fold(now)
 
     def clear(self, now: float, direction: EventDirection = EventDirection.BOTH) -> int:
-        """End all running events, or what they do in one direction, and return how many were concerned."""
+        """End all active events, or their effect in one direction, and return how many were affected."""
         kept, concerned = [], 0
         for active in self._active:
             if direction not in (EventDirection.BOTH, active.direction):
@@ -129,17 +129,17 @@ class Conditions:
         return concerned
 
     def advance(self, now: float) -> None:
-        """Let events end, and flaps turn, that are due."""
+        """End events that are over, and switch flaps that are due."""
         if now >= self.next_change:
             self._active = [a for a in self._active if now < a.until]
             self._fold(now)
 
     def active(self) -> list[NetworkEvent]:
-        """Return the events that run."""
+        """Return the active events."""
         return [a.event for a in self._active]
 
     def summaries(self) -> list[str]:
-        """One line for each event that runs, with the direction that is left of it."""
+        """Return one line per active event, with its remaining direction."""
         events = [replace(a.event, direction=a.direction) for a in self._active]
         reasons = [futility(event, self.profile) for event in events]
         return [
@@ -149,7 +149,7 @@ class Conditions:
 
     @property
     def is_degraded(self) -> bool:
-        """Whether an event that runs changes something."""
+        """Whether an active event changes anything."""
         return any(not futility(replace(a.event, direction=a.direction), self.profile) for a in self._active)
 
     def _fold(self, now: float) -> None:
@@ -222,7 +222,7 @@ def one_way(base: Profile, profile: Profile, direction: EventDirection) -> Profi
     """Return `base` with one direction, or both, of `profile`.
 
     Raises:
-        InvalidInput: one direction of a recorded path, which has both.
+        InvalidInput: a single direction, where one of the profiles is a recorded trace.
     """
     if direction == EventDirection.BOTH:
         return profile

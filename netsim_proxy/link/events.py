@@ -1,4 +1,4 @@
-"""Events on links, and their times."""
+"""Network events: changes of links at a time, in a round, or now."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Final
 from hypergpu.common.errors import InvalidInput, UnknownName
 
 ALL: Final = "*"
-"""Names every link, also those that are seen for the first time later on."""
+"""Target that stands for every link, including links that appear later."""
 UPSTREAM: Final = "upstream"
-"""Names the far end of every link (the coordinator) in a partition."""
+"""Name of the far end of every link (the coordinator) in a partition."""
 
 _MOST: Final = 1e12
-"""Largest figure of an event; a time of any usual clock is below it."""
+"""Upper bound of every figure of an event; above the times of usual clocks."""
 _LEAST_FACTOR: Final = 1e-9
 _AMOUNTS: Final = (
     "duration_seconds",
@@ -27,7 +27,7 @@ _AMOUNTS: Final = (
 
 
 class EventType(StrEnum):
-    """The kinds of event."""
+    """Kind of a network event."""
 
     LATENCY_SPIKE = "latency_spike"
     PROFILE_CHANGE = "profile_change"
@@ -36,18 +36,18 @@ class EventType(StrEnum):
     BANDWIDTH_COLLAPSE = "bandwidth_collapse"
     FLAP = "flap"
     LIMIT_DATA = "limit_data"
-    """A connection is closed when it has carried so many bytes."""
+    """Close each connection after `limit_bytes`."""
     LIMIT_TIME = "limit_time"
-    """A connection is closed when it has lasted so long."""
+    """Close each connection after `close_after_seconds`."""
     TIMEOUT = "timeout"
-    """Nothing passes, and a connection is closed after so long."""
+    """Pass nothing, and close each connection after `close_after_seconds`."""
     SLOW_CLOSE = "slow_close"
-    """The end of a connection arrives so much later."""
+    """Delay the end of each connection by `close_after_seconds`."""
     RECOVERY = "recovery"
 
 
 class EventDirection(StrEnum):
-    """Which paths of a link an event acts on."""
+    """Direction of a link that an event affects."""
 
     UP = "up"
     DOWN = "down"
@@ -55,19 +55,19 @@ class EventDirection(StrEnum):
 
     @property
     def opposite(self) -> "EventDirection":
-        """The other path; of both there is none, and it stays both."""
+        """Opposite direction; `BOTH` is its own opposite."""
         return {self.UP: EventDirection.DOWN, self.DOWN: EventDirection.UP}.get(self, self)
 
 
 class DisconnectMode(StrEnum):
-    """How a link ends."""
+    """How a link is disconnected."""
 
     RESET = "reset"
-    """Connections are reset, and refused until it is over."""
+    """Reset connections, and refuse new ones until the event ends."""
     BLACK_HOLE = "black_hole"
-    """Nothing passes and nobody is told; what was sent passes once it is over, as TCP would send it again."""
+    """Pass nothing, silently. Data sent meanwhile arrives after the event, as TCP would retransmit it."""
     HALF_OPEN = "half_open"
-    """The far end has forgotten the connections that there are: they stay silent for good, new ones work."""
+    """Silence the existing connections for good, as if the far end had forgotten them; new ones work."""
 
 
 _CLOSING: Final = (EventType.LIMIT_TIME, EventType.TIMEOUT, EventType.SLOW_CLOSE)
@@ -75,43 +75,46 @@ _CLOSING: Final = (EventType.LIMIT_TIME, EventType.TIMEOUT, EventType.SLOW_CLOSE
 
 @dataclass(frozen=True, slots=True)
 class NetworkEvent:
-    """One event: what happens, to which nodes, and when; at once where no time and no round is given.
+    """Change of one or more links, such as a latency spike or a partition.
 
-    The fields are those of `hypergpu.netsim.v1.Event`; `target_node` and `new_profile` are its `nodes` and `profile`.
+    It starts at `scheduled_time` or in `scheduled_round`, or at once if neither is set. Fields match
+    `hypergpu.netsim.v1.Event`, where `target_node` is part of `nodes` and `new_profile` is `profile`.
+
+    Raises:
+        InvalidInput: a figure out of range, a missing field of the event type, or both a time and a round.
+        UnknownName: an unknown event type, mode or direction; the message names the nearest.
     """
 
     event_type: str
     """One of `EventType`."""
     target_node: str | None = None
-    """The node whose link it happens to; "*" = all."""
+    """ID of the target node; "*" = all nodes."""
     new_profile: str = ""
     """New profile (profile_change)."""
     scheduled_time: float | None = None
-    """Seconds on the clock of whoever runs the event."""
+    """Start time, in seconds on the clock of the proxy or simulator that runs the event."""
     scheduled_round: int | None = None
-    """The training round at whose start it happens."""
+    """Training round at whose start the event starts."""
     nodes: tuple[str, ...] = ()
-    """More nodes than one."""
+    """Further target nodes, in addition to `target_node`."""
     duration_seconds: float = 0.0
-    """How long it lasts; 0 = until a recovery. Ignored by profile_change without one, which is for good."""
+    """Duration; 0 = until a recovery, or permanently for profile_change."""
     factor: float = 0.0
-    """Factor of latencies (latency_spike), or share of the bandwidth that is left (bandwidth_collapse)."""
+    """Latency multiplier (latency_spike), or remaining share of the bandwidth (bandwidth_collapse)."""
     added_ms: float = 0.0
-    """Milliseconds added to a round trip (latency_spike): half on either path, all of it if there is a direction."""
+    """Milliseconds added to a round trip (latency_spike): half in each direction, or all in `direction` if set."""
     mode: str = ""
-    """Kind of disconnection, one of `DisconnectMode` (disconnect, flap). The default is a reset; for a flap, and in one
-    direction only, a black hole."""
+    """One of `DisconnectMode` (disconnect, flap). Default: reset; black_hole for a flap or a single direction."""
     period_seconds: float = 0.0
-    """Seconds of one time down and up again, half each (flap)."""
+    """Length of one cycle, half down and half up (flap)."""
     group_b: tuple[str, ...] = ()
-    """Nodes on the other side (partition). The upstream is on it, unless `nodes` names "upstream"."""
+    """Nodes of the other group (partition). The upstream is in it unless `nodes` contains "upstream"."""
     direction: str = EventDirection.BOTH
-    """Which path it acts on: "up" from the node to the upstream, "down" to the node, or "both"."""
+    """Affected direction: "up" (node to upstream), "down" (upstream to node) or "both"."""
     limit_bytes: int = 0
-    """Bytes that each connection carries in each direction before it is closed (limit_data)."""
+    """Bytes per connection and direction before the connection is closed (limit_data)."""
     close_after_seconds: float = 0.0
-    """Seconds that each connection lasts from then on (limit_time, timeout), or by which its end arrives later
-    (slow_close)."""
+    """Seconds until each connection is closed (limit_time, timeout), or by which its end is delayed (slow_close)."""
 
     def __post_init__(self) -> None:
         _require_known("event type", self.event_type, EventType)
@@ -137,7 +140,7 @@ class NetworkEvent:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The ids of the links that it happens to; may hold `ALL`."""
+        """IDs of the affected links; may contain `ALL`."""
         if self.event_type == EventType.PARTITION and UPSTREAM in self.nodes:
             return self.group_b or (ALL,)
         if self.event_type == EventType.RECOVERY and self.target_node is None and not self.nodes:
@@ -146,11 +149,11 @@ class NetworkEvent:
 
     @property
     def size(self) -> int:
-        """How many link names it holds."""
+        """Number of link names in the event."""
         return len(self.nodes) + len(self.group_b) + (self.target_node is not None)
 
     def concerned(self, node_ids: Iterable[str]) -> list[str]:
-        """Return those of `node_ids` whose links it happens to."""
+        """Return those of `node_ids` whose links the event affects."""
         targets = frozenset(self.targets)
         if self.event_type == EventType.PARTITION and UPSTREAM in self.nodes and targets == {ALL}:
             spared = frozenset(self.nodes)
@@ -158,11 +161,11 @@ class NetworkEvent:
         return list(node_ids) if ALL in targets else [node_id for node_id in node_ids if node_id in targets]
 
     def concerns(self, node_id: str) -> bool:
-        """Whether it happens to this node's link."""
+        """Whether the event affects this node's link."""
         return bool(self.concerned((node_id,)))
 
     def summary(self) -> str:
-        """One line for people: `latency_spike on node_1 for 5 s: +200 ms`."""
+        """Return a one-line description: `latency_spike on node_1 for 5 s: +200 ms`."""
         parts = [f"{self.event_type} on {', '.join(self.targets)}"]
         if self.duration_seconds:
             parts.append(f"for {self.duration_seconds:g} s")

@@ -1,8 +1,8 @@
-"""One node's link to the upstream: what happens to every piece of data that is offered to it, and when.
+"""One node's link to the upstream: the outcome and arrival time of each piece of data offered to it.
 
-The proxy's pacer and the virtual-time simulator drive this same object. It reads no clock and sleeps for nobody: each
-call says when it is, and is told when the data arrives. Nothing here is random but the draws keyed by (seed, link,
-purpose, index), so the same arrivals get the same times whatever other links do.
+The proxy's pacer and the virtual-time simulator drive the same object. It reads no clock and never sleeps: each call
+passes the current time and gets the arrival time. All randomness is keyed by (seed, link, purpose, index), so the same
+arrivals get the same times regardless of other links.
 
 One RPC is one `Exchange`, begun when it is first seen. Its latency is drawn once, as one quantile that holds for both
 paths, so that with equal paths request and reply take half of the round trip each. A further message on the same
@@ -89,7 +89,7 @@ class Link:
     # --- traffic
 
     def begin(self, now: float, connection: int = 0) -> Exchange:
-        """Return a new RPC arrives: draw its latency and its fate."""
+        """Return the exchange of a new RPC, with its latency and loss drawn."""
         if now >= self._next_change:
             self._advance(now)
         index = self.rpcs
@@ -122,7 +122,7 @@ class Link:
             lane.flows.pop(connection, None)
 
     def settle(self) -> None:
-        """Forget what is on its way, as if it had all arrived long ago; windows of connections stay as they are."""
+        """Forget data in flight, as if it had arrived long ago; connections keep their congestion windows."""
         for lane in (self._up, self._down):
             lane.busy_until = -math.inf
             for flow in lane.flows.values():
@@ -182,7 +182,7 @@ class Link:
         return max(0.0, lane.busy_until - now) / lane.seconds_per_byte
 
     def room_at(self, now: float, direction: Direction) -> float:
-        """When the queue is no longer full, and TCP has sent what it was given: `now`, or when to offer more."""
+        """Return the time to offer more: `now`, or when the queue has room and TCP has sent its data."""
         lane = self._lane(direction)
         room = max(now, lane.busy_until - lane.path.queue_limit * lane.seconds_per_byte)
         return max(room, *(flow.sent for flow in lane.flows.values())) if lane.flows else room
@@ -190,7 +190,7 @@ class Link:
     def appetite_bytes(self, direction: Direction) -> float:
         """Return the bytes that keep a direction busy for a moment; under loss, what passes between two losses.
 
-        Who gives it more at a time only makes what comes after that wait.
+        Offering more at a time only delays later data.
         """
         lane = self._lane(direction)
         appetite = _APPETITE_SECONDS / lane.seconds_per_byte if lane.seconds_per_byte else math.inf
@@ -201,26 +201,26 @@ class Link:
 
     @property
     def profile(self) -> Profile:
-        """The profile in force; events may be on top of it."""
+        """Current profile; events may act on top of it."""
         return self._profile
 
     @property
     def next_change(self) -> float:
-        """When the link next changes by itself: an event ends or a flap turns; infinite = never."""
+        """Time at which an event ends or a flap switches next; infinite = never."""
         return self._next_change
 
     def set_profile(self, profile: Profile, now: float) -> None:
-        """Change the profile for good, at once; what waits in the queue goes on at the new rate."""
+        """Change the profile at once; queued data continues at the new rate."""
         self._advance(now)
         self._conditions.set_profile(profile, now)
         self._refresh(now)
 
     def set_loss_model(self, loss_model: LossModel) -> None:
-        """Change what losses look like, from the next RPC on."""
+        """Change the loss model, from the next RPC on."""
         self.loss_model = loss_model
 
     def apply(self, event: NetworkEvent, now: float) -> None:
-        """Let an event happen to this link now, whatever nodes it names.
+        """Start an event on this link now, ignoring its targets.
 
         Raises:
             UnknownName: a profile change to an unknown profile.
@@ -234,14 +234,14 @@ class Link:
         self._refresh(now)
 
     def clear(self, now: float) -> int:
-        """End all events on this link and return how many ran."""
+        """End all events on this link and return their number."""
         self._advance(now)
         count = self._conditions.clear(now)
         self._refresh(now)
         return count
 
     def blocked(self, now: float, direction: Direction | None = None) -> Blocked | None:
-        """Why nothing passes in a direction now, or None; where none is given, why nothing passes in either."""
+        """Return why a direction passes nothing now, or None. Without `direction`: why neither direction does."""
         self._advance(now)
         if direction is not None:
             return self._lane(direction).blocked
@@ -251,28 +251,28 @@ class Link:
         return Blocked(up.cause, min(up.until, down.until), up.reset and down.reset)
 
     def resets_one_way(self, direction: Direction) -> bool:
-        """Whether what is sent in this direction, and only in this one, ends its connection."""
+        """Whether data in this direction resets its connection, but data in the other does not."""
         here, there = self._lane(direction).blocked, self._lane(direction.opposite).blocked
         return here is not None and here.reset and not (there is not None and there.reset)
 
     def is_disturbed(self, now: float) -> bool:
-        """Whether something but the profile decides on what passes: a block, a limit, or connections that are dead."""
+        """Whether a block, a limit or a dead connection may stop data, beside the profile."""
         self._advance(now)
         return self._undisturbed_until == _NEVER
 
     def closes_at(self, connection: int, now: float) -> float:
-        """When a connection has lasted as long as the events that run leave it; infinite = it goes on."""
+        """Return the time at which active events close a connection; infinite = never."""
         self._advance(now)
         since = self._connections.get(connection, now)
         return min((max(began, since) + seconds for began, seconds in self._conditions.lifetimes), default=math.inf)
 
     def allowance(self, connection: int, direction: Direction) -> float:
-        """How many bytes a connection may still carry; infinite where there is no limit."""
+        """Return the bytes that a connection may still carry; infinite = no limit."""
         lane = self._lane(direction)
         return lane.limit_bytes - lane.carried.get(connection, 0)
 
     def close_delay_seconds(self, direction: Direction) -> float:
-        """How much later the end of a connection arrives."""
+        """Return the delay of the end of a connection."""
         return self._way(direction).close_delay_seconds
 
     @property
@@ -282,17 +282,17 @@ class Link:
         return limited or bool(self._conditions.lifetimes)
 
     def active_events(self, now: float) -> list[NetworkEvent]:
-        """Return the events that run now."""
+        """Return the active events."""
         self._advance(now)
         return self._conditions.active()
 
     def event_summaries(self, now: float) -> list[str]:
-        """One line for each event that runs now."""
+        """Return one line per active event."""
         self._advance(now)
         return self._conditions.summaries()
 
     def state(self, now: float) -> str:
-        """In a word: up, degraded (also where one direction is down), down or partitioned."""
+        """Return up, degraded (including one direction down), down or partitioned."""
         blocked = self.blocked(now)
         if blocked is not None:
             return "partitioned" if blocked.cause == Cause.PARTITIONED else "down"
@@ -304,17 +304,17 @@ class Link:
 
     @property
     def rpcs_lost(self) -> int:
-        """RPCs that failed here, for whatever cause."""
+        """Number of RPCs that failed on this link, for any cause."""
         return sum(self.losses.values())
 
     def latency_bounds_ms(self, direction: Direction) -> tuple[float, float]:
-        """Return the 1 % and 99 % quantiles of the one-way latency, with the events that run."""
+        """Return the 1 % and 99 % quantiles of the one-way latency, with active events."""
         lane = self._lane(direction)
         low, high = (lane.path.latency.at(u) * lane.latency_factor + lane.added_seconds for u in (0.01, 0.99))
         return low * 1000, high * 1000
 
     def bandwidth_mbit(self, direction: Direction) -> float:
-        """Return the bandwidth, with the events that run."""
+        """Return the bandwidth, with active events."""
         return self._lane(direction).path.bandwidth_mbit * self._way(direction).bandwidth_factor
 
     # --- inside

@@ -6,11 +6,11 @@ from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.netsim_proxy.link.profiles import Loss
 
 _MOST_PACKET_LOSS = 0.99
-"""Largest loss rate: on a path that loses everything, TCP would never end."""
+"""Largest loss rate; on a path that loses everything, TCP would never finish."""
 
 
 class LossChain:
-    """Decides for one after the other, in order of their index, whether it is lost."""
+    """Decides which RPCs are lost, in order of their index."""
 
     __slots__ = ("_burst_end", "_draws", "_entry", "_independent", "_lost")
 
@@ -23,7 +23,7 @@ class LossChain:
         self._lost = not self._independent and draws.uniform(0) < loss.mean
 
     def lost(self, index: int) -> bool:
-        """Whether number `index` is lost; the index goes up by one from call to call."""
+        """Whether RPC `index` is lost. Each call must pass the next index."""
         entry = self._entry
         if self._independent:
             return entry > 0 and self._draws.uniform(index + 1) < entry

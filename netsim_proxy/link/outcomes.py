@@ -1,4 +1,4 @@
-"""Questions to a link, and its answers."""
+"""Input and outcomes of a link: directions, exchanges, deliveries, failures and counters."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 
 class Direction(StrEnum):
-    """Which path of a link."""
+    """Direction of travel on a link."""
 
     UP = "up"
     """From the node to the upstream."""
@@ -22,7 +22,7 @@ class Direction(StrEnum):
 
     @property
     def opposite(self) -> "Direction":
-        """The other path."""
+        """Opposite direction."""
         return Direction.DOWN if self is Direction.UP else Direction.UP
 
 
@@ -35,13 +35,13 @@ class LossModel(StrEnum):
     """Effect of packet loss above TCP."""
 
     RPC = "rpc"
-    """An RPC fails."""
+    """Fail the RPC."""
     TRANSPORT = "transport"
-    """Nothing fails; a transfer takes as long as TCP needs to send again what was lost."""
+    """Fail nothing; a transfer takes the time that TCP needs to retransmit lost packets."""
 
 
 class Cause(StrEnum):
-    """Why something fails or waits."""
+    """Cause of a failure or a wait."""
 
     LOSS = "loss"
     DISCONNECTED = "disconnected"
@@ -51,9 +51,9 @@ class Cause(StrEnum):
     TIMEOUT = "timeout"
     """Nothing passes until the connection is closed."""
     LIMIT_DATA = "limit_data"
-    """The connection has carried what it may, and is over."""
+    """The connection reached its limit of bytes and was closed."""
     LIMIT_TIME = "limit_time"
-    """The connection has lasted as long as it may, and is over."""
+    """The connection reached its limit of time and was closed."""
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class Deliver:
 
 
 class Fail(NamedTuple):
-    """The RPC fails, and its client learns of it at `at`; nothing more of it passes."""
+    """The RPC fails, and its client notices at `at`; no more of its data passes."""
 
     at: float
     cause: Cause
@@ -101,7 +101,7 @@ class Exchange:
 
 
 RECENT_MESSAGES: Final = 16
-"""A few rounds of a node: its calls for work, its updates and heartbeats."""
+"""Window of the mean delay: a few rounds of a node's requests for work, updates and heartbeats."""
 
 
 class DirectionCounters:
@@ -113,9 +113,9 @@ class DirectionCounters:
         self.bytes = 0
         self.messages = 0
         self.delay_seconds = 0.0
-        """Summed over messages: from the offer of the first piece to its arrival."""
+        """Sum over messages of the seconds from the offer of the first piece to its arrival."""
         self.recent_seconds = 0.0
-        """Mean of the same over about the last `RECENT_MESSAGES`, exponentially weighted."""
+        """Exponentially weighted mean of these seconds over about the last `RECENT_MESSAGES` messages."""
 
     def delayed(self, seconds: float) -> None:
         """Count a message and its delay."""

@@ -1,4 +1,4 @@
-"""The link models as a library: what happens to one communication after the other, and nobody sleeps."""
+"""Link models as a library: simulated communications over named links, without waiting in real time."""
 
 import math
 from dataclasses import dataclass, replace
@@ -17,18 +17,18 @@ from hypergpu.netsim_proxy.link.timeline import Timeline
 Message = TypeVar("Message")
 
 _GIVE_UP_SECONDS: Final = 5.0
-"""When a caller gives up on a link that says nothing at all."""
+"""Time after which a caller gives up on a silent link."""
 _SPIKE_FACTOR: Final = 5.0
 _BACKOFF_SECONDS: Final = (0.1, 10.0)
-"""Before the first retry, and at most."""
+"""Wait before the first retry, and the longest wait."""
 _OF_CONNECTIONS: Final = (EventType.LIMIT_TIME, EventType.SLOW_CLOSE)
 _WALL_TIME: Final = 1e9
-"""No monotonic clock has run for 31 years: a time beyond is one since the epoch."""
+"""Smallest time read as seconds since the epoch: 31 years, longer than any monotonic clock has run."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Profile of a node's last mile, and the region that it is in."""
+    """Profile of a node's last mile, and the region of the node ("" = none)."""
 
     profile: Profile
     region: str = ""
@@ -45,9 +45,21 @@ class _Tally:
 
 
 class NetworkSimulator:
-    """Simulates communications over links, each by its node's profile. Latencies are in milliseconds.
+    """Simulate communications between nodes and a coordinator over imperfect links.
 
-    Time is that of `clock`: events begin and end by it. A communication takes no time on it, as nothing sleeps.
+    Each node has one link with a profile: latency, bandwidth and loss. Calls return at once with the latency that the
+    communication would have had; nothing sleeps. Draws are keyed by seed and node, so that results repeat. Events
+    begin and end by `clock`, which a simulated communication does not advance.
+
+    Args:
+        default_profile: profile of nodes without one of their own; a name or a `Profile`.
+        seed: seed of all random draws.
+        clock: current time in seconds; a monotonic clock by default.
+        loss_model: `rpc` fails a communication that is lost, `transport` delays it as TCP would.
+        upstream_region: region of the coordinator; distances of node regions are measured to it.
+
+    Raises:
+        UnknownName: no such profile or region; the message names the nearest.
     """
 
     def __init__(
@@ -72,13 +84,13 @@ class NetworkSimulator:
         self._for_all: list[tuple[float, NetworkEvent]] = []
 
     def set_node_profile(self, node_id: str, profile: str | Profile, region: str | None = None) -> None:
-        """Give a node's link a profile, for good.
+        """Set the profile of a node's link, and optionally its region.
 
         Args:
-            node_id: the node.
-            profile: name of a profile, or a profile of your own.
-            region: where the node is, as in eu-west: the round trip to `upstream_region` comes on top of the profile.
-                None keeps the region that the node has, "" takes it away.
+            node_id: ID of the node; an unknown node is added.
+            profile: name of a profile, or a `Profile`.
+            region: region of the node, such as eu-west. The round trip from there to `upstream_region` is added to
+                the latency of the profile. None keeps the current region; "" removes it.
 
         Raises:
             UnknownName: no such profile or region; the message names the nearest.
@@ -87,10 +99,10 @@ class NetworkSimulator:
         self._move(node_id, _Place(_as_profile(profile), place.region if region is None else region))
 
     def set_node_region(self, node_id: str, region: str) -> None:
-        """Place a node in a region: the round trip to `upstream_region` comes on top of its profile.
+        """Set the region of a node; "" removes it.
 
-        Round trips are public figures, see `regions.py`. "" takes the region away. An event that
-        changes the profile leaves the distance as it is.
+        The round trip from there to `upstream_region` is added to the latency of the node's profile. `regions.py` names
+        the source of the round trips. A `profile_change` event keeps this distance.
 
         Raises:
             UnknownName: no such region; the message names the nearest.
@@ -98,7 +110,12 @@ class NetworkSimulator:
         self._move(node_id, _Place(self._places.get(node_id, _Place(self._default)).profile, region))
 
     def simulate_communication(self, node_id: str, message: Message) -> tuple[bool, float, Message | None]:
-        """One round trip with `message`: whether it succeeded, what it took in ms, and the message if it arrived."""
+        """Simulate one round trip that carries `message` to the coordinator.
+
+        Returns:
+            Success, latency in milliseconds (on failure, the time until the caller notices), and the message, or None
+            on failure.
+        """
         now = self._advance()
         success, seconds = _round_trip(self._link(node_id), now, _size_of(message))
         tally = self._tallies[node_id]
@@ -113,9 +130,14 @@ class NetworkSimulator:
     def simulate_with_retry(
         self, node_id: str, message: Message, max_retries: int = 3
     ) -> tuple[bool, float, Message | None, int]:
-        """Return the same, tried again up to `max_retries` times after exponentially growing waits with full jitter.
+        """Simulate a round trip, retried up to `max_retries` times with exponential backoff and jitter.
 
-        Returns success, the whole time in ms with all tries and waits, the message if it arrived, and the tries made.
+        Returns:
+            Success, total latency in milliseconds of all attempts and waits, the message or None on failure, and the
+            number of attempts.
+
+        Raises:
+            ValueError: `max_retries` is negative.
         """
         total = 0.0
         waits = KeyedRandom(self._seed, node_id, "backoff")
@@ -131,31 +153,31 @@ class NetworkSimulator:
         raise ValueError(f"max_retries must be 0 or more, not {max_retries}")
 
     def inject_latency_spike(self, node_id: str, duration_seconds: float = 5.0, factor: float = _SPIKE_FACTOR) -> None:
-        """Multiply a node's latencies by `factor` from now on, for so long."""
+        """Multiply a node's latencies by `factor` for `duration_seconds` from now; 0 = until a recovery."""
         self._apply(
             NetworkEvent(EventType.LATENCY_SPIKE, node_id, duration_seconds=duration_seconds, factor=factor),
             self._advance(),
         )
 
     def inject_event(self, event: NetworkEvent) -> None:
-        """Let an event happen now, whenever it was scheduled for.
+        """Start an event now, ignoring its scheduled time or round.
 
         Raises:
-            InvalidInput: an event that has no effect here: limit_time or slow_close.
-            UnknownName: a profile change to a profile that does not exist.
+            InvalidInput: `limit_time` or `slow_close`, which have no effect on single communications.
+            UnknownName: the new profile of a `profile_change` does not exist.
         """
         _require_effect(event)
         self._apply(event, self._advance())
 
     def schedule_event(self, event: NetworkEvent) -> None:
-        """Let an event happen at its `scheduled_time` or in its round; at once where it has neither.
+        """Schedule an event for its `scheduled_time` or `scheduled_round`; an event with neither starts now.
 
-        The time is one of the simulator's clock, or one since the epoch. A time before the simulator was made counts
-        from then on: 5.0 is five seconds after its beginning.
+        `scheduled_time` may be a time of the simulator's clock or seconds since the epoch. A time before the simulator
+        was created is relative to its creation: 5.0 means five seconds after it.
 
         Raises:
-            InvalidInput: an event that has no effect here: limit_time or slow_close.
-            UnknownName: a profile change to a profile that does not exist.
+            InvalidInput: `limit_time` or `slow_close`, which have no effect on single communications.
+            UnknownName: the new profile of a `profile_change` does not exist.
         """
         _require_effect(event)
         if event.new_profile:
@@ -170,13 +192,13 @@ class NetworkSimulator:
         self._timeline.add(event if event.scheduled_round is not None else replace(event, scheduled_time=at))
 
     def announce_round(self, number: int) -> None:
-        """Begin the events of a training round, and of rounds before it."""
+        """Start the events scheduled for training rounds up to `number`."""
         now = self._advance()
         for event in self._timeline.due_in_round(number):
             self._apply(event, now)
 
     def get_node_metrics(self, node_id: str) -> dict[str, Any]:
-        """Return properties and counters of a node's link; latencies are those of successful communications."""
+        """Return the state and counters of a node's link. Latencies cover successful communications only."""
         now = self._advance()
         link = self._link(node_id)
         tally = self._tallies[node_id]
@@ -239,7 +261,7 @@ class NetworkSimulator:
 
 
 def _round_trip(link: Link, now: float, nbytes: int) -> tuple[bool, float]:
-    """Success and seconds. Time stands still meanwhile, and the link is idle before: events go by the clock alone."""
+    """Return success and seconds of one round trip on an idle link, with events as they are at `now`."""
     link.settle()
     exchange = link.begin(now)
     seconds = 0.0
@@ -259,13 +281,13 @@ def _round_trip(link: Link, now: float, nbytes: int) -> tuple[bool, float]:
 def _require_effect(event: NetworkEvent) -> None:
     if event.event_type in _OF_CONNECTIONS:
         raise InvalidInput(
-            f"{event.event_type} has no effect in NetworkSimulator: it acts on how connections end, and only single "
-            "communications are simulated; use the proxy for it"
+            f"{event.event_type} has no effect in NetworkSimulator: it acts on the end of connections, and only single "
+            "communications are simulated; use the proxy instead"
         )
 
 
 def _size_of(message: object) -> int:
-    """Return the bytes of a message: of bytes and arrays their length, of anything else that of its text."""
+    """Return the size of a message in bytes: that of bytes and arrays, or of `str(message)` in UTF-8."""
     size = getattr(message, "nbytes", None)
     if isinstance(size, int):
         return size

@@ -1,4 +1,4 @@
-"""Events to come: by time, or by training round."""
+"""Schedule of future events, by time or by training round."""
 
 import itertools
 import math
