@@ -1,4 +1,4 @@
-"""Paired runs of a scenario: what adaptation is worth against the fixed baseline, and how sure that is."""
+"""Paired runs of a scenario: adaptation against the fixed baseline, with confidence intervals."""
 
 import math
 import multiprocessing
@@ -41,7 +41,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Name of the variant in tables."""
         return f"{self.policy} {self.strategies}".strip()
 
     def of(self, scenario: Scenario, seed: int) -> Scenario:
@@ -133,12 +133,12 @@ class Candidate:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """Verdict on the speedup in a few words."""
         low, high = self.speedup.ci_low, self.speedup.ci_high
         if low is None or high is None:
             return "target not reached"
         if len(self.result.outcomes) == 1:
-            return "noise not known"
+            return "noise unknown (one seed)"
         if low <= 1.0 <= high:
             return "within the noise"
         return "faster" if low > 1.0 else "slower"
@@ -154,7 +154,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The baseline, and what was tried against it."""
+    """Results of the baseline and of the variants compared with it."""
 
     scenario: Scenario
     seeds: Sequence[int]
@@ -362,7 +362,7 @@ class Threshold:
         return value
 
     def holds(self, record: Mapping[str, Any]) -> bool:
-        """Whether the candidate passes; it does not where the figure is not known."""
+        """Whether the candidate passes; False if the figure is unknown."""
         value = self.value(record)
         return value is not None and (value >= self.bound if self.at_least else value <= self.bound)
 
@@ -395,7 +395,7 @@ def parse_threshold(text: str, metric: MetricSpec = ACCURACY) -> Threshold:
     """Return a threshold from FIGURE>=NUMBER or FIGURE<=NUMBER.
 
     Raises:
-        InvalidInput: not of that form. UnknownName: a figure that there is not.
+        InvalidInput: not of that form. UnknownName: an unknown figure.
     """
     for sign in (">=", "<="):
         figure, found, number = text.partition(sign)

@@ -1,4 +1,4 @@
-"""A scenario: who trains what over which links, and what happens on the way. Read from YAML, typed and closed."""
+"""Scenario of a simulation: nodes, links, events, task and configuration. Read from YAML; unknown keys are errors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -22,36 +22,36 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class Churn(ConfigSection):
-    """Processes that end without a word and start again, at random."""
+    """Node processes that crash and restart at random times."""
 
     up_seconds: Seconds
-    """Mean time that a node runs; exponentially distributed."""
+    """Mean running time of a node; exponentially distributed."""
     down_seconds: Seconds
-    """Mean time until it is back."""
+    """Mean time until the node restarts."""
 
     @property
     def share_up(self) -> float:
-        """Share of all time."""
+        """Mean share of time that the node runs."""
         return self.up_seconds / (self.up_seconds + self.down_seconds)
 
 
 class Nodes(NodeSection):
-    """One node, or a group of like ones: its link, and its machine."""
+    """One node or a group of identical nodes: link and machine."""
 
     gpu: OneOrMore = "laptop-cpu"
-    """A preset of GPU specs; of a list, the nodes take one after the other."""
+    """Preset of GPU specs; a list is assigned to the nodes in repeating order."""
     speed: Annotated[float, Field(gt=0)] = 1.0
-    """Divisor of its compute times, for a card that is faster or slower than its preset."""
+    """Divisor of the compute times, for a GPU faster (> 1) or slower than its preset."""
     churn: Churn | None = None
-    """Whether it comes and goes."""
+    """Random crashes and restarts; none by default."""
     joins_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """When it first starts."""
+    """Time at which the node first starts."""
     prepares_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """Time to load model and data, at each start of its process, before it asks for work."""
+    """Time to load model and data at each start of the process, before the node asks for work."""
 
     @property
     def expected_at_start(self) -> float:
-        """How many of them the first round waits for: of those that come and go, half of what is there on average."""
+        """Nodes that the first round waits for; of nodes with churn, half the mean number running."""
         if self.joins_seconds:
             return 0.0
         return len(self.names()) * (0.5 * self.churn.share_up if self.churn else 1.0)
@@ -69,7 +69,7 @@ class ComputeTimes(ConfigSection):
 
 
 class Scenario(Network):
-    """The whole scenario. `nodes` is all that it must have."""
+    """Scenario of a simulation. Only `nodes` is required."""
 
     nodes: Annotated[Sequence[Nodes], BeforeValidator(as_list)] = Field(min_length=1)
     """Nodes that train: a list, or a mapping by id."""
@@ -78,8 +78,8 @@ class Scenario(Network):
     rounds: Count | None = None
     """Rounds to train; see `training.rounds`."""
     target_accuracy: float | None = None
-    """Value of the task's metric whose time is measured: any real number. The run goes on to its last round, so that
-    final values compare."""
+    """Value of the task's metric whose time is measured: any real number. The run continues to its last round, so that
+    final values are comparable."""
     policy: Policy | None = None
     """Policy; see `orchestrator.policy`."""
     seed: Seed = 0
@@ -94,13 +94,13 @@ class Scenario(Network):
     metric: MetricSpec | None = None
     """For `learning: model` of a task of your own: its metric, as `hypergpu fit` prints it; accuracy if left out."""
     compute: ComputeTimes | None = None
-    """Compute times; the task's own where it is left out."""
+    """Compute times; those of the task by default."""
     evaluation_seconds: Annotated[float, Field(ge=0)] = 0.02
     """Time of the coordinator's step and evaluation between two rounds."""
     handling_seconds: Annotated[float, Field(ge=0)] = 0.005
     """Software time of each work unit at both ends, beside network and compute: packing, gRPC, checks."""
     config: SystemConfig = SystemConfig()
-    """Everything else that can be configured."""
+    """Other configuration."""
 
     @model_validator(mode="after")
     def _shorthands(self) -> "Scenario":
@@ -171,7 +171,7 @@ class Scenario(Network):
         strange = self.links.keys() - {ALL, *(name for group in self.nodes for name in group.names())}
         if strange:
             name = min(strange)
-            raise ScenarioError(("links", name), f"there is no node {name!r}: `nodes` says who trains")
+            raise ScenarioError(("links", name), f"no node {name!r} in `nodes`")
         return {name: link.profile for name, link in self.node_links().items()}
 
     def cards(self) -> dict[str, GPUSpecs]:

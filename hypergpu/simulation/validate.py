@@ -1,4 +1,4 @@
-"""The simulator against reality: one scenario by real processes through the real proxy, and in virtual time.
+"""Validation of the simulator: one scenario run by real processes through the real proxy, and in virtual time.
 
 Two questions, asked apart. Are the times right? The decisions of the real run are replayed, and each round compared
 with its real one. Are the decisions the same? The simulator decides for itself, and what it chose is compared.
@@ -23,7 +23,7 @@ from hypergpu.simulation.scenario import Scenario
 
 @dataclass(frozen=True, slots=True)
 class RoundTimes:
-    """How far simulated round times are from real ones."""
+    """Errors of simulated round times against real ones."""
 
     rounds: int
     real_median_seconds: float
@@ -33,12 +33,12 @@ class RoundTimes:
     median_error: float
     """Median over rounds of the error of each, relative to that round's real time."""
     worst_error: float
-    """Error of the round that is furthest off."""
+    """Largest error of a round."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far the simulator is from the real run."""
+    """Errors of the simulator against a real run."""
 
     scenario: str
     policy: str
@@ -55,7 +55,7 @@ class Agreement:
     """At the end."""
     simulated_metric: float | None
     handling_seconds: float
-    """Fitted: what software takes of a unit of work beside network and compute."""
+    """Fitted software time of a work unit, beside network and compute."""
 
     def passes(self, most_error: float, least_agreement: float) -> bool:
         """Whether replayed rounds take as long, and the simulator's own decisions choose whom the real ones chose."""
@@ -77,7 +77,7 @@ def validate(scenario: Scenario, out: Path) -> Agreement:
         out: a directory for the runs: `real`, `replayed` and `simulated`.
 
     Raises:
-        InvalidInput: the scenario has what a local cluster can't do, or the real run came to nothing.
+        InvalidInput: the scenario needs more than a local cluster offers, or the real run completed no round.
     """
     require_local(scenario)
     asyncio.run(run_for_real(scenario, out / "real"))
@@ -92,7 +92,7 @@ def compare_with_real(scenario: Scenario, out: Path) -> Agreement:
     """
     real = read_rounds(out / "real")
     if not real:
-        raise InvalidInput(f"the real run finished no round: see {out / 'real' / 'logs'}")
+        raise InvalidInput(f"the real run completed no round: see {out / 'real' / 'logs'}")
     calibration = calibrate(out / "real", scenario)
     handling_seconds, replayed = replay(scenario, calibration, real, out / "replayed")
     fitted = calibration.of(scenario, handling_seconds)
@@ -123,7 +123,7 @@ def round_times(real: Sequence[Mapping[str, Any]], simulated: Sequence[Mapping[s
     """
     pairs = [(row["seconds"], mine["seconds"]) for row, mine in zip(real, simulated, strict=False)]
     if not pairs:
-        raise InvalidInput("one of the two runs finished no round: there is nothing to compare")
+        raise InvalidInput("one of the two runs completed no round; nothing to compare")
     errors = [abs(mine - seconds) / seconds for seconds, mine in pairs]
     before, after = median(seconds for seconds, _ in pairs), median(mine for _, mine in pairs)
     return RoundTimes(len(pairs), before, after, abs(after - before) / before, median(errors), max(errors))

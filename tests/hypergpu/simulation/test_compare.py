@@ -54,7 +54,7 @@ def test_who_missed_the_target_is_not_taken_for_sooner_than_who_reached_it() -> 
 
 
 def test_one_pair_tells_nothing_of_the_noise() -> None:
-    assert against(result("none", [10.0]), result("reactive", [5.0])).verdict == "noise not known"
+    assert against(result("none", [10.0]), result("reactive", [5.0])).verdict == "noise unknown (one seed)"
 
 
 def test_quarantines_are_counted_by_reason() -> None:
