@@ -21,6 +21,8 @@ class RoundPlan:
     learning_rate: float | None = None
     wait_for_all: bool = False
     """Whether the round waits for every node, without a measured deadline: plain synchronous training."""
+    close_share: float | None = None
+    """Share of the nodes whose updates close the round at once."""
     decisions: Sequence[Decision] = ()
     """Decisions to record, each with its reason."""
 

@@ -59,6 +59,11 @@ def at_deadline(
     return _abandon(current, "no update arrived before the deadline", state.members, effects)
 
 
+def with_enough(current: Round, members: Membership, config: TrainingConfig, now: float) -> CloseRound:
+    """Return the end of a round that needs no further update."""
+    return _close(current, CloseReason.ENOUGH_CONTRIBUTED, members, config, now)
+
+
 def shorten_deadline(current: Round, state: RoundState, now: float, effects: EffectBuffer) -> None:
     """Set a deadline from the time that the quorum needed, in a round whose nodes were not measured before."""
     if not current.has_quorum:

@@ -30,6 +30,8 @@ class CloseReason(StrEnum):
     ALL_CONTRIBUTED = "all_contributed"
     SURVIVORS_CONTRIBUTED = "survivors_contributed"
     """All remaining nodes have contributed; the others are lost, have left or have returned their work."""
+    ENOUGH_CONTRIBUTED = "enough_contributed"
+    """The share of the nodes that closes a round has contributed."""
     QUORUM_AT_DEADLINE = "quorum_at_deadline"
     BELOW_QUORUM = "below_quorum"
     """The deadline passed after its last extension."""

@@ -393,9 +393,11 @@ class RoundMachine:
                 dispatch.assign(opened, member, self.adaptation.overrides, now, self._effects)
 
     def _close_if_complete(self, current: Round, now: float) -> None:
-        """End the open round once no update is outstanding."""
+        """End the open round once no update is outstanding, or needed."""
         if current.live == 0:
             self._end_round(closing.complete(current, self.members, self.config, now, self._effects), now)
+        elif current.has_enough:
+            self._end_round(closing.with_enough(current, self.members, self.config, now), now)
 
     def _end_round(self, ending: closing.Ending, now: float) -> None:
         state = self.round_state

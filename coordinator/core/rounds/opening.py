@@ -149,7 +149,10 @@ def open_round(
     deadline = _set_deadline(state, chosen, plan, effects)
     units = _plan_units(state.members, state.shards.assign(chosen), plan, config)
     opening.first_round_opened, opening.waiting_for = True, ""
-    state.open_round = Round.open(state.round, now, now + deadline.seconds, config.quorum, units)
+    close_share = config.close_share if plan.close_share is None else plan.close_share
+    state.open_round = Round.open(
+        state.round, now, now + deadline.seconds, units, quorum=config.quorum, close_share=close_share
+    )
     state.phase = OPEN
     return state.open_round
 

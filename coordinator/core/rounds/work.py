@@ -70,6 +70,8 @@ class Round:
     deadline_at: float
     quorum: float
     units: dict[str, WorkUnit]
+    close_share: float = 1.0
+    """Share of the nodes whose updates close the round at once."""
     extensions: int = 0
     live: int = 0
     """Number of units whose update is still expected."""
@@ -80,16 +82,32 @@ class Round:
     """Units without a node, by the id of the former one: for newcomers, or for its return."""
 
     @classmethod
-    def open(cls, number: int, now: float, deadline_at: float, quorum: float, units: Iterable[WorkUnit]) -> "Round":
+    def open(
+        cls,
+        number: int,
+        now: float,
+        deadline_at: float,
+        units: Iterable[WorkUnit],
+        *,
+        quorum: float,
+        close_share: float,
+    ) -> "Round":
         """Return a round in which no unit is assigned yet."""
         by_node = {unit.node: unit for unit in units}
-        return cls(number, now, deadline_at, quorum, by_node, live=len(by_node))
+        return cls(number, now, deadline_at, quorum, by_node, close_share, live=len(by_node))
 
     @property
     def has_quorum(self) -> bool:
         """Whether enough of the nodes that can still contribute have done so."""
         done = len(self.contributions)
         return done >= 1 and done >= math.ceil(self.quorum * (done + self.live) - 1e-9)
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether enough of the nodes have contributed to close the round without the others."""
+        return self.close_share < 1.0 and len(self.contributions) >= math.ceil(
+            self.close_share * len(self.units) - 1e-9
+        )
 
     @property
     def mean_loss(self) -> float:

@@ -37,6 +37,8 @@ class TrainingConfig(ConfigSection):
     """Nodes that must have joined and be ready, with their data loaded, before the first round begins."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Share of a round's nodes whose updates are needed for the round to count at its deadline."""
+    close_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of a round's nodes whose updates close it at once; at 1 it waits for all of them, up to its deadline."""
     deadline_mads: Annotated[float, Field(gt=0)] = 4.0
     """Delay beyond a node's usual time after which a round ends without it, in median absolute deviations."""
     evaluate_every: Count = 1

@@ -112,6 +112,40 @@ def test_a_run_from_first_to_last_round() -> None:
     assert d.log[-1] == ev.RunOver("a")
 
 
+@pytest.mark.parametrize(("share", "needed"), [(0.8, 4), (0.81, 5), (0.6, 3), (0.2, 1)])
+def test_a_round_closes_once_the_configured_share_has_contributed(share: float, needed: int) -> None:
+    d = Driver(min_nodes=5, rounds=1, close_share=share)
+    d.join(*"abcde")
+    d.ask(*"abcde")
+    for index, node in enumerate("abcde"[:needed]):
+        assert not d.of(ev.CloseRound), index
+        d.push(node)
+    closed = d.of(ev.CloseRound)[0]
+    everyone = needed == 5
+    assert closed.reason is (ev.CloseReason.ALL_CONTRIBUTED if everyone else ev.CloseReason.ENOUGH_CONTRIBUTED)
+    assert [c.success for c in closed.contributions] == [True] * needed + [False] * (5 - needed)
+    assert [c.late for c in closed.contributions] == [False] * needed + [True] * (5 - needed)
+
+
+def test_a_plan_may_close_its_round_with_another_share_than_the_configured_one() -> None:
+    class Planned(FixedAdaptation):
+        def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
+            plan = super().plan_round(available, round_number)
+            return replace(plan, close_share=0.5 if round_number == 1 else None)
+
+    d = Driver(min_nodes=2, rounds=2, adaptation=Planned(8))
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.push("a")
+    assert d.machine.round == 2
+    d.push("b", 1)  # late: it returns to the cluster
+    d.ask("a", "b")
+    d.push("a")
+    assert len(d.of(ev.CloseRound)) == 1, "the second round waits for both"
+    d.push("b")
+    assert d.of(ev.CloseRound)[1].reason is ev.CloseReason.ALL_CONTRIBUTED
+
+
 def test_a_run_without_an_end_has_no_last_round_and_still_ends_at_its_target() -> None:
     for target, rounds in ((None, 6), (0.9, 1)):
         d = Driver(rounds=0, evaluate_every=7, target_accuracy=target)
