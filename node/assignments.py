@@ -113,6 +113,7 @@ class Assignments:
             batch_size=order.batch_size,
             local_steps=order.local_steps,
             learning_rate=order.learning_rate,
+            optimizer=order.local_optimizer,
             # Neither node nor attempt: the result does not depend on who does the work.
             key=(order.work.round, shard.index),
             abandon=abandoned,

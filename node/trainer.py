@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import get_args
 
 import structlog
 import torch
 from torch import Tensor
 
-from hypergpu.common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, OutOfMemory
+from hypergpu.common.config import TrainingConfig
+from hypergpu.common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, OutOfMemory, UnknownName
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.tensors import Flat
 from hypergpu.node.fused_sgd import AppliedTwiceError, FusedSgd, Rehearsal
@@ -22,6 +24,8 @@ from hypergpu.tasks.seeding import seeded
 
 log = structlog.get_logger()
 
+LOCAL_OPTIMIZERS = get_args(TrainingConfig.model_fields["local_optimizer"].annotation)
+"""Names of the optimisers of local steps."""
 Fetch = Callable[[int], tuple[Tensor, Tensor]]
 """Returns the samples of local step `i`."""
 
@@ -82,12 +86,13 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class _LocalSgd:
+class _LocalWork:
     """Arguments of `Trainer.work`."""
 
     batches: Fetch
     local_steps: int
     learning_rate: float
+    optimizer: str
     key: tuple[str | int, ...]
     micro_batch: int | None
     after_step: Callable[[Step], None]
@@ -186,12 +191,13 @@ class Trainer:
         *,
         local_steps: int,
         learning_rate: float,
+        optimizer: str = "sgd",
         key: tuple[str | int, ...] = (),
         micro_batch: int | None = None,
         after_step: Callable[[Step], None] = lambda step: None,
         abandon: threading.Event | None = None,
     ) -> Update:
-        """Run local SGD from `parameters`; return the mean gradient of one step, or the change by several.
+        """Run local steps from `parameters`; return the mean gradient of one step, or the change by several.
 
         The state part of the update (BatchNorm's statistics) is a change in both cases. The update is in a buffer of
         the trainer, which the next unit of work overwrites.
@@ -200,7 +206,8 @@ class Trainer:
             parameters: shape (manifest.size,).
             batches: returns the samples of each step.
             local_steps: at least 1.
-            learning_rate: learning rate of the local SGD; not used with one step.
+            learning_rate: learning rate of the local optimiser; not used with one step.
+            optimizer: `sgd`, or `adamw`, which begins without state; not used with one step.
             key: identifies the work: with the seed, it fixes random numbers such as those of dropout.
             micro_batch: see `gradient`.
             after_step: called after each step, for example to record it or to wait as a slower card would.
@@ -209,50 +216,64 @@ class Trainer:
         Raises:
             NonFiniteUpdate: carries the step.
             ProtocolError: `parameters` has another shape.
-            InvalidInput: an impossible number of steps or learning rate, or samples that do not fit the model.
+            InvalidInput: an impossible number of steps or learning rate, an unknown optimiser, or samples that do not
+                fit the model.
             WorkAbandoned: `abandon` was set.
         """
         if local_steps < 1 or not learning_rate > 0:
             raise InvalidInput(f"{local_steps} local steps at learning rate {learning_rate}: both must be above 0")
+        if optimizer not in LOCAL_OPTIMIZERS:
+            raise UnknownName("local optimiser", optimizer, LOCAL_OPTIMIZERS)
         began = time.perf_counter()
-        sgd = _LocalSgd(batches, local_steps, learning_rate, key, micro_batch, after_step, abandon)
+        local = _LocalWork(batches, local_steps, learning_rate, optimizer, key, micro_batch, after_step, abandon)
         self.model.load(parameters)
         changing = slice(self.model.parameter_count if local_steps == 1 else 0, None)
         self._start[changing] = self.model.values[changing]
-        steps = self._run(sgd, parameters)
+        steps = self._run(local, parameters)
         self._write_update(local_steps, changing)
         return Update(self._out.numpy(), tuple(steps), time.perf_counter() - began)
 
-    def _run(self, sgd: "_LocalSgd", parameters: Flat) -> list[Step]:
+    def _run(self, local: "_LocalWork", parameters: Flat) -> list[Step]:
         """Run all steps, with gradients applied during the backward pass if the model allows it."""
         steps: list[Step] = []
-        if sgd.local_steps > 1 and sgd.micro_batch is None and self._can_fuse(sgd.batches):
+        plain = local.optimizer == "sgd" and local.local_steps > 1 and local.micro_batch is None
+        if plain and self._can_fuse(local.batches):
             try:
-                with FusedSgd(self.model, sgd.learning_rate) as fused:
-                    self._run_steps(sgd, steps, fused)
+                with FusedSgd(self.model, local.learning_rate) as fused:
+                    self._run_steps(local, steps, fused)
                 return steps
             except (AppliedTwiceError, RuntimeError) as error:
                 self._fusible = False
                 log.info("this model cannot apply gradients during the backward pass", error=type(error).__name__)
             self.model.load(parameters)
-        self._run_steps(sgd, steps, None)
+        self._run_steps(local, steps, None)
         return steps
 
-    def _run_steps(self, sgd: "_LocalSgd", steps: list[Step], fused: FusedSgd | None) -> None:
+    def _run_steps(self, local: "_LocalWork", steps: list[Step], fused: FusedSgd | None) -> None:
         """Run all steps and fill `steps`; those that it already has, from a failed attempt, are not reported again."""
         reported = len(steps)
-        with self._seeded(sgd.key):
-            for index in range(sgd.local_steps):
-                if sgd.abandon is not None and sgd.abandon.is_set():
-                    raise WorkAbandoned(f"abandoned after {index} of {sgd.local_steps} steps")
-                step = self.gradient(*sgd.batches(index), step=index, micro_batch=sgd.micro_batch, fused=fused)
-                if sgd.local_steps > 1 and fused is None:
-                    self.model.parameters.add_(self.model.gradients, alpha=-sgd.learning_rate)
+        apply = self._optimizer_step(local) if local.local_steps > 1 and fused is None else None
+        with self._seeded(local.key):
+            for index in range(local.local_steps):
+                if local.abandon is not None and local.abandon.is_set():
+                    raise WorkAbandoned(f"abandoned after {index} of {local.local_steps} steps")
+                step = self.gradient(*local.batches(index), step=index, micro_batch=local.micro_batch, fused=fused)
+                if apply is not None:
+                    apply()
                 if index < reported:
                     steps[index] = step
                     continue
                 steps.append(step)
-                sgd.after_step(step)
+                local.after_step(step)
+
+    def _optimizer_step(self, local: "_LocalWork") -> Callable[[], object]:
+        """Return the function that applies the gradients of a step to the parameters."""
+        parameters, gradients = self.model.parameters, self.model.gradients
+        if local.optimizer == "sgd":
+            return lambda: parameters.add_(gradients, alpha=-local.learning_rate)
+        flat = parameters.detach()  # shares the memory of all parameters
+        flat.grad = gradients
+        return torch.optim.AdamW([flat], lr=local.learning_rate).step
 
     def _write_update(self, local_steps: int, changing: slice) -> None:
         """Write the change of the part `changing`, and with one step the gradients, to the buffer of the update."""

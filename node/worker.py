@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,6 +230,7 @@ class Worker:
         batch_size: int,
         local_steps: int,
         learning_rate: float,
+        optimizer: str = "sgd",
         key: tuple[str | int, ...],
         abandon: threading.Event | None = None,
     ) -> Update:
@@ -240,12 +242,13 @@ class Worker:
             cursor: samples of the shard that were used before.
             batch_size: samples per step.
             local_steps: at least 1.
-            learning_rate: learning rate of the local SGD; not used with one step.
+            learning_rate: learning rate of the local optimiser; not used with one step.
+            optimizer: `sgd` or `adamw`; not used with one step.
             key: identifies the work for its random numbers.
             abandon: ends the work at the next step, or the next wait, when it is set.
 
         Raises:
-            InvalidInput: an impossible batch size, number of steps or learning rate.
+            InvalidInput: an impossible batch size, number of steps or learning rate, or an unknown optimiser.
             Unavailable: the samples cannot be read; three attempts were made.
             NonFiniteUpdate, ProtocolError, WorkAbandoned: see `Trainer.work`.
         """
@@ -264,22 +267,18 @@ class Worker:
             self.pace(step, self.timer() - began, sleep)
             self.record(step, self.timer() - began)
 
-        try:
-            update = trainer.work(
+        with self._keeping_last_error():
+            return trainer.work(
                 parameters,
                 batches,
                 local_steps=local_steps,
                 learning_rate=learning_rate,
+                optimizer=optimizer,
                 key=key,
                 micro_batch=self.micro_batch(batch_size, accumulate=True),
                 after_step=after_step,
                 abandon=abandon,
             )
-        except Exception as error:
-            self.last_error = str(error)
-            raise
-        self.last_error = ""
-        return update
 
     def read(self, take: Callable[[], tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the samples that `take` reads, retried while their source is out of order."""
@@ -329,6 +328,15 @@ class Worker:
             memory.require(batch_size, self.specs)
         largest = memory.largest_batch(self.specs)
         return None if batch_size <= largest else largest
+
+    @contextmanager
+    def _keeping_last_error(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.last_error = str(error)
+            raise
+        self.last_error = ""
 
     def _current(self) -> _PreparedTask:
         if self._prepared is not None:

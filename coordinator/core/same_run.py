@@ -21,6 +21,7 @@ _FREE = frozenset(
         "rounds",
         "min_nodes",
         "quorum",
+        "close_share",
         "deadline_mads",
         "evaluate_every",
         "checkpoint_every",
@@ -28,7 +29,7 @@ _FREE = frozenset(
     }
 )
 _REFUSED = frozenset({"task", "seed"})
-_OF_OPTIMIZER = frozenset({"local_steps", "server_optimizer", "server_momentum"})
+_OF_OPTIMIZER = frozenset({"local_steps", "server_optimizer", "server_momentum", "server_nesterov"})
 """Settings that determine the meaning of the optimizer's state; if one changes, the optimizer restarts."""
 
 

@@ -1,7 +1,7 @@
 """`hypergpu compare`: compare policies in paired runs of a scenario."""
 
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -13,10 +13,11 @@ from hypergpu.common.options import AsJson
 from hypergpu.common.text import counted, size
 from hypergpu.console import new_table, print_json, print_table, progress_bar, say
 from hypergpu.node.cgroup import usable_cpus
-from hypergpu.simulation.compare import Candidate, Comparison, Result, metric_of_scenario, parse_threshold
+from hypergpu.simulation.compare import Candidate, Comparison, Result, Threshold, metric_of_scenario, parse_threshold
 from hypergpu.simulation.compare import compare as run_all
 from hypergpu.simulation.scenario_file import load_scenario
 from hypergpu.simulation.statistics import Estimate
+from hypergpu.simulation.variants import STATIC, split_variants
 
 _FEWEST_PAIRS = 5
 """With fewer pairs, chance alone often puts all of them on one side."""
@@ -29,7 +30,10 @@ def compare(
         int, typer.Option(min=1, max=10_000, metavar="N", help="Runs of each policy; runs of one seed form a pair.")
     ] = 5,
     policies: Annotated[
-        str | None, typer.Option(metavar="A,B,…", help="Policies to compare with `none`, the fixed baseline.")
+        str | None,
+        typer.Option(
+            metavar="A,B,…", help=f"Policies and fixed settings ({', '.join(STATIC)}) to compare with `none`."
+        ),
     ] = None,
     strategies: Annotated[
         str, typer.Option(metavar="BATCH/SELECTION,…", help="Strategies to try each policy with.")
@@ -56,20 +60,11 @@ def compare(
     if rounds is not None:
         loaded = loaded.changed(rounds=rounds)
     own = loaded.config.orchestrator.policy
-    named = _split(policies) if policies is not None else [own if own != "none" else "reactive"]
+    named = split_variants(policies) if policies is not None else [own if own != "none" else "reactive"]
     with progress_bar("runs") as tell:
         comparison = run_all(loaded, named, _split(strategies), seeds=seeds, jobs=jobs, progress=tell)
     record = comparison.record()
-    record["thresholds"] = [
-        {
-            "threshold": condition.text,
-            "candidate": candidate.result.variant.label,
-            "value": condition.value(row),
-            "passed": condition.holds(row),
-        }
-        for condition in conditions
-        for candidate, row in zip(comparison.candidates, record["candidates"], strict=True)
-    ]
+    record["thresholds"] = _checked(conditions, comparison, record)
     if as_json:
         print_json(record)
     else:
@@ -81,6 +76,21 @@ def compare(
         say(f"{PREFIX}every run was aborted: {comparison.given_up}", error=True)
     if comparison.given_up or not all(row["passed"] for row in record["thresholds"]):
         raise typer.Exit(1)
+
+
+def _checked(
+    conditions: Sequence[Threshold], comparison: Comparison, record: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "threshold": condition.text,
+            "candidate": candidate.result.variant.label,
+            "value": condition.value(row),
+            "passed": condition.holds(row),
+        }
+        for condition in conditions
+        for candidate, row in zip(comparison.candidates, record["candidates"], strict=True)
+    ]
 
 
 def _split(text: str) -> list[str]:

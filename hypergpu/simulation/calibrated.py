@@ -7,11 +7,12 @@ from typing import Any
 
 from hypergpu.common.config import SystemConfig, load_config
 from hypergpu.simulation.calibration import calibrate
-from hypergpu.simulation.compare import BASELINE, Comparison, Result, Variant, compared, target_of
+from hypergpu.simulation.compare import Comparison, Result, compared, target_of
 from hypergpu.simulation.compute import read_rounds
 from hypergpu.simulation.replay import replay
 from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario import Scenario
+from hypergpu.simulation.variants import BASELINE, Variant
 
 
 def scenario_of_run(run_dir: Path, links: Mapping[str, str], events: Iterable[Mapping[str, Any]] = ()) -> Scenario:

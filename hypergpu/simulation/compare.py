@@ -8,9 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
-from hypergpu.common.config import BatchConfig, ConfigSection, SelectorConfig
 from hypergpu.common.errors import InvalidInput, UnknownName
 from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.common.text import natural_key
@@ -19,40 +18,8 @@ from hypergpu.simulation.node import Compute
 from hypergpu.simulation.run import Outcome, simulate
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.statistics import Estimate, estimate
+from hypergpu.simulation.variants import BASELINE, Variant, variants_of
 from hypergpu.time_to_target import value_to_compare_at
-
-BASELINE = "none"
-_BATCH_STRATEGIES = get_args(BatchConfig.model_fields["strategy"].annotation)
-_SELECTION_STRATEGIES = get_args(SelectorConfig.model_fields["strategy"].annotation)
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One way to run a scenario; an empty strategy is the scenario's own."""
-
-    policy: str
-    batch: str = ""
-    selection: str = ""
-
-    @property
-    def strategies(self) -> str:
-        """Text of the threshold, as given on the command line."""
-        return "/".join(part for part in (self.batch, self.selection) if part)
-
-    @property
-    def label(self) -> str:
-        """Name of the variant in tables."""
-        return f"{self.policy} {self.strategies}".strip()
-
-    def of(self, scenario: Scenario, seed: int) -> Scenario:
-        """Return the scenario, run this way."""
-        config = scenario.config
-        update: dict[str, ConfigSection] = {}
-        if self.batch:
-            update["batch"] = config.batch.model_copy(update={"strategy": self.batch})
-        if self.selection:
-            update["selector"] = config.selector.model_copy(update={"strategy": self.selection})
-        return scenario.changed(policy=self.policy, seed=seed, config=config.model_copy(update=update))
 
 
 @dataclass(frozen=True)
@@ -221,7 +188,7 @@ def compare(
 
     Args:
         scenario: its seed is the first; its target, or else the task's, is the value whose time is measured.
-        policies: `none`, the baseline, is always run and may be named.
+        policies: policies and fixed settings; `none`, the baseline, is always run and may be named.
         strategies: BATCH/SELECTION, or one of both: a candidate for each policy and each of them.
         seeds: how many.
         jobs: processes to run them in.
@@ -259,22 +226,6 @@ def compared(scenario: Scenario, seeds: Sequence[int], wanted: float | None, res
     )
 
 
-def variants_of(policies: Sequence[str], strategies: Sequence[str]) -> list[Variant]:
-    """Each policy with each of the strategies; the plain baseline is none of them.
-
-    Raises:
-        UnknownName: a policy or strategy that there is not.
-        InvalidInput: two strategies for the same thing.
-    """
-    known = get_args(Scenario.model_fields["policy"].annotation)[0]
-    for policy in policies:
-        if policy not in get_args(known):
-            raise UnknownName("policy", policy, get_args(known))
-    pairs = [_strategies(text) for text in strategies] or [("", "")]
-    found = (Variant(policy, *pair) for policy in policies if policy != BASELINE for pair in pairs)
-    return list(dict.fromkeys(found))
-
-
 def against(baseline: Result, result: Result) -> Candidate:
     """Compare two variants, pair by pair."""
     ratios, bounds = [], 0
@@ -305,22 +256,6 @@ def target_of(scenario: Scenario) -> float | None:
     from hypergpu.tasks import load_task  # noqa: PLC0415  (torch takes seconds to import)
 
     return load_task(scenario.config.training.task, scenario.seed).target
-
-
-def _strategies(text: str) -> tuple[str, str]:
-    batch = selection = ""
-    for name in text.split("/"):
-        if name in _BATCH_STRATEGIES and not batch:
-            batch = name
-        elif name in _SELECTION_STRATEGIES and not selection:
-            selection = name
-        elif name in (*_BATCH_STRATEGIES, *_SELECTION_STRATEGIES):
-            raise InvalidInput(
-                f"{text!r} names two strategies for the same thing: give BATCH/SELECTION, or one of both"
-            )
-        else:
-            raise UnknownName("strategy", name, [*_BATCH_STRATEGIES, *_SELECTION_STRATEGIES])
-    return batch, selection
 
 
 def _run_all(

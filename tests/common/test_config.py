@@ -200,3 +200,21 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path, content: bytes, told: s
         load_config(SystemConfig, Path("a\0b"))
     with pytest.raises(ConfigError, match="cannot read /dev/zero: larger than 16,777,216 bytes"):
         load_config(SystemConfig, Path("/dev/zero"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["local_optimizer=adamw", "local_steps=1"], "local_optimizer adamw needs more than one local step"),
+        (["server_nesterov=true"], "server_nesterov needs server_optimizer sgd with a server_momentum above 0"),
+        (["server_nesterov=true", "server_momentum=0.9", "server_optimizer=adam"], "needs server_optimizer sgd"),
+        (["close_share=0"], "close_share"),
+        (["close_share=1.1"], "close_share"),
+    ],
+)
+def test_optimisers_and_shares_that_make_no_sense_are_refused(settings: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_config(SystemConfig, overrides=[f"training.{setting}" for setting in settings])
+    kept = ["local_optimizer=adamw", "server_momentum=0.9", "server_nesterov=true", "close_share=0.8"]
+    training = load_config(SystemConfig, overrides=[f"training.{setting}" for setting in kept]).training
+    assert (training.local_optimizer, training.server_nesterov, training.close_share) == ("adamw", True, 0.8)

@@ -331,6 +331,8 @@ def test_what_may_change_freely(run: Path, key: str, value: Any) -> None:
         ("server_optimizer", "adam", "'sgd'"),
         ("server_learning_rate", 0.5, "None"),
         ("server_momentum", 0.25, "0.5"),
+        ("server_nesterov", True, "False"),
+        ("local_optimizer", "adamw", "'sgd'"),
         ("partition", "dirichlet", "'iid'"),
         ("dirichlet_alpha", 0.75, "0.5"),
     ],
@@ -380,6 +382,7 @@ def test_a_setting_that_the_checkpoint_does_not_know_has_to_be_forced(run: Path)
         ("partition", "dirichlet", True),
         ("local_steps", 3, False),
         ("server_momentum", 0.25, False),
+        ("server_nesterov", True, False),
     ],
 )
 def test_the_optimizer_goes_on_only_where_its_state_means_the_same(

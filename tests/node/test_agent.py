@@ -50,6 +50,7 @@ def order(round_: int, *, attempt: int = 1, local_steps: int = 2, **fields: obje
     values: dict[str, object] = {
         "batch_size": 8,
         "learning_rate": 0.01,
+        "local_optimizer": "sgd",
         "deadline_seconds": 30.0,
         "shard": shard,
         **fields,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, OutOfMemory, ProtocolError
+from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, OutOfMemory, ProtocolError, UnknownName
 from hypergpu.common.tensors import Flat
 from hypergpu.node.trainer import Trainer
 from hypergpu.tasks import Metric, Task, build, load_task
@@ -58,6 +58,58 @@ def test_local_steps_send_the_change_of_the_parameters() -> None:
         optimizer.step()
     assert np.allclose(update.flat, model.flat() - parameters, atol=1e-6)
     assert (update.samples, len(update.steps)) == (128, 4)
+
+
+def test_local_steps_by_adamw_are_those_of_torch_and_begin_without_state_each_time() -> None:
+    task = load_task("digits")
+    trainer, order = Trainer(task, 0), _order(1497)
+    parameters = build(task, 0).flat()
+    for start in (0, 96):  # the second unit of work does not go on with the moments of the first
+        model = build(task, 0)
+        update = trainer.work(
+            parameters,
+            lambda i, start=start: trainer.samples(order.take(start + 32 * i, 32)),  # type: ignore[misc]
+            local_steps=3,
+            learning_rate=0.002,
+            optimizer="adamw",
+        )
+        optimizer = torch.optim.AdamW(model.module.parameters(), lr=0.002)
+        for step in range(3):
+            optimizer.zero_grad(set_to_none=False)
+            inputs, targets = trainer.samples(order.take(start + 32 * step, 32))
+            task.loss(model.module(inputs), targets).backward()
+            optimizer.step()
+        change = model.flat() - parameters
+        assert np.abs(change).max() > 0.003
+        assert np.allclose(update.flat, change, atol=2e-6)
+
+
+def test_a_single_step_sends_the_gradient_whatever_the_local_optimiser() -> None:
+    trainer, order = Trainer(load_task("digits"), 0), _order(1497)
+    parameters = trainer.model.flat()
+    sgd, adamw = (
+        trainer.work(
+            parameters,
+            lambda _: trainer.samples(order.take(0, 32)),
+            local_steps=1,
+            learning_rate=0.1,
+            optimizer=optimizer,
+        ).flat.copy()
+        for optimizer in ("sgd", "adamw")
+    )
+    np.testing.assert_array_equal(sgd, adamw)
+
+
+def test_an_unknown_local_optimiser_is_named() -> None:
+    trainer = Trainer(load_task("digits"), 0)
+    with pytest.raises(UnknownName, match="did you mean 'adamw'"):
+        trainer.work(
+            trainer.model.flat(),
+            lambda _: trainer.samples(range(8)),
+            local_steps=2,
+            learning_rate=0.1,
+            optimizer="adam",
+        )
 
 
 INPUTS, VALUES = torch.randn(16, 3), torch.randn(16, 1)

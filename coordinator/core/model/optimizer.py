@@ -40,11 +40,16 @@ _STEPS_BASE = 1 << 20
 
 
 class Sgd:
-    """Stochastic gradient descent with heavy-ball momentum: v ← μ·v + d, x ← x + rate·v."""
+    """Stochastic gradient descent with momentum: v ← μ·v + d, x ← x + rate·v.
 
-    def __init__(self, size: int, rate: float, momentum: float = 0.0) -> None:
-        self._rate, self._momentum = np.float32(rate), np.float32(momentum)
+    Nesterov's form is x ← x + rate·(d + μ·v), as in torch.optim.SGD (Sutskever et al., "On the importance of
+    initialization and momentum in deep learning", ICML 2013).
+    """
+
+    def __init__(self, size: int, rate: float, momentum: float = 0.0, *, nesterov: bool = False) -> None:
+        self._rate, self._momentum, self._nesterov = np.float32(rate), np.float32(momentum), nesterov
         self._velocity: Flat | None = np.zeros(size, np.float32) if momentum else None
+        self._scratch: Flat = np.empty(min(BLOCK, size) if nesterov else 0, np.float32)
 
     def step(self, parameters: Flat, direction: Flat) -> None:
         """See `Optimizer.step`."""
@@ -55,7 +60,10 @@ class Sgd:
                 velocity = self._velocity[piece]
                 velocity *= self._momentum
                 velocity += move
-                np.copyto(move, velocity)
+                if self._nesterov:
+                    move += np.multiply(velocity, self._momentum, out=self._scratch[: len(move)])
+                else:
+                    np.copyto(move, velocity)
             move *= self._rate
             parameters[piece] += move
 
@@ -140,4 +148,6 @@ def make_optimizer(config: TrainingConfig, size: int) -> Optimizer:
         rate, epsilon = config.learning_rate, 1e-8
     else:  # an Adam step is about as long as its rate, whatever the size of the change: a rate of 1 is far too large
         rate, epsilon = config.server_learning_rate or (0.01 if adam else 1.0), 1e-3
-    return Adam(size, rate, epsilon=epsilon) if adam else Sgd(size, rate, config.server_momentum)
+    if adam:
+        return Adam(size, rate, epsilon=epsilon)
+    return Sgd(size, rate, config.server_momentum, nesterov=config.server_nesterov)

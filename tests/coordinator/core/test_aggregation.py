@@ -119,7 +119,14 @@ def test_a_step_that_overflows_is_left_out_and_does_not_poison_the_next() -> Non
     assert m.update_norms == pytest.approx((6.0, 6.0))
 
 
-@pytest.mark.parametrize("optimizer", [{"server_momentum": 0.9}, {"server_optimizer": "adam"}])
+OPTIMIZERS: list[dict[str, object]] = [
+    {"server_momentum": 0.9},
+    {"server_momentum": 0.9, "server_nesterov": True},
+    {"server_optimizer": "adam"},
+]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_restored_model_goes_on_as_if_nothing_had_happened(optimizer: dict[str, object]) -> None:
     def train(m: GlobalModel, seeds: range) -> None:
         for seed in seeds:

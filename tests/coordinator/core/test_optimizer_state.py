@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+import torch
 
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.tensors import Flat, Manifest, TensorSpec
+from hypergpu.coordinator.core.model.aggregation import BLOCK
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.model.optimizer import Adam, Sgd, make_optimizer
 
@@ -100,3 +102,25 @@ def test_a_first_step_is_as_long_as_configured(settings: dict[str, object], move
     parameters, direction = np.zeros(3, np.float32), np.full(3, 1e-3, np.float32)
     make_optimizer(TrainingConfig.model_validate(settings), 3).step(parameters, direction)
     assert parameters == pytest.approx(np.full(3, moved), rel=1e-4)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_is_that_of_torch(nesterov: bool) -> None:
+    size = BLOCK + 5  # more than one block
+    draws = np.random.default_rng(0)
+    ours = draws.standard_normal(size).astype(np.float32)
+    theirs = torch.from_numpy(ours.copy())
+    optimizer, peer = Sgd(size, 0.7, 0.9, nesterov=nesterov), torch.optim.SGD([theirs], 0.7, 0.9, nesterov=nesterov)
+    for _ in range(4):
+        direction = draws.standard_normal(size).astype(np.float32)
+        theirs.grad = torch.from_numpy(-direction)
+        optimizer.step(ours, direction)
+        peer.step()
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_configured_optimiser_is_made() -> None:
+    nesterov = TrainingConfig(server_momentum=0.5, server_nesterov=True)
+    parameters = np.zeros(1, np.float32)
+    make_optimizer(nesterov, 1).step(parameters, np.ones(1, np.float32))
+    assert parameters[0] == 1.5  # the first step looks ahead by half of itself

@@ -16,9 +16,10 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.dashboard import History, Snapshot
 from hypergpu.demo import Progress, demo_changes, demo_nodes
 from hypergpu.protos import coordinator_pb2 as pb
-from hypergpu.simulation.compare import Comparison, Result, Variant, compared
+from hypergpu.simulation.compare import Comparison, Result, compared
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario import Scenario
+from hypergpu.simulation.variants import Variant
 
 Cli = Callable[..., Any]
 

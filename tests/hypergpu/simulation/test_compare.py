@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 from hypergpu.cli.app import app
 from hypergpu.cli.simulate import in_words
 from hypergpu.common.errors import InvalidInput, UnknownName
-from hypergpu.simulation.compare import Result, Variant, against, compare, parse_threshold, variants_of
+from hypergpu.simulation.compare import Result, against, compare, parse_threshold
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario import Scenario
+from hypergpu.simulation.variants import Variant, variants_of
 
 OUTCOME = Outcome(
     "s", "none", 0, "completed", "rounds_done", 5, 130.0, 0.9, 0.1, 0.9, 0.8, 50.0, 10, 10, [], trained_seconds=100.0

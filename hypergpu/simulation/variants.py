@@ -1,0 +1,252 @@
+"""Ways to run a scenario: adaptation policies, and the fixed settings that they are measured against."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, Final, get_args
+
+from hypergpu.common.config import BatchConfig, ConfigSection, SelectorConfig, TrainingConfig
+from hypergpu.common.config.adaptation import POLICIES
+from hypergpu.common.config.loading import parse
+from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.simulation.scenario import Scenario
+
+BASELINE: Final = "none"
+_BATCH_STRATEGIES = get_args(BatchConfig.model_fields["strategy"].annotation)
+_SELECTION_STRATEGIES = get_args(SelectorConfig.model_fields["strategy"].annotation)
+_ADAMW_RATE: Final = 0.001
+"""Learning rate of AdamW where the scenario's own is one of SGD: the default of Loshchilov & Hutter, ICLR 2019."""
+_SGD: Final = {
+    "local_optimizer": "sgd",
+    "server_optimizer": "sgd",
+    "server_learning_rate": None,
+    "server_momentum": 0.0,
+    "server_nesterov": False,
+}
+OPTIMIZERS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "sgd": _SGD,
+        # Hsu et al., "Measuring the effects of non-identical data distribution for federated visual classification".
+        "fedavgm": _SGD | {"server_momentum": 0.9},
+        "nesterov": _SGD | {"server_momentum": 0.9, "server_nesterov": True},
+        # Reddi et al., "Adaptive federated optimization", ICLR 2021.
+        "fedadam": _SGD | {"server_optimizer": "adam"},
+        # Douillard et al., "DiLoCo: distributed low-communication training of language models", 2023.
+        "diloco": _SGD
+        | {
+            "local_optimizer": "adamw",
+            "server_learning_rate": 0.7,
+            "server_momentum": 0.9,
+            "server_nesterov": True,
+        },
+    }
+)
+"""Settings of `training` for each optimiser of a static setting: of the nodes and of the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Static:
+    """A setting that stays the same for the whole run; None leaves the scenario's own."""
+
+    local_steps: int | None = None
+    batch_size: int | None = None
+    rate: float = 1.0
+    """Factor of the learning rate."""
+    close_percent: float | None = None
+    """A round closes when so many of its nodes have answered."""
+    optimizer: str | None = None
+    """Name in `OPTIMIZERS`."""
+
+    def apply(self, training: TrainingConfig) -> TrainingConfig:
+        """Return the configuration of this setting.
+
+        Raises:
+            ConfigError: values that do not go together.
+        """
+        update: dict[str, Any] = dict(OPTIMIZERS[self.optimizer]) if self.optimizer else {}
+        before, after = training.local_optimizer, update.get("local_optimizer", training.local_optimizer)
+        rate = training.learning_rate
+        if before != after:
+            rate = _ADAMW_RATE if after == "adamw" else TrainingConfig().learning_rate
+        update["learning_rate"] = rate * self.rate
+        if self.local_steps is not None:
+            update["local_steps"] = self.local_steps
+        if self.batch_size is not None:
+            update["batch_size"] = self.batch_size
+        if self.close_percent is not None:
+            update["close_share"] = self.close_percent / 100
+        return parse(TrainingConfig, training.model_dump() | update, where=str(self))
+
+    def __str__(self) -> str:
+        shown = [
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+            for key, option in _OPTIONS.items()
+            if (value := getattr(self, option.field)) != option.default
+        ]
+        return "static:" + ",".join(shown) if shown else "static"
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """A key of a static setting, as in `H=40`."""
+
+    field: str
+    read: Callable[[str], Any]
+    wanted: str
+
+    @property
+    def default(self) -> Any:
+        """Default of the field."""
+        return next(field.default for field in fields(Static) if field.name == self.field)
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
+
+
+def _factor(text: str) -> float:
+    if not 0 < (value := float(text)) < math.inf:
+        raise ValueError
+    return value
+
+
+def _percent(text: str) -> float:
+    if (value := _factor(text)) > 100:
+        raise ValueError
+    return value
+
+
+def _optimizer(text: str) -> str:
+    if text not in OPTIMIZERS:
+        raise UnknownName("optimizer", text, list(OPTIMIZERS))
+    return text
+
+
+_OPTIONS: Final = {
+    "H": _Option("local_steps", _count, "1 or more local steps"),
+    "batch": _Option("batch_size", _count, "1 or more samples"),
+    "rate": _Option("rate", _factor, "a factor above 0"),
+    "close": _Option("close_percent", _percent, "a percentage above 0, up to 100"),
+    "optimizer": _Option("optimizer", _optimizer, f"one of {', '.join(OPTIMIZERS)}"),
+}
+STATIC: Final[Mapping[str, Static]] = MappingProxyType(
+    {
+        "static": Static(),
+        "first-80": Static(local_steps=40, close_percent=80.0),
+        "drop-slowest": Static(close_percent=80.0),
+        "fedavgm": Static(optimizer="fedavgm"),
+        "fedadam": Static(optimizer="fedadam"),
+        "diloco": Static(local_steps=40, close_percent=80.0, optimizer="diloco"),
+    }
+)
+"""Fixed settings by name. Each takes options of its own after a colon, as in `diloco:H=100,rate=2`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to run a scenario; an empty strategy is the scenario's own."""
+
+    policy: str
+    batch: str = ""
+    selection: str = ""
+    static: Static | None = None
+    """Fixed setting, with policy `none`."""
+    name: str = ""
+    """Name of the fixed setting, as given."""
+
+    @property
+    def strategies(self) -> str:
+        """Strategies as given on the command line."""
+        return "/".join(part for part in (self.batch, self.selection) if part)
+
+    @property
+    def label(self) -> str:
+        """Name of the variant in tables."""
+        return self.name or f"{self.policy} {self.strategies}".strip()
+
+    def of(self, scenario: Scenario, seed: int) -> Scenario:
+        """Return the scenario, run this way.
+
+        Raises:
+            ConfigError: a fixed setting that does not go with the scenario's configuration.
+        """
+        config = scenario.config
+        update: dict[str, ConfigSection] = {}
+        if self.static is not None:
+            update["training"] = self.static.apply(config.training)
+        if self.batch:
+            update["batch"] = config.batch.model_copy(update={"strategy": self.batch})
+        if self.selection:
+            update["selector"] = config.selector.model_copy(update={"strategy": self.selection})
+        return scenario.changed(policy=self.policy, seed=seed, config=config.model_copy(update=update))
+
+
+def static_variant(text: str) -> Variant:
+    """Return a fixed setting from NAME or NAME:KEY=VALUE,….
+
+    Raises:
+        UnknownName: an unknown name, key or optimiser.
+        InvalidInput: a value out of range, or not of that form.
+    """
+    name, colon, options = text.partition(":")
+    if name not in STATIC:
+        raise UnknownName("policy or baseline", name, [*POLICIES, *STATIC])
+    given: dict[str, Any] = {}
+    for part in options.split(",") if colon else ():
+        key, equals, value = part.partition("=")
+        if key not in _OPTIONS:
+            raise UnknownName(f"option of {name!r}", key, list(_OPTIONS))
+        option = _OPTIONS[key]
+        if option.field in given:
+            raise InvalidInput(f"{text!r} gives {key} twice")
+        try:
+            given[option.field] = option.read(value)
+        except ValueError:
+            found = repr(value) if equals else "nothing"
+            raise InvalidInput(f"{key} of {text!r} is {found}; expected {option.wanted}") from None
+    start = STATIC[name]
+    kept = {field.name: getattr(start, field.name) for field in fields(Static)}
+    return Variant(BASELINE, static=Static(**kept | given), name=text)
+
+
+def split_variants(text: str) -> list[str]:
+    """Split a list at its commas, except those between the options of a fixed setting."""
+    parts = re.split(r",(?![^,:]*=)", text)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def variants_of(names: Sequence[str], strategies: Sequence[str] = ()) -> list[Variant]:
+    """Return each policy with each of the strategies, and each fixed setting; the plain baseline is none of them.
+
+    Raises:
+        UnknownName: an unknown policy, fixed setting or strategy.
+        InvalidInput: two strategies for the same thing, or an invalid option.
+    """
+    pairs = [_strategies(text) for text in strategies] or [("", "")]
+    found: list[Variant] = []
+    for name in names:
+        if name not in POLICIES:
+            found.append(static_variant(name))
+        elif name != BASELINE:
+            found += [Variant(name, *pair) for pair in pairs]
+    return list(dict.fromkeys(found))
+
+
+def _strategies(text: str) -> tuple[str, str]:
+    batch = selection = ""
+    for name in text.split("/"):
+        if name in _BATCH_STRATEGIES and not batch:
+            batch = name
+        elif name in _SELECTION_STRATEGIES and not selection:
+            selection = name
+        elif name in (*_BATCH_STRATEGIES, *_SELECTION_STRATEGIES):
+            raise InvalidInput(
+                f"{text!r} names two strategies for the same thing: give BATCH/SELECTION, or one of both"
+            )
+        else:
+            raise UnknownName("strategy", name, [*_BATCH_STRATEGIES, *_SELECTION_STRATEGIES])
+    return batch, selection

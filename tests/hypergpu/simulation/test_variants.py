@@ -1,0 +1,113 @@
+"""Fixed settings, and how a scenario is run with them."""
+
+import pytest
+
+from hypergpu.common.config import TrainingConfig
+from hypergpu.common.errors import ConfigError, InvalidInput
+from hypergpu.simulation.scenario import Scenario
+from hypergpu.simulation.variants import (
+    OPTIMIZERS,
+    STATIC,
+    Static,
+    Variant,
+    split_variants,
+    static_variant,
+    variants_of,
+)
+
+SCENARIO = Scenario.model_validate(
+    {"nodes": [{"id": "n", "count": 2}], "policy": "reactive", "config": {"training": {"learning_rate": 0.02}}}
+)
+
+
+def training(text: str) -> TrainingConfig:
+    run = static_variant(text).of(SCENARIO, 7)
+    assert run.config.orchestrator.policy == "none"
+    assert (run.seed, run.config.training.seed) == (7, 7)
+    return run.config.training
+
+
+def test_first_80_takes_forty_steps_and_closes_at_four_fifths() -> None:
+    found = training("first-80")
+    assert (found.local_steps, found.close_share, found.learning_rate, found.batch_size) == (40, 0.8, 0.02, 64)
+    assert (found.local_optimizer, found.server_optimizer, found.server_momentum) == ("sgd", "sgd", 0.0)
+
+
+def test_the_slowest_are_dropped_without_another_change() -> None:
+    found = training("drop-slowest")
+    assert found.close_share == 0.8
+    assert found.model_copy(update={"close_share": 1.0}) == training("static")
+
+
+def test_every_option_of_a_fixed_setting_reaches_the_configuration() -> None:
+    found = training("static:H=30,batch=16,rate=2,close=60,optimizer=fedavgm")
+    assert (found.local_steps, found.batch_size, found.learning_rate, found.close_share) == (30, 16, 0.04, 0.6)
+    assert (found.server_optimizer, found.server_momentum, found.server_nesterov) == ("sgd", 0.9, False)
+
+
+def test_diloco_is_adamw_within_and_nesterov_without() -> None:
+    found = training("diloco:H=100,rate=2")
+    assert (found.local_steps, found.close_share, found.local_optimizer) == (100, 0.8, "adamw")
+    assert found.learning_rate == pytest.approx(0.002)  # the scenario's 0.02 is one of SGD
+    assert (found.server_learning_rate, found.server_momentum, found.server_nesterov) == (0.7, 0.9, True)
+
+
+def test_a_scenario_of_adamw_keeps_its_rate_for_it_alone() -> None:
+    config = TrainingConfig(local_optimizer="adamw", learning_rate=0.004)
+    assert Static(optimizer="diloco").apply(config).learning_rate == 0.004
+    assert Static(optimizer="sgd", rate=0.5).apply(config).learning_rate == 0.05  # half of the default of SGD
+
+
+def test_optimisers_leave_nothing_of_the_scenarios_own() -> None:
+    config = TrainingConfig(server_optimizer="adam", server_learning_rate=0.5)
+    assert Static(optimizer="sgd").apply(config) == TrainingConfig()
+    for name in OPTIMIZERS:
+        assert Static(optimizer=name).apply(config) == Static(optimizer=name).apply(TrainingConfig())
+    assert Static().apply(config) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("static:H=0", r"H of 'static:H=0' is '0'; expected 1 or more local steps"),
+        ("static:H", "H of 'static:H' is nothing"),
+        ("static:close=101", "close of .* is '101'; expected a percentage above 0, up to 100"),
+        ("static:rate=nan", "rate of .* is 'nan'; expected a factor above 0"),
+        ("static:rate=inf", "expected a factor above 0"),
+        ("static:batch=1.5", "batch of .* is '1.5'; expected 1 or more samples"),
+        ("first-80:H=1,H=2", "gives H twice"),
+        ("static:h=1", "unknown option of 'static' 'h' .known: H, batch"),
+        ("static:optimizer=fedavg", "did you mean 'fedavgm'"),
+        ("first_80", "did you mean 'first-80'"),
+        ("static:", "unknown option"),
+    ],
+)
+def test_what_is_no_fixed_setting_is_named(text: str, told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        static_variant(text)
+
+
+def test_settings_that_do_not_go_together_are_refused_with_their_name() -> None:
+    with pytest.raises(ConfigError, match=r"static:H=1,optimizer=diloco: .*more than one local step"):
+        static_variant("static:H=1,optimizer=diloco").of(SCENARIO, 0)
+
+
+def test_a_setting_is_shown_as_it_is_given() -> None:
+    assert str(Static()) == "static"
+    text = "static:H=40,batch=64,rate=2,close=80,optimizer=fedavgm"
+    setting = static_variant(text).static
+    assert str(setting) == text
+    assert static_variant(text).label == text
+
+
+def test_lists_are_split_between_settings_only() -> None:
+    text = "reactive, static:H=40,batch=64 ,first-80,diloco:rate=2,none,"
+    assert split_variants(text) == ["reactive", "static:H=40,batch=64", "first-80", "diloco:rate=2", "none"]
+
+
+def test_policies_take_strategies_and_fixed_settings_do_not() -> None:
+    found = variants_of(["none", "reactive", "first-80", "first-80"], ["top_n"])
+    assert found == [
+        Variant("reactive", "", "top_n"),
+        Variant("none", static=STATIC["first-80"], name="first-80"),
+    ]
