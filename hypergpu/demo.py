@@ -19,8 +19,8 @@ from hypergpu.local_cluster import LocalCluster, LocalNode
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import netsim_pb2 as net
 from hypergpu.report import SIMULATED
-from hypergpu.simulation.calibrated import compare_with_baseline
 from hypergpu.simulation.compare import Comparison
+from hypergpu.simulation.counterfactual import compare_with_baseline
 
 PROFILES = ("perfect", "good", "average", "poor", "unstable")
 GPUS = ("A100", "RTX-4090", "V100", "T4", "laptop-cpu")

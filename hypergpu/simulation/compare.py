@@ -13,7 +13,7 @@ from typing import Any
 from hypergpu.common.errors import InvalidInput, UnknownName
 from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.common.text import natural_key
-from hypergpu.simulation.convergence import ModelledLearning
+from hypergpu.simulation.convergence import ConvergenceBackend
 from hypergpu.simulation.node import Compute
 from hypergpu.simulation.run import Outcome, simulate
 from hypergpu.simulation.scenario import Scenario
@@ -192,8 +192,8 @@ def compare(
         strategies: BATCH/SELECTION, or one of both: a candidate for each policy and each of them.
         seeds: how many.
         jobs: processes to run them in.
-        compute: how long computing takes, where the scenario's cards are not to say it.
-        progress: told how many runs of how many are done.
+        compute: compute times, in place of those of the scenario's cards.
+        progress: called with the number of runs that are done, and of all runs.
 
     Raises:
         UnknownName: a policy or strategy that there is not.
@@ -319,7 +319,9 @@ def figures_of(metric: MetricSpec) -> list[str]:
 def metric_of_scenario(scenario: Scenario) -> MetricSpec:
     """Return the metric of a scenario's task, before it is run."""
     if scenario.learning == "model":
-        return ModelledLearning(scenario.config.training, scenario.learning_curve(), scenario.metric or ACCURACY).metric
+        return ConvergenceBackend(
+            scenario.config.training, scenario.learning_curve(), scenario.metric or ACCURACY
+        ).metric
     from hypergpu.tasks import build, load_task, metric_of, spec_of  # noqa: PLC0415  (torch takes seconds to import)
 
     task = load_task(scenario.config.training.task, scenario.seed)

@@ -27,7 +27,7 @@ from hypergpu.common.config.whole import Bytes
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.coordinator.core.rounds import events as ev
-from hypergpu.simulation.learning import Trained
+from hypergpu.simulation.training_backend import Trained
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -127,8 +127,8 @@ FITTED: Mapping[str, Convergence] = {
 """By task."""
 
 
-class ModelledLearning:
-    """Learning as the model of convergence has it (see `learning.Learning`)."""
+class ConvergenceBackend:
+    """Training by the model of convergence (see `training_backend.TrainingBackend`)."""
 
     def __init__(self, config: TrainingConfig, convergence: Convergence, metric: MetricSpec = ACCURACY) -> None:
         self._model = convergence

@@ -25,9 +25,9 @@ from hypergpu.coordinator.core.session import (
 )
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.node.core import events as life
-from hypergpu.simulation.learning import Learning
 from hypergpu.simulation.node import SimulatedNode
 from hypergpu.simulation.rpc import SimulatedRpc
+from hypergpu.simulation.training_backend import TrainingBackend
 from hypergpu.simulation.virtual_time import VirtualTime
 
 _ACCEPTED: Final = ev.UpdateStatus.ACCEPTED  # looking an enum's member up is slow
@@ -58,7 +58,7 @@ class SimulatedCoordinator:
         time: the clock and the event queue.
         machine: the rounds.
         learning: turns work into updates and updates into a model.
-        links: told of the nodes' links.
+        links: receives the measurements of the nodes' links.
         run_id: of the run.
         recorder: keeps the events and rounds.
         evaluation_seconds: duration of the step and the evaluation between two rounds.
@@ -70,7 +70,7 @@ class SimulatedCoordinator:
         self,
         time: VirtualTime,
         machine: RoundMachine,
-        learning: Learning,
+        learning: TrainingBackend,
         links: LinkTelemetry,
         *,
         run_id: str,

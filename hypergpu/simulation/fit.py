@@ -15,7 +15,7 @@ from hypergpu.common.config import TrainingConfig
 from hypergpu.common.metric import LOSS, MetricSpec
 from hypergpu.coordinator.core.rounds.events import Shard, WorkAssigned
 from hypergpu.simulation.convergence import Convergence
-from hypergpu.simulation.gradients import RealLearning, on_one_thread
+from hypergpu.simulation.gradients import GradientBackend, on_one_thread
 from hypergpu.tasks import load_task
 
 SETUPS = ((1, 16), (1, 64), (4, 32), (5, 64), (8, 128), (20, 64))
@@ -48,7 +48,7 @@ class Fitted:
     """Root mean square error of the metric; None if the task has none beside its loss."""
 
 
-def run(learning: RealLearning, config: TrainingConfig, nodes: int, batch: int, rounds: int) -> Curves:
+def run(learning: GradientBackend, config: TrainingConfig, nodes: int, batch: int, rounds: int) -> Curves:
     """Train for some rounds on perfect links, and evaluate before the first and after each."""
     points, trained = [learning.evaluate()], []
     for number in range(rounds):
@@ -78,7 +78,7 @@ def fit(task: str, rounds: int = 60, seed: int = 0, progress: Callable[[str], No
     runs = []
     for number, (nodes, batch) in enumerate(SETUPS, 1):
         progress(f"run {number} of {len(SETUPS)}: {nodes} {'node' if nodes == 1 else 'nodes'}, batches of {batch}")
-        learning = RealLearning(load_task(task, config.seed), config)
+        learning = GradientBackend(load_task(task, config.seed), config)
         runs.append(run(learning, config, nodes, batch, rounds))
     progress("fitting")
     base = Convergence(

@@ -1,4 +1,4 @@
-"""Learning by real gradients, with the trainer that the nodes use and the model that the coordinator uses."""
+"""Training by real gradients, with the trainer that the nodes use and the model that the coordinator uses."""
 
 import numpy as np
 import torch
@@ -9,13 +9,13 @@ from hypergpu.coordinator.core.model.aggregation import norm
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.node.trainer import Trainer
-from hypergpu.simulation.learning import Trained
+from hypergpu.simulation.training_backend import Trained
 from hypergpu.tasks import Task, evaluate, metric_of, spec_of
 from hypergpu.tasks.partition import Partition, ShardOrder, partition
 from hypergpu.tasks.samples import count, labels
 
 
-class RealLearning:
+class GradientBackend:
     """Real gradients of a task, by the trainer that the nodes use; deterministic on one thread.
 
     A unit of work is done when its update arrives and is wanted: until then the parameters of its round have not
@@ -25,7 +25,7 @@ class RealLearning:
     def __init__(self, task: Task, config: TrainingConfig) -> None:
         self._config = config
         self._task = task
-        self._trainer = Trainer(task, config.seed, metric_failed=lambda _: None)  # the evaluation tells it
+        self._trainer = Trainer(task, config.seed, metric_failed=lambda _: None)  # evaluations report it
         model = self._trainer.model
         self.metric: MetricSpec = spec_of(metric_of(task, model.module))
         """Metric of the model."""

@@ -64,7 +64,7 @@ class Network:
                 node.connection.happened(event)
 
 
-class ComesAndGoes:
+class ChurnProcess:
     """The life of a node whose process ends and starts again at random times, keyed by seed and node."""
 
     def __init__(self, node: SimulatedNode, churn: Churn, seed: int, time: VirtualTime) -> None:

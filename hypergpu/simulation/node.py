@@ -86,18 +86,40 @@ class Compute(Protocol):
 class Start(NamedTuple):
     """When a node's process starts, and how long it prepares its model and data."""
 
-    joins_seconds: float = 0.0
-    prepares_seconds: float = 0.0
+    join_delay_seconds: float = 0.0
+    setup_seconds: float = 0.0
 
 
 class SimulatedNode:
     """One node and its connection. `start` begins a process, whose life cycle decides what it does."""
 
     __slots__ = (
-        "_api", "_backoff_key", "_compute", "_compute_seconds", "_handling_seconds", "_life", "_model_bytes", "_number",
-        "_poll_until", "_polling", "_prepared", "_prepares_seconds", "_settings", "_step", "_time", "_upload_offset",
-        "_weight", "attempts", "connection", "failures", "heartbeats", "incarnation", "info", "largest_batch",
-        "node_id", "running",
+        "_api",
+        "_backoff_key",
+        "_compute",
+        "_compute_seconds",
+        "_handling_seconds",
+        "_life",
+        "_model_bytes",
+        "_number",
+        "_poll_until",
+        "_polling",
+        "_prepared",
+        "_settings",
+        "_setup_seconds",
+        "_step",
+        "_time",
+        "_upload_offset",
+        "_weight",
+        "attempts",
+        "connection",
+        "failures",
+        "heartbeats",
+        "incarnation",
+        "info",
+        "largest_batch",
+        "node_id",
+        "running",
     )  # fmt: skip
 
     def __init__(
@@ -112,7 +134,7 @@ class SimulatedNode:
         model_bytes: int,
         config: SystemConfig,
         info: Mapping[str, str],
-        prepares_seconds: float = 0.0,
+        setup_seconds: float = 0.0,
         handling_seconds: float = 0.0,
     ) -> None:
         self.node_id = node_id
@@ -138,7 +160,7 @@ class SimulatedNode:
         self._step = 0
         self._compute_seconds = 0.0
         self._upload_offset = 0
-        self._prepares_seconds, self._handling_seconds = prepares_seconds, handling_seconds
+        self._setup_seconds, self._handling_seconds = setup_seconds, handling_seconds
         self._prepared = False
         self._poll_until = 0.0
         self._polling = False
@@ -261,7 +283,7 @@ class SimulatedNode:
             self.handle(life.Prepared(announce=False))
             return
         self.heartbeats.start()
-        self._time.at(self._time.clock.now + self._prepares_seconds, self._on_prepared, self._begin())
+        self._time.at(self._time.clock.now + self._setup_seconds, self._on_prepared, self._begin())
 
     def _on_prepared(self, number: int) -> None:
         if number == self._number:

@@ -25,7 +25,7 @@ def require_local(scenario: Scenario) -> None:
         InvalidInput: it can't; the message says why.
     """
     groups = scenario.nodes
-    if any(group.churn or group.joins_seconds or group.prepares_seconds or group.speed != 1 for group in groups):
+    if any(group.churn or group.join_delay_seconds or group.setup_seconds or group.speed != 1 for group in groups):
         raise InvalidInput("a local cluster has no churn, times to start or speeds: leave them out of the scenario")
     if scenario.learning != "real" or scenario.compute is not None:
         raise InvalidInput("real processes compute real gradients in their own time: leave learning and compute out")

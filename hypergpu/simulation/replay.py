@@ -15,7 +15,7 @@ Rows = Sequence[Mapping[str, Any]]
 """Rounds of a run."""
 
 
-class Replayed(FixedAdaptation):
+class ReplayedDecisions(FixedAdaptation):
     """An adaptation that plans each round as a run did.
 
     Args:
@@ -54,7 +54,7 @@ def replay(
         calibration: from the real run.
         real: its rounds, at least one.
         out: a directory for the run in virtual time.
-        progress: told the number of each round that begins.
+        progress: called with the number of each round that begins.
 
     Returns:
         The seconds of handling, and the rounds in virtual time with them.
@@ -63,7 +63,7 @@ def replay(
     for _ in range(2):
         handling_seconds = _excess(real, rows)
         again = calibration.of(scenario, handling_seconds).changed(rounds=real[-1]["round"])
-        decisions = Replayed(real, scenario.config.orchestrator.policy)
+        decisions = ReplayedDecisions(real, scenario.config.orchestrator.policy)
         simulate(
             again,
             out,

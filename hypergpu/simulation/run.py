@@ -1,4 +1,4 @@
-"""A scenario from its beginning to its end in virtual time, and what came of it."""
+"""Run of a scenario in virtual time, from its beginning to its end, and its outcome."""
 
 import gc
 import math
@@ -19,14 +19,14 @@ from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.netsim_proxy.config.scenario import in_turn
 from hypergpu.netsim_proxy.link.outcomes import Direction
 from hypergpu.simulation.compute import SimulatedCards
-from hypergpu.simulation.convergence import ModelledLearning
+from hypergpu.simulation.convergence import ConvergenceBackend
 from hypergpu.simulation.coordinator import HeartbeatSync, SimulatedCoordinator
-from hypergpu.simulation.learning import Learning
-from hypergpu.simulation.network import ComesAndGoes, Network, make_connections
+from hypergpu.simulation.network import ChurnProcess, Network, make_connections
 from hypergpu.simulation.node import Compute, SimulatedNode, Start
-from hypergpu.simulation.patience import Patience, missing
 from hypergpu.simulation.records import Recording
 from hypergpu.simulation.scenario import Scenario
+from hypergpu.simulation.stall import StallDetector, missing
+from hypergpu.simulation.training_backend import TrainingBackend
 from hypergpu.simulation.virtual_time import VirtualTime
 from hypergpu.time_to_target import Course
 
@@ -45,17 +45,17 @@ def simulate(
     Args:
         scenario: who trains what over which links.
         out: a directory for the run's files, as a coordinator writes them; None keeps none.
-        compute: how long computing takes, where the scenario's cards are not to say it.
-        starts: when each node starts, where its group is not to say it.
+        compute: compute times, in place of those of the scenario's cards.
+        starts: start of each node, in place of that of its group.
         adaptation: decides in the place of the scenario's policy.
-        progress: told the number of each round that begins.
+        progress: called with the number of each round that begins.
 
     Raises:
         InvalidInput: the task or the events do not hold.
     """
     config = scenario.config
     time = VirtualTime()
-    learning = _learning(scenario)
+    learning = _backend(scenario)
     orchestrator = build_orchestrator(config, clock=time.clock)
     sync = HeartbeatSync(adaptation or orchestrator)
     machine = RoundMachine(
@@ -91,7 +91,7 @@ def simulate(
     for group in scenario.nodes:
         for index, name in enumerate(group.names()):
             gpu, region = in_turn(group.gpu, index), in_turn(group.region, index)
-            start = starts[name] if starts else Start(group.joins_seconds, group.prepares_seconds)
+            start = starts[name] if starts else Start(group.join_delay_seconds, group.setup_seconds)
             node = nodes[name] = SimulatedNode(
                 name,
                 connections[name],
@@ -102,17 +102,17 @@ def simulate(
                 model_bytes=learning.model_bytes,
                 config=config,
                 info={"gpu": gpu} | ({"region": region} if region else {}),
-                prepares_seconds=start.prepares_seconds,
+                setup_seconds=start.setup_seconds,
                 handling_seconds=scenario.handling_seconds,
             )
-            begin = node.start if group.churn is None else ComesAndGoes(node, group.churn, scenario.seed, time).begin
-            time.at(start.joins_seconds, begin)
-    patience = Patience.of(scenario)
+            begin = node.start if group.churn is None else ChurnProcess(node, group.churn, scenario.seed, time).begin
+            time.at(start.join_delay_seconds, begin)
+    stall = StallDetector.of(scenario)
     given_up = ""
     with _uncollected():
         while not machine.finished:
             before, since = machine.round, time.now
-            time.run(patience.until(since, max(recording.round_seconds, default=0.0)))
+            time.run(stall.gives_up_at(since, max(recording.round_seconds, default=0.0)))
             if machine.round == before and not machine.finished:
                 given_up = f"no round was closed for {duration(time.now - since)}: waiting for {missing(machine)}"
                 given_up += f"; {recording.trouble}" if recording.trouble else ""
@@ -164,7 +164,7 @@ class Outcome:
     trained_seconds: float = 0.0
     """From the beginning of the first round to the end of the last."""
     events_missed: list[str] = field(default_factory=list)
-    """Events of the scenario that the run did not live to see."""
+    """Events of the scenario that were due after the end of the run."""
     given_up: str = ""
     """Reason for a run without progress; empty if it ended."""
     metric: MetricSpec = ACCURACY
@@ -205,16 +205,16 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _learning(scenario: Scenario) -> Learning:
+def _backend(scenario: Scenario) -> TrainingBackend:
     config = scenario.config.training
     if scenario.learning == "model":
-        return ModelledLearning(config, scenario.learning_curve(), scenario.metric or ACCURACY)
+        return ConvergenceBackend(config, scenario.learning_curve(), scenario.metric or ACCURACY)
     # torch takes seconds to import, and a model of convergence needs none.
-    from hypergpu.simulation.gradients import RealLearning, on_one_thread  # noqa: PLC0415
+    from hypergpu.simulation.gradients import GradientBackend, on_one_thread  # noqa: PLC0415
     from hypergpu.tasks import load_task  # noqa: PLC0415
 
     on_one_thread()
-    return RealLearning(load_task(config.task, config.seed), config)
+    return GradientBackend(load_task(config.task, config.seed), config)
 
 
 def _outcome(
@@ -231,12 +231,12 @@ def _outcome(
     for name, node in nodes.items():
         member, link = machine.members.get(name), node.connection.link
         up, down = link.counters(Direction.UP), link.counters(Direction.DOWN)
-        told: dict[str, Any] = {
+        counts: dict[str, Any] = {
             key: getattr(member, key, 0) for key in ("rounds_selected", "rounds_contributed", "late", "retries")
         }
         rows.append(
             NodeOutcome(
-                name, rpcs=link.rpcs, rpcs_lost=link.rpcs_lost, bytes_up=up.bytes, bytes_down=down.bytes, **told
+                name, rpcs=link.rpcs, rpcs_lost=link.rpcs_lost, bytes_up=up.bytes, bytes_down=down.bytes, **counts
             )
         )
     return Outcome(

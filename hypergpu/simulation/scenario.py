@@ -44,15 +44,15 @@ class Nodes(NodeSection):
     """Divisor of the compute times, for a GPU faster (> 1) or slower than its preset."""
     churn: Churn | None = None
     """Random crashes and restarts; none by default."""
-    joins_seconds: Annotated[float, Field(ge=0)] = 0.0
+    join_delay_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Time at which the node first starts."""
-    prepares_seconds: Annotated[float, Field(ge=0)] = 0.0
+    setup_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Time to load model and data at each start of the process, before the node asks for work."""
 
     @property
     def expected_at_start(self) -> float:
         """Nodes that the first round waits for; of nodes with churn, half the mean number running."""
-        if self.joins_seconds:
+        if self.join_delay_seconds:
             return 0.0
         return len(self.names()) * (0.5 * self.churn.share_up if self.churn else 1.0)
 

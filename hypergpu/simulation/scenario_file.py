@@ -77,5 +77,5 @@ def find_scenario(source: str | Path) -> Path:
     hint = suggest(file.name, shipped_names())
     raise ConfigError(
         f"there is no scenario file {str(source)!r}, nor a shipped one of that name{hint}; "
-        "`hypergpu simulate --list` tells what each shows"
+        "`hypergpu simulate --list` lists them with what each shows"
     )

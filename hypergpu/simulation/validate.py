@@ -58,7 +58,7 @@ class Agreement:
     """Fitted software time of a work unit, beside network and compute."""
 
     def passes(self, most_error: float, least_agreement: float) -> bool:
-        """Whether replayed rounds take as long, and the simulator's own decisions choose whom the real ones chose."""
+        """Whether replayed rounds take as long, and the simulator's own decisions select the same nodes."""
         return self.replayed.median_error <= most_error and self.selection_agreement >= least_agreement
 
     def record(self) -> dict[str, Any]:

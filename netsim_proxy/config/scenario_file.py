@@ -32,7 +32,7 @@ OF_TRAINING: Final = frozenset(
     }
 )
 """Keys of a scenario that are not about links."""
-OF_MACHINES: Final = frozenset({"gpu", "speed", "churn", "joins_seconds", "prepares_seconds"})
+OF_MACHINES: Final = frozenset({"gpu", "speed", "churn", "join_delay_seconds", "setup_seconds"})
 """Keys of a node that are not about its link."""
 
 

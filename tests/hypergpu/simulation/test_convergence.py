@@ -4,7 +4,7 @@ import pytest
 
 from hypergpu.common.config import TrainingConfig
 from hypergpu.coordinator.core.rounds.events import Shard, WorkAssigned
-from hypergpu.simulation.convergence import FITTED, ModelledLearning
+from hypergpu.simulation.convergence import FITTED, ConvergenceBackend
 from hypergpu.tasks import TASK_NAMES
 
 
@@ -13,7 +13,7 @@ def order(number: int, *, batch: int = 64, steps: int = 10, rate: float = 0.1, s
 
 
 def after(rounds: int, *, nodes: int = 1, **work: float) -> tuple[float, float]:
-    learning = ModelledLearning(TrainingConfig(), FITTED["digits"])
+    learning = ConvergenceBackend(TrainingConfig(), FITTED["digits"])
     for number in range(1, rounds + 1):
         for shard in range(nodes):
             learning.add(learning.train(order(number, shard=shard, **work)).samples)  # type: ignore[arg-type]
@@ -42,7 +42,7 @@ def test_nodes_are_worth_what_one_node_with_their_batches_is() -> None:
 
 
 def test_what_is_discarded_teaches_nothing() -> None:
-    learning = ModelledLearning(TrainingConfig(), FITTED["digits"])
+    learning = ConvergenceBackend(TrainingConfig(), FITTED["digits"])
     learning.add(learning.train(order(1)).samples)
     learning.discard()
     learning.step()

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
-from hypergpu.simulation.calibrated import compare_with_baseline
 from hypergpu.simulation.compute import read_rounds
+from hypergpu.simulation.counterfactual import compare_with_baseline
 from hypergpu.simulation.run import Outcome, simulate
 from hypergpu.simulation.scenario import Scenario
 
@@ -121,7 +121,7 @@ def test_a_target_is_timed_and_the_run_goes_on() -> None:
     assert outcome.rounds == 8
     assert outcome.time_to_target_seconds is not None
     assert outcome.time_to_target_seconds < outcome.seconds
-    nodes = [{"id": "n", "count": 4, "gpu": "T4", "prepares_seconds": 100.0}]
+    nodes = [{"id": "n", "count": 4, "gpu": "T4", "setup_seconds": 100.0}]
     later = simulate(scenario(nodes, target_accuracy=0.8)).time_to_target_seconds
     assert later == pytest.approx(outcome.time_to_target_seconds, rel=0.2), "counted from the first round on"
     never = simulate(scenario(target_accuracy=0.999))
@@ -188,7 +188,7 @@ def test_a_run_without_a_finite_update_says_which() -> None:
 
 
 def test_a_run_waits_for_all_that_is_to_come() -> None:
-    late = simulate(scenario([{"id": "n", "count": 2, "gpu": "T4", "joins_seconds": 50_000.0}]))
+    late = simulate(scenario([{"id": "n", "count": 2, "gpu": "T4", "join_delay_seconds": 50_000.0}]))
     cut = simulate(scenario(events=[{"round": 3, "type": "partition", "nodes": ["n"], "duration_seconds": 50_000}]))
     assert (late.state, cut.state) == ("completed", "completed")
     assert min(late.seconds, cut.seconds) > 50_000

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from hypergpu.common.errors import ConfigError
-from hypergpu.simulation.calibrated import scenario_of_run
 from hypergpu.simulation.convergence import FITTED
+from hypergpu.simulation.counterfactual import scenario_of_run
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.scenario_file import load_scenario, parse_scenario, shipped
 
@@ -25,7 +25,7 @@ def test_a_group_spells_out_its_nodes_and_takes_profiles_in_turn() -> None:
 
 def test_the_first_round_waits_for_no_more_of_those_that_come_and_go_than_are_there() -> None:
     text = (
-        "nodes:\n  - {id: steady, count: 4}\n  - {id: late, count: 50, joins_seconds: 9}\n"
+        "nodes:\n  - {id: steady, count: 4}\n  - {id: late, count: 50, join_delay_seconds: 9}\n"
         "  - {id: guest, count: 100, churn: {up_seconds: 10, down_seconds: 30}}\n"
     )
     assert parse_scenario(text, "f.yaml").config.training.min_nodes == 4 + 100 // 8

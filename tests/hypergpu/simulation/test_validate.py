@@ -62,8 +62,8 @@ def test_starts_and_evaluation_are_read_from_the_run(tmp_path: Path) -> None:
     found = calibrate(tmp_path / "real", tested)
     assert found.evaluation_seconds == pytest.approx(0.1, abs=0.002)
     for node, start in STARTS.items():
-        assert found.starts[node].joins_seconds == pytest.approx(start.joins_seconds, abs=0.1)
-        assert found.starts[node].prepares_seconds == pytest.approx(start.prepares_seconds, abs=0.4)
+        assert found.starts[node].join_delay_seconds == pytest.approx(start.join_delay_seconds, abs=0.1)
+        assert found.starts[node].setup_seconds == pytest.approx(start.setup_seconds, abs=0.4)
 
 
 def row(node: str, batch: int, seconds: float, steps: int = 10) -> dict[str, Any]:

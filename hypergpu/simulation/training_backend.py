@@ -1,4 +1,4 @@
-"""Learning in virtual time: the interface to a model, and the result of a work unit."""
+"""Interface to a model that is trained in virtual time, and the result of a work unit."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,8 +33,8 @@ class Trained:
         )
 
 
-class Learning(Protocol):
-    """Turns orders into updates, updates into a model, and knows how good it is."""
+class TrainingBackend(Protocol):
+    """Turns work units into updates, applies updates to a model, and evaluates it."""
 
     @property
     def model_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""When a simulated run that gets nowhere is given up: heartbeats alone would keep it going for ever."""
+"""Detection of simulated runs that make no progress: heartbeats alone would keep them running for ever."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,13 @@ TIMES = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a run may go without a round.
+class StallDetector:
+    """Limit on the time that a run may go without closing a round.
 
     Attributes:
-        settled_at: when all nodes have come, and no event by time is to come or runs any more.
-        recurring_seconds: the longest of what comes round again: nodes that come and go, and how silence is noticed.
-        event_seconds: the longest event, since one by round may have begun with the last round.
+        settled_at: time from which all nodes have started and all events by time are over.
+        recurring_seconds: longest period of what recurs: churn, setup, and the detection of lost nodes.
+        event_seconds: longest event; one by round may have begun with the last round.
     """
 
     settled_at: float
@@ -27,20 +27,20 @@ class Patience:
     event_seconds: float
 
     @classmethod
-    def of(cls, scenario: Scenario) -> "Patience":
-        """Return what the scenario still has to come."""
+    def of(cls, scenario: Scenario) -> "StallDetector":
+        """Return the limit for a scenario."""
         churns = [group.churn.up_seconds + group.churn.down_seconds for group in scenario.nodes if group.churn]
-        prepares = [group.prepares_seconds for group in scenario.nodes]
-        arrivals = [group.joins_seconds + group.prepares_seconds for group in scenario.nodes]
+        setups = [group.setup_seconds for group in scenario.nodes]
+        arrivals = [group.join_delay_seconds + group.setup_seconds for group in scenario.nodes]
         ends = [(event.at_seconds or 0.0) + event.duration_seconds for event in scenario.events]
         return cls(
             settled_at=max(*arrivals, *ends, 0.0),
-            recurring_seconds=max(*churns, *prepares, scenario.config.server.lost_after_seconds),
+            recurring_seconds=max(*churns, *setups, scenario.config.server.lost_after_seconds),
             event_seconds=max((event.duration_seconds for event in scenario.events), default=0.0),
         )
 
-    def until(self, now: float, longest_round_seconds: float) -> float:
-        """When a run is given up that has not closed a round since `now`."""
+    def gives_up_at(self, now: float, longest_round_seconds: float) -> float:
+        """Return the time at which a run that closes no round from `now` on is given up."""
         recurring = max(self.recurring_seconds, longest_round_seconds)
         return max(now, self.settled_at) + self.event_seconds + max(LEAST_SECONDS, TIMES * recurring)
 
