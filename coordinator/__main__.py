@@ -15,7 +15,6 @@ import typer
 from hypergpu.common.address import split_address
 from hypergpu.common.command_line import Service
 from hypergpu.common.config import SystemConfig
-from hypergpu.common.config.adaptation import POLICIES
 from hypergpu.common.config_options import ConfigOptions
 from hypergpu.common.errors import ConfigError
 from hypergpu.common.latest import LATEST, RUNS, find_run, point_latest
@@ -29,6 +28,7 @@ from hypergpu.common.options import (
     TlsCert,
     TlsKey,
 )
+from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.common.task_names import choices
 from hypergpu.common.tls import server_tls
 from hypergpu.common.token import server_token
@@ -56,7 +56,7 @@ class CoordinatorOptions(ConfigOptions):
     min_nodes: Annotated[int | None, typer.Option(metavar="N", help="Nodes that the first round waits for.")] = None
     policy: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help=f"Adaptation policy: {', '.join(POLICIES)}."),
+        typer.Option(metavar="NAME", help=f"Adaptation policy: {', '.join(AdaptationPolicy)}."),
     ] = None
     out: Annotated[
         Path | None,

@@ -7,9 +7,9 @@ import typer
 
 from hypergpu.cli.cluster_command import client_of
 from hypergpu.client import Client
-from hypergpu.common.config.adaptation import POLICIES
 from hypergpu.common.errors import Unavailable
 from hypergpu.common.options import FLAG, AsJson
+from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.console import print_json, progress, say
 from hypergpu.protos import coordinator_pb2 as pb
 
@@ -97,7 +97,7 @@ async def exclude(
 
 async def policy(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="POLICY", help=f"Adaptation policy: {', '.join(POLICIES)}.")],
+    name: Annotated[str, typer.Argument(metavar="POLICY", help=f"Adaptation policy: {', '.join(AdaptationPolicy)}.")],
     as_json: AsJson = False,
 ) -> None:
     """Change the adaptation policy from the next round on.

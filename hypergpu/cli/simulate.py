@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hypergpu.cli.scenario_argument import ScenarioName
+from hypergpu.cli.scenario_argument import PolicyName, ScenarioName
 from hypergpu.common.command_line import PREFIX
-from hypergpu.common.config.adaptation import POLICIES
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.latest import point_latest
 from hypergpu.common.limits import LARGEST_COUNT
@@ -28,9 +27,7 @@ def simulate(
     scenario: ScenarioName = "",
     *,
     listing: Annotated[bool, typer.Option("--list", metavar=FLAG, help="List the shipped scenarios and exit.")] = False,
-    policy: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"Policy, instead of the scenario's: {', '.join(POLICIES)}.")
-    ] = None,
+    policy: PolicyName = None,
     seed: Annotated[int | None, SEED] = None,
     rounds: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, metavar="N", help="Rounds to train.")] = None,
     learning: Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hypergpu.common.config.adaptation import POLICIES
+from hypergpu.cli.scenario_argument import PolicyName
 from hypergpu.common.limits import LARGEST_COUNT
 from hypergpu.common.options import AsJson
 from hypergpu.common.text import counted
@@ -22,9 +22,7 @@ def validate(
     ] = "mixed",
     *,
     rounds: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, metavar="N", help="Rounds to train.")] = 12,
-    policy: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"Policy, instead of the scenario's: {', '.join(POLICIES)}.")
-    ] = None,
+    policy: PolicyName = None,
     most_error: Annotated[float, typer.Option(min=0, metavar="SHARE", help="Maximum relative round-time error.")] = 0.1,
     least_agreement: Annotated[
         float, typer.Option(min=0, max=1, metavar="SHARE", help="Minimum mean share of matching selections.")

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from hypergpu.common.config import SystemConfig
-from hypergpu.common.config.adaptation import Policy
 from hypergpu.common.config.loading import explain, parse
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Count, Seed
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import MetricSpec
+from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.netsim_proxy.config.scenario import Network, NodeSection, OneOrMore, ScenarioError, as_list, in_turn
 from hypergpu.netsim_proxy.link.events import ALL, EventType, NetworkEvent
 from hypergpu.netsim_proxy.link.profiles import Profile
@@ -80,7 +80,7 @@ class Scenario(Network):
     target_accuracy: float | None = None
     """Value of the task's metric whose time is measured: any real number. The run continues to its last round, so that
     final values are comparable."""
-    policy: Policy | None = None
+    policy: AdaptationPolicy | None = None
     """Policy; see `orchestrator.policy`."""
     seed: Seed = 0
     """Seed of the links, the data and the initial parameters."""

@@ -5,17 +5,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Any, Final, get_args
+from typing import Any, Final
 
-from hypergpu.common.config import BatchConfig, ConfigSection, SelectorConfig, TrainingConfig
-from hypergpu.common.config.adaptation import POLICIES
+from hypergpu.common.config import ConfigSection, TrainingConfig
 from hypergpu.common.config.loading import parse
 from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.common.strategies import AdaptationPolicy, BatchSizeStrategy, SelectionStrategy
 from hypergpu.simulation.scenario import Scenario
 
-BASELINE: Final = "none"
-_BATCH_STRATEGIES = get_args(BatchConfig.model_fields["strategy"].annotation)
-_SELECTION_STRATEGIES = get_args(SelectorConfig.model_fields["strategy"].annotation)
+BASELINE: Final = AdaptationPolicy.NONE
+_POLICIES: Final = [str(policy) for policy in AdaptationPolicy]
+_BATCH_STRATEGIES: Final = [str(strategy) for strategy in BatchSizeStrategy]
+_SELECTION_STRATEGIES: Final = [str(strategy) for strategy in SelectionStrategy]
 _ADAMW_RATE: Final = 0.001
 """Learning rate of AdamW where the scenario's own is one of SGD: the default of Loshchilov & Hutter, ICLR 2019."""
 _SGD: Final = {
@@ -194,7 +195,7 @@ def static_variant(text: str) -> Variant:
     """
     name, colon, options = text.partition(":")
     if name not in STATIC:
-        raise UnknownName("policy or baseline", name, [*POLICIES, *STATIC])
+        raise UnknownName("policy or baseline", name, [*_POLICIES, *STATIC])
     given: dict[str, Any] = {}
     for part in options.split(",") if colon else ():
         key, equals, value = part.partition("=")
@@ -229,7 +230,7 @@ def variants_of(names: Sequence[str], strategies: Sequence[str] = ()) -> list[Va
     pairs = [_strategies(text) for text in strategies] or [("", "")]
     found: list[Variant] = []
     for name in names:
-        if name not in POLICIES:
+        if name not in _POLICIES:
             found.append(static_variant(name))
         elif name != BASELINE:
             found += [Variant(name, *pair) for pair in pairs]

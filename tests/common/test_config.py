@@ -1,5 +1,6 @@
 """Configuration: where values come from, which wins, and what a mistake is told."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from hypergpu.common.config import SystemConfig, load_config
 from hypergpu.common.config.document import load_yaml
 from hypergpu.common.errors import ConfigError
+from hypergpu.common.strategies import AdaptationPolicy, BatchSizeStrategy, SelectionStrategy
 
 
 def test_the_defaults_are_valid() -> None:
@@ -218,3 +220,23 @@ def test_optimisers_and_shares_that_make_no_sense_are_refused(settings: list[str
     kept = ["local_optimizer=adamw", "server_momentum=0.9", "server_nesterov=true", "close_share=0.8"]
     training = load_config(SystemConfig, overrides=[f"training.{setting}" for setting in kept]).training
     assert (training.local_optimizer, training.server_nesterov, training.close_share) == ("adamw", True, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("orchestrator.policy", AdaptationPolicy),
+        ("batch.strategy", BatchSizeStrategy),
+        ("selector.strategy", SelectionStrategy),
+    ],
+)
+def test_a_policy_or_strategy_is_read_and_written_by_its_name(key: str, names: type[StrEnum]) -> None:
+    section, field = key.split(".")
+    for name in names:
+        config = load_config(SystemConfig, overrides=[f"{key}={name}"])
+        assert getattr(getattr(config, section), field) is name
+        assert config.model_dump(mode="json")[section][field] == str(name)
+    with pytest.raises(ConfigError) as caught:
+        load_config(SystemConfig, overrides=[f"{key}=hybird"])
+    assert f"{key}: input should be " in str(caught.value)
+    assert all(f"'{name}'" in str(caught.value) for name in names)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel
@@ -64,7 +65,8 @@ def configuration_page() -> str:
         lines += ["| setting | meaning | default |", "|---|---|---|"]
         for key, setting in section.model_fields.items():
             default = setting.get_default(call_default_factory=True, validated_data={})
-            shown = "required" if default is PydanticUndefined else f"`{default!r}`"
+            value = str(default) if isinstance(default, StrEnum) else default
+            shown = "required" if default is PydanticUndefined else f"`{value!r}`"
             meaning = " ".join((setting.description or "").split()).replace("|", "\\|")
             lines.append(f"| `{name}.{key}` | {meaning} | {shown} |")
         lines.append("")

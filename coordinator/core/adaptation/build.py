@@ -3,10 +3,9 @@
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config import SystemConfig
 from hypergpu.coordinator.core.adaptation.orchestrator import AdaptiveOrchestrator
-from hypergpu.coordinator.core.adaptation.policy import AdaptationPolicy
-from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchSizeStrategy
+from hypergpu.coordinator.core.batching import AdaptiveBatchController
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
-from hypergpu.coordinator.core.selection import DynamicNodeSelector, SelectionStrategy
+from hypergpu.coordinator.core.selection import DynamicNodeSelector
 
 
 def build_orchestrator(config: SystemConfig, *, clock: Clock = monotonic) -> AdaptiveOrchestrator:
@@ -15,13 +14,12 @@ def build_orchestrator(config: SystemConfig, *, clock: Clock = monotonic) -> Ada
     batches = AdaptiveBatchController(
         monitor,
         config.training.batch_size,
-        BatchSizeStrategy(config.batch.strategy),
+        config.batch.strategy,
         config=config.batch,
         local_steps=config.training.local_steps,
     )
     chosen = config.selector
     if config.training.partition != "iid":  # no other node has a slow node's data, so its turn is worth the time
         chosen = chosen.model_copy(update={"slow_time_share": max(chosen.slow_time_share, 1.0)})
-    selector = DynamicNodeSelector(monitor, SelectionStrategy(chosen.strategy), config=chosen, clock=clock)
-    policy = AdaptationPolicy(config.orchestrator.policy)
-    return AdaptiveOrchestrator(config, monitor, batches, selector, policy, clock=clock)
+    selector = DynamicNodeSelector(monitor, chosen.strategy, config=chosen, clock=clock)
+    return AdaptiveOrchestrator(config, monitor, batches, selector, config.orchestrator.policy, clock=clock)

@@ -9,6 +9,7 @@ from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import finite
+from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.coordinator.core.adaptation.decision_log import LISTED, AdaptationLog, ClusterReason
 from hypergpu.coordinator.core.adaptation.objective import (
     ConfigurationSnapshot,
@@ -20,7 +21,7 @@ from hypergpu.coordinator.core.adaptation.objective import (
 )
 from hypergpu.coordinator.core.adaptation.phases import LossTrend, Phase, PhaseReason
 from hypergpu.coordinator.core.adaptation.plan import RoundDecisions
-from hypergpu.coordinator.core.adaptation.policy import PARAMETERS, AdaptationPolicy, PolicyParameters
+from hypergpu.coordinator.core.adaptation.policy import PARAMETERS, PolicyParameters
 from hypergpu.coordinator.core.adaptation.results import record_noise, record_results
 from hypergpu.coordinator.core.adaptation.round_history import RoundHistory, RoundRecord
 from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchReason

@@ -1,22 +1,8 @@
 """Adaptation policies and their parameters."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 
-
-class AdaptationPolicy(StrEnum):
-    """Policy of the adaptation."""
-
-    NONE = "none"
-    """No adaptation: every node with the configured batch. This is the fixed baseline."""
-    CONSERVATIVE = "conservative"
-    """Small, gradual changes after many measurements."""
-    AGGRESSIVE = "aggressive"
-    """Large changes to find the optimum quickly."""
-    REACTIVE = "reactive"
-    """Immediate response to measurements."""
-    PROACTIVE = "proactive"
-    """Response to the forecast of each link."""
+from hypergpu.common.strategies import AdaptationPolicy
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,13 @@ import numpy as np
 from hypergpu.common.config import BatchConfig
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.statistics import quantiles
+from hypergpu.common.strategies import BatchSizeStrategy
 from hypergpu.coordinator.core.batching import goodput as gp
 from hypergpu.coordinator.core.batching.costs import ComputeCosts
 from hypergpu.coordinator.core.batching.strategies import (
     CODE,
     REASONS,
     BatchReason,
-    BatchSizeStrategy,
     by_latency,
     by_throughput,
 )

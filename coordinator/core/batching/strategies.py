@@ -11,21 +11,6 @@ REFERENCE_LATENCY_MS = 25.0
 """Round trip at which LATENCY_BASED returns the baseline."""
 
 
-class BatchSizeStrategy(StrEnum):
-    """Strategy that chooses batch sizes."""
-
-    FIXED = "fixed"
-    """The baseline for every node."""
-    LATENCY_BASED = "latency_based"
-    """Larger batches for high latency, so that fewer exchanges carry as many samples; smaller ones for low latency."""
-    THROUGHPUT_BASED = "throughput_based"
-    """Hill climbing: keep the direction while throughput improves, reverse it when throughput degrades."""
-    HYBRID = "hybrid"
-    """60 % size by latency, 40 % size by throughput."""
-    GOODPUT = "goodput"
-    """Batch sizes and local steps with the most learning progress per second."""
-
-
 class BatchReason(StrEnum):
     """Reason why a batch size changed."""
 

@@ -10,6 +10,7 @@ import numpy as np
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config import SelectorConfig
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.strategies import SelectionStrategy
 from hypergpu.coordinator.core.checks import parse_enum, require_non_negative
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
 from hypergpu.coordinator.core.links.quality import FAIR, OFFLINE
@@ -24,7 +25,6 @@ from hypergpu.coordinator.core.selection.strategies import (
     CODE,
     REASONS,
     SelectionReason,
-    SelectionStrategy,
     StrategyResult,
 )
 

@@ -10,22 +10,6 @@ from hypergpu.coordinator.core.batching.goodput import batch_progress
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints
 
 
-class SelectionStrategy(StrEnum):
-    """Strategy that chooses the nodes of a round."""
-
-    ALL_AVAILABLE = "all_available"
-    QUALITY_THRESHOLD = "quality_threshold"
-    """Nodes whose link score reaches a fixed threshold."""
-    TOP_N = "top_n"
-    """Nodes with the best score; half of the eligible nodes if no maximum is set."""
-    ADAPTIVE_THRESHOLD = "adaptive_threshold"
-    """Nodes whose score reaches median − 2σ of the cluster, with σ from the MAD."""
-    CONTRIBUTION_BASED = "contribution_based"
-    """Nodes whose contribution score (efficiency and reliability) reaches a threshold."""
-    UTILITY = "utility"
-    """Set of nodes with the most progress per second: a node takes part if its samples outweigh the time it adds."""
-
-
 class SelectionReason(StrEnum):
     """Reason why a node is selected or left out."""
 

@@ -1,16 +1,14 @@
 """How links are judged, and what follows from it."""
 
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import REACHABLE, Count, CountOrZero
 from hypergpu.common.limits import LARGEST_COUNT
+from hypergpu.common.strategies import AdaptationPolicy, BatchSizeStrategy, SelectionStrategy
 
-Policy = Literal["none", "conservative", "aggressive", "reactive", "proactive"]
-POLICIES: Final[tuple[str, ...]] = get_args(Policy)
-"""Names of the adaptation policies."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -47,7 +45,7 @@ class MonitorConfig(ConfigSection):
 class BatchConfig(ConfigSection):
     """Choosing batch sizes, and with GOODPUT the local steps of a round."""
 
-    strategy: Literal["fixed", "latency_based", "throughput_based", "hybrid", "goodput"] = "goodput"
+    strategy: BatchSizeStrategy = BatchSizeStrategy.GOODPUT
     """How sizes are chosen; `fixed` switches this part off."""
     min_batch_size: Count = 16
     """Smallest batch that is assigned."""
@@ -70,9 +68,7 @@ class BatchConfig(ConfigSection):
 class SelectorConfig(ConfigSection):
     """Choosing the nodes of a round."""
 
-    strategy: Literal[
-        "all_available", "quality_threshold", "top_n", "adaptive_threshold", "contribution_based", "utility"
-    ] = "utility"
+    strategy: SelectionStrategy = SelectionStrategy.UTILITY
     """How nodes are chosen; `all_available` switches this part off."""
     max_selected_nodes: Count | None = None
     """Most nodes in a round."""
@@ -100,7 +96,7 @@ class SelectorConfig(ConfigSection):
 class OrchestratorConfig(ConfigSection):
     """When and how boldly all of it adapts."""
 
-    policy: Policy = "reactive"
+    policy: AdaptationPolicy = AdaptationPolicy.REACTIVE
     """`none` is the fixed baseline: every node, the configured batch."""
     warmup_rounds: CountOrZero = 1
     """Rounds that only measure."""

@@ -11,9 +11,7 @@ from typer.main import get_command
 
 from hypergpu.cli.app import app
 from hypergpu.common.command_line import run_app
-from hypergpu.common.config.adaptation import POLICIES
 from hypergpu.coordinator.__main__ import CoordinatorOptions
-from hypergpu.coordinator.core import AdaptationPolicy
 from tests.documents import DOCUMENTS, ROOT
 from tests.documents import commands as document_commands
 from tests.hypergpu.conftest import Cli
@@ -177,7 +175,3 @@ def documented() -> list[str]:
 def test_documents_show_lines_that_their_commands_take(line: str) -> None:
     numbers = {"N": "2", "FILE": "README.md", "DIR": "."}
     require_parses(" ".join(numbers.get(word, word) for word in line.split(" ")))
-
-
-def test_help_and_configuration_name_the_policies_of_the_adaptation() -> None:
-    assert tuple(AdaptationPolicy) == POLICIES
