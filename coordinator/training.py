@@ -189,8 +189,9 @@ class TrainingService:
         """Record that a node abandons its work unit."""
         work = request.work
         require_caller(context, check_node_id(work.node_id))
-        reason, detail = convert.text(request.reason, "reason"), request.detail[: convert.MAX_TEXT]
-        self._engine.ask(Return(work.node_id, work.run_id, work.round, reason, convert.text(detail, "detail")))
+        reason = convert.text(request.reason, "reason")
+        detail = convert.text(request.detail[: convert.MAX_TEXT], "detail")
+        self._engine.ask(Return(work.node_id, work.run_id, work.round, work.attempt, reason, detail))
         self._engine.metrics.returned(reason)
         return pb.ReturnWorkReply()
 

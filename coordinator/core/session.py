@@ -152,6 +152,7 @@ class Return(Request[None]):
     node: str
     run_id: str
     round: int
+    attempt: int
     reason: str
     detail: str
 
@@ -227,7 +228,7 @@ class Session:
 
     def seen(self, node: str, now: float) -> None:
         """Note that something of the node arrived."""
-        self._machine.members.seen(node, now)
+        self._machine.seen(node, now)
 
     def is_member(self, node: str) -> bool:
         """Whether the node is connected."""
@@ -265,7 +266,7 @@ class Session:
 
     def _on_heartbeat(self, request: Heartbeat, now: float) -> Answer[Directive]:
         machine, node = self._machine, request.node
-        if request.run_id != self.run_id or not machine.members.seen(node, now):
+        if request.run_id != self.run_id or not machine.seen(node, now):
             return _REGISTER_AGAIN, ()
         self._links.heard(node, request.report, request.rtt_ms)
         if machine.finished and not self._stays:
@@ -297,7 +298,7 @@ class Session:
 
     def _on_return(self, request: Return, now: float) -> Answer[None]:
         self._require_run(request.run_id)
-        returned = ev.WorkReturned(request.node, request.round, request.reason, request.detail)
+        returned = ev.WorkReturned(request.node, request.round, request.attempt, request.reason, request.detail)
         return None, self._machine.handle(returned, now)
 
     # ------------------------------------------------------------ updates
@@ -330,7 +331,7 @@ class Session:
 
     def _reject(self, update: ev.UpdateArrived, error: HyperGPUError, now: float) -> Sequence[ev.Effect]:
         detail = str(error)[:MAX_DETAIL_LENGTH]
-        returned = ev.WorkReturned(update.node, update.round, type(error).__name__, detail)
+        returned = ev.WorkReturned(update.node, update.round, update.attempt, type(error).__name__, detail)
         return self._machine.handle(returned, now)
 
     # ------------------------------------------------------------ checks

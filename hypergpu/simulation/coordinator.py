@@ -17,6 +17,7 @@ from hypergpu.coordinator.core.session import (
     OfferUpdate,
     Pull,
     Register,
+    RejectUpdate,
     Reply,
     Request,
     Return,
@@ -120,10 +121,15 @@ class SimulatedCoordinator:
         self._carry_out(answer[1])
         return answer[0]
 
-    def register(self, node: SimulatedNode) -> None:
+    def register(self, node: SimulatedNode, rpc: SimulatedRpc) -> None:
         """Handle Register."""
         self._nodes[node.node_id] = node
-        self._ask(Register(node.node_id, str(node.incarnation), node.largest_batch, node.info, None))
+        try:
+            self._ask(Register(node.node_id, str(node.incarnation), node.largest_batch, node.info, None))
+        except HyperGPUError as error:
+            node.reject(rpc, error)
+        else:
+            node.send_registered(rpc)
 
     def heartbeat(self, node: SimulatedNode, at: float, rtt_ms: float) -> Directive:
         """Handle Heartbeat."""
@@ -177,14 +183,12 @@ class SimulatedCoordinator:
         now = self._time.clock.now
         reply: ev.UpdateReply | HyperGPUError | None
         if self.is_over(work):
-            self._session.seen(node.node_id, now)
-            samples = work.batch_size * work.local_steps
-            update = ev.UpdateArrived(work.node, work.round, work.attempt, samples, 0.0, compute_seconds)
-            reply = self._ask(OfferUpdate(self._run_id, update))
+            reply = self._ask(OfferUpdate(self._run_id, _update_without_figures(work, compute_seconds)))
         else:
             try:
                 trained = self._learning.train(work)
             except NonFiniteUpdate as error:
+                self._ask(RejectUpdate(_update_without_figures(work, compute_seconds), error))
                 node.reject(rpc, error)
                 return
             answer = self._session.handle(Update(trained.as_update(work, compute_seconds)), now)
@@ -199,7 +203,7 @@ class SimulatedCoordinator:
 
     def return_work(self, node: SimulatedNode, work: ev.WorkAssigned, kind: str, detail: str) -> None:
         """Handle ReturnWork."""
-        self._ask(Return(node.node_id, self._run_id, work.round, kind, detail))
+        self._ask(Return(node.node_id, self._run_id, work.round, work.attempt, kind, detail))
 
     def leave(self, node: SimulatedNode, reason: str) -> None:
         """Handle Leave."""
@@ -278,6 +282,12 @@ class SimulatedCoordinator:
             if node.attempts:
                 self._links.scraped(node_id, node.attempts, node.failures)
         self._time.at(self._time.now + self._scrape_seconds, self._scrape)
+
+
+def _update_without_figures(work: ev.WorkAssigned, compute_seconds: float) -> ev.UpdateArrived:
+    """Return the update of this work before its loss is known."""
+    samples = work.batch_size * work.local_steps
+    return ev.UpdateArrived(work.node, work.round, work.attempt, samples, 0.0, compute_seconds)
 
 
 class HeartbeatSync:

@@ -30,8 +30,8 @@ _BACKOFF_EXPIRED: Final = life.BackoffExpired()
 class CoordinatorApi(Protocol):
     """The coordinator as a node calls it: each method runs when a request has arrived there."""
 
-    def register(self, node: "SimulatedNode") -> None:
-        """Register."""
+    def register(self, node: "SimulatedNode", rpc: SimulatedRpc) -> None:
+        """Register: the reply is sent on `rpc`."""
         ...
 
     def pull(self, node: "SimulatedNode", rpc: SimulatedRpc) -> None:
@@ -275,7 +275,10 @@ class SimulatedNode:
         self._call(message_sizes.REGISTER_BYTES, 1, self._on_register_arrived)
 
     def _on_register_arrived(self, rpc: SimulatedRpc) -> None:
-        self._api.register(self)
+        self._api.register(self, rpc)
+
+    def send_registered(self, rpc: SimulatedRpc) -> None:
+        """Let the coordinator reply to Register with the membership."""
         self.reply(rpc, _REGISTERED, nbytes=message_sizes.REGISTERED_BYTES)
 
     def _prepare(self, _: life.Prepare) -> None:

@@ -13,7 +13,7 @@ from hypergpu.common.errors import InvalidInput, UnknownName
 from hypergpu.common.strategies import AdaptationPolicy, BatchSizeStrategy, SelectionStrategy
 from hypergpu.simulation.scenario import Scenario
 
-BASELINE: Final = AdaptationPolicy.NONE
+BASELINE: Final = str(AdaptationPolicy.NONE)
 _POLICIES: Final = [str(policy) for policy in AdaptationPolicy]
 _BATCH_STRATEGIES: Final = [str(strategy) for strategy in BatchSizeStrategy]
 _SELECTION_STRATEGIES: Final = [str(strategy) for strategy in SelectionStrategy]

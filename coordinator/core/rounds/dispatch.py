@@ -85,15 +85,16 @@ def refuse_outlier(current: Round, event: ev.UpdateArrived, outlier: Outlier, ef
 
 
 def return_work(current: Round, event: ev.WorkReturned, member: Member, effects: EffectBuffer) -> bool:
-    """Take work back from a node, and return whether it held any.
+    """Take work back from a node, and return whether it held any. Each attempt is returned once at most.
 
     The node may ask for it again, with half the batch if memory ran out, unless it is left out of the round.
     """
     unit = current.units.get(event.node)
-    if unit is None or unit.done or not unit.live or unit.attempt == 0:
+    if unit is None or unit.done or not unit.live or not unit.returned_attempt < event.attempt == unit.attempt:
         return False
     member.retries += 1
     unit.returns += 1
+    unit.returned_attempt = event.attempt
     passing = event.reason in PASSING_REASONS
     unit.fault, unit.fault_detail = ("", "") if passing else (event.reason, event.detail)
     text = f"{event.node} returned its work: {event.reason}" + (f" ({event.detail})" if event.detail else "")

@@ -67,13 +67,6 @@ class NodeJoined:
 
 
 @message
-class NodeSeen:
-    """A node sent a sign of life."""
-
-    node: str
-
-
-@message
 class NodeLeft:
     """A node left."""
 
@@ -125,6 +118,7 @@ class WorkReturned:
 
     node: str
     round: int
+    attempt: int
     reason: str
     detail: str = ""
 
@@ -194,7 +188,6 @@ class OverrideSet:
 
 Event = (
     NodeJoined
-    | NodeSeen
     | NodeLeft
     | NodeLost
     | WorkRequested

@@ -173,6 +173,13 @@ class RoundMachine:
 
     # ------------------------------------------------------------ events
 
+    def seen(self, node: str, now: float) -> bool:
+        """Note a sign of life of a node, which may be dated ahead of `now`; return whether the node is connected.
+
+        It changes nothing else, so it needs no event: most heartbeats and chunks of an upload end here.
+        """
+        return self.members.seen(node, now)
+
     def handle(self, event: ev.Event, now: float) -> list[ev.Effect]:
         """Handle one event at time `now` (seconds, never decreasing) and return its effects in order.
 
@@ -202,7 +209,6 @@ class RoundMachine:
     def _handlers_by_event(self) -> dict[type, Callable[[Any, float], None]]:
         return {
             ev.NodeJoined: self._on_joined,
-            ev.NodeSeen: self._on_seen,
             ev.NodeLeft: self._on_left,
             ev.NodeLost: lambda event, now: self._remove(event.node, ConnectionState.LOST, event.reason, now),
             ev.WorkRequested: self._on_requested,
@@ -234,9 +240,6 @@ class RoundMachine:
             text = f"{event.node} joined ({len(self.members.connected)} connected)"
             self._effects.record("node_joined", text, node=event.node, **event.info)
 
-    def _on_seen(self, event: ev.NodeSeen, now: float) -> None:
-        self.members.seen(event.node, now)
-
     def _on_left(self, event: ev.NodeLeft, now: float) -> None:
         member = self.members.get(event.node)
         if member is not None:
@@ -264,12 +267,12 @@ class RoundMachine:
         state, effects = self.round_state, self._effects
         member, current = self.members.get(event.node), state.open_round
         status = self.update_status(event.node, event.round)
+        self.members.seen(event.node, now)
         if member is None or status is not None or current is None:
             if member is not None:
                 opening.straggler_returned(state, member, self.config.quorum)
             dispatch.refuse_update(event, status or ev.UpdateStatus.STALE, member, state.round, effects)
             return
-        self.members.seen(event.node, now)
         outlier = state.guards.norms.judge(event.norm, current.units[event.node].expected_norm_scale)
         if outlier is not None:
             dispatch.refuse_outlier(current, event, outlier, effects)

@@ -36,6 +36,8 @@ class WorkUnit:
     """Times that it was assigned; 0 = not yet."""
     returns: int = 0
     """Times that the node returned it."""
+    returned_attempt: int = 0
+    """Latest attempt that the node returned; 0 = none."""
     first_at: float = 0.0
     """Time at which the node's present process got it."""
     live: bool = True

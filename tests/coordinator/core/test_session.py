@@ -151,7 +151,7 @@ def test_a_node_leaves_and_its_link_is_kept_as_it_was() -> None:
     [
         Pull("a", "run-0"),
         AskProgress("a", "run-0", 1),
-        Return("a", "run-0", 1, "leaving", ""),
+        Return("a", "run-0", 1, 1, "leaving", ""),
         Leave("a", "run-0", "done"),
         OfferUpdate("run-0", ev.UpdateArrived("a", 1, 1, 16, 1.0, 0.1)),
     ],
@@ -235,7 +235,7 @@ def test_returned_work_is_assigned_again() -> None:
     desk = Desk()
     desk.join("a")
     desk.pull("a")
-    reply, effects = desk.ask(Return("a", RUN, 1, "OutOfMemory", "detail"))
+    reply, effects = desk.ask(Return("a", RUN, 1, 1, "OutOfMemory", "detail"))
     assert reply is None
     assert reasons(effects) == ["smaller_batch"]
     (again,) = desk.pull("a")

@@ -140,8 +140,9 @@ class ScriptedCoordinator:
                 return True
         return False
 
-    def register(self, node: SimulatedNode) -> None:
-        self._fails("Register", node)
+    def register(self, node: SimulatedNode, rpc: SimulatedRpc) -> None:
+        if not self._fails("Register", node):
+            node.send_registered(rpc)
 
     def pull(self, node: SimulatedNode, rpc: SimulatedRpc) -> None:
         if self._fails("PullWork", node):

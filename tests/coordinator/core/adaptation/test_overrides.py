@@ -45,7 +45,7 @@ class Run:
         self.now += 1.0
         for node in selected:
             if node == failing:
-                self.send(ev.WorkReturned(node, number, "leaving"))
+                self.send(ev.WorkReturned(node, number, 1, "leaving"))
             else:
                 self.send(ev.UpdateArrived(node, number, 1, 64, 1.0, 0.5))
         self.send(ev.Evaluated(number, 1.0 / number, 0.5))

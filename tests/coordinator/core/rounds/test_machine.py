@@ -74,6 +74,12 @@ class Driver:
         effects = self.send(ev.UpdateArrived(node, number, attempt, samples, loss=1.0, compute_seconds=0.1))
         return next(e for e in effects if isinstance(e, ev.UpdateReply))
 
+    def send_back(self, node: str, reason: str, detail: str = "") -> list[ev.Effect]:
+        """Return the present attempt of a node's work."""
+        current = self.machine.round_state.open_round
+        attempt = current.units[node].attempt if current is not None else 0
+        return self.send(ev.WorkReturned(node, self.machine.round, attempt, reason, detail))
+
     def state(self) -> RunState:
         return self.machine.state
 
@@ -214,7 +220,8 @@ def test_who_prepares_and_falls_silent_is_lost() -> None:
     d.ask("a")
     for _ in range(4):
         d.now += 3
-        d.send(ev.NodeSeen("a"), ev.Tick())
+        d.machine.seen("a", d.now)
+        d.send(ev.Tick())
     assert set(d.machine.members.connected) == {"a"}
     assert d.machine.waiting_for == "1 more node to join (1 connected)"
 
@@ -266,20 +273,47 @@ def test_a_returned_unit_is_handed_out_again_and_dropped_in_the_end() -> None:
     d.ask("a", "b")
     d.push("b")
     for attempt in (2, 3):
-        d.send(ev.WorkReturned("a", 1, "NonFiniteUpdate"))
+        d.send_back("a", "NonFiniteUpdate")
         assert [o.attempt for o in d.ask("a")] == [attempt]
-    d.send(ev.WorkReturned("a", 1, "NonFiniteUpdate"))
+    d.send_back("a", "NonFiniteUpdate")
     closed = d.of(ev.CloseRound)[-1]
     assert closed.reason is ev.CloseReason.SURVIVORS_CONTRIBUTED
     assert [(c.node, c.success) for c in closed.contributions] == [("b", True), ("a", False)]
     assert "too_many_attempts" in d.reasons()
 
 
+def test_an_attempt_is_returned_once_however_often_the_node_says_so() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b")
+    d.ask("a", "b")
+    for _ in range(4):
+        d.send(ev.WorkReturned("a", 1, 1, "OutOfMemory"))
+    assert kinds(d.log).count("work_returned") == 1
+    assert d.machine.members.require("a").retries == 1
+    assert [(o.attempt, o.batch_size) for o in d.ask("a")] == [(2, 4)]
+    for attempt in (1, 3, 0):  # of an attempt that is over, and of two that were never assigned
+        d.send(ev.WorkReturned("a", 1, attempt, "OutOfMemory"))
+    d.push("a", attempt=2)
+    assert kinds(d.log).count("work_returned") == 1
+    d.push("b")
+    (closed,) = d.of(ev.CloseRound)
+    assert [(each.node, each.batch_size) for each in closed.contributions] == [("a", 4), ("b", 8)]
+
+
+def test_an_update_is_a_sign_of_life_even_if_it_is_not_used() -> None:
+    d = Driver(min_nodes=2)
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.now = 5.0
+    d.push("a", round_number=7)
+    assert [d.machine.members.require(node).last_seen for node in "ab"] == [5.0, 0.0]
+
+
 def test_out_of_memory_halves_the_batch() -> None:
     d = Driver()
     d.join("a")
     d.ask("a")
-    d.send(ev.WorkReturned("a", 1, "OutOfMemory"))
+    d.send_back("a", "OutOfMemory")
     assert [o.batch_size for o in d.ask("a")] == [4]
 
 
@@ -288,7 +322,7 @@ def test_a_node_that_only_fails_is_not_asked_in_a_hot_loop() -> None:
     d.join("a")
     for _ in range(3):
         d.ask("a")
-        d.send(ev.WorkReturned("a", 1, "shutting_down"))
+        d.send_back("a", "shutting_down")
         assert d.state() is RunState.WAITING
         assert d.ask("a") == []
         timer = d.of(ev.SetTimer)[-1].at
@@ -506,7 +540,8 @@ def test_silence_is_noticed_but_not_after_our_own_absence() -> None:
     d.join("a", "b")
     for _ in range(4):
         d.now += 3
-        d.send(ev.NodeSeen("a"), ev.Tick())
+        d.machine.seen("a", d.now)
+        d.send(ev.Tick())
     assert set(d.machine.members.connected) == {"a"}
     d.now += 500
     d.send(ev.Tick())
@@ -678,18 +713,25 @@ def test_the_adaptation_is_bounded_and_told_what_came_of_it() -> None:
 
 
 NODES = st.sampled_from("abcd")
+RETURNS = st.sampled_from(["OutOfMemory", "shutting_down", "x"])
 STEPS = st.lists(
     st.one_of(
         st.builds(ev.NodeJoined, NODES, st.sampled_from(["1", "2"])),
         st.builds(ev.NodeLeft, NODES),
         st.builds(ev.NodeLost, NODES),
-        st.builds(ev.NodeSeen, NODES),
+        NODES,
         st.builds(ev.WorkRequested, NODES),
         st.builds(ev.RequestEnded, NODES),
         st.builds(
             ev.UpdateArrived, NODES, st.integers(0, 4), st.just(1), st.integers(0, 99), st.just(1.0), st.just(0.1)
         ),
-        st.builds(ev.WorkReturned, NODES, st.integers(0, 4), st.sampled_from(["OutOfMemory", "shutting_down", "x"])),
+        st.builds(
+            ev.WorkReturned,
+            NODES,
+            st.integers(0, 4),
+            st.integers(0, 4),
+            st.sampled_from(["OutOfMemory", "shutting_down", "x"]),
+        ),
         st.just(ev.Pause()),
         st.just(ev.Resume()),
         st.builds(ev.OverrideSet, st.just("a"), st.sampled_from(list(NodeOverride))),
@@ -701,11 +743,13 @@ STEPS = st.lists(
 
 @examples(300)
 @given(STEPS)
-def test_whatever_happens_the_promises_hold(steps: list[ev.Event | float]) -> None:
+def test_whatever_happens_the_promises_hold(steps: list[ev.Event | float | str]) -> None:
     d = Driver(rounds=4, lost_after=100)
     d.join("a")
     for step in steps:
-        if isinstance(step, float):
+        if isinstance(step, str):
+            d.machine.seen(step, d.now)
+        elif isinstance(step, float):
             d.wait(step)
         else:
             d.send(step)
@@ -728,7 +772,8 @@ def test_whatever_happens_the_promises_hold(steps: list[ev.Event | float]) -> No
             break
         d.join("a")
         d.wait(30)
-        d.send(ev.NodeSeen("a"), ev.WorkRequested("a"))
+        d.machine.seen("a", d.now)
+        d.send(ev.WorkRequested("a"))
         d.send(ev.UpdateArrived("a", d.machine.round, 1, 16, 1.0, 0.1))
     assert d.state() is RunState.COMPLETED
 
@@ -747,7 +792,7 @@ def test_ten_thousand_nodes_take_no_more_per_event_than_a_hundred() -> None:
         for _ in range(2):
             for n in nodes:
                 d.machine.handle(ev.WorkRequested(n), d.now)
-                d.machine.handle(ev.NodeSeen(n), d.now)
+                d.machine.seen(n, d.now)
             number = d.machine.round
             for n in nodes:
                 d.machine.handle(ev.UpdateArrived(n, number, 1, 16, 1.0, 0.1), d.now)
@@ -865,7 +910,7 @@ def test_every_node_that_gives_up_for_the_same_error_three_rounds_in_a_row_ends_
         d.ask("a", "b")
         for node in ("a", "b"):
             for _ in range(3):
-                d.send(ev.WorkReturned(node, 1, "InvalidInput", f"BatchNorm takes no single sample, says {node}"))
+                d.send_back(node, "InvalidInput", f"BatchNorm takes no single sample, says {node}")
                 d.ask(node)
         d.wait(2.0 ** (number + 1))
     (finish,) = d.of(ev.Finish)
@@ -885,7 +930,7 @@ def test_errors_that_may_pass_or_differ_do_not_end_the_run(reasons: tuple[str, s
         d.ask("a", "b")
         for node, reason in zip(("a", "b"), reasons, strict=True):
             for _ in range(3):
-                d.send(ev.WorkReturned(node, 1, reason))
+                d.send_back(node, reason)
                 d.ask(node)
         d.wait(2.0 ** (number + 1))
     assert len(d.of(ev.AbandonRound)) >= 4

@@ -46,11 +46,11 @@ class Stage:
             "join": self._join,
             "ask": lambda nodes, _: [ev.WorkRequested(node) for node in nodes],
             "gone": lambda nodes, _: [ev.RequestEnded(node) for node in nodes],
-            "seen": lambda nodes, _: [ev.NodeSeen(node) for node in nodes],
+            "seen": self._seen,
             "leave": lambda nodes, _: [ev.NodeLeft(node, "done") for node in nodes],
             "lost": lambda nodes, _: [ev.NodeLost(node) for node in nodes],
             "push": self._push,
-            "return": lambda words, _: [ev.WorkReturned(words[0], self.machine.round, *words[1:])],
+            "return": self._return,
             "evaluated": self._evaluated,
             "failed": lambda _, named: [
                 ev.EvaluationFailed(self._number(named), "error", named.get("stepped") == "yes")
@@ -79,6 +79,17 @@ class Stage:
     def _join(nodes: list[str], named: dict[str, str]) -> list[ev.Event]:
         largest = int(named.get("largest", "0"))
         return [ev.NodeJoined(node, named.get("incarnation", "1"), largest) for node in nodes]
+
+    def _seen(self, nodes: list[str], _: dict[str, str]) -> list[ev.Event]:
+        for node in nodes:
+            self.machine.seen(node, self.now)
+        return []
+
+    def _return(self, words: list[str], _: dict[str, str]) -> list[ev.Event]:
+        node, *rest = words
+        current = self.machine.round_state.open_round
+        unit = current.units.get(node) if current is not None else None
+        return [ev.WorkReturned(node, self.machine.round, unit.attempt if unit else 1, *rest)]
 
     def _push(self, nodes: list[str], named: dict[str, str]) -> list[ev.Event]:
         number = self._number(named)
