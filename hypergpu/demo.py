@@ -19,7 +19,7 @@ from hypergpu.local_cluster import LocalCluster, LocalNode
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import netsim_pb2 as net
 from hypergpu.report import SIMULATED
-from hypergpu.simulation.compare import Comparison
+from hypergpu.simulation.comparison import Comparison
 from hypergpu.simulation.counterfactual import compare_with_baseline
 
 PROFILES = ("perfect", "good", "average", "poor", "unstable")

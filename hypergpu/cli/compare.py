@@ -1,4 +1,4 @@
-"""`hypergpu compare`: compare policies in paired runs of a scenario."""
+"""`hypergpu compare`: compare policies with fixed settings in paired runs of a scenario."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -13,68 +13,105 @@ from hypergpu.common.options import AsJson
 from hypergpu.common.text import counted, size
 from hypergpu.console import new_table, print_json, print_table, progress_bar, say
 from hypergpu.node.cgroup import usable_cpus
-from hypergpu.simulation.compare import Candidate, Comparison, Result, Threshold, metric_of_scenario, parse_threshold
 from hypergpu.simulation.compare import compare as run_all
+from hypergpu.simulation.comparison import Candidate, Comparison, Result
+from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.scenario_file import load_scenario
 from hypergpu.simulation.statistics import Estimate
-from hypergpu.simulation.variants import STATIC, split_variants
+from hypergpu.simulation.thresholds import Threshold, metric_of_scenario, parse_threshold
+from hypergpu.simulation.variants import BASELINE, STATIC, split_variants
+from hypergpu.simulation.verdict import Match
 
 _FEWEST_PAIRS = 5
-"""With fewer pairs, chance alone often puts all of them on one side."""
+"""With fewer pairs, intervals are several times as wide as with ten."""
+
+
+Seeds = Annotated[
+    int, typer.Option(min=1, max=10_000, metavar="N", help="Runs of each policy; runs of one seed form a pair.")
+]
+Policies = Annotated[
+    str | None, typer.Option(metavar="A,B,…", help="Policies or fixed settings to compare with the baselines.")
+]
+Baselines = Annotated[
+    str,
+    typer.Option(metavar="A,B,…", help=f"Fixed settings: none, {', '.join(STATIC)}, static:H=40,batch=64,close=80."),
+]
+Strategies = Annotated[str, typer.Option(metavar="BATCH/SELECTION,…", help="Strategies to try each policy with.")]
+Thresholds = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FIGURE>=NUMBER", help="Condition on each candidate; the exit code is 1 if one fails. Repeatable."
+    ),
+]
+Rounds = Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, metavar="N", help="Rounds to train.")]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, max=1024, metavar="N", help="Number of processes; by default one per CPU.")
+]
 
 
 def compare(
     scenario: ScenarioName,
     *,
-    seeds: Annotated[
-        int, typer.Option(min=1, max=10_000, metavar="N", help="Runs of each policy; runs of one seed form a pair.")
-    ] = 5,
-    policies: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B,…", help=f"Policies and fixed settings ({', '.join(STATIC)}) to compare with `none`."
-        ),
-    ] = None,
-    strategies: Annotated[
-        str, typer.Option(metavar="BATCH/SELECTION,…", help="Strategies to try each policy with.")
-    ] = "",
-    threshold: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FIGURE>=NUMBER", help="Condition on each candidate; the exit code is 1 if one fails. Repeatable."
-        ),
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, metavar="N", help="Rounds to train.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Number of processes.")] = min(
-        2, usable_cpus()
-    ),
+    seeds: Seeds = 10,
+    policies: Policies = None,
+    baselines: Baselines = "none,first-80",
+    strategies: Strategies = "",
+    threshold: Thresholds = None,
+    rounds: Rounds = None,
+    jobs: Jobs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare policies with the fixed baseline: time to the target, final metric, bytes and confidence intervals.
+    """Compare policies with fixed settings: reach, time to the target, final metric, bytes and confidence intervals.
 
-    Example: hypergpu compare flaky-minority --seeds 3 --policies reactive,aggressive
+    Figures and verdicts are against the first baseline; those against the others follow the table. A candidate that
+    reaches the target less often or ends worse counts as worse, however fast it is.
+
+    Example: hypergpu compare flaky-minority --policies reactive,diloco --threshold ruined<=0
     """
     loaded = load_scenario(scenario)
-    metric = metric_of_scenario(loaded) if threshold else ACCURACY
-    conditions = [parse_threshold(text, metric) for text in threshold or ()]
     if rounds is not None:
         loaded = loaded.changed(rounds=rounds)
-    own = loaded.config.orchestrator.policy
-    named = split_variants(policies) if policies is not None else [own if own != "none" else "reactive"]
-    with progress_bar("runs") as tell:
-        comparison = run_all(loaded, named, _split(strategies), seeds=seeds, jobs=jobs, progress=tell)
+    conditions = _conditions(threshold or (), loaded)
+    named = split_variants(policies) if policies is not None else [_policy_of(loaded)]
+    tried = [part.strip() for part in strategies.split(",") if part.strip()]
+    with progress_bar("runs") as progress:
+        comparison = run_all(
+            loaded,
+            named,
+            tried,
+            baselines=split_variants(baselines),
+            seeds=seeds,
+            jobs=jobs or usable_cpus(),
+            progress=progress,
+        )
+    _report(comparison, conditions, as_json=as_json)
+
+
+def _policy_of(scenario: Scenario) -> str:
+    """Return the policy to compare by default: the scenario's own, or `reactive` if that is the baseline."""
+    own = scenario.config.orchestrator.policy
+    return own if own != BASELINE else "reactive"
+
+
+def _conditions(texts: Sequence[str], scenario: Scenario) -> list[Threshold]:
+    metric = metric_of_scenario(scenario) if texts else ACCURACY
+    return [parse_threshold(text, metric) for text in texts]
+
+
+def _report(comparison: Comparison, conditions: Sequence[Threshold], *, as_json: bool) -> None:
+    """Print a comparison; exit with 1 if a condition fails, or no run made progress."""
     record = comparison.record()
-    record["thresholds"] = _checked(conditions, comparison, record)
+    record["thresholds"] = checked = _checked(conditions, comparison, record)
     if as_json:
         print_json(record)
     else:
         _show(comparison)
-        for row in record["thresholds"]:
+        for row in checked:
             verdict = "pass" if row["passed"] else "FAIL"
             say(f"{verdict}  {row['threshold']} for {row['candidate']}: {_short(row['value'])}")
     if comparison.given_up:
         say(f"{PREFIX}every run was aborted: {comparison.given_up}", error=True)
-    if comparison.given_up or not all(row["passed"] for row in record["thresholds"]):
+    if comparison.given_up or not all(row["passed"] for row in checked):
         raise typer.Exit(1)
 
 
@@ -93,20 +130,18 @@ def _checked(
     ]
 
 
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _show(comparison: Comparison) -> None:
     count, metric = len(comparison.seeds), comparison.metric
     goal = comparison.timed_by.text(comparison.target)
+    first = comparison.baseline.variant.label
     table = new_table(
-        "policy", f">s to {goal}", ">reached", f">{metric.name}", ">transferred", ">rounds", ">speedup", "",
+        "policy", f">s to {goal}", ">reached", f">{metric.name}", ">transferred", ">rounds", ">speedup",
+        f"against {first}",
         title=f"{comparison.scenario.name}: {counted(count, 'paired run')} of each; intervals at 95 %",
     )  # fmt: skip
     table.add_row(*_cells(comparison.baseline, count), "", "the baseline")
-    for candidate in comparison.candidates:
-        table.add_row(*_cells(candidate.result, count), _interval(candidate.speedup), candidate.verdict)
+    for each in (*comparison.baselines, *comparison.candidates):
+        table.add_row(*_cells(each.result, count), _interval(each.match.speedup), each.match.verdict.text)
     print_table(table)
     if comparison.remark:
         say(comparison.remark)
@@ -114,8 +149,8 @@ def _show(comparison: Comparison) -> None:
         say(f"too few seeds to estimate noise; try --seeds {_FEWEST_PAIRS}")
     for line in _remarks(comparison.baseline, comparison):
         say(line)
-    for candidate in comparison.candidates:
-        for line in (*_differences(candidate), *_remarks(candidate.result, comparison)):
+    for each in (*comparison.baselines, *comparison.candidates):
+        for line in (*_details(each, first), *_remarks(each.result, comparison)):
             say(line)
 
 
@@ -142,26 +177,33 @@ def _remarks(result: Result, comparison: Comparison) -> Iterator[str]:
         runs = counted(len(result.outcomes), "run")
         yield f"{label}: {len(result.given_up)} of {runs} aborted, {result.given_up[0]}"
     for node, reasons in result.quarantined().items():
-        told = ", ".join(f"{reason} × {times}" for reason, times in reasons.items())
-        yield f"{label}: quarantine of {node}: {told}"
+        counts = ", ".join(f"{reason} × {times}" for reason, times in reasons.items())
+        yield f"{label}: quarantine of {node}: {counts}"
 
 
-def _differences(candidate: Candidate) -> Iterator[str]:
-    """Yield how a candidate differs from the baseline."""
-    label, pairs = candidate.result.variant.label, len(candidate.result.outcomes)
-    if candidate.verdict == "within the noise":
-        yield f"{label}: the difference in time is within the noise of {counted(pairs, 'run')}"
-    if candidate.bounds:
+def _details(candidate: Candidate, first: str) -> Iterator[str]:
+    """Yield how a candidate differs from each baseline."""
+    label, found = candidate.result.variant.label, candidate.match
+    if found.only_variant or found.only_reference:
         yield (
-            f"{label}: in {candidate.bounds} of {counted(pairs, 'pair')} only one run reached the target; the other is "
-            "counted as reaching it at its end, and not before the first"
+            f"{label}: both runs reached the target in {counted(found.compared, 'pair')}, which the speedup is of; "
+            f"{label} alone in {found.only_variant}, {first} alone in {found.only_reference}"
         )
-    yield f"{label}: final {candidate.result.metric.name} differs by {_interval(candidate.difference)}"
+    yield f"{label}: final {found.metric.name} differs by {_interval(found.difference)}"
+    for other, match in candidate.against:
+        yield f"{label} against {other.variant.label}: {_sentence(match)}"
+
+
+def _sentence(match: Match) -> str:
+    times = f"{_interval(match.speedup)} times as fast" if match.speedup.mean is not None else "no times to compare"
+    return f"{times}, final {match.metric.name} differs by {_interval(match.difference)}: {match.verdict.text}"
 
 
 def _interval(estimate: Estimate) -> str:
     if estimate.mean is None:
         return "–"
+    if estimate.ci_low is None:
+        return _short(estimate.mean)
     return f"{_short(estimate.mean)} [{_short(estimate.ci_low)}, {_short(estimate.ci_high)}]"
 
 

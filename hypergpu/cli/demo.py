@@ -31,7 +31,7 @@ from hypergpu.console import QUALITY_STYLE, PlainConsole, new_table, print_table
 from hypergpu.demo import Progress, demo_changes, demo_nodes, run_demo, without_adaptation
 from hypergpu.report import Report, write_report
 from hypergpu.report.model import Run
-from hypergpu.simulation.compare import Comparison
+from hypergpu.simulation.comparison import Comparison
 
 log = structlog.get_logger()
 _ROUNDS = 25

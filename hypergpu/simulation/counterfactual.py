@@ -7,7 +7,8 @@ from typing import Any
 
 from hypergpu.common.config import SystemConfig, load_config
 from hypergpu.simulation.calibration import calibrate
-from hypergpu.simulation.compare import Comparison, Result, compared, target_of
+from hypergpu.simulation.compare import target_of
+from hypergpu.simulation.comparison import Comparison, Result, compared
 from hypergpu.simulation.compute import read_rounds
 from hypergpu.simulation.replay import replay
 from hypergpu.simulation.run import simulate
@@ -79,7 +80,7 @@ def compare_with_baseline(
         outcome = simulate(run, kept, compute=calibration.compute, progress=steps.round_begins)
         results.append(Result(variant, [outcome]))
     steps.done()
-    return compared(scenario, [scenario.seed], own, results)
+    return compared(scenario, [scenario.seed], own, results[:1], results[1:])
 
 
 class _Steps:

@@ -1,39 +1,82 @@
-"""Means with bootstrap confidence intervals, of a few paired runs."""
+"""Means of a few paired runs, with confidence intervals by Student's t."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Final
 
 import numpy as np
 
-from hypergpu.common.keyed_random import KeyedRandom
-
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
+CONFIDENCE: Final = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean and its confidence interval; None where there is nothing to take it of."""
+    """A mean and its confidence interval. No mean without values; no interval of fewer than two."""
 
-    mean: float | None
-    ci_low: float | None
-    ci_high: float | None
+    mean: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
 
     def record(self) -> dict[str, float | None]:
         """Return a JSON object."""
         return {"mean": self.mean, "ci_low": self.ci_low, "ci_high": self.ci_high}
 
 
-def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
-    """Return the mean of `values` and its 95 % percentile bootstrap interval (Efron & Tibshirani, 1993, chapter 13).
-
-    Pairs are compared by giving their differences or ratios as the values. The resamples are keyed by seed, so that the
-    same values have the same interval. Of one value, the interval is that value.
-    """
-    if not values:
-        return Estimate(None, None, None)
+def mean_of(values: Sequence[float]) -> Estimate:
+    """Return the arithmetic mean with its 95 % interval: exact for normal values."""
+    if len(values) < 2:
+        return Estimate(float(values[0])) if values else Estimate()
     array = np.asarray(values, np.float64)
-    picks = KeyedRandom(seed, "bootstrap").generator().integers(0, len(array), (RESAMPLES, len(array)))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(array[picks].mean(axis=1), [tail, 1 - tail])
-    return Estimate(float(array.mean()), float(low), float(high))
+    mean = float(array.mean())
+    half = t_quantile(len(array) - 1) * float(array.std(ddof=1)) / math.sqrt(len(array))
+    return Estimate(mean, mean - half, mean + half)
+
+
+def geometric_mean_of(values: Sequence[float]) -> Estimate:
+    """Return the geometric mean of positive values with its 95 % interval: exact for log-normal values.
+
+    Times and their ratios are means of this kind: a run that takes twice as long and one that takes half as long cancel
+    out, whichever of the two is the numerator.
+    """
+    if len(values) < 2:
+        return mean_of(values)
+    found = mean_of([math.log(value) for value in values])
+    return Estimate(
+        *(None if bound is None else math.exp(bound) for bound in (found.mean, found.ci_low, found.ci_high))
+    )
+
+
+def sign_test(ups: int, downs: int) -> float:
+    """Return the probability of a split at least as uneven as this one if both sides were as likely.
+
+    The exact two-sided test of McNemar, on pairs that differ.
+    """
+    count = ups + downs
+    as_uneven = sum(math.comb(count, k) for k in range(min(ups, downs) + 1))
+    return min(1.0, 2.0 * as_uneven / float(2**count))
+
+
+@cache
+def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
+    """Return the bound within which Student's t of so many degrees of freedom lies with this probability."""
+    low, high = 0.0, 1.0
+    while _within(high, degrees) < confidence:
+        high *= 2
+    for _ in range(80):  # to the last bit of a float
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, degrees) < confidence else (low, middle)
+    return high
+
+
+def _within(bound: float, degrees: int) -> float:
+    """Return the probability that |t| ≤ `bound` (Abramowitz & Stegun, 1964, 26.7.3 and 26.7.4)."""
+    theta = math.atan(bound / math.sqrt(degrees))
+    cosine = math.cos(theta)
+    odd = degrees % 2
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for k in range(2 + odd, degrees + 1, 2):
+        total += term
+        term *= cosine * cosine * (k - 1) / k
+    return (theta + math.sin(theta) * total) * 2 / math.pi if odd else math.sin(theta) * total

@@ -195,7 +195,7 @@ def static_variant(text: str) -> Variant:
     """
     name, colon, options = text.partition(":")
     if name not in STATIC:
-        raise UnknownName("policy or baseline", name, [*_POLICIES, *STATIC])
+        raise UnknownName("policy or fixed setting", name, [*_POLICIES, *STATIC])
     given: dict[str, Any] = {}
     for part in options.split(",") if colon else ():
         key, equals, value = part.partition("=")
@@ -234,6 +234,19 @@ def variants_of(names: Sequence[str], strategies: Sequence[str] = ()) -> list[Va
             found.append(static_variant(name))
         elif name != BASELINE:
             found += [Variant(name, *pair) for pair in pairs]
+    return list(dict.fromkeys(found))
+
+
+def baselines_of(names: Sequence[str]) -> list[Variant]:
+    """Return the fixed settings to compare with; `none` is the scenario's own setting.
+
+    Raises:
+        UnknownName: an unknown setting, or a policy.
+        InvalidInput: none at all, or an invalid option.
+    """
+    found = [Variant(BASELINE) if name == BASELINE else static_variant(name) for name in names]
+    if not found:
+        raise InvalidInput(f"no baseline to compare with: name one, as in {BASELINE}")
     return list(dict.fromkeys(found))
 
 

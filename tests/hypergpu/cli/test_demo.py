@@ -16,7 +16,7 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.dashboard import History, Snapshot
 from hypergpu.demo import Progress, demo_changes, demo_nodes
 from hypergpu.protos import coordinator_pb2 as pb
-from hypergpu.simulation.compare import Comparison, Result, compared
+from hypergpu.simulation.comparison import Comparison, Result, compared
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.variants import Variant
@@ -69,7 +69,7 @@ def compares(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
             Result(Variant("none"), [outcome("none", 4.0)]),
             Result(Variant("reactive"), [outcome("reactive", 2.0)]),
         ]
-        return compared(scenario, [0], 0.9, results)
+        return compared(scenario, [0], 0.9, results[:1], results[1:])
 
     monkeypatch.setattr(command, "run_demo", run)
     monkeypatch.setattr(command, "without_adaptation", compare)

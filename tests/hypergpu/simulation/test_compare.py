@@ -9,10 +9,12 @@ from typer.testing import CliRunner
 from hypergpu.cli.app import app
 from hypergpu.cli.simulate import in_words
 from hypergpu.common.errors import InvalidInput, UnknownName
-from hypergpu.simulation.compare import Result, against, compare, parse_threshold
+from hypergpu.simulation.compare import compare
+from hypergpu.simulation.comparison import Result, against
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario import Scenario
-from hypergpu.simulation.variants import Variant, variants_of
+from hypergpu.simulation.thresholds import parse_threshold
+from hypergpu.simulation.variants import Variant
 
 OUTCOME = Outcome(
     "s", "none", 0, "completed", "rounds_done", 5, 130.0, 0.9, 0.1, 0.9, 0.8, 50.0, 10, 10, [], trained_seconds=100.0
@@ -24,38 +26,26 @@ def result(policy: str, times: list[float | None], accuracy: float = 0.9) -> Res
     return Result(Variant(policy), outcomes)
 
 
-def test_speedups_are_taken_pair_by_pair() -> None:
-    candidate = against(result("none", [10.0, 40.0]), result("reactive", [5.0, 10.0], accuracy=0.91))
-    assert candidate.speedup.mean == pytest.approx((2 + 4) / 2)
-    assert candidate.difference.mean == pytest.approx(0.01)
-    assert candidate.verdict == "faster"
+def test_a_candidate_is_compared_with_each_baseline() -> None:
+    baselines = [result("none", [10.0, 40.0]), result("static", [5.0, 5.0])]
+    candidate = against(baselines, result("reactive", [5.0, 10.0], accuracy=0.91))
+    assert candidate.match.speedup.mean == pytest.approx(8**0.5)
+    ((other, found),) = candidate.against
+    assert other is baselines[1]
+    assert found.speedup.mean == pytest.approx(0.5**0.5)
+    record = candidate.record()
+    assert record["speedup"]["mean"] == pytest.approx(8**0.5)
+    assert record["against"]["static"]["speedup"]["mean"] == pytest.approx(0.5**0.5)
+    assert record["time_to_target_seconds"]["mean"] == pytest.approx(50**0.5)
 
 
-def test_a_difference_within_the_noise_is_said() -> None:
-    candidate = against(result("none", [10.0, 10.0, 10.0]), result("reactive", [5.0, 10.0, 25.0]))
-    assert candidate.verdict == "within the noise"
-
-
-def test_a_target_that_is_not_reached_bounds_the_pair_or_says_nothing() -> None:
-    candidate = against(result("none", [None, 20.0]), result("reactive", [50.0, 10.0]))
-    assert candidate.bounds == 1
-    assert candidate.speedup.mean == pytest.approx(2.0)  # 100 s, the length of the run, over 50; 20 over 10
-    never = against(result("none", [None]), result("reactive", [None]))
-    assert never.speedup.mean is None
-    assert never.verdict == "target not reached"
-    assert never.record()["time_to_target_seconds"] == {"mean": None, "ci_low": None, "ci_high": None}
-
-
-def test_who_missed_the_target_is_not_taken_for_sooner_than_who_reached_it() -> None:
+def test_a_run_that_never_began_has_no_time() -> None:
     stuck = replace(OUTCOME, time_to_target_seconds=None, trained_seconds=0.0, given_up="waiting for nodes to join")
     baseline = Result(Variant("none"), [stuck])
-    candidate = against(baseline, result("reactive", [50.0]))
-    assert candidate.speedup.mean == 1.0
+    candidate = against([baseline], result("reactive", [50.0]))
+    assert candidate.match.speedup.mean is None
+    assert candidate.record()["time_to_target_seconds"] == {"mean": 50.0, "ci_low": None, "ci_high": None}
     assert baseline.record()["given_up"] == ["waiting for nodes to join"]
-
-
-def test_one_pair_tells_nothing_of_the_noise() -> None:
-    assert against(result("none", [10.0]), result("reactive", [5.0])).verdict == "noise unknown (one seed)"
 
 
 def test_quarantines_are_counted_by_reason() -> None:
@@ -74,22 +64,15 @@ def test_quarantined_nodes_are_listed_by_number() -> None:
     assert told == [f"quarantine of {node}: failures" for node in numbered]
 
 
-def test_policies_times_strategies() -> None:
-    found = variants_of(["none", "reactive"], ["fixed/utility", "top_n"])
-    assert found == [Variant("reactive", "fixed", "utility"), Variant("reactive", "", "top_n")]
-    assert variants_of(["reactive", "reactive"], ["top_n", "top_n"]) == [Variant("reactive", "", "top_n")]
-    with pytest.raises(InvalidInput, match="two strategies for the same thing"):
-        variants_of(["reactive"], ["top_n/utility"])
-    with pytest.raises(UnknownName, match="did you mean 'reactive'"):
-        variants_of(["reactiv"], [])
-    with pytest.raises(UnknownName, match="did you mean 'goodput'"):
-        variants_of(["reactive"], ["goodpt"])
-
-
 def test_thresholds() -> None:
-    record = against(result("none", [10.0]), result("reactive", [5.0])).record()
+    pairs = [result("none", [10.0, 20.0])], result("reactive", [5.0, 10.0])
+    record = against(*pairs).record()
     assert parse_threshold("speedup>=1.5").holds(record)
     assert not parse_threshold("speedup.ci_low >= 2.5").holds(record)
+    assert parse_threshold("ruined<=0").holds(record)
+    assert not parse_threshold("ruined>=1").holds(record)
+    one = against([result("none", [10.0])], result("reactive", [5.0])).record()
+    assert not parse_threshold("speedup.ci_low>=0").holds(one), "one pair has no interval"
     assert parse_threshold("bytes<=10").holds(record)
     with pytest.raises(UnknownName, match="did you mean 'speedup'"):
         parse_threshold("speedp>=1")
@@ -136,6 +119,11 @@ def test_the_command_prints_what_programs_read_and_fails_a_threshold(tmp_path: o
         assert {"mean", "ci_low", "ci_high"} <= estimate.keys()
     assert candidate["bytes"] > 0
     assert 0 < candidate["final_accuracy"] <= 1
+    ((against_name, found),) = candidate["against"].items()
+    assert against_name == "first-80"
+    assert {"speedup", "standing", "verdict", "ruined"} <= found.keys()
+    (first_80,) = record["baselines"]
+    assert (first_80["policy"], first_80["setting"]) == ("none", "first-80")
     failed = CliRunner().invoke(app, [*arguments, "--threshold", "speedup>=1000"])
     assert failed.exit_code == 1
 

@@ -13,11 +13,12 @@ from hypergpu.cli.simulate import in_words
 from hypergpu.common.config import TrainingConfig
 from hypergpu.common.errors import UnknownName
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
-from hypergpu.simulation.compare import compare, figures_of, parse_threshold
+from hypergpu.simulation.compare import compare
 from hypergpu.simulation.convergence import Convergence
 from hypergpu.simulation.fit import SETUPS, Curves, _fitted
 from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario import Scenario
+from hypergpu.simulation.thresholds import figures_of, parse_threshold
 
 MSE = {"name": "mse", "better": "lower"}
 LEARNING = {"model_bytes": 8, "learning_rate": 0.1, "loss_floor": 0.1, "loss_scale": 4.0}
@@ -58,7 +59,7 @@ def test_a_comparison_whose_target_no_run_reached_is_made_at_what_all_reached() 
     finals = [o.best_metric or 0.0 for r in (found.baseline, candidate.result) for o in r.outcomes]
     assert (found.wanted, found.target) == (0.01, max(finals))
     assert None not in [o.time_to_target_seconds for r in (found.baseline, candidate.result) for o in r.outcomes]
-    assert candidate.speedup.mean is not None
+    assert candidate.match.speedup.mean is not None
     assert found.remark.startswith("no run reached the target of 0.01; times are to mse ")
     record = found.record()
     assert {"best_mse", "final_mse"} <= record["baseline"].keys()

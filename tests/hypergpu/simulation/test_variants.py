@@ -3,13 +3,14 @@
 import pytest
 
 from hypergpu.common.config import TrainingConfig
-from hypergpu.common.errors import ConfigError, InvalidInput
+from hypergpu.common.errors import ConfigError, InvalidInput, UnknownName
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.variants import (
     OPTIMIZERS,
     STATIC,
     Static,
     Variant,
+    baselines_of,
     split_variants,
     static_variant,
     variants_of,
@@ -111,3 +112,26 @@ def test_policies_take_strategies_and_fixed_settings_do_not() -> None:
         Variant("reactive", "", "top_n"),
         Variant("none", static=STATIC["first-80"], name="first-80"),
     ]
+
+
+def test_policies_times_strategies() -> None:
+    found = variants_of(["none", "reactive"], ["fixed/utility", "top_n"])
+    assert found == [Variant("reactive", "fixed", "utility"), Variant("reactive", "", "top_n")]
+    assert variants_of(["reactive", "reactive"], ["top_n", "top_n"]) == [Variant("reactive", "", "top_n")]
+    with pytest.raises(InvalidInput, match="two strategies for the same thing"):
+        variants_of(["reactive"], ["top_n/utility"])
+    with pytest.raises(UnknownName, match="did you mean 'reactive'"):
+        variants_of(["reactiv"], [])
+    with pytest.raises(UnknownName, match="did you mean 'goodput'"):
+        variants_of(["reactive"], ["goodpt"])
+
+
+def test_baselines_are_fixed_settings() -> None:
+    assert baselines_of(["none", "first-80", "none"]) == [
+        Variant("none"),
+        Variant("none", static=STATIC["first-80"], name="first-80"),
+    ]
+    with pytest.raises(UnknownName, match="policy or fixed setting"):
+        baselines_of(["reactive"])
+    with pytest.raises(InvalidInput, match="no baseline"):
+        baselines_of([])

@@ -1,0 +1,195 @@
+"""Results of the variants of a scenario, and their comparison."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hypergpu.common.metric import MetricSpec
+from hypergpu.common.text import natural_key
+from hypergpu.simulation.run import Outcome
+from hypergpu.simulation.scenario import Scenario
+from hypergpu.simulation.statistics import geometric_mean_of
+from hypergpu.simulation.variants import Variant
+from hypergpu.simulation.verdict import Match, match
+from hypergpu.time_to_target import value_to_compare_at
+
+
+@dataclass(frozen=True)
+class Result:
+    """All runs of one variant, in the order of the seeds."""
+
+    variant: Variant
+    outcomes: Sequence[Outcome]
+
+    @property
+    def times(self) -> list[float]:
+        """Seconds to the target, of the runs that reached it."""
+        return [o.time_to_target_seconds for o in self.outcomes if o.time_to_target_seconds is not None]
+
+    def mean(self, figure: str) -> float | None:
+        """Return the mean of a figure of the outcomes, of those that have it."""
+        values = [value for o in self.outcomes if (value := getattr(o, figure)) is not None]
+        return float(sum(values) / len(values)) if values else None
+
+    @property
+    def metric(self) -> MetricSpec:
+        """Metric of the model."""
+        return self.outcomes[0].metric
+
+    @property
+    def best(self) -> float | None:
+        """The best value of the metric in any of the runs."""
+        return self.metric.best(outcome.best_metric for outcome in self.outcomes)
+
+    def timed_to(self, target: float, by: MetricSpec) -> "Result":
+        """Return the same runs, their time taken to another value of the metric, or of the loss."""
+        times = [outcome.as_course().time_to(by, target) for outcome in self.outcomes]
+        pairs = zip(self.outcomes, times, strict=True)
+        return replace(self, outcomes=[replace(o, target=target, time_to_target_seconds=time) for o, time in pairs])
+
+    @property
+    def given_up(self) -> list[str]:
+        """Reasons of runs that made no progress, one for each."""
+        return [outcome.given_up for outcome in self.outcomes if outcome.given_up]
+
+    def quarantined(self) -> dict[str, dict[str, int]]:
+        """How often each node was quarantined and let go, by reason, over all seeds."""
+        counts: dict[str, Counter[str]] = {}
+        for outcome in self.outcomes:
+            for node, reasons in outcome.quarantined.items():
+                counts.setdefault(node, Counter()).update(reasons)
+        ordered = sorted(counts.items(), key=lambda item: natural_key(item[0]))
+        return {node: dict(sorted(counter.items())) for node, counter in ordered}
+
+    def record(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        return {
+            "policy": self.variant.policy,
+            "setting": self.variant.name,
+            "strategies": self.variant.strategies,
+            "time_to_target_seconds": geometric_mean_of(self.times).record(),
+            "reached": len(self.times),
+            f"best_{self.metric.name}": self.best,
+            f"final_{self.metric.name}": self.mean("final_metric"),
+            "bytes": self.mean("bytes"),
+            "rounds": self.mean("rounds"),
+            "duration_seconds": self.mean("seconds"),
+            "quarantined": self.quarantined(),
+            "given_up": self.given_up,
+        }
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A variant against the first baseline, and against the others."""
+
+    result: Result
+    match: Match
+    against: Sequence[tuple[Result, Match]] = ()
+    """The further baselines, and the figures against each."""
+
+    def record(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        others = {other.variant.label: found.record() for other, found in self.against}
+        return self.result.record() | self.match.record() | {"against": others}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Results of the baselines and of the variants compared with them."""
+
+    scenario: Scenario
+    seeds: Sequence[int]
+    wanted: float | None
+    """The target that was set."""
+    target: float | None
+    """The value whose time is measured: the target, or where no run reached it, the best that all of them reached."""
+    timed_by: MetricSpec
+    """Quantity of the value: the metric, or the loss if the metric is undefined in some run."""
+    baseline: Result
+    baselines: Sequence[Candidate]
+    """The further baselines, each against the first."""
+    candidates: Sequence[Candidate]
+
+    @property
+    def metric(self) -> MetricSpec:
+        """Metric of the model."""
+        return self.baseline.metric
+
+    @property
+    def results(self) -> list[Result]:
+        """All results: the baselines first."""
+        return [self.baseline, *(each.result for each in (*self.baselines, *self.candidates))]
+
+    @property
+    def remark(self) -> str:
+        """Note on the value whose time is measured; empty if it is the configured target."""
+        if self.target == self.wanted:
+            return ""
+        missed = "" if self.wanted is None else f"no run reached the target of {self.metric.text(self.wanted)}; "
+        if self.target is None:
+            return f"{missed}the {self.metric.name} was not measured in all runs"
+        if self.timed_by != self.metric:
+            missed = f"the {self.metric.name} is not defined in all runs; "
+        return f"{missed}times are to {self.timed_by.label(self.target)}, the best value that all runs reached"
+
+    @property
+    def given_up(self) -> str:
+        """Return the reason of the first run, if no run made progress."""
+        stuck = all(len(result.given_up) == len(result.outcomes) for result in self.results)
+        return self.baseline.given_up[0] if stuck else ""
+
+    def record(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        return {
+            "scenario": self.scenario.name,
+            "seeds": list(self.seeds),
+            "metric": self.metric.model_dump(),
+            "target_accuracy": self.target,
+            "wanted_target": self.wanted,
+            "baseline": self.baseline.record(),
+            "baselines": [each.record() for each in self.baselines],
+            "candidates": [candidate.record() for candidate in self.candidates],
+        }
+
+
+def compared(
+    scenario: Scenario,
+    seeds: Sequence[int],
+    wanted: float | None,
+    baselines: Sequence[Result],
+    candidates: Sequence[Result],
+) -> Comparison:
+    """Compare candidates with baselines, by the time to the target or to the best value that all reached.
+
+    Args:
+        scenario: what was run.
+        seeds: seed of each run of a result.
+        wanted: the target that was set.
+        baselines: at least one.
+        candidates: what is compared with each of them.
+    """
+    metric = baselines[0].metric
+    courses = [outcome.as_course() for result in (*baselines, *candidates) for outcome in result.outcomes]
+    timed_by, target = value_to_compare_at(metric, wanted, courses)
+    if target is not None and target != wanted:
+        baselines = [result.timed_to(target, timed_by) for result in baselines]
+        candidates = [result.timed_to(target, timed_by) for result in candidates]
+    first, *others = baselines
+    return Comparison(
+        scenario,
+        seeds,
+        wanted,
+        target,
+        timed_by,
+        first,
+        [against([first], result) for result in others],
+        [against(baselines, result) for result in candidates],
+    )
+
+
+def against(references: Sequence[Result], result: Result) -> Candidate:
+    """Compare a variant with each reference, pair by pair."""
+    first, *others = ((reference, match(reference.outcomes, result.outcomes)) for reference in references)
+    return Candidate(result, first[1], others)
