@@ -20,11 +20,11 @@ def offers_per_second(profile: str, loss_model: LossModel, count: int, nbytes: i
     began, offers = time.perf_counter(), 0
     for index in range(count):
         now = float(index)
-        exchange = link.begin(now)
-        request = link.offer(now, up, nbytes, exchange, end=True)
+        rpc = link.begin(now)
+        request = link.offer(now, up, nbytes, rpc, end=True)
         offers += 1
         if not isinstance(request, Fail):
-            link.offer(now + 0.5, down, nbytes, exchange, end=True)
+            link.offer(now + 0.5, down, nbytes, rpc, end=True)
             offers += 1
     return offers / (time.perf_counter() - began)
 

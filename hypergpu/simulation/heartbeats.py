@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from hypergpu.coordinator.core.session import Directive
-from hypergpu.netsim_proxy.link.outcomes import Deliver, Direction, Fail, Hold
+from hypergpu.netsim_proxy.link.outcomes import Blocked, Deliver, Direction, Fail
 from hypergpu.node.core import events as life
 from hypergpu.node.core.timeouts import heartbeat_timeout_seconds
 from hypergpu.simulation import message_sizes
@@ -116,7 +116,7 @@ class Heartbeats:
         self._rtt_ms = 1000.0 * rtt
         return directive, at + rtt
 
-    def _known_at(self, at: float, refused: Fail | Hold) -> float:
+    def _known_at(self, at: float, refused: Fail | Blocked) -> float:
         """Return when the node knows that a heartbeat sent at `at` failed: it is told, or the RPC times out."""
         timeout = at + heartbeat_timeout_seconds(self.period_seconds)
         return min(refused.at, timeout) if isinstance(refused, Fail) else timeout

@@ -9,7 +9,7 @@ import yaml
 from hypergpu.common.errors import HyperGPUError, InvalidInput, Unavailable
 from hypergpu.coordinator.run_lock import RunLock
 from hypergpu.local_cluster import LocalCluster, LocalNode
-from hypergpu.netsim_proxy.config.scenario import in_turn
+from hypergpu.netsim_proxy.config.scenario import cycle_value
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import netsim_pb2 as net
 from hypergpu.simulation.scenario import Scenario
@@ -41,7 +41,7 @@ async def run_for_real(scenario: Scenario, out: Path) -> None:
         HyperGPUError: a process would not start, or the coordinator died.
     """
     nodes = [
-        LocalNode(name, "", in_turn(group.gpu, index), in_turn(group.region, index))
+        LocalNode(name, "", cycle_value(group.gpu, index), cycle_value(group.region, index))
         for group in scenario.nodes
         for index, name in enumerate(group.names())
     ]

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from hypergpu.common.tensors import CHUNK_BYTES
-from hypergpu.netsim_proxy.link.conditions import Blocked
+from hypergpu.netsim_proxy.link.conditions import Blockage
 from hypergpu.netsim_proxy.link.events import DisconnectMode, NetworkEvent
 from hypergpu.netsim_proxy.link.link import Link
-from hypergpu.netsim_proxy.link.outcomes import Cause, Deliver, Direction, Exchange, Fail, Hold, LossModel
+from hypergpu.netsim_proxy.link.outcomes import Blocked, Cause, Deliver, Direction, Fail, LinkRpc, LossModel
 from hypergpu.simulation.virtual_time import VirtualTime
 
 PIECE_BYTES: Final = CHUNK_BYTES
@@ -71,7 +71,7 @@ class SimulatedConnection:
         if self.number == connection and (mode == DisconnectMode.HALF_OPEN or self._blocked(self.time.now)):
             self._drop()
 
-    def _blocked(self, now: float) -> Blocked | None:
+    def _blocked(self, now: float) -> Blockage | None:
         """Why nothing passes in one direction at least: then no ping is answered."""
         up, down = (self.link.blocked(now, direction) for direction in Direction)
         return up or down
@@ -106,14 +106,14 @@ class SimulatedRpc:
         "_pieces",
         "about",
         "connection",
-        "exchange",
         "failed",
+        "link_rpc",
         "over",
     )
 
-    def __init__(self, connection: SimulatedConnection, exchange: Exchange, failed: Failed) -> None:
+    def __init__(self, connection: SimulatedConnection, link_rpc: LinkRpc, failed: Failed) -> None:
         self.connection = connection
-        self.exchange = exchange
+        self.link_rpc = link_rpc
         self.failed = failed
         self.over = False
         self.about: Any = None
@@ -130,7 +130,7 @@ class SimulatedRpc:
         self._arrived = arrived
         connection.messages += messages
         if nbytes <= PIECE_BYTES:  # nearly all: decided without a detour
-            verdict = connection.link.offer(connection.clock.now, direction, nbytes, self.exchange, end=end)
+            verdict = connection.link.offer(connection.clock.now, direction, nbytes, self.link_rpc, end=end)
             if isinstance(verdict, Deliver):
                 connection.time.at(verdict.at, self._deliver)
                 return
@@ -153,7 +153,7 @@ class SimulatedRpc:
                 return
             piece = min(self._left, self._longest_piece())
             last = piece == self._left
-            verdict = link.offer(now, self._direction, piece, self.exchange, end=self._end and last)
+            verdict = link.offer(now, self._direction, piece, self.link_rpc, end=self._end and last)
             if not isinstance(verdict, Deliver):
                 self._refused(verdict)
                 return
@@ -172,7 +172,7 @@ class SimulatedRpc:
         link = self.connection.link
         if link.loss_model is LossModel.RPC:
             return PIECE_BYTES
-        return int(min(PIECE_BYTES, max(LEAST_PIECE_BYTES, link.appetite_bytes(self._direction))))
+        return int(min(PIECE_BYTES, max(LEAST_PIECE_BYTES, link.useful_window_bytes(self._direction))))
 
     def close(self) -> None:
         """Close the RPC, whether it succeeded or its result is no longer needed."""
@@ -194,7 +194,7 @@ class SimulatedRpc:
         if arrived is not None:
             arrived(self)
 
-    def _refused(self, verdict: Fail | Hold) -> None:
+    def _refused(self, verdict: Fail | Blocked) -> None:
         """Handle a refusal: the RPC failed, or nothing passes at the moment."""
         if isinstance(verdict, Fail):
             self._left = 0

@@ -16,7 +16,7 @@ from hypergpu.coordinator.core.rounds.adaptation import Adaptation
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.shards import ShardTable
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
-from hypergpu.netsim_proxy.config.scenario import in_turn
+from hypergpu.netsim_proxy.config.scenario import cycle_value
 from hypergpu.netsim_proxy.link.outcomes import Direction
 from hypergpu.simulation.compute import SimulatedCards
 from hypergpu.simulation.convergence import ConvergenceBackend
@@ -90,7 +90,7 @@ def simulate(
     cards = compute or SimulatedCards(scenario)
     for group in scenario.nodes:
         for index, name in enumerate(group.names()):
-            gpu, region = in_turn(group.gpu, index), in_turn(group.region, index)
+            gpu, region = cycle_value(group.gpu, index), cycle_value(group.region, index)
             start = starts[name] if starts else Start(group.join_delay_seconds, group.setup_seconds)
             node = nodes[name] = SimulatedNode(
                 name,

@@ -12,7 +12,7 @@ from hypergpu.common.config.whole import Count, Seed
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import MetricSpec
 from hypergpu.common.strategies import AdaptationPolicy
-from hypergpu.netsim_proxy.config.scenario import Network, NodeSection, OneOrMore, ScenarioError, as_list, in_turn
+from hypergpu.netsim_proxy.config.scenario import Network, NodeSection, OneOrMore, ScenarioError, as_list, cycle_value
 from hypergpu.netsim_proxy.link.events import ALL, EventType, NetworkEvent
 from hypergpu.netsim_proxy.link.profiles import Profile
 from hypergpu.node.core.gpu import GPUSpecs, specs_from
@@ -184,7 +184,7 @@ class Scenario(Network):
         for at, group in enumerate(self.nodes):
             for index, name in enumerate(group.names()):
                 try:
-                    found[name] = specs_from(in_turn(group.gpu, index))
+                    found[name] = specs_from(cycle_value(group.gpu, index))
                 except InvalidInput as error:
                     raise ScenarioError(("nodes", at, "gpu"), str(error)) from error
         return found

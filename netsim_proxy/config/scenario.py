@@ -199,8 +199,8 @@ class Network(ConfigSection):
             own = "profile" in group.model_fields_set
             for index, name in enumerate(group.names()):
                 try:
-                    profile = short.get(name) or (not own and short.get(ALL)) or find(in_turn(group.profile, index))
-                    region = in_turn(group.region, index)
+                    profile = short.get(name) or (not own and short.get(ALL)) or find(cycle_value(group.profile, index))
+                    region = cycle_value(group.region, index)
                     link = between_regions(region, self.region or upstream, profile) if region else profile
                 except UnknownName as error:
                     raise ScenarioError(("nodes", at, error.kind), str(error)) from error
@@ -278,7 +278,7 @@ class ScenarioError(ConfigError):
         super().__init__(f"{'.'.join(map(str, path))}: {message}")
 
 
-def in_turn(value: str | list[str], index: int) -> str:
+def cycle_value(value: str | list[str], index: int) -> str:
     """Return the value itself, or of a list the one whose turn it is."""
     return value if isinstance(value, str) else value[index % len(value)]
 

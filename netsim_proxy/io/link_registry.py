@@ -11,8 +11,8 @@ from hypergpu.common.errors import NotFound, ResourceExhausted, suggest
 from hypergpu.netsim_proxy.config.bounds import MAX_LINKS
 from hypergpu.netsim_proxy.io.pacer import Pacer
 from hypergpu.netsim_proxy.io.sweep import Sweep
-from hypergpu.netsim_proxy.link.conditions import Blocked, one_way
-from hypergpu.netsim_proxy.link.effect import futility
+from hypergpu.netsim_proxy.link.conditions import Blockage, one_way
+from hypergpu.netsim_proxy.link.effect import no_effect_reason
 from hypergpu.netsim_proxy.link.events import ALL, UPSTREAM, DisconnectMode, EventDirection, EventType, NetworkEvent
 from hypergpu.netsim_proxy.link.link import Link
 from hypergpu.netsim_proxy.link.outcomes import LossModel
@@ -76,7 +76,7 @@ class LinkRegistry:
             self._sweep.catch_up(paced)
         return paced
 
-    def blocks_opening(self, host: str, link: str = "") -> Blocked | None:
+    def blocks_opening(self, host: str, link: str = "") -> Blockage | None:
         """Why no connection from `host` can be opened now, or None.
 
         A connection is on `link`, or on one that clients of this host have lost, or else on the default link.
@@ -261,7 +261,7 @@ class LinkRegistry:
             log.warning("event dropped: too many run on the link", link=paced.name, running=MAX_RUNNING)
             return
         paced.link.apply(event, now)
-        reason = futility(event, paced.link.profile)
+        reason = no_effect_reason(event, paced.link.profile)
         if reason:
             log.warning("event without effect", link=paced.name, what=event.summary(), reason=reason)
         is_half_open = event.event_type == EventType.DISCONNECT and event.mode == DisconnectMode.HALF_OPEN

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Final
 
 from hypergpu.common.errors import InvalidInput
-from hypergpu.netsim_proxy.link.effect import futility
+from hypergpu.netsim_proxy.link.effect import no_effect_reason
 from hypergpu.netsim_proxy.link.events import DisconnectMode, EventDirection, EventType, NetworkEvent
 from hypergpu.netsim_proxy.link.profiles import Profile
 from hypergpu.netsim_proxy.link.regions import keep_distance
@@ -18,7 +18,7 @@ _DEFAULT_FLAP_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Blocked:
+class Blockage:
     """Reason why a link passes nothing, and until when, if known."""
 
     cause: str
@@ -27,7 +27,7 @@ class Blocked:
 
 
 @dataclass(slots=True)
-class Way:
+class DirectionEffects:
     """Effect of the active events on one direction."""
 
     latency_factor: float = 1.0
@@ -39,7 +39,7 @@ class Way:
     """Bytes that a connection may carry from the start of the event."""
     close_delay_seconds: float = 0.0
     """Delay of the end of a connection."""
-    blocked: Blocked | None = None
+    blocked: Blockage | None = None
     """Reason why nothing passes, or None."""
 
 
@@ -50,11 +50,11 @@ class _Active:
     until: float
     profile: Profile | None = None
     direction: EventDirection = EventDirection.BOTH
-    """The event's own, until a recovery of one direction has left it the other."""
+    """Direction of the event, less one that has recovered."""
 
 
 class Conditions:
-    """The profile of a link and the events that run on it. Read the fields; `advance` them first.
+    """Profile and active events of a link. Call `advance` before reading the fields.
 
     Attributes:
         profile: current profile, without spikes and collapses.
@@ -69,13 +69,13 @@ class Conditions:
         self._base = profile
         self._base_since: float | None = None
         self._active: list[_Active] = []
-        self._fold(-math.inf)
+        self._combine(-math.inf)
 
     def set_profile(self, profile: Profile, now: float, direction: EventDirection = EventDirection.BOTH) -> None:
         """Change the base profile, in both directions or one.
 
         Raises:
-            InvalidInput: a single direction, where one of the profiles is a recorded trace.
+            InvalidInput: a single direction, and one of the profiles is a recorded trace.
         """
         if direction != EventDirection.BOTH:
             profile = one_way(self._base, profile, direction)
@@ -84,7 +84,7 @@ class Conditions:
         self._active = [
             a for a in self._active if a.profile is None or direction not in (EventDirection.BOTH, a.direction)
         ]
-        self._fold(now)
+        self._combine(now)
 
     def apply(self, event: NetworkEvent, now: float, find_profile: Callable[[str], Profile]) -> None:
         """Start an event now; a recovery ends active events instead.
@@ -111,7 +111,7 @@ class Conditions:
         else:
             active = _Active(event, now, until, None, direction)
         self._active.append(active)
-        self._fold(now)
+        self._combine(now)
 
     def clear(self, now: float, direction: EventDirection = EventDirection.BOTH) -> int:
         """End all active events, or their effect in one direction, and return how many were affected."""
@@ -125,14 +125,14 @@ class Conditions:
             else:
                 concerned += 1
         self._active = kept
-        self._fold(now)
+        self._combine(now)
         return concerned
 
     def advance(self, now: float) -> None:
-        """End events that are over, and switch flaps that are due."""
+        """End events that are over; switch flaps."""
         if now >= self.next_change:
             self._active = [a for a in self._active if now < a.until]
-            self._fold(now)
+            self._combine(now)
 
     def active(self) -> list[NetworkEvent]:
         """Return the active events."""
@@ -141,7 +141,7 @@ class Conditions:
     def summaries(self) -> list[str]:
         """Return one line per active event, with its remaining direction."""
         events = [replace(a.event, direction=a.direction) for a in self._active]
-        reasons = [futility(event, self.profile) for event in events]
+        reasons = [no_effect_reason(event, self.profile) for event in events]
         return [
             f"{event.summary()} (no effect: {reason})" if reason else event.summary()
             for event, reason in zip(events, reasons, strict=True)
@@ -150,11 +150,11 @@ class Conditions:
     @property
     def is_degraded(self) -> bool:
         """Whether an active event changes anything."""
-        return any(not futility(replace(a.event, direction=a.direction), self.profile) for a in self._active)
+        return any(not no_effect_reason(replace(a.event, direction=a.direction), self.profile) for a in self._active)
 
-    def _fold(self, now: float) -> None:
-        self.profile, self.next_change = self._replayed(now)
-        self.up, self.down = Way(), Way()
+    def _combine(self, now: float) -> None:
+        self.profile, self.next_change = self._current_profile(now)
+        self.up, self.down = DirectionEffects(), DirectionEffects()
         self.lifetimes: list[tuple[float, float]] = []
         for active in self._active:
             self.next_change = min(self.next_change, active.until)
@@ -163,40 +163,40 @@ class Conditions:
                 self.profile = one_way(self.profile, active.profile, direction)
             if event.event_type in (EventType.LIMIT_TIME, EventType.TIMEOUT):
                 self.lifetimes.append((active.began, event.close_after_seconds))
-            for way in self._ways(direction):
-                self._act(active, way, now)
+            for effects in self._effects_of(direction):
+                self._act(active, effects, now)
 
-    def _act(self, active: _Active, way: Way, now: float) -> None:
+    def _act(self, active: _Active, effects: DirectionEffects, now: float) -> None:
         event = active.event
         match event.event_type:
             case EventType.LATENCY_SPIKE:
                 plain = not event.factor and not event.added_ms
-                way.latency_factor *= _DEFAULT_SPIKE_FACTOR if plain else event.factor or 1.0
+                effects.latency_factor *= _DEFAULT_SPIKE_FACTOR if plain else event.factor or 1.0
                 # Half of a round trip, unless it is all on one path.
-                way.added_seconds += event.added_ms / (2000 if event.direction == EventDirection.BOTH else 1000)
+                effects.added_seconds += event.added_ms / (2000 if event.direction == EventDirection.BOTH else 1000)
             case EventType.BANDWIDTH_COLLAPSE:
-                way.bandwidth_factor *= event.factor or _DEFAULT_COLLAPSE_FACTOR
+                effects.bandwidth_factor *= event.factor or _DEFAULT_COLLAPSE_FACTOR
             case EventType.DISCONNECT:
                 default = DisconnectMode.RESET if event.direction == EventDirection.BOTH else DisconnectMode.BLACK_HOLE
-                _block(way, "disconnected", active.until, (event.mode or default) == DisconnectMode.RESET)
+                _block(effects, "disconnected", active.until, (event.mode or default) == DisconnectMode.RESET)
             case EventType.PARTITION:
-                _block(way, "partitioned", active.until, False)
+                _block(effects, "partitioned", active.until, False)
             case EventType.TIMEOUT:
-                _block(way, "timeout", active.until, False)
+                _block(effects, "timeout", active.until, False)
             case EventType.LIMIT_DATA:
-                way.limit_bytes = min(way.limit_bytes, event.limit_bytes)
+                effects.limit_bytes = min(effects.limit_bytes, event.limit_bytes)
             case EventType.SLOW_CLOSE:
-                way.close_delay_seconds += event.close_after_seconds
+                effects.close_delay_seconds += event.close_after_seconds
             case EventType.FLAP:
-                self._flap(active, way, now)
+                self._flap(active, effects, now)
 
-    def _ways(self, direction: EventDirection) -> tuple[Way, ...]:
+    def _effects_of(self, direction: EventDirection) -> tuple[DirectionEffects, ...]:
         if direction == EventDirection.BOTH:
             return self.up, self.down
         return (self.up,) if direction == EventDirection.UP else (self.down,)
 
-    def _replayed(self, now: float) -> tuple[Profile, float]:
-        """Return the base profile, or what it replays now; and until when."""
+    def _current_profile(self, now: float) -> tuple[Profile, float]:
+        """Return the base profile, or the current row of its trace; and when it changes."""
         trace = self._base.trace
         if trace is None:
             return self._base, math.inf
@@ -204,35 +204,35 @@ class Conditions:
             if now == -math.inf:
                 return keep_distance(
                     self._base, trace.profile_at(0.0)
-                ), now  # it begins with the first that happens on the link
+                ), now  # the trace starts with the first use of the link
             self._base_since = now
-        into = now - self._base_since
-        return keep_distance(self._base, trace.profile_at(into)), self._base_since + trace.next_change(into)
+        elapsed = now - self._base_since
+        return keep_distance(self._base, trace.profile_at(elapsed)), self._base_since + trace.next_change(elapsed)
 
-    def _flap(self, flap: _Active, way: Way, now: float) -> None:
+    def _flap(self, flap: _Active, effects: DirectionEffects, now: float) -> None:
         half = (flap.event.period_seconds or _DEFAULT_FLAP_SECONDS) / 2
-        turns = int((now - flap.began) / half + 1e-9)
-        turn = min(flap.began + (turns + 1) * half, flap.until)
-        self.next_change = min(self.next_change, turn)
-        if turns % 2 == 0:
-            _block(way, "flapping", turn, flap.event.mode == DisconnectMode.RESET)
+        switches = int((now - flap.began) / half + 1e-9)
+        next_switch = min(flap.began + (switches + 1) * half, flap.until)
+        self.next_change = min(self.next_change, next_switch)
+        if switches % 2 == 0:
+            _block(effects, "flapping", next_switch, flap.event.mode == DisconnectMode.RESET)
 
 
 def one_way(base: Profile, profile: Profile, direction: EventDirection) -> Profile:
     """Return `base` with one direction, or both, of `profile`.
 
     Raises:
-        InvalidInput: a single direction, where one of the profiles is a recorded trace.
+        InvalidInput: a single direction, and one of the profiles is a recorded trace.
     """
     if direction == EventDirection.BOTH:
         return profile
     for each in (base, profile):
         if each.trace is not None:
-            raise InvalidInput(f"{each.name} is a recorded path, which has both directions: give it to both")
+            raise InvalidInput(f"{each.name} is a recorded path, which sets both directions: apply it to both")
     return _merged(base, profile, direction)
 
 
-@lru_cache(maxsize=256)  # one object for the same profiles: a link takes another for a change
+@lru_cache(maxsize=256)  # a link compares profiles by identity
 def _merged(base: Profile, profile: Profile, direction: EventDirection) -> Profile:
     first, *changes = base.name.split(" with ")
     kept = [change for change in changes if not change.endswith(f" {direction}")]
@@ -242,9 +242,9 @@ def _merged(base: Profile, profile: Profile, direction: EventDirection) -> Profi
     return replace(base, name=name, down=profile.down)
 
 
-def _block(way: Way, cause: str, until: float, reset: bool) -> None:
-    last = way.blocked
+def _block(effects: DirectionEffects, cause: str, until: float, reset: bool) -> None:
+    last = effects.blocked
     if last is None:
-        way.blocked = Blocked(cause, until, reset)
+        effects.blocked = Blockage(cause, until, reset)
     else:
-        way.blocked = Blocked(last.cause, max(last.until, until), last.reset or reset)
+        effects.blocked = Blockage(last.cause, max(last.until, until), last.reset or reset)

@@ -21,7 +21,7 @@ class Latency(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """Evenly between `low` and `high` seconds."""
+    """Uniform between `low` and `high` seconds."""
 
     low: float
     high: float
@@ -33,7 +33,7 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True)
 class Normal:
-    """A bell around `mean` seconds, cut off below `floor`: the time that light and routers need."""
+    """Normal with this mean and deviation, cut off below `floor`, the propagation delay."""
 
     mean: float
     std: float
@@ -59,7 +59,7 @@ class LogNormal:
 
 @dataclass(frozen=True, slots=True)
 class Pareto:
-    """At least `scale` seconds, with a tail that falls by the power `alpha`; cut off at `ceiling`."""
+    """Pareto with minimum `scale` and tail index `alpha`, cut off at `ceiling`."""
 
     scale: float
     alpha: float
@@ -87,17 +87,17 @@ class Empirical:
 
     @classmethod
     def of(cls, seconds: Iterable[float]) -> "Empirical":
-        """From measurements in any order; at least one."""
+        """Return the distribution of measurements in any order; at least one."""
         return cls(tuple(sorted(seconds)))
 
     def rank(self, seconds: float) -> float:
-        """Return the share of measurements that are not above `seconds`."""
+        """Return the share of measurements up to `seconds`."""
         return bisect_right(self.sorted_seconds, seconds) / len(self.sorted_seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class Shifted:
-    """Another distribution, with `added` seconds on top: the distance that comes on top of an access line."""
+    """Another distribution plus a constant: an access line plus the distance to another region."""
 
     latency: Latency
     added: float

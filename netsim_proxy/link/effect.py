@@ -1,4 +1,4 @@
-"""Events that can do nothing on a link, and why: half of an unlimited bandwidth is unlimited."""
+"""Detection of events that have no effect on a link: half of an unlimited bandwidth is unlimited."""
 
 import math
 
@@ -6,7 +6,7 @@ from hypergpu.netsim_proxy.link.events import EventDirection, EventType, Network
 from hypergpu.netsim_proxy.link.profiles import Path, Profile
 
 
-def futility(event: NetworkEvent, profile: Profile) -> str:
+def no_effect_reason(event: NetworkEvent, profile: Profile) -> str:
     """Return why an event changes nothing on a link of this profile; empty if it changes something."""
     paths = {
         EventDirection.UP: (profile.up,),

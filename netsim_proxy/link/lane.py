@@ -2,14 +2,14 @@
 
 import math
 
-from hypergpu.netsim_proxy.link.conditions import Blocked
+from hypergpu.netsim_proxy.link.conditions import Blockage
 from hypergpu.netsim_proxy.link.outcomes import DirectionCounters
 from hypergpu.netsim_proxy.link.profiles import Path
 from hypergpu.netsim_proxy.link.tcp import TcpFlow
 
 
 class LinkLane(DirectionCounters):
-    """One direction: its path, the time until which its bandwidth is taken, and what it has done."""
+    """One direction: its path, when its bandwidth is free, and its counters."""
 
     __slots__ = (
         "added_seconds", "blocked", "busy_until", "carried", "dead_connections", "flows", "latency", "latency_factor",
@@ -19,19 +19,19 @@ class LinkLane(DirectionCounters):
     def __init__(self, number: int, path: Path) -> None:
         super().__init__()
         self.number = number
-        self.take(path)
+        self.set_path(path)
         self.seconds_per_byte = 1.0 / path.bytes_per_second
         self.busy_until = -math.inf
         self.flows: dict[int, TcpFlow] = {}
         self.latency_factor = 1.0
         self.added_seconds = 0.0
-        self.blocked: Blocked | None = None
+        self.blocked: Blockage | None = None
         self.limit_bytes = math.inf
         self.carried: dict[int, int] = {}
-        """Bytes by connection, while there is a limit."""
+        """Bytes by connection, counted while a limit is active."""
         self.dead_connections: set[int] = set()
 
-    def take(self, path: Path) -> None:
-        """Use another path from now on."""
+    def set_path(self, path: Path) -> None:
+        """Change the path."""
         self.path = path
         self.latency = path.latency.at

@@ -4,7 +4,7 @@ The proxy's pacer and the virtual-time simulator drive the same object. It reads
 passes the current time and gets the arrival time. All randomness is keyed by (seed, link, purpose, index), so the same
 arrivals get the same times regardless of other links.
 
-One RPC is one `Exchange`, begun when it is first seen. Its latency is drawn once, as one quantile that holds for both
+One RPC is one `LinkRpc`, begun when it is first seen. Its latency is drawn once, as one quantile that holds for both
 paths, so that with equal paths request and reply take half of the round trip each. A further message on the same
 stream, one offered when the one before it has arrived, gets a draw of its own. Bandwidth is one queue per direction.
 """
@@ -14,44 +14,63 @@ from collections.abc import Callable
 from typing import Final
 
 from hypergpu.common.keyed_random import KeyedRandom
-from hypergpu.netsim_proxy.link.conditions import Blocked, Conditions, Way
+from hypergpu.netsim_proxy.link.conditions import Blockage, Conditions, DirectionEffects
 from hypergpu.netsim_proxy.link.distributions import standard_normal, standard_normal_cdf
 from hypergpu.netsim_proxy.link.events import DisconnectMode, EventDirection, NetworkEvent
 from hypergpu.netsim_proxy.link.lane import LinkLane
 from hypergpu.netsim_proxy.link.loss import LossChain
 from hypergpu.netsim_proxy.link.outcomes import (
+    Blocked,
     Cause,
     Deliver,
     Direction,
     DirectionCounters,
-    Exchange,
     Fail,
-    Hold,
+    LinkRpc,
     LossModel,
 )
 from hypergpu.netsim_proxy.link.profiles import Loss, Profile, find_profile
 from hypergpu.netsim_proxy.link.tcp import SEGMENT_BYTES, TcpFlow
 from hypergpu.netsim_proxy.link.window import CongestionControl
 
-_UP: Final = Direction.UP  # looking an enum's member up takes as long as all else that is done to a byte
+_UP: Final = Direction.UP  # reading it from the enum each time would take half the time of `offer`
 _RPC: Final = LossModel.RPC
 _NEVER: Final = -math.inf
-_NOTICE_SECONDS: Final = 0.2
-"""Linux's lowest retransmission timeout: a loss is noticed after one of them, or two, the second twice as long."""
-_APPETITE_SECONDS: Final = 0.1
+_DETECTION_SECONDS: Final = 0.2
+"""Lowest retransmission timeout of Linux. A loss is detected after one of them, or two, the second twice as long."""
+_USEFUL_SECONDS: Final = 0.1
 _FULL_PIECE_BYTES: Final = 16 << 10
-"""A piece of that size is not the tail of a message, unless it is the end of its stream."""
+"""Smallest piece taken for one of many of a message, unless it ends its stream."""
 _STREAM_POINT_BYTES: Final = (64 << 10, 64 << 20)
-"""Bounds between which a longer lost stream ends, uniform in the logarithm."""
+"""A lost stream longer than one message fails after so many bytes: log-uniform between these bounds."""
 
 
 class Link:
     """The link of one node; `link_id` and `seed` name its draws."""
 
     __slots__ = (
-        "_chain", "_conditions", "_connections", "_down", "_draws", "_find_profile", "_latency_draws", "_message_draws",
-        "_next_change", "_notice_draws", "_profile", "_request_share", "_score", "_seed", "_side_draws",
-        "_undisturbed_until", "_up", "congestion_control", "link_id", "loss_model", "losses", "rpcs",
+        "_chain",
+        "_conditions",
+        "_connections",
+        "_detection_draws",
+        "_down",
+        "_draws",
+        "_find_profile",
+        "_latency_draws",
+        "_message_draws",
+        "_next_change",
+        "_profile",
+        "_request_share",
+        "_score",
+        "_seed",
+        "_side_draws",
+        "_undisturbed_until",
+        "_up",
+        "congestion_control",
+        "link_id",
+        "loss_model",
+        "losses",
+        "rpcs",
     )  # fmt: skip
 
     def __init__(
@@ -72,13 +91,13 @@ class Link:
         self.losses: dict[Cause, int] = dict.fromkeys(Cause, 0)
         self._seed = seed
         self._find_profile = profiles
-        self._draws = draws  # of what every RPC draws
+        self._draws = draws  # of latencies and losses, which every RPC draws
         self._latency_draws = draws(seed, link_id, "latency")
         self._message_draws = KeyedRandom(seed, link_id, "message")
         self._side_draws = KeyedRandom(seed, link_id, "lost side")
-        self._notice_draws = KeyedRandom(seed, link_id, "notice")
+        self._detection_draws = KeyedRandom(seed, link_id, "notice")
         self._score = standard_normal(self._latency_draws.uniform(0))
-        self._connections: dict[int, float] = {}  # by number; since when
+        self._connections: dict[int, float] = {}  # start time by number
         self._conditions = Conditions(profile)
         self._up = LinkLane(0, profile.up)
         self._down = LinkLane(1, profile.down)
@@ -88,8 +107,8 @@ class Link:
 
     # --- traffic
 
-    def begin(self, now: float, connection: int = 0) -> Exchange:
-        """Return the exchange of a new RPC, with its latency and loss drawn."""
+    def begin(self, now: float, connection: int = 0) -> LinkRpc:
+        """Begin an RPC: draw its latency and its loss."""
         if now >= self._next_change:
             self._advance(now)
         index = self.rpcs
@@ -99,19 +118,19 @@ class Link:
         if rho:
             self._score = rho * self._score + math.sqrt(1 - rho * rho) * standard_normal(quantile)
             quantile = standard_normal_cdf(self._score)
-        exchange = Exchange(index, connection, quantile, self._score)
+        rpc = LinkRpc(index, connection, quantile, self._score)
         if connection not in self._connections:
             self._connections[connection] = now
         if self.loss_model is _RPC and self._chain.lost(index):
-            self._doom(exchange)
-        return exchange
+            self._draw_loss_point(rpc)
+        return rpc
 
-    def connect(self, now: float, connection: int) -> Exchange:
-        """Offer bytes of a connection outside RPCs (settings, pings, window updates): delayed alike, never lost."""
+    def connect(self, now: float, connection: int) -> LinkRpc:
+        """Begin traffic of a connection outside RPCs (settings, pings, window updates): delayed alike, never lost."""
         self._advance(now)
         self._connections.setdefault(connection, now)
         quantile = KeyedRandom(self._seed, self.link_id, "connection").uniform(connection)
-        return Exchange(-1 - connection, connection, quantile, standard_normal(quantile))
+        return LinkRpc(-1 - connection, connection, quantile, standard_normal(quantile))
 
     def disconnect(self, connection: int) -> None:
         """Forget a closed connection."""
@@ -133,31 +152,31 @@ class Link:
         now: float,
         direction: Direction,
         nbytes: int,
-        exchange: Exchange,
+        rpc: LinkRpc,
         *,
         end: bool = False,
         express: bool = False,
-    ) -> Deliver | Fail | Hold:
-        """Send a piece of `exchange`; `end` says that it is the last in its direction. `now` never goes back.
+    ) -> Deliver | Fail | Blocked:
+        """Send a piece of `rpc`; `end` marks the last one in its direction. `now` never goes back.
 
-        `express`: it overtakes what waits for the bandwidth or for TCP, and takes none.
-        After `Fail` the exchange is over; after `Hold` the piece was not taken.
+        `express`: the piece overtakes queued data and takes no bandwidth.
+        After `Fail` the RPC is over; after `Blocked` the piece was not taken.
         """
         if now >= self._undisturbed_until:
             self._advance(now)
-            refused = self._refuse(now, direction, nbytes, exchange)
+            refused = self._refuse(now, direction, nbytes, rpc)
             if refused is not None:
                 return refused
-        if exchange.lost_on is not None and self._is_lost(direction, nbytes, exchange, end):
-            return self._lose(now, exchange)
+        if rpc.lost_on is not None and self._is_lost(direction, nbytes, rpc, end):
+            return self._lose(now, rpc)
 
         lane = self._up if direction is _UP else self._down
-        last = exchange.arrived[lane.number]
+        last = rpc.arrived[lane.number]
         first = now >= last
         if first and last > _NEVER:
-            self._redraw(exchange)
+            self._redraw(rpc)
         one_way = lane.latency
-        at = one_way(exchange.quantile) * lane.latency_factor + lane.added_seconds
+        at = one_way(rpc.quantile) * lane.latency_factor + lane.added_seconds
         if express:
             at += now
         else:
@@ -165,17 +184,17 @@ class Link:
             lane.busy_until = sent = (now if now > sent else sent) + nbytes * lane.seconds_per_byte
             at += sent
             if self.loss_model is not _RPC:
-                flow = lane.flows.get(exchange.connection) or self._open_flow(lane, exchange.connection)
+                flow = lane.flows.get(rpc.connection) or self._open_flow(lane, rpc.connection)
                 more = not end and nbytes >= _FULL_PIECE_BYTES
-                at = max(at, flow.send(now, nbytes, self._round_trip(exchange), latency, more))
-            exchange.arrived[lane.number] = at = at if at > last else last
+                at = max(at, flow.send(now, nbytes, self._round_trip(rpc), latency, more))
+            rpc.arrived[lane.number] = at = at if at > last else last
         lane.bytes += nbytes
         if first:
             lane.delayed(at - now)
         return Deliver(at)
 
     def queued_bytes(self, now: float, direction: Direction) -> float:
-        """Return the bytes that wait for the bandwidth."""
+        """Return the bytes in the queue for the bandwidth."""
         lane = self._lane(direction)
         if lane.seconds_per_byte == 0:
             return 0.0
@@ -187,15 +206,15 @@ class Link:
         room = max(now, lane.busy_until - lane.path.queue_limit * lane.seconds_per_byte)
         return max(room, *(flow.sent for flow in lane.flows.values())) if lane.flows else room
 
-    def appetite_bytes(self, direction: Direction) -> float:
-        """Return the bytes that keep a direction busy for a moment; under loss, what passes between two losses.
+    def useful_window_bytes(self, direction: Direction) -> float:
+        """Return the bytes worth offering at a time: 0.1 s of bandwidth, or the mean between two losses if less.
 
-        Offering more at a time only delays later data.
+        Offering more only delays later data.
         """
         lane = self._lane(direction)
-        appetite = _APPETITE_SECONDS / lane.seconds_per_byte if lane.seconds_per_byte else math.inf
+        window = _USEFUL_SECONDS / lane.seconds_per_byte if lane.seconds_per_byte else math.inf
         loss = lane.path.loss.mean
-        return min(appetite, SEGMENT_BYTES / loss) if loss and self.loss_model is not _RPC else appetite
+        return min(window, SEGMENT_BYTES / loss) if loss and self.loss_model is not _RPC else window
 
     # --- control
 
@@ -240,7 +259,7 @@ class Link:
         self._refresh(now)
         return count
 
-    def blocked(self, now: float, direction: Direction | None = None) -> Blocked | None:
+    def blocked(self, now: float, direction: Direction | None = None) -> Blockage | None:
         """Return why a direction passes nothing now, or None. Without `direction`: why neither direction does."""
         self._advance(now)
         if direction is not None:
@@ -248,7 +267,7 @@ class Link:
         up, down = self._up.blocked, self._down.blocked
         if up is None or down is None:
             return None
-        return Blocked(up.cause, min(up.until, down.until), up.reset and down.reset)
+        return Blockage(up.cause, min(up.until, down.until), up.reset and down.reset)
 
     def resets_one_way(self, direction: Direction) -> bool:
         """Whether data in this direction resets its connection, but data in the other does not."""
@@ -273,7 +292,7 @@ class Link:
 
     def close_delay_seconds(self, direction: Direction) -> float:
         """Return the delay of the end of a connection."""
-        return self._way(direction).close_delay_seconds
+        return self._effects(direction).close_delay_seconds
 
     @property
     def limits_connections(self) -> bool:
@@ -315,11 +334,11 @@ class Link:
 
     def bandwidth_mbit(self, direction: Direction) -> float:
         """Return the bandwidth, with active events."""
-        return self._lane(direction).path.bandwidth_mbit * self._way(direction).bandwidth_factor
+        return self._lane(direction).path.bandwidth_mbit * self._effects(direction).bandwidth_factor
 
-    # --- inside
+    # --- internals
 
-    def _way(self, direction: Direction) -> Way:
+    def _effects(self, direction: Direction) -> DirectionEffects:
         return self._conditions.up if direction is _UP else self._conditions.down
 
     def _lane(self, direction: Direction) -> LinkLane:
@@ -335,23 +354,23 @@ class Link:
         self._next_change = conditions.next_change
         changed = conditions.profile is not self._profile
         self._profile = conditions.profile
-        for lane, path, way in (
+        for lane, path, effects in (
             (self._up, self._profile.up, conditions.up),
             (self._down, self._profile.down, conditions.down),
         ):
-            lane.take(path)
-            lane.latency_factor, lane.added_seconds = way.latency_factor, way.added_seconds
-            lane.blocked = way.blocked
-            if way.limit_bytes == math.inf:
-                lane.carried.clear()  # counted from the beginning of the next limit on
-            lane.limit_bytes = way.limit_bytes
-            seconds_per_byte = 1.0 / (path.bytes_per_second * way.bandwidth_factor)
+            lane.set_path(path)
+            lane.latency_factor, lane.added_seconds = effects.latency_factor, effects.added_seconds
+            lane.blocked = effects.blocked
+            if effects.limit_bytes == math.inf:
+                lane.carried.clear()  # the next limit counts from its own start
+            lane.limit_bytes = effects.limit_bytes
+            seconds_per_byte = 1.0 / (path.bytes_per_second * effects.bandwidth_factor)
             if seconds_per_byte != lane.seconds_per_byte:
                 if lane.busy_until > now and lane.seconds_per_byte:
                     lane.busy_until = now + (lane.busy_until - now) * seconds_per_byte / lane.seconds_per_byte
                 lane.seconds_per_byte = seconds_per_byte
             for flow in lane.flows.values():
-                flow.take_path(path, way.bandwidth_factor)
+                flow.take_path(path, effects.bandwidth_factor)
         disturbed = self.limits_connections or any(
             lane.blocked is not None or lane.dead_connections for lane in (self._up, self._down)
         )
@@ -365,38 +384,38 @@ class Link:
         self._chain = LossChain(Loss(mean, max(up.burst, down.burst)), self._draws(self._seed, self.link_id, "loss"))
         self._request_share = up.mean / (up.mean + down.mean) if mean else 0.0
 
-    def _doom(self, exchange: Exchange) -> None:
-        u = self._side_draws.uniform(exchange.index)
+    def _draw_loss_point(self, rpc: LinkRpc) -> None:
+        u = self._side_draws.uniform(rpc.index)
         share = self._request_share
         if u < share:
             # Half of these at the first byte; the server sees no more than the beginning of the others.
-            exchange.lost_on, u = Direction.UP, 2 * u / share - 1
+            rpc.lost_on, u = Direction.UP, 2 * u / share - 1
         else:
-            exchange.lost_on, u = Direction.DOWN, (u - share) / (1 - share)
+            rpc.lost_on, u = Direction.DOWN, (u - share) / (1 - share)
         low, high = _STREAM_POINT_BYTES
-        exchange.lost_after = low * (high / low) ** u if u >= 0 else 0.0
+        rpc.lost_after = low * (high / low) ** u if u >= 0 else 0.0
 
-    def _is_lost(self, direction: Direction, nbytes: int, exchange: Exchange, end: bool) -> bool:
-        if direction is exchange.lost_on:
-            exchange.moved += nbytes
-            return end or exchange.moved > exchange.lost_after
+    def _is_lost(self, direction: Direction, nbytes: int, rpc: LinkRpc, end: bool) -> bool:
+        if direction is rpc.lost_on:
+            rpc.moved += nbytes
+            return end or rpc.moved > rpc.lost_after
         return end and direction is Direction.DOWN
 
-    def _lose(self, now: float, exchange: Exchange) -> Fail:
+    def _lose(self, now: float, rpc: LinkRpc) -> Fail:
         self.losses[Cause.LOSS] += 1
-        timeouts = _NOTICE_SECONDS * (1 + 2 * self._notice_draws.uniform(exchange.index))
-        return Fail(now + self._round_trip(exchange) + timeouts, Cause.LOSS)
+        timeouts = _DETECTION_SECONDS * (1 + 2 * self._detection_draws.uniform(rpc.index))
+        return Fail(now + self._round_trip(rpc) + timeouts, Cause.LOSS)
 
-    def _refuse(self, now: float, direction: Direction, nbytes: int, exchange: Exchange) -> Fail | Hold | None:
-        lane, connection = self._lane(direction), exchange.connection
+    def _refuse(self, now: float, direction: Direction, nbytes: int, rpc: LinkRpc) -> Fail | Blocked | None:
+        lane, connection = self._lane(direction), rpc.connection
         if connection in lane.dead_connections:
-            return Hold(math.inf, Cause.HALF_OPEN)
+            return Blocked(math.inf, Cause.HALF_OPEN)
         if self._conditions.lifetimes and now >= self.closes_at(connection, now):
             return self._end(now, Cause.LIMIT_TIME)
         blocked = lane.blocked
         if blocked is not None:
             cause = Cause(blocked.cause)
-            return self._end(now, cause) if blocked.reset else Hold(blocked.until, cause)
+            return self._end(now, cause) if blocked.reset else Blocked(blocked.until, cause)
         if lane.limit_bytes < math.inf:
             if nbytes > self.allowance(connection, direction):
                 return self._end(now, Cause.LIMIT_DATA)
@@ -407,26 +426,26 @@ class Link:
         self.losses[cause] += 1
         return Fail(now, cause)
 
-    def _redraw(self, exchange: Exchange) -> None:
-        exchange.messages += 1
-        quantile = self._message_draws.uniform((exchange.index << 20) + exchange.messages)
+    def _redraw(self, rpc: LinkRpc) -> None:
+        rpc.messages += 1
+        quantile = self._message_draws.uniform((rpc.index << 20) + rpc.messages)
         rho = self._profile.jitter_correlation
         if rho:
-            exchange.score = rho * exchange.score + math.sqrt(1 - rho * rho) * standard_normal(quantile)
-            quantile = standard_normal_cdf(exchange.score)
-        exchange.quantile = quantile
+            rpc.score = rho * rpc.score + math.sqrt(1 - rho * rho) * standard_normal(quantile)
+            quantile = standard_normal_cdf(rpc.score)
+        rpc.quantile = quantile
 
-    def _round_trip(self, exchange: Exchange) -> float:
+    def _round_trip(self, rpc: LinkRpc) -> float:
         up, down = self._up, self._down
-        there, back = up.latency(exchange.quantile), down.latency(exchange.quantile)
+        there, back = up.latency(rpc.quantile), down.latency(rpc.quantile)
         if up.latency_factor == down.latency_factor and up.added_seconds == down.added_seconds:
-            return (there + back) * up.latency_factor + 2 * up.added_seconds  # rounded alike, whatever the events
+            return (there + back) * up.latency_factor + 2 * up.added_seconds  # one rounding for symmetric events
         return there * up.latency_factor + up.added_seconds + back * down.latency_factor + down.added_seconds
 
     def _open_flow(self, lane: LinkLane, connection: int) -> TcpFlow:
         name = "up" if lane is self._up else "down"
         draws = KeyedRandom(self._seed, self.link_id, "packets", name, connection)
         flow = lane.flows[connection] = TcpFlow(lane.path, draws, self.congestion_control)
-        way = self._conditions.up if lane is self._up else self._conditions.down
-        flow.take_path(lane.path, way.bandwidth_factor)
+        effects = self._conditions.up if lane is self._up else self._conditions.down
+        flow.take_path(lane.path, effects.bandwidth_factor)
         return flow

@@ -1,4 +1,4 @@
-"""Which RPCs or packets are lost: keyed, independent or in bursts."""
+"""Losses of RPCs and packets: keyed, independent or in bursts."""
 
 import math
 
@@ -10,7 +10,7 @@ _MOST_PACKET_LOSS = 0.99
 
 
 class LossChain:
-    """Decides which RPCs are lost, in order of their index."""
+    """Losses of RPCs, in order of their index."""
 
     __slots__ = ("_burst_end", "_draws", "_entry", "_independent", "_lost")
 
@@ -19,7 +19,7 @@ class LossChain:
         self._burst_end = 1.0 / loss.burst
         self._independent = loss.burst == 1 or loss.mean == 1
         self._draws = draws
-        # The chain begins as it is on average, so that its first draws are as lossy as its last.
+        # The chain starts in its stationary distribution.
         self._lost = not self._independent and draws.uniform(0) < loss.mean
 
     def lost(self, index: int) -> bool:
@@ -33,7 +33,7 @@ class LossChain:
 
 
 class PacketLoss:
-    """The same for packets in flights: it jumps from loss to loss, so that a flight costs as many draws as losses."""
+    """Losses of packets. It draws the gap to the next loss, so that the cost is one draw per loss."""
 
     __slots__ = ("_burst_end", "_count", "_draws", "_entry", "_gap", "_run", "_spared")
 
@@ -47,7 +47,7 @@ class PacketLoss:
         self._run = self._geometric(self._burst_end) + 1  # packets that are lost after them
 
     def first_lost(self, packets: int) -> int:
-        """How many of the next `packets` pass before one is lost; `packets` if all do. They are not taken yet."""
+        """Return how many of the next `packets` pass before the first loss, without consuming them."""
         return packets if self._gap >= packets else self._gap
 
     def take(self, packets: int) -> int:

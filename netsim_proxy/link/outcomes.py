@@ -1,4 +1,4 @@
-"""Input and outcomes of a link: directions, exchanges, deliveries, failures and counters."""
+"""Input and outcomes of a link: directions, RPCs, deliveries, failures and counters."""
 
 import math
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ DIRECTIONS: Final = (UP, DOWN)
 
 
 class LossModel(StrEnum):
-    """Effect of packet loss above TCP."""
+    """Effect of packet loss on RPCs."""
 
     RPC = "rpc"
     """Fail the RPC."""
     TRANSPORT = "transport"
-    """Fail nothing; a transfer takes the time that TCP needs to retransmit lost packets."""
+    """Delay the RPC by the time that TCP needs to retransmit."""
 
 
 class Cause(StrEnum):
@@ -64,16 +64,16 @@ class Deliver:
 
 
 class Fail(NamedTuple):
-    """The RPC fails, and its client notices at `at`; no more of its data passes."""
+    """The RPC fails, and its client learns of it at `at`; no more of its data passes."""
 
     at: float
     cause: Cause
 
 
-class Hold(NamedTuple):
+class Blocked(NamedTuple):
     """Nothing passes: offer the same piece again at `until`, or when an event has changed the link.
 
-    An infinite `until` with the cause `half_open` is for good.
+    With the cause `half_open` it is permanent.
     """
 
     until: float
@@ -83,8 +83,8 @@ class Hold(NamedTuple):
 _NEVER: Final = -math.inf
 
 
-class Exchange:
-    """One RPC on a link, or (index below 0) what a connection sends that belongs to no RPC."""
+class LinkRpc:
+    """One RPC on a link, or (index below 0) the traffic of a connection outside RPCs."""
 
     __slots__ = ("arrived", "connection", "index", "lost_after", "lost_on", "messages", "moved", "quantile", "score")
 

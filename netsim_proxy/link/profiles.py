@@ -1,8 +1,8 @@
-"""Profiles: latency, bandwidth, packet loss and queue of the two paths of a link without events.
+"""Profiles: latency, bandwidth, packet loss and queue of both directions of a link.
 
-The five standard profiles have the round trips and losses of the specification. Their bandwidths are ours: what the
-kind of access that shows such round trips usually sells, up and down (perfect: 10 GbE in a data centre; good: fibre;
-average: cable; poor: DSL or a busy cell; unstable: the edge of a cell). `direct` adds nothing at all.
+The five standard profiles have the round trips and losses of the specification. Their bandwidths are our
+choice: usual offers of the kind of access with such round trips (perfect: 10 GbE in a data centre; good: fibre;
+average: cable; poor: DSL or a busy cell; unstable: the edge of a cell). `direct` adds no delay, loss or limit.
 """
 
 import math
@@ -46,7 +46,7 @@ class Loss:
 
     @property
     def entry(self) -> float:
-        """The probability that a burst begins after something that was not lost."""
+        """Probability that a burst begins after a packet that passed."""
         if self.burst == 1 or self.mean == 1:
             return self.mean
         return self.mean / (self.burst * (1.0 - self.mean))
@@ -71,12 +71,12 @@ class Path:
 
     @property
     def bytes_per_second(self) -> float:
-        """The bandwidth in bytes."""
+        """Bandwidth in bytes per second."""
         return self.bandwidth_mbit * _MBIT_BYTES
 
     @property
     def queue_limit(self) -> int:
-        """The bound of the queue in bytes."""
+        """Capacity of the queue in bytes."""
         if self.queue_bytes:
             return self.queue_bytes
         return int(min(max(self.bytes_per_second * _QUEUE_SECONDS, _QUEUE_FLOOR), _QUEUE_CEILING))
@@ -112,7 +112,7 @@ class Profile:
 
     @property
     def loss(self) -> float:
-        """The share of RPCs that is lost in the `rpc` loss model."""
+        """Share of RPCs lost in the `rpc` loss model."""
         return (self.up.loss.mean + self.down.loss.mean) / 2
 
     @property
@@ -126,13 +126,13 @@ class Profile:
 
 
 def symmetric(name: str, rtt_ms: tuple[float, float], loss: float, *, down_mbit: float, up_mbit: float) -> Profile:
-    """Round trips evenly between two bounds, half of each on either path."""
+    """Return a profile with uniform round trips between two bounds, half of each on either path."""
     latency = Uniform(rtt_ms[0] / 2000, rtt_ms[1] / 2000)
     return Profile(name, up=Path(latency, up_mbit, Loss(loss)), down=Path(latency, down_mbit, Loss(loss)))
 
 
 def _access(name: str, rtt_ms: tuple[float, float], loss: float, *, down_mbit: float, up_mbit: float) -> Profile:
-    """Least and median round trip, with the lognormal tail of queueing above the least."""
+    """Return an access line with this least and median round trip; the excess over the least is lognormal."""
     least, median = rtt_ms
     latency = LogNormal((median - least) / 2000, sigma=0.6, floor=least / 2000)
     up, down = Path(latency, up_mbit, Loss(loss)), Path(latency, down_mbit, Loss(loss))
@@ -168,7 +168,7 @@ LAST_MILES: Final[Mapping[str, Profile]] = MappingProxyType(
         )
     }
 )
-"""Last miles between a home, or a phone, and the nearest data centre: round figures.
+"""Access lines between a home, or a phone, and the nearest data centre: round figures.
 
 Fibre, cable and DSL: the order of latencies and losses of fixed lines in the FCC's "Measuring Broadband America",
 Thirteenth Report (2024, data of 2022), and speeds that are commonly sold. 4G: medians of US mobile networks in Q2 2020,
@@ -182,7 +182,7 @@ def find_profile(name: str, custom: Mapping[str, Profile] | None = None) -> Prof
     """Return a profile by name: a custom one, a standard one or a last mile.
 
     Raises:
-        UnknownName: there is none; the message names the nearest.
+        UnknownName: no such profile; the message names the nearest.
     """
     known = {**LAST_MILES, **PROFILES, **(custom or {})}
     if name not in known:

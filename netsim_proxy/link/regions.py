@@ -43,7 +43,7 @@ ALIASES: Final[Mapping[str, str]] = MappingProxyType(
         "au-east": "australiaeast",
     }
 )
-"""Names of the kind that people use, for Azure's own; either is understood."""
+"""Common names of Azure regions. Both names are accepted."""
 
 BACKBONE: Final = Profile(
     "backbone",
@@ -51,7 +51,7 @@ BACKBONE: Final = Profile(
     down=Path(Uniform(0.0, 0.0005), 10_000),
     jitter_correlation=0.5,
 )
-"""A data centre's own line: a millisecond of jitter at most, 10 Gbit/s."""
+"""Link between data centres: up to 1 ms of jitter, 10 Gbit/s."""
 
 
 def round_trip_ms(a: str, b: str) -> float:
@@ -65,7 +65,7 @@ def round_trip_ms(a: str, b: str) -> float:
 
 
 def find_region(name: str) -> str:
-    """Azure's name of a region.
+    """Return the Azure name of a region.
 
     Raises:
         UnknownName: no such region; the message names the nearest.
@@ -83,7 +83,7 @@ def at_distance(profile: Profile, round_trip: float, where: str = "") -> Profile
 
 
 def keep_distance(base: Profile, profile: Profile) -> Profile:
-    """Return `profile` at the distance that `base` has: a node keeps its place when its link changes."""
+    """Return `profile` at the distance that `base` has: a node stays in its region when its link changes."""
     return profile if base.distance is None else _shifted(profile, base.distance)
 
 
@@ -96,7 +96,7 @@ def between_regions(node: str, upstream: str, last_mile: Profile | None = None) 
     return at_distance(last_mile or BACKBONE, round_trip_ms(node, upstream), where=f"from {node} to {upstream}")
 
 
-@lru_cache(maxsize=256)  # one object for the same profiles: a link takes another for a change
+@lru_cache(maxsize=256)  # a link compares profiles by identity
 def _shifted(profile: Profile, distance: Distance) -> Profile:
     added_seconds = distance.round_trip_ms / 2000
     return replace(

@@ -7,12 +7,12 @@ from typing import Any, Final, TypeVar
 from hypergpu.common.clock import Clock, monotonic, wall
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.keyed_random import KeyedRandom
+from hypergpu.netsim_proxy.link.event_queue import EventQueue
 from hypergpu.netsim_proxy.link.events import ALL, UPSTREAM, EventType, NetworkEvent
 from hypergpu.netsim_proxy.link.link import Link
-from hypergpu.netsim_proxy.link.outcomes import Cause, Direction, Fail, Hold, LossModel
+from hypergpu.netsim_proxy.link.outcomes import Blocked, Cause, Direction, Fail, LossModel
 from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
 from hypergpu.netsim_proxy.link.regions import between_regions, find_region
-from hypergpu.netsim_proxy.link.timeline import Timeline
 
 Message = TypeVar("Message")
 
@@ -80,7 +80,7 @@ class NetworkSimulator:
         self._loss_model = LossModel(loss_model)
         self._links: dict[str, Link] = {}
         self._tallies: dict[str, _Tally] = {}
-        self._timeline = Timeline()
+        self._event_queue = EventQueue()
         self._for_all: list[tuple[float, NetworkEvent]] = []
 
     def set_node_profile(self, node_id: str, profile: str | Profile, region: str | None = None) -> None:
@@ -189,12 +189,12 @@ class NetworkSimulator:
             at += self._clock() - wall()
         elif at < self._began:
             at += self._began
-        self._timeline.add(event if event.scheduled_round is not None else replace(event, scheduled_time=at))
+        self._event_queue.add(event if event.scheduled_round is not None else replace(event, scheduled_time=at))
 
     def announce_round(self, number: int) -> None:
         """Start the events scheduled for training rounds up to `number`."""
         now = self._advance()
-        for event in self._timeline.due_in_round(number):
+        for event in self._event_queue.due_in_round(number):
             self._apply(event, now)
 
     def get_node_metrics(self, node_id: str) -> dict[str, Any]:
@@ -241,8 +241,8 @@ class NetworkSimulator:
 
     def _advance(self) -> float:
         now = self._clock()
-        if now >= self._timeline.next_at:
-            for at, event in self._timeline.due(now):
+        if now >= self._event_queue.next_at:
+            for at, event in self._event_queue.due(now):
                 self._apply(event, at)
         return now
 
@@ -263,17 +263,17 @@ class NetworkSimulator:
 def _round_trip(link: Link, now: float, nbytes: int) -> tuple[bool, float]:
     """Return success and seconds of one round trip on an idle link, with events as they are at `now`."""
     link.settle()
-    exchange = link.begin(now)
+    rpc = link.begin(now)
     seconds = 0.0
     for direction, size in ((Direction.UP, nbytes), (Direction.DOWN, 1)):
-        outcome = link.offer(now, direction, size, exchange, end=True)
-        if isinstance(outcome, Hold):
-            link.disconnect(exchange.connection)
+        outcome = link.offer(now, direction, size, rpc, end=True)
+        if isinstance(outcome, Blocked):
+            link.disconnect(rpc.connection)
             return False, _GIVE_UP_SECONDS
         seconds += outcome.at - now
         if isinstance(outcome, Fail):
             if outcome.cause is not Cause.LOSS:
-                link.disconnect(exchange.connection)  # the next one connects anew
+                link.disconnect(rpc.connection)  # the next one connects anew
             return False, seconds
     return True, seconds
 

@@ -1,4 +1,4 @@
-"""Traces of real paths: what round trip, loss and bandwidth were at what time, to be replayed on a link.
+"""Recorded paths: round trip, loss and bandwidth over time, to replay on a link.
 
 A trace is CSV with the columns `seconds,rtt_ms,loss,up_mbit,down_mbit`; an empty bandwidth means no limit. Each row
 holds until the time of the next one; after the last, the trace begins again.
@@ -17,7 +17,7 @@ from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
 
 COLUMNS = ("seconds", "rtt_ms", "loss", "up_mbit", "down_mbit")
 _MAHIMAHI_BYTES = 1504
-"""Bytes that one line of a Mahimahi trace lets pass: one packet."""
+"""Bytes per line of a Mahimahi trace: one packet."""
 _MOST_MILLISECONDS = 100_000_000
 
 
@@ -39,13 +39,13 @@ class Row:
 
 
 class Trace:
-    """Rows in order of time, and the length after which they begin again."""
+    """Rows in order of time, and the length after which they repeat."""
 
     def __init__(self, name: str, rows: Sequence[Row], length_seconds: float = 0.0) -> None:
-        """By default the last row holds as long as the one before it.
+        """By default the last row lasts as long as the one before it.
 
         Raises:
-            ValueError: no rows, or their times do not grow from 0 on.
+            ValueError: no rows, or times that do not increase from 0.
         """
         self.name = name
         self.rows = tuple(rows)
@@ -55,37 +55,37 @@ class Trace:
             or self._starts[0] != 0
             or any(b <= a for a, b in zip(self._starts, self._starts[1:], strict=False))
         ):
-            raise ValueError("the times of a trace begin at 0 and grow from row to row")
+            raise ValueError("the times of a trace must start at 0 and increase")
         last = self._starts[-1] - self._starts[-2] if len(rows) > 1 else math.inf
         self.length_seconds = length_seconds or self._starts[-1] + last
         self._profiles = tuple(row.profile(name) for row in rows)
 
     def profile(self, name: str) -> Profile:
-        """Return a profile that replays this trace from when a link takes it on."""
+        """Return a profile that replays this trace from the time a link gets it."""
         return replace(self._profiles[0], name=name, trace=self)
 
     def profile_at(self, seconds: float) -> Profile:
         """Return the properties `seconds` after the start of the replay; the same object until they change."""
-        return self._profiles[bisect_right(self._starts, self._into(seconds)) - 1]
+        return self._profiles[bisect_right(self._starts, self._position(seconds)) - 1]
 
     def next_change(self, seconds: float) -> float:
-        """When the next row begins, in seconds after the start of the replay; infinite = never."""
+        """Return when the next row begins, in seconds after the start of the replay; infinite = never."""
         if self.length_seconds == math.inf:
             return math.inf
-        into = self._into(seconds)
-        index = bisect_right(self._starts, into)
+        position = self._position(seconds)
+        index = bisect_right(self._starts, position)
         until = self._starts[index] if index < len(self._starts) else self.length_seconds
-        return seconds + until - into
+        return seconds + until - position
 
-    def _into(self, seconds: float) -> float:
+    def _position(self, seconds: float) -> float:
         return seconds if self.length_seconds == math.inf else seconds % self.length_seconds
 
 
 def parse_trace(text: str, name: str) -> Trace:
-    """Return the trace that a CSV text holds; lines that begin with # are comments.
+    """Parse the CSV text of a trace; lines that begin with # are comments.
 
     Raises:
-        ConfigError: it does not hold; NAME:LINE, the column and what was expected are named.
+        ConfigError: malformed text; the message names NAME:LINE, the column and the expected value.
     """
     rows: list[Row] = []
     header: list[str] | None = None
@@ -125,7 +125,7 @@ def parse_mahimahi(text: str, name: str, bin_seconds: float = 0.5) -> list[tuple
     of the trace, after which it begins again (mm-link's manual; Netravali et al., "Mahimahi", ATC 2015).
 
     Raises:
-        ConfigError: a line is no whole number, or times go back.
+        ConfigError: a line that is not a whole number, or a time before the previous one.
     """
     milliseconds: list[int] = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -154,9 +154,9 @@ def parse_mahimahi(text: str, name: str, bin_seconds: float = 0.5) -> list[tuple
 
 
 def mahimahi_rows(up: list[tuple[float, float]], down: list[tuple[float, float]], rtt_ms: float) -> list[Row]:
-    """Rows of a trace from the bins of Mahimahi's two files, which hold neither latency nor loss.
+    """Return the rows of a trace from the bins of two Mahimahi files, which have neither latency nor loss.
 
-    A bin in which nothing passes keeps a thousandth of a megabit, as a bandwidth of nothing is a disconnection.
+    An empty bin gets 0.001 Mbit/s: a bandwidth of 0 would be a disconnection.
     """
     least = 0.001
     return [
@@ -184,7 +184,7 @@ def _row(cells: dict[str, str], where: str) -> Row:
             or (column == "loss" and values[column] > 1)
             or (column in ("seconds", "rtt_ms") and values[column] == math.inf)
         ):
-            raise ConfigError(f"{where}: {column}: {cell or 'nothing'} cannot be")
+            raise ConfigError(f"{where}: {column}: invalid value {cell or '(empty)'}")
         if column.endswith("mbit") and values[column] == 0:
             raise ConfigError(f"{where}: {column}: expected more than 0; an outage is a disconnection event")
     if not {"seconds", "rtt_ms"} <= values.keys():

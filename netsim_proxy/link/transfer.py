@@ -1,4 +1,4 @@
-"""Delivery times of a transfer, one way: for a message on a new connection, and for one that follows."""
+"""One-way delivery times of transfers, on a new connection and on a warm one."""
 
 import math
 from dataclasses import dataclass
@@ -6,32 +6,32 @@ from statistics import fmean
 
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.link import Link
-from hypergpu.netsim_proxy.link.outcomes import Deliver, Direction, Exchange, LossModel
+from hypergpu.netsim_proxy.link.outcomes import Deliver, Direction, LinkRpc, LossModel
 from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
 from hypergpu.netsim_proxy.link.window import CongestionControl
 
 _PAUSE_SECONDS = 0.005
-"""Between the arrival of the first message and the start of the second."""
+"""Pause between the arrival of the first message and the start of the second."""
 _LEAST_QUEUE_BYTES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Delivery times of the messages that arrived; NaN where none did."""
+    """Delivery times of the messages that arrived; NaN if none did."""
 
     mean_seconds: float
     p50_seconds: float
     p90_seconds: float
     lost: float
-    """The share that did not arrive; 0 in the `transport` loss model."""
+    """Share that did not arrive; 0 in the `transport` loss model."""
 
 
 def plain_profile(
     rtt_ms: float, bandwidth_mbit: float = math.inf, loss: float = 0.0, burst: float = 1.0, queue_bytes: int = 0
 ) -> Profile:
-    """Return a link without jitter, alike both ways.
+    """Return a symmetric profile without jitter.
 
-    Its queue holds `queue_bytes`; by default a bandwidth-delay product, the usual advice for one, and at least 100 kB.
+    The queue holds `queue_bytes`; by default one bandwidth-delay product, and at least 100 kB.
     """
     product = 0.0 if bandwidth_mbit == math.inf else rtt_ms * bandwidth_mbit * 125
     queue = queue_bytes or max(_LEAST_QUEUE_BYTES, math.ceil(product))
@@ -62,12 +62,12 @@ def transfer_times(
     return {kind: _summary(values, samples) for kind, values in times.items()}
 
 
-def _survivor(link: Link, now: float, direction: Direction) -> Exchange:
+def _survivor(link: Link, now: float, direction: Direction) -> LinkRpc:
     """Return the next RPC; one that is lost on its other path only still delivers this message."""
-    exchange = link.begin(now)
-    if exchange.lost_on is not None and exchange.lost_on is not direction:
-        exchange.lost_on = None
-    return exchange
+    rpc = link.begin(now)
+    if rpc.lost_on is not None and rpc.lost_on is not direction:
+        rpc.lost_on = None
+    return rpc
 
 
 def _summary(seconds: list[float], samples: int) -> Summary:

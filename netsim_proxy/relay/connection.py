@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
 
-from hypergpu.netsim_proxy.link.outcomes import DOWN, UP, Direction, Exchange
+from hypergpu.netsim_proxy.link.outcomes import DOWN, UP, Direction, LinkRpc
 from hypergpu.netsim_proxy.relay import http2
 from hypergpu.netsim_proxy.relay.agenda import Agenda
 from hypergpu.netsim_proxy.relay.effects import Close, Closed, ReportInvalidHttp2
@@ -46,7 +46,7 @@ class ConnectionPair:
     Attributes:
         host: the client's, as long as it counts for it.
         paced: the link of the first stream: connection frames travel on it.
-        exchange: what they are offered as.
+        link_rpc: what they are offered as.
         renumbered: number of streams that have had another id: then none passes as it was read.
         upstream_draining: whether the upstream has sent GOAWAY.
         max_streams: how many streams the upstream takes at a time.
@@ -60,7 +60,7 @@ class ConnectionPair:
         self.by_upstream_id: dict[int, Stream] = {}
         self.renumbered = 0
         self.paced: PacedLink | None = None
-        self.exchange: Exchange | None = None
+        self.link_rpc: LinkRpc | None = None
         up, down = FrameWriter(agenda, number, UP), FrameWriter(agenda, number, DOWN)
         self.writers = (up, down)
         self._to_upstream, self._to_client = self.writers
@@ -186,7 +186,7 @@ class ConnectionPair:
         paced = self._links.find(now, node_id or self._link)
         if self.paced is None:
             self._links.hosts.joined(self.host, paced.name)
-            self.paced, self.exchange = paced, paced.link.connect(now, self.number)
+            self.paced, self.link_rpc = paced, paced.link.connect(now, self.number)
         self._last_id = stream_id
         stream = self.by_id[stream_id] = Stream(stream_id, paced, paced.link.begin(now, self.number))
         if paced not in self._used:

@@ -11,7 +11,7 @@ from functools import partial
 from struct import Struct
 from typing import Final, Protocol
 
-from hypergpu.netsim_proxy.link.outcomes import DOWN, UP, Deliver, Direction, Exchange, Fail
+from hypergpu.netsim_proxy.link.outcomes import DOWN, UP, Deliver, Direction, Fail, LinkRpc
 from hypergpu.netsim_proxy.relay import http2
 from hypergpu.netsim_proxy.relay.agenda import Agenda
 from hypergpu.netsim_proxy.relay.flow_control import FIRST_WINDOW_BYTES, WindowLimiter
@@ -51,7 +51,7 @@ class Pair(Connection, Protocol):
     by_id: dict[int, Stream]
     by_upstream_id: dict[int, Stream]
     paced: PacedLink | None
-    exchange: Exchange | None
+    link_rpc: LinkRpc | None
     renumbered: int
     last_seen_id: int
     upstream_draining: bool
@@ -197,10 +197,10 @@ class FrameReader(HeldReader):
         pair, order, deliver = self.pair, self._order, partial(send, frames)
         call: Callable[..., None] = order.due if waits or blocks else order.arrive
         args = (order.add(deliver, waits=waits, blocks=blocks),) if waits or blocks else (order.enter(), deliver)
-        if pair.paced is None or pair.exchange is None:
+        if pair.paced is None or pair.link_rpc is None:
             self._on_control_verdict(now, Deliver(now), call, args)
         else:
-            pair.paced.offer(now, self, len(frames), pair.exchange, False, self._on_control_verdict, call, args)
+            pair.paced.offer(now, self, len(frames), pair.link_rpc, False, self._on_control_verdict, call, args)
 
     def answer_ping(self, ack: bytes, now: float) -> None:
         """Let a ping turn round where the link ends.
@@ -210,10 +210,10 @@ class FrameReader(HeldReader):
         it opens ever more.
         """
         pair = self.pair
-        if pair.paced is None or pair.exchange is None:
+        if pair.paced is None or pair.link_rpc is None:
             self.writer.send(ack)
         else:
-            pair.paced.offer(now, self, len(ack), pair.exchange, False, self._on_answer_verdict, ack, express=True)
+            pair.paced.offer(now, self, len(ack), pair.link_rpc, False, self._on_answer_verdict, ack, express=True)
 
     def grant(self, nbytes: int) -> None:
         """Let this peer send more, as the other one does: as far as the link has use for it."""
@@ -308,7 +308,7 @@ class FrameReader(HeldReader):
 
     def _offer(self, now: float, stream: Stream, run: bytes) -> None:
         end, ticket = stream.ended[self.index], self._order.enter()
-        stream.paced.offer(now, self, len(run), stream.exchange, end, self._on_verdict, stream, run, ticket)
+        stream.paced.offer(now, self, len(run), stream.link_rpc, end, self._on_verdict, stream, run, ticket)
 
     def _on_verdict(self, now: float, verdict: Deliver | Fail, stream: Stream, run: bytes, ticket: int) -> None:
         if stream.lost:

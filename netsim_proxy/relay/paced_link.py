@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from hypergpu.netsim_proxy.link.link import Link
-from hypergpu.netsim_proxy.link.outcomes import DIRECTIONS, Cause, Deliver, Direction, Exchange, Fail, Hold
+from hypergpu.netsim_proxy.link.outcomes import DIRECTIONS, Blocked, Cause, Deliver, Direction, Fail, LinkRpc
 from hypergpu.netsim_proxy.relay.agenda import Agenda
 
 
@@ -56,7 +56,7 @@ _PIECE_BYTES: Final = (16 << 10, 256 << 10)
 
 _ENDS_CONNECTION: Final = (Cause.LIMIT_DATA, Cause.LIMIT_TIME)
 
-_Piece = tuple[Reader, int, Exchange, bool, Callable[..., None], tuple[Any, ...]]
+_Piece = tuple[Reader, int, LinkRpc, bool, Callable[..., None], tuple[Any, ...]]
 
 
 class PacedLink:
@@ -100,7 +100,7 @@ class PacedLink:
         now: float,
         reader: Reader,
         nbytes: int,
-        exchange: Exchange,
+        link_rpc: LinkRpc,
         end: bool,
         on_verdict: Callable[..., None],
         *args: Any,
@@ -112,14 +112,14 @@ class PacedLink:
         """
         held = self._held[reader.index]
         if not held:
-            verdict = self.link.offer(now, reader.direction, nbytes, exchange, end=end, express=express)
-            if not isinstance(verdict, Hold):
+            verdict = self.link.offer(now, reader.direction, nbytes, link_rpc, end=end, express=express)
+            if not isinstance(verdict, Blocked):
                 self._pass_verdict(now, reader, verdict, on_verdict, args)
                 return
             self._retry_at(verdict)
             if verdict.cause is Cause.HALF_OPEN:
                 return
-        held.append((reader, nbytes, exchange, end, on_verdict, args))
+        held.append((reader, nbytes, link_rpc, end, on_verdict, args))
         self.begin_transit(now, reader, nbytes)
 
     def count_passed(self, direction: Direction, nbytes: int) -> None:
@@ -213,14 +213,14 @@ class PacedLink:
         in_queue = path.queue_bytes or min(path.queue_limit, _QUEUE_BYTES)
         self._full_at[index] = int(min(in_path, _PATH_BYTES)) + in_queue
         self._room_below[index] = self._full_at[index] - in_queue // 2
-        self.window_bytes[index] = max(link.appetite_bytes(direction), _LEAST_WINDOW_BYTES)
+        self.window_bytes[index] = max(link.useful_window_bytes(direction), _LEAST_WINDOW_BYTES)
 
     def _on_change_due(self, now: float, due: float) -> None:
         if due == self._next_change:
             self._next_change = math.inf
             self.changed(now)
 
-    def _retry_at(self, verdict: Hold) -> None:
+    def _retry_at(self, verdict: Blocked) -> None:
         if verdict.cause is not Cause.HALF_OPEN:  # that is for good, and the connection has been silenced
             self._agenda.at(verdict.until, self._offer_held)
 
@@ -230,14 +230,14 @@ class PacedLink:
 
     def _offer_first_of(self, now: float, held: deque[_Piece]) -> None:
         while held:
-            reader, nbytes, exchange, end, on_verdict, args = held[0]
-            verdict = self.link.offer(now, reader.direction, nbytes, exchange, end=end)
-            if isinstance(verdict, Hold) and verdict.cause is not Cause.HALF_OPEN:
+            reader, nbytes, link_rpc, end, on_verdict, args = held[0]
+            verdict = self.link.offer(now, reader.direction, nbytes, link_rpc, end=end)
+            if isinstance(verdict, Blocked) and verdict.cause is not Cause.HALF_OPEN:
                 self._retry_at(verdict)
                 return
             held.popleft()
             self.end_transit(now, reader, nbytes)
-            if not isinstance(verdict, Hold):
+            if not isinstance(verdict, Blocked):
                 self._pass_verdict(now, reader, verdict, on_verdict, args)
 
     def _pass_verdict(

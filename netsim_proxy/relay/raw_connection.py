@@ -3,7 +3,7 @@
 Bytes are offered to the link in pieces and written when they are due. No I/O: driven as `ConnectionPair` is.
 """
 
-from hypergpu.netsim_proxy.link.outcomes import DOWN, UP, Deliver, Direction, Exchange, Fail
+from hypergpu.netsim_proxy.link.outcomes import DOWN, UP, Deliver, Direction, Fail, LinkRpc
 from hypergpu.netsim_proxy.relay.agenda import Agenda
 from hypergpu.netsim_proxy.relay.effects import Close, Closed, EndWriting
 from hypergpu.netsim_proxy.relay.frame_writer import FrameWriter
@@ -17,7 +17,7 @@ class RawConnectionPair:
     def __init__(self, now: float, paced: PacedLink, agenda: Agenda, number: int) -> None:
         self.number, self.paced, self.agenda = number, paced, agenda
         self.closed = False
-        self.exchange: Exchange = paced.link.connect(now, number)
+        self.link_rpc: LinkRpc = paced.link.connect(now, number)
         self.readers = RawReader(self, UP), RawReader(self, DOWN)
         self._silent = False
 
@@ -87,7 +87,7 @@ class RawReader(HeldReader):
                 break
             piece = data[at : at + int(min(paced.piece_bytes[self.index], left))]
             at += len(piece)
-            paced.offer(now, self, len(piece), self.pair.exchange, False, self._on_verdict, piece)
+            paced.offer(now, self, len(piece), self.pair.link_rpc, False, self._on_verdict, piece)
         if paced.link.allowance(self.pair.number, self.direction) <= 0:
             self.pair.close_after_delivery(now)
 
@@ -95,7 +95,7 @@ class RawReader(HeldReader):
         """Take in that nothing more comes from this end."""
         if reset or not self.has_ended:
             self.has_ended = True
-            self.pair.paced.offer(now, self, 0, self.pair.exchange, True, self._on_end_verdict, reset)
+            self.pair.paced.offer(now, self, 0, self.pair.link_rpc, True, self._on_end_verdict, reset)
 
     def _on_verdict(self, now: float, verdict: Deliver | Fail, piece: bytes) -> None:
         if isinstance(verdict, Fail):

@@ -1,6 +1,6 @@
 """State of one RPC in the relay."""
 
-from hypergpu.netsim_proxy.link.outcomes import Exchange
+from hypergpu.netsim_proxy.link.outcomes import LinkRpc
 from hypergpu.netsim_proxy.relay.paced_link import PacedLink
 
 
@@ -11,13 +11,13 @@ class Stream:
     on a slow link must not hold up one on a fast link.
     """
 
-    __slots__ = ("ended", "exchange", "failed", "id", "lost", "opened", "paced", "ready_at", "reset", "upstream_id")
+    __slots__ = ("ended", "failed", "id", "link_rpc", "lost", "opened", "paced", "ready_at", "reset", "upstream_id")
 
-    def __init__(self, stream_id: int, paced: PacedLink, exchange: Exchange) -> None:
+    def __init__(self, stream_id: int, paced: PacedLink, link_rpc: LinkRpc) -> None:
         self.id = stream_id
         self.upstream_id = 0
         self.paced = paced
-        self.exchange = exchange
+        self.link_rpc = link_rpc
         # Pairs of (up, down):
         self.ready_at = [0.0, 0.0]  # when the last of what was offered is due: nothing overtakes within a stream
         self.opened = [False, False]  # headers have been delivered

@@ -277,8 +277,8 @@ async def test_metrics_tell_what_links_did(ports: LinkRegistry) -> None:
     registry, lateness = CollectorRegistry(), DeliveryLateness(bound_seconds=0.001)
     metrics.register(registry, ports, lateness)
     link = ports.known("node_1").link
-    exchange = link.begin(0.0)
-    link.offer(0.0, Direction.UP, 1000, exchange)
+    rpc = link.begin(0.0)
+    link.offer(0.0, Direction.UP, 1000, rpc)
     lateness.observe(0.0003)
     lateness.observe(0.5)
     labels = {"link": "node_1", "direction": "up"}

@@ -38,13 +38,13 @@ def record(proxy: Any, node_id: str, calls: Calls) -> None:
 
 def replay(calls: Calls, seed: int) -> list[Any]:
     link, out = Link("node_1", find_profile("unstable"), seed), []
-    exchanges: dict[int, Any] = {}
+    rpcs: dict[int, Any] = {}
     for name, args, kwargs, answer in calls:
         if name == "offer":
-            now, direction, nbytes, exchange = args
-            out.append(link.offer(now, direction, nbytes, exchanges[id(exchange)], **kwargs))
+            now, direction, nbytes, rpc = args
+            out.append(link.offer(now, direction, nbytes, rpcs[id(rpc)], **kwargs))
         else:
-            exchanges[id(answer)] = getattr(link, name)(*args, **kwargs)
+            rpcs[id(answer)] = getattr(link, name)(*args, **kwargs)
     return out
 
 

@@ -46,8 +46,8 @@ def test_where_tcp_is_slow_heartbeats_wait_for_a_part_of_a_long_message_only() -
     )
 
     def beat() -> None:
-        exchange = tested.link.begin(time.now)
-        verdict = tested.link.offer(time.now, Direction.UP, 900, exchange, end=True)
+        link_rpc = tested.link.begin(time.now)
+        verdict = tested.link.offer(time.now, Direction.UP, 900, link_rpc, end=True)
         assert isinstance(verdict, Deliver)
         waits.append(verdict.at - time.now)
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from hypergpu.common.errors import InvalidInput, UnknownName
-from hypergpu.netsim_proxy.link import Deliver, Direction, Fail, Hold, Link, NetworkEvent, NetworkSimulator
+from hypergpu.netsim_proxy.link import Blocked, Deliver, Direction, Fail, Link, NetworkEvent, NetworkSimulator
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.outcomes import Cause
 from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
@@ -27,7 +27,9 @@ def event(kind: str, **fields: object) -> NetworkEvent:
     return NetworkEvent(kind, "n", **fields)  # type: ignore[arg-type]
 
 
-def offer(link: Link, way: Direction, now: float = 1.0, nbytes: int = 0, connection: int = 0) -> Deliver | Fail | Hold:
+def offer(
+    link: Link, way: Direction, now: float = 1.0, nbytes: int = 0, connection: int = 0
+) -> Deliver | Fail | Blocked:
     return link.offer(now, way, nbytes, link.begin(now, connection))
 
 
@@ -44,8 +46,8 @@ def test_a_spike_lengthens_a_round_trip_by_the_same_whatever_its_direction(
     link = link_with(event("latency_spike", added_ms=200, direction=direction))
     assert [delay(link, UP), delay(link, DOWN)] == [pytest.approx(up), pytest.approx(down)]
     assert [*link.latency_bounds_ms(UP)] == [pytest.approx(up * 1000)] * 2
-    exchange = link.begin(1.0)
-    assert link._round_trip(exchange) == pytest.approx(0.22)
+    rpc = link.begin(1.0)
+    assert link._round_trip(rpc) == pytest.approx(0.22)
 
 
 def test_a_factor_and_a_collapse_act_on_their_path_alone() -> None:
@@ -61,7 +63,7 @@ def test_a_factor_and_a_collapse_act_on_their_path_alone() -> None:
 def test_a_path_that_is_blocked_leaves_the_other_open(kind: str, direction: str, blocked: Direction) -> None:
     figures = {"flap": {"period_seconds": 40.0}, "timeout": {"close_after_seconds": 60.0}}.get(kind, {})
     link = link_with(event(kind, direction=direction, duration_seconds=20, **figures))
-    assert offer(link, blocked) == Hold(
+    assert offer(link, blocked) == Blocked(
         20.0, Cause({"disconnect": "disconnected", "partition": "partitioned", "flap": "flapping"}.get(kind, kind))
     )
     assert isinstance(offer(link, blocked.opposite), Deliver)
@@ -96,10 +98,10 @@ def test_blocks_of_two_paths_block_the_link_until_the_first_ends() -> None:
 
 def test_connections_may_be_forgotten_in_one_direction() -> None:
     link = Link("n", LINE, 0)
-    exchange = link.begin(0.0, 7)
+    rpc = link.begin(0.0, 7)
     link.apply(event("disconnect", mode="half_open", direction="down"), 1.0)
-    assert link.offer(2.0, DOWN, 1, exchange) == Hold(math.inf, Cause.HALF_OPEN)
-    assert isinstance(link.offer(2.0, UP, 1, exchange), Deliver)
+    assert link.offer(2.0, DOWN, 1, rpc) == Blocked(math.inf, Cause.HALF_OPEN)
+    assert isinstance(link.offer(2.0, UP, 1, rpc), Deliver)
     assert isinstance(offer(link, DOWN, 2.0, connection=8), Deliver)
     link.disconnect(7)
     assert not link.is_disturbed(3.0) or isinstance(offer(link, DOWN, 3.0, connection=7), Deliver)
@@ -138,7 +140,7 @@ def test_a_recovery_of_one_direction_leaves_the_other_as_it_was() -> None:
         event("latency_spike", added_ms=600, direction="up"),
     )
     link.apply(event("recovery", direction="up"), 1.0)
-    assert delay(link, UP) == pytest.approx(0.01) and isinstance(offer(link, DOWN), Hold)
+    assert delay(link, UP) == pytest.approx(0.01) and isinstance(offer(link, DOWN), Blocked)
     assert link.event_summaries(1.0) == ["partition on n: down", "latency_spike on n: down, +200 ms"]
     link.apply(event("recovery", direction="down"), 1.0)
     assert delay(link, DOWN) == pytest.approx(0.01) and link.state(1.0) == "up"
@@ -171,10 +173,10 @@ def test_a_connection_lasts_so_long_from_the_event_or_from_its_beginning(kind: s
     link.apply(event(kind, close_after_seconds=5), 10.0)
     new = link.begin(12.0, 2)
     assert (link.closes_at(1, 12.0), link.closes_at(2, 12.0)) == (15.0, 17.0)
-    assert isinstance(link.offer(12.0, UP, 1, old), Deliver if passes else Hold)
+    assert isinstance(link.offer(12.0, UP, 1, old), Deliver if passes else Blocked)
     assert link.state(12.0) == ("degraded" if passes else "down")
     assert link.offer(15.0, UP, 1, old) == Fail(15.0, Cause.LIMIT_TIME)
-    assert isinstance(link.offer(16.9, UP, 1, new), Deliver if passes else Hold)
+    assert isinstance(link.offer(16.9, UP, 1, new), Deliver if passes else Blocked)
     assert link.offer(17.0, DOWN, 1, new) == Fail(17.0, Cause.LIMIT_TIME)
     link.apply(event("recovery"), 18.0)
     assert link.closes_at(2, 18.0) == math.inf and not link.limits_connections

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hypergpu.netsim_proxy.link.distributions import Uniform
-from hypergpu.netsim_proxy.link.effect import futility
+from hypergpu.netsim_proxy.link.effect import no_effect_reason
 from hypergpu.netsim_proxy.link.events import NetworkEvent
 from hypergpu.netsim_proxy.link.link import Link
 from hypergpu.netsim_proxy.link.profiles import Path, Profile, find_profile
@@ -40,7 +40,7 @@ def event(kind: str, **fields: Any) -> NetworkEvent:
     ],
 )
 def test_what_an_event_cannot_change(what: NetworkEvent, profile: Profile, reason: str) -> None:
-    assert futility(what, profile) == reason
+    assert no_effect_reason(what, profile) == reason
 
 
 def test_a_link_is_not_degraded_by_an_event_without_effect() -> None:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from hypergpu.common.errors import InvalidInput, UnknownName
-from hypergpu.netsim_proxy.link import PROFILES, Deliver, Direction, Fail, Hold, Link, NetworkEvent, Timeline
+from hypergpu.netsim_proxy.link import PROFILES, Blocked, Deliver, Direction, EventQueue, Fail, Link, NetworkEvent
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.outcomes import Cause
 from hypergpu.netsim_proxy.link.profiles import Path, Profile
@@ -12,7 +12,7 @@ UP = Direction.UP
 LINE = Profile("line", up=Path(Uniform(0.01, 0.01)), down=Path(Uniform(0.01, 0.01)))
 
 
-def send(link: Link, now: float, connection: int = 0) -> Deliver | Fail | Hold:
+def send(link: Link, now: float, connection: int = 0) -> Deliver | Fail | Blocked:
     return link.offer(now, UP, 1, link.begin(now, connection))
 
 
@@ -59,7 +59,7 @@ def test_a_reset_fails_at_once_and_a_black_hole_holds() -> None:
     assert link.state(1.0) == "down"
     assert isinstance(send(link, 2.0), Deliver)
     link.apply(NetworkEvent("disconnect", "n", mode="black_hole", duration_seconds=3), 4.0)
-    assert send(link, 5.0) == Hold(7.0, Cause.DISCONNECTED)
+    assert send(link, 5.0) == Blocked(7.0, Cause.DISCONNECTED)
     assert isinstance(send(link, 7.0), Deliver)
 
 
@@ -67,7 +67,7 @@ def test_a_half_open_link_stays_silent_on_old_connections_only() -> None:
     link = Link("n", LINE, 0)
     assert isinstance(send(link, 0.0, connection=1), Deliver)
     link.apply(NetworkEvent("disconnect", "n", mode="half_open"), 1.0)
-    assert send(link, 1e6, connection=1) == Hold(math.inf, Cause.HALF_OPEN)
+    assert send(link, 1e6, connection=1) == Blocked(math.inf, Cause.HALF_OPEN)
     assert isinstance(send(link, 2e6, connection=2), Deliver)
     link.disconnect(1)
     assert isinstance(send(link, 3e6, connection=1), Deliver)
@@ -76,7 +76,7 @@ def test_a_half_open_link_stays_silent_on_old_connections_only() -> None:
 def test_a_partition_holds_until_a_recovery() -> None:
     link = Link("n", LINE, 0)
     link.apply(NetworkEvent("partition", nodes=("n",)), 0.0)
-    assert send(link, 1.0) == Hold(math.inf, Cause.PARTITIONED)
+    assert send(link, 1.0) == Blocked(math.inf, Cause.PARTITIONED)
     assert link.state(1.0) == "partitioned"
     link.apply(NetworkEvent("recovery", "n"), 2.0)
     assert isinstance(send(link, 2.0), Deliver)
@@ -88,8 +88,8 @@ def test_a_flap_is_down_and_up_half_of_each_period() -> None:
     for second in range(6):
         for at in (10.0 + second, 10.5 + second):
             outcome = send(link, at)
-            assert isinstance(outcome, Hold if second % 2 == 0 else Deliver), at
-            if isinstance(outcome, Hold):
+            assert isinstance(outcome, Blocked if second % 2 == 0 else Deliver), at
+            if isinstance(outcome, Blocked):
                 assert outcome.until == pytest.approx(11.0 + second)
     assert isinstance(send(link, 16.0), Deliver)
     assert link.next_change == math.inf
@@ -137,7 +137,7 @@ def test_a_timeline_hands_out_each_event_once() -> None:
     spike = NetworkEvent("latency_spike", "a", scheduled_time=5.0)
     change = NetworkEvent("profile_change", "a", new_profile="poor", scheduled_round=3)
     early = NetworkEvent("flap", "a", scheduled_time=1.0)
-    timeline = Timeline([spike, change, early], start=100.0)
+    timeline = EventQueue([spike, change, early], start=100.0)
     assert timeline.next_at == 101.0
     assert timeline.due(100.5) == []
     assert timeline.due(200.0) == [(101.0, early), (105.0, spike)]

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypergpu.netsim_proxy.link import PROFILES, Deliver, Direction, Fail, Hold, Link, LossModel, NetworkEvent, Profile
+from hypergpu.netsim_proxy.link import (
+    PROFILES,
+    Blocked,
+    Deliver,
+    Direction,
+    Fail,
+    Link,
+    LossModel,
+    NetworkEvent,
+    Profile,
+)
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.outcomes import RECENT_MESSAGES, Cause, DirectionCounters
 from hypergpu.netsim_proxy.link.profiles import Loss, Path
@@ -22,13 +32,13 @@ def fixed(delay: float = 0.05, mbit: float = math.inf, loss: Loss | None = None,
 
 
 def unary(link: Link, now: float, nbytes: int = 100) -> Deliver | Fail:
-    exchange = link.begin(now)
-    request = link.offer(now, UP, nbytes, exchange, end=True)
-    assert not isinstance(request, Hold)
+    rpc = link.begin(now)
+    request = link.offer(now, UP, nbytes, rpc, end=True)
+    assert not isinstance(request, Blocked)
     if isinstance(request, Fail):
         return request
-    reply = link.offer(request.at, DOWN, nbytes, exchange, end=True)
-    assert not isinstance(reply, Hold)
+    reply = link.offer(request.at, DOWN, nbytes, rpc, end=True)
+    assert not isinstance(reply, Blocked)
     return reply
 
 
@@ -58,10 +68,10 @@ def test_a_profile_takes_the_latency_and_loses_the_share_that_it_says(
 
 def test_half_of_the_round_trip_is_on_either_path() -> None:
     link = Link("node", PROFILES["average"], seed=4)
-    exchange = link.begin(0.0)
-    request = link.offer(0.0, UP, 1, exchange, end=True)
+    rpc = link.begin(0.0)
+    request = link.offer(0.0, UP, 1, rpc, end=True)
     assert isinstance(request, Deliver)
-    reply = link.offer(10.0, DOWN, 1, exchange, end=True)
+    reply = link.offer(10.0, DOWN, 1, rpc, end=True)
     assert isinstance(reply, Deliver)
     assert request.at == pytest.approx(reply.at - 10.0, abs=1e-6)
 
@@ -69,12 +79,12 @@ def test_half_of_the_round_trip_is_on_either_path() -> None:
 def test_half_of_the_losses_never_reach_the_server() -> None:
     link, sides = Link("node", fixed(loss=Loss(1.0)), seed=2), {UP: 0, DOWN: 0}
     for i in range(4000):
-        exchange = link.begin(float(i))
-        first = link.offer(float(i), UP, 100, exchange, end=True)
+        rpc = link.begin(float(i))
+        first = link.offer(float(i), UP, 100, rpc, end=True)
         if isinstance(first, Fail):
             sides[UP] += 1
         else:
-            assert isinstance(link.offer(i + 0.5, DOWN, 100, exchange, end=True), Fail)
+            assert isinstance(link.offer(i + 0.5, DOWN, 100, rpc, end=True), Fail)
             sides[DOWN] += 1
     assert abs(sides[UP] - 2000) < 3 * math.sqrt(1000)
 
@@ -91,9 +101,9 @@ def test_a_loss_is_noticed_later_than_it_happens_and_not_by_an_infinite_time() -
 def test_long_streams_are_lost_at_any_point() -> None:
     link, points = Link("node", fixed(loss=Loss(1.0)), seed=3), []
     for i in range(600):
-        exchange = link.begin(float(i))
+        rpc = link.begin(float(i))
         sent = 0
-        while isinstance(link.offer(float(i), DOWN, 16_384, exchange), Deliver) and sent < 80 << 20:
+        while isinstance(link.offer(float(i), DOWN, 16_384, rpc), Deliver) and sent < 80 << 20:
             sent += 16_384
         if sent < 80 << 20:
             points.append(sent)
@@ -110,13 +120,13 @@ def test_nothing_is_lost_in_the_transport_model() -> None:
 
 def test_messages_of_a_stream_get_draws_of_their_own_and_pieces_of_one_share_it() -> None:
     link = Link("node", PROFILES["average"], seed=5)
-    exchange = link.begin(0.0)
-    first = link.offer(0.0, UP, 1000, exchange)
-    second = link.offer(0.001, UP, 1000, exchange)
+    rpc = link.begin(0.0)
+    first = link.offer(0.0, UP, 1000, rpc)
+    second = link.offer(0.001, UP, 1000, rpc)
     assert isinstance(first, Deliver)
     assert isinstance(second, Deliver)
     assert second.at - 0.001 == pytest.approx(first.at, abs=0.001)
-    later = [link.offer(float(i), UP, 1000, exchange) for i in range(1, 50)]
+    later = [link.offer(float(i), UP, 1000, rpc) for i in range(1, 50)]
     delays = [outcome.at - i for i, outcome in enumerate(later, start=1) if isinstance(outcome, Deliver)]
     assert len({round(delay, 6) for delay in delays}) == 49
     assert 0.025 <= min(delays) < max(delays) <= 0.0752
@@ -268,10 +278,10 @@ def test_what_belongs_to_no_rpc_is_delayed_and_never_lost() -> None:
 
 def test_a_profile_change_lets_the_queue_go_on_at_the_new_rate() -> None:
     link = Link("node", fixed(delay=0.0, mbit=8), seed=0)
-    exchange = link.begin(0.0)
-    link.offer(0.0, UP, 1_000_000, exchange)
+    rpc = link.begin(0.0)
+    link.offer(0.0, UP, 1_000_000, rpc)
     link.set_profile(fixed(delay=0.0, mbit=4), 0.5)
-    after = link.offer(0.5, UP, 1000, exchange)
+    after = link.offer(0.5, UP, 1000, rpc)
     assert isinstance(after, Deliver)
     assert after.at == pytest.approx(0.5 + 501_000 * 8 / 4e6)
 
@@ -279,12 +289,12 @@ def test_a_profile_change_lets_the_queue_go_on_at_the_new_rate() -> None:
 def test_a_collapse_slows_transfers_in_progress() -> None:
     for model in LossModel:
         link = Link("node", fixed(delay=0.01, mbit=80, queue=65_536), seed=0, loss_model=model)
-        exchange = link.begin(0.0)
+        rpc = link.begin(0.0)
         now, arrived = 0.0, 0.0
         for piece in range(100):
             if piece == 50:
                 link.apply(NetworkEvent("bandwidth_collapse", "node", factor=0.1), now)
-            outcome = link.offer(now, UP, 65_536, exchange)
+            outcome = link.offer(now, UP, 65_536, rpc)
             assert isinstance(outcome, Deliver)
             arrived, now = outcome.at, max(now, link.room_at(now, UP))
         assert arrived == pytest.approx(50 * 65_536 / 10e6 + 50 * 65_536 / 1e6, rel=0.15)
@@ -294,9 +304,9 @@ def test_a_collapse_slows_transfers_in_progress() -> None:
 def test_what_is_express_overtakes_the_queue_and_takes_none_of_it(loss_model: LossModel) -> None:
     path = Path(Uniform(0.01, 0.01), bandwidth_mbit=8)
     link = Link("n", Profile("p", path, path), 1, loss_model=loss_model)
-    exchange, control = link.begin(0.0, 1), link.connect(0.0, 1)
-    first = link.offer(0.0, Direction.UP, 100_000, exchange)
+    rpc, control = link.begin(0.0, 1), link.connect(0.0, 1)
+    first = link.offer(0.0, Direction.UP, 100_000, rpc)
     assert link.offer(0.0, Direction.UP, 17, control, express=True) == Deliver(0.01)
-    second = link.offer(0.0, Direction.UP, 100_000, exchange)
+    second = link.offer(0.0, Direction.UP, 100_000, rpc)
     assert isinstance(first, Deliver) and isinstance(second, Deliver)
     assert first.at > 0.1 and second.at > 0.2

@@ -113,11 +113,11 @@ def test_a_packet_alone_that_is_lost_waits_for_the_timeout() -> None:
 def test_pieces_take_about_as_long_as_the_whole(rtt: float, mbit: float, loss: float) -> None:
     def took(piece: int, seed: int) -> float:
         link = Link("n", plain_profile(rtt, mbit, loss), seed, loss_model=LossModel.TRANSPORT)
-        exchange, now, left, at = link.begin(0.0), 0.0, 2_000_000, 0.0
+        rpc, now, left, at = link.begin(0.0), 0.0, 2_000_000, 0.0
         while left:
             size = min(piece, left)
             left -= size
-            outcome = link.offer(now, Direction.UP, size, exchange, end=not left)
+            outcome = link.offer(now, Direction.UP, size, rpc, end=not left)
             assert isinstance(outcome, Deliver)
             assert outcome.at >= at
             at, now = outcome.at, max(now, link.room_at(now, Direction.UP))
@@ -131,11 +131,11 @@ def test_pieces_take_about_as_long_as_the_whole(rtt: float, mbit: float, loss: f
 
 def test_flows_share_the_bandwidth_of_their_link() -> None:
     link = Link("n", plain_profile(10, 80), 0, loss_model=LossModel.TRANSPORT)
-    exchanges = [link.begin(0.0, connection) for connection in range(4)]
+    rpcs = [link.begin(0.0, connection) for connection in range(4)]
     now, last = 0.0, 0.0
     for _ in range(40):
-        for exchange in exchanges:
-            outcome = link.offer(now, Direction.UP, 65_536, exchange)
+        for rpc in rpcs:
+            outcome = link.offer(now, Direction.UP, 65_536, rpc)
             assert isinstance(outcome, Deliver)
             last = max(last, outcome.at)
     assert last >= 160 * 65_536 / 10e6

@@ -15,7 +15,7 @@ import pytest
 from hypergpu import NetworkSimulator
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.keyed_random import KeyedRandom
-from hypergpu.netsim_proxy.link import Deliver, Direction, Hold, Link, LossModel, NetworkEvent
+from hypergpu.netsim_proxy.link import Blocked, Deliver, Direction, Link, LossModel, NetworkEvent
 from hypergpu.netsim_proxy.link.distributions import LogNormal, Uniform
 from hypergpu.netsim_proxy.link.outcomes import Cause
 from hypergpu.netsim_proxy.link.profiles import LAST_MILES, PROFILES, Loss, Profile, find_profile, symmetric
@@ -47,15 +47,15 @@ EVENTS = {
 
 def outcome(link: Link, now: float, direction: Direction, nbytes: int, connection: int) -> str:
     """Offer a message in pieces of 64 KiB, and tell what came of the last."""
-    exchange = link.begin(now, connection)
+    rpc = link.begin(now, connection)
     left = nbytes
     while True:
         piece = min(left, 65_536)
         left -= piece
-        result = link.offer(now, direction, piece, exchange, end=not left)
+        result = link.offer(now, direction, piece, rpc, end=not left)
         if not isinstance(result, Deliver):
-            what = "held until" if isinstance(result, Hold) else "fails at"
-            return f"{what} {result.at if not isinstance(result, Hold) else result.until:.6f} ({result.cause})"
+            what = "held until" if isinstance(result, Blocked) else "fails at"
+            return f"{what} {result.at if not isinstance(result, Blocked) else result.until:.6f} ({result.cause})"
         if not left:
             return f"arrives {result.at:.6f}"
 
@@ -77,7 +77,7 @@ def story_of_profile(profile: Profile, loss_model: LossModel) -> Iterator[str]:
         path = profile.up if direction is UP else profile.down
         latencies = " ".join(f"{1000 * path.latency.at(u):.4f}" for u in (0.01, 0.25, 0.5, 0.75, 0.99))
         yield f"  {direction}: {path.bandwidth_mbit:g} Mbit/s, queue {path.queue_limit:.0f} B"
-        yield f"  {direction}: latency ms at quantiles {latencies}, wants {link.appetite_bytes(direction):.0f} B"
+        yield f"  {direction}: latency ms at quantiles {latencies}, wants {link.useful_window_bytes(direction):.0f} B"
     yield from calls(link, 0.0, 9)
     for direction in (UP, DOWN):
         counters = link.counters(direction)
@@ -178,14 +178,14 @@ def uneven(correlation: float = 0.0, loss: float = 0.0) -> Profile:
 
 def stream(link: Link, now: float, connection: int) -> Iterator[str]:
     """Messages of one RPC, some of which begin when the one before has arrived, and some before that."""
-    exchange = link.begin(now, connection)
+    rpc = link.begin(now, connection)
     for number, (pause, direction, nbytes) in enumerate(
         ((0.0, UP, 900), (0.001, UP, 70_000), (0.5, DOWN, 40_000), (0.5, UP, 10), (0.0, DOWN, 200_000), (0.8, DOWN, 5))
     ):
         now += pause
-        result = link.offer(now, direction, nbytes, exchange, end=number >= 4, express=nbytes == 10)
+        result = link.offer(now, direction, nbytes, rpc, end=number >= 4, express=nbytes == 10)
         told = f"arrives {result.at:.6f}" if isinstance(result, Deliver) else f"{result}"
-        yield f"  {now:.3f} {direction} {nbytes} B: {told}, lost on {exchange.lost_on} after {exchange.lost_after:.0f}"
+        yield f"  {now:.3f} {direction} {nbytes} B: {told}, lost on {rpc.lost_on} after {rpc.lost_after:.0f}"
         if not isinstance(result, Deliver):
             return
 
@@ -210,7 +210,7 @@ def story_of_streams() -> Iterator[str]:
             counters = link.counters(direction)
             yield (
                 f"  {direction}: {low:.4f} to {high:.4f} ms, {link.bandwidth_mbit(direction):g} Mbit/s, wants "
-                f"{link.appetite_bytes(direction):.0f} B, {counters.recent_seconds:.6f} s of {counters.messages}"
+                f"{link.useful_window_bytes(direction):.0f} B, {counters.recent_seconds:.6f} s of {counters.messages}"
             )
         link.settle()
         link.disconnect(3)
