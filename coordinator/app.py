@@ -30,6 +30,7 @@ from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.shards import ShardTable
 from hypergpu.coordinator.core.same_run import Difference
 from hypergpu.coordinator.engine import Engine
+from hypergpu.coordinator.engine_dependencies import EngineDependencies
 from hypergpu.coordinator.health import Health, Part
 from hypergpu.coordinator.held_out import HeldOut, evaluation_device
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
@@ -41,7 +42,6 @@ from hypergpu.coordinator.run_dir import RunDir
 from hypergpu.coordinator.saved_state import SavedState
 from hypergpu.coordinator.scrape_targets import ScrapeRule
 from hypergpu.coordinator.scraper import Scraper
-from hypergpu.coordinator.seams import Seams
 from hypergpu.coordinator.spill import spilled_buffer
 from hypergpu.coordinator.training import TrainingService
 from hypergpu.coordinator.uploads import Disk, Uploads
@@ -128,22 +128,22 @@ class Coordinator:
             self.links = LinkTelemetry(self.orchestrator)
             health = Health(self.registry)
             metrics = Metrics(self.registry, held_out.metric)
-            seams = Seams(self.run_dir, files, metrics, held_out.evaluate, self.links, health)
+            dependencies = EngineDependencies(self.run_dir, files, metrics, held_out.evaluate, self.links, health)
             if self._found is not None:
                 _take_over(self._found.state, machine)
                 spent = self.run_dir.spent()
-                seams.before = replace(spent, seconds=max(spent.seconds, self._found.state.elapsed_seconds))
-            seams.stays, seams.identity = config.server.stay, task_identity
+                dependencies.before = replace(spent, seconds=max(spent.seconds, self._found.state.elapsed_seconds))
+            dependencies.stays, dependencies.identity = config.server.stay, task_identity
             self._scrape_rule = ScrapeRule(config.server.scrape_hosts)
             disk = Disk(
                 partial(spilled_buffer, options.out),
                 config.server.upload_disk_bytes,
-                health.teller(Part.SPILL),
+                health.reporter(Part.SPILL),
             )
             uploads = Uploads(flat.manifest.total_bytes, config.server.upload_memory_bytes, disk)
-            self.engine = Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model, uploads, seams)
+            self.engine = Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model, uploads, dependencies)
             self._node_series = NodeMetricsCollector(
-                self.registry, machine, self.orchestrator, self.engine.health.teller(Part.NODE_SERIES)
+                self.registry, machine, self.orchestrator, self.engine.health.reporter(Part.NODE_SERIES)
             )
             if_it_fails.pop_all()
 
@@ -165,16 +165,16 @@ class Coordinator:
             stack.callback(http.close)
             self._begin()  # only after everything that can fail
             health = self.engine.health
-            health.beat()
-            stack.callback(health.rest)
+            health.start_monitoring()
+            stack.callback(health.stop_monitoring)
             stack.push_async_callback(self.engine.close)
-            retries = PeriodicTask(self.engine.retry, _RETRY_SECONDS, health.teller(Part.RETRY))
+            retries = PeriodicTask(self.engine.retry, _RETRY_SECONDS, health.reporter(Part.RETRY))
             retries.start()
             stack.push_async_callback(retries.stop)
             await server.start()
             stack.push_async_callback(server.stop, 1.0)
             if self.config.server.scrape_nodes:
-                scraper = Scraper(self.engine, self.links, self.config, health.teller(Part.SCRAPER))
+                scraper = Scraper(self.engine, self.links, self.config, health.reporter(Part.SCRAPER))
                 stack.push_async_callback(scraper.stop)
                 scraper.start()
             self._node_series.start()

@@ -21,11 +21,11 @@ from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.state import RunState
 from hypergpu.coordinator.core.score import Score
 from hypergpu.coordinator.core.session import EndPull, Pull, Reply, Request, Session, Update
+from hypergpu.coordinator.engine_dependencies import EngineDependencies
 from hypergpu.coordinator.event_broadcaster import EventBroadcaster
 from hypergpu.coordinator.health import Part
 from hypergpu.coordinator.records import Records
 from hypergpu.coordinator.run_records import RunEvent, node_row, outcome, round_row
-from hypergpu.coordinator.seams import Seams
 from hypergpu.coordinator.uploads import Uploads
 
 log = structlog.get_logger()
@@ -60,34 +60,37 @@ class Engine:
         uploads: what is on its way in.
     """
 
-    def __init__(self, run_id: str, machine: RoundMachine, model: GlobalModel, uploads: Uploads, seams: Seams) -> None:
-        self.run_id = run_id
-        self.machine = machine
+    def __init__(
+        self, run_id: str, machine: RoundMachine, model: GlobalModel, uploads: Uploads, dependencies: EngineDependencies
+    ) -> None:
+        self.run_id, self.machine = run_id, machine
         self.model = model
         self.uploads = uploads
         uploads.deadline = lambda: machine.deadline_at
-        self.metrics = seams.metrics
+        self.metrics = dependencies.metrics
         self.feed = EventBroadcaster()
         self.finished = asyncio.Event()
         """Event that is set when the run is over and its results are on disk."""
         self.failure = ""
         """Reason why the run ended with an error; empty otherwise."""
-        self.stays = seams.stays
+        self.stays = dependencies.stays
         """Whether the coordinator keeps serving after the end of the run."""
         self.restart_asked = asyncio.Event()
         """Event that is set when a user requests a new run in place of this one."""
-        self.identity = seams.identity
-        self.session = Session(run_id, machine, seams.links, identity=seams.identity, stays=seams.stays)
+        self.identity = dependencies.identity
+        self.session = Session(
+            run_id, machine, dependencies.links, identity=dependencies.identity, stays=dependencies.stays
+        )
         """Session that answers the requests of nodes."""
-        self._seams = seams
-        self._clock = seams.clock
-        self._started_at = seams.clock() - seams.before.seconds
+        self._dependencies = dependencies
+        self._clock = dependencies.clock
+        self._started_at = dependencies.clock() - dependencies.before.seconds
         self._waiters: dict[str, asyncio.Future[ev.WorkAssigned | ev.RunOver | None]] = {}
         self._broadcast: _Broadcast | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.health = seams.health
+        self.health = dependencies.health
         self.health.on_change = self._on_health
-        self._records = Records(seams.run_dir, self.health)
+        self._records = Records(dependencies.run_dir, self.health)
         self._background = Background(self._fail)
         self._is_checkpoint_overdue = False
         self._results_unsaved: Sequence[str] = ()
@@ -246,7 +249,7 @@ class Engine:
     def communication(self, node: str, latency_ms: float, success: bool) -> None:
         """Record one finished RPC of a node."""
         if self.machine.members.get(node) is not None:
-            self._seams.links.communication(node, latency_ms, success)
+            self._dependencies.links.communication(node, latency_ms, success)
 
     def suspend(self) -> None:
         """Start no more rounds; `close` saves the run so that it can be resumed with --resume.
@@ -270,14 +273,14 @@ class Engine:
         if self._suspended and not self.finished.is_set():  # not sooner: the round that ran may have ended meanwhile
             await self._save_results()
         await self.retry()
-        self._seams.compute.shutdown(wait=True)
+        self._dependencies.compute.shutdown(wait=True)
         await self._write_results()
         await self._records.close()
         if self._results_unsaved:
             self.failure = self.failure or f"the run's result is not on the disk: {'; '.join(self._results_unsaved)}"
         if self._records.missing:
             self.failure = self.failure or f"the run's records are not complete: {self._records.missing}"
-        self._seams.run_dir.close()
+        self._dependencies.run_dir.close()
 
     # ------------------------------------------------------------ effects
 
@@ -315,7 +318,7 @@ class Engine:
                 self._ended_seconds = self.elapsed_seconds
                 self._background.spawn("ending the run", self._end_run())
                 for node in self.machine.members.connected:
-                    self._seams.links.freeze(node)
+                    self._dependencies.links.freeze(node)
             case _:
                 pass
 
@@ -332,12 +335,12 @@ class Engine:
             loss = metric = None
             if closed.evaluate:
                 with self.metrics.evaluation_seconds.time():
-                    found = await self._run(self._seams.evaluate, self.model.values)
+                    found = await self._run(self._dependencies.evaluate, self.model.values)
                 loss, metric = found.loss, found.metric
                 self._tell_metric_fault(found.fault, closed.round)
                 self.metrics.evaluated(loss, metric)
                 score = Score(closed.round, loss, metric, self.machine.metric)
-                await self._run(self._seams.files.evaluated, score)
+                await self._run(self._dependencies.files.evaluated, score)
         except Exception as error:  # the user's model or evaluation: the run can't go on, its files must
             log.exception("the round could not be ended", round=closed.round)
             detail = f"round {closed.round} could not be evaluated: {type(error).__name__}: {error}"
@@ -374,7 +377,7 @@ class Engine:
         unsaved = []
         if not await self._checkpoint(done):
             unsaved.append("its last checkpoint could not be written")
-        if not await self._save(Part.MODEL, "the model", done, self._seams.files.finish, done):
+        if not await self._save(Part.MODEL, "the model", done, self._dependencies.files.finish, done):
             unsaved.append("its model could not be written")
         self._results_unsaved = unsaved
 
@@ -393,7 +396,9 @@ class Engine:
             "metric": machine.metric_value,
             "finished": self._finish_reason or None,
         }
-        save = self._records.flush_before(self._seams.files.checkpoint)  # a resumed run needs a record of each round
+        save = self._records.flush_before(
+            self._dependencies.files.checkpoint
+        )  # a resumed run needs a record of each round
         saved = await self._save(Part.CHECKPOINT, "the checkpoint", round_number, save, round_number, state)
         self._is_checkpoint_overdue = not saved
         return saved
@@ -407,9 +412,9 @@ class Engine:
                 log.exception("a model cannot be saved", round=round_number)
             reason = str(error) or type(error).__name__
             self._record(round_number, "checkpoint_failed", f"{what} of round {round_number} was not written: {reason}")
-            self.health.tell(part, reason)
+            self.health.report(part, reason)
             return False
-        self.health.tell(part, "")
+        self.health.report(part, "")
         return True
 
     # ------------------------------------------------------------ results
@@ -434,12 +439,12 @@ class Engine:
 
     def summary(self) -> dict[str, Any]:
         """Return the summary of the run so far."""
-        before = self._seams.before.traffic
+        before = self._dependencies.before.traffic
         return {
             "run_id": self.run_id,
             "seed": self.machine.config.seed,
             **outcome(self.machine, self._finish_reason, self.elapsed_seconds),
-            **self._seams.links.summary(),
+            **self._dependencies.links.summary(),
             **{name: before.get(name, 0) + count for name, count in self.metrics.traffic().items()},
             "nodes": {row["node_id"]: row for row in self.node_rows()},
         }
@@ -458,7 +463,7 @@ class Engine:
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> "asyncio.Future[Any]":
         """Queue a function on the compute thread and return its future."""
-        return asyncio.get_running_loop().run_in_executor(self._seams.compute, partial(function, *arguments))
+        return asyncio.get_running_loop().run_in_executor(self._dependencies.compute, partial(function, *arguments))
 
     def _run_watched(self, what: str, function: Callable[..., Any], *arguments: Any) -> "asyncio.Future[Any]":
         """Queue a function on the compute thread; its failure ends the run."""

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from hypergpu.common.clock import Clock, monotonic
 
-_BEAT_SECONDS: Final = 1.0
+_TICK_SECONDS: Final = 1.0
 STALLED_SECONDS: Final = 30.0
 """Time without an iteration of the event loop after which the coordinator counts as stalled: it answers no calls."""
 _MAX_REASON: Final = 300
@@ -35,7 +35,7 @@ class Part(StrEnum):
     """Background job that retries failed writes."""
 
 
-Tell = Callable[[str], None]
+ReportState = Callable[[str], None]
 """Callback for the state of a part: the reason of a failure, or an empty string if it works."""
 
 
@@ -46,8 +46,8 @@ class Health:
         self.on_change: Callable[[Part, str], None] = lambda part, reason: None
         """Callback for changes: called with the reason when a part fails, and with an empty reason when it recovers."""
         self._clock = clock
-        self._beat_at: float | None = None
-        self._beating: asyncio.TimerHandle | None = None
+        self._ticked_at: float | None = None
+        self._next_tick: asyncio.TimerHandle | None = None
         self._reasons: dict[Part, str] = {}
         self._gauge = Gauge(
             "hypergpu_degraded", "1 while a part of the coordinator does not work.", ["part"], registry=registry
@@ -71,14 +71,14 @@ class Health:
     @property
     def stalled_seconds(self) -> float:
         """Seconds since the last iteration of the event loop if it has stalled, else 0."""
-        silent = 0.0 if self._beat_at is None else self._clock() - self._beat_at
+        silent = 0.0 if self._ticked_at is None else self._clock() - self._ticked_at
         return silent if silent > STALLED_SECONDS else 0.0
 
-    def teller(self, part: Part) -> Tell:
+    def reporter(self, part: Part) -> ReportState:
         """Return the callback with which a part reports its state."""
-        return lambda reason: self.tell(part, reason)
+        return lambda reason: self.report(part, reason)
 
-    def tell(self, part: Part, reason: str) -> None:
+    def report(self, part: Part, reason: str) -> None:
         """Record that a part works (empty reason) or fails."""
         before = self._reasons.get(part, "")
         if not reason:
@@ -91,13 +91,13 @@ class Health:
         if bool(before) != bool(reason):
             self.on_change(part, reason[:_MAX_REASON])
 
-    def beat(self) -> None:
+    def start_monitoring(self) -> None:
         """Start to monitor the event loop."""
-        self._beat_at = self._clock()
-        self._beating = asyncio.get_running_loop().call_later(_BEAT_SECONDS, self.beat)
+        self._ticked_at = self._clock()
+        self._next_tick = asyncio.get_running_loop().call_later(_TICK_SECONDS, self.start_monitoring)
 
-    def rest(self) -> None:
-        """Stop the monitoring that `beat` started."""
-        self._beat_at = None
-        if self._beating is not None:
-            self._beating.cancel()
+    def stop_monitoring(self) -> None:
+        """Stop the monitoring of the event loop."""
+        self._ticked_at = None
+        if self._next_tick is not None:
+            self._next_tick.cancel()

@@ -75,7 +75,7 @@ class Records:
         if hanging:
             waiting = f"{self._run_dir.pending_lines} lines wait in memory"
             reason = f"the disk has not taken a line of {self._run_dir.path} for {PATIENCE_SECONDS:g} s; {waiting}"
-            self._health.tell(Part.RECORDS, reason)
+            self._health.report(Part.RECORDS, reason)
 
     async def results(self, nodes: Sequence[Row], summary: Row) -> None:
         """Replace nodes.json and summary.json, on a thread."""
@@ -109,7 +109,7 @@ class Records:
         except Exception as error:
             self._failed(part, error)
         else:
-            self._health.tell(part, "")
+            self._health.report(part, "")
 
     def _keep(self, keep: Callable[[Row], None], row: Row) -> None:
         try:
@@ -122,7 +122,7 @@ class Records:
         if self._dropped > dropped:
             reason = f"too many lines wait to be written; {self._dropped} of the oldest were dropped"
             log.error(reason, out=str(self._run_dir.path))
-            self._health.tell(Part.RECORDS, reason)
+            self._health.report(Part.RECORDS, reason)
 
     def _write(self) -> None:
         """Have the thread write what is pending, unless it does so already."""
@@ -136,7 +136,7 @@ class Records:
             return
         error = writing.exception()
         if error is None:
-            self._health.tell(Part.RECORDS, "")
+            self._health.report(Part.RECORDS, "")
             self._write()  # a line that arrived just when the thread was done
         else:
             self._failed(Part.RECORDS, error)
@@ -144,4 +144,4 @@ class Records:
     def _failed(self, part: Part, error: BaseException) -> None:
         if not isinstance(error, StorageError):
             log.exception("a record cannot be written", part=part, exc_info=error)
-        self._health.tell(part, str(error) or type(error).__name__)
+        self._health.report(part, str(error) or type(error).__name__)

@@ -18,7 +18,7 @@ import structlog
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.errors import StaleWork, StorageError, Unavailable
 from hypergpu.common.tensors import Assembler, Flat
-from hypergpu.coordinator.health import Tell
+from hypergpu.coordinator.health import ReportState
 
 log = structlog.get_logger()
 
@@ -82,7 +82,7 @@ class Disk:
     """Function that makes a buffer of this many bytes on a worker thread, and raises StorageError if it cannot."""
     limit_bytes: int
     """Limit of the total size of all buffers on the disk."""
-    tell: Tell = lambda reason: None
+    report: ReportState = lambda reason: None
     """Callback for the reason why no buffer could be made; an empty reason after a success."""
 
 
@@ -214,13 +214,13 @@ class Uploads:
             buffer = await made
         except StorageError as error:
             self._disk_spare += 1
-            disk.tell(str(error))
+            disk.report(str(error))
             return None
         except BaseException:  # the stream ended; a buffer that is still being made is released with its future
             self._disk_spare += 1
             self._wake()
             raise
-        disk.tell("")
+        disk.report("")
         self._on_disk.add(id(buffer))
         return buffer
 

@@ -34,7 +34,7 @@ class Exported:
     skipped: tuple[str, ...]
     """Newer files that could not be read, and why."""
 
-    def record(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """Return it as a JSON object."""
         return {
             "path": str(self.path),

@@ -109,7 +109,7 @@ class TimeComparison:
         word = f"{max(ratio, 1 / ratio):.2f} times {'sooner' if ratio > 1 else 'later'}"
         return _sentence(f"{run} reached {goal} after {duration(mine)}, {baseline} after {duration(theirs)}: {word}.")
 
-    def record(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """Return the comparison as a JSON object."""
         return {
             "metric": self.timed_by.name,

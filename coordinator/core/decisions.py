@@ -61,7 +61,7 @@ class Decision:
         detail = self.detail
         return f"{self.kind} {self.subject}: {self.reason}" + (f" ({detail})" if detail else "")
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the decision as a JSON object."""
         return {
             "round": self.round,

@@ -100,7 +100,7 @@ def _conditions(texts: Sequence[str], scenario: Scenario) -> list[Threshold]:
 
 def _report(comparison: Comparison, conditions: Sequence[Threshold], *, as_json: bool) -> None:
     """Print a comparison; exit with 1 if a condition fails, or no run made progress."""
-    record = comparison.record()
+    record = comparison.to_dict()
     record["thresholds"] = checked = _checked(conditions, comparison, record)
     if as_json:
         print_json(record)
@@ -155,7 +155,7 @@ def _show(comparison: Comparison) -> None:
 
 
 def _cells(result: Result, count: int) -> list[str]:
-    record = result.record()
+    record = result.to_dict()
     times = Estimate(**record["time_to_target_seconds"])
     return [
         result.variant.label,

@@ -129,7 +129,7 @@ class _Demo:
             written = write_report(self.run_dir)
         verdict = "" if written.against is None else written.against.sentence(written.run)
         if self.as_json:
-            record = None if comparison is None else comparison.record() | {"verdict": verdict}
+            record = None if comparison is None else comparison.to_dict() | {"verdict": verdict}
             self.print_json(summary, record, written)
             return
         if comparison is not None:

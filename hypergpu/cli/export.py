@@ -34,7 +34,7 @@ def export(
     for reason in exported.skipped:
         say(f"{PREFIX}a newer model cannot be read: {reason}", error=True)
     if as_json:
-        print_json(exported.record())
+        print_json(exported.to_dict())
         return
     score = exported.score
     measured = "not evaluated"

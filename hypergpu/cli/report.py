@@ -28,4 +28,4 @@ def report(
     Example: hypergpu report runs/first --baseline runs/fixed --out first.html
     """
     written = write_report(find_run(run_dir), out=out, baseline=baseline and find_run(baseline))
-    say(strict_json.dumps(written.record(), indent=2) if as_json else written.path)
+    say(strict_json.dumps(written.to_dict(), indent=2) if as_json else written.path)

@@ -55,7 +55,7 @@ def simulate(
     if out is not None:
         point_latest(out)
     if as_json:
-        print_json(outcome.record())
+        print_json(outcome.to_dict())
     else:
         say("\n".join(in_words(outcome)))
         _show_nodes(outcome)

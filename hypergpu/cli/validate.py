@@ -48,7 +48,7 @@ def validate(
             found = run_both(loaded, Path(directory))
     passed = found.passes(most_error, least_agreement)
     if as_json:
-        print_json(found.record() | {"most_error": most_error, "least_agreement": least_agreement, "passed": passed})
+        print_json(found.to_dict() | {"most_error": most_error, "least_agreement": least_agreement, "passed": passed})
     else:
         _print(found, most_error, least_agreement)
     if not passed:

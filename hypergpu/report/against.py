@@ -64,7 +64,7 @@ class Against:
         hint = tag("p", caution, _ONE_PAIR, tag("code", "hypergpu compare"), " repeats it over seeds.", class_="hint")
         return tag("div", tag("p", self.sentence(run), class_="verdict"), hint)
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the headline figures of the baseline as a JSON object."""
         twin = None if self.twin is None else {"run": self.twin.name, **figures(self.twin)}
         simulated = self.baseline.is_simulated

@@ -25,15 +25,15 @@ class Report:
     run: Run
     against: Against | None
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the headline figures as a JSON object."""
         return {
             "report": str(self.path),
             "run": self.run.name,
             "state": self.run.state,
             **figures(self.run),
-            "baseline": None if self.against is None else self.against.record(),
-            "comparison": None if self.against is None else self.against.comparison_of(self.run).record(),
+            "baseline": None if self.against is None else self.against.to_dict(),
+            "comparison": None if self.against is None else self.against.comparison_of(self.run).to_dict(),
             "notes": list(self.run.notes),
         }
 

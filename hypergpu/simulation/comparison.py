@@ -62,13 +62,13 @@ class Result:
         ordered = sorted(counts.items(), key=lambda item: natural_key(item[0]))
         return {node: dict(sorted(counter.items())) for node, counter in ordered}
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return a JSON object."""
         return {
             "policy": self.variant.policy,
             "setting": self.variant.name,
             "strategies": self.variant.strategies,
-            "time_to_target_seconds": geometric_mean_of(self.times).record(),
+            "time_to_target_seconds": geometric_mean_of(self.times).to_dict(),
             "reached": len(self.times),
             f"best_{self.metric.name}": self.best,
             f"final_{self.metric.name}": self.mean("final_metric"),
@@ -89,10 +89,10 @@ class Candidate:
     against: Sequence[tuple[Result, Match]] = ()
     """The further baselines, and the figures against each."""
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return a JSON object."""
-        others = {other.variant.label: found.record() for other, found in self.against}
-        return self.result.record() | self.match.record() | {"against": others}
+        others = {other.variant.label: found.to_dict() for other, found in self.against}
+        return self.result.to_dict() | self.match.to_dict() | {"against": others}
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Comparison:
         stuck = all(len(result.given_up) == len(result.outcomes) for result in self.results)
         return self.baseline.given_up[0] if stuck else ""
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return a JSON object."""
         return {
             "scenario": self.scenario.name,
@@ -148,9 +148,9 @@ class Comparison:
             "metric": self.metric.model_dump(),
             "target_accuracy": self.target,
             "wanted_target": self.wanted,
-            "baseline": self.baseline.record(),
-            "baselines": [each.record() for each in self.baselines],
-            "candidates": [candidate.record() for candidate in self.candidates],
+            "baseline": self.baseline.to_dict(),
+            "baselines": [each.to_dict() for each in self.baselines],
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
         }
 
 

@@ -176,7 +176,7 @@ class Outcome:
     metric_fault: str = ""
     """Why the metric could not be computed."""
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return a JSON object, with the values of the metric under its name."""
         plain = asdict(self)
         for name in ("metric", "course", "losses", "final_metric", "best_metric", "target"):

@@ -19,7 +19,7 @@ class Estimate:
     ci_low: float | None = None
     ci_high: float | None = None
 
-    def record(self) -> dict[str, float | None]:
+    def to_dict(self) -> dict[str, float | None]:
         """Return a JSON object."""
         return {"mean": self.mean, "ci_low": self.ci_low, "ci_high": self.ci_high}
 

@@ -61,7 +61,7 @@ class Agreement:
         """Whether replayed rounds take as long, and the simulator's own decisions select the same nodes."""
         return self.replayed.median_error <= most_error and self.selection_agreement >= least_agreement
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return a JSON object."""
         return asdict(self) | {"metric": self.metric.model_dump()}
 

@@ -127,12 +127,12 @@ class Match:
             return f"{100 * abs(gain):.2g} points"
         return f"{figure(abs(gain))} {self.metric.unit}".rstrip()
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return a JSON object."""
         bounds = self.only_variant + self.only_reference
         return {
-            "speedup": self.speedup.record() | {"pairs": self.compared, "bounds": bounds},
-            f"{self.metric.name}_difference": self.difference.record(),
+            "speedup": self.speedup.to_dict() | {"pairs": self.compared, "bounds": bounds},
+            f"{self.metric.name}_difference": self.difference.to_dict(),
             "reached_alone": self.only_variant,
             "missed_alone": self.only_reference,
             "ruined": self.ruined,

@@ -53,7 +53,7 @@ def test_an_evaluation_takes_the_training_batch_or_what_is_set(
     tmp_path: Path, sections: dict[str, Any], largest: int
 ) -> None:
     coordinator = Coordinator(SystemConfig.model_validate(sections), TASK, Options(tmp_path))
-    coordinator.engine._seams.evaluate(coordinator.engine.model.values)
+    coordinator.engine._dependencies.evaluate(coordinator.engine.model.values)
     assert max(Watched.sizes) == largest
     coordinator.run_dir.close()
 

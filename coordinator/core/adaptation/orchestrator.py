@@ -199,7 +199,8 @@ class AdaptiveOrchestrator:
                 Optional: `accuracy` (or another main metric; None or NaN if undefined), `contributions` (a sequence
                 with a `core.rounds.events.Contribution` of each selected node, whose `waiting_seconds` is its own
                 communication), `update_norms` (mean of |update|² over the nodes, |mean update|²; the estimate of the
-                gradient noise scale needs it) and `ended` (see `RoundReport`).
+                gradient noise scale needs it) and `ended` (the nodes that restarted since the last report, and the
+                node-seconds since).
 
         Returns:
             `decisions` (immediate ones such as a rollback), `progress_per_second` and `phase`.
@@ -225,7 +226,7 @@ class AdaptiveOrchestrator:
             metric=None if accuracy is None else finite(float(accuracy)),
             contributions=metrics.get("contributions") or (),
             update_norms=metrics.get("update_norms"),
-            ended=metrics.get("ended", (0, 0.0)),
+            restarts=metrics.get("ended", (0, 0.0)),
         )
         decisions = self.finish_round(report)
         return {"decisions": decisions, "progress_per_second": self._rate, "phase": str(self.phase)}
@@ -246,7 +247,7 @@ class AdaptiveOrchestrator:
         exchange = self.record_results(contributions) if contributions else self._exchange_seconds()
         if report.update_norms is not None:
             record_noise(report.update_norms, contributions, self.batches)
-        self.batches.costs.observe_ends(*report.ended)
+        self.batches.costs.observe_ends(*report.restarts)
         steps, worth = self.batches.local_steps, self._worth()
         measured = RoundMeasurement(report.samples / steps, steps, report.seconds, exchange)
         progress, self._rate = worth.progress(measured), worth.rates([measured])[0]
@@ -297,7 +298,7 @@ class AdaptiveOrchestrator:
             `progress_per_second`, `last_round`, `rollbacks`, `snapshot_round`, `overhead` (cost of deciding), `network`
             (health summary of the links) and the latest 20 `decisions`.
         """
-        last = self._ledger.rounds[-1].record() if self._ledger.rounds else None
+        last = self._ledger.rounds[-1].to_dict() if self._ledger.rounds else None
         return {
             "phase": str(self.phase),
             "policy": str(self.policy),
@@ -312,7 +313,7 @@ class AdaptiveOrchestrator:
             "snapshot_round": self._snapshot.round if self._snapshot else None,
             "overhead": self._ledger.overhead(),
             "network": self.monitor.get_cluster_health_summary(),
-            "decisions": [decision.record() for decision in list(self._log.latest)[-20:]],
+            "decisions": [decision.to_dict() for decision in list(self._log.latest)[-20:]],
         }
 
     def get_performance_comparison(self) -> dict[str, Any]:
@@ -329,8 +330,8 @@ class AdaptiveOrchestrator:
         return {
             "status": self.get_orchestrator_status(),
             "comparison": self.get_performance_comparison(),
-            "rounds": [each.record() for each in self._ledger.rounds],
-            "decisions": [decision.record() for decision in self._log.latest],
+            "rounds": [each.to_dict() for each in self._ledger.rounds],
+            "decisions": [decision.to_dict() for decision in self._log.latest],
             "selection": self.selector.get_selection_summary(),
             "batches": self.batches.get_adaptation_summary(),
             "alerts": [alert.message for alert in self.monitor.get_alerts()],

@@ -30,7 +30,7 @@ class RoundRecord:
         """Progress per second, the objective of the adaptation."""
         return self.progress / self.seconds if self.seconds > 0 else 0.0
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the round as a JSON object; a loss that is not finite is None."""
         return {
             **asdict(self),

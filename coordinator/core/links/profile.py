@@ -41,7 +41,7 @@ class LinkProfile:
         failing = self.communications > 0 and self.reliability == 0
         return not math.isnan(self.latency_ms) or failing or self.quality is ConnectionQuality.OFFLINE
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the profile as a JSON object; a figure without a measurement is None."""
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value

@@ -44,8 +44,8 @@ class RoundReport:
     """One for each selected node."""
     update_norms: tuple[float, float] | None = None
     """(mean of |update|² over the nodes, |mean update|²)."""
-    ended: tuple[int, float] = (0, 0.0)
-    """(Processes of nodes that ended since the last report, the seconds since, summed over the nodes)."""
+    restarts: tuple[int, float] = (0, 0.0)
+    """(Nodes that restarted since the last report, node-seconds since)."""
 
 
 class Adaptation(Protocol):

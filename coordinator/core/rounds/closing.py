@@ -155,7 +155,7 @@ def round_report(closed: CloseRound, event: Evaluated, metric: float | None) -> 
         samples=closed.samples,
         contributions=closed.contributions,
         update_norms=event.update_norms,
-        ended=closed.restarts,
+        restarts=closed.restarts,
     )
 
 

@@ -36,4 +36,4 @@ class EffectBuffer(DecisionLog):
     def add(self, decision: Decision) -> None:
         """Add a decision, whoever took it."""
         super().add(decision)
-        self._effects.append(RunEvent("decision", decision.round, decision.text, decision.record(), decision))
+        self._effects.append(RunEvent("decision", decision.round, decision.text, decision.to_dict(), decision))

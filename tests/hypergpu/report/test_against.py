@@ -66,7 +66,7 @@ def test_the_two_simulated_runs_are_compared_and_labelled(demo: Path) -> None:
     for label in ("this run (real)", "simulated, with adaptation", "simulated, without"):
         assert label in text
     assert "better" not in text.partition("Learning")[0]
-    record = written.record()
+    record = written.to_dict()
     assert record["comparison"]["speedup"] == 2.0
     assert record["baseline"]["simulated"] is True
 

@@ -33,7 +33,7 @@ def test_a_candidate_is_compared_with_each_baseline() -> None:
     ((other, found),) = candidate.against
     assert other is baselines[1]
     assert found.speedup.mean == pytest.approx(0.5**0.5)
-    record = candidate.record()
+    record = candidate.to_dict()
     assert record["speedup"]["mean"] == pytest.approx(8**0.5)
     assert record["against"]["static"]["speedup"]["mean"] == pytest.approx(0.5**0.5)
     assert record["time_to_target_seconds"]["mean"] == pytest.approx(50**0.5)
@@ -44,8 +44,8 @@ def test_a_run_that_never_began_has_no_time() -> None:
     baseline = Result(Variant("none"), [stuck])
     candidate = against([baseline], result("reactive", [50.0]))
     assert candidate.match.speedup.mean is None
-    assert candidate.record()["time_to_target_seconds"] == {"mean": 50.0, "ci_low": None, "ci_high": None}
-    assert baseline.record()["given_up"] == ["waiting for nodes to join"]
+    assert candidate.to_dict()["time_to_target_seconds"] == {"mean": 50.0, "ci_low": None, "ci_high": None}
+    assert baseline.to_dict()["given_up"] == ["waiting for nodes to join"]
 
 
 def test_quarantines_are_counted_by_reason() -> None:
@@ -66,12 +66,12 @@ def test_quarantined_nodes_are_listed_by_number() -> None:
 
 def test_thresholds() -> None:
     pairs = [result("none", [10.0, 20.0])], result("reactive", [5.0, 10.0])
-    record = against(*pairs).record()
+    record = against(*pairs).to_dict()
     assert parse_threshold("speedup>=1.5").holds(record)
     assert not parse_threshold("speedup.ci_low >= 2.5").holds(record)
     assert parse_threshold("ruined<=0").holds(record)
     assert not parse_threshold("ruined>=1").holds(record)
-    one = against([result("none", [10.0])], result("reactive", [5.0])).record()
+    one = against([result("none", [10.0])], result("reactive", [5.0])).to_dict()
     assert not parse_threshold("speedup.ci_low>=0").holds(one), "one pair has no interval"
     assert parse_threshold("bytes<=10").holds(record)
     with pytest.raises(UnknownName, match="did you mean 'speedup'"):

@@ -61,7 +61,7 @@ def test_a_comparison_whose_target_no_run_reached_is_made_at_what_all_reached() 
     assert None not in [o.time_to_target_seconds for r in (found.baseline, candidate.result) for o in r.outcomes]
     assert candidate.match.speedup.mean is not None
     assert found.remark.startswith("no run reached the target of 0.01; times are to mse ")
-    record = found.record()
+    record = found.to_dict()
     assert {"best_mse", "final_mse"} <= record["baseline"].keys()
     assert "mse_difference" in record["candidates"][0]
 

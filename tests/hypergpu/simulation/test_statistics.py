@@ -46,7 +46,7 @@ def test_of_like_values_the_interval_is_a_point_and_of_few_there_is_none() -> No
     assert mean_of([2.0, 2.0]) == Estimate(2.0, 2.0, 2.0)
     assert mean_of([2.0]) == geometric_mean_of([2.0]) == Estimate(2.0)
     assert mean_of([]) == geometric_mean_of([]) == Estimate()
-    assert Estimate(2.0).record() == {"mean": 2.0, "ci_low": None, "ci_high": None}
+    assert Estimate(2.0).to_dict() == {"mean": 2.0, "ci_low": None, "ci_high": None}
 
 
 @pytest.mark.parametrize(("ups", "downs"), [(0, 0), (1, 0), (5, 0), (6, 0), (9, 1), (8, 2), (3, 3), (1, 9)])

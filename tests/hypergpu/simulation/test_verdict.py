@@ -147,7 +147,7 @@ def test_metrics_of_which_less_is_better_and_that_are_no_shares() -> None:
 
 
 def test_the_record_holds_what_the_verdict_is_made_of() -> None:
-    record = match(runs([10.0, 20.0, None, 5.0]), runs([5.0, 10.0, 7.0, None])).record()
+    record = match(runs([10.0, 20.0, None, 5.0]), runs([5.0, 10.0, 7.0, None])).to_dict()
     assert record["speedup"] == {"mean": 2.0, "ci_low": 2.0, "ci_high": 2.0, "pairs": 2, "bounds": 2}
     assert (record["reached_alone"], record["missed_alone"]) == (1, 1)
     assert (record["standing"], record["verdict"]) == ("better", "faster")

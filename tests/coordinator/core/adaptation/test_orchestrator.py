@@ -244,7 +244,7 @@ def test_a_clock_that_stands_still_and_rounds_of_no_time() -> None:
 def test_the_same_inputs_give_the_same_decisions() -> None:
     first, second = Run(flaky).rounds(15), Run(flaky).rounds(15)
     assert first.plans == second.plans
-    assert [d.record() for d in first.decisions] == [d.record() for d in second.decisions]
+    assert [d.to_dict() for d in first.decisions] == [d.to_dict() for d in second.decisions]
 
 
 def test_reports_hold_the_run_and_compare_it_with_its_warm_up() -> None:

@@ -200,7 +200,7 @@ def described(name: str) -> Iterator[str]:
     report = adaptation.export_full_report()
     report["plans"] = plans
     report["nodes"] = {node: adaptation.selector.get_node_details(node) for node in NODES}
-    report["links"] = [profile.record() for profile in adaptation.monitor.get_node_profiles(NODES)]
+    report["links"] = [profile.to_dict() for profile in adaptation.monitor.get_node_profiles(NODES)]
     report["strategies"] = {node: adaptation.batches.compare_strategies(node) for node in NODES[:2]}
     report["next"] = {"phase": str(adaptation.phase), "quality": adaptation.monitor.class_counts()}
     for key, value in sorted(report.items()):

@@ -68,7 +68,7 @@ def test_rounds_that_took_no_time_have_no_rates() -> None:
 
 
 def test_a_round_is_a_json_object() -> None:
-    row = RoundRecord(3, Phase.ADAPTIVE, 2, 64, 0.5, 1.0, math.inf, 0.25, 10, 1.5, 0.01).record()
+    row = RoundRecord(3, Phase.ADAPTIVE, 2, 64, 0.5, 1.0, math.inf, 0.25, 10, 1.5, 0.01).to_dict()
     assert (row["loss"], row["phase"], row["progress_per_second"], row["accuracy"]) == (
         None,
         "adaptive_training",

@@ -126,7 +126,7 @@ def test_an_offline_alert_tells_failures_from_silence() -> None:
 def test_asking_twice_changes_nothing() -> None:
     monitor, clock = monitor_of("a", "b")
     communicate(monitor, clock, "a", "average")
-    assert monitor.get_node_profile("a").record() == monitor.get_node_profile("a").record()
+    assert monitor.get_node_profile("a").to_dict() == monitor.get_node_profile("a").to_dict()
     assert monitor.get_cluster_health_summary() == monitor.get_cluster_health_summary()
 
 

@@ -58,7 +58,7 @@ def communicate(monitor: NetworkQualityMonitor, step: int) -> None:
 
 
 def figures(monitor: NetworkQualityMonitor, step: int) -> Iterator[str]:
-    records = [profile.record() | {"measured": profile.measured} for profile in monitor.get_node_profiles(LINKS)]
+    records = [profile.to_dict() | {"measured": profile.measured} for profile in monitor.get_node_profiles(LINKS)]
     yield "  " + " ".join(records[0])
     yield from ("  " + " ".join(shown(value) for value in record.values()) for record in records)
     rows = monitor.rows(LINKS)

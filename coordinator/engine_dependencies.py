@@ -43,7 +43,7 @@ class Links(Protocol):
 
 
 @dataclass
-class Seams:
+class EngineDependencies:
     """Dependencies of the engine: files, metrics, links and held-out data."""
 
     run_dir: RunDir
