@@ -106,7 +106,15 @@ def arrived(header: pb.UpdateHeader) -> ev.UpdateArrived:
     loss, compute_seconds, grad_norm, loss_before = (float(f) for f in figures)
     work = header.work
     return ev.UpdateArrived(
-        work.node_id, work.round, work.attempt, header.samples, loss, compute_seconds, loss_before, grad_norm
+        work.node_id,
+        work.round,
+        work.attempt,
+        header.samples,
+        loss,
+        compute_seconds,
+        loss_before,
+        grad_norm,
+        loss_after=float(header.loss_after) if header.HasField("loss_after") else None,
     )
 
 

@@ -197,6 +197,7 @@ class CoordinatorClient:
             grad_norm=update.steps[-1].grad_norm,
             loss_before=update.steps[0].loss,
             steps=len(update.steps),
+            loss_after=update.loss_after,
         )
         yield pb.UpdatePart(header=header)
         for chunk in chunks(update.flat, start):

@@ -59,6 +59,8 @@ class Update:
     flat: Flat
     steps: tuple[Step, ...]
     compute_seconds: float
+    loss_after: float | None = None
+    """Loss of the first batch after the last step; None for a single step, or if it could not be computed."""
 
     @property
     def samples(self) -> int:
@@ -231,7 +233,8 @@ class Trainer:
         self._start[changing] = self.model.values[changing]
         steps = self._run(local, parameters)
         self._write_update(local_steps, changing)
-        return Update(self._out.numpy(), tuple(steps), time.perf_counter() - began)
+        loss_after = self._loss_after(local) if local_steps > 1 else None
+        return Update(self._out.numpy(), tuple(steps), time.perf_counter() - began, loss_after)
 
     def _run(self, local: "_LocalWork", parameters: Flat) -> list[Step]:
         """Run all steps, with gradients applied during the backward pass if the model allows it."""
@@ -287,6 +290,22 @@ class Trainer:
             raise NonFiniteUpdate(f"the change of the parameters is not finite after step {last}", last)
         if out is not self._out:
             self._out.copy_(out)
+
+    def _loss_after(self, local: "_LocalWork") -> float | None:
+        """Return the loss of the first batch with the present parameters and the random numbers of the first step.
+
+        The difference to the loss before is what the work was worth, without the noise between batches.
+        """
+        inputs, targets = local.batches(0)
+        parts = math.ceil(len(inputs) / local.micro_batch) if local.micro_batch else 1
+        loss = 0.0
+        try:
+            with self._seeded(local.key):
+                for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
+                    loss += float(self._forward(x, y)[0].detach()) * len(x) / len(inputs)
+        except HyperGPUError:  # the work itself is done
+            return None
+        return loss
 
     def measure_activations(self, inputs: Tensor, targets: Tensor) -> float:
         """Return the memory of one sample between forward and backward: the sample and the tensors that autograd saves.

@@ -138,6 +138,7 @@ class ConvergenceBackend:
         self._path = 0.0
         self._loss = self._model.loss(0.0)
         self._midway: dict[tuple[int, int, float], float] = {}
+        self._after: dict[tuple[int, int, float], float] = {}
         self._last = (1, 0.0)
         self._weight = self._batches = self._steps = 0.0
 
@@ -170,8 +171,11 @@ class ConvergenceBackend:
         work = steps, order.batch_size, order.learning_rate
         midway = self._midway.get(work)
         if midway is None:  # the same for all nodes with as much work
-            midway = self._midway[work] = model.loss(self._path + 0.5 * model.progress(*work))
-        return Trained(samples, midway * (1 + noise / samples**0.5), before, before)
+            progress = model.progress(*work)
+            midway = self._midway[work] = model.loss(self._path + 0.5 * progress)
+            self._after[work] = model.loss(self._path + progress)
+        after = before * self._after[work] / self._loss
+        return Trained(samples, midway * (1 + noise / samples**0.5), before, before, loss_after=after)
 
     def add(self, weight: int) -> None:
         """Count an accepted update."""
@@ -191,6 +195,7 @@ class ConvergenceBackend:
             self._path += self._model.progress(mean_steps, self._batches, self._model.learning_rate)
             self._loss = self._model.loss(self._path)
             self._midway.clear()
+            self._after.clear()
         self.discard()
         return True
 

@@ -67,7 +67,7 @@ class GradientBackend:
         )
         self._update = update.flat
         first, last = update.steps[0], update.steps[-1]
-        return Trained(update.samples, update.loss, first.loss, last.grad_norm, norm(update.flat))
+        return Trained(update.samples, update.loss, first.loss, last.grad_norm, norm(update.flat), update.loss_after)
 
     def add(self, weight: int) -> None:
         """Add an update to the mean."""

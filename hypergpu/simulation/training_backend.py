@@ -17,6 +17,8 @@ class Trained:
     grad_norm: float
     norm: float | None = None
     """Euclidean norm of the update; None where there is none."""
+    loss_after: float | None = None
+    """Loss of the first batch after the last step; None where it is not measured."""
 
     def as_update(self, work: ev.WorkAssigned, compute_seconds: float) -> ev.UpdateArrived:
         """Return the update of this work."""
@@ -30,6 +32,7 @@ class Trained:
             self.loss_before,
             self.grad_norm,
             self.norm,
+            self.loss_after,
         )
 
 

@@ -60,6 +60,29 @@ def test_local_steps_send_the_change_of_the_parameters() -> None:
     assert (update.samples, len(update.steps)) == (128, 4)
 
 
+@pytest.mark.parametrize("micro_batch", [None, 10])
+def test_the_loss_after_the_work_is_that_of_the_first_batch_with_the_same_random_numbers(
+    micro_batch: int | None,
+) -> None:
+    whole = load_task("digits")
+    dropout = lambda: nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Dropout(0.5), nn.Linear(32, 10))  # noqa: E731
+    trainer = Trainer(Task(model=dropout, train=whole.train, test=whole.test, name="dropout"), 0)
+    parameters, batch = build(trainer.task, 0).flat(), trainer.samples(_order(1497).take(0, 32))
+
+    def work(rate: float, steps: int = 3) -> Any:
+        return trainer.work(
+            parameters, lambda _: batch, local_steps=steps, learning_rate=rate, key=(1,), micro_batch=micro_batch
+        )
+
+    still = work(1e-30)
+    assert still.loss_after == pytest.approx(still.steps[0].loss, rel=1e-5), "the same dropout as in the first step"
+    update = work(0.1)
+    assert update.loss_after is not None
+    assert update.loss_after < 0.95 * update.steps[0].loss
+    assert work(0.1, steps=1).loss_after is None, "a gradient changes nothing"
+    assert np.array_equal(work(0.1).flat, update.flat), "measuring leaves no trace"
+
+
 def test_local_steps_by_adamw_are_those_of_torch_and_begin_without_state_each_time() -> None:
     task = load_task("digits")
     trainer, order = Trainer(task, 0), _order(1497)

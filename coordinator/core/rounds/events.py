@@ -110,6 +110,8 @@ class UpdateArrived:
     grad_norm: float = 0.0
     norm: float | None = None
     """Euclidean norm of the update; None = not measured."""
+    loss_after: float | None = None
+    """Training loss of the first batch after the last step; None = not measured."""
 
 
 @message
@@ -265,6 +267,11 @@ class Contribution:
     """Time from the assignment to the accepted update, less computing; without an update, the time waited for it."""
     loss: float = 0.0
     loss_before: float = 0.0
+    """Training loss of the first batch before any step."""
+    loss_after: float | None = None
+    """Training loss of the same batch after the last step; None = not measured."""
+    learning_rate: float = 0.0
+    """Learning rate of the work; 0 = not assigned."""
     late: bool = False
     """It was still working when the round closed."""
     measured: bool = True

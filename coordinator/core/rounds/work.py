@@ -151,6 +151,8 @@ class Round:
                 waiting_seconds=max(0.0, seconds - update.compute_seconds),
                 loss=update.loss,
                 loss_before=update.loss_before,
+                loss_after=update.loss_after,
+                learning_rate=unit.learning_rate,
             )
         )
         return seconds
