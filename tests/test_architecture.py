@@ -31,7 +31,7 @@ LONG_FUNCTIONS = {
     "hypergpu/local_cluster.py: LocalCluster._start": 57,
     "hypergpu/report/charts_section.py: timeline": 44,
     "hypergpu/simulation/node.py: SimulatedNode.__init__": 42,
-    "hypergpu/simulation/run.py: simulate": 76,
+    "hypergpu/simulation/run.py: simulate": 68,
     "hypergpu/simulation/run.py: _outcome": 48,
     "netsim_proxy/relay/frame_reader.py: FrameReader.feed": 45,
 }

@@ -36,6 +36,9 @@ Baselines = Annotated[
     str,
     typer.Option(metavar="A,B,…", help=f"Fixed settings: none, {', '.join(STATIC)}, static:H=40,batch=64,close=80."),
 ]
+Oracle = Annotated[
+    bool, typer.Option("--oracle", help="Search for the best fixed setting, on other seeds, and compare with it too.")
+]
 Strategies = Annotated[str, typer.Option(metavar="BATCH/SELECTION,…", help="Strategies to try each policy with.")]
 Thresholds = Annotated[
     list[str] | None,
@@ -55,6 +58,7 @@ def compare(
     seeds: Seeds = 10,
     policies: Policies = None,
     baselines: Baselines = "none,first-80",
+    oracle: Oracle = False,
     strategies: Strategies = "",
     threshold: Thresholds = None,
     rounds: Rounds = None,
@@ -80,6 +84,7 @@ def compare(
             named,
             tried,
             baselines=split_variants(baselines),
+            oracle=oracle,
             seeds=seeds,
             jobs=jobs or usable_cpus(),
             progress=progress,
@@ -143,6 +148,11 @@ def _show(comparison: Comparison) -> None:
     for each in (*comparison.baselines, *comparison.candidates):
         table.add_row(*_cells(each.result, count), _interval(each.match.speedup), each.match.verdict.text)
     print_table(table)
+    if comparison.oracle is not None:
+        found = comparison.oracle
+        say(f"best of {found.settings} fixed settings, by {found.runs:,} runs on other seeds: {found.setting}")
+        for each in comparison.candidates:
+            say(f"{each.result.variant.label}: {_interval(each.gap)} times the time of the best fixed setting")
     if comparison.remark:
         say(comparison.remark)
     if count < _FEWEST_PAIRS:

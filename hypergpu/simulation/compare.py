@@ -4,13 +4,18 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from typing import Self
 
 from hypergpu.common.errors import InvalidInput
 from hypergpu.simulation.comparison import Comparison, Result, compared
 from hypergpu.simulation.node import Compute
+from hypergpu.simulation.oracle import grid, runs_of, tune
 from hypergpu.simulation.run import Outcome, simulate
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.variants import BASELINE, baselines_of, variants_of
+
+_LEAST_FOR_POOL = 4
+"""Runs for which it pays to start processes, each of which imports torch."""
 
 
 def compare(
@@ -19,6 +24,7 @@ def compare(
     strategies: Sequence[str] = (),
     *,
     baselines: Sequence[str] = (BASELINE,),
+    oracle: bool = False,
     seeds: int = 10,
     jobs: int = 1,
     compute: Compute | None = None,
@@ -34,6 +40,7 @@ def compare(
         policies: policies and fixed settings, as in `variants_of`.
         strategies: BATCH/SELECTION, or one of both: a candidate for each policy and each of them.
         baselines: fixed settings to compare with; `none` is the scenario's own setting without adaptation.
+        oracle: search for the best fixed setting, on other seeds, and compare with it too.
         seeds: how many.
         jobs: processes to run them in.
         compute: compute times, in place of those of the scenario's cards.
@@ -50,15 +57,20 @@ def compare(
         raise InvalidInput(
             "nothing to compare: name a policy, as in reactive, and a baseline other than it, as in none"
         )
-    variants = [*references, *candidates]
     wanted = target_of(scenario)
     scenario = scenario.changed(target_accuracy=wanted)
     numbers = range(scenario.seed, scenario.seed + seeds)
-    runs = [variant.of(scenario, seed) for variant in variants for seed in numbers]
-    outcomes = run_all(runs, jobs, compute, progress)
+    with Runner(jobs, compute, progress) as runner:
+        settings = grid(scenario) if oracle else []
+        runner.expect(seeds * (len(references) + len(candidates) + oracle) + (runs_of(len(settings)) if oracle else 0))
+        tuned = tune(scenario, runner.run, settings) if oracle else None
+        if tuned is not None:
+            references.append(tuned.variant)
+        variants = [*references, *candidates]
+        outcomes = runner.run([variant.of(scenario, seed) for variant in variants for seed in numbers])
     results = [Result(variant, outcomes[index * seeds : (index + 1) * seeds]) for index, variant in enumerate(variants)]
     count = len(references)
-    return compared(scenario, list(numbers), wanted, results[:count], results[count:])
+    return compared(scenario, list(numbers), wanted, results[:count], results[count:], oracle=tuned)
 
 
 def target_of(scenario: Scenario) -> float | None:
@@ -70,22 +82,45 @@ def target_of(scenario: Scenario) -> float | None:
     return load_task(scenario.config.training.task, scenario.seed).target
 
 
-def run_all(
-    runs: Sequence[Scenario], jobs: int, compute: Compute | None, progress: Callable[[int, int], None]
-) -> list[Outcome]:
-    """Run scenarios in several processes; return their outcomes in the same order."""
-    run_one = partial(simulate, compute=compute)
-    if jobs <= 1 or len(runs) < 4:
-        return _counted(map(run_one, runs), len(runs), progress)
-    # Spawned, since torch's threads do not survive a fork.
-    with ProcessPoolExecutor(min(jobs, len(runs)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        return _counted(pool.map(run_one, runs), len(runs), progress)
+class Runner:
+    """Runs scenarios in several processes, and reports how many are done.
 
+    Args:
+        jobs: processes.
+        compute: compute times, in place of those of the scenarios' cards.
+        progress: called with the number of runs that are done, and of those that are expected.
+    """
 
-def _counted(outcomes: Iterable[Outcome], total: int, progress: Callable[[int, int], None]) -> list[Outcome]:
-    done = []
-    progress(0, total)
-    for outcome in outcomes:
-        done.append(outcome)
-        progress(len(done), total)
-    return done
+    def __init__(self, jobs: int, compute: Compute | None, progress: Callable[[int, int], None]) -> None:
+        self._run_one = partial(simulate, compute=compute)
+        self._jobs, self._progress = jobs, progress
+        self._pool: ProcessPoolExecutor | None = None
+        self._done = self._expected = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def expect(self, runs: int) -> None:
+        """Set the number of runs that progress is measured by."""
+        self._expected = runs
+        self._progress(0, runs)
+
+    def run(self, scenarios: Sequence[Scenario]) -> list[Outcome]:
+        """Run scenarios; return their outcomes in the same order."""
+        outcomes = []
+        for outcome in self._outcomes(scenarios):
+            outcomes.append(outcome)
+            self._done += 1
+            self._progress(min(self._done, self._expected), self._expected)
+        return outcomes
+
+    def _outcomes(self, scenarios: Sequence[Scenario]) -> Iterable[Outcome]:
+        if self._jobs <= 1 or self._expected < _LEAST_FOR_POOL:
+            return map(self._run_one, scenarios)
+        if self._pool is None:  # spawned, since torch's threads do not survive a fork
+            self._pool = ProcessPoolExecutor(self._jobs, mp_context=multiprocessing.get_context("spawn"))
+        return self._pool.map(self._run_one, scenarios)

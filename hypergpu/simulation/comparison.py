@@ -7,9 +7,10 @@ from typing import Any
 
 from hypergpu.common.metric import MetricSpec
 from hypergpu.common.text import natural_key
+from hypergpu.simulation.oracle import Tuned
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario import Scenario
-from hypergpu.simulation.statistics import geometric_mean_of
+from hypergpu.simulation.statistics import Estimate, geometric_mean_of
 from hypergpu.simulation.variants import Variant
 from hypergpu.simulation.verdict import Match, match
 from hypergpu.time_to_target import value_to_compare_at
@@ -89,6 +90,12 @@ class Candidate:
     against: Sequence[tuple[Result, Match]] = ()
     """The further baselines, and the figures against each."""
 
+    @property
+    def gap(self) -> Estimate:
+        """Time to target over that of the last baseline."""
+        found = self.against[-1][1] if self.against else self.match
+        return found.speedup.inverse
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object."""
         others = {other.variant.label: found.to_dict() for other, found in self.against}
@@ -111,6 +118,8 @@ class Comparison:
     baselines: Sequence[Candidate]
     """The further baselines, each against the first."""
     candidates: Sequence[Candidate]
+    oracle: Tuned | None = None
+    """The best fixed setting, which is the last baseline; None if it was not searched for."""
 
     @property
     def metric(self) -> MetricSpec:
@@ -140,6 +149,9 @@ class Comparison:
         stuck = all(len(result.given_up) == len(result.outcomes) for result in self.results)
         return self.baseline.given_up[0] if stuck else ""
 
+    def _gaps(self) -> dict[str, Any]:
+        return {each.result.variant.label: each.gap.to_dict() for each in self.candidates}
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object."""
         return {
@@ -150,6 +162,7 @@ class Comparison:
             "wanted_target": self.wanted,
             "baseline": self.baseline.to_dict(),
             "baselines": [each.to_dict() for each in self.baselines],
+            "oracle": self.oracle.to_dict() | {"gap": self._gaps()} if self.oracle else None,
             "candidates": [candidate.to_dict() for candidate in self.candidates],
         }
 
@@ -160,6 +173,8 @@ def compared(
     wanted: float | None,
     baselines: Sequence[Result],
     candidates: Sequence[Result],
+    *,
+    oracle: Tuned | None = None,
 ) -> Comparison:
     """Compare candidates with baselines, by the time to the target or to the best value that all reached.
 
@@ -169,6 +184,7 @@ def compared(
         wanted: the target that was set.
         baselines: at least one.
         candidates: what is compared with each of them.
+        oracle: where the last baseline comes from, if it was searched for.
     """
     metric = baselines[0].metric
     courses = [outcome.as_course() for result in (*baselines, *candidates) for outcome in result.outcomes]
@@ -186,6 +202,7 @@ def compared(
         first,
         [against([first], result) for result in others],
         [against(baselines, result) for result in candidates],
+        oracle,
     )
 
 

@@ -29,6 +29,8 @@ def require_local(scenario: Scenario) -> None:
         raise InvalidInput("a local cluster has no churn, times to start or speeds: leave them out of the scenario")
     if scenario.learning != "real" or scenario.compute is not None:
         raise InvalidInput("real processes compute real gradients in their own time: leave learning and compute out")
+    if scenario.time_limit_seconds is not None:
+        raise InvalidInput("a time limit is one in virtual time: leave time_limit_seconds out of the scenario")
     if any(event.scheduled_round is None for event in scenario.network_events()):
         raise InvalidInput("the clocks of real and virtual time differ: let the scenario's events be by round")
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,27 +87,19 @@ def simulate(
         round_begins=round_begins,
     )
     sync.flush_heartbeats = coordinator.flush_heartbeats
-    connections = make_connections(scenario, time)
-    cards = compute or SimulatedCards(scenario)
-    for group in scenario.nodes:
-        for index, name in enumerate(group.names()):
-            gpu, region = cycle_value(group.gpu, index), cycle_value(group.region, index)
-            start = starts[name] if starts else Start(group.join_delay_seconds, group.setup_seconds)
-            node = nodes[name] = SimulatedNode(
-                name,
-                connections[name],
-                coordinator,
-                time,
-                cards,
-                seed=scenario.seed,
-                model_bytes=learning.model_bytes,
-                config=config,
-                info={"gpu": gpu} | ({"region": region} if region else {}),
-                setup_seconds=start.setup_seconds,
-                handling_seconds=scenario.handling_seconds,
-            )
-            begin = node.start if group.churn is None else ChurnProcess(node, group.churn, scenario.seed, time).begin
-            time.at(start.join_delay_seconds, begin)
+    make = partial(
+        SimulatedNode,
+        api=coordinator,
+        time=time,
+        compute=compute or SimulatedCards(scenario),
+        seed=scenario.seed,
+        model_bytes=learning.model_bytes,
+        config=config,
+        handling_seconds=scenario.handling_seconds,
+    )
+    _add_nodes(nodes, scenario, time, starts, make)
+    if scenario.time_limit_seconds is not None:
+        time.at(scenario.time_limit_seconds, coordinator.dispatch, ev.Stop("the time limit of the scenario"))
     stall = StallDetector.of(scenario)
     given_up = ""
     with _uncollected():
@@ -120,6 +113,26 @@ def simulate(
     given_up = given_up or recording.failure
     recording.close(time.now)
     return _outcome(scenario, recording, nodes, missed=network.missed, seconds=time.now, given_up=given_up)
+
+
+def _add_nodes(
+    nodes: dict[str, SimulatedNode],
+    scenario: Scenario,
+    time: VirtualTime,
+    starts: Mapping[str, Start] | None,
+    make: Callable[..., SimulatedNode],
+) -> None:
+    """Make the nodes of a scenario, and let each start when it is due."""
+    connections = make_connections(scenario, time)
+    for group in scenario.nodes:
+        for index, name in enumerate(group.names()):
+            gpu, region = cycle_value(group.gpu, index), cycle_value(group.region, index)
+            start = starts[name] if starts else Start(group.join_delay_seconds, group.setup_seconds)
+            info = {"gpu": gpu} | ({"region": region} if region else {})
+            node = make(name, connections[name], info=info, setup_seconds=start.setup_seconds)
+            begin = node.start if group.churn is None else ChurnProcess(node, group.churn, scenario.seed, time).begin
+            nodes[name] = node
+            time.at(start.join_delay_seconds, begin)
 
 
 @dataclass(frozen=True, slots=True)

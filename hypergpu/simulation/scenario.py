@@ -95,6 +95,8 @@ class Scenario(Network):
     """For `learning: model` of a task of your own: its metric, as `hypergpu fit` prints it; accuracy if left out."""
     compute: ComputeTimes | None = None
     """Compute times; those of the task by default."""
+    time_limit_seconds: Seconds | None = None
+    """Virtual time after which the run is stopped, whatever it has reached; none by default."""
     evaluation_seconds: Annotated[float, Field(ge=0)] = 0.02
     """Time of the coordinator's step and evaluation between two rounds."""
     handling_seconds: Annotated[float, Field(ge=0)] = 0.005

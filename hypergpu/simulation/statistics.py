@@ -19,6 +19,12 @@ class Estimate:
     ci_low: float | None = None
     ci_high: float | None = None
 
+    @property
+    def inverse(self) -> "Estimate":
+        """The same of the inverse ratio."""
+        low, high = self.ci_high, self.ci_low
+        return Estimate(*(None if bound is None else 1 / bound for bound in (self.mean, low, high)))
+
     def to_dict(self) -> dict[str, float | None]:
         """Return a JSON object."""
         return {"mean": self.mean, "ci_low": self.ci_low, "ci_high": self.ci_high}
