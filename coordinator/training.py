@@ -1,4 +1,16 @@
-"""Training service for nodes: decodes and checks requests, and answers them with the engine."""
+"""Training service for nodes: decodes and checks requests, and answers them with the engine.
+
+Nothing from a node is used before these checks:
+
+1. the join token: `hypergpu.common.grpc_server.CallGuard`
+2. the size of a message: `MAX_MESSAGE_BYTES` in `hypergpu.common.rpc`, as an option of the server
+3. the type of a message: protobuf, or `hypergpu.common.wire` for the parts of an update
+4. the sender: `require_caller` in `callers`
+5. the range of each field: `convert`
+6. the run, the round and the assignment: `core.session`
+7. the offset and checksum of a chunk: `Assembler` in `hypergpu.common.tensors`, with a bounded buffer from `uploads`
+8. finiteness and norm of an update: `engine.norm`, then `core.rounds.update_norms`
+"""
 
 import dataclasses
 import math

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -149,13 +150,26 @@ def test_the_measures_of_functions_and_classes() -> None:
     assert (name, attributes(cls), function_lines(function)) == ("A.f", 2, 4)
 
 
-def imports_of(path: Path) -> list[str]:
-    """Every module that a file imports, wherever in it; relative imports resolved."""
+class _TypesOut(ast.NodeTransformer):
+    """Removes imports that only type checkers see."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        return node.orelse if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
+
+
+def imports_of(path: Path, *, of_types: bool = True) -> list[str]:
+    """Every module that a file imports, wherever in it; relative imports resolved.
+
+    Args:
+        path: the file.
+        of_types: whether to list imports under `if TYPE_CHECKING` too.
+    """
     package = path.relative_to(ROOT).parent.parts
     if package and package[0] != "hypergpu":
         package = ("hypergpu", *package)  # a service's folder is a link in the package
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree: ast.AST = ast.parse(path.read_text())
+    for node in ast.walk(tree if of_types else _TypesOut().visit(tree)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -179,6 +193,45 @@ def test_a_pure_core_imports_itself_common_numpy_and_what_of_the_standard_librar
         and not f"{module}.".startswith((f"{core}.", "hypergpu.common.", *others))
     ]
     assert looks_out == []
+
+
+def our_modules() -> dict[str, Path]:
+    """Every module of the package with its file; a service's folder is a link in it."""
+    found = {}
+    for path in tracked("coordinator/**.py", "node/**.py", "netsim_proxy/**.py", "hypergpu/**.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts if parts[0] == "hypergpu" else ("hypergpu", *parts))
+        found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    modules = our_modules()
+
+    def module_of(name: str) -> str:
+        while name and name not in modules:
+            name = name.rpartition(".")[0]  # an imported name is in a module
+        return name
+
+    graph = {
+        name: {module_of(each) for each in imports_of(path, of_types=False)} - {"", name}
+        for name, path in modules.items()
+    }
+    assert len(graph) > 300
+    tuple(TopologicalSorter(graph).static_order())  # a CycleError names the circle
+
+
+def test_torch_is_imported_where_the_architecture_says() -> None:
+    importers = {
+        name.removeprefix("hypergpu.")
+        for name, path in our_modules().items()
+        if any(module.partition(".")[0] == "torch" for module in imports_of(path))
+    }
+    coordinator = {f"coordinator.{module}" for module in ("checkpoints", "held_out", "model_files", "resuming")}
+    elsewhere = {name for name in importers - coordinator if not name.startswith(("tasks.", "node."))}
+    assert elsewhere == {"simulation.gradients"}
+    assert coordinator <= importers
+    assert not any(name.startswith("node.core") for name in importers)
 
 
 def test_torch_is_pinned_alike_where_it_is_installed_and_where_it_is_required() -> None:
