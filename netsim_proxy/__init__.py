@@ -1,1 +1,1 @@
-"""The network emulator for gRPC: a relay of HTTP/2 frames that delivers them when its link model says."""
+"""Network emulator for gRPC: a relay of HTTP/2 frames that delivers each at the time given by its link model."""

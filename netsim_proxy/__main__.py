@@ -36,7 +36,7 @@ _CONTROL_GRACE_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Parts:
-    """The proxy's servers, and what they share."""
+    """Servers of the proxy, and their shared objects."""
 
     proxy: Proxy
     pass_through: PassThrough
@@ -114,7 +114,7 @@ async def _build(options: ProxyOptions, settings: ProxySettings) -> _Parts:
 
 
 async def _listen(options: ProxyOptions, settings: ProxySettings, parts: _Parts) -> HttpServer | None:
-    """Open every address and print it: "listening on" comes last, when clients can connect."""
+    """Open every address and print it; the line "listening on" comes last, when clients can connect."""
     control_address = control.bind(parts.control, options.control)
     http = HttpServer(options.http_listen, routes(parts.registry, parts.health)) if options.http_listen else None
     passed_at = [await parts.pass_through.listen(*each) for each in settings.pass_through]

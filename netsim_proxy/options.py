@@ -1,4 +1,4 @@
-"""The proxy's options."""
+"""Options of the proxy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -238,7 +238,7 @@ class ProxySettings:
     upstream: str
     pass_through_upstream: str
     listen: Sequence[tuple[str, str]]
-    """Address and link; the link is empty where a call names its own."""
+    """Addresses and their links; an empty link means that calls name theirs."""
     pass_through: Sequence[tuple[str, str]]
     client_link: Mapping[str, str]
     """Link by network."""
@@ -250,7 +250,7 @@ class ProxySettings:
 
 
 def check(options: ProxyOptions, environment: Mapping[str, str]) -> ProxySettings:
-    """Return what the options and the environment mean.
+    """Return the checked options, with the tokens of the environment.
 
     Raises:
         ConfigError: an option that is missing, invalid or contradicts another, or a file that cannot be read.

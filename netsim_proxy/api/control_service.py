@@ -24,19 +24,19 @@ from hypergpu.protos import netsim_pb2_grpc
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Netsim"].full_name
 _WATCH_SECONDS: Final = (0.1, 1.0)
-"""The shortest interval of `Watch`, and the one where none is asked for."""
+"""Shortest interval of `Watch`, which is also the default."""
 MAX_WATCHERS: Final = 16
 _MAX_CALLS: Final = 256
 _MAX_SCENARIO_NAME: Final = 4096
-"""Characters, as in the longest path of Linux: clients name the scenario by its file."""
+"""Characters of a scenario's name, as in the longest path of Linux: clients name a scenario by its file."""
 _AT_ONCE: Final = 50
-"""Links or events that are described without a pause; the event loop runs before the next."""
+"""Links or events described in one iteration of the event loop."""
 
 ReloadFiles = Callable[[], Awaitable[list[str]]]
 
 
 class ControlServicer(netsim_pb2_grpc.NetsimServicer):
-    """hypergpu.netsim.v1.Netsim on the links and the schedule."""
+    """Servicer of `hypergpu.netsim.v1.Netsim`, on the links and the schedule."""
 
     def __init__(
         self, links: LinkRegistry, schedule: Schedule, catalogue: ProfileRegistry, reload: ReloadFiles | None = None
@@ -48,11 +48,11 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         self._seen_at = -math.inf
 
     async def ListLinks(self, request: pb.ListLinksRequest, context: Any) -> pb.LinkList:  # noqa: N802
-        """All links with their counters."""
+        """Return all links with their counters."""
         return await self._list_links()
 
     async def SetProfile(self, request: pb.SetProfileRequest, context: Any) -> pb.LinkInfo:  # noqa: N802
-        """Another profile or loss model for a link, for good."""
+        """Change the profile or loss model of a link permanently."""
         if not request.node_id:
             raise InvalidInput('SetProfile needs a node_id, or "*" for every link')
         convert.require_name(request.node_id)
@@ -71,7 +71,7 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         return convert.link_to_proto(links.of(None if request.node_id == "*" else request.node_id))
 
     async def Inject(self, request: pb.Event, context: Any) -> pb.EventReply:  # noqa: N802
-        """Return an event now."""
+        """Begin an event now."""
         event = convert.event_from_proto(request)
         self._links.require(event)
         entry = self._schedule.add(event)
@@ -79,7 +79,7 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         return convert.reply_to_proto(entry)
 
     async def Schedule(self, request: pb.ScheduleRequest, context: Any) -> pb.EventReply:  # noqa: N802
-        """Return an event later."""
+        """Schedule an event."""
         event = convert.event_from_proto(request.event)
         by_round = request.WhichOneof("due") == "round"
         event = replace(event, scheduled_time=None if by_round else request.after_seconds)
@@ -88,11 +88,11 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         return convert.reply_to_proto(entry)
 
     async def ListScheduled(self, request: pb.ListScheduledRequest, context: Any) -> pb.ScheduleList:  # noqa: N802
-        """Events to come."""
+        """Return the scheduled, active and recent events."""
         return await _listed(self._schedule.entries())
 
     async def Clear(self, request: pb.ClearRequest, context: Any) -> pb.ClearReply:  # noqa: N802
-        """End and forget events."""
+        """End active events and cancel scheduled ones."""
         if request.node_id:
             convert.require_name(request.node_id)
         cleared = self._schedule.clear(request.node_id or None)
@@ -100,13 +100,13 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         return pb.ClearReply(cleared=cleared)
 
     async def AnnounceRound(self, request: pb.AnnounceRoundRequest, context: Any) -> pb.AnnounceRoundReply:  # noqa: N802
-        """Events of this round begin."""
+        """Begin the events of a round."""
         self._schedule.announce_round(request.round)
         await self._schedule.settled()
         return pb.AnnounceRoundReply()
 
     async def LoadScenario(self, request: pb.LoadScenarioRequest, context: Any) -> pb.ScheduleList:  # noqa: N802
-        """Links and events of a scenario."""
+        """Apply the links and events of a scenario."""
         name = request.name or "scenario"
         if len(name) > _MAX_SCENARIO_NAME:
             raise InvalidInput(f"the scenario's name has {len(name):,} characters: {_MAX_SCENARIO_NAME:,} are allowed")
@@ -115,13 +115,13 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         return await _listed(entries)
 
     async def Reload(self, request: pb.ReloadRequest, context: Any) -> pb.ReloadReply:  # noqa: N802
-        """Return the proxy's files, read again."""
+        """Reload the proxy's files."""
         if self._reload is None:
             raise InvalidInput("this proxy was started without files")
         return pb.ReloadReply(changed=await self._reload())
 
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.LinkList]:  # noqa: N802
-        """Return the links, again and again."""
+        """Stream all links periodically."""
         shortest, default = _WATCH_SECONDS
         interval = max(shortest, request.interval_seconds) if request.interval_seconds else default
         if self._watchers >= MAX_WATCHERS:

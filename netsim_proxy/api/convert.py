@@ -1,4 +1,4 @@
-"""The control API's messages and the proxy's own types, one into the other."""
+"""Conversion between the messages of the control API and the proxy's own types."""
 
 from typing import Final
 
@@ -80,7 +80,7 @@ def event_to_proto(event: NetworkEvent) -> pb.Event:
 
 
 def entry_to_proto(entry: Entry) -> pb.ScheduledEvent:
-    """Return an event to come, one that runs, or one that is over."""
+    """Return the message for a scheduled, active or past event."""
     waits = entry.at is not None and entry.state == State.PLANNED
     return pb.ScheduledEvent(
         event_id=entry.event_id,
@@ -92,7 +92,7 @@ def entry_to_proto(entry: Entry) -> pb.ScheduledEvent:
 
 
 def link_to_proto(paced: PacedLink) -> pb.LinkInfo:
-    """Return a link with its counters."""
+    """Return the message for a link with its counters."""
     link, now = paced.link, monotonic()
     events = link.event_summaries(now)
     more = [f"and {len(events) - _SHOWN_EVENTS} more"] if len(events) > _SHOWN_EVENTS else []

@@ -1,4 +1,4 @@
-"""Health endpoints: whether the event loop runs, and whether clients are accepted."""
+"""Health endpoints: `/healthz` checks that the event loop runs, `/readyz` that clients are accepted."""
 
 import asyncio
 from typing import Final
@@ -10,11 +10,11 @@ from hypergpu.common.http import Answer, Routes, metrics
 
 _BEAT_SECONDS: Final = 0.5
 _STALLED_SECONDS: Final = 5.0
-"""An event loop that has not run for so long delivers nothing: whoever restarts dead processes should know."""
+"""Time without an iteration of the event loop after which `/healthz` fails: the proxy delivers nothing."""
 
 
 class Health:
-    """The state of the proxy. Made in its event loop; asked from any thread."""
+    """State of the proxy for the health endpoints. Created in its event loop; readable from any thread."""
 
     def __init__(self, clock: Clock = monotonic) -> None:
         self.is_accepting = False
@@ -43,5 +43,5 @@ class Health:
 
 
 def routes(registry: CollectorRegistry, health: Health) -> Routes:
-    """Return the paths that the proxy answers."""
+    """Return the HTTP routes of the proxy."""
     return {"/metrics": metrics(registry), "/healthz": health.healthz, "/readyz": health.readyz}

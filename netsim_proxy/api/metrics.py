@@ -1,4 +1,4 @@
-"""The links' counters as Prometheus series; read when scraped, so that traffic pays nothing for them."""
+"""Counters of the links as Prometheus series. They are read at a scrape, so they cost nothing per message."""
 
 from collections.abc import Iterator
 

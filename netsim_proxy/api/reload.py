@@ -1,4 +1,4 @@
-"""Rereads the proxy's files while it runs: certificates, link map, profiles and scenario."""
+"""Reload of the proxy's files: certificates, link map, profiles and scenario."""
 
 import asyncio
 import contextlib
@@ -113,7 +113,7 @@ class Reload:
         return changed
 
     def start(self) -> None:
-        """Reread all files in the background; the log tells how it went."""
+        """Reread all files in the background, and log the result."""
         task = asyncio.get_running_loop().create_task(self._quietly())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

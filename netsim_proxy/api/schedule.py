@@ -1,4 +1,4 @@
-"""Events to come: by time or by training round; and the ids of those that have begun."""
+"""Schedule of events, by time or by training round, and the ids of those that have begun."""
 
 import asyncio
 import itertools
@@ -21,12 +21,12 @@ from hypergpu.netsim_proxy.link.events import NetworkEvent
 log = structlog.get_logger()
 
 _KEPT: Final = 100
-"""Events that are over and still listed."""
+"""Past events that are still listed."""
 _SHOWN: Final = 200
 """Characters of an event's summary in the log."""
 _PRUNE_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 0.005
-"""For how long events that are due together begin before the event loop runs again."""
+"""Time for which events that are due together begin before the event loop runs again."""
 
 
 class State(StrEnum):

@@ -1,1 +1,1 @@
-"""Files of the proxy: profiles, scenarios, link maps, options."""
+"""Configuration files of the proxy: profiles, scenarios, link maps, options."""

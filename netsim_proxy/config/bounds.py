@@ -1,10 +1,10 @@
-"""How much a proxy keeps at most, whoever asks: its files and its control API obey the same bounds."""
+"""Limits of a proxy's links, events and profiles, for its files and its control API alike."""
 
 from typing import Final
 
 MAX_LINKS: Final = 10_000
-"""Nodes whose ids come beyond these share the default link: a client that invents ids must not fill the memory."""
+"""Largest number of links. Further nodes share the default link, so that invented ids cannot fill the memory."""
 MAX_EVENTS: Final = 10_000
-"""Events that are planned or running."""
+"""Largest number of scheduled and active events."""
 MAX_TARGETS: Final = 200_000
-"""Names of links in all of those events together: one event may name many."""
+"""Largest number of link names in all of those events together."""

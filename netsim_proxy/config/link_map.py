@@ -1,4 +1,4 @@
-"""Which link a connection is on that does not say so itself: by the client's address or the name of the server.
+"""Map from a client's address or the TLS server name to a link, for connections that do not name their link.
 
 addresses:
   10.1.0.0/16: rack_1
@@ -22,10 +22,10 @@ _V4_PREFIX: Final = 96
 
 @dataclass(frozen=True, slots=True)
 class LinkMap:
-    """Links by address and by name of a server. Immutable: a change is another map."""
+    """Links by address and by server name. Immutable."""
 
     by_prefix: Mapping[int, Mapping[int, str]] = field(default_factory=dict)
-    """By the length of a prefix, longest first, and its bits; addresses of IPv4 are those that IPv6 maps them to."""
+    """Links by length of a prefix, longest first, then by its bits. IPv4 addresses are mapped to IPv6."""
     by_server_name: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -33,7 +33,7 @@ class LinkMap:
         """Return the map with these entries: link by network or address, and link by name.
 
         Raises:
-            InvalidInput: an entry that does not hold, or too many.
+           InvalidInput: an invalid entry, or too many entries.
         """
         if len(addresses) + len(server_names) > MAX_ENTRIES:
             raise ConfigError(f"a link map has at most {MAX_ENTRIES} entries, not {len(addresses) + len(server_names)}")
@@ -45,13 +45,13 @@ class LinkMap:
         return cls({length: by_prefix[length] for length in sorted(by_prefix, reverse=True)}, names)
 
     def of_peer(self, peer: Any) -> str:
-        """Return the link of a client, by the name of its socket's other end; empty where there is none."""
+        """Return the link of a client by its socket's peer name; empty if there is none."""
         if not self.by_prefix or not isinstance(peer, tuple):  # a Unix socket has no address
             return ""
         return self.of_address(str(peer[0]))
 
     def of_address(self, address: str) -> str:
-        """Return the link of the longest prefix that an IP address has; empty where there is none."""
+        """Return the link of the longest prefix of an IP address; empty if there is none."""
         bits = _bits(ip_address(address.partition("%")[0]))
         for length, links in self.by_prefix.items():
             link = links.get(bits >> (128 - length))
@@ -60,7 +60,7 @@ class LinkMap:
         return ""
 
     def of_server_name(self, name: str | None) -> str:
-        """Return the link of a server's name, itself or with a `*` for its first part; empty where there is none."""
+        """Return the link of a server name, exact or with `*` for its first label; empty if there is none."""
         name = (name or "").lower().rstrip(".")
         wild = f"*.{name.partition('.')[2]}"
         return self.by_server_name.get(name) or self.by_server_name.get(wild, "")

@@ -1,4 +1,4 @@
-"""Link maps from YAML; see `hypergpu.netsim_proxy.link_map` for what they hold."""
+"""Link maps from YAML; `hypergpu.netsim_proxy.config.link_map` describes their content."""
 
 from collections.abc import Mapping
 
@@ -11,16 +11,16 @@ from hypergpu.netsim_proxy.config.yaml_text import parse_yaml
 
 
 class LinkMapFile(ConfigSection):
-    """A file of links for connections that do not name theirs."""
+    """Content of a link map file: links for connections that do not name theirs."""
 
     addresses: dict[str, str] = Field(default_factory=dict)
-    """The link by the client's address or network, as in 10.1.0.0/16: rack_1; the longest prefix counts."""
+    """Link by the client's address or network, as in 10.1.0.0/16: rack_1; the longest prefix counts."""
     server_names: dict[str, str] = Field(default_factory=dict)
-    """The link by the server's name in TLS that is passed through, as in "*.example.com": node_1."""
+    """Link by the server name of passed-through TLS, as in "*.example.com": node_1."""
 
 
 def parse_link_map(text: str, name: str, addresses: Mapping[str, str], server_names: Mapping[str, str]) -> LinkMap:
-    """Return the link map that a YAML text holds; entries of the two mappings take precedence.
+    """Return the link map in a YAML text; entries of the two mappings take precedence.
 
     Raises:
         ConfigError: it does not hold; file, line, key and what was expected are named.

@@ -1,4 +1,4 @@
-"""Link profiles of the user's own, from YAML.
+"""Custom link profiles from YAML.
 
 profiles:
   office:
@@ -31,11 +31,11 @@ from hypergpu.netsim_proxy.link.profiles import PROFILES, Loss, Path, Profile, f
 from hypergpu.netsim_proxy.link.traces import parse_trace
 
 MAX_PROFILE_NAME: Final = 64
-"""Characters: each link shows the name, also as a label of its metrics."""
+"""Longest name of a profile, in characters: it is a label of each link's metrics."""
 
 
 def check_profile_name(name: str) -> str:
-    """Return the name of a profile of the user's own.
+    """Return a valid name of a custom profile.
 
     Raises:
         ValueError: it is empty, too long, or does not print as itself.
@@ -53,90 +53,90 @@ Mbit = Annotated[float, Field(gt=0)]
 
 
 class UniformSection(ConfigSection):
-    """Evenly between two bounds."""
+    """Uniform distribution between two bounds."""
 
     distribution: Literal["uniform"]
     """uniform"""
     low: Milliseconds
-    """The least."""
+    """Lowest value, in milliseconds."""
     high: Milliseconds
-    """The most."""
+    """Highest value, in milliseconds."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "UniformSection":
-        """Return the bounds in order."""
+        """Check the order of the bounds."""
         if self.low > self.high:
             raise ValueError(f"the lower bound {self.low:g} is above the upper one {self.high:g}")
         return self
 
     def latency(self, share: float) -> Latency:
-        """In seconds, scaled by `share`."""
+        """Return the distribution in seconds, scaled by `share`."""
         return Uniform(self.low * share / 1000, self.high * share / 1000)
 
 
 class NormalSection(ConfigSection):
-    """A bell, cut off below."""
+    """Normal distribution with a lower bound."""
 
     distribution: Literal["normal"]
     """normal"""
     mean: Milliseconds
-    """Its middle."""
+    """Mean, in milliseconds."""
     std: Milliseconds
-    """Its standard deviation."""
+    """Standard deviation, in milliseconds."""
     floor: Milliseconds = 0.0
-    """The least."""
+    """Lowest value, in milliseconds."""
 
     def latency(self, share: float) -> Latency:
-        """In seconds, scaled by `share`."""
+        """Return the distribution in seconds, scaled by `share`."""
         return Normal(self.mean * share / 1000, self.std * share / 1000, self.floor * share / 1000)
 
 
 class LogNormalSection(ConfigSection):
-    """A floor, and a lognormal on top."""
+    """Lognormal distribution above a floor."""
 
     distribution: Literal["lognormal"]
     """lognormal"""
     median: Milliseconds
-    """Weight of the component."""
+    """Median, in milliseconds, floor included."""
     sigma: Annotated[float, Field(ge=0)]
-    """Standard deviation of the logarithm of what is above the floor."""
+    """Standard deviation of the logarithm of the part above the floor."""
     floor: Milliseconds = 0.0
-    """The least."""
+    """Lowest value, in milliseconds."""
 
     def latency(self, share: float) -> Latency:
-        """In seconds, scaled by `share`."""
+        """Return the distribution in seconds, scaled by `share`."""
         above = max(0.0, self.median - self.floor)
         return LogNormal(above * share / 1000, self.sigma, self.floor * share / 1000)
 
 
 class ParetoSection(ConfigSection):
-    """A heavy tail."""
+    """Pareto distribution, which has a heavy tail."""
 
     distribution: Literal["pareto"]
     """pareto"""
     scale: Annotated[float, Field(gt=0)]
-    """The least, in milliseconds."""
+    """Lowest value, in milliseconds."""
     alpha: Annotated[float, Field(gt=0)]
-    """How fast the tail falls."""
+    """Exponent of the tail; a larger one falls faster."""
     ceiling: Annotated[float, Field(gt=0)] | None = None
-    """The most, in milliseconds."""
+    """Highest value, in milliseconds."""
 
     def latency(self, share: float) -> Latency:
-        """In seconds, scaled by `share`."""
+        """Return the distribution in seconds, scaled by `share`."""
         most = math.inf if self.ceiling is None else self.ceiling * share / 1000
         return Pareto(self.scale * share / 1000, self.alpha, most)
 
 
 class EmpiricalSection(ConfigSection):
-    """Measurements of the path."""
+    """Distribution of measured latencies."""
 
     distribution: Literal["empirical"]
     """empirical"""
     values: Annotated[list[Milliseconds], Field(min_length=1)]
-    """Measurements in any order."""
+    """Measurements in milliseconds, in any order."""
 
     def latency(self, share: float) -> Latency:
-        """In seconds, scaled by `share`."""
+        """Return the distribution in seconds, scaled by `share`."""
         return Empirical.of(value * share / 1000 for value in self.values)
 
 
@@ -162,14 +162,14 @@ Latencies = Annotated[
 
 
 class PathSection(ConfigSection):
-    """One direction; what is left out is as in the profile around it."""
+    """One direction of a link. Omitted values are those of the profile."""
 
     latency_ms: Latencies | None = None
-    """One way."""
+    """One-way latency, in milliseconds."""
     bandwidth_mbit: Mbit | None = None
     """Megabits (10⁶) per second."""
     loss: Share | None = None
-    """Share that is lost."""
+    """Share of packets that is lost."""
     burst: Burst | None = None
     """Mean length of a run of losses; 1 = independent."""
     queue_bytes: BytesOrZero | None = None
@@ -177,19 +177,19 @@ class PathSection(ConfigSection):
 
 
 class ProfileSection(ConfigSection):
-    """A profile; what is left out comes from `based_on`."""
+    """Profile of a link. Omitted values are those of `based_on`."""
 
     trace: str = ""
-    """The CSV text of a trace to replay; then nothing else counts."""
+    """CSV text of a trace to replay, which replaces all other values."""
 
     based_on: str = "direct"
-    """A shipped profile or last mile, or one that stands before this one."""
+    """Shipped profile, or one defined earlier in the file."""
     rtt_ms: Latencies | None = None
-    """The round trip: half of it on either path."""
+    """Round trip in milliseconds; each direction takes half."""
     bandwidth_mbit: Mbit | None = None
     """Value for both directions."""
     loss: Share | None = None
-    """Share that is lost."""
+    """Share of packets that is lost."""
     burst: Burst | None = None
     """Mean length of a run of losses; 1 = independent."""
     queue_bytes: BytesOrZero | None = None
@@ -197,13 +197,13 @@ class ProfileSection(ConfigSection):
     jitter_correlation: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Correlation of successive latencies."""
     up: PathSection = PathSection()
-    """From the node to the upstream, where it differs."""
+    """Different values from the node to the upstream."""
     down: PathSection = PathSection()
-    """From the upstream to the node, where it differs."""
+    """Different values from the upstream to the node."""
 
     @model_validator(mode="after")
     def _possible(self) -> "ProfileSection":
-        """Loss and burst must go together, and a trace must hold."""
+        """Check that loss and burst are possible together, and that the trace is valid."""
         try:
             self.profile("", lambda _: PROFILES["direct"])
         except ConfigError as error:
@@ -211,7 +211,7 @@ class ProfileSection(ConfigSection):
         return self
 
     def profile(self, name: str, find: Callable[[str], Profile]) -> Profile:
-        """Return the profile, called `name`; `find` gives the one that it is based on.
+        """Return the profile under `name`; `find` returns the one that it is based on.
 
         Raises:
             UnknownName: there is none of that name.
@@ -239,14 +239,14 @@ class ProfileSection(ConfigSection):
 
 
 class ProfilesFile(ConfigSection):
-    """A file of profiles."""
+    """Content of a profile file."""
 
     profiles: dict[ProfileName, ProfileSection] = Field(min_length=1)
-    """By name."""
+    """Profiles by name."""
 
 
 def load_profiles(file: FilePath) -> dict[str, Profile]:
-    """Return the profiles that a YAML file holds; of a CSV file, the trace in it, as a profile of the file's name.
+    """Return the profiles of a YAML file, or of a CSV file its trace as a profile named after the file.
 
     Raises:
         ConfigError: it cannot be read, or does not hold; file, line and key are named.
@@ -256,7 +256,7 @@ def load_profiles(file: FilePath) -> dict[str, Profile]:
 
 
 def profiles_of(text: str, file: FilePath) -> dict[str, Profile]:
-    """Return the profiles that the text of a file holds: of a trace as CSV one that is called as the file.
+    """Return the profiles in the text of a file; a trace in CSV is one profile named after the file.
 
     Raises:
         ConfigError: as `load_profiles`.
@@ -271,7 +271,7 @@ def profiles_of(text: str, file: FilePath) -> dict[str, Profile]:
 
 
 def parse_profiles(text: str, name: str) -> dict[str, Profile]:
-    """Return the profiles that a YAML text holds.
+    """Return the profiles in a YAML text.
 
     Raises:
         ConfigError: as `load_profiles`.
@@ -285,10 +285,10 @@ def parse_profiles(text: str, name: str) -> dict[str, Profile]:
 
 
 def build_profiles(sections: Mapping[str, ProfileSection]) -> dict[str, Profile]:
-    """Profiles from their sections, in order.
+    """Return the profiles of sections, in order.
 
     Raises:
-        UnknownName: one is based on a profile that there is not.
+        UnknownName: one is based on an unknown profile.
     """
     built: dict[str, Profile] = {}
     for name, section in sections.items():

@@ -1,4 +1,4 @@
-"""The proxy's options as a file: one typed tree. What it leaves out has the default of the command line.
+"""Options of the proxy in a file, as a typed tree. Omitted values have the defaults of the command line.
 
 upstream: coordinator:50051
 listen: ["0.0.0.0:50052", "0.0.0.0:50061=node_1"]
@@ -27,74 +27,74 @@ class NetworkSection(ConfigSection):
     """Properties of the links."""
 
     profile: str | None = None
-    """The profile of links that are not set otherwise."""
+    """Default link profile."""
     seed: Integer | None = None
-    """The same seed gives the same network."""
+    """Seed of the network's random draws."""
     loss_model: LossModel | None = None
-    """rpc: calls fail; transport: transfers take as long as TCP needs."""
+    """Effect of packet loss. rpc: calls fail; transport: TCP repairs the loss, which takes time."""
     profiles: Path | None = None
-    """A file of your own profiles."""
+    """File of custom profiles."""
     node_profiles: dict[str, str] | None = None
-    """PROFILE or PROFILE@REGION by node."""
+    """Profile of each node, as PROFILE or PROFILE@REGION."""
     region: str | None = None
     """Regions of nodes, by id."""
     upstream_region: str | None = None
     """Region of the upstream, for nodes with a region."""
     scenario: Path | None = None
-    """A file of events to schedule at the start."""
+    """Scenario file with links and events."""
 
 
 class LinksSection(ConfigSection):
-    """The link of connections that do not name theirs."""
+    """Links of connections that do not name theirs."""
 
     addresses: dict[str, str] | None = None
-    """The link by the client's address or network."""
+    """Link by the client's address or network."""
     server_names: dict[str, str] | None = None
-    """The link by the server's name in TLS that is passed through."""
+    """Link by the server name of passed-through TLS."""
     map: Path | None = None
-    """A file with both, which is read again on SIGHUP."""
+    """File with both mappings, which is reread on SIGHUP."""
 
 
 class TlsSection(ConfigSection):
-    """Certificates that clients see and have to show."""
+    """TLS for clients."""
 
     certificate: Path
-    """The certificate for clients."""
+    """Certificate for clients (PEM)."""
     key: Path
-    """Its key."""
+    """Private key of the certificate (PEM)."""
     client_ca: Path | None = None
-    """The authority of client certificates: clients must show one."""
+    """CA of client certificates (PEM); with it, clients must present one."""
 
 
 class UpstreamTlsSection(ConfigSection):
     """TLS to the upstream."""
 
     ca: Path | None = None
-    """The authority of its certificate, if the system does not know it."""
+    """CA certificate of the upstream (PEM); by default the system's authorities."""
     name: str | None = None
-    """The name in its certificate, if it is not the upstream's host."""
+    """Name in the upstream's certificate, if it differs from the host."""
     certificate: Path | None = None
-    """The certificate for an upstream that wants one."""
+    """Client certificate for the upstream (PEM)."""
     key: Path | None = None
-    """Its key."""
+    """Private key of the certificate (PEM)."""
 
 
 class ControlSection(ConfigSection):
-    """The control API."""
+    """Control API."""
 
     address: str | None = None
-    """HOST:PORT or unix:PATH."""
+    """Address: HOST:PORT or unix:PATH."""
     token_file: Path | None = None
-    """A file that holds what its callers must show."""
+    """File with the token that callers need."""
     insecure: bool | None = None
-    """Whether it may be reached from elsewhere without a token."""
+    """Whether other machines may call it without a token."""
 
 
 class ProxyConfig(ConfigSection):
-    """The whole file."""
+    """Content of a proxy file."""
 
     upstream: str | None = None
-    """The service: HOST:PORT or unix:PATH."""
+    """Address of the service: HOST:PORT or unix:PATH."""
     listen: tuple[str, ...] = ()
     """Addresses for gRPC clients: ADDRESS or ADDRESS=LINK."""
     pass_through: tuple[str, ...] = ()
@@ -104,28 +104,28 @@ class ProxyConfig(ConfigSection):
     network: NetworkSection = NetworkSection()
     """Properties of the links."""
     links: LinksSection = LinksSection()
-    """The link of connections that do not name theirs."""
+    """Links of connections that do not name theirs."""
     tls: TlsSection | None = None
     """TLS for clients."""
     upstream_tls: UpstreamTlsSection | None = None
     """TLS to the upstream; an empty section is TLS with the system's authorities."""
     control: ControlSection = ControlSection()
-    """The control API."""
+    """Control API."""
     http_listen: str | None = None
-    """HOST:PORT of /metrics, /healthz and /readyz."""
+    """Address of /metrics, /healthz and /readyz: HOST:PORT."""
     lateness_bound_ms: Amount | None = None
-    """Later deliveries are reported."""
+    """Lateness in milliseconds above which deliveries are logged."""
     realtime: bool | None = None
-    """Whether to ask for real-time scheduling."""
+    """Whether to request real-time scheduling."""
     log_level: LogLevel | None = None
-    """Lowest level that is logged."""
+    """Lowest level of logged messages."""
     log_format: LogFormat | None = None
-    """Format of the log; by default text on a terminal and JSON elsewhere."""
+    """Format of the log; by default text on a terminal, JSON elsewhere."""
     drain_seconds: Amount | None = None
-    """How long open calls may go on after SIGTERM."""
+    """Longest time that open calls may continue after SIGTERM."""
 
     def options(self) -> dict[str, Any]:
-        """Return the values by their names on the command line; without those that are left out."""
+        """Return the given values by their names on the command line."""
         network, links, control = self.network, self.links, self.control
         tls, upstream_tls = self.tls, self.upstream_tls or UpstreamTlsSection()
         named = {
@@ -166,7 +166,7 @@ class ProxyConfig(ConfigSection):
 
 
 def parse_config(text: str, name: str) -> ProxyConfig:
-    """Return the configuration that a YAML text holds.
+    """Return the configuration in a YAML text.
 
     Raises:
         ConfigError: it does not hold; file, line, key and what was expected are named.

@@ -3,7 +3,7 @@
 nodes:
   node_1: {profile: fibre, region: eu-west}
   edge: {count: 3, profile: [phone, poor]}  # edge_0, edge_1 and edge_2
-links: {node_2: good, "*": average}  # in short, where there is nothing but a profile to say
+links: {node_2: good, "*": average}  # short form, for a profile alone
 profiles:
   phone: {based_on: 4g, loss: 0.02}
 events:
@@ -32,21 +32,21 @@ OneOrMore = str | Annotated[list[str], Field(min_length=1)]
 
 
 class EventSection(ConfigSection):
-    """Something that happens to links: by time, by round, or at once."""
+    """Event on links: at a time, in a round, or at once."""
 
     type: str
-    """latency_spike, profile_change, disconnect, partition, bandwidth_collapse, flap, limit_data, limit_time, timeout,
-    slow_close or recovery."""
+    """Type: latency_spike, profile_change, disconnect, partition, bandwidth_collapse, flap, limit_data, limit_time,
+    timeout, slow_close or recovery."""
     node: str | None = None
-    """Whose link it happens to: a node, or a group of them; "*" = all."""
+    """Target: a node or a group of nodes; "*" = all."""
     nodes: tuple[str, ...] = ()
-    """More of them than one."""
+    """Several targets."""
     at_seconds: Amount | None = None
-    """When, after the scenario was loaded."""
+    """Time of the event, in seconds after the scenario is loaded."""
     round: CountOrZero | None = None
-    """Or in which training round."""
+    """Training round of the event, instead of a time."""
     duration_seconds: Amount = 0.0
-    """How long; 0 = until a recovery."""
+    """Duration in seconds; 0 = until a recovery."""
     profile: str = ""
     """New profile (profile_change)."""
     factor: Amount = 0.0
@@ -56,21 +56,22 @@ class EventSection(ConfigSection):
     mode: str = ""
     """Kind of disconnection (disconnect, flap): reset, black_hole or half_open."""
     period_seconds: Amount = 0.0
-    """Seconds of one time down and up again (flap)."""
+    """Seconds from one interruption to the next (flap)."""
     group_b: tuple[str, ...] = ()
     """Nodes on the other side (partition). The upstream is on it, unless `nodes` names "upstream"."""
     direction: str = EventDirection.BOTH.value
-    """Which path it acts on: up (from the node), down (to the node) or both."""
+    """Affected direction: up (from the node), down (to the node) or both."""
     limit_bytes: BytesOrZero = 0
     """Bytes that a connection carries in each direction before it is closed (limit_data)."""
     close_after_seconds: Amount = 0.0
-    """Seconds that a connection lasts (limit_time, timeout), or by which its end is late (slow_close)."""
+    """Seconds that a connection lasts (limit_time, timeout), or delay of its end (slow_close)."""
 
     def event(self) -> NetworkEvent:
         """Return the event of the link model.
 
         Raises:
-            InvalidInput: it makes no sense. UnknownName: a type or mode that does not exist.
+            InvalidInput: the values contradict one another.
+            UnknownName: an unknown type or mode.
         """
         return NetworkEvent(
             self.type,
@@ -92,25 +93,25 @@ class EventSection(ConfigSection):
 
 
 class NodeSection(ConfigSection):
-    """One node, or a group of like ones: its link."""
+    """Link of one node, or of a group of identical nodes."""
 
     id: str = Field(min_length=1)
-    """The name; of a group, its beginning: `edge` with a count of 3 makes edge_0, edge_1 and edge_2."""
+    """Name of the node, or prefix of a group: `edge` with a count of 3 makes edge_0, edge_1 and edge_2."""
     count: Annotated[int, Field(ge=1, le=100_000), REACHABLE] | None = None
-    """How many; without it, one node that is called exactly `id`."""
+    """Number of nodes in a group; by default one node with exactly this `id`."""
     profile: OneOrMore = "good"
-    """The link: a profile's name; of a list, the nodes take one after the other."""
+    """Name of the link's profile, or a list that the nodes of a group repeat in order."""
     region: OneOrMore = ""
-    """Region, such as eu-west: the distance to the upstream's region is added to the profile. Nodes take the entries of
-    a list in turn."""
+    """Region, such as eu-west: the distance to the upstream's region is added to the profile. The nodes of a group
+    repeat a list in order."""
 
     def names(self) -> list[str]:
-        """Return the ids of its nodes."""
+        """Return the ids of the nodes."""
         return [self.id] if self.count is None else [f"{self.id}_{index}" for index in range(self.count)]
 
 
 def as_list(nodes: Any) -> Any:
-    """Nodes by id as a list of nodes that have one."""
+    """Return nodes given by id as a list of nodes with their ids."""
     if isinstance(nodes, list | tuple):
         return nodes
     if not isinstance(nodes, dict):
@@ -119,34 +120,34 @@ def as_list(nodes: Any) -> Any:
 
 
 class NodeLink(NamedTuple):
-    """The link of a node, with the distance in it, and where the node stands."""
+    """Link of a node, with the distance included, and the node's region."""
 
     profile: Profile
     region: str
 
 
 class Network(ConfigSection):
-    """The part of a scenario that is about links."""
+    """Links and events of a scenario."""
 
     name: str = ""
     """Name; the file's name by default."""
     description: str = ""
     """Description."""
     nodes: Annotated[Sequence[NodeSection], BeforeValidator(as_list)] = ()
-    """Whose links there are: a list, or by id."""
+    """Nodes and their links, as a list or by id."""
     links: dict[str, str] = Field(default_factory=dict)
-    """The profile of a link by node id, in short; "*" = of all for which nothing else is said."""
+    """Profile of each link by node id, in short form; "*" = all other links."""
     loss_model: Literal["rpc", "transport"] | None = None
     """Effect of packet loss: an RPC that fails, or time that TCP takes to repair it."""
     region: str = ""
-    """The upstream's, which is the coordinator's; us-east where nothing else is said."""
+    """Region of the upstream, which is the coordinator; by default us-east."""
     profiles: dict[ProfileName, ProfileSection] = Field(default_factory=dict)
-    """Link profiles of its own, by name, as in the proxy's profile files."""
+    """Custom link profiles by name, as in the proxy's profile files."""
     events: tuple[EventSection, ...] = ()
     """Events on links."""
 
     def names(self) -> "Names":
-        """Return the ids of its nodes, of its groups, and of its links.
+        """Return the ids of the nodes, groups and links.
 
         Raises:
             ScenarioError: a node twice, one with a name that means others in events, or one whose name is no node id.
@@ -154,10 +155,10 @@ class Network(ConfigSection):
         return Names(self.nodes, self.links)
 
     def network_events(self, known: Mapping[str, Profile] | None = None) -> list[NetworkEvent]:
-        """Its events, groups spelt out; `known` are profiles that there are already.
+        """Return the events with groups expanded; `known` are profiles that exist already.
 
         Raises:
-            ScenarioError: one that makes no sense.
+            ScenarioError: an impossible event.
         """
         names, find, found = self.names(), self.profile_finder(known), []
         for index, section in enumerate(self.events):
@@ -175,10 +176,10 @@ class Network(ConfigSection):
         return found
 
     def profile_finder(self, known: Mapping[str, Profile] | None = None) -> Callable[[str], Profile]:
-        """Return a function that finds a link profile by name, the scenario's own first; it raises UnknownName.
+        """Return a function that finds a link profile by name, custom ones first; it raises UnknownName.
 
         Raises:
-            ScenarioError: a profile of its own that is based on one that there is not.
+            ScenarioError: a custom profile is based on an unknown one.
         """
         try:
             return partial(find_profile, custom={**(known or {}), **build_profiles(self.profiles)})
@@ -192,7 +193,7 @@ class Network(ConfigSection):
         """Return the link of each node, in order, for an upstream in region `upstream` unless the scenario names one.
 
         Raises:
-            ScenarioError: a profile or region that there is not.
+            ScenarioError: an unknown profile or region.
         """
         find, short, found = self.profile_finder(known), self.short_links(known), {}
         for at, group in enumerate(self.nodes):
@@ -211,7 +212,7 @@ class Network(ConfigSection):
         """Return the profiles in `links`, by node id.
 
         Raises:
-            ScenarioError: one that there is not.
+            ScenarioError: an unknown profile.
         """
         find, found = self.profile_finder(known), {}
         for node_id, profile in self.links.items():
@@ -223,7 +224,7 @@ class Network(ConfigSection):
 
 
 class Names:
-    """The ids of all nodes, and the groups that they are in; where no node is named, nodes of any name may come."""
+    """Ids of all nodes, and their groups. If no node is named, nodes of any name may join."""
 
     def __init__(self, groups: Sequence[NodeSection], links: Iterable[str] = ()) -> None:
         self.groups: dict[str, list[str]] = {}
@@ -271,7 +272,7 @@ class Names:
 
 
 class ScenarioError(ConfigError):
-    """Something in the scenario does not hold; carries the path of keys to it."""
+    """Fault in a scenario, with the path of keys to it."""
 
     def __init__(self, path: tuple[int | str, ...], message: str) -> None:
         self.path, self.message = path, message
@@ -279,7 +280,7 @@ class ScenarioError(ConfigError):
 
 
 def cycle_value(value: str | list[str], index: int) -> str:
-    """Return the value itself, or of a list the one whose turn it is."""
+    """Return a single value, or the entry of a list for the node with this index, repeated in order."""
     return value if isinstance(value, str) else value[index % len(value)]
 
 

@@ -37,7 +37,7 @@ OF_MACHINES: Final = frozenset({"gpu", "speed", "churn", "join_delay_seconds", "
 
 
 class ScenarioFile(Network):
-    """The whole file; every part may be left out."""
+    """Content of a scenario file; every part is optional."""
 
     @model_validator(mode="before")
     @classmethod
@@ -57,19 +57,19 @@ class Scenario:
 
     name: str
     profiles: Mapping[str, Profile]
-    """Its own, by name."""
+    """Custom profiles by name."""
     links: Mapping[str, NodeLink]
-    """By node id; "*" is the default."""
+    """Links by node id; "*" is the default."""
     loss_model: LossModel | None
     """Loss model of all links; None leaves it unchanged."""
     events: tuple[NetworkEvent, ...]
-    """Times count from when the scenario is loaded."""
+    """Events; their times count from the loading of the scenario."""
 
 
 def parse_scenario(
     text: str, name: str, known: Mapping[str, Profile] | None = None, upstream_region: str = "us-east"
 ) -> Scenario:
-    """Return the scenario that a YAML text holds; `known` are custom profiles that there are already.
+    """Return the scenario in a YAML text; `known` are custom profiles that exist already.
 
     Raises:
         ConfigError: it does not hold; NAME:LINE, key and what was expected are named.
@@ -92,7 +92,7 @@ def _without(tree: Mapping[Any, Any], keys: frozenset[str]) -> dict[Any, Any]:
 
 
 def _require_bounded(file: ScenarioFile, name: str) -> None:
-    """Check how much it asks for, before groups are spelt out."""
+    """Check the size of the scenario before its groups are expanded."""
     links = sum(group.count or 1 for group in file.nodes) + len(file.links)
     if links > MAX_LINKS:
         raise ConfigError(f"{name}: {links} links are too many for one proxy: {MAX_LINKS} are allowed")

@@ -1,4 +1,4 @@
-"""Typed YAML: what does not hold is named with file, line, key, and what was expected."""
+"""Typed YAML: each fault is reported with file, line, key and expected value."""
 
 from typing import Any, Final, TypeVar
 
@@ -13,11 +13,11 @@ from hypergpu.common.text import one_line, printable
 Model = TypeVar("Model", bound=BaseModel)
 KeyPath = tuple[int | str, ...]
 _MAX_KEY: Final = 80
-"""Characters of a key that a message shows."""
+"""Longest part of a key in a message, in characters."""
 
 
 def parse_yaml(model: type[Model], text: str, name: str) -> Model:
-    """Return the `model` that a YAML text holds; `name` is what to call the text in errors.
+    """Return the `model` in a YAML text; errors call the text `name`.
 
     Raises:
         ConfigError: it is not YAML, not a mapping, or does not hold; one clause per fault, as NAME:LINE: KEY: WHAT.
@@ -39,7 +39,7 @@ def parse_yaml(model: type[Model], text: str, name: str) -> Model:
 
 
 def faults_of(model: type[BaseModel], error: ValidationError, text: str, name: str) -> list[str]:
-    """Return each fault with its place, the first few of many."""
+    """Return the first faults, each with its place."""
     root = compose_yaml(text)
     faults = []
     for found in error.errors()[:MOST_FAULTS]:
@@ -51,14 +51,14 @@ def faults_of(model: type[BaseModel], error: ValidationError, text: str, name: s
 
 
 def fault(text: str, name: str, path: KeyPath, message: str) -> ConfigError:
-    """Return an error about what is at `path`, as NAME:LINE: KEY: MESSAGE."""
+    """Return an error about the value at `path`, as NAME:LINE: KEY: MESSAGE."""
     line, path = _place(compose_yaml(text), path)
     shown = ".".join(str(key)[:_MAX_KEY] for key in path)
     return ConfigError(f"{name}:{line}: {printable(shown)}: {message}")
 
 
 def _place(node: Any, path: KeyPath) -> tuple[int, KeyPath]:
-    """Return the line of the key at `path`, or of the nearest around it, and the path with keys for numbers."""
+    """Return the line of the key at `path`, or of the nearest enclosing one, and the path with keys for numbers."""
     line, named = (node.start_mark.line if node is not None else 0), list(path)
     for depth, part in enumerate(path):
         if isinstance(node, yaml.MappingNode):

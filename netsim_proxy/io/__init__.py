@@ -1,1 +1,1 @@
-"""The proxy's edge: sockets, clock, timer, TLS and listeners."""
+"""I/O of the proxy: sockets, clock, timer, TLS and listeners."""

@@ -23,12 +23,12 @@ UNIX: Final = "unix:"
 LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _BACKLOG: Final = 1024
 _MAX_PATH_BYTES: Final = 107
-"""Longer paths do not fit into the kernel's address of a Unix socket."""
+"""Longest path of a Unix socket, by the kernel's address structure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address of either kind; `path` is None for HOST:PORT."""
+    """Address of either kind; `path` is None for HOST:PORT."""
 
     text: str
     host: str = ""
@@ -54,7 +54,7 @@ class Address:
 
     @property
     def is_local(self) -> bool:
-        """Whether only processes of this machine reach it."""
+        """Whether only this machine can reach the address."""
         return self.path is not None or self.host in LOOPBACK
 
     async def listen(
@@ -86,7 +86,7 @@ class Address:
         context: ssl.SSLContext | None = None,
         server_name: str | None = None,
     ) -> tuple[asyncio.Transport, Protocol]:
-        """Connect, with TLS where there is a context; `server_name` is what the certificate must hold.
+        """Connect, with TLS if a context is given; the certificate must name `server_name`.
 
         Raises:
             OSError: nobody answers, or TLS fails.
@@ -100,14 +100,14 @@ class Address:
         )
 
     def remove(self) -> None:
-        """Remove the file of a Unix socket on which nobody listens any more."""
+        """Remove the file of a Unix socket that no longer has a listener."""
         if self.path is not None:
             with contextlib.suppress(OSError):
                 self.path.unlink()
 
 
 def remove_stale(path: Path) -> None:
-    """Remove a Unix socket that a process has left behind.
+    """Remove the socket file of a process that has ended.
 
     Raises:
         ConfigError: somebody listens on it, or it is no socket.

@@ -1,4 +1,4 @@
-"""Open files: each client takes two descriptors, and the usual soft limit is 1024."""
+"""Limit of open files: each client needs two descriptors, and the usual soft limit is 1024."""
 
 import resource
 from typing import Final

@@ -1,4 +1,4 @@
-"""How late deliveries were: a measurement must never be silently wrong."""
+"""Lateness of deliveries, counted and logged, so that no measurement is silently wrong."""
 
 from bisect import bisect_left
 from typing import Final
@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 
 class DeliveryLateness:
-    """Counts of deliveries by how late they were; says so when one passed `bound_seconds`."""
+    """Histogram of the lateness of deliveries; logs those later than `bound_seconds`."""
 
     def __init__(self, bound_seconds: float = DEFAULT_BOUND_SECONDS, clock: Clock = monotonic) -> None:
         self.bound_seconds = bound_seconds
@@ -38,7 +38,7 @@ class DeliveryLateness:
                 self.report()
 
     def report(self) -> None:
-        """Log what was too late so far, if anything."""
+        """Log the number of deliveries that were too late so far, if any."""
         if self.beyond_bound:
             log.warning(
                 "deliveries were late: the network was slower than configured",

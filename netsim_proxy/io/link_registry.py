@@ -1,4 +1,4 @@
-"""The links that the proxy knows, by node id: made when they are first seen or first set up."""
+"""Registry of the links by node id. A link is created when its node is first seen or configured."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,13 +24,13 @@ from hypergpu.netsim_proxy.relay.paced_link import PacedLink
 log = structlog.get_logger()
 
 DEFAULT_LINK: Final = "default"
-"""The link of calls that name no node."""
+"""Name of the link of calls that name no node."""
 MAX_RUNNING: Final = 100
-"""Events that run on one link at a time: each change of the link looks at all of them."""
+"""Largest number of active events on one link: each change of the link examines all of them."""
 
 
 class LinkRegistry:
-    """Every link has the default profile until told otherwise; `seed` and its name give its draws."""
+    """Links by node id. Each has the default profile until another is set; `seed` and its name key its draws."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class LinkRegistry:
         return paced
 
     def blocks_opening(self, host: str, link: str = "") -> Blockage | None:
-        """Why no connection from `host` can be opened now, or None.
+        """Return why no connection from `host` can be opened now, or None.
 
         A connection is on `link`, or on one that clients of this host have lost, or else on the default link.
         """
@@ -102,7 +102,7 @@ class LinkRegistry:
 
     @property
     def busy(self) -> bool:
-        """Whether a change is still on its way to some links."""
+        """Whether a change has not reached all links yet."""
         return self._sweep.busy
 
     async def settled(self) -> None:
@@ -110,7 +110,7 @@ class LinkRegistry:
         await self._sweep.done()
 
     def set_default(self, profile: Profile, region: str | None = None) -> None:
-        """Give links that are not yet seen another profile, and another region if there is one."""
+        """Set the profile of links that do not exist yet, and their region if given."""
         self._default, self.profile_name = profile, profile.local_name
         if region is not None:
             self.region = region
@@ -126,7 +126,7 @@ class LinkRegistry:
             raise ResourceExhausted(f"{new} more links are too many beside {len(self._links)}: {MAX_LINKS} are allowed")
 
     def set_profile(self, node_id: str, profile: Profile, region: str = "") -> None:
-        """Give a link another profile for good; `ALL` means every link, also those not yet seen.
+        """Set the profile of a link; `ALL` means every link, future ones included.
 
         Raises:
             ResourceExhausted: there are too many links for another one.
@@ -143,7 +143,7 @@ class LinkRegistry:
         self._sweep.start(self._named(node_id), change)
 
     def set_loss_model(self, node_id: str, loss_model: LossModel) -> None:
-        """Change what losses look like on a link; `ALL` means every link, also those not yet seen.
+        """Set the loss model of a link; `ALL` means every link, future ones included.
 
         Raises:
             ResourceExhausted: there are too many links for another one.
@@ -175,7 +175,7 @@ class LinkRegistry:
             self.find_profile(event.new_profile)
 
     def apply(self, event: NetworkEvent) -> None:
-        """Let an event happen now to the links it concerns; links named for the first time are made."""
+        """Apply an event to its links now; links named for the first time are created."""
         if ALL in event.targets:
             self._remember(event)
         named = [self.of(node_id) for node_id in event.targets if node_id not in (ALL, UPSTREAM)]
@@ -184,7 +184,7 @@ class LinkRegistry:
         self._sweep.start(concerned, lambda paced: self._apply(paced, event, self._pacer.now()))
 
     def running(self) -> set[int]:
-        """Return the identities (`id`) of the events that run on some link, or on those to come."""
+        """Return the ids of the active events, those for future links included."""
         now = self._pacer.now()
         self._for_all = [(each, end) for each, end in self._for_all if now < end]
         running = {id(each) for each, _ in self._for_all}
@@ -213,7 +213,7 @@ class LinkRegistry:
         return count
 
     def _remember(self, event: NetworkEvent) -> None:
-        """Keep what happens to all links for those that are not seen yet."""
+        """Keep an event on all links for links that do not exist yet."""
         now = self._pacer.now()
         self._for_all = [(each, end) for each, end in self._for_all if now < end]
         if event.event_type == EventType.RECOVERY:

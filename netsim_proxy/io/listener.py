@@ -1,4 +1,4 @@
-"""A listening socket whose clients wait while no file can be opened. The server of uvloop drops them in silence."""
+"""Listening socket whose clients wait while no file can be opened; uvloop's own server drops them silently."""
 
 import asyncio
 import errno
@@ -15,17 +15,17 @@ from hypergpu.netsim_proxy.io.throttle import Throttle
 
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _RETRY_SECONDS: Final = 0.2
-"""Pause before the next client is accepted when there was no descriptor for one."""
+"""Pause before the next attempt after no descriptor was available."""
 _AT_ONCE: Final = 100
-"""Clients that are accepted before the event loop turns."""
+"""Largest number of clients accepted in one iteration of the event loop."""
 _HANDSHAKE_SECONDS: Final = 20.0
-"""Longest TLS handshake of a client."""
+"""Longest TLS handshake of a client, in seconds."""
 
 log = structlog.get_logger()
 
 
 class Listener:
-    """Accepts connections on bound sockets and gives each a protocol. Made inside the event loop."""
+    """Accepts connections on bound sockets and gives each a protocol. Created inside the event loop."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Listener:
             self._watch(each)
 
     def close(self) -> None:
-        """Accept nobody; connections that are up stay."""
+        """Stop accepting; open connections stay."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -89,7 +89,7 @@ class Listener:
                 self._throttle.warning("TLS handshake failed", reason=_reason_of(error), peer=_shown(peer))
 
     def _tell_exhausted(self, error: OSError) -> None:
-        """Log it once, until a client can be accepted again."""
+        """Log the failure once, until a client can be accepted again."""
         if not self._is_exhausted:
             self._is_exhausted = True
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -149,7 +149,7 @@ def _listen(bound: socket.socket, backlog: int) -> None:
 
 
 def _reason_of(error: OSError) -> str:
-    """Return what went wrong, the same text for the same cause."""
+    """Return the cause of an error as text, the same text for the same cause."""
     if isinstance(error, ssl.SSLError):
         return (error.reason or str(error)).replace("_", " ").lower()
     if isinstance(error, TimeoutError):

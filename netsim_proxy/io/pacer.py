@@ -1,4 +1,4 @@
-"""The relay in real time: calls at absolute times, precisely, behind one kernel timer.
+"""Pacer: the real-time driver of the relay. It makes calls at absolute times behind one kernel timer.
 
 An event loop's own timers are rounded to milliseconds (libuv) or wait for a poll with that resolution; a timer file
 descriptor fires within tens of microseconds of an absolute time, so that lateness does not add up.
@@ -69,7 +69,7 @@ class Pacer:
         return result
 
     def handle(self, pair: ConnectionPair, direction: Direction, data: bytes) -> None:
-        """Let a pair of connections take in what was read, between what becomes due meanwhile."""
+        """Pass the data that was read to a pair of connections, between calls that become due meanwhile."""
         agenda, clock = self.agenda, self._clock
         calls, is_left = agenda.calls, True
         while is_left:
@@ -85,17 +85,17 @@ class Pacer:
                 self._arm()
 
     def hold(self, pair: ConnectionPair | RawConnectionPair, direction: Direction) -> None:
-        """Stop reading what travels in `direction`: its receiver takes no more for now."""
+        """Stop reading in `direction`: the receiver is full."""
         pair.readers[direction.ordinal].hold(self)
         self.settle()
 
     def release(self, pair: ConnectionPair | RawConnectionPair, direction: Direction) -> None:
-        """Go on reading what travels in `direction`: its receiver takes more."""
+        """Resume reading in `direction`: the receiver has room."""
         pair.readers[direction.ordinal].release(self)
         self.settle()
 
     def settle(self) -> None:
-        """Carry out what the relay has asked for, and wake it in time for its next call."""
+        """Carry out the relay's effects, and schedule its next call."""
         agenda = self.agenda
         if agenda.effects:
             self.transports.carry_out(agenda.take_effects())
@@ -103,19 +103,19 @@ class Pacer:
             self._arm()
 
     def begin(self) -> None:
-        """Note that there is a network to keep pace with: before, priority would only cost others time."""
+        """Note that a link now delays data: before that, real-time priority would only cost other processes time."""
         if self._on_paced is not None:
             self._on_paced()
             self._on_paced = None
 
     def catch_up(self) -> None:
-        """Make the calls that have become due in the midst of other work: bursts must not hold up deliveries."""
+        """Make the calls that became due during other work, so that bursts do not delay deliveries."""
         calls = self.agenda.calls
         if calls and calls[0][0] <= self._clock():
             self._fire()
 
     def close(self) -> None:
-        """Forget what is due and let go of the timer."""
+        """Cancel all calls and close the timer."""
         self.agenda.clear()
         self._timer.close()
 
@@ -153,7 +153,7 @@ class _Timer:
             loop.add_reader(self._fd, self._readable)
 
     def set(self, due: float) -> None:
-        """Fire at `due`, and at no earlier time set before."""
+        """Fire at `due`, which replaces an earlier setting."""
         if self._fd >= 0:
             # One nanosecond later than the rounding, as a zero would switch the timer off.
             seconds, nanoseconds = divmod(max(int(due * 1e9), 0) + 1, 1_000_000_000)
@@ -166,7 +166,7 @@ class _Timer:
         self._handle = self._loop.call_later(delay, self._fire)
 
     def close(self) -> None:
-        """Never fire again."""
+        """Cancel the timer for good."""
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)

@@ -1,4 +1,4 @@
-"""TCP that is passed through as it is, TLS included, over the same links: for any protocol, nothing is looked into.
+"""Pass-through of any TCP, TLS included, over the same links. The bytes are not parsed.
 
 There are no calls that the link could lose:
 losses cost time under `transport`, and nothing under `rpc`.
@@ -25,7 +25,7 @@ from hypergpu.netsim_proxy.relay.raw_connection import RawConnectionPair
 
 _CONNECT_SECONDS: Final = 5.0
 _HELLO_SECONDS: Final = 1.0
-"""How long a client may take to name a server before its connection is taken for one that names none."""
+"""Time in which a client may name a server; after it, the connection counts as naming none."""
 
 
 class PassThrough:
@@ -46,7 +46,7 @@ class PassThrough:
     ) -> None:
         self.pairs: set[RawConnectionPair] = set()
         self.ends: set[asyncio.Transport] = set()
-        """Connections of either side."""
+        """Open connections of both sides."""
         self.upstream = Address.parse(upstream)
         self.link_map = link_map
         self._links, self.pacer, self._numbers = links, pacer, numbers
@@ -66,7 +66,7 @@ class PassThrough:
         return text
 
     async def drain(self, grace_seconds: float) -> None:
-        """Accept nobody, wait for open connections up to `grace_seconds`, and close what is left."""
+        """Stop accepting, wait for open connections up to `grace_seconds`, and close the rest."""
         for server, address in self._servers:
             server.close()
             address.remove()
@@ -80,7 +80,7 @@ class PassThrough:
         await _until(lambda: not self.ends, LINGER_SECONDS)
 
     def handle(self, pair: RawConnectionPair, direction: Direction, data: bytes) -> None:
-        """Relay what was read."""
+        """Relay the data that was read."""
         self.pacer.catch_up()
         self.pacer.run(pair.handle, direction, data)
 
@@ -117,7 +117,7 @@ class PassThrough:
             self.pacer.run(pair.close)
 
     def attach(self, pair: RawConnectionPair, direction: Direction, transport: asyncio.Transport) -> None:
-        """Relay what a connection that is up sends, in `direction`."""
+        """Relay the data of an open connection, in `direction`."""
         bound_buffers(transport)
         self.pacer.transports.attach(pair.number, direction, transport)
 
@@ -193,7 +193,7 @@ class _Client(_End):
             self._ask(self._link)
 
     def data_received(self, data: bytes) -> None:
-        """ConnectionPair; before there is an upstream, keep."""
+        """Relay data; before the upstream is connected, buffer it."""
         if self.pair is not None:
             super().data_received(data)
             return
@@ -206,7 +206,7 @@ class _Client(_End):
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Handle the end of the client's data; remember it until there is an upstream."""
+        """Handle the end of the client's data; it is remembered until the upstream is connected."""
         self._at_end = True
         if not self._asked:
             self._ask(self._link)
@@ -219,12 +219,12 @@ class _Client(_End):
         super().connection_lost(error)
 
     def attach_to(self, pair: RawConnectionPair) -> None:
-        """Be the client's end of a pair, so that what the upstream says first arrives."""
+        """Become the client's end of a pair, so that data that the upstream sends first arrives."""
         if self._transport is not None:
             self._proxy.attach(pair, UP, self._transport)
 
     def begin(self, pair: RawConnectionPair) -> bool:
-        """There is an upstream: relay what has come since; return whether the client is still there."""
+        """Relay the buffered data to the upstream; return whether the client is still connected."""
         if self._transport is None or self._transport.is_closing():
             return False
         self.pair = pair
@@ -237,7 +237,7 @@ class _Client(_End):
         return True
 
     def refuse(self) -> None:
-        """There is none: the client hears of it as if it had asked the upstream itself."""
+        """End the client's connection as the missing upstream would."""
         end_transport(self._transport, reset=True)
 
     def _ask(self, link: str) -> None:
@@ -249,7 +249,7 @@ class _Client(_End):
 
 
 async def _until(condition: Callable[[], bool], seconds: float) -> None:
-    """Wait until something holds, and no longer than that."""
+    """Wait until a condition holds, at most so long."""
     end = monotonic() + seconds
     while not condition() and monotonic() < end:  # noqa: ASYNC110 - only while the proxy ends
         await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The protocols of asyncio at the two ends of a pair of connections: they hand what happens to the relay."""
+"""asyncio protocols of the two ends of a pair of connections; they pass events to the relay."""
 
 import asyncio
 import contextlib
@@ -19,21 +19,21 @@ from hypergpu.netsim_proxy.relay.http2 import PREFACE, Http2Error
 from hypergpu.netsim_proxy.relay.unavailable import UnavailableResponder
 
 PREFACE_SECONDS: Final = 10.0
-"""How long a client may take to say that it speaks HTTP/2."""
+"""Time in which a client must send the HTTP/2 preface."""
 _EARLY_BYTES: Final = 256 << 10
 
 log = structlog.get_logger()
 
 
 def _language(said: bytes | bytearray) -> str:
-    """Return what a client speaks that does not speak HTTP/2, as a hint."""
+    """Return a hint about the protocol of a client that does not speak HTTP/2."""
     if said.startswith(b"\x16\x03"):
         return "TLS, for which there must be --tls-cert and --tls-key"
     return "HTTP/1" if b"HTTP/1" in said else "an unknown protocol"
 
 
 class Owner(Protocol):
-    """The proxy as the ends of its connections see it."""
+    """Interface of the proxy to the ends of its connections."""
 
     upstream: str
     link_map: LinkMap
@@ -47,22 +47,22 @@ class Owner(Protocol):
         """Relay between two connections that are up."""
 
     def refuse(self, client: "ClientPeer", reason: str) -> None:
-        """Answer a client's calls with what is wrong with the upstream."""
+        """Answer a client's calls with the fault of the upstream."""
 
     def joined(self, peer: "ClientPeer | UpstreamPeer") -> None:
-        """Count a connection that is up."""
+        """Count an open connection."""
 
     def left(self, peer: "ClientPeer | UpstreamPeer") -> None:
-        """Forget a connection that is gone."""
+        """Forget a closed connection."""
 
 
 class ClientPeer(asyncio.Protocol):
-    """The accepted connection; it brings up the upstream's once the client has said that it speaks HTTP/2."""
+    """Accepted connection. It connects to the upstream once the client has sent the HTTP/2 preface."""
 
     def __init__(self, proxy: Owner, link: str = "") -> None:
         self._proxy = proxy
         self.link = link
-        """The link of calls that name none; empty = the default."""
+        """Link of calls that name none; empty = the default."""
         self._early = bytearray()
         self._greeted = False
         self._said: bytearray | None = bytearray()  # after the preface
@@ -80,7 +80,7 @@ class ClientPeer(asyncio.Protocol):
         self._proxy.joined(self)
 
     def data_received(self, data: bytes) -> None:
-        """ConnectionPair; before there is an upstream, keep."""
+        """Relay data; before the upstream is connected, buffer it."""
         if self.pair is not None:
             if self._said is not None:
                 self._remember(data, self.pair.is_established)
@@ -105,18 +105,18 @@ class ClientPeer(asyncio.Protocol):
             self._transport.pause_reading()
 
     def begin(self, pair: ConnectionPair) -> None:
-        """There is an upstream: relay what has come since."""
+        """Relay the buffered data to the upstream."""
         self.pair = pair
         self.data_received(self._take_early())
 
     def refuse(self, refusal: UnavailableResponder) -> None:
-        """There is none that can be used: answer what has come since."""
+        """Answer the buffered calls: no upstream can be used."""
         said, self._said, self.pair = self._said, None, None
         self._refusal = refusal
         self.data_received(bytes(said or b"") or self._take_early())
 
     def reset(self) -> None:
-        """End the connection as an upstream that is not there would: the client must not take it for ready."""
+        """End the connection as a missing upstream would, so that the client does not consider it ready."""
         if self._transport is not None:
             end_transport(self._transport, reset=True)
 
@@ -126,7 +126,7 @@ class ClientPeer(asyncio.Protocol):
             self._transport.close()
 
     def _remember(self, data: bytes, is_established: bool) -> None:
-        """Keep what the client says until the upstream has shown that it speaks HTTP/2."""
+        """Buffer the client's data until the upstream has shown that it speaks HTTP/2."""
         assert self._said is not None
         if is_established:
             self._said = None
@@ -171,7 +171,7 @@ class ClientPeer(asyncio.Protocol):
 
 
 class UpstreamPeer(asyncio.Protocol):
-    """The connection to the upstream."""
+    """Connection to the upstream."""
 
     def __init__(self, proxy: Owner, pair: ConnectionPair, peer: ClientPeer, client: asyncio.Transport) -> None:
         self._proxy, self._pair, self._peer, self._client = proxy, pair, peer, client
@@ -186,7 +186,7 @@ class UpstreamPeer(asyncio.Protocol):
         self._proxy.joined(self)
 
     def data_received(self, data: bytes) -> None:
-        """ConnectionPair; before that, see whether it is HTTP/2."""
+        """Relay data; check first that the upstream speaks HTTP/2."""
         if self._first is not None:
             data = self._first = self._first + data
             if len(data) < MIN_BYTES:
@@ -228,7 +228,7 @@ class UpstreamPeer(asyncio.Protocol):
             self._transport.close()
 
     def _give_up(self, mistake: str) -> None:
-        """Let the client hear what is wrong: it could not tell from broken HTTP/2."""
+        """Report the fault to the client in HTTP/2, since it could not see it in a broken connection."""
         self._proxy.pacer.transports.detach(self._pair.number, UP)
         self._proxy.pacer.run(self._pair.close)
         self._proxy.refuse(self._peer, mistake)

@@ -1,4 +1,4 @@
-"""The operating system's part in punctuality: when a delivery is due, the proxy must get a core."""
+"""Real-time scheduling: the proxy must get a core when a delivery is due."""
 
 import contextlib
 import os
@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Final
 
 _REALTIME_PRIORITY: Final = 1
-"""The lowest there is: before every ordinary process, after everything else that asked for real time."""
+"""Lowest real-time priority: above every ordinary process, below all other real-time ones."""
 _SWITCH_SECONDS: Final = 0.0005
-"""How long the threads that serve metrics and control may keep the loop waiting; Python's default is 5 ms."""
+"""Longest time that the threads for metrics and control may delay the event loop; Python's default is 5 ms."""
 
 
 def enable_realtime(realtime: bool) -> bool:
-    """Ask for what lets this process and its threads run as soon as they are due; returns whether it is real time.
+    """Request real-time scheduling for this process and its threads; return whether it was granted.
 
-    Real time needs root or an `rtprio` limit (`ulimit -r 1`); where it may not be had, all goes on as before. Linux
-    leaves 5 % of each second to others whatever a real-time process does (sched_rt_runtime_us).
+    It needs root or an `rtprio` limit (`ulimit -r 1`); without them the proxy runs at normal priority. Linux reserves
+    5 % of each second for other processes (sched_rt_runtime_us).
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
     if not realtime or not hasattr(os, "sched_setscheduler"):

@@ -1,4 +1,4 @@
-"""The listening proxy: accepts clients, connects each to the upstream, drains."""
+"""Listening proxy: accepts clients, connects each to the upstream, and drains."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ from hypergpu.netsim_proxy.relay.unavailable import UnavailableResponder
 
 _CONNECT_SECONDS: Final = 5.0
 _LOOK_AGAIN_SECONDS: Final = 0.05
-"""How often a connection that is being opened looks whether an event that blocks its link was cleared."""
+"""Interval at which a connection that is being opened checks if the event that blocks its link was cleared."""
 
 log = structlog.get_logger()
 
@@ -97,7 +97,7 @@ class Proxy:
         self._background.spawn("connecting to the upstream", self._connect_or_reset(client, transport))
 
     async def drain(self, grace_seconds: float) -> None:
-        """Accept nobody, tell clients to go, wait for open RPCs up to `grace_seconds`, and close what is left."""
+        """Stop accepting, send GOAWAY, wait for open RPCs up to `grace_seconds`, and close the rest."""
         for server, address in self._servers:
             server.close()
             address.remove()
@@ -125,7 +125,7 @@ class Proxy:
             self._alone.set()
 
     def attach(self, pair: ConnectionPair, client: asyncio.Transport, upstream: asyncio.Transport) -> None:
-        """Relay between two connections that are up; nothing has been read from the upstream yet."""
+        """Relay between two open connections; nothing has been read from the upstream yet."""
         self.pacer.transports.add(pair.number, partial(self._closed, pair))
         self.pacer.transports.attach(pair.number, UP, client)
         self.pacer.transports.attach(pair.number, DOWN, upstream)
@@ -173,12 +173,12 @@ class Proxy:
         client.begin(pair)
 
     def refuse(self, client: ClientPeer, reason: str) -> None:
-        """Answer a client's calls with what is wrong with the upstream."""
+        """Answer a client's calls with the fault of the upstream."""
         self.throttle.warning("upstream cannot be used", upstream=self.upstream, reason=reason)
         client.refuse(UnavailableResponder(f"netsim: upstream {self.upstream} {reason}"))
 
     async def _is_open(self, host: str, link: str, transport: asyncio.Transport) -> bool:
-        """Wait while the link lets no connection be opened; return whether there still is a client to connect."""
+        """Wait while the link blocks new connections; return whether the client is still connected."""
         while not transport.is_closing():
             blocked = self._links.blocks_opening(host, link)
             if blocked is None:
@@ -191,7 +191,7 @@ class Proxy:
 
 
 async def _until(event: asyncio.Event, seconds: float) -> None:
-    """Wait until it happens from now on, and no longer than that."""
+    """Wait for the next change, at most so long."""
     event.clear()
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(event.wait(), seconds)

@@ -1,4 +1,4 @@
-"""Does something to many links without keeping the event loop from what travels on them."""
+"""Operations on many links in slices, so that the event loop keeps delivering between them."""
 
 import asyncio
 from collections import OrderedDict
@@ -13,7 +13,7 @@ log = structlog.get_logger()
 Operation = Callable[[PacedLink], None]
 
 _SLICE: Final = 50
-"""Links at a time: a few milliseconds."""
+"""Links per slice; one takes a few milliseconds."""
 
 
 class Sweep:
@@ -29,11 +29,11 @@ class Sweep:
 
     @property
     def busy(self) -> bool:
-        """Whether there are links still to be done."""
+        """Whether operations are pending."""
         return bool(self._pending)
 
     def start(self, links: Iterable[PacedLink], operation: Operation) -> None:
-        """Do `operation` to each of `links`."""
+        """Apply `operation` to each of `links`."""
         begun = self.busy
         for paced in links:
             self._pending.setdefault(paced, []).append(operation)
@@ -41,7 +41,7 @@ class Sweep:
             self._run_slice()
 
     def catch_up(self, paced: PacedLink) -> None:
-        """Do now what is still to be done to one link."""
+        """Apply the pending operations of one link now."""
         _run(self._pending.pop(paced, []), paced)
 
     async def done(self) -> None:

@@ -1,4 +1,4 @@
-"""Log lines about the same trouble, once in a while: clients try again many times a second."""
+"""Throttle for repeated log lines: clients retry many times a second."""
 
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ class Throttle:
         self._seen: dict[tuple[str, str], tuple[float, int]] = {}  # since when, and how many since
 
     def warning(self, message: str, reason: str, **fields: Any) -> None:
-        """Log a warning, unless the same one was logged lately."""
+        """Log a warning, unless the same one was logged recently."""
         now = self._clock()
         since, count = self._seen.get((message, reason), (-_PAUSE_SECONDS, 0))
         if now - since < _PAUSE_SECONDS:

@@ -1,4 +1,4 @@
-"""TLS on either side of the proxy: what it shows, and whom it believes."""
+"""TLS on both sides of the proxy: its certificates, and the authorities that it trusts."""
 
 import ssl
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from hypergpu.common.tls import read_authority, read_pair
 
 @dataclass(frozen=True, slots=True)
 class ServerTls:
-    """TLS towards clients: the proxy's certificate, and whether clients need one."""
+    """TLS for clients: the proxy's certificate, and the authority of client certificates."""
 
     certificate: Path
     key: Path
     client_authority: Path | None = None
-    """A file of certificates; with it, a client must show a certificate that one of them has signed."""
+    """File of CA certificates (PEM); with it, clients must present a certificate signed by one of them."""
 
     def context(self) -> ssl.SSLContext:
         """Return a context that speaks HTTP/2 only.
@@ -29,7 +29,7 @@ class ServerTls:
         return context
 
     def load_into(self, context: ssl.SSLContext) -> None:
-        """Read the files into a context that may be in use: connections from now on get what they hold now.
+        """Reread the files into a context that may be in use; only new connections get their content.
 
         Raises:
             ConfigError: a file that cannot be used.
@@ -42,14 +42,14 @@ class ServerTls:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamTls:
-    """TLS towards the upstream: its authority, and the proxy's own certificate."""
+    """TLS to the upstream: its authority, and the proxy's own certificate."""
 
     authority: Path | None = None
-    """A file of certificates; the system's where there is none."""
+    """File of CA certificates (PEM); by default the system's."""
     server_name: str | None = None
-    """The name in the upstream's certificate, if it is not the upstream's host."""
+    """Name in the upstream's certificate, if it differs from the host."""
     certificate: Path | None = None
-    """For an upstream that wants to know its clients."""
+    """Certificate and key for an upstream that requires a client certificate."""
     key: Path | None = None
 
     def context(self) -> ssl.SSLContext:

@@ -1,4 +1,4 @@
-"""Carries out on sockets what the relay asks for."""
+"""Driver of the relay's effects on sockets."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from hypergpu.netsim_proxy.relay.effects import (
 )
 
 LINGER_SECONDS: Final = 1.0
-"""How long a peer may take to close a connection that we have ended, before it is cut."""
+"""Time in which a peer must close a connection that we have ended, before it is cut."""
 _WRITE_BUFFER_BYTES: Final = 256 << 10
 _SEND_BUFFER_BYTES: Final = 256 << 10
 _RECEIVE_BUFFER_BYTES: Final = 512 << 10
@@ -47,7 +47,7 @@ class Transports:
         self._ends: dict[int, Ends] = {}
 
     def add(self, connection: int, on_closed: Callable[[], None]) -> None:
-        """Take in a pair of connections; `on_closed` is called when it is over."""
+        """Add a pair of connections; `on_closed` is called when it is closed."""
         self._ends[connection] = Ends(on_closed)
 
     def attach(self, connection: int, direction: Direction, transport: asyncio.Transport) -> None:
@@ -61,7 +61,7 @@ class Transports:
             self._ends[connection].senders[direction.ordinal] = None
 
     def carry_out(self, effects: list[Effect]) -> None:
-        """Do what the relay asks for, in order."""
+        """Carry out the relay's effects, in order."""
         for effect in effects:
             ends = self._ends.get(effect.connection)
             if ends is None:

@@ -5,11 +5,11 @@ from typing import Final
 from hypergpu.netsim_proxy.relay import http2
 
 MIN_BYTES: Final = 9
-"""Bytes needed to tell: the header of a frame."""
+"""Bytes needed for the explanation: the header of a frame."""
 
 
 def mistake_in(first: bytes) -> str | None:
-    """Return what is wrong with the first bytes of an upstream; None if they begin its SETTINGS."""
+    """Return the fault in the first bytes of an upstream; None if they begin its SETTINGS."""
     if first[:2] in (b"\x15\x03", b"\x16\x03"):
         return "speaks TLS: use --upstream-tls, or --upstream-ca with its authority"
     if first.startswith((b"HTTP/1", b"HTTP/0")):
@@ -20,7 +20,7 @@ def mistake_in(first: bytes) -> str | None:
 
 
 def reason_of(error: BaseException | None) -> str:
-    """Return what is wrong with TLS."""
+    """Return the fault of a TLS connection."""
     text = str(error)
     if "certificate required" in text.lower() or "CERTIFICATE_REQUIRED" in text or "HANDSHAKE_FAILURE" in text:
         return f"wants a certificate of its clients, and the proxy shows none ({text})"
