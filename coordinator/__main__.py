@@ -123,7 +123,7 @@ def run(options: CoordinatorOptions) -> int:
 
 
 async def _train(settings: SystemConfig, options: "Options") -> int:
-    """Run coordinators, one after the other, until one ends without a restart being asked for."""
+    """Run coordinators one after the other until one ends without a requested restart."""
     from hypergpu.coordinator.app import Coordinator  # noqa: PLC0415
     from hypergpu.tasks import load_task  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Models on the disk: the checkpoints that a run goes on from, and the models that a user takes away.
+"""Model files: checkpoints from which a run resumes, and models for export.
 
 round-000005.safetensors    the model after round 5: its whole `state_dict`, for plain PyTorch
 server-000005.safetensors   what else the run needs to go on: the optimizer of the coordinator, and the state as JSON
@@ -42,7 +42,7 @@ class Checkpoint:
     model: Tensors
     """Complete `state_dict`."""
     server: Tensors
-    """State of the optimizer, and what else travels."""
+    """State of the optimizer, and the tensors that are sent but not in the `state_dict`."""
     state: Mapping[str, Any]
     """JSON: configuration, cursors of the shards, counts of the nodes."""
     metadata: Mapping[str, str]
@@ -50,7 +50,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The newest checkpoints of a run, by round. Nothing is trusted that is read."""
+    """The newest checkpoints of a run, by round. Everything that is read is checked."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -60,11 +60,11 @@ class Checkpoints:
         return self.directory / f"round-{number:06d}.safetensors"
 
     def rounds(self) -> list[int]:
-        """Return the rounds of which there is a checkpoint, the newest first."""
+        """Return the rounds that have a checkpoint, the newest first."""
         return sorted(self._files(_MODEL), reverse=True)
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint, remove all but the newest few, and return the file of the model.
+        """Write a checkpoint, remove all but the newest ones, and return the model file.
 
         Raises:
             StorageError: a file cannot be written; earlier checkpoints are as they were.
@@ -106,7 +106,7 @@ class Checkpoints:
         return Checkpoint(number, model, server, state, metadata)
 
     def set_aside_after(self, number: int) -> None:
-        """Rename the checkpoints of later rounds: a run that goes on from `number` must not take them for its own.
+        """Rename the checkpoints of later rounds, so that a run that resumes from `number` does not use them.
 
         Raises:
             OSError: they cannot be renamed.
@@ -135,7 +135,7 @@ class Checkpoints:
 
 
 def write_tensors(file: Path, tensors: Tensors, metadata: Mapping[str, str]) -> str:
-    """Write a file of tensors at one stroke, and return the checksum that it carries.
+    """Write a file of tensors atomically, and return the checksum in it.
 
     Raises:
         StorageError: it cannot be written; the message names the file.

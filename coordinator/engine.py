@@ -51,13 +51,14 @@ class _Broadcast:
 
 
 class Engine:
-    """The run as servicers see it. Everything but the executors runs on one event loop.
+    """Run as the services see it. Everything but the executors runs on one event loop.
 
     Args:
-        run_id: names the run on the wire; another for every start of a coordinator.
-        machine: the rounds.
-        model: the parameters.
-        uploads: what is on its way in.
+        run_id: Id of the run on the wire; new for every start of a coordinator.
+        machine: Round machine.
+        model: Global model.
+        uploads: Uploads in progress.
+        dependencies: Files, metrics, links and held-out data.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Engine:
 
     @property
     def waiting_for(self) -> str:
-        """Explanation why no round is running; empty while one is."""
+        """Reason why no round is running; empty while one is."""
         if self.machine.finished and self.stays:
             return "the next run: `hypergpu restart` begins one"
         return self.machine.waiting_for
@@ -254,7 +255,7 @@ class Engine:
     def suspend(self) -> None:
         """Start no more rounds; `close` saves the run so that it can be resumed with --resume.
 
-        Nodes hear nothing, and dial until the coordinator is back.
+        Nodes are not informed; they dial until the coordinator is back.
         """
         self.dispatch(ev.Suspend())
         self._suspended = True
@@ -270,7 +271,7 @@ class Engine:
         if self._timer is not None:
             self._timer.cancel()
         await self._background.settle()
-        if self._suspended and not self.finished.is_set():  # not sooner: the round that ran may have ended meanwhile
+        if self._suspended and not self.finished.is_set():  # not sooner: the running round may have ended meanwhile
             await self._save_results()
         await self.retry()
         self._dependencies.compute.shutdown(wait=True)

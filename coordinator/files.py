@@ -13,13 +13,13 @@ _LEFT_BEHIND = re.compile(rf".*{re.escape(PARTIAL)}|\.tmp\w{{6}}", re.ASCII)
 
 
 def replace_files(writes: Mapping[Path, Callable[[Path], object]]) -> None:
-    """Let each `write` produce a new file, and put them in the places of the files that they are for.
+    """Replace files atomically, each with the output of its `write`.
 
-    Each is replaced at one stroke, in order, once all are on the disk: whoever reads a file finds the old content or
-    the new, also after a loss of power. A write that fails leaves every file as it was.
+    The files are replaced in order, once all outputs are on the disk: a reader finds the old or the new content, also
+    after a power failure. A `write` that fails leaves every file unchanged.
 
     Raises:
-        OSError: a file cannot be written; it is the error's `filename`. What else a `write` raises passes through.
+        OSError: a file cannot be written; it is the error's `filename`. Other errors of a `write` pass through.
     """
     partials = {file: file.with_name(f".{file.name}{PARTIAL}") for file in writes}
     try:
@@ -45,12 +45,12 @@ def _write_whole(file: Path, partial: Path, write: Callable[[Path], object]) -> 
 
 
 def replace_file(file: Path, write: Callable[[Path], object]) -> None:
-    """Replace one file, see `replace_files`."""
+    """Replace one file; see `replace_files`."""
     replace_files({file: write})
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Replace `file` atomically with one that holds `text`.
+    """Replace the content of `file` with `text`, atomically.
 
     Raises:
         OSError: it cannot be written.

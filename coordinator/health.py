@@ -50,7 +50,7 @@ class Health:
         self._next_tick: asyncio.TimerHandle | None = None
         self._reasons: dict[Part, str] = {}
         self._gauge = Gauge(
-            "hypergpu_degraded", "1 while a part of the coordinator does not work.", ["part"], registry=registry
+            "hypergpu_degraded", "1 while a part of the coordinator fails.", ["part"], registry=registry
         )
         self._failures = Counter(
             "hypergpu_part_failures", "Failures of a part that the run survived.", ["part"], registry=registry

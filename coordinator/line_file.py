@@ -1,4 +1,4 @@
-"""A file of lines that survives a slow or full disk: lines wait in memory until they can be written."""
+"""File of lines for a slow or full disk: lines wait in memory until they can be written."""
 
 import os
 import threading
@@ -6,11 +6,11 @@ from collections import deque
 from pathlib import Path
 
 MAX_PENDING_BYTES = 8 << 20
-"""Memory for lines that wait to be written: hours of a run, at some 300 bytes an event."""
+"""Memory for pending lines: hours of a run, at about 300 bytes an event."""
 
 
 class LineFile:
-    """Lines in order: `append` takes them without touching the disk, `flush` writes them. Both are thread-safe.
+    """File of lines: `append` keeps a line in memory, `flush` writes the pending lines. Both are thread-safe.
 
     A line that was written in part is completed before the next one.
     """
@@ -23,7 +23,7 @@ class LineFile:
         """
         self._file = path.open("ab", buffering=0)
         self._lock = threading.Lock()
-        """Guards what is in memory; it is never held while the disk works."""
+        """Lock of the pending lines; it is never held during I/O."""
         self._flushing = threading.Lock()
         self._pending: deque[bytes] = deque()
         self._pending_bytes = 0
@@ -39,7 +39,7 @@ class LineFile:
         return len(self._pending)
 
     def append(self, line: bytes) -> None:
-        """Keep a line for the next `flush`. Where too many wait, the oldest are dropped."""
+        """Keep a line for the next `flush`. If too many are pending, the oldest are dropped."""
         with self._lock:
             self._pending.append(line)
             self._pending_bytes += len(line)
@@ -62,7 +62,7 @@ class LineFile:
                     raise OSError("nothing can be written to it")
 
     def sync(self) -> None:
-        """Wait until what was written is on the disk.
+        """Sync the written lines to the disk.
 
         Raises:
             OSError: the disk is full or broken.
@@ -91,7 +91,7 @@ class LineFile:
                 self._is_first_partial = self._is_first_partial or written > 0
 
     def _drop_oldest(self) -> None:
-        """Keep the memory bounded. A line that is begun stays: without its rest the next one would be unreadable."""
+        """Drop the oldest lines above the limit, but none that is partly written: the next would be unreadable."""
         start = 1 if self._is_first_partial or self._is_writing else 0
         while self._pending_bytes > self._max_pending_bytes and len(self._pending) > start + 1:
             self._pending_bytes -= len(self._pending[start])

@@ -16,9 +16,9 @@ UNMEASURED = "unknown"
 class LinkTelemetry:
     """Adapter between the engine and an orchestrator's monitor.
 
-    Three sources tell of the same calls: the calls themselves, a node's /metrics, and the report in its heartbeat. Each
-    call must count once. So a node's own totals, which hold also the calls that never arrived, go before what is seen
-    here; they are taken from /metrics where that can be read, and from the report where it can't.
+    Three sources report the same calls: the calls themselves, a node's /metrics, and the report in its heartbeat. Each
+    call must count once. A node's own totals include calls that never arrived, so they take precedence over calls seen
+    here. They come from /metrics if that can be scraped, else from the report.
     """
 
     def __init__(self, orchestrator: AdaptiveOrchestrator) -> None:
@@ -70,13 +70,13 @@ class LinkTelemetry:
         return {"policy": str(self._orchestrator.policy), "adaptation_share": overhead["share_of_round_time"]}
 
     def freeze(self, node: str) -> None:
-        """Keep the last profile of a node that has left: its silence from then on says nothing about its link."""
+        """Keep the last profile of a node that has left: its silence is no sign of a bad link."""
         self._final.setdefault(node, self.describe(node))
 
     def describe(self, node: str) -> dict[str, Any]:
-        """latency_ms, loss_rate, score, quality, and where the selector holds the node back: state and reason.
+        """Return latency_ms, loss_rate, score, quality and reason of a link, and the state of a node held back.
 
-        Figures are None, and the quality is `unknown`, where nothing was measured yet.
+        Before the first measurement, figures are None and the quality is `unknown`.
         """
         if node in self._final:
             return dict(self._final[node])

@@ -13,7 +13,7 @@ _ROUND_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 class Metrics:
-    """All series of the coordinator, in the registry that is given; `metric` is what the model is judged by."""
+    """Prometheus series of the coordinator in `registry`; `metric` is the task's main metric."""
 
     def __init__(self, registry: CollectorRegistry, metric: MetricSpec = ACCURACY) -> None:
         self.registry = registry
@@ -30,27 +30,31 @@ class Metrics:
         def seconds(name: str, text: str) -> Histogram:
             return Histogram(f"hypergpu_{name}_seconds", text, registry=registry, buckets=_ROUND_BUCKETS)
 
-        self.rounds = counter("rounds", "Rounds that were closed, by reason.", "reason")
-        self.abandoned = counter("rounds_abandoned", "Rounds that came to nothing and were begun again.")
-        self.round = gauge("round", "The round that runs or is to come next.")
-        self.rounds_planned = gauge("rounds_planned", "Rounds of the whole run; 0 is a run without an end.")
-        self.round_seconds = seconds("round_duration", "From the start of a round to its close.")
+        self.rounds = counter("rounds", "Closed rounds, by reason.", "reason")
+        self.abandoned = counter("rounds_abandoned", "Rounds that were abandoned and restarted.")
+        self.round = gauge("round", "Number of the running or next round.")
+        self.rounds_planned = gauge("rounds_planned", "Planned rounds of the run; 0 = unlimited.")
+        self.round_seconds = seconds("round_duration", "Duration of a round, from its start to its close.")
         self._loss = optional("loss", "Loss on held-out data after the last evaluation.")
-        self._metric = optional("metric", "Main metric on held-out data after the last evaluation.", metric=metric.name)
+        self._metric = optional(
+            "metric",
+            "Main metric on held-out data after the last evaluation; the label is its name.",
+            metric=metric.name,
+        )
         self._train_loss = optional("train_loss", "Mean training loss of the last round.")
         self.samples = counter("samples", "Training samples in accepted updates.")
-        self.updates = counter("updates", "Updates that arrived, by outcome.", "outcome")
-        self.rejected = counter("updates_rejected", "Updates that could not be used, by kind of error.", "error")
-        self._returned = counter("work_returned", "Units of work that nodes gave up, by kind of error.", "error")
-        self.received = counter("update_received_bytes", "Bytes of updates that were received.")
-        self.sent = counter("parameters_sent_bytes", "Bytes of parameters that were sent.")
-        self.connected = gauge("nodes_connected", "Nodes that are there.")
-        self.selected = gauge("nodes_selected", "Nodes of the running round.")
-        self.lost = counter("nodes_lost", "Times that a node fell silent.")
+        self.updates = counter("updates", "Received updates, by outcome.", "outcome")
+        self.rejected = counter("updates_rejected", "Rejected updates, by error.", "error")
+        self._returned = counter("work_returned", "Work units that nodes returned, by error.", "error")
+        self.received = counter("update_received_bytes", "Bytes of received updates.")
+        self.sent = counter("parameters_sent_bytes", "Bytes of sent parameters.")
+        self.connected = gauge("nodes_connected", "Connected nodes.")
+        self.selected = gauge("nodes_selected", "Nodes selected for the running round.")
+        self.lost = counter("nodes_lost", "Nodes lost after missed heartbeats.")
         self.decisions = counter("decisions", "Decisions, by kind and reason.", "kind", "reason")
-        self.step_seconds = seconds("server_step_duration", "The server's step at the end of a round.")
-        self.evaluation_seconds = seconds("evaluation_duration", "An evaluation on held-out data.")
-        # What alerts watch begins at 0: the first of a kind would be no increase otherwise.
+        self.step_seconds = seconds("server_step_duration", "Duration of the server's step at the end of a round.")
+        self.evaluation_seconds = seconds("evaluation_duration", "Duration of an evaluation on held-out data.")
+        # Series that alerts watch begin at 0: otherwise the first count would not be an increase.
         for reason in ev.CloseReason:
             self.rounds.labels(reason)
         for status in ev.UpdateStatus:

@@ -51,7 +51,7 @@ class ModelFiles:
 
     @property
     def best(self) -> Score | None:
-        """The best evaluation so far."""
+        """Best evaluation so far."""
         return self._best
 
     def go_on(self, score: Score | None) -> None:
@@ -89,7 +89,7 @@ class ModelFiles:
         return file
 
     def finish(self, round_number: int) -> Path:
-        """Write the model as it is now, after `round_number`, as the result of the run; return its file.
+        """Write the present model, after `round_number`, as the result of the run; return its file.
 
         Raises:
             StorageError: a file cannot be written.
@@ -122,14 +122,14 @@ _APART = "model."
 
 
 def optimizer_of(server: Tensors) -> dict[str, Flat]:
-    """Return the state of the optimizer that a checkpoint holds."""
+    """Return the optimizer's state in a checkpoint."""
     return {
         name.removeprefix(_OPTIMIZER): tensor.numpy() for name, tensor in server.items() if name.startswith(_OPTIMIZER)
     }
 
 
 def apart_of(server: Tensors) -> Tensors:
-    """Return the travelling tensors that a checkpoint keeps apart from its model."""
+    """Return the tensors of a checkpoint that are sent but not in the `state_dict`."""
     return {name.removeprefix(_APART): tensor for name, tensor in server.items() if name.startswith(_APART)}
 
 
@@ -146,12 +146,12 @@ def score_of(metadata: Mapping[str, str]) -> Score | None:
 
 
 def metric_key(spec: MetricSpec) -> str:
-    """Return the key of a metric's value in the metadata: its name, unless that means something else there."""
+    """Return the key of a metric's value in the metadata: its name, unless that is the key of something else."""
     return f"metric {spec.name}" if spec.name in _KEYS else spec.name
 
 
 def _described(score: Score) -> dict[str, str]:
-    """Metadata of an evaluated model: its loss, and its metric under its name with what describes it."""
+    """Return the metadata of an evaluated model: its loss, and its metric with name, direction and format."""
     value = {} if score.metric is None else {metric_key(score.spec): repr(score.metric)}
     return {"loss": repr(score.loss), **value, "metric": score.spec.model_dump_json()}
 

@@ -1,6 +1,6 @@
 """Prometheus metrics of each node and of the adaptation.
 
-The figures are read on the event loop every few seconds and served from the HTTP thread, which sees a finished picture
+The figures are read on the event loop every few seconds and served from the HTTP thread, which sees a finished snapshot
 or the one before, and never waits for the loop.
 """
 
@@ -38,7 +38,7 @@ class _Row:
     node: str
     connected: bool
     quality: int | None
-    """None where nothing was measured yet; so are `score` and, without an attempt, `contribution`."""
+    """None before the first measurement; so are `score` and, without an attempt, `contribution`."""
     score: float | None
     points: tuple[tuple[str, float], ...]
     latency_seconds: float
@@ -52,7 +52,7 @@ class _Row:
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
+class _Snapshot:
     rows: tuple[_Row, ...] = ()
     state: str = RunState.WAITING
     phase: str = Phase.INITIALIZATION
@@ -72,7 +72,7 @@ class NodeMetricsCollector(Collector):
         on_result: OnResult = lambda error: None,
     ) -> None:
         self._machine, self._orchestrator = machine, orchestrator
-        self._picture = _Picture()
+        self._snapshot = _Snapshot()
         self._refreshing = PeriodicTask(self.refresh, REFRESH_SECONDS, on_result)
         registry.register(self)
 
@@ -97,7 +97,7 @@ class NodeMetricsCollector(Collector):
                     rows.append(self._row(member, member.node_id in selected))
             await asyncio.sleep(0)
         status = self._orchestrator.get_orchestrator_status()
-        self._picture = _Picture(
+        self._snapshot = _Snapshot(
             rows=tuple(rows),
             state=str(self._machine.state),
             phase=status["phase"],
@@ -108,30 +108,30 @@ class NodeMetricsCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Return the last snapshot as metric families."""
-        picture = self._picture
-        yield _states("run_state", "1 for the state that the run is in.", "state", RunState, picture.state)
-        yield _states("phase", "1 for the phase of the adaptation.", "phase", Phase, picture.phase)
-        yield _states("policy", "1 for the policy in force.", "policy", AdaptationPolicy, picture.policy)
+        snapshot = self._snapshot
+        yield _states("run_state", "1 for the current state of the run.", "state", RunState, snapshot.state)
+        yield _states("phase", "1 for the current phase of the adaptation.", "phase", Phase, snapshot.phase)
+        yield _states("policy", "1 for the current adaptation policy.", "policy", AdaptationPolicy, snapshot.policy)
         overhead = GaugeMetricFamily(
-            "hypergpu_adaptation_overhead_ratio", "Time spent on deciding, over the time of rounds.", labels=[]
+            "hypergpu_adaptation_overhead_ratio", "Share of the round time that adaptation decisions take.", labels=[]
         )
-        _add(overhead, [], picture.overhead)
+        _add(overhead, [], snapshot.overhead)
         yield overhead
-        yield CounterMetricFamily("hypergpu_rollbacks", "Configurations that were taken back.", picture.rollbacks)
-        yield from self._links(picture.rows)
-        yield from self._members(picture.rows)
+        yield CounterMetricFamily("hypergpu_rollbacks", "Configuration rollbacks.", snapshot.rollbacks)
+        yield from self._links(snapshot.rows)
+        yield from self._members(snapshot.rows)
 
     @staticmethod
     def _links(rows: tuple[_Row, ...]) -> Iterator[Metric]:
         quality = _by_node(
-            "link_quality", "Class of the link: 0 offline, 1 critical, 2 poor, 3 fair, 4 good, 5 excellent."
+            "link_quality", "Quality class of the link: 0 offline, 1 critical, 2 poor, 3 fair, 4 good, 5 excellent."
         )
         score = _by_node("link_score", "Score of the link, 0 to 100.")
         points = _by_node(
             "link_score_points", "Parts of the score: latency up to 40, loss and reliability up to 30.", "part"
         )
         latency = _by_node("link_latency_seconds", "Median round trip of the link.")
-        loss = _by_node("link_loss_ratio", "Smoothed share of communications that were lost.")
+        loss = _by_node("link_loss_ratio", "Smoothed share of lost communications.")
         for row in rows:
             node = [row.node]
             _add(quality, node, row.quality)
@@ -144,16 +144,20 @@ class NodeMetricsCollector(Collector):
 
     @staticmethod
     def _members(rows: tuple[_Row, ...]) -> Iterator[Metric]:
-        connected = _by_node("member_connected", "1 while the node is there, 0 when it is lost; none when it has left.")
-        batch = _by_node("member_batch_size", "Samples per local step that the node was last given.")
+        connected = _by_node(
+            "member_connected", "1 while the node is connected, 0 when it is lost; no series after it left."
+        )
+        batch = _by_node("member_batch_size", "Samples per local step of the node's last work unit.")
         selected = _by_node("member_selected", "1 while the node takes part in the running round.")
-        standing = _by_node("member_standing", "0 active, 1 on probation, 2 quarantined.")
-        contribution = _by_node("member_contribution_ratio", "Half efficiency, half reliability.")
+        standing = _by_node("member_standing", "Selection state of the node: 0 active, 1 on probation, 2 quarantined.")
+        contribution = _by_node(
+            "member_contribution_ratio", "Contribution score of the node: half efficiency, half reliability."
+        )
         rounds = CounterMetricFamily(
             "hypergpu_member_rounds", "Rounds that the node contributed to.", labels=["node_id"]
         )
         late = CounterMetricFamily(
-            "hypergpu_member_late_updates", "Updates that came after their round.", labels=["node_id"]
+            "hypergpu_member_late_updates", "Updates that arrived after their round.", labels=["node_id"]
         )
         for row in rows:
             node = [row.node]

@@ -54,7 +54,7 @@ class Records:
         """Return `write`, for a thread, with the lines so far written first: no file may be ahead of the records."""
 
         def flushed(*arguments: Any) -> Any:
-            with suppress(StorageError):  # the writer tells of it
+            with suppress(StorageError):  # the writer reports it
                 self._run_dir.flush()
             return write(*arguments)
 
@@ -125,7 +125,7 @@ class Records:
             self._health.report(Part.RECORDS, reason)
 
     def _write(self) -> None:
-        """Have the thread write what is pending, unless it does so already."""
+        """Let the thread write the pending lines, unless it already does."""
         if self._writing is None and self._run_dir.pending_lines:
             self._writing = asyncio.get_running_loop().run_in_executor(self._writer, self._run_dir.flush)
             self._writing.add_done_callback(self._written)

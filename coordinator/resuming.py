@@ -24,13 +24,13 @@ from hypergpu.tasks.samples import count
 from hypergpu.tasks.saved import SavedModel
 
 _MOST_TENSORS = 8
-"""Tensors that a message names; every setting is named."""
+"""Largest number of tensors named in a message; settings are all named."""
 
 log = structlog.get_logger()
 
 
 def identity_of(task: Task, saved: SavedModel, parameter_count: int) -> Identity:
-    """Return the identity of a run whose model was just made."""
+    """Return the identity of a run with a newly made model."""
     untrained = checksum(_untrained(saved), {})
     return Identity(count(task.train), fingerprint(task), saved.travelling, parameter_count, untrained)
 
@@ -42,11 +42,11 @@ class Found:
     checkpoint: Checkpoint
     state: SavedState
     damaged: Sequence[str] = ()
-    """Newer checkpoints that cannot be used, and why."""
+    """Newer checkpoints that cannot be used, with the reasons."""
 
     @property
     def round(self) -> int:
-        """The last round that the checkpoint holds."""
+        """Last round in the checkpoint."""
         return self.checkpoint.round
 
     @property
@@ -64,7 +64,7 @@ class Found:
 
 
 def find(directory: Path) -> Found | None:
-    """Return the newest checkpoint that is whole; None where nothing was kept yet.
+    """Return the newest intact checkpoint; None if none was written yet.
 
     Raises:
         CannotResume: there are checkpoints, and none of them can be used; each is named with the reason.
@@ -91,7 +91,7 @@ def find(directory: Path) -> Found | None:
 
 
 def set_aside_after(directory: Path, number: int) -> None:
-    """Put damaged checkpoints of later rounds out of the way of a run that goes on from `number`.
+    """Rename damaged checkpoints of later rounds, before a run resumes from `number`.
 
     Raises:
         CannotResume: they cannot be renamed.
@@ -125,7 +125,7 @@ def require_same_run(
 
 
 def restore(model: GlobalModel, found: Found, saved: SavedModel, forced: Sequence[Difference]) -> None:
-    """Let the model go on from a checkpoint of the same run.
+    """Restore the model from a checkpoint of the same run.
 
     Raises:
         CannotResume: the tensors are not those of this model or optimizer.

@@ -1,10 +1,10 @@
-"""The directory of a run: what was configured, what happened, what came out. Readable whenever the process ends.
+"""Run directory: configuration, records and results. It is readable whenever the process ends.
 
-config.yaml         the configuration, whole
+config.yaml         the complete configuration
 rounds.jsonl        one line for each round
 events.jsonl        one line for each event and decision
-nodes.json          every node as it stands
-summary.json        the result so far
+nodes.json          the state of every node
+summary.json        the results so far
 checkpoints/        what a run needs to go on, see `hypergpu.coordinator.checkpoints`
 model.safetensors   the model at the end of the run, or where it was suspended
 best.safetensors    the model of the round that evaluated best
@@ -34,9 +34,9 @@ _OWN = ("config.yaml", "rounds.jsonl", "events.jsonl", "nodes.json", "summary.js
 _MADE_OF_IT = ("report.html", "simulated")
 """Files that `hypergpu` derives from a run and writes beside it."""
 _LARGEST_COUNT = 1 << 63
-"""A counter that was read from a file is below this."""
+"""Bound of a counter that was read from a file."""
 _LONGEST_RUN_SECONDS = 100 * 365.25 * 86_400
-"""A time that was read from a file is below this."""
+"""Bound of a time that was read from a file."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ResumedTotals:
 
 
 def archive_previous_run(path: Path, *others: str) -> None:
-    """Keep the run that is in `path` already under `earlier/`, and `others`: a second must not cost the first.
+    """Move an earlier run in `path` to `earlier/`, and the files `others` with it.
 
     The caller holds the directory's lock.
 
@@ -75,7 +75,7 @@ def archive_previous_run(path: Path, *others: str) -> None:
 
 
 class RunDir:
-    """Writes the records of a run: whole files are replaced at one stroke, lines are appended by `flush`.
+    """Writer of a run's records: whole files are replaced atomically, lines are appended by `flush`.
 
     Nothing but the lock is written before `begin`.
 
@@ -92,11 +92,11 @@ class RunDir:
 
     @property
     def checkpoints(self) -> Path:
-        """Directory of the checkpoints."""
+        """Directory of checkpoints."""
         return self.path / CHECKPOINTS
 
     def begin(self, config: SystemConfig, resumed_round: int = 0) -> None:
-        """Write the configuration; set an earlier run aside, or on resuming drop what came after the checkpoint.
+        """Write the configuration; move an earlier run away, or when resuming drop the records after the checkpoint.
 
         Raises:
             ConfigError: a file cannot be written.
@@ -119,24 +119,24 @@ class RunDir:
 
     @property
     def pending_lines(self) -> int:
-        """Lines of rounds and events that are not written yet."""
+        """Number of pending lines of rounds and events."""
         return sum(file.pending for file in self._line_files())
 
     @property
     def dropped_lines(self) -> int:
-        """Lines of rounds and events that were given up."""
+        """Number of dropped lines of rounds and events."""
         return sum(file.dropped for file in self._line_files())
 
     def round(self, row: Mapping[str, Any]) -> None:
-        """Keep a round that is over for the next `flush`."""
+        """Keep the record of a closed round for the next `flush`."""
         self._keep(self._rounds, row)
 
     def event(self, row: Mapping[str, Any]) -> None:
-        """Keep something that happened for the next `flush`."""
+        """Keep the record of an event for the next `flush`."""
         self._keep(self._events, row)
 
     def flush(self) -> None:
-        """Write the rounds and events so far; may be called on any thread.
+        """Write the pending rounds and events; may be called on any thread.
 
         Raises:
             StorageError: the disk is full or broken; what is left is kept in memory for the next call.
@@ -146,7 +146,7 @@ class RunDir:
                 self._try(name, file.flush)
 
     def sync(self) -> None:
-        """Wait until the rounds and events so far are on the disk.
+        """Sync the written rounds and events to the disk.
 
         Raises:
             StorageError: the disk is full or broken.
@@ -156,7 +156,7 @@ class RunDir:
                 self._try(name, file.sync)
 
     def nodes(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write the nodes as they stand.
+        """Replace nodes.json.
 
         Raises:
             StorageError: the file cannot be written; the one before is as it was.
@@ -164,7 +164,7 @@ class RunDir:
         self._replace("nodes.json", strict_json.dumps(list(rows), indent=1))
 
     def summary(self, result: Mapping[str, Any]) -> None:
-        """Write the result as it stands.
+        """Replace summary.json.
 
         Raises:
             StorageError: the file cannot be written; the one before is as it was.
@@ -182,7 +182,7 @@ class RunDir:
         return ResumedTotals(seconds, traffic)
 
     def close(self) -> None:
-        """Write the last lines; another process may use the directory then. Calling it again does nothing."""
+        """Write the last lines, and release the directory. Calling it again has no effect."""
         with suppress(StorageError):  # `pending_lines` reports them
             self.flush()
         for file in self._line_files():
@@ -220,7 +220,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _count(value: object) -> int:
-    """Return a count that was read from a file.
+    """Return a valid count from a file.
 
     Raises:
         ValueError: it is none.
@@ -236,7 +236,7 @@ def _is_round_to_keep(row: Mapping[str, Any], last: int) -> bool:
 
 
 def _seconds(value: object) -> float:
-    """Return the time of an event that was read from a file; 0 for what is no time."""
+    """Return the time of an event from a file; 0 for an invalid one."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LONGEST_RUN_SECONDS:
         return 0.0
     return float(value)

@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 
 class RunLock:
-    """A lock on a run directory, held until `release` or the end of the process, however it ends.
+    """Lock on a run directory, held until `release` or the end of the process.
 
     The directory is made where there is none. The lock file stays: removing it would let two processes hold two files.
 
@@ -49,7 +49,7 @@ class RunLock:
         self.release()
 
     def release(self) -> None:
-        """Let others use the directory. Calling it again does nothing."""
+        """Release the lock. Calling it again has no effect."""
         self._release()
 
 

@@ -52,7 +52,7 @@ def round_row(
 
 
 def node_row(member: Member, state: str, override: NodeOverride) -> dict[str, Any]:
-    """Return a row of nodes.json; what is not known before the node's first round is None."""
+    """Return a row of nodes.json; figures that are unknown before the node's first round are None."""
     return {
         "node_id": member.node_id,
         "state": state,
@@ -69,7 +69,7 @@ def node_row(member: Member, state: str, override: NodeOverride) -> dict[str, An
 
 
 def outcome(machine: RoundMachine, finish_reason: str, duration_seconds: float) -> dict[str, Any]:
-    """Return the progress of a run, with which its summary.json begins."""
+    """Return the progress of a run: the first part of its summary.json."""
     return {
         "task": machine.config.task,
         "state": str(machine.state),

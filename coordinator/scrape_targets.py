@@ -45,7 +45,7 @@ class ScrapeRule:
         self._networks = [_network(entry) for entry in entries if "/" in entry]
 
     def target(self, member: Member) -> ScrapeTarget | None:
-        """Return where `member` may be scraped, or None."""
+        """Return the target of `member`, or None if it may not be scraped."""
         try:
             host, port = split_address(member.info.get("address", ""))
         except ConfigError:

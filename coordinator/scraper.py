@@ -17,9 +17,9 @@ TIMEOUT_SECONDS = 2.0
 MAX_BYTES = 256 << 10
 """Largest accepted response. A node's page takes about 10 KiB."""
 MAX_LINE_BYTES = 1 << 10
-"""Longest sample line of a series that is looked for."""
+"""Longest sample line of the wanted series."""
 MAX_SAMPLES = 16
-"""Most samples of the one series: it has two labels' worth of them."""
+"""Largest number of samples of that series: it has one per outcome."""
 MAX_COUNT = 1 << 53
 """Largest count that a float64 sample holds exactly."""
 CONCURRENT = 64

@@ -33,8 +33,8 @@ STALLED_SECONDS: Final = 5.0
 _JUDGE_SECONDS: Final = 0.5
 """Interval of the search for an upload to evict while others wait for a buffer."""
 
-UnitOfWork = tuple[int, int]
-"""(round, attempt) of a node."""
+WorkKey = tuple[int, int]
+"""(round, attempt) of a node's work unit."""
 
 
 @dataclass(eq=False)
@@ -42,7 +42,7 @@ class Upload:
     """Complete or partial upload of one update."""
 
     node: str
-    work: UnitOfWork
+    work: WorkKey
     assembler: Assembler
     opened_at: float = 0.0
     """Time at which the present stream began."""
@@ -122,12 +122,12 @@ class Uploads:
         """Nodes whose uploads were evicted in this round. They evict no other upload: two slow ones would evict each
         other forever."""
 
-    def progress(self, node: str, work: UnitOfWork) -> int:
+    def progress(self, node: str, work: WorkKey) -> int:
         """Return the number of contiguous bytes received of this work unit's update."""
         upload = self._held.get(node)
         return upload.assembler.next_offset if upload is not None and upload.work == work else 0
 
-    async def open(self, node: str, work: UnitOfWork, stream: object) -> Upload:
+    async def open(self, node: str, work: WorkKey, stream: object) -> Upload:
         """Begin or resume an upload. It is taken from an older stream of the same node."""
         upload = self._held.get(node)
         if upload is not None and upload.work == work:

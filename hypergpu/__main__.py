@@ -11,7 +11,7 @@ SERVICES = {
 
 
 def main() -> None:
-    """Run what the first argument names; exits with 0, with 2 after bad input, or with what a command says."""
+    """Run the service or command named by the first argument; exit with its code, or with 2 after bad input."""
     # A service does not load the other commands: a demo starts seven of them on a few cores.
     if sys.argv[1:2] and sys.argv[1] in SERVICES:
         import_module(SERVICES[sys.argv[1]]).main(sys.argv[2:])

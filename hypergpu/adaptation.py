@@ -1,4 +1,4 @@
-"""The adaptation as a library: the coordinator's parts, safe to call from several threads.
+"""Adaptation as a library: the coordinator's parts, safe to call from several threads.
 
 The parts in `hypergpu.coordinator.core` are pure and single-threaded. Those here add what a program around them needs:
 one lock for a monitor and all that is built on it, and a thread that judges the links in the background.

@@ -1,4 +1,4 @@
-"""Client of a running cluster: of the coordinator's control service and the proxy's control API."""
+"""Client of a running cluster: the coordinator's control service and the proxy's control API."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +23,7 @@ _TIMEOUT_SECONDS = 10.0
 
 
 class Client:
-    """Calls to a cluster. Failures raise the errors of `hypergpu.common.errors`."""
+    """Client of a cluster. Failures raise the errors of `hypergpu.common.errors`."""
 
     def __init__(
         self,

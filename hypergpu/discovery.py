@@ -1,4 +1,4 @@
-"""Finding a cluster: at given addresses, among those running on this machine, or in the Compose project here."""
+"""Discovery of a cluster: at given addresses, on this machine, or in the Compose project of this directory."""
 
 import contextlib
 import json

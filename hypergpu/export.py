@@ -1,4 +1,4 @@
-"""A model of a run as one file, for plain PyTorch."""
+"""Export of a run's model as one file, for plain PyTorch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,20 +22,20 @@ _BEYOND_ANY_ROUND = 1 << 62
 
 @dataclass(frozen=True)
 class Exported:
-    """A model that was written."""
+    """Description of an exported model."""
 
     path: Path
     round: int
     score: Score | None
-    """How it did on held-out data; None where its round was not evaluated."""
+    """Score on held-out data; None if its round was not evaluated."""
     tensors: int
     parameters: int
-    """Numbers in all tensors."""
+    """Number of values in all tensors."""
     skipped: tuple[str, ...]
-    """Newer files that could not be read, and why."""
+    """Newer files that could not be read, with the reasons."""
 
     def to_dict(self) -> dict[str, object]:
-        """Return it as a JSON object."""
+        """Return the description as a JSON object."""
         return {
             "path": str(self.path),
             "round": self.round,
@@ -50,7 +50,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Model:
-    """A model file that was read and is whole."""
+    """Model file that was read and is intact."""
 
     round: int
     tensors: Tensors
@@ -98,7 +98,7 @@ def _round_number(which: str) -> int | None:
 
 
 def _files(run_dir: Path, which: str, number: int | None) -> list[Path]:
-    """Return the files that may hold the model, the first choice first."""
+    """Return the files that may hold the model, best candidate first."""
     checkpoints = Checkpoints(run_dir / CHECKPOINTS)
     last, best = run_dir / LAST_MODEL, run_dir / BEST_MODEL
     if which == BEST:
@@ -113,7 +113,7 @@ def _files(run_dir: Path, which: str, number: int | None) -> list[Path]:
 
 
 def _round_of_last(file: Path) -> int:
-    """Return the round of the last model; one that is damaged counts as the newest, so that its damage is told."""
+    """Return the round of the last model; a damaged one counts as the newest, so that its damage is reported."""
     try:
         return _read(file).round if file.exists() else 0
     except CorruptData:

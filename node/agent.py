@@ -42,7 +42,7 @@ class Agent:
         own_task: the `module:factory` whose code this node may load; None for shipped tasks only.
         metrics_address: HOST:PORT where it can be scraped; empty if it cannot.
         version: version of the distribution.
-        on_work: called with how each unit of work ended.
+        on_work: called with how each work unit ended.
         on_state: called with each new state of the life cycle.
     """
 

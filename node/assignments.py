@@ -1,4 +1,4 @@
-"""Units of work assigned to a node: pulled, trained, and pushed or returned."""
+"""Work units assigned to a node: pulled, trained, and pushed or returned."""
 
 import asyncio
 import threading
@@ -20,11 +20,11 @@ from hypergpu.protos import coordinator_pb2 as pb
 log = structlog.get_logger()
 
 OnWork = Callable[[str], None]
-"""Called with how each unit of work ended: accepted, duplicate, late, or the type of an error."""
+"""Called with how each work unit ended: accepted, duplicate, late, or the type of an error."""
 
 
 class Assignments:
-    """Does one unit of work after the other, and records how long each computed and waited.
+    """Does one work unit after the other, and records how long each computed and waited.
 
     Args:
         client: calls the coordinator.
@@ -43,7 +43,7 @@ class Assignments:
         self._compute_seconds = 0.0
 
     def start_waiting(self) -> None:
-        """Count the time until the next unit of work ends from now on."""
+        """Count the time until the next work unit ends from now on."""
         self._waiting_since = time.monotonic()
 
     def abandon(self) -> None:
@@ -51,7 +51,7 @@ class Assignments:
         self._abandoned.set()
 
     async def pull(self, run_id: str, wait_seconds: float, on_order: Callable[[Work], None]) -> Work | RunOver | None:
-        """Return the next unit of work; None if there was none within `wait_seconds`.
+        """Return the next work unit; None if there was none within `wait_seconds`.
 
         Args:
             run_id: id of the registered run.
@@ -67,7 +67,7 @@ class Assignments:
         return pulled
 
     async def train(self, work: Work) -> None:
-        """Compute the update of a unit of work.
+        """Compute the update of a work unit.
 
         Raises:
             WorkAbandoned: `abandon` was called.
@@ -94,7 +94,7 @@ class Assignments:
         return progress
 
     async def give_back(self, work: Work, kind: str, detail: str) -> None:
-        """Return a unit of work to the coordinator. If it cannot be reached, its deadline has the same effect."""
+        """Return a work unit to the coordinator. If it cannot be reached, its deadline has the same effect."""
         log.warning("returned work", run=work.id.run_id, round=work.id.round, kind=kind, detail=detail)
         self._end(kind, success=False)
         try:

@@ -27,7 +27,7 @@ Reply = TypeVar("Reply")
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Unit of work as assigned, with its parameters."""
+    """Work unit as assigned, with its parameters."""
 
     order: pb.WorkOrder
     parameters: Flat
@@ -111,7 +111,7 @@ class CoordinatorClient:
     async def return_work(
         self, work: pb.WorkId, reason: str, detail: str, timeout_seconds: float = UNARY_SECONDS
     ) -> None:
-        """Return a unit of work."""
+        """Return a work unit."""
         request = pb.ReturnWorkRequest(work=work, reason=reason, detail=detail[:400])
         await self._call(self._return, request, timeout_seconds)
 
@@ -124,7 +124,7 @@ class CoordinatorClient:
     async def pull(
         self, run_id: str, wait_seconds: float, expected: Manifest, into: Flat, on_order: Callable[[Work], None]
     ) -> Work | RunOver | None:
-        """Return the next unit of work with its parameters in `into`; None if there was none within `wait_seconds`.
+        """Return the next work unit with its parameters in `into`; None if there was none within `wait_seconds`.
 
         Args:
             run_id: id of the registered run.

@@ -30,26 +30,26 @@ class NodeMetrics:
         def seconds(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"hypergpu_node_{name}_seconds", text, buckets=buckets, registry=registry)
 
-        info = gauge("info", "The node and its card; always 1.", "node_id", "gpu", "simulated")
+        info = gauge("info", "Node and its card; always 1.", "node_id", "gpu", "simulated")
         info.labels(node_id, specs.name, str(specs.simulated).lower()).set(1)
         gauge("memory_limit_bytes", "Memory of the card.").set(specs.memory_bytes)
         self._steps = counter("steps_total", "Training steps.")
         self._samples = counter("samples_total", "Samples trained on.")
         self._loss = optional("loss", "Loss of the last step.")
-        self._metric = optional("metric", "Main metric of the last step on its own batch.")
+        self._metric = optional("metric", "Main metric of the last step, on its own batch.")
         self._norm = optional("gradient_norm", "Norm of the last step's gradient.")
         self._step = seconds("step", "Duration of a training step, including simulated delay.", _STEP_BUCKETS)
-        self._forward = seconds("forward", "The forward pass of a step.", _STEP_BUCKETS)
-        self._backward = seconds("backward", "The backward pass of a step.", _STEP_BUCKETS)
+        self._forward = seconds("forward", "Duration of the forward pass of a step.", _STEP_BUCKETS)
+        self._backward = seconds("backward", "Duration of the backward pass of a step.", _STEP_BUCKETS)
         self._compute = counter("compute_seconds_total", "Time spent in training steps.")
         self._round_trip = seconds("rpc_round_trip", "Round trip of a successful small call.", _ROUND_TRIP_BUCKETS)
         self._calls = counter("rpcs_total", "Calls to the coordinator.", "outcome")
         self._retries = counter("rpc_retries_total", "Retried calls.")
         self._gpu = optional("gpu_utilization_ratio", "Utilisation of the card, or of one CPU core without a card.")
         self._memory = optional("memory_bytes", "Memory in use on the card, or by the process without a card.")
-        self._work_compute = seconds("work_compute", "Compute of a unit of work.", _WORK_BUCKETS)
-        self._work_waiting = seconds("work_waiting", "Network and waiting of a unit of work.", _WORK_BUCKETS)
-        self._work = counter("work_total", "Units of work, by outcome.", "outcome")
+        self._work_compute = seconds("work_compute", "Compute time of a work unit.", _WORK_BUCKETS)
+        self._work_waiting = seconds("work_waiting", "Network and waiting time of a work unit.", _WORK_BUCKETS)
+        self._work = counter("work_total", "Work units, by outcome.", "outcome")
         self._state = gauge("state", "1 for the current state of the life cycle.", "state")
         self._sent = counter("sent_bytes_total", "Bytes of updates sent.")
         self._received = counter("received_bytes_total", "Bytes of parameters received.")
@@ -83,7 +83,7 @@ class NodeMetrics:
                 _observe(self._work_waiting, record.waiting_time)
 
     def work(self, outcome: str) -> None:
-        """Count a unit of work by how it ended."""
+        """Count a work unit by how it ended."""
         self._work.labels(outcome).inc()
 
     def state(self, state: State) -> None:

@@ -25,7 +25,7 @@ from hypergpu.tasks.seeding import seeded
 log = structlog.get_logger()
 
 LOCAL_OPTIMIZERS = get_args(TrainingConfig.model_fields["local_optimizer"].annotation)
-"""Names of the optimisers of local steps."""
+"""Names of the optimizers of local steps."""
 Fetch = Callable[[int], tuple[Tensor, Tensor]]
 """Returns the samples of local step `i`."""
 
@@ -54,7 +54,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Result of a unit of work: the gradients of one step or the change by several, and the change of the state."""
+    """Result of a work unit: the gradients of one step or the change by several, and the change of the state."""
 
     flat: Flat
     steps: tuple[Step, ...]
@@ -202,13 +202,13 @@ class Trainer:
         """Run local steps from `parameters`; return the mean gradient of one step, or the change by several.
 
         The state part of the update (BatchNorm's statistics) is a change in both cases. The update is in a buffer of
-        the trainer, which the next unit of work overwrites.
+        the trainer, which the next work unit overwrites.
 
         Args:
             parameters: shape (manifest.size,).
             batches: returns the samples of each step.
             local_steps: at least 1.
-            learning_rate: learning rate of the local optimiser; not used with one step.
+            learning_rate: learning rate of the local optimizer; not used with one step.
             optimizer: `sgd`, or `adamw`, which begins without state; not used with one step.
             key: identifies the work: with the seed, it fixes random numbers such as those of dropout.
             micro_batch: see `gradient`.
@@ -218,14 +218,14 @@ class Trainer:
         Raises:
             NonFiniteUpdate: carries the step.
             ProtocolError: `parameters` has another shape.
-            InvalidInput: an impossible number of steps or learning rate, an unknown optimiser, or samples that do not
+            InvalidInput: an impossible number of steps or learning rate, an unknown optimizer, or samples that do not
                 fit the model.
             WorkAbandoned: `abandon` was set.
         """
         if local_steps < 1 or not learning_rate > 0:
             raise InvalidInput(f"{local_steps} local steps at learning rate {learning_rate}: both must be above 0")
         if optimizer not in LOCAL_OPTIMIZERS:
-            raise UnknownName("local optimiser", optimizer, LOCAL_OPTIMIZERS)
+            raise UnknownName("local optimizer", optimizer, LOCAL_OPTIMIZERS)
         began = time.perf_counter()
         local = _LocalWork(batches, local_steps, learning_rate, optimizer, key, micro_batch, after_step, abandon)
         self.model.load(parameters)

@@ -1,4 +1,4 @@
-"""The computing part of a node: a task's model on a device, real or simulated, that does units of work."""
+"""The computing part of a node: a task's model on a device, real or simulated, that does work units."""
 
 import threading
 import time
@@ -234,7 +234,7 @@ class Worker:
         key: tuple[str | int, ...],
         abandon: threading.Event | None = None,
     ) -> Update:
-        """Do a unit of work, see `Trainer.work`: at the pace of a simulated card, in parts where a batch does not fit.
+        """Do a work unit, see `Trainer.work`: at the pace of a simulated card, in parts where a batch does not fit.
 
         Args:
             parameters: shape (manifest.size,).
@@ -242,13 +242,13 @@ class Worker:
             cursor: samples of the shard that were used before.
             batch_size: samples per step.
             local_steps: at least 1.
-            learning_rate: learning rate of the local optimiser; not used with one step.
+            learning_rate: learning rate of the local optimizer; not used with one step.
             optimizer: `sgd` or `adamw`; not used with one step.
             key: identifies the work for its random numbers.
             abandon: ends the work at the next step, or the next wait, when it is set.
 
         Raises:
-            InvalidInput: an impossible batch size, number of steps or learning rate, or an unknown optimiser.
+            InvalidInput: an impossible batch size, number of steps or learning rate, or an unknown optimizer.
             Unavailable: the samples cannot be read; three attempts were made.
             NonFiniteUpdate, ProtocolError, WorkAbandoned: see `Trainer.work`.
         """

@@ -24,7 +24,7 @@ _PANEL: Final = "Cluster (the local one by default)"
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Which cluster a command means, and how to connect to it."""
+    """Options that select a cluster and its credentials."""
 
     run: Annotated[
         str,
@@ -70,11 +70,11 @@ class Target:
         return cluster
 
     def tls(self, address: str) -> Tls | None:
-        """Return how to verify the server at this address; None for plaintext, which is the default on loopback."""
+        """Return the TLS settings for the server at this address; None for plaintext, the default on loopback."""
         return client_tls(self.tls_ca, insecure=self.insecure or is_loopback(address))
 
     def proxy_tls(self, address: str) -> Tls | None:
-        """Return how to verify the proxy; None for plaintext, which its control API always uses on this machine."""
+        """Return the TLS settings for the proxy; None for plaintext, always used by its control API on this machine."""
         if not address or address.startswith("unix:") or is_loopback(address):
             return None
         return self.tls(address)
@@ -84,13 +84,13 @@ TARGET: Final = OptionGroup(Target)
 
 
 class TargetCommand(GroupCommand):
-    """A command that takes the options of a `Target`."""
+    """Command with the options of a `Target`."""
 
     groups: ClassVar[tuple[OptionGroup[Any], ...]] = (TARGET,)
 
 
 class ClusterCommand(TargetCommand):
-    """A command whose function is asynchronous and has a connected client in its context.
+    """Command whose function is asynchronous and has a connected client in its context.
 
     If several local clusters are running, it uses the newest.
     """

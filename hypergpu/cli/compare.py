@@ -178,7 +178,7 @@ def _cells(result: Result, count: int) -> list[str]:
 
 
 def _remarks(result: Result, comparison: Comparison) -> Iterator[str]:
-    """Yield what is notable about the runs of one policy."""
+    """Yield notes on the runs of one policy."""
     label = result.variant.label
     if not result.times and comparison.target is not None:
         metric = comparison.timed_by
@@ -192,7 +192,7 @@ def _remarks(result: Result, comparison: Comparison) -> Iterator[str]:
 
 
 def _details(candidate: Candidate, first: str) -> Iterator[str]:
-    """Yield how a candidate differs from each baseline."""
+    """Yield the differences of a candidate from each baseline."""
     label, found = candidate.result.variant.label, candidate.match
     if found.only_variant or found.only_reference:
         yield (

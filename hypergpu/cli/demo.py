@@ -90,7 +90,7 @@ def demo(  # noqa: PLR0917  (one per option)
 
 @dataclass(frozen=True, slots=True)
 class _Demo:
-    """One demo and where its output goes."""
+    """One demo and its output."""
 
     console: Console
     level: Level

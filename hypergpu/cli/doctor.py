@@ -23,7 +23,7 @@ from hypergpu.discovery import HOW_TO_START, Cluster
 from hypergpu.protos import coordinator_pb2 as pb
 
 _SKEW_SECONDS = 5.0
-"""Larger differences between clocks break certificates and dashboards."""
+"""Largest tolerable difference between clocks; more breaks certificates and dashboards."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ async def status(
 
 
 async def _watch(client: Client, interval: float) -> None:
-    """Follow the run to its end; what was seen last stays on the screen, however the watching ends."""
+    """Follow the run to its end; the last view stays on the screen."""
     console = new_console()
     now = await take_snapshot(client)
     history = await _past(client, now.status)
@@ -144,7 +144,7 @@ async def _ending(client: Client) -> str:
 
 @contextmanager
 def _screen(console: Console) -> Iterator[Show]:
-    """Return the dashboard, on the terminal's other screen; its last frame is printed when that is left."""
+    """Return the dashboard on the terminal's alternate screen; its last frame is printed at the end."""
     last: tuple[Snapshot, History] | None = None
     try:
         with Live(console=console, screen=True, auto_refresh=False) as live:
@@ -162,7 +162,7 @@ def _screen(console: Console) -> Iterator[Show]:
 
 @contextmanager
 def _lines(console: Console) -> Iterator[Show]:
-    """Return a line whenever the round or the state changes: what a pipe can use."""
+    """Return a line whenever the round or the state changes, for a pipe."""
     last = ""
 
     def show(now: Snapshot, _: History) -> None:
@@ -178,7 +178,7 @@ def _lines(console: Console) -> Iterator[Show]:
 
 
 async def _past(client: Client, status: pb.Status) -> History:
-    """Return the rounds before now, so that the dashboard's curves do not begin when it is opened."""
+    """Return the past rounds, so that the dashboard's curves begin with the run."""
     history = History(status.metric.name)
     request = pb.WatchEventsRequest(replay=1000)
     async for event in client.stream(client.control.WatchEvents, request, idle_seconds=0.3):

@@ -21,7 +21,7 @@ from hypergpu.protos import coordinator_pb2 as pb
 
 _POLL_SECONDS = 0.2
 _MAX_LINE_CHARACTERS = 64 * 1024
-"""Longer lines are split: a process may print without line breaks."""
+"""Length at which lines are split: a process may print without line breaks."""
 _REPLICA = re.compile(r"(?P<service>[A-Za-z0-9_]+)-(?P<number>\d+)")
 _SERVICE = re.compile(r"[A-Za-z0-9_]+")
 

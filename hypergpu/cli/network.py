@@ -22,7 +22,7 @@ from hypergpu.protos import netsim_pb2 as net
 from hypergpu.simulation.scenario_file import find_scenario
 
 _DELAYS = ("recent_delay_ms", "mean_delay_ms")
-"""Injected delays of a direction: of its latest messages, and of all."""
+"""Injected delays of a direction: mean of the latest messages, and of all."""
 
 
 async def links(context: typer.Context, as_json: AsJson = False) -> None:
@@ -99,7 +99,7 @@ async def profile(
 
 @dataclass(frozen=True, kw_only=True)
 class EventOptions:
-    """A network event, and the links it happens to."""
+    """Options that describe a network event and its target links."""
 
     kind: Annotated[
         str, typer.Argument(metavar="EVENT", help=f"Kind of event: {', '.join(kind.value for kind in EventType)}.")
@@ -146,7 +146,7 @@ class EventOptions:
     ] = 0.0
 
     def message(self) -> net.Event:
-        """Return the event as the proxy takes it."""
+        """Return the event as a message for the proxy."""
         return net.Event(
             type=self.kind,
             nodes=self.nodes,
@@ -167,7 +167,7 @@ EVENT: Final = OptionGroup(EventOptions)
 
 
 class EventCommand(ChangingCommand):
-    """A command that takes the options of an event."""
+    """Command with the options of an event."""
 
     groups = (EVENT, *ChangingCommand.groups)
 
@@ -203,7 +203,7 @@ async def schedule(
 
 
 async def _event_of(context: typer.Context) -> net.Event:
-    """Return the event that the user described, of nodes that exist."""
+    """Return the event that the options describe; its nodes must exist."""
     event = EVENT.of(context).message()
     await client_of(context).check_nodes([*event.nodes, *event.group_b])
     return event
@@ -287,7 +287,7 @@ def _range(direction: net.DirectionInfo) -> str:
 
 
 def _profile_text(file: Path) -> str:
-    """Return a file as the proxy takes it: YAML, with a trace inside it. Errors name the file."""
+    """Return a file in the form that the proxy accepts: YAML, with a trace inside it. Errors name the file."""
     load_profiles(file)
     text = read_text(file)
     return yaml.safe_dump({"profiles": {file.stem: {"trace": text}}}) if file.suffix == ".csv" else text

@@ -1,4 +1,4 @@
-"""Options that several commands take: declared once as a dataclass, and added to each command."""
+"""Options shared by several commands: declared once as a dataclass, and added to each command."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar
@@ -11,7 +11,7 @@ Options = TypeVar("Options")
 
 
 class OptionGroup(Generic[Options]):
-    """The options and arguments that the fields of a dataclass declare."""
+    """Options and arguments declared by the fields of a dataclass."""
 
     def __init__(self, options: Callable[..., Options]) -> None:
         app = typer.Typer(add_completion=False)
@@ -22,12 +22,12 @@ class OptionGroup(Generic[Options]):
         self.parameters = command.params
 
     def take(self, context: Any) -> None:  # the class of a context is not public
-        """Move the values of these options from the parameters of a command to where `of` finds them."""
+        """Move the values of these options from the parameters of a command to its context, for `of`."""
         values = {str(each.name): context.params.pop(each.name) for each in self.parameters}
         context.meta[self._key] = self._build(**values)
 
     def of(self, context: typer.Context) -> Options:
-        """Return what the user gave for these options."""
+        """Return the values of these options."""
         options: Options = context.meta[self._key]
         return options
 
@@ -37,7 +37,7 @@ class OptionGroup(Generic[Options]):
 
 
 class GroupCommand(TyperCommand):
-    """A command that takes the options of its groups too."""
+    """Command that also has the options of its groups."""
 
     groups: ClassVar[tuple[OptionGroup[Any], ...]] = ()
 

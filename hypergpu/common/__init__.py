@@ -1,1 +1,1 @@
-"""Ground that all services share; it imports none of the other packages."""
+"""Tools that all services share; they import none of the other packages."""

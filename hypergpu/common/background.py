@@ -10,9 +10,9 @@ import structlog
 log = structlog.get_logger()
 
 OnFailure = Callable[[str, BaseException], None]
-"""Called with the name of what failed and its error."""
+"""Callback with the name of a failed task and its error."""
 OnResult = Callable[[str], None]
-"""Called after each run of a periodic task: with an empty text, or with the error."""
+"""Callback after each run of a periodic task, with an empty text or the error."""
 
 
 def log_failure(name: str, error: BaseException) -> None:
@@ -21,7 +21,7 @@ def log_failure(name: str, error: BaseException) -> None:
 
 
 class Background:
-    """Tasks that nobody awaits; each failure is reported."""
+    """Tasks that are not awaited; each failure is reported."""
 
     def __init__(self, on_failure: OnFailure = log_failure) -> None:
         self._on_failure = on_failure
@@ -35,7 +35,7 @@ class Background:
         self.watch(name, task)
 
     def watch(self, name: str, future: "asyncio.Future[Any]") -> None:
-        """Report the failure of a future that nobody awaits."""
+        """Report the failure of a future that is not awaited."""
 
         def report(done: "asyncio.Future[Any]") -> None:
             error = None if done.cancelled() else done.exception()
@@ -76,11 +76,11 @@ class PeriodicTask:
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started and not stopped since."""
+        """Whether the task is started."""
         return self._task is not None
 
     def start(self, *, delay_seconds: float = 0.0) -> None:
-        """Start with the first run, after a delay; a task that is running goes on as it is."""
+        """Start with the first run, after a delay. A running task is not changed."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(delay_seconds))
 

@@ -1,20 +1,20 @@
-"""Clocks as values: a core is given the time and never reads a clock itself."""
+"""Clocks as values: a core gets the time as an argument and never reads a clock."""
 
 import time
 from collections.abc import Callable
 
 Clock = Callable[[], float]
-"""Returns seconds on a scale that never goes back; only differences have a meaning."""
+"""Function that returns seconds on a monotonic scale; only differences have a meaning."""
 
 monotonic: Clock = time.monotonic
-"""The clock of a running service."""
+"""Clock of a running service."""
 
 wall: Clock = time.time
 """Seconds since the epoch, for timestamps that people read; it can jump."""
 
 
 class ManualClock:
-    """A clock that moves only when advanced: for tests and for virtual time."""
+    """Clock that moves only when advanced, for tests and virtual time."""
 
     def __init__(self, now: float = 0.0) -> None:
         self.now = now

@@ -37,13 +37,13 @@ def new_app(help_text: str | None = None, *, completion: bool = False) -> typer.
 
 @dataclass(frozen=True)
 class Service(Generic[Options]):
-    """A service that is a command of `hypergpu`, and a program of its own."""
+    """Service that is both a command of `hypergpu` and a program."""
 
     name: str
     options: Callable[..., Options]
-    """A dataclass: its fields are the options, its docstring is the help text."""
+    """Dataclass whose fields are the options and whose docstring is the help text."""
     run: Callable[[Options], int]
-    """Runs the service with these options and returns the exit code."""
+    """Function that runs the service with these options and returns the exit code."""
 
     def add_to(self, app: typer.Typer) -> None:
         """Add the command to an application."""

@@ -206,7 +206,7 @@ async def _finish(connection: _Connection) -> None:
 
 
 async def _in_daemon_thread(route: Route) -> Answer:
-    """Run a route in a daemon thread, which does not keep the server or the process from ending."""
+    """Run a route in a daemon thread, which does not prevent the server or the process from ending."""
     loop = asyncio.get_running_loop()
     answered: asyncio.Future[Answer] = loop.create_future()
 

@@ -28,7 +28,7 @@ class LogLevel(StrEnum):
 
 
 class LogFormat(StrEnum):
-    """How a service writes its log."""
+    """Format of a service's log."""
 
     TEXT = "text"
     JSON = "json"

@@ -1,4 +1,4 @@
-"""The dataclass that events and effects are made of."""
+"""Decorator for the dataclasses of events and effects."""
 
 from dataclasses import dataclass, field
 from typing import TypeVar, dataclass_transform

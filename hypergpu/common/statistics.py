@@ -1,4 +1,4 @@
-"""Robust statistics: medians, quantiles, trends. Outliers bend none of them."""
+"""Robust statistics: medians, quantiles and trends, which outliers hardly change."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,15 +10,15 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 MAD_TO_SIGMA: Final = 1.4826
-"""Median absolute deviation × this = standard deviation, for normal data (1 / Φ⁻¹(¾))."""
+"""Standard deviation of normal data, in median absolute deviations (1 / Φ⁻¹(¾))."""
 MEDIAN_ERROR: Final = 1.2533
 """Standard error of a median, relative to that of a mean, for normal data (√(π/2))."""
 _MOST_POINTS = 200
 """Points of a series whose pairs are all compared; a longer series is condensed first."""
 FULL_TREND = 16
-"""Values per row that `mann_kendall_rows` looks at."""
+"""Values per row that `mann_kendall_rows` uses."""
 _LATER = np.triu(np.ones((FULL_TREND, FULL_TREND))) - np.tril(np.ones((FULL_TREND, FULL_TREND)))
-"""For pairs of places, 1 where the second is later and -1 where it is earlier."""
+"""Sign of each pair of places: 1 if the second is later, -1 if it is earlier."""
 
 
 def finite(values: Sequence[float]) -> Floats:

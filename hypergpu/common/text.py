@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 UNKNOWN: Final = "–"
-"""Stands for a value that is not known; in JSON it is null."""
+"""Text for an unknown value; in JSON it is null."""
 Number = float | int | None
 _ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _DIGITS: Final = re.compile("([0-9]{1,15})")

@@ -19,7 +19,7 @@ from hypergpu.common.files import read_bytes, shown
 MAX_PEM_BYTES: Final = 1 << 20
 """Largest file of certificates: a system's whole bundle takes a quarter of it."""
 _HANDSHAKE_SECONDS: Final = 5.0
-"""For a look at why a connection failed; then the first error stands."""
+"""Timeout of the diagnosis of a failed connection; after it, the original error is reported."""
 _CERTIFICATE: Final = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----")
 _KEY: Final = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----")
 _ENCRYPTED: Final = re.compile(rb"-----BEGIN ENCRYPTED PRIVATE KEY-----|^Proc-Type: 4,ENCRYPTED", re.MULTILINE)
@@ -54,7 +54,7 @@ def server_tls(certificate: Path | None, key: Path | None, *, insecure: bool) ->
 
 
 def client_tls(authority: Path | None, *, insecure: bool) -> Tls | None:
-    """Return how a client verifies its server: by `authority`, else by the system's; None for plaintext.
+    """Return the TLS settings of a client that trusts `authority`, else the system's; None for plaintext.
 
     Raises:
         ConfigError: the file of the authority cannot be used.
@@ -119,7 +119,7 @@ def read_authority(authority: Path) -> bytes:
 
 
 async def explain_handshake(address: str, tls: Tls | None) -> TlsError | None:  # noqa: PLR0911  (one per cause)
-    """Return why nobody can talk to `address` this way: a certificate, or TLS on one side only. None: it is not that.
+    """Return the TLS fault that prevents connections to `address`: a certificate, or TLS on one side only; else None.
 
     Dials once and sends nothing but a handshake.
     """
@@ -156,7 +156,7 @@ def _read_certificates(path: Path) -> bytes:
 
 
 def _check_dates(certificate: Path, server: ssl.SSLContext) -> None:
-    """Shake hands in memory, once with nobody's judgement but the dates': they have no other public way out."""
+    """Check the validity dates of a certificate by a handshake in memory: ssl has no other public way to do so."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.load_verify_locations(certificate)

@@ -1,4 +1,4 @@
-"""The join token, from options and environment variables."""
+"""Join token, from options and environment variables."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +39,7 @@ def find_token(option: str | None, option_file: Path | None, environment: Mappin
 def server_token(
     option: str | None, option_file: Path | None, environment: Mapping[str, str], *, optional: bool
 ) -> str:
-    """Return the token that a server asks of its clients; empty only where it is `optional`.
+    """Return the token that a server requires of its clients; empty only if it is `optional`.
 
     Raises:
         ConfigError: as `find_token`, or a token is needed and none is given.

@@ -4,7 +4,7 @@ The flat buffer holds, in this order,
   1. the trainable parameters, in the order of `named_parameters()`, and
   2. the state: floating-point buffers that training changes, such as BatchNorm's running statistics.
 An update has the same layout. Its first `parameter_count` floats are gradients (one local step) or
-changes (more); its state part is always a change, which is averaged and added without an optimiser.
+changes (more); its state part is always a change, which is averaged and added without an optimizer.
 """
 
 from collections.abc import Iterator, Mapping

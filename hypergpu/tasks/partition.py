@@ -80,7 +80,7 @@ def dirichlet(labels: Indices, count: int, seed: int, alpha: float) -> Partition
 class ShardOrder:
     """Endless, deterministic order of a shard's samples, with a new permutation in each epoch.
 
-    A cursor counts the samples used so far: a unit of work has the same samples wherever it runs, and each sample is
+    A cursor counts the samples used so far: a work unit has the same samples wherever it runs, and each sample is
     used once per epoch.
     """
 

@@ -31,21 +31,25 @@ class _LinkCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         by_way = ["link", "direction"]
-        moved = CounterMetricFamily("netsim_bytes", "Bytes taken in by the link", labels=by_way)
-        messages = CounterMetricFamily("netsim_messages", "Messages taken in by the link", labels=by_way)
+        moved = CounterMetricFamily("netsim_bytes", "Bytes offered to the link", labels=by_way)
+        messages = CounterMetricFamily("netsim_messages", "Messages offered to the link", labels=by_way)
         delay = CounterMetricFamily(
             "netsim_injected_delay_seconds",
-            "Delay given to messages, summed; over netsim_messages: mean",
+            "Sum of the delays of messages; divided by netsim_messages_total, the mean delay",
             labels=by_way,
         )
-        queue = GaugeMetricFamily("netsim_queue_bytes", "Bytes that wait for the bandwidth", labels=by_way)
-        flight = GaugeMetricFamily("netsim_in_flight_bytes", "Bytes held by the proxy until due", labels=by_way)
+        queue = GaugeMetricFamily("netsim_queue_bytes", "Bytes that wait for bandwidth", labels=by_way)
+        flight = GaugeMetricFamily(
+            "netsim_in_flight_bytes", "Bytes that the proxy holds until they are due", labels=by_way
+        )
         rpcs = CounterMetricFamily("netsim_rpcs", "RPCs begun", labels=["link"])
-        losses = CounterMetricFamily("netsim_losses", "RPCs that the link let fail", labels=["link", "cause"])
+        losses = CounterMetricFamily("netsim_losses", "RPCs that the link failed, by cause", labels=["link", "cause"])
         connections = GaugeMetricFamily(
             "netsim_connections", "Connections with RPCs of the link, or passed through on it", labels=["link"]
         )
-        profile = GaugeMetricFamily("netsim_profile", "1 for the profile in force", labels=["link", "profile"])
+        profile = GaugeMetricFamily(
+            "netsim_profile", "1 for the current profile of the link", labels=["link", "profile"]
+        )
         now = self._clock()
         for paced in list(self._links):
             link, name = paced.link, paced.name
@@ -75,12 +79,12 @@ class _LatenessCollector(Collector):
             buckets.append((bound, float(total)))
         yield HistogramMetricFamily(
             "netsim_pacer_lateness_seconds",
-            "How late deliveries were against what the link said",
+            "Lateness of deliveries, relative to the link model",
             buckets=buckets,
             sum_value=lateness.sum_seconds,
         )
         yield CounterMetricFamily(
             "netsim_deliveries_beyond_bound",
-            "Deliveries that were later than the bound: where this grows, the network was slower than configured",
+            "Deliveries later than the bound: while this grows, the network is slower than configured",
             value=lateness.beyond_bound,
         )

@@ -6,7 +6,7 @@ from hypergpu.common.message import message
 from hypergpu.node.core.failures import Failure
 
 Work = TypeVar("Work")
-"""A unit of work, as the driver represents it."""
+"""A work unit, as the driver represents it."""
 
 
 # ---------------------------------------------------------------- events
@@ -32,14 +32,14 @@ class Prepared:
 
 @message
 class WorkAnnounced(Generic[Work]):
-    """A unit of work was assigned; its parameters follow."""
+    """A work unit was assigned; its parameters follow."""
 
     work: Work
 
 
 @message
 class WorkReceived(Generic[Work]):
-    """A unit of work is complete with its parameters."""
+    """A work unit is complete with its parameters."""
 
     work: Work
 

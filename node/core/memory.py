@@ -12,7 +12,7 @@ RESERVED_BYTES = 512 << 20
 
 @dataclass(frozen=True, slots=True)
 class MemoryModel:
-    """Bytes = reserved + parameters + gradients + optimiser state + batch × (activations + input) per sample."""
+    """Bytes = reserved + parameters + gradients + optimizer state + batch × (activations + input) per sample."""
 
     parameter_bytes: int
     """Memory of parameters and state; the gradients need as much again."""

@@ -48,7 +48,7 @@ class ResourceUsage:
 
 @dataclass(frozen=True, slots=True)
 class WorkDone:
-    """One unit of work: its compute and waiting times, and whether its update was accepted."""
+    """One work unit: its compute and waiting times, and whether its update was accepted."""
 
     compute_time: float
     waiting_time: float
@@ -135,7 +135,7 @@ class MetricsCollector:
         self._keep(self._usage, ResourceUsage(_measured("gpu_util", gpu_util), _measured("memory_mb", memory_mb)))
 
     def record_work(self, compute_time: float, waiting_time: float, success: bool) -> None:
-        """Record a unit of work: its compute and waiting times in seconds, and whether its update was accepted.
+        """Record a work unit: its compute and waiting times in seconds, and whether its update was accepted.
 
         Raises:
             InvalidInput: a value that is not a number, or negative.
@@ -191,7 +191,7 @@ class MetricsCollector:
     def get_contribution_metrics(self) -> dict[str, Any]:
         """Return compute time, success rate and efficiency = compute / (compute + waiting).
 
-        Without units of work, as in library use, steps count as compute and calls as attempts.
+        Without work units, as in library use, steps count as compute and calls as attempts.
         """
         compute = float(finite([w.compute_time for w in self._work]).sum())
         waiting = float(finite([w.waiting_time for w in self._work]).sum())

@@ -10,13 +10,13 @@ UNITS = {"_seconds": "seconds", "_bytes": "bytes", "_ratio": "ratio"}
 
 
 @pytest.fixture
-def table(root: Path) -> dict[str, dict[str, tuple[str, tuple[str, ...], str]]]:
-    """docs/metrics.md: by service and name, the type, the labels and the unit."""
-    found: dict[str, dict[str, tuple[str, tuple[str, ...], str]]] = {}
+def table(root: Path) -> dict[str, dict[str, tuple[str, tuple[str, ...], str, str]]]:
+    """docs/metrics.md: by service and name, the type, the labels, the unit and the meaning."""
+    found: dict[str, dict[str, tuple[str, tuple[str, ...], str, str]]] = {}
     for line in (root / "docs" / "metrics.md").read_text().splitlines():
         if row := ROW.match(line):
-            service, name, kind, labels, unit, _ = row.groups()
-            found.setdefault(service, {})[name] = (kind, tuple(re.findall(r"`(\w+)`", labels)), unit)
+            service, name, kind, labels, unit, meaning = row.groups()
+            found.setdefault(service, {})[name] = (kind, tuple(re.findall(r"`(\w+)`", labels)), unit, meaning)
     return found
 
 
@@ -25,8 +25,13 @@ def test_the_table_is_what_the_services_export(exported: Any, table: Any) -> Non
     assert {s: {name: row[:2] for name, row in metrics.items()} for s, metrics in table.items()} == real
 
 
+def test_the_table_has_the_texts_of_the_services(exported: Any, table: Any) -> None:
+    real = {s: {m.name: m.text.removesuffix(".") for m in metrics.values()} for s, metrics in exported.items()}
+    assert {s: {name: row[3] for name, row in metrics.items()} for s, metrics in table.items()} == real
+
+
 def test_units_are_in_the_names(table: Any) -> None:
-    for name, (kind, _, unit) in ((n, row) for metrics in table.values() for n, row in metrics.items()):
+    for name, (kind, _, unit, _) in ((n, row) for metrics in table.values() for n, row in metrics.items()):
         suffix = next((s for s in UNITS if name.removesuffix("_total").endswith(s)), None)
         assert unit == (UNITS[suffix] if suffix else "–"), name
         assert (kind == "counter") == name.endswith("_total"), name

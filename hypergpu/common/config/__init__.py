@@ -11,7 +11,7 @@ class SystemConfig(ConfigSection):
     """All settings. `SystemConfig()` is valid and trains the digits task."""
 
     training: TrainingConfig = TrainingConfig()
-    """Task, rounds, optimiser and deadlines."""
+    """Task, rounds, optimizer and deadlines."""
     server: ServerConfig = ServerConfig()
     """Addresses and limits of the coordinator."""
     node: NodeConfig = NodeConfig()

@@ -1,4 +1,4 @@
-"""How links are judged, and what follows from it."""
+"""Settings of the adaptation: links, batch sizes, selection and policy."""
 
 from typing import Annotated
 
@@ -14,12 +14,12 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class MonitorConfig(ConfigSection):
-    """Measuring links."""
+    """Measurement of links."""
 
     update_interval_seconds: Seconds = 5.0
-    """How often the background loop scrapes, forecasts and looks for alerts."""
+    """Interval at which the background loop scrapes, forecasts and checks alerts."""
     history: Annotated[int, Field(ge=8, le=LARGEST_COUNT), REACHABLE] = 64
-    """Communications of a link that its figures rest on."""
+    """Number of communications of a link in its figures."""
     best_latency_ms: Annotated[float, Field(gt=0)] = 5.0
     """Round trip that earns all 40 points for latency."""
     worst_latency_ms: Annotated[float, Field(gt=0)] = 500.0
@@ -43,10 +43,10 @@ class MonitorConfig(ConfigSection):
 
 
 class BatchConfig(ConfigSection):
-    """Choosing batch sizes, and with GOODPUT the local steps of a round."""
+    """Choice of batch sizes, and with GOODPUT of the local steps of a round."""
 
     strategy: BatchSizeStrategy = BatchSizeStrategy.GOODPUT
-    """How sizes are chosen; `fixed` switches this part off."""
+    """Strategy for batch sizes; `fixed` switches this part off."""
     min_batch_size: Count = 16
     """Smallest batch that is assigned."""
     max_batch_size: Count = 512
@@ -56,7 +56,7 @@ class BatchConfig(ConfigSection):
     max_local_steps_factor: Annotated[float, Field(ge=1)] = 4.0
     """GOODPUT may raise the local steps of a round to this many times the configured ones; 1 keeps them."""
     max_learning_rate_factor: Annotated[float, Field(ge=1)] = 2.0
-    """Bound of the learning-rate rule, upwards; its reciprocal is the bound downwards."""
+    """Largest factor of the learning-rate rule; its reciprocal is the smallest."""
 
     @model_validator(mode="after")
     def _sizes_in_order(self) -> "BatchConfig":
@@ -66,18 +66,18 @@ class BatchConfig(ConfigSection):
 
 
 class SelectorConfig(ConfigSection):
-    """Choosing the nodes of a round."""
+    """Choice of the nodes of a round."""
 
     strategy: SelectionStrategy = SelectionStrategy.UTILITY
-    """How nodes are chosen; `all_available` switches this part off."""
+    """Strategy for the selection; `all_available` switches this part off."""
     max_selected_nodes: Count | None = None
     """Most nodes in a round."""
     min_selected_share: Share = 0.5
     """Least share of the eligible nodes in a round; the data of the others is not seen in it."""
     quality_threshold: Annotated[float, Field(ge=0, le=100)] = 50.0
-    """Score of its link that QUALITY_THRESHOLD asks of a node."""
+    """Link score that QUALITY_THRESHOLD requires of a node."""
     contribution_threshold: Share = 0.3
-    """Contribution score that CONTRIBUTION_BASED asks for."""
+    """Contribution score that CONTRIBUTION_BASED requires."""
     quarantine_after_failures: Count = 3
     """Failed rounds in a row that put a node into quarantine."""
     quarantine_seconds: Seconds = 30.0
@@ -94,7 +94,7 @@ class SelectorConfig(ConfigSection):
 
 
 class OrchestratorConfig(ConfigSection):
-    """When and how boldly all of it adapts."""
+    """Policy of the adaptation, and its intervals."""
 
     policy: AdaptationPolicy = AdaptationPolicy.REACTIVE
     """`none` is the fixed baseline: every node, the configured batch."""

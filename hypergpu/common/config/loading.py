@@ -18,7 +18,7 @@ from hypergpu.common.text import one_line, printable
 
 _PREFIX = "HYPERGPU_"
 MAX_YAML_BYTES = 16 << 20
-"""Largest YAML file. 30,000 events take 3 MB."""
+"""Largest YAML file, in bytes. 30,000 events take 3 MB."""
 MOST_FAULTS = 20
 """Errors of one file that are reported at once."""
 Model = TypeVar("Model", bound=BaseModel)

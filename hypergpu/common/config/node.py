@@ -11,7 +11,7 @@ Seconds = Annotated[float, Field(ge=0)]
 
 
 class NodeConfig(ConfigSection):
-    """One worker."""
+    """Settings of one node."""
 
     coordinator: str = "127.0.0.1:50051"
     """HOST:PORT to dial: the coordinator, or a netsim proxy before it."""

@@ -22,18 +22,18 @@ class TrainingConfig(ConfigSection):
     batch_size: Count = 64
     """Samples per local step, unless adaptation chooses another size."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    """Learning rate of a node's local optimiser, or of the server's optimiser with one local step."""
+    """Learning rate of a node's local optimizer, or of the server's optimizer with one local step."""
     local_optimizer: Literal["sgd", "adamw"] = "sgd"
-    """Optimiser of a node's local steps. AdamW begins each unit of work without state: nodes keep nothing between
+    """Optimizer of a node's local steps. AdamW begins each work unit without state: nodes keep nothing between
     rounds. It needs more than one local step, and a far smaller `learning_rate` than SGD, about 0.001."""
     server_optimizer: Literal["sgd", "adam"] = "sgd"
-    """Optimiser that applies the mean update (Reddi et al., "Adaptive federated optimization", ICLR 2021)."""
+    """Optimizer that applies the mean update (Reddi et al., "Adaptive federated optimization", ICLR 2021)."""
     server_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the server with more than one local step; by default 1 for SGD and 0.01 for Adam."""
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Momentum of the server's SGD."""
     server_nesterov: bool = False
-    """Use Nesterov's form of `server_momentum`, as the outer optimiser of DiLoCo does (Douillard et al., 2023)."""
+    """Use Nesterov's form of `server_momentum`, as the outer optimizer of DiLoCo does (Douillard et al., 2023)."""
     partition: Literal["iid", "dirichlet"] = "iid"
     """Distribution of the samples over the shards."""
     dirichlet_alpha: Annotated[float, Field(gt=0)] = 0.5
@@ -58,7 +58,7 @@ class TrainingConfig(ConfigSection):
         if self.local_optimizer != "sgd" and self.local_steps == 1:
             raise ValueError(
                 f"local_optimizer {self.local_optimizer} needs more than one local step: with local_steps 1, a node "
-                "sends its gradient and the server's optimiser applies it"
+                "sends its gradient and the server's optimizer applies it"
             )
         if self.server_nesterov and (self.server_optimizer != "sgd" or not self.server_momentum):
             raise ValueError("server_nesterov needs server_optimizer sgd with a server_momentum above 0")

@@ -24,7 +24,7 @@ def _reachable(value: object) -> object:
 
 
 REACHABLE: Final = BeforeValidator(_reachable)
-"""Goes with every bound of a whole number, after it."""
+"""Validator that follows every bound of a whole number."""
 Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT), REACHABLE]
 CountOrZero = Annotated[int, Field(ge=0, le=LARGEST_COUNT), REACHABLE]
 Bytes = Annotated[int, Field(ge=1, le=LARGEST_INTEGER), REACHABLE]
