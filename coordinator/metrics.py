@@ -54,13 +54,7 @@ class Metrics:
         self.decisions = counter("decisions", "Decisions, by kind and reason.", "kind", "reason")
         self.step_seconds = seconds("server_step_duration", "Duration of the server's step at the end of a round.")
         self.evaluation_seconds = seconds("evaluation_duration", "Duration of an evaluation on held-out data.")
-        # Series that alerts watch begin at 0: otherwise the first count would not be an increase.
-        for reason in ev.CloseReason:
-            self.rounds.labels(reason)
-        for status in ev.UpdateStatus:
-            self.updates.labels(status)
-        for refused in (self.rejected, self._returned):
-            refused.labels(errors.NonFiniteUpdate.__name__)
+        self._begin_at_zero()
 
     def evaluated(self, loss: float, metric: float | None) -> None:
         """Set the results of an evaluation; an undefined metric has no series."""
@@ -100,6 +94,15 @@ class Metrics:
                 self.round.set(machine.config.shown_round(machine.round))
             case _:
                 pass
+
+    def _begin_at_zero(self) -> None:
+        """Create the series that alerts watch: otherwise their first count would not be an increase."""
+        for reason in ev.CloseReason:
+            self.rounds.labels(reason)
+        for status in ev.UpdateStatus:
+            self.updates.labels(status)
+        for refused in (self.rejected, self._returned):
+            refused.labels(errors.NonFiniteUpdate.__name__)
 
 
 def _total(counter: Counter) -> int:

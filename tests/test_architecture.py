@@ -25,7 +25,6 @@ LONG_FUNCTIONS = {
     "benchmarks/node_overhead.py: measure": 41,
     "coordinator/app.py: Coordinator.__init__": 61,
     "coordinator/core/selection/selector.py: DynamicNodeSelector._choose": 45,
-    "coordinator/metrics.py: Metrics.__init__": 42,
     "hypergpu/cli/trace.py: record": 48,
     "hypergpu/cli/transfer.py: transfer": 56,
     "hypergpu/demo.py: run_demo": 43,
