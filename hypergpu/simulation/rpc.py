@@ -33,7 +33,7 @@ class SimulatedConnection:
         work: RPC that is open for the node's work; heartbeats have RPCs of their own.
     """
 
-    __slots__ = ("clock", "link", "messages", "number", "time", "work")
+    __slots__ = ("_is_limited", "clock", "link", "messages", "number", "time", "work")
 
     def __init__(self, time: VirtualTime, link: Link) -> None:
         self.time = time
@@ -42,17 +42,19 @@ class SimulatedConnection:
         self.number = 0
         self.messages = 0
         self.work: SimulatedRpc | None = None
+        self._is_limited = link.limits_connections  # asked after each event, not with each RPC
 
     def call(self, failed: Failed) -> "SimulatedRpc":
         """Begin an RPC of the node's work."""
         self.work = rpc = SimulatedRpc(self, self.link.begin(self.clock.now, self.number), failed)
-        if self.link.limits_connections:
+        if self._is_limited:
             self._close_in_time()
         return rpc
 
     def happened(self, event: NetworkEvent) -> None:
         """Handle an event on the link: retry what waited, fail what cannot continue."""
         now = self.time.now
+        self._is_limited = self.link.limits_connections
         both, blocked = self.link.blocked(now), self._blocked(now)
         self._close_in_time()
         if both is not None and both.reset:

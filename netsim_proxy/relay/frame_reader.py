@@ -258,7 +258,7 @@ class FrameReader(HeldReader):
         return paced.window_bytes[self.index] if paced is not None else FIRST_WINDOW_BYTES
 
     def _is_idle(self) -> bool:
-        return not self.writer.queued and not self.pair.renumbered and self._order.is_free
+        return not self.writer.queued and not self.pair.renumbered and not self._order.barriers
 
     def _is_clear(self, stream: Stream) -> bool:
         return stream.paced.transparent and not stream.lost and self._is_idle()
@@ -289,7 +289,7 @@ class FrameReader(HeldReader):
             return None
         if stream.lost:
             return None
-        clear = self._is_clear(stream)
+        clear = stream.paced.transparent and not (self.writer.queued or self.pair.renumbered or self._order.barriers)
         if clear and kind == http2.HEADERS:
             self._opened = stream.opened[self.index] = True
             if self.direction is UP and not stream.upstream_id:
@@ -323,7 +323,7 @@ class FrameReader(HeldReader):
             if self.direction is UP and self.pair.max_streams < math.inf:
                 at = self.pair.wait_for_stream_slot(now, stream, at)
             stream.ready_at[self.index] = at
-            if at <= now and self._order.is_free and not self.writer.queued:
+            if at <= now and not self._order.barriers and not self.writer.queued:
                 self._deliver(stream, run)
                 self._order.leave(now, ticket)
             else:

@@ -36,25 +36,23 @@ class DeliveryOrder:
     """Counts what is on its way between barriers.
 
     It reads no clock: the caller says what is due, and `now` only passes through to the calls that write.
+
+    Attributes:
+        barriers: those that have not been sent; every frame asks for them. Only this class changes the list.
     """
 
-    __slots__ = ("_barriers", "_behind", "_number", "_on_the_way")
+    __slots__ = ("_behind", "_number", "_on_the_way", "barriers")
 
     def __init__(self) -> None:
         self._number = 0  # barriers so far
         self._on_the_way: dict[int, int] = {}  # frames that have not arrived, by the barriers read before them
-        self._barriers: list[Barrier] = []  # those that have not been sent
+        self.barriers: list[Barrier] = []
         self._behind: deque[tuple[int, Callable[[float], None]]] = deque()  # due, but blocked
-
-    @property
-    def is_free(self) -> bool:
-        """Whether no barrier is on its way."""
-        return not self._barriers
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is on its way."""
-        return not self._on_the_way and not self._barriers
+        return not self._on_the_way and not self.barriers
 
     def enter(self) -> int:
         """Register frames that were read now, and return their ticket."""
@@ -65,12 +63,12 @@ class DeliveryOrder:
     def leave(self, now: float, ticket: int) -> None:
         """Forget frames that have arrived or were dropped."""
         self._count_down(ticket)
-        if self._barriers:
+        if self.barriers:
             self._release(now)
 
     def arrive(self, now: float, ticket: int, deliver: Callable[[float], None]) -> None:
         """Deliver frames that are due, behind every barrier that they may not overtake."""
-        if self._barriers and not self._clear_way(now, ticket):
+        if self.barriers and not self._clear_way(now, ticket):
             self._behind.append((ticket, deliver))
             return
         deliver(now)
@@ -82,11 +80,11 @@ class DeliveryOrder:
         Raises:
             Http2Error: `MAX_BARRIERS` are on their way.
         """
-        if len(self._barriers) >= MAX_BARRIERS:
+        if len(self.barriers) >= MAX_BARRIERS:
             raise Http2Error(f"{MAX_BARRIERS} SETTINGS or GOAWAY at once", ENHANCE_YOUR_CALM)
         self._number += 1
         barrier = Barrier(self._number, send, waits, blocks)
-        self._barriers.append(barrier)
+        self.barriers.append(barrier)
         return barrier
 
     def due(self, now: float, barrier: Barrier) -> None:
@@ -96,7 +94,7 @@ class DeliveryOrder:
 
     def _clear_way(self, now: float, ticket: int) -> bool:
         """Send the barriers that block what has this ticket; return whether none is left."""
-        for barrier in [b for b in self._barriers if b.blocks and b.number <= ticket]:
+        for barrier in [b for b in self.barriers if b.blocks and b.number <= ticket]:
             if barrier.waits and self._is_preceded(barrier):
                 return False
             self._send(now, barrier)
@@ -106,7 +104,7 @@ class DeliveryOrder:
         return any(ticket < barrier.number for ticket in self._on_the_way)
 
     def _send(self, now: float, barrier: Barrier) -> None:
-        self._barriers.remove(barrier)
+        self.barriers.remove(barrier)
         barrier.send(now)
 
     def _count_down(self, ticket: int) -> None:
@@ -120,11 +118,11 @@ class DeliveryOrder:
         moved = True
         while moved:
             moved = False
-            for barrier in tuple(self._barriers):
+            for barrier in tuple(self.barriers):
                 waits = barrier.waits and self._is_preceded(barrier)
                 if (
                     barrier.is_due
-                    and barrier in self._barriers
+                    and barrier in self.barriers
                     and not waits
                     and self._clear_way(now, barrier.number - 1)
                 ):

@@ -54,7 +54,7 @@ def test_later_frames_take_a_barrier_with_them(sent: list[str]) -> None:
     assert sent == ["ack", "after", "before"]
     order.due(0.0, barrier)
     assert sent == ["ack", "after", "before"]
-    assert order.is_free
+    assert not order.barriers
 
 
 def test_earlier_frames_do_not_take_it_with_them(sent: list[str]) -> None:
@@ -63,7 +63,7 @@ def test_earlier_frames_do_not_take_it_with_them(sent: list[str]) -> None:
     barrier = order.add(noting(sent, "ack"), waits=False, blocks=True)
     order.arrive(0.0, before, noting(sent, "before"))
     assert sent == ["before"]
-    assert not order.is_free
+    assert order.barriers
     order.due(0.0, barrier)
     assert sent == ["before", "ack"]
 
@@ -80,7 +80,7 @@ def test_a_barrier_that_waits_holds_up_what_is_behind_it(sent: list[str]) -> Non
     assert sent == ["before"]
     order.leave(0.0, before[0])  # dropped
     assert sent == ["before", "ack", "after 1", "after 2"]
-    assert order.is_free
+    assert not order.barriers
 
 
 def test_goaway_waits_but_blocks_nothing(sent: list[str]) -> None:

@@ -145,9 +145,10 @@ class Membership:
     def mark_requesting(self, member: Member) -> bool:
         """Note that the node waits for work; return whether its process asks for the first time."""
         member.requesting = True
-        first = not member.ready
+        if member.ready:
+            return False
         self._set_ready(member, ready=True)
-        return first
+        return True
 
     def remove(self, node: str, connection: ConnectionState, reason: str, now: float) -> Member | None:
         """Disconnect a node and return it; None if it was not connected."""

@@ -82,8 +82,9 @@ class ShardTable:
 
     def advance(self, shard: Shard, samples: int) -> None:
         """Move the cursor past `samples` used samples; ignored if the data has been split anew since."""
-        if shard.count == len(self._cursors):
-            self._cursors[shard.index] = max(self._cursors[shard.index], shard.cursor + samples)
+        cursors, cursor = self._cursors, shard.cursor + samples
+        if shard.count == len(cursors) and cursor > cursors[shard.index]:
+            cursors[shard.index] = cursor
 
     def _shard(self, index: int) -> Shard:
         return Shard(index, len(self._cursors), self._cursors[index])

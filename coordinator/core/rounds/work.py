@@ -139,6 +139,7 @@ class Round:
         self.orphans.pop(unit.node, None)
         unit.live, unit.done = False, True
         seconds = now - unit.first_at
+        waiting = seconds - update.compute_seconds
         self.samples += weight
         self.loss_sum += weight * update.loss
         self.contributions.append(
@@ -148,7 +149,7 @@ class Round:
                 samples=weight,
                 batch_size=unit.batch_size,
                 compute_seconds=update.compute_seconds,
-                waiting_seconds=max(0.0, seconds - update.compute_seconds),
+                waiting_seconds=waiting if waiting > 0.0 else 0.0,
                 loss=update.loss,
                 loss_before=update.loss_before,
                 loss_after=update.loss_after,
