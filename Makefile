@@ -9,7 +9,8 @@ N     ?= 5#       node containers for `make up` and `make scale`
 
 BIN     := .venv/bin
 READY   := .venv/.ready-$(TORCH)#  stamps: what runs is installed,
-TOOLS   := .venv/.tools#           and what develops
+TOOLS   := .venv/.tools#           what develops,
+DOCS    := .venv/.docs#            and what builds the documentation
 PROTOS  := $(wildcard protos/*.proto)
 LOCK    := deploy/constraints.txt
 # The first Python that is new enough; PYTHON=/path/to/python chooses another.
@@ -73,9 +74,13 @@ lock: ## Resolve the newest allowed versions anew, and pin them in deploy/constr
 	@.venv/lock/bin/python -m pip install -qq --requirement .venv/lock/requirements
 	@deploy/lock .venv/lock/bin/python >.venv/lock/constraints && mv .venv/lock/constraints $(LOCK)
 
-docs: install ## Build the documentation site into build/site; a broken link is an error
+$(DOCS): $(TOOLS) deploy/requirements.py
+	@echo "installing what builds the documentation"
 	@$(BIN)/python deploy/requirements.py docs >.venv/.docs-requirements
 	@$(BIN)/python -m pip install -qq --constraint $(LOCK) --requirement .venv/.docs-requirements
+	@touch $@
+
+docs: $(DOCS) ## Build the documentation site into build/site; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build
 	@echo "the site is in build/site: open build/site/index.html, or $(BIN)/mkdocs serve"
 

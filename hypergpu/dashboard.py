@@ -1,6 +1,5 @@
 """Live view of a training run in a terminal: progress, nodes, links, and decisions with their reasons."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hypergpu.client import Client
+from hypergpu.common import strict_json
 from hypergpu.common.errors import Unavailable
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec, finite
 from hypergpu.common.text import UNKNOWN, counted, duration, figure, milliseconds, number, percent
@@ -55,7 +55,10 @@ class History:
 
     def replay(self, event: pb.RunEvent) -> None:
         """Add the figures of a past event, if it closed a round."""
-        record = json.loads(event.json) if event.kind == "round_closed" else {}
+        try:
+            record = strict_json.parse_object(event.json) if event.kind == "round_closed" else {}
+        except ValueError:  # an unreadable event is missing from the curves, no more
+            return
         value, seconds = finite(record.get(self.metric_name)), finite(record.get("round_seconds"))
         if value is not None:
             self.metric[event.round] = value

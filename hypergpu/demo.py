@@ -1,7 +1,6 @@
 """The demo: a local cluster of different nodes on different links, with three changes of the network."""
 
 import asyncio
-import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -216,12 +215,21 @@ async def _watch(cluster: LocalCluster, progress: Progress, *, stay: bool = Fals
         await asyncio.gather(events, ended, return_exceptions=True)
 
 
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """Return the summary of a run; empty if there is none yet.
+
+    Raises:
+        ConfigError: the file cannot be read or is damaged.
+    """
+    file = run_dir / "summary.json"
+    return strict_json.read_object(file) if file.exists() else {}
+
+
 def _summary(
     run_dir: Path, nodes: Sequence[LocalNode], changes: Sequence[NetworkChange], last: Snapshot
 ) -> dict[str, Any]:
     """Return the coordinator's summary, with the links and their events added."""
-    file = run_dir / "summary.json"
-    summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    summary = read_summary(run_dir)
     rows = summary.get("nodes", {})
     links = {link.node_id: link for link in last.links}
     infos = {info.node_id: info for info in last.nodes}

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import structlog
 
-from hypergpu.common.errors import InvalidInput
+from hypergpu.common import strict_json
+from hypergpu.common.errors import ConfigError, InvalidInput
 
 log = structlog.get_logger()
 HOW_TO_START = "start one with `hypergpu demo` or `hypergpu up`"
@@ -119,9 +120,9 @@ def local_clusters() -> list[Cluster]:
         try:
             if file.stat().st_uid != os.getuid():
                 continue  # another user could redirect the token of this one
-            cluster = Cluster(**json.loads(file.read_text(encoding="utf-8")))
+            cluster = Cluster(**strict_json.read_object(file))
             os.kill(cluster.pid, 0)
-        except (OSError, ValueError, TypeError, RecursionError, OverflowError):
+        except (ConfigError, OSError, TypeError, OverflowError):
             continue  # left over from a process that was killed, or of another user
         found.append(cluster)
     return found

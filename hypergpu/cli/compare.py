@@ -9,7 +9,7 @@ from hypergpu.cli.scenario_argument import ScenarioName
 from hypergpu.common.command_line import PREFIX
 from hypergpu.common.limits import LARGEST_COUNT
 from hypergpu.common.metric import ACCURACY
-from hypergpu.common.options import AsJson
+from hypergpu.common.options import FLAG, AsJson
 from hypergpu.common.text import counted, size
 from hypergpu.console import new_table, print_json, print_table, progress_bar, say
 from hypergpu.node.cgroup import usable_cpus
@@ -37,7 +37,10 @@ Baselines = Annotated[
     typer.Option(metavar="A,B,…", help=f"Fixed settings: none, {', '.join(STATIC)}, static:H=40,batch=64,close=80."),
 ]
 Oracle = Annotated[
-    bool, typer.Option("--oracle", help="Search for the best fixed setting, on other seeds, and compare with it too.")
+    bool,
+    typer.Option(
+        "--oracle", metavar=FLAG, help="Search for the best fixed setting, on other seeds, and compare with it too."
+    ),
 ]
 Strategies = Annotated[str, typer.Option(metavar="BATCH/SELECTION,…", help="Strategies to try each policy with.")]
 Thresholds = Annotated[

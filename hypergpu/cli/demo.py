@@ -1,7 +1,6 @@
 """`hypergpu demo`: run the whole system on this machine, in a minute."""
 
 import asyncio
-import json
 import math
 import signal
 import time
@@ -28,7 +27,7 @@ from hypergpu.common.options import FLAG, AsJson, Seed
 from hypergpu.common.task_names import choices
 from hypergpu.common.text import UNKNOWN, counted, duration, figure, milliseconds, number
 from hypergpu.console import QUALITY_STYLE, PlainConsole, new_table, print_table, say, styled
-from hypergpu.demo import Progress, demo_changes, demo_nodes, run_demo, without_adaptation
+from hypergpu.demo import Progress, demo_changes, demo_nodes, read_summary, run_demo, without_adaptation
 from hypergpu.report import Report, write_report
 from hypergpu.report.model import Run
 from hypergpu.simulation.comparison import Comparison
@@ -140,8 +139,7 @@ class _Demo:
     def report_stayed(self) -> None:
         """Write the report of a cluster that ran until Ctrl-C, and print its result."""
         written = write_report(self.run_dir)
-        file = self.run_dir / "summary.json"
-        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        summary = read_summary(self.run_dir)
         if self.as_json:
             self.print_json(summary, None, written)
             return

@@ -32,18 +32,28 @@ def dumps(
         return json.dumps(_finite(value), **options)
 
 
-def parse_object(text: str | bytes) -> dict[str, Any]:
-    """Return the object that a JSON text holds.
+def parse(text: str | bytes) -> object:
+    """Return the value of a JSON text.
 
     Raises:
-        ValueError: the text is not JSON, is nested too deep, or holds something other than an object.
+        ValueError: the text is not JSON, or is nested too deep.
     """
     try:
-        value = json.loads(text)
+        value: object = json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
     except ValueError as error:
         raise ValueError(f"not valid JSON: {error}") from error
+    return value
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """Return the object in a JSON text.
+
+    Raises:
+        ValueError: the text is not JSON, is nested too deep, or holds something other than an object.
+    """
+    value = parse(text)
     if not isinstance(value, dict):
         raise ValueError(f"a {type(value).__name__} instead of an object")
     return value

@@ -1,9 +1,8 @@
-"""Reading a run directory, by whatever version it was written and however the run ended.
+"""Reader of run directories, of any version of HyperGPU and with any end of the run.
 
-Nothing in it is trusted: neither its size nor its types. What can't be read is left out, and a note says so.
+Neither sizes nor types are trusted. Unreadable parts are left out, with a note.
 """
 
-import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -93,18 +92,18 @@ class _Reader:
         yield from kept
 
     def whole(self, name: str) -> object:
-        """Return a JSON file; None where there is none."""
+        """Return the value of a JSON file; None if there is none."""
         text = self.text(name)
         if not text:
             return None
         try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
+            return strict_json.parse(text)
+        except ValueError:
             self.notes.append(f"{name} is not valid JSON and is left out.")
             return None
 
     def text(self, name: str) -> str:
-        """Return a small file as text; empty where there is none."""
+        """Return a small file as text; empty if there is none."""
         file = self._directory / name
         try:
             if not file.is_file():
@@ -126,7 +125,7 @@ class _Reader:
             return ACCURACY
 
     def config(self, text: str) -> Json:
-        """Return the configuration; empty where it does not parse."""
+        """Return the configuration; empty if it does not parse."""
         try:
             config = load_yaml(text) if text else {}
         except (yaml.YAMLError, RecursionError):

@@ -53,6 +53,7 @@ def test_logs_are_strict_json(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_only_an_object_is_parsed(text: str | bytes, fault: str) -> None:
     assert strict_json.parse_object('{"a": [1]}') == {"a": [1]}
+    assert strict_json.parse("[1]") == [1]
     with pytest.raises(ValueError, match=fault):
         strict_json.parse_object(text)
 

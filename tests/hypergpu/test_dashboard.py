@@ -46,6 +46,7 @@ def test_history_takes_each_round_once_and_reads_the_past() -> None:
     history.replay(pb.RunEvent(round=1, kind="round_closed", json='{"accuracy": 0.5, "round_seconds": 2.0}'))
     history.replay(pb.RunEvent(round=2, kind="round_closed", json='{"accuracy": null, "round_seconds": 3.0}'))
     history.replay(pb.RunEvent(round=2, kind="decision", json="{}"))
+    history.replay(pb.RunEvent(round=2, kind="round_closed", json="cut off {"))
     history.add(pb.Status(round=3, metric=pb.Metric(name="accuracy", value=0.6), round_seconds=1.0))
     history.add(pb.Status(round=3, metric=pb.Metric(name="accuracy", value=0.7), round_seconds=1.5))
     assert history.metric == {1: 0.5, 3: 0.7}

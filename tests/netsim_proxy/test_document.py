@@ -19,7 +19,7 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "netsim.md"
 
 
 def test_every_profile_is_documented_as_it_is() -> None:
-    section = DOCUMENT.read_text(encoding="utf-8").partition("## What a link is like")[2].partition("\n## ")[0]
+    section = DOCUMENT.read_text(encoding="utf-8").partition("## Profiles")[2].partition("\n## ")[0]
     rows = dict(re.findall(r"^\| `([\w-]+)` \| (.+) \|$", section, re.MULTILINE))
     profiles = {**PROFILES, **LAST_MILES}
     assert rows.keys() == profiles.keys()
