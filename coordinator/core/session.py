@@ -314,7 +314,7 @@ class Session:
 
     def _on_update(self, request: Update, now: float) -> Answer[ev.UpdateReply]:
         update = request.update
-        finite = math.isfinite(update.loss) and math.isfinite(update.norm or 0.0)
+        finite = math.isfinite(update.loss) and (update.norm is None or math.isfinite(update.norm))
         if not finite and self.needs_update(update.node, update.round):
             error = NonFiniteUpdate(f"the update of {update.node} for round {update.round} holds NaN or infinity")
             return error, self._reject(update, error, now)

@@ -90,10 +90,10 @@ class SimulatedCoordinator:
         """Round, attempt and next offset of the last upload of each node that broke."""
         self._timer = 0
         self._metric_fault = ""
-        self._effects: dict[type, Callable[[Any], None]] = {
+        self._effects: dict[type, Callable[[Any], None] | None] = {
             ev.StartRound: lambda effect: round_begins(effect.round),
             ev.WorkAssigned: self._assign,
-            ev.UpdateReply: lambda _: None,  # returned to the node by `push`
+            ev.UpdateReply: None,  # returned to the node by `push`
             ev.CloseRound: self._close_round,
             ev.AbandonRound: self._abandon_round,
             ev.KeepModel: lambda _: learning.keep(),
@@ -162,7 +162,7 @@ class SimulatedCoordinator:
 
     def is_over(self, work: ev.WorkAssigned) -> bool:
         """Return whether no update of this work is needed."""
-        return not self._session.needs_update(work.node, work.round)
+        return self._machine.update_status(work.node, work.round) is not None
 
     def progress(self, work: ev.WorkAssigned) -> life.ProgressKnown:
         """Handle GetUploadProgress."""
@@ -214,7 +214,9 @@ class SimulatedCoordinator:
     def _carry_out(self, effects: Sequence[ev.Effect]) -> None:
         run = self._effects
         for effect in effects:
-            run[effect.__class__](effect)
+            carry_out = run[effect.__class__]
+            if carry_out is not None:
+                carry_out(effect)
 
     def _assign(self, work: ev.WorkAssigned) -> None:
         rpc = self._waiting.pop(work.node, None)

@@ -230,7 +230,8 @@ class SimulatedNode:
 
     def _expire(self, number: int, event: life.Event[ev.WorkAssigned]) -> None:
         if number == self._number:
-            self.handle(event)
+            for effect in self._life.handle(event):  # as `handle`
+                _EFFECTS[effect.__class__](self, effect)
 
     def _call(self, nbytes: int, messages: int, arrived: Arrived) -> SimulatedRpc:
         """Begin an operation by an RPC; `arrived` runs when its request is at the coordinator."""
@@ -267,7 +268,8 @@ class SimulatedNode:
     def _on_reply(self, rpc: SimulatedRpc) -> None:
         rpc.close()
         self.attempts += 1
-        self.handle(rpc.about)
+        for effect in self._life.handle(rpc.about):  # as `handle`
+            _EFFECTS[effect.__class__](self, effect)
 
     # ------------------------------------------------------------ joining
 

@@ -254,8 +254,7 @@ class RoundMachine:
         member = members.connected.get(event.node)
         if member is None:
             return
-        members.seen(event.node, now)
-        if members.mark_requesting(member):
+        if members.mark_requesting(member, now):
             opening.reevaluate(state.opening, at_once=True)
             text = f"{event.node} is ready ({members.ready} of {len(members.connected)} connected)"
             self._effects.record("node_ready", text, node=event.node)

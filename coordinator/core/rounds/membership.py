@@ -142,8 +142,10 @@ class Membership:
             member.last_seen = now
         return True
 
-    def mark_requesting(self, member: Member) -> bool:
-        """Note that the node waits for work; return whether its process asks for the first time."""
+    def mark_requesting(self, member: Member, now: float) -> bool:
+        """Note that the node waits for work, a sign of life; return whether its process asks for the first time."""
+        if now > member.last_seen:  # noqa: PLR1730  (as in `seen`)
+            member.last_seen = now
         member.requesting = True
         if member.ready:
             return False
