@@ -29,8 +29,12 @@ class Links(Protocol):
         """Record one finished RPC of a registered node."""
         ...
 
-    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float) -> None:
+    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
         """Record the report and round trip of a registered node's heartbeat."""
+        ...
+
+    def seen(self, node: str) -> None:
+        """Record that a part of an upload of a registered node arrived."""
         ...
 
     def freeze(self, node: str) -> None:

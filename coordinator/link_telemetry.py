@@ -9,9 +9,6 @@ from hypergpu.common.metric import finite
 from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator
 from hypergpu.coordinator.core.selection import NodeState
 
-UNMEASURED = "unknown"
-"""Quality of a link without a measurement."""
-
 
 class LinkTelemetry:
     """Adapter between the engine and an orchestrator's monitor.
@@ -24,7 +21,6 @@ class LinkTelemetry:
     def __init__(self, orchestrator: AdaptiveOrchestrator) -> None:
         self._orchestrator = orchestrator
         self._monitor = orchestrator.monitor
-        self._round_trip_ms: dict[str, float] = {}
         self._counting: set[str] = set()
         self._scraped: set[str] = set()
         self._final: dict[str, dict[str, Any]] = {}
@@ -39,14 +35,23 @@ class LinkTelemetry:
         if node not in self._counting and 0 <= latency_ms < math.inf:
             self._monitor.record_communication(node, latency_ms, success)
 
-    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float) -> None:
-        """Record a heartbeat: its round trip and the counters in its report."""
+    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
+        """Record a heartbeat: the round trip of the one before it, and the counters in its report.
+
+        Each round trip counts once, and not as one of the link if our own transfer was in its way.
+        """
         if 0 < rtt_ms < math.inf:
-            self._round_trip_ms[node] = rtt_ms
-            self.communication(node, rtt_ms, success=True)
+            if node in self._counting:
+                self._monitor.record_round_trip(node, rtt_ms, loaded=loaded)
+            else:
+                self._monitor.record_communication(node, rtt_ms, success=True, loaded=loaded)
         network = report.get("network")
         if isinstance(network, dict) and node not in self._scraped:
             self._counted(node, network.get("events"), network.get("failures"))
+
+    def seen(self, node: str) -> None:
+        """Record that a part of an upload arrived: the link is not silent, though heartbeats wait behind it."""
+        self._monitor.record_contact(node)
 
     def scraped(self, node: str, calls: int, failures: int) -> None:
         """Record the counters of a successful scrape."""
@@ -61,8 +66,7 @@ class LinkTelemetry:
         """Record the totals of a node's own RPCs; implausible totals are ignored."""
         if isinstance(calls, int) and isinstance(failures, int) and 0 <= failures <= calls:
             self._counting.add(node)
-            latency_ms = self._round_trip_ms.get(node)
-            self._monitor.observe_counters(node, attempts=calls, failures=failures, latency_ms=latency_ms)
+            self._monitor.observe_counters(node, attempts=calls, failures=failures)
 
     def summary(self) -> dict[str, Any]:
         """Return the present policy and the share of the round time that deciding took."""
@@ -74,7 +78,7 @@ class LinkTelemetry:
         self._final.setdefault(node, self.describe(node))
 
     def describe(self, node: str) -> dict[str, Any]:
-        """Return latency_ms, loss_rate, score, quality and reason of a link, and the state of a node held back.
+        """Return the figures and quality of a link, the reason of its selection, and the state of a node held back.
 
         Before the first measurement, figures are None and the quality is `unknown`.
         """
@@ -88,9 +92,10 @@ class LinkTelemetry:
             return {}
         known: dict[str, Any] = {
             "latency_ms": finite(profile.latency_ms),
+            "loaded_latency_ms": finite(profile.loaded_latency_ms),
             "loss_rate": finite(profile.loss_rate) if profile.measured else None,
-            "score": profile.score if profile.measured else None,
-            "quality": str(profile.quality) if profile.measured else UNMEASURED,
+            "score": finite(profile.score),
+            "quality": str(profile.quality),
             "reason": details["reason"],
         }
         if state is not NodeState.ACTIVE:

@@ -18,6 +18,7 @@ from hypergpu.common.background import OnResult, PeriodicTask
 from hypergpu.common.errors import UnknownName
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, Phase
 from hypergpu.coordinator.core.links import ConnectionQuality
+from hypergpu.coordinator.core.links.quality import CLASSES, OFFLINE
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.membership import ConnectionState, Member
 from hypergpu.coordinator.core.rounds.state import RunState
@@ -28,7 +29,7 @@ MOST_NODES = 1_000
 """Largest number of nodes with series of their own, since more would overload a Prometheus server."""
 _AT_ONCE = 50
 """Number of nodes that are read before yielding to the event loop."""
-_RANK = {quality: rank for rank, quality in enumerate(reversed(ConnectionQuality))}
+_RANK = {quality: rank for rank, quality in enumerate(reversed(CLASSES[: OFFLINE + 1]))}
 """Quality as a number, from 0 (offline) to 5 (excellent)."""
 _STANDING = {state: number for number, state in enumerate(NodeState)}
 

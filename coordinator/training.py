@@ -114,7 +114,7 @@ class TrainingService:
         require_caller(context, check_node_id(node))
         report = convert.report(request.report)
         state = convert.text(request.state, "state")
-        directive = engine.ask(Heartbeat(node, request.run_id, state, request.rtt_ms, report))
+        directive = engine.ask(Heartbeat(node, request.run_id, state, request.rtt_ms, request.loaded, report))
         return pb.HeartbeatReply(directive=_DIRECTIVES[directive])
 
     async def pull_work(self, request: pb.PullWorkRequest, context: Context) -> AsyncIterator[pb.WorkPart | bytes]:

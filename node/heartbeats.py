@@ -11,6 +11,7 @@ from hypergpu.node.client import CoordinatorClient, Work
 from hypergpu.node.core import events as ev
 from hypergpu.node.core.lifecycle import LifeCycle
 from hypergpu.node.core.metrics_collector import MetricsCollector
+from hypergpu.node.core.states import TRANSFERRING
 from hypergpu.node.core.timeouts import heartbeat_timeout_seconds
 from hypergpu.protos import coordinator_pb2 as pb
 
@@ -41,6 +42,8 @@ class HeartbeatLoop:
         self._client, self._metrics, self._life, self._on_event = client, metrics, life, on_event
         self._run_id = ""
         self._rtt_ms = 0.0
+        """Round trip of the previous heartbeat; 0 if it failed."""
+        self._loaded = False
         self._sending = PeriodicTask(self._send, _DEFAULT_INTERVAL_SECONDS)
 
     @property
@@ -66,7 +69,9 @@ class HeartbeatLoop:
             state=str(self._life.state),
             rtt_ms=self._rtt_ms,
             report=self._metrics.encode_report(),
+            loaded=self._loaded,
         )
+        loaded = self._life.state in TRANSFERRING
         began = time.monotonic()
         try:
             timeout = heartbeat_timeout_seconds(self.interval_seconds)
@@ -74,8 +79,10 @@ class HeartbeatLoop:
         except HyperGPUError as error:
             log.debug("a heartbeat failed", detail=str(error))
             self._metrics.record_network_event(None, success=False)
+            self._rtt_ms = 0.0
             return
         self._rtt_ms = 1000 * (time.monotonic() - began)
+        self._loaded = loaded or self._life.state in TRANSFERRING
         self._metrics.record_network_event(self._rtt_ms, success=True)
         event = _event_of(reply.directive, work)
         if event is not None:

@@ -54,8 +54,12 @@ class LinkObserver(Protocol):
         """Note that a node joined; `largest_batch` is 0 if unknown."""
         ...
 
-    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float) -> None:
+    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
         """Note a heartbeat, the round trip of the one before it, and what the node counted itself."""
+        ...
+
+    def seen(self, node: str) -> None:
+        """Note that a part of an upload of the node arrived."""
         ...
 
     def freeze(self, node: str) -> None:
@@ -94,6 +98,9 @@ class Heartbeat(Request[Directive]):
     run_id: str
     state: str
     rtt_ms: float
+    """Round trip of the heartbeat before it; 0 if that failed."""
+    loaded: bool
+    """Whether a transfer of the node was in the way of the heartbeat before it."""
     report: Mapping[str, Any]
 
 
@@ -227,8 +234,9 @@ class Session:
                 return name
 
     def seen(self, node: str, now: float) -> None:
-        """Note that something of the node arrived."""
-        self._machine.seen(node, now)
+        """Note that a part of an upload arrived: heartbeats may wait behind it."""
+        if self._machine.seen(node, now):
+            self._links.seen(node)
 
     def is_member(self, node: str) -> bool:
         """Whether the node is connected."""
@@ -268,10 +276,11 @@ class Session:
         machine, node = self._machine, request.node
         if request.run_id != self.run_id or not machine.seen(node, now):
             return _REGISTER_AGAIN, ()
-        self._links.heard(node, request.report, request.rtt_ms)
+        self._links.heard(node, request.report, request.rtt_ms, request.loaded)
         if machine.finished and not self._stays:
             return _SHUT_DOWN, ()
         if node in machine.members.stragglers and request.state in BUSY_STATES:
+            machine.abandon(node, request.state, now)
             return _ABANDON_WORK, ()
         return _CONTINUE, ()
 

@@ -6,7 +6,7 @@ from typing import Any, Final, Protocol
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StaleWork
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.rounds import events as ev
-from hypergpu.coordinator.core.rounds.adaptation import Adaptation, RoundPlan, RoundReport
+from hypergpu.coordinator.core.rounds.adaptation import Adaptation, LateWork, RoundPlan, RoundReport
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.session import (
     AskProgress,
@@ -110,9 +110,12 @@ class SimulatedCoordinator:
         self._carry_out(self._machine.handle(event, self._time.clock.now))
 
     def flush_heartbeats(self) -> None:
-        """Receive every heartbeat that was due until now."""
+        """Receive every heartbeat that was due until now, and the parts of uploads that they wait behind."""
         for node in self._nodes.values():
             node.heartbeats.flush()
+            rpc = node.connection.work
+            if rpc is not None and rpc.is_heard:
+                self._session.seen(node.node_id, self._time.now)
 
     # ------------------------------------------------------------ requests (see `node.CoordinatorApi`)
 
@@ -131,10 +134,10 @@ class SimulatedCoordinator:
         else:
             node.send_registered(rpc)
 
-    def heartbeat(self, node: SimulatedNode, at: float, rtt_ms: float) -> Directive:
+    def heartbeat(self, node: SimulatedNode, at: float, rtt_ms: float, loaded: bool) -> Directive:
         """Handle Heartbeat."""
         report = {"network": {"events": node.attempts, "failures": node.failures}}
-        request = Heartbeat(node.node_id, self._run_id, node.state, rtt_ms, report)
+        request = Heartbeat(node.node_id, self._run_id, node.state, rtt_ms, loaded, report)
         answer = self._session.handle(request, at)
         return answer[0] if isinstance(answer[0], Directive) else _CONTINUE
 
@@ -307,3 +310,7 @@ class HeartbeatSync:
     def finish_round(self, report: RoundReport) -> Sequence[Decision]:
         """Learn from a round."""
         return self.adaptation.finish_round(report)
+
+    def record_late(self, work: LateWork) -> None:
+        """Learn from work that missed the end of its round."""
+        self.adaptation.record_late(work)

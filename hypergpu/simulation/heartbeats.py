@@ -33,13 +33,14 @@ class Heartbeats:
         period_seconds: from the end of one heartbeat to the next.
     """
 
-    __slots__ = ("_api", "_node", "_rtt_ms", "_time", "_watching", "next_at", "period_seconds")
+    __slots__ = ("_api", "_loaded", "_node", "_rtt_ms", "_time", "_watching", "next_at", "period_seconds")
 
     def __init__(self, node: "SimulatedNode", time: VirtualTime, api: "CoordinatorApi", period_seconds: float) -> None:
         self.next_at = math.inf
         self.period_seconds = period_seconds
         self._node, self._time, self._api = node, time, api
         self._rtt_ms = 0.0
+        self._loaded = False
         self._watching = False
 
     def start(self) -> None:
@@ -100,13 +101,14 @@ class Heartbeats:
         link = connection.link
         node.attempts += 1
         connection.messages += 1
+        rtt_ms, self._rtt_ms = self._rtt_ms, 0.0
         rpc = link.begin(at, connection.number)
         sent = link.offer(at, _UP, message_sizes.HEARTBEAT_BYTES, rpc, end=True)
         if not isinstance(sent, Deliver):
             node.failures += 1
             return None, self._known_at(at, sent)
         connection.messages += 1
-        directive = self._api.heartbeat(node, sent.at, self._rtt_ms)
+        directive = self._api.heartbeat(node, sent.at, rtt_ms, self._loaded)
         # Offered now rather than when the request arrives, so that the link's clock does not run ahead of the node.
         answered = link.offer(at, _DOWN, message_sizes.REPLY_BYTES, rpc, end=True)
         if not isinstance(answered, Deliver):
@@ -114,6 +116,7 @@ class Heartbeats:
             return None, self._known_at(at, answered)
         rtt = sent.at - at + answered.at - at
         self._rtt_ms = 1000.0 * rtt
+        self._loaded = connection.is_transferring(at, at + rtt)
         return directive, at + rtt
 
     def _known_at(self, at: float, refused: Fail | Blocked) -> float:

@@ -66,8 +66,8 @@ class CoordinatorApi(Protocol):
         """Leave."""
         ...
 
-    def heartbeat(self, node: "SimulatedNode", at: float, rtt_ms: float) -> Directive:
-        """Heartbeat that arrived at `at`."""
+    def heartbeat(self, node: "SimulatedNode", at: float, rtt_ms: float, loaded: bool) -> Directive:
+        """Heartbeat that arrived at `at`, with the round trip of the one before it and whether that was loaded."""
         ...
 
     def is_straggler(self, node: "SimulatedNode") -> bool:

@@ -31,9 +31,10 @@ class SimulatedConnection:
         number: of the connection; each one after the first was dialled because the one before it broke.
         messages: sent so far, in both directions.
         work: RPC that is open for the node's work; heartbeats have RPCs of their own.
+        transfers: when the latest two long messages began and had arrived; infinite while one is on its way.
     """
 
-    __slots__ = ("_is_limited", "clock", "link", "messages", "number", "time", "work")
+    __slots__ = ("_is_limited", "clock", "link", "messages", "number", "time", "transfers", "work")
 
     def __init__(self, time: VirtualTime, link: Link) -> None:
         self.time = time
@@ -43,6 +44,20 @@ class SimulatedConnection:
         self.messages = 0
         self.work: SimulatedRpc | None = None
         self._is_limited = link.limits_connections  # asked after each event, not with each RPC
+        self.transfers: tuple[tuple[float, float], ...] = ()
+
+    def is_transferring(self, begin: float, end: float) -> bool:
+        """Return whether a long message was on its way between these times."""
+        return any(began < end and begin < arrived for began, arrived in self.transfers)
+
+    def transfer(self, arrives_at: float = math.inf) -> None:
+        """Note that a long message is on its way from now on."""
+        self.transfers = (*self.transfers[-1:], (self.clock.now, arrives_at))
+
+    def end_transfer(self, at: float) -> None:
+        """Note when the long message on its way has arrived, or that it does not go on."""
+        if self.transfers and self.transfers[-1][1] == math.inf:
+            self.transfers = (*self.transfers[:-1], (self.transfers[-1][0], at))
 
     def call(self, failed: Failed) -> "SimulatedRpc":
         """Begin an RPC of the node's work."""
@@ -134,10 +149,14 @@ class SimulatedRpc:
         if nbytes <= PIECE_BYTES:  # nearly all: decided without a detour
             verdict = connection.link.offer(connection.clock.now, direction, nbytes, self.link_rpc, end=end)
             if isinstance(verdict, Deliver):
+                if messages > 1:
+                    connection.transfer(verdict.at)
                 connection.time.at(verdict.at, self._deliver)
                 return
         else:
             verdict = None
+        if messages > 1:
+            connection.transfer()
         self._direction, self._left, self._end, self._pieces = direction, nbytes, end, []
         if verdict is None:
             self.go_on()
@@ -162,7 +181,15 @@ class SimulatedRpc:
             self._left -= piece
             self._pieces.append((verdict.at, piece))
             if last:
+                connection.end_transfer(verdict.at)
                 connection.time.at(verdict.at, self._deliver)
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether parts of a long message to the coordinator arrive, each soon after the one before."""
+        now = self.connection.clock.now
+        recent = any(at <= now < at + SILENCE_SECONDS for at, _ in self._pieces)
+        return recent and not self.over and self._direction is Direction.UP
 
     @property
     def arrived_bytes(self) -> int:
@@ -179,6 +206,7 @@ class SimulatedRpc:
     def close(self) -> None:
         """Close the RPC, whether it succeeded or its result is no longer needed."""
         self.over = True
+        self.connection.end_transfer(self.connection.clock.now)
         self._arrived = None  # it may refer to this RPC: nothing collects cycles during a run
         if self.connection.work is self:
             self.connection.work = None

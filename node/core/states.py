@@ -20,3 +20,7 @@ class State(StrEnum):
     BACKING_OFF = "backing_off"
     """Waiting before it tries again."""
     LEAVING = "leaving"
+
+
+TRANSFERRING = frozenset({State.PULLING, State.PUSHING})
+"""States in which parameters or an update are on the node's link."""

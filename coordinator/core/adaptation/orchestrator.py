@@ -22,7 +22,7 @@ from hypergpu.coordinator.core.adaptation.objective import (
 from hypergpu.coordinator.core.adaptation.phases import LossTrend, Phase, PhaseReason
 from hypergpu.coordinator.core.adaptation.plan import RoundDecisions
 from hypergpu.coordinator.core.adaptation.policy import PARAMETERS, PolicyParameters
-from hypergpu.coordinator.core.adaptation.results import record_noise, record_results
+from hypergpu.coordinator.core.adaptation.results import record_late, record_noise, record_results
 from hypergpu.coordinator.core.adaptation.round_history import RoundHistory, RoundRecord
 from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchReason
 from hypergpu.coordinator.core.batching.controller import AdaptationLimits
@@ -30,7 +30,7 @@ from hypergpu.coordinator.core.checks import parse_enum, require_non_negative
 from hypergpu.coordinator.core.decisions import CLUSTER, Decision, DecisionKind
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
 from hypergpu.coordinator.core.overrides import Overrides
-from hypergpu.coordinator.core.rounds.adaptation import RoundPlan, RoundReport
+from hypergpu.coordinator.core.rounds.adaptation import LateWork, RoundPlan, RoundReport
 from hypergpu.coordinator.core.rounds.events import Contribution
 from hypergpu.coordinator.core.selection import DynamicNodeSelector, SelectionReason
 from hypergpu.coordinator.core.selection.context import SelectionContext
@@ -276,6 +276,14 @@ class AdaptiveOrchestrator:
         self._overhead = 0.0
         return self._log.drain()
 
+    def record_late(self, work: LateWork) -> None:
+        """Learn what the time of work that missed the end of its round went into: its link or its card.
+
+        Raises:
+            UnknownName: The node is not registered.
+        """
+        record_late(work, self.monitor, self.batches, self.selector)
+
     def record_results(self, results: Sequence[Contribution]) -> float:
         """Record one contribution per node of a round in all parts.
 
@@ -426,7 +434,7 @@ class AdaptiveOrchestrator:
         figures = {
             "progress_per_second": self._objective.value(self._worth()),
             "warm_up_progress_per_second": self._value_of(self._warm_up),
-            "health_score": float(health["health_score"]),
+            "health_score": "unknown" if health["health_score"] is None else health["health_score"],
             "open_alerts": int(health["open_alerts"]),
         }
         self._log.decide(DecisionKind.POLICY, CLUSTER, ClusterReason.PERIODIC_EVALUATION, figures)

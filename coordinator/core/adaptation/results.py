@@ -8,8 +8,12 @@ import numpy as np
 from hypergpu.common.errors import InvalidInput
 from hypergpu.coordinator.core.batching import AdaptiveBatchController
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
+from hypergpu.coordinator.core.rounds.adaptation import Activity, LateWork
 from hypergpu.coordinator.core.rounds.events import Contribution
 from hypergpu.coordinator.core.selection import DynamicNodeSelector
+
+_LATEST = 4
+"""Number of latest round communications that show what is expected of a link."""
 
 
 def record_results(
@@ -42,18 +46,56 @@ def record_results(
         worst = ids[int(np.argmin(sound))]
         raise InvalidInput(f"the contribution of node {worst} has a negative or non-finite figure")
     waiting, compute, samples, sizes = figures.T
-    # A failed node has computed too: its usual computing time does not count as communication.
-    exchange = np.where(success, waiting, np.maximum(waiting - batches.compute_seconds(ids), 0.0))
-    measured &= success | (exchange > 0)
-    monitor.record_rounds(monitor.rows(ids), exchange, success, measured)
+    # What a node without an update spent its time on is not known yet; see `record_late`.
+    measured &= success | (late & (compute > 0))
+    monitor.record_rounds(monitor.rows(ids), waiting, success, measured)
     selector.record_contributions(
-        selector.rows(ids), compute=compute, waiting=waiting, success=success, late=late, loss=loss
+        selector.rows(ids),
+        compute=np.where(measured, compute, 0.0),
+        waiting=np.where(measured, waiting, 0.0),
+        success=success,
+        late=late,
+        loss=loss,
     )
     did = success & (samples > 0)
     spent, worked, taken = (compute + waiting)[did], compute[did], samples[did]
     steps = np.maximum(np.rint(taken / np.where(sizes[did] > 0, sizes[did], taken)), 1).astype(np.int64)
     batches.record_performances(batches.rows(ids)[did], taken, spent, steps, worked)
-    return float(exchange[measured].max(initial=0.0))
+    return float(waiting[measured].max(initial=0.0))
+
+
+def record_late(
+    work: LateWork, monitor: NetworkQualityMonitor, batches: AdaptiveBatchController, selector: DynamicNodeSelector
+) -> None:
+    """Record what the time of late work went into: exactly if its update arrived, else as the least that it may be.
+
+    A lower bound counts only if it is above what is expected anyway.
+
+    Raises:
+        UnknownName: The node is not registered.
+    """
+    usual_compute = float(batches.compute_seconds([work.node])[0])
+    usual_exchange = float(monitor.exchange_samples(monitor.rows([work.node]), _LATEST).mean())
+    compute = exchange = 0.0
+    match work.doing:
+        case Activity.DONE:
+            compute, exchange = work.compute_seconds, work.elapsed_seconds - work.compute_seconds
+        case Activity.PULLING:
+            exchange = _above(usual_exchange, work.elapsed_seconds)
+        case Activity.PUSHING:
+            exchange = _above(usual_exchange, work.elapsed_seconds - usual_compute)
+        case Activity.TRAINING:
+            compute = _above(usual_compute, work.elapsed_seconds - usual_exchange)
+    if exchange > 0:
+        monitor.record_exchange(work.node, exchange)
+    if compute > 0:
+        batches.record_step(work.node, work.batch_size, compute / work.local_steps)
+    selector.record_times(work.node, compute, exchange)
+
+
+def _above(expected: float, least: float) -> float:
+    """Return a lower bound that is above what is expected, or else 0."""
+    return least if least > expected else 0.0
 
 
 def record_noise(norms: tuple[float, float], results: Sequence[Contribution], batches: AdaptiveBatchController) -> None:

@@ -192,6 +192,15 @@ class AdaptiveBatchController:
         self.costs.observe_rate(rows[timed], samples[timed] / time_spent[timed])
         self.costs.observe(rows, samples / steps, compute_seconds / steps)
 
+    def record_step(self, node_id: str, batch_size: int, step_seconds: float) -> None:
+        """Record the mean duration of a step of work that did not count in its round.
+
+        Raises:
+            UnknownName: The node is not registered.
+        """
+        row = np.array([self._index.row(node_id)])
+        self.costs.observe(row, np.array([float(batch_size)]), np.array([step_seconds]))
+
     def rows(self, nodes: Iterable[str]) -> Ints:
         """Return the rows of nodes, for `record_performances`.
 

@@ -1,5 +1,6 @@
 """Measurements of every link, one column per figure and one row per node. Recording a measurement takes O(1)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -11,6 +12,24 @@ from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex
 
 EXCHANGES = 16
 """Number of round communications kept per link."""
+_RECENT = 3
+"""Round trips that show together that a link has changed. One or two may be jitter."""
+_REFERENCE = 16
+"""Round trips before the last measured round that show what is usual on a link."""
+_LEAST_REFERENCE = 8
+"""Fewest of them that a change is judged by."""
+MOST_CHANGE = 2.0
+"""Largest factor, and its reciprocal the smallest, by which round trips may change an expected communication."""
+_PROBES = 2
+"""Round trips after a setback that show that a link has recovered."""
+_UNLIKELY = 1e-4
+"""Probability of failures in a row by packet loss below which they were an outage."""
+_LEAST_LOSS = 0.05
+"""Packet loss that any link may have."""
+_MIXED_STEPS = 8
+"""Parts in which successes and failures of unknown order are recorded in turn."""
+_LOADED = 3
+"""Round trips under load that stand in for a link without any other."""
 _LEVEL_GAIN, _TREND_GAIN, _TREND_DAMPING = 0.5, 0.3, 0.95
 """Holt's linear trend, damped (Gardner & McKenzie, "Forecasting trends in time series", 1985)."""
 
@@ -41,10 +60,23 @@ class Columns:
     """Change of `level` per observation."""
     noise: Floats = field(default_factory=no_floats)
     """Smoothed absolute error of the forecast in milliseconds."""
-    reference_ms: Floats = field(default_factory=no_floats)
-    """Median round trip when the last round was measured; NaN before the first."""
+    reference_low: Floats = field(default_factory=no_floats)
+    """Smallest of the round trips before the last measured round; NaN if there were too few."""
+    reference_high: Floats = field(default_factory=no_floats)
+    """Largest of the round trips before the last measured round; NaN if there were too few."""
     reference_count: Ints = field(default_factory=no_integers)
     """Number of round trips recorded at that time."""
+    setback_seconds: Floats = field(default_factory=no_floats)
+    """Communication of the last round if it was far slower than usual; NaN if it was not."""
+    setback_count: Ints = field(default_factory=no_integers)
+    """Number of round trips recorded at that time, loaded ones included."""
+    gap_seconds: Floats = field(default_factory=no_floats)
+    """Longest recent silence between two successes."""
+    gap_ended_at: Floats = field(default_factory=no_floats)
+    outage_lost: Floats = field(default_factory=no_floats)
+    """Value of `lost` before the present streak of failures."""
+    outage_weight: Floats = field(default_factory=no_floats)
+    """Value of `weight` before the present streak of failures."""
     streak: Ints = field(default_factory=no_integers)
     """Number of failures since the last success."""
     seen: Ints = field(default_factory=no_integers)
@@ -72,12 +104,15 @@ class LinkHistory:
         self.version = 0
         """Counter that increases with every recorded measurement."""
         self.latency_ms = RingBuffer(config.history)
-        """Round trips of successful communications."""
+        """Round trips of successful communications while nothing of the run was in their way."""
+        self.loaded_ms = RingBuffer(EXCHANGES)
+        """Round trips of successful communications behind a transfer of the run."""
         self.outcomes = RingBuffer(config.history)
         """1 for success, 0 for failure."""
         self.exchange_seconds = RingBuffer(EXCHANGES)
         """Round communication in seconds, in both directions and with retries."""
         self.columns = Columns()
+        self._outage_failures = max(2, config.offline_after_failures // 2)
 
     def add(self, node_id: str, now: float) -> bool:
         """Add a link whose last contact is `now`; return False if the link exists already."""
@@ -85,71 +120,160 @@ class LinkHistory:
         if row is None:
             return False
         self.version += 1
-        for ring in (self.latency_ms, self.outcomes, self.exchange_seconds):
+        for ring in (self.latency_ms, self.loaded_ms, self.outcomes, self.exchange_seconds):
             ring.grow(row + 1)
         columns = self.columns
         columns.grow(row + 1)
         columns.last_seen[row] = now
         columns.quality[row] = columns.reported[row] = -1
-        columns.level[row] = columns.reference_ms[row] = np.nan
+        for unknown in (columns.level, columns.reference_low, columns.reference_high, columns.setback_seconds):
+            unknown[row] = np.nan
         return True
 
-    def communications(self, rows: Ints, latency_ms: Floats, success: Bools, now: float) -> None:
-        """Record one finished communication of each link; the rows must be distinct."""
+    def rounds(self, rows: Ints, now: float) -> None:
+        """Record that the messages of a round passed each link. Their times are no round trips: they hold a model."""
         self.version += 1
         columns = self.columns
-        columns.lost[rows] = LOSS_MEMORY * columns.lost[rows] + ~success
-        columns.weight[rows] = LOSS_MEMORY * columns.weight[rows] + 1.0
-        self.outcomes.push_each(rows, success.astype(np.float64))
-        columns.seen[rows] += 1
-        columns.streak[rows] = np.where(success, 0, columns.streak[rows] + 1)
-        won = rows[success]
-        columns.last_seen[won] = now
-        self.latency_ms.push_each(won, latency_ms[success])
+        for _ in range(2):
+            columns.lost[rows] *= LOSS_MEMORY
+            columns.weight[rows] = LOSS_MEMORY * columns.weight[rows] + 1.0
+            self.outcomes.push_each(rows, np.ones(len(rows)))
+        columns.seen[rows] += 2
+        columns.streak[rows] = 0
+        columns.last_seen[rows] = now
 
-    def communication(self, row: int, latency_ms: float | None, success: bool, now: float, times: int = 1) -> None:
+    def round_trip(self, row: int, latency_ms: float, loaded: bool) -> None:
+        """Record a round trip of one link; `loaded` tells that a transfer of the run was in its way.
+
+        One that is no longer than usual although it was loaded had nothing to wait for.
+        """
+        self.version += 1
+        unaffected = not loaded or latency_ms <= self.columns.level.item(row)
+        (self.latency_ms if unaffected else self.loaded_ms).push(row, latency_ms)
+
+    def mixed(self, row: int, lost: int, won: int, now: float) -> None:
+        """Record communications of one link whose order is not known: more successes than failures, in a few steps."""
+        steps = min(lost, _MIXED_STEPS)
+        for step in range(steps):
+            self.communication(row, False, now, _part(lost, step, steps))
+            self.communication(row, True, now, _part(won, step, steps))
+
+    def contact(self, row: int, now: float) -> None:
+        """Record that something passed one link: it is not silent."""
+        self.version += 1
+        self._passed(row, now)
+
+    def communication(self, row: int, success: bool, now: float, times: int = 1) -> None:
         """Record a communication of one link. It runs for every RPC, so it avoids the cost of array operations.
 
         Args:
             row: Row of the link.
-            latency_ms: Round trip; None if unknown.
             success: Whether the communication succeeded.
             now: Current time in seconds.
             times: Number of communications with this outcome.
         """
         self.version += times
-        losses, weights = self.columns.lost, self.columns.weight
+        columns = self.columns
+        losses, weights, streak = columns.lost, columns.weight, columns.streak.item(row)
         lost, weight = losses.item(row), weights.item(row)
+        if success:
+            if streak >= self._outage_failures and self._is_outage(row, streak):
+                lost, weight = columns.outage_lost.item(row), columns.outage_weight.item(row)
+            columns.streak[row] = 0
+            self._passed(row, now)
+        else:
+            if not streak:
+                columns.outage_lost[row], columns.outage_weight[row] = lost, weight
+            columns.streak[row] = streak + times
         for _ in range(times):
             lost = LOSS_MEMORY * lost + (not success)
             weight = LOSS_MEMORY * weight + 1.0
         losses[row], weights[row] = lost, weight
         self.outcomes.push(row, float(success), times)
-        self.columns.seen[row] += times
-        if success:
-            self.columns.streak[row] = 0
-            self.columns.last_seen[row] = now
-            if latency_ms is not None:
-                self.latency_ms.push(row, latency_ms, times)
-        else:
-            self.columns.streak[row] += times
+        columns.seen[row] += times
 
-    def exchanges(self, rows: Ints, seconds: Floats) -> None:
-        """Record the round communication of each link: the seconds until it ended or was abandoned.
+    def _passed(self, row: int, now: float) -> None:
+        """Note that something passed, and how long nothing had before. A gap is forgotten after its own length."""
+        columns = self.columns
+        gap, former = now - columns.last_seen.item(row), columns.gap_seconds.item(row)
+        if gap >= former or now - columns.gap_ended_at.item(row) > former:
+            columns.gap_seconds[row], columns.gap_ended_at[row] = gap, now
+        columns.last_seen[row] = now
 
-        The rows must be distinct. A value far outside the usual range clears the history, since the link has changed.
+    def _is_outage(self, row: int, streak: int) -> bool:
+        """Return whether so many failures in a row are too many for the packet loss that the link had before."""
+        lost, weight = self.columns.outage_lost.item(row), self.columns.outage_weight.item(row)
+        return bool(max(lost / max(weight, 1.0), _LEAST_LOSS) ** streak < _UNLIKELY)
+
+    def exchanges(self, rows: Ints, seconds: Floats, now: float) -> None:
+        """Record the round communication of each link: the seconds until it ended, at `now`, or was abandoned.
+
+        The rows must be distinct. A value far below the usual range clears the history, since the link has changed. One
+        far above it is a setback, which replaces the history only if the next one is as slow although the link seemed
+        to have recovered (see `recovered`).
         """
-        ring = self.exchange_seconds
+        ring, columns = self.exchange_seconds, self.columns
         known = ring.values[rows]
         centre = quantiles(known, [0.5])[0]
         spread = MAD_TO_SIGMA * quantiles(np.abs(known - centre[:, None]), [0.5])[0]
-        limit = 8.0 * np.maximum(np.maximum(spread, 0.15 * centre), 1e-6)
+        far = 1.0 + 8.0 * np.maximum(spread / np.maximum(centre, 1e-9), 0.15)  # as a factor, in both directions
+        settled = ring.filled(rows) >= 4
         with np.errstate(invalid="ignore"):
-            changed = (ring.filled(rows) >= 4) & (np.abs(seconds - centre) > limit)
-        ring.clear(rows[changed])
-        ring.push_each(rows, seconds)
-        self.columns.reference_ms[rows] = self._recent_ms(rows)
-        self.columns.reference_count[rows] = self.latency_ms.counts[rows]
+            faster, slower = settled & (seconds * far < centre), settled & (seconds > centre * far)
+        before = columns.setback_seconds[rows]
+        confirmed = slower & self.recovered(rows)
+        ring.clear(rows[faster | confirmed])
+        ring.push_each(rows[confirmed], before[confirmed])
+        setback = slower & ~confirmed
+        columns.setback_seconds[rows] = np.where(setback, seconds, np.nan)
+        # Nothing else passed either for most of that time: the link was cut, and has recovered.
+        cut = (columns.gap_seconds[rows] >= 0.5 * seconds) & (columns.gap_ended_at[rows] >= now - seconds)
+        cut |= now - columns.last_seen[rows] >= 0.5 * seconds
+        columns.setback_count[rows] = self._round_trips(rows) - np.where(cut, _PROBES, 0)
+        ring.push_each(rows[~setback], seconds[~setback])
+        usual = self.latency_ms.latest(rows, _REFERENCE)
+        low, high = quantiles(usual, [0.0, 1.0])
+        enough = self.latency_ms.filled(rows) >= _LEAST_REFERENCE
+        columns.reference_low[rows] = np.where(setback, columns.reference_low[rows], np.where(enough, low, np.nan))
+        columns.reference_high[rows] = np.where(setback, columns.reference_high[rows], np.where(enough, high, np.nan))
+        columns.reference_count[rows] = self.latency_ms.counts[rows]
+
+    def recovered(self, rows: Ints) -> Bools:
+        """Return a mask of the links with a setback that have answered since as they did before it.
+
+        Heartbeats are a probe that costs nothing: what was slow because of an outage is usual again after it.
+        """
+        columns = self.columns
+        since = self._round_trips(rows) - columns.setback_count[rows]
+        sound = ~np.isnan(columns.setback_seconds[rows]) & (since >= _PROBES) & (columns.streak[rows] == 0)
+        if sound.any():
+            fastest = quantiles(self.latency_ms.latest(rows[sound], _PROBES), [0.0])[0]
+            sound[sound] = ~(fastest > columns.reference_high[rows[sound]])
+        recovered: Bools = sound
+        return recovered
+
+    def exchange_samples(self, rows: Ints, count: int) -> Floats:
+        """Return the latest communications of each link, oldest first, padded with NaN: shape (rows, count).
+
+        After a setback it is the only one that counts, until the link has recovered.
+        """
+        samples = self.exchange_seconds.latest(rows, count)
+        setback = self.columns.setback_seconds[rows]
+        held_back = ~np.isnan(setback) & ~self.recovered(rows)
+        samples[held_back, :-1] = np.nan
+        samples[held_back, -1] = setback[held_back]
+        return samples
+
+    def latencies_ms(self, rows: Ints, wanted: Sequence[float]) -> Floats:
+        """Return quantiles of the round trips of each link: shape (len(wanted), rows).
+
+        A link whose round trips were all loaded gets the smallest of them: its latency is that at most.
+        """
+        found = self.latency_ms.quantiles(rows, wanted)
+        only_loaded = (self.latency_ms.counts[rows] == 0) & (self.loaded_ms.counts[rows] >= _LOADED)
+        if only_loaded.any():
+            found[:, only_loaded] = self.loaded_ms.quantiles(rows[only_loaded], [0.0])
+        return found
 
     def unreported(self, rows: Ints) -> Bools:
         """Return a mask of the links without communication since their last round."""
@@ -161,12 +285,20 @@ class LinkHistory:
         self.columns.seen_by_round[rows] = self.columns.seen[rows]
 
     def exchange_scale(self, rows: Ints) -> Floats:
-        """Return the factor by which each round trip has grown since the link's last round was measured."""
-        reference = self.columns.reference_ms[rows]
-        fresh = (self.latency_ms.counts[rows] - self.columns.reference_count[rows] >= 3) & (reference > 0)
+        """Return the factor by which each round trip has changed since the link's last round was measured.
+
+        It is 1 unless the latest round trips are all outside the range of those before that round, and then it is their
+        distance from that range: jitter alone seldom leaves it, and never by much.
+        """
+        columns = self.columns
         scale = np.ones(len(rows))
-        scale[fresh] = np.clip(self._recent_ms(rows[fresh]) / reference[fresh], 0.05, 20.0)
-        return np.where((scale > 0.67) & (scale < 1.5), 1.0, scale)  # within the noise of three samples
+        fresh = self.latency_ms.counts[rows] - columns.reference_count[rows] >= _RECENT
+        fresh &= (columns.reference_low[rows] > 0) & np.isnan(columns.setback_seconds[rows])
+        if fresh.any():
+            low, high = quantiles(self.latency_ms.latest(rows[fresh], _RECENT), [0.0, 1.0])
+            rise, fall = low / columns.reference_high[rows[fresh]], high / columns.reference_low[rows[fresh]]
+            scale[fresh] = np.clip(np.where(rise > 1.0, rise, np.minimum(fall, 1.0)), 1.0 / MOST_CHANGE, MOST_CHANGE)
+        return scale
 
     def advance_forecasts(self) -> None:
         """Advance Holt's method by one observation per link: the median of its round trips since the last call."""
@@ -191,7 +323,12 @@ class LinkHistory:
         columns.noise[rows] = np.where(first, 0.25 * seen, 0.8 * noise + 0.2 * np.abs(seen - expected))
         self.columns.forecast_at[rows] = counts[rows]
 
-    def _recent_ms(self, rows: Ints) -> Floats:
-        """Return the median of the last three round trips."""
-        median: Floats = quantiles(self.latency_ms.latest(rows, 3), [0.5])[0]
-        return median
+    def _round_trips(self, rows: Ints) -> Ints:
+        """Return the number of round trips of each link so far, loaded ones included."""
+        total: Ints = self.latency_ms.counts[rows] + self.loaded_ms.counts[rows]
+        return total
+
+
+def _part(total: int, step: int, steps: int) -> int:
+    """Return the size of part `step` of a total in `steps` parts of nearly equal size."""
+    return total * (step + 1) // steps - total * step // steps

@@ -13,11 +13,15 @@ from hypergpu.common.statistics import FULL_TREND, mann_kendall_rows
 from hypergpu.coordinator.core.checks import require_non_negative, require_positive
 from hypergpu.coordinator.core.links import quality as q
 from hypergpu.coordinator.core.links.alerts import Alert, AlertKind, AlertLog, Condition, Severity
-from hypergpu.coordinator.core.links.history import LinkHistory
+from hypergpu.coordinator.core.links.history import MOST_CHANGE, LinkHistory
 from hypergpu.coordinator.core.links.profile import LinkProfile
 from hypergpu.coordinator.core.links.quality import ConnectionQuality, Scores
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints
 
+MOST_GROWTH = 2.0
+"""Largest factor, and its reciprocal the smallest, by which a forecast may differ from what is measured."""
+_SURE = 2.58
+"""Mann–Kendall statistic of a trend at the 1 % significance level."""
 _SAME_MOMENT_SECONDS = 0.01
 """Time for which a judgement is reused: silence does not change a score noticeably within it."""
 
@@ -81,20 +85,48 @@ class NetworkQualityMonitor:
         """Register a node. A repeated registration has no effect."""
         self._links.add(node_id, self._clock())
 
-    def record_communication(self, node_id: str, latency_ms: float, success: bool) -> None:
+    def record_communication(self, node_id: str, latency_ms: float, success: bool, *, loaded: bool = False) -> None:
         """Record one finished RPC of a node.
 
         Args:
             node_id: A registered node.
             latency_ms: Round trip in milliseconds. After a failure it is ignored, but still checked.
             success: Whether the RPC succeeded. A failure counts as a lost communication.
+            loaded: Whether a transfer of the run was in its way; see `record_round_trip`.
 
         Raises:
             UnknownName: The node is not registered.
             InvalidInput: The latency is negative or not finite.
         """
         row = self._links.index.row(node_id)
-        self._links.communication(row, require_non_negative(latency_ms, "latency_ms"), bool(success), self._clock())
+        require_non_negative(latency_ms, "latency_ms")
+        self._links.communication(row, bool(success), self._clock())
+        if success:
+            self._links.round_trip(row, float(latency_ms), loaded)
+
+    def record_round_trip(self, node_id: str, latency_ms: float, *, loaded: bool = False) -> None:
+        """Record a round trip of a communication that is counted elsewhere.
+
+        Args:
+            node_id: A registered node.
+            latency_ms: Round trip in milliseconds.
+            loaded: Whether a transfer of the run was in its way. Such a round trip shows how full the run itself keeps
+                the link: it counts for neither latency, score, class, trend nor alerts while there are others.
+
+        Raises:
+            UnknownName: The node is not registered.
+            InvalidInput: The latency is negative or not finite.
+        """
+        row = self._links.index.row(node_id)
+        self._links.round_trip(row, require_non_negative(latency_ms, "latency_ms"), loaded)
+
+    def record_contact(self, node_id: str) -> None:
+        """Record that something of a node arrived which is no communication of its own, such as a part of an upload.
+
+        Raises:
+            UnknownName: The node is not registered.
+        """
+        self._links.contact(self._links.index.row(node_id), self._clock())
 
     def record_exchange(self, node_id: str, seconds: float) -> None:
         """Record the round communication of a node.
@@ -108,12 +140,14 @@ class NetworkQualityMonitor:
             InvalidInput: The time is negative or not finite.
         """
         row = self._links.index.row(node_id)
-        self._links.exchanges(np.array([row]), np.array([require_non_negative(seconds, "seconds")]))
+        seconds = require_non_negative(seconds, "seconds")
+        self._links.exchanges(np.array([row]), np.array([seconds]), self._clock())
 
     def record_rounds(self, rows: Ints, seconds: Floats, success: Bools, measured: Bools) -> None:
         """Record the round communication of several nodes; the rows must be distinct.
 
-        A round counts as two communications of a node whose single RPCs are not reported.
+        A successful round counts as two communications of a node whose single RPCs are not reported. One that failed
+        does not: why it did is not known here.
 
         Args:
             rows: Rows of the nodes (see `rows`).
@@ -121,11 +155,9 @@ class NetworkQualityMonitor:
             success: Whether the node's update arrived.
             measured: Whether `seconds` is a measurement of the link.
         """
-        self._links.exchanges(rows[measured], seconds[measured])
-        silent = self._links.unreported(rows)
-        for _ in range(2):
-            self._links.communications(rows[silent], 500.0 * seconds[silent], success[silent], self._clock())
+        self._links.rounds(rows[self._links.unreported(rows) & success], self._clock())
         self._links.rounds_seen(rows)
+        self._links.exchanges(rows[measured], seconds[measured], self._clock())
 
     def observe_counters(
         self, node_id: str, *, attempts: int, failures: int, latency_ms: float | None = None, source: str = "report"
@@ -138,7 +170,7 @@ class NetworkQualityMonitor:
             node_id: A registered node.
             attempts: Total number of RPCs.
             failures: Total number of failed RPCs.
-            latency_ms: Round trip of the successful RPCs in milliseconds; None if unknown.
+            latency_ms: Round trip of one of the successful RPCs in milliseconds; None if unknown.
             source: Name of the source; the counters of each source are kept apart.
 
         Raises:
@@ -158,10 +190,16 @@ class NetworkQualityMonitor:
         now = self._clock()
         lost = failures - failed
         won = attempts - seen - lost
-        if lost > 0:
-            self._links.communication(row, None, False, now, min(lost, self.config.history))
-        if won > 0:  # negative after an unnoticed restart
-            self._links.communication(row, latency, True, now, min(won, self.config.history))
+        most = self.config.history
+        if 0 < lost < won:
+            self._links.mixed(row, min(lost, most), min(won, most), now)
+        else:
+            if lost > 0:
+                self._links.communication(row, False, now, min(lost, most))
+            if won > 0:  # negative after an unnoticed restart
+                self._links.communication(row, True, now, min(won, most))
+        if won > 0 and latency is not None:
+            self._links.round_trip(row, latency, loaded=False)
 
     # ------------------------------------------------------------ queries
 
@@ -194,22 +232,23 @@ class NetworkQualityMonitor:
         """Return a summary of all links.
 
         Returns:
-            `total_nodes`, `quality` (nodes per class), `health_score` (mean score, 0–100), `median_latency_ms` (None
-            without a measurement), `mean_loss_rate`, `open_alerts` (a count), `problematic_nodes` (poor, critical or
-            offline) and `reliable_nodes` (excellent or good).
+            `total_nodes`, `quality` (nodes per class), `health_score` (mean score of the measured links, 0–100),
+            `median_latency_ms` (both None without a measurement), `mean_loss_rate`, `open_alerts` (a count),
+            `problematic_nodes` (poor, critical or offline) and `reliable_nodes` (excellent or good).
         """
         rows = self._every()
         judged = self._judge(rows)
-        medians = self._links.latency_ms.quantiles(rows, [0.5])[0]
+        known = judged.classes != q.UNKNOWN
+        medians = self._links.latencies_ms(rows, [0.5])[0]
         measured = medians[~np.isnan(medians)]
         return {
             "total_nodes": len(rows),
             "quality": self._counts(judged.classes),
-            "health_score": float(judged.scores.total.mean()) if len(rows) else 0.0,
+            "health_score": float(judged.scores.total[known].mean()) if known.any() else None,
             "median_latency_ms": float(np.median(measured)) if len(measured) else None,
             "mean_loss_rate": float(self.loss_rates(rows).mean()) if len(rows) else 0.0,
             "open_alerts": len(self._alerts.alerts(Severity.LOW)),
-            "problematic_nodes": self._named(judged.classes >= q.POOR),
+            "problematic_nodes": self._named(_is_problematic(judged.classes)),
             "reliable_nodes": self._named(judged.classes <= q.GOOD),
         }
 
@@ -220,7 +259,7 @@ class NetworkQualityMonitor:
     def get_problematic_nodes(self) -> list[str]:
         """Return the nodes whose link is poor, critical or offline, worst first."""
         judged = self._judge(self._every())
-        return self._named(judged.classes >= q.POOR, np.argsort(judged.scores.total, kind="stable"))
+        return self._named(_is_problematic(judged.classes), np.argsort(judged.scores.total, kind="stable"))
 
     def get_reliable_nodes(self) -> list[str]:
         """Return the nodes whose link is excellent or good, best first."""
@@ -256,7 +295,7 @@ class NetworkQualityMonitor:
         self.refresh()
         rows = self._every()
         classes, reported = self._links.columns.quality[rows], self._links.columns.reported
-        changed = np.flatnonzero((reported[rows] != classes) & self._measured(rows, classes))
+        changed = np.flatnonzero((reported[rows] != classes) & (classes != q.UNKNOWN))
         reported[changed] = classes[changed]
         return {self._links.index.ids[row]: q.CLASSES[classes[row]] for row in changed}
 
@@ -277,17 +316,17 @@ class NetworkQualityMonitor:
         moving = scale != 1.0
         if not moving.any():
             return scores.total
-        high = self._links.latency_ms.quantiles(rows[moving], [0.75])[0]
+        high = self._links.latencies_ms(rows[moving], [0.75])[0]
         scores.latency[moving] = q.latency_points(high * scale[moving], self.config)
         return scores.total
 
     def classes(self, rows: Ints) -> Ints:
-        """Return class numbers: positions in `ConnectionQuality`, from 0 (excellent) to 5 (offline)."""
+        """Return class numbers: positions in `ConnectionQuality`, from 0 (excellent) to 5 (offline) and 6 (unknown)."""
         return self._judge(rows).classes
 
     def latencies_ms(self, rows: Ints, horizon: float = 0.0) -> Floats:
         """Return median round trips in milliseconds, or their forecast; NaN for a link without a measurement."""
-        median: Floats = self._links.latency_ms.quantiles(rows, [0.5])[0]
+        median: Floats = self._links.latencies_ms(rows, [0.5])[0]
         return median * self.forecast_scale(rows, horizon) if horizon else median
 
     def loss_rates(self, rows: Ints) -> Floats:
@@ -304,12 +343,19 @@ class NetworkQualityMonitor:
         return self._links.columns.streak[rows]
 
     def forecast_scale(self, rows: Ints, horizon: float) -> Floats:
-        """Return the growth of each round trip over `horizon` observations, as a factor; 1 if within the noise."""
+        """Return the growth of each round trip over `horizon` observations, as a factor; 1 if within the noise.
+
+        The factor is between 1 / `MOST_GROWTH` and `MOST_GROWTH`.
+        """
         columns = self._links.columns
         level, trend, noise = columns.level[rows], columns.trend[rows], columns.noise[rows]
-        ahead = np.maximum(level + horizon * trend, 0.1 * level)
-        clear = np.abs(trend) * max(horizon, 1.0) > 1.0 * noise
-        return np.where(clear & (level > 0), np.clip(ahead / np.where(level > 0, level, 1.0), 0.1, 10.0), 1.0)
+        clear = (np.abs(trend) * max(horizon, 1.0) > noise) & (level > 0)
+        scale = np.ones(len(rows))
+        if clear.any():
+            growth = 1.0 + horizon * trend[clear] / level[clear]
+            steady = np.abs(self._trends(rows[clear])) > _SURE
+            scale[clear] = np.where(steady, np.clip(growth, 1.0 / MOST_GROWTH, MOST_GROWTH), 1.0)
+        return scale
 
     def rounds_measured(self, rows: Ints) -> Ints:
         """Return the number of round communications in each node's history."""
@@ -318,20 +364,22 @@ class NetworkQualityMonitor:
     def exchange_samples(self, rows: Ints, count: int, horizon: float = 0.0) -> Floats:
         """Return samples of each node's expected round communication in seconds: shape (rows, count).
 
-        The samples are the latest measurements, scaled by the later change of the round trip and by its forecast. A
+        The samples are the latest measurements, scaled by the later change of the round trip and by its forecast, by
+        `MOST_CHANGE` at most. A
         link without measurements gets two round trips at the 75 % quantile, with retries and the same forecast. A link
         without any data gets the median of the cluster.
         """
         links = self._links
-        samples = links.exchange_seconds.latest(rows, count)
-        held = np.minimum(links.exchange_seconds.filled(rows), count)
+        samples = links.exchange_samples(rows, count)
         missing = np.isnan(samples)
+        held = count - missing.sum(axis=1)
         places = count - held[:, None] + np.arange(count)[None, :] % np.maximum(held, 1)[:, None]
         samples = np.where(missing, np.take_along_axis(samples, np.minimum(places, count - 1), axis=1), samples)
-        samples *= (links.exchange_scale(rows) * (self.forecast_scale(rows, horizon) if horizon else 1.0))[:, None]
+        scale = links.exchange_scale(rows) * (self.forecast_scale(rows, horizon) if horizon else 1.0)
+        samples *= np.clip(scale, 1.0 / MOST_CHANGE, MOST_CHANGE)[:, None]
         empty = held == 0
         if empty.any():
-            high = links.latency_ms.quantiles(rows[empty], [0.75])[0]
+            high = links.latencies_ms(rows[empty], [0.75])[0]
             if horizon:
                 high = high * self.forecast_scale(rows[empty], horizon)
             guess = 2e-3 * high / (1.0 - np.minimum(self.loss_rates(rows[empty]), 0.9))
@@ -371,7 +419,7 @@ class NetworkQualityMonitor:
     def _judgement(self, rows: Ints) -> Judgement:
         links, config = self._links, self.config
         silence, streak = self.silences_seconds(rows), self.failures_in_a_row(rows)
-        high, loss = links.latency_ms.quantiles(rows, [0.75])[0], self.loss_rates(rows)
+        high, loss = links.latencies_ms(rows, [0.75])[0], self.loss_rates(rows)
         scores = q.score(
             high,
             loss=loss,
@@ -384,18 +432,14 @@ class NetworkQualityMonitor:
         offline = (silence >= config.offline_after_seconds) | (streak >= config.offline_after_failures)
         before = np.where(links.outcomes.counts[rows] < q.SETTLED, -1, links.columns.quality[rows])
         margin = np.maximum(config.hysteresis, 2.0 * q.score_noise(loss, config))
-        return Judgement(scores, q.classify(scores.total, before, offline, margin))
+        classes = q.classify(scores.total, before, offline, margin)
+        failing = (links.outcomes.counts[rows] > 0) & (streak > 0)
+        return Judgement(scores, np.where(np.isnan(high) & ~failing & ~offline, q.UNKNOWN, classes))
 
     def _success_shares(self, rows: Ints) -> Floats:
         filled = self._links.outcomes.filled(rows)
         won = (self._links.outcomes.values[rows] == 1.0).sum(axis=1)
         return np.where(filled > 0, won / np.maximum(filled, 1), 1.0)
-
-    def _measured(self, rows: Ints, classes: Ints) -> Bools:
-        """Return a mask of the links with a measurement; see `LinkProfile.measured`."""
-        failing = (self._links.outcomes.counts[rows] > 0) & (self._success_shares(rows) == 0)
-        known: Bools = (self._links.latency_ms.counts[rows] > 0) | failing | (classes == q.OFFLINE)
-        return known
 
     def _trends(self, rows: Ints) -> Floats:
         return mann_kendall_rows(self._links.latency_ms.latest(rows, FULL_TREND))
@@ -410,8 +454,8 @@ class NetworkQualityMonitor:
         limit[self.rows(self._alerts.nodes_with(AlertKind.HIGH_LOSS))] *= 0.5  # hysteresis: an open alert closes later
         lossy = (loss > limit) & (counts >= q.SETTLED)
         steep = trend[rows] > 0.02 * levels[rows]
-        steep[steep] = self._trends(rows[steep]) > 2.58
-        troubled = (classes >= q.CRITICAL) | lossy | steep
+        steep[steep] = self._trends(rows[steep]) > _SURE
+        troubled = (classes == q.CRITICAL) | (classes == q.OFFLINE) | lossy | steep
         for row in np.flatnonzero(troubled):
             node_id, class_number = self._links.index.ids[row], classes[row]
             if class_number == q.OFFLINE:
@@ -433,22 +477,28 @@ class NetworkQualityMonitor:
     def _profiles(self, rows: Ints) -> list[LinkProfile]:
         links, judged = self._links, self._judge(rows)
         scores = judged.scores
-        quartile, median, upper, p95 = links.latency_ms.quantiles(rows, [0.25, 0.5, 0.75, 0.95])
+        quartile, median, upper, p95 = links.latencies_ms(rows, [0.25, 0.5, 0.75, 0.95])
+        loaded = links.loaded_ms.quantiles(rows, [0.5])[0]
         loss, shares, trends = self.loss_rates(rows), self._success_shares(rows), self._trends(rows)
         rounds = links.exchange_seconds.quantiles(rows, [0.5])[0]
         forecast = median * self.forecast_scale(rows, 1.0)
         now = self._clock()
+        unknown = judged.classes == q.UNKNOWN
+        total = np.where(unknown, np.nan, scores.total)
+        points = np.stack([scores.latency, scores.loss, scores.reliability, scores.freshness])
+        points[:, unknown] = np.nan
         return [
             LinkProfile(
                 node_id=links.index.ids[row],
                 quality=q.CLASSES[judged.classes[at]],
-                score=float(scores.total[at]),
-                latency_score=float(scores.latency[at]),
-                loss_score=float(scores.loss[at]),
-                reliability_score=float(scores.reliability[at]),
-                freshness=float(scores.freshness[at]),
+                score=float(total[at]),
+                latency_score=float(points[0, at]),
+                loss_score=float(points[1, at]),
+                reliability_score=float(points[2, at]),
+                freshness=float(points[3, at]),
                 latency_ms=float(median[at]),
                 latency_p95_ms=float(p95[at]),
+                loaded_latency_ms=float(loaded[at]),
                 jitter_ms=float(upper[at] - quartile[at]) / 2.0,
                 loss_rate=float(loss[at]),
                 reliability=float(shares[at]),
@@ -460,3 +510,9 @@ class NetworkQualityMonitor:
             )
             for at, row in enumerate(rows)
         ]
+
+
+def _is_problematic(classes: Ints) -> Bools:
+    """Return a mask of the classes poor, critical and offline."""
+    poor: Bools = (classes >= q.POOR) & (classes <= q.OFFLINE)
+    return poor

@@ -9,7 +9,7 @@ from hypergpu.coordinator.core.links.quality import ConnectionQuality, Trend
 
 @dataclass(frozen=True, slots=True)
 class LinkProfile:
-    """State of one link. Figures without a measurement are NaN."""
+    """State of one link. Figures without a measurement are NaN, all of them where the quality is UNKNOWN."""
 
     node_id: str
     quality: ConnectionQuality
@@ -19,8 +19,10 @@ class LinkProfile:
     reliability_score: float
     freshness: float
     latency_ms: float
-    """Median round trip in milliseconds."""
+    """Median round trip in milliseconds, while nothing of the run was in its way."""
     latency_p95_ms: float
+    loaded_latency_ms: float
+    """Median round trip behind a transfer of the run. It shows a queue of our own and counts for nothing else."""
     jitter_ms: float
     """Half of the interquartile range, which equals the MAD for a symmetric distribution."""
     loss_rate: float
@@ -38,8 +40,7 @@ class LinkProfile:
     @property
     def measured(self) -> bool:
         """Whether the class is based on a measurement: a round trip, only failures, or a long silence."""
-        failing = self.communications > 0 and self.reliability == 0
-        return not math.isnan(self.latency_ms) or failing or self.quality is ConnectionQuality.OFFLINE
+        return self.quality is not ConnectionQuality.UNKNOWN
 
     def to_dict(self) -> dict[str, Any]:
         """Return the profile as a JSON object; a figure without a measurement is None."""

@@ -18,6 +18,8 @@ class ConnectionQuality(StrEnum):
     POOR = "poor"
     CRITICAL = "critical"
     OFFLINE = "offline"
+    UNKNOWN = "unknown"
+    """Nothing was measured: no round trip, no failure, no long silence."""
 
 
 class Trend(StrEnum):
@@ -29,13 +31,14 @@ class Trend(StrEnum):
 
 
 CLASSES = tuple(ConnectionQuality)
+UNKNOWN = CLASSES.index(ConnectionQuality.UNKNOWN)
 OFFLINE = CLASSES.index(ConnectionQuality.OFFLINE)
 CRITICAL = CLASSES.index(ConnectionQuality.CRITICAL)
 POOR = CLASSES.index(ConnectionQuality.POOR)
 FAIR = CLASSES.index(ConnectionQuality.FAIR)
 GOOD = CLASSES.index(ConnectionQuality.GOOD)
 LOWER_BOUNDS = np.array([90.0, 75.0, 60.0, 40.0, 0.0])
-"""Lowest score of each class except OFFLINE. Each of the shipped profiles perfect … unstable has a class of its own."""
+"""Lowest score of each class, EXCELLENT to CRITICAL. Each shipped profile, perfect … unstable, has its own."""
 LOSS_MEMORY = 0.98
 """Weight of the past in the smoothed packet loss: averages over about the last 50 communications."""
 SETTLED = 8
@@ -87,8 +90,8 @@ def score(
 ) -> Scores:
     """Return the score of each link.
 
-    A link that was never `tested` gets half of the points, which decay with silence. A link with failures only gets no
-    points for its latency.
+    A link that was never `tested` gets half of the points, which decay with silence: a prior for decisions, which is
+    shown to nobody. A link with failures only gets no points for its latency.
     """
     latency = latency_points(latency_ms, config)
     steady = _share(2.0 * success_share - 1.0) * (
@@ -127,7 +130,7 @@ def classify(total: Floats, before: Ints, offline: Bools, margin: Floats) -> Int
     plain = (total[:, None] < boundaries).sum(axis=1)
     up = (total[:, None] < boundaries + margin[:, None]).sum(axis=1)
     down = (total[:, None] < boundaries - margin[:, None]).sum(axis=1)
-    known = (before >= 0) & (before != OFFLINE)
+    known = (before >= 0) & (before < OFFLINE)
     settled = np.where(known, np.clip(before, down, up), plain)
     return np.where(offline, OFFLINE, settled)
 

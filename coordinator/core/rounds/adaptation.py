@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
 from hypergpu.coordinator.core.decisions import Decision
@@ -48,6 +49,33 @@ class RoundReport:
     """(Nodes that restarted since the last report, node-seconds since)."""
 
 
+class Activity(StrEnum):
+    """Activity of a node that has missed the end of its round."""
+
+    PULLING = "pulling"
+    """It receives the parameters: all of its time went into communication."""
+    TRAINING = "training"
+    """It computes: the rest of its time went into computing."""
+    PUSHING = "pushing"
+    """It sends its update: all of its time but that of computing went into communication."""
+    DONE = "done"
+    """Its update has arrived, with the time that computing took."""
+
+
+@dataclass(frozen=True, slots=True)
+class LateWork:
+    """Time of a node whose update was not there when its round closed."""
+
+    node: str
+    elapsed_seconds: float
+    """Time since its work was assigned."""
+    doing: Activity
+    compute_seconds: float
+    """Time that computing took; 0 unless it is DONE."""
+    batch_size: int
+    local_steps: int
+
+
 class Adaptation(Protocol):
     """Chooses nodes and work before each round, and learns from it afterwards."""
 
@@ -62,6 +90,10 @@ class Adaptation(Protocol):
 
     def finish_round(self, report: RoundReport) -> Sequence[Decision]:
         """Learn from a round, and return what was decided because of it."""
+        ...
+
+    def record_late(self, work: LateWork) -> None:
+        """Learn from work that missed the end of its round, before its node is available again."""
         ...
 
 
@@ -83,3 +115,6 @@ class FixedAdaptation:
         """Learn nothing."""
         del report
         return ()
+
+    def record_late(self, work: LateWork) -> None:
+        """Learn nothing."""

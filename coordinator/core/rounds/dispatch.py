@@ -5,8 +5,9 @@ from typing import Final
 from hypergpu.coordinator.core.decisions import DecisionKind, Figures
 from hypergpu.coordinator.core.overrides import NodeOverride, Overrides
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.adaptation import Activity, LateWork
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
-from hypergpu.coordinator.core.rounds.membership import Member
+from hypergpu.coordinator.core.rounds.membership import Assignment, Member
 from hypergpu.coordinator.core.rounds.update_norms import FACTOR, Outlier
 from hypergpu.coordinator.core.rounds.work import Round, WorkReason, WorkUnit
 
@@ -33,6 +34,7 @@ def assign(current: Round, member: Member, overrides: Overrides, now: float, eff
         member.retries += 1  # asked again without returning the work: a broken stream, or a restart
     member.requesting = False
     effects.emit(current.assign(unit, now))
+    member.assignment = Assignment(current.number, unit.first_at, unit.batch_size, unit.local_steps)
 
 
 def accept_update(
@@ -46,6 +48,7 @@ def accept_update(
         effects.decide(DecisionKind.UPDATE, event.node, WorkReason.WEIGHT_BOUNDED, figures)
     seconds = current.accept(unit, event, weight, now)
     member.last_accepted = event.round
+    member.assignment = None
     member.rounds_contributed += 1
     member.compute_seconds = event.compute_seconds
     effects.reply(ev.UpdateReply(event.node, event.round, _ACCEPTED, weight))
@@ -66,6 +69,18 @@ def refuse_update(
         effects.decide(DecisionKind.UPDATE, event.node, WorkReason.NOT_ORDERED, figures)
     detail = f"update of {event.node} for round {event.round}, current round is {current_round}"
     effects.reply(ev.UpdateReply(event.node, event.round, status, detail=detail))
+
+
+def late_work(
+    member: Member, round_number: int, doing: Activity, now: float, compute_seconds: float = 0.0
+) -> LateWork | None:
+    """Return what is known now of the work of a round that closed without it, once for each; None if it was told."""
+    given = member.assignment
+    if given is None or given.round != round_number:
+        return None
+    member.assignment = None
+    elapsed = now - given.at
+    return LateWork(member.node_id, elapsed, doing, min(compute_seconds, elapsed), given.batch_size, given.local_steps)
 
 
 def refuse_outlier(current: Round, event: ev.UpdateArrived, outlier: Outlier, effects: EffectBuffer) -> None:

@@ -16,11 +16,11 @@ from hypergpu.coordinator.core.decisions import Decision, DecisionKind
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import closing, dispatch, opening
 from hypergpu.coordinator.core.rounds import events as ev
-from hypergpu.coordinator.core.rounds.adaptation import Adaptation
+from hypergpu.coordinator.core.rounds.adaptation import Activity, Adaptation
 from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator, DeadlineReason
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.guards import ModelGuard
-from hypergpu.coordinator.core.rounds.membership import ConnectionState, Membership
+from hypergpu.coordinator.core.rounds.membership import ConnectionState, Member, Membership
 from hypergpu.coordinator.core.rounds.shards import ShardTable
 from hypergpu.coordinator.core.rounds.state import (
     CLOSING,
@@ -180,6 +180,12 @@ class RoundMachine:
         """
         return self.members.seen(node, now)
 
+    def abandon(self, node: str, state: str, now: float) -> None:
+        """Note what a straggler was doing when it was told to abandon its work."""
+        member = self.members.get(node)
+        if member is not None and member.assignment is not None and state in tuple(Activity):
+            self._record_late(member, member.assignment.round, Activity(state), now)
+
     def handle(self, event: ev.Event, now: float) -> list[ev.Effect]:
         """Handle one event at time `now` (seconds, never decreasing) and return its effects in order.
 
@@ -269,6 +275,7 @@ class RoundMachine:
         self.members.seen(event.node, now)
         if member is None or status is not None or current is None:
             if member is not None:
+                self._record_late(member, event.round, Activity.DONE, now, event.compute_seconds)
                 opening.straggler_returned(state, member, self.config.quorum)
             dispatch.refuse_update(event, status or ev.UpdateStatus.STALE, member, state.round, effects)
             return
@@ -282,6 +289,16 @@ class RoundMachine:
             if state.opening.deadline_reason is _NOT_MEASURED:
                 closing.shorten_deadline(current, state, now, effects)
         self._close_if_complete(current, now)
+
+    def _record_late(
+        self, member: Member, round_number: int, doing: Activity, now: float, compute_seconds: float = 0.0
+    ) -> None:
+        """Tell the adaptation what kept a node from contributing to a round that is over."""
+        current = self.round_state.open_round
+        if current is None or current.number != round_number:
+            work = dispatch.late_work(member, round_number, doing, now, compute_seconds)
+            if work is not None:
+                self.adaptation.record_late(work)
 
     def _on_returned(self, event: ev.WorkReturned, now: float) -> None:
         state = self.round_state

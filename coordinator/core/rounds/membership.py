@@ -19,6 +19,17 @@ class ConnectionState(StrEnum):
     LEFT = "left"
 
 
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Work that a node was given last and has not delivered."""
+
+    round: int
+    at: float
+    """Time at which the node's process got it."""
+    batch_size: int
+    local_steps: int
+
+
 @dataclass(slots=True)
 class Member:
     """One node."""
@@ -47,6 +58,7 @@ class Member:
     retries: int = 0
     late: int = 0
     compute_seconds: float = 0.0
+    assignment: Assignment | None = None
     info: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -6,7 +6,7 @@ from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, grow_colu
 
 _MEMORY = 0.9
 """Weight of the past per attempt: averages over about the last ten."""
-COLUMNS = ("compute", "waiting", "attempts", "successes", "loss")
+COLUMNS = ("compute", "waiting", "attempts", "loss")
 
 
 class Contributions:
@@ -28,14 +28,19 @@ class Contributions:
     def add(self, rows: Ints, compute: Floats, waiting: Floats, success: Bools, loss: Floats) -> None:
         """Record one attempt of each node; the rows must be distinct, and NaN stands for an unknown loss."""
         sums = self.sums[rows]
-        fresh = np.stack([compute, waiting, np.ones(len(rows)), success.astype(np.float64)], axis=1)
-        before = sums[:, 4]
+        fresh = np.stack([compute, waiting, np.ones(len(rows))], axis=1)
+        before = sums[:, 3]
         known = np.isfinite(loss) & (loss > 0)
         smoothed = np.where(before > 0, 0.5 * (before + loss), loss)
-        self.sums[rows, :4] = _MEMORY * sums[:, :4] + fresh
-        self.sums[rows, 4] = np.where(known, smoothed, before)
+        self.sums[rows, :3] = _MEMORY * sums[:, :3] + fresh
+        self.sums[rows, 3] = np.where(known, smoothed, before)
         self.counts[rows, 0] += 1
         self.counts[rows, 1] += success
+
+    def add_times(self, row: int, compute: float, waiting: float) -> None:
+        """Add times to the latest attempt of a node."""
+        self.sums[row, 0] += compute
+        self.sums[row, 1] += waiting
 
     def efficiency(self, rows: Ints) -> Floats:
         """Return compute / (compute + waiting) of each node; 1 without a measurement."""
@@ -45,7 +50,7 @@ class Contributions:
 
     def reliability(self, rows: Ints) -> Floats:
         """Return successes / attempts of each node; 1 without an attempt."""
-        attempts, successes = self.sums[rows, 2], self.sums[rows, 3]
+        attempts, successes = self.counts[rows, 0], self.counts[rows, 1]
         return np.where(attempts > 0, successes / np.where(attempts > 0, attempts, 1.0), 1.0)
 
     def score(self, rows: Ints) -> Floats:
@@ -63,7 +68,7 @@ class Contributions:
         Source: statistical utility in Lai et al., "Oort: efficient federated learning via guided participant
         selection", OSDI 2021.
         """
-        loss = self.sums[rows, 4]
+        loss = self.sums[rows, 3]
         known = loss > 0
         if not known.any():
             return np.ones(len(rows))

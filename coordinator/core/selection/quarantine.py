@@ -22,6 +22,8 @@ class QuarantineReason(StrEnum):
     """Reason for a change of state."""
 
     REPEATED_FAILURES = "repeated_failures"
+    REPEATEDLY_LATE = "repeatedly_late"
+    """Its updates came after the end of their rounds, which counts half as much as a failure."""
     FAILED_ON_PROBATION = "failed_on_probation"
     QUARANTINE_EXPIRED = "quarantine_expired"
     PROBATION_PASSED = "probation_passed"
@@ -44,30 +46,34 @@ class NodeStateChange:
 
 
 class QuarantineTracker:
-    """State of every node. Changes accumulate until `take_changes`."""
+    """State of every node. Changes accumulate until `take_changes`. Quarantines are counted in rounds."""
 
     def __init__(self, config: SelectorConfig) -> None:
         self._config = config
         self._state: Ints = np.zeros(0, np.int64)
-        self._until: Floats = np.zeros(0)
-        self._streak: Ints = np.zeros(0, np.int64)
+        self._until: Ints = np.zeros(0, np.int64)
+        """First round after the quarantine."""
+        self._failures: Ints = np.zeros(0, np.int64)
+        """Failures since the last success, without late updates."""
+        self._lates: Ints = np.zeros(0, np.int64)
+        """Late updates since the last success."""
         self._strikes: Ints = np.zeros(0, np.int64)
         self._passed: Ints = np.zeros(0, np.int64)
         self._changes: deque[NodeStateChange] = deque(maxlen=10_000)
 
     def grow(self, rows: int) -> None:
         """Make room for at least `rows` nodes."""
-        self._state, self._streak = grow_column(self._state, rows, _ACTIVE), grow_column(self._streak, rows, 0)
+        self._state, self._until = grow_column(self._state, rows, _ACTIVE), grow_column(self._until, rows, 0)
+        self._failures, self._lates = grow_column(self._failures, rows, 0), grow_column(self._lates, rows, 0)
         self._strikes, self._passed = grow_column(self._strikes, rows, 0), grow_column(self._passed, rows, 0)
-        self._until = grow_column(self._until, rows, 0.0)
 
     def state(self, row: int) -> NodeState:
         """Return the state of one node."""
         return STATES[int(self._state[row])]
 
-    def remaining_seconds(self, rows: Ints, now: float) -> Floats:
-        """Return the remaining quarantine of each node in seconds; 0 for a node that is not quarantined."""
-        return np.where(self._state[rows] == _QUARANTINED, np.maximum(self._until[rows] - now, 0.0), 0.0)
+    def remaining_rounds(self, rows: Ints, round_number: int) -> Ints:
+        """Return the rounds from this one on that each node is still quarantined; 0 for one that is not."""
+        return np.where(self._state[rows] == _QUARANTINED, np.maximum(self._until[rows] - round_number, 0), 0)
 
     def quarantined(self, rows: Ints) -> Bools:
         """Return a mask of the quarantined nodes."""
@@ -79,27 +85,34 @@ class QuarantineTracker:
         trial: Bools = self._state[rows] == _PROBATION
         return trial
 
-    def outcomes(self, rows: Ints, success: Bools, now: float) -> None:
-        """Record whether each node contributed to a round, and update its state; the rows must be distinct."""
-        self._streak[rows] = np.where(success, 0, self._streak[rows] + 1)
+    def outcomes(self, rows: Ints, success: Bools, late: Bools, round_number: int) -> None:
+        """Record whether each node contributed to a round, and update its state; the rows must be distinct.
+
+        `late` marks the nodes that were still at work when the round closed.
+        """
+        self._failures[rows] = np.where(success, 0, self._failures[rows] + (~success & ~late))
+        self._lates[rows] = np.where(success, 0, self._lates[rows] + (~success & late))
         trial = self._state[rows] == _PROBATION
         self._passed[rows[trial & success]] += 1
         for row in rows[trial & success & (self._passed[rows] >= self._config.probation_successes)].tolist():
             self._strikes[row] = 0
             self._become(row, _ACTIVE, QuarantineReason.PROBATION_PASSED, {"successes": int(self._passed[row])})
-        for row in rows[trial & ~success].tolist():
-            self._quarantine(row, QuarantineReason.FAILED_ON_PROBATION, now)
-        often = ~success & (self._streak[rows] >= self._config.quarantine_after_failures)
+        weight = 2 * self._failures[rows] + self._lates[rows]
+        for row in rows[trial & (weight >= 2)].tolist():
+            self._quarantine(row, QuarantineReason.FAILED_ON_PROBATION, round_number)
+        often = ~success & (weight >= 2 * self._config.quarantine_after_failures)
         for row in rows[often & ~trial & (self._state[rows] == _ACTIVE)].tolist():
-            self._quarantine(row, QuarantineReason.REPEATED_FAILURES, now)
+            only_late = self._failures[row] == 0
+            reason = QuarantineReason.REPEATEDLY_LATE if only_late else QuarantineReason.REPEATED_FAILURES
+            self._quarantine(row, reason, round_number)
 
-    def release_due(self, rows: Ints, now: float) -> None:
-        """Put nodes whose quarantine has expired on probation."""
-        for row in rows[(self._state[rows] == _QUARANTINED) & (self._until[rows] <= now)].tolist():
+    def release_due(self, rows: Ints, round_number: int) -> None:
+        """Put nodes whose quarantine is over in this round on probation."""
+        for row in rows[(self._state[rows] == _QUARANTINED) & (self._until[rows] <= round_number)].tolist():
             figures: dict[str, float | int | str] = {"strikes": int(self._strikes[row])}
             self._release(row, QuarantineReason.QUARANTINE_EXPIRED, figures)
 
-    def release_least_bad(self, rows: Ints, scores: Floats, now: float) -> Ints:
+    def release_least_bad(self, rows: Ints, scores: Floats, round_number: int) -> Ints:
         """Put the better half (at least one) of these quarantined nodes on probation.
 
         Nodes are ranked by strikes, then by remaining quarantine, then by score.
@@ -109,13 +122,13 @@ class QuarantineTracker:
         """
         order = np.lexsort((-scores, self._until[rows], self._strikes[rows]))
         released = order[: max(1, len(rows) // 2)]
-        remaining = self.remaining_seconds(rows, now)
+        remaining = self.remaining_rounds(rows, round_number)
         for at in released:
             row = int(rows[at])
             figures: dict[str, float | int | str] = {
                 "quarantined_nodes": len(rows),
                 "strikes": int(self._strikes[row]),
-                "remaining_seconds": float(remaining[at]),
+                "remaining_rounds": int(remaining[at]),
                 "node_score": float(scores[at]),
             }
             self._release(row, QuarantineReason.RELEASED_TO_FILL_ROUND, figures)
@@ -127,16 +140,19 @@ class QuarantineTracker:
         self._changes.clear()
         return changes
 
-    def _quarantine(self, row: int, reason: QuarantineReason, now: float) -> None:
-        seconds = self._config.quarantine_seconds * 2 ** min(int(self._strikes[row]), 3)
+    def _quarantine(self, row: int, reason: QuarantineReason, round_number: int) -> None:
+        rounds = self._config.quarantine_rounds * 2 ** min(int(self._strikes[row]), 3)
         self._strikes[row] += 1
-        self._until[row] = now + seconds
-        failures = int(self._streak[row])
-        figures: dict[str, float | int | str] = {"failures_in_a_row": failures, "quarantine_seconds": seconds}
+        self._until[row] = round_number + 1 + rounds
+        figures: dict[str, float | int | str] = {
+            "failures_in_a_row": int(self._failures[row]),
+            "late_in_a_row": int(self._lates[row]),
+            "quarantine_rounds": rounds,
+        }
         self._become(row, _QUARANTINED, reason, figures)
 
     def _release(self, row: int, reason: QuarantineReason, figures: dict[str, float | int | str]) -> None:
-        self._passed[row] = self._streak[row] = 0
+        self._passed[row] = self._failures[row] = self._lates[row] = 0
         self._become(row, _PROBATION, reason, figures)
 
     def _become(self, row: int, state: int, reason: QuarantineReason, figures: dict[str, float | int | str]) -> None:

@@ -13,7 +13,7 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.common.strategies import SelectionStrategy
 from hypergpu.coordinator.core.checks import parse_enum, require_non_negative
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
-from hypergpu.coordinator.core.links.quality import FAIR, OFFLINE
+from hypergpu.coordinator.core.links.quality import FAIR, OFFLINE, UNKNOWN, ConnectionQuality
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex, scatter_rows
 from hypergpu.coordinator.core.overrides import NodeOverride, Overrides
 from hypergpu.coordinator.core.selection import strategies as st
@@ -111,7 +111,7 @@ class DynamicNodeSelector:
             compute_time: Seconds of computing.
             waiting_time: Seconds of communication and waiting.
             success: Whether the node's update counted in the round.
-            late: Whether the update missed the deadline. A late update is no failure that leads to quarantine.
+            late: Whether the update missed the end of the round, which counts half as much as a failure.
             loss: Loss on the node's data; None if unknown.
 
         Raises:
@@ -135,8 +135,15 @@ class DynamicNodeSelector:
         The rows must be distinct. NaN stands for an unknown loss.
         """
         self._contributions.add(rows, compute, waiting, success, loss)
-        counted = success | ~late
-        self._standings.outcomes(rows[counted], success[counted], self._clock())
+        self._standings.outcomes(rows, success, late, self._round)
+
+    def record_times(self, node_id: str, compute_seconds: float, waiting_seconds: float) -> None:
+        """Record the times of an attempt that was recorded without them.
+
+        Raises:
+            UnknownName: The node is not registered.
+        """
+        self._contributions.add_times(self._index.row(node_id), compute_seconds, waiting_seconds)
 
     def rows(self, nodes: Sequence[str]) -> Ints:
         """Return the rows of nodes, for `record_contributions`.
@@ -280,19 +287,20 @@ class DynamicNodeSelector:
         attempts, successes, selected = self._contributions.counts[row].tolist()
         last = self.last_selection
         reason = last.reasons.get(node_id) if last else None
+        quality = self._monitor.get_node_quality(node_id)
         return {
             "node_id": node_id,
             "state": str(self._standings.state(row)),
-            "score": self.get_node_score(node_id),
-            "quality": str(self._monitor.get_node_quality(node_id)),
+            "score": None if quality is ConnectionQuality.UNKNOWN else self.get_node_score(node_id),
+            "quality": str(quality),
             "contribution_score": float(self._contributions.score(rows)[0]),
             "efficiency": float(self._contributions.efficiency(rows)[0]),
-            "reliability": float(self._contributions.reliability(rows)[0]),
+            "reliability": successes / attempts if attempts else None,
             "attempts": attempts,
             "successes": successes,
             "rounds_selected": selected,
             "rounds_idle": max(0, self._round - int(self._contributions.last_round[row])),
-            "quarantine_seconds_left": float(self._standings.remaining_seconds(rows, self._clock())[0]),
+            "quarantine_rounds_left": int(self._standings.remaining_rounds(rows, self._round + 1)[0]),
             "rule": str(self.overrides.of(node_id)),
             "reason": str(reason) if reason else None,
             "figures": last.figures_of(node_id) if last else {},
@@ -318,8 +326,7 @@ class DynamicNodeSelector:
         """
         rows, link_rows = self._index.rows(ids), self._monitor.rows(ids)
         self._round = round_num
-        now = self._clock()
-        self._standings.release_due(rows, now)
+        self._standings.release_due(rows, round_num)
         reasons, eligible = self._eligible(rows, link_rows)
         choice = choose(rows[eligible], link_rows[eligible], eligible)
         reasons[eligible] = choice.reasons
@@ -328,7 +335,7 @@ class DynamicNodeSelector:
         forced = self._with_override(rows, _INCLUDE)
         self._take(forced, chosen, reasons, SelectionReason.FORCED_IN)
         if not chosen.any() and not self._with_override(rows, _EXCLUDE).all():
-            self._release_least_bad(rows, link_rows, chosen, reasons, now)
+            self._release_least_bad(rows, link_rows, chosen, reasons)
         chosen = self._capped(chosen, reasons, rows, link_rows)
         figures = {name: scatter_rows(values, eligible, len(ids)) for name, values in choice.figures.items()}
         return self._keep(ids, rows, chosen, reasons, figures)
@@ -356,7 +363,7 @@ class DynamicNodeSelector:
         behind: dict[SelectionReason, dict[str, Floats | Ints]] = {
             SelectionReason.FAIRNESS_TURN: {"rounds_left_out": idle - 1},
             SelectionReason.QUARANTINED: {
-                "quarantine_seconds_left": self._standings.remaining_seconds(rows, self._clock())
+                "quarantine_rounds_left": self._standings.remaining_rounds(rows, self._round)
             },
             SelectionReason.OFFLINE: {
                 "silence_seconds": self._monitor.silences_seconds(link_rows),
@@ -431,15 +438,20 @@ class DynamicNodeSelector:
             unknown=(self._contributions.counts[rows][:, [0, 2]] == 0).all(axis=1),
             on_probation=self._standings.on_probation(rows),
             idle=self._round - self._contributions.last_round[rows],
-            healthy=self._monitor.classes(link_rows) <= FAIR,
+            healthy=self._are_healthy(link_rows),
             seconds=seconds,
         )
 
-    def _release_least_bad(self, rows: Ints, link_rows: Ints, chosen: Bools, reasons: Ints, now: float) -> None:
+    def _are_healthy(self, link_rows: Ints) -> Bools:
+        """Return a mask of the links that are fair or better, or of which nothing bad is known."""
+        classes = self._monitor.classes(link_rows)
+        return np.isin(classes, (UNKNOWN, *range(FAIR + 1)))
+
+    def _release_least_bad(self, rows: Ints, link_rows: Ints, chosen: Bools, reasons: Ints) -> None:
         held = np.flatnonzero(self._standings.quarantined(rows) & ~self._with_override(rows, _EXCLUDE))
         if len(held):
             scores = self._scores(rows[held], link_rows[held])
-            released = held[self._standings.release_least_bad(rows[held], scores, now)]
+            released = held[self._standings.release_least_bad(rows[held], scores, self._round)]
         else:
             released = np.flatnonzero(~self._with_override(rows, _EXCLUDE))
         chosen[released] = True

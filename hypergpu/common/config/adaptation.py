@@ -79,9 +79,9 @@ class SelectorConfig(ConfigSection):
     contribution_threshold: Share = 0.3
     """Contribution score that CONTRIBUTION_BASED requires."""
     quarantine_after_failures: Count = 3
-    """Failed rounds in a row that put a node into quarantine."""
-    quarantine_seconds: Seconds = 30.0
-    """Length of a first quarantine; each further one in a row doubles it, up to eight times."""
+    """Failed rounds in a row that put a node into quarantine. A late update is half a failure."""
+    quarantine_rounds: Count = 5
+    """Rounds of a first quarantine; each further one in a row doubles them, up to eight times."""
     probation_successes: Count = 2
     """Successful rounds that end a probation; one failure sends the node back."""
     fairness_rounds: Count = 10

@@ -41,8 +41,11 @@ class Links:
     def register(self, node: str, largest_batch: int) -> None:
         self.told.append(("register", node, largest_batch))
 
-    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float) -> None:
-        self.told.append(("heard", node, report, rtt_ms))
+    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
+        self.told.append(("heard", node, report, rtt_ms, loaded))
+
+    def seen(self, node: str) -> None:
+        self.told.append(("seen", node))
 
     def freeze(self, node: str) -> None:
         self.told.append(("freeze", node))
@@ -72,7 +75,7 @@ class Desk:
         return ev.UpdateArrived(node, round_number, 1, **{"samples": 16, "loss": 1.0, "compute_seconds": 0.1, **values})
 
     def heartbeat(self, node: str, state: str = "idle", run_id: str = RUN) -> Any:
-        return self.ask(Heartbeat(node, run_id, state, 20.0, {"network": {}}))[0]
+        return self.ask(Heartbeat(node, run_id, state, 20.0, True, {"network": {}}))[0]
 
 
 def after_a_round_without_b() -> Desk:
@@ -173,7 +176,7 @@ def test_a_heartbeat_of_a_node_that_is_not_known_asks_it_to_register() -> None:
     desk.join("a")
     assert desk.heartbeat("a", run_id="run-0") is Directive.REGISTER_AGAIN
     assert desk.heartbeat("a") is Directive.CONTINUE
-    assert desk.links.told == [("register", "a", 0), ("heard", "a", {"network": {}}, 20.0)]
+    assert desk.links.told == [("register", "a", 0), ("heard", "a", {"network": {}}, 20.0, True)]
 
 
 @pytest.mark.parametrize("state", ["pulling", "training", "pushing"])

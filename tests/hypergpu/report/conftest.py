@@ -64,7 +64,7 @@ def sample_rows(rounds: int = 25, nodes: Sequence[str] = NODES, slow: float = 1.
             held.add(nodes[-1])
             events.append(
                 decision(
-                    start, 14, "quarantine", nodes[-1], "repeated_failures", state="quarantined", quarantine_seconds=30
+                    start, 14, "quarantine", nodes[-1], "repeated_failures", state="quarantined", quarantine_rounds=5
                 )
             )
         if number == 20:

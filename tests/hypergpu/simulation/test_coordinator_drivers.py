@@ -359,7 +359,7 @@ class VirtualCluster:
 
     def _heartbeat(self, node: Node, state: str) -> str:
         node.state = state
-        return str(self._api.heartbeat(node, self._time.now, 12.5).name)
+        return str(self._api.heartbeat(node, self._time.now, 12.5, False).name)
 
     def _await_deadline(self, *_: object) -> None:
         self._time.run(until=self._machine.deadline_at or 0.0)
@@ -369,7 +369,7 @@ class VirtualCluster:
         while node.node_id in connected:
             self._time.run(until=self._time.now + 0.02)
             for other in connected.keys() - {node.node_id}:
-                self._api.heartbeat(self._nodes[other], self._time.now, 12.5)
+                self._api.heartbeat(self._nodes[other], self._time.now, 12.5, False)
 
 
 # ---------------------------------------------------------------- the contract

@@ -175,7 +175,7 @@ class ScriptedCoordinator:
     def leave(self, node: SimulatedNode, reason: str) -> None:
         self._fails("Leave", node)
 
-    def heartbeat(self, node: SimulatedNode, at: float, rtt_ms: float) -> Directive:
+    def heartbeat(self, node: SimulatedNode, at: float, rtt_ms: float, loaded: bool) -> Directive:
         return self.directives.pop() if self.directives else Directive.CONTINUE
 
     def is_straggler(self, node: SimulatedNode) -> bool:

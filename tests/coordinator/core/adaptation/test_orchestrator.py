@@ -13,6 +13,7 @@ from hypergpu.common.errors import InvalidInput, UnknownName
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, Phase, build_orchestrator
 from hypergpu.coordinator.core.adaptation.objective import RollbackReason
 from hypergpu.coordinator.core.decisions import Decision, DecisionKind
+from hypergpu.coordinator.core.rounds.adaptation import Activity, LateWork
 from hypergpu.coordinator.core.rounds.events import Contribution
 from hypergpu.coordinator.core.selection import SelectionReason
 
@@ -259,19 +260,62 @@ def test_reports_hold_the_run_and_compare_it_with_its_warm_up() -> None:
     json.dumps(report)
 
 
-def test_only_what_a_link_took_counts_as_communication() -> None:
+def test_a_round_without_an_update_says_nothing_about_a_link() -> None:
     run = Run(uniform).rounds(3)
     monitor, nodes = run.adaptation.monitor, NODES[:3]
-    computing = float(run.adaptation.batches.compute_seconds(["node_1"])[0])
     before = monitor.exchange_samples(monitor.rows(nodes), 1)[:, 0]
+    quality, loss = monitor.classes(monitor.rows(nodes)), monitor.loss_rates(monitor.rows(nodes))
     results = [
         Contribution("node_0", False, waiting_seconds=50.0, measured=False),
-        Contribution("node_1", False, waiting_seconds=computing + 0.07, late=True),
-        Contribution("node_2", False, waiting_seconds=0.5 * computing, late=True),
+        Contribution("node_1", False, waiting_seconds=50.0, late=True),
+        Contribution("node_2", False, waiting_seconds=0.07, compute_seconds=40.0, late=True),
     ]
     assert run.adaptation.record_results(results) == pytest.approx(0.07)
     after = monitor.exchange_samples(monitor.rows(nodes), 1)[:, 0]
-    assert after == pytest.approx([before[0], 0.07, before[2]]), "its computing is not its link's"
+    assert after == pytest.approx([before[0], before[1], 0.07]), "a split that is told counts"
+    assert monitor.classes(monitor.rows(nodes)).tolist() == quality.tolist()
+    assert monitor.loss_rates(monitor.rows(nodes)).tolist() == loss.tolist()
+
+
+@pytest.mark.parametrize(
+    ("doing", "compute_told", "compute", "exchange"),
+    [
+        (Activity.DONE, 5.0, 5.0, 1.0),
+        (Activity.DONE, 0.5, 0.5, 5.5),
+        (Activity.PULLING, 0.0, 0.0, 6.0),
+        (Activity.PUSHING, 0.0, 0.0, 5.0),
+        (Activity.TRAINING, 0.0, 5.9, 0.0),
+    ],
+)
+def test_the_time_of_late_work_goes_to_the_link_or_the_card(
+    doing: Activity, compute_told: float, compute: float, exchange: float
+) -> None:
+    orchestrator = build_orchestrator(SystemConfig(), clock=ManualClock())
+    monitor, batches = orchestrator.monitor, orchestrator.batches
+    orchestrator.register_node("a")
+    for _ in range(3):  # usual: 1 s of computing in 10 steps, 0.1 s of communication
+        batches.record_step("a", 64, 0.1)
+        monitor.record_exchange("a", 0.1)
+    orchestrator.record_results([Contribution("a", False, late=True)])
+    orchestrator.record_late(LateWork("a", 6.0, doing, compute_told, 64, 10))
+    told = orchestrator.selector.get_node_details("a")
+    assert (told["attempts"], told["efficiency"]) == (1, pytest.approx(compute / (compute + exchange)))
+    latest = monitor.exchange_samples(monitor.rows(["a"]), 1)[0, 0]
+    assert latest == pytest.approx(exchange or 0.1)
+    mean = 0.1 * (0.85 + 0.85**2 + 0.85**3) + min(compute / 10, 1.0) if compute else 0.3
+    weight = 1 + 0.85 + 0.85**2 + 0.85**3 if compute else 3
+    assert batches.compute_seconds(["a"])[0] == pytest.approx(10 * mean / weight)
+
+
+def test_a_lower_bound_below_what_is_usual_says_nothing() -> None:
+    orchestrator = build_orchestrator(SystemConfig(), clock=ManualClock())
+    orchestrator.register_node("a")
+    orchestrator.batches.record_step("a", 64, 0.1)
+    orchestrator.monitor.record_exchange("a", 2.0)
+    for doing in (Activity.PULLING, Activity.PUSHING, Activity.TRAINING):
+        orchestrator.record_late(LateWork("a", 1.9, doing, 0.0, 64, 10))
+    assert orchestrator.monitor.exchange_samples(orchestrator.monitor.rows(["a"]), 4)[0].tolist() == [2.0] * 4
+    assert orchestrator.batches.compute_seconds(["a"])[0] == pytest.approx(1.0)
 
 
 def test_how_often_processes_end_is_known_to_the_plans() -> None:

@@ -8,7 +8,7 @@ from hypergpu.coordinator.core.decisions import DecisionKind
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
-from hypergpu.coordinator.core.selection import SelectionReason
+from hypergpu.coordinator.core.selection import NodeState, SelectionReason
 
 NODES = ("a", "b", "c", "d")
 
@@ -68,7 +68,8 @@ def test_an_excluded_node_is_left_out_by_a_decision_until_it_is_allowed_again(po
 
 def test_a_forced_node_trains_though_it_is_quarantined_on_the_batch_that_is_planned_for_it() -> None:
     run = Run("reactive")
-    for _ in range(12):
+    run.round(failing="d")
+    while run.adaptation.selector.get_node_state("d") is not NodeState.QUARANTINED:
         run.round(failing="d")
     assert "d" not in run.round()
     run.send(ev.OverrideSet("d", NodeOverride.INCLUDE))

@@ -68,7 +68,7 @@ STORIES: dict[str, Story] = {
     "aggressive-with-failures": Story(
         {
             "orchestrator": {"policy": "aggressive", "evaluation_interval": 4},
-            "selector": {"quarantine_after_failures": 2, "quarantine_seconds": 2, "probation_successes": 1},
+            "selector": {"quarantine_after_failures": 2, "quarantine_rounds": 2, "probation_successes": 1},
         },
         failing,
         lambda n: 2.0 * 0.9**n,
@@ -100,7 +100,7 @@ STORIES: dict[str, Story] = {
                 "contribution_threshold": 0.4,
                 "min_selected_share": 0.3,
                 "quarantine_after_failures": 1,
-                "quarantine_seconds": 1,
+                "quarantine_rounds": 1,
             },
             "training": {"local_steps": 6},
         },

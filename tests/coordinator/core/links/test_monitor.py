@@ -103,7 +103,7 @@ def test_a_link_that_only_ever_failed_is_worse_than_one_that_nobody_knows() -> N
     for _ in range(4):
         monitor.record_communication("failing", 500.0, False)
     assert monitor.get_node_profile("failing").score == 0.0
-    assert monitor.get_node_profile("unknown").score == 50.0
+    assert monitor.scores(monitor.rows(["failing", "unknown"])).tolist() == [0.0, 50.0], "a prior for decisions"
 
 
 def test_successes_whose_latency_nobody_told_still_count() -> None:

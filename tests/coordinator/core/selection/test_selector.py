@@ -142,13 +142,14 @@ def test_contribution_based_leaves_out_those_who_only_wait_and_fail() -> None:
 
 
 def test_repeated_failures_lead_to_quarantine_probation_and_back() -> None:
-    cluster = warmed(SelectionStrategy.ALL_AVAILABLE, quarantine_seconds=10.0)
+    cluster = warmed(SelectionStrategy.ALL_AVAILABLE, quarantine_rounds=4)
     for _ in range(3):
         cluster.round(failing=("good_3",))
     assert cluster.selector.get_node_state("good_3") is NodeState.QUARANTINED
     assert "good_3" not in cluster.selector.select_nodes(ALL)
     assert cluster.reason("good_3") is SelectionReason.QUARANTINED
-    cluster.clock.advance(10.0)
+    for _ in range(3):
+        assert "good_3" not in cluster.selector.select_nodes(ALL)
     assert "good_3" in cluster.selector.select_nodes(ALL)
     assert cluster.selector.get_node_state("good_3") is NodeState.PROBATION
     cluster.round()
@@ -163,20 +164,36 @@ def test_repeated_failures_lead_to_quarantine_probation_and_back() -> None:
 
 
 def test_a_failure_on_probation_doubles_the_quarantine() -> None:
-    cluster = warmed(SelectionStrategy.ALL_AVAILABLE, quarantine_seconds=10.0)
+    cluster = warmed(SelectionStrategy.ALL_AVAILABLE, quarantine_rounds=4)
     for _ in range(3):
         cluster.round(failing=("good_3",))
-    cluster.clock.advance(10.0)
-    cluster.selector.select_nodes(ALL)
+    for _ in range(5):
+        cluster.selector.select_nodes(ALL)
     cluster.round(failing=("good_3",))
-    assert cluster.selector.get_node_details("good_3")["quarantine_seconds_left"] == pytest.approx(20.0, abs=0.2)
+    assert cluster.selector.get_node_details("good_3")["quarantine_rounds_left"] == 8
 
 
-def test_a_late_update_is_no_failure() -> None:
+def test_a_late_update_is_half_a_failure() -> None:
     cluster = Cluster(SelectionStrategy.ALL_AVAILABLE)
-    for _ in range(10):
+    for _ in range(5):
         cluster.selector.record_contribution("good_0", 0.1, 5.0, False, late=True)
     assert cluster.selector.get_node_state("good_0") is NodeState.ACTIVE
+    cluster.selector.record_contribution("good_0", 0.1, 5.0, False, late=True)
+    assert cluster.selector.get_node_state("good_0") is NodeState.QUARANTINED
+    ((_, change),) = cluster.selector.drain_state_changes()
+    assert change.reason is QuarantineReason.REPEATEDLY_LATE
+    assert change.figures == {"failures_in_a_row": 0, "late_in_a_row": 6, "quarantine_rounds": 5}
+
+
+def test_failures_and_late_updates_add_up_until_a_success() -> None:
+    cluster = Cluster(SelectionStrategy.ALL_AVAILABLE)
+    for success, late in [(False, False), (False, True), (True, False), (False, False), (False, False), (False, True)]:
+        cluster.selector.record_contribution("good_0", 0.1, 5.0, success, late=late)
+    assert cluster.selector.get_node_state("good_0") is NodeState.ACTIVE
+    cluster.selector.record_contribution("good_0", 0.1, 5.0, False, late=True)
+    ((_, change),) = cluster.selector.drain_state_changes()
+    assert change.reason is QuarantineReason.REPEATED_FAILURES
+    assert change.figures == {"failures_in_a_row": 2, "late_in_a_row": 2, "quarantine_rounds": 5}
 
 
 def test_when_all_are_quarantined_the_least_bad_are_released_with_the_reason() -> None:
@@ -238,10 +255,10 @@ def test_no_healthy_node_waits_longer_than_the_bound(
 
 
 def test_a_node_on_probation_gets_its_trial_under_a_maximum() -> None:
-    cluster = warmed(SelectionStrategy.TOP_N, 1, quarantine_seconds=1.0, fairness_rounds=1000)
+    cluster = warmed(SelectionStrategy.TOP_N, 1, quarantine_rounds=1, fairness_rounds=1000)
     for _ in range(3):
         cluster.round(failing=("bad_0",))
-    cluster.clock.advance(2.0)
+    cluster.selector.select_nodes(ALL)
     assert cluster.selector.select_nodes(ALL) == ["bad_0"]
     assert cluster.reason("bad_0") is SelectionReason.ON_PROBATION
 
@@ -263,7 +280,7 @@ def test_a_restored_selection_obeys_rules_and_quarantine() -> None:
     assert cluster.reason("good_0") is SelectionReason.FORCED_OUT
     assert cluster.reason("good_1") is SelectionReason.QUARANTINED
     assert cluster.reason("bad_0") is SelectionReason.ROLLED_BACK
-    assert cluster.selector.get_node_details("good_1")["figures"]["quarantine_seconds_left"] > 0
+    assert cluster.selector.get_node_details("good_1")["figures"]["quarantine_rounds_left"] > 0
 
 
 def test_who_is_in_or_out_for_the_bounds_alone_is_told_so() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from hypergpu.common.config import SelectorConfig
 from hypergpu.coordinator.core.selection.contributions import Contributions
-from hypergpu.coordinator.core.selection.quarantine import NodeState, QuarantineTracker
+from hypergpu.coordinator.core.selection.quarantine import NodeState, QuarantineReason, QuarantineTracker
 
 
 def standings(rows: int, **settings: object) -> QuarantineTracker:
@@ -14,8 +14,8 @@ def standings(rows: int, **settings: object) -> QuarantineTracker:
     return subject
 
 
-def fail(subject: QuarantineTracker, *rows: int, now: float = 0.0, success: bool = False) -> None:
-    subject.outcomes(np.array(rows), np.full(len(rows), success), now)
+def fail(subject: QuarantineTracker, *rows: int, at: int = 0, success: bool = False, late: bool = False) -> None:
+    subject.outcomes(np.array(rows), np.full(len(rows), success), np.full(len(rows), late), at)
 
 
 def test_changes_that_nobody_takes_are_bounded_and_the_latest_are_kept() -> None:
@@ -27,43 +27,57 @@ def test_changes_that_nobody_takes_are_bounded_and_the_latest_are_kept() -> None
 
 
 def test_each_quarantine_in_a_row_is_twice_as_long_up_to_eight_times() -> None:
-    subject = standings(2, quarantine_after_failures=2, quarantine_seconds=10.0, probation_successes=2)
+    subject = standings(2, quarantine_after_failures=2, quarantine_rounds=10, probation_successes=2)
     fail(subject, 0)
     assert subject.state(0) is NodeState.ACTIVE
-    now, seconds = 0.0, []
-    fail(subject, 0, now=now)
+    at, rounds = 0, []
+    fail(subject, 0, at=at)
     for _ in range(5):
-        left = float(subject.remaining_seconds(np.array([0]), now)[0])
-        seconds.append(left)
-        subject.release_due(np.array([0, 1]), now + left - 0.001)
+        left = int(subject.remaining_rounds(np.array([0]), at + 1)[0])
+        rounds.append(left)
+        subject.release_due(np.array([0, 1]), at + left)
         assert subject.state(0) is NodeState.QUARANTINED
-        now += left
-        subject.release_due(np.array([0, 1]), now)
+        at += left + 1
+        subject.release_due(np.array([0, 1]), at)
         assert subject.state(0) is NodeState.PROBATION
-        fail(subject, 0, now=now)
-    assert seconds == [10.0, 20.0, 40.0, 80.0, 80.0]
-    now += 80.0
-    subject.release_due(np.array([0]), now)
-    fail(subject, 0, now=now, success=True)
+        fail(subject, 0, at=at)
+    assert rounds == [10, 20, 40, 80, 80]
+    at += 81
+    subject.release_due(np.array([0]), at)
+    fail(subject, 0, at=at, success=True)
     assert subject.state(0) is NodeState.PROBATION
-    fail(subject, 0, now=now, success=True)
+    fail(subject, 0, at=at, success=True)
     assert subject.state(0) is NodeState.ACTIVE
-    fail(subject, 0, now=now)
-    fail(subject, 0, now=now)
-    assert subject.remaining_seconds(np.array([0, 1]), now + 4.0).tolist() == [6.0, 0.0]
+    fail(subject, 0, at=at)
+    fail(subject, 0, at=at)
+    assert subject.remaining_rounds(np.array([0, 1]), at + 5).tolist() == [6, 0]
+
+
+def test_two_late_updates_end_a_probation_like_one_failure() -> None:
+    subject = standings(1, quarantine_after_failures=1, quarantine_rounds=1, probation_successes=3)
+    fail(subject, 0)
+    subject.release_due(np.array([0]), 2)
+    fail(subject, 0, at=2, late=True)
+    assert subject.state(0) is NodeState.PROBATION
+    fail(subject, 0, at=3, success=True)
+    fail(subject, 0, at=4, late=True)
+    assert subject.state(0) is NodeState.PROBATION
+    fail(subject, 0, at=5, late=True)
+    assert subject.state(0) is NodeState.QUARANTINED
+    assert subject.take_changes()[-1].reason is QuarantineReason.FAILED_ON_PROBATION
 
 
 def test_of_nodes_that_are_all_quarantined_the_better_half_is_released() -> None:
-    subject = standings(5, quarantine_after_failures=1, quarantine_seconds=10.0)
+    subject = standings(5, quarantine_after_failures=1, quarantine_rounds=10)
     rows = np.arange(5)
     fail(subject, 0, 1, 2, 3, 4)
-    subject.release_due(np.array([1]), 10.0)
-    fail(subject, 1, now=10.0)
-    released = subject.release_least_bad(rows, np.array([1.0, 99.0, 5.0, 3.0, 4.0]), 4.0)
+    subject.release_due(np.array([1]), 11)
+    fail(subject, 1, at=11)
+    released = subject.release_least_bad(rows, np.array([1.0, 99.0, 5.0, 3.0, 4.0]), 4)
     assert released.tolist() == [2, 4]
     assert [subject.state(row) for row in (2, 4, 3)] == [*[NodeState.PROBATION] * 2, NodeState.QUARANTINED]
     told = subject.take_changes()[-1]
-    assert told.figures == {"quarantined_nodes": 5, "strikes": 1, "remaining_seconds": 6.0, "node_score": 4.0}
+    assert told.figures == {"quarantined_nodes": 5, "strikes": 1, "remaining_rounds": 7, "node_score": 4.0}
 
 
 def test_figures_of_contributions() -> None:
