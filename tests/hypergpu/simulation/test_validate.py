@@ -1,19 +1,32 @@
 """The simulator held against another run, here one of its own on a machine that it does not know."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from hypergpu.cli import validate as command
+from hypergpu.cli.app import app
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.metric import ACCURACY
 from hypergpu.simulation.calibration import calibrate, compute_times
 from hypergpu.simulation.compute import base_seconds, read_rounds
 from hypergpu.simulation.node import Start
 from hypergpu.simulation.real_run import require_local
 from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario import ComputeTimes, Scenario
-from hypergpu.simulation.validate import compare_with_real, round_times
+from hypergpu.simulation.validate import (
+    Agreement,
+    Limits,
+    RoundTimes,
+    Trivial,
+    compare_with_real,
+    round_times,
+    trivial_scores,
+)
 
 CARDS = ["A100", "T4", "laptop-cpu"]
 STARTS = {"n_0": Start(1.0, 3.1), "n_1": Start(0.2, 4.9), "n_2": Start(1.4, 2.0)}
@@ -22,7 +35,16 @@ STARTS = {"n_0": Start(1.0, 3.1), "n_1": Start(0.2, 4.9), "n_2": Start(1.4, 2.0)
 def scenario(**changes: Any) -> Scenario:
     nodes = [{"id": "n", "count": 3, "gpu": CARDS, "profile": ["good", "average", "poor"]}]
     return Scenario.model_validate(
-        {"name": "small", "nodes": nodes, "rounds": 10, "learning": "model", "policy": "none", "seed": 3} | changes
+        {
+            "name": "small",
+            "nodes": nodes,
+            "rounds": 10,
+            "learning": "model",
+            "policy": "none",
+            "seed": 3,
+            "loss_model": "rpc",
+        }
+        | changes
     )
 
 
@@ -43,8 +65,10 @@ def test_what_differs_is_the_machine_alone_and_that_is_found_out(policy: str, tm
     assert found.replayed.median_error < 0.01
     assert found.simulated.error_of_median < 0.05
     assert found.selection_agreement > 0.9
-    assert found.passes(0.1, 0.75)
-    assert not found.passes(0.1, 1.01)
+    assert not found.failures(Limits())
+    assert found.trivial.least_time_error > 0.01 > found.replayed.median_error
+    (failure,) = found.failures(Limits(agreement=1.01))
+    assert failure.endswith("at least 101% must")
 
 
 def test_a_network_that_is_not_the_real_one_does_not_pass(tmp_path: Path) -> None:
@@ -53,7 +77,63 @@ def test_a_network_that_is_not_the_real_one_does_not_pass(tmp_path: Path) -> Non
     nodes[0]["profile"] = "poor"
     found = compare_with_real(scenario(nodes=nodes), tmp_path)
     assert found.replayed.median_error > 0.1
-    assert not found.passes(0.1, 0.0)
+    assert any(each.startswith("replayed rounds are") for each in found.failures(Limits(agreement=0.0)))
+
+
+def rows_of(*rounds: tuple[float, str]) -> list[dict[str, Any]]:
+    return [{"seconds": seconds, "batch_sizes": dict.fromkeys(nodes, 64)} for seconds, nodes in rounds]
+
+
+def test_predictors_that_know_nothing_are_scored_alike() -> None:
+    found = trivial_scores(rows_of((1.0, "abcd"), (2.0, "ab"), (4.0, "abc"), (1.0, "abcd")), nodes=4)
+    assert found.mean_time_error == pytest.approx(0.75)  # the mean is 2: 100, 0, 50 and 100 % apart
+    assert found.previous_time_error == pytest.approx(0.5)  # 50, 50 and 300 % apart
+    assert found.least_time_error == pytest.approx(0.5)
+    assert found.everybody_agreement == pytest.approx((4 + 2 + 3 + 4) / 16)
+    assert trivial_scores(rows_of((2.0, "a")), nodes=1) == Trivial(0.0, math.inf, 1.0)
+
+
+def agreement(**figures: Any) -> Agreement:
+    replayed = RoundTimes(9, 1.0, 1.0, 0.0, figures.pop("error", 0.04), 0.2)
+    own = RoundTimes(9, 1.0, 1.1, figures.pop("own_error", 0.1), 0.1, 0.3)
+    trivial = Trivial(figures.pop("mean", 0.3), figures.pop("previous", 0.05), figures.pop("everybody", 0.8))
+    return Agreement(
+        "s", "reactive", replayed, own, figures.pop("agreement", 0.9), 1.0, trivial, ACCURACY, 0.9, 0.9, 0.005
+    )
+
+
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        ({}, None),
+        ({"error": 0.11, "previous": 0.2}, "replayed rounds are 11.0% apart; at most 10% may be"),
+        ({"error": 0.05}, "replayed rounds are 5.0% apart; a constant or the round before is 30.0% and 5.0% apart"),
+        ({"mean": 0.04}, "replayed rounds are 4.0% apart; a constant or the round before is 4.0% and 5.0% apart"),
+        ({"error": 0.0, "mean": 0.0, "previous": 0.0}, None),
+        ({"own_error": 0.21}, "its own decisions make a median round 21.0% apart; at most 20% may be"),
+        ({"agreement": 0.74, "everybody": 0.5}, "selections agree in 74%; at least 75% must"),
+        ({"agreement": 0.96, "everybody": 0.96}, "selections agree in 96.0%; taking everybody agrees in 96.0%"),
+        ({"agreement": 1.0, "everybody": 1.0}, None),
+    ],
+)
+def test_a_simulator_has_to_beat_what_knows_nothing(figures: dict[str, float], told: str | None) -> None:
+    assert agreement(**figures).failures(Limits()) == ([] if told is None else [told])
+
+
+@pytest.mark.parametrize(("everybody", "code"), [(0.8, 0), (0.95, 1)])
+def test_the_command_prints_the_scores_and_fails_with_them(
+    monkeypatch: pytest.MonkeyPatch, everybody: float, code: int
+) -> None:
+    monkeypatch.setattr(command, "run_both", lambda *_: agreement(everybody=everybody))
+    done = CliRunner().invoke(app, ["validate", "mixed"])
+    assert done.exit_code == code
+    assert "30.0% if every round took the mean time, 5.0% if each took as long as the one before" in done.output
+    assert f"90.0% agreement; {everybody:.1%} if everybody were selected" in done.output
+    assert ("FAIL  selections agree in 90.0%; taking everybody agrees in 95.0%" in done.output) == bool(code)
+    record = json.loads(CliRunner().invoke(app, ["validate", "mixed", "--json"]).output)
+    assert (record["passed"], len(record["failures"])) == (not code, code)
+    assert record["trivial"]["everybody_agreement"] == everybody
+    assert record["limits"] == {"error": 0.1, "own_error": 0.2, "agreement": 0.75}
 
 
 def test_starts_and_evaluation_are_read_from_the_run(tmp_path: Path) -> None:
