@@ -39,6 +39,7 @@ def scenario_of_run(run_dir: Path, links: Mapping[str, str], events: Iterable[Ma
         "seed": config.training.seed,
         "config": config,
         "events": list(events),
+        "loss_model": "rpc",  # the proxy's default
     }
     return Scenario.model_validate(tree)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from hypergpu.common.config import SystemConfig
+from hypergpu.common.config import SystemConfig, TrainingConfig
 from hypergpu.common.config.loading import explain, parse
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Count, Seed
@@ -86,8 +86,8 @@ class Scenario(Network):
     """Seed of the links, the data and the initial parameters."""
     learning: Literal["real", "model"] = "real"
     """Real gradients, or the model of convergence (for thousands of nodes)."""
-    loss_model: Literal["rpc", "transport"] = "rpc"
-    """Effect of packet loss: an RPC that fails, or time that TCP takes to repair it."""
+    loss_model: Literal["rpc", "transport"] = "transport"
+    """Effect of packet loss: time that TCP takes to repair it, or an RPC that fails, to try a service's retries."""
     convergence: dict[str, float] = Field(default_factory=dict)
     """For `learning: model`: constants that are not those fitted to the task, as `hypergpu fit` prints them. A
     `model_bytes` alone makes a model of that size which learns like the task."""
@@ -132,8 +132,11 @@ class Scenario(Network):
         """Return the model of convergence: what was fitted to the task, with the constants of its own.
 
         Raises:
-            ScenarioError: none was fitted and its own are not complete, or one of them makes no sense.
+            ScenarioError: none was fitted and its own are not complete, one of them makes no sense, or the scenario
+                sets something that the model knows nothing of.
         """
+        if self.learning == "model":
+            self._require_modelled()
         task = self.config.training.task
         fitted = FITTED[task].model_dump() if task in FITTED else {}
         if not fitted and not self.convergence:
@@ -148,6 +151,19 @@ class Scenario(Network):
             fault = error.errors()[0]
             path = ("convergence", *fault["loc"])
             raise ScenarioError(path, explain(Convergence, fault["loc"], fault)) from error
+
+    def _require_modelled(self) -> None:
+        """Raise ScenarioError for a setting of the training that the model of convergence would ignore."""
+        training, plain = self.config.training, TrainingConfig()
+        if training.partition != plain.partition:
+            path = ("config", "training", "partition")
+            raise ScenarioError(path, "the model of convergence knows no skewed shards: take iid, or learning: real")
+        for name in ("local_optimizer", "server_optimizer", "server_learning_rate", "server_momentum"):
+            if getattr(training, name) != getattr(plain, name):
+                raise ScenarioError(
+                    ("config", "training", name),
+                    "the model of convergence is one of plain SGD: leave it out, or take learning: real",
+                )
 
     def network_events(self, known: Mapping[str, Profile] | None = None) -> list[NetworkEvent]:
         """Its events, groups spelt out; `known` are profiles that there are already.

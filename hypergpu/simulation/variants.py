@@ -183,7 +183,10 @@ class Variant:
             update["batch"] = config.batch.model_copy(update={"strategy": self.batch})
         if self.selection:
             update["selector"] = config.selector.model_copy(update={"strategy": self.selection})
-        return scenario.changed(policy=self.policy, seed=seed, config=config.model_copy(update=update))
+        changed = scenario.changed(policy=self.policy, seed=seed, config=config.model_copy(update=update))
+        if changed.learning == "model":
+            changed.learning_curve()  # an error here names the setting; one in a run would come from another process
+        return changed
 
 
 def static_variant(text: str) -> Variant:

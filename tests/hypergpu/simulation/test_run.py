@@ -14,7 +14,14 @@ from hypergpu.simulation.scenario import Scenario
 
 
 def scenario(nodes: list[dict[str, Any]] | None = None, **values: Any) -> Scenario:
-    tree = {"name": "test", "learning": "model", "rounds": 8, "policy": "none", "handling_seconds": 0.0}
+    tree = {
+        "name": "test",
+        "learning": "model",
+        "rounds": 8,
+        "policy": "none",
+        "handling_seconds": 0.0,
+        "loss_model": "rpc",
+    }
     return Scenario.model_validate(tree | {"nodes": nodes or [{"id": "n", "count": 4, "gpu": "T4"}]} | values)
 
 

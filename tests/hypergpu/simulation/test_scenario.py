@@ -132,6 +132,26 @@ def test_a_fault_is_told_with_its_line(text: str, told: list[str]) -> None:
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("partition: dirichlet", "config.training.partition: the model of convergence knows no skewed shards"),
+        ("server_momentum: 0.9", "config.training.server_momentum: the model of convergence is one of plain SGD"),
+        ("local_optimizer: adamw", "config.training.local_optimizer: the model of convergence is one of plain SGD"),
+    ],
+)
+def test_the_model_of_convergence_ignores_no_setting(setting: str, told: str) -> None:
+    text = f"{NODES}config:\n  training:\n    {setting}\n"
+    with pytest.raises(ConfigError, match=f"f.yaml:5: {told}"):
+        parse_scenario(f"{text}learning: model\n", "f.yaml")
+    assert parse_scenario(text, "f.yaml").learning == "real"
+
+
+def test_losses_take_time_unless_calls_are_to_fail() -> None:
+    assert parse_scenario(NODES, "f.yaml").loss_model == "transport"
+    assert parse_scenario(f"{NODES}loss_model: rpc\n", "f.yaml").loss_model == "rpc"
+
+
 def test_a_scenario_that_is_not_there_names_those_that_are() -> None:
     with pytest.raises(ConfigError, match="did you mean 'mixed'"):
         load_scenario("mixd")
@@ -140,6 +160,10 @@ def test_a_scenario_that_is_not_there_names_those_that_are() -> None:
 def test_shipped_scenarios_hold_and_say_what_they_show() -> None:
     found = shipped()
     assert {"calm", "mixed", "thousand-nodes"} <= found.keys()
+    assert len(found) >= 16
+    by_rpc = {name for name in found if load_scenario(name).loss_model == "rpc"}
+    assert by_rpc == {"lossy-rpcs", "mixed"}
+    assert {load_scenario(name).config.training.task for name in found} == {"digits", "mnist5k", "chars"}
     for name, description in found.items():
         assert load_scenario(name).name == name
         assert description.endswith(".")

@@ -93,6 +93,13 @@ def test_settings_that_do_not_go_together_are_refused_with_their_name() -> None:
         static_variant("static:H=1,optimizer=diloco").of(SCENARIO, 0)
 
 
+def test_an_optimiser_that_the_model_of_convergence_does_not_know_is_refused() -> None:
+    modelled = SCENARIO.changed(learning="model")
+    assert static_variant("first-80").of(modelled, 0).config.training.local_steps == 40
+    with pytest.raises(ConfigError, match="the model of convergence is one of plain SGD"):
+        static_variant("fedavgm").of(modelled, 0)
+
+
 def test_a_setting_is_shown_as_it_is_given() -> None:
     assert str(Static()) == "static"
     text = "static:H=40,batch=64,rate=2,close=80,optimizer=fedavgm"
