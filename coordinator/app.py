@@ -19,6 +19,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.grpc_server import make_server
 from hypergpu.common.http import Answer, HttpServer
 from hypergpu.common.http import metrics as metrics_route
+from hypergpu.common.identity import TaskIdentity
 from hypergpu.common.rpc import bind
 from hypergpu.common.tls import Tls
 from hypergpu.common.wire import require_sendable
@@ -39,7 +40,7 @@ from hypergpu.coordinator.model_files import ModelFiles
 from hypergpu.coordinator.node_metrics import NodeMetricsCollector
 from hypergpu.coordinator.resuming import find, identity_of, require_same_run, restore, set_aside_after
 from hypergpu.coordinator.run_dir import RunDir
-from hypergpu.coordinator.saved_state import SavedState
+from hypergpu.coordinator.saved_state import Identity
 from hypergpu.coordinator.scrape_targets import ScrapeRule
 from hypergpu.coordinator.scraper import Scraper
 from hypergpu.coordinator.spill import spilled_buffer
@@ -76,6 +77,35 @@ class Options:
     """Whether to resume although changed settings affect the training."""
 
 
+@dataclass(frozen=True)
+class _Model:
+    """Model of a run, with what evaluates and saves it."""
+
+    model: GlobalModel
+    held_out: HeldOut
+    saved: SavedModel
+    files: ModelFiles
+    identity: Identity
+    task_identity: TaskIdentity
+    samples: int
+    """Number of training samples."""
+
+
+def _make_model(config: SystemConfig, task: Task, options: Options) -> _Model:
+    training = config.training
+    device = evaluation_device(config.server.evaluation_device)
+    flat = build(task, training.seed)
+    require_sendable(flat.manifest, config.server.max_model_bytes)
+    task_identity = task_identity_of(task, flat, training.seed)
+    model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, training)
+    evaluated = build(task, training.seed, device)
+    held_out = HeldOut(evaluated, task, config.server.evaluation_batch_size or training.batch_size)
+    saved, samples = SavedModel(evaluated), count(task.train)
+    identity = identity_of(task, saved, flat.parameter_count)
+    files = ModelFiles(options.out, model, saved, identity, {"task": training.task})
+    return _Model(model, held_out, saved, files, identity, task_identity, samples)
+
+
 class Coordinator:
     """One run and its servers.
 
@@ -93,59 +123,63 @@ class Coordinator:
         self.run_dir = RunDir(options.out)
         with ExitStack() as if_it_fails:
             if_it_fails.callback(self.run_dir.close)
-            training = config.training
-            device = evaluation_device(config.server.evaluation_device)
-            flat = build(task, training.seed)
-            require_sendable(flat.manifest, config.server.max_model_bytes)
-            task_identity = task_identity_of(task, flat, training.seed)
-            model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, training)
-            evaluated = build(task, training.seed, device)
-            held_out = HeldOut(evaluated, task, config.server.evaluation_batch_size or training.batch_size)
-            saved, samples = SavedModel(evaluated), count(task.train)
-            identity = identity_of(task, saved, flat.parameter_count)
-            files = ModelFiles(options.out, model, saved, identity, {"task": training.task})
-            shards = ShardTable(samples)
-            self._found = find(self.run_dir.checkpoints) if options.resume else None
-            self._forced: Sequence[Difference] = ()
-            if self._found is not None:
-                self._forced = require_same_run(self._found, training, identity, saved, force=options.force)
-                restore(model, self._found, saved, self._forced)
-                shards = ShardTable.restored(self._found.state.shards.model_dump(), samples)
-                files.go_on(self._found.score)
-            self._complete = self._found is not None and self._found.is_complete(training, held_out.metric)
+            model = _make_model(config, task, options)
+            shards = self._resume(model)
             self.orchestrator: AdaptiveOrchestrator = build_orchestrator(config)
-            machine = RoundMachine(
-                training,
-                self.orchestrator,
-                max_nodes=config.server.max_nodes,
-                lost_after_seconds=config.server.lost_after_seconds,
-                first_round=self._found.round + 1 if self._found else 1,
-                shards=shards,
-                complete=self._complete,
-                metric=held_out.metric,
-            )
             self.registry = CollectorRegistry()
             self.links = LinkTelemetry(self.orchestrator)
-            health = Health(self.registry)
-            metrics = Metrics(self.registry, held_out.metric)
-            dependencies = EngineDependencies(self.run_dir, files, metrics, held_out.evaluate, self.links, health)
-            if self._found is not None:
-                _take_over(self._found.state, machine)
-                spent = self.run_dir.spent()
-                dependencies.before = replace(spent, seconds=max(spent.seconds, self._found.state.elapsed_seconds))
-            dependencies.stays, dependencies.identity = config.server.stay, task_identity
             self._scrape_rule = ScrapeRule(config.server.scrape_hosts)
-            disk = Disk(
-                partial(spilled_buffer, options.out),
-                config.server.upload_disk_bytes,
-                health.reporter(Part.SPILL),
-            )
-            uploads = Uploads(flat.manifest.total_bytes, config.server.upload_memory_bytes, disk)
-            self.engine = Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model, uploads, dependencies)
+            machine = self._make_machine(model, shards)
+            self.engine = self._make_engine(model, machine)
             self._node_series = NodeMetricsCollector(
                 self.registry, machine, self.orchestrator, self.engine.health.reporter(Part.NODE_SERIES)
             )
             if_it_fails.pop_all()
+
+    def _resume(self, model: "_Model") -> ShardTable:
+        """Find the checkpoint to resume from, if requested, and restore the model; return the shards."""
+        options, training = self._options, self.config.training
+        self._found = found = find(self.run_dir.checkpoints) if options.resume else None
+        self._forced: Sequence[Difference] = ()
+        if found is None:
+            self._complete = False
+            return ShardTable(model.samples)
+        self._forced = require_same_run(found, training, model.identity, model.saved, force=options.force)
+        restore(model.model, found, model.saved, self._forced)
+        model.files.go_on(found.score)
+        self._complete = found.is_complete(training, model.held_out.metric)
+        return ShardTable.restored(found.state.shards.model_dump(), model.samples)
+
+    def _make_machine(self, model: "_Model", shards: ShardTable) -> RoundMachine:
+        machine = RoundMachine(
+            self.config.training,
+            self.orchestrator,
+            max_nodes=self.config.server.max_nodes,
+            lost_after_seconds=self.config.server.lost_after_seconds,
+            first_round=self._found.round + 1 if self._found else 1,
+            shards=shards,
+            complete=self._complete,
+            metric=model.held_out.metric,
+        )
+        if self._found is not None:
+            state = self._found.state
+            machine.restore_nodes([node.model_dump(mode="json") for node in state.nodes])
+            machine.restore_figures(state.loss, state.metric)
+        return machine
+
+    def _make_engine(self, model: "_Model", machine: RoundMachine) -> Engine:
+        server, health = self.config.server, Health(self.registry)
+        metrics = Metrics(self.registry, model.held_out.metric)
+        evaluate = model.held_out.evaluate
+        dependencies = EngineDependencies(self.run_dir, model.files, metrics, evaluate, self.links, health)
+        dependencies.stays, dependencies.identity = server.stay, model.task_identity
+        if self._found is not None:
+            spent = self.run_dir.spent()
+            dependencies.before = replace(spent, seconds=max(spent.seconds, self._found.state.elapsed_seconds))
+        buffers = partial(spilled_buffer, self._options.out)
+        disk = Disk(buffers, server.upload_disk_bytes, health.reporter(Part.SPILL))
+        uploads = Uploads(model.model.manifest.total_bytes, server.upload_memory_bytes, disk)
+        return Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model.model, uploads, dependencies)
 
     async def run(self, announce: Callable[[str, str], None], interrupted: asyncio.Event) -> int:
         """Serve until the run is over, or until `interrupted` is set; return the exit code.
@@ -264,11 +298,6 @@ class Coordinator:
             for target in self._scrape_rule.targets(connected)
         ]
         return Answer(json.dumps(groups).encode(), "application/json")
-
-
-def _take_over(state: SavedState, machine: RoundMachine) -> None:
-    machine.restore_nodes([node.model_dump(mode="json") for node in state.nodes])
-    machine.restore_figures(state.loss, state.metric)
 
 
 async def _first(*waits: Any) -> None:

@@ -75,7 +75,7 @@ async def run_demo(
     task: str = "digits",
     stay: bool = False,
 ) -> dict[str, Any]:
-    """Run the cluster to its end, or to cancellation; return what `summary.json` in `run_dir` then holds.
+    """Run the cluster to its end, or to cancellation; return the content of `summary.json` in `run_dir`.
 
     Args:
         run_dir: run directory.
@@ -90,13 +90,6 @@ async def run_demo(
         RunInUse: another process writes to `run_dir`.
         HyperGPUError: a process of the cluster did not start, or the coordinator died.
     """
-    settings = {
-        "training.task": task,
-        "training.rounds": rounds,
-        "training.seed": seed,
-        "training.min_nodes": len(nodes),
-        "server.stay": str(stay).lower(),
-    }
     changes = [change for change in demo_changes(nodes) if change.round <= (rounds or math.inf)]
     last = Snapshot(pb.Status(state="waiting"))
 
@@ -105,12 +98,12 @@ async def run_demo(
         last = snapshot
         progress.snapshot(snapshot, history)
 
+    settings = {"training.task": task, "training.rounds": rounds, "training.seed": seed}
+    settings |= {"training.min_nodes": len(nodes), "server.stay": str(stay).lower()}
     cluster = LocalCluster(run_dir, nodes, seed=seed, settings=settings)
     try:
         async with cluster:
-            for change in changes:
-                request = net.ScheduleRequest(event=change.event, round=change.round)
-                await cluster.client.call(cluster.client.netsim.Schedule, request)
+            await _schedule(cluster.client, changes)
             try:
                 await _watch(cluster, Progress(progress.event, look), stay=stay)
             except asyncio.CancelledError:
@@ -155,6 +148,11 @@ def without_adaptation(
     ]
     links = {node.node_id: node.profile for node in nodes}
     return compare_with_baseline(run_dir, links, events, out=run_dir / SIMULATED, progress=progress)
+
+
+async def _schedule(client: Client, changes: Sequence[NetworkChange]) -> None:
+    for change in changes:
+        await client.call(client.netsim.Schedule, net.ScheduleRequest(event=change.event, round=change.round))
 
 
 async def _stop(client: Client) -> None:

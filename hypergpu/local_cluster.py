@@ -18,7 +18,8 @@ from hypergpu.discovery import Cluster, announce
 from hypergpu.processes import Process
 
 _NODE_GRACE_SECONDS = 1.0
-"""Time for a node to finish its work when it is told to end."""
+"""Time for a node to finish its work after SIGTERM."""
+_LISTEN = ("--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,21 @@ class LocalCluster:
         require_extra("torch")  # else the processes would fail, with the reason in their logs
         with RunLock(self.run_dir):  # the coordinator takes it next
             archive_previous_run(self.run_dir, "logs")
+        coordinator = await self._start_coordinator()
+        stack.push_async_callback(coordinator.end)
+        upstream = (await coordinator.addresses())["listening"]
+        self.owns_run_dir = True
+        proxy = await self._start_proxy(upstream)
+        stack.push_async_callback(proxy.end)
+        ports = await proxy.addresses()
+        stack.push_async_callback(self._end_nodes)
+        await self._start_nodes(ports["listening"])
+        # After the forks above: gRPC's threads do not survive them.
+        cluster = Cluster(upstream, ports["control"], self._token, str(self.run_dir.resolve()), os.getpid())
+        self.client = await stack.enter_async_context(connect(cluster))
+        stack.callback(announce(cluster))
+
+    async def _start_process(self, name: str, *arguments: str, orphaned: signal.Signals = signal.SIGTERM) -> Process:
         logs = self.run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         environment = {
@@ -89,52 +105,42 @@ class LocalCluster:
             "OMP_NUM_THREADS": "1",  # processes share the machine's cores
             "PYTHONUNBUFFERED": "1",
         }
+        process = await Process.start(name, arguments, environment, logs, when_orphaned=orphaned)
+        self.processes[name] = process
+        return process
 
-        async def start(name: str, *arguments: str, when_orphaned: signal.Signals = signal.SIGTERM) -> Process:
-            process = await Process.start(name, arguments, environment, logs, when_orphaned=when_orphaned)
-            self.processes[name] = process
-            return process
-
+    async def _start_coordinator(self) -> Process:
         settings = [f"--set={key}={value}" for key, value in self._settings.items()]
-        listen = ("--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--insecure")
-        coordinator = await start("coordinator", "coordinator", *listen, f"--out={self.run_dir}", *settings)
-        stack.push_async_callback(coordinator.end)
-        upstream = (await coordinator.addresses())["listening"]
-        self.owns_run_dir = True
+        return await self._start_process(
+            "coordinator", "coordinator", *_LISTEN, "--insecure", f"--out={self.run_dir}", *settings
+        )
 
+    async def _start_proxy(self, upstream: str) -> Process:
         links = [
             f"--node-profile={node.node_id}={node.profile}" + (f"@{node.region}" if node.region else "")
             for node in self.nodes
         ]
         if self._scenario is not None:
             links = [f"--scenario={self._scenario}"]
-        local = ("--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0")
         network = (f"--upstream={upstream}", f"--seed={self._seed}", *links)
-        proxy = await start("netsim_proxy", "proxy", *local, "--drain-seconds=1", *network)
-        stack.push_async_callback(proxy.end)
-        ports = await proxy.addresses()
+        return await self._start_process("netsim_proxy", "proxy", *_LISTEN, "--drain-seconds=1", *network)
 
+    async def _start_nodes(self, address: str) -> None:
         # A node loads only the code of tasks that it is given.
         task = [f"--task={self._settings['training.task']}"] if "training.task" in self._settings else []
-        stack.push_async_callback(self._end_nodes)
         for node in self.nodes:
-            await start(
+            await self._start_process(
                 node.node_id,
                 "node",
                 f"--node-id={node.node_id}",
-                f"--coordinator={ports['listening']}",
+                f"--coordinator={address}",
                 f"--gpu={node.gpu}",
                 f"--set=node.region={node.region}",
                 f"--set=node.grace_seconds={_NODE_GRACE_SECONDS}",
                 "--insecure",
                 *task,
-                when_orphaned=signal.SIGKILL,  # a node has no files to write
+                orphaned=signal.SIGKILL,  # a node has no files to write
             )
-
-        # After the forks above: gRPC's threads do not survive them.
-        cluster = Cluster(upstream, ports["control"], self._token, str(self.run_dir.resolve()), os.getpid())
-        self.client = await stack.enter_async_context(connect(cluster))
-        stack.callback(announce(cluster))
 
     async def _end_nodes(self) -> None:
         running = [self.processes[node.node_id] for node in self.nodes if node.node_id in self.processes]
