@@ -1,4 +1,4 @@
-"""How fast updates are taken into the mean, as ratios to the obvious ways, measured in one run."""
+"""Speed of adding updates to the mean, as ratios to the obvious implementations, measured in one run."""
 
 import argparse
 import json

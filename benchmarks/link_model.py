@@ -1,4 +1,4 @@
-"""How fast the link model answers, and how close its TCP comes to measured transfers of Linux."""
+"""Speed of the link model, and the error of its TCP against measured transfers of Linux."""
 
 import argparse
 import json

@@ -180,7 +180,7 @@ def throughput(rounds: int, toxiproxy_binary: str | None) -> dict[str, dict[str,
 
 
 def accuracy(calls: int = 100, rounds: int = 20) -> dict[str, float]:
-    """How late deliveries were, of 100 RPCs at once, by the proxy's own count; and whether any reply was early."""
+    """Return the lateness of deliveries of 100 simultaneous RPCs, by the proxy's count, and the fastest round trip."""
     with service() as upstream, netsim(upstream, "--profile=good", "--loss-model=transport") as (address, _, found):
         client = Client(address)
         fastest = 1.0
@@ -328,7 +328,7 @@ def _buckets(address: str) -> list[tuple[float, float]]:
 
 
 def stopped_readers() -> dict[str, int]:
-    """How far ahead writers get, in MiB: the most of two tries each."""
+    """Return the largest lead of writers in MiB: the maximum of two runs each."""
     kinds = {"cold": (1, 0), "warm": (256, 0), "slow": (60, 40)}
     profiles = (None, "direct", "perfect", "good")
     tries = [(profile, kind) for profile in profiles for kind in kinds if (profile, kind) != ("good", "warm")]

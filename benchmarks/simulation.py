@@ -1,4 +1,4 @@
-"""How fast virtual time runs: messages a second, and clusters of a thousand and of ten thousand nodes.
+"""Speed of virtual time: messages per second, and clusters of a thousand and of ten thousand nodes.
 
 Targets: 100,000 simulated messages a second on one core; 1,000 nodes × 100 rounds in 20 s and 10,000 × 100 in 240 s
 with the model of convergence and the default policy, in 2 GiB; cost per message that does not grow with the nodes.

@@ -146,7 +146,7 @@ class Coordinator:
             return ShardTable(model.samples)
         self._forced = require_same_run(found, training, model.identity, model.saved, force=options.force)
         restore(model.model, found, model.saved, self._forced)
-        model.files.go_on(found.score)
+        model.files.restore_scores(found.score)
         self._complete = found.is_complete(training, model.held_out.metric)
         return ShardTable.restored(found.state.shards.model_dump(), model.samples)
 

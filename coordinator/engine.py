@@ -30,9 +30,9 @@ from hypergpu.coordinator.uploads import Uploads
 
 log = structlog.get_logger()
 
-_QUIET = frozenset({"round_started", "decision"})
+_DEBUG_EVENTS = frozenset({"round_started", "decision"})
 """Kinds of run events that are logged at debug level instead of info."""
-_GRAVE = frozenset({"degraded", "checkpoint_failed", "checkpoint_damaged", "update_refused", "model_reverted"})
+_WARNING_EVENTS = frozenset({"degraded", "checkpoint_failed", "checkpoint_damaged", "update_refused", "model_reverted"})
 """Kinds of run events that are logged as warnings."""
 _NODES_FILE_SECONDS = 2.0
 _FAILURES = frozenset({ev.FinishReason.FAILED, ev.FinishReason.DIVERGED})
@@ -209,7 +209,7 @@ class Engine:
                 if not waiter.done():
                     self.ask(EndPull(node))
 
-    async def parts(self, round_number: int) -> list[bytes] | None:
+    async def parameter_chunks(self, round_number: int) -> list[bytes] | None:
         """Return the encoded chunks of a round's parameters, or None if the round is no longer running."""
         broadcast = self._broadcast
         if broadcast is None or broadcast.round != round_number:
@@ -224,7 +224,7 @@ class Engine:
         """Compute the Euclidean norm of an update on a thread; it is not finite if the update is not."""
         return await asyncio.get_running_loop().run_in_executor(None, norm, update)
 
-    def take(self, event: ev.UpdateArrived, update: Flat) -> ev.UpdateReply:
+    def accept_update(self, event: ev.UpdateArrived, update: Flat) -> ev.UpdateReply:
         """Answer a complete update. Its buffer returns to `uploads` when it is no longer needed.
 
         Raises:
@@ -338,7 +338,7 @@ class Engine:
                 with self.metrics.evaluation_seconds.time():
                     found = await self._run(self._dependencies.evaluate, self.model.values)
                 loss, metric = found.loss, found.metric
-                self._tell_metric_fault(found.fault, closed.round)
+                self._report_metric_fault(found.fault, closed.round)
                 self.metrics.evaluated(loss, metric)
                 score = Score(closed.round, loss, metric, self.machine.metric)
                 await self._run(self._dependencies.files.evaluated, score)
@@ -357,7 +357,7 @@ class Engine:
             self._nodes_written_at = self._clock()
             await self._write_results()
 
-    def _tell_metric_fault(self, fault: str, round_number: int) -> None:
+    def _report_metric_fault(self, fault: str, round_number: int) -> None:
         """Record once per cause that the metric could not be computed. Training continues with the loss."""
         if fault and fault != self._metric_fault:
             text = f"{fault}; it is undefined for round {round_number}, and training goes on"
@@ -456,7 +456,7 @@ class Engine:
     def _publish(self, event: RunEvent) -> None:
         self._records.event(event.row())
         node = {"node": event.fields["node"]} if "node" in event.fields else {}
-        say = log.debug if event.kind in _QUIET else log.warning if event.kind in _GRAVE else log.info
+        say = log.debug if event.kind in _DEBUG_EVENTS else log.warning if event.kind in _WARNING_EVENTS else log.info
         say(event.text, kind=event.kind, run=self.run_id, round=event.round, **node)
         self.feed.publish(event)
 

@@ -54,7 +54,7 @@ class ModelFiles:
         """Best evaluation so far."""
         return self._best
 
-    def go_on(self, score: Score | None) -> None:
+    def restore_scores(self, score: Score | None) -> None:
         """Restore the last and best evaluation of an earlier process."""
         self._latest = score
         with suppress(CorruptData):

@@ -132,7 +132,7 @@ class TrainingService:
             return
         began, sent_all = self._clock(), False
         try:
-            parts = await engine.parts(assign.round)
+            parts = await engine.parameter_chunks(assign.round)
             yield pb.WorkPart(order=convert.order(assign, engine.run_id, engine, engine.now))
             for part in parts or ():
                 if not engine.is_current(assign.round):
@@ -247,7 +247,7 @@ class TrainingService:
         update = engine.uploads.detach(upload)
         norm = await engine.norm(update)
         try:
-            return _to_proto(engine.take(dataclasses.replace(event, norm=norm), update))
+            return _to_proto(engine.accept_update(dataclasses.replace(event, norm=norm), update))
         except NonFiniteUpdate as error:
             engine.metrics.rejected.labels(type(error).__name__).inc()
             raise

@@ -24,8 +24,6 @@ LONG_FUNCTIONS = {
     "benchmarks/decisions.py: measure": 43,
     "benchmarks/node_overhead.py: measure": 41,
     "coordinator/core/selection/selector.py: DynamicNodeSelector._choose": 45,
-    "hypergpu/cli/trace.py: record": 48,
-    "hypergpu/cli/transfer.py: transfer": 56,
     "hypergpu/report/charts_section.py: timeline": 44,
     "hypergpu/simulation/node.py: SimulatedNode.__init__": 42,
     "hypergpu/simulation/run.py: simulate": 68,

@@ -35,31 +35,33 @@ class Format(StrEnum):
     MAHIMAHI = "mahimahi"
 
 
+Address = Annotated[str, typer.Argument(metavar=ADDRESS, help="Address of any gRPC server with the health service.")]
+Seconds = Annotated[float, typer.Option(min=0.1, max=1e7, metavar="SECONDS", help="Duration of the measurement.")]
+RowSeconds = Annotated[float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Length of a row.")]
+CallsPerRow = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Calls per row.")]
+ProbeBytes = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=MAX_PROBE_BYTES,
+        metavar="N",
+        help="Largest number of bytes sent at once to measure the bandwidth; best at least 4 times rate × RTT. "
+        "0 measures none.",
+    ),
+]
+ProbeEvery = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Interval of bandwidth measurements.")]
+
+
 @app.command()
 def record(
-    address: Annotated[
-        str, typer.Argument(metavar=ADDRESS, help="Address of any gRPC server with the health service.")
-    ],
+    address: Address,
     out: Out,
     *,
-    seconds: Annotated[
-        float, typer.Option(min=0.1, max=1e7, metavar="SECONDS", help="Duration of the measurement.")
-    ] = 60.0,
-    row_seconds: Annotated[float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Length of a row.")] = 1.0,
-    calls_per_row: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Calls per row.")] = 10,
-    probe_bytes: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=MAX_PROBE_BYTES,
-            metavar="N",
-            help="Most bytes sent at once to measure the bandwidth, at best 4 times rate × RTT or more; 0 measures "
-            "none.",
-        ),
-    ] = 2_000_000,
-    probe_every: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Interval of bandwidth measurements.")
-    ] = 30.0,
+    seconds: Seconds = 60.0,
+    row_seconds: RowSeconds = 1.0,
+    calls_per_row: CallsPerRow = 10,
+    probe_bytes: ProbeBytes = 2_000_000,
+    probe_every: ProbeEvery = 30.0,
     tls_ca: TlsCa = None,
     insecure: Insecure = False,
     as_json: AsJson = False,

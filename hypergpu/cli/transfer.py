@@ -17,43 +17,48 @@ from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
 from hypergpu.netsim_proxy.link.transfer import Summary, plain_profile, transfer_times
 from hypergpu.netsim_proxy.link.window import CongestionControl
 
+MessageBytes = Annotated[int, typer.Option("--bytes", min=1, max=10**10, metavar="N", help="Size of the message.")]
+RoundTrip = Annotated[float | None, typer.Option(min=0, max=1e6, metavar="MS", help="Round trip time.")]
+Bandwidth = Annotated[
+    float | None, typer.Option(min=0, max=1e9, metavar="MBIT", help="Bandwidth in Mbit/s; unlimited by default.")
+]
+Loss = Annotated[
+    float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of lost packets (transport) or RPCs (rpc).")
+]
+Burst = Annotated[float, typer.Option(min=1, max=100_000, metavar="N", help="Mean number of consecutive losses.")]
+QueueBytes = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=LARGEST_INTEGER,
+        metavar="N",
+        help="Size of the queue; 0: bandwidth × round trip time, at least 100 kB.",
+    ),
+]
+ProfileName = Annotated[str, typer.Option(metavar="NAME", help="Link profile, instead of the figures above.")]
+ProfileFile = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file of your own profiles.")]
+Losses = Annotated[LossModel, typer.Option(help="rpc: lost calls fail. transport: lost packets delay the transfer.")]
+Control = Annotated[CongestionControl, typer.Option(help="Congestion control of TCP.")]
+PathDirection = Annotated[Direction, typer.Option(help="up: from the node. down: to the node.")]
+Samples = Annotated[
+    int, typer.Option(min=1, max=1_000_000, metavar="N", help="Number of transfers on new and on open connections.")
+]
+
 
 def transfer(
     *,
-    nbytes: Annotated[
-        int, typer.Option("--bytes", min=1, max=10**10, metavar="N", help="Size of the message.")
-    ] = 1_000_000,
-    rtt_ms: Annotated[float | None, typer.Option(min=0, max=1e6, metavar="MS", help="Round trip time.")] = None,
-    bandwidth_mbit: Annotated[
-        float | None, typer.Option(min=0, max=1e9, metavar="MBIT", help="Bandwidth in Mbit/s; unlimited by default.")
-    ] = None,
-    loss: Annotated[
-        float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of lost packets (transport) or RPCs (rpc).")
-    ] = 0.0,
-    burst: Annotated[
-        float, typer.Option(min=1, max=100_000, metavar="N", help="Mean number of consecutive losses.")
-    ] = 1.0,
-    queue_bytes: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=LARGEST_INTEGER,
-            metavar="N",
-            help="Size of the queue; 0: bandwidth × round trip time, at least 100 kB.",
-        ),
-    ] = 0,
-    profile: Annotated[str, typer.Option(metavar="NAME", help="Link profile, instead of the figures above.")] = "",
-    profiles: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file of your own profiles.")] = None,
-    loss_model: Annotated[
-        LossModel, typer.Option(help="rpc: lost calls fail. transport: lost packets delay the transfer.")
-    ] = LossModel.TRANSPORT,
-    congestion_control: Annotated[
-        CongestionControl, typer.Option(help="Congestion control of TCP.")
-    ] = CongestionControl.CUBIC,
-    direction: Annotated[Direction, typer.Option(help="up: from the node. down: to the node.")] = Direction.UP,
-    samples: Annotated[
-        int, typer.Option(min=1, max=1_000_000, metavar="N", help="Number of transfers on new and on open connections.")
-    ] = 300,
+    nbytes: MessageBytes = 1_000_000,
+    rtt_ms: RoundTrip = None,
+    bandwidth_mbit: Bandwidth = None,
+    loss: Loss = 0.0,
+    burst: Burst = 1.0,
+    queue_bytes: QueueBytes = 0,
+    profile: ProfileName = "",
+    profiles: ProfileFile = None,
+    loss_model: Losses = LossModel.TRANSPORT,
+    congestion_control: Control = CongestionControl.CUBIC,
+    direction: PathDirection = Direction.UP,
+    samples: Samples = 300,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:

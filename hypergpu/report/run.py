@@ -183,7 +183,7 @@ def _event(row: Json) -> Event | None:
 
 
 def _origin(rounds: Sequence[Round], events: Sequence[Event]) -> float:
-    """When the first round began; where there is none, when the record begins."""
+    """Return the start of the first round, or of the record if there is no round."""
     begun = [event.at for event in events if event.kind == "round_started"][:1]
     begun += [closed.ended_at - closed.seconds for closed in rounds[:1]]
     return min(begun, default=min((event.at for event in events), default=0.0))

@@ -56,7 +56,7 @@ class Trained:
 
 @message
 class ProgressKnown:
-    """How much of the update the coordinator holds."""
+    """The coordinator replied how much of the update it holds."""
 
     accepted: bool
     """Whether it has accepted the whole update."""

@@ -21,7 +21,7 @@ RETRYABLE: Final = (Unavailable, DeadlineExceeded, CorruptData, ResourceExhauste
 
 
 class Failure(StrEnum):
-    """How a node responds to an error."""
+    """Response of a node to an error."""
 
     TRANSIENT = "transient"
     """Try again after a backoff."""

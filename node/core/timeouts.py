@@ -1,4 +1,4 @@
-"""How long a node waits for the answer to a call."""
+"""Timeouts of a node's calls."""
 
 from typing import Final
 

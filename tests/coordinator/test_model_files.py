@@ -122,7 +122,7 @@ def test_the_best_of_an_earlier_process_has_to_be_beaten(tmp_path: Path) -> None
     first.evaluated(2, 0.75)
     first.files.finish(2)
     again = Model(tmp_path)
-    again.files.go_on(Score(2, 1.0, 0.75))
+    again.files.restore_scores(Score(2, 1.0, 0.75))
     again.evaluated(3, 0.5)
     again.files.finish(3)
     assert score_of(read_tensors(tmp_path / "best.safetensors")[1]) == Score(2, 1.0, 0.75)
@@ -134,7 +134,7 @@ def test_the_best_of_an_earlier_process_has_to_be_beaten(tmp_path: Path) -> None
 def test_a_damaged_best_model_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "best.safetensors").write_text("rubbish")
     again = Model(tmp_path)
-    again.files.go_on(None)
+    again.files.restore_scores(None)
     again.evaluated(3, 0.125)
     again.files.finish(3)
     assert score_of(read_tensors(tmp_path / "best.safetensors")[1]) == Score(3, 1.0, 0.125)

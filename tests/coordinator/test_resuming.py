@@ -65,7 +65,7 @@ async def trained(out: Path, rounds: int, task: Task | None = None, **training: 
         assert isinstance(order, ev.WorkAssigned)
         update = np.full_like(engine.model.values, 0.125)
         event = ev.UpdateArrived("a", order.round, order.attempt, samples=4, loss=0.5, compute_seconds=0.1)
-        engine.take(event, update)
+        engine.accept_update(event, update)
     await engine.finished.wait()
     await engine.close()
     return coordinator

@@ -84,7 +84,9 @@ async def train(out: Path, task: str, rounds: int = 4, keep_going: bool = False)
         assert isinstance(order, ev.WorkAssigned)
         update = draws.normal(scale=0.5, size=engine.model.values.shape).astype(np.float32)
         update[engine.model._parameter_count :] = 0.125
-        engine.take(ev.UpdateArrived("a", order.round, order.attempt, 4, loss=0.5, compute_seconds=0.1), update)
+        engine.accept_update(
+            ev.UpdateArrived("a", order.round, order.attempt, 4, loss=0.5, compute_seconds=0.1), update
+        )
     if not keep_going:
         await engine.finished.wait()
     else:

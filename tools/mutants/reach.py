@@ -1,4 +1,4 @@
-"""Which tests reach which line, learned by running them once under coverage."""
+"""Map from each line to the tests that reach it, measured by one run under coverage."""
 
 import hashlib
 import json
