@@ -331,7 +331,7 @@ class Engine:
                 good = await self._run(self.model.step)
             stepped = True
             if not good:
-                text = f"the step of round {closed.round} would not be finite and was left out"
+                text = f"skipped the step of round {closed.round}: the result is not finite"
                 self._publish(RunEvent(self.elapsed_seconds, closed.round, "step_skipped", text, {}))
             loss = metric = None
             if closed.evaluate:

@@ -115,7 +115,7 @@ async def _watch(client: Client, interval: float) -> None:
                 show(now, history)
                 if now.status.state in ENDED or told:
                     break
-                if ending.done():  # nothing is heard of events any more
+                if ending.done():  # the stream of events has ended
                     await asyncio.sleep(interval)
                 else:
                     await asyncio.wait([ending], timeout=interval)

@@ -35,9 +35,9 @@ def target_sentence(run: Run) -> str:
         return ""
     reached, best = run.course.time_to(metric, target), run.course.best(metric)
     if reached is not None:
-        return f"It was at its target of {metric.text(target)} after {duration(reached)}."
+        return f"Reached the target of {metric.text(target)} after {duration(reached)}."
     nearest = f"; the best was {metric.text(best)}" if best is not None else ""
-    return f"It did not reach its target of {metric.text(target)}{nearest}."
+    return f"Did not reach the target of {metric.text(target)}{nearest}."
 
 
 def _count(value: Number) -> str:

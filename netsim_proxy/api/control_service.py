@@ -64,7 +64,7 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         elif not request.loss_model:
             raise InvalidInput("SetProfile needs a profile, a loss model or both")
         elif request.region:
-            raise InvalidInput("a region needs a profile: the last mile that the distance comes on top of")
+            raise InvalidInput("a region also needs a profile, to which its distance is added")
         if loss_model is not None:
             links.set_loss_model(request.node_id, loss_model)
         await links.settled()

@@ -80,7 +80,7 @@ class ProfileRegistry:
         _require_short(text, "a profile")
         profiles = await asyncio.to_thread(parse_profiles, text, "profile")
         if len(profiles) != 1:
-            raise InvalidInput(f"one profile is wanted, not {len(profiles)}")
+            raise InvalidInput(f"expected one profile, got {len(profiles)}")
         self.add(profiles)
         return self.profile(next(iter(profiles)), region)
 

@@ -1,4 +1,4 @@
-"""What is told of parts that do not work."""
+"""Reports of failing parts."""
 
 import asyncio
 

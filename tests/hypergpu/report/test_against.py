@@ -100,7 +100,7 @@ def test_values_and_axes_are_written_as_the_metric_says(tmp_path: Path) -> None:
     assert "46.1 %" not in text
     assert "R2 over time" in text
     assert "From -0.2 (" in text
-    assert target_sentence(run) == "It was at its target of 0.4 after 2.0 s."
+    assert target_sentence(run) == "Reached the target of 0.4 after 2.0 s."
     assert figures(run)["r2"] == 0.461
     assert figures(run)["best_r2"] == 0.461
 
@@ -133,4 +133,4 @@ def test_an_undefined_metric_leaves_a_page_with_its_loss(tmp_path: Path, make_ru
     run = read_run(write(tmp_path / "r", rounds(None, None, step=1.0, name="r2"), **R2, target_accuracy=0.4))
     text = re.sub(r"<[^>]*>", " ", page(run))
     assert "R2 was not measured." in text
-    assert "It did not reach its target of 0.4." in text
+    assert "Did not reach the target of 0.4." in text

@@ -183,8 +183,8 @@ def test_a_run_that_ended_early_or_had_a_target_says_so(run_dir: Path) -> None:
         }
         events.write(json.dumps(over) + "\n")
     for target, told in (
-        (0.05, "It was at its target of 5.0 % after"),
-        (1.0, "It did not reach its target of 100.0 %; the best was"),
+        (0.05, "Reached the target of 5.0 % after"),
+        (1.0, "Did not reach the target of 100.0 %; the best was"),
     ):
         (run_dir / "summary.json").write_text(json.dumps(summary | {"target_accuracy": target}))
         text = page(read_run(run_dir))
