@@ -176,4 +176,6 @@ def test_a_real_run_without_an_end_is_simulated_as_far_as_it_went(
     (tmp_path / "config.yaml").write_text(f"training: {{rounds: {planned}}}\n")
     rows = [{"round": number, "compute_seconds": {}, "waiting_seconds": {}} for number in range(1, done + 1)]
     (tmp_path / "rounds.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    assert scenario_of_run(tmp_path, {"a": "good"}).config.training.rounds == simulated
+    found = scenario_of_run(tmp_path, {"a": "good"})
+    assert found.config.training.rounds == simulated
+    assert found.loss_model == "rpc", "the default of the proxy that the run went through"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from hypergpu.cli import validate as command
@@ -15,7 +16,7 @@ from hypergpu.common.metric import ACCURACY
 from hypergpu.simulation.calibration import calibrate, compute_times
 from hypergpu.simulation.compute import base_seconds, read_rounds
 from hypergpu.simulation.node import Start
-from hypergpu.simulation.real_run import require_local
+from hypergpu.simulation.real_run import _written, require_local
 from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario import ComputeTimes, Scenario
 from hypergpu.simulation.validate import (
@@ -194,6 +195,20 @@ def test_regions_profiles_and_the_transport_model_are_not() -> None:
     nodes = [{"id": "n", "profile": "mine", "region": "eu-west"}]
     profiles = {"mine": {"based_on": "dsl", "loss": 0.01}}
     require_local(scenario(nodes=nodes, profiles=profiles, loss_model="transport", learning="real"))
+
+
+@pytest.mark.parametrize("given", [{}, {"loss_model": "rpc"}])
+def test_the_proxy_gets_the_loss_model_of_the_scenario_even_if_it_is_the_default(
+    given: dict[str, str], tmp_path: Path
+) -> None:
+    tested = Scenario.model_validate({"nodes": [{"id": "n"}]} | given)
+    network = yaml.safe_load(_written(tested, tmp_path).read_text())
+    assert network["loss_model"] == tested.loss_model == given.get("loss_model", "transport")
+
+
+def test_a_time_limit_is_one_of_virtual_time() -> None:
+    with pytest.raises(InvalidInput, match="leave time_limit_seconds out"):
+        require_local(scenario(learning="real", time_limit_seconds=9.0))
 
 
 def test_nodes_of_a_run_tell_when_they_are_ready(tmp_path: Path) -> None:
