@@ -280,7 +280,7 @@ class Session:
         if machine.finished and not self._stays:
             return _SHUT_DOWN, ()
         if node in machine.members.stragglers and request.state in BUSY_STATES:
-            machine.abandon(node, request.state, now)
+            machine.abandon(node, request.state, _step_seconds(request.report), now)
             return _ABANDON_WORK, ()
         return _CONTINUE, ()
 
@@ -356,3 +356,11 @@ class Session:
         if found:
             shown = "; ".join(found[:MAX_DIFFERENCES])
             raise InvalidInput(f"the task of {node} is another one than the coordinator's: {shown}. {ADVICE}")
+
+
+def _step_seconds(report: Mapping[str, Any]) -> float:
+    """Return the duration of a step that a node reports; 0 if it reports none."""
+    performance = report.get("performance")
+    reported = performance.get("step_time") if isinstance(performance, Mapping) else None
+    sound = isinstance(reported, int | float) and 0.0 < reported < math.inf
+    return float(reported) if sound and reported is not None else 0.0

@@ -136,7 +136,9 @@ class SimulatedCoordinator:
 
     def heartbeat(self, node: SimulatedNode, at: float, rtt_ms: float, loaded: bool) -> Directive:
         """Handle Heartbeat."""
-        report = {"network": {"events": node.attempts, "failures": node.failures}}
+        report: dict[str, Any] = {"network": {"events": node.attempts, "failures": node.failures}}
+        if node.step_seconds:
+            report["performance"] = {"step_time": node.step_seconds}
         request = Heartbeat(node.node_id, self._run_id, node.state, rtt_ms, loaded, report)
         answer = self._session.handle(request, at)
         return answer[0] if isinstance(answer[0], Directive) else _CONTINUE

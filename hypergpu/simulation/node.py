@@ -175,6 +175,14 @@ class SimulatedNode:
         """Unit of work that the node holds."""
         return self._life.work
 
+    @property
+    def step_seconds(self) -> float:
+        """Duration of a step of the work in progress; 0 if it computes nothing."""
+        work = self._life.work
+        if work is None or self._life.state is not State.TRAINING:
+            return 0.0
+        return self._compute_seconds / work.local_steps
+
     # ------------------------------------------------------------ processes
 
     def start(self) -> None:

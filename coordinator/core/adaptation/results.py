@@ -85,7 +85,7 @@ def record_late(
         case Activity.PUSHING:
             exchange = _above(usual_exchange, work.elapsed_seconds - usual_compute)
         case Activity.TRAINING:
-            compute = _above(usual_compute, work.elapsed_seconds - usual_exchange)
+            compute = work.compute_seconds or _above(usual_compute, work.elapsed_seconds - usual_exchange)
     if exchange > 0:
         monitor.record_exchange(work.node, exchange)
     if compute > 0:

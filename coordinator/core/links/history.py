@@ -1,6 +1,5 @@
 """Measurements of every link, one column per figure and one row per node. Recording a measurement takes O(1)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -28,8 +27,6 @@ _LEAST_LOSS = 0.05
 """Packet loss that any link may have."""
 _MIXED_STEPS = 8
 """Parts in which successes and failures of unknown order are recorded in turn."""
-_LOADED = 3
-"""Round trips under load that stand in for a link without any other."""
 _LEVEL_GAIN, _TREND_GAIN, _TREND_DAMPING = 0.5, 0.3, 0.95
 """Holt's linear trend, damped (Gardner & McKenzie, "Forecasting trends in time series", 1985)."""
 
@@ -264,17 +261,6 @@ class LinkHistory:
         samples[held_back, -1] = setback[held_back]
         return samples
 
-    def latencies_ms(self, rows: Ints, wanted: Sequence[float]) -> Floats:
-        """Return quantiles of the round trips of each link: shape (len(wanted), rows).
-
-        A link whose round trips were all loaded gets the smallest of them: its latency is that at most.
-        """
-        found = self.latency_ms.quantiles(rows, wanted)
-        only_loaded = (self.latency_ms.counts[rows] == 0) & (self.loaded_ms.counts[rows] >= _LOADED)
-        if only_loaded.any():
-            found[:, only_loaded] = self.loaded_ms.quantiles(rows[only_loaded], [0.0])
-        return found
-
     def unreported(self, rows: Ints) -> Bools:
         """Return a mask of the links without communication since their last round."""
         silent: Bools = self.columns.seen[rows] == self.columns.seen_by_round[rows]
@@ -299,6 +285,12 @@ class LinkHistory:
             rise, fall = low / columns.reference_high[rows[fresh]], high / columns.reference_low[rows[fresh]]
             scale[fresh] = np.clip(np.where(rise > 1.0, rise, np.minimum(fall, 1.0)), 1.0 / MOST_CHANGE, MOST_CHANGE)
         return scale
+
+    def is_high(self, rows: Ints) -> Bools:
+        """Return a mask of the links whose latest round trips are all among the highest seventh of their history."""
+        upper = self.latency_ms.quantiles(rows, [0.85])[0]
+        high: Bools = quantiles(self.latency_ms.latest(rows, _RECENT), [0.0])[0] >= upper
+        return high
 
     def advance_forecasts(self) -> None:
         """Advance Holt's method by one observation per link: the median of its round trips since the last call."""

@@ -22,6 +22,8 @@ MOST_GROWTH = 2.0
 """Largest factor, and its reciprocal the smallest, by which a forecast may differ from what is measured."""
 _SURE = 2.58
 """Mann–Kendall statistic of a trend at the 1 % significance level."""
+_SURER = 3.29
+"""The same at the 0.1 % level, for what is asked with every communication."""
 _SAME_MOMENT_SECONDS = 0.01
 """Time for which a judgement is reused: silence does not change a score noticeably within it."""
 
@@ -111,7 +113,7 @@ class NetworkQualityMonitor:
             node_id: A registered node.
             latency_ms: Round trip in milliseconds.
             loaded: Whether a transfer of the run was in its way. Such a round trip shows how full the run itself keeps
-                the link: it counts for neither latency, score, class, trend nor alerts while there are others.
+                the link: it counts for neither latency, score, class, trend nor alerts.
 
         Raises:
             UnknownName: The node is not registered.
@@ -239,7 +241,7 @@ class NetworkQualityMonitor:
         rows = self._every()
         judged = self._judge(rows)
         known = judged.classes != q.UNKNOWN
-        medians = self._links.latencies_ms(rows, [0.5])[0]
+        medians = self._links.latency_ms.quantiles(rows, [0.5])[0]
         measured = medians[~np.isnan(medians)]
         return {
             "total_nodes": len(rows),
@@ -316,7 +318,7 @@ class NetworkQualityMonitor:
         moving = scale != 1.0
         if not moving.any():
             return scores.total
-        high = self._links.latencies_ms(rows[moving], [0.75])[0]
+        high = self._links.latency_ms.quantiles(rows[moving], [0.75])[0]
         scores.latency[moving] = q.latency_points(high * scale[moving], self.config)
         return scores.total
 
@@ -326,7 +328,7 @@ class NetworkQualityMonitor:
 
     def latencies_ms(self, rows: Ints, horizon: float = 0.0) -> Floats:
         """Return median round trips in milliseconds, or their forecast; NaN for a link without a measurement."""
-        median: Floats = self._links.latencies_ms(rows, [0.5])[0]
+        median: Floats = self._links.latency_ms.quantiles(rows, [0.5])[0]
         return median * self.forecast_scale(rows, horizon) if horizon else median
 
     def loss_rates(self, rows: Ints) -> Floats:
@@ -379,7 +381,7 @@ class NetworkQualityMonitor:
         samples *= np.clip(scale, 1.0 / MOST_CHANGE, MOST_CHANGE)[:, None]
         empty = held == 0
         if empty.any():
-            high = links.latencies_ms(rows[empty], [0.75])[0]
+            high = links.latency_ms.quantiles(rows[empty], [0.75])[0]
             if horizon:
                 high = high * self.forecast_scale(rows[empty], horizon)
             guess = 2e-3 * high / (1.0 - np.minimum(self.loss_rates(rows[empty]), 0.9))
@@ -419,7 +421,7 @@ class NetworkQualityMonitor:
     def _judgement(self, rows: Ints) -> Judgement:
         links, config = self._links, self.config
         silence, streak = self.silences_seconds(rows), self.failures_in_a_row(rows)
-        high, loss = links.latencies_ms(rows, [0.75])[0], self.loss_rates(rows)
+        high, loss = links.latency_ms.quantiles(rows, [0.75])[0], self.loss_rates(rows)
         scores = q.score(
             high,
             loss=loss,
@@ -454,7 +456,8 @@ class NetworkQualityMonitor:
         limit[self.rows(self._alerts.nodes_with(AlertKind.HIGH_LOSS))] *= 0.5  # hysteresis: an open alert closes later
         lossy = (loss > limit) & (counts >= q.SETTLED)
         steep = trend[rows] > 0.02 * levels[rows]
-        steep[steep] = self._trends(rows[steep]) > _SURE
+        steep[steep] = self._trends(rows[steep]) > _SURER
+        steep[steep] = self._links.is_high(rows[steep])
         troubled = (classes == q.CRITICAL) | (classes == q.OFFLINE) | lossy | steep
         for row in np.flatnonzero(troubled):
             node_id, class_number = self._links.index.ids[row], classes[row]
@@ -477,7 +480,7 @@ class NetworkQualityMonitor:
     def _profiles(self, rows: Ints) -> list[LinkProfile]:
         links, judged = self._links, self._judge(rows)
         scores = judged.scores
-        quartile, median, upper, p95 = links.latencies_ms(rows, [0.25, 0.5, 0.75, 0.95])
+        quartile, median, upper, p95 = links.latency_ms.quantiles(rows, [0.25, 0.5, 0.75, 0.95])
         loaded = links.loaded_ms.quantiles(rows, [0.5])[0]
         loss, shares, trends = self.loss_rates(rows), self._success_shares(rows), self._trends(rows)
         rounds = links.exchange_seconds.quantiles(rows, [0.5])[0]

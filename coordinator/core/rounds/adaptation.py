@@ -71,7 +71,7 @@ class LateWork:
     """Time since its work was assigned."""
     doing: Activity
     compute_seconds: float
-    """Time that computing took; 0 unless it is DONE."""
+    """Time that computing took, or that it takes by the pace of the steps so far; 0 = unknown."""
     batch_size: int
     local_steps: int
 

@@ -80,7 +80,9 @@ def late_work(
         return None
     member.assignment = None
     elapsed = now - given.at
-    return LateWork(member.node_id, elapsed, doing, min(compute_seconds, elapsed), given.batch_size, given.local_steps)
+    if doing is Activity.DONE:
+        compute_seconds = min(compute_seconds, elapsed)
+    return LateWork(member.node_id, elapsed, doing, compute_seconds, given.batch_size, given.local_steps)
 
 
 def refuse_outlier(current: Round, event: ev.UpdateArrived, outlier: Outlier, effects: EffectBuffer) -> None:

@@ -180,11 +180,15 @@ class RoundMachine:
         """
         return self.members.seen(node, now)
 
-    def abandon(self, node: str, state: str, now: float) -> None:
-        """Note what a straggler was doing when it was told to abandon its work."""
+    def abandon(self, node: str, state: str, step_seconds: float, now: float) -> None:
+        """Note what a straggler was doing when it was told to abandon its work.
+
+        `step_seconds` is the duration of its steps so far; 0 if it is unknown.
+        """
         member = self.members.get(node)
         if member is not None and member.assignment is not None and state in tuple(Activity):
-            self._record_late(member, member.assignment.round, Activity(state), now)
+            seconds = step_seconds * member.assignment.local_steps
+            self._record_late(member, member.assignment.round, Activity(state), now, seconds)
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Effect]:
         """Handle one event at time `now` (seconds, never decreasing) and return its effects in order.

@@ -233,6 +233,7 @@ class Node:
     state: str = "idle"
     attempts: int = 0
     failures: int = 0
+    step_seconds: float = 0.0
     heartbeats: NoHeartbeats = field(default_factory=NoHeartbeats)
     work: ev.WorkAssigned | None = None
     answer: str | None = None

@@ -107,15 +107,15 @@ def test_a_loaded_round_trip_that_did_not_wait_counts() -> None:
     assert link.monitor.get_node_profile("a").latency_ms == 20.0
 
 
-def test_a_link_that_is_always_loaded_is_as_fast_as_its_fastest_round_trip_at_least() -> None:
+def test_a_link_that_was_always_loaded_is_unknown() -> None:
     link = Link()
-    link.heartbeats(300.0, 40.0, loaded=True)
-    assert link.monitor.get_node_quality("a") is ConnectionQuality.UNKNOWN
-    link.heartbeats(700.0, loaded=True)
+    link.heartbeats(*[300.0, 40.0, 700.0] * 5, loaded=True)
     profile = link.monitor.get_node_profile("a")
-    assert (profile.latency_ms, profile.loaded_latency_ms) == (40.0, 300.0)
+    assert (profile.quality, profile.loaded_latency_ms) == (ConnectionQuality.UNKNOWN, 300.0)
+    assert profile.to_dict()["latency_ms"] is None
     link.heartbeats(12.0)
     assert link.monitor.get_node_profile("a").latency_ms == 12.0
+    assert link.monitor.get_node_quality("a") is ConnectionQuality.EXCELLENT
 
 
 def test_a_link_is_not_silent_while_an_upload_arrives() -> None:
