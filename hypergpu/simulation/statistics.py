@@ -9,6 +9,8 @@ from typing import Final
 import numpy as np
 
 CONFIDENCE: Final = 0.95
+SMALLEST: Final = 1e-9
+"""Least value in a geometric mean: a scenario without latency and compute times may take no time at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +43,14 @@ def mean_of(values: Sequence[float]) -> Estimate:
 
 
 def geometric_mean_of(values: Sequence[float]) -> Estimate:
-    """Return the geometric mean of positive values with its 95 % interval: exact for log-normal values.
+    """Return the geometric mean of values that are not negative with its 95 % interval: exact for log-normal values.
 
     Times and their ratios are means of this kind: a run that takes twice as long and one that takes half as long cancel
     out, whichever of the two is the numerator.
     """
     if len(values) < 2:
         return mean_of(values)
-    found = mean_of([math.log(value) for value in values])
+    found = mean_of([math.log(max(value, SMALLEST)) for value in values])
     return Estimate(
         *(None if bound is None else math.exp(bound) for bound in (found.mean, found.ci_low, found.ci_high))
     )

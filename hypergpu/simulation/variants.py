@@ -244,9 +244,12 @@ def baselines_of(names: Sequence[str]) -> list[Variant]:
     """Return the fixed settings to compare with; `none` is the scenario's own setting.
 
     Raises:
-        UnknownName: an unknown setting, or a policy.
-        InvalidInput: none at all, or an invalid option.
+        UnknownName: an unknown setting.
+        InvalidInput: a policy, no setting at all, or an invalid option.
     """
+    for name in names:
+        if name in _POLICIES and name != BASELINE:
+            raise InvalidInput(f"{name!r} is a policy and adapts: take a fixed setting as baseline, as in first-80")
     found = [Variant(BASELINE) if name == BASELINE else static_variant(name) for name in names]
     if not found:
         raise InvalidInput(f"no baseline to compare with: name one, as in {BASELINE}")

@@ -8,7 +8,7 @@ from typing import Any, Final
 from hypergpu.common.metric import MetricSpec
 from hypergpu.common.text import counted, figure
 from hypergpu.simulation.run import Outcome
-from hypergpu.simulation.statistics import CONFIDENCE, Estimate, geometric_mean_of, mean_of, sign_test
+from hypergpu.simulation.statistics import CONFIDENCE, SMALLEST, Estimate, geometric_mean_of, mean_of, sign_test
 
 _LEAST_DIFFERENCE: Final = 0.005
 """Difference of final values that counts: half a point of a share, this part of the value of another metric."""
@@ -16,7 +16,6 @@ _RUIN: Final = 0.1
 """Share by which a run has to end below its pair to count as ruined: ten points, far beyond what seeds do."""
 _RUIN_OF_GAIN: Final = 0.5
 """Part of what its pair gained in training that a ruined run is short of, if the metric is no share."""
-_SHORTEST_SECONDS: Final = 1e-9
 
 
 class Standing(StrEnum):
@@ -148,7 +147,7 @@ def match(reference: Sequence[Outcome], variant: Sequence[Outcome]) -> Match:
     for before, after in zip(reference, variant, strict=True):
         theirs, ours = before.time_to_target_seconds, after.time_to_target_seconds
         if theirs is not None and ours is not None:
-            ratios.append(max(theirs, _SHORTEST_SECONDS) / max(ours, _SHORTEST_SECONDS))
+            ratios.append(max(theirs, SMALLEST) / max(ours, SMALLEST))
         only_variant += theirs is None and ours is not None
         only_reference += ours is None and theirs is not None
         if before.final_metric is not None and after.final_metric is not None:

@@ -49,6 +49,10 @@ def test_of_like_values_the_interval_is_a_point_and_of_few_there_is_none() -> No
     assert Estimate(2.0).to_dict() == {"mean": 2.0, "ci_low": None, "ci_high": None}
 
 
+def test_a_time_of_nothing_is_taken_as_a_nanosecond() -> None:
+    assert geometric_mean_of([0.0, 1.0]).mean == pytest.approx(1e-9**0.5)
+
+
 @pytest.mark.parametrize(("ups", "downs"), [(0, 0), (1, 0), (5, 0), (6, 0), (9, 1), (8, 2), (3, 3), (1, 9)])
 def test_splits_are_tested_exactly(ups: int, downs: int) -> None:
     expected = binomtest(ups, ups + downs).pvalue if ups + downs else 1.0

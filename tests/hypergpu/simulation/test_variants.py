@@ -138,7 +138,9 @@ def test_baselines_are_fixed_settings() -> None:
         Variant("none"),
         Variant("none", static=STATIC["first-80"], name="first-80"),
     ]
-    with pytest.raises(UnknownName, match="policy or fixed setting"):
-        baselines_of(["reactive"])
+    with pytest.raises(InvalidInput, match="'reactive' is a policy and adapts"):
+        baselines_of(["none", "reactive"])
+    with pytest.raises(UnknownName, match="did you mean 'first-80'"):
+        baselines_of(["first-8"])
     with pytest.raises(InvalidInput, match="no baseline"):
         baselines_of([])
