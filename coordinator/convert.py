@@ -170,6 +170,7 @@ def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeIn
         retries=member.retries,
         batch_size=member.batch_size or None,
         latency_ms=link.get("latency_ms"),
+        loaded_latency_ms=link.get("loaded_latency_ms"),
         loss_rate=link.get("loss_rate"),
         score=link.get("score"),
         quality=link.get("quality") or "",

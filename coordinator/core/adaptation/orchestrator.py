@@ -244,7 +244,7 @@ class AdaptiveOrchestrator:
         began = self._clock()
         self._round = self._log.round = report.round
         contributions = report.contributions
-        exchange = self.record_results(contributions) if contributions else self._exchange_seconds()
+        exchange = self.record_results(contributions) if contributions else self._exchange_seconds(self._selected)
         if report.update_norms is not None:
             record_noise(report.update_norms, contributions, self.batches)
         self.batches.costs.observe_ends(*report.restarts)
@@ -402,7 +402,7 @@ class AdaptiveOrchestrator:
         changes = self.batches.evaluate_and_adapt(selected, reference_nodes=reference, pace=pace)
         self._log.batches(changes)
         now = (self.batches.local_steps, self.batches.learning_rate_factor)
-        self._log.pace((steps, now[0]), (factor, now[1]), self._exchange_seconds())
+        self._log.pace((steps, now[0]), (factor, now[1]), self._exchange_seconds(selected))
         if changes or steps != self.batches.local_steps:
             self._last_change = self._round
 
@@ -483,11 +483,11 @@ class AdaptiveOrchestrator:
         rates = self._worth().rates(snapshot.rounds) if snapshot else []
         return float(np.median(rates)) if rates else 0.0
 
-    def _exchange_seconds(self) -> float:
+    def _exchange_seconds(self, selected: Sequence[str]) -> float:
         """Return the expected communication of a round: the mean over samples of the slowest selected node."""
-        if not self._selected:
+        if not selected:
             return 0.0
-        samples = self.monitor.exchange_samples(self.monitor.rows(self._selected), 4)
+        samples = self.monitor.exchange_samples(self.monitor.rows(selected), 4)
         return float(samples.max(axis=0).mean())
 
     def _follow_loss(self) -> None:

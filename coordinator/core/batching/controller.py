@@ -335,18 +335,22 @@ class AdaptiveBatchController:
             "history": {node_id: list(history) for node_id, history in self._history.items()},
         }
 
-    def compare_strategies(self, node_id: str) -> dict[str, dict[str, float]]:
+    def compare_strategies(self, node_id: str) -> dict[str, dict[str, float | None]]:
         """Return the next proposal of each strategy for a node, without changing anything.
 
         Returns:
             For each strategy `batch_size`, `local_steps`, and the expected `round_seconds` and `samples_per_second`.
+            The latter two are None for a node whose communication or computing was never measured.
 
         Raises:
             UnknownName: The node is not registered.
         """
         rows = np.array([self._index.row(node_id)])
         exchange, cost = self._exchange([node_id], AdaptationLimits()), self.costs.fit(rows)
-        answers: dict[str, dict[str, float]] = {}
+        is_measured = (
+            self._monitor.rounds_measured(self._monitor.rows([node_id]))[0] > 0 and self.costs.measured(rows)[0]
+        )
+        answers: dict[str, dict[str, float | None]] = {}
         for strategy in BatchSizeStrategy:
             proposal = self._propose(strategy, [node_id], rows, self.baseline_batch_size, AdaptationLimits())
             size = self._bounded(strategy, proposal.sizes, self._sizes[rows], rows, _UNBOUNDED_STEP)
@@ -355,8 +359,8 @@ class AdaptiveBatchController:
             answers[str(strategy)] = {
                 "batch_size": int(size[0]),
                 "local_steps": steps,
-                "round_seconds": seconds,
-                "samples_per_second": float(size[0]) * steps / seconds if seconds > 0 else 0.0,
+                "round_seconds": seconds if is_measured else None,
+                "samples_per_second": float(size[0]) * steps / seconds if is_measured and seconds > 0 else None,
             }
         return answers
 

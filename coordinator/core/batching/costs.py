@@ -3,7 +3,7 @@
 import numpy as np
 
 from hypergpu.coordinator.core.batching.goodput import StepCost
-from hypergpu.coordinator.core.node_arrays import Floats, Ints, grow_column
+from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, grow_column
 
 _FORGET = 0.85
 """Weight of the past per round: averages over about the last seven rounds."""
@@ -61,6 +61,11 @@ class ComputeCosts:
     def used(self, rows: Ints) -> None:
         """Record that the batches of these nodes changed: later rates are compared with the present ones."""
         self._rate[rows, 1] = self._rate[rows, 0]
+
+    def measured(self, rows: Ints) -> Bools:
+        """Return a mask of the nodes of which a step was measured."""
+        known: Bools = self._sums[rows, 0] > 0
+        return known
 
     def fit(self, rows: Ints) -> StepCost:
         """Return the cost of a step on each node.

@@ -46,7 +46,9 @@ class BatchConfig(ConfigSection):
     """Choice of batch sizes, and with GOODPUT of the local steps of a round."""
 
     strategy: BatchSizeStrategy = BatchSizeStrategy.GOODPUT
-    """Strategy for batch sizes; `fixed` switches this part off."""
+    """Strategy for batch sizes; `fixed` switches this part off. `latency_based` and `hybrid` give larger batches to
+    nodes behind slow links, so that fewer exchanges carry as many samples. `goodput` gives them smaller ones, so that
+    the others wait less, and raises the local steps of all."""
     min_batch_size: Count = 16
     """Smallest batch that is assigned."""
     max_batch_size: Count = 512

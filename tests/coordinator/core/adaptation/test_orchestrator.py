@@ -260,6 +260,17 @@ def test_reports_hold_the_run_and_compare_it_with_its_warm_up() -> None:
     json.dumps(report)
 
 
+def test_the_communication_behind_a_change_of_steps_is_that_of_the_nodes_that_were_chosen() -> None:
+    run = Run(flaky).rounds(1)
+    monitor = run.adaptation.monitor
+    plan = run.adaptation.pre_round_adaptation(NODES, 2)
+    assert plan["selected_nodes"] == NODES[:8]
+    (steps,) = [each for each in plan["decisions"] if each.kind is DecisionKind.LOCAL_STEPS]
+    expected = monitor.exchange_samples(monitor.rows(NODES[:8]), 4).max(axis=0).mean()
+    assert steps.figures["communication_seconds"] == pytest.approx(expected)
+    assert expected < 0.1, "and not the 0.9 s of those that were left out"
+
+
 def test_a_round_without_an_update_says_nothing_about_a_link() -> None:
     run = Run(uniform).rounds(3)
     monitor, nodes = run.adaptation.monitor, NODES[:3]

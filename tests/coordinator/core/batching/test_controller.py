@@ -217,8 +217,24 @@ def test_strategies_are_compared_without_a_trace() -> None:
     answers = controller.compare_strategies("a")
     assert set(answers) == {str(each) for each in BatchSizeStrategy}
     assert answers["fixed"]["batch_size"] == 64
-    assert answers["goodput"]["samples_per_second"] > answers["fixed"]["samples_per_second"]
+    goodput, fixed = (answers[name]["samples_per_second"] for name in ("goodput", "fixed"))
+    assert goodput is not None
+    assert fixed is not None
+    assert goodput > fixed
     assert controller.get_adaptation_summary() == before
+
+
+def test_nothing_is_expected_of_a_node_that_nobody_measured() -> None:
+    monitor, controller = controller_of(BatchSizeStrategy.HYBRID)
+    measured(monitor, controller, "b", exchange=0.3, per_sample=1e-4)
+    monitor.record_communication("a", 250.0, True)
+    for proposal in controller.compare_strategies("a").values():
+        assert (proposal["round_seconds"], proposal["samples_per_second"]) == (None, None)
+        assert proposal["batch_size"] is not None
+    monitor.record_exchange("a", 0.3)
+    assert controller.compare_strategies("a")["fixed"]["round_seconds"] is None, "its card is not known"
+    controller.record_performance("a", 64, 0.4)
+    assert controller.compare_strategies("a")["fixed"]["round_seconds"] == pytest.approx(0.4, rel=0.5)
 
 
 def test_communication_counts_once_where_computing_is_not_told() -> None:
