@@ -1,5 +1,6 @@
 """What a node may ask, and what it is told: the same for both drivers, which carry the effects out."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, ResourceExhausted, StaleWork
 from hypergpu.common.identity import TaskIdentity
 from hypergpu.coordinator.core.rounds import events as ev
-from hypergpu.coordinator.core.rounds.adaptation import FixedAdaptation
+from hypergpu.coordinator.core.rounds.adaptation import Activity, FixedAdaptation, LateWork
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.session import (
     AskProgress,
@@ -311,3 +312,75 @@ def test_an_update_that_the_driver_cannot_use_is_returned_with_a_bounded_reason(
     (returned,) = [e for e in effects if isinstance(e, ev.RunEvent) and e.kind == "work_returned"]
     assert returned.fields["reason"] == "InvalidInput"
     assert returned.fields["detail"] == "x" * 256
+
+
+# ---------------------------------------------------------------- late work
+
+
+class Recording(FixedAdaptation):
+    """Keeps what it is told of late work."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.late: list[LateWork] = []
+
+    def record_late(self, work: LateWork) -> None:
+        self.late.append(work)
+
+
+def late_desk() -> tuple[Desk, list[LateWork]]:
+    desk = after_a_round_without_b()
+    adaptation = Recording()
+    desk.machine.adaptation = adaptation
+    return desk, adaptation.late
+
+
+def test_the_time_of_a_late_update_is_told_once() -> None:
+    desk, late = late_desk()
+    desk.now += 1.0
+    for _ in range(2):
+        desk.ask(OfferUpdate(RUN, desk.update("b", compute_seconds=0.4)))
+    assert late == [LateWork("b", desk.now, Activity.DONE, 0.4, 8, 2)]
+
+
+def test_a_late_update_cannot_have_computed_for_longer_than_it_was_away() -> None:
+    desk, late = late_desk()
+    desk.ask(OfferUpdate(RUN, desk.update("b", compute_seconds=1e9)))
+    assert late[0].compute_seconds == late[0].elapsed_seconds == desk.now
+
+
+@pytest.mark.parametrize("state", ["pulling", "training", "pushing"])
+def test_what_a_straggler_was_doing_is_told_when_it_abandons_its_work(state: str) -> None:
+    desk, late = late_desk()
+    desk.now += 1.0
+    report = {"performance": {"step_time": 2.5}}
+    for _ in range(2):
+        assert desk.ask(Heartbeat("b", RUN, state, 20.0, False, report))[0] is Directive.ABANDON_WORK
+    assert late == [LateWork("b", desk.now, Activity(state), 5.0, 8, 2)]
+    desk.ask(OfferUpdate(RUN, desk.update("b")))
+    assert len(late) == 1
+
+
+@pytest.mark.parametrize(
+    "report",
+    [{}, {"performance": 3}, *({"performance": {"step_time": bad}} for bad in (None, "1", -1.0, math.nan, math.inf))],
+)
+def test_a_pace_that_makes_no_sense_is_none(report: dict[str, Any]) -> None:
+    desk, late = late_desk()
+    desk.ask(Heartbeat("b", RUN, "training", 20.0, False, report))
+    assert late[0].compute_seconds == 0.0
+
+
+def test_a_heartbeat_of_a_node_that_works_on_the_open_round_is_no_late_work() -> None:
+    desk, late = late_desk()
+    desk.ask(Heartbeat("a", RUN, "training", 20.0, False, {}))
+    assert late == []
+
+
+def test_a_part_of_an_upload_is_a_sign_of_life_of_a_member_and_its_link() -> None:
+    desk = Desk()
+    desk.join("a")
+    desk.session.seen("a", 3.0)
+    desk.session.seen("z", 3.0)
+    assert desk.links.told[1:] == [("seen", "a")]
+    assert desk.machine.members.require("a").last_seen == 3.0
