@@ -198,10 +198,9 @@ def _details(candidate: Candidate, first: str) -> Iterator[str]:
     """Yield the differences of a candidate from each baseline."""
     label, found = candidate.result.variant.label, candidate.match
     if found.only_variant or found.only_reference:
-        yield (
-            f"{label}: both runs reached the target in {counted(found.compared, 'pair')}, which the speedup is of; "
-            f"{label} alone in {found.only_variant}, {first} alone in {found.only_reference}"
-        )
+        reached = f"the target was reached by both in {counted(found.compared, 'pair')}"
+        alone = f"by {label} alone in {found.only_variant}, by {first} alone in {found.only_reference}"
+        yield f"{label}: {reached}, {alone}; a pair without both times has no speedup"
     yield f"{label}: final {found.metric.name} differs by {_interval(found.difference)}"
     for other, match in candidate.against:
         yield f"{label} against {other.variant.label}: {_sentence(match)}"

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hypergpu.cli.app import app
+from hypergpu.cli.compare import _details
 from hypergpu.cli.simulate import in_words
 from hypergpu.common.errors import InvalidInput, UnknownName
 from hypergpu.simulation.compare import compare
@@ -46,6 +47,16 @@ def test_a_run_that_never_began_has_no_time() -> None:
     assert candidate.match.speedup.mean is None
     assert candidate.to_dict()["time_to_target_seconds"] == {"mean": 50.0, "ci_low": None, "ci_high": None}
     assert baseline.to_dict()["given_up"] == ["waiting for nodes to join"]
+
+
+def test_pairs_without_both_times_are_named() -> None:
+    baselines = [result("none", [1.0, 2.0, None, 4.0])]
+    lines = list(_details(against(baselines, result("reactive", [None, 1.0, 3.0, 2.0])), "none"))
+    told = "the target was reached by both in 2 pairs, by reactive alone in 1, by none alone in 1"
+    assert lines[0] == f"reactive: {told}; a pair without both times has no speedup"
+    assert lines[1].startswith("reactive: final accuracy differs by 0 ")
+    (only,) = _details(against(baselines, baselines[0]), "none")
+    assert only.startswith("none: final accuracy")
 
 
 def test_quarantines_are_counted_by_reason() -> None:
