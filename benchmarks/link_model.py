@@ -3,13 +3,22 @@
 import argparse
 import json
 import time
+from math import exp, log
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from hypergpu.netsim_proxy.link import PROFILES, Direction, Fail, Link, LossModel
-from hypergpu.netsim_proxy.link.transfer import plain_profile, transfer_times
+from hypergpu.netsim_proxy.link.distributions import Empirical
+from hypergpu.netsim_proxy.link.transfer import Summary, plain_profile, transfer_times
 
+STATISTICS = ("mean", "p50", "p90")
+BANDS = {
+    "no loss": (0.0, 0.0),
+    "loss of 0.1 %": (0.0001, 0.001),
+    "loss of 1 %": (0.01, 0.01),
+    "loss of 3 %": (0.03, 0.03),
+}
 MEASURED = Path(__file__).parents[1] / "tests" / "data" / "tcp_transfers.jsonl"
 
 
@@ -29,17 +38,46 @@ def offers_per_second(profile: str, loss_model: LossModel, count: int, nbytes: i
     return offers / (time.perf_counter() - began)
 
 
-def transfer_errors(samples: int, seed: int) -> list[dict[str, Any]]:
-    """Return the errors of the model's mean against the measured one, for every measured line."""
+def summarize(times: Summary) -> dict[str, float]:
+    """Return the statistics of the model by name."""
+    return dict(zip(STATISTICS, (times.mean_seconds, times.p50_seconds, times.p90_seconds), strict=True))
+
+
+def quantile(seconds: list[float], q: float) -> float:
+    """Return a quantile, linear between neighbours."""
+    return Empirical.of(seconds).at(q)
+
+
+def pooled_errors(errors: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return, by band of loss, connection and statistic, the error of the sum and the median error of a condition."""
+    out = {}
+    for band, (least, most) in BANDS.items():
+        for kind in ("cold", "warm"):
+            rows = [e for e in errors if e["kind"] == kind and least <= e["loss"] <= most]
+            for name in STATISTICS if rows else ():
+                ratios = [1 + e["errors"][name] for e in rows]
+                out[f"{band}, {kind}, {name}"] = {
+                    "bias": exp(fmean(log(ratio) for ratio in ratios)) - 1,
+                    "median": median(abs(ratio - 1) for ratio in ratios),
+                }
+    return out
+
+
+def transfer_errors(measured: Path, samples: int, seed: int) -> list[dict[str, Any]]:
+    """Return the model's mean, median and 90 % quantile beside the measured ones, for every measured condition."""
     out = []
-    for line in MEASURED.read_text(encoding="utf-8").splitlines():
+    for line in measured.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         link = plain_profile(row["rtt_ms"], row["bandwidth_mbit"], row["loss"], queue_bytes=row["queue_bytes"])
         times = transfer_times(link, row["bytes"], samples=samples if row["loss"] else 1, seed=seed)
         for kind, seconds in (("cold", row["cold_s"]), ("warm", row["warm_s"])):
             case = {key: row[key] for key in ("rtt_ms", "bandwidth_mbit", "loss", "bytes")}
-            model, measured = times[kind].mean_seconds, fmean(seconds)
-            out.append({**case, "kind": kind, "model": model, "measured": measured, "error": model / measured - 1})
+            model = summarize(times[kind])
+            real = {"mean": fmean(seconds), "p50": quantile(seconds, 0.5), "p90": quantile(seconds, 0.9)}
+            errors = {name: model[name] / real[name] - 1 for name in STATISTICS}
+            out.append(
+                {**case, "kind": kind, "count": len(seconds), "model": model, "measured": real, "errors": errors}
+            )
     return out
 
 
@@ -48,6 +86,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50_000, help="RPCs per speed")
     parser.add_argument("--samples", type=int, default=200, help="transfers per measured line")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--measured", type=Path, default=MEASURED, help="JSON lines of measured transfers")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     speeds = {
@@ -55,24 +94,21 @@ def main() -> None:
         for profile in ("direct", "average", "unstable")
         for model in LossModel
     }
-    errors = transfer_errors(arguments.samples, arguments.seed)
-    medians = {
-        "loss up to 0.1 %": median(abs(e["error"]) for e in errors if e["loss"] <= 0.001),
-        "loss of 1 to 3 %": median(abs(e["error"]) for e in errors if e["loss"] >= 0.01),
-    }
+    errors = transfer_errors(arguments.measured, arguments.samples, arguments.seed)
+    pooled = pooled_errors(errors)
     if arguments.json:
-        print(json.dumps({"offers_per_second": speeds, "median_error": medians, "transfers": errors}, indent=2))
+        print(json.dumps({"offers_per_second": speeds, "errors": pooled, "transfers": errors}, indent=2))
         return
     for name, speed in speeds.items():
         print(f"{name:24} {speed:10,.0f} offers/s")
-    print(f"\n{'rtt':>5} {'Mbit/s':>6} {'loss':>6} {'bytes':>9} {'kind':4} {'model':>9} {'Linux':>9}  error")
+    print(f"\n{'rtt':>5} {'Mbit/s':>6} {'loss':>6} {'bytes':>10} {'kind':4} {'n':>4}  seconds of the model, and errors")
     for e in errors:
-        print(
-            f"{e['rtt_ms']:5} {e['bandwidth_mbit']:6} {e['loss']:6.1%} {e['bytes']:9,} {e['kind']:4} "
-            f"{e['model']:8.3f}s {e['measured']:8.3f}s {e['error']:+6.1%}"
-        )
-    for name, error in medians.items():
-        print(f"median |error| at {name}: {error:.1%}")
+        columns = "  ".join(f"{name} {e['model'][name]:8.3f} {e['errors'][name]:+7.1%}" for name in STATISTICS)
+        condition = f"{e['rtt_ms']:5} {e['bandwidth_mbit']:6} {e['loss']:6.1%} {e['bytes']:10,}"
+        print(f"{condition} {e['kind']} {e['count']:4}  {columns}")
+    print("\nbias: geometric mean of model / measured over conditions; median: of the absolute error of a condition")
+    for name, error in pooled.items():
+        print(f"{name:32} bias {error['bias']:+6.1%}  median {error['median']:5.1%}")
 
 
 if __name__ == "__main__":

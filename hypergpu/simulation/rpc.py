@@ -168,7 +168,7 @@ class SimulatedRpc:
         connection = self.connection
         link, now = connection.link, connection.time.now
         while self._left > 0 and not self.over:
-            room_at = link.room_at(now, self._direction)
+            room_at = link.room_at(now, self._direction, connection.number)
             if room_at > now:
                 connection.time.at(room_at, self.go_on)
                 return

@@ -13,6 +13,8 @@ class Flight:
         "cut",
         "first_lost",
         "lost",
+        "next_before",
+        "next_packets",
         "packets",
         "repairs",
         "resent",
@@ -30,7 +32,11 @@ class Flight:
         self.cut = False
         """A loss in it has reduced the window."""
         self.before = 0
-        """Packets of a repairing flight that were sent before the loss was noticed."""
+        """Packets of this flight that were sent before a recovery began: their losses belong to it."""
+        self.next_before = -1
+        """`before` of the next flight, if a recovery began with a loss in this one; else -1."""
+        self.next_packets = 0
+        """Packets of the next flight, retransmissions included, after a loss in this one."""
         self.resent = 0
         """Lost packets that were sent again in the round trip after it."""
         self.repairs = False

@@ -31,7 +31,7 @@ from hypergpu.netsim_proxy.link.outcomes import (
     LossModel,
 )
 from hypergpu.netsim_proxy.link.profiles import Loss, Profile, find_profile
-from hypergpu.netsim_proxy.link.tcp import SEGMENT_BYTES, TcpFlow
+from hypergpu.netsim_proxy.link.tcp import PACKET_BYTES, SEGMENT_BYTES, TcpFlow
 from hypergpu.netsim_proxy.link.window import CongestionControl
 
 _UP: Final = Direction.UP  # reading it from the enum each time would take half the time of `offer`
@@ -145,6 +145,7 @@ class Link:
         """Forget data in flight, as if it had arrived long ago; connections keep their congestion windows."""
         for lane in (self._up, self._down):
             lane.busy_until = -math.inf
+            lane.bottleneck.settle()
             for flow in lane.flows.values():
                 flow.settle()
 
@@ -177,13 +178,12 @@ class Link:
         if express:
             at += now
         else:
-            latency, sent = at, lane.busy_until
-            lane.busy_until = sent = (now if now > sent else sent) + nbytes * lane.seconds_per_byte
-            at += sent
-            if self.loss_model is not _RPC:
-                flow = lane.flows.get(rpc.connection) or self._open_flow(lane, rpc.connection)
-                more = not end and nbytes >= _FULL_PIECE_BYTES
-                at = max(at, flow.send(now, nbytes, self._round_trip(rpc), latency, more))
+            if self.loss_model is _RPC:
+                sent = lane.busy_until
+                lane.busy_until = sent = (now if now > sent else sent) + nbytes * lane.seconds_per_byte
+                at += sent
+            else:
+                at = self._send_by_tcp(now, lane, nbytes, rpc, at, end)
             rpc.arrived[lane.number] = at = at if at > last else last
         lane.bytes += nbytes
         if first:  # as `lane.delayed`, whose call would take a tenth of this function's time
@@ -196,15 +196,19 @@ class Link:
     def queued_bytes(self, now: float, direction: Direction) -> float:
         """Return the bytes in the queue for the bandwidth."""
         lane = self._lane(direction)
+        if self.loss_model is not _RPC:
+            return lane.bottleneck.queue_at(now) * PACKET_BYTES
         if lane.seconds_per_byte == 0:
             return 0.0
         return max(0.0, lane.busy_until - now) / lane.seconds_per_byte
 
-    def room_at(self, now: float, direction: Direction) -> float:
-        """Return the time to offer more: `now`, or when the queue has room and TCP has sent its data."""
+    def room_at(self, now: float, direction: Direction, connection: int = 0) -> float:
+        """Return the time to offer more of a connection: `now`, or when the queue has room or TCP has sent its data."""
         lane = self._lane(direction)
-        room = max(now, lane.busy_until - lane.path.queue_limit * lane.seconds_per_byte)
-        return max(room, *(flow.sent for flow in lane.flows.values())) if lane.flows else room
+        if self.loss_model is _RPC:
+            return max(now, lane.busy_until - lane.path.queue_limit * lane.seconds_per_byte)
+        flow = lane.flows.get(connection)
+        return now if flow is None else max(now, flow.sent)
 
     def useful_window_bytes(self, direction: Direction) -> float:
         """Return the bytes worth offering at a time: 0.1 s of bandwidth, or the mean between two losses if less.
@@ -338,6 +342,17 @@ class Link:
 
     # --- internals
 
+    def _send_by_tcp(  # noqa: PLR0917 - hot: keywords would cost more than they explain
+        self, now: float, lane: LinkLane, nbytes: int, rpc: LinkRpc, latency: float, end: bool
+    ) -> float:
+        flow = lane.bottleneck.flows.get(rpc.connection) or self._open_flow(now, lane, rpc.connection)
+        more = not end and nbytes >= _FULL_PIECE_BYTES
+        round_trip = self._round_trip(rpc)
+        back = (self._down if lane is self._up else self._up).bottleneck
+        if back.busy_until > now:  # acknowledgements wait behind the data of the other direction
+            round_trip += back.queue_at(now + latency) * back.packet_seconds
+        return flow.send(now, nbytes, round_trip, latency, more)
+
     def _effects(self, direction: Direction) -> DirectionEffects:
         return self._conditions.up if direction is _UP else self._conditions.down
 
@@ -370,7 +385,7 @@ class Link:
                     lane.busy_until = now + (lane.busy_until - now) * seconds_per_byte / lane.seconds_per_byte
                 lane.seconds_per_byte = seconds_per_byte
             for flow in lane.flows.values():
-                flow.take_path(path, effects.bandwidth_factor)
+                flow.set_path(path, effects.bandwidth_factor, now)
         disturbed = self.limits_connections or any(
             lane.blocked is not None or lane.dead_connections for lane in (self._up, self._down)
         )
@@ -443,10 +458,10 @@ class Link:
             return (there + back) * up.latency_factor + 2 * up.added_seconds  # one rounding for symmetric events
         return there * up.latency_factor + up.added_seconds + back * down.latency_factor + down.added_seconds
 
-    def _open_flow(self, lane: LinkLane, connection: int) -> TcpFlow:
+    def _open_flow(self, now: float, lane: LinkLane, connection: int) -> TcpFlow:
         name = "up" if lane is self._up else "down"
         draws = KeyedRandom(self._seed, self.link_id, "packets", name, connection)
-        flow = lane.flows[connection] = TcpFlow(lane.path, draws, self.congestion_control)
+        flow = lane.flows[connection] = TcpFlow(lane.path, draws, self.congestion_control, lane.bottleneck)
         effects = self._conditions.up if lane is self._up else self._conditions.down
-        flow.take_path(lane.path, effects.bandwidth_factor)
+        flow.set_path(lane.path, effects.bandwidth_factor, now)
         return flow

@@ -121,8 +121,9 @@ class Window:
             self._friendly, self._friendly_credit = window, 0
             self._origin = max(self._peak, float(window))
             self._k = math.cbrt((self._origin - window) / _CUBIC_SCALE)
-        target = self._origin + _CUBIC_SCALE * (now - self._epoch + round_trip - self._k) ** 3
-        acks = int(window / (target - window)) if target - window > 0.01 else 100 * window
+        # Linux truncates the distance from the origin, so that small windows grow faster than the formula says.
+        target = int(self._origin) + int(_CUBIC_SCALE * (now - self._epoch + round_trip - self._k) ** 3)
+        acks = window // (target - window) if target > window else 100 * window
         if not self._peak:
             acks = min(acks, 20)  # the first time, before any loss: 5 % in a round trip
         # Never slower than Reno with CUBIC's back-off would be.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from hypergpu.netsim_proxy.link.link import Link
-from hypergpu.netsim_proxy.link.outcomes import DIRECTIONS, Blocked, Cause, Deliver, Direction, Fail, LinkRpc
+from hypergpu.netsim_proxy.link.outcomes import DIRECTIONS, Blocked, Cause, Deliver, Direction, Fail, LinkRpc, LossModel
 from hypergpu.netsim_proxy.relay.agenda import Agenda
 
 
@@ -50,6 +50,8 @@ _PATH_BYTES: Final = 32 << 20
 _QUEUE_BYTES: Final = 1 << 20
 """Bounds of what may be under way in one direction of a link before its writers wait: bandwidth × latency up to the
 first, and the queue up to the second unless the profile names another bound."""
+_SHARED_BYTES: Final = _PATH_BYTES
+"""Bytes in flight from which on all connections of a link wait for each other, whatever TCP allows each."""
 _LEAST_WINDOW_BYTES: Final = 16 << 10
 _PIECE_SECONDS: Final = 0.005
 _PIECE_BYTES: Final = (16 << 10, 256 << 10)
@@ -88,7 +90,8 @@ class PacedLink:
         self._room_below = [0, 0]  # and goes on: with enough in the queue to keep the link busy until then
         self._agenda = agenda
         self._held: tuple[deque[_Piece], deque[_Piece]] = (deque(), deque())
-        self._waiting: tuple[set[Reader], set[Reader]] = (set(), set())
+        self._waiting: tuple[dict[Reader, None], dict[Reader, None]] = ({}, {})  # in the order in which they stopped
+        self._by_reader: tuple[dict[Reader, int], dict[Reader, int]] = ({}, {})  # bytes in flight of each
         self._room_at = [0.0, 0.0]
         self._next_change = math.inf
         self.changed(now)
@@ -129,20 +132,22 @@ class PacedLink:
         counters.delayed(0.0)
 
     def begin_transit(self, now: float, reader: Reader, nbytes: int) -> None:
-        """Count bytes of `reader` that are on their way; it reads no more while the link's queue is full."""
+        """Count bytes of `reader` that are on their way; it reads no more while the link takes no more of it."""
         index = reader.index
         self.in_flight[index] += nbytes
+        by_reader = self._by_reader[index]
+        by_reader[reader] = by_reader.get(reader, 0) + nbytes
         if reader not in self._waiting[index]:
-            is_full = self.in_flight[index] > self._full_at[index]
-            if is_full or self.link.room_at(now, reader.direction) > now:
-                self._waiting[index].add(reader)
+            is_full = self._queued(reader) > self._full_at[index]
+            if is_full or self.link.room_at(now, reader.direction, reader.pair.number) > now:
+                self._waiting[index][reader] = None
                 reader.hold(self)
                 self._resume_readers(now, reader.direction)
 
     def end_transit(self, now: float, reader: Reader, nbytes: int) -> None:
         """Count bytes that have been delivered or dropped."""
         index = reader.index
-        self.in_flight[index] -= nbytes
+        self._take_from_flight(reader, nbytes)
         if self._waiting[index]:
             self._resume_readers(now, reader.direction)
 
@@ -157,11 +162,13 @@ class PacedLink:
         self.pairs.discard(pair)
         for index, held in enumerate(self._held):
             kept = [piece for piece in held if piece[0].pair is not pair]
-            self.in_flight[index] -= sum(piece[1] for piece in held) - sum(piece[1] for piece in kept)
+            for reader, nbytes, *_ in held:
+                if reader.pair is pair:
+                    self._take_from_flight(reader, nbytes)
             held.clear()
             held.extend(kept)
-        for waiting in self._waiting:
-            waiting.difference_update(pair.readers)
+            for reader in pair.readers:
+                self._waiting[index].pop(reader, None)
         self.link.disconnect(pair.number)
 
     # Changes
@@ -267,17 +274,36 @@ class PacedLink:
             pair.close(now)
 
     def _resume_readers(self, now: float, direction: Direction) -> None:
-        """Let the readers that wait read on, or look again when there is room."""
+        """Let the readers that wait read on if there is room for them, or look again when there may be."""
         index = direction.ordinal
-        room_at = self.link.room_at(now, direction)
-        if room_at > now:
-            if self._room_at[index] <= now:
-                self._room_at[index] = room_at
-                self._agenda.at(room_at, self._resume_readers, direction)
-        elif self.in_flight[index] <= self._room_below[index]:
-            for reader in tuple(self._waiting[index]):
-                self._waiting[index].discard(reader)
+        next_room = math.inf
+        for reader in tuple(self._waiting[index]):
+            room_at = self.link.room_at(now, direction, reader.pair.number)
+            if room_at > now:
+                next_room = min(next_room, room_at)
+            elif self._queued(reader) <= self._room_below[index]:
+                del self._waiting[index][reader]
                 reader.release(self)
+        if next_room < math.inf and not now < self._room_at[index] <= next_room:
+            self._room_at[index] = next_room
+            self._agenda.at(next_room, self._resume_readers, direction)
+
+    def _queued(self, reader: Reader) -> int:
+        """Return the bytes in flight that keep `reader` waiting: its own under TCP, or else all of the queue."""
+        index = reader.index
+        if self.link.loss_model is LossModel.RPC or self.in_flight[index] > _SHARED_BYTES:
+            return self.in_flight[index]
+        return self._by_reader[index].get(reader, 0)
+
+    def _take_from_flight(self, reader: Reader, nbytes: int) -> None:
+        index = reader.index
+        self.in_flight[index] -= nbytes
+        by_reader = self._by_reader[index]
+        left = by_reader[reader] - nbytes
+        if left:
+            by_reader[reader] = left
+        else:
+            del by_reader[reader]
 
 
 def _within(bounds: tuple[int, int], value: float) -> int:
