@@ -236,7 +236,7 @@ class Engine:
         except Exception:
             self.uploads.recycle(update)
             raise
-        if isinstance(reply, ev.UpdateReply) and reply.status is ev.UpdateStatus.ACCEPTED:
+        if isinstance(reply, ev.UpdateReply) and reply.status is ev.UpdateStatus.ACCEPTED and reply.weight:
             # Queue this before the effects: a step that they start must run after it on the compute thread.
             added = self._run_watched("adding an update", self.model.add, update, reply.weight)
             added.add_done_callback(lambda _: self.uploads.recycle(update))
@@ -328,7 +328,7 @@ class Engine:
         stepped = False
         try:
             with self.metrics.step_seconds.time():
-                good = await self._run(self.model.step)
+                good = await self._run(self.model.step, closed.server_momentum)
             stepped = True
             if not good:
                 text = f"skipped the step of round {closed.round}: the result is not finite"

@@ -43,6 +43,8 @@ def round_row(
         "loss": loss,
         "train_loss": closed.loss,
         "samples": closed.samples,
+        "local_steps": closed.local_steps,
+        "learning_rate": closed.learning_rate,
         "contributors": [c.node for c in closed.contributions if c.success],
         "missing": [c.node for c in closed.contributions if not c.success],
         "batch_sizes": {c.node: c.batch_size for c in closed.contributions},

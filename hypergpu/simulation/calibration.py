@@ -77,7 +77,7 @@ def compute_times(
     """
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
-        steps = local_steps(row)
+        steps = row["local_steps"]
         for node in row["contributors"]:
             found.setdefault(node, []).append((row["batch_sizes"][node], row["compute_seconds"][node] / steps))
     if not found:
@@ -85,13 +85,6 @@ def compute_times(
     lines = {node: _line(points, usual) for node, points in found.items()}
     slowest = max(lines, key=lambda node: scales[node])
     return {node: lines.get(node) or _scaled(lines[slowest], scale / scales[slowest]) for node, scale in scales.items()}
-
-
-def local_steps(row: Mapping[str, Any]) -> int:
-    """Return the steps that each contributor of a round took."""
-    batches: int = sum(row["batch_sizes"][node] for node in row["contributors"])
-    samples: int = row["samples"]
-    return max(1, round(samples / max(1, batches)))
 
 
 def _line(points: Sequence[tuple[int, float]], usual: ComputeTimes) -> ComputeTimes:

@@ -135,10 +135,9 @@ class ConvergenceBackend:
         self.metric = LOSS if convergence.metric(0.0) is None else metric
         """Metric of the model."""
         self._draws = KeyedRandom(config.seed, "convergence")
-        self._path = 0.0
+        self._path = self._velocity = self._kept = 0.0
         self._loss = self._model.loss(0.0)
-        self._midway: dict[tuple[int, int, float], float] = {}
-        self._after: dict[tuple[int, int, float], float] = {}
+        self._losses: dict[tuple[int, int, float], tuple[float, float]] = {}
         self._last = (1, 0.0)
         self._weight = self._batches = self._steps = 0.0
 
@@ -169,12 +168,13 @@ class ConvergenceBackend:
         noise = model.loss_spread * self._draws.normal((order.round << 20) + order.shard.index)
         before = self._loss * (1 + noise / order.batch_size**0.5)
         work = steps, order.batch_size, order.learning_rate
-        midway = self._midway.get(work)
-        if midway is None:  # the same for all nodes with as much work
+        losses = self._losses.get(work)
+        if losses is None:  # the same for all nodes with as much work
             progress = model.progress(*work)
-            midway = self._midway[work] = model.loss(self._path + 0.5 * progress)
-            self._after[work] = model.loss(self._path + progress)
-        after = before * self._after[work] / self._loss
+            losses = model.loss(self._path + 0.5 * progress), model.loss(self._path + progress)
+            self._losses[work] = losses
+        midway, end = losses
+        after = before * end / self._loss
         return Trained(samples, midway * (1 + noise / samples**0.5), before, before, loss_after=after)
 
     def add(self, weight: int) -> None:
@@ -188,22 +188,27 @@ class ConvergenceBackend:
         """Forget the updates of an abandoned round."""
         self._weight = self._batches = self._steps = 0.0
 
-    def step(self) -> bool:
-        """Advance along the curve by the accepted samples."""
+    def step(self, momentum: float | None = None) -> bool:
+        """Advance along the curve by the accepted samples, and by momentum as far as the last rounds went."""
         if self._weight:
             mean_steps = self._steps / self._weight  # updates weigh by their samples
-            self._path += self._model.progress(mean_steps, self._batches, self._model.learning_rate)
+            fresh = self._model.progress(mean_steps, self._batches, self._model.learning_rate)
+            self._velocity = (momentum or 0.0) * self._velocity + fresh
+            self._path += self._velocity
             self._loss = self._model.loss(self._path)
-            self._midway.clear()
-            self._after.clear()
+            self._losses.clear()
         self.discard()
         return True
 
     def keep(self) -> None:
-        """Do nothing: a curve has no parameters to keep."""
+        """Keep the place on the curve."""
+        self._kept = self._path
 
     def revert(self) -> None:
-        """Do nothing: a curve has no parameters to restore."""
+        """Return to the place that was kept last."""
+        self._path, self._velocity = self._kept, 0.0
+        self._loss = self._model.loss(self._path)
+        self._losses.clear()
 
     def evaluate(self) -> tuple[float, float | None]:
         """Return loss and metric at the present place on the curve."""

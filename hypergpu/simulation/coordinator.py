@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StaleWork
-from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.rounds import events as ev
-from hypergpu.coordinator.core.rounds.adaptation import Adaptation, LateWork, RoundPlan, RoundReport
+from hypergpu.coordinator.core.rounds.adaptation import Adaptation, LateWork, RoundJudgement, RoundPlan, RoundReport
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.session import (
     AskProgress,
@@ -198,7 +197,7 @@ class SimulatedCoordinator:
                 return
             answer = self._session.handle(Update(trained.as_update(work, compute_seconds)), now)
             reply = answer[0]
-            if isinstance(reply, ev.UpdateReply) and reply.status is _ACCEPTED:
+            if isinstance(reply, ev.UpdateReply) and reply.status is _ACCEPTED and reply.weight:
                 self._learning.add(reply.weight)
             self._carry_out(answer[1])
         if isinstance(reply, HyperGPUError):
@@ -230,7 +229,7 @@ class SimulatedCoordinator:
 
     def _close_round(self, closed: ev.CloseRound) -> None:
         self._watch_stragglers()
-        if not self._learning.step():
+        if not self._learning.step(closed.server_momentum):
             text = f"skipped the step of round {closed.round}: the result is not finite"
             self._recorder.event(ev.RunEvent("step_skipped", closed.round, text), self._time.now)
         self._time.at(self._time.now + self._evaluation_seconds, self._evaluate, closed)
@@ -309,9 +308,13 @@ class HeartbeatSync:
         self.flush_heartbeats()
         return self.adaptation.plan_round(available, round_number)
 
-    def finish_round(self, report: RoundReport) -> Sequence[Decision]:
+    def finish_round(self, report: RoundReport) -> RoundJudgement:
         """Learn from a round."""
         return self.adaptation.finish_round(report)
+
+    def abandon_round(self, round_number: int, fault: str) -> RoundJudgement:
+        """Learn from a round without any update."""
+        return self.adaptation.abandon_round(round_number, fault)
 
     def record_late(self, work: LateWork) -> None:
         """Learn from work that missed the end of its round."""

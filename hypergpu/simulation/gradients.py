@@ -77,9 +77,9 @@ class GradientBackend:
         """Forget the updates of an abandoned round."""
         self._model.discard()
 
-    def step(self) -> bool:
+    def step(self, momentum: float | None = None) -> bool:
         """Take the server's step on the mean."""
-        return self._model.step()
+        return self._model.step(momentum)
 
     def keep(self) -> None:
         """Keep the present parameters."""

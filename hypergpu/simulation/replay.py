@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from hypergpu.coordinator.core.rounds.adaptation import FixedAdaptation, RoundPlan
-from hypergpu.simulation.calibration import Calibration, local_steps
+from hypergpu.simulation.calibration import Calibration
 from hypergpu.simulation.compute import read_rounds
 from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario import Scenario
@@ -32,7 +32,7 @@ class ReplayedDecisions(FixedAdaptation):
         """Return the plan of that round."""
         row = self._rows[round_number]
         selected = [node for node in available if node in row["batch_sizes"]]
-        return RoundPlan(selected, dict(row["batch_sizes"]), local_steps(row), wait_for_all=self._wait_for_all)
+        return RoundPlan(selected, dict(row["batch_sizes"]), row["local_steps"], wait_for_all=self._wait_for_all)
 
 
 def replay(

@@ -71,7 +71,7 @@ class TrainingBackend(Protocol):
         """Forget the round's mean."""
         ...
 
-    def step(self) -> bool:
+    def step(self, momentum: float | None = None) -> bool:
         """Return the server's step on the mean; False if it was left out because it would not be finite."""
         ...
 

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
+from hypergpu.coordinator.core.adaptation.rate_search import RateChange
 from hypergpu.coordinator.core.batching.controller import BatchChange
-from hypergpu.coordinator.core.batching.strategies import LearningRateReason
+from hypergpu.coordinator.core.batching.strategies import LocalStepsReason
 from hypergpu.coordinator.core.decisions import CLUSTER, Decision, DecisionKind, DecisionLog, Figures
 from hypergpu.coordinator.core.links.profile import LinkProfile
 from hypergpu.coordinator.core.selection import SelectionReason
@@ -89,13 +90,22 @@ class AdaptationLog(DecisionLog):
             }
             self.decide(DecisionKind.BATCH_SIZE, CLUSTER, reason, figures)
 
-    def pace(self, steps: tuple[int, int], factor: tuple[float, float], communication_seconds: float) -> None:
-        """Record changed local steps and learning-rate factor, each given as (before, after)."""
-        if steps[0] != steps[1]:
-            more = steps[1] > steps[0]
-            reason = LearningRateReason.AMORTISES_COMMUNICATION if more else LearningRateReason.SHORTER_ROUNDS_PAY
-            figures = {"from": steps[0], "to": steps[1], "communication_seconds": communication_seconds}
-            self.decide(DecisionKind.LOCAL_STEPS, CLUSTER, reason, figures)
-        if abs(factor[1] - factor[0]) > 0.02 * factor[0]:
-            figures = {"from_factor": factor[0], "to_factor": factor[1]}
-            self.decide(DecisionKind.LEARNING_RATE, CLUSTER, LearningRateReason.FOLLOWS_TOTAL_BATCH, figures)
+    def local_steps(self, before: int, after: int, drift_steps: float, communication_seconds: float) -> None:
+        """Record changed local steps."""
+        if before == after:
+            return
+        more = after > before
+        reason = LocalStepsReason.AMORTISES_COMMUNICATION if more else LocalStepsReason.SHORTER_ROUNDS_PAY
+        figures = {
+            "from": before,
+            "to": after,
+            "communication_seconds": communication_seconds,
+            "drift_steps": drift_steps,
+        }
+        self.decide(DecisionKind.LOCAL_STEPS, CLUSTER, reason, figures)
+
+    def learning_rate(self, change: RateChange | None) -> None:
+        """Record a changed learning-rate factor."""
+        if change is not None:
+            figures = {"from_factor": change.before, "to_factor": change.after, **change.figures}
+            self.decide(DecisionKind.LEARNING_RATE, CLUSTER, change.reason, figures)

@@ -11,29 +11,26 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import finite
 from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.coordinator.core.adaptation.decision_log import LISTED, AdaptationLog, ClusterReason
-from hypergpu.coordinator.core.adaptation.objective import (
-    ConfigurationSnapshot,
-    Objective,
-    ProgressModel,
-    Regression,
-    RollbackReason,
-    RoundMeasurement,
-)
 from hypergpu.coordinator.core.adaptation.phases import LossTrend, Phase, PhaseReason
 from hypergpu.coordinator.core.adaptation.plan import RoundDecisions
 from hypergpu.coordinator.core.adaptation.policy import PARAMETERS, PolicyParameters
+from hypergpu.coordinator.core.adaptation.progress import Regression, RollbackReason
+from hypergpu.coordinator.core.adaptation.progress_control import ConfigurationSnapshot, ProgressControl
 from hypergpu.coordinator.core.adaptation.results import record_late, record_noise, record_results
 from hypergpu.coordinator.core.adaptation.round_history import RoundHistory, RoundRecord
 from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchReason
 from hypergpu.coordinator.core.batching.controller import AdaptationLimits
 from hypergpu.coordinator.core.checks import parse_enum, require_non_negative
-from hypergpu.coordinator.core.decisions import CLUSTER, Decision, DecisionKind
+from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
 from hypergpu.coordinator.core.overrides import Overrides
-from hypergpu.coordinator.core.rounds.adaptation import LateWork, RoundPlan, RoundReport
+from hypergpu.coordinator.core.rounds.adaptation import LateWork, ModelAction, RoundJudgement, RoundPlan, RoundReport
 from hypergpu.coordinator.core.rounds.events import Contribution
 from hypergpu.coordinator.core.selection import DynamicNodeSelector, SelectionReason
 from hypergpu.coordinator.core.selection.context import SelectionContext
+
+_NOT_FINITE = "NonFiniteUpdate"
+"""Error of a node whose loss or gradients are not finite."""
 
 
 class AdaptiveOrchestrator:
@@ -74,12 +71,8 @@ class AdaptiveOrchestrator:
         self._clock = clock
         self._ledger = RoundHistory(self._settings.history)
         self._losses = LossTrend(self._settings)
-        self._objective = Objective()
-        self._snapshot: ConfigurationSnapshot | None = None
-        self._warm_up: ConfigurationSnapshot | None = None
+        self._control = ProgressControl(config, self.policy)
         self._held_until = -1
-        self._caution = 1.0
-        self._rollbacks = 0
         self._rounds_begun = 0
         self._last_change = -(10**9)
         self._selected: list[str] = []
@@ -110,6 +103,7 @@ class AdaptiveOrchestrator:
             UnknownName: There is no such policy.
         """
         before, self.policy = self.policy, parse_enum(AdaptationPolicy, policy, "policy")
+        self._control.set_policy(self.policy)
         self._log.decide(DecisionKind.POLICY, CLUSTER, ClusterReason.SET_BY_USER, {"from": before, "to": self.policy})
 
     def register_node(self, node_id: str, largest_batch: int | None = None) -> None:
@@ -157,6 +151,7 @@ class AdaptiveOrchestrator:
     def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
         """Plan a round with a selection of the available nodes, as `pre_round_adaptation` does."""
         began = self._clock()
+        self.batches.costs.overhead.open_round(began)
         if self.phase is Phase.INITIALIZATION:
             self.start_training()
         self._round = self._log.round = round_number
@@ -164,10 +159,7 @@ class AdaptiveOrchestrator:
         for node_id in available:
             if node_id not in self._registered:
                 self.register_node(node_id)
-        changed = list(self.monitor.update())
-        many = changed and len(self._registered) > LISTED
-        counts = self.monitor.class_counts() if many else None
-        self._log.classes(self.monitor.get_node_profiles(changed[:LISTED]), counts)
+        self._update_links()
         self._available = len(available)
         if self.phase is Phase.WARM_UP and self._rounds_begun >= self._settings.warmup_rounds:
             self._enter(Phase.ADAPTIVE, PhaseReason.LINKS_MEASURED, {"rounds": self._rounds_begun})
@@ -181,14 +173,7 @@ class AdaptiveOrchestrator:
             selected = self._adapted(available)
         self._selected = selected
         self._overhead = self._clock() - began
-        return RoundPlan(
-            selected,
-            self.batches.get_batch_sizes(selected),
-            self.batches.local_steps,
-            self._learning_rate,
-            wait_for_all=self.policy is AdaptationPolicy.NONE,
-            decisions=self._log.drain(),
-        )
+        return self._as_plan(selected)
 
     def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Learn from a round, and roll back a configuration that performs worse.
@@ -203,7 +188,8 @@ class AdaptiveOrchestrator:
                 node-seconds since).
 
         Returns:
-            `decisions` (immediate ones such as a rollback), `progress_per_second` and `phase`.
+            `decisions` (immediate ones such as a rollback), `model` (`keep` it as the one to return to, `leave` it,
+            or `revert` to the kept one), `progress_per_second` (decrease of the logarithm of the loss) and `phase`.
 
         Raises:
             InvalidInput: A metric is missing, or a time or count is negative or not finite. A loss that is not finite
@@ -228,14 +214,19 @@ class AdaptiveOrchestrator:
             update_norms=metrics.get("update_norms"),
             restarts=metrics.get("ended", (0, 0.0)),
         )
-        decisions = self.finish_round(report)
-        return {"decisions": decisions, "progress_per_second": self._rate, "phase": str(self.phase)}
+        judgement = self.finish_round(report)
+        return {
+            "decisions": list(judgement.decisions),
+            "model": str(judgement.model),
+            "progress_per_second": self._rate,
+            "phase": str(self.phase),
+        }
 
-    def finish_round(self, report: RoundReport) -> list[Decision]:
-        """Learn from a round, and roll back a configuration that performs worse.
+    def finish_round(self, report: RoundReport) -> RoundJudgement:
+        """Learn from a round, and roll back a configuration with which training diverged.
 
         Returns:
-            Immediate decisions, such as a rollback.
+            Immediate decisions, such as a rollback, and whether the model is kept or given up.
 
         Raises:
             UnknownName: A contributing node is not registered.
@@ -244,17 +235,18 @@ class AdaptiveOrchestrator:
         began = self._clock()
         self._round = self._log.round = report.round
         contributions = report.contributions
-        exchange = self.record_results(contributions) if contributions else self._exchange_seconds(self._selected)
+        if contributions:
+            self.record_results(contributions)
         if report.update_norms is not None:
             record_noise(report.update_norms, contributions, self.batches)
         self.batches.costs.observe_ends(*report.restarts)
-        steps, worth = self.batches.local_steps, self._worth()
-        measured = RoundMeasurement(report.samples / steps, steps, report.seconds, exchange)
-        progress, self._rate = worth.progress(measured), worth.rates([measured])[0]
+        regression = self._control.progress.observe(report)
+        progress = self._control.progress.decrease
+        self._rate = progress / report.seconds if report.seconds > 0 else 0.0
         self._losses.observe(report.loss)
-        self._objective.observe(measured, report.loss)
+        action = ModelAction.KEEP
         if self.policy is not AdaptationPolicy.NONE:
-            self._judge()
+            action = self._judge(regression, contributions)
             self._log.standings(self.selector.drain_state_changes())
         self._overhead += self._clock() - began
         self._ledger.add(
@@ -267,14 +259,23 @@ class AdaptiveOrchestrator:
                 progress,
                 report.loss,
                 report.metric,
-                steps,
+                self.batches.local_steps,
                 self.batches.learning_rate_factor,
                 self._overhead,
             )
         )
         self._follow_loss()
         self._overhead = 0.0
-        return self._log.drain()
+        return RoundJudgement(self._log.drain(), action)
+
+    def abandon_round(self, round_number: int, fault: str) -> RoundJudgement:
+        """Learn from a round without any update: a rate at which no node can finish its work is lowered."""
+        self._round = self._log.round = round_number
+        self.batches.costs.overhead.interrupt()
+        if self.policy is AdaptationPolicy.NONE or fault != _NOT_FINITE:
+            return RoundJudgement(model=ModelAction.LEAVE)
+        action = self._roll_back(Regression(RollbackReason.UPDATES_NOT_FINITE, {"round": round_number}))
+        return RoundJudgement(self._log.drain(), action)
 
     def record_late(self, work: LateWork) -> None:
         """Learn what the time of work that missed the end of its round went into: its link or its card.
@@ -315,10 +316,10 @@ class AdaptiveOrchestrator:
             "selected_nodes": list(self._selected),
             "local_steps": self.batches.local_steps,
             "learning_rate_factor": self.batches.learning_rate_factor,
-            "progress_per_second": self._objective.value(self._worth()),
+            "progress_per_second": self._rate,
             "last_round": last,
-            "rollbacks": self._rollbacks,
-            "snapshot_round": self._snapshot.round if self._snapshot else None,
+            "rollbacks": self._control.rollbacks,
+            "snapshot_round": self._control.snapshot.round if self._control.snapshot else None,
             "overhead": self._ledger.overhead(),
             "network": self.monitor.get_cluster_health_summary(),
             "decisions": [decision.to_dict() for decision in list(self._log.latest)[-20:]],
@@ -347,6 +348,30 @@ class AdaptiveOrchestrator:
 
     # ------------------------------------------------------------ before a round
 
+    def _update_links(self) -> None:
+        """Let the monitor judge the links, and record the classes that changed."""
+        changed = list(self.monitor.update())
+        many = changed and len(self._registered) > LISTED
+        counts = self.monitor.class_counts() if many else None
+        self._log.classes(self.monitor.get_node_profiles(changed[:LISTED]), counts)
+
+    def _as_plan(self, selected: Sequence[str]) -> RoundPlan:
+        """Return the plan of a round of these nodes, with the learning rates that they work or try at."""
+        adapts = self.policy is not AdaptationPolicy.NONE
+        factor, trials = self._control.plan(selected)
+        self.batches.learning_rate_factor = factor
+        rate = self.config.training.learning_rate
+        return RoundPlan(
+            selected,
+            self.batches.get_batch_sizes(selected),
+            self.batches.local_steps,
+            rate * factor,
+            trial_rates={node: rate * tried for node, tried in trials.items()},
+            server_momentum=self._control.momentum,
+            wait_for_all=not adapts,
+            decisions=self._log.drain(),
+        )
+
     @property
     def _learning_rate(self) -> float:
         return self.config.training.learning_rate * self.batches.learning_rate_factor
@@ -360,13 +385,6 @@ class AdaptiveOrchestrator:
         return selected
 
     def _adapted(self, available: Sequence[str]) -> list[str]:
-        if self._round < self._held_until and self._snapshot:
-            held = [node_id for node_id in self._snapshot.selected if node_id in set(available)]
-            if held:
-                selected = self.selector.select_again(held, available, self._round)
-                self._log.standings(self.selector.drain_state_changes())
-                self._log.selection(self.selector.last_selection)
-                return selected
         traits = PARAMETERS[self.policy]
         calm = PARAMETERS[AdaptationPolicy.CONSERVATIVE] if self.phase is Phase.CONVERGENCE else traits
         reference = self.batches.baseline_batch_size * len(available)
@@ -378,110 +396,55 @@ class AdaptiveOrchestrator:
             horizon=traits.horizon,
             window=calm.window,
         )
-        before = self._as_snapshot()
         selected = self.selector.select_nodes(available, round_num=self._round, outlook=outlook)
         self._log.standings(self.selector.drain_state_changes())
         self._log.selection(self.selector.last_selection)
-        self._adapt_batches(selected, len(available), traits)
-        total, was = sum(self.batches.get_batch_sizes(selected).values()), sum(before.batch_sizes.values())
-        resized = before.local_steps != self.batches.local_steps or abs(total - was) > 0.1 * was
-        if resized or set(before.selected) != set(selected):
-            if self._objective.settled:
-                self._keep_snapshot(before)
-            self._objective.changed()
+        if self._round >= self._held_until:
+            self._adapt_batches(selected, len(available), traits)
         return selected
 
     def _adapt_batches(self, selected: Sequence[str], reference: int, traits: PolicyParameters) -> None:
         due = self._round - self._last_change >= traits.interval and self.phase is Phase.ADAPTIVE
         if not due or not selected:
             return
-        pace = AdaptationLimits(
-            1.0 + (traits.step - 1.0) * self._caution, traits.plan_gain, traits.horizon, traits.window
-        )
-        steps, factor = self.batches.local_steps, self.batches.learning_rate_factor
+        pace = AdaptationLimits(traits.step, traits.plan_gain, traits.horizon, traits.window)
+        steps = self.batches.local_steps
         changes = self.batches.evaluate_and_adapt(selected, reference_nodes=reference, pace=pace)
         self._log.batches(changes)
-        now = (self.batches.local_steps, self.batches.learning_rate_factor)
-        self._log.pace((steps, now[0]), (factor, now[1]), self._exchange_seconds(selected))
-        if changes or steps != self.batches.local_steps:
+        after = self.batches.local_steps
+        self.batches.costs.overhead.expect(self.batches.expected_seconds)
+        self._log.local_steps(steps, after, self.batches.drift_steps, self._exchange_seconds(selected))
+        if changes or steps != after:
             self._last_change = self._round
 
     # ------------------------------------------------------------ after a round
 
-    def _judge(self) -> None:
-        """Roll back if the present configuration performs worse than the one before it."""
-        verdict = self._objective.loss_verdict()
-        if self.phase is Phase.WARM_UP:
-            if self._objective.rounds:
-                self._warm_up = self._as_snapshot()
-                self._snapshot = self._snapshot or self._warm_up
-            return
-        if self._round < self._held_until or self.phase is Phase.COMPLETED:
-            return
-        target = self._snapshot
-        if verdict is None and target is not None:
-            verdict = self._against(target, RollbackReason.OBJECTIVE_FELL)
-        if verdict is None and self._ledger.count % self._settings.evaluation_interval == 0:
-            verdict, target = self._deep_evaluation(), self._warm_up
-        elif verdict is not None and verdict.reason is not RollbackReason.OBJECTIVE_FELL:
-            target = self._warm_up or target
-        if verdict is not None and target is not None:
-            self._roll_back(target, verdict)
+    def _judge(self, regression: Regression | None, contributions: Sequence[Contribution]) -> ModelAction:
+        """Keep the best model and its configuration, learn from trials, and roll back if training diverged."""
+        if regression is not None:
+            return self._roll_back(regression)
+        self._log.learning_rate(self._control.rates.observe(contributions))
+        if not self._control.progress.improved:
+            return ModelAction.LEAVE
+        sizes = self.batches.get_batch_sizes(self._selected)
+        self._control.keep(ConfigurationSnapshot(self._round, sizes, self.batches.local_steps))
+        return ModelAction.KEEP
 
-    def _deep_evaluation(self) -> Regression | None:
-        """Log the state of objective and links, and compare the configuration with the warm-up."""
-        health = self.monitor.get_cluster_health_summary()
-        figures = {
-            "progress_per_second": self._objective.value(self._worth()),
-            "warm_up_progress_per_second": self._value_of(self._warm_up),
-            "health_score": "unknown" if health["health_score"] is None else health["health_score"],
-            "open_alerts": int(health["open_alerts"]),
-        }
-        self._log.decide(DecisionKind.POLICY, CLUSTER, ClusterReason.PERIODIC_EVALUATION, figures)
-        if self._warm_up is None:
-            return None
-        return self._against(self._warm_up, RollbackReason.WORSE_THAN_WARM_UP)
-
-    def _roll_back(self, to: ConfigurationSnapshot, verdict: Regression) -> None:
-        self._rollbacks += 1
-        self._caution = max(0.25, 0.5 * self._caution)
+    def _roll_back(self, regression: Regression) -> ModelAction:
+        """Return to the best model and its configuration, with a lower learning rate and less momentum."""
+        found = self._control.roll_back(regression)
+        if found is None:
+            return ModelAction.LEAVE  # nothing is left to change
+        figures, change = found
         self._held_until = self._round + 1 + self._settings.rollback_rounds
-        self._snapshot = to
-        changes = self.batches.restore(to.batch_sizes, to.local_steps, to.learning_rate_factor, BatchReason.ROLLED_BACK)
-        self._log.decide(DecisionKind.ROLLBACK, CLUSTER, verdict.reason, verdict.figures)
-        self._log.batches(changes)
-        self._objective.changed()
-        self._objective.forget_loss()
-
-    def _keep_snapshot(self, present: ConfigurationSnapshot) -> None:
-        """Keep a snapshot of the configuration if it beats the kept one, or if the network has become slower."""
-        kept = self._snapshot
-        moved = kept is not None and present.exchange_seconds > 1.3 * kept.exchange_seconds
-        if kept is None or moved or self._value_of(present) > self._value_of(kept):
-            self._snapshot = present
-            figures = {"progress_per_second": self._value_of(present), "local_steps": present.local_steps}
-            self._log.decide(DecisionKind.SNAPSHOT, CLUSTER, ClusterReason.IMPROVED, figures)
-
-    def _as_snapshot(self) -> ConfigurationSnapshot:
-        return ConfigurationSnapshot(
-            self._round,
-            tuple(self._selected),
-            self.batches.get_batch_sizes(self._selected),
-            self.batches.local_steps,
-            self.batches.learning_rate_factor,
-            self._objective.rounds,
-        )
-
-    def _against(self, before: ConfigurationSnapshot, reason: RollbackReason) -> Regression | None:
-        return self._objective.verdict(before, self._worth(), reason)
-
-    def _worth(self) -> ProgressModel:
-        reference = float(self.batches.baseline_batch_size * max(self._available, 1))
-        return ProgressModel(self.batches.noise_scale(reference), self.batches.drift_steps)
-
-    def _value_of(self, snapshot: ConfigurationSnapshot | None) -> float:
-        rates = self._worth().rates(snapshot.rounds) if snapshot else []
-        return float(np.median(rates)) if rates else 0.0
+        self._log.decide(DecisionKind.ROLLBACK, CLUSTER, regression.reason, figures)
+        self._log.learning_rate(change)
+        self.batches.learning_rate_factor = change.after
+        best = self._control.snapshot
+        if best is not None:
+            restored = self.batches.restore(best.batch_sizes, best.local_steps, change.after, BatchReason.ROLLED_BACK)
+            self._log.batches(restored)
+        return ModelAction.REVERT
 
     def _exchange_seconds(self, selected: Sequence[str]) -> float:
         """Return the expected communication of a round: the mean over samples of the slowest selected node."""
@@ -497,6 +460,7 @@ class AdaptiveOrchestrator:
         figures = {"improvement_per_round": improvement}
         if self.phase is Phase.ADAPTIVE and self._losses.stalled:
             self._enter(Phase.CONVERGENCE, PhaseReason.LOSS_STALLED, figures)
+            self._log.learning_rate(self._control.rates.settle())
         elif self.phase is Phase.CONVERGENCE and self._losses.moving:
             self._enter(Phase.ADAPTIVE, PhaseReason.LOSS_MOVES_AGAIN, figures)
 

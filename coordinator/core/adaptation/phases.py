@@ -52,8 +52,8 @@ class LossTrend:
 
     @property
     def stalled(self) -> bool:
-        """Whether the loss has stopped improving."""
-        return self.improvement is not None and self.improvement < self._config.convergence_improvement
+        """Whether the loss has stopped changing; a loss that rises has not converged."""
+        return self.improvement is not None and abs(self.improvement) < self._config.convergence_improvement
 
     @property
     def moving(self) -> bool:

@@ -31,6 +31,7 @@ def record_results(
         UnknownName: A node is not registered.
         InvalidInput: A figure is negative or not finite.
     """
+    results = [each for each in results if each.success or not each.trial_failed]  # the rate failed, not the node
     if not results:
         return 0.0
     ids = [each.node for each in results]
@@ -102,4 +103,4 @@ def record_noise(norms: tuple[float, float], results: Sequence[Contribution], ba
     """Record (mean of |update|² over the nodes, |mean update|²) for the gradient noise scale."""
     used = [each.samples for each in results if each.success]
     if len(used) >= 2:
-        batches.noise.observe(float(norms[0]), float(norms[1]), len(used), math.fsum(used) / len(used))
+        batches.norms.observe(norms, len(used), math.fsum(used) / len(used), batches.local_steps)

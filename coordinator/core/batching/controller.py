@@ -14,6 +14,7 @@ from hypergpu.common.statistics import quantiles
 from hypergpu.common.strategies import BatchSizeStrategy
 from hypergpu.coordinator.core.batching import goodput as gp
 from hypergpu.coordinator.core.batching.costs import ComputeCosts
+from hypergpu.coordinator.core.batching.norms import NormStatistics
 from hypergpu.coordinator.core.batching.strategies import (
     CODE,
     REASONS,
@@ -33,8 +34,8 @@ _LATENCY_SHARE = 0.6
 _CLIMB_STEP = 1.25
 """Largest factor of a hill-climbing step; a larger one overshoots the best size."""
 _UNBOUNDED_STEP = 1e9
-_DRIFT_FACTOR = 16.0
-"""Multiple of the configured local steps at which half of their worth is lost."""
+_DRIFT_PRIOR = 4.0
+"""Local steps at which half of their worth is lost, in multiples of the configured ones, until it is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class AdaptiveBatchController:
         self.baseline_local_steps = local_steps
         self.local_steps = local_steps
         self.learning_rate_factor = 1.0
-        self.noise = gp.NoiseScale()
+        self.norms = NormStatistics()
         self._monitor = network_monitor
         self._index = NodeIndex()
         self.costs = ComputeCosts()
@@ -256,7 +257,6 @@ class AdaptiveBatchController:
             self._directions[rows] = proposal.directions
             self.costs.used(rows[proposal.climbs])
         self._sizes[rows] = self._bounded(self.strategy, proposal.sizes, before, rows, self._step(pace))
-        self._follow_batch(rows, reference)
         return self._changes_since(ids, before, proposal.reasons, proposal.figures)
 
     def reset(self, nodes: Sequence[str]) -> dict[str, BatchChange]:
@@ -300,17 +300,22 @@ class AdaptiveBatchController:
         rows = self._index.rows(nodes)
         return self.local_steps * self.costs.fit(rows).seconds(self._sizes[rows])
 
+    @property
+    def expected_seconds(self) -> float | None:
+        """Expected duration of a round by the latest plan, overhead included; None before the first."""
+        return self._last.seconds if self._last else None
+
     def noise_scale(self, reference_batch: float) -> float:
         """Return the gradient noise scale φ in samples, or `reference_batch` before update norms were reported.
 
         This prior assumes that the user's cluster is sized so that every node counts.
         """
-        return self.noise.value(prior=max(reference_batch, 1.0))
+        return self.norms.noise.value(prior=max(reference_batch, 1.0))
 
     @property
     def drift_steps(self) -> float:
         """Local steps at which half of their worth is lost."""
-        return _DRIFT_FACTOR * self.baseline_local_steps
+        return self.norms.drift.value(prior=_DRIFT_PRIOR * self.baseline_local_steps)
 
     def get_adaptation_summary(self) -> dict[str, Any]:
         """Return a summary of the batch sizes.
@@ -393,9 +398,9 @@ class AdaptiveBatchController:
         return Proposal(climbed, reasons, steps, figures, directions=turned, climbs=climbed != sizes)
 
     def _goodput(self, ids: Sequence[str], rows: Ints, reference: int, pace: AdaptationLimits) -> Proposal:
-        exchange, cost = self._exchange(ids, pace), self.costs.fit(rows)
-        phi, drift = self.noise_scale(reference), self.drift_steps
+        exchange, cost = self._exchange(ids, pace) + self.costs.overhead.seconds, self.costs.fit(rows)
         sizes = self._sizes[rows]
+        phi, drift = self.noise_scale(reference), self._worthwhile_steps(exchange, cost.seconds(sizes))
         now = gp.evaluate(self.local_steps, sizes, exchange, cost, noise_scale=phi, drift_steps=drift)
         if now.seconds <= 0:  # nothing was measured yet
             reasons = np.full(len(rows), CODE[BatchReason.BASELINE])
@@ -419,7 +424,7 @@ class AdaptiveBatchController:
         idle = now.seconds - cost.expected(exchange + now.steps * cost.seconds(sizes))
         every = np.ones(len(rows))
         figures = {
-            "communication_seconds": exchange,
+            "communication_seconds": exchange - self.costs.overhead.seconds,
             "idle_seconds": np.maximum(idle, 0.0),
             "round_seconds": every * now.seconds,
             "planned_round_seconds": every * plan.seconds,
@@ -427,6 +432,16 @@ class AdaptiveBatchController:
         }
         reasons = _goodput_reasons(plan.batches, sizes, idle > _IDLE_SHARE * now.seconds)
         return Proposal(plan.batches.astype(np.float64), reasons, plan.steps, figures, plan)
+
+    def _worthwhile_steps(self, exchange: Floats, step_seconds: Floats) -> float:
+        """Return the drift in steps, at least so many as take as long as communication.
+
+        Updates of few steps differ mostly by noise, which more steps average out, and a round that computes as long as
+        it communicates takes at most twice as long as the shortest one.
+        """
+        step = float(np.median(step_seconds))
+        balanced = float(np.median(exchange)) / step if step > 0 else 0.0
+        return max(self.drift_steps, balanced)
 
     def _exchange(self, ids: Sequence[str], pace: AdaptationLimits) -> Floats:
         """Return the third quartile of each node's expected communication: the median and a margin of about one MAD."""
@@ -439,12 +454,12 @@ class AdaptiveBatchController:
         return max(pace.step, 2.0) if self.config.powers_of_two else pace.step
 
     def _step_bounds(self, pace: AdaptationLimits) -> tuple[int, int]:
-        base = self.baseline_local_steps
+        base, bound = self.baseline_local_steps, self.config.max_local_steps_factor
         if base == 1:
             return 1, 1
-        most = int(base * self.config.max_local_steps_factor)
-        low = max(base, int(self.local_steps / pace.step))
-        return min(low, most), max(min(most, round(self.local_steps * pace.step)), low)
+        least, most = max(2, round(base / bound)), max(2, int(base * bound))
+        low = min(max(least, int(self.local_steps / pace.step)), most)
+        return low, max(min(most, round(self.local_steps * pace.step)), low)
 
     def _bounded(self, strategy: BatchSizeStrategy, wanted: Floats, before: Ints, rows: Ints, step: float) -> Ints:
         most = self._largest[rows]
@@ -458,14 +473,6 @@ class AdaptiveBatchController:
         highest = np.floor(np.log2(most))
         lowest = np.minimum(np.ceil(np.log2(least)), highest)
         return np.exp2(np.clip(np.round(np.log2(gradual)), lowest, highest)).astype(np.int64)
-
-    def _follow_batch(self, rows: Ints, reference: int) -> None:
-        if self.strategy is BatchSizeStrategy.FIXED:
-            self.learning_rate_factor = 1.0
-            return
-        total = float(self._sizes[rows].sum())
-        bound = self.config.max_learning_rate_factor
-        self.learning_rate_factor = gp.learning_rate_factor(total, reference, self.noise_scale(reference), bound)
 
     def _changes_since(
         self, ids: Sequence[str], before: Ints, reasons: Ints, figures: Mapping[str, Floats]

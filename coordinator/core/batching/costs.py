@@ -9,6 +9,37 @@ _FORGET = 0.85
 """Weight of the past per round: averages over about the last seven rounds."""
 
 
+_OVERHEAD_MEMORY = 0.7
+"""Weight of the past in the measured overhead."""
+
+
+class RoundOverhead:
+    """Time of a round beyond what its nodes need: step, evaluation, opening, and the slowest of their links."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        """Expected overhead of a round."""
+        self._opened_at: float | None = None
+        self._expected: float | None = None
+
+    def open_round(self, now: float) -> None:
+        """Record the opening of a round, and measure the one before it if it was planned and not interrupted."""
+        opened_at, self._opened_at = self._opened_at, now
+        if opened_at is None or self._expected is None:
+            return
+        fresh = min(max(now - opened_at - (self._expected - self.seconds), 0.0), self._expected)
+        self.seconds = _OVERHEAD_MEMORY * self.seconds + (1.0 - _OVERHEAD_MEMORY) * fresh if self.seconds else fresh
+        self._expected = None
+
+    def expect(self, seconds: float | None) -> None:
+        """Set the planned duration of the open round, overhead included; None if nothing was planned."""
+        self._expected = seconds
+
+    def interrupt(self) -> None:
+        """Forget the open round: it was abandoned, and its time says nothing."""
+        self._opened_at = None
+
+
 class ComputeCosts:
     """Least-squares fit of seconds per step = fixed + per_sample · batch for each node, with exponential forgetting.
 
@@ -19,6 +50,8 @@ class ComputeCosts:
     def __init__(self) -> None:
         self._sums: Floats = np.zeros((0, 5))  # 1, x, y, x², xy
         self._rate: Floats = np.zeros((0, 3))  # samples per second: smoothed, at the last move, noise
+        self.overhead = RoundOverhead()
+        """Overhead of each round, whatever its nodes do."""
         self._ended = self._watched_seconds = 0.0
 
     def grow(self, rows: int) -> None:

@@ -15,7 +15,9 @@ import numpy as np
 from hypergpu.coordinator.core.node_arrays import Floats, Ints
 
 _BARRIERS = np.geomspace(0.4, 4.0, 12)
-"""Candidate durations of the computing part, relative to its present duration."""
+"""Candidate durations of the computing part, relative to its present one."""
+_SHORT_BARRIERS = np.geomspace(0.4, 1.0, 8)
+"""The same where local steps may change: more of them use the time better than larger batches."""
 
 _MOST_ENDS = 50.0
 """Limit of the exponent λt: beyond it, work never finishes, and e^λt would overflow a float."""
@@ -29,16 +31,6 @@ def batch_progress(total_batch: Floats | float, noise_scale: float) -> Floats | 
 def steps_progress(steps: float, drift_steps: float) -> float:
     """Return the worth of `steps` local steps in global steps; half of it is lost at `drift_steps`."""
     return steps / (1.0 + steps / drift_steps)
-
-
-def learning_rate_factor(total_batch: float, reference_batch: float, noise_scale: float, bound: float) -> float:
-    """Return the factor by which the learning rate follows the total batch.
-
-    AdaScale's gain (Johnson et al., ICML 2020): (B/B₀)·(φ + B₀)/(φ + B). It is linear while noise dominates and flat
-    once the batch exceeds the noise scale. The result is clipped to [1/bound, bound].
-    """
-    gain = total_batch / reference_batch * (noise_scale + reference_batch) / (noise_scale + total_batch)
-    return min(max(gain, 1.0 / bound), bound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +123,13 @@ def best_plan(
         rounds: Number of rounds so far.
     """
     best, most_worth = now, now.goodput
+    barriers = _BARRIERS if steps[0] == steps[1] else _SHORT_BARRIERS
     for count in step_candidates(*steps):
         compute = count * cost.seconds(now.batches)
         longest = float(compute.max())
         barrier = float((communication_seconds + compute).max())
         # Each node computes until the barrier; a node with idle time before it gets more samples.
-        allowed = barrier + (_BARRIERS[:, None] - 1.0) * longest - communication_seconds
+        allowed = barrier + (barriers[:, None] - 1.0) * longest - communication_seconds
         fitting = (allowed / count - cost.fixed) / np.maximum(cost.per_sample, 1e-12)
         batches = np.clip(fitting, least, most).astype(np.int64)
         seconds = cost.expected(communication_seconds + count * cost.seconds(batches)).max(axis=1)

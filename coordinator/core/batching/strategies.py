@@ -37,10 +37,9 @@ CODE: Final = {reason: code for code, reason in enumerate(REASONS)}
 """Code of each reason in arrays."""
 
 
-class LearningRateReason(StrEnum):
-    """Reason why the learning rate or the local steps changed."""
+class LocalStepsReason(StrEnum):
+    """Reason why the local steps changed."""
 
-    FOLLOWS_TOTAL_BATCH = "follows_total_batch"
     AMORTISES_COMMUNICATION = "amortises_communication"
     SHORTER_ROUNDS_PAY = "shorter_rounds_pay"
 

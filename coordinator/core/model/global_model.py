@@ -7,7 +7,7 @@ import numpy as np
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.tensors import Flat, Manifest
 from hypergpu.coordinator.core.model.aggregation import StreamingMean, is_finite
-from hypergpu.coordinator.core.model.optimizer import make_optimizer
+from hypergpu.coordinator.core.model.optimizer import Sgd, make_optimizer
 
 
 class GlobalModel:
@@ -40,17 +40,25 @@ class GlobalModel:
         """Remove the updates that were added since the last step."""
         self._mean.reset()
 
-    def step(self) -> bool:
+    def step(self, momentum: float | None = None) -> bool:
         """Apply the mean of the updates.
+
+        Args:
+            momentum: Momentum of SGD from this step on; None leaves it, and Adam has its own.
 
         Returns:
             False if the result is not finite: the values stay unchanged and the optimizer restarts.
         """
+        if not self._mean.count:  # every update of the round was of a trial
+            self.update_norms = None
+            return True
         mean = self._mean.take()
         self.update_norms = self._mean.norms(mean)
         direction = mean[: self._parameter_count]
         if self._config.local_steps == 1:
             np.negative(direction, out=direction)
+        if momentum is not None and isinstance(self._optimizer, Sgd):
+            self._optimizer.momentum = momentum
         np.copyto(self._spare, self.values)
         self._spare[self._parameter_count :] += mean[self._parameter_count :]
         with np.errstate(over="ignore", invalid="ignore"):

@@ -47,21 +47,26 @@ class Sgd:
     """
 
     def __init__(self, size: int, rate: float, momentum: float = 0.0, *, nesterov: bool = False) -> None:
-        self._rate, self._momentum, self._nesterov = np.float32(rate), np.float32(momentum), nesterov
+        self.momentum = momentum
+        """μ; it may change between steps."""
+        self._size, self._rate, self._nesterov = size, np.float32(rate), nesterov
         self._velocity: Flat | None = np.zeros(size, np.float32) if momentum else None
         self._scratch: Flat = np.empty(min(BLOCK, size) if nesterov else 0, np.float32)
 
     def step(self, parameters: Flat, direction: Flat) -> None:
         """See `Optimizer.step`."""
+        momentum = np.float32(self.momentum)
+        if self._velocity is None and momentum:
+            self._velocity = np.zeros(self._size, np.float32)
         for start in range(0, len(parameters), BLOCK):
             piece = slice(start, start + BLOCK)
             move = direction[piece]
             if self._velocity is not None:
                 velocity = self._velocity[piece]
-                velocity *= self._momentum
+                velocity *= momentum
                 velocity += move
                 if self._nesterov:
-                    move += np.multiply(velocity, self._momentum, out=self._scratch[: len(move)])
+                    move += np.multiply(velocity, momentum, out=self._scratch[: len(move)])
                 else:
                     np.copyto(move, velocity)
             move *= self._rate
@@ -73,6 +78,8 @@ class Sgd:
 
     def restore(self, state: Mapping[str, Flat]) -> None:
         """See `Optimizer.restore`."""
+        if self._velocity is None and "velocity" in state:  # momentum that was set between steps
+            self._velocity = np.zeros(self._size, np.float32)
         _require_like(self.state(), state)
         if self._velocity is not None:
             np.copyto(self._velocity, state["velocity"])

@@ -1,6 +1,6 @@
 """The seam between the rounds and their adaptation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -20,6 +20,10 @@ class RoundPlan:
     """Samples per local step, by node id."""
     local_steps: int | None = None
     learning_rate: float | None = None
+    trial_rates: Mapping[str, float] = field(default_factory=dict)
+    """Learning rates of the nodes that try another one, by node id. Their updates are measured and not applied."""
+    server_momentum: float | None = None
+    """Momentum of the server's step after the round."""
     wait_for_all: bool = False
     """Whether the round waits for every node, without a measured deadline: plain synchronous training."""
     close_share: float | None = None
@@ -35,6 +39,8 @@ class RoundReport:
     round: int
     loss: float
     """Loss on held-out data, or the training loss where no evaluation was due."""
+    evaluated: bool = field(default=True, kw_only=True)
+    """Whether `loss` is the loss on held-out data."""
     seconds: float
     """Duration of the round."""
     samples: int
@@ -76,6 +82,26 @@ class LateWork:
     local_steps: int
 
 
+class ModelAction(StrEnum):
+    """Use of the model after a round."""
+
+    KEEP = "keep"
+    """Keep it as the one to return to."""
+    LEAVE = "leave"
+    """Train on, and return to an earlier one if need be."""
+    REVERT = "revert"
+    """Return to the kept one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundJudgement:
+    """Judgement of a round: what was decided because of it."""
+
+    decisions: Sequence[Decision] = ()
+    """Decisions to record, each with its reason."""
+    model: ModelAction = ModelAction.KEEP
+
+
 class Adaptation(Protocol):
     """Chooses nodes and work before each round, and learns from it afterwards."""
 
@@ -88,8 +114,12 @@ class Adaptation(Protocol):
         """Plan a round of some of the available nodes."""
         ...
 
-    def finish_round(self, report: RoundReport) -> Sequence[Decision]:
-        """Learn from a round, and return what was decided because of it."""
+    def finish_round(self, report: RoundReport) -> RoundJudgement:
+        """Learn from a round, and judge it."""
+        ...
+
+    def abandon_round(self, round_number: int, fault: str) -> RoundJudgement:
+        """Learn from a round without any update; `fault` is the kind of error of every node, empty if they differ."""
         ...
 
     def record_late(self, work: LateWork) -> None:
@@ -111,10 +141,15 @@ class FixedAdaptation:
         selected = [node for node in available if node not in excluded]
         return RoundPlan(selected, dict.fromkeys(selected, self._batch_size))
 
-    def finish_round(self, report: RoundReport) -> Sequence[Decision]:
+    def finish_round(self, report: RoundReport) -> RoundJudgement:
         """Learn nothing."""
         del report
-        return ()
+        return RoundJudgement()
+
+    def abandon_round(self, round_number: int, fault: str) -> RoundJudgement:
+        """Learn nothing."""
+        del round_number, fault
+        return RoundJudgement(model=ModelAction.LEAVE)
 
     def record_late(self, work: LateWork) -> None:
         """Learn nothing."""

@@ -3,7 +3,7 @@
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.metric import LOSS, MetricSpec
 from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind, Figures
-from hypergpu.coordinator.core.rounds.adaptation import RoundReport
+from hypergpu.coordinator.core.rounds.adaptation import ModelAction, RoundReport
 from hypergpu.coordinator.core.rounds.deadlines import DeadlineReason
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.events import (
@@ -87,6 +87,9 @@ def _close(current: Round, reason: CloseReason, members: Membership, config: Tra
         current.mean_loss,
         evaluate=last or current.number % config.evaluate_every == 0,
         restarts=members.drain_restarts(now),
+        server_momentum=current.server_momentum,
+        local_steps=current.local_steps,
+        learning_rate=current.learning_rate,
     )
 
 
@@ -105,20 +108,27 @@ def _mark_stragglers(current: Round, members: Membership) -> None:
 
 
 def take_evaluation(
-    state: RoundState, event: Evaluated, spec: MetricSpec, effects: EffectBuffer
+    state: RoundState, event: Evaluated, action: ModelAction, spec: MetricSpec, effects: EffectBuffer
 ) -> tuple[float | None, float | None]:
-    """Keep or revert the evaluated model; return its loss and metric, None unless they were measured and it is kept."""
+    """Keep, leave or revert the model; return its loss and metric, None unless they were measured and it stays."""
     guard, loss = state.guards.model, event.loss
+    usable = loss is None or guard.judge(loss)
+    if not usable or action is ModelAction.REVERT:
+        if action is ModelAction.REVERT:
+            guard.reverts = 0  # the adaptation has changed what led there
+        effects.emit(RevertModel(event.round))
+        found = "training diverged" if loss is None else f"loss is {loss:.4g}"
+        text = f"{found} after round {event.round}; reverting to {guard.kept_text}"
+        effects.record("model_reverted", text, kept_round=guard.kept_round)
+        state.latest.loss, state.latest.metric_value = guard.kept_figures
+        return None, None
     if loss is None:
         return None, None if spec == LOSS else event.metric
-    if not guard.judge(event.round, loss):
-        effects.emit(RevertModel(event.round))
-        text = f"loss is {loss:.4g} after round {event.round}; reverting to {guard.kept_text}"
-        effects.record("model_reverted", text, kept_round=guard.kept_round)
-        return None, None
-    effects.emit(KeepModel(event.round))
     metric = loss if spec == LOSS else event.metric
     state.latest.loss, state.latest.metric_value = loss, metric
+    if action is ModelAction.KEEP:
+        effects.emit(KeepModel(event.round))
+        guard.keep(event.round, loss, metric)
     return loss, metric
 
 
@@ -150,6 +160,7 @@ def round_report(closed: CloseRound, event: Evaluated, metric: float | None) -> 
     return RoundReport(
         round=closed.round,
         loss=event.loss if event.loss is not None else closed.loss,
+        evaluated=event.loss is not None,
         metric=metric,
         seconds=closed.seconds,
         samples=closed.samples,

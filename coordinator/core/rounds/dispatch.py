@@ -16,6 +16,7 @@ _EXCLUDE: Final = NodeOverride.EXCLUDE
 MAX_RETURNS = 3
 """Times that a node may return the same work unit before it is left out of the round."""
 OUT_OF_MEMORY = "OutOfMemory"
+NOT_FINITE = "NonFiniteUpdate"
 FINAL_REASONS = frozenset({"shutting_down", "leaving"})
 """Reasons for `WorkReturned` after which the node gets no work in this round."""
 PASSING_REASONS = FINAL_REASONS | {"Unavailable", "DeadlineExceeded", "CorruptData", "WorkAbandoned"}
@@ -42,8 +43,10 @@ def accept_update(
 ) -> tuple[WorkUnit, int, float]:
     """Count an update; return its work unit, its weight in samples, and the seconds that the node needed for it."""
     unit = current.units[event.node]
-    weight = min(event.samples, unit.samples)
-    if weight < event.samples:
+    if unit.trial:  # measured only: a rate that may be far too high must not touch the model
+        unit.trial_failed = event.loss_after is not None and not event.loss_after < event.loss_before
+    weight = 0 if unit.trial else min(event.samples, unit.samples)
+    if weight < event.samples and not unit.trial:
         figures: Figures = {"claimed_samples": event.samples, "ordered_samples": weight}
         effects.decide(DecisionKind.UPDATE, event.node, WorkReason.WEIGHT_BOUNDED, figures)
     seconds = current.accept(unit, event, weight, now)
@@ -116,7 +119,10 @@ def return_work(current: Round, event: ev.WorkReturned, member: Member, effects:
     unit.fault, unit.fault_detail = ("", "") if passing else (event.reason, event.detail)
     text = f"{event.node} returned its work: {event.reason}" + (f" ({event.detail})" if event.detail else "")
     effects.record("work_returned", text, node=event.node, reason=event.reason, detail=event.detail)
-    if event.reason in FINAL_REASONS:
+    if unit.trial and event.reason == NOT_FINITE:
+        unit.trial_failed = True
+        drop(current, unit, WorkReason.TRIAL_FAILED, event.reason, effects)
+    elif event.reason in FINAL_REASONS:
         drop(current, unit, WorkReason.GIVEN_UP, event.reason, effects)
     elif event.reason == OUT_OF_MEMORY and unit.batch_size > 1:
         unit.batch_size = member.batch_size = unit.batch_size // 2

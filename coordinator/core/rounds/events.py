@@ -245,7 +245,7 @@ class WorkAssigned:
 
 @message
 class UpdateReply:
-    """Answer one `UpdateArrived`; an accepted update enters the mean with `weight`."""
+    """Answer one `UpdateArrived`; an accepted update enters the mean with `weight`, or not at all with 0."""
 
     node: str
     round: int
@@ -270,8 +270,8 @@ class Contribution:
     """Training loss of the first batch before any step."""
     loss_after: float | None = None
     """Training loss of the same batch after the last step; None = not measured."""
-    learning_rate: float = 0.0
-    """Learning rate of the work; 0 = not assigned."""
+    trial_failed: bool = False
+    """The node tried a learning rate that made its loss worse, or not finite."""
     late: bool = False
     """It was still working when the round closed."""
     measured: bool = True
@@ -292,6 +292,10 @@ class CloseRound:
     evaluate: bool
     restarts: tuple[int, float] = (0, 0.0)
     """Nodes that restarted since the last round closed, and the node-seconds since."""
+    server_momentum: float | None = None
+    """Momentum of the step; None = as configured."""
+    local_steps: int = 1
+    learning_rate: float = 0.0
 
 
 @message

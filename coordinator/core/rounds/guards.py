@@ -25,15 +25,21 @@ class ModelGuard:
     """Largest loss that the next model may have."""
     reverts: int = 0
     """Bad evaluations in a row."""
+    kept_figures: tuple[float | None, float | None] = (None, None)
+    """Loss and metric of the kept model, None if they were not measured."""
 
-    def judge(self, number: int, loss: float) -> bool:
-        """Return whether the model after round `number` is kept, given its loss on held-out data."""
+    def judge(self, loss: float) -> bool:
+        """Return whether a model may be used, given its loss on held-out data."""
         if math.isfinite(loss) and loss <= self.bound:
-            self.reverts, self.kept_round = 0, number
-            self.bound = MAX_RISE * max(loss, 1.0)
+            self.reverts = 0
             return True
         self.reverts += 1
         return False
+
+    def keep(self, number: int, loss: float, metric: float | None) -> None:
+        """Note that the model after round `number` is the one to return to."""
+        self.kept_round, self.kept_figures = number, (loss, metric)
+        self.bound = MAX_RISE * max(loss, 1.0)
 
     @property
     def kept_text(self) -> str:

@@ -16,7 +16,7 @@ from hypergpu.coordinator.core.decisions import Decision, DecisionKind
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import closing, dispatch, opening
 from hypergpu.coordinator.core.rounds import events as ev
-from hypergpu.coordinator.core.rounds.adaptation import Activity, Adaptation
+from hypergpu.coordinator.core.rounds.adaptation import Activity, Adaptation, ModelAction
 from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator, DeadlineReason
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.guards import ModelGuard
@@ -322,10 +322,12 @@ class RoundMachine:
         closed = self._take_closed(event.round)
         if closed is None:
             return
-        loss, metric = closing.take_evaluation(state, event, self.metric, effects)
+        latest = event.metric if event.loss is not None else self.metric_value
+        report = closing.round_report(closed, event, None if self.metric == LOSS else latest)
+        judgement = self.adaptation.finish_round(report)
+        loss, metric = closing.take_evaluation(state, event, judgement.model, self.metric, effects)
         closing.record_closed(closed, loss, metric, self.metric, effects)
-        report = closing.round_report(closed, event, None if self.metric == LOSS else self.metric_value)
-        for decision in self.adaptation.finish_round(report):
+        for decision in judgement.decisions:
             effects.add(decision)
         state.round = effects.round = closed.round + 1
         opening.reevaluate(state.opening, at_once=True)
@@ -433,6 +435,12 @@ class RoundMachine:
             state.opening.failed_attempts = 0
             return
         state.phase = IDLE
+        judgement = self.adaptation.abandon_round(ending.round, ending.fault)
+        for decision in judgement.decisions:
+            self._effects.add(decision)
+        if judgement.model is ModelAction.REVERT:
+            self._effects.emit(ev.RevertModel(ending.round))
+            state.guards.faults.on_closed()  # the next attempt is another one
         opening.on_abandoned(state, ending, now, self._effects)
         failure = state.guards.faults.on_abandoned(ending)
         if failure:

@@ -151,7 +151,15 @@ def open_round(
     opening.first_round_opened, opening.waiting_for = True, ""
     close_share = config.close_share if plan.close_share is None else plan.close_share
     state.open_round = Round.open(
-        state.round, now, now + deadline.seconds, units, quorum=config.quorum, close_share=close_share
+        state.round,
+        now,
+        now + deadline.seconds,
+        units,
+        quorum=config.quorum,
+        close_share=close_share,
+        server_momentum=plan.server_momentum,
+        learning_rate=config.learning_rate if plan.learning_rate is None else plan.learning_rate,
+        local_steps=_local_steps(plan, config),
     )
     state.phase = OPEN
     return state.open_round
@@ -189,17 +197,24 @@ def _plan_units(
 ) -> list[WorkUnit]:
     """Plan a work unit for each node: what the adaptation chose, else the configuration, within what is possible."""
     units = []
-    steps = config.local_steps if plan.local_steps is None else plan.local_steps
+    steps = _local_steps(plan, config)
     rate = config.learning_rate if plan.learning_rate is None else plan.learning_rate
-    # A node sends gradients after one step, changes of the parameters after more: all nodes of a run send the same.
-    steps = 1 if config.local_steps == 1 else max(2, steps)
     for node, shard in shards.items():
         member = members.connected[node]
         batch = max(1, plan.batch_sizes.get(node, config.batch_size))
         member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
         member.rounds_selected += 1
-        units.append(WorkUnit(node, shard, member.batch_size, steps, rate, incarnation=member.incarnation))
+        unit = WorkUnit(node, shard, member.batch_size, steps, rate, incarnation=member.incarnation)
+        if node in plan.trial_rates and steps > 1:
+            unit.learning_rate, unit.trial = plan.trial_rates[node], True
+        units.append(unit)
     return units
+
+
+def _local_steps(plan: RoundPlan, config: TrainingConfig) -> int:
+    """Return the local steps of a round; with one, nodes send gradients, and all rounds of a run send the same."""
+    steps = config.local_steps if plan.local_steps is None else plan.local_steps
+    return 1 if config.local_steps == 1 else max(2, steps)
 
 
 def _deal_shards(state: RoundState, effects: EffectBuffer) -> None:

@@ -20,6 +20,7 @@ class WorkReason(StrEnum):
     NOT_ORDERED = "not_ordered"
     WEIGHT_BOUNDED = "weight_bounded"
     NORM_TOO_LARGE = "norm_too_large"
+    TRIAL_FAILED = "trial_failed"
     USER = "user"
 
 
@@ -32,6 +33,10 @@ class WorkUnit:
     batch_size: int
     local_steps: int
     learning_rate: float
+    trial: bool = False
+    """The node tries another learning rate than the others."""
+    trial_failed: bool = False
+    """That rate made its loss worse."""
     attempt: int = 0
     """Times that it was assigned; 0 = not yet."""
     returns: int = 0
@@ -74,6 +79,11 @@ class Round:
     units: dict[str, WorkUnit]
     close_share: float = 1.0
     """Share of the nodes whose updates close the round at once."""
+    server_momentum: float | None = None
+    """Momentum of the step after the round; None = as configured."""
+    learning_rate: float = 0.0
+    """Learning rate of the nodes that try no other one."""
+    local_steps: int = 1
     extensions: int = 0
     live: int = 0
     """Number of units whose update is still expected."""
@@ -93,10 +103,24 @@ class Round:
         *,
         quorum: float,
         close_share: float,
+        server_momentum: float | None = None,
+        learning_rate: float,
+        local_steps: int,
     ) -> "Round":
         """Return a round in which no unit is assigned yet."""
         by_node = {unit.node: unit for unit in units}
-        return cls(number, now, deadline_at, quorum, by_node, close_share, live=len(by_node))
+        return cls(
+            number,
+            now,
+            deadline_at,
+            quorum,
+            by_node,
+            close_share,
+            server_momentum,
+            learning_rate,
+            local_steps,
+            live=len(by_node),
+        )
 
     @property
     def has_quorum(self) -> bool:
@@ -153,7 +177,7 @@ class Round:
                 loss=update.loss,
                 loss_before=update.loss_before,
                 loss_after=update.loss_after,
-                learning_rate=unit.learning_rate,
+                trial_failed=unit.trial_failed,
             )
         )
         return seconds
@@ -186,7 +210,7 @@ class Round:
         del self.units[former]
         batch = min(orphan.batch_size, largest_batch) if largest_batch else orphan.batch_size
         unit = self.units[node] = WorkUnit(
-            node, orphan.shard, batch, orphan.local_steps, orphan.learning_rate, incarnation=incarnation
+            node, orphan.shard, batch, orphan.local_steps, self.learning_rate, incarnation=incarnation
         )
         self.live += 1
         return unit, former
@@ -212,6 +236,7 @@ class Round:
                 waiting_seconds=now - (unit.first_at if unit.attempt else self.started_at),
                 late=unit.live and unit.attempt > 0 and not unit.interrupted,
                 measured=unit.live and not unit.interrupted,
+                trial_failed=unit.trial_failed,
             )
             for unit in missing
         ]

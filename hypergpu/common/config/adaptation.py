@@ -55,10 +55,10 @@ class BatchConfig(ConfigSection):
     """Largest batch that is assigned; a card's own limit is respected too."""
     powers_of_two: bool = False
     """Assign powers of two only."""
-    max_local_steps_factor: Annotated[float, Field(ge=1)] = 4.0
-    """GOODPUT may raise the local steps of a round to this many times the configured ones; 1 keeps them."""
-    max_learning_rate_factor: Annotated[float, Field(ge=1)] = 2.0
-    """Largest factor of the learning-rate rule; its reciprocal is the smallest."""
+    max_local_steps_factor: Annotated[float, Field(ge=1)] = 20.0
+    """GOODPUT may change the local steps of a round by this factor of the configured ones, up or down; 1 keeps them."""
+    max_learning_rate_factor: Annotated[float, Field(ge=1)] = 64.0
+    """Largest factor of the configured learning rate that trials may reach; 1 keeps the configured one."""
 
     @model_validator(mode="after")
     def _sizes_in_order(self) -> "BatchConfig":

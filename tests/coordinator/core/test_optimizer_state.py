@@ -63,13 +63,15 @@ def test_a_state_that_is_not_its_own_is_refused_whole(change: Mapping[str, Flat 
     np.testing.assert_array_equal(adam.state()["mean"], GOOD["mean"])
 
 
-def test_sgd_takes_a_velocity_only_where_it_has_momentum() -> None:
+def test_sgd_restores_the_velocity_of_momentum_that_was_set_between_steps() -> None:
     plain, heavy = Sgd(2, 0.1), Sgd(2, 0.1, momentum=0.5)
     plain.restore({})
     heavy.restore({"velocity": flat(1, 2)})
     np.testing.assert_array_equal(heavy.state()["velocity"], [1, 2])
-    with pytest.raises(ValueError, match="holds velocity where nothing belongs"):
-        plain.restore({"velocity": flat(1, 2)})
+    plain.restore({"velocity": flat(1, 2)})
+    np.testing.assert_array_equal(plain.state()["velocity"], [1, 2])
+    with pytest.raises(ValueError, match="shape"):
+        Sgd(2, 0.1).restore({"velocity": flat(1, 2, 3)})
     with pytest.raises(ValueError, match="holds nothing where velocity belongs"):
         heavy.restore({})
 

@@ -270,7 +270,8 @@ class ScriptedLearning:
 
     def discard(self) -> None: ...
 
-    def step(self) -> bool:
+    def step(self, momentum: float | None = None) -> bool:
+        del momentum
         return True
 
     def keep(self) -> None: ...

@@ -182,19 +182,6 @@ def test_plain_gradients_stay_plain_gradients() -> None:
     assert controller.local_steps == 1
 
 
-def test_the_learning_rate_follows_the_total_batch_within_its_bound() -> None:
-    monitor, controller = controller_of(BatchSizeStrategy.GOODPUT, max_learning_rate_factor=1.5)
-    for node in NODES:
-        measured(monitor, controller, node, exchange=0.5, per_sample=1e-5)
-    factors = []
-    for _ in range(6):
-        controller.evaluate_and_adapt(pace=AdaptationLimits(step=2.0))
-        factors.append(controller.learning_rate_factor)
-    assert factors[0] > 1.0
-    assert factors == sorted(factors)
-    assert factors[-1] == pytest.approx(1.5)
-
-
 def test_limits_of_the_card_and_powers_of_two_are_kept() -> None:
     monitor, controller = controller_of(BatchSizeStrategy.GOODPUT, powers_of_two=True)
     controller.register_node("a", largest_batch=100)
@@ -281,5 +268,4 @@ def test_sizes_stay_within_their_bounds(strategy: BatchSizeStrategy, rounds: lis
         controller.record_performance(node, samples, exchange + compute, steps=5, compute_seconds=compute)
         controller.evaluate_and_adapt()
         assert all(16 <= size <= 512 for size in controller.get_batch_sizes(NODES).values())
-        assert 5 <= controller.local_steps <= 20
-        assert 0.5 <= controller.learning_rate_factor <= 2.0
+        assert 2 <= controller.local_steps <= 100

@@ -7,14 +7,6 @@ from hypergpu.coordinator.core.batching import goodput as gp
 from hypergpu.coordinator.core.batching.costs import ComputeCosts
 
 
-def test_the_learning_rate_is_linear_in_the_noise_and_flat_beyond_it() -> None:
-    assert gp.learning_rate_factor(200, 100, 1e9, 10.0) == pytest.approx(2.0, rel=1e-3)
-    assert gp.learning_rate_factor(200, 100, 1e-9, 10.0) == pytest.approx(1.0)
-    assert gp.learning_rate_factor(100, 100, 50.0, 10.0) == pytest.approx(1.0)
-    assert gp.learning_rate_factor(10_000, 100, 1e9, 3.0) == 3.0
-    assert gp.learning_rate_factor(1, 100, 1e9, 4.0) == 0.25
-
-
 def test_the_best_plan_beats_every_plan_on_a_grid() -> None:
     exchange, cost = np.array([0.02, 0.3]), gp.StepCost(np.array([0.001, 0.002]), np.array([1e-4, 2e-4]))
     bounds = {"least": np.array([16, 16]), "most": np.array([256, 256])}

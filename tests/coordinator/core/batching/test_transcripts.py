@@ -68,7 +68,7 @@ def train(monitor: NetworkQualityMonitor, controller: AdaptiveBatchController, n
         told = None if place % 2 else compute
         controller.record_performance(node, samples, seconds, steps=steps, compute_seconds=told)
     controller.costs.observe_ends(number % 2, 4.0 * number)
-    controller.noise.observe(3.0 + 0.1 * number, 1.0, 6, 64.0 + number)
+    controller.norms.noise.observe(3.0 + 0.1 * number, 1.0, 6, 64.0 + number)
 
 
 def story_of_strategy(name: str) -> Iterator[str]:
@@ -132,8 +132,6 @@ def story_of_formulas() -> Iterator[str]:
             )
             worth = f"{best.seconds:.6g} {best.goodput:.6g}"
             yield f"  after {rounds}, {bounds}: {best.steps} of {shown(best.batches)}, {worth}"
-    for total, noise, bound in product((1.0, 64.0, 100.0, 5000.0), (1.0, 500.0), (1.5, 100.0)):
-        yield f"rate for {total:g} by {noise:g} in {bound:g}: {gp.learning_rate_factor(total, 100.0, noise, bound):.6g}"
     for seconds, rounds in product((0.5, 1.0, 3.0), (0, 1, 2, 10)):
         yield f"hesitation at {seconds:g} after {rounds}: {float(gp.hesitation(seconds, 1.0, rounds)):.6g}"
     for nodes, samples, square in product((1, 2, 8), (0.0, 64.0), (0.5, 1.0, 1.9, 2.5)):

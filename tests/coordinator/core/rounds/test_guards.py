@@ -9,8 +9,12 @@ from hypergpu.coordinator.core.rounds.guards import MAX_LOSS, MAX_RISE, ModelGua
 
 
 def kept(*losses: float) -> list[bool]:
-    guard = ModelGuard(0)
-    return [guard.judge(number, loss) for number, loss in enumerate(losses, 1)]
+    guard, answers = ModelGuard(0), []
+    for number, loss in enumerate(losses, 1):
+        answers.append(guard.judge(loss))
+        if answers[-1]:
+            guard.keep(number, loss, None)
+    return answers
 
 
 @pytest.mark.parametrize(
@@ -33,17 +37,20 @@ def test_a_loss_that_is_none_or_has_exploded_is_not_kept(losses: tuple[float, ..
 def test_the_model_to_return_to_is_the_last_one_that_was_kept() -> None:
     guard = ModelGuard(0)
     assert guard.kept_text == "the initial parameters"
-    guard.judge(6, 0.5)
-    guard.judge(7, math.inf)
+    assert guard.judge(0.5)
+    guard.keep(6, 0.5, 0.9)
+    assert guard.judge(0.7), "a model may be used and not kept"
+    assert not guard.judge(math.inf)
     assert (guard.kept_round, guard.kept_text) == (6, "the parameters after round 6")
+    assert guard.kept_figures == (0.5, 0.9)
 
 
 def test_three_in_a_row_are_a_divergence() -> None:
     guard = ModelGuard(0)
-    for number, loss in enumerate((math.nan, math.nan, 0.5, math.nan, math.nan), 1):
-        guard.judge(number, loss)
+    for loss in (math.nan, math.nan, 0.5, math.nan, math.nan):
+        guard.judge(loss)
         assert guard.divergence == ""
-    guard.judge(6, math.nan)
+    guard.judge(math.nan)
     assert "in 3 evaluations in a row; try a lower training.learning_rate" in guard.divergence
 
 

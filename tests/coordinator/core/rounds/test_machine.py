@@ -12,10 +12,17 @@ from hypothesis import strategies as st
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.errors import NotFound, ResourceExhausted
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
-from hypergpu.coordinator.core.decisions import Decision, DecisionKind
+from hypergpu.coordinator.core.decisions import DecisionKind
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
-from hypergpu.coordinator.core.rounds.adaptation import Adaptation, FixedAdaptation, RoundPlan, RoundReport
+from hypergpu.coordinator.core.rounds.adaptation import (
+    Adaptation,
+    FixedAdaptation,
+    ModelAction,
+    RoundJudgement,
+    RoundPlan,
+    RoundReport,
+)
 from hypergpu.coordinator.core.rounds.closing import MAX_EXTENSIONS
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.state import RunState
@@ -150,6 +157,95 @@ def test_a_plan_may_close_its_round_with_another_share_than_the_configured_one()
     assert len(d.of(ev.CloseRound)) == 1, "the second round waits for both"
     d.push("b")
     assert d.of(ev.CloseRound)[1].reason is ev.CloseReason.ALL_CONTRIBUTED
+
+
+class Trying(FixedAdaptation):
+    """Lets node a try another learning rate."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.action = ModelAction.KEEP
+        self.reports: list[RoundReport] = []
+        self.faults: list[str] = []
+
+    def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
+        return replace(super().plan_round(available, round_number), trial_rates={"a": 0.7}, server_momentum=0.8)
+
+    def finish_round(self, report: RoundReport) -> RoundJudgement:
+        self.reports.append(report)
+        return RoundJudgement(model=self.action)
+
+    def abandon_round(self, round_number: int, fault: str) -> RoundJudgement:
+        self.faults.append(fault)
+        return RoundJudgement(model=self.action)
+
+
+@pytest.mark.parametrize(("after", "failed"), [(0.5, False), (1.0, True), (math.nan, True), (None, False)])
+def test_an_update_of_a_trial_is_measured_and_not_applied(after: float | None, failed: bool) -> None:
+    trying = Trying()
+    d = Driver(min_nodes=2, adaptation=trying)
+    d.join("a", "b")
+    orders = d.ask("a", "b")
+    assert [order.learning_rate for order in orders] == [0.7, 0.1]
+    update = ev.UpdateArrived("a", 1, 1, 16, 1.0, 0.1, loss_before=1.0, loss_after=after)
+    (reply,) = [e for e in d.send(update) if isinstance(e, ev.UpdateReply)]
+    assert (reply.status, reply.weight) == (ev.UpdateStatus.ACCEPTED, 0)
+    d.push("b")
+    (closed,) = d.of(ev.CloseRound)
+    assert (closed.samples, closed.server_momentum, closed.local_steps, closed.learning_rate) == (16, 0.8, 2, 0.1)
+    tried, usual = trying.reports[0].contributions
+    assert (tried.node, tried.success, tried.samples, tried.trial_failed) == ("a", True, 0, failed)
+    assert (usual.samples, usual.trial_failed) == (16, False)
+
+
+def test_a_trial_that_is_not_finite_is_not_repeated_in_its_round() -> None:
+    d = Driver(min_nodes=2, adaptation=Trying())
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.send(ev.WorkReturned("a", 1, 1, "NonFiniteUpdate"))
+    assert "trial_failed" in d.reasons()
+    assert d.ask("a") == []
+    d.push("b")
+    (closed,) = d.of(ev.CloseRound)
+    assert [(c.node, c.success, c.trial_failed) for c in closed.contributions] == [
+        ("b", True, False),
+        ("a", False, True),
+    ]
+
+
+def test_the_adaptation_says_which_model_is_kept_and_which_is_given_up() -> None:
+    trying = Trying()
+    d = Driver(min_nodes=1, rounds=9, adaptation=trying)
+    d.join("b")
+    for action, effect in (
+        (ModelAction.KEEP, [ev.KeepModel(1)]),
+        (ModelAction.LEAVE, []),
+        (ModelAction.REVERT, [ev.RevertModel(3)]),
+    ):
+        trying.action, d.found = action, (0.5 * d.machine.round, 0.9)
+        d.ask("b")
+        before = len(d.log)
+        d.push("b")
+        assert [e for e in d.log[before:] if isinstance(e, ev.KeepModel | ev.RevertModel)] == effect
+    assert d.machine.loss == 0.5, "the loss is that of the model after round 1, to which the run returned"
+    assert "model_reverted" in kinds(d.log)
+
+
+def test_a_round_that_every_node_gives_up_is_tried_again_differently() -> None:
+    trying = Trying()
+    trying.action = ModelAction.REVERT
+    d = Driver(min_nodes=1, adaptation=trying)
+    d.join("b")
+    d.ask("b")
+    for attempt in range(5):  # without a change the run would end after three
+        for _ in range(3):
+            d.send(ev.WorkReturned("b", 1, d.of(ev.WorkAssigned)[-1].attempt, "NonFiniteUpdate"))
+            d.ask("b")
+        assert len(trying.faults) == attempt + 1
+        d.wait(64.0)
+    assert set(trying.faults) == {"NonFiniteUpdate"}
+    assert not d.machine.finished
+    assert len(d.of(ev.RevertModel)) == 5
 
 
 def test_a_run_without_an_end_has_no_last_round_and_still_ends_at_its_target() -> None:
@@ -692,9 +788,9 @@ class Choosy(FixedAdaptation):
         self.seen.append((tuple(available), round_number))
         return RoundPlan(self.selected, {"a": 0})
 
-    def finish_round(self, report: RoundReport) -> Sequence[Decision]:
+    def finish_round(self, report: RoundReport) -> RoundJudgement:
         self.seen.append((report.round, report.samples, [c.node for c in report.contributions]))
-        return ()
+        return RoundJudgement()
 
 
 def test_the_adaptation_is_bounded_and_told_what_came_of_it() -> None:

@@ -1,0 +1,165 @@
+"""Search for the learning rate, by trials of a higher one on a few nodes of each round.
+
+A node reports the loss of its first batch before and after its work. The relative decrease needs no model of training,
+and both losses are of the same samples, so that the noise between batches cancels. The updates of a trial are measured
+and not applied, since a rate that is far too high ruins a model in one step.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hypergpu.coordinator.core.rounds.events import Contribution
+
+_SHARE = 0.25
+"""Share of the nodes that try a higher rate."""
+_MIN_NODES = 3
+"""Fewest nodes of which one can try another rate; with fewer, all try it together in turn."""
+_MIN_GAIN = 1.2
+"""Ratio of the decreases for which a trial has won; a rate twice as high decreases a linear loss twice as fast."""
+_MARGIN = 1.4
+"""Factor that is kept between a trial and the lowest rate that decreased the loss less."""
+_SAFETY = 2.0
+"""Factor that is kept between the rate and the lowest one that made the loss worse."""
+_LEAST_STEP = 1.35
+"""Smallest factor worth a trial."""
+_RETREAT = 2.0
+"""Factor by which the rate falls after divergence."""
+_LOWEST = 2.0**-12
+"""Lowest factor of the configured rate."""
+
+
+class RateReason(StrEnum):
+    """Reason for a change of the learning rate."""
+
+    TRIAL_WON = "trial_won"
+    """A higher rate decreased the loss faster on the nodes that tried it."""
+    DIVERGED = "diverged"
+    """The loss of the model rose, or was not finite."""
+    NEAR_DIVERGENCE = "near_divergence"
+    """A slightly higher rate made the loss of the nodes that tried it worse."""
+    LOSS_STALLED = "loss_stalled"
+    """The loss no longer falls: a lower rate averages out more noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateChange:
+    """Change of the learning-rate factor, with the figures behind it."""
+
+    reason: RateReason
+    before: float
+    after: float
+    figures: Mapping[str, float | int | str]
+
+
+class RateSearch:
+    """Factor of the configured learning rate, raised as long as trials show that more is better.
+
+    Args:
+        step: Factor of a first trial; it shrinks after each that did not win.
+        bound: Largest factor.
+        factor: Factor to begin with.
+    """
+
+    def __init__(self, step: float, bound: float, factor: float = 1.0) -> None:
+        self.factor = factor
+        """Factor of the rate of all nodes that try nothing."""
+        self._step, self._bound = step, bound
+        self._slower = self._diverged = math.inf
+        self._turn = 0
+        self._trial: frozenset[str] = frozenset()
+        self._tried = 1.0
+        self._last_gain: float | None = None
+
+    @property
+    def candidate(self) -> float | None:
+        """Factor of the next trial; None if the search is over."""
+        room = min(self._bound, self._slower / _MARGIN, self._diverged / _SAFETY) / self.factor
+        step = min(self._step, room)
+        return self.factor * step if step >= _LEAST_STEP else None
+
+    def plan(self, nodes: Sequence[str]) -> tuple[float, dict[str, float]]:
+        """Return the factor of the coming round, and the factors of the nodes that try another one."""
+        candidate = self.candidate
+        self._trial = frozenset()
+        if candidate is None or not nodes:
+            return self.factor, {}
+        self._tried = candidate
+        if len(nodes) < _MIN_NODES:
+            if self._last_gain is None:  # there is nothing to compare with yet
+                return self.factor, {}
+            self._trial = frozenset(nodes)
+            return candidate, {}
+        count = max(1, int(_SHARE * len(nodes)))
+        first = self._turn % len(nodes)
+        chosen = [nodes[(first + index) % len(nodes)] for index in range(count)]
+        self._turn += count
+        self._trial = frozenset(chosen)
+        return self.factor, dict.fromkeys(chosen, candidate)
+
+    def observe(self, contributions: Sequence[Contribution]) -> RateChange | None:
+        """Judge the trial of a round, if there was one, and return the change of the factor that follows."""
+        trial = [each for each in contributions if each.node in self._trial]
+        usual = [gain for each in contributions if each.node not in self._trial and (gain := _gain(each)) is not None]
+        failed = any(each.trial_failed for each in trial)
+        gains = [gain for each in trial if (gain := _gain(each)) is not None]
+        reference = _mean(usual) if usual else self._last_gain
+        if not self._trial:
+            self._last_gain = reference
+            return None
+        if not failed and (not gains or reference is None):
+            return None  # nobody who tried it answered in time
+        gain = -math.inf if failed else _mean(gains)
+        if gain <= 0:
+            return self._on_failed(len(trial))
+        if reference is not None and gain < _MIN_GAIN * reference:
+            if gain < reference:
+                self._slower = min(self._slower, self._tried)
+            self._step = math.sqrt(min(self._step, self._tried / self.factor))
+            return None
+        self._last_gain = None
+        figures = {"decrease": gain, "usual_decrease": reference or 0.0, "nodes": len(gains)}
+        return self._move(RateReason.TRIAL_WON, self._tried, figures)
+
+    def _on_failed(self, nodes: int) -> RateChange | None:
+        """Keep away from a rate that made the loss worse, and lower the present one if it is too near."""
+        self._diverged = min(self._diverged, self._tried)
+        self._step = math.sqrt(min(self._step, self._tried / self.factor))
+        safe = self._diverged / _SAFETY
+        if self.factor <= safe:
+            return None
+        self._last_gain = None
+        return self._move(RateReason.NEAR_DIVERGENCE, safe, {"failed_factor": self._tried, "nodes": nodes})
+
+    def retreat(self) -> RateChange | None:
+        """Lower the rate after divergence, and never try the present one again; None at the lowest factor."""
+        self._diverged = min(self._diverged, self.factor)
+        self._step = min(self._step, 2.0)
+        self._trial, self._last_gain = frozenset(), None
+        after = self.factor / _RETREAT
+        return self._move(RateReason.DIVERGED, after, {}) if after >= _LOWEST else None
+
+    def settle(self) -> RateChange | None:
+        """End the search and halve the factor, down to the configured rate; None if it is there already."""
+        self._step = 1.0
+        if self.factor <= 1.0:
+            return None
+        return self._move(RateReason.LOSS_STALLED, max(1.0, 0.5 * self.factor), {})
+
+    def _move(self, reason: RateReason, after: float, figures: Mapping[str, float | int | str]) -> RateChange:
+        before, self.factor = self.factor, after
+        return RateChange(reason, before, after, figures)
+
+
+def _gain(contribution: Contribution) -> float | None:
+    """Return the relative decrease of the loss of a node's first batch; None if it was not measured."""
+    before, after = contribution.loss_before, contribution.loss_after
+    if not contribution.success or after is None or not before > 0:
+        return None
+    gain = (before - after) / before
+    return gain if math.isfinite(gain) else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,33 @@
+"""Measured worth of local steps: how far nodes drift apart while they work without each other."""
+
+import math
+
+_MEMORY = 0.5
+"""Weight of the past per round."""
+_MOST_RATIO = 0.999
+
+
+class DriftEstimator:
+    """Estimates D, the local steps at which half of their worth is lost, from the norms of updates.
+
+    Steps in the same direction survive the mean; what pulls nodes apart does not. The share that survives
+    is r = |mean update| / rms |update|. With the worth of k steps as k / (1 + k / D), r = 1 / (1 + k / D), so
+    D = k·r / (1 - r). It falls towards the end of training, when updates are mostly noise, and with data that differs
+    between nodes; it grows with more work of nodes that agree.
+    """
+
+    def __init__(self) -> None:
+        self._log: float | None = None
+
+    def observe(self, mean_square_norm: float, square_norm_of_mean: float, nodes: int, steps: int) -> None:
+        """Record a round of `steps` local steps: mean of |updateᵢ|² and |mean update|²."""
+        sound = math.isfinite(mean_square_norm) and math.isfinite(square_norm_of_mean) and mean_square_norm > 0
+        if nodes < 2 or steps < 1 or not sound:
+            return
+        ratio = min(max(math.sqrt(square_norm_of_mean / mean_square_norm), 1e-3), _MOST_RATIO)
+        fresh = math.log(steps * ratio / (1.0 - ratio))
+        self._log = fresh if self._log is None else _MEMORY * self._log + (1.0 - _MEMORY) * fresh
+
+    def value(self, prior: float) -> float:
+        """Return D in steps, or `prior` before the first measurement."""
+        return prior if self._log is None else math.exp(self._log)

@@ -1,0 +1,122 @@
+"""The search for the learning rate, on losses that are known."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypergpu.coordinator.core.adaptation.rate_search import RateChange, RateReason, RateSearch
+from hypergpu.coordinator.core.rounds.events import Contribution
+from tests.examples import examples
+
+NODES = [f"n{i}" for i in range(8)]
+
+
+def after_a_step(rate: float, limit: float) -> float:
+    """Return the loss after one step on a parabola of loss 1, which diverges above `limit`."""
+    return (1.0 - 2.0 * rate / limit) ** 2
+
+
+def play(search: RateSearch, limit: float, nodes: list[str] = NODES) -> RateChange | None:
+    """Run a round in which each node works at the rate that it was given."""
+    factor, trials = search.plan(nodes)
+    done = []
+    for node in nodes:
+        after = after_a_step(trials.get(node, factor), limit)
+        tried = Contribution(node, True, 64, 64, loss_before=1.0, loss_after=after, trial_failed=after >= 1.0)
+        done.append(tried)
+    return search.observe(done)
+
+
+def test_a_quarter_of_the_nodes_try_a_higher_rate_and_all_take_it_once_it_has_won() -> None:
+    search = RateSearch(4.0, 64.0)
+    factor, trials = search.plan(NODES)
+    assert (factor, trials) == (1.0, {"n0": 4.0, "n1": 4.0})
+    change = play(search, limit=1000.0)
+    assert change is not None
+    assert (change.reason, change.before, change.after) == (RateReason.TRIAL_WON, 1.0, 4.0)
+    assert float(change.figures["decrease"]) > float(change.figures["usual_decrease"])
+    factor, trials = search.plan(NODES)
+    assert factor == 4.0
+    assert set(trials.values()) == {16.0}
+    assert not set(trials) & {"n0", "n1"}, "others take their turn"
+
+
+@pytest.mark.parametrize("nodes", [NODES, NODES[:3], NODES[:2], NODES[:1]])
+@pytest.mark.parametrize("limit", [0.9, 3.0, 10.0, 40.0, 1e9])
+def test_the_rate_ends_near_the_best_and_below_half_of_what_diverges(limit: float, nodes: list[str]) -> None:
+    search = RateSearch(4.0, 64.0)
+    for _ in range(30):
+        play(search, limit, nodes)
+    assert search.factor <= min(64.0, max(0.5 * limit * 1.5, 1.0))
+    assert search.factor >= min(64.0, 0.24 * limit), "within a factor of two of the best"
+
+
+def test_a_rate_that_makes_the_loss_worse_is_not_tried_again() -> None:
+    search = RateSearch(4.0, 64.0)
+    play(search, limit=3.0)
+    tried: list[float] = []
+    for _ in range(20):
+        tried += search.plan(NODES)[1].values()
+        play(search, limit=3.0)
+    assert max(tried, default=1.0) <= 2.0
+
+
+def test_a_rate_just_below_one_that_diverges_is_lowered() -> None:
+    search = RateSearch(1.5, 64.0)
+    change = play(search, limit=1.2)
+    assert change is not None
+    assert (change.reason, change.after) == (RateReason.NEAR_DIVERGENCE, 0.75)
+
+
+def test_nothing_is_concluded_from_silence_or_from_losses_that_nobody_measured() -> None:
+    search = RateSearch(4.0, 64.0)
+    _, trials = search.plan(NODES)
+    usual = [Contribution(n, True, 64, 64, loss_before=1.0, loss_after=0.9) for n in NODES if n not in trials]
+    late = [Contribution(n, False, late=True) for n in trials]
+    assert search.observe(usual + late) is None
+    search.plan(NODES)
+    assert search.observe([Contribution(n, True, 64, 64) for n in NODES]) is None
+    assert search.factor == 1.0
+    assert search.candidate == 4.0, "it is tried again"
+
+
+def test_divergence_halves_the_rate_and_what_led_there_is_not_tried_again() -> None:
+    search = RateSearch(4.0, 64.0)
+    play(search, limit=1000.0)
+    change = search.retreat()
+    assert change is not None
+    assert (change.reason, change.before, change.after) == (RateReason.DIVERGED, 4.0, 2.0)
+    for _ in range(20):
+        play(search, limit=1000.0)
+    assert search.factor <= 2.0
+    for _ in range(30):
+        search.retreat()
+    assert search.factor >= 2.0**-12
+    assert search.retreat() is None
+
+
+def test_a_stalled_loss_lowers_the_rate_to_the_users_and_ends_the_search() -> None:
+    search = RateSearch(4.0, 64.0)
+    play(search, limit=1000.0)
+    after = []
+    while (change := search.settle()) is not None:
+        assert change.reason is RateReason.LOSS_STALLED
+        after.append(change.after)
+    assert after == [2.0, 1.0]
+    assert search.candidate is None
+
+
+@examples(60)
+@given(st.floats(0.01, 100.0), st.floats(1.0, 16.0), st.integers(1, 12))
+def test_the_rate_never_stays_where_the_loss_rises(limit: float, step: float, nodes: int) -> None:
+    search = RateSearch(step, 64.0)
+    for _ in range(40):
+        factor, _ = search.plan([f"n{i}" for i in range(nodes)])
+        if after_a_step(factor, limit) >= 1.0:
+            search.retreat()
+        else:
+            play(search, limit, [f"n{i}" for i in range(nodes)])
+    assert after_a_step(search.factor, limit) < 1.0
+    assert math.isfinite(search.factor)
