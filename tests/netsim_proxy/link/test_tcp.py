@@ -15,6 +15,8 @@ from hypergpu.netsim_proxy.link.tcp import TcpFlow
 from hypergpu.netsim_proxy.link.transfer import plain_profile, transfer_times
 from hypergpu.netsim_proxy.link.window import CongestionControl
 
+LOSSES = File(__file__).parents[2] / "data" / "tcp_losses.jsonl"
+"""Two transfers each of 200 kB by Linux 6.18 over 150 ms and 20 Mbit/s that lost the packets of these numbers."""
 MEASURED = File(__file__).parents[2] / "data" / "tcp_transfers.jsonl"
 """Transfers of Linux's TCP (CUBIC) over an emulated link: seconds of a first message, and of one that follows."""
 
@@ -161,3 +163,32 @@ def test_rpcs_do_not_fail_in_the_transport_model() -> None:
     link = Link("n", plain_profile(40, 20, 0.2), 3, loss_model=LossModel.TRANSPORT)
     outcomes = [link.offer(10.0 * i, Direction.UP, 3000, link.begin(10.0 * i), end=True) for i in range(100)]
     assert not any(isinstance(outcome, Fail) for outcome in outcomes)
+
+
+class ChosenLosses:
+    """Loses the packets of these numbers, counted over all that pass the bottleneck."""
+
+    def __init__(self, lost: list[int]) -> None:
+        self._lost, self._passed = set(lost), 0
+
+    def first_lost(self, packets: int) -> int:
+        return next((index for index in range(packets) if self._passed + index in self._lost), packets)
+
+    def take(self, packets: int) -> int:
+        begin, self._passed = self._passed, self._passed + packets
+        return sum(number in self._lost for number in range(begin, self._passed))
+
+
+def test_it_takes_as_long_as_linux_when_the_same_packets_are_lost() -> None:
+    ratios: dict[str, list[float]] = {"cold": [], "warm": []}
+    for line in LOSSES.read_text().splitlines():
+        row: dict[str, Any] = json.loads(line)
+        sender = flow(150, 20, queue=375_000)
+        sender._loss = ChosenLosses(row["lost"])  # type: ignore[assignment]
+        cold = sender.send(0.0, 200_000, 0.15, 0.075)
+        warm = sender.send(cold + 0.005, 200_000, 0.15, 0.075) - cold - 0.005
+        ratios["cold"].append(cold / row["cold_s"])
+        ratios["warm"].append(warm / row["warm_s"])
+    for each in ratios.values():
+        assert fmean(each) == pytest.approx(1.0, abs=0.05)
+        assert median(abs(ratio - 1) for ratio in each) <= 0.05
