@@ -4,11 +4,14 @@ import math
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
+import numpy as np
+
 from hypergpu.coordinator.core.adaptation.rate_search import RateChange
 from hypergpu.coordinator.core.batching.controller import BatchChange
 from hypergpu.coordinator.core.batching.strategies import LocalStepsReason
 from hypergpu.coordinator.core.decisions import CLUSTER, Decision, DecisionKind, DecisionLog, Figures
 from hypergpu.coordinator.core.links.profile import LinkProfile
+from hypergpu.coordinator.core.node_arrays import Floats
 from hypergpu.coordinator.core.selection import SelectionReason
 from hypergpu.coordinator.core.selection.context import Selection
 from hypergpu.coordinator.core.selection.quarantine import NodeStateChange
@@ -25,7 +28,10 @@ class ClusterReason(StrEnum):
     CLASS_CHANGED = "class_changed"
     SET_BY_USER = "set_by_user"
     IMPROVED = "improved"
-    PERIODIC_EVALUATION = "periodic_evaluation"
+    WAITING_PAYS = "waiting_pays"
+    """Every update is worth waiting for."""
+    WAITING_COSTS_MORE = "waiting_costs_more"
+    """The last nodes would add less progress than the time until they answer is worth."""
 
 
 class AdaptationLog(DecisionLog):
@@ -35,6 +41,7 @@ class AdaptationLog(DecisionLog):
         super().__init__(keep)
         self._pending: list[Decision] = []
         self._reasons: dict[str, SelectionReason] = {}
+        self._close_share = 1.0
 
     def add(self, decision: Decision) -> None:
         """Record a decision, and keep it until it is drained."""
@@ -103,6 +110,17 @@ class AdaptationLog(DecisionLog):
             "drift_steps": drift_steps,
         }
         self.decide(DecisionKind.LOCAL_STEPS, CLUSTER, reason, figures)
+
+    def close_share(self, share: float, nodes: int, seconds: Floats) -> None:
+        """Record a changed share of the nodes that closes a round, with the longest times that nodes took lately."""
+        if share == self._close_share:
+            return
+        self._close_share = share
+        slowest = np.sort(seconds)
+        enough = round(share * nodes)
+        reason = ClusterReason.WAITING_PAYS if enough == nodes else ClusterReason.WAITING_COSTS_MORE
+        figures = {"enough": enough, "nodes": nodes, "seconds": float(slowest[enough - 1])}
+        self.decide(DecisionKind.DEADLINE, CLUSTER, reason, figures | {"seconds_for_all": float(slowest[-1])})
 
     def learning_rate(self, change: RateChange | None) -> None:
         """Record a changed learning-rate factor."""

@@ -11,12 +11,13 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import finite
 from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.coordinator.core.adaptation.decision_log import LISTED, AdaptationLog, ClusterReason
+from hypergpu.coordinator.core.adaptation.enough import enough_share
 from hypergpu.coordinator.core.adaptation.phases import LossTrend, Phase, PhaseReason
 from hypergpu.coordinator.core.adaptation.plan import RoundDecisions
 from hypergpu.coordinator.core.adaptation.policy import PARAMETERS, PolicyParameters
 from hypergpu.coordinator.core.adaptation.progress import Regression, RollbackReason
 from hypergpu.coordinator.core.adaptation.progress_control import ConfigurationSnapshot, ProgressControl
-from hypergpu.coordinator.core.adaptation.results import record_late, record_noise, record_results
+from hypergpu.coordinator.core.adaptation.results import record_late, record_noise, record_results, record_saturation
 from hypergpu.coordinator.core.adaptation.round_history import RoundHistory, RoundRecord
 from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchReason
 from hypergpu.coordinator.core.batching.controller import AdaptationLimits
@@ -29,6 +30,8 @@ from hypergpu.coordinator.core.rounds.events import Contribution
 from hypergpu.coordinator.core.selection import DynamicNodeSelector, SelectionReason
 from hypergpu.coordinator.core.selection.context import SelectionContext
 
+_ARRIVALS = 8
+"""Latest communications of each node that its arrival is expected from."""
 _NOT_FINITE = "NonFiniteUpdate"
 """Error of a node whose loss or gradients are not finite."""
 
@@ -239,6 +242,7 @@ class AdaptiveOrchestrator:
             self.record_results(contributions)
         if report.update_norms is not None:
             record_noise(report.update_norms, contributions, self.batches)
+        record_saturation(contributions, self.batches)
         self.batches.costs.observe_ends(*report.restarts)
         regression = self._control.progress.observe(report)
         progress = self._control.progress.decrease
@@ -368,6 +372,7 @@ class AdaptiveOrchestrator:
             rate * factor,
             trial_rates={node: rate * tried for node, tried in trials.items()},
             server_momentum=self._control.momentum,
+            close_share=self._close_share(selected) if adapts else None,
             wait_for_all=not adapts,
             decisions=self._log.drain(),
         )
@@ -375,6 +380,19 @@ class AdaptiveOrchestrator:
     @property
     def _learning_rate(self) -> float:
         return self.config.training.learning_rate * self.batches.learning_rate_factor
+
+    def _close_share(self, selected: Sequence[str]) -> float | None:
+        """Return the share of the nodes that closes the round; None where the user chose one, or every shard counts."""
+        training = self.config.training
+        if training.close_share < 1.0 or training.partition != "iid" or self.phase is Phase.WARM_UP or not selected:
+            return None
+        rows = self.monitor.rows(selected)
+        seconds = self.monitor.exchange_samples(rows, _ARRIVALS) + self.batches.compute_seconds(selected)[:, None]
+        batch = float(np.mean(list(self.batches.get_batch_sizes(selected).values())))
+        noise = self.batches.noise_scale(self.batches.baseline_batch_size * len(selected)) / max(batch, 1.0)
+        share = enough_share(seconds, self.batches.costs.overhead.seconds, noise)
+        self._log.close_share(share, len(selected), seconds.max(axis=1))
+        return share
 
     def _unadapted(self, available: Sequence[str]) -> list[str]:
         warm = self.policy is not AdaptationPolicy.NONE

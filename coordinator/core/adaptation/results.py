@@ -103,4 +103,15 @@ def record_noise(norms: tuple[float, float], results: Sequence[Contribution], ba
     """Record (mean of |update|² over the nodes, |mean update|²) for the gradient noise scale."""
     used = [each.samples for each in results if each.success]
     if len(used) >= 2:
-        batches.norms.observe(norms, len(used), math.fsum(used) / len(used), batches.local_steps)
+        batches.updates.observe(norms, len(used), math.fsum(used) / len(used), batches.local_steps)
+
+
+def record_saturation(results: Sequence[Contribution], batches: AdaptiveBatchController) -> None:
+    """Record how far local work brought the losses of the first batches, for the worth of local steps."""
+    ratios = [
+        each.loss_after / each.loss_before
+        for each in results
+        if each.success and each.samples and each.loss_after is not None and each.loss_before > 0
+    ]
+    if ratios:
+        batches.updates.saturation.observe(ratios, batches.local_steps)

@@ -14,7 +14,6 @@ from hypergpu.common.statistics import quantiles
 from hypergpu.common.strategies import BatchSizeStrategy
 from hypergpu.coordinator.core.batching import goodput as gp
 from hypergpu.coordinator.core.batching.costs import ComputeCosts
-from hypergpu.coordinator.core.batching.norms import NormStatistics
 from hypergpu.coordinator.core.batching.strategies import (
     CODE,
     REASONS,
@@ -22,6 +21,7 @@ from hypergpu.coordinator.core.batching.strategies import (
     by_latency,
     by_throughput,
 )
+from hypergpu.coordinator.core.batching.update_statistics import UpdateStatistics
 from hypergpu.coordinator.core.checks import parse_enum, require_non_negative
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex, grow_column
@@ -120,7 +120,7 @@ class AdaptiveBatchController:
         self.baseline_local_steps = local_steps
         self.local_steps = local_steps
         self.learning_rate_factor = 1.0
-        self.norms = NormStatistics()
+        self.updates = UpdateStatistics()
         self._monitor = network_monitor
         self._index = NodeIndex()
         self.costs = ComputeCosts()
@@ -310,12 +310,12 @@ class AdaptiveBatchController:
 
         This prior assumes that the user's cluster is sized so that every node counts.
         """
-        return self.norms.noise.value(prior=max(reference_batch, 1.0))
+        return self.updates.noise.value(prior=max(reference_batch, 1.0))
 
     @property
     def drift_steps(self) -> float:
         """Local steps at which half of their worth is lost."""
-        return self.norms.drift.value(prior=_DRIFT_PRIOR * self.baseline_local_steps)
+        return self.updates.drift.value(prior=_DRIFT_PRIOR * self.baseline_local_steps)
 
     def get_adaptation_summary(self) -> dict[str, Any]:
         """Return a summary of the batch sizes.
@@ -434,14 +434,14 @@ class AdaptiveBatchController:
         return Proposal(plan.batches.astype(np.float64), reasons, plan.steps, figures, plan)
 
     def _worthwhile_steps(self, exchange: Floats, step_seconds: Floats) -> float:
-        """Return the drift in steps, at least so many as take as long as communication.
+        """Return the local steps at which half of their worth is lost.
 
-        Updates of few steps differ mostly by noise, which more steps average out, and a round that computes as long as
-        it communicates takes at most twice as long as the shortest one.
+        It is the measured drift, at least so many steps as take as long as communication: updates of few steps differ
+        mostly by noise, which more steps average out. It is no more than what a node learns from its own samples.
         """
         step = float(np.median(step_seconds))
         balanced = float(np.median(exchange)) / step if step > 0 else 0.0
-        return max(self.drift_steps, balanced)
+        return max(min(max(self.drift_steps, balanced), self.updates.saturation.value()), 1.0)
 
     def _exchange(self, ids: Sequence[str], pace: AdaptationLimits) -> Floats:
         """Return the third quartile of each node's expected communication: the median and a margin of about one MAD."""

@@ -1,6 +1,8 @@
 """Measured worth of local steps: how far nodes drift apart while they work without each other."""
 
 import math
+from collections.abc import Sequence
+from statistics import median
 
 _MEMORY = 0.5
 """Weight of the past per round."""
@@ -31,3 +33,26 @@ class DriftEstimator:
     def value(self, prior: float) -> float:
         """Return D in steps, or `prior` before the first measurement."""
         return prior if self._log is None else math.exp(self._log)
+
+
+class SaturationEstimator:
+    """Estimates τ, the local steps after which a node has little left to learn from its own samples.
+
+    The loss of a node's first batch falls from a to b by k steps. With a loss that falls as e^(-k/τ), τ = k / ln(a/b).
+    Later steps fit the samples of one node, which a step of all nodes together does not gain from.
+    """
+
+    def __init__(self) -> None:
+        self._log: float | None = None
+
+    def observe(self, ratios: Sequence[float], steps: int) -> None:
+        """Record b/a of the nodes of a round, and the local steps that it took."""
+        sound = [ratio for ratio in ratios if 0 < ratio < _MOST_RATIO]
+        if len(sound) * 2 <= len(ratios):  # losses that do not fall say nothing of when they stop falling
+            return
+        fresh = math.log(steps / math.log(1.0 / median(sound)))
+        self._log = fresh if self._log is None else _MEMORY * self._log + (1.0 - _MEMORY) * fresh
+
+    def value(self) -> float:
+        """Return τ in steps; infinite before the first measurement."""
+        return math.inf if self._log is None else math.exp(self._log)

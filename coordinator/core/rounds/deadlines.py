@@ -9,6 +9,8 @@ from hypergpu.common.statistics import MAD_TO_SIGMA, median_and_mad
 
 WINDOW = 9
 """Number of latest rounds of a node that count."""
+MIN_SLACK_SECONDS = 0.05
+"""Shortest time above the usual: what timers, and processes that share a machine, are late by."""
 MAX_EMPTY_ROUND_SECONDS = 86_400.0
 """Longest deadline that follows from rounds without any update."""
 NEWCOMER_FACTOR = 4.0
@@ -56,13 +58,11 @@ class DeadlineEstimator:
     Args:
         mads: k, the MADs above the median that are still waited for.
         first_seconds: deadline of a round that is not measured.
-        least_slack_seconds: least time above the median that a round gets.
     """
 
-    def __init__(self, *, mads: float = 4.0, first_seconds: float = 600.0, least_slack_seconds: float = 1.0) -> None:
+    def __init__(self, *, mads: float = 4.0, first_seconds: float = 600.0) -> None:
         self._mads = mads
         self._first_seconds = first_seconds
-        self._least_slack_seconds = least_slack_seconds
         self._history: dict[str, deque[float]] = {}
         self._needs: dict[str, float] = {}
         """Computed when needed, not with every update."""
@@ -93,8 +93,10 @@ class DeadlineEstimator:
         """Return the seconds that a node needs for a round, with its usual spread; None before its first."""
         need = self._needs.get(node)
         if need is None and node in self._history:
-            centre, spread = median_and_mad(self._history[node])
-            need = self._needs[node] = centre + self._slack(centre, spread)
+            history = self._history[node]
+            centre, spread = median_and_mad(history)
+            slow = sorted(history)[3 * len(history) // 4]  # of a node that is slow every third time, the MAD may be 0
+            need = self._needs[node] = max(slow, centre + self._slack(centre, spread))
         return need
 
     def deadline(self, nodes: Sequence[str]) -> Deadline:
@@ -116,7 +118,7 @@ class DeadlineEstimator:
 
     def after_quorum(self, elapsed_seconds: float) -> float:
         """Return the deadline, in seconds from the start, of an unmeasured round whose quorum took so long."""
-        return max(3.0 * elapsed_seconds, elapsed_seconds + 0.5 * self._least_slack_seconds)
+        return max(2.0 * elapsed_seconds, elapsed_seconds + MIN_SLACK_SECONDS)
 
     def _slack(self, centre: float, spread: float) -> float:
-        return max(self._mads * MAD_TO_SIGMA * spread, 0.5 * centre, self._least_slack_seconds)
+        return max(self._mads * MAD_TO_SIGMA * spread, 0.5 * centre, MIN_SLACK_SECONDS)

@@ -168,7 +168,10 @@ def transfer_seconds(observed: Observed, node: str, at: float) -> tuple[float, f
     tcp = 8.0 if observed.scenario.loss_model == "transport" else 1.0
     events = observed.scenario.network_events()
     cuts = [e.duration_seconds + 3.0 * e.period_seconds for e in events if e.concerns(node)]
-    waits = max(cuts, default=0.0) if is_late(observed, node, at) else 0.0
+    just_back = is_late(
+        observed, node, max(0.0, at - 1.0)
+    )  # the latest transfer began before the cut and ended after it
+    waits = max(cuts, default=0.0) if just_back or is_late(observed, node, at) else 0.0
     most = max(2 * 1e-3 * t.most_ms * tcp + 2 * nbytes / t.bytes_per_second for t in truths) * retries + waits
     return least, most
 
@@ -250,15 +253,15 @@ def wrong_standings(observed: Observed) -> Iterator[str]:
     for at, number, node, change in observed.standings:
         told = f"{at:.2f} s, round {number}: {node} {change.state} {change.reason} {dict(change.figures)}"
         if change.state is NodeState.QUARANTINED:
-            failures = lates = 0
+            failures = late_updates = 0
             releases = (r for when, r, n, c in observed.standings if is_release(c) and n == node and when < at)
             released = max(releases, default=0)
             for round_number, name, success, late in observed.contributions:
                 if name == node and released <= round_number <= number:
                     failures = 0 if success else failures + (not late)
-                    lates = 0 if success else lates + late
-            if (change.figures["failures_in_a_row"], change.figures["late_in_a_row"]) != (failures, lates):
-                yield f"{told}: it failed {failures} times and was late {lates} times"
+                    late_updates = 0 if success else late_updates + late
+            if (change.figures["failures_in_a_row"], change.figures["late_in_a_row"]) != (failures, late_updates):
+                yield f"{told}: it failed {failures} times and was late {late_updates} times"
             if (change.reason is QuarantineReason.REPEATEDLY_LATE) and change.figures["failures_in_a_row"]:
                 yield f"{told}: it was not only late"
         if change.reason is QuarantineReason.QUARANTINE_EXPIRED and not any(

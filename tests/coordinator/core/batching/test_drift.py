@@ -1,9 +1,11 @@
 """Drift from norms of updates whose common and own parts are known."""
 
+import math
+
 import numpy as np
 import pytest
 
-from hypergpu.coordinator.core.batching.drift import DriftEstimator
+from hypergpu.coordinator.core.batching.drift import DriftEstimator, SaturationEstimator
 
 
 def norms(common: float, own: float, nodes: int, size: int = 4000) -> tuple[float, float]:
@@ -32,3 +34,15 @@ def test_before_a_measurement_and_from_useless_ones_the_prior_holds() -> None:
     half = drift.value(prior=40.0)
     drift.observe(2.0, 0.02, 4, 10)
     assert 1.0 < drift.value(prior=40.0) < half, "the past counts as much as the latest round"
+
+
+def test_local_work_is_done_after_as_many_steps_as_its_loss_says() -> None:
+    saturation = SaturationEstimator()
+    assert saturation.value() == math.inf
+    saturation.observe([1.0, 1.2, 0.9], 10)  # most did not learn
+    saturation.observe([], 10)
+    assert saturation.value() == math.inf
+    saturation.observe([math.exp(-0.5), math.exp(-0.45), math.exp(-0.4), 2.0], 10)
+    assert saturation.value() == pytest.approx(10 / 0.45)
+    saturation.observe([math.exp(-4.5)] * 3, 10)
+    assert saturation.value() == pytest.approx(math.sqrt(10 / 0.45 * 10 / 4.5))

@@ -68,7 +68,7 @@ def train(monitor: NetworkQualityMonitor, controller: AdaptiveBatchController, n
         told = None if place % 2 else compute
         controller.record_performance(node, samples, seconds, steps=steps, compute_seconds=told)
     controller.costs.observe_ends(number % 2, 4.0 * number)
-    controller.norms.noise.observe(3.0 + 0.1 * number, 1.0, 6, 64.0 + number)
+    controller.updates.noise.observe(3.0 + 0.1 * number, 1.0, 6, 64.0 + number)
 
 
 def story_of_strategy(name: str) -> Iterator[str]:

@@ -1,15 +1,16 @@
-"""Statistics of the norms of updates: how noisy they are, and how far nodes drift apart."""
+"""Statistics of updates: how noisy they are, how far nodes drift apart, and how soon local work is done."""
 
-from hypergpu.coordinator.core.batching.drift import DriftEstimator
+from hypergpu.coordinator.core.batching.drift import DriftEstimator, SaturationEstimator
 from hypergpu.coordinator.core.batching.goodput import NoiseScale
 
 
-class NormStatistics:
-    """Gradient noise scale and drift, from the same norms."""
+class UpdateStatistics:
+    """Gradient noise scale and drift, from the same norms, and the saturation of local work."""
 
     def __init__(self) -> None:
         self.noise = NoiseScale()
         self.drift = DriftEstimator()
+        self.saturation = SaturationEstimator()
 
     def observe(self, norms: tuple[float, float], nodes: int, samples_per_node: float, steps: int) -> None:
         """Record a round: (mean of |update|² over the nodes, |mean update|²), and the work of each node."""
