@@ -25,7 +25,6 @@ class DecisionKind(StrEnum):
     PHASE = "phase"
     POLICY = "policy"
     ROLLBACK = "rollback"
-    SNAPSHOT = "snapshot"
     COMPRESSION = "compression"
     DEADLINE = "deadline"
     ROUND = "round"

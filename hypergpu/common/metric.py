@@ -16,6 +16,8 @@ RESERVED: Final = frozenset(
             "contributors",
             "missing",
             "batch_sizes",
+            "local_steps",
+            "learning_rate",
             "compute_seconds",
             "waiting_seconds",
             "kind",

@@ -20,6 +20,7 @@ OF_TRAINING: Final = frozenset(
         "task",
         "rounds",
         "target_accuracy",
+        "time_limit_seconds",
         "metric",
         "policy",
         "seed",

@@ -27,7 +27,6 @@ class ClusterReason(StrEnum):
     NODES_CHANGED = "nodes_changed"
     CLASS_CHANGED = "class_changed"
     SET_BY_USER = "set_by_user"
-    IMPROVED = "improved"
     WAITING_PAYS = "waiting_pays"
     """Every update is worth waiting for."""
     WAITING_COSTS_MORE = "waiting_costs_more"

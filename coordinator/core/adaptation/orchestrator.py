@@ -32,6 +32,8 @@ from hypergpu.coordinator.core.selection.context import SelectionContext
 
 _ARRIVALS = 8
 """Latest communications of each node that its arrival is expected from."""
+_TURNS = (SelectionReason.FAIRNESS_TURN, SelectionReason.UNEXPLORED)
+"""Reasons of a selection that are not about what the node adds."""
 _NOT_FINITE = "NonFiniteUpdate"
 """Error of a node whose loss or gradients are not finite."""
 
@@ -365,6 +367,7 @@ class AdaptiveOrchestrator:
         factor, trials = self._control.plan(selected)
         self.batches.learning_rate_factor = factor
         rate = self.config.training.learning_rate
+        turns = self._turns(selected)
         return RoundPlan(
             selected,
             self.batches.get_batch_sizes(selected),
@@ -372,7 +375,8 @@ class AdaptiveOrchestrator:
             rate * factor,
             trial_rates={node: rate * tried for node, tried in trials.items()},
             server_momentum=self._control.momentum,
-            close_share=self._close_share(selected) if adapts else None,
+            close_share=self._close_share(selected) if adapts and not turns else None,
+            wait_for=turns,
             wait_for_all=not adapts,
             decisions=self._log.drain(),
         )
@@ -380,6 +384,11 @@ class AdaptiveOrchestrator:
     @property
     def _learning_rate(self) -> float:
         return self.config.training.learning_rate * self.batches.learning_rate_factor
+
+    def _turns(self, selected: Sequence[str]) -> list[str]:
+        """Return the nodes that are selected to see what they can do; a round without them shows nothing."""
+        last = self.selector.last_selection
+        return [node for node in selected if last is not None and last.reasons.get(node) in _TURNS]
 
     def _close_share(self, selected: Sequence[str]) -> float | None:
         """Return the share of the nodes that closes the round; None where the user chose one, or every shard counts."""
@@ -439,9 +448,13 @@ class AdaptiveOrchestrator:
 
     def _judge(self, regression: Regression | None, contributions: Sequence[Contribution]) -> ModelAction:
         """Keep the best model and its configuration, learn from trials, and roll back if training diverged."""
+        change = self._control.rates.observe(contributions)
+        self._log.learning_rate(change)
+        if change is not None and change.ruinous:
+            self._control.progress.forget_last()
+            return ModelAction.REVERT
         if regression is not None:
             return self._roll_back(regression)
-        self._log.learning_rate(self._control.rates.observe(contributions))
         if not self._control.progress.improved:
             return ModelAction.LEAVE
         sizes = self.batches.get_batch_sizes(self._selected)

@@ -30,7 +30,7 @@ class PolicyParameters:
 PARAMETERS = {
     AdaptationPolicy.NONE: PolicyParameters(1.0, 0.0, 0.0, 16, 1, 0.0, 1.0, 0.0),
     AdaptationPolicy.CONSERVATIVE: PolicyParameters(1.5, 0.05, 0.30, 12, 2, 0.0, 2.0, 0.5),
-    AdaptationPolicy.AGGRESSIVE: PolicyParameters(8.0, 0.0, 0.03, 3, 1, 0.0, 8.0, 0.9),
+    AdaptationPolicy.AGGRESSIVE: PolicyParameters(8.0, 0.0, 0.03, 3, 1, 0.0, 8.0, 0.8),
     AdaptationPolicy.REACTIVE: PolicyParameters(4.0, 0.02, 0.10, 5, 1, 0.0, 4.0, 0.8),
     AdaptationPolicy.PROACTIVE: PolicyParameters(4.0, 0.02, 0.10, 5, 1, 3.0, 4.0, 0.8),
 }

@@ -16,6 +16,10 @@ _SHARE = 0.25
 """Share of the nodes that try a higher rate."""
 _MIN_NODES = 3
 """Fewest nodes of which one can try another rate; with fewer, all try it together in turn."""
+_LOW = 1.0 / 16.0
+"""Factor of the low rate that one node tries in the first round, in case that the configured one is far too high."""
+_RUIN = 0.5
+"""Ratio of the usual decrease to that of the low rate below which the usual updates have harmed the model."""
 _MIN_GAIN = 1.2
 """Ratio of the decreases for which a trial has won; a rate twice as high decreases a linear loss twice as fast."""
 _MARGIN = 1.4
@@ -39,6 +43,8 @@ class RateReason(StrEnum):
     """The loss of the model rose, or was not finite."""
     NEAR_DIVERGENCE = "near_divergence"
     """A slightly higher rate made the loss of the nodes that tried it worse."""
+    TOO_HIGH = "too_high"
+    """A far lower rate decreased the loss faster."""
     LOSS_STALLED = "loss_stalled"
     """The loss no longer falls: a lower rate averages out more noise."""
 
@@ -51,6 +57,8 @@ class RateChange:
     before: float
     after: float
     figures: Mapping[str, float | int | str]
+    ruinous: bool = False
+    """The updates at the rate before have harmed the model."""
 
 
 class RateSearch:
@@ -70,6 +78,8 @@ class RateSearch:
         self._turn = 0
         self._trial: frozenset[str] = frozenset()
         self._tried = 1.0
+        self._low: frozenset[str] = frozenset()
+        self._tries_low = step > 1.0
         self._last_gain: float | None = None
 
     @property
@@ -82,7 +92,7 @@ class RateSearch:
     def plan(self, nodes: Sequence[str]) -> tuple[float, dict[str, float]]:
         """Return the factor of the coming round, and the factors of the nodes that try another one."""
         candidate = self.candidate
-        self._trial = frozenset()
+        self._trial = self._low = frozenset()
         if candidate is None or not nodes:
             return self.factor, {}
         self._tried = candidate
@@ -96,12 +106,20 @@ class RateSearch:
         chosen = [nodes[(first + index) % len(nodes)] for index in range(count)]
         self._turn += count
         self._trial = frozenset(chosen)
-        return self.factor, dict.fromkeys(chosen, candidate)
+        trials = dict.fromkeys(chosen, candidate)
+        if self._tries_low:
+            self._low = frozenset([nodes[(first + count) % len(nodes)]])
+            trials |= dict.fromkeys(self._low, self.factor * _LOW)
+        return self.factor, trials
 
     def observe(self, contributions: Sequence[Contribution]) -> RateChange | None:
         """Judge the trial of a round, if there was one, and return the change of the factor that follows."""
         trial = [each for each in contributions if each.node in self._trial]
-        usual = [gain for each in contributions if each.node not in self._trial and (gain := _gain(each)) is not None]
+        others = self._trial | self._low
+        usual = [gain for each in contributions if each.node not in others and (gain := _gain(each)) is not None]
+        lowered = self._judge_low([each for each in contributions if each.node in self._low], usual)
+        if lowered is not None:
+            return lowered
         failed = any(each.trial_failed for each in trial)
         gains = [gain for each in trial if (gain := _gain(each)) is not None]
         reference = _mean(usual) if usual else self._last_gain
@@ -121,6 +139,19 @@ class RateSearch:
         self._last_gain = None
         figures = {"decrease": gain, "usual_decrease": reference or 0.0, "nodes": len(gains)}
         return self._move(RateReason.TRIAL_WON, self._tried, figures)
+
+    def _judge_low(self, low: Sequence[Contribution], usual: Sequence[float]) -> RateChange | None:
+        """Take the low rate if it decreased the loss clearly faster than the present one, or if no other node could."""
+        gains = [gain for each in low if (gain := _gain(each)) is not None]
+        if not gains:
+            return None
+        self._tries_low = False
+        gain, reference = _mean(gains), _mean(usual) if usual else 0.0
+        if gain <= 0 or gain < _MIN_GAIN * reference:
+            return None
+        self._diverged, self._last_gain = min(self._diverged, self.factor), None
+        figures = {"decrease": gain, "usual_decrease": reference, "nodes": len(gains)}
+        return self._move(RateReason.TOO_HIGH, self.factor * _LOW, figures, ruinous=reference < _RUIN * gain)
 
     def _on_failed(self, nodes: int) -> RateChange | None:
         """Keep away from a rate that made the loss worse, and lower the present one if it is too near."""
@@ -147,9 +178,11 @@ class RateSearch:
             return None
         return self._move(RateReason.LOSS_STALLED, max(1.0, 0.5 * self.factor), {})
 
-    def _move(self, reason: RateReason, after: float, figures: Mapping[str, float | int | str]) -> RateChange:
+    def _move(
+        self, reason: RateReason, after: float, figures: Mapping[str, float | int | str], *, ruinous: bool = False
+    ) -> RateChange:
         before, self.factor = self.factor, after
-        return RateChange(reason, before, after, figures)
+        return RateChange(reason, before, after, figures, ruinous)
 
 
 def _gain(contribution: Contribution) -> float | None:

@@ -437,11 +437,13 @@ class AdaptiveBatchController:
         """Return the local steps at which half of their worth is lost.
 
         It is the measured drift, at least so many steps as take as long as communication: updates of few steps differ
-        mostly by noise, which more steps average out. It is no more than what a node learns from its own samples.
+        mostly by noise, which more steps average out. It is no more than what a node learns from its own samples, or
+        than the user chose, if that is more: with few classes on a node, its own loss falls at once.
         """
         step = float(np.median(step_seconds))
         balanced = float(np.median(exchange)) / step if step > 0 else 0.0
-        return max(min(max(self.drift_steps, balanced), self.updates.saturation.value()), 1.0)
+        limit = max(self.updates.saturation.value(), min(balanced, float(self.baseline_local_steps)))
+        return max(min(max(self.drift_steps, balanced), limit), 1.0)
 
     def _exchange(self, ids: Sequence[str], pace: AdaptationLimits) -> Floats:
         """Return the third quartile of each node's expected communication: the median and a margin of about one MAD."""

@@ -28,6 +28,8 @@ class RoundPlan:
     """Whether the round waits for every node, without a measured deadline: plain synchronous training."""
     close_share: float | None = None
     """Share of the nodes whose updates close the round at once."""
+    wait_for: Sequence[str] = ()
+    """Nodes whose turn it is, and for which the deadline leaves the time that they usually need."""
     decisions: Sequence[Decision] = ()
     """Decisions to record, each with its reason."""
 

@@ -1,7 +1,7 @@
 """Deadlines of rounds, measured from what the nodes needed before; no timeout is configured."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -99,14 +99,15 @@ class DeadlineEstimator:
             need = self._needs[node] = max(slow, centre + self._slack(centre, spread))
         return need
 
-    def deadline(self, nodes: Sequence[str]) -> Deadline:
-        """Return the deadline of a round of these nodes."""
+    def deadline(self, nodes: Sequence[str], wait_for: Collection[str] = ()) -> Deadline:
+        """Return the deadline of a round of these nodes, which leaves the time that `wait_for` usually need."""
         needs = [need for node in nodes if (need := self.need(node)) is not None]
         if 2 * len(needs) < len(nodes) or not needs:
             seconds = max(self._first_seconds, self._least_seconds)
             return Deadline(seconds, DeadlineReason.NOT_MEASURED, measured_nodes=len(needs))
         centre, spread = median_and_mad(needs)
         seconds = min(centre + self._slack(centre, spread), max(needs))
+        seconds = max(seconds, *(self.need(node) or 0.0 for node in wait_for), 0.0)
         reason = DeadlineReason.MEASURED
         if len(needs) < len(nodes):
             seconds, reason = max(seconds, NEWCOMER_FACTOR * max(needs)), DeadlineReason.NEWCOMERS
@@ -118,7 +119,7 @@ class DeadlineEstimator:
 
     def after_quorum(self, elapsed_seconds: float) -> float:
         """Return the deadline, in seconds from the start, of an unmeasured round whose quorum took so long."""
-        return max(2.0 * elapsed_seconds, elapsed_seconds + MIN_SLACK_SECONDS)
+        return max(3.0 * elapsed_seconds, elapsed_seconds + MIN_SLACK_SECONDS)
 
     def _slack(self, centre: float, spread: float) -> float:
         return max(self._mads * MAD_TO_SIGMA * spread, 0.5 * centre, MIN_SLACK_SECONDS)

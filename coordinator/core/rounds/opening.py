@@ -176,7 +176,7 @@ def _wait(opening: OpeningState, decision: Wait, effects: EffectBuffer) -> None:
 
 def _set_deadline(state: RoundState, chosen: Sequence[str], plan: RoundPlan, effects: EffectBuffer) -> Deadline:
     """Return the deadline of a round of these nodes, and record the start of the round with it."""
-    deadline = state.deadlines.fixed() if plan.wait_for_all else state.deadlines.deadline(chosen)
+    deadline = state.deadlines.fixed() if plan.wait_for_all else state.deadlines.deadline(chosen, plan.wait_for)
     text = f"round {state.round} started with {len(chosen)} node{'s' * (len(chosen) > 1)}"
     effects.record("round_started", text, nodes=len(chosen), deadline_seconds=deadline.seconds)
     if deadline.reason is not state.opening.deadline_reason:

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -201,12 +201,6 @@ class DynamicNodeSelector:
             self._round + 1 if round_num is None else round_num,
             lambda rows, link_rows, eligible: self._choose(rows, link_rows, expected, eligible),
         )
-
-    def select_again(self, selected: Collection[str], available: Sequence[str], round_num: int) -> list[str]:
-        """Repeat an earlier selection, as far as overrides, quarantine and the maximum allow."""
-        wanted, ids = set(selected), list(dict.fromkeys(available))
-        inside = np.array([node_id in wanted for node_id in ids], dtype=bool)
-        return self._select(ids, round_num, lambda rows, link_rows, eligible: st.as_restored(inside[eligible]))
 
     def select_all(self, available: Sequence[str], round_num: int, reason: SelectionReason) -> list[str]:
         """Select every node that the user has not excluded, for rounds without adaptation.

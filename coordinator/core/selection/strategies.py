@@ -35,8 +35,6 @@ class SelectionReason(StrEnum):
     OFFLINE = "offline"
     RELEASED_TO_FILL_ROUND = "released_to_fill_round"
     """Selected because no other node was available."""
-    ROLLED_BACK = "rolled_back"
-    """Selected or left out as in the restored configuration."""
 
 
 REASONS = tuple(SelectionReason)
@@ -57,11 +55,6 @@ class StrategyResult:
 def everyone(count: int) -> StrategyResult:
     """Choose all candidates."""
     return StrategyResult(np.ones(count, bool), np.full(count, CODE[SelectionReason.ALL_AVAILABLE]), {})
-
-
-def as_restored(chosen: Bools) -> StrategyResult:
-    """Choose the nodes of a restored configuration."""
-    return StrategyResult(chosen, np.full(len(chosen), CODE[SelectionReason.ROLLED_BACK]), {})
 
 
 def above(scores: Floats, threshold: float, name: str) -> StrategyResult:

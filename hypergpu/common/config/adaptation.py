@@ -108,7 +108,5 @@ class OrchestratorConfig(ConfigSection):
     """Relative improvement of the loss per round below which it counts as stalled."""
     rollback_rounds: Count = 4
     """Rounds for which a restored configuration is held."""
-    evaluation_interval: Count = 10
-    """Rounds between deep evaluations: policies compared, classes and alerts reviewed."""
     history: Count = 1000
     """Rounds and decisions that are kept for the report."""

@@ -165,6 +165,7 @@ def transfer_seconds(observed: Observed, node: str, at: float) -> tuple[float, f
     truths = lately(observed, node, at)
     least = min(1e-3 * t.least_ms + nbytes / t.bytes_per_second for t in truths)
     retries = 3.0 if any(t.loss > 0.02 for t in truths) else 1.0
+    backoff = 0.5 if any(t.loss > 0.0 for t in truths) else 0.0  # of the retry after a single loss
     tcp = 8.0 if observed.scenario.loss_model == "transport" else 1.0
     events = observed.scenario.network_events()
     cuts = [e.duration_seconds + 3.0 * e.period_seconds for e in events if e.concerns(node)]
@@ -172,7 +173,8 @@ def transfer_seconds(observed: Observed, node: str, at: float) -> tuple[float, f
         observed, node, max(0.0, at - 1.0)
     )  # the latest transfer began before the cut and ended after it
     waits = max(cuts, default=0.0) if just_back or is_late(observed, node, at) else 0.0
-    most = max(2 * 1e-3 * t.most_ms * tcp + 2 * nbytes / t.bytes_per_second for t in truths) * retries + waits
+    most = max(2 * 1e-3 * t.most_ms * tcp + 2 * nbytes / t.bytes_per_second for t in truths) * retries
+    most += waits + backoff
     return least, most
 
 

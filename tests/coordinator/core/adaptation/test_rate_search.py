@@ -32,7 +32,8 @@ def play(search: RateSearch, limit: float, nodes: list[str] = NODES) -> RateChan
 def test_a_quarter_of_the_nodes_try_a_higher_rate_and_all_take_it_once_it_has_won() -> None:
     search = RateSearch(4.0, 64.0)
     factor, trials = search.plan(NODES)
-    assert (factor, trials) == (1.0, {"n0": 4.0, "n1": 4.0})
+    assert factor == 1.0
+    assert trials == {"n0": 4.0, "n1": 4.0, "n2": 1 / 16}, "and a far lower one, in case that it is better"
     change = play(search, limit=1000.0)
     assert change is not None
     assert (change.reason, change.before, change.after) == (RateReason.TRIAL_WON, 1.0, 4.0)
@@ -51,6 +52,29 @@ def test_the_rate_ends_near_the_best_and_below_half_of_what_diverges(limit: floa
         play(search, limit, nodes)
     assert search.factor <= min(64.0, max(0.5 * limit * 1.5, 1.0))
     assert search.factor >= min(64.0, 0.24 * limit), "within a factor of two of the best"
+
+
+def test_a_rate_that_is_far_too_high_is_left_in_its_first_round_and_its_updates_are_given_up() -> None:
+    search = RateSearch(4.0, 64.0)
+    change = play(search, limit=0.5)
+    assert change is not None
+    assert (change.reason, change.before, change.after) == (RateReason.TOO_HIGH, 1.0, 1 / 16)
+    assert change.ruinous
+    for _ in range(20):
+        play(search, limit=0.5)
+    assert 0.1 < search.factor <= 0.25, "it is raised again, and stays below half of what diverged"
+
+
+def test_a_low_rate_that_is_a_little_better_ruins_nothing() -> None:
+    search = RateSearch(4.0, 64.0)
+    factor, trials = search.plan(NODES)
+    gains = {factor: 0.30, factor / 16: 0.40, factor * 4: 0.1}
+    done = [
+        Contribution(n, True, 64, 64, loss_before=1.0, loss_after=1.0 - gains[trials.get(n, factor)]) for n in NODES
+    ]
+    change = search.observe(done)
+    assert change is not None
+    assert (change.reason, change.ruinous) == (RateReason.TOO_HIGH, False)
 
 
 def test_a_rate_that_makes_the_loss_worse_is_not_tried_again() -> None:

@@ -67,7 +67,7 @@ STORIES: dict[str, Story] = {
     "reactive": Story({"orchestrator": {"policy": "reactive"}}, rising, lambda n: 2.0 * 0.9**n),
     "aggressive-with-failures": Story(
         {
-            "orchestrator": {"policy": "aggressive", "evaluation_interval": 4},
+            "orchestrator": {"policy": "aggressive"},
             "selector": {"quarantine_after_failures": 2, "quarantine_rounds": 2, "probation_successes": 1},
         },
         failing,
@@ -94,7 +94,7 @@ STORIES: dict[str, Story] = {
     ),
     "nodes-that-come-and-go": Story(
         {
-            "orchestrator": {"policy": "reactive", "evaluation_interval": 3, "history": 30},
+            "orchestrator": {"policy": "reactive", "history": 30},
             "selector": {
                 "strategy": "contribution_based",
                 "contribution_threshold": 0.4,
@@ -135,14 +135,14 @@ STORIES: dict[str, Story] = {
         told=False,
     ),
     "baseline": Story(
-        {"orchestrator": {"policy": "none", "evaluation_interval": 2}, "selector": {"max_selected_nodes": 2}},
+        {"orchestrator": {"policy": "none"}, "selector": {"max_selected_nodes": 2}},
         failing,
         lambda n: 2.0 * 0.9**n,
         coming_and_going,
     ),
     "slower-at-once": Story(
         {
-            "orchestrator": {"policy": "aggressive", "evaluation_interval": 4, "rollback_rounds": 2},
+            "orchestrator": {"policy": "aggressive", "rollback_rounds": 2},
             "batch": {"strategy": "hybrid", "max_batch_size": 4096},
             "training": {"local_steps": 8},
         },

@@ -510,7 +510,7 @@ def test_the_first_deadline_is_generous_until_a_quorum_shows_how_long_it_takes()
     d.push("b")
     assert d.machine.deadline_at == 600.0
     d.push("c")
-    assert d.machine.deadline_at == 2.0, "as long again for the rest"
+    assert d.machine.deadline_at == 3.0, "twice as long again for the rest"
     assert d.reasons()[0] == "after_quorum"
 
 

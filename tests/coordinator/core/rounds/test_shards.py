@@ -114,6 +114,17 @@ def test_a_node_that_is_sometimes_slow_gets_its_slow_times() -> None:
     assert deadlines.deadline(["moody"]).reason is DeadlineReason.NOT_MEASURED
 
 
+def test_a_node_whose_turn_it_is_gets_its_time() -> None:
+    deadlines = DeadlineEstimator()
+    for node in "abcde":
+        deadlines.observe(node, 1.0)
+    deadlines.observe("slow", 7.0)
+    everybody = [*"abcde", "slow"]
+    assert deadlines.deadline(everybody).seconds == 2.25
+    assert deadlines.deadline(everybody, ["slow"]).seconds == 10.5, "half as much again as it usually takes"
+    assert deadlines.deadline(everybody, ["new"]).seconds == 2.25
+
+
 def test_newcomers_get_time() -> None:
     deadlines = DeadlineEstimator()
     for node in "abc":

@@ -270,19 +270,6 @@ def test_a_warm_up_keeps_to_the_maximum_and_takes_turns() -> None:
     assert set().union(*taken) == set(ALL)
 
 
-def test_a_restored_selection_obeys_rules_and_quarantine() -> None:
-    cluster = warmed(SelectionStrategy.UTILITY)
-    for _ in range(3):
-        cluster.round(failing=("good_1",))
-    cluster.selector.force_exclude("good_0")
-    cluster.selector.force_include("bad_1")
-    assert cluster.selector.select_again(GOOD, ALL, 9) == [*GOOD[2:], "bad_1"]
-    assert cluster.reason("good_0") is SelectionReason.FORCED_OUT
-    assert cluster.reason("good_1") is SelectionReason.QUARANTINED
-    assert cluster.reason("bad_0") is SelectionReason.ROLLED_BACK
-    assert cluster.selector.get_node_details("good_1")["figures"]["quarantine_rounds_left"] > 0
-
-
 def test_who_is_in_or_out_for_the_bounds_alone_is_told_so() -> None:
     few = warmed(SelectionStrategy.UTILITY, min_selected_share=1.0)
     assert few.selector.select_nodes(ALL) == ALL
