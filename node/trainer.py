@@ -157,14 +157,13 @@ class Trainer:
         """
         began = time.perf_counter()
         samples = len(inputs)
-        parts = math.ceil(samples / micro_batch) if micro_batch else 1
         if fused is None:
             self.model.gradients.zero_()
         self.model.module.train()
         forward = backward = 0.0
         loss = torch.zeros((), device=self.device)
         metric: float | None = 0.0
-        for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
+        for x, y in _micro_batches(inputs, targets, micro_batch):
             weight = len(x) / samples
             at = self._now()
             found, score = self._forward(x, y)
@@ -297,11 +296,10 @@ class Trainer:
         The difference to the loss before is what the work was worth, without the noise between batches.
         """
         inputs, targets = local.batches(0)
-        parts = math.ceil(len(inputs) / local.micro_batch) if local.micro_batch else 1
         loss = 0.0
         try:
             with self._seeded(local.key):
-                for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
+                for x, y in _micro_batches(inputs, targets, local.micro_batch):
                     loss += float(self._forward(x, y)[0].detach()) * len(x) / len(inputs)
         except HyperGPUError:  # the work itself is done
             return None
@@ -417,6 +415,12 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def _micro_batches(inputs: Tensor, targets: Tensor, micro_batch: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Split a batch into equal parts of at most `micro_batch` samples; None leaves it whole."""
+    parts = math.ceil(len(inputs) / micro_batch) if micro_batch else 1
+    return zip(inputs.chunk(parts), targets.chunk(parts), strict=True)
 
 
 def _as_float32(outputs: Tensor) -> Tensor:

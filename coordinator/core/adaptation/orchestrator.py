@@ -17,7 +17,13 @@ from hypergpu.coordinator.core.adaptation.plan import RoundDecisions
 from hypergpu.coordinator.core.adaptation.policy import PARAMETERS, PolicyParameters
 from hypergpu.coordinator.core.adaptation.progress import Regression, RollbackReason
 from hypergpu.coordinator.core.adaptation.progress_control import ConfigurationSnapshot, ProgressControl
-from hypergpu.coordinator.core.adaptation.results import record_late, record_noise, record_results, record_saturation
+from hypergpu.coordinator.core.adaptation.results import (
+    LATEST_EXCHANGES,
+    record_late,
+    record_noise,
+    record_results,
+    record_saturation,
+)
 from hypergpu.coordinator.core.adaptation.round_history import RoundHistory, RoundRecord
 from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchReason
 from hypergpu.coordinator.core.batching.controller import AdaptationLimits
@@ -26,6 +32,7 @@ from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
 from hypergpu.coordinator.core.overrides import Overrides
 from hypergpu.coordinator.core.rounds.adaptation import LateWork, ModelAction, RoundJudgement, RoundPlan, RoundReport
+from hypergpu.coordinator.core.rounds.dispatch import NOT_FINITE
 from hypergpu.coordinator.core.rounds.events import Contribution
 from hypergpu.coordinator.core.selection import DynamicNodeSelector, SelectionReason
 from hypergpu.coordinator.core.selection.context import SelectionContext
@@ -34,8 +41,6 @@ _ARRIVALS = 8
 """Latest communications of each node that its arrival is expected from."""
 _TURNS = (SelectionReason.FAIRNESS_TURN, SelectionReason.UNEXPLORED)
 """Reasons of a selection that are not about what the node adds."""
-_NOT_FINITE = "NonFiniteUpdate"
-"""Error of a node whose loss or gradients are not finite."""
 
 
 class AdaptiveOrchestrator:
@@ -81,7 +86,6 @@ class AdaptiveOrchestrator:
         self._rounds_begun = 0
         self._last_change = -(10**9)
         self._selected: list[str] = []
-        self._available = 0
         self._round = -1
         self._log = AdaptationLog(self._settings.history)
         self._overhead = 0.0
@@ -165,7 +169,6 @@ class AdaptiveOrchestrator:
             if node_id not in self._registered:
                 self.register_node(node_id)
         self._update_links()
-        self._available = len(available)
         if self.phase is Phase.WARM_UP and self._rounds_begun >= self._settings.warmup_rounds:
             self._enter(Phase.ADAPTIVE, PhaseReason.LINKS_MEASURED, {"rounds": self._rounds_begun})
         self._rounds_begun += 1
@@ -278,7 +281,7 @@ class AdaptiveOrchestrator:
         """Learn from a round without any update: a rate at which no node can finish its work is lowered."""
         self._round = self._log.round = round_number
         self.batches.costs.overhead.interrupt()
-        if self.policy is AdaptationPolicy.NONE or fault != _NOT_FINITE:
+        if self.policy is AdaptationPolicy.NONE or fault != NOT_FINITE:
             return RoundJudgement(model=ModelAction.LEAVE)
         action = self._roll_back(Regression(RollbackReason.UPDATES_NOT_FINITE, {"round": round_number}))
         return RoundJudgement(self._log.drain(), action)
@@ -366,14 +369,13 @@ class AdaptiveOrchestrator:
         adapts = self.policy is not AdaptationPolicy.NONE
         factor, trials = self._control.plan(selected)
         self.batches.learning_rate_factor = factor
-        rate = self.config.training.learning_rate
         turns = self._turns(selected)
         return RoundPlan(
             selected,
             self.batches.get_batch_sizes(selected),
             self.batches.local_steps,
-            rate * factor,
-            trial_rates={node: rate * tried for node, tried in trials.items()},
+            self._learning_rate,
+            trial_rates={node: self.config.training.learning_rate * tried for node, tried in trials.items()},
             server_momentum=self._control.momentum,
             close_share=self._close_share(selected) if adapts and not turns else None,
             wait_for=turns,
@@ -458,7 +460,7 @@ class AdaptiveOrchestrator:
         if not self._control.progress.improved:
             return ModelAction.LEAVE
         sizes = self.batches.get_batch_sizes(self._selected)
-        self._control.keep(ConfigurationSnapshot(self._round, sizes, self.batches.local_steps))
+        self._control.snapshot = ConfigurationSnapshot(self._round, sizes, self.batches.local_steps)
         return ModelAction.KEEP
 
     def _roll_back(self, regression: Regression) -> ModelAction:
@@ -481,7 +483,7 @@ class AdaptiveOrchestrator:
         """Return the expected communication of a round: the mean over samples of the slowest selected node."""
         if not selected:
             return 0.0
-        samples = self.monitor.exchange_samples(self.monitor.rows(selected), 4)
+        samples = self.monitor.exchange_samples(self.monitor.rows(selected), LATEST_EXCHANGES)
         return float(samples.max(axis=0).mean())
 
     def _follow_loss(self) -> None:

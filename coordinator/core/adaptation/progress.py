@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import fmean
 
 from hypergpu.coordinator.core.rounds.adaptation import RoundReport
 
@@ -72,7 +73,8 @@ class ModelProgress:
 
     def observe(self, report: RoundReport) -> Regression | None:
         """Record a round, and return a regression if training has diverged."""
-        before = _mean([each.loss_before for each in report.contributions if each.success and each.loss_before])
+        losses = [each.loss_before for each in report.contributions if each.success and each.loss_before]
+        before = fmean(losses) if losses else None
         found = self._training.observe(report.round - 1, before) if before is not None else None
         if report.evaluated:
             found = self._held_out.observe(report.round, report.loss) or found
@@ -94,7 +96,3 @@ def _decrease(before: float | None, after: float | None) -> float:
     if before is None or after is None or not math.isfinite(before - after):
         return 0.0
     return math.log(before / after) if before > 0 and after > 0 else before - after
-
-
-def _mean(losses: list[float]) -> float | None:
-    return math.fsum(losses) / len(losses) if losses else None

@@ -31,6 +31,7 @@ class ProgressControl:
         self.progress = ModelProgress()
         self.rollbacks = 0
         self.snapshot: ConfigurationSnapshot | None = None
+        """Configuration of the best model so far."""
         self._config = config
         self._momentum_factor = 1.0
         self._policy = policy
@@ -58,10 +59,6 @@ class ProgressControl:
     def plan(self, nodes: Sequence[str]) -> tuple[float, Mapping[str, float]]:
         """Return the factor of the learning rate, and those of the nodes that try another one."""
         return (1.0, {}) if self._policy is AdaptationPolicy.NONE else self.rates.plan(nodes)
-
-    def keep(self, snapshot: ConfigurationSnapshot) -> None:
-        """Keep the configuration of the best model so far."""
-        self.snapshot = snapshot
 
     def roll_back(self, regression: Regression) -> tuple[Mapping[str, float | int | str], RateChange] | None:
         """Lower the learning rate and momentum; return the figures behind it and the change, None if none is left."""

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import fmean
 
 from hypergpu.coordinator.core.rounds.events import Contribution
 
@@ -122,13 +123,13 @@ class RateSearch:
             return lowered
         failed = any(each.trial_failed for each in trial)
         gains = [gain for each in trial if (gain := _gain(each)) is not None]
-        reference = _mean(usual) if usual else self._last_gain
+        reference = fmean(usual) if usual else self._last_gain
         if not self._trial:
             self._last_gain = reference
             return None
         if not failed and (not gains or reference is None):
             return None  # nobody who tried it answered in time
-        gain = -math.inf if failed else _mean(gains)
+        gain = -math.inf if failed else fmean(gains)
         if gain <= 0:
             return self._on_failed(len(trial))
         if reference is not None and gain < _MIN_GAIN * reference:
@@ -146,7 +147,7 @@ class RateSearch:
         if not gains:
             return None
         self._tries_low = False
-        gain, reference = _mean(gains), _mean(usual) if usual else 0.0
+        gain, reference = fmean(gains), fmean(usual) if usual else 0.0
         if gain <= 0 or gain < _MIN_GAIN * reference:
             return None
         self._diverged, self._last_gain = min(self._diverged, self.factor), None
@@ -192,7 +193,3 @@ def _gain(contribution: Contribution) -> float | None:
         return None
     gain = (before - after) / before
     return gain if math.isfinite(gain) else None
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

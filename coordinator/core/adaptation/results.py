@@ -12,7 +12,7 @@ from hypergpu.coordinator.core.rounds.adaptation import Activity, LateWork
 from hypergpu.coordinator.core.rounds.events import Contribution
 from hypergpu.coordinator.core.selection import DynamicNodeSelector
 
-_LATEST = 4
+LATEST_EXCHANGES = 4
 """Number of latest round communications that show what is expected of a link."""
 
 
@@ -76,7 +76,7 @@ def record_late(
         UnknownName: The node is not registered.
     """
     usual_compute = float(batches.compute_seconds([work.node])[0])
-    usual_exchange = float(monitor.exchange_samples(monitor.rows([work.node]), _LATEST).mean())
+    usual_exchange = float(monitor.exchange_samples(monitor.rows([work.node]), LATEST_EXCHANGES).mean())
     compute = exchange = 0.0
     match work.doing:
         case Activity.DONE:

@@ -87,7 +87,7 @@ class AdaptiveBatchController:
 
     Unequal batches keep the step unbiased, since the mean of the updates is weighted by samples. `local_steps` holds
     for all nodes of a round. Only GOODPUT changes it, and only if the configured number is above 1, since a single step
-    exchanges plain gradients. `learning_rate_factor` follows the total batch.
+    exchanges plain gradients. `learning_rate_factor` is set from outside.
 
     Args:
         network_monitor: Source of latencies and round communication. Every node must be registered there, too.

@@ -43,10 +43,11 @@ def accept_update(
 ) -> tuple[WorkUnit, int, float]:
     """Count an update; return its work unit, its weight in samples, and the seconds that the node needed for it."""
     unit = current.units[event.node]
+    weight = min(event.samples, unit.samples)
     if unit.trial:  # measured only: a rate that may be far too high must not touch the model
         unit.trial_failed = event.loss_after is not None and not event.loss_after < event.loss_before
-    weight = 0 if unit.trial else min(event.samples, unit.samples)
-    if weight < event.samples and not unit.trial:
+        weight = 0
+    elif weight < event.samples:
         figures: Figures = {"claimed_samples": event.samples, "ordered_samples": weight}
         effects.decide(DecisionKind.UPDATE, event.node, WorkReason.WEIGHT_BOUNDED, figures)
     seconds = current.accept(unit, event, weight, now)
