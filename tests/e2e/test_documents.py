@@ -24,7 +24,6 @@ NOT_RUN = {
     "make demo": "installs, and takes minutes: test_demo.py",
     "make test": "runs these tests",
     "make soak": LONG,
-    "hypergpu compare flaky-minority --seeds 3": LONG,
     "hypergpu validate": LONG,
     "hypergpu simulate flaky-minority": LONG,
     "hypergpu simulate transatlantic": LONG,
