@@ -16,6 +16,8 @@ _IMPORT_SEED = 0
 _LOADERS = ("hf", "torchvision")
 _OWN_PACKAGE = "hypergpu"
 """Package that hides a user's module of the same name."""
+_MOVED = {"tasks": "from hypergpu.tasks import Task", "common": "from hypergpu.common import ..."}
+"""Packages of ours that could be imported by these names before 0.2.0, each with the import to write now."""
 
 
 def load_task(spec: str, seed: int = 0) -> Task:
@@ -87,7 +89,7 @@ def _find(spec: str, module_name: str, attribute: str) -> object:
         with seeded(_IMPORT_SEED):
             module = importlib.import_module(module_name)
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name and module_name.startswith(error.name):
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
             package = module_name.partition(".")[0]
             ours = f"; {package} is the name of an installed package: rename yours" if package == _OWN_PACKAGE else ""
             raise InvalidInput(f"task {spec!r}: there is no module {error.name!r} here or installed{ours}") from error
@@ -115,4 +117,7 @@ def _made(spec: str, seed: int, factory: Callable[[], object] | object) -> Task:
 
 
 def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, ModuleNotFoundError) and error.name in _MOVED:
+        return f"{text}; since 0.2.0 the names are in hypergpu.{error.name}: write `{_MOVED[error.name]}`"
+    return text

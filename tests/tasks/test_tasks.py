@@ -117,6 +117,45 @@ def test_unknown_names() -> None:
         load_task("not_there_at_all.sub:task")
 
 
+NOW_IN_TASKS = "'tasks'; since 0.2.0 the names are in hypergpu.tasks: write `from hypergpu.tasks import Task`"
+NOW_IN_COMMON = "'common'; since 0.2.0 the names are in hypergpu.common: write `from hypergpu.common import ...`"
+
+
+@pytest.mark.parametrize(
+    ("line", "missing"),
+    [
+        ("from tasks import Task", NOW_IN_TASKS),
+        ("import tasks.digits", NOW_IN_TASKS),
+        ("from common.metric import ACCURACY", NOW_IN_COMMON),
+        ("def task():\n    from tasks import Task", NOW_IN_TASKS),
+        ("import tasks_of_mine", "'tasks_of_mine'"),
+    ],
+)
+def test_a_task_file_with_an_import_of_before_0_2_0_is_told_the_new_one(
+    line: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tasks_before", raising=False)
+    (tmp_path / "tasks_before.py").write_text(line)
+    with pytest.raises(InvalidInput) as caught:
+        load_task("tasks_before:task")
+    assert str(caught.value).partition(" raised ")[2] == f"ModuleNotFoundError: No module named {missing}"
+
+
+def test_a_package_of_the_user_with_a_name_of_before_0_2_0_is_only_told_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "__init__.py").touch()
+    (tmp_path / "uses_own.py").write_text("from tasks import Task")
+    with pytest.raises(InvalidInput) as caught:
+        load_task("uses_own:task")
+    monkeypatch.delitem(sys.modules, "tasks")
+    assert "cannot import name 'Task' from 'tasks'" in str(caught.value)
+    assert "0.2.0" not in str(caught.value)
+
+
 class EndsEarly(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __len__(self) -> int:
         return len(X)
