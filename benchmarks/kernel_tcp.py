@@ -1,4 +1,4 @@
-"""How the kernel's own TCP shares a line of ours, beside the link model: the sum and the fairness of 1 to 16 flows.
+"""Shares of 1 to 16 flows of the kernel's own TCP on one line, beside those of the link model: sum and fairness.
 
 Two network namespaces with a TUN device each; a process of ours carries packets between the two devices. Each direction
 has a bandwidth, a drop-tail queue, a constant delay and independent losses. Needs Linux, root and /dev/net/tun.
@@ -50,7 +50,7 @@ class Line:
     queue_bytes: int
     loss: float = 0.0
     shared: bool = True
-    """Whether connections share the bandwidth; otherwise each has all of it."""
+    """True if connections share the bandwidth; otherwise each has all of it."""
     drops: tuple[frozenset[int], ...] = ()
     """Packets with data that are lost, numbered from 0 on, for each connection in order of their first data."""
 

@@ -74,7 +74,7 @@ class Options:
     """TLS credentials; None for plaintext."""
     resume: bool = False
     force: bool = False
-    """Whether to resume although changed settings affect the training."""
+    """Resume although changed settings affect the training."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Coordinator:
     def __init__(self, config: SystemConfig, task: Task, options: Options) -> None:
         self.config = config
         self.restart_asked = False
-        """Whether `run` ended because a user requested a new run."""
+        """True if `run` ended because a user requested a new run."""
         self._options = options
         self.run_dir = RunDir(options.out)
         with ExitStack() as if_it_fails:

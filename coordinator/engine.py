@@ -75,7 +75,7 @@ class Engine:
         self.failure = ""
         """Reason why the run ended with an error; empty otherwise."""
         self.stays = dependencies.stays
-        """Whether the coordinator keeps serving after the end of the run."""
+        """True if the coordinator keeps serving after the end of the run."""
         self.restart_asked = asyncio.Event()
         """Event that is set when a user requests a new run in place of this one."""
         self.identity = dependencies.identity

@@ -62,6 +62,6 @@ class EngineDependencies:
     identity: TaskIdentity | None = None
     """Identity of the coordinator's data and model, which nodes have to match."""
     stays: bool = False
-    """Whether the coordinator keeps serving after the end of the run."""
+    """True if the coordinator keeps serving after the end of the run."""
     compute: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "compute"))
     """Single thread that adds updates, steps and evaluates, in the order that the machine decided."""

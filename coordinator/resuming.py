@@ -55,7 +55,7 @@ class Found:
         return score_of(self.checkpoint.metadata)
 
     def is_complete(self, config: TrainingConfig, metric: MetricSpec) -> bool:
-        """Whether the run is complete: all rounds are done, or the target is reached."""
+        """Return whether the run is complete: all rounds are done, or the target is reached."""
         if config.is_last(self.round):
             return True
         target = config.target_accuracy

@@ -44,7 +44,7 @@ class SavedNode(_Saved):
 
     node_id: NodeId
     state: Annotated[str, Field(max_length=64)] = ""
-    """Whether the node was connected; empty if unknown."""
+    """Connection of the node as `hypergpu nodes` shows it; empty = unknown."""
     rounds_contributed: Count = 0
     rounds_selected: Count = 0
     retries: Count = 0

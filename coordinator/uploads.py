@@ -51,7 +51,7 @@ class Upload:
     stream: object | None = field(default=None)
     """Stream that sends the upload; None while it waits to be resumed."""
     made_room: bool = False
-    """Whether the upload was evicted in favour of another one."""
+    """True if the upload was evicted in favour of another one."""
     _seen: tuple[int, float] = (-1, 0.0)
     """Number of bytes at the last check, and the time since when it has not changed."""
 

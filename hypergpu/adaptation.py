@@ -80,7 +80,7 @@ class NetworkQualityMonitor(_SynchronizedMonitor):
 
     @property
     def running(self) -> bool:
-        """Whether the links are judged in the background."""
+        """True if the links are judged in the background."""
         return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:

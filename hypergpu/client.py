@@ -52,7 +52,7 @@ class Client:
 
     @property
     def has_proxy(self) -> bool:
-        """Whether the address of a proxy is known."""
+        """True if the address of a proxy is known."""
         return self._netsim is not None
 
     @property

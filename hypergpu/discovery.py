@@ -35,7 +35,7 @@ class Cluster:
     proxy_token: str | None = None
     """Token of the proxy; None: that of the coordinator."""
     in_compose: bool = False
-    """Whether the cluster runs in the Compose project of this directory."""
+    """True if the cluster runs in the Compose project of this directory."""
 
     @property
     def name(self) -> str:

@@ -66,7 +66,7 @@ class LocalCluster:
         self._stack = AsyncExitStack()
         self.processes: dict[str, Process] = {}
         self.owns_run_dir = False
-        """Whether the coordinator has taken `run_dir`; before that, its files may belong to another run."""
+        """True if the coordinator has taken `run_dir`; before that, its files may belong to another run."""
 
     async def __aenter__(self) -> "LocalCluster":
         async with AsyncExitStack() as stack:  # if one process fails to start, ends the others

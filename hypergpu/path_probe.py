@@ -51,7 +51,7 @@ class Measured:
 
     row: Row
     at_least: bool = False
-    """Whether the trains were too short to fill the path, so that its bandwidth may be higher."""
+    """True if the trains were too short to fill the path, so that its bandwidth may be higher."""
 
 
 async def record(

@@ -67,7 +67,7 @@ class TimeComparison:
 
     @property
     def is_bound(self) -> bool:
-        """Whether only one of the two reached the value."""
+        """True if only one of the two reached the value."""
         return (self.run_seconds is None) != (self.baseline_seconds is None)
 
     @property

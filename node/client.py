@@ -44,7 +44,7 @@ class RunOver:
 
     reason: str
     stays: bool = False
-    """Whether the coordinator stays and may start another run."""
+    """True if the coordinator stays and may start another run."""
 
 
 class CoordinatorClient:

@@ -135,7 +135,7 @@ class Worker:
 
     @property
     def is_prepared(self) -> bool:
-        """Whether the model has been made."""
+        """True if the model has been made."""
         return self._prepared is not None
 
     @property

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -66,8 +67,10 @@ PURE = (
 }
 
 
-ODD_OPENING = re.compile(r"(Of|As|What|Who|Whom|Where)\s")
+ODD_OPENING = re.compile(r"(Of|As|What|Who|Whom|Where|How|When|Why|Whether)\s")
 """Openings of a docstring that leave out its noun: write "Path of the run", not "Of the run: its path"."""
+MOST_ODD_OPENINGS = {"coordinator/core/adaptation": 3, "coordinator/core/links": 1, "netsim_proxy": 30}
+"""Folders in which some docstrings still begin so, with their number. A figure may only fall."""
 
 
 def tracked(*patterns: str) -> list[Path]:
@@ -89,6 +92,12 @@ def test_every_public_name_can_be_imported_from_hypergpu() -> None:
 def test_importing_hypergpu_and_its_command_line_loads_no_torch() -> None:
     program = "import hypergpu.cli, sys; sys.exit(any(m in sys.modules for m in ('torch', 'sklearn')))"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Syntax tree of a file. Nobody may change it."""
+    return ast.parse(path.read_text())
 
 
 def definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.AST]]:
@@ -124,7 +133,7 @@ def test_functions_stay_short_and_classes_narrow() -> None:
     long: dict[str, int] = {}
     wide: dict[str, int] = {}
     for path in tracked("*.py", ":!tests"):
-        for name, node in definitions(ast.parse(path.read_text()), f"{path.relative_to(ROOT)}: "):
+        for name, node in definitions(parsed(path), f"{path.relative_to(ROOT)}: "):
             if isinstance(node, ast.ClassDef):
                 wide[name] = attributes(node)
             elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -144,13 +153,19 @@ def test_the_measures_of_functions_and_classes() -> None:
     assert (name, attributes(cls), function_lines(function)) == ("A.f", 2, 4)
 
 
-class _TypesOut(ast.NodeTransformer):
-    """Removes imports that only type checkers see."""
+def run_time_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Nodes of a tree, without those that only type checkers see."""
+    left = [tree]
+    while left:
+        node = left.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            left += node.orelse
+        else:
+            left += ast.iter_child_nodes(node)
 
-    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-        return node.orelse if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
 
-
+@cache
 def imports_of(path: Path, *, of_types: bool = True) -> list[str]:
     """Every module that a file imports, wherever in it; relative imports resolved.
 
@@ -162,8 +177,7 @@ def imports_of(path: Path, *, of_types: bool = True) -> list[str]:
     if package and package[0] != "hypergpu":
         package = ("hypergpu", *package)  # a service's folder is a link in the package
     found = []
-    tree: ast.AST = ast.parse(path.read_text())
-    for node in ast.walk(tree if of_types else _TypesOut().visit(tree)):
+    for node in ast.walk(parsed(path)) if of_types else run_time_nodes(parsed(path)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -259,7 +273,7 @@ def odd_openings(path: Path) -> list[str]:
     """Return the docstrings of a file, those of attributes included, that begin without a noun or a verb."""
     texts = [
         (node.lineno, node.value.value)
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
     ]
     return [
@@ -270,4 +284,9 @@ def odd_openings(path: Path) -> list[str]:
 
 
 def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
-    assert [opening for path in tracked("*.py", ":!tests") for opening in odd_openings(path)] == []
+    openings = [opening for path in tracked("*.py", ":!tests") for opening in odd_openings(path)]
+    for folder, most in MOST_ODD_OPENINGS.items():
+        there = [opening for opening in openings if opening.startswith(f"{folder}/")]
+        assert len(there) <= most, there
+        openings = [opening for opening in openings if opening not in there]
+    assert openings == []

@@ -100,7 +100,7 @@ class Heartbeat(Request[Directive]):
     rtt_ms: float
     """Round trip of the heartbeat before it; 0 if that failed."""
     loaded: bool
-    """Whether a transfer of the node was in the way of the heartbeat before it."""
+    """True if a transfer of the node was in the way of the heartbeat before it."""
     report: Mapping[str, Any]
 
 
@@ -239,11 +239,11 @@ class Session:
             self._links.seen(node)
 
     def is_member(self, node: str) -> bool:
-        """Whether the node is connected."""
+        """Return whether the node is connected."""
         return node in self._machine.members.connected
 
     def needs_update(self, node: str, round_number: int) -> bool:
-        """Whether an update of the node for this round would be used."""
+        """Return whether an update of the node for this round would be used."""
         return self._machine.update_status(node, round_number) is None
 
     @property

@@ -36,7 +36,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether HOST:PORT is a loopback address.
+    """Return whether HOST:PORT is a loopback address.
 
     Raises:
         ConfigError: not HOST:PORT.

@@ -76,7 +76,7 @@ class PeriodicTask:
 
     @property
     def is_running(self) -> bool:
-        """Whether the task is started."""
+        """True if the task is started."""
         return self._task is not None
 
     def start(self, *, delay_seconds: float = 0.0) -> None:

@@ -96,7 +96,7 @@ class _Connection:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     has_asked: bool = False
-    """Whether the head of the request has arrived."""
+    """True if the head of the request has arrived."""
 
 
 @dataclass(eq=False, slots=True)

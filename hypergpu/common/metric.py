@@ -61,7 +61,7 @@ class MetricSpec(ConfigSection):
 
     @property
     def is_share(self) -> bool:
-        """Whether values are shares, written as a percentage."""
+        """True if values are shares, written as a percentage."""
         return self.format == "percent"
 
     def reached(self, value: float | None, target: float) -> bool:

@@ -123,7 +123,7 @@ class Assembler:
 
     @property
     def complete(self) -> bool:
-        """Whether every byte has arrived."""
+        """True if every byte has arrived."""
         return self.next_offset == len(self._bytes)
 
     def add(self, chunk: Chunk) -> None:

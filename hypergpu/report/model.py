@@ -131,7 +131,7 @@ class Run:
 
     @property
     def is_simulated(self) -> bool:
-        """Whether the run was simulated, so that its times are virtual."""
+        """True if the run was simulated, so that its times are virtual."""
         return self.summary.get("simulated") is True
 
     @property

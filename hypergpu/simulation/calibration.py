@@ -15,12 +15,12 @@ from hypergpu.simulation.node import Start
 from hypergpu.simulation.scenario import ComputeTimes, Scenario
 
 _WIDE_ENOUGH = 1.25
-"""Batches of which one is that many times the other show what a sample costs; nearer ones show the noise."""
+"""Least ratio of two batch sizes whose times show the cost of a sample; closer ones show noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCompute:
-    """Compute times as each node of a real run needed them."""
+    """Compute times that the nodes of a real run needed."""
 
     times: Mapping[str, ComputeTimes]
 
@@ -32,16 +32,16 @@ class MeasuredCompute:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """How fast the machine of a real run was."""
+    """Speed of the machine of a real run."""
 
     compute: MeasuredCompute
     evaluation_seconds: float
-    """Between two rounds; the median."""
+    """Median time between two rounds."""
     starts: Mapping[str, Start]
     """Start times of its nodes; empty if its events do not name each."""
 
     def of(self, scenario: Scenario, handling_seconds: float) -> Scenario:
-        """Return the scenario on that machine, which takes that long to handle a unit of work."""
+        """Return the scenario on that machine, where handling a work unit takes `handling_seconds`."""
         return scenario.changed(evaluation_seconds=self.evaluation_seconds, handling_seconds=handling_seconds)
 
 
@@ -104,7 +104,7 @@ def _scaled(times: ComputeTimes, scale: float) -> ComputeTimes:
 
 
 def _starts(events: Path, half_trips: Mapping[str, float]) -> dict[str, Start]:
-    """When each node dialled, and what it needed from the answer to its first request for work, but for its calls."""
+    """Return the time at which each node dialled, and the seconds that it prepared, without the time of its calls."""
     at: dict[tuple[str, str], float] = {}
     if events.exists():
         for row in strict_json.read_lines(events):

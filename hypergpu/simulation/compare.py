@@ -15,7 +15,7 @@ from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.variants import BASELINE, baselines_of, variants_of
 
 _LEAST_FOR_POOL = 4
-"""Runs for which it pays to start processes, each of which imports torch."""
+"""Least number of runs for which several processes save time, since each of them imports torch."""
 
 
 def compare(
@@ -41,7 +41,7 @@ def compare(
         strategies: BATCH/SELECTION, or one of both: a candidate for each policy and each of them.
         baselines: fixed settings to compare with; `none` is the scenario's own setting without adaptation.
         oracle: search for the best fixed setting, on other seeds, and compare with it too.
-        seeds: how many.
+        seeds: number of seeds.
         jobs: processes to run them in.
         compute: compute times, in place of those of the scenario's cards.
         progress: called with the number of runs that are done, and of all runs.

@@ -55,7 +55,7 @@ class Result:
         return [outcome.given_up for outcome in self.outcomes if outcome.given_up]
 
     def quarantined(self) -> dict[str, dict[str, int]]:
-        """How often each node was quarantined and let go, by reason, over all seeds."""
+        """Return how often each node was quarantined and released, by node and reason, over all seeds."""
         counts: dict[str, Counter[str]] = {}
         for outcome in self.outcomes:
             for node, reasons in outcome.quarantined.items():

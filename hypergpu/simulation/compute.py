@@ -1,4 +1,4 @@
-"""How long computing takes in virtual time."""
+"""Computing times in virtual time."""
 
 import math
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ TASK_TIMES: Mapping[str, ComputeTimes] = {
 class SimulatedCards:
     """The cards of a scenario, as the nodes' own compute model has them.
 
-    A node draws the spread of each step; here one draw stands for all steps of a unit of work. The sum of n log-normal
+    A node draws the spread of each step; here one draw stands for all steps of a work unit. The sum of n log-normal
     times is taken as log-normal with its mean and variance (Fenton, 1960).
     """
 

@@ -124,7 +124,7 @@ FITTED: Mapping[str, Convergence] = {
         loss_spread=0.215,
     ),
 }
-"""By task."""
+"""Constants by task."""
 
 
 class ConvergenceBackend:

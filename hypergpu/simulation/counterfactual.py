@@ -1,4 +1,4 @@
-"""A real run once more in virtual time, with the compute times that it measured: with its policy, and without."""
+"""Repetition of a real run in virtual time, with its measured compute times: once with its policy, once without."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -98,5 +98,5 @@ class _Steps:
         self._progress(min(self._begun - 1, self._total), self._total)
 
     def done(self) -> None:
-        """All of them are over."""
+        """Note that all simulations are over."""
         self._progress(self._total, self._total)

@@ -28,17 +28,17 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """One real run, from before its first round on."""
+    """Curves of one real run, which start before its first round."""
 
     losses: Sequence[float]
     metrics: Sequence[float | None]
     trained: Sequence[float]
-    """Loss of each unit of work on its first batch."""
+    """Loss of each work unit on its first batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """The constants of a task, and how far they are from the runs."""
+    """Constants of a task, and their distance from the runs."""
 
     model: Convergence
     metric: MetricSpec
@@ -138,7 +138,7 @@ class _MetricShape:
     range: float
     """Range of the recorded values; 1 for a share."""
     most: float
-    """The limit goes no further."""
+    """Bound of the limit."""
 
     @classmethod
     def of(cls, metric: MetricSpec, runs: Sequence[Curves]) -> "_MetricShape | None":

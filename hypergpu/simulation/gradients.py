@@ -18,7 +18,7 @@ from hypergpu.tasks.samples import count, labels
 class GradientBackend:
     """Real gradients of a task, by the trainer that the nodes use; deterministic on one thread.
 
-    A unit of work is done when its update arrives and is wanted: until then the parameters of its round have not
+    A work unit is done when its update arrives and is wanted: until then the parameters of its round have not
     changed, and what comes too late costs nothing.
     """
 

@@ -1,4 +1,4 @@
-"""The links of a scenario in virtual time, what happens to them, and the nodes that come and go."""
+"""Links of a scenario in virtual time, their events, and the churn of nodes."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,7 +23,7 @@ def make_connections(scenario: Scenario, time: VirtualTime) -> dict[str, Simulat
 
 
 class Network:
-    """Lets the events of a scenario happen to its links, by time or by round."""
+    """Applies the events of a scenario to its links, by time or by round."""
 
     def __init__(
         self, scenario: Scenario, time: VirtualTime, nodes: Mapping[str, SimulatedNode], happened: Callable[[str], None]
@@ -39,7 +39,7 @@ class Network:
                 time.at(event.scheduled_time or 0.0, self._happen, event)
 
     def round_begins(self, number: int) -> None:
-        """Events that are due by this round happen now."""
+        """Apply the events that are due by this round."""
         for event in self._by_round.pop(number, ()):
             self._happen(event)
 
@@ -65,7 +65,7 @@ class Network:
 
 
 class ChurnProcess:
-    """The life of a node whose process ends and starts again at random times, keyed by seed and node."""
+    """Restarts of a node's process at random times, keyed by seed and node."""
 
     def __init__(self, node: SimulatedNode, churn: Churn, seed: int, time: VirtualTime) -> None:
         self._node, self._churn, self._time = node, churn, time

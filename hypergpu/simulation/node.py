@@ -43,7 +43,7 @@ class CoordinatorApi(Protocol):
         ...
 
     def is_over(self, work: ev.WorkAssigned) -> bool:
-        """Whether the coordinator has no use for an update of this work."""
+        """Return whether the coordinator has no use for an update of this work."""
         ...
 
     def progress(self, work: ev.WorkAssigned) -> life.ProgressKnown:
@@ -71,7 +71,7 @@ class CoordinatorApi(Protocol):
         ...
 
     def is_straggler(self, node: "SimulatedNode") -> bool:
-        """Whether the node works on a round that is over."""
+        """Return whether the node works on a round that is over."""
         ...
 
 
@@ -84,7 +84,7 @@ class Compute(Protocol):
 
 
 class Start(NamedTuple):
-    """When a node's process starts, and how long it prepares its model and data."""
+    """Start of a node's process, and the time that it prepares its model and data."""
 
     join_delay_seconds: float = 0.0
     setup_seconds: float = 0.0
@@ -139,7 +139,7 @@ class SimulatedNode:
     ) -> None:
         self.node_id = node_id
         self.info = info
-        """Facts about itself that it registers with."""
+        """Facts about the node that it registers with."""
         self.largest_batch = 0
         self.connection = connection
         self.running = False
@@ -172,7 +172,7 @@ class SimulatedNode:
 
     @property
     def work(self) -> ev.WorkAssigned | None:
-        """Unit of work that the node holds."""
+        """Work unit that the node holds."""
         return self._life.work
 
     @property
@@ -325,7 +325,7 @@ class SimulatedNode:
             self.reply(rpc, _NO_WORK, messages=0)
 
     def send_work(self, work: ev.WorkAssigned, rpc: SimulatedRpc) -> None:
-        """Let the coordinator reply to PullWork with a unit of work and its parameters.
+        """Let the coordinator reply to PullWork with a work unit and its parameters.
 
         Both travel as one message, so the node is told of the work now and not one latency later.
         """

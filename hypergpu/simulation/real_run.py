@@ -1,4 +1,4 @@
-"""A scenario by real processes on this machine, through the real proxy."""
+"""Run of a scenario by real processes on this machine, through the real proxy."""
 
 import asyncio
 from contextlib import suppress
@@ -36,7 +36,7 @@ def require_local(scenario: Scenario) -> None:
 
 
 async def run_for_real(scenario: Scenario, out: Path) -> None:
-    """Run it to its end; `out` is the run's directory.
+    """Run the scenario to its end; `out` is the run's directory.
 
     Raises:
         RunInUse: another process writes to `out`.

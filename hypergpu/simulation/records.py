@@ -16,7 +16,7 @@ from hypergpu.simulation.scenario import Scenario
 
 
 class Recording:
-    """Takes in what happens (see `coordinator.Recorder`).
+    """Keeps the events and rounds of a run (see `coordinator.Recorder`).
 
     Attributes:
         trained_seconds: from the beginning of the first round to the end of the last.
@@ -64,7 +64,7 @@ class Recording:
             self._dir.flush()
 
     def network(self, what: str, now: float) -> None:
-        """Something happened to the links, because the scenario says so."""
+        """Record an event of the scenario, which changed links."""
         self.event(ev.RunEvent("network", self.machine.round, what), now)
 
     def round_closed(self, closed: ev.CloseRound, loss: float | None, metric: float | None, now: float) -> None:

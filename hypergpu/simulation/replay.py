@@ -1,4 +1,4 @@
-"""A real run once more in virtual time: by its own decisions, so that round times can be held against each other."""
+"""Replay of a real run in virtual time: with its own decisions, so that the times of its rounds can be compared."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -45,13 +45,13 @@ def replay(
 ) -> tuple[float, Rows]:
     """Run the decisions of a real run on its calibrated machine, twice.
 
-    The first time with no time for the handling of a unit of work. What nodes then wait less than in reality, in the
-    median over nodes and rounds, is that time: the one figure that is fitted rather than measured, of all that
-    processes on shared cores take to pack, send, check and wake up.
+    In the first run, handling a work unit takes no time. The median, over nodes and rounds, of how much less the nodes
+    then wait than in reality is the handling time of the second run. It is the one figure that is fitted and not
+    measured: the time that processes on shared cores take to pack, send, check and wake up.
 
     Args:
-        scenario: of the real run.
-        calibration: from the real run.
+        scenario: that of the real run.
+        calibration: speed of the machine of the real run.
         real: its rounds, at least one.
         out: a directory for the run in virtual time.
         progress: called with the number of each round that begins.

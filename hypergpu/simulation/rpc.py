@@ -16,10 +16,10 @@ PIECE_BYTES: Final = CHUNK_BYTES
 LEAST_PIECE_BYTES: Final = 64 << 10
 """Shortest piece, if TCP can use less at a time: heartbeats wait behind a piece, as in the proxy."""
 SILENCE_SECONDS: Final = 20.0
-"""After which gRPC's keepalive gives a connection up on which nothing passes: a ping each 10 s, 10 s to answer it."""
+"""Seconds after which gRPC's keepalive gives up a silent connection: a ping each 10 s, and 10 s to answer it."""
 
 Failed = Callable[["SimulatedRpc"], None]
-"""The client learns that its RPC failed, as UNAVAILABLE."""
+"""Handler of an RPC that failed as UNAVAILABLE, at the client."""
 Arrived = Callable[["SimulatedRpc"], None]
 """Handler of an arrived message."""
 
@@ -89,7 +89,7 @@ class SimulatedConnection:
             self._drop()
 
     def _blocked(self, now: float) -> Blockage | None:
-        """Why nothing passes in one direction at least: then no ping is answered."""
+        """Return what blocks at least one direction, so that no ping is answered; None = nothing."""
         up, down = (self.link.blocked(now, direction) for direction in Direction)
         return up or down
 
@@ -186,7 +186,7 @@ class SimulatedRpc:
 
     @property
     def is_heard(self) -> bool:
-        """Whether parts of a long message to the coordinator arrive, each soon after the one before."""
+        """True if parts of a long message to the coordinator arrive, each soon after the one before."""
         now = self.connection.clock.now
         recent = any(at <= now < at + SILENCE_SECONDS for at, _ in self._pieces)
         return recent and not self.over and self._direction is Direction.UP

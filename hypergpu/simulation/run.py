@@ -166,16 +166,16 @@ class Outcome:
     best_metric: float | None
     target: float | None
     time_to_target_seconds: float | None
-    """From the first round to the first evaluation that reached the target; None where none did."""
+    """Seconds from the first round to the first evaluation that reached the target; None where none did."""
     bytes: int
-    """Moved over all links, both ways."""
+    """Bytes moved over all links, in both directions."""
     messages: int
     nodes: list[NodeOutcome]
     quarantined: dict[str, list[str]] = field(default_factory=dict)
-    """The reasons of the quarantines of each node that was in one."""
+    """Reasons of the quarantines of each node that was in one."""
     round_seconds: list[float] = field(default_factory=list)
     trained_seconds: float = 0.0
-    """From the beginning of the first round to the end of the last."""
+    """Seconds from the beginning of the first round to the end of the last."""
     events_missed: list[str] = field(default_factory=list)
     """Events of the scenario that were due after the end of the run."""
     given_up: str = ""
@@ -185,9 +185,9 @@ class Outcome:
     course: Sequence[tuple[float, float]] = ()
     """Seconds since the first round began, and the metric then, at each evaluation."""
     losses: Sequence[tuple[float, float]] = ()
-    """The same for the loss."""
+    """Seconds since the first round began, and the loss then, at each evaluation."""
     metric_fault: str = ""
-    """Why the metric could not be computed."""
+    """Reason for which the metric could not be computed."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object, with the values of the metric under its name."""

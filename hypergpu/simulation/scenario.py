@@ -58,7 +58,7 @@ class Nodes(NodeSection):
 
 
 class ComputeTimes(ConfigSection):
-    """How long the task takes on the fastest preset; a card of a k-th of its throughput takes k times as long."""
+    """Seconds of computing on the fastest preset. A card with a k-th of its throughput takes k times as long."""
 
     seconds_per_step: Annotated[float, Field(ge=0)] = 0.0003
     """Seconds of each local step, for any batch."""
@@ -166,7 +166,7 @@ class Scenario(Network):
                 )
 
     def network_events(self, known: Mapping[str, Profile] | None = None) -> list[NetworkEvent]:
-        """Its events, groups spelt out; `known` are profiles that there are already.
+        """Return the events, with groups resolved to nodes; `known` are further profiles.
 
         Raises:
             ScenarioError: one that makes no sense, or that can have no effect in virtual time.

@@ -1,4 +1,4 @@
-"""Scenarios from YAML files, with the line of whatever does not hold."""
+"""Scenarios from YAML files; errors name the line."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from hypergpu.simulation.scenario import Scenario
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "scenarios"
 SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "scenarios"
-"""The scenarios that come along: inside the package where it is installed, at the top of a checkout."""
+"""Folder of the shipped scenarios: inside an installed package, or at the top of a checkout."""
 
 
 def load_scenario(source: str | Path) -> Scenario:

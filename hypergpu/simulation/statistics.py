@@ -23,7 +23,7 @@ class Estimate:
 
     @property
     def inverse(self) -> "Estimate":
-        """The same of the inverse ratio."""
+        """Return the estimate of the inverse ratio."""
         low, high = self.ci_high, self.ci_low
         return Estimate(*(None if bound is None else 1 / bound for bound in (self.mean, low, high)))
 

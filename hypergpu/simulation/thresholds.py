@@ -31,7 +31,7 @@ class Threshold:
         return value
 
     def holds(self, record: Mapping[str, Any]) -> bool:
-        """Whether the candidate passes; False if the figure is unknown."""
+        """Return whether the candidate passes; False if the figure is unknown."""
         value = self.value(record)
         return value is not None and (value >= self.bound if self.at_least else value <= self.bound)
 

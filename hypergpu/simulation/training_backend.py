@@ -60,7 +60,7 @@ class TrainingBackend(Protocol):
         ...
 
     def train(self, order: ev.WorkAssigned) -> Trained:
-        """Do a unit of work on the current parameters."""
+        """Do a work unit on the current parameters."""
         ...
 
     def add(self, weight: int) -> None:
@@ -85,9 +85,9 @@ class TrainingBackend(Protocol):
 
     @property
     def metric_fault(self) -> str:
-        """Why the metric of the last evaluation could not be computed; empty if it could."""
+        """Reason for which the last evaluation gave no metric; empty if it gave one."""
         ...
 
     def evaluate(self) -> tuple[float, float | None]:
-        """Loss and metric on held-out data; None where the metric is undefined."""
+        """Return loss and metric on held-out data; the metric is None where it is undefined."""
         ...

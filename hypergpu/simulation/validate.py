@@ -75,9 +75,9 @@ class Agreement:
     scenario: str
     policy: str
     replayed: RoundTimes
-    """With the decisions of the real run."""
+    """Errors with the decisions of the real run."""
     simulated: RoundTimes
-    """With decisions of its own."""
+    """Errors with the simulator's own decisions."""
     selection_agreement: float
     """Mean over rounds of the share of nodes about whose part in it both decided alike."""
     batch_size_ratio: float
@@ -85,7 +85,7 @@ class Agreement:
     trivial: Trivial
     metric: MetricSpec
     real_metric: float | None
-    """At the end."""
+    """Metric at the end of the real run; `simulated_metric` likewise."""
     simulated_metric: float | None
     handling_seconds: float
     """Fitted software time of a work unit, beside network and compute."""
@@ -124,7 +124,7 @@ def validate(scenario: Scenario, out: Path) -> Agreement:
     """Run the scenario by real processes and then twice in virtual time, and compare.
 
     Virtual time takes from the real run what belongs to this machine: when each process started and was ready, what
-    computing and evaluating took, and what handling a unit of work took. All else it has to find by itself.
+    computing and evaluating took, and what handling a work unit took. All else it has to find by itself.
 
     Args:
         scenario: few nodes, few rounds; events by round only.

@@ -170,7 +170,7 @@ def match(reference: Sequence[Outcome], variant: Sequence[Outcome]) -> Match:
 
 
 def _is_ruined(before: Outcome, after: Outcome) -> bool:
-    """Whether a run ended far worse than its pair, or without a value where its pair has one."""
+    """Return whether a run ended far worse than its pair, or without a value where its pair has one."""
     metric, theirs, ours = before.metric, before.final_metric, after.final_metric
     if theirs is None or ours is None:
         return theirs is not None

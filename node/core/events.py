@@ -27,7 +27,7 @@ class Prepared:
     """The model and the data of the run are ready."""
 
     announce: bool
-    """Whether they give the node something to register that it could not register before."""
+    """True if they give the node something to register that it could not register before."""
 
 
 @message
@@ -59,7 +59,7 @@ class ProgressKnown:
     """The coordinator replied how much of the update it holds."""
 
     accepted: bool
-    """Whether it has accepted the whole update."""
+    """True if it has accepted the whole update."""
     next_offset: int
     """First byte that it lacks."""
 
@@ -115,7 +115,7 @@ class RunFinished:
 
     reason: str
     coordinator_stays: bool = False
-    """Whether the coordinator may begin another run."""
+    """True if the coordinator may begin another run."""
 
 
 @message

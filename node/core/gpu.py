@@ -26,7 +26,7 @@ class GPUSpecs:
     compute_capability: str = ""
     """NVIDIA's architecture number, such as 8.0; empty for a CPU."""
     simulated: bool = True
-    """Whether compute time and memory are simulated."""
+    """True if compute time and memory are simulated."""
 
     def __post_init__(self) -> None:
         if not self.memory_bytes > 0 or not (self.tflops > 0 and math.isfinite(self.tflops)):

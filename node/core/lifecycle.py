@@ -83,7 +83,7 @@ class LifeCycle(Generic[Work]):
 
     Attributes:
         state: what the node is doing.
-        work: unit of work that it holds.
+        work: the work unit that it holds.
         has_joined: whether it has completed a registration.
     """
 

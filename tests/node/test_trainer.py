@@ -87,7 +87,7 @@ def test_local_steps_by_adamw_are_those_of_torch_and_begin_without_state_each_ti
     task = load_task("digits")
     trainer, order = Trainer(task, 0), _order(1497)
     parameters = build(task, 0).flat()
-    for start in (0, 96):  # the second unit of work does not go on with the moments of the first
+    for start in (0, 96):  # the second work unit does not go on with the moments of the first
         model = build(task, 0)
         update = trainer.work(
             parameters,

@@ -132,7 +132,7 @@ def _sign(node: ast.AST) -> str:
 
 
 def _is_text(node: ast.BinOp) -> bool:
-    """Whether an operand is a literal text: joining or formatting it is no arithmetic."""
+    """Return whether an operand is a literal text: joining or formatting it is no arithmetic."""
     sides = (node.left, node.right)
     return any(
         isinstance(side, ast.JoinedStr) or (isinstance(side, ast.Constant) and isinstance(side.value, str | bytes))
@@ -141,7 +141,7 @@ def _is_text(node: ast.BinOp) -> bool:
 
 
 def _is_draw(node: ast.Compare) -> bool:
-    """Whether a random draw is compared with a bound: it equals the bound once in 2⁵³ times."""
+    """Return whether a random draw is compared with a bound: it equals the bound once in 2⁵³ times."""
     return any(
         isinstance(side, ast.Call) and isinstance(side.func, ast.Attribute) and side.func.attr == "uniform"
         for side in (node.left, *node.comparators)
@@ -149,7 +149,7 @@ def _is_draw(node: ast.Compare) -> bool:
 
 
 def _is_union(node: ast.BinOp) -> bool:
-    """Whether types are joined: names that are written as classes are, or None."""
+    """Return whether types are joined: names that are written as classes are, or None."""
     sides = (node.left, node.right)
     return isinstance(node.op, ast.BitOr) and any(
         (isinstance(side, ast.Name) and side.id[:1].isupper() and not side.id.isupper())
@@ -159,7 +159,7 @@ def _is_union(node: ast.BinOp) -> bool:
 
 
 def _is_endless(node: ast.AST) -> bool:
-    """Whether it is `1 << 30` or more, a number that stands for no bound: twice as much is no bound either."""
+    """Return whether it is `1 << 30` or more, a number that stands for no bound: twice as much is no bound either."""
     match node:
         case ast.BinOp(left=ast.Constant(value=1), op=ast.LShift(), right=ast.Constant(value=int() as places)):
             return places >= _ENDLESS_PLACES

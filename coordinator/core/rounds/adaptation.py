@@ -25,7 +25,7 @@ class RoundPlan:
     server_momentum: float | None = None
     """Momentum of the server's step after the round."""
     wait_for_all: bool = False
-    """Whether the round waits for every node, without a measured deadline: plain synchronous training."""
+    """True if the round waits for every node, without a measured deadline: plain synchronous training."""
     close_share: float | None = None
     """Share of the nodes whose updates close the round at once."""
     wait_for: Sequence[str] = ()
@@ -42,7 +42,7 @@ class RoundReport:
     loss: float
     """Loss on held-out data, or the training loss where no evaluation was due."""
     evaluated: bool = field(default=True, kw_only=True)
-    """Whether `loss` is the loss on held-out data."""
+    """True if `loss` is the loss on held-out data."""
     seconds: float
     """Duration of the round."""
     samples: int

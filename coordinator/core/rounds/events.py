@@ -25,7 +25,7 @@ class UpdateStatus(StrEnum):
 
 
 class CloseReason(StrEnum):
-    """Why a round closed."""
+    """Reason for closing a round."""
 
     ALL_CONTRIBUTED = "all_contributed"
     SURVIVORS_CONTRIBUTED = "survivors_contributed"
@@ -38,7 +38,7 @@ class CloseReason(StrEnum):
 
 
 class FinishReason(StrEnum):
-    """Why the run is over."""
+    """Reason for ending the run."""
 
     ROUNDS_DONE = "rounds_done"
     TARGET_REACHED = "target_reached"
@@ -63,7 +63,7 @@ class NodeJoined:
     info: Mapping[str, str] = field(default_factory=dict)
     """Further properties of the node, passed through."""
     has_same_task: bool = False
-    """Whether its data and model are known to be those of the coordinator."""
+    """True if its data and model are known to equal those of the coordinator."""
 
 
 @message
@@ -76,7 +76,7 @@ class NodeLeft:
 
 @message
 class NodeLost:
-    """A node is known to be gone. The machine itself notices silence if it was given a limit."""
+    """A node is known to be gone. With `lost_after_seconds`, the machine notices silence itself."""
 
     node: str
     reason: str = "no sign of life"
@@ -143,7 +143,7 @@ class EvaluationFailed:
     round: int
     detail: str
     stepped: bool
-    """Whether the step was taken."""
+    """True if the step was taken."""
 
 
 @message
@@ -275,7 +275,7 @@ class Contribution:
     late: bool = False
     """It was still working when the round closed."""
     measured: bool = True
-    """Whether its waiting time measures its link: false if its process restarted, or it returned its work."""
+    """True if its waiting time measures its link. False if its process restarted, or it returned its work."""
 
 
 @message

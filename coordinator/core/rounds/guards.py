@@ -48,7 +48,7 @@ class ModelGuard:
 
     @property
     def divergence(self) -> str:
-        """Why the run has diverged; empty while it has not."""
+        """Text that says why the run has diverged; empty while it has not."""
         if self.reverts < MAX_REVERTS:
             return ""
         return f"loss not finite or exploded in {self.reverts} evaluations in a row; try a lower training.learning_rate"

@@ -94,7 +94,7 @@ class RoundMachine:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is over."""
+        """True if the run is over."""
         return self.round_state.phase is OVER
 
     @property
@@ -131,7 +131,7 @@ class RoundMachine:
 
     @property
     def waiting_for(self) -> str:
-        """Why no round is open, in words; empty while one is."""
+        """Text that says why no round is open; empty while one is."""
         return self.round_state.opening.waiting_for
 
     @property
@@ -140,7 +140,7 @@ class RoundMachine:
         return tuple(reversed(self._effects.latest))
 
     def is_working(self, node: str) -> bool:
-        """Whether the node holds a work unit whose update is still wanted."""
+        """Return whether the node holds a work unit whose update is still wanted."""
         current = self.round_state.open_round
         unit = current.units.get(node) if current else None
         return unit is not None and unit.attempt > 0 and not unit.done

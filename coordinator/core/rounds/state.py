@@ -145,7 +145,7 @@ class OpeningState:
     """Knowledge about the next round, between two rounds."""
 
     waiting_for: str = ""
-    """Why no round is open, in words; empty unless the phase is idle."""
+    """Text that says why no round is open; empty unless the phase is idle."""
     should_try: bool = False
     """Something changed since the last attempt to open a round."""
     retry_at: float = math.inf

@@ -9,7 +9,7 @@ from hypergpu.coordinator.core.rounds.events import Contribution, Shard, UpdateA
 
 
 class WorkReason(StrEnum):
-    """Why a work unit was reassigned, or an update not used as it came."""
+    """Reason for reassigning a work unit, or for not using an update as it came."""
 
     NODE_GONE = "node_gone"
     GIVEN_UP = "given_up"
@@ -34,7 +34,7 @@ class WorkUnit:
     local_steps: int
     learning_rate: float
     trial: bool = False
-    """The node tries another learning rate than the others."""
+    """The node tries a learning rate that differs from that of the others."""
     trial_failed: bool = False
     """That rate made its loss worse."""
     attempt: int = 0
@@ -82,7 +82,7 @@ class Round:
     server_momentum: float | None = None
     """Momentum of the step after the round; None = as configured."""
     learning_rate: float = 0.0
-    """Learning rate of the nodes that try no other one."""
+    """Learning rate of the nodes without a trial."""
     local_steps: int = 1
     extensions: int = 0
     live: int = 0
@@ -91,7 +91,7 @@ class Round:
     samples: int = 0
     loss_sum: float = 0.0
     orphans: dict[str, WorkUnit] = field(default_factory=dict)
-    """Units without a node, by the id of the former one: for newcomers, or for its return."""
+    """Units without a node, by the id of the former one. A newcomer gets one, or the former node when it returns."""
 
     @classmethod
     def open(
@@ -124,13 +124,13 @@ class Round:
 
     @property
     def has_quorum(self) -> bool:
-        """Whether enough of the nodes that can still contribute have done so."""
+        """True if enough of the nodes that can still contribute have done so."""
         done = len(self.contributions)
         return done >= 1 and done >= math.ceil(self.quorum * (done + self.live) - 1e-9)
 
     @property
     def has_enough(self) -> bool:
-        """Whether enough of the nodes have contributed to close the round without the others."""
+        """True if enough of the nodes have contributed to close the round without the others."""
         return self.close_share < 1.0 and len(self.contributions) >= math.ceil(
             self.close_share * len(self.units) - 1e-9
         )

@@ -97,7 +97,7 @@ class ServerConfig(ConfigSection):
     """Keep running after the end of the run until a signal; nodes wait for the next run, which `hypergpu restart`
     starts. A signal during a run only suspends it: nodes wait, and a start with --resume continues it."""
     scrape_nodes: bool = True
-    """Whether to read each node's /metrics, if it is at the address that the node calls from."""
+    """Read each node's /metrics, if it is at the address that the node calls from."""
     scrape_hosts: tuple[str, ...] = ()
     """Further hosts and networks (such as 172.16.0.0/12) whose /metrics may be read, for nodes behind a proxy or a NAT.
     They limit the addresses that the coordinator dials and that `/sd` returns to Prometheus."""

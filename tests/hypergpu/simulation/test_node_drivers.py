@@ -40,7 +40,7 @@ Failures = Sequence[tuple[str, type[HyperGPUError]]]
 
 @dataclass(frozen=True)
 class Script:
-    """What happens to a node that is given one unit of work, and is told then that the run is over."""
+    """What happens to a node that is given one work unit, and is told then that the run is over."""
 
     failures: Failures = ()
     """Calls that fail once each."""
