@@ -25,6 +25,7 @@ NOT_RUN = {
     "make test": "runs these tests",
     "make soak": LONG,
     "hypergpu validate": LONG,
+    "hypergpu compare flaky-minority": "takes minutes: test_compare.py runs shorter ones",
     "hypergpu simulate flaky-minority": LONG,
     "hypergpu simulate transatlantic": LONG,
     "make docs": "installs what it needs; .ci/run builds the site",
