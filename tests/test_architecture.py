@@ -44,11 +44,9 @@ WIDE_CLASSES = {
     "hypergpu/simulation/records.py: Recording": 15,
     "netsim_proxy/io/server.py: Proxy": 18,
     "netsim_proxy/link/link.py: Link": 22,
-    "netsim_proxy/link/tcp.py: TcpFlow": 17,
-    "netsim_proxy/link/window.py: Window": 14,
     "netsim_proxy/relay/connection.py: ConnectionPair": 27,
     "netsim_proxy/relay/frame_reader.py: FrameReader": 18,
-    "netsim_proxy/relay/paced_link.py: PacedLink": 18,
+    "netsim_proxy/relay/paced_link.py: PacedLink": 13,
     "node/client.py: CoordinatorClient": 15,
     "node/metrics.py: NodeMetrics": 20,
 }

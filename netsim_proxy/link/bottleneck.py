@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _UNLIMITED: Final = 1 << 30
 
 
-Arrivals = tuple[float, float, int, float]
+Arrivals = tuple[float, float, float, float]
 """Packets of one flight: when the first and the last arrive, how many, and the queue that the first one meets."""
 
 
@@ -35,12 +35,13 @@ class Bottleneck:
     Attributes:
         flows: those that use it, by connection.
         busy_until: time when the last packet leaves it.
+        is_shared: whether several flows have packets in it.
         recorded: flights of a flow that is alone, for a flow that joins it.
     """
 
     __slots__ = (
-        "_drop_credit", "_events", "_is_shared", "_queue", "_rate", "_since", "busy_until", "flows",
-        "packet_seconds", "queue_packets", "recorded",
+        "_drop_credit", "_events", "_queue", "_rate", "_since", "busy_until", "flows", "is_shared", "packet_seconds",
+        "queue_packets", "recorded",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -53,7 +54,7 @@ class Bottleneck:
     def settle(self) -> None:
         """Empty the queue."""
         self.busy_until = -math.inf
-        self._is_shared = False
+        self.is_shared = False
         self.recorded.clear()
         self._since = -math.inf
         self._queue = self._rate = self._drop_credit = 0.0
@@ -61,30 +62,29 @@ class Bottleneck:
 
     def set_path(self, packet_seconds: float, queue_packets: int, now: float) -> None:
         """Change the service time of a packet and the capacity of the queue."""
-        if self._is_shared:
+        if self.is_shared:
             self._advance(now)
         self.packet_seconds, self.queue_packets = packet_seconds, queue_packets
 
-    def is_shared_with(self, flow: "TcpFlow", now: float) -> bool:
-        """Return whether packets of another flow are still to leave the queue at `now`."""
+    def join(self, flow: "TcpFlow", now: float) -> None:
+        """Let a flow send: it shares the queue if packets of another one are still to leave it."""
         flows = self.flows
         alone = len(flows) < 2 or not any(other.busy_until > now for other in flows.values() if other is not flow)
         if alone or not self.packet_seconds:
             recorded = self.recorded
             while len(recorded) > 1 and recorded[1][0] <= now:
                 del recorded[0]
-            self._is_shared = False
-            return False
-        if not self._is_shared:
+            self.is_shared = False
+            return
+        if not self.is_shared:
             self._begin_sharing(now)
         self._advance(now)
-        return True
 
     def queue_at(self, at: float) -> float:
         """Return how many packets a packet that arrives at `at` would meet."""
         if self.busy_until <= at or not self.packet_seconds:
             return 0.0
-        if self._is_shared:
+        if self.is_shared:
             return self._walk(at)[0]
         for begin, end, packets, queue in reversed(self.recorded):
             if begin <= at:
@@ -92,17 +92,20 @@ class Bottleneck:
                 return max(0.0, queue + arrived - (at - begin) / self.packet_seconds)
         return 0.0
 
-    def admit(self, begin: float, span: float, packets: int, *, may_drop: bool = True) -> Passage:
-        """Let `packets` in that arrive evenly from `begin` for `span` seconds, and drop what overflows."""
+    def admit(self, begin: float, span: float, packets: int, *, may_drop: bool = True, short: float = 0.0) -> Passage:
+        """Let `packets` in that arrive evenly from `begin` for `span` seconds, and drop what overflows.
+
+        `short` is the share of a packet that the last one lacks.
+        """
         queue, at, rate, index = self._walk(begin)
         limit = self.queue_packets if may_drop else _UNLIMITED
         first_queue = queue
         if span <= 0:
             dropped = min(max(0, math.ceil(queue + packets - limit)), packets - 1 if queue + 1 <= limit else packets)
             passed = packets - dropped
-            self._commit(begin, 0.0, passed)
+            self._commit(begin, 0.0, passed - short)
             return Passage(first_queue, queue + max(0, passed - 1), dropped, passed)
-        own, service, end = packets / span, 1 / self.packet_seconds, begin + span
+        own, service, end = (packets - short) / span, 1 / self.packet_seconds, begin + span
         overflow, overflowed_at = 0.0, end
         while True:
             event = self._events[index] if index < len(self._events) and self._events[index][0] < end else None
@@ -125,21 +128,21 @@ class Bottleneck:
         self._drop_credit -= dropped
         passed = packets - dropped
         first_dropped = min(int((overflowed_at - begin) * own), passed)
-        self._commit(begin, span, passed)
+        self._commit(begin, span, passed - short)
         return Passage(first_queue, queue, dropped, first_dropped)
 
-    def _commit(self, begin: float, span: float, packets: int) -> None:
-        if not packets:
+    def _commit(self, begin: float, span: float, packets: float) -> None:
+        if packets <= 0:
             return
         if span > 0:
             insort(self._events, (begin, packets / span, 0.0))
             insort(self._events, (begin + span, -packets / span, 0.0))
         else:
-            insort(self._events, (begin, 0.0, float(packets)))
+            insort(self._events, (begin, 0.0, packets))
 
     def _begin_sharing(self, now: float) -> None:
         """Start from what the flow that was alone has recorded."""
-        self._is_shared = True
+        self.is_shared = True
         self._events.clear()
         self._since, self._queue, self._rate = now, 0.0, 0.0
         if self.recorded and self.recorded[0][0] <= now:

@@ -1,18 +1,20 @@
-"""How long TCP takes for a message: a stochastic model of its congestion windows, one flight at a time.
+"""TCP flow: the delivery times of its messages, by a stochastic model that goes one flight of packets at a time.
 
-Each flight of packets passes the bottleneck behind what is queued there, loses what overflows the queue and what the
-path loses, and its acknowledgements clock the next flight. Losses are repaired as Linux does: SACK and RACK-TLP (RFC
-8985), proportional rate reduction (RFC 6937), and a retransmission timeout of a round trip and 200 ms.
+Each flight passes the bottleneck behind the packets that are queued there. It loses packets that overflow the queue and
+packets that the path loses. Its acknowledgements clock the next flight. Losses are repaired as Linux does: SACK and
+RACK-TLP (RFC 8985), proportional rate reduction (RFC 6937), and a retransmission timeout.
 """
 
 import math
 from typing import Final
 
 from hypergpu.common.keyed_random import KeyedRandom
+from hypergpu.netsim_proxy.link.ack_clock import AckClock
 from hypergpu.netsim_proxy.link.bottleneck import Bottleneck
-from hypergpu.netsim_proxy.link.flight import Flight
+from hypergpu.netsim_proxy.link.flight import Flight, RoundTripFlight
 from hypergpu.netsim_proxy.link.loss import PacketLoss
 from hypergpu.netsim_proxy.link.profiles import Path
+from hypergpu.netsim_proxy.link.round_trips import MIN_DEVIATION_SECONDS, RoundTrips
 from hypergpu.netsim_proxy.link.window import CongestionControl, Window
 
 SEGMENT_BYTES: Final = 1448
@@ -22,7 +24,8 @@ PACKET_BYTES: Final = SEGMENT_BYTES + HEADER_BYTES
 _DUPLICATES: Final = 3
 """Later packets that must have arrived before an earlier one counts as lost at once."""
 _MANY: Final = 1 << 30
-_MIN_TIMEOUT_SECONDS: Final = 0.2
+_PROBE_SLACK_SECONDS: Final = 0.002
+"""Least timer of Linux, which a probe of the tail waits in addition to two round trips."""
 _CONTINUES_SECONDS: Final = 0.005
 """A piece offered this long after the last one was sent still continues it."""
 _TICK_SECONDS: Final = 0.004
@@ -30,11 +33,16 @@ _TICK_SECONDS: Final = 0.004
 
 
 class TcpFlow:
-    """One direction of one connection. It keeps its window, and the flight under way, between messages."""
+    """One direction of one connection. It keeps its window, and the flight under way, between messages.
+
+    Attributes:
+        sent: when the last packet that was given to it so far is sent.
+        busy_until: when its last packet leaves the bottleneck.
+    """
 
     __slots__ = (
-        "_bottleneck", "_burst", "_clock_total", "_clocked", "_draws", "_flight", "_loss", "_passed", "_prior",
-        "_sent", "_shared", "_start", "_step", "_timeout_extra", "_unfilled", "_window", "busy_until",
+        "_bottleneck", "_clock", "_draws", "_flight", "_loss", "_passed", "_prior", "_round_trips",
+        "_unfilled", "_window", "busy_until", "sent",
     )  # fmt: skip
 
     def __init__(
@@ -46,23 +54,19 @@ class TcpFlow:
     ) -> None:
         self._draws = draws
         self._bottleneck = bottleneck or Bottleneck()
-        self._shared = False  # whether other flows have packets in the bottleneck
         self._window = Window(control)
-        self._timeout_extra = 1.0
+        self._round_trips = RoundTrips()
         self.set_path(path)
         self.settle()
 
     def settle(self) -> None:
-        """Forget what is on its way; the window stays as it is."""
-        self.busy_until = -math.inf  # the bottleneck, until then
-        self._flight = Flight()
-        self._sent = -math.inf  # when the last part of the flight began
+        """Forget packets on their way; the window stays as it is."""
+        self.sent = self.busy_until = -math.inf
+        self._flight = RoundTripFlight()
+        self._prior = RoundTripFlight()  # whose acknowledgements clock this flight
+        self._clock = AckClock()
         self._passed = -math.inf  # when the last byte has left the bottleneck
         self._unfilled = 0  # bytes that the last packet has room for, if more follow
-        self._prior = Flight()  # whose acknowledgements clock this flight
-        self._clock_total = 1
-        self._burst = self._clocked = 0  # what it may still send: at once, and as acknowledgements come
-        self._start = self._step = 0.0  # of the next acknowledgement, and from one to the other
 
     def set_path(self, path: Path, bandwidth_factor: float = 1.0, now: float = -math.inf) -> None:
         """Change the path; `bandwidth_factor` is the share of its bandwidth that is left."""
@@ -70,158 +74,162 @@ class TcpFlow:
         packet_seconds = PACKET_BYTES / (path.bytes_per_second * bandwidth_factor)
         self._bottleneck.set_path(packet_seconds, path.queue_limit // PACKET_BYTES, now)
 
-    @property
-    def sent(self) -> float:
-        """When the last of what was given to it so far is sent."""
-        return self._sent
-
     def send(self, now: float, nbytes: int, round_trip: float, one_way: float, more: bool = False) -> float:
-        """When the last of `nbytes` has arrived, in order.
+        """Return when the last of `nbytes` has arrived, in order.
 
         `now` never goes back; `more` says that more bytes follow at once, so that these are not the tail of a message.
         """
         # A piece that follows at once fills up the last packet of the one before it.
-        nbytes -= self._unfilled if now <= self._sent + _CONTINUES_SECONDS else 0
-        fresh = max(0, math.ceil(nbytes / SEGMENT_BYTES))
-        if not fresh:  # it fits into the last packet
-            self._unfilled = -nbytes if more else 0
+        filled = min(nbytes, self._unfilled) if now <= self.sent + _CONTINUES_SECONDS else 0
+        self._unfilled -= filled
+        nbytes -= filled
+        if not nbytes:  # it fits into the last packet
+            self._unfilled *= more
+            self._passed += filled / PACKET_BYTES * self._bottleneck.packet_seconds
             return max(now, self._passed) + one_way
+        fresh = math.ceil(nbytes / SEGMENT_BYTES)
         unfilled = fresh * SEGMENT_BYTES - nbytes
-        saved = unfilled * self._bottleneck.packet_seconds / PACKET_BYTES
         self._unfilled = unfilled if more else 0
-        self._rest(now, round_trip)
+        short = 0.0 if more else unfilled / PACKET_BYTES
+        if not self._round_trips.smoothed:
+            self._round_trips.add(round_trip, round_trip, 1)  # of the handshake
+            self._window.fill(now)
+        self._end_pause(now, round_trip)
         bottleneck = self._bottleneck
-        self._shared = bottleneck.is_shared_with(self, now)
+        bottleneck.join(self, now)
         passed = now
         while fresh:
             # Once the bottleneck has fallen idle for want of data, the window has room for a new burst.
-            if not (self._burst or self._clocked) or now > self.busy_until:
-                self._next_round(max(now, self._sent), round_trip)
-            part = self._fly(now, fresh, round_trip)
+            if not self._clock.left or now > self.busy_until:
+                self._next_round(max(now, self.sent), round_trip)
+            part = self._fly(now, fresh, round_trip, short)
+            if not self._clock.left:
+                self._window.fill(part.sent_last)
             fresh -= part.packets
             passed = max(passed, self.busy_until)
             if part.lost:
                 mended, early = self._recover(part, round_trip, fresh, more)
                 passed = max(passed, mended)
                 fresh -= early
+        if not more:
+            self._note_usage()
         bottleneck.busy_until = max(bottleneck.busy_until, self.busy_until)
-        self._passed = passed = passed - saved
+        if more:  # the rest of the last packet is not here yet
+            passed -= unfilled / PACKET_BYTES * bottleneck.packet_seconds
+        self._passed = passed
         return passed + one_way
 
-    def _rest(self, now: float, round_trip: float) -> None:
-        out, timeout = self._flight, self._timeout(round_trip)
-        if not out.packets or now - out.ack_last <= timeout:
+    def _end_pause(self, now: float, round_trip: float) -> None:
+        """Take in that all was acknowledged, and how long nothing was sent since."""
+        out = self._flight
+        if not out.packets or now < out.ack_last:
             return
-        if not out.repairs and not out.cut:
-            self._window.acked(out.packets, out, round_trip)
-        self._window.rest(int((now - out.ack_last) / timeout))
-        self._flight = Flight()
+        self._acknowledge(out, round_trip)
+        self._flight = RoundTripFlight()
+        idle_seconds = now - out.sent_last
+        self._window.rest(idle_seconds, int(idle_seconds / self._round_trips.timeout_seconds))
 
-    def _timeout(self, round_trip: float) -> float:
-        # Four deviations are two round trips at first; a quarter of what exceeds the least goes in each round trip.
-        excess = 2 * round_trip - _MIN_TIMEOUT_SECONDS
-        return round_trip + _MIN_TIMEOUT_SECONDS + max(0.0, excess * self._timeout_extra)
+    def _acknowledge(self, flight: RoundTripFlight, round_trip: float) -> None:
+        if flight.packets:
+            self._round_trips.add(round_trip + flight.first_queued, round_trip + flight.last_queued, flight.packets)
+        if flight.grows_window:
+            self._window.acked(flight.packets, flight, round_trip)
+
+    def _note_usage(self) -> None:
+        """Take back a part of a window that has not been filled for a retransmission timeout."""
+        flight, clock = self._flight, self._clock
+        if clock.left and flight.grows_window:
+            self._window.use_part(flight.packets, flight.sent_last, self._round_trips.timeout_seconds)
+            clock.limit(max(0, self._window.packets - flight.packets))
 
     def _next_round(self, now: float, round_trip: float) -> None:
-        """Return what the acknowledgements of the last flight allow the next one to send."""
+        """Allow the next flight what the acknowledgements of the last one release."""
         out, window = self._flight, self._window
         before = window.packets
-        if not out.repairs and not out.cut:
-            window.acked(out.packets, out, round_trip)
+        self._acknowledge(out, round_trip)
         allowed = window.packets
-        self._timeout_extra *= 0.75
-        self._flight = Flight()
+        self._flight = RoundTripFlight()
         if now >= out.ack_last:
-            self._burst, self._clocked = allowed, 0
+            self._clock.start(allowed)
             return
-        if self._clocked and self._prior.ack_last > now:
+        if self._clock.clocked and self._prior.ack_last > now:
             # It sent less than it might have: acknowledgements of the flight before are still to come as well.
-            out.packets += int(self._prior.packets * self._clocked / self._clock_total)
-            out.ack_first = max(now, self._start)
+            unused, out.ack_first = self._clock.unused_since(now, self._prior.packets)
+            out.packets += unused
         self._prior = out
-        self._start, span = out.ack_first, out.ack_last - out.ack_first
-        if out.cut:
+        span = out.ack_last - out.ack_first
+        if out.reduced:
             self._flight.repairs, self._flight.before = True, max(0, out.next_before)
-            self._burst, self._clocked = 0, max(1, out.next_packets - out.resent)
+            self._clock.start(0, max(1, out.next_packets - out.resent), out.ack_first, span)
         elif out.repairs:
-            self._burst, self._clocked = 0, allowed
+            self._clock.start(0, allowed, out.ack_first, span)
         else:
             came = (now - out.ack_first) / span if now > out.ack_first else 0.0
-            self._burst = max(0, int(before + came * (allowed - before) - (1 - came) * out.packets))
-            self._clocked = max(1, allowed - self._burst)
-            self._start = max(now, out.ack_first)
-            span = out.ack_last - self._start
-        self._clock_total = self._clocked
-        self._step = span / self._clocked
+            burst = max(0, int(before + came * (allowed - before) - (1 - came) * out.packets))
+            begin = max(now, out.ack_first)
+            self._clock.start(burst, max(1, allowed - burst), begin, out.ack_last - begin)
 
-    def _fly(self, now: float, want: int, round_trip: float) -> Flight:
-        """Send what the round allows, up to `want` packets, through the bottleneck."""
-        if 0 < self._flight.before - self._flight.packets < want:
-            want = self._flight.before - self._flight.packets  # losses of the rest begin a recovery of their own
-        burst = min(want, self._burst)
-        clocked = min(want - burst, self._clocked)
-        self._burst -= burst
-        self._clocked -= clocked
+    def _fly(self, now: float, want: int, round_trip: float, short: float) -> Flight:
+        """Send what the round allows, up to `want` packets, through the bottleneck.
+
+        `short` is the share of a packet that the last one wanted lacks.
+        """
+        flight, clock = self._flight, self._clock
+        if 0 < flight.before - flight.packets < want:
+            want, short = flight.before - flight.packets, 0.0  # losses of the rest begin a recovery of their own
+        burst = clock.take_burst(want)
+        clocked, begin, span = clock.take_clocked(want - burst, now)
+        if burst + clocked < want:
+            short = 0.0
         part, dropped = Flight(burst + clocked), 0
         if burst:
-            self._sent = max(now, self._sent)
-            dropped = self._pass(part, self._sent, burst, 0.0, round_trip)
+            self.sent = max(now, self.sent)
+            dropped = self._pass(part, self.sent, burst, 0.0, round_trip, 0.0 if clocked else short)
         if clocked:
-            begin = max(now, self._start)
-            self._start += clocked * self._step
-            self._sent = begin
-            dropped += self._pass(part, begin, clocked, max(0.0, self._start - begin), round_trip)
+            self.sent = begin
+            dropped += self._pass(part, begin, clocked, span, round_trip, short)
         passed = part.packets - dropped
         part.first_lost = self._loss.first_lost(min(passed, part.first_lost))
         part.lost = self._loss.take(passed) + dropped
-        flight = self._flight
-        if not flight.packets:
-            flight.ack_first, flight.waited = part.ack_first, part.waited
-        flight.packets += part.packets
-        flight.ack_last = part.ack_last
+        flight.append(part)
         return part
 
-    def _pass(self, part: Flight, at: float, count: int, span: float, round_trip: float) -> int:
-        """Let packets that come evenly from `at` on for `span` seconds through the bottleneck; how many it drops."""
-        each = self._bottleneck.packet_seconds
-        if self._shared:
-            return self._pass_shared(part, at, count, span, round_trip)
-        begin = max(self.busy_until, at)
-        over = 0
-        if each:
-            over = min(max(0, int((begin - at - span) / each + count - 1 - self._bottleneck.queue_packets)), count - 1)
-        if over and part.first_lost == part.packets:
-            # What comes at twice the rate of the bottleneck loses every other packet once the queue is full.
-            part.first_lost = max(0, part.packets - (2 * over if span else over))
-        self.busy_until = max(begin + (count - over) * each, at + span + each)
-        if part.ack_first == -math.inf:
-            part.ack_first, part.waited = begin + each + round_trip, begin - at
-        part.ack_last = self.busy_until + round_trip
-        if each:
-            self._bottleneck.recorded.append((at, at + span, count - over, (begin - at) / each))
-        return over
+    def _pass(  # noqa: PLR0917 - called for every flight
+        self, part: Flight, at: float, count: int, span: float, round_trip: float, short: float
+    ) -> int:
+        """Let packets that come evenly from `at` for `span` seconds through the bottleneck; return how many it drops.
 
-    def _pass_shared(self, part: Flight, at: float, count: int, span: float, round_trip: float) -> int:
-        """Let packets through behind those of other flows; return how many are dropped."""
-        each = self._bottleneck.packet_seconds
-        passage = self._bottleneck.admit(at, span, count)
-        if passage.dropped and part.first_lost == part.packets:
-            part.first_lost = part.packets - count + passage.first_dropped
-        self.busy_until = max(self.busy_until, at + span + (passage.last_queue + 1) * each)
+        `short` is the share of a packet that the last one lacks.
+        """
+        each, queue_packets = self._bottleneck.packet_seconds, self._bottleneck.queue_packets
+        if self._bottleneck.is_shared:
+            passage = self._bottleneck.admit(at, span, count, short=short)
+            dropped, waited = passage.dropped, passage.first_queue * each
+            first_dropped = passage.first_dropped
+            self.busy_until = max(self.busy_until, at + span + (passage.last_queue + 1 - short) * each)
+        else:
+            begin, dropped = max(self.busy_until, at), 0
+            waited = begin - at
+            if each:
+                dropped = min(max(0, int((waited - span) / each + count - 1 - queue_packets)), count - 1)
+                self._bottleneck.recorded.append((at, at + span, count - dropped - short, waited / each))
+            # What comes at twice the rate of the bottleneck loses every other packet once the queue is full.
+            first_dropped = max(0, count - (2 * dropped if span else dropped))
+            self.busy_until = max(begin + (count - dropped - short) * each, at + span + each * (1 - short))
+        if dropped and part.first_lost == part.packets:
+            part.first_lost = part.packets - count + first_dropped
         if part.ack_first == -math.inf:
-            part.waited = passage.first_queue * each
-            part.ack_first = min(at + part.waited + each, self.busy_until) + round_trip
+            part.first_queued = min(waited + (each if count > 1 else each * (1 - short)), self.busy_until - at)
+            part.ack_first = at + part.first_queued + round_trip
         part.ack_last = self.busy_until + round_trip
-        return passage.dropped
+        part.sent_last, part.last_queued = at + span, self.busy_until - at - span
+        return dropped
 
     def _pass_again(self, at: float, count: int) -> float:
         """Let retransmitted packets through the bottleneck; return when the last has passed."""
-        if self._shared:
-            passed = (
-                at
-                + (self._bottleneck.admit(at, 0.0, count, may_drop=False).last_queue + 1)
-                * self._bottleneck.packet_seconds
-            )
+        if self._bottleneck.is_shared:
+            last_queue = self._bottleneck.admit(at, 0.0, count, may_drop=False).last_queue
+            passed = at + (last_queue + 1) * self._bottleneck.packet_seconds
             self.busy_until = max(self.busy_until, passed)
             return passed
         passed = max(self.busy_until, at) + count * self._bottleneck.packet_seconds
@@ -230,10 +238,13 @@ class TcpFlow:
         return passed
 
     def _recover(self, part: Flight, round_trip: float, fresh: int, more: bool) -> tuple[float, int]:
-        """Notice what `part` lost, reduce the window, and send it again; when the last of it has passed.
+        """Notice the losses of `part`, reduce the window, and send the packets again.
 
-        `fresh` is how many packets are still to be sent after it: their acknowledgements tell of losses too. The second
-        value is how many of them were sent before a recovery that leaves no room for others.
+        `fresh` packets are still to be sent after it; their acknowledgements reveal losses too.
+
+        Returns:
+            When the last packet has passed, and how many of the `fresh` ones were sent before a recovery that leaves no
+            room for others.
         """
         flight, window = self._flight, self._window
         hole, holes = part.first_lost, part.lost
@@ -241,7 +252,7 @@ class TcpFlow:
         index = flight.packets - part.packets + hole
         recovering = flight.repairs
         grown = -window.packets
-        if not (recovering or flight.cut):
+        if flight.grows_window:
             window.acked(index, flight, round_trip)
         grown += window.packets
         need = 1 if recovering else _DUPLICATES
@@ -252,33 +263,43 @@ class TcpFlow:
             at = part.ack_of(hole + need)
         elif follow:
             at = part.ack_of(hole + 1) + round_trip / 4 + _TICK_SECONDS
-        elif more and (self._burst or self._clocked):
+        elif more and self._clock.left:
             at = part.ack_last + need * self._bottleneck.packet_seconds
         elif fresh or more:
             at = max(part.ack_first + round_trip, part.ack_last) + need * self._bottleneck.packet_seconds
         else:
-            at = part.ack_of(hole - 1) if hole else self._sent
-            if recovering or holes == 1:
-                timed_out = recovering
-                at += self._timeout(round_trip) + _TICK_SECONDS
-            else:
-                # A probe after two round trips delivers the last packet, and its acknowledgement tells of the others.
-                at += 3 * round_trip + 2 * _TICK_SECONDS
-                holes, batch, passed = holes - 1, 2, at - round_trip
+            timed_out = recovering
+            at = (part.ack_of(hole - 1) if hole else self.sent) + self._tail_seconds(index, holes, round_trip)
+            if holes > 1 and not recovering:
+                # The probe delivers the last packet, and its acknowledgement tells of the others.
+                holes, batch, passed = holes - 1, 2, at
+                at += round_trip
         if timed_out:
             window.collapse()
-        elif not flight.cut or (index >= flight.before and flight.next_before < 0):
+        elif not flight.reduced or (index >= flight.before and flight.next_before < 0):
             self._reduce(index, holes, need, grown, follows=bool(fresh) or more)
-        flight.cut = True
+        flight.reduced = True
         passed, alone = self._resend(
             at, holes, batch, round_trip=round_trip, more=fresh > 0 or more, timed_out=timed_out, passed=passed
         )
         return passed, min(early, fresh) if alone else 0
 
+    def _tail_seconds(self, index: int, holes: int, round_trip: float) -> float:
+        """Return how long after the last acknowledgement a sender acts that has sent all, and lost the end of it."""
+        flight, measured = self._flight, self._round_trips
+        if index:
+            measured = measured.copy()
+            measured.add(round_trip + flight.first_queued, round_trip + flight.last_queued, index)
+        timeout = measured.timeout_seconds
+        if flight.repairs:
+            return timeout + _TICK_SECONDS
+        slack = MIN_DEVIATION_SECONDS if holes == 1 else _PROBE_SLACK_SECONDS  # one packet may wait for a delayed ACK
+        return min(timeout, 2 * measured.smoothed + slack) + _TICK_SECONDS
+
     def _reduce(self, index: int, holes: int, need: int, grown: int, *, follows: bool) -> None:
         """Reduce the window for a loss at `index` of the flight, and plan how many packets the next flight has.
 
-        `need` acknowledgements of later packets notice it; those before it have grown the window by `grown`.
+        `need` acknowledgements of later packets reveal it; those before it have grown the window by `grown`.
         """
         flight, window = self._flight, self._window
         prior = window.packets
@@ -287,7 +308,7 @@ class TcpFlow:
         if not flight.repairs or index >= flight.before:
             window.reduce()
             flight.next_before = unnoticed
-        total = flight.packets + (self._burst + self._clocked if follows else 0)
+        total = flight.packets + (self._clock.left if follows else 0)
         later = max(0, total - index - holes - need + 1)
         kept = unnoticed + math.ceil(later * window.packets / prior)
         flight.next_packets = max(kept, min(window.packets, unnoticed + later))
@@ -295,9 +316,9 @@ class TcpFlow:
     def _resend(
         self, at: float, holes: int, batch: int, *, round_trip: float, more: bool, timed_out: bool, passed: float
     ) -> tuple[float, bool]:
-        """Send holes again from `at` on, `batch` of them in the first round trip.
+        """Send holes again from `at`, `batch` of them in the first round trip.
 
-        Returns when the last of them has passed, and whether nothing else could be sent beside them.
+        Return when the last of them has passed, and whether nothing else could be sent beside them.
         """
         window = self._window
         rounds = 0
@@ -311,12 +332,12 @@ class TcpFlow:
             if holes and not delivered and not more:
                 window.collapse()
                 timed_out = True
-                at += self._timeout(round_trip) - round_trip
+                at += self._round_trips.timeout_seconds - round_trip
             self._flight.resent += count
         alone = timed_out or not rounds
         if alone or not more:
-            self._flight = Flight(1, at, at)
+            self._flight = RoundTripFlight(1, at, at)
             self._flight.repairs = not timed_out
-            self._burst = self._clocked = 0
-            self._sent = at - round_trip
+            self._flight.sent_last = self.sent = at - round_trip
+            self._clock.stop()
         return passed, alone

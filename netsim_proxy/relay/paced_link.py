@@ -1,4 +1,4 @@
-"""A link as the relay uses it: what is held back or queued on it, who waits for it, which connections are on it."""
+"""A link as the relay uses it: the pieces that it holds back, and the connections on it."""
 
 import math
 from collections import deque
@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from hypergpu.netsim_proxy.link.link import Link
-from hypergpu.netsim_proxy.link.outcomes import DIRECTIONS, Blocked, Cause, Deliver, Direction, Fail, LinkRpc, LossModel
+from hypergpu.netsim_proxy.link.outcomes import DIRECTIONS, Blocked, Cause, Deliver, Direction, Fail, LinkRpc
 from hypergpu.netsim_proxy.relay.agenda import Agenda
+from hypergpu.netsim_proxy.relay.backpressure import PATH_BYTES, Backpressure, PausableReader
 
 
 class Connection(Protocol):
@@ -29,7 +30,7 @@ class Connection(Protocol):
         """Let the upstream forget the connection without a word to the client."""
 
 
-class Reader(Protocol):
+class Reader(PausableReader, Protocol):
     """One direction of a connection: reads from one end what goes to the other."""
 
     direction: Direction
@@ -39,19 +40,9 @@ class Reader(Protocol):
     def pair(self) -> Connection:
         """The pair of connections that it belongs to."""
 
-    def hold(self, reason: object) -> None:
-        """Stop reading until every reason is released."""
 
-    def release(self, reason: object) -> None:
-        """Read on, unless there are other reasons not to."""
-
-
-_PATH_BYTES: Final = 32 << 20
 _QUEUE_BYTES: Final = 1 << 20
-"""Bounds of what may be under way in one direction of a link before its writers wait: bandwidth × latency up to the
-first, and the queue up to the second unless the profile names another bound."""
-_SHARED_BYTES: Final = _PATH_BYTES
-"""Bytes in flight from which on all connections of a link wait for each other, whatever TCP allows each."""
+"""Largest queue, unless the profile has another one; also what a path of infinite bandwidth holds."""
 _LEAST_WINDOW_BYTES: Final = 16 << 10
 _PIECE_SECONDS: Final = 0.005
 _PIECE_BYTES: Final = (16 << 10, 256 << 10)
@@ -72,7 +63,6 @@ class PacedLink:
         piece_bytes: longer runs are offered in pieces, so that an event acts on the rest of a transfer.
         path_bytes: what the link holds during a round trip, in its faster direction.
         window_bytes: what a writer may have sent that is not read yet: more would only wait.
-        in_flight: bytes that are held or due later.
     """
 
     def __init__(self, now: float, link: Link, agenda: Agenda, region: str = "") -> None:
@@ -85,14 +75,9 @@ class PacedLink:
         self.piece_bytes = [_PIECE_BYTES[1], _PIECE_BYTES[1]]
         self.path_bytes = 0
         self.window_bytes = [math.inf, math.inf]
-        self.in_flight = [0, 0]
-        self._full_at = [0, 0]  # bytes in flight at which reading stops
-        self._room_below = [0, 0]  # and goes on: with enough in the queue to keep the link busy until then
         self._agenda = agenda
+        self._backpressure = tuple(Backpressure(link, direction, agenda) for direction in DIRECTIONS)
         self._held: tuple[deque[_Piece], deque[_Piece]] = (deque(), deque())
-        self._waiting: tuple[dict[Reader, None], dict[Reader, None]] = ({}, {})  # in the order in which they stopped
-        self._by_reader: tuple[dict[Reader, int], dict[Reader, int]] = ({}, {})  # bytes in flight of each
-        self._room_at = [0.0, 0.0]
         self._next_change = math.inf
         self.changed(now)
 
@@ -131,25 +116,18 @@ class PacedLink:
         counters.bytes += nbytes
         counters.delayed(0.0)
 
+    @property
+    def in_flight(self) -> list[int]:
+        """Bytes that are held or due later, up and down."""
+        return [each.in_flight for each in self._backpressure]
+
     def begin_transit(self, now: float, reader: Reader, nbytes: int) -> None:
-        """Count bytes of `reader` that are on their way; it reads no more while the link takes no more of it."""
-        index = reader.index
-        self.in_flight[index] += nbytes
-        by_reader = self._by_reader[index]
-        by_reader[reader] = by_reader.get(reader, 0) + nbytes
-        if reader not in self._waiting[index]:
-            is_full = self._queued(reader) > self._full_at[index]
-            if is_full or self.link.room_at(now, reader.direction, reader.pair.number) > now:
-                self._waiting[index][reader] = None
-                reader.hold(self)
-                self._resume_readers(now, reader.direction)
+        """Count bytes of `reader` that are on their way; it stops reading if the link takes no more of it."""
+        self._backpressure[reader.index].add(now, reader, nbytes)
 
     def end_transit(self, now: float, reader: Reader, nbytes: int) -> None:
         """Count bytes that have been delivered or dropped."""
-        index = reader.index
-        self._take_from_flight(reader, nbytes)
-        if self._waiting[index]:
-            self._resume_readers(now, reader.direction)
+        self._backpressure[reader.index].remove(now, reader, nbytes)
 
     def join(self, now: float, pair: Connection) -> None:
         """Take in a connection that has its first traffic on the link, which knows its number."""
@@ -160,15 +138,11 @@ class PacedLink:
     def forget(self, pair: Connection) -> None:
         """Drop what the link holds of a connection that is closed."""
         self.pairs.discard(pair)
-        for index, held in enumerate(self._held):
-            kept = [piece for piece in held if piece[0].pair is not pair]
-            for reader, nbytes, *_ in held:
-                if reader.pair is pair:
-                    self._take_from_flight(reader, nbytes)
+        for held, backpressure, reader in zip(self._held, self._backpressure, pair.readers, strict=True):
+            backpressure.forget(reader, sum(nbytes for owner, nbytes, *_ in held if owner is reader))
+            kept = [piece for piece in held if piece[0] is not reader]
             held.clear()
             held.extend(kept)
-            for reader in pair.readers:
-                self._waiting[index].pop(reader, None)
         self.link.disconnect(pair.number)
 
     # Changes
@@ -188,7 +162,7 @@ class PacedLink:
         self.path_bytes = 0
         for direction in DIRECTIONS:
             self._resize(direction)
-            self._resume_readers(now, direction)
+            self._backpressure[direction.ordinal].resume(now)
         if link.next_change != self._next_change:
             self._next_change = link.next_change
             self._agenda.at(link.next_change, self._on_change_due, link.next_change)
@@ -215,11 +189,10 @@ class PacedLink:
         if link.limits_connections:
             self.piece_bytes[index] = _PIECE_BYTES[0]  # a piece that is above the limit is dropped as a whole
         in_path = rate * link.latency_bounds_ms(direction)[1] / 1000 if rate < math.inf else _QUEUE_BYTES
-        self.path_bytes = max(self.path_bytes, 2 * int(min(in_path, _PATH_BYTES)))
+        self.path_bytes = max(self.path_bytes, 2 * int(min(in_path, PATH_BYTES)))
         path = (link.profile.up, link.profile.down)[index]
         in_queue = path.queue_bytes or min(path.queue_limit, _QUEUE_BYTES)
-        self._full_at[index] = int(min(in_path, _PATH_BYTES)) + in_queue
-        self._room_below[index] = self._full_at[index] - in_queue // 2
+        self._backpressure[index].resize(int(min(in_path, PATH_BYTES)), in_queue)
         self.window_bytes[index] = max(link.useful_window_bytes(direction), _LEAST_WINDOW_BYTES)
 
     def _on_change_due(self, now: float, due: float) -> None:
@@ -272,38 +245,6 @@ class PacedLink:
     def _close_if_due(self, now: float, pair: Connection) -> None:
         if pair in self.pairs and self.link.closes_at(pair.number, now) <= now:
             pair.close(now)
-
-    def _resume_readers(self, now: float, direction: Direction) -> None:
-        """Let the readers that wait read on if there is room for them, or look again when there may be."""
-        index = direction.ordinal
-        next_room = math.inf
-        for reader in tuple(self._waiting[index]):
-            room_at = self.link.room_at(now, direction, reader.pair.number)
-            if room_at > now:
-                next_room = min(next_room, room_at)
-            elif self._queued(reader) <= self._room_below[index]:
-                del self._waiting[index][reader]
-                reader.release(self)
-        if next_room < math.inf and not now < self._room_at[index] <= next_room:
-            self._room_at[index] = next_room
-            self._agenda.at(next_room, self._resume_readers, direction)
-
-    def _queued(self, reader: Reader) -> int:
-        """Return the bytes in flight that keep `reader` waiting: its own under TCP, or else all of the queue."""
-        index = reader.index
-        if self.link.loss_model is LossModel.RPC or self.in_flight[index] > _SHARED_BYTES:
-            return self.in_flight[index]
-        return self._by_reader[index].get(reader, 0)
-
-    def _take_from_flight(self, reader: Reader, nbytes: int) -> None:
-        index = reader.index
-        self.in_flight[index] -= nbytes
-        by_reader = self._by_reader[index]
-        left = by_reader[reader] - nbytes
-        if left:
-            by_reader[reader] = left
-        else:
-            del by_reader[reader]
 
 
 def _within(bounds: tuple[int, int], value: float) -> int:

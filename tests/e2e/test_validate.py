@@ -39,6 +39,5 @@ def test_the_simulator_is_held_against_real_processes(tmp_path: Path) -> None:
     assert told["replayed"]["rounds"] == told["simulated"]["rounds"] == 5
     # 77 KB up at 1 Mbit/s take 0.6 s: a network that is not there, or another one, would be far off.
     assert told["replayed"]["real_median_seconds"] > 0.6
-    # Real rounds take up to half as long again as virtual ones on this thin line under TCP; the cause is not known yet.
-    assert told["replayed"]["median_error"] < 0.5
+    assert told["replayed"]["median_error"] < 0.3
     assert {d.name for d in (tmp_path / "kept").iterdir()} == {"real", "replayed", "simulated"}

@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Sequence
-from statistics import median
+from statistics import fmean, median
 
 import pytest
 from hypothesis import given, settings
@@ -68,7 +68,7 @@ def test_eight_connections_fill_a_link_without_loss() -> None:
 def test_flows_carry_what_each_could_alone_or_what_the_link_has(
     flows: int, rtt_ms: float, loss: float, seed: int
 ) -> None:
-    alone = goodputs(new_link(rtt_ms, 20, loss, seed=seed), 1, 8, since=2)[0]
+    alone = fmean(goodputs(new_link(rtt_ms, 20, loss, seed=seed + i), 1, 8, since=2)[0] for i in range(4))
     shares = goodputs(new_link(rtt_ms, 20, loss, seed=seed), flows, 8, since=2)
     ceiling = 20 * SHARE
     assert sum(shares) <= ceiling * 1.03

@@ -165,6 +165,34 @@ def test_rpcs_do_not_fail_in_the_transport_model() -> None:
     assert not any(isinstance(outcome, Fail) for outcome in outcomes)
 
 
+def test_a_short_packet_takes_its_own_share_of_the_bandwidth() -> None:
+    """Twelve frames of 13 bytes occupy 1 Mbit/s for 6 ms; twelve whole packets would take 144 ms."""
+    line = flow(100, 1)
+    seconds = [line.send(0.0, 13, 0.1, 0.05) for _ in range(10)]
+    assert seconds == pytest.approx([0.05 + (number + 1) * (13 + 52) * 8e-6 for number in range(10)])
+    assert line.send(0.0, 10_000, 0.1, 0.05, more=True) == pytest.approx(0.15 + (10_000 + 7 * 52) * 8e-6, abs=1e-3)
+
+
+def test_a_piece_fills_the_last_packet_of_the_one_before_it() -> None:
+    line, whole = flow(100, 1), flow(100, 1)
+    line.send(0.0, 1000, 0.1, 0.05, more=True)
+    line.send(0.0, 1000, 0.1, 0.05, more=True)
+    assert line.send(0.0, 896, 0.1, 0.05) == pytest.approx(whole.send(0.0, 2 * 1448, 0.1, 0.05))
+    assert line.busy_until == pytest.approx(0.024)
+
+
+def test_a_window_that_little_is_sent_in_is_taken_back_before_a_burst_overflows_the_queue() -> None:
+    """Small messages keep the connection from falling idle; without them it would begin again from 10 packets."""
+    line = flow(100, 10, queue=60_000)
+    now = line.send(0.0, 120_000, 0.1, 0.05)
+    grown = line._window.packets
+    for _ in range(40):
+        now += 0.1
+        line.send(now, 100, 0.1, 0.05)
+    assert grown > 60
+    assert 10 <= line._window.packets <= 12
+
+
 class ChosenLosses:
     """Loses the packets of these numbers, counted over all that pass the bottleneck."""
 
