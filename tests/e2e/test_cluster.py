@@ -1,8 +1,6 @@
 """A cluster of real processes: coordinator, netsim proxy and nodes, through kills, stops, late joins and restarts."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,8 @@ from safetensors import safe_open
 from hypergpu.tasks import build, load_task
 from hypergpu.tasks.partition import ShardOrder, partition
 from hypergpu.tasks.samples import count, fetch
-from tests.e2e.local import ENVIRONMENT, Cluster
-from tests.patience import patience, until
+from tests.e2e.local import Cluster
+from tests.patience import until
 
 pytestmark = pytest.mark.e2e
 
@@ -203,13 +201,12 @@ def test_an_interrupt_leaves_the_run_readable(cluster: Cluster) -> None:
         (["--tls-cert=c.pem", "--tls-key=k.pem"], "join token"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str, tmp_path: Path) -> None:
-    plain = ["--http-listen=127.0.0.1:0", "--listen=127.0.0.1:0", f"--out={tmp_path}"]
-    command = [sys.executable, "-m", "hypergpu", "coordinator", *plain, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=patience(60), check=False)
-    assert done.returncode == 2, done.stderr
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_bad_input_is_one_line_and_exit_code_2(cluster: Cluster, arguments: list[str], says: str) -> None:
+    plain = ["--http-listen=127.0.0.1:0", "--listen=127.0.0.1:0", f"--out={cluster.out}"]
+    coordinator = cluster.start("coordinator", "coordinator", *plain, *arguments)
+    assert coordinator.wait() == 2, coordinator.text
+    assert says in coordinator.text
+    assert len(coordinator.text.strip().splitlines()) == 1
 
 
 def test_a_port_in_use_is_one_line_and_leaves_an_earlier_run_alone(cluster: Cluster, tmp_path: Path) -> None:

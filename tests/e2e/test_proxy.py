@@ -21,6 +21,7 @@ from hypergpu.netsim_proxy.link.traces import Row, format_trace
 from hypergpu.path_probe import record
 from hypergpu.protos import netsim_pb2 as net
 from hypergpu.protos import netsim_pb2_grpc
+from tests.e2e.local import Cluster
 from tests.patience import patience
 
 pytestmark = pytest.mark.e2e
@@ -144,14 +145,18 @@ def test_sigterm_drains(upstream: str) -> None:
         ([], "--upstream"),
     ],
 )
-def test_bad_input_gets_one_line(arguments: list[str], what: str) -> None:
+def test_bad_input_gets_one_line(cluster: Cluster, arguments: list[str], what: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         busy = [argument.format(busy=server.getsockname()[1]) for argument in arguments]
-        command = [sys.executable, "-m", "hypergpu", "proxy", "--listen=127.0.0.1:0", *busy]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=patience(30), check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1 and what in done.stderr
+        process = cluster.start("proxy", "proxy", "--listen=127.0.0.1:0", *busy)
+        assert process.wait() == 2, process.text
+    assert process.text.count("\n") == 1 and what in process.text
+
+
+def test_bad_input_is_told_on_the_error_stream() -> None:
+    command = [sys.executable, "-m", "hypergpu", "proxy", "--upstream=nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(30), check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
 def test_probes_are_answered_beside_connections_that_drip(upstream: str) -> None:

@@ -54,6 +54,12 @@ def echo(sock: socket.socket) -> None:
         sock.sendall(data)
 
 
+@pytest.fixture(autouse=True)
+def no_wait_for_the_last_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a proxy that ends after its test close its connections soon."""
+    monkeypatch.setattr("hypergpu.netsim_proxy.io.passthrough.LINGER_SECONDS", 0.05)
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[[Callable[[socket.socket], None]], str]]:
     with contextlib.ExitStack() as stack:

@@ -144,6 +144,11 @@ class RealCluster:
         await self._settle()
         return answer
 
+    async def leave(self) -> None:
+        """Let every node leave."""
+        for name in list(self._engine.machine.members.connected):
+            await self._leave(name, "")
+
     async def _settle(self) -> None:
         """Wait until the coordinator has nothing to do, and every order is where it was asked for."""
         machine = self._engine.machine
@@ -403,6 +408,7 @@ async def test_real_time_follows_the_script(
             trace.append(f"> {' '.join(words)}")
             trace += answered(await cluster.perform(*words))
         done = list(trace)
+        await cluster.leave()  # a coordinator waits for the nodes of its run to leave
     require_transcript(file, done)
 
 
