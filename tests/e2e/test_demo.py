@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.patience import Wait, patience, until
+from tests.patience import patience, until
 
 pytestmark = pytest.mark.e2e
 DEMO = (sys.executable, "-c", "from hypergpu.cli import main; main()", "demo")
@@ -88,20 +87,23 @@ async def test_however_it_ends_no_process_is_left_and_the_run_is_readable(tmp_pa
 
 
 def test_a_running_demo_of_a_task_of_ones_own_is_found_by_the_other_commands(tmp_path: Path) -> None:
-    own = ("--task", "examples.own_task:wine")
-    command = [*DEMO, *own, "--nodes", "2", "--rounds", "1000", "--out", str(tmp_path / "run")]
-    nodes = [*DEMO[:-1], "nodes", "--json"]
+    own, run = ("--task", "examples.own_task:wine"), tmp_path / "run"
+    command = [*DEMO, *own, "--nodes", "2", "--rounds", "1000", "--out", str(run)]
+
+    def contributed() -> set[str]:
+        rounds = run / "rounds.jsonl"
+        rows = rounds.read_text().splitlines()[:-1] if rounds.exists() else []  # the last line may still be written
+        return {node for row in rows for node in json.loads(row)["contributors"]}
+
     with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.DEVNULL) as demo:
         try:
-            wait = Wait("an update of both nodes")
-            while True:
-                asked = subprocess.run(nodes, env=environment(tmp_path), capture_output=True, text=True, check=False)
-                listed = json.loads(asked.stdout) if asked.returncode == 0 else []
-                if len(listed) == 2 and all(node["rounds_contributed"] for node in listed):
-                    break
-                wait.check(lambda: asked.stderr)  # noqa: B023  (called at once)
-                time.sleep(0.5)
+            until(lambda: len(contributed()) == 2, "an update of both nodes")
+            nodes = [*DEMO[:-1], "nodes", "--json"]
+            asked = subprocess.run(nodes, env=environment(tmp_path), capture_output=True, text=True, check=False)
+            assert asked.returncode == 0, asked.stderr
+            listed = json.loads(asked.stdout)
             assert [node["node_id"] for node in listed] == ["node_0", "node_1"]
+            assert all(node["rounds_contributed"] for node in listed)
         finally:
             demo.terminate()
     require_nothing_left(tmp_path)
