@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
@@ -44,10 +45,17 @@ def proxy(*arguments: str) -> Iterator[tuple[dict[str, str], subprocess.Popen[st
 
 
 @pytest.fixture
-def upstream() -> Iterator[str]:
+def slow_begun() -> threading.Event:
+    """Set when a slow call has reached the upstream."""
+    return threading.Event()
+
+
+@pytest.fixture
+def upstream(slow_begun: threading.Event) -> Iterator[str]:
     server = grpc.server(futures.ThreadPoolExecutor(4))
 
     def slowly(request: bytes, context: grpc.ServicerContext) -> bytes:
+        slow_begun.set()
         time.sleep(0.5)
         return request
 
@@ -112,12 +120,12 @@ def test_a_path_is_recorded_as_it_is_and_replays_as_it_was_recorded(upstream: st
         before = rows[-1]
 
 
-def test_sigterm_drains(upstream: str) -> None:
+def test_sigterm_drains(upstream: str, slow_begun: threading.Event) -> None:
     arguments = ("--profile=direct", f"--upstream={upstream}")
     with proxy(*arguments) as (found, process), grpc.insecure_channel(found["listening"]) as channel:
         slow: Any = channel.unary_unary("/t.T/Slow")
         call = slow.future(b"done", timeout=patience(5))
-        time.sleep(0.2)
+        assert slow_begun.wait(patience(5))
         process.send_signal(signal.SIGTERM)
         assert call.result() == b"done"
         assert process.wait(patience(5)) == 0
@@ -176,7 +184,9 @@ def test_probes_are_answered_beside_connections_that_drip(upstream: str) -> None
             sock.close()
 
 
-def test_a_hangup_rereads_the_files_and_drops_no_connection(upstream: str, tmp_path: Path) -> None:
+def test_a_hangup_rereads_the_files_and_drops_no_connection(
+    upstream: str, slow_begun: threading.Event, tmp_path: Path
+) -> None:
     profiles, link_map = tmp_path / "p.yaml", tmp_path / "map.yaml"
     profiles.write_text("profiles: {lab: {rtt_ms: 1}}\n")
     link_map.write_text("addresses: {127.0.0.0/8: by_address}\n")
@@ -202,7 +212,7 @@ def test_a_hangup_rereads_the_files_and_drops_no_connection(upstream: str, tmp_p
             ("tcp", 0.5),
         }
         call = slow.future(b"open", timeout=patience(5))
-        time.sleep(0.2)
+        assert slow_begun.wait(patience(5))
         profiles.write_text("profiles: {lab: {rtt_ms: 80}}\n")
         process.send_signal(signal.SIGHUP)
         assert call.result() == b"open"

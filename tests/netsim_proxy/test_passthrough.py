@@ -254,6 +254,7 @@ def test_a_reset_is_a_reset(direction: str, proxy: Any, dial: Dial) -> None:
     sock.sendall(b"a")
     assert read(sock, 1) == b"a"
     proxy.call(proxy.ports.apply, event("disconnect", mode="reset", direction=direction))
+    assert len(proxy.passing.pairs) == (1 if direction == "up" else 0), "nothing was sent that a reset could answer"
     with pytest.raises(ConnectionError):
         for _ in range(100):
             sock.sendall(b"b")
