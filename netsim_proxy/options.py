@@ -39,7 +39,7 @@ _UPSTREAM_SECURITY: Final = "Security of the upstream"
 def _read_config(context: typer.Context, file: Path | None) -> Path | None:
     """Take what the file sets as the defaults of the other options."""
     if file is not None and not context.resilient_parsing:
-        from hypergpu.netsim_proxy.config.proxy_file import parse_config  # noqa: PLC0415 - pydantic, 9 MB, only for a file
+        from hypergpu.netsim_proxy.config.proxy_file import parse_config  # noqa: PLC0415 - 4 MB, only for a file
 
         context.default_map = parse_config(read_text(file), str(file)).options()
     return file

@@ -72,7 +72,7 @@ class Files:
         options, link_map, scenario = self._options, self.link_map, None
         profiles: Mapping[str, Profile] = {}
         if options.link_map is not None and options.link_map in texts:
-            from hypergpu.netsim_proxy.config.link_map_file import parse_link_map  # noqa: PLC0415 - brings pydantic along
+            from hypergpu.netsim_proxy.config.link_map_file import parse_link_map  # noqa: PLC0415 - 4 MB of models, only for a file
 
             read = partial(parse_link_map, texts[options.link_map], str(options.link_map), *self._given_links)
             link_map = await asyncio.to_thread(read)

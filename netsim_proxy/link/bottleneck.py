@@ -21,7 +21,7 @@ Arrivals = tuple[float, float, float, float]
 
 
 class Passage(NamedTuple):
-    """How a flight passed: packets ahead of its first and its last packet, packets dropped, and the first of these."""
+    """Passage of a flight: packets ahead of its first and its last packet, packets dropped, and the first of these."""
 
     first_queue: float
     last_queue: float
@@ -33,7 +33,7 @@ class Bottleneck:
     """Queue of one direction.
 
     Attributes:
-        flows: those that use it, by connection.
+        flows: flows by connection.
         busy_until: time when the last packet leaves it.
         is_shared: whether several flows have packets in it.
         recorded: flights of a flow that is alone, for a flow that joins it.
@@ -141,7 +141,7 @@ class Bottleneck:
             insort(self._events, (begin, 0.0, packets))
 
     def _begin_sharing(self, now: float) -> None:
-        """Start from what the flow that was alone has recorded."""
+        """Start from the flights that a lone flow has recorded."""
         self.is_shared = True
         self._events.clear()
         self._since, self._queue, self._rate = now, 0.0, 0.0

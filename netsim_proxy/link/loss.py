@@ -23,7 +23,7 @@ class LossChain:
         self._lost = not self._independent and draws.uniform(0) < loss.mean
 
     def lost(self, index: int) -> bool:
-        """Whether RPC `index` is lost. Each call must pass the next index."""
+        """Return whether RPC `index` is lost. Each call must pass the next index."""
         entry = self._entry
         if self._independent:
             return entry > 0 and self._draws.uniform(index + 1) < entry

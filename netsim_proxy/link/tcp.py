@@ -1,4 +1,4 @@
-"""TCP flow: the delivery times of its messages, by a stochastic model that goes one flight of packets at a time.
+"""TCP flow: delivery times of messages from a stochastic model, one flight of packets at a time.
 
 Each flight passes the bottleneck behind the packets that are queued there. It loses packets that overflow the queue and
 packets that the path loses. Its acknowledgements clock the next flight. Losses are repaired as Linux does: SACK and
@@ -25,15 +25,15 @@ _DUPLICATES: Final = 3
 """Later packets that must have arrived before an earlier one counts as lost at once."""
 _MANY: Final = 1 << 30
 _PROBE_SLACK_SECONDS: Final = 0.002
-"""Least timer of Linux, which a probe of the tail waits in addition to two round trips."""
+"""Smallest timer of Linux. A tail-loss probe waits two round trips and this long."""
 _CONTINUES_SECONDS: Final = 0.005
-"""A piece offered this long after the last one was sent still continues it."""
+"""Longest gap after which a piece still continues the one before it."""
 _TICK_SECONDS: Final = 0.004
-"""Timers of the kernel are late by about this."""
+"""Lateness of the kernel's timers."""
 
 
 class TcpFlow:
-    """One direction of one connection. It keeps its window, and the flight under way, between messages.
+    """One direction of a connection. It keeps its window and the flight in progress between messages.
 
     Attributes:
         sent: when the last packet that was given to it so far is sent.
@@ -120,7 +120,7 @@ class TcpFlow:
         return passed + one_way
 
     def _end_pause(self, now: float, round_trip: float) -> None:
-        """Take in that all was acknowledged, and how long nothing was sent since."""
+        """If all packets are acknowledged, end the flight and reduce the window for the idle time."""
         out = self._flight
         if not out.packets or now < out.ack_last:
             return
@@ -136,14 +136,14 @@ class TcpFlow:
             self._window.acked(flight.packets, flight, round_trip)
 
     def _note_usage(self) -> None:
-        """Take back a part of a window that has not been filled for a retransmission timeout."""
+        """Reduce a window that has not been filled for a retransmission timeout."""
         flight, clock = self._flight, self._clock
         if clock.left and flight.grows_window:
             self._window.use_part(flight.packets, flight.sent_last, self._round_trips.timeout_seconds)
             clock.limit(max(0, self._window.packets - flight.packets))
 
     def _next_round(self, now: float, round_trip: float) -> None:
-        """Allow the next flight what the acknowledgements of the last one release."""
+        """Start a round trip: the acknowledgements of the last flight release the packets of the next one."""
         out, window = self._flight, self._window
         before = window.packets
         self._acknowledge(out, round_trip)
@@ -170,7 +170,7 @@ class TcpFlow:
             self._clock.start(burst, max(1, allowed - burst), begin, out.ack_last - begin)
 
     def _fly(self, now: float, want: int, round_trip: float, short: float) -> Flight:
-        """Send what the round allows, up to `want` packets, through the bottleneck.
+        """Send up to `want` packets, as many as the round trip allows.
 
         `short` is the share of a packet that the last one wanted lacks.
         """
@@ -285,7 +285,7 @@ class TcpFlow:
         return passed, min(early, fresh) if alone else 0
 
     def _tail_seconds(self, index: int, holes: int, round_trip: float) -> float:
-        """Return how long after the last acknowledgement a sender acts that has sent all, and lost the end of it."""
+        """Return the time from the last acknowledgement to the probe or timeout that follows the loss of a tail."""
         flight, measured = self._flight, self._round_trips
         if index:
             measured = measured.copy()

@@ -25,7 +25,7 @@ _UPDATE_SECONDS: Final = 1 / 32
 
 
 class CongestionControl(StrEnum):
-    """How the window grows and falls."""
+    """Rule by which the window grows and falls."""
 
     CUBIC = "cubic"
     RENO = "reno"
@@ -95,11 +95,11 @@ class Window:
             self.packets = max(min(self.packets, INITIAL_WINDOW), self.packets >> min(timeouts, 30))
 
     def fill(self, now: float) -> None:
-        """Note that as many packets are in flight as may be."""
+        """Note that the window is full."""
         self._filled_at, self._most_used = now, 0
 
     def use_part(self, in_flight: int, now: float, timeout_seconds: float) -> None:
-        """Note that less is in flight, and give up half of what was not used for a retransmission timeout."""
+        """Note that fewer are in flight. After a retransmission timeout of that, give up half of the unused packets."""
         self._most_used = max(self._most_used, in_flight)
         if now - self._filled_at < timeout_seconds:
             return
@@ -110,7 +110,7 @@ class Window:
         self.fill(now)
 
     def _hystart_exit(self, flight: Flight, round_trip: float) -> int:
-        """Return the acknowledgements after which slow start ends: their train, or the queue, is too long."""
+        """Return the number of acknowledgements after which a long train or a long queue ends slow start."""
         packets = flight.packets
         if self._curve is None or self.packets + packets < _HYSTART_LOW_WINDOW:
             return _UNBOUNDED

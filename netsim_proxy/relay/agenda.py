@@ -9,10 +9,10 @@ from hypergpu.netsim_proxy.relay.effects import Effect
 
 
 class Agenda:
-    """The effects and the later calls of all connections and links, which the driver takes from here.
+    """Effects and later calls of all connections and links, for the driver.
 
     Attributes:
-        effects: what the driver has to carry out now, in order; it empties the list.
+        effects: effects that the driver must carry out now, in order; it empties the list.
         calls: a heap of the calls to come, the next one first: when it is due, its number, the call and its arguments.
     """
 

@@ -1,4 +1,4 @@
-"""Bytes on their way in one direction of a link, and the readers that wait until the link takes more."""
+"""Backpressure in one direction of a link: readers wait until the link takes more."""
 
 from typing import Final, Protocol
 
@@ -15,17 +15,17 @@ _LONGEST_FRAME_BYTES: Final = 128 << 10
 
 
 class NumberedConnection(Protocol):
-    """A connection, as the link knows it."""
+    """Connection with the number that the link knows."""
 
     number: int
 
 
 class PausableReader(Protocol):
-    """One direction of a connection, whose reading can be stopped."""
+    """Reader that can be stopped."""
 
     @property
     def pair(self) -> NumberedConnection:
-        """The pair of connections that it belongs to."""
+        """Its pair of connections."""
 
     def hold(self, reason: object) -> None:
         """Stop reading until every reason is released."""
@@ -58,7 +58,7 @@ class Backpressure:
         self._retry_at = 0.0
 
     def resize(self, path_bytes: int, queue_bytes: int) -> None:
-        """Change what the path and the queue hold; reading resumes with enough in the queue to keep the link busy."""
+        """Set the capacity of the path and the queue. Reading resumes when the queue is half empty."""
         self._full_bytes = path_bytes + queue_bytes
         self._resume_bytes = self._full_bytes - queue_bytes // 2
 
@@ -86,7 +86,7 @@ class Backpressure:
         self._waiting.pop(reader, None)
 
     def resume(self, now: float) -> None:
-        """Let the readers that have room read on, and look again when the others may have it."""
+        """Release the readers that have room, and try again when the others may have it."""
         next_room_at = float("inf")
         for reader in tuple(self._waiting):
             room_at = self._room_at(now, reader)

@@ -1,7 +1,7 @@
-"""One client connection and its one connection to the upstream: who opens, numbers, loses and ends streams.
+"""Client connection and its connection to the upstream: opens, numbers, loses and ends streams.
 
-No I/O: whoever drives it passes in the bytes that were read and the time, carries out the effects that the agenda then
-holds, and makes the agenda's later calls when they are due.
+No I/O: the driver passes in the bytes that were read and the time, carries out the effects on the agenda, and makes the
+agenda's later calls when they are due.
 """
 
 import math
@@ -32,7 +32,7 @@ _FORGOTTEN_SECONDS: Final = 900.0
 
 
 class Links(Protocol):
-    """The links of a proxy, by name."""
+    """Links of a proxy, by name."""
 
     hosts: Hosts
 
@@ -41,15 +41,15 @@ class Links(Protocol):
 
 
 class ConnectionPair:
-    """The pair of connections, and the streams on them.
+    """Pair of connections, and the streams on them.
 
     Attributes:
-        host: the client's, as long as it counts for it.
-        paced: the link of the first stream: connection frames travel on it.
-        link_rpc: what they are offered as.
-        renumbered: number of streams that have had another id: then none passes as it was read.
+        host: host of the client, while the connection counts for it.
+        paced: link of the first stream; connection frames travel on it.
+        link_rpc: RPC that connection frames are offered as.
+        renumbered: number of streams with another id at the upstream; above 0, no frame passes as it was read.
         upstream_draining: whether the upstream has sent GOAWAY.
-        max_streams: how many streams the upstream takes at a time.
+        max_streams: number of streams that the upstream takes at a time.
     """
 
     def __init__(self, links: Links, agenda: Agenda, number: int, link: str = "", host: str = "") -> None:
@@ -86,10 +86,10 @@ class ConnectionPair:
     # What happens to the connections
 
     def handle(self, now: float, direction: Direction, data: bytes = b"") -> bool:
-        """Take in bytes from the client (UP) or the upstream (DOWN).
+        """Handle bytes from the client (UP) or the upstream (DOWN).
 
-        Returns whether some of them are left: then this is to be called again, without data and with the time that it
-        is then, before anything else that this peer sends.
+        Return whether some of them are left. Then call again with the current time and without data, before any later
+        data of this peer.
         """
         if self.closed or self._silent:
             return False
@@ -102,7 +102,7 @@ class ConnectionPair:
         return False
 
     def client_lost(self, now: float) -> None:
-        """Let the upstream hear that the client is gone when the link says, after what is on its way."""
+        """Tell the upstream that the client is gone, after the data on its way and the delay of the link."""
         self._to_client.closed = True
         self._leave_host()
         if self._silent:
@@ -111,9 +111,9 @@ class ConnectionPair:
             self._end_later(now, UP, self.close)
 
     def upstream_lost(self, now: float, message: str) -> None:
-        """Let the client hear that the upstream is gone when the link says.
+        """Tell the client that the upstream is gone, after the delay of the link.
 
-        What is on its way still arrives, then open streams fail with `message`.
+        Data on its way still arrives; then open streams fail with `message`.
         """
         if self._silent or self.closed:
             return
@@ -135,7 +135,7 @@ class ConnectionPair:
             self._fail(now, stream, message)
 
     def drain(self, now: float) -> None:
-        """Take no new streams, and close when those that are open have ended."""
+        """Refuse new streams, and close when the open ones have ended."""
         if self._draining or self.closed:
             return
         self._draining = True
@@ -143,14 +143,14 @@ class ConnectionPair:
         self._close_if_drained(now)
 
     def black_hole(self, _now: float) -> None:
-        """Let the upstream forget the connection without a word to the client."""
+        """Reset the connection to the upstream without telling the client."""
         if not self.closed and not self._silent:
             self._silent = True
             self._to_upstream.closed = self._to_client.closed = True
             self.agenda.effects.append(Close(self.number, DOWN, reset=True))
 
     def close_after_delivery(self, now: float) -> None:
-        """End both connections when what is on its way has arrived; nothing more is read."""
+        """End both connections when the data on its way has arrived; read nothing more."""
         if not self.closed:
             self._silent = True
             latest = max(writer.latest_at for writer in self.writers)
@@ -176,7 +176,7 @@ class ConnectionPair:
     # What the readers ask
 
     def may_open(self, stream_id: int) -> bool:
-        """Return whether a request with this id is new, and still welcome; it has been seen from now on."""
+        """Return whether a request with this id is new and not refused by draining; note that it was seen."""
         new = stream_id > self.last_seen_id
         self.last_seen_id = max(self.last_seen_id, stream_id)
         return new and not self._draining
@@ -195,13 +195,13 @@ class ConnectionPair:
         return stream
 
     def limit_streams(self, count: float) -> None:
-        """Take in how many streams the upstream takes at a time."""
+        """Set the number of streams that the upstream takes at a time."""
         self.max_streams = count
 
     def wait_for_stream_slot(self, now: float, stream: Stream, at: float) -> float:
-        """Return when frames that are due at `at` may reach an upstream that takes a limited number of streams.
+        """Return when frames that are due at `at` may reach an upstream with a limited number of streams.
 
-        The client opens a stream where another has ended for it; the upstream must hear of that end before.
+        The client opens a stream when another has ended for it. The end must reach the upstream first.
         """
         if not stream.ready_at[0]:
             self._leaving = [end for end in self._leaving if end > now]
@@ -212,7 +212,7 @@ class ConnectionPair:
         return at
 
     def assign(self, stream: Stream) -> None:
-        """Give a stream its id on the upstream's connection: its own where that still rises."""
+        """Give a stream its id on the upstream's connection: its own id, unless ids would no longer rise."""
         upstream_id = stream.id if stream.id > self._last_upstream_id else self._last_upstream_id + 2
         self._last_upstream_id = stream.upstream_id = upstream_id
         self.renumbered += upstream_id != stream.id
@@ -220,7 +220,7 @@ class ConnectionPair:
             self.by_upstream_id[upstream_id] = stream
 
     def ended(self, stream: Stream, direction: Direction, reset: bool) -> None:
-        """Note that one direction of a stream was read to its end, or, with `reset`, that its sender gave it up."""
+        """Note the end of one direction of a stream; with `reset`, its sender cancelled it."""
         index = direction.ordinal
         stream.ended[index] = True
         stream.reset[index] |= reset
@@ -228,7 +228,7 @@ class ConnectionPair:
             self._forget(stream)
 
     def lose(self, stream: Stream, at: float, cause: str) -> None:
-        """Let nothing more of an RPC pass that the link has lost; both ends learn of it at `at`."""
+        """Pass nothing more of an RPC that the link has lost; both ends are told at `at`."""
         if not stream.lost:
             stream.lost = True
             self._losing += 1
@@ -236,7 +236,7 @@ class ConnectionPair:
             self.agenda.at(max(at, stream.ready_at[1]), self._fail_lost, stream, message)
 
     def refuse_block(self, now: float, stream_id: int, stream: Stream | None, direction: Direction, end: bool) -> None:
-        """End the one stream whose header block is too large, as a server or client with such a limit does."""
+        """End the one stream whose header block is too large, as a server or client with a limit does."""
         message = f"netsim: a header block of more than {MAX_BLOCK_BYTES} bytes"
         if stream is not None:
             self._fail(now, stream, message, RESOURCE_EXHAUSTED)
@@ -246,7 +246,7 @@ class ConnectionPair:
             self._to_client.send(answer if end else answer + http2.rst_stream(stream_id, http2.NO_ERROR))
 
     def goaway(self, now: float, reader: FrameReader, payload: bytes) -> None:
-        """Pass a peer's end of the connection on after all that was sent before.
+        """Pass a GOAWAY on, after all frames that were sent before it.
 
         Raises:
             Http2Error: a payload that is too short.
@@ -280,7 +280,7 @@ class ConnectionPair:
             self.host = ""
 
     def _end_later(self, now: float, direction: Direction, end: Callable[[float], None]) -> None:
-        """Call `end` when the end of a connection, sent now, arrives. One that never does is forgotten at last."""
+        """Call `end` when the end of a connection, sent now, arrives; close after 15 minutes if it never does."""
 
         def arrived(_frames: bytes, now: float) -> None:
             latest_at = self.writers[direction.ordinal].latest_at
@@ -301,7 +301,7 @@ class ConnectionPair:
         return self.paced.link.close_delay_seconds(direction) if self.paced is not None else 0.0
 
     def _close_if_drained(self, now: float) -> None:
-        """Close when no stream is open and all that was read has been delivered."""
+        """Close if no stream is open and all data has been delivered."""
         if not self._draining or self.by_id or self._losing or self.closed:
             return
         latest = max(writer.latest_at for writer in self.writers)
@@ -344,7 +344,7 @@ class ConnectionPair:
         self._to_upstream.send(http2.frame(http2.GOAWAY, 0, 0, payload))
 
     def _pass_goaway(self, last_upstream_id: int, last_id: int, payload: bytes, now: float) -> None:
-        """Tell the client of the upstream's GOAWAY in the client's ids, where those may have another order."""
+        """Pass the upstream's GOAWAY to the client, with the client's ids, whose order may differ."""
         for stream in list(self.by_id.values()) if last_id != _EVERY_STREAM else ():
             if stream.id <= last_id and not 0 < stream.upstream_id <= last_upstream_id:
                 stream.lost = stream.failed = True

@@ -1,9 +1,9 @@
-"""How much a peer may have on its way on a connection: what its reader takes, as far as the link has use for it.
+"""Limit on the HTTP/2 window of a peer: as much as its link can use.
 
-Between a fast peer and a slow link nothing but HTTP/2's window for the connection bounds what the peer's own kernel
-takes from it. Readers open it to many times what the link holds, and all that the peer says later, its pings too,
-would wait behind that: longer than a keepalive has patience. So what a reader grants beyond the limit is kept back here
-until its writer has used what it has.
+Between a fast peer and a slow link, only HTTP/2's window for the connection bounds the data in the peer's own kernel.
+Readers open it to many times the capacity of the link. Later frames of the peer, its pings too, would wait behind that
+data for longer than keepalives allow. So window updates beyond the limit are kept back until the peer has used its
+window.
 """
 
 import math
@@ -13,10 +13,10 @@ FIRST_WINDOW_BYTES = 65_535
 
 
 class WindowLimiter:
-    """Window that one peer may still use, at least, and what is kept back.
+    """Lower bound of the window that one peer may still use, and the bytes that are kept back.
 
-    Held against its limit is a lower bound of what it may send beyond what was read: every byte that is read counts,
-    not only data, and updates that passed unread do not. So a peer that has nothing left is never denied what is there.
+    It is a lower bound because every byte that was read counts, not only data, and window updates that passed unread do
+    not count. So a peer with an empty window is never denied an update.
     """
 
     __slots__ = ("_kept", "_left")
@@ -26,12 +26,12 @@ class WindowLimiter:
         self._kept = 0
 
     def increase(self, nbytes: int, limit: float = math.inf) -> int:
-        """Return the reader takes so many bytes more; how many of all that are kept may be passed on now."""
+        """Add bytes that the reader grants; return how many of those kept back may be passed on now."""
         self._kept += nbytes
         return self._pass_on(limit)
 
     def used(self, nbytes: int, limit: float = math.inf) -> int:
-        """Return the peer has sent so many; how many may be passed on now."""
+        """Subtract bytes that the peer has sent; return how many of those kept back may be passed on now."""
         self._left = max(0, self._left - nbytes)
         return self._pass_on(limit) if self._kept else 0
 

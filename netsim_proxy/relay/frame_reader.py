@@ -1,7 +1,7 @@
-"""The reading end of one direction of a connection: cuts what it reads into frames and asks each stream's link.
+"""Reader of one direction of a connection: cuts the data into frames and offers them to the link of each stream.
 
-Frames of streams whose link does nothing to them, with nothing queued before them, go on as they were read, in one
-write per read. All others are offered to their link in runs: neighbouring frames of one stream.
+Frames on a transparent link, with nothing queued before them, are written as they were read, in one write per read. All
+others are offered to their link in runs: neighbouring frames of one stream.
 """
 
 import math
@@ -45,7 +45,7 @@ _unpack = Struct(">HBBBI").unpack_from
 
 
 class Pair(Connection, Protocol):
-    """The pair of connections as its readers see it: `ConnectionPair` says what each of these means."""
+    """Interface of `ConnectionPair` for its readers."""
 
     agenda: Agenda
     by_id: dict[int, Stream]
@@ -82,10 +82,10 @@ class Pair(Connection, Protocol):
 
 
 class FrameReader(HeldReader):
-    """The frames that one peer sends: UP from the client, DOWN from the upstream.
+    """Reader of the frames of one peer: UP from the client, DOWN from the upstream.
 
     Attributes:
-        max_frame_bytes: the longest frame that the other peer accepts.
+        max_frame_bytes: longest frame that the other peer accepts.
         is_settled: whether the first SETTINGS have passed.
         lowering: for each SETTINGS that is not acknowledged yet, whether it lowers a limit.
     """
@@ -110,10 +110,12 @@ class FrameReader(HeldReader):
         self._window = WindowLimiter()  # of the peer
 
     def feed(self, now: float, data: bytes) -> bool:  # noqa: PLR0912 - one pass, without calls where it is hot
-        """Parse what the peer sent, a few runs at a time; return whether some of it is left: call again, with nothing.
+        """Parse data of the peer, a few runs at a time.
+
+        Return whether some of it is left; then call again without data.
 
         Raises:
-            Http2Error: these are not frames that the other peer would accept.
+            Http2Error: the other peer would not accept these frames.
         """
         pair, writer, index = self.pair, self.writer, self.index
         data, begin, at, group = self._unfinished or self._begin(now, data)
@@ -161,7 +163,7 @@ class FrameReader(HeldReader):
         return False
 
     def _begin(self, now: float, data: bytes) -> _Position:
-        """Return where to parse new data: first comes the rest of what was read before."""
+        """Return the position to parse at, with the rest of earlier data before the new data."""
         self._fed_at, self._read_bytes = now, len(data)
         if self._tail:
             data, self._tail = self._tail + data, b""
@@ -173,7 +175,7 @@ class FrameReader(HeldReader):
         return data, 0, at, group
 
     def is_flowing(self, now: float) -> bool:
-        """Return whether the peer is alive: it has sent something lately, or a full link keeps us from reading it."""
+        """Return whether the peer has sent something lately, or is not being read because its link is full."""
         return bool(self._holds) or now - self._fed_at < _FLOWING_SECONDS
 
     @property
@@ -190,9 +192,9 @@ class FrameReader(HeldReader):
         waits: bool = False,
         blocks: bool = False,
     ) -> None:
-        """Let `send(frames, now)` pass frames of the connection on when their link says, in order.
+        """Call `send(frames, now)` for frames of the connection when they have arrived, in order.
 
-        `waits`: after all that was read before; `blocks`: before all that is read later.
+        `waits`: after all frames that were read before; `blocks`: before all frames that are read later.
         """
         pair, order, deliver = self.pair, self._order, partial(send, frames)
         call: Callable[..., None] = order.due if waits or blocks else order.arrive
@@ -203,11 +205,11 @@ class FrameReader(HeldReader):
             pair.paced.offer(now, self, len(frames), pair.link_rpc, False, self._on_control_verdict, call, args)
 
     def answer_ping(self, ack: bytes, now: float) -> None:
-        """Let a ping turn round where the link ends.
+        """Answer a ping at the end of the link.
 
-        gRPC takes what arrives during a ping's round trip for the path's capacity, and opens its window to that. Behind
-        what waits in the upstream's socket and for the bandwidth, that would be all that it has opened so far, so that
-        it opens ever more.
+        gRPC takes the data that arrives during a ping's round trip for the path's capacity, and opens its window to
+        that. A ping behind the queues of the upstream's socket and of the bandwidth would measure the whole open
+        window, which would then grow without end.
         """
         pair = self.pair
         if pair.paced is None or pair.link_rpc is None:
@@ -216,7 +218,7 @@ class FrameReader(HeldReader):
             pair.paced.offer(now, self, len(ack), pair.link_rpc, False, self._on_answer_verdict, ack, express=True)
 
     def grant(self, nbytes: int) -> None:
-        """Let this peer send more, as the other one does: as far as the link has use for it."""
+        """Pass on a window update of the other peer, as far as the link can use it."""
         self._open_window(self._window.increase(nbytes, self._limit))
 
     def _on_answer_verdict(self, now: float, verdict: Deliver | Fail, ack: bytes) -> None:
@@ -266,9 +268,9 @@ class FrameReader(HeldReader):
     def _route(  # noqa: PLR0911, PLR0917 - one table of cases, called for most frames
         self, now: float, kind: int, flags: int, stream_id: int, stream: Stream | None, data: bytes, at: int, end: int
     ) -> Stream | PacedLink | None:
-        """Return where a frame may go as it is, along with its neighbours: straight on (a link), or to its stream.
+        """Return the route of a frame with its neighbours: a link that it passes unchanged, or its stream.
 
-        None: it has to be looked at by itself.
+        None: it has to be handled by itself.
         """
         if self._block is not None:
             return None
@@ -352,7 +354,7 @@ class FrameReader(HeldReader):
         self.writer.send(run)
 
     def _discard(self, run: bytes) -> None:
-        """Drop frames of a stream that is over; the sender's window for the connection must not shrink by them."""
+        """Drop frames of a stream that is over, and give their bytes back to the sender's window."""
         self._give_back(sum(length for _, length, kind, *_ in http2.frames(run) if kind == http2.DATA))
 
     def _give_back(self, nbytes: int) -> None:
@@ -440,11 +442,11 @@ class FrameReader(HeldReader):
             self.writer.send(rewritten)
 
     def raise_max_frame(self, nbytes: int) -> None:
-        """Let this peer send frames of up to so many bytes, as the other one has announced."""
+        """Accept longer frames of this peer, as the other one has announced."""
         self.max_frame_bytes = max(self.max_frame_bytes, min(nbytes, http2.LARGEST_FRAME_BYTES))
 
     def _bounded(self, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Return the settings that the other peer is told: no wider windows and no longer frames than are of use."""
+        """Return the settings for the other peer: no wider windows and no longer frames than the link can use."""
         path_bytes = self.pair.paced.path_bytes if self.pair.paced is not None else 0
         bounds = {http2.MAX_FRAME_SIZE: _MAX_FRAME_BYTES}
         for key, value in pairs:

@@ -1,4 +1,4 @@
-"""The writing end of one direction of a connection: writes whole frames, now or when they are due."""
+"""Writer of one direction of a connection: writes whole frames, now or when they are due."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,19 +29,19 @@ class FrameWriter:
         self._agenda, self._connection, self._direction = agenda, connection, direction
 
     def write(self, data: bytes | memoryview) -> None:
-        """Write what follows the bytes before it as it is: frames, or more of the one that was begun."""
+        """Write bytes as they are: frames, or the continuation of a begun frame."""
         if not self.closed:
             self._agenda.effects.append(Write(self._connection, self._direction, data))
 
     def send(self, frames: bytes) -> None:
-        """Write whole frames as soon as no other frame is half written."""
+        """Write whole frames when no other frame is half written."""
         if self.rest_bytes:
             self._after_rest.append(frames)
         else:
             self.write(frames)
 
     def take_rest(self, data: bytes) -> tuple[int, bytes]:
-        """Return how many bytes of `data` belong to the frame that was begun, and `data` without what was written here.
+        """Return the bytes of `data` that belong to the begun frame, and the data that is still to be written.
 
         Frames that wait for the end of that frame are written right behind it.
         """
@@ -54,7 +54,7 @@ class FrameWriter:
         return 0, data[taken:]
 
     def later(self, at: float, call: Callable[..., None], *args: Any) -> None:
-        """Call `call(now, *args)`, which writes, at `at`; what is due at the same time keeps its order."""
+        """Call `call(now, *args)`, which writes, at `at`; calls that are due at the same time keep their order."""
         self.queued += 1
         self.latest_at = max(self.latest_at, at)
         self._agenda.at(at, self._on_due, call, args)

@@ -30,7 +30,7 @@ _UNESCAPED: Final = frozenset(range(0x20, 0x7F)) - {0x25}
 
 
 class HeaderBlocks:
-    """The blocks that one peer sends, in order."""
+    """Blocks of one peer, in order."""
 
     __slots__ = ("_decoder", "stateless")
 
@@ -137,7 +137,7 @@ def _find_node_id(block: bytes) -> str | None:
 
 
 def _table_bytes(block: bytes) -> int | None:
-    """Return the size of table that a block begins with: the last of its updates, as a table may just be emptied."""
+    """Return the table size that a block begins with: the last of its updates, since a table may just be emptied."""
     size, at = None, 0
     try:
         while block[at] & 0xE0 == 0x20:

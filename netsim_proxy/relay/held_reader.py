@@ -1,4 +1,4 @@
-"""Reading that stops for as long as anything asks for it."""
+"""Reader that stops while there is a reason to hold it."""
 
 from hypergpu.netsim_proxy.link.outcomes import Direction
 from hypergpu.netsim_proxy.relay.agenda import Agenda
@@ -6,7 +6,7 @@ from hypergpu.netsim_proxy.relay.effects import Pause, Resume
 
 
 class HeldReader:
-    """The reading end of one direction of a connection, which any number of reasons may hold."""
+    """Reader of one direction of a connection; any number of reasons may hold it."""
 
     def __init__(self, agenda: Agenda, connection: int, direction: Direction) -> None:
         self.direction = direction
@@ -21,7 +21,7 @@ class HeldReader:
         self._holds.add(reason)
 
     def release(self, reason: object) -> None:
-        """Read on, unless there are other reasons not to."""
+        """Resume reading, unless other reasons remain."""
         if reason in self._holds:
             self._holds.remove(reason)
             if not self._holds:

@@ -1,4 +1,4 @@
-"""Which link a new connection is likely to be on: it names its link only with its first request.
+"""Likely links of new connections, which name their link only with their first request.
 
 A client that lost its connection connects again, from the same host. So a new connection is presumed to be on a link
 that the host's clients have used and have no connection on now.
@@ -13,7 +13,7 @@ _MAX_LINKS: Final = 16
 
 
 class Hosts:
-    """The open connections by host and link; the host that was seen least recently is forgotten first."""
+    """Open connections by host and link; the host that was seen least recently is forgotten first."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, dict[str, int]] = OrderedDict()
@@ -28,7 +28,7 @@ class Hosts:
             self._open.popitem(last=False)
 
     def left(self, host: str, link: str) -> None:
-        """Such a connection is gone."""
+        """Forget such a connection."""
         links = self._open.get(host, {})
         if links.get(link):
             links[link] -= 1

@@ -1,4 +1,4 @@
-"""The little of HTTP/2 that a relay of frames needs (RFC 9113): nothing here keeps state or does I/O."""
+"""Parts of HTTP/2 (RFC 9113) for a relay of frames. No state, no I/O."""
 
 import struct
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ class Http2Error(Exception):
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    """One frame, ready to be written."""
+    """Return a frame."""
     length = len(payload)
     return _HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream_id) + payload
 
@@ -58,10 +58,10 @@ def rst_stream(stream_id: int, code: int) -> bytes:
 
 
 def increment_of(payload: bytes) -> int:
-    """By how much a WINDOW_UPDATE opens a window.
+    """Return the bytes by which a WINDOW_UPDATE opens a window.
 
     Raises:
-        Http2Error: by nothing, or not by a number of four bytes.
+        Http2Error: 0 bytes, or a payload of another length than 4.
     """
     increment = int.from_bytes(payload, "big") & 0x7FFFFFFF
     if len(payload) != 4 or not increment:
@@ -132,7 +132,7 @@ def check_stream_frame(kind: int, payload: bytes) -> None:
 def stateless_settings(pairs: list[tuple[int, int]], refuse_push: bool = False) -> bytes:
     """Return the same settings, but with no header table and no push: then any frame may be dropped or overtaken.
 
-    A client that says nothing of push allows it: `refuse_push` says so for it.
+    Silence allows push; `refuse_push` adds the refusal.
     """
     kept = [pair for pair in pairs if pair[0] not in (HEADER_TABLE_SIZE, ENABLE_PUSH)]
     push = [(ENABLE_PUSH, 0)] if refuse_push or any(key == ENABLE_PUSH for key, _ in pairs) else []
@@ -140,7 +140,7 @@ def stateless_settings(pairs: list[tuple[int, int]], refuse_push: bool = False) 
 
 
 def header_frames(stream_id: int, block: bytes, end_stream: bool, max_frame_bytes: int) -> bytes:
-    """HEADERS and, where the block needs them, CONTINUATION frames."""
+    """Return HEADERS and, if the block needs them, CONTINUATION frames."""
     flags = END_STREAM if end_stream else 0
     if len(block) <= max_frame_bytes:
         return frame(HEADERS, flags | END_HEADERS, stream_id, block)
@@ -168,7 +168,7 @@ def header_fragment(payload: bytes, flags: int) -> bytes:
 
 
 def frames(data: bytes | bytearray) -> Iterator[tuple[int, int, int, int, int]]:
-    """(offset, payload length, type, flags, stream id) of each of the whole frames in `data`."""
+    """Yield (offset, payload length, type, flags, stream id) of each whole frame in `data`."""
     at = 0
     while at + FRAME_HEADER_BYTES <= len(data):
         high, low, kind, flags, stream_id = _HEADER.unpack_from(data, at)

@@ -1,4 +1,4 @@
-"""The limits that one peer has announced in its SETTINGS (RFC 9113, section 6.5.2)."""
+"""Limits that one peer has announced in its SETTINGS (RFC 9113, section 6.5.2)."""
 
 import math
 from typing import Final
@@ -24,7 +24,7 @@ class Limits:
             self._values[http2.MAX_CONCURRENT_STREAMS] = math.inf
 
     def lowered_by(self, pairs: list[tuple[int, int]]) -> bool:
-        """Take in new settings, and return whether one of the limits is lower than before at any point."""
+        """Apply new settings, and return whether a limit is lower than before at any point."""
         lowered = False
         for key, value in pairs:
             if key in self._values:

@@ -1,4 +1,4 @@
-"""The order of frames in one direction of a connection, where each stream has its own delay.
+"""Order of frames in one direction of a connection, in which each stream has its own delay.
 
 Streams may overtake one another. Some frames of the connection may not overtake, or not be overtaken:
 
@@ -33,12 +33,12 @@ class Barrier:
 
 
 class DeliveryOrder:
-    """Counts what is on its way between barriers.
+    """Order of deliveries: frames on their way, and barriers between them.
 
-    It reads no clock: the caller says what is due, and `now` only passes through to the calls that write.
+    It reads no clock: the caller knows what is due, and `now` only passes through to the calls that write.
 
     Attributes:
-        barriers: those that have not been sent; every frame asks for them. Only this class changes the list.
+        barriers: barriers that have not been sent. Only this class changes the list.
     """
 
     __slots__ = ("_behind", "_number", "_on_the_way", "barriers")
@@ -51,7 +51,7 @@ class DeliveryOrder:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is on its way."""
+        """Whether no frame is on its way."""
         return not self._on_the_way and not self.barriers
 
     def enter(self) -> int:
@@ -67,7 +67,7 @@ class DeliveryOrder:
             self._release(now)
 
     def arrive(self, now: float, ticket: int, deliver: Callable[[float], None]) -> None:
-        """Deliver frames that are due, behind every barrier that they may not overtake."""
+        """Deliver frames that are due, behind the barriers that they may not overtake."""
         if self.barriers and not self._clear_way(now, ticket):
             self._behind.append((ticket, deliver))
             return
@@ -88,12 +88,12 @@ class DeliveryOrder:
         return barrier
 
     def due(self, now: float, barrier: Barrier) -> None:
-        """Send a barrier when it is due, or as soon as it need not wait any more."""
+        """Note that a barrier is due, and send it as soon as it need not wait."""
         barrier.is_due = True
         self._release(now)
 
     def _clear_way(self, now: float, ticket: int) -> bool:
-        """Send the barriers that block what has this ticket; return whether none is left."""
+        """Send the barriers that block frames with this ticket; return whether none is left."""
         for barrier in [b for b in self.barriers if b.blocks and b.number <= ticket]:
             if barrier.waits and self._is_preceded(barrier):
                 return False
@@ -114,7 +114,7 @@ class DeliveryOrder:
             del self._on_the_way[ticket]
 
     def _release(self, now: float) -> None:
-        """Send and deliver all that is due and free to go."""
+        """Send and deliver all frames that are due and not blocked."""
         moved = True
         while moved:
             moved = False

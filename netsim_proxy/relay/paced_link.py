@@ -1,4 +1,4 @@
-"""A link as the relay uses it: the pieces that it holds back, and the connections on it."""
+"""Link of the relay: a link model, the pieces that it holds back, and the connections on it."""
 
 import math
 from collections import deque
@@ -12,33 +12,33 @@ from hypergpu.netsim_proxy.relay.backpressure import PATH_BYTES, Backpressure, P
 
 
 class Connection(Protocol):
-    """A client's connection and its one to the upstream, as a link sees them."""
+    """Interface of a pair of connections for a link."""
 
     number: int
 
     @property
     def readers(self) -> Sequence["Reader"]:
-        """Up and down."""
+        """Readers, up and down."""
 
     def close(self, now: float, reset: bool = False) -> None:
         """End both connections; with `reset` at once, by TCP resets."""
 
     def close_after_delivery(self, now: float) -> None:
-        """End both connections when what is on its way has arrived; nothing more is read."""
+        """End both connections when the data on its way has arrived; read nothing more."""
 
     def black_hole(self, now: float) -> None:
-        """Let the upstream forget the connection without a word to the client."""
+        """Reset the connection to the upstream without telling the client."""
 
 
 class Reader(PausableReader, Protocol):
-    """One direction of a connection: reads from one end what goes to the other."""
+    """Interface of the reader of one direction of a connection."""
 
     direction: Direction
     index: int
 
     @property
     def pair(self) -> Connection:
-        """The pair of connections that it belongs to."""
+        """Its pair of connections."""
 
 
 _QUEUE_BYTES: Final = 1 << 20
@@ -53,16 +53,16 @@ _Piece = tuple[Reader, int, LinkRpc, bool, Callable[..., None], tuple[Any, ...]]
 
 
 class PacedLink:
-    """One node's link, and the relay's side of it.
+    """Link of one node, and its use by the relay.
 
     Pairs are of (up, down), as `Direction.ordinal` says.
 
     Attributes:
-        profile_name: the profile that it was given, whatever events make of it.
-        transparent: whether the link does nothing at all now, so that frames need not be offered.
+        profile_name: name of the profile that was set, regardless of events.
+        transparent: whether the link has no effect now, so that frames need not be offered.
         piece_bytes: longer runs are offered in pieces, so that an event acts on the rest of a transfer.
-        path_bytes: what the link holds during a round trip, in its faster direction.
-        window_bytes: what a writer may have sent that is not read yet: more would only wait.
+        path_bytes: bandwidth × round trip, in the faster direction.
+        window_bytes: largest number of bytes that a writer may have sent and the relay not read; more would only wait.
     """
 
     def __init__(self, now: float, link: Link, agenda: Agenda, region: str = "") -> None:
@@ -96,7 +96,7 @@ class PacedLink:
     ) -> None:
         """Offer a piece to the link and call `on_verdict(now, verdict, *args)` with its `Deliver` or `Fail`.
 
-        At once, or when the link stops holding: then what comes after in this direction waits too.
+        That is now or, with all later pieces of this direction, when the link is no longer blocked.
         """
         held = self._held[reader.index]
         if not held:
@@ -111,7 +111,7 @@ class PacedLink:
         self.begin_transit(now, reader, nbytes)
 
     def count_passed(self, direction: Direction, nbytes: int) -> None:
-        """Count bytes that went straight on, as the link would have: each arrived before the next was offered."""
+        """Count bytes that passed without an offer, as the link would have counted them."""
         counters = self.link.counters(direction)
         counters.bytes += nbytes
         counters.delayed(0.0)
@@ -130,13 +130,13 @@ class PacedLink:
         self._backpressure[reader.index].remove(now, reader, nbytes)
 
     def join(self, now: float, pair: Connection) -> None:
-        """Take in a connection that has its first traffic on the link, which knows its number."""
+        """Add a connection with its first traffic on the link."""
         self.pairs.add(pair)
         if self.link.limits_connections:
             self._close_in_time(now, pair)
 
     def forget(self, pair: Connection) -> None:
-        """Drop what the link holds of a connection that is closed."""
+        """Drop the pieces and the state of a closed connection."""
         self.pairs.discard(pair)
         for held, backpressure, reader in zip(self._held, self._backpressure, pair.readers, strict=True):
             backpressure.forget(reader, sum(nbytes for owner, nbytes, *_ in held if owner is reader))
@@ -148,7 +148,7 @@ class PacedLink:
     # Changes
 
     def changed(self, now: float) -> None:
-        """Act on what is on the link now that its profile or events have changed."""
+        """Apply a change of the profile or the events to the connections and pieces on the link."""
         link = self.link
         self._close_connections(now)
         self.transparent = (
@@ -169,7 +169,7 @@ class PacedLink:
         self._offer_held(now)
 
     def black_hole(self, now: float) -> None:
-        """Let the upstream forget all connections that are open: they fall silent, both ways."""
+        """Reset all open connections to the upstream without telling their clients."""
         for pair in list(self.pairs):
             pair.black_hole(now)
 
@@ -182,7 +182,7 @@ class PacedLink:
             self._close_in_time(now, pair)
 
     def _resize(self, direction: Direction) -> None:
-        """Set what may be on its way in a direction by what the link is like now."""
+        """Set the limits of a direction by its current bandwidth and latency."""
         link, index = self.link, direction.ordinal
         rate = link.bandwidth_mbit(direction) * 125_000
         self.piece_bytes[index] = _within(_PIECE_BYTES, rate * _PIECE_SECONDS)

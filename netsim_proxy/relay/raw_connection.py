@@ -1,6 +1,6 @@
-"""One TCP connection that is passed through as it is, and its one to the upstream, on one link.
+"""TCP connection that is passed through unchanged, and its connection to the upstream, on one link.
 
-Bytes are offered to the link in pieces and written when they are due. No I/O: driven as `ConnectionPair` is.
+Bytes are offered to the link in pieces and written when they are due. No I/O; the driver is that of `ConnectionPair`.
 """
 
 from hypergpu.netsim_proxy.link.outcomes import DOWN, UP, Deliver, Direction, Fail, LinkRpc
@@ -12,7 +12,7 @@ from hypergpu.netsim_proxy.relay.paced_link import PacedLink
 
 
 class RawConnectionPair:
-    """One client connection and its one to the upstream, on one link."""
+    """Client connection and its connection to the upstream, on one link."""
 
     def __init__(self, now: float, paced: PacedLink, agenda: Agenda, number: int) -> None:
         self.number, self.paced, self.agenda = number, paced, agenda
@@ -22,7 +22,7 @@ class RawConnectionPair:
         self._silent = False
 
     def begin(self, now: float, early: bytes, at_end: bool) -> None:
-        """Take in what the client has sent before the upstream was there, and whether it has ended already."""
+        """Start with the data that the client sent before the upstream was connected; `at_end`: it sends no more."""
         self.paced.join(now, self)
         if early:
             self.handle(now, UP, early)
@@ -30,15 +30,12 @@ class RawConnectionPair:
             self.end(now, UP)
 
     def handle(self, now: float, direction: Direction, data: bytes) -> None:
-        """Take in bytes from the client (UP) or the upstream (DOWN)."""
+        """Handle bytes from the client (UP) or the upstream (DOWN)."""
         if not self.closed and not self._silent:
             self.readers[direction.ordinal].feed(now, data)
 
     def end(self, now: float, direction: Direction, reset: bool = False) -> None:
-        """Note that an end sends no more, or, with `reset`, is gone.
-
-        The other end hears of it behind what was sent before.
-        """
+        """Pass on that an end sends no more or, with `reset`, is gone, behind the data that it sent before."""
         if not self.closed and not self._silent:
             self.readers[direction.ordinal].end(now, reset)
 
@@ -55,14 +52,14 @@ class RawConnectionPair:
         effects.append(Closed(self.number))
 
     def close_after_delivery(self, now: float) -> None:
-        """End both connections when what is on its way has arrived; nothing more is read."""
+        """End both connections when the data on its way has arrived; read nothing more."""
         if not self._silent:
             self._silent = True
             latest = max(reader.writer.latest_at for reader in self.readers)
             self.agenda.at(max(now, latest), self.close)
 
     def black_hole(self, _now: float) -> None:
-        """Let the upstream forget the connection without a word to the client."""
+        """Reset the connection to the upstream without telling the client."""
         self._silent = True
         for reader in self.readers:
             reader.writer.closed = True
@@ -70,7 +67,7 @@ class RawConnectionPair:
 
 
 class RawReader(HeldReader):
-    """The bytes that one end sends: UP from the client, DOWN from the upstream."""
+    """Reader of the bytes of one end: UP from the client, DOWN from the upstream."""
 
     def __init__(self, pair: RawConnectionPair, direction: Direction) -> None:
         super().__init__(pair.agenda, pair.number, direction)
@@ -79,7 +76,7 @@ class RawReader(HeldReader):
         self.has_ended = False
 
     def feed(self, now: float, data: bytes) -> None:
-        """Take in what was sent."""
+        """Offer data to the link in pieces."""
         paced, at = self.pair.paced, 0
         while at < len(data) and not self.pair.closed:
             left = paced.link.allowance(self.pair.number, self.direction)
@@ -92,7 +89,7 @@ class RawReader(HeldReader):
             self.pair.close_after_delivery(now)
 
     def end(self, now: float, reset: bool) -> None:
-        """Take in that nothing more comes from this end."""
+        """Offer the end of the data."""
         if reset or not self.has_ended:
             self.has_ended = True
             self.pair.paced.offer(now, self, 0, self.pair.link_rpc, True, self._on_end_verdict, reset)

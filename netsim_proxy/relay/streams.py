@@ -5,7 +5,7 @@ from hypergpu.netsim_proxy.relay.paced_link import PacedLink
 
 
 class Stream:
-    """One HTTP/2 stream: its link, its ids on both connections, and how far each direction is.
+    """HTTP/2 stream: its link, its ids on both connections, and the state of each direction.
 
     The upstream's id is given when the request is delivered: HTTP/2 wants streams opened in rising order, and a request
     on a slow link must not hold up one on a fast link.
