@@ -98,9 +98,21 @@ class RingBuffer:
         self.values[rows] = np.nan
         self.counts[rows] = 0
 
+    def forget(self, rows: Ints, keep: int) -> None:
+        """Remove all values of these rows but for the latest `keep`; `counts` stays."""
+        kept = self.latest(rows, keep)
+        at = (self.counts[rows] % self.length)[:, None] + np.arange(-keep, 0)
+        self.values[rows] = np.nan
+        self.values[rows[:, None], at % self.length] = kept
+
+    def erase_latest(self, row: int, count: int) -> None:
+        """Remove the latest `count` values of one row; `counts` stays."""
+        kept = min(count, self.length)
+        self.values[row, (self.counts.item(row) - 1 - np.arange(kept)) % self.length] = np.nan
+
     def filled(self, rows: Ints) -> Ints:
         """Return the number of values in each row."""
-        held: Ints = np.minimum(self.counts[rows], self.length)
+        held: Ints = self.length - np.isnan(self.values[rows]).sum(axis=1)
         return held
 
     def latest(self, rows: Ints, count: int) -> Floats:

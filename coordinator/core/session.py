@@ -254,7 +254,7 @@ class Session:
     @property
     def stragglers(self) -> Set[str]:
         """Connected nodes that work on a round which is over."""
-        return self._machine.members.stragglers
+        return self._machine.members.stragglers.keys()
 
     def suspects(self, now: float) -> list[str]:
         """Return the nodes whose silence the next `Tick` at `now` judges."""

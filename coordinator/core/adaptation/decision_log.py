@@ -40,6 +40,8 @@ class AdaptationLog(DecisionLog):
         super().__init__(keep)
         self._pending: list[Decision] = []
         self._reasons: dict[str, SelectionReason] = {}
+        self._probed: set[str] = set()
+        """Nodes that were probed and have not come back."""
         self._close_share = 1.0
 
     def add(self, decision: Decision) -> None:
@@ -69,16 +71,23 @@ class AdaptationLog(DecisionLog):
             self.decide(DecisionKind.QUARANTINE, node_id, change.reason, figures)
 
     def selection(self, last: Selection | None) -> None:
-        """Record the nodes whose selection reason changed."""
+        """Record the nodes whose selection reason changed, and those that are probed from now on."""
         if last is None:
             return
-        new = [(node_id, why) for node_id, why in last.reasons.items() if self._reasons.get(node_id) is not why]
+        probe = SelectionReason.RECOVERY_PROBE
+        changed = [(node_id, why) for node_id, why in last.reasons.items() if self._reasons.get(node_id) is not why]
+        new = [(node_id, why) for node_id, why in changed if why is not probe]
+        probed = [node_id for node_id in last.probes if node_id not in self._probed]
         for node_id, why in new[:LISTED]:
             self.decide(DecisionKind.SELECTION, node_id, why, last.figures_of(node_id))
-        if new:
+        for node_id in probed[:LISTED]:
+            self.decide(DecisionKind.SELECTION, node_id, probe, last.probes[node_id])
+        if new or probed:
             figures = {"selected": len(last.selected), "available": len(last.reasons), "changed": len(new)}
             self.decide(DecisionKind.SELECTION, CLUSTER, ClusterReason.NODES_CHANGED, figures)
-            self._reasons.update(last.reasons)
+        self._probed.update(probed)
+        self._probed.difference_update(last.selected)
+        self._reasons.update(new)
 
     def batches(self, changes: Mapping[str, BatchChange]) -> None:
         """Record changed batch sizes."""

@@ -142,9 +142,9 @@ class AdaptiveOrchestrator:
 
         Returns:
             Selected nodes, batch size of each, local steps, learning rate, phase, policy, the decisions with their
-            reasons, and the time that deciding took.
+            reasons, and the time that deciding took. There are no probes: the caller waits for all nodes.
         """
-        plan = self.plan_round(available_nodes, round_num)
+        plan = self._plan_round(available_nodes, round_num, probes=False)
         return {
             "round": round_num,
             "phase": str(self.phase),
@@ -158,7 +158,10 @@ class AdaptiveOrchestrator:
         }
 
     def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
-        """Plan a round with a selection of the available nodes, as `pre_round_adaptation` does."""
+        """Plan a round with a selection of the available nodes, and with probes of others."""
+        return self._plan_round(available, round_number, probes=True)
+
+    def _plan_round(self, available: Sequence[str], round_number: int, *, probes: bool) -> RoundPlan:
         began = self._clock()
         self.batches.costs.overhead.open_round(began)
         if self.phase is Phase.INITIALIZATION:
@@ -178,7 +181,7 @@ class AdaptiveOrchestrator:
         elif self.policy is AdaptationPolicy.NONE or self.phase not in (Phase.ADAPTIVE, Phase.CONVERGENCE):
             selected = self._unadapted(available)
         else:
-            selected = self._adapted(available)
+            selected = self._adapted(available, probes=probes)
         self._selected = selected
         self._overhead = self._clock() - began
         return self._as_plan(selected)
@@ -368,11 +371,14 @@ class AdaptiveOrchestrator:
         """Return the plan of a round of these nodes, with the learning rates that they work or try at."""
         adapts = self.policy is not AdaptationPolicy.NONE
         factor, trials = self._control.plan(selected)
+        last = self.selector.last_selection
+        probes = list(last.probes) if last is not None and selected else []
+        workers = [*selected, *probes]
         self.batches.learning_rate_factor = factor
         turns = self._turns(selected)
         return RoundPlan(
-            selected,
-            self.batches.get_batch_sizes(selected),
+            workers,
+            self.batches.get_batch_sizes(workers),
             self.batches.local_steps,
             self._learning_rate,
             trial_rates={node: self.config.training.learning_rate * tried for node, tried in trials.items()},
@@ -380,6 +386,7 @@ class AdaptiveOrchestrator:
             close_share=self._close_share(selected) if adapts and not turns else None,
             wait_for=turns,
             wait_for_all=not adapts,
+            probes=probes,
             decisions=self._log.drain(),
         )
 
@@ -413,7 +420,7 @@ class AdaptiveOrchestrator:
         self._log.selection(self.selector.last_selection)
         return selected
 
-    def _adapted(self, available: Sequence[str]) -> list[str]:
+    def _adapted(self, available: Sequence[str], *, probes: bool) -> list[str]:
         traits = PARAMETERS[self.policy]
         calm = PARAMETERS[AdaptationPolicy.CONSERVATIVE] if self.phase is Phase.CONVERGENCE else traits
         reference = self.batches.baseline_batch_size * len(available)
@@ -424,6 +431,7 @@ class AdaptiveOrchestrator:
             gain=calm.selection_gain,
             horizon=traits.horizon,
             window=calm.window,
+            probes=probes,
         )
         selected = self.selector.select_nodes(available, round_num=self._round, outlook=outlook)
         self._log.standings(self.selector.drain_state_changes())

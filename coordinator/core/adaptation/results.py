@@ -31,7 +31,8 @@ def record_results(
         UnknownName: A node is not registered.
         InvalidInput: A figure is negative or not finite.
     """
-    results = [each for each in results if each.success or not each.trial_failed]  # the rate failed, not the node
+    # Of a trial that failed, the rate failed and not the node; a probe that is not in time shows nothing new.
+    results = [each for each in results if each.success or (each.awaited and not each.trial_failed)]
     if not results:
         return 0.0
     ids = [each.node for each in results]
@@ -92,6 +93,8 @@ def record_late(
     if compute > 0:
         batches.record_step(work.node, work.batch_size, compute / work.local_steps)
     selector.record_times(work.node, compute, exchange)
+    if work.doing is Activity.DONE:
+        selector.record_late_probe(work.node, exchange)
 
 
 def _above(expected: float, least: float) -> float:

@@ -6,6 +6,7 @@ import numpy as np
 
 from hypergpu.common.config import MonitorConfig
 from hypergpu.common.statistics import MAD_TO_SIGMA, quantiles
+from hypergpu.coordinator.core.links.changes import RETURN, find_changes, find_returns
 from hypergpu.coordinator.core.links.quality import LOSS_MEMORY
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex, RingBuffer, grow_column
 
@@ -63,6 +64,12 @@ class Columns:
     """Largest of the round trips before the last measured round; NaN if there were too few."""
     reference_count: Ints = field(default_factory=no_integers)
     """Number of round trips recorded at that time."""
+    before_low: Floats = field(default_factory=no_floats)
+    """Smallest of the round trips before the latest change of the link; NaN without a change."""
+    before_high: Floats = field(default_factory=no_floats)
+    """Largest of them."""
+    changed_at: Ints = field(default_factory=no_integers)
+    """Number of round trips recorded at the latest change."""
     setback_seconds: Floats = field(default_factory=no_floats)
     """Communication of the last round if it was far slower than usual; NaN if it was not."""
     setback_count: Ints = field(default_factory=no_integers)
@@ -123,7 +130,14 @@ class LinkHistory:
         columns.grow(row + 1)
         columns.last_seen[row] = now
         columns.quality[row] = columns.reported[row] = -1
-        for unknown in (columns.level, columns.reference_low, columns.reference_high, columns.setback_seconds):
+        for unknown in (
+            columns.level,
+            columns.reference_low,
+            columns.reference_high,
+            columns.before_low,
+            columns.before_high,
+            columns.setback_seconds,
+        ):
             unknown[row] = np.nan
         return True
 
@@ -137,6 +151,9 @@ class LinkHistory:
             self.outcomes.push_each(rows, np.ones(len(rows)))
         columns.seen[rows] += 2
         columns.streak[rows] = 0
+        gap, former = now - columns.last_seen[rows], columns.gap_seconds[rows]
+        longer = (gap >= former) | (now - columns.gap_ended_at[rows] > former)
+        columns.gap_seconds[rows[longer]], columns.gap_ended_at[rows[longer]] = gap[longer], now
         columns.last_seen[rows] = now
 
     def round_trip(self, row: int, latency_ms: float, loaded: bool) -> None:
@@ -154,6 +171,22 @@ class LinkHistory:
         for step in range(steps):
             self.communication(row, False, now, _part(lost, step, steps))
             self.communication(row, True, now, _part(won, step, steps))
+
+    def was_cut(self, row: int, lost: int, won: int, since: float) -> bool:
+        """Return whether communications of unknown order were lost in a row, while a link was cut, and not singly.
+
+        They were if nothing passed the link for half of the time or more that so many take one after another, and if
+        packet loss seldom loses so many of them in a row. `since` is the time from which they are counted.
+        """
+        columns = self.columns
+        ended_at, gap = columns.gap_ended_at.item(row), columns.gap_seconds.item(row)
+        in_a_row = gap * (lost + won) >= 0.5 * lost * (columns.last_seen.item(row) - since)
+        return lost >= self._outage_failures and ended_at > since and in_a_row and self._is_unlikely(row, lost)
+
+    def outage(self, row: int) -> None:
+        """Record an outage that is over: one failure, and no packet loss."""
+        self.version += 1
+        self.outcomes.push(row, 0.0)
 
     def contact(self, row: int, now: float) -> None:
         """Record that something passed one link: it is not silent."""
@@ -176,6 +209,7 @@ class LinkHistory:
         if success:
             if streak >= self._outage_failures and self._is_outage(row, streak):
                 lost, weight = columns.outage_lost.item(row), columns.outage_weight.item(row)
+                self.outcomes.erase_latest(row, streak - 1)  # of an outage, one failure counts
             columns.streak[row] = 0
             self._passed(row, now)
         else:
@@ -201,6 +235,11 @@ class LinkHistory:
         """Return whether so many failures in a row are too many for the packet loss that the link had before."""
         lost, weight = self.columns.outage_lost.item(row), self.columns.outage_weight.item(row)
         return bool(max(lost / max(weight, 1.0), _LEAST_LOSS) ** streak < _UNLIKELY)
+
+    def _is_unlikely(self, row: int, losses: int) -> bool:
+        """Return whether so many losses in a row are too many for the packet loss of the link."""
+        lost, weight = self.columns.lost.item(row), self.columns.weight.item(row)
+        return bool(max(lost / max(weight, 1.0), _LEAST_LOSS) ** losses < _UNLIKELY)
 
     def exchanges(self, rows: Ints, seconds: Floats, now: float) -> None:
         """Record the round communication of each link: the seconds until it ended, at `now`, or was abandoned.
@@ -234,6 +273,15 @@ class LinkHistory:
         columns.reference_low[rows] = np.where(setback, columns.reference_low[rows], np.where(enough, low, np.nan))
         columns.reference_high[rows] = np.where(setback, columns.reference_high[rows], np.where(enough, high, np.nan))
         columns.reference_count[rows] = self.latency_ms.counts[rows]
+
+    def restart_exchanges(self, rows: Ints) -> None:
+        """Forget the round communications of these links, but for the latest of each."""
+        self.version += 1
+        latest = self.exchange_seconds.latest(rows, 1)[:, 0]
+        self.exchange_seconds.clear(rows)
+        measured = ~np.isnan(latest)
+        self.exchange_seconds.push_each(rows[measured], latest[measured])
+        self.columns.setback_seconds[rows] = np.nan
 
     def recovered(self, rows: Ints) -> Bools:
         """Return a mask of the links with a setback that have answered since as they did before it.
@@ -291,6 +339,38 @@ class LinkHistory:
         upper = self.latency_ms.quantiles(rows, [0.85])[0]
         high: Bools = quantiles(self.latency_ms.latest(rows, _RECENT), [0.0])[0] >= upper
         return high
+
+    def has_risen(self, rows: Ints) -> Bools:
+        """Return a mask of the links whose round trips have become longer at once, at most `_REFERENCE` of them ago."""
+        columns = self.columns
+        lately = self.latency_ms.counts[rows] - columns.changed_at[rows] < _REFERENCE
+        risen: Bools = lately & (columns.level[rows] > columns.before_high[rows])
+        return risen
+
+    def forget_before_changes(self) -> None:
+        """Forget the round trips of before a change of their link (see `changes`)."""
+        rows = np.arange(len(self.index))
+        rows = rows[self.latency_ms.counts[rows] > self.columns.forecast_at[rows]]
+        if not len(rows):
+            return
+        window = self.latency_ms.latest(rows, self.latency_ms.length)
+        since, low, high = find_changes(window)
+        for keep in set(since[since > 0].tolist()):
+            found = since == keep
+            self._change(rows[found], keep, low[found], high[found])
+        columns = self.columns
+        returned, low, high = find_returns(window, columns.before_low[rows], columns.before_high[rows])
+        returned &= since == 0
+        self._change(rows[returned], RETURN, low[returned], high[returned])
+
+    def _change(self, rows: Ints, keep: int, low: Floats, high: Floats) -> None:
+        """Note that these links have changed with the latest `keep` round trips; `low` to `high` was usual before."""
+        self.version += len(rows)
+        self.latency_ms.forget(rows, keep)
+        columns = self.columns
+        columns.before_low[rows], columns.before_high[rows] = low, high
+        columns.changed_at[rows] = self.latency_ms.counts[rows]
+        columns.level[rows] = np.nan
 
     def advance_forecasts(self) -> None:
         """Advance Holt's method by one observation per link: the median of its round trips since the last call."""

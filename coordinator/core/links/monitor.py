@@ -22,6 +22,8 @@ MOST_GROWTH = 2.0
 """Largest factor, and its reciprocal the smallest, by which a forecast may differ from what is measured."""
 _SURE = 2.58
 """Mann–Kendall statistic of a trend at the 1 % significance level."""
+_IMPROVED = 2.0 / 3.0
+"""Ratio of a link's round trips, now and before, for which it has improved."""
 _SURER = 3.29
 """The same at the 0.1 % level, for what is asked with every communication."""
 _SAME_MOMENT_SECONDS = 0.01
@@ -79,7 +81,8 @@ class NetworkQualityMonitor:
         self._alerts = AlertLog()
         nothing = np.zeros(0)
         self._judged = (-1, 0.0, Judgement(Scores(nothing, nothing, nothing, nothing), nothing.astype(np.int64)))
-        self._counters: dict[tuple[str, str], tuple[int, int]] = {}
+        self._counters: dict[tuple[str, str], tuple[int, int, float]] = {}
+        """Attempts, failures and the time of their last report, by node and source."""
 
     # ------------------------------------------------------------ feeding
 
@@ -185,14 +188,17 @@ class NetworkQualityMonitor:
             raise InvalidInput(f"{failures} failures of {attempts} attempts: expected 0 <= failures <= attempts")
         latency = None if latency_ms is None else require_non_negative(latency_ms, "latency_ms")
         key = node_id, source
-        seen, failed = self._counters.get(key, (0, 0))
+        now = self._clock()
+        seen, failed, since = self._counters.get(key, (0, 0, now))
         if attempts < seen or failures < failed:
             seen = failed = 0
-        self._counters[key] = attempts, failures
-        now = self._clock()
+        self._counters[key] = attempts, failures, now
         lost = failures - failed
         won = attempts - seen - lost
         most = self.config.history
+        if lost > 0 and self._links.was_cut(row, lost, won, since):
+            self._links.outage(row)
+            lost = 0
         if 0 < lost < won:
             self._links.mixed(row, min(lost, most), min(won, most), now)
         else:
@@ -283,6 +289,7 @@ class NetworkQualityMonitor:
 
     def refresh(self) -> None:
         """Advance forecasts, classes and alerts. Class changes are kept until `update` returns them."""
+        self._links.forget_before_changes()
         self._links.advance_forecasts()
         judged = self._judge(self._every())
         self._links.columns.quality[: len(self._links.index)] = judged.classes
@@ -358,6 +365,15 @@ class NetworkQualityMonitor:
             steady = np.abs(self._trends(rows[clear])) > _SURE
             scale[clear] = np.where(steady, np.clip(growth, 1.0 / MOST_GROWTH, MOST_GROWTH), 1.0)
         return scale
+
+    def has_improved(self, rows: Ints) -> Bools:
+        """Return a mask of the links whose round trips are clearly shorter than before their last measured round."""
+        improved: Bools = self._links.exchange_scale(rows) < _IMPROVED
+        return improved
+
+    def restart_rounds(self, rows: Ints) -> None:
+        """Forget the round communications of links that have recovered, but for the latest of each."""
+        self._links.restart_exchanges(rows)
 
     def rounds_measured(self, rows: Ints) -> Ints:
         """Return the number of round communications in each node's history."""
@@ -452,13 +468,15 @@ class NetworkQualityMonitor:
         conditions: list[Condition] = []
         silence, streak = self.silences_seconds(rows), self.failures_in_a_row(rows)
         levels, trend = self._links.columns.level, self._links.columns.trend
+        before_high = self._links.columns.before_high
         limit = np.full(len(rows), 0.5 * self.config.worst_loss)
         limit[self.rows(self._alerts.nodes_with(AlertKind.HIGH_LOSS))] *= 0.5  # hysteresis: an open alert closes later
         lossy = (loss > limit) & (counts >= q.SETTLED)
         steep = trend[rows] > 0.02 * levels[rows]
         steep[steep] = self._trends(rows[steep]) > _SURER
         steep[steep] = self._links.is_high(rows[steep])
-        troubled = (classes == q.CRITICAL) | (classes == q.OFFLINE) | lossy | steep
+        risen = self._links.has_risen(rows)
+        troubled = (classes == q.CRITICAL) | (classes == q.OFFLINE) | lossy | steep | risen
         for row in np.flatnonzero(troubled):
             node_id, class_number = self._links.index.ids[row], classes[row]
             if class_number == q.OFFLINE:
@@ -472,8 +490,11 @@ class NetworkQualityMonitor:
                 grave = loss[row] > self.config.worst_loss
                 severity = Severity.HIGH if grave else Severity.MEDIUM
                 conditions.append(Condition(node_id, AlertKind.HIGH_LOSS, severity, {"loss_rate": float(loss[row])}))
-            if steep[row]:
+            if risen[row]:
+                figures = {"latency_ms": float(levels[row]), "highest_ms_before": float(before_high[row])}
+            elif steep[row]:
                 figures = {"latency_ms": float(levels[row]), "rise_ms_per_update": float(trend[row])}
+            if risen[row] or steep[row]:
                 conditions.append(Condition(node_id, AlertKind.DEGRADING, Severity.MEDIUM, figures))
         return self._alerts.updated(conditions, self._clock())
 

@@ -28,7 +28,7 @@ class LinkProfile:
     loss_rate: float
     """Smoothed share of lost communications."""
     reliability: float
-    """Share of successful communications in the history."""
+    """Share of successful communications in the history, in which an outage counts as one failure."""
     trend: Trend
     forecast_ms: float
     """Round trip expected at the next observation."""

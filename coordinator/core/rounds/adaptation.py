@@ -30,6 +30,8 @@ class RoundPlan:
     """Share of the nodes whose updates close the round at once."""
     wait_for: Sequence[str] = ()
     """Nodes whose turn it is, and for which the deadline leaves the time that they usually need."""
+    probes: Sequence[str] = ()
+    """Nodes whose links may have recovered. They get work, and the round does not wait for them."""
     decisions: Sequence[Decision] = ()
     """Decisions to record, each with its reason."""
 

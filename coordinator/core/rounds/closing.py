@@ -31,7 +31,7 @@ def complete(current: Round, members: Membership, config: TrainingConfig, now: f
     """Return the end of a round in which no update is outstanding."""
     if not current.contributions:
         return _abandon(current, "no remaining node can contribute", members, effects)
-    by_all = len(current.contributions) == len(current.units)
+    by_all = all(unit.done for unit in current.units.values() if unit.awaited)
     reason = CloseReason.ALL_CONTRIBUTED if by_all else CloseReason.SURVIVORS_CONTRIBUTED
     return _close(current, reason, members, config, now)
 
@@ -104,7 +104,7 @@ def _mark_stragglers(current: Round, members: Membership) -> None:
     for unit in current.units.values():
         member = members.connected.get(unit.node)
         if member is not None and not unit.done and unit.live and not member.requesting:
-            members.stragglers.add(unit.node)
+            members.stragglers[unit.node] = unit.awaited
 
 
 def take_evaluation(

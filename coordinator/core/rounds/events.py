@@ -276,6 +276,8 @@ class Contribution:
     """It was still working when the round closed."""
     measured: bool = True
     """True if its waiting time measures its link. False if its process restarted, or it returned its work."""
+    awaited: bool = True
+    """True if the round waited for it."""
 
 
 @message

@@ -74,8 +74,11 @@ class Membership:
         """Connected nodes by id, in the order in which they joined."""
         self._silence: list[tuple[float, str]] = []
         self._watched: set[str] = set()
-        self.stragglers: set[str] = set()
-        """Connected nodes that still work on a round that closed without them; not selected until they return."""
+        self.stragglers: dict[str, bool] = {}
+        """Connected nodes that still work on a round that closed without them; not selected until they return.
+
+        The value tells whether that round had waited for them.
+        """
         self.ready = 0
         """Number of connected nodes that are ready."""
         self.version = 0
@@ -129,7 +132,7 @@ class Membership:
                 self._restarted.add(node)
             member.joined_at, member.requesting = now, False
             self._set_ready(member, ready=False)
-            self.stragglers.discard(node)
+            self.stragglers.pop(node, None)
         member.incarnation, member.connection, member.reason, member.last_seen = (
             incarnation,
             ConnectionState.CONNECTED,
@@ -175,7 +178,7 @@ class Membership:
         member.connection, member.reason, member.gone_at = connection, reason, now
         member.requesting = False
         self._set_ready(member, ready=False)
-        self.stragglers.discard(node)
+        self.stragglers.pop(node, None)
         self.version += 1
         return member
 

@@ -1,7 +1,7 @@
 """Opening of a round: when the next one may open, with which nodes, on which work, and with which deadline."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.message import message
@@ -72,7 +72,8 @@ def _available(state: RoundState, config: TrainingConfig, adaptation: Adaptation
     opening, members = state.opening, state.members
     ready = [node for node, member in members.connected.items() if member.ready]
     excluded = adaptation.overrides.nodes_with(NodeOverride.EXCLUDE)
-    allowed = [node for node in ready if node not in excluded]
+    # A probe that is late holds nothing back.
+    allowed = [node for node in ready if node not in excluded and members.stragglers.get(node, True)]
     free = [node for node in allowed if node not in members.stragglers]
     if not free:
         connected = len(members.connected)
@@ -110,8 +111,8 @@ def straggler_returned(state: RoundState, member: Member, quorum: float) -> None
     """Note that a straggler, if the node is one, is available again."""
     stragglers = state.members.stragglers
     if member.node_id in stragglers:
-        stragglers.discard(member.node_id)
-        enough = len(stragglers) <= (1 - quorum) * len(state.members.connected)
+        del stragglers[member.node_id]
+        enough = sum(stragglers.values()) <= (1 - quorum) * len(state.members.connected)
         reevaluate(state.opening, at_once=enough and state.opening.waited_for_stragglers)
 
 
@@ -145,9 +146,10 @@ def open_round(
         _set_waiting(opening, reason, effects)
         _retry_later(opening, now)
         return None
+    probes = _probes(chosen, plan)
     _deal_shards(state, effects)
-    deadline = _set_deadline(state, chosen, plan, effects)
-    units = _plan_units(state.members, state.shards.assign(chosen), plan, config)
+    units = _plan_units(state.members, state.shards.assign(chosen), plan, config, probes)
+    deadline = _set_deadline(state, units, plan, effects)
     opening.first_round_opened, opening.waiting_for = True, ""
     close_share = config.close_share if plan.close_share is None else plan.close_share
     state.open_round = Round.open(
@@ -174,15 +176,22 @@ def _wait(opening: OpeningState, decision: Wait, effects: EffectBuffer) -> None:
         _set_waiting(opening, decision.reason, effects)
 
 
-def _set_deadline(state: RoundState, chosen: Sequence[str], plan: RoundPlan, effects: EffectBuffer) -> Deadline:
-    """Return the deadline of a round of these nodes, and record the start of the round with it."""
-    deadline = state.deadlines.fixed() if plan.wait_for_all else state.deadlines.deadline(chosen, plan.wait_for)
-    text = f"round {state.round} started with {len(chosen)} node{'s' * (len(chosen) > 1)}"
-    effects.record("round_started", text, nodes=len(chosen), deadline_seconds=deadline.seconds)
+def _probes(chosen: Sequence[str], plan: RoundPlan) -> Collection[str]:
+    """Return the nodes that the round does not wait for; it waits for all of them if there are no others."""
+    probes = set(plan.probes)
+    return probes if any(node not in probes for node in chosen) else ()
+
+
+def _set_deadline(state: RoundState, units: Sequence[WorkUnit], plan: RoundPlan, effects: EffectBuffer) -> Deadline:
+    """Return the deadline of a round with these units, and record the start of the round with it."""
+    awaited = [unit.node for unit in units if unit.awaited]
+    deadline = state.deadlines.fixed() if plan.wait_for_all else state.deadlines.deadline(awaited, plan.wait_for)
+    text = f"round {state.round} started with {len(units)} node{'s' * (len(units) > 1)}"
+    effects.record("round_started", text, nodes=len(units), deadline_seconds=deadline.seconds)
     if deadline.reason is not state.opening.deadline_reason:
         state.opening.deadline_reason = deadline.reason
         figures: Figures = {
-            "nodes": len(chosen),
+            "nodes": len(awaited),
             "seconds": deadline.seconds,
             "median_seconds": deadline.median_seconds,
             "mad_seconds": deadline.mad_seconds,
@@ -193,7 +202,11 @@ def _set_deadline(state: RoundState, chosen: Sequence[str], plan: RoundPlan, eff
 
 
 def _plan_units(
-    members: Membership, shards: Mapping[str, Shard], plan: RoundPlan, config: TrainingConfig
+    members: Membership,
+    shards: Mapping[str, Shard],
+    plan: RoundPlan,
+    config: TrainingConfig,
+    probes: Collection[str],
 ) -> list[WorkUnit]:
     """Plan a work unit for each node: what the adaptation chose, else the configuration, within what is possible."""
     units = []
@@ -205,6 +218,7 @@ def _plan_units(
         member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
         member.rounds_selected += 1
         unit = WorkUnit(node, shard, member.batch_size, steps, rate, incarnation=member.incarnation)
+        unit.awaited = node not in probes
         if node in plan.trial_rates and steps > 1:
             unit.learning_rate, unit.trial = plan.trial_rates[node], True
         units.append(unit)

@@ -71,7 +71,7 @@ INVARIANTS: Final[Mapping[str, Check]] = {
     ),
     "ready nodes are counted": lambda s: s.members.ready == sum(m.ready for m in s.members.connected.values()),
     "only connected nodes are ready or wait for work": _only_connected_nodes_are_ready_or_waiting,
-    "stragglers are connected": lambda s: s.members.stragglers <= s.members.connected.keys(),
+    "stragglers are connected": lambda s: s.members.stragglers.keys() <= s.members.connected.keys(),
     "no node waits for work that it has": _no_node_waits_for_work_that_it_has,
     "no node waits for work after the run": lambda s: s.phase is not OVER or not any(m.requesting for m in s.members),
     "no node has contributed to a later round": lambda s: all(m.last_accepted <= s.round for m in s.members),
@@ -80,7 +80,8 @@ INVARIANTS: Final[Mapping[str, Check]] = {
 
 ROUND_INVARIANTS: Final[Mapping[str, RoundCheck]] = {
     "units are kept by node": lambda r: all(unit.node == node for node, unit in r.units.items()),
-    "outstanding units are counted": lambda r: r.live == sum(unit.live for unit in r.units.values()),
+    "outstanding units are counted": lambda r: r.live == sum(unit.live and unit.awaited for unit in r.units.values()),
+    "awaited units are counted": lambda r: r.awaited == sum(unit.awaited for unit in r.units.values()),
     "an open round has an outstanding unit": lambda r: r.live > 0,
     "an accepted unit is not outstanding, and was assigned": lambda r: all(
         not unit.live and unit.attempt > 0 for unit in r.units.values() if unit.done

@@ -37,6 +37,8 @@ class WorkUnit:
     """The node tries a learning rate that differs from that of the others."""
     trial_failed: bool = False
     """That rate made its loss worse."""
+    awaited: bool = True
+    """The round waits for its update. It does not wait for a probe of a link that may have recovered."""
     attempt: int = 0
     """Times that it was assigned; 0 = not yet."""
     returns: int = 0
@@ -78,7 +80,7 @@ class Round:
     quorum: float
     units: dict[str, WorkUnit]
     close_share: float = 1.0
-    """Share of the nodes whose updates close the round at once."""
+    """Share of the awaited nodes whose updates close the round at once."""
     server_momentum: float | None = None
     """Momentum of the step after the round; None = as configured."""
     learning_rate: float = 0.0
@@ -86,7 +88,9 @@ class Round:
     local_steps: int = 1
     extensions: int = 0
     live: int = 0
-    """Number of units whose update is still expected."""
+    """Number of awaited units whose update is still expected."""
+    awaited: int = 0
+    """Number of awaited units."""
     contributions: list[Contribution] = field(default_factory=list)
     samples: int = 0
     loss_sum: float = 0.0
@@ -109,6 +113,7 @@ class Round:
     ) -> "Round":
         """Return a round in which no unit is assigned yet."""
         by_node = {unit.node: unit for unit in units}
+        awaited = sum(unit.awaited for unit in by_node.values())
         return cls(
             number,
             now,
@@ -119,7 +124,8 @@ class Round:
             server_momentum,
             learning_rate,
             local_steps,
-            live=len(by_node),
+            live=awaited,
+            awaited=awaited,
         )
 
     @property
@@ -131,9 +137,7 @@ class Round:
     @property
     def has_enough(self) -> bool:
         """True if enough of the nodes have contributed to close the round without the others."""
-        return self.close_share < 1.0 and len(self.contributions) >= math.ceil(
-            self.close_share * len(self.units) - 1e-9
-        )
+        return self.close_share < 1.0 and len(self.contributions) >= math.ceil(self.close_share * self.awaited - 1e-9)
 
     @property
     def mean_loss(self) -> float:
@@ -159,7 +163,7 @@ class Round:
     def accept(self, unit: WorkUnit, update: UpdateArrived, weight: int, now: float) -> float:
         """Count an update; return the seconds from the assignment to its arrival."""
         if unit.live:
-            self.live -= 1
+            self.live -= unit.awaited
         self.orphans.pop(unit.node, None)
         unit.live, unit.done = False, True
         seconds = now - unit.first_at
@@ -178,6 +182,7 @@ class Round:
                 loss_before=update.loss_before,
                 loss_after=update.loss_after,
                 trial_failed=unit.trial_failed,
+                awaited=unit.awaited,
             )
         )
         return seconds
@@ -185,7 +190,7 @@ class Round:
     def drop(self, unit: WorkUnit) -> None:
         """Expect no update of this unit, unless another node takes it over."""
         unit.live = False
-        self.live -= 1
+        self.live -= unit.awaited
         self.orphans[unit.node] = unit
 
     def note_restart(self, node: str, incarnation: str) -> None:
@@ -199,7 +204,7 @@ class Round:
         unit = self.orphans.pop(node, None)
         if unit is not None:
             unit.live = True
-            self.live += 1
+            self.live += unit.awaited
 
     def reassign(self, node: str, incarnation: str, largest_batch: int) -> tuple[WorkUnit, str] | None:
         """Give an orphaned unit to a node that has none; return it and its former node."""
@@ -213,6 +218,7 @@ class Round:
             node, orphan.shard, batch, orphan.local_steps, self.learning_rate, incarnation=incarnation
         )
         self.live += 1
+        self.awaited += not orphan.awaited
         return unit, former
 
     @property
@@ -237,6 +243,7 @@ class Round:
                 late=unit.live and unit.attempt > 0 and not unit.interrupted,
                 measured=unit.live and not unit.interrupted,
                 trial_failed=unit.trial_failed,
+                awaited=unit.awaited,
             )
             for unit in missing
         ]

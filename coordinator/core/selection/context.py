@@ -23,6 +23,8 @@ class SelectionContext:
     """Forecast horizon of the links in observations."""
     window: int = 8
     """Number of latest round communications used per link."""
+    probes: bool = False
+    """Whether nodes may get work that the round does not wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,10 @@ class Selection:
 
     round: int
     selected: list[str]
+    """Nodes that the round waits for."""
+    probes: Mapping[str, Mapping[str, float]]
+    """Nodes whose links may have recovered, with the figures behind each. They get work too, and the round does not
+    wait for them. Those that the strategy leaves out keep its reason."""
     reasons: Mapping[str, SelectionReason]
     """Reason for each available node."""
     figures: Mapping[str, Floats]

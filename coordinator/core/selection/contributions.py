@@ -42,6 +42,10 @@ class Contributions:
         self.sums[row, 0] += compute
         self.sums[row, 1] += waiting
 
+    def forget_times(self, rows: Ints) -> None:
+        """Forget the times of these nodes' attempts, which were measured over other links than they have now."""
+        self.sums[rows, :3] = 0.0
+
     def efficiency(self, rows: Ints) -> Floats:
         """Return compute / (compute + waiting) of each node; 1 without a measurement."""
         compute, waiting = self.sums[rows, 0], self.sums[rows, 1]

@@ -27,6 +27,8 @@ class QuarantineReason(StrEnum):
     FAILED_ON_PROBATION = "failed_on_probation"
     QUARANTINE_EXPIRED = "quarantine_expired"
     PROBATION_PASSED = "probation_passed"
+    RECOVERED = "recovered"
+    """Its update came in time in a round that did not wait for it."""
     RELEASED_TO_FILL_ROUND = "released_to_fill_round"
     """All available nodes were quarantined, so the better half was released."""
 
@@ -111,6 +113,16 @@ class QuarantineTracker:
         for row in rows[(self._state[rows] == _QUARANTINED) & (self._until[rows] <= round_number)].tolist():
             figures: dict[str, float | int | str] = {"strikes": int(self._strikes[row])}
             self._release(row, QuarantineReason.QUARANTINE_EXPIRED, figures)
+
+    def only_late(self, rows: Ints) -> Bools:
+        """Return a mask of the quarantined nodes whose updates were late, and that have not failed otherwise."""
+        late: Bools = self.quarantined(rows) & (self._failures[rows] == 0)
+        return late
+
+    def release_recovered(self, rows: Ints) -> None:
+        """Put the quarantined among these nodes on probation: they have shown that they are in time."""
+        for row in rows[self._state[rows] == _QUARANTINED].tolist():
+            self._release(row, QuarantineReason.RECOVERED, {"strikes": int(self._strikes[row])})
 
     def release_least_bad(self, rows: Ints, scores: Floats, round_number: int) -> Ints:
         """Put the better half (at least one) of these quarantined nodes on probation.

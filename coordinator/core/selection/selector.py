@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +21,7 @@ from hypergpu.coordinator.core.selection.context import Selection, SelectionCont
 from hypergpu.coordinator.core.selection.contributions import Contributions
 from hypergpu.coordinator.core.selection.fairness import FairnessPolicy
 from hypergpu.coordinator.core.selection.quarantine import NodeState, NodeStateChange, QuarantineTracker
+from hypergpu.coordinator.core.selection.recovery import RecoveryProbes
 from hypergpu.coordinator.core.selection.strategies import (
     CODE,
     REASONS,
@@ -39,6 +40,28 @@ _TURNS = (
     SelectionReason.RELEASED_TO_FILL_ROUND,
 )
 """Reasons that take precedence when a maximum applies; among them, the nodes that waited longest come first."""
+_BY_STRATEGY = [
+    CODE[reason]
+    for reason in (
+        SelectionReason.ALL_AVAILABLE,
+        SelectionReason.ABOVE_THRESHOLD,
+        SelectionReason.TOP_RANKED,
+        SelectionReason.WORTH_ITS_TIME,
+    )
+]
+"""Reasons of nodes that the strategy chooses."""
+_LEFT_OUT = [
+    CODE[reason]
+    for reason in (
+        SelectionReason.BELOW_THRESHOLD,
+        SelectionReason.NOT_TOP_RANKED,
+        SelectionReason.COSTS_MORE_THAN_IT_ADDS,
+        SelectionReason.BEYOND_THE_MAXIMUM,
+    )
+]
+"""Reasons of nodes that the strategy leaves out."""
+_MEASURED_ROUNDS = 2
+"""Measured rounds after which the expected communication of a link is no guess."""
 
 
 class DynamicNodeSelector:
@@ -77,6 +100,7 @@ class DynamicNodeSelector:
         self._index = NodeIndex()
         self._contributions = Contributions()
         self._standings = QuarantineTracker(self.config)
+        self._recovery = RecoveryProbes()
         self.overrides = Overrides()
         """User overrides. One of a node that is not registered holds once it is."""
         self._round = -1
@@ -92,6 +116,7 @@ class DynamicNodeSelector:
         if row is not None:
             self._contributions.grow(row + 1)
             self._standings.grow(row + 1)
+            self._recovery.grow(row + 1)
             self._contributions.last_round[row] = self._round
 
     def record_contribution(
@@ -134,8 +159,18 @@ class DynamicNodeSelector:
 
         The rows must be distinct. NaN stands for an unknown loss.
         """
+        probed = rows[success & self._recovery.were_probed(rows, self._round)]
+        self._contributions.last_round[probed] = self._round
+        self._take_back(probed)
         self._contributions.add(rows, compute, waiting, success, loss)
         self._standings.outcomes(rows, success, late, self._round)
+
+    def _take_back(self, rows: Ints) -> None:
+        """Note successful probes of these nodes, and forget how slow those were that are awaited again."""
+        back = self._recovery.succeeded(rows, self._round)
+        self._monitor.restart_rounds(self._monitor.rows([self._index.ids[row] for row in back.tolist()]))
+        self._contributions.forget_times(back)
+        self._standings.release_recovered(back)
 
     def record_times(self, node_id: str, compute_seconds: float, waiting_seconds: float) -> None:
         """Record the times of an attempt that was recorded without them.
@@ -144,6 +179,16 @@ class DynamicNodeSelector:
             UnknownName: The node is not registered.
         """
         self._contributions.add_times(self._index.row(node_id), compute_seconds, waiting_seconds)
+
+    def record_late_probe(self, node_id: str, communication_seconds: float) -> None:
+        """Record the communication of a probe that ended after its round: it may have recovered all the same.
+
+        Raises:
+            UnknownName: The node is not registered.
+        """
+        row = self._index.row(node_id)
+        if self._recovery.is_usual(row, communication_seconds):
+            self._take_back(np.array([row]))
 
     def rows(self, nodes: Sequence[str]) -> Ints:
         """Return the rows of nodes, for `record_contributions`.
@@ -190,17 +235,14 @@ class DynamicNodeSelector:
             outlook: Expectations for the round; None for the defaults.
 
         Returns:
-            Selected nodes, in the order of `available`. `last_selection` holds the reasons.
+            Selected nodes, in the order of `available`. `last_selection` holds the reasons, and the nodes that may get
+            work without being waited for.
 
         Raises:
             UnknownName: A node is not registered.
         """
-        expected = outlook or SelectionContext()
-        return self._select(
-            list(dict.fromkeys(available)),
-            self._round + 1 if round_num is None else round_num,
-            lambda rows, link_rows, eligible: self._choose(rows, link_rows, expected, eligible),
-        )
+        round_number = self._round + 1 if round_num is None else round_num
+        return self._select(list(dict.fromkeys(available)), round_number, outlook or SelectionContext())
 
     def select_all(self, available: Sequence[str], round_num: int, reason: SelectionReason) -> list[str]:
         """Select every node that the user has not excluded, for rounds without adaptation.
@@ -311,18 +353,14 @@ class DynamicNodeSelector:
         nodes = [node for node in self.overrides.nodes_with(override) if node in self._index]
         return np.isin(rows, self._index.rows(nodes)) if nodes else np.zeros(len(rows), bool)
 
-    def _select(
-        self, ids: list[str], round_num: int, choose: Callable[[Ints, Ints, Ints], StrategyResult]
-    ) -> list[str]:
-        """Select nodes with `choose`, a function of (rows, link rows, positions) of the eligible nodes.
-
-        User overrides, quarantine and the maximum apply to its result.
-        """
+    def _select(self, ids: list[str], round_num: int, outlook: SelectionContext) -> list[str]:
+        """Select nodes by the strategy. Probes, user overrides, quarantine and the maximum apply to its result."""
         rows, link_rows = self._index.rows(ids), self._monitor.rows(ids)
         self._round = round_num
         self._standings.release_due(rows, round_num)
         reasons, eligible = self._eligible(rows, link_rows)
-        choice = choose(rows[eligible], link_rows[eligible], eligible)
+        exchange = self._monitor.exchange_samples(link_rows, outlook.window, outlook.horizon)
+        choice = self._choose(rows[eligible], link_rows[eligible], exchange[eligible], outlook, eligible)
         reasons[eligible] = choice.reasons
         chosen = np.zeros(len(ids), bool)
         chosen[eligible] = choice.chosen
@@ -331,11 +369,24 @@ class DynamicNodeSelector:
         if not chosen.any() and not self._with_override(rows, _EXCLUDE).all():
             self._release_least_bad(rows, link_rows, chosen, reasons)
         chosen = self._capped(chosen, reasons, rows, link_rows)
+        usual = exchange.mean(axis=1)
+        probes = np.zeros(len(ids), bool)
+        if outlook.probes:
+            probes = self._probes(rows, link_rows, usual, chosen, reasons)
+        reasons[probes & chosen] = CODE[SelectionReason.RECOVERY_PROBE]
         figures = {name: scatter_rows(values, eligible, len(ids)) for name, values in choice.figures.items()}
-        return self._keep(ids, rows, chosen, reasons, figures)
+        behind = {ids[at]: self._recovery.figures(int(rows[at]), float(usual[at])) for at in np.flatnonzero(probes)}
+        return self._keep(ids, rows, chosen & ~probes, reasons, figures, probes=behind)
 
     def _keep(
-        self, ids: list[str], rows: Ints, chosen: Bools, reasons: Ints, figures: Mapping[str, Floats] | None = None
+        self,
+        ids: list[str],
+        rows: Ints,
+        chosen: Bools,
+        reasons: Ints,
+        figures: Mapping[str, Floats] | None = None,
+        *,
+        probes: Mapping[str, Mapping[str, float]] | None = None,
     ) -> list[str]:
         """Record the selection of this round with its reasons."""
         figures = {**(figures or {}), **self._reason_figures(ids, rows, reasons)}
@@ -344,7 +395,7 @@ class DynamicNodeSelector:
         selected = [node_id for node_id, taken in zip(ids, chosen.tolist(), strict=True) if taken]
         named = {node_id: REASONS[code] for node_id, code in zip(ids, reasons.tolist(), strict=True)}
         places = {node_id: place for place, node_id in enumerate(ids)}
-        self._last = Selection(self._round, selected, named, figures, places)
+        self._last = Selection(self._round, selected, probes or {}, named, figures, places)
         self._history.append((self._round, selected))
         return selected
 
@@ -390,14 +441,15 @@ class DynamicNodeSelector:
             reasons[gone] = CODE[SelectionReason.OFFLINE]
         return reasons, np.flatnonzero(~(out | held | gone))
 
-    def _choose(self, rows: Ints, link_rows: Ints, outlook: SelectionContext, eligible: Ints) -> StrategyResult:
+    def _choose(
+        self, rows: Ints, link_rows: Ints, exchange: Floats, outlook: SelectionContext, eligible: Ints
+    ) -> StrategyResult:
         count = len(rows)
         if not count:
             return st.everyone(0)
         config, strategy = self.config, self.strategy
         least = max(1, math.ceil(config.min_selected_share * count - 1e-9))
         most = self.max_selected_nodes or count
-        exchange = self._monitor.exchange_samples(link_rows, outlook.window, outlook.horizon)
         given = outlook.compute_seconds
         compute = self._contributions.compute_seconds(rows) if given is None else given[eligible]
         seconds = exchange + compute[:, None]  # samples of each candidate's expected round
@@ -432,9 +484,33 @@ class DynamicNodeSelector:
             unknown=(self._contributions.counts[rows][:, [0, 2]] == 0).all(axis=1),
             on_probation=self._standings.on_probation(rows),
             idle=self._round - self._contributions.last_round[rows],
-            healthy=self._are_healthy(link_rows),
+            healthy=self._are_healthy(link_rows) & ~self._recovery.on_trial(rows),
             seconds=seconds,
         )
+
+    def _probes(self, rows: Ints, link_rows: Ints, exchange: Floats, chosen: Bools, reasons: Ints) -> Bools:
+        """Return a mask of the nodes that are probed, so that at least one other node is chosen."""
+        scores = np.zeros(len(rows))  # this strategy goes by times alone
+        if self.strategy is not SelectionStrategy.UTILITY:
+            scores = self._scores(rows, link_rows)
+        by_strategy = chosen & np.isin(reasons, _BY_STRATEGY)
+        known = by_strategy & (self._monitor.rounds_measured(link_rows) >= _MEASURED_ROUNDS)
+        self._recovery.chosen(rows[known], exchange[known], scores[known])
+        worse = self._recovery.is_worse(rows, exchange, scores) | self._monitor.has_improved(link_rows)
+        may_recover = np.isin(reasons, _LEFT_OUT) & worse
+        may_recover |= reasons == CODE[SelectionReason.OFFLINE]
+        may_recover |= (reasons == CODE[SelectionReason.QUARANTINED]) & self._standings.only_late(rows) & worse
+        on_probation = reasons == CODE[SelectionReason.ON_PROBATION]
+        may_recover |= on_probation & worse
+        again = by_strategy | on_probation
+        due = self._recovery.due(rows, chosen=again, may_recover=may_recover, round_number=self._round)
+        if not (chosen & ~due).any():
+            due &= ~chosen
+        if self.max_selected_nodes is not None:
+            room = self.max_selected_nodes - int(chosen.sum())
+            due[np.flatnonzero(due & ~chosen)[room:]] = False
+        self._recovery.begin(rows[due], self._round)
+        return due
 
     def _are_healthy(self, link_rows: Ints) -> Bools:
         """Return a mask of the links that are fair or better, or of which nothing bad is known."""

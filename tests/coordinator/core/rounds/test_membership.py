@@ -91,13 +91,13 @@ def test_a_node_is_ready_when_it_has_asked_and_not_after_it_went_or_began_anew()
     assert members.mark_requesting(b, 1.5)
     assert (a.last_seen, b.last_seen) == (2.5, 2.0)
     assert members.ready == 2
-    members.stragglers.update({"a", "b"})
+    members.stragglers.update(a=True, b=True)
     assert members.join("a", "1", now=3.0) == (a, False)
-    assert (members.ready, a.requesting, a.joined_at, members.stragglers) == (2, True, 1.0, {"a", "b"})
+    assert (members.ready, a.requesting, a.joined_at, [*members.stragglers]) == (2, True, 1.0, ["a", "b"])
     members.join("a", "2", now=4.0)
-    assert (members.ready, a.requesting, a.joined_at, members.stragglers) == (1, False, 4.0, {"b"})
+    assert (members.ready, a.requesting, a.joined_at, [*members.stragglers]) == (1, False, 4.0, ["b"])
     assert members.remove("b", ConnectionState.LOST, "silent", now=5.0) is b
-    assert (members.ready, b.requesting, b.reason, b.gone_at, members.stragglers) == (0, False, "silent", 5.0, set())
+    assert (members.ready, b.requesting, b.reason, b.gone_at, members.stragglers) == (0, False, "silent", 5.0, {})
     assert members.version == 3
     assert members.remove("b", ConnectionState.LOST, "again", now=6.0) is None
     assert (b.connection, b.gone_at, members.version) == (ConnectionState.LOST, 5.0, 3)

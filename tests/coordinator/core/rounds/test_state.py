@@ -92,7 +92,7 @@ BREAKS: dict[str, tuple[Phase, Callable[[RoundState], object]]] = {
     ),
     "ready nodes are counted": (Phase.OPEN, lambda s: setattr(s.members, "ready", 3)),
     "only connected nodes are ready or wait for work": (Phase.OPEN, lambda s: break_members(s, "ready", True)),
-    "stragglers are connected": (Phase.OPEN, lambda s: s.members.stragglers.add("c")),
+    "stragglers are connected": (Phase.OPEN, lambda s: s.members.stragglers.update(c=True)),
     "no node waits for work that it has": (
         Phase.OPEN,
         lambda s: setattr(s.members.require("b"), "requesting", True),
@@ -100,6 +100,7 @@ BREAKS: dict[str, tuple[Phase, Callable[[RoundState], object]]] = {
     "no node waits for work after the run": (Phase.OVER, lambda s: setattr(s.members.require("b"), "requesting", True)),
     "no node has contributed to a later round": (Phase.OPEN, lambda s: break_members(s, "last_accepted", 2)),
     "units are kept by node": (Phase.OPEN, lambda s: setattr(opened(s).units["b"], "node", "c")),
+    "awaited units are counted": (Phase.OPEN, lambda s: setattr(opened(s), "awaited", 7)),
     "outstanding units are counted": (Phase.OPEN, lambda s: setattr(opened(s), "live", 2)),
     "an open round has an outstanding unit": (Phase.OPEN, lambda s: setattr(opened(s), "live", 0)),
     "an accepted unit is not outstanding, and was assigned": (
