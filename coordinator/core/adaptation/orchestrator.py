@@ -378,7 +378,7 @@ class AdaptiveOrchestrator:
         turns = self._turns(selected)
         return RoundPlan(
             workers,
-            self.batches.get_batch_sizes(workers),
+            self._batch_sizes(selected, probes),
             self.batches.local_steps,
             self._learning_rate,
             trial_rates={node: self.config.training.learning_rate * tried for node, tried in trials.items()},
@@ -389,6 +389,14 @@ class AdaptiveOrchestrator:
             probes=probes,
             decisions=self._log.drain(),
         )
+
+    def _batch_sizes(self, selected: Sequence[str], probes: Sequence[str]) -> dict[str, int]:
+        """Return the batch sizes of a round; a probe gets no more work than half of the others, so as to be in time."""
+        sizes = self.batches.get_batch_sizes(selected)
+        if probes:
+            usual = int(np.median([*sizes.values()]))
+            sizes |= {node: min(size, usual) for node, size in self.batches.get_batch_sizes(probes).items()}
+        return sizes
 
     @property
     def _learning_rate(self) -> float:

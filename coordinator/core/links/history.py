@@ -77,6 +77,8 @@ class Columns:
     gap_seconds: Floats = field(default_factory=no_floats)
     """Longest recent silence between two successes."""
     gap_ended_at: Floats = field(default_factory=no_floats)
+    counted_gap_seconds: Floats = field(default_factory=no_floats)
+    """Longest silence between two successes since the counters of the node were read."""
     outage_lost: Floats = field(default_factory=no_floats)
     """Value of `lost` before the present streak of failures."""
     outage_weight: Floats = field(default_factory=no_floats)
@@ -154,6 +156,7 @@ class LinkHistory:
         gap, former = now - columns.last_seen[rows], columns.gap_seconds[rows]
         longer = (gap >= former) | (now - columns.gap_ended_at[rows] > former)
         columns.gap_seconds[rows[longer]], columns.gap_ended_at[rows[longer]] = gap[longer], now
+        columns.counted_gap_seconds[rows] = np.maximum(columns.counted_gap_seconds[rows], gap)
         columns.last_seen[rows] = now
 
     def round_trip(self, row: int, latency_ms: float, loaded: bool) -> None:
@@ -172,16 +175,17 @@ class LinkHistory:
             self.communication(row, False, now, _part(lost, step, steps))
             self.communication(row, True, now, _part(won, step, steps))
 
-    def was_cut(self, row: int, lost: int, won: int, since: float) -> bool:
-        """Return whether communications of unknown order were lost in a row, while a link was cut, and not singly.
+    def counted(self, row: int, lost: int, won: int, seconds: float) -> bool:
+        """Note that the counters of a node were read; return whether what was lost was lost while its link was cut.
 
-        They were if nothing passed the link for half of the time or more that so many take one after another, and if
-        packet loss seldom loses so many of them in a row. `since` is the time from which they are counted.
+        It was if nothing passed the link for half of the time or more that so many communications take one after
+        another, and if packet loss seldom loses so many of them in a row. `seconds` is the time over which they were
+        counted.
         """
-        columns = self.columns
-        ended_at, gap = columns.gap_ended_at.item(row), columns.gap_seconds.item(row)
-        in_a_row = gap * (lost + won) >= 0.5 * lost * (columns.last_seen.item(row) - since)
-        return lost >= self._outage_failures and ended_at > since and in_a_row and self._is_unlikely(row, lost)
+        gap = self.columns.counted_gap_seconds.item(row)
+        self.columns.counted_gap_seconds[row] = 0.0
+        in_a_row = seconds > 0.0 and gap * (lost + won) >= 0.5 * lost * seconds
+        return lost >= self._outage_failures and in_a_row and self._is_unlikely(row, lost)
 
     def outage(self, row: int) -> None:
         """Record an outage that is over: one failure, and no packet loss."""
@@ -229,6 +233,8 @@ class LinkHistory:
         gap, former = now - columns.last_seen.item(row), columns.gap_seconds.item(row)
         if gap >= former or now - columns.gap_ended_at.item(row) > former:
             columns.gap_seconds[row], columns.gap_ended_at[row] = gap, now
+        if gap > columns.counted_gap_seconds.item(row):
+            columns.counted_gap_seconds[row] = gap
         columns.last_seen[row] = now
 
     def _is_outage(self, row: int, streak: int) -> bool:

@@ -196,7 +196,7 @@ class NetworkQualityMonitor:
         lost = failures - failed
         won = attempts - seen - lost
         most = self.config.history
-        if lost > 0 and self._links.was_cut(row, lost, won, since):
+        if self._links.counted(row, lost, won, now - since) and won > 0:
             self._links.outage(row)
             lost = 0
         if 0 < lost < won:

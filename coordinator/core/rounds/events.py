@@ -273,7 +273,7 @@ class Contribution:
     trial_failed: bool = False
     """The node tried a learning rate that made its loss worse, or not finite."""
     late: bool = False
-    """It was still working when the round closed."""
+    """It was still working, or on the way to ask for its work, when the round closed."""
     measured: bool = True
     """True if its waiting time measures its link. False if its process restarted, or it returned its work."""
     awaited: bool = True

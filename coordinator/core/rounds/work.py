@@ -240,7 +240,7 @@ class Round:
                 success=False,
                 batch_size=unit.batch_size,
                 waiting_seconds=now - (unit.first_at if unit.attempt else self.started_at),
-                late=unit.live and unit.attempt > 0 and not unit.interrupted,
+                late=unit.live and not unit.interrupted,
                 measured=unit.live and not unit.interrupted,
                 trial_failed=unit.trial_failed,
                 awaited=unit.awaited,

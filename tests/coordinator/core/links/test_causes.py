@@ -281,3 +281,61 @@ def test_counters_whose_order_is_unknown_are_no_outage() -> None:
     link.monitor.observe_counters("a", attempts=60, failures=20)
     assert link.monitor.failures_in_a_row(link.rows).tolist() == [10]
     assert [alert.kind for alert in link.monitor.get_alerts()] == [AlertKind.OFFLINE]
+
+
+def test_a_latency_spike_and_its_end_show_at_once() -> None:
+    link = Link()
+    link.heartbeats(*[20.0, 21.0] * 20)
+    link.monitor.update()
+    link.heartbeats(420.0, 421.0)
+    link.monitor.update()
+    assert link.monitor.get_node_profile("a").latency_ms < 22.0
+    assert link.monitor.get_alerts() == []
+    link.heartbeats(422.0)
+    link.monitor.update()
+    profile = link.monitor.get_node_profile("a")
+    assert (profile.latency_ms, profile.quality) == (421.0, ConnectionQuality.FAIR)
+    (alert,) = link.monitor.get_alerts()
+    assert (alert.kind, alert.figures) == (AlertKind.DEGRADING, {"latency_ms": 422.0, "highest_ms_before": 21.0})
+    link.heartbeats(20.0, 21.0)
+    link.monitor.update()
+    profile = link.monitor.get_node_profile("a")
+    assert (profile.latency_ms, profile.quality) == (20.5, ConnectionQuality.GOOD)
+    assert link.monitor.get_alerts() == []
+
+
+def test_a_link_that_has_been_slow_for_a_while_no_longer_degrades() -> None:
+    link = Link()
+    link.heartbeats(*[20.0] * 10)
+    link.monitor.update()
+    link.heartbeats(*[400.0] * 3)
+    for open_alerts in [1] * 16 + [0]:
+        link.monitor.update()
+        assert len(link.monitor.get_alerts()) == open_alerts
+        link.heartbeats(400.0)
+
+
+def test_an_outage_counts_as_one_failure() -> None:
+    link = Link()
+    link.heartbeats(*[20.0] * 20)
+    link.failures(7)
+    assert link.monitor.get_node_profile("a").reliability == pytest.approx(20 / 27)
+    link.heartbeats(20.0)
+    profile = link.monitor.get_node_profile("a")
+    assert (profile.reliability, profile.communications) == (21 / 22, 28)
+
+
+@pytest.mark.parametrize(("cut_seconds", "lost", "loss"), [(6.0, 12, False), (2.9, 12, True), (6.0, 3, True)])
+def test_counters_that_are_read_after_an_outage_show_it_and_no_packet_loss(
+    cut_seconds: float, lost: int, loss: bool
+) -> None:
+    """Of 40 attempts in 20 seconds; 12 in a row take 6 seconds."""
+    link = Link()
+    link.monitor.observe_counters("a", attempts=10, failures=0)
+    for seconds in (*[1.0] * 7, cut_seconds, *[1.0] * round(13.0 - cut_seconds)):
+        link.clock.advance(seconds)
+        link.monitor.record_contact("a")
+    link.monitor.observe_counters("a", attempts=50, failures=lost)
+    assert (link.monitor.loss_rates(link.rows)[0] > 0.0) == loss
+    if not loss:
+        assert link.monitor.get_node_profile("a").reliability == 38 / 39

@@ -159,6 +159,126 @@ def test_a_plan_may_close_its_round_with_another_share_than_the_configured_one()
     assert d.of(ev.CloseRound)[1].reason is ev.CloseReason.ALL_CONTRIBUTED
 
 
+class Probing(FixedAdaptation):
+    """Probes these nodes."""
+
+    def __init__(self, *probes: str, closing_at: float | None = None) -> None:
+        super().__init__(8)
+        self._probes, self._share = probes, closing_at
+        self.reports: list[RoundReport] = []
+
+    def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
+        return replace(super().plan_round(available, round_number), probes=self._probes, close_share=self._share)
+
+    def finish_round(self, report: RoundReport) -> RoundJudgement:
+        self.reports.append(report)
+        return super().finish_round(report)
+
+
+def test_a_round_does_not_wait_for_a_probe_and_the_next_one_not_for_its_node() -> None:
+    probing = Probing("c")
+    d = Driver(min_nodes=3, rounds=2, adaptation=probing)
+    d.join(*"abc")
+    assert [order.node for order in d.ask(*"abc")] == ["a", "b", "c"]
+    d.push("a")
+    assert not d.of(ev.CloseRound)
+    d.push("b")
+    closed = d.of(ev.CloseRound)[0]
+    assert closed.reason is ev.CloseReason.ALL_CONTRIBUTED
+    assert [(c.node, c.success, c.late, c.awaited) for c in probing.reports[0].contributions] == [
+        ("a", True, False, True),
+        ("b", True, False, True),
+        ("c", False, True, False),
+    ]
+    assert [order.round for order in d.ask("a", "b")] == [2, 2], "two of three are no quorum, but c is not missed"
+    assert d.push("c", 1).status is ev.UpdateStatus.LATE
+
+
+def test_an_update_of_a_probe_counts_if_it_is_in_time() -> None:
+    probing = Probing("c")
+    d = Driver(min_nodes=3, rounds=1, adaptation=probing)
+    d.join(*"abc")
+    d.ask(*"abc")
+    for node in "cab":
+        assert d.push(node).status is ev.UpdateStatus.ACCEPTED
+    assert d.of(ev.CloseRound)[0].samples == 3 * 16
+    assert [c.awaited for c in probing.reports[0].contributions] == [False, True, True]
+
+
+def test_the_share_that_closes_a_round_is_one_of_the_awaited_nodes() -> None:
+    d = Driver(min_nodes=5, rounds=1, adaptation=Probing("d", "e", closing_at=0.6))
+    d.join(*"abcde")
+    d.ask(*"abcde")
+    d.push("a")
+    assert not d.of(ev.CloseRound)
+    d.push("b")  # 2 of 3, where it would take 3 of 5
+    assert d.of(ev.CloseRound)[0].reason is ev.CloseReason.ENOUGH_CONTRIBUTED
+
+
+def test_a_round_of_probes_alone_waits_for_them() -> None:
+    d = Driver(min_nodes=2, rounds=1, adaptation=Probing("a", "b"))
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.push("a")
+    assert not d.of(ev.CloseRound)
+    d.push("b")
+    assert d.of(ev.CloseRound)[0].reason is ev.CloseReason.ALL_CONTRIBUTED
+
+
+def test_a_probe_lengthens_no_deadline() -> None:
+    d = Driver(min_nodes=3, rounds=6, adaptation=Probing())
+    d.join(*"abc")
+    for number in range(1, 5):
+        d.ask(*"abc")
+        d.machine.adaptation = Probing("c" if number == 4 else "")
+        for node, seconds in (("a", 1.0), ("b", 0.0), ("c", 9.0)):
+            d.now += seconds
+            d.push(node)
+    assert d.machine.deadline_at == 40.0 + 1.5  # what a and b need, and half as much
+
+
+def test_a_probe_that_is_dropped_is_not_missed_and_one_that_returns_is_not_awaited() -> None:
+    d = Driver(min_nodes=3, rounds=1, adaptation=Probing("c"))
+    d.join(*"abc")
+    d.ask(*"abc")
+    d.send(ev.NodeLeft("c"))
+    d.join("c")
+    d.push("a")
+    assert not d.of(ev.CloseRound)
+    d.push("b")
+    assert d.of(ev.CloseRound)[0].reason is ev.CloseReason.ALL_CONTRIBUTED
+
+
+def test_a_newcomer_that_takes_over_a_probe_is_awaited() -> None:
+    d = Driver(min_nodes=3, rounds=1, adaptation=Probing("c"))
+    d.join(*"abc")
+    d.ask(*"abc")
+    d.send(ev.NodeLeft("c"))
+    d.join("n")
+    assert [order.node for order in d.ask("n")] == ["n"]
+    d.push("a")
+    d.push("b")
+    assert not d.of(ev.CloseRound)
+    d.push("n")
+    assert d.of(ev.CloseRound)[0].reason is ev.CloseReason.ALL_CONTRIBUTED
+
+
+def test_a_node_that_has_not_asked_for_its_work_yet_is_late_and_did_not_fail() -> None:
+    probing = Probing()
+    d = Driver(min_nodes=2, rounds=2, adaptation=probing, quorum=0.5)
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.push("a")
+    d.push("b")
+    d.ask("a")
+    d.push("a")
+    d.wait(1000.0)
+    assert [(c.node, c.success, c.late) for c in probing.reports[1].contributions] == [
+        ("a", True, False),
+        ("b", False, True),
+    ]
+
+
 class Trying(FixedAdaptation):
     """Lets node a try another learning rate."""
 

@@ -358,3 +358,114 @@ def test_somebody_is_always_selected_and_never_too_many(
         chosen = cluster.selector.select_nodes(ALL)
         assert 1 <= len(chosen) <= (most or len(ALL))
         assert set(cluster.selector.last_selection.reasons) == set(ALL)  # type: ignore[union-attr]
+
+
+# ---------------------------------------------------------------- probes
+
+
+class Probed(Cluster):
+    """A cluster whose links were good until `bad_0` became slow, asked with and without probes."""
+
+    def __init__(self, strategy: SelectionStrategy, most: int | None = None) -> None:
+        super().__init__(strategy, most)
+        for _ in range(6):
+            self.choose()
+            self.round(ALL, bad_seconds=0.05)
+        for _ in range(4):
+            self.choose(probes=False)
+            self.monitor.record_exchange("bad_0", 5.0)
+
+    def round(self, nodes: list[str] = ALL, *, failing: tuple[str, ...] = (), bad_seconds: float = 0.8) -> None:
+        for node in nodes:
+            self.monitor.record_communication(node, 20.0, True)
+            self.monitor.record_exchange(node, bad_seconds)
+            self.selector.record_contribution(node, 0.02, bad_seconds, node not in failing)
+        self.clock.advance(0.1)
+
+    def choose(self, *, probes: bool = True) -> list[str]:
+        return self.selector.select_nodes(ALL, outlook=SelectionContext(probes=probes))
+
+    @property
+    def probes(self) -> list[str]:
+        last = self.selector.last_selection
+        assert last is not None
+        return list(last.probes)
+
+
+def test_a_node_that_has_become_slow_keeps_the_reason_why_and_is_probed() -> None:
+    cluster = Probed(SelectionStrategy.UTILITY)
+    assert cluster.choose() == [node for node in ALL if node != "bad_0"]
+    assert (cluster.reason("bad_0"), cluster.probes) == (SelectionReason.COSTS_MORE_THAN_IT_ADDS, ["bad_0"])
+    cluster.choose()
+    assert cluster.probes == []
+    cluster.choose()
+    assert cluster.probes == ["bad_0"]
+
+
+def test_a_caller_that_waits_for_everybody_gets_no_probes() -> None:
+    cluster = Probed(SelectionStrategy.UTILITY)
+    for _ in range(3):
+        assert "bad_0" not in cluster.choose(probes=False)
+        assert cluster.probes == []
+
+
+def test_a_probe_in_time_brings_the_node_back_at_once() -> None:
+    cluster = Probed(SelectionStrategy.UTILITY)
+    cluster.choose()
+    cluster.monitor.record_exchange("bad_0", 0.05)
+    cluster.selector.record_contribution("bad_0", 0.02, 0.05, True)
+    assert cluster.choose() == ALL
+    assert (cluster.reason("bad_0"), cluster.probes) == (SelectionReason.WORTH_ITS_TIME, [])
+
+
+@pytest.mark.parametrize(("seconds", "is_back"), [(0.05, True), (5.0, False)])
+def test_a_late_probe_brings_the_node_back_if_its_communication_was_usual(seconds: float, is_back: bool) -> None:
+    cluster = Probed(SelectionStrategy.UTILITY)
+    cluster.choose()
+    cluster.monitor.record_exchange("bad_0", seconds)
+    cluster.selector.record_late_probe("bad_0", seconds)
+    assert ("bad_0" in cluster.choose()) == is_back
+
+
+def test_a_probe_that_failed_is_no_failure_of_the_node_and_no_round_of_it() -> None:
+    cluster = Probed(SelectionStrategy.UTILITY)
+    before = cluster.selector.get_node_details("bad_0")
+    cluster.choose()
+    after = cluster.selector.get_node_details("bad_0")
+    assert (after["attempts"], after["rounds_selected"]) == (before["attempts"], before["rounds_selected"])
+    assert after["rounds_idle"] == before["rounds_idle"] + 1
+
+
+@pytest.mark.parametrize(("most", "probed"), [(10, ["bad_0"]), (9, [])])
+def test_probes_take_no_place_under_a_maximum(most: int, probed: list[str]) -> None:
+    cluster = Probed(SelectionStrategy.UTILITY, most)
+    assert len(cluster.choose()) == 9
+    assert cluster.probes == probed
+
+
+def test_a_node_that_was_only_late_is_probed_in_quarantine_and_released() -> None:
+    cluster = Probed(SelectionStrategy.UTILITY)
+    for late in (True, True, True, True, True, True):
+        cluster.selector.record_contribution("bad_0", 0.0, 0.0, False, late=late)
+    assert cluster.selector.get_node_state("bad_0") is NodeState.QUARANTINED
+    cluster.choose()
+    assert (cluster.reason("bad_0"), cluster.probes) == (SelectionReason.QUARANTINED, ["bad_0"])
+    cluster.selector.drain_state_changes()
+    cluster.selector.record_contribution("bad_0", 0.02, 0.05, True)
+    assert cluster.selector.get_node_state("bad_0") is NodeState.PROBATION
+    assert [change.reason for _, change in cluster.selector.drain_state_changes()] == [QuarantineReason.RECOVERED]
+
+
+def test_a_node_that_failed_is_not_probed_in_quarantine() -> None:
+    cluster = Probed(SelectionStrategy.UTILITY)
+    for _ in range(3):
+        cluster.selector.record_contribution("bad_0", 0.0, 0.0, False)
+    cluster.choose()
+    assert (cluster.reason("bad_0"), cluster.probes) == (SelectionReason.QUARANTINED, [])
+
+
+def test_somebody_else_is_always_awaited() -> None:
+    cluster = Probed(SelectionStrategy.UTILITY)
+    cluster.choose()
+    assert cluster.selector.select_nodes(["bad_0"], outlook=SelectionContext(probes=True)) == ["bad_0"]
+    assert cluster.probes == []
