@@ -24,7 +24,7 @@ class SelectionContext:
     window: int = 8
     """Number of latest round communications used per link."""
     probes: bool = False
-    """Whether nodes may get work that the round does not wait for."""
+    """True if nodes may get work that the round does not wait for."""
 
 
 @dataclass(frozen=True, slots=True)

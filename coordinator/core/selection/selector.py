@@ -72,7 +72,7 @@ class DynamicNodeSelector:
         strategy: Strategy that chooses among the eligible nodes.
         max_selected_nodes: Largest number of nodes per round; None takes it from `config`.
         config: Thresholds, quarantine and fairness settings; None for the defaults.
-        clock: Source of the time in seconds.
+        clock: Accepted as by the other parts, and not used: the selection counts in rounds.
 
     Raises:
         UnknownName: There is no such strategy.
@@ -96,7 +96,6 @@ class DynamicNodeSelector:
         if self.max_selected_nodes is not None and (self.max_selected_nodes < 1 or self.max_selected_nodes % 1):
             raise InvalidInput(f"max_selected_nodes must be a whole number >= 1, not {self.max_selected_nodes}")
         self._monitor = network_monitor
-        self._clock = clock
         self._index = NodeIndex()
         self._contributions = Contributions()
         self._standings = QuarantineTracker(self.config)
@@ -441,6 +440,11 @@ class DynamicNodeSelector:
             reasons[gone] = CODE[SelectionReason.OFFLINE]
         return reasons, np.flatnonzero(~(out | held | gone))
 
+    def _compute_seconds(self, rows: Ints, outlook: SelectionContext, eligible: Ints) -> Floats:
+        """Return the expected computing time of each candidate."""
+        given = outlook.compute_seconds
+        return self._contributions.compute_seconds(rows) if given is None else given[eligible]
+
     def _choose(
         self, rows: Ints, link_rows: Ints, exchange: Floats, outlook: SelectionContext, eligible: Ints
     ) -> StrategyResult:
@@ -450,8 +454,7 @@ class DynamicNodeSelector:
         config, strategy = self.config, self.strategy
         least = max(1, math.ceil(config.min_selected_share * count - 1e-9))
         most = self.max_selected_nodes or count
-        given = outlook.compute_seconds
-        compute = self._contributions.compute_seconds(rows) if given is None else given[eligible]
+        compute = self._compute_seconds(rows, outlook, eligible)
         seconds = exchange + compute[:, None]  # samples of each candidate's expected round
         scores = self._scores(rows, link_rows, outlook.horizon)
         if strategy is SelectionStrategy.ALL_AVAILABLE:
