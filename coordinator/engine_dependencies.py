@@ -29,7 +29,7 @@ class Links(Protocol):
         """Record one finished RPC of a registered node."""
         ...
 
-    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
+    def observe_heartbeat(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
         """Record the report and round trip of a registered node's heartbeat."""
         ...
 

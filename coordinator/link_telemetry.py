@@ -35,7 +35,7 @@ class LinkTelemetry:
         if node not in self._counting and 0 <= latency_ms < math.inf:
             self._monitor.record_communication(node, latency_ms, success)
 
-    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
+    def observe_heartbeat(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
         """Record a heartbeat: the round trip of the one before it, and the counters in its report.
 
         Each round trip counts once, and not as one of the link if our own transfer was in its way.

@@ -54,7 +54,7 @@ class LinkObserver(Protocol):
         """Note that a node joined; `largest_batch` is 0 if unknown."""
         ...
 
-    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
+    def observe_heartbeat(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
         """Note a heartbeat, the round trip of the one before it, and what the node counted itself."""
         ...
 
@@ -129,18 +129,18 @@ class OfferUpdate(Request[ev.UpdateReply | None]):
 
 @message
 class Update(Request[ev.UpdateReply]):
-    """A whole update with its norm."""
+    """Deliver a whole update with its norm."""
 
     update: ev.UpdateArrived
 
 
 @message
 class RejectUpdate(Request[None]):
-    """The driver cannot use an update."""
+    """Reject an update that the driver cannot use."""
 
     update: ev.UpdateArrived
     error: HyperGPUError
-    """Why."""
+    """Reason for the rejection."""
 
 
 @message
@@ -182,9 +182,9 @@ class Session:
     Args:
         run_id: identifies the run; a coordinator that starts again has another.
         machine: the rounds.
-        links: told of what requests show of a node's link.
-        identity: of the task; None requires none of the nodes.
-        stays: whether the coordinator goes on answering when the run is over.
+        links: receives what requests show of a node's link.
+        identity: identity of the task; None = nodes need none.
+        stays: whether the coordinator keeps answering after the end of the run.
     """
 
     def __init__(
@@ -276,7 +276,7 @@ class Session:
         machine, node = self._machine, request.node
         if request.run_id != self.run_id or not machine.seen(node, now):
             return _REGISTER_AGAIN, ()
-        self._links.heard(node, request.report, request.rtt_ms, request.loaded)
+        self._links.observe_heartbeat(node, request.report, request.rtt_ms, request.loaded)
         if machine.finished and not self._stays:
             return _SHUT_DOWN, ()
         if node in machine.members.stragglers and request.state in BUSY_STATES:

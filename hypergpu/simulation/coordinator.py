@@ -113,7 +113,7 @@ class SimulatedCoordinator:
         for node in self._nodes.values():
             node.heartbeats.flush()
             rpc = node.connection.work
-            if rpc is not None and rpc.is_heard:
+            if rpc is not None and rpc.is_uploading:
                 self._session.seen(node.node_id, self._time.now)
 
     # ------------------------------------------------------------ requests (see `node.CoordinatorApi`)

@@ -185,7 +185,7 @@ class SimulatedRpc:
                 connection.time.at(verdict.at, self._deliver)
 
     @property
-    def is_heard(self) -> bool:
+    def is_uploading(self) -> bool:
         """True if parts of a long message to the coordinator arrive, each soon after the one before."""
         now = self.connection.clock.now
         recent = any(at <= now < at + SILENCE_SECONDS for at, _ in self._pieces)

@@ -125,15 +125,15 @@ async def test_a_scrape_reaches_the_monitor_and_the_report_only_steps_in() -> No
     async with await serve(b"HTTP/1.0 200 OK\r\n\r\n" + PAGE) as server:
         target = local(server)
         assert await fetch(target) == PAGE
-        links.heard("a", {}, 20.0, False)
+        links.observe_heartbeat("a", {}, 20.0, False)
         await one.scrape(target)
     known = links.describe("a")
     assert known["loss_rate"] > 0.02
     before = known["loss_rate"]
-    links.heard("a", {"network": {"events": 100, "failures": 10}}, 20.0, False)
+    links.observe_heartbeat("a", {"network": {"events": 100, "failures": 10}}, 20.0, False)
     assert links.describe("a")["loss_rate"] == pytest.approx(before, abs=0.01), "the same calls were counted twice"
     await one.scrape(target)  # the endpoint is gone
-    links.heard("a", {"network": {"events": 140, "failures": 50}}, 20.0, False)
+    links.observe_heartbeat("a", {"network": {"events": 140, "failures": 50}}, 20.0, False)
     assert links.describe("a")["loss_rate"] > before
 
 
@@ -141,7 +141,7 @@ async def test_a_scrape_reaches_the_monitor_and_the_report_only_steps_in() -> No
 def test_nonsense_in_a_report_is_passed_over(report: dict[str, Any]) -> None:
     _, links = scraper()
     links.register("a", 0)
-    links.heard("a", report, float("nan"), False)
+    links.observe_heartbeat("a", report, float("nan"), False)
     assert links.describe("nobody") == {}
 
 

@@ -81,7 +81,7 @@ class LateWork:
     """Time since its work was assigned."""
     doing: Activity
     compute_seconds: float
-    """Time that computing took, or that it takes by the pace of the steps so far; 0 = unknown."""
+    """Time that computing took, or that it takes at the speed of the steps so far; 0 = unknown."""
     batch_size: int
     local_steps: int
 

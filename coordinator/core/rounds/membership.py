@@ -21,7 +21,7 @@ class ConnectionState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Work that a node was given last and has not delivered."""
+    """Latest work of a node, which it has not delivered."""
 
     round: int
     at: float
@@ -32,7 +32,7 @@ class Assignment:
 
 @dataclass(slots=True)
 class Member:
-    """One node."""
+    """State of one node of the run."""
 
     node_id: str
     incarnation: str = ""
@@ -42,13 +42,13 @@ class Member:
     last_seen: float = 0.0
     gone_at: float = 0.0
     completed: bool = False
-    """It left after the end of the run."""
+    """True if it left after the end of the run."""
     requesting: bool = False
-    """It waits for work."""
+    """True if it waits for work."""
     ready: bool = False
-    """Its process has asked for work at least once: its model and data are loaded. Others are not selected."""
+    """True if its process has asked for work: its model and data are loaded. Others are not selected."""
     has_same_task: bool = False
-    """Its data and model are known to be those of the coordinator."""
+    """True if its data and model are known to equal those of the coordinator."""
     largest_batch: int = 0
     batch_size: int = 0
     last_accepted: int = 0

@@ -42,8 +42,8 @@ class Links:
     def register(self, node: str, largest_batch: int) -> None:
         self.told.append(("register", node, largest_batch))
 
-    def heard(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
-        self.told.append(("heard", node, report, rtt_ms, loaded))
+    def observe_heartbeat(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
+        self.told.append(("observe_heartbeat", node, report, rtt_ms, loaded))
 
     def seen(self, node: str) -> None:
         self.told.append(("seen", node))
@@ -177,7 +177,7 @@ def test_a_heartbeat_of_a_node_that_is_not_known_asks_it_to_register() -> None:
     desk.join("a")
     assert desk.heartbeat("a", run_id="run-0") is Directive.REGISTER_AGAIN
     assert desk.heartbeat("a") is Directive.CONTINUE
-    assert desk.links.told == [("register", "a", 0), ("heard", "a", {"network": {}}, 20.0, True)]
+    assert desk.links.told == [("register", "a", 0), ("observe_heartbeat", "a", {"network": {}}, 20.0, True)]
 
 
 @pytest.mark.parametrize("state", ["pulling", "training", "pushing"])
