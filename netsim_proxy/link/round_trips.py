@@ -1,9 +1,14 @@
-"""Round trips that a TCP sender has measured, and its timers that follow from them (RFC 6298 as Linux keeps it)."""
+"""Acknowledgements that a TCP sender has seen, and its timers (RFC 6298 and RACK-TLP, RFC 8985, as in Linux)."""
 
 from typing import Final
 
-MIN_DEVIATION_SECONDS: Final = 0.2
+_MIN_DEVIATION_SECONDS: Final = 0.2
 """Least of four deviations; the retransmission timeout is a round trip longer."""
+_LEAST_TIMER_SECONDS: Final = 0.002
+_DELAYED_ACK_SECONDS: Final = 0.04
+"""Longest time for which the receiver holds the acknowledgement of a packet back to acknowledge the next one too."""
+_QUICK_ACKS: Final = 16
+"""Packets that the receiver acknowledges one by one, at the start and after a pause; then every second one."""
 _GAIN: Final = 1 / 8
 _DEVIATION_KEPT: Final = 3 / 4
 _FALLING_GAIN: Final = 1 / 8
@@ -13,33 +18,40 @@ _PEAK_SAMPLES: Final = 4
 
 
 class RoundTrips:
-    """Smoothed round trip and its deviation, from one sample for each acknowledgement.
+    """Smoothed round trip and its deviation, from one sample for each packet.
 
     Attributes:
         smoothed: exponentially weighted mean in seconds; 0 before the first sample.
     """
 
-    __slots__ = ("_deviations", "_variation", "smoothed")
+    __slots__ = ("_deviations", "_packets", "_variation", "smoothed")
 
     def __init__(self) -> None:
         self.smoothed = 0.0
-        self._variation = MIN_DEVIATION_SECONDS  # four deviations, the most of the latest round trips
+        self._variation = _MIN_DEVIATION_SECONDS  # four deviations, the most of the latest round trips
         self._deviations = 0.0  # four deviations
+        self._packets = 0  # acknowledged since the last pause
 
     def copy(self) -> "RoundTrips":
         """Return an estimate of its own with the same samples."""
         other = RoundTrips()
-        other.smoothed, other._variation, other._deviations = self.smoothed, self._variation, self._deviations
+        other.smoothed, other._packets = self.smoothed, self._packets
+        other._variation, other._deviations = self._variation, self._deviations
         return other
+
+    def begin(self, handshake: float) -> None:
+        """Take the round trip of the handshake as the first sample."""
+        self.smoothed, self._deviations = handshake, 2 * handshake
+        self._variation = max(_MIN_DEVIATION_SECONDS, self._deviations)
+
+    def pause(self) -> None:
+        """Note a pause after which the receiver acknowledges the first packets one by one again."""
+        self._packets = 0
 
     def add(self, first: float, last: float, count: int) -> None:
         """Add the samples of one flight: `count` of them, evenly from `first` to `last` seconds."""
-        if not self.smoothed:
-            self.smoothed, self._deviations = first, 2 * first
-            self._variation = max(MIN_DEVIATION_SECONDS, self._deviations)
-            most = self._deviations
-        else:
-            most = self._add_first(first)
+        self._packets += count
+        most = self._add_first(first)
         slope, left = (last - first) / max(1, count - 1), count - 1
         for step in (min(_PEAK_SAMPLES, left), left - _PEAK_SAMPLES):  # the deviation may be largest soon after a jump
             if step > 0:
@@ -48,12 +60,24 @@ class RoundTrips:
         if most > self._variation:
             self._variation = most
         else:
-            self._variation -= (self._variation - max(MIN_DEVIATION_SECONDS, most)) / 4
+            self._variation -= (self._variation - max(_MIN_DEVIATION_SECONDS, most)) / 4
 
     @property
     def timeout_seconds(self) -> float:
         """Retransmission timeout."""
         return self.smoothed + self._variation
+
+    def probe_seconds(self, lost: int) -> float:
+        """Return the time until a tail-loss probe, counted from the acknowledgement of the last packet that arrived.
+
+        `lost` packets were sent after it. When a single one is outstanding, the probe allows for a delayed ACK.
+        """
+        probe = 2 * self.smoothed + _LEAST_TIMER_SECONDS
+        last = min(self.timeout_seconds, 2 * self.smoothed + _MIN_DEVIATION_SECONDS if lost == 1 else probe)
+        is_held = self._packets > _QUICK_ACKS and (self._packets - _QUICK_ACKS) % 2 == 1
+        if not is_held:
+            return last
+        return probe if probe < _DELAYED_ACK_SECONDS else _DELAYED_ACK_SECONDS + last
 
     def _add_first(self, sample: float) -> float:
         error = sample - self.smoothed

@@ -14,7 +14,7 @@ from hypergpu.netsim_proxy.link.bottleneck import Bottleneck
 from hypergpu.netsim_proxy.link.flight import Flight, RoundTripFlight
 from hypergpu.netsim_proxy.link.loss import PacketLoss
 from hypergpu.netsim_proxy.link.profiles import Path
-from hypergpu.netsim_proxy.link.round_trips import MIN_DEVIATION_SECONDS, RoundTrips
+from hypergpu.netsim_proxy.link.round_trips import RoundTrips
 from hypergpu.netsim_proxy.link.window import CongestionControl, Window
 
 SEGMENT_BYTES: Final = 1448
@@ -24,8 +24,6 @@ PACKET_BYTES: Final = SEGMENT_BYTES + HEADER_BYTES
 _DUPLICATES: Final = 3
 """Later packets that must have arrived before an earlier one counts as lost at once."""
 _MANY: Final = 1 << 30
-_PROBE_SLACK_SECONDS: Final = 0.002
-"""Smallest timer of Linux. A tail-loss probe waits two round trips and this long."""
 _CONTINUES_SECONDS: Final = 0.005
 """Longest gap after which a piece still continues the one before it."""
 _TICK_SECONDS: Final = 0.004
@@ -92,7 +90,7 @@ class TcpFlow:
         self._unfilled = unfilled if more else 0
         short = 0.0 if more else unfilled / PACKET_BYTES
         if not self._round_trips.smoothed:
-            self._round_trips.add(round_trip, round_trip, 1)  # of the handshake
+            self._round_trips.begin(round_trip)
             self._window.fill(now)
         self._end_pause(now, round_trip)
         bottleneck = self._bottleneck
@@ -127,7 +125,10 @@ class TcpFlow:
         self._acknowledge(out, round_trip)
         self._flight = RoundTripFlight()
         idle_seconds = now - out.sent_last
-        self._window.rest(idle_seconds, int(idle_seconds / self._round_trips.timeout_seconds))
+        timeouts = int(idle_seconds / self._round_trips.timeout_seconds)
+        self._window.rest(idle_seconds, timeouts)
+        if timeouts:
+            self._round_trips.pause()
 
     def _acknowledge(self, flight: RoundTripFlight, round_trip: float) -> None:
         if flight.packets:
@@ -290,11 +291,7 @@ class TcpFlow:
         if index:
             measured = measured.copy()
             measured.add(round_trip + flight.first_queued, round_trip + flight.last_queued, index)
-        timeout = measured.timeout_seconds
-        if flight.repairs:
-            return timeout + _TICK_SECONDS
-        slack = MIN_DEVIATION_SECONDS if holes == 1 else _PROBE_SLACK_SECONDS  # one packet may wait for a delayed ACK
-        return min(timeout, 2 * measured.smoothed + slack) + _TICK_SECONDS
+        return (measured.timeout_seconds if flight.repairs else measured.probe_seconds(holes)) + _TICK_SECONDS
 
     def _reduce(self, index: int, holes: int, need: int, grown: int, *, follows: bool) -> None:
         """Reduce the window for a loss at `index` of the flight, and plan how many packets the next flight has.

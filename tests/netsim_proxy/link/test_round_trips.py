@@ -42,6 +42,8 @@ FLIGHTS = st.lists(st.tuples(st.floats(0.01, 0.5), st.floats(1.0, 4.0), st.integ
 @given(FLIGHTS)
 def test_flights_are_smoothed_as_their_acknowledgements_would_be(flights: list[Flight]) -> None:
     ours, linux = RoundTrips(), Linux()
+    ours.begin(0.1)
+    linux.add([0.1])
     for first, growth, count in flights:
         last = first * growth if count > 1 else first
         ours.add(first, last, count)
@@ -55,6 +57,8 @@ def test_the_timeout_rises_with_round_trips_as_that_of_linux(
     least: float, jump: float, growth: float, count: int
 ) -> None:
     ours, linux = RoundTrips(), Linux()
+    ours.begin(least)
+    linux.add([least])
     first = least * jump
     last = first * growth if count > 1 else first
     for samples in ((least, least, 20), (first, last, count)):
@@ -65,7 +69,7 @@ def test_the_timeout_rises_with_round_trips_as_that_of_linux(
 
 def test_the_timeout_starts_at_three_round_trips_and_falls_to_one_and_200_ms() -> None:
     trips = RoundTrips()
-    trips.add(0.15, 0.15, 1)
+    trips.begin(0.15)
     assert trips.timeout_seconds == pytest.approx(0.45)
     for _ in range(40):
         trips.add(0.15, 0.15, 10)
@@ -75,16 +79,46 @@ def test_the_timeout_starts_at_three_round_trips_and_falls_to_one_and_200_ms() -
 
 def test_a_queue_that_grows_raises_the_timeout() -> None:
     trips = RoundTrips()
-    trips.add(0.05, 0.05, 1)
-    trips.add(0.05, 0.45, 41)  # 10 ms more with each packet
+    trips.begin(0.05)
+    trips.add(0.06, 0.45, 40)  # 10 ms more with each packet
     assert trips.smoothed == pytest.approx(0.45 - 7 * 0.01, abs=0.002)
     assert trips.timeout_seconds == pytest.approx(0.38 + 0.32, abs=0.02)
 
 
 def test_a_copy_does_not_change_the_original() -> None:
     trips = RoundTrips()
-    trips.add(0.1, 0.1, 1)
+    trips.begin(0.1)
     other = trips.copy()
     other.add(0.5, 0.5, 10)
     assert trips.smoothed == 0.1
     assert other.smoothed > 0.3
+
+
+def probing(packets: int, round_trip: float) -> RoundTrips:
+    """Return an estimate after so many packets of a steady round trip."""
+    trips = RoundTrips()
+    trips.begin(round_trip)
+    for _ in range(40):
+        trips.add(round_trip, round_trip, 2)
+    trips.pause()
+    trips.add(round_trip, round_trip, packets)
+    return trips
+
+
+@pytest.mark.parametrize(
+    ("packets", "round_trip", "lost", "seconds"),
+    [
+        (13, 0.01, 1, 0.21),  # acknowledged at once: one packet is outstanding, and the timeout comes first
+        (16, 0.01, 1, 0.21),
+        (17, 0.01, 1, 0.022),  # its ACK is held back for longer than the probe takes
+        (18, 0.01, 1, 0.21),
+        (17, 0.04, 1, 0.04 + 0.24),  # the delayed ACK comes first, and one packet is outstanding then
+        (18, 0.01, 2, 0.022),
+        (18, 0.04, 2, 0.082),
+        (17, 0.04, 2, 0.04 + 0.082),
+    ],
+)
+def test_the_probe_of_a_tail_waits_for_a_delayed_ack(
+    packets: int, round_trip: float, lost: int, seconds: float
+) -> None:
+    assert probing(packets, round_trip).probe_seconds(lost) == pytest.approx(seconds, abs=1e-3)
