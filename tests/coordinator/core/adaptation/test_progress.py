@@ -76,3 +76,10 @@ def test_training_losses_show_divergence_between_evaluations() -> None:
     found = progress.observe(report(3, 5.0))
     assert found is not None
     assert found.reason is RollbackReason.LOSS_ROSE
+
+
+def test_a_held_out_loss_that_falls_overrules_losses_of_a_few_batches() -> None:
+    progress = ModelProgress()
+    found = [progress.observe(report(number, before, 1.0 / number)) for number, before in enumerate((2.0, 0.5, 1.9), 1)]
+    assert found == [None, None, None]
+    assert progress.improved
