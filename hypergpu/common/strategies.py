@@ -15,7 +15,7 @@ class AdaptationPolicy(StrEnum):
     REACTIVE = "reactive"
     """Immediate response to measurements."""
     PROACTIVE = "proactive"
-    """Response to the forecast of each link."""
+    """Response to the forecast of each link. It was measured to be no faster than REACTIVE."""
 
 
 class BatchSizeStrategy(StrEnum):

@@ -99,7 +99,8 @@ class OrchestratorConfig(ConfigSection):
     """Policy of the adaptation, and its intervals."""
 
     policy: AdaptationPolicy = AdaptationPolicy.REACTIVE
-    """`none` is the fixed baseline: every node, the configured batch."""
+    """`none` is the fixed baseline: every node, the configured batch. `proactive` is `reactive` with forecasts of the
+    links, and was measured to be no faster."""
     warmup_rounds: CountOrZero = 1
     """Rounds that only measure."""
     convergence_window: Annotated[int, Field(ge=2, le=LARGEST_COUNT), REACHABLE] = 8
