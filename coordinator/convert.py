@@ -60,7 +60,7 @@ def order(assign: ev.WorkAssigned, run_id: str, engine: Engine, now: float) -> p
         batch_size=assign.batch_size,
         local_steps=assign.local_steps,
         learning_rate=assign.learning_rate,
-        local_optimizer=config.local_optimizer,
+        local_optimizer=assign.local_optimizer,
         deadline_seconds=max(0.0, assign.deadline_at - now),
         shard=pb.Shard(
             index=assign.shard.index,

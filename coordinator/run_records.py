@@ -45,6 +45,7 @@ def round_row(
         "samples": closed.samples,
         "local_steps": closed.local_steps,
         "learning_rate": closed.learning_rate,
+        "local_optimizer": closed.local_optimizer,
         "contributors": [c.node for c in closed.contributions if c.success],
         "missing": [c.node for c in closed.contributions if not c.success],
         "batch_sizes": {c.node: c.batch_size for c in closed.contributions},

@@ -6,15 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import get_args
 
 import structlog
 import torch
 from torch import Tensor
 
-from hypergpu.common.config import TrainingConfig
 from hypergpu.common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, OutOfMemory, UnknownName
 from hypergpu.common.keyed_random import KeyedRandom
+from hypergpu.common.local_optimizer import LOCAL_OPTIMIZERS
 from hypergpu.common.tensors import Flat
 from hypergpu.node.fused_sgd import AppliedTwiceError, FusedSgd, Rehearsal
 from hypergpu.tasks import MetricFailed, Task, build, metric_for
@@ -24,8 +23,6 @@ from hypergpu.tasks.seeding import seeded
 
 log = structlog.get_logger()
 
-LOCAL_OPTIMIZERS = get_args(TrainingConfig.model_fields["local_optimizer"].annotation)
-"""Names of the optimizers of local steps."""
 Fetch = Callable[[int], tuple[Tensor, Tensor]]
 """Returns the samples of local step `i`."""
 

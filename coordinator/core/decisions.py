@@ -20,6 +20,7 @@ class DecisionKind(StrEnum):
     BATCH_SIZE = "batch_size"
     LOCAL_STEPS = "local_steps"
     LEARNING_RATE = "learning_rate"
+    OPTIMIZER = "optimizer"
     QUARANTINE = "quarantine"
     QUALITY = "quality"
     PHASE = "phase"

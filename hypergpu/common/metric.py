@@ -18,6 +18,7 @@ RESERVED: Final = frozenset(
             "batch_sizes",
             "local_steps",
             "learning_rate",
+            "local_optimizer",
             "compute_seconds",
             "waiting_seconds",
             "kind",

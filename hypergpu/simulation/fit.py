@@ -53,10 +53,11 @@ def run(learning: GradientBackend, config: TrainingConfig, nodes: int, batch: in
     points, trained = [learning.evaluate()], []
     for number in range(rounds):
         cursor = number * config.local_steps * batch
+        optimizer, rate = config.first_optimizer
         for index in range(nodes):
             shard = Shard(index, nodes, cursor)
             order = WorkAssigned(
-                number + 1, f"node_{index}", 1, batch, config.local_steps, config.learning_rate, shard, float("inf")
+                number + 1, f"node_{index}", 1, batch, config.local_steps, rate, optimizer, shard, float("inf")
             )
             result = learning.train(order)
             learning.add(result.samples)

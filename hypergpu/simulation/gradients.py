@@ -62,7 +62,7 @@ class GradientBackend:
             lambda step: trainer.samples(samples.take(cursor + step * size, size)),
             local_steps=order.local_steps,
             learning_rate=order.learning_rate,
-            optimizer=self._config.local_optimizer,
+            optimizer=order.local_optimizer,
             key=(order.round, order.shard.index),
         )
         self._update = update.flat

@@ -54,7 +54,7 @@ def simulate(
     Raises:
         InvalidInput: the task or the events do not hold.
     """
-    config = scenario.config
+    config = scenario.effective_config
     time = VirtualTime()
     learning = _backend(scenario)
     orchestrator = build_orchestrator(config, clock=time.clock)

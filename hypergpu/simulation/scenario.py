@@ -152,6 +152,14 @@ class Scenario(Network):
             path = ("convergence", *fault["loc"])
             raise ScenarioError(path, explain(Convergence, fault["loc"], fault)) from error
 
+    @property
+    def effective_config(self) -> SystemConfig:
+        """Configuration of the run; the model of convergence knows no other optimizer to try than SGD."""
+        if self.learning == "real":
+            return self.config
+        training = self.config.training.model_copy(update={"local_optimizer": "sgd"})
+        return self.config.model_copy(update={"training": training})
+
     def _require_modelled(self) -> None:
         """Raise ScenarioError for a setting of the training that the model of convergence would ignore."""
         training, plain = self.config.training, TrainingConfig()

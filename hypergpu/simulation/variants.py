@@ -67,7 +67,8 @@ class Static:
             ConfigError: values that do not go together.
         """
         update: dict[str, Any] = dict(OPTIMIZERS[self.optimizer]) if self.optimizer else {}
-        before, after = training.local_optimizer, update.get("local_optimizer", training.local_optimizer)
+        before = training.first_optimizer.name
+        after = update.get("local_optimizer", before)
         rate = training.learning_rate
         if before != after:
             rate = _ADAMW_RATE if after == "adamw" else TrainingConfig().learning_rate

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerChange
 from hypergpu.coordinator.core.adaptation.rate_search import RateChange
 from hypergpu.coordinator.core.batching.controller import BatchChange
 from hypergpu.coordinator.core.batching.strategies import LocalStepsReason
@@ -130,8 +131,15 @@ class AdaptationLog(DecisionLog):
         figures = {"enough": enough, "nodes": nodes, "seconds": float(slowest[enough - 1])}
         self.decide(DecisionKind.DEADLINE, CLUSTER, reason, figures | {"seconds_for_all": float(slowest[-1])})
 
-    def learning_rate(self, change: RateChange | None) -> None:
-        """Record a changed learning-rate factor."""
-        if change is not None:
+    def optimizer(self, change: RateChange | OptimizerChange | None) -> None:
+        """Record a changed optimizer of the local steps, or its changed learning-rate factor."""
+        if isinstance(change, OptimizerChange):
+            names: Figures = {
+                "from": change.before.name,
+                "to": change.after.name,
+                "learning_rate": change.after.learning_rate,
+            }
+            self.decide(DecisionKind.OPTIMIZER, CLUSTER, change.reason, {**names, **change.figures})
+        elif change is not None:
             figures = {"from_factor": change.before, "to_factor": change.after, **change.figures}
             self.decide(DecisionKind.LEARNING_RATE, CLUSTER, change.reason, figures)

@@ -12,6 +12,7 @@ from hypergpu.common.metric import finite
 from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.coordinator.core.adaptation.decision_log import LISTED, AdaptationLog, ClusterReason
 from hypergpu.coordinator.core.adaptation.enough import enough_share
+from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerChange
 from hypergpu.coordinator.core.adaptation.phases import LossTrend, Phase, PhaseReason
 from hypergpu.coordinator.core.adaptation.plan import RoundDecisions
 from hypergpu.coordinator.core.adaptation.policy import PARAMETERS, PolicyParameters
@@ -90,6 +91,7 @@ class AdaptiveOrchestrator:
         self._log = AdaptationLog(self._settings.history)
         self._overhead = 0.0
         self._rate = 0.0
+        self._optimizer = config.training.first_optimizer
         self._registered: set[str] = set()
         batch_controller.set_baseline_steps(config.training.local_steps)
 
@@ -152,7 +154,8 @@ class AdaptiveOrchestrator:
             "selected_nodes": list(plan.selected),
             "batch_sizes": plan.batch_sizes,
             "local_steps": self.batches.local_steps,
-            "learning_rate": self._learning_rate,
+            "learning_rate": self._optimizer.learning_rate,
+            "local_optimizer": self._optimizer.name,
             "decisions": list(plan.decisions),
             "overhead_seconds": self._overhead,
         }
@@ -370,18 +373,19 @@ class AdaptiveOrchestrator:
     def _as_plan(self, selected: Sequence[str]) -> RoundPlan:
         """Return the plan of a round of these nodes, with the learning rates that they work or try at."""
         adapts = self.policy is not AdaptationPolicy.NONE
-        factor, trials = self._control.plan(selected)
+        self._log.optimizer(self._control.begin(selected))
+        self._optimizer, trials = self._control.plan(selected)
         last = self.selector.last_selection
         probes = list(last.probes) if last is not None and selected else []
         workers = [*selected, *probes]
-        self.batches.learning_rate_factor = factor
+        self.batches.learning_rate_factor = self._control.search.rates.factor
         turns = self._turns(selected)
         return RoundPlan(
             workers,
             self._batch_sizes(selected, probes),
             self.batches.local_steps,
-            self._learning_rate,
-            trial_rates={node: self.config.training.learning_rate * tried for node, tried in trials.items()},
+            self._optimizer,
+            trials,
             server_momentum=self._control.momentum,
             close_share=self._close_share(selected) if adapts and not turns else None,
             wait_for=turns,
@@ -397,10 +401,6 @@ class AdaptiveOrchestrator:
             usual = int(np.median([*sizes.values()]))
             sizes |= {node: min(size, usual) for node, size in self.batches.get_batch_sizes(probes).items()}
         return sizes
-
-    @property
-    def _learning_rate(self) -> float:
-        return self.config.training.learning_rate * self.batches.learning_rate_factor
 
     def _turns(self, selected: Sequence[str]) -> list[str]:
         """Return the nodes that are selected to see what they can do; a round without them shows nothing."""
@@ -466,15 +466,19 @@ class AdaptiveOrchestrator:
 
     def _judge(self, regression: Regression | None, contributions: Sequence[Contribution]) -> ModelAction:
         """Keep the best model and its configuration, learn from trials, and roll back if training diverged."""
-        change = self._control.rates.observe(contributions)
-        self._log.learning_rate(change)
+        change = self._control.search.observe(contributions)
+        self._log.optimizer(change)
+        if isinstance(change, OptimizerChange):
+            self.batches.updates.restart()
         if change is not None and change.ruinous:
-            self._control.progress.forget_last()
+            self._control.progress.return_to_best()
             return ModelAction.REVERT
         if regression is not None:
             return self._roll_back(regression)
         if not self._control.progress.improved:
-            return ModelAction.LEAVE
+            settled = self._control.settle()
+            self._log.optimizer(settled)
+            return ModelAction.LEAVE if settled is None else ModelAction.REVERT
         sizes = self.batches.get_batch_sizes(self._selected)
         self._control.snapshot = ConfigurationSnapshot(self._round, sizes, self.batches.local_steps)
         return ModelAction.KEEP
@@ -487,7 +491,7 @@ class AdaptiveOrchestrator:
         figures, change = found
         self._held_until = self._round + 1 + self._settings.rollback_rounds
         self._log.decide(DecisionKind.ROLLBACK, CLUSTER, regression.reason, figures)
-        self._log.learning_rate(change)
+        self._log.optimizer(change)
         self.batches.learning_rate_factor = change.after
         best = self._control.snapshot
         if best is not None:
@@ -509,7 +513,6 @@ class AdaptiveOrchestrator:
         figures = {"improvement_per_round": improvement}
         if self.phase is Phase.ADAPTIVE and self._losses.stalled:
             self._enter(Phase.CONVERGENCE, PhaseReason.LOSS_STALLED, figures)
-            self._log.learning_rate(self._control.rates.settle())
         elif self.phase is Phase.CONVERGENCE and self._losses.moving:
             self._enter(Phase.ADAPTIVE, PhaseReason.LOSS_MOVES_AGAIN, figures)
 

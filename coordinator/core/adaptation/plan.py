@@ -6,7 +6,7 @@ from hypergpu.coordinator.core.decisions import Decision
 
 
 class RoundDecisions(TypedDict):
-    """Decisions before a round. `local_steps` and `learning_rate` hold for every node of the round."""
+    """Decisions before a round. Steps, learning rate and optimizer hold for every node that tries no other ones."""
 
     round: int
     phase: str
@@ -15,6 +15,7 @@ class RoundDecisions(TypedDict):
     batch_sizes: dict[str, int]
     local_steps: int
     learning_rate: float
+    local_optimizer: str
     decisions: list[Decision]
     """Changes since the last round with their reasons."""
     overhead_seconds: float

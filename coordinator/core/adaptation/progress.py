@@ -39,6 +39,8 @@ class ProgressTracker:
         """Lowest loss so far."""
         self.best_round = 0
         """Round of the lowest loss."""
+        self.since_best = 0
+        """Losses since then."""
         self._first = math.nan
 
     def observe(self, round_number: int, loss: float) -> Regression | None:
@@ -48,8 +50,9 @@ class ProgressTracker:
         if math.isnan(self._first):
             self._first = loss
         if loss <= self.best:
-            self.best, self.best_round = loss, round_number
+            self.best, self.best_round, self.since_best = loss, round_number, 0
             return None
+        self.since_best += 1
         rise = loss - self.best
         if rise <= max(_RISE * abs(self.best), _LOST_PROGRESS * (self._first - self.best)):
             return None
@@ -89,9 +92,15 @@ class ModelProgress:
             self.improved = found is None and before is not None and self._training.best_round == report.round - 1
         return found
 
-    def forget_last(self) -> None:
-        """Forget the latest loss: the model is no longer the one that it was measured of."""
+    @property
+    def since_best(self) -> int:
+        """Losses in a row that were not the best: of those on held-out data if there are any."""
+        return (self._held_out if self._held_out.best_round else self._training).since_best
+
+    def return_to_best(self) -> None:
+        """Note that the model is again the best one."""
         self._last = None
+        self._held_out.since_best = self._training.since_best = 0
 
 
 def _decrease(before: float | None, after: float | None) -> float:

@@ -4,10 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hypergpu.common.config import SystemConfig
+from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.strategies import AdaptationPolicy
+from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerChange, OptimizerSearch
 from hypergpu.coordinator.core.adaptation.policy import PARAMETERS
 from hypergpu.coordinator.core.adaptation.progress import ModelProgress, Regression
-from hypergpu.coordinator.core.adaptation.rate_search import RateChange, RateSearch
+from hypergpu.coordinator.core.adaptation.rate_search import RateChange
+
+_ADAMW_MOMENTUM = 0.5
+"""Factor of the momentum with AdamW, whose updates have its own momentum in them."""
+_PATIENCE = 5
+"""Evaluations without a better model after which the learning rate is lowered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +42,17 @@ class ProgressControl:
         self._config = config
         self._momentum_factor = 1.0
         self._policy = policy
-        self.rates = self._new_search(1.0)
+        self.search = OptimizerSearch(config.training, self._rate_step, config.batch.max_learning_rate_factor)
 
     def set_policy(self, policy: AdaptationPolicy) -> None:
         """Search on by the parameters of a policy, from the present learning rate."""
         self._policy = policy
-        self.rates = self._new_search(self.rates.factor)
+        self.search.set_step(self._rate_step)
 
-    def _new_search(self, factor: float) -> RateSearch:
+    @property
+    def _rate_step(self) -> float:
         several_steps = self._config.training.local_steps > 1  # a single step has no rate of its own
-        step = PARAMETERS[self._policy].rate_step if several_steps else 1.0
-        return RateSearch(step, self._config.batch.max_learning_rate_factor, factor)
+        return PARAMETERS[self._policy].rate_step if several_steps else 1.0
 
     @property
     def momentum(self) -> float | None:
@@ -54,19 +61,39 @@ class ProgressControl:
         chosen = training.server_optimizer != "sgd" or training.server_momentum > 0
         if chosen or training.local_steps == 1 or self._policy is AdaptationPolicy.NONE:
             return None
-        return PARAMETERS[self._policy].momentum * self._momentum_factor
+        adamw = self.search.optimizer.name == "adamw"
+        factor = self._momentum_factor * (_ADAMW_MOMENTUM if adamw else 1.0)
+        return PARAMETERS[self._policy].momentum * factor
 
-    def plan(self, nodes: Sequence[str]) -> tuple[float, Mapping[str, float]]:
-        """Return the factor of the learning rate, and those of the nodes that try another one."""
-        return (1.0, {}) if self._policy is AdaptationPolicy.NONE else self.rates.plan(nodes)
+    def begin(self, nodes: Sequence[str]) -> OptimizerChange | None:
+        """Choose the optimizer to begin with; return the change if it is not the configured one."""
+        return None if self._policy is AdaptationPolicy.NONE else self.search.begin(len(nodes))
+
+    def plan(self, nodes: Sequence[str]) -> tuple[LocalOptimizer, Mapping[str, LocalOptimizer]]:
+        """Return the optimizer of the coming round, and those of the nodes that try another one."""
+        if self._policy is AdaptationPolicy.NONE:
+            return self._config.training.first_optimizer, {}
+        return self.search.plan(nodes)
+
+    def settle(self) -> RateChange | None:
+        """Lower the rate if no model was better for some time; return the change.
+
+        Training goes on from the best model: at a rate that no longer helps, each round fits the noise of its samples.
+        """
+        if self.progress.since_best < _PATIENCE:
+            return None
+        change = self.search.settle()
+        if change is not None:
+            self.progress.return_to_best()
+        return change
 
     def roll_back(self, regression: Regression) -> tuple[Mapping[str, float | int | str], RateChange] | None:
         """Lower the learning rate and momentum; return the figures behind it and the change, None if none is left."""
-        before = self.rates.factor
-        change = self.rates.retreat()
+        before = self.search.rates.factor
+        change = self.search.rates.retreat()
         if change is None:
             return None
         self.rollbacks += 1
         self._momentum_factor *= 0.5
-        self.progress.forget_last()
+        self.progress.return_to_best()
         return {**regression.figures, "learning_rate_factor": before}, change

@@ -117,12 +117,13 @@ class RateSearch:
         """Judge the trial of a round, if there was one, and return the change of the factor that follows."""
         trial = [each for each in contributions if each.node in self._trial]
         others = self._trial | self._low
-        usual = [gain for each in contributions if each.node not in others and (gain := _gain(each)) is not None]
+        at_usual = [each for each in contributions if each.node not in others]
+        usual = [gain for each in at_usual if (gain := relative_decrease(each)) is not None]
         lowered = self._judge_low([each for each in contributions if each.node in self._low], usual)
         if lowered is not None:
             return lowered
         failed = any(each.trial_failed for each in trial)
-        gains = [gain for each in trial if (gain := _gain(each)) is not None]
+        gains = [gain for each in trial if (gain := relative_decrease(each)) is not None]
         reference = fmean(usual) if usual else self._last_gain
         if not self._trial:
             self._last_gain = reference
@@ -143,7 +144,7 @@ class RateSearch:
 
     def _judge_low(self, low: Sequence[Contribution], usual: Sequence[float]) -> RateChange | None:
         """Take the low rate if it decreased the loss clearly faster than the present one, or if no other node could."""
-        gains = [gain for each in low if (gain := _gain(each)) is not None]
+        gains = [gain for each in low if (gain := relative_decrease(each)) is not None]
         if not gains:
             return None
         self._tries_low = False
@@ -172,12 +173,12 @@ class RateSearch:
         after = self.factor / _RETREAT
         return self._move(RateReason.DIVERGED, after, {}) if after >= _LOWEST else None
 
-    def settle(self) -> RateChange | None:
-        """End the search and halve the factor, down to the configured rate; None if it is there already."""
+    def settle(self, least: float) -> RateChange | None:
+        """End the search and halve the factor, down to `least`; None if it is there already."""
         self._step = 1.0
-        if self.factor <= 1.0:
+        if self.factor <= least:
             return None
-        return self._move(RateReason.LOSS_STALLED, max(1.0, 0.5 * self.factor), {})
+        return self._move(RateReason.LOSS_STALLED, max(least, 0.5 * self.factor), {})
 
     def _move(
         self, reason: RateReason, after: float, figures: Mapping[str, float | int | str], *, ruinous: bool = False
@@ -186,7 +187,7 @@ class RateSearch:
         return RateChange(reason, before, after, figures, ruinous)
 
 
-def _gain(contribution: Contribution) -> float | None:
+def relative_decrease(contribution: Contribution) -> float | None:
     """Return the relative decrease of the loss of a node's first batch; None if it was not measured."""
     before, after = contribution.loss_before, contribution.loss_after
     if not contribution.success or after is None or not before > 0:

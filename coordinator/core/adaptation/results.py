@@ -59,8 +59,9 @@ def record_results(
         late=late,
         loss=loss,
     )
-    did = success & (samples > 0)
-    spent, worked, taken = (compute + waiting)[did], compute[did], samples[did]
+    computed = np.where(samples > 0, samples, sizes * batches.local_steps)  # an update of a trial counts no samples
+    did = success & (computed > 0)
+    spent, worked, taken = (compute + waiting)[did], compute[did], computed[did]
     steps = np.maximum(np.rint(taken / np.where(sizes[did] > 0, sizes[did], taken)), 1).astype(np.int64)
     batches.record_performances(batches.rows(ids)[did], taken, spent, steps, worked)
     return float(waiting[measured].max(initial=0.0))

@@ -12,6 +12,10 @@ class UpdateStatistics:
         self.drift = DriftEstimator()
         self.saturation = SaturationEstimator()
 
+    def restart(self) -> None:
+        """Forget drift and saturation: the updates to come are of another optimizer."""
+        self.drift, self.saturation = DriftEstimator(), SaturationEstimator()
+
     def observe(self, norms: tuple[float, float], nodes: int, samples_per_node: float, steps: int) -> None:
         """Record a round: (mean of |update|² over the nodes, |mean update|²), and the work of each node."""
         mean_square_norm, square_norm_of_mean = float(norms[0]), float(norms[1])

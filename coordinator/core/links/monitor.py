@@ -379,6 +379,11 @@ class NetworkQualityMonitor:
         """Return the number of round communications in each node's history."""
         return self._links.exchange_seconds.filled(rows)
 
+    def has_exchanged(self, rows: Ints) -> Bools:
+        """Return a mask of the links of which the communication of a round was measured."""
+        known: Bools = self._links.exchange_seconds.filled(rows) > 0
+        return known
+
     def exchange_samples(self, rows: Ints, count: int, horizon: float = 0.0) -> Floats:
         """Return samples of each node's expected round communication in seconds: shape (rows, count).
 

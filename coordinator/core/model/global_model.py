@@ -59,6 +59,7 @@ class GlobalModel:
             np.negative(direction, out=direction)
         if momentum is not None and isinstance(self._optimizer, Sgd):
             self._optimizer.momentum = momentum
+            self._optimizer.restarts = True
         np.copyto(self._spare, self.values)
         self._spare[self._parameter_count :] += mean[self._parameter_count :]
         with np.errstate(over="ignore", invalid="ignore"):

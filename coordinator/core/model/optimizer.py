@@ -49,6 +49,8 @@ class Sgd:
     def __init__(self, size: int, rate: float, momentum: float = 0.0, *, nesterov: bool = False) -> None:
         self.momentum = momentum
         """μ; it may change between steps."""
+        self.restarts = False
+        """Whether velocity that points against the direction is dropped (O'Donoghue & Candès, 2015)."""
         self._size, self._rate, self._nesterov = size, np.float32(rate), nesterov
         self._velocity: Flat | None = np.zeros(size, np.float32) if momentum else None
         self._scratch: Flat = np.empty(min(BLOCK, size) if nesterov else 0, np.float32)
@@ -58,6 +60,8 @@ class Sgd:
         momentum = np.float32(self.momentum)
         if self._velocity is None and momentum:
             self._velocity = np.zeros(self._size, np.float32)
+        if self.restarts and self._velocity is not None and float(np.dot(self._velocity, direction)) < 0.0:
+            self._velocity.fill(0.0)
         for start in range(0, len(parameters), BLOCK):
             piece = slice(start, start + BLOCK)
             move = direction[piece]

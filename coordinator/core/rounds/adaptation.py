@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.overrides import NodeOverride, Overrides
 from hypergpu.coordinator.core.rounds.events import Contribution
@@ -19,9 +20,9 @@ class RoundPlan:
     batch_sizes: dict[str, int] = field(default_factory=dict)
     """Samples per local step, by node id."""
     local_steps: int | None = None
-    learning_rate: float | None = None
-    trial_rates: Mapping[str, float] = field(default_factory=dict)
-    """Learning rates of the nodes that try another one, by node id. Their updates are measured and not applied."""
+    optimizer: LocalOptimizer | None = None
+    trials: Mapping[str, LocalOptimizer] = field(default_factory=dict)
+    """Optimizers of the nodes that try another one, by node id. Their updates are measured and not applied."""
     server_momentum: float | None = None
     """Momentum of the server's step after the round."""
     wait_for_all: bool = False

@@ -4,7 +4,7 @@ from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.metric import LOSS, MetricSpec
 from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind, Figures
 from hypergpu.coordinator.core.rounds.adaptation import ModelAction, RoundReport
-from hypergpu.coordinator.core.rounds.deadlines import DeadlineReason
+from hypergpu.coordinator.core.rounds.deadlines import UNMEASURED_FACTOR, DeadlineReason
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.events import (
     AbandonRound,
@@ -64,11 +64,19 @@ def with_enough(current: Round, members: Membership, config: TrainingConfig, now
     return _close(current, CloseReason.ENOUGH_CONTRIBUTED, members, config, now)
 
 
-def shorten_deadline(current: Round, state: RoundState, now: float, effects: EffectBuffer) -> None:
-    """Set a deadline from the time that the quorum needed, in a round whose nodes were not measured before."""
-    if not current.has_quorum:
+def shorten_deadline(
+    current: Round, state: RoundState, config: TrainingConfig, now: float, effects: EffectBuffer
+) -> None:
+    """Set a deadline from the time that the quorum needed, in a round whose nodes were not measured before.
+
+    With alike data, waiting can raise the worth of the round by the share of the missing nodes at most, so that no more
+    time than that share pays. Otherwise the missing data is worth more.
+    """
+    if not current.has_quorum or not current.live:
         return
-    seconds = state.deadlines.after_quorum(now - current.started_at)
+    alike = config.partition == "iid"
+    factor = max(1.0, current.awaited / len(current.contributions)) if alike else UNMEASURED_FACTOR
+    seconds = state.deadlines.after_quorum(now - current.started_at, factor)
     if current.started_at + seconds < current.deadline_at:
         current.deadline_at = current.started_at + seconds
         figures: Figures = {"seconds": seconds, "contributed": len(current.contributions)}
@@ -89,7 +97,8 @@ def _close(current: Round, reason: CloseReason, members: Membership, config: Tra
         restarts=members.drain_restarts(now),
         server_momentum=current.server_momentum,
         local_steps=current.local_steps,
-        learning_rate=current.learning_rate,
+        learning_rate=current.optimizer.learning_rate,
+        local_optimizer=current.optimizer.name,
     )
 
 

@@ -1,7 +1,7 @@
 """Deadlines of rounds, measured from what the nodes needed before; no timeout is configured."""
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -15,6 +15,8 @@ MAX_EMPTY_ROUND_SECONDS = 86_400.0
 """Longest deadline that follows from rounds without any update."""
 NEWCOMER_FACTOR = 4.0
 """Deadline of a round with unmeasured nodes, in needs of its slowest measured node: a first round also loads data."""
+UNMEASURED_FACTOR = 3.0
+"""Deadline of a round of unmeasured nodes, in times that its quorum needed."""
 
 
 class DeadlineReason(StrEnum):
@@ -67,9 +69,18 @@ class DeadlineEstimator:
         self._needs: dict[str, float] = {}
         """Computed when needed, not with every update."""
         self._least_seconds = 0.0
+        self._latest_work: dict[str, tuple[float, int]] = {}
 
-    def observe(self, node: str, seconds: float) -> None:
-        """Note that an update arrived in time, `seconds` after the work unit was assigned."""
+    def observe(self, node: str, seconds: float, compute_seconds: float = 0.0, samples: int = 0) -> None:
+        """Note that an update arrived in time.
+
+        Args:
+            node: Id of the node.
+            seconds: Time since the work unit was assigned.
+            compute_seconds: Part of it that computing took.
+            samples: Samples of all steps.
+        """
+        self._latest_work[node] = compute_seconds, samples
         history = self._history.get(node)
         if history is None:
             history = self._history[node] = deque(maxlen=WINDOW)
@@ -87,10 +98,22 @@ class DeadlineEstimator:
     def forget(self, node: str) -> None:
         """Forget a node that left."""
         self._history.pop(node, None)
+        self._latest_work.pop(node, None)
         self._needs.pop(node, None)
 
-    def need(self, node: str) -> float | None:
-        """Return the seconds that a node needs for a round, with its usual spread; None before its first."""
+    def need(self, node: str, samples: int = 0) -> float | None:
+        """Return the seconds that a node needs for a round, with its usual spread; None before its first.
+
+        More samples than in its latest round take more time in proportion, which is more than steps take whose cost is
+        partly fixed.
+        """
+        usual = self._usual_need(node)
+        if usual is None:
+            return None
+        compute_seconds, before = self._latest_work[node]
+        return usual + (compute_seconds * (samples / before - 1.0) if samples > before > 0 else 0.0)
+
+    def _usual_need(self, node: str) -> float | None:
         need = self._needs.get(node)
         if need is None and node in self._history:
             history = self._history[node]
@@ -99,15 +122,21 @@ class DeadlineEstimator:
             need = self._needs[node] = max(slow, centre + self._slack(centre, spread))
         return need
 
-    def deadline(self, nodes: Sequence[str], wait_for: Collection[str] = ()) -> Deadline:
-        """Return the deadline of a round of these nodes, which leaves the time that `wait_for` usually need."""
-        needs = [need for node in nodes if (need := self.need(node)) is not None]
+    def deadline(self, samples: Mapping[str, int], wait_for: Collection[str] = ()) -> Deadline:
+        """Return the deadline of a round.
+
+        Args:
+            samples: Samples of all steps of each node.
+            wait_for: Nodes for which the deadline leaves the time that they usually need.
+        """
+        nodes = samples.keys()
+        needs = [need for node in nodes if (need := self.need(node, samples[node])) is not None]
         if 2 * len(needs) < len(nodes) or not needs:
             seconds = max(self._first_seconds, self._least_seconds)
             return Deadline(seconds, DeadlineReason.NOT_MEASURED, measured_nodes=len(needs))
         centre, spread = median_and_mad(needs)
         seconds = min(centre + self._slack(centre, spread), max(needs))
-        seconds = max(seconds, *(self.need(node) or 0.0 for node in wait_for), 0.0)
+        seconds = max(seconds, *(self.need(node, samples.get(node, 0)) or 0.0 for node in wait_for), 0.0)
         reason = DeadlineReason.MEASURED
         if len(needs) < len(nodes):
             seconds, reason = max(seconds, NEWCOMER_FACTOR * max(needs)), DeadlineReason.NEWCOMERS
@@ -117,9 +146,14 @@ class DeadlineEstimator:
         """Return the deadline of a round that waits for all nodes, except those that never answer."""
         return Deadline(max(self._first_seconds, self._least_seconds), DeadlineReason.FIXED)
 
-    def after_quorum(self, elapsed_seconds: float) -> float:
-        """Return the deadline, in seconds from the start, of an unmeasured round whose quorum took so long."""
-        return max(3.0 * elapsed_seconds, elapsed_seconds + MIN_SLACK_SECONDS)
+    def after_quorum(self, elapsed_seconds: float, factor: float) -> float:
+        """Return the deadline, in seconds from the start, of an unmeasured round.
+
+        Args:
+            elapsed_seconds: Seconds in which a quorum has answered.
+            factor: Multiple of them that is waited for the others.
+        """
+        return max(factor * elapsed_seconds, elapsed_seconds + MIN_SLACK_SECONDS)
 
     def _slack(self, centre: float, spread: float) -> float:
         return max(self._mads * MAD_TO_SIGMA * spread, 0.5 * centre, MIN_SLACK_SECONDS)

@@ -239,6 +239,7 @@ class WorkAssigned:
     batch_size: int
     local_steps: int
     learning_rate: float
+    local_optimizer: str
     shard: Shard
     deadline_at: float
 
@@ -298,6 +299,7 @@ class CloseRound:
     """Momentum of the step; None = as configured."""
     local_steps: int = 1
     learning_rate: float = 0.0
+    local_optimizer: str = "sgd"
 
 
 @message

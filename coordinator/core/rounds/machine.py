@@ -288,10 +288,10 @@ class RoundMachine:
             dispatch.refuse_outlier(current, event, outlier, effects)
         else:
             unit, weight, seconds = dispatch.accept_update(current, event, member, now, effects)
-            self.deadlines.observe(event.node, seconds)
+            self.deadlines.observe(event.node, seconds, event.compute_seconds, unit.samples)
             self.shards.advance(unit.shard, weight)
             if state.opening.deadline_reason is _NOT_MEASURED:
-                closing.shorten_deadline(current, state, now, effects)
+                closing.shorten_deadline(current, state, self.config, now, effects)
         self._close_if_complete(current, now)
 
     def _record_late(

@@ -160,7 +160,7 @@ def open_round(
         quorum=config.quorum,
         close_share=close_share,
         server_momentum=plan.server_momentum,
-        learning_rate=config.learning_rate if plan.learning_rate is None else plan.learning_rate,
+        optimizer=config.first_optimizer if plan.optimizer is None else plan.optimizer,
         local_steps=_local_steps(plan, config),
     )
     state.phase = OPEN
@@ -183,15 +183,15 @@ def _probes(chosen: Sequence[str], plan: RoundPlan) -> Collection[str]:
 
 
 def _set_deadline(state: RoundState, units: Sequence[WorkUnit], plan: RoundPlan, effects: EffectBuffer) -> Deadline:
-    """Return the deadline of a round with these units, and record the start of the round with it."""
-    awaited = [unit.node for unit in units if unit.awaited]
-    deadline = state.deadlines.fixed() if plan.wait_for_all else state.deadlines.deadline(awaited, plan.wait_for)
+    """Return the deadline of a round of these units, and record the start of the round with it."""
+    samples = {unit.node: unit.samples for unit in units if unit.awaited}
+    deadline = state.deadlines.fixed() if plan.wait_for_all else state.deadlines.deadline(samples, plan.wait_for)
     text = f"round {state.round} started with {len(units)} node{'s' * (len(units) > 1)}"
     effects.record("round_started", text, nodes=len(units), deadline_seconds=deadline.seconds)
     if deadline.reason is not state.opening.deadline_reason:
         state.opening.deadline_reason = deadline.reason
         figures: Figures = {
-            "nodes": len(awaited),
+            "nodes": len(samples),
             "seconds": deadline.seconds,
             "median_seconds": deadline.median_seconds,
             "mad_seconds": deadline.mad_seconds,
@@ -211,16 +211,16 @@ def _plan_units(
     """Plan a work unit for each node: what the adaptation chose, else the configuration, within what is possible."""
     units = []
     steps = _local_steps(plan, config)
-    rate = config.learning_rate if plan.learning_rate is None else plan.learning_rate
+    optimizer = config.first_optimizer if plan.optimizer is None else plan.optimizer
     for node, shard in shards.items():
         member = members.connected[node]
         batch = max(1, plan.batch_sizes.get(node, config.batch_size))
         member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
         member.rounds_selected += 1
-        unit = WorkUnit(node, shard, member.batch_size, steps, rate, incarnation=member.incarnation)
+        unit = WorkUnit(node, shard, member.batch_size, steps, optimizer, incarnation=member.incarnation)
         unit.awaited = node not in probes
-        if node in plan.trial_rates and steps > 1:
-            unit.learning_rate, unit.trial = plan.trial_rates[node], True
+        if node in plan.trials and steps > 1:
+            unit.optimizer, unit.trial = plan.trials[node], True
         units.append(unit)
     return units
 

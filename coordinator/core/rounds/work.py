@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.coordinator.core.rounds.events import Contribution, Shard, UpdateArrived, WorkAssigned
 
 
@@ -32,11 +33,11 @@ class WorkUnit:
     shard: Shard
     batch_size: int
     local_steps: int
-    learning_rate: float
+    optimizer: LocalOptimizer
     trial: bool = False
-    """The node tries a learning rate that differs from that of the others."""
+    """The node tries an optimizer or learning rate that differs from that of the others."""
     trial_failed: bool = False
-    """That rate made its loss worse."""
+    """That made its loss worse."""
     awaited: bool = True
     """The round waits for its update. It does not wait for a probe of a link that may have recovered."""
     attempt: int = 0
@@ -67,7 +68,7 @@ class WorkUnit:
     @property
     def expected_norm_scale(self) -> float:
         """Scale of the norm of its update: 1 for a gradient, steps × learning rate for a change of the parameters."""
-        return self.local_steps * self.learning_rate if self.local_steps > 1 else 1.0
+        return self.local_steps * self.optimizer.learning_rate if self.local_steps > 1 else 1.0
 
 
 @dataclass(slots=True)
@@ -83,8 +84,8 @@ class Round:
     """Share of the awaited nodes whose updates close the round at once."""
     server_momentum: float | None = None
     """Momentum of the step after the round; None = as configured."""
-    learning_rate: float = 0.0
-    """Learning rate of the nodes without a trial."""
+    optimizer: LocalOptimizer = field(default_factory=lambda: LocalOptimizer("sgd", 0.0))
+    """Optimizer of the nodes without a trial."""
     local_steps: int = 1
     extensions: int = 0
     live: int = 0
@@ -108,7 +109,7 @@ class Round:
         quorum: float,
         close_share: float,
         server_momentum: float | None = None,
-        learning_rate: float,
+        optimizer: LocalOptimizer,
         local_steps: int,
     ) -> "Round":
         """Return a round in which no unit is assigned yet."""
@@ -122,7 +123,7 @@ class Round:
             by_node,
             close_share,
             server_momentum,
-            learning_rate,
+            optimizer,
             local_steps,
             live=awaited,
             awaited=awaited,
@@ -155,7 +156,8 @@ class Round:
             unit.attempt,
             unit.batch_size,
             unit.local_steps,
-            unit.learning_rate,
+            unit.optimizer.learning_rate,
+            unit.optimizer.name,
             unit.shard,
             self.deadline_at,
         )
@@ -215,7 +217,7 @@ class Round:
         del self.units[former]
         batch = min(orphan.batch_size, largest_batch) if largest_batch else orphan.batch_size
         unit = self.units[node] = WorkUnit(
-            node, orphan.shard, batch, orphan.local_steps, self.learning_rate, incarnation=incarnation
+            node, orphan.shard, batch, orphan.local_steps, self.optimizer, incarnation=incarnation
         )
         self.live += 1
         self.awaited += not orphan.awaited

@@ -29,7 +29,7 @@ class FairnessPolicy:
 
         Args:
             choice: Result of the strategy.
-            unknown: Nodes that never took part in a round.
+            unknown: Nodes of which no round was measured.
             on_probation: Nodes on probation after a quarantine.
             idle: Rounds since each node last took part.
             healthy: Nodes whose link is fair or better.
@@ -38,7 +38,7 @@ class FairnessPolicy:
         chosen, reasons = choice.chosen.copy(), choice.reasons.copy()
         overdue = (idle > self._config.fairness_rounds) & ~chosen
         for which, reason in (
-            (unknown & ~chosen, SelectionReason.UNEXPLORED),
+            (unknown, SelectionReason.UNEXPLORED),
             (on_probation, SelectionReason.ON_PROBATION),
             (overdue & healthy, SelectionReason.FAIRNESS_TURN),
         ):

@@ -171,6 +171,12 @@ class DynamicNodeSelector:
         self._contributions.forget_times(back)
         self._standings.release_recovered(back)
 
+    def _unexplored(self, rows: Ints, link_rows: Ints) -> Bools:
+        """Return a mask of the nodes that never took part, or whose only round measured nothing of their link."""
+        rounds = self._contributions.counts[rows][:, [0, 2]].max(axis=1)
+        unexplored: Bools = (rounds == 0) | ((rounds == 1) & ~self._monitor.has_exchanged(link_rows))
+        return unexplored
+
     def record_times(self, node_id: str, compute_seconds: float, waiting_seconds: float) -> None:
         """Record the times of an attempt that was recorded without them.
 
@@ -484,7 +490,7 @@ class DynamicNodeSelector:
             choice.figures.update(communication_seconds=exchange.mean(axis=1), compute_seconds=compute)
         return self._turns.added(
             choice,
-            unknown=(self._contributions.counts[rows][:, [0, 2]] == 0).all(axis=1),
+            unknown=self._unexplored(rows, link_rows),
             on_probation=self._standings.on_probation(rows),
             idle=self._round - self._contributions.last_round[rows],
             healthy=self._are_healthy(link_rows) & ~self._recovery.on_trial(rows),

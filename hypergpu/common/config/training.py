@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Bytes, BytesOrZero, Count, CountOrZero, Seed
+from hypergpu.common.local_optimizer import LocalOptimizer
 
 
 class TrainingConfig(ConfigSection):
@@ -23,9 +24,10 @@ class TrainingConfig(ConfigSection):
     """Samples per local step, unless adaptation chooses another size."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     """Learning rate of a node's local optimizer, or of the server's optimizer with one local step."""
-    local_optimizer: Literal["sgd", "adamw"] = "sgd"
-    """Optimizer of a node's local steps. AdamW begins each work unit without state: nodes keep nothing between
-    rounds. It needs more than one local step, and a far smaller `learning_rate` than SGD, about 0.001."""
+    local_optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+    """Optimizer of a node's local steps: `auto` is SGD, until the adaptation has measured that AdamW learns faster.
+    AdamW begins each work unit without state: nodes keep nothing between rounds. It needs more than one local step, and
+    a far smaller `learning_rate` than SGD, about 0.001."""
     server_optimizer: Literal["sgd", "adam"] = "sgd"
     """Optimizer that applies the mean update (Reddi et al., "Adaptive federated optimization", ICLR 2021)."""
     server_learning_rate: Annotated[float, Field(gt=0)] | None = None
@@ -55,7 +57,7 @@ class TrainingConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _optimizers_have_what_they_need(self) -> "TrainingConfig":
-        if self.local_optimizer != "sgd" and self.local_steps == 1:
+        if self.local_optimizer == "adamw" and self.local_steps == 1:
             raise ValueError(
                 f"local_optimizer {self.local_optimizer} needs more than one local step: with local_steps 1, a node "
                 "sends its gradient and the server's optimizer applies it"
@@ -63,6 +65,11 @@ class TrainingConfig(ConfigSection):
         if self.server_nesterov and (self.server_optimizer != "sgd" or not self.server_momentum):
             raise ValueError("server_nesterov needs server_optimizer sgd with a server_momentum above 0")
         return self
+
+    @property
+    def first_optimizer(self) -> LocalOptimizer:
+        """Optimizer of the local steps that `learning_rate` is meant for."""
+        return LocalOptimizer("sgd" if self.local_optimizer == "auto" else self.local_optimizer, self.learning_rate)
 
     def is_last(self, round_number: int) -> bool:
         """Return whether the run ends with this round."""

@@ -76,6 +76,18 @@ def test_sgd_restores_the_velocity_of_momentum_that_was_set_between_steps() -> N
         heavy.restore({})
 
 
+def test_velocity_that_points_against_the_direction_is_dropped_where_it_may_be() -> None:
+    for restarts, moved in ((True, -1.0), (False, 3.0)):
+        sgd, parameters = Sgd(2, 1.0, momentum=0.5), flat(0, 0)
+        sgd.restarts = restarts
+        sgd.step(parameters, flat(8, 0))
+        np.testing.assert_array_equal(parameters, [8, 0])
+        sgd.step(parameters, flat(-1, 0))
+        np.testing.assert_array_equal(parameters, [8 + moved, 0])
+        sgd.step(parameters, flat(-1, 0) if restarts else flat(1, 0))
+        np.testing.assert_array_equal(parameters, [8 - 1 - 1.5, 0] if restarts else [8 + 3 + 2.5, 0])
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [(flat(1, 2), "2 parameters where 3 belong"), (flat(1, 2, np.nan), "not all finite")],

@@ -9,7 +9,7 @@ from hypergpu.tasks import TASK_NAMES
 
 
 def order(number: int, *, batch: int = 64, steps: int = 10, rate: float = 0.1, shard: int = 0) -> WorkAssigned:
-    return WorkAssigned(number, f"n{shard}", 1, batch, steps, rate, Shard(shard, 4, 0), 1e9)
+    return WorkAssigned(number, f"n{shard}", 1, batch, steps, rate, "sgd", Shard(shard, 4, 0), 1e9)
 
 
 def after(rounds: int, *, nodes: int = 1, **work: float) -> tuple[float, float]:

@@ -150,7 +150,7 @@ class ScriptedCoordinator:
         if self.is_done:
             node.reply(rpc, life.RunFinished("done"))
         else:
-            node.send_work(ev.WorkAssigned(1, "n1", 1, 8, 2, 0.01, ev.Shard(0, 2, 8), 30.0), rpc)
+            node.send_work(ev.WorkAssigned(1, "n1", 1, 8, 2, 0.01, "sgd", ev.Shard(0, 2, 8), 30.0), rpc)
 
     def end_pull(self, node: SimulatedNode, rpc: SimulatedRpc) -> bool:
         raise NotImplementedError

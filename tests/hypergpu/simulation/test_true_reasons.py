@@ -121,8 +121,8 @@ def wrong_choices(observed: Observed) -> Iterator[str]:
 
 def wrong_choice(observed: Observed, plan: Plan, node: str, reason: SelectionReason, last: int | None) -> Iterator[str]:
     figures = plan.selection.figures_of(node)
-    if reason is SelectionReason.UNEXPLORED and last is not None:
-        yield f"it took part in round {last}"
+    if reason is SelectionReason.UNEXPLORED and contributed_before(observed, node, plan.selection.round):
+        yield f"it was measured, and took part in round {last}"
     if reason is SelectionReason.FAIRNESS_TURN:
         idle = plan.selection.round - (last if last is not None else 0) - 1
         if last is not None and figures["rounds_left_out"] != idle:
@@ -144,8 +144,8 @@ def wrong_times(
     least, most = transfer_seconds(observed, node, plan.at)
     if not 0.5 * least <= figures["communication_seconds"] <= 2.0 * most + 0.1:
         yield f"communication takes {least:.3f} to {most:.3f} s, not {figures['communication_seconds']:.3f}"
-    unmeasured = last_measured(observed, node, plan.selection.round)
-    if not unmeasured and not 0.6 * computing <= figures["compute_seconds"] <= 1.8 * computing:
+    known = not unmeasured(observed, node, plan.selection.round)
+    if known and not 0.6 * computing <= figures["compute_seconds"] <= 1.8 * computing:
         yield f"computing takes {computing:.3f} s, not {figures['compute_seconds']:.3f}"
     if reason is SelectionReason.COSTS_MORE_THAN_IT_ADDS:
         by_card, by_link = figures["compute_seconds"] - usual, figures["communication_seconds"]
@@ -154,7 +154,14 @@ def wrong_times(
             yield f"{by_card:.3f} s are blamed on its card and {by_link:.3f} s on its link"
 
 
-def last_measured(observed: Observed, node: str, round_number: int) -> bool:
+def contributed_before(observed: Observed, node: str, round_number: int) -> bool:
+    """Return whether an update of a node counted in an earlier round."""
+    return any(
+        name == node and number < round_number and success for number, name, success, _ in observed.contributions
+    )
+
+
+def unmeasured(observed: Observed, node: str, round_number: int) -> bool:
     """Return whether nothing is known of a node's card: no update of it has arrived yet, in time or late."""
     return not any(
         name == node and number < round_number and (success or late)

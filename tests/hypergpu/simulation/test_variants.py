@@ -31,7 +31,7 @@ def training(text: str) -> TrainingConfig:
 def test_first_80_takes_forty_steps_and_closes_at_four_fifths() -> None:
     found = training("first-80")
     assert (found.local_steps, found.close_share, found.learning_rate, found.batch_size) == (40, 0.8, 0.02, 64)
-    assert (found.local_optimizer, found.server_optimizer, found.server_momentum) == ("sgd", "sgd", 0.0)
+    assert (found.first_optimizer.name, found.server_optimizer, found.server_momentum) == ("sgd", "sgd", 0.0)
 
 
 def test_the_slowest_are_dropped_without_another_change() -> None:
@@ -61,7 +61,7 @@ def test_a_scenario_of_adamw_keeps_its_rate_for_it_alone() -> None:
 
 def test_optimisers_leave_nothing_of_the_scenarios_own() -> None:
     config = TrainingConfig(server_optimizer="adam", server_learning_rate=0.5)
-    assert Static(optimizer="sgd").apply(config) == TrainingConfig()
+    assert Static(optimizer="sgd").apply(config) == TrainingConfig(local_optimizer="sgd")
     for name in OPTIMIZERS:
         assert Static(optimizer=name).apply(config) == Static(optimizer=name).apply(TrainingConfig())
     assert Static().apply(config) == config

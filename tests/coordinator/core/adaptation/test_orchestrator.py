@@ -11,7 +11,9 @@ from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import InvalidInput, UnknownName
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, Phase, build_orchestrator
+from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerReason
 from hypergpu.coordinator.core.adaptation.progress import RollbackReason
+from hypergpu.coordinator.core.adaptation.rate_search import RateReason
 from hypergpu.coordinator.core.decisions import Decision, DecisionKind
 from hypergpu.coordinator.core.rounds.adaptation import Activity, LateWork, ModelAction, RoundJudgement
 from hypergpu.coordinator.core.rounds.events import Contribution
@@ -64,6 +66,9 @@ class Run:
         return [decision for decision in self.decisions if decision.kind is kind]
 
 
+SGD = {"local_optimizer": "sgd"}
+
+
 def uniform(node: str, round_num: int) -> float:
     return 0.05 + 0.001 * ((hash_of(node) + 7 * round_num) % 10)
 
@@ -77,13 +82,23 @@ def hash_of(node: str) -> int:
 
 
 def test_warm_up_measures_and_changes_nothing() -> None:
-    run = Run(flaky, orchestrator={"warmup_rounds": 2}).rounds(2)
+    run = Run(flaky, orchestrator={"warmup_rounds": 2}, training=SGD).rounds(2)
     for plan in run.plans:
         assert plan["phase"] == Phase.WARM_UP
         assert plan["selected_nodes"] == NODES
         assert set(plan["batch_sizes"].values()) == {64}
         assert plan["local_steps"] == 10
         assert plan["learning_rate"] == pytest.approx(0.1)
+
+
+def test_a_run_begins_with_adamw_and_says_why() -> None:
+    run = Run(uniform).rounds(2)
+    assert [(plan["local_optimizer"], plan["learning_rate"]) for plan in run.plans] == [("adamw", 0.003)] * 2
+    (begun,) = run.of(DecisionKind.OPTIMIZER)
+    assert begun.reason is OptimizerReason.FAIR_START
+    assert begun.figures == {"from": "sgd", "to": "adamw", "learning_rate": 0.003, "nodes": len(NODES)}
+    fixed = Run(uniform, "none").rounds(1)
+    assert (fixed.plans[0]["local_optimizer"], fixed.plans[0]["learning_rate"]) == ("sgd", 0.1)
 
 
 def test_flaky_links_are_left_out_with_the_true_reason_and_figures() -> None:
@@ -173,7 +188,7 @@ def test_each_part_can_be_switched_off_alone() -> None:
 
 
 def test_a_loss_that_rises_returns_to_the_best_model_with_less_of_what_led_there() -> None:
-    run = Run(uniform).rounds(6)
+    run = Run(uniform, training=SGD).rounds(6)
     assert run.adaptation.get_orchestrator_status()["rollbacks"] == 0
     best, steps = run.loss, run.plans[-1]["local_steps"]
     run.rounds(1, learn=2.5)
@@ -197,7 +212,7 @@ def test_only_the_best_model_is_kept_to_return_to() -> None:
 
 
 def test_updates_that_are_not_finite_on_every_node_lower_the_rate() -> None:
-    run = Run(uniform).rounds(2)
+    run = Run(uniform, training=SGD).rounds(2)
     judgement = run.adaptation.abandon_round(3, "NonFiniteUpdate")
     assert judgement.model is ModelAction.REVERT
     reasons = [(each.kind, str(each.reason)) for each in judgement.decisions]
@@ -213,13 +228,29 @@ def test_momentum_is_added_where_the_user_chose_none_and_halves_with_each_rollba
         adaptation = Run(uniform, policy, training=training).rounds(1).adaptation
         return adaptation.plan_round(NODES, 2).server_momentum
 
-    assert momentum() == 0.8
+    assert momentum() == 0.4, "AdamW has momentum of its own"
+    assert momentum(local_optimizer="sgd") == 0.8
     assert momentum("none") is None
     assert momentum(server_momentum=0.5) is None
     assert momentum(server_optimizer="adam") is None
     assert momentum(local_steps=1) is None
-    run = Run(uniform).rounds(2).rounds(1, learn=9.0)
+    run = Run(uniform, training=SGD).rounds(2).rounds(1, learn=9.0)
     assert run.adaptation.plan_round(NODES, 4).server_momentum == 0.4
+
+
+def test_where_no_better_model_comes_training_goes_on_from_the_best_one_at_half_the_rate() -> None:
+    run = Run(uniform).rounds(3).rounds(1, learn=1.05).rounds(3, learn=1.0)
+    assert {each.model for each in run.judgements[3:]} == {ModelAction.LEAVE}
+    run.rounds(1, learn=1.0)
+    assert run.judgements[-1].model is ModelAction.REVERT
+    (change,) = run.of(DecisionKind.LEARNING_RATE)
+    assert (change.reason, change.figures) == (RateReason.LOSS_STALLED, {"from_factor": 3.0, "to_factor": 1.5})
+    run.rounds(4, learn=1.0)
+    assert len(run.of(DecisionKind.LEARNING_RATE)) == 1, "the lower rate has its time"
+    run.rounds(1, learn=1.0)
+    assert len(run.of(DecisionKind.LEARNING_RATE)) == 2
+    run = Run(uniform, training=SGD).rounds(2).rounds(8, learn=1.01)
+    assert {each.model for each in run.judgements[2:]} == {ModelAction.LEAVE}, "the rate is the user's"
 
 
 def test_a_network_that_got_worse_for_all_is_not_blamed_on_the_configuration() -> None:
@@ -381,3 +412,12 @@ def test_how_often_processes_end_is_known_to_the_plans() -> None:
     assert costs.fit(run.adaptation.batches.rows(NODES)).ends_per_second == costs.ends_per_second == 0.5
     run.adaptation.post_round_evaluation(5, {**metrics, "ended": (0, 6.0)})
     assert 0.2 < costs.ends_per_second < 0.25, "it is forgotten, slowly"
+
+
+def test_a_trial_measures_the_card_though_its_samples_count_nothing() -> None:
+    run = Run(uniform).rounds(1)
+    before = run.adaptation.batches.compute_seconds(["node_0"])[0]
+    tried = Contribution("node_0", True, 0, 64, 20.0 * before, 0.05, run.loss)
+    for _ in range(5):
+        run.adaptation.record_results([tried])
+    assert run.adaptation.batches.compute_seconds(["node_0"])[0] > 5.0 * before

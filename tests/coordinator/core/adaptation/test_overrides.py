@@ -25,6 +25,7 @@ class Run:
         self.machine = RoundMachine(config.training, self.adaptation)
         self.decisions: list[tuple[str, str]] = []
         self.batches: dict[str, int] = {}
+        self.samples: dict[str, int] = {}
         for node in NODES:
             self.send(ev.NodeJoined(node, "1", 512))
 
@@ -36,6 +37,7 @@ class Run:
                     self.decisions.append((decision.subject, str(decision.reason)))
             if isinstance(effect, ev.WorkAssigned):
                 self.batches[effect.node] = effect.batch_size
+                self.samples[effect.node] = effect.batch_size * effect.local_steps
 
     def round(self, failing: str = "") -> tuple[str, ...]:
         """Run one round, in which one node may fail, and return the selected nodes."""
@@ -47,7 +49,7 @@ class Run:
             if node == failing:
                 self.send(ev.WorkReturned(node, number, 1, "leaving"))
             else:
-                self.send(ev.UpdateArrived(node, number, 1, 64, 1.0, 0.5))
+                self.send(ev.UpdateArrived(node, number, 1, self.samples[node], 1.0, 0.5))
         self.send(ev.Evaluated(number, 1.0 / number, 0.5))
         return selected
 
@@ -76,6 +78,7 @@ def test_a_forced_node_trains_though_it_is_quarantined_on_the_batch_that_is_plan
     run.round()
     assert "d" in run.round()
     assert ("d", str(SelectionReason.FORCED_IN)) in run.decisions
+    run.send(ev.WorkRequested("d"))  # in the round that has opened since
     assert run.batches["d"] == run.adaptation.batches.get_batch_size("d")
 
 

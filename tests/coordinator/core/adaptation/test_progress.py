@@ -58,6 +58,20 @@ def test_the_best_model_is_the_one_of_the_lowest_held_out_loss() -> None:
     assert progress.decrease == pytest.approx(math.log(1.6 / 1.4))
 
 
+def test_losses_since_the_best_are_counted_where_they_are_measured() -> None:
+    progress, since = ModelProgress(), []
+    for number, loss in enumerate((2.0, 2.1, None, None, 2.1, 1.9), 1):
+        progress.observe(report(number, 2.0, loss))
+        since.append(progress.since_best)
+    assert since == [0, 1, 1, 1, 2, 0], "a round without an evaluation says nothing of the held-out loss"
+    unevaluated = ModelProgress()
+    for number, before in enumerate((2.0, 1.0, 1.1, 1.1), 1):
+        unevaluated.observe(report(number, before))
+    assert unevaluated.since_best == 2
+    unevaluated.return_to_best()
+    assert unevaluated.since_best == 0
+
+
 def test_without_evaluations_the_losses_before_the_work_take_their_place_a_round_late() -> None:
     progress = ModelProgress()
     assert progress.observe(report(1, 2.0)) is None

@@ -121,14 +121,15 @@ def test_divergence_halves_the_rate_and_what_led_there_is_not_tried_again() -> N
     assert search.retreat() is None
 
 
-def test_a_stalled_loss_lowers_the_rate_to_the_users_and_ends_the_search() -> None:
+@pytest.mark.parametrize(("least", "expected"), [(1.0, [2.0, 1.0]), (0.7, [2.0, 1.0, 0.7])])
+def test_a_stalled_loss_lowers_the_rate_and_ends_the_search(least: float, expected: list[float]) -> None:
     search = RateSearch(4.0, 64.0)
     play(search, limit=1000.0)
     after = []
-    while (change := search.settle()) is not None:
+    while (change := search.settle(least)) is not None:
         assert change.reason is RateReason.LOSS_STALLED
         after.append(change.after)
-    assert after == [2.0, 1.0]
+    assert after == expected
     assert search.candidate is None
 
 

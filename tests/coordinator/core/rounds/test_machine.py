@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.errors import NotFound, ResourceExhausted
+from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.coordinator.core.decisions import DecisionKind
 from hypergpu.coordinator.core.overrides import NodeOverride
@@ -289,7 +290,9 @@ class Trying(FixedAdaptation):
         self.faults: list[str] = []
 
     def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
-        return replace(super().plan_round(available, round_number), trial_rates={"a": 0.7}, server_momentum=0.8)
+        return replace(
+            super().plan_round(available, round_number), trials={"a": LocalOptimizer("sgd", 0.7)}, server_momentum=0.8
+        )
 
     def finish_round(self, report: RoundReport) -> RoundJudgement:
         self.reports.append(report)
@@ -630,8 +633,21 @@ def test_the_first_deadline_is_generous_until_a_quorum_shows_how_long_it_takes()
     d.push("b")
     assert d.machine.deadline_at == 600.0
     d.push("c")
-    assert d.machine.deadline_at == 3.0, "twice as long again for the rest"
+    assert d.machine.deadline_at == pytest.approx(5 / 3), "the two others can add two thirds at most"
     assert d.reasons()[0] == "after_quorum"
+    d.now = 1.2
+    d.push("d")
+    assert d.machine.deadline_at == pytest.approx(1.2 * 5 / 4)
+
+
+def test_data_that_only_the_missing_nodes_have_is_worth_more_time() -> None:
+    d = Driver(min_nodes=5, partition="dirichlet")
+    d.join(*"abcde")
+    d.ask(*"abcde")
+    d.now = 1.0
+    for node in "abc":
+        d.push(node)
+    assert d.machine.deadline_at == 3.0
 
 
 def test_without_adaptation_everybody_is_waited_for() -> None:
@@ -719,7 +735,7 @@ def test_a_round_that_nobody_answered_in_time_is_given_twice_the_time() -> None:
         assert d.state() is RunState.TRAINING
     assert ended == [2400.0, pytest.approx(4800.0, abs=5.0)]
     assert d.push("a").status is ev.UpdateStatus.ACCEPTED
-    assert d.machine.deadlines.deadline(["x"]).seconds == 600.0, "once somebody answers, all is as it was"
+    assert d.machine.deadlines.deadline({"x": 1}).seconds == 600.0, "once somebody answers, all is as it was"
 
 
 def test_below_the_quorum_the_deadline_is_extended_and_then_what_came_is_taken() -> None:

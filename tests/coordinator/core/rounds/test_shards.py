@@ -1,11 +1,18 @@
 """Shards and deadlines."""
 
+from collections.abc import Iterable, Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hypergpu.common.statistics import median_and_mad
-from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator, DeadlineReason
+from hypergpu.coordinator.core.rounds.deadlines import Deadline, DeadlineEstimator, DeadlineReason
 from hypergpu.coordinator.core.rounds.shards import ShardTable
+
+
+def deadline_of(deadlines: DeadlineEstimator, nodes: Iterable[str], wait_for: Sequence[str] = ()) -> Deadline:
+    return deadlines.deadline(dict.fromkeys(nodes, 1), wait_for)
+
 
 NODES = st.lists(st.sampled_from([f"n{i}" for i in range(12)]), unique=True, max_size=12)
 
@@ -100,7 +107,7 @@ def test_a_node_far_outside_what_is_usual_is_not_waited_for() -> None:
     for node, seconds in {"a": 1.0, "b": 1.1, "c": 1.2, "d": 1.3, "slow": 60.0}.items():
         for _ in range(5):
             deadlines.observe(node, seconds)
-    deadline = deadlines.deadline(["a", "b", "c", "d", "slow"])
+    deadline = deadline_of(deadlines, ["a", "b", "c", "d", "slow"])
     assert deadline.reason is DeadlineReason.MEASURED
     assert 2.0 < deadline.seconds < 5.0
 
@@ -109,9 +116,9 @@ def test_a_node_that_is_sometimes_slow_gets_its_slow_times() -> None:
     deadlines = DeadlineEstimator(mads=4)
     for seconds in (1, 4, 1, 4, 1, 4, 1, 4, 1):
         deadlines.observe("moody", float(seconds))
-    assert deadlines.deadline(["moody"]).seconds == 4.0
+    assert deadline_of(deadlines, ["moody"]).seconds == 4.0
     deadlines.forget("moody")
-    assert deadlines.deadline(["moody"]).reason is DeadlineReason.NOT_MEASURED
+    assert deadline_of(deadlines, ["moody"]).reason is DeadlineReason.NOT_MEASURED
 
 
 def test_a_node_whose_turn_it_is_gets_its_time() -> None:
@@ -120,16 +127,28 @@ def test_a_node_whose_turn_it_is_gets_its_time() -> None:
         deadlines.observe(node, 1.0)
     deadlines.observe("slow", 7.0)
     everybody = [*"abcde", "slow"]
-    assert deadlines.deadline(everybody).seconds == 2.25
-    assert deadlines.deadline(everybody, ["slow"]).seconds == 10.5, "half as much again as it usually takes"
-    assert deadlines.deadline(everybody, ["new"]).seconds == 2.25
+    assert deadline_of(deadlines, everybody).seconds == 2.25
+    assert deadline_of(deadlines, everybody, ["slow"]).seconds == 10.5, "half as much again as it usually takes"
+    assert deadline_of(deadlines, everybody, ["new"]).seconds == 2.25
+
+
+def test_a_node_with_more_work_than_before_gets_more_time() -> None:
+    deadlines = DeadlineEstimator()
+    deadlines.observe("a", 1.0, compute_seconds=0.5, samples=100)
+    assert deadlines.need("a", 100) == deadlines.need("a", 10) == 1.5
+    assert deadlines.need("a", 300) == 2.5, "computing takes thrice as long"
+    deadlines.observe("b", 1.0, compute_seconds=0.5, samples=100)
+    assert deadlines.deadline({"a": 300, "b": 300}).seconds == 2.5
+    assert deadlines.deadline({"a": 100, "b": 100}, ["a"]).seconds == 1.5
+    deadlines.observe("idle", 1.0)
+    assert deadlines.need("idle", 100) == 1.5, "nothing is known of its computing"
 
 
 def test_newcomers_get_time() -> None:
     deadlines = DeadlineEstimator()
     for node in "abc":
         deadlines.observe(node, 1.0)
-    usual = deadlines.deadline(["a", "b", "c"]).seconds
-    deadline = deadlines.deadline(["a", "b", "c", "new"])
+    usual = deadline_of(deadlines, ["a", "b", "c"]).seconds
+    deadline = deadline_of(deadlines, ["a", "b", "c", "new"])
     assert deadline.reason is DeadlineReason.NEWCOMERS
     assert deadline.seconds >= 4 * usual

@@ -1,0 +1,146 @@
+"""The choice of the optimizer of local steps, on losses that are known."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hypergpu.common.config import TrainingConfig
+from hypergpu.common.local_optimizer import LocalOptimizer
+from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerChange, OptimizerReason, OptimizerSearch
+from hypergpu.coordinator.core.adaptation.rate_search import RateChange, RateReason
+from hypergpu.coordinator.core.rounds.events import Contribution
+
+NODES = [f"n{i}" for i in range(8)]
+SGD = LocalOptimizer("sgd", 0.1)
+
+
+def search(step: float = 4.0, **training: Any) -> OptimizerSearch:
+    return OptimizerSearch(TrainingConfig(**training), step, 64.0)
+
+
+def play(
+    found: OptimizerSearch, loss_after: Callable[[LocalOptimizer], float], nodes: list[str] = NODES
+) -> RateChange | OptimizerChange | None:
+    """Run a round in which each node works with the optimizer that it was given."""
+    usual, trials = found.plan(nodes)
+    done = []
+    for node in nodes:
+        after = loss_after(trials.get(node, usual))
+        samples = 0 if node in trials else 64
+        done.append(Contribution(node, True, samples, 64, loss_before=1.0, loss_after=after, trial_failed=after >= 1.0))
+    return found.observe(done)
+
+
+def test_training_begins_with_adamw_and_nodes_try_other_rates_and_sgd() -> None:
+    found = search()
+    change = found.begin(len(NODES))
+    assert change is not None
+    assert (change.reason, change.before) == (OptimizerReason.FAIR_START, SGD)
+    assert change.after == found.optimizer == LocalOptimizer("adamw", 0.003)
+    usual, trials = found.plan(NODES)
+    assert usual == found.optimizer
+    tried = sorted(trials.values())
+    assert tried == [LocalOptimizer("adamw", rate) for rate in (0.003 / 16, 0.012, 0.012)] + [SGD]
+    assert found.begin(len(NODES)) is None, "a run begins once"
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"local_optimizer": "sgd"},
+        {"local_optimizer": "adamw", "learning_rate": 0.002},
+        {"local_steps": 1},
+        {"server_optimizer": "adam"},
+        {"server_momentum": 0.9},
+        {"partition": "dirichlet"},
+    ],
+)
+def test_what_the_user_chose_stays_and_so_does_sgd_on_unlike_data(chosen: dict[str, Any]) -> None:
+    found = search(**chosen)
+    configured = TrainingConfig(**chosen).first_optimizer
+    assert found.begin(len(NODES)) is None
+    assert found.optimizer == configured
+    assert {each.name for each in found.plan(NODES)[1].values()} == {configured.name}
+
+
+def test_too_few_nodes_to_compare_and_a_policy_without_trials_keep_sgd() -> None:
+    assert search().begin(3) is None
+    assert search(step=1.0).begin(8) is None
+    found = search()
+    assert found.begin(0) is None
+    assert found.begin(4) is not None, "a round of nobody decides nothing"
+    assert len(found.plan(NODES[:4])[1]) == 3, "one node is left that tries nothing"
+
+
+def test_sgd_is_taken_back_where_it_learns_faster_and_is_then_searched_on() -> None:
+    found = search()
+    found.begin(8)
+    before = found.optimizer
+    change = play(found, lambda tried: 0.4 if tried.name == "sgd" else 0.6)
+    assert isinstance(change, OptimizerChange)
+    assert (change.reason, change.before, change.after) == (OptimizerReason.FASTER, before, SGD)
+    assert change.figures == {
+        "decrease": pytest.approx(0.916, abs=1e-3),
+        "usual_decrease": pytest.approx(0.511, abs=1e-3),
+        "nodes": 1,
+    }
+    assert not change.ruinous
+    usual, trials = found.plan(NODES)
+    assert usual == SGD
+    assert {(each.name, each.learning_rate) for each in trials.values()} >= {("sgd", 0.4)}
+
+
+def test_updates_of_adamw_that_harmed_the_model_are_given_up() -> None:
+    found = search()
+    found.begin(8)
+    change = play(found, lambda tried: 0.9 if tried.name == "sgd" else 3.0)
+    assert isinstance(change, OptimizerChange)
+    assert change.ruinous
+
+
+def test_sgd_that_is_hardly_faster_is_tried_once_and_left() -> None:
+    found = search()
+    found.begin(8)
+    change = play(found, lambda tried: 0.59 if tried.name == "sgd" else 0.6)
+    assert change is None
+    assert "sgd" not in {each.name for each in found.plan(NODES)[1].values()}
+
+
+def test_sgd_that_was_not_measured_is_tried_again() -> None:
+    found = search()
+    found.begin(8)
+    usual, trials = found.plan(NODES)
+    silent = [Contribution(node, node not in trials, 64, 64, loss_before=1.0, loss_after=0.5) for node in NODES]
+    assert found.observe(silent) is None
+    assert SGD in found.plan(NODES)[1].values()
+    assert usual == found.optimizer
+
+
+def test_a_rate_of_adamw_that_wins_is_taken() -> None:
+    found = search()
+    found.begin(8)
+    change = play(found, lambda tried: 0.2 if tried.learning_rate > 0.01 and tried.name == "adamw" else 0.6)
+    assert isinstance(change, RateChange)
+    assert change.reason is RateReason.TRIAL_WON
+    assert found.optimizer == LocalOptimizer("adamw", 0.012)
+
+
+def test_the_rate_settles_at_the_configured_one_or_far_below_that_of_adamw() -> None:
+    found = search()
+    found.begin(8)
+    factors = []
+    while (change := found.settle()) is not None:
+        factors.append(change.after)
+    assert factors == [1.5, 0.75, 0.375, 0.1875, 0.125]
+    configured = search(local_optimizer="sgd")
+    assert configured.settle() is None
+    assert configured.optimizer == SGD
+
+
+def test_another_policy_searches_on_from_the_present_rate() -> None:
+    found = search()
+    found.begin(8)
+    found.set_step(1.0)
+    assert found.optimizer == LocalOptimizer("adamw", 0.003)
+    assert {each.name for each in found.plan(NODES)[1].values()} == {"sgd"}
