@@ -332,7 +332,7 @@ def test_what_may_change_freely(run: Path, key: str, value: Any) -> None:
         ("server_learning_rate", 0.5, "None"),
         ("server_momentum", 0.25, "0.5"),
         ("server_nesterov", True, "False"),
-        ("local_optimizer", "adamw", "'sgd'"),
+        ("local_optimizer", "adamw", "'auto'"),
         ("partition", "dirichlet", "'iid'"),
         ("dirichlet_alpha", 0.75, "0.5"),
     ],

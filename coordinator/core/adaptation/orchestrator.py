@@ -91,7 +91,6 @@ class AdaptiveOrchestrator:
         self._log = AdaptationLog(self._settings.history)
         self._overhead = 0.0
         self._rate = 0.0
-        self._optimizer = config.training.first_optimizer
         self._registered: set[str] = set()
         batch_controller.set_baseline_steps(config.training.local_steps)
 
@@ -154,8 +153,8 @@ class AdaptiveOrchestrator:
             "selected_nodes": list(plan.selected),
             "batch_sizes": plan.batch_sizes,
             "local_steps": self.batches.local_steps,
-            "learning_rate": self._optimizer.learning_rate,
-            "local_optimizer": self._optimizer.name,
+            "learning_rate": self._control.optimizer.learning_rate,
+            "local_optimizer": self._control.optimizer.name,
             "decisions": list(plan.decisions),
             "overhead_seconds": self._overhead,
         }
@@ -374,7 +373,7 @@ class AdaptiveOrchestrator:
         """Return the plan of a round of these nodes, with the learning rates that they work or try at."""
         adapts = self.policy is not AdaptationPolicy.NONE
         self._log.optimizer(self._control.begin(selected))
-        self._optimizer, trials = self._control.plan(selected)
+        trials = self._control.plan(selected)
         last = self.selector.last_selection
         probes = list(last.probes) if last is not None and selected else []
         workers = [*selected, *probes]
@@ -384,7 +383,7 @@ class AdaptiveOrchestrator:
             workers,
             self._batch_sizes(selected, probes),
             self.batches.local_steps,
-            self._optimizer,
+            self._control.optimizer,
             trials,
             server_momentum=self._control.momentum,
             close_share=self._close_share(selected) if adapts and not turns else None,

@@ -39,6 +39,8 @@ class ProgressControl:
         self.rollbacks = 0
         self.snapshot: ConfigurationSnapshot | None = None
         """Configuration of the best model so far."""
+        self.optimizer = config.training.first_optimizer
+        """Optimizer of the latest round for all nodes that tried nothing."""
         self._config = config
         self._momentum_factor = 1.0
         self._policy = policy
@@ -69,11 +71,13 @@ class ProgressControl:
         """Choose the optimizer to begin with; return the change if it is not the configured one."""
         return None if self._policy is AdaptationPolicy.NONE else self.search.begin(len(nodes))
 
-    def plan(self, nodes: Sequence[str]) -> tuple[LocalOptimizer, Mapping[str, LocalOptimizer]]:
-        """Return the optimizer of the coming round, and those of the nodes that try another one."""
+    def plan(self, nodes: Sequence[str]) -> Mapping[str, LocalOptimizer]:
+        """Set the optimizer of the coming round, and return those of the nodes that try another one."""
         if self._policy is AdaptationPolicy.NONE:
-            return self._config.training.first_optimizer, {}
-        return self.search.plan(nodes)
+            self.optimizer = self._config.training.first_optimizer
+            return {}
+        self.optimizer, trials = self.search.plan(nodes)
+        return trials
 
     def settle(self) -> RateChange | None:
         """Lower the rate if no model was better for some time; return the change.

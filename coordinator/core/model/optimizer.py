@@ -50,7 +50,7 @@ class Sgd:
         self.momentum = momentum
         """μ; it may change between steps."""
         self.restarts = False
-        """Whether velocity that points against the direction is dropped (O'Donoghue & Candès, 2015)."""
+        """True = drop velocity that points against the direction (O'Donoghue & Candès, "Adaptive restart", 2015)."""
         self._size, self._rate, self._nesterov = size, np.float32(rate), nesterov
         self._velocity: Flat | None = np.zeros(size, np.float32) if momentum else None
         self._scratch: Flat = np.empty(min(BLOCK, size) if nesterov else 0, np.float32)
