@@ -3,9 +3,9 @@
 import argparse
 import json
 import time
-from math import exp, log
+from math import exp, log, sqrt
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 from typing import Any
 
 from hypergpu.netsim_proxy.link import PROFILES, Direction, Fail, Link, LossModel
@@ -49,7 +49,11 @@ def quantile(seconds: list[float], q: float) -> float:
 
 
 def pooled_errors(errors: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return, by band of loss, connection and statistic, the error of the sum and the median error of a condition."""
+    """Return the errors by band of loss, connection and statistic.
+
+    `bias` is the geometric mean of model / measured, `median` that of the absolute error of a condition, and `noise`
+    the median standard error of the measured means: no model can be closer than about that.
+    """
     out = {}
     for band, (least, most) in BANDS.items():
         for kind in ("cold", "warm"):
@@ -59,6 +63,7 @@ def pooled_errors(errors: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
                 out[f"{band}, {kind}, {name}"] = {
                     "bias": exp(fmean(log(ratio) for ratio in ratios)) - 1,
                     "median": median(abs(ratio - 1) for ratio in ratios),
+                    "noise": median(e["standard_error"] for e in rows),
                 }
     return out
 
@@ -71,13 +76,13 @@ def transfer_errors(measured: Path, samples: int, seed: int) -> list[dict[str, A
         link = plain_profile(row["rtt_ms"], row["bandwidth_mbit"], row["loss"], queue_bytes=row["queue_bytes"])
         times = transfer_times(link, row["bytes"], samples=samples if row["loss"] else 1, seed=seed)
         for kind, seconds in (("cold", row["cold_s"]), ("warm", row["warm_s"])):
-            case = {key: row[key] for key in ("rtt_ms", "bandwidth_mbit", "loss", "bytes")}
+            case: dict[str, Any] = {key: row[key] for key in ("rtt_ms", "bandwidth_mbit", "loss", "bytes")}
             model = summarize(times[kind])
             real = {"mean": fmean(seconds), "p50": quantile(seconds, 0.5), "p90": quantile(seconds, 0.9)}
             errors = {name: model[name] / real[name] - 1 for name in STATISTICS}
-            out.append(
-                {**case, "kind": kind, "count": len(seconds), "model": model, "measured": real, "errors": errors}
-            )
+            standard_error = stdev(seconds) / sqrt(len(seconds)) / real["mean"]
+            case |= {"kind": kind, "count": len(seconds), "model": model, "measured": real, "errors": errors}
+            out.append(case | {"standard_error": standard_error})
     return out
 
 
@@ -106,9 +111,11 @@ def main() -> None:
         columns = "  ".join(f"{name} {e['model'][name]:8.3f} {e['errors'][name]:+7.1%}" for name in STATISTICS)
         condition = f"{e['rtt_ms']:5} {e['bandwidth_mbit']:6} {e['loss']:6.1%} {e['bytes']:10,}"
         print(f"{condition} {e['kind']} {e['count']:4}  {columns}")
-    print("\nbias: geometric mean of model / measured over conditions; median: of the absolute error of a condition")
+    print("\nbias: geometric mean of model / measured over conditions; median: of the absolute error of a condition;")
+    print("noise: median standard error of the measured means")
     for name, error in pooled.items():
-        print(f"{name:32} bias {error['bias']:+6.1%}  median {error['median']:5.1%}")
+        noise = f"  noise {error['noise']:5.1%}" if name.endswith("mean") else ""
+        print(f"{name:32} bias {error['bias']:+6.1%}  median {error['median']:5.1%}{noise}")
 
 
 if __name__ == "__main__":

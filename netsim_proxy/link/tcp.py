@@ -82,13 +82,22 @@ class TcpFlow:
         self._unfilled -= filled
         nbytes -= filled
         if not nbytes:  # it fits into the last packet
-            self._unfilled *= more
+            if not more:
+                self._unfilled = 0
             self._passed += filled / PACKET_BYTES * self._bottleneck.packet_seconds
             return max(now, self._passed) + one_way
         fresh = math.ceil(nbytes / SEGMENT_BYTES)
         unfilled = fresh * SEGMENT_BYTES - nbytes
         self._unfilled = unfilled if more else 0
         short = 0.0 if more else unfilled / PACKET_BYTES
+        passed = self._send_packets(now, fresh, round_trip, short, more)
+        if more:  # the rest of the last packet is not here yet
+            passed -= unfilled / PACKET_BYTES * self._bottleneck.packet_seconds
+        self._passed = passed
+        return passed + one_way
+
+    def _send_packets(self, now: float, fresh: int, round_trip: float, short: float, more: bool) -> float:
+        """Send new packets, and lost ones again; return when the last has passed the bottleneck."""
         if not self._round_trips.smoothed:
             self._round_trips.begin(round_trip)
             self._window.fill(now)
@@ -112,10 +121,7 @@ class TcpFlow:
         if not more:
             self._note_usage()
         bottleneck.busy_until = max(bottleneck.busy_until, self.busy_until)
-        if more:  # the rest of the last packet is not here yet
-            passed -= unfilled / PACKET_BYTES * bottleneck.packet_seconds
-        self._passed = passed
-        return passed + one_way
+        return passed
 
     def _end_pause(self, now: float, round_trip: float) -> None:
         """If all packets are acknowledged, end the flight and reduce the window for the idle time."""

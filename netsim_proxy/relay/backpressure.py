@@ -1,5 +1,6 @@
 """Backpressure in one direction of a link: readers wait until the link takes more."""
 
+import math
 from typing import Final, Protocol
 
 from hypergpu.netsim_proxy.link.link import Link
@@ -87,7 +88,7 @@ class Backpressure:
 
     def resume(self, now: float) -> None:
         """Release the readers that have room, and try again when the others may have it."""
-        next_room_at = float("inf")
+        next_room_at = math.inf
         for reader in tuple(self._waiting):
             room_at = self._room_at(now, reader)
             if room_at > now:
@@ -95,7 +96,7 @@ class Backpressure:
             elif not self._is_above(self._resume_bytes, reader):
                 del self._waiting[reader]
                 reader.release(self)
-        if next_room_at < float("inf") and not now < self._retry_at <= next_room_at:
+        if next_room_at < math.inf and not now < self._retry_at <= next_room_at:
             self._retry_at = next_room_at
             self._agenda.at(next_room_at, self.resume)
 

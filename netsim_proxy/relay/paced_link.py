@@ -42,7 +42,7 @@ class Reader(PausableReader, Protocol):
 
 
 _QUEUE_BYTES: Final = 1 << 20
-"""Largest queue, unless the profile has another one; also what a path of infinite bandwidth holds."""
+"""Largest queue, unless the profile has another one; also the capacity of a path of infinite bandwidth."""
 _LEAST_WINDOW_BYTES: Final = 16 << 10
 _PIECE_SECONDS: Final = 0.005
 _PIECE_BYTES: Final = (16 << 10, 256 << 10)
