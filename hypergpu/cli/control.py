@@ -97,7 +97,13 @@ async def exclude(
 
 async def policy(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="POLICY", help=f"Adaptation policy: {', '.join(AdaptationPolicy)}.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="POLICY",
+            help=f"Adaptation policy: {', '.join(AdaptationPolicy)}. proactive was measured no faster than reactive.",
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Change the adaptation policy from the next round on.
