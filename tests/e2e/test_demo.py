@@ -55,7 +55,9 @@ def test_the_demo_reaches_its_accuracy_and_leaves_nothing_behind(tmp_path: Path)
     assert summary["duration_seconds"] > 0
     profiles = [node["profile"] for node in summary["nodes"].values()]
     assert profiles == ["perfect", "good", "average", "poor", "unstable"]
-    assert all(node["rounds_contributed"] > 0 for node in summary["nodes"].values())
+    assert all(node["rounds_selected"] > 0 for node in summary["nodes"].values())
+    # The last two nodes may miss the end of each round that they are selected for, and are left out of the next ones.
+    assert all(summary["nodes"][f"node_{number}"]["rounds_contributed"] > 0 for number in range(3))
     assert all(node["retries"] >= 0 for node in summary["nodes"].values())
     require_nothing_left(tmp_path)
     assert not list((tmp_path / "state").rglob("*.json"))
