@@ -64,7 +64,7 @@ def test_what_differs_is_the_machine_alone_and_that_is_found_out(policy: str, tm
     assert found.handling_seconds == pytest.approx(0.03, abs=0.003)
     assert found.replayed.rounds == 10
     assert found.replayed.median_error < 0.01
-    assert found.simulated.error_of_median < 0.1  # its own decisions may take other local steps
+    assert found.simulated.error_of_median < 0.15  # its own decisions take other local steps, and no rollback ends them
     assert found.selection_agreement > 0.9
     assert not found.failures(Limits())
     assert found.trivial.least_time_error > 0.01 > found.replayed.median_error
