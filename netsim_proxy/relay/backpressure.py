@@ -65,8 +65,9 @@ class Backpressure:
 
     def add(self, now: float, reader: PausableReader, nbytes: int) -> None:
         """Count bytes that are on their way, and stop `reader` if the link takes no more of it."""
-        self.in_flight += nbytes
-        self._by_reader[reader] = self._by_reader.get(reader, 0) + nbytes
+        if nbytes:  # the end of a connection has no bytes
+            self.in_flight += nbytes
+            self._by_reader[reader] = self._by_reader.get(reader, 0) + nbytes
         if reader not in self._waiting and (
             self._is_above(self._full_bytes, reader) or self._room_at(now, reader) > now
         ):
@@ -82,8 +83,7 @@ class Backpressure:
 
     def forget(self, reader: PausableReader, held_bytes: int) -> None:
         """Drop a reader whose connection is closed, and `held_bytes` of it that the link still held."""
-        if held_bytes:
-            self._subtract(reader, held_bytes)
+        self._subtract(reader, held_bytes)
         self._waiting.pop(reader, None)
 
     def resume(self, now: float) -> None:
@@ -110,6 +110,8 @@ class Backpressure:
         return self.in_flight > _SHARED_BYTES or own_bytes > self._full_bytes + _LONGEST_FRAME_BYTES
 
     def _subtract(self, reader: PausableReader, nbytes: int) -> None:
+        if not nbytes:
+            return
         self.in_flight -= nbytes
         left = self._by_reader[reader] - nbytes
         if left:

@@ -15,6 +15,7 @@ class Connection(Protocol):
     """Interface of a pair of connections for a link."""
 
     number: int
+    closed: bool
 
     @property
     def readers(self) -> Sequence["Reader"]:
@@ -96,7 +97,8 @@ class PacedLink:
     ) -> None:
         """Offer a piece to the link and call `on_verdict(now, verdict, *args)` with its `Deliver` or `Fail`.
 
-        That is now or, with all later pieces of this direction, when the link is no longer blocked.
+        That is now or, with all later pieces of this direction, when the link is no longer blocked. The link holds
+        nothing of a closed connection.
         """
         held = self._held[reader.index]
         if not held:
@@ -107,6 +109,8 @@ class PacedLink:
             self._retry_at(verdict)
             if verdict.cause is Cause.HALF_OPEN:
                 return
+        if reader.pair.closed:
+            return
         held.append((reader, nbytes, link_rpc, end, on_verdict, args))
         self.begin_transit(now, reader, nbytes)
 
