@@ -17,12 +17,17 @@ _SHARE = 0.25
 """Share of the nodes that try a higher rate."""
 _MIN_NODES = 3
 """Fewest nodes of which one can try another rate; with fewer, all try it together in turn."""
+_NODES_FOR_BOTH = 6
+"""Fewest nodes of which some try a higher and another a lower rate in the same round, so that half try nothing."""
 _LOW = 1.0 / 16.0
 """Factor of the low rate that one node tries in the first round, in case that the configured one is far too high."""
 _RUIN = 0.5
 """Ratio of the usual decrease to that of the low rate below which the usual updates have harmed the model."""
 _MIN_GAIN = 1.2
-"""Ratio of the decreases for which a trial has won; a rate twice as high decreases a linear loss twice as fast."""
+"""Ratio of the decreases for which the low rate has won."""
+_GAIN_POWER = 0.25
+"""Power of the factor of a trial by which its decrease must exceed the usual one: 1.4 times for a factor of four.
+A smaller gain within a round seldom lasts: the higher rate is near the one that harms."""
 _MARGIN = 1.4
 """Factor that is kept between a trial and the lowest rate that decreased the loss less."""
 _SAFETY = 2.0
@@ -102,10 +107,11 @@ class RateSearch:
                 return self.factor, {}
             self._trial = frozenset(nodes)
             return candidate, {}
-        count = max(1, int(_SHARE * len(nodes)))
+        few = self._tries_low and not self._turn and len(nodes) < _NODES_FOR_BOTH
+        count = 0 if few else max(1, int(_SHARE * len(nodes)))
         first = self._turn % len(nodes)
         chosen = [nodes[(first + index) % len(nodes)] for index in range(count)]
-        self._turn += count
+        self._turn += max(count, 1)
         self._trial = frozenset(chosen)
         trials = dict.fromkeys(chosen, candidate)
         if self._tries_low:
@@ -119,7 +125,8 @@ class RateSearch:
         others = self._trial | self._low
         at_usual = [each for each in contributions if each.node not in others]
         usual = [gain for each in at_usual if (gain := relative_decrease(each)) is not None]
-        lowered = self._judge_low([each for each in contributions if each.node in self._low], usual)
+        low = [each for each in contributions if each.node in self._low]
+        lowered = self._judge_low(low, usual) if usual or not any(each.late for each in at_usual) else None
         if lowered is not None:
             return lowered
         failed = any(each.trial_failed for each in trial)
@@ -133,7 +140,7 @@ class RateSearch:
         gain = -math.inf if failed else fmean(gains)
         if gain <= 0:
             return self._on_failed(len(trial))
-        if reference is not None and gain < _MIN_GAIN * reference:
+        if reference is not None and gain < (self._tried / self.factor) ** _GAIN_POWER * reference:
             if gain < reference:
                 self._slower = min(self._slower, self._tried)
             self._step = math.sqrt(min(self._step, self._tried / self.factor))

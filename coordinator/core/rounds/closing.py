@@ -72,7 +72,7 @@ def shorten_deadline(
     With alike data, waiting can raise the worth of the round by the share of the missing nodes at most, so that no more
     time than that share pays. Otherwise the missing data is worth more.
     """
-    if not current.has_quorum or not current.live:
+    if not current.has_quorum or not current.live or not current.samples:  # updates of trials alone teach nothing
         return
     alike = config.partition == "iid"
     factor = max(1.0, current.awaited / len(current.contributions)) if alike else UNMEASURED_FACTOR

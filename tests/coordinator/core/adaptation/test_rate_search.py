@@ -65,6 +65,39 @@ def test_a_rate_that_is_far_too_high_is_left_in_its_first_round_and_its_updates_
     assert 0.1 < search.factor <= 0.25, "it is raised again, and stays below half of what diverged"
 
 
+def test_with_few_nodes_the_low_rate_is_tried_before_the_high_one() -> None:
+    search = RateSearch(4.0, 64.0)
+    assert play(search, limit=1000.0, nodes=NODES[:4]) is None, "the low rate has lost, and no other was tried"
+    assert search.plan(NODES[:4])[1] == {"n1": 4.0}
+
+
+def test_nodes_that_were_late_are_no_sign_that_the_rate_is_too_high() -> None:
+    search = RateSearch(4.0, 64.0)
+    _, trials = search.plan(NODES)
+    (low,) = (node for node, rate in trials.items() if rate < 1.0)
+    tried = Contribution(low, True, 0, 64, loss_before=1.0, loss_after=0.9)
+    others = [Contribution(node, False, late=True) for node in NODES if node not in trials]
+    assert search.observe([tried, *others]) is None
+    assert 1 / 16 in search.plan(NODES)[1].values(), "it is tried again"
+    failed = [Contribution(node, False) for node in NODES if node not in trials]
+    (low,) = (node for node, rate in search.plan(NODES)[1].items() if rate < 1.0)
+    change = search.observe([Contribution(low, True, 0, 64, loss_before=1.0, loss_after=0.9), *failed])
+    assert change is not None
+    assert change.reason is RateReason.TOO_HIGH, "where none could finish, it is"
+
+
+@pytest.mark.parametrize(("gain", "won"), [(0.27, False), (0.30, True)])
+def test_a_rate_four_times_as_high_must_gain_over_four_tenths(gain: float, won: bool) -> None:
+    search = RateSearch(4.0, 64.0)
+    factor, trials = search.plan(NODES)
+    gains = {factor: 0.20, factor / 16: 0.02, factor * 4: gain}
+    done = [
+        Contribution(n, True, 64, 64, loss_before=1.0, loss_after=1.0 - gains[trials.get(n, factor)]) for n in NODES
+    ]
+    change = search.observe(done)
+    assert (change is not None) is won
+
+
 def test_a_low_rate_that_is_a_little_better_ruins_nothing() -> None:
     search = RateSearch(4.0, 64.0)
     factor, trials = search.plan(NODES)

@@ -640,6 +640,15 @@ def test_the_first_deadline_is_generous_until_a_quorum_shows_how_long_it_takes()
     assert d.machine.deadline_at == pytest.approx(1.2 * 5 / 4)
 
 
+def test_a_first_round_does_not_close_with_updates_of_trials_alone() -> None:
+    d = Driver(min_nodes=2, quorum=0.5, adaptation=Trying())
+    d.join("a", "b")
+    d.ask("a", "b")
+    d.now = 1.0
+    d.send(ev.UpdateArrived("a", 1, 1, 16, 1.0, 0.1, loss_before=1.0, loss_after=0.5))
+    assert d.machine.deadline_at == 600.0
+
+
 def test_data_that_only_the_missing_nodes_have_is_worth_more_time() -> None:
     d = Driver(min_nodes=5, partition="dirichlet")
     d.join(*"abcde")
