@@ -328,7 +328,7 @@ class Engine:
         stepped = False
         try:
             with self.metrics.step_seconds.time():
-                good = await self._run(self.model.step, closed.server_momentum)
+                good = await self._run(self.model.step, closed.server_momentum, closed.learning_rate)
             stepped = True
             if not good:
                 text = f"skipped the step of round {closed.round}: the result is not finite"

@@ -188,8 +188,11 @@ class ConvergenceBackend:
         """Forget the updates of an abandoned round."""
         self._weight = self._batches = self._steps = 0.0
 
-    def step(self, momentum: float | None = None) -> bool:
-        """Advance along the curve by the accepted samples, and by momentum as far as the last rounds went."""
+    def step(self, momentum: float | None = None, learning_rate: float | None = None) -> bool:
+        """Advance along the curve by the accepted samples, and by momentum as far as the last rounds went.
+
+        The learning rate changes nothing here: `train` has counted full steps at the rate of each order.
+        """
         if self._weight:
             mean_steps = self._steps / self._weight  # updates weigh by their samples
             fresh = self._model.progress(mean_steps, self._batches, self._model.learning_rate)

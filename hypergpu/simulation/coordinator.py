@@ -229,7 +229,7 @@ class SimulatedCoordinator:
 
     def _close_round(self, closed: ev.CloseRound) -> None:
         self._watch_stragglers()
-        if not self._learning.step(closed.server_momentum):
+        if not self._learning.step(closed.server_momentum, closed.learning_rate):
             text = f"skipped the step of round {closed.round}: the result is not finite"
             self._recorder.event(ev.RunEvent("step_skipped", closed.round, text), self._time.now)
         self._time.at(self._time.now + self._evaluation_seconds, self._evaluate, closed)

@@ -77,9 +77,9 @@ class GradientBackend:
         """Forget the updates of an abandoned round."""
         self._model.discard()
 
-    def step(self, momentum: float | None = None) -> bool:
+    def step(self, momentum: float | None = None, learning_rate: float | None = None) -> bool:
         """Take the server's step on the mean."""
-        return self._model.step(momentum)
+        return self._model.step(momentum, learning_rate)
 
     def keep(self) -> None:
         """Keep the present parameters."""

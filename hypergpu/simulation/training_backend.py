@@ -71,8 +71,13 @@ class TrainingBackend(Protocol):
         """Forget the round's mean."""
         ...
 
-    def step(self, momentum: float | None = None) -> bool:
-        """Return the server's step on the mean; False if it was left out because it would not be finite."""
+    def step(self, momentum: float | None = None, learning_rate: float | None = None) -> bool:
+        """Take the server's step on the mean; return False if it was skipped because the result is not finite.
+
+        Args:
+            momentum: Momentum from this step on; None leaves it.
+            learning_rate: Learning rate from this step on if nodes send gradients; None leaves it.
+        """
         ...
 
     def keep(self) -> None:

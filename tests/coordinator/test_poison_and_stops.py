@@ -94,6 +94,26 @@ async def test_a_run_that_diverges_for_good_ends_with_the_last_good_model_and_a_
         np.testing.assert_allclose(content, good.parameters + 1, rtol=1e-6)
 
 
+async def test_after_a_rollback_gradients_are_applied_at_the_lower_rate(tmp_path: Path) -> None:
+    training = {"rounds": 3, "local_steps": 1, "learning_rate": 0.5}
+    async with running(tmp_path, training=training, orchestrator={"policy": "reactive"}) as run:
+        a = run.node("a")
+        await a.register()
+        first = await a.work()
+        assert await a.push(first, ONE) == pb.PushUpdateReply.ACCEPTED
+        good = await a.work()
+        np.testing.assert_allclose(good.parameters, first.parameters - 0.5, rtol=1e-6)
+        assert await a.push(good, 20 * np.sign(POISON)) == pb.PushUpdateReply.ACCEPTED
+        again = await a.work()
+        np.testing.assert_array_equal(again.parameters, good.parameters)
+        assert (good.order.learning_rate, again.order.learning_rate) == (0.5, 0.25)
+        await a.push(again, ONE)
+        assert await asyncio.wait_for(run.done, 30) == 0
+    tensors = load_file(tmp_path / "model.safetensors")
+    last = np.concatenate([tensors[name].ravel() for name in ("weight", "bias")])
+    np.testing.assert_allclose(last, good.parameters - 0.25, rtol=1e-6)
+
+
 class Gate:
     """Holds up a call on the compute thread until it is let go."""
 
@@ -118,9 +138,9 @@ def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gat
     if request.param == "step":
         step = GlobalModel.step
 
-        def held_step(self: GlobalModel, momentum: float | None = None) -> bool:
+        def held_step(self: GlobalModel, *rates: float | None) -> bool:
             counted()
-            return step(self, momentum)
+            return step(self, *rates)
 
         monkeypatch.setattr(GlobalModel, "step", held_step)
     else:

@@ -53,7 +53,7 @@ class ProgressControl:
 
     @property
     def _rate_step(self) -> float:
-        several_steps = self._config.training.local_steps > 1  # a single step has no rate of its own
+        several_steps = self._config.training.local_steps > 1  # with one, no node takes a step that could try a rate
         return PARAMETERS[self._policy].rate_step if several_steps else 1.0
 
     @property

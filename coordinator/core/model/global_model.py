@@ -40,11 +40,13 @@ class GlobalModel:
         """Remove the updates that were added since the last step."""
         self._mean.reset()
 
-    def step(self, momentum: float | None = None) -> bool:
+    def step(self, momentum: float | None = None, learning_rate: float | None = None) -> bool:
         """Apply the mean of the updates.
 
         Args:
             momentum: Momentum of SGD from this step on; None leaves it, and Adam has its own.
+            learning_rate: Learning rate from this step on if the updates are gradients; None leaves it. Changes were
+                made at the nodes' learning rate, and the server's step has its own.
 
         Returns:
             False if the result is not finite: the values stay unchanged and the optimizer restarts.
@@ -57,6 +59,8 @@ class GlobalModel:
         direction = mean[: self._parameter_count]
         if self._config.local_steps == 1:
             np.negative(direction, out=direction)
+            if learning_rate is not None:
+                self._optimizer.rate = learning_rate
         if momentum is not None and isinstance(self._optimizer, Sgd):
             self._optimizer.momentum = momentum
             self._optimizer.restarts = True

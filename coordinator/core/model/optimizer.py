@@ -16,7 +16,13 @@ from hypergpu.coordinator.core.model.aggregation import BLOCK, is_finite
 
 
 class Optimizer(Protocol):
-    """Interface of an optimizer: steps along a descent direction."""
+    """Interface of an optimizer: steps along a descent direction.
+
+    Attributes:
+        rate: Learning rate; it may change between steps.
+    """
+
+    rate: float
 
     def step(self, parameters: Flat, direction: Flat) -> None:
         """Change `parameters` in place; `direction` (same shape) may be overwritten."""
@@ -51,13 +57,14 @@ class Sgd:
         """μ; it may change between steps."""
         self.restarts = False
         """True = drop velocity that points against the direction (O'Donoghue & Candès, "Adaptive restart", 2015)."""
-        self._size, self._rate, self._nesterov = size, np.float32(rate), nesterov
+        self.rate = rate
+        self._size, self._nesterov = size, nesterov
         self._velocity: Flat | None = np.zeros(size, np.float32) if momentum else None
         self._scratch: Flat = np.empty(min(BLOCK, size) if nesterov else 0, np.float32)
 
     def step(self, parameters: Flat, direction: Flat) -> None:
         """See `Optimizer.step`."""
-        momentum = np.float32(self.momentum)
+        rate, momentum = np.float32(self.rate), np.float32(self.momentum)
         if self._velocity is None and momentum:
             self._velocity = np.zeros(self._size, np.float32)
         if self.restarts and self._velocity is not None and float(np.dot(self._velocity, direction)) < 0.0:
@@ -73,7 +80,7 @@ class Sgd:
                     move += np.multiply(velocity, momentum, out=self._scratch[: len(move)])
                 else:
                     np.copyto(move, velocity)
-            move *= self._rate
+            move *= rate
             parameters[piece] += move
 
     def state(self) -> Mapping[str, Flat]:
@@ -93,7 +100,8 @@ class Adam:
     """Adam with bias correction (Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015)."""
 
     def __init__(self, size: int, rate: float, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
-        self._rate, self._beta1, self._beta2, self._epsilon = rate, beta1, beta2, np.float32(epsilon)
+        self.rate = rate
+        self._beta1, self._beta2, self._epsilon = beta1, beta2, np.float32(epsilon)
         self._mean: Flat = np.zeros(size, np.float32)
         self._square: Flat = np.zeros(size, np.float32)
         self._scratch: Flat = np.empty(min(BLOCK, size), np.float32)
@@ -102,7 +110,7 @@ class Adam:
     def step(self, parameters: Flat, direction: Flat) -> None:
         """See `Optimizer.step`."""
         self._steps += 1
-        rate = np.float32(self._rate / (1.0 - self._beta1**self._steps))
+        rate = np.float32(self.rate / (1.0 - self._beta1**self._steps))
         correction = np.float32(1.0 / (1.0 - self._beta2**self._steps))
         for start in range(0, len(parameters), BLOCK):
             piece = slice(start, start + BLOCK)

@@ -299,6 +299,7 @@ class CloseRound:
     """Momentum of the step; None = as configured."""
     local_steps: int = 1
     learning_rate: float = 0.0
+    """Rate of the local steps; where nodes send gradients (one local step), of the server's step."""
     local_optimizer: str = "sgd"
 
 

@@ -106,6 +106,24 @@ def test_changes_are_added_and_gradients_are_descended_while_state_is_always_add
     np.testing.assert_allclose(descended.values, [-0.05, 0.95, 1.95, 2.95, 4.5, 5.5], rtol=1e-6)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_gradients_are_applied_at_the_rate_of_the_step_and_changes_at_that_of_the_server(optimizer: str) -> None:
+    def moves(rates: list[float | None], **training: object) -> list[float]:
+        m = model(server_optimizer=optimizer, **training)
+        found = []
+        for rate in rates:
+            before = m.values.copy()
+            m.add(np.ones(6, np.float32), 1)
+            assert m.step(learning_rate=rate)
+            found.append(float((m.values - before)[0]))
+        return found
+
+    gradients = moves([None, 0.05, None, 0.2], local_steps=1, learning_rate=0.1)
+    assert gradients == pytest.approx([-0.1, -0.05, -0.05, -0.2], rel=1e-4)
+    changes = moves([None, 0.05], server_learning_rate=0.5)
+    assert changes == pytest.approx([0.5, 0.5], rel=2e-3)
+
+
 def test_a_step_that_overflows_is_left_out_and_does_not_poison_the_next() -> None:
     m = model(server_momentum=0.9)
     huge = np.full(6, 3e38, np.float32)

@@ -275,8 +275,8 @@ class ScriptedLearning:
 
     def discard(self) -> None: ...
 
-    def step(self, momentum: float | None = None) -> bool:
-        del momentum
+    def step(self, momentum: float | None = None, learning_rate: float | None = None) -> bool:
+        del momentum, learning_rate
         return True
 
     def keep(self) -> None: ...

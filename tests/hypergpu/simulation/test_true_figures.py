@@ -244,10 +244,11 @@ def test_enough_decisions_of_every_kind_are_checked() -> None:
 
 
 @pytest.mark.parametrize("rate", [3.0, 5.0, 7.0, 10.0])
-def test_a_rollback_tells_the_loss_that_rose_and_the_best_one(rate: float) -> None:
+def test_rollbacks_tell_the_loss_that_rose_and_lower_the_rate_until_it_falls(rate: float) -> None:
     group = {"id": "n", "count": 4, "gpu": "T4", "profile": "perfect"}
     config = {"training": {"learning_rate": rate, "local_steps": 1}}
     tree = {"name": "diverging", "task": "digits", "rounds": 14, "nodes": [group], "config": config}
     found = records(Scenario.model_validate(tree))
-    assert len([*found.of("rollback", "loss_rose")]) >= 10
+    assert 3 <= len([*found.of("rollback", "loss_rose")]) <= 6
     assert list(wrong_judgements(found)) == []
+    assert found.rounds[14]["loss"] < 3, "about that of the first model; the first step made it more than 400"
