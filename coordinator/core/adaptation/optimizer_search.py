@@ -94,7 +94,7 @@ class OptimizerSearch:
         factor, rates = self.rates.plan(nodes)
         trials = {node: self._at(tried) for node, tried in rates.items()}
         self._rival_nodes = frozenset()
-        if self._rival is not None:
+        if self._rival is not None and len(nodes) >= _LEAST_NODES:  # of two nodes, one says little of the other
             free = [node for node in nodes if node not in trials]
             self._rival_nodes = frozenset(free[-max(1, int(_SHARE * len(nodes))) :] if len(free) > 1 else ())
             trials |= dict.fromkeys(self._rival_nodes, self._rival)

@@ -113,6 +113,7 @@ def test_sgd_that_was_not_measured_is_tried_again() -> None:
     usual, trials = found.plan(NODES)
     silent = [Contribution(node, node not in trials, 64, 64, loss_before=1.0, loss_after=0.5) for node in NODES]
     assert found.observe(silent) is None
+    assert SGD not in found.plan(NODES[:3])[1].values(), "not with too few nodes to compare it"
     assert SGD in found.plan(NODES)[1].values()
     assert usual == found.optimizer
 
