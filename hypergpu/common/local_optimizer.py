@@ -1,8 +1,9 @@
 """Optimizer of a node's local steps."""
 
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
-LOCAL_OPTIMIZERS = ("sgd", "adamw")
+LocalOptimizerName = Literal["sgd", "adamw"]
+LOCAL_OPTIMIZERS: Final[tuple[LocalOptimizerName, ...]] = get_args(LocalOptimizerName)
 """Names of the optimizers that a node has."""
 
 
@@ -12,3 +13,7 @@ class LocalOptimizer(NamedTuple):
     name: str
     """One of `LOCAL_OPTIMIZERS`."""
     learning_rate: float
+
+
+ADAMW: Final = LocalOptimizer("adamw", 0.001)
+"""AdamW with its default rate (Loshchilov & Hutter, ICLR 2019)."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 from hypergpu.common.config import ConfigSection, TrainingConfig
 from hypergpu.common.config.loading import parse
 from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.common.local_optimizer import ADAMW
 from hypergpu.common.strategies import AdaptationPolicy, BatchSizeStrategy, SelectionStrategy
 from hypergpu.simulation.scenario import Scenario
 
@@ -17,8 +18,6 @@ BASELINE: Final = str(AdaptationPolicy.NONE)
 _POLICIES: Final = [str(policy) for policy in AdaptationPolicy]
 _BATCH_STRATEGIES: Final = [str(strategy) for strategy in BatchSizeStrategy]
 _SELECTION_STRATEGIES: Final = [str(strategy) for strategy in SelectionStrategy]
-_ADAMW_RATE: Final = 0.001
-"""Learning rate of AdamW where the scenario's own is one of SGD: the default of Loshchilov & Hutter, ICLR 2019."""
 _SGD: Final = {
     "local_optimizer": "sgd",
     "server_optimizer": "sgd",
@@ -71,7 +70,7 @@ class Static:
         after = update.get("local_optimizer", before)
         rate = training.learning_rate
         if before != after:
-            rate = _ADAMW_RATE if after == "adamw" else TrainingConfig().learning_rate
+            rate = ADAMW.learning_rate if after == ADAMW.name else TrainingConfig().learning_rate
         update["learning_rate"] = rate * self.rate
         if self.local_steps is not None:
             update["local_steps"] = self.local_steps

@@ -12,18 +12,16 @@ from enum import StrEnum
 from statistics import fmean
 
 from hypergpu.common.config import TrainingConfig
-from hypergpu.common.local_optimizer import LocalOptimizer
-from hypergpu.coordinator.core.adaptation.rate_search import RateChange, RateSearch, relative_decrease
+from hypergpu.common.local_optimizer import ADAMW, LocalOptimizer
+from hypergpu.coordinator.core.adaptation.rate_search import RateChange, RateSearch, relative_decreases
 from hypergpu.coordinator.core.rounds.events import Contribution
 
-ADAMW = LocalOptimizer("adamw", 0.001)
-"""AdamW with its default rate (Loshchilov & Hutter, ICLR 2019)."""
 _FIRST_FACTOR = 3.0
-"""Factor of that rate to begin with. Nodes try factors from 0.2 to 12 around it in the first round."""
+"""Factor of the default rate of AdamW to begin with. Nodes try factors from 0.2 to 12 around it in the first round."""
 _LEAST_FACTOR = 0.125
 """Least factor of that rate once the loss has stalled."""
 _LEAST_NODES = 4
-"""Fewest nodes to begin with AdamW: one each for it, for a higher and a lower rate, and for SGD."""
+"""Fewest nodes to begin with AdamW: one tries a lower rate and one SGD, and half try nothing."""
 _SHARE = 0.125
 """Share of the nodes that try SGD in the first round."""
 _MIN_GAIN = 1.2
@@ -129,12 +127,10 @@ def _may_choose(training: TrainingConfig) -> bool:
 
     With unlike data they do not: a node's loss falls fastest where its update suits no other node.
     """
-    server_chosen = training.server_optimizer != "sgd" or training.server_momentum > 0
-    open_choice = training.local_optimizer == "auto" and training.local_steps > 1 and not server_chosen
+    open_choice = training.local_optimizer == "auto" and training.local_steps > 1 and not training.server_is_chosen
     return open_choice and training.partition == "iid"
 
 
 def _decreases(contributions: Iterable[Contribution]) -> list[float]:
     """Return the decreases of the logarithm of the loss of the first batches, where they were measured."""
-    gains = [gain for each in contributions if (gain := relative_decrease(each)) is not None]
-    return [-math.log(max(1.0 - gain, 1e-9)) for gain in gains]
+    return [-math.log(max(1.0 - gain, 1e-9)) for gain in relative_decreases(contributions)]

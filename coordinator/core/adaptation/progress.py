@@ -79,9 +79,8 @@ class ModelProgress:
         losses = [each.loss_before for each in report.contributions if each.success and each.loss_before]
         before = fmean(losses) if losses else None
         found = self._training.observe(report.round - 1, before) if before is not None else None
-        if (
-            report.evaluated
-        ):  # the held-out loss is of the model after this round, and of more samples than a few batches
+        if report.evaluated:
+            # The held-out loss is of the model after this round, and of more samples than a few batches.
             found = self._held_out.observe(report.round, report.loss)
             self.decrease = _decrease(self._last if self._last is not None else before, report.loss)
             self._last = report.loss

@@ -60,8 +60,7 @@ class ProgressControl:
     def momentum(self) -> float | None:
         """Momentum of the server's step; None where the user has chosen the optimizer, or nodes send gradients."""
         training = self._config.training
-        chosen = training.server_optimizer != "sgd" or training.server_momentum > 0
-        if chosen or training.local_steps == 1 or self._policy is AdaptationPolicy.NONE:
+        if training.server_is_chosen or training.local_steps == 1 or self._policy is AdaptationPolicy.NONE:
             return None
         adamw = self.search.optimizer.name == "adamw"
         factor = self._momentum_factor * (_ADAMW_MOMENTUM if adamw else 1.0)

@@ -6,7 +6,7 @@ and not applied, since a rate that is far too high ruins a model in one step.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
@@ -124,13 +124,13 @@ class RateSearch:
         trial = [each for each in contributions if each.node in self._trial]
         others = self._trial | self._low
         at_usual = [each for each in contributions if each.node not in others]
-        usual = [gain for each in at_usual if (gain := relative_decrease(each)) is not None]
+        usual = relative_decreases(at_usual)
         low = [each for each in contributions if each.node in self._low]
         lowered = self._judge_low(low, usual) if usual or not any(each.late for each in at_usual) else None
         if lowered is not None:
             return lowered
         failed = any(each.trial_failed for each in trial)
-        gains = [gain for each in trial if (gain := relative_decrease(each)) is not None]
+        gains = relative_decreases(trial)
         reference = fmean(usual) if usual else self._last_gain
         if not self._trial:
             self._last_gain = reference
@@ -151,7 +151,7 @@ class RateSearch:
 
     def _judge_low(self, low: Sequence[Contribution], usual: Sequence[float]) -> RateChange | None:
         """Take the low rate if it decreased the loss clearly faster than the present one, or if no other node could."""
-        gains = [gain for each in low if (gain := relative_decrease(each)) is not None]
+        gains = relative_decreases(low)
         if not gains:
             return None
         self._tries_low = False
@@ -194,8 +194,12 @@ class RateSearch:
         return RateChange(reason, before, after, figures, ruinous)
 
 
-def relative_decrease(contribution: Contribution) -> float | None:
-    """Return the relative decrease of the loss of a node's first batch; None if it was not measured."""
+def relative_decreases(contributions: Iterable[Contribution]) -> list[float]:
+    """Return the relative decreases of the loss of the nodes' first batches, where they were measured."""
+    return [gain for each in contributions if (gain := _relative_decrease(each)) is not None]
+
+
+def _relative_decrease(contribution: Contribution) -> float | None:
     before, after = contribution.loss_before, contribution.loss_after
     if not contribution.success or after is None or not before > 0:
         return None

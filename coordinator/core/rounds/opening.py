@@ -160,7 +160,7 @@ def open_round(
         quorum=config.quorum,
         close_share=close_share,
         server_momentum=plan.server_momentum,
-        optimizer=config.first_optimizer if plan.optimizer is None else plan.optimizer,
+        optimizer=plan.optimizer or config.first_optimizer,
         local_steps=_local_steps(plan, config),
     )
     state.phase = OPEN
@@ -211,7 +211,7 @@ def _plan_units(
     """Plan a work unit for each node: what the adaptation chose, else the configuration, within what is possible."""
     units = []
     steps = _local_steps(plan, config)
-    optimizer = config.first_optimizer if plan.optimizer is None else plan.optimizer
+    optimizer = plan.optimizer or config.first_optimizer
     for node, shard in shards.items():
         member = members.connected[node]
         batch = max(1, plan.batch_sizes.get(node, config.batch_size))

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Bytes, BytesOrZero, Count, CountOrZero, Seed
-from hypergpu.common.local_optimizer import LocalOptimizer
+from hypergpu.common.local_optimizer import LocalOptimizer, LocalOptimizerName
 
 
 class TrainingConfig(ConfigSection):
@@ -24,10 +24,11 @@ class TrainingConfig(ConfigSection):
     """Samples per local step, unless adaptation chooses another size."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     """Learning rate of a node's local optimizer, or of the server's optimizer with one local step."""
-    local_optimizer: Literal["auto", "sgd", "adamw"] = "auto"
-    """Optimizer of a node's local steps: `auto` is SGD, until the adaptation has measured that AdamW learns faster.
-    AdamW begins each work unit without state: nodes keep nothing between rounds. It needs more than one local step, and
-    a far smaller `learning_rate` than SGD, about 0.001."""
+    local_optimizer: Literal["auto", LocalOptimizerName] = "auto"
+    """Optimizer of a node's local steps. With `auto`, `learning_rate` is that of SGD. The adaptation begins with AdamW
+    where a few nodes can try SGD beside it, and takes the faster one; the policy `none` keeps SGD. AdamW begins each
+    work unit without state: nodes keep nothing between rounds. It needs more than one local step, and a far smaller
+    `learning_rate` than SGD, about 0.001."""
     server_optimizer: Literal["sgd", "adam"] = "sgd"
     """Optimizer that applies the mean update (Reddi et al., "Adaptive federated optimization", ICLR 2021)."""
     server_learning_rate: Annotated[float, Field(gt=0)] | None = None
@@ -70,6 +71,11 @@ class TrainingConfig(ConfigSection):
     def first_optimizer(self) -> LocalOptimizer:
         """Optimizer of the local steps that `learning_rate` is meant for."""
         return LocalOptimizer("sgd" if self.local_optimizer == "auto" else self.local_optimizer, self.learning_rate)
+
+    @property
+    def server_is_chosen(self) -> bool:
+        """True if the user has chosen an optimizer of the server, or its momentum."""
+        return self.server_optimizer != "sgd" or self.server_momentum > 0
 
     def is_last(self, round_number: int) -> bool:
         """Return whether the run ends with this round."""
