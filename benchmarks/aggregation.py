@@ -42,7 +42,7 @@ def main() -> None:
         mean.take()
 
     def receive() -> None:
-        assembler = Assembler(buffer.nbytes, buffer)
+        assembler = Assembler(buffer.view(np.uint8))
         for part in parts:
             assembler.add(part)
 

@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import structlog
 
 from hypergpu.common.background import Background
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StorageError
 from hypergpu.common.metric import finite
-from hypergpu.common.tensors import Flat, chunks
+from hypergpu.common.tensors import Flat, Payload, chunks
 from hypergpu.common.wire import encode_part
 from hypergpu.coordinator.core.model.aggregation import norm
 from hypergpu.coordinator.core.model.global_model import GlobalModel
@@ -26,7 +27,7 @@ from hypergpu.coordinator.event_broadcaster import EventBroadcaster
 from hypergpu.coordinator.health import Part
 from hypergpu.coordinator.records import Records
 from hypergpu.coordinator.run_records import RunEvent, node_row, outcome, round_row
-from hypergpu.coordinator.uploads import Uploads
+from hypergpu.coordinator.uploads import Upload, Uploads
 
 log = structlog.get_logger()
 
@@ -220,11 +221,11 @@ class Engine:
         """Return whether the parameters of this round are still needed."""
         return self._broadcast is not None and self._broadcast.round == round_number
 
-    async def norm(self, update: Flat) -> float:
+    async def norm(self, payload: Payload) -> float:
         """Compute the Euclidean norm of an update on a thread; it is not finite if the update is not."""
-        return await asyncio.get_running_loop().run_in_executor(None, norm, update)
+        return await asyncio.get_running_loop().run_in_executor(None, norm, payload.view(np.float32))
 
-    def accept_update(self, event: ev.UpdateArrived, update: Flat) -> ev.UpdateReply:
+    def accept_update(self, event: ev.UpdateArrived, upload: Upload) -> ev.UpdateReply:
         """Answer a complete update. Its buffer returns to `uploads` when it is no longer needed.
 
         Raises:
@@ -234,14 +235,14 @@ class Engine:
         try:
             reply, effects = self._decide(Update(event), self.session.handle)
         except Exception:
-            self.uploads.recycle(update)
+            self.uploads.recycle(upload)
             raise
         if isinstance(reply, ev.UpdateReply) and reply.status is ev.UpdateStatus.ACCEPTED and reply.weight:
             # Queue this before the effects: a step that they start must run after it on the compute thread.
-            added = self._run_watched("adding an update", self.model.add, update, reply.weight)
-            added.add_done_callback(lambda _: self.uploads.recycle(update))
+            added = self._run_watched("adding an update", self.model.add, upload.payload.view(np.float32), reply.weight)
+            added.add_done_callback(lambda _: self.uploads.recycle(upload))
         else:
-            self.uploads.recycle(update)
+            self.uploads.recycle(upload)
         self._carry_out_all(effects)
         if isinstance(reply, HyperGPUError):
             raise reply

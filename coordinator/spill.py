@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from hypergpu.common.errors import StorageError
-from hypergpu.common.tensors import Flat
+from hypergpu.common.tensors import Payload
 
 
-def spilled_buffer(directory: Path, total_bytes: int) -> Flat:
+def spilled_buffer(directory: Path, total_bytes: int) -> Payload:
     """Return a buffer backed by an unnamed file, which disappears with the buffer or the process.
 
     All of its blocks are reserved here, so that a full disk is reported as an error: a write to a page without a block
@@ -27,4 +27,4 @@ def spilled_buffer(directory: Path, total_bytes: int) -> Flat:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise StorageError(f"cannot keep an upload of {total_bytes:,} bytes in {directory}: {reason}") from error
-    return np.frombuffer(mapped, np.float32)
+    return np.frombuffer(mapped, np.uint8)

@@ -244,10 +244,10 @@ class TrainingService:
 
     async def _finish_upload(self, event: ev.UpdateArrived, upload: Upload) -> pb.PushUpdateReply:
         engine = self._engine
-        update = engine.uploads.detach(upload)
-        norm = await engine.norm(update)
+        engine.uploads.detach(upload)
+        norm = await engine.norm(upload.payload)
         try:
-            return _to_proto(engine.accept_update(dataclasses.replace(event, norm=norm), update))
+            return _to_proto(engine.accept_update(dataclasses.replace(event, norm=norm), upload))
         except NonFiniteUpdate as error:
             engine.metrics.rejected.labels(type(error).__name__).inc()
             raise

@@ -17,7 +17,7 @@ import structlog
 
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.errors import StaleWork, StorageError, Unavailable
-from hypergpu.common.tensors import Assembler, Flat
+from hypergpu.common.tensors import Assembler, Payload
 from hypergpu.coordinator.health import ReportState
 
 log = structlog.get_logger()
@@ -44,6 +44,8 @@ class Upload:
     node: str
     work: WorkKey
     assembler: Assembler
+    buffer: Payload
+    """Buffer whose beginning receives the payload."""
     opened_at: float = 0.0
     """Time at which the present stream began."""
     opened_offset: int = 0
@@ -54,6 +56,11 @@ class Upload:
     """True if the upload was evicted in favour of another one."""
     _seen: tuple[int, float] = (-1, 0.0)
     """Number of bytes at the last check, and the time since when it has not changed."""
+
+    @property
+    def payload(self) -> Payload:
+        """Bytes of the update; those before `assembler.next_offset` have arrived."""
+        return self.assembler.payload
 
     def begin_stream(self, stream: object, now: float) -> None:
         """Make a stream the sender of the upload."""
@@ -66,7 +73,7 @@ class Upload:
         held, seconds = self.assembler.next_offset, now - self.opened_at
         if held != self._seen[0]:
             self._seen = (held, now)
-        received, missing = held - self.opened_offset, self.assembler.flat.nbytes - held
+        received, missing = held - self.opened_offset, self.payload.nbytes - held
         if not missing or seconds < LEAST_MEASURED_SECONDS:
             return 0.0
         if not received or now - self._seen[1] > STALLED_SECONDS:
@@ -78,7 +85,7 @@ class Upload:
 class Disk:
     """Factory and limits of buffers on the disk."""
 
-    make: Callable[[int], Flat]
+    make: Callable[[int], Payload]
     """Function that makes a buffer of this many bytes on a worker thread, and raises StorageError if it cannot."""
     limit_bytes: int
     """Limit of the total size of all buffers on the disk."""
@@ -93,7 +100,7 @@ class Uploads:
     upload keeps its buffer until another upload needs it.
 
     Args:
-        total_bytes: Size of an update.
+        total_bytes: Size of the largest payload.
         memory_bytes: Limit of the buffers in memory; two are always allowed.
         disk: Buffers beyond that limit; None allows none.
         deadline: Returns the end of the running round by `clock`; None while no round runs.
@@ -110,7 +117,7 @@ class Uploads:
     ) -> None:
         self.deadline = deadline
         self._total_bytes = total_bytes
-        self._free: list[Flat] = []
+        self._free: list[Payload] = []
         self._spare = max(2, min(MOST_IN_MEMORY, memory_bytes // max(1, total_bytes)))
         self._disk = disk
         self._disk_spare = min(MOST_ON_DISK, disk.limit_bytes // max(1, total_bytes)) if disk is not None else 0
@@ -127,8 +134,15 @@ class Uploads:
         upload = self._held.get(node)
         return upload.assembler.next_offset if upload is not None and upload.work == work else 0
 
-    async def open(self, node: str, work: WorkKey, stream: object) -> Upload:
-        """Begin or resume an upload. It is taken from an older stream of the same node."""
+    async def open(self, node: str, work: WorkKey, stream: object, payload_bytes: int | None = None) -> Upload:
+        """Begin or resume an upload. It is taken from an older stream of the same node.
+
+        Args:
+            node: Sender.
+            work: Work unit of the update.
+            stream: Stream that sends it.
+            payload_bytes: Size of the payload; by default `total_bytes`, and never more.
+        """
         upload = self._held.get(node)
         if upload is not None and upload.work == work:
             upload.begin_stream(stream, self._clock())
@@ -139,7 +153,7 @@ class Uploads:
         former = self._held.get(node)  # another stream of the node may have opened it in the meantime
         if former is not None:
             self.close(former)
-        upload = self._held[node] = Upload(node, work, Assembler(self._total_bytes, buffer))
+        upload = self._held[node] = Upload(node, work, Assembler(buffer[:payload_bytes]), buffer)
         upload.begin_stream(stream, self._clock())
         return upload
 
@@ -161,17 +175,16 @@ class Uploads:
             upload.stream = None
             self._wake()
 
-    def detach(self, upload: Upload) -> Flat:
-        """Remove a complete upload and return its buffer; the caller returns the buffer with `recycle`."""
+    def detach(self, upload: Upload) -> None:
+        """Remove a complete upload; the caller returns its buffer with `recycle`."""
         if self._held.get(upload.node) is upload:
             del self._held[upload.node]
-        return upload.assembler.flat
 
     def close(self, upload: Upload) -> None:
         """Discard an upload."""
         if self._held.get(upload.node) is upload:
             del self._held[upload.node]
-            self.recycle(upload.assembler.flat)
+            self.recycle(upload)
 
     def begin_round(self, number: int) -> None:
         """Discard uploads of earlier rounds and uploads without a stream; neither will be resumed."""
@@ -179,8 +192,9 @@ class Uploads:
         for upload in [u for u in self._held.values() if u.stream is None or u.work[0] != number]:
             self.close(upload)
 
-    def recycle(self, buffer: Flat) -> None:
-        """Release a buffer for other uploads; the space of a buffer on the disk becomes available again."""
+    def recycle(self, upload: Upload) -> None:
+        """Release the buffer of an upload for others; the space of a buffer on the disk becomes available again."""
+        buffer = upload.buffer
         if id(buffer) in self._on_disk:
             self._on_disk.discard(id(buffer))
             self._disk_spare += 1
@@ -190,21 +204,21 @@ class Uploads:
 
     # ------------------------------------------------------------ buffers
 
-    async def _buffer(self, node: str) -> Flat:
+    async def _buffer(self, node: str) -> Payload:
         """Return a buffer, waiting until one is free."""
         while True:
             if self._free:
                 return self._free.pop()
             if self._spare:
                 self._spare -= 1
-                return np.empty(self._total_bytes // 4, np.float32)
+                return np.empty(self._total_bytes, np.uint8)
             buffer = await self._buffer_on_disk()
             if buffer is not None:
                 return buffer
             if not self._free and not self._make_room(node):
                 await self._wait()
 
-    async def _buffer_on_disk(self) -> Flat | None:
+    async def _buffer_on_disk(self) -> Payload | None:
         disk = self._disk
         if disk is None or not self._disk_spare:
             return None

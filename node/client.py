@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self, TypeVar
 
 import grpc
+import numpy as np
 
 from hypergpu.common.errors import CorruptData, DeadlineExceeded, ProtocolError, Unavailable
 from hypergpu.common.rpc import explain_failure, metadata_for, open_channel
@@ -140,7 +141,7 @@ class CoordinatorClient:
         request = pb.PullWorkRequest(node_id=self.node_id, run_id=run_id, wait_seconds=wait_seconds)
         call = self._pull(request, metadata=self._metadata)
         work: Work | None = None
-        assembler = Assembler(expected.total_bytes, into)
+        assembler = Assembler(into.view(np.uint8))
         try:
             while True:
                 patience = STALL_SECONDS + (wait_seconds if work is None else 0)

@@ -1,4 +1,4 @@
-"""A model on the wire: one flat float32 buffer, a manifest of its tensors, and chunks with checksums."""
+"""A model on the wire: one flat float32 buffer, a manifest of its tensors, and a payload in chunks with checksums."""
 
 import math
 from collections.abc import Iterator
@@ -16,6 +16,8 @@ CHUNK_BYTES = 1 << 20
 
 Flat = npt.NDArray[np.float32]
 """All parameters or gradients of a model in one buffer, shape (manifest.size,)."""
+Payload = npt.NDArray[np.uint8]
+"""Bytes that a transfer moves; a codec turns a flat buffer into a payload and back (`hypergpu.common.codecs`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +87,16 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a flat buffer: `data` starts `offset` bytes into it."""
+    """A piece of a payload: `data` starts `offset` bytes into it."""
 
     offset: int
     data: memoryview
     crc32c: int
 
 
-def chunks(flat: Flat, start: int = 0, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """Yield the chunks of `flat` from byte `start` on, each a view without a copy."""
-    view = np.ascontiguousarray(flat).view(np.uint8).data
+def chunks(payload: Payload | Flat, start: int = 0, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
+    """Yield the chunks of a payload from byte `start` on, each a view without a copy."""
+    view = np.ascontiguousarray(payload).view(np.uint8).data
     for offset in range(start, len(view), chunk_bytes):
         data = view[offset : offset + chunk_bytes]
         yield Chunk(offset, data, checksum(data))
@@ -107,18 +109,14 @@ def checksum(data: memoryview | bytes) -> int:
 
 
 class Assembler:
-    """Receives chunks in order into one preallocated flat buffer.
+    """Receives chunks in order into the buffer of a payload.
 
     `next_offset` is the number of bytes received: a broken transfer continues from there.
     """
 
-    def __init__(self, total_bytes: int, out: Flat | None = None) -> None:
-        if total_bytes % 4 or total_bytes < 0:
-            raise ProtocolError(f"{total_bytes} bytes are not a whole number of float32 values")
-        self.flat: Flat = np.empty(total_bytes // 4, np.float32) if out is None else out
-        if self.flat.nbytes != total_bytes:
-            raise ProtocolError(f"{total_bytes} bytes do not fit a buffer of {self.flat.nbytes}")
-        self._bytes = self.flat.view(np.uint8).data
+    def __init__(self, payload: Payload) -> None:
+        self.payload = payload
+        self._bytes = payload.data
         self.next_offset = 0
 
     @property

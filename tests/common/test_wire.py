@@ -88,7 +88,7 @@ def test_a_manifest_that_differs_names_the_tensors() -> None:
 )
 def test_a_broken_transfer_goes_on_where_it_stopped(size: int, chunk_bytes: int, broken_at: int) -> None:
     flat = np.random.default_rng(0).random(size, np.float32)
-    assembler = Assembler(flat.nbytes)
+    assembler = Assembler(np.zeros(flat.nbytes, np.uint8))
     for chunk in chunks(flat, chunk_bytes=chunk_bytes):
         if chunk.offset > broken_at:
             break
@@ -96,13 +96,13 @@ def test_a_broken_transfer_goes_on_where_it_stopped(size: int, chunk_bytes: int,
     for chunk in chunks(flat, start=assembler.next_offset, chunk_bytes=chunk_bytes):
         assembler.add(chunk)
     assert assembler.complete
-    assert np.array_equal(assembler.flat, flat)
+    assert np.array_equal(assembler.payload.view(np.float32), flat)
 
 
 def test_the_assembler_refuses_what_does_not_fit() -> None:
     flat = np.ones(100, np.float32)
     first, second = chunks(flat, chunk_bytes=200)
-    assembler = Assembler(400)
+    assembler = Assembler(np.zeros(400, np.uint8))
     with pytest.raises(ProtocolError, match="expected byte 0"):
         assembler.add(second)
     with pytest.raises(CorruptData, match="checksum"):
@@ -113,8 +113,6 @@ def test_the_assembler_refuses_what_does_not_fit() -> None:
     assert assembler.next_offset == 200
     with pytest.raises(ProtocolError, match="ends at byte 600"):
         assembler.add(Chunk(400, first.data, first.crc32c))
-    with pytest.raises(ProtocolError, match="not a whole number of float32 values"):
-        Assembler(3)
 
 
 def test_a_model_that_cannot_be_sent_is_refused_before_the_run() -> None:

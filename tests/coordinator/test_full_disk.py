@@ -284,13 +284,13 @@ async def test_a_buffer_is_free_only_when_its_update_is_in_the_mean(
     async with running(tmp_path) as run:
         engine = run.coordinator.engine
         recycled: list[int] = []
-        monkeypatch.setattr(engine.uploads, "recycle", lambda buffer: recycled.append(len(buffer)))
+        monkeypatch.setattr(engine.uploads, "recycle", lambda upload: recycled.append(upload.payload.nbytes))
         await train(await joined(run))
         await asyncio.to_thread(added.wait, 30)
         assert recycled == []
         may_add.set()
         await engine._background.settle()
-        assert recycled == [8]
+        assert recycled == [32]
 
 
 async def test_the_updates_of_an_abandoned_round_are_forgotten(tmp_path: Path) -> None:

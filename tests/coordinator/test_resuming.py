@@ -21,6 +21,7 @@ from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.session import Pull, Register
 from hypergpu.tasks import Metric, Task
+from tests.uploads import upload_of
 
 TRAINING = {"rounds": 9, "local_steps": 2, "batch_size": 2, "learning_rate": 0.25, "server_momentum": 0.5}
 
@@ -65,7 +66,7 @@ async def trained(out: Path, rounds: int, task: Task | None = None, **training: 
         assert isinstance(order, ev.WorkAssigned)
         update = np.full_like(engine.model.values, 0.125)
         event = ev.UpdateArrived("a", order.round, order.attempt, samples=4, loss=0.5, compute_seconds=0.1)
-        engine.accept_update(event, update)
+        engine.accept_update(event, upload_of(update))
     await engine.finished.wait()
     await engine.close()
     return coordinator

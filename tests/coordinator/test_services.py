@@ -83,11 +83,11 @@ class FakeNode:
                 return str(part.run_over.reason)
             else:
                 order = part.order
-                assembler = Assembler(manifest_from_proto(order.manifest).total_bytes)
+                assembler = Assembler(np.empty(manifest_from_proto(order.manifest).total_bytes, np.uint8))
         if order is None or assembler is None:
             return None
         assert assembler.complete
-        return Order(order, assembler.flat)
+        return Order(order, assembler.payload.view(np.float32))
 
     async def work(self, wait: float = 30.0) -> Order:
         order = await self.pull(wait)

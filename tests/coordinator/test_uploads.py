@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from hypergpu.common.errors import StaleWork, StorageError, Unavailable
-from hypergpu.common.tensors import Flat, chunks
+from hypergpu.common.tensors import Payload, chunks
 from hypergpu.coordinator.spill import spilled_buffer
 from hypergpu.coordinator.uploads import LEAST_MEASURED_SECONDS, STALLED_SECONDS, Disk, Upload, Uploads
 
 FLAT = np.arange(1000, dtype=np.float32)
+BYTES = FLAT.view(np.uint8)
 
 
 async def test_a_broken_upload_keeps_what_it_has() -> None:
@@ -31,7 +32,20 @@ async def test_a_broken_upload_keeps_what_it_has() -> None:
         uploads.require_current(upload, first)
     for part in parts[1:]:
         again.assembler.add(part)
-    np.testing.assert_array_equal(uploads.detach(again), FLAT)
+    uploads.detach(again)
+    np.testing.assert_array_equal(again.payload, BYTES)
+
+
+async def test_a_payload_takes_the_beginning_of_its_buffer() -> None:
+    uploads = Uploads(FLAT.nbytes, 0)
+    small = await uploads.open("a", (1, 1), object(), 1000)
+    assert small.payload.nbytes == 1000
+    assert small.buffer.nbytes == FLAT.nbytes
+    for part in chunks(BYTES[:1000], chunk_bytes=600):
+        small.assembler.add(part)
+    assert small.assembler.complete
+    uploads.close(small)
+    assert (await uploads.open("b", (1, 1), object())).payload.nbytes == FLAT.nbytes
 
 
 async def test_another_attempt_starts_afresh() -> None:
@@ -49,10 +63,10 @@ async def test_no_more_buffers_than_allowed_and_who_waits_gets_the_next() -> Non
     waiting = asyncio.create_task(uploads.open("c", (1, 1), object()))
     await asyncio.sleep(0)
     assert not waiting.done()
-    buffer = uploads.detach(b)
-    uploads.recycle(buffer)
+    uploads.detach(b)
+    uploads.recycle(b)
     c = await asyncio.wait_for(waiting, 1)
-    assert c.assembler.flat is buffer
+    assert c.buffer is b.buffer
 
 
 async def test_an_idle_upload_makes_room_for_a_busy_one() -> None:
@@ -82,23 +96,24 @@ def fill(upload: Upload, share: float = 1.0) -> None:
         upload.assembler.add(part)
 
 
-def is_on_disk(flat: Flat) -> bool:
-    return flat.base is not None
+def is_on_disk(buffer: Payload) -> bool:
+    return buffer.base is not None
 
 
 async def test_uploads_that_memory_does_not_hold_go_to_the_disk_and_give_it_back(tmp_path: Path) -> None:
     uploads = Uploads(FLAT.nbytes, 0, Disk(lambda size: spilled_buffer(tmp_path, size), 2 * FLAT.nbytes))
     opened = [await uploads.open(node, (1, 1), object()) for node in "abcd"]
-    assert [is_on_disk(upload.assembler.flat) for upload in opened] == [False, False, True, True]
+    assert [is_on_disk(upload.buffer) for upload in opened] == [False, False, True, True]
     for upload in opened[2:]:
         fill(upload)
-        np.testing.assert_array_equal(upload.assembler.flat, FLAT)
+        np.testing.assert_array_equal(upload.payload, BYTES)
     waiting = asyncio.create_task(uploads.open("e", (1, 1), object()))
     await asyncio.sleep(0.05)
     assert not waiting.done(), "two in memory and two on the disk are all"
-    uploads.recycle(uploads.detach(opened[2]))
+    uploads.detach(opened[2])
+    uploads.recycle(opened[2])
     e = await asyncio.wait_for(waiting, 5)
-    assert is_on_disk(e.assembler.flat)
+    assert is_on_disk(e.buffer)
     assert e.assembler.next_offset == 0
     assert os.listdir(tmp_path) == [], "the files have no names"  # noqa: PTH208
 
@@ -107,7 +122,7 @@ async def test_uploads_that_memory_does_not_hold_go_to_the_disk_and_give_it_back
 async def test_the_disk_is_taken_up_to_its_bound(tmp_path: Path, limit: int, expected: int) -> None:
     made: list[int] = []
 
-    def make(size: int) -> Flat:
+    def make(size: int) -> Payload:
         made.append(size)
         return spilled_buffer(tmp_path, size)
 
@@ -124,7 +139,7 @@ async def test_the_disk_is_taken_up_to_its_bound(tmp_path: Path, limit: int, exp
 async def test_a_full_disk_is_told_and_uploads_wait_for_memory() -> None:
     told: list[str] = []
 
-    def make(size: int) -> Flat:
+    def make(size: int) -> Payload:
         raise StorageError("No space left on device")
 
     uploads = Uploads(FLAT.nbytes, 0, Disk(make, 1 << 30, told.append))
@@ -136,7 +151,7 @@ async def test_a_full_disk_is_told_and_uploads_wait_for_memory() -> None:
     assert told == ["No space left on device"]
     uploads.close(a)
     c = await asyncio.wait_for(waiting, 5)
-    assert not is_on_disk(c.assembler.flat)
+    assert not is_on_disk(c.buffer)
 
 
 def test_a_disk_without_room_is_told_before_the_buffer_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +273,7 @@ async def test_an_upload_that_was_given_up_frees_its_buffer_once_and_its_success
     stream = object()
     second = await uploads.open("a", (1, 2), stream)
     assert second is not first
-    assert second.assembler.flat is first.assembler.flat, "the buffer of the first is used again"
+    assert second.buffer is first.buffer, "the buffer of the first is used again"
     uploads.close(first)
     uploads.detach(first)
     uploads.require_current(second, stream)
@@ -271,9 +286,9 @@ async def test_an_upload_that_was_given_up_frees_its_buffer_once_and_its_success
     c = asyncio.create_task(uploads.open("c", (1, 1), object()))
     await asyncio.sleep(0.01)
     assert not c.done(), "two buffers in all, of which one is detached and one is b's"
-    uploads.recycle(second.assembler.flat)
-    assert (await asyncio.wait_for(c, 5)).assembler.flat is second.assembler.flat
-    assert b.assembler.flat is not second.assembler.flat
+    uploads.recycle(second)
+    assert (await asyncio.wait_for(c, 5)).buffer is second.buffer
+    assert b.buffer is not second.buffer
 
 
 @pytest.mark.parametrize(("memory", "expected"), [(0, 2), (4000 * 3, 3), (4000 * 4 - 1, 3), (4000 * 1000, 256)])

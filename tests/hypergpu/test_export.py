@@ -23,6 +23,7 @@ from hypergpu.coordinator.checkpoints import read_tensors, write_tensors
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.session import Pull, Register
 from hypergpu.tasks import load_task
+from tests.uploads import upload_of
 
 Cli = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
@@ -84,9 +85,8 @@ async def train(out: Path, task: str, rounds: int = 4, keep_going: bool = False)
         assert isinstance(order, ev.WorkAssigned)
         update = draws.normal(scale=0.5, size=engine.model.values.shape).astype(np.float32)
         update[engine.model._parameter_count :] = 0.125
-        engine.accept_update(
-            ev.UpdateArrived("a", order.round, order.attempt, 4, loss=0.5, compute_seconds=0.1), update
-        )
+        event = ev.UpdateArrived("a", order.round, order.attempt, 4, loss=0.5, compute_seconds=0.1)
+        engine.accept_update(event, upload_of(update))
     if not keep_going:
         await engine.finished.wait()
     else:

@@ -153,7 +153,7 @@ class FakeCoordinator:
                 key = (part.header.work.round, part.header.work.attempt)
                 if key in self.applied:
                     return pb.PushUpdateReply(outcome=pb.PushUpdateReply.DUPLICATE)
-                upload = self._uploads.setdefault(key, Assembler(self.model.manifest.total_bytes))
+                upload = self._uploads.setdefault(key, Assembler(np.empty(self.model.manifest.total_bytes, np.uint8)))
                 continue
             if breaks is not None and count >= breaks:
                 self.received.append((key[0], first, upload.next_offset))
@@ -164,7 +164,7 @@ class FakeCoordinator:
         self.received.append((key[0], first, upload.next_offset))
         if not upload.complete:
             return pb.PushUpdateReply(outcome=pb.PushUpdateReply.INCOMPLETE, next_offset=upload.next_offset)
-        self.applied[key] = upload.flat
+        self.applied[key] = upload.payload.view(np.float32)
         if self.reply_lost > 0:
             self.reply_lost -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the answer was lost")

@@ -12,7 +12,7 @@ from hypergpu.common.codecs.codec import BLOCK_VALUES, Codec
 from hypergpu.common.codecs.feedback import ErrorFeedback
 from hypergpu.common.codecs.floats import Bfloat16, Float32
 from hypergpu.common.codecs.integers import Int4, Int8
-from hypergpu.common.codecs.payload import Payload, PayloadFormat, PayloadReader
+from hypergpu.common.codecs.payload import PayloadFormat, PayloadReader
 from hypergpu.common.codecs.topk import TopK
 from hypergpu.common.errors import UnknownName
 
@@ -37,7 +37,6 @@ __all__ = [
     "CODECS",
     "Codec",
     "ErrorFeedback",
-    "Payload",
     "PayloadFormat",
     "PayloadReader",
     "find_codec",

@@ -6,15 +6,11 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from hypergpu.common.codecs.codec import BLOCK_VALUES, Codec
 from hypergpu.common.codecs.floats import Float32
 from hypergpu.common.errors import NonFiniteUpdate, ProtocolError
-from hypergpu.common.tensors import Flat
-
-Payload = npt.NDArray[np.uint8]
-"""Bytes of a model on the wire, shape (payload_bytes,)."""
+from hypergpu.common.tensors import Flat, Payload
 
 _BATCH_BLOCKS: Final = 16
 """Blocks that are coded at once: their values, with what is computed from them, fit the CPU's second-level cache."""
