@@ -8,6 +8,7 @@ from hypergpu.common.config import MonitorConfig
 from hypergpu.common.statistics import MAD_TO_SIGMA, quantiles
 from hypergpu.coordinator.core.links.changes import RETURN, find_changes, find_returns
 from hypergpu.coordinator.core.links.quality import LOSS_MEMORY
+from hypergpu.coordinator.core.links.rates import LinkRate, RateEstimator
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex, RingBuffer, grow_column
 
 EXCHANGES = 16
@@ -117,6 +118,10 @@ class LinkHistory:
         """1 for success, 0 for failure."""
         self.exchange_seconds = RingBuffer(EXCHANGES)
         """Round communication in seconds, in both directions and with retries."""
+        self.uploads: list[RateEstimator] = []
+        """Rate from each node to the coordinator."""
+        self.downloads: list[RateEstimator] = []
+        """Rate from the coordinator to each node."""
         self.columns = Columns()
         self._outage_failures = max(2, config.offline_after_failures // 2)
 
@@ -128,6 +133,8 @@ class LinkHistory:
         self.version += 1
         for ring in (self.latency_ms, self.loaded_ms, self.outcomes, self.exchange_seconds):
             ring.grow(row + 1)
+        self.uploads.append(RateEstimator())
+        self.downloads.append(RateEstimator())
         columns = self.columns
         columns.grow(row + 1)
         columns.last_seen[row] = now
@@ -323,6 +330,18 @@ class LinkHistory:
     def rounds_seen(self, rows: Ints) -> None:
         """Record the end of a round for these links."""
         self.columns.seen_by_round[rows] = self.columns.seen[rows]
+
+    def link_rates(self, rows: Ints) -> list[tuple[LinkRate, LinkRate]]:
+        """Return the rates of each link, up and down."""
+        quartile, median, upper = 1e-3 * self.latency_ms.quantiles(rows, [0.25, 0.5, 0.75])
+        jitter = 0.5 * (upper - quartile)
+        return [
+            (
+                self.uploads[row].estimate(float(median[at]), float(jitter[at])),
+                self.downloads[row].estimate(float(median[at]), float(jitter[at])),
+            )
+            for at, row in enumerate(rows)
+        ]
 
     def exchange_scale(self, rows: Ints) -> Floats:
         """Return the factor by which each round trip has changed since the link's last round was measured.

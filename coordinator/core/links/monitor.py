@@ -10,12 +10,14 @@ from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config import MonitorConfig
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.statistics import FULL_TREND, mann_kendall_rows
+from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.checks import require_non_negative, require_positive
 from hypergpu.coordinator.core.links import quality as q
 from hypergpu.coordinator.core.links.alerts import Alert, AlertKind, AlertLog, Condition, Severity
 from hypergpu.coordinator.core.links.history import MOST_CHANGE, LinkHistory
 from hypergpu.coordinator.core.links.profile import LinkProfile
 from hypergpu.coordinator.core.links.quality import ConnectionQuality, Scores
+from hypergpu.coordinator.core.links.rates import LinkRate, RateEstimator
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints
 
 MOST_GROWTH = 2.0
@@ -24,6 +26,8 @@ _SURE = 2.58
 """Mann–Kendall statistic of a trend at the 1 % significance level."""
 _IMPROVED = 2.0 / 3.0
 """Ratio of a link's round trips, now and before, for which it has improved."""
+_MBIT = 8e-6
+"""Factor from bytes per second to Mbit/s."""
 _SURER = 3.29
 """The same at the 0.1 % level, for what is asked with every communication."""
 _SAME_MOMENT_SECONDS = 0.01
@@ -132,6 +136,30 @@ class NetworkQualityMonitor:
             UnknownName: The node is not registered.
         """
         self._links.contact(self._links.index.row(node_id), self._clock())
+
+    def record_upload(self, node_id: str, transfer: Transfer) -> None:
+        """Record a transfer from a node, as the coordinator received it.
+
+        Raises:
+            UnknownName: The node is not registered.
+            InvalidInput: It has no bytes, or its time is negative or not finite.
+        """
+        self._transferred(self._links.uploads[self._links.index.row(node_id)], transfer)
+
+    def record_download(self, node_id: str, transfer: Transfer) -> None:
+        """Record a transfer to a node, as the node received it.
+
+        Raises:
+            UnknownName: The node is not registered.
+            InvalidInput: It has no bytes, or its time is negative or not finite.
+        """
+        self._transferred(self._links.downloads[self._links.index.row(node_id)], transfer)
+
+    def _transferred(self, estimator: RateEstimator, transfer: Transfer) -> None:
+        require_positive(transfer.nbytes, "nbytes")
+        require_non_negative(transfer.seconds, "seconds")
+        require_non_negative(transfer.bytes_before, "bytes_before")
+        estimator.record(transfer, self._clock())
 
     def record_exchange(self, node_id: str, seconds: float) -> None:
         """Record the round communication of a node.
@@ -512,6 +540,7 @@ class NetworkQualityMonitor:
         rounds = links.exchange_seconds.quantiles(rows, [0.5])[0]
         forecast = median * self.forecast_scale(rows, 1.0)
         now = self._clock()
+        rates = links.link_rates(rows)
         unknown = judged.classes == q.UNKNOWN
         total = np.where(unknown, np.nan, scores.total)
         points = np.stack([scores.latency, scores.loss, scores.reliability, scores.freshness])
@@ -534,11 +563,23 @@ class NetworkQualityMonitor:
                 trend=q.trend_of(float(trends[at])),
                 forecast_ms=float(forecast[at]),
                 round_seconds=float(rounds[at]),
+                **_rate_figures("down", rates[at][1], now),
+                **_rate_figures("up", rates[at][0], now),
                 communications=int(links.outcomes.counts[row]),
                 silence_seconds=max(0.0, now - float(links.columns.last_seen[row])),
             )
             for at, row in enumerate(rows)
         ]
+
+
+def _rate_figures(direction: str, measured: LinkRate, now: float) -> dict[str, float]:
+    """Return the figures of a profile about the rate in one direction."""
+    return {
+        f"{direction}_mbit": _MBIT * measured.rate,
+        f"{direction}_spread_mbit": _MBIT * measured.spread,
+        f"{direction}_least_mbit": _MBIT * measured.at_least,
+        f"{direction}_age_seconds": now - measured.measured_at,
+    }
 
 
 def _is_problematic(classes: Ints) -> Bools:

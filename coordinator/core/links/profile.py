@@ -9,7 +9,7 @@ from hypergpu.coordinator.core.links.quality import ConnectionQuality, Trend
 
 @dataclass(frozen=True, slots=True)
 class LinkProfile:
-    """State of one link. Figures without a measurement are NaN, all of them where the quality is UNKNOWN."""
+    """State of one link. Figures without a measurement are NaN: all but the rates where the quality is UNKNOWN."""
 
     node_id: str
     quality: ConnectionQuality
@@ -34,6 +34,19 @@ class LinkProfile:
     """Round trip expected at the next observation."""
     round_seconds: float
     """Median round communication."""
+    down_mbit: float
+    """Rate from the coordinator to the node in Mbit/s, by the transfers of parameters."""
+    down_spread_mbit: float
+    """Half of the interquartile range of its measurements."""
+    down_least_mbit: float
+    """Rate that the link has shown at least; the only figure while all transfers were too short to measure it."""
+    down_age_seconds: float
+    """Time since the latest transfer that counts."""
+    up_mbit: float
+    """Rate from the node to the coordinator in Mbit/s, by the transfers of updates."""
+    up_spread_mbit: float
+    up_least_mbit: float
+    up_age_seconds: float
     communications: int
     silence_seconds: float
 

@@ -12,6 +12,7 @@ from hypergpu.common.config import MonitorConfig
 from hypergpu.common.config.loading import parse
 from hypergpu.common.errors import ConfigError, InvalidInput, UnknownName
 from hypergpu.common.keyed_random import KeyedRandom
+from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.links import AlertKind, ConnectionQuality, NetworkQualityMonitor, Severity, Trend
 from hypergpu.netsim_proxy.link.profiles import find_profile
 from tests.examples import examples
@@ -329,3 +330,39 @@ def test_a_question_changes_no_later_answer() -> None:
             assert asked.update() == silent.update()
         assert questions(asked) == questions(asked)
     assert questions(asked) == questions(silent)
+
+
+def test_the_rates_of_a_link_are_those_of_its_transfers_in_each_direction() -> None:
+    now = [100.0]
+    monitor = NetworkQualityMonitor(clock=lambda: now[0])
+    monitor.register_node("a")
+    before = monitor.get_node_profile("a").to_dict()
+    assert {name: before[name] for name in before if "_mbit" in name} == dict.fromkeys(
+        [f"{way}_{figure}mbit" for way in ("down", "up") for figure in ("", "spread_", "least_")]
+    )
+    assert (before["down_age_seconds"], before["up_age_seconds"]) == (None, None)
+    monitor.record_communication("a", 50.0, success=True)
+    monitor.record_download("a", Transfer(4_000_000, 4.0, 1_000_000))
+    now[0] = 102.0
+    monitor.record_upload("a", Transfer(4_000_000, 16.0, 1_000_000))
+    monitor.record_upload("a", Transfer(4_200_000, 16.0, 1_000_000))
+    now[0] = 105.0
+    profile = monitor.get_node_profile("a")
+    assert (profile.down_mbit, profile.down_spread_mbit, profile.down_age_seconds) == (8.0, 0.0, 5.0)
+    assert profile.up_mbit == pytest.approx(2.05)
+    assert profile.up_age_seconds == 3.0
+    assert profile.up_spread_mbit == pytest.approx(0.025)
+    assert profile.down_least_mbit == pytest.approx(8.0)
+    assert profile.up_least_mbit == pytest.approx(2.1)
+
+
+@pytest.mark.parametrize(
+    "transfer", [Transfer(0, 1.0), Transfer(-5, 1.0), Transfer(10, -1.0), Transfer(10, math.nan), Transfer(10, 1.0, -1)]
+)
+def test_an_impossible_transfer_is_refused(transfer: Transfer) -> None:
+    monitor = NetworkQualityMonitor()
+    monitor.register_node("a")
+    for record in (monitor.record_upload, monitor.record_download):
+        with pytest.raises(InvalidInput):
+            record("a", transfer)
+    assert math.isnan(monitor.get_node_profile("a").up_least_mbit)

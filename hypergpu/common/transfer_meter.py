@@ -1,0 +1,79 @@
+"""Measurement of one transfer by its receiver: bytes, and the seconds in which they arrived."""
+
+from typing import Final, NamedTuple
+
+PAUSE_SECONDS: Final = 0.05
+"""Time without reading after which flow control may have stopped the sender."""
+
+
+class Transfer(NamedTuple):
+    """Measured part of one transfer in one direction."""
+
+    nbytes: int
+    """Payload that arrived in the measured time."""
+    seconds: float
+    """Time in which it arrived; 0 if it arrived at once."""
+    bytes_before: int = 0
+    """Payload that arrived right before it: by then the sender's congestion window had grown."""
+
+
+class TransferMeter:
+    """Measures a transfer from its pieces as they arrive, over any number of connections.
+
+    The measurement is the longest stretch in which pieces arrived without a pause of the sender or of the receiver.
+    Of a stretch of several pieces only the later half to three quarters count, because the sender's congestion window
+    still grows in the beginning. The memory does not grow with the number of pieces.
+
+    Args:
+        began_at: Arrival of the first byte, such as that of the header before the data; None if that is unknown, and
+            the first piece counts only as the beginning.
+    """
+
+    __slots__ = ("_best", "_ended_at", "_marks", "_nbytes")
+
+    def __init__(self, began_at: float | None = None) -> None:
+        self._best: Transfer | None = None
+        self._nbytes = 0
+        self._ended_at = 0.0
+        self._marks: list[tuple[int, float]] = []
+        """Bytes and time of each arrival when the number of bytes had doubled since the mark before."""
+        if began_at is not None:
+            self._begin(began_at)
+
+    def piece(self, nbytes: int, at: float, *, more: bool = True) -> None:
+        """Count a piece that has arrived completely.
+
+        Args:
+            nbytes: Size of its payload.
+            at: Time of its arrival in seconds; an earlier time than that of the piece before it counts as the same.
+            more: Whether the sender had more to send at once. If not, the time until the next piece does not count.
+        """
+        if not self._marks:
+            self._begin(at)
+        else:
+            self._nbytes += nbytes
+            self._ended_at = max(self._ended_at, at)
+            if self._nbytes >= max(1, 2 * self._marks[-1][0]):
+                self._marks.append((self._nbytes, self._ended_at))
+        if not more:
+            self.pause()
+
+    def pause(self) -> None:
+        """End the stretch: the sender had nothing to send, or the receiver did not read for `PAUSE_SECONDS`."""
+        self._best = self.measured
+        self._nbytes = 0
+        self._marks = []
+
+    @property
+    def measured(self) -> Transfer | None:
+        """Measurement so far; None before two arrivals without a pause between them."""
+        begun, best = [mark for mark in self._marks if 2 * mark[0] <= self._nbytes], self._best
+        if not begun or not self._nbytes:
+            return best
+        before, since = begun[-1]
+        latest = Transfer(self._nbytes - before, self._ended_at - since, before)
+        return latest if best is None or latest.nbytes > best.nbytes else best
+
+    def _begin(self, at: float) -> None:
+        self._ended_at = at
+        self._marks.append((0, at))

@@ -1,0 +1,74 @@
+"""The meter of a transfer counts bytes and seconds while data flows."""
+
+import pytest
+
+from hypergpu.common.transfer_meter import Transfer, TransferMeter
+
+
+def meter(*pieces: tuple[int, float], began_at: float | None = 0.0) -> TransferMeter:
+    made = TransferMeter(began_at)
+    for nbytes, at in pieces:
+        made.piece(nbytes, at)
+    return made
+
+
+def test_a_single_piece_is_measured_from_the_first_byte() -> None:
+    assert meter((1000, 3.0), began_at=1.0).measured == Transfer(1000, 2.0, 0)
+
+
+def test_without_the_first_byte_a_single_piece_measures_nothing() -> None:
+    assert meter((1000, 3.0), began_at=None).measured is None
+    assert meter().measured is None
+
+
+def test_without_the_first_byte_the_first_piece_is_the_beginning() -> None:
+    assert meter((1000, 3.0), (500, 4.0), began_at=None).measured == Transfer(500, 1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "measured"),
+    [
+        (2, Transfer(100, 1.0, 100)),
+        (3, Transfer(200, 2.0, 100)),
+        (4, Transfer(200, 2.0, 200)),
+        (7, Transfer(500, 5.0, 200)),
+        (8, Transfer(400, 4.0, 400)),
+        (44, Transfer(2800, 28.0, 1600)),
+    ],
+)
+def test_the_later_half_or_more_of_the_pieces_counts(count: int, measured: Transfer) -> None:
+    assert meter(*[(100, float(at + 1)) for at in range(count)]).measured == measured
+
+
+def test_a_short_last_piece_alone_is_not_measured() -> None:
+    assert meter((100, 1.0), (10, 1.1)).measured == Transfer(110, 1.1, 0)
+
+
+def test_pieces_of_several_connections_count_alike() -> None:
+    made = meter((100, 2.0), (100, 2.0), (100, 1.9), (100, 4.0))
+    assert made.measured == Transfer(200, 2.0, 200)
+
+
+def test_time_without_data_to_send_does_not_count() -> None:
+    made = TransferMeter(0.0)
+    made.piece(100, 1.0, more=False)
+    made.piece(100, 50.0)  # began at an unknown time
+    made.piece(150, 52.0)
+    assert made.measured == Transfer(150, 2.0, 0)
+
+
+def test_time_without_reading_does_not_count() -> None:
+    made = meter((100, 1.0), (100, 2.0), (100, 3.0))
+    made.pause()
+    assert made.measured == Transfer(200, 2.0, 100)
+    made.piece(100, 50.0)
+    made.piece(200, 51.0)
+    assert made.measured == Transfer(200, 2.0, 100), "the longer stretch, and the earlier of equal ones"
+    made.piece(50, 51.5)
+    assert made.measured == Transfer(250, 1.5, 0)
+
+
+def test_pieces_without_data_need_no_memory() -> None:
+    made = meter(*[(0, float(at)) for at in range(1000)])
+    assert made.measured is None
+    assert len(made._marks) == 1
