@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hypergpu.simulation.kernel.namespaces import missing_permission
 from tests.patience import patience
 
 pytestmark = pytest.mark.e2e
@@ -41,3 +42,40 @@ def test_the_simulator_is_held_against_real_processes(tmp_path: Path) -> None:
     assert told["replayed"]["real_median_seconds"] > 0.6
     assert told["replayed"]["median_error"] < 0.3
     assert {d.name for d in (tmp_path / "kept").iterdir()} == {"real", "replayed", "simulated"}
+
+
+def run_kernel_tcp(*options: str) -> "subprocess.CompletedProcess[str]":
+    command = [*VALIDATE, "--kernel-tcp", *options]
+    environment = os.environ | {"NO_COLOR": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=patience(200), check=False)
+
+
+def test_transfers_of_the_model_are_held_against_the_kernels_tcp() -> None:
+    if reason := missing_permission():
+        pytest.skip(f"no network namespaces: {reason}")
+    done = run_kernel_tcp("--samples", "4", "--json")
+    told = json.loads(done.stdout)
+    assert done.returncode == (0 if told["passed"] else 1)
+    errors = told["typical_error"]
+    assert errors["model"] < min(errors["line_rate"], errors["mathis"], errors["slow_start"])
+    assert len(told["conditions"]) == 48
+    assert all(each["count"] == 4 for each in told["conditions"])
+    [slow] = [
+        each
+        for each in told["conditions"]
+        if (each["rtt_ms"], each["loss"], each["nbytes"], each["kind"]) == (150, 0, 80_000, "cold")
+    ]
+    assert slow["kernel_seconds"] == pytest.approx(0.393, abs=0.05)
+
+
+def test_it_says_why_there_are_no_transfers_over_the_kernels_tcp() -> None:
+    code = (
+        "import sys, hypergpu.simulation.kernel.namespaces as namespaces; "
+        "from pathlib import Path; namespaces._TUN = Path('/dev/no-such-device'); "
+        "from hypergpu.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "validate", "--kernel-tcp"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(60), check=False)
+    assert done.returncode == 2
+    assert "there is no /dev/no-such-device" in done.stderr
+    assert not done.stdout
