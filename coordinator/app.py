@@ -160,6 +160,7 @@ class Coordinator:
             shards=shards,
             complete=self._complete,
             metric=model.held_out.metric,
+            codecs=self.config.compression.codecs,
         )
         if self._found is not None:
             state = self._found.state
@@ -178,7 +179,8 @@ class Coordinator:
             dependencies.before = replace(spent, seconds=max(spent.seconds, self._found.state.elapsed_seconds))
         buffers = partial(spilled_buffer, self._options.out)
         disk = Disk(buffers, server.upload_disk_bytes, health.reporter(Part.SPILL))
-        uploads = Uploads(model.model.manifest.total_bytes, server.upload_memory_bytes, disk)
+        update = model.model.payload_format(machine.round_state.codecs.update)
+        uploads = Uploads(update.payload_bytes, server.upload_memory_bytes, disk)
         return Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model.model, uploads, dependencies)
 
     async def run(self, announce: Callable[[str, str], None], interrupted: asyncio.Event) -> int:

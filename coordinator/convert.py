@@ -6,7 +6,13 @@ from typing import Any
 from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput, ProtocolError
 from hypergpu.common.metric import finite
-from hypergpu.common.wire import identity_from_proto, identity_to_proto, manifest_to_proto
+from hypergpu.common.wire import (
+    codec_from_proto,
+    encoding_to_proto,
+    identity_from_proto,
+    identity_to_proto,
+    manifest_to_proto,
+)
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
@@ -62,6 +68,10 @@ def order(assign: ev.WorkAssigned, run_id: str, engine: Engine, now: float) -> p
         learning_rate=assign.learning_rate,
         local_optimizer=assign.local_optimizer,
         deadline_seconds=max(0.0, assign.deadline_at - now),
+        update=encoding_to_proto(engine.model.payload_format(assign.codecs.update)),
+        parameters=encoding_to_proto(engine.model.payload_format(assign.codecs.parameters)),
+        trial=assign.trial,
+        accepted_round=assign.accepted_round,
         shard=pb.Shard(
             index=assign.shard.index,
             count=assign.shard.count,
@@ -96,7 +106,7 @@ def arrived(header: pb.UpdateHeader) -> ev.UpdateArrived:
     """Return the event for the header of an update after checking its figures.
 
     Raises:
-        ProtocolError: A figure is out of range.
+        ProtocolError: A figure is out of range, or the codec is unknown.
     """
     figures = (header.loss, header.compute_seconds, header.grad_norm, header.loss_before)
     if not 0 < header.samples <= MAX_SAMPLES:
@@ -104,6 +114,8 @@ def arrived(header: pb.UpdateHeader) -> ev.UpdateArrived:
     if not 0 <= header.compute_seconds < math.inf:
         raise ProtocolError(f"compute_seconds is {header.compute_seconds}; expected 0 or more")
     loss, compute_seconds, grad_norm, loss_before = (float(f) for f in figures)
+    if not 0 <= header.noise <= 1:
+        raise ProtocolError(f"the noise of a codec is {header.noise}; expected 0 to 1")
     work = header.work
     return ev.UpdateArrived(
         work.node_id,
@@ -115,6 +127,8 @@ def arrived(header: pb.UpdateHeader) -> ev.UpdateArrived:
         loss_before,
         grad_norm,
         loss_after=float(header.loss_after) if header.HasField("loss_after") else None,
+        codec=codec_from_proto(header.encoding).name,
+        noise=header.noise,
     )
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import structlog
 
 from hypergpu.common.background import Background
@@ -15,7 +14,6 @@ from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StorageError
 from hypergpu.common.metric import finite
 from hypergpu.common.tensors import Flat, Payload, chunks
 from hypergpu.common.wire import encode_part
-from hypergpu.coordinator.core.model.aggregation import norm
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
@@ -221,9 +219,13 @@ class Engine:
         """Return whether the parameters of this round are still needed."""
         return self._broadcast is not None and self._broadcast.round == round_number
 
-    async def norm(self, payload: Payload) -> float:
-        """Compute the Euclidean norm of an update on a thread; it is not finite if the update is not."""
-        return await asyncio.get_running_loop().run_in_executor(None, norm, payload.view(np.float32))
+    async def norm(self, payload: Payload, codec: str) -> float:
+        """Compute the Euclidean norm of an update on a thread; it is not finite if the update is not.
+
+        Raises:
+            ProtocolError: the payload is not in this codec.
+        """
+        return await asyncio.get_running_loop().run_in_executor(None, self.model.norm, payload, codec)
 
     def accept_update(self, event: ev.UpdateArrived, upload: Upload) -> ev.UpdateReply:
         """Answer a complete update. Its buffer returns to `uploads` when it is no longer needed.
@@ -239,7 +241,7 @@ class Engine:
             raise
         if isinstance(reply, ev.UpdateReply) and reply.status is ev.UpdateStatus.ACCEPTED and reply.weight:
             # Queue this before the effects: a step that they start must run after it on the compute thread.
-            added = self._run_watched("adding an update", self.model.add, upload.payload.view(np.float32), reply.weight)
+            added = self._run_watched("adding an update", self.model.add, upload.payload, event.codec, reply.weight)
             added.add_done_callback(lambda _: self.uploads.recycle(upload))
         else:
             self.uploads.recycle(upload)

@@ -8,8 +8,10 @@ Nothing from a node is used before these checks:
 4. the sender: `require_caller` in `callers`
 5. the range of each field: `convert`
 6. the run, the round and the assignment: `core.session`
-7. the offset and checksum of a chunk: `Assembler` in `hypergpu.common.tensors`, with a bounded buffer from `uploads`
-8. finiteness and norm of an update: `engine.norm`, then `core.rounds.update_norms`
+7. the codec of an update, and the size of its payload: `core.session`, `require_payload_bytes`
+8. the offset and checksum of a chunk: `Assembler` in `hypergpu.common.tensors`, with a bounded buffer from `uploads`
+9. the bytes of a payload: its codec in `hypergpu.common.codecs`
+10. finiteness and norm of an update: `engine.norm`, then `core.rounds.update_norms`
 """
 
 import dataclasses
@@ -25,7 +27,7 @@ from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, ProtocolError,
 from hypergpu.common.grpc_server import Context, Handler
 from hypergpu.common.rpc import check_node_id
 from hypergpu.common.tensors import Chunk
-from hypergpu.common.wire import decode_update_part, encode_part, manifest_from_proto
+from hypergpu.common.wire import decode_update_part, encode_part, manifest_from_proto, require_payload_bytes
 from hypergpu.coordinator import convert
 from hypergpu.coordinator.callers import caller, peer_host, require_caller
 from hypergpu.coordinator.core.rounds import events as ev
@@ -160,8 +162,10 @@ class TrainingService:
         if reply is not None:
             return _to_proto(reply)
         engine.model.manifest.require_same(manifest_from_proto(header.manifest, self._max_model_bytes))
+        form = engine.model.payload_format(event.codec)
+        require_payload_bytes(header.encoding, form)
         stream = object()
-        upload = await engine.uploads.open(event.node, (event.round, event.attempt), stream)
+        upload = await engine.uploads.open(event.node, (event.round, event.attempt), stream, form.payload_bytes)
         began = self._clock()
         try:
             wanted = await self._receive(request, upload, stream, event)
@@ -184,7 +188,7 @@ class TrainingService:
             held = upload.assembler.next_offset
             return pb.PushUpdateReply(
                 outcome=pb.PushUpdateReply.INCOMPLETE,
-                detail=f"{held} of {engine.model.manifest.total_bytes} bytes are here",
+                detail=f"{held} of {form.payload_bytes} bytes are here",
                 next_offset=held,
             )
         return await self._finish_upload(event, upload)
@@ -195,7 +199,7 @@ class TrainingService:
         require_caller(context, check_node_id(node))
         accepted = engine.ask(AskProgress(node, request.run_id, request.round))
         held = engine.uploads.progress(node, (request.round, request.attempt))
-        return pb.UploadProgress(next_offset=engine.model.manifest.total_bytes if accepted else held, accepted=accepted)
+        return pb.UploadProgress(next_offset=held, accepted=accepted)
 
     async def return_work(self, request: pb.ReturnWorkRequest, context: Context) -> pb.ReturnWorkReply:
         """Record that a node abandons its work unit."""
@@ -245,7 +249,13 @@ class TrainingService:
     async def _finish_upload(self, event: ev.UpdateArrived, upload: Upload) -> pb.PushUpdateReply:
         engine = self._engine
         engine.uploads.detach(upload)
-        norm = await engine.norm(upload.payload)
+        try:
+            norm = await engine.norm(upload.payload, event.codec)
+        except ProtocolError as error:  # what arrived is not what the codec writes
+            engine.uploads.recycle(upload)
+            engine.metrics.rejected.labels(type(error).__name__).inc()
+            engine.ask(RejectUpdate(event, error))
+            raise
         try:
             return _to_proto(engine.accept_update(dataclasses.replace(event, norm=norm), upload))
         except NonFiniteUpdate as error:

@@ -11,8 +11,10 @@ import structlog
 
 from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.tensors import Flat
+from hypergpu.common.wire import codec_from_proto
 from hypergpu.node.client import CoordinatorClient, RunOver, Work
 from hypergpu.node.core.timeouts import SHUTDOWN_RPC_TIMEOUT_SECONDS, push_timeout_seconds
+from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
 from hypergpu.node.trainer import Update, WorkAbandoned
 from hypergpu.node.worker import Worker
 from hypergpu.protos import coordinator_pb2 as pb
@@ -38,7 +40,9 @@ class Assignments:
         self._parameters: Flat = np.empty(0, np.float32)
         """Buffer that every pull receives into."""
         self._abandoned = threading.Event()
-        self._update: Update | None = None
+        self._update: tuple[Update, EncodedUpdate] | None = None
+        self._encoder: tuple[str, UpdateEncoder] | None = None
+        """Run, and the encoder of its updates."""
         self._waiting_since = time.monotonic()
         self._compute_seconds = 0.0
 
@@ -75,13 +79,13 @@ class Assignments:
         self._abandoned = abandoned = threading.Event()
         loop = asyncio.get_running_loop()
         self._update = await loop.run_in_executor(self._executor, self._compute, work, abandoned)
-        self._compute_seconds = self._update.compute_seconds
+        self._compute_seconds = self._update[0].compute_seconds
 
     async def push(self, work: Work, offset: int) -> None:
-        """Send the update from byte `offset` on."""
-        update = self._require_update()
+        """Send the update from byte `offset` of its payload on."""
+        update, encoded = self._require_update()
         timeout = push_timeout_seconds(work.order.deadline_seconds)
-        reply = await self._client.push(work, self._worker.manifest, update, offset, timeout_seconds=timeout)
+        reply = await self._client.push(work, self._worker.manifest, update, encoded, offset, timeout_seconds=timeout)
         self._record_call()
         self._end_push(work, pb.PushUpdateReply.Outcome.Name(reply.outcome).lower(), update)
 
@@ -90,7 +94,7 @@ class Assignments:
         progress = await self._client.upload_progress(work.id)
         if progress.accepted:
             self._record_call()
-            self._end_push(work, "duplicate", self._require_update())
+            self._end_push(work, "duplicate", self._require_update()[0])
         return progress
 
     async def give_back(self, work: Work, kind: str, detail: str) -> None:
@@ -102,11 +106,12 @@ class Assignments:
         except HyperGPUError as error:
             log.warning("could not notify the coordinator", detail=str(error))
 
-    def _compute(self, work: Work, abandoned: threading.Event) -> Update:
+    def _compute(self, work: Work, abandoned: threading.Event) -> tuple[Update, EncodedUpdate]:
+        codec = codec_from_proto(work.order.update)
         if abandoned.is_set():
             raise WorkAbandoned("abandoned before the first step")
         order, shard = work.order, work.order.shard
-        return self._worker.work(
+        update = self._worker.work(
             work.parameters,
             self._worker.shard(shard.partition, shard.index, shard.count, shard.seed, shard.dirichlet_alpha),
             shard.cursor,
@@ -118,8 +123,24 @@ class Assignments:
             key=(order.work.round, shard.index),
             abandon=abandoned,
         )
+        encoded = self._encoder_of(order.work.run_id).encode(
+            update.flat,
+            codec.name,
+            round_number=order.work.round,
+            accepted_round=order.accepted_round,
+            trial=order.trial,
+        )
+        return update, encoded
 
-    def _require_update(self) -> Update:
+    def _encoder_of(self, run_id: str) -> UpdateEncoder:
+        """Return the encoder of a run. Another run has another model: its first update has no residual."""
+        if self._encoder is None or self._encoder[0] != run_id:
+            model = self._worker.trainer.model
+            parameters = model.parameter_count
+            self._encoder = run_id, UpdateEncoder(parameters, model.manifest.size - parameters)
+        return self._encoder[1]
+
+    def _require_update(self) -> tuple[Update, EncodedUpdate]:
         if self._update is None:
             raise HyperGPUError("a push without an update")
         return self._update

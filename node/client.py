@@ -12,8 +12,15 @@ from hypergpu.common.errors import CorruptData, DeadlineExceeded, ProtocolError,
 from hypergpu.common.rpc import explain_failure, metadata_for, open_channel
 from hypergpu.common.tensors import Assembler, Chunk, Flat, Manifest, chunks
 from hypergpu.common.tls import Tls
-from hypergpu.common.wire import decode_work_part, encode_part, manifest_from_proto, manifest_to_proto
+from hypergpu.common.wire import (
+    decode_work_part,
+    encode_part,
+    encoding_to_proto,
+    manifest_from_proto,
+    manifest_to_proto,
+)
 from hypergpu.node.core.gpu import GPUSpecs
+from hypergpu.node.core.update_encoder import EncodedUpdate
 from hypergpu.node.trainer import Update
 from hypergpu.protos import coordinator_pb2 as pb
 
@@ -174,20 +181,27 @@ class CoordinatorClient:
         return work
 
     async def push(
-        self, work: Work, manifest: Manifest, update: Update, offset: int, *, timeout_seconds: float
+        self,
+        work: Work,
+        manifest: Manifest,
+        update: Update,
+        encoded: EncodedUpdate,
+        offset: int,
+        *,
+        timeout_seconds: float,
     ) -> pb.PushUpdateReply:
-        """Send an update from byte `offset` on.
+        """Send an update from byte `offset` of its payload on.
 
         Raises:
             Unavailable: the coordinator keeps what arrived, but does not have all of it yet.
         """
-        reply = await self._call_push(self._parts(work, manifest, update, offset), timeout_seconds)
+        reply = await self._call_push(self._parts(work, manifest, update, encoded, offset), timeout_seconds)
         if reply.outcome == pb.PushUpdateReply.INCOMPLETE:
             raise Unavailable(f"{self.address}: the update is incomplete: {reply.detail}")
         return reply
 
     async def _parts(
-        self, work: Work, manifest: Manifest, update: Update, start: int
+        self, work: Work, manifest: Manifest, update: Update, encoded: EncodedUpdate, start: int
     ) -> AsyncIterator[pb.UpdatePart | Chunk]:
         header = pb.UpdateHeader(
             work=work.id,
@@ -199,9 +213,11 @@ class CoordinatorClient:
             loss_before=update.steps[0].loss,
             steps=len(update.steps),
             loss_after=update.loss_after,
+            encoding=encoding_to_proto(encoded.form),
+            noise=encoded.noise,
         )
         yield pb.UpdatePart(header=header)
-        for chunk in chunks(update.flat, start):
+        for chunk in chunks(encoded.payload, start):
             yield chunk
             self.bytes_sent += len(chunk.data)
 

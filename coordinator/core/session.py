@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from enum import StrEnum
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from hypergpu.common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, StaleWork
+from hypergpu.common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork
 from hypergpu.common.identity import ADVICE, TaskIdentity, differences
 from hypergpu.common.message import message
 from hypergpu.coordinator.core.rounds import events as ev
@@ -218,6 +218,7 @@ class Session:
 
         Raises:
             StaleWork: the node is no member of this run.
+            ProtocolError: the update is not in the ordered codec.
             InvalidInput: the node's task is not the coordinator's.
             ResourceExhausted: no more nodes may register.
         """
@@ -319,10 +320,15 @@ class Session:
     def _on_offer(self, request: OfferUpdate, now: float) -> Answer[ev.UpdateReply | None]:
         self._require_run(request.run_id)
         update = request.update
-        return (None, ()) if self.needs_update(update.node, update.round) else self._take(update, now)
+        if not self.needs_update(update.node, update.round):
+            return self._take(update, now)
+        self._require_codec(update)
+        return None, ()
 
     def _on_update(self, request: Update, now: float) -> Answer[ev.UpdateReply]:
         update = request.update
+        if self.needs_update(update.node, update.round):
+            self._require_codec(update)
         finite = math.isfinite(update.loss) and (update.norm is None or math.isfinite(update.norm))
         if not finite and self.needs_update(update.node, update.round):
             error = NonFiniteUpdate(f"the update of {update.node} for round {update.round} holds NaN or infinity")
@@ -348,6 +354,11 @@ class Session:
     def _require_run(self, run_id: str) -> None:
         if run_id != self.run_id:
             raise StaleWork(f"unknown run {run_id[:80]!r} (current: {self.run_id!r}): register again")
+
+    def _require_codec(self, update: ev.UpdateArrived) -> None:
+        ordered = self._machine.ordered_codec(update.node)
+        if update.codec != ordered:
+            raise ProtocolError(f"an update of {update.node} in codec {update.codec}; the order says {ordered}")
 
     def _require_same_task(self, node: str, identity: TaskIdentity | None) -> None:
         if self._identity is None or identity is None:

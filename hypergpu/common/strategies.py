@@ -18,6 +18,15 @@ class AdaptationPolicy(StrEnum):
     """Response to the forecast of each link. It was measured to be no faster than REACTIVE."""
 
 
+class CompressionStrategy(StrEnum):
+    """Strategy that chooses the codecs of transfers."""
+
+    NONE = "none"
+    """Float32 for every node."""
+    FIXED = "fixed"
+    """The configured codecs for every node."""
+
+
 class BatchSizeStrategy(StrEnum):
     """Strategy that chooses batch sizes."""
 

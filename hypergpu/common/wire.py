@@ -8,11 +8,12 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
-from hypergpu.common.errors import ConfigError, ProtocolError
+from hypergpu.common.codecs import CODECS, Codec, PayloadFormat
+from hypergpu.common.errors import ConfigError, ProtocolError, suggest
 from hypergpu.common.identity import Numbers, TaskIdentity
 from hypergpu.common.rpc import MAX_MESSAGE_BYTES
 from hypergpu.common.tensors import Chunk, Manifest, TensorSpec
-from hypergpu.protos.coordinator_pb2 import IdentityNumbers, UpdatePart, WorkPart
+from hypergpu.protos.coordinator_pb2 import Encoding, IdentityNumbers, UpdatePart, WorkPart
 from hypergpu.protos.coordinator_pb2 import Manifest as ManifestMessage
 from hypergpu.protos.coordinator_pb2 import TaskIdentity as TaskIdentityMessage
 from hypergpu.protos.coordinator_pb2 import TensorSpec as TensorSpecMessage
@@ -49,6 +50,42 @@ def manifest_from_proto(message: ManifestMessage, max_bytes: int = 1 << 40) -> M
     if manifest.total_bytes > max_bytes:
         raise ProtocolError(f"a model of {manifest.total_bytes} bytes; at most {max_bytes} are accepted")
     return manifest
+
+
+def encoding_to_proto(form: PayloadFormat) -> Encoding:
+    """Return the message for the format of a payload."""
+    return Encoding(codec=form.codec.name, version=form.codec.version, payload_bytes=form.payload_bytes)
+
+
+def codec_from_proto(message: Encoding) -> Codec:
+    """Return the codec that a message names.
+
+    Raises:
+        ProtocolError: an unknown codec, or another version of one.
+    """
+    name = message.codec
+    codec = CODECS.get(name)
+    if codec is None:
+        raise ProtocolError(f"unknown codec {name[:40]!r}{suggest(name, CODECS)}")
+    if message.version != codec.version:
+        raise ProtocolError(
+            f"version {message.version} of codec {name}; this side knows version {codec.version}: use the same release "
+            "of hypergpu on both sides"
+        )
+    return codec
+
+
+def require_payload_bytes(message: Encoding, form: PayloadFormat) -> None:
+    """Check that a message announces a payload of the right size.
+
+    Raises:
+        ProtocolError: it does not.
+    """
+    if message.payload_bytes != form.payload_bytes:
+        raise ProtocolError(
+            f"a payload of {message.payload_bytes} bytes; codec {form.codec.name} has {form.payload_bytes} bytes for "
+            "this model"
+        )
 
 
 def require_sendable(manifest: Manifest, max_model_bytes: int) -> None:

@@ -21,6 +21,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from hypergpu.common.codecs import find_codec
 from hypergpu.common.config import TrainingConfig
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Bytes
@@ -145,6 +146,13 @@ class ConvergenceBackend:
     def model_bytes(self) -> int:
         """Size of the flat buffer that is sent."""
         return self._model.model_bytes
+
+    def payload_bytes(self, codec: str) -> int:
+        """Return the size of parameters or an update in a codec; nothing is left exact."""
+        return find_codec(codec).encoded_bytes(-(-self.model_bytes // 4))
+
+    def process_started(self, node: str) -> None:
+        """Forget nothing: a curve has no nodes."""
 
     @property
     def metric_fault(self) -> str:

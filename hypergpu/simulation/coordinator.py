@@ -126,6 +126,8 @@ class SimulatedCoordinator:
     def register(self, node: SimulatedNode, rpc: SimulatedRpc) -> None:
         """Handle Register."""
         self._nodes[node.node_id] = node
+        if node.incarnation > 1:
+            self._learning.process_started(node.node_id)
         try:
             self._ask(Register(node.node_id, str(node.incarnation), node.largest_batch, node.info, None))
         except HyperGPUError as error:

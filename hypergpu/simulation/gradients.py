@@ -1,13 +1,12 @@
 """Training by real gradients, with the trainer that the nodes use and the model that the coordinator uses."""
 
-import numpy as np
 import torch
 
 from hypergpu.common.config import TrainingConfig
 from hypergpu.common.metric import MetricSpec
-from hypergpu.coordinator.core.model.aggregation import norm
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
 from hypergpu.node.trainer import Trainer
 from hypergpu.simulation.training_backend import Trained
 from hypergpu.tasks import Task, evaluate, metric_of, spec_of
@@ -35,12 +34,23 @@ class GradientBackend:
         self._sizes = count(task.train) if config.partition == "iid" else labels(task.train)
         self._shards: Partition = ()
         self._orders: dict[int, ShardOrder] = {}
-        self._update = np.empty(0, np.float32)
+        self._encoders: dict[str, UpdateEncoder] = {}
+        """Encoder of each node, with its residual."""
+        self._encoded: EncodedUpdate | None = None
+        """Update that was trained last."""
 
     @property
     def model_bytes(self) -> int:
         """Size of the flat buffer that is sent."""
         return self._model.manifest.total_bytes
+
+    def payload_bytes(self, codec: str) -> int:
+        """Return the size of parameters or an update in a codec."""
+        return self._model.payload_format(codec).payload_bytes
+
+    def process_started(self, node: str) -> None:
+        """Forget the residual of a node."""
+        self._encoders.pop(node, None)
 
     @property
     def samples(self) -> int:
@@ -53,7 +63,7 @@ class GradientBackend:
         return self._model.update_norms
 
     def train(self, order: ev.WorkAssigned) -> Trained:
-        """Train a work unit with real gradients."""
+        """Train a work unit with real gradients, and encode its update as the node does."""
         samples = self._order_of(order.shard)
         size, cursor = order.batch_size, order.shard.cursor
         trainer = self._trainer
@@ -65,13 +75,21 @@ class GradientBackend:
             optimizer=order.local_optimizer,
             key=(order.round, order.shard.index),
         )
-        self._update = update.flat
+        encoded = self._encoded = self._encoder_of(order.node).encode(
+            update.flat,
+            order.codecs.update,
+            round_number=order.round,
+            accepted_round=order.accepted_round,
+            trial=order.trial,
+        )
+        norm = self._model.norm(encoded.payload, encoded.form.codec.name)
         first, last = update.steps[0], update.steps[-1]
-        return Trained(update.samples, update.loss, first.loss, last.grad_norm, norm(update.flat), update.loss_after)
+        return Trained(update.samples, update.loss, first.loss, last.grad_norm, norm, update.loss_after, encoded.noise)
 
     def add(self, weight: int) -> None:
-        """Add an update to the mean."""
-        self._model.add(self._update, weight)
+        """Add the update that was trained last to the mean."""
+        if self._encoded is not None:
+            self._model.add(self._encoded.payload, self._encoded.form.codec.name, weight)
 
     def discard(self) -> None:
         """Forget the updates of an abandoned round."""
@@ -95,6 +113,14 @@ class GradientBackend:
         result = evaluate(self._trainer.model.module, self._task, batch_size=self._config.batch_size)
         self.metric_fault = result.fault
         return result.loss, result.metric
+
+    def _encoder_of(self, node: str) -> UpdateEncoder:
+        encoder = self._encoders.get(node)
+        if encoder is None:
+            model = self._trainer.model
+            state = model.manifest.size - model.parameter_count
+            encoder = self._encoders[node] = UpdateEncoder(model.parameter_count, state)
+        return encoder
 
     def _order_of(self, shard: ev.Shard) -> ShardOrder:
         config = self._config

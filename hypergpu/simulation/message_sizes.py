@@ -5,6 +5,8 @@ off): about 300 bytes. A reply's is about 100, its trailers 60. Each gRPC messag
 16 KiB adds 9; each chunk adds 16 of protobuf.
 """
 
+from functools import cache
+
 from hypergpu.common.tensors import CHUNK_BYTES
 
 REQUEST_BYTES = 340
@@ -34,6 +36,12 @@ def chunks_bytes(total_bytes: int) -> int:
     """Return a buffer in chunks, as it travels."""
     framed = total_bytes + chunk_count(total_bytes) * _CHUNK_FRAMING
     return framed + -(-framed // _FRAME_BYTES) * _FRAME_HEADER
+
+
+@cache
+def transfer(payload_bytes: int) -> tuple[int, int]:
+    """Return the bytes of a payload in chunks, and the messages including the one that announces them."""
+    return chunks_bytes(payload_bytes), 1 + chunk_count(payload_bytes)
 
 
 def bytes_in_chunks(sent_bytes: int) -> int:

@@ -100,8 +100,8 @@ class SimulatedNode:
         "_compute_seconds",
         "_handling_seconds",
         "_life",
-        "_model_bytes",
         "_number",
+        "_payload_bytes",
         "_poll_until",
         "_polling",
         "_prepared",
@@ -110,7 +110,6 @@ class SimulatedNode:
         "_step",
         "_time",
         "_upload_offset",
-        "_weight",
         "attempts",
         "connection",
         "failures",
@@ -131,7 +130,7 @@ class SimulatedNode:
         compute: Compute,
         *,
         seed: int,
-        model_bytes: int,
+        payload_bytes: Callable[[str], int],
         config: SystemConfig,
         info: Mapping[str, str],
         setup_seconds: float = 0.0,
@@ -149,9 +148,8 @@ class SimulatedNode:
         """RPCs that this process made, and those of them that failed."""
         self.heartbeats = Heartbeats(self, time, api, config.server.heartbeat_seconds)
         self._api, self._time, self._compute = api, time, compute
-        self._model_bytes = model_bytes
-        self._weight = message_sizes.chunks_bytes(model_bytes), 1 + message_sizes.chunk_count(model_bytes)
-        """Bytes of the chunks of parameters or of an update, and messages including the one that announces them."""
+        self._payload_bytes = payload_bytes
+        """Returns the size of parameters or an update in a codec."""
         self._settings = config.node
         self._backoff_key = (seed, "backoff", node_id)
         self._life = self._new_life()
@@ -330,7 +328,7 @@ class SimulatedNode:
         Both travel as one message, so the node is told of the work now and not one latency later.
         """
         self._life.handle(life.WorkAnnounced(work))
-        nbytes, messages = self._weight
+        nbytes, messages = message_sizes.transfer(self._payload_bytes(work.codecs.parameters))
         self.reply(rpc, life.WorkReceived(work), messages, message_sizes.ORDER_BYTES + nbytes)
 
     # ------------------------------------------------------------ working
@@ -347,11 +345,8 @@ class SimulatedNode:
         self._upload_offset = offset
         if self._api.is_over(work):
             nbytes, messages = 0, 1  # the coordinator replies when it has the header
-        elif offset:
-            missing = self._model_bytes - offset
-            nbytes, messages = message_sizes.chunks_bytes(missing), 1 + message_sizes.chunk_count(missing)
         else:
-            nbytes, messages = self._weight
+            nbytes, messages = message_sizes.transfer(self._payload_bytes(work.codecs.update) - offset)
         rpc = self._call(message_sizes.HEADER_BYTES + nbytes, messages, self._on_push_arrived)
         rpc.about = work
         rpc.failed = self._on_push_failed

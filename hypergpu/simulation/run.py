@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hypergpu.common.config import SystemConfig
 from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.common.text import duration
 from hypergpu.coordinator.core.adaptation import build_orchestrator
@@ -59,14 +60,7 @@ def simulate(
     learning = _backend(scenario)
     orchestrator = build_orchestrator(config, clock=time.clock)
     sync = HeartbeatSync(adaptation or orchestrator)
-    machine = RoundMachine(
-        config.training,
-        sync,
-        max_nodes=config.server.max_nodes,
-        lost_after_seconds=config.server.lost_after_seconds,
-        shards=ShardTable(learning.samples),
-        metric=learning.metric,
-    )
+    machine = _machine(config, sync, learning)
     nodes: dict[str, SimulatedNode] = {}
     recording = Recording(scenario, machine, nodes, out)
     network = Network(scenario, time, nodes, lambda what: recording.network(what, time.now))
@@ -93,7 +87,7 @@ def simulate(
         time=time,
         compute=compute or SimulatedCards(scenario),
         seed=scenario.seed,
-        model_bytes=learning.model_bytes,
+        payload_bytes=learning.payload_bytes,
         config=config,
         handling_seconds=scenario.handling_seconds,
     )
@@ -113,6 +107,18 @@ def simulate(
     given_up = given_up or recording.failure
     recording.close(time.now)
     return _outcome(scenario, recording, nodes, missed=network.missed, seconds=time.now, given_up=given_up)
+
+
+def _machine(config: SystemConfig, adaptation: Adaptation, learning: TrainingBackend) -> RoundMachine:
+    return RoundMachine(
+        config.training,
+        adaptation,
+        max_nodes=config.server.max_nodes,
+        lost_after_seconds=config.server.lost_after_seconds,
+        shards=ShardTable(learning.samples),
+        metric=learning.metric,
+        codecs=config.compression.codecs,
+    )
 
 
 def _add_nodes(

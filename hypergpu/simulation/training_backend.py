@@ -19,6 +19,8 @@ class Trained:
     """Euclidean norm of the update; None where there is none."""
     loss_after: float | None = None
     """Loss of the first batch after the last step; None where it is not measured."""
+    noise: float = 0.0
+    """Noise of the codec of the update."""
 
     def as_update(self, work: ev.WorkAssigned, compute_seconds: float) -> ev.UpdateArrived:
         """Return the update of this work."""
@@ -33,6 +35,8 @@ class Trained:
             self.grad_norm,
             self.norm,
             self.loss_after,
+            work.codecs.update,
+            self.noise,
         )
 
 
@@ -57,6 +61,14 @@ class TrainingBackend(Protocol):
     @property
     def update_norms(self) -> tuple[float, float] | None:
         """Norms of the last step, as in `GlobalModel.update_norms`; None if they are unknown."""
+        ...
+
+    def payload_bytes(self, codec: str) -> int:
+        """Return the size of parameters or an update in a codec."""
+        ...
+
+    def process_started(self, node: str) -> None:
+        """Forget what the former process of a node kept in its memory."""
         ...
 
     def train(self, order: ev.WorkAssigned) -> Trained:

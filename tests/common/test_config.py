@@ -2,15 +2,17 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
+from hypergpu.common.codecs import CODECS
 from hypergpu.common.config import SystemConfig, load_config
 from hypergpu.common.config.document import load_yaml
 from hypergpu.common.errors import ConfigError
 from hypergpu.common.strategies import AdaptationPolicy, BatchSizeStrategy, SelectionStrategy
+from hypergpu.common.transfer_codecs import TransferCodecs, UpdateCodecName
 
 
 def test_the_defaults_are_valid() -> None:
@@ -240,3 +242,17 @@ def test_a_policy_or_strategy_is_read_and_written_by_its_name(key: str, names: t
         load_config(SystemConfig, overrides=[f"{key}=hybird"])
     assert f"{key}: input should be " in str(caught.value)
     assert all(f"'{name}'" in str(caught.value) for name in names)
+
+
+def test_codecs_need_the_strategy_that_uses_them() -> None:
+    assert SystemConfig().compression.codecs == TransferCodecs("none", "none")
+    fixed = ["compression.strategy=fixed", "compression.update_codec=int8"]
+    assert load_config(SystemConfig, overrides=fixed).compression.codecs == TransferCodecs("int8", "none")
+    with pytest.raises(ConfigError, match="compression: update_codec needs strategy fixed"):
+        load_config(SystemConfig, overrides=fixed[1:])
+    with pytest.raises(ConfigError, match=r"compression\.strategy: input should be 'none' or 'fixed'"):
+        load_config(SystemConfig, overrides=["compression.strategy=adaptive"])
+
+
+def test_the_codecs_of_the_settings_are_those_that_exist() -> None:
+    assert set(get_args(UpdateCodecName)) == set(CODECS)

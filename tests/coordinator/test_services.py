@@ -96,6 +96,7 @@ class FakeNode:
 
     def header(self, order: pb.WorkOrder, **fields: Any) -> pb.UpdatePart:
         values = {"work": order.work, "manifest": order.manifest, "samples": 4, "loss": 0.5, "compute_seconds": 0.1}
+        values["encoding"] = order.update
         return pb.UpdatePart(header=pb.UpdateHeader(**{**values, **fields}))
 
     async def push_parts(self, parts: Iterable[Any]) -> pb.PushUpdateReply:
@@ -147,6 +148,7 @@ async def running(
             **sections.pop("server", {}),
         },
         "orchestrator": {"policy": "none", **sections.pop("orchestrator", {})},
+        **sections,
     }
     coordinator = Coordinator(SystemConfig.model_validate(tree), task or toy_task(), Options(out, token, None, resume))
     addresses: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()

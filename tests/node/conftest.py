@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from hypergpu.common.codecs import PayloadFormat, find_codec
 from hypergpu.common.config import NodeConfig, SystemConfig
 from hypergpu.common.rpc import SERVER_OPTIONS, bind
 from hypergpu.common.tensors import Assembler, Chunk, chunks
-from hypergpu.common.wire import decode_update_part, encode_part, manifest_to_proto
+from hypergpu.common.wire import decode_update_part, encode_part, encoding_to_proto, manifest_to_proto
 from hypergpu.node.agent import Agent
 from hypergpu.node.client import CoordinatorClient
 from hypergpu.node.worker import Worker
@@ -95,6 +96,11 @@ class FakeCoordinator:
     async def stop(self) -> None:
         await self._server.stop(None)
 
+    def form(self, codec: str) -> PayloadFormat:
+        """Format of the model's payloads."""
+        parameters = self.model.parameter_count
+        return PayloadFormat(find_codec(codec), parameters, self.model.manifest.size - parameters)
+
     async def _begin(self, name: str, context: Context) -> None:
         self.calls.append(name)
         self.node_ids.add(str(dict(context.invocation_metadata() or ()).get("x-node-id")))
@@ -135,6 +141,9 @@ class FakeCoordinator:
             return
         if not order.HasField("manifest"):
             order.manifest.CopyFrom(manifest_to_proto(self.model.manifest))
+        for encoding in (order.update, order.parameters):
+            if not encoding.codec:
+                encoding.CopyFrom(encoding_to_proto(self.form("none")))
         yield pb.WorkPart(order=order)
         wrong = self.corrupt_pulls > 0
         self.corrupt_pulls -= wrong
@@ -153,7 +162,8 @@ class FakeCoordinator:
                 key = (part.header.work.round, part.header.work.attempt)
                 if key in self.applied:
                     return pb.PushUpdateReply(outcome=pb.PushUpdateReply.DUPLICATE)
-                upload = self._uploads.setdefault(key, Assembler(np.empty(self.model.manifest.total_bytes, np.uint8)))
+                form = self.form(part.header.encoding.codec)
+                upload = self._uploads.setdefault(key, Assembler(np.empty(form.payload_bytes, np.uint8)))
                 continue
             if breaks is not None and count >= breaks:
                 self.received.append((key[0], first, upload.next_offset))
@@ -164,7 +174,8 @@ class FakeCoordinator:
         self.received.append((key[0], first, upload.next_offset))
         if not upload.complete:
             return pb.PushUpdateReply(outcome=pb.PushUpdateReply.INCOMPLETE, next_offset=upload.next_offset)
-        self.applied[key] = upload.payload.view(np.float32)
+        self.applied[key] = np.empty(form.size, np.float32)
+        form.decode(upload.payload, self.applied[key])
         if self.reply_lost > 0:
             self.reply_lost -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the answer was lost")

@@ -5,6 +5,7 @@ the sum.
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from hypergpu.common.tensors import Flat
 
 BLOCK = 1 << 16
 """Number of floats per block: 256 KiB."""
+Parts = Iterable[tuple[int, Flat]]
+"""Parts of a flat buffer of at most `BLOCK` floats: the index of the first one, and the floats."""
 
 
 class StreamingMean:
@@ -34,15 +37,16 @@ class StreamingMean:
         """
         if update.shape != self._sum.shape or not weight > 0:
             raise ValueError(f"an update of shape {update.shape} with weight {weight} for a sum of {self._sum.shape}")
+        self.add_parts(pieces(update), weight)
+
+    def add_parts(self, parts: Parts, weight: float) -> None:
+        """Add one update in parts that cover it; the caller has checked that they are finite."""
         factor, squares = np.float32(weight), 0.0
         # An overflow makes the step fail its finiteness check, and the step is skipped.
         with np.errstate(over="ignore", invalid="ignore"):
-            for start in range(0, len(update), BLOCK):
-                total = self._sum[start : start + BLOCK]
-                part = self._scratch[: len(total)]
-                piece = update[start : start + BLOCK]
-                np.multiply(piece, factor, out=part)
-                total += part
+            for start, piece in parts:
+                total = self._sum[start : start + len(piece)]
+                total += np.multiply(piece, factor, out=self._scratch[: len(piece)])
                 squares += float(np.dot(piece, piece))
         self._squares += squares
         self.weight += weight
@@ -72,12 +76,16 @@ class StreamingMean:
         self.weight, self.count, self._squares = 0.0, 0, 0.0
 
 
-def norm(flat: Flat) -> float:
-    """Return the Euclidean norm of a flat buffer; it is NaN or infinite only if one of the numbers is."""
+def pieces(flat: Flat) -> Parts:
+    """Yield a flat buffer in parts of at most `BLOCK` floats."""
+    return ((start, flat[start : start + BLOCK]) for start in range(0, len(flat), BLOCK))
+
+
+def norm(parts: Parts) -> float:
+    """Return the Euclidean norm of a buffer; it is NaN or infinite only if one of the numbers is."""
     total = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, len(flat), BLOCK):
-            block = flat[start : start + BLOCK]
+        for _, block in parts:
             square = float(np.dot(block, block))
             if not math.isfinite(square):  # the squares may overflow float32
                 wide = block.astype(np.float64)

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from hypergpu.common.codecs import PayloadFormat, PayloadReader, find_codec
 from hypergpu.common.config.training import TrainingConfig
-from hypergpu.common.tensors import Flat, Manifest
-from hypergpu.coordinator.core.model.aggregation import StreamingMean, is_finite
+from hypergpu.common.tensors import Flat, Manifest, Payload
+from hypergpu.coordinator.core.model.aggregation import StreamingMean, is_finite, norm
 from hypergpu.coordinator.core.model.optimizer import Sgd, make_optimizer
 
 
@@ -32,9 +33,25 @@ class GlobalModel:
         """(mean of |update|² over the nodes, |mean update|²) of the last step; None if it was skipped."""
         self._optimizer = make_optimizer(config, parameter_count)
 
-    def add(self, update: Flat, weight: float) -> None:
-        """Add one checked update to the mean."""
-        self._mean.add(update, weight)
+    def payload_format(self, codec: str) -> PayloadFormat:
+        """Return the format of this model's payloads in a codec.
+
+        Raises:
+            UnknownName: there is no such codec.
+        """
+        return PayloadFormat(find_codec(codec), self._parameter_count, len(self.values) - self._parameter_count)
+
+    def norm(self, payload: Payload, codec: str) -> float:
+        """Return the Euclidean norm of an encoded update; it is not finite if the update is not.
+
+        Raises:
+            ProtocolError: the payload is not in this codec.
+        """
+        return norm(PayloadReader(self.payload_format(codec), payload).read())
+
+    def add(self, payload: Payload, codec: str, weight: float) -> None:
+        """Add one update to the mean, decoded in place; `norm` has checked it."""
+        self._mean.add_parts(PayloadReader(self.payload_format(codec), payload).read(), weight)
 
     def discard(self) -> None:
         """Remove the updates that were added since the last step."""

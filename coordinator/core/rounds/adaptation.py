@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from hypergpu.common.local_optimizer import LocalOptimizer
+from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.overrides import NodeOverride, Overrides
 from hypergpu.coordinator.core.rounds.events import Contribution
@@ -31,6 +32,8 @@ class RoundPlan:
     """Share of the nodes whose updates close the round at once."""
     wait_for: Sequence[str] = ()
     """Nodes whose turn it is, and for which the deadline leaves the time that they usually need."""
+    codecs: Mapping[str, TransferCodecs] = field(default_factory=dict)
+    """Codecs by node id; the configured ones for nodes that are not there."""
     probes: Sequence[str] = ()
     """Nodes whose links may have recovered. They get work, and the round does not wait for them."""
     decisions: Sequence[Decision] = ()

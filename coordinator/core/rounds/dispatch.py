@@ -34,7 +34,7 @@ def assign(current: Round, member: Member, overrides: Overrides, now: float, eff
     if unit.attempt > unit.returns:
         member.retries += 1  # asked again without returning the work: a broken stream, or a restart
     member.requesting = False
-    effects.emit(current.assign(unit, now))
+    effects.emit(current.assign(unit, now, member.last_accepted))
     member.assignment = Assignment(current.number, unit.first_at, unit.batch_size, unit.local_steps)
 
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from hypergpu.common.message import message
+from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.overrides import NodeOverride
 
@@ -112,6 +113,9 @@ class UpdateArrived:
     """Euclidean norm of the update; None = not measured."""
     loss_after: float | None = None
     """Training loss of the first batch after the last step; None = not measured."""
+    codec: str = "none"
+    noise: float = 0.0
+    """|decoded - exact|² ÷ |exact|² of the update: what its codec costs in precision."""
 
 
 @message
@@ -242,6 +246,11 @@ class WorkAssigned:
     local_optimizer: str
     shard: Shard
     deadline_at: float
+    codecs: TransferCodecs = field(default_factory=TransferCodecs)
+    trial: bool = False
+    """True if the update is only measured, and does not enter the model."""
+    accepted_round: int = 0
+    """Latest round whose update of this node was accepted; 0 = none."""
 
 
 @message
@@ -279,6 +288,10 @@ class Contribution:
     """True if its waiting time measures its link. False if its process restarted, or it returned its work."""
     awaited: bool = True
     """True if the round waited for it."""
+    codec: str = "none"
+    """Codec of its update."""
+    noise: float = 0.0
+    """Noise of that codec; 0 without an update."""
 
 
 @message

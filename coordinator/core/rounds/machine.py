@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
+from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.decisions import Decision, DecisionKind
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import closing, dispatch, opening
@@ -53,6 +54,7 @@ class RoundMachine:
         shards: shards and cursors of a resumed run.
         complete: an earlier process has completed the run.
         metric: what the model is judged by.
+        codecs: codecs of the nodes for which the adaptation chooses none.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class RoundMachine:
         shards: ShardTable | None = None,
         complete: bool = False,
         metric: MetricSpec = ACCURACY,
+        codecs: TransferCodecs | None = None,
     ) -> None:
         self.config = config
         self.metric = metric
@@ -74,7 +77,12 @@ class RoundMachine:
         self.shards = shards or ShardTable()
         self.deadlines = DeadlineEstimator(mads=config.deadline_mads)
         self.round_state = RoundState(
-            first_round, self.members, self.shards, self.deadlines, Guards(ModelGuard(first_round - 1))
+            first_round,
+            self.members,
+            self.shards,
+            self.deadlines,
+            Guards(ModelGuard(first_round - 1)),
+            codecs or TransferCodecs(),
         )
         if complete:
             self.round_state.phase, self.round_state.control = OVER, RunControl(final_state=RunState.COMPLETED)
@@ -144,6 +152,12 @@ class RoundMachine:
         current = self.round_state.open_round
         unit = current.units.get(node) if current else None
         return unit is not None and unit.attempt > 0 and not unit.done
+
+    def ordered_codec(self, node: str) -> str:
+        """Return the codec of the update that the open round expects of a node."""
+        current = self.round_state.open_round
+        unit = current.units.get(node) if current else None
+        return (unit.codecs if unit else self.round_state.codecs).update
 
     def update_status(self, node: str, round_number: int) -> ev.UpdateStatus | None:
         """Return the status of an update of this work unit if it needs no further check; None: it is wanted."""

@@ -148,7 +148,7 @@ def open_round(
         return None
     probes = _probes(chosen, plan)
     _deal_shards(state, effects)
-    units = _plan_units(state.members, state.shards.assign(chosen), plan, config, probes)
+    units = _plan_units(state, state.shards.assign(chosen), plan, config, probes)
     deadline = _set_deadline(state, units, plan, effects)
     opening.first_round_opened, opening.waiting_for = True, ""
     close_share = config.close_share if plan.close_share is None else plan.close_share
@@ -202,7 +202,7 @@ def _set_deadline(state: RoundState, units: Sequence[WorkUnit], plan: RoundPlan,
 
 
 def _plan_units(
-    members: Membership,
+    state: RoundState,
     shards: Mapping[str, Shard],
     plan: RoundPlan,
     config: TrainingConfig,
@@ -213,11 +213,12 @@ def _plan_units(
     steps = _local_steps(plan, config)
     optimizer = plan.optimizer or config.first_optimizer
     for node, shard in shards.items():
-        member = members.connected[node]
+        member = state.members.connected[node]
         batch = max(1, plan.batch_sizes.get(node, config.batch_size))
         member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
         member.rounds_selected += 1
         unit = WorkUnit(node, shard, member.batch_size, steps, optimizer, incarnation=member.incarnation)
+        unit.codecs = plan.codecs.get(node, state.codecs)
         unit.awaited = node not in probes
         if node in plan.trials and steps > 1:
             unit.optimizer, unit.trial = plan.trials[node], True

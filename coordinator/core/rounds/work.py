@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from hypergpu.common.local_optimizer import LocalOptimizer
+from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.rounds.events import Contribution, Shard, UpdateArrived, WorkAssigned
 
 
@@ -34,6 +35,7 @@ class WorkUnit:
     batch_size: int
     local_steps: int
     optimizer: LocalOptimizer
+    codecs: TransferCodecs = field(default_factory=TransferCodecs)
     trial: bool = False
     """The node tries an optimizer or learning rate that differs from that of the others."""
     trial_failed: bool = False
@@ -145,8 +147,11 @@ class Round:
         """Mean training loss over the samples that were used."""
         return self.loss_sum / self.samples if self.samples else 0.0
 
-    def assign(self, unit: WorkUnit, now: float) -> WorkAssigned:
-        """Assign a unit to its node, again if it was before."""
+    def assign(self, unit: WorkUnit, now: float, accepted_round: int = 0) -> WorkAssigned:
+        """Assign a unit to its node, again if it was before.
+
+        `accepted_round` is the latest round whose update of this node was accepted.
+        """
         if unit.attempt == 0 or unit.interrupted:  # time lost by a restart does not count against the link
             unit.first_at, unit.interrupted = now, False
         unit.attempt += 1
@@ -160,6 +165,9 @@ class Round:
             unit.optimizer.name,
             unit.shard,
             self.deadline_at,
+            unit.codecs,
+            unit.trial,
+            accepted_round,
         )
 
     def accept(self, unit: WorkUnit, update: UpdateArrived, weight: int, now: float) -> float:
@@ -185,6 +193,8 @@ class Round:
                 loss_after=update.loss_after,
                 trial_failed=unit.trial_failed,
                 awaited=unit.awaited,
+                codec=update.codec,
+                noise=update.noise,
             )
         )
         return seconds
@@ -217,7 +227,7 @@ class Round:
         del self.units[former]
         batch = min(orphan.batch_size, largest_batch) if largest_batch else orphan.batch_size
         unit = self.units[node] = WorkUnit(
-            node, orphan.shard, batch, orphan.local_steps, self.optimizer, incarnation=incarnation
+            node, orphan.shard, batch, orphan.local_steps, self.optimizer, orphan.codecs, incarnation=incarnation
         )
         self.live += 1
         self.awaited += not orphan.awaited

@@ -135,7 +135,7 @@ class PayloadReader:
     def read(self, received: int | None = None) -> Iterator[tuple[int, Flat]]:
         """Yield what can be decoded and was not yet: the index of the first value, and the values.
 
-        The values are in a buffer that the next ones overwrite.
+        The values are read-only, in a buffer that the next ones overwrite, or in the payload.
 
         Args:
             received: number of bytes of the payload that are there; by default all.
@@ -147,8 +147,11 @@ class PayloadReader:
         while self._next is not None and self._next.data.stop <= available:
             batch = self._next
             rows = self._payload[batch.data].reshape(batch.blocks, -1)
-            part = self._scratch[: batch.values.stop - batch.values.start]
-            batch.codec.decode(rows, part.reshape(batch.blocks, -1))
+            if batch.codec.is_exact:
+                part = self._payload[batch.data].view(np.float32)
+            else:
+                part = self._scratch[: batch.values.stop - batch.values.start]
+                batch.codec.decode(rows, part.reshape(batch.blocks, -1))
             self._next = next(self._batches, None)
             yield batch.values.start, part
 

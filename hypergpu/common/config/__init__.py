@@ -1,6 +1,7 @@
 """Typed configuration tree: every default is written here, once."""
 
 from hypergpu.common.config.adaptation import BatchConfig, MonitorConfig, OrchestratorConfig, SelectorConfig
+from hypergpu.common.config.compression import CompressionConfig
 from hypergpu.common.config.loading import load_config
 from hypergpu.common.config.node import NodeConfig
 from hypergpu.common.config.section import ConfigSection
@@ -16,6 +17,8 @@ class SystemConfig(ConfigSection):
     """Addresses and limits of the coordinator."""
     node: NodeConfig = NodeConfig()
     """Device and network of a node."""
+    compression: CompressionConfig = CompressionConfig()
+    """Codecs of parameters and updates."""
     monitor: MonitorConfig = MonitorConfig()
     """Measurement and classes of links."""
     batch: BatchConfig = BatchConfig()
@@ -28,6 +31,7 @@ class SystemConfig(ConfigSection):
 
 __all__ = [
     "BatchConfig",
+    "CompressionConfig",
     "ConfigSection",
     "MonitorConfig",
     "NodeConfig",

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from hypergpu.common.config.training import TrainingConfig
-from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, ResourceExhausted, StaleWork
+from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, ProtocolError, ResourceExhausted, StaleWork
 from hypergpu.common.identity import TaskIdentity
+from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Activity, FixedAdaptation, LateWork
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
@@ -55,9 +56,16 @@ class Links:
 class Desk:
     """A session, its time, and the effects so far."""
 
-    def __init__(self, *, identity: TaskIdentity | None = None, stays: bool = False, **training: Any) -> None:
+    def __init__(
+        self,
+        *,
+        identity: TaskIdentity | None = None,
+        stays: bool = False,
+        codecs: TransferCodecs | None = None,
+        **training: Any,
+    ) -> None:
         config = TrainingConfig(**{"rounds": 3, "local_steps": 2, "batch_size": 8, "quorum": 0.5, **training})
-        self.machine = RoundMachine(config, FixedAdaptation(8), lost_after_seconds=10.0, max_nodes=3)
+        self.machine = RoundMachine(config, FixedAdaptation(8), lost_after_seconds=10.0, max_nodes=3, codecs=codecs)
         self.links = Links()
         self.session = Session(RUN, self.machine, self.links, identity=identity, stays=stays)
         self.now = 0.0
@@ -384,3 +392,42 @@ def test_a_part_of_an_upload_is_a_sign_of_life_of_a_member_and_its_link() -> Non
     desk.session.seen("z", 3.0)
     assert desk.links.told[1:] == [("seen", "a")]
     assert desk.machine.members.require("a").last_seen == 3.0
+
+
+# ---------------------------------------------------------------- codecs
+
+
+@pytest.mark.parametrize("request_type", [OfferUpdate, Update])
+def test_an_update_in_another_codec_than_ordered_is_refused_and_the_work_stays(request_type: Any) -> None:
+    desk = Desk(codecs=TransferCodecs("int8"))
+    desk.join("a")
+    (work,) = desk.pull("a")
+    assert work.codecs.update == "int8"
+    wrong, right = (desk.update("a", codec=codec) for codec in ("topk", "int8"))
+
+    def request(update: ev.UpdateArrived) -> Request[Any]:
+        return OfferUpdate(RUN, update) if request_type is OfferUpdate else Update(update)
+
+    with pytest.raises(ProtocolError, match="an update of a in codec topk; the order says int8"):
+        desk.ask(request(wrong))
+    assert desk.session.needs_update("a", 1)
+    reply, _ = desk.ask(request(right))
+    assert reply is None if request_type is OfferUpdate else reply.status is ev.UpdateStatus.ACCEPTED
+
+
+def test_a_late_update_is_late_in_any_codec() -> None:
+    desk = after_a_round_without_b()
+    reply, _ = desk.ask(OfferUpdate(RUN, desk.update("b", codec="topk")))
+    assert reply.status is ev.UpdateStatus.LATE
+
+
+def test_an_order_names_the_latest_round_that_was_accepted() -> None:
+    desk = Desk()
+    desk.join("a")
+    (first,) = desk.pull("a")
+    desk.ask(Update(desk.update("a")))
+    desk.machine.handle(ev.Evaluated(1, 1.0, 0.5), desk.now)
+    (second,) = desk.pull("a")
+    assert (first.round, first.accepted_round) == (1, 0)
+    assert (second.round, second.accepted_round) == (2, 1)
+    assert not second.trial

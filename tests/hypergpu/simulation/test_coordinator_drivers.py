@@ -271,6 +271,12 @@ class ScriptedLearning:
             raise NonFiniteUpdate("as the script wants it")
         return Trained(order.batch_size * order.local_steps, 0.5, 0.5, 0.0, 0.0)
 
+    def payload_bytes(self, codec: str) -> int:
+        assert codec == "none"
+        return self.model_bytes
+
+    def process_started(self, node: str) -> None: ...
+
     def add(self, weight: int) -> None: ...
 
     def discard(self) -> None: ...

@@ -203,7 +203,7 @@ def run_virtually(script: Script, total_bytes: int) -> None:
         time,
         FixedCompute(1000.0 if script.trains_for_long else 1.0 if script.while_training else 0.1),
         seed=0,
-        model_bytes=total_bytes,
+        payload_bytes=lambda codec: total_bytes,
         config=config,
         info={},
     )

@@ -1,0 +1,18 @@
+"""Names of the codecs of a node's transfers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+UpdateCodecName = Literal["none", "bf16", "int8", "int4", "topk"]
+ParametersCodecName = Literal["none", "bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class TransferCodecs:
+    """Codecs of one node's transfers; `none` sends float32."""
+
+    update: str = "none"
+    parameters: str = "none"
+
+    def __str__(self) -> str:
+        return f"{self.update}/{self.parameters}"

@@ -1,0 +1,106 @@
+"""Updates in the ordered codec over real gRPC: decoded into the mean, or refused with a reason."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from hypergpu.common.codecs import PayloadFormat, find_codec
+from hypergpu.common.tensors import Flat, Payload, chunks
+from hypergpu.protos import coordinator_pb2 as pb
+from tests.coordinator.test_services import FakeNode, Order, Running, code_of, running
+
+VALUES = np.array([1.0, -2.0, 3.0, 0.5, -0.25, 0.125, 4.0, -8.0], np.float32)
+
+
+def form(codec: str) -> PayloadFormat:
+    return PayloadFormat(find_codec(codec), len(VALUES))
+
+
+def decoded(codec: str, payload: Payload) -> Flat:
+    out = np.empty(len(VALUES), np.float32)
+    form(codec).decode(payload, out)
+    return out
+
+
+@asynccontextmanager
+async def a_node(out: Path, codec: str, rounds: int = 2) -> AsyncIterator[tuple[Running, FakeNode, Order]]:
+    compression = {"strategy": "fixed", "update_codec": codec}
+    async with running(out, training={"rounds": rounds}, compression=compression) as run:
+        node = run.node("a")
+        await node.register()
+        yield run, node, await node.work()
+
+
+async def push(node: FakeNode, order: Order, payload: Payload, **fields: Any) -> pb.PushUpdateReply.Outcome:
+    reply = await node.push_parts([node.header(order.order, **fields), *chunks(payload)])
+    return reply.outcome
+
+
+@pytest.mark.parametrize("codec", ["none", "bf16", "int8", "int4", "topk"])
+async def test_an_update_enters_the_mean_as_decoded(tmp_path: Path, codec: str) -> None:
+    async with a_node(tmp_path, codec) as (run, node, order):
+        assert order.order.update == pb.Encoding(codec=codec, version=1, payload_bytes=form(codec).payload_bytes)
+        assert order.order.accepted_round == 0
+        payload, noise = form(codec).encode(VALUES)
+        assert await push(node, order, payload, noise=noise) == pb.PushUpdateReply.ACCEPTED
+        second = await node.work()
+        np.testing.assert_allclose(second.parameters, order.parameters + decoded(codec, payload), rtol=1e-6)
+        assert second.order.accepted_round == 1
+        received = f"hypergpu_update_received_bytes_total {float(form(codec).payload_bytes)}"
+        assert received in run.get("/metrics")
+
+
+async def test_a_broken_upload_of_a_payload_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    async with a_node(tmp_path, "int8") as (_, node, order):
+        payload, _ = form("int8").encode(VALUES)
+        parts = list(chunks(payload, chunk_bytes=5))
+        reply = await node.push_parts([node.header(order.order), *parts[:1]])
+        assert (reply.outcome, reply.next_offset) == (pb.PushUpdateReply.INCOMPLETE, 5)
+        assert reply.detail == "5 of 12 bytes are here"
+        progress = await node.stub.GetUploadProgress(order.order.work, metadata=node.metadata)
+        assert (progress.next_offset, progress.accepted) == (5, False)
+        reply = await node.push_parts([node.header(order.order), *parts[1:]])
+        assert reply.outcome == pb.PushUpdateReply.ACCEPTED
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"encoding": pb.Encoding(codec="int9", version=1, payload_bytes=12)}, "unknown codec 'int9'; did you mean"),
+        ({"encoding": pb.Encoding()}, "unknown codec ''"),
+        ({"encoding": pb.Encoding(codec="int8", version=2, payload_bytes=12)}, "version 2 of codec int8; this side"),
+        ({"encoding": pb.Encoding(codec="bf16", version=1, payload_bytes=16)}, "in codec bf16; the order says int8"),
+        ({"encoding": pb.Encoding(codec="int8", version=1, payload_bytes=13)}, "13 bytes; codec int8 has 12"),
+        ({"noise": float("nan")}, "the noise of a codec is nan"),
+        ({"noise": -0.1}, "the noise of a codec is -0.1"),
+        ({"noise": 1.01}, "the noise of a codec is 1.01"),
+    ],
+)
+async def test_a_header_that_is_not_as_ordered_is_refused(tmp_path: Path, fields: Any, reason: str) -> None:
+    async with a_node(tmp_path, "int8") as (_, node, order):
+        payload, _ = form("int8").encode(VALUES)
+        code, detail = await code_of(push(node, order, payload, **fields))
+        assert code is grpc.StatusCode.ABORTED
+        assert reason in detail
+        assert await push(node, order, payload) == pb.PushUpdateReply.ACCEPTED
+
+
+async def test_a_hostile_payload_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
+    async with a_node(tmp_path, "int8") as (run, node, order):
+        payload, _ = form("int8").encode(VALUES)
+        hostile = payload.copy()
+        hostile[:4] = np.frombuffer(np.float32("nan").tobytes(), np.uint8)
+        _, detail = await code_of(push(node, order, hostile))
+        assert "codec int8 has a block with a scale that is out of range" in detail
+        uploads = run.coordinator.engine.uploads
+        assert len(uploads._free) == 1
+        again = await node.work()
+        assert again.order.work.attempt == 2
+        assert await push(node, again, payload) == pb.PushUpdateReply.ACCEPTED
+        second = await node.work()
+        np.testing.assert_allclose(second.parameters, order.parameters + decoded("int8", payload), rtol=1e-6)
