@@ -146,7 +146,7 @@ class Coordinator:
             return ShardTable(model.samples)
         self._forced = require_same_run(found, training, model.identity, model.saved, force=options.force)
         restore(model.model, found, model.saved, self._forced)
-        model.files.restore_scores(found.score)
+        model.files.restore_best()
         self._complete = found.is_complete(training, model.held_out.metric)
         return ShardTable.restored(found.state.shards.model_dump(), model.samples)
 
@@ -165,7 +165,7 @@ class Coordinator:
         if self._found is not None:
             state = self._found.state
             machine.restore_nodes([node.model_dump(mode="json") for node in state.nodes])
-            machine.restore_figures(state.loss, state.metric)
+            machine.restore_figures(state.loss, state.metric, of_present_model=self._found.score is not None)
         return machine
 
     def _make_engine(self, model: "_Model", machine: RoundMachine) -> Engine:

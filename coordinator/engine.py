@@ -342,7 +342,6 @@ class Engine:
                     found = await self._run(self._dependencies.evaluate, self.model.values)
                 loss, metric = found.loss, found.metric
                 self._report_metric_fault(found.fault, closed.round)
-                self.metrics.evaluated(loss, metric)
                 score = Score(closed.round, loss, metric, self.machine.metric)
                 await self._run(self._dependencies.files.evaluated, score)
         except Exception as error:  # the user's model or evaluation: the run can't go on, its files must
@@ -353,6 +352,7 @@ class Engine:
         self._records.round(round_row(closed, loss, self.machine.metric, metric, self.elapsed_seconds))
         self._background.spawn("syncing the records", self._records.sync())
         self.dispatch(ev.Evaluated(closed.round, loss, metric, self.model.update_norms))
+        self.metrics.evaluated(self.machine.loss, self.machine.metric_value)
         # No await since the decision, so that the label matches the values saved under it.
         if closed.round % self.machine.config.checkpoint_every == 0 or self._is_checkpoint_overdue:
             await self._checkpoint(closed.round)
@@ -377,11 +377,11 @@ class Engine:
 
     async def _save_results(self) -> None:
         """Write the last checkpoint and the model, and record what could not be written."""
-        done = self.machine.round - 1
+        done, score = self.machine.round - 1, self.machine.score
         unsaved = []
         if not await self._checkpoint(done):
             unsaved.append("its last checkpoint could not be written")
-        if not await self._save(Part.MODEL, "the model", done, self._dependencies.files.finish, done):
+        if not await self._save(Part.MODEL, "the model", done, self._dependencies.files.finish, done, score):
             unsaved.append("its model could not be written")
         self._results_unsaved = unsaved
 
@@ -403,7 +403,9 @@ class Engine:
         save = self._records.flush_before(
             self._dependencies.files.checkpoint
         )  # a resumed run needs a record of each round
-        saved = await self._save(Part.CHECKPOINT, "the checkpoint", round_number, save, round_number, state)
+        saved = await self._save(
+            Part.CHECKPOINT, "the checkpoint", round_number, save, round_number, state, machine.score
+        )
         self._is_checkpoint_overdue = not saved
         return saved
 

@@ -35,10 +35,10 @@ class Metrics:
         self.round = gauge("round", "Number of the running or next round.")
         self.rounds_planned = gauge("rounds_planned", "Planned rounds of the run; 0 = unlimited.")
         self.round_seconds = seconds("round_duration", "Duration of a round, from its start to its close.")
-        self._loss = optional("loss", "Loss on held-out data after the last evaluation.")
+        self._loss = optional("loss", "Loss on held-out data of the latest evaluated model that was not given up.")
         self._metric = optional(
             "metric",
-            "Main metric on held-out data after the last evaluation; the label is its name.",
+            "Main metric of the same model; the label is its name.",
             metric=metric.name,
         )
         self._train_loss = optional("train_loss", "Mean training loss of the last round.")
@@ -56,8 +56,8 @@ class Metrics:
         self.evaluation_seconds = seconds("evaluation_duration", "Duration of an evaluation on held-out data.")
         self._begin_at_zero()
 
-    def evaluated(self, loss: float, metric: float | None) -> None:
-        """Set the results of an evaluation; an undefined metric has no series."""
+    def evaluated(self, loss: float | None, metric: float | None) -> None:
+        """Set the figures of the model that training continues with; an undefined one has no series."""
         self._loss.set(loss)
         self._metric.set(metric)
 

@@ -43,7 +43,6 @@ class ModelFiles:
         self._identity = {name: getattr(identity, name) for name in ("samples", "data", "parameter_count", "untrained")}
         self._identity["travelling"] = list(identity.travelling)
         self._checkpoints = Checkpoints(path / CHECKPOINTS)
-        self._latest: Score | None = None
         self._best: Score | None = None
         self._best_values: Flat | None = None
         """Best model until it is written to the disk."""
@@ -54,24 +53,24 @@ class ModelFiles:
         """Best evaluation so far."""
         return self._best
 
-    def restore_scores(self, score: Score | None) -> None:
-        """Restore the last and best evaluation of an earlier process."""
-        self._latest = score
+    def restore_best(self) -> None:
+        """Restore the best evaluation of an earlier process."""
         with suppress(CorruptData):
             self._best = score_of(read_tensors(self._path / BEST_MODEL)[1])
 
     def evaluated(self, score: Score) -> None:
-        """Remember the model if it is the best so far; the next `checkpoint` or `finish` writes it.
-
-        After a loss that is not finite the run returns to an earlier model: the score says nothing of what is saved.
-        """
-        self._latest = score if math.isfinite(score.loss) else None
+        """Remember the model if it is the best so far; the next `checkpoint` or `finish` writes it."""
         if score.beats(self._best):
             self._best = score
             self._best_values = np.copy(self._model.values)
 
-    def checkpoint(self, round_number: int, state: Mapping[str, Any]) -> Path:
+    def checkpoint(self, round_number: int, state: Mapping[str, Any], score: Score | None = None) -> Path:
         """Write a checkpoint, and the best model if it is new; return the file of the model.
+
+        Args:
+            round_number: Latest round of the run.
+            state: JSON that the run needs to resume.
+            score: Evaluation of the present model; None if it was not evaluated.
 
         Raises:
             StorageError: a file cannot be written.
@@ -83,13 +82,13 @@ class ModelFiles:
         whole = self._saved.state(values)
         server = {f"{_OPTIMIZER}{name}": torch.from_numpy(part.copy()) for name, part in optimizer.items()}
         server |= {f"{_APART}{name}": part for name, part in self._saved.kept_apart(whole, values).items()}
-        metadata = self._metadata(self._score(round_number))
+        metadata = self._metadata(score)
         file = self._checkpoints.save(Checkpoint(round_number, whole, server, {**self._identity, **state}, metadata))
         self._write_best()
         return file
 
-    def finish(self, round_number: int) -> Path:
-        """Write the present model, after `round_number`, as the result of the run; return its file.
+    def finish(self, round_number: int, score: Score | None = None) -> Path:
+        """Write the present model, after `round_number` and with this evaluation, as the result; return its file.
 
         Raises:
             StorageError: a file cannot be written.
@@ -98,7 +97,7 @@ class ModelFiles:
         if not is_finite(self._model.values):
             raise NonFiniteUpdate(f"the model after round {round_number} is not finite", round_number)
         file = self._path / LAST_MODEL
-        metadata = {"round": str(round_number), **self._metadata(self._score(round_number))}
+        metadata = {"round": str(round_number), **self._metadata(score)}
         write_tensors(file, self._saved.state(self._model.values), metadata)
         self._write_best()
         return file
@@ -108,9 +107,6 @@ class ModelFiles:
             metadata = {"round": str(self._best.round), **self._metadata(self._best)}
             write_tensors(self._path / BEST_MODEL, self._saved.state(self._best_values), metadata)
             self._best_values = None
-
-    def _score(self, round_number: int) -> Score | None:
-        return self._latest if self._latest is not None and self._latest.round == round_number else None
 
     def _metadata(self, score: Score | None) -> dict[str, str]:
         return {**self._about, **({} if score is None else _described(score))}

@@ -34,7 +34,7 @@ def learning(run: Run, others: Sequence[tuple[str, str, Run]] = ()) -> Markup:
     for name, of, spec in measured:
         for over_time in (True, False):
             series = [Series(label, style, _points(each, of, over_time=over_time)) for label, style, each in runs]
-            summary = _trend(name, series[0].points, spec, over_time=over_time)
+            summary = _trend(name, series[0].points, spec, over_time=over_time) + _returned(run, spec)
             chart = line_chart(series, summary, over_time=over_time, share=spec.is_share)
             figures.append(framed(f"{name} over {'time' if over_time else 'rounds'}", summary, chart))
     key = legend([(style, label) for label, style, _ in runs]) if others else None
@@ -143,6 +143,15 @@ def _trend(name: str, points: Sequence[Point], spec: MetricSpec, *, over_time: b
     if len(known) == 1:
         return f"{show(first)} ({begin})."
     return f"From {show(first)} ({begin}) to {show(last)} ({end})."
+
+
+def _returned(run: Run, spec: MetricSpec) -> str:
+    """Return a sentence about the model that the run returned to after the last evaluation; empty if it did not."""
+    if run.last_revert is None:
+        return ""
+    loss, metric = run.final
+    value = loss if spec == LOSS else metric
+    return f" The run then returned to an earlier model{f': {spec.text(value)}' if value is not None else ''}."
 
 
 def _quality_caption(rows: Mapping[str, Sequence[Interval]]) -> str:

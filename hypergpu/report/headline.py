@@ -1,6 +1,6 @@
 """Headline figures of a run, and of two runs side by side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
@@ -21,11 +21,6 @@ class Measure:
     of: Callable[[Run], Number]
     better: int = 0
     """1: more is better; -1: less is better; 0: neither, or it depends on the number of rounds."""
-
-
-def final(values: Sequence[float | None]) -> float | None:
-    """Return the last measured value."""
-    return next((value for value in reversed(values) if value is not None), None)
 
 
 def target_sentence(run: Run) -> str:
@@ -85,10 +80,10 @@ def measures(metric: MetricSpec) -> tuple[Measure, ...]:
     better = 1 if metric.better == "higher" else -1
     name = metric.name
     own = (
-        Measure(name, f"Final {name}", metric.text, lambda run: final([r.metric for r in run.rounds]), better),
+        Measure(name, f"Final {name}", metric.text, lambda run: run.final[1], better),
         Measure(f"best_{name}", f"Best {name}", metric.text, lambda run: run.course.best(run.metric), better),
     )
-    loss = Measure("loss", "Final loss", figure, lambda run: final([r.loss for r in run.rounds]), -1)
+    loss = Measure("loss", "Final loss", figure, lambda run: run.final[0], -1)
     return (*own, *(() if metric == LOSS else (loss,)), *_OF_EVERY_RUN)
 
 

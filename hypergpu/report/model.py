@@ -148,6 +148,27 @@ class Run:
         losses = [(each.ended_at - begun, each.loss) for each in self.rounds if each.loss is not None]
         return Course(points, self.rounds[-1].ended_at - begun if self.rounds else 0.0, losses)
 
+    @cached_property
+    def final(self) -> tuple[float | None, float | None]:
+        """Loss and metric of the model that the run ended with: of its latest evaluation, unless it was given up."""
+        if self.last_revert is not None:
+            kept = self.last_revert.figures
+            return finite(kept.get("loss")), finite(kept.get(self.metric.name))
+        last = self._last_evaluated
+        return (None, None) if last is None else (last.loss, last.metric)
+
+    @cached_property
+    def last_revert(self) -> Event | None:
+        """Return to an earlier model after which no model was evaluated."""
+        since = self._last_evaluated.ended_at if self._last_evaluated is not None else float("-inf")
+        # A model is given up after its evaluation, which may take no time in a simulated run.
+        reverts = [each for each in self.events if each.kind == "model_reverted" and each.at >= since]
+        return reverts[-1] if reverts else None
+
+    @cached_property
+    def _last_evaluated(self) -> Round | None:
+        return next((each for each in reversed(self.rounds) if each.loss is not None or each.metric is not None), None)
+
     @property
     def rounds_planned(self) -> int | None:
         """Number of rounds that the run was set to."""

@@ -8,7 +8,7 @@ from hypergpu.common.text import counted, duration, figure, natural_key
 from hypergpu.report.against import Against
 from hypergpu.report.charts.lines import empty
 from hypergpu.report.charts_section import learning, round_time, timeline
-from hypergpu.report.headline import Measure, final, measures, target_sentence
+from hypergpu.report.headline import Measure, measures, target_sentence
 from hypergpu.report.markup import Markup, tag
 from hypergpu.report.model import Run
 from hypergpu.report.table import chosen, event_table
@@ -103,8 +103,8 @@ def _opening(run: Run) -> str:
         return f"No round was finished in {seconds}.{_why_stopped(run)}"
     done, planned, nodes = len(run.rounds), run.rounds_planned, len(run.node_ids)
     rounds = f"{done} of {counted(planned, 'round')}" if planned else counted(done, "round")
-    last = final([closed.metric for closed in run.rounds])
-    reached = f", ending at {run.metric.label(last)}" if last is not None else ""
+    _, metric = run.final
+    reached = f", ending at {run.metric.label(metric)}" if metric is not None else ""
     decisions = sum(event.is_decision for event in run.events)
     where = f"on {counted(nodes, 'node')} in {duration(run.ended_at)}"
     goal = target_sentence(run)

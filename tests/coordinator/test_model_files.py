@@ -82,8 +82,7 @@ def test_the_best_model_is_written_once(model: Model) -> None:
 
 
 def test_the_last_model_says_how_it_did_only_if_it_was_evaluated(model: Model) -> None:
-    model.evaluated(3, 0.5, loss=0.25)
-    model.files.finish(3)
+    model.files.finish(3, Score(3, 0.25, 0.5))
     assert score_of(read_tensors(model.path / "model.safetensors")[1]) == Score(3, 0.25, 0.5)
     model.set(7.0)
     model.files.finish(4)
@@ -93,24 +92,8 @@ def test_the_last_model_says_how_it_did_only_if_it_was_evaluated(model: Model) -
     assert not {"loss", "accuracy"} & set(metadata)
 
 
-@pytest.mark.parametrize("loss", [np.nan, np.inf])
-def test_a_model_that_was_returned_to_does_not_bear_the_score_of_the_bad_one(model: Model, loss: float) -> None:
-    model.evaluated(2, 0.5)
-    model.evaluated(3, 0.75, loss=loss)
-    model.set(2.0)
-    model.files.checkpoint(3, {})
-    model.files.finish(3)
-    for _, metadata in (
-        read_tensors(model.path / "checkpoints/round-000003.safetensors"),
-        read_tensors(model.path / "model.safetensors"),
-    ):
-        assert not {"loss", "accuracy", "metric"} & set(metadata)
-    assert score_of(read_tensors(model.path / "best.safetensors")[1]) == Score(2, 1.0, 0.5)
-
-
 def test_a_checkpoint_says_how_its_round_did(model: Model) -> None:
-    model.evaluated(3, 0.5, loss=0.25)
-    model.files.checkpoint(3, {})
+    model.files.checkpoint(3, {}, Score(3, 0.25, 0.5))
     model.files.checkpoint(4, {})
     kept = Checkpoints(model.path / "checkpoints")
     assert score_of(kept.read(3).metadata) == Score(3, 0.25, 0.5)
@@ -122,7 +105,7 @@ def test_the_best_of_an_earlier_process_has_to_be_beaten(tmp_path: Path) -> None
     first.evaluated(2, 0.75)
     first.files.finish(2)
     again = Model(tmp_path)
-    again.files.restore_scores(Score(2, 1.0, 0.75))
+    again.files.restore_best()
     again.evaluated(3, 0.5)
     again.files.finish(3)
     assert score_of(read_tensors(tmp_path / "best.safetensors")[1]) == Score(2, 1.0, 0.75)
@@ -134,7 +117,7 @@ def test_the_best_of_an_earlier_process_has_to_be_beaten(tmp_path: Path) -> None
 def test_a_damaged_best_model_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "best.safetensors").write_text("rubbish")
     again = Model(tmp_path)
-    again.files.restore_scores(None)
+    again.files.restore_best()
     again.evaluated(3, 0.125)
     again.files.finish(3)
     assert score_of(read_tensors(tmp_path / "best.safetensors")[1]) == Score(3, 1.0, 0.125)
@@ -226,9 +209,8 @@ def test_what_a_file_says_of_itself_is_checked(metadata: dict[str, str]) -> None
 @pytest.mark.parametrize("name", ["mse", "round", "format", "checksum", "server_checksum", "state", "loss", "metric"])
 def test_a_metric_of_any_name_is_read_back(model: Model, name: str) -> None:
     score = Score(3, 0.25, 12.5, MetricSpec(name=name, better="lower", format="number"))
-    model.files.evaluated(score)
-    model.files.finish(3)
-    model.files.checkpoint(3, {})
+    model.files.finish(3, score)
+    model.files.checkpoint(3, {}, score)
     assert score_of(read_tensors(model.path / "model.safetensors")[1]) == score
     assert score_of(Checkpoints(model.path / "checkpoints").read(3).metadata) == score
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,10 @@ from hypergpu.common.tensors import Flat, chunks
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.held_out import HeldOut
+from hypergpu.export import export_model
 from hypergpu.protos import coordinator_pb2 as pb
+from hypergpu.report.headline import figures
+from hypergpu.report.run import read_run
 from tests.coordinator.test_services import FakeNode, running
 
 ONE = np.ones(8, np.float32)
@@ -92,6 +96,34 @@ async def test_a_run_that_diverges_for_good_ends_with_the_last_good_model_and_a_
     assert json.loads((tmp_path / "summary.json").read_text())["reason"] == "diverged"
     for _, content in checkpoints(tmp_path):
         np.testing.assert_allclose(content, good.parameters + 1, rtol=1e-6)
+
+
+async def test_all_final_figures_are_those_of_the_model_that_is_kept_if_the_last_round_is_given_up(
+    tmp_path: Path,
+) -> None:
+    training = {"rounds": 2, "checkpoint_every": 2}
+    server = {"stay": True}
+    async with running(tmp_path, training=training, server=server, orchestrator={"policy": "reactive"}) as run:
+        a = run.node("a")
+        await a.register()
+        await a.push(await a.work(), ONE)
+        await a.push(await a.work(), 20 * np.sign(POISON))
+        await asyncio.wait_for(run.coordinator.engine.finished.wait(), 30)
+        status = await run.control.GetStatus(pb.GetStatusRequest())
+        gauge = float(re.search("^hypergpu_loss (.*)$", run.get("/metrics"), re.M)[1])  # type: ignore[index]
+        await run.control.Restart(pb.RestartRequest())
+    kept, given_up = (json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines())
+    assert given_up["loss"] > 2 * kept["loss"]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    stated = {
+        "summary": summary["final_loss"],
+        "status": status.loss,
+        "gauge": gauge,
+        "report": figures(read_run(tmp_path))["loss"],
+        "result": export_model(tmp_path, "last", tmp_path / "out.safetensors").to_dict()["loss"],
+        "checkpoint": export_model(tmp_path, "2", tmp_path / "out.safetensors").to_dict()["loss"],
+    }
+    assert stated == dict.fromkeys(stated, pytest.approx(kept["loss"]))
 
 
 async def test_after_a_rollback_gradients_are_applied_at_the_lower_rate(tmp_path: Path) -> None:

@@ -125,20 +125,32 @@ def take_evaluation(
     if not usable or action is ModelAction.REVERT:
         if action is ModelAction.REVERT:
             guard.reverts = 0  # the adaptation has changed what led there
-        effects.emit(RevertModel(event.round))
         found = "training diverged" if loss is None else f"loss is {loss:.4g}"
-        text = f"{found} after round {event.round}; reverting to {guard.kept_text}"
-        effects.record("model_reverted", text, kept_round=guard.kept_round)
-        state.latest.loss, state.latest.metric_value = guard.kept_figures
+        revert_model(state, event.round, f"{found} after round {event.round}", spec, effects)
         return None, None
     if loss is None:
         return None, None if spec == LOSS else event.metric
     metric = loss if spec == LOSS else event.metric
-    state.latest.loss, state.latest.metric_value = loss, metric
+    _set_figures(state, loss, metric, event.round)
     if action is ModelAction.KEEP:
         effects.emit(KeepModel(event.round))
         guard.keep(event.round, loss, metric)
     return loss, metric
+
+
+def revert_model(state: RoundState, done: int, why: str, spec: MetricSpec, effects: EffectBuffer) -> None:
+    """Return to the kept model and its figures in the present round, when `done` rounds are done."""
+    guard = state.guards.model
+    loss, metric = guard.kept_figures
+    effects.emit(RevertModel(state.round))
+    figures = {"kept_round": guard.kept_round, spec.name: metric, "loss": loss}
+    effects.record("model_reverted", f"{why}; reverting to {guard.kept_text}", **figures)
+    _set_figures(state, loss, metric, done)
+
+
+def _set_figures(state: RoundState, loss: float | None, metric: float | None, done: int) -> None:
+    latest = state.latest
+    latest.loss, latest.metric_value, latest.evaluated_round = loss, metric, done
 
 
 def record_closed(

@@ -35,6 +35,7 @@ from hypergpu.coordinator.core.rounds.state import (
     RunState,
 )
 from hypergpu.coordinator.core.rounds.work import Round, WorkReason
+from hypergpu.coordinator.core.score import Score
 
 _NOT_MEASURED: Final = DeadlineReason.NOT_MEASURED  # enum members are slow to look up; these are read with every event
 _LOCAL_STALL_SHARE = 0.25
@@ -112,13 +113,21 @@ class RoundMachine:
 
     @property
     def loss(self) -> float | None:
-        """Loss on held-out data of the latest model that was kept; None before the first."""
+        """Loss on held-out data of the latest evaluated model that was not given up; None before the first."""
         return self.round_state.latest.loss
 
     @property
     def metric_value(self) -> float | None:
-        """Metric of the latest model that was kept; None before the first, and where it is undefined."""
+        """Metric of that model; None before the first evaluation, and where it is undefined."""
         return self.round_state.latest.metric_value
+
+    @property
+    def score(self) -> Score | None:
+        """Evaluation of the model that training continues with; None if it was not evaluated."""
+        latest, done = self.round_state.latest, self.round - 1
+        if latest.loss is None or latest.evaluated_round != done:
+            return None
+        return Score(done, latest.loss, latest.metric_value, self.metric)
 
     @property
     def last_round_seconds(self) -> float | None:
@@ -174,9 +183,16 @@ class RoundMachine:
         unassigned = current is not None and round_number == current.number and node in current.units
         return ev.UpdateStatus.STALE if unassigned else ev.UpdateStatus.LATE
 
-    def restore_figures(self, loss: float | None, metric_value: float | None) -> None:
-        """Set the loss and the metric that an earlier process of this run has measured."""
-        self.round_state.latest.loss, self.round_state.latest.metric_value = loss, metric_value
+    def restore_figures(self, loss: float | None, metric_value: float | None, *, of_present_model: bool) -> None:
+        """Set the loss and the metric that an earlier process of this run has measured.
+
+        If they are `of_present_model`, a return to the model that the run begins with restores them too.
+        """
+        state, done = self.round_state, self.round - 1
+        state.latest.loss, state.latest.metric_value = loss, metric_value
+        if of_present_model and loss is not None:
+            state.latest.evaluated_round = done
+            state.guards.model.keep(done, loss, metric_value)
 
     def restore_nodes(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Restore the rows of nodes of an earlier process of the coordinator, and what users decided about them."""
@@ -453,7 +469,8 @@ class RoundMachine:
         for decision in judgement.decisions:
             self._effects.add(decision)
         if judgement.model is ModelAction.REVERT:
-            self._effects.emit(ev.RevertModel(ending.round))
+            why = f"no node could finish round {ending.round}"
+            closing.revert_model(state, ending.round - 1, why, self.metric, self._effects)
             state.guards.faults.on_closed()  # the next attempt is another one
         opening.on_abandoned(state, ending, now, self._effects)
         failure = state.guards.faults.on_abandoned(ending)

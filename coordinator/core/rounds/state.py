@@ -183,9 +183,11 @@ class LatestFigures:
     """Figures of the latest rounds; None before there are any."""
 
     loss: float | None = None
-    """Loss on held-out data of the latest model that was kept."""
+    """Loss on held-out data of the latest evaluated model that was not given up."""
     metric_value: float | None = None
     """Metric of that model; None also where it is undefined."""
+    evaluated_round: int | None = None
+    """Round after which the model had these figures: that of its evaluation, or of the return to it."""
     round_seconds: float | None = None
 
 

@@ -1,11 +1,13 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hypergpu.common.metric import ACCURACY
+from hypergpu.report.charts_section import learning
 from hypergpu.report.headline import compare, figures
-from hypergpu.report.model import Round, Run
+from hypergpu.report.model import Event, Round, Run
 from hypergpu.report.run import read_run
 
 
@@ -46,6 +48,39 @@ def test_the_verdict_is_honest(mine: Run, theirs: Run, says: str) -> None:
 
 def test_a_target_counts_when_it_was_first_reached() -> None:
     assert _run(0.2, 0.9, 0.7, 0.9).course.time_to(ACCURACY, 0.85) == 20.0
+
+
+@pytest.mark.parametrize(
+    ("reverts", "final"),
+    [
+        ([], (0.4, 0.7)),
+        ([(20.0, 0.2, 0.9)], (0.4, 0.7)),
+        ([(20.0, 0.2, 0.9), (30.0, 0.3, 0.8)], (0.3, 0.8)),
+        ([(31.0, None, None)], (None, None)),
+    ],
+)
+def test_the_final_figures_are_those_of_the_model_that_is_kept(
+    reverts: list[tuple[float, float | None, float | None]], final: tuple[float | None, float | None]
+) -> None:
+    rounds = (
+        Round(1, 20.0, 10.0, loss=0.2, metric=0.9),
+        Round(2, 30.0, 10.0, loss=0.4, metric=0.7),
+        Round(3, 40.0, 10.0, train_loss=0.1),
+    )
+    events = tuple(
+        Event(at, 1, "model_reverted", "", figures={"loss": loss, "accuracy": metric} if loss and metric else {})
+        for at, loss, metric in reverts
+    )
+    run = Run("r", {}, rounds, events)
+    assert run.final == final
+    assert (figures(run)["loss"], figures(run)["accuracy"]) == final
+
+
+def test_the_caption_of_a_curve_tells_of_a_model_that_was_given_up_at_the_end() -> None:
+    event = Event(20.0, 1, "model_reverted", "", figures={"loss": 0.25, "accuracy": 0.9})
+    run = Run("r", {}, (Round(1, 20.0, 10.0, loss=0.5, metric=0.5),), (event,))
+    assert "50.0 % (round 1). The run then returned to an earlier model: 90.0 %." in str(learning(run))
+    assert "returned" not in str(learning(replace(run, events=())))
 
 
 def test_an_empty_run_has_no_figures(make_run: Callable[..., Path]) -> None:

@@ -27,6 +27,7 @@ from hypergpu.coordinator.core.rounds.adaptation import (
 from hypergpu.coordinator.core.rounds.closing import MAX_EXTENSIONS
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.state import RunState
+from hypergpu.coordinator.core.score import Score
 from tests.examples import examples
 
 
@@ -42,6 +43,7 @@ class Driver:
         adaptation: Adaptation | None = None,
         metric: MetricSpec = ACCURACY,
         found: tuple[float, float | None] = (0.5, 0.9),
+        first_round: int = 1,
         **training: Any,
     ):
         config = TrainingConfig(**{"rounds": 3, "local_steps": 2, "batch_size": 8, **training})
@@ -51,6 +53,7 @@ class Driver:
             lost_after_seconds=lost_after,
             max_nodes=max_nodes,
             metric=metric,
+            first_round=first_round,
         )
         self.found = found
         self.now = 0.0
@@ -351,7 +354,43 @@ def test_the_adaptation_says_which_model_is_kept_and_which_is_given_up() -> None
         d.push("b")
         assert [e for e in d.log[before:] if isinstance(e, ev.KeepModel | ev.RevertModel)] == effect
     assert d.machine.loss == 0.5, "the loss is that of the model after round 1, to which the run returned"
-    assert "model_reverted" in kinds(d.log)
+    assert d.machine.score == Score(3, 0.5, 0.9), "which is the model after round 3 too"
+    (told,) = [each for each in d.of(ev.RunEvent) if each.kind == "model_reverted"]
+    assert told.fields == {"kept_round": 1, "loss": 0.5, "accuracy": 0.9}
+
+
+def test_a_round_that_no_node_can_finish_leaves_the_figures_of_the_kept_model() -> None:
+    trying = Trying()
+    d = Driver(min_nodes=1, rounds=9, adaptation=trying)
+    d.join("b")
+    for action, loss in ((ModelAction.KEEP, 0.5), (ModelAction.LEAVE, 0.75)):
+        trying.action, d.found = action, (loss, 0.9)
+        d.ask("b")
+        d.push("b")
+    assert d.machine.score == Score(2, 0.75, 0.9)
+    trying.action = ModelAction.REVERT
+    d.ask("b")
+    for _ in range(3):
+        d.send(ev.WorkReturned("b", 3, d.of(ev.WorkAssigned)[-1].attempt, "NonFiniteUpdate"))
+        d.ask("b")
+    assert d.of(ev.RevertModel) == [ev.RevertModel(3)]
+    assert d.machine.score == Score(2, 0.5, 0.9)
+    (told,) = [each for each in d.of(ev.RunEvent) if each.kind == "model_reverted"]
+    assert told.text == "no node could finish round 3; reverting to the parameters after round 1"
+
+
+@pytest.mark.parametrize("of_present_model", [False, True])
+def test_a_resumed_run_returns_to_the_figures_of_its_checkpoint(of_present_model: bool) -> None:
+    trying = Trying()
+    d = Driver(min_nodes=1, rounds=9, adaptation=trying, first_round=4)
+    d.machine.restore_figures(0.5, 0.9, of_present_model=of_present_model)
+    assert (d.machine.loss, d.machine.metric_value) == (0.5, 0.9)
+    assert d.machine.score == (Score(3, 0.5, 0.9) if of_present_model else None)
+    trying.action, d.found = ModelAction.REVERT, (7.0, 0.1)
+    d.join("b")
+    d.ask("b")
+    d.push("b")
+    assert d.machine.score == (Score(4, 0.5, 0.9) if of_present_model else None)
 
 
 def test_a_round_that_every_node_gives_up_is_tried_again_differently() -> None:
