@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 
-SHIPPED = ("chars", "digits", "mnist5k")
+SHIPPED = ("chars", "digit_sums", "digits", "mnist5k")
 """Shipped tasks; each trains on real data and needs no network."""
 GROUP = "hypergpu.tasks"
 """Group of entry points for tasks of a distribution, each as NAME = "module:factory"."""

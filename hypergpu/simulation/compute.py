@@ -14,6 +14,7 @@ from hypergpu.simulation.scenario import ComputeTimes, Scenario
 # Forward and backward on one core, `Trainer.time_step` at batches of 1 and 256. A node measures its own machine; here
 # the times are fixed, so that the same scenario gives the same bytes on every machine.
 TASK_TIMES: Mapping[str, ComputeTimes] = {
+    "digit_sums": ComputeTimes(seconds_per_step=0.0005, seconds_per_sample=0.0000025),
     "digits": ComputeTimes(seconds_per_step=0.0006, seconds_per_sample=0.0000025),
     "mnist5k": ComputeTimes(seconds_per_step=0.003, seconds_per_sample=0.00047),
     "chars": ComputeTimes(seconds_per_step=0.004, seconds_per_sample=0.0018),

@@ -94,6 +94,21 @@ FITTED: Mapping[str, Convergence] = {
         metric_power=0.974,
         loss_spread=3.56,
     ),
+    # Over 6 runs of 60 rounds: 0.13 of log loss, 0.057 of accuracy. An exponential, without the slow beginning.
+    "digit_sums": Convergence(
+        model_bytes=101_672,
+        learning_rate=0.1,
+        noise_scale=80.2,
+        loss_start=2.37,
+        loss_floor=1.94e-05,
+        loss_scale=1.33e7,
+        loss_power=3.42e4,
+        metric_start=0.102,
+        metric_limit=1.0,
+        metric_scale=4.315e8,
+        metric_power=1.287e6,
+        loss_spread=2.18,
+    ),
     # Over 6 runs of 40 rounds: 0.19 of log loss, 0.033 of accuracy.
     "mnist5k": Convergence(
         model_bytes=457_256,

@@ -52,7 +52,7 @@ def test_a_task_of_an_installed_distribution_is_loaded_by_its_name() -> None:
 @pytest.mark.usefixtures("distribution")
 def test_installed_tasks_are_listed_in_errors_and_help() -> None:
     assert list(task_names.installed()) == ["absent", "broken", "tiny"]
-    told = "chars, digits, mnist5k, absent, broken, tiny, or your own as package.module:factory"
+    told = "chars, digit_sums, digits, mnist5k, absent, broken, tiny, or your own as package.module:factory"
     assert task_names.choices() == told
     with pytest.raises(UnknownName, match="did you mean 'tiny'"):
         load_task("tinny")

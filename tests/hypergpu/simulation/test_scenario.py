@@ -163,7 +163,7 @@ def test_shipped_scenarios_hold_and_say_what_they_show() -> None:
     assert len(found) >= 16
     by_rpc = {name for name in found if load_scenario(name).loss_model == "rpc"}
     assert by_rpc == {"lossy-rpcs", "mixed"}
-    assert {load_scenario(name).config.training.task for name in found} == {"digits", "mnist5k", "chars"}
+    assert {load_scenario(name).config.training.task for name in found} == {"digit_sums", "digits", "mnist5k", "chars"}
     for name, description in found.items():
         assert load_scenario(name).name == name
         assert description.endswith(".")
