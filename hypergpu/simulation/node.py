@@ -248,7 +248,7 @@ class SimulatedNode:
         if self.heartbeats.next_at <= connection.clock.now:
             self.heartbeats.flush()
         rpc = connection.call(self._on_rpc_failed)
-        rpc.send(UP, nbytes, messages, True, arrived)
+        rpc.send(UP, nbytes, messages, arrived)
         return rpc
 
     def _on_rpc_failed(self, _: SimulatedRpc) -> None:
@@ -265,7 +265,7 @@ class SimulatedNode:
     ) -> None:
         """Let the coordinator reply; `meaning` is handled when the reply has arrived."""
         rpc.about = meaning
-        rpc.send(DOWN, nbytes, messages, True, self._on_reply)
+        rpc.send(DOWN, nbytes, messages, self._on_reply)
 
     def reject(self, rpc: SimulatedRpc, error: HyperGPUError) -> None:
         """Let the coordinator reply with an error."""

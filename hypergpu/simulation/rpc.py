@@ -18,6 +18,8 @@ LEAST_PIECE_BYTES: Final = 64 << 10
 SILENCE_SECONDS: Final = 20.0
 """Seconds after which gRPC's keepalive gives up a silent connection: a ping each 10 s, and 10 s to answer it."""
 
+_NO_TRANSFER: Final = (-math.inf, -math.inf)
+
 Failed = Callable[["SimulatedRpc"], None]
 """Handler of an RPC that failed as UNAVAILABLE, at the client."""
 Arrived = Callable[["SimulatedRpc"], None]
@@ -31,10 +33,13 @@ class SimulatedConnection:
         number: of the connection; each one after the first was dialled because the one before it broke.
         messages: sent so far, in both directions.
         work: RPC that is open for the node's work; heartbeats have RPCs of their own.
-        transfers: when the latest two long messages began and had arrived; infinite while one is on its way.
+        transfer_before: when the long message before the latest one began and had arrived.
+        latest_transfer: when the latest long message began and had arrived; infinite while it is on its way.
     """
 
-    __slots__ = ("_is_limited", "clock", "link", "messages", "number", "time", "transfers", "work")
+    __slots__ = (
+        "_is_limited", "clock", "latest_transfer", "link", "messages", "number", "time", "transfer_before", "work",
+    )  # fmt: skip
 
     def __init__(self, time: VirtualTime, link: Link) -> None:
         self.time = time
@@ -44,20 +49,26 @@ class SimulatedConnection:
         self.messages = 0
         self.work: SimulatedRpc | None = None
         self._is_limited = link.limits_connections  # asked after each event, not with each RPC
-        self.transfers: tuple[tuple[float, float], ...] = ()
+        self.transfer_before = self.latest_transfer = _NO_TRANSFER
 
     def is_transferring(self, begin: float, end: float) -> bool:
         """Return whether a long message was on its way between these times."""
-        return any(began < end and begin < arrived for began, arrived in self.transfers)
+        began, arrived = self.latest_transfer
+        if began < end and begin < arrived:
+            return True
+        began, arrived = self.transfer_before
+        return began < end and begin < arrived
 
     def transfer(self, arrives_at: float = math.inf) -> None:
         """Note that a long message is on its way from now on."""
-        self.transfers = (*self.transfers[-1:], (self.clock.now, arrives_at))
+        self.transfer_before = self.latest_transfer
+        self.latest_transfer = self.clock.now, arrives_at
 
     def end_transfer(self, at: float) -> None:
         """Note when the long message on its way has arrived, or that it does not go on."""
-        if self.transfers and self.transfers[-1][1] == math.inf:
-            self.transfers = (*self.transfers[:-1], (self.transfers[-1][0], at))
+        began, arrived = self.latest_transfer
+        if arrived == math.inf:
+            self.latest_transfer = began, at
 
     def call(self, failed: Failed) -> "SimulatedRpc":
         """Begin an RPC of the node's work."""
@@ -118,7 +129,6 @@ class SimulatedRpc:
     __slots__ = (
         "_arrived",
         "_direction",
-        "_end",
         "_left",
         "_pieces",
         "about",
@@ -135,19 +145,16 @@ class SimulatedRpc:
         self.over = False
         self.about: Any = None
         self._left = 0
-        self._pieces: list[tuple[float, int]] = []
+        self._pieces: list[tuple[float, int]] | None = None  # of a message that is sent in pieces
         self._arrived: Arrived | None = None
 
-    def send(self, direction: Direction, nbytes: int, messages: int, end: bool, arrived: Arrived) -> None:
-        """Send `messages` of `nbytes` in all, once what was sent before has arrived; `arrived(self)` runs then.
-
-        `end`: nothing more is sent in this direction.
-        """
+    def send(self, direction: Direction, nbytes: int, messages: int, arrived: Arrived) -> None:
+        """Send all messages of one direction, of `nbytes` together; `arrived(self)` runs when the last has arrived."""
         connection = self.connection
         self._arrived = arrived
         connection.messages += messages
         if nbytes <= PIECE_BYTES:  # nearly all: decided without a detour
-            verdict = connection.link.offer(connection.clock.now, direction, nbytes, self.link_rpc, end=end)
+            verdict = connection.link.offer(connection.clock.now, direction, nbytes, self.link_rpc, end=True)
             if isinstance(verdict, Deliver):
                 if messages > 1:
                     connection.transfer(verdict.at)
@@ -157,7 +164,7 @@ class SimulatedRpc:
             verdict = None
         if messages > 1:
             connection.transfer()
-        self._direction, self._left, self._end, self._pieces = direction, nbytes, end, []
+        self._direction, self._left, self._pieces = direction, nbytes, []
         if verdict is None:
             self.go_on()
         else:
@@ -166,20 +173,20 @@ class SimulatedRpc:
     def go_on(self) -> None:
         """Offer what is left, as far as the queue has room and the link lets it pass."""
         connection = self.connection
-        link, now = connection.link, connection.time.now
-        while self._left > 0 and not self.over:
+        link, now, pieces = connection.link, connection.time.now, self._pieces
+        while pieces is not None and self._left > 0 and not self.over:
             room_at = link.room_at(now, self._direction, connection.number)
             if room_at > now:
                 connection.time.at(room_at, self.go_on)
                 return
             piece = min(self._left, self._longest_piece())
             last = piece == self._left
-            verdict = link.offer(now, self._direction, piece, self.link_rpc, end=self._end and last)
+            verdict = link.offer(now, self._direction, piece, self.link_rpc, end=last)
             if not isinstance(verdict, Deliver):
                 self._refused(verdict)
                 return
             self._left -= piece
-            self._pieces.append((verdict.at, piece))
+            pieces.append((verdict.at, piece))
             if last:
                 connection.end_transfer(verdict.at)
                 connection.time.at(verdict.at, self._deliver)
@@ -187,15 +194,16 @@ class SimulatedRpc:
     @property
     def is_uploading(self) -> bool:
         """True if parts of a long message to the coordinator arrive, each soon after the one before."""
+        if not self._pieces or self.over or self._direction is not Direction.UP:
+            return False
         now = self.connection.clock.now
-        recent = any(at <= now < at + SILENCE_SECONDS for at, _ in self._pieces)
-        return recent and not self.over and self._direction is Direction.UP
+        return any(at <= now < at + SILENCE_SECONDS for at, _ in self._pieces)
 
     @property
     def arrived_bytes(self) -> int:
         """Bytes of a long message that have arrived so far, 0 of one that fits in a single piece."""
         now = self.connection.clock.now
-        return sum(nbytes for at, nbytes in self._pieces if at <= now)
+        return sum(nbytes for at, nbytes in self._pieces or () if at <= now)
 
     def _longest_piece(self) -> int:
         link = self.connection.link
@@ -206,10 +214,12 @@ class SimulatedRpc:
     def close(self) -> None:
         """Close the RPC, whether it succeeded or its result is no longer needed."""
         self.over = True
-        self.connection.end_transfer(self.connection.clock.now)
-        self._arrived = None  # it may refer to this RPC: nothing collects cycles during a run
-        if self.connection.work is self:
-            self.connection.work = None
+        self._arrived = None
+        connection = self.connection
+        if self._pieces is not None:
+            connection.end_transfer(connection.clock.now)
+        if connection.work is self:
+            connection.work = None
 
     def fail(self, reconnect: bool = False) -> None:
         """Report the failure to the client."""
@@ -220,9 +230,8 @@ class SimulatedRpc:
             self.failed(self)
 
     def _deliver(self) -> None:
-        arrived, self._arrived = self._arrived, None
-        if arrived is not None:
-            arrived(self)
+        if self._arrived is not None:
+            self._arrived(self)
 
     def _refused(self, verdict: Fail | Blocked) -> None:
         """Handle a refusal: the RPC failed, or nothing passes at the moment."""

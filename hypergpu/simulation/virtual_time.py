@@ -42,8 +42,9 @@ class VirtualTime:
         if due < _NEVER:
             self._count = count = self._count + 1
             slot = int(due * _SLOTS_PER_SECOND)
-            if slot in self._later:
-                self._later[slot].append((due, count, call, args))
+            calls = self._later.get(slot)
+            if calls is not None:
+                calls.append((due, count, call, args))
             elif slot > self._slot:
                 self._later[slot] = [(due, count, call, args)]
                 heappush(self._slots, slot)
@@ -52,13 +53,17 @@ class VirtualTime:
 
     def run(self, until: float = math.inf) -> None:
         """Run what is due up to `until`, or until `stop`; then it is that time, unless it is infinite."""
-        clock = self.clock
+        clock, soon = self.clock, self._soon
         while True:  # a jump back on a condition would not tell CPython 3.11 that this loop is worth its optimisations
-            if self._stopped or not (self._soon or self._next_slot()):
+            if self._stopped:
                 break
-            due, _, call, args = later = self._soon.pop()
+            if not soon:
+                if not self._next_slot():
+                    break
+                soon = self._soon
+            due, _, call, args = later = soon.pop()
             if due > until:
-                self._soon.append(later)
+                soon.append(later)
                 break
             clock.now = due if due > clock.now else clock.now  # a third of what `max` takes
             if args:

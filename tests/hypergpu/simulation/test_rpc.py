@@ -25,7 +25,7 @@ def never(_: SimulatedRpc) -> None:
 def test_a_message_arrives_after_its_transmission_and_the_latency() -> None:
     time, arrived = VirtualTime(), []
     call = line(time).call(never)
-    call.send(Direction.UP, 100_000, 1, True, lambda _: arrived.append(time.now))  # 1 MB/s
+    call.send(Direction.UP, 100_000, 1, lambda _: arrived.append(time.now))  # 1 MB/s
     time.run()
     assert arrived == [pytest.approx(0.2)]
 
@@ -33,7 +33,7 @@ def test_a_message_arrives_after_its_transmission_and_the_latency() -> None:
 def test_a_long_message_takes_as_long_in_pieces_as_at_once() -> None:
     time, arrived = VirtualTime(), []
     nbytes = 4 * PIECE_BYTES
-    line(time).call(never).send(Direction.DOWN, nbytes, 1, True, lambda _: arrived.append(time.now))
+    line(time).call(never).send(Direction.DOWN, nbytes, 1, lambda _: arrived.append(time.now))
     time.run()
     assert arrived == [pytest.approx(nbytes / 1e6 + 0.1)]
 
@@ -51,7 +51,7 @@ def test_where_tcp_is_slow_heartbeats_wait_for_a_part_of_a_long_message_only() -
         assert isinstance(verdict, Deliver)
         waits.append(verdict.at - time.now)
 
-    tested.call(never).send(Direction.UP, 2 * PIECE_BYTES, 1, True, lambda _: time.stop())
+    tested.call(never).send(Direction.UP, 2 * PIECE_BYTES, 1, lambda _: time.stop())
     for second in range(1, 20):
         time.at(float(second), beat)
     time.run()
@@ -63,7 +63,7 @@ def test_an_event_in_mid_transfer_acts_on_the_rest() -> None:
     time, arrived = VirtualTime(), []
     tested = line(time)
     nbytes = 8 * PIECE_BYTES
-    tested.call(never).send(Direction.UP, nbytes, 1, True, lambda _: arrived.append(time.now))
+    tested.call(never).send(Direction.UP, nbytes, 1, lambda _: arrived.append(time.now))
     event = NetworkEvent("bandwidth_collapse", "n", factor=0.5)
     time.at(1.0, tested.link.apply, event, 1.0)
     time.run()
@@ -76,9 +76,9 @@ def test_a_lost_rpc_fails_once_and_nothing_of_it_arrives() -> None:
     call = line(time, loss=1.0).call(lambda _: failed.append(time.now))
 
     def answer(_: object) -> None:
-        call.send(Direction.DOWN, 100, 1, True, lambda _: pytest.fail())
+        call.send(Direction.DOWN, 100, 1, lambda _: pytest.fail())
 
-    call.send(Direction.UP, 100, 1, True, answer)
+    call.send(Direction.UP, 100, 1, answer)
     time.run()
     assert len(failed) == 1
     assert failed[0] >= 0.2
@@ -90,7 +90,7 @@ def test_what_a_black_hole_holds_arrives_when_it_is_over() -> None:
     event = NetworkEvent("disconnect", "n", mode="black_hole", duration_seconds=5.0)
     tested.link.apply(event, 0.0)
     tested.happened(event)
-    tested.call(never).send(Direction.UP, 100, 1, True, lambda _: arrived.append(time.now))
+    tested.call(never).send(Direction.UP, 100, 1, lambda _: arrived.append(time.now))
     time.run()
     assert arrived == [pytest.approx(5.1, abs=0.01)]
 
@@ -98,7 +98,7 @@ def test_what_a_black_hole_holds_arrives_when_it_is_over() -> None:
 def test_a_connection_on_which_nothing_passes_is_given_up() -> None:
     time, failed = VirtualTime(), []
     tested = line(time)
-    tested.call(lambda _: failed.append(time.now)).send(Direction.UP, 100, 1, False, lambda _: None)
+    tested.call(lambda _: failed.append(time.now)).send(Direction.UP, 100, 1, lambda _: None)
     time.run(until=1.0)
     event = NetworkEvent("partition", nodes=("n",))
     tested.link.apply(event, 1.0)
@@ -111,7 +111,7 @@ def test_a_connection_on_which_nothing_passes_is_given_up() -> None:
 def test_a_reset_fails_the_rpc_at_once() -> None:
     time, failed = VirtualTime(), []
     tested = line(time)
-    tested.call(lambda _: failed.append(time.now)).send(Direction.UP, 100, 1, False, lambda _: None)
+    tested.call(lambda _: failed.append(time.now)).send(Direction.UP, 100, 1, lambda _: None)
     event = NetworkEvent("disconnect", "n", mode="reset")
     tested.link.apply(event, 0.0)
     tested.happened(event)
@@ -125,7 +125,7 @@ def test_an_rpc_leaves_no_cycles_behind(nbytes: int) -> None:
 
     def send() -> None:
         call = tested.call(lambda _: None)
-        call.send(Direction.UP, nbytes, 1, True, lambda _: None)
+        call.send(Direction.UP, nbytes, 1, lambda _: None)
 
     gc.collect()
     gc.disable()
@@ -146,7 +146,7 @@ def test_one_way_of_silence_ends_a_connection_as_silence_both_ways_does(directio
     event = NetworkEvent("partition", "n", direction=direction)
     tested.link.apply(event, 0.0)
     tested.happened(event)
-    call.send(Direction.UP, 1000, 1, True, lambda _: None)
+    call.send(Direction.UP, 1000, 1, lambda _: None)
     time.run()
     assert failed == [SILENCE_SECONDS] and tested.number == 1
 
@@ -170,6 +170,6 @@ def test_a_connection_ends_when_its_bytes_are_spent() -> None:
     time, failed = VirtualTime(), []
     tested = line(time)
     tested.link.apply(NetworkEvent("limit_data", "n", limit_bytes=1000), 0.0)
-    tested.call(lambda _: failed.append(time.now)).send(Direction.UP, 1001, 1, True, lambda _: pytest.fail())
+    tested.call(lambda _: failed.append(time.now)).send(Direction.UP, 1001, 1, lambda _: pytest.fail())
     time.run()
     assert failed == [0.0] and tested.number == 1
