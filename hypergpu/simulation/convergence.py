@@ -186,11 +186,12 @@ class ConvergenceBackend:
 
     def train(self, order: ev.WorkAssigned) -> Trained:
         """Return what a node reports for a work unit."""
-        model, steps, samples = self._model, order.local_steps, order.batch_size * order.local_steps
-        self._last = (steps, steps * order.learning_rate / model.learning_rate)
+        model = self._model
+        work = steps, batch_size, learning_rate = order.local_steps, order.batch_size, order.learning_rate
+        samples = batch_size * steps
+        self._last = (steps, steps * learning_rate / model.learning_rate)
         noise = model.loss_spread * self._draws.normal((order.round << 20) + order.shard.index)
-        before = self._loss * (1 + noise / order.batch_size**0.5)
-        work = steps, order.batch_size, order.learning_rate
+        before = self._loss * (1 + noise / batch_size**0.5)
         losses = self._losses.get(work)
         if losses is None:  # the same for all nodes with as much work
             progress = model.progress(*work)

@@ -89,10 +89,10 @@ class SimulatedCoordinator:
         """Round, attempt and next offset of the last upload of each node that broke."""
         self._timer = 0
         self._metric_fault = ""
-        self._effects: dict[type, Callable[[Any], None] | None] = {
+        self._effects: dict[type, Callable[[Any], None]] = {
             ev.StartRound: lambda effect: round_begins(effect.round),
             ev.WorkAssigned: self._assign,
-            ev.UpdateReply: None,  # returned to the node by `push`
+            ev.UpdateReply: self._count_update,  # `push` returns it to the node
             ev.CloseRound: self._close_round,
             ev.AbandonRound: self._abandon_round,
             ev.KeepModel: lambda _: learning.keep(),
@@ -138,8 +138,9 @@ class SimulatedCoordinator:
     def heartbeat(self, node: SimulatedNode, at: float, rtt_ms: float, loaded: bool) -> Directive:
         """Handle Heartbeat."""
         report: dict[str, Any] = {"network": {"events": node.attempts, "failures": node.failures}}
-        if node.step_seconds:
-            report["performance"] = {"step_time": node.step_seconds}
+        step_seconds = node.step_seconds
+        if step_seconds:
+            report["performance"] = {"step_time": step_seconds}
         request = Heartbeat(node.node_id, self._run_id, node.state, rtt_ms, loaded, report)
         answer = self._session.handle(request, at)
         return answer[0] if isinstance(answer[0], Directive) else _CONTINUE
@@ -186,7 +187,6 @@ class SimulatedCoordinator:
 
         The work is done now, and only if its update is needed: the parameters of its round have not changed.
         """
-        now = self._time.clock.now
         reply: ev.UpdateReply | HyperGPUError | None
         if self.is_over(work):
             reply = self._ask(OfferUpdate(self._run_id, _update_without_figures(work, compute_seconds)))
@@ -197,11 +197,7 @@ class SimulatedCoordinator:
                 self._ask(RejectUpdate(_update_without_figures(work, compute_seconds), error))
                 node.reject(rpc, error)
                 return
-            answer = self._session.handle(Update(trained.as_update(work, compute_seconds)), now)
-            reply = answer[0]
-            if isinstance(reply, ev.UpdateReply) and reply.status is _ACCEPTED and reply.weight:
-                self._learning.add(reply.weight)
-            self._carry_out(answer[1])
+            reply = self._ask(Update(trained.as_update(work, compute_seconds)))
         if isinstance(reply, HyperGPUError):
             node.reject(rpc, reply)
         else:
@@ -220,14 +216,16 @@ class SimulatedCoordinator:
     def _carry_out(self, effects: Sequence[ev.Effect]) -> None:
         run = self._effects
         for effect in effects:
-            carry_out = run[effect.__class__]
-            if carry_out is not None:
-                carry_out(effect)
+            run[effect.__class__](effect)
 
     def _assign(self, work: ev.WorkAssigned) -> None:
         rpc = self._waiting.pop(work.node, None)
         if rpc is not None and not rpc.over:
             self._nodes[work.node].send_work(work, rpc)
+
+    def _count_update(self, reply: ev.UpdateReply) -> None:
+        if reply.status is _ACCEPTED and reply.weight:
+            self._learning.add(reply.weight)
 
     def _close_round(self, closed: ev.CloseRound) -> None:
         self._watch_stragglers()
