@@ -188,9 +188,10 @@ class Link:
         lane.bytes += nbytes
         if first:  # as `lane.delayed`, whose call would take a tenth of this function's time
             lane.messages = messages = lane.messages + 1
-            lane.delay_seconds += at - now
+            delay = at - now
+            lane.delay_seconds += delay
             window = messages if messages < RECENT_MESSAGES else RECENT_MESSAGES
-            lane.recent_seconds += (at - now - lane.recent_seconds) / window
+            lane.recent_seconds += (delay - lane.recent_seconds) / window
         return Deliver(at)
 
     def queued_bytes(self, now: float, direction: Direction) -> float:
@@ -408,6 +409,7 @@ class Link:
         else:
             rpc.lost_on, u = Direction.DOWN, (u - share) / (1 - share)
         low, high = _STREAM_POINT_BYTES
+        rpc.moved = 0
         rpc.lost_after = low * (high / low) ** u if u >= 0 else 0.0
 
     def _is_lost(self, direction: Direction, nbytes: int, rpc: LinkRpc, end: bool) -> bool:

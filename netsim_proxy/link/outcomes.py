@@ -95,8 +95,8 @@ class LinkRpc:
         self.score = score
         self.messages = 0
         self.lost_on: Direction | None = None
-        self.lost_after = 0.0
-        self.moved = 0
+        self.lost_after: float  # these two are set with `lost_on`
+        self.moved: int
         self.arrived = [_NEVER, _NEVER]  # up, down
 
 

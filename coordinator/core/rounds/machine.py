@@ -88,6 +88,7 @@ class RoundMachine:
         if complete:
             self.round_state.phase, self.round_state.control = OVER, RunControl(final_state=RunState.COMPLETED)
         self._lost_after = lost_after_seconds
+        self._stall_seconds = math.inf if lost_after_seconds is None else _LOCAL_STALL_SHARE * lost_after_seconds
         self._effects = EffectBuffer(first_round)
         self._handlers = self._handlers_by_event()
 
@@ -170,12 +171,12 @@ class RoundMachine:
 
     def update_status(self, node: str, round_number: int) -> ev.UpdateStatus | None:
         """Return the status of an update of this work unit if it needs no further check; None: it is wanted."""
-        current, members = self.round_state.open_round, self.members
+        current = self.round_state.open_round
         if current is not None and round_number == current.number:
             unit = current.units.get(node)
             if unit is not None and unit.attempt > 0 and not unit.done:
                 return None
-        member = members.get(node)
+        member = self.members.get(node)
         if member is None or round_number < 1 or round_number > self.round_state.round:
             return ev.UpdateStatus.STALE
         if round_number == member.last_accepted:
@@ -228,7 +229,7 @@ class RoundMachine:
             NotFound: `OverrideSet` for a node that never registered.
         """
         state = self.round_state
-        if self._lost_after is not None and now - state.timer_at > _LOCAL_STALL_SHARE * self._lost_after:
+        if now - state.timer_at > self._stall_seconds:
             self.members.reset_liveness(now)  # this process did not run: silence in that time means nothing
         before = state.phase
         self._handlers[event.__class__](event, now)

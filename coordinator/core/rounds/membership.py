@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from hypergpu.common.errors import NotFound, ResourceExhausted
+from hypergpu.common.message import message
 
 
 class ConnectionState(StrEnum):
@@ -19,7 +20,7 @@ class ConnectionState(StrEnum):
     LEFT = "left"
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Assignment:
     """Latest work of a node, which it has not delivered."""
 
@@ -69,11 +70,12 @@ class Membership:
         self._max_nodes = max_nodes
         self._lost_after = lost_after_seconds
         self._members: dict[str, Member] = {}
-        self._connected: dict[str, Member] = {}
-        self.connected: Mapping[str, Member] = self._connected
+        self.connected: dict[str, Member] = {}
         """Connected nodes by id, in the order in which they joined."""
         self._silence: list[tuple[float, str]] = []
         self._watched: set[str] = set()
+        self.silent_at = math.inf
+        """Time to look for silent nodes next; infinite = never."""
         self.stragglers: dict[str, bool] = {}
         """Connected nodes that still work on a round that closed without them; not selected until they return.
 
@@ -110,7 +112,7 @@ class Membership:
         Raises:
             ResourceExhausted: the limit of connected nodes is reached.
         """
-        if node not in self._connected and len(self._connected) >= self._max_nodes:
+        if node not in self.connected and len(self.connected) >= self._max_nodes:
             raise ResourceExhausted(
                 f"{self._max_nodes} nodes are connected, the limit set by server.max_nodes; raise it to admit more"
             )
@@ -126,7 +128,7 @@ class Membership:
         if member is None:
             self._forget_disconnected()
             member = self._members[node] = Member(node)
-        new = node not in self._connected
+        new = node not in self.connected
         if new or member.incarnation != incarnation:
             if member.incarnation not in ("", incarnation):
                 self._restarted.add(node)
@@ -140,17 +142,18 @@ class Membership:
             now,
         )
         if new:
-            self._connected[node] = member
+            self.connected[node] = member
             self._drained_at = min(self._drained_at, now)
             self.version += 1
             if self._lost_after is not None and node not in self._watched:
                 self._watched.add(node)
                 heapq.heappush(self._silence, (now + self._lost_after, node))
+                self.silent_at = self._silence[0][0]
         return member, new
 
     def seen(self, node: str, now: float) -> bool:
         """Note a sign of life at `now`; return False if the node is not connected."""
-        member = self._connected.get(node)
+        member = self.connected.get(node)
         if member is None:
             return False
         if now > member.last_seen:  # noqa: PLR1730  (a third of what `max` takes; virtual time dates heartbeats ahead)
@@ -169,7 +172,7 @@ class Membership:
 
     def remove(self, node: str, connection: ConnectionState, reason: str, now: float) -> Member | None:
         """Disconnect a node and return it; None if it was not connected."""
-        member = self._connected.pop(node, None)
+        member = self.connected.pop(node, None)
         if member is None:
             if connection is ConnectionState.LEFT and node in self._members:
                 self._members[node].connection = connection
@@ -187,7 +190,7 @@ class Membership:
 
         A node counts once, however often it restarts: one node must not shorten the plans of all.
         """
-        drained = len(self._restarted), (now - self._drained_at) * len(self._connected)
+        drained = len(self._restarted), (now - self._drained_at) * len(self.connected)
         self._restarted, self._drained_at = set(), now
         return drained
 
@@ -202,7 +205,7 @@ class Membership:
         found = []
         while self._silence and self._silence[0][0] <= now:
             _, node = heapq.heappop(self._silence)
-            member = self._connected.get(node)
+            member = self.connected.get(node)
             if member is None:
                 self._watched.discard(node)
                 continue
@@ -212,6 +215,7 @@ class Membership:
                 found.append(node)
             else:
                 heapq.heappush(self._silence, (due, node))
+        self.silent_at = self._silence[0][0] if self._silence else math.inf
         return found
 
     def suspects(self, now: float) -> list[str]:
@@ -224,13 +228,9 @@ class Membership:
                 todo += (2 * at + 1, 2 * at + 2)
         return found
 
-    def next_silence(self) -> float:
-        """Time to look for silent nodes next; infinite = never."""
-        return self._silence[0][0] if self._silence else math.inf
-
     def reset_liveness(self, now: float) -> None:
         """Count silence from now on: this process did not run, so earlier silence means nothing."""
-        for member in self._connected.values():
+        for member in self.connected.values():
             member.last_seen = now
 
     def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -252,6 +252,6 @@ class Membership:
         """Bound the number of disconnected nodes that are kept."""
         if len(self._members) < 2 * self._max_nodes:
             return
-        gone = sorted((m for m in self._members.values() if m.node_id not in self._connected), key=lambda m: m.gone_at)
+        gone = sorted((m for m in self._members.values() if m.node_id not in self.connected), key=lambda m: m.gone_at)
         for member in gone[: max(1, len(gone) // 2)]:
             del self._members[member.node_id]

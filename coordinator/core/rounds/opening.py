@@ -69,21 +69,23 @@ def can_open(state: RoundState, config: TrainingConfig, adaptation: Adaptation, 
 
 def _available(state: RoundState, config: TrainingConfig, adaptation: Adaptation, now: float) -> Open | Wait:
     """Return the nodes that the adaptation may choose from, or wait for them."""
-    opening, members = state.opening, state.members
-    ready = [node for node, member in members.connected.items() if member.ready]
+    opening, stragglers, connected = state.opening, state.members.stragglers, state.members.connected
+    ready = [node for node, member in connected.items() if member.ready]
     excluded = adaptation.overrides.nodes_with(NodeOverride.EXCLUDE)
-    # A probe that is late holds nothing back.
-    allowed = [node for node in ready if node not in excluded and members.stragglers.get(node, True)]
-    free = [node for node in allowed if node not in members.stragglers]
+    allowed = free = available = ready
+    if excluded or stragglers:
+        # A probe that is late holds nothing back.
+        allowed = [node for node in ready if node not in excluded and stragglers.get(node, True)]
+        free = [node for node in allowed if node not in stragglers]
+        available = [node for node in ready if node not in stragglers]
     if not free:
-        connected = len(members.connected)
-        reason = f"an available node: {connected} connected, all excluded, not ready or finishing an earlier round"
+        reason = f"an available node: {len(connected)} connected, all excluded, not ready or finishing an earlier round"
         return Wait(reason, opening.retry_at, opening.ready_by)
     if len(free) < config.quorum * len(allowed) and not opening.waited_for_stragglers:
         busy = len(allowed) - len(free)
         reason = f"{busy} node{'s' * (busy > 1)} to finish an earlier round"
         return Wait(reason, now + RETRY_SECONDS, opening.ready_by, for_stragglers=True)
-    return Open([node for node in ready if node not in members.stragglers], len(free))
+    return Open(available, len(free))
 
 
 def _ready_by(opening: OpeningState, members: Membership, quorum: float, now: float) -> float:

@@ -224,7 +224,7 @@ class RoundState:
 
     def next_due(self) -> float:
         """Time of the next thing that happens without an event; infinite = nothing."""
-        at = self.members.next_silence()  # also after the run: a coordinator may stay, and shows who is connected
+        at = self.members.silent_at  # also after the run: a coordinator may stay, and shows who is connected
         if self.phase is OVER:
             return at
         retry_at, current = self.opening.retry_at, self.open_round

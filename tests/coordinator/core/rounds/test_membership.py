@@ -63,21 +63,21 @@ def test_a_silent_node_is_named_once_when_its_time_is_over() -> None:
     members = Membership(max_nodes=10, lost_after_seconds=5.0)
     for at, node in enumerate(("a", "b", "c")):
         members.join(node, "1", now=float(at))
-    assert members.next_silence() == 5.0
+    assert members.silent_at == 5.0
     assert members.seen("b", now=4.0)
     assert not members.seen("z", now=4.0)
     assert members.silent(now=4.9) == []
     assert members.silent(now=5.0) == ["a"]
     members.remove("a", ConnectionState.LOST, "silent", now=5.0)
-    assert members.next_silence() == 6.0
+    assert members.silent_at == 6.0
     assert members.silent(now=8.0) == ["c"]
-    assert members.next_silence() == 9.0
+    assert members.silent_at == 9.0
     members.reset_liveness(now=8.5)
     assert members.silent(now=9.0) == []
-    assert members.next_silence() == 13.5
+    assert members.silent_at == 13.5
     members.join("a", "1", now=10.0)
     assert members.silent(now=15.0) == ["b", "a"]
-    assert members.next_silence() == math.inf
+    assert members.silent_at == math.inf
     assert Membership(max_nodes=1, lost_after_seconds=None).silent(now=1e9) == []
 
 
