@@ -5,7 +5,7 @@ import json
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from hypergpu.common.rpc import bind
 from hypergpu.common.tls import Tls
 from hypergpu.common.wire import require_sendable
 from hypergpu.coordinator.control import ControlService
-from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator, build_orchestrator
+from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, build_orchestrator
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
@@ -126,6 +126,8 @@ class Coordinator:
             model = _make_model(config, task, options)
             shards = self._resume(model)
             self.orchestrator: AdaptiveOrchestrator = build_orchestrator(config)
+            if self._found is not None and self._found.state.adaptation is not None and not self._relearns:
+                self.orchestrator.restore(self._found.state.adaptation, self._found.round + 1)
             self.registry = CollectorRegistry()
             self.links = LinkTelemetry(self.orchestrator)
             self._scrape_rule = ScrapeRule(config.server.scrape_hosts)
@@ -150,6 +152,15 @@ class Coordinator:
         self._complete = found.is_complete(training, model.held_out.metric)
         return ShardTable.restored(found.state.shards.model_dump(), model.samples)
 
+    @property
+    def _relearns(self) -> str:
+        """Reason for which the adaptation of a resumed run starts anew; empty if it goes on, or there is none."""
+        if self._found is None or self.orchestrator.policy is AdaptationPolicy.NONE:
+            return ""
+        if self._forced:
+            return "settings of the training changed"
+        return "" if self._found.state.adaptation is not None else "the checkpoint was written by another version"
+
     def _make_machine(self, model: "_Model", shards: ShardTable) -> RoundMachine:
         machine = RoundMachine(
             self.config.training,
@@ -166,6 +177,8 @@ class Coordinator:
             state = self._found.state
             machine.restore_nodes([node.model_dump(mode="json") for node in state.nodes])
             machine.restore_figures(state.loss, state.metric, of_present_model=self._found.score is not None)
+            if state.kept is not None:
+                machine.restore_kept(state.kept.round, state.kept.loss, state.kept.metric)
         return machine
 
     def _make_engine(self, model: "_Model", machine: RoundMachine) -> Engine:
@@ -173,6 +186,7 @@ class Coordinator:
         metrics = Metrics(self.registry, model.held_out.metric)
         evaluate = model.held_out.evaluate
         dependencies = EngineDependencies(self.run_dir, model.files, metrics, evaluate, self.links, health)
+        dependencies.adaptation_state = lambda: asdict(self.orchestrator.state())
         dependencies.stays, dependencies.identity = server.stay, model.task_identity
         if self._found is not None:
             spent = self.run_dir.spent()
@@ -250,7 +264,9 @@ class Coordinator:
         else:
             set_aside_after(self.run_dir.checkpoints, found.round)
             self.run_dir.begin(self.config, found.round)
-            self.engine.resumed(found.round, found.damaged, [str(difference) for difference in self._forced])
+            self.engine.resumed(
+                found.round, found.damaged, [str(difference) for difference in self._forced], relearns=self._relearns
+            )
 
     def _completion(self) -> str:
         found, training = self._found, self.config.training

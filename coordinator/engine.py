@@ -128,12 +128,18 @@ class Engine:
         """Failing parts with their reasons, preceded by the failure that ended the run, if any."""
         return [*([f"run: {self.failure}"] if self.failure else []), *self.health.problems]
 
-    def resumed(self, after_round: int, damaged: Sequence[str] = (), forced: Sequence[str] = ()) -> None:
-        """Record that the run was resumed, which checkpoints were unusable, and which settings changed."""
+    def resumed(
+        self, after_round: int, damaged: Sequence[str] = (), forced: Sequence[str] = (), *, relearns: str = ""
+    ) -> None:
+        """Record that the run was resumed, which checkpoints were unusable, and which settings changed.
+
+        `relearns` is the reason for which the adaptation starts anew, if it does.
+        """
         for each in damaged:
             self._record(after_round + 1, "checkpoint_damaged", f"a newer checkpoint cannot be used: {each}")
         changes = f", with changes: {'; '.join(forced)}" if forced else ""
-        self._record(after_round + 1, "resumed", f"resumed from the checkpoint of round {after_round}{changes}")
+        anew = f"; the adaptation starts anew, since {relearns}" if relearns else ""
+        self._record(after_round + 1, "resumed", f"resumed from the checkpoint of round {after_round}{changes}{anew}")
 
     def complete(self) -> None:
         """Serve the results of a run that an earlier process completed."""
@@ -398,7 +404,9 @@ class Engine:
             "elapsed_seconds": self.elapsed_seconds,
             "loss": finite(machine.loss),
             "metric": machine.metric_value,
+            "kept": machine.kept,
             "finished": self._finish_reason or None,
+            "adaptation": self._dependencies.adaptation_state(),
         }
         save = self._records.flush_before(
             self._dependencies.files.checkpoint

@@ -63,5 +63,7 @@ class EngineDependencies:
     """Identity of the coordinator's data and model, which nodes have to match."""
     stays: bool = False
     """True if the coordinator keeps serving after the end of the run."""
+    adaptation_state: Callable[[], Mapping[str, Any]] = dict
+    """Function that returns what the adaptation has learned, as JSON for a checkpoint."""
     compute: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "compute"))
     """Single thread that adds updates, steps and evaluates, in the order that the machine decided."""

@@ -82,6 +82,8 @@ class ModelFiles:
         whole = self._saved.state(values)
         server = {f"{_OPTIMIZER}{name}": torch.from_numpy(part.copy()) for name, part in optimizer.items()}
         server |= {f"{_APART}{name}": part for name, part in self._saved.kept_apart(whole, values).items()}
+        if self._model.kept is not None:
+            server[_KEPT] = torch.from_numpy(self._model.kept.copy())
         metadata = self._metadata(score)
         file = self._checkpoints.save(Checkpoint(round_number, whole, server, {**self._identity, **state}, metadata))
         self._write_best()
@@ -115,6 +117,7 @@ class ModelFiles:
 _KEYS = frozenset({"format", "checksum", "server_checksum", "state", "round", "task", "loss", "metric"})
 _OPTIMIZER = "optimizer."
 _APART = "model."
+_KEPT = "kept"
 
 
 def optimizer_of(server: Tensors) -> dict[str, Flat]:
@@ -122,6 +125,12 @@ def optimizer_of(server: Tensors) -> dict[str, Flat]:
     return {
         name.removeprefix(_OPTIMIZER): tensor.numpy() for name, tensor in server.items() if name.startswith(_OPTIMIZER)
     }
+
+
+def kept_of(server: Tensors) -> Flat | None:
+    """Return the values of the model to return to in a checkpoint; None if they are those of its model."""
+    kept: Flat | None = server[_KEPT].numpy() if _KEPT in server else None
+    return kept
 
 
 def apart_of(server: Tensors) -> Tensors:

@@ -16,7 +16,7 @@ from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds.events import FinishReason
 from hypergpu.coordinator.core.same_run import Change, Difference, differences, keeps_optimizer
 from hypergpu.coordinator.core.score import Score
-from hypergpu.coordinator.model_files import apart_of, optimizer_of, score_of
+from hypergpu.coordinator.model_files import apart_of, kept_of, optimizer_of, score_of
 from hypergpu.coordinator.saved_state import Identity, SavedState, parse_state
 from hypergpu.tasks import Task
 from hypergpu.tasks.fingerprint import fingerprint
@@ -132,7 +132,8 @@ def restore(model: GlobalModel, found: Found, saved: SavedModel, forced: Sequenc
     """
     try:
         values = saved.values(found.checkpoint.model, apart_of(found.checkpoint.server))
-        model.restore(values, optimizer_of(found.checkpoint.server) if keeps_optimizer(forced) else None)
+        server = found.checkpoint.server
+        model.restore(values, optimizer_of(server) if keeps_optimizer(forced) else None, kept_of(server))
     except ValueError as error:
         raise CannotResume(f"the checkpoint of round {found.round} does not fit this model: {error}") from error
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from hypergpu.common.errors import CorruptData
+from hypergpu.coordinator.core.adaptation.state import VERSION, AdaptationState
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds.events import FinishReason
 
@@ -66,6 +67,14 @@ class SavedShards(_Saved):
         return self
 
 
+class SavedEvaluation(_Saved):
+    """Loss and metric of the model after a round; None if they were not measured."""
+
+    round: Count
+    loss: Finite | None
+    metric: Finite | None
+
+
 class SavedState(_Saved):
     """Everything that a run needs to resume, except its tensors."""
 
@@ -84,8 +93,17 @@ class SavedState(_Saved):
     """Loss of the last evaluation; None before the first."""
     metric: Finite | None
     """Metric of the last evaluation; None before the first or if undefined."""
+    kept: SavedEvaluation | None = None
+    """Evaluation of the model to return to; None in a checkpoint of another version."""
     finished: FinishReason | None
     """Reason for the end of the run; None while it runs."""
+    adaptation: AdaptationState | None = None
+    """Findings of the adaptation; None in a checkpoint of another version."""
+
+    @field_validator("adaptation", mode="before")
+    @classmethod
+    def _another_version_is_not_read(cls, value: object) -> object:
+        return None if isinstance(value, Mapping) and value.get("version") != VERSION else value
 
     @model_validator(mode="after")
     def _there_are_as_many_shards_as_owners_or_samples(self) -> "SavedState":

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import CannotResume
 from hypergpu.coordinator.app import Coordinator, Options
 from hypergpu.coordinator.checkpoints import Checkpoint, Checkpoints
+from hypergpu.coordinator.core.adaptation import Phase
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.session import Pull, Register
@@ -36,17 +37,17 @@ def toy_task(samples: int = 40, features: int = 3, model: Callable[[], nn.Module
     )
 
 
-def config(**training: Any) -> SystemConfig:
+def config(policy: str = "none", **training: Any) -> SystemConfig:
     sections = {
         "training": {**TRAINING, **training},
         "server": {"listen": "127.0.0.1:0", "http_listen": "127.0.0.1:0", "linger_seconds": 0.0},
-        "orchestrator": {"policy": "none"},
+        "orchestrator": {"policy": policy},
     }
     return SystemConfig.model_validate(sections)
 
 
-def resumed(out: Path, *, of: Task | None = None, force: bool = False, **training: Any) -> Coordinator:
-    coordinator = Coordinator(config(**training), of or toy_task(), Options(out, resume=True, force=force))
+def resumed(out: Path, *, of: Task | None = None, force: bool = False, **settings: Any) -> Coordinator:
+    coordinator = Coordinator(config(**settings), of or toy_task(), Options(out, resume=True, force=force))
     coordinator.run_dir.close()
     return coordinator
 
@@ -55,16 +56,22 @@ def model_of(coordinator: Coordinator) -> GlobalModel:
     return coordinator.engine.model
 
 
-async def trained(out: Path, rounds: int, task: Task | None = None, **training: Any) -> Coordinator:
-    """Train without a network: one node whose updates are ones, and a checkpoint of every round."""
-    coordinator = Coordinator(config(rounds=rounds, checkpoint_every=1, **training), task or toy_task(), Options(out))
+TRUE: Any = np.array([-1, 0, 0, 1, 0, 0, 0, 0], np.float32)
+"""Update towards the rule that the labels follow."""
+
+
+async def trained(
+    out: Path, rounds: int, task: Task | None = None, updates: Sequence[Any] | None = None, **settings: Any
+) -> Coordinator:
+    """Train without a network: one node with these updates, or else ones, and a checkpoint of every round."""
+    coordinator = Coordinator(config(rounds=rounds, checkpoint_every=1, **settings), task or toy_task(), Options(out))
     engine = coordinator.engine
     coordinator.run_dir.begin(coordinator.config)
     engine.ask(Register("a", "1", 0, {}, engine.identity))
-    for _ in range(rounds):
+    for number in range(rounds):
         order = await engine.next_order(Pull("a", engine.run_id), 5.0)
         assert isinstance(order, ev.WorkAssigned)
-        update = np.full_like(engine.model.values, 0.125)
+        update = updates[number] if updates else np.full_like(engine.model.values, 0.125)
         event = ev.UpdateArrived("a", order.round, order.attempt, samples=4, loss=0.5, compute_seconds=0.1)
         engine.accept_update(event, upload_of(update))
     await engine.finished.wait()
@@ -127,6 +134,58 @@ async def test_a_run_goes_on_with_the_very_state_that_it_had(tmp_path: Path, run
     )
     member = again.engine.machine.members.require("a")
     assert (member.rounds_contributed, member.rounds_selected) == (4, 4)
+
+
+GETS_WORSE = (TRUE, TRUE, -TRUE, 0 * TRUE)
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four rounds with adaptation, whose model gets a little worse in the end."""
+    path = tmp_path_factory.mktemp("adapted")
+    asyncio.run(trained(path, 4, updates=GETS_WORSE, policy="reactive"))
+    return path
+
+
+@pytest.fixture
+def adapted_run(adapted: Path, tmp_path: Path) -> Path:
+    shutil.copytree(adapted, tmp_path / "run")
+    return tmp_path / "run"
+
+
+async def test_the_adaptation_and_the_model_to_return_to_survive_a_restart(tmp_path: Path, adapted_run: Path) -> None:
+    through = await trained(tmp_path / "through", 4, updates=GETS_WORSE, policy="reactive")
+    again = resumed(adapted_run, policy="reactive")
+    state = again.orchestrator.state()
+    assert state.control.search == through.orchestrator.state().control.search
+    assert state.control.held_out == through.orchestrator.state().control.held_out
+    kept = through.engine.machine.kept
+    assert again.engine.machine.kept == kept
+    assert kept["round"] == 2, "the latest model is not the best one"
+    model_of(through).revert()
+    values = model_of(again).values.copy()
+    model_of(again).revert()
+    np.testing.assert_array_equal(model_of(again).values, model_of(through).values)
+    assert not np.array_equal(model_of(again).values, values)
+
+
+@pytest.mark.parametrize(
+    ("state", "changed", "why"),
+    [
+        ({}, {}, ""),
+        ({"adaptation": {"version": 0}}, {}, "the checkpoint was written by another version"),
+        ({"adaptation": None}, {}, "the checkpoint was written by another version"),
+        ({}, {"learning_rate": 0.5}, "settings of the training changed"),
+    ],
+)
+def test_an_adaptation_that_starts_anew_says_why(
+    adapted_run: Path, state: Mapping[str, Any], changed: Mapping[str, Any], why: str
+) -> None:
+    rewrite(adapted_run, 4, state)
+    again = resumed(adapted_run, force=True, policy="reactive", **changed)
+    assert again.engine.machine.round == 5
+    assert again._relearns == why
+    assert (again.orchestrator.phase is Phase.INITIALIZATION) is bool(why)
 
 
 def test_where_nothing_was_kept_a_new_run_begins(tmp_path: Path) -> None:
@@ -249,6 +308,10 @@ ODD_STATES: dict[str, Mapping[str, Any]] = {
     "configuration a list": {"configuration": []},
     "samples a text": {"samples": "40"},
     "names a text": {"travelling": "weight"},
+    "adaptation a list": {"adaptation": []},
+    "adaptation of this version without its parts": {"adaptation": {"version": 1}},
+    "kept a number": {"kept": 4},
+    "kept in no round": {"kept": {"round": -1, "loss": 0.5, "metric": None}},
     "a name that is not there": {"travelling": ["weight", "bias", "ghost"]},
 }
 

@@ -14,6 +14,7 @@ from statistics import fmean
 from hypergpu.common.config import TrainingConfig
 from hypergpu.common.local_optimizer import ADAMW, LocalOptimizer
 from hypergpu.coordinator.core.adaptation.rate_search import RateChange, RateSearch, relative_decreases
+from hypergpu.coordinator.core.adaptation.state import OptimizerSearchState, OptimizerState
 from hypergpu.coordinator.core.rounds.events import Contribution
 
 _FIRST_FACTOR = 3.0
@@ -70,6 +71,20 @@ class OptimizerSearch:
     def optimizer(self) -> LocalOptimizer:
         """Optimizer of all nodes that try nothing."""
         return self._at(self.rates.factor)
+
+    def state(self) -> OptimizerSearchState:
+        """Return the state for a checkpoint."""
+        rival = None if self._rival is None else OptimizerState(*self._rival)
+        return OptimizerSearchState(OptimizerState(*self._base), self._may_choose, rival, self.rates.state())
+
+    def restore(self, state: OptimizerSearchState) -> None:
+        """Go on from the state of an earlier process."""
+        self._base = LocalOptimizer(state.base.name, state.base.learning_rate)
+        rival = state.rival
+        self._rival = None if rival is None else LocalOptimizer(rival.name, rival.learning_rate)
+        self._may_choose = state.may_choose
+        self.rates = RateSearch(self._step, self._bound)
+        self.rates.restore(state.rates)
 
     def set_step(self, step: float) -> None:
         """Search on from the present rate, with another factor of a first trial; 1 ends the search."""

@@ -17,7 +17,7 @@ from hypergpu.coordinator.core.adaptation.phases import LossTrend, Phase, PhaseR
 from hypergpu.coordinator.core.adaptation.plan import RoundDecisions
 from hypergpu.coordinator.core.adaptation.policy import PARAMETERS, PolicyParameters
 from hypergpu.coordinator.core.adaptation.progress import Regression, RollbackReason
-from hypergpu.coordinator.core.adaptation.progress_control import ConfigurationSnapshot, ProgressControl
+from hypergpu.coordinator.core.adaptation.progress_control import ProgressControl
 from hypergpu.coordinator.core.adaptation.results import (
     LATEST_EXCHANGES,
     record_late,
@@ -26,6 +26,12 @@ from hypergpu.coordinator.core.adaptation.results import (
     record_saturation,
 )
 from hypergpu.coordinator.core.adaptation.round_history import RoundHistory, RoundRecord
+from hypergpu.coordinator.core.adaptation.state import (
+    VERSION,
+    AdaptationState,
+    BatchState,
+    ConfigurationSnapshot,
+)
 from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchReason
 from hypergpu.coordinator.core.batching.controller import AdaptationLimits
 from hypergpu.coordinator.core.checks import parse_enum, require_non_negative
@@ -105,6 +111,50 @@ class AdaptiveOrchestrator:
         """End the adaptation. Status and reports remain available."""
         if self.phase is not Phase.COMPLETED:
             self._enter(Phase.COMPLETED, PhaseReason.SHUT_DOWN, {"rounds": self._ledger.count})
+
+    def state(self) -> AdaptationState:
+        """Return what was learned about the training, for a checkpoint."""
+        return AdaptationState(
+            version=VERSION,
+            policy=self.policy,
+            phase=self.phase,
+            rounds_begun=self._rounds_begun,
+            held_until=self._held_until,
+            control=self._control.state(),
+            batches=BatchState(
+                self.batches.local_steps,
+                self.batches.get_batch_sizes(self.batches.nodes),
+                *self.batches.updates.state(),
+            ),
+            loss_logs=self._losses.state(),
+        )
+
+    def restore(self, state: AdaptationState, round_number: int) -> None:
+        """Go on from the state of an earlier process, before the first round of this one.
+
+        Batches and steps stay as they were until the links and nodes have been measured again. A run without
+        adaptation, before or now, has nothing to restore.
+
+        Args:
+            state: State of the earlier process.
+            round_number: Number of the coming round.
+        """
+        if AdaptationPolicy.NONE in (self.policy, state.policy) or state.phase is Phase.INITIALIZATION:
+            return
+        self._control.restore(state.control, state.policy)
+        for node_id in state.batches.sizes:
+            self.batches.register_node(node_id)
+        factor = state.control.search.rates.factor
+        sizes, steps = state.batches.sizes, state.batches.local_steps
+        restored = self.batches.restore(sizes, steps, factor, BatchReason.RESUMED)
+        self.batches.updates.restore(state.batches.drift_log, state.batches.saturation_log)
+        self._losses.restore(state.loss_logs)
+        self._rounds_begun = state.rounds_begun
+        self._held_until = max(state.held_until, round_number + self._settings.warmup_rounds)
+        self._round = self._log.round = round_number
+        phase = Phase.ADAPTIVE if state.phase is Phase.COMPLETED else state.phase
+        self._enter(phase, PhaseReason.RESUMED, {"rounds": state.rounds_begun})
+        self._log.batches(restored)
 
     def set_policy(self, policy: AdaptationPolicy | str) -> None:
         """Change the policy, starting with the next round.

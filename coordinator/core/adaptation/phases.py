@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from enum import StrEnum
 
 import numpy as np
@@ -28,6 +29,8 @@ class PhaseReason(StrEnum):
     LINKS_MEASURED = "links_measured"
     LOSS_STALLED = "loss_stalled"
     LOSS_MOVES_AGAIN = "loss_moves_again"
+    RESUMED = "resumed"
+    """A new process goes on with what an earlier one has learned."""
     SHUT_DOWN = "shut_down"
 
 
@@ -45,10 +48,22 @@ class LossTrend:
         """Record the loss after a round; it is ignored unless positive and finite."""
         if not (math.isfinite(loss) and loss > 0):
             return
-        self._logs.append(float(np.log(loss)))
+        self._add(float(np.log(loss)))
+
+    def _add(self, log: float) -> None:
+        self._logs.append(log)
         if len(self._logs) == self._logs.maxlen:
             values, first, second = np.array(self._logs), self._first, self._second
             self.improvement = -float(np.median((values[second] - values[first]) / (second - first)))
+
+    def state(self) -> list[float]:
+        """Return the state for a checkpoint: the logarithms of the latest losses."""
+        return list(self._logs)
+
+    def restore(self, logs: Iterable[float]) -> None:
+        """Go on from the state of an earlier process."""
+        for log in logs:
+            self._add(log)
 
     @property
     def stalled(self) -> bool:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
 
+from hypergpu.common.metric import finite
+from hypergpu.coordinator.core.adaptation.state import LossRecord
 from hypergpu.coordinator.core.rounds.adaptation import RoundReport
 
 _RISE = 0.5
@@ -59,6 +61,16 @@ class ProgressTracker:
         figures = {"loss": loss, "best_loss": self.best, "best_round": self.best_round}
         return Regression(RollbackReason.LOSS_ROSE, figures)
 
+    def state(self) -> LossRecord:
+        """Return the state for a checkpoint."""
+        return LossRecord(finite(self.best), self.best_round, self.since_best, finite(self._first))
+
+    def restore(self, state: LossRecord) -> None:
+        """Go on from the state of an earlier process."""
+        self.best = math.inf if state.best is None else state.best
+        self.best_round, self.since_best = state.best_round, state.since_best
+        self._first = math.nan if state.first is None else state.first
+
 
 class ModelProgress:
     """Follows the model by two losses: held-out where it is evaluated, and of the first batches before each work.
@@ -90,6 +102,16 @@ class ModelProgress:
             self._last = before
             self.improved = found is None and before is not None and self._training.best_round == report.round - 1
         return found
+
+    def state(self) -> tuple[LossRecord, LossRecord, float | None]:
+        """Return the state for a checkpoint: held-out, training, and the loss that the next decrease begins at."""
+        return self._held_out.state(), self._training.state(), finite(self._last)
+
+    def restore(self, held_out: LossRecord, training: LossRecord, last: float | None) -> None:
+        """Go on from the state of an earlier process."""
+        self._held_out.restore(held_out)
+        self._training.restore(training)
+        self._last = last
 
     @property
     def since_best(self) -> int:

@@ -1,7 +1,6 @@
 """Control of the learning rate, of momentum and of the model by what each round was worth."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.local_optimizer import LocalOptimizer
@@ -10,20 +9,12 @@ from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerChang
 from hypergpu.coordinator.core.adaptation.policy import PARAMETERS
 from hypergpu.coordinator.core.adaptation.progress import ModelProgress, Regression
 from hypergpu.coordinator.core.adaptation.rate_search import RateChange
+from hypergpu.coordinator.core.adaptation.state import ConfigurationSnapshot, ControlState
 
 _ADAMW_MOMENTUM = 0.5
 """Factor of the momentum with AdamW, whose updates have its own momentum in them."""
 _PATIENCE = 5
 """Evaluations without a better model after which the learning rate is lowered."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigurationSnapshot:
-    """Configuration of the best round so far."""
-
-    round: int
-    batch_sizes: Mapping[str, int]
-    local_steps: int
 
 
 class ProgressControl:
@@ -50,6 +41,28 @@ class ProgressControl:
         """Search on by the parameters of a policy, from the present learning rate."""
         self._policy = policy
         self.search.set_step(self._rate_step)
+
+    def state(self) -> ControlState:
+        """Return the state for a checkpoint."""
+        held_out, training, last = self.progress.state()
+        return ControlState(
+            search=self.search.state(),
+            held_out=held_out,
+            training=training,
+            last_loss=last,
+            momentum_factor=self._momentum_factor,
+            rollbacks=self.rollbacks,
+            snapshot=self.snapshot,
+        )
+
+    def restore(self, state: ControlState, policy: AdaptationPolicy) -> None:
+        """Go on from the state of an earlier process with `policy`; with another one, the search starts anew there."""
+        self.search.restore(state.search)
+        if policy is not self._policy:
+            self.search.set_step(self._rate_step)
+        self.progress.restore(state.held_out, state.training, state.last_loss)
+        self._momentum_factor, self.rollbacks = state.momentum_factor, state.rollbacks
+        self.snapshot = state.snapshot
 
     @property
     def _rate_step(self) -> float:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
 
+from hypergpu.common.metric import finite
+from hypergpu.coordinator.core.adaptation.state import RateSearchState
 from hypergpu.coordinator.core.rounds.events import Contribution
 
 _SHARE = 0.25
@@ -87,6 +89,25 @@ class RateSearch:
         self._low: frozenset[str] = frozenset()
         self._tries_low = step > 1.0
         self._last_gain: float | None = None
+
+    def state(self) -> RateSearchState:
+        """Return the state for a checkpoint; trials of the open round are not part of it."""
+        return RateSearchState(
+            factor=self.factor,
+            step=self._step,
+            slower=finite(self._slower),
+            diverged=finite(self._diverged),
+            turn=self._turn,
+            tries_low=self._tries_low,
+            last_gain=self._last_gain,
+        )
+
+    def restore(self, state: RateSearchState) -> None:
+        """Go on from the state of an earlier process."""
+        self.factor, self._step = state.factor, state.step
+        self._slower = math.inf if state.slower is None else state.slower
+        self._diverged = math.inf if state.diverged is None else state.diverged
+        self._turn, self._tries_low, self._last_gain = state.turn, state.tries_low, state.last_gain
 
     @property
     def candidate(self) -> float | None:

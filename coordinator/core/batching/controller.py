@@ -278,6 +278,11 @@ class AdaptiveBatchController:
 
     # ------------------------------------------------------------ queries
 
+    @property
+    def nodes(self) -> Sequence[str]:
+        """Registered nodes."""
+        return list(self._index.ids)
+
     def get_batch_size(self, node_id: str) -> int:
         """Return the batch size of a node: samples per step.
 

@@ -13,16 +13,17 @@ class _LogMean:
     """Mean of positive figures on a logarithmic scale; the past counts half as much with each round."""
 
     def __init__(self) -> None:
-        self._log: float | None = None
+        self.log: float | None = None
+        """Logarithm of the mean; None before the first figure."""
 
     def add(self, figure: float) -> None:
         """Add the figure of a round."""
         fresh = math.log(figure)
-        self._log = fresh if self._log is None else _MEMORY * self._log + (1.0 - _MEMORY) * fresh
+        self.log = fresh if self.log is None else _MEMORY * self.log + (1.0 - _MEMORY) * fresh
 
     def value(self, prior: float) -> float:
         """Return the mean, or `prior` before the first figure."""
-        return prior if self._log is None else math.exp(self._log)
+        return prior if self.log is None else math.exp(self.log)
 
 
 class DriftEstimator:
@@ -35,7 +36,7 @@ class DriftEstimator:
     """
 
     def __init__(self) -> None:
-        self._steps = _LogMean()
+        self.steps = _LogMean()
 
     def observe(self, mean_square_norm: float, square_norm_of_mean: float, nodes: int, steps: int) -> None:
         """Record a round of `steps` local steps: mean of |updateᵢ|² and |mean update|²."""
@@ -43,11 +44,11 @@ class DriftEstimator:
         if nodes < 2 or steps < 1 or not sound:
             return
         ratio = min(max(math.sqrt(square_norm_of_mean / mean_square_norm), 1e-3), _MOST_RATIO)
-        self._steps.add(steps * ratio / (1.0 - ratio))
+        self.steps.add(steps * ratio / (1.0 - ratio))
 
     def value(self, prior: float) -> float:
         """Return D in steps, or `prior` before the first measurement."""
-        return self._steps.value(prior)
+        return self.steps.value(prior)
 
 
 class SaturationEstimator:
@@ -58,15 +59,15 @@ class SaturationEstimator:
     """
 
     def __init__(self) -> None:
-        self._steps = _LogMean()
+        self.steps = _LogMean()
 
     def observe(self, ratios: Sequence[float], steps: int) -> None:
         """Record b/a of the nodes of a round, and the local steps that it took."""
         sound = [ratio for ratio in ratios if 0 < ratio < _MOST_RATIO]
         if len(sound) * 2 <= len(ratios):  # losses that do not fall say nothing of when they stop falling
             return
-        self._steps.add(steps / math.log(1.0 / median(sound)))
+        self.steps.add(steps / math.log(1.0 / median(sound)))
 
     def value(self) -> float:
         """Return τ in steps; infinite before the first measurement."""
-        return self._steps.value(prior=math.inf)
+        return self.steps.value(prior=math.inf)

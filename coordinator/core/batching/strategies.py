@@ -30,6 +30,8 @@ class BatchReason(StrEnum):
     MORE_PROGRESS_PER_SECOND = "more_progress_per_second"
     """The plan of the whole round changed to the best goodput of the cluster."""
     ROLLED_BACK = "rolled_back"
+    RESUMED = "resumed"
+    """The node goes on with the size that it had before the coordinator restarted."""
 
 
 REASONS: Final = tuple(BatchReason)

@@ -102,25 +102,33 @@ class GlobalModel:
         np.copyto(self.values, self._kept)
         self._optimizer = make_optimizer(self._config, self._parameter_count)
 
+    @property
+    def kept(self) -> Flat | None:
+        """Values that `revert` would restore; None if they are the present ones."""
+        return None if np.array_equal(self._kept, self.values) else self._kept
+
     def optimizer_state(self) -> Mapping[str, Flat]:
         """Return the optimizer's tensors for a checkpoint, by name."""
         return self._optimizer.state()
 
-    def restore(self, values: Flat, optimizer: Mapping[str, Flat] | None) -> None:
+    def restore(self, values: Flat, optimizer: Mapping[str, Flat] | None, kept: Flat | None = None) -> None:
         """Restore a checkpoint. After an error the model is unusable.
 
         Args:
             values: Parameters followed by state.
             optimizer: Tensors of the optimizer by name; None restarts it.
+            kept: Values for `revert`; None for `values`.
 
         Raises:
             ValueError: A tensor is missing, has another shape, or is not finite.
         """
-        if values.shape != self.values.shape:
-            raise ValueError(f"{len(values)} parameters where {len(self.values)} belong")
-        if not is_finite(values):
-            raise ValueError("the parameters are not all finite")
+        to_return_to = values if kept is None else kept
+        for found in (values, to_return_to):
+            if found.shape != self.values.shape:
+                raise ValueError(f"{len(found)} parameters where {len(self.values)} belong")
+            if not is_finite(found):
+                raise ValueError("the parameters are not all finite")
         np.copyto(self.values, values)
-        self.keep()
+        np.copyto(self._kept, to_return_to)
         if optimizer is not None:
             self._optimizer.restore(optimizer)

@@ -38,8 +38,12 @@ class ModelGuard:
 
     def keep(self, number: int, loss: float, metric: float | None) -> None:
         """Note that the model after round `number` is the one to return to."""
+        self.restore(number, loss, metric)
+
+    def restore(self, number: int, loss: float | None, metric: float | None) -> None:
+        """Set the round and figures of the kept model; None where they were not measured."""
         self.kept_round, self.kept_figures = number, (loss, metric)
-        self.bound = MAX_RISE * max(loss, 1.0)
+        self.bound = MAX_LOSS if loss is None else MAX_RISE * max(loss, 1.0)
 
     @property
     def kept_text(self) -> str:

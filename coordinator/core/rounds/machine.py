@@ -184,6 +184,17 @@ class RoundMachine:
         unassigned = current is not None and round_number == current.number and node in current.units
         return ev.UpdateStatus.STALE if unassigned else ev.UpdateStatus.LATE
 
+    @property
+    def kept(self) -> Mapping[str, float | None]:
+        """Round, loss and metric of the model to return to; None for figures that were not measured."""
+        guard = self.round_state.guards.model
+        loss, metric = guard.kept_figures
+        return {"round": guard.kept_round, "loss": loss, "metric": metric}
+
+    def restore_kept(self, number: int, loss: float | None, metric_value: float | None) -> None:
+        """Set the round and figures of the model to return to, as an earlier process of this run had them."""
+        self.round_state.guards.model.restore(number, loss, metric_value)
+
     def restore_figures(self, loss: float | None, metric_value: float | None, *, of_present_model: bool) -> None:
         """Set the loss and the metric that an earlier process of this run has measured.
 
