@@ -18,7 +18,7 @@ class Health:
 
     def __init__(self, clock: Clock = monotonic) -> None:
         self.is_accepting = False
-        """Whether clients may connect: false before the proxy listens and while it drains."""
+        """True if clients may connect: not before the proxy listens and while it drains."""
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._beat()

@@ -87,7 +87,7 @@ class ControlSection(ConfigSection):
     token_file: Path | None = None
     """File with the token that callers need."""
     insecure: bool | None = None
-    """Whether other machines may call it without a token."""
+    """True if other machines may call it without a token."""
 
 
 class ProxyConfig(ConfigSection):
@@ -116,7 +116,7 @@ class ProxyConfig(ConfigSection):
     lateness_bound_ms: Amount | None = None
     """Lateness in milliseconds above which deliveries are logged."""
     realtime: bool | None = None
-    """Whether to request real-time scheduling."""
+    """True to request real-time scheduling."""
     log_level: LogLevel | None = None
     """Lowest level of logged messages."""
     log_format: LogFormat | None = None

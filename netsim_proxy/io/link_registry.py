@@ -102,7 +102,7 @@ class LinkRegistry:
 
     @property
     def busy(self) -> bool:
-        """Whether a change has not reached all links yet."""
+        """True if a change has not reached all links yet."""
         return self._sweep.busy
 
     async def settled(self) -> None:

@@ -29,7 +29,7 @@ class Sweep:
 
     @property
     def busy(self) -> bool:
-        """Whether operations are pending."""
+        """True if operations are pending."""
         return bool(self._pending)
 
     def start(self, links: Iterable[PacedLink], operation: Operation) -> None:

@@ -149,7 +149,7 @@ class Conditions:
 
     @property
     def is_degraded(self) -> bool:
-        """Whether an active event changes anything."""
+        """True if an active event changes anything."""
         return any(not no_effect_reason(replace(a.event, direction=a.direction), self.profile) for a in self._active)
 
     def _combine(self, now: float) -> None:

@@ -60,7 +60,7 @@ class EventDirection(StrEnum):
 
 
 class DisconnectMode(StrEnum):
-    """How a link is disconnected."""
+    """Way in which a link is disconnected."""
 
     RESET = "reset"
     """Reset connections, and refuse new ones until the event ends."""
@@ -161,7 +161,7 @@ class NetworkEvent:
         return list(node_ids) if ALL in targets else [node_id for node_id in node_ids if node_id in targets]
 
     def concerns(self, node_id: str) -> bool:
-        """Whether the event affects this node's link."""
+        """Return whether the event affects this node's link."""
         return bool(self.concerned((node_id,)))
 
     def summary(self) -> str:

@@ -70,5 +70,5 @@ class RoundTripFlight(Flight):
 
     @property
     def grows_window(self) -> bool:
-        """Whether its acknowledgements let the window grow."""
+        """True if its acknowledgements let the window grow."""
         return not self.repairs and not self.reduced

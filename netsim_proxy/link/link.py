@@ -275,12 +275,12 @@ class Link:
         return Blockage(up.cause, min(up.until, down.until), up.reset and down.reset)
 
     def resets_one_way(self, direction: Direction) -> bool:
-        """Whether data in this direction resets its connection, but data in the other does not."""
+        """Return whether data in this direction resets its connection, but data in the other does not."""
         here, there = self._lane(direction).blocked, self._lane(direction.opposite).blocked
         return here is not None and here.reset and not (there is not None and there.reset)
 
     def is_disturbed(self, now: float) -> bool:
-        """Whether a block, a limit or a dead connection may stop data, beside the profile."""
+        """Return whether a block, a limit or a dead connection may stop data, beside the profile."""
         self._advance(now)
         return self._undisturbed_until == _NEVER
 
@@ -301,7 +301,7 @@ class Link:
 
     @property
     def limits_connections(self) -> bool:
-        """Whether an event ends connections after some bytes or seconds."""
+        """True if an event ends connections after some bytes or seconds."""
         limited = self._up.limit_bytes < math.inf or self._down.limit_bytes < math.inf
         return limited or bool(self._conditions.lifetimes)
 

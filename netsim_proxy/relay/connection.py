@@ -28,7 +28,7 @@ _HELD_SECONDS: Final = 0.1
 """Time until a connection that drains looks again whether the link still holds something of it."""
 _EVERY_STREAM: Final = 0x7FFFFFFF
 _FORGOTTEN_SECONDS: Final = 900.0
-"""How long Linux tries to send to a peer that does not answer."""
+"""Time for which Linux tries to send to a peer that does not answer."""
 
 
 class Links(Protocol):
@@ -122,7 +122,7 @@ class ConnectionPair:
 
     @property
     def is_established(self) -> bool:
-        """Whether the upstream has begun to speak HTTP/2, so that the client's connection counts as ready."""
+        """True if the upstream has begun to speak HTTP/2, so that the client's connection counts as ready."""
         return self.readers[1].is_settled
 
     def opposite(self, reader: FrameReader) -> FrameReader:

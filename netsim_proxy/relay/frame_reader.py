@@ -180,7 +180,7 @@ class FrameReader(HeldReader):
 
     @property
     def is_delivering(self) -> bool:
-        """Whether frames that were read are still to be delivered: on their way, or held by their link."""
+        """True if frames that were read are still to be delivered: on their way, or held by their link."""
         return not self._order.is_empty
 
     def control(

@@ -51,7 +51,7 @@ class DeliveryOrder:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no frame is on its way."""
+        """True if no frame is on its way."""
         return not self._on_the_way and not self.barriers
 
     def enter(self) -> int:

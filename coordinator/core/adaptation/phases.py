@@ -67,10 +67,10 @@ class LossTrend:
 
     @property
     def stalled(self) -> bool:
-        """Whether the loss has stopped changing; a loss that rises has not converged."""
+        """True if the loss has stopped changing; a loss that rises has not converged."""
         return self.improvement is not None and abs(self.improvement) < self._config.convergence_improvement
 
     @property
     def moving(self) -> bool:
-        """Whether the loss clearly improves: by twice the limit of `stalled`, so that the phase does not flap."""
+        """True if the loss clearly improves: by twice the limit of `stalled`, so that the phase does not flap."""
         return self.improvement is not None and self.improvement > 2.0 * self._config.convergence_improvement

@@ -82,7 +82,7 @@ class ModelProgress:
         self._held_out, self._training = ProgressTracker(), ProgressTracker()
         self._last: float | None = None
         self.improved = False
-        """Whether the latest round has given the best model so far."""
+        """True if the latest round has given the best model so far."""
         self.decrease = 0.0
         """Decrease of the logarithm of the loss by the latest round; of the loss itself where it is not positive."""
 

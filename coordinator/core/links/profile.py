@@ -52,7 +52,7 @@ class LinkProfile:
 
     @property
     def measured(self) -> bool:
-        """Whether the class is based on a measurement: a round trip, only failures, or a long silence."""
+        """True if the class is based on a measurement: a round trip, only failures, or a long silence."""
         return self.quality is not ConnectionQuality.UNKNOWN
 
     def to_dict(self) -> dict[str, Any]:
