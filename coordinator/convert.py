@@ -6,6 +6,7 @@ from typing import Any
 from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput, ProtocolError
 from hypergpu.common.metric import finite
+from hypergpu.common.transfer_meter import Transfer
 from hypergpu.common.wire import (
     codec_from_proto,
     encoding_to_proto,
@@ -14,6 +15,7 @@ from hypergpu.common.wire import (
     manifest_to_proto,
 )
 from hypergpu.coordinator.core.decisions import Decision
+from hypergpu.coordinator.core.links.profile import RATE_FIGURES
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
@@ -26,6 +28,9 @@ from hypergpu.protos import coordinator_pb2 as pb
 MAX_TEXT = 256
 MAX_REPORT_BYTES = 1024
 MAX_SAMPLES = 1 << 40
+MAX_TRANSFER_BYTES = 1 << 50
+LINK_FIGURES = ("latency_ms", "loaded_latency_ms", "loss_rate", "score", *RATE_FIGURES)
+"""Figures of a link that the message for a node has under the same names."""
 
 
 def text(value: str, what: str) -> str:
@@ -132,6 +137,24 @@ def arrived(header: pb.UpdateHeader) -> ev.UpdateArrived:
     )
 
 
+def download(message: pb.UpdateHeader | pb.PullWorkRequest) -> Transfer | None:
+    """Return the download that a node reports; None if it reports none.
+
+    Raises:
+        ProtocolError: A figure is out of range.
+    """
+    if not message.HasField("download"):
+        return None
+    reported = message.download
+    nbytes, before = reported.bytes, reported.bytes_before
+    seconds, seconds_before = float(reported.seconds), float(reported.seconds_before)
+    if not 0 < nbytes <= MAX_TRANSFER_BYTES or before > MAX_TRANSFER_BYTES:
+        raise ProtocolError(f"a download of {nbytes} bytes after {before}; expected 1 to {MAX_TRANSFER_BYTES}")
+    if not (0 <= seconds < math.inf and 0 <= seconds_before < math.inf):
+        raise ProtocolError(f"a download took {seconds} s after {seconds_before} s; expected 0 or more")
+    return Transfer(nbytes, seconds, before, seconds_before)
+
+
 def report(data: bytes) -> dict[str, Any]:
     """Parse the report in a heartbeat; an empty one gives an empty object.
 
@@ -175,7 +198,7 @@ def run_event(event: RunEvent) -> pb.RunEvent:
 
 
 def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeInfo:
-    """Return the message for a node. `link` may hold latency_ms, loss_rate, score and quality of its link."""
+    """Return the message for a node. `link` may hold `LINK_FIGURES`, quality, state and reason."""
     return pb.NodeInfo(
         node_id=member.node_id,
         state=link.get("state") or engine.state_of(member.node_id),
@@ -183,10 +206,6 @@ def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeIn
         rounds_selected=member.rounds_selected,
         retries=member.retries,
         batch_size=member.batch_size or None,
-        latency_ms=link.get("latency_ms"),
-        loaded_latency_ms=link.get("loaded_latency_ms"),
-        loss_rate=link.get("loss_rate"),
-        score=link.get("score"),
         quality=link.get("quality") or "",
         gpu=member.info.get("gpu", ""),
         seconds_since_seen=max(0.0, engine.now - member.last_seen),
@@ -195,4 +214,5 @@ def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeIn
         compute_seconds=member.compute_seconds or None,
         address=member.info.get("address", ""),
         late=member.late,
+        **{name: link.get(name) for name in LINK_FIGURES},
     )

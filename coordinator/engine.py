@@ -13,6 +13,7 @@ from hypergpu.common.background import Background
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StorageError
 from hypergpu.common.metric import finite
 from hypergpu.common.tensors import Flat, Payload, chunks
+from hypergpu.common.transfer_meter import Transfer
 from hypergpu.common.wire import encode_part
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
@@ -261,6 +262,25 @@ class Engine:
         if self.machine.members.get(node) is not None:
             self._dependencies.links.communication(node, latency_ms, success)
 
+    def begin_download(self, node: str) -> None:
+        """Record that the parameters of a node are being sent."""
+        self._dependencies.links.begin_download(node, self._clock())
+
+    def sent(self, node: str, nbytes: int) -> None:
+        """Count bytes of parameters that were sent to a node."""
+        self.metrics.sent.inc(nbytes)
+        self._dependencies.links.sent(node, nbytes)
+
+    def downloaded(self, node: str, transfer: Transfer | None) -> None:
+        """Record the download that a node reports, if any."""
+        if transfer is not None and self.machine.members.get(node) is not None:
+            self._dependencies.links.downloaded(node, transfer, self._clock())
+
+    def uploaded(self, node: str, transfer: Transfer | None) -> None:
+        """Record an upload of a node, as far as it was measured."""
+        if transfer is not None and self.machine.members.get(node) is not None:
+            self._dependencies.links.uploaded(node, transfer)
+
     def suspend(self) -> None:
         """Start no more rounds; `close` saves the run so that it can be resumed with --resume.
 
@@ -436,7 +456,11 @@ class Engine:
     def node_rows(self) -> list[dict[str, Any]]:
         """Return the rows of nodes.json, one per node."""
         override = self.machine.adaptation.overrides.of
-        return [node_row(each, self.state_of(each.node_id), override(each.node_id)) for each in self.machine.members]
+        rates = self._dependencies.links.rates()
+        return [
+            node_row(each, self.state_of(each.node_id), override(each.node_id), rates.get(each.node_id))
+            for each in self.machine.members
+        ]
 
     def state_of(self, node: str) -> str:
         """Return the state of a node: preparing, idle, working, straggling, lost, left or done."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.identity import TaskIdentity
 from hypergpu.common.tensors import Flat
+from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.health import Health
 from hypergpu.coordinator.metrics import Metrics
 from hypergpu.coordinator.model_files import ModelFiles
@@ -29,6 +30,22 @@ class Links(Protocol):
         """Record one finished RPC of a registered node."""
         ...
 
+    def begin_download(self, node: str, now: float) -> None:
+        """Record that the parameters of a registered node are being sent."""
+        ...
+
+    def sent(self, node: str, nbytes: int) -> None:
+        """Record bytes of these parameters that were sent."""
+        ...
+
+    def downloaded(self, node: str, transfer: Transfer, now: float) -> None:
+        """Record what a registered node reports of their transfer."""
+        ...
+
+    def uploaded(self, node: str, transfer: Transfer) -> None:
+        """Record a transfer from a registered node."""
+        ...
+
     def observe_heartbeat(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
         """Record the report and round trip of a registered node's heartbeat."""
         ...
@@ -39,6 +56,10 @@ class Links(Protocol):
 
     def freeze(self, node: str) -> None:
         """Keep the last profile of a node's link, since the node sends no more reports."""
+        ...
+
+    def rates(self) -> Mapping[str, Mapping[str, float]]:
+        """Return the known figures about the rates of each link, by node."""
         ...
 
     def summary(self) -> Mapping[str, Any]:

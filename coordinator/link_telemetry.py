@@ -6,7 +6,10 @@ from typing import Any
 
 from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.metric import finite
+from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator
+from hypergpu.coordinator.core.links.downloads import DownloadLedger
+from hypergpu.coordinator.core.links.profile import RATE_FIGURES
 from hypergpu.coordinator.core.selection import NodeState
 
 
@@ -21,6 +24,7 @@ class LinkTelemetry:
     def __init__(self, orchestrator: AdaptiveOrchestrator) -> None:
         self._orchestrator = orchestrator
         self._monitor = orchestrator.monitor
+        self._downloads = DownloadLedger()
         self._counting: set[str] = set()
         self._scraped: set[str] = set()
         self._final: dict[str, dict[str, Any]] = {}
@@ -34,6 +38,23 @@ class LinkTelemetry:
         """Record one finished RPC, as measured by the coordinator."""
         if node not in self._counting and 0 <= latency_ms < math.inf:
             self._monitor.record_communication(node, latency_ms, success)
+
+    def begin_download(self, node: str, now: float) -> None:
+        """Record that the coordinator begins to send parameters to a node."""
+        self._downloads.begin(node, now)
+
+    def sent(self, node: str, nbytes: int) -> None:
+        """Record bytes of these parameters that were sent."""
+        self._downloads.sent(node, nbytes)
+
+    def downloaded(self, node: str, transfer: Transfer, now: float) -> None:
+        """Record what a node reports of their transfer; a report that cannot be true is ignored."""
+        if self._downloads.is_plausible(node, transfer, now):
+            self._monitor.record_download(node, transfer)
+
+    def uploaded(self, node: str, transfer: Transfer) -> None:
+        """Record a transfer from a node, as the coordinator received it."""
+        self._monitor.record_upload(node, transfer)
 
     def observe_heartbeat(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
         """Record a heartbeat: the round trip of the one before it, and the counters in its report.
@@ -73,8 +94,19 @@ class LinkTelemetry:
         overhead = self._orchestrator.get_orchestrator_status()["overhead"]
         return {"policy": str(self._orchestrator.policy), "adaptation_share": overhead["share_of_round_time"]}
 
+    def rates(self) -> dict[str, dict[str, float]]:
+        """Return the known figures about the rates of each link, by node; those of a node that left are its last."""
+        rates = self._monitor.rates()
+        for node, last in self._final.items():
+            rates[node] = {name: last[name] for name in RATE_FIGURES if name in last}
+        return {
+            node: {name: round(value, 3) for name, value in figures.items() if finite(value) is not None}
+            for node, figures in rates.items()
+        }
+
     def freeze(self, node: str) -> None:
         """Keep the last profile of a node that has left: its silence is no sign of a bad link."""
+        self._downloads.forget(node)
         self._final.setdefault(node, self.describe(node))
 
     def describe(self, node: str) -> dict[str, Any]:
@@ -95,6 +127,7 @@ class LinkTelemetry:
             "loaded_latency_ms": finite(profile.loaded_latency_ms),
             "loss_rate": finite(profile.loss_rate) if profile.measured else None,
             "score": finite(profile.score),
+            **{name: finite(value) for name, value in profile.rates().items()},
             "quality": str(profile.quality),
             "reason": details["reason"],
         }

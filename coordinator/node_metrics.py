@@ -18,6 +18,7 @@ from hypergpu.common.background import OnResult, PeriodicTask
 from hypergpu.common.errors import UnknownName
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, Phase
 from hypergpu.coordinator.core.links import ConnectionQuality
+from hypergpu.coordinator.core.links.profile import MBIT, LinkProfile
 from hypergpu.coordinator.core.links.quality import CLASSES, OFFLINE
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.membership import ConnectionState, Member
@@ -44,6 +45,8 @@ class _Row:
     points: tuple[tuple[str, float], ...]
     latency_seconds: float
     loss: float
+    rates: tuple[tuple[str, float, float, float, float], ...]
+    """Direction, rate, spread and least rate in bytes per second, and age in seconds."""
     batch_size: int | None
     selected: bool
     standing: int
@@ -120,6 +123,7 @@ class NodeMetricsCollector(Collector):
         yield overhead
         yield CounterMetricFamily("hypergpu_rollbacks", "Configuration rollbacks.", snapshot.rollbacks)
         yield from self._links(snapshot.rows)
+        yield from self._rates(snapshot.rows)
         yield from self._members(snapshot.rows)
 
     @staticmethod
@@ -142,6 +146,20 @@ class NodeMetricsCollector(Collector):
             _add(latency, node, row.latency_seconds)
             _add(loss, node, row.loss)
         yield from (quality, score, points, latency, loss)
+
+    @staticmethod
+    def _rates(rows: tuple[_Row, ...]) -> Iterator[Metric]:
+        families = (
+            _by_node("link_rate_bytes_per_second", "Rate of the link, measured from transfers.", "direction"),
+            _by_node("link_rate_spread_bytes_per_second", "Half of the interquartile range of that rate.", "direction"),
+            _by_node("link_rate_least_bytes_per_second", "Rate that the link has shown at least.", "direction"),
+            _by_node("link_rate_age_seconds", "Time since the latest transfer that counts for the rate.", "direction"),
+        )
+        for row in rows:
+            for direction, *figures in row.rates:
+                for family, value in zip(families, figures, strict=True):
+                    _add(family, [row.node, direction], value)
+        yield from families
 
     @staticmethod
     def _members(rows: tuple[_Row, ...]) -> Iterator[Metric]:
@@ -185,6 +203,7 @@ class NodeMetricsCollector(Collector):
             points=tuple(points.items()) if known else (),
             latency_seconds=link.latency_ms / 1000.0,
             loss=link.loss_rate if known else math.nan,
+            rates=_rates_of(link),
             batch_size=member.batch_size or None,
             selected=selected,
             standing=_STANDING[NodeState(details["state"])],
@@ -192,6 +211,21 @@ class NodeMetricsCollector(Collector):
             rounds=member.rounds_contributed,
             late=member.late,
         )
+
+
+def _rates_of(link: LinkProfile) -> tuple[tuple[str, float, float, float, float], ...]:
+    """Return the rates of a link for `_Row`."""
+    figures = link.rates()
+    return tuple(
+        (
+            direction,
+            figures[f"{direction}_mbit"] / MBIT,
+            figures[f"{direction}_spread_mbit"] / MBIT,
+            figures[f"{direction}_least_mbit"] / MBIT,
+            figures[f"{direction}_age_seconds"],
+        )
+        for direction in ("down", "up")
+    )
 
 
 def _add(family: GaugeMetricFamily, labels: list[str], value: float | None) -> None:

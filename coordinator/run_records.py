@@ -54,8 +54,13 @@ def round_row(
     }
 
 
-def node_row(member: Member, state: str, override: NodeOverride) -> dict[str, Any]:
-    """Return a row of nodes.json; figures that are unknown before the node's first round are None."""
+def node_row(
+    member: Member, state: str, override: NodeOverride, rates: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Return a row of nodes.json, with the rates of the link as far as they are known.
+
+    Figures that are unknown before the node's first round are None.
+    """
     return {
         "node_id": member.node_id,
         "state": state,
@@ -67,6 +72,7 @@ def node_row(member: Member, state: str, override: NodeOverride) -> dict[str, An
         "batch_size": member.batch_size or None,
         "compute_seconds": member.compute_seconds or None,
         "rule": str(override),
+        **(rates or {}),
         **member.info,
     }
 

@@ -27,6 +27,7 @@ from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, ProtocolError,
 from hypergpu.common.grpc_server import Context, Handler
 from hypergpu.common.rpc import check_node_id
 from hypergpu.common.tensors import Chunk
+from hypergpu.common.transfer_meter import PAUSE_SECONDS, TransferMeter
 from hypergpu.common.wire import decode_update_part, encode_part, manifest_from_proto, require_payload_bytes
 from hypergpu.coordinator import convert
 from hypergpu.coordinator.callers import caller, peer_host, require_caller
@@ -126,6 +127,7 @@ class TrainingService:
         if not 0 <= request.wait_seconds < math.inf:
             raise InvalidInput(f"wait_seconds is {request.wait_seconds}; expected 0 to {LONGEST_WAIT_SECONDS:g}")
         wait_seconds = min(request.wait_seconds, LONGEST_WAIT_SECONDS)
+        engine.downloaded(node, convert.download(request))
         assign = await engine.next_order(Pull(node, request.run_id), wait_seconds)
         if assign is None:
             return
@@ -135,12 +137,13 @@ class TrainingService:
         began, sent_all = self._clock(), False
         try:
             parts = await engine.parameter_chunks(assign.round)
+            engine.begin_download(node)
             yield pb.WorkPart(order=convert.order(assign, engine.run_id, engine, engine.now))
             for part in parts or ():
                 if not engine.is_current(assign.round):
                     raise StaleWork(f"round {assign.round} closed while its parameters were sent")
                 yield part
-                engine.metrics.sent.inc(len(part))
+                engine.sent(node, len(part))
             sent_all = parts is not None
             if not sent_all:
                 raise StaleWork(f"round {assign.round} closed before its parameters were sent")
@@ -158,6 +161,7 @@ class TrainingService:
         work = header.work
         require_caller(context, check_node_id(work.node_id))
         event = convert.arrived(header)
+        engine.downloaded(event.node, convert.download(header))
         reply = engine.ask(OfferUpdate(work.run_id, event))
         if reply is not None:
             return _to_proto(reply)
@@ -165,10 +169,10 @@ class TrainingService:
         form = engine.model.payload_format(event.codec)
         require_payload_bytes(header.encoding, form)
         stream = object()
-        upload = await engine.uploads.open(event.node, (event.round, event.attempt), stream, form.payload_bytes)
         began = self._clock()
+        upload = await engine.uploads.open(event.node, (event.round, event.attempt), stream, form.payload_bytes)
         try:
-            wanted = await self._receive(request, upload, stream, event)
+            wanted = await self._receive(request, upload, stream, event, began)
         except (ProtocolError, NonFiniteUpdate) as error:
             engine.uploads.close(upload)
             self._engine.metrics.rejected.labels(type(error).__name__).inc()
@@ -185,12 +189,7 @@ class TrainingService:
             return _to_proto(engine.ask(Update(event)))
         if not upload.assembler.complete:
             engine.uploads.suspend(upload, stream)
-            held = upload.assembler.next_offset
-            return pb.PushUpdateReply(
-                outcome=pb.PushUpdateReply.INCOMPLETE,
-                detail=f"{held} of {form.payload_bytes} bytes are here",
-                next_offset=held,
-            )
+            return _incomplete(upload)
         return await self._finish_upload(event, upload)
 
     async def get_upload_progress(self, request: pb.WorkId, context: Context) -> pb.UploadProgress:
@@ -229,20 +228,32 @@ class TrainingService:
         raise ProtocolError("an update begins with its header")
 
     async def _receive(
-        self, request: AsyncIterator[bytes], upload: Upload, stream: object, event: ev.UpdateArrived
+        self,
+        request: AsyncIterator[bytes],
+        upload: Upload,
+        stream: object,
+        event: ev.UpdateArrived,
+        began: float,
     ) -> bool:
-        """Receive the chunks; return False as soon as the update is no longer needed."""
+        """Receive the chunks, and measure their rate; return False as soon as the update is no longer needed."""
         engine = self._engine
-        async for data in request:
-            part = decode_update_part(data)
-            if not isinstance(part, Chunk):
-                raise ProtocolError("after the header of an update there are chunks only")
-            if not engine.session.needs_update(event.node, event.round):
-                return False
-            engine.uploads.require_current(upload, stream)
-            upload.assembler.add(part)
-            engine.session.seen(event.node, engine.now)  # heartbeats may queue behind the upload
-            engine.metrics.received.inc(len(part.data))
+        # While there was no buffer for the chunks, nothing was read, and flow control may have stopped the sender.
+        meter = TransferMeter(began if self._clock() - began < PAUSE_SECONDS else None)
+        try:
+            async for data in request:
+                arrived_at = self._clock()
+                part = decode_update_part(data)
+                if not isinstance(part, Chunk):
+                    raise ProtocolError("after the header of an update there are chunks only")
+                if not engine.session.needs_update(event.node, event.round):
+                    return False
+                engine.uploads.require_current(upload, stream)
+                upload.assembler.add(part)
+                meter.piece(len(part.data), arrived_at)
+                engine.session.seen(event.node, engine.now)  # heartbeats may queue behind the upload
+                engine.metrics.received.inc(len(part.data))
+        finally:
+            engine.uploaded(event.node, meter.measured)
         engine.uploads.require_current(upload, stream)
         return True
 
@@ -261,6 +272,12 @@ class TrainingService:
         except NonFiniteUpdate as error:
             engine.metrics.rejected.labels(type(error).__name__).inc()
             raise
+
+
+def _incomplete(upload: Upload) -> pb.PushUpdateReply:
+    held, total = upload.assembler.next_offset, len(upload.payload)
+    detail = f"{held} of {total} bytes are here"
+    return pb.PushUpdateReply(outcome=pb.PushUpdateReply.INCOMPLETE, detail=detail, next_offset=held)
 
 
 def _to_proto(reply: ev.UpdateReply) -> pb.PushUpdateReply:

@@ -16,7 +16,7 @@ from hypergpu.client import Client
 from hypergpu.common import strict_json
 from hypergpu.common.errors import Unavailable
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec, finite
-from hypergpu.common.text import UNKNOWN, counted, duration, figure, milliseconds, number, percent
+from hypergpu.common.text import UNKNOWN, counted, duration, figure, mbit, milliseconds, number, percent
 from hypergpu.console import QUALITY_STYLE, STATE_STYLE, known, marked, progress, styled
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import netsim_pb2 as net
@@ -171,7 +171,9 @@ def _nodes(snapshot: Snapshot, rows: int) -> Panel:
         table.add_column("mean", no_wrap=True, justify="right")
     table.add_column("seen", no_wrap=True, justify="right")
     table.add_column("loss", no_wrap=True, justify="right")
-    table.add_column("score", no_wrap=True, justify="right")
+    table.add_column("Mbit/s ↓ ↑", no_wrap=True, justify="right")
+    if not links:
+        table.add_column("score", no_wrap=True, justify="right")
     table.add_column("quality", no_wrap=True)
     table.add_column("batch", no_wrap=True, justify="right")
     table.add_column("done", no_wrap=True, justify="right")
@@ -184,7 +186,8 @@ def _nodes(snapshot: Snapshot, rows: int) -> Panel:
             *((_profile(link), _delay(link, "recent_delay_ms"), _delay(link, "mean_delay_ms")) if links else ()),
             milliseconds(known(node, "latency_ms")),
             percent(known(node, "loss_rate"), digits=0),
-            number(known(node, "score")),
+            _rates(node),
+            *(() if links else (number(known(node, "score")),)),
             styled(node.quality, QUALITY_STYLE),
             number(known(node, "batch_size")),
             f"{node.rounds_contributed}/{node.rounds_selected}",
@@ -193,6 +196,12 @@ def _nodes(snapshot: Snapshot, rows: int) -> Panel:
     hidden = Counter(node.quality for node in snapshot.nodes[rows:])
     more = f"and {hidden.total()} more: " + ", ".join(f"{count} {name}" for name, count in hidden.items())
     return Panel(table, title="nodes and links", title_align="left", subtitle=Text(more) if hidden else None)
+
+
+def _rates(node: pb.NodeInfo) -> str:
+    """Return the rates of a link, down and up: 95.2 ≥7.90."""
+    down, up = (mbit(known(node, f"{way}_mbit"), known(node, f"{way}_least_mbit")) for way in ("down", "up"))
+    return f"{down} {up}".replace("≥ ", "≥")
 
 
 def _profile(link: net.LinkInfo | None) -> Text:

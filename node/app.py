@@ -75,8 +75,8 @@ async def _sample(worker: Worker, client: CoordinatorClient, series: NodeMetrics
     while True:
         usage = meter.read()
         worker.metrics.record_resource_usage(usage.gpu_util, usage.memory_mb)
-        series.traffic(client.bytes_sent - sent, client.bytes_received - received)
-        sent, received = client.bytes_sent, client.bytes_received
+        series.traffic(client.bytes_sent - sent, client.downloads.total_bytes - received)
+        sent, received = client.bytes_sent, client.downloads.total_bytes
         await asyncio.sleep(_SAMPLE_SECONDS)
 
 

@@ -21,6 +21,7 @@ from hypergpu.common.wire import (
 )
 from hypergpu.node.core.gpu import GPUSpecs
 from hypergpu.node.core.update_encoder import EncodedUpdate
+from hypergpu.node.download_meter import DownloadMeter
 from hypergpu.node.trainer import Update
 from hypergpu.protos import coordinator_pb2 as pb
 
@@ -73,7 +74,7 @@ class CoordinatorClient:
     ) -> None:
         self.address, self.node_id = address, node_id
         self.bytes_sent = 0
-        self.bytes_received = 0
+        self.downloads = DownloadMeter()
         self._metadata = metadata_for(node_id, token)
         self._tls, self._http_proxy = tls, http_proxy
 
@@ -145,7 +146,8 @@ class CoordinatorClient:
             ProtocolError: parts in the wrong order, or parameters of another model.
             CorruptData: a chunk that does not match its checksum, or a stream that ended early.
         """
-        request = pb.PullWorkRequest(node_id=self.node_id, run_id=run_id, wait_seconds=wait_seconds)
+        report = self.downloads.take_report()
+        request = pb.PullWorkRequest(node_id=self.node_id, run_id=run_id, wait_seconds=wait_seconds, download=report)
         call = self._pull(request, metadata=self._metadata)
         work: Work | None = None
         assembler = Assembler(into.view(np.uint8))
@@ -155,18 +157,20 @@ class CoordinatorClient:
                 data = await asyncio.wait_for(call.read(), patience)
                 if not isinstance(data, bytes):  # grpc.aio.EOF
                     break
-                self.bytes_received += len(data)
+                arrived_at = self.downloads.arrived(data)
                 part = decode_work_part(data)
                 if isinstance(part, Chunk):
                     if work is None:
                         raise ProtocolError(f"{self.address}: parameters arrived before their order")
                     assembler.add(part)
+                    self.downloads.chunk(len(part.data), arrived_at)
                 elif part.WhichOneof("part") == "run_over":
                     return RunOver(part.run_over.reason, part.run_over.stays)
                 elif work is None and part.WhichOneof("part") == "order":
                     work = Work(part.order, into)
                     on_order(work)
                     expected.require_same(manifest_from_proto(part.order.manifest))
+                    self.downloads.begin(arrived_at)
                 else:
                     raise ProtocolError(f"{self.address}: expected one order")
         except grpc.RpcError as error:
@@ -215,6 +219,7 @@ class CoordinatorClient:
             loss_after=update.loss_after,
             encoding=encoding_to_proto(encoded.form),
             noise=encoded.noise,
+            download=self.downloads.take_report(),
         )
         yield pb.UpdatePart(header=header)
         for chunk in chunks(encoded.payload, start):

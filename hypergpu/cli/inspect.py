@@ -13,7 +13,7 @@ from hypergpu.cli.cluster_command import client_of
 from hypergpu.client import Client
 from hypergpu.common.errors import HyperGPUError, Unavailable
 from hypergpu.common.options import FLAG, AsJson
-from hypergpu.common.text import duration, milliseconds, number, percent
+from hypergpu.common.text import duration, mbit, milliseconds, number, percent
 from hypergpu.console import (
     QUALITY_STYLE,
     STATE_STYLE,
@@ -49,6 +49,8 @@ async def nodes(context: typer.Context, as_json: AsJson = False) -> None:
         ">score",
         ">latency",
         ">loss",
+        ">down Mbit/s",
+        ">up Mbit/s",
         ">batch",
         ">contributed",
         ">late",
@@ -64,6 +66,8 @@ async def nodes(context: typer.Context, as_json: AsJson = False) -> None:
             number(known(node, "score")),
             milliseconds(known(node, "latency_ms")),
             percent(known(node, "loss_rate")),
+            mbit(known(node, "down_mbit"), known(node, "down_least_mbit")),
+            mbit(known(node, "up_mbit"), known(node, "up_least_mbit")),
             number(known(node, "batch_size")),
             f"{node.rounds_contributed} of {node.rounds_selected}",
             str(node.late),

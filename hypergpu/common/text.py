@@ -63,6 +63,15 @@ def milliseconds(value: Number) -> str:
     return UNKNOWN if value is None else f"{value:.0f} ms"
 
 
+def mbit(value: Number, least: Number = None) -> str:
+    """Return a rate in Mbit/s without its unit, or the rate that a link has at least: 7.9, ≥ 120."""
+    shown = least if value is None else value
+    if shown is None:
+        return UNKNOWN
+    digits = 0 if shown >= 99.95 else 1 if shown >= 9.995 else 2
+    return f"{'≥ ' if value is None else ''}{shown:.{digits}f}"
+
+
 def duration(seconds: Number) -> str:
     """Return a duration in the units that suit it: 420 ms, 12.3 s, 3 min 05 s, 2 h 03 min."""
     if seconds is None:

@@ -4,6 +4,8 @@ from typing import Final, NamedTuple
 
 PAUSE_SECONDS: Final = 0.05
 """Time without reading after which flow control may have stopped the sender."""
+_MARK_GROWTH: Final = 1.25
+"""Factor between the bytes at two marks."""
 
 
 class Transfer(NamedTuple):
@@ -15,13 +17,15 @@ class Transfer(NamedTuple):
     """Time in which it arrived; 0 if it arrived at once."""
     bytes_before: int = 0
     """Payload that arrived right before it: by then the sender's congestion window had grown."""
+    seconds_before: float = 0.0
+    """Time in which that arrived."""
 
 
 class TransferMeter:
     """Measures a transfer from its pieces as they arrive, over any number of connections.
 
     The measurement is the longest stretch in which pieces arrived without a pause of the sender or of the receiver.
-    Of a stretch of several pieces only the later half to three quarters count, because the sender's congestion window
+    Of a stretch of several pieces only the later half or a little more counts, because the sender's congestion window
     still grows in the beginning. The memory does not grow with the number of pieces.
 
     Args:
@@ -36,7 +40,7 @@ class TransferMeter:
         self._nbytes = 0
         self._ended_at = 0.0
         self._marks: list[tuple[int, float]] = []
-        """Bytes and time of each arrival when the number of bytes had doubled since the mark before."""
+        """Bytes and time of some arrivals, each with `_MARK_GROWTH` times the bytes of the one before it."""
         if began_at is not None:
             self._begin(began_at)
 
@@ -53,7 +57,7 @@ class TransferMeter:
         else:
             self._nbytes += nbytes
             self._ended_at = max(self._ended_at, at)
-            if self._nbytes >= max(1, 2 * self._marks[-1][0]):
+            if self._nbytes >= max(1, _MARK_GROWTH * self._marks[-1][0]):
                 self._marks.append((self._nbytes, self._ended_at))
         if not more:
             self.pause()
@@ -71,7 +75,7 @@ class TransferMeter:
         if not begun or not self._nbytes:
             return best
         before, since = begun[-1]
-        latest = Transfer(self._nbytes - before, self._ended_at - since, before)
+        latest = Transfer(self._nbytes - before, self._ended_at - since, before, since - self._marks[0][1])
         return latest if best is None or latest.nbytes > best.nbytes else best
 
     def _begin(self, at: float) -> None:

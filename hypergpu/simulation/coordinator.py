@@ -1,9 +1,10 @@
 """The coordinator in virtual time: a driver of the session that `coordinator/engine.py` drives in real time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StaleWork
+from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Adaptation, LateWork, RoundJudgement, RoundPlan, RoundReport
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
@@ -108,6 +109,10 @@ class SimulatedCoordinator:
         """Let the machine handle an event, and carry its effects out."""
         self._carry_out(self._machine.handle(event, self._time.clock.now))
 
+    def link_rates(self) -> Mapping[str, Mapping[str, float]]:
+        """Return the known figures about the rates of each link, by node."""
+        return self._links.rates()
+
     def flush_heartbeats(self) -> None:
         """Receive every heartbeat that was due until now, and the parts of uploads that they wait behind."""
         for node in self._nodes.values():
@@ -202,6 +207,21 @@ class SimulatedCoordinator:
             node.reject(rpc, reply)
         else:
             node.send_verdict(rpc)
+
+    def begin_download(self, node: SimulatedNode, nbytes: int) -> None:
+        """Note that parameters are sent to a node."""
+        self._links.begin_download(node.node_id, self._time.clock.now)
+        self._links.sent(node.node_id, nbytes)
+
+    def downloaded(self, node: SimulatedNode, transfer: Transfer) -> None:
+        """Record the download that a node reports."""
+        if self._machine.members.get(node.node_id) is not None:
+            self._links.downloaded(node.node_id, transfer, self._time.clock.now)
+
+    def uploaded(self, node: SimulatedNode, transfer: Transfer) -> None:
+        """Record the upload of a node."""
+        if self._machine.members.get(node.node_id) is not None:
+            self._links.uploaded(node.node_id, transfer)
 
     def return_work(self, node: SimulatedNode, work: ev.WorkAssigned, kind: str, detail: str) -> None:
         """Handle ReturnWork."""

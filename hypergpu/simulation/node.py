@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import HyperGPUError, Unavailable
 from hypergpu.common.keyed_random import KeyedRandom
+from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.session import Directive
 from hypergpu.netsim_proxy.link.outcomes import Direction
@@ -64,6 +65,18 @@ class CoordinatorApi(Protocol):
 
     def leave(self, node: "SimulatedNode", reason: str) -> None:
         """Leave."""
+        ...
+
+    def begin_download(self, node: "SimulatedNode", nbytes: int) -> None:
+        """PullWork: the parameters are sent."""
+        ...
+
+    def downloaded(self, node: "SimulatedNode", transfer: Transfer) -> None:
+        """PullWork or PushUpdate that reports the latest download."""
+        ...
+
+    def uploaded(self, node: "SimulatedNode", transfer: Transfer) -> None:
+        """PushUpdate: its transfer has ended."""
         ...
 
     def heartbeat(self, node: "SimulatedNode", at: float, rtt_ms: float, loaded: bool) -> Directive:
@@ -159,9 +172,8 @@ class SimulatedNode:
         self._compute_seconds = 0.0
         self._upload_offset = 0
         self._setup_seconds, self._handling_seconds = setup_seconds, handling_seconds
-        self._prepared = False
+        self._prepared = self._polling = False
         self._poll_until = 0.0
-        self._polling = False
 
     @property
     def state(self) -> State:
@@ -187,6 +199,7 @@ class SimulatedNode:
         """Start a process, unless one is running."""
         if not self.running:
             self.running = True
+            self.connection.uploaded = self._on_uploaded
             self.incarnation += 1
             self.attempts = self.failures = 0
             self._prepared = False
@@ -277,6 +290,14 @@ class SimulatedNode:
         for effect in self._life.handle(rpc.about):  # as `handle`
             _EFFECTS[effect.__class__](self, effect)
 
+    def _on_uploaded(self, transfer: Transfer) -> None:
+        self._api.uploaded(self, transfer)
+
+    def _report_download(self) -> None:
+        transfer, self.connection.downloaded = self.connection.downloaded, None
+        if transfer is not None:
+            self._api.downloaded(self, transfer)
+
     # ------------------------------------------------------------ joining
 
     def _register(self, _: life.Register) -> None:
@@ -311,6 +332,7 @@ class SimulatedNode:
             self._time.at(self._poll_until, self._on_poll_timer)
 
     def _on_pull_arrived(self, rpc: SimulatedRpc) -> None:
+        self._report_download()
         self._api.pull(self, rpc)
 
     def _on_poll_timer(self) -> None:
@@ -329,6 +351,7 @@ class SimulatedNode:
         """
         self._life.handle(life.WorkAnnounced(work))
         nbytes, messages = message_sizes.transfer(self._payload_bytes(work.codecs.parameters))
+        self._api.begin_download(self, message_sizes.ORDER_BYTES + nbytes)
         self.reply(rpc, life.WorkReceived(work), messages, message_sizes.ORDER_BYTES + nbytes)
 
     # ------------------------------------------------------------ working
@@ -352,6 +375,7 @@ class SimulatedNode:
         rpc.failed = self._on_push_failed
 
     def _on_push_arrived(self, rpc: SimulatedRpc) -> None:
+        self._report_download()
         self._api.push(self, rpc.about, self._compute_seconds, rpc)
 
     def _on_push_failed(self, rpc: SimulatedRpc) -> None:

@@ -90,22 +90,23 @@ class Recording:
         self.finish_reason = str(finish.reason)
         self.failure = finish.detail if finish.reason is ev.FinishReason.FAILED else ""
 
-    def close(self, now: float) -> None:
-        """Complete the files of the run."""
+    def close(self, now: float, rates: Mapping[str, Mapping[str, float]]) -> None:
+        """Complete the files of the run, with the rates of the links by node."""
         if self._dir is not None:
-            self._dir.nodes(self._node_rows())
-            self._dir.summary(self._summary(now))
+            rows = self._node_rows(rates)
+            self._dir.nodes(rows)
+            self._dir.summary(self._summary(now, rows))
             self._dir.close()
 
-    def _node_rows(self) -> list[dict[str, Any]]:
+    def _node_rows(self, rates: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
         members, override = self.machine.members, self.machine.adaptation.overrides.of
         states = {m.node_id: "done" if m.node_id in members.connected else str(m.connection) for m in members}
-        return [node_row(m, states[m.node_id], override(m.node_id)) for m in members]
+        return [node_row(m, states[m.node_id], override(m.node_id), rates.get(m.node_id)) for m in members]
 
     def _bytes(self, direction: Direction) -> int:
         return sum(node.connection.link.counters(direction).bytes for node in self._nodes.values())
 
-    def _summary(self, now: float) -> dict[str, Any]:
+    def _summary(self, now: float, rows: list[dict[str, Any]]) -> dict[str, Any]:
         scenario = self._scenario
         return {
             "run_id": f"simulated-{scenario.name}-{scenario.seed}",
@@ -118,5 +119,5 @@ class Recording:
             "time_to_target_seconds": self.reached_after,
             "bytes_sent": self._bytes(Direction.DOWN),
             "bytes_received": self._bytes(Direction.UP),
-            "nodes": {row["node_id"]: row for row in self._node_rows()},
+            "nodes": {row["node_id"]: row for row in rows},
         }

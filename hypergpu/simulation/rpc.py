@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from hypergpu.common.tensors import CHUNK_BYTES
+from hypergpu.common.transfer_meter import Transfer, TransferMeter
 from hypergpu.netsim_proxy.link.conditions import Blockage
 from hypergpu.netsim_proxy.link.events import DisconnectMode, NetworkEvent
 from hypergpu.netsim_proxy.link.link import Link
@@ -24,6 +25,8 @@ Failed = Callable[["SimulatedRpc"], None]
 """Handler of an RPC that failed as UNAVAILABLE, at the client."""
 Arrived = Callable[["SimulatedRpc"], None]
 """Handler of an arrived message."""
+Uploaded = Callable[[Transfer], None]
+"""Handler of the measurement of an upload that has arrived, or that ended early."""
 
 
 class SimulatedConnection:
@@ -33,12 +36,15 @@ class SimulatedConnection:
         number: of the connection; each one after the first was dialled because the one before it broke.
         messages: sent so far, in both directions.
         work: RPC that is open for the node's work; heartbeats have RPCs of their own.
+        downloaded: measurement of the latest download, until it is reported.
+        uploaded: receives the measurement of each upload.
         transfer_before: when the long message before the latest one began and had arrived.
         latest_transfer: when the latest long message began and had arrived; infinite while it is on its way.
     """
 
     __slots__ = (
-        "_is_limited", "clock", "latest_transfer", "link", "messages", "number", "time", "transfer_before", "work",
+        "_is_limited", "clock", "downloaded", "latest_transfer", "link", "messages", "number", "time",
+        "transfer_before", "uploaded", "work",
     )  # fmt: skip
 
     def __init__(self, time: VirtualTime, link: Link) -> None:
@@ -50,6 +56,8 @@ class SimulatedConnection:
         self.work: SimulatedRpc | None = None
         self._is_limited = link.limits_connections  # asked after each event, not with each RPC
         self.transfer_before = self.latest_transfer = _NO_TRANSFER
+        self.downloaded: Transfer | None = None
+        self.uploaded: Uploaded = lambda transfer: None
 
     def is_transferring(self, begin: float, end: float) -> bool:
         """Return whether a long message was on its way between these times."""
@@ -128,8 +136,10 @@ class SimulatedRpc:
 
     __slots__ = (
         "_arrived",
+        "_began_at",
         "_direction",
         "_left",
+        "_parts",
         "_pieces",
         "about",
         "connection",
@@ -147,6 +157,8 @@ class SimulatedRpc:
         self._left = 0
         self._pieces: list[tuple[float, int]] | None = None  # of a message that is sent in pieces
         self._arrived: Arrived | None = None
+        self._began_at = 0.0
+        self._parts: list[tuple[float, int]] | None = None  # arrivals of a long message that was not measured yet
 
     def send(self, direction: Direction, nbytes: int, messages: int, arrived: Arrived) -> None:
         """Send all messages of one direction, of `nbytes` together; `arrived(self)` runs when the last has arrived."""
@@ -158,6 +170,8 @@ class SimulatedRpc:
             if isinstance(verdict, Deliver):
                 if messages > 1:
                     connection.transfer(verdict.at)
+                    self._direction = direction
+                    self._note_part(verdict.at, nbytes)
                 connection.time.at(verdict.at, self._deliver)
                 return
         else:
@@ -187,6 +201,7 @@ class SimulatedRpc:
                 return
             self._left -= piece
             pieces.append((verdict.at, piece))
+            self._note_part(verdict.at, piece)
             if last:
                 connection.end_transfer(verdict.at)
                 connection.time.at(verdict.at, self._deliver)
@@ -205,6 +220,28 @@ class SimulatedRpc:
         now = self.connection.clock.now
         return sum(nbytes for at, nbytes in self._pieces or () if at <= now)
 
+    def _note_part(self, arrives_at: float, nbytes: int) -> None:
+        """Note when a piece arrives; before the first one, when its first byte does."""
+        if self._parts is None:
+            link = self.connection.link
+            self._began_at = self.connection.clock.now + link.one_way_seconds(self._direction, self.link_rpc)
+            self._parts = []
+        self._parts.append((arrives_at, nbytes))
+
+    def _measure(self) -> None:
+        """Report the rate at which the pieces of a long message have arrived so far."""
+        if self._parts is None:
+            return
+        now, meter = self.connection.clock.now, TransferMeter(self._began_at)
+        for at, nbytes in self._parts:
+            if at <= now:
+                meter.piece(nbytes, at)
+        self._parts = None
+        if self._direction is Direction.DOWN:
+            self.connection.downloaded = meter.measured
+        elif meter.measured is not None:
+            self.connection.uploaded(meter.measured)
+
     def _longest_piece(self) -> int:
         link = self.connection.link
         if link.loss_model is LossModel.RPC:
@@ -220,6 +257,7 @@ class SimulatedRpc:
             connection.end_transfer(connection.clock.now)
         if connection.work is self:
             connection.work = None
+        self._measure()
 
     def fail(self, reconnect: bool = False) -> None:
         """Report the failure to the client."""
@@ -230,6 +268,7 @@ class SimulatedRpc:
             self.failed(self)
 
     def _deliver(self) -> None:
+        self._measure()
         if self._arrived is not None:
             self._arrived(self)
 

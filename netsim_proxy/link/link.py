@@ -211,6 +211,11 @@ class Link:
         flow = lane.flows.get(connection)
         return now if flow is None else max(now, flow.sent)
 
+    def one_way_seconds(self, direction: Direction, rpc: LinkRpc) -> float:
+        """Return the latency of the message of `rpc` that was offered last, without bandwidth."""
+        lane = self._lane(direction)
+        return lane.latency(rpc.quantile) * lane.latency_factor + lane.added_seconds
+
     def useful_window_bytes(self, direction: Direction) -> float:
         """Return the bytes worth offering at a time: 0.1 s of bandwidth, or the mean between two losses if less.
 

@@ -9,6 +9,7 @@ from hypergpu.common.text import (
     counted,
     duration,
     figure,
+    mbit,
     milliseconds,
     natural_key,
     number,
@@ -118,3 +119,20 @@ def test_files_of_users_are_bounded_wherever_they_are_read() -> None:
         for path, told in faults:
             with pytest.raises(ConfigError, match=f"cannot read {path}: .*{told}"):
                 read(Path(path))
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "shown"),
+    [
+        (None, None, "–"),
+        (7.946, None, "7.95"),
+        (9.99, 12.0, "9.99"),
+        (9.996, None, "10.0"),
+        (99.94, None, "99.9"),
+        (99.96, None, "100"),
+        (None, 0.5, "≥ 0.50"),
+        (None, 120.4, "≥ 120"),
+    ],
+)
+def test_a_rate_or_what_it_is_at_least(value: float | None, least: float | None, shown: str) -> None:
+    assert mbit(value, least) == shown

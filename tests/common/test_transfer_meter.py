@@ -28,12 +28,12 @@ def test_without_the_first_byte_the_first_piece_is_the_beginning() -> None:
 @pytest.mark.parametrize(
     ("count", "measured"),
     [
-        (2, Transfer(100, 1.0, 100)),
-        (3, Transfer(200, 2.0, 100)),
-        (4, Transfer(200, 2.0, 200)),
-        (7, Transfer(500, 5.0, 200)),
-        (8, Transfer(400, 4.0, 400)),
-        (44, Transfer(2800, 28.0, 1600)),
+        (2, Transfer(100, 1.0, 100, 1.0)),
+        (3, Transfer(200, 2.0, 100, 1.0)),
+        (4, Transfer(200, 2.0, 200, 2.0)),
+        (7, Transfer(400, 4.0, 300, 3.0)),
+        (8, Transfer(400, 4.0, 400, 4.0)),
+        (44, Transfer(2500, 25.0, 1900, 19.0)),
     ],
 )
 def test_the_later_half_or_more_of_the_pieces_counts(count: int, measured: Transfer) -> None:
@@ -46,7 +46,7 @@ def test_a_short_last_piece_alone_is_not_measured() -> None:
 
 def test_pieces_of_several_connections_count_alike() -> None:
     made = meter((100, 2.0), (100, 2.0), (100, 1.9), (100, 4.0))
-    assert made.measured == Transfer(200, 2.0, 200)
+    assert made.measured == Transfer(200, 2.0, 200, 2.0)
 
 
 def test_time_without_data_to_send_does_not_count() -> None:
@@ -60,10 +60,10 @@ def test_time_without_data_to_send_does_not_count() -> None:
 def test_time_without_reading_does_not_count() -> None:
     made = meter((100, 1.0), (100, 2.0), (100, 3.0))
     made.pause()
-    assert made.measured == Transfer(200, 2.0, 100)
+    assert made.measured == Transfer(200, 2.0, 100, 1.0)
     made.piece(100, 50.0)
     made.piece(200, 51.0)
-    assert made.measured == Transfer(200, 2.0, 100), "the longer stretch, and the earlier of equal ones"
+    assert made.measured == Transfer(200, 2.0, 100, 1.0), "the longer stretch, and the earlier of equal ones"
     made.piece(50, 51.5)
     assert made.measured == Transfer(250, 1.5, 0)
 

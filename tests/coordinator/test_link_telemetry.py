@@ -4,6 +4,7 @@ import pytest
 
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
+from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator, build_orchestrator
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
 
@@ -66,3 +67,27 @@ def test_a_link_that_was_never_measured_and_is_silent_for_long_is_offline(
     links.register("a", 0)
     clock.advance(1e6)
     assert figures(links)[:2] == ("offline", 0.0)
+
+
+def test_a_download_is_believed_if_it_fits_what_was_sent(
+    orchestrator: AdaptiveOrchestrator, clock: ManualClock
+) -> None:
+    links = LinkTelemetry(orchestrator)
+    links.register("a", 0)
+    links.begin_download("a", 0.0)
+    links.sent("a", 3_000_000)
+    links.downloaded("a", Transfer(2_000_000, 2.0, 1_000_000, 1.0), 2.9)
+    assert links.rates() == {"a": {}}, "it took longer than the time since the sending began"
+    links.begin_download("a", 0.0)
+    links.sent("a", 3_000_000)
+    links.downloaded("a", Transfer(2_000_000, 2.0, 1_000_000, 1.0), 3.0)
+    links.uploaded("a", Transfer(2_000_000, 4.0, 1_000_000, 2.0))
+    clock.advance(5.0)
+    down = {"down_mbit": 8.0, "down_spread_mbit": 0.0, "down_least_mbit": 8.0, "down_age_seconds": 5.0}
+    up = {"up_mbit": 4.0, "up_spread_mbit": 0.0, "up_least_mbit": 4.0, "up_age_seconds": 5.0}
+    assert links.rates() == {"a": down | up}
+    known = links.describe("a")
+    assert {name: known[name] for name in down | up} == pytest.approx(down | up)
+    links.freeze("a")
+    clock.advance(1e6)
+    assert links.rates() == {"a": down | up}

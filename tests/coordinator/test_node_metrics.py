@@ -1,7 +1,9 @@
+import pytest
 from prometheus_client import CollectorRegistry
 
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
+from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.adaptation import build_orchestrator
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
@@ -56,6 +58,24 @@ async def test_what_was_not_measured_has_no_series() -> None:
     await cluster.series.refresh()
     assert cluster.value("link_quality", node_id="a") == 5
     assert cluster.value("link_loss_ratio", node_id="a") == 0.0
+
+
+async def test_rates_are_told_by_node_and_direction() -> None:
+    cluster = Cluster("a")
+    await cluster.series.refresh()
+    monitor = cluster.orchestrator.monitor
+    names = ("link_rate", "link_rate_spread", "link_rate_least")
+    assert {cluster.value(f"{name}_bytes_per_second", node_id="a", direction="up") for name in names} == {None}
+    monitor.record_download("a", Transfer(2_000_000, 2.0, 1_000_000, 1.0))
+    monitor.record_upload("a", Transfer(50_000, 1.0))
+    cluster.clock.advance(3.0)
+    await cluster.series.refresh()
+    figures = [cluster.value(f"{name}_bytes_per_second", node_id="a", direction="down") for name in names]
+    assert figures == [pytest.approx(1e6), 0.0, pytest.approx(1e6)]
+    assert cluster.value("link_rate_age_seconds", node_id="a", direction="down") == 3.0
+    figures = [cluster.value(f"{name}_bytes_per_second", node_id="a", direction="up") for name in names]
+    assert figures == [None, None, pytest.approx(5e4)], "its round trip is not known"
+    assert cluster.value("link_rate_age_seconds", node_id="a", direction="up") == 3.0
 
 
 async def test_a_lost_node_is_offline_and_one_that_left_is_gone() -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 NAMES = ("cluster", "links", "nodes")
-UNITS = {"none", "percentunit", "s", "bytes", "Bps", "cps"}
+UNITS = {"none", "percentunit", "s", "bytes", "Bps", "bps", "cps"}
 METRIC = re.compile(r"\b((?:hypergpu|netsim)_\w+)")
 
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 ROW = re.compile(r"^\| (\w+) \| `(\w+)` \| (\w+) \| (.+?) \| (.+?) \| (.+?) \|$")
-UNITS = {"_seconds": "seconds", "_bytes": "bytes", "_ratio": "ratio"}
+UNITS = {"_bytes_per_second": "bytes per second", "_seconds": "seconds", "_bytes": "bytes", "_ratio": "ratio"}
 
 
 @pytest.fixture

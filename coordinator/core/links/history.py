@@ -335,6 +335,7 @@ class LinkHistory:
     def link_rates(self, rows: Ints) -> list[tuple[LinkRate, LinkRate]]:
         """Return the rates of each link, up and down."""
         quartile, median, upper = 1e-3 * self.latency_ms.quantiles(rows, [0.25, 0.5, 0.75])
+        median = np.fmin(median, 1e-3 * self.loaded_ms.quantiles(rows, [0.0])[0])  # without any, the best one loaded
         jitter = 0.5 * (upper - quartile)
         return [
             (

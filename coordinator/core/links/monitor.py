@@ -15,7 +15,7 @@ from hypergpu.coordinator.core.checks import require_non_negative, require_posit
 from hypergpu.coordinator.core.links import quality as q
 from hypergpu.coordinator.core.links.alerts import Alert, AlertKind, AlertLog, Condition, Severity
 from hypergpu.coordinator.core.links.history import MOST_CHANGE, LinkHistory
-from hypergpu.coordinator.core.links.profile import LinkProfile
+from hypergpu.coordinator.core.links.profile import MBIT, LinkProfile
 from hypergpu.coordinator.core.links.quality import ConnectionQuality, Scores
 from hypergpu.coordinator.core.links.rates import LinkRate, RateEstimator
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints
@@ -26,8 +26,6 @@ _SURE = 2.58
 """Mann–Kendall statistic of a trend at the 1 % significance level."""
 _IMPROVED = 2.0 / 3.0
 """Ratio of a link's round trips, now and before, for which it has improved."""
-_MBIT = 8e-6
-"""Factor from bytes per second to Mbit/s."""
 _SURER = 3.29
 """The same at the 0.1 % level, for what is asked with every communication."""
 _SAME_MOMENT_SECONDS = 0.01
@@ -159,6 +157,7 @@ class NetworkQualityMonitor:
         require_positive(transfer.nbytes, "nbytes")
         require_non_negative(transfer.seconds, "seconds")
         require_non_negative(transfer.bytes_before, "bytes_before")
+        require_non_negative(transfer.seconds_before, "seconds_before")
         estimator.record(transfer, self._clock())
 
     def record_exchange(self, node_id: str, seconds: float) -> None:
@@ -263,6 +262,14 @@ class NetworkQualityMonitor:
             UnknownName: A node is not registered.
         """
         return self._profiles(self._links.index.rows(node_ids))
+
+    def rates(self) -> dict[str, dict[str, float]]:
+        """Return the figures of all profiles about rates, by node and name."""
+        now = self._clock()
+        return {
+            node: {**_rate_figures("down", down, now), **_rate_figures("up", up, now)}
+            for node, (up, down) in zip(self._links.index.ids, self._links.link_rates(self._every()), strict=True)
+        }
 
     def get_cluster_health_summary(self) -> dict[str, Any]:
         """Return a summary of all links.
@@ -575,9 +582,9 @@ class NetworkQualityMonitor:
 def _rate_figures(direction: str, measured: LinkRate, now: float) -> dict[str, float]:
     """Return the figures of a profile about the rate in one direction."""
     return {
-        f"{direction}_mbit": _MBIT * measured.rate,
-        f"{direction}_spread_mbit": _MBIT * measured.spread,
-        f"{direction}_least_mbit": _MBIT * measured.at_least,
+        f"{direction}_mbit": MBIT * measured.rate,
+        f"{direction}_spread_mbit": MBIT * measured.spread,
+        f"{direction}_least_mbit": MBIT * measured.at_least,
         f"{direction}_age_seconds": now - measured.measured_at,
     }
 

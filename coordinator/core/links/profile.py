@@ -2,9 +2,18 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from hypergpu.coordinator.core.links.quality import ConnectionQuality, Trend
+
+MBIT: Final = 8e-6
+"""Mbit/s in a byte per second."""
+RATE_FIGURES: Final = tuple(
+    f"{direction}_{figure}"
+    for direction in ("down", "up")
+    for figure in ("mbit", "spread_mbit", "least_mbit", "age_seconds")
+)
+"""Fields of a profile about the rates of a link."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,10 @@ class LinkProfile:
     up_age_seconds: float
     communications: int
     silence_seconds: float
+
+    def rates(self) -> dict[str, float]:
+        """Return the figures about the rates of both directions, by name of their field."""
+        return {name: getattr(self, name) for name in RATE_FIGURES}
 
     @property
     def measured(self) -> bool:

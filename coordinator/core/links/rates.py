@@ -9,6 +9,10 @@ sender that sends at rate R once its window has reached R·r loses the K round t
 Where both bounds are nearly the same, the transfer counts as a measurement of the rate, else as a lower bound. The
 window w is at least the initial one (RFC 6928), and half of what arrived right before: in slow start the window grows
 by each byte that is acknowledged, one round trip later.
+
+The round trip r of the idle link may be unknown, where transfers follow one another without a pause. What arrived
+before bounds it as well: if slow start lasted until then, its bytes took k flights, the last of which began k - 1 round
+trips after the first.
 """
 
 import math
@@ -32,6 +36,8 @@ INITIAL_WINDOW_BYTES: Final = 10 * 1448
 segment may have taken most of its time."""
 _CLOCK_SECONDS: Final = 0.001
 """Error of the time of an arrival as an event loop sees it."""
+_INITIAL_WINDOWS: Final = 4
+"""Initial windows with which slow start may have begun: a transfer may have several connections."""
 _MOST_DOUBLINGS: Final = 40
 
 
@@ -78,22 +84,31 @@ def rate_bounds(transfer: Transfer, round_trip_seconds: float, jitter_seconds: f
         round_trip_seconds: Round trip of the idle link; NaN if unknown, which leaves the rate without an upper bound.
         jitter_seconds: Usual deviation of an arrival.
     """
-    nbytes, seconds, before = transfer
+    nbytes, seconds = transfer.nbytes, transfer.seconds
     error = _CLOCK_SECONDS + (jitter_seconds if jitter_seconds > 0.0 else 0.0)
     low = nbytes / max(seconds, error)
-    if seconds <= error or nbytes < INITIAL_WINDOW_BYTES or math.isnan(round_trip_seconds):
+    is_certain = nbytes >= INITIAL_WINDOW_BYTES and seconds > error and nbytes / (seconds - error) <= TOLERANCE * low
+    if not is_certain:
         return RateBounds(low, math.inf)
-    high = _rate_after_slow_start(transfer, round_trip_seconds, max(INITIAL_WINDOW_BYTES, before / 2))
-    certain = nbytes / (seconds - error) <= TOLERANCE * low
-    return RateBounds(low, high if certain else math.inf)
+    round_trip_seconds = min(
+        _longest_round_trip(transfer), math.inf if math.isnan(round_trip_seconds) else round_trip_seconds
+    )
+    return RateBounds(low, _rate_after_slow_start(transfer, round_trip_seconds))
 
 
-def _rate_after_slow_start(transfer: Transfer, round_trip_seconds: float, window_bytes: float) -> float:
-    """Return the rate of a sender whose window began at `window_bytes`; infinite if it may not have stopped growing."""
+def _longest_round_trip(transfer: Transfer) -> float:
+    """Return the longest round trip with which slow start may have lasted until the measured part of a transfer."""
+    window = _INITIAL_WINDOWS * INITIAL_WINDOW_BYTES
+    flights = math.ceil(math.log2(1.0 + transfer.bytes_before / window))
+    return transfer.seconds_before / (flights - 1) if flights > 1 else math.inf
+
+
+def _rate_after_slow_start(transfer: Transfer, round_trip_seconds: float) -> float:
+    """Return the rate of a sender in slow start; infinite if its window may not have stopped growing."""
     nbytes, seconds = transfer.nbytes, transfer.seconds
-    sent = 0.0
+    window_bytes, sent = max(INITIAL_WINDOW_BYTES, transfer.bytes_before / 2), 0.0
     for doublings in range(_MOST_DOUBLINGS):
-        left = seconds - doublings * round_trip_seconds
+        left = seconds - doublings * round_trip_seconds if doublings else seconds
         if left <= 0.0 or sent >= nbytes:
             break
         rate = (nbytes - sent) / left

@@ -14,6 +14,7 @@ import pytest
 
 from hypergpu.common.config import NodeConfig, SystemConfig
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StaleWork, Unavailable
+from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.session import Directive
 from hypergpu.netsim_proxy.link.distributions import Uniform
@@ -168,6 +169,15 @@ class ScriptedCoordinator:
 
     def push_broke(self, node: SimulatedNode, work: ev.WorkAssigned, next_offset: int) -> None:
         self.held = next_offset if self.keeps_parts else 0
+
+    def begin_download(self, node: SimulatedNode, nbytes: int) -> None:
+        assert nbytes > 0
+
+    def downloaded(self, node: SimulatedNode, transfer: Transfer) -> None:
+        assert transfer.seconds > 0.0
+
+    def uploaded(self, node: SimulatedNode, transfer: Transfer) -> None:
+        assert transfer.seconds > 0.0
 
     def return_work(self, node: SimulatedNode, work: ev.WorkAssigned, kind: str, detail: str) -> None:
         self.is_done = not self._fails("ReturnWork", node)

@@ -84,8 +84,15 @@ def test_what_arrives_at_once_is_a_lower_bound(seconds: float) -> None:
     assert rate_bounds(Transfer(1_000, seconds), ROUND_TRIP) == (1_000_000, math.inf)
 
 
-def test_without_a_round_trip_nothing_is_known_about_slow_start() -> None:
-    assert rate_bounds(Transfer(MEGABYTE, 1.0, MEGABYTE), math.nan) == (MEGABYTE, math.inf)
+def test_without_a_round_trip_what_arrived_before_bounds_it() -> None:
+    steady = Transfer(2 * MEGABYTE, 2.0, MEGABYTE, 1.0)  # 4 windows of 14,480 bytes send 1 MB in 5 flights
+    assert rate_bounds(steady, math.nan) == (MEGABYTE, MEGABYTE)
+    assert rate_bounds(steady._replace(seconds=1.0), math.nan) == (2 * MEGABYTE, 2 * MEGABYTE)
+    assert rate_bounds(steady._replace(seconds=0.8), math.nan).high == pytest.approx(1_500_000 / 0.55)
+    assert rate_bounds(steady._replace(seconds=0.5), math.nan) == (4 * MEGABYTE, math.inf), "it may grow on"
+    assert rate_bounds(Transfer(2 * MEGABYTE, 2.0), math.nan) == (MEGABYTE, math.inf)
+    assert rate_bounds(Transfer(2 * MEGABYTE, 2.0, 50_000, 0.05), math.nan) == (MEGABYTE, math.inf), "one flight"
+    assert rate_bounds(steady, 9.0) == (MEGABYTE, MEGABYTE), "the round trip was measured behind a transfer"
 
 
 def test_a_transfer_no_longer_than_jitter_is_no_measurement() -> None:
@@ -185,9 +192,9 @@ def test_transfers_too_short_to_measure_show_that_the_rate_has_risen() -> None:
 
 def test_the_round_trip_may_become_known_later() -> None:
     estimator = RateEstimator()
-    estimator.record(Transfer(2 * MEGABYTE, 2.0, MEGABYTE), 7.0)
+    estimator.record(Transfer(2 * MEGABYTE, 2.0, 50_000, 0.05), 7.0)
     assert math.isnan(estimator.estimate(math.nan).rate)
-    assert estimator.estimate(ROUND_TRIP) == LinkRate(MEGABYTE, 0.0, MEGABYTE, 7.0)
+    assert estimator.estimate(0.01) == LinkRate(MEGABYTE, 0.0, MEGABYTE, 7.0)
 
 
 @given(
