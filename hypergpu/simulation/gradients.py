@@ -31,7 +31,7 @@ class GradientBackend:
         self.metric_fault = ""
         """Error of the metric, if it raised one."""
         self._model = GlobalModel(model.manifest, model.flat(), model.parameter_count, config)
-        self._sizes = count(task.train) if config.partition == "iid" else labels(task.train)
+        self._sizes = count(task.train) if config.shards_are_alike else labels(task.train)
         self._shards: Partition = ()
         self._orders: dict[int, ShardOrder] = {}
         self._encoders: dict[str, UpdateEncoder] = {}

@@ -19,7 +19,7 @@ def build_orchestrator(config: SystemConfig, *, clock: Clock = monotonic) -> Ada
         local_steps=config.training.local_steps,
     )
     chosen = config.selector
-    if config.training.partition != "iid":  # no other node has a slow node's data, so its turn is worth the time
+    if not config.training.shards_are_alike:  # no other node has a slow node's data, so its turn is worth the time
         chosen = chosen.model_copy(update={"slow_time_share": max(chosen.slow_time_share, 1.0)})
     selector = DynamicNodeSelector(monitor, chosen.strategy, config=chosen, clock=clock)
     return AdaptiveOrchestrator(config, monitor, batches, selector, config.orchestrator.policy, clock=clock)

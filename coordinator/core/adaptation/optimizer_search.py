@@ -143,7 +143,7 @@ def _may_choose(training: TrainingConfig) -> bool:
     With unlike data they do not: a node's loss falls fastest where its update suits no other node.
     """
     open_choice = training.local_optimizer == "auto" and training.local_steps > 1 and not training.server_is_chosen
-    return open_choice and training.partition == "iid"
+    return open_choice and training.shards_are_alike
 
 
 def _decreases(contributions: Iterable[Contribution]) -> list[float]:

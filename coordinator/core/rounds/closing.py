@@ -74,8 +74,7 @@ def shorten_deadline(
     """
     if not current.has_quorum or not current.live or not current.samples:  # updates of trials alone teach nothing
         return
-    alike = config.partition == "iid"
-    factor = max(1.0, current.awaited / len(current.contributions)) if alike else UNMEASURED_FACTOR
+    factor = max(1.0, current.awaited / len(current.contributions)) if config.shards_are_alike else UNMEASURED_FACTOR
     seconds = state.deadlines.after_quorum(now - current.started_at, factor)
     if current.started_at + seconds < current.deadline_at:
         current.deadline_at = current.started_at + seconds

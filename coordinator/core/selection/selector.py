@@ -72,7 +72,7 @@ class DynamicNodeSelector:
         strategy: Strategy that chooses among the eligible nodes.
         max_selected_nodes: Largest number of nodes per round; None takes it from `config`.
         config: Thresholds, quarantine and fairness settings; None for the defaults.
-        clock: Accepted as by the other parts, and not used: the selection counts in rounds.
+        clock: Accepted so that all parts are built alike, and not used: selection counts rounds, not seconds.
 
     Raises:
         UnknownName: There is no such strategy.

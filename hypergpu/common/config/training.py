@@ -77,6 +77,11 @@ class TrainingConfig(ConfigSection):
         """True if the user has chosen an optimizer of the server, or its momentum."""
         return self.server_optimizer != "sgd" or self.server_momentum > 0
 
+    @property
+    def shards_are_alike(self) -> bool:
+        """True if all shards are drawn from the same distribution, so that no node has data that the others lack."""
+        return self.partition == "iid"
+
     def is_last(self, round_number: int) -> bool:
         """Return whether the run ends with this round."""
         return 0 < self.rounds <= round_number

@@ -179,17 +179,27 @@ class Probing(FixedAdaptation):
         return super().finish_round(report)
 
 
-def test_a_round_does_not_wait_for_a_probe_and_the_next_one_not_for_its_node() -> None:
-    probing = Probing("c")
-    d = Driver(min_nodes=3, rounds=2, adaptation=probing)
+def probing_c() -> Driver:
+    """A run of two rounds in which c is probed beside a and b, and all three have their work."""
+    d = Driver(min_nodes=3, rounds=2, adaptation=Probing("c"))
     d.join(*"abc")
     assert [order.node for order in d.ask(*"abc")] == ["a", "b", "c"]
+    return d
+
+
+def reports_of(d: Driver) -> list[RoundReport]:
+    assert isinstance(d.machine.adaptation, Probing)
+    return d.machine.adaptation.reports
+
+
+def test_a_round_does_not_wait_for_a_probe_and_the_next_one_not_for_its_node() -> None:
+    d = probing_c()
     d.push("a")
     assert not d.of(ev.CloseRound)
     d.push("b")
     closed = d.of(ev.CloseRound)[0]
     assert closed.reason is ev.CloseReason.ALL_CONTRIBUTED
-    assert [(c.node, c.success, c.late, c.awaited) for c in probing.reports[0].contributions] == [
+    assert [(c.node, c.success, c.late, c.awaited) for c in reports_of(d)[0].contributions] == [
         ("a", True, False, True),
         ("b", True, False, True),
         ("c", False, True, False),
@@ -199,14 +209,11 @@ def test_a_round_does_not_wait_for_a_probe_and_the_next_one_not_for_its_node() -
 
 
 def test_an_update_of_a_probe_counts_if_it_is_in_time() -> None:
-    probing = Probing("c")
-    d = Driver(min_nodes=3, rounds=1, adaptation=probing)
-    d.join(*"abc")
-    d.ask(*"abc")
+    d = probing_c()
     for node in "cab":
         assert d.push(node).status is ev.UpdateStatus.ACCEPTED
     assert d.of(ev.CloseRound)[0].samples == 3 * 16
-    assert [c.awaited for c in probing.reports[0].contributions] == [False, True, True]
+    assert [c.awaited for c in reports_of(d)[0].contributions] == [False, True, True]
 
 
 def test_the_share_that_closes_a_round_is_one_of_the_awaited_nodes() -> None:
@@ -242,9 +249,7 @@ def test_a_probe_lengthens_no_deadline() -> None:
 
 
 def test_a_probe_that_is_dropped_is_not_missed_and_one_that_returns_is_not_awaited() -> None:
-    d = Driver(min_nodes=3, rounds=1, adaptation=Probing("c"))
-    d.join(*"abc")
-    d.ask(*"abc")
+    d = probing_c()
     d.send(ev.NodeLeft("c"))
     d.join("c")
     d.push("a")
@@ -254,9 +259,7 @@ def test_a_probe_that_is_dropped_is_not_missed_and_one_that_returns_is_not_await
 
 
 def test_a_newcomer_that_takes_over_a_probe_is_awaited() -> None:
-    d = Driver(min_nodes=3, rounds=1, adaptation=Probing("c"))
-    d.join(*"abc")
-    d.ask(*"abc")
+    d = probing_c()
     d.send(ev.NodeLeft("c"))
     d.join("n")
     assert [order.node for order in d.ask("n")] == ["n"]
