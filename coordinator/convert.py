@@ -17,6 +17,7 @@ from hypergpu.common.wire import (
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.links.profile import RATE_FIGURES
 from hypergpu.coordinator.core.model.global_model import GlobalModel
+from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.membership import Member
@@ -62,11 +63,11 @@ def registration(request: pb.RegisterRequest, name: str, peer_host: str) -> Regi
     return Register(name, incarnation, request.largest_batch, info, identity)
 
 
-def order(assign: ev.WorkAssigned, run_id: str, engine: Engine, now: float) -> pb.WorkOrder:
-    """Return the message that assigns a work unit."""
+def order(assign: ev.WorkAssigned, sending: Sending, engine: Engine, now: float) -> pb.WorkOrder:
+    """Return the message that assigns a work unit, and announces its parameters."""
     config = engine.machine.config
     return pb.WorkOrder(
-        work=pb.WorkId(run_id=run_id, round=assign.round, node_id=assign.node, attempt=assign.attempt),
+        work=pb.WorkId(run_id=engine.run_id, round=assign.round, node_id=assign.node, attempt=assign.attempt),
         manifest=manifest_to_proto(engine.model.manifest),
         batch_size=assign.batch_size,
         local_steps=assign.local_steps,
@@ -74,9 +75,11 @@ def order(assign: ev.WorkAssigned, run_id: str, engine: Engine, now: float) -> p
         local_optimizer=assign.local_optimizer,
         deadline_seconds=max(0.0, assign.deadline_at - now),
         update=encoding_to_proto(engine.model.payload_format(assign.codecs.update)),
-        parameters=encoding_to_proto(engine.model.payload_format(assign.codecs.parameters)),
+        parameters=encoding_to_proto(engine.model.payload_format(sending.codec)),
         trial=assign.trial,
         accepted_round=assign.accepted_round,
+        parameters_version=sending.version,
+        base_version=sending.base,
         shard=pb.Shard(
             index=assign.shard.index,
             count=assign.shard.count,

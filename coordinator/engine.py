@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,10 +11,11 @@ import structlog
 from hypergpu.common.background import Background
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StorageError
 from hypergpu.common.metric import finite
-from hypergpu.common.tensors import Flat, Payload, chunks
+from hypergpu.common.tensors import Payload
 from hypergpu.common.transfer_meter import Transfer
-from hypergpu.common.wire import encode_part
+from hypergpu.coordinator.broadcast import Broadcast
 from hypergpu.coordinator.core.model.global_model import GlobalModel
+from hypergpu.coordinator.core.model.outgoing import OutgoingParameters
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.state import RunState
@@ -40,14 +40,6 @@ _FAILURES = frozenset({ev.FinishReason.FAILED, ev.FinishReason.DIVERGED})
 
 Told = TypeVar("Told")
 Decided = TypeVar("Decided")
-
-
-@dataclass
-class _Broadcast:
-    """Parameters of one round, encoded once for all nodes."""
-
-    round: int
-    parts: "asyncio.Future[list[bytes]]"
 
 
 class Engine:
@@ -87,7 +79,7 @@ class Engine:
         self._clock = dependencies.clock
         self._started_at = dependencies.clock() - dependencies.before.seconds
         self._waiters: dict[str, asyncio.Future[ev.WorkAssigned | ev.RunOver | None]] = {}
-        self._broadcast: _Broadcast | None = None
+        self.broadcast = Broadcast(OutgoingParameters(model, machine.round_state.codecs.parameters), self._run_watched)
         self._timer: asyncio.TimerHandle | None = None
         self.health = dependencies.health
         self.health.on_change = self._on_health
@@ -215,17 +207,6 @@ class Engine:
                 if not waiter.done():
                     self.ask(EndPull(node))
 
-    async def parameter_chunks(self, round_number: int) -> list[bytes] | None:
-        """Return the encoded chunks of a round's parameters, or None if the round is no longer running."""
-        broadcast = self._broadcast
-        if broadcast is None or broadcast.round != round_number:
-            return None
-        return await asyncio.shield(broadcast.parts)
-
-    def is_current(self, round_number: int) -> bool:
-        """Return whether the parameters of this round are still needed."""
-        return self._broadcast is not None and self._broadcast.round == round_number
-
     async def norm(self, payload: Payload, codec: str) -> float:
         """Compute the Euclidean norm of an update on a thread; it is not finite if the update is not.
 
@@ -324,13 +305,12 @@ class Engine:
                     waiter.set_result(effect)
             case ev.StartRound():
                 self.uploads.begin_round(effect.round)
-                parts = self._run_watched("encoding the parameters", _encode, self.model.values)
-                self._broadcast = _Broadcast(effect.round, parts)
+                self.broadcast.begin_round(effect.round)
             case ev.CloseRound():
-                self._broadcast = None
+                self.broadcast.end_round()
                 self._background.spawn(f"ending round {effect.round}", self._end_round(effect))
             case ev.AbandonRound():
-                self._broadcast = None
+                self.broadcast.end_round()
                 self._run_watched("discarding updates", self.model.discard)
             case ev.KeepModel():
                 self._run_watched("keeping the model", self.model.keep)
@@ -536,7 +516,3 @@ class Engine:
         """Record that a part failed or recovered."""
         text = f"degraded: {part}: {reason}" if reason else f"recovered: {part}"
         self._record(self.machine.round, "degraded" if reason else "recovered", text)
-
-
-def _encode(values: Flat) -> list[bytes]:
-    return [encode_part(chunk) for chunk in chunks(values)]

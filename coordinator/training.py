@@ -136,11 +136,12 @@ class TrainingService:
             return
         began, sent_all = self._clock(), False
         try:
-            parts = await engine.parameter_chunks(assign.round)
+            sending = engine.broadcast.plan(assign.codecs.parameters, request.parameters_version)
+            parts = await engine.broadcast.parts(assign.round, sending)
             engine.begin_download(node)
-            yield pb.WorkPart(order=convert.order(assign, engine.run_id, engine, engine.now))
+            yield pb.WorkPart(order=convert.order(assign, sending, engine, engine.now))
             for part in parts or ():
-                if not engine.is_current(assign.round):
+                if not engine.broadcast.is_current(assign.round):
                     raise StaleWork(f"round {assign.round} closed while its parameters were sent")
                 yield part
                 engine.sent(node, len(part))

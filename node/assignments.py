@@ -5,14 +5,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import structlog
 
 from hypergpu.common.errors import HyperGPUError
-from hypergpu.common.tensors import Flat
 from hypergpu.common.wire import codec_from_proto
 from hypergpu.node.client import CoordinatorClient, RunOver, Work
+from hypergpu.node.core.held_parameters import HeldParameters
 from hypergpu.node.core.timeouts import SHUTDOWN_RPC_TIMEOUT_SECONDS, push_timeout_seconds
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
 from hypergpu.node.trainer import Update, WorkAbandoned
@@ -23,6 +24,15 @@ log = structlog.get_logger()
 
 OnWork = Callable[[str], None]
 """Called with how each work unit ended: accepted, duplicate, late, or the type of an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """State of a node between the work units of a run."""
+
+    run_id: str
+    held: HeldParameters
+    encoder: UpdateEncoder
 
 
 class Assignments:
@@ -37,12 +47,11 @@ class Assignments:
 
     def __init__(self, client: CoordinatorClient, worker: Worker, executor: Executor, on_work: OnWork) -> None:
         self._client, self._worker, self._executor, self._on_work = client, worker, executor, on_work
-        self._parameters: Flat = np.empty(0, np.float32)
-        """Buffer that every pull receives into."""
         self._abandoned = threading.Event()
         self._update: tuple[Update, EncodedUpdate] | None = None
-        self._encoder: tuple[str, UpdateEncoder] | None = None
-        """Run, and the encoder of its updates."""
+        self._run: _Run | None = None
+        self._decoding: asyncio.Future[None] | None = None
+        """Decoding of the parameters that were received last."""
         self._waiting_since = time.monotonic()
         self._compute_seconds = 0.0
 
@@ -62,11 +71,16 @@ class Assignments:
             wait_seconds: how long the coordinator may hold the request.
             on_order: called when the order has arrived, before its parameters.
         """
-        manifest = self._worker.manifest
-        if self._parameters.shape != (manifest.size,):
-            self._parameters = np.empty(manifest.size, np.float32)
-        pulled = await self._client.pull(run_id, wait_seconds, manifest, self._parameters, on_order)
+        if self._decoding is not None:
+            await asyncio.wait((self._decoding,))  # a pull that was abandoned may still decode into the same buffer
+        held = self._run_of(run_id).held
+        pulled = await self._client.pull(run_id, wait_seconds, held, on_order)
         if isinstance(pulled, Work):
+            order = pulled.order
+            form = held.payload_format(codec_from_proto(order.parameters))
+            finish = partial(held.finish, form, order.parameters_version, order.base_version)
+            self._decoding = asyncio.get_running_loop().run_in_executor(self._executor, finish)
+            await asyncio.shield(self._decoding)
             self._record_call()
         return pulled
 
@@ -123,7 +137,7 @@ class Assignments:
             key=(order.work.round, shard.index),
             abandon=abandoned,
         )
-        encoded = self._encoder_of(order.work.run_id).encode(
+        encoded = self._run_of(order.work.run_id).encoder.encode(
             update.flat,
             codec.name,
             round_number=order.work.round,
@@ -132,13 +146,14 @@ class Assignments:
         )
         return update, encoded
 
-    def _encoder_of(self, run_id: str) -> UpdateEncoder:
-        """Return the encoder of a run. Another run has another model: its first update has no residual."""
-        if self._encoder is None or self._encoder[0] != run_id:
+    def _run_of(self, run_id: str) -> "_Run":
+        """Return what is kept of a run. Another run has another model: nothing of the former one is of use to it."""
+        if self._run is None or self._run.run_id != run_id:
             model = self._worker.trainer.model
-            parameters = model.parameter_count
-            self._encoder = run_id, UpdateEncoder(parameters, model.manifest.size - parameters)
-        return self._encoder[1]
+            held = HeldParameters(model.manifest, model.parameter_count)
+            encoder = UpdateEncoder(model.parameter_count, model.manifest.size - model.parameter_count)
+            self._run = _Run(run_id, held, encoder)
+        return self._run
 
     def _require_update(self) -> tuple[Update, EncodedUpdate]:
         if self._update is None:

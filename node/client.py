@@ -6,20 +6,22 @@ from dataclasses import dataclass
 from typing import Self, TypeVar
 
 import grpc
-import numpy as np
 
 from hypergpu.common.errors import CorruptData, DeadlineExceeded, ProtocolError, Unavailable
 from hypergpu.common.rpc import explain_failure, metadata_for, open_channel
 from hypergpu.common.tensors import Assembler, Chunk, Flat, Manifest, chunks
 from hypergpu.common.tls import Tls
 from hypergpu.common.wire import (
+    codec_from_proto,
     decode_work_part,
     encode_part,
     encoding_to_proto,
     manifest_from_proto,
     manifest_to_proto,
+    require_payload_bytes,
 )
 from hypergpu.node.core.gpu import GPUSpecs
+from hypergpu.node.core.held_parameters import HeldParameters
 from hypergpu.node.core.update_encoder import EncodedUpdate
 from hypergpu.node.download_meter import DownloadMeter
 from hypergpu.node.trainer import Update
@@ -131,15 +133,16 @@ class CoordinatorClient:
         )
 
     async def pull(
-        self, run_id: str, wait_seconds: float, expected: Manifest, into: Flat, on_order: Callable[[Work], None]
+        self, run_id: str, wait_seconds: float, held: HeldParameters, on_order: Callable[[Work], None]
     ) -> Work | RunOver | None:
-        """Return the next work unit with its parameters in `into`; None if there was none within `wait_seconds`.
+        """Return the next work unit; None if there was none within `wait_seconds`.
+
+        The payload of its parameters is in the buffer of `held.begin`, for `held.finish`.
 
         Args:
             run_id: id of the registered run.
             wait_seconds: how long the coordinator may hold the call.
-            expected: manifest of the model.
-            into: shape (expected.size,).
+            held: parameters of the model that the node holds.
             on_order: called when the order has arrived, before its parameters.
 
         Raises:
@@ -148,9 +151,10 @@ class CoordinatorClient:
         """
         report = self.downloads.take_report()
         request = pb.PullWorkRequest(node_id=self.node_id, run_id=run_id, wait_seconds=wait_seconds, download=report)
+        request.parameters_version = held.version
         call = self._pull(request, metadata=self._metadata)
         work: Work | None = None
-        assembler = Assembler(into.view(np.uint8))
+        assembler: Assembler | None = None
         try:
             while True:
                 patience = STALL_SECONDS + (wait_seconds if work is None else 0)
@@ -160,16 +164,16 @@ class CoordinatorClient:
                 arrived_at = self.downloads.arrived(data)
                 part = decode_work_part(data)
                 if isinstance(part, Chunk):
-                    if work is None:
+                    if assembler is None:
                         raise ProtocolError(f"{self.address}: parameters arrived before their order")
                     assembler.add(part)
                     self.downloads.chunk(len(part.data), arrived_at)
                 elif part.WhichOneof("part") == "run_over":
                     return RunOver(part.run_over.reason, part.run_over.stays)
                 elif work is None and part.WhichOneof("part") == "order":
-                    work = Work(part.order, into)
+                    work = Work(part.order, held.flat)
                     on_order(work)
-                    expected.require_same(manifest_from_proto(part.order.manifest))
+                    assembler = _assembler_of(part.order, held)
                     self.downloads.begin(arrived_at)
                 else:
                     raise ProtocolError(f"{self.address}: expected one order")
@@ -179,9 +183,8 @@ class CoordinatorClient:
             raise DeadlineExceeded(f"{self.address}: nothing arrived for {patience:g} s") from error
         finally:
             call.cancel()
-        if work is not None and not assembler.complete:
-            held, total = assembler.next_offset, expected.total_bytes
-            raise CorruptData(f"{self.address}: the parameters ended after {held} of {total} bytes")
+        if assembler is not None and not assembler.complete:
+            raise CorruptData(f"{self.address}: the parameters ended after {assembler.next_offset} bytes")
         return work
 
     async def push(
@@ -242,6 +245,18 @@ class CoordinatorClient:
             return await method(request, metadata=self._metadata, timeout=timeout_seconds)
         except grpc.RpcError as error:
             raise await explain_failure(error, self.address, self._tls) from error
+
+
+def _assembler_of(order: pb.WorkOrder, held: HeldParameters) -> Assembler:
+    """Return what receives the parameters of an order.
+
+    Raises:
+        ProtocolError: they are those of another model, or in a format that this node cannot take.
+    """
+    held.manifest.require_same(manifest_from_proto(order.manifest))
+    form = held.payload_format(codec_from_proto(order.parameters))
+    require_payload_bytes(order.parameters, form)
+    return Assembler(held.begin(form, order.base_version))
 
 
 def specs_message(specs: GPUSpecs) -> pb.GpuSpecs:

@@ -39,7 +39,7 @@ WIDE_CLASSES = {
     "coordinator/engine.py: Engine": 28,
     "coordinator/metrics.py: Metrics": 21,
     "hypergpu/simulation/coordinator.py: SimulatedCoordinator": 15,
-    "hypergpu/simulation/node.py: SimulatedNode": 25,
+    "hypergpu/simulation/node.py: SimulatedNode": 26,
     "hypergpu/simulation/records.py: Recording": 15,
     "netsim_proxy/io/server.py: Proxy": 18,
     "netsim_proxy/link/link.py: Link": 22,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 UpdateCodecName = Literal["none", "bf16", "int8", "int4", "topk"]
-ParametersCodecName = Literal["none", "bf16"]
+ParametersCodecName = Literal["none", "bf16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)

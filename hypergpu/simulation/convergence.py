@@ -150,12 +150,15 @@ class ConvergenceBackend:
         self._model = convergence
         self.metric = LOSS if convergence.metric(0.0) is None else metric
         """Metric of the model."""
+        self.parameters_version = 0
+        """Version of the parameters of the round."""
         self._draws = KeyedRandom(config.seed, "convergence")
         self._path = self._velocity = self._kept = 0.0
         self._loss = self._model.loss(0.0)
         self._losses: dict[tuple[int, int, float], tuple[float, float]] = {}
         self._last = (1, 0.0)
-        self._weight = self._batches = self._steps = 0.0
+        self._sums = (0.0, 0.0, 0.0)
+        """Samples, samples per step and weighted full steps of the accepted updates."""
 
     @property
     def model_bytes(self) -> int:
@@ -165,6 +168,10 @@ class ConvergenceBackend:
     def payload_bytes(self, codec: str) -> int:
         """Return the size of parameters or an update in a codec; nothing is left exact."""
         return find_codec(codec).encoded_bytes(-(-self.model_bytes // 4))
+
+    def begin_round(self) -> None:
+        """Count a version of the parameters."""
+        self.parameters_version += 1
 
     def process_started(self, node: str) -> None:
         """Forget nothing: a curve has no nodes."""
@@ -204,22 +211,22 @@ class ConvergenceBackend:
     def add(self, weight: int) -> None:
         """Count an accepted update."""
         steps, full_steps = self._last
-        self._weight += weight
-        self._batches += weight / steps
-        self._steps += weight * full_steps
+        samples, batches, weighted = self._sums
+        self._sums = (samples + weight, batches + weight / steps, weighted + weight * full_steps)
 
     def discard(self) -> None:
         """Forget the updates of an abandoned round."""
-        self._weight = self._batches = self._steps = 0.0
+        self._sums = (0.0, 0.0, 0.0)
 
     def step(self, momentum: float | None = None, learning_rate: float | None = None) -> bool:
         """Advance along the curve by the accepted samples, and by momentum as far as the last rounds went.
 
         The learning rate changes nothing here: `train` has counted full steps at the rate of each order.
         """
-        if self._weight:
-            mean_steps = self._steps / self._weight  # updates weigh by their samples
-            fresh = self._model.progress(mean_steps, self._batches, self._model.learning_rate)
+        samples, batches, weighted = self._sums
+        if samples:
+            mean_steps = weighted / samples  # updates weigh by their samples
+            fresh = self._model.progress(mean_steps, batches, self._model.learning_rate)
             self._velocity = (momentum or 0.0) * self._velocity + fresh
             self._path += self._velocity
             self._loss = self._model.loss(self._path)

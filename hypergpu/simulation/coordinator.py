@@ -1,10 +1,12 @@
 """The coordinator in virtual time: a driver of the session that `coordinator/engine.py` drives in real time."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StaleWork
 from hypergpu.common.transfer_meter import Transfer
+from hypergpu.coordinator.core.model.outgoing import plan_sending
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Adaptation, LateWork, RoundJudgement, RoundPlan, RoundReport
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
@@ -91,7 +93,7 @@ class SimulatedCoordinator:
         self._timer = 0
         self._metric_fault = ""
         self._effects: dict[type, Callable[[Any], None]] = {
-            ev.StartRound: lambda effect: round_begins(effect.round),
+            ev.StartRound: partial(self._start_round, round_begins),
             ev.WorkAssigned: self._assign,
             ev.UpdateReply: self._count_update,  # `push` returns it to the node
             ev.CloseRound: self._close_round,
@@ -238,10 +240,16 @@ class SimulatedCoordinator:
         for effect in effects:
             run[effect.__class__](effect)
 
+    def _start_round(self, round_begins: Callable[[int], None], effect: ev.StartRound) -> None:
+        self._learning.begin_round()
+        round_begins(effect.round)
+
     def _assign(self, work: ev.WorkAssigned) -> None:
         rpc = self._waiting.pop(work.node, None)
         if rpc is not None and not rpc.over:
-            self._nodes[work.node].send_work(work, rpc)
+            node = self._nodes[work.node]
+            version = self._learning.parameters_version
+            node.send_work(work, rpc, plan_sending(work.codecs.parameters, node.parameters_version, version))
 
     def _count_update(self, reply: ev.UpdateReply) -> None:
         if reply.status is _ACCEPTED and reply.weight:

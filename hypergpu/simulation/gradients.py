@@ -5,6 +5,7 @@ import torch
 from hypergpu.common.config import TrainingConfig
 from hypergpu.common.metric import MetricSpec
 from hypergpu.coordinator.core.model.global_model import GlobalModel
+from hypergpu.coordinator.core.model.outgoing import OutgoingParameters
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
 from hypergpu.node.trainer import Trainer
@@ -21,7 +22,7 @@ class GradientBackend:
     changed, and what comes too late costs nothing.
     """
 
-    def __init__(self, task: Task, config: TrainingConfig) -> None:
+    def __init__(self, task: Task, config: TrainingConfig, parameters_codec: str = "none") -> None:
         self._config = config
         self._task = task
         self._trainer = Trainer(task, config.seed, metric_failed=lambda _: None)  # evaluations report it
@@ -31,6 +32,7 @@ class GradientBackend:
         self.metric_fault = ""
         """Error of the metric, if it raised one."""
         self._model = GlobalModel(model.manifest, model.flat(), model.parameter_count, config)
+        self._outgoing = OutgoingParameters(self._model, parameters_codec)
         self._sizes = count(task.train) if config.shards_are_alike else labels(task.train)
         self._shards: Partition = ()
         self._orders: dict[int, ShardOrder] = {}
@@ -47,6 +49,15 @@ class GradientBackend:
     def payload_bytes(self, codec: str) -> int:
         """Return the size of parameters or an update in a codec."""
         return self._model.payload_format(codec).payload_bytes
+
+    @property
+    def parameters_version(self) -> int:
+        """Version of the parameters of the round."""
+        return self._outgoing.version
+
+    def begin_round(self) -> None:
+        """Encode the parameters of the round that opens."""
+        self._outgoing.begin_round()
 
     def process_started(self, node: str) -> None:
         """Forget the residual of a node."""
@@ -68,7 +79,7 @@ class GradientBackend:
         size, cursor = order.batch_size, order.shard.cursor
         trainer = self._trainer
         update = trainer.work(
-            self._model.values,
+            self._outgoing.received(order.codecs.parameters),
             lambda step: trainer.samples(samples.take(cursor + step * size, size)),
             local_steps=order.local_steps,
             learning_rate=order.learning_rate,

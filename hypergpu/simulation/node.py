@@ -1,12 +1,14 @@
 """A node in virtual time: a driver of the life cycle that `node/agent.py` drives in real time."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import HyperGPUError, Unavailable
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.transfer_meter import Transfer
+from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.session import Directive
 from hypergpu.netsim_proxy.link.outcomes import Direction
@@ -131,6 +133,7 @@ class SimulatedNode:
         "info",
         "largest_batch",
         "node_id",
+        "parameters_version",
         "running",
     )  # fmt: skip
 
@@ -160,9 +163,9 @@ class SimulatedNode:
         self.attempts = self.failures = 0
         """RPCs that this process made, and those of them that failed."""
         self.heartbeats = Heartbeats(self, time, api, config.server.heartbeat_seconds)
+        self.parameters_version = 0  # that the process holds; 0 = none
         self._api, self._time, self._compute = api, time, compute
         self._payload_bytes = payload_bytes
-        """Returns the size of parameters or an update in a codec."""
         self._settings = config.node
         self._backoff_key = (seed, "backoff", node_id)
         self._life = self._new_life()
@@ -202,7 +205,7 @@ class SimulatedNode:
             self.connection.uploaded = self._on_uploaded
             self.incarnation += 1
             self.attempts = self.failures = 0
-            self._prepared = False
+            self._prepared, self.parameters_version = False, 0
             self.heartbeats.stop()
             if self.incarnation > 1:
                 self._life = self._new_life(self.incarnation)
@@ -344,15 +347,23 @@ class SimulatedNode:
         if rpc is not None and self._api.end_pull(self, rpc):
             self.reply(rpc, _NO_WORK, messages=0)
 
-    def send_work(self, work: ev.WorkAssigned, rpc: SimulatedRpc) -> None:
+    def send_work(self, work: ev.WorkAssigned, rpc: SimulatedRpc, sending: Sending) -> None:
         """Let the coordinator reply to PullWork with a work unit and its parameters.
 
         Both travel as one message, so the node is told of the work now and not one latency later.
         """
         self._life.handle(life.WorkAnnounced(work))
-        nbytes, messages = message_sizes.transfer(self._payload_bytes(work.codecs.parameters))
+        nbytes, messages = message_sizes.transfer(self._payload_bytes(sending.codec))
+        if not sending.base:
+            self.parameters_version = 0  # what arrives overwrites what is held
         self._api.begin_download(self, message_sizes.ORDER_BYTES + nbytes)
-        self.reply(rpc, life.WorkReceived(work), messages, message_sizes.ORDER_BYTES + nbytes)
+        rpc.about = life.WorkReceived(work)
+        arrived = partial(self._on_work_arrived, sending.version)
+        rpc.send(DOWN, message_sizes.ORDER_BYTES + nbytes, messages, arrived)
+
+    def _on_work_arrived(self, version: int, rpc: SimulatedRpc) -> None:
+        self.parameters_version = version
+        self._on_reply(rpc)
 
     # ------------------------------------------------------------ working
 

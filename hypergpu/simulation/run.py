@@ -233,7 +233,8 @@ def _backend(scenario: Scenario) -> TrainingBackend:
     from hypergpu.tasks import load_task  # noqa: PLC0415
 
     on_one_thread()
-    return GradientBackend(load_task(config.task, config.seed), config)
+    codec = scenario.config.compression.codecs.parameters
+    return GradientBackend(load_task(config.task, config.seed), config, codec)
 
 
 def _outcome(

@@ -67,6 +67,15 @@ class TrainingBackend(Protocol):
         """Return the size of parameters or an update in a codec."""
         ...
 
+    @property
+    def parameters_version(self) -> int:
+        """Version of the parameters of the round."""
+        ...
+
+    def begin_round(self) -> None:
+        """Take the present parameters as those of the round that opens."""
+        ...
+
     def process_started(self, node: str) -> None:
         """Forget what the former process of a node kept in its memory."""
         ...

@@ -248,7 +248,11 @@ def test_codecs_need_the_strategy_that_uses_them() -> None:
     assert SystemConfig().compression.codecs == TransferCodecs("none", "none")
     fixed = ["compression.strategy=fixed", "compression.update_codec=int8"]
     assert load_config(SystemConfig, overrides=fixed).compression.codecs == TransferCodecs("int8", "none")
-    with pytest.raises(ConfigError, match="compression: update_codec needs strategy fixed"):
+    both = load_config(SystemConfig, overrides=[*fixed, "compression.parameters_codec=bf16"]).compression
+    assert both.codecs == TransferCodecs("int8", "bf16")
+    with pytest.raises(ConfigError, match=r"compression\.parameters_codec: input should be"):
+        load_config(SystemConfig, overrides=[*fixed, "compression.parameters_codec=topk"])
+    with pytest.raises(ConfigError, match="compression: update_codec and parameters_codec need strategy fixed"):
         load_config(SystemConfig, overrides=fixed[1:])
     with pytest.raises(ConfigError, match=r"compression\.strategy: input should be 'none' or 'fixed'"):
         load_config(SystemConfig, overrides=["compression.strategy=adaptive"])

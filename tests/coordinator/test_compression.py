@@ -1,5 +1,6 @@
 """Updates in the ordered codec over real gRPC: decoded into the mean, or refused with a reason."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -104,3 +105,67 @@ async def test_a_hostile_payload_is_refused_and_leaves_no_trace(tmp_path: Path) 
         assert await push(node, again, payload) == pb.PushUpdateReply.ACCEPTED
         second = await node.work()
         np.testing.assert_allclose(second.parameters, order.parameters + decoded("int8", payload), rtol=1e-6)
+
+
+# ---------------------------------------------------------------- parameters
+
+
+async def test_parameters_are_sent_in_their_codec_and_encoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    real = PayloadFormat.encode
+
+    def encode(self: PayloadFormat, *arguments: Any) -> Any:
+        encoded.append(self.codec.name)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(PayloadFormat, "encode", encode)
+    compression = {"strategy": "fixed", "parameters_codec": "bf16"}
+    async with running(tmp_path, training={"min_nodes": 3}, compression=compression) as run:
+        nodes = [run.node(name) for name in "abc"]
+        for node in nodes:
+            await node.register()
+        orders = await asyncio.gather(*(node.work() for node in nodes))
+        values = run.coordinator.engine.model.values
+        for order in orders:
+            assert (order.order.parameters.codec, order.order.parameters.payload_bytes) == ("bf16", 16)
+            np.testing.assert_allclose(order.parameters, values, rtol=2**-8)
+        assert encoded == ["bf16"]
+        assert metric(run, "hypergpu_parameters_sent_bytes_total") == f"{3.0 * (16 + 11)}"  # with the fields of a chunk
+
+
+def metric(run: Running, name: str) -> str:
+    return next(line.split()[1] for line in run.get("/metrics").splitlines() if line.startswith(f"{name} "))
+
+
+def sent(order: Order) -> tuple[str, int, int]:
+    message = order.order
+    return message.parameters.codec, message.parameters_version, message.base_version
+
+
+async def test_a_node_that_names_its_version_receives_the_difference(tmp_path: Path) -> None:
+    compression = {"strategy": "fixed", "parameters_codec": "int8"}
+    async with running(tmp_path, training={"rounds": 4}, compression=compression) as run:
+        node = run.node("a")
+        await node.register()
+        first = await node.work()
+        assert sent(first) == (
+            "none",
+            1,
+            0,
+        )
+        assert await node.push(first, VALUES) == pb.PushUpdateReply.ACCEPTED
+        second = await node.pull(held=1)
+        assert isinstance(second, Order)
+        assert sent(second) == ("int8", 2, 1)
+        np.testing.assert_allclose(second.parameters, VALUES, atol=8 / 254)
+        assert await node.push(second, np.zeros(8, np.float32)) == pb.PushUpdateReply.ACCEPTED
+        third = await node.pull(held=1)
+        assert isinstance(third, Order)
+        assert sent(third) == (
+            "none",
+            3,
+            0,
+        )
+        np.testing.assert_allclose(third.parameters, first.parameters + VALUES, atol=8 / 254)

@@ -16,10 +16,11 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from torch import nn
 
+from hypergpu.common.codecs import PayloadFormat
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.rpc import NODE_ID, open_channel
 from hypergpu.common.tensors import Assembler, Chunk, Flat, chunks
-from hypergpu.common.wire import decode_work_part, encode_part, manifest_from_proto
+from hypergpu.common.wire import codec_from_proto, decode_work_part, encode_part, manifest_from_proto
 from hypergpu.coordinator.app import Coordinator, Options
 from hypergpu.coordinator.run_dir import RunDir
 from hypergpu.protos import coordinator_pb2 as pb
@@ -70,8 +71,9 @@ class FakeNode:
         reply: pb.HeartbeatReply = await self.stub.Heartbeat(request, metadata=self.metadata)
         return reply.directive
 
-    async def pull(self, wait: float = 5.0) -> Order | str | None:
-        request = pb.PullWorkRequest(node_id=self.name, run_id=self.run_id, wait_seconds=wait)
+    async def pull(self, wait: float = 5.0, held: int = 0) -> Order | str | None:
+        """Pull work; the parameters are those of the payload, without a difference added."""
+        request = pb.PullWorkRequest(node_id=self.name, run_id=self.run_id, wait_seconds=wait, parameters_version=held)
         order: pb.WorkOrder | None = None
         assembler: Assembler | None = None
         async for data in self._pull(request, metadata=self.metadata):
@@ -83,11 +85,14 @@ class FakeNode:
                 return str(part.run_over.reason)
             else:
                 order = part.order
-                assembler = Assembler(np.empty(manifest_from_proto(order.manifest).total_bytes, np.uint8))
+                assembler = Assembler(np.empty(order.parameters.payload_bytes, np.uint8))
         if order is None or assembler is None:
             return None
         assert assembler.complete
-        return Order(order, assembler.payload.view(np.float32))
+        form = PayloadFormat(codec_from_proto(order.parameters), manifest_from_proto(order.manifest).size)
+        parameters = np.empty(form.size, np.float32)
+        form.decode(assembler.payload, parameters)
+        return Order(order, parameters)
 
     async def work(self, wait: float = 30.0) -> Order:
         order = await self.pull(wait)

@@ -147,7 +147,8 @@ class FakeCoordinator:
         yield pb.WorkPart(order=order)
         wrong = self.corrupt_pulls > 0
         self.corrupt_pulls -= wrong
-        for chunk in chunks(self.model.flat()):
+        payload, _ = self.form(order.parameters.codec).encode(self.model.flat())
+        for chunk in chunks(payload):
             yield Chunk(chunk.offset, chunk.data, chunk.crc32c ^ wrong)
 
     async def push(self, request: AsyncIterator[pb.UpdatePart | Chunk], context: Context) -> pb.PushUpdateReply:

@@ -99,6 +99,18 @@ class PayloadFormat:
         for start, part in PayloadReader(self, payload).read():
             np.copyto(out[start : start + len(part)], part)
 
+    def add_to(self, payload: Payload, out: Flat) -> None:
+        """Add the parameters of a whole payload to those in `out`, shape (size,), and replace the state there.
+
+        Raises:
+            ProtocolError: the payload is not in this format; `out` may have been changed.
+        """
+        if out.shape != (self.size,):
+            raise ValueError(f"a payload of {self.size} values for a buffer of {out.shape}")
+        for start, part in PayloadReader(self, payload).read():
+            place = out[start : start + len(part)]
+            np.add(place, part, out=place) if start < self.parameters else np.copyto(place, part)
+
     def _batches(self) -> Iterator[_Batch]:
         start = at = 0
         for codec, values in ((self.codec, self.parameters), (_EXACT, self.state)):

@@ -4,25 +4,28 @@ from pydantic import model_validator
 
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.strategies import CompressionStrategy
-from hypergpu.common.transfer_codecs import TransferCodecs, UpdateCodecName
+from hypergpu.common.transfer_codecs import ParametersCodecName, TransferCodecs, UpdateCodecName
 
 
 class CompressionConfig(ConfigSection):
     """Codecs of the transfers between the coordinator and its nodes."""
 
     strategy: CompressionStrategy = CompressionStrategy.NONE
-    """Strategy that chooses the codecs: `none` sends float32, `fixed` uses the codec below for every node."""
+    """Strategy that chooses the codecs: `none` sends float32, `fixed` uses the two codecs below for every node."""
     update_codec: UpdateCodecName = "none"
     """Codec of updates, by its share of the bytes of float32: `bf16` 1/2, `int8` 1/4, `int4` 1/8, `topk` 1/136. What
     `int4` and `topk` lose of an update is added to the node's next one."""
+    parameters_codec: ParametersCodecName = "none"
+    """Codec of the parameters that nodes receive. `bf16` halves the bytes. `int8` sends the difference to the last
+    round's parameters, a quarter of the bytes, to nodes that hold these; others receive float32."""
 
     @model_validator(mode="after")
     def _codecs_have_a_strategy(self) -> "CompressionConfig":
         if self.strategy is CompressionStrategy.NONE and self.codecs != TransferCodecs():
-            raise ValueError("update_codec needs strategy fixed; with none, float32 is sent")
+            raise ValueError("update_codec and parameters_codec need strategy fixed; with none, float32 is sent")
         return self
 
     @property
     def codecs(self) -> TransferCodecs:
         """Codecs of every node."""
-        return TransferCodecs(self.update_codec)
+        return TransferCodecs(self.update_codec, self.parameters_codec)

@@ -18,6 +18,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, ResourceExhausted, StaleWork
 from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.coordinator.core.adaptation import build_orchestrator
+from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.deadlines import DeadlineReason
@@ -234,6 +235,7 @@ class Node:
     node_id: str
     incarnation: int = 1
     largest_batch: int = 0
+    parameters_version: int = 0
     info: dict[str, str] = field(default_factory=dict)
     state: str = "idle"
     attempts: int = 0
@@ -245,7 +247,8 @@ class Node:
 
     def send_registered(self, _: Rpc) -> None: ...
 
-    def send_work(self, work: ev.WorkAssigned, _: Rpc) -> None:
+    def send_work(self, work: ev.WorkAssigned, _: Rpc, sending: Sending) -> None:
+        assert sending == Sending("none")
         self.work = work
 
     def send_verdict(self, _: Rpc) -> None:
@@ -265,6 +268,7 @@ class ScriptedLearning:
     samples: int = 40
     update_norms: tuple[float, float] | None = None
     metric_fault: str = ""
+    parameters_version: int = 1
 
     def train(self, order: ev.WorkAssigned) -> Trained:
         if not self.is_finite:
@@ -274,6 +278,8 @@ class ScriptedLearning:
     def payload_bytes(self, codec: str) -> int:
         assert codec == "none"
         return self.model_bytes
+
+    def begin_round(self) -> None: ...
 
     def process_started(self, node: str) -> None: ...
 

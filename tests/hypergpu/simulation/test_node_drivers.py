@@ -15,6 +15,7 @@ import pytest
 from hypergpu.common.config import NodeConfig, SystemConfig
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StaleWork, Unavailable
 from hypergpu.common.transfer_meter import Transfer
+from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.session import Directive
 from hypergpu.netsim_proxy.link.distributions import Uniform
@@ -151,7 +152,9 @@ class ScriptedCoordinator:
         if self.is_done:
             node.reply(rpc, life.RunFinished("done"))
         else:
-            node.send_work(ev.WorkAssigned(1, "n1", 1, 8, 2, 0.01, "sgd", ev.Shard(0, 2, 8), 30.0), rpc)
+            node.send_work(
+                ev.WorkAssigned(1, "n1", 1, 8, 2, 0.01, "sgd", ev.Shard(0, 2, 8), 30.0), rpc, Sending("none")
+            )
 
     def end_pull(self, node: SimulatedNode, rpc: SimulatedRpc) -> bool:
         raise NotImplementedError
