@@ -231,9 +231,9 @@ class AdaptiveOrchestrator:
             self._log.decide(DecisionKind.SELECTION, CLUSTER, ClusterReason.NO_NODES, {"available_nodes": 0})
             selected: list[str] = []
         elif self.policy is AdaptationPolicy.NONE or self.phase not in (Phase.ADAPTIVE, Phase.CONVERGENCE):
-            selected = self._unadapted(available)
+            selected = self._select_all(available)
         else:
-            selected = self._adapted(available, probes=probes)
+            selected = self._select_adaptively(available, probes=probes)
         self._selected = selected
         self._overhead = self._clock() - began
         return self._as_plan(selected)
@@ -303,7 +303,7 @@ class AdaptiveOrchestrator:
         if report.update_norms is not None:
             record_noise(report.update_norms, contributions, self.batches)
         record_saturation(contributions, self.batches)
-        self.batches.costs.observe_ends(*report.restarts)
+        self.batches.costs.record_restarts(*report.restarts)
         regression = self._control.progress.observe(report)
         progress = self._control.progress.decrease
         self._rate = progress / report.seconds if report.seconds > 0 else 0.0
@@ -328,7 +328,7 @@ class AdaptiveOrchestrator:
                 self._overhead,
             )
         )
-        self._follow_loss()
+        self._update_phase()
         self._overhead = 0.0
         return RoundJudgement(self._log.drain(), action)
 
@@ -469,7 +469,7 @@ class AdaptiveOrchestrator:
         self._log.close_share(share, len(selected), seconds.max(axis=1))
         return share
 
-    def _unadapted(self, available: Sequence[str]) -> list[str]:
+    def _select_all(self, available: Sequence[str]) -> list[str]:
         warm = self.policy is not AdaptationPolicy.NONE
         reason = SelectionReason.WARM_UP if warm else SelectionReason.ALL_AVAILABLE
         selected = self.selector.select_all(available, self._round, reason)
@@ -477,37 +477,37 @@ class AdaptiveOrchestrator:
         self._log.selection(self.selector.last_selection)
         return selected
 
-    def _adapted(self, available: Sequence[str], *, probes: bool) -> list[str]:
-        traits = PARAMETERS[self.policy]
-        calm = PARAMETERS[AdaptationPolicy.CONSERVATIVE] if self.phase is Phase.CONVERGENCE else traits
+    def _select_adaptively(self, available: Sequence[str], *, probes: bool) -> list[str]:
+        parameters = PARAMETERS[self.policy]
+        selection = PARAMETERS[AdaptationPolicy.CONSERVATIVE] if self.phase is Phase.CONVERGENCE else parameters
         reference = self.batches.baseline_batch_size * len(available)
-        outlook = SelectionContext(
+        context = SelectionContext(
             compute_seconds=self.batches.compute_seconds(available),
             batch_sizes=np.array(list(self.batches.get_batch_sizes(available).values())),
             noise_scale=self.batches.noise_scale(reference),
-            gain=calm.selection_gain,
-            horizon=traits.horizon,
-            window=calm.window,
+            gain=selection.selection_gain,
+            horizon=parameters.horizon,
+            window=selection.window,
             probes=probes,
         )
-        selected = self.selector.select_nodes(available, round_num=self._round, outlook=outlook)
+        selected = self.selector.select_nodes(available, round_num=self._round, context=context)
         self._log.standings(self.selector.drain_state_changes())
         self._log.selection(self.selector.last_selection)
         if self._round >= self._held_until:
-            self._adapt_batches(selected, len(available), traits)
+            self._adapt_batches(selected, len(available), parameters)
         return selected
 
-    def _adapt_batches(self, selected: Sequence[str], reference: int, traits: PolicyParameters) -> None:
-        due = self._round - self._last_change >= traits.interval and self.phase is Phase.ADAPTIVE
+    def _adapt_batches(self, selected: Sequence[str], reference: int, parameters: PolicyParameters) -> None:
+        due = self._round - self._last_change >= parameters.interval and self.phase is Phase.ADAPTIVE
         if not due or not selected:
             return
-        pace = AdaptationLimits(traits.step, traits.plan_gain, traits.horizon, traits.window)
+        limits = AdaptationLimits(parameters.step, parameters.plan_gain, parameters.horizon, parameters.window)
         steps = self.batches.local_steps
-        changes = self.batches.evaluate_and_adapt(selected, reference_nodes=reference, pace=pace)
+        changes = self.batches.evaluate_and_adapt(selected, reference_nodes=reference, limits=limits)
         self._log.batches(changes)
         after = self.batches.local_steps
         self.batches.costs.overhead.expect(self.batches.expected_seconds)
-        self._log.local_steps(steps, after, self.batches.drift_steps, self._exchange_seconds(selected))
+        self._log.local_steps(steps, after, self.batches.drift_steps, self._communication_seconds(selected))
         if changes or steps != after:
             self._last_change = self._round
 
@@ -548,14 +548,14 @@ class AdaptiveOrchestrator:
             self._log.batches(restored)
         return ModelAction.REVERT
 
-    def _exchange_seconds(self, selected: Sequence[str]) -> float:
+    def _communication_seconds(self, selected: Sequence[str]) -> float:
         """Return the expected communication of a round: the mean over samples of the slowest selected node."""
         if not selected:
             return 0.0
         samples = self.monitor.exchange_samples(self.monitor.rows(selected), LATEST_EXCHANGES)
         return float(samples.max(axis=0).mean())
 
-    def _follow_loss(self) -> None:
+    def _update_phase(self) -> None:
         improvement = self._losses.improvement
         if improvement is None:
             return

@@ -1,6 +1,6 @@
 """Adaptation policies and their parameters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypergpu.common.strategies import AdaptationPolicy
 
@@ -27,10 +27,19 @@ class PolicyParameters:
     """Momentum of the server's step, where none is configured."""
 
 
+_REACTIVE = PolicyParameters(
+    step=4.0, plan_gain=0.02, selection_gain=0.10, window=5, interval=1, horizon=0.0, rate_step=4.0, momentum=0.8
+)
 PARAMETERS = {
-    AdaptationPolicy.NONE: PolicyParameters(1.0, 0.0, 0.0, 16, 1, 0.0, 1.0, 0.0),
-    AdaptationPolicy.CONSERVATIVE: PolicyParameters(1.5, 0.05, 0.30, 12, 2, 0.0, 2.0, 0.5),
-    AdaptationPolicy.AGGRESSIVE: PolicyParameters(8.0, 0.0, 0.03, 3, 1, 0.0, 8.0, 0.8),
-    AdaptationPolicy.REACTIVE: PolicyParameters(4.0, 0.02, 0.10, 5, 1, 0.0, 4.0, 0.8),
-    AdaptationPolicy.PROACTIVE: PolicyParameters(4.0, 0.02, 0.10, 5, 1, 3.0, 4.0, 0.8),
+    AdaptationPolicy.NONE: PolicyParameters(
+        step=1.0, plan_gain=0.0, selection_gain=0.0, window=16, interval=1, horizon=0.0, rate_step=1.0, momentum=0.0
+    ),
+    AdaptationPolicy.CONSERVATIVE: PolicyParameters(
+        step=1.5, plan_gain=0.05, selection_gain=0.30, window=12, interval=2, horizon=0.0, rate_step=2.0, momentum=0.5
+    ),
+    AdaptationPolicy.AGGRESSIVE: PolicyParameters(
+        step=8.0, plan_gain=0.0, selection_gain=0.03, window=3, interval=1, horizon=0.0, rate_step=8.0, momentum=0.8
+    ),
+    AdaptationPolicy.REACTIVE: _REACTIVE,
+    AdaptationPolicy.PROACTIVE: replace(_REACTIVE, horizon=3.0),
 }

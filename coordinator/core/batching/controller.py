@@ -227,14 +227,14 @@ class AdaptiveBatchController:
         nodes: Sequence[str] | None = None,
         *,
         reference_nodes: int | None = None,
-        pace: AdaptationLimits | None = None,
+        limits: AdaptationLimits | None = None,
     ) -> dict[str, BatchChange]:
         """Choose new batch sizes, local steps and learning rate with the configured strategy.
 
         Args:
             nodes: Nodes of the coming round; None for all registered nodes.
             reference_nodes: Number of nodes of the fixed baseline, to which the learning rate is relative.
-            pace: Limits of a change; None for the defaults.
+            limits: Limits of a change; None for the defaults.
 
         Returns:
             Changed batch sizes by node id.
@@ -245,18 +245,18 @@ class AdaptiveBatchController:
         ids = list(self._index.ids if nodes is None else nodes)
         if not ids:
             return {}
-        pace = pace or AdaptationLimits()
+        limits = limits or AdaptationLimits()
         rows = self._index.rows(ids)
         reference = self.baseline_batch_size * (reference_nodes or len(ids))
         before = self._sizes[rows]
-        proposal = self._propose(self.strategy, ids, rows, reference, pace)
+        proposal = self._propose(self.strategy, ids, rows, reference, limits)
         self._evaluations += 1
         self.local_steps = proposal.local_steps
         self._last = proposal.plan or self._last
         if proposal.directions is not None and proposal.climbs is not None:
             self._directions[rows] = proposal.directions
             self.costs.used(rows[proposal.climbs])
-        self._sizes[rows] = self._bounded(self.strategy, proposal.sizes, before, rows, self._step(pace))
+        self._sizes[rows] = self._bounded(self.strategy, proposal.sizes, before, rows, self._step(limits))
         return self._changes_since(ids, before, proposal.reasons, proposal.figures)
 
     def reset(self, nodes: Sequence[str]) -> dict[str, BatchChange]:
@@ -377,7 +377,7 @@ class AdaptiveBatchController:
     # ------------------------------------------------------------ inside
 
     def _propose(
-        self, strategy: BatchSizeStrategy, ids: Sequence[str], rows: Ints, reference: int, pace: AdaptationLimits
+        self, strategy: BatchSizeStrategy, ids: Sequence[str], rows: Ints, reference: int, limits: AdaptationLimits
     ) -> Proposal:
         """Return the proposal of a strategy for these nodes, without changing anything."""
         base, steps = self.baseline_batch_size, self.local_steps
@@ -385,8 +385,8 @@ class AdaptiveBatchController:
         if strategy is BatchSizeStrategy.FIXED:
             return Proposal(np.full(len(rows), float(base)), np.full(len(rows), CODE[BatchReason.BASELINE]), steps)
         if strategy is BatchSizeStrategy.GOODPUT:
-            return self._goodput(ids, rows, reference, pace)
-        latency = self._monitor.latencies_ms(self._monitor.rows(ids), pace.horizon)
+            return self._goodput(ids, rows, reference, limits)
+        latency = self._monitor.latencies_ms(self._monitor.rows(ids), limits.horizon)
         rates = self.costs.rates(rows)
         figures = {"latency_ms": latency, "samples_per_second": rates[0], "samples_per_second_before": rates[1]}
         near = by_latency(base, latency)
@@ -394,7 +394,7 @@ class AdaptiveBatchController:
             higher = near >= sizes
             reasons = np.where(higher, CODE[BatchReason.LATENCY_HIGH], CODE[BatchReason.LATENCY_LOW])
             return Proposal(near, reasons, steps, figures)
-        step = 2.0 if self.config.powers_of_two else min(pace.step, _CLIMB_STEP)
+        step = 2.0 if self.config.powers_of_two else min(limits.step, _CLIMB_STEP)
         climbed, turned, reasons = by_throughput(sizes, self._directions[rows], rates, step)
         if strategy is BatchSizeStrategy.HYBRID:
             reasons = np.full(len(rows), CODE[BatchReason.HYBRID])
@@ -402,15 +402,15 @@ class AdaptiveBatchController:
             return Proposal(wanted, reasons, steps, figures, directions=turned, climbs=climbed != sizes)
         return Proposal(climbed, reasons, steps, figures, directions=turned, climbs=climbed != sizes)
 
-    def _goodput(self, ids: Sequence[str], rows: Ints, reference: int, pace: AdaptationLimits) -> Proposal:
-        exchange, cost = self._exchange(ids, pace) + self.costs.overhead.seconds, self.costs.fit(rows)
+    def _goodput(self, ids: Sequence[str], rows: Ints, reference: int, limits: AdaptationLimits) -> Proposal:
+        exchange, cost = self._exchange(ids, limits) + self.costs.overhead.seconds, self.costs.fit(rows)
         sizes = self._sizes[rows]
         phi, drift = self.noise_scale(reference), self._worthwhile_steps(exchange, cost.seconds(sizes))
         now = gp.evaluate(self.local_steps, sizes, exchange, cost, noise_scale=phi, drift_steps=drift)
         if now.seconds <= 0:  # nothing was measured yet
             reasons = np.full(len(rows), CODE[BatchReason.BASELINE])
             return Proposal(sizes.astype(np.float64), reasons, self.local_steps)
-        step = self._step(pace)
+        step = self._step(limits)
         least = np.maximum(np.ceil(sizes / step), self.config.min_batch_size).astype(np.int64)
         most = np.minimum((sizes * step).astype(np.int64), self._largest[rows])
         plan = gp.best_plan(
@@ -419,12 +419,12 @@ class AdaptiveBatchController:
             cost,
             least=np.minimum(least, most),
             most=most,
-            steps=self._step_bounds(pace),
+            steps=self._step_bounds(limits),
             noise_scale=phi,
             drift_steps=drift,
             rounds=1 + self._evaluations,
         )
-        if plan.goodput < (1.0 + pace.gain) * now.goodput:
+        if plan.goodput < (1.0 + limits.gain) * now.goodput:
             plan = now
         idle = now.seconds - cost.expected(exchange + now.steps * cost.seconds(sizes))
         every = np.ones(len(rows))
@@ -450,23 +450,23 @@ class AdaptiveBatchController:
         limit = max(self.updates.saturation.value(), min(balanced, float(self.baseline_local_steps)))
         return max(min(max(self.drift_steps, balanced), limit), 1.0)
 
-    def _exchange(self, ids: Sequence[str], pace: AdaptationLimits) -> Floats:
+    def _exchange(self, ids: Sequence[str], limits: AdaptationLimits) -> Floats:
         """Return the third quartile of each node's expected communication: the median and a margin of about one MAD."""
-        samples = self._monitor.exchange_samples(self._monitor.rows(ids), pace.window, pace.horizon)
+        samples = self._monitor.exchange_samples(self._monitor.rows(ids), limits.window, limits.horizon)
         quartile: Floats = quantiles(samples, [0.75])[0]
         return quartile
 
-    def _step(self, pace: AdaptationLimits) -> float:
+    def _step(self, limits: AdaptationLimits) -> float:
         """Return the largest factor of a change; powers of two need at least 2."""
-        return max(pace.step, 2.0) if self.config.powers_of_two else pace.step
+        return max(limits.step, 2.0) if self.config.powers_of_two else limits.step
 
-    def _step_bounds(self, pace: AdaptationLimits) -> tuple[int, int]:
+    def _step_bounds(self, limits: AdaptationLimits) -> tuple[int, int]:
         base, bound = self.baseline_local_steps, self.config.max_local_steps_factor
         if base == 1:
             return 1, 1
         least, most = max(2, round(base / bound)), max(2, int(base * bound))
-        low = min(max(least, int(self.local_steps / pace.step)), most)
-        return low, max(min(most, round(self.local_steps * pace.step)), low)
+        low = min(max(least, int(self.local_steps / limits.step)), most)
+        return low, max(min(most, round(self.local_steps * limits.step)), low)
 
     def _bounded(self, strategy: BatchSizeStrategy, wanted: Floats, before: Ints, rows: Ints, step: float) -> Ints:
         most = self._largest[rows]

@@ -52,7 +52,7 @@ class ComputeCosts:
         self._rate: Floats = np.zeros((0, 3))  # samples per second: smoothed, at the last move, noise
         self.overhead = RoundOverhead()
         """Overhead of each round, whatever its nodes do."""
-        self._ended = self._watched_seconds = 0.0
+        self._restarts = self._watched_seconds = 0.0
 
     def grow(self, rows: int) -> None:
         """Make room for at least `rows` nodes."""
@@ -76,15 +76,15 @@ class ComputeCosts:
         spread = np.where(first, 0.1 * samples_per_second, 0.7 * noise + 0.3 * np.abs(off))
         self._rate[rows] = np.stack([now, np.where(first, now, moved), spread], axis=1)
 
-    def observe_ends(self, ended: int, seconds: float) -> None:
-        """Record the number of node processes that ended in a round, and the total `seconds` that all of them ran."""
-        self._ended = _FORGET * self._ended + ended
+    def record_restarts(self, restarts: int, seconds: float) -> None:
+        """Record how many node processes restarted in a round, and the total `seconds` that all of them ran."""
+        self._restarts = _FORGET * self._restarts + restarts
         self._watched_seconds = _FORGET * self._watched_seconds + seconds
 
     @property
-    def ends_per_second(self) -> float:
+    def restarts_per_second(self) -> float:
         """Rate at which a node process ends, over all nodes: a single node ends too rarely to measure."""
-        return self._ended / self._watched_seconds if self._watched_seconds > 0 else 0.0
+        return self._restarts / self._watched_seconds if self._watched_seconds > 0 else 0.0
 
     def rates(self, rows: Ints) -> tuple[Floats, Floats, Floats]:
         """Return the samples per second of each node now and at its last move, and their noise; NaN if not measured."""
@@ -118,4 +118,4 @@ class ComputeCosts:
         if measured.any():
             fixed = np.where(measured, fixed, np.median(fixed[measured]))
             per_sample = np.where(measured, per_sample, np.median(per_sample[measured]))
-        return StepCost(fixed, per_sample, np.where(told_apart, 0.0, mean_x), self.ends_per_second)
+        return StepCost(fixed, per_sample, np.where(told_apart, 0.0, mean_x), self.restarts_per_second)

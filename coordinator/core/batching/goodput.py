@@ -44,7 +44,7 @@ class StepCost:
     fixed: Floats
     per_sample: Floats
     doubtful_below: Floats | float = 0.0
-    ends_per_second: float = 0.0
+    restarts_per_second: float = 0.0
     """Rate at which a node process ends."""
 
     def seconds(self, batches: Floats | Ints) -> Floats:
@@ -55,7 +55,7 @@ class StepCost:
 
     def expected(self, seconds: Floats) -> Floats:
         """Return the expected seconds to finish work that restarts whenever the node process ends: (e^λt - 1) / λ."""
-        rate = self.ends_per_second
+        rate = self.restarts_per_second
         return np.expm1(np.minimum(rate * seconds, _MOST_ENDS)) / rate if rate > 0 else seconds
 
 
@@ -85,7 +85,7 @@ def evaluate(
     )
 
 
-def hesitation(seconds: Floats | float, now_seconds: float, rounds: int) -> Floats | float:
+def switching_penalty(seconds: Floats | float, now_seconds: float, rounds: int) -> Floats | float:
     """Return the factor by which the goodput of a longer round must exceed the present one after `rounds` rounds.
 
     Progress counts when a round ends, and a target is reached in the middle of a round on average. Half of the
@@ -109,7 +109,7 @@ def best_plan(
     drift_steps: float,
     rounds: int,
 ) -> RoundPlan:
-    """Return the plan with the most progress per second, with `hesitation` towards longer rounds.
+    """Return the plan with the most progress per second, with `switching_penalty` towards longer rounds.
 
     Args:
         now: Present plan, which is one of the candidates.
@@ -134,7 +134,7 @@ def best_plan(
         batches = np.clip(fitting, least, most).astype(np.int64)
         seconds = cost.expected(communication_seconds + count * cost.seconds(batches)).max(axis=1)
         rates = batch_progress(batches.sum(axis=1), noise_scale) / np.maximum(seconds, 1e-9)
-        rates = rates / hesitation(seconds, now.seconds, rounds)
+        rates = rates / switching_penalty(seconds, now.seconds, rounds)
         plan = evaluate(
             count,
             batches[int(np.argmax(rates))],
@@ -143,7 +143,7 @@ def best_plan(
             noise_scale=noise_scale,
             drift_steps=drift_steps,
         )
-        worth = plan.goodput / float(hesitation(plan.seconds, now.seconds, rounds))
+        worth = plan.goodput / float(switching_penalty(plan.seconds, now.seconds, rounds))
         if worth > most_worth:
             best, most_worth = plan, worth
     return best

@@ -230,14 +230,14 @@ class DynamicNodeSelector:
     # ------------------------------------------------------------ deciding
 
     def select_nodes(
-        self, available: Sequence[str], *, round_num: int | None = None, outlook: SelectionContext | None = None
+        self, available: Sequence[str], *, round_num: int | None = None, context: SelectionContext | None = None
     ) -> list[str]:
         """Choose the nodes of the coming round.
 
         Args:
             available: Available nodes; duplicates are ignored.
             round_num: Number of the round; None for the one after the last.
-            outlook: Expectations for the round; None for the defaults.
+            context: Expectations of the round; None for the defaults.
 
         Returns:
             Selected nodes, in the order of `available`. `last_selection` holds the reasons, and the nodes that may get
@@ -247,7 +247,7 @@ class DynamicNodeSelector:
             UnknownName: A node is not registered.
         """
         round_number = self._round + 1 if round_num is None else round_num
-        return self._select(list(dict.fromkeys(available)), round_number, outlook or SelectionContext())
+        return self._select(list(dict.fromkeys(available)), round_number, context or SelectionContext())
 
     def select_all(self, available: Sequence[str], round_num: int, reason: SelectionReason) -> list[str]:
         """Select every node that the user has not excluded, for rounds without adaptation.
@@ -358,14 +358,14 @@ class DynamicNodeSelector:
         nodes = [node for node in self.overrides.nodes_with(override) if node in self._index]
         return np.isin(rows, self._index.rows(nodes)) if nodes else np.zeros(len(rows), bool)
 
-    def _select(self, ids: list[str], round_num: int, outlook: SelectionContext) -> list[str]:
+    def _select(self, ids: list[str], round_num: int, context: SelectionContext) -> list[str]:
         """Select nodes by the strategy. Probes, user overrides, quarantine and the maximum apply to its result."""
         rows, link_rows = self._index.rows(ids), self._monitor.rows(ids)
         self._round = round_num
         self._standings.release_due(rows, round_num)
         reasons, eligible = self._eligible(rows, link_rows)
-        exchange = self._monitor.exchange_samples(link_rows, outlook.window, outlook.horizon)
-        choice = self._choose(rows[eligible], link_rows[eligible], exchange[eligible], outlook, eligible)
+        exchange = self._monitor.exchange_samples(link_rows, context.window, context.horizon)
+        choice = self._choose(rows[eligible], link_rows[eligible], exchange[eligible], context, eligible)
         reasons[eligible] = choice.reasons
         chosen = np.zeros(len(ids), bool)
         chosen[eligible] = choice.chosen
@@ -376,7 +376,7 @@ class DynamicNodeSelector:
         chosen = self._capped(chosen, reasons, rows, link_rows)
         usual = exchange.mean(axis=1)
         probes = np.zeros(len(ids), bool)
-        if outlook.probes:
+        if context.probes:
             probes = self._probes(rows, link_rows, usual, chosen, reasons)
         reasons[probes & chosen] = CODE[SelectionReason.RECOVERY_PROBE]
         figures = {name: scatter_rows(values, eligible, len(ids)) for name, values in choice.figures.items()}
@@ -446,13 +446,13 @@ class DynamicNodeSelector:
             reasons[gone] = CODE[SelectionReason.OFFLINE]
         return reasons, np.flatnonzero(~(out | held | gone))
 
-    def _compute_seconds(self, rows: Ints, outlook: SelectionContext, eligible: Ints) -> Floats:
+    def _compute_seconds(self, rows: Ints, context: SelectionContext, eligible: Ints) -> Floats:
         """Return the expected computing time of each candidate."""
-        given = outlook.compute_seconds
+        given = context.compute_seconds
         return self._contributions.compute_seconds(rows) if given is None else given[eligible]
 
     def _choose(
-        self, rows: Ints, link_rows: Ints, exchange: Floats, outlook: SelectionContext, eligible: Ints
+        self, rows: Ints, link_rows: Ints, exchange: Floats, context: SelectionContext, eligible: Ints
     ) -> StrategyResult:
         count = len(rows)
         if not count:
@@ -460,13 +460,13 @@ class DynamicNodeSelector:
         config, strategy = self.config, self.strategy
         least = max(1, math.ceil(config.min_selected_share * count - 1e-9))
         most = self.max_selected_nodes or count
-        compute = self._compute_seconds(rows, outlook, eligible)
+        compute = self._compute_seconds(rows, context, eligible)
         seconds = exchange + compute[:, None]  # samples of each candidate's expected round
-        scores = self._scores(rows, link_rows, outlook.horizon)
+        scores = self._scores(rows, link_rows, context.horizon)
         if strategy is SelectionStrategy.ALL_AVAILABLE:
             return st.everyone(count)
         if strategy is SelectionStrategy.QUALITY_THRESHOLD:
-            links = self._monitor.scores(link_rows, outlook.horizon)
+            links = self._monitor.scores(link_rows, context.horizon)
             choice = st.at_least(st.above(links, config.quality_threshold, "link_score"), scores, 1)
         elif strategy is SelectionStrategy.TOP_N:
             choice = st.best_ranked(scores, self.max_selected_nodes or math.ceil(count / 2))
@@ -477,12 +477,12 @@ class DynamicNodeSelector:
             choice = st.above(share, config.contribution_threshold, "contribution_score")
             choice = st.at_least(choice, share, least)
         else:
-            batches = np.ones(count) if outlook.batch_sizes is None else outlook.batch_sizes[eligible]
+            batches = np.ones(count) if context.batch_sizes is None else context.batch_sizes[eligible]
             samples = batches * self._contributions.statistical_utility(rows)
-            noise = outlook.noise_scale if outlook.noise_scale is not None else float(samples.sum())
+            noise = context.noise_scale if context.noise_scale is not None else float(samples.sum())
             # Few measurements exaggerate the differences between links, so the required gain is larger.
             measured = float(np.median(self._monitor.rounds_measured(link_rows)))
-            gain = outlook.gain * (1.0 + 6.0 / max(measured, 1.0))
+            gain = context.gain * (1.0 + 6.0 / max(measured, 1.0))
             previous = self._round - self._contributions.last_round[rows] == 1
             choice = st.most_progress_per_second(
                 seconds, samples, noise, previous=previous, least=least, most=most, gain=gain

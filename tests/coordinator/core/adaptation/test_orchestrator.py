@@ -405,13 +405,13 @@ def test_a_lower_bound_below_what_is_usual_says_nothing() -> None:
 
 def test_how_often_processes_end_is_known_to_the_plans() -> None:
     run = Run(uniform).rounds(3)
-    assert run.adaptation.batches.costs.ends_per_second == 0.0
+    assert run.adaptation.batches.costs.restarts_per_second == 0.0
     metrics = {"loss": 1.0, "round_time": 1.0, "samples": 640, "ended": (3, 6.0)}
     run.adaptation.post_round_evaluation(4, metrics)
     costs = run.adaptation.batches.costs
-    assert costs.fit(run.adaptation.batches.rows(NODES)).ends_per_second == costs.ends_per_second == 0.5
+    assert costs.fit(run.adaptation.batches.rows(NODES)).restarts_per_second == costs.restarts_per_second == 0.5
     run.adaptation.post_round_evaluation(5, {**metrics, "ended": (0, 6.0)})
-    assert 0.2 < costs.ends_per_second < 0.25, "it is forgotten, slowly"
+    assert 0.2 < costs.restarts_per_second < 0.25, "it is forgotten, slowly"
 
 
 def test_a_trial_measures_the_card_though_its_samples_count_nothing() -> None:

@@ -60,7 +60,7 @@ def test_latency_moves_sizes_both_ways_and_gradually() -> None:
     for node, latency in zip(NODES, (2.0, 25.0, 100.0, 400.0), strict=True):
         for _ in range(20):
             monitor.record_communication(node, latency, True)
-    changes = controller.evaluate_and_adapt(pace=AdaptationLimits(step=1.5))
+    changes = controller.evaluate_and_adapt(limits=AdaptationLimits(step=1.5))
     assert set(changes) == {"a", "c", "d"}
     assert (changes["a"].new, changes["a"].reason) == (43, BatchReason.LATENCY_LOW)
     assert (changes["d"].new, changes["d"].reason) == (96, BatchReason.LATENCY_HIGH)
@@ -108,7 +108,7 @@ def test_powers_of_two_move_under_every_policy(strategy: BatchSizeStrategy, step
     for _ in range(12):
         monitor.record_communication("a", 400.0, True)
         measured(monitor, controller, "a", exchange=0.5, per_sample=1e-6, rounds=1)
-        controller.evaluate_and_adapt(pace=AdaptationLimits(step=step))
+        controller.evaluate_and_adapt(limits=AdaptationLimits(step=step))
     size = controller.get_batch_size("a")
     assert size >= 256
     assert math.log2(size).is_integer()
@@ -116,14 +116,14 @@ def test_powers_of_two_move_under_every_policy(strategy: BatchSizeStrategy, step
         monitor.record_communication("a", 1.0, True)
     if strategy is BatchSizeStrategy.LATENCY_BASED:
         for _ in range(12):
-            controller.evaluate_and_adapt(pace=AdaptationLimits(step=step))
+            controller.evaluate_and_adapt(limits=AdaptationLimits(step=step))
         assert controller.get_batch_size("a") == 32  # the least power of two that the minimum allows
 
 
 def test_goodput_does_not_speak_of_idle_time_where_nobody_waits() -> None:
     monitor, controller = controller_of(BatchSizeStrategy.GOODPUT, ["a"])
     measured(monitor, controller, "a", exchange=0.5, per_sample=1e-5)
-    change = controller.evaluate_and_adapt(pace=AdaptationLimits(step=2.0))["a"]
+    change = controller.evaluate_and_adapt(limits=AdaptationLimits(step=2.0))["a"]
     assert change.new > change.old
     assert change.reason is BatchReason.MORE_PROGRESS_PER_SECOND
     assert change.figures["idle_seconds"] == pytest.approx(0.0)
@@ -135,7 +135,7 @@ def test_hybrid_lies_between_its_two_halves() -> None:
         monitor.record_communication("a", 225.0, True)  # latency alone wants 192
     for _ in range(3):
         controller.record_performance("a", 640, 1.0)  # throughput alone tries a quarter more
-    controller.evaluate_and_adapt(pace=AdaptationLimits(step=10.0))
+    controller.evaluate_and_adapt(limits=AdaptationLimits(step=10.0))
     assert controller.get_batch_size("a") == round(0.6 * 192 + 0.4 * 80)
 
 
@@ -145,7 +145,7 @@ def test_goodput_gives_equal_finish_times_at_the_barrier() -> None:
     for _ in range(6):
         for node, exchange, cost in zip(NODES, exchanges, costs, strict=True):
             measured(monitor, controller, node, exchange=exchange, per_sample=cost)
-        controller.evaluate_and_adapt(pace=AdaptationLimits(step=2.0, gain=0.0))
+        controller.evaluate_and_adapt(limits=AdaptationLimits(step=2.0, gain=0.0))
     sizes = controller.get_batch_sizes(NODES)
     finish = [e + c * sizes[node] for node, e, c in zip(NODES, exchanges, costs, strict=True)]
     assert max(finish) / min(finish) < 1.15
@@ -156,7 +156,7 @@ def test_goodput_says_whether_a_node_fills_idle_time_or_shortens_the_round() -> 
     monitor, controller = controller_of(BatchSizeStrategy.GOODPUT, ["fast", "slow"])
     measured(monitor, controller, "fast", exchange=0.01, per_sample=1e-4)
     measured(monitor, controller, "slow", exchange=0.01, per_sample=1e-2)
-    changes = controller.evaluate_and_adapt(pace=AdaptationLimits(step=1.5, gain=0.0))
+    changes = controller.evaluate_and_adapt(limits=AdaptationLimits(step=1.5, gain=0.0))
     assert changes["fast"].reason is BatchReason.FILLS_IDLE_TIME
     assert changes["fast"].figures["idle_seconds"] > 0
     if "slow" in changes and changes["slow"].new < 64:
@@ -169,7 +169,7 @@ def test_goodput_takes_more_local_steps_where_communication_dominates_and_not_wh
         for _ in range(6):
             for node in NODES:
                 measured(monitor, controller, node, exchange=exchange, per_sample=per_sample)
-            controller.evaluate_and_adapt(pace=AdaptationLimits(step=2.0))
+            controller.evaluate_and_adapt(limits=AdaptationLimits(step=2.0))
         assert (controller.local_steps > 15) is more
 
 
@@ -178,7 +178,7 @@ def test_plain_gradients_stay_plain_gradients() -> None:
     for node in NODES:
         measured(monitor, controller, node, exchange=1.0, per_sample=1e-5)
     for _ in range(5):
-        controller.evaluate_and_adapt(pace=AdaptationLimits(step=4.0))
+        controller.evaluate_and_adapt(limits=AdaptationLimits(step=4.0))
     assert controller.local_steps == 1
 
 
@@ -188,7 +188,7 @@ def test_limits_of_the_card_and_powers_of_two_are_kept() -> None:
     for _ in range(8):
         for node in NODES:
             measured(monitor, controller, node, exchange=0.5, per_sample=1e-6)
-        controller.evaluate_and_adapt(pace=AdaptationLimits(step=4.0))
+        controller.evaluate_and_adapt(limits=AdaptationLimits(step=4.0))
     sizes = controller.get_batch_sizes(NODES)
     assert sizes["a"] == 64
     assert all(math.log2(size).is_integer() for size in sizes.values())

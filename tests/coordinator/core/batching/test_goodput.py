@@ -25,7 +25,7 @@ def test_the_best_plan_beats_every_plan_on_a_grid() -> None:
 
 
 def test_work_that_is_begun_anew_at_each_end_of_a_process_is_kept_short() -> None:
-    lives = gp.StepCost(np.zeros(2), np.full(2, 1e-3), ends_per_second=1.0 / 3.0)
+    lives = gp.StepCost(np.zeros(2), np.full(2, 1e-3), restarts_per_second=1.0 / 3.0)
     assert lives.expected(np.array([0.03, 3.0, 30.0])) == pytest.approx([0.03015, 5.155, 66_076.4], rel=1e-3)
     assert np.isfinite(lives.expected(np.array([1e9])))
     steady = gp.StepCost(lives.fixed, lives.per_sample)
@@ -67,9 +67,9 @@ def test_without_norms_the_prior_holds() -> None:
 
 
 def test_a_longer_round_has_to_pay_for_its_lateness_early_on() -> None:
-    assert gp.hesitation(1.0, 2.0, 1) == 1.0, "shorter rounds are free"
-    assert gp.hesitation(4.0, 2.0, 1) == pytest.approx(1.5)
-    assert gp.hesitation(4.0, 2.0, 10) == pytest.approx(1.05)
+    assert gp.switching_penalty(1.0, 2.0, 1) == 1.0, "shorter rounds are free"
+    assert gp.switching_penalty(4.0, 2.0, 1) == pytest.approx(1.5)
+    assert gp.switching_penalty(4.0, 2.0, 10) == pytest.approx(1.05)
 
 
 def test_where_one_size_was_run_only_neither_larger_nor_smaller_batches_look_cheap() -> None:
@@ -80,10 +80,10 @@ def test_where_one_size_was_run_only_neither_larger_nor_smaller_batches_look_che
 
 def test_ends_of_processes_are_counted_by_the_time_that_was_watched() -> None:
     costs = ComputeCosts()
-    assert costs.ends_per_second == 0.0
-    costs.observe_ends(0, 0.0)
-    assert costs.ends_per_second == 0.0
-    costs.observe_ends(1, 0.5)
-    assert costs.ends_per_second == pytest.approx(2.0)
-    costs.observe_ends(0, 1.0)
-    assert costs.ends_per_second == pytest.approx(0.85 / 1.425)
+    assert costs.restarts_per_second == 0.0
+    costs.record_restarts(0, 0.0)
+    assert costs.restarts_per_second == 0.0
+    costs.record_restarts(1, 0.5)
+    assert costs.restarts_per_second == pytest.approx(2.0)
+    costs.record_restarts(0, 1.0)
+    assert costs.restarts_per_second == pytest.approx(0.85 / 1.425)

@@ -67,12 +67,12 @@ def train(monitor: NetworkQualityMonitor, controller: AdaptiveBatchController, n
         seconds = exchange + compute
         told = None if place % 2 else compute
         controller.record_performance(node, samples, seconds, steps=steps, compute_seconds=told)
-    controller.costs.observe_ends(number % 2, 4.0 * number)
+    controller.costs.record_restarts(number % 2, 4.0 * number)
     controller.updates.noise.observe(3.0 + 0.1 * number, 1.0, 6, 64.0 + number)
 
 
 def story_of_strategy(name: str) -> Iterator[str]:
-    settings, pace, steps = SETTINGS[name]
+    settings, limits, steps = SETTINGS[name]
     for strategy in BatchSizeStrategy:
         monitor = NetworkQualityMonitor(clock=ManualClock())
         config = BatchConfig.model_validate(settings)
@@ -85,7 +85,9 @@ def story_of_strategy(name: str) -> Iterator[str]:
             train(monitor, controller, number)
             monitor.update()
             yield f"  {number}: {controller.local_steps} steps of {shown(controller.compute_seconds(NODES))} s"
-            changes = controller.evaluate_and_adapt(NODES[: 6 - number % 2], reference_nodes=5 + number % 2, pace=pace)
+            changes = controller.evaluate_and_adapt(
+                NODES[: 6 - number % 2], reference_nodes=5 + number % 2, limits=limits
+            )
             for change in changes.values():
                 figures = shown(change.figures)
                 yield f"    {change.node_id}: {change.old} to {change.new}, {change.reason} {figures}"
@@ -106,7 +108,7 @@ def _costs(controller: AdaptiveBatchController) -> list[Any]:
     rows = controller.rows(NODES)
     cost = controller.costs.fit(rows)
     rates = controller.costs.rates(rows)
-    return [cost.fixed, cost.per_sample, cost.doubtful_below, cost.ends_per_second, *rates]
+    return [cost.fixed, cost.per_sample, cost.doubtful_below, cost.restarts_per_second, *rates]
 
 
 def story_of_formulas() -> Iterator[str]:
@@ -133,7 +135,8 @@ def story_of_formulas() -> Iterator[str]:
             worth = f"{best.seconds:.6g} {best.goodput:.6g}"
             yield f"  after {rounds}, {bounds}: {best.steps} of {shown(best.batches)}, {worth}"
     for seconds, rounds in product((0.5, 1.0, 3.0), (0, 1, 2, 10)):
-        yield f"hesitation at {seconds:g} after {rounds}: {float(gp.hesitation(seconds, 1.0, rounds)):.6g}"
+        penalty = float(gp.switching_penalty(seconds, 1.0, rounds))
+        yield f"switching penalty at {seconds:g} after {rounds}: {penalty:.6g}"
     for nodes, samples, square in product((1, 2, 8), (0.0, 64.0), (0.5, 1.0, 1.9, 2.5)):
         estimate = gp.NoiseScale()
         seen = []

@@ -95,7 +95,7 @@ def test_utility_gives_the_figures_that_made_it_decide() -> None:
 def test_a_slow_node_is_kept_where_its_samples_pay() -> None:
     cluster = warmed(SelectionStrategy.UTILITY)
     computing = SelectionContext(compute_seconds=np.full(10, 30.0))  # beside it the network is nothing
-    assert cluster.selector.select_nodes(ALL, outlook=computing) == ALL
+    assert cluster.selector.select_nodes(ALL, context=computing) == ALL
     assert cluster.reason("bad_0") is SelectionReason.WORTH_ITS_TIME
 
 
@@ -285,7 +285,7 @@ def test_figures_tell_whether_the_link_or_the_card_is_slow() -> None:
     cluster = warmed(SelectionStrategy.UTILITY)
     compute = np.full(10, 0.02)
     compute[0] = 5.0
-    cluster.selector.select_nodes(ALL, outlook=SelectionContext(compute_seconds=compute))
+    cluster.selector.select_nodes(ALL, context=SelectionContext(compute_seconds=compute))
     card, link = (cluster.selector.get_node_details(node)["figures"] for node in ("good_0", "bad_0"))
     assert card["compute_seconds"] > 10 * card["communication_seconds"]
     assert link["communication_seconds"] > 10 * link["compute_seconds"]
@@ -383,7 +383,7 @@ class Probed(Cluster):
         self.clock.advance(0.1)
 
     def choose(self, *, probes: bool = True) -> list[str]:
-        return self.selector.select_nodes(ALL, outlook=SelectionContext(probes=probes))
+        return self.selector.select_nodes(ALL, context=SelectionContext(probes=probes))
 
     @property
     def probes(self) -> list[str]:
@@ -467,5 +467,5 @@ def test_a_node_that_failed_is_not_probed_in_quarantine() -> None:
 def test_somebody_else_is_always_awaited() -> None:
     cluster = Probed(SelectionStrategy.UTILITY)
     cluster.choose()
-    assert cluster.selector.select_nodes(["bad_0"], outlook=SelectionContext(probes=True)) == ["bad_0"]
+    assert cluster.selector.select_nodes(["bad_0"], context=SelectionContext(probes=True)) == ["bad_0"]
     assert cluster.probes == []
