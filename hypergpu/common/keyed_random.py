@@ -67,6 +67,11 @@ class KeyedRandom:
             z ^= z >> np.uint64(31)
         return (z >> np.uint64(11)).astype(np.float64) * _TO_UNIT
 
+    def normals(self, start: int, count: int) -> list[float]:
+        """Return `normal(start) … normal(start + count - 1)` at once."""
+        half = 0.5 * _TO_UNIT
+        return [_INVERSE_NORMAL(uniform + half) for uniform in self.uniforms(start, count).tolist()]
+
     def generator(self, index: int = 0) -> "np.random.Generator":
         """Return a numpy generator seeded by this stream, for permutations and partitions."""
         import numpy as np  # noqa: PLC0415 - lazily, as above

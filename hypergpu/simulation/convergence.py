@@ -153,6 +153,7 @@ class ConvergenceBackend:
         self.parameters_version = 0
         """Version of the parameters of the round."""
         self._draws = KeyedRandom(config.seed, "convergence")
+        self._noises: tuple[int, list[float]] = (0, [])  # a round, and those of its shards
         self._path = self._velocity = self._kept = 0.0
         self._loss = self._model.loss(0.0)
         self._losses: dict[tuple[int, int, float], tuple[float, float]] = {}
@@ -197,7 +198,7 @@ class ConvergenceBackend:
         work = steps, batch_size, learning_rate = order.local_steps, order.batch_size, order.learning_rate
         samples = batch_size * steps
         self._last = (steps, steps * learning_rate / model.learning_rate)
-        noise = model.loss_spread * self._draws.normal((order.round << 20) + order.shard.index)
+        noise = model.loss_spread * self._noise(order)
         before = self._loss * (1 + noise / batch_size**0.5)
         losses = self._losses.get(work)
         if losses is None:  # the same for all nodes with as much work
@@ -207,6 +208,14 @@ class ConvergenceBackend:
         midway, end = losses
         after = before * end / self._loss
         return Trained(samples, midway * (1 + noise / samples**0.5), before, before, loss_after=after)
+
+    def _noise(self, order: ev.WorkAssigned) -> float:
+        """Return the noise of a work unit, drawn for all shards of its round at once."""
+        number, noises = self._noises
+        if number != order.round or order.shard.index >= len(noises):
+            noises = self._draws.normals(order.round << 20, order.shard.count)
+            self._noises = order.round, noises
+        return noises[order.shard.index]
 
     def add(self, weight: int) -> None:
         """Count an accepted update."""

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def simulate(
         time=time,
         compute=compute or SimulatedCards(scenario),
         seed=scenario.seed,
-        payload_bytes=learning.payload_bytes,
+        payload_bytes=cache(learning.payload_bytes),
         config=config,
         handling_seconds=scenario.handling_seconds,
     )

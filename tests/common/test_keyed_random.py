@@ -35,6 +35,7 @@ def test_other_seeds_keys_and_types_give_other_streams() -> None:
 def test_many_at_once_are_the_same_draws() -> None:
     draws = KeyedRandom(9, "link")
     assert draws.uniforms(5, 100).tolist() == [draws.uniform(5 + i) for i in range(100)]
+    assert draws.normals(5, 1000) == [draws.normal(5 + i) for i in range(1000)]
 
 
 @given(seed=st.integers(0, 2**63), start=st.integers(0, 2**30), steps=st.lists(st.integers(-3, 300), max_size=40))
