@@ -19,12 +19,22 @@ _PROFILES = ["good", "good", "average", "average", "poor", "good", "average", "u
 _CARDS = ["A100", "RTX-4090", "T4", "V100"]
 
 
-def measure(name: str, nodes: int, rounds: int, *, policy: str = "reactive", model_bytes: int = 0) -> dict[str, Any]:
+def measure(
+    name: str, nodes: int, rounds: int, *, policy: str = "reactive", loss_model: str = "transport", model_bytes: int = 0
+) -> dict[str, Any]:
     """One run: CPU seconds (the machine may do other things), messages, and the most memory so far."""
     group = {"id": "node", "count": nodes, "gpu": _CARDS, "profile": _PROFILES}
     curve = {"model_bytes": model_bytes} if model_bytes else {}
     scenario = Scenario.model_validate(
-        {"name": name, "learning": "model", "convergence": curve, "rounds": rounds, "policy": policy, "nodes": [group]}
+        {
+            "name": name,
+            "learning": "model",
+            "convergence": curve,
+            "rounds": rounds,
+            "policy": policy,
+            "loss_model": loss_model,
+            "nodes": [group],
+        }
     )
     began = time.process_time()
     outcome = simulate(scenario)
@@ -50,6 +60,7 @@ def main(
     measure("warm-up", 50, 5, policy="none")  # the first run of a process loads and specialises code
     rows = [
         measure("messages, 77 kB model", 200, 50, policy="none"),
+        measure("messages, losses of RPCs", 200, 50, policy="none", loss_model="rpc"),
         measure("messages, 47 MB model", 50, 20, policy="none", model_bytes=RESNET_18_BYTES),
         *(measure(f"cost at {nodes} nodes", nodes, 20, policy="none") for nodes in (250, 1000, 4000)),
         measure("1,000 nodes × 100", 1000, 100),
