@@ -227,10 +227,12 @@ class LinkHistory:
             if not streak:
                 columns.outage_lost[row], columns.outage_weight[row] = lost, weight
             columns.streak[row] = streak + times
-        failed = 0.0 if success else 1.0
         for _ in range(times):
-            lost = LOSS_MEMORY * lost + failed
             weight = LOSS_MEMORY * weight + 1.0
+        if lost or not success:
+            failed = 0.0 if success else 1.0
+            for _ in range(times):
+                lost = LOSS_MEMORY * lost + failed
         losses[row], weights[row] = lost, weight
         self.outcomes.push(row, float(success), times)
         columns.seen[row] += times

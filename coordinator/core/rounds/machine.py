@@ -325,7 +325,9 @@ class RoundMachine:
                 opening.straggler_returned(state, member, self.config.quorum)
             dispatch.refuse_update(event, status or ev.UpdateStatus.STALE, member, state.round, effects)
             return
-        outlier = state.guards.norms.judge(event.norm, current.units[event.node].expected_norm_scale)
+        outlier = None
+        if event.norm is not None:
+            outlier = state.guards.norms.judge(event.norm, current.units[event.node].expected_norm_scale)
         if outlier is not None:
             dispatch.refuse_outlier(current, event, outlier, effects)
         else:

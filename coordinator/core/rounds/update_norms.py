@@ -37,15 +37,13 @@ class NormBound:
         self._accepted: deque[float] = deque(maxlen=HISTORY)
         self._refused = 0
 
-    def judge(self, norm: float | None, scale: float) -> Outlier | None:
+    def judge(self, norm: float, scale: float) -> Outlier | None:
         """Return why an update is refused, or None; add an accepted norm to the history.
 
         Args:
-            norm: Euclidean norm of the update; None = not measured.
+            norm: Euclidean norm of the update.
             scale: expected scale of the norm, such as steps × learning rate.
         """
-        if norm is None:
-            return None
         relative, middle = norm / scale, self._median()
         if relative > FACTOR * middle:
             if self._refused < MOST_REFUSED:

@@ -2,8 +2,6 @@
 
 import math
 
-import pytest
-
 from hypergpu.coordinator.core.rounds.update_norms import FACTOR, HISTORY, LEAST_KNOWN, MOST_REFUSED, NormBound, Outlier
 
 
@@ -59,8 +57,7 @@ def test_after_so_many_refusals_in_a_row_it_is_the_norms_that_have_changed() -> 
     assert bound.judge(1201.0, 1.0) is not None
 
 
-@pytest.mark.parametrize("norms", [[None] * 9, [0.0] * 9])
-def test_norms_that_are_not_measured_or_do_not_move_bound_nothing(norms: list[float | None]) -> None:
+def test_norms_that_do_not_move_bound_nothing() -> None:
     bound = NormBound()
-    assert all(bound.judge(norm, 1.0) is None for norm in norms)
+    assert all(bound.judge(0.0, 1.0) is None for _ in range(9))
     assert bound.judge(1e30, 1.0) is None
