@@ -48,7 +48,7 @@ def at_deadline(
         figures: Figures = {
             "contributed": len(current.contributions),
             "outstanding": current.live,
-            "quorum": current.quorum,
+            "quorum": current.settings.quorum,
             "seconds": current.deadline_at - current.started_at,
         }
         effects.decide(DecisionKind.DEADLINE, CLUSTER, DeadlineReason.EXTENDED, figures)
@@ -84,7 +84,7 @@ def shorten_deadline(
 
 def _close(current: Round, reason: CloseReason, members: Membership, config: TrainingConfig, now: float) -> CloseRound:
     _mark_stragglers(current, members)
-    last = config.is_last(current.number)
+    last, settings = config.is_last(current.number), current.settings
     return CloseRound(
         current.number,
         current.all_contributions(now),
@@ -94,10 +94,10 @@ def _close(current: Round, reason: CloseReason, members: Membership, config: Tra
         current.mean_loss,
         evaluate=last or current.number % config.evaluate_every == 0,
         restarts=members.drain_restarts(now),
-        server_momentum=current.server_momentum,
-        local_steps=current.local_steps,
-        learning_rate=current.optimizer.learning_rate,
-        local_optimizer=current.optimizer.name,
+        server_momentum=settings.server_momentum,
+        local_steps=settings.local_steps,
+        learning_rate=settings.optimizer.learning_rate,
+        local_optimizer=settings.optimizer.name,
     )
 
 

@@ -13,7 +13,7 @@ from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.events import AbandonRound, Shard
 from hypergpu.coordinator.core.rounds.membership import ConnectionState, Member, Membership
 from hypergpu.coordinator.core.rounds.state import OPEN, OpeningState, RoundState
-from hypergpu.coordinator.core.rounds.work import Round, WorkUnit
+from hypergpu.coordinator.core.rounds.work import Round, RoundSettings, WorkUnit
 
 SHARD_RETENTION_ROUNDS = 3
 """Rounds for which the shard of a lost node is kept for its return, before the data is split anew."""
@@ -153,20 +153,20 @@ def open_round(
     units = _plan_units(state, state.shards.assign(chosen), plan, config, probes)
     deadline = _set_deadline(state, units, plan, effects)
     opening.first_round_opened, opening.waiting_for = True, ""
-    close_share = config.close_share if plan.close_share is None else plan.close_share
-    state.open_round = Round.open(
-        state.round,
-        now,
-        now + deadline.seconds,
-        units,
+    state.open_round = Round.open(state.round, now, now + deadline.seconds, units, _settings(plan, config))
+    state.phase = OPEN
+    return state.open_round
+
+
+def _settings(plan: RoundPlan, config: TrainingConfig) -> RoundSettings:
+    """Return the settings of a round: as planned, else as configured."""
+    return RoundSettings(
         quorum=config.quorum,
-        close_share=close_share,
+        close_share=config.close_share if plan.close_share is None else plan.close_share,
         server_momentum=plan.server_momentum,
         optimizer=plan.optimizer or config.first_optimizer,
         local_steps=_local_steps(plan, config),
     )
-    state.phase = OPEN
-    return state.open_round
 
 
 def _wait(opening: OpeningState, decision: Wait, effects: EffectBuffer) -> None:

@@ -73,6 +73,21 @@ class WorkUnit:
         return self.local_steps * self.optimizer.learning_rate if self.local_steps > 1 else 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class RoundSettings:
+    """Settings of one round, which hold from its opening to its close."""
+
+    quorum: float
+    """Share of the updates that the round needs to count at its deadline."""
+    close_share: float
+    """Share of the awaited nodes whose updates close the round at once."""
+    server_momentum: float | None
+    """Momentum of the step after the round; None = as configured."""
+    optimizer: LocalOptimizer
+    """Optimizer of the nodes without a trial."""
+    local_steps: int
+
+
 @dataclass(slots=True)
 class Round:
     """An open round. Each method takes O(1), except for those that read all units."""
@@ -80,15 +95,8 @@ class Round:
     number: int
     started_at: float
     deadline_at: float
-    quorum: float
     units: dict[str, WorkUnit]
-    close_share: float = 1.0
-    """Share of the awaited nodes whose updates close the round at once."""
-    server_momentum: float | None = None
-    """Momentum of the step after the round; None = as configured."""
-    optimizer: LocalOptimizer = field(default_factory=lambda: LocalOptimizer("sgd", 0.0))
-    """Optimizer of the nodes without a trial."""
-    local_steps: int = 1
+    settings: RoundSettings
     extensions: int = 0
     live: int = 0
     """Number of awaited units whose update is still expected."""
@@ -102,45 +110,24 @@ class Round:
 
     @classmethod
     def open(
-        cls,
-        number: int,
-        now: float,
-        deadline_at: float,
-        units: Iterable[WorkUnit],
-        *,
-        quorum: float,
-        close_share: float,
-        server_momentum: float | None = None,
-        optimizer: LocalOptimizer,
-        local_steps: int,
+        cls, number: int, now: float, deadline_at: float, units: Iterable[WorkUnit], settings: RoundSettings
     ) -> "Round":
         """Return a round in which no unit is assigned yet."""
         by_node = {unit.node: unit for unit in units}
         awaited = sum(unit.awaited for unit in by_node.values())
-        return cls(
-            number,
-            now,
-            deadline_at,
-            quorum,
-            by_node,
-            close_share,
-            server_momentum,
-            optimizer,
-            local_steps,
-            live=awaited,
-            awaited=awaited,
-        )
+        return cls(number, now, deadline_at, by_node, settings, live=awaited, awaited=awaited)
 
     @property
     def has_quorum(self) -> bool:
         """True if enough of the nodes that can still contribute have done so."""
         done = len(self.contributions)
-        return done >= 1 and done >= math.ceil(self.quorum * (done + self.live) - 1e-9)
+        return done >= 1 and done >= math.ceil(self.settings.quorum * (done + self.live) - 1e-9)
 
     @property
     def has_enough(self) -> bool:
         """True if enough of the nodes have contributed to close the round without the others."""
-        return self.close_share < 1.0 and len(self.contributions) >= math.ceil(self.close_share * self.awaited - 1e-9)
+        share = self.settings.close_share
+        return share < 1.0 and len(self.contributions) >= math.ceil(share * self.awaited - 1e-9)
 
     @property
     def mean_loss(self) -> float:
@@ -227,7 +214,13 @@ class Round:
         del self.units[former]
         batch = min(orphan.batch_size, largest_batch) if largest_batch else orphan.batch_size
         unit = self.units[node] = WorkUnit(
-            node, orphan.shard, batch, orphan.local_steps, self.optimizer, orphan.codecs, incarnation=incarnation
+            node,
+            orphan.shard,
+            batch,
+            orphan.local_steps,
+            self.settings.optimizer,
+            orphan.codecs,
+            incarnation=incarnation,
         )
         self.live += 1
         self.awaited += not orphan.awaited
