@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from hypergpu.common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, OutOfMemory, UnknownName
 from hypergpu.common.keyed_random import KeyedRandom
@@ -270,9 +272,7 @@ class Trainer:
         parameters, gradients = self.model.parameters, self.model.gradients
         if local.optimizer == "sgd":
             return lambda: parameters.add_(gradients, alpha=-local.learning_rate)
-        flat = parameters.detach()  # shares the memory of all parameters
-        flat.grad = gradients
-        return torch.optim.AdamW([flat], lr=local.learning_rate).step
+        return _adamw(parameters.detach(), gradients, local.learning_rate)
 
     def _write_update(self, local_steps: int, changing: slice) -> None:
         """Write the change of the part `changing`, and with one step the gradients, to the buffer of the update."""
@@ -412,6 +412,32 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def _adamw(parameters: Tensor, gradients: Tensor, learning_rate: float) -> Callable[[], None]:
+    """Return the function that takes a step of AdamW, with the defaults of `torch.optim.AdamW`.
+
+    The class of that name imports torch's compiler: seconds in which the first work unit of each node would wait.
+    """
+    first, second = torch.zeros_like(parameters), torch.zeros_like(parameters)
+    step = torch.zeros((), device=parameters.device)
+    return partial(
+        adamw,
+        [parameters],
+        [gradients],
+        [first],
+        [second],
+        [],
+        [step],
+        fused=True,
+        amsgrad=False,
+        beta1=0.9,
+        beta2=0.999,
+        lr=learning_rate,
+        weight_decay=0.01,
+        eps=1e-8,
+        maximize=False,
+    )
 
 
 def _micro_batches(inputs: Tensor, targets: Tensor, micro_batch: int | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -191,6 +191,7 @@ class Worker:
         few = trainer.samples(range(min(_MEASURED_SAMPLES, count(trainer.task.train))))
         memory = MemoryModel(trainer.model.manifest.total_bytes, trainer.measure_activations(*few))
         memory.require(1, self.specs)
+        trainer.time_step(*few)  # the first pass of a process is slow, and would be taken for the node's speed
         if self.specs.simulated:
             times = self._step_times(trainer, memory.activation_bytes)
             compute = ComputeModel(
@@ -219,7 +220,7 @@ class Worker:
             train = prepared.trainer.task.train
             samples = count(train) if scheme == "iid" else labels(train)
             prepared.partition = (key, partition(scheme, samples, shards, seed, alpha=alpha))
-        return ShardOrder(prepared.partition[1][index], seed, index)
+        return ShardOrder(prepared.partition[1], index)
 
     def work(
         self,

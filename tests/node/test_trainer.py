@@ -1,4 +1,6 @@
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypergpu.tasks.samples import fetch
 
 
 def _order(samples: int, index: int = 0, shards: int = 1) -> ShardOrder:
-    return ShardOrder(partition("iid", samples, shards, 5)[index], 5, index)
+    return ShardOrder(partition("iid", samples, shards, 5), index)
 
 
 @pytest.mark.parametrize("nodes", [2, 5])
@@ -105,6 +107,22 @@ def test_local_steps_by_adamw_are_those_of_torch_and_begin_without_state_each_ti
         change = model.flat() - parameters
         assert np.abs(change).max() > 0.003
         assert np.allclose(update.flat, change, atol=2e-6)
+
+
+def test_adamw_does_not_import_a_compiler() -> None:
+    """The class of torch.optim does: seconds, in the first work unit of each node."""
+    code = """
+import sys
+from hypergpu.node.trainer import Trainer
+from hypergpu.tasks import load_task
+trainer = Trainer(load_task("digits"), 0)
+parameters, samples = trainer.model.flat(), trainer.samples(range(8))
+update = trainer.work(parameters, lambda _: samples, local_steps=2, learning_rate=0.001, optimizer="adamw")
+assert abs(update.flat).max() > 0.0005
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "False"
 
 
 def test_a_single_step_sends_the_gradient_whatever_the_local_optimiser() -> None:
