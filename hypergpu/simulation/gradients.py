@@ -34,7 +34,7 @@ class GradientBackend:
         self._model = GlobalModel(model.manifest, model.flat(), model.parameter_count, config)
         self._outgoing = OutgoingParameters(self._model, parameters_codec)
         self._sizes = count(task.train) if config.shards_are_alike else labels(task.train)
-        self._shards: Partition = ()
+        self._partition: tuple[int, Partition] | None = None
         self._orders: dict[int, ShardOrder] = {}
         self._encoders: dict[str, UpdateEncoder] = {}
         """Encoder of each node, with its residual."""
@@ -135,14 +135,12 @@ class GradientBackend:
 
     def _order_of(self, shard: ev.Shard) -> ShardOrder:
         config = self._config
-        if len(self._shards) != shard.count:
-            self._shards = partition(
-                config.partition, self._sizes, shard.count, config.seed, alpha=config.dirichlet_alpha
-            )
-            self._orders = {}
+        if self._partition is None or self._partition[0] != shard.count:
+            dealt = partition(config.partition, self._sizes, shard.count, config.seed, alpha=config.dirichlet_alpha)
+            self._partition, self._orders = (shard.count, dealt), {}
         order = self._orders.get(shard.index)
         if order is None:
-            order = self._orders[shard.index] = ShardOrder(self._shards[shard.index], config.seed, shard.index)
+            order = self._orders[shard.index] = ShardOrder(self._partition[1], shard.index)
         return order
 
 

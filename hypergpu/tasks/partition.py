@@ -3,6 +3,7 @@
 Coordinator and nodes compute the same shards from (scheme, seed, count), so only an index and a cursor travel.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,13 +13,64 @@ from hypergpu.common.errors import InvalidInput, UnknownName
 from hypergpu.common.keyed_random import KeyedRandom
 
 Indices = npt.NDArray[np.int64]
-Partition = Sequence[Indices]
 
 SCHEMES = ("dirichlet", "iid")
 
 
+class Partition(ABC):
+    """Samples of each shard in each epoch. In an epoch, each sample is in exactly one shard, and no shard is empty."""
+
+    @abstractmethod
+    def size(self, shard: int) -> int:
+        """Return the number of samples of a shard, the same in each epoch."""
+
+    @abstractmethod
+    def epoch(self, shard: int, number: int) -> Indices:
+        """Return the samples of a shard in epoch `number`, in the order of training."""
+
+
+class ReshuffledPartition(Partition):
+    """Deals all samples anew in each epoch, at random, to shards whose sizes differ by at most one.
+
+    A node thus sees all of the data over time, and several passes in one round do not overfit its share of it.
+    """
+
+    def __init__(self, samples: int, count: int, seed: int) -> None:
+        self._samples, self._count, self._seed = samples, count, seed
+        self._order: tuple[int, Indices] = -1, np.empty(0, np.int64)
+
+    def size(self, shard: int) -> int:
+        """Return the number of samples of a shard."""
+        return self._start(shard + 1) - self._start(shard)
+
+    def epoch(self, shard: int, number: int) -> Indices:
+        """Return the samples of a shard in epoch `number`."""
+        if number != self._order[0]:
+            generator = KeyedRandom(self._seed, "partition", "iid", number).generator()
+            self._order = number, generator.permutation(self._samples)
+        return self._order[1][self._start(shard) : self._start(shard + 1)]
+
+    def _start(self, shard: int) -> int:
+        return shard * self._samples // self._count
+
+
+class FixedPartition(Partition):
+    """Shards that keep their samples, with a new order in each epoch."""
+
+    def __init__(self, shards: Sequence[Indices], seed: int) -> None:
+        self._shards, self._seed = shards, seed
+
+    def size(self, shard: int) -> int:
+        """Return the number of samples of a shard."""
+        return len(self._shards[shard])
+
+    def epoch(self, shard: int, number: int) -> Indices:
+        """Return the samples of a shard in epoch `number`."""
+        return KeyedRandom(self._seed, "order", shard, number).generator().permutation(self._shards[shard])
+
+
 def partition(scheme: str, labels: Indices | int, count: int, seed: int, *, alpha: float = 0.5) -> Partition:
-    """Distribute samples over `count` shards: each sample to exactly one, and at least one to each.
+    """Distribute samples over `count` shards.
 
     Args:
         scheme: `iid` or `dirichlet`.
@@ -36,21 +88,15 @@ def partition(scheme: str, labels: Indices | int, count: int, seed: int, *, alph
         raise InvalidInput(f"cannot distribute {samples} samples over {count} shards: take 1 to {samples}")
     match scheme:
         case "iid":
-            return iid(samples, count, seed)
+            return ReshuffledPartition(samples, count, seed)
         case "dirichlet":
             if isinstance(labels, int):
                 raise InvalidInput("a Dirichlet partition needs the class of each sample")
-            return dirichlet(labels, count, seed, alpha)
+            return FixedPartition(dirichlet(labels, count, seed, alpha), seed)
     raise UnknownName("partition", scheme, SCHEMES)
 
 
-def iid(samples: int, count: int, seed: int) -> Partition:
-    """Distribute samples at random over shards whose sizes differ by at most one."""
-    order = KeyedRandom(seed, "partition", "iid").generator().permutation(samples)
-    return [np.sort(part) for part in np.array_split(order, count)]
-
-
-def dirichlet(labels: Indices, count: int, seed: int, alpha: float) -> Partition:
+def dirichlet(labels: Indices, count: int, seed: int, alpha: float) -> Sequence[Indices]:
     """Split each class over the shards in proportions drawn from Dirichlet(alpha).
 
     Hsu, Qi & Brown, "Measuring the effects of non-identical data distribution for federated visual
@@ -78,21 +124,19 @@ def dirichlet(labels: Indices, count: int, seed: int, alpha: float) -> Partition
 
 
 class ShardOrder:
-    """Endless, deterministic order of a shard's samples, with a new permutation in each epoch.
+    """Endless, deterministic order of a shard's samples.
 
-    A cursor counts the samples used so far: a work unit has the same samples wherever it runs, and each sample is
-    used once per epoch.
+    A cursor counts the samples used so far: a work unit has the same samples wherever it runs, and each sample of the
+    shard is used once per epoch.
     """
 
-    def __init__(self, indices: Indices, seed: int, shard: int) -> None:
-        if len(indices) == 0:
-            raise InvalidInput(f"shard {shard} has no samples")
-        self._indices, self._seed, self._shard = indices, seed, shard
-        self._epoch, self._order = -1, indices
+    def __init__(self, partition: Partition, shard: int) -> None:
+        self._partition, self._shard = partition, shard
+        self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def take(self, cursor: int, count: int) -> Indices:
         """Return `count` samples from `cursor` ≥ 0 on, across epochs if necessary."""
-        size = len(self._indices)
+        size = self._partition.size(self._shard)
         pieces = []
         while count > 0:
             epoch, start = divmod(cursor, size)
@@ -100,10 +144,9 @@ class ShardOrder:
             pieces.append(piece)
             cursor += len(piece)
             count -= len(piece)
-        return np.concatenate(pieces) if pieces else self._indices[:0]
+        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
     def _of(self, epoch: int) -> Indices:
         if epoch != self._epoch:
-            generator = KeyedRandom(self._seed, "order", self._shard, epoch).generator()
-            self._epoch, self._order = epoch, generator.permutation(self._indices)
+            self._epoch, self._order = epoch, self._partition.epoch(self._shard, epoch)
         return self._order

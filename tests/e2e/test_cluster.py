@@ -80,7 +80,7 @@ def test_rounds_of_several_nodes_are_the_steps_of_one_process(cluster: Cluster) 
     task = load_task("digits")
     model = build(task, 0)
     shards = partition("iid", count(task.train), 3, 0)
-    orders = [ShardOrder(shard, 0, index) for index, shard in enumerate(shards)]
+    orders = [ShardOrder(shards, index) for index in range(3)]
     cursor = 0
     for row in rows:
         (size,) = set(row["batch_sizes"].values())
