@@ -38,7 +38,8 @@ class TrainingConfig(ConfigSection):
     server_nesterov: bool = False
     """Use Nesterov's form of `server_momentum`, as the outer optimizer of DiLoCo does (Douillard et al., 2023)."""
     partition: Literal["iid", "dirichlet"] = "iid"
-    """Distribution of the samples over the shards."""
+    """Distribution of the samples over the shards: `iid` deals all of them anew in each epoch, `dirichlet` gives each
+    shard other shares of the classes for the whole run."""
     dirichlet_alpha: Annotated[float, Field(gt=0)] = 0.5
     """Concentration of the Dirichlet partition: smaller is more skewed (Hsu et al., 2019)."""
     min_nodes: Count = 1
