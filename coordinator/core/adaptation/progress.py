@@ -92,6 +92,8 @@ class ModelProgress:
         before = fmean(losses) if losses else None
         found = self._training.observe(report.round - 1, before) if before is not None else None
         if report.evaluated:
+            if report.round == 1 and before is not None:
+                self._held_out.observe(0, before)  # untrained, the model is as good on training data
             # The held-out loss is of the model after this round, and of more samples than a few batches.
             found = self._held_out.observe(report.round, report.loss)
             self.decrease = _decrease(self._last if self._last is not None else before, report.loss)
@@ -116,7 +118,7 @@ class ModelProgress:
     @property
     def since_best(self) -> int:
         """Losses in a row that were not the best: of those on held-out data if there are any."""
-        return (self._held_out if self._held_out.best_round else self._training).since_best
+        return (self._held_out if math.isfinite(self._held_out.best) else self._training).since_best
 
     def return_to_best(self) -> None:
         """Note that the model is again the best one."""

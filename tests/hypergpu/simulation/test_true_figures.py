@@ -249,6 +249,6 @@ def test_rollbacks_tell_the_loss_that_rose_and_lower_the_rate_until_it_falls(rat
     config = {"training": {"learning_rate": rate, "local_steps": 1}}
     tree = {"name": "diverging", "task": "digits", "rounds": 14, "nodes": [group], "config": config}
     found = records(Scenario.model_validate(tree))
-    assert 2 <= len([*found.of("rollback", "loss_rose")]) <= 6
+    assert 3 <= len([*found.of("rollback", "loss_rose")]) <= 8
     assert list(wrong_judgements(found)) == []
-    assert found.rounds[14]["loss"] < 3, "about that of the first model; the first step made it more than 400"
+    assert found.rounds[14]["loss"] < 1.5, "that of the first model is 2.9; the first step made it more than 400"
