@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hypergpu.common.codecs import find_codec
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.limits import LARGEST_INTEGER
 from hypergpu.common.options import AsJson, Seed
@@ -17,7 +18,9 @@ from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
 from hypergpu.netsim_proxy.link.transfer import Summary, plain_profile, transfer_times
 from hypergpu.netsim_proxy.link.window import CongestionControl
 
-MessageBytes = Annotated[int, typer.Option("--bytes", min=1, max=10**10, metavar="N", help="Size of the message.")]
+MessageBytes = Annotated[
+    int, typer.Option("--bytes", min=1, max=10**10, metavar="N", help="Size of the message, before its codec.")
+]
 RoundTrip = Annotated[float | None, typer.Option(min=0, max=1e6, metavar="MS", help="Round trip time.")]
 Bandwidth = Annotated[
     float | None, typer.Option(min=0, max=1e9, metavar="MBIT", help="Bandwidth in Mbit/s; unlimited by default.")
@@ -40,6 +43,9 @@ ProfileFile = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML fil
 Losses = Annotated[LossModel, typer.Option(help="rpc: lost calls fail. transport: lost packets delay the transfer.")]
 Control = Annotated[CongestionControl, typer.Option(help="Congestion control of TCP.")]
 PathDirection = Annotated[Direction, typer.Option(help="up: from the node. down: to the node.")]
+CodecName = Annotated[
+    str, typer.Option("--codec", metavar="NAME", help="Codec of the message: none, bf16, int8, int4 or topk.")
+]
 Samples = Annotated[
     int, typer.Option(min=1, max=1_000_000, metavar="N", help="Number of transfers on new and on open connections.")
 ]
@@ -58,17 +64,18 @@ def transfer(
     loss_model: Losses = LossModel.TRANSPORT,
     congestion_control: Control = CongestionControl.CUBIC,
     direction: PathDirection = Direction.UP,
+    codec: CodecName = "none",
     samples: Samples = 300,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Predict the time to deliver a message over a link: on a new connection, and on an open one.
 
-    Example: hypergpu transfer --rtt-ms 40 --bandwidth-mbit 20 --loss 0.01 --bytes 2000000
+    Example: hypergpu transfer --rtt-ms 40 --bandwidth-mbit 20 --loss 0.01 --bytes 2000000 --codec int8
     """
     times = transfer_times(
         _link(profile, profiles, rtt_ms, bandwidth_mbit, loss=loss, burst=burst, queue_bytes=queue_bytes),
-        nbytes,
+        _encoded_bytes(nbytes, codec),
         loss_model=loss_model,
         samples=samples,
         seed=seed,
@@ -105,6 +112,13 @@ def _link(
         return plain_profile(rtt_ms, math.inf if bandwidth_mbit is None else bandwidth_mbit, loss, burst, queue_bytes)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
+
+
+def _encoded_bytes(nbytes: int, codec: str) -> int:
+    """Return the size of a message of float32 values in a codec."""
+    if codec == "none":
+        return nbytes
+    return find_codec(codec).encoded_bytes(-(-nbytes // 4))
 
 
 def _plain(summary: Summary) -> dict[str, float | None]:

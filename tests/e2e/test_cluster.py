@@ -31,6 +31,21 @@ def test_digits_are_learned_through_the_proxy_and_everybody_goes_home(cluster: C
     assert all(summary["nodes"][f"node_{n}"]["rounds_contributed"] >= 20 for n in range(3))
 
 
+def test_a_quarter_of_the_bytes_both_ways_learns_as_well(cluster: Cluster) -> None:
+    codecs = ("strategy=fixed", "update_codec=int8", "parameters_codec=int8")
+    settings = [f"--set=compression.{setting}" for setting in codecs]
+    coordinator = cluster.coordinator("--rounds=25", "--min-nodes=3", "--policy=none", *settings)
+    proxy = cluster.proxy(coordinator.address(), "good").address()
+    nodes = [cluster.node(f"node_{n}", proxy) for n in range(3)]
+    assert coordinator.wait() == 0, coordinator.text
+    assert [node.wait() for node in nodes] == [0, 0, 0]
+    summary = cluster.summary()
+    assert summary["final_accuracy"] >= 0.95
+    float32 = 25 * 3 * 4 * 19_210
+    assert 0.2 * float32 < summary["bytes_received"] < 0.26 * float32
+    assert 0.2 * float32 < summary["bytes_sent"] < 0.4 * float32  # the first round, and a node that missed one: float32
+
+
 def test_nodes_are_killed_stopped_and_join_late(cluster: Cluster) -> None:
     # The network alone would make these rounds faster than the test can act.
     coordinator = cluster.coordinator("--rounds=40", "--min-nodes=3", "--set=server.heartbeat_seconds=0.5")

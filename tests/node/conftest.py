@@ -142,8 +142,8 @@ class FakeCoordinator:
         if not order.HasField("manifest"):
             order.manifest.CopyFrom(manifest_to_proto(self.model.manifest))
         for encoding in (order.update, order.parameters):
-            if not encoding.codec:
-                encoding.CopyFrom(encoding_to_proto(self.form("none")))
+            if not encoding.payload_bytes:
+                encoding.CopyFrom(encoding_to_proto(self.form(encoding.codec or "none")))
         yield pb.WorkPart(order=order)
         wrong = self.corrupt_pulls > 0
         self.corrupt_pulls -= wrong

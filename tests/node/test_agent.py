@@ -154,6 +154,24 @@ async def test_bad_work_is_handed_back_with_its_reason_and_the_node_lives_on(
     assert c.outcomes == [kind, "accepted"]
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+async def test_a_residual_enters_the_next_update_once_also_if_the_reply_was_lost(cluster: Any, lost: int) -> None:
+    def ordered(round_: int, codec: str) -> pb.WorkOrder:
+        return order(round_, accepted_round=round_ - 1, update=pb.Encoding(codec=codec, version=1))
+
+    async def applied(*codecs: str, reply_lost: int = 0) -> list[np.ndarray[Any, Any]]:
+        orders = [ordered(number, codec) for number, codec in enumerate(codecs, 1)]
+        async with cluster(*orders, reply_lost=reply_lost) as c:
+            await c.run()
+            return [c.fake.applied[number, 1] for number in range(1, len(codecs) + 1)]
+
+    exact = await applied("none", "none")
+    compressed = await applied("topk", "none", reply_lost=lost)
+    residual = np.float32(0.95) * (exact[0] - compressed[0])
+    assert np.linalg.norm(residual) > 0.5 * np.linalg.norm(exact[0])
+    np.testing.assert_allclose(compressed[1], exact[1] + residual, rtol=1e-4, atol=1e-7)
+
+
 async def test_a_restarted_coordinator_is_joined_again(cluster: Any) -> None:
     async with cluster(order(1), keep_open=True) as c:
         running = asyncio.create_task(c.run())

@@ -29,9 +29,18 @@ def test_a_transfer_over_a_profile(cli: Cli, tmp_path: Path) -> None:
     assert json.loads(own.out)["warm"]["mean_seconds"] == pytest.approx(0.04, abs=0.001)
 
 
+@pytest.mark.parametrize(("codec", "nbytes"), [("none", "16384"), ("int8", "4100"), ("topk", "120")])
+def test_a_codec_makes_a_message_shorter(cli: Cli, codec: str, nbytes: str) -> None:
+    line = ("--rtt-ms", "40", "--bandwidth-mbit", "0.1", "--samples", "3", "--json")
+    encoded = cli("transfer", *line, "--bytes", "16384", "--codec", codec)
+    assert encoded.code == 0
+    assert json.loads(encoded.out) == json.loads(cli("transfer", *line, "--bytes", nbytes).out)
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
+        (("--profile", "good", "--codec", "int9"), "unknown codec 'int9'; did you mean 'int8'"),
         ((), "give --profile, or --rtt-ms"),
         (("--profile", "gud"), "did you mean 'good'"),
         (("--profile", "good", "--rtt-ms", "3"), "give either --profile or the figures"),
