@@ -33,16 +33,21 @@ class LossChain:
 
 
 class PacketLoss:
-    """Losses of packets. It draws the gap to the next loss, so that the cost is one draw per loss."""
+    """Losses of packets. It draws the gap to the next loss, so that the cost is one draw per loss.
 
-    __slots__ = ("_burst_end", "_count", "_draws", "_entry", "_gap", "_run", "_spared")
+    Attributes:
+        trailing: packets lost after the last one that passed, of those that were sent last.
+        last: number of the last packet lost before one that passed, of those that were sent last.
+    """
+
+    __slots__ = ("_burst_end", "_count", "_draws", "_entry", "_gap", "_run", "_spared", "last", "trailing")
 
     def __init__(self, loss: Loss, draws: KeyedRandom) -> None:
         self._entry = min(loss.entry, _MOST_PACKET_LOSS)
         self._burst_end = 1.0 if loss.mean == 1 else 1.0 / loss.burst
         self._spared = int(self._burst_end < 1)  # a burst ends with a packet that passes
         self._draws = draws
-        self._count = 0
+        self._count = self.trailing = self.last = 0
         self._gap = self._geometric(self._entry)  # packets that still pass
         self._run = self._geometric(self._burst_end) + 1  # packets that are lost after them
 
@@ -52,8 +57,11 @@ class PacketLoss:
 
     def take(self, packets: int) -> int:
         """Send `packets` and return how many of them are lost."""
-        lost = 0
+        lost = trailing = 0
+        count = packets
         while packets > 0:
+            if trailing and self._gap:
+                self.last, trailing = count - packets - 1, 0
             if self._gap >= packets:
                 self._gap -= packets
                 break
@@ -61,11 +69,13 @@ class PacketLoss:
             self._gap = 0
             now = min(packets, self._run)
             lost += now
+            trailing += now
             packets -= now
             self._run -= now
             if self._run == 0:
                 self._gap = self._spared + self._geometric(self._entry)
                 self._run = self._geometric(self._burst_end) + 1
+        self.trailing = trailing
         return lost
 
     def _geometric(self, p: float) -> int:

@@ -6,7 +6,7 @@ RACK-TLP (RFC 8985), proportional rate reduction (RFC 6937), and a retransmissio
 """
 
 import math
-from typing import Final
+from typing import Final, NamedTuple
 
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.netsim_proxy.link.ack_clock import AckClock
@@ -15,7 +15,7 @@ from hypergpu.netsim_proxy.link.flight import Flight, RoundTripFlight
 from hypergpu.netsim_proxy.link.loss import PacketLoss
 from hypergpu.netsim_proxy.link.profiles import Path
 from hypergpu.netsim_proxy.link.round_trips import RoundTrips
-from hypergpu.netsim_proxy.link.window import CongestionControl, Window
+from hypergpu.netsim_proxy.link.window import INITIAL_WINDOW, CongestionControl, Window
 
 SEGMENT_BYTES: Final = 1448
 """Payload of a packet: 1,500 bytes less IPv4, TCP and its timestamps."""
@@ -26,8 +26,32 @@ _DUPLICATES: Final = 3
 _MANY: Final = 1 << 30
 _CONTINUES_SECONDS: Final = 0.005
 """Longest gap after which a piece still continues the one before it."""
+_REORDERING_SECONDS: Final = 0.008
+"""Time that the reordering timer runs beyond a quarter of a round trip: two ticks."""
 _TICK_SECONDS: Final = 0.004
 """Lateness of the kernel's timers."""
+
+
+class _Notice(NamedTuple):
+    """Notice of losses: when the sender learns of them, and what it may send then."""
+
+    at: float
+    """Time at which it learns of the first."""
+    batch: int = 1
+    """Lost packets that it may send again before another acknowledgement."""
+    last_at: float = -math.inf
+    """Time at which it learns of the last of these."""
+    next_at: float = math.inf
+    """Time at which packets that were sent before the notice are acknowledged, which lets `next_batch` more follow."""
+    next_batch: int = 0
+    freed: int = 0
+    """Packets whose delivery lets one of the next message be sent: from the notice on, until `freed_until`."""
+    freed_until: float = -math.inf
+    window: int = 0
+    """Window that holds until a tail-loss probe is acknowledged; 0: the window after the loss."""
+    probed: int = 0
+    """Packets that a tail-loss probe has delivered."""
+    timed_out: bool = False
 
 
 class TcpFlow:
@@ -167,9 +191,15 @@ class TcpFlow:
         span = out.ack_last - out.ack_first
         if out.reduced:
             self._flight.repairs, self._flight.before = True, max(0, out.next_before)
+            self._flight.resent_at = out.resent_at
             self._clock.start(0, max(1, out.next_packets - out.resent), out.ack_first, span)
         elif out.repairs:
-            self._clock.start(0, allowed, out.ack_first, span)
+            freed = out.freed_at(now)
+            if 0 < out.allowed <= freed + 1:
+                self._clock.start(out.allowed)
+            else:
+                begin = now if freed and now < out.freed_until else out.ack_first
+                self._clock.start(freed, allowed - freed, begin, out.ack_last - begin)
         else:
             came = (now - out.ack_first) / span if now > out.ack_first else 0.0
             burst = max(0, int(before + came * (allowed - before) - (1 - came) * out.packets))
@@ -198,6 +228,8 @@ class TcpFlow:
         passed = part.packets - dropped
         part.first_lost = self._loss.first_lost(min(passed, part.first_lost))
         part.lost = self._loss.take(passed) + dropped
+        part.last_lost = self._loss.last
+        part.trailing_lost = self._loss.trailing + (0 if clocked else dropped)
         flight.append(part)
         return part
 
@@ -254,42 +286,66 @@ class TcpFlow:
             room for others.
         """
         flight, window = self._flight, self._window
-        hole, holes = part.first_lost, part.lost
-        follow = max(0, part.packets - hole - holes)
-        index = flight.packets - part.packets + hole
-        recovering = flight.repairs
+        index = flight.packets - part.packets + part.first_lost
         grown = -window.packets
         if flight.grows_window:
             window.acked(index, flight, round_trip)
         grown += window.packets
-        need = 1 if recovering else _DUPLICATES
-        early = min(index, _MANY if more else fresh)
-        batch = max(1, follow - need + 1) + early
-        passed, timed_out = -math.inf, False
-        if follow >= need:
-            at = part.ack_of(hole + need)
-        elif follow:
-            at = part.ack_of(hole + 1) + round_trip / 4 + _TICK_SECONDS
-        elif more and self._clock.left:
-            at = part.ack_last + need * self._bottleneck.packet_seconds
-        elif fresh or more:
-            at = max(part.ack_first + round_trip, part.ack_last) + need * self._bottleneck.packet_seconds
-        else:
-            timed_out = recovering
-            at = (part.ack_of(hole - 1) if hole else self.sent) + self._tail_seconds(index, holes, round_trip)
-            if holes > 1 and not recovering:
-                # The probe delivers the last packet, and its acknowledgement tells of the others.
-                holes, batch, passed = holes - 1, 2, at
-                at += round_trip
-        if timed_out:
+        follows = fresh > 0 or more
+        notice = self._notice(part, index, round_trip, fresh, more)
+        holes = part.lost - notice.probed
+        if notice.timed_out:
             window.collapse()
         elif not flight.reduced or (index >= flight.before and flight.next_before < 0):
-            self._reduce(index, holes, need, grown, follows=bool(fresh) or more)
+            self._reduce(index, holes, 1 if flight.repairs else _DUPLICATES, grown, follows=follows)
         flight.reduced = True
-        passed, alone = self._resend(
-            at, holes, batch, round_trip=round_trip, more=fresh > 0 or more, timed_out=timed_out, passed=passed
-        )
-        return passed, min(early, fresh) if alone else 0
+        passed, timed_out = self._resend(notice, holes, round_trip, follows=follows)
+        if timed_out or not follows:
+            back = passed + round_trip
+            self._flight = RoundTripFlight(1, back, back)
+            self._flight.repairs = not timed_out
+            self._flight.allow(notice.window or window.packets, notice.freed, notice.at, notice.freed_until)
+            self._flight.sent_last = self.sent = passed
+            self._clock.stop()
+        return passed, min(index, fresh) if timed_out else 0
+
+    def _notice(self, part: Flight, index: int, round_trip: float, fresh: int, more: bool) -> _Notice:
+        """Return when the losses of `part` are noticed, the first of which is at `index` of the flight."""
+        flight = self._flight
+        recovering = flight.repairs
+        need = 1 if recovering else _DUPLICATES
+        hole = part.first_lost
+        follow = max(0, part.packets - hole - part.lost)
+        early = min(index, _MANY if more else fresh)
+        freed = _MANY if recovering else early + max(0, follow - need)
+        if follow:
+            next_at = part.ack_first + round_trip if early else math.inf
+            until = -math.inf if recovering else part.ack_last
+            if follow < need:
+                at = part.ack_of(hole + 1) + round_trip / 4 + _REORDERING_SECONDS
+                return _Notice(at, next_at=next_at, next_batch=early, freed=freed, freed_until=until)
+            seen = part.lost - part.trailing_lost
+            last_at = part.ack_of(part.last_lost + 1) if seen > 1 else -math.inf
+            batch = min(follow - need + 1, seen)
+            return _Notice(part.ack_of(hole + need), batch, last_at, next_at, early, freed, until)
+        if fresh or more:
+            at = part.ack_last if more and self._clock.left else max(part.ack_first + round_trip, part.ack_last)
+            return _Notice(at + need * self._bottleneck.packet_seconds, early + 1, freed=freed)
+        return self._notice_of_tail(part, index, round_trip)
+
+    def _notice_of_tail(self, part: Flight, index: int, round_trip: float) -> _Notice:
+        """Return when the loss of the last packets of a message is noticed: nothing new is sent after them."""
+        flight, hole = self._flight, part.first_lost
+        before = part.ack_of(hole - 1) if hole else -math.inf
+        if flight.repairs and (index < flight.before or flight.resent_at >= part.sent_last):
+            return _Notice(max(flight.resent_at + round_trip, before), part.lost, freed=_MANY)
+        at = (before if hole else self.sent) + self._tail_seconds(index, part.lost, round_trip)
+        if flight.repairs:
+            return _Notice(at, timed_out=True)
+        if part.lost > 1:
+            return _Notice(at + round_trip, 2, probed=1)
+        window = (self._window.packets + max(flight.packets, INITIAL_WINDOW)) // 2  # it was not full for so long
+        return _Notice(at, freed=window - 1, window=window)
 
     def _tail_seconds(self, index: int, holes: int, round_trip: float) -> float:
         """Return the time from the last acknowledgement to the probe or timeout that follows the loss of a tail."""
@@ -316,31 +372,32 @@ class TcpFlow:
         kept = unnoticed + math.ceil(later * window.packets / prior)
         flight.next_packets = max(kept, min(window.packets, unnoticed + later))
 
-    def _resend(
-        self, at: float, holes: int, batch: int, *, round_trip: float, more: bool, timed_out: bool, passed: float
-    ) -> tuple[float, bool]:
-        """Send holes again from `at`, `batch` of them in the first round trip.
+    def _resend(self, notice: _Notice, holes: int, round_trip: float, *, follows: bool) -> tuple[float, bool]:
+        """Send holes again; `follows` says that other packets are sent beside them.
 
-        Return when the last of them has passed, and whether nothing else could be sent beside them.
+        Returns:
+            When the last of them has passed, and whether a retransmission timeout was needed.
         """
-        window = self._window
-        rounds = 0
+        window, timed_out = self._window, notice.timed_out
+        at, batch, last_at, next_batch = notice.at, notice.batch, notice.last_at, notice.next_batch
+        passed = at
         while holes:
             count = min(holes, batch, window.packets)
-            passed = self._pass_again(at, count)
+            if count > 1 and last_at > at:
+                self._pass_again(at, count - 1)
+                passed = self._pass_again(last_at, 1)
+            else:
+                passed = self._pass_again(at, count)
             delivered = count - self._loss.take(count)
             holes -= delivered
-            rounds += 1
-            at, batch = passed + round_trip, 2 * max(1, delivered)
-            if holes and not delivered and not more:
+            self._flight.resent += count
+            self._flight.resent_at = passed
+            at, batch, last_at = passed + round_trip, 2 * max(1, delivered), -math.inf
+            if holes and not delivered and not follows:
                 window.collapse()
                 timed_out = True
                 at += self._round_trips.timeout_seconds - round_trip
-            self._flight.resent += count
-        alone = timed_out or not rounds
-        if alone or not more:
-            self._flight = RoundTripFlight(1, at, at)
-            self._flight.repairs = not timed_out
-            self._flight.sent_last = self.sent = at - round_trip
-            self._clock.stop()
-        return passed, alone
+            elif next_batch:
+                at, batch = max(passed, min(at, notice.next_at)), batch + next_batch
+            next_batch = 0
+        return passed, timed_out

@@ -15,6 +15,7 @@ _IPV4: Final = 4
 _TCP: Final = 6
 _IP_HEADER_BYTES: Final = 20
 _SYN: Final = 2
+_SEQUENCES: Final = 1 << 32
 _LONGEST_PACKET: Final = 2048
 _READS: Final = 64
 """Packets that are read from one device before the other has its turn."""
@@ -33,7 +34,10 @@ class Line:
     shared: bool = True
     """True if connections share the bandwidth; otherwise each has all of it."""
     drops: tuple[frozenset[int], ...] = ()
-    """Packets with data that are lost, numbered from 0 on, for each connection in order of their first data."""
+    """Packets with data that are lost, for each connection in order of their first data.
+
+    They are numbered from 0 on; packets that are sent again have no number and pass.
+    """
 
 
 @contextlib.contextmanager
@@ -105,7 +109,7 @@ class Lane:
         self._delay = line.rtt_ms / 2000
         self._busy_until: dict[bytes, float] = {}
         self._limit_seconds = line.queue_bytes * self._seconds_per_byte
-        self._sent: dict[bytes, list[int]] = {}  # by port: number of the connection, packets with data so far
+        self._sent: dict[bytes, list[int]] = {}  # by port: number of the connection, packets so far, next byte
 
     def accept(self, now: float, packet: bytes) -> float | None:
         """Return when a packet arrives; None if it is lost."""
@@ -129,7 +133,10 @@ class Lane:
     def _is_to_drop(self, packet: bytes) -> bool:
         if len(packet) <= _IP_HEADER_BYTES + (packet[32] >> 4) * 4 or self._port_offset:
             return False
-        port = packet[20:22]
-        counts = self._sent.setdefault(port, [len(self._sent), -1])
+        sequence = int.from_bytes(packet[24:28], "big")
+        counts = self._sent.setdefault(packet[20:22], [len(self._sent), -1, sequence])
+        if (sequence - counts[2]) % _SEQUENCES >= _SEQUENCES // 2:
+            return False  # it is sent again
         counts[1] += 1
+        counts[2] = (sequence + 1) % _SEQUENCES
         return counts[1] in self._line.drops[counts[0] % len(self._line.drops)]

@@ -20,6 +20,9 @@ _HOSTS: Final = ("10.99.0.1", "10.99.0.2")
 _PAUSE_SECONDS: Final = 0.005
 """Pause between the arrival of a message and the next one of its connection, as in `transfer_times`."""
 _CONNECT_SECONDS: Final = 30.0
+_BETWEEN_CONNECTIONS_SECONDS: Final = 0.002
+"""Pause between two connections. If handshakes waited for one another, the kernel would take its least round trip for
+longer than it is, and then RACK mistrusts the acknowledgement of a tail-loss probe (RFC 8985, section 6.2)."""
 _SETTLE_SECONDS: Final = 0.2
 """Pause after the connections are open, so that the last of their acknowledgements have arrived."""
 _READ_BYTES: Final = 1 << 20
@@ -120,6 +123,7 @@ def _run(listener: socket.socket, flows: list[_Flow], most_seconds: float) -> No
         with contextlib.suppress(BlockingIOError):
             flow.client.connect((_HOSTS[1], _PORT))
         by_port[flow.client.getsockname()[1]] = flow
+        time.sleep(_BETWEEN_CONNECTIONS_SECONDS)
     listener.settimeout(_CONNECT_SECONDS)
     for _ in flows:
         server, peer = listener.accept()
