@@ -80,6 +80,7 @@ def order(assign: ev.WorkAssigned, sending: Sending, engine: Engine, now: float)
         accepted_round=assign.accepted_round,
         parameters_version=sending.version,
         base_version=sending.base,
+        connections=pb.Connections(down=assign.connections.down, up=assign.connections.up),
         shard=pb.Shard(
             index=assign.shard.index,
             count=assign.shard.count,

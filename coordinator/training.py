@@ -14,14 +14,16 @@ Nothing from a node is used before these checks:
 10. finiteness and norm of an update: `engine.norm`, then `core.rounds.update_norms`
 """
 
+import asyncio
 import dataclasses
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 
+from hypergpu.common.byte_ranges import ByteRange
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork, Unavailable
 from hypergpu.common.grpc_server import Context, Handler
@@ -33,6 +35,7 @@ from hypergpu.coordinator import convert
 from hypergpu.coordinator.callers import caller, peer_host, require_caller
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.session import (
+    AskParameters,
     AskProgress,
     Directive,
     Heartbeat,
@@ -43,6 +46,7 @@ from hypergpu.coordinator.core.session import (
     Return,
     Update,
 )
+from hypergpu.coordinator.downloads import Downloads, chosen_ranges, encoded
 from hypergpu.coordinator.engine import Engine
 from hypergpu.coordinator.uploads import Upload
 from hypergpu.protos import coordinator_pb2 as pb
@@ -73,6 +77,8 @@ class TrainingService:
         self._heartbeat_seconds = heartbeat_seconds
         self._max_model_bytes = max_model_bytes
         self._clock = clock
+        self._downloads = Downloads()
+        self._finishing: set[asyncio.Task[pb.PushUpdateReply]] = set()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return the gRPC handlers. Chunks bypass protobuf; all other messages use it."""
@@ -94,6 +100,11 @@ class TrainingService:
                     self.pull_work,
                     request_deserializer=pb.PullWorkRequest.FromString,
                     response_serializer=lambda part: part if isinstance(part, bytes) else encode_part(part),
+                ),
+                "PullParameters": grpc.unary_stream_rpc_method_handler(
+                    self.pull_parameters,
+                    request_deserializer=pb.PullParametersRequest.FromString,
+                    response_serializer=lambda part: part,
                 ),
                 "PushUpdate": grpc.stream_unary_rpc_method_handler(
                     self.push_update,
@@ -135,25 +146,58 @@ class TrainingService:
             yield pb.WorkPart(run_over=pb.RunOver(reason=str(engine.state), stays=engine.stays))
             return
         began, sent_all = self._clock(), False
+        connections = assign.connections.down
+        sending = engine.broadcast.plan(assign.codecs.parameters, request.parameters_version)
+        nbytes = engine.model.payload_format(sending.codec).payload_bytes
+        download = self._downloads.begin(node, (assign.round, assign.attempt), sending, nbytes, connections)
         try:
-            sending = engine.broadcast.plan(assign.codecs.parameters, request.parameters_version)
             parts = await engine.broadcast.parts(assign.round, sending)
             engine.begin_download(node)
             yield pb.WorkPart(order=convert.order(assign, sending, engine, engine.now))
-            for part in parts or ():
-                if not engine.broadcast.is_current(assign.round):
-                    raise StaleWork(f"round {assign.round} closed while its parameters were sent")
-                yield part
-                engine.sent(node, len(part))
-            sent_all = parts is not None
-            if not sent_all:
-                raise StaleWork(f"round {assign.round} closed before its parameters were sent")
+            with self._downloads.streaming(node):
+                async for part in self._parameters(node, assign.round, parts, download.take):
+                    yield part
+            sent_all = True
         except StaleWork:
             sent_all = True  # stopped by the coordinator: no failure of the link
             raise
         finally:
-            if not sent_all:
+            # A node that has all chunks ends the streams that it does not need.
+            if not sent_all and (connections == 1 or download.waiting):
                 engine.communication(node, 1000.0 * (self._clock() - began), success=False)
+
+    async def pull_parameters(self, request: pb.PullParametersRequest, context: Context) -> AsyncIterator[bytes]:
+        """Stream more chunks of the parameters of an assigned work unit: those that are left, or certain ranges."""
+        engine, node = self._engine, request.work.node_id
+        require_caller(context, check_node_id(node))
+        work = request.work.round, request.work.attempt
+        engine.ask(AskParameters(node, request.work.run_id, *work))
+        download = self._downloads.join(node, work)
+        if request.ranges:
+            wanted = chosen_ranges([(each.start, each.end) for each in request.ranges], download.nbytes)
+            download = dataclasses.replace(download, waiting=wanted)
+        parts = await engine.broadcast.parts(request.work.round, download.sending)
+        with self._downloads.streaming(node):
+            async for part in self._parameters(node, request.work.round, parts, download.take):
+                yield part
+
+    async def _parameters(
+        self, node: str, round_number: int, parts: Sequence[bytes] | None, take: Callable[[], ByteRange | None]
+    ) -> AsyncIterator[bytes]:
+        """Yield the chunks that `take` returns, until it returns None.
+
+        Raises:
+            StaleWork: The round has closed.
+        """
+        engine = self._engine
+        while (piece := take() if parts else None) is not None and parts:
+            if not engine.broadcast.is_current(round_number):
+                raise StaleWork(f"round {round_number} closed while its parameters were sent")
+            part = encoded(parts, piece)
+            yield part
+            engine.sent(node, len(part))
+        if parts is None:
+            raise StaleWork(f"round {round_number} closed before its parameters were sent")
 
     async def push_update(self, request: AsyncIterator[bytes], context: Context) -> pb.PushUpdateReply:
         """Receive an update. Data of a broken stream is kept; a duplicate is acknowledged but not applied."""
@@ -183,15 +227,10 @@ class TrainingService:
             raise
         except BaseException:  # cancelled, corrupt or disconnected: keep the data for resumption
             engine.uploads.suspend(upload, stream)
-            engine.communication(event.node, 1000.0 * (self._clock() - began), success=False)
+            if not upload.is_taken:  # else another stream has brought the outcome
+                engine.communication(event.node, 1000.0 * (self._clock() - began), success=False)
             raise
-        if not wanted:
-            engine.uploads.close(upload)
-            return _to_proto(engine.ask(Update(event)))
-        if not upload.assembler.complete:
-            engine.uploads.suspend(upload, stream)
-            return _incomplete(upload)
-        return await self._finish_upload(event, upload)
+        return await self._end_stream(event, upload, stream, wanted)
 
     async def get_upload_progress(self, request: pb.WorkId, context: Context) -> pb.UploadProgress:
         """Return the number of bytes received of an update."""
@@ -199,7 +238,12 @@ class TrainingService:
         require_caller(context, check_node_id(node))
         accepted = engine.ask(AskProgress(node, request.run_id, request.round))
         held = engine.uploads.progress(node, (request.round, request.attempt))
-        return pb.UploadProgress(next_offset=held, accepted=accepted)
+        if accepted:
+            return pb.UploadProgress(accepted=True)
+        if held is None:
+            return pb.UploadProgress()
+        missing = [pb.ByteRange(start=part.start, end=part.end) for part in held.missing]
+        return pb.UploadProgress(next_offset=held.next_offset, missing=missing)
 
     async def return_work(self, request: pb.ReturnWorkRequest, context: Context) -> pb.ReturnWorkReply:
         """Record that a node abandons its work unit."""
@@ -236,27 +280,47 @@ class TrainingService:
         event: ev.UpdateArrived,
         began: float,
     ) -> bool:
-        """Receive the chunks, and measure their rate; return False as soon as the update is no longer needed."""
+        """Receive the chunks, and measure their rate; return False as soon as no more of the update is needed."""
         engine = self._engine
         # While there was no buffer for the chunks, nothing was read, and flow control may have stopped the sender.
-        meter = TransferMeter(began if self._clock() - began < PAUSE_SECONDS else None)
+        meter = upload.meter = upload.meter or TransferMeter(began if self._clock() - began < PAUSE_SECONDS else None)
         try:
             async for data in request:
                 arrived_at = self._clock()
                 part = decode_update_part(data)
                 if not isinstance(part, Chunk):
                     raise ProtocolError("after the header of an update there are chunks only")
-                if not engine.session.needs_update(event.node, event.round):
+                if upload.is_taken or not engine.session.needs_update(event.node, event.round):
                     return False
                 engine.uploads.require_current(upload, stream)
-                upload.assembler.add(part)
-                meter.piece(len(part.data), arrived_at)
+                added = upload.assembler.add(part)
+                meter.piece(added, arrived_at)
                 engine.session.seen(event.node, engine.now)  # heartbeats may queue behind the upload
-                engine.metrics.received.inc(len(part.data))
+                engine.metrics.received.inc(added)
         finally:
-            engine.uploaded(event.node, meter.measured)
-        engine.uploads.require_current(upload, stream)
+            if upload.assembler.complete or len(upload.streams) <= 1:
+                engine.uploaded(event.node, upload.take_measurement())
+        if not upload.is_taken:
+            engine.uploads.require_current(upload, stream)
         return True
+
+    async def _end_stream(
+        self, event: ev.UpdateArrived, upload: Upload, stream: object, wanted: bool
+    ) -> pb.PushUpdateReply:
+        """Return the reply to a stream: the outcome, or that others may still send chunks."""
+        engine = self._engine
+        if not upload.is_taken and not wanted:
+            upload.is_taken = True
+            engine.uploads.close(upload)
+            return _to_proto(engine.ask(Update(event)))
+        if not upload.is_taken and upload.assembler.complete:
+            upload.is_taken = True
+            finishing = asyncio.create_task(self._finish_upload(event, upload))
+            self._finishing.add(finishing)
+            finishing.add_done_callback(self._on_finished)
+            return await asyncio.shield(finishing)  # an update that came whole counts, even if its stream breaks now
+        engine.uploads.suspend(upload, stream)
+        return _incomplete(upload)
 
     async def _finish_upload(self, event: ev.UpdateArrived, upload: Upload) -> pb.PushUpdateReply:
         engine = self._engine
@@ -274,11 +338,16 @@ class TrainingService:
             engine.metrics.rejected.labels(type(error).__name__).inc()
             raise
 
+    def _on_finished(self, finishing: asyncio.Task[pb.PushUpdateReply]) -> None:
+        self._finishing.discard(finishing)
+        if not finishing.cancelled():
+            finishing.exception()  # its stream may be gone: nobody else asks
+
 
 def _incomplete(upload: Upload) -> pb.PushUpdateReply:
-    held, total = upload.assembler.next_offset, len(upload.payload)
-    detail = f"{held} of {total} bytes are here"
-    return pb.PushUpdateReply(outcome=pb.PushUpdateReply.INCOMPLETE, detail=detail, next_offset=held)
+    assembler = upload.assembler
+    detail = f"{assembler.received} of {len(upload.payload)} bytes are here"
+    return pb.PushUpdateReply(outcome=pb.PushUpdateReply.INCOMPLETE, detail=detail, next_offset=assembler.next_offset)
 
 
 def _to_proto(reply: ev.UpdateReply) -> pb.PushUpdateReply:

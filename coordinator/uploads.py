@@ -16,8 +16,10 @@ import numpy as np
 import structlog
 
 from hypergpu.common.clock import Clock, monotonic
+from hypergpu.common.connections import MAX_CONNECTIONS
 from hypergpu.common.errors import StaleWork, StorageError, Unavailable
 from hypergpu.common.tensors import Assembler, Payload
+from hypergpu.common.transfer_meter import Transfer, TransferMeter
 from hypergpu.coordinator.health import ReportState
 
 log = structlog.get_logger()
@@ -47,11 +49,15 @@ class Upload:
     buffer: Payload
     """Buffer whose beginning receives the payload."""
     opened_at: float = 0.0
-    """Time at which the present stream began."""
-    opened_offset: int = 0
-    """Number of bytes received before the present stream."""
-    stream: object | None = field(default=None)
-    """Stream that sends the upload; None while it waits to be resumed."""
+    """Time at which the latest stream began."""
+    opened_bytes: int = 0
+    """Number of bytes received before the latest stream began."""
+    streams: dict[object, float] = field(default_factory=dict)
+    """Streams that send the upload, with the time of the latest chunk of each; none while it waits to be resumed."""
+    is_taken: bool = False
+    """True from the end of the first stream that found the upload complete or no longer needed: that one answers."""
+    meter: TransferMeter | None = None
+    """Measurement of the chunks of all streams, until it is taken."""
     made_room: bool = False
     """True if the upload was evicted in favour of another one."""
     _seen: tuple[int, float] = (-1, 0.0)
@@ -59,21 +65,28 @@ class Upload:
 
     @property
     def payload(self) -> Payload:
-        """Bytes of the update; those before `assembler.next_offset` have arrived."""
+        """Bytes of the update; those of `assembler.missing` have not arrived yet."""
         return self.assembler.payload
 
     def begin_stream(self, stream: object, now: float) -> None:
-        """Make a stream the sender of the upload."""
-        self.stream = stream
-        self.opened_at, self.opened_offset = now, self.assembler.next_offset
-        self._seen = (self.opened_offset, now)
+        """Add a stream. Beyond `MAX_CONNECTIONS` it replaces the one that was silent longest."""
+        if len(self.streams) >= MAX_CONNECTIONS:
+            del self.streams[min(self.streams, key=self.streams.__getitem__)]
+        self.streams[stream] = now
+        self.opened_at, self.opened_bytes = now, self.assembler.received
+        self._seen = (self.opened_bytes, now)
+
+    def take_measurement(self) -> Transfer | None:
+        """Return what was measured of the streams since the last call."""
+        meter, self.meter = self.meter, None
+        return meter.measured if meter is not None else None
 
     def seconds_left(self, now: float) -> float:
-        """Return the seconds that the rest takes at the speed of the present stream; 0 while that is unknown."""
-        held, seconds = self.assembler.next_offset, now - self.opened_at
+        """Return the seconds that the rest takes at the present speed; 0 while that is unknown."""
+        held, seconds = self.assembler.received, now - self.opened_at
         if held != self._seen[0]:
             self._seen = (held, now)
-        received, missing = held - self.opened_offset, self.payload.nbytes - held
+        received, missing = held - self.opened_bytes, self.payload.nbytes - held
         if not missing or seconds < LEAST_MEASURED_SECONDS:
             return 0.0
         if not received or now - self._seen[1] > STALLED_SECONDS:
@@ -94,7 +107,7 @@ class Disk:
 
 
 class Uploads:
-    """Active uploads, at most one per node, in a bounded number of buffers.
+    """Active uploads, at most one per node with up to `MAX_CONNECTIONS` streams, in a bounded number of buffers.
 
     While all buffers are in use, a new upload is not read, so that flow control slows its sender down. An interrupted
     upload keeps its buffer until another upload needs it.
@@ -123,19 +136,21 @@ class Uploads:
         self._disk_spare = min(MOST_ON_DISK, disk.limit_bytes // max(1, total_bytes)) if disk is not None else 0
         self._on_disk: set[int] = set()
         self._held: dict[str, Upload] = {}
+        self._opening: dict[str, asyncio.Lock] = {}
+        """Held by the stream of a node that begins an upload, while the others wait to join it."""
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._clock = clock
         self._too_slow: set[str] = set()
         """Nodes whose uploads were evicted in this round. They evict no other upload: two slow ones would evict each
         other forever."""
 
-    def progress(self, node: str, work: WorkKey) -> int:
-        """Return the number of contiguous bytes received of this work unit's update."""
+    def progress(self, node: str, work: WorkKey) -> Assembler | None:
+        """Return what has arrived of this work unit's update; None if nothing is held of it."""
         upload = self._held.get(node)
-        return upload.assembler.next_offset if upload is not None and upload.work == work else 0
+        return upload.assembler if upload is not None and upload.work == work else None
 
     async def open(self, node: str, work: WorkKey, stream: object, payload_bytes: int | None = None) -> Upload:
-        """Begin or resume an upload. It is taken from an older stream of the same node.
+        """Begin an upload, resume it, or join the streams that send it.
 
         Args:
             node: Sender.
@@ -143,36 +158,32 @@ class Uploads:
             stream: Stream that sends it.
             payload_bytes: Size of the payload; by default `total_bytes`, and never more.
         """
-        upload = self._held.get(node)
-        if upload is not None and upload.work == work:
+        async with self._opening.setdefault(node, asyncio.Lock()):  # the streams of one upload share one buffer
+            upload = self._held.get(node)
+            if upload is None or upload.work != work:
+                if upload is not None:
+                    self.close(upload)
+                buffer = await self._buffer(node)
+                upload = self._held[node] = Upload(node, work, Assembler(buffer[:payload_bytes]), buffer)
             upload.begin_stream(stream, self._clock())
             return upload
-        if upload is not None:
-            self.close(upload)
-        buffer = await self._buffer(node)
-        former = self._held.get(node)  # another stream of the node may have opened it in the meantime
-        if former is not None:
-            self.close(former)
-        upload = self._held[node] = Upload(node, work, Assembler(buffer[:payload_bytes]), buffer)
-        upload.begin_stream(stream, self._clock())
-        return upload
 
     def require_current(self, upload: Upload, stream: object) -> None:
-        """Check that this stream is still the sender of the upload.
+        """Check that this stream still sends the upload, and note that it does.
 
         Raises:
             Unavailable: The upload was evicted for one that can arrive in time; the node may send it again.
-            StaleWork: Another stream took over, or the upload was closed.
+            StaleWork: Other streams took over, or the upload was closed.
         """
         if upload.made_room and upload.node not in self._held:
             raise Unavailable(f"the upload of {upload.node} is too slow for its round and made room; send it again")
-        if self._held.get(upload.node) is not upload or upload.stream is not stream:
+        if self._held.get(upload.node) is not upload or stream not in upload.streams:
             raise StaleWork(f"another upload of {upload.node} has taken the place of this one")
+        upload.streams[stream] = self._clock()
 
     def suspend(self, upload: Upload, stream: object) -> None:
-        """Keep the received data of an upload whose stream broke, so that it can be resumed."""
-        if upload.stream is stream:
-            upload.stream = None
+        """End a stream. What has arrived is kept, so that the upload can be resumed."""
+        if upload.streams.pop(stream, None) is not None and not upload.streams:
             self._wake()
 
     def detach(self, upload: Upload) -> None:
@@ -189,7 +200,8 @@ class Uploads:
     def begin_round(self, number: int) -> None:
         """Discard uploads of earlier rounds and uploads without a stream; neither will be resumed."""
         self._too_slow.clear()
-        for upload in [u for u in self._held.values() if u.stream is None or u.work[0] != number]:
+        self._opening = {node: lock for node, lock in self._opening.items() if lock.locked()}
+        for upload in [u for u in self._held.values() if not u.streams or u.work[0] != number]:
             self.close(upload)
 
     def recycle(self, upload: Upload) -> None:
@@ -240,7 +252,7 @@ class Uploads:
 
     def _make_room(self, node: str) -> bool:
         """Evict an interrupted or hopelessly slow upload in favour of a waiting node; return whether one was."""
-        closed = next((upload for upload in self._held.values() if upload.stream is None), None)
+        closed = next((upload for upload in self._held.values() if not upload.streams), None)
         if closed is None and node not in self._too_slow:
             closed = self._hopeless()
             if closed is not None:

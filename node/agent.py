@@ -142,8 +142,8 @@ class Agent:
                 operation = self._await_next_run(reason)
             case life.Train(work):
                 operation = self._train(work)
-            case life.Push(work, offset):
-                operation = self._push(work, offset)
+            case life.Push(work):
+                operation = self._push(work)
             case life.AskProgress(work):
                 operation = self._ask_progress(work)
             case life.Return(work, kind, detail):
@@ -203,8 +203,8 @@ class Agent:
         await self._assignments.train(work)
         return life.Trained()
 
-    async def _push(self, work: Work, offset: int) -> Event:
-        await self._assignments.push(work, offset)
+    async def _push(self, work: Work) -> Event:
+        await self._assignments.push(work)
         return life.Pushed()
 
     async def _ask_progress(self, work: Work) -> Event:

@@ -10,9 +10,10 @@ from functools import partial
 
 import structlog
 
+from hypergpu.common.byte_ranges import ByteRanges
 from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.wire import codec_from_proto
-from hypergpu.node.client import CoordinatorClient, RunOver, Work
+from hypergpu.node.client import CoordinatorClient, RunOver, Work, missing_of
 from hypergpu.node.core.held_parameters import HeldParameters
 from hypergpu.node.core.timeouts import SHUTDOWN_RPC_TIMEOUT_SECONDS, push_timeout_seconds
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
@@ -52,6 +53,8 @@ class Assignments:
         self._run: _Run | None = None
         self._decoding: asyncio.Future[None] | None = None
         """Decoding of the parameters that were received last."""
+        self._missing = ByteRanges()
+        """Bytes of its payload that the coordinator lacks."""
         self._waiting_since = time.monotonic()
         self._compute_seconds = 0.0
 
@@ -93,19 +96,23 @@ class Assignments:
         self._abandoned = abandoned = threading.Event()
         loop = asyncio.get_running_loop()
         self._update = await loop.run_in_executor(self._executor, self._compute, work, abandoned)
-        self._compute_seconds = self._update[0].compute_seconds
+        update, encoded = self._update
+        self._missing = ByteRanges([(0, encoded.payload.nbytes)])
+        self._compute_seconds = update.compute_seconds
 
-    async def push(self, work: Work, offset: int) -> None:
-        """Send the update from byte `offset` of its payload on."""
+    async def push(self, work: Work) -> None:
+        """Send what the coordinator lacks of the update, as far as that is known."""
         update, encoded = self._require_update()
         timeout = push_timeout_seconds(work.order.deadline_seconds)
-        reply = await self._client.push(work, self._worker.manifest, update, encoded, offset, timeout_seconds=timeout)
+        missing = ByteRanges(self._missing)
+        reply = await self._client.push(work, self._worker.manifest, update, encoded, missing, timeout_seconds=timeout)
         self._record_call()
         self._end_push(work, pb.PushUpdateReply.Outcome.Name(reply.outcome).lower(), update)
 
     async def ask_progress(self, work: Work) -> pb.UploadProgress:
-        """Return how much of the update the coordinator holds."""
+        """Ask how much of the update the coordinator holds; the next `push` sends the rest."""
         progress = await self._client.upload_progress(work.id)
+        self._missing = missing_of(progress, self._require_update()[1].payload.nbytes)
         if progress.accepted:
             self._record_call()
             self._end_push(work, "duplicate", self._require_update()[0])

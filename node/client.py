@@ -1,15 +1,17 @@
 """A node's calls to its coordinator, with the metadata of the node and typed errors."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 
+from hypergpu.common.byte_ranges import ByteRange, ByteRanges
+from hypergpu.common.connections import MAX_CONNECTIONS
 from hypergpu.common.errors import CorruptData, DeadlineExceeded, ProtocolError, Unavailable
 from hypergpu.common.rpc import explain_failure, metadata_for, open_channel
-from hypergpu.common.tensors import Assembler, Chunk, Flat, Manifest, chunks
+from hypergpu.common.tensors import STRIPE_BYTES, Assembler, Chunk, Flat, Manifest
 from hypergpu.common.tls import Tls
 from hypergpu.common.wire import (
     codec_from_proto,
@@ -24,7 +26,9 @@ from hypergpu.node.core.gpu import GPUSpecs
 from hypergpu.node.core.held_parameters import HeldParameters
 from hypergpu.node.core.update_encoder import EncodedUpdate
 from hypergpu.node.download_meter import DownloadMeter
+from hypergpu.node.downloading import Receive, SharedDownload
 from hypergpu.node.trainer import Update
+from hypergpu.node.uploading import Send, SharedUpload
 from hypergpu.protos import coordinator_pb2 as pb
 
 _SERVICE = "/hypergpu.coordinator.v1.Training/"
@@ -79,10 +83,12 @@ class CoordinatorClient:
         self.downloads = DownloadMeter()
         self._metadata = metadata_for(node_id, token)
         self._tls, self._http_proxy = tls, http_proxy
+        self._transfers: list[_TransferConnection] = []
+        self._arrived_at = 0.0
+        """Arrival of the latest part of a stream."""
 
     async def __aenter__(self) -> Self:
-        self._channel = open_channel(self.address, self._tls, http_proxy=self._http_proxy)
-        channel = self._channel
+        self._channel = channel = self._open()
         self._register = channel.unary_unary(
             _SERVICE + "Register", pb.RegisterRequest.SerializeToString, pb.RegisterReply.FromString
         )
@@ -98,12 +104,22 @@ class CoordinatorClient:
         self._leave = channel.unary_unary(
             _SERVICE + "Leave", pb.LeaveRequest.SerializeToString, pb.LeaveReply.FromString
         )
-        self._pull = channel.unary_stream(_SERVICE + "PullWork", pb.PullWorkRequest.SerializeToString, bytes)
-        self._push = channel.stream_unary(_SERVICE + "PushUpdate", encode_part, pb.PushUpdateReply.FromString)
         return self
 
     async def __aexit__(self, *raised: object) -> None:
-        await self._channel.close()
+        await asyncio.gather(self._channel.close(), *(each.channel.close() for each in self._transfers))
+
+    def _open(self) -> grpc.aio.Channel:
+        return open_channel(self.address, self._tls, http_proxy=self._http_proxy)
+
+    def _connections(self, count: int) -> list["_TransferConnection"]:
+        """Return the first `count` connections for transfers, opened on first use.
+
+        Small calls have a connection of their own: on a shared one they would wait behind the transfers.
+        """
+        while len(self._transfers) < count:
+            self._transfers.append(_TransferConnection(self._open()))
+        return self._transfers[:count]
 
     async def register(self, request: pb.RegisterRequest) -> pb.RegisterReply:
         """Register with the run."""
@@ -152,40 +168,81 @@ class CoordinatorClient:
         report = self.downloads.take_report()
         request = pb.PullWorkRequest(node_id=self.node_id, run_id=run_id, wait_seconds=wait_seconds, download=report)
         request.parameters_version = held.version
-        call = self._pull(request, metadata=self._metadata)
-        work: Work | None = None
-        assembler: Assembler | None = None
+        call = self._connections(1)[0].pull(request, metadata=self._metadata)
+        parts = self._parts_of(call, wait_seconds)
+        try:
+            first = await anext(parts, None)
+            if first is None:
+                return None
+            if isinstance(first, Chunk):
+                raise ProtocolError(f"{self.address}: parameters arrived before their order")
+            if first.WhichOneof("part") == "run_over":
+                return RunOver(first.run_over.reason, first.run_over.stays)
+            if first.WhichOneof("part") != "order":
+                raise ProtocolError(f"{self.address}: expected one order")
+            order_at = self._arrived_at
+            work = Work(first.order, held.flat)
+            on_order(work)
+            assembler = _assembler_of(first.order, held)
+            self.downloads.begin(order_at)
+            await self._receive(work, self._chunks_of(parts), assembler)
+        finally:
+            call.cancel()
+        if not assembler.complete:
+            raise CorruptData(f"{self.address}: the parameters ended after {assembler.received} bytes")
+        return work
+
+    async def _receive(self, work: Work, first: AsyncIterator[Chunk], assembler: Assembler) -> None:
+        """Receive the parameters: `first` has those on the connection that brought the order."""
+
+        def deliver(chunk: Chunk) -> None:
+            self.downloads.chunk(assembler.add(chunk), self._arrived_at)
+
+        count = _useful(work.order.connections.down, assembler.payload.nbytes)
+        if count == 1:
+            async for chunk in first:
+                deliver(chunk)
+            return
+
+        def receiver(connection: _TransferConnection) -> Receive:
+            return lambda ranges: self._more(connection, work.id, ranges)
+
+        others = [receiver(connection) for connection in self._connections(count)[1:]]
+        await SharedDownload(assembler, deliver).receive(first, others)
+
+    async def _more(
+        self, connection: "_TransferConnection", work: pb.WorkId, ranges: Sequence[ByteRange]
+    ) -> AsyncIterator[Chunk]:
+        """Yield chunks of parameters on a further connection."""
+        message = [pb.ByteRange(start=start, end=end) for start, end in ranges]
+        call = connection.parameters(pb.PullParametersRequest(work=work, ranges=message), metadata=self._metadata)
+        try:
+            async for chunk in self._chunks_of(self._parts_of(call)):
+                yield chunk
+        finally:
+            call.cancel()
+
+    async def _chunks_of(self, parts: AsyncIterator[pb.WorkPart | Chunk]) -> AsyncIterator[Chunk]:
+        async for part in parts:
+            if not isinstance(part, Chunk):
+                raise ProtocolError(f"{self.address}: after an order there are chunks only")
+            yield part
+
+    async def _parts_of(self, call: Any, wait_seconds: float = 0.0) -> AsyncIterator[pb.WorkPart | Chunk]:
+        """Yield the parts of a stream; the first may take `wait_seconds` longer than the others."""
+        patience = STALL_SECONDS + wait_seconds
         try:
             while True:
-                patience = STALL_SECONDS + (wait_seconds if work is None else 0)
                 data = await asyncio.wait_for(call.read(), patience)
                 if not isinstance(data, bytes):  # grpc.aio.EOF
-                    break
-                arrived_at = self.downloads.arrived(data)
-                part = decode_work_part(data)
-                if isinstance(part, Chunk):
-                    if assembler is None:
-                        raise ProtocolError(f"{self.address}: parameters arrived before their order")
-                    assembler.add(part)
-                    self.downloads.chunk(len(part.data), arrived_at)
-                elif part.WhichOneof("part") == "run_over":
-                    return RunOver(part.run_over.reason, part.run_over.stays)
-                elif work is None and part.WhichOneof("part") == "order":
-                    work = Work(part.order, held.flat)
-                    on_order(work)
-                    assembler = _assembler_of(part.order, held)
-                    self.downloads.begin(arrived_at)
-                else:
-                    raise ProtocolError(f"{self.address}: expected one order")
+                    return
+                self._arrived_at = self.downloads.arrived(data)
+                yield decode_work_part(data)
+                patience = STALL_SECONDS
         except grpc.RpcError as error:
             raise await explain_failure(error, self.address, self._tls) from error
         except TimeoutError as error:
             raise DeadlineExceeded(f"{self.address}: nothing arrived for {patience:g} s") from error
-        finally:
-            call.cancel()
-        if assembler is not None and not assembler.complete:
-            raise CorruptData(f"{self.address}: the parameters ended after {assembler.next_offset} bytes")
-        return work
 
     async def push(
         self,
@@ -193,47 +250,50 @@ class CoordinatorClient:
         manifest: Manifest,
         update: Update,
         encoded: EncodedUpdate,
-        offset: int,
+        missing: ByteRanges,
         *,
         timeout_seconds: float,
     ) -> pb.PushUpdateReply:
-        """Send an update from byte `offset` of its payload on.
+        """Send the bytes of an update's payload that the coordinator lacks.
 
         Raises:
             Unavailable: the coordinator keeps what arrived, but does not have all of it yet.
         """
-        reply = await self._call_push(self._parts(work, manifest, update, encoded, offset), timeout_seconds)
-        if reply.outcome == pb.PushUpdateReply.INCOMPLETE:
-            raise Unavailable(f"{self.address}: the update is incomplete: {reply.detail}")
-        return reply
+        payload = encoded.payload
+        header = _header(work, manifest, update, encoded)
+        report = self.downloads.take_report()
+        if report is not None:
+            header.header.download.CopyFrom(report)
+        connections = self._connections(_useful(work.order.connections.up, missing.total))
+        upload = SharedUpload(payload, missing, len(connections))
 
-    async def _parts(
-        self, work: Work, manifest: Manifest, update: Update, encoded: EncodedUpdate, start: int
-    ) -> AsyncIterator[pb.UpdatePart | Chunk]:
-        header = pb.UpdateHeader(
-            work=work.id,
-            manifest=manifest_to_proto(manifest),
-            samples=update.samples,
-            loss=update.loss,
-            compute_seconds=update.compute_seconds,
-            grad_norm=update.steps[-1].grad_norm,
-            loss_before=update.steps[0].loss,
-            steps=len(update.steps),
-            loss_after=update.loss_after,
-            encoding=encoding_to_proto(encoded.form),
-            noise=encoded.noise,
-            download=self.downloads.take_report(),
-        )
-        yield pb.UpdatePart(header=header)
-        for chunk in chunks(encoded.payload, start):
-            yield chunk
-            self.bytes_sent += len(chunk.data)
+        def sender(connection: _TransferConnection) -> Send:
+            return lambda chunks: self._call_push(connection, header, chunks, timeout_seconds)
+
+        async def ask_missing() -> ByteRanges:
+            return missing_of(await self.upload_progress(work.id), payload.nbytes)
+
+        try:
+            return await upload.send([sender(connection) for connection in connections], ask_missing)
+        except Unavailable as error:
+            raise Unavailable(f"{self.address}: {error}") from error
+        finally:
+            self.bytes_sent += upload.bytes_sent
 
     async def _call_push(
-        self, parts: AsyncIterator[pb.UpdatePart | Chunk], timeout_seconds: float
+        self,
+        connection: "_TransferConnection",
+        header: pb.UpdatePart,
+        chunks: AsyncIterator[Chunk],
+        timeout_seconds: float,
     ) -> pb.PushUpdateReply:
+        async def parts() -> AsyncIterator[pb.UpdatePart | Chunk]:
+            yield header
+            async for chunk in chunks:
+                yield chunk
+
         try:
-            reply: pb.PushUpdateReply = await self._push(parts, metadata=self._metadata, timeout=timeout_seconds)
+            reply: pb.PushUpdateReply = await connection.push(parts(), metadata=self._metadata, timeout=timeout_seconds)
         except grpc.RpcError as error:
             raise await explain_failure(error, self.address, self._tls) from error
         return reply
@@ -257,6 +317,47 @@ def _assembler_of(order: pb.WorkOrder, held: HeldParameters) -> Assembler:
     form = held.payload_format(codec_from_proto(order.parameters))
     require_payload_bytes(order.parameters, form)
     return Assembler(held.begin(form, order.base_version))
+
+
+class _TransferConnection:
+    """A connection for transfers, with the calls on it."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.pull = channel.unary_stream(_SERVICE + "PullWork", pb.PullWorkRequest.SerializeToString, bytes)
+        self.parameters = channel.unary_stream(
+            _SERVICE + "PullParameters", pb.PullParametersRequest.SerializeToString, bytes
+        )
+        self.push = channel.stream_unary(_SERVICE + "PushUpdate", encode_part, pb.PushUpdateReply.FromString)
+
+
+def missing_of(progress: pb.UploadProgress, payload_bytes: int) -> ByteRanges:
+    """Return what the coordinator lacks of an update, within the payload."""
+    if progress.missing:
+        return ByteRanges((min(part.start, payload_bytes), min(part.end, payload_bytes)) for part in progress.missing)
+    return ByteRanges([(min(progress.next_offset, payload_bytes), payload_bytes)])
+
+
+def _useful(connections: int, nbytes: int) -> int:
+    """Return how many of the ordered connections a transfer has chunks for, at least one."""
+    return max(1, min(connections, MAX_CONNECTIONS, -(-nbytes // STRIPE_BYTES)))
+
+
+def _header(work: Work, manifest: Manifest, update: Update, encoded: EncodedUpdate) -> pb.UpdatePart:
+    header = pb.UpdateHeader(
+        work=work.id,
+        manifest=manifest_to_proto(manifest),
+        samples=update.samples,
+        loss=update.loss,
+        compute_seconds=update.compute_seconds,
+        grad_norm=update.steps[-1].grad_norm,
+        loss_before=update.steps[0].loss,
+        steps=len(update.steps),
+        loss_after=update.loss_after,
+        encoding=encoding_to_proto(encoded.form),
+        noise=encoded.noise,
+    )
+    return pb.UpdatePart(header=header)
 
 
 def specs_message(specs: GPUSpecs) -> pb.GpuSpecs:

@@ -120,6 +120,16 @@ class EndPull(Request[None]):
 
 
 @message
+class AskParameters(Request[None]):
+    """Ask for more of the parameters of a work unit that was assigned."""
+
+    node: str
+    run_id: str
+    round: int
+    attempt: int
+
+
+@message
 class OfferUpdate(Request[ev.UpdateReply | None]):
     """Ask whether an update is needed before it is received. None: it is."""
 
@@ -205,6 +215,7 @@ class Session:
             Heartbeat: self._on_heartbeat,
             Pull: self._on_pull,
             EndPull: self._on_end_pull,
+            AskParameters: self._on_ask_parameters,
             OfferUpdate: self._on_offer,
             Update: self._on_update,
             RejectUpdate: self._on_reject,
@@ -305,6 +316,13 @@ class Session:
 
     def _on_end_pull(self, request: EndPull, now: float) -> Answer[None]:
         return None, self._machine.handle(ev.RequestEnded(request.node), now)
+
+    def _on_ask_parameters(self, request: AskParameters, now: float) -> Answer[None]:
+        self._require_run(request.run_id)
+        if not self._machine.is_assigned(request.node, request.round, request.attempt):
+            raise StaleWork(f"round {request.round}, attempt {request.attempt}, is not work of {request.node} now")
+        self.seen(request.node, now)
+        return None, ()
 
     def _on_return(self, request: Return, now: float) -> Answer[None]:
         self._require_run(request.run_id)

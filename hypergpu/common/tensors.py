@@ -9,10 +9,15 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from hypergpu.common.byte_ranges import ByteRanges
 from hypergpu.common.errors import CorruptData, ProtocolError
 
 CHUNK_BYTES = 1 << 20
 """Chunks of 1 MiB stream at two to six times the speed of one large message."""
+STRIPE_BYTES = 256 << 10
+"""Chunks of a transfer over several connections are shorter: at its end, all others wait for the slowest chunk."""
+MAX_GAPS = 1024
+"""Most gaps in a payload on its way, far above those that `MAX_CONNECTIONS` leave: they take memory and time."""
 
 Flat = npt.NDArray[np.float32]
 """All parameters or gradients of a model in one buffer, shape (manifest.size,)."""
@@ -109,36 +114,47 @@ def checksum(data: memoryview | bytes) -> int:
 
 
 class Assembler:
-    """Receives chunks in order into the buffer of a payload.
-
-    `next_offset` is the number of bytes received: a broken transfer continues from there.
-    """
+    """Receives chunks, in any order, into the buffer of a payload."""
 
     def __init__(self, payload: Payload) -> None:
         self.payload = payload
         self._bytes = payload.data
-        self.next_offset = 0
+        self.missing = ByteRanges([(0, len(self._bytes))])
+        """Bytes that have not arrived: a broken transfer continues with them."""
+
+    @property
+    def received(self) -> int:
+        """Number of bytes that have arrived."""
+        return len(self._bytes) - self.missing.total
+
+    @property
+    def next_offset(self) -> int:
+        """Number of bytes before the first one that is missing."""
+        return next(iter(self.missing)).start if self.missing else len(self._bytes)
 
     @property
     def complete(self) -> bool:
         """True if every byte has arrived."""
-        return self.next_offset == len(self._bytes)
+        return not self.missing
 
-    def add(self, chunk: Chunk) -> None:
-        """Add the next chunk; one that was received before is checked and skipped.
+    def add(self, chunk: Chunk) -> int:
+        """Add a chunk; return how many of its bytes had not arrived before. The others are checked and skipped.
 
         Raises:
             CorruptData: the bytes do not match their checksum; nothing was added.
-            ProtocolError: a gap before the chunk, an overlap, or bytes beyond the end.
+            ProtocolError: bytes beyond the end, or one gap more than `MAX_GAPS`.
         """
-        end = chunk.offset + len(chunk.data)
+        start, end = chunk.offset, chunk.offset + len(chunk.data)
         if end > len(self._bytes):
             raise ProtocolError(f"a chunk ends at byte {end} of a buffer of {len(self._bytes)}")
         if checksum(chunk.data) != chunk.crc32c:
-            raise CorruptData(f"the chunk at byte {chunk.offset} does not match its checksum; send it again")
-        if end <= self.next_offset:
-            return
-        if chunk.offset != self.next_offset:
-            raise ProtocolError(f"a chunk at byte {chunk.offset}; expected byte {self.next_offset}")
-        self._bytes[chunk.offset : end] = chunk.data
-        self.next_offset = end
+            raise CorruptData(f"the chunk at byte {start} does not match its checksum; send it again")
+        new = self.missing.within(start, end)
+        added = self.missing.remove(start, end)
+        if len(self.missing) > MAX_GAPS:
+            for part in new:
+                self.missing.add(*part)
+            raise ProtocolError(f"a chunk at byte {start} leaves more than {MAX_GAPS} gaps; send earlier bytes first")
+        for part in new:
+            self._bytes[part.start : part.end] = chunk.data[part.start - start : part.end - start]
+        return added

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypergpu.common.errors import ConfigError, CorruptData, ProtocolError
-from hypergpu.common.tensors import Assembler, Chunk, Manifest, TensorSpec, checksum, chunks
+from hypergpu.common.tensors import MAX_GAPS, Assembler, Chunk, Manifest, TensorSpec, checksum, chunks
 from hypergpu.common.wire import (
     decode_update_part,
     decode_work_part,
@@ -103,16 +103,42 @@ def test_the_assembler_refuses_what_does_not_fit() -> None:
     flat = np.ones(100, np.float32)
     first, second = chunks(flat, chunk_bytes=200)
     assembler = Assembler(np.zeros(400, np.uint8))
-    with pytest.raises(ProtocolError, match="expected byte 0"):
-        assembler.add(second)
+    assert assembler.add(second) == 200
     with pytest.raises(CorruptData, match="checksum"):
         assembler.add(Chunk(0, first.data, first.crc32c ^ 1))
-    assert assembler.next_offset == 0
-    assembler.add(first)
-    assembler.add(first)  # a replay changes nothing
-    assert assembler.next_offset == 200
+    assert (assembler.next_offset, assembler.received, assembler.complete) == (0, 200, False)
+    assert assembler.add(first) == 200
+    assert assembler.add(first) == 0  # a replay changes nothing
+    assert (assembler.next_offset, assembler.received, assembler.complete) == (400, 400, True)
     with pytest.raises(ProtocolError, match="ends at byte 600"):
         assembler.add(Chunk(400, first.data, first.crc32c))
+
+
+@given(order=st.permutations(range(7)), overlap=st.integers(0, 30))
+def test_chunks_arrive_in_any_order_and_may_overlap(order: list[int], overlap: int) -> None:
+    payload = np.random.default_rng(0).integers(0, 256, 200, np.uint8)
+    assembler, counted = Assembler(np.zeros(200, np.uint8)), 0
+    for index in order:
+        start, end = max(0, 30 * index - overlap), min(200, 30 * index + 30)
+        data = payload[start:end].data
+        counted += assembler.add(Chunk(start, data, checksum(data)))
+        assert assembler.received == counted
+    assert assembler.complete
+    assert counted == 200
+    assert np.array_equal(assembler.payload, payload)
+
+
+def test_the_gaps_of_a_payload_are_bounded() -> None:
+    assembler = Assembler(np.zeros(2 * MAX_GAPS + 10, np.uint8))
+    byte = memoryview(b"x")
+    for offset in range(1, 2 * MAX_GAPS - 1, 2):
+        assembler.add(Chunk(offset, byte, checksum(byte)))
+    missing = list(assembler.missing)
+    assert len(missing) == MAX_GAPS
+    with pytest.raises(ProtocolError, match="more than 1024 gaps"):
+        assembler.add(Chunk(2 * MAX_GAPS + 3, byte, checksum(byte)))
+    assert list(assembler.missing) == missing
+    assert assembler.add(Chunk(2, byte, checksum(byte))) == 1
 
 
 def test_a_model_that_cannot_be_sent_is_refused_before_the_run() -> None:

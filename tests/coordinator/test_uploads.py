@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hypergpu.common.connections import MAX_CONNECTIONS
 from hypergpu.common.errors import StaleWork, StorageError, Unavailable
 from hypergpu.common.tensors import Payload, chunks
 from hypergpu.coordinator.spill import spilled_buffer
@@ -23,8 +24,10 @@ async def test_a_broken_upload_keeps_what_it_has() -> None:
     upload = await uploads.open("a", (1, 1), first)
     upload.assembler.add(parts[0])
     uploads.suspend(upload, first)
-    assert uploads.progress("a", (1, 1)) == 1000
-    assert uploads.progress("a", (1, 2)) == 0
+    held = uploads.progress("a", (1, 1))
+    assert held is not None
+    assert list(held.missing) == [(1000, 4000)]
+    assert uploads.progress("a", (1, 2)) is None
     second = object()
     again = await uploads.open("a", (1, 1), second)
     assert again is upload
@@ -53,7 +56,7 @@ async def test_another_attempt_starts_afresh() -> None:
     upload = await uploads.open("a", (1, 1), object())
     upload.assembler.add(next(iter(chunks(FLAT, chunk_bytes=1000))))
     assert (await uploads.open("a", (1, 2), object())).assembler.next_offset == 0
-    assert uploads.progress("a", (1, 1)) == 0
+    assert uploads.progress("a", (1, 1)) is None
 
 
 async def test_no_more_buffers_than_allowed_and_who_waits_gets_the_next() -> None:
@@ -79,7 +82,7 @@ async def test_an_idle_upload_makes_room_for_a_busy_one() -> None:
     assert not waiting.done()
     uploads.suspend(idle, stream)
     await asyncio.wait_for(waiting, 1)
-    assert uploads.progress("a", (1, 1)) == 0
+    assert uploads.progress("a", (1, 1)) is None
 
 
 class Clock:
@@ -209,7 +212,7 @@ async def test_an_upload_that_cannot_arrive_in_time_makes_room_for_another(
     if makes_room:
         with pytest.raises(Unavailable, match="slow"):
             uploads.require_current(slow, slow_stream)
-        assert uploads.progress("slow", (1, 1)) == 0
+        assert uploads.progress("slow", (1, 1)) is None
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
 
@@ -254,17 +257,38 @@ async def test_a_stream_that_ends_while_it_waits_gives_its_turn_to_the_next() ->
         await first
 
 
-async def test_a_stream_that_was_superseded_takes_nothing_from_the_one_that_goes_on() -> None:
+async def test_streams_that_open_together_share_one_upload_and_one_buffer() -> None:
     uploads = Uploads(FLAT.nbytes, 0)
-    old, new = object(), object()
-    upload = await uploads.open("a", (1, 1), old)
-    assert await uploads.open("a", (1, 1), new) is upload
-    uploads.suspend(upload, old)
-    assert upload.stream is new
+    streams = [object() for _ in range(4)]
+    opened = await asyncio.gather(*(uploads.open("a", (1, 1), stream) for stream in streams))
+    assert all(upload is opened[0] for upload in opened)
+    b = await asyncio.wait_for(uploads.open("b", (1, 1), object()), 1)  # the second of two buffers
+    assert b.buffer is not opened[0].buffer
+    for stream in streams[:3]:
+        uploads.suspend(opened[0], stream)
     uploads.begin_round(1)
-    uploads.require_current(upload, new)
-    uploads.suspend(upload, new)
-    assert upload.stream is None
+    uploads.require_current(opened[0], streams[3])
+    uploads.suspend(opened[0], streams[3])
+    assert not opened[0].streams
+    uploads.begin_round(1)
+    assert uploads.progress("a", (1, 1)) is None
+
+
+async def test_the_streams_of_an_upload_are_bounded_and_the_silent_one_goes() -> None:
+    clock = Clock()
+    uploads = Uploads(FLAT.nbytes, 0, clock=clock)
+    streams = [object() for _ in range(MAX_CONNECTIONS)]
+    for stream in streams:
+        clock.now += 1.0
+        upload = await uploads.open("a", (1, 1), stream)
+    uploads.require_current(upload, streams[0])  # it was opened first, and has just sent a chunk
+    assert await uploads.open("a", (1, 1), object()) is upload
+    assert len(upload.streams) == MAX_CONNECTIONS
+    uploads.require_current(upload, streams[0])
+    with pytest.raises(StaleWork, match="another upload of a"):
+        uploads.require_current(upload, streams[1])
+    uploads.suspend(upload, streams[1])
+    assert len(upload.streams) == MAX_CONNECTIONS
 
 
 async def test_an_upload_that_was_given_up_frees_its_buffer_once_and_its_successor_keeps_its_own() -> None:

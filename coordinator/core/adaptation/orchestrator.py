@@ -440,6 +440,7 @@ class AdaptiveOrchestrator:
             wait_for=turns,
             wait_for_all=not adapts,
             probes=probes,
+            connections=self.config.transfers.fixed,
             decisions=self._log.drain(),
         )
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from hypergpu.common.connections import ONE_FOR_ALL, ConnectionPlan
 from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.decisions import Decision
@@ -34,6 +35,7 @@ class RoundPlan:
     """Nodes whose turn it is, and for which the deadline leaves the time that they usually need."""
     codecs: Mapping[str, TransferCodecs] = field(default_factory=dict)
     """Codecs by node id; the configured ones for nodes that are not there."""
+    connections: ConnectionPlan = ONE_FOR_ALL
     probes: Sequence[str] = ()
     """Nodes whose links may have recovered. They get work, and the round does not wait for them."""
     decisions: Sequence[Decision] = ()

@@ -5,6 +5,7 @@ from dataclasses import field
 from enum import StrEnum
 from typing import Any
 
+from hypergpu.common.connections import ONE_EACH, Connections
 from hypergpu.common.message import message
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.decisions import Decision
@@ -251,6 +252,7 @@ class WorkAssigned:
     """True if the update is only measured, and does not enter the model."""
     accepted_round: int = 0
     """Latest round whose update of this node was accepted; 0 = none."""
+    connections: Connections = ONE_EACH
 
 
 @message

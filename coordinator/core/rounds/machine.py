@@ -169,6 +169,12 @@ class RoundMachine:
         unit = current.units.get(node) if current else None
         return (unit.codecs if unit else self.round_state.codecs).update
 
+    def is_assigned(self, node: str, round_number: int, attempt: int) -> bool:
+        """Return whether this is the node's work in the open round, as it was last assigned."""
+        current = self.round_state.open_round
+        unit = current.units.get(node) if current and current.number == round_number else None
+        return unit is not None and unit.live and not unit.done and 0 < unit.attempt == attempt
+
     def update_status(self, node: str, round_number: int) -> ev.UpdateStatus | None:
         """Return the status of an update of this work unit if it needs no further check; None: it is wanted."""
         current = self.round_state.open_round

@@ -166,6 +166,7 @@ def _settings(plan: RoundPlan, config: TrainingConfig) -> RoundSettings:
         server_momentum=plan.server_momentum,
         optimizer=plan.optimizer or config.first_optimizer,
         local_steps=_local_steps(plan, config),
+        connections=plan.connections,
     )
 
 

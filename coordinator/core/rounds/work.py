@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from hypergpu.common.connections import ONE_FOR_ALL, ConnectionPlan
 from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.rounds.events import Contribution, Shard, UpdateArrived, WorkAssigned
@@ -86,6 +87,7 @@ class RoundSettings:
     optimizer: LocalOptimizer
     """Optimizer of the nodes without a trial."""
     local_steps: int
+    connections: ConnectionPlan = ONE_FOR_ALL
 
 
 @dataclass(slots=True)
@@ -155,6 +157,7 @@ class Round:
             unit.codecs,
             unit.trial,
             accepted_round,
+            self.settings.connections.of(unit.node),
         )
 
     def accept(self, unit: WorkUnit, update: UpdateArrived, weight: int, now: float) -> float:

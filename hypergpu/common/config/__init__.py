@@ -6,6 +6,7 @@ from hypergpu.common.config.loading import load_config
 from hypergpu.common.config.node import NodeConfig
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.training import ServerConfig, TrainingConfig
+from hypergpu.common.config.transfers import TransfersConfig
 
 
 class SystemConfig(ConfigSection):
@@ -19,6 +20,8 @@ class SystemConfig(ConfigSection):
     """Device and network of a node."""
     compression: CompressionConfig = CompressionConfig()
     """Codecs of parameters and updates."""
+    transfers: TransfersConfig = TransfersConfig()
+    """Connections of the transfers."""
     monitor: MonitorConfig = MonitorConfig()
     """Measurement and classes of links."""
     batch: BatchConfig = BatchConfig()
@@ -40,5 +43,6 @@ __all__ = [
     "ServerConfig",
     "SystemConfig",
     "TrainingConfig",
+    "TransfersConfig",
     "load_config",
 ]

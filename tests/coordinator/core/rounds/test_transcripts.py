@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.connections import ONE_EACH
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import FixedAdaptation
@@ -127,7 +128,11 @@ def line_of(effect: ev.Effect) -> str:
         figures = f"{effect.reason}, {effect.seconds:g} s, {effect.samples} samples, loss {effect.loss:g}"
         figures += f"{', evaluate' if effect.evaluate else ''}, ended {effect.restarts[0]} in {effect.restarts[1]:g} s"
         return f"  * CloseRound {effect.round}: {figures}: {'; '.join(parts)}"
-    values = ", ".join(f"{field.name}={shown(getattr(effect, field.name))}" for field in dataclasses.fields(effect))
+    values = ", ".join(
+        f"{field.name}={shown(getattr(effect, field.name))}"
+        for field in dataclasses.fields(effect)
+        if getattr(effect, field.name) != ONE_EACH
+    )
     return f"  * {type(effect).__name__} {values}"
 
 
