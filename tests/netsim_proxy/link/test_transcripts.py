@@ -185,7 +185,8 @@ def stream(link: Link, now: float, connection: int) -> Iterator[str]:
         now += pause
         result = link.offer(now, direction, nbytes, rpc, end=number >= 4, express=nbytes == 10)
         told = f"arrives {result.at:.6f}" if isinstance(result, Deliver) else f"{result}"
-        yield f"  {now:.3f} {direction} {nbytes} B: {told}, lost on {rpc.lost_on} after {rpc.lost_after:.0f}"
+        after = rpc.lost_after if rpc.lost_on is not None else 0
+        yield f"  {now:.3f} {direction} {nbytes} B: {told}, lost on {rpc.lost_on} after {after:.0f}"
         if not isinstance(result, Deliver):
             return
 
