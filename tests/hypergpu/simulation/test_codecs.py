@@ -1,0 +1,81 @@
+"""Codecs in virtual time: their bytes move over the links, and their noise is in the learning."""
+
+from typing import Any
+
+import pytest
+
+from hypergpu.common.codecs import find_codec
+from hypergpu.common.config import TrainingConfig
+from hypergpu.common.transfer_codecs import TransferCodecs
+from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.simulation import message_sizes
+from hypergpu.simulation.gradients import GradientBackend
+from hypergpu.simulation.run import Outcome, simulate
+from hypergpu.simulation.scenario import Scenario
+from hypergpu.tasks import load_task
+
+ROUNDS, NODES, VALUES = 4, 3, 1_000_000
+
+
+def run(update: str = "none", parameters: str = "none", **changes: Any) -> Outcome:
+    codecs = {"strategy": "fixed", "update_codec": update, "parameters_codec": parameters}
+    config = {"training": {"rounds": ROUNDS, "min_nodes": NODES}, "compression": codecs}
+    tree = {
+        "policy": "none",
+        "learning": "model",
+        "convergence": {"model_bytes": 4 * VALUES},
+        "nodes": [{"id": "node", "count": NODES, "profile": "good"}],
+        "config": config,
+        **changes,
+    }
+    return simulate(Scenario.model_validate(tree))
+
+
+def payload(codec: str) -> int:
+    return message_sizes.chunks_bytes(find_codec(codec).encoded_bytes(VALUES))
+
+
+@pytest.mark.parametrize("codec", ["bf16", "int8", "int4", "topk"])
+def test_updates_take_the_bytes_of_their_codec(codec: str) -> None:
+    plain, coded = run(), run(codec)
+    for before, after in zip(plain.nodes, coded.nodes, strict=True):
+        saved = ROUNDS * (payload("none") - payload(codec))
+        assert before.bytes_up - after.bytes_up == pytest.approx(saved, rel=0.001)
+        assert after.bytes_down == pytest.approx(before.bytes_down, rel=0.001)
+    assert coded.seconds < plain.seconds
+
+
+def test_parameters_take_the_bytes_of_their_codec() -> None:
+    plain, halved, differences = run(), run(parameters="bf16"), run(parameters="int8")
+    for number in range(NODES):
+        down = plain.nodes[number].bytes_down
+        assert down - halved.nodes[number].bytes_down == pytest.approx(
+            ROUNDS * (payload("none") - payload("bf16")), rel=0.001
+        )
+        # The first round has nothing to differ from.
+        saved = (ROUNDS - 1) * (payload("none") - payload("int8"))
+        assert down - differences.nodes[number].bytes_down == pytest.approx(saved, rel=0.001)
+
+
+def work(node: str, round_number: int, codec: str, accepted_round: int) -> ev.WorkAssigned:
+    work = ev.WorkAssigned(round_number, node, 1, 16, 2, 0.1, "sgd", ev.Shard(0, 2, 0), 1e9)
+    work.codecs = TransferCodecs(codec)
+    work.accepted_round = accepted_round
+    return work
+
+
+def test_the_noise_of_real_updates_is_reported_and_a_new_process_has_no_residual() -> None:
+    def noises(restarts: bool) -> list[float]:
+        config = TrainingConfig(local_steps=2, batch_size=16)
+        backend = GradientBackend(load_task("digits", 0), config)
+        backend.begin_round()
+        found = [backend.train(work("a", 1, "topk", 0)).noise]
+        if restarts:
+            backend.process_started("a")
+        found.append(backend.train(work("a", 2, "topk", 1)).noise)
+        return found
+
+    first, second = noises(restarts=True)
+    assert 0.1 < first < 1.0
+    assert second == first, "the same update, without a residual"
+    assert noises(restarts=False)[1] != first
