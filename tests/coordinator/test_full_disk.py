@@ -116,10 +116,10 @@ async def test_a_checkpoint_that_fails_is_told_survived_and_made_up_for_with_the
 ) -> None:
     real, fails = ModelFiles.checkpoint, [error]
 
-    def checkpoint(self: ModelFiles, number: int, state: Any) -> Path:
+    def checkpoint(self: ModelFiles, number: int, state: Any, score: Any) -> Path:
         if fails:
             raise fails.pop()
-        return real(self, number, state)
+        return real(self, number, state, score)
 
     monkeypatch.setattr(ModelFiles, "checkpoint", checkpoint)
     async with running(tmp_path, training={"rounds": 9, "checkpoint_every": 2}) as run:
@@ -145,10 +145,10 @@ async def test_checkpoints_are_as_many_rounds_apart_as_was_asked_and_one_is_of_t
     saved: list[int] = []
     real = ModelFiles.checkpoint
 
-    def checkpoint(self: ModelFiles, number: int, state: Any) -> Path:
+    def checkpoint(self: ModelFiles, number: int, state: Any, score: Any) -> Path:
         saved.append(number)
         assert len(list(rows(tmp_path, "rounds.jsonl"))) >= number, "a resumed run would lack a line"
-        return real(self, number, state)
+        return real(self, number, state, score)
 
     monkeypatch.setattr(ModelFiles, "checkpoint", checkpoint)
     async with running(tmp_path, training={"rounds": 5, "checkpoint_every": every}) as run:
