@@ -1,5 +1,6 @@
 """Codecs in virtual time: their bytes move over the links, and their noise is in the learning."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,10 +59,8 @@ def test_parameters_take_the_bytes_of_their_codec() -> None:
 
 
 def work(node: str, round_number: int, codec: str, accepted_round: int) -> ev.WorkAssigned:
-    work = ev.WorkAssigned(round_number, node, 1, 16, 2, 0.1, "sgd", ev.Shard(0, 2, 0), 1e9)
-    work.codecs = TransferCodecs(codec)
-    work.accepted_round = accepted_round
-    return work
+    work = ev.WorkAssigned(round_number, node, 1, 16, 2, 0.1, "sgd", ev.Shard(0, 2, 0), 1e9, TransferCodecs(codec))
+    return replace(work, accepted_round=accepted_round)
 
 
 def test_the_noise_of_real_updates_is_reported_and_a_new_process_has_no_residual() -> None:
