@@ -125,7 +125,9 @@ class Coordinator:
             if_it_fails.callback(self.run_dir.close)
             model = _make_model(config, task, options)
             shards = self._resume(model)
-            self.orchestrator: AdaptiveOrchestrator = build_orchestrator(config)
+            self.orchestrator: AdaptiveOrchestrator = build_orchestrator(
+                config, model_bytes=model.model.manifest.total_bytes
+            )
             if self._found is not None and self._found.state.adaptation is not None and not self._relearns:
                 self.orchestrator.restore(self._found.state.adaptation, self._found.round + 1)
             self.registry = CollectorRegistry()

@@ -58,7 +58,7 @@ def simulate(
     config = scenario.effective_config
     time = VirtualTime()
     learning = _backend(scenario)
-    orchestrator = build_orchestrator(config, clock=time.clock)
+    orchestrator = build_orchestrator(config, clock=time.clock, model_bytes=learning.model_bytes)
     sync = HeartbeatSync(adaptation or orchestrator)
     machine = _machine(config, sync, learning)
     nodes: dict[str, SimulatedNode] = {}

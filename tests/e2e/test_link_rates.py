@@ -37,6 +37,6 @@ def test_the_rates_are_those_of_the_profile(cluster: Cluster, loss_model: str) -
         cluster.start(name, "node", f"--coordinator={proxy}", f"--node-id={name}", "--insecure", task)
     assert coordinator.wait() == 0, coordinator.text
     for node in json.loads((cluster.out / "nodes.json").read_text()):
-        # Without the model of TCP, flow control through the proxy leaves the line idle at times. What was achieved counts.
+        # Without TCP's model, flow control through the proxy leaves the line idle at times: what was achieved counts.
         assert node["up_mbit"] == pytest.approx(8.0, rel=0.15 if loss_model == "transport" else 0.2), node
         assert node["down_mbit"] == pytest.approx(16.0, rel=0.15), node

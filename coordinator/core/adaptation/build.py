@@ -8,9 +8,15 @@ from hypergpu.coordinator.core.links import NetworkQualityMonitor
 from hypergpu.coordinator.core.selection import DynamicNodeSelector
 
 
-def build_orchestrator(config: SystemConfig, *, clock: Clock = monotonic) -> AdaptiveOrchestrator:
-    """Return an orchestrator with its monitor, batch controller and selector, as configured."""
-    monitor = NetworkQualityMonitor(config=config.monitor, clock=clock)
+def build_orchestrator(
+    config: SystemConfig, *, clock: Clock = monotonic, model_bytes: int | None = None
+) -> AdaptiveOrchestrator:
+    """Return an orchestrator with its monitor, batch controller and selector, as configured.
+
+    With `model_bytes`, the size of the parameters and of an update, the cost of a transfer that was never finished
+    follows from the rate of the link.
+    """
+    monitor = NetworkQualityMonitor(config=config.monitor, clock=clock, model_bytes=model_bytes)
     batches = AdaptiveBatchController(
         monitor,
         config.training.batch_size,

@@ -1,5 +1,6 @@
 """Orchestrator: plans each round with monitor, selector and batch controller, judges the outcome and rolls back."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -439,10 +440,20 @@ class AdaptiveOrchestrator:
             close_share=self._close_share(selected) if adapts and not turns else None,
             wait_for=turns,
             wait_for_all=not adapts,
+            transfer_seconds=self._transfer_seconds(workers),
             probes=probes,
             connections=self.config.transfers.fixed,
             decisions=self._log.drain(),
         )
+
+    def _transfer_seconds(self, workers: Sequence[str]) -> dict[str, float]:
+        """Return the time that the transfers of a round take, for nodes that have never finished one."""
+        rows = self.monitor.rows(workers)
+        new = np.flatnonzero(~self.monitor.has_exchanged(rows))
+        seconds = self.monitor.transfer_seconds(rows[new])
+        return {
+            workers[at]: each for at, each in zip(new.tolist(), seconds.tolist(), strict=True) if math.isfinite(each)
+        }
 
     def _batch_sizes(self, selected: Sequence[str], probes: Sequence[str]) -> dict[str, int]:
         """Return the batch sizes of a round; a probe gets no more work than half of the others, so as to be in time."""

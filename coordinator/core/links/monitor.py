@@ -60,6 +60,8 @@ class NetworkQualityMonitor:
         update_interval_seconds: Interval of the background refresh; None takes it from `config`.
         config: Thresholds and history lengths; None for the defaults.
         clock: Source of the time in seconds.
+        model_bytes: Payload of the parameters, and of an update; None if unknown, which leaves transfers without a
+            predicted time.
 
     Raises:
         InvalidInput: The interval is not positive and finite.
@@ -71,7 +73,9 @@ class NetworkQualityMonitor:
         *,
         config: MonitorConfig | None = None,
         clock: Clock = monotonic,
+        model_bytes: int | None = None,
     ) -> None:
+        self._model_bytes = model_bytes
         self.config = config or MonitorConfig()
         self.update_interval_seconds = (
             self.config.update_interval_seconds
@@ -424,8 +428,8 @@ class NetworkQualityMonitor:
 
         The samples are the latest measurements, scaled by the later change of the round trip and by its forecast, by
         `MOST_CHANGE` at most. A
-        link without measurements gets two round trips at the 75 % quantile, with retries and the same forecast. A link
-        without any data gets the median of the cluster.
+        link without measurements gets two round trips at the 75 % quantile, with retries and the same forecast, or the
+        time of its transfers by its rates if that is longer. A link without any data gets the median of the cluster.
         """
         links = self._links
         samples = links.exchange_samples(rows, count)
@@ -441,6 +445,7 @@ class NetworkQualityMonitor:
             if horizon:
                 high = high * self.forecast_scale(rows[empty], horizon)
             guess = 2e-3 * high / (1.0 - np.minimum(self.loss_rates(rows[empty]), 0.9))
+            guess = np.fmax(guess, self.transfer_seconds(rows[empty]))
             known = samples[~empty]
             usual = (
                 float(np.median(known))
@@ -449,6 +454,24 @@ class NetworkQualityMonitor:
             )
             samples[empty] = np.where(np.isnan(guess), usual, guess)[:, None]
         return samples
+
+    def transfer_seconds(self, rows: Ints) -> Floats:
+        """Return the time that the parameters and an update take on each link: latency + bytes / rate per direction.
+
+        A direction without a measured rate counts with its lower bound, and without that as the other one. NaN for a
+        link of which neither is known.
+        """
+        seconds = np.full(len(rows), np.nan)
+        if self._model_bytes is None:
+            return seconds
+        median = self._links.latency_ms.quantiles(rows, [0.5])[0]
+        for at, (up, down) in enumerate(self._links.link_rates(rows)):
+            rates = [each.rate if each.rate > 0.0 else each.at_least for each in (up, down)]
+            known = [each for each in rates if each > 0.0]
+            if known:
+                transfers = sum(self._model_bytes / (each if each > 0.0 else min(known)) for each in rates)
+                seconds[at] = transfers + 1e-3 * np.nan_to_num(median[at])
+        return seconds
 
     # ------------------------------------------------------------ inside
 

@@ -127,13 +127,15 @@ class RateEstimator:
     A lower bound counts only above the estimate, which it proves to be too low.
     """
 
-    __slots__ = ("_fresh", "_known")
+    __slots__ = ("_estimated", "_fresh", "_known")
 
     def __init__(self) -> None:
         self._known: list[tuple[Transfer, float]] = []
         """Transfers since the last change, oldest first, with their times."""
         self._fresh: list[tuple[Transfer, float]] = []
         """Transfers since the last estimate."""
+        self._estimated = (math.nan, math.nan, UNKNOWN_RATE)
+        """Round trip, jitter and result of the last estimate."""
 
     def record(self, transfer: Transfer, at: float) -> None:
         """Record a transfer that ended at a time."""
@@ -142,13 +144,19 @@ class RateEstimator:
 
     def estimate(self, round_trip_seconds: float, jitter_seconds: float = 0.0) -> LinkRate:
         """Return the rate by all transfers so far; round trip and jitter as in `rate_bounds`."""
+        last_round_trip, last_jitter, estimated = self._estimated
+        is_near = _is_near(round_trip_seconds, last_round_trip) and _is_near(jitter_seconds, last_jitter)
+        if is_near and not self._fresh:
+            return estimated
         for entry in self._fresh:
             self._known.append(entry)
             del self._known[:-WINDOW]
             since = _first_since_change(self._bounds(round_trip_seconds, jitter_seconds))
             del self._known[:since]
         self._fresh.clear()
-        return self._estimate(self._bounds(round_trip_seconds, jitter_seconds))
+        estimated = self._estimate(self._bounds(round_trip_seconds, jitter_seconds))
+        self._estimated = round_trip_seconds, jitter_seconds, estimated
+        return estimated
 
     def _bounds(self, round_trip_seconds: float, jitter_seconds: float) -> list[RateBounds]:
         return [rate_bounds(transfer, round_trip_seconds, jitter_seconds) for transfer, _ in self._known]
@@ -181,6 +189,11 @@ def _first_since_change(bounds: Sequence[RateBounds]) -> int:
     first = max(len(bounds) - SINCE_CHANGE, 0)
     most = max((bounds[index].high for index in measured if index < first), default=math.inf)
     return first if min(each.low for each in bounds[first:]) > SHIFT * most else 0
+
+
+def _is_near(value: float, other: float) -> bool:
+    """Return whether two values are within 10 % of one another, or both unknown."""
+    return value == other or 0.9 * other <= value <= 1.1 * other or (math.isnan(value) and math.isnan(other))
 
 
 def _half_spread(values: Sequence[float]) -> float:

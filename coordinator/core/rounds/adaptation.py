@@ -36,6 +36,8 @@ class RoundPlan:
     codecs: Mapping[str, TransferCodecs] = field(default_factory=dict)
     """Codecs by node id; the configured ones for nodes that are not there."""
     connections: ConnectionPlan = ONE_FOR_ALL
+    transfer_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Time that the transfers of a round take by the rate of the link, for nodes that have never finished one."""
     probes: Sequence[str] = ()
     """Nodes whose links may have recovered. They get work, and the round does not wait for them."""
     decisions: Sequence[Decision] = ()

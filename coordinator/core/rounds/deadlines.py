@@ -1,9 +1,10 @@
 """Deadlines of rounds, measured from what the nodes needed before; no timeout is configured."""
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from hypergpu.common.statistics import MAD_TO_SIGMA, median_and_mad
 
@@ -15,6 +16,8 @@ MAX_EMPTY_ROUND_SECONDS = 86_400.0
 """Longest deadline that follows from rounds without any update."""
 NEWCOMER_FACTOR = 4.0
 """Deadline of a round with unmeasured nodes, in needs of its slowest measured node: a first round also loads data."""
+TRANSFER_FACTOR = 2.0
+"""Deadline of a round of unmeasured nodes, in times of what the transfers of the slowest take by its rate."""
 UNMEASURED_FACTOR = 3.0
 """Deadline of a round of unmeasured nodes, in times that its quorum needed."""
 
@@ -28,6 +31,8 @@ class DeadlineReason(StrEnum):
     """Median + k·MAD of the times that its nodes need."""
     NEWCOMERS = "newcomers"
     """Measured, but longer because some of its nodes are new."""
+    TRANSFERS = "transfers"
+    """Not measured, but the rate of a link shows that its transfers take longer than the generous fixed time."""
     AFTER_QUORUM = "after_quorum"
     """Not measured before, but set from the time that the quorum needed."""
     FIXED = "fixed"
@@ -122,18 +127,23 @@ class DeadlineEstimator:
             need = self._needs[node] = max(slow, centre + self._slack(centre, spread))
         return need
 
-    def deadline(self, samples: Mapping[str, int], wait_for: Collection[str] = ()) -> Deadline:
+    def deadline(
+        self,
+        samples: Mapping[str, int],
+        wait_for: Collection[str] = (),
+        transfer_seconds: Mapping[str, float] = MappingProxyType({}),
+    ) -> Deadline:
         """Return the deadline of a round.
 
         Args:
             samples: Samples of all steps of each node.
             wait_for: Nodes for which the deadline leaves the time that they usually need.
+            transfer_seconds: Time of the transfers of a round by the rate of the link, where that is known.
         """
         nodes = samples.keys()
         needs = [need for node in nodes if (need := self.need(node, samples[node])) is not None]
         if 2 * len(needs) < len(nodes) or not needs:
-            seconds = max(self._first_seconds, self._least_seconds)
-            return Deadline(seconds, DeadlineReason.NOT_MEASURED, measured_nodes=len(needs))
+            return self._unmeasured([transfer_seconds.get(node, 0.0) for node in nodes], len(needs))
         centre, spread = median_and_mad(needs)
         seconds = min(centre + self._slack(centre, spread), max(needs))
         seconds = max(seconds, *(self.need(node, samples.get(node, 0)) or 0.0 for node in wait_for), 0.0)
@@ -141,6 +151,14 @@ class DeadlineEstimator:
         if len(needs) < len(nodes):
             seconds, reason = max(seconds, NEWCOMER_FACTOR * max(needs)), DeadlineReason.NEWCOMERS
         return Deadline(max(seconds, self._least_seconds), reason, centre, spread, len(needs))
+
+    def _unmeasured(self, transfer_seconds: Sequence[float], measured_nodes: int) -> Deadline:
+        """Return the deadline of a round of which less than half of the nodes were measured."""
+        transfers = min(TRANSFER_FACTOR * max(transfer_seconds, default=0.0), MAX_EMPTY_ROUND_SECONDS)
+        seconds, reason = max(self._first_seconds, self._least_seconds), DeadlineReason.NOT_MEASURED
+        if transfers > seconds:
+            seconds, reason = transfers, DeadlineReason.TRANSFERS
+        return Deadline(seconds, reason, measured_nodes=measured_nodes)
 
     def fixed(self) -> Deadline:
         """Return the deadline of a round that waits for all nodes, except those that never answer."""

@@ -38,6 +38,7 @@ from hypergpu.coordinator.core.rounds.work import Round, WorkReason
 from hypergpu.coordinator.core.score import Score
 
 _NOT_MEASURED: Final = DeadlineReason.NOT_MEASURED  # enum members are slow to look up; these are read with every event
+_TRANSFERS: Final = DeadlineReason.TRANSFERS
 _LOCAL_STALL_SHARE = 0.25
 """Delay of a timer, as a share of the silence after which a node is lost, that means this process did not run."""
 _RUN_STATES: Final = {Phase.IDLE: RunState.WAITING, Phase.OPEN: RunState.TRAINING, Phase.CLOSING: RunState.EVALUATING}
@@ -340,7 +341,7 @@ class RoundMachine:
             unit, weight, seconds = dispatch.accept_update(current, event, member, now, effects)
             self.deadlines.observe(event.node, seconds, event.compute_seconds, unit.samples)
             self.shards.advance(unit.shard, weight)
-            if state.opening.deadline_reason is _NOT_MEASURED:
+            if state.opening.deadline_reason is _NOT_MEASURED or state.opening.deadline_reason is _TRANSFERS:
                 closing.shorten_deadline(current, state, self.config, now, effects)
         self._close_if_complete(current, now)
 

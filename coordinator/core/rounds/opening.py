@@ -188,7 +188,10 @@ def _probes(chosen: Sequence[str], plan: RoundPlan) -> Collection[str]:
 def _set_deadline(state: RoundState, units: Sequence[WorkUnit], plan: RoundPlan, effects: EffectBuffer) -> Deadline:
     """Return the deadline of a round of these units, and record the start of the round with it."""
     samples = {unit.node: unit.samples for unit in units if unit.awaited}
-    deadline = state.deadlines.fixed() if plan.wait_for_all else state.deadlines.deadline(samples, plan.wait_for)
+    if plan.wait_for_all:
+        deadline = state.deadlines.fixed()
+    else:
+        deadline = state.deadlines.deadline(samples, plan.wait_for, plan.transfer_seconds)
     text = f"round {state.round} started with {len(units)} node{'s' * (len(units) > 1)}"
     effects.record("round_started", text, nodes=len(units), deadline_seconds=deadline.seconds)
     if deadline.reason is not state.opening.deadline_reason:

@@ -129,8 +129,8 @@ def observe(scenario: Scenario) -> Observed:
 
 @contextmanager
 def _listening(observed: Observed) -> Iterator[None]:
-    def build(config: SystemConfig, *, clock: Clock) -> AdaptiveOrchestrator:
-        orchestrator = build_orchestrator(config, clock=clock)
+    def build(config: SystemConfig, *, clock: Clock, model_bytes: int) -> AdaptiveOrchestrator:
+        orchestrator = build_orchestrator(config, clock=clock, model_bytes=model_bytes)
         _listen(orchestrator, clock, observed)
         return orchestrator
 

@@ -366,3 +366,22 @@ def test_an_impossible_transfer_is_refused(transfer: Transfer) -> None:
         with pytest.raises(InvalidInput):
             record("a", transfer)
     assert math.isnan(monitor.get_node_profile("a").up_least_mbit)
+
+
+def test_transfers_take_latency_and_bytes_by_rate_in_each_direction() -> None:
+    monitor = NetworkQualityMonitor(model_bytes=10_000_000, clock=ManualClock())
+    for node in ("both", "down", "short", "none"):
+        monitor.register_node(node)
+    monitor.record_communication("both", 100.0, success=True)
+    monitor.record_download("both", Transfer(4_000_000, 2.0, 1_000_000, 0.5))  # 2 MB/s
+    monitor.record_upload("both", Transfer(4_000_000, 8.0, 1_000_000, 2.0))  # 0.5 MB/s
+    monitor.record_download("down", Transfer(4_000_000, 2.0, 1_000_000, 0.5))
+    monitor.record_upload("short", Transfer(10_000, 0.1))
+    seconds = monitor.transfer_seconds(monitor.rows(["both", "down", "short", "none"]))
+    assert seconds.tolist() == pytest.approx([5.0 + 20.0 + 0.1, 10.0, 200.0, math.nan], nan_ok=True)
+    samples = monitor.exchange_samples(monitor.rows(["both", "down"]), 2)
+    assert samples.tolist() == [[pytest.approx(25.1)] * 2, [pytest.approx(10.0)] * 2]
+    unsized = NetworkQualityMonitor()
+    unsized.register_node("a")
+    unsized.record_upload("a", Transfer(10_000, 0.1))
+    assert math.isnan(unsized.transfer_seconds(unsized.rows(["a"]))[0])

@@ -197,6 +197,15 @@ def test_the_round_trip_may_become_known_later() -> None:
     assert estimator.estimate(0.01) == LinkRate(MEGABYTE, 0.0, MEGABYTE, 7.0)
 
 
+def test_a_round_trip_that_has_changed_changes_the_estimate() -> None:
+    estimator = RateEstimator()
+    estimator.record(Transfer(200_000, 2.0), 7.0)
+    rates = [estimator.estimate(each).rate for each in (0.2, 0.21, 0.23, 0.2)]
+    assert rates[0] == rates[1] == rates[3] != rates[2], "a new estimate for a change of more than a tenth"
+    assert math.isnan(estimator.estimate(math.nan).rate)
+    assert estimator.estimate(0.2).rate == rates[0]
+
+
 @given(
     rate=st.floats(62_500.0, 1.25e8),  # 0.5 to 1,000 Mbit/s
     model=st.integers(4 * MEGABYTE, 50 * MEGABYTE),
