@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hypergpu.common.codecs import find_codec
+from hypergpu.common.connections import MAX_CONNECTIONS
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.limits import LARGEST_INTEGER
 from hypergpu.common.options import AsJson, Seed
@@ -46,6 +47,9 @@ PathDirection = Annotated[Direction, typer.Option(help="up: from the node. down:
 CodecName = Annotated[
     str, typer.Option("--codec", metavar="NAME", help="Codec of the message: none, bf16, int8, int4 or topk.")
 ]
+ConnectionCount = Annotated[
+    int, typer.Option(min=1, max=MAX_CONNECTIONS, metavar="K", help="Connections that share the chunks of the message.")
+]
 Samples = Annotated[
     int, typer.Option(min=1, max=1_000_000, metavar="N", help="Number of transfers on new and on open connections.")
 ]
@@ -65,11 +69,12 @@ def transfer(
     congestion_control: Control = CongestionControl.CUBIC,
     direction: PathDirection = Direction.UP,
     codec: CodecName = "none",
+    connections: ConnectionCount = 1,
     samples: Samples = 300,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Predict the time to deliver a message over a link: on a new connection, and on an open one.
+    """Predict the time to deliver a message over a link: on new connections, and on open ones.
 
     Example: hypergpu transfer --rtt-ms 40 --bandwidth-mbit 20 --loss 0.01 --bytes 2000000 --codec int8
     """
@@ -81,6 +86,7 @@ def transfer(
         seed=seed,
         direction=direction,
         congestion_control=congestion_control,
+        connections=connections,
     )
     if as_json:
         print_json({kind: _plain(summary) for kind, summary in times.items()})

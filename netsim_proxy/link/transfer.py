@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from statistics import fmean
 
+from hypergpu.common.tensors import STRIPE_BYTES
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.link import Link
 from hypergpu.netsim_proxy.link.outcomes import Deliver, Direction, LinkRpc, LossModel
@@ -13,6 +15,8 @@ from hypergpu.netsim_proxy.link.window import CongestionControl
 _PAUSE_SECONDS = 0.005
 """Pause between the arrival of the first message and the start of the second."""
 _LEAST_QUEUE_BYTES = 100_000
+_LEAST_PIECE_BYTES = 64 << 10
+"""Shortest piece that a connection offers to the link at once, as in a simulated transfer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +52,54 @@ def transfer_times(
     seed: int = 0,
     direction: Direction = Direction.UP,
     congestion_control: CongestionControl = CongestionControl.CUBIC,
+    connections: int = 1,
 ) -> dict[str, Summary]:
-    """Deliver `nbytes` on a new connection ("cold") and again on the same one ("warm"), `samples` times each."""
+    """Deliver `nbytes` on new connections ("cold") and again on the same ones ("warm"), `samples` times each.
+
+    Several connections share the link, each with a congestion window of its own, and take chunks as they have room.
+    """
     times: dict[str, list[float]] = {"cold": [], "warm": []}
     for sample in range(samples):
         link = Link(f"transfer {sample}", profile, seed, loss_model=loss_model, congestion_control=congestion_control)
         now = 0.0
         for arrived in times.values():
-            outcome = link.offer(now, direction, nbytes, _survivor(link, now, direction), end=True)
-            if isinstance(outcome, Deliver):
-                arrived.append(outcome.at - now)
-                now = outcome.at + _PAUSE_SECONDS
+            if connections == 1:
+                outcome = link.offer(now, direction, nbytes, _survivor(link, now, direction), end=True)
+                at = outcome.at if isinstance(outcome, Deliver) else None
+            else:
+                at = _deliver_in_chunks(link, now, direction, nbytes, connections)
+            if at is not None:
+                arrived.append(at - now)
+                now = at + _PAUSE_SECONDS
     return {kind: _summary(values, samples) for kind, values in times.items()}
 
 
-def _survivor(link: Link, now: float, direction: Direction) -> LinkRpc:
+def _deliver_in_chunks(link: Link, now: float, direction: Direction, nbytes: int, connections: int) -> float | None:
+    """Return when a message has arrived whose chunks several connections share; None if it was lost."""
+    rpcs = [_survivor(link, now, direction, number) for number in range(connections)]
+    free = [(now, number) for number in range(connections)]
+    left, held, arrived_at = nbytes, [0] * connections, now
+    while free:
+        at, number = heappop(free)
+        if not held[number]:
+            held[number] = min(left, STRIPE_BYTES)
+            left -= held[number]
+        if not held[number]:
+            continue
+        useful = max(_LEAST_PIECE_BYTES, link.useful_window_bytes(direction))
+        piece = int(min(held[number], useful))
+        held[number] -= piece
+        outcome = link.offer(at, direction, piece, rpcs[number], end=not left and not held[number])
+        if not isinstance(outcome, Deliver):
+            return None
+        arrived_at = max(arrived_at, outcome.at)
+        heappush(free, (link.room_at(at, direction, number), number))
+    return arrived_at
+
+
+def _survivor(link: Link, now: float, direction: Direction, connection: int = 0) -> LinkRpc:
     """Return the next RPC; one that is lost on its other path only still delivers this message."""
-    rpc = link.begin(now)
+    rpc = link.begin(now, connection)
     if rpc.lost_on is not None and rpc.lost_on is not direction:
         rpc.lost_on = None
     return rpc

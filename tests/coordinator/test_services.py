@@ -119,6 +119,7 @@ class FakeNode:
 
 @dataclass
 class Running:
+    address: str
     coordinator: Coordinator
     channel: grpc.aio.Channel
     control: Any
@@ -165,7 +166,7 @@ async def running(
         done.result()
     address, http = addresses.result()
     async with open_channel(address, None) as channel:
-        yield Running(coordinator, channel, stubs.ControlStub(channel), http, done, interrupted)
+        yield Running(address, coordinator, channel, stubs.ControlStub(channel), http, done, interrupted)
         if not done.done():
             metadata = [("authorization", f"Bearer {token}")]
             with suppress(grpc.aio.AioRpcError):  # it may be ending by itself just now

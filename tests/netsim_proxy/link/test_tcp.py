@@ -11,7 +11,7 @@ from hypergpu.netsim_proxy.link import Deliver, Direction, Link, LossModel
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.outcomes import Fail
 from hypergpu.netsim_proxy.link.profiles import PROFILES, Loss, Path
-from hypergpu.netsim_proxy.link.tcp import TcpFlow
+from hypergpu.netsim_proxy.link.tcp import PACKET_BYTES, SEGMENT_BYTES, TcpFlow
 from hypergpu.netsim_proxy.link.transfer import plain_profile, transfer_times
 from hypergpu.netsim_proxy.link.window import CongestionControl
 
@@ -294,3 +294,14 @@ def test_two_losses_are_noticed_apart_as_in_linux(lost: list[int], cold: float, 
     """14 packets over 40 ms and 100 Mbit/s, of which 10 are sent at once."""
     took = seconds_of(40, 100, 500_000, 20_000, lost)
     assert took == pytest.approx((cold, warm), abs=0.0025)
+
+
+def test_connections_share_the_rate_of_a_link_and_each_has_its_own_window() -> None:
+    lossy = plain_profile(50, 50, 0.01)
+    one, eight = (transfer_times(lossy, 4_000_000, samples=3, seed=1, connections=k)["cold"] for k in (1, 8))
+    line_seconds = 4_000_000 / SEGMENT_BYTES * PACKET_BYTES * 8 / 50e6
+    assert one.p50_seconds > 8 * line_seconds
+    assert line_seconds < eight.p50_seconds < one.p50_seconds / 4
+    clean = plain_profile(50, 50)
+    one, two = (transfer_times(clean, 20_000_000, samples=1, connections=k)["warm"] for k in (1, 2))
+    assert two.mean_seconds == pytest.approx(one.mean_seconds, rel=0.05), "one fills the line"
