@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hypergpu.common.codecs import CODECS
 from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.errors import ProtocolError
 from hypergpu.common.tensors import Flat, Manifest, TensorSpec
 from hypergpu.coordinator.core.model.aggregation import BLOCK, StreamingMean, is_finite, norm, pieces
 from hypergpu.coordinator.core.model.global_model import GlobalModel
@@ -210,3 +212,37 @@ def test_a_model_returns_to_what_was_kept_last_or_to_its_first_values() -> None:
     step(10.0)
     model.revert()
     assert model.values.tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+def test_encoded_updates_enter_the_mean_as_decoded(codec: str) -> None:
+    parameters, state = 2 * BLOCK + 4099, BLOCK + 3
+    size = parameters + state
+    manifest = Manifest((TensorSpec("weight", (parameters,)), TensorSpec("mean", (state,))))
+    m = GlobalModel(manifest, np.zeros(size, np.float32), parameters, TrainingConfig(local_steps=5))
+    form, weights = m.payload_format(codec), (1.0, 3.0)
+    assert form.size == size
+    exact, decoded = np.random.default_rng(0).standard_normal((2, size)).astype(np.float32), np.empty((2, size))
+    for index, weight in enumerate(weights):
+        payload, noise = form.encode(exact[index])
+        part = np.empty(size, np.float32)
+        form.decode(payload, part)
+        decoded[index] = part
+        assert m.norm(payload, codec) == pytest.approx(np.linalg.norm(part.astype(np.float64)), rel=1e-5)
+        m.add(payload, codec, weight)
+        lost = np.linalg.norm(decoded[index] - exact[index]) / np.linalg.norm(exact[index])
+        assert lost**2 == pytest.approx(noise, rel=1e-3, abs=1e-12)
+    assert m.step()
+    np.testing.assert_allclose(m.values, np.average(decoded, axis=0, weights=weights), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        m.values[parameters:], np.average(exact[:, parameters:], axis=0, weights=weights), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_payload_that_its_codec_does_not_write_has_no_norm() -> None:
+    m = model()
+    hostile = np.full(m.payload_format("int8").payload_bytes, 0xFF, np.uint8)
+    with pytest.raises(ProtocolError, match="codec int8"):
+        m.norm(hostile, "int8")
+    with pytest.raises(ProtocolError, match="a payload of 3 bytes"):
+        m.norm(hostile[:3], "int8")
