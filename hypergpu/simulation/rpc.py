@@ -232,15 +232,11 @@ class SimulatedRpc:
         """Report the rate at which the pieces of a long message have arrived so far."""
         if self._parts is None:
             return
-        now, meter = self.connection.clock.now, TransferMeter(self._began_at)
-        for at, nbytes in self._parts:
-            if at <= now:
-                meter.piece(nbytes, at)
-        self._parts = None
+        measured, self._parts = _measured(self._began_at, self._parts, self.connection.clock.now), None
         if self._direction is Direction.DOWN:
-            self.connection.downloaded = meter.measured
-        elif meter.measured is not None:
-            self.connection.uploaded(meter.measured)
+            self.connection.downloaded = measured
+        elif measured is not None:
+            self.connection.uploaded(measured)
 
     def _longest_piece(self) -> int:
         link = self.connection.link
@@ -279,3 +275,15 @@ class SimulatedRpc:
             self.connection.time.at(verdict.at, self.fail, verdict.cause != Cause.LOSS)
         elif verdict.until < math.inf:
             self.connection.time.at(verdict.until, self.go_on)
+
+
+def _measured(began_at: float, parts: list[tuple[float, int]], now: float) -> Transfer | None:
+    """Return the measurement of the pieces that have arrived by `now`; the first byte came at `began_at`."""
+    if len(parts) == 1:  # nearly all: what a meter says of a single piece
+        at, nbytes = parts[0]
+        return Transfer(nbytes, at - began_at) if began_at <= at <= now else None
+    meter = TransferMeter(began_at)
+    for at, nbytes in parts:
+        if at <= now:
+            meter.piece(nbytes, at)
+    return meter.measured

@@ -127,15 +127,18 @@ class RateEstimator:
     A lower bound counts only above the estimate, which it proves to be too low.
     """
 
-    __slots__ = ("_estimated", "_fresh", "_known")
+    __slots__ = ("_assumed", "_bounds", "_estimated", "_fresh", "_known")
 
     def __init__(self) -> None:
         self._known: list[tuple[Transfer, float]] = []
         """Transfers since the last change, oldest first, with their times."""
+        self._bounds: list[RateBounds] = []
+        """Bounds of the rate during each of them."""
         self._fresh: list[tuple[Transfer, float]] = []
         """Transfers since the last estimate."""
-        self._estimated = (math.nan, math.nan, UNKNOWN_RATE)
-        """Round trip, jitter and result of the last estimate."""
+        self._assumed = (math.nan, math.nan)
+        """Round trip and jitter behind the bounds."""
+        self._estimated = UNKNOWN_RATE
 
     def record(self, transfer: Transfer, at: float) -> None:
         """Record a transfer that ended at a time."""
@@ -144,22 +147,20 @@ class RateEstimator:
 
     def estimate(self, round_trip_seconds: float, jitter_seconds: float = 0.0) -> LinkRate:
         """Return the rate by all transfers so far; round trip and jitter as in `rate_bounds`."""
-        last_round_trip, last_jitter, estimated = self._estimated
-        is_near = _is_near(round_trip_seconds, last_round_trip) and _is_near(jitter_seconds, last_jitter)
-        if is_near and not self._fresh:
-            return estimated
+        if not (_is_near(round_trip_seconds, self._assumed[0]) and _is_near(jitter_seconds, self._assumed[1])):
+            self._assumed = round_trip_seconds, jitter_seconds
+            self._bounds = [rate_bounds(transfer, *self._assumed) for transfer, _ in self._known]
+        elif not self._fresh:
+            return self._estimated
         for entry in self._fresh:
             self._known.append(entry)
-            del self._known[:-WINDOW]
-            since = _first_since_change(self._bounds(round_trip_seconds, jitter_seconds))
-            del self._known[:since]
+            self._bounds.append(rate_bounds(entry[0], *self._assumed))
+            first = max(len(self._known) - WINDOW, 0)
+            first += _first_since_change(self._bounds[first:])
+            del self._known[:first], self._bounds[:first]
         self._fresh.clear()
-        estimated = self._estimate(self._bounds(round_trip_seconds, jitter_seconds))
-        self._estimated = round_trip_seconds, jitter_seconds, estimated
-        return estimated
-
-    def _bounds(self, round_trip_seconds: float, jitter_seconds: float) -> list[RateBounds]:
-        return [rate_bounds(transfer, round_trip_seconds, jitter_seconds) for transfer, _ in self._known]
+        self._estimated = self._estimate(self._bounds)
+        return self._estimated
 
     def _estimate(self, bounds: Sequence[RateBounds]) -> LinkRate:
         if not bounds:
