@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import structlog
@@ -128,7 +129,7 @@ class Agent:
             self._grace.spawn("grace", self._expire(self._config.grace_seconds))
             return
         self._assignments.abandon()
-        self._queue.start_operation(self._guard(self._operation_of(effect)))
+        self._queue.start_operation(partial(self._guard, effect))
 
     def _operation_of(self, effect: life.Effect[Work]) -> Operation:
         match effect:
@@ -156,10 +157,10 @@ class Agent:
                 raise TypeError(f"{effect} is not an operation")
         return operation
 
-    async def _guard(self, operation: Operation) -> Event:
-        """Run an operation, and return its result or its error as an event."""
+    async def _guard(self, effect: life.Effect[Work]) -> Event:
+        """Run the operation of an effect, and return its result or its error as an event."""
         try:
-            return await operation
+            return await self._operation_of(effect)
         except Exception as error:
             if not isinstance(error, HyperGPUError):
                 log.exception("unexpected error", state=str(self._life.state))
@@ -269,8 +270,11 @@ class _EventQueue:
             if number in {0, self._number}:
                 return event
 
-    def start_operation(self, operation: Operation) -> None:
-        """Replace the operation in progress; the result of the new one is queued as an event."""
+    def start_operation(self, operation: Callable[[], Operation]) -> None:
+        """Replace the operation in progress; the result of the new one is queued as an event.
+
+        It is called when its task runs: of a task that is cancelled before that, no coroutine is left over.
+        """
         if self._operation is not None:
             self._operation.cancel()
         self._number += 1
@@ -282,5 +286,5 @@ class _EventQueue:
             self._operation.cancel()
             await asyncio.gather(self._operation, return_exceptions=True)
 
-    async def _run(self, number: int, operation: Operation) -> None:
-        self._events.put_nowait((number, await operation))
+    async def _run(self, number: int, operation: Callable[[], Operation]) -> None:
+        self._events.put_nowait((number, await operation()))
