@@ -427,9 +427,9 @@ class NetworkQualityMonitor:
         """Return samples of each node's expected round communication in seconds: shape (rows, count).
 
         The samples are the latest measurements, scaled by the later change of the round trip and by its forecast, by
-        `MOST_CHANGE` at most. A
-        link without measurements gets two round trips at the 75 % quantile, with retries and the same forecast, or the
-        time of its transfers by its rates if that is longer. A link without any data gets the median of the cluster.
+        `MOST_CHANGE` at most. A link without measurements gets two round trips at the 75 % quantile, with retries and
+        the same forecast, or the median of the cluster if its round trip is unknown too; in any case at least the time
+        of its transfers by its rates.
         """
         links = self._links
         samples = links.exchange_samples(rows, count)
@@ -445,14 +445,14 @@ class NetworkQualityMonitor:
             if horizon:
                 high = high * self.forecast_scale(rows[empty], horizon)
             guess = 2e-3 * high / (1.0 - np.minimum(self.loss_rates(rows[empty]), 0.9))
-            guess = np.fmax(guess, self.transfer_seconds(rows[empty]))
             known = samples[~empty]
             usual = (
                 float(np.median(known))
                 if known.size
                 else (float(np.nanmedian(guess)) if len(guess) and not np.isnan(guess).all() else 0.0)
             )
-            samples[empty] = np.where(np.isnan(guess), usual, guess)[:, None]
+            guess = np.fmax(np.where(np.isnan(guess), usual, guess), self.transfer_seconds(rows[empty]))
+            samples[empty] = guess[:, None]
         return samples
 
     def transfer_seconds(self, rows: Ints) -> Floats:
