@@ -1,10 +1,9 @@
 """Part of `hypergpu validate` that compares the link model with the kernel's TCP."""
 
-import typer
-
+from hypergpu.cli.verdict import conclude
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.text import counted
-from hypergpu.console import new_table, print_json, print_table, say
+from hypergpu.console import new_table, print_table, say
 from hypergpu.simulation.kernel.delay_line import Line
 from hypergpu.simulation.kernel.namespaces import missing_permission
 from hypergpu.simulation.kernel.validation import MOST_ERROR, PREDICTORS, SIZES, KernelValidation, validate_transfers
@@ -24,17 +23,7 @@ def compare_transfers(samples: int, *, as_json: bool) -> None:
     if reason := missing_permission():
         raise InvalidInput(f"no transfers over the kernel's TCP here: {reason}")
     found = validate_transfers(samples=samples, progress=progress)
-    failures = found.failures(MOST_ERROR)
-    if as_json:
-        print_json(found.to_dict() | {"failures": failures, "passed": not failures})
-    else:
-        _print_transfers(found)
-        for failure in failures:
-            say(f"FAIL  {failure}")
-        if not failures:
-            say("pass")
-    if failures:
-        raise typer.Exit(1)
+    conclude(found.to_dict(), found.failures(MOST_ERROR), lambda: _print_transfers(found), as_json=as_json)
 
 
 def _shown(line: Line) -> str:

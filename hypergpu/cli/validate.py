@@ -9,10 +9,11 @@ import typer
 
 from hypergpu.cli.kernel_transfers import compare_transfers
 from hypergpu.cli.scenario_argument import PolicyName
+from hypergpu.cli.verdict import conclude
 from hypergpu.common.limits import LARGEST_COUNT
 from hypergpu.common.options import FLAG, AsJson
 from hypergpu.common.text import counted
-from hypergpu.console import print_json, say
+from hypergpu.console import say
 from hypergpu.simulation.scenario_file import load_scenario
 from hypergpu.simulation.validate import Agreement, Limits, RoundTimes
 from hypergpu.simulation.validate import validate as run_both
@@ -72,17 +73,8 @@ def validate(
         with tempfile.TemporaryDirectory(prefix="hypergpu-") as directory:
             found = run_both(loaded, Path(directory))
     limits = Limits(most_error, most_own_error, least_agreement)
-    failures = found.failures(limits)
-    if as_json:
-        print_json(found.to_dict() | {"limits": asdict(limits), "failures": failures, "passed": not failures})
-    else:
-        _print(found)
-        for failure in failures:
-            say(f"FAIL  {failure}")
-        if not failures:
-            say("pass")
-    if failures:
-        raise typer.Exit(1)
+    record = found.to_dict() | {"limits": asdict(limits)}
+    conclude(record, found.failures(limits), lambda: _print(found), as_json=as_json)
 
 
 def _print(found: Agreement) -> None:
