@@ -2,24 +2,14 @@
 
 import argparse
 import json
-import time
-from collections.abc import Callable
+from functools import partial
+from timeit import repeat
 
 import numpy as np
 
 from hypergpu.common.malloc import tune_allocator
 from hypergpu.common.tensors import Assembler, chunks
 from hypergpu.coordinator.core.model.aggregation import StreamingMean, is_finite
-
-
-def best(run: Callable[[], object], repeats: int) -> float:
-    """The shortest of some times in seconds: the one with the least of everything else in it."""
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 def main() -> None:
@@ -30,7 +20,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     tune_allocator()
-    size = int(arguments.megabytes * 1e6 / 4)
+    size, times = int(arguments.megabytes * 1e6 / 4), partial(repeat, number=1, repeat=arguments.repeats)
     updates = [np.random.default_rng(n).standard_normal(size).astype(np.float32) for n in range(arguments.nodes)]
     weights = np.arange(1, arguments.nodes + 1, dtype=np.float32)
     mean, buffer, parts = StreamingMean(size), np.empty(size, np.float32), list(chunks(updates[0]))
@@ -48,14 +38,14 @@ def main() -> None:
 
     gigabytes = 4e-9 * size
     rates = {
-        "streaming mean": gigabytes * len(updates) / best(streaming, arguments.repeats),
+        "streaming mean": gigabytes * len(updates) / min(times(streaming)),
         "stack and average": gigabytes
         * len(updates)
-        / best(lambda: np.average(np.stack(updates), axis=0, weights=weights), arguments.repeats),
-        "finite by sums": gigabytes / best(lambda: is_finite(updates[0]), arguments.repeats),
-        "finite by isfinite().all()": gigabytes / best(lambda: np.isfinite(updates[0]).all(), arguments.repeats),
-        "receive chunks, checked": gigabytes / best(receive, arguments.repeats),
-        "copy": gigabytes / best(lambda: np.copyto(buffer, updates[0]), arguments.repeats),
+        / min(times(lambda: np.average(np.stack(updates), axis=0, weights=weights))),
+        "finite by sums": gigabytes / min(times(lambda: is_finite(updates[0]))),
+        "finite by isfinite().all()": gigabytes / min(times(lambda: np.isfinite(updates[0]).all())),
+        "receive chunks, checked": gigabytes / min(times(receive)),
+        "copy": gigabytes / min(times(lambda: np.copyto(buffer, updates[0]))),
     }
     result = {
         "gigabytes_per_second": rates,

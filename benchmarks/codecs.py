@@ -2,8 +2,8 @@
 
 import argparse
 import json
-import time
-from collections.abc import Callable
+from functools import partial
+from timeit import repeat
 
 import numpy as np
 
@@ -15,21 +15,12 @@ SPREAD = 1.0
 """Standard deviation of the logarithm of the values' scales: updates have heavier tails than a normal distribution."""
 
 
-def best(run: Callable[[], object], repeats: int) -> float:
-    """Return the shortest of some times in seconds: the one with the least of everything else in it."""
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
 def measured(codec: Codec, values: Flat, repeats: int) -> dict[str, float]:
     """Return the figures of one codec: encoding with the noise, decoding alone, and decoding into a sum."""
     form, gigabytes = PayloadFormat(codec, len(values)), 1e-9 * values.nbytes
     buffer = np.zeros(form.payload_bytes, np.uint8)
     payload, noise = form.encode(values, buffer)
+    times = partial(repeat, number=1, repeat=repeats)
     total, weight, scratch = np.zeros_like(values), np.float32(64.0), np.empty(1 << 16, np.float32)
 
     def decode() -> None:
@@ -43,9 +34,9 @@ def measured(codec: Codec, values: Flat, repeats: int) -> dict[str, float]:
     return {
         "ratio": values.nbytes / form.payload_bytes,
         "noise": noise,
-        "encode": gigabytes / best(lambda: form.encode(values, buffer), repeats),
-        "decode": gigabytes / best(decode, repeats),
-        "decode and add": gigabytes / best(add, repeats),
+        "encode": gigabytes / min(times(lambda: form.encode(values, buffer))),
+        "decode": gigabytes / min(times(decode)),
+        "decode and add": gigabytes / min(times(add)),
     }
 
 
