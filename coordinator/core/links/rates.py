@@ -18,7 +18,7 @@ trips after the first.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 from typing import Final, NamedTuple
 
 from hypergpu.common.transfer_meter import Transfer
@@ -174,7 +174,7 @@ class RateEstimator:
         ]
         if not counted:
             return LinkRate(at_least=at_least, measured_at=self._known[-1][1])
-        values = sorted(value for value, _ in counted)
+        values = [value for value, _ in counted]
         return LinkRate(median(values), _half_spread(values), at_least, counted[-1][1])
 
 
@@ -198,11 +198,8 @@ def _is_near(value: float, other: float) -> bool:
 
 
 def _half_spread(values: Sequence[float]) -> float:
-    """Return half of the interquartile range of sorted values, interpolated linearly."""
-    last = len(values) - 1
-
-    def quantile(share: float) -> float:
-        below = int(share * last)
-        return values[below] + (share * last - below) * (values[min(below + 1, last)] - values[below])
-
-    return 0.5 * (quantile(0.75) - quantile(0.25))
+    """Return half of the interquartile range of at least one value, interpolated linearly."""
+    if len(values) < 2:
+        return 0.0
+    first, _, third = quantiles(values, n=4, method="inclusive")
+    return 0.5 * (third - first)
