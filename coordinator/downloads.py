@@ -111,6 +111,8 @@ def encoded(parts: Sequence[bytes], piece: ByteRange) -> bytes:
         piece: bytes of the chunk, all of them in one of these parts.
     """
     part = parts[piece.start // CHUNK_BYTES]
+    if piece.end - piece.start == CHUNK_BYTES:  # nearly all on a single connection, as they are
+        return part
     whole = decode_work_part(part)
     if not isinstance(whole, Chunk):
         raise ProtocolError("the parameters are not encoded in chunks")
