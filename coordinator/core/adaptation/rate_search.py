@@ -74,20 +74,21 @@ class RateSearch:
 
     Args:
         step: Factor of a first trial; it shrinks after each that did not win.
-        bound: Largest factor.
+        bound: Largest factor that is tried; 1 tries none, nor a lower one.
         factor: Factor to begin with.
     """
 
     def __init__(self, step: float, bound: float, factor: float = 1.0) -> None:
         self.factor = factor
         """Factor of the rate of all nodes that try nothing."""
-        self._step, self._bound = step, bound
+        self.bound = bound
+        self._step = step
         self._slower = self._diverged = math.inf
         self._turn = 0
         self._trial: frozenset[str] = frozenset()
         self._tried = 1.0
         self._low: frozenset[str] = frozenset()
-        self._tries_low = step > 1.0
+        self._tries_low = step > 1.0 and bound > 1.0
         self._last_gain: float | None = None
 
     def state(self) -> RateSearchState:
@@ -95,6 +96,7 @@ class RateSearch:
         return RateSearchState(
             factor=self.factor,
             step=self._step,
+            bound=self.bound,
             slower=finite(self._slower),
             diverged=finite(self._diverged),
             turn=self._turn,
@@ -105,6 +107,7 @@ class RateSearch:
     def restore(self, state: RateSearchState) -> None:
         """Go on from the state of an earlier process."""
         self.factor, self._step = state.factor, state.step
+        self.bound = min(self.bound, state.bound)  # the user may have lowered it since
         self._slower = math.inf if state.slower is None else state.slower
         self._diverged = math.inf if state.diverged is None else state.diverged
         self._turn, self._tries_low, self._last_gain = state.turn, state.tries_low, state.last_gain
@@ -112,7 +115,7 @@ class RateSearch:
     @property
     def candidate(self) -> float | None:
         """Factor of the next trial; None if the search is over."""
-        room = min(self._bound, self._slower / _MARGIN, self._diverged / _SAFETY) / self.factor
+        room = min(self.bound, self._slower / _MARGIN, self._diverged / _SAFETY) / self.factor
         step = min(self._step, room)
         return self.factor * step if step >= _LEAST_STEP else None
 
@@ -120,21 +123,21 @@ class RateSearch:
         """Return the factor of the coming round, and the factors of the nodes that try another one."""
         candidate = self.candidate
         self._trial = self._low = frozenset()
-        if candidate is None or not nodes:
+        if not nodes or (candidate is None and not self._tries_low):
             return self.factor, {}
-        self._tried = candidate
+        self._tried = candidate or self.factor
         if len(nodes) < _MIN_NODES:
-            if self._last_gain is None:  # there is nothing to compare with yet
+            if candidate is None or self._last_gain is None:  # there is nothing to try, or to compare with yet
                 return self.factor, {}
             self._trial = frozenset(nodes)
             return candidate, {}
         few = self._tries_low and not self._turn and len(nodes) < _NODES_FOR_BOTH
-        count = 0 if few else max(1, int(_SHARE * len(nodes)))
+        count = 0 if few or candidate is None else max(1, int(_SHARE * len(nodes)))
         first = self._turn % len(nodes)
         chosen = [nodes[(first + index) % len(nodes)] for index in range(count)]
         self._turn += max(count, 1)
         self._trial = frozenset(chosen)
-        trials = dict.fromkeys(chosen, candidate)
+        trials = dict.fromkeys(chosen, self._tried)
         if self._tries_low:
             self._low = frozenset([nodes[(first + count) % len(nodes)]])
             trials |= dict.fromkeys(self._low, self.factor * _LOW)
@@ -203,7 +206,7 @@ class RateSearch:
 
     def settle(self, least: float) -> RateChange | None:
         """End the search and halve the factor, down to `least`; None if it is there already."""
-        self._step = 1.0
+        self._step, self._tries_low = 1.0, False
         if self.factor <= least:
             return None
         return self._move(RateReason.LOSS_STALLED, max(least, 0.5 * self.factor), {})

@@ -38,6 +38,8 @@ class RateSearchState:
     """Factor in force."""
     step: float
     """Factor of the next trial of a higher rate."""
+    bound: float
+    """Largest factor that is tried."""
     slower: float | None
     """Lowest factor that decreased the loss less."""
     diverged: float | None
@@ -50,7 +52,7 @@ class RateSearchState:
     """Decrease of the loss at the factor in force, where too few nodes try another rate beside it."""
 
     def __post_init__(self) -> None:
-        _require_factors(self.factor, self.step, self.slower, self.diverged)
+        _require_factors(self.factor, self.step, self.bound, self.slower, self.diverged)
         _require_counts(self.turn)
 
 

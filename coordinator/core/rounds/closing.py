@@ -67,18 +67,25 @@ def with_enough(current: Round, members: Membership, config: TrainingConfig, now
 def shorten_deadline(
     current: Round, state: RoundState, config: TrainingConfig, now: float, effects: EffectBuffer
 ) -> None:
-    """Set a deadline from the time that the quorum needed, in a round whose nodes were not measured before.
+    """Set a deadline from the time that the updates so far needed, in a round with nodes that were not measured before.
 
     With alike data, waiting can raise the worth of the round by the share of the missing nodes at most, so that no more
     time than that share pays. Otherwise the missing data is worth more.
     """
+    if current.shortest_deadline_at >= current.deadline_at:
+        return
     if not current.has_quorum or not current.live or not current.samples:  # updates of trials alone teach nothing
         return
     factor = max(1.0, current.awaited / len(current.contributions)) if config.shards_are_alike else UNMEASURED_FACTOR
     seconds = state.deadlines.after_quorum(now - current.started_at, factor)
-    if current.started_at + seconds < current.deadline_at:
-        current.deadline_at = current.started_at + seconds
-        figures: Figures = {"seconds": seconds, "contributed": len(current.contributions)}
+    deadline_at = max(current.started_at + seconds, current.shortest_deadline_at)
+    if deadline_at < current.deadline_at:
+        current.deadline_at = deadline_at
+        figures: Figures = {
+            "seconds": deadline_at - current.started_at,
+            "contributed": len(current.contributions),
+            "measured_seconds": current.shortest_deadline_at - current.started_at,
+        }
         effects.decide(DecisionKind.DEADLINE, CLUSTER, DeadlineReason.AFTER_QUORUM, figures)
 
 

@@ -1,5 +1,6 @@
 """Deadlines of rounds, measured from what the nodes needed before; no timeout is configured."""
 
+import math
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ class Deadline:
     median_seconds: float = 0.0
     mad_seconds: float = 0.0
     measured_nodes: int = 0
+    shortest_seconds: float = math.inf
+    """Seconds that the measured nodes are given. A deadline above them is shortened as updates arrive."""
 
 
 class DeadlineEstimator:
@@ -147,10 +150,11 @@ class DeadlineEstimator:
         centre, spread = median_and_mad(needs)
         seconds = min(centre + self._slack(centre, spread), max(needs))
         seconds = max(seconds, *(self.need(node, samples.get(node, 0)) or 0.0 for node in wait_for), 0.0)
-        reason = DeadlineReason.MEASURED
-        if len(needs) < len(nodes):
-            seconds, reason = max(seconds, NEWCOMER_FACTOR * max(needs)), DeadlineReason.NEWCOMERS
-        return Deadline(max(seconds, self._least_seconds), reason, centre, spread, len(needs))
+        seconds = max(seconds, self._least_seconds)
+        if len(needs) == len(nodes):
+            return Deadline(seconds, DeadlineReason.MEASURED, centre, spread, len(needs))
+        longest = max(seconds, NEWCOMER_FACTOR * max(needs))
+        return Deadline(longest, DeadlineReason.NEWCOMERS, centre, spread, len(needs), shortest_seconds=seconds)
 
     def _unmeasured(self, transfer_seconds: Sequence[float], measured_nodes: int) -> Deadline:
         """Return the deadline of a round of which less than half of the nodes were measured."""
@@ -158,14 +162,14 @@ class DeadlineEstimator:
         seconds, reason = max(self._first_seconds, self._least_seconds), DeadlineReason.NOT_MEASURED
         if transfers > seconds:
             seconds, reason = transfers, DeadlineReason.TRANSFERS
-        return Deadline(seconds, reason, measured_nodes=measured_nodes)
+        return Deadline(seconds, reason, measured_nodes=measured_nodes, shortest_seconds=0.0)
 
     def fixed(self) -> Deadline:
         """Return the deadline of a round that waits for all nodes, except those that never answer."""
         return Deadline(max(self._first_seconds, self._least_seconds), DeadlineReason.FIXED)
 
     def after_quorum(self, elapsed_seconds: float, factor: float) -> float:
-        """Return the deadline, in seconds from the start, of an unmeasured round.
+        """Return the deadline, in seconds from the start, of a round that has a quorum and waits for unmeasured nodes.
 
         Args:
             elapsed_seconds: Seconds in which a quorum has answered.

@@ -18,7 +18,7 @@ from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import closing, dispatch, opening
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Activity, Adaptation, ModelAction
-from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator, DeadlineReason
+from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.guards import ModelGuard
 from hypergpu.coordinator.core.rounds.membership import ConnectionState, Member, Membership
@@ -37,8 +37,6 @@ from hypergpu.coordinator.core.rounds.state import (
 from hypergpu.coordinator.core.rounds.work import Round, WorkReason
 from hypergpu.coordinator.core.score import Score
 
-_NOT_MEASURED: Final = DeadlineReason.NOT_MEASURED  # enum members are slow to look up; these are read with every event
-_TRANSFERS: Final = DeadlineReason.TRANSFERS
 _LOCAL_STALL_SHARE = 0.25
 """Delay of a timer, as a share of the silence after which a node is lost, that means this process did not run."""
 _RUN_STATES: Final = {Phase.IDLE: RunState.WAITING, Phase.OPEN: RunState.TRAINING, Phase.CLOSING: RunState.EVALUATING}
@@ -341,8 +339,7 @@ class RoundMachine:
             unit, weight, seconds = dispatch.accept_update(current, event, member, now, effects)
             self.deadlines.observe(event.node, seconds, event.compute_seconds, unit.samples)
             self.shards.advance(unit.shard, weight)
-            if state.opening.deadline_reason is _NOT_MEASURED or state.opening.deadline_reason is _TRANSFERS:
-                closing.shorten_deadline(current, state, self.config, now, effects)
+            closing.shorten_deadline(current, state, self.config, now, effects)
         self._close_if_complete(current, now)
 
     def _record_late(

@@ -153,7 +153,7 @@ def open_round(
     units = _plan_units(state, state.shards.assign(chosen), plan, config, probes)
     deadline = _set_deadline(state, units, plan, effects)
     opening.first_round_opened, opening.waiting_for = True, ""
-    state.open_round = Round.open(state.round, now, now + deadline.seconds, units, _settings(plan, config))
+    state.open_round = Round.open(state.round, now, deadline, units, _settings(plan, config))
     state.phase = OPEN
     return state.open_round
 

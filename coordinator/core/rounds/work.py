@@ -8,6 +8,7 @@ from enum import StrEnum
 from hypergpu.common.connections import ONE_FOR_ALL, ConnectionPlan
 from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.transfer_codecs import TransferCodecs
+from hypergpu.coordinator.core.rounds.deadlines import Deadline
 from hypergpu.coordinator.core.rounds.events import Contribution, Shard, UpdateArrived, WorkAssigned
 
 
@@ -99,6 +100,8 @@ class Round:
     deadline_at: float
     units: dict[str, WorkUnit]
     settings: RoundSettings
+    shortest_deadline_at: float = math.inf
+    """Time that the deadline keeps at least when it is shortened."""
     extensions: int = 0
     live: int = 0
     """Number of awaited units whose update is still expected."""
@@ -112,12 +115,13 @@ class Round:
 
     @classmethod
     def open(
-        cls, number: int, now: float, deadline_at: float, units: Iterable[WorkUnit], settings: RoundSettings
+        cls, number: int, now: float, deadline: Deadline, units: Iterable[WorkUnit], settings: RoundSettings
     ) -> "Round":
         """Return a round in which no unit is assigned yet."""
         by_node = {unit.node: unit for unit in units}
         awaited = sum(unit.awaited for unit in by_node.values())
-        return cls(number, now, deadline_at, by_node, settings, live=awaited, awaited=awaited)
+        shortest = now + deadline.shortest_seconds
+        return cls(number, now, now + deadline.seconds, by_node, settings, shortest, live=awaited, awaited=awaited)
 
     @property
     def has_quorum(self) -> bool:

@@ -127,11 +127,11 @@ def wrong_communication(records: Records, each: Decided, of: list[str] | None) -
 # ---------------------------------------------------------------- deadlines
 
 
-def needs(records: Records, number: int) -> list[float]:
-    """Return the times from assignment to update of the latest nine rounds."""
+def needs(records: Records, number: int, count: int = 16) -> list[float]:
+    """Return the times from assignment to update in the latest rounds."""
     return [
         row["waiting_seconds"][node] + row["compute_seconds"][node]
-        for row in records.before(number)
+        for row in records.before(number, count)
         for node in row["contributors"]
     ]
 
@@ -159,8 +159,12 @@ def wrong_deadlines(records: Records) -> Iterator[str]:
         quorum = sorted(row["waiting_seconds"][n] + row["compute_seconds"][n] for n in row["contributors"])
         at = quorum[min(each.figures["contributed"], len(quorum)) - 1]
         factor = len(row["batch_sizes"]) / each.figures["contributed"]  # what the missing nodes can be worth
-        if abs(each.figures["seconds"] - max(factor * at, at + 0.05)) > 0.2 * each.figures["seconds"]:
+        measured = each.figures["measured_seconds"]
+        if abs(each.figures["seconds"] - max(factor * at, at + 0.05, measured)) > 0.2 * each.figures["seconds"]:
             yield f"{each}: its quorum took {at:.3f} s"
+        took = needs(records, each.round, each.round) if measured else [0.0]  # a node may have been away for long
+        if not min(took) <= measured <= 3.0 * max(took) * more_work(records, each.round):
+            yield f"{each}: measured nodes took {min(took):.3f} to {max(took):.3f} s"
 
 
 def wrong_closings(records: Records) -> Iterator[str]:

@@ -145,3 +145,35 @@ def test_another_policy_searches_on_from_the_present_rate() -> None:
     found.set_step(1.0)
     assert found.optimizer == LocalOptimizer("adamw", 0.003)
     assert {each.name for each in found.plan(NODES)[1].values()} == {"sgd"}
+
+
+@pytest.mark.parametrize(("nodes", "highest"), [(4, 0.003), (7, 0.003), (8, 0.012)])
+def test_few_nodes_try_no_higher_rate_of_adamw_than_the_first(nodes: int, highest: float) -> None:
+    found, names = search(), NODES[:nodes]
+    found.begin(nodes)
+    tried = [found.optimizer.learning_rate]
+    for _ in range(3):
+        tried += [each.learning_rate for each in found.plan(names)[1].values() if each.name == "adamw"]
+        play(found, lambda optimizer: 0.5 / (1 + optimizer.learning_rate), names)
+    assert max(tried) == pytest.approx(highest)
+    assert min(tried) == pytest.approx(0.003 / 16), "one node tries a far lower rate, however few there are"
+
+
+def test_the_bound_of_few_nodes_survives_a_restart_and_another_policy() -> None:
+    found = search()
+    found.begin(5)
+    restored = search()
+    restored.restore(found.state())
+    restored.set_step(8.0)
+    assert restored.rates.candidate is None
+    restored = OptimizerSearch(TrainingConfig(), 4.0, bound=2.0)
+    restored.restore(found.state())
+    assert restored.rates.bound == 2.0, "the user has lowered it"
+
+
+def test_a_rate_that_far_exceeds_what_few_nodes_can_use_is_found_without_higher_trials() -> None:
+    found = search()
+    found.begin(5)
+    change = play(found, lambda tried: 0.5 if tried.learning_rate < 0.001 else 1.5, NODES[:5])
+    assert isinstance(change, RateChange)
+    assert (change.reason, change.after, change.ruinous) == (RateReason.TOO_HIGH, 3.0 / 16, True)

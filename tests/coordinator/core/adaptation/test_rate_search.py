@@ -178,3 +178,25 @@ def test_the_rate_never_stays_where_the_loss_rises(limit: float, step: float, no
             play(search, limit, [f"n{i}" for i in range(nodes)])
     assert after_a_step(search.factor, limit) < 1.0
     assert math.isfinite(search.factor)
+
+
+def test_a_low_rate_is_tried_once_where_no_higher_one_may_be() -> None:
+    search = RateSearch(4.0, bound=3.0, factor=3.0)
+    assert search.plan(NODES[:2]) == (3.0, {}), "two nodes can't compare"
+    factor, trials = search.plan(NODES)
+    assert (factor, list(trials.values())) == (3.0, [3 / 16])
+    play = [
+        Contribution(node, True, 0 if node in trials else 64, 64, loss_before=1.0, loss_after=0.5) for node in NODES
+    ]
+    assert search.observe(play) is None
+    assert search.plan(NODES) == (3.0, {})
+
+
+def test_a_bound_of_one_keeps_the_configured_rate() -> None:
+    assert RateSearch(4.0, bound=1.0).plan(NODES) == (1.0, {})
+
+
+def test_a_search_that_has_settled_tries_nothing() -> None:
+    search = RateSearch(4.0, 64.0)
+    search.settle(1.0)
+    assert search.plan(NODES) == (1.0, {})

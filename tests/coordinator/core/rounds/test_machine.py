@@ -682,6 +682,28 @@ def test_the_first_deadline_is_generous_until_a_quorum_shows_how_long_it_takes()
     assert d.machine.deadline_at == pytest.approx(1.2 * 5 / 4)
 
 
+@pytest.mark.parametrize(("partition", "seconds"), [("iid", 1.5), ("dirichlet", 3.0)], ids=["alike", "unlike"])
+def test_a_newcomer_is_waited_for_as_long_as_it_can_be_worth(partition: str, seconds: float) -> None:
+    d = Driver(min_nodes=5, rounds=50, partition=partition)
+    d.join(*"abcde")
+    d.ask(*"abcde")
+    d.now = 1.0
+    d.join("new")
+    d.ask("new")
+    for node in "abcde":
+        d.push(node)
+    d.ask(*"abcde")
+    start, usual = 1.0, 1.5
+    assert d.machine.deadline_at == start + 4 * usual
+    d.now = start + 1.0
+    for node in "abcd":
+        d.push(node)
+    assert d.machine.deadline_at == start + seconds, "measured nodes keep the time that they need"
+    assert d.reasons()[0] == "after_quorum"
+    d.push("e")
+    assert d.machine.deadline_at == start + seconds
+
+
 def test_a_first_round_does_not_close_with_updates_of_trials_alone() -> None:
     d = Driver(min_nodes=2, quorum=0.5, adaptation=Trying())
     d.join("a", "b")

@@ -156,17 +156,21 @@ def test_newcomers_get_time() -> None:
     usual = deadline_of(deadlines, ["a", "b", "c"]).seconds
     deadline = deadline_of(deadlines, ["a", "b", "c", "new"])
     assert deadline.reason is DeadlineReason.NEWCOMERS
-    assert deadline.seconds >= 4 * usual
+    assert (deadline.seconds, deadline.shortest_seconds) == (4 * usual, usual)
+
+
+def unmeasured(seconds: float, reason: DeadlineReason = DeadlineReason.NOT_MEASURED) -> Deadline:
+    return Deadline(seconds, reason, shortest_seconds=0.0)
 
 
 def test_the_first_deadline_is_longer_where_transfers_take_longer() -> None:
     deadlines = DeadlineEstimator()
     work = {"a": 8, "b": 8}
-    assert deadlines.deadline(work, (), {"a": 299.0, "c": 5000.0}) == Deadline(600.0, DeadlineReason.NOT_MEASURED)
-    assert deadlines.deadline(work, (), {"a": 301.0, "b": 10.0}) == Deadline(602.0, DeadlineReason.TRANSFERS)
+    assert deadlines.deadline(work, (), {"a": 299.0, "c": 5000.0}) == unmeasured(600.0)
+    assert deadlines.deadline(work, (), {"a": 301.0, "b": 10.0}) == unmeasured(602.0, DeadlineReason.TRANSFERS)
     assert deadlines.deadline(work, (), {"a": 1e9}).seconds == MAX_EMPTY_ROUND_SECONDS
     deadlines.record_empty_round(2000.0)
-    assert deadlines.deadline(work, (), {"a": 301.0}) == Deadline(1000.0, DeadlineReason.NOT_MEASURED)
+    assert deadlines.deadline(work, (), {"a": 301.0}) == unmeasured(1000.0)
     deadlines.observe("a", 10.0)
     deadlines.observe("b", 10.0)
     assert deadlines.deadline(work, (), {"a": 5000.0}).reason is DeadlineReason.MEASURED
