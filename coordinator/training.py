@@ -311,8 +311,9 @@ class TrainingService:
         engine = self._engine
         if not upload.is_taken and not wanted:
             upload.is_taken = True
+            received = upload.assembler.received / max(upload.payload.nbytes, 1)
             engine.uploads.close(upload)
-            return _to_proto(engine.ask(Update(event)))
+            return _to_proto(engine.ask(Update(dataclasses.replace(event, received_share=received))))
         if not upload.is_taken and upload.assembler.complete:
             upload.is_taken = True
             finishing = asyncio.create_task(self._finish_upload(event, upload))

@@ -7,6 +7,7 @@ sent as one, after the effects. A request that raises an error has no effects.
 
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -291,7 +292,8 @@ class Session:
         self._links.observe_heartbeat(node, request.report, request.rtt_ms, request.loaded)
         if machine.finished and not self._stays:
             return _SHUT_DOWN, ()
-        if node in machine.members.stragglers and request.state in BUSY_STATES:
+        is_late = node in machine.members.stragglers and request.state in BUSY_STATES
+        if is_late and not machine.may_finish(node, now):
             machine.abandon(node, request.state, _step_seconds(request.report), now)
             return _ABANDON_WORK, ()
         return _CONTINUE, ()
@@ -339,7 +341,7 @@ class Session:
         self._require_run(request.run_id)
         update = request.update
         if not self.needs_update(update.node, update.round):
-            return self._take(update, now)
+            return self._take(replace(update, received_share=0.0), now)
         self._require_codec(update)
         return None, ()
 

@@ -189,14 +189,22 @@ class SimulatedCoordinator:
         """Keep what arrived of an update whose stream broke."""
         self._held[node.node_id] = (work.round, work.attempt, next_offset)
 
-    def push(self, node: SimulatedNode, work: ev.WorkAssigned, compute_seconds: float, rpc: SimulatedRpc) -> None:
-        """Handle PushUpdate.
+    def push(
+        self,
+        node: SimulatedNode,
+        work: ev.WorkAssigned,
+        compute_seconds: float,
+        rpc: SimulatedRpc,
+        *,
+        sent_whole: bool,
+    ) -> None:
+        """Handle PushUpdate; `sent_whole` is False if the round was over before anything was sent but the header.
 
         The work is done now, and only if its update is needed: the parameters of its round have not changed.
         """
         reply: ev.UpdateReply | HyperGPUError | None
         if self.is_over(work):
-            reply = self._ask(OfferUpdate(self._run_id, _update_without_figures(work, compute_seconds)))
+            reply = self._push_late(_update_without_figures(work, compute_seconds), sent_whole=sent_whole)
         else:
             try:
                 trained = self._learning.train(work)
@@ -209,6 +217,11 @@ class SimulatedCoordinator:
             node.reject(rpc, reply)
         else:
             node.send_verdict(rpc)
+
+    def _push_late(self, update: ev.UpdateArrived, *, sent_whole: bool) -> ev.UpdateReply | HyperGPUError | None:
+        if sent_whole:
+            return self._ask(Update(update))
+        return self._ask(OfferUpdate(self._run_id, update))
 
     def begin_download(self, node: SimulatedNode, nbytes: int) -> None:
         """Note that parameters are sent to a node."""

@@ -53,8 +53,16 @@ class CoordinatorApi(Protocol):
         """GetUploadProgress."""
         ...
 
-    def push(self, node: "SimulatedNode", work: ev.WorkAssigned, compute_seconds: float, rpc: SimulatedRpc) -> None:
-        """PushUpdate: a whole update; the reply is sent on `rpc`."""
+    def push(
+        self,
+        node: "SimulatedNode",
+        work: ev.WorkAssigned,
+        compute_seconds: float,
+        rpc: SimulatedRpc,
+        *,
+        sent_whole: bool,
+    ) -> None:
+        """PushUpdate: a whole update, or only its header; the reply is sent on `rpc`."""
         ...
 
     def push_broke(self, node: "SimulatedNode", work: ev.WorkAssigned, next_offset: int) -> None:
@@ -377,17 +385,18 @@ class SimulatedNode:
     def _push(self, effect: life.Push[ev.WorkAssigned]) -> None:
         work, offset = effect.work, effect.offset
         self._upload_offset = offset
-        if self._api.is_over(work):
+        sends_whole = not self._api.is_over(work)
+        if not sends_whole:
             nbytes, messages = 0, 1  # the coordinator replies when it has the header
         else:
             nbytes, messages = message_sizes.transfer(self._payload_bytes(work.codecs.update) - offset)
-        rpc = self._call(message_sizes.HEADER_BYTES + nbytes, messages, self._on_push_arrived)
+        rpc = self._call(message_sizes.HEADER_BYTES + nbytes, messages, partial(self._on_push_arrived, sends_whole))
         rpc.about = work
         rpc.failed = self._on_push_failed
 
-    def _on_push_arrived(self, rpc: SimulatedRpc) -> None:
+    def _on_push_arrived(self, sent_whole: bool, rpc: SimulatedRpc) -> None:
         self._report_download()
-        self._api.push(self, rpc.about, self._compute_seconds, rpc)
+        self._api.push(self, rpc.about, self._compute_seconds, rpc, sent_whole=sent_whole)
 
     def _on_push_failed(self, rpc: SimulatedRpc) -> None:
         work = self._life.work

@@ -78,7 +78,8 @@ class AdaptationLog(DecisionLog):
         probe = SelectionReason.RECOVERY_PROBE
         changed = [(node_id, why) for node_id, why in last.reasons.items() if self._reasons.get(node_id) is not why]
         new = [(node_id, why) for node_id, why in changed if why is not probe]
-        probed = [node_id for node_id in last.probes if node_id not in self._probed]
+        trial = SelectionReason.ON_PROBATION
+        probed = [node for node in last.probes if node not in self._probed and last.reasons[node] is not trial]
         for node_id, why in new[:LISTED]:
             self.decide(DecisionKind.SELECTION, node_id, why, last.figures_of(node_id))
         for node_id in probed[:LISTED]:

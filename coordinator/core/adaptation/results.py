@@ -31,10 +31,9 @@ def record_results(
         UnknownName: A node is not registered.
         InvalidInput: A figure is negative or not finite.
     """
-    # Of a trial that failed, the rate failed and not the node; a probe that is not in time shows nothing new.
+    selector.record_failed_probes([each.node for each in results if _is_failed_probe(each)])
+    # Of a trial that failed, the rate failed and not the node; how late a probe is shows later (see `record_late`).
     results = [each for each in results if each.success or (each.awaited and not each.trial_failed)]
-    if not results:
-        return 0.0
     ids = [each.node for each in results]
     success = np.array([each.success for each in results], bool)
     late = np.array([each.late for each in results], bool)
@@ -67,12 +66,18 @@ def record_results(
     return float(waiting[measured].max(initial=0.0))
 
 
+def _is_failed_probe(result: Contribution) -> bool:
+    """Return whether a node failed, and was not only late, at work that its round did not wait for."""
+    return not (result.success or result.awaited or result.late or result.trial_failed)
+
+
 def record_late(
     work: LateWork, monitor: NetworkQualityMonitor, batches: AdaptiveBatchController, selector: DynamicNodeSelector
 ) -> None:
-    """Record what the time of late work went into: exactly if its update arrived, else as the least that it may be.
+    """Record what the time of late work went into: exactly if the node has computed, else as the least that it may be.
 
-    A lower bound counts only if it is above what is expected anyway.
+    A lower bound counts only if it is above what is expected anyway. Of an update that was not received as a whole, the
+    rest would have taken its time by the rate of the link.
 
     Raises:
         UnknownName: The node is not registered.
@@ -80,9 +85,12 @@ def record_late(
     usual_compute = float(batches.compute_seconds([work.node])[0])
     usual_exchange = float(monitor.exchange_samples(monitor.rows([work.node]), LATEST_EXCHANGES).mean())
     compute = exchange = 0.0
+    missing = (1.0 - work.received_share) * monitor.upload_seconds(work.node) if work.received_share < 1.0 else 0.0
+    is_exact = work.doing is Activity.DONE and not math.isnan(missing)
     match work.doing:
         case Activity.DONE:
             compute, exchange = work.compute_seconds, work.elapsed_seconds - work.compute_seconds
+            exchange = exchange + missing if is_exact else _above(usual_exchange, exchange)
         case Activity.PULLING:
             exchange = _above(usual_exchange, work.elapsed_seconds)
         case Activity.PUSHING:
@@ -94,8 +102,11 @@ def record_late(
     if compute > 0:
         batches.record_step(work.node, work.batch_size, compute / work.local_steps)
     selector.record_times(work.node, compute, exchange)
-    if work.doing is Activity.DONE:
+    if is_exact:
         selector.record_late_probe(work.node, exchange)
+    needed = compute + exchange if is_exact else work.elapsed_seconds
+    if not work.awaited and (work.doing is Activity.DONE or needed > work.allowed_seconds):
+        selector.record_late_probation(work.node, in_time=needed <= work.allowed_seconds)
 
 
 def _above(expected: float, least: float) -> float:

@@ -1,5 +1,6 @@
 """Network monitor: measures, scores and classifies every link."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -472,6 +473,17 @@ class NetworkQualityMonitor:
                 transfers = sum(self._model_bytes / (each if each > 0.0 else min(known)) for each in rates)
                 seconds[at] = transfers + 1e-3 * np.nan_to_num(median[at])
         return seconds
+
+    def upload_seconds(self, node_id: str) -> float:
+        """Return the time that an update takes by the rate of the node's link, or by its lower bound; NaN if unknown.
+
+        Raises:
+            UnknownName: The node is not registered.
+        """
+        if self._model_bytes is None:
+            return math.nan
+        ((up, _),) = self._links.link_rates(np.array([self._links.index.row(node_id)]))
+        return self._model_bytes / (up.rate if up.rate > 0.0 else up.at_least)
 
     # ------------------------------------------------------------ inside
 

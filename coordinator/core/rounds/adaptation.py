@@ -1,5 +1,6 @@
 """The seam between the rounds and their adaptation."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -39,7 +40,8 @@ class RoundPlan:
     transfer_seconds: Mapping[str, float] = field(default_factory=dict)
     """Time that the transfers of a round take by the rate of the link, for nodes that have never finished one."""
     probes: Sequence[str] = ()
-    """Nodes whose links may have recovered. They get work, and the round does not wait for them."""
+    """Nodes on probation, and nodes whose links may have recovered. They get work, and the round does not wait for
+    them."""
     decisions: Sequence[Decision] = ()
     """Decisions to record, each with its reason."""
 
@@ -77,7 +79,7 @@ class Activity(StrEnum):
     PUSHING = "pushing"
     """It sends its update: all of its time but that of computing went into communication."""
     DONE = "done"
-    """Its update has arrived, with the time that computing took."""
+    """It has computed, and its update has arrived or was cut off, with the time that computing took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,12 @@ class LateWork:
     """Time that computing took, or that it takes at the speed of the steps so far; 0 = unknown."""
     batch_size: int
     local_steps: int
+    allowed_seconds: float = math.inf
+    """Time from the assignment to the deadline of the round: a node that needs no more was not late for it."""
+    awaited: bool = True
+    """True if the round waited for the node."""
+    received_share: float = 1.0
+    """Share of a finished update that was received: the rest is no longer sent once its round has closed."""
 
 
 class ModelAction(StrEnum):

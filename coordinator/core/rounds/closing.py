@@ -1,5 +1,7 @@
 """Closing of a round: when it closes, whether it counts, and what its evaluation means for the run."""
 
+from dataclasses import replace
+
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.metric import LOSS, MetricSpec
 from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind, Figures
@@ -120,6 +122,8 @@ def _mark_stragglers(current: Round, members: Membership) -> None:
         member = members.connected.get(unit.node)
         if member is not None and not unit.done and unit.live and not member.requesting:
             members.stragglers[unit.node] = unit.awaited
+            if member.assignment is not None and member.assignment.round == current.number:
+                member.assignment = replace(member.assignment, deadline_at=current.deadline_at)
 
 
 def take_evaluation(

@@ -35,7 +35,9 @@ def assign(current: Round, member: Member, overrides: Overrides, now: float, eff
         member.retries += 1  # asked again without returning the work: a broken stream, or a restart
     member.requesting = False
     effects.emit(current.assign(unit, now, member.last_accepted))
-    member.assignment = Assignment(current.number, unit.first_at, unit.batch_size, unit.local_steps)
+    member.assignment = Assignment(
+        current.number, unit.first_at, unit.batch_size, unit.local_steps, current.deadline_at
+    )
 
 
 def accept_update(
@@ -76,7 +78,14 @@ def refuse_update(
 
 
 def late_work(
-    member: Member, round_number: int, doing: Activity, now: float, compute_seconds: float = 0.0
+    member: Member,
+    round_number: int,
+    doing: Activity,
+    now: float,
+    *,
+    compute_seconds: float,
+    awaited: bool,
+    received_share: float,
 ) -> LateWork | None:
     """Return what is known now of the work of a round that closed without it, once for each; None if it was told."""
     given = member.assignment
@@ -86,7 +95,17 @@ def late_work(
     elapsed = now - given.at
     if doing is Activity.DONE:
         compute_seconds = min(compute_seconds, elapsed)
-    return LateWork(member.node_id, elapsed, doing, compute_seconds, given.batch_size, given.local_steps)
+    return LateWork(
+        member.node_id,
+        elapsed,
+        doing,
+        compute_seconds,
+        given.batch_size,
+        given.local_steps,
+        allowed_seconds=given.deadline_at - given.at,
+        awaited=awaited,
+        received_share=received_share,
+    )
 
 
 def refuse_outlier(current: Round, event: ev.UpdateArrived, outlier: Outlier, effects: EffectBuffer) -> None:

@@ -100,7 +100,7 @@ class RequestEnded:
 
 @message
 class UpdateArrived:
-    """A whole update arrived, finite and of the right layout; it is not yet part of the mean."""
+    """An update arrived, finite and of the right layout; it is not yet part of the mean."""
 
     node: str
     round: int
@@ -117,6 +117,8 @@ class UpdateArrived:
     codec: str = "none"
     noise: float = 0.0
     """|decoded - exact|² ÷ |exact|² of the update: what its codec costs in precision."""
+    received_share: float = 1.0
+    """Share of its payload that was received; below 1 if its round had closed before."""
 
 
 @message

@@ -168,6 +168,16 @@ class RoundMachine:
         unit = current.units.get(node) if current else None
         return (unit.codecs if unit else self.round_state.codecs).update
 
+    def may_finish(self, node: str, now: float) -> bool:
+        """Return whether a straggler may go on with its work, to show how long it takes.
+
+        It may until the deadline of its round, if the round did not wait for it.
+        """
+        member = self.members.get(node)
+        assignment = member.assignment if member is not None else None
+        awaited = self.members.stragglers.get(node, True)
+        return not awaited and assignment is not None and now < assignment.deadline_at
+
     def is_assigned(self, node: str, round_number: int, attempt: int) -> bool:
         """Return whether this is the node's work in the open round, as it was last assigned."""
         current = self.round_state.open_round
@@ -235,7 +245,7 @@ class RoundMachine:
         member = self.members.get(node)
         if member is not None and member.assignment is not None and state in tuple(Activity):
             seconds = step_seconds * member.assignment.local_steps
-            self._record_late(member, member.assignment.round, Activity(state), now, seconds)
+            self._record_late(member, member.assignment.round, Activity(state), now, compute_seconds=seconds)
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Effect]:
         """Handle one event at time `now` (seconds, never decreasing) and return its effects in order.
@@ -326,7 +336,8 @@ class RoundMachine:
         self.members.seen(event.node, now)
         if member is None or status is not None or current is None:
             if member is not None:
-                self._record_late(member, event.round, Activity.DONE, now, event.compute_seconds)
+                times = {"compute_seconds": event.compute_seconds, "received_share": event.received_share}
+                self._record_late(member, event.round, Activity.DONE, now, **times)
                 opening.straggler_returned(state, member, self.config.quorum)
             dispatch.refuse_update(event, status or ev.UpdateStatus.STALE, member, state.round, effects)
             return
@@ -343,12 +354,27 @@ class RoundMachine:
         self._close_if_complete(current, now)
 
     def _record_late(
-        self, member: Member, round_number: int, doing: Activity, now: float, compute_seconds: float = 0.0
+        self,
+        member: Member,
+        round_number: int,
+        doing: Activity,
+        now: float,
+        *,
+        compute_seconds: float,
+        received_share: float = 1.0,
     ) -> None:
         """Tell the adaptation what kept a node from contributing to a round that is over."""
         current = self.round_state.open_round
         if current is None or current.number != round_number:
-            work = dispatch.late_work(member, round_number, doing, now, compute_seconds)
+            work = dispatch.late_work(
+                member,
+                round_number,
+                doing,
+                now,
+                compute_seconds=compute_seconds,
+                awaited=self.members.stragglers.get(member.node_id, True),
+                received_share=received_share,
+            )
             if work is not None:
                 self.adaptation.record_late(work)
 

@@ -29,6 +29,8 @@ class Assignment:
     """Time at which the node's process got it."""
     batch_size: int
     local_steps: int
+    deadline_at: float
+    """Deadline of the round: when it was assigned, or when the round closed."""
 
 
 @dataclass(slots=True)

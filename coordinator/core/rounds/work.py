@@ -43,7 +43,8 @@ class WorkUnit:
     trial_failed: bool = False
     """That made its loss worse."""
     awaited: bool = True
-    """The round waits for its update. It does not wait for a probe of a link that may have recovered."""
+    """The round waits for its update. It does not wait for a node on probation, nor for a probe of a link that may have
+    recovered."""
     attempt: int = 0
     """Times that it was assigned; 0 = not yet."""
     returns: int = 0

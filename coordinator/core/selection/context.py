@@ -35,8 +35,8 @@ class Selection:
     selected: list[str]
     """Nodes that the round waits for."""
     probes: Mapping[str, Mapping[str, float]]
-    """Nodes whose links may have recovered, with the figures behind each. They get work too, and the round does not
-    wait for them. Those that the strategy leaves out keep its reason."""
+    """Nodes that get work too, and that the round does not wait for: those on probation, and those whose links may have
+    recovered, with the figures behind each. Those that the strategy leaves out keep its reason."""
     reasons: Mapping[str, SelectionReason]
     """Reason for each available node."""
     figures: Mapping[str, Floats]

@@ -24,7 +24,8 @@ class FairnessPolicy:
     ) -> StrategyResult:
         """Return `choice` with unexplored nodes, nodes on probation, and nodes whose turn has come.
 
-        The turn of a node with a healthy link comes after `fairness_rounds` idle rounds. Overdue nodes with a poor link
+        The turn of a node with a healthy link comes after `fairness_rounds` idle rounds; one on probation takes part in
+        every round as it is. Overdue nodes with a poor link
         join later and all together, so that they share one slow round, once the saved time covers it.
 
         Args:
@@ -36,7 +37,7 @@ class FairnessPolicy:
             seconds: Samples of each node's expected round in seconds: shape (nodes, samples).
         """
         chosen, reasons = choice.chosen.copy(), choice.reasons.copy()
-        overdue = (idle > self._config.fairness_rounds) & ~chosen
+        overdue = (idle > self._config.fairness_rounds) & ~chosen & ~on_probation
         for which, reason in (
             (unknown, SelectionReason.UNEXPLORED),
             (on_probation, SelectionReason.ON_PROBATION),

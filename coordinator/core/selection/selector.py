@@ -158,9 +158,10 @@ class DynamicNodeSelector:
 
         The rows must be distinct. NaN stands for an unknown loss.
         """
-        probed = rows[success & self._recovery.were_probed(rows, self._round)]
-        self._contributions.last_round[probed] = self._round
-        self._take_back(probed)
+        probed = self._recovery.were_probed(rows, self._round)
+        took_part = rows[success & (probed | self._standings.on_probation(rows))]
+        self._contributions.last_round[took_part] = self._round
+        self._take_back(rows[success & probed])
         self._contributions.add(rows, compute, waiting, success, loss)
         self._standings.outcomes(rows, success, late, self._round)
 
@@ -194,6 +195,29 @@ class DynamicNodeSelector:
         row = self._index.row(node_id)
         if self._recovery.is_usual(row, communication_seconds):
             self._take_back(np.array([row]))
+
+    def record_failed_probes(self, nodes: Sequence[str]) -> None:
+        """Record nodes that failed in a round that did not wait for them, which ends their probation.
+
+        Raises:
+            UnknownName: A node is not registered.
+        """
+        rows = self._index.rows(nodes)
+        self._judge_probation(rows, success=np.zeros(len(rows), bool), late=np.zeros(len(rows), bool))
+
+    def record_late_probation(self, node_id: str, *, in_time: bool) -> None:
+        """Record whether a node needed no longer than the deadline of a round that closed without waiting for it.
+
+        Raises:
+            UnknownName: The node is not registered.
+        """
+        in_times = np.array([in_time])
+        self._judge_probation(np.array([self._index.row(node_id)]), success=in_times, late=~in_times)
+
+    def _judge_probation(self, rows: Ints, success: Bools, late: Bools) -> None:
+        """Let the outcomes of the nodes on probation count, and those of others not."""
+        counts = self._standings.on_probation(rows)
+        self._standings.outcomes(rows[counts], success[counts], late[counts], self._round)
 
     def rows(self, nodes: Sequence[str]) -> Ints:
         """Return the rows of nodes, for `record_contributions`.
@@ -375,13 +399,15 @@ class DynamicNodeSelector:
             self._release_least_bad(rows, link_rows, chosen, reasons)
         chosen = self._capped(chosen, reasons, rows, link_rows)
         usual = exchange.mean(axis=1)
-        probes = np.zeros(len(ids), bool)
+        recovering = on_probation = np.zeros(len(ids), bool)
         if context.probes:
-            probes = self._probes(rows, link_rows, usual, chosen, reasons)
-        reasons[probes & chosen] = CODE[SelectionReason.RECOVERY_PROBE]
+            recovering, on_probation = self._probes(rows, link_rows, usual, chosen, reasons)
+        reasons[recovering & chosen] = CODE[SelectionReason.RECOVERY_PROBE]
         figures = {name: scatter_rows(values, eligible, len(ids)) for name, values in choice.figures.items()}
-        behind = {ids[at]: self._recovery.figures(int(rows[at]), float(usual[at])) for at in np.flatnonzero(probes)}
-        return self._keep(ids, rows, chosen & ~probes, reasons, figures, probes=behind)
+        probes: dict[str, Mapping[str, float]] = {ids[at]: {} for at in np.flatnonzero(on_probation)}
+        for at in np.flatnonzero(recovering):
+            probes[ids[at]] = self._recovery.figures(int(rows[at]), float(usual[at]))
+        return self._keep(ids, rows, chosen & ~recovering & ~on_probation, reasons, figures, probes=probes)
 
     def _keep(
         self,
@@ -497,8 +523,14 @@ class DynamicNodeSelector:
             seconds=seconds,
         )
 
-    def _probes(self, rows: Ints, link_rows: Ints, exchange: Floats, chosen: Bools, reasons: Ints) -> Bools:
-        """Return a mask of the nodes that are probed, so that at least one other node is chosen."""
+    def _probes(
+        self, rows: Ints, link_rows: Ints, exchange: Floats, chosen: Bools, reasons: Ints
+    ) -> tuple[Bools, Bools]:
+        """Return masks of the nodes that the round does not wait for, so that it waits for at least one other.
+
+        Returns:
+            Nodes whose link may have recovered, and the other ones on probation.
+        """
         scores = np.zeros(len(rows))  # this strategy goes by times alone
         if self.strategy is not SelectionStrategy.UTILITY:
             scores = self._scores(rows, link_rows)
@@ -513,13 +545,15 @@ class DynamicNodeSelector:
         may_recover |= on_probation & worse
         again = by_strategy | on_probation
         due = self._recovery.due(rows, chosen=again, may_recover=may_recover, round_number=self._round)
-        if not (chosen & ~due).any():
+        on_probation &= chosen & ~due
+        if not (chosen & ~due & ~on_probation).any():
             due &= ~chosen
+            on_probation[:] = False
         if self.max_selected_nodes is not None:
             room = self.max_selected_nodes - int(chosen.sum())
             due[np.flatnonzero(due & ~chosen)[room:]] = False
         self._recovery.begin(rows[due], self._round)
-        return due
+        return due, on_probation
 
     def _are_healthy(self, link_rows: Ints) -> Bools:
         """Return a mask of the links that are fair or better, or of which nothing bad is known."""

@@ -85,7 +85,8 @@ class SelectorConfig(ConfigSection):
     quarantine_rounds: Count = 5
     """Rounds of a first quarantine; each further one in a row doubles them, up to eight times."""
     probation_successes: Count = 2
-    """Successful rounds that end a probation; one failure sends the node back."""
+    """Rounds in which a node has to be in time to end its probation; one failure, or two late updates in a row, send it
+    back. A node on probation takes part in every round, and no round waits for it if it has other nodes."""
     fairness_rounds: Count = 10
     """A healthy node that was left out for this many rounds is taken into the next one."""
     slow_time_share: Share = 0.1

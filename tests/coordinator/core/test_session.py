@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, ProtocolError,
 from hypergpu.common.identity import TaskIdentity
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.rounds import events as ev
-from hypergpu.coordinator.core.rounds.adaptation import Activity, FixedAdaptation, LateWork
+from hypergpu.coordinator.core.rounds.adaptation import Activity, FixedAdaptation, LateWork, RoundPlan
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.session import (
     AskProgress,
@@ -30,6 +31,8 @@ from hypergpu.coordinator.core.session import (
 )
 
 RUN = "run-1"
+ALLOWED = 0.05
+"""Time that the round of `after_a_round_without_b` left its nodes: its quorum answered at once."""
 OWN = TaskIdentity(100, 20, "train", "test", "model", ())
 OTHER = TaskIdentity(99, 20, "train", "test", "model", ())
 
@@ -336,6 +339,13 @@ class Recording(FixedAdaptation):
         self.late.append(work)
 
 
+class Probing(Recording):
+    """Waits for nobody but a."""
+
+    def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
+        return replace(super().plan_round(available, round_number), probes=[node for node in available if node != "a"])
+
+
 def late_desk() -> tuple[Desk, list[LateWork]]:
     desk = after_a_round_without_b()
     adaptation = Recording()
@@ -348,7 +358,7 @@ def test_the_time_of_a_late_update_is_told_once() -> None:
     desk.now += 1.0
     for _ in range(2):
         desk.ask(OfferUpdate(RUN, desk.update("b", compute_seconds=0.4)))
-    assert late == [LateWork("b", desk.now, Activity.DONE, 0.4, 8, 2)]
+    assert late == [LateWork("b", desk.now, Activity.DONE, 0.4, 8, 2, ALLOWED, awaited=True, received_share=0.0)]
 
 
 def test_a_late_update_cannot_have_computed_for_longer_than_it_was_away() -> None:
@@ -364,7 +374,7 @@ def test_what_a_straggler_was_doing_is_told_when_it_abandons_its_work(state: str
     report = {"performance": {"step_time": 2.5}}
     for _ in range(2):
         assert desk.ask(Heartbeat("b", RUN, state, 20.0, False, report))[0] is Directive.ABANDON_WORK
-    assert late == [LateWork("b", desk.now, Activity(state), 5.0, 8, 2)]
+    assert late == [LateWork("b", desk.now, Activity(state), 5.0, 8, 2, ALLOWED)]
     desk.ask(OfferUpdate(RUN, desk.update("b")))
     assert len(late) == 1
 
@@ -383,6 +393,38 @@ def test_a_heartbeat_of_a_node_that_works_on_the_open_round_is_no_late_work() ->
     desk, late = late_desk()
     desk.ask(Heartbeat("a", RUN, "training", 20.0, False, {}))
     assert late == []
+
+
+def after_a_round_that_did_not_wait_for_b() -> tuple[Desk, list[LateWork]]:
+    """At 1 s, a closes a round with a deadline of 600 s, on which b still works."""
+    desk, adaptation = Desk(min_nodes=2), Probing()
+    desk.machine.adaptation = adaptation
+    desk.join("a", "b")
+    desk.pull("a", "b")
+    desk.now = 1.0
+    desk.ask(Update(desk.update("a")))
+    assert desk.session.stragglers == {"b"}
+    return desk, adaptation.late
+
+
+def test_a_node_that_no_round_waits_for_may_finish_its_work_until_the_deadline() -> None:
+    desk, late = after_a_round_that_did_not_wait_for_b()
+    for desk.now in (2.0, 599.9):
+        desk.session.seen("b", desk.now)
+        assert desk.heartbeat("b", "training") is Directive.CONTINUE
+    assert late == []
+    desk.now = 600.0
+    assert desk.heartbeat("b", "training") is Directive.ABANDON_WORK
+    assert late == [LateWork("b", 600.0, Activity.TRAINING, 0.0, 8, 2, 600.0, awaited=False)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_the_share_of_a_late_update_that_was_received_is_told(share: float) -> None:
+    desk, late = after_a_round_that_did_not_wait_for_b()
+    desk.now = 3.0
+    update = desk.update("b", received_share=share)
+    desk.ask(Update(update) if share else OfferUpdate(RUN, update))
+    assert late == [LateWork("b", 3.0, Activity.DONE, 0.1, 8, 2, 600.0, awaited=False, received_share=share)]
 
 
 def test_a_part_of_an_upload_is_a_sign_of_life_of_a_member_and_its_link() -> None:

@@ -365,7 +365,7 @@ class VirtualCluster:
         assert node.work is not None
         work = replace(node.work, round=int(value)) if value.isdigit() else node.work
         self._learning.is_finite = value != "nan"
-        self._api.push(node, work, 0.1, Rpc())
+        self._api.push(node, work, 0.1, Rpc(), sent_whole=True)
 
     def _ask_progress(self, node: Node, _: str) -> str:
         return f"accepted: {self._api.progress(node.work).accepted}"

@@ -165,7 +165,15 @@ class ScriptedCoordinator:
     def progress(self, work: ev.WorkAssigned) -> life.ProgressKnown:
         return life.ProgressKnown(self.is_done, self.held)
 
-    def push(self, node: SimulatedNode, work: ev.WorkAssigned, compute_seconds: float, rpc: SimulatedRpc) -> None:
+    def push(
+        self,
+        node: SimulatedNode,
+        work: ev.WorkAssigned,
+        compute_seconds: float,
+        rpc: SimulatedRpc,
+        *,
+        sent_whole: bool,
+    ) -> None:
         if not self._fails("PushUpdate", node):
             self.is_done = True
             node.send_verdict(rpc)

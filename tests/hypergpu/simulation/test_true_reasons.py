@@ -268,7 +268,7 @@ def wrong_standings(observed: Observed) -> Iterator[str]:
             failures = late_updates = 0
             releases = (r for when, r, n, c in observed.standings if is_release(c) and n == node and when < at)
             released = max(releases, default=0)
-            for round_number, name, success, late in observed.contributions:
+            for round_number, name, success, late in observed.outcomes:
                 if name == node and released <= round_number <= number:
                     failures = 0 if success else failures + (not late)
                     late_updates = 0 if success else late_updates + late

@@ -17,8 +17,9 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator, build_orchestrator
 from hypergpu.coordinator.core.links import Alert
 from hypergpu.coordinator.core.links.profile import LinkProfile
+from hypergpu.coordinator.core.rounds.adaptation import Activity, LateWork
 from hypergpu.coordinator.core.selection.context import Selection
-from hypergpu.coordinator.core.selection.quarantine import NodeStateChange
+from hypergpu.coordinator.core.selection.quarantine import NodeState, NodeStateChange
 from hypergpu.netsim_proxy.link.events import EventType, NetworkEvent
 from hypergpu.simulation import run as run_module
 from hypergpu.simulation.compute import SimulatedCards
@@ -117,6 +118,8 @@ class Observed:
     """Time, round, node and change of its state."""
     contributions: list[tuple[int, str, bool, bool]] = field(default_factory=list)
     """Round, node, success, late."""
+    outcomes: list[tuple[int, str, bool, bool]] = field(default_factory=list)
+    """The same of what a quarantine counts."""
 
 
 def observe(scenario: Scenario) -> Observed:
@@ -160,15 +163,32 @@ def _listen(orchestrator: AdaptiveOrchestrator, clock: Clock, observed: Observed
         observed.standings += [(clock(), selector._round, node, change) for node, change in changes]
         return changes
 
+    def is_on_probation(node: str) -> bool:
+        return selector.get_node_state(node) is NodeState.PROBATION
+
     def finish(report: Any) -> Any:
         observed.contributions += [(report.round, each.node, each.success, each.late) for each in report.contributions]
+        observed.outcomes += [
+            (report.round, each.node, each.success, each.late)
+            for each in report.contributions
+            if each.success or each.awaited or (is_on_probation(each.node) and not each.late)
+        ]
         return finish_round(report)
 
-    finish_round = orchestrator.finish_round
+    def record_late(work: LateWork) -> None:
+        missing = (1.0 - work.received_share) * monitor.upload_seconds(work.node) if work.received_share < 1.0 else 0.0
+        in_time = work.elapsed_seconds + (0.0 if math.isnan(missing) else missing) <= work.allowed_seconds
+        is_known = work.doing is Activity.DONE or not in_time
+        if is_known and not work.awaited and is_on_probation(work.node):
+            observed.outcomes.append((selector._round, work.node, in_time, not in_time))
+        learn_late(work)
+
+    finish_round, learn_late = orchestrator.finish_round, orchestrator.record_late
     for owner, name, method in (
         (selector, "_keep", kept),
         (monitor, "update", updated),
         (selector, "drain_state_changes", drained),
         (orchestrator, "finish_round", finish),
+        (orchestrator, "record_late", record_late),
     ):
         setattr(owner, name, method)

@@ -10,6 +10,7 @@ import pytest
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, Phase, build_orchestrator
 from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerReason
 from hypergpu.coordinator.core.adaptation.progress import RollbackReason
@@ -390,6 +391,78 @@ def test_the_time_of_late_work_goes_to_the_link_or_the_card(
     mean = 0.1 * (0.85 + 0.85**2 + 0.85**3) + min(compute / 10, 1.0) if compute else 0.3
     weight = 1 + 0.85 + 0.85**2 + 0.85**3 if compute else 3
     assert batches.compute_seconds(["a"])[0] == pytest.approx(10 * mean / weight)
+
+
+def slow_uplink() -> AdaptiveOrchestrator:
+    """An orchestrator that has seen 1 MB of an update of 4 MB take 1 s; usual: 1 s of computing, 2 s in all beside."""
+    orchestrator = build_orchestrator(SystemConfig(), clock=ManualClock(), model_bytes=4_000_000)
+    orchestrator.register_node("a")
+    orchestrator.batches.record_step("a", 64, 0.1)
+    orchestrator.monitor.record_exchange("a", 2.0)
+    orchestrator.monitor.record_upload("a", Transfer(1_000_000, 1.0))
+    return orchestrator
+
+
+@pytest.mark.parametrize(("share", "exchange"), [(0.0, 7.0), (0.25, 6.0), (1.0, 3.0)])
+def test_what_was_not_received_of_a_late_update_takes_its_time_by_the_rate(share: float, exchange: float) -> None:
+    orchestrator = slow_uplink()
+    orchestrator.record_late(LateWork("a", 4.0, Activity.DONE, 1.0, 64, 10, received_share=share))
+    monitor = orchestrator.monitor
+    assert monitor.exchange_samples(monitor.rows(["a"]), 1)[0, 0] == pytest.approx(exchange)
+
+
+@pytest.mark.parametrize(("elapsed", "exchange"), [(2.9, 2.0), (4.0, 3.0)])
+def test_without_a_rate_what_was_not_received_makes_a_lower_bound(elapsed: float, exchange: float) -> None:
+    orchestrator = build_orchestrator(SystemConfig(), clock=ManualClock(), model_bytes=4_000_000)
+    orchestrator.register_node("a")
+    orchestrator.monitor.record_exchange("a", 2.0)
+    orchestrator.record_late(LateWork("a", elapsed, Activity.DONE, 1.0, 64, 10, received_share=0.0))
+    monitor = orchestrator.monitor
+    assert monitor.exchange_samples(monitor.rows(["a"]), 1)[0, 0] == pytest.approx(exchange)
+
+
+@pytest.mark.parametrize(
+    ("doing", "share", "allowed", "outcome"),
+    [
+        (Activity.DONE, 0.0, 8.0, "in time"),
+        (Activity.DONE, 0.0, 7.9, "late"),
+        (Activity.DONE, 1.0, 4.0, "in time"),
+        (Activity.PUSHING, 1.0, 3.9, "late"),
+        (Activity.PUSHING, 1.0, 4.0, ""),
+        (Activity.TRAINING, 1.0, 3.9, "late"),
+    ],
+)
+def test_a_probation_is_judged_by_what_the_work_needed(
+    monkeypatch: pytest.MonkeyPatch, doing: Activity, share: float, allowed: float, outcome: str
+) -> None:
+    orchestrator = slow_uplink()
+    told: list[tuple[str, str]] = []
+
+    def record(node: str, *, in_time: bool) -> None:
+        told.append((node, "in time" if in_time else "late"))
+
+    monkeypatch.setattr(orchestrator.selector, "record_late_probation", record)
+    for awaited in (True, False):
+        orchestrator.record_late(LateWork("a", 4.0, doing, 1.0, 64, 10, allowed, awaited=awaited, received_share=share))
+    assert told == ([("a", outcome)] if outcome else [])
+
+
+def test_only_a_probe_that_failed_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    orchestrator = build_orchestrator(SystemConfig(), clock=ManualClock())
+    told: list[str] = []
+    for node in NODES:
+        orchestrator.register_node(node)
+    monkeypatch.setattr(orchestrator.selector, "record_failed_probes", told.extend)
+    orchestrator.record_results(
+        [
+            Contribution("node_0", True, 640, 64, 1.0, 1.0, awaited=False),
+            Contribution("node_1", False, late=True, awaited=False),
+            Contribution("node_2", False, trial_failed=True, awaited=False),
+            Contribution("node_3", False),
+            Contribution("node_4", False, awaited=False),
+        ]
+    )
+    assert told == ["node_4"]
 
 
 def test_a_lower_bound_below_what_is_usual_says_nothing() -> None:

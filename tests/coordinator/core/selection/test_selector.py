@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -469,3 +470,95 @@ def test_somebody_else_is_always_awaited() -> None:
     cluster.choose()
     assert cluster.selector.select_nodes(["bad_0"], context=SelectionContext(probes=True)) == ["bad_0"]
     assert cluster.probes == []
+
+
+# ---------------------------------------------------------------- probation
+
+
+class Released(Cluster):
+    """A cluster in which `good_3` is on probation after failures; its link is as good as ever."""
+
+    def __init__(self, probation_successes: int = 2) -> None:
+        super().__init__(SelectionStrategy.UTILITY, quarantine_rounds=1, probation_successes=probation_successes)
+        for _ in range(3):
+            self.choose()
+            self.round(failing=("good_3",))
+        for _ in range(2):
+            self.choose()
+        assert self.selector.get_node_state("good_3") is NodeState.PROBATION
+
+    def choose(self) -> list[str]:
+        return self.selector.select_nodes(ALL, context=SelectionContext(probes=True))
+
+    @property
+    def probes(self) -> dict[str, Mapping[str, float]]:
+        last = self.selector.last_selection
+        assert last is not None
+        return dict(last.probes)
+
+
+def test_no_round_waits_for_a_node_on_probation() -> None:
+    cluster = Released()
+    for _ in range(20):
+        assert "good_3" not in cluster.choose()
+        assert cluster.reason("good_3") is SelectionReason.ON_PROBATION
+        assert cluster.probes == {"good_3": {}}, "no figures of a link: it may be as good as ever"
+
+
+def test_a_node_on_probation_that_is_in_time_is_awaited_again() -> None:
+    cluster = Released(probation_successes=2)
+    for awaited in (False, False, True):
+        assert ("good_3" in cluster.choose()) is awaited
+        cluster.round()
+    assert cluster.selector.get_node_state("good_3") is NodeState.ACTIVE
+
+
+def test_a_node_on_probation_passes_by_what_it_needs_and_not_by_how_fast_the_others_are() -> None:
+    cluster = Released(probation_successes=2)
+    for _ in range(2):
+        cluster.choose()
+        cluster.selector.record_late_probation("good_3", in_time=True)
+    assert cluster.selector.get_node_state("good_3") is NodeState.ACTIVE
+
+
+def test_two_late_updates_in_a_row_send_a_node_on_probation_back() -> None:
+    cluster = Released(probation_successes=3)
+    for in_time, state in (
+        (False, NodeState.PROBATION),
+        (True, NodeState.PROBATION),
+        (False, NodeState.PROBATION),
+        (False, NodeState.QUARANTINED),
+    ):
+        cluster.choose()
+        cluster.selector.record_late_probation("good_3", in_time=in_time)
+        assert cluster.selector.get_node_state("good_3") is state
+    assert cluster.selector.get_node_details("good_3")["quarantine_rounds_left"] == 2
+
+
+def test_a_failure_in_a_round_that_does_not_wait_sends_a_node_on_probation_back() -> None:
+    cluster = Released()
+    cluster.choose()
+    cluster.selector.record_failed_probes(["good_3", "good_4"])
+    states = [cluster.selector.get_node_state(node) for node in ("good_3", "good_4")]
+    assert states == [NodeState.QUARANTINED, NodeState.ACTIVE], "what a probe of an active node failed at shows nothing"
+
+
+def test_late_work_of_an_active_node_is_no_outcome_of_a_probation() -> None:
+    cluster = Released()
+    for _ in range(20):
+        cluster.selector.record_late_probation("good_4", in_time=False)
+    assert cluster.selector.get_node_state("good_4") is NodeState.ACTIVE
+
+
+def test_a_round_of_nodes_on_probation_alone_waits_for_them() -> None:
+    cluster = Released()
+    context = SelectionContext(probes=True)
+    assert cluster.selector.select_nodes(["good_3"], context=context) == ["good_3"]
+    assert cluster.probes == {}
+
+
+def test_a_user_can_have_a_node_on_probation_waited_for() -> None:
+    cluster = Released()
+    cluster.selector.force_include("good_3")
+    assert "good_3" in cluster.choose()
+    assert cluster.probes == {}
