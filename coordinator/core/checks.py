@@ -19,7 +19,7 @@ def require_non_negative(value: float, name: str) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number) or number < 0:
+    if not 0.0 <= number < math.inf:
         raise InvalidInput(f"{name} must be a finite number >= 0, not {value!r}")
     return number
 

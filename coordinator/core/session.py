@@ -349,10 +349,9 @@ class Session:
         update = request.update
         if self.needs_update(update.node, update.round):
             self._require_codec(update)
-        finite = math.isfinite(update.loss) and (update.norm is None or math.isfinite(update.norm))
-        if not finite and self.needs_update(update.node, update.round):
-            error = NonFiniteUpdate(f"the update of {update.node} for round {update.round} holds NaN or infinity")
-            return error, self._reject(update, error, now)
+            if not math.isfinite(update.loss) or (update.norm is not None and not math.isfinite(update.norm)):
+                error = NonFiniteUpdate(f"the update of {update.node} for round {update.round} holds NaN or infinity")
+                return error, self._reject(update, error, now)
         return self._take(update, now)
 
     def _on_reject(self, request: RejectUpdate, now: float) -> Answer[None]:

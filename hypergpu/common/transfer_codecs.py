@@ -1,7 +1,7 @@
 """Names of the codecs of a node's transfers."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 UpdateCodecName = Literal["none", "bf16", "int8", "int4", "topk"]
 ParametersCodecName = Literal["none", "bf16", "int8"]
@@ -16,3 +16,6 @@ class TransferCodecs:
 
     def __str__(self) -> str:
         return f"{self.update}/{self.parameters}"
+
+
+NO_CODECS: Final = TransferCodecs()

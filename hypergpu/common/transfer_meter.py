@@ -1,5 +1,6 @@
 """Measurement of one transfer by its receiver: bytes, and the seconds in which they arrived."""
 
+import math
 from typing import Final, NamedTuple
 
 PAUSE_SECONDS: Final = 0.05
@@ -19,6 +20,12 @@ class Transfer(NamedTuple):
     """Payload that arrived right before it: by then the sender's congestion window had grown."""
     seconds_before: float = 0.0
     """Time in which that arrived."""
+
+    @property
+    def is_possible(self) -> bool:
+        """True if it has bytes, nothing is negative, and the times are finite."""
+        nbytes, seconds, bytes_before, seconds_before = self
+        return nbytes > 0 and 0.0 <= seconds < math.inf and bytes_before >= 0 and 0.0 <= seconds_before < math.inf
 
 
 class TransferMeter:

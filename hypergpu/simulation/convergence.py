@@ -28,7 +28,6 @@ from hypergpu.common.config.whole import Bytes
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.coordinator.core.rounds import events as ev
-from hypergpu.simulation.training_backend import Trained
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -192,8 +191,8 @@ class ConvergenceBackend:
         """Norms of the last step; a curve has none."""
         return None
 
-    def train(self, order: ev.WorkAssigned) -> Trained:
-        """Return what a node reports for a work unit."""
+    def train(self, order: ev.WorkAssigned, compute_seconds: float = 0.0) -> ev.UpdateArrived:
+        """Return the update of a work unit."""
         model = self._model
         work = steps, batch_size, learning_rate = order.local_steps, order.batch_size, order.learning_rate
         samples = batch_size * steps
@@ -207,7 +206,18 @@ class ConvergenceBackend:
             self._losses[work] = losses
         midway, end = losses
         after = before * end / self._loss
-        return Trained(samples, midway * (1 + noise / samples**0.5), before, before, loss_after=after)
+        return ev.UpdateArrived(
+            order.node,
+            order.round,
+            order.attempt,
+            samples,
+            midway * (1 + noise / samples**0.5),
+            compute_seconds,
+            loss_before=before,
+            grad_norm=before,
+            loss_after=after,
+            codec=order.codecs.update,
+        )
 
     def _noise(self, order: ev.WorkAssigned) -> float:
         """Return the noise of a work unit, drawn for all shards of its round at once."""

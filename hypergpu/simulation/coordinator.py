@@ -207,12 +207,12 @@ class SimulatedCoordinator:
             reply = self._push_late(_update_without_figures(work, compute_seconds), sent_whole=sent_whole)
         else:
             try:
-                trained = self._learning.train(work)
+                update = self._learning.train(work, compute_seconds)
             except NonFiniteUpdate as error:
                 self._ask(RejectUpdate(_update_without_figures(work, compute_seconds), error))
                 node.reject(rpc, error)
                 return
-            reply = self._ask(Update(trained.as_update(work, compute_seconds)))
+            reply = self._ask(Update(update))
         if isinstance(reply, HyperGPUError):
             node.reject(rpc, reply)
         else:

@@ -9,7 +9,6 @@ from hypergpu.coordinator.core.model.outgoing import OutgoingParameters
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
 from hypergpu.node.trainer import Trainer
-from hypergpu.simulation.training_backend import Trained
 from hypergpu.tasks import Task, evaluate, metric_of, spec_of
 from hypergpu.tasks.partition import Partition, ShardOrder, partition
 from hypergpu.tasks.samples import count, labels
@@ -73,7 +72,7 @@ class GradientBackend:
         """Norms of the last step; None if they are unknown."""
         return self._model.update_norms
 
-    def train(self, order: ev.WorkAssigned) -> Trained:
+    def train(self, order: ev.WorkAssigned, compute_seconds: float = 0.0) -> ev.UpdateArrived:
         """Train a work unit with real gradients, and encode its update as the node does."""
         samples = self._order_of(order.shard)
         size, cursor = order.batch_size, order.shard.cursor
@@ -93,9 +92,20 @@ class GradientBackend:
             accepted_round=order.accepted_round,
             trial=order.trial,
         )
-        norm = self._model.norm(encoded.payload, encoded.form.codec.name)
-        first, last = update.steps[0], update.steps[-1]
-        return Trained(update.samples, update.loss, first.loss, last.grad_norm, norm, update.loss_after, encoded.noise)
+        return ev.UpdateArrived(
+            order.node,
+            order.round,
+            order.attempt,
+            update.samples,
+            update.loss,
+            compute_seconds,
+            loss_before=update.steps[0].loss,
+            grad_norm=update.steps[-1].grad_norm,
+            norm=self._model.norm(encoded.payload, encoded.form.codec.name),
+            loss_after=update.loss_after,
+            codec=order.codecs.update,
+            noise=encoded.noise,
+        )
 
     def add(self, weight: int) -> None:
         """Add the update that was trained last to the mean."""

@@ -1,6 +1,6 @@
 """Records of a simulated run: in memory for a comparison, on disk as a coordinator writes them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +90,10 @@ class Recording:
         self.finish_reason = str(finish.reason)
         self.failure = finish.detail if finish.reason is ev.FinishReason.FAILED else ""
 
-    def close(self, now: float, rates: Mapping[str, Mapping[str, float]]) -> None:
-        """Complete the files of the run, with the rates of the links by node."""
+    def close(self, now: float, link_rates: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
+        """Complete the files of the run. `link_rates` returns the rates of the links by node."""
         if self._dir is not None:
-            rows = self._node_rows(rates)
+            rows = self._node_rows(link_rates())
             self._dir.nodes(rows)
             self._dir.summary(self._summary(now, rows))
             self._dir.close()

@@ -105,7 +105,7 @@ def simulate(
                 given_up += f"; {recording.trouble}" if recording.trouble else ""
                 coordinator.dispatch(ev.Stop(given_up))
     given_up = given_up or recording.failure
-    recording.close(time.now, coordinator.link_rates())
+    recording.close(time.now, coordinator.link_rates)
     return _outcome(scenario, recording, nodes, missed=network.missed, seconds=time.now, given_up=given_up)
 
 

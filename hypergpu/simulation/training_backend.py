@@ -1,43 +1,9 @@
-"""Interface to a model that is trained in virtual time, and the result of a work unit."""
+"""Interface to a model that is trained in virtual time."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from hypergpu.common.metric import MetricSpec
 from hypergpu.coordinator.core.rounds import events as ev
-
-
-@dataclass(slots=True)
-class Trained:
-    """Result of a work unit, as a node reports it."""
-
-    samples: int
-    loss: float
-    loss_before: float
-    grad_norm: float
-    norm: float | None = None
-    """Euclidean norm of the update; None where there is none."""
-    loss_after: float | None = None
-    """Loss of the first batch after the last step; None where it is not measured."""
-    noise: float = 0.0
-    """Noise of the codec of the update."""
-
-    def as_update(self, work: ev.WorkAssigned, compute_seconds: float) -> ev.UpdateArrived:
-        """Return the update of this work."""
-        return ev.UpdateArrived(
-            work.node,
-            work.round,
-            work.attempt,
-            self.samples,
-            self.loss,
-            compute_seconds,
-            self.loss_before,
-            self.grad_norm,
-            self.norm,
-            self.loss_after,
-            work.codecs.update,
-            self.noise,
-        )
 
 
 class TrainingBackend(Protocol):
@@ -80,8 +46,8 @@ class TrainingBackend(Protocol):
         """Forget what the former process of a node kept in its memory."""
         ...
 
-    def train(self, order: ev.WorkAssigned) -> Trained:
-        """Do a work unit on the current parameters."""
+    def train(self, order: ev.WorkAssigned, compute_seconds: float = 0.0) -> ev.UpdateArrived:
+        """Do a work unit on the current parameters; return the update of a node that computed for so long."""
         ...
 
     def add(self, weight: int) -> None:

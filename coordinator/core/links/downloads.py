@@ -41,12 +41,9 @@ class DownloadLedger:
         sending = self._sendings.pop(node, None)
         return (
             sending is not None
-            and transfer.nbytes > 0
-            and transfer.bytes_before >= 0
+            and transfer.is_possible
             and transfer.nbytes + transfer.bytes_before <= sending.nbytes
             and transfer.nbytes >= _LEAST_SHARE * sending.nbytes
-            and transfer.seconds >= 0.0
-            and transfer.seconds_before >= 0.0
             and transfer.seconds + transfer.seconds_before <= now - sending.began_at
         )
 

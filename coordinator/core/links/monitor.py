@@ -159,10 +159,8 @@ class NetworkQualityMonitor:
         self._transferred(self._links.downloads[self._links.index.row(node_id)], transfer)
 
     def _transferred(self, estimator: RateEstimator, transfer: Transfer) -> None:
-        require_positive(transfer.nbytes, "nbytes")
-        require_non_negative(transfer.seconds, "seconds")
-        require_non_negative(transfer.bytes_before, "bytes_before")
-        require_non_negative(transfer.seconds_before, "seconds_before")
+        if not transfer.is_possible:
+            raise InvalidInput(f"a transfer has bytes, and finite times and bytes before it >= 0, not {transfer}")
         estimator.record(transfer, self._clock())
 
     def record_exchange(self, node_id: str, seconds: float) -> None:

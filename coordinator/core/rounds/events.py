@@ -7,7 +7,7 @@ from typing import Any
 
 from hypergpu.common.connections import ONE_EACH, Connections
 from hypergpu.common.message import message
-from hypergpu.common.transfer_codecs import TransferCodecs
+from hypergpu.common.transfer_codecs import NO_CODECS, TransferCodecs
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.overrides import NodeOverride
 
@@ -249,7 +249,7 @@ class WorkAssigned:
     local_optimizer: str
     shard: Shard
     deadline_at: float
-    codecs: TransferCodecs = field(default_factory=TransferCodecs)
+    codecs: TransferCodecs = NO_CODECS
     trial: bool = False
     """True if the update is only measured, and does not enter the model."""
     accepted_round: int = 0

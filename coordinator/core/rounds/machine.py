@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
-from hypergpu.common.transfer_codecs import TransferCodecs
+from hypergpu.common.transfer_codecs import NO_CODECS, TransferCodecs
 from hypergpu.coordinator.core.decisions import Decision, DecisionKind
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import closing, dispatch, opening
@@ -68,7 +68,7 @@ class RoundMachine:
         shards: ShardTable | None = None,
         complete: bool = False,
         metric: MetricSpec = ACCURACY,
-        codecs: TransferCodecs | None = None,
+        codecs: TransferCodecs = NO_CODECS,
     ) -> None:
         self.config = config
         self.metric = metric
@@ -82,7 +82,7 @@ class RoundMachine:
             self.shards,
             self.deadlines,
             Guards(ModelGuard(first_round - 1)),
-            codecs or TransferCodecs(),
+            codecs,
         )
         if complete:
             self.round_state.phase, self.round_state.control = OVER, RunControl(final_state=RunState.COMPLETED)

@@ -223,11 +223,18 @@ def _plan_units(
         batch = max(1, plan.batch_sizes.get(node, config.batch_size))
         member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
         member.rounds_selected += 1
-        unit = WorkUnit(node, shard, member.batch_size, steps, optimizer, incarnation=member.incarnation)
-        unit.codecs = plan.codecs.get(node, state.codecs)
-        unit.awaited = node not in probes
-        if node in plan.trials and steps > 1:
-            unit.optimizer, unit.trial = plan.trials[node], True
+        is_trial = steps > 1 and node in plan.trials
+        unit = WorkUnit(
+            node,
+            shard,
+            member.batch_size,
+            steps,
+            plan.trials[node] if is_trial else optimizer,
+            plan.codecs.get(node, state.codecs),
+            trial=is_trial,
+            awaited=node not in probes,
+            incarnation=member.incarnation,
+        )
         units.append(unit)
     return units
 

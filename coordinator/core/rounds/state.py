@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from hypergpu.common.transfer_codecs import TransferCodecs
+from hypergpu.common.transfer_codecs import NO_CODECS, TransferCodecs
 from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator, DeadlineReason
 from hypergpu.coordinator.core.rounds.events import (
     CloseRound,
@@ -210,7 +210,7 @@ class RoundState:
     shards: ShardTable
     deadlines: DeadlineEstimator
     guards: Guards
-    codecs: TransferCodecs = field(default_factory=TransferCodecs)
+    codecs: TransferCodecs = NO_CODECS
     """Codecs of the nodes for which the adaptation chooses none."""
     phase: Phase = IDLE
     open_round: Round | None = None

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from hypergpu.common.connections import ONE_FOR_ALL, ConnectionPlan
 from hypergpu.common.local_optimizer import LocalOptimizer
-from hypergpu.common.transfer_codecs import TransferCodecs
+from hypergpu.common.transfer_codecs import NO_CODECS, TransferCodecs
 from hypergpu.coordinator.core.rounds.deadlines import Deadline
 from hypergpu.coordinator.core.rounds.events import Contribution, Shard, UpdateArrived, WorkAssigned
 
@@ -37,7 +37,7 @@ class WorkUnit:
     batch_size: int
     local_steps: int
     optimizer: LocalOptimizer
-    codecs: TransferCodecs = field(default_factory=TransferCodecs)
+    codecs: TransferCodecs = NO_CODECS
     trial: bool = False
     """The node tries an optimizer or learning rate that differs from that of the others."""
     trial_failed: bool = False

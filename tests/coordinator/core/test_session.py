@@ -10,7 +10,7 @@ import pytest
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, ProtocolError, ResourceExhausted, StaleWork
 from hypergpu.common.identity import TaskIdentity
-from hypergpu.common.transfer_codecs import TransferCodecs
+from hypergpu.common.transfer_codecs import NO_CODECS, TransferCodecs
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Activity, FixedAdaptation, LateWork, RoundPlan
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
@@ -64,7 +64,7 @@ class Desk:
         *,
         identity: TaskIdentity | None = None,
         stays: bool = False,
-        codecs: TransferCodecs | None = None,
+        codecs: TransferCodecs = NO_CODECS,
         **training: Any,
     ) -> None:
         config = TrainingConfig(**{"rounds": 3, "local_steps": 2, "batch_size": 8, "quorum": 0.5, **training})

@@ -28,7 +28,6 @@ from hypergpu.coordinator.core.rounds.work import WorkReason
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.simulation.coordinator import SimulatedCoordinator
-from hypergpu.simulation.training_backend import Trained
 from hypergpu.simulation.virtual_time import VirtualTime
 from tests.coordinator.test_services import FakeNode, Order, Running, running
 from tests.node.test_agent import until
@@ -270,10 +269,13 @@ class ScriptedLearning:
     metric_fault: str = ""
     parameters_version: int = 1
 
-    def train(self, order: ev.WorkAssigned) -> Trained:
+    def train(self, order: ev.WorkAssigned, compute_seconds: float = 0.0) -> ev.UpdateArrived:
         if not self.is_finite:
             raise NonFiniteUpdate("as the script wants it")
-        return Trained(order.batch_size * order.local_steps, 0.5, 0.5, 0.0, 0.0)
+        samples = order.batch_size * order.local_steps
+        return ev.UpdateArrived(
+            order.node, order.round, order.attempt, samples, 0.5, compute_seconds, loss_before=0.5, norm=0.0
+        )
 
     def payload_bytes(self, codec: str) -> int:
         assert codec == "none"
