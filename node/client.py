@@ -24,6 +24,7 @@ from hypergpu.common.wire import (
 )
 from hypergpu.node.core.gpu import GPUSpecs
 from hypergpu.node.core.held_parameters import HeldParameters
+from hypergpu.node.core.timeouts import chunk_timeout_seconds
 from hypergpu.node.core.update_encoder import EncodedUpdate
 from hypergpu.node.download_meter import DownloadMeter
 from hypergpu.node.downloading import Receive, SharedDownload
@@ -34,8 +35,6 @@ from hypergpu.protos import coordinator_pb2 as pb
 _SERVICE = "/hypergpu.coordinator.v1.Training/"
 UNARY_SECONDS = 15.0
 """Timeout of a small call; far above the round trip of any link."""
-STALL_SECONDS = 30.0
-"""Time without a part after which a stream counts as broken. Keepalive detects a dead peer sooner."""
 
 Reply = TypeVar("Reply")
 
@@ -169,7 +168,7 @@ class CoordinatorClient:
         request = pb.PullWorkRequest(node_id=self.node_id, run_id=run_id, wait_seconds=wait_seconds, download=report)
         request.parameters_version = held.version
         call = self._connections(1)[0].pull(request, metadata=self._metadata)
-        parts = self._parts_of(call, wait_seconds)
+        parts = self._parts_of(call, chunk_timeout_seconds(0.0) + wait_seconds)
         try:
             first = await anext(parts, None)
             if first is None:
@@ -205,19 +204,20 @@ class CoordinatorClient:
             return
 
         def receiver(connection: _TransferConnection) -> Receive:
-            return lambda ranges: self._more(connection, work.id, ranges)
+            return lambda ranges: self._more(connection, work.order, ranges)
 
         others = [receiver(connection) for connection in self._connections(count)[1:]]
         await SharedDownload(assembler, deliver).receive(first, others)
 
     async def _more(
-        self, connection: "_TransferConnection", work: pb.WorkId, ranges: Sequence[ByteRange]
+        self, connection: "_TransferConnection", order: pb.WorkOrder, ranges: Sequence[ByteRange]
     ) -> AsyncIterator[Chunk]:
         """Yield chunks of parameters on a further connection."""
         message = [pb.ByteRange(start=start, end=end) for start, end in ranges]
-        call = connection.parameters(pb.PullParametersRequest(work=work, ranges=message), metadata=self._metadata)
+        request = pb.PullParametersRequest(work=order.work, ranges=message)
+        call = connection.parameters(request, metadata=self._metadata)
         try:
-            async for chunk in self._chunks_of(self._parts_of(call)):
+            async for chunk in self._chunks_of(self._parts_of(call, chunk_timeout_seconds(order.deadline_seconds))):
                 yield chunk
         finally:
             call.cancel()
@@ -228,17 +228,20 @@ class CoordinatorClient:
                 raise ProtocolError(f"{self.address}: after an order there are chunks only")
             yield part
 
-    async def _parts_of(self, call: Any, wait_seconds: float = 0.0) -> AsyncIterator[pb.WorkPart | Chunk]:
-        """Yield the parts of a stream; the first may take `wait_seconds` longer than the others."""
-        patience = STALL_SECONDS + wait_seconds
+    async def _parts_of(self, call: Any, first_seconds: float) -> AsyncIterator[pb.WorkPart | Chunk]:
+        """Yield the parts of a stream; the first may take `first_seconds`."""
+        patience = chunk_seconds = first_seconds
         try:
             while True:
                 data = await asyncio.wait_for(call.read(), patience)
                 if not isinstance(data, bytes):  # grpc.aio.EOF
                     return
                 self._arrived_at = self.downloads.arrived(data)
-                yield decode_work_part(data)
-                patience = STALL_SECONDS
+                part = decode_work_part(data)
+                if not isinstance(part, Chunk) and part.WhichOneof("part") == "order":
+                    chunk_seconds = chunk_timeout_seconds(part.order.deadline_seconds)
+                yield part
+                patience = chunk_seconds
         except grpc.RpcError as error:
             raise await explain_failure(error, self.address, self._tls) from error
         except TimeoutError as error:

@@ -7,7 +7,7 @@ from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.simulation.scenario import Scenario
 
 LEAST_SECONDS = 2 * 3600.0
-"""Least limit. The coordinator ends its first round within a third of it, whichever nodes answer."""
+"""Least limit: twice the longest round that a scenario is expected to have."""
 TIMES = 10
 """Number of times that the slowest recurring thing may fail."""
 

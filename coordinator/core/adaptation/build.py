@@ -7,6 +7,9 @@ from hypergpu.coordinator.core.batching import AdaptiveBatchController
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
 from hypergpu.coordinator.core.selection import DynamicNodeSelector
 
+_OFFLINE_AFTER_LOST = 3.0
+"""Silence after which a link counts as offline, in times of that after which a node is lost."""
+
 
 def build_orchestrator(
     config: SystemConfig, *, clock: Clock = monotonic, model_bytes: int | None = None
@@ -16,7 +19,11 @@ def build_orchestrator(
     With `model_bytes`, the size of the parameters and of an update, the cost of a transfer that was never finished
     follows from the rate of the link.
     """
-    monitor = NetworkQualityMonitor(config=config.monitor, clock=clock, model_bytes=model_bytes)
+    links = config.monitor
+    if "offline_after_seconds" not in links.model_fields_set:  # rare heartbeats are no silence
+        offline_after = max(links.offline_after_seconds, _OFFLINE_AFTER_LOST * config.server.lost_after_seconds)
+        links = links.model_copy(update={"offline_after_seconds": offline_after})
+    monitor = NetworkQualityMonitor(config=links, clock=clock, model_bytes=model_bytes)
     batches = AdaptiveBatchController(
         monitor,
         config.training.batch_size,

@@ -6,7 +6,12 @@ from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.metric import LOSS, MetricSpec
 from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind, Figures
 from hypergpu.coordinator.core.rounds.adaptation import ModelAction, RoundReport
-from hypergpu.coordinator.core.rounds.deadlines import UNMEASURED_FACTOR, DeadlineReason
+from hypergpu.coordinator.core.rounds.deadlines import (
+    MAX_EMPTY_ROUND_SECONDS,
+    MIN_SLACK_SECONDS,
+    UNMEASURED_FACTOR,
+    DeadlineReason,
+)
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.events import (
     AbandonRound,
@@ -18,12 +23,12 @@ from hypergpu.coordinator.core.rounds.events import (
     RevertModel,
 )
 from hypergpu.coordinator.core.rounds.membership import Membership
-from hypergpu.coordinator.core.rounds.opening import RETRY_SECONDS
 from hypergpu.coordinator.core.rounds.state import RoundState
 from hypergpu.coordinator.core.rounds.work import Round
 
 MAX_EXTENSIONS = 2
-"""Times that a deadline without a quorum is extended, each time to twice the time since the round opened."""
+"""Times that a deadline without a quorum is extended, each time to twice the time since the round opened, once an
+update has arrived in the run."""
 
 Ending = CloseRound | AbandonRound
 """End of a round: it counts, or it is abandoned and restarts later."""
@@ -41,12 +46,19 @@ def complete(current: Round, members: Membership, config: TrainingConfig, now: f
 def at_deadline(
     current: Round, state: RoundState, config: TrainingConfig, now: float, effects: EffectBuffer
 ) -> Ending | None:
-    """Return the end of the round at its deadline, or extend the deadline while there is no quorum."""
+    """Return the end of the round at its deadline, or extend the deadline while there is no quorum.
+
+    Before the first update of a run, nobody knows whether a round takes seconds or hours: it is extended until one
+    arrives, for a day at most.
+    """
     if current.has_quorum:
         return _close(current, CloseReason.QUORUM_AT_DEADLINE, state.members, config, now)
-    if current.extensions < MAX_EXTENSIONS:
-        current.extensions += 1
-        current.deadline_at = now + max(now - current.started_at, RETRY_SECONDS)
+    elapsed = now - current.started_at
+    is_first = not current.contributions and state.deadlines.is_unmeasured
+    if elapsed < MAX_EMPTY_ROUND_SECONDS if is_first else current.extensions < MAX_EXTENSIONS:
+        seconds = elapsed + max(elapsed, MIN_SLACK_SECONDS)
+        current.extensions += not is_first
+        current.deadline_at = current.started_at + (min(seconds, MAX_EMPTY_ROUND_SECONDS) if is_first else seconds)
         figures: Figures = {
             "contributed": len(current.contributions),
             "outstanding": current.live,
@@ -57,7 +69,7 @@ def at_deadline(
         return None
     if current.contributions:
         return _close(current, CloseReason.BELOW_QUORUM, state.members, config, now)
-    state.deadlines.record_empty_round(now - current.started_at)
+    state.deadlines.record_empty_round(elapsed)
     return _abandon(current, "no update arrived before the deadline", state.members, effects)
 
 

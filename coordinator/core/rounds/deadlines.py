@@ -13,6 +13,8 @@ WINDOW = 9
 """Number of latest rounds of a node that count."""
 MIN_SLACK_SECONDS = 0.05
 """Shortest time above the usual: what timers, and processes that share a machine, are late by."""
+FIRST_DEADLINE_SECONDS = 600.0
+"""Deadline of a round of which nothing is known: enough to start processes and to load their data."""
 MAX_EMPTY_ROUND_SECONDS = 86_400.0
 """Longest deadline that follows from rounds without any update."""
 NEWCOMER_FACTOR = 4.0
@@ -67,12 +69,10 @@ class DeadlineEstimator:
 
     Args:
         mads: k, the MADs above the median that are still waited for.
-        first_seconds: deadline of a round that is not measured.
     """
 
-    def __init__(self, *, mads: float = 4.0, first_seconds: float = 600.0) -> None:
+    def __init__(self, *, mads: float = 4.0) -> None:
         self._mads = mads
-        self._first_seconds = first_seconds
         self._history: dict[str, deque[float]] = {}
         self._needs: dict[str, float] = {}
         """Computed when needed, not with every update."""
@@ -95,6 +95,11 @@ class DeadlineEstimator:
         history.append(seconds)
         self._needs.pop(node, None)
         self._least_seconds = 0.0
+
+    @property
+    def is_unmeasured(self) -> bool:
+        """True until the first update of the run has arrived."""
+        return not self._history
 
     def record_empty_round(self, seconds: float) -> None:
         """Note a round without any update that lasted `seconds`, extensions included; the next ones get more time.
@@ -159,14 +164,19 @@ class DeadlineEstimator:
     def _unmeasured(self, transfer_seconds: Sequence[float], measured_nodes: int) -> Deadline:
         """Return the deadline of a round of which less than half of the nodes were measured."""
         transfers = min(TRANSFER_FACTOR * max(transfer_seconds, default=0.0), MAX_EMPTY_ROUND_SECONDS)
-        seconds, reason = max(self._first_seconds, self._least_seconds), DeadlineReason.NOT_MEASURED
+        seconds, reason = max(FIRST_DEADLINE_SECONDS, self._least_seconds), DeadlineReason.NOT_MEASURED
         if transfers > seconds:
             seconds, reason = transfers, DeadlineReason.TRANSFERS
         return Deadline(seconds, reason, measured_nodes=measured_nodes, shortest_seconds=0.0)
 
-    def fixed(self) -> Deadline:
-        """Return the deadline of a round that waits for all nodes, except those that never answer."""
-        return Deadline(max(self._first_seconds, self._least_seconds), DeadlineReason.FIXED)
+    def fixed(self, samples: Mapping[str, int]) -> Deadline:
+        """Return the deadline of a round that waits for all nodes, except those that never answer.
+
+        It is generous and, where a round takes long, many times what the slowest of its measured nodes needs.
+        """
+        needs = [need for node in samples if (need := self.need(node, samples[node])) is not None]
+        seconds = max(FIRST_DEADLINE_SECONDS, self._least_seconds, NEWCOMER_FACTOR * max(needs, default=0.0))
+        return Deadline(seconds, DeadlineReason.FIXED, measured_nodes=len(needs))
 
     def after_quorum(self, elapsed_seconds: float, factor: float) -> float:
         """Return the deadline, in seconds from the start, of a round that has a quorum and waits for unmeasured nodes.

@@ -70,7 +70,7 @@ class Membership:
 
     def __init__(self, *, max_nodes: int, lost_after_seconds: float | None) -> None:
         self._max_nodes = max_nodes
-        self._lost_after = lost_after_seconds
+        self.lost_after_seconds = lost_after_seconds
         self._members: dict[str, Member] = {}
         self.connected: dict[str, Member] = {}
         """Connected nodes by id, in the order in which they joined."""
@@ -147,9 +147,9 @@ class Membership:
             self.connected[node] = member
             self._drained_at = min(self._drained_at, now)
             self.version += 1
-            if self._lost_after is not None and node not in self._watched:
+            if self.lost_after_seconds is not None and node not in self._watched:
                 self._watched.add(node)
-                heapq.heappush(self._silence, (now + self._lost_after, node))
+                heapq.heappush(self._silence, (now + self.lost_after_seconds, node))
                 self.silent_at = self._silence[0][0]
         return member, new
 
@@ -211,7 +211,7 @@ class Membership:
             if member is None:
                 self._watched.discard(node)
                 continue
-            due = member.last_seen + (self._lost_after or 0.0)
+            due = member.last_seen + (self.lost_after_seconds or 0.0)
             if due <= now:
                 self._watched.discard(node)
                 found.append(node)

@@ -18,8 +18,9 @@ from hypergpu.coordinator.core.rounds.work import Round, RoundSettings, WorkUnit
 SHARD_RETENTION_ROUNDS = 3
 """Rounds for which the shard of a lost node is kept for its return, before the data is split anew."""
 RETRY_SECONDS = 1.0
-"""Delay after a failed attempt to open a round; doubled after each further one."""
+"""Delay after a failed attempt to open a round, where a round is not shorter; doubled after each further one."""
 MAX_RETRY_SECONDS = 60.0
+"""Longest delay: a person may be waiting for the run to go on."""
 MIN_READY_WAIT_SECONDS = 10.0
 """Shortest wait for the other nodes once a quorum is ready for the first round; usually twice what the quorum took."""
 
@@ -84,8 +85,14 @@ def _available(state: RoundState, config: TrainingConfig, adaptation: Adaptation
     if len(free) < config.quorum * len(allowed) and not opening.waited_for_stragglers:
         busy = len(allowed) - len(free)
         reason = f"{busy} node{'s' * (busy > 1)} to finish an earlier round"
-        return Wait(reason, now + RETRY_SECONDS, opening.ready_by, for_stragglers=True)
+        return Wait(reason, now + _straggler_seconds(state), opening.ready_by, for_stragglers=True)
     return Open(available, len(free))
+
+
+def _straggler_seconds(state: RoundState) -> float:
+    """Return how long the next round waits for stragglers: as long as a round took, and until they would be lost."""
+    lost_after = state.members.lost_after_seconds
+    return min(state.latest.round_seconds or RETRY_SECONDS, math.inf if lost_after is None else lost_after)
 
 
 def _ready_by(opening: OpeningState, members: Membership, quorum: float, now: float) -> float:
@@ -120,7 +127,7 @@ def straggler_returned(state: RoundState, member: Member, quorum: float) -> None
 
 def on_abandoned(state: RoundState, abandoned: AbandonRound, now: float, effects: EffectBuffer) -> None:
     """Delay the next attempt after an abandoned round."""
-    _retry_later(state.opening, now)
+    _retry_later(state, now)
     if state.members.connected:
         _set_waiting(state.opening, f"round {abandoned.round} to restart: {abandoned.why}", effects)
     else:
@@ -146,7 +153,7 @@ def open_round(
     if not chosen:
         reason = f"a selection: the selector chose no node out of {decision.allowed}"
         _set_waiting(opening, reason, effects)
-        _retry_later(opening, now)
+        _retry_later(state, now)
         return None
     probes = _probes(chosen, plan)
     _deal_shards(state, effects)
@@ -189,7 +196,7 @@ def _set_deadline(state: RoundState, units: Sequence[WorkUnit], plan: RoundPlan,
     """Return the deadline of a round of these units, and record the start of the round with it."""
     samples = {unit.node: unit.samples for unit in units if unit.awaited}
     if plan.wait_for_all:
-        deadline = state.deadlines.fixed()
+        deadline = state.deadlines.fixed(samples)
     else:
         deadline = state.deadlines.deadline(samples, plan.wait_for, plan.transfer_seconds)
     text = f"round {state.round} started with {len(units)} node{'s' * (len(units) > 1)}"
@@ -261,9 +268,11 @@ def _deal_shards(state: RoundState, effects: EffectBuffer) -> None:
         effects.record("shards_dealt", f"data split into {count} shard{'s' * (count > 1)}", shards=count)
 
 
-def _retry_later(opening: OpeningState, now: float) -> None:
+def _retry_later(state: RoundState, now: float) -> None:
     """Delay the next attempt, by twice as long as the last time."""
-    seconds = RETRY_SECONDS * 2.0 ** min(opening.failed_attempts, 30)  # the bound keeps a long wait in range of floats
+    opening = state.opening
+    first = min(state.latest.round_seconds or RETRY_SECONDS, RETRY_SECONDS)
+    seconds = first * 2.0 ** min(opening.failed_attempts, 30)  # the bound keeps a long wait in range of floats
     opening.retry_at = now + min(seconds, MAX_RETRY_SECONDS)
     opening.failed_attempts += 1
 

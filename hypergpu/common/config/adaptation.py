@@ -29,7 +29,8 @@ class MonitorConfig(ConfigSection):
     hysteresis: Annotated[float, Field(ge=0)] = 3.0
     """Points by which a score must pass a boundary before the class changes; more where losses make it noisy."""
     offline_after_seconds: Seconds = 30.0
-    """Silence after which a link counts as offline; its score decays on the way there."""
+    """Silence after which a link counts as offline; its score decays on the way there. Where it is not set, and the
+    heartbeats are so rare that a node is lost after more than 10 s, three times as long as that."""
     offline_after_failures: Count = 8
     """Failures in a row after which a link counts as offline."""
 

@@ -25,7 +25,11 @@ from hypergpu.coordinator.core.rounds.adaptation import (
     RoundReport,
 )
 from hypergpu.coordinator.core.rounds.closing import MAX_EXTENSIONS
+from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator
+from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
+from hypergpu.coordinator.core.rounds.membership import Member
+from hypergpu.coordinator.core.rounds.opening import Wait, can_open, on_abandoned
 from hypergpu.coordinator.core.rounds.state import RunState
 from hypergpu.coordinator.core.score import Score
 from tests.examples import examples
@@ -791,24 +795,97 @@ def test_who_is_gone_or_began_anew_measures_nothing_and_who_is_late_does() -> No
     assert {each.node: each.measured for each in closed.contributions} == {"a": True, "b": False, "c": False, "d": True}
 
 
+def pass_deadline(d: Driver) -> None:
+    d.now = d.machine.deadline_at or math.nan
+    d.send(ev.Tick())
+
+
 def test_a_round_that_nobody_answered_in_time_is_given_twice_the_time() -> None:
-    d = Driver()
-    d.join("a")
+    d = measured()
     ended = []
     for _ in range(2):
-        began = d.now
-        d.ask("a")
+        d.ask(*"abcde")
+        current = d.machine.round_state.open_round
+        assert current is not None
         for _ in range(MAX_EXTENSIONS + 1):
-            d.now = d.machine.deadline_at or math.nan
-            d.send(ev.Tick())
-        ended.append(d.now - began)
+            pass_deadline(d)
+        ended.append(d.now - current.started_at)
         assert d.of(ev.AbandonRound)[-1].why == "no update arrived before the deadline"
-        d.ask("a")
+        d.ask(*"abcde")
         d.wait(4.0)
         assert d.state() is RunState.TRAINING
-    assert ended == [2400.0, pytest.approx(4800.0, abs=5.0)]
+    assert ended == [6.0, 12.0], "four times the 1.5 s that the nodes need, and twice as long"
     assert d.push("a").status is ev.UpdateStatus.ACCEPTED
-    assert d.machine.deadlines.deadline({"x": 1}).seconds == 600.0, "once somebody answers, all is as it was"
+    assert d.machine.deadlines.deadline({"a": 1}).seconds < 6.0, "once somebody answers, all is as it was"
+
+
+def test_before_the_first_update_of_a_run_a_round_may_take_hours() -> None:
+    d = Driver()
+    d.join("a")
+    d.ask("a")
+    deadlines = []
+    while d.machine.deadline_at is not None:
+        deadlines.append(d.machine.deadline_at)
+        pass_deadline(d)
+    assert deadlines == [600.0 * 2**n for n in range(8)] + [86_400.0]
+    assert d.of(ev.AbandonRound)[-1].why == "no update arrived before the deadline"
+
+
+def test_the_extensions_are_counted_from_the_first_update_on() -> None:
+    d = Driver(min_nodes=5)
+    d.join(*"abcde")
+    d.ask(*"abcde")
+    for _ in range(3):
+        pass_deadline(d)
+    assert d.machine.deadline_at == 4800.0
+    d.now = 3600.0
+    d.push("a")
+    for deadline in (9600.0, 19_200.0):
+        pass_deadline(d)
+        assert d.machine.deadline_at == deadline
+    pass_deadline(d)
+    assert d.of(ev.CloseRound)[-1].reason is ev.CloseReason.BELOW_QUORUM
+
+
+@pytest.mark.parametrize(("round_seconds", "waited"), [(0.01, 0.01), (3.0, 3.0), (3600.0, 10.0)])
+def test_stragglers_get_as_long_as_a_round_takes_to_return_but_no_longer_than_a_lost_node(
+    round_seconds: float, waited: float
+) -> None:
+    d = Driver(min_nodes=5, rounds=50, quorum=0.6, lost_after=10.0)
+    d.join(*"abcde")
+    d.ask(*"abcde")
+    d.now = round_seconds
+    for node in "abcde":
+        d.machine.seen(node, d.now)
+        d.push(node)
+    d.machine.members.stragglers.update(c=True, d=True, e=True)
+    state = d.machine.round_state
+    state.opening.waited_for_stragglers = False
+    decision = can_open(state, d.machine.config, d.machine.adaptation, d.now)
+    assert isinstance(decision, Wait)
+    assert decision.retry_at == pytest.approx(d.now + waited)
+
+
+@pytest.mark.parametrize(("round_seconds", "delays"), [(0.01, [0.01, 0.02, 0.04]), (3600.0, [1.0, 2.0, 4.0])])
+def test_a_round_is_retried_after_no_longer_than_a_round_takes(round_seconds: float, delays: list[float]) -> None:
+    state = Driver().machine.round_state
+    state.latest.round_seconds = round_seconds
+    state.members.connected["a"] = Member("a")
+    found = []
+    for _ in delays:
+        on_abandoned(state, ev.AbandonRound(1, "nobody answered"), 100.0, EffectBuffer(1))
+        found.append(state.opening.retry_at - 100.0)
+    assert found == pytest.approx(delays)
+
+
+def test_a_round_that_waits_for_all_waits_for_many_times_what_the_slowest_needs() -> None:
+    estimator = DeadlineEstimator()
+    assert estimator.fixed({"a": 1, "b": 1}).seconds == 600.0
+    estimator.observe("a", 10.0)
+    assert estimator.fixed({"a": 1, "b": 1}).seconds == 600.0
+    estimator.observe("b", 3600.0)
+    assert estimator.fixed({"a": 1, "b": 1}).seconds == 4.0 * 1.5 * 3600.0
+    assert estimator.fixed({"a": 1}).seconds == 600.0
 
 
 def test_below_the_quorum_the_deadline_is_extended_and_then_what_came_is_taken() -> None:
