@@ -25,6 +25,8 @@ class Broadcast:
         self._round = 0
         """Round whose parameters can be sent; 0 = none."""
         self._version = 0
+        self._held_since = 0
+        """First version that a difference can lead from; 0 = none."""
         self._parts: dict[Sending, asyncio.Future[list[bytes]]] = {}
 
     def begin_round(self, round_number: int) -> None:
@@ -42,8 +44,13 @@ class Broadcast:
         return self._round == round_number
 
     def plan(self, codec: str, held: int) -> Sending:
-        """Return what to send to a node that holds version `held` of the parameters (0 = none)."""
-        return plan_sending(codec, held, self._version)
+        """Return what to send to a node that says that it holds version `held` of the parameters (0 = none)."""
+        sending = plan_sending(codec, held, self._version)
+        if sending.base and not 0 < self._held_since <= sending.base:  # it holds nothing of this coordinator
+            sending = plan_sending(codec, 0, self._version)
+        if sending.version and not self._held_since:
+            self._held_since = self._version
+        return sending
 
     async def parts(self, round_number: int, sending: Sending) -> list[bytes] | None:
         """Return the encoded chunks of a round's parameters, or None if the round is no longer running."""

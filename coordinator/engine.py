@@ -79,7 +79,7 @@ class Engine:
         self._clock = dependencies.clock
         self._started_at = dependencies.clock() - dependencies.before.seconds
         self._waiters: dict[str, asyncio.Future[ev.WorkAssigned | ev.RunOver | None]] = {}
-        self.broadcast = Broadcast(OutgoingParameters(model, machine.round_state.codecs.parameters), self._run_watched)
+        self.broadcast = Broadcast(OutgoingParameters(model), self._run_watched)
         self._timer: asyncio.TimerHandle | None = None
         self.health = dependencies.health
         self.health.on_change = self._on_health

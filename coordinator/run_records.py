@@ -51,6 +51,9 @@ def round_row(
         "batch_sizes": {c.node: c.batch_size for c in closed.contributions},
         "compute_seconds": {c.node: round(c.compute_seconds, 6) for c in closed.contributions if c.success},
         "waiting_seconds": {c.node: round(c.waiting_seconds, 6) for c in closed.contributions},
+        "codec": {c.node: c.codec for c in closed.contributions if c.success},
+        "parameters_codec": {c.node: c.parameters_codec for c in closed.contributions if c.success},
+        "noise": {c.node: float(f"{c.noise:.4g}") for c in closed.contributions if c.success},
     }
 
 

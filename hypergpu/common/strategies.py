@@ -25,6 +25,8 @@ class CompressionStrategy(StrEnum):
     """Float32 for every node."""
     FIXED = "fixed"
     """The configured codecs for every node."""
+    ADAPTIVE = "adaptive"
+    """Codecs by node, direction and round, with the most expected progress per second."""
 
 
 class BatchSizeStrategy(StrEnum):

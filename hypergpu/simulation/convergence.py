@@ -11,22 +11,27 @@ empirically", 2017):
 
     loss(s) = L∞ + (L₀ - L∞) · (1 + s/τ)^-α          metric(s) = M∞ - (M∞ - M₀) · (1 + s/σ)^-β
 
+A codec's noise ε (see `PRIOR_NOISE`) adds to that of the gradients: with φₙ = φ·K/B on each of K nodes, efficiency is
+1 / (1 + φ/B + ε·(1 + φₙ)/K). With error feedback, a share ε of an update is delivered later instead.
+
 What it leaves out: data that differs between shards, drift of long local work, and divergence. The constants come
 from real runs: `hypergpu fit digits`.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
 from hypergpu.common.codecs import find_codec
+from hypergpu.common.codecs.feedback import DECAY
 from hypergpu.common.config import TrainingConfig
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Bytes
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
+from hypergpu.coordinator.core.adaptation.codec_noise import PRIOR_NOISE
 from hypergpu.coordinator.core.rounds import events as ev
 
 Positive = Annotated[float, Field(gt=0)]
@@ -72,9 +77,10 @@ class Convergence(ConfigSection):
         missing = self.metric_limit - self.metric_start
         return self.metric_limit - missing * math.pow(1 + path / self.metric_scale, -self.metric_power)
 
-    def progress(self, steps: float, samples_per_step: float, learning_rate: float) -> float:
-        """Full steps that `steps` local steps are worth."""
-        return steps * learning_rate / self.learning_rate / (1 + self.noise_scale / samples_per_step)
+    def progress(self, steps: float, samples_per_step: float, learning_rate: float, codec_noise: float = 0.0) -> float:
+        """Full steps that `steps` local steps are worth; `codec_noise` is relative to the squared gradient."""
+        noise = self.noise_scale / samples_per_step + codec_noise
+        return steps * learning_rate / self.learning_rate / (1 + noise)
 
 
 FITTED: Mapping[str, Convergence] = {
@@ -142,6 +148,16 @@ FITTED: Mapping[str, Convergence] = {
 """Constants by task."""
 
 
+class _Work(NamedTuple):
+    """Work unit that was trained last."""
+
+    node: str
+    steps: int
+    full_steps: float
+    batch_size: int
+    codec: str
+
+
 class ConvergenceBackend:
     """Training by the model of convergence (see `training_backend.TrainingBackend`)."""
 
@@ -156,9 +172,13 @@ class ConvergenceBackend:
         self._path = self._velocity = self._kept = 0.0
         self._loss = self._model.loss(0.0)
         self._losses: dict[tuple[int, int, float], tuple[float, float]] = {}
-        self._last = (1, 0.0)
+        self._last = _Work("", 1, 0.0, 1, "none")
         self._sums = (0.0, 0.0, 0.0)
         """Samples, samples per step and weighted full steps of the accepted updates."""
+        self._codec_noise: list[float] = []
+        """Noise of the codec of each of them, relative to the squared gradient."""
+        self._residuals: dict[str, float] = {}
+        """Full steps that the codecs of a node have not delivered yet."""
 
     @property
     def model_bytes(self) -> int:
@@ -174,7 +194,8 @@ class ConvergenceBackend:
         self.parameters_version += 1
 
     def process_started(self, node: str) -> None:
-        """Forget nothing: a curve has no nodes."""
+        """Forget the residual of a node."""
+        self._residuals.pop(node, None)
 
     @property
     def metric_fault(self) -> str:
@@ -196,7 +217,9 @@ class ConvergenceBackend:
         model = self._model
         work = steps, batch_size, learning_rate = order.local_steps, order.batch_size, order.learning_rate
         samples = batch_size * steps
-        self._last = (steps, steps * learning_rate / model.learning_rate)
+        full_steps = steps * learning_rate / model.learning_rate
+        codec = order.codecs.update
+        self._last = _Work(order.node, steps, full_steps, batch_size, codec)
         noise = model.loss_spread * self._noise(order)
         before = self._loss * (1 + noise / batch_size**0.5)
         losses = self._losses.get(work)
@@ -216,7 +239,8 @@ class ConvergenceBackend:
             loss_before=before,
             grad_norm=before,
             loss_after=after,
-            codec=order.codecs.update,
+            codec=codec,
+            noise=PRIOR_NOISE[codec],
         )
 
     def _noise(self, order: ev.WorkAssigned) -> float:
@@ -229,13 +253,26 @@ class ConvergenceBackend:
 
     def add(self, weight: int) -> None:
         """Count an accepted update."""
-        steps, full_steps = self._last
+        work = self._last
         samples, batches, weighted = self._sums
-        self._sums = (samples + weight, batches + weight / steps, weighted + weight * full_steps)
+        full_steps = self._delivered(work)
+        self._sums = (samples + weight, batches + weight / work.steps, weighted + weight * full_steps)
+
+    def _delivered(self, work: "_Work") -> float:
+        """Return the full steps that an accepted update delivers, and keep what its codec holds back."""
+        noise = PRIOR_NOISE[work.codec]
+        whole = work.full_steps + self._residuals.pop(work.node, 0.0)
+        if not find_codec(work.codec).needs_feedback:
+            self._codec_noise.append(noise * (1 + self._model.noise_scale / work.batch_size))
+            return whole
+        self._codec_noise.append(0.0)
+        self._residuals[work.node] = DECAY * noise * whole
+        return (1 - noise) * whole
 
     def discard(self) -> None:
         """Forget the updates of an abandoned round."""
         self._sums = (0.0, 0.0, 0.0)
+        self._codec_noise.clear()
 
     def step(self, momentum: float | None = None, learning_rate: float | None = None) -> bool:
         """Advance along the curve by the accepted samples, and by momentum as far as the last rounds went.
@@ -245,7 +282,8 @@ class ConvergenceBackend:
         samples, batches, weighted = self._sums
         if samples:
             mean_steps = weighted / samples  # updates weigh by their samples
-            fresh = self._model.progress(mean_steps, batches, self._model.learning_rate)
+            codec_noise = sum(self._codec_noise) / len(self._codec_noise) ** 2
+            fresh = self._model.progress(mean_steps, batches, self._model.learning_rate, codec_noise)
             self._velocity = (momentum or 0.0) * self._velocity + fresh
             self._path += self._velocity
             self._loss = self._model.loss(self._path)

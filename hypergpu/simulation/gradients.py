@@ -21,7 +21,7 @@ class GradientBackend:
     changed, and what comes too late costs nothing.
     """
 
-    def __init__(self, task: Task, config: TrainingConfig, parameters_codec: str = "none") -> None:
+    def __init__(self, task: Task, config: TrainingConfig) -> None:
         self._config = config
         self._task = task
         self._trainer = Trainer(task, config.seed, metric_failed=lambda _: None)  # evaluations report it
@@ -31,7 +31,7 @@ class GradientBackend:
         self.metric_fault = ""
         """Error of the metric, if it raised one."""
         self._model = GlobalModel(model.manifest, model.flat(), model.parameter_count, config)
-        self._outgoing = OutgoingParameters(self._model, parameters_codec)
+        self._outgoing = OutgoingParameters(self._model)
         self._sizes = count(task.train) if config.shards_are_alike else labels(task.train)
         self._partition: tuple[int, Partition] | None = None
         self._orders: dict[int, ShardOrder] = {}

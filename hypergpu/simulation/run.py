@@ -233,8 +233,7 @@ def _backend(scenario: Scenario) -> TrainingBackend:
     from hypergpu.tasks import load_task  # noqa: PLC0415
 
     on_one_thread()
-    codec = scenario.config.compression.codecs.parameters
-    return GradientBackend(load_task(config.task, config.seed), config, codec)
+    return GradientBackend(load_task(config.task, config.seed), config)
 
 
 def _outcome(

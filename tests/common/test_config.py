@@ -254,8 +254,13 @@ def test_codecs_need_the_strategy_that_uses_them() -> None:
         load_config(SystemConfig, overrides=[*fixed, "compression.parameters_codec=topk"])
     with pytest.raises(ConfigError, match="compression: update_codec and parameters_codec need strategy fixed"):
         load_config(SystemConfig, overrides=fixed[1:])
-    with pytest.raises(ConfigError, match=r"compression\.strategy: input should be 'none' or 'fixed'"):
-        load_config(SystemConfig, overrides=["compression.strategy=adaptive"])
+    with pytest.raises(ConfigError, match=r"compression\.strategy: input should be 'none', 'fixed' or 'adaptive'"):
+        load_config(SystemConfig, overrides=["compression.strategy=always"])
+    with pytest.raises(ConfigError, match="need strategy fixed; adaptive ignores them"):
+        load_config(SystemConfig, overrides=["compression.strategy=adaptive", *fixed[1:]])
+    with pytest.raises(ConfigError, match=r"compression\.max_noise: input should be less than or equal to 1"):
+        load_config(SystemConfig, overrides=["compression.max_noise=1.1"])
+    assert load_config(SystemConfig).compression.max_noise == 0.2
 
 
 def test_the_codecs_of_the_settings_are_those_that_exist() -> None:

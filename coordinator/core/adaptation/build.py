@@ -17,7 +17,7 @@ def build_orchestrator(
     """Return an orchestrator with its monitor, batch controller and selector, as configured.
 
     With `model_bytes`, the size of the parameters and of an update, the cost of a transfer that was never finished
-    follows from the rate of the link.
+    follows from the rate of the link, and so do codecs.
     """
     links = config.monitor
     if "offline_after_seconds" not in links.model_fields_set:  # rare heartbeats are no silence
@@ -35,4 +35,6 @@ def build_orchestrator(
     if not config.training.shards_are_alike:  # no other node has a slow node's data, so its turn is worth the time
         chosen = chosen.model_copy(update={"slow_time_share": max(chosen.slow_time_share, 1.0)})
     selector = DynamicNodeSelector(monitor, chosen.strategy, config=chosen, clock=clock)
-    return AdaptiveOrchestrator(config, monitor, batches, selector, config.orchestrator.policy, clock=clock)
+    return AdaptiveOrchestrator(
+        config, monitor, batches, selector, config.orchestrator.policy, clock=clock, model_bytes=model_bytes
+    )

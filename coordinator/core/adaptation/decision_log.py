@@ -1,11 +1,12 @@
 """Log of decisions: every change once, with its reason."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
 import numpy as np
 
+from hypergpu.coordinator.core.adaptation.codec_control import CodecDecision
 from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerChange
 from hypergpu.coordinator.core.adaptation.rate_search import RateChange
 from hypergpu.coordinator.core.batching.controller import BatchChange
@@ -131,6 +132,20 @@ class AdaptationLog(DecisionLog):
         reason = ClusterReason.WAITING_PAYS if enough == nodes else ClusterReason.WAITING_COSTS_MORE
         figures = {"enough": enough, "nodes": nodes, "seconds": float(slowest[enough - 1])}
         self.decide(DecisionKind.DEADLINE, CLUSTER, reason, figures | {"seconds_for_all": float(slowest[-1])})
+
+    def codecs(self, decisions: Sequence[CodecDecision]) -> None:
+        """Record changes of codecs, and verdicts on them."""
+        if len(decisions) <= LISTED:
+            for each in decisions:
+                self.decide(DecisionKind.COMPRESSION, each.node, each.reason, each.figures)
+            return
+        for reason in dict.fromkeys(each.reason for each in decisions):
+            same = [each.figures for each in decisions if each.reason is reason]
+            figures: dict[str, float | int | str] = {"nodes": len(same)}
+            for name, value in same[0].items():
+                if not isinstance(value, str):
+                    figures[f"mean_{name}"] = sum(float(each.get(name, 0.0)) for each in same) / len(same)
+            self.decide(DecisionKind.COMPRESSION, CLUSTER, reason, figures)
 
     def optimizer(self, change: RateChange | OptimizerChange | None) -> None:
         """Record a changed optimizer of the local steps, or its changed learning-rate factor."""

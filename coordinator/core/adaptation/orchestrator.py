@@ -11,6 +11,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import finite
 from hypergpu.common.strategies import AdaptationPolicy
+from hypergpu.coordinator.core.adaptation.codec_control import CodecControl, Outlook
 from hypergpu.coordinator.core.adaptation.decision_log import LISTED, AdaptationLog, ClusterReason
 from hypergpu.coordinator.core.adaptation.enough import enough_share
 from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerChange
@@ -66,6 +67,7 @@ class AdaptiveOrchestrator:
         node_selector: Selector of the nodes.
         adaptation_policy: Policy of the adaptation; see `set_policy`.
         clock: Source of the time in seconds.
+        model_bytes: Size of the parameters, and of an update; None if unknown, which leaves the codecs as configured.
 
     Raises:
         UnknownName: There is no such policy.
@@ -80,6 +82,7 @@ class AdaptiveOrchestrator:
         adaptation_policy: AdaptationPolicy = AdaptationPolicy.REACTIVE,
         *,
         clock: Clock = monotonic,
+        model_bytes: int | None = None,
     ) -> None:
         self.config = config
         self.monitor, self.batches, self.selector = network_monitor, batch_controller, node_selector
@@ -90,6 +93,7 @@ class AdaptiveOrchestrator:
         self._ledger = RoundHistory(self._settings.history)
         self._losses = LossTrend(self._settings)
         self._control = ProgressControl(config, self.policy)
+        self._codecs = CodecControl(config.compression, network_monitor, model_bytes)
         self._held_until = -1
         self._rounds_begun = 0
         self._last_change = -(10**9)
@@ -228,6 +232,7 @@ class AdaptiveOrchestrator:
         if self.phase is Phase.WARM_UP and self._rounds_begun >= self._settings.warmup_rounds:
             self._enter(Phase.ADAPTIVE, PhaseReason.LINKS_MEASURED, {"rounds": self._rounds_begun})
         self._rounds_begun += 1
+        self._plan_codecs(available)
         if not available:
             self._log.decide(DecisionKind.SELECTION, CLUSTER, ClusterReason.NO_NODES, {"available_nodes": 0})
             selected: list[str] = []
@@ -304,6 +309,7 @@ class AdaptiveOrchestrator:
         if report.update_norms is not None:
             record_noise(report.update_norms, contributions, self.batches)
         record_saturation(contributions, self.batches)
+        self._log.codecs(self._codecs.observe(contributions, report.round))
         self.batches.costs.record_restarts(*report.restarts)
         regression = self._control.progress.observe(report)
         progress = self._control.progress.decrease
@@ -337,6 +343,7 @@ class AdaptiveOrchestrator:
         """Learn from a round without any update: a rate at which no node can finish its work is lowered."""
         self._round = self._log.round = round_number
         self.batches.costs.overhead.interrupt()
+        self._codecs.abandoned()
         if self.policy is AdaptationPolicy.NONE or fault != NOT_FINITE:
             return RoundJudgement(model=ModelAction.LEAVE)
         action = self._roll_back(Regression(RollbackReason.UPDATES_NOT_FINITE, {"round": round_number}))
@@ -441,10 +448,34 @@ class AdaptiveOrchestrator:
             wait_for=turns,
             wait_for_all=not adapts,
             transfer_seconds=self._transfer_seconds(workers),
+            changed_seconds=self._codecs.changed_seconds,
+            codecs=self._codecs.codecs_of(workers),
             probes=probes,
             connections=self.config.transfers.fixed,
             decisions=self._log.drain(),
         )
+
+    def _plan_codecs(self, available: Sequence[str]) -> None:
+        """Choose the codecs of the available nodes, before the selection, which depends on the time of transfers."""
+        if self.policy is AdaptationPolicy.NONE or not available:
+            self._log.codecs(self._codecs.send_float32(available))
+            return
+        training = self.config.training
+        fixed_share = 1.0 if self.phase is Phase.WARM_UP or not training.shards_are_alike else None
+        outlook = Outlook(
+            round=self._round,
+            compute_seconds=self.batches.compute_seconds(available),
+            overhead_seconds=self.batches.costs.overhead.seconds,
+            noise_nodes=self._noise_nodes(available),
+            close_share=training.close_share if training.close_share < 1.0 else fixed_share,
+            rounds_left=training.rounds - self._round + 1 if training.rounds else math.inf,
+        )
+        self._log.codecs(self._codecs.plan(available, outlook))
+
+    def _noise_nodes(self, nodes: Sequence[str]) -> float:
+        """Return the number of nodes whose gradient noise equals the gradient, with the present batches."""
+        batch = float(np.mean(list(self.batches.get_batch_sizes(nodes).values())))
+        return self.batches.noise_scale(self.batches.baseline_batch_size * len(nodes)) / max(batch, 1.0)
 
     def _transfer_seconds(self, workers: Sequence[str]) -> dict[str, float]:
         """Return the time that the transfers of a round take, for nodes that have never finished one."""
@@ -475,9 +506,7 @@ class AdaptiveOrchestrator:
             return None
         rows = self.monitor.rows(selected)
         seconds = self.monitor.exchange_samples(rows, _ARRIVALS) + self.batches.compute_seconds(selected)[:, None]
-        batch = float(np.mean(list(self.batches.get_batch_sizes(selected).values())))
-        noise = self.batches.noise_scale(self.batches.baseline_batch_size * len(selected)) / max(batch, 1.0)
-        share = enough_share(seconds, self.batches.costs.overhead.seconds, noise)
+        share = enough_share(seconds, self.batches.costs.overhead.seconds, self._noise_nodes(selected))
         self._log.close_share(share, len(selected), seconds.max(axis=1))
         return share
 
@@ -552,6 +581,7 @@ class AdaptiveOrchestrator:
         figures, change = found
         self._held_until = self._round + 1 + self._settings.rollback_rounds
         self._log.decide(DecisionKind.ROLLBACK, CLUSTER, regression.reason, figures)
+        self._log.codecs(self._codecs.diverged(self._selected, self._round))
         self._log.optimizer(change)
         self.batches.learning_rate_factor = change.after
         best = self._control.snapshot

@@ -96,6 +96,10 @@ class Columns:
     """Class number at the last refresh; -1 before the first."""
     reported: Ints = field(default_factory=no_integers)
     """Class number that was last reported as a change; -1 for none."""
+    up_bytes: Floats = field(default_factory=no_floats)
+    """Payload of the coming update; 0 if unknown."""
+    down_bytes: Floats = field(default_factory=no_floats)
+    """Payload of the coming parameters; 0 if unknown."""
 
     def grow(self, rows: int) -> None:
         """Make room for at least `rows` links."""
@@ -298,6 +302,15 @@ class LinkHistory:
         measured = ~np.isnan(latest)
         self.exchange_seconds.push_each(rows[measured], latest[measured])
         self.columns.setback_seconds[rows] = np.nan
+
+    def shift_exchanges(self, rows: Ints, seconds: Floats, least: Floats) -> None:
+        """Add seconds to each measured communication of these links, which then is no shorter than `least`.
+
+        A value that was below it stays as it is.
+        """
+        for known in (self.exchange_seconds.values, self.columns.setback_seconds[:, None]):
+            before = known[rows]
+            known[rows] = np.maximum(before + seconds[:, None], np.minimum(before, least[:, None]))
 
     def recovered(self, rows: Ints) -> Bools:
         """Return a mask of the links with a setback that have answered since as they did before it.

@@ -19,6 +19,7 @@ from hypergpu.coordinator.core.links.history import MOST_CHANGE, LinkHistory
 from hypergpu.coordinator.core.links.profile import MBIT, LinkProfile
 from hypergpu.coordinator.core.links.quality import ConnectionQuality, Scores
 from hypergpu.coordinator.core.links.rates import LinkRate, RateEstimator
+from hypergpu.coordinator.core.links.transfer_time import DirectionRates, TransferRates
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints
 
 MOST_GROWTH = 2.0
@@ -95,7 +96,9 @@ class NetworkQualityMonitor:
 
     def register_node(self, node_id: str) -> None:
         """Register a node. A repeated registration has no effect."""
-        self._links.add(node_id, self._clock())
+        if self._links.add(node_id, self._clock()) and self._model_bytes is not None:
+            row, columns = self._links.index.row(node_id), self._links.columns
+            columns.up_bytes[row] = columns.down_bytes[row] = self._model_bytes
 
     def record_communication(self, node_id: str, latency_ms: float, success: bool, *, loaded: bool = False) -> None:
         """Record one finished RPC of a node.
@@ -455,20 +458,24 @@ class NetworkQualityMonitor:
         return samples
 
     def transfer_seconds(self, rows: Ints) -> Floats:
-        """Return the time that the parameters and an update take on each link: latency + bytes / rate per direction.
+        """Return the time that the coming parameters and update take on each link.
 
-        A direction without a measured rate counts with its lower bound, and without that as the other one. NaN for a
-        link of which neither is known.
+        It is latency + bytes / rate per direction. A direction without a measured rate counts with its lower bound, and
+        without that as the other one. NaN for a link of which neither is known.
         """
         seconds = np.full(len(rows), np.nan)
         if self._model_bytes is None:
             return seconds
+        columns = self._links.columns
         median = self._links.latency_ms.quantiles(rows, [0.5])[0]
         for at, (up, down) in enumerate(self._links.link_rates(rows)):
             rates = [each.rate if each.rate > 0.0 else each.at_least for each in (up, down)]
             known = [each for each in rates if each > 0.0]
             if known:
-                transfers = sum(self._model_bytes / (each if each > 0.0 else min(known)) for each in rates)
+                payloads = columns.up_bytes[rows[at]], columns.down_bytes[rows[at]]
+                transfers = sum(
+                    nbytes / (each if each > 0.0 else min(known)) for nbytes, each in zip(payloads, rates, strict=True)
+                )
                 seconds[at] = transfers + 1e-3 * np.nan_to_num(median[at])
         return seconds
 
@@ -480,8 +487,46 @@ class NetworkQualityMonitor:
         """
         if self._model_bytes is None:
             return math.nan
-        ((up, _),) = self._links.link_rates(np.array([self._links.index.row(node_id)]))
-        return self._model_bytes / (up.rate if up.rate > 0.0 else up.at_least)
+        row = self._links.index.row(node_id)
+        ((up, _),) = self._links.link_rates(np.array([row]))
+        return self._links.columns.up_bytes.item(row) / (up.rate if up.rate > 0.0 else up.at_least)
+
+    def transfer_rates(self, rows: Ints) -> TransferRates:
+        """Return the rates of these links, for the prediction of transfers."""
+        pairs = self._links.link_rates(rows)
+        up, down = _direction_rates([up for up, _ in pairs]), _direction_rates([down for _, down in pairs])
+        return TransferRates(up, down, 1e-3 * self.latencies_ms(rows))
+
+    def expected_payloads(self, rows: Ints) -> tuple[Floats, Floats]:
+        """Return the payloads up and down of each link that expectations are about, in bytes."""
+        return self._links.columns.up_bytes[rows], self._links.columns.down_bytes[rows]
+
+    def expect_payloads(self, rows: Ints, up_bytes: Floats, down_bytes: Floats) -> Floats:
+        """Set the payloads of the coming round, and let all expectations follow from them.
+
+        What was measured with other payloads is changed by the difference in the time of the transfers, as far as the
+        rates of a link are known. It never becomes shorter than the transfers themselves.
+
+        Args:
+            rows: Links; they must be distinct.
+            up_bytes: Payload of the update of each.
+            down_bytes: Payload of the parameters of each.
+
+        Returns:
+            The change of the expected communication of each link in seconds.
+        """
+        columns, changes = self._links.columns, np.zeros(len(rows))
+        moved = (columns.up_bytes[rows] != up_bytes) | (columns.down_bytes[rows] != down_bytes)
+        if not moved.any():
+            return changes
+        rows, up_bytes, down_bytes = rows[moved], up_bytes[moved], down_bytes[moved]
+        rates = self.transfer_rates(rows)
+        before = rates.seconds(columns.up_bytes[rows], columns.down_bytes[rows])
+        after = rates.seconds(up_bytes, down_bytes)
+        columns.up_bytes[rows], columns.down_bytes[rows] = up_bytes, down_bytes
+        self._links.shift_exchanges(rows, after - before, after)
+        changes[moved] = after - before
+        return changes
 
     # ------------------------------------------------------------ inside
 
@@ -620,6 +665,12 @@ def _rate_figures(direction: str, measured: LinkRate, now: float) -> dict[str, f
         f"{direction}_least_mbit": MBIT * measured.at_least,
         f"{direction}_age_seconds": now - measured.measured_at,
     }
+
+
+def _direction_rates(rates: Sequence[LinkRate]) -> DirectionRates:
+    measured = np.array([each.rate > 0.0 for each in rates], np.bool_)
+    usable = np.array([each.rate if each.rate > 0.0 else each.at_least for each in rates], np.float64)
+    return DirectionRates(usable, measured)
 
 
 def _is_problematic(classes: Ints) -> Bools:

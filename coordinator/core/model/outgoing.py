@@ -42,19 +42,16 @@ class OutgoingParameters:
     Nodes that add differences hold parameters that are not quite the model's. Those are kept here too: each difference
     leads from them to the model, so that errors do not add up, and a node without them receives exactly them.
 
-    Args:
-        model: the model.
-        codec: codec of the nodes' parameters; with `int8`, differences are kept ready.
+    They are kept from the first time that such a node is sent parameters: two more models and a quarter.
     """
 
-    def __init__(self, model: GlobalModel, codec: str) -> None:
+    def __init__(self, model: GlobalModel) -> None:
         self.version = 0
         """Version of the parameters; the first is 1."""
         self._model = model
-        self._form = model.payload_format(codec)
-        self._has_differences = codec == DIFFERENCE_CODEC
+        self._form = model.payload_format(DIFFERENCE_CODEC)
         self._held: Flat | None = None
-        """Parameters of the nodes that add each difference."""
+        """Parameters of the nodes that add each difference; None before there are any."""
         self._difference: Payload | None = None
         self._decoded: Flat | None = None
 
@@ -62,12 +59,9 @@ class OutgoingParameters:
         """Take the model's present parameters as those of the next round."""
         self.version += 1
         self._decoded = None
-        if not self._has_differences:
+        if self._held is None:
             return
         values, parameters = self._model.values, self._form.parameters
-        if self._held is None:
-            self._held = values.copy()
-            return
         difference = values.copy()
         difference[:parameters] -= self._held[:parameters]
         self._difference, _ = self._form.encode(difference, self._difference)
@@ -83,7 +77,7 @@ class OutgoingParameters:
             if self._difference is None or sending.version != self.version:
                 raise ValueError(f"no difference leads from version {sending.base} to {sending.version}")
             return self._difference
-        values = self._model.values if self._held is None or not sending.version else self._held
+        values = self._held_values() if sending.version else self._model.values
         return self._model.payload_format(sending.codec).encode(values)[0]
 
     def received(self, codec: str) -> Flat:
@@ -91,9 +85,15 @@ class OutgoingParameters:
         form = self._model.payload_format(codec)
         if form.codec.is_exact:
             return self._model.values
-        if codec == DIFFERENCE_CODEC and self._held is not None:
-            return self._held
+        if codec == DIFFERENCE_CODEC:
+            return self._held_values()
         if self._decoded is None:
             self._decoded = np.empty_like(self._model.values)
             form.decode(form.encode(self._model.values)[0], self._decoded)
         return self._decoded
+
+    def _held_values(self) -> Flat:
+        """Return the parameters of the nodes that add differences; the first ones are exact."""
+        if self._held is None:
+            self._held = self._model.values.copy()
+        return self._held

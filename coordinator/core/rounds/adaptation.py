@@ -36,6 +36,8 @@ class RoundPlan:
     """Nodes whose turn it is, and for which the deadline leaves the time that they usually need."""
     codecs: Mapping[str, TransferCodecs] = field(default_factory=dict)
     """Codecs by node id; the configured ones for nodes that are not there."""
+    changed_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Change of the time that a node needs, by node id, because its payloads have another size than before."""
     connections: ConnectionPlan = ONE_FOR_ALL
     transfer_seconds: Mapping[str, float] = field(default_factory=dict)
     """Time that the transfers of a round take by the rate of the link, for nodes that have never finished one."""

@@ -101,6 +101,18 @@ class DeadlineEstimator:
         """True until the first update of the run has arrived."""
         return not self._history
 
+    def shift(self, node: str, seconds: float) -> None:
+        """Add seconds to what a node needed: its payloads have another size from now on.
+
+        No round becomes shorter than the computing of the latest one.
+        """
+        history = self._history.get(node)
+        if history is not None:
+            least = self._latest_work[node][0]
+            shifted = [max(each + seconds, min(each, least)) for each in history]
+            self._history[node] = deque(shifted, maxlen=WINDOW)
+            self._needs.pop(node, None)
+
     def record_empty_round(self, seconds: float) -> None:
         """Note a round without any update that lasted `seconds`, extensions included; the next ones get more time.
 

@@ -296,6 +296,8 @@ class Contribution:
     """Codec of its update."""
     noise: float = 0.0
     """Noise of that codec; 0 without an update."""
+    parameters_codec: str = "none"
+    """Codec that was ordered for its parameters."""
 
 
 @message

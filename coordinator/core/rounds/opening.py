@@ -195,6 +195,8 @@ def _probes(chosen: Sequence[str], plan: RoundPlan) -> Collection[str]:
 def _set_deadline(state: RoundState, units: Sequence[WorkUnit], plan: RoundPlan, effects: EffectBuffer) -> Deadline:
     """Return the deadline of a round of these units, and record the start of the round with it."""
     samples = {unit.node: unit.samples for unit in units if unit.awaited}
+    for node, seconds in plan.changed_seconds.items():
+        state.deadlines.shift(node, seconds)
     if plan.wait_for_all:
         deadline = state.deadlines.fixed(samples)
     else:

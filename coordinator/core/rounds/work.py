@@ -190,6 +190,7 @@ class Round:
                 awaited=unit.awaited,
                 codec=update.codec,
                 noise=update.noise,
+                parameters_codec=unit.codecs.parameters,
             )
         )
         return seconds

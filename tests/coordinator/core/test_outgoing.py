@@ -60,7 +60,7 @@ def test_a_difference_goes_only_to_a_node_that_holds_the_version_before(
 @pytest.mark.parametrize("codec", ["none", "bf16"])
 def test_parameters_without_differences(codec: str) -> None:
     m = model()
-    outgoing, held = OutgoingParameters(m, codec), HeldParameters(MANIFEST, PARAMETERS)
+    outgoing, held = OutgoingParameters(m), HeldParameters(MANIFEST, PARAMETERS)
     for number in range(3):
         outgoing.begin_round()
         _, nbytes = pull(held, outgoing, codec)
@@ -74,7 +74,7 @@ def test_parameters_without_differences(codec: str) -> None:
 
 def test_differences_lead_to_the_model_without_adding_up_errors() -> None:
     m = model()
-    outgoing, held = OutgoingParameters(m, "int8"), HeldParameters(MANIFEST, PARAMETERS)
+    outgoing, held = OutgoingParameters(m), HeldParameters(MANIFEST, PARAMETERS)
     sizes = []
     for number in range(1, 31):
         outgoing.begin_round()
@@ -91,7 +91,7 @@ def test_differences_lead_to_the_model_without_adding_up_errors() -> None:
 def test_a_node_that_missed_a_round_or_comes_later_holds_what_the_others_hold() -> None:
     m = model()
     outgoing, always, sometimes = (
-        OutgoingParameters(m, "int8"),
+        OutgoingParameters(m),
         *(HeldParameters(MANIFEST, PARAMETERS) for _ in range(2)),
     )
     bases = []
@@ -107,7 +107,7 @@ def test_a_node_that_missed_a_round_or_comes_later_holds_what_the_others_hold() 
 
 def test_the_parameters_of_a_round_that_is_opened_again_are_another_version() -> None:
     m = model()
-    outgoing, held = OutgoingParameters(m, "int8"), HeldParameters(MANIFEST, PARAMETERS)
+    outgoing, held = OutgoingParameters(m), HeldParameters(MANIFEST, PARAMETERS)
     outgoing.begin_round()
     pull(held, outgoing, "int8")
     move(m, 1)
@@ -119,7 +119,7 @@ def test_the_parameters_of_a_round_that_is_opened_again_are_another_version() ->
 
 
 def test_a_difference_that_does_not_exist_is_not_sent() -> None:
-    outgoing = OutgoingParameters(model(), "int8")
+    outgoing = OutgoingParameters(model())
     outgoing.begin_round()
     with pytest.raises(ValueError, match="no difference leads from version 1 to 2"):
         outgoing.payload(Sending("int8", 2, 1))

@@ -112,3 +112,27 @@ def test_an_update_that_cannot_be_encoded_is_refused() -> None:
     values[7] = np.nan
     with pytest.raises(NonFiniteUpdate):
         encoder.encode(values, "int8", round_number=1)
+
+
+@pytest.mark.parametrize("codecs", [("topk", "int8", "int4", "none"), ("int4", "topk", "bf16", "none")])
+def test_a_change_of_the_codec_neither_loses_the_residual_nor_adds_it_twice(codecs: tuple[str, ...]) -> None:
+    """Without decay, everything that was computed has arrived after an exact update."""
+    encoder, arrived, exact = UpdateEncoder(SIZE, STATE), np.zeros(SIZE), np.zeros(SIZE)
+    accepted = 0
+    for number, codec in enumerate(codecs, 1):
+        if encoder._feedback is not None:
+            encoder._feedback._decay = 1.0
+        values = update(number)
+        exact += values[:SIZE]
+        arrived += sent(encoder, values, number, accepted, codec)[:SIZE]
+        accepted = number
+    np.testing.assert_allclose(arrived, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_residual_survives_an_update_in_another_codec_that_was_not_accepted() -> None:
+    encoder = UpdateEncoder(SIZE, STATE)
+    first = sent(encoder, update(1), 1, 0, "topk")
+    sent(encoder, update(2), 2, 1, "int8")  # late: round 2 closed without it
+    third = sent(encoder, update(3), 3, 1, "none")
+    lost = (update(1) - first)[:SIZE]
+    np.testing.assert_allclose(third[:SIZE], update(3)[:SIZE] + np.float32(0.95**2) * lost, rtol=1e-5, atol=1e-5)
