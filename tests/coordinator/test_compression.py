@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 
 from hypergpu.common.codecs import PayloadFormat, find_codec
-from hypergpu.common.tensors import Flat, Payload, chunks
+from hypergpu.common.config import TrainingConfig
+from hypergpu.common.tensors import Flat, Manifest, Payload, TensorSpec, chunks
+from hypergpu.coordinator.broadcast import Broadcast
+from hypergpu.coordinator.core.model.global_model import GlobalModel
+from hypergpu.coordinator.core.model.outgoing import OutgoingParameters, Sending
 from hypergpu.protos import coordinator_pb2 as pb
 from tests.coordinator.test_services import FakeNode, Order, Running, code_of, running
 
@@ -169,3 +173,16 @@ async def test_a_node_that_names_its_version_receives_the_difference(tmp_path: P
             0,
         )
         np.testing.assert_allclose(third.parameters, first.parameters + VALUES, atol=8 / 254)
+
+
+def test_a_node_that_claims_parameters_that_were_never_sent_receives_them_whole() -> None:
+    manifest = Manifest((TensorSpec("weight", (len(VALUES),)),))
+    model = GlobalModel(manifest, VALUES, len(VALUES), TrainingConfig())
+    broadcast = Broadcast(OutgoingParameters(model), lambda _, function, *arguments: function(*arguments))
+    for number in (1, 2):
+        broadcast.begin_round(number)
+    assert broadcast.plan("none", 1) == Sending("none")
+    assert broadcast.plan("int8", 1) == Sending("none", 2), "no node was sent parameters that it can hold before"
+    broadcast.begin_round(3)
+    assert broadcast.plan("int8", 2) == Sending("int8", 3, 2)
+    assert broadcast.plan("int8", 1) == Sending("none", 3)
