@@ -102,6 +102,33 @@ class Outlook:
     rounds_left: float
 
 
+class _Move:
+    """Move of all nodes from their present codecs to others."""
+
+    def __init__(self, forecast: RoundForecast, rates: TransferRates, present: Codecs, found: Codecs) -> None:
+        self.forecast, self.rates, self.present, self.found = forecast, rates, present, found
+        self.saving: Floats = (forecast.node_seconds(present) - forecast.node_seconds(found)).mean(axis=1)
+        """Seconds that each node saves."""
+        self.changed: Ints = np.flatnonzero((found.update != present.update) | (found.parameters != present.parameters))
+
+    def pair(self, at: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the codecs of a node before and after."""
+        before, after = ((int(codecs.update[at]), int(codecs.parameters[at])) for codecs in (self.present, self.found))
+        return before, after
+
+    def reason(self, at: int) -> CompressionReason:
+        """Return why the codecs of a node change."""
+        before, after = self.pair(at)
+        if before[0] > self.forecast.most_update[at]:
+            return CompressionReason.NOISE_ABOVE_BOUND
+        if not self.forecast.counts[at]:
+            return CompressionReason.TRANSFERS_KEEP_OUT
+        is_smaller = after[0] > before[0] or after[1] > before[1]
+        if is_smaller and self.saving[at] > 0.0:
+            return CompressionReason.TRANSFERS_LENGTHEN_ROUND
+        return CompressionReason.TRANSFERS_FIT_ROUND
+
+
 @dataclass(slots=True)
 class _Check:
     """Comparison of what a change of codecs saves with what was expected."""
@@ -207,37 +234,33 @@ class CodecControl:
         present, rates = self._present(rows), self._monitor.transfer_rates(rows)
         forecast = self._forecast(rows, present, rates, outlook)
         found = self._choose(forecast, present)
-        changed = np.flatnonzero((found.update != present.update) | (found.parameters != present.parameters))
-        if len(changed):
-            saving = (forecast.node_seconds(present) - forecast.node_seconds(found)).mean(axis=1)
-            before, after = choice.evaluate(forecast, present), choice.evaluate(forecast, found)
-            known = self._noise.measured(rows)
-            waiting = self._monitor.exchange_samples(rows, _LATEST)
-            for at in changed.tolist():
-                old, new = ((int(codecs.update[at]), int(codecs.parameters[at])) for codecs in (present, found))
-                figures = self._figures(old, new) | {
-                    "expected_saving_seconds": float(saving[at]),
-                    "round_seconds": before.seconds,
-                    "expected_round_seconds": after.seconds,
-                    "noise": float(forecast.noise[at, new[0]]),
-                    "noise_is": "measured" if known[at, new[0]] or not new[0] else "assumed",
-                    "up_mbit": MBIT * float(rates.up.rates[at]),
-                    "down_mbit": MBIT * float(rates.down.rates[at]),
-                }
-                if old[0] > forecast.most_update[at]:
-                    reason = CompressionReason.NOISE_ABOVE_BOUND
-                elif not forecast.counts[at]:
-                    reason = CompressionReason.TRANSFERS_KEEP_OUT
-                elif saving[at] > 0.0 and (new[0] > old[0] or new[1] > old[1]):
-                    reason = CompressionReason.TRANSFERS_LENGTHEN_ROUND
-                else:
-                    reason = CompressionReason.TRANSFERS_FIT_ROUND
-                decisions.append(CodecDecision(nodes[at], reason, figures))
-                self._checks.pop(nodes[at], None)
-                if reason is CompressionReason.TRANSFERS_LENGTHEN_ROUND:
-                    self._checks[nodes[at]] = _Check(old, float(waiting[at].mean()), 0.5 * float(np.ptp(waiting[at])))
+        if found is not present:
+            decisions += self._changes(nodes, rows, _Move(forecast, rates, present, found))
             self._columns.update[rows], self._columns.parameters[rows] = found.update, found.parameters
         self._expect_payloads(nodes)
+        return decisions
+
+    def _changes(self, nodes: Sequence[str], rows: Ints, move: _Move) -> list[CodecDecision]:
+        """Return the decisions of a move, and begin to check what it saves."""
+        before, after = (choice.evaluate(move.forecast, codecs) for codecs in (move.present, move.found))
+        known, waiting = self._noise.measured(rows), self._monitor.exchange_samples(rows, _LATEST)
+        decisions = []
+        for at in move.changed.tolist():
+            old, new = move.pair(at)
+            reason = move.reason(at)
+            figures = self._figures(old, new) | {
+                "expected_saving_seconds": float(move.saving[at]),
+                "round_seconds": before.seconds,
+                "expected_round_seconds": after.seconds,
+                "noise": float(move.forecast.noise[at, new[0]]),
+                "noise_is": "measured" if known[at, new[0]] or not new[0] else "assumed",
+                "up_mbit": MBIT * float(move.rates.up.rates[at]),
+                "down_mbit": MBIT * float(move.rates.down.rates[at]),
+            }
+            decisions.append(CodecDecision(nodes[at], reason, figures))
+            self._checks.pop(nodes[at], None)
+            if reason is CompressionReason.TRANSFERS_LENGTHEN_ROUND:
+                self._checks[nodes[at]] = _Check(old, float(waiting[at].mean()), 0.5 * float(np.ptp(waiting[at])))
         return decisions
 
     def _begin(self, nodes: Sequence[str], rows: Ints) -> list[CodecDecision]:
