@@ -20,12 +20,11 @@ from real runs: `hypergpu fit digits`.
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from pydantic import Field
 
 from hypergpu.common.codecs import find_codec
-from hypergpu.common.codecs.feedback import DECAY
 from hypergpu.common.config import TrainingConfig
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Bytes
@@ -33,6 +32,7 @@ from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.coordinator.core.adaptation.codec_noise import PRIOR_NOISE
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.simulation.accepted_updates import AcceptedUpdates, ModelledUpdate
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -148,16 +148,6 @@ FITTED: Mapping[str, Convergence] = {
 """Constants by task."""
 
 
-class _Work(NamedTuple):
-    """Work unit that was trained last."""
-
-    node: str
-    steps: int
-    full_steps: float
-    batch_size: int
-    codec: str
-
-
 class ConvergenceBackend:
     """Training by the model of convergence (see `training_backend.TrainingBackend`)."""
 
@@ -172,13 +162,8 @@ class ConvergenceBackend:
         self._path = self._velocity = self._kept = 0.0
         self._loss = self._model.loss(0.0)
         self._losses: dict[tuple[int, int, float], tuple[float, float]] = {}
-        self._last = _Work("", 1, 0.0, 1, "none")
-        self._sums = (0.0, 0.0, 0.0)
-        """Samples, samples per step and weighted full steps of the accepted updates."""
-        self._codec_noise: list[float] = []
-        """Noise of the codec of each of them, relative to the squared gradient."""
-        self._residuals: dict[str, float] = {}
-        """Full steps that the codecs of a node have not delivered yet."""
+        self._last = ModelledUpdate()
+        self._accepted = AcceptedUpdates(convergence.noise_scale)
 
     @property
     def model_bytes(self) -> int:
@@ -195,7 +180,7 @@ class ConvergenceBackend:
 
     def process_started(self, node: str) -> None:
         """Forget the residual of a node."""
-        self._residuals.pop(node, None)
+        self._accepted.forget(node)
 
     @property
     def metric_fault(self) -> str:
@@ -219,7 +204,7 @@ class ConvergenceBackend:
         samples = batch_size * steps
         full_steps = steps * learning_rate / model.learning_rate
         codec = order.codecs.update
-        self._last = _Work(order.node, steps, full_steps, batch_size, codec)
+        self._last = ModelledUpdate(order.node, steps, full_steps, batch_size, codec)
         noise = model.loss_spread * self._noise(order)
         before = self._loss * (1 + noise / batch_size**0.5)
         losses = self._losses.get(work)
@@ -253,37 +238,20 @@ class ConvergenceBackend:
 
     def add(self, weight: int) -> None:
         """Count an accepted update."""
-        work = self._last
-        samples, batches, weighted = self._sums
-        full_steps = self._delivered(work)
-        self._sums = (samples + weight, batches + weight / work.steps, weighted + weight * full_steps)
-
-    def _delivered(self, work: "_Work") -> float:
-        """Return the full steps that an accepted update delivers, and keep what its codec holds back."""
-        noise = PRIOR_NOISE[work.codec]
-        whole = work.full_steps + self._residuals.pop(work.node, 0.0)
-        if not find_codec(work.codec).needs_feedback:
-            self._codec_noise.append(noise * (1 + self._model.noise_scale / work.batch_size))
-            return whole
-        self._codec_noise.append(0.0)
-        self._residuals[work.node] = DECAY * noise * whole
-        return (1 - noise) * whole
+        self._accepted.add(self._last, weight)
 
     def discard(self) -> None:
         """Forget the updates of an abandoned round."""
-        self._sums = (0.0, 0.0, 0.0)
-        self._codec_noise.clear()
+        self._accepted.discard()
 
     def step(self, momentum: float | None = None, learning_rate: float | None = None) -> bool:
         """Advance along the curve by the accepted samples, and by momentum as far as the last rounds went.
 
         The learning rate changes nothing here: `train` has counted full steps at the rate of each order.
         """
-        samples, batches, weighted = self._sums
-        if samples:
-            mean_steps = weighted / samples  # updates weigh by their samples
-            codec_noise = sum(self._codec_noise) / len(self._codec_noise) ** 2
-            fresh = self._model.progress(mean_steps, batches, self._model.learning_rate, codec_noise)
+        mean = self._accepted.mean()
+        if mean is not None:
+            fresh = self._model.progress(mean.full_steps, mean.samples_per_step, self._model.learning_rate, mean.noise)
             self._velocity = (momentum or 0.0) * self._velocity + fresh
             self._path += self._velocity
             self._loss = self._model.loss(self._path)

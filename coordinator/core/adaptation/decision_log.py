@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from hypergpu.coordinator.core.adaptation.codec_control import CodecDecision
+from hypergpu.coordinator.core.adaptation.codec_decisions import CodecDecision
 from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerChange
 from hypergpu.coordinator.core.adaptation.rate_search import RateChange
 from hypergpu.coordinator.core.batching.controller import BatchChange

@@ -101,7 +101,6 @@ class AdaptiveOrchestrator:
         self._round = -1
         self._log = AdaptationLog(self._settings.history)
         self._overhead = 0.0
-        self._rate = 0.0
         self._registered: set[str] = set()
         batch_controller.set_baseline_steps(config.training.local_steps)
 
@@ -287,7 +286,7 @@ class AdaptiveOrchestrator:
         return {
             "decisions": list(judgement.decisions),
             "model": str(judgement.model),
-            "progress_per_second": self._rate,
+            "progress_per_second": self._ledger.progress_per_second,
             "phase": str(self.phase),
         }
 
@@ -313,7 +312,6 @@ class AdaptiveOrchestrator:
         self.batches.costs.record_restarts(*report.restarts)
         regression = self._control.progress.observe(report)
         progress = self._control.progress.decrease
-        self._rate = progress / report.seconds if report.seconds > 0 else 0.0
         self._losses.observe(report.loss)
         action = ModelAction.KEEP
         if self.policy is not AdaptationPolicy.NONE:
@@ -388,7 +386,7 @@ class AdaptiveOrchestrator:
             "selected_nodes": list(self._selected),
             "local_steps": self.batches.local_steps,
             "learning_rate_factor": self.batches.learning_rate_factor,
-            "progress_per_second": self._rate,
+            "progress_per_second": self._ledger.progress_per_second,
             "last_round": last,
             "rollbacks": self._control.rollbacks,
             "snapshot_round": self._control.snapshot.round if self._control.snapshot else None,

@@ -59,6 +59,11 @@ class RoundHistory:
         if record.phase is Phase.WARM_UP:
             self._baseline.append(record)
 
+    @property
+    def progress_per_second(self) -> float:
+        """Progress per second of the latest round; 0 before the first."""
+        return self.rounds[-1].progress_per_second if self.rounds else 0.0
+
     def overhead(self) -> dict[str, float | None]:
         """Return the cost of deciding: total seconds, milliseconds per round, and share of the round time."""
         return {

@@ -1,0 +1,84 @@
+"""Decisions about codecs, with their reasons and the figures behind them."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from hypergpu.coordinator.core.adaptation.codec_choice import Codecs, RoundForecast
+from hypergpu.coordinator.core.adaptation.codec_sizes import CodecPair
+from hypergpu.coordinator.core.decisions import Figures
+from hypergpu.coordinator.core.links.profile import MBIT
+from hypergpu.coordinator.core.links.transfer_time import TransferRates
+from hypergpu.coordinator.core.node_arrays import Floats, Ints
+
+
+class CompressionReason(StrEnum):
+    """Reason for a change of codecs, or verdict on one."""
+
+    RATE_NOT_MEASURED = "rate_not_measured"
+    """First transfers of a large model: a mild codec costs next to nothing, whatever the link."""
+    TRANSFERS_LENGTHEN_ROUND = "transfers_lengthen_round"
+    """The others would wait for the transfers of the node in a milder codec."""
+    TRANSFERS_KEEP_OUT = "transfers_keep_out"
+    """The node seldom takes part: it is too slow in a milder codec."""
+    TRANSFERS_FIT_ROUND = "transfers_fit_round"
+    """The node is done in time with a milder codec."""
+    NOISE_ABOVE_BOUND = "noise_above_bound"
+    """The measured noise exceeds `compression.max_noise`."""
+    SAVED_AS_EXPECTED = "saved_as_expected"
+    """The change is kept: it saves at least half of what was expected, but for the usual spread."""
+    SAVED_LESS_THAN_EXPECTED = "saved_less_than_expected"
+    """The change is taken back."""
+    TRAINING_DIVERGED = "training_diverged"
+    """Codecs with much noise are left until training has recovered."""
+    POLICY_NONE = "policy_none"
+    """Policy `none` sends float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodecDecision:
+    """One change of a node's codecs, or the verdict on one."""
+
+    node: str
+    reason: CompressionReason
+    figures: Figures
+
+
+class CodecMove:
+    """Move of all nodes of a round from their present codecs to others."""
+
+    def __init__(self, forecast: RoundForecast, rates: TransferRates, present: Codecs, found: Codecs) -> None:
+        self.forecast, self.rates, self.present, self.found = forecast, rates, present, found
+        self.saving: Floats = (forecast.node_seconds(present) - forecast.node_seconds(found)).mean(axis=1)
+        """Seconds that each node saves."""
+        self.changed: Ints = np.flatnonzero((found.update != present.update) | (found.parameters != present.parameters))
+        """Places of the nodes whose codecs change."""
+
+    def pair(self, at: int) -> tuple[CodecPair, CodecPair]:
+        """Return the codecs of a node before and after."""
+        before, after = (
+            CodecPair(int(codecs.update[at]), int(codecs.parameters[at])) for codecs in (self.present, self.found)
+        )
+        return before, after
+
+    def reason(self, at: int) -> CompressionReason:
+        """Return why the codecs of a node change."""
+        before, after = self.pair(at)
+        if before.update > self.forecast.most_update[at]:
+            return CompressionReason.NOISE_ABOVE_BOUND
+        if not self.forecast.counts[at]:
+            return CompressionReason.TRANSFERS_KEEP_OUT
+        is_smaller = after.update > before.update or after.parameters > before.parameters
+        if is_smaller and self.saving[at] > 0.0:
+            return CompressionReason.TRANSFERS_LENGTHEN_ROUND
+        return CompressionReason.TRANSFERS_FIT_ROUND
+
+    def figures(self, at: int) -> dict[str, float | int | str]:
+        """Return the figures of a node's change that do not concern its bytes."""
+        return {
+            "expected_saving_seconds": float(self.saving[at]),
+            "noise": float(self.forecast.noise[at, self.found.update[at]]),
+            "up_mbit": MBIT * float(self.rates.up.rates[at]),
+            "down_mbit": MBIT * float(self.rates.down.rates[at]),
+        }
