@@ -8,10 +8,10 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from hypergpu.common.byte_ranges import ByteRange, ByteRanges
-from hypergpu.common.connections import MAX_CONNECTIONS
+from hypergpu.common.connections import useful_connections
 from hypergpu.common.errors import CorruptData, DeadlineExceeded, ProtocolError, Unavailable
 from hypergpu.common.rpc import explain_failure, metadata_for, open_channel
-from hypergpu.common.tensors import STRIPE_BYTES, Assembler, Chunk, Flat, Manifest
+from hypergpu.common.tensors import Assembler, Chunk, Flat, Manifest
 from hypergpu.common.tls import Tls
 from hypergpu.common.wire import (
     codec_from_proto,
@@ -197,7 +197,7 @@ class CoordinatorClient:
         def deliver(chunk: Chunk) -> None:
             self.downloads.chunk(assembler.add(chunk), self._arrived_at)
 
-        count = _useful(work.order.connections.down, assembler.payload.nbytes)
+        count = useful_connections(work.order.connections.down, assembler.payload.nbytes)
         if count == 1:
             async for chunk in first:
                 deliver(chunk)
@@ -267,7 +267,7 @@ class CoordinatorClient:
         report = self.downloads.take_report()
         if report is not None:
             header.header.download.CopyFrom(report)
-        connections = self._connections(_useful(work.order.connections.up, missing.total))
+        connections = self._connections(useful_connections(work.order.connections.up, missing.total))
         upload = SharedUpload(payload, missing, len(connections))
 
         def sender(connection: _TransferConnection) -> Send:
@@ -339,11 +339,6 @@ def missing_of(progress: pb.UploadProgress, payload_bytes: int) -> ByteRanges:
     if progress.missing:
         return ByteRanges((min(part.start, payload_bytes), min(part.end, payload_bytes)) for part in progress.missing)
     return ByteRanges([(min(progress.next_offset, payload_bytes), payload_bytes)])
-
-
-def _useful(connections: int, nbytes: int) -> int:
-    """Return how many of the ordered connections a transfer has chunks for, at least one."""
-    return max(1, min(connections, MAX_CONNECTIONS, -(-nbytes // STRIPE_BYTES)))
 
 
 def _header(work: Work, manifest: Manifest, update: Update, encoded: EncodedUpdate) -> pb.UpdatePart:

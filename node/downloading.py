@@ -2,18 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any, Final
+from typing import Any
 
 from hypergpu.common.byte_ranges import ByteRange, ByteRanges
+from hypergpu.common.connections import FIRST_BACKOFF_SECONDS, MOST_FAILURES, MOST_FETCHES
 from hypergpu.common.errors import HyperGPUError, Unavailable
 from hypergpu.common.tensors import STRIPE_BYTES, Assembler, Chunk
-from hypergpu.node.uploading import BACKOFF_SECONDS, MOST_FAILURES, TRANSIENT
+from hypergpu.node.uploading import TRANSIENT
 
 Receive = Callable[[Sequence[ByteRange]], AsyncIterator[Chunk]]
 """Receives chunks on one connection: those of certain ranges, or without ranges those that no other one has taken."""
 Deliver = Callable[[Chunk], None]
-MOST_ATTEMPTS: Final = 3
-"""Attempts to get the chunks that broken connections have lost."""
 
 
 class SharedDownload:
@@ -40,7 +39,7 @@ class SharedDownload:
             HyperGPUError: an error that concerns the whole work unit.
         """
         await self._run([self._read(first), *(self._share(receive) for receive in others)])
-        for _ in range(MOST_ATTEMPTS):
+        for _ in range(MOST_FETCHES):
             if self._assembler.complete:
                 return
             lost = ByteRanges(self._assembler.missing)
@@ -77,7 +76,7 @@ class SharedDownload:
         for failures in range(MOST_FAILURES):
             if await self._read(receive(())):
                 return
-            await asyncio.sleep(BACKOFF_SECONDS * 2**failures)
+            await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2**failures)
 
     async def _fetch(self, receive: Receive, lost: ByteRanges) -> None:
         """Receive chunks that a broken connection has lost, one after the other."""

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final
 
 from hypergpu.common.byte_ranges import ByteRanges
+from hypergpu.common.connections import FIRST_BACKOFF_SECONDS, MOST_FAILURES
 from hypergpu.common.errors import CorruptData, DeadlineExceeded, HyperGPUError, Unavailable
 from hypergpu.common.tensors import CHUNK_BYTES, STRIPE_BYTES, Chunk, Payload, checksum
 from hypergpu.protos import coordinator_pb2 as pb
@@ -13,10 +14,6 @@ Send = Callable[[AsyncIterator[Chunk]], Awaitable[pb.PushUpdateReply]]
 """Sends chunks on one connection; raises errors of `hypergpu.common.errors`."""
 AskMissing = Callable[[], Awaitable[ByteRanges]]
 """Returns what the coordinator lacks of the update."""
-MOST_FAILURES: Final = 3
-"""Failures in a row after which a connection is given up. The others go on."""
-BACKOFF_SECONDS: Final = 0.2
-"""Wait after the first failure of a connection; doubles with each further one."""
 TRANSIENT: Final = (Unavailable, DeadlineExceeded, CorruptData)
 """Errors of one connection, after which the same chunks may be sent again."""
 
@@ -75,7 +72,7 @@ class SharedUpload:
                 await self._take_back(given, ask_missing)
                 if failures == MOST_FAILURES:
                     return None
-                await asyncio.sleep(BACKOFF_SECONDS * 2 ** (failures - 1))
+                await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (failures - 1))
             else:
                 failures = 0
                 if reply.outcome != pb.PushUpdateReply.INCOMPLETE:

@@ -4,8 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from hypergpu.common.tensors import STRIPE_BYTES
+
 MAX_CONNECTIONS: Final = 16
 """Most connections of one transfer. Where a bottleneck is shared, k connections take the share of k users."""
+
+MOST_FAILURES: Final = 3
+"""Breaks in a row after which a connection of a transfer is given up. The others go on."""
+FIRST_BACKOFF_SECONDS: Final = 0.2
+"""Wait after the first break of a connection; doubles with each further one."""
+MOST_FETCHES: Final = 3
+"""Attempts of a node to get the chunks of parameters that broken connections have lost."""
 
 
 class Connections(NamedTuple):
@@ -34,3 +43,8 @@ class ConnectionPlan:
 
 
 ONE_FOR_ALL: Final = ConnectionPlan()
+
+
+def useful_connections(ordered: int, nbytes: int) -> int:
+    """Return how many of the ordered connections a transfer of a payload has chunks for, at least one."""
+    return max(1, min(ordered, MAX_CONNECTIONS, -(-nbytes // STRIPE_BYTES)))

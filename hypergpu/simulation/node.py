@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 from hypergpu.common.config import SystemConfig
+from hypergpu.common.connections import useful_connections
 from hypergpu.common.errors import HyperGPUError, Unavailable
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.transfer_meter import Transfer
@@ -18,6 +19,7 @@ from hypergpu.node.core.states import State
 from hypergpu.simulation import message_sizes
 from hypergpu.simulation.heartbeats import Heartbeats
 from hypergpu.simulation.rpc import Arrived, SimulatedConnection, SimulatedRpc
+from hypergpu.simulation.striped_rpc import StripedRpc
 from hypergpu.simulation.virtual_time import VirtualTime
 
 UP: Final = Direction.UP
@@ -211,6 +213,7 @@ class SimulatedNode:
         if not self.running:
             self.running = True
             self.connection.uploaded = self._on_uploaded
+            self.connection.before_piece = self.heartbeats.flush
             self.incarnation += 1
             self.attempts = self.failures = 0
             self._prepared, self.parameters_version = False, 0
@@ -237,7 +240,7 @@ class SimulatedNode:
     def _end(self) -> None:
         self.running = False
         self._begin()
-        self.connection.reconnect()
+        self.connection.close()
 
     # ------------------------------------------------------------ the life cycle
 
@@ -273,6 +276,14 @@ class SimulatedNode:
             self.heartbeats.flush()
         rpc = connection.call(self._on_rpc_failed)
         rpc.send(UP, nbytes, messages, arrived)
+        return rpc
+
+    def _call_beside(self, nbytes: int, arrived: Arrived) -> SimulatedRpc:
+        """Begin an operation by a small RPC, which never waits behind a transfer over several connections."""
+        self._begin()
+        self.heartbeats.flush()
+        rpc = self.connection.call_beside(self._on_rpc_failed)
+        rpc.send(UP, nbytes, 1, arrived)
         return rpc
 
     def _on_rpc_failed(self, _: SimulatedRpc) -> None:
@@ -312,7 +323,7 @@ class SimulatedNode:
     # ------------------------------------------------------------ joining
 
     def _register(self, _: life.Register) -> None:
-        self._call(message_sizes.REGISTER_BYTES, 1, self._on_register_arrived)
+        self._call_beside(message_sizes.REGISTER_BYTES, self._on_register_arrived)
 
     def _on_register_arrived(self, rpc: SimulatedRpc) -> None:
         self._api.register(self, rpc)
@@ -361,13 +372,19 @@ class SimulatedNode:
         Both travel as one message, so the node is told of the work now and not one latency later.
         """
         self._life.handle(life.WorkAnnounced(work))
-        nbytes, messages = message_sizes.transfer(self._payload_bytes(sending.codec))
+        payload_bytes = self._payload_bytes(sending.codec)
+        nbytes, messages = message_sizes.transfer(payload_bytes)
         if not sending.base:
             self.parameters_version = 0  # what arrives overwrites what is held
         self._api.begin_download(self, message_sizes.ORDER_BYTES + nbytes)
         rpc.about = life.WorkReceived(work)
         arrived = partial(self._on_work_arrived, sending.version)
-        rpc.send(DOWN, message_sizes.ORDER_BYTES + nbytes, messages, arrived)
+        count = work.connections.down
+        if count > 1 and (count := useful_connections(count, payload_bytes)) > 1:
+            header_bytes = message_sizes.ORDER_BYTES
+            StripedRpc(rpc, DOWN, payload_bytes, connections=count, header_bytes=header_bytes).share(arrived)
+        else:
+            rpc.send(DOWN, message_sizes.ORDER_BYTES + nbytes, messages, arrived)
 
     def _on_work_arrived(self, version: int, rpc: SimulatedRpc) -> None:
         self.parameters_version = version
@@ -389,10 +406,22 @@ class SimulatedNode:
         if not sends_whole:
             nbytes, messages = 0, 1  # the coordinator replies when it has the header
         else:
-            nbytes, messages = message_sizes.transfer(self._payload_bytes(work.codecs.update) - offset)
+            left, count = self._payload_bytes(work.codecs.update) - offset, work.connections.up
+            if count > 1 and (count := useful_connections(count, left)) > 1:
+                self._push_over_several(work, left, count)
+                return
+            nbytes, messages = message_sizes.transfer(left)
         rpc = self._call(message_sizes.HEADER_BYTES + nbytes, messages, partial(self._on_push_arrived, sends_whole))
         rpc.about = work
         rpc.failed = self._on_push_failed
+
+    def _push_over_several(self, work: ev.WorkAssigned, nbytes: int, connections: int) -> None:
+        self._begin()
+        self.heartbeats.flush()
+        call, header_bytes = self.connection.call(self._on_push_failed), message_sizes.HEADER_BYTES
+        rpc = StripedRpc(call, UP, nbytes, connections=connections, header_bytes=header_bytes)
+        rpc.about = work
+        rpc.share(partial(self._on_push_arrived, True))
 
     def _on_push_arrived(self, sent_whole: bool, rpc: SimulatedRpc) -> None:
         self._report_download()
@@ -401,7 +430,7 @@ class SimulatedNode:
     def _on_push_failed(self, rpc: SimulatedRpc) -> None:
         work = self._life.work
         if work is not None and rpc.about is work:  # before the reply
-            arrived = message_sizes.bytes_in_chunks(rpc.arrived_bytes - message_sizes.HEADER_BYTES)
+            arrived = rpc.arrived_payload_bytes(message_sizes.HEADER_BYTES)
             self._api.push_broke(self, work, self._upload_offset + arrived)
         self._on_rpc_failed(rpc)
 
@@ -410,13 +439,13 @@ class SimulatedNode:
         self.reply(rpc, _PUSHED)
 
     def _ask_progress(self, effect: life.AskProgress[ev.WorkAssigned]) -> None:
-        self._call(message_sizes.REQUEST_BYTES, 1, self._on_progress_asked).about = effect.work
+        self._call_beside(message_sizes.REQUEST_BYTES, self._on_progress_asked).about = effect.work
 
     def _on_progress_asked(self, rpc: SimulatedRpc) -> None:
         self.reply(rpc, self._api.progress(rpc.about))
 
     def _return(self, effect: life.Return[ev.WorkAssigned]) -> None:
-        rpc = self._call(message_sizes.REQUEST_BYTES, 1, self._on_return_arrived)
+        rpc = self._call_beside(message_sizes.REQUEST_BYTES, self._on_return_arrived)
         rpc.about = effect
         rpc.failed = self._on_return_failed
 
@@ -447,7 +476,7 @@ class SimulatedNode:
             self.handle(life.GraceExpired())
 
     def _leave(self, effect: life.Leave) -> None:
-        self._call(message_sizes.REQUEST_BYTES, 1, self._on_leave_arrived).about = effect.reason
+        self._call_beside(message_sizes.REQUEST_BYTES, self._on_leave_arrived).about = effect.reason
 
     def _on_leave_arrived(self, rpc: SimulatedRpc) -> None:
         self._api.leave(self, rpc.about)

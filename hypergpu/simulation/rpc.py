@@ -1,7 +1,7 @@
 """RPCs in virtual time: messages in both directions over a node's link, until they arrive or the RPC fails."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from hypergpu.common.tensors import CHUNK_BYTES
@@ -9,13 +9,13 @@ from hypergpu.common.transfer_meter import Transfer, TransferMeter
 from hypergpu.netsim_proxy.link.conditions import Blockage
 from hypergpu.netsim_proxy.link.events import DisconnectMode, NetworkEvent
 from hypergpu.netsim_proxy.link.link import Link
-from hypergpu.netsim_proxy.link.outcomes import Blocked, Cause, Deliver, Direction, Fail, LinkRpc, LossModel
+from hypergpu.netsim_proxy.link.outcomes import Blocked, Cause, Deliver, Direction, Fail, LinkRpc
+from hypergpu.netsim_proxy.link.striping import longest_piece_bytes
+from hypergpu.simulation import message_sizes
 from hypergpu.simulation.virtual_time import VirtualTime
 
 PIECE_BYTES: Final = CHUNK_BYTES
 """Longest piece that is offered to the link at once. The rest follows as the queue has room, so events act on it."""
-LEAST_PIECE_BYTES: Final = 64 << 10
-"""Shortest piece, if TCP can use less at a time: heartbeats wait behind a piece, as in the proxy."""
 SILENCE_SECONDS: Final = 20.0
 """Seconds after which gRPC's keepalive gives up a silent connection: a ping each 10 s, and 10 s to answer it."""
 
@@ -30,10 +30,13 @@ Uploaded = Callable[[Transfer], None]
 
 
 class SimulatedConnection:
-    """A node's connection over its link.
+    """A node's connection over its link, and those that share its transfers.
 
     Attributes:
-        number: of the connection; each one after the first was dialled because the one before it broke.
+        number: of the connection on the link.
+        control: number of the connection of heartbeats and other small calls. It is `number` until several connections
+            share a transfer, and another one from then on.
+        before_piece: called before a piece of a shared transfer is offered to the link.
         messages: sent so far, in both directions.
         work: RPC that is open for the node's work; heartbeats have RPCs of their own.
         downloaded: measurement of the latest download, until it is reported.
@@ -43,15 +46,17 @@ class SimulatedConnection:
     """
 
     __slots__ = (
-        "_is_limited", "clock", "downloaded", "latest_transfer", "link", "messages", "number", "time",
-        "transfer_before", "uploaded", "work",
+        "_dialled", "_further", "_is_limited", "before_piece", "clock", "control", "downloaded", "latest_transfer",
+        "link", "messages", "number", "time", "transfer_before", "uploaded", "work",
     )  # fmt: skip
 
     def __init__(self, time: VirtualTime, link: Link) -> None:
         self.time = time
         self.clock = time.clock
         self.link = link
-        self.number = 0
+        self.number = self.control = self._dialled = 0
+        self._further: list[int] = []  # numbers of the connections that share transfers, beside the first
+        self.before_piece: Callable[[], None] = lambda: None
         self.messages = 0
         self.work: SimulatedRpc | None = None
         self._is_limited = link.limits_connections  # asked after each event, not with each RPC
@@ -82,53 +87,108 @@ class SimulatedConnection:
         """Begin an RPC of the node's work."""
         self.work = rpc = SimulatedRpc(self, self.link.begin(self.clock.now, self.number), failed)
         if self._is_limited:
-            self._close_in_time()
+            self._close_in_time(self.number)
         return rpc
+
+    def call_beside(self, failed: Failed) -> "SimulatedRpc":
+        """Begin a small RPC of the node's work, which never waits behind a shared transfer."""
+        self.work = rpc = SimulatedRpc(self, self.link.begin(self.clock.now, self.control), failed)
+        if self._is_limited:
+            self._close_in_time(self.control)
+        return rpc
+
+    def share(self, count: int) -> list[int]:
+        """Return the numbers of `count` connections for a transfer; those that are not open yet are dialled."""
+        if self.control == self.number:
+            self.control = self._dial()
+        while len(self._further) < count - 1:
+            self._further.append(self._dial())
+        return [self.number, *self._further[: count - 1]]
+
+    def begin(self, number: int) -> LinkRpc:
+        """Begin an RPC that shares a transfer, on one of its connections."""
+        if self._is_limited:
+            self._close_in_time(number)
+        return self.link.begin(self.clock.now, number)
 
     def happened(self, event: NetworkEvent) -> None:
         """Handle an event on the link: retry what waited, fail what cannot continue."""
         now = self.time.now
         self._is_limited = self.link.limits_connections
         both, blocked = self.link.blocked(now), self._blocked(now)
-        self._close_in_time()
+        numbers = self._numbers
+        for number in numbers:
+            self._close_in_time(number)
         if both is not None and both.reset:
-            self._drop()
+            self._drop(numbers)
         elif event.mode == DisconnectMode.HALF_OPEN or (blocked is not None and blocked.cause != Cause.FLAPPING):
-            self.time.at(now + SILENCE_SECONDS, self._is_it_dead, self.number, event.mode)
+            self.time.at(now + SILENCE_SECONDS, self._are_they_dead, numbers, event.mode)
         if self.work is not None:
             self.work.go_on()
 
     def reconnect(self) -> None:
         """Drop the connection and dial again."""
-        self.link.disconnect(self.number)
-        self.number += 1
+        self.redial(self.number)
 
-    def _is_it_dead(self, connection: int, mode: str) -> None:
-        if self.number == connection and (mode == DisconnectMode.HALF_OPEN or self._blocked(self.time.now)):
-            self._drop()
+    def redial(self, number: int) -> int:
+        """Drop a connection and dial again; return the number of the new one."""
+        self.link.disconnect(number)
+        again = self._dial()
+        self._further = [again if each == number else each for each in self._further]
+        if number == self.control:
+            self.control = again
+        if number == self.number:
+            self.number = again
+        return again
+
+    def close(self) -> None:
+        """Drop all connections; a new process of the node dials one."""
+        for number in (*self._further, self.control):
+            self.link.disconnect(number)
+        self._further.clear()
+        self.control = self.number
+        self.reconnect()
+
+    def _dial(self) -> int:
+        self._dialled += 1
+        return self._dialled
+
+    @property
+    def _numbers(self) -> tuple[int, ...]:
+        """Numbers of all open connections."""
+        if self.control == self.number:
+            return (self.number, *self._further)
+        return (self.number, *self._further, self.control)
+
+    def _are_they_dead(self, numbers: tuple[int, ...], mode: str) -> None:
+        if mode == DisconnectMode.HALF_OPEN or self._blocked(self.time.now):
+            self._drop(numbers)
 
     def _blocked(self, now: float) -> Blockage | None:
         """Return what blocks at least one direction, so that no ping is answered; None = nothing."""
         up, down = (self.link.blocked(now, direction) for direction in Direction)
         return up or down
 
-    def _close_in_time(self) -> None:
+    def _close_in_time(self, number: int) -> None:
         """Plan the end of a connection that may not last."""
-        closes_at = self.link.closes_at(self.number, self.time.now)
+        closes_at = self.link.closes_at(number, self.time.now)
         if closes_at < math.inf:
-            self.time.at(closes_at, self._close_if_due, self.number)
+            self.time.at(closes_at, self._close_if_due, number)
 
-    def _close_if_due(self, connection: int) -> None:
+    def _close_if_due(self, number: int) -> None:
         now = self.time.now
-        if self.number == connection and now >= self.link.closes_at(connection, now):
-            self._drop()
+        if now >= self.link.closes_at(number, now):
+            self._drop((number,))
 
-    def _drop(self) -> None:
+    def _drop(self, numbers: tuple[int, ...]) -> None:
+        """Break those of some connections that are still open."""
+        broken = [number for number in numbers if number in self._numbers]
         rpc = self.work
         if rpc is not None:
-            rpc.fail(reconnect=True)
-        else:
-            self.reconnect()
+            rpc.connections_broke(broken)
+        for number in broken:
+            if number in self._numbers:
+                self.redial(number)
 
 
 class SimulatedRpc:
@@ -193,7 +253,7 @@ class SimulatedRpc:
             if room_at > now:
                 connection.time.at(room_at, self.go_on)
                 return
-            piece = min(self._left, self._longest_piece())
+            piece = min(self._left, longest_piece_bytes(link, self._direction, PIECE_BYTES))
             last = piece == self._left
             verdict = link.offer(now, self._direction, piece, self.link_rpc, end=last)
             if not isinstance(verdict, Deliver):
@@ -220,6 +280,10 @@ class SimulatedRpc:
         now = self.connection.clock.now
         return sum(nbytes for at, nbytes in self._pieces or () if at <= now)
 
+    def arrived_payload_bytes(self, header_bytes: int) -> int:
+        """Return the payload behind a header that has arrived in whole chunks."""
+        return message_sizes.bytes_in_chunks(self.arrived_bytes - header_bytes)
+
     def _note_part(self, arrives_at: float, nbytes: int) -> None:
         """Note when a piece arrives; before the first one, when its first byte does."""
         if self._parts is None:
@@ -238,12 +302,6 @@ class SimulatedRpc:
         elif measured is not None:
             self.connection.uploaded(measured)
 
-    def _longest_piece(self) -> int:
-        link = self.connection.link
-        if link.loss_model is LossModel.RPC:
-            return PIECE_BYTES
-        return int(min(PIECE_BYTES, max(LEAST_PIECE_BYTES, link.useful_window_bytes(self._direction))))
-
     def close(self) -> None:
         """Close the RPC, whether it succeeded or its result is no longer needed."""
         self.over = True
@@ -260,8 +318,13 @@ class SimulatedRpc:
         if not self.over:
             self.close()
             if reconnect:
-                self.connection.reconnect()
+                self.connection.redial(self.link_rpc.connection)
             self.failed(self)
+
+    def connections_broke(self, numbers: Sequence[int]) -> None:
+        """Fail if the connection of the RPC is one of those that broke."""
+        if self.link_rpc.connection in numbers:
+            self.fail(reconnect=True)
 
     def _deliver(self) -> None:
         self._measure()

@@ -40,7 +40,7 @@ _NEVER: Final = -math.inf
 _DETECTION_SECONDS: Final = 0.2
 """Lowest retransmission timeout of Linux. A loss is detected after one of them, or two, the second twice as long."""
 _USEFUL_SECONDS: Final = 0.1
-_FULL_PIECE_BYTES: Final = 16 << 10
+FULL_PIECE_BYTES: Final = 16 << 10
 """Smallest piece taken for one of many of a message, unless it ends its stream."""
 _STREAM_POINT_BYTES: Final = (64 << 10, 64 << 20)
 """A lost stream longer than one message fails after so many bytes: log-uniform between these bounds."""
@@ -352,7 +352,7 @@ class Link:
         self, now: float, lane: LinkLane, nbytes: int, rpc: LinkRpc, latency: float, end: bool
     ) -> float:
         flow = lane.bottleneck.flows.get(rpc.connection) or self._open_flow(now, lane, rpc.connection)
-        more = not end and nbytes >= _FULL_PIECE_BYTES
+        more = not end and nbytes >= FULL_PIECE_BYTES
         round_trip = self._round_trip(rpc)
         back = (self._down if lane is self._up else self._up).bottleneck
         if back.busy_until > now:  # acknowledgements wait behind the data of the other direction

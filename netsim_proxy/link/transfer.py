@@ -5,18 +5,16 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from statistics import fmean
 
-from hypergpu.common.tensors import STRIPE_BYTES
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.link import Link
 from hypergpu.netsim_proxy.link.outcomes import Deliver, Direction, LinkRpc, LossModel
 from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
+from hypergpu.netsim_proxy.link.striping import SharedMessage, Stripe
 from hypergpu.netsim_proxy.link.window import CongestionControl
 
 _PAUSE_SECONDS = 0.005
 """Pause between the arrival of the first message and the start of the second."""
 _LEAST_QUEUE_BYTES = 100_000
-_LEAST_PIECE_BYTES = 64 << 10
-"""Shortest piece that a connection offers to the link at once, as in a simulated transfer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +74,15 @@ def transfer_times(
 
 def _deliver_in_chunks(link: Link, now: float, direction: Direction, nbytes: int, connections: int) -> float | None:
     """Return when a message has arrived whose chunks several connections share; None if it was lost."""
-    rpcs = [_survivor(link, now, direction, number) for number in range(connections)]
+    message = SharedMessage(link, direction, nbytes)
+    stripes = [Stripe(_survivor(link, now, direction, number)) for number in range(connections)]
     free = [(now, number) for number in range(connections)]
-    left, held, arrived_at = nbytes, [0] * connections, now
+    arrived_at = now
     while free:
         at, number = heappop(free)
-        if not held[number]:
-            held[number] = min(left, STRIPE_BYTES)
-            left -= held[number]
-        if not held[number]:
+        outcome = message.send(at, stripes[number])
+        if outcome is None:
             continue
-        useful = max(_LEAST_PIECE_BYTES, link.useful_window_bytes(direction))
-        piece = int(min(held[number], useful))
-        held[number] -= piece
-        outcome = link.offer(at, direction, piece, rpcs[number], end=not left and not held[number])
         if not isinstance(outcome, Deliver):
             return None
         arrived_at = max(arrived_at, outcome.at)

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from hypergpu.common.byte_ranges import ByteRange, ByteRanges
+from hypergpu.common.connections import MOST_FAILURES, MOST_FETCHES
 from hypergpu.common.errors import HyperGPUError, StaleWork, Unavailable
 from hypergpu.common.tensors import STRIPE_BYTES, Assembler, Chunk, checksum
-from hypergpu.node import uploading
-from hypergpu.node.downloading import MOST_ATTEMPTS, Receive, SharedDownload
-from hypergpu.node.uploading import MOST_FAILURES
+from hypergpu.node.downloading import Receive, SharedDownload
 
 PAYLOAD = np.random.default_rng(0).integers(0, 256, 6 * STRIPE_BYTES + 7, np.uint8)
 
@@ -53,8 +52,7 @@ class Receiver(SharedDownload):
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hypergpu.node.downloading.BACKOFF_SECONDS", 0.0)
-    assert uploading.BACKOFF_SECONDS > 0
+    monkeypatch.setattr("hypergpu.node.downloading.FIRST_BACKOFF_SECONDS", 0.0)
 
 
 async def test_the_streams_share_the_chunks_and_none_arrives_twice() -> None:
@@ -88,7 +86,7 @@ async def test_when_nothing_helps_the_error_says_how_much_is_there() -> None:
     sender.faults = [Unavailable("cut")] * 100
     with pytest.raises(Unavailable, match="the parameters ended after 0 bytes: cut"):
         await receiver.receive(sender.stream(breaks=True), [sender.connection(breaks=True)])
-    assert len(sender.asked) == 1 + MOST_FAILURES + MOST_ATTEMPTS
+    assert len(sender.asked) == 1 + MOST_FAILURES + MOST_FETCHES
 
 
 async def test_an_error_about_the_work_unit_ends_all_streams() -> None:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from hypergpu.common.byte_ranges import ByteRanges
+from hypergpu.common.connections import MOST_FAILURES
 from hypergpu.common.errors import CorruptData, HyperGPUError, StaleWork, Unavailable
 from hypergpu.common.tensors import CHUNK_BYTES, STRIPE_BYTES, Assembler, Chunk, Payload
 from hypergpu.node import uploading
-from hypergpu.node.uploading import MOST_FAILURES, Send, SharedUpload
+from hypergpu.node.uploading import Send, SharedUpload
 from hypergpu.protos import coordinator_pb2 as pb
 
 PAYLOAD: Payload = np.random.default_rng(0).integers(0, 256, 8 * STRIPE_BYTES + 5, np.uint8)
@@ -53,7 +54,7 @@ class Receiver:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploading, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(uploading, "FIRST_BACKOFF_SECONDS", 0.0)
 
 
 async def test_several_connections_share_the_chunks_and_none_is_sent_twice() -> None:

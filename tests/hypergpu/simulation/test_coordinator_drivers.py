@@ -66,6 +66,7 @@ def configuration(options: Sequence[str]) -> dict[str, Any]:
             "linger_seconds": 5.0,
         },
         "orchestrator": {"policy": given.get("policy", "none")},
+        "transfers": {"connections": given.get("connections", "auto")},
     }
 
 
@@ -79,7 +80,9 @@ def said(effect: ev.Effect) -> str:  # noqa: PLR0911  (one case per effect)
         case ev.StartRound():
             return f"StartRound {effect.round} of {'+'.join(effect.nodes)}"
         case ev.WorkAssigned():
-            return f"WorkAssigned {effect.node} {effect.round}.{effect.attempt}"
+            down, up = effect.connections
+            over = f" over {down} and {up} connections" if (down, up) != (1, 1) else ""
+            return f"WorkAssigned {effect.node} {effect.round}.{effect.attempt}{over}"
         case ev.UpdateReply(status=kind) | ev.CloseRound(reason=kind) | ev.Finish(reason=kind):
             return f"{type(effect).__name__} {kind}"
         case ev.RunOver(node=node):
