@@ -102,7 +102,7 @@ class Heartbeats:
         node.attempts += 1
         connection.messages += 1
         rtt_ms, self._rtt_ms = self._rtt_ms, 0.0
-        rpc = link.begin(at, connection.control)
+        rpc = link.begin(at, connection.numbers.control)
         sent = link.offer(at, _UP, message_sizes.HEARTBEAT_BYTES, rpc, end=True)
         if not isinstance(sent, Deliver):
             node.failures += 1

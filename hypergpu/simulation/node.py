@@ -240,7 +240,7 @@ class SimulatedNode:
     def _end(self) -> None:
         self.running = False
         self._begin()
-        self.connection.close()
+        self.connection.numbers.close()
 
     # ------------------------------------------------------------ the life cycle
 
@@ -377,13 +377,14 @@ class SimulatedNode:
         if not sending.base:
             self.parameters_version = 0  # what arrives overwrites what is held
         self._api.begin_download(self, message_sizes.ORDER_BYTES + nbytes)
-        rpc.about = life.WorkReceived(work)
         arrived = partial(self._on_work_arrived, sending.version)
         count = work.connections.down
         if count > 1 and (count := useful_connections(count, payload_bytes)) > 1:
-            header_bytes = message_sizes.ORDER_BYTES
-            StripedRpc(rpc, DOWN, payload_bytes, connections=count, header_bytes=header_bytes).share(arrived)
+            striped = StripedRpc(rpc, DOWN, payload_bytes, message_sizes.ORDER_BYTES)
+            striped.about = life.WorkReceived(work)
+            striped.share(count, arrived)
         else:
+            rpc.about = life.WorkReceived(work)
             rpc.send(DOWN, message_sizes.ORDER_BYTES + nbytes, messages, arrived)
 
     def _on_work_arrived(self, version: int, rpc: SimulatedRpc) -> None:
@@ -418,10 +419,10 @@ class SimulatedNode:
     def _push_over_several(self, work: ev.WorkAssigned, nbytes: int, connections: int) -> None:
         self._begin()
         self.heartbeats.flush()
-        call, header_bytes = self.connection.call(self._on_push_failed), message_sizes.HEADER_BYTES
-        rpc = StripedRpc(call, UP, nbytes, connections=connections, header_bytes=header_bytes)
+        call = self.connection.call(self._on_push_failed)
+        rpc = StripedRpc(call, UP, nbytes, message_sizes.HEADER_BYTES)
         rpc.about = work
-        rpc.share(partial(self._on_push_arrived, True))
+        rpc.share(connections, partial(self._on_push_arrived, True))
 
     def _on_push_arrived(self, sent_whole: bool, rpc: SimulatedRpc) -> None:
         self._report_download()

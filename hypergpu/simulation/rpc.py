@@ -29,13 +29,66 @@ Uploaded = Callable[[Transfer], None]
 """Handler of the measurement of an upload that has arrived, or that ended early."""
 
 
+class ConnectionNumbers:
+    """Numbers of a node's open connections on its link; each new connection has a new number.
+
+    Attributes:
+        first: connection of transfers, the only one until several share a transfer.
+        control: connection of heartbeats and other small calls: the first one until several share a transfer, and one
+            of its own from then on.
+    """
+
+    __slots__ = ("_dialled", "_further", "_link", "control", "first")
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self.first = self.control = self._dialled = 0
+        self._further: list[int] = []  # those that share transfers, beside the first
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """All open connections."""
+        if self.control == self.first:
+            return (self.first, *self._further)
+        return (self.first, *self._further, self.control)
+
+    def share(self, count: int) -> list[int]:
+        """Return `count` connections for a transfer; those that are not open yet are dialled."""
+        if self.control == self.first:
+            self.control = self._dial()
+        while len(self._further) < count - 1:
+            self._further.append(self._dial())
+        return [self.first, *self._further[: count - 1]]
+
+    def redial(self, number: int) -> int:
+        """Drop a connection and dial again; return the number of the new one."""
+        self._link.disconnect(number)
+        again = self._dial()
+        self._further = [again if each == number else each for each in self._further]
+        if number == self.control:
+            self.control = again
+        if number == self.first:
+            self.first = again
+        return again
+
+    def close(self) -> None:
+        """Drop all connections; a new process of the node dials one."""
+        for number in (*self._further, self.control):
+            self._link.disconnect(number)
+        self._further.clear()
+        self.control = self.first
+        self.redial(self.first)
+
+    def _dial(self) -> int:
+        self._dialled += 1
+        return self._dialled
+
+
 class SimulatedConnection:
     """A node's connection over its link, and those that share its transfers.
 
     Attributes:
-        number: of the connection on the link.
-        control: number of the connection of heartbeats and other small calls. It is `number` until several connections
-            share a transfer, and another one from then on.
+        numbers: numbers of the open connections on the link.
         before_piece: called before a piece of a shared transfer is offered to the link.
         messages: sent so far, in both directions.
         work: RPC that is open for the node's work; heartbeats have RPCs of their own.
@@ -46,16 +99,15 @@ class SimulatedConnection:
     """
 
     __slots__ = (
-        "_dialled", "_further", "_is_limited", "before_piece", "clock", "control", "downloaded", "latest_transfer",
-        "link", "messages", "number", "time", "transfer_before", "uploaded", "work",
+        "_is_limited", "before_piece", "clock", "downloaded", "latest_transfer", "link", "messages", "numbers", "time",
+        "transfer_before", "uploaded", "work",
     )  # fmt: skip
 
     def __init__(self, time: VirtualTime, link: Link) -> None:
         self.time = time
         self.clock = time.clock
         self.link = link
-        self.number = self.control = self._dialled = 0
-        self._further: list[int] = []  # numbers of the connections that share transfers, beside the first
+        self.numbers = ConnectionNumbers(link)
         self.before_piece: Callable[[], None] = lambda: None
         self.messages = 0
         self.work: SimulatedRpc | None = None
@@ -85,25 +137,17 @@ class SimulatedConnection:
 
     def call(self, failed: Failed) -> "SimulatedRpc":
         """Begin an RPC of the node's work."""
-        self.work = rpc = SimulatedRpc(self, self.link.begin(self.clock.now, self.number), failed)
+        self.work = rpc = SimulatedRpc(self, self.link.begin(self.clock.now, self.numbers.first), failed)
         if self._is_limited:
-            self._close_in_time(self.number)
+            self._close_in_time(self.numbers.first)
         return rpc
 
     def call_beside(self, failed: Failed) -> "SimulatedRpc":
         """Begin a small RPC of the node's work, which never waits behind a shared transfer."""
-        self.work = rpc = SimulatedRpc(self, self.link.begin(self.clock.now, self.control), failed)
+        self.work = rpc = SimulatedRpc(self, self.link.begin(self.clock.now, self.numbers.control), failed)
         if self._is_limited:
-            self._close_in_time(self.control)
+            self._close_in_time(self.numbers.control)
         return rpc
-
-    def share(self, count: int) -> list[int]:
-        """Return the numbers of `count` connections for a transfer; those that are not open yet are dialled."""
-        if self.control == self.number:
-            self.control = self._dial()
-        while len(self._further) < count - 1:
-            self._further.append(self._dial())
-        return [self.number, *self._further[: count - 1]]
 
     def begin(self, number: int) -> LinkRpc:
         """Begin an RPC that shares a transfer, on one of its connections."""
@@ -116,7 +160,7 @@ class SimulatedConnection:
         now = self.time.now
         self._is_limited = self.link.limits_connections
         both, blocked = self.link.blocked(now), self._blocked(now)
-        numbers = self._numbers
+        numbers = self.numbers.all
         for number in numbers:
             self._close_in_time(number)
         if both is not None and both.reset:
@@ -125,40 +169,6 @@ class SimulatedConnection:
             self.time.at(now + SILENCE_SECONDS, self._are_they_dead, numbers, event.mode)
         if self.work is not None:
             self.work.go_on()
-
-    def reconnect(self) -> None:
-        """Drop the connection and dial again."""
-        self.redial(self.number)
-
-    def redial(self, number: int) -> int:
-        """Drop a connection and dial again; return the number of the new one."""
-        self.link.disconnect(number)
-        again = self._dial()
-        self._further = [again if each == number else each for each in self._further]
-        if number == self.control:
-            self.control = again
-        if number == self.number:
-            self.number = again
-        return again
-
-    def close(self) -> None:
-        """Drop all connections; a new process of the node dials one."""
-        for number in (*self._further, self.control):
-            self.link.disconnect(number)
-        self._further.clear()
-        self.control = self.number
-        self.reconnect()
-
-    def _dial(self) -> int:
-        self._dialled += 1
-        return self._dialled
-
-    @property
-    def _numbers(self) -> tuple[int, ...]:
-        """Numbers of all open connections."""
-        if self.control == self.number:
-            return (self.number, *self._further)
-        return (self.number, *self._further, self.control)
 
     def _are_they_dead(self, numbers: tuple[int, ...], mode: str) -> None:
         if mode == DisconnectMode.HALF_OPEN or self._blocked(self.time.now):
@@ -182,13 +192,13 @@ class SimulatedConnection:
 
     def _drop(self, numbers: tuple[int, ...]) -> None:
         """Break those of some connections that are still open."""
-        broken = [number for number in numbers if number in self._numbers]
+        broken = [number for number in numbers if number in self.numbers.all]
         rpc = self.work
         if rpc is not None:
             rpc.connections_broke(broken)
         for number in broken:
-            if number in self._numbers:
-                self.redial(number)
+            if number in self.numbers.all:
+                self.numbers.redial(number)
 
 
 class SimulatedRpc:
@@ -249,7 +259,7 @@ class SimulatedRpc:
         connection = self.connection
         link, now, pieces = connection.link, connection.time.now, self._pieces
         while pieces is not None and self._left > 0 and not self.over:
-            room_at = link.room_at(now, self._direction, connection.number)
+            room_at = link.room_at(now, self._direction, connection.numbers.first)
             if room_at > now:
                 connection.time.at(room_at, self.go_on)
                 return
@@ -318,7 +328,7 @@ class SimulatedRpc:
         if not self.over:
             self.close()
             if reconnect:
-                self.connection.redial(self.link_rpc.connection)
+                self.connection.numbers.redial(self.link_rpc.connection)
             self.failed(self)
 
     def connections_broke(self, numbers: Sequence[int]) -> None:

@@ -52,14 +52,12 @@ class StripedRpc(SimulatedRpc):
         rpc: RPC on the first connection, which has sent no long message yet.
         direction: direction of the message.
         nbytes: size of its payload, more than one chunk.
-        connections: number of connections.
         header_bytes: bytes before the chunks: of each connection in an upload, of the first one in a download.
     """
 
     __slots__ = (
         "_arrived_at",
         "_arrived_bytes",
-        "_connections",
         "_fetches",
         "_header_bytes",
         "_lost_bytes",
@@ -69,29 +67,25 @@ class StripedRpc(SimulatedRpc):
         "_streams",
     )
 
-    def __init__(
-        self, rpc: SimulatedRpc, direction: Direction, nbytes: int, *, connections: int, header_bytes: int
-    ) -> None:
+    def __init__(self, rpc: SimulatedRpc, direction: Direction, nbytes: int, header_bytes: int) -> None:
         super().__init__(rpc.connection, rpc.link_rpc, rpc.failed)
         self.connection.work = self
-        self.about = rpc.about
         self._direction, self._nbytes, self._header_bytes = direction, nbytes, header_bytes
         self._message = SharedMessage(self.connection.link, direction, nbytes, message_sizes.chunks_bytes)
-        self._connections = connections
         self._streams: list[_Stream] = []
         self._meter: TransferMeter | None = None
         self._arrived_bytes = self._lost_bytes = self._fetches = 0
         self._arrived_at = 0.0
 
-    def share(self, arrived: Arrived) -> None:
-        """Send the payload; `arrived(self)` runs when all of it has arrived."""
+    def share(self, connections: int, arrived: Arrived) -> None:
+        """Send the payload over several connections; `arrived(self)` runs when all of it has arrived."""
         connection = self.connection
         now, one_way = connection.clock.now, connection.link.one_way_seconds(self._direction, self.link_rpc)
-        connection.messages += self._connections + math.ceil(self._nbytes / STRIPE_BYTES)
+        connection.messages += connections + math.ceil(self._nbytes / STRIPE_BYTES)
         connection.transfer()
         self._arrived = arrived
         self._meter = TransferMeter(now + one_way)
-        numbers = connection.share(self._connections)
+        numbers = connection.numbers.share(connections)
         self._streams = [_Stream(number, self.link_rpc, self._header_bytes) for number in numbers]
         first, *others = self._streams
         for stream in others:
@@ -234,7 +228,7 @@ class StripedRpc(SimulatedRpc):
             return
         connection = self.connection
         if dials:
-            stream.number = connection.redial(stream.number)
+            stream.number = connection.numbers.redial(stream.number)
         lost = stream.arriving_bytes + (stripe.chunk_bytes if stripe.unsent_bytes else 0)
         stream.stripe, stream.arriving_bytes = Stripe(stripe.rpc), 0
         if stream.is_over and not lost:
@@ -263,7 +257,7 @@ class StripedRpc(SimulatedRpc):
         """Ask which chunks are missing; return when the node knows, and whether it got a reply."""
         connection = self.connection
         link, now = connection.link, connection.clock.now
-        rpc, at = link.begin(now, connection.control), now
+        rpc, at = link.begin(now, connection.numbers.control), now
         for direction, nbytes in ((_UP, message_sizes.REQUEST_BYTES), (_DOWN, message_sizes.REPLY_BYTES)):
             verdict = link.offer(now, direction, nbytes, rpc, end=True)
             if isinstance(verdict, Blocked):

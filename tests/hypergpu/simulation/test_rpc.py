@@ -105,7 +105,7 @@ def test_a_connection_on_which_nothing_passes_is_given_up() -> None:
     tested.happened(event)
     time.run()
     assert failed == [1.0 + SILENCE_SECONDS]
-    assert tested.number == 1
+    assert tested.numbers.first == 1
 
 
 def test_a_reset_fails_the_rpc_at_once() -> None:
@@ -148,7 +148,7 @@ def test_one_way_of_silence_ends_a_connection_as_silence_both_ways_does(directio
     tested.happened(event)
     call.send(Direction.UP, 1000, 1, lambda _: None)
     time.run()
-    assert failed == [SILENCE_SECONDS] and tested.number == 1
+    assert failed == [SILENCE_SECONDS] and tested.numbers.first == 1
 
 
 @pytest.mark.parametrize("kind", ["limit_time", "timeout"])
@@ -163,7 +163,7 @@ def test_a_connection_ends_when_its_time_is_over_and_the_next_one_too(kind: str)
     began = time.now
     tested.call(lambda _: failed.append(time.now))
     time.run()
-    assert failed == [3.0, began + 3.0] and tested.number == 2
+    assert failed == [3.0, began + 3.0] and tested.numbers.first == 2
 
 
 def test_a_connection_ends_when_its_bytes_are_spent() -> None:
@@ -172,4 +172,4 @@ def test_a_connection_ends_when_its_bytes_are_spent() -> None:
     tested.link.apply(NetworkEvent("limit_data", "n", limit_bytes=1000), 0.0)
     tested.call(lambda _: failed.append(time.now)).send(Direction.UP, 1001, 1, lambda _: pytest.fail())
     time.run()
-    assert failed == [0.0] and tested.number == 1
+    assert failed == [0.0] and tested.numbers.first == 1

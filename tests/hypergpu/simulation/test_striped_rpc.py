@@ -17,7 +17,7 @@ from hypergpu.netsim_proxy.link.outcomes import Deliver, Direction, LossModel
 from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile, find_profile
 from hypergpu.netsim_proxy.link.transfer import transfer_times
 from hypergpu.simulation import message_sizes
-from hypergpu.simulation.rpc import SILENCE_SECONDS, SimulatedConnection, SimulatedRpc
+from hypergpu.simulation.rpc import SILENCE_SECONDS, ConnectionNumbers, SimulatedConnection, SimulatedRpc
 from hypergpu.simulation.striped_rpc import StripedRpc
 from hypergpu.simulation.virtual_time import VirtualTime
 
@@ -46,8 +46,8 @@ class Transferred:
     def begin(self, direction: Direction, nbytes: int, connections: int, header_bytes: int = 700) -> "Transferred":
         self.connection.uploaded = self.measured.append
         call = self.connection.call(lambda _: self.failed_at.append(self.time.now))
-        self.rpc = StripedRpc(call, direction, nbytes, connections=connections, header_bytes=header_bytes)
-        self.rpc.share(self._arrived)
+        self.rpc = StripedRpc(call, direction, nbytes, header_bytes)
+        self.rpc.share(connections, self._arrived)
         return self
 
     def _arrived(self, rpc: SimulatedRpc) -> None:
@@ -101,7 +101,7 @@ def test_small_calls_never_wait_behind_a_shared_transfer() -> None:
     done, waits = Transferred(time, tested).begin(UP, 4_000_000, 4), []
 
     def beat() -> None:
-        verdict = tested.link.offer(time.now, UP, 900, tested.link.begin(time.now, tested.control), end=True)
+        verdict = tested.link.offer(time.now, UP, 900, tested.link.begin(time.now, tested.numbers.control), end=True)
         assert isinstance(verdict, Deliver)
         waits.append(verdict.at - time.now)
 
@@ -173,10 +173,10 @@ def test_a_process_that_ends_closes_all_connections() -> None:
     done = Transferred(time, tested).begin(UP, 4_000_000, 4)
     time.run(until=0.2)
     done.rpc.close()
-    tested.close()
+    tested.numbers.close()
     time.run()
     assert done.arrived_at == done.failed_at == []
-    assert tested.control == tested.number and tested._numbers == (tested.number,)
+    assert tested.numbers.control == tested.numbers.first and len(tested.numbers.all) == 1
 
 
 @given(
@@ -194,7 +194,7 @@ def test_every_byte_arrives_once_or_the_transfer_fails(
     done = Transferred(time, tested).begin(direction, nbytes, connections)
 
     def drop(which: int) -> None:
-        tested._drop((tested._numbers[which % len(tested._numbers)],))
+        tested._drop((tested.numbers.all[which % len(tested.numbers.all)],))
 
     call: Callable[[int], None] = drop
     for at, which in breaks:
@@ -212,7 +212,7 @@ def test_every_byte_arrives_once_or_the_transfer_fails(
 
 def test_an_upload_takes_as_long_as_the_prediction_for_its_link(monkeypatch: pytest.MonkeyPatch) -> None:
     # The numbers of connections are keys of the draws, and a prediction counts neither headers nor framing.
-    monkeypatch.setattr(SimulatedConnection, "share", lambda _, count: [*range(count)])
+    monkeypatch.setattr(ConnectionNumbers, "share", lambda _, count: [*range(count)])
     monkeypatch.setattr(message_sizes, "chunks_bytes", int)
     profile, nbytes, connections = find_profile("average"), 8_000_000, 8
     predicted = transfer_times(profile, nbytes, samples=1, connections=connections)
