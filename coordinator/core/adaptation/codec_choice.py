@@ -32,6 +32,10 @@ _IN_TIME: Final = 0.9
 """Share of a round in which a node must be done with its present codec to keep it, so that the others seldom wait."""
 _EARLY: Final = 0.4
 """Share of a round in which a node must be done with a milder codec to change to it. Rounds may become shorter."""
+_MILD: Final = UPDATE_CODECS.index("int8")
+"""Strongest codec whose noise is negligible, so that a milder one is only worth it where it is as fast."""
+_AS_FAST: Final = 1.1
+"""Ratio of the times of a node in two codecs up to which they are equally fast."""
 _NEGLIGIBLE: Final = 0.02
 """Share of a round that a direction must save by a codec, so that it is worth it."""
 _SAME: Final = 1.03
@@ -163,10 +167,13 @@ def _assignment(forecast: RoundForecast, present: Codecs, strongest: int) -> Ass
 
 def _mildest(seconds: Floats, due: float, present: Ints, limit: Ints) -> Ints:
     """Return the codec of each node, given its time with each codec: shape (nodes, codecs)."""
-    fastest = seconds[np.arange(len(limit)), limit]
-    saves_little = seconds - fastest[:, None] <= _NEGLIGIBLE * due
-    in_time, early = (_first(saves_little | (seconds <= share * due)) for share in (_IN_TIME, _EARLY))
-    chosen: Ints = np.minimum(np.clip(present, in_time, early), limit)
+    every = np.arange(len(limit))
+    saves_little = seconds - seconds[every, limit][:, None] <= _NEGLIGIBLE * due
+    in_time = _first(saves_little | (seconds <= _IN_TIME * due))
+    is_as_fast = seconds <= _AS_FAST * seconds[every, np.minimum(limit, _MILD)][:, None]
+    is_as_fast[:, _MILD:] = True
+    early = _first(is_as_fast & (saves_little | (seconds <= _EARLY * due)))
+    chosen: Ints = np.minimum(np.clip(present, in_time, np.maximum(in_time, early)), limit)
     return chosen
 
 

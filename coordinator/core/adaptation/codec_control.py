@@ -41,8 +41,9 @@ _MILD: Final = UPDATE_CODECS.index("int8")
 """Strongest codec that cannot make training diverge: its noise is far below that of the gradients."""
 _LARGE_BYTES: Final = 1_000_000
 """Size of a model that is not sent as float32 over a link whose rate is not measured."""
-_UNMEASURED: Final = CodecPair(UPDATE_CODECS.index("int8"), PARAMETERS_CODECS.index("int8"))
-"""Codecs over such a link: they encode a gigabyte a second, and cost no accuracy."""
+_UNMEASURED: Final = CodecPair(UPDATE_CODECS.index("int8"), PARAMETERS_CODECS.index("bf16"))
+"""Codecs over such a link: they encode a gigabyte a second, and cost no accuracy. A difference would begin with
+float32."""
 _USUAL: Final = 0.5
 """Share of the latest rounds that a node takes part in, from which it counts for the choice."""
 _REGULAR: Final = 0.8

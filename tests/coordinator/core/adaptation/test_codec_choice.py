@@ -73,8 +73,10 @@ def test_a_node_that_is_in_time_keeps_its_codec_until_it_would_be_early_with_a_m
     keeps = forecast([40.0, 3.0], rest=[1.0, 1.0])
     assert best(keeps, Codecs(np.array([INT4, INT8]), np.zeros(2, np.int64)))[0] == [INT4, INT8]
     assert best(keeps)[0] == [INT4, NONE]
-    early = forecast([40.0, 1.0], rest=[1.0, 1.0])
-    assert best(early, Codecs(np.array([INT4, INT8]), np.zeros(2, np.int64)))[0] == [INT4, NONE]
+    early = forecast([40.0, 4.0], rest=[1.0, 0.1])
+    assert best(early, Codecs(np.array([INT4, INT4]), np.zeros(2, np.int64)))[0] == [INT4, INT8]
+    as_fast = forecast([40.0, 0.1], rest=[1.0, 1.0])
+    assert best(as_fast, Codecs(np.array([INT4, INT8]), np.zeros(2, np.int64)))[0] == [INT4, NONE]
 
 
 def test_the_noise_of_a_codec_outweighs_a_small_saving() -> None:

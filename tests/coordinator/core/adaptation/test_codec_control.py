@@ -115,15 +115,15 @@ def reasons(decisions: Sequence[CodecDecision]) -> list[tuple[str, str]]:
 def test_a_large_model_begins_with_a_mild_codec_and_says_why() -> None:
     cluster = slow_uploads()
     decided = cluster.plan()
-    assert set(cluster.codecs().values()) == {TransferCodecs("int8", "int8")}
+    assert set(cluster.codecs().values()) == {TransferCodecs("int8", "bf16")}
     assert reasons(decided) == [(node, "rate_not_measured") for node in NODES]
     assert decided[0].figures == {
         "from": "none/none",
-        "to": "int8/int8",
+        "to": "int8/bf16",
         "up_bytes_before": MODEL_BYTES,
         "up_bytes": cluster.bytes_of("int8"),
         "down_bytes_before": MODEL_BYTES,
-        "down_bytes": cluster.bytes_of("int8"),
+        "down_bytes": MODEL_BYTES // 2,
     }
 
 
@@ -142,8 +142,8 @@ def test_the_slow_upload_is_encoded_and_the_others_return_to_float32() -> None:
     assert cluster.codecs() == {"near": FLOAT32, "middle": FLOAT32, "far": TransferCodecs("int4", "none")}
     strongest = next(each for each in cluster.decisions if each.node == "far" and each.figures["to"] == "int4/none")
     assert strongest.reason is CompressionReason.TRANSFERS_LENGTHEN_ROUND
-    # From int8/int8 to int4/none: half of the bytes up at 5 Mbit/s, four times as many down at 1000.
-    up, down = cluster.bytes_of("int8") - cluster.bytes_of("int4"), MODEL_BYTES - cluster.bytes_of("int8")
+    # From int8/bf16 to int4/none: half of the bytes up at 5 Mbit/s, twice as many down at 1000.
+    up, down = cluster.bytes_of("int8") - cluster.bytes_of("int4"), MODEL_BYTES // 2
     assert strongest.figures["expected_saving_seconds"] == pytest.approx(
         up / (5 * MBIT) - down / (1e4 * MBIT), rel=0.02
     )
@@ -181,7 +181,7 @@ def test_a_link_without_a_measured_rate_keeps_its_codecs() -> None:
     cluster = slow_uploads()
     for _ in range(4):
         cluster.plan()
-    assert set(cluster.codecs().values()) == {TransferCodecs("int8", "int8")}
+    assert set(cluster.codecs().values()) == {TransferCodecs("int8", "bf16")}
 
 
 def test_a_change_of_the_payload_changes_what_is_expected_and_the_deadline() -> None:
