@@ -252,6 +252,12 @@ class Engine:
         self.metrics.sent.inc(nbytes)
         self._dependencies.links.sent(node, nbytes)
 
+    def received(self, node: str, nbytes: int) -> None:
+        """Count bytes of an update that were received from a node, a sign of life beside its heartbeats."""
+        self.session.seen(node, self.now)  # heartbeats may queue behind the upload
+        self.metrics.received.inc(nbytes)
+        self._dependencies.links.traffic.received(node, nbytes)
+
     def downloaded(self, node: str, transfer: Transfer | None) -> None:
         """Record the download that a node reports, if any."""
         if transfer is not None and self.machine.members.get(node) is not None:
@@ -355,7 +361,8 @@ class Engine:
             detail = f"round {closed.round} could not be evaluated: {type(error).__name__}: {error}"
             self.dispatch(ev.EvaluationFailed(closed.round, detail, stepped))
             return
-        self._records.round(round_row(closed, loss, self.machine.metric, metric, self.elapsed_seconds))
+        traffic = self._dependencies.links.traffic.take()
+        self._records.round(round_row(closed, loss, self.machine.metric, metric, self.elapsed_seconds, traffic=traffic))
         self._background.spawn("syncing the records", self._records.sync())
         self.dispatch(ev.Evaluated(closed.round, loss, metric, self.model.update_norms))
         self.metrics.evaluated(self.machine.loss, self.machine.metric_value)

@@ -9,6 +9,7 @@ from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.identity import TaskIdentity
 from hypergpu.common.tensors import Flat
 from hypergpu.common.transfer_meter import Transfer
+from hypergpu.coordinator.core.rounds.traffic import RoundTraffic
 from hypergpu.coordinator.health import Health
 from hypergpu.coordinator.metrics import Metrics
 from hypergpu.coordinator.model_files import ModelFiles
@@ -21,6 +22,11 @@ Evaluate = Callable[[Flat], Evaluation]
 
 class Links(Protocol):
     """Receiver of everything that the engine learns about communication with nodes."""
+
+    @property
+    def traffic(self) -> RoundTraffic:
+        """Bytes on each link since the record of the last round."""
+        ...
 
     def register(self, node: str, largest_batch: int) -> None:
         """Register a node that joined; a `largest_batch` of 0 means unknown."""

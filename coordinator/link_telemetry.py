@@ -10,6 +10,7 @@ from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator
 from hypergpu.coordinator.core.links.downloads import DownloadLedger
 from hypergpu.coordinator.core.links.profile import RATE_FIGURES
+from hypergpu.coordinator.core.rounds.traffic import RoundTraffic
 from hypergpu.coordinator.core.selection import NodeState
 
 
@@ -25,6 +26,8 @@ class LinkTelemetry:
         self._orchestrator = orchestrator
         self._monitor = orchestrator.monitor
         self._downloads = DownloadLedger()
+        self.traffic = RoundTraffic()
+        """Bytes on each link since the record of the last round. The driver counts those of updates."""
         self._counting: set[str] = set()
         self._scraped: set[str] = set()
         self._final: dict[str, dict[str, Any]] = {}
@@ -46,6 +49,7 @@ class LinkTelemetry:
     def sent(self, node: str, nbytes: int) -> None:
         """Record bytes of these parameters that were sent."""
         self._downloads.sent(node, nbytes)
+        self.traffic.sent(node, nbytes)
 
     def downloaded(self, node: str, transfer: Transfer, now: float) -> None:
         """Record what a node reports of their transfer; a report that cannot be true is ignored."""

@@ -1,5 +1,7 @@
 """Prometheus metrics of the run, derived from effects and outcomes without decisions of their own."""
 
+from dataclasses import asdict
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from hypergpu.common import errors
@@ -7,9 +9,44 @@ from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.common.series import OptionalGauge
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
+from hypergpu.coordinator.core.rounds.node_time import NodeTime, time_of_round
 
 _REASONS = frozenset(name for name in vars(errors) if name[0].isupper()) | {"shutting_down", "abandoned"}
 _ROUND_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+def _seconds(name: str, text: str, registry: CollectorRegistry) -> Histogram:
+    return Histogram(f"hypergpu_{name}_seconds", text, registry=registry, buckets=_ROUND_BUCKETS)
+
+
+class _ClosedRounds:
+    """Series of closed rounds."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        text = "Duration of a round, from its start to its close."
+        self._seconds = _seconds("round_duration", text, registry)
+        text = "Closed rounds, by reason."
+        self._rounds = Counter("hypergpu_rounds", text, ("reason",), registry=registry)
+        text = "Mean training loss of the last round."
+        self._train_loss = OptionalGauge("hypergpu_train_loss", text, registry, {})
+        text = "Time of the nodes of closed rounds, by part of the round."
+        self._node_seconds = Counter("hypergpu_round_node_seconds", text, ("part",), registry=registry)
+        text = "Share of the time of its nodes in which they computed, in the last round."
+        self._utilisation = OptionalGauge("hypergpu_compute_utilisation", text, registry, {})
+        for reason in ev.CloseReason:
+            self._rounds.labels(reason)
+        for part in asdict(NodeTime()):
+            self._node_seconds.labels(part)
+
+    def observe(self, closed: ev.CloseRound) -> None:
+        """Count a closed round."""
+        self._rounds.labels(closed.reason).inc()
+        self._seconds.observe(closed.seconds)
+        self._train_loss.set(closed.loss)
+        time = time_of_round(closed)
+        for part, seconds in asdict(time).items():
+            self._node_seconds.labels(part).inc(seconds)
+        self._utilisation.set(time.utilisation)
 
 
 class Metrics:
@@ -28,20 +65,14 @@ class Metrics:
             return OptionalGauge(f"hypergpu_{name}", text, registry, labels)
 
         def seconds(name: str, text: str) -> Histogram:
-            return Histogram(f"hypergpu_{name}_seconds", text, registry=registry, buckets=_ROUND_BUCKETS)
+            return _seconds(name, text, registry)
 
-        self.rounds = counter("rounds", "Closed rounds, by reason.", "reason")
+        self._closed = _ClosedRounds(registry)
         self.abandoned = counter("rounds_abandoned", "Rounds that were abandoned and restarted.")
         self.round = gauge("round", "Number of the running or next round.")
         self.rounds_planned = gauge("rounds_planned", "Planned rounds of the run; 0 = unlimited.")
-        self.round_seconds = seconds("round_duration", "Duration of a round, from its start to its close.")
         self._loss = optional("loss", "Loss on held-out data of the latest evaluated model that was not given up.")
-        self._metric = optional(
-            "metric",
-            "Main metric of the same model; the label is its name.",
-            metric=metric.name,
-        )
-        self._train_loss = optional("train_loss", "Mean training loss of the last round.")
+        self._metric = optional("metric", "Main metric of the same model; the label is its name.", metric=metric.name)
         self.samples = counter("samples", "Training samples in accepted updates.")
         self.updates = counter("updates", "Received updates, by outcome.", "outcome")
         self.rejected = counter("updates_rejected", "Rejected updates, by error.", "error")
@@ -76,9 +107,7 @@ class Metrics:
                 self.updates.labels(status).inc()
                 self.samples.inc(weight)
             case ev.CloseRound():
-                self.rounds.labels(effect.reason).inc()
-                self.round_seconds.observe(effect.seconds)
-                self._train_loss.set(effect.loss)
+                self._closed.observe(effect)
                 self.selected.set(0)
             case ev.AbandonRound():
                 self.abandoned.inc()
@@ -97,8 +126,6 @@ class Metrics:
 
     def _begin_at_zero(self) -> None:
         """Create the series that alerts watch: otherwise their first count would not be an increase."""
-        for reason in ev.CloseReason:
-            self.rounds.labels(reason)
         for status in ev.UpdateStatus:
             self.updates.labels(status)
         for refused in (self.rejected, self._returned):

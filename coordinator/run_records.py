@@ -9,6 +9,8 @@ from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.membership import Member
+from hypergpu.coordinator.core.rounds.node_time import time_of_round
+from hypergpu.coordinator.core.rounds.traffic import Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +30,20 @@ class RunEvent:
 
 
 def round_row(
-    closed: ev.CloseRound, loss: float | None, spec: MetricSpec, metric: float | None, ended_seconds: float
+    closed: ev.CloseRound,
+    loss: float | None,
+    spec: MetricSpec,
+    metric: float | None,
+    ended_seconds: float,
+    *,
+    traffic: Mapping[str, Traffic],
 ) -> dict[str, Any]:
     """Return a line of rounds.jsonl; the loss and the metric, under its name, are on held-out data.
 
-    Both are None where the round was not evaluated, and the metric also where it is undefined.
+    Both are None where the round was not evaluated, and the metric also where it is undefined. `traffic` has the bytes
+    of each link since the line before.
     """
+    utilisation = time_of_round(closed).utilisation
     return {
         "round": closed.round,
         "ended_seconds": round(ended_seconds, 6),
@@ -54,6 +64,10 @@ def round_row(
         "codec": {c.node: c.codec for c in closed.contributions if c.success},
         "parameters_codec": {c.node: c.parameters_codec for c in closed.contributions if c.success},
         "noise": {c.node: float(f"{c.noise:.4g}") for c in closed.contributions if c.success},
+        "upload_seconds": {c.node: round(c.upload_seconds, 6) for c in closed.contributions if c.success},
+        "bytes_down": {node: each.down for node, each in traffic.items() if each.down},
+        "bytes_up": {node: each.up for node, each in traffic.items() if each.up},
+        "compute_utilisation": None if utilisation is None else round(utilisation, 6),
     }
 
 

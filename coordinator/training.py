@@ -295,8 +295,7 @@ class TrainingService:
                 engine.uploads.require_current(upload, stream)
                 added = upload.assembler.add(part)
                 meter.piece(added, arrived_at)
-                engine.session.seen(event.node, engine.now)  # heartbeats may queue behind the upload
-                engine.metrics.received.inc(added)
+                engine.received(event.node, added)
         finally:
             if upload.assembler.complete or len(upload.streams) <= 1:
                 engine.uploaded(event.node, upload.take_measurement())

@@ -343,6 +343,7 @@ class Session:
         if not self.needs_update(update.node, update.round):
             return self._take(replace(update, received_share=0.0), now)
         self._require_codec(update)
+        self._machine.offered(update.node, now)
         return None, ()
 
     def _on_update(self, request: Update, now: float) -> Answer[ev.UpdateReply]:

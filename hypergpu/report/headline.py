@@ -7,6 +7,7 @@ from statistics import median
 from hypergpu.common.metric import LOSS, MetricSpec
 from hypergpu.common.text import Number, duration, figure, percent, size
 from hypergpu.report.model import Run
+from hypergpu.report.node_time import utilisation
 from hypergpu.time_to_target import TimeComparison, compare_times
 
 
@@ -69,6 +70,7 @@ _OF_EVERY_RUN = (
     ),
     Measure("samples_per_second", "Samples per second", figure, _samples_per_second, 1),
     Measure("contributing_share", "Orders fulfilled", percent, _contributing, 1),
+    Measure("compute_utilisation", "Compute utilisation", percent, utilisation, 1),
     Measure("bytes_sent", "Sent to nodes", size, _recorded("bytes_sent")),
     Measure("bytes_received", "Received from nodes", size, _recorded("bytes_received")),
     Measure("adaptation_share", "Time spent on adapting", percent, _recorded("adaptation_share"), -1),

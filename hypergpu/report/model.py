@@ -7,6 +7,7 @@ from functools import cached_property
 from hypergpu.common.metric import ACCURACY, MetricSpec, finite
 from hypergpu.common.text import natural_key
 from hypergpu.coordinator.core.decisions import Figures
+from hypergpu.coordinator.core.rounds.traffic import Traffic
 from hypergpu.time_to_target import Course
 
 CLUSTER = "cluster"
@@ -22,6 +23,7 @@ class NodeRound:
     batch_size: float | None = None
     compute_seconds: float | None = None
     waiting_seconds: float | None = None
+    upload_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Round:
     train_loss: float | None = None
     samples: float | None = None
     nodes: tuple[NodeRound, ...] = ()
+    traffic: Mapping[str, Traffic] = field(default_factory=dict)
+    """Bytes on each link since the round before."""
 
 
 @dataclass(frozen=True, slots=True)

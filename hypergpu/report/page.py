@@ -11,6 +11,7 @@ from hypergpu.report.charts_section import learning, round_time, timeline
 from hypergpu.report.headline import Measure, measures, target_sentence
 from hypergpu.report.markup import Markup, tag
 from hypergpu.report.model import Run
+from hypergpu.report.node_time import node_times
 from hypergpu.report.table import chosen, event_table
 from hypergpu.report.timeline_data import words
 
@@ -27,7 +28,7 @@ def page(run: Run, against: Against | None = None) -> str:
         _headline(run, against),
         _section("learning", "Learning", learning(run, against.others() if against is not None else ())),
         _section("timeline", "What happened", timeline(run, rows)),
-        _section("time", "Where the time went", round_time(run)),
+        _section("time", "Where the time went", tag("div", round_time(run), node_times(run))),
         _section("decisions", "Decisions and events", event_table(run, rows)),
         _section("nodes", "Nodes at the end", _nodes(run)),
         _section("settings", "Settings", _settings(run)),

@@ -17,6 +17,7 @@ from hypergpu.common.errors import ConfigError, InvalidInput
 from hypergpu.common.metric import ACCURACY, MetricSpec, finite
 from hypergpu.common.text import counted
 from hypergpu.coordinator.core.decisions import Figures
+from hypergpu.coordinator.core.rounds.traffic import Traffic
 from hypergpu.report.model import Event, NodeRound, Round, Run
 
 Json = Mapping[str, object]
@@ -139,13 +140,6 @@ def _round(row: Json, metric: MetricSpec) -> Round | None:
     ended_at = finite(row.get("ended_seconds"))
     if number is None or seconds is None or ended_at is None:
         return None
-    came, missing = _names(row.get("contributors")), _names(row.get("missing"))
-    batch, compute, waiting = (_figures(row.get(key)) for key in ("batch_sizes", "compute_seconds", "waiting_seconds"))
-    nodes = tuple(
-        NodeRound(name, success, finite(batch.get(name)), finite(compute.get(name)), finite(waiting.get(name)))
-        for names, success in ((came, True), (missing, False))
-        for name in names
-    )
     return Round(
         number=int(number),
         ended_at=ended_at,
@@ -155,8 +149,28 @@ def _round(row: Json, metric: MetricSpec) -> Round | None:
         metric=finite(row.get(metric.name)),
         train_loss=finite(row.get("train_loss")),
         samples=finite(row.get("samples")),
-        nodes=nodes,
+        nodes=tuple(_node_rounds(row)),
+        traffic=_traffic(row),
     )
+
+
+def _node_rounds(row: Json) -> Iterator[NodeRound]:
+    keys = ("batch_sizes", "compute_seconds", "waiting_seconds", "upload_seconds")
+    columns = [_figures(row.get(key)) for key in keys]
+    for names, success in ((_names(row.get("contributors")), True), (_names(row.get("missing")), False)):
+        for name in names:
+            yield NodeRound(name, success, *(finite(column.get(name)) for column in columns))
+
+
+def _traffic(row: Json) -> dict[str, Traffic]:
+    down, up = _figures(row.get("bytes_down")), _figures(row.get("bytes_up"))
+    names = dict.fromkeys([*down, *up])
+    return {name: Traffic(_count(down.get(name)), _count(up.get(name))) for name in names}
+
+
+def _count(value: object) -> int:
+    """Return a count of bytes; 0 for anything that is none."""
+    return max(int(finite(value) or 0), 0)
 
 
 def _event(row: Json) -> Event | None:

@@ -111,8 +111,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
       table.querySelectorAll("thead th").forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "ascending" : "descending");
       const body = table.tBodies[0];
-      const value = (row) => row.cells[column]?.textContent ?? "";
-      const order = (a, b) => value(a).localeCompare(value(b), "en", { numeric: true }) * (down ? 1 : -1);
+      const text = (row) => row.cells[column]?.textContent ?? "";
+      const number = (row) => Number(row.cells[column]?.dataset.value ?? NaN);
+      const compare = (a, b) => number(a) - number(b) || text(a).localeCompare(text(b), "en", { numeric: true });
+      const order = (a, b) => compare(a, b) * (down ? 1 : -1);
       body.append(...[...body.rows].sort(order));
     });
   });

@@ -10,6 +10,7 @@ from hypergpu.coordinator.core.model.outgoing import plan_sending
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Adaptation, LateWork, RoundJudgement, RoundPlan, RoundReport
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
+from hypergpu.coordinator.core.rounds.traffic import Traffic
 from hypergpu.coordinator.core.session import (
     AskProgress,
     Directive,
@@ -45,8 +46,15 @@ class Recorder(Protocol):
         """Keep an event."""
         ...
 
-    def round_closed(self, closed: ev.CloseRound, loss: float | None, metric: float | None, now: float) -> None:
-        """Keep a round and its evaluation."""
+    def round_closed(
+        self,
+        closed: ev.CloseRound,
+        loss: float | None,
+        metric: float | None,
+        now: float,
+        traffic: Mapping[str, Traffic],
+    ) -> None:
+        """Keep a round and its evaluation, with the bytes on each link since the round before."""
         ...
 
     def finished(self, finish: ev.Finish, now: float) -> None:
@@ -178,6 +186,10 @@ class SimulatedCoordinator:
         """Return whether no update of this work is needed."""
         return self._machine.update_status(work.node, work.round) is not None
 
+    def offer(self, work: ev.WorkAssigned) -> None:
+        """Handle the header of PushUpdate, of an update that is needed."""
+        self._ask(OfferUpdate(self._run_id, _update_without_figures(work, 0.0)))
+
     def progress(self, work: ev.WorkAssigned) -> life.ProgressKnown:
         """Handle GetUploadProgress."""
         accepted = self._ask(AskProgress(work.node, self._run_id, work.round)) is True
@@ -187,6 +199,7 @@ class SimulatedCoordinator:
 
     def push_broke(self, node: SimulatedNode, work: ev.WorkAssigned, next_offset: int) -> None:
         """Keep what arrived of an update whose stream broke."""
+        self._links.traffic.received(node.node_id, next_offset - self.progress(work).next_offset)
         self._held[node.node_id] = (work.round, work.attempt, next_offset)
 
     def push(
@@ -196,15 +209,16 @@ class SimulatedCoordinator:
         compute_seconds: float,
         rpc: SimulatedRpc,
         *,
-        sent_whole: bool,
+        nbytes: int,
     ) -> None:
-        """Handle PushUpdate; `sent_whole` is False if the round was over before anything was sent but the header.
+        """Handle PushUpdate; `nbytes` is 0 if the round was over before anything was sent but the header.
 
         The work is done now, and only if its update is needed: the parameters of its round have not changed.
         """
         reply: ev.UpdateReply | HyperGPUError | None
+        self._links.traffic.received(node.node_id, nbytes)
         if self.is_over(work):
-            reply = self._push_late(_update_without_figures(work, compute_seconds), sent_whole=sent_whole)
+            reply = self._push_late(_update_without_figures(work, compute_seconds), is_whole=nbytes > 0)
         else:
             try:
                 update = self._learning.train(work, compute_seconds)
@@ -218,8 +232,8 @@ class SimulatedCoordinator:
         else:
             node.send_verdict(rpc)
 
-    def _push_late(self, update: ev.UpdateArrived, *, sent_whole: bool) -> ev.UpdateReply | HyperGPUError | None:
-        if sent_whole:
+    def _push_late(self, update: ev.UpdateArrived, *, is_whole: bool) -> ev.UpdateReply | HyperGPUError | None:
+        if is_whole:
             return self._ask(Update(update))
         return self._ask(OfferUpdate(self._run_id, update))
 
@@ -278,7 +292,7 @@ class SimulatedCoordinator:
     def _evaluate(self, closed: ev.CloseRound) -> None:
         loss, metric = self._learning.evaluate() if closed.evaluate else (None, None)
         self._record_metric_fault(closed.round)
-        self._recorder.round_closed(closed, loss, metric, self._time.now)
+        self._recorder.round_closed(closed, loss, metric, self._time.now, self._links.traffic.take())
         self.dispatch(ev.Evaluated(closed.round, loss, metric, self._learning.update_norms))
 
     def _record_metric_fault(self, round_number: int) -> None:
@@ -334,7 +348,8 @@ class SimulatedCoordinator:
 def _update_without_figures(work: ev.WorkAssigned, compute_seconds: float) -> ev.UpdateArrived:
     """Return the update of this work before its loss is known."""
     samples = work.batch_size * work.local_steps
-    return ev.UpdateArrived(work.node, work.round, work.attempt, samples, 0.0, compute_seconds)
+    codec = work.codecs.update
+    return ev.UpdateArrived(work.node, work.round, work.attempt, samples, 0.0, compute_seconds, codec=codec)
 
 
 class HeartbeatSync:

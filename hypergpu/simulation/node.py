@@ -51,6 +51,10 @@ class CoordinatorApi(Protocol):
         """Return whether the coordinator has no use for an update of this work."""
         ...
 
+    def offer(self, work: ev.WorkAssigned) -> None:
+        """PushUpdate: the header of an update that is needed."""
+        ...
+
     def progress(self, work: ev.WorkAssigned) -> life.ProgressKnown:
         """GetUploadProgress."""
         ...
@@ -62,9 +66,9 @@ class CoordinatorApi(Protocol):
         compute_seconds: float,
         rpc: SimulatedRpc,
         *,
-        sent_whole: bool,
+        nbytes: int,
     ) -> None:
-        """PushUpdate: a whole update, or only its header; the reply is sent on `rpc`."""
+        """PushUpdate: `nbytes` of a whole update, or only its header; the reply is sent on `rpc`."""
         ...
 
     def push_broke(self, node: "SimulatedNode", work: ev.WorkAssigned, next_offset: int) -> None:
@@ -403,16 +407,16 @@ class SimulatedNode:
     def _push(self, effect: life.Push[ev.WorkAssigned]) -> None:
         work, offset = effect.work, effect.offset
         self._upload_offset = offset
-        sends_whole = not self._api.is_over(work)
-        if not sends_whole:
+        if self._api.is_over(work):
             nbytes, messages = 0, 1  # the coordinator replies when it has the header
         else:
+            self._api.offer(work)
             left, count = self._payload_bytes(work.codecs.update) - offset, work.connections.up
             if count > 1 and (count := useful_connections(count, left)) > 1:
                 self._push_over_several(work, left, count)
                 return
             nbytes, messages = message_sizes.transfer(left)
-        rpc = self._call(message_sizes.HEADER_BYTES + nbytes, messages, partial(self._on_push_arrived, sends_whole))
+        rpc = self._call(message_sizes.HEADER_BYTES + nbytes, messages, partial(self._on_push_arrived, nbytes))
         rpc.about = work
         rpc.failed = self._on_push_failed
 
@@ -422,11 +426,11 @@ class SimulatedNode:
         call = self.connection.call(self._on_push_failed)
         rpc = StripedRpc(call, UP, nbytes, message_sizes.HEADER_BYTES)
         rpc.about = work
-        rpc.share(connections, partial(self._on_push_arrived, True))
+        rpc.share(connections, partial(self._on_push_arrived, nbytes))
 
-    def _on_push_arrived(self, sent_whole: bool, rpc: SimulatedRpc) -> None:
+    def _on_push_arrived(self, nbytes: int, rpc: SimulatedRpc) -> None:
         self._report_download()
-        self._api.push(self, rpc.about, self._compute_seconds, rpc, sent_whole=sent_whole)
+        self._api.push(self, rpc.about, self._compute_seconds, rpc, nbytes=nbytes)
 
     def _on_push_failed(self, rpc: SimulatedRpc) -> None:
         work = self._life.work

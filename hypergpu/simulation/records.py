@@ -8,6 +8,7 @@ from hypergpu.common.metric import LOSS
 from hypergpu.coordinator.core.decisions import DecisionKind
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
+from hypergpu.coordinator.core.rounds.traffic import Traffic
 from hypergpu.coordinator.run_dir import RunDir
 from hypergpu.coordinator.run_records import RunEvent, node_row, outcome, round_row
 from hypergpu.netsim_proxy.link.outcomes import Direction
@@ -67,7 +68,14 @@ class Recording:
         """Record an event of the scenario, which changed links."""
         self.event(ev.RunEvent("network", self.machine.round, what), now)
 
-    def round_closed(self, closed: ev.CloseRound, loss: float | None, metric: float | None, now: float) -> None:
+    def round_closed(
+        self,
+        closed: ev.CloseRound,
+        loss: float | None,
+        metric: float | None,
+        now: float,
+        traffic: Mapping[str, Traffic],
+    ) -> None:
         """Record a closed round."""
         self.round_seconds.append(closed.seconds)
         self.trouble = ""
@@ -81,7 +89,7 @@ class Recording:
             if target is not None and self.reached_after is None and spec.reached(value, target):
                 self.reached_after = self.trained_seconds
         if self._dir is not None:
-            self._dir.round(round_row(closed, loss, spec, metric, now))
+            self._dir.round(round_row(closed, loss, spec, metric, now, traffic=traffic))
             self._dir.flush()
 
     def finished(self, finish: ev.Finish, now: float) -> None:

@@ -85,5 +85,5 @@ def test_a_metric_cannot_take_the_name_of_a_key_of_a_round() -> None:
         samples=1,
         evaluate=True,
     )
-    assert round_row(closed, 0.1, R2, 0.5, 1.0).keys() - {"r2"} <= RESERVED
-    assert round_row(closed, 0.1, LOSS, 0.1, 1.0)["loss"] == 0.1
+    assert round_row(closed, 0.1, R2, 0.5, 1.0, traffic={}).keys() - {"r2"} <= RESERVED
+    assert round_row(closed, 0.1, LOSS, 0.1, 1.0, traffic={})["loss"] == 0.1

@@ -298,6 +298,8 @@ class Contribution:
     """Noise of that codec; 0 without an update."""
     parameters_codec: str = "none"
     """Codec that was ordered for its parameters."""
+    upload_seconds: float = 0.0
+    """Part of `waiting_seconds` from the offer of the update until it had arrived; 0 without an update."""
 
 
 @message

@@ -237,6 +237,13 @@ class RoundMachine:
         """
         return self.members.seen(node, now)
 
+    def offered(self, node: str, now: float) -> None:
+        """Note that a node begins to send its update, which is wanted."""
+        current = self.round_state.open_round
+        unit = current.units.get(node) if current else None
+        if unit is not None and unit.offered_at is None:
+            unit.offered_at = now
+
     def abandon(self, node: str, state: str, step_seconds: float, now: float) -> None:
         """Note what a straggler was doing when it was told to abandon its work.
 

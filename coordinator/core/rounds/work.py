@@ -53,6 +53,8 @@ class WorkUnit:
     """Latest attempt that the node returned; 0 = none."""
     first_at: float = 0.0
     """Time at which the node's present process got it."""
+    offered_at: float | None = None
+    """Time at which the node offered its update; None before."""
     live: bool = True
     """An update is still expected."""
     done: bool = False
@@ -149,6 +151,7 @@ class Round:
         if unit.attempt == 0 or unit.interrupted:  # time lost by a restart does not count against the link
             unit.first_at, unit.interrupted = now, False
         unit.attempt += 1
+        unit.offered_at = None
         return WorkAssigned(
             self.number,
             unit.node,
@@ -191,6 +194,7 @@ class Round:
                 codec=update.codec,
                 noise=update.noise,
                 parameters_codec=unit.codecs.parameters,
+                upload_seconds=0.0 if unit.offered_at is None else now - unit.offered_at,
             )
         )
         return seconds

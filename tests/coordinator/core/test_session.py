@@ -436,6 +436,42 @@ def test_a_part_of_an_upload_is_a_sign_of_life_of_a_member_and_its_link() -> Non
     assert desk.machine.members.require("a").last_seen == 3.0
 
 
+# ---------------------------------------------------------------- parts of a round
+
+
+def test_the_time_from_the_first_offer_of_an_update_to_its_arrival_is_its_upload() -> None:
+    desk = Desk(min_nodes=2)
+    desk.join("a", "b")
+    desk.pull("a", "b")
+    for desk.now in (3.0, 4.0):  # the stream breaks once
+        desk.ask(OfferUpdate(RUN, desk.update("a", compute_seconds=2.0)))
+    desk.now = 8.0
+    desk.ask(Update(desk.update("a", compute_seconds=2.0)))
+    _, effects = desk.ask(Update(desk.update("b", compute_seconds=7.0)))
+    (closed,) = [each for each in effects if isinstance(each, ev.CloseRound)]
+    parts = [
+        (each.node, each.compute_seconds, each.waiting_seconds, each.upload_seconds) for each in closed.contributions
+    ]
+    assert parts == [("a", 2.0, 6.0, 5.0), ("b", 7.0, 1.0, 0.0)]
+
+
+def test_work_that_is_assigned_again_is_offered_again() -> None:
+    desk = Desk()
+    desk.join("a")
+    desk.pull("a")
+    desk.now = 1.0
+    desk.ask(OfferUpdate(RUN, desk.update("a")))
+    desk.ask(Return("a", RUN, 1, 1, "Unavailable", ""))
+    desk.now = 2.0
+    desk.pull("a")
+    desk.now = 5.0
+    desk.ask(OfferUpdate(RUN, replace(desk.update("a"), attempt=2)))
+    desk.now = 6.0
+    _, effects = desk.ask(Update(replace(desk.update("a"), attempt=2)))
+    (closed,) = [each for each in effects if isinstance(each, ev.CloseRound)]
+    assert closed.contributions[0].upload_seconds == 1.0
+
+
 # ---------------------------------------------------------------- codecs
 
 

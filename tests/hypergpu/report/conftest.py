@@ -110,6 +110,9 @@ def sample_rows(rounds: int = 25, nodes: Sequence[str] = NODES, slow: float = 1.
                 "batch_sizes": batches,
                 "compute_seconds": {node: spent for node, spent in compute.items() if node not in missing},
                 "waiting_seconds": {node: round(seconds - spent, 4) for node, spent in compute.items()},
+                "upload_seconds": dict.fromkeys((node for node in active if node not in missing), 0.25),
+                "bytes_down": dict.fromkeys(active, 40_000),
+                "bytes_up": dict.fromkeys((node for node in active if node not in missing), 10_000),
             }
         )
         events.append(

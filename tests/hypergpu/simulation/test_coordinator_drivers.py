@@ -309,7 +309,7 @@ class NoRecords:
 
     def event(self, record: ev.RunEvent, now: float) -> None: ...
 
-    def round_closed(self, closed: ev.CloseRound, loss: float | None, metric: float | None, now: float) -> None: ...
+    def round_closed(self, *arguments: Any) -> None: ...
 
     def finished(self, finish: ev.Finish, now: float) -> None: ...
 
@@ -370,7 +370,7 @@ class VirtualCluster:
         assert node.work is not None
         work = replace(node.work, round=int(value)) if value.isdigit() else node.work
         self._learning.is_finite = value != "nan"
-        self._api.push(node, work, 0.1, Rpc(), sent_whole=True)
+        self._api.push(node, work, 0.1, Rpc(), nbytes=8)
 
     def _ask_progress(self, node: Node, _: str) -> str:
         return f"accepted: {self._api.progress(node.work).accepted}"

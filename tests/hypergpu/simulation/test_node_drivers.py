@@ -162,6 +162,8 @@ class ScriptedCoordinator:
     def is_over(self, work: ev.WorkAssigned) -> bool:
         return False
 
+    def offer(self, work: ev.WorkAssigned) -> None: ...
+
     def progress(self, work: ev.WorkAssigned) -> life.ProgressKnown:
         return life.ProgressKnown(self.is_done, self.held)
 
@@ -172,7 +174,7 @@ class ScriptedCoordinator:
         compute_seconds: float,
         rpc: SimulatedRpc,
         *,
-        sent_whole: bool,
+        nbytes: int,
     ) -> None:
         if not self._fails("PushUpdate", node):
             self.is_done = True
