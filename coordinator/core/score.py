@@ -20,9 +20,11 @@ class Score:
         """Return whether this model is better: by metric, then by loss. A loss that is not finite never wins."""
         if not math.isfinite(self.loss):
             return False
-        return other is None or self._rank() > other._rank()
+        return other is None or self.rank > other.rank
 
-    def _rank(self) -> tuple[float, float]:
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Rank among other models, higher for a better one: the metric, if lower is better its negative; then −loss."""
         value = finite(self.metric)
         worth = -math.inf if value is None else self.spec.gain(value, over=0.0)
         return worth, -self.loss if math.isfinite(self.loss) else -math.inf

@@ -18,6 +18,7 @@ from hypergpu.common.errors import CannotResume
 from hypergpu.coordinator.app import Coordinator, Options
 from hypergpu.coordinator.checkpoints import Checkpoint, Checkpoints
 from hypergpu.coordinator.core.adaptation import Phase
+from hypergpu.coordinator.core.adaptation.state import VERSION
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.session import Pull, Register
@@ -158,7 +159,7 @@ async def test_the_adaptation_and_the_model_to_return_to_survive_a_restart(tmp_p
     again = resumed(adapted_run, policy="reactive")
     state = again.orchestrator.state()
     assert state.control.search == through.orchestrator.state().control.search
-    assert state.control.held_out == through.orchestrator.state().control.held_out
+    assert state.control.progress == through.orchestrator.state().control.progress
     kept = through.engine.machine.kept
     assert again.engine.machine.kept == kept
     assert kept["round"] == 2, "the latest model is not the best one"
@@ -309,7 +310,7 @@ ODD_STATES: dict[str, Mapping[str, Any]] = {
     "samples a text": {"samples": "40"},
     "names a text": {"travelling": "weight"},
     "adaptation a list": {"adaptation": []},
-    "adaptation of this version without its parts": {"adaptation": {"version": 1}},
+    "adaptation of this version without its parts": {"adaptation": {"version": VERSION}},
     "kept a number": {"kept": 4},
     "kept in no round": {"kept": {"round": -1, "loss": 0.5, "metric": None}},
     "a name that is not there": {"travelling": ["weight", "bias", "ghost"]},

@@ -1,4 +1,4 @@
-"""Progress of the model: the best loss so far, and the judgement whether training has diverged."""
+"""Progress of the model: the best one so far, and the judgement whether training has diverged."""
 
 import math
 from collections.abc import Mapping
@@ -7,8 +7,9 @@ from enum import StrEnum
 from statistics import fmean
 
 from hypergpu.common.metric import finite
-from hypergpu.coordinator.core.adaptation.state import LossRecord
+from hypergpu.coordinator.core.adaptation.state import LossRecord, ProgressState
 from hypergpu.coordinator.core.rounds.adaptation import RoundReport
+from hypergpu.coordinator.core.score import Score
 
 _RISE = 0.5
 """Relative rise above the best loss that may be divergence."""
@@ -75,11 +76,16 @@ class ProgressTracker:
 class ModelProgress:
     """Follows the model by two losses: held-out where it is evaluated, and of the first batches before each work.
 
-    The second is a round late, since nodes measure it before they begin, and needs no evaluation.
+    The second is a round late, since nodes measure it before they begin, and needs no evaluation. Where there are
+    evaluations, the best model is the one with the best metric: held-out loss may rise while accuracy still does, as a
+    model that is sure of what it gets wrong pays more for it.
     """
 
     def __init__(self) -> None:
         self._held_out, self._training = ProgressTracker(), ProgressTracker()
+        self._best: tuple[float, float] | None = None
+        """Rank of the best model; see `Score`."""
+        self._since_best = 0
         self._last: float | None = None
         self.improved = False
         """True if the latest round has given the best model so far."""
@@ -94,36 +100,49 @@ class ModelProgress:
         if report.evaluated:
             if report.round == 1 and before is not None:
                 self._held_out.observe(0, before)  # untrained, the model is as good on training data
+                self._best = Score(0, before, None, report.spec).rank
             # The held-out loss is of the model after this round, and of more samples than a few batches.
             found = self._held_out.observe(report.round, report.loss)
             self.decrease = _decrease(self._last if self._last is not None else before, report.loss)
             self._last = report.loss
-            self.improved = found is None and self._held_out.best_round == report.round
+            rank = Score(report.round, report.loss, report.metric, report.spec).rank
+            self.improved = found is None and (self._best is None or rank >= self._best)
+            self._best, self._since_best = (rank, 0) if self.improved else (self._best, self._since_best + 1)
         else:
             self.decrease = _decrease(self._last, before)
             self._last = before
             self.improved = found is None and before is not None and self._training.best_round == report.round - 1
         return found
 
-    def state(self) -> tuple[LossRecord, LossRecord, float | None]:
-        """Return the state for a checkpoint: held-out, training, and the loss that the next decrease begins at."""
-        return self._held_out.state(), self._training.state(), finite(self._last)
+    def state(self) -> ProgressState:
+        """Return the state for a checkpoint."""
+        worth, negative_loss = (None, None) if self._best is None else self._best
+        return ProgressState(
+            held_out=self._held_out.state(),
+            training=self._training.state(),
+            last_loss=finite(self._last),
+            best_worth=finite(worth),
+            best_loss=None if negative_loss is None else -negative_loss,
+            since_best=self._since_best,
+        )
 
-    def restore(self, held_out: LossRecord, training: LossRecord, last: float | None) -> None:
+    def restore(self, state: ProgressState) -> None:
         """Go on from the state of an earlier process."""
-        self._held_out.restore(held_out)
-        self._training.restore(training)
-        self._last = last
+        self._held_out.restore(state.held_out)
+        self._training.restore(state.training)
+        worth = -math.inf if state.best_worth is None else state.best_worth
+        self._best = None if state.best_loss is None else (worth, -state.best_loss)
+        self._since_best, self._last = state.since_best, state.last_loss
 
     @property
     def since_best(self) -> int:
-        """Losses in a row that were not the best: of those on held-out data if there are any."""
-        return (self._held_out if math.isfinite(self._held_out.best) else self._training).since_best
+        """Models in a row that were not the best: evaluated ones if there are any."""
+        return self._training.since_best if self._best is None else self._since_best
 
     def return_to_best(self) -> None:
         """Note that the model is again the best one."""
         self._last = None
-        self._held_out.since_best = self._training.since_best = 0
+        self._since_best = self._training.since_best = 0
 
 
 def _decrease(before: float | None, after: float | None) -> float:

@@ -44,12 +44,9 @@ class ProgressControl:
 
     def state(self) -> ControlState:
         """Return the state for a checkpoint."""
-        held_out, training, last = self.progress.state()
         return ControlState(
             search=self.search.state(),
-            held_out=held_out,
-            training=training,
-            last_loss=last,
+            progress=self.progress.state(),
             momentum_factor=self._momentum_factor,
             rollbacks=self.rollbacks,
             snapshot=self.snapshot,
@@ -60,7 +57,7 @@ class ProgressControl:
         self.search.restore(state.search)
         if policy is not self._policy:
             self.search.set_step(self._rate_step)
-        self.progress.restore(state.held_out, state.training, state.last_loss)
+        self.progress.restore(state.progress)
         self._momentum_factor, self.rollbacks = state.momentum_factor, state.rollbacks
         self.snapshot = state.snapshot
 

@@ -11,7 +11,7 @@ from hypergpu.common.local_optimizer import LOCAL_OPTIMIZERS
 from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.coordinator.core.adaptation.phases import Phase
 
-VERSION = 1
+VERSION = 2
 """Version of this format. A checkpoint with another one is resumed without the state of its adaptation."""
 _LARGEST_COUNT = 1 << 53
 _LARGEST_FACTOR = 1e30
@@ -97,14 +97,30 @@ class ConfigurationSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class ControlState:
-    """State of the control by progress."""
+class ProgressState:
+    """Knowledge about the progress of the model."""
 
-    search: OptimizerSearchState
     held_out: LossRecord
     training: LossRecord
     last_loss: float | None
     """Loss that the next decrease is measured against."""
+    best_worth: float | None
+    """Metric of the best evaluated model, if lower is better its negative; None if it was not defined."""
+    best_loss: float | None
+    """Held-out loss of the best evaluated model; None before the first."""
+    since_best: int
+    """Evaluated models since the best one."""
+
+    def __post_init__(self) -> None:
+        _require_counts(self.since_best)
+
+
+@dataclass(frozen=True, slots=True)
+class ControlState:
+    """State of the control by progress."""
+
+    search: OptimizerSearchState
+    progress: ProgressState
     momentum_factor: float
     rollbacks: int
     snapshot: ConfigurationSnapshot | None

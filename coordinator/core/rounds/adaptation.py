@@ -8,6 +8,7 @@ from typing import Protocol
 
 from hypergpu.common.connections import ONE_FOR_ALL, ConnectionPlan
 from hypergpu.common.local_optimizer import LocalOptimizer
+from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.overrides import NodeOverride, Overrides
@@ -63,6 +64,8 @@ class RoundReport:
     """Samples that were used, over all nodes."""
     metric: float | None = None
     """The task's metric on held-out data; None where it is undefined."""
+    spec: MetricSpec = ACCURACY
+    """Metric of the task."""
     contributions: Sequence[Contribution] = ()
     """One for each selected node."""
     update_norms: tuple[float, float] | None = None

@@ -198,13 +198,14 @@ def record_closed(
     )
 
 
-def round_report(closed: CloseRound, event: Evaluated, metric: float | None) -> RoundReport:
+def round_report(closed: CloseRound, event: Evaluated, metric: float | None, spec: MetricSpec) -> RoundReport:
     """Return what the adaptation learns from a round."""
     return RoundReport(
         round=closed.round,
         loss=event.loss if event.loss is not None else closed.loss,
         evaluated=event.loss is not None,
         metric=metric,
+        spec=spec,
         seconds=closed.seconds,
         samples=closed.samples,
         contributions=closed.contributions,

@@ -404,7 +404,7 @@ class RoundMachine:
         if closed is None:
             return
         latest = event.metric if event.loss is not None else self.metric_value
-        report = closing.round_report(closed, event, None if self.metric == LOSS else latest)
+        report = closing.round_report(closed, event, None if self.metric == LOSS else latest, self.metric)
         judgement = self.adaptation.finish_round(report)
         loss, metric = closing.take_evaluation(state, event, judgement.model, self.metric, effects)
         closing.record_closed(closed, loss, metric, self.metric, effects)

@@ -1,10 +1,13 @@
 """What counts as divergence, and what as the best model."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 
+from hypergpu.common.metric import MetricSpec
 from hypergpu.coordinator.core.adaptation.progress import ModelProgress, ProgressTracker, RollbackReason
 from hypergpu.coordinator.core.rounds.adaptation import RoundReport
 from hypergpu.coordinator.core.rounds.events import Contribution
@@ -56,6 +59,37 @@ def test_the_best_model_is_the_one_of_the_lowest_held_out_loss() -> None:
         improved.append(progress.improved)
     assert improved == [True, True, False, True]
     assert progress.decrease == pytest.approx(math.log(1.6 / 1.4))
+
+
+@pytest.mark.parametrize(
+    ("better", "metrics", "improved"),
+    [
+        ("higher", (0.5, 0.6, 0.6, 0.6, 0.55), [True, True, False, True, False]),
+        ("lower", (9.0, 8.0, 8.0, 8.0, 8.5), [True, True, False, True, False]),
+    ],
+)
+def test_the_best_model_has_the_best_metric_and_of_equal_ones_the_lowest_loss(
+    better: Literal["higher", "lower"], metrics: Sequence[float], improved: Sequence[bool]
+) -> None:
+    spec, found = MetricSpec(name="m", better=better), []
+    progress = ModelProgress()
+    for number, (metric, loss) in enumerate(zip(metrics, (0.5, 0.6, 0.7, 0.55, 0.4), strict=True), 1):
+        progress.observe(replace(report(number, 2.0, loss), metric=metric, spec=spec))
+        found.append(progress.improved)
+    assert found == improved
+    assert progress.since_best == 1
+
+
+def test_the_best_model_survives_a_restart() -> None:
+    progress, restored = ModelProgress(), ModelProgress()
+    assert progress.state().best_loss is None
+    progress.observe(replace(report(1, 2.0, 0.5), metric=0.9))
+    restored.restore(progress.state())
+    assert restored.state() == progress.state()
+    restored.observe(replace(report(2, 2.0, 0.4), metric=0.89))
+    assert not restored.improved
+    restored.observe(replace(report(3, 2.0, 0.4), metric=0.9))
+    assert restored.improved
 
 
 def test_losses_since_the_best_are_counted_where_they_are_measured() -> None:

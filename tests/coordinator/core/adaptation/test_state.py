@@ -120,7 +120,7 @@ def test_a_completed_run_that_gets_more_rounds_adapts_again() -> None:
         ("control.search.rates.factor", -1.0),
         ("control.search.rates.slower", 0.0),
         ("control.search.rates.turn", 1 << 60),
-        ("control.held_out.since_best", -1),
+        ("control.progress.held_out.since_best", -1),
         ("control.momentum_factor", "half"),
         ("control.snapshot.local_steps", 0),
         ("batches.local_steps", 0),
