@@ -186,9 +186,9 @@ class SimulatedCoordinator:
         """Return whether no update of this work is needed."""
         return self._machine.update_status(work.node, work.round) is not None
 
-    def offer(self, work: ev.WorkAssigned) -> None:
-        """Handle the header of PushUpdate, of an update that is needed."""
-        self._ask(OfferUpdate(self._run_id, _update_without_figures(work, 0.0)))
+    def offer(self, work: ev.WorkAssigned, at: float) -> None:
+        """Handle the header of PushUpdate, of an update that is needed. It has no effects, so it is handled early."""
+        self._session.handle(OfferUpdate(self._run_id, _update_without_figures(work, 0.0)), at)
 
     def progress(self, work: ev.WorkAssigned) -> life.ProgressKnown:
         """Handle GetUploadProgress."""

@@ -51,8 +51,8 @@ class CoordinatorApi(Protocol):
         """Return whether the coordinator has no use for an update of this work."""
         ...
 
-    def offer(self, work: ev.WorkAssigned) -> None:
-        """PushUpdate: the header of an update that is needed."""
+    def offer(self, work: ev.WorkAssigned, at: float) -> None:
+        """PushUpdate: the header of an update that is needed, which arrives at `at`."""
         ...
 
     def progress(self, work: ev.WorkAssigned) -> life.ProgressKnown:
@@ -410,7 +410,6 @@ class SimulatedNode:
         if self._api.is_over(work):
             nbytes, messages = 0, 1  # the coordinator replies when it has the header
         else:
-            self._api.offer(work)
             left, count = self._payload_bytes(work.codecs.update) - offset, work.connections.up
             if count > 1 and (count := useful_connections(count, left)) > 1:
                 self._push_over_several(work, left, count)
@@ -419,6 +418,11 @@ class SimulatedNode:
         rpc = self._call(message_sizes.HEADER_BYTES + nbytes, messages, partial(self._on_push_arrived, nbytes))
         rpc.about = work
         rpc.failed = self._on_push_failed
+        if nbytes:
+            self._offer(work, rpc)
+
+    def _offer(self, work: ev.WorkAssigned, rpc: SimulatedRpc) -> None:
+        self._api.offer(work, self._time.clock.now + self.connection.link.one_way_seconds(UP, rpc.link_rpc))
 
     def _push_over_several(self, work: ev.WorkAssigned, nbytes: int, connections: int) -> None:
         self._begin()
@@ -427,6 +431,7 @@ class SimulatedNode:
         rpc = StripedRpc(call, UP, nbytes, message_sizes.HEADER_BYTES)
         rpc.about = work
         rpc.share(connections, partial(self._on_push_arrived, nbytes))
+        self._offer(work, rpc)
 
     def _on_push_arrived(self, nbytes: int, rpc: SimulatedRpc) -> None:
         self._report_download()

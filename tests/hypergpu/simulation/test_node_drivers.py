@@ -162,7 +162,7 @@ class ScriptedCoordinator:
     def is_over(self, work: ev.WorkAssigned) -> bool:
         return False
 
-    def offer(self, work: ev.WorkAssigned) -> None: ...
+    def offer(self, work: ev.WorkAssigned, at: float) -> None: ...
 
     def progress(self, work: ev.WorkAssigned) -> life.ProgressKnown:
         return life.ProgressKnown(self.is_done, self.held)
