@@ -218,5 +218,7 @@ def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeIn
         compute_seconds=member.compute_seconds or None,
         address=member.info.get("address", ""),
         late=member.late,
+        codecs=str(member.codecs or ""),
+        noise=member.noise if member.codecs else None,
         **{name: link.get(name) for name in LINK_FIGURES},
     )

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from hypergpu.common.background import OnResult, PeriodicTask
 from hypergpu.common.errors import UnknownName
+from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, Phase
 from hypergpu.coordinator.core.links import ConnectionQuality
 from hypergpu.coordinator.core.links.profile import MBIT, LinkProfile
@@ -53,6 +54,8 @@ class _Row:
     contribution: float | None
     rounds: int
     late: int
+    codecs: TransferCodecs | None
+    noise: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +181,13 @@ class NodeMetricsCollector(Collector):
         late = CounterMetricFamily(
             "hypergpu_member_late_updates", "Updates that arrived after their round.", labels=["node_id"]
         )
+        codecs = _by_node("member_codec", "1 for the codecs of the node's last update.", "update", "parameters")
+        noise = _by_node("member_codec_noise_ratio", "Noise of the codec of that update.")
         for row in rows:
             node = [row.node]
+            if row.codecs is not None:
+                codecs.add_metric([row.node, row.codecs.update, row.codecs.parameters], 1.0)
+                noise.add_metric(node, row.noise)
             connected.add_metric(node, row.connected)
             _add(batch, node, row.batch_size)
             selected.add_metric(node, row.selected)
@@ -187,7 +195,7 @@ class NodeMetricsCollector(Collector):
             _add(contribution, node, row.contribution)
             rounds.add_metric(node, row.rounds)
             late.add_metric(node, row.late)
-        yield from (connected, batch, selected, standing, contribution, rounds, late)
+        yield from (connected, batch, selected, standing, contribution, rounds, late, codecs, noise)
 
     def _row(self, member: Member, selected: bool) -> _Row:
         node, connected = member.node_id, member.connection is ConnectionState.CONNECTED
@@ -210,6 +218,8 @@ class NodeMetricsCollector(Collector):
             contribution=details["contribution_score"] if details["attempts"] else None,
             rounds=member.rounds_contributed,
             late=member.late,
+            codecs=member.codecs,
+            noise=member.noise,
         )
 
 

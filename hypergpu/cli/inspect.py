@@ -13,7 +13,7 @@ from hypergpu.cli.cluster_command import client_of
 from hypergpu.client import Client
 from hypergpu.common.errors import HyperGPUError, Unavailable
 from hypergpu.common.options import FLAG, AsJson
-from hypergpu.common.text import duration, mbit, milliseconds, number, percent
+from hypergpu.common.text import UNKNOWN, duration, mbit, milliseconds, number, percent
 from hypergpu.console import (
     QUALITY_STYLE,
     STATE_STYLE,
@@ -52,6 +52,7 @@ async def nodes(context: typer.Context, as_json: AsJson = False) -> None:
         ">down Mbit/s",
         ">up Mbit/s",
         ">batch",
+        "codecs",
         ">contributed",
         ">late",
         ">retries",
@@ -69,6 +70,7 @@ async def nodes(context: typer.Context, as_json: AsJson = False) -> None:
             mbit(known(node, "down_mbit"), known(node, "down_least_mbit")),
             mbit(known(node, "up_mbit"), known(node, "up_least_mbit")),
             number(known(node, "batch_size")),
+            node.codecs or UNKNOWN,
             f"{node.rounds_contributed} of {node.rounds_selected}",
             str(node.late),
             str(node.retries),

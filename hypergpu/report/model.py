@@ -24,6 +24,10 @@ class NodeRound:
     compute_seconds: float | None = None
     waiting_seconds: float | None = None
     upload_seconds: float | None = None
+    noise: float | None = None
+    """Noise of the update's codec."""
+    codecs: str = ""
+    """Codecs of its update and of the parameters, as `int8/bf16`."""
 
 
 @dataclass(frozen=True, slots=True)

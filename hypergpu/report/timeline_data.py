@@ -233,6 +233,9 @@ def _timing(each: NodeRound | None) -> str:
         shown.append(f"computed {duration(each.compute_seconds)}")
     if each.waiting_seconds is not None:
         shown.append(f"waited for {duration(each.waiting_seconds)}")
+    if each.codecs not in ("", "none/none"):
+        noise = "" if each.noise is None else f" (noise {figure(each.noise)})"
+        shown.append(f"codecs {each.codecs}{noise}")
     return "\n" + ", ".join(shown) if shown else ""
 
 

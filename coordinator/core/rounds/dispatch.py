@@ -57,6 +57,7 @@ def accept_update(
     member.assignment = None
     member.rounds_contributed += 1
     member.compute_seconds = event.compute_seconds
+    member.codecs, member.noise = unit.codecs, event.noise
     effects.reply(ev.UpdateReply(event.node, event.round, _ACCEPTED, weight))
     return unit, weight, seconds
 

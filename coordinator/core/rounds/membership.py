@@ -9,6 +9,7 @@ from typing import Any
 
 from hypergpu.common.errors import NotFound, ResourceExhausted
 from hypergpu.common.message import message
+from hypergpu.common.transfer_codecs import TransferCodecs
 
 
 class ConnectionState(StrEnum):
@@ -61,6 +62,10 @@ class Member:
     retries: int = 0
     late: int = 0
     compute_seconds: float = 0.0
+    codecs: TransferCodecs | None = None
+    """Codecs of its latest accepted update and of the parameters before it; None before the first."""
+    noise: float = 0.0
+    """Noise of that update's codec."""
     assignment: Assignment | None = None
     info: Mapping[str, str] = field(default_factory=dict)
 
