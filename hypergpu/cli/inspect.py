@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -32,6 +32,25 @@ from hypergpu.protos import coordinator_pb2 as pb
 Show = Callable[[Snapshot, History], None]
 
 
+_NODE_HEADINGS: Final = (
+    "node",
+    "state",
+    "gpu",
+    "quality",
+    ">score",
+    ">latency",
+    ">loss",
+    ">down Mbit/s",
+    ">up Mbit/s",
+    ">batch",
+    "codecs",
+    ">contributed",
+    ">late",
+    ">retries",
+    "why",
+)
+
+
 async def nodes(context: typer.Context, as_json: AsJson = False) -> None:
     """List the nodes: state, link quality, batch size, contributions.
 
@@ -41,23 +60,7 @@ async def nodes(context: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    headings = (
-        "node",
-        "state",
-        "gpu",
-        "quality",
-        ">score",
-        ">latency",
-        ">loss",
-        ">down Mbit/s",
-        ">up Mbit/s",
-        ">batch",
-        "codecs",
-        ">contributed",
-        ">late",
-        ">retries",
-    )
-    table = new_table(*headings, "why")
+    table = new_table(*_NODE_HEADINGS)
     for node in found:
         table.add_row(
             node.node_id,

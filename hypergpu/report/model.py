@@ -24,9 +24,9 @@ class NodeRound:
     compute_seconds: float | None = None
     waiting_seconds: float | None = None
     upload_seconds: float | None = None
-    noise: float | None = None
+    noise: float | None = field(default=None, kw_only=True)
     """Noise of the update's codec."""
-    codecs: str = ""
+    codecs: str = field(default="", kw_only=True)
     """Codecs of its update and of the parameters, as `int8/bf16`."""
 
 

@@ -155,13 +155,15 @@ def _round(row: Json, metric: MetricSpec) -> Round | None:
 
 
 def _node_rounds(row: Json) -> Iterator[NodeRound]:
-    keys = ("batch_sizes", "compute_seconds", "waiting_seconds", "upload_seconds", "noise")
+    keys = ("batch_sizes", "compute_seconds", "waiting_seconds", "upload_seconds")
     codecs = [_figures(row.get(key)) for key in ("codec", "parameters_codec")]
+    noise = _figures(row.get("noise"))
     columns = [_figures(row.get(key)) for key in keys]
     for names, success in ((_names(row.get("contributors")), True), (_names(row.get("missing")), False)):
         for name in names:
             used = "/".join(_word(codec[name]) for codec in codecs if name in codec)
-            yield NodeRound(name, success, *(finite(column.get(name)) for column in columns), used)
+            figures = (finite(column.get(name)) for column in columns)
+            yield NodeRound(name, success, *figures, noise=finite(noise.get(name)), codecs=used)
 
 
 def _traffic(row: Json) -> dict[str, Traffic]:

@@ -3,6 +3,7 @@ from prometheus_client import CollectorRegistry
 
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
+from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.adaptation import build_orchestrator
 from hypergpu.coordinator.core.rounds import events as ev
@@ -102,3 +103,14 @@ async def test_series_of_nodes_are_bounded() -> None:
     await cluster.series.refresh()
     assert cluster.value("member_connected", node_id="n0") == 1
     assert cluster.value("member_connected", node_id=f"n{MOST_NODES + 4}") is None
+
+
+async def test_the_codecs_of_a_node_are_known_from_its_first_update() -> None:
+    cluster = Cluster("a")
+    await cluster.series.refresh()
+    assert cluster.value("member_codec_noise_ratio", node_id="a") is None
+    member = cluster.machine.members.require("a")
+    member.codecs, member.noise = TransferCodecs("int4", "bf16"), 0.125
+    await cluster.series.refresh()
+    assert cluster.value("member_codec", node_id="a", update="int4", parameters="bf16") == 1.0
+    assert cluster.value("member_codec_noise_ratio", node_id="a") == 0.125

@@ -121,6 +121,9 @@ def test_a_node_that_just_came_has_a_row_of_nothing() -> None:
         "late": 0,
         "batch_size": None,
         "compute_seconds": None,
+        "codec": None,
+        "parameters_codec": None,
+        "noise": None,
         "rule": "automatic",
     }
     assert (member.last_accepted, member.largest_batch, member.completed, member.gone_at) == (0, 0, False, 0.0)
