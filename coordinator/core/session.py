@@ -340,16 +340,18 @@ class Session:
     def _on_offer(self, request: OfferUpdate, now: float) -> Answer[ev.UpdateReply | None]:
         self._require_run(request.run_id)
         update = request.update
-        if not self.needs_update(update.node, update.round):
+        expected = self._machine.expected_codec(update.node, update.round)
+        if expected is None:
             return self._take(replace(update, received_share=0.0), now)
-        self._require_codec(update)
+        _require_codec(update, expected)
         self._machine.offered(update.node, now)
         return None, ()
 
     def _on_update(self, request: Update, now: float) -> Answer[ev.UpdateReply]:
         update = request.update
-        if self.needs_update(update.node, update.round):
-            self._require_codec(update)
+        expected = self._machine.expected_codec(update.node, update.round)
+        if expected is not None:
+            _require_codec(update, expected)
             if not math.isfinite(update.loss) or (update.norm is not None and not math.isfinite(update.norm)):
                 error = NonFiniteUpdate(f"the update of {update.node} for round {update.round} holds NaN or infinity")
                 return error, self._reject(update, error, now)
@@ -375,11 +377,6 @@ class Session:
         if run_id != self.run_id:
             raise StaleWork(f"unknown run {run_id[:80]!r} (current: {self.run_id!r}): register again")
 
-    def _require_codec(self, update: ev.UpdateArrived) -> None:
-        ordered = self._machine.ordered_codec(update.node)
-        if update.codec != ordered:
-            raise ProtocolError(f"an update of {update.node} in codec {update.codec}; the order says {ordered}")
-
     def _require_same_task(self, node: str, identity: TaskIdentity | None) -> None:
         if self._identity is None or identity is None:
             return  # the node does not know its task yet: it registers again when it does
@@ -387,6 +384,11 @@ class Session:
         if found:
             shown = "; ".join(found[:MAX_DIFFERENCES])
             raise InvalidInput(f"the task of {node} is another one than the coordinator's: {shown}. {ADVICE}")
+
+
+def _require_codec(update: ev.UpdateArrived, ordered: str) -> None:
+    if update.codec != ordered:
+        raise ProtocolError(f"an update of {update.node} in codec {update.codec}; the order says {ordered}")
 
 
 def _step_seconds(report: Mapping[str, Any]) -> float:

@@ -34,7 +34,7 @@ from hypergpu.coordinator.core.rounds.state import (
     RunControl,
     RunState,
 )
-from hypergpu.coordinator.core.rounds.work import Round, WorkReason
+from hypergpu.coordinator.core.rounds.work import Round, WorkReason, WorkUnit
 from hypergpu.coordinator.core.score import Score
 
 _LOCAL_STALL_SHARE = 0.25
@@ -162,11 +162,10 @@ class RoundMachine:
         unit = current.units.get(node) if current else None
         return unit is not None and unit.attempt > 0 and not unit.done
 
-    def ordered_codec(self, node: str) -> str:
-        """Return the codec of the update that the open round expects of a node."""
-        current = self.round_state.open_round
-        unit = current.units.get(node) if current else None
-        return (unit.codecs if unit else self.round_state.codecs).update
+    def expected_codec(self, node: str, round_number: int) -> str | None:
+        """Return the codec of the update that is wanted of this work unit; None: no update is."""
+        unit = self._wanted_unit(node, round_number)
+        return None if unit is None else unit.codecs.update
 
     def may_finish(self, node: str, now: float) -> bool:
         """Return whether a straggler may go on with its work, to show how long it takes.
@@ -186,12 +185,9 @@ class RoundMachine:
 
     def update_status(self, node: str, round_number: int) -> ev.UpdateStatus | None:
         """Return the status of an update of this work unit if it needs no further check; None: it is wanted."""
-        current = self.round_state.open_round
-        if current is not None and round_number == current.number:
-            unit = current.units.get(node)
-            if unit is not None and unit.attempt > 0 and not unit.done:
-                return None
-        member = self.members.get(node)
+        if self._wanted_unit(node, round_number) is not None:
+            return None
+        current, member = self.round_state.open_round, self.members.get(node)
         if member is None or round_number < 1 or round_number > self.round_state.round:
             return ev.UpdateStatus.STALE
         if round_number == member.last_accepted:
@@ -484,6 +480,14 @@ class RoundMachine:
             figures = {"rule": str(event.override)}
             self._effects.decide(DecisionKind.RULE, event.node, WorkReason.USER, figures)
             opening.reevaluate(self.round_state.opening, at_once=True)
+
+    def _wanted_unit(self, node: str, round_number: int) -> WorkUnit | None:
+        """Return the work unit of a node whose update is wanted; None: none is."""
+        current = self.round_state.open_round
+        if current is None or current.number != round_number:
+            return None
+        unit = current.units.get(node)
+        return unit if unit is not None and unit.attempt > 0 and not unit.done else None
 
     # ------------------------------------------------------------ transitions
 
