@@ -42,9 +42,9 @@ class LinkTelemetry:
         if node not in self._counting and 0 <= latency_ms < math.inf:
             self._monitor.record_communication(node, latency_ms, success)
 
-    def begin_download(self, node: str, now: float) -> None:
-        """Record that the coordinator begins to send parameters to a node."""
-        self._downloads.begin(node, now)
+    def begin_download(self, node: str, now: float, nbytes: int = 0) -> None:
+        """Record that the coordinator begins to send parameters to a node, and those bytes that it sends at once."""
+        self._downloads.begin(node, now, nbytes)
 
     def sent(self, node: str, nbytes: int) -> None:
         """Record bytes of these parameters that were sent."""

@@ -257,7 +257,7 @@ class Session:
 
     def needs_update(self, node: str, round_number: int) -> bool:
         """Return whether an update of the node for this round would be used."""
-        return self._machine.update_status(node, round_number) is None
+        return self._machine.wanted_unit(node, round_number) is not None
 
     @property
     def members(self) -> Set[str]:
@@ -340,18 +340,18 @@ class Session:
     def _on_offer(self, request: OfferUpdate, now: float) -> Answer[ev.UpdateReply | None]:
         self._require_run(request.run_id)
         update = request.update
-        expected = self._machine.expected_codec(update.node, update.round)
-        if expected is None:
+        unit = self._machine.wanted_unit(update.node, update.round)
+        if unit is None:
             return self._take(replace(update, received_share=0.0), now)
-        _require_codec(update, expected)
+        _require_codec(update, unit.codecs.update)
         self._machine.offered(update.node, now)
         return None, ()
 
     def _on_update(self, request: Update, now: float) -> Answer[ev.UpdateReply]:
         update = request.update
-        expected = self._machine.expected_codec(update.node, update.round)
-        if expected is not None:
-            _require_codec(update, expected)
+        unit = self._machine.wanted_unit(update.node, update.round)
+        if unit is not None:
+            _require_codec(update, unit.codecs.update)
             if not math.isfinite(update.loss) or (update.norm is not None and not math.isfinite(update.norm)):
                 error = NonFiniteUpdate(f"the update of {update.node} for round {update.round} holds NaN or infinity")
                 return error, self._reject(update, error, now)

@@ -106,7 +106,7 @@ def median_and_mad(values: Iterable[float]) -> tuple[float, float]:
     """
     ordered = sorted(values)
     centre = _median(ordered)
-    return centre, _median(sorted(abs(value - centre) for value in ordered))
+    return centre, _median(sorted([abs(value - centre) for value in ordered]))
 
 
 def _median(ordered: Sequence[float]) -> float:

@@ -184,7 +184,7 @@ class SimulatedCoordinator:
 
     def is_over(self, work: ev.WorkAssigned) -> bool:
         """Return whether no update of this work is needed."""
-        return self._machine.update_status(work.node, work.round) is not None
+        return self._machine.wanted_unit(work.node, work.round) is None
 
     def offer(self, work: ev.WorkAssigned, at: float) -> None:
         """Handle the header of PushUpdate, of an update that is needed. It has no effects, so it is handled early."""
@@ -239,18 +239,15 @@ class SimulatedCoordinator:
 
     def begin_download(self, node: SimulatedNode, nbytes: int) -> None:
         """Note that parameters are sent to a node."""
-        self._links.begin_download(node.node_id, self._time.clock.now)
-        self._links.sent(node.node_id, nbytes)
+        self._links.begin_download(node.node_id, self._time.clock.now, nbytes)
 
     def downloaded(self, node: SimulatedNode, transfer: Transfer) -> None:
         """Record the download that a node reports."""
-        if self._machine.members.get(node.node_id) is not None:
-            self._links.downloaded(node.node_id, transfer, self._time.clock.now)
+        self._links.downloaded(node.node_id, transfer, self._time.clock.now)
 
     def uploaded(self, node: SimulatedNode, transfer: Transfer) -> None:
         """Record the upload of a node."""
-        if self._machine.members.get(node.node_id) is not None:
-            self._links.uploaded(node.node_id, transfer)
+        self._links.uploaded(node.node_id, transfer)
 
     def return_work(self, node: SimulatedNode, work: ev.WorkAssigned, kind: str, detail: str) -> None:
         """Handle ReturnWork."""

@@ -12,7 +12,7 @@ _LEAST_SHARE: Final = 0.25
 @dataclass(slots=True)
 class _Sending:
     began_at: float
-    nbytes: int = 0
+    nbytes: int
 
 
 class DownloadLedger:
@@ -26,9 +26,12 @@ class DownloadLedger:
     def __init__(self) -> None:
         self._sendings: dict[str, _Sending] = {}
 
-    def begin(self, node: str, now: float) -> None:
-        """Record that the coordinator begins to send parameters to a node; a report about earlier ones is too late."""
-        self._sendings[node] = _Sending(now)
+    def begin(self, node: str, now: float, nbytes: int = 0) -> None:
+        """Record that the coordinator begins to send parameters to a node; a report about earlier ones is too late.
+
+        `nbytes` are sent at once; `sent` records more.
+        """
+        self._sendings[node] = _Sending(now, nbytes)
 
     def sent(self, node: str, nbytes: int) -> None:
         """Record bytes that were sent since `begin`."""

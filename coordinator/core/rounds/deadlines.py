@@ -141,9 +141,9 @@ class DeadlineEstimator:
     def _usual_need(self, node: str) -> float | None:
         need = self._needs.get(node)
         if need is None and node in self._history:
-            history = self._history[node]
+            history = sorted(self._history[node])
             centre, spread = median_and_mad(history)
-            slow = sorted(history)[3 * len(history) // 4]  # of a node that is slow every third time, the MAD may be 0
+            slow = history[3 * len(history) // 4]  # of a node that is slow every third time, the MAD may be 0
             need = self._needs[node] = max(slow, centre + self._slack(centre, spread))
         return need
 

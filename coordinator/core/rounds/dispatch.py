@@ -42,8 +42,8 @@ def assign(current: Round, member: Member, overrides: Overrides, now: float, eff
 
 def accept_update(
     current: Round, event: ev.UpdateArrived, member: Member, now: float, effects: EffectBuffer
-) -> tuple[WorkUnit, int, float]:
-    """Count an update; return its work unit, its weight in samples, and the seconds that the node needed for it."""
+) -> tuple[int, float]:
+    """Count an update; return its weight in samples, and the seconds that the node needed for it."""
     unit = current.units[event.node]
     weight = min(event.samples, unit.samples)
     if unit.trial:  # measured only: a rate that may be far too high must not touch the model
@@ -59,7 +59,7 @@ def accept_update(
     member.compute_seconds = event.compute_seconds
     member.codecs, member.noise = unit.codecs, event.noise
     effects.reply(ev.UpdateReply(event.node, event.round, _ACCEPTED, weight))
-    return unit, weight, seconds
+    return weight, seconds
 
 
 def refuse_update(
@@ -109,9 +109,10 @@ def late_work(
     )
 
 
-def refuse_outlier(current: Round, event: ev.UpdateArrived, outlier: Outlier, effects: EffectBuffer) -> None:
+def refuse_outlier(
+    current: Round, unit: WorkUnit, event: ev.UpdateArrived, outlier: Outlier, effects: EffectBuffer
+) -> None:
     """Answer an update whose norm is out of bounds, and expect nothing more of its node in this round."""
-    unit = current.units[event.node]
     figures: Figures = {"norm": outlier.norm, "bound": outlier.bound, "median": outlier.median}
     effects.decide(DecisionKind.UPDATE, event.node, WorkReason.NORM_TOO_LARGE, figures)
     detail = (

@@ -162,10 +162,13 @@ class RoundMachine:
         unit = current.units.get(node) if current else None
         return unit is not None and unit.attempt > 0 and not unit.done
 
-    def expected_codec(self, node: str, round_number: int) -> str | None:
-        """Return the codec of the update that is wanted of this work unit; None: no update is."""
-        unit = self._wanted_unit(node, round_number)
-        return None if unit is None else unit.codecs.update
+    def wanted_unit(self, node: str, round_number: int) -> WorkUnit | None:
+        """Return the work unit of a node in this round, for reading, if its update is wanted."""
+        current = self.round_state.open_round
+        if current is None or current.number != round_number:
+            return None
+        unit = current.units.get(node)
+        return unit if unit is not None and unit.attempt > 0 and not unit.done else None
 
     def may_finish(self, node: str, now: float) -> bool:
         """Return whether a straggler may go on with its work, to show how long it takes.
@@ -185,7 +188,7 @@ class RoundMachine:
 
     def update_status(self, node: str, round_number: int) -> ev.UpdateStatus | None:
         """Return the status of an update of this work unit if it needs no further check; None: it is wanted."""
-        if self._wanted_unit(node, round_number) is not None:
+        if self.wanted_unit(node, round_number) is not None:
             return None
         current, member = self.round_state.open_round, self.members.get(node)
         if member is None or round_number < 1 or round_number > self.round_state.round:
@@ -335,22 +338,23 @@ class RoundMachine:
     def _on_update(self, event: ev.UpdateArrived, now: float) -> None:
         state, effects = self.round_state, self._effects
         member, current = self.members.get(event.node), state.open_round
-        status = self.update_status(event.node, event.round)
+        unit = self.wanted_unit(event.node, event.round)
         self.members.seen(event.node, now)
-        if member is None or status is not None or current is None:
+        if member is None or unit is None or current is None:
             if member is not None:
                 times = {"compute_seconds": event.compute_seconds, "received_share": event.received_share}
                 self._record_late(member, event.round, Activity.DONE, now, **times)
                 opening.straggler_returned(state, member, self.config.quorum)
-            dispatch.refuse_update(event, status or ev.UpdateStatus.STALE, member, state.round, effects)
+            status = self.update_status(event.node, event.round) or ev.UpdateStatus.STALE
+            dispatch.refuse_update(event, status, member, state.round, effects)
             return
         outlier = None
         if event.norm is not None:
-            outlier = state.guards.norms.judge(event.norm, current.units[event.node].expected_norm_scale)
+            outlier = state.guards.norms.judge(event.norm, unit.expected_norm_scale)
         if outlier is not None:
-            dispatch.refuse_outlier(current, event, outlier, effects)
+            dispatch.refuse_outlier(current, unit, event, outlier, effects)
         else:
-            unit, weight, seconds = dispatch.accept_update(current, event, member, now, effects)
+            weight, seconds = dispatch.accept_update(current, event, member, now, effects)
             self.deadlines.observe(event.node, seconds, event.compute_seconds, unit.samples)
             self.shards.advance(unit.shard, weight)
             closing.shorten_deadline(current, state, self.config, now, effects)
@@ -480,14 +484,6 @@ class RoundMachine:
             figures = {"rule": str(event.override)}
             self._effects.decide(DecisionKind.RULE, event.node, WorkReason.USER, figures)
             opening.reevaluate(self.round_state.opening, at_once=True)
-
-    def _wanted_unit(self, node: str, round_number: int) -> WorkUnit | None:
-        """Return the work unit of a node whose update is wanted; None: none is."""
-        current = self.round_state.open_round
-        if current is None or current.number != round_number:
-            return None
-        unit = current.units.get(node)
-        return unit if unit is not None and unit.attempt > 0 and not unit.done else None
 
     # ------------------------------------------------------------ transitions
 
