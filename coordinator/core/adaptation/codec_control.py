@@ -183,7 +183,7 @@ class CodecControl:
     def _forecast(self, rows: Ints, present: Codecs, rates: TransferRates, outlook: Outlook) -> RoundForecast:
         """Return what the choice is made from."""
         presence = self._nodes.presence[rows]
-        seconds = self._monitor.exchange_samples(rows, _LATEST) + outlook.compute_seconds[:, None]
+        seconds = self._monitor.round_communication_samples(rows, _LATEST) + outlook.compute_seconds[:, None]
         in_transfers = rates.seconds(*self._monitor.expected_payloads(rows))
         noise = self._noise.expected(rows)
         most = self._strongest(rows, present, rates, noise, outlook.round)
@@ -228,7 +228,7 @@ class CodecControl:
     def _changes(self, nodes: Sequence[str], rows: Ints, move: CodecMove) -> list[CodecDecision]:
         """Return the decisions of a move, and begin to check what it saves."""
         before, after = (evaluate(move.forecast, codecs) for codecs in (move.present, move.found))
-        known, samples = self._noise.measured(rows), self._monitor.exchange_samples(rows, _LATEST)
+        known, samples = self._noise.measured(rows), self._monitor.round_communication_samples(rows, _LATEST)
         decisions = []
         for at in move.changed.tolist():
             old, new = move.pair(at)
@@ -255,7 +255,11 @@ class CodecControl:
         )
         self.changed_seconds = {nodes[at]: float(changes[at]) for at in np.flatnonzero(changes).tolist()}
         checked = self._checks.of(nodes)
-        seconds = self._monitor.exchange_samples(self._rows(checked), _LATEST).mean(axis=1).tolist() if checked else []
+        seconds = (
+            self._monitor.round_communication_samples(self._rows(checked), _LATEST).mean(axis=1).tolist()
+            if checked
+            else []
+        )
         self._checks.expect(dict(zip(checked, seconds, strict=True)))
 
     # ------------------------------------------------------------ after a round

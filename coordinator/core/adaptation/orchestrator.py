@@ -21,7 +21,7 @@ from hypergpu.coordinator.core.adaptation.policy import PARAMETERS, PolicyParame
 from hypergpu.coordinator.core.adaptation.progress import Regression, RollbackReason
 from hypergpu.coordinator.core.adaptation.progress_control import ProgressControl
 from hypergpu.coordinator.core.adaptation.results import (
-    LATEST_EXCHANGES,
+    LATEST_COMMUNICATIONS,
     record_late,
     record_noise,
     record_results,
@@ -478,7 +478,7 @@ class AdaptiveOrchestrator:
     def _transfer_seconds(self, workers: Sequence[str]) -> dict[str, float]:
         """Return the time that the transfers of a round take, for nodes that have never finished one."""
         rows = self.monitor.rows(workers)
-        new = np.flatnonzero(~self.monitor.has_exchanged(rows))
+        new = np.flatnonzero(~self.monitor.has_round_communication(rows))
         seconds = self.monitor.transfer_seconds(rows[new])
         return {
             workers[at]: each for at, each in zip(new.tolist(), seconds.tolist(), strict=True) if math.isfinite(each)
@@ -503,7 +503,9 @@ class AdaptiveOrchestrator:
         if training.close_share < 1.0 or not training.shards_are_alike or self.phase is Phase.WARM_UP or not selected:
             return None
         rows = self.monitor.rows(selected)
-        seconds = self.monitor.exchange_samples(rows, _ARRIVALS) + self.batches.compute_seconds(selected)[:, None]
+        seconds = (
+            self.monitor.round_communication_samples(rows, _ARRIVALS) + self.batches.compute_seconds(selected)[:, None]
+        )
         share = enough_share(seconds, self.batches.costs.overhead.seconds, self._noise_nodes(selected))
         self._log.close_share(share, len(selected), seconds.max(axis=1))
         return share
@@ -592,7 +594,7 @@ class AdaptiveOrchestrator:
         """Return the expected communication of a round: the mean over samples of the slowest selected node."""
         if not selected:
             return 0.0
-        samples = self.monitor.exchange_samples(self.monitor.rows(selected), LATEST_EXCHANGES)
+        samples = self.monitor.round_communication_samples(self.monitor.rows(selected), LATEST_COMMUNICATIONS)
         return float(samples.max(axis=0).mean())
 
     def _update_phase(self) -> None:

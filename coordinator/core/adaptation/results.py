@@ -12,7 +12,7 @@ from hypergpu.coordinator.core.rounds.adaptation import Activity, LateWork
 from hypergpu.coordinator.core.rounds.events import Contribution
 from hypergpu.coordinator.core.selection import DynamicNodeSelector
 
-LATEST_EXCHANGES = 4
+LATEST_COMMUNICATIONS = 4
 """Number of latest round communications that show what is expected of a link."""
 
 
@@ -83,28 +83,30 @@ def record_late(
         UnknownName: The node is not registered.
     """
     usual_compute = float(batches.compute_seconds([work.node])[0])
-    usual_exchange = float(monitor.exchange_samples(monitor.rows([work.node]), LATEST_EXCHANGES).mean())
-    compute = exchange = 0.0
+    usual_communication = float(
+        monitor.round_communication_samples(monitor.rows([work.node]), LATEST_COMMUNICATIONS).mean()
+    )
+    compute = communication = 0.0
     missing = (1.0 - work.received_share) * monitor.upload_seconds(work.node) if work.received_share < 1.0 else 0.0
     is_exact = work.doing is Activity.DONE and not math.isnan(missing)
     match work.doing:
         case Activity.DONE:
-            compute, exchange = work.compute_seconds, work.elapsed_seconds - work.compute_seconds
-            exchange = exchange + missing if is_exact else _above(usual_exchange, exchange)
+            compute, communication = work.compute_seconds, work.elapsed_seconds - work.compute_seconds
+            communication = communication + missing if is_exact else _above(usual_communication, communication)
         case Activity.PULLING:
-            exchange = _above(usual_exchange, work.elapsed_seconds)
+            communication = _above(usual_communication, work.elapsed_seconds)
         case Activity.PUSHING:
-            exchange = _above(usual_exchange, work.elapsed_seconds - usual_compute)
+            communication = _above(usual_communication, work.elapsed_seconds - usual_compute)
         case Activity.TRAINING:
-            compute = work.compute_seconds or _above(usual_compute, work.elapsed_seconds - usual_exchange)
-    if exchange > 0:
-        monitor.record_exchange(work.node, exchange)
+            compute = work.compute_seconds or _above(usual_compute, work.elapsed_seconds - usual_communication)
+    if communication > 0:
+        monitor.record_round_communication(work.node, communication)
     if compute > 0:
         batches.record_step(work.node, work.batch_size, compute / work.local_steps)
-    selector.record_times(work.node, compute, exchange)
+    selector.record_times(work.node, compute, communication)
     if is_exact:
-        selector.record_late_probe(work.node, exchange)
-    needed = compute + exchange if is_exact else work.elapsed_seconds
+        selector.record_late_probe(work.node, communication)
+    needed = compute + communication if is_exact else work.elapsed_seconds
     if not work.awaited and (work.doing is Activity.DONE or needed > work.allowed_seconds):
         selector.record_late_probation(work.node, in_time=needed <= work.allowed_seconds)
 

@@ -175,8 +175,8 @@ class AdaptiveBatchController:
         spent = require_non_negative(time_spent, "time_spent")
         if compute_seconds is None:
             # If communication seems to have taken all of the time, assume that a tenth was computing.
-            exchange = np.nan_to_num(self._exchange([node_id], AdaptationLimits())[0])
-            compute = max(spent - float(exchange), 0.1 * spent)
+            communication = np.nan_to_num(self._round_communication([node_id], AdaptationLimits())[0])
+            compute = max(spent - float(communication), 0.1 * spent)
         else:
             compute = require_non_negative(compute_seconds, "compute_seconds")
         if taken > 0 and steps >= 1:
@@ -356,7 +356,7 @@ class AdaptiveBatchController:
             UnknownName: The node is not registered.
         """
         rows = np.array([self._index.row(node_id)])
-        exchange, cost = self._exchange([node_id], AdaptationLimits()), self.costs.fit(rows)
+        communication, cost = self._round_communication([node_id], AdaptationLimits()), self.costs.fit(rows)
         is_measured = (
             self._monitor.rounds_measured(self._monitor.rows([node_id]))[0] > 0 and self.costs.measured(rows)[0]
         )
@@ -365,7 +365,7 @@ class AdaptiveBatchController:
             proposal = self._propose(strategy, [node_id], rows, self.baseline_batch_size, AdaptationLimits())
             size = self._bounded(strategy, proposal.sizes, self._sizes[rows], rows, _UNBOUNDED_STEP)
             steps = proposal.local_steps
-            seconds = float((exchange + steps * cost.seconds(size))[0])
+            seconds = float((communication + steps * cost.seconds(size))[0])
             answers[str(strategy)] = {
                 "batch_size": int(size[0]),
                 "local_steps": steps,
@@ -403,10 +403,10 @@ class AdaptiveBatchController:
         return Proposal(climbed, reasons, steps, figures, directions=turned, climbs=climbed != sizes)
 
     def _goodput(self, ids: Sequence[str], rows: Ints, reference: int, limits: AdaptationLimits) -> Proposal:
-        exchange, cost = self._exchange(ids, limits) + self.costs.overhead.seconds, self.costs.fit(rows)
+        communication, cost = self._round_communication(ids, limits) + self.costs.overhead.seconds, self.costs.fit(rows)
         sizes = self._sizes[rows]
-        phi, drift = self.noise_scale(reference), self._worthwhile_steps(exchange, cost.seconds(sizes))
-        now = gp.evaluate(self.local_steps, sizes, exchange, cost, noise_scale=phi, drift_steps=drift)
+        phi, drift = self.noise_scale(reference), self._worthwhile_steps(communication, cost.seconds(sizes))
+        now = gp.evaluate(self.local_steps, sizes, communication, cost, noise_scale=phi, drift_steps=drift)
         if now.seconds <= 0:  # nothing was measured yet
             reasons = np.full(len(rows), CODE[BatchReason.BASELINE])
             return Proposal(sizes.astype(np.float64), reasons, self.local_steps)
@@ -415,7 +415,7 @@ class AdaptiveBatchController:
         most = np.minimum((sizes * step).astype(np.int64), self._largest[rows])
         plan = gp.best_plan(
             now,
-            exchange,
+            communication,
             cost,
             least=np.minimum(least, most),
             most=most,
@@ -426,10 +426,10 @@ class AdaptiveBatchController:
         )
         if plan.goodput < (1.0 + limits.gain) * now.goodput:
             plan = now
-        idle = now.seconds - cost.expected(exchange + now.steps * cost.seconds(sizes))
+        idle = now.seconds - cost.expected(communication + now.steps * cost.seconds(sizes))
         every = np.ones(len(rows))
         figures = {
-            "communication_seconds": exchange - self.costs.overhead.seconds,
+            "communication_seconds": communication - self.costs.overhead.seconds,
             "idle_seconds": np.maximum(idle, 0.0),
             "round_seconds": every * now.seconds,
             "planned_round_seconds": every * plan.seconds,
@@ -438,7 +438,7 @@ class AdaptiveBatchController:
         reasons = _goodput_reasons(plan.batches, sizes, idle > _IDLE_SHARE * now.seconds)
         return Proposal(plan.batches.astype(np.float64), reasons, plan.steps, figures, plan)
 
-    def _worthwhile_steps(self, exchange: Floats, step_seconds: Floats) -> float:
+    def _worthwhile_steps(self, communication: Floats, step_seconds: Floats) -> float:
         """Return the local steps at which half of their worth is lost.
 
         It is the measured drift, at least so many steps as take as long as communication: updates of few steps differ
@@ -446,13 +446,13 @@ class AdaptiveBatchController:
         than the user chose, if that is more: with few classes on a node, its own loss falls at once.
         """
         step = float(np.median(step_seconds))
-        balanced = float(np.median(exchange)) / step if step > 0 else 0.0
+        balanced = float(np.median(communication)) / step if step > 0 else 0.0
         limit = max(self.updates.saturation.value(), min(balanced, float(self.baseline_local_steps)))
         return max(min(max(self.drift_steps, balanced), limit), 1.0)
 
-    def _exchange(self, ids: Sequence[str], limits: AdaptationLimits) -> Floats:
+    def _round_communication(self, ids: Sequence[str], limits: AdaptationLimits) -> Floats:
         """Return the third quartile of each node's expected communication: the median and a margin of about one MAD."""
-        samples = self._monitor.exchange_samples(self._monitor.rows(ids), limits.window, limits.horizon)
+        samples = self._monitor.round_communication_samples(self._monitor.rows(ids), limits.window, limits.horizon)
         quartile: Floats = quantiles(samples, [0.75])[0]
         return quartile
 

@@ -11,7 +11,7 @@ from hypergpu.coordinator.core.links.quality import LOSS_MEMORY
 from hypergpu.coordinator.core.links.rates import LinkRate, RateEstimator
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex, RingBuffer, grow_column
 
-EXCHANGES = 16
+ROUND_COMMUNICATIONS = 16
 """Number of round communications kept per link."""
 _RECENT = 3
 """Round trips that show together that a link has changed. One or two may be jitter."""
@@ -116,11 +116,11 @@ class LinkHistory:
         """Counter that increases with every recorded measurement."""
         self.latency_ms = RingBuffer(config.history)
         """Round trips of successful communications while nothing of the run was in their way."""
-        self.loaded_ms = RingBuffer(EXCHANGES)
+        self.loaded_ms = RingBuffer(ROUND_COMMUNICATIONS)
         """Round trips of successful communications behind a transfer of the run."""
         self.outcomes = RingBuffer(config.history)
         """1 for success, 0 for failure."""
-        self.exchange_seconds = RingBuffer(EXCHANGES)
+        self.round_communication_seconds = RingBuffer(ROUND_COMMUNICATIONS)
         """Round communication in seconds, in both directions and with retries."""
         self.uploads: list[RateEstimator] = []
         """Rate from each node to the coordinator."""
@@ -135,7 +135,7 @@ class LinkHistory:
         if row is None:
             return False
         self.version += 1
-        for ring in (self.latency_ms, self.loaded_ms, self.outcomes, self.exchange_seconds):
+        for ring in (self.latency_ms, self.loaded_ms, self.outcomes, self.round_communication_seconds):
             ring.grow(row + 1)
         self.uploads.append(RateEstimator())
         self.downloads.append(RateEstimator())
@@ -261,14 +261,14 @@ class LinkHistory:
         lost, weight = self.columns.lost.item(row), self.columns.weight.item(row)
         return bool(max(lost / max(weight, 1.0), _LEAST_LOSS) ** losses < _UNLIKELY)
 
-    def exchanges(self, rows: Ints, seconds: Floats, now: float) -> None:
+    def round_communications(self, rows: Ints, seconds: Floats, now: float) -> None:
         """Record the round communication of each link: the seconds until it ended, at `now`, or was abandoned.
 
         The rows must be distinct. A value far below the usual range clears the history, since the link has changed. One
         far above it is a setback, which replaces the history only if the next one is as slow although the link seemed
         to have recovered (see `recovered`).
         """
-        ring, columns = self.exchange_seconds, self.columns
+        ring, columns = self.round_communication_seconds, self.columns
         known = ring.values[rows]
         centre = quantiles(known, [0.5])[0]
         spread = MAD_TO_SIGMA * quantiles(np.abs(known - centre[:, None]), [0.5])[0]
@@ -294,21 +294,21 @@ class LinkHistory:
         columns.reference_high[rows] = np.where(setback, columns.reference_high[rows], np.where(enough, high, np.nan))
         columns.reference_count[rows] = self.latency_ms.counts[rows]
 
-    def restart_exchanges(self, rows: Ints) -> None:
+    def restart_round_communications(self, rows: Ints) -> None:
         """Forget the round communications of these links, but for the latest of each."""
         self.version += 1
-        latest = self.exchange_seconds.latest(rows, 1)[:, 0]
-        self.exchange_seconds.clear(rows)
+        latest = self.round_communication_seconds.latest(rows, 1)[:, 0]
+        self.round_communication_seconds.clear(rows)
         measured = ~np.isnan(latest)
-        self.exchange_seconds.push_each(rows[measured], latest[measured])
+        self.round_communication_seconds.push_each(rows[measured], latest[measured])
         self.columns.setback_seconds[rows] = np.nan
 
-    def shift_exchanges(self, rows: Ints, seconds: Floats, least: Floats) -> None:
+    def shift_round_communications(self, rows: Ints, seconds: Floats, least: Floats) -> None:
         """Add seconds to each measured communication of these links, which then is no shorter than `least`.
 
         A value that was below it stays as it is.
         """
-        for known in (self.exchange_seconds.values, self.columns.setback_seconds[:, None]):
+        for known in (self.round_communication_seconds.values, self.columns.setback_seconds[:, None]):
             before = known[rows]
             known[rows] = np.maximum(before + seconds[:, None], np.minimum(before, least[:, None]))
 
@@ -326,12 +326,12 @@ class LinkHistory:
         recovered: Bools = sound
         return recovered
 
-    def exchange_samples(self, rows: Ints, count: int) -> Floats:
+    def round_communication_samples(self, rows: Ints, count: int) -> Floats:
         """Return the latest communications of each link, oldest first, padded with NaN: shape (rows, count).
 
         After a setback it is the only one that counts, until the link has recovered.
         """
-        samples = self.exchange_seconds.latest(rows, count)
+        samples = self.round_communication_seconds.latest(rows, count)
         setback = self.columns.setback_seconds[rows]
         held_back = ~np.isnan(setback) & ~self.recovered(rows)
         samples[held_back, :-1] = np.nan
@@ -360,7 +360,7 @@ class LinkHistory:
             for at, row in enumerate(rows)
         ]
 
-    def exchange_scale(self, rows: Ints) -> Floats:
+    def round_communication_scale(self, rows: Ints) -> Floats:
         """Return the factor by which each round trip has changed since the link's last round was measured.
 
         It is 1 unless the latest round trips are all outside the range of those before that round, and then it is their

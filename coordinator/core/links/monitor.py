@@ -51,8 +51,8 @@ class Judgement:
 class NetworkQualityMonitor:
     """Monitor that scores and classifies links from recorded communications.
 
-    It has three sources: RPCs that the coordinator sees (`record_communication`, `record_exchange`), metrics scraped
-    from the nodes, and reports in their heartbeats (both through `observe_counters`). Queries use everything
+    It has three sources: RPCs that the coordinator sees (`record_communication`, `record_round_communication`), metrics
+    scraped from the nodes, and reports in their heartbeats (both through `observe_counters`). Queries use everything
     recorded so far and change nothing.
 
     `refresh` advances forecasts, classes and alerts; a background thread calls it every `update_interval_seconds`.
@@ -166,7 +166,7 @@ class NetworkQualityMonitor:
             raise InvalidInput(f"a transfer has bytes, and finite times and bytes before it >= 0, not {transfer}")
         estimator.record(transfer, self._clock())
 
-    def record_exchange(self, node_id: str, seconds: float) -> None:
+    def record_round_communication(self, node_id: str, seconds: float) -> None:
         """Record the round communication of a node.
 
         Args:
@@ -179,7 +179,7 @@ class NetworkQualityMonitor:
         """
         row = self._links.index.row(node_id)
         seconds = require_non_negative(seconds, "seconds")
-        self._links.exchanges(np.array([row]), np.array([seconds]), self._clock())
+        self._links.round_communications(np.array([row]), np.array([seconds]), self._clock())
 
     def record_rounds(self, rows: Ints, seconds: Floats, success: Bools, measured: Bools) -> None:
         """Record the round communication of several nodes; the rows must be distinct.
@@ -195,7 +195,7 @@ class NetworkQualityMonitor:
         """
         self._links.rounds(rows[self._links.unreported(rows) & success], self._clock())
         self._links.rounds_seen(rows)
-        self._links.exchanges(rows[measured], seconds[measured], self._clock())
+        self._links.round_communications(rows[measured], seconds[measured], self._clock())
 
     def observe_counters(
         self, node_id: str, *, attempts: int, failures: int, latency_ms: float | None = None, source: str = "report"
@@ -409,23 +409,23 @@ class NetworkQualityMonitor:
 
     def has_improved(self, rows: Ints) -> Bools:
         """Return a mask of the links whose round trips are clearly shorter than before their last measured round."""
-        improved: Bools = self._links.exchange_scale(rows) < _IMPROVED
+        improved: Bools = self._links.round_communication_scale(rows) < _IMPROVED
         return improved
 
     def restart_rounds(self, rows: Ints) -> None:
         """Forget the round communications of links that have recovered, but for the latest of each."""
-        self._links.restart_exchanges(rows)
+        self._links.restart_round_communications(rows)
 
     def rounds_measured(self, rows: Ints) -> Ints:
         """Return the number of round communications in each node's history."""
-        return self._links.exchange_seconds.filled(rows)
+        return self._links.round_communication_seconds.filled(rows)
 
-    def has_exchanged(self, rows: Ints) -> Bools:
+    def has_round_communication(self, rows: Ints) -> Bools:
         """Return a mask of the links of which the communication of a round was measured."""
-        known: Bools = self._links.exchange_seconds.filled(rows) > 0
+        known: Bools = self._links.round_communication_seconds.filled(rows) > 0
         return known
 
-    def exchange_samples(self, rows: Ints, count: int, horizon: float = 0.0) -> Floats:
+    def round_communication_samples(self, rows: Ints, count: int, horizon: float = 0.0) -> Floats:
         """Return samples of each node's expected round communication in seconds: shape (rows, count).
 
         The samples are the latest measurements, scaled by the later change of the round trip and by its forecast, by
@@ -434,12 +434,12 @@ class NetworkQualityMonitor:
         of its transfers by its rates.
         """
         links = self._links
-        samples = links.exchange_samples(rows, count)
+        samples = links.round_communication_samples(rows, count)
         missing = np.isnan(samples)
         held = count - missing.sum(axis=1)
         places = count - held[:, None] + np.arange(count)[None, :] % np.maximum(held, 1)[:, None]
         samples = np.where(missing, np.take_along_axis(samples, np.minimum(places, count - 1), axis=1), samples)
-        scale = links.exchange_scale(rows) * (self.forecast_scale(rows, horizon) if horizon else 1.0)
+        scale = links.round_communication_scale(rows) * (self.forecast_scale(rows, horizon) if horizon else 1.0)
         samples *= np.clip(scale, 1.0 / MOST_CHANGE, MOST_CHANGE)[:, None]
         empty = held == 0
         if empty.any():
@@ -524,7 +524,7 @@ class NetworkQualityMonitor:
         before = rates.seconds(columns.up_bytes[rows], columns.down_bytes[rows])
         after = rates.seconds(up_bytes, down_bytes)
         columns.up_bytes[rows], columns.down_bytes[rows] = up_bytes, down_bytes
-        self._links.shift_exchanges(rows, after - before, after)
+        self._links.shift_round_communications(rows, after - before, after)
         changes[moved] = after - before
         return changes
 
@@ -622,7 +622,7 @@ class NetworkQualityMonitor:
         quartile, median, upper, p95 = links.latency_ms.quantiles(rows, [0.25, 0.5, 0.75, 0.95])
         loaded = links.loaded_ms.quantiles(rows, [0.5])[0]
         loss, shares, trends = self.loss_rates(rows), self._success_shares(rows), self._trends(rows)
-        rounds = links.exchange_seconds.quantiles(rows, [0.5])[0]
+        rounds = links.round_communication_seconds.quantiles(rows, [0.5])[0]
         forecast = median * self.forecast_scale(rows, 1.0)
         now = self._clock()
         rates = links.link_rates(rows)

@@ -175,7 +175,7 @@ class DynamicNodeSelector:
     def _unexplored(self, rows: Ints, link_rows: Ints) -> Bools:
         """Return a mask of the nodes that never took part, or whose only round measured nothing of their link."""
         rounds = self._contributions.counts[rows][:, [0, 2]].max(axis=1)
-        unexplored: Bools = (rounds == 0) | ((rounds == 1) & ~self._monitor.has_exchanged(link_rows))
+        unexplored: Bools = (rounds == 0) | ((rounds == 1) & ~self._monitor.has_round_communication(link_rows))
         return unexplored
 
     def record_times(self, node_id: str, compute_seconds: float, waiting_seconds: float) -> None:
@@ -388,8 +388,8 @@ class DynamicNodeSelector:
         self._round = round_num
         self._standings.release_due(rows, round_num)
         reasons, eligible = self._eligible(rows, link_rows)
-        exchange = self._monitor.exchange_samples(link_rows, context.window, context.horizon)
-        choice = self._choose(rows[eligible], link_rows[eligible], exchange[eligible], context, eligible)
+        communication = self._monitor.round_communication_samples(link_rows, context.window, context.horizon)
+        choice = self._choose(rows[eligible], link_rows[eligible], communication[eligible], context, eligible)
         reasons[eligible] = choice.reasons
         chosen = np.zeros(len(ids), bool)
         chosen[eligible] = choice.chosen
@@ -398,7 +398,7 @@ class DynamicNodeSelector:
         if not chosen.any() and not self._with_override(rows, _EXCLUDE).all():
             self._release_least_bad(rows, link_rows, chosen, reasons)
         chosen = self._capped(chosen, reasons, rows, link_rows)
-        usual = exchange.mean(axis=1)
+        usual = communication.mean(axis=1)
         recovering = on_probation = np.zeros(len(ids), bool)
         if context.probes:
             recovering, on_probation = self._probes(rows, link_rows, usual, chosen, reasons)
@@ -478,7 +478,7 @@ class DynamicNodeSelector:
         return self._contributions.compute_seconds(rows) if given is None else given[eligible]
 
     def _choose(
-        self, rows: Ints, link_rows: Ints, exchange: Floats, context: SelectionContext, eligible: Ints
+        self, rows: Ints, link_rows: Ints, communication: Floats, context: SelectionContext, eligible: Ints
     ) -> StrategyResult:
         count = len(rows)
         if not count:
@@ -487,7 +487,7 @@ class DynamicNodeSelector:
         least = max(1, math.ceil(config.min_selected_share * count - 1e-9))
         most = self.max_selected_nodes or count
         compute = self._compute_seconds(rows, context, eligible)
-        seconds = exchange + compute[:, None]  # samples of each candidate's expected round
+        seconds = communication + compute[:, None]  # samples of each candidate's expected round
         scores = self._scores(rows, link_rows, context.horizon)
         if strategy is SelectionStrategy.ALL_AVAILABLE:
             return st.everyone(count)
@@ -513,7 +513,7 @@ class DynamicNodeSelector:
             choice = st.most_progress_per_second(
                 seconds, samples, noise, previous=previous, least=least, most=most, gain=gain
             )
-            choice.figures.update(communication_seconds=exchange.mean(axis=1), compute_seconds=compute)
+            choice.figures.update(communication_seconds=communication.mean(axis=1), compute_seconds=compute)
         return self._turns.added(
             choice,
             unknown=self._unexplored(rows, link_rows),
@@ -524,7 +524,7 @@ class DynamicNodeSelector:
         )
 
     def _probes(
-        self, rows: Ints, link_rows: Ints, exchange: Floats, chosen: Bools, reasons: Ints
+        self, rows: Ints, link_rows: Ints, communication: Floats, chosen: Bools, reasons: Ints
     ) -> tuple[Bools, Bools]:
         """Return masks of the nodes that the round does not wait for, so that it waits for at least one other.
 
@@ -536,8 +536,8 @@ class DynamicNodeSelector:
             scores = self._scores(rows, link_rows)
         by_strategy = chosen & np.isin(reasons, _BY_STRATEGY)
         known = by_strategy & (self._monitor.rounds_measured(link_rows) >= _MEASURED_ROUNDS)
-        self._recovery.chosen(rows[known], exchange[known], scores[known])
-        worse = self._recovery.is_worse(rows, exchange, scores) | self._monitor.has_improved(link_rows)
+        self._recovery.chosen(rows[known], communication[known], scores[known])
+        worse = self._recovery.is_worse(rows, communication, scores) | self._monitor.has_improved(link_rows)
         may_recover = np.isin(reasons, _LEFT_OUT) & worse
         may_recover |= reasons == CODE[SelectionReason.OFFLINE]
         may_recover |= (reasons == CODE[SelectionReason.QUARANTINED]) & self._standings.only_late(rows) & worse

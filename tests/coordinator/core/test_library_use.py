@@ -116,7 +116,7 @@ def test_a_report_of_a_run_that_diverged_is_strict_json() -> None:
     assert figures == [(0.5, -0.25), (None, None), (None, None)]
 
 
-def test_a_forecast_changes_what_a_coming_exchange_is_expected_to_take() -> None:
+def test_a_forecast_changes_what_a_coming_communication_is_expected_to_take() -> None:
     clock = ManualClock()
     monitor = NetworkQualityMonitor(clock=clock)
     for node_id in ("rising", "steady"):
@@ -128,7 +128,7 @@ def test_a_forecast_changes_what_a_coming_exchange_is_expected_to_take() -> None
         clock.advance(1.0)
         monitor.update()
     rows = monitor.rows(["rising", "steady"])
-    now, ahead = (monitor.exchange_samples(rows, 4, horizon).mean(axis=1) for horizon in (0.0, 3.0))
+    now, ahead = (monitor.round_communication_samples(rows, 4, horizon).mean(axis=1) for horizon in (0.0, 3.0))
     assert ahead[0] / now[0] == pytest.approx(monitor.forecast_scale(rows, 3.0)[0])
     assert ahead[0] > 1.1 * now[0]
     assert ahead[1] == pytest.approx(now[1])

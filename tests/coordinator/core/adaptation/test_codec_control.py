@@ -83,7 +83,7 @@ class Cluster:
         self.monitor.record_download(node, Transfer(down, down_seconds))
         self.monitor.record_communication(node, 0.0, True)
         seconds = up_seconds + down_seconds + self.extra_seconds(node, codecs)
-        self.monitor.record_exchange(node, seconds)
+        self.monitor.record_round_communication(node, seconds)
         return Contribution(
             node,
             success=True,
@@ -95,7 +95,7 @@ class Cluster:
         )
 
     def expected_seconds(self, node: str) -> float:
-        return float(self.monitor.exchange_samples(self.monitor.rows([node]), 4).mean())
+        return float(self.monitor.round_communication_samples(self.monitor.rows([node]), 4).mean())
 
 
 def slow_uploads(**fields: Any) -> Cluster:

@@ -24,13 +24,13 @@ NODES = [f"node_{i}" for i in range(10)]
 
 
 class Run:
-    """A run in virtual time: `exchange(node, round)` is what the node's communication takes."""
+    """A run in virtual time: `communication(node, round)` is what the node's communication takes."""
 
-    def __init__(self, exchange: Callable[[str, int], float], policy: str = "reactive", **settings: Any) -> None:
+    def __init__(self, communication: Callable[[str, int], float], policy: str = "reactive", **settings: Any) -> None:
         self.clock = ManualClock()
         tree = {"orchestrator": {"policy": policy, **settings.pop("orchestrator", {})}, **settings}
         self.adaptation: AdaptiveOrchestrator = build_orchestrator(SystemConfig.model_validate(tree), clock=self.clock)
-        self.exchange, self.round_num, self.loss = exchange, 0, 2.0
+        self.communication, self.round_num, self.loss = communication, 0, 2.0
         self.plans: list[Any] = []
         self.decisions: list[Decision] = []
         self.judgements: list[RoundJudgement] = []
@@ -44,7 +44,7 @@ class Run:
             contributions = []
             for node in plan["selected_nodes"]:
                 size, steps = plan["batch_sizes"][node], plan["local_steps"]
-                wait = self.exchange(node, self.round_num)
+                wait = self.communication(node, self.round_num)
                 self.adaptation.monitor.record_communication(node, 500.0 * wait, True)
                 self.adaptation.monitor.record_communication(node, 500.0 * wait, True)
                 contributions.append(Contribution(node, True, size * steps, size, 1e-5 * size * steps, wait, self.loss))
@@ -341,7 +341,7 @@ def test_the_communication_behind_a_change_of_steps_is_that_of_the_nodes_that_we
     plan = run.adaptation.pre_round_adaptation(NODES, 2)
     assert plan["selected_nodes"] == NODES[:8]
     (steps,) = [each for each in plan["decisions"] if each.kind is DecisionKind.LOCAL_STEPS]
-    expected = monitor.exchange_samples(monitor.rows(NODES[:8]), 4).max(axis=0).mean()
+    expected = monitor.round_communication_samples(monitor.rows(NODES[:8]), 4).max(axis=0).mean()
     assert steps.figures["communication_seconds"] == pytest.approx(expected)
     assert expected < 0.1, "and not the 0.9 s of those that were left out"
 
@@ -349,7 +349,7 @@ def test_the_communication_behind_a_change_of_steps_is_that_of_the_nodes_that_we
 def test_a_round_without_an_update_says_nothing_about_a_link() -> None:
     run = Run(uniform).rounds(3)
     monitor, nodes = run.adaptation.monitor, NODES[:3]
-    before = monitor.exchange_samples(monitor.rows(nodes), 1)[:, 0]
+    before = monitor.round_communication_samples(monitor.rows(nodes), 1)[:, 0]
     quality, loss = monitor.classes(monitor.rows(nodes)), monitor.loss_rates(monitor.rows(nodes))
     results = [
         Contribution("node_0", False, waiting_seconds=50.0, measured=False),
@@ -357,14 +357,14 @@ def test_a_round_without_an_update_says_nothing_about_a_link() -> None:
         Contribution("node_2", False, waiting_seconds=0.07, compute_seconds=40.0, late=True),
     ]
     assert run.adaptation.record_results(results) == pytest.approx(0.07)
-    after = monitor.exchange_samples(monitor.rows(nodes), 1)[:, 0]
+    after = monitor.round_communication_samples(monitor.rows(nodes), 1)[:, 0]
     assert after == pytest.approx([before[0], before[1], 0.07]), "a split that is told counts"
     assert monitor.classes(monitor.rows(nodes)).tolist() == quality.tolist()
     assert monitor.loss_rates(monitor.rows(nodes)).tolist() == loss.tolist()
 
 
 @pytest.mark.parametrize(
-    ("doing", "compute_told", "compute", "exchange"),
+    ("doing", "compute_told", "compute", "communication"),
     [
         (Activity.DONE, 5.0, 5.0, 1.0),
         (Activity.DONE, 0.5, 0.5, 5.5),
@@ -374,20 +374,20 @@ def test_a_round_without_an_update_says_nothing_about_a_link() -> None:
     ],
 )
 def test_the_time_of_late_work_goes_to_the_link_or_the_card(
-    doing: Activity, compute_told: float, compute: float, exchange: float
+    doing: Activity, compute_told: float, compute: float, communication: float
 ) -> None:
     orchestrator = build_orchestrator(SystemConfig(), clock=ManualClock())
     monitor, batches = orchestrator.monitor, orchestrator.batches
     orchestrator.register_node("a")
     for _ in range(3):  # usual: 1 s of computing in 10 steps, 0.1 s of communication
         batches.record_step("a", 64, 0.1)
-        monitor.record_exchange("a", 0.1)
+        monitor.record_round_communication("a", 0.1)
     orchestrator.record_results([Contribution("a", False, late=True)])
     orchestrator.record_late(LateWork("a", 6.0, doing, compute_told, 64, 10))
     told = orchestrator.selector.get_node_details("a")
-    assert (told["attempts"], told["efficiency"]) == (1, pytest.approx(compute / (compute + exchange)))
-    latest = monitor.exchange_samples(monitor.rows(["a"]), 1)[0, 0]
-    assert latest == pytest.approx(exchange or 0.1)
+    assert (told["attempts"], told["efficiency"]) == (1, pytest.approx(compute / (compute + communication)))
+    latest = monitor.round_communication_samples(monitor.rows(["a"]), 1)[0, 0]
+    assert latest == pytest.approx(communication or 0.1)
     mean = 0.1 * (0.85 + 0.85**2 + 0.85**3) + min(compute / 10, 1.0) if compute else 0.3
     weight = 1 + 0.85 + 0.85**2 + 0.85**3 if compute else 3
     assert batches.compute_seconds(["a"])[0] == pytest.approx(10 * mean / weight)
@@ -398,27 +398,27 @@ def slow_uplink() -> AdaptiveOrchestrator:
     orchestrator = build_orchestrator(SystemConfig(), clock=ManualClock(), model_bytes=4_000_000)
     orchestrator.register_node("a")
     orchestrator.batches.record_step("a", 64, 0.1)
-    orchestrator.monitor.record_exchange("a", 2.0)
+    orchestrator.monitor.record_round_communication("a", 2.0)
     orchestrator.monitor.record_upload("a", Transfer(1_000_000, 1.0))
     return orchestrator
 
 
-@pytest.mark.parametrize(("share", "exchange"), [(0.0, 7.0), (0.25, 6.0), (1.0, 3.0)])
-def test_what_was_not_received_of_a_late_update_takes_its_time_by_the_rate(share: float, exchange: float) -> None:
+@pytest.mark.parametrize(("share", "communication"), [(0.0, 7.0), (0.25, 6.0), (1.0, 3.0)])
+def test_what_was_not_received_of_a_late_update_takes_its_time_by_the_rate(share: float, communication: float) -> None:
     orchestrator = slow_uplink()
     orchestrator.record_late(LateWork("a", 4.0, Activity.DONE, 1.0, 64, 10, received_share=share))
     monitor = orchestrator.monitor
-    assert monitor.exchange_samples(monitor.rows(["a"]), 1)[0, 0] == pytest.approx(exchange)
+    assert monitor.round_communication_samples(monitor.rows(["a"]), 1)[0, 0] == pytest.approx(communication)
 
 
-@pytest.mark.parametrize(("elapsed", "exchange"), [(2.9, 2.0), (4.0, 3.0)])
-def test_without_a_rate_what_was_not_received_makes_a_lower_bound(elapsed: float, exchange: float) -> None:
+@pytest.mark.parametrize(("elapsed", "communication"), [(2.9, 2.0), (4.0, 3.0)])
+def test_without_a_rate_what_was_not_received_makes_a_lower_bound(elapsed: float, communication: float) -> None:
     orchestrator = build_orchestrator(SystemConfig(), clock=ManualClock(), model_bytes=4_000_000)
     orchestrator.register_node("a")
-    orchestrator.monitor.record_exchange("a", 2.0)
+    orchestrator.monitor.record_round_communication("a", 2.0)
     orchestrator.record_late(LateWork("a", elapsed, Activity.DONE, 1.0, 64, 10, received_share=0.0))
     monitor = orchestrator.monitor
-    assert monitor.exchange_samples(monitor.rows(["a"]), 1)[0, 0] == pytest.approx(exchange)
+    assert monitor.round_communication_samples(monitor.rows(["a"]), 1)[0, 0] == pytest.approx(communication)
 
 
 @pytest.mark.parametrize(
@@ -469,10 +469,12 @@ def test_a_lower_bound_below_what_is_usual_says_nothing() -> None:
     orchestrator = build_orchestrator(SystemConfig(), clock=ManualClock())
     orchestrator.register_node("a")
     orchestrator.batches.record_step("a", 64, 0.1)
-    orchestrator.monitor.record_exchange("a", 2.0)
+    orchestrator.monitor.record_round_communication("a", 2.0)
     for doing in (Activity.PULLING, Activity.PUSHING, Activity.TRAINING):
         orchestrator.record_late(LateWork("a", 1.9, doing, 0.0, 64, 10))
-    assert orchestrator.monitor.exchange_samples(orchestrator.monitor.rows(["a"]), 4)[0].tolist() == [2.0] * 4
+    assert (
+        orchestrator.monitor.round_communication_samples(orchestrator.monitor.rows(["a"]), 4)[0].tolist() == [2.0] * 4
+    )
     assert orchestrator.batches.compute_seconds(["a"])[0] == pytest.approx(1.0)
 
 

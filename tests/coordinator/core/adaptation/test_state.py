@@ -23,7 +23,7 @@ def through_json(state: AdaptationState) -> AdaptationState:
 
 def resumed(run: Run, policy: str = "reactive") -> Run:
     """The same run in a new process."""
-    again = Run(run.exchange, policy)
+    again = Run(run.communication, policy)
     again.adaptation.restore(through_json(run.adaptation.state()), run.round_num + 1)
     again.round_num, again.loss = run.round_num, run.loss
     return again

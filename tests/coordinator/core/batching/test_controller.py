@@ -34,7 +34,7 @@ def measured(
     controller: AdaptiveBatchController,
     node: str,
     *,
-    exchange: float,
+    communication: float,
     per_sample: float,
     rounds: int = 4,
 ) -> None:
@@ -42,14 +42,14 @@ def measured(
     for _ in range(rounds):
         steps, size = controller.local_steps, controller.get_batch_size(node)
         compute = steps * size * per_sample
-        monitor.record_exchange(node, exchange)
-        controller.record_performance(node, steps * size, exchange + compute, steps=steps, compute_seconds=compute)
+        monitor.record_round_communication(node, communication)
+        controller.record_performance(node, steps * size, communication + compute, steps=steps, compute_seconds=compute)
 
 
 def test_fixed_is_the_baseline_whatever_is_measured() -> None:
     monitor, controller = controller_of(BatchSizeStrategy.FIXED, min_batch_size=128)
-    for node, exchange in zip(NODES, (0.01, 0.1, 0.5, 2.0), strict=True):
-        measured(monitor, controller, node, exchange=exchange, per_sample=1e-3)
+    for node, communication in zip(NODES, (0.01, 0.1, 0.5, 2.0), strict=True):
+        measured(monitor, controller, node, communication=communication, per_sample=1e-3)
     assert controller.evaluate_and_adapt() == {}
     assert controller.get_batch_sizes(NODES) == dict.fromkeys(NODES, 64)
     assert controller.learning_rate_factor == 1.0
@@ -107,7 +107,7 @@ def test_powers_of_two_move_under_every_policy(strategy: BatchSizeStrategy, step
     monitor, controller = controller_of(strategy, ["a"], powers_of_two=True, min_batch_size=24)
     for _ in range(12):
         monitor.record_communication("a", 400.0, True)
-        measured(monitor, controller, "a", exchange=0.5, per_sample=1e-6, rounds=1)
+        measured(monitor, controller, "a", communication=0.5, per_sample=1e-6, rounds=1)
         controller.evaluate_and_adapt(limits=AdaptationLimits(step=step))
     size = controller.get_batch_size("a")
     assert size >= 256
@@ -122,7 +122,7 @@ def test_powers_of_two_move_under_every_policy(strategy: BatchSizeStrategy, step
 
 def test_goodput_does_not_speak_of_idle_time_where_nobody_waits() -> None:
     monitor, controller = controller_of(BatchSizeStrategy.GOODPUT, ["a"])
-    measured(monitor, controller, "a", exchange=0.5, per_sample=1e-5)
+    measured(monitor, controller, "a", communication=0.5, per_sample=1e-5)
     change = controller.evaluate_and_adapt(limits=AdaptationLimits(step=2.0))["a"]
     assert change.new > change.old
     assert change.reason is BatchReason.MORE_PROGRESS_PER_SECOND
@@ -141,21 +141,21 @@ def test_hybrid_lies_between_its_two_halves() -> None:
 
 def test_goodput_gives_equal_finish_times_at_the_barrier() -> None:
     monitor, controller = controller_of(BatchSizeStrategy.GOODPUT, max_batch_size=4096)
-    exchanges, costs = (0.02, 0.02, 0.02, 0.3), (1e-3, 2e-3, 4e-3, 1e-3)
+    communications, costs = (0.02, 0.02, 0.02, 0.3), (1e-3, 2e-3, 4e-3, 1e-3)
     for _ in range(6):
-        for node, exchange, cost in zip(NODES, exchanges, costs, strict=True):
-            measured(monitor, controller, node, exchange=exchange, per_sample=cost)
+        for node, communication, cost in zip(NODES, communications, costs, strict=True):
+            measured(monitor, controller, node, communication=communication, per_sample=cost)
         controller.evaluate_and_adapt(limits=AdaptationLimits(step=2.0, gain=0.0))
     sizes = controller.get_batch_sizes(NODES)
-    finish = [e + c * sizes[node] for node, e, c in zip(NODES, exchanges, costs, strict=True)]
+    finish = [e + c * sizes[node] for node, e, c in zip(NODES, communications, costs, strict=True)]
     assert max(finish) / min(finish) < 1.15
     assert sizes["a"] > sizes["b"] > sizes["c"]
 
 
 def test_goodput_says_whether_a_node_fills_idle_time_or_shortens_the_round() -> None:
     monitor, controller = controller_of(BatchSizeStrategy.GOODPUT, ["fast", "slow"])
-    measured(monitor, controller, "fast", exchange=0.01, per_sample=1e-4)
-    measured(monitor, controller, "slow", exchange=0.01, per_sample=1e-2)
+    measured(monitor, controller, "fast", communication=0.01, per_sample=1e-4)
+    measured(monitor, controller, "slow", communication=0.01, per_sample=1e-2)
     changes = controller.evaluate_and_adapt(limits=AdaptationLimits(step=1.5, gain=0.0))
     assert changes["fast"].reason is BatchReason.FILLS_IDLE_TIME
     assert changes["fast"].figures["idle_seconds"] > 0
@@ -164,11 +164,11 @@ def test_goodput_says_whether_a_node_fills_idle_time_or_shortens_the_round() -> 
 
 
 def test_goodput_takes_more_local_steps_where_communication_dominates_and_not_where_computing_does() -> None:
-    for exchange, per_sample, more in ((0.5, 1e-5, True), (0.001, 1e-2, False)):
+    for communication, per_sample, more in ((0.5, 1e-5, True), (0.001, 1e-2, False)):
         monitor, controller = controller_of(BatchSizeStrategy.GOODPUT, steps=10)
         for _ in range(6):
             for node in NODES:
-                measured(monitor, controller, node, exchange=exchange, per_sample=per_sample)
+                measured(monitor, controller, node, communication=communication, per_sample=per_sample)
             controller.evaluate_and_adapt(limits=AdaptationLimits(step=2.0))
         assert (controller.local_steps > 15) is more
 
@@ -176,7 +176,7 @@ def test_goodput_takes_more_local_steps_where_communication_dominates_and_not_wh
 def test_plain_gradients_stay_plain_gradients() -> None:
     monitor, controller = controller_of(BatchSizeStrategy.GOODPUT, steps=1)
     for node in NODES:
-        measured(monitor, controller, node, exchange=1.0, per_sample=1e-5)
+        measured(monitor, controller, node, communication=1.0, per_sample=1e-5)
     for _ in range(5):
         controller.evaluate_and_adapt(limits=AdaptationLimits(step=4.0))
     assert controller.local_steps == 1
@@ -187,7 +187,7 @@ def test_limits_of_the_card_and_powers_of_two_are_kept() -> None:
     controller.register_node("a", largest_batch=100)
     for _ in range(8):
         for node in NODES:
-            measured(monitor, controller, node, exchange=0.5, per_sample=1e-6)
+            measured(monitor, controller, node, communication=0.5, per_sample=1e-6)
         controller.evaluate_and_adapt(limits=AdaptationLimits(step=4.0))
     sizes = controller.get_batch_sizes(NODES)
     assert sizes["a"] == 64
@@ -198,7 +198,7 @@ def test_limits_of_the_card_and_powers_of_two_are_kept() -> None:
 def test_strategies_are_compared_without_a_trace() -> None:
     monitor, controller = controller_of(BatchSizeStrategy.HYBRID)
     for node in NODES:
-        measured(monitor, controller, node, exchange=0.3, per_sample=1e-4)
+        measured(monitor, controller, node, communication=0.3, per_sample=1e-4)
         monitor.record_communication(node, 150.0, True)
     before = controller.get_adaptation_summary()
     answers = controller.compare_strategies("a")
@@ -213,12 +213,12 @@ def test_strategies_are_compared_without_a_trace() -> None:
 
 def test_nothing_is_expected_of_a_node_that_nobody_measured() -> None:
     monitor, controller = controller_of(BatchSizeStrategy.HYBRID)
-    measured(monitor, controller, "b", exchange=0.3, per_sample=1e-4)
+    measured(monitor, controller, "b", communication=0.3, per_sample=1e-4)
     monitor.record_communication("a", 250.0, True)
     for proposal in controller.compare_strategies("a").values():
         assert (proposal["round_seconds"], proposal["samples_per_second"]) == (None, None)
         assert proposal["batch_size"] is not None
-    monitor.record_exchange("a", 0.3)
+    monitor.record_round_communication("a", 0.3)
     assert controller.compare_strategies("a")["fixed"]["round_seconds"] is None, "its card is not known"
     controller.record_performance("a", 64, 0.4)
     assert controller.compare_strategies("a")["fixed"]["round_seconds"] == pytest.approx(0.4, rel=0.5)
@@ -228,7 +228,7 @@ def test_communication_counts_once_where_computing_is_not_told() -> None:
     monitor, controller = controller_of(BatchSizeStrategy.FIXED)
     for _ in range(20):
         for node in NODES:
-            monitor.record_exchange(node, 0.3)
+            monitor.record_round_communication(node, 0.3)
             controller.record_performance(node, 64, 0.4)
     seconds = controller.compare_strategies("a")["fixed"]["round_seconds"]
     assert seconds == pytest.approx(0.4, rel=0.05)
@@ -262,10 +262,10 @@ def test_bad_input() -> None:
 )
 def test_sizes_stay_within_their_bounds(strategy: BatchSizeStrategy, rounds: list[tuple[float, float, int]]) -> None:
     monitor, controller = controller_of(strategy, steps=5)
-    for at, (exchange, compute, samples) in enumerate(rounds):
+    for at, (communication, compute, samples) in enumerate(rounds):
         node = NODES[at % 4]
-        monitor.record_exchange(node, exchange)
-        controller.record_performance(node, samples, exchange + compute, steps=5, compute_seconds=compute)
+        monitor.record_round_communication(node, communication)
+        controller.record_performance(node, samples, communication + compute, steps=5, compute_seconds=compute)
         controller.evaluate_and_adapt()
         assert all(16 <= size <= 512 for size in controller.get_batch_sizes(NODES).values())
         assert 2 <= controller.local_steps <= 100

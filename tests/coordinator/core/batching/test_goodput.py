@@ -8,14 +8,14 @@ from hypergpu.coordinator.core.batching.costs import ComputeCosts
 
 
 def test_the_best_plan_beats_every_plan_on_a_grid() -> None:
-    exchange, cost = np.array([0.02, 0.3]), gp.StepCost(np.array([0.001, 0.002]), np.array([1e-4, 2e-4]))
+    communication, cost = np.array([0.02, 0.3]), gp.StepCost(np.array([0.001, 0.002]), np.array([1e-4, 2e-4]))
     bounds = {"least": np.array([16, 16]), "most": np.array([256, 256])}
-    now = gp.evaluate(10, np.array([64, 64]), exchange, cost, noise_scale=128.0, drift_steps=100.0)
+    now = gp.evaluate(10, np.array([64, 64]), communication, cost, noise_scale=128.0, drift_steps=100.0)
     best = gp.best_plan(
-        now, exchange, cost, **bounds, steps=(10, 40), noise_scale=128.0, drift_steps=100.0, rounds=10**6
+        now, communication, cost, **bounds, steps=(10, 40), noise_scale=128.0, drift_steps=100.0, rounds=10**6
     )
     grid = [
-        gp.evaluate(steps, np.array([a, b]), exchange, cost, noise_scale=128.0, drift_steps=100.0).goodput
+        gp.evaluate(steps, np.array([a, b]), communication, cost, noise_scale=128.0, drift_steps=100.0).goodput
         for steps in range(10, 41, 5)
         for a in range(16, 257, 16)
         for b in range(16, 257, 16)
@@ -30,13 +30,13 @@ def test_work_that_is_begun_anew_at_each_end_of_a_process_is_kept_short() -> Non
     assert np.isfinite(lives.expected(np.array([1e9])))
     steady = gp.StepCost(lives.fixed, lives.per_sample)
     assert steady.expected(np.array([3.0])) == 3.0
-    exchange, sizes = np.full(2, 0.7), np.array([64, 64])
+    communication, sizes = np.full(2, 0.7), np.array([64, 64])
     bounds = {"least": np.array([16, 16]), "most": np.array([512, 512])}
 
     def work(cost: gp.StepCost) -> float:
-        now = gp.evaluate(10, sizes, exchange, cost, noise_scale=500.0, drift_steps=160.0)
+        now = gp.evaluate(10, sizes, communication, cost, noise_scale=500.0, drift_steps=160.0)
         best = gp.best_plan(
-            now, exchange, cost, **bounds, steps=(10, 40), noise_scale=500.0, drift_steps=160.0, rounds=10**6
+            now, communication, cost, **bounds, steps=(10, 40), noise_scale=500.0, drift_steps=160.0, rounds=10**6
         )
         return float(best.steps * cost.seconds(best.batches).max())
 

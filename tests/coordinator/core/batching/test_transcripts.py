@@ -23,7 +23,7 @@ from tests.transcripts import RequireTranscript
 
 DIRECTORY = Path(__file__).parent / "transcripts"
 NODES = ("near", "far", "slow", "failing", "small", "late")
-EXCHANGE_SECONDS = {"near": 0.02, "far": 0.5, "slow": 0.05, "failing": 0.2, "small": 0.1, "late": 0.3}
+COMMUNICATION_SECONDS = {"near": 0.02, "far": 0.5, "slow": 0.05, "failing": 0.2, "small": 0.1, "late": 0.3}
 STEP_SECONDS = {
     "near": (0.001, 1e-4),
     "far": (0.002, 1e-4),
@@ -56,15 +56,15 @@ def train(monitor: NetworkQualityMonitor, controller: AdaptiveBatchController, n
         if node == "late" and number < 3:
             continue
         noise = 0.95 + 0.1 * KeyedRandom(2, node).uniform(number)
-        exchange = EXCHANGE_SECONDS[node] * noise * (1.3 ** max(0, number - 5) if node == "near" else 1.0)
+        communication = COMMUNICATION_SECONDS[node] * noise * (1.3 ** max(0, number - 5) if node == "near" else 1.0)
         fixed, each = STEP_SECONDS[node]
         size, steps = controller.get_batch_size(node), controller.local_steps
         compute = steps * (fixed + each * size) * noise * (20.0 if number == 6 and node == "slow" else 1.0)
-        monitor.record_exchange(node, exchange)
+        monitor.record_round_communication(node, communication)
         for _ in range(3):
-            monitor.record_communication(node, 500.0 * exchange, success=node != "failing" or number % 3 > 0)
+            monitor.record_communication(node, 500.0 * communication, success=node != "failing" or number % 3 > 0)
         samples = 0 if node == "failing" and number % 3 == 0 else size * steps
-        seconds = exchange + compute
+        seconds = communication + compute
         told = None if place % 2 else compute
         controller.record_performance(node, samples, seconds, steps=steps, compute_seconds=told)
     controller.costs.record_restarts(number % 2, 4.0 * number)
@@ -115,15 +115,15 @@ def story_of_formulas() -> Iterator[str]:
     for least, most in ((1, 1), (10, 10), (10, 11), (10, 40), (3, 100)):
         yield f"steps from {least} to {most}: {gp.step_candidates(least, most)}"
     cost = gp.StepCost(np.array([0.001, 0.02]), np.array([1e-3, 2e-4]), np.array([0.0, 64.0]), 0.05)
-    exchange = np.array([0.3, 0.05])
+    communication = np.array([0.3, 0.05])
     yield f"expected of {shown(cost.expected(np.array([0.0, 0.5, 10.0, 100.0, 1000.0, 1001.0, 2000.0, 1e6])))}"
     for steps, sizes in product((1, 10, 40), ([16, 16], [64, 200])):
-        plan = gp.evaluate(steps, np.array(sizes), exchange, cost, noise_scale=200.0, drift_steps=160.0)
+        plan = gp.evaluate(steps, np.array(sizes), communication, cost, noise_scale=200.0, drift_steps=160.0)
         yield f"{steps} steps of {sizes}: {shown(cost.seconds(plan.batches))} s, {plan.seconds:.6g} {plan.goodput:.6g}"
         for rounds, bounds in product((0, 1, 20), ((10, 40), (5, 5))):
             best = gp.best_plan(
                 plan,
-                exchange,
+                communication,
                 cost,
                 least=np.array([8, 16]),
                 most=np.array([400, 300]),

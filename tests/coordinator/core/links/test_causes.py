@@ -37,11 +37,11 @@ class Link:
                 self.clock.advance(each / 10)
                 if heard:
                     self.monitor.record_contact("a")
-            self.monitor.record_exchange("a", each)
+            self.monitor.record_round_communication("a", each)
 
     @property
     def expected_seconds(self) -> float:
-        return float(self.monitor.exchange_samples(self.rows, 4).mean())
+        return float(self.monitor.round_communication_samples(self.rows, 4).mean())
 
 
 # ---------------------------------------------------------------- nothing measured
@@ -153,7 +153,7 @@ def test_round_trips_never_change_a_forecast_beyond_its_bound(round_trips_ms: li
     for latency_ms in round_trips_ms:
         link.heartbeats(latency_ms)
         link.monitor.refresh()
-        expected = link.monitor.exchange_samples(link.rows, 4, horizon)
+        expected = link.monitor.round_communication_samples(link.rows, 4, horizon)
         assert 0.2 / MOST_CHANGE <= expected.min() <= expected.max() <= 0.2 * MOST_CHANGE
         assert 1 / MOST_GROWTH <= link.monitor.forecast_scale(link.rows, horizon)[0] <= MOST_GROWTH
 

@@ -280,9 +280,9 @@ def test_a_settings_mistake_is_explained() -> None:
 def test_a_link_that_changed_is_judged_by_what_it_is_now() -> None:
     monitor, _ = monitor_of("a")
     for _ in range(10):
-        monitor.record_exchange("a", 0.06)
-    monitor.record_exchange("a", 0.9)
-    samples = monitor.exchange_samples(monitor.rows(["a"]), 5)
+        monitor.record_round_communication("a", 0.06)
+    monitor.record_round_communication("a", 0.9)
+    samples = monitor.round_communication_samples(monitor.rows(["a"]), 5)
     assert samples.min() == pytest.approx(0.9)
 
 
@@ -379,7 +379,7 @@ def test_transfers_take_latency_and_bytes_by_rate_in_each_direction() -> None:
     monitor.record_upload("short", Transfer(10_000, 0.1))
     seconds = monitor.transfer_seconds(monitor.rows(["both", "down", "short", "none"]))
     assert seconds.tolist() == pytest.approx([5.0 + 20.0 + 0.1, 10.0, 200.0, math.nan], nan_ok=True)
-    samples = monitor.exchange_samples(monitor.rows(["both", "down"]), 2)
+    samples = monitor.round_communication_samples(monitor.rows(["both", "down"]), 2)
     assert samples.tolist() == [[pytest.approx(25.1)] * 2, [pytest.approx(10.0)] * 2]
     unsized = NetworkQualityMonitor()
     unsized.register_node("a")

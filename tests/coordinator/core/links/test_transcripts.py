@@ -50,8 +50,8 @@ def communicate(monitor: NetworkQualityMonitor, step: int) -> None:
         monitor.record_communication("recovering", latency(60 + at, 25.0), not 5 <= step < 8)
     monitor.observe_counters("reported", attempts=7 * (step % 9), failures=step % 9 // 2, latency_ms=latency(70, 150.0))
     monitor.observe_counters("reported", attempts=40 * step, failures=3 * step, source="scrape")
-    monitor.record_exchange("steady", 0.03 if step < 9 else 0.4)
-    monitor.record_exchange("rising", 0.08 * 1.12**step)
+    monitor.record_round_communication("steady", 0.03 if step < 9 else 0.4)
+    monitor.record_round_communication("rising", 0.08 * 1.12**step)
     rows = monitor.rows(["rounds", "lossy", "failing"])
     success = np.array([step % 5 != 0, step % 4 != 1, False])
     monitor.record_rounds(rows, np.array([latency(80, 0.6), latency(81, 0.2), 3.0]), success, success)
@@ -67,9 +67,9 @@ def figures(monitor: NetworkQualityMonitor, step: int) -> Iterator[str]:
     yield f"  grow in half an observation {shown(monitor.forecast_scale(rows, 0.5))}"
     yield f"  rounds {shown(monitor.rounds_measured(rows))}, failures {shown(monitor.failures_in_a_row(rows))}"
     if step % 4 == 0:
-        for name, samples in zip(LINKS, monitor.exchange_samples(rows, 6), strict=True):
-            yield f"  next exchanges of {name}: {shown(samples)}"
-        for name, samples in zip(LINKS, monitor.exchange_samples(rows, 3, 2.0), strict=True):
+        for name, samples in zip(LINKS, monitor.round_communication_samples(rows, 6), strict=True):
+            yield f"  next communications of {name}: {shown(samples)}"
+        for name, samples in zip(LINKS, monitor.round_communication_samples(rows, 3, 2.0), strict=True):
             yield f"  two ahead of {name}: {shown(samples)}"
 
 

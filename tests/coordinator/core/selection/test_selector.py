@@ -46,7 +46,7 @@ class Cluster:
             bad = node in BAD
             for rpc in range(4):
                 self.monitor.record_communication(node, 300.0 if bad else 20.0 + rpc, not (bad and rpc == 3))
-            self.monitor.record_exchange(node, bad_seconds if bad else 0.05 + 0.001 * at)
+            self.monitor.record_round_communication(node, bad_seconds if bad else 0.05 + 0.001 * at)
             self.selector.record_contribution(node, 0.02, bad_seconds if bad else 0.05, node not in failing)
         self.clock.advance(0.1)
 
@@ -112,7 +112,7 @@ def test_a_uniform_cluster_stays_whole_whatever_its_jitter() -> None:
             for at, node in enumerate(GOOD):
                 jitter = ((at * 7 + round_num * 13) % 10) / 10.0
                 cluster.monitor.record_communication(node, 10 + 40 * jitter, True)
-                cluster.monitor.record_exchange(node, 0.03 + 0.06 * jitter)
+                cluster.monitor.record_round_communication(node, 0.03 + 0.06 * jitter)
                 cluster.selector.record_contribution(node, 0.01, 0.03 + 0.06 * jitter, True)
         assert len(cluster.selector.select_nodes(GOOD)) >= 7
 
@@ -248,7 +248,7 @@ def test_no_healthy_node_waits_longer_than_the_bound(
     for round_num in range(60):
         for node in cluster.selector.select_nodes(GOOD):
             last[node] = round_num
-            cluster.monitor.record_exchange(node, 0.05)
+            cluster.monitor.record_round_communication(node, 0.05)
             cluster.selector.record_contribution(node, compute[node], 0.05, True)
         for node in GOOD:
             cluster.monitor.record_communication(node, 20.0, True)
@@ -354,7 +354,7 @@ def test_somebody_is_always_selected_and_never_too_many(
     cluster = Cluster(strategy, most)
     for node, success, seconds in events:
         cluster.monitor.record_communication(node, 1e3 * seconds, success)
-        cluster.monitor.record_exchange(node, seconds)
+        cluster.monitor.record_round_communication(node, seconds)
         cluster.selector.record_contribution(node, seconds, seconds, success)
         chosen = cluster.selector.select_nodes(ALL)
         assert 1 <= len(chosen) <= (most or len(ALL))
@@ -374,12 +374,12 @@ class Probed(Cluster):
             self.round(ALL, bad_seconds=0.05)
         for _ in range(4):
             self.choose(probes=False)
-            self.monitor.record_exchange("bad_0", 5.0)
+            self.monitor.record_round_communication("bad_0", 5.0)
 
     def round(self, nodes: list[str] = ALL, *, failing: tuple[str, ...] = (), bad_seconds: float = 0.8) -> None:
         for node in nodes:
             self.monitor.record_communication(node, 20.0, True)
-            self.monitor.record_exchange(node, bad_seconds)
+            self.monitor.record_round_communication(node, bad_seconds)
             self.selector.record_contribution(node, 0.02, bad_seconds, node not in failing)
         self.clock.advance(0.1)
 
@@ -413,7 +413,7 @@ def test_a_caller_that_waits_for_everybody_gets_no_probes() -> None:
 def test_a_probe_in_time_brings_the_node_back_at_once() -> None:
     cluster = Probed(SelectionStrategy.UTILITY)
     cluster.choose()
-    cluster.monitor.record_exchange("bad_0", 0.05)
+    cluster.monitor.record_round_communication("bad_0", 0.05)
     cluster.selector.record_contribution("bad_0", 0.02, 0.05, True)
     assert cluster.choose() == ALL
     assert (cluster.reason("bad_0"), cluster.probes) == (SelectionReason.WORTH_ITS_TIME, [])
@@ -423,7 +423,7 @@ def test_a_probe_in_time_brings_the_node_back_at_once() -> None:
 def test_a_late_probe_brings_the_node_back_if_its_communication_was_usual(seconds: float, is_back: bool) -> None:
     cluster = Probed(SelectionStrategy.UTILITY)
     cluster.choose()
-    cluster.monitor.record_exchange("bad_0", seconds)
+    cluster.monitor.record_round_communication("bad_0", seconds)
     cluster.selector.record_late_probe("bad_0", seconds)
     assert ("bad_0" in cluster.choose()) == is_back
 
