@@ -45,6 +45,8 @@ class LinkTelemetry:
     def begin_download(self, node: str, now: float, nbytes: int = 0) -> None:
         """Record that the coordinator begins to send parameters to a node, and those bytes that it sends at once."""
         self._downloads.begin(node, now, nbytes)
+        if nbytes:
+            self.traffic.sent(node, nbytes)
 
     def sent(self, node: str, nbytes: int) -> None:
         """Record bytes of these parameters that were sent."""
