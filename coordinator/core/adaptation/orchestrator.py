@@ -220,9 +220,9 @@ class AdaptiveOrchestrator:
     def _plan_round(self, available: Sequence[str], round_number: int, *, probes: bool) -> RoundPlan:
         began = self._clock()
         self.batches.costs.overhead.open_round(began)
+        self._round = self._log.round = round_number
         if self.phase is Phase.INITIALIZATION:
             self.start_training()
-        self._round = self._log.round = round_number
         available = list(dict.fromkeys(available))
         for node_id in available:
             if node_id not in self._registered:
