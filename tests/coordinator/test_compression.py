@@ -14,6 +14,7 @@ from hypergpu.common.codecs import PayloadFormat, find_codec
 from hypergpu.common.config import TrainingConfig
 from hypergpu.common.tensors import Flat, Manifest, Payload, TensorSpec, chunks
 from hypergpu.coordinator.broadcast import Broadcast
+from hypergpu.coordinator.core.adaptation import codec_control
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.model.outgoing import OutgoingParameters, Sending
 from hypergpu.protos import coordinator_pb2 as pb
@@ -186,3 +187,22 @@ def test_a_node_that_claims_parameters_that_were_never_sent_receives_them_whole(
     broadcast.begin_round(3)
     assert broadcast.plan("int8", 2) == Sending("int8", 3, 2)
     assert broadcast.plan("int8", 1) == Sending("none", 3)
+
+
+async def test_codecs_by_link_are_ordered_over_the_wire_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codec_control, "_LARGE_BYTES", 1)
+    sections = {"compression": {"strategy": "adaptive"}, "orchestrator": {"policy": "reactive"}}
+    async with running(tmp_path, training={"rounds": 1}, **sections) as run:
+        node = run.node("a")
+        await node.register()
+        order = await node.work()
+        assert (order.order.update.codec, order.order.parameters.codec) == ("int8", "bf16")
+        payload, noise = form("int8").encode(VALUES)
+        assert await push(node, order, payload, noise=noise) == pb.PushUpdateReply.ACCEPTED
+        await run.coordinator.engine.finished.wait()
+        row = run.coordinator.engine.node_rows()[0]
+        assert (row["codec"], row["parameters_codec"], row["noise"]) == ("int8", "bf16", noise)
+        decided = [each for each in run.coordinator.engine.machine.decisions if each.kind == "compression"]
+        assert [(each.subject, str(each.reason)) for each in decided] == [("a", "rate_not_measured")]
