@@ -193,7 +193,7 @@ async def test_codecs_by_link_are_ordered_over_the_wire_and_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(codec_control, "_LARGE_BYTES", 1)
-    sections = {"compression": {"strategy": "adaptive"}, "orchestrator": {"policy": "reactive"}}
+    sections: dict[str, Any] = {"compression": {"strategy": "adaptive"}, "orchestrator": {"policy": "reactive"}}
     async with running(tmp_path, training={"rounds": 1}, **sections) as run:
         node = run.node("a")
         await node.register()

@@ -75,10 +75,10 @@ class CodecMove:
         return CompressionReason.TRANSFERS_FIT_ROUND
 
     def figures(self, at: int) -> dict[str, float | int | str]:
-        """Return the figures of a node's change that do not concern its bytes."""
+        """Return the figures of a node's change that do not concern its bytes; an unknown rate is left out."""
+        rates = {"up_mbit": self.rates.up.rates[at], "down_mbit": self.rates.down.rates[at]}
         return {
             "expected_saving_seconds": float(self.saving[at]),
             "noise": float(self.forecast.noise[at, self.found.update[at]]),
-            "up_mbit": MBIT * float(self.rates.up.rates[at]),
-            "down_mbit": MBIT * float(self.rates.down.rates[at]),
+            **{name: MBIT * float(rate) for name, rate in rates.items() if not np.isnan(rate)},
         }
