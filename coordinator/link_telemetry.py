@@ -57,10 +57,12 @@ class LinkTelemetry:
         """Record what a node reports of their transfer; a report that cannot be true is ignored."""
         if self._downloads.is_plausible(node, transfer, now):
             self._monitor.record_download(node, transfer)
+            self._orchestrator.connections.record_download(node, transfer)
 
     def uploaded(self, node: str, transfer: Transfer) -> None:
         """Record a transfer from a node, as the coordinator received it."""
         self._monitor.record_upload(node, transfer)
+        self._orchestrator.connections.record_upload(node, transfer)
 
     def observe_heartbeat(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
         """Record a heartbeat: the round trip of the one before it, and the counters in its report.

@@ -27,6 +27,7 @@ class DecisionKind(StrEnum):
     POLICY = "policy"
     ROLLBACK = "rollback"
     COMPRESSION = "compression"
+    CONNECTIONS = "connections"
     DEADLINE = "deadline"
     ROUND = "round"
     REASSIGNMENT = "reassignment"

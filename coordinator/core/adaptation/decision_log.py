@@ -7,6 +7,7 @@ from enum import StrEnum
 import numpy as np
 
 from hypergpu.coordinator.core.adaptation.codec_decisions import CodecDecision
+from hypergpu.coordinator.core.adaptation.connection_control import ConnectionDecision
 from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerChange
 from hypergpu.coordinator.core.adaptation.rate_search import RateChange
 from hypergpu.coordinator.core.batching.controller import BatchChange
@@ -135,9 +136,16 @@ class AdaptationLog(DecisionLog):
 
     def codecs(self, decisions: Sequence[CodecDecision]) -> None:
         """Record changes of codecs, and verdicts on them."""
+        self._transfers(DecisionKind.COMPRESSION, decisions)
+
+    def connections(self, decisions: Sequence[ConnectionDecision]) -> None:
+        """Record changes of the connections of transfers, and verdicts on them."""
+        self._transfers(DecisionKind.CONNECTIONS, decisions)
+
+    def _transfers(self, kind: DecisionKind, decisions: Sequence[CodecDecision] | Sequence[ConnectionDecision]) -> None:
         if len(decisions) <= LISTED:
             for each in decisions:
-                self.decide(DecisionKind.COMPRESSION, each.node, each.reason, each.figures)
+                self.decide(kind, each.node, each.reason, each.figures)
             return
         for reason in dict.fromkeys(each.reason for each in decisions):
             same = [each.figures for each in decisions if each.reason is reason]
@@ -145,7 +153,7 @@ class AdaptationLog(DecisionLog):
             for name, value in same[0].items():
                 if not isinstance(value, str):
                     figures[f"mean_{name}"] = sum(float(each.get(name, 0.0)) for each in same) / len(same)
-            self.decide(DecisionKind.COMPRESSION, CLUSTER, reason, figures)
+            self.decide(kind, CLUSTER, reason, figures)
 
     def optimizer(self, change: RateChange | OptimizerChange | None) -> None:
         """Record a changed optimizer of the local steps, or its changed learning-rate factor."""

@@ -12,6 +12,7 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import finite
 from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.coordinator.core.adaptation.codec_control import CodecControl, Outlook
+from hypergpu.coordinator.core.adaptation.connection_control import ConnectionControl
 from hypergpu.coordinator.core.adaptation.decision_log import LISTED, AdaptationLog, ClusterReason
 from hypergpu.coordinator.core.adaptation.enough import enough_share
 from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerChange
@@ -88,18 +89,18 @@ class AdaptiveOrchestrator:
         self.monitor, self.batches, self.selector = network_monitor, batch_controller, node_selector
         self.policy = parse_enum(AdaptationPolicy, adaptation_policy, "policy")
         self.phase = Phase.INITIALIZATION
-        self._settings = config.orchestrator
         self._clock = clock
-        self._ledger = RoundHistory(self._settings.history)
-        self._losses = LossTrend(self._settings)
+        self._ledger = RoundHistory(config.orchestrator.history)
+        self._losses = LossTrend(config.orchestrator)
         self._control = ProgressControl(config, self.policy)
         self._codecs = CodecControl(config.compression, network_monitor, model_bytes)
+        self.connections = ConnectionControl(config.transfers, network_monitor)
         self._held_until = -1
         self._rounds_begun = 0
         self._last_change = -(10**9)
         self._selected: list[str] = []
         self._round = -1
-        self._log = AdaptationLog(self._settings.history)
+        self._log = AdaptationLog(config.orchestrator.history)
         self._overhead = 0.0
         self._registered: set[str] = set()
         batch_controller.set_baseline_steps(config.training.local_steps)
@@ -109,7 +110,7 @@ class AdaptiveOrchestrator:
     def start_training(self) -> None:
         """Begin the warm-up. A repeated call has no effect."""
         if self.phase is Phase.INITIALIZATION:
-            self._enter(Phase.WARM_UP, PhaseReason.TRAINING_STARTED, {"rounds": self._settings.warmup_rounds})
+            self._enter(Phase.WARM_UP, PhaseReason.TRAINING_STARTED, {"rounds": self.config.orchestrator.warmup_rounds})
 
     def shutdown(self) -> None:
         """End the adaptation. Status and reports remain available."""
@@ -131,6 +132,7 @@ class AdaptiveOrchestrator:
                 *self.batches.updates.state(),
             ),
             loss_logs=self._losses.state(),
+            connections=self.connections.state(),
         )
 
     def restore(self, state: AdaptationState, round_number: int) -> None:
@@ -153,8 +155,9 @@ class AdaptiveOrchestrator:
         restored = self.batches.restore(sizes, steps, factor, BatchReason.RESUMED)
         self.batches.updates.restore(state.batches.drift_log, state.batches.saturation_log)
         self._losses.restore(state.loss_logs)
+        self.connections.restore(state.connections)
         self._rounds_begun = state.rounds_begun
-        self._held_until = max(state.held_until, round_number + self._settings.warmup_rounds)
+        self._held_until = max(state.held_until, round_number + self.config.orchestrator.warmup_rounds)
         self._round = self._log.round = round_number
         phase = Phase.ADAPTIVE if state.phase is Phase.COMPLETED else state.phase
         self._enter(phase, PhaseReason.RESUMED, {"rounds": state.rounds_begun})
@@ -228,9 +231,10 @@ class AdaptiveOrchestrator:
             if node_id not in self._registered:
                 self.register_node(node_id)
         self._update_links()
-        if self.phase is Phase.WARM_UP and self._rounds_begun >= self._settings.warmup_rounds:
+        if self.phase is Phase.WARM_UP and self._rounds_begun >= self.config.orchestrator.warmup_rounds:
             self._enter(Phase.ADAPTIVE, PhaseReason.LINKS_MEASURED, {"rounds": self._rounds_begun})
         self._rounds_begun += 1
+        self._plan_connections(available)
         self._plan_codecs(available)
         if not available:
             self._log.decide(DecisionKind.SELECTION, CLUSTER, ClusterReason.NO_NODES, {"available_nodes": 0})
@@ -449,9 +453,19 @@ class AdaptiveOrchestrator:
             changed_seconds=self._codecs.changed_seconds,
             codecs=self._codecs.codecs_of(workers),
             probes=probes,
-            connections=self.config.transfers.fixed,
+            connections=self.connections.plan,
             decisions=self._log.drain(),
         )
+
+    def _plan_connections(self, available: Sequence[str]) -> None:
+        """Choose the connections of the available nodes, from the first measured transfers on: also in the warm-up.
+
+        What the warm-up measures of a link is to hold with the connections that it will have.
+        """
+        if self.policy is AdaptationPolicy.NONE:
+            self.connections.use_one()
+        else:
+            self._log.connections(self.connections.choose(available, self._round, self._ledger.latest_seconds))
 
     def _plan_codecs(self, available: Sequence[str]) -> None:
         """Choose the codecs of the available nodes, before the selection, which depends on the time of transfers."""
@@ -579,7 +593,7 @@ class AdaptiveOrchestrator:
         if found is None:
             return ModelAction.LEAVE  # nothing is left to change
         figures, change = found
-        self._held_until = self._round + 1 + self._settings.rollback_rounds
+        self._held_until = self._round + 1 + self.config.orchestrator.rollback_rounds
         self._log.decide(DecisionKind.ROLLBACK, CLUSTER, regression.reason, figures)
         self._log.codecs(self._codecs.diverged(self._selected, self._round))
         self._log.optimizer(change)

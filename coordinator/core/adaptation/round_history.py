@@ -64,6 +64,11 @@ class RoundHistory:
         """Progress per second of the latest round; 0 before the first."""
         return self.rounds[-1].progress_per_second if self.rounds else 0.0
 
+    @property
+    def latest_seconds(self) -> float:
+        """Duration of the latest round; 0 before the first."""
+        return self.rounds[-1].seconds if self.rounds else 0.0
+
     def overhead(self) -> dict[str, float | None]:
         """Return the cost of deciding: total seconds, milliseconds per round, and share of the round time."""
         return {

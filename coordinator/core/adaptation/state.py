@@ -7,6 +7,7 @@ checkpoints checks types.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hypergpu.common.connections import MAX_CONNECTIONS
 from hypergpu.common.local_optimizer import LOCAL_OPTIMIZERS
 from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.coordinator.core.adaptation.phases import Phase
@@ -160,11 +161,16 @@ class AdaptationState:
     batches: BatchState
     loss_logs: Sequence[float]
     """Logarithms of the latest losses."""
+    connections: Mapping[str, tuple[int, int]]
+    """Connections of a node's transfers, down and up, by node id."""
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise ValueError(f"its version is {self.version}, not {VERSION}")
         _require_counts(self.rounds_begun, self.held_until + 1)
+        for counts in self.connections.values():
+            if not all(1 <= count <= MAX_CONNECTIONS for count in counts):
+                raise ValueError(f"{counts} connections; expected 1 to {MAX_CONNECTIONS} in each direction")
 
 
 def _require_factors(*factors: float | None) -> None:

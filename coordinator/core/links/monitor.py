@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -415,6 +415,19 @@ class NetworkQualityMonitor:
     def restart_rounds(self, rows: Ints) -> None:
         """Forget the round communications of links that have recovered, but for the latest of each."""
         self._links.restart_round_communications(rows)
+
+    def shift_rounds(self, rows: Ints, seconds: Floats, least_seconds: Floats) -> None:
+        """Add seconds to the round communications of these links, which then are no shorter than `least_seconds`."""
+        self._links.shift_exchanges(rows, seconds, least_seconds)
+
+    def restart_rate(self, node_id: str, direction: Literal["down", "up"]) -> None:
+        """Forget the transfers of a link in one direction, but for the latest.
+
+        Raises:
+            UnknownName: The node is not registered.
+        """
+        estimators = self._links.downloads if direction == "down" else self._links.uploads
+        estimators[self._links.index.row(node_id)].restart()
 
     def rounds_measured(self, rows: Ints) -> Ints:
         """Return the number of round communications in each node's history."""

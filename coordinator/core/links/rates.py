@@ -145,6 +145,12 @@ class RateEstimator:
         self._fresh.append((transfer, at))
         del self._fresh[:-WINDOW]
 
+    def restart(self) -> None:
+        """Forget all transfers but the latest: those before it went over another number of connections."""
+        self._fresh = [*self._known, *self._fresh][-1:]
+        self._known.clear()
+        self._bounds.clear()
+
     def estimate(self, round_trip_seconds: float, jitter_seconds: float = 0.0) -> LinkRate:
         """Return the rate by all transfers so far; round trip and jitter as in `rate_bounds`."""
         if not (_is_near(round_trip_seconds, self._assumed[0]) and _is_near(jitter_seconds, self._assumed[1])):

@@ -1,0 +1,127 @@
+"""Control of the connections of all nodes: a search for each node and direction, with its effects on expectations."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+
+from hypergpu.common.config.transfers import TransfersConfig
+from hypergpu.common.connections import ConnectionPlan, Connections
+from hypergpu.common.tensors import STRIPE_BYTES
+from hypergpu.common.transfer_meter import Transfer
+from hypergpu.coordinator.core.adaptation.connection_choice import (
+    ConnectionsChange,
+    ConnectionSearch,
+    ConnectionsReason,
+    Outlook,
+)
+from hypergpu.coordinator.core.decisions import Figures
+from hypergpu.coordinator.core.links import NetworkQualityMonitor
+
+_Direction = Literal["down", "up"]
+_DIRECTIONS: Final[tuple[_Direction, ...]] = ("down", "up")
+
+
+class ConnectionDecision(NamedTuple):
+    """Decision about the connections of a node in one direction."""
+
+    node: str
+    reason: ConnectionsReason
+    figures: Figures
+
+
+class ConnectionControl:
+    """Connections of the transfers of all nodes.
+
+    Args:
+        config: Settings; `auto` chooses.
+        monitor: Monitor of the links, whose expectations follow the choice.
+    """
+
+    def __init__(self, config: TransfersConfig, monitor: NetworkQualityMonitor) -> None:
+        self._config, self._monitor = config, monitor
+        self._searches: dict[str, tuple[ConnectionSearch, ConnectionSearch]] = {}
+        """Searches by node, down and up. A node whose transfers have a single chunk has none."""
+        self._measured: set[str] = set()
+        """Nodes with new transfers."""
+        self._plan = config.fixed
+
+    @property
+    def plan(self) -> ConnectionPlan:
+        """Connections of each node in the coming round."""
+        return self._plan
+
+    def record_download(self, node: str, transfer: Transfer) -> None:
+        """Record a transfer to a node."""
+        self._record(node, 0, transfer)
+
+    def record_upload(self, node: str, transfer: Transfer) -> None:
+        """Record a transfer from a node."""
+        self._record(node, 1, transfer)
+
+    def _record(self, node: str, index: int, transfer: Transfer) -> None:
+        if self._config.connections != "auto":
+            return
+        searches = self._searches.get(node)
+        if searches is None:
+            if transfer.nbytes + transfer.bytes_before <= STRIPE_BYTES:
+                return
+            searches = self._searches[node] = ConnectionSearch(), ConnectionSearch()
+        searches[index].record(transfer)
+        self._measured.add(node)
+
+    def choose(self, available: Sequence[str], round_number: int, round_seconds: float) -> list[ConnectionDecision]:
+        """Choose the connections of the available nodes before a round; return what changed."""
+        nodes = [node for node in available if node in self._measured]
+        if not nodes:
+            return []
+        self._measured.difference_update(nodes)
+        trips = 1e-3 * self._monitor.latencies_ms(self._monitor.rows(nodes))
+        decisions = []
+        for node, trip in zip(nodes, trips.tolist(), strict=True):
+            outlook = Outlook(round_number, round_seconds, trip)
+            for direction, search in zip(_DIRECTIONS, self._searches[node], strict=True):
+                change = search.decide(outlook)
+                if change is not None:
+                    self._expect(node, direction, change, search.transfer_seconds)
+                    figures = {"direction": direction, "from": change.before, "to": change.after, **change.figures}
+                    decisions.append(ConnectionDecision(node, change.reason, figures))
+        if decisions:
+            self._make_plan()
+        return decisions
+
+    def use_one(self) -> None:
+        """Use one connection each, or the configured number: nothing is adapted. What was measured is forgotten."""
+        self._searches.clear()
+        self._measured.clear()
+        self._plan = self._config.fixed
+
+    def state(self) -> dict[str, tuple[int, int]]:
+        """Return the state for a checkpoint: the connections of each node, down and up."""
+        return {node: (down.count, up.count) for node, (down, up) in self._searches.items()}
+
+    def restore(self, state: Mapping[str, tuple[int, int]]) -> None:
+        """Go on from the connections of an earlier process; rates are measured again."""
+        if self._config.connections == "auto":
+            self._searches = {
+                node: (ConnectionSearch(down), ConnectionSearch(up)) for node, (down, up) in state.items()
+            }
+            self._make_plan()
+
+    def _make_plan(self) -> None:
+        counts = {node: Connections(down.count, up.count) for node, (down, up) in self._searches.items()}
+        self._plan = ConnectionPlan(by_node={node: each for node, each in counts.items() if each != (1, 1)})
+
+    def _expect(self, node: str, direction: _Direction, change: ConnectionsChange, seconds: float) -> None:
+        """Let what is expected of a link follow a change.
+
+        After a verdict, only the latest measurements count. A trial is expected to carry as much more as it has more
+        connections: otherwise a node that is left out for its slow transfers would never show what they can be.
+        """
+        rows = self._monitor.rows([node])
+        if change.reason not in (ConnectionsReason.TRIES_MORE, ConnectionsReason.TRIES_AGAIN):
+            self._monitor.restart_rounds(rows)
+            self._monitor.restart_rate(node, direction)
+        if change.is_trial:
+            left = seconds * change.before / change.after
+            self._monitor.shift_rounds(rows, np.array([left - seconds]), np.array([left]))
