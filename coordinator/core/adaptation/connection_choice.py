@@ -33,7 +33,10 @@ RETRY_ROUNDS: Final = 50
 """Rounds after which a number is tried again: a slow change of the link shows in no two transfers."""
 LEAST_ROUND_TRIPS: Final = 2.0
 LEAST_SHARE: Final = 0.05
-"""Transfers shorter than these round trips, or than this share of a round, are not worth more connections."""
+LEAST_SECONDS: Final = 0.2
+"""Transfers shorter than these round trips, this share of a round, or this time are not worth more connections.
+
+A transfer that takes less than TCP's least timeout shows the rate of the machines, not of a line that loses packets."""
 _ASSUMED_SPREAD: Final = 0.35
 """Standard deviation of the logarithm of a rate before it is measured; it counts as one sample."""
 _SURE: Final = 3.0
@@ -226,7 +229,7 @@ class ConnectionSearch:
     def _matters(self, outlook: Outlook) -> bool:
         """Return whether transfers are long enough for a faster one to save time."""
         round_trips = 0.0 if math.isnan(outlook.round_trip_seconds) else LEAST_ROUND_TRIPS * outlook.round_trip_seconds
-        return self.transfer_seconds >= max(round_trips, LEAST_SHARE * outlook.round_seconds)
+        return self.transfer_seconds >= max(round_trips, LEAST_SHARE * outlook.round_seconds, LEAST_SECONDS)
 
     def _latest(self) -> list[float]:
         """Return the logarithms of the rates with the number in force."""

@@ -14,11 +14,11 @@ class TransfersConfig(ConfigSection):
 
     connections: Literal["auto"] | Annotated[int, Field(ge=1, le=MAX_CONNECTIONS), REACHABLE] = "auto"
     """TCP connections that a node's transfer shares, in each direction: 1 to 16. On a lossy link with a long round trip
-    one connection is far slower than the line. `auto` uses one. Where a bottleneck is shared with others, k connections
-    take the share of k users."""
+    one connection is far slower than the line. `auto` chooses for each node and direction by measured rates, and one
+    with the policy `none`. Where a bottleneck is shared with others, k connections take the share of k users."""
 
     @property
     def fixed(self) -> ConnectionPlan:
-        """Connections of every node where a number is configured, else one each."""
+        """Connections of every node where a number is configured; one each before `auto` has chosen."""
         count = 1 if self.connections == "auto" else self.connections
         return ConnectionPlan(Connections(count, count))

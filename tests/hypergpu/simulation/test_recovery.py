@@ -84,7 +84,7 @@ def test_a_round_does_not_wait_for_a_probe() -> None:
     observed = run("bandwidth collapse")
     probed = {plan.selection.round for plan in observed.plans if NODE in plan.selection.probes}
     late = {number for number, node, success, _ in observed.contributions if node == NODE and not success} & probed
-    assert len(late) >= 8
+    assert len(late) >= 6
     seconds = observed.outcome.round_seconds
     others = [seconds[number - 1] for number in range(5, len(seconds) + 1) if number not in late]
     assert max(seconds[number - 1] for number in late) <= 1.5 * sorted(others)[len(others) // 2]
