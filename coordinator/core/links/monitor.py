@@ -418,7 +418,7 @@ class NetworkQualityMonitor:
 
     def shift_rounds(self, rows: Ints, seconds: Floats, least_seconds: Floats) -> None:
         """Add seconds to the round communications of these links, which then are no shorter than `least_seconds`."""
-        self._links.shift_exchanges(rows, seconds, least_seconds)
+        self._links.shift_round_communications(rows, seconds, least_seconds)
 
     def restart_rate(self, node_id: str, direction: Literal["down", "up"]) -> None:
         """Forget the transfers of a link in one direction, but for the latest.
