@@ -28,6 +28,7 @@ _RPC_FAILED: Final = life.Failed(Unavailable("the RPC failed"))
 _REGISTERED: Final = life.Registered()
 _NO_WORK: Final = life.NoWork()
 _TRAINED: Final = life.Trained()
+_TRAINING: Final = State.TRAINING  # looking an enum's member up is slow
 _PUSHED: Final = life.Pushed()
 _BACKOFF_EXPIRED: Final = life.BackoffExpired()
 
@@ -206,7 +207,7 @@ class SimulatedNode:
     def step_seconds(self) -> float:
         """Duration of a step of the work in progress; 0 if it computes nothing."""
         work = self._life.work
-        if work is None or self._life.state is not State.TRAINING:
+        if work is None or self._life.state is not _TRAINING:
             return 0.0
         return self._compute_seconds / work.local_steps
 
@@ -216,7 +217,7 @@ class SimulatedNode:
         """Start a process, unless one is running."""
         if not self.running:
             self.running = True
-            self.connection.uploaded = self._on_uploaded
+            self.connection.uploaded = partial(self._api.uploaded, self)
             self.connection.before_piece = self.heartbeats.flush
             self.incarnation += 1
             self.attempts = self.failures = 0
@@ -315,9 +316,6 @@ class SimulatedNode:
         self.attempts += 1
         for effect in self._life.handle(rpc.about):  # as `handle`
             _EFFECTS[effect.__class__](self, effect)
-
-    def _on_uploaded(self, transfer: Transfer) -> None:
-        self._api.uploaded(self, transfer)
 
     def _report_download(self) -> None:
         transfer, self.connection.downloaded = self.connection.downloaded, None

@@ -9,7 +9,7 @@ from hypergpu.common.transfer_meter import Transfer, TransferMeter
 from hypergpu.netsim_proxy.link.conditions import Blockage
 from hypergpu.netsim_proxy.link.events import DisconnectMode, NetworkEvent
 from hypergpu.netsim_proxy.link.link import Link
-from hypergpu.netsim_proxy.link.outcomes import Blocked, Cause, Deliver, Direction, Fail, LinkRpc
+from hypergpu.netsim_proxy.link.outcomes import DOWN, UP, Blocked, Cause, Deliver, Direction, Fail, LinkRpc
 from hypergpu.netsim_proxy.link.striping import longest_piece_bytes
 from hypergpu.simulation import message_sizes
 from hypergpu.simulation.virtual_time import VirtualTime
@@ -279,7 +279,7 @@ class SimulatedRpc:
     @property
     def is_uploading(self) -> bool:
         """True if parts of a long message to the coordinator arrive, each soon after the one before."""
-        if not self._pieces or self.over or self._direction is not Direction.UP:
+        if not self._pieces or self.over or self._direction is not UP:
             return False
         now = self.connection.clock.now
         return any(at <= now < at + SILENCE_SECONDS for at, _ in self._pieces)
@@ -307,7 +307,7 @@ class SimulatedRpc:
         if self._parts is None:
             return
         measured, self._parts = _measured(self._began_at, self._parts, self.connection.clock.now), None
-        if self._direction is Direction.DOWN:
+        if self._direction is DOWN:
             self.connection.downloaded = measured
         elif measured is not None:
             self.connection.uploaded(measured)
