@@ -24,8 +24,12 @@ def link(up: float, down: float = 10_000.0) -> dict[str, Any]:
 PROFILES = {"lan": link(10_000.0), "slow_up": link(4.0), "slow_down": link(10_000.0, 4.0), "line": link(20.0, 100.0)}
 
 
-EVERYBODY = {"training": {"quorum": 1.0}, "selector": {"strategy": "all_available"}}
-"""Settings with which a round waits for all of its nodes."""
+EVERYBODY = {
+    "training": {"quorum": 1.0},
+    "selector": {"strategy": "all_available"},
+    "transfers": {"connections": 1},
+}
+"""Settings with which a round waits for all of its nodes, and nothing but codecs changes its transfers."""
 
 
 def tree(*profiles: str, **changes: Any) -> dict[str, Any]:
