@@ -83,11 +83,6 @@ class ConnectionsChange(NamedTuple):
     figures: Figures
     """Rates behind it."""
 
-    @property
-    def is_trial(self) -> bool:
-        """True if what the new number carries is not known yet."""
-        return self.after > self.before
-
 
 class ConnectionSearch:
     """Number of connections of one node in one direction, and what was measured with it and with others.

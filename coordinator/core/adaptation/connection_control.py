@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
-import numpy as np
-
 from hypergpu.common.config.transfers import TransfersConfig
 from hypergpu.common.connections import ConnectionPlan, Connections
 from hypergpu.common.tensors import STRIPE_BYTES
@@ -83,7 +81,7 @@ class ConnectionControl:
             for direction, search in zip(_DIRECTIONS, self._searches[node], strict=True):
                 change = search.decide(outlook)
                 if change is not None:
-                    self._expect(node, direction, change, search.transfer_seconds)
+                    self._expect(node, direction, change)
                     figures = {"direction": direction, "from": change.before, "to": change.after, **change.figures}
                     decisions.append(ConnectionDecision(node, change.reason, figures))
         if decisions:
@@ -112,16 +110,8 @@ class ConnectionControl:
         counts = {node: Connections(down.count, up.count) for node, (down, up) in self._searches.items()}
         self._plan = ConnectionPlan(by_node={node: each for node, each in counts.items() if each != (1, 1)})
 
-    def _expect(self, node: str, direction: _Direction, change: ConnectionsChange, seconds: float) -> None:
-        """Let what is expected of a link follow a change.
-
-        After a verdict, only the latest measurements count. A trial is expected to carry as much more as it has more
-        connections: otherwise a node that is left out for its slow transfers would never show what they can be.
-        """
-        rows = self._monitor.rows([node])
+    def _expect(self, node: str, direction: _Direction, change: ConnectionsChange) -> None:
+        """Let what is expected of a link after a verdict follow from its latest measurements only."""
         if change.reason not in (ConnectionsReason.TRIES_MORE, ConnectionsReason.TRIES_AGAIN):
-            self._monitor.restart_rounds(rows)
+            self._monitor.restart_rounds(self._monitor.rows([node]))
             self._monitor.restart_rate(node, direction)
-        if change.is_trial:
-            left = seconds * change.before / change.after
-            self._monitor.shift_rounds(rows, np.array([left - seconds]), np.array([left]))

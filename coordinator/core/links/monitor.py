@@ -416,10 +416,6 @@ class NetworkQualityMonitor:
         """Forget the round communications of links that have recovered, but for the latest of each."""
         self._links.restart_round_communications(rows)
 
-    def shift_rounds(self, rows: Ints, seconds: Floats, least_seconds: Floats) -> None:
-        """Add seconds to the round communications of these links, which then are no shorter than `least_seconds`."""
-        self._links.shift_round_communications(rows, seconds, least_seconds)
-
     def restart_rate(self, node_id: str, direction: Literal["down", "up"]) -> None:
         """Forget the transfers of a link in one direction, but for the latest.
 

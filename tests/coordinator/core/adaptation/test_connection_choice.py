@@ -176,13 +176,16 @@ def test_directions_and_nodes_are_chosen_for_themselves_and_expectations_follow(
         "transfer_seconds": pytest.approx(80.0),
     }
     assert (tested.plan.of("a"), tested.plan.of("b")) == (Connections(down=1, up=4), ONE_EACH)
-    assert monitor.round_communication_samples(rows, 1)[:, 0].tolist() == pytest.approx([40.0, 100.0])
+    assert monitor.round_communication_samples(rows, 1)[:, 0].tolist() == [100.0, 100.0], (
+        "nothing is known of four connections yet"
+    )
     monitor.record_round_communication("a", 45.0)
     tested.record_upload("a", transfer(20.0))
     monitor.record_upload("a", transfer(20.0))
     (decision,) = tested.choose(["a", "b"], 3, 50.0)
     assert (str(decision.reason), decision.figures["to"]) == ("gained", 16)
     assert decision.figures["gain"] == pytest.approx(4.0)
+    assert monitor.round_communication_samples(rows, 2)[0].tolist() == [45.0, 45.0]
     assert monitor.get_node_profile("a").up_least_mbit == pytest.approx(17.6), "at four connections, not at one"
     assert tested.choose(["a", "b"], 4, 50.0) == [], "without a new transfer"
 
