@@ -343,4 +343,4 @@ def test_our_own_transfer_is_shown_beside_the_latency_of_the_link() -> None:
     profiles = [p for judgement in run("our own big transfer").judgements for p in judgement.profiles]
     idle, loaded = profiles[-1].latency_ms, profiles[-1].loaded_latency_ms
     assert 50.0 <= idle <= 150.0
-    assert loaded > 2.0 * idle
+    assert loaded > 1.5 * idle, "small calls have a connection of their own beside several"
