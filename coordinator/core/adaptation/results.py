@@ -77,7 +77,8 @@ def record_late(
     """Record what the time of late work went into: exactly if the node has computed, else as the least that it may be.
 
     A lower bound counts only if it is above what is expected anyway. Of an update that was not received as a whole, the
-    rest would have taken its time by the rate of the link.
+    rest would have taken its time by the rate of the link; where that is not measured, what was expected of the node
+    counts as measured if it is more, so that it is no longer taken for an unknown one.
 
     Raises:
         UnknownName: The node is not registered.
@@ -92,7 +93,7 @@ def record_late(
     match work.doing:
         case Activity.DONE:
             compute, communication = work.compute_seconds, work.elapsed_seconds - work.compute_seconds
-            communication = communication + missing if is_exact else _above(usual_communication, communication)
+            communication = communication + missing if is_exact else max(usual_communication, communication)
         case Activity.PULLING:
             communication = _above(usual_communication, work.elapsed_seconds)
         case Activity.PUSHING:

@@ -1,5 +1,6 @@
 """Closing of a round: when it closes, whether it counts, and what its evaluation means for the run."""
 
+import math
 from dataclasses import replace
 
 from hypergpu.common.config.training import TrainingConfig
@@ -29,6 +30,9 @@ from hypergpu.coordinator.core.rounds.work import Round
 MAX_EXTENSIONS = 2
 """Times that a deadline without a quorum is extended, each time to twice the time since the round opened, once an
 update has arrived in the run."""
+
+FINISH_FACTOR = 16.0
+"""Times of a round after which a new node, which the round did not wait for, has to abandon its work."""
 
 Ending = CloseRound | AbandonRound
 """End of a round: it counts, or it is abandoned and restarts later."""
@@ -90,21 +94,22 @@ def shorten_deadline(
         return
     if not current.has_quorum or not current.live or not current.samples:  # updates of trials alone teach nothing
         return
+    measured_at = current.shortest_deadline_at if current.live_measured else current.started_at
     factor = max(1.0, current.awaited / len(current.contributions)) if config.shards_are_alike else UNMEASURED_FACTOR
     seconds = state.deadlines.after_quorum(now - current.started_at, factor)
-    deadline_at = max(current.started_at + seconds, current.shortest_deadline_at)
+    deadline_at = max(current.started_at + seconds, measured_at)
     if deadline_at < current.deadline_at:
         current.deadline_at = deadline_at
         figures: Figures = {
             "seconds": deadline_at - current.started_at,
             "contributed": len(current.contributions),
-            "measured_seconds": current.shortest_deadline_at - current.started_at,
+            "measured_seconds": measured_at - current.started_at,
         }
         effects.decide(DecisionKind.DEADLINE, CLUSTER, DeadlineReason.AFTER_QUORUM, figures)
 
 
 def _close(current: Round, reason: CloseReason, members: Membership, config: TrainingConfig, now: float) -> CloseRound:
-    _mark_stragglers(current, members)
+    _mark_stragglers(current, members, now)
     last, settings = config.is_last(current.number), current.settings
     return CloseRound(
         current.number,
@@ -128,14 +133,21 @@ def _abandon(current: Round, why: str, members: Membership, effects: EffectBuffe
     return AbandonRound(current.number, why, *current.shared_fault)
 
 
-def _mark_stragglers(current: Round, members: Membership) -> None:
-    """Exclude nodes that still work on this round from the next ones, until they return."""
+def _mark_stragglers(current: Round, members: Membership, now: float = -math.inf) -> None:
+    """Exclude nodes that still work on this round from the next ones, until they return.
+
+    Work that the round did not wait for may go on to its deadline, and that of a new node for longer: it shows how long
+    the node takes.
+    """
+    long_after = current.started_at + FINISH_FACTOR * (now - current.started_at)
     for unit in current.units.values():
         member = members.connected.get(unit.node)
         if member is not None and not unit.done and unit.live and not member.requesting:
             members.stragglers[unit.node] = unit.awaited
             if member.assignment is not None and member.assignment.round == current.number:
-                member.assignment = replace(member.assignment, deadline_at=current.deadline_at)
+                until = -math.inf if unit.awaited else current.deadline_at
+                until = max(until, long_after) if unit.is_new else until
+                member.assignment = replace(member.assignment, deadline_at=current.deadline_at, may_finish_until=until)
 
 
 def take_evaluation(

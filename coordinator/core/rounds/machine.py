@@ -171,14 +171,9 @@ class RoundMachine:
         return unit if unit is not None and unit.attempt > 0 and not unit.done else None
 
     def may_finish(self, node: str, now: float) -> bool:
-        """Return whether a straggler may go on with its work, to show how long it takes.
-
-        It may until the deadline of its round, if the round did not wait for it.
-        """
+        """Return whether a straggler may go on with its work, to show how long it takes."""
         member = self.members.get(node)
-        assignment = member.assignment if member is not None else None
-        awaited = self.members.stragglers.get(node, True)
-        return not awaited and assignment is not None and now < assignment.deadline_at
+        return member is not None and member.assignment is not None and now < member.assignment.may_finish_until
 
     def is_assigned(self, node: str, round_number: int, attempt: int) -> bool:
         """Return whether this is the node's work in the open round, as it was last assigned."""

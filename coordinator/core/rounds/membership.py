@@ -32,6 +32,8 @@ class Assignment:
     local_steps: int
     deadline_at: float
     """Deadline of the round: when it was assigned, or when the round closed."""
+    may_finish_until: float = -math.inf
+    """Time until which a straggler may go on with it; known when its round has closed."""
 
 
 @dataclass(slots=True)

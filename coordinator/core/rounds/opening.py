@@ -242,6 +242,7 @@ def _plan_units(
             plan.codecs.get(node, state.codecs),
             trial=is_trial,
             awaited=node not in probes,
+            is_new=state.deadlines.need(node) is None,
             incarnation=member.incarnation,
         )
         units.append(unit)

@@ -81,6 +81,9 @@ INVARIANTS: Final[Mapping[str, Check]] = {
 ROUND_INVARIANTS: Final[Mapping[str, RoundCheck]] = {
     "units are kept by node": lambda r: all(unit.node == node for node, unit in r.units.items()),
     "outstanding units are counted": lambda r: r.live == sum(unit.live and unit.awaited for unit in r.units.values()),
+    "outstanding units of measured nodes are counted": lambda r: (
+        r.live_measured == sum(unit.live and unit.awaited and not unit.is_new for unit in r.units.values())
+    ),
     "awaited units are counted": lambda r: r.awaited == sum(unit.awaited for unit in r.units.values()),
     "an open round has an outstanding unit": lambda r: r.live > 0,
     "an accepted unit is not outstanding, and was assigned": lambda r: all(

@@ -45,6 +45,8 @@ class WorkUnit:
     awaited: bool = True
     """The round waits for its update. It does not wait for a node on probation, nor for a probe of a link that may have
     recovered."""
+    is_new: bool = False
+    """True if the node has never been in time for a round, so that nobody knows how long it takes."""
     attempt: int = 0
     """Times that it was assigned; 0 = not yet."""
     returns: int = 0
@@ -104,10 +106,12 @@ class Round:
     units: dict[str, WorkUnit]
     settings: RoundSettings
     shortest_deadline_at: float = math.inf
-    """Time that the deadline keeps at least when it is shortened."""
+    """Time that the deadline keeps at least when it is shortened, while a node is awaited that was measured before."""
     extensions: int = 0
     live: int = 0
     """Number of awaited units whose update is still expected."""
+    live_measured: int = 0
+    """Number of these whose node has been in time before."""
     awaited: int = 0
     """Number of awaited units."""
     contributions: list[Contribution] = field(default_factory=list)
@@ -124,7 +128,16 @@ class Round:
         by_node = {unit.node: unit for unit in units}
         awaited = sum(unit.awaited for unit in by_node.values())
         shortest = now + deadline.shortest_seconds
-        return cls(number, now, now + deadline.seconds, by_node, settings, shortest, live=awaited, awaited=awaited)
+        current = cls(number, now, now + deadline.seconds, by_node, settings, shortest, awaited=awaited)
+        for unit in by_node.values():
+            current._expect(unit, 1)
+        return current
+
+    def _expect(self, unit: WorkUnit, change: int) -> None:
+        """Count a unit whose update is expected (1), or no longer is (-1)."""
+        if unit.awaited:
+            self.live += change
+            self.live_measured += 0 if unit.is_new else change
 
     @property
     def has_quorum(self) -> bool:
@@ -171,7 +184,7 @@ class Round:
     def accept(self, unit: WorkUnit, update: UpdateArrived, weight: int, now: float) -> float:
         """Count an update; return the seconds from the assignment to its arrival."""
         if unit.live:
-            self.live -= unit.awaited
+            self._expect(unit, -1)
         self.orphans.pop(unit.node, None)
         unit.live, unit.done = False, True
         seconds = now - unit.first_at
@@ -202,7 +215,7 @@ class Round:
     def drop(self, unit: WorkUnit) -> None:
         """Expect no update of this unit, unless another node takes it over."""
         unit.live = False
-        self.live -= unit.awaited
+        self._expect(unit, -1)
         self.orphans[unit.node] = unit
 
     def note_restart(self, node: str, incarnation: str) -> None:
@@ -216,7 +229,7 @@ class Round:
         unit = self.orphans.pop(node, None)
         if unit is not None:
             unit.live = True
-            self.live += unit.awaited
+            self._expect(unit, 1)
 
     def reassign(self, node: str, incarnation: str, largest_batch: int) -> tuple[WorkUnit, str] | None:
         """Give an orphaned unit to a node that has none; return it and its former node."""
@@ -235,7 +248,7 @@ class Round:
             orphan.codecs,
             incarnation=incarnation,
         )
-        self.live += 1
+        self._expect(unit, 1)
         self.awaited += not orphan.awaited
         return unit, former
 

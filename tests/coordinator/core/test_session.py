@@ -91,7 +91,7 @@ class Desk:
 
 
 def after_a_round_without_b() -> Desk:
-    """Round 1 of a and b was closed at its deadline, and b still works on it."""
+    """Round 1 of a and b was closed at its deadline. A second later b still works on it, too long for a new node."""
     desk = Desk(min_nodes=2)
     desk.join("a", "b")
     assert len(desk.pull("a", "b")) == 2
@@ -100,6 +100,7 @@ def after_a_round_without_b() -> Desk:
     desk.session.seen("b", desk.now)
     desk.machine.handle(ev.Tick(), desk.now)
     assert desk.session.stragglers == {"b"}
+    desk.now += 1.0
     return desk
 
 
@@ -196,6 +197,22 @@ def test_a_straggler_that_is_busy_is_asked_to_abandon_its_work(state: str) -> No
     desk = after_a_round_without_b()
     assert desk.heartbeat("b", state) is Directive.ABANDON_WORK
     assert desk.heartbeat("a", state) is Directive.CONTINUE
+
+
+def test_a_new_node_may_finish_within_sixteen_times_the_round_to_show_how_long_it_takes() -> None:
+    desk = Desk(min_nodes=2)
+    desk.join("a", "b")
+    desk.pull("a", "b")
+    desk.now = 1.0
+    desk.ask(Update(desk.update("a")))
+    desk.now = 2.0
+    desk.machine.handle(ev.Tick(), desk.now)
+    assert desk.session.stragglers == {"b"}
+    for desk.now in (10.0, 31.9):
+        desk.session.seen("b", desk.now)
+        assert desk.heartbeat("b", "training") is Directive.CONTINUE
+    desk.now = 32.0
+    assert desk.heartbeat("b", "training") is Directive.ABANDON_WORK
 
 
 @pytest.mark.parametrize("state", ["idle", "joining", "preparing", "backing_off", "leaving"])

@@ -197,7 +197,8 @@ def wrong_rates(records: Records) -> Iterator[str]:
             yield f"{each}: the rate was {before}"
         if after is not None and not math.isclose(after, RATE * told[1], rel_tol=1e-6):
             yield f"{each}: the rate became {after}"
-        if each.reason == "trial_won" and each.figures["decrease"] < 1.2 * each.figures["usual_decrease"]:
+        least = (told[1] / told[0]) ** 0.25 * each.figures.get("usual_decrease", 0.0)
+        if each.reason == "trial_won" and each.figures["decrease"] < least:
             yield f"{each}: it did not win"
         if (each.reason == "trial_won") != (told[1] > told[0]):
             yield f"{each}: the wrong direction"

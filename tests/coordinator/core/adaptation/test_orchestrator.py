@@ -421,6 +421,18 @@ def test_without_a_rate_what_was_not_received_makes_a_lower_bound(elapsed: float
     assert monitor.round_communication_samples(monitor.rows(["a"]), 1)[0, 0] == pytest.approx(communication)
 
 
+def test_a_node_whose_only_update_was_late_is_explored_as_far_as_expected() -> None:
+    orchestrator = build_orchestrator(SystemConfig(), clock=ManualClock(), model_bytes=4_000_000)
+    monitor = orchestrator.monitor
+    orchestrator.register_node("a")
+    monitor.record_communication("a", 100.0, True)
+    expected = monitor.round_communication_samples(monitor.rows(["a"]), 1)[0, 0]
+    assert not monitor.has_round_communication(monitor.rows(["a"]))[0]
+    orchestrator.record_late(LateWork("a", 1.0 + 0.5 * expected, Activity.DONE, 1.0, 64, 10, received_share=0.0))
+    assert monitor.has_round_communication(monitor.rows(["a"]))[0]
+    assert monitor.round_communication_samples(monitor.rows(["a"]), 1)[0, 0] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("doing", "share", "allowed", "outcome"),
     [

@@ -101,6 +101,7 @@ BREAKS: dict[str, tuple[Phase, Callable[[RoundState], object]]] = {
     "no node has contributed to a later round": (Phase.OPEN, lambda s: break_members(s, "last_accepted", 2)),
     "units are kept by node": (Phase.OPEN, lambda s: setattr(opened(s).units["b"], "node", "c")),
     "awaited units are counted": (Phase.OPEN, lambda s: setattr(opened(s), "awaited", 7)),
+    "outstanding units of measured nodes are counted": (Phase.OPEN, lambda s: setattr(opened(s), "live_measured", 2)),
     "outstanding units are counted": (Phase.OPEN, lambda s: setattr(opened(s), "live", 2)),
     "an open round has an outstanding unit": (Phase.OPEN, lambda s: setattr(opened(s), "live", 0)),
     "an accepted unit is not outstanding, and was assigned": (
