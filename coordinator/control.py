@@ -132,6 +132,7 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
             policy=self._orchestrator.policy,
             phase=self._orchestrator.phase,
             round_seconds=machine.last_round_seconds,
+            compute_utilisation=machine.round_state.latest.utilisation,
             decisions=[convert.decision(d) for d in list(machine.decisions)[:_LATEST_DECISIONS]],
             waiting_for=engine.waiting_for,
             deadline_seconds=remaining,

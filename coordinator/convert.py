@@ -220,5 +220,8 @@ def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeIn
         late=member.late,
         codecs=str(member.codecs or ""),
         noise=member.noise if member.codecs else None,
+        connections_down=member.connections.down if member.connections else None,
+        connections_up=member.connections.up if member.connections else None,
+        compute_utilisation=member.utilisation,
         **{name: link.get(name) for name in LINK_FIGURES},
     )

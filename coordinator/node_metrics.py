@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from hypergpu.common.background import OnResult, PeriodicTask
+from hypergpu.common.connections import Connections
 from hypergpu.common.errors import UnknownName
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, Phase
@@ -56,6 +57,8 @@ class _Row:
     late: int
     codecs: TransferCodecs | None
     noise: float
+    connections: Connections | None
+    utilisation: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +186,17 @@ class NodeMetricsCollector(Collector):
         )
         codecs = _by_node("member_codec", "1 for the codecs of the node's last update.", "update", "parameters")
         noise = _by_node("member_codec_noise_ratio", "Noise of the codec of that update.")
+        connections = _by_node("member_connections", "Connections of the node's last transfer.", "direction")
+        utilisation = _by_node("member_compute_utilisation", "Share of its rounds' time in which the node computed.")
         for row in rows:
             node = [row.node]
             if row.codecs is not None:
                 codecs.add_metric([row.node, row.codecs.update, row.codecs.parameters], 1.0)
                 noise.add_metric(node, row.noise)
+            if row.connections is not None:
+                connections.add_metric([row.node, "down"], row.connections.down)
+                connections.add_metric([row.node, "up"], row.connections.up)
+            _add(utilisation, node, row.utilisation)
             connected.add_metric(node, row.connected)
             _add(batch, node, row.batch_size)
             selected.add_metric(node, row.selected)
@@ -196,6 +205,7 @@ class NodeMetricsCollector(Collector):
             rounds.add_metric(node, row.rounds)
             late.add_metric(node, row.late)
         yield from (connected, batch, selected, standing, contribution, rounds, late, codecs, noise)
+        yield from (connections, utilisation)
 
     def _row(self, member: Member, selected: bool) -> _Row:
         node, connected = member.node_id, member.connection is ConnectionState.CONNECTED
@@ -220,6 +230,8 @@ class NodeMetricsCollector(Collector):
             late=member.late,
             codecs=member.codecs,
             noise=member.noise,
+            connections=member.connections,
+            utilisation=member.utilisation,
         )
 
 

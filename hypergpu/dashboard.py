@@ -17,6 +17,7 @@ from hypergpu.common import strict_json
 from hypergpu.common.errors import Unavailable
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec, finite
 from hypergpu.common.text import UNKNOWN, counted, duration, figure, mbit, milliseconds, number, percent
+from hypergpu.common.transfer_codecs import NO_CODECS
 from hypergpu.console import QUALITY_STYLE, STATE_STYLE, known, marked, progress, styled
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.protos import netsim_pb2 as net
@@ -142,7 +143,9 @@ def _progress(status: pb.Status, history: History) -> Panel:
         working = f"{status.nodes_selected} of {counted(status.nodes_connected, 'node')} in this round"
         left = known(status, "deadline_seconds")
         closes = "" if left is None else f", which closes within {duration(left)}"
-        note = Text(working + closes, "dim", no_wrap=True)
+        computing = known(status, "compute_utilisation")
+        used = "" if computing is None else f"; nodes computed {percent(computing, digits=0)} of the last one"
+        note = Text(working + closes + used, "dim", no_wrap=True)
     title = marked(
         "[b]HyperGPU[/]  {task} · {state} · phase {phase} · policy {policy}",
         task=status.task,
@@ -162,32 +165,21 @@ def _last_round(status: pb.Status) -> str:
 
 def _nodes(snapshot: Snapshot, rows: int) -> Panel:
     links = {link.node_id: link for link in snapshot.links}
-    table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
-    table.add_column("node", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    if links:
-        table.add_column("profile", no_wrap=True)
-        table.add_column("injected now", no_wrap=True, justify="right")
-        table.add_column("mean", no_wrap=True, justify="right")
-    table.add_column("seen", no_wrap=True, justify="right")
-    table.add_column("loss", no_wrap=True, justify="right")
-    table.add_column("Mbit/s ↓ ↑", no_wrap=True, justify="right")
-    if not links:
-        table.add_column("score", no_wrap=True, justify="right")
-    table.add_column("quality", no_wrap=True)
-    table.add_column("batch", no_wrap=True, justify="right")
-    table.add_column("done", no_wrap=True, justify="right")
-    table.add_column("late", no_wrap=True, justify="right")
+    adapted = any(_is_adapted(node) for node in snapshot.nodes)
+    injected = bool(links) and not adapted
+    table = _node_table(has_links=bool(links), adapted=adapted)
     for node in snapshot.nodes[:rows]:
         link = links.get(node.node_id)
         table.add_row(
             node.node_id,
             styled(node.state, STATE_STYLE),
-            *((_profile(link), _delay(link, "recent_delay_ms"), _delay(link, "mean_delay_ms")) if links else ()),
+            *((_profile(link),) if links else ()),
+            *((_delay(link, "recent_delay_ms"), _delay(link, "mean_delay_ms")) if injected else ()),
             milliseconds(known(node, "latency_ms")),
             percent(known(node, "loss_rate"), digits=0),
             _rates(node),
             *(() if links else (number(known(node, "score")),)),
+            *((node.codecs or UNKNOWN, connections_of(node)) if adapted else ()),
             styled(node.quality, QUALITY_STYLE),
             number(known(node, "batch_size")),
             f"{node.rounds_contributed}/{node.rounds_selected}",
@@ -198,10 +190,35 @@ def _nodes(snapshot: Snapshot, rows: int) -> Panel:
     return Panel(table, title="nodes and links", title_align="left", subtitle=Text(more) if hidden else None)
 
 
+def _node_table(*, has_links: bool, adapted: bool) -> Table:
+    """Return the table of nodes without rows; what is injected gives way to codecs and connections."""
+    headings = ["node", "state"]
+    headings += ["profile"] if has_links else []
+    headings += [">injected now", ">mean"] if has_links and not adapted else []
+    headings += [">seen", ">loss", ">Mbit/s ↓ ↑"]
+    headings += [] if has_links else [">score"]
+    headings += ["codecs", ">TCP"] if adapted else []
+    table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
+    for heading in [*headings, "quality", ">batch", ">done", ">late"]:
+        table.add_column(heading.lstrip(">"), no_wrap=True, justify="right" if heading.startswith(">") else "left")
+    return table
+
+
 def _rates(node: pb.NodeInfo) -> str:
     """Return the rates of a link, down and up: 95.2 ≥7.90."""
     down, up = (mbit(known(node, f"{way}_mbit"), known(node, f"{way}_least_mbit")) for way in ("down", "up"))
     return f"{down} {up}".replace("≥ ", "≥")
+
+
+def _is_adapted(node: pb.NodeInfo) -> bool:
+    """Return whether the node's latest transfers had codecs, or shared several connections."""
+    several = max(node.connections_down, node.connections_up) > 1
+    return several or node.codecs not in ("", str(NO_CODECS))
+
+
+def connections_of(node: pb.NodeInfo) -> str:
+    """Return the connections of a node's latest transfers, down and up: 4 16."""
+    return " ".join(number(known(node, f"connections_{way}")) for way in ("down", "up"))
 
 
 def _profile(link: net.LinkInfo | None) -> Text:

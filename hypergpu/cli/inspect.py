@@ -26,7 +26,7 @@ from hypergpu.console import (
     progress,
     styled,
 )
-from hypergpu.dashboard import ENDED, History, Snapshot, dashboard, figures_of, take_snapshot
+from hypergpu.dashboard import ENDED, History, Snapshot, connections_of, dashboard, figures_of, take_snapshot
 from hypergpu.protos import coordinator_pb2 as pb
 
 Show = Callable[[Snapshot, History], None]
@@ -44,6 +44,8 @@ _NODE_HEADINGS: Final = (
     ">up Mbit/s",
     ">batch",
     "codecs",
+    ">connections",
+    ">computing",
     ">contributed",
     ">late",
     ">retries",
@@ -74,6 +76,8 @@ async def nodes(context: typer.Context, as_json: AsJson = False) -> None:
             mbit(known(node, "up_mbit"), known(node, "up_least_mbit")),
             number(known(node, "batch_size")),
             node.codecs or UNKNOWN,
+            connections_of(node),
+            percent(known(node, "compute_utilisation"), digits=0),
             f"{node.rounds_contributed} of {node.rounds_selected}",
             str(node.late),
             str(node.retries),

@@ -284,7 +284,7 @@ class SimulatedNode:
         return rpc
 
     def _call_beside(self, nbytes: int, arrived: Arrived) -> SimulatedRpc:
-        """Begin an operation by a small RPC, which never waits behind a transfer over several connections."""
+        """Begin an operation by a small RPC, which never waits behind a transfer."""
         self._begin()
         self.heartbeats.flush()
         rpc = self.connection.call_beside(self._on_rpc_failed)

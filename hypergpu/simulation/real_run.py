@@ -91,7 +91,7 @@ def _written(scenario: Scenario, out: Path) -> Path:
 def _settings(scenario: Scenario) -> dict[str, object]:
     """Return the scenario's configuration as KEY=VALUE, where it is not the default."""
     found: dict[str, object] = {}
-    for section in ("training", "monitor", "batch", "selector", "orchestrator"):
+    for section in ("training", "compression", "transfers", "monitor", "batch", "selector", "orchestrator"):
         values = getattr(scenario.config, section)
         defaults = type(values)()
         for key in type(values).model_fields:

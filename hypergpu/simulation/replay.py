@@ -5,6 +5,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from hypergpu.common.connections import ConnectionPlan, Connections
+from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.rounds.adaptation import FixedAdaptation, RoundPlan
 from hypergpu.simulation.calibration import Calibration
 from hypergpu.simulation.compute import read_rounds
@@ -32,7 +34,18 @@ class ReplayedDecisions(FixedAdaptation):
         """Return the plan of that round."""
         row = self._rows[round_number]
         selected = [node for node in available if node in row["batch_sizes"]]
-        return RoundPlan(selected, dict(row["batch_sizes"]), row["local_steps"], wait_for_all=self._wait_for_all)
+        return RoundPlan(
+            selected,
+            dict(row["batch_sizes"]),
+            row["local_steps"],
+            wait_for_all=self._wait_for_all,
+            codecs={node: TransferCodecs(row["codec"][node], row["parameters_codec"][node]) for node in selected},
+            connections=ConnectionPlan(
+                by_node={
+                    node: Connections(row["connections_down"][node], row["connections_up"][node]) for node in selected
+                }
+            ),
+        )
 
 
 def replay(

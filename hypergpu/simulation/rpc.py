@@ -33,29 +33,25 @@ class ConnectionNumbers:
     """Numbers of a node's open connections on its link; each new connection has a new number.
 
     Attributes:
-        first: connection of transfers, the only one until several share a transfer.
-        control: connection of heartbeats and other small calls: the first one until several share a transfer, and one
-            of its own from then on.
+        first: connection of transfers; further ones may share them.
+        control: connection of heartbeats and other small calls, which never wait behind a transfer.
     """
 
     __slots__ = ("_dialled", "_further", "_link", "control", "first")
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self.first = self.control = self._dialled = 0
+        self.first, self.control = 0, 1
+        self._dialled = 1
         self._further: list[int] = []  # those that share transfers, beside the first
 
     @property
     def all(self) -> tuple[int, ...]:
         """All open connections."""
-        if self.control == self.first:
-            return (self.first, *self._further)
         return (self.first, *self._further, self.control)
 
     def share(self, count: int) -> list[int]:
         """Return `count` connections for a transfer; those that are not open yet are dialled."""
-        if self.control == self.first:
-            self.control = self._dial()
         while len(self._further) < count - 1:
             self._further.append(self._dial())
         return [self.first, *self._further[: count - 1]]
@@ -72,12 +68,12 @@ class ConnectionNumbers:
         return again
 
     def close(self) -> None:
-        """Drop all connections; a new process of the node dials one."""
-        for number in (*self._further, self.control):
+        """Drop all connections; a new process of the node dials two."""
+        for number in self._further:
             self._link.disconnect(number)
         self._further.clear()
-        self.control = self.first
         self.redial(self.first)
+        self.redial(self.control)
 
     def _dial(self) -> int:
         self._dialled += 1
@@ -143,7 +139,7 @@ class SimulatedConnection:
         return rpc
 
     def call_beside(self, failed: Failed) -> "SimulatedRpc":
-        """Begin a small RPC of the node's work, which never waits behind a shared transfer."""
+        """Begin a small RPC of the node's work, which never waits behind a transfer."""
         self.work = rpc = SimulatedRpc(self, self.link.begin(self.clock.now, self.numbers.control), failed)
         if self._is_limited:
             self._close_in_time(self.numbers.control)

@@ -3,6 +3,7 @@ from prometheus_client import CollectorRegistry
 
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import SystemConfig
+from hypergpu.common.connections import Connections
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.adaptation import build_orchestrator
@@ -114,3 +115,15 @@ async def test_the_codecs_of_a_node_are_known_from_its_first_update() -> None:
     await cluster.series.refresh()
     assert cluster.value("member_codec", node_id="a", update="int4", parameters="bf16") == 1.0
     assert cluster.value("member_codec_noise_ratio", node_id="a") == 0.125
+
+
+async def test_connections_and_utilisation_of_a_node_are_series() -> None:
+    cluster = Cluster("a", "b")
+    member = cluster.machine.members.require("a")
+    member.connections, member.computed_seconds, member.selected_seconds = Connections(4, 16), 1.0, 8.0
+    await cluster.series.refresh()
+    assert cluster.value("member_connections", node_id="a", direction="down") == 4
+    assert cluster.value("member_connections", node_id="a", direction="up") == 16
+    assert cluster.value("member_compute_utilisation", node_id="a") == 0.125
+    assert cluster.value("member_connections", node_id="b", direction="up") is None
+    assert cluster.value("member_compute_utilisation", node_id="b") is None

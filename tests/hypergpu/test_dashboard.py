@@ -41,6 +41,22 @@ def test_active_events_stand_out() -> None:
     assert capture.get().count("⚡") == 1
 
 
+def test_codecs_and_connections_are_shown_once_they_are_not_the_usual_ones() -> None:
+    console, snapshot = Console(width=100), crowd(2)
+    for node in snapshot.nodes:
+        node.codecs, node.connections_down, node.connections_up = "none/none", 1, 1
+    with console.capture() as before:
+        console.print(dashboard(snapshot, History()))
+    assert "codecs" not in before.get() and "mean" in before.get()
+    snapshot.nodes[1].codecs, snapshot.nodes[1].connections_up = "int4/int8", 16
+    snapshot.status.compute_utilisation = 0.127
+    with console.capture() as after:
+        console.print(dashboard(snapshot, History()))
+    (row,) = [line for line in after.get().splitlines() if "node_1" in line]
+    assert "int4/int8" in row and "1 16" in row
+    assert "nodes computed 13 % of the last one" in after.get()
+
+
 def test_history_takes_each_round_once_and_reads_the_past() -> None:
     history = History()
     history.replay(pb.RunEvent(round=1, kind="round_closed", json='{"accuracy": 0.5, "round_seconds": 2.0}'))

@@ -58,6 +58,7 @@ def accept_update(
     member.rounds_contributed += 1
     member.compute_seconds = event.compute_seconds
     member.codecs, member.noise = unit.codecs, event.noise
+    member.connections = current.settings.connections.of(event.node)
     effects.reply(ev.UpdateReply(event.node, event.round, _ACCEPTED, weight))
     return weight, seconds
 

@@ -293,11 +293,13 @@ class Contribution:
     awaited: bool = True
     """True if the round waited for it."""
     codec: str = "none"
-    """Codec of its update."""
+    """Codec that was ordered for its update."""
     noise: float = 0.0
     """Noise of that codec; 0 without an update."""
     parameters_codec: str = "none"
     """Codec that was ordered for its parameters."""
+    connections: Connections = ONE_EACH
+    """Connections that were ordered for its transfers."""
     upload_seconds: float = 0.0
     """Part of `waiting_seconds` from the offer of the update until it had arrived; 0 without an update."""
 

@@ -22,6 +22,7 @@ from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.guards import ModelGuard
 from hypergpu.coordinator.core.rounds.membership import ConnectionState, Member, Membership
+from hypergpu.coordinator.core.rounds.node_time import count_time
 from hypergpu.coordinator.core.rounds.shards import ShardTable
 from hypergpu.coordinator.core.rounds.state import (
     CLOSING,
@@ -507,6 +508,7 @@ class RoundMachine:
         if isinstance(ending, ev.CloseRound):
             state.closed_round, state.phase = ending, CLOSING
             state.latest.round_seconds = ending.seconds
+            state.latest.utilisation = count_time(ending, self.members)
             state.guards.faults.on_closed()
             state.opening.failed_attempts = 0
             return

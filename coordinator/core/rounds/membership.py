@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from hypergpu.common.connections import Connections
 from hypergpu.common.errors import NotFound, ResourceExhausted
 from hypergpu.common.message import message
 from hypergpu.common.transfer_codecs import TransferCodecs
@@ -68,8 +69,19 @@ class Member:
     """Codecs of its latest accepted update and of the parameters before it; None before the first."""
     noise: float = 0.0
     """Noise of that update's codec."""
+    connections: Connections | None = None
+    """Connections of the transfers of that update and those parameters."""
+    computed_seconds: float = 0.0
+    """Time that it computed for updates that counted."""
+    selected_seconds: float = 0.0
+    """Duration of the closed rounds for which it was selected."""
     assignment: Assignment | None = None
     info: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def utilisation(self) -> float | None:
+        """Share of its rounds' time in which it computed; None before its first round has closed."""
+        return self.computed_seconds / self.selected_seconds if self.selected_seconds > 0.0 else None
 
 
 class Membership:

@@ -1,9 +1,10 @@
 """Parts of the time of a round's nodes, and the share of it in which they compute."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from hypergpu.coordinator.core.rounds.events import CloseRound
+from hypergpu.coordinator.core.rounds.membership import Membership
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +74,29 @@ def total_time(times: Iterable[NodeTime]) -> NodeTime:
     return NodeTime(download, compute, upload, wait, lost)
 
 
-def time_of_round(closed: CloseRound) -> NodeTime:
-    """Return the parts of the time of all nodes in a closed round."""
-    return total_time(
-        node_time(
+def times_of_nodes(closed: CloseRound) -> Iterator[tuple[str, NodeTime]]:
+    """Yield each node of a closed round with the parts of its time."""
+    for each in closed.contributions:
+        time = node_time(
             closed.seconds,
             success=each.success,
             compute_seconds=each.compute_seconds,
             waiting_seconds=each.waiting_seconds,
             upload_seconds=each.upload_seconds,
         )
-        for each in closed.contributions
-    )
+        yield each.node, time
+
+
+def time_of_round(closed: CloseRound) -> NodeTime:
+    """Return the parts of the time of all nodes in a closed round."""
+    return total_time(time for _, time in times_of_nodes(closed))
+
+
+def count_time(closed: CloseRound, members: Membership) -> float | None:
+    """Add a closed round to the time of its nodes; return the share of it in which they computed."""
+    for node, time in times_of_nodes(closed):
+        member = members.get(node)
+        if member is not None:
+            member.computed_seconds += time.compute
+            member.selected_seconds += time.total
+    return time_of_round(closed).utilisation

@@ -189,6 +189,8 @@ class LatestFigures:
     evaluated_round: int | None = None
     """Round after which the model had these figures: that of its evaluation, or of the return to it."""
     round_seconds: float | None = None
+    utilisation: float | None = None
+    """Share of the time of its nodes in which they computed."""
 
 
 @dataclass(slots=True)

@@ -207,6 +207,7 @@ class Round:
                 codec=update.codec,
                 noise=update.noise,
                 parameters_codec=unit.codecs.parameters,
+                connections=self.settings.connections.of(unit.node),
                 upload_seconds=0.0 if unit.offered_at is None else now - unit.offered_at,
             )
         )
@@ -275,6 +276,9 @@ class Round:
                 measured=unit.live and not unit.interrupted,
                 trial_failed=unit.trial_failed,
                 awaited=unit.awaited,
+                codec=unit.codecs.update,
+                parameters_codec=unit.codecs.parameters,
+                connections=self.settings.connections.of(unit.node),
             )
             for unit in missing
         ]

@@ -38,7 +38,7 @@ def test_a_long_message_takes_as_long_in_pieces_as_at_once() -> None:
     assert arrived == [pytest.approx(nbytes / 1e6 + 0.1)]
 
 
-def test_where_tcp_is_slow_heartbeats_wait_for_a_part_of_a_long_message_only() -> None:
+def test_where_tcp_is_slow_heartbeats_do_not_wait_for_a_long_message() -> None:
     time, waits = VirtualTime(), []
     path = Path(Uniform(0.1, 0.1), 10.0, Loss(0.05))  # some 30 kB/s are left of 10 Mbit/s
     tested = SimulatedConnection(
@@ -46,7 +46,7 @@ def test_where_tcp_is_slow_heartbeats_wait_for_a_part_of_a_long_message_only() -
     )
 
     def beat() -> None:
-        link_rpc = tested.link.begin(time.now)
+        link_rpc = tested.link.begin(time.now, tested.numbers.control)
         verdict = tested.link.offer(time.now, Direction.UP, 900, link_rpc, end=True)
         assert isinstance(verdict, Deliver)
         waits.append(verdict.at - time.now)
@@ -56,7 +56,7 @@ def test_where_tcp_is_slow_heartbeats_wait_for_a_part_of_a_long_message_only() -
         time.at(float(second), beat)
     time.run()
     assert time.now > 30
-    assert 1 < max(waits) < 8
+    assert max(waits) < 1, "one way of 0.1 s, and a timeout or two"
 
 
 def test_an_event_in_mid_transfer_acts_on_the_rest() -> None:
@@ -105,7 +105,7 @@ def test_a_connection_on_which_nothing_passes_is_given_up() -> None:
     tested.happened(event)
     time.run()
     assert failed == [1.0 + SILENCE_SECONDS]
-    assert tested.numbers.first == 1
+    assert tested.numbers.first > 1
 
 
 def test_a_reset_fails_the_rpc_at_once() -> None:
@@ -148,7 +148,7 @@ def test_one_way_of_silence_ends_a_connection_as_silence_both_ways_does(directio
     tested.happened(event)
     call.send(Direction.UP, 1000, 1, lambda _: None)
     time.run()
-    assert failed == [SILENCE_SECONDS] and tested.numbers.first == 1
+    assert failed == [SILENCE_SECONDS] and tested.numbers.first > 1
 
 
 @pytest.mark.parametrize("kind", ["limit_time", "timeout"])
@@ -163,7 +163,7 @@ def test_a_connection_ends_when_its_time_is_over_and_the_next_one_too(kind: str)
     began = time.now
     tested.call(lambda _: failed.append(time.now))
     time.run()
-    assert failed == [3.0, began + 3.0] and tested.numbers.first == 2
+    assert failed == [3.0, began + 3.0]
 
 
 def test_a_connection_ends_when_its_bytes_are_spent() -> None:
@@ -172,4 +172,4 @@ def test_a_connection_ends_when_its_bytes_are_spent() -> None:
     tested.link.apply(NetworkEvent("limit_data", "n", limit_bytes=1000), 0.0)
     tested.call(lambda _: failed.append(time.now)).send(Direction.UP, 1001, 1, lambda _: pytest.fail())
     time.run()
-    assert failed == [0.0] and tested.numbers.first == 1
+    assert failed == [0.0] and tested.numbers.first > 1

@@ -16,7 +16,7 @@ from hypergpu.common.metric import ACCURACY
 from hypergpu.simulation.calibration import calibrate, compute_times
 from hypergpu.simulation.compute import base_seconds, read_rounds
 from hypergpu.simulation.node import Start
-from hypergpu.simulation.real_run import _written, require_local
+from hypergpu.simulation.real_run import _settings, _written, require_local
 from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario import ComputeTimes, Scenario
 from hypergpu.simulation.validate import (
@@ -205,6 +205,33 @@ def test_the_proxy_gets_the_loss_model_of_the_scenario_even_if_it_is_the_default
     tested = Scenario.model_validate({"nodes": [{"id": "n"}]} | given)
     network = yaml.safe_load(_written(tested, tmp_path).read_text())
     assert network["loss_model"] == tested.loss_model == given.get("loss_model", "transport")
+
+
+def test_real_processes_get_every_setting_that_is_not_the_default() -> None:
+    config = {"transfers": {"connections": 4}, "compression": {"strategy": "adaptive", "max_noise": 0.5}}
+    settings = _settings(scenario(config=config))
+    assert settings["transfers.connections"] == 4
+    assert (settings["compression.strategy"], settings["compression.max_noise"]) == ("adaptive", 0.5)
+
+
+def test_a_replay_has_the_connections_and_codecs_of_the_real_run(tmp_path: Path) -> None:
+    tested = scenario(
+        nodes=[{"id": "n", "count": 3, "gpu": "A100", "profile": ["average", "cable", "fibre"]}],
+        policy="reactive",
+        loss_model="transport",
+        convergence={"model_bytes": 8_000_000},
+        config={"compression": {"strategy": "adaptive"}},
+    )
+    elsewhere(tested, tmp_path)
+    found = compare_with_real(tested, tmp_path)
+    real, replayed = (read_rounds(tmp_path / name) for name in ("real", "replayed"))
+    ordered = ("codec", "parameters_codec", "connections_down", "connections_up")
+    assert [{key: row[key] for key in ordered} for row in replayed] == [
+        {key: row[key] for key in ordered} for row in real
+    ]
+    assert max(max(row["connections_up"].values()) for row in real) > 1
+    assert {codec for row in real for codec in row["parameters_codec"].values()} > {"bf16"}
+    assert found.replayed.median_error < 0.02
 
 
 def test_a_time_limit_is_one_of_virtual_time() -> None:

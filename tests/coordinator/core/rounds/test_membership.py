@@ -124,6 +124,9 @@ def test_a_node_that_just_came_has_a_row_of_nothing() -> None:
         "codec": None,
         "parameters_codec": None,
         "noise": None,
+        "connections_down": None,
+        "connections_up": None,
+        "compute_utilisation": None,
         "rule": "automatic",
     }
     assert (member.last_accepted, member.largest_batch, member.completed, member.gone_at) == (0, 0, False, 0.0)
