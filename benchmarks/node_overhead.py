@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from hypergpu.common.config import SystemConfig
+from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.tensors import Assembler, chunks
+from hypergpu.node.optimizers import LocalTraining
 from hypergpu.node.worker import Worker
 from hypergpu.tasks import Task, load_task
 from hypergpu.tasks.chars import CharTransformer
@@ -43,7 +45,7 @@ def measure(rounds: int, steps: int, batch_size: int) -> dict[str, float]:
             number * steps * batch_size,
             batch_size=batch_size,
             local_steps=steps,
-            learning_rate=0.1,
+            local=LocalTraining(LocalOptimizer("sgd", 0.1)),
             key=(number,),
         )
         for chunk in chunks(update.flat):

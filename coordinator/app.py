@@ -47,7 +47,7 @@ from hypergpu.coordinator.spill import spilled_buffer
 from hypergpu.coordinator.training import TrainingService
 from hypergpu.coordinator.uploads import Disk, Uploads
 from hypergpu.protos import coordinator_pb2, coordinator_pb2_grpc
-from hypergpu.tasks import Task, build
+from hypergpu.tasks import Task, build, with_local_optimizer
 from hypergpu.tasks.identity import identity_of as task_identity_of
 from hypergpu.tasks.samples import count
 from hypergpu.tasks.saved import SavedModel
@@ -116,7 +116,8 @@ class Coordinator:
     """
 
     def __init__(self, config: SystemConfig, task: Task, options: Options) -> None:
-        self.config = config
+        training = with_local_optimizer(config.training, task)
+        self.config = config = config.model_copy(update={"training": training})
         self.restart_asked = False
         """True if `run` ended because a user requested a new run."""
         self._options = options

@@ -12,6 +12,7 @@ from hypergpu.common.wire import (
     encoding_to_proto,
     identity_from_proto,
     identity_to_proto,
+    local_settings_to_proto,
     manifest_to_proto,
 )
 from hypergpu.coordinator.core.decisions import Decision
@@ -73,6 +74,7 @@ def order(assign: ev.WorkAssigned, sending: Sending, engine: Engine, now: float)
         local_steps=assign.local_steps,
         learning_rate=assign.learning_rate,
         local_optimizer=assign.local_optimizer,
+        local=local_settings_to_proto(config.local_settings),
         deadline_seconds=max(0.0, assign.deadline_at - now),
         update=encoding_to_proto(engine.model.payload_format(assign.codecs.update)),
         parameters=encoding_to_proto(engine.model.payload_format(sending.codec)),

@@ -12,11 +12,13 @@ import structlog
 
 from hypergpu.common.byte_ranges import ByteRanges
 from hypergpu.common.errors import HyperGPUError
-from hypergpu.common.wire import codec_from_proto
+from hypergpu.common.local_optimizer import LocalOptimizer
+from hypergpu.common.wire import codec_from_proto, local_settings_from_proto
 from hypergpu.node.client import CoordinatorClient, RunOver, Work, missing_of
 from hypergpu.node.core.held_parameters import HeldParameters
 from hypergpu.node.core.timeouts import SHUTDOWN_RPC_TIMEOUT_SECONDS, push_timeout_seconds
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
+from hypergpu.node.optimizers import KeptState, LocalTraining
 from hypergpu.node.trainer import Update, WorkAbandoned
 from hypergpu.node.worker import Worker
 from hypergpu.protos import coordinator_pb2 as pb
@@ -34,6 +36,7 @@ class _Run:
     run_id: str
     held: HeldParameters
     encoder: UpdateEncoder
+    optimizer: KeptState
 
 
 class Assignments:
@@ -132,19 +135,22 @@ class Assignments:
         if abandoned.is_set():
             raise WorkAbandoned("abandoned before the first step")
         order, shard = work.order, work.order.shard
+        settings, run = local_settings_from_proto(order.local), self._run_of(order.work.run_id)
+        state = run.optimizer.begin(order.local_optimizer, order.accepted_round) if settings.keeps_state else None
         update = self._worker.work(
             work.parameters,
             self._worker.shard(shard.partition, shard.index, shard.count, shard.seed, shard.dirichlet_alpha),
             shard.cursor,
             batch_size=order.batch_size,
             local_steps=order.local_steps,
-            learning_rate=order.learning_rate,
-            optimizer=order.local_optimizer,
+            local=LocalTraining(LocalOptimizer(order.local_optimizer, order.learning_rate), settings, state),
             # Neither node nor attempt: the result does not depend on who does the work.
             key=(order.work.round, shard.index),
             abandon=abandoned,
         )
-        encoded = self._run_of(order.work.run_id).encoder.encode(
+        if state is not None and not order.trial:
+            run.optimizer.stage(order.work.round, order.local_optimizer, state)
+        encoded = run.encoder.encode(
             update.flat,
             codec.name,
             round_number=order.work.round,
@@ -159,7 +165,7 @@ class Assignments:
             model = self._worker.trainer.model
             held = HeldParameters(model.manifest, model.parameter_count)
             encoder = UpdateEncoder(model.parameter_count, model.manifest.size - model.parameter_count)
-            self._run = _Run(run_id, held, encoder)
+            self._run = _Run(run_id, held, encoder, KeptState())
         return self._run
 
     def _require_update(self) -> tuple[Update, EncodedUpdate]:

@@ -6,18 +6,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import structlog
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 from hypergpu.common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, OutOfMemory, UnknownName
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.local_optimizer import LOCAL_OPTIMIZERS
 from hypergpu.common.tensors import Flat
-from hypergpu.node.fused_sgd import AppliedTwiceError, FusedSgd, Rehearsal
+from hypergpu.node.optimizers import ApplyStep, LocalTraining, step_of
+from hypergpu.node.optimizers.fused_sgd import AppliedTwiceError, FusedSgd, Rehearsal
 from hypergpu.tasks import MetricFailed, Task, build, metric_for
 from hypergpu.tasks.memory import is_out_of_memory
 from hypergpu.tasks.samples import Indices, fetch
@@ -92,8 +91,7 @@ class _LocalWork:
 
     batches: Fetch
     local_steps: int
-    learning_rate: float
-    optimizer: str
+    local: LocalTraining
     key: tuple[str | int, ...]
     micro_batch: int | None
     after_step: Callable[[Step], None]
@@ -190,8 +188,7 @@ class Trainer:
         batches: Fetch,
         *,
         local_steps: int,
-        learning_rate: float,
-        optimizer: str = "sgd",
+        local: LocalTraining,
         key: tuple[str | int, ...] = (),
         micro_batch: int | None = None,
         after_step: Callable[[Step], None] = lambda step: None,
@@ -206,8 +203,7 @@ class Trainer:
             parameters: shape (manifest.size,).
             batches: returns the samples of each step.
             local_steps: at least 1.
-            learning_rate: learning rate of the local optimizer; not used with one step.
-            optimizer: `sgd`, or `adamw`, which begins without state; not used with one step.
+            local: how each step changes the parameters.
             key: identifies the work: with the seed, it fixes random numbers such as those of dropout.
             micro_batch: see `gradient`.
             after_step: called after each step, for example to record it or to wait as a slower card would.
@@ -216,63 +212,80 @@ class Trainer:
         Raises:
             NonFiniteUpdate: carries the step.
             ProtocolError: `parameters` has another shape.
-            InvalidInput: an impossible number of steps or learning rate, an unknown optimizer, or samples that do not
-                fit the model.
+            InvalidInput: an impossible number of steps or learning rate, an unknown optimizer, one of the task that
+                raised, or samples that do not fit the model.
             WorkAbandoned: `abandon` was set.
         """
-        if local_steps < 1 or not learning_rate > 0:
-            raise InvalidInput(f"{local_steps} local steps at learning rate {learning_rate}: both must be above 0")
-        if optimizer not in LOCAL_OPTIMIZERS:
-            raise UnknownName("local optimizer", optimizer, LOCAL_OPTIMIZERS)
+        name, rate = local.optimizer
+        if local_steps < 1 or not rate > 0:
+            raise InvalidInput(f"{local_steps} local steps at learning rate {rate}: both must be above 0")
+        if name not in LOCAL_OPTIMIZERS:
+            raise UnknownName("local optimizer", name, LOCAL_OPTIMIZERS)
         began = time.perf_counter()
-        local = _LocalWork(batches, local_steps, learning_rate, optimizer, key, micro_batch, after_step, abandon)
+        work = _LocalWork(batches, local_steps, local, key, micro_batch, after_step, abandon)
         self.model.load(parameters)
         changing = slice(self.model.parameter_count if local_steps == 1 else 0, None)
         self._start[changing] = self.model.values[changing]
-        steps = self._run(local, parameters)
+        steps = self._run(work, parameters)
         self._write_update(local_steps, changing)
-        loss_after = self._loss_after(local) if local_steps > 1 else None
+        loss_after = self._loss_after(work) if local_steps > 1 else None
         return Update(self._out.numpy(), tuple(steps), time.perf_counter() - began, loss_after)
 
-    def _run(self, local: "_LocalWork", parameters: Flat) -> list[Step]:
+    def _run(self, work: "_LocalWork", parameters: Flat) -> list[Step]:
         """Run all steps, with gradients applied during the backward pass if the model allows it."""
         steps: list[Step] = []
-        plain = local.optimizer == "sgd" and local.local_steps > 1 and local.micro_batch is None
-        if plain and self._can_fuse(local.batches):
+        optimizer, settings, _ = work.local
+        plain = optimizer.name == "sgd" and settings.keeps_gradients and work.micro_batch is None
+        if plain and work.local_steps > 1 and self._can_fuse(work.batches):
             try:
-                with FusedSgd(self.model, local.learning_rate) as fused:
-                    self._run_steps(local, steps, fused)
+                with FusedSgd(self.model, optimizer.learning_rate) as fused:
+                    self._run_steps(work, steps, fused)
                 return steps
             except (AppliedTwiceError, RuntimeError) as error:
                 self._fusible = False
                 log.info("this model cannot apply gradients during the backward pass", error=type(error).__name__)
             self.model.load(parameters)
-        self._run_steps(local, steps, None)
+        self._run_steps(work, steps, None)
         return steps
 
-    def _run_steps(self, local: "_LocalWork", steps: list[Step], fused: FusedSgd | None) -> None:
+    def _run_steps(self, work: "_LocalWork", steps: list[Step], fused: FusedSgd | None) -> None:
         """Run all steps and fill `steps`; those that it already has, from a failed attempt, are not reported again."""
         reported = len(steps)
-        apply = self._optimizer_step(local) if local.local_steps > 1 and fused is None else None
-        with self._seeded(local.key):
-            for index in range(local.local_steps):
-                if local.abandon is not None and local.abandon.is_set():
-                    raise WorkAbandoned(f"abandoned after {index} of {local.local_steps} steps")
-                step = self.gradient(*local.batches(index), step=index, micro_batch=local.micro_batch, fused=fused)
+        apply = self._step_of(work.local) if work.local_steps > 1 and fused is None else None
+        with self._seeded(work.key):
+            for index in range(work.local_steps):
+                if work.abandon is not None and work.abandon.is_set():
+                    raise WorkAbandoned(f"abandoned after {index} of {work.local_steps} steps")
+                step = self.gradient(*work.batches(index), step=index, micro_batch=work.micro_batch, fused=fused)
+                self._clip(step.grad_norm, work.local.settings.clip_norm)
                 if apply is not None:
                     apply()
                 if index < reported:
                     steps[index] = step
                     continue
                 steps.append(step)
-                local.after_step(step)
+                work.after_step(step)
 
-    def _optimizer_step(self, local: "_LocalWork") -> Callable[[], object]:
+    def _clip(self, norm: float, most: float | None) -> None:
+        """Scale the gradients down to a norm of `most`."""
+        if most is not None and norm > most:
+            self.model.gradients.mul_(most / norm)
+
+    def _step_of(self, local: LocalTraining) -> ApplyStep:
         """Return the function that applies the gradients of a step to the parameters."""
-        parameters, gradients = self.model.parameters, self.model.gradients
-        if local.optimizer == "sgd":
-            return lambda: parameters.add_(gradients, alpha=-local.learning_rate)
-        return _adamw(parameters.detach(), gradients, local.learning_rate)
+        step = step_of(local, self.model, self.task)
+        weight = local.settings.proximal
+        if not weight:
+            return step
+        parameters, gradients = self.model.parameters.detach(), self.model.gradients
+        start = self._start[: self.model.parameter_count]
+
+        def pulled_back() -> None:
+            """Add the gradient of μ/2·|x - x₀|² (Li et al., "Federated optimization in heterogeneous networks")."""
+            gradients.add_(parameters, alpha=weight).sub_(start, alpha=weight)
+            step()
+
+        return pulled_back
 
     def _write_update(self, local_steps: int, changing: slice) -> None:
         """Write the change of the part `changing`, and with one step the gradients, to the buffer of the update."""
@@ -287,16 +300,16 @@ class Trainer:
         if out is not self._out:
             self._out.copy_(out)
 
-    def _loss_after(self, local: "_LocalWork") -> float | None:
+    def _loss_after(self, work: "_LocalWork") -> float | None:
         """Return the loss of the first batch with the present parameters and the random numbers of the first step.
 
         The difference to the loss before is what the work was worth, without the noise between batches.
         """
-        inputs, targets = local.batches(0)
+        inputs, targets = work.batches(0)
         loss = 0.0
         try:
-            with self._seeded(local.key):
-                for x, y in _micro_batches(inputs, targets, local.micro_batch):
+            with self._seeded(work.key):
+                for x, y in _micro_batches(inputs, targets, work.micro_batch):
                     loss += float(self._forward(x, y)[0].detach()) * len(x) / len(inputs)
         except HyperGPUError:  # the work itself is done
             return None
@@ -412,32 +425,6 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
-
-
-def _adamw(parameters: Tensor, gradients: Tensor, learning_rate: float) -> Callable[[], None]:
-    """Return the function that takes a step of AdamW, with the defaults of `torch.optim.AdamW`.
-
-    The class of that name imports torch's compiler: seconds in which the first work unit of each node would wait.
-    """
-    first, second = torch.zeros_like(parameters), torch.zeros_like(parameters)
-    step = torch.zeros((), device=parameters.device)
-    return partial(
-        adamw,
-        [parameters],
-        [gradients],
-        [first],
-        [second],
-        [],
-        [step],
-        fused=True,
-        amsgrad=False,
-        beta1=0.9,
-        beta2=0.999,
-        lr=learning_rate,
-        weight_decay=0.01,
-        eps=1e-8,
-        maximize=False,
-    )
 
 
 def _micro_batches(inputs: Tensor, targets: Tensor, micro_batch: int | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -22,6 +22,7 @@ from hypergpu.node.core.gpu import GPUSpecs, specs_from
 from hypergpu.node.core.memory import MemoryModel, require_batch_size
 from hypergpu.node.core.metrics_collector import MetricsCollector
 from hypergpu.node.device import detect
+from hypergpu.node.optimizers import LocalTraining
 from hypergpu.node.trainer import Step, Trainer, Update
 from hypergpu.tasks import Task, load_task
 from hypergpu.tasks.identity import identity_of
@@ -230,8 +231,7 @@ class Worker:
         *,
         batch_size: int,
         local_steps: int,
-        learning_rate: float,
-        optimizer: str = "sgd",
+        local: LocalTraining,
         key: tuple[str | int, ...],
         abandon: threading.Event | None = None,
     ) -> Update:
@@ -243,8 +243,7 @@ class Worker:
             cursor: samples of the shard that were used before.
             batch_size: samples per step.
             local_steps: at least 1.
-            learning_rate: learning rate of the local optimizer; not used with one step.
-            optimizer: `sgd` or `adamw`; not used with one step.
+            local: how each step changes the parameters.
             key: identifies the work for its random numbers.
             abandon: ends the work at the next step, or the next wait, when it is set.
 
@@ -273,8 +272,7 @@ class Worker:
                 parameters,
                 batches,
                 local_steps=local_steps,
-                learning_rate=learning_rate,
-                optimizer=optimizer,
+                local=local,
                 key=key,
                 micro_batch=self.micro_batch(batch_size, accumulate=True),
                 after_step=after_step,

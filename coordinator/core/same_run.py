@@ -26,6 +26,7 @@ _FREE = frozenset(
         "evaluate_every",
         "checkpoint_every",
         "target_accuracy",
+        "recipe",  # the settings that it stands for are compared themselves
     }
 )
 _REFUSED = frozenset({"task", "seed"})

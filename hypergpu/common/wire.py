@@ -9,11 +9,13 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError
 
 from hypergpu.common.codecs import CODECS, Codec, PayloadFormat
-from hypergpu.common.errors import ConfigError, ProtocolError, suggest
+from hypergpu.common.errors import ConfigError, InvalidInput, ProtocolError, suggest
 from hypergpu.common.identity import Numbers, TaskIdentity
+from hypergpu.common.local_optimizer import LocalSettings
 from hypergpu.common.rpc import MAX_MESSAGE_BYTES
 from hypergpu.common.tensors import Chunk, Manifest, TensorSpec
 from hypergpu.protos.coordinator_pb2 import Encoding, IdentityNumbers, UpdatePart, WorkPart
+from hypergpu.protos.coordinator_pb2 import LocalSettings as LocalSettingsMessage
 from hypergpu.protos.coordinator_pb2 import Manifest as ManifestMessage
 from hypergpu.protos.coordinator_pb2 import TaskIdentity as TaskIdentityMessage
 from hypergpu.protos.coordinator_pb2 import TensorSpec as TensorSpecMessage
@@ -55,6 +57,37 @@ def manifest_from_proto(message: ManifestMessage, max_bytes: int = 1 << 40) -> M
 def encoding_to_proto(form: PayloadFormat) -> Encoding:
     """Return the message for the format of a payload."""
     return Encoding(codec=form.codec.name, version=form.codec.version, payload_bytes=form.payload_bytes)
+
+
+def local_settings_to_proto(settings: LocalSettings) -> LocalSettingsMessage:
+    """Return the message of the settings of local steps."""
+    return LocalSettingsMessage(
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+        proximal=settings.proximal,
+        keeps_state=settings.keeps_state,
+    )
+
+
+def local_settings_from_proto(message: LocalSettingsMessage) -> LocalSettings:
+    """Return the settings of local steps that a message holds.
+
+    Raises:
+        ProtocolError: a value is out of range.
+    """
+    try:
+        return LocalSettings(
+            momentum=message.momentum,
+            nesterov=message.nesterov,
+            weight_decay=message.weight_decay if message.HasField("weight_decay") else None,
+            clip_norm=message.clip_norm if message.HasField("clip_norm") else None,
+            proximal=message.proximal,
+            keeps_state=message.keeps_state,
+        )
+    except InvalidInput as error:
+        raise ProtocolError(f"the settings of an order's local steps: {error}") from error
 
 
 def codec_from_proto(message: Encoding) -> Codec:

@@ -1,17 +1,30 @@
 """Training by real gradients, with the trainer that the nodes use and the model that the coordinator uses."""
 
+from dataclasses import dataclass
+
 import torch
 
 from hypergpu.common.config import TrainingConfig
+from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.metric import MetricSpec
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.model.outgoing import OutgoingParameters
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
+from hypergpu.node.optimizers import KeptState, LocalTraining
 from hypergpu.node.trainer import Trainer
 from hypergpu.tasks import Task, evaluate, metric_of, spec_of
 from hypergpu.tasks.partition import Partition, ShardOrder, partition
 from hypergpu.tasks.samples import count, labels
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """Memory of a node's process between its work units."""
+
+    encoder: UpdateEncoder
+    """With its residual."""
+    optimizer: KeptState
 
 
 class GradientBackend:
@@ -35,8 +48,7 @@ class GradientBackend:
         self._sizes = count(task.train) if config.shards_are_alike else labels(task.train)
         self._partition: tuple[int, Partition] | None = None
         self._orders: dict[int, ShardOrder] = {}
-        self._encoders: dict[str, UpdateEncoder] = {}
-        """Encoder of each node, with its residual."""
+        self._nodes: dict[str, _Memory] = {}
         self._encoded: EncodedUpdate | None = None
         """Update that was trained last."""
 
@@ -59,8 +71,8 @@ class GradientBackend:
         self._outgoing.begin_round()
 
     def process_started(self, node: str) -> None:
-        """Forget the residual of a node."""
-        self._encoders.pop(node, None)
+        """Forget the residual of a node, and the state of its optimizer."""
+        self._nodes.pop(node, None)
 
     @property
     def samples(self) -> int:
@@ -76,16 +88,19 @@ class GradientBackend:
         """Train a work unit with real gradients, and encode its update as the node does."""
         samples = self._order_of(order.shard)
         size, cursor = order.batch_size, order.shard.cursor
-        trainer = self._trainer
+        trainer, memory, settings = self._trainer, self._memory_of(order.node), self._config.local_settings
+        kept = memory.optimizer
+        state = kept.begin(order.local_optimizer, order.accepted_round) if settings.keeps_state else None
         update = trainer.work(
             self._outgoing.received(order.codecs.parameters),
             lambda step: trainer.samples(samples.take(cursor + step * size, size)),
             local_steps=order.local_steps,
-            learning_rate=order.learning_rate,
-            optimizer=order.local_optimizer,
+            local=LocalTraining(LocalOptimizer(order.local_optimizer, order.learning_rate), settings, state),
             key=(order.round, order.shard.index),
         )
-        encoded = self._encoded = self._encoder_of(order.node).encode(
+        if state is not None and not order.trial:
+            kept.stage(order.round, order.local_optimizer, state)
+        encoded = self._encoded = memory.encoder.encode(
             update.flat,
             order.codecs.update,
             round_number=order.round,
@@ -135,13 +150,13 @@ class GradientBackend:
         self.metric_fault = result.fault
         return result.loss, result.metric
 
-    def _encoder_of(self, node: str) -> UpdateEncoder:
-        encoder = self._encoders.get(node)
-        if encoder is None:
+    def _memory_of(self, node: str) -> "_Memory":
+        memory = self._nodes.get(node)
+        if memory is None:
             model = self._trainer.model
             state = model.manifest.size - model.parameter_count
-            encoder = self._encoders[node] = UpdateEncoder(model.parameter_count, state)
-        return encoder
+            memory = self._nodes[node] = _Memory(UpdateEncoder(model.parameter_count, state), KeptState())
+        return memory
 
     def _order_of(self, shard: ev.Shard) -> ShardOrder:
         config = self._config

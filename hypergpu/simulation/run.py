@@ -55,9 +55,8 @@ def simulate(
     Raises:
         InvalidInput: the task or the events do not hold.
     """
-    config = scenario.effective_config
+    config, learning = _prepared(scenario)
     time = VirtualTime()
-    learning = _backend(scenario)
     orchestrator = build_orchestrator(config, clock=time.clock, model_bytes=learning.model_bytes)
     sync = HeartbeatSync(adaptation or orchestrator)
     machine = _machine(config, sync, learning)
@@ -224,16 +223,20 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _backend(scenario: Scenario) -> TrainingBackend:
-    config = scenario.config.training
+def _prepared(scenario: Scenario) -> tuple[SystemConfig, TrainingBackend]:
+    """Return the configuration of the run, and what trains in it."""
+    config = scenario.effective_config
     if scenario.learning == "model":
-        return ConvergenceBackend(config, scenario.learning_curve(), scenario.metric or ACCURACY)
+        metric = scenario.metric or ACCURACY
+        return config, ConvergenceBackend(config.training, scenario.learning_curve(), metric)
     # torch takes seconds to import, and a model of convergence needs none.
     from hypergpu.simulation.gradients import GradientBackend, on_one_thread  # noqa: PLC0415
-    from hypergpu.tasks import load_task  # noqa: PLC0415
+    from hypergpu.tasks import load_task, with_local_optimizer  # noqa: PLC0415
 
     on_one_thread()
-    return GradientBackend(load_task(config.task, config.seed), config)
+    task = load_task(config.training.task, config.training.seed)
+    training = with_local_optimizer(config.training, task)
+    return config.model_copy(update={"training": training}), GradientBackend(task, training)
 
 
 def _outcome(

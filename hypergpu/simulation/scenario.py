@@ -19,6 +19,19 @@ from hypergpu.node.core.gpu import GPUSpecs, specs_from
 from hypergpu.simulation.convergence import FITTED, Convergence
 
 Seconds = Annotated[float, Field(gt=0)]
+_OF_OPTIMIZERS = (
+    "local_optimizer",
+    "local_momentum",
+    "weight_decay",
+    "clip_norm",
+    "proximal",
+    "learning_rate_schedule",
+    "warmup_rounds",
+    "server_optimizer",
+    "server_learning_rate",
+    "server_momentum",
+)
+"""Settings of `training` that the model of convergence knows nothing of."""
 
 
 class Churn(ConfigSection):
@@ -166,7 +179,7 @@ class Scenario(Network):
         if training.partition != plain.partition:
             path = ("config", "training", "partition")
             raise ScenarioError(path, "the model of convergence knows no skewed shards: take iid, or learning: real")
-        for name in ("local_optimizer", "server_optimizer", "server_learning_rate", "server_momentum"):
+        for name in _OF_OPTIMIZERS:
             if getattr(training, name) != getattr(plain, name):
                 raise ScenarioError(
                     ("config", "training", name),

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from hypergpu.common.config import ConfigSection, TrainingConfig
 from hypergpu.common.config.loading import parse
+from hypergpu.common.config.recipes import RECIPES
 from hypergpu.common.errors import InvalidInput, UnknownName
 from hypergpu.common.local_optimizer import ADAMW
 from hypergpu.common.strategies import AdaptationPolicy, BatchSizeStrategy, SelectionStrategy
@@ -18,30 +19,18 @@ BASELINE: Final = str(AdaptationPolicy.NONE)
 _POLICIES: Final = [str(policy) for policy in AdaptationPolicy]
 _BATCH_STRATEGIES: Final = [str(strategy) for strategy in BatchSizeStrategy]
 _SELECTION_STRATEGIES: Final = [str(strategy) for strategy in SelectionStrategy]
-_SGD: Final = {
-    "local_optimizer": "sgd",
-    "server_optimizer": "sgd",
-    "server_learning_rate": None,
-    "server_momentum": 0.0,
-    "server_nesterov": False,
-}
+_PLAIN: Final = {
+    name: field.default
+    for name, field in TrainingConfig.model_fields.items()
+    if name.startswith(("local_", "server_")) and name != "local_steps"
+} | {"local_optimizer": "sgd", "proximal": 0.0}
+"""Settings of plain SGD on nodes and server."""
 OPTIMIZERS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
-        "sgd": _SGD,
-        # Hsu et al., "Measuring the effects of non-identical data distribution for federated visual classification".
-        "fedavgm": _SGD | {"server_momentum": 0.9},
-        "nesterov": _SGD | {"server_momentum": 0.9, "server_nesterov": True},
-        # Reddi et al., "Adaptive federated optimization", ICLR 2021.
-        "fedadam": _SGD | {"server_optimizer": "adam"},
-        # Douillard et al., "DiLoCo: distributed low-communication training of language models", 2023.
-        "diloco": _SGD
-        | {
-            "local_optimizer": "adamw",
-            "server_learning_rate": 0.7,
-            "server_momentum": 0.9,
-            "server_nesterov": True,
-        },
+        "sgd": _PLAIN,
+        "nesterov": _PLAIN | {"server_momentum": 0.9, "server_nesterov": True},
     }
+    | {name: _PLAIN | {key: value for key, value in RECIPES[name].items() if key in _PLAIN} for name in RECIPES}
 )
 """Settings of `training` for each optimiser of a static setting: of the nodes and of the server."""
 

@@ -3,6 +3,7 @@
 from hypergpu.tasks.base import Evaluation, Task, evaluate
 from hypergpu.tasks.flat import FlatModel, build
 from hypergpu.tasks.loading import TASK_NAMES, load_task
+from hypergpu.tasks.local_optimizer import with_local_optimizer
 from hypergpu.tasks.metrics import Metric, MetricFailed, metric_for, metric_of, spec_of
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "metric_for",
     "metric_of",
     "spec_of",
+    "with_local_optimizer",
 ]

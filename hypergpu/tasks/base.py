@@ -15,6 +15,8 @@ from hypergpu.tasks.samples import Data, count, fetch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> mean loss over the batch, a scalar."""
+MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+"""(parameters, learning rate) -> optimizer of a node's local steps, such as the class `torch.optim.RMSprop`."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class Task:
     correct classes for a classification, and no metric but the loss for a regression."""
     metric: Metric | None = None
     """Alternative to `accuracy`: a metric with a name, a direction and a format, or one over the whole test set."""
+    optimizer: MakeOptimizer | None = None
+    """(parameters, learning rate) -> optimizer of a node's local steps, such as the class `torch.optim.RMSprop`. It is
+    used with `training.local_optimizer` of `auto` or `task`, and more than one local step."""
     name: str = "task"
     """Name in status and reports."""
     target: float | None = None

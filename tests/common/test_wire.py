@@ -6,11 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypergpu.common.errors import ConfigError, CorruptData, ProtocolError
+from hypergpu.common.local_optimizer import PLAIN, LocalSettings
 from hypergpu.common.tensors import MAX_GAPS, Assembler, Chunk, Manifest, TensorSpec, checksum, chunks
 from hypergpu.common.wire import (
     decode_update_part,
     decode_work_part,
     encode_part,
+    local_settings_from_proto,
+    local_settings_to_proto,
     manifest_from_proto,
     manifest_to_proto,
     require_sendable,
@@ -166,3 +169,20 @@ def test_the_two_faults_of_a_size_are_told_apart() -> None:
     message.total_bytes = 4004
     with pytest.raises(ProtocolError, match="a manifest of 4004 bytes whose tensors take 4000"):
         manifest_from_proto(message)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [PLAIN, LocalSettings(0.9, nesterov=True, weight_decay=0.0, clip_norm=1.5, proximal=0.1, keeps_state=True)],
+)
+def test_settings_of_local_steps_travel_unchanged(settings: LocalSettings) -> None:
+    message = local_settings_to_proto(settings)
+    assert local_settings_from_proto(pb.LocalSettings.FromString(message.SerializeToString())) == settings
+
+
+@pytest.mark.parametrize(
+    "fault", [{"momentum": 1.0}, {"momentum": float("nan")}, {"clip_norm": 0.0}, {"proximal": float("inf")}]
+)
+def test_settings_of_local_steps_that_cannot_be_are_refused(fault: dict[str, float]) -> None:
+    with pytest.raises(ProtocolError, match="the settings of an order's local steps: a "):
+        local_settings_from_proto(pb.LocalSettings(**fault))  # type: ignore[arg-type]

@@ -393,7 +393,9 @@ def test_what_may_change_freely(run: Path, key: str, value: Any) -> None:
         ("local_steps", 3, "2"),
         ("batch_size", 4, "2"),
         ("learning_rate", 0.5, "0.25"),
-        ("server_optimizer", "adam", "'sgd'"),
+        ("weight_decay", 0.1, "None"),
+        ("local_state", "kept", "'reset'"),
+        ("warmup_rounds", 2, "0"),
         ("server_learning_rate", 0.5, "None"),
         ("server_momentum", 0.25, "0.5"),
         ("server_nesterov", True, "False"),
@@ -417,6 +419,17 @@ def test_another_task_or_seed_is_another_run(run: Path, key: str, value: Any, fo
     with pytest.raises(CannotResume, match=f"training.{key} was .* and is {value!r}") as caught:
         resumed(run, force=force, **{key: value})
     assert ("--force does not allow a change of training." + key in str(caught.value)) == force
+
+
+def test_another_optimizer_of_the_server_has_to_be_forced_and_begins_anew(run: Path) -> None:
+    changed: dict[str, Any] = {"server_optimizer": "yogi", "server_momentum": 0.0}
+    with pytest.raises(CannotResume, match=r"training\.server_optimizer was 'sgd' and is 'yogi'"):
+        resumed(run, **changed)
+    assert not model_of(resumed(run, force=True, **changed)).optimizer_state()["mean"].any()
+
+
+def test_a_recipe_is_the_settings_that_it_stands_for(run: Path) -> None:
+    assert not resumed(run, recipe="fedavgm", local_optimizer="auto", server_momentum=0.5)._forced
 
 
 def test_every_difference_is_named_with_both_values(run: Path) -> None:

@@ -172,6 +172,29 @@ async def test_a_residual_enters_the_next_update_once_also_if_the_reply_was_lost
     np.testing.assert_allclose(compressed[1], exact[1] + residual, rtol=1e-4, atol=1e-7)
 
 
+async def test_the_state_of_the_optimizer_is_kept_if_the_update_was_accepted(cluster: Any) -> None:
+    """The second update, by whether the state is kept, and by the round that was accepted last."""
+
+    async def second(accepted_round: int, *, keeps_state: bool = True) -> np.ndarray[Any, Any]:
+        how: dict[str, Any] = {"local_optimizer": "adamw", "local": pb.LocalSettings(keeps_state=keeps_state)}
+        async with cluster(order(1, **how), order(2, accepted_round=accepted_round, **how)) as c:
+            await c.run()
+            applied: np.ndarray[Any, Any] = c.fake.applied[2, 1]
+            return applied
+
+    kept, reset = await second(1), await second(1, keeps_state=False)
+    assert np.abs(kept - reset).max() > 1e-3
+    np.testing.assert_array_equal(await second(0), reset)
+
+
+async def test_an_order_whose_local_steps_cannot_be_is_handed_back(cluster: Any) -> None:
+    async with cluster(order(1, local=pb.LocalSettings(momentum=2.0)), order(2)) as c:
+        await c.run()
+    ((_, detail),) = c.fake.returned
+    assert "a local momentum of 2.0 is outside the range" in detail
+    assert list(c.fake.applied) == [(2, 1)]
+
+
 async def test_a_restarted_coordinator_is_joined_again(cluster: Any) -> None:
     async with cluster(order(1), keep_open=True) as c:
         running = asyncio.create_task(c.run())

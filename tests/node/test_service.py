@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import NodeConfig, SystemConfig
 from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, OutOfMemory, ProtocolError, Unavailable, UnknownName
+from hypergpu.common.local_optimizer import ADAMW
 from hypergpu.node.core.compute import StepTimes
 from hypergpu.node.core.gpu import PRESETS, GPUSpecs
+from hypergpu.node.optimizers import LocalTraining
 from hypergpu.node.service import GPUNodeService
 from hypergpu.node.trainer import Step, Timing, Trainer
 from hypergpu.tasks import Task, build
@@ -438,8 +440,8 @@ def test_the_tasks_own_samples_are_tried_again_too() -> None:
     order = node.worker.shard("iid", 0, 1, 0, 1.0)
     waits.clear()
     data.failures = 2
-    node.worker.work(values, order, 0, batch_size=4, local_steps=1, learning_rate=0.1, key=(1, 0))
+    node.worker.work(values, order, 0, batch_size=4, local_steps=1, local=LocalTraining(ADAMW), key=(1, 0))
     assert waits[:2] == [0.2, 0.4]
     data.failures = 3
     with pytest.raises(Unavailable, match=r"ended at sample .*: ConnectionResetError: bucket"):
-        node.worker.work(values, order, 0, batch_size=4, local_steps=1, learning_rate=0.1, key=(2, 0))
+        node.worker.work(values, order, 0, batch_size=4, local_steps=1, local=LocalTraining(ADAMW), key=(2, 0))

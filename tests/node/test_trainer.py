@@ -11,11 +11,21 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, OutOfMemory, ProtocolError, UnknownName
+from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.tensors import Flat
+from hypergpu.node.optimizers import LocalTraining
 from hypergpu.node.trainer import Trainer
 from hypergpu.tasks import Metric, Task, build, load_task
 from hypergpu.tasks.partition import ShardOrder, partition
 from hypergpu.tasks.samples import fetch
+
+
+def sgd(rate: float) -> LocalTraining:
+    return LocalTraining(LocalOptimizer("sgd", rate))
+
+
+def adamw(rate: float) -> LocalTraining:
+    return LocalTraining(LocalOptimizer("adamw", rate))
 
 
 def _order(samples: int, index: int = 0, shards: int = 1) -> ShardOrder:
@@ -33,7 +43,7 @@ def test_the_weighted_gradients_of_n_nodes_are_those_of_one_process(nodes: int) 
         taken = _order(1497, index, nodes).take(0, 16 + 8 * index)
         samples.append(taken)
         batch = trainer.samples(taken)
-        update = trainer.work(parameters, lambda i, b=batch: b, local_steps=1, learning_rate=1.0)  # type: ignore[misc]
+        update = trainer.work(parameters, lambda i, b=batch: b, local_steps=1, local=sgd(1.0))  # type: ignore[misc]
         assert update.samples == len(taken)
         updates.append((update.samples, update.flat.copy()))
     mean = sum(n * flat.astype(np.float64) for n, flat in updates) / sum(n for n, _ in updates)
@@ -49,9 +59,7 @@ def test_local_steps_send_the_change_of_the_parameters() -> None:
     task = load_task("digits")
     trainer, model = Trainer(task, 0), build(task, 0)
     parameters, order = model.flat(), _order(1497)
-    update = trainer.work(
-        parameters, lambda i: trainer.samples(order.take(32 * i, 32)), local_steps=4, learning_rate=0.1
-    )
+    update = trainer.work(parameters, lambda i: trainer.samples(order.take(32 * i, 32)), local_steps=4, local=sgd(0.1))
     optimizer = torch.optim.SGD(model.module.parameters(), lr=0.1)
     for step in range(4):
         optimizer.zero_grad(set_to_none=False)
@@ -73,7 +81,7 @@ def test_the_loss_after_the_work_is_that_of_the_first_batch_with_the_same_random
 
     def work(rate: float, steps: int = 3) -> Any:
         return trainer.work(
-            parameters, lambda _: batch, local_steps=steps, learning_rate=rate, key=(1,), micro_batch=micro_batch
+            parameters, lambda _: batch, local_steps=steps, local=sgd(rate), key=(1,), micro_batch=micro_batch
         )
 
     still = work(1e-30)
@@ -95,8 +103,7 @@ def test_local_steps_by_adamw_are_those_of_torch_and_begin_without_state_each_ti
             parameters,
             lambda i, start=start: trainer.samples(order.take(start + 32 * i, 32)),  # type: ignore[misc]
             local_steps=3,
-            learning_rate=0.002,
-            optimizer="adamw",
+            local=adamw(0.002),
         )
         optimizer = torch.optim.AdamW(model.module.parameters(), lr=0.002)
         for step in range(3):
@@ -113,11 +120,13 @@ def test_adamw_does_not_import_a_compiler() -> None:
     """The class of torch.optim does: seconds, in the first work unit of each node."""
     code = """
 import sys
+from hypergpu.common.local_optimizer import ADAMW
+from hypergpu.node.optimizers import LocalTraining
 from hypergpu.node.trainer import Trainer
 from hypergpu.tasks import load_task
 trainer = Trainer(load_task("digits"), 0)
 parameters, samples = trainer.model.flat(), trainer.samples(range(8))
-update = trainer.work(parameters, lambda _: samples, local_steps=2, learning_rate=0.001, optimizer="adamw")
+update = trainer.work(parameters, lambda _: samples, local_steps=2, local=LocalTraining(ADAMW))
 assert abs(update.flat).max() > 0.0005
 print("torch._dynamo" in sys.modules)
 """
@@ -128,17 +137,16 @@ print("torch._dynamo" in sys.modules)
 def test_a_single_step_sends_the_gradient_whatever_the_local_optimiser() -> None:
     trainer, order = Trainer(load_task("digits"), 0), _order(1497)
     parameters = trainer.model.flat()
-    sgd, adamw = (
+    by_sgd, by_adamw = (
         trainer.work(
             parameters,
             lambda _: trainer.samples(order.take(0, 32)),
             local_steps=1,
-            learning_rate=0.1,
-            optimizer=optimizer,
+            local=local,
         ).flat.copy()
-        for optimizer in ("sgd", "adamw")
+        for local in (sgd(0.1), adamw(0.1))
     )
-    np.testing.assert_array_equal(sgd, adamw)
+    np.testing.assert_array_equal(by_sgd, by_adamw)
 
 
 def test_an_unknown_local_optimiser_is_named() -> None:
@@ -148,8 +156,7 @@ def test_an_unknown_local_optimiser_is_named() -> None:
             trainer.model.flat(),
             lambda _: trainer.samples(range(8)),
             local_steps=2,
-            learning_rate=0.1,
-            optimizer="adam",
+            local=LocalTraining(LocalOptimizer("adam", 0.1)),
         )
 
 
@@ -169,7 +176,7 @@ def test_a_metric_that_raises_on_a_batch_costs_no_work_and_is_told_once() -> Non
         metric=Metric("auc", broken),
     )
     trainer = Trainer(task, 0, metric_failed=lambda failure: told.append(str(failure)))
-    update = trainer.work(build(task, 0).flat(), lambda i: (INPUTS, VALUES), local_steps=3, learning_rate=0.1)
+    update = trainer.work(build(task, 0).flat(), lambda i: (INPUTS, VALUES), local_steps=3, local=sgd(0.1))
     assert [step.metric for step in update.steps] == [None] * 3
     assert update.steps[2].loss < update.steps[0].loss
     assert told == ["metric 'auc' raised ValueError: only one class"]
@@ -214,7 +221,7 @@ def _noisy_update(seed: int, key: int, steps: int = 2) -> Flat:
         build(NOISY, 0).flat(),
         lambda i: trainer.samples(order.take(10 * i, 10)),
         local_steps=steps,
-        learning_rate=0.1,
+        local=sgd(0.1),
         key=(key,),
     )
     return update.flat.copy()
@@ -249,7 +256,7 @@ def test_a_loss_that_explodes_is_caught_with_its_step() -> None:
             build(task, 0).flat(),
             lambda i: trainer.samples(order.take(32 * i, 32)),
             local_steps=20,
-            learning_rate=1e30,
+            local=sgd(1e30),
         )
     assert 1 <= caught.value.step < 20
 
@@ -259,9 +266,9 @@ def test_work_that_cannot_be() -> None:
     flat = build(NOISY, 0).flat()
     for steps, rate in ((0, 0.1), (1, 0.0), (1, -1.0), (1, float("nan"))):
         with pytest.raises(InvalidInput, match="above 0"):
-            trainer.work(flat, lambda i: (X, Y), local_steps=steps, learning_rate=rate)
+            trainer.work(flat, lambda i: (X, Y), local_steps=steps, local=sgd(rate))
     with pytest.raises(ProtocolError, match="shape"):
-        trainer.work(flat[:-1], lambda i: (X, Y), local_steps=1, learning_rate=0.1)
+        trainer.work(flat[:-1], lambda i: (X, Y), local_steps=1, local=sgd(0.1))
 
 
 def test_mixed_precision_stays_near_full_precision() -> None:
@@ -308,7 +315,7 @@ def test_descending_within_the_backward_pass_changes_no_result(module: type[nn.M
             build(task, 0).flat(),
             lambda i, t=trainer, o=order: t.samples(o.take(10 * i, 10)),  # type: ignore[misc]
             local_steps=3,
-            learning_rate=0.1,
+            local=sgd(0.1),
             micro_batch=micro_batch,
         )
         updates.append((update.flat.copy(), [step.grad_norm for step in update.steps]))
@@ -437,7 +444,7 @@ def test_local_steps_are_those_of_plain_sgd(make: Callable[[], nn.Module], fusib
         trainer.model.flat(),
         lambda i: BATCHES[i],
         local_steps=len(BATCHES),
-        learning_rate=rate,
+        local=sgd(rate),
         after_step=lambda step: told.append(step.loss),
     )
     expected = _plain_sgd(make, rate)
@@ -450,7 +457,7 @@ def test_local_steps_are_those_of_plain_sgd(make: Callable[[], nn.Module], fusib
 
 def test_gradients_of_a_model_that_throws_them_away_are_sent_all_the_same() -> None:
     trainer = Trainer(Task(model=Zeroing, train=(X, Y), test=(X, Y)), 0)
-    update = trainer.work(trainer.model.flat(), lambda i: BATCHES[i], local_steps=1, learning_rate=0.1)
+    update = trainer.work(trainer.model.flat(), lambda i: BATCHES[i], local_steps=1, local=sgd(0.1))
     module = build(trainer.task, 0).module
     nn.functional.cross_entropy(module(BATCHES[0][0]), BATCHES[0][1]).backward()
     expected = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
@@ -476,9 +483,9 @@ def test_work_is_the_same_whatever_the_node_did_before() -> None:
     task = Task(model=Counting, train=(X, Y), test=(X, Y))
     fresh, used = Trainer(task, 0), Trainer(task, 0)
     used.measure_activations(X, Y)
-    used.work(used.model.flat(), lambda i: BATCHES[i], local_steps=3, learning_rate=0.1, key=(1,))
+    used.work(used.model.flat(), lambda i: BATCHES[i], local_steps=3, local=sgd(0.1), key=(1,))
     updates = [
-        trainer.work(build(task, 0).flat(), lambda i: BATCHES[i], local_steps=2, learning_rate=0.1, key=(2,)).flat
+        trainer.work(build(task, 0).flat(), lambda i: BATCHES[i], local_steps=2, local=sgd(0.1), key=(2,)).flat
         for trainer in (fresh, used)
     ]
     assert np.array_equal(updates[0], updates[1])
@@ -504,7 +511,7 @@ class Replacing(nn.Module):
 @pytest.mark.parametrize("steps", [1, 2])
 def test_state_that_is_replaced_travels_as_state_that_is_changed(steps: int) -> None:
     trainer = Trainer(Task(model=Replacing, train=(X, Y), test=(X, Y)), 0)
-    update = trainer.work(trainer.model.flat(), lambda i: BATCHES[i], local_steps=steps, learning_rate=0.1)
+    update = trainer.work(trainer.model.flat(), lambda i: BATCHES[i], local_steps=steps, local=sgd(0.1))
     expected = torch.zeros(6)
     for x, _ in BATCHES[:steps]:
         expected = 0.9 * expected + 0.1 * x.mean(0)
@@ -524,7 +531,7 @@ def test_state_that_changes_its_shape_is_an_error_that_names_it() -> None:
 
     trainer = Trainer(Task(model=Growing, train=(X, Y), test=(X, Y)), 0)
     with pytest.raises(InvalidInput, match=r"buffer 'mean' of Growing was torch.float32 of shape \(6,\)"):
-        trainer.work(trainer.model.flat(), lambda i: BATCHES[i], local_steps=1, learning_rate=0.1)
+        trainer.work(trainer.model.flat(), lambda i: BATCHES[i], local_steps=1, local=sgd(0.1))
 
 
 def test_memory_that_runs_out_is_told_as_that() -> None:
@@ -549,5 +556,5 @@ def test_memory_that_runs_out_is_told_as_that() -> None:
     for module in (Full, Later):
         trainer = Trainer(Task(model=lambda m=module: m(6, 3), train=(X, Y), test=(X, Y)), 0)  # type: ignore[misc]
         with pytest.raises(OutOfMemory, match="a batch of 10") as caught:
-            trainer.work(trainer.model.flat(), lambda i: BATCHES[i], local_steps=2, learning_rate=0.1)
+            trainer.work(trainer.model.flat(), lambda i: BATCHES[i], local_steps=2, local=sgd(0.1))
         assert caught.value.largest_batch == 5

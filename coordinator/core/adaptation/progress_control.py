@@ -11,8 +11,8 @@ from hypergpu.coordinator.core.adaptation.progress import ModelProgress, Regress
 from hypergpu.coordinator.core.adaptation.rate_search import RateChange
 from hypergpu.coordinator.core.adaptation.state import ConfigurationSnapshot, ControlState
 
-_ADAMW_MOMENTUM = 0.5
-"""Factor of the momentum with AdamW, whose updates have its own momentum in them."""
+_FACTOR_BESIDE_OWN = 0.5
+"""Factor of the momentum where the nodes' updates have momentum of their own in them."""
 _PATIENCE = 5
 """Evaluations without a better model after which the learning rate is lowered."""
 
@@ -72,8 +72,8 @@ class ProgressControl:
         training = self._config.training
         if training.server_is_chosen or training.local_steps == 1 or self._policy is AdaptationPolicy.NONE:
             return None
-        adamw = self.search.optimizer.name == "adamw"
-        factor = self._momentum_factor * (_ADAMW_MOMENTUM if adamw else 1.0)
+        has_own = self.search.optimizer.has_momentum or training.local_momentum > 0
+        factor = self._momentum_factor * (_FACTOR_BESIDE_OWN if has_own else 1.0)
         return PARAMETERS[self._policy].momentum * factor
 
     def begin(self, nodes: Sequence[str]) -> OptimizerChange | None:

@@ -119,16 +119,20 @@ class Adam:
             mean *= np.float32(self._beta1)
             np.multiply(d, np.float32(1.0 - self._beta1), out=scratch)
             mean += scratch
-            square *= np.float32(self._beta2)
-            d *= d
-            d *= np.float32(1.0 - self._beta2)
-            square += d
+            self._take_square(square, d)
             np.multiply(square, correction, out=scratch)
             np.sqrt(scratch, out=scratch)
             scratch += self._epsilon
             np.divide(mean, scratch, out=d)
             d *= rate
             parameters[piece] += d
+
+    def _take_square(self, square: Flat, d: Flat) -> None:
+        """Move the mean of squares to the square of `d`, which is overwritten."""
+        square *= np.float32(self._beta2)
+        d *= d
+        d *= np.float32(1.0 - self._beta2)
+        square += d
 
     def state(self) -> Mapping[str, Flat]:
         """See `Optimizer.state`."""
@@ -148,6 +152,20 @@ class Adam:
         self._steps = int(high) * _STEPS_BASE + int(low)
 
 
+class Yogi(Adam):
+    """Adam whose mean of squares moves by an amount that does not depend on its size.
+
+    It forgets large updates less quickly (Zaheer et al., "Adaptive methods for nonconvex optimization", NeurIPS 2018).
+    """
+
+    def _take_square(self, square: Flat, d: Flat) -> None:
+        d *= d
+        sign = np.sign(d - square)
+        d *= sign
+        d *= np.float32(1.0 - self._beta2)
+        square += d
+
+
 def _require_like(own: Mapping[str, Flat], state: Mapping[str, Flat]) -> None:
     if own.keys() != state.keys():
         named = [", ".join(sorted(names)) or "nothing" for names in (state, own)]
@@ -162,11 +180,11 @@ def _require_like(own: Mapping[str, Flat], state: Mapping[str, Flat]) -> None:
 
 def make_optimizer(config: TrainingConfig, size: int) -> Optimizer:
     """Return the configured optimizer for `size` parameters."""
-    adam = config.server_optimizer == "adam"
+    adaptive = {"adam": Adam, "yogi": Yogi}.get(config.server_optimizer)
     if config.local_steps == 1:
         rate, epsilon = config.learning_rate, 1e-8
     else:  # an Adam step is about as long as its rate, whatever the size of the change: a rate of 1 is far too large
-        rate, epsilon = config.server_learning_rate or (0.01 if adam else 1.0), 1e-3
-    if adam:
-        return Adam(size, rate, epsilon=epsilon)
+        rate, epsilon = config.server_learning_rate or (0.01 if adaptive else 1.0), 1e-3
+    if adaptive is not None:
+        return adaptive(size, rate, epsilon=epsilon)
     return Sgd(size, rate, config.server_momentum, nesterov=config.server_nesterov)

@@ -160,18 +160,18 @@ def open_round(
     units = _plan_units(state, state.shards.assign(chosen), plan, config, probes)
     deadline = _set_deadline(state, units, plan, effects)
     opening.first_round_opened, opening.waiting_for = True, ""
-    state.open_round = Round.open(state.round, now, deadline, units, _settings(plan, config))
+    state.open_round = Round.open(state.round, now, deadline, units, _settings(plan, config, state.round))
     state.phase = OPEN
     return state.open_round
 
 
-def _settings(plan: RoundPlan, config: TrainingConfig) -> RoundSettings:
+def _settings(plan: RoundPlan, config: TrainingConfig, round_number: int) -> RoundSettings:
     """Return the settings of a round: as planned, else as configured."""
     return RoundSettings(
         quorum=config.quorum,
         close_share=config.close_share if plan.close_share is None else plan.close_share,
         server_momentum=plan.server_momentum,
-        optimizer=plan.optimizer or config.first_optimizer,
+        optimizer=config.optimizer_at(plan.optimizer or config.first_optimizer, round_number),
         local_steps=_local_steps(plan, config),
         connections=plan.connections,
     )
@@ -238,7 +238,7 @@ def _plan_units(
             shard,
             member.batch_size,
             steps,
-            plan.trials[node] if is_trial else optimizer,
+            config.optimizer_at(plan.trials[node] if is_trial else optimizer, state.round),
             plan.codecs.get(node, state.codecs),
             trial=is_trial,
             awaited=node not in probes,

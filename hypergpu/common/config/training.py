@@ -1,12 +1,15 @@
 """Settings of the training run and of the coordinator."""
 
-from typing import Annotated, Literal
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from hypergpu.common.config.recipes import RECIPES, RecipeName
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Bytes, BytesOrZero, Count, CountOrZero, Seed
-from hypergpu.common.local_optimizer import LocalOptimizer, LocalOptimizerName
+from hypergpu.common.local_optimizer import LocalOptimizer, LocalOptimizerName, LocalSettings
 
 
 class TrainingConfig(ConfigSection):
@@ -18,21 +21,42 @@ class TrainingConfig(ConfigSection):
     """Rounds to train; 0 trains until the run is stopped or reaches `target_accuracy`."""
     seed: Seed = 0
     """Seed of the initial parameters, the shards and the order of samples."""
+    recipe: RecipeName | None = None
+    """Published combination of the settings of both optimizers. A setting that is given beside it holds."""
     local_steps: Count = 10
     """Steps of a node per round: with 1 it sends gradients, with more the change of its parameters."""
     batch_size: Count = 64
     """Samples per local step, unless adaptation chooses another size."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     """Learning rate of a node's local optimizer, or of the server's optimizer with one local step."""
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    """Course of `learning_rate` over the rounds, after the warm-up: `cosine` falls to 0 after the last round."""
+    warmup_rounds: CountOrZero = 0
+    """Rounds in which the learning rate rises to `learning_rate`, by the same amount in each."""
     local_optimizer: Literal["auto", LocalOptimizerName] = "auto"
-    """Optimizer of a node's local steps. With `auto`, `learning_rate` is that of SGD. The adaptation begins with AdamW
-    where a few nodes can try SGD beside it, and takes the faster one; the policy `none` keeps SGD. AdamW begins each
-    work unit without state: nodes keep nothing between rounds. It needs more than one local step, and a far smaller
+    """Optimizer of a node's local steps. With `auto`, it is the task's own if it brings one. Otherwise `learning_rate`
+    is that of SGD: the adaptation begins with AdamW where a few nodes can try SGD beside it, and takes the faster one;
+    the policy `none` keeps SGD. The others need more than one local step. AdamW and Muon need a far smaller
     `learning_rate` than SGD, about 0.001."""
-    server_optimizer: Literal["sgd", "adam"] = "sgd"
+    local_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum of a node's SGD. AdamW and Muon have their own."""
+    local_nesterov: bool = False
+    """Use Nesterov's form of `local_momentum`."""
+    local_state: Literal["reset", "kept"] = "reset"
+    """State of a node's optimizer, such as momentum, at the start of a round: `reset`, or `kept` from its last one.
+    With AdamW, `kept` takes the memory of up to four models, and the state of a node that sat out some rounds is
+    old."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Weight decay of the local steps; by default 0.01 for AdamW and Muon, and 0 for SGD."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Norm to which the gradient of a local step is scaled down; by default it is left alone."""
+    proximal: Annotated[float, Field(ge=0)] = 0.0
+    """Weight μ of the pull of local steps to the parameters x₀ of the round: they minimize loss + μ/2·|x - x₀|² (Li et
+    al., "Federated optimization in heterogeneous networks", MLSys 2020)."""
+    server_optimizer: Literal["sgd", "adam", "yogi"] = "sgd"
     """Optimizer that applies the mean update (Reddi et al., "Adaptive federated optimization", ICLR 2021)."""
     server_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Learning rate of the server with more than one local step; by default 1 for SGD and 0.01 for Adam."""
+    """Learning rate of the server with more than one local step; by default 1 for SGD, and 0.01 for Adam and Yogi."""
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Momentum of the server's SGD."""
     server_nesterov: bool = False
@@ -57,21 +81,72 @@ class TrainingConfig(ConfigSection):
     target_accuracy: float | None = None
     """End the run early when the task's metric on held-out data reaches this value; any real number."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_recipe(cls, given: Any) -> Any:
+        """Fill in what the recipe says."""
+        name = given.get("recipe") if isinstance(given, Mapping) else None
+        return {**RECIPES[name], **given} if isinstance(name, str) and name in RECIPES else given
+
     @model_validator(mode="after")
     def _optimizers_have_what_they_need(self) -> "TrainingConfig":
-        if self.local_optimizer == "adamw" and self.local_steps == 1:
-            raise ValueError(
-                f"local_optimizer {self.local_optimizer} needs more than one local step: with local_steps 1, a node "
-                "sends its gradient and the server's optimizer applies it"
-            )
+        if self.local_steps == 1:
+            self._require_server_steps_only()
         if self.server_nesterov and (self.server_optimizer != "sgd" or not self.server_momentum):
             raise ValueError("server_nesterov needs server_optimizer sgd with a server_momentum above 0")
+        if self.server_momentum and self.server_optimizer != "sgd":
+            raise ValueError(f"server_momentum is that of server_optimizer sgd; {self.server_optimizer} has its own")
+        if self.local_nesterov and not self.local_momentum:
+            raise ValueError("local_nesterov needs a local_momentum above 0")
+        if self.local_momentum and self.local_optimizer not in ("auto", "sgd"):
+            raise ValueError(f"local_momentum is that of local_optimizer sgd; {self.local_optimizer} has its own")
+        if self.learning_rate_schedule == "cosine" and not self.rounds:
+            raise ValueError("learning_rate_schedule cosine needs a number of rounds: it ends with the last one")
+        if self.rounds and self.warmup_rounds >= self.rounds:
+            raise ValueError(f"warmup_rounds is {self.warmup_rounds}; a run of {self.rounds} rounds has fewer")
         return self
+
+    def _require_server_steps_only(self) -> None:
+        """Check that no setting needs a local step."""
+        plain = {"local_momentum": 0.0, "proximal": 0.0, "weight_decay": None, "local_state": "reset"}
+        found = [name for name, value in plain.items() if getattr(self, name) != value]
+        if self.local_optimizer not in ("auto", "sgd"):
+            found.insert(0, f"local_optimizer {self.local_optimizer}")
+        if found:
+            raise ValueError(
+                f"{found[0]} needs more than one local step: with local_steps 1, a node sends its gradient and the "
+                "server's optimizer applies it"
+            )
 
     @property
     def first_optimizer(self) -> LocalOptimizer:
         """Optimizer of the local steps that `learning_rate` is meant for."""
         return LocalOptimizer("sgd" if self.local_optimizer == "auto" else self.local_optimizer, self.learning_rate)
+
+    def optimizer_at(self, optimizer: LocalOptimizer, round_number: int) -> LocalOptimizer:
+        """Return an optimizer with its learning rate by the schedule, in a round from 1 on."""
+        return optimizer._replace(learning_rate=optimizer.learning_rate * self._schedule(round_number))
+
+    def _schedule(self, round_number: int) -> float:
+        """Return the share of the learning rate (Loshchilov & Hutter, "SGDR", ICLR 2017, for the cosine)."""
+        if round_number <= self.warmup_rounds:
+            return round_number / (self.warmup_rounds + 1)
+        if self.learning_rate_schedule == "constant":
+            return 1.0
+        done = (round_number - 1 - self.warmup_rounds) / max(1, self.rounds - self.warmup_rounds)
+        return 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+    @property
+    def local_settings(self) -> LocalSettings:
+        """Settings that the local steps of all work units share."""
+        return LocalSettings(
+            momentum=self.local_momentum,
+            nesterov=self.local_nesterov,
+            weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
+            proximal=self.proximal,
+            keeps_state=self.local_state == "kept",
+        )
 
     @property
     def server_is_chosen(self) -> bool:

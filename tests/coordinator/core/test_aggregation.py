@@ -13,7 +13,7 @@ from hypergpu.common.errors import ProtocolError
 from hypergpu.common.tensors import Flat, Manifest, TensorSpec
 from hypergpu.coordinator.core.model.aggregation import BLOCK, StreamingMean, is_finite, norm, pieces
 from hypergpu.coordinator.core.model.global_model import GlobalModel
-from hypergpu.coordinator.core.model.optimizer import Adam, Sgd
+from hypergpu.coordinator.core.model.optimizer import Adam, Sgd, Yogi
 from tests.examples import examples
 
 SIZES = st.sampled_from([1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
@@ -86,6 +86,22 @@ def test_adam_agrees_with_torch() -> None:
         reference.step()
         adam.step(x, -gradient)
     np.testing.assert_allclose(x, theirs.detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_yogi_follows_its_definition() -> None:
+    """Algorithm 2 of Zaheer et al., 2018, with Adam's bias correction."""
+    size, rate = BLOCK + 5, 0.01
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal(size).astype(np.float32)
+    expected, mean, square = x.astype(np.float64), np.zeros(size), np.zeros(size)
+    yogi = Yogi(size, rate)
+    for step in range(1, 8):
+        d = (rng.standard_normal(size) * (10.0 if step == 1 else 0.1)).astype(np.float32)
+        mean = 0.9 * mean + 0.1 * d
+        square -= 0.001 * np.sign(square - d.astype(np.float64) ** 2) * d.astype(np.float64) ** 2
+        expected += rate * mean / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
+        yogi.step(x, d)
+    np.testing.assert_allclose(x, expected, rtol=1e-3, atol=1e-4)
 
 
 MANIFEST = Manifest((TensorSpec("weight", (2, 2)), TensorSpec("running_mean", (2,))))

@@ -78,7 +78,7 @@ def test_optimisers_leave_nothing_of_the_scenarios_own() -> None:
         ("static:batch=1.5", "batch of .* is '1.5'; expected 1 or more samples"),
         ("first-80:H=1,H=2", "gives H twice"),
         ("static:h=1", "unknown option of 'static' 'h' .known: H, batch"),
-        ("static:optimizer=fedavg", "did you mean 'fedavgm'"),
+        ("static:optimizer=fedadm", "did you mean 'fedadam'"),
         ("first_80", "did you mean 'first-80'"),
         ("static:", "unknown option"),
     ],

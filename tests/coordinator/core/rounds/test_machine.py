@@ -331,6 +331,18 @@ def test_an_update_of_a_trial_is_measured_and_not_applied(after: float | None, f
     assert (usual.samples, usual.trial_failed) == (16, False)
 
 
+def test_orders_trials_and_the_step_of_the_server_follow_the_course_of_the_learning_rate() -> None:
+    d = Driver(min_nodes=2, adaptation=Trying(), rounds=4, warmup_rounds=1, learning_rate_schedule="cosine")
+    d.join("a", "b")
+    factors = [0.5, 1.0, 0.75, 0.25]  # half a cosine over three rounds after the warm-up
+    for factor in factors:
+        orders = d.ask("a", "b")
+        assert [order.learning_rate for order in orders] == pytest.approx([0.7 * factor, 0.1 * factor])
+        d.push("a")
+        d.push("b")
+    assert [closed.learning_rate for closed in d.of(ev.CloseRound)] == pytest.approx([0.1 * each for each in factors])
+
+
 def test_a_trial_that_is_not_finite_is_not_repeated_in_its_round() -> None:
     d = Driver(min_nodes=2, adaptation=Trying())
     d.join("a", "b")
