@@ -65,6 +65,10 @@ class CoordinatorOptions(ConfigOptions):
         Path | None,
         typer.Option(metavar="DIR", help="Run directory; by default runs/TIME, with --resume runs/latest."),
     ] = None
+    initial_model: Annotated[
+        str | None,
+        typer.Option("--from", metavar="FILE|RUN", help="Model to begin with: a safetensors file, or a run directory."),
+    ] = None
     resume: Annotated[
         bool,
         typer.Option("--resume", metavar=FLAG, help="Continue from the last checkpoint in --out, if there is one."),
@@ -90,6 +94,7 @@ class CoordinatorOptions(ConfigOptions):
             "training.task": self.task,
             "training.rounds": self.rounds,
             "training.seed": self.seed,
+            "training.initial_model": self.initial_model,
             "training.min_nodes": self.min_nodes,
             "orchestrator.policy": self.policy,
         }

@@ -30,10 +30,12 @@ from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.shards import ShardTable
 from hypergpu.coordinator.core.same_run import Difference
+from hypergpu.coordinator.core.score import Score
 from hypergpu.coordinator.engine import Engine
 from hypergpu.coordinator.engine_dependencies import EngineDependencies
 from hypergpu.coordinator.health import Health, Part
 from hypergpu.coordinator.held_out import HeldOut, evaluation_device
+from hypergpu.coordinator.initial_model import initial_values
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.coordinator.metrics import Metrics
 from hypergpu.coordinator.model_files import ModelFiles
@@ -53,8 +55,9 @@ from hypergpu.tasks.samples import count
 from hypergpu.tasks.saved import SavedModel
 
 _HOW_TO_GO_ON = (
-    "To go on, resume with more training.rounds (or, where a target ended it, a better training.target_accuracy); to "
-    "start a new run here, leave --resume out: this one is then kept under earlier/"
+    "To go on, resume with more training.rounds (where a target or its patience ended it: with a better "
+    "training.target_accuracy, or more training.patience); to start a new run here, leave --resume out: this one is "
+    "then kept under earlier/"
 )
 _RETRY_SECONDS = 5.0
 """Interval between retries of failed writes."""
@@ -142,12 +145,14 @@ class Coordinator:
             if_it_fails.pop_all()
 
     def _resume(self, model: "_Model") -> ShardTable:
-        """Find the checkpoint to resume from, if requested, and restore the model; return the shards."""
+        """Restore the model from a checkpoint, if that is requested, or from where it begins; return the shards."""
         options, training = self._options, self.config.training
         self._found = found = find(self.run_dir.checkpoints) if options.resume else None
         self._forced: Sequence[Difference] = ()
         if found is None:
             self._complete = False
+            if training.initial_model:
+                model.model.restore(initial_values(Path(training.initial_model), model.saved), None)
             return ShardTable(model.samples)
         self._forced = require_same_run(found, training, model.identity, model.saved, force=options.force)
         restore(model.model, found, model.saved, self._forced)
@@ -182,6 +187,10 @@ class Coordinator:
             machine.restore_figures(state.loss, state.metric, of_present_model=self._found.score is not None)
             if state.kept is not None:
                 machine.restore_kept(state.kept.round, state.kept.loss, state.kept.metric)
+            if state.improvement is not None:
+                found = state.improvement
+                best = Score(found.round, found.loss, found.metric, model.held_out.metric)
+                machine.restore_improvement(best, found.evaluations)
         return machine
 
     def _make_engine(self, model: "_Model", machine: RoundMachine) -> Engine:
@@ -274,6 +283,8 @@ class Coordinator:
     def _completion(self) -> str:
         found, training = self._found, self.config.training
         assert found is not None
+        if found.state.finished is ev.FinishReason.NO_IMPROVEMENT and not training.is_last(found.round):
+            return f"the run is complete: nothing improved any more by round {found.round}"
         if not training.is_last(found.round):
             return f"the run is complete: it reached its target of {training.target_accuracy} in round {found.round}"
         return f"the run is complete: {found.round} of {training.rounds} rounds are done"

@@ -412,6 +412,7 @@ class Engine:
             "loss": finite(machine.loss),
             "metric": machine.metric_value,
             "kept": machine.kept,
+            "improvement": machine.improvement,
             "finished": self._finish_reason or None,
             "adaptation": self._dependencies.adaptation_state(),
         }

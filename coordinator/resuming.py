@@ -55,11 +55,14 @@ class Found:
         return score_of(self.checkpoint.metadata)
 
     def is_complete(self, config: TrainingConfig, metric: MetricSpec) -> bool:
-        """Return whether the run is complete: all rounds are done, or the target is reached."""
+        """Return whether the run is complete: all rounds are done, the target is reached, or nothing improves."""
         if config.is_last(self.round):
             return True
         target = config.target_accuracy
         reached = target is not None and metric.reached(self.state.metric, target)
+        if self.state.finished is FinishReason.NO_IMPROVEMENT:
+            found = self.state.improvement
+            return found is not None and 0 < config.patience <= found.evaluations
         return self.state.finished is FinishReason.TARGET_REACHED and reached
 
 

@@ -75,6 +75,15 @@ class SavedEvaluation(_Saved):
     metric: Finite | None
 
 
+class SavedImprovement(_Saved):
+    """Evaluation of the best model, and how many there were since."""
+
+    round: Count
+    loss: Finite
+    metric: Finite | None
+    evaluations: Count
+
+
 class SavedState(_Saved):
     """Everything that a run needs to resume, except its tensors."""
 
@@ -95,6 +104,8 @@ class SavedState(_Saved):
     """Metric of the last evaluation; None before the first or if undefined."""
     kept: SavedEvaluation | None = None
     """Evaluation of the model to return to; None in a checkpoint of another version."""
+    improvement: SavedImprovement | None = None
+    """None before the first evaluation, and in a checkpoint of another version."""
     finished: FinishReason | None
     """Reason for the end of the run; None while it runs."""
     adaptation: AdaptationState | None = None

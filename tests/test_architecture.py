@@ -224,13 +224,17 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     tuple(TopologicalSorter(graph).static_order())  # a CycleError names the circle
 
 
+_TORCH_USERS = ("checkpoints", "held_out", "initial_model", "model_files", "resuming")
+"""Modules of the coordinator that import torch."""
+
+
 def test_torch_is_imported_where_the_architecture_says() -> None:
     importers = {
         name.removeprefix("hypergpu.")
         for name, path in our_modules().items()
         if any(module.partition(".")[0] == "torch" for module in imports_of(path))
     }
-    coordinator = {f"coordinator.{module}" for module in ("checkpoints", "held_out", "model_files", "resuming")}
+    coordinator = {f"coordinator.{module}" for module in _TORCH_USERS}
     elsewhere = {name for name in importers - coordinator if not name.startswith(("tasks.", "node."))}
     assert elsewhere == {"simulation.gradients"}
     assert coordinator <= importers

@@ -26,6 +26,8 @@ _FREE = frozenset(
         "evaluate_every",
         "checkpoint_every",
         "target_accuracy",
+        "patience",
+        "initial_model",  # a resumed run has its checkpoint
         "recipe",  # the settings that it stands for are compared themselves
     }
 )

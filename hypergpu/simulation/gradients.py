@@ -1,6 +1,7 @@
 """Training by real gradients, with the trainer that the nodes use and the model that the coordinator uses."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -10,12 +11,14 @@ from hypergpu.common.metric import MetricSpec
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.model.outgoing import OutgoingParameters
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.initial_model import initial_values
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
 from hypergpu.node.optimizers import KeptState, LocalTraining
 from hypergpu.node.trainer import Trainer
-from hypergpu.tasks import Task, evaluate, metric_of, spec_of
+from hypergpu.tasks import Task, build, evaluate, metric_of, spec_of
 from hypergpu.tasks.partition import Partition, ShardOrder, partition
 from hypergpu.tasks.samples import count, labels
+from hypergpu.tasks.saved import SavedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,9 @@ class GradientBackend:
         self.metric_fault = ""
         """Error of the metric, if it raised one."""
         self._model = GlobalModel(model.manifest, model.flat(), model.parameter_count, config)
+        if config.initial_model:
+            saved = SavedModel(build(task, config.seed))
+            self._model.restore(initial_values(Path(config.initial_model), saved), None)
         self._outgoing = OutgoingParameters(self._model)
         self._sizes = count(task.train) if config.shards_are_alike else labels(task.train)
         self._partition: tuple[int, Partition] | None = None

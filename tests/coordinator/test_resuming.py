@@ -558,6 +558,15 @@ def test_a_run_that_reached_its_target_is_complete(
     assert resumed(run, target_accuracy=target)._complete is complete
 
 
+@pytest.mark.parametrize(("patience", "complete"), [(3, True), (2, True), (4, False), (0, False)])
+def test_a_run_whose_patience_ended_is_complete_until_it_gets_more(run: Path, patience: int, complete: bool) -> None:
+    found = {"round": 1, "loss": 0.5, "metric": 0.75, "evaluations": 3}
+    rewrite(run, 4, {"finished": "no_improvement", "improvement": found})
+    again = resumed(run, patience=patience)
+    assert again._complete is complete
+    assert again.engine.machine.improvement == found
+
+
 @pytest.mark.parametrize(("value", "target", "complete"), [(0.5, 0.5, True), (0.5, 0.6, True), (0.5, 0.4, False)])
 def test_a_target_of_which_less_is_better_is_reached_from_above(
     run: Path, value: float, target: float, complete: bool

@@ -26,6 +26,7 @@ from hypergpu.coordinator.core.rounds.events import (
 from hypergpu.coordinator.core.rounds.membership import Membership
 from hypergpu.coordinator.core.rounds.state import RoundState
 from hypergpu.coordinator.core.rounds.work import Round
+from hypergpu.coordinator.core.score import Score
 
 MAX_EXTENSIONS = 2
 """Times that a deadline without a quorum is extended, each time to twice the time since the round opened, once an
@@ -155,6 +156,8 @@ def take_evaluation(
 ) -> tuple[float | None, float | None]:
     """Keep, leave or revert the model; return its loss and metric, None unless they were measured and it stays."""
     guard, loss = state.guards.model, event.loss
+    if loss is not None:
+        state.guards.improvement.observe(Score(event.round, loss, loss if spec == LOSS else event.metric, spec))
     usable = loss is None or guard.judge(loss)
     if not usable or action is ModelAction.REVERT:
         if action is ModelAction.REVERT:
@@ -239,4 +242,5 @@ def finish_after(
         return FinishReason.ROUNDS_DONE, f"{number} rounds"
     if state.control.stop_reason is not None:
         return FinishReason.STOPPED, state.control.stop_reason
-    return None
+    unimproved = state.guards.improvement.ended(config.patience)
+    return (FinishReason.NO_IMPROVEMENT, unimproved) if unimproved else None

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from hypergpu.common.connections import ONE_EACH, Connections
 from hypergpu.common.message import message
@@ -44,11 +44,17 @@ class FinishReason(StrEnum):
 
     ROUNDS_DONE = "rounds_done"
     TARGET_REACHED = "target_reached"
+    NO_IMPROVEMENT = "no_improvement"
+    """No model was better for as many evaluations as `training.patience` allows."""
     STOPPED = "stopped"
     DIVERGED = "diverged"
     """The loss on held-out data was not finite several times in a row."""
     FAILED = "failed"
     """The run cannot continue: the same error on every node, or one in the task or in the coordinator."""
+
+
+COMPLETE: Final = frozenset({FinishReason.ROUNDS_DONE, FinishReason.TARGET_REACHED, FinishReason.NO_IMPROVEMENT})
+"""Reasons that end a run as its user wanted."""
 
 
 # ---------------------------------------------------------------- events

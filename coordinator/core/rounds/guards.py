@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from hypergpu.coordinator.core.rounds.events import AbandonRound
+from hypergpu.coordinator.core.score import Score
 
 MAX_REVERTS = 3
 """Bad evaluations in a row after which the run has diverged. One may come from a bad update, three do not."""
@@ -56,6 +57,30 @@ class ModelGuard:
         if self.reverts < MAX_REVERTS:
             return ""
         return f"loss not finite or exploded in {self.reverts} evaluations in a row; try a lower training.learning_rate"
+
+
+@dataclass(slots=True)
+class Improvement:
+    """Counts evaluations in a row that found no better model."""
+
+    best: Score | None = None
+    """Evaluation of the best model; None before the first."""
+    evaluations: int = 0
+    """Evaluations since that one."""
+
+    def observe(self, score: Score) -> None:
+        """Count an evaluation."""
+        if score.beats(self.best):
+            self.best, self.evaluations = score, 0
+        else:
+            self.evaluations += 1
+
+    def ended(self, patience: int) -> str:
+        """Return a text that says why the run is to end; empty while it is to go on, or if patience is 0."""
+        if not 0 < patience <= self.evaluations:
+            return ""
+        since = f"that of round {self.best.round}" if self.best else "the initial one"
+        return f"no model was better than {since} in {self.evaluations} evaluations"
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Activity, Adaptation, ModelAction
 from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
-from hypergpu.coordinator.core.rounds.guards import ModelGuard
+from hypergpu.coordinator.core.rounds.guards import Improvement, ModelGuard
 from hypergpu.coordinator.core.rounds.membership import ConnectionState, Member, Membership
 from hypergpu.coordinator.core.rounds.node_time import count_time
 from hypergpu.coordinator.core.rounds.shards import ShardTable
@@ -204,6 +204,19 @@ class RoundMachine:
     def restore_kept(self, number: int, loss: float | None, metric_value: float | None) -> None:
         """Set the round and figures of the model to return to, as an earlier process of this run had them."""
         self.round_state.guards.model.restore(number, loss, metric_value)
+
+    @property
+    def improvement(self) -> Mapping[str, float | None] | None:
+        """Round, loss and metric of the best model, and the evaluations since; None before the first."""
+        found = self.round_state.guards.improvement
+        if found.best is None:
+            return None
+        figures = {"round": found.best.round, "loss": found.best.loss, "metric": found.best.metric}
+        return figures | {"evaluations": found.evaluations}
+
+    def restore_improvement(self, best: Score, evaluations: int) -> None:
+        """Set the best model and the evaluations since, as an earlier process of this run had them."""
+        self.round_state.guards.improvement = Improvement(best, evaluations)
 
     def restore_figures(self, loss: float | None, metric_value: float | None, *, of_present_model: bool) -> None:
         """Set the loss and the metric that an earlier process of this run has measured.
@@ -529,7 +542,7 @@ class RoundMachine:
         state, effects = self.round_state, self._effects
         if state.phase is OVER:
             return
-        completed = reason in (ev.FinishReason.ROUNDS_DONE, ev.FinishReason.TARGET_REACHED)
+        completed = reason in ev.COMPLETE
         final_state = RunState.COMPLETED if completed else RunState.STOPPED
         state.opening.waiting_for = ""
         effects.round = self.config.shown_round(state.round)

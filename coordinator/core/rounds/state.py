@@ -32,7 +32,7 @@ from hypergpu.coordinator.core.rounds.events import (
     WorkRequested,
     WorkReturned,
 )
-from hypergpu.coordinator.core.rounds.guards import ModelGuard, SharedFaults
+from hypergpu.coordinator.core.rounds.guards import Improvement, ModelGuard, SharedFaults
 from hypergpu.coordinator.core.rounds.membership import Membership
 from hypergpu.coordinator.core.rounds.shards import ShardTable
 from hypergpu.coordinator.core.rounds.update_norms import NormBound
@@ -200,6 +200,7 @@ class Guards:
     model: ModelGuard
     norms: NormBound = field(default_factory=NormBound)
     faults: SharedFaults = field(default_factory=SharedFaults)
+    improvement: Improvement = field(default_factory=Improvement)
 
 
 @dataclass(slots=True)

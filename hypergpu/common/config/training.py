@@ -17,6 +17,8 @@ class TrainingConfig(ConfigSection):
 
     task: str = "digits"
     """A shipped task, or your own as `package.module:factory`."""
+    initial_model: str = ""
+    """Path of a safetensors file, or of a run directory, whose model the run begins with; by default the task's."""
     rounds: CountOrZero = 25
     """Rounds to train; 0 trains until the run is stopped or reaches `target_accuracy`."""
     seed: Seed = 0
@@ -80,6 +82,10 @@ class TrainingConfig(ConfigSection):
     """Rounds between checkpoints of the model."""
     target_accuracy: float | None = None
     """End the run early when the task's metric on held-out data reaches this value; any real number."""
+
+    patience: CountOrZero = 0
+    """Evaluations in a row without a better model (by its metric, then by its loss) after which the run ends; 0 trains
+    on. Adaptive policies go on from the best model at a lower rate after five, so give them more."""
 
     @model_validator(mode="before")
     @classmethod

@@ -4,14 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from hypergpu.common import strict_json
 from hypergpu.common.config.recipes import RECIPES
 from hypergpu.common.errors import ConfigError
+from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.netsim_proxy.config.scenario import ScenarioError
+from hypergpu.node.optimizers import LocalTraining
+from hypergpu.node.trainer import Trainer
 from hypergpu.simulation.run import Outcome, simulate
 from hypergpu.simulation.scenario import Scenario
-from hypergpu.tasks import Task, load_task
+from hypergpu.tasks import Task, build, load_task
+from hypergpu.tasks.saved import SavedModel
 
 
 def scenario(policy: str = "none", **training: Any) -> Scenario:
@@ -120,3 +125,18 @@ def test_a_model_of_convergence_refuses_what_it_does_not_know() -> None:
 def test_the_shipped_tasks_bring_no_optimizer() -> None:
     task: Task = load_task("digits")
     assert task.optimizer is None
+
+
+def test_a_run_goes_on_from_the_model_of_another_in_virtual_time_too(tmp_path: Path) -> None:
+    first = build(load_task("digits"), 0)
+    values = first.flat()
+    trainer = Trainer(load_task("digits"), 0)
+    update = trainer.work(
+        values,
+        lambda step: trainer.samples(range(32 * step, 32 * (step + 1))),
+        local_steps=40,
+        local=LocalTraining(LocalOptimizer("adamw", 0.003)),
+    )
+    save_file(SavedModel(first).state(values + update.flat), tmp_path / "model.safetensors")
+    begun = [run(rounds=1, initial_model=path).losses[0][1] for path in ("", str(tmp_path / "model.safetensors"))]
+    assert begun[1] < 0.5 * begun[0]

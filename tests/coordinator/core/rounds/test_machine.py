@@ -441,6 +441,53 @@ def test_a_run_without_an_end_has_no_last_round_and_still_ends_at_its_target() -
     assert d.of(ev.Finish)[0].reason is ev.FinishReason.TARGET_REACHED
 
 
+def rounds_until_patience_ends(scores: Sequence[tuple[float, float | None]], **training: Any) -> Driver:
+    """Train until the run ends, or the scores do."""
+    d = Driver(rounds=0, **training)
+    d.join("a")
+    for score in scores:
+        d.found = score
+        d.ask("a")
+        d.push("a")
+        if d.machine.finished:
+            break
+    return d
+
+
+def test_a_run_ends_when_no_model_was_better_for_as_many_evaluations_as_its_patience() -> None:
+    scores = [(1.0, 0.5), (0.9, 0.5), (0.8, 0.4), (1.5, 0.6), (0.1, 0.5), (0.1, 0.5), (0.1, 0.5), (0.1, 0.9)]
+    d = rounds_until_patience_ends(scores, patience=3)
+    (finish,) = d.of(ev.Finish)
+    assert (finish.reason, finish.detail) == (
+        ev.FinishReason.NO_IMPROVEMENT,
+        "no model was better than that of round 4 in 3 evaluations",
+    )
+    assert (d.machine.state, d.machine.round) == (RunState.COMPLETED, 8)
+    assert d.machine.improvement == {"round": 4, "loss": 1.5, "metric": 0.6, "evaluations": 3}
+    assert not rounds_until_patience_ends(scores).machine.finished, "without patience a run trains on"
+    assert not rounds_until_patience_ends(scores, patience=4).machine.finished
+
+
+def test_patience_counts_evaluations_and_not_rounds() -> None:
+    d = Driver(rounds=0, patience=2, evaluate_every=3, evaluate=False)
+    d.join("a")
+    while not d.machine.finished:
+        d.ask("a")
+        d.push("a")
+        closed: ev.CloseRound = d.of(ev.CloseRound)[-1]
+        d.send(ev.Evaluated(closed.round, 0.5 if closed.evaluate else None, 0.5 if closed.evaluate else None))
+    assert closed.round == 9, "the evaluations of rounds 6 and 9 found nothing better"
+
+
+def test_patience_goes_on_where_an_earlier_process_ended() -> None:
+    d = Driver(rounds=0, patience=3, first_round=6)
+    d.machine.restore_improvement(Score(3, 0.4, 0.95), 2)
+    d.join("a")
+    d.ask("a")
+    d.push("a")
+    assert d.of(ev.Finish)[0].detail == "no model was better than that of round 3 in 3 evaluations"
+
+
 def test_asking_nodes_get_their_order_when_the_round_begins_and_run_over_when_it_ends() -> None:
     d = Driver(min_nodes=2, rounds=1)
     d.join("a")
