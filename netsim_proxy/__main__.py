@@ -94,6 +94,7 @@ async def _build(options: ProxyOptions, settings: ProxySettings) -> _Parts:
         profiles=catalogue.profile,
         node_profiles=catalogue.of_nodes(options.node_profile or ()),
         region=options.region,
+        upstream_bandwidth=settings.upstream_bandwidth,
     )
     schedule = Schedule(ports, pacer)
     await files.load(ports, schedule)

@@ -1,5 +1,6 @@
 """Options of the proxy."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import typer
 
 from hypergpu.common.errors import ConfigError
 from hypergpu.common.files import read_text
+from hypergpu.common.limits import LARGEST_INTEGER
 from hypergpu.common.log import LogLevel
 from hypergpu.common.options import (
     ADDRESS,
@@ -28,6 +30,7 @@ from hypergpu.common.token import server_token
 from hypergpu.netsim_proxy.io.addresses import Address
 from hypergpu.netsim_proxy.io.lateness import DEFAULT_BOUND_SECONDS
 from hypergpu.netsim_proxy.io.tls import ServerTls, UpstreamTls
+from hypergpu.netsim_proxy.link.access_lane import UpstreamBandwidth
 from hypergpu.netsim_proxy.link.outcomes import LossModel
 
 _SOCKET: Final = f"{ADDRESS}|unix:PATH"
@@ -161,6 +164,30 @@ class ProxyOptions:
         str,
         typer.Option(metavar="NAME", help="Region of the upstream, for nodes with a region.", rich_help_panel=_NETWORK),
     ] = "us-east"
+    upstream_down_mbit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MBIT",
+            help="Bandwidth of the upstream's access link to all nodes together, in Mbit/s; no limit by default.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    upstream_up_mbit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MBIT", help="The same from all nodes together; no limit by default.", rich_help_panel=_NETWORK
+        ),
+    ] = None
+    upstream_queue_bytes: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=LARGEST_INTEGER,
+            metavar="BYTES",
+            help="Queue of that link in each direction; 0: 100 ms of its bandwidth.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = 0
     scenario: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="YAML file of events to schedule at the start.", rich_help_panel=_NETWORK),
@@ -246,6 +273,7 @@ class ProxySettings:
     """Link by server name."""
     server_tls: ServerTls | None
     upstream_tls: UpstreamTls | None
+    upstream_bandwidth: UpstreamBandwidth
     token: str | None
 
 
@@ -270,8 +298,19 @@ def check(options: ProxyOptions, environment: Mapping[str, str]) -> ProxySetting
         server_name_link=_pairs("--server-name-link", options.server_name_link or (), "train.example.com=node_1"),
         server_tls=server_tls,
         upstream_tls=upstream_tls,
+        upstream_bandwidth=_upstream_bandwidth(options),
         token=_token(options, environment),
     )
+
+
+def _upstream_bandwidth(options: ProxyOptions) -> UpstreamBandwidth:
+    down, up = options.upstream_down_mbit, options.upstream_up_mbit
+    try:
+        return UpstreamBandwidth(
+            math.inf if down is None else down, math.inf if up is None else up, options.upstream_queue_bytes
+        )
+    except ValueError as error:
+        raise ConfigError(f"--upstream-down-mbit, --upstream-up-mbit, --upstream-queue-bytes: {error}") from error
 
 
 def _server_tls(options: ProxyOptions) -> ServerTls | None:

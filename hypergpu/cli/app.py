@@ -40,7 +40,7 @@ _COMMANDS: tuple[tuple[str, type[TyperCommand], Commands], ...] = (
     (
         "Control the network",
         ChangingCommand,
-        (network.profile, network.clear, network.scenario, network.reload),
+        (network.profile, network.upstream_bandwidth, network.clear, network.scenario, network.reload),
     ),
     ("Control the network", network.EventCommand, (network.inject, network.schedule)),
     ("Control the network", ClusterCommand, (network.scheduled,)),

@@ -1,5 +1,6 @@
 """Commands that show and change links, through the proxy's control API."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -95,6 +96,39 @@ async def profile(
         print_json(info)
     else:
         say(f"{info.node_id}: {info.profile}, {_range(info.up)} up, {_range(info.down)} down")
+
+
+async def upstream_bandwidth(
+    context: typer.Context,
+    *,
+    down_mbit: Annotated[
+        float | None, typer.Option(metavar="MBIT", help="Mbit/s to all nodes together; inf: no limit.")
+    ] = None,
+    up_mbit: Annotated[
+        float | None, typer.Option(metavar="MBIT", help="Mbit/s from all nodes together; inf: no limit.")
+    ] = None,
+    queue_bytes: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=LARGEST_INTEGER, metavar="BYTES", help="Queue of each direction; 0: 100 ms of its bandwidth."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change the bandwidth of the upstream's access link, which all nodes share; without options, show it.
+
+    Example: hypergpu upstream-bandwidth --down-mbit 500 --up-mbit 100
+    """
+    client = client_of(context)
+    request = net.SetUpstreamBandwidthRequest(down_mbit=down_mbit, up_mbit=up_mbit, queue_bytes=queue_bytes)
+    if request.ListFields():
+        info = await client.call(client.netsim.SetUpstreamBandwidth, request)
+    else:
+        info = (await client.call(client.netsim.ListLinks, net.ListLinksRequest())).upstream
+    if as_json:
+        print_json(info)
+    else:
+        say(f"to all nodes: {_shared(info.down)}; from all nodes: {_shared(info.up)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +314,12 @@ def _show_reply(reply: net.EventReply, as_json: bool) -> None:
         print_json(reply)
     else:
         say(f"{reply.event_id}: {reply.summary}")
+
+
+def _shared(lane: net.SharedLaneInfo) -> str:
+    if lane.bandwidth_mbit == math.inf:
+        return "no limit"
+    return f"{lane.bandwidth_mbit:g} Mbit/s, {size(int(lane.queue_bytes))} waiting"
 
 
 def _range(direction: net.DirectionInfo) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from hypergpu.common.keyed_random import BufferedKeyedRandom, KeyedRandom
+from hypergpu.netsim_proxy.link.access_lane import AccessLink
 from hypergpu.netsim_proxy.link.events import NetworkEvent
 from hypergpu.netsim_proxy.link.link import Link
 from hypergpu.netsim_proxy.link.outcomes import LossModel
@@ -16,7 +17,11 @@ from hypergpu.simulation.virtual_time import VirtualTime
 def make_connections(scenario: Scenario, time: VirtualTime) -> dict[str, SimulatedConnection]:
     """Return the connection of each node, in the order of the scenario."""
     find, loss_model = scenario.profile_finder(), LossModel(scenario.loss_model)
-    make = partial(Link, seed=scenario.seed, loss_model=loss_model, profiles=find, draws=BufferedKeyedRandom)
+    section = scenario.upstream_bandwidth
+    access = AccessLink(section.bandwidth()) if section is not None else None
+    make = partial(
+        Link, seed=scenario.seed, loss_model=loss_model, profiles=find, draws=BufferedKeyedRandom, access=access
+    )
     return {
         name: SimulatedConnection(time, make(name, profile)) for name, profile in scenario.profiles_of_links().items()
     }

@@ -10,7 +10,7 @@ from hypergpu.netsim_proxy.link.conditions import Blockage
 from hypergpu.netsim_proxy.link.events import DisconnectMode, NetworkEvent
 from hypergpu.netsim_proxy.link.link import Link
 from hypergpu.netsim_proxy.link.outcomes import DOWN, UP, Blocked, Cause, Deliver, Direction, Fail, LinkRpc
-from hypergpu.netsim_proxy.link.striping import longest_piece_bytes
+from hypergpu.netsim_proxy.link.striping import LEAST_PIECE_BYTES, longest_piece_bytes
 from hypergpu.simulation import message_sizes
 from hypergpu.simulation.virtual_time import VirtualTime
 
@@ -231,8 +231,10 @@ class SimulatedRpc:
         connection = self.connection
         self._arrived = arrived
         connection.messages += messages
-        if nbytes <= PIECE_BYTES:  # nearly all: decided without a detour
-            verdict = connection.link.offer(connection.clock.now, direction, nbytes, self.link_rpc, end=True)
+        link = connection.link
+        if nbytes <= LEAST_PIECE_BYTES or (nbytes <= PIECE_BYTES and not link.shares_access):
+            # Nearly all: decided without a detour.
+            verdict = link.offer(connection.clock.now, direction, nbytes, self.link_rpc, end=True)
             if isinstance(verdict, Deliver):
                 if messages > 1:
                     connection.transfer(verdict.at)

@@ -70,6 +70,13 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
         await links.settled()
         return convert.link_to_proto(links.of(None if request.node_id == "*" else request.node_id))
 
+    async def SetUpstreamBandwidth(self, request: pb.SetUpstreamBandwidthRequest, context: Any) -> pb.UpstreamInfo:  # noqa: N802
+        """Change the bandwidth of the upstream's access link."""
+        links = self._links
+        links.set_upstream_bandwidth(convert.bandwidth_from_proto(request, links.access.bandwidth))
+        await links.settled()
+        return convert.upstream_to_proto(links.access)
+
     async def Inject(self, request: pb.Event, context: Any) -> pb.EventReply:  # noqa: N802
         """Begin an event now."""
         event = convert.event_from_proto(request)
@@ -139,7 +146,7 @@ class ControlServicer(netsim_pb2_grpc.NetsimServicer):
 
     async def _list_links(self) -> pb.LinkList:
         await self._links.settled()
-        listed = pb.LinkList()
+        listed = pb.LinkList(upstream=convert.upstream_to_proto(self._links.access))
         for count, paced in enumerate(list(self._links), 1):
             listed.links.append(convert.link_to_proto(paced))
             if count % _AT_ONCE == 0:

@@ -1,5 +1,6 @@
 """Conversion between the messages of the control API and the proxy's own types."""
 
+from dataclasses import replace
 from typing import Final
 
 from hypergpu.common.clock import monotonic
@@ -7,6 +8,7 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.common.rpc import check_node_id
 from hypergpu.netsim_proxy.api.schedule import Entry, State
 from hypergpu.netsim_proxy.config.bounds import MAX_LINKS
+from hypergpu.netsim_proxy.link.access_lane import AccessLane, AccessLink, UpstreamBandwidth
 from hypergpu.netsim_proxy.link.events import ALL, EventDirection, NetworkEvent
 from hypergpu.netsim_proxy.link.outcomes import DOWN, UP, Direction
 from hypergpu.netsim_proxy.relay.paced_link import PacedLink
@@ -108,6 +110,37 @@ def link_to_proto(paced: PacedLink) -> pb.LinkInfo:
         rpcs_lost=link.rpcs_lost,
         active_events=[_shortened(event) for event in events[:_SHOWN_EVENTS]] + more,
         connections=len(paced.pairs),
+    )
+
+
+def upstream_to_proto(access: AccessLink) -> pb.UpstreamInfo:
+    """Return the message for the upstream's access link."""
+    bandwidth = access.bandwidth
+    return pb.UpstreamInfo(
+        up=_shared_lane_to_proto(access.up, bandwidth.up_mbit),
+        down=_shared_lane_to_proto(access.down, bandwidth.down_mbit),
+    )
+
+
+def bandwidth_from_proto(request: pb.SetUpstreamBandwidthRequest, current: UpstreamBandwidth) -> UpstreamBandwidth:
+    """Return the bandwidth that a message asks for.
+
+    Raises:
+        InvalidInput: it sets nothing, or a figure that cannot be.
+    """
+    changes = {field.name: value for field, value in request.ListFields()}
+    if not changes:
+        raise InvalidInput("SetUpstreamBandwidth needs down_mbit, up_mbit or queue_bytes")
+    try:
+        return replace(current, **changes)
+    except ValueError as error:
+        raise InvalidInput(f"upstream bandwidth: {error}") from error
+
+
+def _shared_lane_to_proto(lane: AccessLane, mbit: float) -> pb.SharedLaneInfo:
+    lane.advance(monotonic())
+    return pb.SharedLaneInfo(
+        bandwidth_mbit=mbit, queue_bytes=lane.waiting_bytes, queue_ms=1000 * lane.queue_seconds, bytes=lane.bytes
     )
 
 

@@ -15,6 +15,7 @@ from hypergpu.common.clock import Clock, monotonic
 from hypergpu.netsim_proxy.io.lateness import BUCKETS_SECONDS, DeliveryLateness
 from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
 from hypergpu.netsim_proxy.link.outcomes import DIRECTIONS
+from hypergpu.netsim_proxy.link.profiles import MBIT_BYTES
 
 
 def register(
@@ -22,6 +23,7 @@ def register(
 ) -> None:
     """Add the proxy's series to `registry`."""
     registry.register(_LinkCollector(links, clock))
+    registry.register(_AccessCollector(links, clock))
     registry.register(_LatenessCollector(lateness))
 
 
@@ -66,6 +68,30 @@ class _LinkCollector(Collector):
             connections.add_metric([name], len(paced.pairs))
             profile.add_metric([name, link.profile.name], 1)
         yield from (moved, messages, delay, queue, flight, rpcs, losses, connections, profile)
+
+
+class _AccessCollector(Collector):
+    def __init__(self, links: LinkRegistry, clock: Clock) -> None:
+        self._links, self._clock = links, clock
+
+    def collect(self) -> Iterator[Metric]:
+        bandwidth = GaugeMetricFamily(
+            "netsim_upstream_bandwidth_bytes_per_second",
+            "Bandwidth of the upstream's access link; infinite if there is no limit",
+            labels=["direction"],
+        )
+        queue = GaugeMetricFamily(
+            "netsim_upstream_queue_bytes",
+            "Bytes that wait for the bandwidth of the upstream's access link, at their senders too",
+            labels=["direction"],
+        )
+        access, now = self._links.access, self._clock()
+        for direction in DIRECTIONS:
+            lane = access.lane(direction)
+            lane.advance(now)
+            bandwidth.add_metric([direction.value], access.bandwidth.mbit(direction) * MBIT_BYTES)
+            queue.add_metric([direction.value], lane.waiting_bytes)
+        yield from (bandwidth, queue)
 
 
 class _LatenessCollector(Collector):

@@ -118,6 +118,8 @@ class ProfileRegistry:
         self.add(scenario.profiles)
         if scenario.loss_model is not None:
             links.set_loss_model(ALL, scenario.loss_model)
+        if scenario.upstream_bandwidth is not None:
+            links.set_upstream_bandwidth(scenario.upstream_bandwidth)
         for count, (node_id, link) in enumerate(scenario.links.items()):
             links.set_profile(node_id, link.profile, link.region)
             if count % _LINKS_AT_ONCE == 0:

@@ -2,7 +2,7 @@
 
 upstream: coordinator:50051
 listen: ["0.0.0.0:50052", "0.0.0.0:50061=node_1"]
-network: {profile: average, seed: 7, scenario: scenario.yaml}
+network: {profile: average, seed: 7, upstream_bandwidth: {down_mbit: 500, up_mbit: 100}, scenario: scenario.yaml}
 links: {addresses: {10.1.0.0/16: rack_1}}
 tls: {certificate: proxy.crt, key: proxy.key, client_ca: ca.crt}
 control: {address: "unix:/run/netsim-control.sock"}
@@ -17,6 +17,7 @@ from pydantic import Field
 from hypergpu.common.config import ConfigSection
 from hypergpu.common.config.whole import Integer
 from hypergpu.common.log import LogFormat, LogLevel
+from hypergpu.netsim_proxy.config.scenario import UpstreamBandwidthSection
 from hypergpu.netsim_proxy.config.yaml_text import parse_yaml
 from hypergpu.netsim_proxy.link.outcomes import LossModel
 
@@ -40,6 +41,8 @@ class NetworkSection(ConfigSection):
     """Regions of nodes, by id."""
     upstream_region: str | None = None
     """Region of the upstream, for nodes with a region."""
+    upstream_bandwidth: UpstreamBandwidthSection | None = None
+    """Bandwidth of the upstream's access link, which all nodes share; no limit by default."""
     scenario: Path | None = None
     """Scenario file with links and events."""
 
@@ -140,6 +143,7 @@ class ProxyConfig(ConfigSection):
             "node_profile": _pairs(network.node_profiles),
             "region": network.region,
             "upstream_region": network.upstream_region,
+            **_access_options(network.upstream_bandwidth),
             "scenario": network.scenario,
             "client_link": _pairs(links.addresses),
             "server_name_link": _pairs(links.server_names),
@@ -172,6 +176,11 @@ def parse_config(text: str, name: str) -> ProxyConfig:
         ConfigError: it does not hold; file, line, key and what was expected are named.
     """
     return parse_yaml(ProxyConfig, text, name)
+
+
+def _access_options(section: UpstreamBandwidthSection | None) -> dict[str, Any]:
+    values = section.model_dump() if section is not None else {}
+    return {f"upstream_{name}": value for name, value in values.items()}
 
 
 def _pairs(mapping: dict[str, str] | None) -> list[str] | None:

@@ -11,18 +11,20 @@ events:
   - {round: 15, type: profile_change, nodes: [edge, node_2], profile: poor}
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from hypergpu.common.config import ConfigSection
 from hypergpu.common.config.whole import REACHABLE, BytesOrZero, CountOrZero
 from hypergpu.common.errors import ConfigError, InvalidInput, UnknownName
 from hypergpu.common.rpc import check_node_id
-from hypergpu.netsim_proxy.config.profile_file import ProfileName, ProfileSection, build_profiles
+from hypergpu.netsim_proxy.config.profile_file import Mbit, ProfileName, ProfileSection, build_profiles
+from hypergpu.netsim_proxy.link.access_lane import UpstreamBandwidth
 from hypergpu.netsim_proxy.link.events import ALL, UPSTREAM, EventDirection, NetworkEvent
 from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
 from hypergpu.netsim_proxy.link.regions import between_regions
@@ -126,6 +128,28 @@ class NodeLink(NamedTuple):
     region: str
 
 
+class UpstreamBandwidthSection(ConfigSection):
+    """Bandwidth of the upstream's own access link, which all nodes share."""
+
+    down_mbit: Mbit | None = None
+    """Megabits (10⁶) per second to all nodes together, which is what the upstream sends; no limit by default."""
+    up_mbit: Mbit | None = None
+    """Megabits (10⁶) per second from all nodes together, which is what the upstream receives; no limit by default."""
+    queue_bytes: BytesOrZero = 0
+    """Queue for the bandwidth of each direction, in bytes; 0 = 100 ms worth of it."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "UpstreamBandwidthSection":
+        """Check the figures as the link model does."""
+        self.bandwidth()
+        return self
+
+    def bandwidth(self) -> UpstreamBandwidth:
+        """Return the bandwidth for the link model."""
+        down, up = (math.inf if mbit is None else mbit for mbit in (self.down_mbit, self.up_mbit))
+        return UpstreamBandwidth(down, up, int(self.queue_bytes))
+
+
 class Network(ConfigSection):
     """Links and events of a scenario."""
 
@@ -141,6 +165,8 @@ class Network(ConfigSection):
     """Effect of packet loss: an RPC that fails, or time that TCP takes to repair it."""
     region: str = ""
     """Region of the upstream, which is the coordinator; by default us-east."""
+    upstream_bandwidth: UpstreamBandwidthSection | None = None
+    """Bandwidth of the upstream's access link, which all nodes share; no limit by default."""
     profiles: dict[ProfileName, ProfileSection] = Field(default_factory=dict)
     """Custom link profiles by name, as in the proxy's profile files."""
     events: tuple[EventSection, ...] = ()

@@ -11,6 +11,7 @@ from hypergpu.netsim_proxy.config.bounds import MAX_EVENTS, MAX_LINKS, MAX_TARGE
 from hypergpu.netsim_proxy.config.profile_file import build_profiles
 from hypergpu.netsim_proxy.config.scenario import Network, NodeLink, ScenarioError, as_list
 from hypergpu.netsim_proxy.config.yaml_text import fault, parse_yaml
+from hypergpu.netsim_proxy.link.access_lane import UpstreamBandwidth
 from hypergpu.netsim_proxy.link.events import ALL, NetworkEvent
 from hypergpu.netsim_proxy.link.outcomes import LossModel
 from hypergpu.netsim_proxy.link.profiles import Profile
@@ -63,6 +64,8 @@ class Scenario:
     """Links by node id; "*" is the default."""
     loss_model: LossModel | None
     """Loss model of all links; None leaves it unchanged."""
+    upstream_bandwidth: UpstreamBandwidth | None
+    """Bandwidth of the upstream's access link; None leaves it unchanged."""
     events: tuple[NetworkEvent, ...]
     """Events; their times count from the loading of the scenario."""
 
@@ -85,7 +88,9 @@ def parse_scenario(
         raise fault(text, name, error.path, error.message) from error
     ordered = {node_id: links[node_id] for node_id in sorted(links, key=lambda node_id: node_id != ALL)}
     loss_model = LossModel(file.loss_model) if file.loss_model else None
-    return Scenario(file.name or name, build_profiles(file.profiles), ordered, loss_model, tuple(events))
+    section = file.upstream_bandwidth
+    bandwidth = section.bandwidth() if section is not None else None
+    return Scenario(file.name or name, build_profiles(file.profiles), ordered, loss_model, bandwidth, tuple(events))
 
 
 def _without(tree: Mapping[Any, Any], keys: frozenset[str]) -> dict[Any, Any]:

@@ -11,6 +11,7 @@ from hypergpu.common.errors import NotFound, ResourceExhausted, suggest
 from hypergpu.netsim_proxy.config.bounds import MAX_LINKS
 from hypergpu.netsim_proxy.io.pacer import Pacer
 from hypergpu.netsim_proxy.io.sweep import Sweep
+from hypergpu.netsim_proxy.link.access_lane import NO_LIMIT, AccessLink, UpstreamBandwidth
 from hypergpu.netsim_proxy.link.conditions import Blockage, one_way
 from hypergpu.netsim_proxy.link.effect import no_effect_reason
 from hypergpu.netsim_proxy.link.events import ALL, UPSTREAM, DisconnectMode, EventDirection, EventType, NetworkEvent
@@ -42,8 +43,10 @@ class LinkRegistry:
         profiles: Callable[[str], Profile] = find_profile,
         node_profiles: Mapping[str, tuple[Profile, str]] | None = None,
         region: str = "",
+        upstream_bandwidth: UpstreamBandwidth = NO_LIMIT,
     ) -> None:
         self.find_profile = profiles
+        self.access = AccessLink(upstream_bandwidth)
         self.profile_name, self.region = profile.local_name, region
         self._pacer, self._default, self._seed, self._loss_model = pacer, profile, seed, loss_model
         self._links: dict[str, PacedLink] = {}
@@ -157,6 +160,16 @@ class LinkRegistry:
 
         self._sweep.start(self._named(node_id), change)
 
+    def set_upstream_bandwidth(self, bandwidth: UpstreamBandwidth) -> None:
+        """Set the bandwidth of the upstream's access link, which all links share."""
+        self.access.change(bandwidth, self._pacer.now())
+
+        def change(paced: PacedLink) -> None:
+            paced.link.share_access(self.access)
+            self._changed(self._pacer.now(), paced)
+
+        self._sweep.start(self._in_use_first(), change)
+
     def require(self, event: NetworkEvent) -> None:
         """Check that an event can happen.
 
@@ -234,7 +247,9 @@ class LinkRegistry:
         return sorted(self, key=lambda paced: not paced.pairs)
 
     def _make(self, now: float, name: str, profile: Profile, region: str) -> PacedLink:
-        link = Link(name, profile, self._seed, loss_model=self._loss_model, profiles=self.find_profile)
+        link = Link(
+            name, profile, self._seed, loss_model=self._loss_model, profiles=self.find_profile, access=self.access
+        )
         paced = self._links[name] = PacedLink(now, link, self._pacer.agenda, region)
         self._keep_pace(paced)
         self._for_all = [(event, end) for event, end in self._for_all if now < end]

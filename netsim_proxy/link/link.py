@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from hypergpu.common.keyed_random import KeyedRandom
+from hypergpu.netsim_proxy.link.access_lane import AccessLink, AccessShares
 from hypergpu.netsim_proxy.link.conditions import Blockage, Conditions, DirectionEffects
 from hypergpu.netsim_proxy.link.distributions import standard_normal, standard_normal_cdf
 from hypergpu.netsim_proxy.link.events import DisconnectMode, EventDirection, NetworkEvent
@@ -40,6 +41,7 @@ _NEVER: Final = -math.inf
 _DETECTION_SECONDS: Final = 0.2
 """Lowest retransmission timeout of Linux. A loss is detected after one of them, or two, the second twice as long."""
 _USEFUL_SECONDS: Final = 0.1
+_PACKET_SHARE: Final = PACKET_BYTES / SEGMENT_BYTES
 FULL_PIECE_BYTES: Final = 16 << 10
 """Smallest piece taken for one of many of a message, unless it ends its stream."""
 _STREAM_POINT_BYTES: Final = (64 << 10, 64 << 20)
@@ -84,6 +86,7 @@ class Link:
         congestion_control: CongestionControl = CongestionControl.CUBIC,
         profiles: Callable[[str], Profile] = find_profile,
         draws: type[KeyedRandom] = KeyedRandom,
+        access: AccessLink | None = None,
     ) -> None:
         self.link_id = link_id
         self.loss_model = loss_model
@@ -103,6 +106,8 @@ class Link:
         self._up = LinkLane(0, profile.up)
         self._down = LinkLane(1, profile.down)
         self._profile = profile
+        if access is not None:
+            self.share_access(access)
         self._refresh(-math.inf)
         self._set_losses()
 
@@ -137,9 +142,7 @@ class Link:
         """Forget a closed connection."""
         self._connections.pop(connection, None)
         for lane in (self._up, self._down):
-            lane.dead_connections.discard(connection)
-            lane.carried.pop(connection, None)
-            lane.flows.pop(connection, None)
+            lane.forget(connection)
 
     def settle(self) -> None:
         """Forget data in flight, as if it had arrived long ago; connections keep their congestion windows."""
@@ -168,7 +171,6 @@ class Link:
             return refused
         if rpc.lost_on is not None and self._is_lost(direction, nbytes, rpc, end):
             return self._lose(now, rpc)
-
         lane = self._up if direction is _UP else self._down
         last = rpc.arrived[lane.number]
         first = now >= last
@@ -178,7 +180,9 @@ class Link:
         if express:
             at += now
         else:
-            if self.loss_model is _RPC:
+            if lane.access is not None:
+                at = self._send_through_access(now, lane, lane.access, nbytes, rpc, at, end)
+            elif self.loss_model is _RPC:
                 sent = lane.busy_until
                 lane.busy_until = sent = (now if now > sent else sent) + nbytes * lane.seconds_per_byte
                 at += sent
@@ -206,6 +210,8 @@ class Link:
     def room_at(self, now: float, direction: Direction, connection: int = 0) -> float:
         """Return the time to offer more of a connection: `now`, or when the queue has room or TCP has sent its data."""
         lane = self._lane(direction)
+        if lane.access is not None:
+            now = max(now, lane.access.room_at(connection))
         if self.loss_model is _RPC:
             return max(now, lane.busy_until - lane.path.queue_limit * lane.seconds_per_byte)
         flow = lane.flows.get(connection)
@@ -223,10 +229,26 @@ class Link:
         """
         lane = self._lane(direction)
         window = _USEFUL_SECONDS / lane.seconds_per_byte if lane.seconds_per_byte else math.inf
+        window = min(window, self.shared_window_bytes(direction))
         loss = lane.path.loss.mean
         return min(window, SEGMENT_BYTES / loss) if loss and self.loss_model is not _RPC else window
 
+    def shared_window_bytes(self, direction: Direction) -> float:
+        """Return the same for a connection's share of the access link; infinite = that is unlimited."""
+        access = self._lane(direction).access
+        return math.inf if access is None else access.lane.useful_bytes
+
     # --- control
+
+    def share_access(self, access: AccessLink) -> None:
+        """Cross this access link from now on; to be called again when it gets its first bandwidth or has none left."""
+        self._up.share(access.up)
+        self._down.share(access.down)
+
+    @property
+    def shares_access(self) -> bool:
+        """True if the access link limits a direction."""
+        return self._up.access is not None or self._down.access is not None
 
     @property
     def profile(self) -> Profile:
@@ -298,7 +320,7 @@ class Link:
     def allowance(self, connection: int, direction: Direction) -> float:
         """Return the bytes that a connection may still carry; infinite = no limit."""
         lane = self._lane(direction)
-        return lane.limit_bytes - lane.carried.get(connection, 0)
+        return lane.limit.left(connection)
 
     def close_delay_seconds(self, direction: Direction) -> float:
         """Return the delay of the end of a connection."""
@@ -307,7 +329,7 @@ class Link:
     @property
     def limits_connections(self) -> bool:
         """True if an event ends connections after some bytes or seconds."""
-        limited = self._up.limit_bytes < math.inf or self._down.limit_bytes < math.inf
+        limited = self._up.limit.nbytes < math.inf or self._down.limit.nbytes < math.inf
         return limited or bool(self._conditions.lifetimes)
 
     def active_events(self, now: float) -> list[NetworkEvent]:
@@ -348,13 +370,42 @@ class Link:
 
     # --- internals
 
+    def _send_through_access(  # noqa: PLR0917 - hot: keywords would cost more than they explain
+        self,
+        now: float,
+        lane: LinkLane,
+        access: AccessShares,
+        nbytes: int,
+        rpc: LinkRpc,
+        latency: float,
+        end: bool,
+    ) -> float:
+        """Send over the line of the node and the access link, which passes what the line carries or its share."""
+        wait = access.lane.wait_seconds(now)
+        if self.loss_model is _RPC:
+            lane.busy_until = max(now, lane.busy_until) + nbytes * lane.seconds_per_byte
+            at, on_access = lane.busy_until + latency + wait, float(nbytes)
+        else:
+            at = self._send_by_tcp(now, lane, nbytes, rpc, latency, end, wait)
+            on_access = nbytes * _PACKET_SHARE
+        line_seconds = at - latency - now
+        seconds = access.cross(now, rpc.connection, on_access, line_seconds)
+        if seconds <= line_seconds:
+            return at
+        if self.loss_model is not _RPC:
+            lane.flows[rpc.connection].hold(access.room_at(rpc.connection))
+        return now + seconds + latency
+
     def _send_by_tcp(  # noqa: PLR0917 - hot: keywords would cost more than they explain
-        self, now: float, lane: LinkLane, nbytes: int, rpc: LinkRpc, latency: float, end: bool
+        self, now: float, lane: LinkLane, nbytes: int, rpc: LinkRpc, latency: float, end: bool, wait: float = 0.0
     ) -> float:
         flow = lane.bottleneck.flows.get(rpc.connection) or self._open_flow(now, lane, rpc.connection)
         more = not end and nbytes >= FULL_PIECE_BYTES
-        round_trip = self._round_trip(rpc)
-        back = (self._down if lane is self._up else self._up).bottleneck
+        round_trip, latency = self._round_trip(rpc) + wait, latency + wait
+        other = self._down if lane is self._up else self._up
+        if other.access is not None:
+            round_trip += other.access.lane.wait_seconds(now)
+        back = other.bottleneck
         if back.busy_until > now:  # acknowledgements wait behind the data of the other direction
             round_trip += back.queue_at(now + latency) * back.packet_seconds
         return flow.send(now, nbytes, round_trip, latency, more)
@@ -382,9 +433,7 @@ class Link:
             lane.set_path(path)
             lane.latency_factor, lane.added_seconds = effects.latency_factor, effects.added_seconds
             lane.blocked = effects.blocked
-            if effects.limit_bytes == math.inf:
-                lane.carried.clear()  # the next limit counts from its own start
-            lane.limit_bytes = effects.limit_bytes
+            lane.limit.set(effects.limit_bytes)
             seconds_per_byte = 1.0 / (path.bytes_per_second * effects.bandwidth_factor)
             if seconds_per_byte != lane.seconds_per_byte:
                 if lane.busy_until > now and lane.seconds_per_byte:
@@ -439,10 +488,10 @@ class Link:
         if blocked is not None:
             cause = Cause(blocked.cause)
             return self._end(now, cause) if blocked.reset else Blocked(blocked.until, cause)
-        if lane.limit_bytes < math.inf:
+        if lane.limit.nbytes < math.inf:
             if nbytes > self.allowance(connection, direction):
                 return self._end(now, Cause.LIMIT_DATA)
-            lane.carried[connection] = lane.carried.get(connection, 0) + nbytes
+            lane.limit.carry(connection, nbytes)
         return None
 
     def _end(self, now: float, cause: Cause) -> Fail:

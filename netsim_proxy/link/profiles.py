@@ -17,12 +17,28 @@ from hypergpu.netsim_proxy.link.distributions import Latency, LogNormal, Uniform
 if TYPE_CHECKING:
     from hypergpu.netsim_proxy.link.traces import Trace
 
-_MBIT_BYTES: Final = 125_000.0
+MBIT_BYTES: Final = 125_000.0
+"""Bytes per second of one megabit per second."""
 _LEAST_MBIT: Final = 1e-6
 _MOST_BURST: Final = 100_000
 _QUEUE_SECONDS: Final = 0.1
 _QUEUE_FLOOR: Final = 64 << 10
 _QUEUE_CEILING: Final = 4 << 20
+
+
+def check_bandwidth(mbit: float) -> None:
+    """Check a bandwidth.
+
+    Raises:
+        ValueError: it is below 1 bit/s, or no number.
+    """
+    if not mbit >= _LEAST_MBIT:
+        raise ValueError(f"bandwidth must be above 0, and 1 bit/s at least, not {mbit} Mbit/s")
+
+
+def default_queue_bytes(bytes_per_second: float) -> int:
+    """Return the capacity of a queue whose size was not given: 100 ms of its bandwidth, within bounds."""
+    return int(min(max(bytes_per_second * _QUEUE_SECONDS, _QUEUE_FLOOR), _QUEUE_CEILING))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +82,17 @@ class Path:
     """Queue for the bandwidth in bytes; 0 = 100 ms worth of it, between 64 KiB and 4 MiB."""
 
     def __post_init__(self) -> None:
-        if not self.bandwidth_mbit >= _LEAST_MBIT:
-            raise ValueError(f"bandwidth must be above 0, and 1 bit/s at least, not {self.bandwidth_mbit} Mbit/s")
+        check_bandwidth(self.bandwidth_mbit)
 
     @property
     def bytes_per_second(self) -> float:
         """Bandwidth in bytes per second."""
-        return self.bandwidth_mbit * _MBIT_BYTES
+        return self.bandwidth_mbit * MBIT_BYTES
 
     @property
     def queue_limit(self) -> int:
         """Capacity of the queue in bytes."""
-        if self.queue_bytes:
-            return self.queue_bytes
-        return int(min(max(self.bytes_per_second * _QUEUE_SECONDS, _QUEUE_FLOOR), _QUEUE_CEILING))
+        return self.queue_bytes or default_queue_bytes(self.bytes_per_second)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ LEAST_PIECE_BYTES: Final = 64 << 10
 
 def longest_piece_bytes(link: Link, direction: Direction, most: int) -> int:
     """Return the bytes to offer to a link at once: what it can use soon, so that events act on the rest."""
-    if link.loss_model is LossModel.RPC:
+    if link.loss_model is LossModel.RPC and not link.shares_access:
         return most
     return int(min(most, max(LEAST_PIECE_BYTES, link.useful_window_bytes(direction))))
 

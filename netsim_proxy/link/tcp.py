@@ -120,6 +120,11 @@ class TcpFlow:
         self._passed = passed
         return passed + one_way
 
+    def hold(self, until: float) -> None:
+        """Note that a bottleneck further on takes no more before `until`: a pause until then is no idleness."""
+        self.sent = max(self.sent, until)
+        self._flight.sent_last = max(self._flight.sent_last, until)
+
     def _send_packets(self, now: float, fresh: int, round_trip: float, short: float, more: bool) -> float:
         """Send new packets, and lost ones again; return when the last has passed the bottleneck."""
         if not self._round_trips.smoothed:
@@ -154,7 +159,7 @@ class TcpFlow:
             return
         self._acknowledge(out, round_trip)
         self._flight = RoundTripFlight()
-        idle_seconds = now - out.sent_last
+        idle_seconds = max(0.0, now - out.sent_last)
         timeouts = int(idle_seconds / self._round_trips.timeout_seconds)
         self._window.rest(idle_seconds, timeouts)
         if timeouts:

@@ -257,7 +257,7 @@ class FrameReader(HeldReader):
     @property
     def _limit(self) -> float:
         paced = self.pair.paced
-        return paced.window_bytes[self.index] if paced is not None else FIRST_WINDOW_BYTES
+        return paced.window(self.direction) if paced is not None else FIRST_WINDOW_BYTES
 
     def _is_idle(self) -> bool:
         return not self.writer.queued and not self.pair.renumbered and not self._order.barriers

@@ -114,6 +114,11 @@ class PacedLink:
         held.append((reader, nbytes, link_rpc, end, on_verdict, args))
         self.begin_transit(now, reader, nbytes)
 
+    def window(self, direction: Direction) -> float:
+        """Return `window_bytes`, or what a connection's share of the access link can use now if that is less."""
+        shared = self.link.shared_window_bytes(direction)
+        return min(self.window_bytes[direction.ordinal], max(shared, _LEAST_WINDOW_BYTES))
+
     def count_passed(self, direction: Direction, nbytes: int) -> None:
         """Count bytes that passed without an offer, as the link would have counted them."""
         counters = self.link.counters(direction)
@@ -157,6 +162,7 @@ class PacedLink:
         self._close_connections(now)
         self.transparent = (
             not link.is_disturbed(now)
+            and not link.shares_access
             and link.profile.loss == 0
             and all(
                 link.bandwidth_mbit(direction) == math.inf and link.latency_bounds_ms(direction) == (0.0, 0.0)

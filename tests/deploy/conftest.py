@@ -18,6 +18,7 @@ from hypergpu.coordinator.node_metrics import NodeMetricsCollector
 from hypergpu.netsim_proxy.api import metrics as proxy_metrics
 from hypergpu.netsim_proxy.io.lateness import DeliveryLateness
 from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
+from hypergpu.netsim_proxy.link.access_lane import AccessLink
 from hypergpu.node.core.gpu import specs_from
 from hypergpu.node.metrics import NodeMetrics
 
@@ -45,6 +46,12 @@ def families(registry: CollectorRegistry) -> Iterator[Exported]:
             yield Exported(name, described.type, labels, described.documentation)
 
 
+class NoLinks(list[Any]):
+    """A registry without links."""
+
+    access = AccessLink()
+
+
 @pytest.fixture(scope="session")
 def exported() -> dict[str, dict[str, Exported]]:
     """Metrics by service and name."""
@@ -55,7 +62,7 @@ def exported() -> dict[str, dict[str, Exported]]:
     Health(coordinator)
     NodeMetricsCollector(coordinator, RoundMachine(config.training, orchestrator), orchestrator)
     NodeMetrics(node, "node_0", specs_from("t4"))
-    proxy_metrics.register(proxy, cast(LinkRegistry, []), DeliveryLateness())
+    proxy_metrics.register(proxy, cast(LinkRegistry, NoLinks()), DeliveryLateness())
     services = {"coordinator": coordinator, "node": node, "netsim_proxy": proxy}
     return {service: {each.name: each for each in families(registry)} for service, registry in services.items()}
 

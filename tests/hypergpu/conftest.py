@@ -1,3 +1,4 @@
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -79,11 +80,22 @@ class FakeProxy(netsim_pb2_grpc.NetsimServicer):
     asked: list[Any] = field(default_factory=list)
 
     def ListLinks(self, request: net.ListLinksRequest, context: grpc.ServicerContext) -> net.LinkList:
-        return net.LinkList(links=self.links)
+        return net.LinkList(links=self.links, upstream=self._upstream(300))
 
     def SetProfile(self, request: net.SetProfileRequest, context: grpc.ServicerContext) -> net.LinkInfo:
         self.asked.append(request)
         return net.LinkInfo(node_id=request.node_id, profile=request.profile)
+
+    def SetUpstreamBandwidth(
+        self, request: net.SetUpstreamBandwidthRequest, context: grpc.ServicerContext
+    ) -> net.UpstreamInfo:
+        self.asked.append(request)
+        return self._upstream(request.down_mbit)
+
+    @staticmethod
+    def _upstream(down_mbit: float) -> net.UpstreamInfo:
+        up = net.SharedLaneInfo(bandwidth_mbit=math.inf)
+        return net.UpstreamInfo(up=up, down=net.SharedLaneInfo(bandwidth_mbit=down_mbit, queue_bytes=2_000_000))
 
     def Inject(self, request: net.Event, context: grpc.ServicerContext) -> net.EventReply:
         self.asked.append(request)

@@ -13,6 +13,7 @@ from hypergpu.common.log import LogFormat, LogLevel
 from hypergpu.netsim_proxy.api.profile_registry import ProfileRegistry
 from hypergpu.netsim_proxy.config.proxy_file import parse_config
 from hypergpu.netsim_proxy.io.tls import ServerTls, UpstreamTls
+from hypergpu.netsim_proxy.link.access_lane import UpstreamBandwidth
 from hypergpu.netsim_proxy.link.outcomes import LossModel
 from hypergpu.netsim_proxy.options import ProxyOptions, check
 
@@ -29,6 +30,7 @@ network:
   node_profiles: {n: good@eu-west}
   region: eu-west
   upstream_region: us-west
+  upstream_bandwidth: {down_mbit: 500, up_mbit: 100, queue_bytes: 1000000}
   scenario: s.yaml
 links: {addresses: {10.0.0.0/8: c}, server_names: {x.y: d}, map: m.yaml}
 tls: {certificate: c, key: k, client_ca: a}
@@ -69,6 +71,7 @@ def test_what_the_file_says_is_what_options_would(tmp_path: Path) -> None:
     assert (options.profile, options.seed, options.loss_model) == ("poor", 7, LossModel.TRANSPORT)
     assert (options.node_profile, options.scenario) == (["n=good@eu-west"], Path("s.yaml"))
     assert (settings.client_link, settings.server_name_link) == ({"10.0.0.0/8": "c"}, {"x.y": "d"})
+    assert settings.upstream_bandwidth == UpstreamBandwidth(500, 100, 1_000_000)
     assert settings.server_tls == ServerTls(Path("c"), Path("k"), Path("a"))
     assert settings.upstream_tls == UpstreamTls(Path("ua"), "un", Path("uc"), Path("uk"))
     assert (settings.token, options.realtime, options.drain_seconds) == ("secret", False, 0.0)

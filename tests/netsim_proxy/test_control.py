@@ -82,6 +82,33 @@ async def test_set_profile_acts_and_lists(stub: Any, ports: LinkRegistry) -> Non
     assert ports.of("node_3").transparent and ports.known("node_1").transparent
 
 
+async def test_the_upstreams_bandwidth_is_set_and_listed(stub: Any, ports: LinkRegistry) -> None:
+    await stub.SetProfile(pb.SetProfileRequest(node_id="node_1", profile="direct"))
+    assert ports.known("node_1").transparent
+    info = await stub.SetUpstreamBandwidth(pb.SetUpstreamBandwidthRequest(down_mbit=500))
+    assert (info.down.bandwidth_mbit, info.up.bandwidth_mbit) == (500, math.inf)
+    assert not ports.known("node_1").transparent
+    request = pb.SetUpstreamBandwidthRequest(up_mbit=8, queue_bytes=100_000)
+    assert (await stub.SetUpstreamBandwidth(request)).up.queue_ms == pytest.approx(100)
+    upstream = (await stub.ListLinks(pb.ListLinksRequest())).upstream
+    assert (upstream.down.bandwidth_mbit, upstream.up.bandwidth_mbit) == (500, 8)
+    await stub.SetUpstreamBandwidth(pb.SetUpstreamBandwidthRequest(down_mbit=math.inf, up_mbit=math.inf))
+    assert ports.known("node_1").transparent
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        (pb.SetUpstreamBandwidthRequest(), "needs down_mbit"),
+        (pb.SetUpstreamBandwidthRequest(down_mbit=0.0), "above 0"),
+        (pb.SetUpstreamBandwidthRequest(up_mbit=math.nan), "above 0"),
+    ],
+)
+async def test_what_is_no_bandwidth_is_said(stub: Any, request_: pb.SetUpstreamBandwidthRequest, told: str) -> None:
+    code, details = await failure(stub.SetUpstreamBandwidth(request_))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT and told in details
+
+
 async def test_region_comes_on_top(stub: Any) -> None:
     info = await stub.SetProfile(pb.SetProfileRequest(node_id="node_1", profile="direct", region="eu-west"))
     assert info.region == "eu-west" and 20 < info.up.latency_low_ms < 100

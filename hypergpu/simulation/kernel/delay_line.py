@@ -2,6 +2,7 @@
 
 import contextlib
 import heapq
+import math
 import os
 import select
 import signal
@@ -38,6 +39,10 @@ class Line:
 
     They are numbered from 0 on; packets that are sent again have no number and pass.
     """
+    access_mbit: float = math.inf
+    """Bandwidth in front of the line that all connections share, whatever `shared` says; infinite = none."""
+    access_queue_bytes: int = 0
+    """Bytes that wait for that bandwidth, the packet on its way included; packets beyond it are dropped."""
 
 
 @contextlib.contextmanager
@@ -109,6 +114,8 @@ class Lane:
         self._delay = line.rtt_ms / 2000
         self._busy_until: dict[bytes, float] = {}
         self._limit_seconds = line.queue_bytes * self._seconds_per_byte
+        self._access_seconds_per_byte = 1 / (line.access_mbit * 125_000)
+        self._access_busy_until = 0.0
         self._sent: dict[bytes, list[int]] = {}  # by port: number of the connection, packets so far, next byte
 
     def accept(self, now: float, packet: bytes) -> float | None:
@@ -117,6 +124,12 @@ class Lane:
             return None  # the kernel looks for IPv6 routers
         port = _IP_HEADER_BYTES + self._port_offset
         key = b"" if self._line.shared else packet[port : port + 2]
+        on_access = len(packet) * self._access_seconds_per_byte
+        if on_access:
+            passed = max(now, self._access_busy_until) + on_access
+            if passed - now > self._line.access_queue_bytes * self._access_seconds_per_byte:
+                return None
+            self._access_busy_until = now = passed
         begin = max(now, self._busy_until.get(key, 0.0))
         seconds = len(packet) * self._seconds_per_byte
         if begin - now + seconds > self._limit_seconds:

@@ -250,6 +250,15 @@ def test_links_and_their_profiles(on_fakes: Cli, fakes: Any, tmp_path: Path) -> 
     assert "wrong.yaml:2: unknown key" in on_fakes("profile", "node_2", "wrong.yaml").err
 
 
+def test_the_bandwidth_of_the_upstream(on_fakes: Cli, fakes: Any) -> None:
+    shown = "to all nodes: 300 Mbit/s, 2 MB waiting; from all nodes: no limit"
+    assert shown in on_fakes("upstream-bandwidth").out.replace("2.0 MB", "2 MB")
+    assert not fakes.proxy.asked
+    assert "to all nodes: 500 Mbit/s" in on_fakes("upstream-bandwidth", "--down-mbit", "500").out
+    assert fakes.proxy.asked[-1].down_mbit == 500
+    assert not fakes.proxy.asked[-1].HasField("up_mbit")
+
+
 def test_an_event_now_or_later(on_fakes: Cli, fakes: Any) -> None:
     assert "latency_spike at node_2" in on_fakes("inject", "latency_spike", "node_2", "--duration", "5").out
     assert fakes.proxy.asked[-1].duration_seconds == 5

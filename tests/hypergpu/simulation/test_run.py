@@ -146,6 +146,31 @@ def test_a_large_model_travels_in_chunks() -> None:
     assert outcome.messages > 2 * 2 * 39
 
 
+@pytest.mark.parametrize("loss_model", ["rpc", "transport"])
+def test_a_star_costs_what_its_upstream_carries(loss_model: str) -> None:
+    def seconds(count: int, **values: Any) -> float:
+        nodes = [{"id": "n", "count": count, "gpu": "H100", "profile": "line"}]
+        profiles = {"line": {"rtt_ms": 20, "bandwidth_mbit": 100}}
+        outcome = simulate(
+            scenario(
+                nodes,
+                profiles=profiles,
+                loss_model=loss_model,
+                convergence={"model_bytes": 4_000_000},
+                rounds=3,
+                config={"transfers": {"connections": 1}},
+                **values,
+            )
+        )
+        return outcome.seconds / outcome.rounds
+
+    bandwidth = {"down_mbit": 200, "up_mbit": 100}
+    free, few, many = seconds(40), seconds(10, upstream_bandwidth=bandwidth), seconds(40, upstream_bandwidth=bandwidth)
+    assert free < 2
+    assert few == pytest.approx(10 * 4 * 8 * (1 / 200 + 1 / 100), rel=0.15)
+    assert many == pytest.approx(40 * 4 * 8 * (1 / 200 + 1 / 100), rel=0.08)
+
+
 def test_a_run_is_compared_with_its_baseline_as_it_was_measured(tmp_path: Path) -> None:
     tested = scenario(policy="reactive", learning="real", rounds=4)
     simulate(tested, tmp_path / "run")
