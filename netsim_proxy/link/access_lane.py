@@ -11,8 +11,9 @@ waits for that queue, small calls included; more than the queue holds waits at i
 
 What it does not: packets that the queue drops (those that a link loses and sends again count once), and shares that
 differ by round trip or by luck, as those of real TCP do: there the first of many transfers is complete sooner, and the
-last one at the same time (`benchmarks/access_link.py`). A lane is entered when a piece is offered, beside its own line and not behind it. The time at which a piece has
-passed is told at once, for the connections that are busy then: later ones delay the pieces after it.
+last one at the same time (`benchmarks/access_link.py`). A lane is entered when a piece is offered, beside its own line
+and not behind it. The time at which a piece has passed is told at once, for the connections that are busy then: later
+ones delay the pieces after it.
 """
 
 import math

@@ -11,6 +11,7 @@ from hypergpu.netsim_proxy.config.link_map_file import parse_link_map
 from hypergpu.netsim_proxy.config.profile_file import parse_profiles
 from hypergpu.netsim_proxy.config.proxy_file import parse_config
 from hypergpu.netsim_proxy.config.scenario_file import parse_scenario
+from hypergpu.netsim_proxy.link.access_lane import UpstreamBandwidth
 from hypergpu.netsim_proxy.link.events import EventType
 from hypergpu.netsim_proxy.link.profiles import LAST_MILES, PROFILES
 from hypergpu.netsim_proxy.options import ProxyOptions
@@ -35,11 +36,12 @@ def test_every_profile_is_documented_as_it_is() -> None:
 
 
 def test_its_examples_are_files_that_load() -> None:
-    link_map, config, profiles, scenario = re.findall(
+    link_map, config, profiles, bandwidth, scenario = re.findall(
         r"```yaml\n(.+?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL
     )
     assert set(parse_profiles(profiles, "netsim.md")) == {"office", "phone"}
-    assert len(parse_scenario(profiles + scenario, "netsim.md").events) == 7
+    whole = parse_scenario(profiles + bandwidth + scenario, "netsim.md")
+    assert len(whole.events) == 7 and whole.upstream_bandwidth == UpstreamBandwidth(500, 100)
     found = parse_link_map(link_map, "netsim.md", {}, {})
     assert (found.of_address("10.1.7.3"), found.of_server_name("x.example.com")) == ("node_7", "others")
     assert parse_config(config, "netsim.md").links.map == Path("links.yaml")
