@@ -3,8 +3,9 @@
 A scenario has a model of 0.1 to 500 MB that learns like `digits`, 3 to 50 nodes with cards and links of several kinds,
 packet loss that delays or that lets calls fail, and a rate, a batch and local steps that are poor or as good as can be.
 A ratio is the time of the policy to the target over that of
-`none`: above 1, the policy lost. A pair in which both missed the target has none; a run that alone missed it counts as
-twice its length.
+`none`: above 1, the policy lost. `none` is cut off at four times the time of the policy, and then counts as that: the
+ratio is at most 0.25. A pair in which both missed the target has none; a run that alone missed it counts as twice its
+length.
 
 Each pair is kept in a file as soon as it is done, and not run again by the next call: delete the file after a change of
 the code. The exit code is 1 if a ratio exceeds 1.03, or if their geometric mean exceeds 0.5.
@@ -40,6 +41,8 @@ TARGET: Final = 0.95
 LEARNING_RATES: Final = (0.01, 0.3)
 LOCAL_STEPS: Final = (2, 50)
 BATCH_SIZES: Final = (16, 256)
+CUT_OFF: Final = 4.0
+"""Times of the policy after which `none` is cut off: to simulate all of its rounds with a large model takes an hour."""
 MISSED: Final = 2.0
 """Lengths of a run without the target that its time counts as."""
 WORST_RATIO: Final = 1.03
@@ -91,7 +94,10 @@ def pick(values: Sequence[str], u: float) -> str:
 def run(seed: int, number: int, policy: str) -> dict[str, Any]:
     """Return the figures of a scenario, run by the policy and by `none`."""
     scenario, began = draw(seed, number), time.process_time()
-    outcomes = {name: simulate(scenario.changed(policy=name)) for name in (policy, "none")}
+    ours = simulate(scenario.changed(policy=policy))
+    reached = ours.time_to_target_seconds is not None
+    limit = CUT_OFF * ours.seconds if reached else None  # a run ends at its target
+    outcomes = {policy: ours, "none": simulate(scenario.changed(policy="none", time_limit_seconds=limit))}
     return {
         "seed": seed,
         "number": number,
@@ -105,6 +111,7 @@ def run(seed: int, number: int, policy: str) -> dict[str, Any]:
         "batch_size": scenario.config.training.batch_size,
         "seconds": {name: each.time_to_target_seconds for name, each in outcomes.items()},
         "trained_seconds": {name: each.trained_seconds for name, each in outcomes.items()},
+        "cut_off": outcomes["none"].state == "stopped",
         "rounds": {name: each.rounds for name, each in outcomes.items()},
         "cpu_seconds": round(time.process_time() - began, 1),
     }
@@ -132,6 +139,8 @@ def ratio_of(row: dict[str, Any]) -> float | None:
     policy, seconds = row["policy"], row["seconds"]
     if seconds[policy] is None and seconds["none"] is None:
         return None
+    if row["cut_off"]:
+        return 1.0 / CUT_OFF
     policy_seconds, none_seconds = (
         MISSED * row["trained_seconds"][name] if seconds[name] is None else seconds[name] for name in (policy, "none")
     )
@@ -142,7 +151,7 @@ def describe(row: dict[str, Any]) -> str:
     """Return a scenario and its ratio, in a line."""
     ratio = ratio_of(row)
     times = " against ".join(
-        f"{'never' if (at := row['seconds'][name]) is None else f'{at:.3g} s'} ({row['rounds'][name]} rounds)"
+        f"{'not' if (at := row['seconds'][name]) is None else f'{at:.3g} s'} ({row['rounds'][name]} rounds)"
         for name in (row["policy"], "none")
     )
     links = f"{row['nodes']} nodes, {'/'.join(row['profiles'])}, {row['loss_model']}"
