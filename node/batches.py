@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hypergpu.common.errors import HyperGPUError, InvalidInput, Unavailable
 from hypergpu.common.retry import is_transient
-from hypergpu.tasks.samples import as_float32
+from hypergpu.tasks.inputs import Inputs, as_float32, inputs_of, joined, model_inputs, shapes, tensor_of
 
 _END = object()
 
@@ -31,11 +31,11 @@ class Batches:
         self._loader = loader
         self._iterator: Iterator[Any] = iter(())
         self._begun = False
-        self._held: list[tuple[Tensor, Tensor]] = []
+        self._held: list[tuple[Inputs, Tensor]] = []
         self._broke: Exception | None = None
         self._seen = 0
 
-    def take(self, samples: int | None) -> tuple[Tensor, Tensor]:
+    def take(self, samples: int | None) -> tuple[Inputs, Tensor]:
         """Return the next `samples` samples; None returns one batch as the loader yields it.
 
         Raises:
@@ -51,7 +51,7 @@ class Batches:
         self._held = [(inputs[samples:], targets[samples:])] if len(inputs) > samples else []
         return inputs[:samples], targets[:samples]
 
-    def _next(self) -> tuple[Tensor, Tensor]:
+    def _next(self) -> tuple[Inputs, Tensor]:
         for _ in range(2):
             while (batch := self._call(lambda: next(self._iterator, _END))) is not _END:
                 pair = _pair(batch)
@@ -79,23 +79,19 @@ class Batches:
             raise kind(f"the data loader failed after {self._seen} samples: {told}") from error
 
 
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _joined(parts: list[tuple[Inputs, Tensor]]) -> tuple[Inputs, Tensor]:
     if len(parts) == 1:
         return parts[0]
-    return torch.cat([inputs for inputs, _ in parts]), torch.cat([targets for _, targets in parts])
+    return joined([inputs for inputs, _ in parts]), torch.cat([targets for _, targets in parts])
 
 
-def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+def _pair(batch: Any) -> tuple[Inputs, Tensor]:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise InvalidInput(f"a data loader must yield (inputs, targets), not a {type(batch).__name__}")
-    try:
-        inputs, targets = (as_float32(torch.as_tensor(part)) for part in batch)
-    except (TypeError, ValueError, RuntimeError) as error:
-        kinds = " and ".join(type(part).__name__ for part in batch)
-        raise InvalidInput(f"a data loader must yield two tensors, not {kinds}: {error}") from error
-    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
+    inputs, targets = model_inputs(inputs_of(batch[0])), as_float32(tensor_of(batch[1], "targets"))
+    if len(inputs) != len(targets):
         raise InvalidInput(
-            f"a data loader must yield as many targets as inputs; the shapes are {tuple(inputs.shape)} and "
+            f"a data loader must yield as many targets as inputs; the shapes are {shapes(inputs)} and "
             f"{tuple(targets.shape)}"
         )
     return inputs, targets

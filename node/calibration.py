@@ -29,6 +29,7 @@ from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput
 from hypergpu.node.core.compute import StepTimes, fitted
 from hypergpu.node.trainer import Timing, Trainer
+from hypergpu.tasks import inputs as task_inputs
 from hypergpu.tasks.samples import count
 
 log = structlog.get_logger()
@@ -198,7 +199,7 @@ def _key(trainer: Trainer, sample_bytes: float) -> dict[str, Any]:
         "task": trainer.task.name,
         "model": hashlib.sha256("\n".join([*layers, *tensors]).encode()).hexdigest(),
         "parameters": trainer.model.parameter_count,
-        "sample": [f"{part.dtype} {tuple(part.shape[1:])}" for part in (inputs, targets)],
+        "sample": [f"{part.dtype} {tuple(part.shape[1:])}" for part in (*task_inputs.tensors(inputs), targets)],
         "sample_bytes": sample_bytes,
         "samples": min(count(trainer.task.train), _MAX_BATCH),
         "precision": trainer.precision,

@@ -18,13 +18,14 @@ from hypergpu.common.tensors import Flat
 from hypergpu.node.optimizers import ApplyStep, LocalTraining, step_of
 from hypergpu.node.optimizers.fused_sgd import AppliedTwiceError, FusedSgd, Rehearsal
 from hypergpu.tasks import MetricFailed, Task, build, metric_for
+from hypergpu.tasks.inputs import Inputs, call, shapes, tensors
 from hypergpu.tasks.memory import is_out_of_memory
 from hypergpu.tasks.samples import Indices, fetch
 from hypergpu.tasks.seeding import seeded
 
 log = structlog.get_logger()
 
-Fetch = Callable[[int], tuple[Tensor, Tensor]]
+Fetch = Callable[[int], tuple[Inputs, Tensor]]
 """Returns the samples of local step `i`."""
 
 
@@ -131,7 +132,7 @@ class Trainer:
 
     def gradient(
         self,
-        inputs: Tensor,
+        inputs: Inputs,
         targets: Tensor,
         *,
         step: int = 0,
@@ -141,7 +142,7 @@ class Trainer:
         """Run forward and backward over a batch; the mean gradient is in `model.gradients`.
 
         Args:
-            inputs: one sample per row.
+            inputs: one tensor or several, with one sample per row.
             targets: one per sample.
             step: number for errors.
             micro_batch: largest batch that the card holds; a larger one is accumulated in parts, which gives the same
@@ -315,7 +316,7 @@ class Trainer:
             return None
         return loss
 
-    def measure_activations(self, inputs: Tensor, targets: Tensor) -> float:
+    def measure_activations(self, inputs: Inputs, targets: Tensor) -> float:
         """Return the memory of one sample between forward and backward: the sample and the tensors that autograd saves.
 
         Each storage counts once; that of the model's own tensors does not count.
@@ -332,26 +333,26 @@ class Trainer:
         x, y = inputs.to(self.device), targets.to(self.device)
         with self._trial("measure"), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             self._forward(x, y)
-        for part in (x, y):
+        for part in (*tensors(x), y):
             saved[part.untyped_storage().data_ptr()] = part.numel() * part.element_size()
         return sum(saved.values()) / len(x)
 
-    def time_step(self, inputs: Tensor, targets: Tensor) -> Timing:
+    def time_step(self, inputs: Inputs, targets: Tensor) -> Timing:
         """Return the duration of one forward and backward pass over a batch on the calling thread; for the CPU."""
         with self._trial("time"):
             wall, cpu = time.perf_counter(), time.thread_time()
             self.gradient(inputs, targets)
             return Timing(time.thread_time() - cpu, time.perf_counter() - wall)
 
-    def samples(self, indices: Indices) -> tuple[Tensor, Tensor]:
+    def samples(self, indices: Indices) -> tuple[Inputs, Tensor]:
         """Return training samples of the task by index, on the device."""
-        return fetch(self.task.train, indices, self.device)
+        return fetch(self.task.train, indices, self.device, self.task.collate)
 
-    def _forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, float | None]:
+    def _forward(self, inputs: Inputs, targets: Tensor) -> tuple[Tensor, float | None]:
         """Return the mean loss, with its graph, and the metric of a batch; the user's code runs only here."""
         try:
             with self._autocast():
-                outputs = self.model.module(inputs.to(self.device, non_blocking=True))
+                outputs = call(self.model.module, inputs.to(self.device, non_blocking=True))
             outputs, targets = _as_float32(outputs), targets.to(self.device, non_blocking=True)
             loss = self.task.loss(outputs, targets)
             if loss.ndim or not loss.requires_grad:
@@ -362,7 +363,7 @@ class Trainer:
             if is_out_of_memory(error):
                 raise self._out_of_memory(len(inputs)) from error
             raise InvalidInput(
-                f"task {self.task.name!r} does not take samples of shape {tuple(inputs.shape)} and targets of shape "
+                f"task {self.task.name!r} does not take samples of shape {shapes(inputs)} and targets of shape "
                 f"{tuple(targets.shape)}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             ) from error
         return loss, metric
@@ -427,7 +428,7 @@ class Trainer:
         return time.perf_counter()
 
 
-def _micro_batches(inputs: Tensor, targets: Tensor, micro_batch: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+def _micro_batches(inputs: Inputs, targets: Tensor, micro_batch: int | None) -> Iterator[tuple[Inputs, Tensor]]:
     """Split a batch into equal parts of at most `micro_batch` samples; None leaves it whole."""
     parts = math.ceil(len(inputs) / micro_batch) if micro_batch else 1
     return zip(inputs.chunk(parts), targets.chunk(parts), strict=True)

@@ -26,6 +26,7 @@ from hypergpu.node.optimizers import LocalTraining
 from hypergpu.node.trainer import Step, Trainer, Update
 from hypergpu.tasks import Task, load_task
 from hypergpu.tasks.identity import identity_of
+from hypergpu.tasks.inputs import Inputs
 from hypergpu.tasks.partition import Partition, ShardOrder, partition
 from hypergpu.tasks.samples import count, labels
 
@@ -257,7 +258,7 @@ class Worker:
         sleep: Callable[[float], object] = abandon.wait if abandon else self._sleep
         began = self.timer()
 
-        def batches(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        def batches(index: int) -> tuple[Inputs, torch.Tensor]:
             nonlocal began
             began = self.timer()
             indices = order.take(cursor + index * batch_size, batch_size)
@@ -279,7 +280,7 @@ class Worker:
                 abandon=abandon,
             )
 
-    def read(self, take: Callable[[], tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, take: Callable[[], tuple[Inputs, torch.Tensor]]) -> tuple[Inputs, torch.Tensor]:
         """Return the samples that `take` reads, retried while their source is out of order."""
         return retry(take, self._sleep)
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hypergpu.common.errors import InvalidInput
+from hypergpu.tasks.inputs import call
 from hypergpu.tasks.memory import in_batches
 from hypergpu.tasks.metrics import Metric, Score, Tally
-from hypergpu.tasks.samples import Data, count, fetch
+from hypergpu.tasks.samples import Collate, Data, count, fetch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> mean loss over the batch, a scalar."""
@@ -31,7 +32,8 @@ class Task:
     model: Callable[[], nn.Module]
     """Returns a new model with float32 parameters. Called under a fixed seed."""
     train: Data
-    """Training samples: `(inputs, targets)` as tensors or arrays, or a map-style Dataset of such pairs."""
+    """Training samples: `(inputs, targets)` as tensors or arrays, or a map-style Dataset of such pairs. The inputs of a
+    model that takes several tensors are a tuple of them, or a mapping by the names of its arguments."""
     test: Data
     """Held-out samples, in the same form."""
     loss: Loss = functional.cross_entropy
@@ -41,6 +43,9 @@ class Task:
     correct classes for a classification, and no metric but the loss for a regression."""
     metric: Metric | None = None
     """Alternative to `accuracy`: a metric with a name, a direction and a format, or one over the whole test set."""
+    collate: Collate | None = None
+    """Samples of a Dataset -> (inputs, targets) of a batch, for samples of different lengths; as the `collate_fn` of a
+    DataLoader."""
     optimizer: MakeOptimizer | None = None
     """(parameters, learning rate) -> optimizer of a node's local steps, such as the class `torch.optim.RMSprop`. It is
     used with `training.local_optimizer` of `auto` or `task`, and more than one local step."""
@@ -92,8 +97,8 @@ def evaluate(model: nn.Module, task: Task, *, batch_size: int = 64) -> Evaluatio
 
     def take(start: int, size: int) -> None:
         nonlocal loss
-        inputs, targets = fetch(task.test, range(start, start + size), device)
-        outputs = model(inputs)
+        inputs, targets = fetch(task.test, range(start, start + size), device, task.collate)
+        outputs = call(model, inputs)
         batch_loss = float(task.loss(outputs, targets))
         tally.add(outputs, targets, size)
         loss += size * batch_loss  # last: a batch that exceeds the memory is taken again in halves

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hypergpu.tasks.base import Task
-from hypergpu.tasks.samples import Array, Data, count, fetch, spread
+from hypergpu.tasks.inputs import inputs_of, tensors
+from hypergpu.tasks.samples import Collate, Data, count, fetch, spread
 
 _SAMPLES = 64
 """Samples whose content is read: enough to detect different data, few enough for any data set."""
@@ -24,21 +25,17 @@ def fingerprint(task: Task) -> str:
     """
     digest = hashlib.sha256()
     for data in (task.train, task.test):
-        for part in _parts(data):
+        for part in _parts(data, task.collate):
             digest.update(f"{part.dtype} {tuple(part.shape)} ".encode())
             digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:_DIGITS]
 
 
-def _parts(data: Data) -> tuple[Tensor, ...]:
+def _parts(data: Data, collate: Collate | None) -> tuple[Tensor, ...]:
     samples = count(data)
     some = spread(samples, _SAMPLES)
     if isinstance(data, tuple):
-        inputs, targets = (_tensor(part) for part in data)
-        return torch.tensor(samples), inputs[torch.from_numpy(some)], targets
-    inputs, targets = fetch(data, some, torch.device("cpu"))
-    return torch.tensor([samples, *inputs.shape]), targets
-
-
-def _tensor(array: Array) -> Tensor:
-    return torch.as_tensor(array).detach().cpu()
+        read = (*tensors(inputs_of(data[0])[torch.from_numpy(some)]), torch.as_tensor(data[1]))
+        return torch.tensor(samples), *(part.detach().cpu() for part in read)
+    inputs, targets = fetch(data, some, torch.device("cpu"), collate)
+    return torch.tensor([samples, *(size for part in tensors(inputs) for size in part.shape)]), targets

@@ -14,7 +14,8 @@ from torch import Tensor
 from hypergpu.common.identity import Numbers, TaskIdentity
 from hypergpu.tasks.base import Task
 from hypergpu.tasks.flat import FlatModel
-from hypergpu.tasks.samples import Array, Data, count, fetch, spread
+from hypergpu.tasks.inputs import Inputs, call, inputs_of, tensors
+from hypergpu.tasks.samples import Array, Collate, Data, count, fetch, spread
 from hypergpu.tasks.seeding import seeded
 
 _SAMPLES = 64
@@ -36,8 +37,8 @@ def identity_of(task: Task, model: FlatModel, seed: int) -> TaskIdentity:
         model: made with `seed`, on any device.
         seed: seed of random augmentation and of the model.
     """
-    train_digest, train = _data("train", task.train, seed)
-    test_digest, test = _data("test", task.test, seed)
+    train_digest, train = _data("train", task.train, seed, task.collate)
+    test_digest, test = _data("test", task.test, seed, task.collate)
     numbers = (*train, *test, *_at_home(model), *_behaviour(task, model, seed))
     printed = _ADDRESS.sub("", repr(model.module)).encode()
     return TaskIdentity(
@@ -45,24 +46,26 @@ def identity_of(task: Task, model: FlatModel, seed: int) -> TaskIdentity:
     )
 
 
-def _data(name: str, data: Data, seed: int) -> tuple[str, list[Numbers]]:
+def _data(name: str, data: Data, seed: int, collate: Collate | None) -> tuple[str, list[Numbers]]:
     """Return a digest of what must match exactly, and a sample of the numbers."""
     some = spread(count(data), _SAMPLES)
     if isinstance(data, tuple):
-        inputs, targets = (torch.as_tensor(part) for part in data)
-        of_inputs: Tensor | None = inputs[torch.from_numpy(some)]
+        inputs, targets = inputs_of(data[0]), torch.as_tensor(data[1])
+        of_inputs = tensors(inputs[torch.from_numpy(some)])
     else:
-        inputs, targets = _fetched(data, some, seed)
-        again, targets_again = _fetched(data, some, seed)
+        inputs, targets = _fetched(data, some, seed, collate)
+        again, targets_again = _fetched(data, some, seed, collate)
         # Samples from a generator of their own differ each time; they cannot be compared.
-        of_inputs = inputs if torch.equal(inputs, again) else None
+        are_same = all(map(torch.equal, tensors(inputs), tensors(again)))
+        of_inputs = tensors(inputs) if are_same else ()
         targets = targets if torch.equal(targets, targets_again) else targets[:0]
         known = getattr(data, "targets", None)
         if isinstance(known, (list, np.ndarray, Tensor)) and len(known) == count(data):
             targets = torch.as_tensor(np.asarray(known) if isinstance(known, list) else known)
-    shapes = f"{tuple(inputs.shape[1:])} {tuple(targets.shape)}"
-    digest = hashlib.sha256(f"{_kind(inputs)} {_kind(targets)} {shapes}".encode())
-    numbers = [Numbers(f"{name} inputs", _some(of_inputs))] if of_inputs is not None else []
+    shapes = " ".join(str(tuple(part.shape[1:])) for part in tensors(inputs))
+    kinds = " ".join(map(_kind, tensors(inputs)))
+    digest = hashlib.sha256(f"{kinds} {_kind(targets)} {shapes} {tuple(targets.shape)}".encode())
+    numbers = [Numbers(f"{name} inputs", _some(part)) for part in of_inputs]
     if targets.is_floating_point() or targets.is_complex():
         numbers.append(Numbers(f"{name} targets", _some(targets)))
     else:
@@ -70,9 +73,11 @@ def _data(name: str, data: Data, seed: int) -> tuple[str, list[Numbers]]:
     return digest.hexdigest(), numbers
 
 
-def _fetched(data: Data, some: "np.ndarray[tuple[int], np.dtype[np.int64]]", seed: int) -> tuple[Tensor, Tensor]:
+def _fetched(
+    data: Data, some: "np.ndarray[tuple[int], np.dtype[np.int64]]", seed: int, collate: Collate | None
+) -> tuple[Inputs, Tensor]:
     with seeded(seed):
-        return fetch(data, some, torch.device("cpu"))
+        return fetch(data, some, torch.device("cpu"), collate)
 
 
 def _at_home(model: FlatModel) -> list[Numbers]:
@@ -108,10 +113,10 @@ def _pass(task: Task, model: FlatModel, seed: int, drawn: int) -> list[Numbers]:
     """Run a forward and backward pass; `seed` seeds the samples, `drawn` the model."""
     device = model.values.device
     with seeded(seed, device):
-        inputs, targets = fetch(task.train, spread(count(task.train), _FORWARD_SAMPLES), device)
+        inputs, targets = fetch(task.train, spread(count(task.train), _FORWARD_SAMPLES), device, task.collate)
     model.gradients.zero_()
     with seeded(drawn, device):
-        outputs = model.module(inputs)
+        outputs = call(model.module, inputs)
         loss = task.loss(outputs, targets)
         torch.autograd.backward(loss)
     model.collect_gradients()

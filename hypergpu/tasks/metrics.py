@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hypergpu.common.errors import HyperGPUError, InvalidInput
 from hypergpu.common.metric import ACCURACY, LOSS, RESERVED, MetricSpec
+from hypergpu.tasks.inputs import call
 from hypergpu.tasks.memory import is_out_of_memory
 from hypergpu.tasks.samples import fetch
 from hypergpu.tasks.seeding import seeded
@@ -132,9 +133,9 @@ def metric_of(task: "Task", module: nn.Module) -> Metric | None:
     was_training = module.training
     module.eval()
     try:
-        inputs, targets = fetch(task.test, range(1), device)
+        inputs, targets = fetch(task.test, range(1), device, task.collate)
         with seeded(0, device):
-            return metric_for(task, module(inputs), targets)
+            return metric_for(task, call(module, inputs), targets)
     except Exception:
         return CLASSIFICATION
     finally:

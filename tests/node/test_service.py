@@ -20,6 +20,7 @@ from hypergpu.node.optimizers import LocalTraining
 from hypergpu.node.service import GPUNodeService
 from hypergpu.node.trainer import Step, Timing, Trainer
 from hypergpu.tasks import Task, build
+from hypergpu.tasks.inputs import tensors
 
 X, Y = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
 
@@ -128,7 +129,8 @@ def test_own_shards_hold_all_samples_once_an_epoch() -> None:
         node.initialize(None, None, index)
         node.update_batch_size(10)
         assert node._batches is not None
-        seen += node._batches.take(10)[0][:, 0].tolist()
+        (inputs,) = tensors(node._batches.take(10)[0])
+        seen += inputs[:, 0].tolist()
     assert sorted(seen) == pytest.approx(sorted(X[:, 0].tolist()))
 
 
@@ -348,12 +350,13 @@ def test_arrays_of_float64_are_given_as_the_model_is() -> None:
         assert math.isfinite(node.train_step().metrics["loss"] or math.nan)
 
 
-def test_inputs_of_several_tensors_are_refused_with_what_to_do() -> None:
-    with pytest.raises(InvalidInput, match="put them side by side"):
-        Task(model=lambda: nn.Linear(6, 3), train=({"a": X}, Y), test=(X, Y))  # type: ignore[arg-type]  # the point
+def test_a_loader_may_yield_several_inputs_by_name() -> None:
     node = service()
-    node.initialize(None, [({"a": X}, Y)], 0)
-    with pytest.raises(InvalidInput, match="two tensors, not dict and Tensor"):
+    node.initialize(None, [({"input": X[:15]}, Y[:15]), ({"input": X[15:]}, Y[15:])], 0)
+    node.update_batch_size(20)
+    assert node.train_step().metrics["samples"] == 20
+    node.initialize(None, [({"input": X[:15]}, Y[:15]), (X[15:], Y[15:])], 0)
+    with pytest.raises(InvalidInput, match="different inputs"):
         node.train_step()
 
 
