@@ -6,7 +6,7 @@ from typing import Any
 
 from hypergpu.common.tensors import chunks
 from hypergpu.common.wire import encode_part
-from hypergpu.coordinator.core.model.outgoing import OutgoingParameters, Sending, plan_sending
+from hypergpu.coordinator.core.model.outgoing import OutgoingParameters, Sending, SendingPlanner
 
 Compute = Callable[..., "asyncio.Future[Any]"]
 """Runs a function, after a text that says what it does, on the thread that also changes the model."""
@@ -24,15 +24,13 @@ class Broadcast:
         self._outgoing, self._compute = outgoing, compute
         self._round = 0
         """Round whose parameters can be sent; 0 = none."""
-        self._version = 0
-        self._held_since = 0
-        """First version that a difference can lead from; 0 = none."""
+        self._planner = SendingPlanner()
         self._parts: dict[Sending, asyncio.Future[list[bytes]]] = {}
 
     def begin_round(self, round_number: int) -> None:
         """Send the model's present parameters from now on."""
         self._round, self._parts = round_number, {}
-        self._version += 1
+        self._planner.begin_round()
         self._compute("preparing the parameters", self._outgoing.begin_round)
 
     def end_round(self) -> None:
@@ -45,12 +43,7 @@ class Broadcast:
 
     def plan(self, codec: str, held: int) -> Sending:
         """Return what to send to a node that says that it holds version `held` of the parameters (0 = none)."""
-        sending = plan_sending(codec, held, self._version)
-        if sending.base and not 0 < self._held_since <= sending.base:  # it holds nothing of this coordinator
-            sending = plan_sending(codec, 0, self._version)
-        if sending.version and not self._held_since:
-            self._held_since = self._version
-        return sending
+        return self._planner.plan(codec, held)
 
     async def parts(self, round_number: int, sending: Sending) -> list[bytes] | None:
         """Return the encoded chunks of a round's parameters, or None if the round is no longer running."""

@@ -31,6 +31,7 @@ from hypergpu.common.config.whole import Bytes
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.coordinator.core.adaptation.codec_noise import PRIOR_NOISE
+from hypergpu.coordinator.core.model.outgoing import SendingPlanner
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.simulation.accepted_updates import AcceptedUpdates, ModelledUpdate
 
@@ -155,8 +156,8 @@ class ConvergenceBackend:
         self._model = convergence
         self.metric = LOSS if convergence.metric(0.0) is None else metric
         """Metric of the model."""
-        self.parameters_version = 0
-        """Version of the parameters of the round."""
+        self.sendings = SendingPlanner()
+        """Planner of the form in which parameters are sent."""
         self._draws = KeyedRandom(config.seed, "convergence")
         self._noises: tuple[int, list[float]] = (0, [])  # a round, and those of its shards
         self._path = self._velocity = self._kept = 0.0
@@ -175,8 +176,8 @@ class ConvergenceBackend:
         return find_codec(codec).encoded_bytes(-(-self.model_bytes // 4))
 
     def begin_round(self) -> None:
-        """Count a version of the parameters."""
-        self.parameters_version += 1
+        """Count a version of the parameters, which a curve has not."""
+        self.sendings.begin_round()
 
     def process_started(self, node: str) -> None:
         """Forget the residual of a node."""

@@ -6,7 +6,6 @@ from typing import Any, Final, Protocol
 
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StaleWork
 from hypergpu.common.transfer_meter import Transfer
-from hypergpu.coordinator.core.model.outgoing import plan_sending
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Adaptation, LateWork, RoundJudgement, RoundPlan, RoundReport
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
@@ -272,8 +271,7 @@ class SimulatedCoordinator:
         rpc = self._waiting.pop(work.node, None)
         if rpc is not None and not rpc.over:
             node = self._nodes[work.node]
-            version = self._learning.parameters_version
-            node.send_work(work, rpc, plan_sending(work.codecs.parameters, node.parameters_version, version))
+            node.send_work(work, rpc, self._learning.sendings.plan(work.codecs.parameters, node.parameters_version))
 
     def _count_update(self, reply: ev.UpdateReply) -> None:
         if reply.status is _ACCEPTED and reply.weight:

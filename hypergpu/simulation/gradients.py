@@ -9,7 +9,7 @@ from hypergpu.common.config import TrainingConfig
 from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.metric import MetricSpec
 from hypergpu.coordinator.core.model.global_model import GlobalModel
-from hypergpu.coordinator.core.model.outgoing import OutgoingParameters
+from hypergpu.coordinator.core.model.outgoing import OutgoingParameters, SendingPlanner
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.initial_model import initial_values
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
@@ -50,7 +50,7 @@ class GradientBackend:
         if config.initial_model:
             saved = SavedModel(build(task, config.seed))
             self._model.restore(initial_values(Path(config.initial_model), saved), None)
-        self._outgoing = OutgoingParameters(self._model)
+        self._outgoing = SendingPlanner(), OutgoingParameters(self._model)
         self._sizes = count(task.train) if config.shards_are_alike else labels(task.train)
         self._partition: tuple[int, Partition] | None = None
         self._orders: dict[int, ShardOrder] = {}
@@ -68,13 +68,14 @@ class GradientBackend:
         return self._model.payload_format(codec).payload_bytes
 
     @property
-    def parameters_version(self) -> int:
-        """Version of the parameters of the round."""
-        return self._outgoing.version
+    def sendings(self) -> SendingPlanner:
+        """Planner of the form in which parameters are sent."""
+        return self._outgoing[0]
 
     def begin_round(self) -> None:
         """Encode the parameters of the round that opens."""
-        self._outgoing.begin_round()
+        for each in self._outgoing:
+            each.begin_round()
 
     def process_started(self, node: str) -> None:
         """Forget the residual of a node, and the state of its optimizer."""
@@ -98,7 +99,7 @@ class GradientBackend:
         kept = memory.optimizer
         state = kept.begin(order.local_optimizer, order.accepted_round) if settings.keeps_state else None
         update = trainer.work(
-            self._outgoing.received(order.codecs.parameters),
+            self._outgoing[1].received(order.codecs.parameters),
             lambda step: trainer.samples(samples.take(cursor + step * size, size)),
             local_steps=order.local_steps,
             local=LocalTraining(LocalOptimizer(order.local_optimizer, order.learning_rate), settings, state),

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from hypergpu.common.metric import MetricSpec
+from hypergpu.coordinator.core.model.outgoing import SendingPlanner
 from hypergpu.coordinator.core.rounds import events as ev
 
 
@@ -34,8 +35,8 @@ class TrainingBackend(Protocol):
         ...
 
     @property
-    def parameters_version(self) -> int:
-        """Version of the parameters of the round."""
+    def sendings(self) -> SendingPlanner:
+        """Planner of the form in which parameters are sent."""
         ...
 
     def begin_round(self) -> None:

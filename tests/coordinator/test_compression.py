@@ -155,11 +155,7 @@ async def test_a_node_that_names_its_version_receives_the_difference(tmp_path: P
         node = run.node("a")
         await node.register()
         first = await node.work()
-        assert sent(first) == (
-            "none",
-            1,
-            0,
-        )
+        assert sent(first) == ("bf16", 1, 0)
         assert await node.push(first, VALUES) == pb.PushUpdateReply.ACCEPTED
         second = await node.pull(held=1)
         assert isinstance(second, Order)
@@ -183,7 +179,7 @@ def test_a_node_that_claims_parameters_that_were_never_sent_receives_them_whole(
     for number in (1, 2):
         broadcast.begin_round(number)
     assert broadcast.plan("none", 1) == Sending("none")
-    assert broadcast.plan("int8", 1) == Sending("none", 2), "no node was sent parameters that it can hold before"
+    assert broadcast.plan("int8", 1) == Sending("bf16", 2), "no node was sent parameters that it can hold before"
     broadcast.begin_round(3)
     assert broadcast.plan("int8", 2) == Sending("int8", 3, 2)
     assert broadcast.plan("int8", 1) == Sending("none", 3)

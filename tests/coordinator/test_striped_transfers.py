@@ -13,7 +13,7 @@ from hypergpu.common.byte_ranges import ByteRange
 from hypergpu.common.errors import ProtocolError, ResourceExhausted, StaleWork
 from hypergpu.common.tensors import CHUNK_BYTES, MAX_GAPS, STRIPE_BYTES, Assembler, Chunk, chunks
 from hypergpu.common.wire import decode_work_part, encode_part
-from hypergpu.coordinator.core.model.outgoing import plan_sending
+from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.downloads import MAX_STREAMS, Downloads, chosen_ranges, encoded
 from hypergpu.protos import coordinator_pb2 as pb
 from tests.coordinator.test_services import SERVICE, FakeNode, Running, code_of, running, toy_task
@@ -21,7 +21,7 @@ from tests.coordinator.test_services import SERVICE, FakeNode, Running, code_of,
 FEATURES = 500_000
 MODEL_BYTES = 4 * 2 * (FEATURES + 1)
 PAYLOAD = np.random.default_rng(0).integers(0, 256, 3 * CHUNK_BYTES + 100, np.uint8)
-SENDING = plan_sending("none", 0, 1)
+SENDING = Sending("none")
 PARTS = [encode_part(chunk) for chunk in chunks(PAYLOAD)]
 
 

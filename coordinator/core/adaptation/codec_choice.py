@@ -40,6 +40,8 @@ _NEGLIGIBLE: Final = 0.02
 """Share of a round that a direction must save by a codec, so that it is worth it."""
 _SAME: Final = 1.03
 """Ratio of progress per second below which two choices are equal, and the milder one is taken."""
+_SMALLEST_WHOLE: Final = PARAMETERS_CODECS.index("bf16")
+"""Codec with the fewest bytes of whole parameters; a node that seldom takes part has nothing to differ from."""
 _MOST_ROUNDS = 10_000
 """Rounds that a run without an end is taken to have left."""
 
@@ -50,6 +52,15 @@ class Codecs:
 
     update: Ints
     parameters: Ints
+
+    def differ(self, other: "Codecs") -> Bools:
+        """Return a mask of the nodes whose codecs differ."""
+        differ: Bools = (self.update != other.update) | (self.parameters != other.parameters)
+        return differ
+
+    def replaced(self, other: "Codecs", where: Bools) -> "Codecs":
+        """Return these codecs, with those of another assignment for some nodes."""
+        return Codecs(np.where(where, other.update, self.update), np.where(where, other.parameters, self.parameters))
 
     def is_milder(self, other: "Codecs") -> bool:
         """Return whether no node has a smaller payload than in `other`."""
@@ -159,7 +170,7 @@ def _assignment(forecast: RoundForecast, present: Codecs, strongest: int) -> Ass
     update = _mildest((rest + down)[:, None] + forecast.up_seconds, due, present.update, limit.update)
     rare = ~forecast.counts
     update[rare] = np.minimum(np.maximum(present.update, limit.update), forecast.most_update)[rare]
-    parameters[rare] = np.minimum(np.maximum(present.parameters, limit.parameters), forecast.most_parameters)[rare]
+    parameters[rare] = np.minimum(forecast.most_parameters, _SMALLEST_WHOLE)[rare]
     update = np.where(forecast.up_is_known, update, present.update)
     parameters = np.where(forecast.down_is_known, parameters, present.parameters)
     return evaluate(forecast, Codecs(update, parameters))

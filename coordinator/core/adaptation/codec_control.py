@@ -42,8 +42,7 @@ _MILD: Final = UPDATE_CODECS.index("int8")
 _LARGE_BYTES: Final = 1_000_000
 """Size of a model that is not sent as float32 over a link whose rate is not measured."""
 _UNMEASURED: Final = CodecPair(UPDATE_CODECS.index("int8"), PARAMETERS_CODECS.index("bf16"))
-"""Codecs over such a link: they encode a gigabyte a second, and cost no accuracy. A difference would begin with
-float32."""
+"""Codecs over such a link: they encode a gigabyte a second, and cost no accuracy."""
 _USUAL: Final = 0.5
 """Share of the latest rounds that a node takes part in, from which it counts for the choice."""
 _REGULAR: Final = 0.8
@@ -121,7 +120,7 @@ class CodecControl:
         self._noise = NoiseTable()
         self._checks = SavingChecks()
         self._patience, self._cap = _Patience(), _NoiseCap()
-        self.changed_seconds: Mapping[str, float] = {}
+        self.changed_seconds: dict[str, float] = {}
         """Change of the expected communication of each node in the coming round, because of other payloads."""
 
     def codecs_of(self, nodes: Sequence[str]) -> Mapping[str, TransferCodecs]:
@@ -223,7 +222,12 @@ class CodecControl:
             return Codecs(np.minimum(best.codecs.update, forecast.most_update), best.codecs.parameters)
         gain = best.worth / evaluate(forecast, present).worth
         is_milder = best.codecs.is_milder(present) and not present.is_milder(best.codecs)
-        return best.codecs if self._patience.is_over(gain, is_milder=is_milder) else present
+        if self._patience.is_over(gain, is_milder=is_milder):
+            return best.codecs
+        rare = ~forecast.counts  # nobody waits for them, so their gain shows in no round
+        if best.codecs.differ(present)[rare].any():
+            return present.replaced(best.codecs, rare)
+        return present
 
     def _changes(self, nodes: Sequence[str], rows: Ints, move: CodecMove) -> list[CodecDecision]:
         """Return the decisions of a move, and begin to check what it saves."""
@@ -243,24 +247,34 @@ class CodecControl:
         return decisions
 
     def _expect_payloads(self, nodes: Sequence[str]) -> None:
-        """Tell the monitor what will be sent, and note what is expected of the nodes that are checked."""
+        """Tell the monitor what each node will be sent round after round: the selection is about more than the next."""
         self.changed_seconds = {}
-        if self._is_idle or not nodes:
+        if not self._is_idle and nodes:
+            present = self._nodes.present(self._rows(nodes))
+            self._expect(nodes, present.update, present.parameters)
+
+    def begin_round(self, workers: Sequence[str]) -> None:
+        """Tell the monitor what the nodes of the coming round are sent, and note what is expected of checked ones.
+
+        A node that holds nothing is sent whole parameters, once.
+        """
+        if self._is_idle or not workers:
             return
-        rows = self._rows(nodes)
-        present = self._nodes.present(rows)
-        down = np.where(self._nodes.sends_whole(rows), 0, present.parameters)
-        changes = self._monitor.expect_payloads(
-            rows, self._sizes.up_bytes[present.update], self._sizes.down_bytes[down]
-        )
-        self.changed_seconds = {nodes[at]: float(changes[at]) for at in np.flatnonzero(changes).tolist()}
-        checked = self._checks.of(nodes)
-        seconds = (
-            self._monitor.round_communication_samples(self._rows(checked), _LATEST).mean(axis=1).tolist()
-            if checked
-            else []
-        )
-        self._checks.expect(dict(zip(checked, seconds, strict=True)))
+        rows = self._rows(workers)
+        self._expect(workers, self._nodes.update[rows], self._nodes.sent_parameters(rows))
+        checked = self._checks.of(workers)
+        if checked:
+            seconds = self._monitor.round_communication_samples(self._rows(checked), _LATEST).mean(axis=1)
+            self._checks.expect(dict(zip(checked, seconds.tolist(), strict=True)))
+        else:
+            self._checks.expect({})
+
+    def _expect(self, nodes: Sequence[str], update: Ints, parameters: Ints) -> None:
+        """Let the expectations of these nodes follow from the payloads of these codecs."""
+        up, down = self._sizes.up_bytes[update], self._sizes.down_bytes[parameters]
+        changes = self._monitor.expect_payloads(self._rows(nodes), up, down)
+        for at in np.flatnonzero(changes).tolist():
+            self.changed_seconds[nodes[at]] = self.changed_seconds.get(nodes[at], 0.0) + float(changes[at])
 
     # ------------------------------------------------------------ after a round
 
@@ -281,7 +295,7 @@ class CodecControl:
 
     def abandoned(self) -> None:
         """Note that a round was abandoned: nobody is known to hold its parameters."""
-        self._nodes.holds[:] = False
+        self._nodes.abandon()
         self._checks.expect({})
 
     def _verdict(self, contribution: Contribution, round_number: int) -> CodecDecision | None:

@@ -52,7 +52,7 @@ class CodecMove:
         self.forecast, self.rates, self.present, self.found = forecast, rates, present, found
         self.saving: Floats = (forecast.node_seconds(present) - forecast.node_seconds(found)).mean(axis=1)
         """Seconds that each node saves."""
-        self.changed: Ints = np.flatnonzero((found.update != present.update) | (found.parameters != present.parameters))
+        self.changed: Ints = np.flatnonzero(found.differ(present))
         """Places of the nodes whose codecs change."""
 
     def pair(self, at: int) -> tuple[CodecPair, CodecPair]:

@@ -2,7 +2,8 @@
 
 On a lossy link one connection carries about 1.22 · MSS / (R · √p) bytes a second (see ADR 0013), and k carry k times
 as much until the line is full. Neither the packet loss p nor the rate of the line is known, so the rate is measured
-with more connections, and the number is taken back where that gains nothing.
+with more connections, and the number is taken back where that gains nothing. The first transfer of a large model would
+be the longest of the run with one connection on a lossy link, so it has several, and fewer are tried later.
 
 Rates of single transfers differ, because losses are random. In virtual time, the standard deviation of their logarithm
 is 0.2 to 0.45 for 1 MB, 0.1 to 0.3 for 4 MB and 0.07 to 0.3 for 16 MB with the profiles `average` and `poor`, and 0.01
@@ -46,6 +47,10 @@ _SURE: Final = 3.0
 class ConnectionsReason(StrEnum):
     """Reason for a number of connections."""
 
+    RATE_NOT_MEASURED = "rate_not_measured"
+    """First transfers of a large model: on a lossy link one connection would take several times as long."""
+    SHORT_TRANSFERS = "short_transfers"
+    """The first transfers were so short that one connection is enough."""
     TRIES_MORE = "tries_more"
     """More may carry more; the next transfers show whether they do."""
     GAINED = "gained"
@@ -53,7 +58,7 @@ class ConnectionsReason(StrEnum):
     GAINED_NOTHING = "gained_nothing"
     """The last raise made transfers no faster, so it is taken back."""
     FEWER_MAY_SUFFICE = "fewer_may_suffice"
-    """The last raise gained so little that half of it would have filled the line."""
+    """The last raise gained so little that half of it, or of the number before, may fill the line."""
     FEWER_SUFFICE = "fewer_suffice"
     """Half as many were no slower."""
     FEWER_ARE_SLOWER = "fewer_are_slower"
@@ -72,6 +77,8 @@ class Outlook(NamedTuple):
     """Duration of the latest round."""
     round_trip_seconds: float = math.nan
     """Round trip of the idle link; NaN if unknown."""
+    is_queueing: bool = True
+    """Round trips beside transfers are so long that packets wait for the line: what connections carry may fill it."""
 
 
 class ConnectionsChange(NamedTuple):
@@ -92,11 +99,15 @@ class ConnectionSearch:
         transfer_seconds: duration of the latest transfer; 0 before the first.
     """
 
-    __slots__ = ("_before", "_first", "_held_since", "_logs", "_nbytes", "_since", "count", "transfer_seconds")
+    __slots__ = (
+        "_before", "_first", "_held_since", "_is_guess", "_logs", "_nbytes", "_since", "count", "transfer_seconds"
+    )  # fmt: skip
 
-    def __init__(self, count: int = 1) -> None:
+    def __init__(self, count: int = 1, *, is_guess: bool = False) -> None:
         self.count = count
         self.transfer_seconds = 0.0
+        self._is_guess = is_guess
+        """Nothing was measured before the number was set."""
         self._nbytes = 0
         self._first: dict[int, float] = {}
         """Logarithm of the rate of the first transfer with each number, since the search began."""
@@ -130,6 +141,9 @@ class ConnectionSearch:
         if self.count not in self._first:
             return None
         if not self._before:
+            is_guess, self._is_guess = self._is_guess, False
+            if is_guess and self.count > 1 and not self._is_long(outlook):
+                return self._begin_with_one(outlook)
             return self._try_others(ConnectionsReason.TRIES_MORE, outlook)
         if self.count > self._before:
             gained = self._is_above(math.log(LEAST_GAIN))
@@ -139,9 +153,17 @@ class ConnectionSearch:
 
     # ------------------------------------------------------------ verdicts
 
+    def _begin_with_one(self, outlook: Outlook) -> ConnectionsChange:
+        """Go to one connection; if its transfers become long, more are tried."""
+        change = self._end(1, ConnectionsReason.SHORT_TRANSFERS, outlook)
+        self._first, self._held_since = {}, None
+        return change
+
     def _judge_raise(self, gained: bool, outlook: Outlook) -> ConnectionsChange:
         if not gained:
-            return self._end(self._before, ConnectionsReason.GAINED_NOTHING, outlook)
+            back = self._end(self._before, ConnectionsReason.GAINED_NOTHING, outlook)
+            self._held_since = None if self._may_be_too_many else self._held_since
+            return back
         half = self.count // 2
         is_new = half > self._before and half not in self._first
         if is_new and self._is_above(math.log(half / self._before)) is False:
@@ -170,7 +192,10 @@ class ConnectionSearch:
         latest = [log - fmean(logs) for log in self._since[-2:]]
         has_changed = len(latest) == 2 and (min(latest) > limit or max(latest) < -limit)
         if not has_changed and outlook.round - held_since < RETRY_ROUNDS:
-            return None
+            if not (self._may_be_too_many and outlook.is_queueing and self._matters(outlook)):
+                return None
+            self._held_since = None
+            return self._go(self.count // 2, ConnectionsReason.FEWER_MAY_SUFFICE)
         kept = self._since[-2:] if has_changed else self._since or logs
         self._logs, self._first = {self.count: kept}, {self.count: fmean(kept)}
         self._since, self._held_since, self._before = [], None, 0
@@ -181,8 +206,10 @@ class ConnectionSearch:
         """Try more connections, or fewer where no more are permitted."""
         if not self._matters(outlook):
             return None
-        if self._more() > self.count:
+        if self._more() > self.count and self._more() not in self._first:
             return self._go(self._more(), reason)
+        if self._may_be_too_many and outlook.is_queueing and reason is ConnectionsReason.TRIES_MORE:
+            return self._go(self.count // 2, ConnectionsReason.FEWER_MAY_SUFFICE)
         if reason is not ConnectionsReason.TRIES_MORE and self.count > 1:
             return self._go(self.count // 2, reason)
         self._hold(outlook)
@@ -221,10 +248,19 @@ class ConnectionSearch:
         """Return the next higher number that is permitted and of use."""
         return useful_connections(min(RAISE * self.count, MAX_CONNECTIONS), self._nbytes)
 
+    @property
+    def _may_be_too_many(self) -> bool:
+        """True if more than one connection are in force, and none of fewer was measured in this search."""
+        return self.count > 1 and min(self._first, default=self.count) >= self.count
+
+    def _is_long(self, outlook: Outlook) -> bool:
+        """Return whether a transfer took longer than what shows the machines and not the line."""
+        round_trips = 0.0 if math.isnan(outlook.round_trip_seconds) else LEAST_ROUND_TRIPS * outlook.round_trip_seconds
+        return self.transfer_seconds >= max(round_trips, LEAST_SECONDS)
+
     def _matters(self, outlook: Outlook) -> bool:
         """Return whether transfers are long enough for a faster one to save time."""
-        round_trips = 0.0 if math.isnan(outlook.round_trip_seconds) else LEAST_ROUND_TRIPS * outlook.round_trip_seconds
-        return self.transfer_seconds >= max(round_trips, LEAST_SHARE * outlook.round_seconds, LEAST_SECONDS)
+        return self._is_long(outlook) and self.transfer_seconds >= LEAST_SHARE * outlook.round_seconds
 
     def _latest(self) -> list[float]:
         """Return the logarithms of the rates with the number in force."""

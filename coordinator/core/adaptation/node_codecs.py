@@ -34,6 +34,8 @@ class NodeCodecs:
         """Share of the latest rounds that the node took part in."""
         self.holds: Bools = np.zeros(0, np.bool_)
         """The next parameters can be sent to it as a difference."""
+        self.others_hold = False
+        """Some nodes hold the parameters of the latest round, so that one without them is sent float32, not bf16."""
         self.blocked: Ints = np.zeros((0, 4), np.int64)
         """Round until which a block lasts, length of the next block, and the strongest codecs meanwhile."""
 
@@ -58,17 +60,25 @@ class NodeCodecs:
         """Set the codecs of these nodes."""
         self.update[rows], self.parameters[rows] = codecs.update, codecs.parameters
 
-    def sends_whole(self, rows: Ints) -> Bools:
-        """Return the nodes that are sent whole parameters although their codec sends differences."""
-        whole: Bools = (self.parameters[rows] == len(PARAMETERS_CODECS) - 1) & ~self.holds[rows]
-        return whole
+    def sent_parameters(self, rows: Ints) -> Ints:
+        """Return the codecs in which parameters travel: a node that holds nothing to differ from is sent whole ones."""
+        whole = (self.parameters[rows] == len(PARAMETERS_CODECS) - 1) & ~self.holds[rows]
+        sent: Ints = np.where(whole, 0 if self.others_hold else 1, self.parameters[rows])
+        return sent
+
+    def abandon(self) -> None:
+        """Record that a round was abandoned: nobody is known to hold its parameters."""
+        self.holds[:] = False
+        self.others_hold = False
 
     def observe(self, rows: Ints, used: Sequence[Contribution]) -> None:
         """Record the nodes that contributed to a round: they hold its parameters."""
         self.presence *= _MEMORY
         self.presence[rows] += 1.0 - _MEMORY
         self.holds[:] = False
-        self.holds[rows] = [each.parameters_codec == PARAMETERS_CODECS[-1] for each in used]
+        holding = PARAMETERS_CODECS[-1:] if self.others_hold else PARAMETERS_CODECS[1:]  # see `SendingPlanner`
+        self.holds[rows] = [each.parameters_codec in holding for each in used]
+        self.others_hold = bool(self.holds.any())
 
     def take_back(self, row: int, before: CodecPair, round_number: int) -> None:
         """Return to earlier codecs, and use no stronger ones for a while."""

@@ -94,7 +94,7 @@ class AdaptiveOrchestrator:
         self._losses = LossTrend(config.orchestrator)
         self._control = ProgressControl(config, self.policy)
         self._codecs = CodecControl(config.compression, network_monitor, model_bytes)
-        self.connections = ConnectionControl(config.transfers, network_monitor)
+        self.connections = ConnectionControl(config.transfers, network_monitor, model_bytes)
         self._held_until = -1
         self._rounds_begun = 0
         self._last_change = -(10**9)
@@ -439,6 +439,7 @@ class AdaptiveOrchestrator:
         workers = [*selected, *probes]
         self.batches.learning_rate_factor = self._control.search.rates.factor
         turns = self._turns(selected)
+        self._codecs.begin_round(workers)
         return RoundPlan(
             workers,
             self._batch_sizes(selected, probes),

@@ -379,6 +379,11 @@ class NetworkQualityMonitor:
         median: Floats = self._links.latency_ms.quantiles(rows, [0.5])[0]
         return median * self.forecast_scale(rows, horizon) if horizon else median
 
+    def loaded_latencies_ms(self, rows: Ints) -> Floats:
+        """Return the median round trip of each link beside transfers of the run; NaN if none was longer than usual."""
+        median: Floats = self._links.loaded_ms.quantiles(rows, [0.5])[0]
+        return median
+
     def loss_rates(self, rows: Ints) -> Floats:
         """Return the smoothed share of lost communications of each link."""
         return self._links.columns.lost[rows] / np.maximum(self._links.columns.weight[rows], 1e-9)

@@ -18,7 +18,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, ResourceExhausted, StaleWork
 from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.coordinator.core.adaptation import build_orchestrator
-from hypergpu.coordinator.core.model.outgoing import Sending
+from hypergpu.coordinator.core.model.outgoing import Sending, SendingPlanner
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.deadlines import DeadlineReason
@@ -270,7 +270,7 @@ class ScriptedLearning:
     samples: int = 40
     update_norms: tuple[float, float] | None = None
     metric_fault: str = ""
-    parameters_version: int = 1
+    sendings: SendingPlanner = field(default_factory=SendingPlanner)
 
     def train(self, order: ev.WorkAssigned, compute_seconds: float = 0.0) -> ev.UpdateArrived:
         if not self.is_finite:

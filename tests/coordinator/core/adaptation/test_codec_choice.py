@@ -115,7 +115,7 @@ def test_a_node_that_seldom_takes_part_gets_the_fewest_bytes_and_is_not_waited_f
     found = best_assignment(case, none(3))
     assert found.seconds == pytest.approx(9.0 + 1.0 + 0.1)
     assert found.codecs.update.tolist() == [INT8] * 3
-    assert found.codecs.parameters.tolist() == [0, 0, 2]
+    assert found.codecs.parameters.tolist() == [0, 0, 1], "a difference begins with float32"
     kept = best_assignment(case, Codecs(np.array([0, 0, INT4]), np.zeros(3, np.int64)))
     assert kept.codecs.update.tolist() == [INT8, INT8, INT4]
 

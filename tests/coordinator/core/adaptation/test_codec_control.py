@@ -16,6 +16,7 @@ from hypergpu.coordinator.core.adaptation.codec_control import CodecControl, Out
 from hypergpu.coordinator.core.adaptation.codec_decisions import CodecDecision, CompressionReason
 from hypergpu.coordinator.core.adaptation.codec_noise import PRIOR_NOISE
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
+from hypergpu.coordinator.core.model.outgoing import SendingPlanner
 from hypergpu.coordinator.core.rounds.events import Contribution
 
 MODEL_BYTES = 40_000_000
@@ -43,7 +44,9 @@ class Cluster:
         config = CompressionConfig.model_validate({"strategy": "adaptive", **self.settings})
         self.control = CodecControl(config, self.monitor, self.model_bytes)
         self.decisions: list[CodecDecision] = []
-        self.held: dict[str, int] = {}
+        self.planner, self.held = SendingPlanner(), dict[str, int]()
+        self.usual: dict[str, float] = {}
+        """Expected communication of a usual round, by which nodes are selected."""
 
     def bytes_of(self, codec: str) -> int:
         return find_codec(codec).encoded_bytes(self.model_bytes // 4)
@@ -54,7 +57,10 @@ class Cluster:
 
     def plan(self) -> list[CodecDecision]:
         self.rounds += 1
+        self.planner.begin_round()
         decided = self.control.plan(list(self.rates), self.outlook())
+        self.usual = {node: self.expected_seconds(node) for node in self.rates}
+        self.control.begin_round(list(self.rates))
         self.decisions += decided
         return decided
 
@@ -75,9 +81,9 @@ class Cluster:
 
     def contribution(self, node: str, codecs: TransferCodecs) -> Contribution:
         up_rate, down_rate = self.rates[node]
-        whole = codecs.parameters == "int8" and self.held.get(node) != self.rounds - 1
-        up, down = self.bytes_of(codecs.update), self.bytes_of("none" if whole else codecs.parameters)
-        self.held[node] = self.rounds if codecs.parameters == "int8" else 0
+        sending = self.planner.plan(codecs.parameters, self.held.get(node, 0))
+        up, down = self.bytes_of(codecs.update), self.bytes_of(sending.codec)
+        self.held[node] = sending.version
         up_seconds, down_seconds = up / (up_rate * MBIT), down / (down_rate * MBIT)
         self.monitor.record_upload(node, Transfer(up, up_seconds))
         self.monitor.record_download(node, Transfer(down, down_seconds))
@@ -197,20 +203,42 @@ def test_a_change_of_the_payload_changes_what_is_expected_and_the_deadline() -> 
     assert cluster.control.changed_seconds == {}
 
 
-def test_the_first_difference_of_parameters_is_expected_whole() -> None:
+def test_a_node_that_is_left_out_would_be_sent_whole_parameters_in_bf16() -> None:
+    cluster = Cluster({"near": (10_000.0, 10_000.0), "far": (10_000.0, 5.0)})
+    cluster.run(4)
+    assert cluster.codecs()["far"].parameters == "int8"
+    decided = cluster.run(3, only=["near"])
+    assert ("far", "transfers_keep_out") in reasons(decided)
+    assert cluster.codecs()["far"].parameters == "bf16", "int8 would begin with float32"
+
+
+def test_the_first_difference_of_parameters_is_expected_whole_for_one_round() -> None:
     cluster = Cluster({"near": (10_000.0, 10_000.0), "far": (10_000.0, 5.0)}, model_bytes=SMALL_BYTES)
     cluster.run(1)
-    whole = cluster.expected_seconds("far")
+    float32 = cluster.expected_seconds("far")
     cluster.plan()
     assert cluster.codecs()["far"].parameters == "int8"
-    assert cluster.expected_seconds("far") == pytest.approx(whole)
+    difference = float32 - (SMALL_BYTES - cluster.bytes_of("int8")) / (5 * MBIT)
+    whole = float32 - (SMALL_BYTES - cluster.bytes_of("bf16")) / (5 * MBIT)
+    assert cluster.usual["far"] == pytest.approx(difference, rel=0.05), "it is not left out for its first transfer"
+    assert cluster.expected_seconds("far") == pytest.approx(whole, rel=0.05)
+    assert cluster.control.changed_seconds["far"] == pytest.approx(whole - float32, rel=0.05), "for the deadline"
     cluster.control.observe([cluster.contribution("far", cluster.codecs()["far"])], cluster.rounds)
     cluster.plan()
-    saved = (SMALL_BYTES - cluster.bytes_of("int8")) / (5 * MBIT)
-    assert cluster.expected_seconds("far") == pytest.approx(whole - saved, rel=0.05)
+    assert cluster.expected_seconds("far") == pytest.approx(difference, rel=0.05)
     cluster.control.abandoned()
     cluster.plan()
     assert cluster.expected_seconds("far") == pytest.approx(whole, rel=0.05)
+
+
+def test_a_node_that_comes_later_than_others_is_expected_to_be_sent_float32() -> None:
+    cluster = Cluster({"near": (10_000.0, 5.0), "far": (10_000.0, 5.0)}, model_bytes=SMALL_BYTES)
+    cluster.run(3)
+    assert {each.parameters for each in cluster.codecs().values()} == {"int8"}
+    cluster.run(1, only=["near"])
+    cluster.plan()
+    assert cluster.expected_seconds("far") == pytest.approx(SMALL_BYTES / (5 * MBIT), rel=0.05)
+    assert cluster.expected_seconds("near") == pytest.approx(cluster.bytes_of("int8") / (5 * MBIT), rel=0.05)
 
 
 # ---------------------------------------------------------------- noise

@@ -38,16 +38,18 @@ def nearly_full(connections: int) -> float:
 class Rounds:
     """Rounds over one link."""
 
-    def __init__(self, rate: Rate, nbytes: int = 44 * MB, round_seconds: float = 0.0) -> None:
-        self.search = ConnectionSearch()
+    def __init__(
+        self, rate: Rate, nbytes: int = 44 * MB, round_seconds: float = 0.0, *, guess: int | None = None
+    ) -> None:
+        self.search = ConnectionSearch() if guess is None else ConnectionSearch(guess, is_guess=True)
         self.rate, self.nbytes, self.round_seconds = rate, nbytes, round_seconds
         self.number = 0
         self.changes: list[tuple[int, int, int, str]] = []
 
-    def run(self, rounds: int, noise: Callable[[], float] = lambda: 0.0) -> "Rounds":
+    def run(self, rounds: int, noise: Callable[[], float] = lambda: 0.0, *, is_queueing: bool = True) -> "Rounds":
         for _ in range(rounds):
             self.number += 1
-            change = self.search.decide(Outlook(self.number, self.round_seconds, 0.1))
+            change = self.search.decide(Outlook(self.number, self.round_seconds, 0.1, is_queueing))
             if change is not None:
                 self.changes.append((self.number, change.before, change.after, str(change.reason)))
             seconds = self.nbytes / self.rate(self.search.count) * math.exp(noise())
@@ -75,6 +77,37 @@ def test_no_more_connections_are_kept_than_fill_the_line() -> None:
         (2, 2, "fewer_suffice"),
     ]
     assert done.search.count == 2
+
+
+def test_a_search_that_begins_with_several_connections_ends_where_others_end() -> None:
+    assert Rounds(lossy, guess=4).run(RETRY_ROUNDS).changes == [(2, 4, 16, "tries_more"), (3, 16, 16, "gained")]
+    done = Rounds(clean, guess=4).run(RETRY_ROUNDS)
+    assert [change[1:] for change in done.changes] == [
+        (4, 16, "tries_more"),
+        (16, 4, "gained_nothing"),
+        (4, 2, "fewer_may_suffice"),
+        (2, 1, "fewer_suffice"),
+        (1, 1, "fewer_suffice"),
+    ]
+    assert Rounds(nearly_full, guess=4).run(RETRY_ROUNDS).search.count == 2
+
+
+def test_fewer_are_tried_once_packets_wait_for_the_line() -> None:
+    done = Rounds(clean, guess=16).run(10, is_queueing=False)
+    assert (done.search.count, done.changes) == (16, [])
+    done.run(1)
+    assert done.changes == [(11, 16, 8, "fewer_may_suffice")]
+    assert done.run(20).search.count == 1
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(0.19, 1), (0.21, 16)])
+def test_short_first_transfers_get_one_connection_again(seconds: float, left: int) -> None:
+    done = Rounds(lambda count: 44e6 / seconds * count / 4, guess=4).run(2)
+    assert done.search.count == left
+    assert done.changes[0][3] == ("short_transfers" if left == 1 else "tries_more")
+    if left == 1:
+        done.run(2)
+        assert done.changes[1:] == [(3, 1, 4, "tries_more"), (4, 4, 4, "gained")], "with one they are long"
 
 
 def test_fewer_connections_are_given_up_if_they_are_slower() -> None:
@@ -147,12 +180,14 @@ def test_a_number_is_always_one_to_sixteen(logs: list[float], nbytes: int, round
 # ---------------------------------------------------------------- all nodes
 
 
-def control(connections: int | str = "auto") -> tuple[ConnectionControl, NetworkQualityMonitor]:
+def control(
+    connections: int | str = "auto", model_bytes: int | None = None
+) -> tuple[ConnectionControl, NetworkQualityMonitor]:
     config = SystemConfig.model_validate({"transfers": {"connections": connections}})
     monitor = NetworkQualityMonitor(config=config.monitor, clock=lambda: 0.0, model_bytes=44 * MB)
     monitor.register_node("a")
     monitor.register_node("b")
-    return ConnectionControl(config.transfers, monitor), monitor
+    return ConnectionControl(config.transfers, monitor, model_bytes), monitor
 
 
 def transfer(seconds: float) -> Transfer:
@@ -210,3 +245,47 @@ def test_a_configured_number_is_never_changed() -> None:
     assert tested.plan.of("a") == Connections(8, 8)
     tested.use_one()
     assert tested.plan.of("a") == Connections(8, 8)
+
+
+def test_first_transfers_of_a_large_model_have_several_connections_by_a_decision() -> None:
+    tested, monitor = control(model_bytes=44 * MB)
+    first = tested.choose(["a", "b"], 1, 0.0)
+    assert [(each.node, str(each.reason), each.figures["direction"], each.figures["to"]) for each in first] == [
+        (node, "rate_not_measured", direction, 16) for node in "ab" for direction in ("down", "up")
+    ]
+    assert tested.plan.of("a") == tested.plan.of("c") == Connections(16, 16)
+    assert tested.choose(["a", "b"], 2, 0.0) == []
+    tested.record_upload("a", transfer(80.0))
+    monitor.record_upload("a", transfer(80.0))
+    monitor.record_round_trip("a", 60.0)
+    assert tested.choose(["a", "b"], 3, 100.0) == [], "nothing waits in a queue, so the line is not full"
+    tested.record_upload("a", transfer(80.0))
+    monitor.record_round_trip("a", 160.0, loaded=True)
+    (fewer,) = tested.choose(["a", "b"], 3, 100.0)
+    assert (fewer.figures["from"], fewer.figures["to"]) == (16, 8)
+    assert (tested.plan.of("a"), tested.plan.of("b")) == (Connections(16, 8), Connections(16, 16))
+    tested.use_one()
+    assert tested.plan.of("a") == tested.plan.of("b") == ONE_EACH
+    assert len(tested.choose(["b"], 4, 100.0)) == 2, "adaptation is on again"
+    assert tested.plan.of("b") == Connections(16, 16)
+
+
+@pytest.mark.parametrize(
+    ("connections", "model_bytes", "nodes"),
+    [(1, 44 * MB, 2), ("auto", MB - 1, 2), ("auto", None, 2), ("auto", 44 * MB, 129)],
+)
+def test_first_transfers_have_one_connection_otherwise(
+    connections: int | str, model_bytes: int | None, nodes: int
+) -> None:
+    tested, _ = control(connections, model_bytes)
+    assert tested.choose([f"n{number}" for number in range(nodes)], 1, 0.0) == []
+    assert tested.plan.of("n0") == ONE_EACH
+
+
+@pytest.mark.parametrize(
+    ("nodes", "model_bytes", "connections"), [(16, 44 * MB, 16), (17, 44 * MB, 15), (128, 44 * MB, 2), (2, MB, 4)]
+)
+def test_all_nodes_share_the_first_connections(nodes: int, model_bytes: int, connections: int) -> None:
+    tested, _ = control(model_bytes=model_bytes)
+    tested.choose([f"n{number}" for number in range(nodes)], 1, 0.0)
+    assert tested.plan.of("n0") == Connections(connections, connections)
