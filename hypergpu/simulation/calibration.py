@@ -1,11 +1,11 @@
 """Calibration of virtual time by a real run: the speed of its machine, nothing of its network or decisions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput
@@ -16,6 +16,14 @@ from hypergpu.simulation.scenario import ComputeTimes, Scenario
 
 _WIDE_ENOUGH = 1.25
 """Least ratio of two batch sizes whose times show the cost of a sample; closer ones show noise."""
+
+
+class StepTime(NamedTuple):
+    """Duration of a local step, in seconds."""
+
+    node: str
+    batch_size: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +64,30 @@ def calibrate(run_dir: Path, scenario: Scenario) -> Calibration:
     evaluation = max(0.0, median(gaps)) if gaps else scenario.evaluation_seconds
     links = scenario.profiles_of_links()
     scales = {name: FASTEST_TFLOPS / card.tflops for name, card in scenario.cards().items()}
-    compute = MeasuredCompute(compute_times(rows, times_of(scenario), scales))
+    events = run_dir / "events.jsonl"
+    late = _late_work(rows, list(strict_json.read_lines(events)) if events.exists() else [])
+    compute = MeasuredCompute(compute_times(rows, times_of(scenario), scales, late))
     half_trips = {name: link.up.latency.at(0.5) for name, link in links.items()}
-    return Calibration(compute, evaluation, _starts(run_dir / "events.jsonl", half_trips))
+    return Calibration(compute, evaluation, _starts(events, half_trips))
+
+
+def _late_work(rows: Sequence[Mapping[str, Any]], events: Iterable[Mapping[str, Any]]) -> Iterator[StepTime]:
+    """Yield the step times of updates that missed the end of their round: all that is known of some slow nodes."""
+    by_round = {row["round"]: row for row in rows}
+    for event in events:
+        if event["kind"] != "decision" or event.get("reason") != "after_deadline":
+            continue
+        node, figures = event["subject"], event["figures"]
+        row, seconds = by_round.get(figures["of_round"]), figures.get("compute_seconds", 0.0)
+        if row is not None and node in row["batch_sizes"] and seconds > 0:
+            yield StepTime(node, row["batch_sizes"][node], seconds / row["local_steps"])
 
 
 def compute_times(
-    rows: Sequence[Mapping[str, Any]], usual: ComputeTimes, scales: Mapping[str, float]
+    rows: Sequence[Mapping[str, Any]],
+    usual: ComputeTimes,
+    scales: Mapping[str, float],
+    late: Iterable[StepTime] = (),
 ) -> dict[str, ComputeTimes]:
     """Fit, for each node, a line through its step times on different batch sizes (Theil–Sen, by medians).
 
@@ -71,6 +96,7 @@ def compute_times(
         usual: the task's times, whose shape is kept for a node that had batches of one size only.
         scales: how many times longer the card of each node takes than the fastest. A node that never contributed is
             taken to be that much slower than the slowest card that did.
+        late: step times of nodes that contributed to no round.
 
     Raises:
         InvalidInput: no round was finished.
@@ -80,7 +106,11 @@ def compute_times(
         steps = row["local_steps"]
         for node in row["contributors"]:
             found.setdefault(node, []).append((row["batch_sizes"][node], row["compute_seconds"][node] / steps))
-    if not found:
+    contributed = set(found)
+    for node, batch_size, seconds in late:
+        if node not in contributed:
+            found.setdefault(node, []).append((batch_size, seconds))
+    if not contributed:
         raise InvalidInput("no round of the run was finished: there is nothing to calibrate by")
     lines = {node: _line(points, usual) for node, points in found.items()}
     slowest = max(lines, key=lambda node: scales[node])

@@ -70,7 +70,8 @@ def refuse_update(
     figures: Figures = {"of_round": event.round, "at_round": current_round}
     if member is not None and status is ev.UpdateStatus.LATE:
         member.late += 1
-        effects.decide(DecisionKind.UPDATE, event.node, WorkReason.AFTER_DEADLINE, figures)
+        late = {**figures, "compute_seconds": event.compute_seconds}
+        effects.decide(DecisionKind.UPDATE, event.node, WorkReason.AFTER_DEADLINE, late)
     elif member is not None and status is ev.UpdateStatus.DUPLICATE:
         member.retries += 1
     elif status is ev.UpdateStatus.STALE:

@@ -170,6 +170,21 @@ def test_compute_times_are_a_line_through_the_batches_that_a_node_had() -> None:
         compute_times([], usual, {"a": 1.0})
 
 
+def test_the_speed_of_a_node_that_was_always_late_is_that_of_its_late_updates(tmp_path: Path) -> None:
+    """Two fast nodes close each round at once; the third one needs ten times as long as its card would."""
+    groups = [
+        {"id": "fast", "count": 2, "gpu": "A100", "profile": "good"},
+        {"id": "slow", "gpu": "A100", "profile": "good", "speed": 0.1},
+    ]
+    config = {"training": {"close_share": 0.6}}
+    tested = scenario(nodes=groups, rounds=30, config=config, compute={"seconds_per_step": 0.01, "spread": 0.0})
+    outcome = simulate(tested, tmp_path / "real")
+    assert {each.node_id: each.rounds_contributed for each in outcome.nodes}["slow"] == 0
+    found = calibrate(tmp_path / "real", scenario(nodes=[*groups[:1], {"id": "slow", "gpu": "A100"}])).compute.times
+    fast, slow = (base_seconds(found[name], 64) for name in ("fast_0", "slow"))
+    assert slow == pytest.approx(10 * fast, rel=0.05)
+
+
 def test_errors_are_relative_to_the_real_round() -> None:
     found = round_times([{"seconds": s} for s in (1.0, 2.0, 4.0)], [{"seconds": s} for s in (1.1, 2.0, 3.0)])
     assert found.error_of_median == 0.0
