@@ -9,9 +9,12 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from hypergpu.netsim_proxy.link import PROFILES, Direction, Fail, Link, LossModel
+from hypergpu.netsim_proxy.link.congestion import CongestionControl
 from hypergpu.netsim_proxy.link.distributions import Empirical
 from hypergpu.netsim_proxy.link.transfer import Summary, plain_profile, transfer_times
 
+NEAR = 0.15
+"""Error up to which a mean counts as near."""
 STATISTICS = ("mean", "p50", "p90")
 BANDS = {
     "no loss": (0.0, 0.0),
@@ -19,7 +22,12 @@ BANDS = {
     "loss of 1 %": (0.01, 0.01),
     "loss of 3 %": (0.03, 0.03),
 }
-MEASURED = Path(__file__).parents[1] / "tests" / "data" / "tcp_transfers.jsonl"
+_DATA = Path(__file__).parents[1] / "tests" / "data"
+MEASURED = {
+    CongestionControl.CUBIC: _DATA / "tcp_transfers.jsonl",
+    CongestionControl.BBR: _DATA / "bbr_transfers.jsonl",
+}
+"""Transfers of Linux by congestion control, as `benchmarks/kernel_transfers.py` writes them."""
 
 
 def offers_per_second(profile: str, loss_model: LossModel, count: int, nbytes: int) -> float:
@@ -68,13 +76,14 @@ def pooled_errors(errors: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return out
 
 
-def transfer_errors(measured: Path, samples: int, seed: int) -> list[dict[str, Any]]:
+def transfer_errors(measured: Path, samples: int, seed: int, control: CongestionControl) -> list[dict[str, Any]]:
     """Return the model's mean, median and 90 % quantile beside the measured ones, for every measured condition."""
     out = []
     for line in measured.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         link = plain_profile(row["rtt_ms"], row["bandwidth_mbit"], row["loss"], queue_bytes=row["queue_bytes"])
-        times = transfer_times(link, row["bytes"], samples=samples if row["loss"] else 1, seed=seed)
+        count = samples if row["loss"] else 1
+        times = transfer_times(link, row["bytes"], samples=count, seed=seed, congestion_control=control)
         for kind, seconds in (("cold", row["cold_s"]), ("warm", row["warm_s"])):
             case: dict[str, Any] = {key: row[key] for key in ("rtt_ms", "bandwidth_mbit", "loss", "bytes")}
             model = summarize(times[kind])
@@ -91,7 +100,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50_000, help="RPCs per speed")
     parser.add_argument("--samples", type=int, default=200, help="transfers per measured line")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--measured", type=Path, default=MEASURED, help="JSON lines of measured transfers")
+    parser.add_argument("--congestion-control", choices=list(MEASURED), default=CongestionControl.CUBIC)
+    parser.add_argument("--measured", type=Path, help="JSON lines of measured transfers; by default those of the tests")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     speeds = {
@@ -99,7 +109,8 @@ def main() -> None:
         for profile in ("direct", "average", "unstable")
         for model in LossModel
     }
-    errors = transfer_errors(arguments.measured, arguments.samples, arguments.seed)
+    control = CongestionControl(arguments.congestion_control)
+    errors = transfer_errors(arguments.measured or MEASURED[control], arguments.samples, arguments.seed, control)
     pooled = pooled_errors(errors)
     if arguments.json:
         print(json.dumps({"offers_per_second": speeds, "errors": pooled, "transfers": errors}, indent=2))
@@ -111,7 +122,9 @@ def main() -> None:
         columns = "  ".join(f"{name} {e['model'][name]:8.3f} {e['errors'][name]:+7.1%}" for name in STATISTICS)
         condition = f"{e['rtt_ms']:5} {e['bandwidth_mbit']:6} {e['loss']:6.1%} {e['bytes']:10,}"
         print(f"{condition} {e['kind']} {e['count']:4}  {columns}")
-    print("\nbias: geometric mean of model / measured over conditions; median: of the absolute error of a condition;")
+    near = sum(abs(e["errors"]["mean"]) <= NEAR for e in errors)
+    print(f"\n{near} of {len(errors)} means within {NEAR:.0%}")
+    print("bias: geometric mean of model / measured over conditions; median: of the absolute error of a condition;")
     print("noise: median standard error of the measured means")
     for name, error in pooled.items():
         noise = f"  noise {error['noise']:5.1%}" if name.endswith("mean") else ""

@@ -91,6 +91,7 @@ async def _build(options: ProxyOptions, settings: ProxySettings) -> _Parts:
         catalogue.profile(options.profile, options.region),
         options.seed,
         loss_model=options.loss_model,
+        congestion_control=options.congestion_control,
         profiles=catalogue.profile,
         node_profiles=catalogue.of_nodes(options.node_profile or ()),
         region=options.region,

@@ -31,6 +31,7 @@ from hypergpu.netsim_proxy.io.addresses import Address
 from hypergpu.netsim_proxy.io.lateness import DEFAULT_BOUND_SECONDS
 from hypergpu.netsim_proxy.io.tls import ServerTls, UpstreamTls
 from hypergpu.netsim_proxy.link.access_lane import UpstreamBandwidth
+from hypergpu.netsim_proxy.link.congestion import CongestionControl
 from hypergpu.netsim_proxy.link.outcomes import LossModel
 
 _SOCKET: Final = f"{ADDRESS}|unix:PATH"
@@ -140,6 +141,13 @@ class ProxyOptions:
             rich_help_panel=_NETWORK,
         ),
     ] = LossModel.RPC
+    congestion_control: Annotated[
+        CongestionControl,
+        typer.Option(
+            help="Congestion control of TCP (transport), where the profile names none.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = CongestionControl.CUBIC
     profiles: Annotated[
         Path | None,
         typer.Option(

@@ -14,10 +14,10 @@ from hypergpu.common.limits import LARGEST_INTEGER
 from hypergpu.common.options import AsJson, Seed
 from hypergpu.console import new_table, print_json, print_table
 from hypergpu.netsim_proxy.config.profile_file import load_profiles
+from hypergpu.netsim_proxy.link.congestion import CongestionControl
 from hypergpu.netsim_proxy.link.outcomes import Direction, LossModel
 from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
 from hypergpu.netsim_proxy.link.transfer import Summary, plain_profile, transfer_times
-from hypergpu.netsim_proxy.link.window import CongestionControl
 
 MessageBytes = Annotated[
     int, typer.Option("--bytes", min=1, max=10**10, metavar="N", help="Size of the message, before its codec.")
@@ -42,7 +42,9 @@ QueueBytes = Annotated[
 ProfileName = Annotated[str, typer.Option(metavar="NAME", help="Link profile, instead of the figures above.")]
 ProfileFile = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file of your own profiles.")]
 Losses = Annotated[LossModel, typer.Option(help="rpc: lost calls fail. transport: lost packets delay the transfer.")]
-Control = Annotated[CongestionControl, typer.Option(help="Congestion control of TCP.")]
+Control = Annotated[
+    CongestionControl | None, typer.Option(help="Congestion control of TCP; by default that of the profile, or cubic.")
+]
 PathDirection = Annotated[Direction, typer.Option(help="up: from the node. down: to the node.")]
 CodecName = Annotated[
     str, typer.Option("--codec", metavar="NAME", help="Codec of the message: none, bf16, int8, int4 or topk.")
@@ -66,7 +68,7 @@ def transfer(
     profile: ProfileName = "",
     profiles: ProfileFile = None,
     loss_model: Losses = LossModel.TRANSPORT,
-    congestion_control: Control = CongestionControl.CUBIC,
+    congestion_control: Control = None,
     direction: PathDirection = Direction.UP,
     codec: CodecName = "none",
     connections: ConnectionCount = 1,
@@ -78,14 +80,14 @@ def transfer(
 
     Example: hypergpu transfer --rtt-ms 40 --bandwidth-mbit 20 --loss 0.01 --bytes 2000000 --codec int8
     """
+    link = _link(profile, profiles, rtt_ms, bandwidth_mbit, loss=loss, burst=burst, queue_bytes=queue_bytes)
     times = transfer_times(
-        _link(profile, profiles, rtt_ms, bandwidth_mbit, loss=loss, burst=burst, queue_bytes=queue_bytes),
+        link.with_congestion_control(congestion_control) if congestion_control else link,
         _encoded_bytes(nbytes, codec),
         loss_model=loss_model,
         samples=samples,
         seed=seed,
         direction=direction,
-        congestion_control=congestion_control,
         connections=connections,
     )
     if as_json:

@@ -5,6 +5,7 @@ from functools import partial
 
 from hypergpu.common.keyed_random import BufferedKeyedRandom, KeyedRandom
 from hypergpu.netsim_proxy.link.access_lane import AccessLink
+from hypergpu.netsim_proxy.link.congestion import CongestionControl
 from hypergpu.netsim_proxy.link.events import NetworkEvent
 from hypergpu.netsim_proxy.link.link import Link
 from hypergpu.netsim_proxy.link.outcomes import LossModel
@@ -20,7 +21,13 @@ def make_connections(scenario: Scenario, time: VirtualTime) -> dict[str, Simulat
     section = scenario.upstream_bandwidth
     access = AccessLink(section.bandwidth()) if section is not None else None
     make = partial(
-        Link, seed=scenario.seed, loss_model=loss_model, profiles=find, draws=BufferedKeyedRandom, access=access
+        Link,
+        seed=scenario.seed,
+        loss_model=loss_model,
+        congestion_control=scenario.congestion_control or CongestionControl.CUBIC,
+        profiles=find,
+        draws=BufferedKeyedRandom,
+        access=access,
     )
     return {
         name: SimulatedConnection(time, make(name, profile)) for name, profile in scenario.profiles_of_links().items()

@@ -79,7 +79,7 @@ async def _announce_rounds(cluster: LocalCluster) -> None:
 
 def _written(scenario: Scenario, out: Path) -> Path:
     """Return a file of the scenario's links and events, for the proxy."""
-    parts = {"profiles", "nodes", "links", "region", "loss_model", "upstream_bandwidth", "events"}
+    parts = {"profiles", "nodes", "links", "region", "loss_model", "congestion_control", "upstream_bandwidth", "events"}
     tree = scenario.model_dump(mode="json", include=parts, exclude_unset=True)
     tree["loss_model"] = scenario.loss_model  # the default of a scenario is not that of the proxy
     out.mkdir(parents=True, exist_ok=True)

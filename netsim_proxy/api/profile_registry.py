@@ -120,6 +120,8 @@ class ProfileRegistry:
             links.set_loss_model(ALL, scenario.loss_model)
         if scenario.upstream_bandwidth is not None:
             links.set_upstream_bandwidth(scenario.upstream_bandwidth)
+        if scenario.congestion_control is not None:
+            links.set_congestion_control(scenario.congestion_control)
         for count, (node_id, link) in enumerate(scenario.links.items()):
             links.set_profile(node_id, link.profile, link.region)
             if count % _LINKS_AT_ONCE == 0:

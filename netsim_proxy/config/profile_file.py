@@ -26,6 +26,7 @@ from hypergpu.common.config.whole import BytesOrZero
 from hypergpu.common.errors import ConfigError, UnknownName
 from hypergpu.common.files import read_text, shown
 from hypergpu.netsim_proxy.config.yaml_text import fault, parse_yaml
+from hypergpu.netsim_proxy.link.congestion import CongestionControl
 from hypergpu.netsim_proxy.link.distributions import Empirical, Latency, LogNormal, Normal, Pareto, Uniform
 from hypergpu.netsim_proxy.link.profiles import PROFILES, Loss, Path, Profile, find_profile
 from hypergpu.netsim_proxy.link.traces import parse_trace
@@ -174,6 +175,8 @@ class PathSection(ConfigSection):
     """Mean length of a run of losses; 1 = independent."""
     queue_bytes: BytesOrZero | None = None
     """Queue for the bandwidth in bytes; 0 = 100 ms worth of it."""
+    congestion_control: CongestionControl | None = None
+    """Congestion control of the sending host (loss model transport): cubic, reno or bbr."""
 
 
 class ProfileSection(ConfigSection):
@@ -194,6 +197,8 @@ class ProfileSection(ConfigSection):
     """Mean length of a run of losses; 1 = independent."""
     queue_bytes: BytesOrZero | None = None
     """Queue for the bandwidth in either direction, in bytes."""
+    congestion_control: CongestionControl | None = None
+    """Congestion control of TCP at both ends: cubic, reno or bbr."""
     jitter_correlation: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Correlation of successive latencies."""
     up: PathSection = PathSection()
@@ -235,6 +240,7 @@ class ProfileSection(ConfigSection):
             bandwidth_mbit=_first(own.bandwidth_mbit, self.bandwidth_mbit, base.bandwidth_mbit),
             loss=Loss(_first(own.loss, self.loss, base.loss.mean), _first(own.burst, self.burst, base.loss.burst)),
             queue_bytes=int(_first(own.queue_bytes, self.queue_bytes, base.queue_bytes)),
+            congestion_control=own.congestion_control or self.congestion_control or base.congestion_control,
         )
 
 

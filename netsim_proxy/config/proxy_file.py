@@ -19,6 +19,7 @@ from hypergpu.common.config.whole import Integer
 from hypergpu.common.log import LogFormat, LogLevel
 from hypergpu.netsim_proxy.config.scenario import UpstreamBandwidthSection
 from hypergpu.netsim_proxy.config.yaml_text import parse_yaml
+from hypergpu.netsim_proxy.link.congestion import CongestionControl
 from hypergpu.netsim_proxy.link.outcomes import LossModel
 
 Amount = Annotated[float, Field(ge=0)]
@@ -33,6 +34,8 @@ class NetworkSection(ConfigSection):
     """Seed of the network's random draws."""
     loss_model: LossModel | None = None
     """Effect of packet loss. rpc: calls fail; transport: TCP repairs the loss, which takes time."""
+    congestion_control: CongestionControl | None = None
+    """Congestion control of TCP, where the profile names none: cubic, reno or bbr."""
     profiles: Path | None = None
     """File of custom profiles."""
     node_profiles: dict[str, str] | None = None
@@ -139,6 +142,7 @@ class ProxyConfig(ConfigSection):
             "profile": network.profile,
             "seed": network.seed,
             "loss_model": network.loss_model,
+            "congestion_control": network.congestion_control,
             "profiles": network.profiles,
             "node_profile": _pairs(network.node_profiles),
             "region": network.region,

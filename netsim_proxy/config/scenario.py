@@ -25,6 +25,7 @@ from hypergpu.common.errors import ConfigError, InvalidInput, UnknownName
 from hypergpu.common.rpc import check_node_id
 from hypergpu.netsim_proxy.config.profile_file import Mbit, ProfileName, ProfileSection, build_profiles
 from hypergpu.netsim_proxy.link.access_lane import UpstreamBandwidth
+from hypergpu.netsim_proxy.link.congestion import CongestionControl
 from hypergpu.netsim_proxy.link.events import ALL, UPSTREAM, EventDirection, NetworkEvent
 from hypergpu.netsim_proxy.link.profiles import Profile, find_profile
 from hypergpu.netsim_proxy.link.regions import between_regions
@@ -163,6 +164,8 @@ class Network(ConfigSection):
     """Profile of each link by node id, in short form; "*" = all other links."""
     loss_model: Literal["rpc", "transport"] | None = None
     """Effect of packet loss: an RPC that fails, or time that TCP takes to repair it."""
+    congestion_control: CongestionControl | None = None
+    """Congestion control of TCP on links whose profile names none: cubic (the default), reno or bbr."""
     region: str = ""
     """Region of the upstream, which is the coordinator; by default us-east."""
     upstream_bandwidth: UpstreamBandwidthSection | None = None

@@ -12,6 +12,7 @@ from hypergpu.netsim_proxy.config.profile_file import build_profiles
 from hypergpu.netsim_proxy.config.scenario import Network, NodeLink, ScenarioError, as_list
 from hypergpu.netsim_proxy.config.yaml_text import fault, parse_yaml
 from hypergpu.netsim_proxy.link.access_lane import UpstreamBandwidth
+from hypergpu.netsim_proxy.link.congestion import CongestionControl
 from hypergpu.netsim_proxy.link.events import ALL, NetworkEvent
 from hypergpu.netsim_proxy.link.outcomes import LossModel
 from hypergpu.netsim_proxy.link.profiles import Profile
@@ -64,6 +65,8 @@ class Scenario:
     """Links by node id; "*" is the default."""
     loss_model: LossModel | None
     """Loss model of all links; None leaves it unchanged."""
+    congestion_control: CongestionControl | None
+    """Congestion control of links whose profile names none; None leaves it unchanged."""
     upstream_bandwidth: UpstreamBandwidth | None
     """Bandwidth of the upstream's access link; None leaves it unchanged."""
     events: tuple[NetworkEvent, ...]
@@ -90,7 +93,15 @@ def parse_scenario(
     loss_model = LossModel(file.loss_model) if file.loss_model else None
     section = file.upstream_bandwidth
     bandwidth = section.bandwidth() if section is not None else None
-    return Scenario(file.name or name, build_profiles(file.profiles), ordered, loss_model, bandwidth, tuple(events))
+    return Scenario(
+        file.name or name,
+        build_profiles(file.profiles),
+        ordered,
+        loss_model,
+        file.congestion_control,
+        bandwidth,
+        tuple(events),
+    )
 
 
 def _without(tree: Mapping[Any, Any], keys: frozenset[str]) -> dict[Any, Any]:

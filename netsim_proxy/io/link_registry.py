@@ -13,6 +13,7 @@ from hypergpu.netsim_proxy.io.pacer import Pacer
 from hypergpu.netsim_proxy.io.sweep import Sweep
 from hypergpu.netsim_proxy.link.access_lane import NO_LIMIT, AccessLink, UpstreamBandwidth
 from hypergpu.netsim_proxy.link.conditions import Blockage, one_way
+from hypergpu.netsim_proxy.link.congestion import CongestionControl
 from hypergpu.netsim_proxy.link.effect import no_effect_reason
 from hypergpu.netsim_proxy.link.events import ALL, UPSTREAM, DisconnectMode, EventDirection, EventType, NetworkEvent
 from hypergpu.netsim_proxy.link.link import Link
@@ -40,6 +41,7 @@ class LinkRegistry:
         seed: int,
         *,
         loss_model: LossModel = LossModel.RPC,
+        congestion_control: CongestionControl = CongestionControl.CUBIC,
         profiles: Callable[[str], Profile] = find_profile,
         node_profiles: Mapping[str, tuple[Profile, str]] | None = None,
         region: str = "",
@@ -49,6 +51,7 @@ class LinkRegistry:
         self.access = AccessLink(upstream_bandwidth)
         self.profile_name, self.region = profile.local_name, region
         self._pacer, self._default, self._seed, self._loss_model = pacer, profile, seed, loss_model
+        self._congestion_control = congestion_control
         self._links: dict[str, PacedLink] = {}
         self._for_all: list[tuple[NetworkEvent, float]] = []  # events on every link, also those to come; with their end
         self._sweep = Sweep(pacer.settle)
@@ -170,6 +173,12 @@ class LinkRegistry:
 
         self._sweep.start(self._in_use_first(), change)
 
+    def set_congestion_control(self, control: CongestionControl) -> None:
+        """Set the congestion control of connections that open from now on, where the profile names none."""
+        self._congestion_control = control
+        for paced in self:
+            paced.link.congestion_control = control
+
     def require(self, event: NetworkEvent) -> None:
         """Check that an event can happen.
 
@@ -248,7 +257,13 @@ class LinkRegistry:
 
     def _make(self, now: float, name: str, profile: Profile, region: str) -> PacedLink:
         link = Link(
-            name, profile, self._seed, loss_model=self._loss_model, profiles=self.find_profile, access=self.access
+            name,
+            profile,
+            self._seed,
+            loss_model=self._loss_model,
+            congestion_control=self._congestion_control,
+            profiles=self.find_profile,
+            access=self.access,
         )
         paced = self._links[name] = PacedLink(now, link, self._pacer.agenda, region)
         self._keep_pace(paced)

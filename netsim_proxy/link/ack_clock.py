@@ -53,3 +53,26 @@ class AckClock:
     def unused_since(self, now: float, packets: int) -> tuple[int, float]:
         """Return how many of the `packets` whose acknowledgements set this pace release nothing yet, and since when."""
         return int(packets * self.clocked / self._total), max(now, self._next_at)
+
+
+class PaceClock(AckClock):
+    """Allowance of one step of a paced sender. Time that it lets pass gives no credit."""
+
+    __slots__ = ()
+
+    @property
+    def next_at(self) -> float:
+        """Time from which the pace lets the next packet be sent."""
+        return self._next_at
+
+    def begin(self, packets: int, at: float, pace: float) -> None:
+        """Allow packets from a time on, so many seconds apart."""
+        self.start(0, packets, at, packets * pace)
+
+    def take_clocked(self, want: int, now: float) -> tuple[int, float, float]:
+        """Use the pace for up to `want` packets; return how many, when the first is sent, and the last after it."""
+        taken = min(want, self.clocked)
+        self.clocked -= taken
+        begin = max(now, self._next_at)
+        self._next_at = begin + taken * self._spacing
+        return taken, begin, max(0, taken - 1) * self._spacing

@@ -16,8 +16,10 @@ from typing import Final
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.netsim_proxy.link.access_lane import AccessLink, AccessShares
 from hypergpu.netsim_proxy.link.conditions import Blockage, Conditions, DirectionEffects
+from hypergpu.netsim_proxy.link.congestion import CongestionControl
 from hypergpu.netsim_proxy.link.distributions import standard_normal, standard_normal_cdf
 from hypergpu.netsim_proxy.link.events import DisconnectMode, EventDirection, NetworkEvent
+from hypergpu.netsim_proxy.link.flows import open_flow
 from hypergpu.netsim_proxy.link.lane import LinkLane
 from hypergpu.netsim_proxy.link.loss import LossChain
 from hypergpu.netsim_proxy.link.outcomes import (
@@ -33,7 +35,6 @@ from hypergpu.netsim_proxy.link.outcomes import (
 )
 from hypergpu.netsim_proxy.link.profiles import Loss, Profile, find_profile
 from hypergpu.netsim_proxy.link.tcp import PACKET_BYTES, SEGMENT_BYTES, TcpFlow
-from hypergpu.netsim_proxy.link.window import CongestionControl
 
 _UP: Final = Direction.UP  # reading it from the enum each time would take half the time of `offer`
 _RPC: Final = LossModel.RPC
@@ -517,7 +518,8 @@ class Link:
     def _open_flow(self, now: float, lane: LinkLane, connection: int) -> TcpFlow:
         name = "up" if lane is self._up else "down"
         draws = KeyedRandom(self._seed, self.link_id, "packets", name, connection)
-        flow = lane.flows[connection] = TcpFlow(lane.path, draws, self.congestion_control, lane.bottleneck)
+        control = lane.path.congestion_control or self.congestion_control
+        flow = lane.flows[connection] = open_flow(lane.path, draws, control, lane.bottleneck)
         effects = self._conditions.up if lane is self._up else self._conditions.down
         flow.set_path(lane.path, effects.bandwidth_factor, now)
         return flow

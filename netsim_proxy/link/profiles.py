@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from hypergpu.common.errors import UnknownName
+from hypergpu.netsim_proxy.link.congestion import CongestionControl
 from hypergpu.netsim_proxy.link.distributions import Latency, LogNormal, Uniform
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class Path:
     """Packet loss (loss model `transport`), or loss of RPCs (`rpc`), half of them on each path."""
     queue_bytes: int = 0
     """Queue for the bandwidth in bytes; 0 = 100 ms worth of it, between 64 KiB and 4 MiB."""
+    congestion_control: CongestionControl | None = None
+    """Congestion control of the sending host, for connections that open from now on; None = that of the link."""
 
     def __post_init__(self) -> None:
         check_bandwidth(self.bandwidth_mbit)
@@ -132,6 +135,11 @@ class Profile:
     def local_name(self) -> str:
         """Name without the route of the distance."""
         return self.name if self.distance is None else self.name.removesuffix(self.distance.route).rstrip()
+
+    def with_congestion_control(self, control: CongestionControl) -> "Profile":
+        """Return this profile with senders of one congestion control at both ends."""
+        up, down = (replace(path, congestion_control=control) for path in (self.up, self.down))
+        return replace(self, up=up, down=down)
 
     def with_up_of(self, other: "Profile") -> "Profile":
         """Return this profile with the uplink of another."""

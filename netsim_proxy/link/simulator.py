@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar
 from hypergpu.common.clock import Clock, monotonic, wall
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.keyed_random import KeyedRandom
+from hypergpu.netsim_proxy.link.congestion import CongestionControl
 from hypergpu.netsim_proxy.link.event_queue import EventQueue
 from hypergpu.netsim_proxy.link.events import ALL, UPSTREAM, EventType, NetworkEvent
 from hypergpu.netsim_proxy.link.link import Link
@@ -56,6 +57,7 @@ class NetworkSimulator:
         seed: seed of all random draws.
         clock: current time in seconds; a monotonic clock by default.
         loss_model: `rpc` fails a communication that is lost, `transport` delays it as TCP would.
+        congestion_control: `cubic`, `reno` or `bbr` (`transport` only), where the profile names none.
         upstream_region: region of the coordinator; distances of node regions are measured to it.
 
     Raises:
@@ -69,6 +71,7 @@ class NetworkSimulator:
         seed: int = 0,
         clock: Clock = monotonic,
         loss_model: LossModel | str = LossModel.RPC,
+        congestion_control: CongestionControl | str = CongestionControl.CUBIC,
         upstream_region: str = "us-east",
     ) -> None:
         self._default = _as_profile(default_profile)
@@ -78,6 +81,7 @@ class NetworkSimulator:
         self._clock = clock
         self._began = clock()
         self._loss_model = LossModel(loss_model)
+        self._control = CongestionControl(congestion_control)
         self._links: dict[str, Link] = {}
         self._tallies: dict[str, _Tally] = {}
         self._event_queue = EventQueue()
@@ -231,7 +235,13 @@ class NetworkSimulator:
     def _link(self, node_id: str) -> Link:
         link = self._links.get(node_id)
         if link is None:
-            link = Link(node_id, self._default, self._seed, loss_model=self._loss_model)
+            link = Link(
+                node_id,
+                self._default,
+                self._seed,
+                loss_model=self._loss_model,
+                congestion_control=self._control,
+            )
             self._links[node_id] = link
             self._tallies[node_id] = _Tally()
             for at, event in self._for_all:

@@ -1,27 +1,28 @@
 """TCP flow: delivery times of messages from a stochastic model, one flight of packets at a time.
 
 Each flight passes the bottleneck behind the packets that are queued there. It loses packets that overflow the queue and
-packets that the path loses. Its acknowledgements clock the next flight. Losses are repaired as Linux does: SACK and
-RACK-TLP (RFC 8985), proportional rate reduction (RFC 6937), and a retransmission timeout.
+packets that the path loses. Losses are noticed and repaired as Linux does: SACK and RACK-TLP (RFC 8985), and a
+retransmission timeout. When a flight is sent is a matter of the congestion control: see `WindowFlow` and `PacedFlow`.
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import Final, NamedTuple
 
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.netsim_proxy.link.ack_clock import AckClock
 from hypergpu.netsim_proxy.link.bottleneck import Bottleneck
+from hypergpu.netsim_proxy.link.congestion import INITIAL_WINDOW, CongestionWindow
 from hypergpu.netsim_proxy.link.flight import Flight, RoundTripFlight
 from hypergpu.netsim_proxy.link.loss import PacketLoss
 from hypergpu.netsim_proxy.link.profiles import Path
 from hypergpu.netsim_proxy.link.round_trips import RoundTrips
-from hypergpu.netsim_proxy.link.window import INITIAL_WINDOW, CongestionControl, Window
 
 SEGMENT_BYTES: Final = 1448
 """Payload of a packet: 1,500 bytes less IPv4, TCP and its timestamps."""
 HEADER_BYTES: Final = 52
 PACKET_BYTES: Final = SEGMENT_BYTES + HEADER_BYTES
-_DUPLICATES: Final = 3
+DUPLICATES: Final = 3
 """Later packets that must have arrived before an earlier one counts as lost at once."""
 _MANY: Final = 1 << 30
 _CONTINUES_SECONDS: Final = 0.005
@@ -32,7 +33,7 @@ _TICK_SECONDS: Final = 0.004
 """Lateness of the kernel's timers."""
 
 
-class _Notice(NamedTuple):
+class Notice(NamedTuple):
     """Notice of losses: when the sender learns of them, and what it may send then."""
 
     at: float
@@ -54,7 +55,7 @@ class _Notice(NamedTuple):
     timed_out: bool = False
 
 
-class TcpFlow:
+class TcpFlow(ABC):
     """One direction of a connection. It keeps its window and the flight in progress between messages.
 
     Attributes:
@@ -63,20 +64,15 @@ class TcpFlow:
     """
 
     __slots__ = (
-        "_bottleneck", "_clock", "_draws", "_flight", "_loss", "_passed", "_prior", "_round_trips",
-        "_unfilled", "_window", "busy_until", "sent",
+        "_bottleneck", "_clock", "_draws", "_flight", "_loss", "_passed", "_round_trips", "_unfilled", "busy_until",
+        "sent",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        path: Path,
-        draws: KeyedRandom,
-        control: CongestionControl = CongestionControl.CUBIC,
-        bottleneck: Bottleneck | None = None,
-    ) -> None:
+    _window: CongestionWindow
+
+    def __init__(self, path: Path, draws: KeyedRandom, bottleneck: Bottleneck | None = None) -> None:
         self._draws = draws
         self._bottleneck = bottleneck or Bottleneck()
-        self._window = Window(control)
         self._round_trips = RoundTrips()
         self.set_path(path)
         self.settle()
@@ -85,7 +81,6 @@ class TcpFlow:
         """Forget packets on their way; the window stays as it is."""
         self.sent = self.busy_until = -math.inf
         self._flight = RoundTripFlight()
-        self._prior = RoundTripFlight()  # whose acknowledgements clock this flight
         self._clock = AckClock()
         self._passed = -math.inf  # when the last byte has left the bottleneck
         self._unfilled = 0  # bytes that the last packet has room for, if more follow
@@ -125,91 +120,12 @@ class TcpFlow:
         self.sent = max(self.sent, until)
         self._flight.sent_last = max(self._flight.sent_last, until)
 
+    @abstractmethod
     def _send_packets(self, now: float, fresh: int, round_trip: float, short: float, more: bool) -> float:
-        """Send new packets, and lost ones again; return when the last has passed the bottleneck."""
-        if not self._round_trips.smoothed:
-            self._round_trips.begin(round_trip)
-            self._window.fill(now)
-        self._end_pause(now, round_trip)
-        bottleneck = self._bottleneck
-        bottleneck.join(self, now)
-        passed = now
-        while fresh:
-            # Once the bottleneck has fallen idle for want of data, the window has room for a new burst.
-            if not self._clock.left or now > self.busy_until:
-                self._next_round(max(now, self.sent), round_trip)
-            part = self._fly(now, fresh, round_trip, short)
-            if not self._clock.left:
-                self._window.fill(part.sent_last)
-            fresh -= part.packets
-            passed = max(passed, self.busy_until)
-            if part.lost:
-                mended, early = self._recover(part, round_trip, fresh, more)
-                passed = max(passed, mended)
-                fresh -= early
-        if not more:
-            self._note_usage()
-        bottleneck.busy_until = max(bottleneck.busy_until, self.busy_until)
-        return passed
+        """Send new packets, and lost ones again; return when the last has passed the bottleneck.
 
-    def _end_pause(self, now: float, round_trip: float) -> None:
-        """If all packets are acknowledged, end the flight and reduce the window for the idle time."""
-        out = self._flight
-        if not out.packets or now < out.ack_last:
-            return
-        self._acknowledge(out, round_trip)
-        self._flight = RoundTripFlight()
-        idle_seconds = max(0.0, now - out.sent_last)
-        timeouts = int(idle_seconds / self._round_trips.timeout_seconds)
-        self._window.rest(idle_seconds, timeouts)
-        if timeouts:
-            self._round_trips.pause()
-
-    def _acknowledge(self, flight: RoundTripFlight, round_trip: float) -> None:
-        if flight.packets:
-            self._round_trips.add(round_trip + flight.first_queued, round_trip + flight.last_queued, flight.packets)
-        if flight.grows_window:
-            self._window.acked(flight.packets, flight, round_trip)
-
-    def _note_usage(self) -> None:
-        """Reduce a window that has not been filled for a retransmission timeout."""
-        flight, clock = self._flight, self._clock
-        if clock.left and flight.grows_window:
-            self._window.use_part(flight.packets, flight.sent_last, self._round_trips.timeout_seconds)
-            clock.limit(max(0, self._window.packets - flight.packets))
-
-    def _next_round(self, now: float, round_trip: float) -> None:
-        """Start a round trip: the acknowledgements of the last flight release the packets of the next one."""
-        out, window = self._flight, self._window
-        before = window.packets
-        self._acknowledge(out, round_trip)
-        allowed = window.packets
-        self._flight = RoundTripFlight()
-        if now >= out.ack_last:
-            self._clock.start(allowed)
-            return
-        if self._clock.clocked and self._prior.ack_last > now:
-            # It sent less than it might have: acknowledgements of the flight before are still to come as well.
-            unused, out.ack_first = self._clock.unused_since(now, self._prior.packets)
-            out.packets += unused
-        self._prior = out
-        span = out.ack_last - out.ack_first
-        if out.reduced:
-            self._flight.repairs, self._flight.before = True, max(0, out.next_before)
-            self._flight.resent_at = out.resent_at
-            self._clock.start(0, max(1, out.next_packets - out.resent), out.ack_first, span)
-        elif out.repairs:
-            freed = out.freed_at(now)
-            if 0 < out.allowed <= freed + 1:
-                self._clock.start(out.allowed)
-            else:
-                begin = now if freed and now < out.freed_until else out.ack_first
-                self._clock.start(freed, allowed - freed, begin, out.ack_last - begin)
-        else:
-            came = (now - out.ack_first) / span if now > out.ack_first else 0.0
-            burst = max(0, int(before + came * (allowed - before) - (1 - came) * out.packets))
-            begin = max(now, out.ack_first)
-            self._clock.start(burst, max(1, allowed - burst), begin, out.ack_last - begin)
+        `short` is the share of a packet that the last one lacks.
+        """
 
     def _fly(self, now: float, want: int, round_trip: float, short: float) -> Flight:
         """Send up to `want` packets, as many as the round trip allows.
@@ -281,44 +197,11 @@ class TcpFlow:
             self.busy_until = passed
         return passed
 
-    def _recover(self, part: Flight, round_trip: float, fresh: int, more: bool) -> tuple[float, int]:
-        """Notice the losses of `part`, reduce the window, and send the packets again.
-
-        `fresh` packets are still to be sent after it; their acknowledgements reveal losses too.
-
-        Returns:
-            When the last packet has passed, and how many of the `fresh` ones were sent before a recovery that leaves no
-            room for others.
-        """
-        flight, window = self._flight, self._window
-        index = flight.packets - part.packets + part.first_lost
-        grown = -window.packets
-        if flight.grows_window:
-            window.acked(index, flight, round_trip)
-        grown += window.packets
-        follows = fresh > 0 or more
-        notice = self._notice(part, index, round_trip, fresh, more)
-        holes = part.lost - notice.probed
-        if notice.timed_out:
-            window.collapse()
-        elif not flight.reduced or (index >= flight.before and flight.next_before < 0):
-            self._reduce(index, holes, 1 if flight.repairs else _DUPLICATES, grown, follows=follows)
-        flight.reduced = True
-        passed, timed_out = self._resend(notice, holes, round_trip, follows=follows)
-        if timed_out or not follows:
-            back = passed + round_trip
-            self._flight = RoundTripFlight(1, back, back)
-            self._flight.repairs = not timed_out
-            self._flight.allow(notice.window or window.packets, notice.freed, notice.at, notice.freed_until)
-            self._flight.sent_last = self.sent = passed
-            self._clock.stop()
-        return passed, min(index, fresh) if timed_out else 0
-
-    def _notice(self, part: Flight, index: int, round_trip: float, fresh: int, more: bool) -> _Notice:
+    def _notice(self, part: Flight, index: int, round_trip: float, fresh: int, more: bool) -> Notice:
         """Return when the losses of `part` are noticed, the first of which is at `index` of the flight."""
         flight = self._flight
         recovering = flight.repairs
-        need = 1 if recovering else _DUPLICATES
+        need = 1 if recovering else DUPLICATES
         hole = part.first_lost
         follow = max(0, part.packets - hole - part.lost)
         early = min(index, _MANY if more else fresh)
@@ -328,29 +211,33 @@ class TcpFlow:
             until = -math.inf if recovering else part.ack_last
             if follow < need:
                 at = part.ack_of(hole + 1) + round_trip / 4 + _REORDERING_SECONDS
-                return _Notice(at, next_at=next_at, next_batch=early, freed=freed, freed_until=until)
+                return Notice(at, next_at=next_at, next_batch=early, freed=freed, freed_until=until)
             seen = part.lost - part.trailing_lost
             last_at = part.ack_of(part.last_lost + 1) if seen > 1 else -math.inf
             batch = min(follow - need + 1, seen)
-            return _Notice(part.ack_of(hole + need), batch, last_at, next_at, early, freed, until)
+            return Notice(part.ack_of(hole + need), batch, last_at, next_at, early, freed, until)
         if fresh or more:
             at = part.ack_last if more and self._clock.left else max(part.ack_first + round_trip, part.ack_last)
-            return _Notice(at + need * self._bottleneck.packet_seconds, early + 1, freed=freed)
+            return Notice(at + need * self._bottleneck.packet_seconds, early + 1, freed=freed)
         return self._notice_of_tail(part, index, round_trip)
 
-    def _notice_of_tail(self, part: Flight, index: int, round_trip: float) -> _Notice:
+    def _notice_of_tail(self, part: Flight, index: int, round_trip: float) -> Notice:
         """Return when the loss of the last packets of a message is noticed: nothing new is sent after them."""
-        flight, hole = self._flight, part.first_lost
-        before = part.ack_of(hole - 1) if hole else -math.inf
+        flight = self._flight
+        before = self._ack_before(part)
         if flight.repairs and (index < flight.before or flight.resent_at >= part.sent_last):
-            return _Notice(max(flight.resent_at + round_trip, before), part.lost, freed=_MANY)
-        at = (before if hole else self.sent) + self._tail_seconds(index, part.lost, round_trip)
+            return Notice(max(flight.resent_at + round_trip, before), part.lost, freed=_MANY)
+        at = (self.sent if before == -math.inf else before) + self._tail_seconds(index, part.lost, round_trip)
         if flight.repairs:
-            return _Notice(at, timed_out=True)
+            return Notice(at, timed_out=True)
         if part.lost > 1:
-            return _Notice(at + round_trip, 2, probed=1)
+            return Notice(at + round_trip, 2, probed=1)
         window = (self._window.packets + max(flight.packets, INITIAL_WINDOW)) // 2  # it was not full for so long
-        return _Notice(at, freed=window - 1, window=window)
+        return Notice(at, freed=window - 1, window=window)
+
+    def _ack_before(self, part: Flight) -> float:
+        """Return when the packet before the first lost one is acknowledged; -inf without one."""
+        return part.ack_of(part.first_lost - 1) if part.first_lost else -math.inf
 
     def _tail_seconds(self, index: int, holes: int, round_trip: float) -> float:
         """Return the time from the last acknowledgement to the probe or timeout that follows the loss of a tail."""
@@ -360,24 +247,7 @@ class TcpFlow:
             measured.add(round_trip + flight.first_queued, round_trip + flight.last_queued, index)
         return (measured.timeout_seconds if flight.repairs else measured.probe_seconds(holes)) + _TICK_SECONDS
 
-    def _reduce(self, index: int, holes: int, need: int, grown: int, *, follows: bool) -> None:
-        """Reduce the window for a loss at `index` of the flight, and plan how many packets the next flight has.
-
-        `need` acknowledgements of later packets reveal it; those before it have grown the window by `grown`.
-        """
-        flight, window = self._flight, self._window
-        prior = window.packets
-        # Until the loss is noticed each acknowledgement clocks out a packet, later ones as many as PRR allows.
-        unnoticed = index + grown + need - 1
-        if not flight.repairs or index >= flight.before:
-            window.reduce()
-            flight.next_before = unnoticed
-        total = flight.packets + (self._clock.left if follows else 0)
-        later = max(0, total - index - holes - need + 1)
-        kept = unnoticed + math.ceil(later * window.packets / prior)
-        flight.next_packets = max(kept, min(window.packets, unnoticed + later))
-
-    def _resend(self, notice: _Notice, holes: int, round_trip: float, *, follows: bool) -> tuple[float, bool]:
+    def _resend(self, notice: Notice, holes: int, round_trip: float, *, follows: bool) -> tuple[float, bool]:
         """Send holes again; `follows` says that other packets are sent beside them.
 
         Returns:

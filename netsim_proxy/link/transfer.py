@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from statistics import fmean
 
+from hypergpu.netsim_proxy.link.congestion import CongestionControl
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.link import Link
 from hypergpu.netsim_proxy.link.outcomes import Deliver, Direction, LinkRpc, LossModel
 from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
 from hypergpu.netsim_proxy.link.striping import SharedMessage, Stripe
-from hypergpu.netsim_proxy.link.window import CongestionControl
 
 _PAUSE_SECONDS = 0.005
 """Pause between the arrival of the first message and the start of the second."""

@@ -1,4 +1,4 @@
-"""Transfers by the kernel's own TCP (CUBIC) between two network namespaces, over a delay line."""
+"""Transfers by the kernel's own TCP between two network namespaces, over a delay line."""
 
 import contextlib
 import os
@@ -41,7 +41,14 @@ class Transfer:
     """Times since the start of the measurement, and the bytes that arrived then."""
 
 
-def measure(line: Line, transfers: Sequence[Transfer], *, seed: int = 0, most_seconds: float = 120.0) -> None:
+def measure(
+    line: Line,
+    transfers: Sequence[Transfer],
+    *,
+    seed: int = 0,
+    most_seconds: float = 120.0,
+    congestion_control: str = "cubic",
+) -> None:
     """Run `transfers` side by side through `line`, and fill in their seconds and arrivals.
 
     Runs in a process of its own, so that the caller stays in its network namespace. A message that has not arrived
@@ -59,7 +66,7 @@ def measure(line: Line, transfers: Sequence[Transfer], *, seed: int = 0, most_se
         code = 1
         try:
             os.close(readable)
-            _measure_here(line, transfers, seed, most_seconds)
+            _measure_here(line, transfers, seed, most_seconds, congestion_control)
             with os.fdopen(writable, "w") as out:
                 for number, transfer in enumerate(transfers):
                     out.writelines(f"s {number} {each!r}\n" for each in transfer.seconds)
@@ -100,17 +107,20 @@ class _Flow:
         self.done = False
 
 
-def _measure_here(line: Line, transfers: Sequence[Transfer], seed: int, most_seconds: float) -> None:
+def _measure_here(
+    line: Line, transfers: Sequence[Transfer], seed: int, most_seconds: float, congestion_control: str
+) -> None:
     with _namespaces(line, seed) as (near, far):
         enter(far)
         listener = socket.create_server((_HOSTS[1], _PORT), backlog=1024)
         enter(near)
-        _run(listener, [_flow(number, transfer) for number, transfer in enumerate(transfers)], most_seconds)
+        flows = [_flow(number, transfer, congestion_control) for number, transfer in enumerate(transfers)]
+        _run(listener, flows, most_seconds)
 
 
-def _flow(number: int, transfer: Transfer) -> _Flow:
+def _flow(number: int, transfer: Transfer, congestion_control: str) -> _Flow:
     client = socket.socket()
-    client.setsockopt(socket.IPPROTO_TCP, _TCP_CONGESTION, b"cubic")
+    client.setsockopt(socket.IPPROTO_TCP, _TCP_CONGESTION, congestion_control.encode())
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return _Flow(number, transfer, client)
 

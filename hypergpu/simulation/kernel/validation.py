@@ -7,9 +7,9 @@ from random import Random
 from statistics import fmean, stdev
 from typing import Any, Final
 
+from hypergpu.netsim_proxy.link.congestion import INITIAL_WINDOW
 from hypergpu.netsim_proxy.link.tcp import PACKET_BYTES, SEGMENT_BYTES
 from hypergpu.netsim_proxy.link.transfer import plain_profile, transfer_times
-from hypergpu.netsim_proxy.link.window import INITIAL_WINDOW
 from hypergpu.simulation.kernel.delay_line import Line
 from hypergpu.simulation.kernel.transfers import Transfer, measure
 

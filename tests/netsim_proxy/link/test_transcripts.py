@@ -16,13 +16,13 @@ from hypergpu import NetworkSimulator
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.netsim_proxy.link import Blocked, Deliver, Direction, Link, LossModel, NetworkEvent
+from hypergpu.netsim_proxy.link.congestion import CongestionControl
 from hypergpu.netsim_proxy.link.distributions import LogNormal, Uniform
+from hypergpu.netsim_proxy.link.flows import open_flow
 from hypergpu.netsim_proxy.link.outcomes import Cause
 from hypergpu.netsim_proxy.link.profiles import LAST_MILES, PROFILES, Loss, Profile, find_profile, symmetric
 from hypergpu.netsim_proxy.link.profiles import Path as NetworkPath
-from hypergpu.netsim_proxy.link.tcp import TcpFlow
 from hypergpu.netsim_proxy.link.transfer import plain_profile, transfer_times
-from hypergpu.netsim_proxy.link.window import CongestionControl
 from tests.transcripts import RequireTranscript
 
 DIRECTORY = Path(__file__).parent / "transcripts"
@@ -154,7 +154,7 @@ def story_of_windows() -> Iterator[str]:
     grid = product(CongestionControl, (0.006, 0.08, 0.4), (1.5, 40.0, math.inf), losses, (25_000, 400_000))
     for number, (control, round_trip, mbit, loss, queue) in enumerate(grid):
         path = NetworkPath(Uniform(round_trip / 2, round_trip / 2), mbit, loss, queue)
-        flow = TcpFlow(path, KeyedRandom(5, "windows", number), control)
+        flow = open_flow(path, KeyedRandom(5, "windows", number), control)
         now, arrived = 0.0, []
         for pause, nbytes, more in MESSAGES:
             now = max(now, flow.sent if more else now) + pause
