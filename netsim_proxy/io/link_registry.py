@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -31,6 +31,13 @@ MAX_RUNNING: Final = 100
 """Largest number of active events on one link: each change of the link examines all of them."""
 
 
+class _Transport(NamedTuple):
+    """Defaults of links: effect of losses, and congestion control where the profile names none."""
+
+    loss_model: LossModel
+    congestion_control: CongestionControl
+
+
 class LinkRegistry:
     """Links by node id. Each has the default profile until another is set; `seed` and its name key its draws."""
 
@@ -50,8 +57,8 @@ class LinkRegistry:
         self.find_profile = profiles
         self.access = AccessLink(upstream_bandwidth)
         self.profile_name, self.region = profile.local_name, region
-        self._pacer, self._default, self._seed, self._loss_model = pacer, profile, seed, loss_model
-        self._congestion_control = congestion_control
+        self._pacer, self._default, self._seed = pacer, profile, seed
+        self._transport = _Transport(loss_model, congestion_control)
         self._links: dict[str, PacedLink] = {}
         self._for_all: list[tuple[NetworkEvent, float]] = []  # events on every link, also those to come; with their end
         self._sweep = Sweep(pacer.settle)
@@ -155,7 +162,7 @@ class LinkRegistry:
             ResourceExhausted: there are too many links for another one.
         """
         if node_id == ALL:
-            self._loss_model = loss_model
+            self._transport = self._transport._replace(loss_model=loss_model)
 
         def change(paced: PacedLink) -> None:
             paced.link.set_loss_model(loss_model)
@@ -175,7 +182,7 @@ class LinkRegistry:
 
     def set_congestion_control(self, control: CongestionControl) -> None:
         """Set the congestion control of connections that open from now on, where the profile names none."""
-        self._congestion_control = control
+        self._transport = self._transport._replace(congestion_control=control)
         for paced in self:
             paced.link.congestion_control = control
 
@@ -260,8 +267,8 @@ class LinkRegistry:
             name,
             profile,
             self._seed,
-            loss_model=self._loss_model,
-            congestion_control=self._congestion_control,
+            loss_model=self._transport.loss_model,
+            congestion_control=self._transport.congestion_control,
             profiles=self.find_profile,
             access=self.access,
         )

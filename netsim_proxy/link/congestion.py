@@ -19,10 +19,10 @@ class CongestionControl(StrEnum):
 
 
 class CongestionWindow(Protocol):
-    """What the recovery of losses asks of an algorithm."""
+    """Window of an algorithm, as the recovery of losses sees it."""
 
     packets: int
-    """How many may be in flight."""
+    """Packets that may be in flight."""
 
     def collapse(self) -> None:
         """Start from one packet after a retransmission timeout."""

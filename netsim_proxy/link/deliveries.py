@@ -28,7 +28,7 @@ class _Arrivals(NamedTuple):
 
     @property
     def pace(self) -> float:
-        """How many leave in a second, between the first and the last."""
+        """Packets that leave in a second, between the first and the last."""
         return (self.packets - 1) / (self.last - self.first) if self.last > self.first else 0.0
 
 

@@ -1,4 +1,4 @@
-"""What BBR estimates of a path from deliveries: its rate, whether it is full, and whether a policer limits it.
+"""Estimates of a path from deliveries: its rate, whether it is full, and whether a policer limits it.
 
 All rates are in packets per second.
 """
@@ -101,7 +101,7 @@ class RateFilter:
 
 
 class FullPipe:
-    """Whether the path is full: three rounds have raised the rate by less than a quarter.
+    """Test of a full path: three rounds have raised the rate by less than a quarter.
 
     Attributes:
         is_full: whether it is.

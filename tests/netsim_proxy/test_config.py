@@ -14,6 +14,7 @@ from hypergpu.netsim_proxy.api.profile_registry import ProfileRegistry
 from hypergpu.netsim_proxy.config.proxy_file import parse_config
 from hypergpu.netsim_proxy.io.tls import ServerTls, UpstreamTls
 from hypergpu.netsim_proxy.link.access_lane import UpstreamBandwidth
+from hypergpu.netsim_proxy.link.congestion import CongestionControl
 from hypergpu.netsim_proxy.link.outcomes import LossModel
 from hypergpu.netsim_proxy.options import ProxyOptions, check
 
@@ -26,6 +27,7 @@ network:
   profile: poor
   seed: 7
   loss_model: transport
+  congestion_control: bbr
   profiles: p.yaml
   node_profiles: {n: good@eu-west}
   region: eu-west
@@ -69,6 +71,7 @@ def test_what_the_file_says_is_what_options_would(tmp_path: Path) -> None:
     assert settings.listen == [("127.0.0.1:2", ""), ("127.0.0.1:3", "a")]
     assert settings.pass_through == [("unix:/t.sock", "b")]
     assert (options.profile, options.seed, options.loss_model) == ("poor", 7, LossModel.TRANSPORT)
+    assert options.congestion_control is CongestionControl.BBR
     assert (options.node_profile, options.scenario) == (["n=good@eu-west"], Path("s.yaml"))
     assert (settings.client_link, settings.server_name_link) == ({"10.0.0.0/8": "c"}, {"x.y": "d"})
     assert settings.upstream_bandwidth == UpstreamBandwidth(500, 100, 1_000_000)
@@ -85,6 +88,7 @@ def test_options_go_before_the_file_and_what_is_left_out_has_its_default(tmp_pat
     options = parse("--profile=good", "--listen=127.0.0.1:3=x", f"--config={file}")
     assert (options.profile, options.seed, options.upstream) == ("good", 7, "u:1")
     assert (options.loss_model, options.control) == (LossModel.RPC, "127.0.0.1:0")
+    assert options.congestion_control is CongestionControl.CUBIC
     settings = check(options, {})
     assert settings.listen == [("127.0.0.1:2", ""), ("127.0.0.1:3", "x")]
     assert settings.upstream_tls is None
