@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypergpu.netsim_proxy.link import Deliver, Direction, Link, LossModel, NetworkEvent
-from hypergpu.netsim_proxy.link.access_lane import AccessLane, AccessLink, Share, UpstreamBandwidth
+from hypergpu.netsim_proxy.link.access_lane import AccessLane, AccessLink, AccessShares, Share, UpstreamBandwidth
 from hypergpu.netsim_proxy.link.striping import longest_piece_bytes
 from hypergpu.netsim_proxy.link.tcp import PACKET_BYTES, SEGMENT_BYTES
 from hypergpu.netsim_proxy.link.transfer import plain_profile
@@ -230,3 +230,49 @@ def test_a_late_piece_meets_the_lane_as_it_is_and_time_does_not_go_back() -> Non
 def test_what_is_no_bandwidth_is_refused(down: float, up: float, queue: int) -> None:
     with pytest.raises(ValueError, match=r"bandwidth must be above 0|0 bytes or more"):
         UpstreamBandwidth(down, up, queue)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("cross"), st.integers(0, 5), st.floats(1, 1e7), st.floats(0, 1)),
+            st.tuples(st.just("forget"), st.integers(0, 5), st.just(0.0), st.just(0.0)),
+            st.tuples(st.just("wait"), st.just(0), st.floats(0, 10), st.just(0.0)),
+            st.tuples(st.just("change"), st.just(0), st.sampled_from([0.01, 1.0, 1e4, math.inf]), st.just(0.0)),
+        ),
+        max_size=60,
+    )
+)
+def test_whatever_happens_all_that_was_sent_passes_and_nothing_else_is_waited_for(
+    steps: list[tuple[str, int, float, float]],
+) -> None:
+    lane, now = AccessLane(10), 0.0
+    shares = AccessShares(lane)
+    for kind, connection, amount, line_seconds in steps:
+        if kind == "cross":
+            before = shares.room_at(connection)
+            seconds = shares.cross(now, connection, amount, line_seconds)
+            assert 0 <= seconds < math.inf
+            assert shares.room_at(connection) >= before or not lane.is_limited
+        elif kind == "forget":
+            shares.forget(connection)
+        elif kind == "wait":
+            now += amount
+            assert 0 <= lane.wait_seconds(now) <= lane.queue_seconds
+        else:
+            lane.set_bandwidth(amount, 0, now)
+        assert lane.waiting_bytes >= -1e-3
+        assert lane.useful_bytes > 0
+    lane.set_bandwidth(10, 0, now)
+    lane.advance(now + 1e9)
+    assert (lane.waiting_bytes, lane.wait_seconds(now + 1e9)) == (0, 0)
+    assert shares.cross(now + 1e9, 7, 1_250_000, 0.0) == pytest.approx(1)
+
+
+def test_a_proxy_or_a_link_without_traffic_may_change_its_bandwidth_at_any_time() -> None:
+    access = AccessLink()
+    for mbit in (5.0, math.inf, 1e-6, 7.0):
+        access.change(UpstreamBandwidth(mbit, mbit), 3.0)
+    (link,) = links(access, [100], LossModel.RPC)
+    assert run([Transfer(link, 875_000, start=3.0)]) == pytest.approx(4.02, abs=0.01)
