@@ -47,6 +47,8 @@ class Static:
     """A round closes when so many of its nodes have answered."""
     optimizer: str | None = None
     """Name in `OPTIMIZERS`."""
+    local_state: str | None = None
+    """State of the nodes' optimizers between rounds."""
 
     def apply(self, training: TrainingConfig) -> TrainingConfig:
         """Return the configuration of this setting.
@@ -65,6 +67,8 @@ class Static:
             update["local_steps"] = self.local_steps
         if self.batch_size is not None:
             update["batch_size"] = self.batch_size
+        if self.local_state is not None:
+            update["local_state"] = self.local_state
         if self.close_percent is not None:
             update["close_share"] = self.close_percent / 100
         return parse(TrainingConfig, training.model_dump() | update, where=str(self))
@@ -116,12 +120,20 @@ def _optimizer(text: str) -> str:
     return text
 
 
+def _state(text: str) -> str:
+    if text not in _STATES:
+        raise ValueError
+    return text
+
+
+_STATES: Final = ("reset", "kept")
 _OPTIONS: Final = {
     "H": _Option("local_steps", _count, "1 or more local steps"),
     "batch": _Option("batch_size", _count, "1 or more samples"),
     "rate": _Option("rate", _factor, "a factor above 0"),
     "close": _Option("close_percent", _percent, "a percentage above 0, up to 100"),
     "optimizer": _Option("optimizer", _optimizer, f"one of {', '.join(OPTIMIZERS)}"),
+    "state": _Option("local_state", _state, " or ".join(_STATES)),
 }
 STATIC: Final[Mapping[str, Static]] = MappingProxyType(
     {

@@ -51,6 +51,7 @@ def test_diloco_is_adamw_within_and_nesterov_without() -> None:
     assert (found.local_steps, found.close_share, found.local_optimizer) == (100, 0.8, "adamw")
     assert found.learning_rate == pytest.approx(0.002)  # the scenario's 0.02 is one of SGD
     assert (found.server_learning_rate, found.server_momentum, found.server_nesterov) == (0.7, 0.9, True)
+    assert (found.local_state, training("diloco:state=reset").local_state) == ("kept", "reset")
 
 
 def test_a_scenario_of_adamw_keeps_its_rate_for_it_alone() -> None:
@@ -78,6 +79,7 @@ def test_optimisers_leave_nothing_of_the_scenarios_own() -> None:
         ("static:batch=1.5", "batch of .* is '1.5'; expected 1 or more samples"),
         ("first-80:H=1,H=2", "gives H twice"),
         ("static:h=1", "unknown option of 'static' 'h' .known: H, batch"),
+        ("diloco:state=keep", "state of 'diloco:state=keep' is 'keep'; expected reset or kept"),
         ("static:optimizer=fedadm", "did you mean 'fedadam'"),
         ("first_80", "did you mean 'first-80'"),
         ("static:", "unknown option"),
