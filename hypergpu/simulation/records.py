@@ -111,6 +111,11 @@ class Recording:
         states = {m.node_id: "done" if m.node_id in members.connected else str(m.connection) for m in members}
         return [node_row(m, states[m.node_id], override(m.node_id), rates.get(m.node_id)) for m in members]
 
+    @property
+    def bytes(self) -> int:
+        """Bytes on all links so far, in both directions."""
+        return self._bytes(Direction.DOWN) + self._bytes(Direction.UP)
+
     def _bytes(self, direction: Direction) -> int:
         return sum(node.connection.link.counters(direction).bytes for node in self._nodes.values())
 

@@ -27,7 +27,7 @@ from hypergpu.simulation.network import ChurnProcess, Network, make_connections
 from hypergpu.simulation.node import Compute, SimulatedNode, Start
 from hypergpu.simulation.records import Recording
 from hypergpu.simulation.scenario import Scenario
-from hypergpu.simulation.stall import StallDetector, missing
+from hypergpu.simulation.stall import MOST_SECONDS, StallDetector, missing
 from hypergpu.simulation.training_backend import TrainingBackend
 from hypergpu.simulation.virtual_time import VirtualTime
 from hypergpu.time_to_target import Course
@@ -93,19 +93,35 @@ def simulate(
     _add_nodes(nodes, scenario, time, starts, make)
     if scenario.time_limit_seconds is not None:
         time.at(scenario.time_limit_seconds, coordinator.dispatch, ev.Stop("the time limit of the scenario"))
-    stall = StallDetector.of(scenario)
-    given_up = ""
+    stall = StallDetector.of(scenario, learning.model_bytes)
     with _uncollected():
-        while not machine.finished:
-            before, since = machine.round, time.now
-            time.run(stall.gives_up_at(since, max(recording.round_seconds, default=0.0)))
-            if machine.round == before and not machine.finished:
-                given_up = f"no round was closed for {duration(time.now - since)}: waiting for {missing(machine)}"
-                given_up += f"; {recording.trouble}" if recording.trouble else ""
-                coordinator.dispatch(ev.Stop(given_up))
-    given_up = given_up or recording.failure
+        given_up = _run_to_its_end(time, coordinator, machine, recording, stall) or recording.failure
     recording.close(time.now, coordinator.link_rates)
     return _outcome(scenario, recording, nodes, missed=network.missed, seconds=time.now, given_up=given_up)
+
+
+def _run_to_its_end(
+    time: VirtualTime,
+    coordinator: SimulatedCoordinator,
+    machine: RoundMachine,
+    recording: Recording,
+    stall: StallDetector,
+) -> str:
+    """Let time pass until the run is over; return why it was given up, or an empty string."""
+    round_number, since = 0, 0.0
+    while not machine.finished:
+        if machine.round != round_number:
+            round_number, since = machine.round, time.now
+        moved, checked = recording.bytes, time.now
+        time.run(stall.gives_up_at(time.now, max(recording.round_seconds, default=0.0)))
+        stands = machine.round == round_number and not machine.finished
+        moves = stall.is_moving(recording.bytes - moved, time.now - checked) and time.now - since < MOST_SECONDS
+        if stands and not moves:
+            given_up = f"no round was closed for {duration(time.now - since)}: waiting for {missing(machine)}"
+            given_up += f"; {recording.trouble}" if recording.trouble else ""
+            coordinator.dispatch(ev.Stop(given_up))
+            return given_up
+    return ""
 
 
 def _machine(config: SystemConfig, adaptation: Adaptation, learning: TrainingBackend) -> RoundMachine:

@@ -213,6 +213,16 @@ def test_a_run_that_gets_nowhere_is_given_up_with_what_it_waits_for(tmp_path: Pa
     assert outcome.given_up in events(tmp_path)[-1]["text"]
 
 
+def test_a_run_whose_transfers_take_hours_goes_on_while_they_move() -> None:
+    """A round of 600 MB each way over 1 Mbit/s takes more than two hours."""
+    profiles = {"slow": {"rtt_ms": [50, 50], "down": {"bandwidth_mbit": 1}, "up": {"bandwidth_mbit": 1}}}
+    nodes = [{"id": "n", "gpu": "T4", "profile": "slow"}]
+    convergence = {"model_bytes": 600_000_000}
+    outcome = simulate(scenario(nodes, profiles=profiles, convergence=convergence, rounds=1, loss_model="rpc"))
+    assert (outcome.state, outcome.given_up) == ("completed", "")
+    assert max(outcome.round_seconds) > 2 * 3600
+
+
 def test_a_run_without_a_finite_update_says_which() -> None:
     diverging = {"training": {"learning_rate": 1e9}}
     outcome = simulate(scenario([{"id": "n", "gpu": "T4"}], learning="real", config=diverging))
