@@ -294,7 +294,7 @@ class TrainingService:
                     return False
                 engine.uploads.require_current(upload, stream)
                 added = upload.assembler.add(part)
-                meter.piece(added, arrived_at)
+                meter.piece(added, arrived_at, connection=id(stream))
                 engine.received(event.node, added)
         finally:
             if upload.assembler.complete or len(upload.streams) <= 1:

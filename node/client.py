@@ -194,8 +194,8 @@ class CoordinatorClient:
     async def _receive(self, work: Work, first: AsyncIterator[Chunk], assembler: Assembler) -> None:
         """Receive the parameters: `first` has those on the connection that brought the order."""
 
-        def deliver(chunk: Chunk) -> None:
-            self.downloads.chunk(assembler.add(chunk), self._arrived_at)
+        def deliver(chunk: Chunk, connection: int = 0) -> None:
+            self.downloads.chunk(assembler.add(chunk), self._arrived_at, connection)
 
         count = useful_connections(work.order.connections.down, assembler.payload.nbytes)
         if count == 1:

@@ -22,9 +22,9 @@ class DownloadMeter:
         """Begin to measure the parameters of an order that arrived at a time and was handled until now."""
         self._latest = TransferMeter(order_at if self._clock() - order_at < PAUSE_SECONDS else None)
 
-    def chunk(self, nbytes: int, at: float) -> None:
-        """Count a chunk of parameters that arrived at a time."""
-        self._latest.piece(nbytes, at)
+    def chunk(self, nbytes: int, at: float, connection: int = 0) -> None:
+        """Count a chunk of parameters that arrived at a time, on a connection of this number."""
+        self._latest.piece(nbytes, at, connection=connection)
 
     def take_report(self) -> pb.Transfer | None:
         """Return the measurement of the latest download once; None if there is nothing new."""

@@ -12,7 +12,7 @@ from hypergpu.node.uploading import TRANSIENT
 
 Receive = Callable[[Sequence[ByteRange]], AsyncIterator[Chunk]]
 """Receives chunks on one connection: those of certain ranges, or without ranges those that no other one has taken."""
-Deliver = Callable[[Chunk], None]
+Deliver = Callable[[Chunk, int], None]
 
 
 class SharedDownload:
@@ -20,7 +20,8 @@ class SharedDownload:
 
     Args:
         assembler: receives the parameters.
-        deliver: called with each chunk that arrives; raises CorruptData for a damaged one.
+        deliver: called with each chunk that arrives and the number of its connection; raises CorruptData for a damaged
+            one.
     """
 
     def __init__(self, assembler: Assembler, deliver: Deliver) -> None:
@@ -38,12 +39,12 @@ class SharedDownload:
             Unavailable: not all of them arrived.
             HyperGPUError: an error that concerns the whole work unit.
         """
-        await self._run([self._read(first), *(self._share(receive) for receive in others)])
+        await self._run([self._read(first, 0), *(self._share(each, number) for number, each in enumerate(others, 1))])
         for _ in range(MOST_FETCHES):
             if self._assembler.complete:
                 return
             lost = ByteRanges(self._assembler.missing)
-            await self._run([self._fetch(receive, lost) for receive in others])
+            await self._run([self._fetch(each, number, lost) for number, each in enumerate(others, 1)])
         if not self._assembler.complete:
             held = self._assembler.received
             raise Unavailable(f"the parameters ended after {held} bytes: {self._error or 'chunks are missing'}")
@@ -61,25 +62,25 @@ class SharedDownload:
                 task.cancel()
             await asyncio.gather(*working, return_exceptions=True)
 
-    async def _read(self, chunks: AsyncIterator[Chunk]) -> bool:
+    async def _read(self, chunks: AsyncIterator[Chunk], number: int) -> bool:
         """Deliver the chunks of one stream; return whether it ended without an error."""
         try:
             async for chunk in chunks:
-                self._deliver(chunk)
+                self._deliver(chunk, number)
         except TRANSIENT as error:
             self._error = error
             return False
         return True
 
-    async def _share(self, receive: Receive) -> None:
+    async def _share(self, receive: Receive, number: int) -> None:
         """Receive what no other connection has taken, again after the connection broke."""
         for failures in range(MOST_FAILURES):
-            if await self._read(receive(())):
+            if await self._read(receive(()), number):
                 return
             await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2**failures)
 
-    async def _fetch(self, receive: Receive, lost: ByteRanges) -> None:
+    async def _fetch(self, receive: Receive, number: int, lost: ByteRanges) -> None:
         """Receive chunks that a broken connection has lost, one after the other."""
         while (piece := lost.take(STRIPE_BYTES)) is not None:
-            if not await self._read(receive([piece])):
+            if not await self._read(receive([piece]), number):
                 return

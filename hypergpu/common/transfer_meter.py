@@ -1,10 +1,13 @@
 """Measurement of one transfer by its receiver: bytes, and the seconds in which they arrived."""
 
 import math
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 PAUSE_SECONDS: Final = 0.05
 """Time without reading after which flow control may have stopped the sender."""
+_MOST_TRAVELLING: Final = 0.1
+"""Share of the measured bytes that may have arrived before: the error of the rate is half of it at most."""
 _MARK_GROWTH: Final = 1.25
 """Factor between the bytes at two marks."""
 
@@ -28,6 +31,24 @@ class Transfer(NamedTuple):
         return nbytes > 0 and 0.0 <= seconds < math.inf and bytes_before >= 0 and 0.0 <= seconds_before < math.inf
 
 
+@dataclass(slots=True)
+class _Mark:
+    nbytes: int
+    """Bytes of the pieces that were complete."""
+    at: float
+    travelling: float = 0.0
+    """Bytes of other pieces that may have arrived."""
+
+    @property
+    def counted(self) -> int:
+        """Bytes that are taken to have arrived."""
+        return self.nbytes + round(0.5 * self.travelling)
+
+    def is_certain(self, nbytes: int) -> bool:
+        """Return whether the bytes after the mark, of so many in all, are known well."""
+        return self.travelling <= _MOST_TRAVELLING * (nbytes - self.counted)
+
+
 class TransferMeter:
     """Measures a transfer from its pieces as they arrive, over any number of connections.
 
@@ -35,28 +56,35 @@ class TransferMeter:
     Of a stretch of several pieces only the later half or a little more counts, because the sender's congestion window
     still grows in the beginning. The memory does not grow with the number of pieces.
 
+    A piece counts when it is complete. With several connections, parts of others are on their way by then, as much as
+    since the last piece on their connection or nothing, and the half counts. Where that makes much of the measured
+    part, it begins earlier, in the end with the first byte.
+
     Args:
         began_at: Arrival of the first byte, such as that of the header before the data; None if that is unknown, and
             the first piece counts only as the beginning.
     """
 
-    __slots__ = ("_best", "_ended_at", "_marks", "_nbytes")
+    __slots__ = ("_best", "_ended_at", "_latest", "_marks", "_nbytes")
 
     def __init__(self, began_at: float | None = None) -> None:
         self._best: Transfer | None = None
         self._nbytes = 0
         self._ended_at = 0.0
-        self._marks: list[tuple[int, float]] = []
-        """Bytes and time of some arrivals, each with `_MARK_GROWTH` times the bytes of the one before it."""
+        self._marks: list[_Mark] = []
+        """Some arrivals, each with `_MARK_GROWTH` times the bytes of the one before it."""
+        self._latest: dict[int, float] = {}
+        """Time of the latest arrival on each connection."""
         if began_at is not None:
             self._begin(began_at)
 
-    def piece(self, nbytes: int, at: float, *, more: bool = True) -> None:
+    def piece(self, nbytes: int, at: float, *, connection: int = 0, more: bool = True) -> None:
         """Count a piece that has arrived completely.
 
         Args:
             nbytes: Size of its payload.
             at: Time of its arrival in seconds; an earlier time than that of the piece before it counts as the same.
+            connection: Number of the connection that brought it.
             more: Whether the sender had more to send at once. If not, the time until the next piece does not count.
         """
         if not self._marks:
@@ -64,27 +92,38 @@ class TransferMeter:
         else:
             self._nbytes += nbytes
             self._ended_at = max(self._ended_at, at)
-            if self._nbytes >= max(1, _MARK_GROWTH * self._marks[-1][0]):
-                self._marks.append((self._nbytes, self._ended_at))
+            self._count_travelling(nbytes, self._latest.get(connection, self._marks[0].at))
+            if self._nbytes >= max(1, _MARK_GROWTH * self._marks[-1].nbytes):
+                self._marks.append(_Mark(self._nbytes, self._ended_at))
+        self._latest[connection] = self._ended_at
         if not more:
             self.pause()
+
+    def _count_travelling(self, nbytes: int, since: float) -> None:
+        """Count what may have arrived of a piece at each mark since the piece before it on its connection."""
+        for mark in reversed(self._marks):
+            if mark.at <= since:
+                return
+            mark.travelling += nbytes * (mark.at - since) / (self._ended_at - since)
 
     def pause(self) -> None:
         """End the stretch: the sender had nothing to send, or the receiver did not read for `PAUSE_SECONDS`."""
         self._best = self.measured
         self._nbytes = 0
         self._marks = []
+        self._latest = {}
 
     @property
     def measured(self) -> Transfer | None:
         """Measurement so far; None before two arrivals without a pause between them."""
-        begun, best = [mark for mark in self._marks if 2 * mark[0] <= self._nbytes], self._best
-        if not begun or not self._nbytes:
+        best, nbytes = self._best, self._nbytes
+        begun = [mark for mark in self._marks if 2 * mark.counted <= nbytes and mark.is_certain(nbytes)]
+        if not begun or not nbytes:
             return best
-        before, since = begun[-1]
-        latest = Transfer(self._nbytes - before, self._ended_at - since, before, since - self._marks[0][1])
+        before, since = begun[-1].counted, begun[-1].at
+        latest = Transfer(nbytes - before, self._ended_at - since, before, since - self._marks[0].at)
         return latest if best is None or latest.nbytes > best.nbytes else best
 
     def _begin(self, at: float) -> None:
         self._ended_at = at
-        self._marks.append((0, at))
+        self._marks.append(_Mark(0, at))

@@ -197,7 +197,7 @@ class StripedRpc(SimulatedRpc):
         self._arrived_bytes += nbytes
         self._arrived_at = now
         if self._meter is not None:
-            self._meter.piece(nbytes, now)
+            self._meter.piece(nbytes, now, connection=stream.number)
         if self._is_complete:
             self._complete(stream)
         elif self._fetches and self._message.waiting_bytes:

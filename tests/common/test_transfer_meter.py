@@ -49,6 +49,30 @@ def test_pieces_of_several_connections_count_alike() -> None:
     assert made.measured == Transfer(200, 2.0, 200, 2.0)
 
 
+def test_pieces_that_arrive_together_at_the_end_have_travelled_since_the_beginning() -> None:
+    made = TransferMeter(0.0)
+    for connection in range(6):
+        made.piece(1000, 9.9 + 0.01 * connection, connection=connection)
+    assert made.measured == Transfer(6000, made._ended_at)
+
+
+@pytest.mark.parametrize("pieces", [1, 4, 40])
+@pytest.mark.parametrize("connections", [1, 4, 16])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_the_rate_does_not_depend_on_the_number_of_connections(
+    connections: int, pieces: int, interleaved: bool
+) -> None:
+    """Connections share a line byte by byte, or send whole pieces in turn."""
+    made, rate = TransferMeter(0.0), 1000.0
+    for turn in range(pieces):
+        for connection in range(connections):
+            sent = (turn + 1) * connections if interleaved else turn * connections + connection + 1
+            made.piece(100, 100 * sent / rate, connection=connection)
+    measured = made.measured
+    assert measured is not None
+    assert measured.nbytes / measured.seconds == pytest.approx(rate, rel=0.051)
+
+
 def test_time_without_data_to_send_does_not_count() -> None:
     made = TransferMeter(0.0)
     made.piece(100, 1.0, more=False)

@@ -46,7 +46,8 @@ class Receiver(SharedDownload):
         self.counted = 0
         super().__init__(self.parameters, self.count)
 
-    def count(self, chunk: Chunk) -> None:
+    def count(self, chunk: Chunk, connection: int) -> None:
+        del connection
         self.counted += self.parameters.add(chunk)
 
 

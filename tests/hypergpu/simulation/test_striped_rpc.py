@@ -90,7 +90,7 @@ def test_a_measured_rate_is_that_of_all_connections_together() -> None:
     done = Transferred(time, line(time)).begin(UP, 8_000_000, 8)
     time.run()
     (measured,) = done.measured
-    assert measured.nbytes / measured.seconds == pytest.approx(1e7, rel=0.01)
+    assert measured.nbytes / measured.seconds == pytest.approx(1e7, rel=0.05)
 
 
 def test_small_calls_never_wait_behind_a_shared_transfer() -> None:

@@ -231,7 +231,7 @@ def test_real_processes_get_every_setting_that_is_not_the_default() -> None:
 
 def test_a_replay_has_the_connections_and_codecs_of_the_real_run(tmp_path: Path) -> None:
     tested = scenario(
-        nodes=[{"id": "n", "count": 3, "gpu": "A100", "profile": ["average", "cable", "fibre"]}],
+        nodes=[{"id": "n", "count": 3, "gpu": "A100", "profile": ["average", "dsl", "4g"]}],
         policy="reactive",
         loss_model="transport",
         convergence={"model_bytes": 8_000_000},
