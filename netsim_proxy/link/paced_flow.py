@@ -35,10 +35,10 @@ class _Step(NamedTuple):
     total_before: float
     acked_at: float
     """Time of the last acknowledgement before the last packet was sent."""
+    is_app_limited: bool
     round_trip: float
     lost: int
     mended_at: float
-    is_app_limited: bool
 
 
 class _Repair(NamedTuple):
@@ -137,8 +137,7 @@ class PacedFlow(TcpFlow):
     def _follow(self, part: Flight, round_trip: float, fresh: int, *, more: bool) -> float:
         """Expect what becomes of packets; return when the last has passed that is sent again after all others."""
         deliveries = self._deliveries
-        acked_at = max(deliveries.last_ack(part.sent_last), self._idle_until)
-        total_before = deliveries.acked(part.sent_last)
+        before = self._acked_before(part.sent_last)
         passed = mended_at = -math.inf
         deliveries.send(part.packets)
         if part.lost:
@@ -147,11 +146,13 @@ class PacedFlow(TcpFlow):
             deliveries.acknowledge(part.ack_first, part.ack_last, part.packets - part.lost)
         least = round_trip + min(part.first_queued, part.last_queued)
         self._round_trips.add(round_trip + part.first_queued, round_trip + part.last_queued, part.packets)
-        is_limited = total_before < self._limited_until
-        self._steps.append(
-            _Step(part.ack_last, part.sent_last, total_before, acked_at, least, part.lost, mended_at, is_limited)
-        )
+        self._steps.append(_Step(part.ack_last, part.sent_last, *before, least, part.lost, mended_at))
         return passed
+
+    def _acked_before(self, at: float) -> tuple[float, float, bool]:
+        """Return packets delivered by a time, when the last of them was, and whether that was for want of data."""
+        total = self._deliveries.acked(at)
+        return total, max(self._deliveries.last_ack(at), self._idle_until), total < self._limited_until
 
     def _lose(self, part: Flight, round_trip: float, fresh: int, *, more: bool) -> tuple[float, float]:
         """Plan to send lost packets again, or do it if nothing follows them.
@@ -197,19 +198,27 @@ class PacedFlow(TcpFlow):
             packets = min(len(holes), self._allowance(at))
             if packets < len(holes):
                 insort(self._repairs, _Repair(due, holes[packets:]))
-            again = tuple(each - 1 for each in holes[:packets] if each)
-            passed = self._pass_again(at, packets)
-            self.busy_until = max(self.busy_until, passed)
-            self._flight.resent_at = passed
-            self._deliveries.send(packets)
-            if packets > len(again):
-                first = passed - (packets - 1) * self._bottleneck.packet_seconds
-                self._deliveries.acknowledge(first + round_trip, passed + round_trip, packets - len(again))
-            if again:
-                self._deliveries.lose(passed + round_trip, len(again))
-                insort(self._repairs, _Repair(passed + round_trip, again))
+            passed = self._send_again(at, holes[:packets], round_trip)
             at = self._room_at(at + packets * self._window.packet_seconds)
         return at, passed
+
+    def _send_again(self, at: float, holes: tuple[int, ...], round_trip: float) -> float:
+        """Send lost packets again, and expect what becomes of them; return when they have passed."""
+        deliveries, packets = self._deliveries, len(holes)
+        again = tuple(each - 1 for each in holes if each)
+        before = self._acked_before(at)
+        self._flight.resent_at = passed = self._pass_again(at, packets)
+        self.busy_until = max(self.busy_until, passed)
+        back = passed + round_trip
+        deliveries.send(packets)
+        if packets > len(again):
+            first = back - (packets - 1) * self._bottleneck.packet_seconds
+            deliveries.acknowledge(first, back, packets - len(again))
+        if again:
+            deliveries.lose(back, len(again))
+            insort(self._repairs, _Repair(back, again))
+        self._steps.append(_Step(back, at, *before, back - at, len(again), back + round_trip))
+        return passed
 
     def _expected_repair(self, round_trip: float) -> float:
         """Return about when the last packet has passed that is sent again; more data will be sent before that."""

@@ -343,3 +343,11 @@ def test_the_profile_of_a_path_names_the_algorithm_of_its_sender() -> None:
     assert up < 0.5 * down, "the node sends with BBR, the upstream with CUBIC"
     by_link = transfer_times(base, nbytes, samples=5, congestion_control=BBR)["warm"].mean_seconds
     assert by_link == up
+
+
+def test_a_flow_recovers_from_the_losses_of_four_startups_at_once() -> None:
+    """Retransmissions are measured too: without that a window of one packet lasted for seconds. Linux takes 4.2 s."""
+    profile = plain_profile(100, 50, 0.01, queue_bytes=625_000)
+    times = transfer_times(profile, 20_000_000, samples=6, congestion_control=BBR, connections=4)
+    assert line_seconds(20_000_000, 50) < times["cold"].mean_seconds < 5.5
+    assert times["warm"].p90_seconds < 5.0
