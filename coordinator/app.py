@@ -49,7 +49,7 @@ from hypergpu.coordinator.spill import spilled_buffer
 from hypergpu.coordinator.training import TrainingService
 from hypergpu.coordinator.uploads import Disk, Uploads
 from hypergpu.protos import coordinator_pb2, coordinator_pb2_grpc
-from hypergpu.tasks import Task, build, with_local_optimizer
+from hypergpu.tasks import Task, build, with_local_optimizer, with_main_metric
 from hypergpu.tasks.identity import identity_of as task_identity_of
 from hypergpu.tasks.samples import count
 from hypergpu.tasks.saved import SavedModel
@@ -119,6 +119,7 @@ class Coordinator:
     """
 
     def __init__(self, config: SystemConfig, task: Task, options: Options) -> None:
+        task = with_main_metric(task, config.training.metric)
         training = with_local_optimizer(config.training, task)
         self.config = config = config.model_copy(update={"training": training})
         self.restart_asked = False

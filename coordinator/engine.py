@@ -1,7 +1,7 @@
 """Engine of a run: carries out the decisions of the round machine and reports the results back to it."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -349,10 +349,11 @@ class Engine:
                 text = f"skipped the step of round {closed.round}: the result is not finite"
                 self._publish(RunEvent(self.elapsed_seconds, closed.round, "step_skipped", text, {}))
             loss = metric = None
+            others: Mapping[str, float | None] = {}
             if closed.evaluate:
                 with self.metrics.evaluation_seconds.time():
                     found = await self._run(self._dependencies.evaluate, self.model.values)
-                loss, metric = found.loss, found.metric
+                loss, metric, others = found.loss, found.metric, found.others
                 self._report_metric_fault(found.fault, closed.round)
                 score = Score(closed.round, loss, metric, self.machine.metric)
                 await self._run(self._dependencies.files.evaluated, score)
@@ -362,10 +363,11 @@ class Engine:
             self.dispatch(ev.EvaluationFailed(closed.round, detail, stepped))
             return
         traffic = self._dependencies.links.traffic.take()
-        self._records.round(round_row(closed, loss, self.machine.metric, metric, self.elapsed_seconds, traffic=traffic))
+        row = round_row(closed, loss, self.machine.metric, metric, self.elapsed_seconds, traffic=traffic, others=others)
+        self._records.round(row)
         self._background.spawn("syncing the records", self._records.sync())
-        self.dispatch(ev.Evaluated(closed.round, loss, metric, self.model.update_norms))
-        self.metrics.evaluated(self.machine.loss, self.machine.metric_value)
+        self.dispatch(ev.Evaluated(closed.round, loss, metric, self.model.update_norms, others))
+        self.metrics.evaluated(self.machine.loss, self.machine.metric_value, others)
         # No await since the decision, so that the label matches the values saved under it.
         if closed.round % self.machine.config.checkpoint_every == 0 or self._is_checkpoint_overdue:
             await self._checkpoint(closed.round)

@@ -1,5 +1,7 @@
 """Prometheus metrics of the run, derived from effects and outcomes without decisions of their own."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -49,6 +51,29 @@ class _ClosedRounds:
         self._utilisation.set(time.utilisation)
 
 
+class _HeldOut:
+    """Series of the model on held-out data."""
+
+    def __init__(self, registry: CollectorRegistry, metric: MetricSpec) -> None:
+        text = "Loss on held-out data of the latest evaluated model that was not given up."
+        self._loss = OptionalGauge("hypergpu_loss", text, registry, {})
+        text = "Main metric of the same model; the label is its name."
+        self._metric = OptionalGauge("hypergpu_metric", text, registry, {"metric": metric.name})
+        text = "Further metrics on held-out data of the latest evaluated model, by name."
+        self._others = Gauge("hypergpu_further_metric", text, ("metric",), registry=registry)
+
+    def set(self, loss: float | None, metric: float | None, others: Mapping[str, float | None]) -> None:
+        """Set all figures; those that are None have no series."""
+        self._loss.set(loss)
+        self._metric.set(metric)
+        for name, value in others.items():
+            if value is not None:
+                self._others.labels(name).set(value)
+            else:
+                with suppress(KeyError):
+                    self._others.remove(name)
+
+
 class Metrics:
     """Prometheus series of the coordinator in `registry`; `metric` is the task's main metric."""
 
@@ -61,9 +86,6 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"hypergpu_{name}", text, labels, registry=registry)
 
-        def optional(name: str, text: str, **labels: str) -> OptionalGauge:
-            return OptionalGauge(f"hypergpu_{name}", text, registry, labels)
-
         def seconds(name: str, text: str) -> Histogram:
             return _seconds(name, text, registry)
 
@@ -71,8 +93,7 @@ class Metrics:
         self.abandoned = counter("rounds_abandoned", "Rounds that were abandoned and restarted.")
         self.round = gauge("round", "Number of the running or next round.")
         self.rounds_planned = gauge("rounds_planned", "Planned rounds of the run; 0 = unlimited.")
-        self._loss = optional("loss", "Loss on held-out data of the latest evaluated model that was not given up.")
-        self._metric = optional("metric", "Main metric of the same model; the label is its name.", metric=metric.name)
+        self._held_out = _HeldOut(registry, metric)
         self.samples = counter("samples", "Training samples in accepted updates.")
         self.updates = counter("updates", "Received updates, by outcome.", "outcome")
         self.rejected = counter("updates_rejected", "Rejected updates, by error.", "error")
@@ -87,10 +108,12 @@ class Metrics:
         self.evaluation_seconds = seconds("evaluation_duration", "Duration of an evaluation on held-out data.")
         self._begin_at_zero()
 
-    def evaluated(self, loss: float | None, metric: float | None) -> None:
-        """Set the figures of the model that training continues with; an undefined one has no series."""
-        self._loss.set(loss)
-        self._metric.set(metric)
+    def evaluated(self, loss: float | None, metric: float | None, others: Mapping[str, float | None]) -> None:
+        """Set the figures of the model that training continues with; an undefined one has no series.
+
+        `others` are the further metrics of the model that was evaluated.
+        """
+        self._held_out.set(loss, metric, others)
 
     def returned(self, reason: str) -> None:
         """Count an abandoned work unit; an unknown reason counts as `other`, so that nodes cannot invent labels."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from hypergpu.common.metric import MetricSpec
@@ -37,6 +38,7 @@ def round_row(
     ended_seconds: float,
     *,
     traffic: Mapping[str, Traffic],
+    others: Mapping[str, float | None] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return a line of rounds.jsonl; the loss and the metric, under its name, are on held-out data.
 
@@ -52,6 +54,7 @@ def round_row(
         spec.name: metric,
         "loss": loss,
         "train_loss": closed.loss,
+        **({"metrics": dict(others)} if others else {}),
         "samples": closed.samples,
         "local_steps": closed.local_steps,
         "learning_rate": closed.learning_rate,

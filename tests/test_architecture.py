@@ -37,7 +37,7 @@ WIDE_CLASSES = {
     "coordinator/core/batching/controller.py: AdaptiveBatchController": 17,
     "coordinator/core/selection/selector.py: DynamicNodeSelector": 13,
     "coordinator/engine.py: Engine": 28,
-    "coordinator/metrics.py: Metrics": 19,
+    "coordinator/metrics.py: Metrics": 18,
     "hypergpu/simulation/coordinator.py: SimulatedCoordinator": 15,
     "hypergpu/simulation/node.py: SimulatedNode": 26,
     "hypergpu/simulation/records.py: Recording": 15,

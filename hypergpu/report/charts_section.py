@@ -14,6 +14,8 @@ from hypergpu.report.model import Round, Run
 from hypergpu.report.table import row_id
 
 MOST_LANES = 32
+MOST_METRICS = 8
+"""Most further metrics that are drawn."""
 Of = Callable[[Round], float | None]
 
 
@@ -30,6 +32,8 @@ def learning(run: Run, others: Sequence[tuple[str, str, Run]] = ()) -> Markup:
     ]
     if metric != LOSS:
         measured.insert(0, (metric.name[0].upper() + metric.name[1:], lambda r: r.metric, metric))
+    further = list(dict.fromkeys(name for each in run.rounds for name in each.others))[:MOST_METRICS]
+    measured += [(name, _further(name), MetricSpec(name=name)) for name in further]
     figures = []
     for name, of, spec in measured:
         for over_time in (True, False):
@@ -39,6 +43,10 @@ def learning(run: Run, others: Sequence[tuple[str, str, Run]] = ()) -> Markup:
             figures.append(framed(f"{name} over {'time' if over_time else 'rounds'}", summary, chart))
     key = legend([(style, label) for label, style, _ in runs]) if others else None
     return tag("div", key, tag("div", *figures, class_="pairs"))
+
+
+def _further(name: str) -> Of:
+    return lambda each: each.others.get(name)
 
 
 def timeline(run: Run, rows: Sequence[int]) -> Markup:

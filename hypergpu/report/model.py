@@ -42,6 +42,8 @@ class Round:
     reason: str = ""
     loss: float | None = None
     metric: float | None = None
+    others: Mapping[str, float] = field(default_factory=dict)
+    """Further metrics by name."""
     train_loss: float | None = None
     samples: float | None = None
     nodes: tuple[NodeRound, ...] = ()

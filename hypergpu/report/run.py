@@ -147,6 +147,7 @@ def _round(row: Json, metric: MetricSpec) -> Round | None:
         reason=_word(row.get("reason")),
         loss=finite(row.get("loss")),
         metric=finite(row.get(metric.name)),
+        others=_numbers(row.get("metrics")),
         train_loss=finite(row.get("train_loss")),
         samples=finite(row.get("samples")),
         nodes=tuple(_node_rounds(row)),
@@ -228,6 +229,12 @@ def _nodes(*sources: object) -> tuple[Figures, ...]:
             if isinstance(row, dict) and isinstance(row.get("node_id"), str):
                 nodes.setdefault(_word(row["node_id"]), {}).update(_figures(row))
     return tuple({**figures, "node_id": name} for name, figures in nodes.items())
+
+
+def _numbers(value: object) -> dict[str, float]:
+    """Return the finite numbers of an object."""
+    found = {key: finite(each) for key, each in value.items()} if isinstance(value, dict) else {}
+    return {str(key): each for key, each in found.items() if each is not None}
 
 
 def _figures(value: object) -> Figures:

@@ -184,6 +184,11 @@ class ConvergenceBackend:
         self._accepted.forget(node)
 
     @property
+    def others(self) -> Mapping[str, float | None]:
+        """None: a modelled task has one metric."""
+        return {}
+
+    @property
     def metric_fault(self) -> str:
         """Error of the metric; a curve has none."""
         return ""

@@ -51,7 +51,9 @@ class Recorder(Protocol):
         loss: float | None,
         metric: float | None,
         now: float,
+        *,
         traffic: Mapping[str, Traffic],
+        others: Mapping[str, float | None],
     ) -> None:
         """Keep a round and its evaluation, with the bytes on each link since the round before."""
         ...
@@ -287,8 +289,10 @@ class SimulatedCoordinator:
     def _evaluate(self, closed: ev.CloseRound) -> None:
         loss, metric = self._learning.evaluate() if closed.evaluate else (None, None)
         self._record_metric_fault(closed.round)
-        self._recorder.round_closed(closed, loss, metric, self._time.now, self._links.traffic.take())
-        self.dispatch(ev.Evaluated(closed.round, loss, metric, self._learning.update_norms))
+        others = self._learning.others if closed.evaluate else {}
+        traffic = self._links.traffic.take()
+        self._recorder.round_closed(closed, loss, metric, self._time.now, traffic=traffic, others=others)
+        self.dispatch(ev.Evaluated(closed.round, loss, metric, self._learning.update_norms, others))
 
     def _record_metric_fault(self, round_number: int) -> None:
         """Record that the metric could not be computed, once for each cause."""

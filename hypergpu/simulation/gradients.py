@@ -1,5 +1,6 @@
 """Training by real gradients, with the trainer that the nodes use and the model that the coordinator uses."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypergpu.coordinator.initial_model import initial_values
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
 from hypergpu.node.optimizers import KeptState, LocalTraining
 from hypergpu.node.trainer import Trainer
-from hypergpu.tasks import Task, build, evaluate, metric_of, spec_of
+from hypergpu.tasks import Evaluation, Task, build, evaluate, metric_of, spec_of
 from hypergpu.tasks.partition import Partition, ShardOrder, partition
 from hypergpu.tasks.samples import count, labels
 from hypergpu.tasks.saved import SavedModel
@@ -44,8 +45,7 @@ class GradientBackend:
         model = self._trainer.model
         self.metric: MetricSpec = spec_of(metric_of(task, model.module))
         """Metric of the model."""
-        self.metric_fault = ""
-        """Error of the metric, if it raised one."""
+        self._evaluation: Evaluation | None = None
         self._model = GlobalModel(model.manifest, model.flat(), model.parameter_count, config)
         if config.initial_model:
             saved = SavedModel(build(task, config.seed))
@@ -154,8 +154,18 @@ class GradientBackend:
         """Return loss and metric on held-out data."""
         self._trainer.model.load(self._model.values)
         result = evaluate(self._trainer.model.module, self._task, batch_size=self._config.batch_size)
-        self.metric_fault = result.fault
+        self._evaluation = result
         return result.loss, result.metric
+
+    @property
+    def metric_fault(self) -> str:
+        """Error of a metric in the last evaluation, if it raised one."""
+        return self._evaluation.fault if self._evaluation else ""
+
+    @property
+    def others(self) -> Mapping[str, float | None]:
+        """Further metrics of the last evaluation."""
+        return self._evaluation.others if self._evaluation else {}
 
     def _memory_of(self, node: str) -> "_Memory":
         memory = self._nodes.get(node)

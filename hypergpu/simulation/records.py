@@ -74,7 +74,9 @@ class Recording:
         loss: float | None,
         metric: float | None,
         now: float,
+        *,
         traffic: Mapping[str, Traffic],
+        others: Mapping[str, float | None],
     ) -> None:
         """Record a closed round."""
         self.round_seconds.append(closed.seconds)
@@ -89,7 +91,7 @@ class Recording:
             if target is not None and self.reached_after is None and spec.reached(value, target):
                 self.reached_after = self.trained_seconds
         if self._dir is not None:
-            self._dir.round(round_row(closed, loss, spec, metric, now, traffic=traffic))
+            self._dir.round(round_row(closed, loss, spec, metric, now, traffic=traffic, others=others))
             self._dir.flush()
 
     def finished(self, finish: ev.Finish, now: float) -> None:

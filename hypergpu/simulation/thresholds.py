@@ -57,10 +57,12 @@ def metric_of_scenario(scenario: Scenario) -> MetricSpec:
         return ConvergenceBackend(
             scenario.config.training, scenario.learning_curve(), scenario.metric or ACCURACY
         ).metric
-    from hypergpu.tasks import build, load_task, metric_of, spec_of  # noqa: PLC0415  (torch takes seconds to import)
+    # torch takes seconds to import
+    from hypergpu.tasks import build, load_task, metric_of, spec_of, with_main_metric  # noqa: PLC0415
 
-    task = load_task(scenario.config.training.task, scenario.seed)
-    return spec_of(metric_of(task, build(task, scenario.config.training.seed).module))
+    training = scenario.config.training
+    task = with_main_metric(load_task(training.task, scenario.seed), training.metric)
+    return spec_of(metric_of(task, build(task, training.seed).module))
 
 
 def parse_threshold(text: str, metric: MetricSpec = ACCURACY) -> Threshold:

@@ -1,5 +1,6 @@
 """Interface to a model that is trained in virtual time."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from hypergpu.common.metric import MetricSpec
@@ -79,6 +80,11 @@ class TrainingBackend(Protocol):
     @property
     def metric_fault(self) -> str:
         """Reason for which the last evaluation gave no metric; empty if it gave one."""
+        ...
+
+    @property
+    def others(self) -> Mapping[str, float | None]:
+        """Further metrics of the last evaluation, by name."""
         ...
 
     def evaluate(self) -> tuple[float, float | None]:

@@ -1,8 +1,8 @@
 """Tasks: all that a user defines about the training, and evaluation on held-out data."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,9 @@ class Task:
     correct classes for a classification, and no metric but the loss for a regression."""
     metric: Metric | None = None
     """Alternative to `accuracy`: a metric with a name, a direction and a format, or one over the whole test set."""
+    metrics: tuple[Metric, ...] = ()
+    """Further metrics of the held-out samples, each recorded under its name. `training.metric` makes one of them the
+    main metric."""
     collate: Collate | None = None
     """Samples of a Dataset -> (inputs, targets) of a batch, for samples of different lengths; as the `collate_fn` of a
     DataLoader."""
@@ -60,6 +63,9 @@ class Task:
                 raise InvalidInput(f"task {self.name!r} has no {what} samples")
         if self.accuracy is not None and self.metric is not None:
             raise InvalidInput(f"task {self.name!r} has an accuracy and a metric; give one of them")
+        names = [each.name for each in (self.metric, *self.metrics) if each is not None]
+        if len(set(names)) < len(names):
+            raise InvalidInput(f"task {self.name!r} has metrics of the same name: {', '.join(names)}")
         if self.target is not None and not math.isfinite(self.target):
             raise InvalidInput(f"the target of task {self.name!r} is {self.target}; give a finite number, or None")
 
@@ -75,12 +81,14 @@ class Evaluation:
     batch_size: int
     """Batch size at the end: smaller than requested if memory ran out."""
     fault: str = ""
-    """Error of the metric; empty if it was computed."""
+    """Error of a metric; empty if all were computed."""
+    others: Mapping[str, float | None] = field(default_factory=dict)
+    """Further metrics of the task by name; None where one is undefined."""
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, task: Task, *, batch_size: int = 64) -> Evaluation:
-    """Return the mean loss and the metric over `task.test`; batches are weighted by their size.
+    """Return the mean loss and the metrics over `task.test`; batches are weighted by their size.
 
     A metric that fails is undefined, with its error in `fault`. The model keeps its mode (train or eval).
 
@@ -93,18 +101,22 @@ def evaluate(model: nn.Module, task: Task, *, batch_size: int = 64) -> Evaluatio
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.eval()
     total = count(task.test)
-    loss, tally = 0.0, Tally(task)
+    loss, tallies = 0.0, [Tally(task), *(Tally(task, metric) for metric in task.metrics)]
 
     def take(start: int, size: int) -> None:
         nonlocal loss
         inputs, targets = fetch(task.test, range(start, start + size), device, task.collate)
         outputs = call(model, inputs)
         batch_loss = float(task.loss(outputs, targets))
-        tally.add(outputs, targets, size)
+        for tally in tallies:
+            tally.add(outputs, targets, size)
         loss += size * batch_loss  # last: a batch that exceeds the memory is taken again in halves
 
     try:
         batch_size = in_batches(total, batch_size, take)
     finally:
         model.train(was_training)
-    return Evaluation(loss / total, tally.value(), total, batch_size, tally.fault)
+    main, *further = (tally.value() for tally in tallies)
+    others = {metric.name: value for metric, value in zip(task.metrics, further, strict=True)}
+    fault = next((tally.fault for tally in tallies if tally.fault), "")
+    return Evaluation(loss / total, main, total, batch_size, fault, others)

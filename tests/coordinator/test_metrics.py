@@ -28,12 +28,17 @@ def test_a_gauge_is_absent_until_its_value_is_known_and_when_it_is_undefined() -
         return {name: registry.get_sample_value(f"hypergpu_{name}", labels.get(name, {})) for name in names}
 
     assert exported() == {"loss": None, "metric": None, "train_loss": None}
-    metrics.evaluated(0.25, -0.5)
+    metrics.evaluated(0.25, -0.5, {})
     assert exported() == {"loss": 0.25, "metric": -0.5, "train_loss": None}
-    metrics.evaluated(0.0, None)
+    metrics.evaluated(0.0, None, {})
     assert exported() == {"loss": 0.0, "metric": None, "train_loss": None}
-    metrics.evaluated(math.nan, 0.5)
+    metrics.evaluated(math.nan, 0.5, {})
     assert exported() == {"loss": None, "metric": 0.5, "train_loss": None}
+    metrics.evaluated(0.5, 0.5, {"mae": 0.25, "f1": None})
+    assert registry.get_sample_value("hypergpu_further_metric", {"metric": "mae"}) == 0.25
+    metrics.evaluated(0.5, 0.5, {"mae": None, "f1": 0.75})
+    assert registry.get_sample_value("hypergpu_further_metric", {"metric": "mae"}) is None
+    assert registry.get_sample_value("hypergpu_further_metric", {"metric": "f1"}) == 0.75
     assert b"NaN" not in generate_latest(registry)
 
 

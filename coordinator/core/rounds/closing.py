@@ -1,10 +1,12 @@
 """Closing of a round: when it closes, whether it counts, and what its evaluation means for the run."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.metric import LOSS, MetricSpec
+from hypergpu.common.text import figure
 from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind, Figures
 from hypergpu.coordinator.core.rounds.adaptation import ModelAction, RoundReport
 from hypergpu.coordinator.core.rounds.deadlines import (
@@ -191,7 +193,13 @@ def _set_figures(state: RoundState, loss: float | None, metric: float | None, do
 
 
 def record_closed(
-    closed: CloseRound, loss: float | None, metric: float | None, spec: MetricSpec, effects: EffectBuffer
+    closed: CloseRound,
+    loss: float | None,
+    metric: float | None,
+    spec: MetricSpec,
+    effects: EffectBuffer,
+    *,
+    others: Mapping[str, float | None],
 ) -> None:
     """Record a closed round, with the loss and metric on held-out data where they were measured."""
     contributors = [each.node for each in closed.contributions if each.success]
@@ -199,6 +207,7 @@ def record_closed(
     figures = f"loss {loss:.4f}" if loss is not None else f"training loss {closed.loss:.4f}"
     if loss is not None and spec != LOSS:
         figures += f", {spec.label(metric)}"
+    figures += "".join(f", {name} {figure(value)}" for name, value in others.items())
     effects.record(
         "round_closed",
         f"round {closed.round}: {len(contributors)} of {len(closed.contributions)} nodes in {closed.seconds:.2f} s, "

@@ -147,6 +147,8 @@ class Evaluated:
     metric: float | None = None
     update_norms: tuple[float, float] | None = None
     """(mean of |update|² over the nodes, |mean update|²); None = not measured."""
+    others: Mapping[str, float | None] = field(default_factory=dict)
+    """Further metrics by name."""
 
 
 @message

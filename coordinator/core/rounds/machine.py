@@ -416,7 +416,7 @@ class RoundMachine:
         report = closing.round_report(closed, event, None if self.metric == LOSS else latest, self.metric)
         judgement = self.adaptation.finish_round(report)
         loss, metric = closing.take_evaluation(state, event, judgement.model, self.metric, effects)
-        closing.record_closed(closed, loss, metric, self.metric, effects)
+        closing.record_closed(closed, loss, metric, self.metric, effects, others=event.others)
         for decision in judgement.decisions:
             effects.add(decision)
         state.round = effects.round = closed.round + 1

@@ -80,8 +80,11 @@ class TrainingConfig(ConfigSection):
     """Rounds between evaluations on held-out data."""
     checkpoint_every: Count = 5
     """Rounds between checkpoints of the model."""
+    metric: str = ""
+    """Name of the task's metric that decides which model is best, and that `target_accuracy` is about; by default its
+    main one."""
     target_accuracy: float | None = None
-    """End the run early when the task's metric on held-out data reaches this value; any real number."""
+    """End the run early when the metric on held-out data reaches this value; any real number."""
 
     patience: CountOrZero = 0
     """Evaluations in a row without a better model (by its metric, then by its loss) after which the run ends; 0 trains

@@ -5,7 +5,7 @@ returned, and how each request was answered, without times. `--update-transcript
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -270,6 +270,7 @@ class ScriptedLearning:
     samples: int = 40
     update_norms: tuple[float, float] | None = None
     metric_fault: str = ""
+    others: Mapping[str, float | None] = field(default_factory=dict)
     sendings: SendingPlanner = field(default_factory=SendingPlanner)
 
     def train(self, order: ev.WorkAssigned, compute_seconds: float = 0.0) -> ev.UpdateArrived:
@@ -309,7 +310,7 @@ class NoRecords:
 
     def event(self, record: ev.RunEvent, now: float) -> None: ...
 
-    def round_closed(self, *arguments: Any) -> None: ...
+    def round_closed(self, *arguments: Any, **figures: Any) -> None: ...
 
     def finished(self, finish: ev.Finish, now: float) -> None: ...
 
