@@ -8,11 +8,14 @@ from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from hypergpu.cli.cluster_command import TARGET
+from hypergpu.cli.path_advice import find_path, path_gains
 from hypergpu.client import Client, connect
 from hypergpu.common.address import split_address
 from hypergpu.common.errors import HyperGPUError, InvalidInput
@@ -26,6 +29,9 @@ _SKEW_SECONDS = 5.0
 """Largest tolerable difference between clocks; more breaks certificates and dashboards."""
 
 
+_CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """Result of one check."""
@@ -36,12 +42,29 @@ class Check:
     fix: str = ""
 
 
-def doctor(context: typer.Context, as_json: AsJson = False) -> None:
+PathName = Annotated[
+    str,
+    typer.Option(
+        "--path",
+        metavar="NAME|FILE",
+        help="Say whether transfers over a path would gain from BBR: a CSV file of `trace record`, or a profile.",
+    ),
+]
+MessageBytes = Annotated[
+    int, typer.Option("--bytes", min=1, max=10**9, metavar="N", help="Size of a transfer over the path.")
+]
+
+
+def doctor(
+    context: typer.Context, path: PathName = "", nbytes: MessageBytes = 10_000_000, as_json: AsJson = False
+) -> None:
     """Check versions, addresses, token, clock and the path to the coordinator; each failure comes with its fix.
 
-    Example: hypergpu doctor --coordinator train.example.org:50051 --token-file token
+    Example: hypergpu doctor --coordinator train.example.org:50051 --token-file token --path path.csv
     """
-    checks = _installed()
+    checks = [*_installed(), *_congestion_control()]
+    if path:
+        checks += [Check("path", True, str(gain)) for gain in path_gains(find_path(path), nbytes)]
     target = TARGET.of(context)
     try:
         cluster = target.locate()
@@ -62,6 +85,15 @@ def doctor(context: typer.Context, as_json: AsJson = False) -> None:
                 console.print(marked("{space}[yellow]fix:[/] {fix}", space=" " * 18, fix=check.fix), soft_wrap=True)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
+
+
+def _congestion_control() -> list[Check]:
+    """Return the congestion control of this host's TCP, where the kernel tells."""
+    try:
+        used = _CONGESTION_CONTROL.read_text(encoding="ascii").strip()
+    except OSError:
+        return []
+    return [Check("tcp", True, f"this host sends with {used}")]
 
 
 def _installed() -> list[Check]:

@@ -218,11 +218,11 @@ class Bbr:
                 self._save_window()
             if recovery.begin(delivery):
                 self._rounds.restart(delivery.total)
-                self.packets = max(int(delivery.in_flight) + acked, 1)
+                self.packets = max(int(delivery.in_flight), 1)
             else:
                 self.packets = max(self.packets - delivery.lost, 1)
         if recovery.conserves:
-            self.packets = max(self.packets, int(delivery.in_flight) + acked)
+            self.packets = max(self.packets, int(delivery.in_flight))  # a packet for each that was delivered is in it
         else:
             target = self.target(HIGH_GAIN if self.mode in {Mode.STARTUP, Mode.DRAIN} else WINDOW_GAIN)
             if self.pipe.is_full:
