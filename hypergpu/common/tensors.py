@@ -14,7 +14,7 @@ from hypergpu.common.errors import CorruptData, ProtocolError
 
 CHUNK_BYTES = 1 << 20
 """Chunks of 1 MiB stream at two to six times the speed of one large message."""
-STRIPE_BYTES = 256 << 10
+STRIPE_BYTES = 64 << 10
 """Chunks of a transfer over several connections are shorter: at its end, all others wait for the slowest chunk."""
 MAX_GAPS = 1024
 """Most gaps in a payload on its way, far above those that `MAX_CONNECTIONS` leave: they take memory and time."""

@@ -42,7 +42,7 @@ def test_a_lossy_link_keeps_many_connections_and_a_slow_one_gets_smaller_payload
     assert coordinator.wait() == 0, coordinator.text
     first, *_, last = cluster.rounds()
     nodes = {row["node_id"]: row for row in json.loads((cluster.out / "nodes.json").read_text())}
-    assert first["connections_down"] == first["connections_up"] == {"lossy": 12, "slow": 12}, "one for each chunk"
+    assert first["connections_down"] == first["connections_up"] == {"lossy": 16, "slow": 16}
     assert nodes["lossy"]["connections_down"] >= 6
     assert nodes["lossy"]["down_least_mbit"] > 2 * ONE_CONNECTION_MBIT
     for direction, mbit in (("down", 6.0), ("up", 3.0)):  # where many connections bring a chunk or two each

@@ -15,6 +15,7 @@ from hypergpu.node.uploading import Send, SharedUpload
 from hypergpu.protos import coordinator_pb2 as pb
 
 PAYLOAD: Payload = np.random.default_rng(0).integers(0, 256, 8 * STRIPE_BYTES + 5, np.uint8)
+LONG: Payload = np.random.default_rng(0).integers(0, 256, 2 * CHUNK_BYTES + 5, np.uint8)
 INCOMPLETE = pb.PushUpdateReply(outcome=pb.PushUpdateReply.INCOMPLETE)
 ACCEPTED = pb.PushUpdateReply(outcome=pb.PushUpdateReply.ACCEPTED)
 
@@ -22,8 +23,8 @@ ACCEPTED = pb.PushUpdateReply(outcome=pb.PushUpdateReply.ACCEPTED)
 class Receiver:
     """The coordinator's end: takes chunks in, and tells the outcome on the stream that ends last."""
 
-    def __init__(self) -> None:
-        self.assembler = Assembler(np.zeros(PAYLOAD.nbytes, np.uint8))
+    def __init__(self, payload: Payload = PAYLOAD) -> None:
+        self.assembler = Assembler(np.zeros(payload.nbytes, np.uint8))
         self.chunks: dict[int, list[int]] = {}
         self.counted = 0
         self.asked = 0
@@ -69,19 +70,19 @@ async def test_several_connections_share_the_chunks_and_none_is_sent_twice() -> 
 
 
 async def test_one_connection_sends_long_chunks_without_asking() -> None:
-    receiver = Receiver()
-    upload = SharedUpload(PAYLOAD, ByteRanges([(0, PAYLOAD.nbytes)]), 1)
+    receiver = Receiver(LONG)
+    upload = SharedUpload(LONG, ByteRanges([(0, LONG.nbytes)]), 1)
     assert await upload.send([receiver.connection(0)], receiver.missing) is ACCEPTED
     assert receiver.chunks == {0: [CHUNK_BYTES, CHUNK_BYTES, 5]}
 
 
 async def test_one_connection_that_breaks_is_the_life_cycles_affair() -> None:
-    receiver = Receiver()
-    upload = SharedUpload(PAYLOAD, ByteRanges([(0, PAYLOAD.nbytes)]), 1)
+    receiver = Receiver(LONG)
+    upload = SharedUpload(LONG, ByteRanges([(0, LONG.nbytes)]), 1)
     broken = receiver.connection(0, lambda count: Unavailable("gone") if count == 1 else None)
     with pytest.raises(Unavailable, match="gone"):
         await upload.send([broken], receiver.missing)
-    assert list(receiver.assembler.missing) == [(CHUNK_BYTES, PAYLOAD.nbytes)]
+    assert list(receiver.assembler.missing) == [(CHUNK_BYTES, LONG.nbytes)]
 
 
 async def test_only_what_is_missing_is_sent() -> None:

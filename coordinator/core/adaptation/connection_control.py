@@ -22,7 +22,7 @@ _LARGE_BYTES: Final = 1_000_000
 _FIRST_IN_ALL: Final = 256
 """Connections of the first transfers of all nodes. Many nodes fill the coordinator's line together, whatever each has.
 
-Over a clean line 16 connections take up to a fifth longer than one, over a lossy one a 25th of the time (ADR 0013)."""
+Over a clean line 16 connections take 3 % longer than one at most, over a lossy one as little as a 38th (ADR 0013)."""
 _QUEUE: Final = 1.3
 """Ratio of round trips beside transfers to idle ones from which packets wait in a queue: a line that losses keep from
 being full has none. Queues hold about 100 ms."""

@@ -69,7 +69,7 @@ def test_an_upload_takes_the_line_as_long_as_its_bytes_do() -> None:
     time.run()
     assert done.arrived_at == [pytest.approx(travelling(4_000_000, 4 * 700) / 1e7 + ONE_WAY)]
     assert done.connection.link.counters(UP).bytes == travelling(4_000_000, 4 * 700)
-    assert done.connection.messages == 4 + 16
+    assert done.connection.messages == 4 + 62
 
 
 def test_the_other_connections_of_a_download_join_after_a_round_trip() -> None:
