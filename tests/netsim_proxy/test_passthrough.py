@@ -14,11 +14,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from hypergpu.netsim_proxy.config.link_map import LinkMap
+from hypergpu.netsim_proxy.link.access_lane import NO_LIMIT, UpstreamBandwidth
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.events import NetworkEvent
 from hypergpu.netsim_proxy.link.outcomes import Cause, Direction, LossModel
 from hypergpu.netsim_proxy.link.profiles import Loss, Profile
 from hypergpu.netsim_proxy.link.profiles import Path as LinkPath
+from tests.patience import patience
 
 Dial = Callable[[str], socket.socket]
 
@@ -456,3 +458,20 @@ def test_unix_sockets_on_both_sides(start_proxy: Any, tmp_path: Path) -> None:
                 assert sock.recv(10) == b"ping!"
     running.wait_for(running.passing.drain(0.0))
     assert not outer.exists()
+
+
+@pytest.mark.parametrize("model", list(LossModel))
+def test_connections_of_all_links_share_the_upstreams_bandwidth(proxy: Any, dial: Dial, model: LossModel) -> None:
+    proxy.call(proxy.ports.set_loss_model, "*", model)
+    sockets = [dial(listen(proxy, f"node_{number}")) for number in range(3)]
+    proxy.call(proxy.ports.set_upstream_bandwidth, UpstreamBandwidth(up_mbit=8))
+    began, nbytes = time.monotonic(), 100_000
+    for sock in sockets:
+        sock.sendall(bytes(nbytes))
+    assert all(len(read(sock, nbytes)) == nbytes for sock in sockets)
+    assert 0.3 <= time.monotonic() - began < patience(5)  # 0.1 s if each had the bandwidth to itself
+    proxy.call(proxy.ports.set_upstream_bandwidth, NO_LIMIT)
+    assert proxy.ports.known("node_0").transparent
+    for sock in sockets:
+        sock.sendall(b"more")
+    assert [read(sock, 4) for sock in sockets] == [b"more"] * 3
