@@ -3,7 +3,7 @@
 First with the kernel's own TCP beside the link model: when the first and the last transfer are complete, their mean,
 and the delay that small messages on a connection of their own have meanwhile. Needs Linux, root and /dev/net/tun; a
 process of ours carries the packets, first through the shared bandwidth and its drop-tail queue, then over each node's
-own line. Then whole simulated rounds of a star of up to 1,000 nodes.
+own line. Then whole simulated rounds of a star of up to 1,000 nodes, and the time to a target of policies.
 """
 
 import argparse
@@ -132,20 +132,27 @@ def compare_with_kernel(stars: Sequence[Star] = STARS) -> None:
             )
 
 
-def simulate_star(nodes: int, model_bytes: int, mbit: float, rounds: int, policy: str) -> None:
-    """Print what rounds of a star take, and what its bytes take at the rate of the access link alone."""
-    scenario = Scenario.model_validate(
+def star_scenario(nodes: int, model_bytes: int, mbit: float, rounds: int, policy: str, **config: object) -> Scenario:
+    """Return a scenario of nodes with lines of 100 Mbit/s."""
+    return Scenario.model_validate(
         {
             "name": f"star of {nodes}",
             "learning": "model",
             "convergence": {"model_bytes": model_bytes},
             "rounds": rounds,
+            "target_accuracy": 0.95,
             "policy": policy,
             "profiles": {"line": {"rtt_ms": 40, "bandwidth_mbit": 100}},
             "nodes": [{"id": "node", "count": nodes, "gpu": "T4", "profile": "line"}],
             "upstream_bandwidth": {"down_mbit": mbit, "up_mbit": mbit},
+            "config": {"training": {"learning_rate": 0.01}, **config},
         }
     )
+
+
+def simulate_star(nodes: int, model_bytes: int, mbit: float, rounds: int, policy: str) -> None:
+    """Print what rounds of a star take, and what its bytes take at the rate of the access link alone."""
+    scenario = star_scenario(nodes, model_bytes, mbit, rounds, policy)
     began = time.process_time()
     outcome = simulate(scenario)
     line = 2 * nodes * model_bytes * 8e-6 / mbit
@@ -157,19 +164,37 @@ def simulate_star(nodes: int, model_bytes: int, mbit: float, rounds: int, policy
     )
 
 
+def simulate_policies(nodes: int, model_bytes: int, mbit: float, rounds: int) -> None:
+    """Print the time to the target with all nodes, and with bounds on their number."""
+    rows = [("none", None), ("reactive", None), *(("reactive", nodes // share) for share in (2, 4, 8))]
+    for policy, most in rows:
+        selector = {"max_selected_nodes": most}
+        outcome = simulate(star_scenario(nodes, model_bytes, mbit, rounds, policy, selector=selector))
+        reached = outcome.time_to_target_seconds
+        print(
+            f"{nodes:5} nodes × {model_bytes / 1e6:g} MB, {mbit:g} Mbit/s, {policy}, at most {most or nodes} a round: "
+            f"{outcome.seconds / outcome.rounds:.1f} s a round, "
+            f"target after {'-' if reached is None else f'{reached:.0f}'} s",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Compare, and simulate stars."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("all", "kernel", "stars"), nargs="?", default="all")
+    parser.add_argument("part", choices=("all", "kernel", "stars", "policies"), nargs="?", default="all")
     part = parser.parse_args().part
-    if part != "stars":
+    if part in ("all", "kernel"):
         if reason := missing_permission():
             print(f"skipped: {reason}")
         else:
             compare_with_kernel()
-    if part != "kernel":
+    if part in ("all", "stars"):
         for nodes in (1, 16, 250, 1000):
             simulate_star(nodes, 44_000_000, 500, rounds=1, policy="none")
+    if part in ("all", "policies"):
+        simulate_policies(16, 44_000_000, 500, rounds=50)
+        simulate_policies(200, 4_000_000, 500, rounds=8)
 
 
 if __name__ == "__main__":
