@@ -96,6 +96,13 @@ async def test_the_upstreams_bandwidth_is_set_and_listed(stub: Any, ports: LinkR
     assert ports.known("node_1").transparent
 
 
+@pytest.mark.parametrize(("section", "mbit"), [("{down_mbit: 8}", 8), ("{}", math.inf), ("null", 500)])
+async def test_a_scenario_sets_the_upstreams_bandwidth(stub: Any, section: str, mbit: float) -> None:
+    await stub.SetUpstreamBandwidth(pb.SetUpstreamBandwidthRequest(down_mbit=500))
+    await stub.LoadScenario(pb.LoadScenarioRequest(yaml=f"upstream_bandwidth: {section}\n"))
+    assert (await stub.ListLinks(pb.ListLinksRequest())).upstream.down.bandwidth_mbit == mbit
+
+
 @pytest.mark.parametrize(
     ("request_", "told"),
     [
