@@ -205,6 +205,7 @@ class Bbr:
         if not self.rate:
             return
         packet_seconds = max(1 / (_MARGIN * self.gain * self.rate), _LEAST_PACKET_SECONDS)
+        packet_seconds = min(packet_seconds, self.least_round_trip)  # a collapse leaves a packet in a round trip
         if self.pipe.is_full or packet_seconds < self.packet_seconds:
             self.packet_seconds = packet_seconds
 
@@ -218,11 +219,11 @@ class Bbr:
                 self._save_window()
             if recovery.begin(delivery):
                 self._rounds.restart(delivery.total)
-                self.packets = max(int(delivery.in_flight), 1)
+                self.packets = max(int(delivery.in_flight) + acked, 1)
             else:
                 self.packets = max(self.packets - delivery.lost, 1)
         if recovery.conserves:
-            self.packets = max(self.packets, int(delivery.in_flight))  # a packet for each that was delivered is in it
+            self.packets = max(self.packets, int(delivery.in_flight))
         else:
             target = self.target(HIGH_GAIN if self.mode in {Mode.STARTUP, Mode.DRAIN} else WINDOW_GAIN)
             if self.pipe.is_full:

@@ -167,8 +167,9 @@ class PacedFlow(TcpFlow):
         holes = part.lost - notice.probed
         self._deliveries.lose(notice.at, part.lost)
         if follows:
-            insort(self._repairs, _Repair(notice.at, self._draw_losses(holes)))
-            passed, back = -math.inf, notice.at + round_trip + part.last_queued
+            again = self._draw_losses(holes)
+            insort(self._repairs, _Repair(notice.at, again))
+            passed, back = -math.inf, notice.at + (1 + max(again)) * (round_trip + part.last_queued)
         else:
             if notice.timed_out:
                 window.collapse()
