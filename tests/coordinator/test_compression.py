@@ -194,11 +194,11 @@ async def test_codecs_by_link_are_ordered_over_the_wire_and_recorded(
         node = run.node("a")
         await node.register()
         order = await node.work()
-        assert (order.order.update.codec, order.order.parameters.codec) == ("int8", "bf16")
-        payload, noise = form("int8").encode(VALUES)
+        assert (order.order.update.codec, order.order.parameters.codec) == ("int4", "bf16")
+        payload, noise = form("int4").encode(VALUES)
         assert await push(node, order, payload, noise=noise) == pb.PushUpdateReply.ACCEPTED
         await run.coordinator.engine.finished.wait()
         row = run.coordinator.engine.node_rows()[0]
-        assert (row["codec"], row["parameters_codec"], row["noise"]) == ("int8", "bf16", noise)
+        assert (row["codec"], row["parameters_codec"], row["noise"]) == ("int4", "bf16", noise)
         decided = [each for each in run.coordinator.engine.machine.decisions if each.kind == "compression"]
         assert [(each.subject, str(each.reason)) for each in decided] == [("a", "rate_not_measured")]

@@ -14,7 +14,7 @@ NETWORK = """
 loss_model: transport
 profiles:
   lossy: {rtt_ms: [60, 60], loss: 0.01, up: {bandwidth_mbit: 30}, down: {bandwidth_mbit: 30}}
-  slow: {rtt_ms: [20, 20], up: {bandwidth_mbit: 3}, down: {bandwidth_mbit: 6}}
+  slow: {rtt_ms: [20, 20], up: {bandwidth_mbit: 3}, down: {bandwidth_mbit: 4}}
 nodes:
   - {id: lossy, profile: lossy}
   - {id: slow, profile: slow}
@@ -44,8 +44,8 @@ def test_a_lossy_link_keeps_many_connections_and_a_slow_one_gets_smaller_payload
     nodes = {row["node_id"]: row for row in json.loads((cluster.out / "nodes.json").read_text())}
     assert first["connections_down"] == first["connections_up"] == {"lossy": 16, "slow": 16}
     assert nodes["lossy"]["connections_down"] >= 6
-    assert nodes["lossy"]["down_least_mbit"] > 2 * ONE_CONNECTION_MBIT
-    for direction, mbit in (("down", 6.0), ("up", 3.0)):  # where many connections bring a chunk or two each
+    assert nodes["lossy"]["down_least_mbit"] > 1.5 * ONE_CONNECTION_MBIT
+    for direction, mbit in (("down", 4.0), ("up", 3.0)):  # where many connections bring a chunk or two each
         known = nodes["slow"].get(f"{direction}_mbit") or nodes["slow"][f"{direction}_least_mbit"]
         assert known == pytest.approx(mbit, rel=0.2), nodes["slow"]
     assert first["parameters_codec"]["slow"] == "bf16"

@@ -18,7 +18,7 @@ from hypergpu.coordinator.core.adaptation.codec_choice import (
     evaluate,
 )
 from hypergpu.coordinator.core.adaptation.codec_decisions import CodecDecision, CodecMove, CompressionReason
-from hypergpu.coordinator.core.adaptation.codec_noise import HAS_FEEDBACK, UPDATE_CODECS, NoiseTable
+from hypergpu.coordinator.core.adaptation.codec_noise import HAS_FEEDBACK, PRIOR_NOISE, UPDATE_CODECS, NoiseTable
 from hypergpu.coordinator.core.adaptation.codec_sizes import CodecPair, CodecSizes
 from hypergpu.coordinator.core.adaptation.node_codecs import FIRST_BLOCK, LONGEST_BLOCK, NodeCodecs
 from hypergpu.coordinator.core.decisions import Figures
@@ -41,8 +41,10 @@ _MILD: Final = UPDATE_CODECS.index("int8")
 """Strongest codec that cannot make training diverge: its noise is far below that of the gradients."""
 _LARGE_BYTES: Final = 1_000_000
 """Size of a model that is not sent as float32 over a link whose rate is not measured."""
-_UNMEASURED: Final = CodecPair(UPDATE_CODECS.index("int8"), PARAMETERS_CODECS.index("bf16"))
-"""Codecs over such a link: they encode a gigabyte a second, and cost no accuracy."""
+_FIRST_PARAMETERS: Final = PARAMETERS_CODECS.index("bf16")
+_FIRST_UPDATES: Final = ("int4", "int8", "bf16", "none")
+"""Codecs over such a link: they encode a gigabyte a second. Updates use the first of these whose usual noise is
+permitted: what `int4` loses of one round arrives with the next, and uploads are mostly the slower direction."""
 _USUAL: Final = 0.5
 """Share of the latest rounds that a node takes part in, from which it counts for the choice."""
 _REGULAR: Final = 0.8
@@ -115,6 +117,8 @@ class CodecControl:
         self._is_adaptive = config.strategy is CompressionStrategy.ADAPTIVE and model_bytes is not None
         self._is_idle = config.strategy is CompressionStrategy.NONE or model_bytes is None
         self._sizes = CodecSizes(model_bytes or 0)
+        quiet = next(codec for codec in _FIRST_UPDATES if PRIOR_NOISE[codec] <= config.max_noise)
+        self._unmeasured = CodecPair(UPDATE_CODECS.index(quiet), _FIRST_PARAMETERS)
         first = CodecPair(UPDATE_CODECS.index(config.update_codec), PARAMETERS_CODECS.index(config.parameters_codec))
         self._nodes = NodeCodecs(first)
         self._noise = NoiseTable()
@@ -174,9 +178,9 @@ class CodecControl:
         self._nodes.is_known[rows] = True
         if self._sizes.up_bytes[0] < _LARGE_BYTES or not len(new):
             return []
-        first = (np.full(len(new), place) for place in _UNMEASURED)
+        first = (np.full(len(new), place) for place in self._unmeasured)
         self._nodes.set(rows[new], Codecs(*first))
-        figures = self._sizes.figures(CodecPair(), _UNMEASURED)
+        figures = self._sizes.figures(CodecPair(), self._unmeasured)
         return [CodecDecision(nodes[at], CompressionReason.RATE_NOT_MEASURED, figures) for at in new.tolist()]
 
     def _forecast(self, rows: Ints, present: Codecs, rates: TransferRates, outlook: Outlook) -> RoundForecast:

@@ -96,19 +96,11 @@ def bytes_of(codec: str) -> int:
     return find_codec(codec).encoded_bytes(MODEL_BYTES // 4)
 
 
-def test_the_slow_upload_is_encoded_and_its_saving_is_true() -> None:
+def test_the_slow_upload_stays_encoded() -> None:
     run = seen("slow upload")
-    assert run.codecs("n3")[-1].startswith("int4/")
-    chosen = [each for each in run.of("transfers_lengthen_round") if each["figures"]["to"].startswith("int4")]
-    assert {each["subject"] for each in chosen} == {"n1", "n2", "n3"}
-    figures = next(each["figures"] for each in chosen if each["subject"] == "n3")
-    assert figures["up_mbit"] == pytest.approx(4.0, rel=0.05)
-    saved = (figures["up_bytes_before"] - figures["up_bytes"]) / (4.0 * MBIT)
-    assert figures["expected_saving_seconds"] == pytest.approx(saved, rel=0.1)
-    before, after = (run.rounds[number]["waiting_seconds"]["n3"] for number in (0, -1))
-    assert before - after == pytest.approx(saved, rel=0.1)
-    verdict = next(each for each in run.of("saved_as_expected"))["figures"]
-    assert verdict["measured_saving_seconds"] == pytest.approx(verdict["expected_saving_seconds"], rel=0.15)
+    assert {codecs.split("/")[0] for codecs in run.codecs("n3")} == {"int4"}
+    waiting = [row["waiting_seconds"]["n3"] for row in run.rounds]
+    assert waiting[-1] == pytest.approx(bytes_of("int4") / (4.0 * MBIT), rel=0.15)
 
 
 def test_the_slow_download_is_sent_as_differences() -> None:
