@@ -88,8 +88,9 @@ def _adamw(model: FlatModel, parts: Sequence[slice], rate: float, decay: float, 
 def _muon(model: FlatModel, rate: float, decay: float, state: OptimizerState) -> ApplyStep:
     """Return a step of Muon for matrices, and of AdamW for all else (Jordan et al., "Muon", 2024).
 
-    A matrix moves as far as AdamW would move it, so that one rate suits both (Liu et al., "Muon is scalable for LLM
-    training", 2025). The kernels of a convolution are a matrix with a row for each output.
+    Each value of a matrix moves by a fifth of the rate (root mean square), as Liu et al. found AdamW to do late in a
+    training ("Muon is scalable for LLM training", 2025). The kernels of a convolution are a matrix with a row for each
+    output.
     """
     matrices: list[Tensor] = []
     rest: list[slice] = []
