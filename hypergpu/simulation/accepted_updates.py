@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from hypergpu.common.codecs import find_codec
 from hypergpu.common.codecs.feedback import DECAY
-from hypergpu.coordinator.core.adaptation.codec_noise import PRIOR_NOISE
+from hypergpu.coordinator.core.adaptation.codecs.noise import PRIOR_NOISE
 
 
 class ModelledUpdate(NamedTuple):

@@ -30,7 +30,7 @@ from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Bytes
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
-from hypergpu.coordinator.core.adaptation.codec_noise import PRIOR_NOISE
+from hypergpu.coordinator.core.adaptation.codecs.noise import PRIOR_NOISE
 from hypergpu.coordinator.core.model.outgoing import SendingPlanner
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.simulation.accepted_updates import AcceptedUpdates, ModelledUpdate

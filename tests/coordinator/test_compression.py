@@ -14,7 +14,7 @@ from hypergpu.common.codecs import PayloadFormat, find_codec
 from hypergpu.common.config import TrainingConfig
 from hypergpu.common.tensors import Flat, Manifest, Payload, TensorSpec, chunks
 from hypergpu.coordinator.broadcast import Broadcast
-from hypergpu.coordinator.core.adaptation import codec_control
+from hypergpu.coordinator.core.adaptation.codecs import control as codec_control
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.model.outgoing import OutgoingParameters, Sending
 from hypergpu.protos import coordinator_pb2 as pb

@@ -6,8 +6,8 @@ from enum import StrEnum
 
 import numpy as np
 
-from hypergpu.coordinator.core.adaptation.codec_decisions import CodecDecision
-from hypergpu.coordinator.core.adaptation.connection_control import ConnectionDecision
+from hypergpu.coordinator.core.adaptation.codecs.decisions import CodecDecision
+from hypergpu.coordinator.core.adaptation.connections.control import ConnectionDecision
 from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerChange
 from hypergpu.coordinator.core.adaptation.rate_search import RateChange
 from hypergpu.coordinator.core.batching.controller import BatchChange

@@ -11,8 +11,8 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import finite
 from hypergpu.common.strategies import AdaptationPolicy
-from hypergpu.coordinator.core.adaptation.codec_control import CodecControl, Outlook
-from hypergpu.coordinator.core.adaptation.connection_control import ConnectionControl
+from hypergpu.coordinator.core.adaptation.codecs.control import CodecControl, Outlook
+from hypergpu.coordinator.core.adaptation.connections.control import ConnectionControl
 from hypergpu.coordinator.core.adaptation.decision_log import LISTED, AdaptationLog, ClusterReason
 from hypergpu.coordinator.core.adaptation.enough import enough_share
 from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerChange

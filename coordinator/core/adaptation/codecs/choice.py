@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 
 from hypergpu.common.codecs.feedback import DECAY
-from hypergpu.coordinator.core.adaptation.codec_noise import HAS_FEEDBACK, UPDATE_CODECS
+from hypergpu.coordinator.core.adaptation.codecs.noise import HAS_FEEDBACK, UPDATE_CODECS
 from hypergpu.coordinator.core.adaptation.enough import enough_share
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints
 

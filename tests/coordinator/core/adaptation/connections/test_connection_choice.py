@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.connections import MAX_CONNECTIONS, ONE_EACH, Connections
 from hypergpu.common.transfer_meter import Transfer
-from hypergpu.coordinator.core.adaptation.connection_choice import RETRY_ROUNDS, ConnectionSearch, Outlook
-from hypergpu.coordinator.core.adaptation.connection_control import ConnectionControl
+from hypergpu.coordinator.core.adaptation.connections.choice import RETRY_ROUNDS, ConnectionSearch, Outlook
+from hypergpu.coordinator.core.adaptation.connections.control import ConnectionControl
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
 
 MB = 1_000_000

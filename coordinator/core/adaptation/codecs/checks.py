@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from hypergpu.coordinator.core.adaptation.codec_sizes import CodecPair
+from hypergpu.coordinator.core.adaptation.codecs.sizes import CodecPair
 from hypergpu.coordinator.core.node_arrays import Floats
 from hypergpu.coordinator.core.rounds.events import Contribution
 

@@ -5,8 +5,8 @@ from enum import StrEnum
 
 import numpy as np
 
-from hypergpu.coordinator.core.adaptation.codec_choice import Codecs, RoundForecast
-from hypergpu.coordinator.core.adaptation.codec_sizes import CodecPair
+from hypergpu.coordinator.core.adaptation.codecs.choice import Codecs, RoundForecast
+from hypergpu.coordinator.core.adaptation.codecs.sizes import CodecPair
 from hypergpu.coordinator.core.decisions import Figures
 from hypergpu.coordinator.core.links.profile import MBIT
 from hypergpu.coordinator.core.links.transfer_time import TransferRates

@@ -9,18 +9,18 @@ import numpy as np
 from hypergpu.common.config import CompressionConfig
 from hypergpu.common.strategies import CompressionStrategy
 from hypergpu.common.transfer_codecs import TransferCodecs
-from hypergpu.coordinator.core.adaptation.codec_checks import SavingChecks
-from hypergpu.coordinator.core.adaptation.codec_choice import (
+from hypergpu.coordinator.core.adaptation.codecs.checks import SavingChecks
+from hypergpu.coordinator.core.adaptation.codecs.choice import (
     PARAMETERS_CODECS,
     Codecs,
     RoundForecast,
     best_assignment,
     evaluate,
 )
-from hypergpu.coordinator.core.adaptation.codec_decisions import CodecDecision, CodecMove, CompressionReason
-from hypergpu.coordinator.core.adaptation.codec_noise import HAS_FEEDBACK, PRIOR_NOISE, UPDATE_CODECS, NoiseTable
-from hypergpu.coordinator.core.adaptation.codec_sizes import CodecPair, CodecSizes
-from hypergpu.coordinator.core.adaptation.node_codecs import FIRST_BLOCK, LONGEST_BLOCK, NodeCodecs
+from hypergpu.coordinator.core.adaptation.codecs.decisions import CodecDecision, CodecMove, CompressionReason
+from hypergpu.coordinator.core.adaptation.codecs.node_codecs import FIRST_BLOCK, LONGEST_BLOCK, NodeCodecs
+from hypergpu.coordinator.core.adaptation.codecs.noise import HAS_FEEDBACK, PRIOR_NOISE, UPDATE_CODECS, NoiseTable
+from hypergpu.coordinator.core.adaptation.codecs.sizes import CodecPair, CodecSizes
 from hypergpu.coordinator.core.decisions import Figures
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
 from hypergpu.coordinator.core.links.transfer_time import TransferRates

@@ -12,9 +12,9 @@ from hypergpu.common.codecs import find_codec
 from hypergpu.common.config import CompressionConfig
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.common.transfer_meter import Transfer
-from hypergpu.coordinator.core.adaptation.codec_control import CodecControl, Outlook
-from hypergpu.coordinator.core.adaptation.codec_decisions import CodecDecision, CompressionReason
-from hypergpu.coordinator.core.adaptation.codec_noise import PRIOR_NOISE
+from hypergpu.coordinator.core.adaptation.codecs.control import CodecControl, Outlook
+from hypergpu.coordinator.core.adaptation.codecs.decisions import CodecDecision, CompressionReason
+from hypergpu.coordinator.core.adaptation.codecs.noise import PRIOR_NOISE
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
 from hypergpu.coordinator.core.model.outgoing import SendingPlanner
 from hypergpu.coordinator.core.rounds.events import Contribution

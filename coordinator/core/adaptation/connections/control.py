@@ -7,7 +7,7 @@ from hypergpu.common.config.transfers import TransfersConfig
 from hypergpu.common.connections import ConnectionPlan, Connections, useful_connections
 from hypergpu.common.tensors import STRIPE_BYTES
 from hypergpu.common.transfer_meter import Transfer
-from hypergpu.coordinator.core.adaptation.connection_choice import (
+from hypergpu.coordinator.core.adaptation.connections.choice import (
     ConnectionsChange,
     ConnectionSearch,
     ConnectionsReason,

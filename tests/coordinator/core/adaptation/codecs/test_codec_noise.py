@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hypergpu.coordinator.core.adaptation.codec_noise import PRIOR_NOISE, UPDATE_CODECS, NoiseTable
+from hypergpu.coordinator.core.adaptation.codecs.noise import PRIOR_NOISE, UPDATE_CODECS, NoiseTable
 
 INT8, INT4 = UPDATE_CODECS.index("int8"), UPDATE_CODECS.index("int4")
 ROWS = np.array([0, 1, 2])

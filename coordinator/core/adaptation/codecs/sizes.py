@@ -7,8 +7,8 @@ import numpy as np
 
 from hypergpu.common.codecs import find_codec
 from hypergpu.common.transfer_codecs import TransferCodecs
-from hypergpu.coordinator.core.adaptation.codec_choice import PARAMETERS_CODECS
-from hypergpu.coordinator.core.adaptation.codec_noise import UPDATE_CODECS
+from hypergpu.coordinator.core.adaptation.codecs.choice import PARAMETERS_CODECS
+from hypergpu.coordinator.core.adaptation.codecs.noise import UPDATE_CODECS
 from hypergpu.coordinator.core.links.transfer_time import TransferRates, transfer_seconds
 from hypergpu.coordinator.core.node_arrays import Floats
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hypergpu.coordinator.core.adaptation.codec_choice import (
+from hypergpu.coordinator.core.adaptation.codecs.choice import (
     Codecs,
     RoundForecast,
     best_assignment,

@@ -5,8 +5,8 @@ from typing import Final
 
 import numpy as np
 
-from hypergpu.coordinator.core.adaptation.codec_choice import PARAMETERS_CODECS, Codecs
-from hypergpu.coordinator.core.adaptation.codec_sizes import CodecPair
+from hypergpu.coordinator.core.adaptation.codecs.choice import PARAMETERS_CODECS, Codecs
+from hypergpu.coordinator.core.adaptation.codecs.sizes import CodecPair
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, grow_column
 from hypergpu.coordinator.core.rounds.events import Contribution
 

@@ -1,0 +1,1 @@
+"""Choice of the codecs of each node, by link."""

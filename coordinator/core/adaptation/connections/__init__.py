@@ -1,0 +1,1 @@
+"""Choice of the connections of each node, by measured rates."""
