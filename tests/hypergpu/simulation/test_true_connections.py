@@ -102,7 +102,7 @@ def test_nothing_is_chosen_without_adaptation() -> None:
 
 
 def test_nothing_is_chosen_for_a_model_of_one_chunk() -> None:
-    assert decided(run("lossy", model_bytes=200_000)) == {}
+    assert decided(run("lossy", model_bytes=60_000)) == {}
 
 
 def test_a_collapse_is_the_reason_of_a_new_search_on_its_link_only() -> None:
