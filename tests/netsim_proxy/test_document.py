@@ -12,6 +12,7 @@ from hypergpu.netsim_proxy.config.profile_file import parse_profiles
 from hypergpu.netsim_proxy.config.proxy_file import parse_config
 from hypergpu.netsim_proxy.config.scenario_file import parse_scenario
 from hypergpu.netsim_proxy.link.access_lane import UpstreamBandwidth
+from hypergpu.netsim_proxy.link.congestion import CongestionControl
 from hypergpu.netsim_proxy.link.events import EventType
 from hypergpu.netsim_proxy.link.profiles import LAST_MILES, PROFILES
 from hypergpu.netsim_proxy.options import ProxyOptions
@@ -36,10 +37,12 @@ def test_every_profile_is_documented_as_it_is() -> None:
 
 
 def test_its_examples_are_files_that_load() -> None:
-    link_map, config, profiles, bandwidth, scenario = re.findall(
+    link_map, config, profiles, bandwidth, senders, scenario = re.findall(
         r"```yaml\n(.+?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL
     )
     assert set(parse_profiles(profiles, "netsim.md")) == {"office", "phone"}
+    wan = parse_profiles(senders, "netsim.md")["wan"]
+    assert (wan.up.congestion_control, wan.down.congestion_control) == (CongestionControl.BBR, None)
     whole = parse_scenario(profiles + bandwidth + scenario, "netsim.md")
     assert len(whole.events) == 7 and whole.upstream_bandwidth == UpstreamBandwidth(500, 100)
     found = parse_link_map(link_map, "netsim.md", {}, {})
