@@ -38,6 +38,9 @@ LEAST_SECONDS: Final = 0.2
 """Transfers shorter than these round trips, this share of a round, or this time are not worth more connections.
 
 A transfer that takes less than TCP's least timeout shows the rate of the machines, not of a line that loses packets."""
+FAR_SECONDS: Final = 0.005
+"""Round trip of a call from which a line may lose so much that one connection does not fill it. A call on one machine
+takes 2 ms while others are served."""
 _ASSUMED_SPREAD: Final = 0.35
 """Standard deviation of the logarithm of a rate before it is measured; it counts as one sample."""
 _SURE: Final = 3.0
@@ -50,7 +53,7 @@ class ConnectionsReason(StrEnum):
     RATE_NOT_MEASURED = "rate_not_measured"
     """First transfers of a large model: on a lossy link one connection would take several times as long."""
     SHORT_TRANSFERS = "short_transfers"
-    """The first transfers were so short that one connection is enough."""
+    """The first transfers, or the round trip, were so short that one connection is enough."""
     TRIES_MORE = "tries_more"
     """More may carry more; the next transfers show whether they do."""
     GAINED = "gained"
@@ -106,7 +109,7 @@ class ConnectionSearch:
     def __init__(self, count: int = 1, *, is_guess: bool = False) -> None:
         self.count = count
         self.transfer_seconds = 0.0
-        self._is_guess = is_guess
+        self._is_guess = is_guess and count > 1
         """Nothing was measured before the number was set."""
         self._nbytes = 0
         self._first: dict[int, float] = {}
@@ -141,10 +144,11 @@ class ConnectionSearch:
         if self.count not in self._first:
             return None
         if not self._before:
-            is_guess, self._is_guess = self._is_guess, False
-            if is_guess and self.count > 1 and not self._is_long(outlook):
-                return self._begin_with_one(outlook)
-            return self._try_others(ConnectionsReason.TRIES_MORE, outlook)
+            return (
+                self._judge_guess(outlook)
+                if self._is_guess
+                else self._try_others(ConnectionsReason.TRIES_MORE, outlook)
+            )
         if self.count > self._before:
             gained = self._is_above(math.log(LEAST_GAIN))
             return None if gained is None else self._judge_raise(gained, outlook)
@@ -152,6 +156,15 @@ class ConnectionSearch:
         return None if same is None else self._judge_fewer(same, outlook)
 
     # ------------------------------------------------------------ verdicts
+
+    def _judge_guess(self, outlook: Outlook) -> ConnectionsChange | None:
+        """Keep several connections if the line is long and its transfers are, or go to one."""
+        if self._is_long(outlook) and math.isnan(outlook.round_trip_seconds):
+            return None  # the first heartbeats will show how far the other end is
+        self._is_guess = False
+        if self._is_long(outlook) and self._is_far(outlook):
+            return self._try_others(ConnectionsReason.TRIES_MORE, outlook)
+        return self._begin_with_one(outlook)
 
     def _begin_with_one(self, outlook: Outlook) -> ConnectionsChange:
         """Go to one connection; if its transfers become long, more are tried."""
@@ -257,6 +270,10 @@ class ConnectionSearch:
         """Return whether a transfer took longer than what shows the machines and not the line."""
         round_trips = 0.0 if math.isnan(outlook.round_trip_seconds) else LEAST_ROUND_TRIPS * outlook.round_trip_seconds
         return self.transfer_seconds >= max(round_trips, LEAST_SECONDS)
+
+    def _is_far(self, outlook: Outlook) -> bool:
+        """Return whether the other end is not in the same building, as far as that is known."""
+        return outlook.round_trip_seconds >= FAR_SECONDS
 
     def _matters(self, outlook: Outlook) -> bool:
         """Return whether transfers are long enough for a faster one to save time."""

@@ -100,6 +100,21 @@ def test_fewer_are_tried_once_packets_wait_for_the_line() -> None:
     assert done.run(20).search.count == 1
 
 
+@pytest.mark.parametrize(("trip", "changes"), [(0.0049, [(16, 1)]), (0.0051, []), (math.nan, [])])
+def test_first_connections_to_a_near_end_are_too_many_as_soon_as_it_is_known(
+    trip: float, changes: list[tuple[int, int]]
+) -> None:
+    def decided(trip: float) -> list[tuple[int, int]]:
+        found = search.decide(Outlook(2, 0.0, trip, is_queueing=False))
+        return [] if found is None else [(found.before, found.after)]
+
+    search = ConnectionSearch(16, is_guess=True)
+    search.record(Transfer(22 * MB, 0.5, 22 * MB, 0.5))
+    assert decided(trip) == changes
+    if math.isnan(trip):
+        assert decided(0.001) == [(16, 1)], "the guess is judged later"
+
+
 @pytest.mark.parametrize(("seconds", "left"), [(0.19, 1), (0.21, 16)])
 def test_short_first_transfers_get_one_connection_again(seconds: float, left: int) -> None:
     done = Rounds(lambda count: 44e6 / seconds * count / 4, guess=4).run(2)
