@@ -40,7 +40,8 @@ def test_a_lossy_link_keeps_many_connections_and_a_slow_one_gets_smaller_payload
     for name in ("lossy", "slow"):
         cluster.start(name, "node", f"--coordinator={proxy}", f"--node-id={name}", "--insecure", task)
     assert coordinator.wait() == 0, coordinator.text
-    first, *_, last = cluster.rounds()
+    rounds = cluster.rounds()
+    first, last = rounds[0], rounds[-1]
     nodes = {row["node_id"]: row for row in json.loads((cluster.out / "nodes.json").read_text())}
     assert first["connections_down"] == first["connections_up"] == {"lossy": 16, "slow": 16}
     assert nodes["lossy"]["connections_down"] >= 6
@@ -53,7 +54,8 @@ def test_a_lossy_link_keeps_many_connections_and_a_slow_one_gets_smaller_payload
     assert last["bytes_down"]["slow"] < 0.55 * first["bytes_down"]["slow"]
     (chosen,) = [row for row in decisions(cluster) if row["to"] == "int4/int8" and row["subject"] == "slow"]
     assert chosen["reason"] == "transfers_lengthen_round"
-    saved = first["waiting_seconds"]["slow"] - last["waiting_seconds"]["slow"]
+    before = rounds[chosen["round"] - 2]  # another codec may have been tried in between
+    saved = before["waiting_seconds"]["slow"] - last["waiting_seconds"]["slow"]
     assert chosen["expected_saving_seconds"] == pytest.approx(saved, rel=0.25)
 
 
