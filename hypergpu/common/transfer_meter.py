@@ -65,7 +65,7 @@ class TransferMeter:
             the first piece counts only as the beginning.
     """
 
-    __slots__ = ("_best", "_ended_at", "_latest", "_marks", "_nbytes")
+    __slots__ = ("_best", "_ended_at", "_is_begin_known", "_latest", "_marks", "_nbytes")
 
     def __init__(self, began_at: float | None = None) -> None:
         self._best: Transfer | None = None
@@ -75,6 +75,8 @@ class TransferMeter:
         """Some arrivals, each with `_MARK_GROWTH` times the bytes of the one before it."""
         self._latest: dict[int, float] = {}
         """Time of the latest arrival on each connection."""
+        self._is_begin_known = began_at is not None
+        """False: the first piece of each connection may have been on its way for any time, and does not count."""
         if began_at is not None:
             self._begin(began_at)
 
@@ -89,13 +91,13 @@ class TransferMeter:
         """
         if not self._marks:
             self._begin(at)
-        else:
+        elif self._is_begin_known or connection in self._latest:
             self._nbytes += nbytes
             self._ended_at = max(self._ended_at, at)
             self._count_travelling(nbytes, self._latest.get(connection, self._marks[0].at))
             if self._nbytes >= max(1, _MARK_GROWTH * self._marks[-1].nbytes):
                 self._marks.append(_Mark(self._nbytes, self._ended_at))
-        self._latest[connection] = self._ended_at
+        self._latest[connection] = max(self._ended_at, at)
         if not more:
             self.pause()
 
@@ -112,6 +114,7 @@ class TransferMeter:
         self._nbytes = 0
         self._marks = []
         self._latest = {}
+        self._is_begin_known = False
 
     @property
     def measured(self) -> Transfer | None:

@@ -96,3 +96,17 @@ def test_pieces_without_data_need_no_memory() -> None:
     made = meter(*[(0, float(at)) for at in range(1000)])
     assert made.measured is None
     assert len(made._marks) == 1
+
+
+def test_after_a_pause_the_first_piece_of_each_connection_does_not_count() -> None:
+    """They have been on their way for a second, and arrive together: 300 Mbit/s were measured where the line has 3."""
+    meter = TransferMeter(began_at=0.0)
+    meter.pause()
+    for connection in range(6):
+        meter.piece(64_000, 1.0 + 0.001 * connection, connection=connection)
+    assert meter.measured is None
+    for connection in range(6):
+        meter.piece(64_000, 2.0 + 0.001 * connection, connection=connection)
+    measured = meter.measured
+    assert measured is not None
+    assert (measured.nbytes + measured.bytes_before) / (measured.seconds + measured.seconds_before) < 400_000
