@@ -164,10 +164,25 @@ def _save(file: Path, tensors: Tensors, metadata: Mapping[str, str], place: Path
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a file.
+    """Return the tensors and the metadata of a file that this project wrote.
 
     Raises:
         CorruptData: the file is missing, is no file of tensors, or does not match its checksum.
+    """
+    tensors, metadata = read_any_tensors(file)
+    signature = metadata.get(_CHECKSUM)
+    if signature is None:
+        raise CorruptData(f"{file.name} has no checksum")
+    if signature != checksum(tensors, metadata):
+        raise CorruptData(f"{file.name} does not match its checksum")
+    return tensors, metadata
+
+
+def read_any_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a file, wherever it comes from.
+
+    Raises:
+        CorruptData: the file is missing, or is no file of tensors.
     """
     try:
         with safe_open(file, framework="pt") as opened:
@@ -175,12 +190,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a mapping)
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise CorruptData(f"{file.name} cannot be read: {reason}") from error
-    signature = metadata.get(_CHECKSUM)
-    if signature is None:
-        raise CorruptData(f"{file.name} has no checksum")
-    if signature != checksum(tensors, metadata):
-        raise CorruptData(f"{file.name} does not match its checksum")
+        raise CorruptData(f"{file.name} cannot be read: {str(reason).removesuffix(f': {file}')}") from error
     return tensors, metadata
 
 

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
-from hypergpu.common.errors import ConfigError, suggest
+from hypergpu.common.errors import ConfigError, CorruptData, suggest
 from hypergpu.common.tensors import Flat
-from hypergpu.coordinator.checkpoints import Tensors
+from hypergpu.coordinator.checkpoints import Tensors, read_any_tensors
 from hypergpu.coordinator.core.model.aggregation import is_finite
 from hypergpu.coordinator.run_dir import BEST_MODEL, LAST_MODEL
 from hypergpu.tasks.saved import SavedModel
@@ -29,7 +27,10 @@ def initial_values(source: Path, saved: SavedModel) -> Flat:
             travel differs from that of the task.
     """
     file = _file_in(source) if source.is_dir() else source
-    tensors = _read(file)
+    try:
+        tensors, _ = read_any_tensors(file)
+    except CorruptData as error:
+        raise ConfigError(f"training.initial_model is {file}: {error}") from error
     _require_known(tensors, saved, file)
     _require_same_at_home(tensors, saved, file)
     try:
@@ -46,14 +47,6 @@ def _file_in(run_dir: Path) -> Path:
         if (run_dir / name).is_file():
             return run_dir / name
     raise ConfigError(f"training.initial_model: there is no {BEST_MODEL} or {LAST_MODEL} in {run_dir}")
-
-
-def _read(file: Path) -> Tensors:
-    try:
-        return safetensors.torch.load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).removesuffix(f": {file}")
-        raise ConfigError(f"training.initial_model: {file} cannot be read: {reason}") from error
 
 
 def _require_known(tensors: Tensors, saved: SavedModel, file: Path) -> None:

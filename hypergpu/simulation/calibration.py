@@ -64,9 +64,9 @@ def calibrate(run_dir: Path, scenario: Scenario) -> Calibration:
     evaluation = max(0.0, median(gaps)) if gaps else scenario.evaluation_seconds
     links = scenario.profiles_of_links()
     scales = {name: FASTEST_TFLOPS / card.tflops for name, card in scenario.cards().items()}
-    events = run_dir / "events.jsonl"
-    late = _late_work(rows, list(strict_json.read_lines(events)) if events.exists() else [])
-    compute = MeasuredCompute(compute_times(rows, times_of(scenario), scales, late))
+    file = run_dir / "events.jsonl"
+    events = list(strict_json.read_lines(file)) if file.exists() else []
+    compute = MeasuredCompute(compute_times(rows, times_of(scenario), scales, _late_work(rows, events)))
     half_trips = {name: link.up.latency.at(0.5) for name, link in links.items()}
     return Calibration(compute, evaluation, _starts(events, half_trips))
 
@@ -133,13 +133,12 @@ def _scaled(times: ComputeTimes, scale: float) -> ComputeTimes:
     )
 
 
-def _starts(events: Path, half_trips: Mapping[str, float]) -> dict[str, Start]:
+def _starts(events: Iterable[Mapping[str, Any]], half_trips: Mapping[str, float]) -> dict[str, Start]:
     """Return the time at which each node dialled, and the seconds that it prepared, without the time of its calls."""
     at: dict[tuple[str, str], float] = {}
-    if events.exists():
-        for row in strict_json.read_lines(events):
-            if row["kind"] in ("node_joined", "node_ready"):
-                at.setdefault((row["kind"], row["node"]), row["seconds"])
+    for row in events:
+        if row["kind"] in ("node_joined", "node_ready"):
+            at.setdefault((row["kind"], row["node"]), row["seconds"])
     found = {}
     for node, half_trip in half_trips.items():
         joined, ready = at.get(("node_joined", node)), at.get(("node_ready", node))

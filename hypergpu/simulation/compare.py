@@ -77,10 +77,9 @@ def target_of(scenario: Scenario) -> float | None:
     """Return the value whose time is measured: the scenario's, or else the one that its task documents."""
     if scenario.target is not None:
         return scenario.target
-    from hypergpu.tasks import load_task, with_main_metric  # noqa: PLC0415  (torch takes seconds to import)
+    from hypergpu.tasks import load_main_task  # noqa: PLC0415  (torch takes seconds to import)
 
-    training = scenario.config.training
-    return with_main_metric(load_task(training.task, scenario.seed), training.metric).target
+    return load_main_task(scenario.config.training).target
 
 
 class Runner:

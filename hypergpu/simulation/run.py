@@ -247,10 +247,10 @@ def _prepared(scenario: Scenario) -> tuple[SystemConfig, TrainingBackend]:
         return config, ConvergenceBackend(config.training, scenario.learning_curve(), metric)
     # torch takes seconds to import, and a model of convergence needs none.
     from hypergpu.simulation.gradients import GradientBackend, on_one_thread  # noqa: PLC0415
-    from hypergpu.tasks import load_task, with_local_optimizer, with_main_metric  # noqa: PLC0415
+    from hypergpu.tasks import load_main_task, with_local_optimizer  # noqa: PLC0415
 
     on_one_thread()
-    task = with_main_metric(load_task(config.training.task, config.training.seed), config.training.metric)
+    task = load_main_task(config.training)
     training = with_local_optimizer(config.training, task)
     return config.model_copy(update={"training": training}), GradientBackend(task, training)
 

@@ -58,10 +58,10 @@ def metric_of_scenario(scenario: Scenario) -> MetricSpec:
             scenario.config.training, scenario.learning_curve(), scenario.metric or ACCURACY
         ).metric
     # torch takes seconds to import
-    from hypergpu.tasks import build, load_task, metric_of, spec_of, with_main_metric  # noqa: PLC0415
+    from hypergpu.tasks import build, load_main_task, metric_of, spec_of  # noqa: PLC0415
 
     training = scenario.config.training
-    task = with_main_metric(load_task(training.task, scenario.seed), training.metric)
+    task = load_main_task(training)
     return spec_of(metric_of(task, build(task, training.seed).module))
 
 

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+from hypergpu.common.config import TrainingConfig
 from hypergpu.common.errors import ConfigError, suggest
 from hypergpu.tasks.base import Task
-from hypergpu.tasks.metrics import CLASSIFICATION, Metric, share_correct
+from hypergpu.tasks.loading import load_task
+from hypergpu.tasks.metrics import named_metric
 
 
 def with_main_metric(task: Task, name: str) -> Task:
@@ -15,7 +17,7 @@ def with_main_metric(task: Task, name: str) -> Task:
     Raises:
         ConfigError: the task has no metric of this name.
     """
-    main = _main(task)
+    main = named_metric(task)
     if not name or (main is not None and main.name == name):
         return task
     chosen = next((metric for metric in task.metrics if metric.name == name), None)
@@ -26,8 +28,11 @@ def with_main_metric(task: Task, name: str) -> Task:
     return replace(task, metric=chosen, accuracy=None, metrics=others, target=None)
 
 
-def _main(task: Task) -> Metric | None:
-    """Return the main metric of a task, as far as it names one."""
-    if task.accuracy is None:
-        return task.metric
-    return CLASSIFICATION if task.accuracy is share_correct else Metric("accuracy", task.accuracy)
+def load_main_task(training: TrainingConfig) -> Task:
+    """Return the task of a run's settings, with the main metric that they name.
+
+    Raises:
+        UnknownName, InvalidInput: see `load_task`.
+        ConfigError: the task has no metric of this name.
+    """
+    return with_main_metric(load_task(training.task, training.seed), training.metric)

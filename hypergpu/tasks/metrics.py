@@ -103,15 +103,21 @@ def spec_of(metric: Metric | None) -> MetricSpec:
     return LOSS if metric is None else metric.spec
 
 
+def named_metric(task: "Task") -> Metric | None:
+    """Return the main metric that a task names; None if it names none."""
+    if task.accuracy is None:
+        return task.metric
+    return CLASSIFICATION if task.accuracy is share_correct else Metric("accuracy", task.accuracy)
+
+
 def metric_for(task: "Task", outputs: Tensor, targets: Tensor) -> Metric | None:
     """Return the task's metric, or else the accuracy of a classification; None if there is only the loss.
 
     A classification has class numbers as targets, and two or more outputs per target.
     """
-    if task.metric is not None:
-        return task.metric
-    if task.accuracy is not None:
-        return CLASSIFICATION if task.accuracy is share_correct else Metric("accuracy", task.accuracy)
+    named = named_metric(task)
+    if named is not None:
+        return named
     if not isinstance(outputs, Tensor) or targets.is_floating_point():
         return None
     classes = outputs.ndim > 1 and outputs.shape[1] > 1
@@ -126,9 +132,9 @@ def metric_of(task: "Task", module: nn.Module) -> Metric | None:
         task: with its held-out samples.
         module: the task's model, on any device; its mode is restored.
     """
-    nothing = torch.empty(0)
-    if task.metric is not None or task.accuracy is not None:
-        return metric_for(task, nothing, nothing)
+    named = named_metric(task)
+    if named is not None:
+        return named
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     was_training = module.training
     module.eval()

@@ -9,8 +9,6 @@ from hypergpu.coordinator.core.model.global_model import GlobalModel
 
 DIFFERENCE_CODEC: Final = "int8"
 """Codec in which nodes receive the difference to the parameters before; its error is too large for the parameters."""
-
-
 FIRST_CODEC: Final = "bf16"
 """Codec of the first parameters to which differences lead."""
 

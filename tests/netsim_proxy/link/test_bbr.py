@@ -20,6 +20,7 @@ from hypergpu.netsim_proxy.link.paced_flow import PacedFlow
 from hypergpu.netsim_proxy.link.path_estimate import Delivery, FullPipe, Policer, RateFilter
 from hypergpu.netsim_proxy.link.tcp import PACKET_BYTES, SEGMENT_BYTES
 from hypergpu.netsim_proxy.link.transfer import plain_profile, transfer_times
+from tests.netsim_proxy.link.pieces import sent_in_pieces
 
 MEASURED = File(__file__).parents[2] / "data" / "bbr_transfers.jsonl"
 """Transfers of Linux 6.18's tcp_bbr: seconds of a first message, and of one that follows."""
@@ -300,15 +301,7 @@ def test_flows_share_a_line() -> None:
 def test_pieces_take_about_as_long_as_the_whole() -> None:
     def took(piece: int, seed: int) -> float:
         link = Link("n", plain_profile(40, 50, 0.01), seed, loss_model=LossModel.TRANSPORT, congestion_control=BBR)
-        rpc, now, left, at = link.begin(0.0), 0.0, 2_000_000, 0.0
-        while left:
-            size = min(piece, left)
-            left -= size
-            outcome = link.offer(now, Direction.UP, size, rpc, end=not left)
-            assert isinstance(outcome, Deliver)
-            assert outcome.at >= at
-            at, now = outcome.at, max(now, link.room_at(now, Direction.UP))
-        return at
+        return sent_in_pieces(link, 2_000_000, piece)
 
     whole = fmean(took(2_000_000, seed) for seed in range(20))
     for piece in (1 << 18, 1 << 16, 1 << 14):

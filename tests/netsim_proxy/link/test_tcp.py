@@ -17,6 +17,7 @@ from hypergpu.netsim_proxy.link.profiles import PROFILES, Loss, Path
 from hypergpu.netsim_proxy.link.tcp import PACKET_BYTES, SEGMENT_BYTES, TcpFlow
 from hypergpu.netsim_proxy.link.transfer import plain_profile, transfer_times
 from hypergpu.netsim_proxy.link.window_flow import WindowFlow
+from tests.netsim_proxy.link.pieces import sent_in_pieces
 
 LOSSES = File(__file__).parents[2] / "data" / "tcp_losses.jsonl"
 """Two transfers each of 200 kB by Linux 6.18 over 150 ms and 20 Mbit/s that lost the packets of these numbers."""
@@ -120,15 +121,7 @@ def test_a_packet_alone_that_is_lost_waits_for_the_timeout() -> None:
 def test_pieces_take_about_as_long_as_the_whole(rtt: float, mbit: float, loss: float) -> None:
     def took(piece: int, seed: int) -> float:
         link = Link("n", plain_profile(rtt, mbit, loss), seed, loss_model=LossModel.TRANSPORT)
-        rpc, now, left, at = link.begin(0.0), 0.0, 2_000_000, 0.0
-        while left:
-            size = min(piece, left)
-            left -= size
-            outcome = link.offer(now, Direction.UP, size, rpc, end=not left)
-            assert isinstance(outcome, Deliver)
-            assert outcome.at >= at
-            at, now = outcome.at, max(now, link.room_at(now, Direction.UP))
-        return at
+        return sent_in_pieces(link, 2_000_000, piece)
 
     count = 40 if loss else 1
     whole = fmean(took(2_000_000, seed) for seed in range(count))
