@@ -18,7 +18,7 @@ from hypergpu.node.client import CoordinatorClient, RunOver, Work, missing_of
 from hypergpu.node.core.held_parameters import HeldParameters
 from hypergpu.node.core.timeouts import SHUTDOWN_RPC_TIMEOUT_SECONDS, push_timeout_seconds
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
-from hypergpu.node.optimizers import KeptState, LocalTraining
+from hypergpu.node.optimizers import KeptState
 from hypergpu.node.trainer import Update, WorkAbandoned
 from hypergpu.node.worker import Worker
 from hypergpu.protos import coordinator_pb2 as pb
@@ -136,20 +136,20 @@ class Assignments:
             raise WorkAbandoned("abandoned before the first step")
         order, shard = work.order, work.order.shard
         settings, run = local_settings_from_proto(order.local), self._run_of(order.work.run_id)
-        state = run.optimizer.begin(order.local_optimizer, order.accepted_round) if settings.keeps_state else None
+        optimizer = LocalOptimizer(order.local_optimizer, order.learning_rate)
+        local = run.optimizer.local_training(optimizer, settings, order.accepted_round)
         update = self._worker.work(
             work.parameters,
             self._worker.shard(shard.partition, shard.index, shard.count, shard.seed, shard.dirichlet_alpha),
             shard.cursor,
             batch_size=order.batch_size,
             local_steps=order.local_steps,
-            local=LocalTraining(LocalOptimizer(order.local_optimizer, order.learning_rate), settings, state),
+            local=local,
             # Neither node nor attempt: the result does not depend on who does the work.
             key=(order.work.round, shard.index),
             abandon=abandoned,
         )
-        if state is not None and not order.trial:
-            run.optimizer.stage(order.work.round, order.local_optimizer, state)
+        run.optimizer.trained(local, order.work.round, trial=order.trial)
         encoded = run.encoder.encode(
             update.flat,
             codec.name,

@@ -14,7 +14,7 @@ from hypergpu.coordinator.core.model.outgoing import OutgoingParameters, Sending
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.initial_model import initial_values
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
-from hypergpu.node.optimizers import KeptState, LocalTraining
+from hypergpu.node.optimizers import KeptState
 from hypergpu.node.trainer import Trainer
 from hypergpu.tasks import Evaluation, Task, build, evaluate, metric_of, spec_of
 from hypergpu.tasks.partition import Partition, ShardOrder, partition
@@ -95,18 +95,17 @@ class GradientBackend:
         """Train a work unit with real gradients, and encode its update as the node does."""
         samples = self._order_of(order.shard)
         size, cursor = order.batch_size, order.shard.cursor
-        trainer, memory, settings = self._trainer, self._memory_of(order.node), self._config.local_settings
-        kept = memory.optimizer
-        state = kept.begin(order.local_optimizer, order.accepted_round) if settings.keeps_state else None
+        trainer, memory = self._trainer, self._memory_of(order.node)
+        optimizer = LocalOptimizer(order.local_optimizer, order.learning_rate)
+        local = memory.optimizer.local_training(optimizer, self._config.local_settings, order.accepted_round)
         update = trainer.work(
             self._outgoing[1].received(order.codecs.parameters),
             lambda step: trainer.samples(samples.take(cursor + step * size, size)),
             local_steps=order.local_steps,
-            local=LocalTraining(LocalOptimizer(order.local_optimizer, order.learning_rate), settings, state),
+            local=local,
             key=(order.round, order.shard.index),
         )
-        if state is not None and not order.trial:
-            kept.stage(order.round, order.local_optimizer, state)
+        memory.optimizer.trained(local, order.round, trial=order.trial)
         encoded = self._encoded = memory.encoder.encode(
             update.flat,
             order.codecs.update,

@@ -1,5 +1,7 @@
 """State of a local optimizer between the work units of one node."""
 
+from hypergpu.common.local_optimizer import LocalOptimizer, LocalSettings
+from hypergpu.node.optimizers.local_training import LocalTraining
 from hypergpu.node.optimizers.state import OptimizerState
 
 
@@ -16,6 +18,16 @@ class KeptState:
         """Optimizer whose state is kept."""
         self._pending: tuple[int, str, OptimizerState] | None = None
         """Round, optimizer and state."""
+
+    def local_training(self, optimizer: LocalOptimizer, settings: LocalSettings, accepted_round: int) -> LocalTraining:
+        """Return how the local steps of a work unit are taken, with the state that they begin with; see `begin`."""
+        state = self.begin(optimizer.name, accepted_round) if settings.keeps_state else None
+        return LocalTraining(optimizer, settings, state)
+
+    def trained(self, local: LocalTraining, round_number: int, *, trial: bool) -> None:
+        """Note that the work unit of a round was done; a trial leaves no state, since its update is not used."""
+        if local.state is not None and not trial:
+            self.stage(round_number, local.optimizer.name, local.state)
 
     def begin(self, optimizer: str, accepted_round: int) -> OptimizerState:
         """Return a copy of the state for a work unit; it is empty if another optimizer was used before.
