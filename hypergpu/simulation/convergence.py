@@ -11,10 +11,13 @@ empirically", 2017):
 
     loss(s) = L∞ + (L₀ - L∞) · (1 + s/τ)^-α          metric(s) = M∞ - (M∞ - M₀) · (1 + s/σ)^-β
 
+Nodes that train alone for k steps drift apart. With `drift_steps` d, k local steps are worth k / (1 + k/d), as in
+`coordinator.core.batching.goodput`; without it they are worth k.
+
 A codec's noise ε (see `PRIOR_NOISE`) adds to that of the gradients: with φₙ = φ·K/B on each of K nodes, efficiency is
 1 / (1 + φ/B + ε·(1 + φₙ)/K). With error feedback, a share ε of an update is delivered later instead.
 
-What it leaves out: data that differs between shards, drift of long local work, and divergence. The constants come
+What it leaves out: data that differs between shards, and divergence. The constants come
 from real runs: `hypergpu fit digits`.
 """
 
@@ -31,6 +34,7 @@ from hypergpu.common.config.whole import Bytes
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.coordinator.core.adaptation.codecs.noise import PRIOR_NOISE
+from hypergpu.coordinator.core.batching.goodput import steps_progress
 from hypergpu.coordinator.core.model.outgoing import SendingPlanner
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.simulation.accepted_updates import AcceptedUpdates, ModelledUpdate
@@ -65,6 +69,12 @@ class Convergence(ConfigSection):
     """β."""
     loss_spread: Annotated[float, Field(ge=0)] = 0.0
     """Standard deviation of the training loss of one sample, relative to the loss."""
+    drift_steps: Positive | None = None
+    """d, local steps of a round at which half of their worth is lost; None = nothing is lost."""
+
+    def worth(self, steps: int) -> float:
+        """Full steps that so many local steps of a round are worth on the whole gradient."""
+        return steps if self.drift_steps is None else steps_progress(steps, self.drift_steps)
 
     def loss(self, path: float) -> float:
         """Held-out loss after a path of full steps."""
@@ -162,7 +172,7 @@ class ConvergenceBackend:
         self._noises: tuple[int, list[float]] = (0, [])  # a round, and those of its shards
         self._path = self._velocity = self._kept = 0.0
         self._loss = self._model.loss(0.0)
-        self._losses: dict[tuple[int, int, float], tuple[float, float]] = {}
+        self._losses: dict[tuple[float, int, float], tuple[float, float]] = {}
         self._last = ModelledUpdate()
         self._accepted = AcceptedUpdates(convergence.noise_scale)
 
@@ -206,9 +216,10 @@ class ConvergenceBackend:
     def train(self, order: ev.WorkAssigned, compute_seconds: float = 0.0) -> ev.UpdateArrived:
         """Return the update of a work unit."""
         model = self._model
-        work = steps, batch_size, learning_rate = order.local_steps, order.batch_size, order.learning_rate
-        samples = batch_size * steps
-        full_steps = steps * learning_rate / model.learning_rate
+        steps, batch_size, learning_rate = order.local_steps, order.batch_size, order.learning_rate
+        samples, worth = batch_size * steps, model.worth(steps)
+        work = worth, batch_size, learning_rate
+        full_steps = worth * learning_rate / model.learning_rate
         codec = order.codecs.update
         self._last = ModelledUpdate(order.node, steps, full_steps, batch_size, codec)
         noise = model.loss_spread * self._noise(order)

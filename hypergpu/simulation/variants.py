@@ -7,12 +7,16 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, Final
 
-from hypergpu.common.config import ConfigSection, TrainingConfig
+from hypergpu.common.config import ConfigSection, SystemConfig, TrainingConfig
+from hypergpu.common.config.compression import CompressionConfig
 from hypergpu.common.config.loading import parse
 from hypergpu.common.config.recipes import RECIPES
+from hypergpu.common.config.transfers import TransfersConfig
+from hypergpu.common.connections import MAX_CONNECTIONS
 from hypergpu.common.errors import InvalidInput, UnknownName
 from hypergpu.common.local_optimizer import ADAMW
-from hypergpu.common.strategies import AdaptationPolicy, BatchSizeStrategy, SelectionStrategy
+from hypergpu.common.strategies import AdaptationPolicy, BatchSizeStrategy, CompressionStrategy, SelectionStrategy
+from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.simulation.scenario import Scenario
 
 BASELINE: Final = str(AdaptationPolicy.NONE)
@@ -33,6 +37,16 @@ OPTIMIZERS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     | {name: _PLAIN | {key: value for key, value in RECIPES[name].items() if key in _PLAIN} for name in RECIPES}
 )
 """Settings of `training` for each optimiser of a static setting: of the nodes and of the server."""
+CODECS: Final[Mapping[str, TransferCodecs]] = MappingProxyType(
+    {
+        "none": TransferCodecs(),
+        "bf16": TransferCodecs("bf16", "bf16"),
+        "int8": TransferCodecs("int8", "int8"),
+        "int4": TransferCodecs("int4", "int8"),
+        "topk": TransferCodecs("topk", "int8"),
+    }
+)
+"""Codecs of both directions by that of updates: parameters travel in the one with the fewest bytes up to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +63,29 @@ class Static:
     """Name in `OPTIMIZERS`."""
     local_state: str | None = None
     """State of the nodes' optimizers between rounds."""
+    codec: str | None = None
+    """Name in `CODECS`, of both directions."""
+    connections: int | None = None
+    """Connections that a transfer shares, in each direction."""
+
+    def sections(self, config: SystemConfig) -> dict[str, ConfigSection]:
+        """Return the sections of the configuration that this setting changes.
+
+        Raises:
+            ConfigError: values that do not go together.
+        """
+        found: dict[str, ConfigSection] = {"training": self.apply(config.training)}
+        if self.codec is not None:
+            codecs = CODECS[self.codec]
+            found["compression"] = CompressionConfig(
+                strategy=CompressionStrategy.FIXED,
+                update_codec=codecs.update,
+                parameters_codec=codecs.parameters,
+                max_noise=config.compression.max_noise,
+            )
+        if self.connections is not None:
+            found["transfers"] = TransfersConfig(connections=self.connections)
+        return found
 
     def apply(self, training: TrainingConfig) -> TrainingConfig:
         """Return the configuration of this setting.
@@ -120,6 +157,18 @@ def _optimizer(text: str) -> str:
     return text
 
 
+def _codec(text: str) -> str:
+    if text not in CODECS:
+        raise UnknownName("codec", text, list(CODECS))
+    return text
+
+
+def _connections(text: str) -> int:
+    if (value := _count(text)) > MAX_CONNECTIONS:
+        raise ValueError
+    return value
+
+
 def _state(text: str) -> str:
     if text not in _STATES:
         raise ValueError
@@ -134,6 +183,8 @@ _OPTIONS: Final = {
     "close": _Option("close_percent", _percent, "a percentage above 0, up to 100"),
     "optimizer": _Option("optimizer", _optimizer, f"one of {', '.join(OPTIMIZERS)}"),
     "state": _Option("local_state", _state, " or ".join(_STATES)),
+    "codec": _Option("codec", _codec, f"one of {', '.join(CODECS)}"),
+    "connections": _Option("connections", _connections, f"1 to {MAX_CONNECTIONS} connections"),
 }
 STATIC: Final[Mapping[str, Static]] = MappingProxyType(
     {
@@ -179,7 +230,7 @@ class Variant:
         config = scenario.config
         update: dict[str, ConfigSection] = {}
         if self.static is not None:
-            update["training"] = self.static.apply(config.training)
+            update |= self.static.sections(config)
         if self.batch:
             update["batch"] = config.batch.model_copy(update={"strategy": self.batch})
         if self.selection:

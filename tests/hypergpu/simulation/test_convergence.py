@@ -37,6 +37,20 @@ def test_more_samples_help_with_diminishing_returns() -> None:
     assert gains[0] > gains[1] > gains[2] > 0
 
 
+def test_local_steps_beyond_the_drift_are_worth_less() -> None:
+    model = FITTED["digits"].model_copy(update={"drift_steps": 40.0})
+    assert (model.worth(40), FITTED["digits"].worth(40)) == (20.0, 40)
+
+    def after_one_round(steps: int) -> float:
+        learning = ConvergenceBackend(TrainingConfig(), model)
+        learning.add(learning.train(order(1, steps=steps)).samples)
+        learning.step()
+        return learning.evaluate()[0]
+
+    assert after_one_round(40) == pytest.approx(after(1, steps=20)[0])
+    assert after_one_round(10_000) > after(1, steps=40)[0]  # no more than 40 steps can be worth
+
+
 def test_nodes_are_worth_what_one_node_with_their_batches_is() -> None:
     assert after(5, nodes=4, batch=16) == pytest.approx(after(5, nodes=1, batch=64))
 

@@ -4,6 +4,7 @@ import pytest
 
 from hypergpu.common.config import TrainingConfig
 from hypergpu.common.errors import ConfigError, InvalidInput, UnknownName
+from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.variants import (
     OPTIMIZERS,
@@ -46,6 +47,13 @@ def test_every_option_of_a_fixed_setting_reaches_the_configuration() -> None:
     assert (found.server_optimizer, found.server_momentum, found.server_nesterov) == ("sgd", 0.9, False)
 
 
+def test_a_fixed_setting_sets_the_codecs_and_the_connections_of_transfers() -> None:
+    found = static_variant("static:codec=int4,connections=4").of(SCENARIO, 0).config
+    assert (found.compression.codecs, found.transfers.connections) == (TransferCodecs("int4", "int8"), 4)
+    left = static_variant("static:H=2").of(SCENARIO, 0).config
+    assert (left.compression, left.transfers) == (SCENARIO.config.compression, SCENARIO.config.transfers)
+
+
 def test_diloco_is_adamw_within_and_nesterov_without() -> None:
     found = training("diloco:H=100,rate=2")
     assert (found.local_steps, found.close_share, found.local_optimizer) == (100, 0.8, "adamw")
@@ -81,6 +89,8 @@ def test_optimisers_leave_nothing_of_the_scenarios_own() -> None:
         ("static:h=1", "unknown option of 'static' 'h' .known: H, batch"),
         ("diloco:state=keep", "state of 'diloco:state=keep' is 'keep'; expected reset or kept"),
         ("static:optimizer=fedadm", "did you mean 'fedadam'"),
+        ("static:codec=int5", "did you mean 'int4'|did you mean 'int8'"),
+        ("static:connections=17", "'17'; expected 1 to 16 connections"),
         ("first_80", "did you mean 'first-80'"),
         ("static:", "unknown option"),
     ],
@@ -104,7 +114,7 @@ def test_an_optimiser_that_the_model_of_convergence_does_not_know_is_refused() -
 
 def test_a_setting_is_shown_as_it_is_given() -> None:
     assert str(Static()) == "static"
-    text = "static:H=40,batch=64,rate=2,close=80,optimizer=fedavgm"
+    text = "static:H=40,batch=64,rate=2,close=80,optimizer=fedavgm,codec=int8,connections=2"
     setting = static_variant(text).static
     assert str(setting) == text
     assert static_variant(text).label == text
