@@ -10,6 +10,7 @@ DOCUMENTS = (
     "README.md",
     "docs/models.md",
     "docs/netsim.md",
+    "docs/planning.md",
     "docs/settings.md",
     "examples/README.md",
     "docs/tutorial.md",

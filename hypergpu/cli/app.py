@@ -16,6 +16,7 @@ from hypergpu.cli.doctor import doctor
 from hypergpu.cli.export import export
 from hypergpu.cli.fit import fit
 from hypergpu.cli.logs import logs
+from hypergpu.cli.plan import plan
 from hypergpu.cli.report import report
 from hypergpu.cli.simulate import simulate
 from hypergpu.cli.trace import app as trace
@@ -36,7 +37,7 @@ _COMMANDS: tuple[tuple[str, type[TyperCommand], Commands], ...] = (
     ("Start and stop", TargetCommand, (doctor,)),
     ("Inspect", ClusterCommand, (inspect.status, inspect.nodes, network.links, logs)),
     ("Inspect", TyperCommand, (report, export)),
-    (_SIMULATE, TyperCommand, (simulate, compare, validate, fit, transfer)),
+    (_SIMULATE, TyperCommand, (simulate, compare, plan, validate, fit, transfer)),
     (
         "Control the network",
         ChangingCommand,

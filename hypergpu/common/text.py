@@ -6,6 +6,7 @@ from typing import Final
 UNKNOWN: Final = "–"
 """Text for an unknown value; in JSON it is null."""
 Number = float | int | None
+_SIZE: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kKMGT]i?)?B?")
 _ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _DIGITS: Final = re.compile("([0-9]{1,15})")
 
@@ -98,6 +99,24 @@ def size(count: Number) -> str:
         if count < 999.95:
             return f"{count:.1f} {unit}"
     return f"{count / 1000:.1f} TB"
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as 44 MB, 1.5GiB or 312; a k is 1,000 and a Ki 1,024.
+
+    Raises:
+        ValueError: it is no size, or below one byte.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"{text[:40]!r} is no size; expected a number of bytes, as in 44MB, 1.5GiB or 312000")
+    unit = (found[2] or "").upper()
+    power = " KMGT".index(unit[0]) if unit else 0
+    base: int = 1024 if unit.endswith("I") else 1000
+    count = round(float(found[1]) * float(base) ** power)
+    if count < 1:
+        raise ValueError(f"{text[:40]!r} is less than a byte")
+    return count
 
 
 def _escape(char: str) -> str:

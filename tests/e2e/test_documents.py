@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ NOT_RUN = {
     "hypergpu compare flaky-minority": "takes minutes: test_compare.py runs shorter ones",
     "hypergpu simulate flaky-minority": LONG,
     "hypergpu simulate transatlantic": LONG,
+    "hypergpu plan --model-bytes 44MB --links examples/links.csv --task chars --price-per-gb 0.05": LONG,
     "make docs": "installs what it needs; .ci/run builds the site",
     "make up N=8": CONTAINERS,
     "make scale N=3": CONTAINERS,
@@ -105,6 +107,8 @@ def reason_not_to_run(line: str) -> str:
 @pytest.fixture
 def scratch(tmp_path: Path) -> Iterator[Path]:
     """A directory with what `make cluster` starts, some rounds into its run."""
+    (tmp_path / "examples").mkdir()
+    shutil.copy(ROOT / "examples/links.csv", tmp_path / "examples")
     hypergpu = str(Path(sys.executable).parent / "hypergpu")
     arguments = [hypergpu, "demo", "--stay", "--quiet", "--out", "runs/first"]
     with (tmp_path / "demo.log").open("wb") as output:

@@ -1,0 +1,1 @@
+"""Plan of a run before it is paid for: links from a file, and the setting that suits them."""
