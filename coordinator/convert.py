@@ -220,6 +220,7 @@ def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeIn
         compute_seconds=member.compute_seconds or None,
         address=member.info.get("address", ""),
         late=member.late,
+        merged_late=member.merged_late,
         codecs=str(member.codecs or ""),
         noise=member.noise if member.codecs else None,
         connections_down=member.connections.down if member.connections else None,

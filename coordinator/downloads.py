@@ -34,6 +34,8 @@ class Download:
     waiting: ByteRanges
     """Bytes that no stream has taken yet."""
     chunk_bytes: int
+    parts: Sequence[bytes] | None = None
+    """Payload in encoded chunks, until all were taken: its round may close meanwhile."""
 
     def take(self) -> ByteRange | None:
         """Return the next chunk for a stream; None if all were taken."""

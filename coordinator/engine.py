@@ -229,7 +229,9 @@ class Engine:
             raise
         if isinstance(reply, ev.UpdateReply) and reply.status is ev.UpdateStatus.ACCEPTED and reply.weight:
             # Queue this before the effects: a step that they start must run after it on the compute thread.
-            added = self._run_watched("adding an update", self.model.add, upload.payload, event.codec, reply.weight)
+            late_of = event.round if reply.staleness else None
+            update = upload.payload, event.codec, reply.weight, late_of
+            added = self._run_watched("adding an update", self.model.add, *update)
             added.add_done_callback(lambda _: self.uploads.recycle(upload))
         else:
             self.uploads.recycle(upload)
@@ -310,7 +312,9 @@ class Engine:
                 if waiter is not None and not waiter.done():
                     waiter.set_result(effect)
             case ev.StartRound():
-                self.uploads.begin_round(effect.round)
+                self.uploads.begin_round(effect.round, self.machine.is_late)
+                if self.machine.config.staleness_limit:
+                    self._run_watched("remembering the state", self.model.begin_round, effect.round)
                 self.broadcast.begin_round(effect.round)
             case ev.CloseRound():
                 self.broadcast.end_round()

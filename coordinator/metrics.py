@@ -10,6 +10,7 @@ from hypergpu.common import errors
 from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.common.series import OptionalGauge
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.late import staleness_weight
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.node_time import NodeTime, time_of_round
 
@@ -35,6 +36,9 @@ class _ClosedRounds:
         self._node_seconds = Counter("hypergpu_round_node_seconds", text, ("part",), registry=registry)
         text = "Share of the time of its nodes in which they computed, in the last round."
         self._utilisation = OptionalGauge("hypergpu_compute_utilisation", text, registry, {})
+        text = "Updates that counted in a later round than their own, by the number of rounds that they were late."
+        buckets = (1, 2, 3, 4, 6, 8, 12, 16)
+        self._staleness = Histogram("hypergpu_update_staleness_rounds", text, registry=registry, buckets=buckets)
         for reason in ev.CloseReason:
             self._rounds.labels(reason)
         for part in asdict(NodeTime()):
@@ -45,6 +49,8 @@ class _ClosedRounds:
         self._rounds.labels(closed.reason).inc()
         self._seconds.observe(closed.seconds)
         self._train_loss.set(closed.loss)
+        for each in closed.late:
+            self._staleness.observe(each.staleness)
         time = time_of_round(closed)
         for part, seconds in asdict(time).items():
             self._node_seconds.labels(part).inc(seconds)
@@ -126,9 +132,9 @@ class Metrics:
     def observe(self, effect: ev.Effect, machine: RoundMachine) -> None:
         """Count one effect."""
         match effect:
-            case ev.UpdateReply(status=status, weight=weight):
+            case ev.UpdateReply(status=status, weight=weight, staleness=staleness):
                 self.updates.labels(status).inc()
-                self.samples.inc(weight)
+                self.samples.inc(round(weight / staleness_weight(staleness)))
             case ev.CloseRound():
                 self._closed.observe(effect)
                 self.selected.set(0)

@@ -182,7 +182,7 @@ class NodeMetricsCollector(Collector):
             "hypergpu_member_rounds", "Rounds that the node contributed to.", labels=["node_id"]
         )
         late = CounterMetricFamily(
-            "hypergpu_member_late_updates", "Updates that arrived after their round.", labels=["node_id"]
+            "hypergpu_member_late_updates", "Updates that arrived too late to count.", labels=["node_id"]
         )
         codecs = _by_node("member_codec", "1 for the codecs of the node's last update.", "update", "parameters")
         noise = _by_node("member_codec_noise_ratio", "Noise of the codec of that update.")

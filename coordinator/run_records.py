@@ -61,6 +61,7 @@ def round_row(
         "local_optimizer": closed.local_optimizer,
         "contributors": [c.node for c in closed.contributions if c.success],
         "missing": [c.node for c in closed.contributions if not c.success],
+        **({"late": [_late_row(each) for each in closed.late]} if closed.late else {}),
         "batch_sizes": {c.node: c.batch_size for c in closed.contributions},
         "compute_seconds": {c.node: round(c.compute_seconds, 6) for c in closed.contributions if c.success},
         "waiting_seconds": {c.node: round(c.waiting_seconds, 6) for c in closed.contributions},
@@ -73,6 +74,18 @@ def round_row(
         "bytes_down": {node: each.down for node, each in traffic.items() if each.down},
         "bytes_up": {node: each.up for node, each in traffic.items() if each.up},
         "compute_utilisation": None if utilisation is None else round(utilisation, 6),
+    }
+
+
+def _late_row(late: ev.LateUpdate) -> dict[str, Any]:
+    return {
+        "node": late.node,
+        "round": late.round,
+        "staleness": late.staleness,
+        "samples": late.samples,
+        "weight": float(f"{late.weight:.6g}"),
+        "train_loss": late.loss,
+        "compute_seconds": round(late.compute_seconds, 6),
     }
 
 
@@ -91,6 +104,7 @@ def node_row(
         "rounds_selected": member.rounds_selected,
         "retries": member.retries,
         "late": member.late,
+        "merged_late": member.merged_late,
         "batch_size": member.batch_size or None,
         "compute_seconds": member.compute_seconds or None,
         "codec": member.codecs.update if member.codecs else None,

@@ -151,13 +151,14 @@ class TrainingService:
         nbytes = engine.model.payload_format(sending.codec).payload_bytes
         download = self._downloads.begin(node, (assign.round, assign.attempt), sending, nbytes, connections)
         try:
-            parts = await engine.broadcast.parts(assign.round, sending)
+            parts = download.parts = await engine.broadcast.parts(assign.round, sending)
             engine.begin_download(node)
             yield pb.WorkPart(order=convert.order(assign, sending, engine, engine.now))
             with self._downloads.streaming(node):
                 async for part in self._parameters(node, assign.round, parts, download.take):
                     yield part
             sent_all = True
+            download.parts = None
         except StaleWork:
             sent_all = True  # stopped by the coordinator: no failure of the link
             raise
@@ -176,7 +177,7 @@ class TrainingService:
         if request.ranges:
             wanted = chosen_ranges([(each.start, each.end) for each in request.ranges], download.nbytes)
             download = dataclasses.replace(download, waiting=wanted)
-        parts = await engine.broadcast.parts(request.work.round, download.sending)
+        parts = download.parts or await engine.broadcast.parts(request.work.round, download.sending)
         with self._downloads.streaming(node):
             async for part in self._parameters(node, request.work.round, parts, download.take):
                 yield part
@@ -191,7 +192,7 @@ class TrainingService:
         """
         engine = self._engine
         while (piece := take() if parts else None) is not None and parts:
-            if not engine.broadcast.is_current(round_number):
+            if not (engine.broadcast.is_current(round_number) or engine.machine.is_late(node, round_number)):
                 raise StaleWork(f"round {round_number} closed while its parameters were sent")
             part = encoded(parts, piece)
             yield part

@@ -197,12 +197,17 @@ class Uploads:
             del self._held[upload.node]
             self.recycle(upload)
 
-    def begin_round(self, number: int) -> None:
-        """Discard uploads of earlier rounds and uploads without a stream; neither will be resumed."""
+    def begin_round(self, number: int, is_late: Callable[[str, int], bool] = lambda node, number: False) -> None:
+        """Discard uploads of earlier rounds and uploads without a stream; neither will be resumed.
+
+        Those of which `is_late` says that a later round counts them, by node and round, go on.
+        """
         self._too_slow.clear()
         self._opening = {node: lock for node, lock in self._opening.items() if lock.locked()}
-        for upload in [u for u in self._held.values() if not u.streams or u.work[0] != number]:
-            self.close(upload)
+        for upload in list(self._held.values()):
+            is_over = not upload.streams or upload.work[0] != number
+            if is_over and not is_late(upload.node, upload.work[0]):
+                self.close(upload)
 
     def recycle(self, upload: Upload) -> None:
         """Release the buffer of an upload for others; the space of a buffer on the disk becomes available again."""

@@ -22,6 +22,8 @@ _FREE = frozenset(
         "min_nodes",
         "quorum",
         "close_share",
+        "mode",
+        "max_staleness",
         "deadline_mads",
         "evaluate_every",
         "checkpoint_every",

@@ -79,7 +79,7 @@ async def nodes(context: typer.Context, as_json: AsJson = False) -> None:
             connections_of(node),
             percent(known(node, "compute_utilisation"), digits=0),
             f"{node.rounds_contributed} of {node.rounds_selected}",
-            str(node.late),
+            str(node.late) + (f" + {node.merged_late} merged" if node.merged_late else ""),
             str(node.retries),
             node.reason,
         )

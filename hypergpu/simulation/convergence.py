@@ -22,7 +22,7 @@ from real runs: `hypergpu fit digits`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated
 
 from pydantic import Field
@@ -185,8 +185,9 @@ class ConvergenceBackend:
         """Return the size of parameters or an update in a codec; nothing is left exact."""
         return find_codec(codec).encoded_bytes(-(-self.model_bytes // 4))
 
-    def begin_round(self) -> None:
+    def begin_round(self, number: int) -> None:
         """Count a version of the parameters, which a curve has not."""
+        del number
         self.sendings.begin_round()
 
     def process_started(self, node: str) -> None:
@@ -253,8 +254,12 @@ class ConvergenceBackend:
             self._noises = order.round, noises
         return noises[order.shard.index]
 
-    def add(self, weight: int) -> None:
+    def keep_parameters(self, late: Collection[tuple[int, str]]) -> None:
+        """Do nothing: a late update is worth what it weighs, wherever it began."""
+
+    def add(self, weight: float, late_of: int | None = None) -> None:
         """Count an accepted update."""
+        del late_of
         self._accepted.add(self._last, weight)
 
     def discard(self) -> None:

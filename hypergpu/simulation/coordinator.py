@@ -266,7 +266,7 @@ class SimulatedCoordinator:
             run[effect.__class__](effect)
 
     def _start_round(self, round_begins: Callable[[int], None], effect: ev.StartRound) -> None:
-        self._learning.begin_round()
+        self._learning.begin_round(effect.round)
         round_begins(effect.round)
 
     def _assign(self, work: ev.WorkAssigned) -> None:
@@ -277,10 +277,12 @@ class SimulatedCoordinator:
 
     def _count_update(self, reply: ev.UpdateReply) -> None:
         if reply.status is _ACCEPTED and reply.weight:
-            self._learning.add(reply.weight)
+            self._learning.add(reply.weight, reply.round if reply.staleness else None)
 
     def _close_round(self, closed: ev.CloseRound) -> None:
         self._watch_stragglers()
+        late = self._machine.late_units.values()
+        self._learning.keep_parameters({(each.round, each.unit.codecs.parameters) for each in late})
         if not self._learning.step(closed.server_momentum, closed.learning_rate):
             text = f"skipped the step of round {closed.round}: the result is not finite"
             self._recorder.event(ev.RunEvent("step_skipped", closed.round, text), self._time.now)

@@ -1,6 +1,6 @@
 """Training by real gradients, with the trainer that the nodes use and the model that the coordinator uses."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import torch
 from hypergpu.common.config import TrainingConfig
 from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.metric import MetricSpec
+from hypergpu.common.tensors import Flat
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.model.outgoing import OutgoingParameters, SendingPlanner
 from hypergpu.coordinator.core.rounds import events as ev
@@ -31,11 +32,37 @@ class _Memory:
     optimizer: KeptState
 
 
+class _Sent:
+    """Parameters as nodes receive them: of the open round, and of the rounds of late units."""
+
+    def __init__(self, model: GlobalModel) -> None:
+        self.planner = SendingPlanner()
+        self.of_late: dict[tuple[int, str], Flat] = {}
+        """Parameters by round and codec."""
+        self._outgoing = OutgoingParameters(model)
+
+    def begin_round(self) -> None:
+        """Encode the present parameters."""
+        self.planner.begin_round()
+        self._outgoing.begin_round()
+
+    def received(self, round_number: int, codec: str) -> Flat:
+        """Return the parameters that the nodes of a round have after decoding."""
+        kept = self.of_late.get((round_number, codec))
+        return self._outgoing.received(codec) if kept is None else kept
+
+    def keep(self, late: Collection[tuple[int, str]]) -> None:
+        """Keep what the nodes of late units received, and nothing else."""
+        kept = {key: values for key, values in self.of_late.items() if key in late}
+        new = {key: self._outgoing.received(key[1]).copy() for key in late if key not in kept}
+        self.of_late = kept | new
+
+
 class GradientBackend:
     """Real gradients of a task, by the trainer that the nodes use; deterministic on one thread.
 
-    A work unit is done when its update arrives and is wanted: until then the parameters of its round have not
-    changed, and what comes too late costs nothing.
+    A work unit is done when its update arrives and is wanted: what comes too late costs nothing. Until then the
+    parameters of its round have not changed, or `keep_parameters` has kept them.
     """
 
     def __init__(self, task: Task, config: TrainingConfig) -> None:
@@ -50,7 +77,7 @@ class GradientBackend:
         if config.initial_model:
             saved = SavedModel(build(task, config.seed))
             self._model.restore(initial_values(Path(config.initial_model), saved), None)
-        self._outgoing = SendingPlanner(), OutgoingParameters(self._model)
+        self._sent = _Sent(self._model)
         self._sizes = count(task.train) if config.shards_are_alike else labels(task.train)
         self._partition: tuple[int, Partition] | None = None
         self._orders: dict[int, ShardOrder] = {}
@@ -70,12 +97,12 @@ class GradientBackend:
     @property
     def sendings(self) -> SendingPlanner:
         """Planner of the form in which parameters are sent."""
-        return self._outgoing[0]
+        return self._sent.planner
 
-    def begin_round(self) -> None:
+    def begin_round(self, number: int) -> None:
         """Encode the parameters of the round that opens."""
-        for each in self._outgoing:
-            each.begin_round()
+        self._model.begin_round(number)
+        self._sent.begin_round()
 
     def process_started(self, node: str) -> None:
         """Forget the residual of a node, and the state of its optimizer."""
@@ -99,7 +126,7 @@ class GradientBackend:
         optimizer = LocalOptimizer(order.local_optimizer, order.learning_rate)
         local = memory.optimizer.local_training(optimizer, self._config.local_settings, order.accepted_round)
         update = trainer.work(
-            self._outgoing[1].received(order.codecs.parameters),
+            self._sent.received(order.round, order.codecs.parameters),
             lambda step: trainer.samples(samples.take(cursor + step * size, size)),
             local_steps=order.local_steps,
             local=local,
@@ -128,10 +155,14 @@ class GradientBackend:
             noise=encoded.noise,
         )
 
-    def add(self, weight: int) -> None:
+    def keep_parameters(self, late: Collection[tuple[int, str]]) -> None:
+        """Keep what the nodes of late units received."""
+        self._sent.keep(late)
+
+    def add(self, weight: float, late_of: int | None = None) -> None:
         """Add the update that was trained last to the mean."""
         if self._encoded is not None:
-            self._model.add(self._encoded.payload, self._encoded.form.codec.name, weight)
+            self._model.add(self._encoded.payload, self._encoded.form.codec.name, weight, late_of)
 
     def discard(self) -> None:
         """Forget the updates of an abandoned round."""

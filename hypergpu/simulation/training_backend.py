@@ -1,6 +1,6 @@
 """Interface to a model that is trained in virtual time."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from hypergpu.common.metric import MetricSpec
@@ -40,7 +40,7 @@ class TrainingBackend(Protocol):
         """Planner of the form in which parameters are sent."""
         ...
 
-    def begin_round(self) -> None:
+    def begin_round(self, number: int) -> None:
         """Take the present parameters as those of the round that opens."""
         ...
 
@@ -52,8 +52,12 @@ class TrainingBackend(Protocol):
         """Do a work unit on the current parameters; return the update of a node that computed for so long."""
         ...
 
-    def add(self, weight: int) -> None:
-        """Take what was trained last into the round's mean."""
+    def keep_parameters(self, late: Collection[tuple[int, str]]) -> None:
+        """Keep the parameters of late units, by round and codec, and no others; called before the step of a round."""
+        ...
+
+    def add(self, weight: float, late_of: int | None = None) -> None:
+        """Take what was trained last into the round's mean, with the round that it is late of, if it is."""
         ...
 
     def discard(self) -> None:

@@ -275,10 +275,10 @@ async def test_a_buffer_is_free_only_when_its_update_is_in_the_mean(
     added, may_add = threading.Event(), threading.Event()
     real = GlobalModel.add
 
-    def add(self: GlobalModel, payload: Any, codec: str, weight: float) -> None:
+    def add(self: GlobalModel, *update: Any) -> None:
         added.set()
         may_add.wait(30)
-        real(self, payload, codec, weight)
+        real(self, *update)
 
     monkeypatch.setattr(GlobalModel, "add", add)
     async with running(tmp_path) as run:

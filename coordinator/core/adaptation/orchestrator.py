@@ -310,7 +310,7 @@ class AdaptiveOrchestrator:
         if contributions:
             self.record_results(contributions)
         if report.update_norms is not None:
-            record_noise(report.update_norms, contributions, self.batches)
+            record_noise(report.update_norms, contributions, report.late, self.batches)
         record_saturation(contributions, self.batches)
         self._log.codecs(self._codecs.observe(contributions, report.round))
         self.batches.costs.record_restarts(*report.restarts)
@@ -515,13 +515,15 @@ class AdaptiveOrchestrator:
     def _close_share(self, selected: Sequence[str]) -> float | None:
         """Return the share of the nodes that closes the round; None where the user chose one, or every shard counts."""
         training = self.config.training
-        if training.close_share < 1.0 or not training.shards_are_alike or self.phase is Phase.WARM_UP or not selected:
+        every_shard_counts = not (training.shards_are_alike or training.staleness_limit)
+        if training.close_share < 1.0 or every_shard_counts or self.phase is Phase.WARM_UP or not selected:
             return None
         rows = self.monitor.rows(selected)
         seconds = (
             self.monitor.round_communication_samples(rows, _ARRIVALS) + self.batches.compute_seconds(selected)[:, None]
         )
-        share = enough_share(seconds, self.batches.costs.overhead.seconds, self._noise_nodes(selected))
+        overhead, noise = self.batches.costs.overhead.seconds, self._noise_nodes(selected)
+        share = enough_share(seconds, overhead, noise, training.staleness_limit)
         self._log.close_share(share, len(selected), seconds.max(axis=1))
         return share
 

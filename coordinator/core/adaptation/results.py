@@ -9,7 +9,7 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.coordinator.core.batching import AdaptiveBatchController
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
 from hypergpu.coordinator.core.rounds.adaptation import Activity, LateWork
-from hypergpu.coordinator.core.rounds.events import Contribution
+from hypergpu.coordinator.core.rounds.events import Contribution, LateUpdate
 from hypergpu.coordinator.core.selection import DynamicNodeSelector
 
 LATEST_COMMUNICATIONS = 4
@@ -105,6 +105,8 @@ def record_late(
     if compute > 0:
         batches.record_step(work.node, work.batch_size, compute / work.local_steps)
     selector.record_times(work.node, compute, communication)
+    if work.merged:
+        selector.record_merged(work.node)
     if is_exact:
         selector.record_late_probe(work.node, communication)
     needed = compute + communication if is_exact else work.elapsed_seconds
@@ -117,9 +119,17 @@ def _above(expected: float, least: float) -> float:
     return least if least > expected else 0.0
 
 
-def record_noise(norms: tuple[float, float], results: Sequence[Contribution], batches: AdaptiveBatchController) -> None:
-    """Record (mean of |update|² over the nodes, |mean update|²) for the gradient noise scale."""
-    used = [each.samples for each in results if each.success]
+def record_noise(
+    norms: tuple[float, float],
+    results: Sequence[Contribution],
+    late: Sequence[LateUpdate],
+    batches: AdaptiveBatchController,
+) -> None:
+    """Record (mean of |update|² over the nodes, |mean update|²) for the gradient noise scale.
+
+    A late update counts as many samples as it weighs.
+    """
+    used = [float(each.samples) for each in results if each.success] + [each.weight for each in late]
     if len(used) >= 2:
         batches.updates.observe(norms, len(used), math.fsum(used) / len(used), batches.local_steps)
 

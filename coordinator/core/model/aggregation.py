@@ -52,6 +52,10 @@ class StreamingMean:
         self.weight += weight
         self.count += 1
 
+    def shift(self, start: int, by: Flat, weight: float) -> None:
+        """Move the end of the update that was added last, from index `start` on; its norm is kept."""
+        self._sum[start:] += np.float32(weight) * by
+
     def take(self) -> Flat:
         """Return the mean. It shares memory with the sum: call `reset` before the next `add`.
 

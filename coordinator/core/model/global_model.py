@@ -29,6 +29,8 @@ class GlobalModel:
         self._parameter_count = parameter_count
         self._config = config
         self._mean = StreamingMean(len(self.values))
+        self._states: dict[int, Flat] = {}
+        """State that the nodes received, by round."""
         self.update_norms: tuple[float, float] | None = None
         """(mean of |update|² over the nodes, |mean update|²) of the last step; None if it was skipped."""
         self._optimizer = make_optimizer(config, parameter_count)
@@ -49,9 +51,24 @@ class GlobalModel:
         """
         return norm(PayloadReader(self.payload_format(codec), payload).read())
 
-    def add(self, payload: Payload, codec: str, weight: float) -> None:
-        """Add one update to the mean, decoded in place; `norm` has checked it."""
+    def add(self, payload: Payload, codec: str, weight: float, late_of: int | None = None) -> None:
+        """Add one update to the mean, decoded in place; `norm` has checked it.
+
+        A late one of round `late_of` changes the parameters as it would have then. Of the state, the mean is that of
+        the values which the nodes have reached, not of their changes: added to statistics that have moved on, a change
+        may lead beyond all of them, and a variance below 0.
+        """
         self._mean.add_parts(PayloadReader(self.payload_format(codec), payload).read(), weight)
+        state = None if late_of is None else self._states.get(late_of)
+        if state is not None:
+            self._mean.shift(self._parameter_count, state - self.values[self._parameter_count :], weight)
+
+    def begin_round(self, number: int) -> None:
+        """Remember the state that the nodes of a round receive, as long as late updates of it may count."""
+        limit = self._config.staleness_limit
+        if limit and self._parameter_count < len(self.values):
+            self._states[number] = self.values[self._parameter_count :].copy()
+            self._states = {each: state for each, state in self._states.items() if each >= number - limit}
 
     def discard(self) -> None:
         """Remove the updates that were added since the last step."""
@@ -98,7 +115,11 @@ class GlobalModel:
         np.copyto(self._kept, self.values)
 
     def revert(self) -> None:
-        """Restore the values of the last `keep`, or the initial ones, and restart the optimizer."""
+        """Restore the values of the last `keep`, or the initial ones, and restart the optimizer.
+
+        Late updates that were added since the last step lead on from what is given up: they are removed.
+        """
+        self._mean.reset()
         np.copyto(self.values, self._kept)
         self._optimizer = make_optimizer(self._config, self._parameter_count)
 

@@ -12,7 +12,7 @@ from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.overrides import NodeOverride, Overrides
-from hypergpu.coordinator.core.rounds.events import Contribution
+from hypergpu.coordinator.core.rounds.events import Contribution, LateUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,8 @@ class RoundReport:
     """Metric of the task."""
     contributions: Sequence[Contribution] = ()
     """One for each selected node."""
+    late: Sequence[LateUpdate] = ()
+    """Updates of earlier rounds that it counted."""
     update_norms: tuple[float, float] | None = None
     """(mean of |update|² over the nodes, |mean update|²)."""
     restarts: tuple[int, float] = (0, 0.0)
@@ -105,6 +107,8 @@ class LateWork:
     """True if the round waited for the node."""
     received_share: float = 1.0
     """Share of a finished update that was received: the rest is no longer sent once its round has closed."""
+    merged: bool = False
+    """True if the update counts in a later round."""
 
 
 class ModelAction(StrEnum):

@@ -25,9 +25,10 @@ from hypergpu.coordinator.core.rounds.events import (
     KeepModel,
     RevertModel,
 )
+from hypergpu.coordinator.core.rounds.late import clear
 from hypergpu.coordinator.core.rounds.membership import Membership
 from hypergpu.coordinator.core.rounds.state import RoundState
-from hypergpu.coordinator.core.rounds.work import Round
+from hypergpu.coordinator.core.rounds.work import Round, WorkReason
 from hypergpu.coordinator.core.score import Score
 
 MAX_EXTENSIONS = 2
@@ -43,7 +44,7 @@ Ending = CloseRound | AbandonRound
 
 def complete(current: Round, members: Membership, config: TrainingConfig, now: float, effects: EffectBuffer) -> Ending:
     """Return the end of a round in which no update is outstanding."""
-    if not current.contributions:
+    if current.is_empty:
         return _abandon(current, "no remaining node can contribute", members, effects)
     by_all = all(unit.done for unit in current.units.values() if unit.awaited)
     reason = CloseReason.ALL_CONTRIBUTED if by_all else CloseReason.SURVIVORS_CONTRIBUTED
@@ -74,7 +75,7 @@ def at_deadline(
         }
         effects.decide(DecisionKind.DEADLINE, CLUSTER, DeadlineReason.EXTENDED, figures)
         return None
-    if current.contributions:
+    if not current.is_empty:
         return _close(current, CloseReason.BELOW_QUORUM, state.members, config, now)
     state.deadlines.record_empty_round(elapsed)
     return _abandon(current, "no update arrived before the deadline", state.members, effects)
@@ -119,7 +120,7 @@ def _close(current: Round, reason: CloseReason, members: Membership, config: Tra
         current.all_contributions(now),
         reason,
         now - current.started_at,
-        current.samples,
+        current.used_samples,
         current.mean_loss,
         evaluate=last or current.number % config.evaluate_every == 0,
         restarts=members.drain_restarts(now),
@@ -127,6 +128,7 @@ def _close(current: Round, reason: CloseReason, members: Membership, config: Tra
         local_steps=settings.local_steps,
         learning_rate=settings.optimizer.learning_rate,
         local_optimizer=settings.optimizer.name,
+        late=tuple(current.late),
     )
 
 
@@ -182,6 +184,7 @@ def revert_model(state: RoundState, done: int, why: str, spec: MetricSpec, effec
     guard = state.guards.model
     loss, metric = guard.kept_figures
     effects.emit(RevertModel(state.round))
+    clear(state.late, WorkReason.MODEL_REVERTED, effects)  # these updates lead on from the model that is given up
     figures = {"kept_round": guard.kept_round, spec.name: metric, "loss": loss}
     effects.record("model_reverted", f"{why}; reverting to {guard.kept_text}", **figures)
     _set_figures(state, loss, metric, done)
@@ -211,7 +214,7 @@ def record_closed(
     effects.record(
         "round_closed",
         f"round {closed.round}: {len(contributors)} of {len(closed.contributions)} nodes in {closed.seconds:.2f} s, "
-        f"{figures} ({closed.reason})",
+        f"{figures} ({closed.reason})" + (f", {len(closed.late)} late merged" if closed.late else ""),
         round_seconds=closed.seconds,
         reason=str(closed.reason),
         contributors=contributors,
@@ -233,6 +236,7 @@ def round_report(closed: CloseRound, event: Evaluated, metric: float | None, spe
         seconds=closed.seconds,
         samples=closed.samples,
         contributions=closed.contributions,
+        late=closed.late,
         update_norms=event.update_norms,
         restarts=closed.restarts,
     )

@@ -89,6 +89,7 @@ def late_work(
     compute_seconds: float,
     awaited: bool,
     received_share: float,
+    merged: bool,
 ) -> LateWork | None:
     """Return what is known now of the work of a round that closed without it, once for each; None if it was told."""
     given = member.assignment
@@ -108,13 +109,17 @@ def late_work(
         allowed_seconds=given.deadline_at - given.at,
         awaited=awaited,
         received_share=received_share,
+        merged=merged,
     )
 
 
 def refuse_outlier(
-    current: Round, unit: WorkUnit, event: ev.UpdateArrived, outlier: Outlier, effects: EffectBuffer
+    current: Round | None, unit: WorkUnit, event: ev.UpdateArrived, outlier: Outlier, effects: EffectBuffer
 ) -> None:
-    """Answer an update whose norm is out of bounds, and expect nothing more of its node in this round."""
+    """Answer an update whose norm is out of bounds, and expect nothing more of its node in its round.
+
+    `current` is that round while it is open.
+    """
     figures: Figures = {"norm": outlier.norm, "bound": outlier.bound, "median": outlier.median}
     effects.decide(DecisionKind.UPDATE, event.node, WorkReason.NORM_TOO_LARGE, figures)
     detail = (
@@ -124,7 +129,7 @@ def refuse_outlier(
     effects.record("update_refused", detail, node=event.node, round=event.round, **figures)
     effects.reply(ev.UpdateReply(event.node, event.round, ev.UpdateStatus.REFUSED, detail=detail))
     unit.fault, unit.fault_detail = str(WorkReason.NORM_TOO_LARGE), detail
-    if unit.live:
+    if current is not None and unit.live:
         drop(current, unit, WorkReason.NORM_TOO_LARGE, f"norm {outlier.norm:.4g}", effects)
 
 

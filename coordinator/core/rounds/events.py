@@ -19,7 +19,7 @@ class UpdateStatus(StrEnum):
     DUPLICATE = "duplicate"
     """Accepted before, and not applied again."""
     LATE = "late"
-    """Its round has closed: counted, not applied."""
+    """Its round has closed, and it is too stale for a later one: counted, not applied."""
     STALE = "stale"
     """Not assigned: an unknown node, a later round, or another run."""
     REFUSED = "refused"
@@ -272,8 +272,26 @@ class UpdateReply:
     node: str
     round: int
     status: UpdateStatus
-    weight: int = 0
+    weight: float = 0
     detail: str = ""
+    staleness: int = 0
+    """Rounds between the one that the update is of and the one that counts it."""
+
+
+@message
+class LateUpdate:
+    """Update that a later round counts than its own."""
+
+    node: str
+    round: int
+    """Round of the work unit."""
+    staleness: int
+    """τ: the round that counts it less its own."""
+    samples: int
+    weight: float
+    """Samples / √(1+τ)."""
+    loss: float
+    compute_seconds: float
 
 
 @message
@@ -332,6 +350,8 @@ class CloseRound:
     learning_rate: float = 0.0
     """Rate of the local steps; where nodes send gradients (one local step), of the server's step."""
     local_optimizer: str = "sgd"
+    late: Sequence[LateUpdate] = ()
+    """Updates of earlier rounds that are part of the mean."""
 
 
 @message

@@ -15,7 +15,7 @@ from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.common.transfer_codecs import NO_CODECS, TransferCodecs
 from hypergpu.coordinator.core.decisions import Decision, DecisionKind
 from hypergpu.coordinator.core.overrides import NodeOverride
-from hypergpu.coordinator.core.rounds import closing, dispatch, opening
+from hypergpu.coordinator.core.rounds import closing, dispatch, late, opening
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Activity, Adaptation, ModelAction
 from hypergpu.coordinator.core.rounds.deadlines import DeadlineEstimator
@@ -35,6 +35,7 @@ from hypergpu.coordinator.core.rounds.state import (
     RunControl,
     RunState,
 )
+from hypergpu.coordinator.core.rounds.update_norms import Outlier
 from hypergpu.coordinator.core.rounds.work import Round, WorkReason, WorkUnit
 from hypergpu.coordinator.core.score import Score
 
@@ -84,6 +85,7 @@ class RoundMachine:
             self.deadlines,
             Guards(ModelGuard(first_round - 1)),
             codecs,
+            late=late.LateUnits(config.staleness_limit, config.rounds),
         )
         if complete:
             self.round_state.phase, self.round_state.control = OVER, RunControl(final_state=RunState.COMPLETED)
@@ -165,21 +167,33 @@ class RoundMachine:
 
     def wanted_unit(self, node: str, round_number: int) -> WorkUnit | None:
         """Return the work unit of a node in this round, for reading, if its update is wanted."""
-        current = self.round_state.open_round
+        state = self.round_state
+        current = state.open_round
         if current is None or current.number != round_number:
-            return None
+            return state.late.wanted(node, round_number, state.merging_round)
         unit = current.units.get(node)
         return unit if unit is not None and unit.attempt > 0 and not unit.done else None
 
+    def is_late(self, node: str, round_number: int) -> bool:
+        """Return whether this round has closed without the node's update, which a later one would count."""
+        state = self.round_state
+        return state.late.wanted(node, round_number, state.merging_round) is not None
+
+    @property
+    def late_units(self) -> Mapping[str, late.LateUnit]:
+        """Units of closed rounds whose updates may still count, by node."""
+        return self.round_state.late.units
+
     def may_finish(self, node: str, now: float) -> bool:
-        """Return whether a straggler may go on with its work, to show how long it takes."""
-        member = self.members.get(node)
+        """Return whether a straggler may go on with its work: it still counts, or it shows how long the node takes."""
+        member, late_unit = self.members.get(node), self.late_units.get(node)
+        if self.config.staleness_limit:  # late work shows how long it takes: no other need go on
+            return late_unit is not None and self.is_late(node, late_unit.round)
         return member is not None and member.assignment is not None and now < member.assignment.may_finish_until
 
     def is_assigned(self, node: str, round_number: int, attempt: int) -> bool:
-        """Return whether this is the node's work in the open round, as it was last assigned."""
-        current = self.round_state.open_round
-        unit = current.units.get(node) if current and current.number == round_number else None
+        """Return whether this is the node's work in the open round, as it was last assigned, or its late unit."""
+        unit = self.wanted_unit(node, round_number)
         return unit is not None and unit.live and not unit.done and 0 < unit.attempt == attempt
 
     def update_status(self, node: str, round_number: int) -> ev.UpdateStatus | None:
@@ -247,8 +261,9 @@ class RoundMachine:
 
     def offered(self, node: str, now: float) -> None:
         """Note that a node begins to send its update, which is wanted."""
-        current = self.round_state.open_round
+        current, late_unit = self.round_state.open_round, self.late_units.get(node)
         unit = current.units.get(node) if current else None
+        unit = late_unit.unit if late_unit else unit
         if unit is not None and unit.offered_at is None:
             unit.offered_at = now
 
@@ -317,6 +332,9 @@ class RoundMachine:
             current.note_restart(event.node, event.incarnation)
             if new:
                 current.reopen(event.node)
+        late_unit = self.late_units.get(event.node)
+        if late_unit is not None and late_unit.unit.incarnation != event.incarnation:
+            late.drop(self.round_state.late, event.node, WorkReason.NODE_GONE, self._effects)
         if new:
             opening.reevaluate(self.round_state.opening)
             text = f"{event.node} joined ({len(self.members.connected)} connected)"
@@ -341,6 +359,7 @@ class RoundMachine:
             text = f"{event.node} is ready ({members.ready} of {len(members.connected)} connected)"
             self._effects.record("node_ready", text, node=event.node)
         opening.straggler_returned(state, member, self.config.quorum)
+        late.drop(state.late, event.node, WorkReason.GIVEN_UP, self._effects)
         if state.open_round is not None:
             dispatch.assign(state.open_round, member, self.adaptation.overrides, now, self._effects)
 
@@ -349,25 +368,42 @@ class RoundMachine:
         member, current = self.members.get(event.node), state.open_round
         unit = self.wanted_unit(event.node, event.round)
         self.members.seen(event.node, now)
-        if member is None or unit is None or current is None:
-            if member is not None:
-                times = {"compute_seconds": event.compute_seconds, "received_share": event.received_share}
-                self._record_late(member, event.round, Activity.DONE, now, **times)
-                opening.straggler_returned(state, member, self.config.quorum)
+        is_late = current is None or current.number != event.round
+        outlier = None
+        if event.norm is not None and unit is not None and member is not None:
+            outlier = state.guards.norms.judge(event.norm, unit.expected_norm_scale)
+        if member is not None and is_late:
+            merged = unit is not None and outlier is None
+            times = {"compute_seconds": event.compute_seconds, "received_share": event.received_share}
+            self._record_late(member, event.round, Activity.DONE, now, merged=merged, **times)
+        if member is not None and (is_late or unit is None):
+            opening.straggler_returned(state, member, self.config.quorum)
+        if member is None or unit is None:
             status = self.update_status(event.node, event.round) or ev.UpdateStatus.STALE
             dispatch.refuse_update(event, status, member, state.round, effects)
             return
-        outlier = None
-        if event.norm is not None:
-            outlier = state.guards.norms.judge(event.norm, unit.expected_norm_scale)
-        if outlier is not None:
+        if current is None or is_late:
+            self._take_late(event, unit, member, outlier)
+        elif outlier is not None:
             dispatch.refuse_outlier(current, unit, event, outlier, effects)
         else:
             weight, seconds = dispatch.accept_update(current, event, member, now, effects)
             self.deadlines.observe(event.node, seconds, event.compute_seconds, unit.samples)
             self.shards.advance(unit.shard, weight)
             closing.shorten_deadline(current, state, self.config, now, effects)
-        self._close_if_complete(current, now)
+        if current is not None:
+            self._close_if_complete(current, now)
+
+    def _take_late(self, event: ev.UpdateArrived, unit: WorkUnit, member: Member, outlier: Outlier | None) -> None:
+        """Count a wanted update of a round that has closed in the open round or the next, or refuse it."""
+        state, effects = self.round_state, self._effects
+        if outlier is not None:
+            late.drop(state.late, event.node, WorkReason.NORM_TOO_LARGE, effects)
+            dispatch.refuse_outlier(None, unit, event, outlier, effects)
+            return
+        target, current = state.merging_round, state.open_round
+        samples = late.merge(state.late, event, member, effects, target=target, current=current)
+        self.shards.advance(unit.shard, samples)
 
     def _record_late(
         self,
@@ -378,6 +414,7 @@ class RoundMachine:
         *,
         compute_seconds: float,
         received_share: float = 1.0,
+        merged: bool = False,
     ) -> None:
         """Tell the adaptation what kept a node from contributing to a round that is over."""
         current = self.round_state.open_round
@@ -390,6 +427,7 @@ class RoundMachine:
                 compute_seconds=compute_seconds,
                 awaited=self.members.stragglers.get(member.node_id, True),
                 received_share=received_share,
+                merged=merged,
             )
             if work is not None:
                 self.adaptation.record_late(work)
@@ -401,6 +439,8 @@ class RoundMachine:
             return
         self.members.seen(event.node, now)
         opening.straggler_returned(state, member, self.config.quorum)
+        if self.is_assigned(event.node, event.round, event.attempt) and event.node in self.late_units:
+            late.drop(state.late, event.node, WorkReason.GIVEN_UP, self._effects)
         current = state.open_round
         if current is not None and event.round == current.number:
             if dispatch.return_work(current, event, member, self._effects) and member.requesting:
@@ -420,6 +460,7 @@ class RoundMachine:
         for decision in judgement.decisions:
             effects.add(decision)
         state.round = effects.round = closed.round + 1
+        late.expire(state.late, state.round, effects)
         opening.reevaluate(state.opening, at_once=True)
         ending = closing.finish_after(state, closed.round, metric, self.config, self.metric)
         if ending is not None:
@@ -516,9 +557,11 @@ class RoundMachine:
 
     def _end_round(self, ending: closing.Ending, now: float) -> None:
         state = self.round_state
-        state.open_round = None
+        current, state.open_round = state.open_round, None
         self._effects.emit(ending)
         if isinstance(ending, ev.CloseRound):
+            if current is not None:
+                state.late.keep(current, self.members)
             state.closed_round, state.phase = ending, CLOSING
             state.latest.round_seconds = ending.seconds
             state.latest.utilisation = count_time(ending, self.members)
@@ -549,6 +592,7 @@ class RoundMachine:
         if state.open_round is not None:
             effects.emit(ev.AbandonRound(state.open_round.number, "the run is over"))
         state.open_round = state.closed_round = None
+        late.clear(state.late, WorkReason.RUN_OVER, effects)
         state.phase, state.control.final_state = OVER, final_state
         text = f"run {final_state}: {reason}" + (f", {detail}" if detail else "")
         effects.record(str(final_state), text, reason=str(reason), detail=detail)
@@ -565,6 +609,7 @@ class RoundMachine:
             return
         if connection is ConnectionState.LEFT:
             self.deadlines.forget(node)
+            late.drop(state.late, node, WorkReason.NODE_GONE, effects)
         connected = len(self.members.connected)
         text = f"{node} {connection}: {reason} ({connected} connected)"
         effects.record(f"node_{connection}", text, node=node, reason=reason)

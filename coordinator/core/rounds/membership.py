@@ -64,6 +64,9 @@ class Member:
     rounds_selected: int = 0
     retries: int = 0
     late: int = 0
+    """Updates that were too late to count."""
+    merged_late: int = 0
+    """Updates that counted in a later round than their own."""
     compute_seconds: float = 0.0
     codecs: TransferCodecs | None = None
     """Codecs of its latest accepted update and of the parameters before it; None before the first."""
@@ -262,7 +265,7 @@ class Membership:
             state = row.get("state")
             if state in (ConnectionState.LEFT, ConnectionState.LOST):  # gone before the restart: its shard is not kept
                 member.connection, member.reason = ConnectionState.LEFT, f"{state} before the coordinator restarted"
-            for name in ("rounds_contributed", "rounds_selected", "retries", "late"):
+            for name in ("rounds_contributed", "rounds_selected", "retries", "late", "merged_late"):
                 setattr(member, name, int(row.get(name, 0)))
 
     def _set_ready(self, member: Member, *, ready: bool) -> None:

@@ -157,10 +157,12 @@ def open_round(
         return None
     probes = _probes(chosen, plan)
     _deal_shards(state, effects)
-    units = _plan_units(state, state.shards.assign(chosen), plan, config, probes)
+    busy = [late.unit.shard for late in state.late.units.values()]
+    units = _plan_units(state, state.shards.assign(chosen, busy), plan, config, probes)
     deadline = _set_deadline(state, units, plan, effects)
     opening.first_round_opened, opening.waiting_for = True, ""
     state.open_round = Round.open(state.round, now, deadline, units, _settings(plan, config, state.round))
+    state.open_round.late = state.late.take_merged()
     state.phase = OPEN
     return state.open_round
 

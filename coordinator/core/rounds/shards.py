@@ -1,6 +1,6 @@
 """Shards of the data: which node owns which, and how far it has been used."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import chain, cycle
 from typing import Any
 
@@ -48,8 +48,10 @@ class ShardTable:
             self._cursors = [start] * count
         return True
 
-    def assign(self, nodes: Iterable[str]) -> dict[str, Shard]:
+    def assign(self, nodes: Iterable[str], busy: Iterable[Shard] = ()) -> dict[str, Shard]:
         """Return the shards of one round by node: its own, so that it need not load another.
+
+        A shard that is `busy`, since late work of an earlier round uses it, goes to no node while others are free.
 
         If a shard has fallen a whole pass behind, because its node is not selected or gets small batches, the nodes
         furthest ahead train the shards furthest behind. A bad link thus never excludes samples from the training.
@@ -58,11 +60,14 @@ class ShardTable:
             KeyError: a node has no shard.
         """
         shards = {node: self.shard_of(node) for node in nodes}
+        taken = {shard.index for shard in busy if shard.count == len(self._cursors)}
+        self._replace_busy(shards, taken)
         owners = {shard.index: node for node, shard in shards.items()}
         if len(owners) < len(shards):
             return shards  # more nodes than samples
         a_pass = self._most // max(1, len(self._cursors))
-        behind = sorted(range(len(self._cursors)), key=self._cursors.__getitem__)
+        free = (index for index in range(len(self._cursors)) if index not in taken)
+        behind = sorted(free, key=self._cursors.__getitem__)
         ahead = sorted(owners, key=self._cursors.__getitem__, reverse=True)
         for front, back in zip(ahead, behind, strict=False):
             if self._cursors[front] - self._cursors[back] < a_pass:
@@ -71,6 +76,14 @@ class ShardTable:
             if back in owners:
                 shards[owners[back]] = self._shard(front)
         return shards
+
+    def _replace_busy(self, shards: dict[str, Shard], busy: Collection[int]) -> None:
+        """Give each node whose shard is busy the free one that is furthest behind."""
+        waiting = [node for node, shard in shards.items() if shard.index in busy]
+        if waiting:
+            used = {shard.index for shard in shards.values()} | set(busy)
+            free = sorted((i for i in range(len(self._cursors)) if i not in used), key=self._cursors.__getitem__)
+            shards |= {node: self._shard(index) for node, index in zip(waiting, free, strict=False)}
 
     def shard_of(self, node: str) -> Shard:
         """Return the shard of a node, with its cursor.

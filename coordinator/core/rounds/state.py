@@ -33,6 +33,7 @@ from hypergpu.coordinator.core.rounds.events import (
     WorkReturned,
 )
 from hypergpu.coordinator.core.rounds.guards import Improvement, ModelGuard, SharedFaults
+from hypergpu.coordinator.core.rounds.late import LateUnits
 from hypergpu.coordinator.core.rounds.membership import Membership
 from hypergpu.coordinator.core.rounds.shards import ShardTable
 from hypergpu.coordinator.core.rounds.update_norms import NormBound
@@ -219,11 +220,17 @@ class RoundState:
     open_round: Round | None = None
     closed_round: CloseRound | None = None
     """The round whose step and evaluation are outstanding."""
+    late: LateUnits = field(default_factory=LateUnits)
     opening: OpeningState = field(default_factory=OpeningState)
     control: RunControl = field(default_factory=RunControl)
     latest: LatestFigures = field(default_factory=LatestFigures)
     timer_at: float = math.inf
     """Time of the last `SetTimer`; infinite = none."""
+
+    @property
+    def merging_round(self) -> int:
+        """Round that counts a late update which arrives now: the open one, or the next."""
+        return self.round + (self.phase is CLOSING)
 
     def next_due(self) -> float:
         """Time of the next thing that happens without an event; infinite = nothing."""

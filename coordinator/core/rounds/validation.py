@@ -49,6 +49,12 @@ def _samples_are_within_what_was_assigned(current: Round) -> bool:
     return all(0 <= each.samples <= assigned[each.node] for each in current.contributions)
 
 
+def _late_units_may_count(state: RoundState) -> bool:
+    late, working = state.late, state.open_round.units if state.open_round else {}
+    ages = (state.merging_round - each.round for each in late.units.values())
+    return all(0 < age <= late.max_staleness + 1 for age in ages) and not working.keys() & late.units.keys()
+
+
 INVARIANTS: Final[Mapping[str, Check]] = {
     "a round is open exactly in the open phase": lambda s: (s.open_round is not None) == (s.phase is OPEN),
     "a closed round is kept exactly in the closing phase": lambda s: (
@@ -74,6 +80,11 @@ INVARIANTS: Final[Mapping[str, Check]] = {
     "stragglers are connected": lambda s: s.members.stragglers.keys() <= s.members.connected.keys(),
     "no node waits for work that it has": _no_node_waits_for_work_that_it_has,
     "no node waits for work after the run": lambda s: s.phase is not OVER or not any(m.requesting for m in s.members),
+    "a late unit is of an earlier round, not too stale, and the only work of its node": _late_units_may_count,
+    "late units are outstanding, and were assigned": lambda s: all(
+        each.unit.live and not each.unit.done and each.unit.attempt > 0 for each in s.late.units.values()
+    ),
+    "late updates wait only while no round is open": lambda s: s.phase is not OPEN or not s.late.merged,
     "no node has contributed to a later round": lambda s: all(m.last_accepted <= s.round for m in s.members),
 }
 """Invariants of the whole state, by name."""
@@ -91,6 +102,9 @@ ROUND_INVARIANTS: Final[Mapping[str, RoundCheck]] = {
     ),
     "each accepted unit has one contribution": lambda r: (
         sorted(each.node for each in r.contributions) == sorted(unit.node for unit in r.units.values() if unit.done)
+    ),
+    "late updates are of earlier rounds, and weigh less than their samples": lambda r: all(
+        each.round < r.number and each.weight < each.samples for each in r.late
     ),
     "samples are those of the contributions": lambda r: r.samples == sum(each.samples for each in r.contributions),
     "no contribution has more samples than were assigned": _samples_are_within_what_was_assigned,

@@ -9,7 +9,7 @@ from hypergpu.common.connections import ONE_FOR_ALL, ConnectionPlan
 from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.transfer_codecs import NO_CODECS, TransferCodecs
 from hypergpu.coordinator.core.rounds.deadlines import Deadline
-from hypergpu.coordinator.core.rounds.events import Contribution, Shard, UpdateArrived, WorkAssigned
+from hypergpu.coordinator.core.rounds.events import Contribution, LateUpdate, Shard, UpdateArrived, WorkAssigned
 
 
 class WorkReason(StrEnum):
@@ -25,6 +25,10 @@ class WorkReason(StrEnum):
     WEIGHT_BOUNDED = "weight_bounded"
     NORM_TOO_LARGE = "norm_too_large"
     TRIAL_FAILED = "trial_failed"
+    MERGED_LATE = "merged_late"
+    TOO_STALE = "too_stale"
+    MODEL_REVERTED = "model_reverted"
+    RUN_OVER = "run_over"
     USER = "user"
 
 
@@ -117,6 +121,8 @@ class Round:
     contributions: list[Contribution] = field(default_factory=list)
     samples: int = 0
     loss_sum: float = 0.0
+    late: list[LateUpdate] = field(default_factory=list)
+    """Updates of earlier rounds that this one counts."""
     orphans: dict[str, WorkUnit] = field(default_factory=dict)
     """Units without a node, by the id of the former one. A newcomer gets one, or the former node when it returns."""
 
@@ -152,9 +158,21 @@ class Round:
         return share < 1.0 and len(self.contributions) >= math.ceil(share * self.awaited - 1e-9)
 
     @property
+    def is_empty(self) -> bool:
+        """True if no update has arrived in the round."""
+        return not self.contributions and not self.late
+
+    @property
+    def used_samples(self) -> int:
+        """Samples of the updates that the round counts, those of late ones among them."""
+        return self.samples + sum(each.samples for each in self.late)
+
+    @property
     def mean_loss(self) -> float:
-        """Mean training loss over the samples that were used."""
-        return self.loss_sum / self.samples if self.samples else 0.0
+        """Mean training loss over the samples of the round; over those of late updates if there are no others."""
+        if self.samples or not self.late:
+            return self.loss_sum / self.samples if self.samples else 0.0
+        return sum(each.samples * each.loss for each in self.late) / self.used_samples
 
     def assign(self, unit: WorkUnit, now: float, accepted_round: int = 0) -> WorkAssigned:
         """Assign a unit to its node, again if it was before.

@@ -186,6 +186,16 @@ class DynamicNodeSelector:
         """
         self._contributions.add_times(self._index.row(node_id), compute_seconds, waiting_seconds)
 
+    def record_merged(self, node_id: str) -> None:
+        """Record that the late update of a node counts after all: its latest attempt was a success.
+
+        Raises:
+            UnknownName: The node is not registered.
+        """
+        row = np.array([self._index.row(node_id)])
+        self._contributions.counts[row, 1] += 1
+        self._standings.outcomes(row, np.ones(1, bool), np.zeros(1, bool), self._round)
+
     def record_late_probe(self, node_id: str, communication_seconds: float) -> None:
         """Record the communication of a probe that ended after its round: it may have recovered all the same.
 

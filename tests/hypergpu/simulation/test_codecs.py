@@ -67,7 +67,7 @@ def test_the_noise_of_real_updates_is_reported_and_a_new_process_has_no_residual
     def noises(restarts: bool) -> list[float]:
         config = TrainingConfig(local_steps=2, batch_size=16)
         backend = GradientBackend(load_task("digits", 0), config)
-        backend.begin_round()
+        backend.begin_round(1)
         found = [backend.train(work("a", 1, "topk", 0)).noise]
         if restarts:
             backend.process_started("a")

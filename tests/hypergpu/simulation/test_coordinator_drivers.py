@@ -5,7 +5,7 @@ returned, and how each request was answered, without times. `--update-transcript
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,9 @@ def configuration(options: Sequence[str]) -> dict[str, Any]:
             "batch_size": 2,
             "quorum": 0.5,
             "min_nodes": given.get("min_nodes", 1),
+            "mode": given.get("mode", "sync"),
+            "max_staleness": given.get("max_staleness", 8),
+            "close_share": given.get("close_share", 1.0),
             "checkpoint_every": 100,
         },
         "server": {
@@ -285,11 +288,13 @@ class ScriptedLearning:
         assert codec == "none"
         return self.model_bytes
 
-    def begin_round(self) -> None: ...
+    def begin_round(self, number: int) -> None: ...
+
+    def keep_parameters(self, late: Collection[tuple[int, str]]) -> None: ...
 
     def process_started(self, node: str) -> None: ...
 
-    def add(self, weight: int) -> None: ...
+    def add(self, weight: float, late_of: int | None = None) -> None: ...
 
     def discard(self) -> None: ...
 

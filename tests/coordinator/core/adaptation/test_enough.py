@@ -40,6 +40,23 @@ def test_a_different_node_may_be_slow_each_time() -> None:
     assert enough_share(seconds, 0.0, 8.0) == pytest.approx(7 / 8)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "noise", "max_staleness", "expected"),
+    [
+        (steady(1, 1, 1, 1, 1.2), 5.0, 0, 1.0),  # its work would be lost
+        (steady(1, 1, 1, 1, 1.2), 5.0, 4, 0.8),  # it counts in the next round
+        (steady(1, 1, 1, 1, 1), 5.0, 4, 1.0),
+        (steady(1, 1, 1, 8, 8), 1e6, 16, 0.6),
+        (steady(1, 1, 1, 1.6, 1.6), 20.0, 0, 1.0),
+        (steady(1, 1, 1, 1.6, 1.6), 20.0, 1, 0.6),
+    ],
+)
+def test_waiting_is_worth_less_where_late_updates_count(
+    seconds: np.ndarray, noise: float, max_staleness: int, expected: float
+) -> None:
+    assert enough_share(seconds, 0.0, noise, max_staleness) == pytest.approx(expected)
+
+
 @examples(80)
 @given(
     st.lists(st.floats(0.01, 100.0), min_size=1, max_size=20), st.floats(0, 10), st.floats(0, 100), st.floats(0.1, 10)

@@ -119,6 +119,7 @@ def test_a_node_that_just_came_has_a_row_of_nothing() -> None:
         "rounds_selected": 0,
         "retries": 0,
         "late": 0,
+        "merged_late": 0,
         "batch_size": None,
         "compute_seconds": None,
         "codec": None,

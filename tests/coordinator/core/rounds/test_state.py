@@ -1,6 +1,7 @@
 """The table of transitions and the invariants: each entry is taken by a transcript, and each invariant can fail."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -9,6 +10,7 @@ from hypergpu.common.config.training import TrainingConfig
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import FixedAdaptation
 from hypergpu.coordinator.core.rounds.closing import MAX_EXTENSIONS
+from hypergpu.coordinator.core.rounds.late import LateUnit
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.membership import ConnectionState
 from hypergpu.coordinator.core.rounds.state import TRANSITIONS, Phase, RoundState, RunState
@@ -72,6 +74,7 @@ def break_members(state: RoundState, field: str, value: object) -> None:
     setattr(state.members.require("c"), field, value)
 
 
+LATE_UPDATE = ev.LateUpdate("c", 0, 1, 16, 11.3, loss=1.0, compute_seconds=0.1)
 BREAKS: dict[str, tuple[Phase, Callable[[RoundState], object]]] = {
     "a round is open exactly in the open phase": (Phase.OPEN, lambda s: setattr(s, "open_round", None)),
     "a closed round is kept exactly in the closing phase": (Phase.CLOSING, lambda s: setattr(s, "closed_round", None)),
@@ -98,6 +101,19 @@ BREAKS: dict[str, tuple[Phase, Callable[[RoundState], object]]] = {
         lambda s: setattr(s.members.require("b"), "requesting", True),
     ),
     "no node waits for work after the run": (Phase.OVER, lambda s: setattr(s.members.require("b"), "requesting", True)),
+    "a late unit is of an earlier round, not too stale, and the only work of its node": (
+        Phase.OPEN,
+        lambda s: s.late.units.update(b=LateUnit(0, opened(s).units["b"])),
+    ),
+    "late units are outstanding, and were assigned": (
+        Phase.OPEN,
+        lambda s: s.late.units.update(c=LateUnit(1, opened(s).units["a"])),
+    ),
+    "late updates wait only while no round is open": (Phase.OPEN, lambda s: s.late.merged.append(LATE_UPDATE)),
+    "late updates are of earlier rounds, and weigh less than their samples": (
+        Phase.OPEN,
+        lambda s: opened(s).late.append(replace(LATE_UPDATE, weight=16.0)),
+    ),
     "no node has contributed to a later round": (Phase.OPEN, lambda s: break_members(s, "last_accepted", 2)),
     "units are kept by node": (Phase.OPEN, lambda s: setattr(opened(s).units["b"], "node", "c")),
     "awaited units are counted": (Phase.OPEN, lambda s: setattr(opened(s), "awaited", 7)),

@@ -127,7 +127,8 @@ def line_of(effect: ev.Effect) -> str:
         ]
         figures = f"{effect.reason}, {effect.seconds:g} s, {effect.samples} samples, loss {effect.loss:g}"
         figures += f"{', evaluate' if effect.evaluate else ''}, ended {effect.restarts[0]} in {effect.restarts[1]:g} s"
-        return f"  * CloseRound {effect.round}: {figures}: {'; '.join(parts)}"
+        merged = "".join(f", {c.node} of round {c.round} merged by {c.weight:.3g}" for c in effect.late)
+        return f"  * CloseRound {effect.round}: {figures}: {'; '.join(parts)}{merged}"
     values = ", ".join(
         f"{field.name}={shown(getattr(effect, field.name))}"
         for field in dataclasses.fields(effect)
