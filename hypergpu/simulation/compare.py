@@ -9,7 +9,7 @@ from typing import Self
 from hypergpu.common.errors import InvalidInput
 from hypergpu.simulation.comparison import Comparison, Result, compared
 from hypergpu.simulation.node import Compute
-from hypergpu.simulation.oracle import grid, runs_of, tune
+from hypergpu.simulation.oracle import grid, tune
 from hypergpu.simulation.run import Outcome, simulate
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.variants import BASELINE, baselines_of, variants_of
@@ -61,9 +61,8 @@ def compare(
     scenario = scenario.changed(target_accuracy=wanted)
     numbers = range(scenario.seed, scenario.seed + seeds)
     with Runner(jobs, compute, progress) as runner:
-        settings = grid(scenario) if oracle else []
-        runner.expect(seeds * (len(references) + len(candidates) + oracle) + (runs_of(len(settings)) if oracle else 0))
-        tuned = tune(scenario, runner.run, settings) if oracle else None
+        runner.expect(seeds * (len(references) + len(candidates) + oracle))
+        tuned = tune(scenario, runner.run_more, grid(scenario)) if oracle else None
         if tuned is not None:
             references.append(tuned.variant)
         variants = [*references, *candidates]
@@ -105,9 +104,14 @@ class Runner:
             self._pool.shutdown(cancel_futures=True)
 
     def expect(self, runs: int) -> None:
-        """Set the number of runs that progress is measured by."""
-        self._expected = runs
-        self._progress(0, runs)
+        """Add to the number of runs that progress is measured by."""
+        self._expected += runs
+        self._progress(self._done, self._expected)
+
+    def run_more(self, scenarios: Sequence[Scenario]) -> list[Outcome]:
+        """Run scenarios that were not expected."""
+        self.expect(len(scenarios))
+        return self.run(scenarios)
 
     def run(self, scenarios: Sequence[Scenario]) -> list[Outcome]:
         """Run scenarios; return their outcomes in the same order."""
@@ -115,7 +119,7 @@ class Runner:
         for outcome in self._outcomes(scenarios):
             outcomes.append(outcome)
             self._done += 1
-            self._progress(min(self._done, self._expected), self._expected)
+            self._progress(self._done, self._expected)
         return outcomes
 
     def _outcomes(self, scenarios: Sequence[Scenario]) -> Iterable[Outcome]:

@@ -1,7 +1,8 @@
 """Search for the best fixed setting of a scenario, on seeds other than those that are reported.
 
-Successive halving (Jamieson & Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
-AISTATS 2016): all settings get a short run, the best quarter a longer one, the best of these one on each tuning seed.
+A climb over a grid: some settings that differ widely, then the neighbours of the best, until the best have no neighbour
+left that was not tried. It is a race on one seed: a run is cut off when it can no longer be near the best so far, so
+that a setting without hope costs no more than a good one. The finalists then run on every tuning seed.
 """
 
 import math
@@ -14,7 +15,7 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import MetricSpec
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario import Scenario
-from hypergpu.simulation.variants import BASELINE, STATIC, Static, Variant
+from hypergpu.simulation.variants import BASELINE, Static, Variant
 
 RunAll = Callable[[Sequence[Scenario]], list[Outcome]]
 
@@ -26,11 +27,18 @@ OPTIMIZERS: Final = ("sgd", "fedavgm", "diloco")
 TUNING_SEEDS: Final = 3
 _SEED_OFFSET: Final = 10_000
 """Distance of the tuning seeds from the reported ones; as many can be reported at most."""
-_KEPT: Final = 4
-"""One of so many settings is kept after each of the first two stages."""
-_BUDGETS: Final = (0.5, 1.0, 1.5)
-"""Length of the runs of each stage, in times that the yardstick needs to the target."""
-_YARDSTICK: Final = STATIC["first-80"]
+_SLACK: Final = 1.25
+"""Length of a run on the first seed, in times of the best run so far."""
+_FINAL_SLACK: Final = 2.0
+"""The same among the finalists: a setting may be slow on one seed and the best over all."""
+_BATCH: Final = 8
+"""Runs between two looks at the best time. More of them keep more processes busy, but are cut off later."""
+_FRONT: Final = 3
+"""Best settings whose neighbours are tried."""
+_FINALISTS: Final = 6
+_AXES: Final = ("rate", "local_steps", "optimizer", "batch_size", "close_percent")
+_WIDE: Final = ("rate", "local_steps")
+"""Axes on which the first settings take two values, at the thirds; on others they take the middle one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +79,6 @@ def grid(scenario: Scenario) -> list[Static]:
     ]
 
 
-def runs_of(settings: int) -> int:
-    """Return how many runs it takes to tune over so many settings."""
-    first, second = _share(settings), _share(_share(settings))
-    return 1 + settings + first + second * TUNING_SEEDS
-
-
 def tune(scenario: Scenario, run_all: RunAll, settings: Sequence[Static] | None = None) -> Tuned:
     """Return the setting that reaches the scenario's target first.
 
@@ -88,28 +90,102 @@ def tune(scenario: Scenario, run_all: RunAll, settings: Sequence[Static] | None 
     Raises:
         InvalidInput: the scenario has no target.
     """
-    target = scenario.target
-    if target is None:
+    if scenario.target is None:
         raise InvalidInput("a best fixed setting is one that reaches a target first: set target_accuracy")
-    seeds = [scenario.seed + _SEED_OFFSET + number for number in range(TUNING_SEEDS)]
-    left = list(settings or grid(scenario))
-    count, runs = len(left), 0
+    settings = settings or grid(scenario)
+    first, *others = [scenario.seed + _SEED_OFFSET + number for number in range(TUNING_SEEDS)]
+    race = _Race(scenario, first, _SLACK, run_all)
+    tried = first_settings(settings)
+    while tried:
+        race.run(tried)
+        near = neighbours(race.best(_FRONT), settings)
+        tried = [setting for setting in near if setting not in race.outcomes]
+    finalists = race.best(_FINALISTS)
+    races = [race]
+    for seed in others:
+        races.append(_Race(scenario, seed, _FINAL_SLACK, run_all))
+        races[-1].run(finalists)
+    best = min(finalists, key=lambda setting: rank([each.outcomes[setting] for each in races]))
+    return Tuned(best, len(settings), sum(len(each.outcomes) for each in races), [first, *others])
 
-    def run(tried: Sequence[Static], seeds: Sequence[int], seconds: float | None) -> list[list[Outcome]]:
-        nonlocal runs
-        limited = _until(scenario, target, seconds)
-        outcomes = run_all([Variant(BASELINE, static=each).of(limited, seed) for each in tried for seed in seeds])
-        runs += len(outcomes)
-        return [outcomes[start : start + len(seeds)] for start in range(0, len(outcomes), len(seeds))]
 
-    ((yardstick,),) = run([_YARDSTICK], seeds[:1], None)
-    seconds = yardstick.time_to_target_seconds or yardstick.trained_seconds
-    for stage, budget in enumerate(_BUDGETS):
-        last = stage == len(_BUDGETS) - 1
-        outcomes = run(left, seeds if last else seeds[stage : stage + 1], budget * seconds)
-        ranked = sorted(zip(left, outcomes, strict=True), key=lambda pair: rank(pair[1]))
-        left = [each for each, _ in ranked[: 1 if last else _share(len(ranked))]]
-    return Tuned(left[0], count, runs, seeds)
+class _Race:
+    """Runs of settings on one seed, each cut off when it can no longer be near the best.
+
+    Args:
+        scenario: its target is set.
+        seed: seed of all runs.
+        slack: length of a run, in times of the best run so far.
+        run_all: runs scenarios and returns their outcomes.
+    """
+
+    def __init__(self, scenario: Scenario, seed: int, slack: float, run_all: RunAll) -> None:
+        training = scenario.config.training.model_copy(update={"target_accuracy": scenario.target})
+        self._scenario = scenario.changed(config=scenario.config.model_copy(update={"training": training}))
+        self._seed, self._slack, self._run_all = seed, slack, run_all
+        self.outcomes: dict[Static, Outcome] = {}
+
+    def best(self, count: int) -> list[Static]:
+        """Return the best settings, the best one first."""
+        return sorted(self.outcomes, key=lambda setting: rank([self.outcomes[setting]]))[:count]
+
+    def run(self, settings: Sequence[Static]) -> None:
+        """Run settings. The very first one runs alone, since there is no time yet to cut others off at."""
+        start = 0
+        while start < len(settings):
+            batch = settings[start : start + (_BATCH if self.outcomes else 1)]
+            limited = self._scenario.changed(time_limit_seconds=self._limit())
+            variants = [Variant(BASELINE, static=each).of(limited, self._seed) for each in batch]
+            self.outcomes |= zip(batch, self._run_all(variants), strict=True)
+            start += len(batch)
+
+    def _limit(self) -> float | None:
+        """Return the length of the next runs; None if there is no run yet."""
+        if not self.outcomes:
+            return None
+        best = self.outcomes[self.best(1)[0]]
+        return self._slack * (best.time_to_target_seconds or best.trained_seconds)
+
+
+def first_settings(settings: Sequence[Static]) -> list[Static]:
+    """Return settings that differ widely, those with most local steps first."""
+    values = {axis: _values(axis, settings) for axis in _AXES}
+    starts = [
+        [each[len(each) // 3], each[2 * len(each) // 3]] if axis in _WIDE else [each[(len(each) - 1) // 2]]
+        for axis, each in values.items()
+    ]
+    starts[_AXES.index("optimizer")] = values["optimizer"]
+    wanted = [dict(zip(_AXES, each, strict=True)) for each in product(*starts)]
+    found = [setting for setting in settings if _place(setting) in wanted] or list(settings[:1])
+    found.reverse()  # DiLoCo first
+    return sorted(found, key=lambda each: (each.rate, -(each.local_steps or 0)))
+
+
+def neighbours(of: Sequence[Static], settings: Sequence[Static]) -> list[Static]:
+    """Return the settings that are one step on one axis away from one of those given."""
+    values = {axis: _values(axis, settings) for axis in _AXES}
+    return [each for each in settings if any(_is_next(each, other, values) for other in of)]
+
+
+def _is_next(one: Static, other: Static, values: dict[str, list[Any]]) -> bool:
+    differing = [axis for axis in _AXES if getattr(one, axis) != getattr(other, axis)]
+    if len(differing) != 1:
+        return False
+    (axis,) = differing
+    if axis == "optimizer":  # names have no order
+        return True
+    first, second = (values[axis].index(getattr(each, axis)) for each in (one, other))
+    return abs(first - second) == 1
+
+
+def _values(axis: str, settings: Sequence[Static]) -> list[Any]:
+    """Return the values on an axis in their order; names stay in the order of the settings."""
+    values = list(dict.fromkeys(getattr(setting, axis) for setting in settings))
+    return values if axis == "optimizer" or None in values else sorted(values)
+
+
+def _place(setting: Static) -> dict[str, Any]:
+    return {axis: getattr(setting, axis) for axis in _AXES}
 
 
 def rank(outcomes: Sequence[Outcome]) -> tuple[int, float]:
@@ -125,14 +201,3 @@ def _shown(outcome: Outcome) -> float:
     """Return the last value of the metric, larger if better."""
     metric: MetricSpec = outcome.metric
     return -math.inf if outcome.final_metric is None else metric.gain(outcome.final_metric, 0.0)
-
-
-def _share(count: int) -> int:
-    return max(1, count // _KEPT)
-
-
-def _until(scenario: Scenario, target: float, seconds: float | None) -> Scenario:
-    """Return the scenario with an end at its target, and after a time."""
-    training = scenario.config.training.model_copy(update={"target_accuracy": target})
-    config = scenario.config.model_copy(update={"training": training})
-    return scenario.changed(config=config, time_limit_seconds=seconds)
