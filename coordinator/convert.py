@@ -127,6 +127,8 @@ def arrived(header: pb.UpdateHeader) -> ev.UpdateArrived:
     loss, compute_seconds, grad_norm, loss_before = (float(f) for f in figures)
     if not 0 <= header.noise <= 1:
         raise ProtocolError(f"the noise of a codec is {header.noise}; expected 0 to 1")
+    if not 0 <= header.optimizer_share <= 1:
+        raise ProtocolError(f"the share of the optimizer is {header.optimizer_share}; expected 0 to 1")
     work = header.work
     return ev.UpdateArrived(
         work.node_id,
@@ -140,6 +142,7 @@ def arrived(header: pb.UpdateHeader) -> ev.UpdateArrived:
         loss_after=float(header.loss_after) if header.HasField("loss_after") else None,
         codec=codec_from_proto(header.encoding).name,
         noise=header.noise,
+        optimizer_share=header.optimizer_share,
     )
 
 

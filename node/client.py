@@ -354,6 +354,7 @@ def _header(work: Work, manifest: Manifest, update: Update, encoded: EncodedUpda
         loss_after=update.loss_after,
         encoding=encoding_to_proto(encoded.form),
         noise=encoded.noise,
+        optimizer_share=update.optimizer_share,
     )
     return pb.UpdatePart(header=header)
 

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 import torch
@@ -49,6 +49,9 @@ class Step:
     forward_time: float
     backward_time: float
     step_time: float
+    """Forward and backward, without the optimizer."""
+    optimizer_time: float = 0.0
+    """Time in which the gradients were applied; 0 where the backward pass does it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,12 @@ class Update:
     compute_seconds: float
     loss_after: float | None = None
     """Loss of the first batch after the last step; None for a single step, or if it could not be computed."""
+
+    @property
+    def optimizer_share(self) -> float:
+        """Share of the time of the steps that the optimizer took."""
+        optimizer = sum(step.optimizer_time for step in self.steps)
+        return optimizer / (optimizer + sum(step.step_time for step in self.steps)) if optimizer else 0.0
 
     @property
     def samples(self) -> int:
@@ -260,12 +269,18 @@ class Trainer:
                 step = self.gradient(*work.batches(index), step=index, micro_batch=work.micro_batch, fused=fused)
                 self._clip(step.grad_norm, work.local.settings.clip_norm)
                 if apply is not None:
-                    apply()
+                    step = self._applied(step, apply)
                 if index < reported:
                     steps[index] = step
                     continue
                 steps.append(step)
                 work.after_step(step)
+
+    def _applied(self, step: Step, apply: ApplyStep) -> Step:
+        """Apply the gradients, and return the step with the time that it took."""
+        began = self._now()
+        apply()
+        return replace(step, optimizer_time=self._now() - began)
 
     def _clip(self, norm: float, most: float | None) -> None:
         """Scale the gradients down to a norm of `most`."""

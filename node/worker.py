@@ -66,9 +66,9 @@ class SimulatedCard:
         self._specs, self._clock = specs, clock
         self._lateness = Lateness()
 
-    def wait(self, number: int, samples: int, elapsed_seconds: float, sleep: Callable[[float], object]) -> None:
+    def wait(self, number: int, step: Step, elapsed_seconds: float, sleep: Callable[[float], object]) -> None:
         """Sleep for the rest of step `number` if the simulated card would need longer than `elapsed_seconds`."""
-        simulated = self.compute.step_seconds(number, samples, self._clock())
+        simulated = self.compute.step_seconds(number, step.samples, self._clock(), step.optimizer_time)
         late = self._lateness.add(elapsed_seconds, simulated)
         if late is not None:
             log.warning(
@@ -76,7 +76,7 @@ class SimulatedCard:
                 gpu=self._specs.name,
                 real_seconds=late[0],
                 simulated_seconds=late[1],
-                batch_size=samples,
+                batch_size=step.samples,
                 fix="run fewer nodes here, or simulate a slower card",
             )
         if simulated > elapsed_seconds:
@@ -288,7 +288,7 @@ class Worker:
         """Wait until the simulated card would be done with a step that took `elapsed_seconds`."""
         card = self._prepared.card if self._prepared else None
         if card is not None:
-            card.wait(self.steps, step.samples, elapsed_seconds, sleep or self._sleep)
+            card.wait(self.steps, step, elapsed_seconds, sleep or self._sleep)
 
     def record(self, step: Step, step_time: float) -> dict[str, float | None]:
         """Record a step, and return its metrics by name."""

@@ -26,6 +26,8 @@ class LocalOptimizer(NamedTuple):
 
 ADAMW: Final = LocalOptimizer("adamw", 0.001)
 """AdamW with its default rate (Loshchilov & Hutter, ICLR 2019)."""
+MUON: Final = LocalOptimizer("muon", 0.02)
+"""Muon with the rate that suited three tasks of different kinds: benchmarks/local_optimizers.py."""
 
 
 @dataclass(frozen=True, slots=True)

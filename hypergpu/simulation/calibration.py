@@ -11,7 +11,7 @@ from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput
 from hypergpu.node.core.gpu import FASTEST_TFLOPS
 from hypergpu.simulation.compute import base_seconds, read_rounds, times_of
-from hypergpu.simulation.node import Start
+from hypergpu.simulation.node import LocalSteps, Start
 from hypergpu.simulation.scenario import ComputeTimes, Scenario
 
 _WIDE_ENOUGH = 1.25
@@ -32,10 +32,10 @@ class MeasuredCompute:
 
     times: Mapping[str, ComputeTimes]
 
-    def seconds(self, node_id: str, step: int, batch_size: int, steps: int, now: float) -> float:
+    def seconds(self, node_id: str, steps: LocalSteps, now: float) -> float:
         """Return the seconds that a node computes for a work unit."""
-        del step, now
-        return steps * base_seconds(self.times[node_id], batch_size)
+        del now
+        return steps.number * base_seconds(self.times[node_id], steps.batch_size)  # with the optimizer of the real run
 
 
 @dataclass(frozen=True, slots=True)

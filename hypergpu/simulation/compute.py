@@ -9,15 +9,22 @@ from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.node.core.compute import ComputeModel
+from hypergpu.simulation.node import LocalSteps
 from hypergpu.simulation.scenario import ComputeTimes, Scenario
 
 # Forward and backward on one core, `Trainer.time_step` at batches of 1 and 256. A node measures its own machine; here
 # the times are fixed, so that the same scenario gives the same bytes on every machine.
 TASK_TIMES: Mapping[str, ComputeTimes] = {
-    "digit_sums": ComputeTimes(seconds_per_step=0.0005, seconds_per_sample=0.0000025),
-    "digits": ComputeTimes(seconds_per_step=0.0006, seconds_per_sample=0.0000025),
-    "mnist5k": ComputeTimes(seconds_per_step=0.003, seconds_per_sample=0.00047),
-    "chars": ComputeTimes(seconds_per_step=0.004, seconds_per_sample=0.0018),
+    "digit_sums": ComputeTimes(
+        seconds_per_step=0.0005, seconds_per_sample=0.0000025, adamw_seconds=0.00003, muon_seconds=0.0008
+    ),
+    "digits": ComputeTimes(
+        seconds_per_step=0.0006, seconds_per_sample=0.0000025, adamw_seconds=0.00003, muon_seconds=0.0006
+    ),
+    "mnist5k": ComputeTimes(
+        seconds_per_step=0.003, seconds_per_sample=0.00047, adamw_seconds=0.0001, muon_seconds=0.004
+    ),
+    "chars": ComputeTimes(seconds_per_step=0.004, seconds_per_sample=0.0018, adamw_seconds=0.0002, muon_seconds=0.005),
 }
 
 
@@ -29,8 +36,8 @@ class SimulatedCards:
     """
 
     def __init__(self, scenario: Scenario) -> None:
-        times = times_of(scenario)
-        speeds = {name: group.speed for group in scenario.nodes for name in group.names()}
+        self._times = times = times_of(scenario)
+        self._speeds = speeds = {name: group.speed for group in scenario.nodes for name in group.names()}
         self._variance = math.expm1(times.spread**2)
         self._spreads: dict[int, tuple[float, float]] = {}
         self._models = {
@@ -44,11 +51,13 @@ class SimulatedCards:
         }
         self._draws = {name: KeyedRandom(scenario.seed, "compute", name) for name in self._models}
 
-    def seconds(self, node_id: str, step: int, batch_size: int, steps: int, now: float) -> float:
+    def seconds(self, node_id: str, steps: LocalSteps, now: float) -> float:
         """Return the seconds that a node computes for a work unit."""
-        mean = steps * self._models[node_id].step_seconds(step, batch_size, now)
-        sigma, shift = self._spreads.get(steps) or self._spread(steps)
-        return mean * math.exp(sigma * self._draws[node_id].normal(step) - shift)
+        # A single step sends its gradient, which no optimizer of the node applies.
+        optimizer = self._times.optimizer_seconds(steps.optimizer) / self._speeds[node_id] if steps.number > 1 else 0.0
+        mean = steps.number * self._models[node_id].step_seconds(steps.first, steps.batch_size, now, optimizer)
+        sigma, shift = self._spreads.get(steps.number) or self._spread(steps.number)
+        return mean * math.exp(sigma * self._draws[node_id].normal(steps.first) - shift)
 
     def _spread(self, steps: int) -> tuple[float, float]:
         """Return the standard deviation of the logarithm of a sum of so many steps, and what keeps its mean 1."""
@@ -60,6 +69,12 @@ class SimulatedCards:
 def base_seconds(times: ComputeTimes, batch_size: int) -> float:
     """Duration of one step on the fastest preset."""
     return times.seconds_per_step + times.seconds_per_sample * batch_size
+
+
+def optimizer_share(times: ComputeTimes, batch_size: int, optimizer: str) -> float:
+    """Return the share of a local step that its optimizer takes."""
+    seconds = times.optimizer_seconds(optimizer)
+    return seconds / (seconds + base_seconds(times, batch_size)) if seconds else 0.0
 
 
 def times_of(scenario: Scenario) -> ComputeTimes:

@@ -17,6 +17,8 @@ from hypergpu.coordinator.initial_model import initial_values
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
 from hypergpu.node.optimizers import KeptState
 from hypergpu.node.trainer import Trainer
+from hypergpu.simulation.compute import optimizer_share
+from hypergpu.simulation.scenario import ComputeTimes
 from hypergpu.tasks import Evaluation, Task, build, evaluate, metric_of, spec_of
 from hypergpu.tasks.partition import Partition, ShardOrder, partition
 from hypergpu.tasks.samples import count, labels
@@ -63,11 +65,16 @@ class GradientBackend:
 
     A work unit is done when its update arrives and is wanted: what comes too late costs nothing. Until then the
     parameters of its round have not changed, or `keep_parameters` has kept them.
+
+    Args:
+        task: the task.
+        config: its training.
+        times: computing times, for the share that an optimizer has in them.
     """
 
-    def __init__(self, task: Task, config: TrainingConfig) -> None:
+    def __init__(self, task: Task, config: TrainingConfig, times: ComputeTimes | None = None) -> None:
         self._config = config
-        self._task = task
+        self._times = times or ComputeTimes()
         self._trainer = Trainer(task, config.seed, metric_failed=lambda _: None)  # evaluations report it
         model = self._trainer.model
         self.metric: MetricSpec = spec_of(metric_of(task, model.module))
@@ -111,7 +118,7 @@ class GradientBackend:
     @property
     def samples(self) -> int:
         """Number of training samples."""
-        return count(self._task.train)
+        return count(self._trainer.task.train)
 
     @property
     def update_norms(self) -> tuple[float, float] | None:
@@ -153,6 +160,7 @@ class GradientBackend:
             loss_after=update.loss_after,
             codec=order.codecs.update,
             noise=encoded.noise,
+            optimizer_share=optimizer_share(self._times, size, optimizer.name) if order.local_steps > 1 else 0.0,
         )
 
     def keep_parameters(self, late: Collection[tuple[int, str]]) -> None:
@@ -183,7 +191,7 @@ class GradientBackend:
     def evaluate(self) -> tuple[float, float | None]:
         """Return loss and metric on held-out data."""
         self._trainer.model.load(self._model.values)
-        result = evaluate(self._trainer.model.module, self._task, batch_size=self._config.batch_size)
+        result = evaluate(self._trainer.model.module, self._trainer.task, batch_size=self._config.batch_size)
         self._evaluation = result
         return result.loss, result.metric
 

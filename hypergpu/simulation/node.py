@@ -105,11 +105,22 @@ class CoordinatorApi(Protocol):
         ...
 
 
+class LocalSteps(NamedTuple):
+    """Steps of a work unit."""
+
+    first: int
+    """Number of the first step of the unit, among all steps of the node."""
+    number: int
+    batch_size: int
+    optimizer: str
+    """Name of the optimizer."""
+
+
 class Compute(Protocol):
     """Duration of computing."""
 
-    def seconds(self, node_id: str, step: int, batch_size: int, steps: int, now: float) -> float:
-        """Return the seconds of `steps` steps on `batch_size` samples each; `step` numbers the first of them."""
+    def seconds(self, node_id: str, steps: LocalSteps, now: float) -> float:
+        """Return the seconds that a node computes for a work unit."""
         ...
 
 
@@ -397,7 +408,8 @@ class SimulatedNode:
 
     def _train(self, effect: life.Train[ev.WorkAssigned]) -> None:
         work, now = effect.work, self._time.clock.now
-        seconds = self._compute.seconds(self.node_id, self._step, work.batch_size, work.local_steps, now)
+        steps = LocalSteps(self._step, work.local_steps, work.batch_size, work.local_optimizer)
+        seconds = self._compute.seconds(self.node_id, steps, now)
         self._step += work.local_steps
         self._compute_seconds = seconds
         self._time.at(now + self._handling_seconds + seconds, self._expire, self._begin(), _TRAINED)

@@ -20,7 +20,7 @@ from hypergpu.coordinator.core.rounds.shards import ShardTable
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.netsim_proxy.config.scenario import cycle_value
 from hypergpu.netsim_proxy.link.outcomes import Direction
-from hypergpu.simulation.compute import SimulatedCards
+from hypergpu.simulation.compute import SimulatedCards, times_of
 from hypergpu.simulation.convergence import ConvergenceBackend
 from hypergpu.simulation.coordinator import HeartbeatSync, SimulatedCoordinator
 from hypergpu.simulation.network import ChurnProcess, Network, make_connections
@@ -252,7 +252,7 @@ def _prepared(scenario: Scenario) -> tuple[SystemConfig, TrainingBackend]:
     on_one_thread()
     task = load_main_task(config.training)
     training = with_local_optimizer(config.training, task)
-    return config.model_copy(update={"training": training}), GradientBackend(task, training)
+    return config.model_copy(update={"training": training}), GradientBackend(task, training, times_of(scenario))
 
 
 def _outcome(

@@ -80,6 +80,17 @@ class ComputeTimes(ConfigSection):
     """Seconds of each sample in a step."""
     spread: Annotated[float, Field(ge=0)] = 0.05
     """Sigma of the log-normal factor of each step."""
+    adamw_seconds: Annotated[float, Field(ge=0)] | None = None
+    """Seconds by which AdamW makes a local step longer than SGD; None is a fiftieth of a step of 64 samples."""
+    muon_seconds: Annotated[float, Field(ge=0)] | None = None
+    """The same for Muon; None is a fifth."""
+
+    def optimizer_seconds(self, optimizer: str) -> float:
+        """Return the seconds by which an optimizer makes a local step longer than SGD."""
+        share, seconds = {"adamw": (0.02, self.adamw_seconds), "muon": (0.2, self.muon_seconds)}.get(
+            optimizer, (0.0, None)
+        )
+        return share * (self.seconds_per_step + 64 * self.seconds_per_sample) if seconds is None else seconds
 
 
 class Scenario(Network):

@@ -116,9 +116,16 @@ class ComputeModel:
         self._draws = KeyedRandom(seed, "compute", node_id)
         self._slowdowns: tuple[Slowdown, ...] = ()
 
-    def step_seconds(self, step: int, batch_size: int, now: float) -> float:
-        """Return the time of step number `step` on `batch_size` samples that starts at `now`."""
-        base = (self._per_step + self._per_sample * batch_size) * self.scale
+    def step_seconds(self, step: int, batch_size: int, now: float, optimizer_seconds: float = 0.0) -> float:
+        """Return the time of step number `step` on `batch_size` samples that starts at `now`.
+
+        Args:
+            step: number of the step.
+            batch_size: samples.
+            now: time at which it starts.
+            optimizer_seconds: what its optimizer takes beside the gradients, on the fastest preset.
+        """
+        base = (self._per_step + self._per_sample * batch_size + optimizer_seconds) * self.scale
         # exp(σz - σ²/2) has mean 1: the spread does not change the average.
         jitter = math.exp(self.spread * self._draws.normal(step) - self.spread**2 / 2) if self.spread else 1.0
         slowdown = math.prod(slow.at(now) for slow in self._slowdowns) if self._slowdowns else 1

@@ -10,6 +10,7 @@ from torch.optim.adamw import adamw
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.local_optimizer import LocalSettings
 from hypergpu.node.optimizers.local_training import LocalTraining
+from hypergpu.node.optimizers.muon import muon_step
 from hypergpu.node.optimizers.state import OptimizerState
 from hypergpu.tasks import FlatModel, Task
 
@@ -86,31 +87,22 @@ def _adamw(model: FlatModel, parts: Sequence[slice], rate: float, decay: float, 
 
 
 def _muon(model: FlatModel, rate: float, decay: float, state: OptimizerState) -> ApplyStep:
-    """Return a step of Muon for matrices, and of AdamW for all else (Jordan et al., "Muon", 2024).
+    """Return a step of Muon for matrices, and of AdamW for all else.
 
-    Each value of a matrix moves by a fifth of the rate (root mean square), as Liu et al. found AdamW to do late in a
-    training ("Muon is scalable for LLM training", 2025). The kernels of a convolution are a matrix with a row for each
-    output.
+    The kernels of a convolution are a matrix with a row for each output.
     """
-    matrices: list[Tensor] = []
-    rest: list[slice] = []
-    for parameter, part in _parts(model):
-        if parameter.ndim < 2:
-            rest.append(part)
-            continue
-        matrix, gradient = (
-            buffer[part].view(len(parameter), -1) for buffer in (model.parameters.detach(), model.gradients)
-        )
-        matrix.grad = gradient
-        matrices.append(matrix)
-    steps = [_adamw(model, rest, rate, decay, state)] if rest else []
-    if matrices:
-        own = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        steps.append(_of_torch(own, rate, state))
+    buffers = (model.parameters.detach(), model.gradients, state.tensor("velocity", model.gradients))
+    parts = [(parameter, part) for parameter, part in _parts(model) if parameter.ndim >= 2]
+    rest = [part for parameter, part in _parts(model) if parameter.ndim < 2]
+    parameters, gradients, velocities = (
+        [buffer[part].view(len(parameter), -1) for parameter, part in parts] for buffer in buffers
+    )
+    adamw_step = _adamw(model, rest, rate, decay, state) if rest else None
 
     def apply() -> None:
-        for step in steps:
-            step()
+        muon_step(parameters, gradients, velocities, rate, decay)
+        if adamw_step is not None:
+            adamw_step()
 
     return apply
 

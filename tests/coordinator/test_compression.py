@@ -85,6 +85,9 @@ async def test_a_broken_upload_of_a_payload_goes_on_where_it_stopped(tmp_path: P
         ({"noise": float("nan")}, "the noise of a codec is nan"),
         ({"noise": -0.1}, "the noise of a codec is -0.1"),
         ({"noise": 1.01}, "the noise of a codec is 1.01"),
+        ({"optimizer_share": float("nan")}, "the share of the optimizer is nan"),
+        ({"optimizer_share": -0.1}, "the share of the optimizer is -0.1"),
+        ({"optimizer_share": 1.01}, "the share of the optimizer is 1.01"),
     ],
 )
 async def test_a_header_that_is_not_as_ordered_is_refused(tmp_path: Path, fields: Any, reason: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.local_optimizer import LocalOptimizer, LocalSettings
 from hypergpu.common.tensors import Flat
-from hypergpu.node.optimizers import KeptState, LocalTraining, OptimizerState
+from hypergpu.node.optimizers import KeptState, LocalTraining, OptimizerState, muon
 from hypergpu.node.trainer import Trainer
 from hypergpu.tasks import Task, build
 
@@ -107,10 +107,22 @@ class _MatricesAsTorchTakesThem(torch.optim.Optimizer):
         self._adamw.step()
 
 
-def test_muon_moves_matrices_and_kernels_and_adamw_all_else() -> None:
+def test_muon_moves_matrices_and_kernels_and_adamw_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon, "_SMALL", 0)  # bfloat16 for every matrix, as torch has it
     expected = theirs(_MatricesAsTorchTakesThem, 0.02)
     np.testing.assert_allclose(ours(LocalTraining(LocalOptimizer("muon", 0.02))), expected, atol=2e-6)
     assert np.abs(expected - theirs(CASES["adamw"][2], 0.02)).max() > 0.01
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (300, 200)])
+def test_an_orthogonal_matrix_keeps_its_singular_vectors(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    left, before, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = (left.T @ muon.orthogonal(matrix).float() @ right.T).numpy()
+    assert before.max() > 5 * before.min()
+    np.testing.assert_allclose(found - np.diag(found.diagonal()), 0.0, atol=0.02)
+    assert found.diagonal().min() > 0.6
+    assert found.diagonal().max() < 1.3
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -136,6 +148,17 @@ def test_the_proximal_term_pulls_back_to_the_parameters_of_the_order() -> None:
     np.testing.assert_allclose(ours(local), expected, atol=2e-6)
     start = build(small(), 0).flat()
     assert np.linalg.norm(expected - start) < 0.8 * np.linalg.norm(theirs(CASES["sgd"][2], 0.05) - start)
+
+
+@pytest.mark.parametrize(("name", "steps", "takes_time"), [("sgd", 4, False), ("muon", 1, False), ("muon", 4, True)])
+def test_an_update_tells_the_share_of_the_optimizer(name: str, steps: int, takes_time: bool) -> None:
+    trainer = Trainer(small(), 0)
+    local = LocalTraining(LocalOptimizer(name, 0.01))
+    update = trainer.work(trainer.model.flat(), batch, local_steps=steps, local=local)
+    times = [step.optimizer_time for step in update.steps]
+    assert (min(times) > 0.0) is takes_time
+    assert update.optimizer_share == pytest.approx(sum(times) / (sum(times) + sum(s.step_time for s in update.steps)))
+    assert (0.0 < update.optimizer_share < 1.0) is takes_time
 
 
 # ---------------------------------------------------------------- state between work units

@@ -92,7 +92,7 @@ class AdaptiveOrchestrator:
         self._clock = clock
         self._ledger = RoundHistory(config.orchestrator.history)
         self._losses = LossTrend(config.orchestrator)
-        self._control = ProgressControl(config, self.policy)
+        self._control = ProgressControl(config, self.policy, model_bytes)
         self._codecs = CodecControl(config.compression, network_monitor, model_bytes)
         self.connections = ConnectionControl(config.transfers, network_monitor, model_bytes)
         self._held_until = -1

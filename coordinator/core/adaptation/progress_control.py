@@ -23,9 +23,10 @@ class ProgressControl:
     Args:
         config: Configuration of the whole system.
         policy: Policy of the adaptation.
+        model_bytes: Size of the parameters as float32; None if unknown.
     """
 
-    def __init__(self, config: SystemConfig, policy: AdaptationPolicy) -> None:
+    def __init__(self, config: SystemConfig, policy: AdaptationPolicy, model_bytes: int | None = None) -> None:
         self.progress = ModelProgress()
         self.rollbacks = 0
         self.snapshot: ConfigurationSnapshot | None = None
@@ -35,7 +36,8 @@ class ProgressControl:
         self._config = config
         self._momentum_factor = 1.0
         self._policy = policy
-        self.search = OptimizerSearch(config.training, self._rate_step, config.batch.max_learning_rate_factor)
+        bound = config.batch.max_learning_rate_factor
+        self.search = OptimizerSearch(config.training, self._rate_step, bound, model_bytes)
 
     def set_policy(self, policy: AdaptationPolicy) -> None:
         """Search on by the parameters of a policy, from the present learning rate."""

@@ -65,8 +65,8 @@ class OptimizerSearchState:
     """Optimizer whose rate the factor multiplies."""
     may_choose: bool
     """True until the run has chosen the optimizer to begin with."""
-    rival: OptimizerState | None
-    """Optimizer that is still to be tried beside it."""
+    rivals: tuple[OptimizerState, ...]
+    """Optimizers that are still to be tried beside it."""
     rates: RateSearchState
 
 

@@ -123,6 +123,8 @@ class UpdateArrived:
     codec: str = "none"
     noise: float = 0.0
     """|decoded - exact|² ÷ |exact|² of the update: what its codec costs in precision."""
+    optimizer_share: float = 0.0
+    """Share of the computing that the steps of the optimizer took, beside the gradients."""
     received_share: float = 1.0
     """Share of its payload that was received; below 1 if its round had closed before."""
 
@@ -328,6 +330,8 @@ class Contribution:
     """Connections that were ordered for its transfers."""
     upload_seconds: float = 0.0
     """Part of `waiting_seconds` from the offer of the update until it had arrived; 0 without an update."""
+    optimizer_share: float = 0.0
+    """Share of the computing that the steps of the optimizer took."""
 
 
 @message

@@ -216,6 +216,7 @@ class Round:
                 samples=weight,
                 batch_size=unit.batch_size,
                 compute_seconds=update.compute_seconds,
+                optimizer_share=update.optimizer_share,
                 waiting_seconds=waiting if waiting > 0.0 else 0.0,
                 loss=update.loss,
                 loss_before=update.loss_before,

@@ -10,9 +10,11 @@ from hypergpu.common.config import TrainingConfig
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.simulation import message_sizes
+from hypergpu.simulation.compute import SimulatedCards
 from hypergpu.simulation.gradients import GradientBackend
+from hypergpu.simulation.node import LocalSteps
 from hypergpu.simulation.run import Outcome, simulate
-from hypergpu.simulation.scenario import Scenario
+from hypergpu.simulation.scenario import ComputeTimes, Scenario
 from hypergpu.tasks import load_task
 
 ROUNDS, NODES, VALUES = 4, 3, 1_000_000
@@ -61,6 +63,32 @@ def test_parameters_take_the_bytes_of_their_codec() -> None:
 def work(node: str, round_number: int, codec: str, accepted_round: int) -> ev.WorkAssigned:
     work = ev.WorkAssigned(round_number, node, 1, 16, 2, 0.1, "sgd", ev.Shard(0, 2, 0), 1e9, TransferCodecs(codec))
     return replace(work, accepted_round=accepted_round)
+
+
+def test_the_share_of_an_optimizer_is_that_of_its_time() -> None:
+    times = ComputeTimes(seconds_per_step=0.01, seconds_per_sample=0.0005, muon_seconds=0.006)
+    backend = GradientBackend(load_task("digits", 0), TrainingConfig(local_steps=2, batch_size=16), times)
+    backend.begin_round()
+    order = work("a", 1, "none", 0)
+    assert backend.train(order).optimizer_share == 0.0
+    assert backend.train(replace(order, local_optimizer="muon")).optimizer_share == pytest.approx(0.006 / 0.024)
+    adamw = backend.train(replace(order, local_optimizer="adamw"))
+    assert adamw.optimizer_share == pytest.approx(0.00084 / 0.01884), "a fiftieth of a step of 64 samples"
+    assert backend.train(replace(order, local_optimizer="muon", local_steps=1)).optimizer_share == 0.0
+
+
+def test_a_simulated_card_takes_longer_with_an_optimizer_that_does() -> None:
+    nodes = [{"id": "fast", "gpu": "A100"}, {"id": "slow", "gpu": "A100", "speed": 0.5}]
+    times = {"seconds_per_step": 0.01, "seconds_per_sample": 0.0, "muon_seconds": 0.006, "spread": 0.0}
+    cards = SimulatedCards(Scenario.model_validate({"nodes": nodes, "compute": times}))
+
+    def seconds(node: str, optimizer: str, number: int = 10) -> float:
+        return cards.seconds(node, LocalSteps(0, number, 64, optimizer), 0.0)
+
+    for node in ("fast", "slow"):
+        assert seconds(node, "muon") / seconds(node, "sgd") == pytest.approx(1.6)
+        assert seconds(node, "muon", 1) == seconds(node, "sgd", 1), "a single step sends its gradient"
+    assert seconds("slow", "muon") == pytest.approx(2 * seconds("fast", "muon"))
 
 
 def test_the_noise_of_real_updates_is_reported_and_a_new_process_has_no_residual() -> None:

@@ -25,7 +25,7 @@ from hypergpu.node.core import events as life
 from hypergpu.node.core.lifecycle import LifeCycle
 from hypergpu.node.core.states import State
 from hypergpu.protos import coordinator_pb2 as pb
-from hypergpu.simulation.node import SimulatedNode
+from hypergpu.simulation.node import LocalSteps, SimulatedNode
 from hypergpu.simulation.rpc import SimulatedConnection, SimulatedRpc
 from hypergpu.simulation.virtual_time import VirtualTime
 from tests.node.conftest import TASK, cluster
@@ -209,7 +209,7 @@ class ScriptedCoordinator:
 class FixedCompute:
     duration: float
 
-    def seconds(self, node_id: str, step: int, batch_size: int, steps: int, now: float) -> float:
+    def seconds(self, node_id: str, steps: LocalSteps, now: float) -> float:
         return self.duration
 
 

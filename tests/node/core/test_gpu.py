@@ -71,6 +71,9 @@ def test_a_slow_card_is_slower_in_proportion() -> None:
     t4, h100 = (_model(card).step_seconds(0, 32, 0.0) for card in ("T4", "H100"))
     assert t4 / h100 == pytest.approx(66.9 / 8.1)
     assert _model("RTX-4090").step_seconds(0, 32, 0.0) == pytest.approx(0.0042)
+    t4, h100 = (_model(card).step_seconds(0, 32, 0.0, 0.003) for card in ("T4", "H100"))
+    assert t4 / h100 == pytest.approx(66.9 / 8.1), "the optimizer is slower too"
+    assert _model("RTX-4090").step_seconds(0, 32, 0.0, 0.003) == pytest.approx(0.0072)
 
 
 def test_the_spread_is_keyed_and_leaves_the_mean() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hypergpu.common.config import TrainingConfig
-from hypergpu.common.local_optimizer import LocalOptimizer
+from hypergpu.common.local_optimizer import MUON, LocalOptimizer
 from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerChange, OptimizerReason, OptimizerSearch
 from hypergpu.coordinator.core.adaptation.rate_search import RateChange, RateReason
 from hypergpu.coordinator.core.rounds.events import Contribution
@@ -15,24 +15,43 @@ NODES = [f"n{i}" for i in range(8)]
 SGD = LocalOptimizer("sgd", 0.1)
 
 
-def search(step: float = 4.0, **training: Any) -> OptimizerSearch:
-    return OptimizerSearch(TrainingConfig(**training), step, 64.0)
+def search(step: float = 4.0, model_bytes: int | None = None, **training: Any) -> OptimizerSearch:
+    return OptimizerSearch(TrainingConfig(**training), step, 64.0, model_bytes)
 
 
 def play(
-    found: OptimizerSearch, loss_after: Callable[[LocalOptimizer], float], nodes: list[str] = NODES
+    found: OptimizerSearch,
+    loss_after: Callable[[LocalOptimizer], float],
+    nodes: list[str] = NODES,
+    *,
+    compute_seconds: float = 1.0,
+    waiting_seconds: float = 1.0,
+    muon_share: float = 0.0,
 ) -> RateChange | OptimizerChange | None:
     """Run a round in which each node works with the optimizer that it was given."""
     usual, trials = found.plan(nodes)
     done = []
     for node in nodes:
-        after = loss_after(trials.get(node, usual))
-        samples = 0 if node in trials else 64
-        done.append(Contribution(node, True, samples, 64, loss_before=1.0, loss_after=after, trial_failed=after >= 1.0))
+        tried = trials.get(node, usual)
+        after = loss_after(tried)
+        done.append(
+            Contribution(
+                node,
+                True,
+                0 if node in trials else 64,
+                64,
+                loss_before=1.0,
+                loss_after=after,
+                trial_failed=after >= 1.0,
+                compute_seconds=compute_seconds,
+                waiting_seconds=waiting_seconds,
+                optimizer_share=muon_share if tried.name == "muon" else 0.0,
+            )
+        )
     return found.observe(done)
 
 
-def test_training_begins_with_adamw_and_nodes_try_other_rates_and_sgd() -> None:
+def test_training_begins_with_adamw_and_nodes_try_other_rates_and_other_optimizers() -> None:
     found = search()
     change = found.begin(len(NODES))
     assert change is not None
@@ -41,7 +60,7 @@ def test_training_begins_with_adamw_and_nodes_try_other_rates_and_sgd() -> None:
     usual, trials = found.plan(NODES)
     assert usual == found.optimizer
     tried = sorted(trials.values())
-    assert tried == [LocalOptimizer("adamw", rate) for rate in (0.003 / 16, 0.012, 0.012)] + [SGD]
+    assert tried == [LocalOptimizer("adamw", rate) for rate in (0.003 / 16, 0.012, 0.012)] + [MUON, SGD]
     assert found.begin(len(NODES)) is None, "a run begins once"
 
 
@@ -70,7 +89,9 @@ def test_too_few_nodes_to_compare_and_a_policy_without_trials_keep_sgd() -> None
     found = search()
     assert found.begin(0) is None
     assert found.begin(4) is not None, "a round of nobody decides nothing"
-    assert found.plan(NODES[:4])[1] == {"n0": LocalOptimizer("adamw", 0.003 / 16), "n3": SGD}, "half try nothing"
+    assert found.plan(NODES[:4])[1] == {"n0": LocalOptimizer("adamw", 0.003 / 16), "n3": MUON}, "half try nothing"
+    play(found, lambda tried: 0.6, NODES[:4])
+    assert found.plan(NODES[:4])[1] == {"n3": SGD}, "one after the other"
 
 
 def test_sgd_is_taken_back_where_it_learns_faster_and_is_then_searched_on() -> None:
@@ -83,6 +104,7 @@ def test_sgd_is_taken_back_where_it_learns_faster_and_is_then_searched_on() -> N
     assert change.figures == {
         "decrease": pytest.approx(1.204, abs=1e-3),
         "usual_decrease": pytest.approx(0.511, abs=1e-3),
+        "time_factor": 1.0,
         "nodes": 1,
     }
     assert not change.ruinous
@@ -144,7 +166,64 @@ def test_another_policy_searches_on_from_the_present_rate() -> None:
     found.begin(8)
     found.set_step(1.0)
     assert found.optimizer == LocalOptimizer("adamw", 0.003)
-    assert {each.name for each in found.plan(NODES)[1].values()} == {"sgd"}
+    assert {each.name for each in found.plan(NODES)[1].values()} == {"muon", "sgd"}
+
+
+def test_a_small_model_begins_with_muon_and_nodes_try_sgd() -> None:
+    found = search(model_bytes=200_000)
+    change = found.begin(8)
+    assert change is not None
+    assert (change.reason, change.before, change.after) == (OptimizerReason.FAIR_START, SGD, MUON)
+    tried = sorted(found.plan(NODES)[1].values())
+    assert tried == [LocalOptimizer("muon", rate) for rate in (0.02 / 16, 0.08, 0.08)] + [SGD]
+    few = search(model_bytes=200_000)
+    few.begin(7)
+    assert {each.learning_rate for each in few.plan(NODES[:7])[1].values()} == {0.02 / 16, 0.1}, "no higher rate"
+    larger = search(model_bytes=200_001).begin(8)
+    assert larger is not None
+    assert larger.after.name == "adamw"
+
+
+@pytest.mark.parametrize(
+    ("share", "waiting", "wins"),
+    [
+        (0.0, 0.0, True),
+        (0.5, 0.0, False),  # a round takes twice as long, and the loss falls 1.8 times as fast
+        (0.5, 1.0, True),  # 1.5 times as long
+        (0.9, 1.0, False),
+        (0.9, 100.0, True),
+        (1.0, 1.0, False),
+    ],
+)
+def test_muon_wins_if_it_learns_more_in_the_time_of_a_round(share: float, waiting: float, wins: bool) -> None:
+    found = search()
+    found.begin(8)
+    change = play(found, lambda tried: 0.4 if tried.name == "muon" else 0.6, muon_share=share, waiting_seconds=waiting)
+    assert isinstance(change, OptimizerChange) is wins
+    if isinstance(change, OptimizerChange):
+        assert (change.reason, change.after) == (OptimizerReason.FASTER, MUON)
+        factor = (waiting + 1.0 / (1.0 - share)) / (waiting + 1.0)
+        assert change.figures["time_factor"] == pytest.approx(factor)
+        assert found.optimizer == MUON
+    assert "muon" not in {each.name for each in found.plan(NODES)[1].values()} or wins
+
+
+def test_of_two_rivals_that_win_the_faster_one_is_taken() -> None:
+    found = search()
+    found.begin(8)
+    change = play(found, lambda tried: {"sgd": 0.1, "muon": 0.2}.get(tried.name, 0.6))
+    assert isinstance(change, OptimizerChange)
+    assert change.after == SGD
+    assert {each.name for each in found.plan(NODES)[1].values()} == {"sgd"}, "both were tried"
+
+
+def test_rivals_that_are_left_are_tried_after_a_restart() -> None:
+    found = search()
+    found.begin(4)
+    play(found, lambda tried: 0.6, NODES[:4])
+    restored = search()
+    restored.restore(found.state())
+    assert restored.plan(NODES[:4])[1] == {"n3": SGD}
 
 
 @pytest.mark.parametrize(("nodes", "highest"), [(4, 0.003), (7, 0.003), (8, 0.012)])
