@@ -68,7 +68,7 @@ def work(node: str, round_number: int, codec: str, accepted_round: int) -> ev.Wo
 def test_the_share_of_an_optimizer_is_that_of_its_time() -> None:
     times = ComputeTimes(seconds_per_step=0.01, seconds_per_sample=0.0005, muon_seconds=0.006)
     backend = GradientBackend(load_task("digits", 0), TrainingConfig(local_steps=2, batch_size=16), times)
-    backend.begin_round()
+    backend.begin_round(1)
     order = work("a", 1, "none", 0)
     assert backend.train(order).optimizer_share == 0.0
     assert backend.train(replace(order, local_optimizer="muon")).optimizer_share == pytest.approx(0.006 / 0.024)

@@ -7,6 +7,7 @@ import pytest
 
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.simulation.compute import SimulatedCards
+from hypergpu.simulation.node import LocalSteps
 from hypergpu.simulation.planning.links_file import PlannedNode
 from hypergpu.simulation.planning.plan import make_plan, yaml_of
 from hypergpu.simulation.planning.request import Curve, Request, scenario_of
@@ -32,7 +33,8 @@ def test_the_scenario_has_the_measured_links_and_step_times() -> None:
     assert stdev(trips) == pytest.approx(8, rel=0.1)
     cards = SimulatedCards(scenario)
     for name, seconds in (("near", 0.05), ("slow", 0.2)):
-        assert fmean(cards.seconds(name, step, 32, 1, 0.0) for step in range(400)) == pytest.approx(seconds, rel=0.02)
+        drawn = [cards.seconds(name, LocalSteps(step, 1, 32, "sgd"), 0.0) for step in range(400)]
+        assert fmean(drawn) == pytest.approx(seconds, rel=0.02)
 
 
 def test_the_slowest_nodes_are_those_that_are_left_out() -> None:
