@@ -229,8 +229,7 @@ class Engine:
             raise
         if isinstance(reply, ev.UpdateReply) and reply.status is ev.UpdateStatus.ACCEPTED and reply.weight:
             # Queue this before the effects: a step that they start must run after it on the compute thread.
-            late_of = event.round if reply.staleness else None
-            update = upload.payload, event.codec, reply.weight, late_of
+            update = upload.payload, event.codec, reply.weight, reply.late
             added = self._run_watched("adding an update", self.model.add, *update)
             added.add_done_callback(lambda _: self.uploads.recycle(upload))
         else:
@@ -347,7 +346,7 @@ class Engine:
         stepped = False
         try:
             with self.metrics.step_seconds.time():
-                good = await self._run(self.model.step, closed.server_momentum, closed.learning_rate)
+                good = await self._run(self.model.step, *closed.step)
             stepped = True
             if not good:
                 text = f"skipped the step of round {closed.round}: the result is not finite"

@@ -10,7 +10,6 @@ from hypergpu.common import errors
 from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.common.series import OptionalGauge
 from hypergpu.coordinator.core.rounds import events as ev
-from hypergpu.coordinator.core.rounds.late import staleness_weight
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.node_time import NodeTime, time_of_round
 
@@ -132,9 +131,9 @@ class Metrics:
     def observe(self, effect: ev.Effect, machine: RoundMachine) -> None:
         """Count one effect."""
         match effect:
-            case ev.UpdateReply(status=status, weight=weight, staleness=staleness):
+            case ev.UpdateReply(status=status, weight=weight):
                 self.updates.labels(status).inc()
-                self.samples.inc(round(weight / staleness_weight(staleness)))
+                self.samples.inc(weight)
             case ev.CloseRound():
                 self._closed.observe(effect)
                 self.selected.set(0)

@@ -24,6 +24,7 @@ _FREE = frozenset(
         "close_share",
         "mode",
         "max_staleness",
+        "buffer_size",
         "deadline_mads",
         "evaluate_every",
         "checkpoint_every",

@@ -48,7 +48,7 @@ class AcceptedUpdates:
         """Forget the residual of a node."""
         self._residuals.pop(node, None)
 
-    def add(self, update: ModelledUpdate, weight: float) -> None:
+    def add(self, update: ModelledUpdate, weight: int) -> None:
         """Add an update that counts with `weight` samples."""
         self._samples += weight
         self._batches += weight / update.steps

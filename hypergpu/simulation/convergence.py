@@ -35,9 +35,11 @@ from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.coordinator.core.adaptation.codecs.noise import PRIOR_NOISE
 from hypergpu.coordinator.core.batching.goodput import steps_progress
+from hypergpu.coordinator.core.model.aggregation import staleness_weight
 from hypergpu.coordinator.core.model.outgoing import SendingPlanner
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.simulation.accepted_updates import AcceptedUpdates, ModelledUpdate
+from hypergpu.simulation.momentum import ModelledMomentum
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -170,7 +172,8 @@ class ConvergenceBackend:
         """Planner of the form in which parameters are sent."""
         self._draws = KeyedRandom(config.seed, "convergence")
         self._noises: tuple[int, list[float]] = (0, [])  # a round, and those of its shards
-        self._path = self._velocity = self._kept = 0.0
+        self._path = self._kept = 0.0
+        self._momentum = ModelledMomentum()
         self._loss = self._model.loss(0.0)
         self._losses: dict[tuple[float, int, float], tuple[float, float]] = {}
         self._last = ModelledUpdate()
@@ -255,18 +258,19 @@ class ConvergenceBackend:
         return noises[order.shard.index]
 
     def keep_parameters(self, late: Collection[tuple[int, str]]) -> None:
-        """Do nothing: a late update is worth what it weighs, wherever it began."""
+        """Do nothing: a late update leads as far as it weighs, wherever it began."""
 
-    def add(self, weight: float, late_of: int | None = None) -> None:
-        """Count an accepted update."""
-        del late_of
+    def add(self, weight: int, late: tuple[int, int] | None = None) -> None:
+        """Count an accepted update; a late one leads less far."""
+        if late is not None:
+            self._last = self._last._replace(full_steps=self._last.full_steps * staleness_weight(late[1]))
         self._accepted.add(self._last, weight)
 
     def discard(self) -> None:
         """Forget the updates of an abandoned round."""
         self._accepted.discard()
 
-    def step(self, momentum: float | None = None, learning_rate: float | None = None) -> bool:
+    def step(self, momentum: float | None = None, learning_rate: float | None = None, momentum_every: int = 1) -> bool:
         """Advance along the curve by the accepted samples, and by momentum as far as the last rounds went.
 
         The learning rate changes nothing here: `train` has counted full steps at the rate of each order.
@@ -274,8 +278,7 @@ class ConvergenceBackend:
         mean = self._accepted.mean()
         if mean is not None:
             fresh = self._model.progress(mean.full_steps, mean.samples_per_step, self._model.learning_rate, mean.noise)
-            self._velocity = (momentum or 0.0) * self._velocity + fresh
-            self._path += self._velocity
+            self._path += self._momentum.move(fresh, momentum or 0.0, momentum_every)
             self._loss = self._model.loss(self._path)
             self._losses.clear()
         self.discard()
@@ -287,7 +290,7 @@ class ConvergenceBackend:
 
     def revert(self) -> None:
         """Return to the place that was kept last."""
-        self._path, self._velocity = self._kept, 0.0
+        self._path, self._momentum = self._kept, ModelledMomentum()
         self._loss = self._model.loss(self._path)
         self._losses.clear()
 

@@ -277,13 +277,13 @@ class SimulatedCoordinator:
 
     def _count_update(self, reply: ev.UpdateReply) -> None:
         if reply.status is _ACCEPTED and reply.weight:
-            self._learning.add(reply.weight, reply.round if reply.staleness else None)
+            self._learning.add(reply.weight, reply.late)
 
     def _close_round(self, closed: ev.CloseRound) -> None:
         self._watch_stragglers()
         late = self._machine.late_units.values()
         self._learning.keep_parameters({(each.round, each.unit.codecs.parameters) for each in late})
-        if not self._learning.step(closed.server_momentum, closed.learning_rate):
+        if not self._learning.step(*closed.step):
             text = f"skipped the step of round {closed.round}: the result is not finite"
             self._recorder.event(ev.RunEvent("step_skipped", closed.round, text), self._time.now)
         self._time.at(self._time.now + self._evaluation_seconds, self._evaluate, closed)

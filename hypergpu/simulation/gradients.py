@@ -167,18 +167,18 @@ class GradientBackend:
         """Keep what the nodes of late units received."""
         self._sent.keep(late)
 
-    def add(self, weight: float, late_of: int | None = None) -> None:
+    def add(self, weight: int, late: tuple[int, int] | None = None) -> None:
         """Add the update that was trained last to the mean."""
         if self._encoded is not None:
-            self._model.add(self._encoded.payload, self._encoded.form.codec.name, weight, late_of)
+            self._model.add(self._encoded.payload, self._encoded.form.codec.name, weight, late)
 
     def discard(self) -> None:
         """Forget the updates of an abandoned round."""
         self._model.discard()
 
-    def step(self, momentum: float | None = None, learning_rate: float | None = None) -> bool:
+    def step(self, momentum: float | None = None, learning_rate: float | None = None, momentum_every: int = 1) -> bool:
         """Take the server's step on the mean."""
-        return self._model.step(momentum, learning_rate)
+        return self._model.step(momentum, learning_rate, momentum_every)
 
     def keep(self) -> None:
         """Keep the present parameters."""

@@ -56,20 +56,21 @@ class TrainingBackend(Protocol):
         """Keep the parameters of late units, by round and codec, and no others; called before the step of a round."""
         ...
 
-    def add(self, weight: float, late_of: int | None = None) -> None:
-        """Take what was trained last into the round's mean, with the round that it is late of, if it is."""
+    def add(self, weight: int, late: tuple[int, int] | None = None) -> None:
+        """Take what was trained last into the round's mean; `late` is its round and staleness, if it is late."""
         ...
 
     def discard(self) -> None:
         """Forget the round's mean."""
         ...
 
-    def step(self, momentum: float | None = None, learning_rate: float | None = None) -> bool:
+    def step(self, momentum: float | None = None, learning_rate: float | None = None, momentum_every: int = 1) -> bool:
         """Take the server's step on the mean; return False if it was skipped because the result is not finite.
 
         Args:
             momentum: Momentum from this step on; None leaves it.
             learning_rate: Learning rate from this step on if nodes send gradients; None leaves it.
+            momentum_every: Steps after which momentum is applied once.
         """
         ...
 

@@ -170,7 +170,7 @@ def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gat
     if request.param == "step":
         step = GlobalModel.step
 
-        def held_step(self: GlobalModel, *rates: float | None) -> bool:
+        def held_step(self: GlobalModel, *rates: Any) -> bool:
             counted()
             return step(self, *rates)
 

@@ -21,10 +21,11 @@ def wide() -> Task:
     return Task(model=model, train=(x, y), test=(x, y), name="wide")
 
 
-def test_the_update_of_a_slow_node_counts_in_a_later_round(cluster: Cluster) -> None:
+@pytest.mark.parametrize("mode", ["late", "buffered"])
+def test_the_update_of_a_slow_node_counts_in_a_later_round(cluster: Cluster, mode: str) -> None:
     task = f"--task={__name__}:wide"
     (cluster.path / "profiles.yaml").write_text(PROFILES)
-    settings = ("mode=late", "close_share=0.6", "max_staleness=1000", "batch_size=4")
+    settings = (f"mode={mode}", "close_share=0.6", "max_staleness=1000", "batch_size=4")
     coordinator = cluster.coordinator(
         *("--rounds=40", "--min-nodes=3", "--policy=none", task), *(f"--set=training.{each}" for each in settings)
     )
@@ -44,5 +45,5 @@ def test_the_update_of_a_slow_node_counts_in_a_later_round(cluster: Cluster) -> 
         assert "slow" in rows[each["round"] - 1]["missing"]
     (slow,) = [each for each in json.loads((cluster.out / "nodes.json").read_text()) if each["node_id"] == "slow"]
     assert slow["merged_late"] == len(late)
-    assert slow["late"] == 0, "none was refused"
+    assert slow["late"] <= 1, "none was refused, except after the last round"
     assert "late merged" in coordinator.text

@@ -239,7 +239,7 @@ class AdaptiveOrchestrator:
         if not available:
             self._log.decide(DecisionKind.SELECTION, CLUSTER, ClusterReason.NO_NODES, {"available_nodes": 0})
             selected: list[str] = []
-        elif self.policy is AdaptationPolicy.NONE or self.phase not in (Phase.ADAPTIVE, Phase.CONVERGENCE):
+        elif self._takes_all:
             selected = self._select_all(available)
         else:
             selected = self._select_adaptively(available, probes=probes)
@@ -526,6 +526,12 @@ class AdaptiveOrchestrator:
         share = enough_share(seconds, overhead, noise, training.staleness_limit)
         self._log.close_share(share, len(selected), seconds.max(axis=1))
         return share
+
+    @property
+    def _takes_all(self) -> bool:
+        """True if all nodes take part, on the configured work: also in buffered rounds, which wait for no slow one."""
+        adapts = self.policy is not AdaptationPolicy.NONE and self.phase in (Phase.ADAPTIVE, Phase.CONVERGENCE)
+        return self.config.training.is_buffered or not adapts
 
     def _select_all(self, available: Sequence[str]) -> list[str]:
         warm = self.policy is not AdaptationPolicy.NONE

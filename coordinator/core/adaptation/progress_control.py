@@ -65,14 +65,21 @@ class ProgressControl:
 
     @property
     def _rate_step(self) -> float:
-        several_steps = self._config.training.local_steps > 1  # with one, no node takes a step that could try a rate
-        return PARAMETERS[self._policy].rate_step if several_steps else 1.0
+        training = self._config.training  # with one step, no node takes one that could try a rate
+        tries = training.local_steps > 1 and not training.is_buffered  # and what a trial shows is of its own round
+        return PARAMETERS[self._policy].rate_step if tries else 1.0
 
     @property
     def momentum(self) -> float | None:
-        """Momentum of the server's step; None where the user has chosen the optimizer, or nodes send gradients."""
+        """Momentum of the server's step; None where the user has chosen the optimizer, or nodes send gradients.
+
+        In buffered rounds the adaptation adds none: stale updates are like momentum themselves (Mitliagkas et al.,
+        "Asynchrony begets momentum", 2016).
+        """
         training = self._config.training
         if training.server_is_chosen or training.local_steps == 1 or self._policy is AdaptationPolicy.NONE:
+            return None
+        if training.is_buffered:
             return None
         has_own = self.search.optimizer.has_momentum or training.local_momentum > 0
         factor = self._momentum_factor * (_FACTOR_BESIDE_OWN if has_own else 1.0)

@@ -17,8 +17,19 @@ Parts = Iterable[tuple[int, Flat]]
 """Parts of a flat buffer of at most `BLOCK` floats: the index of the first one, and the floats."""
 
 
+def staleness_weight(staleness: int) -> float:
+    """Return the factor s(τ) = 1 / √(1+τ) of an update that is τ rounds late.
+
+    Source: Nguyen et al., "Federated learning with buffered asynchronous aggregation", AISTATS 2022.
+    """
+    return 1.0 / math.sqrt(1.0 + staleness)
+
+
 class StreamingMean:
-    """Σ wᵢ·xᵢ / Σ wᵢ over flat buffers of `size` floats."""
+    """Σ sᵢ·wᵢ·xᵢ / Σ wᵢ over flat buffers of `size` floats; sᵢ is 1 for an update that is not late.
+
+    The weights s are not divided out: where all updates are stale, the step is shorter.
+    """
 
     def __init__(self, size: int) -> None:
         self._sum: Flat = np.zeros(size, np.float32)
@@ -39,9 +50,9 @@ class StreamingMean:
             raise ValueError(f"an update of shape {update.shape} with weight {weight} for a sum of {self._sum.shape}")
         self.add_parts(pieces(update), weight)
 
-    def add_parts(self, parts: Parts, weight: float) -> None:
-        """Add one update in parts that cover it; the caller has checked that they are finite."""
-        factor, squares = np.float32(weight), 0.0
+    def add_parts(self, parts: Parts, weight: float, scale: float = 1.0) -> None:
+        """Add one update, times `scale`, in parts that cover it; the caller has checked that they are finite."""
+        factor, squares = np.float32(scale * weight), 0.0
         # An overflow makes the step fail its finiteness check, and the step is skipped.
         with np.errstate(over="ignore", invalid="ignore"):
             for start, piece in parts:
@@ -53,7 +64,7 @@ class StreamingMean:
         self.count += 1
 
     def shift(self, start: int, by: Flat, weight: float) -> None:
-        """Move the end of the update that was added last, from index `start` on; its norm is kept."""
+        """Add to the end of the update that was added last, from index `start` on; its norm is kept."""
         self._sum[start:] += np.float32(weight) * by
 
     def take(self) -> Flat:

@@ -7,7 +7,7 @@ import numpy as np
 from hypergpu.common.codecs import PayloadFormat, PayloadReader, find_codec
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.tensors import Flat, Manifest, Payload
-from hypergpu.coordinator.core.model.aggregation import StreamingMean, is_finite, norm
+from hypergpu.coordinator.core.model.aggregation import StreamingMean, is_finite, norm, staleness_weight
 from hypergpu.coordinator.core.model.optimizer import Sgd, make_optimizer
 
 
@@ -51,17 +51,18 @@ class GlobalModel:
         """
         return norm(PayloadReader(self.payload_format(codec), payload).read())
 
-    def add(self, payload: Payload, codec: str, weight: float, late_of: int | None = None) -> None:
+    def add(self, payload: Payload, codec: str, weight: float, late: tuple[int, int] | None = None) -> None:
         """Add one update to the mean, decoded in place; `norm` has checked it.
 
-        A late one of round `late_of` changes the parameters as it would have then. Of the state, the mean is that of
-        the values which the nodes have reached, not of their changes: added to statistics that have moved on, a change
-        may lead beyond all of them, and a variance below 0.
+        A late one, with its round and staleness, changes the parameters as it would have then, but less. Of the state,
+        the mean is that of the values which the nodes have reached, not of their changes: added to statistics that have
+        moved on, a change may lead beyond all of them, and a variance below 0.
         """
-        self._mean.add_parts(PayloadReader(self.payload_format(codec), payload).read(), weight)
-        state = None if late_of is None else self._states.get(late_of)
+        scale = 1.0 if late is None else staleness_weight(late[1])
+        self._mean.add_parts(PayloadReader(self.payload_format(codec), payload).read(), weight, scale)
+        state = None if late is None else self._states.get(late[0])
         if state is not None:
-            self._mean.shift(self._parameter_count, state - self.values[self._parameter_count :], weight)
+            self._mean.shift(self._parameter_count, state - self.values[self._parameter_count :], scale * weight)
 
     def begin_round(self, number: int) -> None:
         """Remember the state that the nodes of a round receive, as long as late updates of it may count."""
@@ -74,13 +75,14 @@ class GlobalModel:
         """Remove the updates that were added since the last step."""
         self._mean.reset()
 
-    def step(self, momentum: float | None = None, learning_rate: float | None = None) -> bool:
+    def step(self, momentum: float | None = None, learning_rate: float | None = None, momentum_every: int = 1) -> bool:
         """Apply the mean of the updates.
 
         Args:
             momentum: Momentum of SGD from this step on; None leaves it, and Adam has its own.
             learning_rate: Learning rate from this step on if the updates are gradients; None leaves it. Changes were
                 made at the nodes' learning rate, and the server's step has its own.
+            momentum_every: Steps after which the momentum of SGD is applied once.
 
         Returns:
             False if the result is not finite: the values stay unchanged and the optimizer restarts.
@@ -98,6 +100,8 @@ class GlobalModel:
         if momentum is not None and isinstance(self._optimizer, Sgd):
             self._optimizer.momentum = momentum
             self._optimizer.restarts = True
+        if isinstance(self._optimizer, Sgd):
+            self._optimizer.momentum_every = momentum_every
         np.copyto(self._spare, self.values)
         self._spare[self._parameter_count :] += mean[self._parameter_count :]
         with np.errstate(over="ignore", invalid="ignore"):

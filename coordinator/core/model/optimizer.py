@@ -50,6 +50,10 @@ class Sgd:
 
     Nesterov's form is x ← x + rate·(d + μ·v), as in torch.optim.SGD (Sutskever et al., "On the importance of
     initialization and momentum in deep learning", ICML 2013).
+
+    With `momentum_every` N > 1, the momentum term is delayed: N - 1 steps are plain, and in the N-th v takes in the
+    mean of the N directions (Liu et al., "Asynchronous local-SGD training for language modeling", 2024, algorithm 3,
+    with c = 0 and whole steps in between). Momentum with each step of a few updates amplifies the stale ones.
     """
 
     def __init__(self, size: int, rate: float, momentum: float = 0.0, *, nesterov: bool = False) -> None:
@@ -58,6 +62,10 @@ class Sgd:
         self.restarts = False
         """True = drop velocity that points against the direction (O'Donoghue & Candès, "Adaptive restart", 2015)."""
         self.rate = rate
+        self.momentum_every = 1
+        """N; it may change between steps. A checkpoint leaves out the directions since the last N-th step."""
+        self._waiting: Flat | None = None
+        self._waited = 0
         self._size, self._nesterov = size, nesterov
         self._velocity: Flat | None = np.zeros(size, np.float32) if momentum else None
         self._scratch: Flat = np.empty(min(BLOCK, size) if nesterov else 0, np.float32)
@@ -67,6 +75,9 @@ class Sgd:
         rate, momentum = np.float32(self.rate), np.float32(self.momentum)
         if self._velocity is None and momentum:
             self._velocity = np.zeros(self._size, np.float32)
+        if self._velocity is not None and self.momentum_every > 1:
+            self._step_delayed(parameters, direction, self._velocity)
+            return
         if self.restarts and self._velocity is not None and float(np.dot(self._velocity, direction)) < 0.0:
             self._velocity.fill(0.0)
         for start in range(0, len(parameters), BLOCK):
@@ -82,6 +93,28 @@ class Sgd:
                     np.copyto(move, velocity)
             move *= rate
             parameters[piece] += move
+
+    def _step_delayed(self, parameters: Flat, direction: Flat, velocity: Flat) -> None:
+        """Step plainly, and in every N-th step by momentum too."""
+        if self._waiting is None:
+            self._waiting = np.zeros(self._size, np.float32)
+        waiting, momentum = self._waiting, np.float32(self.momentum)
+        waiting += direction
+        self._waited += 1
+        if self._waited >= self.momentum_every:
+            waiting *= np.float32(1.0 / self._waited)
+            if self.restarts and float(np.dot(velocity, waiting)) < 0.0:
+                velocity.fill(0.0)
+            velocity *= momentum
+            if not self._nesterov:
+                direction += velocity
+            velocity += waiting
+            if self._nesterov:
+                direction += np.multiply(velocity, momentum, out=waiting)
+            waiting.fill(0.0)
+            self._waited = 0
+        direction *= np.float32(self.rate)
+        parameters += direction
 
     def state(self) -> Mapping[str, Flat]:
         """See `Optimizer.state`."""

@@ -125,6 +125,7 @@ def _close(current: Round, reason: CloseReason, members: Membership, config: Tra
         evaluate=last or current.number % config.evaluate_every == 0,
         restarts=members.drain_restarts(now),
         server_momentum=settings.server_momentum,
+        momentum_every=settings.momentum_every,
         local_steps=settings.local_steps,
         learning_rate=settings.optimizer.learning_rate,
         local_optimizer=settings.optimizer.name,

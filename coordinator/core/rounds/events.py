@@ -269,15 +269,20 @@ class WorkAssigned:
 
 @message
 class UpdateReply:
-    """Answer one `UpdateArrived`; an accepted update enters the mean with `weight`, or not at all with 0."""
+    """Answer one `UpdateArrived`; an accepted update enters the mean with `weight` samples, or not at all with 0."""
 
     node: str
     round: int
     status: UpdateStatus
-    weight: float = 0
+    weight: int = 0
     detail: str = ""
     staleness: int = 0
-    """Rounds between the one that the update is of and the one that counts it."""
+    """τ of an accepted update: the round that counts it less its own."""
+
+    @property
+    def late(self) -> tuple[int, int] | None:
+        """Round and staleness of an update that counts late; None for others."""
+        return (self.round, self.staleness) if self.staleness else None
 
 
 @message
@@ -350,12 +355,19 @@ class CloseRound:
     """Nodes that restarted since the last round closed, and the node-seconds since."""
     server_momentum: float | None = None
     """Momentum of the step; None = as configured."""
+    momentum_every: int = 1
+    """Steps after which momentum is applied once."""
     local_steps: int = 1
     learning_rate: float = 0.0
     """Rate of the local steps; where nodes send gradients (one local step), of the server's step."""
     local_optimizer: str = "sgd"
     late: Sequence[LateUpdate] = ()
     """Updates of earlier rounds that are part of the mean."""
+
+    @property
+    def step(self) -> tuple[float | None, float, int]:
+        """Momentum, learning rate and delay of momentum of the server's step."""
+        return self.server_momentum, self.learning_rate, self.momentum_every
 
 
 @message

@@ -7,19 +7,14 @@ with buffered asynchronous aggregation", AISTATS 2022). τ is its staleness: the
 A node has one work unit at a time. Every late unit ends in exactly one way: it is merged, or dropped with a reason.
 """
 
-import math
 from dataclasses import dataclass, field
 
 from hypergpu.coordinator.core.decisions import DecisionKind, Figures
+from hypergpu.coordinator.core.model.aggregation import staleness_weight
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.events import LateUpdate, UpdateArrived, UpdateReply, UpdateStatus
 from hypergpu.coordinator.core.rounds.membership import Member, Membership
 from hypergpu.coordinator.core.rounds.work import Round, WorkReason, WorkUnit
-
-
-def staleness_weight(staleness: int) -> float:
-    """Return the factor 1 / √(1+τ) of the weight of an update."""
-    return 1.0 / math.sqrt(1.0 + staleness)
 
 
 @dataclass(slots=True)
@@ -82,7 +77,7 @@ def merge(
     member.codecs, member.noise = unit.codecs, event.noise
     figures: Figures = {"of_round": event.round, "at_round": target, "staleness": staleness, "weight": round(weight, 3)}
     effects.decide(DecisionKind.UPDATE, event.node, WorkReason.MERGED_LATE, figures)
-    effects.reply(UpdateReply(event.node, event.round, UpdateStatus.ACCEPTED, weight, staleness=staleness))
+    effects.reply(UpdateReply(event.node, event.round, UpdateStatus.ACCEPTED, samples, staleness=staleness))
     return samples
 
 

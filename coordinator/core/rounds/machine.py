@@ -361,6 +361,7 @@ class RoundMachine:
         opening.straggler_returned(state, member, self.config.quorum)
         late.drop(state.late, event.node, WorkReason.GIVEN_UP, self._effects)
         if state.open_round is not None:
+            opening.join(state, state.open_round, member)
             dispatch.assign(state.open_round, member, self.adaptation.overrides, now, self._effects)
 
     def _on_update(self, event: ev.UpdateArrived, now: float) -> None:

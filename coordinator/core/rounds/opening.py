@@ -82,11 +82,18 @@ def _available(state: RoundState, config: TrainingConfig, adaptation: Adaptation
     if not free:
         reason = f"an available node: {len(connected)} connected, all excluded, not ready or finishing an earlier round"
         return Wait(reason, opening.retry_at, opening.ready_by)
+    if config.is_buffered:  # those that are busy join when they are free
+        return Open(allowed_of(ready, excluded), len(free))
     if len(free) < config.quorum * len(allowed) and not opening.waited_for_stragglers:
         busy = len(allowed) - len(free)
         reason = f"{busy} node{'s' * (busy > 1)} to finish an earlier round"
         return Wait(reason, now + _straggler_seconds(state), opening.ready_by, for_stragglers=True)
     return Open(available, len(free))
+
+
+def allowed_of(nodes: Sequence[str], excluded: Collection[str]) -> Sequence[str]:
+    """Return the nodes that no user excluded."""
+    return [node for node in nodes if node not in excluded]
 
 
 def _straggler_seconds(state: RoundState) -> float:
@@ -125,6 +132,16 @@ def straggler_returned(state: RoundState, member: Member, quorum: float) -> None
         reevaluate(state.opening, at_once=enough and state.opening.waited_for_stragglers)
 
 
+def join(state: RoundState, current: Round, member: Member) -> None:
+    """Let a node that is free take its reserved unit of the open round, if it has one, on the samples that are due."""
+    unit = current.reserved.get(member.node_id)
+    if unit is not None:
+        member.rounds_selected += 1
+        busy = [late.unit.shard for late in state.late.units.values()]
+        busy += [other.shard for other in current.units.values() if not other.done]
+        current.join(unit, state.shards.assign([member.node_id], busy)[member.node_id], member.incarnation)
+
+
 def on_abandoned(state: RoundState, abandoned: AbandonRound, now: float, effects: EffectBuffer) -> None:
     """Delay the next attempt after an abandoned round."""
     _retry_later(state, now)
@@ -149,7 +166,8 @@ def open_round(
     for taken in plan.decisions:
         effects.add(taken)
     available = set(decision.available)
-    chosen = [node for node in dict.fromkeys(plan.selected) if node in available]
+    selected = [node for node in dict.fromkeys(plan.selected) if node in available]
+    chosen = [node for node in selected if node not in state.members.stragglers]
     if not chosen:
         reason = f"a selection: the selector chose no node out of {decision.allowed}"
         _set_waiting(opening, reason, effects)
@@ -161,14 +179,22 @@ def open_round(
     units = _plan_units(state, state.shards.assign(chosen, busy), plan, config, probes)
     deadline = _set_deadline(state, units, plan, effects)
     opening.first_round_opened, opening.waiting_for = True, ""
-    state.open_round = Round.open(state.round, now, deadline, units, _settings(plan, config, state.round))
+    for unit in units:
+        state.members.connected[unit.node].rounds_selected += 1
+    settings = _settings(plan, config, state.round, len(selected))
+    state.open_round = Round.open(state.round, now, deadline, units, settings)
+    if config.is_buffered:
+        busy_nodes = {node: state.shards.shard_of(node) for node in selected if node not in chosen}
+        reserved = _plan_units(state, busy_nodes, plan, config, probes)
+        state.open_round.reserved = {unit.node: unit for unit in reserved}
     state.open_round.late = state.late.take_merged()
     state.phase = OPEN
     return state.open_round
 
 
-def _settings(plan: RoundPlan, config: TrainingConfig, round_number: int) -> RoundSettings:
-    """Return the settings of a round: as planned, else as configured."""
+def _settings(plan: RoundPlan, config: TrainingConfig, round_number: int, nodes: int) -> RoundSettings:
+    """Return the settings of a round that `nodes` take part in or may join: as planned, else as configured."""
+    buffer_size = min(nodes, config.buffer_size or math.ceil(nodes / 2)) if config.is_buffered else None
     return RoundSettings(
         quorum=config.quorum,
         close_share=config.close_share if plan.close_share is None else plan.close_share,
@@ -176,6 +202,8 @@ def _settings(plan: RoundPlan, config: TrainingConfig, round_number: int) -> Rou
         optimizer=config.optimizer_at(plan.optimizer or config.first_optimizer, round_number),
         local_steps=_local_steps(plan, config),
         connections=plan.connections,
+        buffer_size=buffer_size,
+        momentum_every=1 if buffer_size is None else math.ceil(nodes / buffer_size),
     )
 
 
@@ -233,7 +261,6 @@ def _plan_units(
         member = state.members.connected[node]
         batch = max(1, plan.batch_sizes.get(node, config.batch_size))
         member.batch_size = min(batch, member.largest_batch) if member.largest_batch else batch
-        member.rounds_selected += 1
         is_trial = steps > 1 and node in plan.trials
         unit = WorkUnit(
             node,

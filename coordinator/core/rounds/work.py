@@ -97,6 +97,10 @@ class RoundSettings:
     optimizer: LocalOptimizer
     """Optimizer of the nodes without a trial."""
     local_steps: int
+    buffer_size: int | None = None
+    """Updates that close the round, whichever they are; None = those of `close_share`."""
+    momentum_every: int = 1
+    """Rounds after which the momentum of the server is applied once."""
     connections: ConnectionPlan = ONE_FOR_ALL
 
 
@@ -123,6 +127,8 @@ class Round:
     loss_sum: float = 0.0
     late: list[LateUpdate] = field(default_factory=list)
     """Updates of earlier rounds that this one counts."""
+    reserved: dict[str, WorkUnit] = field(default_factory=dict)
+    """Units of nodes that may still join, when they have delivered the late work that they are at."""
     orphans: dict[str, WorkUnit] = field(default_factory=dict)
     """Units without a node, by the id of the former one. A newcomer gets one, or the former node when it returns."""
 
@@ -154,7 +160,9 @@ class Round:
     @property
     def has_enough(self) -> bool:
         """True if enough of the nodes have contributed to close the round without the others."""
-        share = self.settings.close_share
+        share, buffer_size = self.settings.close_share, self.settings.buffer_size
+        if buffer_size is not None:
+            return len(self.contributions) + len(self.late) >= buffer_size
         return share < 1.0 and len(self.contributions) >= math.ceil(share * self.awaited - 1e-9)
 
     @property
@@ -231,6 +239,14 @@ class Round:
             )
         )
         return seconds
+
+    def join(self, unit: WorkUnit, shard: Shard, incarnation: str) -> None:
+        """Expect the update of a reserved unit from now on."""
+        del self.reserved[unit.node]
+        unit.shard, unit.incarnation = shard, incarnation
+        self.units[unit.node] = unit
+        self._expect(unit, 1)
+        self.awaited += unit.awaited
 
     def drop(self, unit: WorkUnit) -> None:
         """Expect no update of this unit, unless another node takes it over."""

@@ -68,12 +68,16 @@ class TrainingConfig(ConfigSection):
     shard other shares of the classes for the whole run."""
     dirichlet_alpha: Annotated[float, Field(gt=0)] = 0.5
     """Concentration of the Dirichlet partition: smaller is more skewed (Hsu et al., 2019)."""
-    mode: Literal["sync", "late"] = "sync"
+    mode: Literal["sync", "late", "buffered"] = "sync"
     """Fate of an update that arrives after its round has closed: `sync` refuses it; with `late` it counts in the round
     that is open then, or in the next, by samples / √(1+τ) (Nguyen et al., "FedBuff", AISTATS 2022). τ is the number of
-    rounds that it is late."""
+    rounds that it is late. With `buffered`, no round waits for certain nodes: it closes with any `buffer_size` updates,
+    late ones among them, and a node that is free gets work on the newest model at once."""
     max_staleness: Count = 8
-    """Largest τ of an update that counts in mode `late`: one that is later is refused, and its node stops early."""
+    """Largest τ of an update that counts late: one that is later is refused, and its node stops early."""
+    buffer_size: Count | None = None
+    """Updates that close a round in mode `buffered`; by default half of the nodes that take part, so that an update is
+    one round late in the middle."""
     min_nodes: Count = 1
     """Nodes that must have joined and be ready, with their data loaded, before the first round begins."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.6
@@ -167,6 +171,11 @@ class TrainingConfig(ConfigSection):
     def staleness_limit(self) -> int:
         """Rounds by which an update may be late and still count; 0 = it may not."""
         return 0 if self.mode == "sync" else self.max_staleness
+
+    @property
+    def is_buffered(self) -> bool:
+        """True if no round waits for certain nodes."""
+        return self.mode == "buffered"
 
     @property
     def server_is_chosen(self) -> bool:

@@ -11,7 +11,7 @@ from hypergpu.common.codecs import CODECS
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.errors import ProtocolError
 from hypergpu.common.tensors import Flat, Manifest, TensorSpec
-from hypergpu.coordinator.core.model.aggregation import BLOCK, StreamingMean, is_finite, norm, pieces
+from hypergpu.coordinator.core.model.aggregation import BLOCK, StreamingMean, is_finite, norm, pieces, staleness_weight
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.model.optimizer import Adam, Sgd, Yogi
 from tests.examples import examples
@@ -70,6 +70,52 @@ def test_sgd_with_momentum_follows_its_definition(rate: float, momentum: float, 
         expected = expected + rate * velocity
         sgd.step(x, d)
     np.testing.assert_allclose(x, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@given(st.floats(0.1, 0.99), st.integers(2, 4), st.integers(1, 9), SIZES)
+@examples(20)
+def test_delayed_momentum_follows_its_definition(
+    nesterov: bool, momentum: float, every: int, steps: int, size: int
+) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal(size).astype(np.float32)
+    expected, velocity, waiting = x.astype(np.float64), np.zeros(size), []
+    sgd = Sgd(size, 0.7, momentum, nesterov=nesterov)
+    sgd.momentum_every = every
+    for _ in range(steps):
+        d = rng.standard_normal(size).astype(np.float32)
+        expected = expected + 0.7 * d
+        waiting.append(d.astype(np.float64))
+        if len(waiting) == every:
+            before, velocity = velocity, momentum * velocity + sum(waiting) / every
+            expected = expected + 0.7 * momentum * (velocity if nesterov else before)
+            waiting = []
+        sgd.step(x, d)
+    np.testing.assert_allclose(x, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_that_is_delayed_by_nothing_is_the_usual_one(nesterov: bool) -> None:
+    results = []
+    for delayed in (False, True):
+        x, sgd = np.ones(7, np.float32), Sgd(7, 0.5, 0.9, nesterov=nesterov)
+        for number in range(4):
+            direction = np.full(7, 1.0 + number, np.float32)
+            if delayed:
+                assert sgd._velocity is not None
+                sgd._step_delayed(x, direction, sgd._velocity)
+            else:
+                sgd.step(x, direction)
+        results.append(x)
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-6)
+
+
+def test_the_weight_of_a_late_update_is_not_divided_out() -> None:
+    mean = StreamingMean(1)
+    for staleness in (1, 3):
+        mean.add_parts([(0, np.ones(1, np.float32))], 16, staleness_weight(staleness))
+    assert mean.take().tolist() == pytest.approx([(2**-0.5 + 0.5) / 2])
 
 
 def test_adam_agrees_with_torch() -> None:

@@ -58,6 +58,7 @@ def configuration(options: Sequence[str]) -> dict[str, Any]:
             "quorum": 0.5,
             "min_nodes": given.get("min_nodes", 1),
             "mode": given.get("mode", "sync"),
+            "buffer_size": given.get("buffer_size"),
             "max_staleness": given.get("max_staleness", 8),
             "close_share": given.get("close_share", 1.0),
             "checkpoint_every": 100,
@@ -294,12 +295,11 @@ class ScriptedLearning:
 
     def process_started(self, node: str) -> None: ...
 
-    def add(self, weight: float, late_of: int | None = None) -> None: ...
+    def add(self, weight: int, late: tuple[int, int] | None = None) -> None: ...
 
     def discard(self) -> None: ...
 
-    def step(self, momentum: float | None = None, learning_rate: float | None = None) -> bool:
-        del momentum, learning_rate
+    def step(self, *_: object) -> bool:
         return True
 
     def keep(self) -> None: ...

@@ -75,10 +75,12 @@ def test_the_state_of_a_late_update_is_the_value_that_its_node_reached() -> None
     assert model.step()
     assert model.values.tolist() == pytest.approx([0.5, 0.1])
     model.begin_round(2)
-    model.add(payload(-0.5, -0.9), "none", 16, late_of=1)
+    model.add(payload(-0.5, -0.9), "none", 16, late=(1, 1))
     model.add(payload(-0.1, 0.0), "none", 16)
     assert model.step()
-    assert model.values.tolist() == pytest.approx([0.2, 0.1]), "a change of -0.9 would make the variance negative"
+    assert model.values.tolist() == pytest.approx([0.5 - (0.5 / 2**0.5 + 0.1) / 2, 0.1]), (
+        "a change of -0.9 would make the variance negative"
+    )
 
 
 def test_a_revert_removes_late_updates_of_what_is_given_up() -> None:
@@ -86,7 +88,7 @@ def test_a_revert_removes_late_updates_of_what_is_given_up() -> None:
     model.begin_round(1)
     model.add(payload(-0.5, 0.0), "none", 16)
     model.step()
-    model.add(payload(7.0, 0.0), "none", 16, late_of=1)
+    model.add(payload(7.0, 0.0), "none", 16, late=(1, 1))
     model.revert()
     model.add(payload(-0.5, 0.0), "none", 16)
     model.step()
@@ -160,7 +162,7 @@ def test_a_model_with_running_statistics_stays_finite_with_late_updates() -> Non
     for number in (2, 3):
         backend.begin_round(number)
         backend.train(work("b", 1, TransferCodecs(), 1))
-        backend.add(34, 1)
+        backend.add(48, (1, number - 1))
         assert backend.step()
     (variance,) = (each for name, each in backend._model.manifest.views(backend._model.values).items() if "var" in name)
     assert np.isfinite(backend.evaluate()[0])
