@@ -39,11 +39,10 @@ def test_the_update_of_a_slow_node_counts_in_a_later_round(cluster: Cluster, mod
     late = [(row["round"], each) for row in rows for each in row.get("late", ())]
     assert late, coordinator.text[-2000:]
     for counted_in, each in late:
-        assert each["node"] == "slow"
         assert counted_in == each["round"] + each["staleness"]
         assert each["weight"] == pytest.approx(each["samples"] / (1 + each["staleness"]) ** 0.5, rel=1e-4)
-        assert "slow" in rows[each["round"] - 1]["missing"]
+        assert each["node"] in rows[each["round"] - 1]["missing"]
     (slow,) = [each for each in json.loads((cluster.out / "nodes.json").read_text()) if each["node_id"] == "slow"]
-    assert slow["merged_late"] == len(late)
+    assert slow["merged_late"] == len([each for _, each in late if each["node"] == "slow"]) > 0
     assert slow["late"] <= 1, "none was refused, except after the last round"
     assert "late merged" in coordinator.text

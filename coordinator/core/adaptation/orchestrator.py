@@ -515,8 +515,7 @@ class AdaptiveOrchestrator:
     def _close_share(self, selected: Sequence[str]) -> float | None:
         """Return the share of the nodes that closes the round; None where the user chose one, or every shard counts."""
         training = self.config.training
-        every_shard_counts = not (training.shards_are_alike or training.staleness_limit)
-        if training.close_share < 1.0 or every_shard_counts or self.phase is Phase.WARM_UP or not selected:
+        if training.close_share < 1.0 or not training.shards_are_alike or self.phase is Phase.WARM_UP or not selected:
             return None
         rows = self.monitor.rows(selected)
         seconds = (
