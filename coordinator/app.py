@@ -27,6 +27,7 @@ from hypergpu.coordinator.control import ControlService
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, build_orchestrator
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.local_shards import make_shards
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.shards import ShardTable
 from hypergpu.coordinator.core.same_run import Difference
@@ -51,6 +52,7 @@ from hypergpu.coordinator.uploads import Disk, Uploads
 from hypergpu.protos import coordinator_pb2, coordinator_pb2_grpc
 from hypergpu.tasks import Task, build, with_local_optimizer, with_main_metric
 from hypergpu.tasks.identity import identity_of as task_identity_of
+from hypergpu.tasks.local_samples import require_partition
 from hypergpu.tasks.samples import count
 from hypergpu.tasks.saved import SavedModel
 
@@ -91,20 +93,22 @@ class _Model:
     identity: Identity
     task_identity: TaskIdentity
     samples: int
-    """Number of training samples."""
+    """Number of training samples that all nodes share."""
 
 
 def _make_model(config: SystemConfig, task: Task, options: Options) -> _Model:
     training = config.training
     device = evaluation_device(config.server.evaluation_device)
+    require_partition(task, training.partition)
+    is_local = training.data_is_local
     flat = build(task, training.seed)
     require_sendable(flat.manifest, config.server.max_model_bytes)
-    task_identity = task_identity_of(task, flat, training.seed)
+    task_identity = task_identity_of(task, flat, training.seed, is_local=is_local)
     model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, training)
     evaluated = build(task, training.seed, device)
     held_out = HeldOut(evaluated, task, config.server.evaluation_batch_size or training.batch_size)
-    saved, samples = SavedModel(evaluated), count(task.train)
-    identity = identity_of(task, saved, flat.parameter_count)
+    saved, samples = SavedModel(evaluated), 0 if is_local else count(task.train)
+    identity = identity_of(task, saved, flat.parameter_count, is_local=is_local)
     files = ModelFiles(options.out, model, saved, identity, {"task": training.task})
     return _Model(model, held_out, saved, files, identity, task_identity, samples)
 
@@ -154,12 +158,17 @@ class Coordinator:
             self._complete = False
             if training.initial_model:
                 model.model.restore(initial_values(Path(training.initial_model), model.saved), None)
-            return ShardTable(model.samples)
+            return self._new_shards(model)
         self._forced = require_same_run(found, training, model.identity, model.saved, force=options.force)
         restore(model.model, found, model.saved, self._forced)
         model.files.restore_best()
         self._complete = found.is_complete(training, model.held_out.metric)
-        return ShardTable.restored(found.state.shards.model_dump(), model.samples)
+        shards = self._new_shards(model)
+        shards.restore(found.state.shards.model_dump())
+        return shards
+
+    def _new_shards(self, model: "_Model") -> ShardTable:
+        return make_shards(self.config.training, model.samples, self.config.server.max_nodes)
 
     @property
     def _relearns(self) -> str:

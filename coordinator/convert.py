@@ -9,6 +9,8 @@ from hypergpu.common.metric import finite
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.common.wire import (
     codec_from_proto,
+    data_report_from_proto,
+    data_report_to_proto,
     encoding_to_proto,
     identity_from_proto,
     identity_to_proto,
@@ -51,6 +53,7 @@ def registration(request: pb.RegisterRequest, name: str, peer_host: str) -> Regi
 
     Raises:
         InvalidInput: A text is too long.
+        ProtocolError: The identity of its task or the figures of its data are out of range.
     """
     info = {
         "gpu": text(request.gpu.name, "gpu.name"),
@@ -61,7 +64,8 @@ def registration(request: pb.RegisterRequest, name: str, peer_host: str) -> Regi
     }
     incarnation = text(request.incarnation, "incarnation")
     identity = identity_from_proto(request.identity) if request.HasField("identity") else None
-    return Register(name, incarnation, request.largest_batch, info, identity)
+    data = data_report_from_proto(request.data) if request.HasField("data") else None
+    return Register(name, incarnation, request.largest_batch, info, identity, data)
 
 
 def order(assign: ev.WorkAssigned, sending: Sending, engine: Engine, now: float) -> pb.WorkOrder:
@@ -105,6 +109,7 @@ def register_reply(name: str, engine: Engine, heartbeat_seconds: float) -> pb.Re
         heartbeat_seconds=heartbeat_seconds,
         manifest=manifest(model),
         identity=identity_to_proto(engine.identity) if engine.identity else None,
+        partition=config.partition,
     )
 
 
@@ -229,5 +234,7 @@ def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeIn
         connections_down=member.connections.down if member.connections else None,
         connections_up=member.connections.up if member.connections else None,
         compute_utilisation=member.utilisation,
+        data=data_report_to_proto(member.data) if member.data else None,
+        samples_used=engine.machine.shards.samples_used(member.node_id),
         **{name: link.get(name) for name in LINK_FIGURES},
     )

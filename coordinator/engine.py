@@ -448,11 +448,12 @@ class Engine:
 
     def node_rows(self) -> list[dict[str, Any]]:
         """Return the rows of nodes.json, one per node."""
-        override = self.machine.adaptation.overrides.of
+        override, used = self.machine.adaptation.overrides.of, self.machine.shards.samples_used
         rates = self._dependencies.links.rates()
         return [
-            node_row(each, self.state_of(each.node_id), override(each.node_id), rates.get(each.node_id))
-            for each in self.machine.members
+            node_row(member, self.state_of(node), override(node), rates.get(node), samples_used=used(node))
+            for member in self.machine.members
+            for node in (member.node_id,)
         ]
 
     def state_of(self, node: str) -> str:

@@ -28,8 +28,8 @@ class Links(Protocol):
         """Bytes on each link since the record of the last round."""
         ...
 
-    def register(self, node: str, largest_batch: int) -> None:
-        """Register a node that joined; a `largest_batch` of 0 means unknown."""
+    def register(self, node: str, largest_batch: int, samples: int = 0) -> None:
+        """Register a node that joined; 0 stands for an unknown largest batch or number of its own samples."""
         ...
 
     def communication(self, node: str, latency_ms: float, success: bool) -> None:

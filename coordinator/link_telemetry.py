@@ -32,10 +32,10 @@ class LinkTelemetry:
         self._scraped: set[str] = set()
         self._final: dict[str, dict[str, Any]] = {}
 
-    def register(self, node: str, largest_batch: int) -> None:
-        """Register a node that joined; a `largest_batch` of 0 means unknown."""
+    def register(self, node: str, largest_batch: int, samples: int = 0) -> None:
+        """Register a node that joined; 0 stands for an unknown largest batch or number of its own samples."""
         self._final.pop(node, None)
-        self._orchestrator.register_node(node, largest_batch or None)
+        self._orchestrator.register_node(node, largest_batch or None, samples=samples)
 
     def communication(self, node: str, latency_ms: float, success: bool) -> None:
         """Record one finished RPC, as measured by the coordinator."""

@@ -29,10 +29,11 @@ _MOST_TENSORS = 8
 log = structlog.get_logger()
 
 
-def identity_of(task: Task, saved: SavedModel, parameter_count: int) -> Identity:
-    """Return the identity of a run with a newly made model."""
+def identity_of(task: Task, saved: SavedModel, parameter_count: int, *, is_local: bool = False) -> Identity:
+    """Return the identity of a run with a newly made model; `is_local`: each node holds its own training data."""
     untrained = checksum(_untrained(saved), {})
-    return Identity(count(task.train), fingerprint(task), saved.travelling, parameter_count, untrained)
+    samples, data = 0 if is_local else count(task.train), fingerprint(task, is_local=is_local)
+    return Identity(samples, data, saved.travelling, parameter_count, untrained)
 
 
 @dataclass(frozen=True)

@@ -90,11 +90,17 @@ def _late_row(late: ev.LateUpdate) -> dict[str, Any]:
 
 
 def node_row(
-    member: Member, state: str, override: NodeOverride, rates: Mapping[str, float] | None = None
+    member: Member,
+    state: str,
+    override: NodeOverride,
+    rates: Mapping[str, float] | None = None,
+    *,
+    samples_used: int | None = None,
 ) -> dict[str, Any]:
     """Return a row of nodes.json, with the rates of the link as far as they are known.
 
-    Figures that are unknown before the node's first round are None.
+    Figures that are unknown before the node's first round are None. `samples_used` counts the node's own samples in
+    accepted updates; None where nodes hold no samples of their own.
     """
     return {
         "node_id": member.node_id,
@@ -115,8 +121,18 @@ def node_row(
         "compute_utilisation": None if member.utilisation is None else round(member.utilisation, 6),
         "rule": str(override),
         **(rates or {}),
+        **_own_samples(member, samples_used),
         **member.info,
     }
+
+
+def _own_samples(member: Member, used: int | None) -> dict[str, Any]:
+    """Return the figures of the samples that a node alone holds; none where nodes hold no samples of their own."""
+    if used is None:
+        return {}
+    data = member.data
+    classes = {"classes": {str(label): samples for label, samples in data.classes.items()}} if data else {}
+    return {"samples_held": data.samples if data else None, "samples_used": used, **classes}
 
 
 def outcome(machine: RoundMachine, finish_reason: str, duration_seconds: float) -> dict[str, Any]:

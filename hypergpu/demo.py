@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,7 @@ async def run_demo(
     *,
     task: str = "digits",
     stay: bool = False,
+    further: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Run the cluster to its end, or to cancellation; return the content of `summary.json` in `run_dir`.
 
@@ -85,6 +86,7 @@ async def run_demo(
         progress: callbacks.
         task: name of a task, or `module:factory`.
         stay: keep the cluster after the end of its run, until this is cancelled.
+        further: further settings, by dotted key.
 
     Raises:
         RunInUse: another process writes to `run_dir`.
@@ -100,7 +102,7 @@ async def run_demo(
 
     settings = {"training.task": task, "training.rounds": rounds, "training.seed": seed}
     settings |= {"training.min_nodes": len(nodes), "server.stay": str(stay).lower()}
-    cluster = LocalCluster(run_dir, nodes, seed=seed, settings=settings)
+    cluster = LocalCluster(run_dir, nodes, seed=seed, settings={**(further or {}), **settings})
     try:
         async with cluster:
             await _schedule(cluster.client, changes)

@@ -56,7 +56,7 @@ class LocalCluster:
             run_dir: run directory.
             nodes: nodes to start.
             seed: seed of the network.
-            settings: settings of the coordinator, by dotted key.
+            settings: settings of the coordinator, and of the nodes those that begin with `node.`, by dotted key.
             scenario: file of links and events for the proxy, instead of the nodes' profiles.
         """
         self.run_dir, self.nodes = run_dir, nodes
@@ -128,6 +128,7 @@ class LocalCluster:
     async def _start_nodes(self, address: str) -> None:
         # A node loads only the code of tasks that it is given.
         task = [f"--task={self._settings['training.task']}"] if "training.task" in self._settings else []
+        settings = [f"--set={key}={value}" for key, value in self._settings.items() if key.startswith("node.")]
         for node in self.nodes:
             await self._start_process(
                 node.node_id,
@@ -138,6 +139,7 @@ class LocalCluster:
                 f"--set=node.region={node.region}",
                 f"--set=node.grace_seconds={_NODE_GRACE_SECONDS}",
                 "--insecure",
+                *settings,
                 *task,
                 orphaned=signal.SIGKILL,  # a node has no files to write
             )

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import structlog
 
+from hypergpu.common.data_report import DataReport
 from hypergpu.common.errors import InvalidInput, ProtocolError
 from hypergpu.common.identity import ADVICE, TaskIdentity, differences
-from hypergpu.common.wire import identity_from_proto, identity_to_proto, manifest_from_proto
+from hypergpu.common.wire import data_report_to_proto, identity_from_proto, identity_to_proto, manifest_from_proto
 from hypergpu.node.client import CoordinatorClient, specs_message
 from hypergpu.node.worker import Worker
 from hypergpu.protos import coordinator_pb2 as pb
@@ -19,6 +20,8 @@ from hypergpu.tasks.loading import is_user_task
 log = structlog.get_logger()
 
 _LARGEST_UINT32 = 2**32 - 1
+_Known = tuple[int, TaskIdentity | None, DataReport | None]
+"""Largest batch (0 if unknown), identity of the task, and what may be told of the node's own samples."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Registration:
         self.incarnation = secrets.token_hex(8)
         """Random name of this process: a node that starts again has another one."""
         self._reply = pb.RegisterReply()
-        self._announced: tuple[int, TaskIdentity | None] = (0, None)
-        """Largest batch and identity of the task, as last registered."""
+        self._announced: _Known = (0, None, None)
+        """Facts about the task with which the node registered last."""
 
     @property
     def run_id(self) -> str:
@@ -59,7 +62,7 @@ class Registration:
 
     async def register(self) -> pb.RegisterReply:
         """Register, and return the coordinator's reply."""
-        largest_batch, identity = self._known()
+        largest_batch, identity, data = known = self._known()
         request = pb.RegisterRequest(
             node_id=self._client.node_id,
             incarnation=self.incarnation,
@@ -69,11 +72,12 @@ class Registration:
             region=self._info.region,
             largest_batch=largest_batch,
             identity=identity_to_proto(identity) if identity is not None else None,
+            data=data_report_to_proto(data) if data is not None else None,
         )
         began = time.monotonic()
         self._reply = await self._client.register(request)
         self._worker.metrics.record_network_event(1000 * (time.monotonic() - began), success=True)
-        self._announced = (largest_batch, identity)
+        self._announced = known
         return self._reply
 
     async def prepare(self) -> bool:
@@ -89,7 +93,7 @@ class Registration:
         reply = self._reply
         self._require_permitted(reply.task)
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._executor, self._worker.prepare, reply.task, reply.seed)
+        await loop.run_in_executor(self._executor, self._worker.prepare, reply.task, reply.seed, reply.partition)
         try:
             manifest_from_proto(reply.manifest).require_same(self._worker.manifest)
         except ProtocolError as error:
@@ -100,9 +104,9 @@ class Registration:
         log.info("joined", address=self._client.address, run=reply.run_id, task=reply.task, node=self._client.node_id)
         return True
 
-    def _known(self) -> tuple[int, TaskIdentity | None]:
-        """Return the largest batch (0 if unknown) and the identity of the task."""
-        return min(self._worker.largest_batch or 0, _LARGEST_UINT32), self._worker.identity
+    def _known(self) -> _Known:
+        worker = self._worker
+        return min(worker.largest_batch or 0, _LARGEST_UINT32), worker.identity, worker.data_report
 
     def _require_permitted(self, task: str) -> None:
         own_task = self._info.own_task

@@ -20,7 +20,7 @@ from hypergpu.node.optimizers.fused_sgd import AppliedTwiceError, FusedSgd, Rehe
 from hypergpu.tasks import MetricFailed, Task, build, metric_for
 from hypergpu.tasks.inputs import Inputs, call, shapes, tensors
 from hypergpu.tasks.memory import is_out_of_memory
-from hypergpu.tasks.samples import Indices, fetch
+from hypergpu.tasks.samples import Data, Indices, fetch
 from hypergpu.tasks.seeding import seeded
 
 log = structlog.get_logger()
@@ -359,9 +359,9 @@ class Trainer:
             self.gradient(inputs, targets)
             return Timing(time.thread_time() - cpu, time.perf_counter() - wall)
 
-    def samples(self, indices: Indices) -> tuple[Inputs, Tensor]:
-        """Return training samples of the task by index, on the device."""
-        return fetch(self.task.train, indices, self.device, self.task.collate)
+    def samples(self, indices: Indices, data: Data | None = None) -> tuple[Inputs, Tensor]:
+        """Return samples by index, on the device: of `data`, by default the task's training samples."""
+        return fetch(self.task.train if data is None else data, indices, self.device, self.task.collate)
 
     def _forward(self, inputs: Inputs, targets: Tensor) -> tuple[Tensor, float | None]:
         """Return the mean loss, with its graph, and the metric of a batch; the user's code runs only here."""

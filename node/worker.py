@@ -12,6 +12,7 @@ import torch
 
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config import SystemConfig
+from hypergpu.common.data_report import DataReport
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.identity import TaskIdentity
 from hypergpu.common.retry import retry
@@ -27,7 +28,8 @@ from hypergpu.node.trainer import Step, Trainer, Update
 from hypergpu.tasks import Task, load_task
 from hypergpu.tasks.identity import identity_of
 from hypergpu.tasks.inputs import Inputs
-from hypergpu.tasks.partition import Partition, ShardOrder, partition
+from hypergpu.tasks.local_samples import data_report, require_partition, with_local_samples
+from hypergpu.tasks.partition import LOCAL, LocalPartition, Partition, ShardOrder, partition
 from hypergpu.tasks.samples import count, labels
 
 log = structlog.get_logger()
@@ -41,8 +43,10 @@ class _PreparedTask:
     """A task's model and what was measured of it."""
 
     trainer: Trainer
-    run: tuple[str, int]
-    """Name of the task, and seed."""
+    run: tuple[str, int, str]
+    """Name of the task, seed, and partition."""
+    data_report: DataReport | None = None
+    """Report about the samples that the node alone holds; None if it gives none."""
     identity: TaskIdentity | None = None
     """Identity of the untrained model and the data; None if it was not asked for before training."""
     memory: MemoryModel | None = None
@@ -162,22 +166,33 @@ class Worker:
         return self._prepared.identity if self._prepared else None
 
     @property
+    def data_report(self) -> DataReport | None:
+        """Report about the samples that this node alone holds; None before `prepare`, and if it gives none."""
+        return self._prepared.data_report if self._prepared else None
+
+    @property
     def largest_batch(self) -> int | None:
         """Most samples that fit the card; None before `measure`."""
         memory = self._prepared.memory if self._prepared else None
         return memory.largest_batch(self.specs) if memory else None
 
-    def prepare(self, task: str, seed: int) -> None:
+    def prepare(self, task: str, seed: int, partition: str = "iid") -> None:
         """Make the model of a run and measure it, unless that was done already.
 
+        Args:
+            task: name of the task.
+            seed: seed of the run.
+            partition: of the training samples; with `local`, those that the task gives this node alone are loaded.
+
         Raises:
-            UnknownName, InvalidInput: a task that cannot be loaded.
+            UnknownName, InvalidInput: a task that cannot be loaded, or that has no samples for this node.
             OutOfMemory: not even one sample fits the card.
         """
         prepared = self._prepared
-        if prepared is None or prepared.run != (task, seed) or prepared.identity is None:
-            prepared = self._make(task, seed)  # anew if it exists: the identity is that of the untrained model
-            prepared.identity = identity_of(prepared.trainer.task, prepared.trainer.model, seed)
+        if prepared is None or prepared.run != (task, seed, partition) or prepared.identity is None:
+            prepared = self._make(task, seed, partition)  # anew if it exists: the identity is of the untrained model
+            trainer, is_local = prepared.trainer, partition == LOCAL
+            prepared.identity = identity_of(trainer.task, trainer.model, seed, is_local=is_local)
         self.measure()
 
     def measure(self) -> MemoryModel:
@@ -209,7 +224,7 @@ class Worker:
         return memory
 
     def shard(self, scheme: str, index: int, shards: int, seed: int, alpha: float) -> ShardOrder:
-        """Return the order of the samples of one shard.
+        """Return the order of the samples of one shard, or with the scheme `local` of the node's own samples.
 
         Raises:
             InvalidInput: an index outside the range, or a partition that is impossible for these samples.
@@ -217,9 +232,11 @@ class Worker:
         if not 0 <= index < shards:
             raise InvalidInput(f"shard {index} is outside the range: 0 to {shards - 1}")
         prepared = self._current()
+        train = prepared.trainer.task.train
+        if scheme == LOCAL:
+            return ShardOrder(LocalPartition(count(train), self.node_id, seed), 0)
         key = (scheme, shards, seed, alpha)
         if prepared.partition is None or prepared.partition[0] != key:
-            train = prepared.trainer.task.train
             samples = count(train) if scheme == "iid" else labels(train)
             prepared.partition = (key, partition(scheme, samples, shards, seed, alpha=alpha))
         return ShardOrder(prepared.partition[1], index)
@@ -341,10 +358,17 @@ class Worker:
     def _current(self) -> _PreparedTask:
         if self._prepared is not None:
             return self._prepared
-        return self._make(self.config.training.task, self.config.training.seed)
+        training = self.config.training
+        return self._make(training.task, training.seed, training.partition)
 
-    def _make(self, task: str, seed: int) -> _PreparedTask:
+    def _make(self, task: str, seed: int, partition: str) -> _PreparedTask:
         device = "cuda" if not self.specs.simulated and torch.cuda.is_available() else "cpu"
-        trainer = Trainer(self._task or load_task(task, seed), seed, device, self.config.node.precision)
-        self._prepared = prepared = _PreparedTask(trainer, (task, seed))
+        loaded, report = self._task or load_task(task, seed), None
+        if partition == LOCAL:
+            loaded = with_local_samples(loaded, self.node_id, seed)
+            report = data_report(loaded.train, self.config.node.report_data)
+        else:
+            require_partition(loaded, partition)
+        trainer = Trainer(loaded, seed, device, self.config.node.precision)
+        self._prepared = prepared = _PreparedTask(trainer, (task, seed, partition), report)
         return prepared

@@ -24,7 +24,7 @@ LONG_FUNCTIONS = {
     "benchmarks/aggregation.py: main": 50,
     "benchmarks/decisions.py: measure": 43,
     "benchmarks/node_overhead.py: measure": 41,
-    "coordinator/core/selection/selector.py: DynamicNodeSelector._choose": 45,
+    "coordinator/core/selection/selector.py: DynamicNodeSelector._choose": 43,
     "hypergpu/report/charts_section.py: timeline": 44,
     "hypergpu/simulation/run.py: simulate": 52,
     "hypergpu/simulation/run.py: _outcome": 48,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from hypergpu.common.data_report import DataReport
 from hypergpu.common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork
 from hypergpu.common.identity import ADVICE, TaskIdentity, differences
 from hypergpu.common.message import message
@@ -51,8 +52,8 @@ _SHUT_DOWN: Final = Directive.SHUT_DOWN
 class LinkObserver(Protocol):
     """Observer of the nodes' links."""
 
-    def register(self, node: str, largest_batch: int) -> None:
-        """Note that a node joined; `largest_batch` is 0 if unknown."""
+    def register(self, node: str, largest_batch: int, samples: int = 0) -> None:
+        """Note that a node joined; `largest_batch`, and the number of its own samples, are 0 if unknown."""
         ...
 
     def observe_heartbeat(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
@@ -89,6 +90,8 @@ class Register(Request[None]):
     info: Mapping[str, str]
     identity: TaskIdentity | None
     """Identity of the task that the node loaded; None before it has loaded one."""
+    data: DataReport | None = None
+    """The node's report of the samples that it alone holds; None if it gives none."""
 
 
 @message
@@ -279,9 +282,11 @@ class Session:
         node = request.node
         self._require_same_task(node, request.identity)
         self._machine.members.admit(node)
-        self._links.register(node, request.largest_batch)  # first: joining may begin a round, with the node in it
+        samples = request.data.samples if request.data else 0
+        self._links.register(node, request.largest_batch, samples)  # first: joining may begin a round with the node
+        has_same_task = request.identity is not None
         joined = ev.NodeJoined(
-            node, request.incarnation, request.largest_batch, request.info, request.identity is not None
+            node, request.incarnation, request.largest_batch, request.info, has_same_task, request.data
         )
         return None, self._machine.handle(joined, now)
 

@@ -4,7 +4,7 @@ import asyncio
 import math
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,13 @@ from rich.text import Text
 
 from hypergpu.cli.demo_progress import Level, progress_of_run, steps
 from hypergpu.common import strict_json
+from hypergpu.common.config import SystemConfig
+from hypergpu.common.config.loading import load_config
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.latest import RUNS
 from hypergpu.common.limits import LARGEST_COUNT
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
-from hypergpu.common.options import FLAG, AsJson, Seed
+from hypergpu.common.options import FLAG, AsJson, Seed, Settings
 from hypergpu.common.task_names import choices
 from hypergpu.common.text import UNKNOWN, counted, duration, figure, milliseconds, number
 from hypergpu.console import QUALITY_STYLE, PlainConsole, new_table, print_table, say, styled
@@ -57,6 +59,7 @@ def demo(  # noqa: PLR0917  (one per option)
     task: Annotated[str, typer.Option(metavar="NAME", help=f"Task to train: {choices()}.")] = "digits",
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; by default runs/TIME.")] = None,
+    settings: Settings = None,
     stay: Annotated[
         bool, typer.Option("--stay", metavar=FLAG, help="Keep the cluster until Ctrl-C, to inspect and control it.")
     ] = False,
@@ -73,18 +76,33 @@ def demo(  # noqa: PLR0917  (one per option)
     if quiet and verbose:
         raise InvalidInput("give either --quiet or --verbose")
     level = Level.QUIET if quiet else Level.VERBOSE if verbose else Level.NORMAL
-    run_dir = out or RUNS / time.strftime("%Y-%m-%d-%H%M%S")
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"cannot write to {run_dir}: {error.strerror}") from error
+    further = _checked(settings or [])
+    run_dir = _made(out or RUNS / time.strftime("%Y-%m-%d-%H%M%S"))
     planned = rounds or (0 if stay else _ROUNDS)
     shown = _Demo(PlainConsole(stderr=as_json), level, run_dir, nodes, planned, as_json)
-    summary = shown.train(task, seed, stay=stay)
+    summary = shown.train(task, seed, further, stay=stay)
     if summary is None:
         shown.report_stayed()
     else:
         shown.report(summary, compare=bool(summary.get("rounds")) and not stay)
+
+
+def _made(run_dir: Path) -> Path:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"cannot write to {run_dir}: {error.strerror}") from error
+    return run_dir
+
+
+def _checked(settings: Sequence[str]) -> dict[str, str]:
+    """Return settings by key.
+
+    Raises:
+        ConfigError: one is not valid; nothing has started yet.
+    """
+    load_config(SystemConfig, overrides=settings)
+    return {key: value for key, _, value in (item.partition("=") for item in settings)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +116,14 @@ class _Demo:
     rounds: int
     as_json: bool
 
-    def train(self, task: str, seed: int, *, stay: bool) -> dict[str, Any] | None:
+    def train(self, task: str, seed: int, further: Mapping[str, str], *, stay: bool) -> dict[str, Any] | None:
         """Run the cluster and return its summary; None if it stayed until Ctrl-C."""
         started = f"starting a coordinator, a netsim proxy and {counted(self.nodes, 'node')}"
         if self.level is not Level.QUIET:
             self.say(f"{started}; the run is in {self.run_dir}")
         nodes = demo_nodes(self.nodes)
         changes = [change for change in demo_changes(nodes) if change.round <= (self.rounds or math.inf)]
-        run = partial(run_demo, self.run_dir, nodes, self.rounds, seed, task=task, stay=stay)
+        run = partial(run_demo, self.run_dir, nodes, self.rounds, seed, task=task, stay=stay, further=further)
         if stay:
             self.say(_STAYING)
         try:

@@ -47,6 +47,7 @@ _NODE_HEADINGS: Final = (
     ">connections",
     ">computing",
     ">contributed",
+    ">samples",
     ">late",
     ">retries",
     "why",
@@ -79,11 +80,19 @@ async def nodes(context: typer.Context, as_json: AsJson = False) -> None:
             connections_of(node),
             percent(known(node, "compute_utilisation"), digits=0),
             f"{node.rounds_contributed} of {node.rounds_selected}",
+            _samples(node),
             str(node.late) + (f" + {node.merged_late} merged" if node.merged_late else ""),
             str(node.retries),
             node.reason,
         )
     print_table(table)
+
+
+def _samples(node: pb.NodeInfo) -> str:
+    """Return how many of its own samples a node has used, and holds as far as it reports that."""
+    used = known(node, "samples_used")
+    held = f" of {node.data.samples:,}" if node.HasField("data") else ""
+    return UNKNOWN if used is None else f"{used:,}{held}"
 
 
 async def status(

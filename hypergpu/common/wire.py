@@ -9,12 +9,14 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError
 
 from hypergpu.common.codecs import CODECS, Codec, PayloadFormat
+from hypergpu.common.data_report import MAX_CLASSES, DataReport
 from hypergpu.common.errors import ConfigError, InvalidInput, ProtocolError, suggest
 from hypergpu.common.identity import Numbers, TaskIdentity
 from hypergpu.common.local_optimizer import LocalSettings
 from hypergpu.common.rpc import MAX_MESSAGE_BYTES
 from hypergpu.common.tensors import Chunk, Manifest, TensorSpec
-from hypergpu.protos.coordinator_pb2 import Encoding, IdentityNumbers, UpdatePart, WorkPart
+from hypergpu.protos.coordinator_pb2 import ClassCount, Encoding, IdentityNumbers, UpdatePart, WorkPart
+from hypergpu.protos.coordinator_pb2 import DataReport as DataReportMessage
 from hypergpu.protos.coordinator_pb2 import LocalSettings as LocalSettingsMessage
 from hypergpu.protos.coordinator_pb2 import Manifest as ManifestMessage
 from hypergpu.protos.coordinator_pb2 import TaskIdentity as TaskIdentityMessage
@@ -23,6 +25,7 @@ from hypergpu.protos.coordinator_pb2 import TensorSpec as TensorSpecMessage
 PartT = TypeVar("PartT", WorkPart, UpdatePart)
 _MAX_TENSORS = 100_000
 _MAX_RANK = 16
+_MAX_SAMPLES = 1 << 40
 _MAX_NUMBERS, _MAX_VALUES, _MAX_NAME = 1_000, 1_024, 1_000
 _MESSAGE_SLACK_BYTES = 64 << 10
 """Room in a message for the fields besides the manifest."""
@@ -154,6 +157,28 @@ def identity_to_proto(identity: TaskIdentity) -> TaskIdentityMessage:
         model_digest=identity.model_digest,
         numbers=[IdentityNumbers(name=each.name, values=each.values) for each in identity.numbers],
     )
+
+
+def data_report_to_proto(report: DataReport) -> DataReportMessage:
+    """Return the message for what a node reports of its samples."""
+    classes = [ClassCount(label=label, samples=samples) for label, samples in report.classes.items()]
+    return DataReportMessage(samples=report.samples, classes=classes)
+
+
+def data_report_from_proto(message: DataReportMessage) -> DataReport:
+    """Return what a node reports of its samples, checked.
+
+    Raises:
+        ProtocolError: no samples, too many classes, or classes that do not add up to the samples.
+    """
+    if not 0 < message.samples <= _MAX_SAMPLES:
+        raise ProtocolError(f"a node that holds {message.samples} samples; expected 1 to {_MAX_SAMPLES}")
+    if len(message.classes) > MAX_CLASSES:
+        raise ProtocolError(f"a report of {len(message.classes)} classes; {MAX_CLASSES} are allowed")
+    classes = {each.label: each.samples for each in message.classes}
+    if message.classes and (len(classes) < len(message.classes) or sum(classes.values()) != message.samples):
+        raise ProtocolError(f"the classes of a report do not add up to its {message.samples} samples")
+    return DataReport(message.samples, classes)
 
 
 def identity_from_proto(message: TaskIdentityMessage) -> TaskIdentity:

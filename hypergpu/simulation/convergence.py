@@ -207,6 +207,9 @@ class ConvergenceBackend:
         """Error of the metric; a curve has none."""
         return ""
 
+    def data_report(self, node: str) -> None:
+        """Return None: the model knows no samples that one node alone holds."""
+
     @property
     def samples(self) -> int:
         """Number of training samples: as many as there are shards."""

@@ -145,7 +145,8 @@ class SimulatedCoordinator:
         if node.incarnation > 1:
             self._learning.process_started(node.node_id)
         try:
-            self._ask(Register(node.node_id, str(node.incarnation), node.largest_batch, node.info, None))
+            report = self._learning.data_report(node.node_id)
+            self._ask(Register(node.node_id, str(node.incarnation), node.largest_batch, node.info, None, report))
         except HyperGPUError as error:
             node.reject(rpc, error)
         else:

@@ -1,12 +1,14 @@
 """Training by real gradients, with the trainer that the nodes use and the model that the coordinator uses."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hypergpu.common.config import TrainingConfig
+from hypergpu.common.data_report import DataReport, ReportedData
 from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.metric import MetricSpec
 from hypergpu.common.tensors import Flat
@@ -18,8 +20,10 @@ from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
 from hypergpu.node.optimizers import KeptState
 from hypergpu.node.trainer import Trainer
 from hypergpu.simulation.compute import optimizer_share
+from hypergpu.simulation.node_samples import NodeSamples
 from hypergpu.simulation.scenario import ComputeTimes
 from hypergpu.tasks import Evaluation, Task, build, evaluate, metric_of, spec_of
+from hypergpu.tasks.inputs import Inputs
 from hypergpu.tasks.partition import Partition, ShardOrder, partition
 from hypergpu.tasks.samples import count, labels
 from hypergpu.tasks.saved import SavedModel
@@ -70,9 +74,17 @@ class GradientBackend:
         task: the task.
         config: its training.
         times: computing times, for the share that an optimizer has in them.
+        reported: figures that nodes report of the samples that they alone hold.
     """
 
-    def __init__(self, task: Task, config: TrainingConfig, times: ComputeTimes | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        config: TrainingConfig,
+        times: ComputeTimes | None = None,
+        *,
+        reported: ReportedData = "none",
+    ) -> None:
         self._config = config
         self._times = times or ComputeTimes()
         self._trainer = Trainer(task, config.seed, metric_failed=lambda _: None)  # evaluations report it
@@ -85,7 +97,7 @@ class GradientBackend:
             saved = SavedModel(build(task, config.seed))
             self._model.restore(initial_values(Path(config.initial_model), saved), None)
         self._sent = _Sent(self._model)
-        self._sizes = count(task.train) if config.shards_are_alike else labels(task.train)
+        self._own = NodeSamples(task, config.seed, reported) if config.data_is_local else None
         self._partition: tuple[int, Partition] | None = None
         self._orders: dict[int, ShardOrder] = {}
         self._nodes: dict[str, _Memory] = {}
@@ -117,8 +129,12 @@ class GradientBackend:
 
     @property
     def samples(self) -> int:
-        """Number of training samples."""
+        """Number of training samples that all nodes share."""
         return count(self._trainer.task.train)
+
+    def data_report(self, node: str) -> DataReport | None:
+        """Return what a node reports of the samples that it alone holds."""
+        return self._own.report(node) if self._own else None
 
     @property
     def update_norms(self) -> tuple[float, float] | None:
@@ -127,14 +143,12 @@ class GradientBackend:
 
     def train(self, order: ev.WorkAssigned, compute_seconds: float = 0.0) -> ev.UpdateArrived:
         """Train a work unit with real gradients, and encode its update as the node does."""
-        samples = self._order_of(order.shard)
-        size, cursor = order.batch_size, order.shard.cursor
         trainer, memory = self._trainer, self._memory_of(order.node)
         optimizer = LocalOptimizer(order.local_optimizer, order.learning_rate)
         local = memory.optimizer.local_training(optimizer, self._config.local_settings, order.accepted_round)
         update = trainer.work(
             self._sent.received(order.round, order.codecs.parameters),
-            lambda step: trainer.samples(samples.take(cursor + step * size, size)),
+            self._batches_of(order),
             local_steps=order.local_steps,
             local=local,
             key=(order.round, order.shard.index),
@@ -160,7 +174,9 @@ class GradientBackend:
             loss_after=update.loss_after,
             codec=order.codecs.update,
             noise=encoded.noise,
-            optimizer_share=optimizer_share(self._times, size, optimizer.name) if order.local_steps > 1 else 0.0,
+            optimizer_share=optimizer_share(self._times, order.batch_size, optimizer.name)
+            if order.local_steps > 1
+            else 0.0,
         )
 
     def keep_parameters(self, late: Collection[tuple[int, str]]) -> None:
@@ -213,10 +229,26 @@ class GradientBackend:
             memory = self._nodes[node] = _Memory(UpdateEncoder(model.parameter_count, state), KeptState())
         return memory
 
+    def _batches_of(self, order: ev.WorkAssigned) -> Callable[[int], tuple[Inputs, Tensor]]:
+        """Return what gives the samples of each step of a work unit."""
+        trainer, size, cursor = self._trainer, order.batch_size, order.shard.cursor
+        own = self._own
+        if own is None:
+            shard = self._order_of(order.shard)
+            return lambda step: trainer.samples(shard.take(cursor + step * size, size))
+
+        def batch(step: int) -> tuple[Inputs, Tensor]:
+            data, indices = own.take(order.node, cursor + step * size, size)
+            return trainer.samples(indices, data)
+
+        return batch
+
     def _order_of(self, shard: ev.Shard) -> ShardOrder:
         config = self._config
         if self._partition is None or self._partition[0] != shard.count:
-            dealt = partition(config.partition, self._sizes, shard.count, config.seed, alpha=config.dirichlet_alpha)
+            train = self._trainer.task.train
+            sizes = count(train) if config.shards_are_alike else labels(train)
+            dealt = partition(config.partition, sizes, shard.count, config.seed, alpha=config.dirichlet_alpha)
             self._partition, self._orders = (shard.count, dealt), {}
         order = self._orders.get(shard.index)
         if order is None:

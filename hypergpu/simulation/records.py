@@ -111,7 +111,12 @@ class Recording:
     def _node_rows(self, rates: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
         members, override = self.machine.members, self.machine.adaptation.overrides.of
         states = {m.node_id: "done" if m.node_id in members.connected else str(m.connection) for m in members}
-        return [node_row(m, states[m.node_id], override(m.node_id), rates.get(m.node_id)) for m in members]
+        used = self.machine.shards.samples_used
+        return [
+            node_row(m, states[node], override(node), rates.get(node), samples_used=used(node))
+            for m in members
+            for node in (m.node_id,)
+        ]
 
     @property
     def bytes(self) -> int:

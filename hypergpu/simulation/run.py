@@ -15,8 +15,8 @@ from hypergpu.common.text import duration
 from hypergpu.coordinator.core.adaptation import build_orchestrator
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Adaptation
+from hypergpu.coordinator.core.rounds.local_shards import make_shards
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
-from hypergpu.coordinator.core.rounds.shards import ShardTable
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.netsim_proxy.config.scenario import cycle_value
 from hypergpu.netsim_proxy.link.outcomes import Direction
@@ -130,7 +130,7 @@ def _machine(config: SystemConfig, adaptation: Adaptation, learning: TrainingBac
         adaptation,
         max_nodes=config.server.max_nodes,
         lost_after_seconds=config.server.lost_after_seconds,
-        shards=ShardTable(learning.samples),
+        shards=make_shards(config.training, learning.samples, config.server.max_nodes),
         metric=learning.metric,
         codecs=config.compression.codecs,
     )
@@ -247,12 +247,16 @@ def _prepared(scenario: Scenario) -> tuple[SystemConfig, TrainingBackend]:
         return config, ConvergenceBackend(config.training, scenario.learning_curve(), metric)
     # torch takes seconds to import, and a model of convergence needs none.
     from hypergpu.simulation.gradients import GradientBackend, on_one_thread  # noqa: PLC0415
+    from hypergpu.simulation.node_samples import with_dealt_samples  # noqa: PLC0415
     from hypergpu.tasks import load_main_task, with_local_optimizer  # noqa: PLC0415
 
     on_one_thread()
     task = load_main_task(config.training)
     training = with_local_optimizer(config.training, task)
-    return config.model_copy(update={"training": training}), GradientBackend(task, training, times_of(scenario))
+    if training.data_is_local:
+        task = with_dealt_samples(task, [name for group in scenario.nodes for name in group.names()], training)
+    learning = GradientBackend(task, training, times_of(scenario), reported=config.node.report_data)
+    return config.model_copy(update={"training": training}), learning
 
 
 def _outcome(

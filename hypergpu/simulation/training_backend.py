@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
+from hypergpu.common.data_report import DataReport
 from hypergpu.common.metric import MetricSpec
 from hypergpu.coordinator.core.model.outgoing import SendingPlanner
 from hypergpu.coordinator.core.rounds import events as ev
@@ -23,7 +24,11 @@ class TrainingBackend(Protocol):
 
     @property
     def samples(self) -> int:
-        """Number of training samples."""
+        """Number of training samples that all nodes share."""
+        ...
+
+    def data_report(self, node: str) -> DataReport | None:
+        """Return what a node reports of the samples that it alone holds; None if nothing."""
         ...
 
     @property

@@ -16,11 +16,15 @@ from hypergpu.tasks.samples import Collate, Data, count, fetch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> mean loss over the batch, a scalar."""
+NO_SAMPLES: Data = (torch.empty(0), torch.empty(0))
+"""Data without samples."""
+LocalSamples = Callable[[str], Data]
+"""Node id -> training samples that this node alone holds."""
 MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 """(parameters, learning rate) -> optimizer of a node's local steps, such as the class `torch.optim.RMSprop`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """Model, data, loss and metric of a training.
 
@@ -31,9 +35,13 @@ class Task:
 
     model: Callable[[], nn.Module]
     """Returns a new model with float32 parameters. Called under a fixed seed."""
-    train: Data
-    """Training samples: `(inputs, targets)` as tensors or arrays, or a map-style Dataset of such pairs. The inputs of a
-    model that takes several tensors are a tuple of them, or a mapping by the names of its arguments."""
+    train: Data = NO_SAMPLES
+    """Training samples that all nodes share: `(inputs, targets)` as tensors or arrays, or a map-style Dataset of such
+    pairs. The inputs of a model that takes several tensors are a tuple of them, or a mapping by the names of its
+    arguments."""
+    local: LocalSamples | None = None
+    """Node id -> training samples that this node alone holds, in the same form; for `training.partition` of `local`. It
+    runs on that node only, and may read what its machine has: a mounted directory, or an environment variable."""
     test: Data
     """Held-out samples, in the same form."""
     loss: Loss = functional.cross_entropy
@@ -58,8 +66,8 @@ class Task:
     """Value of the metric on held-out data that a run of the documented length reaches; any real number."""
 
     def __post_init__(self) -> None:
-        for what, data in (("train", self.train), ("test", self.test)):
-            if count(data) == 0:
+        for what, data, is_needed in (("train", self.train, self.local is None), ("test", self.test, True)):
+            if count(data) == 0 and is_needed:
                 raise InvalidInput(f"task {self.name!r} has no {what} samples")
         if self.accuracy is not None and self.metric is not None:
             raise InvalidInput(f"task {self.name!r} has an accuracy and a metric; give one of them")

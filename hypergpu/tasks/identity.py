@@ -29,20 +29,27 @@ _FORWARD_SAMPLES = 8
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
-def identity_of(task: Task, model: FlatModel, seed: int) -> TaskIdentity:
+def identity_of(task: Task, model: FlatModel, seed: int, *, is_local: bool = False) -> TaskIdentity:
     """Return the identity of a task and of its model as `build` made it, before anything is loaded into it.
 
     Args:
         task: result of `load_task`.
         model: made with `seed`, on any device.
         seed: seed of random augmentation and of the model.
+        is_local: each node holds its own training data, of which the identity says nothing.
     """
-    train_digest, train = _data("train", task.train, seed, task.collate)
+    shared = task.test if is_local else task.train
+    train_digest, train = ("", []) if is_local else _data("train", task.train, seed, task.collate)
     test_digest, test = _data("test", task.test, seed, task.collate)
-    numbers = (*train, *test, *_at_home(model), *_behaviour(task, model, seed))
+    numbers = (*train, *test, *_at_home(model), *_behaviour(task, shared, model, seed))
     printed = _ADDRESS.sub("", repr(model.module)).encode()
     return TaskIdentity(
-        count(task.train), count(task.test), train_digest, test_digest, hashlib.sha256(printed).hexdigest(), numbers
+        0 if is_local else count(task.train),
+        count(task.test),
+        train_digest,
+        test_digest,
+        hashlib.sha256(printed).hexdigest(),
+        numbers,
     )
 
 
@@ -88,7 +95,7 @@ def _at_home(model: FlatModel) -> list[Numbers]:
     ]
 
 
-def _behaviour(task: Task, model: FlatModel, seed: int) -> list[Numbers]:
+def _behaviour(task: Task, data: Data, model: FlatModel, seed: int) -> list[Numbers]:
     """Return outputs, loss and gradients of the untrained model; nothing if it does not give the same ones twice.
 
     A different architecture of the same shapes shows in the outputs, a different loss in the loss and the gradients.
@@ -97,7 +104,7 @@ def _behaviour(task: Task, model: FlatModel, seed: int) -> list[Numbers]:
     was_training = module.training
     module.eval()
     try:
-        first, second = (_pass(task, model, seed, drawn) for drawn in (seed, seed + 1))
+        first, second = (_pass(task, data, model, seed, drawn) for drawn in (seed, seed + 1))
     except Exception:  # the first step will report it better
         return []
     finally:
@@ -109,11 +116,11 @@ def _behaviour(task: Task, model: FlatModel, seed: int) -> list[Numbers]:
     return first if first == second else []
 
 
-def _pass(task: Task, model: FlatModel, seed: int, drawn: int) -> list[Numbers]:
+def _pass(task: Task, data: Data, model: FlatModel, seed: int, drawn: int) -> list[Numbers]:
     """Run a forward and backward pass; `seed` seeds the samples, `drawn` the model."""
     device = model.values.device
     with seeded(seed, device):
-        inputs, targets = fetch(task.train, spread(count(task.train), _FORWARD_SAMPLES), device, task.collate)
+        inputs, targets = fetch(data, spread(count(data), _FORWARD_SAMPLES), device, task.collate)
     model.gradients.zero_()
     with seeded(drawn, device):
         outputs = call(model.module, inputs)

@@ -15,6 +15,8 @@ from hypergpu.common.keyed_random import KeyedRandom
 Indices = npt.NDArray[np.int64]
 
 SCHEMES = ("dirichlet", "iid")
+LOCAL = "local"
+"""Name of the scheme with which each node trains on samples that it alone holds."""
 
 
 class Partition(ABC):
@@ -121,6 +123,22 @@ def dirichlet(labels: Indices, count: int, seed: int, alpha: float) -> Sequence[
             largest = max(range(count), key=lambda i: len(shards[i]))
             shards[index], shards[largest] = shards[largest][-1:], shards[largest][:-1]
     return [np.sort(shard) for shard in shards]
+
+
+class LocalPartition(Partition):
+    """Samples that one node alone holds, with an order that depends on no other node, and a new one in each epoch."""
+
+    def __init__(self, samples: int, node_id: str, seed: int) -> None:
+        self._samples, self._node_id, self._seed = samples, node_id, seed
+
+    def size(self, shard: int) -> int:
+        """Return the number of samples."""
+        return self._samples
+
+    def epoch(self, shard: int, number: int) -> Indices:
+        """Return the samples in the order of an epoch."""
+        generator = KeyedRandom(self._seed, "order", "local", self._node_id, number).generator()
+        return generator.permutation(self._samples)
 
 
 class ShardOrder:

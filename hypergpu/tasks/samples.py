@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, Subset, default_collate
 
 from hypergpu.common.errors import InvalidInput, Unavailable
 from hypergpu.common.retry import is_transient
@@ -42,6 +42,14 @@ def count(data: Data) -> int:
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise InvalidInput(f"a {type(data).__name__} has no samples by index; give (inputs, targets) or a Dataset")
     return len(data)
+
+
+def part(data: Data, indices: npt.NDArray[np.int64]) -> Data:
+    """Return the samples at `indices` as data of their own."""
+    if not isinstance(data, tuple):
+        return Subset(data, indices.tolist())
+    index = torch.from_numpy(indices)
+    return inputs_of(data[0])[index], tensor_of(data[1], "targets")[index]
 
 
 def spread(length: int, most: int) -> npt.NDArray[np.int64]:

@@ -345,9 +345,9 @@ async def test_a_node_is_heard_of_while_it_prepares(cluster: Any, monkeypatch: p
     async with cluster(order(1)) as c:
         prepare = c.worker.prepare
 
-        def slowly(task: str, seed: int) -> None:
+        def slowly(task: str, seed: int, partition: str) -> None:
             time.sleep(0.3)  # on the training thread
-            prepare(task, seed)
+            prepare(task, seed, partition)
 
         monkeypatch.setattr(c.worker, "prepare", slowly)
         await c.run()

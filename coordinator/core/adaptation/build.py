@@ -34,7 +34,8 @@ def build_orchestrator(
     chosen = config.selector
     if not config.training.shards_are_alike:  # no other node has a slow node's data, so its turn is worth the time
         chosen = chosen.model_copy(update={"slow_time_share": max(chosen.slow_time_share, 1.0)})
-    selector = DynamicNodeSelector(monitor, chosen.strategy, config=chosen, clock=clock)
+    is_local = config.training.data_is_local
+    selector = DynamicNodeSelector(monitor, chosen.strategy, config=chosen, clock=clock, data_is_local=is_local)
     return AdaptiveOrchestrator(
         config, monitor, batches, selector, config.orchestrator.policy, clock=clock, model_bytes=model_bytes
     )

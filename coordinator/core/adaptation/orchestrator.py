@@ -49,7 +49,7 @@ from hypergpu.coordinator.core.selection.context import SelectionContext
 
 _ARRIVALS = 8
 """Latest communications of each node that its arrival is expected from."""
-_TURNS = (SelectionReason.FAIRNESS_TURN, SelectionReason.UNEXPLORED)
+_TURNS = (SelectionReason.FAIRNESS_TURN, SelectionReason.DATA_TURN, SelectionReason.UNEXPLORED)
 """Reasons of a selection that are not about what the node adds."""
 
 
@@ -173,16 +173,18 @@ class AdaptiveOrchestrator:
         self._control.set_policy(self.policy)
         self._log.decide(DecisionKind.POLICY, CLUSTER, ClusterReason.SET_BY_USER, {"from": before, "to": self.policy})
 
-    def register_node(self, node_id: str, largest_batch: int | None = None) -> None:
+    def register_node(self, node_id: str, largest_batch: int | None = None, *, samples: int = 0) -> None:
         """Register a node with all parts.
 
         Args:
             node_id: Id of the node.
             largest_batch: Largest batch that the node's memory and share of the data allow; None for the configured
                 maximum.
+            samples: Number of samples that it alone holds; 0 if unknown.
         """
         self.monitor.register_node(node_id)
         self.selector.register_node(node_id)
+        self.selector.record_data(node_id, samples)
         self.batches.register_node(node_id, largest_batch)
         self._registered.add(node_id)
 
@@ -449,6 +451,7 @@ class AdaptiveOrchestrator:
             server_momentum=self._control.momentum,
             close_share=self._close_share(selected) if adapts and not turns else None,
             wait_for=turns,
+            expected_seconds=self._expected_seconds(turns) if self.config.training.data_is_local else {},
             wait_for_all=not adapts,
             transfer_seconds=self._transfer_seconds(workers),
             changed_seconds=self._codecs.changed_seconds,
@@ -499,6 +502,14 @@ class AdaptiveOrchestrator:
             workers[at]: each for at, each in zip(new.tolist(), seconds.tolist(), strict=True) if math.isfinite(each)
         }
 
+    def _expected_seconds(self, nodes: Sequence[str]) -> dict[str, float]:
+        """Return the longest time that is expected of these nodes, as far as their links were measured."""
+        rows = self.monitor.rows(nodes)
+        known = self.monitor.has_round_communication(rows)
+        longest = self.monitor.round_communication_samples(rows, _ARRIVALS).max(axis=1)
+        seconds = longest + self.batches.compute_seconds(nodes)
+        return {node: float(seconds[at]) for at, node in enumerate(nodes) if known[at]}
+
     def _batch_sizes(self, selected: Sequence[str], probes: Sequence[str]) -> dict[str, int]:
         """Return the batch sizes of a round; a probe gets no more work than half of the others, so as to be in time."""
         sizes = self.batches.get_batch_sizes(selected)
@@ -508,7 +519,12 @@ class AdaptiveOrchestrator:
         return sizes
 
     def _turns(self, selected: Sequence[str]) -> list[str]:
-        """Return the nodes that are selected to see what they can do; a round without them shows nothing."""
+        """Return the nodes without which a round lacks what it is for: those that are selected to see what they can do.
+
+        Where each node holds its own data, a round needs all of them.
+        """
+        if self.config.training.data_is_local:
+            return list(selected)
         last = self.selector.last_selection
         return [node for node in selected if last is not None and last.reasons.get(node) in _TURNS]
 
@@ -551,7 +567,7 @@ class AdaptiveOrchestrator:
             gain=selection.selection_gain,
             horizon=parameters.horizon,
             window=selection.window,
-            probes=probes,
+            probes=probes and not self.config.training.data_is_local,  # no round does without a node's data
         )
         selected = self.selector.select_nodes(available, round_num=self._round, context=context)
         self._log.standings(self.selector.drain_state_changes())
@@ -585,6 +601,10 @@ class AdaptiveOrchestrator:
         if change is not None and change.ruinous:
             self._control.progress.return_to_best()
             return ModelAction.REVERT
+        missing = self._control.missing(contributions)
+        is_finite = regression is None or regression.reason is RollbackReason.LOSS_ROSE
+        if missing and is_finite and not self._control.progress.improved:
+            return self._without_data(regression, len(missing))
         if regression is not None:
             return self._roll_back(regression)
         if not self._control.progress.improved:
@@ -594,6 +614,19 @@ class AdaptiveOrchestrator:
         sizes = self.batches.get_batch_sizes(self._selected)
         self._control.snapshot = ConfigurationSnapshot(self._round, sizes, self.batches.local_steps)
         return ModelAction.KEEP
+
+    def _without_data(self, regression: Regression | None, missing: int) -> ModelAction:
+        """Return to the best model after a round that lacked data of some nodes: the learning rate is not to blame."""
+        if regression is None:
+            return ModelAction.LEAVE
+        self._control.progress.return_to_best()
+        self._log.decide(
+            DecisionKind.ROLLBACK,
+            CLUSTER,
+            RollbackReason.DATA_MISSING,
+            {**regression.figures, "missing_nodes": missing},
+        )
+        return ModelAction.REVERT
 
     def _roll_back(self, regression: Regression) -> ModelAction:
         """Return to the best model and its configuration, with a lower learning rate and less momentum."""

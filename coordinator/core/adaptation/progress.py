@@ -24,6 +24,8 @@ class RollbackReason(StrEnum):
     LOSS_NOT_FINITE = "loss_not_finite"
     UPDATES_NOT_FINITE = "updates_not_finite"
     """No node could finish its work: losses or gradients were not finite."""
+    DATA_MISSING = "data_missing"
+    """The loss rose in a round without the data that only some nodes hold."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from hypergpu.coordinator.core.adaptation.policy import PARAMETERS
 from hypergpu.coordinator.core.adaptation.progress import ModelProgress, Regression
 from hypergpu.coordinator.core.adaptation.rate_search import RateChange
 from hypergpu.coordinator.core.adaptation.state import ConfigurationSnapshot, ControlState
+from hypergpu.coordinator.core.rounds.events import Contribution
 
 _FACTOR_BESIDE_OWN = 0.5
 """Factor of the momentum where the nodes' updates have momentum of their own in them."""
@@ -65,8 +66,10 @@ class ProgressControl:
 
     @property
     def _rate_step(self) -> float:
-        training = self._config.training  # with one step, no node takes one that could try a rate
-        tries = training.local_steps > 1 and not training.is_buffered  # and what a trial shows is of its own round
+        training = self._config.training
+        # With one local step, no node takes a step that could try a rate. In a buffered round, a trial shows something of
+        # its own round only; where each node holds its own data, it would leave that out, because it is not applied.
+        tries = training.local_steps > 1 and not training.is_buffered and not training.data_is_local
         return PARAMETERS[self._policy].rate_step if tries else 1.0
 
     @property
@@ -108,6 +111,13 @@ class ProgressControl:
         if change is not None:
             self.progress.return_to_best()
         return change
+
+    def missing(self, contributions: Sequence[Contribution]) -> list[str]:
+        """Return the nodes of the best model's round that did not contribute, where each node holds its own data."""
+        if self.snapshot is None or not self._config.training.data_is_local:
+            return []
+        came = {each.node for each in contributions if each.success}
+        return [node for node in self.snapshot.batch_sizes if node not in came]
 
     def roll_back(self, regression: Regression) -> tuple[Mapping[str, float | int | str], RateChange] | None:
         """Lower the learning rate and momentum; return the figures behind it and the change, None if none is left."""

@@ -57,6 +57,7 @@ def record_results(
         success=success,
         late=late,
         loss=loss,
+        samples=np.where(success, samples, 0.0),
     )
     computed = np.where(samples > 0, samples, sizes * batches.local_steps)  # an update of a trial counts no samples
     did = success & (computed > 0)
@@ -106,7 +107,7 @@ def record_late(
         batches.record_step(work.node, work.batch_size, compute / work.local_steps)
     selector.record_times(work.node, compute, communication)
     if work.merged:
-        selector.record_merged(work.node)
+        selector.record_merged(work.node, work.batch_size * work.local_steps)
     if is_exact:
         selector.record_late_probe(work.node, communication)
     needed = compute + communication if is_exact else work.elapsed_seconds

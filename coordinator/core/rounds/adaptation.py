@@ -35,6 +35,8 @@ class RoundPlan:
     """Share of the nodes whose updates close the round at once."""
     wait_for: Sequence[str] = ()
     """Nodes whose turn it is, and for which the deadline leaves the time that they usually need."""
+    expected_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that the adaptation expects of nodes which alone hold their data: the deadline leaves them far more."""
     codecs: Mapping[str, TransferCodecs] = field(default_factory=dict)
     """Codecs by node id; the configured ones for nodes that are not there."""
     changed_seconds: Mapping[str, float] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from hypergpu.coordinator.core.rounds.adaptation import ModelAction, RoundReport
 from hypergpu.coordinator.core.rounds.deadlines import (
     MAX_EMPTY_ROUND_SECONDS,
     MIN_SLACK_SECONDS,
+    OWN_DATA_FACTOR,
     UNMEASURED_FACTOR,
     DeadlineReason,
 )
@@ -99,7 +100,9 @@ def shorten_deadline(
     if not current.has_quorum or not current.live or not current.samples:  # updates of trials alone teach nothing
         return
     measured_at = current.shortest_deadline_at if current.live_measured else current.started_at
-    factor = max(1.0, current.awaited / len(current.contributions)) if config.shards_are_alike else UNMEASURED_FACTOR
+    factor = OWN_DATA_FACTOR if config.data_is_local else UNMEASURED_FACTOR
+    if config.shards_are_alike:
+        factor = max(1.0, current.awaited / len(current.contributions))
     seconds = state.deadlines.after_quorum(now - current.started_at, factor)
     deadline_at = max(current.started_at + seconds, measured_at)
     if deadline_at < current.deadline_at:

@@ -23,6 +23,10 @@ TRANSFER_FACTOR = 2.0
 """Deadline of a round of unmeasured nodes, in times of what the transfers of the slowest take by its rate."""
 UNMEASURED_FACTOR = 3.0
 """Deadline of a round of unmeasured nodes, in times that its quorum needed."""
+OWN_DATA_FACTOR = 10.0
+"""The same where each node holds its own data: a card of a tenth of the speed is still waited for."""
+EXPECTED_FACTOR = 4.0
+"""Time for a node that a round needs, in times of what is expected of it: an update that is late is lost."""
 
 
 class DeadlineReason(StrEnum):
@@ -152,6 +156,7 @@ class DeadlineEstimator:
         samples: Mapping[str, int],
         wait_for: Collection[str] = (),
         transfer_seconds: Mapping[str, float] = MappingProxyType({}),
+        expected_seconds: Mapping[str, float] = MappingProxyType({}),
     ) -> Deadline:
         """Return the deadline of a round.
 
@@ -159,6 +164,7 @@ class DeadlineEstimator:
             samples: Samples of all steps of each node.
             wait_for: Nodes for which the deadline leaves the time that they usually need.
             transfer_seconds: Time of the transfers of a round by the rate of the link, where that is known.
+            expected_seconds: Time that is expected of nodes without which the round lacks what it is for.
         """
         nodes = samples.keys()
         needs = [need for node in nodes if (need := self.need(node, samples[node])) is not None]
@@ -167,6 +173,7 @@ class DeadlineEstimator:
         centre, spread = median_and_mad(needs)
         seconds = min(centre + self._slack(centre, spread), max(needs))
         seconds = max(seconds, *(self.need(node, samples.get(node, 0)) or 0.0 for node in wait_for), 0.0)
+        seconds = max(seconds, EXPECTED_FACTOR * max(expected_seconds.values(), default=0.0))
         seconds = max(seconds, self._least_seconds)
         if len(needs) == len(nodes):
             return Deadline(seconds, DeadlineReason.MEASURED, centre, spread, len(needs))

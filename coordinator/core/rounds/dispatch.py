@@ -43,24 +43,24 @@ def assign(current: Round, member: Member, overrides: Overrides, now: float, eff
 def accept_update(
     current: Round, event: ev.UpdateArrived, member: Member, now: float, effects: EffectBuffer
 ) -> tuple[int, float]:
-    """Count an update; return its weight in samples, and the seconds that the node needed for it."""
+    """Count an update; return the samples of it that count, and the seconds that the node needed for it."""
     unit = current.units[event.node]
-    weight = min(event.samples, unit.samples)
+    samples = min(event.samples, unit.samples)
     if unit.trial:  # measured only: a rate that may be far too high must not touch the model
         unit.trial_failed = event.loss_after is not None and not event.loss_after < event.loss_before
-        weight = 0
-    elif weight < event.samples:
-        figures: Figures = {"claimed_samples": event.samples, "ordered_samples": weight}
+        samples = 0
+    elif samples < event.samples:
+        figures: Figures = {"claimed_samples": event.samples, "ordered_samples": samples}
         effects.decide(DecisionKind.UPDATE, event.node, WorkReason.WEIGHT_BOUNDED, figures)
-    seconds = current.accept(unit, event, weight, now)
+    seconds = current.accept(unit, event, samples, now)
     member.last_accepted = event.round
     member.assignment = None
     member.rounds_contributed += 1
     member.compute_seconds = event.compute_seconds
     member.codecs, member.noise = unit.codecs, event.noise
     member.connections = current.settings.connections.of(event.node)
-    effects.reply(ev.UpdateReply(event.node, event.round, _ACCEPTED, weight))
-    return weight, seconds
+    effects.reply(ev.UpdateReply(event.node, event.round, _ACCEPTED, unit.weight(samples)))
+    return samples, seconds
 
 
 def refuse_update(

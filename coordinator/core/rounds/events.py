@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from hypergpu.common.connections import ONE_EACH, Connections
+from hypergpu.common.data_report import DataReport
 from hypergpu.common.message import message
 from hypergpu.common.transfer_codecs import NO_CODECS, TransferCodecs
 from hypergpu.coordinator.core.decisions import Decision
@@ -72,6 +73,8 @@ class NodeJoined:
     """Further properties of the node, passed through."""
     has_same_task: bool = False
     """True if its data and model are known to equal those of the coordinator."""
+    data: DataReport | None = None
+    """Its report of the samples that it alone holds; None if it gives none."""
 
 
 @message
@@ -235,6 +238,8 @@ class Shard:
     index: int
     count: int
     cursor: int
+    owner: str = ""
+    """Node that alone holds its samples; empty if any node may train on them."""
 
 
 @message
@@ -296,7 +301,7 @@ class LateUpdate:
     """τ: the round that counts it less its own."""
     samples: int
     weight: float
-    """Samples / √(1+τ)."""
+    """Weight of an update that is in time / √(1+τ)."""
     loss: float
     compute_seconds: float
 

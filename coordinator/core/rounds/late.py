@@ -67,7 +67,7 @@ def merge(
     unit = late.units.pop(event.node).unit
     unit.live, unit.done = False, True
     samples, staleness = min(event.samples, unit.samples), target - event.round
-    weight = samples * staleness_weight(staleness)
+    weight = unit.weight(samples) * staleness_weight(staleness)
     update = LateUpdate(event.node, event.round, staleness, samples, weight, event.loss, event.compute_seconds)
     (late.merged if current is None else current.late).append(update)
     member.last_accepted = event.round

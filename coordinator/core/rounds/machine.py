@@ -326,7 +326,7 @@ class RoundMachine:
     def _on_joined(self, event: ev.NodeJoined, now: float) -> None:
         member, new = self.members.join(event.node, event.incarnation, now)
         member.largest_batch, member.info = event.largest_batch, event.info
-        member.has_same_task = event.has_same_task
+        member.has_same_task, member.data = event.has_same_task, event.data
         current = self.round_state.open_round
         if current is not None:
             current.note_restart(event.node, event.incarnation)
@@ -388,9 +388,9 @@ class RoundMachine:
         elif outlier is not None:
             dispatch.refuse_outlier(current, unit, event, outlier, effects)
         else:
-            weight, seconds = dispatch.accept_update(current, event, member, now, effects)
+            samples, seconds = dispatch.accept_update(current, event, member, now, effects)
             self.deadlines.observe(event.node, seconds, event.compute_seconds, unit.samples)
-            self.shards.advance(unit.shard, weight)
+            self.shards.advance(unit.shard, samples)
             closing.shorten_deadline(current, state, self.config, now, effects)
         if current is not None:
             self._close_if_complete(current, now)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from hypergpu.common.connections import Connections
+from hypergpu.common.data_report import DataReport
 from hypergpu.common.errors import NotFound, ResourceExhausted
 from hypergpu.common.message import message
 from hypergpu.common.transfer_codecs import TransferCodecs
@@ -56,6 +57,8 @@ class Member:
     """True if its process has asked for work: its model and data are loaded. Others are not selected."""
     has_same_task: bool = False
     """True if its data and model are known to equal those of the coordinator."""
+    data: DataReport | None = None
+    """Its report of the samples that it alone holds; None if it gives none."""
     largest_batch: int = 0
     batch_size: int = 0
     last_accepted: int = 0

@@ -11,6 +11,7 @@ from hypergpu.coordinator.core.rounds.adaptation import Adaptation, RoundPlan
 from hypergpu.coordinator.core.rounds.deadlines import Deadline
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.events import AbandonRound, Shard
+from hypergpu.coordinator.core.rounds.local_shards import data_weights
 from hypergpu.coordinator.core.rounds.membership import ConnectionState, Member, Membership
 from hypergpu.coordinator.core.rounds.state import OPEN, OpeningState, RoundState
 from hypergpu.coordinator.core.rounds.work import Round, RoundSettings, WorkUnit
@@ -230,7 +231,7 @@ def _set_deadline(state: RoundState, units: Sequence[WorkUnit], plan: RoundPlan,
     if plan.wait_for_all:
         deadline = state.deadlines.fixed(samples)
     else:
-        deadline = state.deadlines.deadline(samples, plan.wait_for, plan.transfer_seconds)
+        deadline = state.deadlines.deadline(samples, plan.wait_for, plan.transfer_seconds, plan.expected_seconds)
     text = f"round {state.round} started with {len(units)} node{'s' * (len(units) > 1)}"
     effects.record("round_started", text, nodes=len(units), deadline_seconds=deadline.seconds)
     if deadline.reason is not state.opening.deadline_reason:
@@ -257,6 +258,7 @@ def _plan_units(
     units = []
     steps = _local_steps(plan, config)
     optimizer = plan.optimizer or config.first_optimizer
+    weights = data_weights(state.members.connected, shards) if config.data_is_local else {}
     for node, shard in shards.items():
         member = state.members.connected[node]
         batch = max(1, plan.batch_sizes.get(node, config.batch_size))
@@ -271,8 +273,9 @@ def _plan_units(
             plan.codecs.get(node, state.codecs),
             trial=is_trial,
             awaited=node not in probes,
-            is_new=state.deadlines.need(node) is None,
+            is_new=state.deadlines.need(node) is None and node not in plan.expected_seconds,
             incarnation=member.incarnation,
+            data_weight=weights.get(node),
         )
         units.append(unit)
     return units
@@ -297,7 +300,7 @@ def _deal_shards(state: RoundState, effects: EffectBuffer) -> None:
     opening.dealt_version = -1 if lost else members.version
     if state.shards.deal([*members.connected, *lost]):
         count = state.shards.count
-        effects.record("shards_dealt", f"data split into {count} shard{'s' * (count > 1)}", shards=count)
+        effects.record("shards_dealt", state.shards.summary, shards=count)
 
 
 def _retry_later(state: RoundState, now: float) -> None:

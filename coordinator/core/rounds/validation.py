@@ -103,8 +103,8 @@ ROUND_INVARIANTS: Final[Mapping[str, RoundCheck]] = {
     "each accepted unit has one contribution": lambda r: (
         sorted(each.node for each in r.contributions) == sorted(unit.node for unit in r.units.values() if unit.done)
     ),
-    "late updates are of earlier rounds, and weigh less than their samples": lambda r: all(
-        each.round < r.number and each.weight < each.samples for each in r.late
+    "late updates are of earlier rounds": lambda r: all(
+        each.round < r.number and each.staleness >= 1 and each.weight > 0 for each in r.late
     ),
     "samples are those of the contributions": lambda r: r.samples == sum(each.samples for each in r.contributions),
     "no contribution has more samples than were assigned": _samples_are_within_what_was_assigned,

@@ -72,10 +72,16 @@ class WorkUnit:
     fault: str = ""
     """Kind of error for which it was last returned; empty if it was not, or if another attempt may succeed."""
     fault_detail: str = ""
+    data_weight: int | None = None
+    """Weight of its update in the mean by the data that the node alone holds; None = its number of samples."""
+
+    def weight(self, samples: int) -> int:
+        """Return the weight of its update in the mean, if so many samples of it count."""
+        return samples if self.data_weight is None or not samples else self.data_weight
 
     @property
     def samples(self) -> int:
-        """Number of samples to train on: the largest weight of its update."""
+        """Number of samples to train on."""
         return self.batch_size * self.local_steps
 
     @property
@@ -207,21 +213,21 @@ class Round:
             self.settings.connections.of(unit.node),
         )
 
-    def accept(self, unit: WorkUnit, update: UpdateArrived, weight: int, now: float) -> float:
-        """Count an update; return the seconds from the assignment to its arrival."""
+    def accept(self, unit: WorkUnit, update: UpdateArrived, samples: int, now: float) -> float:
+        """Count an update of so many samples; return the seconds from the assignment to its arrival."""
         if unit.live:
             self._expect(unit, -1)
         self.orphans.pop(unit.node, None)
         unit.live, unit.done = False, True
         seconds = now - unit.first_at
         waiting = seconds - update.compute_seconds
-        self.samples += weight
-        self.loss_sum += weight * update.loss
+        self.samples += samples
+        self.loss_sum += samples * update.loss
         self.contributions.append(
             Contribution(
                 unit.node,
                 success=True,
-                samples=weight,
+                samples=samples,
                 batch_size=unit.batch_size,
                 compute_seconds=update.compute_seconds,
                 optimizer_share=update.optimizer_share,
@@ -268,10 +274,13 @@ class Round:
             self._expect(unit, 1)
 
     def reassign(self, node: str, incarnation: str, largest_batch: int) -> tuple[WorkUnit, str] | None:
-        """Give an orphaned unit to a node that has none; return it and its former node."""
-        if not self.orphans:
+        """Give an orphaned unit to a node that has none; return it and its former node.
+
+        Not one of samples that its node alone holds.
+        """
+        former = next((node for node, orphan in self.orphans.items() if not orphan.shard.owner), None)
+        if former is None:
             return None
-        former = next(iter(self.orphans))
         orphan = self.orphans.pop(former)
         del self.units[former]
         batch = min(orphan.batch_size, largest_batch) if largest_batch else orphan.batch_size

@@ -1,21 +1,27 @@
 """Fairness: nodes that take part in a round although the strategy leaves them out."""
 
+import numpy as np
+
 from hypergpu.common.config import SelectorConfig
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints
+from hypergpu.coordinator.core.selection.data_shares import DataShares
 from hypergpu.coordinator.core.selection.strategies import CODE, SelectionReason, StrategyResult
 
 
 class FairnessPolicy:
     """Policy that adds nodes to a strategy's choice, within a time budget for slow nodes."""
 
-    def __init__(self, config: SelectorConfig) -> None:
+    def __init__(self, config: SelectorConfig, *, data_is_local: bool = False) -> None:
         self._config = config
         self._saved_seconds = 0.0
+        self.data = DataShares(config.data_share if data_is_local else 0.0, config.fairness_rounds)
+        """Samples that each node alone holds, and those of them that were seen lately."""
 
     def added(
         self,
         choice: StrategyResult,
         *,
+        rows: Ints,
         unknown: Bools,
         on_probation: Bools,
         idle: Ints,
@@ -24,12 +30,13 @@ class FairnessPolicy:
     ) -> StrategyResult:
         """Return `choice` with unexplored nodes, nodes on probation, and nodes whose turn has come.
 
-        The turn of a node with a healthy link comes after `fairness_rounds` idle rounds; one on probation takes part in
-        every round as it is. Overdue nodes with a poor link
+        The turn of a node with a healthy link comes after `fairness_rounds` idle rounds, or as soon as its data is
+        neglected; one on probation takes part in every round as it is. Nodes with a poor link whose turn has come
         join later and all together, so that they share one slow round, once the saved time covers it.
 
         Args:
             choice: Result of the strategy.
+            rows: Rows of the nodes in `data`.
             unknown: Nodes of which no round was measured.
             on_probation: Nodes on probation after a quarantine.
             idle: Rounds since each node last took part.
@@ -37,19 +44,24 @@ class FairnessPolicy:
             seconds: Samples of each node's expected round in seconds: shape (nodes, samples).
         """
         chosen, reasons = choice.chosen.copy(), choice.reasons.copy()
-        overdue = (idle > self._config.fairness_rounds) & ~chosen & ~on_probation
+        left_out = ~chosen & ~on_probation
+        overdue, neglected = (idle > self._config.fairness_rounds) & left_out, self.data.neglected(rows) & left_out
         for which, reason in (
             (unknown, SelectionReason.UNEXPLORED),
             (on_probation, SelectionReason.ON_PROBATION),
+            (neglected & healthy, SelectionReason.DATA_TURN),
             (overdue & healthy, SelectionReason.FAIRNESS_TURN),
         ):
             chosen |= which
             reasons[which] = CODE[reason]
-        slow = overdue & ~chosen
+        slow = (overdue | neglected) & ~chosen
         if self._affordable(slow, chosen, seconds):
             chosen |= slow
-            reasons[slow] = CODE[SelectionReason.FAIRNESS_TURN]
-        return StrategyResult(chosen, reasons, choice.figures)
+            reasons[slow] = np.where(neglected, CODE[SelectionReason.DATA_TURN], CODE[SelectionReason.FAIRNESS_TURN])[
+                slow
+            ]
+        data_turn = reasons == CODE[SelectionReason.DATA_TURN]
+        return StrategyResult(chosen, reasons, {**choice.figures, **self.data.figures(rows, data_turn)})
 
     def _affordable(self, slow: Bools, chosen: Bools, seconds: Floats) -> bool:
         inside = float(seconds[chosen].max(axis=0).mean()) if chosen.any() else 0.0

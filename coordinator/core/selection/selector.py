@@ -37,6 +37,7 @@ _TURNS = (
     SelectionReason.UNEXPLORED,
     SelectionReason.ON_PROBATION,
     SelectionReason.FAIRNESS_TURN,
+    SelectionReason.DATA_TURN,
     SelectionReason.RELEASED_TO_FILL_ROUND,
 )
 """Reasons that take precedence when a maximum applies; among them, the nodes that waited longest come first."""
@@ -73,6 +74,7 @@ class DynamicNodeSelector:
         max_selected_nodes: Largest number of nodes per round; None takes it from `config`.
         config: Thresholds, quarantine and fairness settings; None for the defaults.
         clock: Accepted so that all parts are built alike, and not used: selection counts rounds, not seconds.
+        data_is_local: Whether each node holds its own samples, so that fairness goes by them, too.
 
     Raises:
         UnknownName: There is no such strategy.
@@ -87,6 +89,7 @@ class DynamicNodeSelector:
         *,
         config: SelectorConfig | None = None,
         clock: Clock = monotonic,
+        data_is_local: bool = False,
     ) -> None:
         self.config = config or SelectorConfig()
         self.strategy = parse_enum(SelectionStrategy, strategy, "selection strategy")
@@ -103,7 +106,7 @@ class DynamicNodeSelector:
         self.overrides = Overrides()
         """User overrides. One of a node that is not registered holds once it is."""
         self._round = -1
-        self._turns = FairnessPolicy(self.config)
+        self._turns = FairnessPolicy(self.config, data_is_local=data_is_local)
         self._last: Selection | None = None
         self._history: deque[tuple[int, list[str]]] = deque(maxlen=200)
 
@@ -116,7 +119,16 @@ class DynamicNodeSelector:
             self._contributions.grow(row + 1)
             self._standings.grow(row + 1)
             self._recovery.grow(row + 1)
+            self._turns.data.grow(row + 1)
             self._contributions.last_round[row] = self._round
+
+    def record_data(self, node_id: str, samples: int) -> None:
+        """Record how many samples a node alone holds; 0 if unknown.
+
+        Raises:
+            UnknownName: The node is not registered.
+        """
+        self._turns.data.hold(self._index.row(node_id), samples)
 
     def record_contribution(
         self,
@@ -127,6 +139,7 @@ class DynamicNodeSelector:
         *,
         late: bool = False,
         loss: float | None = None,
+        samples: float = 0.0,
     ) -> None:
         """Record the outcome of a round for a selected node.
 
@@ -137,6 +150,7 @@ class DynamicNodeSelector:
             success: Whether the node's update counted in the round.
             late: Whether the update missed the end of the round, which counts half as much as a failure.
             loss: Loss on the node's data; None if unknown.
+            samples: Samples in the node's update; they matter where each node holds its own.
 
         Raises:
             UnknownName: The node is not registered.
@@ -149,10 +163,19 @@ class DynamicNodeSelector:
             success=np.array([bool(success)]),
             late=np.array([bool(late)]),
             loss=np.array([np.nan if loss is None else loss]),
+            samples=np.array([require_non_negative(samples, "samples")]),
         )
 
     def record_contributions(
-        self, rows: Ints, *, compute: Floats, waiting: Floats, success: Bools, late: Bools, loss: Floats
+        self,
+        rows: Ints,
+        *,
+        compute: Floats,
+        waiting: Floats,
+        success: Bools,
+        late: Bools,
+        loss: Floats,
+        samples: Floats,
     ) -> None:
         """Record the outcome of a round for several nodes; see `record_contribution`.
 
@@ -163,7 +186,10 @@ class DynamicNodeSelector:
         self._contributions.last_round[took_part] = self._round
         self._take_back(rows[success & probed])
         self._contributions.add(rows, compute, waiting, success, loss)
-        self._standings.outcomes(rows, success, late, self._round)
+        self._turns.data.see(rows, samples)
+        # Where only this node has its data, an update that was late says that the round was too short.
+        judged = ~late if self._turns.data.matters else np.ones(len(rows), bool)
+        self._standings.outcomes(rows[judged], success[judged], late[judged], self._round)
 
     def _take_back(self, rows: Ints) -> None:
         """Note successful probes of these nodes, and forget how slow those were that are awaited again."""
@@ -186,14 +212,15 @@ class DynamicNodeSelector:
         """
         self._contributions.add_times(self._index.row(node_id), compute_seconds, waiting_seconds)
 
-    def record_merged(self, node_id: str) -> None:
-        """Record that the late update of a node counts after all: its latest attempt was a success.
+    def record_merged(self, node_id: str, samples: float) -> None:
+        """Record that the late update of a node, of so many samples, counts after all: its attempt was a success.
 
         Raises:
             UnknownName: The node is not registered.
         """
         row = np.array([self._index.row(node_id)])
         self._contributions.counts[row, 1] += 1
+        self._turns.data.see(row, np.array([samples]))
         self._standings.outcomes(row, np.ones(1, bool), np.zeros(1, bool), self._round)
 
     def record_late_probe(self, node_id: str, communication_seconds: float) -> None:
@@ -431,6 +458,7 @@ class DynamicNodeSelector:
     ) -> list[str]:
         """Record the selection of this round with its reasons."""
         figures = {**(figures or {}), **self._reason_figures(ids, rows, reasons)}
+        self._turns.data.begin_round()
         self._contributions.last_round[rows[chosen]] = self._round
         self._contributions.counts[rows[chosen], 2] += 1
         selected = [node_id for node_id, taken in zip(ids, chosen.tolist(), strict=True) if taken]
@@ -490,17 +518,14 @@ class DynamicNodeSelector:
     def _choose(
         self, rows: Ints, link_rows: Ints, communication: Floats, context: SelectionContext, eligible: Ints
     ) -> StrategyResult:
-        count = len(rows)
-        if not count:
-            return st.everyone(0)
-        config, strategy = self.config, self.strategy
+        count, config, strategy = len(rows), self.config, self.strategy
+        if not count or strategy is SelectionStrategy.ALL_AVAILABLE:
+            return st.everyone(count)
         least = max(1, math.ceil(config.min_selected_share * count - 1e-9))
         most = self.max_selected_nodes or count
         compute = self._compute_seconds(rows, context, eligible)
         seconds = communication + compute[:, None]  # samples of each candidate's expected round
         scores = self._scores(rows, link_rows, context.horizon)
-        if strategy is SelectionStrategy.ALL_AVAILABLE:
-            return st.everyone(count)
         if strategy is SelectionStrategy.QUALITY_THRESHOLD:
             links = self._monitor.scores(link_rows, context.horizon)
             choice = st.at_least(st.above(links, config.quality_threshold, "link_score"), scores, 1)
@@ -526,6 +551,7 @@ class DynamicNodeSelector:
             choice.figures.update(communication_seconds=communication.mean(axis=1), compute_seconds=compute)
         return self._turns.added(
             choice,
+            rows=rows,
             unknown=self._unexplored(rows, link_rows),
             on_probation=self._standings.on_probation(rows),
             idle=self._round - self._contributions.last_round[rows],

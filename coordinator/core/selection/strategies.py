@@ -28,6 +28,8 @@ class SelectionReason(StrEnum):
     """Selected to measure a node without any history."""
     FAIRNESS_TURN = "fairness_turn"
     """Selected after enough idle rounds."""
+    DATA_TURN = "data_turn"
+    """Selected because the samples that it alone holds were seen too little."""
     RECOVERY_PROBE = "recovery_probe"
     """Given work that the round does not wait for, to see whether its link has recovered."""
     FORCED_IN = "forced_in"

@@ -90,6 +90,10 @@ class SelectorConfig(ConfigSection):
     back. A node on probation takes part in every round, and no round waits for it if it has other nodes."""
     fairness_rounds: Count = 10
     """A healthy node that was left out for this many rounds is taken into the next one."""
+    data_share: Share = 0.5
+    """Least part of its share of the samples held that a node's share of the samples seen lately may be, with
+    `training.partition=local`: a node below it is taken into the next round. A node that does not report how many it
+    holds counts as holding the mean of the others. 0 switches this off."""
     slow_time_share: Share = 0.1
     """Share of all round time that may be spent on bringing in nodes that do not pay for the time they add.
 

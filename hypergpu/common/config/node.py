@@ -6,6 +6,7 @@ from pydantic import Field
 
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Count
+from hypergpu.common.data_report import ReportedData
 
 Seconds = Annotated[float, Field(ge=0)]
 
@@ -32,6 +33,9 @@ class NodeConfig(ConfigSection):
     that this host dials from in place of a wildcard."""
     region: str = ""
     """Location of the node, such as eu-west, for reports."""
+    report_data: ReportedData = "none"
+    """Figures of the samples that this node alone holds (`training.partition=local`) which it sends to the coordinator:
+    their `count`, their count in each of the `classes`, or neither. Samples themselves never leave a node."""
     grace_seconds: Seconds = 10.0
     """Time to finish the current work after SIGTERM before it is returned."""
     backoff_base_seconds: Annotated[float, Field(gt=0)] = 0.1

@@ -63,9 +63,10 @@ class TrainingConfig(ConfigSection):
     """Momentum of the server's SGD."""
     server_nesterov: bool = False
     """Use Nesterov's form of `server_momentum`, as the outer optimizer of DiLoCo does (Douillard et al., 2023)."""
-    partition: Literal["iid", "dirichlet"] = "iid"
+    partition: Literal["iid", "dirichlet", "local"] = "iid"
     """Distribution of the samples over the shards: `iid` deals all of them anew in each epoch, `dirichlet` gives each
-    shard other shares of the classes for the whole run."""
+    shard other shares of the classes for the whole run. With `local`, each node trains on the samples that it alone
+    holds: those of the task's `local`."""
     dirichlet_alpha: Annotated[float, Field(gt=0)] = 0.5
     """Concentration of the Dirichlet partition: smaller is more skewed (Hsu et al., 2019)."""
     mode: Literal["sync", "late", "buffered"] = "sync"
@@ -186,6 +187,11 @@ class TrainingConfig(ConfigSection):
     def shards_are_alike(self) -> bool:
         """True if all shards are drawn from the same distribution, so that no node has data that the others lack."""
         return self.partition == "iid"
+
+    @property
+    def data_is_local(self) -> bool:
+        """True if each node trains on the samples that it alone holds."""
+        return self.partition == "local"
 
     def is_last(self, round_number: int) -> bool:
         """Return whether the run ends with this round."""

@@ -285,6 +285,9 @@ class ScriptedLearning:
             order.node, order.round, order.attempt, samples, 0.5, compute_seconds, loss_before=0.5, norm=0.0
         )
 
+    def data_report(self, node: str) -> None:
+        pass
+
     def payload_bytes(self, codec: str) -> int:
         assert codec == "none"
         return self.model_bytes

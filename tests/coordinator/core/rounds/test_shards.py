@@ -99,7 +99,8 @@ def test_snapshots() -> None:
     table = ShardTable()
     table.deal(["a", "b"])
     table.advance(table.shard_of("b"), 7)
-    again = ShardTable.restored(table.snapshot())
+    again = ShardTable()
+    again.restore(table.snapshot())
     assert [again.shard_of(n) for n in "ab"] == [table.shard_of(n) for n in "ab"]
 
 

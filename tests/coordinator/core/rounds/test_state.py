@@ -110,9 +110,9 @@ BREAKS: dict[str, tuple[Phase, Callable[[RoundState], object]]] = {
         lambda s: s.late.units.update(c=LateUnit(1, opened(s).units["a"])),
     ),
     "late updates wait only while no round is open": (Phase.OPEN, lambda s: s.late.merged.append(LATE_UPDATE)),
-    "late updates are of earlier rounds, and weigh less than their samples": (
+    "late updates are of earlier rounds": (
         Phase.OPEN,
-        lambda s: opened(s).late.append(replace(LATE_UPDATE, weight=16.0)),
+        lambda s: opened(s).late.append(replace(LATE_UPDATE, staleness=0)),
     ),
     "no node has contributed to a later round": (Phase.OPEN, lambda s: break_members(s, "last_accepted", 2)),
     "units are kept by node": (Phase.OPEN, lambda s: setattr(opened(s).units["b"], "node", "c")),
