@@ -67,8 +67,8 @@ class ProgressControl:
     @property
     def _rate_step(self) -> float:
         training = self._config.training
-        # With one local step, no node takes a step that could try a rate. In a buffered round, a trial shows something of
-        # its own round only; where each node holds its own data, it would leave that out, because it is not applied.
+        # With one local step, no node takes a step that could try a rate. What a trial shows is of its own round, which
+        # a buffered update is not of; and it is not applied, so that it leaves out the data that its node alone holds.
         tries = training.local_steps > 1 and not training.is_buffered and not training.data_is_local
         return PARAMETERS[self._policy].rate_step if tries else 1.0
 
