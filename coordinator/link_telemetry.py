@@ -103,10 +103,15 @@ class LinkTelemetry:
         return {"policy": str(self._orchestrator.policy), "adaptation_share": overhead["share_of_round_time"]}
 
     def rates(self) -> dict[str, dict[str, float]]:
-        """Return the known figures about the rates of each link, by node; those of a node that left are its last."""
+        """Return the known figures about each link's rates and round trips, by node.
+
+        Rates of a node that left are its last.
+        """
         rates = self._monitor.rates()
+        for node, quantiles in self._monitor.round_trips().items():
+            rates[node] |= quantiles
         for node, last in self._final.items():
-            rates[node] = {name: last[name] for name in RATE_FIGURES if name in last}
+            rates[node] = rates.get(node, {}) | {name: last[name] for name in RATE_FIGURES if name in last}
         return {
             node: {name: round(value, 3) for name, value in figures.items() if finite(value) is not None}
             for node, figures in rates.items()

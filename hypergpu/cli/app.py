@@ -22,6 +22,7 @@ from hypergpu.cli.simulate import simulate
 from hypergpu.cli.trace import app as trace
 from hypergpu.cli.transfer import transfer
 from hypergpu.cli.validate import validate
+from hypergpu.cli.whatif import whatif
 from hypergpu.common import log
 from hypergpu.common.command_line import new_app, run_app
 from hypergpu.common.options import FLAG
@@ -37,7 +38,7 @@ _COMMANDS: tuple[tuple[str, type[TyperCommand], Commands], ...] = (
     ("Start and stop", TargetCommand, (doctor,)),
     ("Inspect", ClusterCommand, (inspect.status, inspect.nodes, network.links, logs)),
     ("Inspect", TyperCommand, (report, export)),
-    (_SIMULATE, TyperCommand, (simulate, compare, plan, validate, fit, transfer)),
+    (_SIMULATE, TyperCommand, (simulate, compare, plan, whatif, validate, fit, transfer)),
     (
         "Control the network",
         ChangingCommand,

@@ -19,7 +19,7 @@ from hypergpu.node.core.gpu import GPUSpecs, specs_from
 from hypergpu.simulation.convergence import FITTED, Convergence
 
 Seconds = Annotated[float, Field(gt=0)]
-_NOT_MODELLED = (
+NOT_MODELLED = (
     "initial_model",
     "local_optimizer",
     "local_momentum",
@@ -191,7 +191,7 @@ class Scenario(Network):
         if training.partition != plain.partition:
             path = ("config", "training", "partition")
             raise ScenarioError(path, "the model of convergence knows no skewed shards: take iid, or learning: real")
-        for name in _NOT_MODELLED:
+        for name in NOT_MODELLED:
             if getattr(training, name) != getattr(plain, name):
                 raise ScenarioError(
                     ("config", "training", name),

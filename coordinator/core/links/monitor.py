@@ -16,7 +16,7 @@ from hypergpu.coordinator.core.checks import require_non_negative, require_posit
 from hypergpu.coordinator.core.links import quality as q
 from hypergpu.coordinator.core.links.alerts import Alert, AlertKind, AlertLog, Condition, Severity
 from hypergpu.coordinator.core.links.history import MOST_CHANGE, LinkHistory
-from hypergpu.coordinator.core.links.profile import MBIT, LinkProfile
+from hypergpu.coordinator.core.links.profile import MBIT, ROUND_TRIP_QUANTILES, LinkProfile
 from hypergpu.coordinator.core.links.quality import ConnectionQuality, Scores
 from hypergpu.coordinator.core.links.rates import LinkRate, RateEstimator
 from hypergpu.coordinator.core.links.transfer_time import DirectionRates, TransferRates
@@ -275,6 +275,14 @@ class NetworkQualityMonitor:
         return {
             node: {**_rate_figures("down", down, now), **_rate_figures("up", up, now)}
             for node, (up, down) in zip(self._links.index.ids, self._links.link_rates(self._every()), strict=True)
+        }
+
+    def round_trips(self) -> dict[str, dict[str, float]]:
+        """Return quantiles of each link's round trips in milliseconds, by node and name; NaN without a measurement."""
+        found = self._links.latency_ms.quantiles(self._every(), list(ROUND_TRIP_QUANTILES.values()))
+        return {
+            node: dict(zip(ROUND_TRIP_QUANTILES, found[:, index].tolist(), strict=True))
+            for index, node in enumerate(self._links.index.ids)
         }
 
     def get_cluster_health_summary(self) -> dict[str, Any]:

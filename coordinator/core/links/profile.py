@@ -14,6 +14,8 @@ RATE_FIGURES: Final = tuple(
     for figure in ("mbit", "spread_mbit", "least_mbit", "age_seconds")
 )
 """Fields of a profile about the rates of a link."""
+ROUND_TRIP_QUANTILES: Final = {f"rtt_p{percent:02}_ms": percent / 100 for percent in (5, 25, 50, 75, 95)}
+"""Names and probabilities of the quantiles of round trips that are recorded."""
 
 
 @dataclass(frozen=True, slots=True)
