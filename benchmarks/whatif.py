@@ -1,8 +1,8 @@
 """Forks of runs against the truth: what `hypergpu whatif` predicts, and what then happens.
 
-Each scenario is run for some rounds without adaptation and forked there. For each change, the prediction for seconds per
-round is compared with runs that had the change from the beginning, on several seeds. Nothing of the scenario but its
-run directory is known to the fork. The exit code is 1 if the median error is above 10 %.
+Each scenario is run for some rounds without adaptation and forked there. For each change, the predicted seconds per round
+are compared with those of runs that had the change from the beginning, on several seeds. Nothing of the scenario but
+its run directory is known to the fork. The exit code is 1 if the median error is above 10 %.
 """
 
 import argparse
@@ -64,7 +64,9 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
             happened = truth(scenario, config, rounds, place)
             error = abs(predicted / happened - 1)
             rows.append({"scenario": name, "change": label, "predicted": predicted, "truth": happened, "error": error})
-            print(f"{name}, {label}: {predicted:.3g} s, truth {happened:.3g} s, {error:.1%}", file=sys.stderr, flush=True)
+            print(
+                f"{name}, {label}: {predicted:.3g} s, truth {happened:.3g} s, {error:.1%}", file=sys.stderr, flush=True
+            )
     return rows
 
 
@@ -75,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     rows = [row for name in options.scenarios.split(",") for row in measure(name, options.rounds)]
     middle = median(row["error"] for row in rows)
-    print(json.dumps({"median_error": middle, "worst_error": max(row["error"] for row in rows), "rows": rows}, indent=2))
+    print(
+        json.dumps({"median_error": middle, "worst_error": max(row["error"] for row in rows), "rows": rows}, indent=2)
+    )
     return 1 if middle > MOST_ERROR else 0
 
 

@@ -73,7 +73,7 @@ def test_fewer_nodes_do_the_same_work_in_more_rounds() -> None:
 
 def test_a_node_that_only_holds_up_the_others_is_left_out() -> None:
     nodes = [NEAR, replace(NEAR, name="near_2"), replace(NEAR, name="near_3"), FAR]
-    plan = make_plan(Request(nodes, 2_000_000), seeds=2)
+    plan = make_plan(Request(nodes, 500_000), seeds=2, candidates=16)
     assert "far" not in plan.best.setting.nodes
     assert (plan.best.won, plan.best.reached) == (2, 2)
     assert plan.best.against.ci_high is not None
@@ -82,7 +82,7 @@ def test_a_node_that_only_holds_up_the_others_is_left_out() -> None:
 
 
 def test_with_a_curve_the_policy_is_the_reference_and_the_same_plan_comes_again() -> None:
-    request = Request([NEAR, FAR], 2_000_000, curve=DIGITS)
+    request = Request([NEAR, FAR], 500_000, curve=DIGITS)
     plan, again = (make_plan(request, seeds=2, candidates=4) for _ in range(2))
     assert plan.reference.setting.label == "reactive"
     assert plan.reference.reached == 2
@@ -93,7 +93,7 @@ def test_with_a_curve_the_policy_is_the_reference_and_the_same_plan_comes_again(
 def test_the_cheapest_plan_pays_less_than_the_fastest() -> None:
     dear = replace(NEAR, price_per_hour=50.0)
     nodes = [dear, replace(dear, name="dear_2"), replace(NEAR, name="cheap", price_per_hour=0.1, step_seconds=0.2)]
-    fastest = make_plan(Request(nodes, 500_000), seeds=1).best
-    cheapest = make_plan(Request(nodes, 500_000, by_money=True), seeds=1).best
+    fastest = make_plan(Request(nodes, 200_000), seeds=1, candidates=12).best
+    cheapest = make_plan(Request(nodes, 200_000, by_money=True), seeds=1, candidates=12).best
     assert (cheapest.money.mean or 0.0) < (fastest.money.mean or 0.0)
     assert (cheapest.hours.mean or 0.0) > (fastest.hours.mean or 0.0)
