@@ -1,8 +1,8 @@
 """Forks of runs against the truth: what `hypergpu whatif` predicts, and what then happens.
 
-Each scenario is run for some rounds without adaptation and forked there. For each change, the predicted seconds per round
-are compared with those of runs that had the change from the beginning, on several seeds. Nothing of the scenario but
-its run directory is known to the fork. The exit code is 1 if the median error is above 10 %.
+Each scenario is run for some rounds without adaptation and forked there. For each change, the predicted seconds per
+round are compared with those of runs that had the change from the beginning, on several seeds. Nothing but
+the run directory is known to the fork. The exit code is 1 if the median error is above 10 %.
 """
 
 import argparse
