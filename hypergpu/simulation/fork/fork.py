@@ -32,7 +32,7 @@ class Fork:
     learns: bool
     """True if the curve and the place on it are known, so that progress can be told."""
     unknown: tuple[str, ...]
-    """What the fork does not know, one sentence each."""
+    """Gaps in the knowledge of the fork, one sentence each."""
 
     @property
     def metric(self) -> MetricSpec:

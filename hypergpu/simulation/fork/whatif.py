@@ -41,7 +41,7 @@ class WhatIf:
 
     fork: Fork
     now: Prediction
-    """As it is, with the decisions of the last rounds."""
+    """The run as it is, with the decisions of the last rounds."""
     then: Prediction
     """With the other configuration."""
     ratio: Estimate
