@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from hypergpu.common.background import PeriodicTask
 from hypergpu.common.config import SystemConfig
+from hypergpu.common.config.compression import CompressionConfig
 from hypergpu.common.grpc_server import make_server
 from hypergpu.common.http import Answer, HttpServer
 from hypergpu.common.http import metrics as metrics_route
@@ -53,6 +54,7 @@ from hypergpu.protos import coordinator_pb2, coordinator_pb2_grpc
 from hypergpu.tasks import Task, build, with_local_optimizer, with_main_metric
 from hypergpu.tasks.identity import identity_of as task_identity_of
 from hypergpu.tasks.local_samples import require_partition
+from hypergpu.tasks.own_type import with_own_type
 from hypergpu.tasks.samples import count
 from hypergpu.tasks.saved import SavedModel
 
@@ -94,6 +96,8 @@ class _Model:
     task_identity: TaskIdentity
     samples: int
     """Number of training samples that all nodes share."""
+    compression: CompressionConfig
+    """Settings of its transfers."""
 
 
 def _make_model(config: SystemConfig, task: Task, options: Options) -> _Model:
@@ -110,7 +114,9 @@ def _make_model(config: SystemConfig, task: Task, options: Options) -> _Model:
     saved, samples = SavedModel(evaluated), 0 if is_local else count(task.train)
     identity = identity_of(task, saved, flat.parameter_count, is_local=is_local)
     files = ModelFiles(options.out, model, saved, identity, {"task": training.task})
-    return _Model(model, held_out, saved, files, identity, task_identity, samples)
+    return _Model(
+        model, held_out, saved, files, identity, task_identity, samples, with_own_type(config.compression, flat)
+    )
 
 
 class Coordinator:
@@ -133,6 +139,7 @@ class Coordinator:
         with ExitStack() as if_it_fails:
             if_it_fails.callback(self.run_dir.close)
             model = _make_model(config, task, options)
+            self.config = config = config.model_copy(update={"compression": model.compression})
             shards = self._resume(model)
             self.orchestrator: AdaptiveOrchestrator = build_orchestrator(
                 config, model_bytes=model.model.manifest.total_bytes

@@ -64,6 +64,11 @@ def _require_same_at_home(tensors: Tensors, saved: SavedModel, file: Path) -> No
         found = tensors.get(name)
         if found is None:
             raise _wrong(file, f"{name!r} is missing")
+        if name in saved.tied:
+            first = tensors.get(saved.tied[name])
+            if first is None or not torch.equal(found, first):
+                raise _wrong(file, f"{name!r} differs from {saved.tied[name]!r}, to which the task ties it")
+            continue
         if found.dtype != own.dtype or not torch.equal(found, own):
             raise _wrong(
                 file,

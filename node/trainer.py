@@ -18,7 +18,7 @@ from hypergpu.common.tensors import Flat
 from hypergpu.node.optimizers import ApplyStep, LocalTraining, step_of
 from hypergpu.node.optimizers.fused_sgd import AppliedTwiceError, FusedSgd, Rehearsal
 from hypergpu.tasks import MetricFailed, Task, build, metric_for
-from hypergpu.tasks.inputs import Inputs, call, shapes, tensors
+from hypergpu.tasks.inputs import Inputs, call, from_reduced, shapes, tensors
 from hypergpu.tasks.memory import is_out_of_memory
 from hypergpu.tasks.samples import Data, Indices, fetch
 from hypergpu.tasks.seeding import seeded
@@ -336,12 +336,12 @@ class Trainer:
 
         Each storage counts once; that of the model's own tensors does not count.
         """
-        own = self.model.values.untyped_storage().data_ptr()
+        own = {each.untyped_storage().data_ptr() for each in (self.model.values, *self.model.reduced)}
         saved: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() != own:
+            if storage.data_ptr() not in own:
                 saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 
@@ -365,10 +365,11 @@ class Trainer:
 
     def _forward(self, inputs: Inputs, targets: Tensor) -> tuple[Tensor, float | None]:
         """Return the mean loss, with its graph, and the metric of a batch; the user's code runs only here."""
+        self.model.publish()
         try:
             with self._autocast():
                 outputs = call(self.model.module, inputs.to(self.device, non_blocking=True))
-            outputs, targets = _as_float32(outputs), targets.to(self.device, non_blocking=True)
+            outputs, targets = from_reduced(outputs), targets.to(self.device, non_blocking=True)
             loss = self.task.loss(outputs, targets)
             if loss.ndim or not loss.requires_grad:
                 fault = f"has shape {tuple(loss.shape)}" if loss.ndim else "does not depend on any parameter"
@@ -407,6 +408,8 @@ class Trainer:
 
     def _can_fuse(self, batches: Fetch) -> bool:
         """Return whether this model's parameters may change during the backward pass, tried once."""
+        if self.model.reduced:
+            return False  # a step changes the master copies, which the module gets later
         if self._fusible is None:
             batch = batches(0)
             try:
@@ -447,8 +450,3 @@ def _micro_batches(inputs: Inputs, targets: Tensor, micro_batch: int | None) -> 
     """Split a batch into equal parts of at most `micro_batch` samples; None leaves it whole."""
     parts = math.ceil(len(inputs) / micro_batch) if micro_batch else 1
     return zip(inputs.chunk(parts), targets.chunk(parts), strict=True)
-
-
-def _as_float32(outputs: Tensor) -> Tensor:
-    """Convert outputs from bfloat16, because losses are computed in float32; outputs of other types are left alone."""
-    return outputs.float() if isinstance(outputs, Tensor) and outputs.dtype is torch.bfloat16 else outputs

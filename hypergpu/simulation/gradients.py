@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hypergpu.common.config import TrainingConfig
+from hypergpu.common.config.compression import CompressionConfig
 from hypergpu.common.data_report import DataReport, ReportedData
 from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.metric import MetricSpec
@@ -24,6 +25,7 @@ from hypergpu.simulation.node_samples import NodeSamples
 from hypergpu.simulation.scenario import ComputeTimes
 from hypergpu.tasks import Evaluation, Task, build, evaluate, metric_of, spec_of
 from hypergpu.tasks.inputs import Inputs
+from hypergpu.tasks.own_type import with_own_type
 from hypergpu.tasks.partition import Partition, ShardOrder, partition
 from hypergpu.tasks.samples import count, labels
 from hypergpu.tasks.saved import SavedModel
@@ -103,6 +105,10 @@ class GradientBackend:
         self._nodes: dict[str, _Memory] = {}
         self._encoded: EncodedUpdate | None = None
         """Update that was trained last."""
+
+    def compression(self, configured: CompressionConfig) -> CompressionConfig:
+        """Return the settings of the model's transfers."""
+        return with_own_type(configured, self._trainer.model)
 
     @property
     def model_bytes(self) -> int:

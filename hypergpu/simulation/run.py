@@ -256,7 +256,9 @@ def _prepared(scenario: Scenario) -> tuple[SystemConfig, TrainingBackend]:
     if training.data_is_local:
         task = with_dealt_samples(task, [name for group in scenario.nodes for name in group.names()], training)
     learning = GradientBackend(task, training, times_of(scenario), reported=config.node.report_data)
-    return config.model_copy(update={"training": training}), learning
+    return config.model_copy(
+        update={"training": training, "compression": learning.compression(config.compression)}
+    ), learning
 
 
 def _outcome(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hypergpu.common.errors import InvalidInput
-from hypergpu.tasks.inputs import call
+from hypergpu.tasks.inputs import call, from_reduced
 from hypergpu.tasks.memory import in_batches
 from hypergpu.tasks.metrics import Metric, Score, Tally
 from hypergpu.tasks.samples import Collate, Data, count, fetch
@@ -34,7 +34,7 @@ class Task:
     """
 
     model: Callable[[], nn.Module]
-    """Returns a new model with float32 parameters. Called under a fixed seed."""
+    """Returns a new model, with parameters of float32, bfloat16 or float16. Called under a fixed seed."""
     train: Data = NO_SAMPLES
     """Training samples that all nodes share: `(inputs, targets)` as tensors or arrays, or a map-style Dataset of such
     pairs. The inputs of a model that takes several tensors are a tuple of them, or a mapping by the names of its
@@ -114,7 +114,7 @@ def evaluate(model: nn.Module, task: Task, *, batch_size: int = 64) -> Evaluatio
     def take(start: int, size: int) -> None:
         nonlocal loss
         inputs, targets = fetch(task.test, range(start, start + size), device, task.collate)
-        outputs = call(model, inputs)
+        outputs = from_reduced(call(model, inputs))
         batch_loss = float(task.loss(outputs, targets))
         for tally in tallies:
             tally.add(outputs, targets, size)

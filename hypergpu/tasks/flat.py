@@ -7,7 +7,7 @@ An update has the same layout. Its first `parameter_count` floats are gradients 
 changes (more); its state part is always a change, which is averaged and added without an optimizer.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 
 import torch
@@ -57,14 +57,54 @@ class BufferSlot:
         self._version = self.tensor._version
 
 
+_REDUCED = (torch.bfloat16, torch.float16)
+"""Types of tensors that have a float32 master copy in the flat buffer."""
+
+
+class _Masters:
+    """Tensors of reduced precision in a module, each with its float32 master copy in the flat buffer.
+
+    A small step that bfloat16 would round away adds up in the master copy (Micikevicius et al., "Mixed precision
+    training", ICLR 2018).
+    """
+
+    def __init__(self) -> None:
+        self._parameters: list[tuple[Tensor, Tensor]] = []
+        self._state: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, tensor: Tensor, view: Tensor) -> None:
+        """Keep a tensor of the module with its place in the flat buffer."""
+        (self._parameters if isinstance(tensor, nn.Parameter) else self._state).append((tensor, view))
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the master copies into the module."""
+        for tensor, view in (*self._parameters, *self._state):
+            tensor.copy_(view)
+
+    @torch.no_grad()
+    def collect_state(self) -> None:
+        """Copy the module's state into the master copies."""
+        for tensor, view in self._state:
+            view.copy_(tensor)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Tensors in the module."""
+        return tuple(tensor for tensor, _ in (*self._parameters, *self._state))
+
+
 class FlatModel:
     """A module with its parameters, state and gradients in flat float32 buffers.
+
+    Parameters of bfloat16 or float16 stay as they are in the module. The flat buffer holds their float32 master copies,
+    to which optimizers and updates apply; `publish` rounds them into the module before each forward pass.
 
     Frozen parameters, integer buffers and constant buffers (with infinities, such as attention masks) stay in the
     module; they do not travel, because every side builds the same model.
 
     Raises:
-        InvalidInput: a trainable parameter that is not float32 or has no shape yet, or no trainable parameter.
+        InvalidInput: a trainable parameter of another type or without a shape yet, or no trainable parameter.
     """
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
@@ -76,9 +116,7 @@ class FlatModel:
         state = list(_changing_buffers(module))
         if not trainable:
             raise InvalidInput(f"{type(module).__name__} has no trainable parameters")
-        for name, tensor in [*trainable, *state]:
-            if tensor.dtype != torch.float32:
-                raise InvalidInput(f"{name!r} is {tensor.dtype}; models travel as float32: call .float() on the model")
+        _require_types([*trainable, *state])
         self.manifest = Manifest(tuple(TensorSpec(name, tuple(t.shape)) for name, t in [*trainable, *state]))
         self.parameter_count = sum(p.numel() for _, p in trainable)
         """Number of trainable floats at the start of the flat buffer; the rest is state."""
@@ -86,13 +124,15 @@ class FlatModel:
         """Parameters and state, shape (manifest.size,)."""
         self.gradients = torch.zeros(self.parameter_count, device=device)
         """Gradients, shape (parameter_count,); `backward()` adds to them."""
-        start = 0
-        for _, tensor in [*trainable, *state]:
-            view = self.values[start : start + tensor.numel()].view(tensor.shape)
-            view.copy_(tensor.detach())
-            tensor.data = view
-            start += tensor.numel()
-        self.trainable = tuple(p for _, p in trainable)
+        self._masters = _Masters()
+        views = self._adopt([tensor for _, tensor in [*trainable, *state]])
+        self._own = tuple(p if p.dtype in _REDUCED else None for _, p in trainable)
+        """The module's parameter where the trainable one is its master copy, else None."""
+        self.trainable = tuple(
+            p if own is None else nn.Parameter(view)
+            for (_, p), own, view in zip(trainable, self._own, views, strict=False)
+        )
+        """Parameters for an optimizer, all float32: those of the module, or their master copies."""
         self._gradient_views = tuple(self._views_of_gradients())
         travelling = {id(tensor) for _, tensor in [*trainable, *state]}
         self.at_home: Mapping[str, Tensor] = {
@@ -107,14 +147,52 @@ class FlatModel:
         self.put_buffers_back()
         self.attach_gradients()
 
+    def _adopt(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Copy the module's tensors into the flat buffer, and make those of float32 views of it; return the views."""
+        views, start = [], 0
+        for tensor in tensors:
+            view = self.values[start : start + tensor.numel()].view(tensor.shape)
+            view.copy_(tensor.detach())
+            if tensor.dtype in _REDUCED:
+                self._masters.add(tensor, view)
+            else:
+                tensor.data = view
+            views.append(view)
+            start += tensor.numel()
+        return views
+
+    @property
+    def is_bfloat16(self) -> bool:
+        """True if all trainable parameters of the module are of bfloat16."""
+        return all(own is not None and own.dtype is torch.bfloat16 for own in self._own)
+
+    @property
+    def reduced(self) -> tuple[Tensor, ...]:
+        """Tensors of the module that the flat buffer holds master copies of."""
+        return self._masters.tensors
+
+    def publish(self) -> None:
+        """Round the master copies into the module; needed before a forward pass after a change of `values`."""
+        self._masters.publish()
+
     def attach_gradients(self) -> None:
         """Make `backward()` add to `gradients`, after other code has replaced the parameters' `grad`."""
-        for parameter, view in zip(self.trainable, self._gradient_views, strict=True):
+        for parameter, own, view in zip(self.trainable, self._own, self._gradient_views, strict=True):
             parameter.grad = view
+            if own is not None:
+                own.grad = None
 
     def collect_gradients(self) -> None:
-        """Copy gradients that the model's code has put elsewhere, as `zero_grad()` does, back into `gradients`."""
-        for parameter, view in zip(self.trainable, self._gradient_views, strict=True):
+        """Copy gradients that the model's code has put elsewhere, as `zero_grad()` does, back into `gradients`.
+
+        Those of parameters with a master copy are added there, in float32.
+        """
+        for parameter, own, view in zip(self.trainable, self._own, self._gradient_views, strict=True):
+            if own is not None:
+                if own.grad is not None:
+                    view.add_(own.grad.detach())
+                    own.grad = None
+                continue
             gradient = parameter.grad
             if gradient is not view:
                 view.zero_() if gradient is None else view.copy_(gradient.detach())
@@ -128,6 +206,7 @@ class FlatModel:
         """
         for slot in self._state_slots:
             slot.collect()
+        self._masters.collect_state()
 
     def put_buffers_back(self) -> None:
         """Restore the initial values of buffers that do not travel, and the tensor of every buffer.
@@ -167,6 +246,7 @@ class FlatModel:
         self.put_buffers_back()
         source = torch.from_numpy(flat if flat.flags.writeable else flat.copy())
         self.values.copy_(source)
+        self.publish()
 
     def flat(self) -> Flat:
         """Return a copy of parameters and state, shape (manifest.size,)."""
@@ -177,7 +257,7 @@ def build(task: Task, seed: int, device: torch.device | str = "cpu") -> FlatMode
     """Return a new model of `task`. The same seed gives the same parameters; the global generators are left alone.
 
     Raises:
-        InvalidInput: the model's factory raised, or did not return a Module with float32 parameters.
+        InvalidInput: the model's factory raised, or did not return a Module; see `FlatModel` too.
     """
     with seeded(seed):
         try:
@@ -187,6 +267,20 @@ def build(task: Task, seed: int, device: torch.device | str = "cpu") -> FlatMode
     if not isinstance(module, nn.Module):
         raise InvalidInput(f"the model of task {task.name!r} is a {type(module).__name__}, not a torch.nn.Module")
     return FlatModel(module, device)
+
+
+def _require_types(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Check that tensors can travel.
+
+    Raises:
+        InvalidInput: one is of another type.
+    """
+    for name, tensor in named:
+        if tensor.dtype not in (torch.float32, *_REDUCED):
+            raise InvalidInput(
+                f"{name!r} is {tensor.dtype}: updates are added and sent as float32, which would lose what it is more "
+                "precise by. Call .float() on the model, or .to(torch.bfloat16)"
+            )
 
 
 def _own_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from hypergpu.common.identity import Numbers, TaskIdentity
 from hypergpu.tasks.base import Task
 from hypergpu.tasks.flat import FlatModel
-from hypergpu.tasks.inputs import Inputs, call, inputs_of, tensors
+from hypergpu.tasks.inputs import Inputs, call, from_reduced, inputs_of, tensors
 from hypergpu.tasks.samples import Array, Collate, Data, count, fetch, spread
 from hypergpu.tasks.seeding import seeded
 
@@ -123,7 +123,7 @@ def _pass(task: Task, data: Data, model: FlatModel, seed: int, drawn: int) -> li
         inputs, targets = fetch(data, spread(count(data), _FORWARD_SAMPLES), device, task.collate)
     model.gradients.zero_()
     with seeded(drawn, device):
-        outputs = call(model.module, inputs)
+        outputs = from_reduced(call(model.module, inputs))
         loss = task.loss(outputs, targets)
         torch.autograd.backward(loss)
     model.collect_gradients()

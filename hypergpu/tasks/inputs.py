@@ -16,6 +16,12 @@ def as_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype is torch.float64 else tensor
 
 
+def from_reduced(outputs: Any) -> Any:
+    """Return outputs as float32 if they are bfloat16 or float16, because losses are computed in float32."""
+    reduced = isinstance(outputs, Tensor) and outputs.dtype in (torch.bfloat16, torch.float16)
+    return outputs.float() if reduced else outputs
+
+
 @dataclass(frozen=True, slots=True)
 class Several:
     """Several tensors of the same samples; it is sliced, split and moved like one."""

@@ -36,6 +36,8 @@ class SavedModel:
         """Initial `state_dict` of the task's model."""
         self.travelling = tuple(self._plain.get(spec.name, spec.name) for spec in model.manifest.tensors)
         """Names of the tensors that training changes, in the order of the manifest."""
+        self.tied = self._tied()
+        """Further names of tied weights, each with the name under which they travel."""
 
     def state(self, values: Flat) -> dict[str, Tensor]:
         """Return the whole `state_dict` for these parameters: copies on the CPU that share no memory."""
@@ -61,11 +63,24 @@ class SavedModel:
             tensor = apart.get(name, state.get(name))
             if tensor is None:
                 raise ValueError(f"{name!r} is missing")
-            if tensor.dtype != torch.float32 or tensor.shape != view.shape:
+            own = self.initial[name].dtype if name in self.initial else torch.float32
+            if tensor.dtype not in (torch.float32, own) or tensor.shape != view.shape:
                 found = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-                raise ValueError(f"{name!r} is {found}, expected torch.float32 of shape {view.shape}")
-            view[...] = tensor.numpy()
+                raise ValueError(f"{name!r} is {found}, expected {own} of shape {view.shape}")
+            view[...] = tensor.float().numpy()
         return flat
+
+    def _tied(self) -> dict[str, str]:
+        """Return the names of the `state_dict` that stand for a tensor which travels under another name."""
+        tensors = self._model.module.state_dict(keep_vars=True)
+        travelling = {
+            id(tensors[spec.name]): spec.name for spec in self._model.manifest.tensors if spec.name in tensors
+        }
+        return {
+            self._plain[name]: self._plain[travelling[id(tensor)]]
+            for name, tensor in tensors.items()
+            if travelling.get(id(tensor), name) != name
+        }
 
     def _views(self, values: Flat) -> dict[str, Flat]:
         return dict(zip(self.travelling, self._model.manifest.views(values).values(), strict=True))

@@ -13,9 +13,9 @@ class CompressionConfig(ConfigSection):
     """Codecs of the transfers between the coordinator and its nodes."""
 
     strategy: CompressionStrategy = CompressionStrategy.NONE
-    """Strategy that chooses the codecs: `none` sends float32, `fixed` uses the two codecs below for every node, and
-    `adaptive` chooses them for each node, direction and round by the expected progress per second. With policy `none`,
-    `adaptive` sends float32."""
+    """Strategy that chooses the codecs: `none` sends float32, and a model of bfloat16 as it is; `fixed` uses the two
+    codecs below for every node, and `adaptive` chooses them for each node, direction and round by the expected progress
+    per second. With policy `none`, `adaptive` sends float32."""
     update_codec: UpdateCodecName = "none"
     """Codec of updates, by its share of the bytes of float32: `bf16` 1/2, `int8` 1/4, `int4` 1/8, `topk` 1/136. What
     `int4` and `topk` lose of an update is added to the node's next one."""
