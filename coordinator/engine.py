@@ -59,7 +59,7 @@ class Engine:
         self.run_id, self.machine = run_id, machine
         self.model = model
         self.uploads = uploads
-        uploads.deadline = lambda: machine.deadline_at
+        uploads.deadline = lambda: machine.counts_until
         self.metrics = dependencies.metrics
         self.feed = EventBroadcaster()
         self.finished = asyncio.Event()

@@ -116,7 +116,8 @@ class Uploads:
         total_bytes: Size of the largest payload.
         memory_bytes: Limit of the buffers in memory; two are always allowed.
         disk: Buffers beyond that limit; None allows none.
-        deadline: Returns the end of the running round by `clock`; None while no round runs.
+        deadline: Returns the time by `clock` after which no update of the running round counts; None while no round
+            runs.
     """
 
     def __init__(

@@ -144,6 +144,15 @@ class RoundMachine:
         return current.deadline_at if current else None
 
     @property
+    def counts_until(self) -> float | None:
+        """Time after which an update of the open round is too late to count, as far as the last round tells."""
+        current, seconds = self.round_state.open_round, self.round_state.latest.round_seconds
+        if current is None:
+            return None
+        each = current.deadline_at - current.started_at if seconds is None else seconds
+        return current.deadline_at + self.config.staleness_limit * each
+
+    @property
     def selected(self) -> Sequence[str]:
         """Nodes of the open round."""
         current = self.round_state.open_round
@@ -361,7 +370,8 @@ class RoundMachine:
         opening.straggler_returned(state, member, self.config.quorum)
         late.drop(state.late, event.node, WorkReason.GIVEN_UP, self._effects)
         if state.open_round is not None:
-            opening.join(state, state.open_round, member)
+            if self.adaptation.overrides.of(event.node) is not NodeOverride.EXCLUDE:
+                opening.join(state, state.open_round, member)
             dispatch.assign(state.open_round, member, self.adaptation.overrides, now, self._effects)
 
     def _on_update(self, event: ev.UpdateArrived, now: float) -> None:

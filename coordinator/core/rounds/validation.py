@@ -103,6 +103,7 @@ ROUND_INVARIANTS: Final[Mapping[str, RoundCheck]] = {
     "each accepted unit has one contribution": lambda r: (
         sorted(each.node for each in r.contributions) == sorted(unit.node for unit in r.units.values() if unit.done)
     ),
+    "reserved units are of nodes without work in the round": lambda r: not r.reserved.keys() & r.units.keys(),
     "late updates are of earlier rounds": lambda r: all(
         each.round < r.number and each.staleness >= 1 and each.weight > 0 for each in r.late
     ),

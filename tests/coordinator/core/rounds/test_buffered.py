@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import FixedAdaptation, RoundPlan
 from tests.coordinator.core.rounds.test_machine import Driver
@@ -124,3 +125,11 @@ def test_a_node_that_joins_gets_what_was_planned_for_it() -> None:
     assert not [each for each in found.of(ev.WorkAssigned) if each.node == "d"]
     selected = {node: found.machine.members.require(node).rounds_selected for node in NODES}
     assert selected == {"a": 2, "b": 2, "c": 2, "d": 0}
+
+
+def test_a_node_that_a_user_excludes_does_not_join() -> None:
+    found = driver()
+    deliver(found, "a", "b")
+    found.send(ev.OverrideSet("c", NodeOverride.EXCLUDE))
+    assert found.push("c", 1).status is ev.UpdateStatus.ACCEPTED, "its work was given before"
+    assert not found.ask("c")

@@ -353,3 +353,15 @@ def require_each_counted_once(found: Driver, closing: list[ev.CloseRound], accep
         waiting += [(each.node, each.round) for each in open_round.late]
         waiting += [(each.node, open_round.number) for each in open_round.contributions]
     assert sorted(counted + waiting) == sorted(accepted)
+
+
+@pytest.mark.parametrize(("mode", "rounds"), [("sync", 0), ("late", 3)])
+def test_an_upload_counts_until_its_update_would_be_too_late(mode: str, rounds: int) -> None:
+    found = driver(mode=mode, max_staleness=3)
+    assert found.machine.counts_until == pytest.approx(600.0 * (1 + rounds)), "nothing is known of its rounds"
+    found.now = 2.0
+    close_round(found)
+    assert found.machine.deadline_at is not None
+    assert found.machine.counts_until == pytest.approx(found.machine.deadline_at + 2.0 * rounds)
+    found.send(ev.Stop("enough"))
+    assert found.machine.counts_until is None

@@ -110,6 +110,10 @@ BREAKS: dict[str, tuple[Phase, Callable[[RoundState], object]]] = {
         lambda s: s.late.units.update(c=LateUnit(1, opened(s).units["a"])),
     ),
     "late updates wait only while no round is open": (Phase.OPEN, lambda s: s.late.merged.append(LATE_UPDATE)),
+    "reserved units are of nodes without work in the round": (
+        Phase.OPEN,
+        lambda s: opened(s).reserved.update(a=opened(s).units["a"]),
+    ),
     "late updates are of earlier rounds": (
         Phase.OPEN,
         lambda s: opened(s).late.append(replace(LATE_UPDATE, staleness=0)),
