@@ -232,6 +232,17 @@ async def test_a_node_that_made_room_takes_none_from_others_in_the_same_round() 
     await asyncio.wait_for(back, 5)
 
 
+async def test_a_late_upload_goes_on_when_the_next_round_begins_and_can_be_resumed() -> None:
+    uploads = Uploads(FLAT.nbytes, 0)
+    stream = object()
+    late = await uploads.open("a", (1, 1), stream)
+    uploads.suspend(late, stream)
+    uploads.begin_round(2, lambda node, number: (node, number) == ("a", 1))
+    assert await uploads.open("a", (1, 1), object()) is late
+    uploads.begin_round(3, lambda node, number: False)
+    assert not uploads._held
+
+
 async def test_what_is_left_of_an_earlier_round_is_given_up_when_the_next_begins() -> None:
     uploads = Uploads(FLAT.nbytes, 0)
     old, now = object(), object()
