@@ -1,6 +1,7 @@
 """Modes of rounds, with real gradients in virtual time: what an update that arrives after its round is worth.
 
-    python benchmarks/asynchrony.py --cases speeds,calm,skewed --seeds 5
+    python benchmarks/asynchrony.py --cases speeds,skewed --rounds 60
+    python benchmarks/asynchrony.py --cases calm --rounds 40 --variants "reactive/sync reactive/late reactive/buffered"
 
 Cases: `speeds` has eight nodes whose speeds are 1 to 8, two of them behind unstable links; `skewed` is the same with a
 Dirichlet partition (α = 0.3); `calm` has eight equal nodes behind good links. A row has a variant (a policy or a fixed
@@ -28,7 +29,7 @@ from hypergpu.simulation.variants import baselines_of, variants_of
 SPEEDS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.125)
 VARIANTS = (
     "none/sync drop-slowest/sync first-80/sync static:H=40,rate=2,close=80/sync diloco:H=100/sync reactive/sync "
-    "drop-slowest/late first-80/late static:H=40,rate=2,close=80/late reactive/late"
+    "none/buffered reactive/late reactive/buffered"
 )
 
 

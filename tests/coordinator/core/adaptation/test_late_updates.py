@@ -59,7 +59,7 @@ def test_buffered_rounds_take_all_nodes_on_the_configured_work(tmp_path: Path) -
         "learning": "model",
         "policy": "reactive",
         "rounds": 25,
-        "nodes": [{"id": "node", "count": 4, "gpu": "T4"}, {"id": "slow", "gpu": "T4", "speed": 0.1}],
+        "nodes": [{"id": "node", "count": 4, "gpu": "T4"}, {"id": "slow", "gpu": "T4", "speed": 0.3}],
         "compute": {"seconds_per_step": 0.02, "seconds_per_sample": 0.001},
         "config": {"training": {"mode": "buffered"}},
     }
