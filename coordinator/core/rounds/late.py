@@ -67,7 +67,8 @@ def merge(
     unit = late.units.pop(event.node).unit
     unit.live, unit.done = False, True
     samples, staleness = min(event.samples, unit.samples), target - event.round
-    weight = unit.weight(samples) * staleness_weight(staleness)
+    whole = unit.weight(samples)
+    weight = whole * staleness_weight(staleness)
     update = LateUpdate(event.node, event.round, staleness, samples, weight, event.loss, event.compute_seconds)
     (late.merged if current is None else current.late).append(update)
     member.last_accepted = event.round
@@ -77,7 +78,7 @@ def merge(
     member.codecs, member.noise = unit.codecs, event.noise
     figures: Figures = {"of_round": event.round, "at_round": target, "staleness": staleness, "weight": round(weight, 3)}
     effects.decide(DecisionKind.UPDATE, event.node, WorkReason.MERGED_LATE, figures)
-    effects.reply(UpdateReply(event.node, event.round, UpdateStatus.ACCEPTED, samples, staleness=staleness))
+    effects.reply(UpdateReply(event.node, event.round, UpdateStatus.ACCEPTED, whole, staleness=staleness))
     return samples
 
 

@@ -367,3 +367,13 @@ def test_an_upload_counts_until_its_update_would_be_too_late(mode: str, rounds: 
     assert found.machine.counts_until == pytest.approx(found.machine.deadline_at + 2.0 * rounds)
     found.send(ev.Stop("enough"))
     assert found.machine.counts_until is None
+
+
+def test_a_late_update_of_local_data_weighs_as_much_data_as_its_node_has() -> None:
+    found = driver()
+    close_round(found)
+    found.machine.late_units["c"].unit.data_weight = 500
+    assert found.push("c", 1).weight == 500
+    close_round(found)
+    (merged,) = closed(found, 2).late
+    assert merged.weight == pytest.approx(500 / 2**0.5)
