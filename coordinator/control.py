@@ -133,6 +133,7 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
             phase=self._orchestrator.phase,
             round_seconds=machine.last_round_seconds,
             compute_utilisation=machine.round_state.latest.utilisation,
+            spent=machine.members.spent,
             decisions=[convert.decision(d) for d in list(machine.decisions)[:_LATEST_DECISIONS]],
             waiting_for=engine.waiting_for,
             deadline_seconds=remaining,

@@ -6,6 +6,7 @@ from typing import Any
 from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput, ProtocolError
 from hypergpu.common.metric import finite
+from hypergpu.common.node_terms import FREE
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.common.wire import (
     codec_from_proto,
@@ -16,6 +17,8 @@ from hypergpu.common.wire import (
     identity_to_proto,
     local_settings_to_proto,
     manifest_to_proto,
+    terms_from_proto,
+    terms_to_proto,
 )
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.links.profile import RATE_FIGURES
@@ -53,7 +56,7 @@ def registration(request: pb.RegisterRequest, name: str, peer_host: str) -> Regi
 
     Raises:
         InvalidInput: A text is too long.
-        ProtocolError: The identity of its task or the figures of its data are out of range.
+        ProtocolError: The identity of its task or the figures of its data or terms are out of range.
     """
     info = {
         "gpu": text(request.gpu.name, "gpu.name"),
@@ -65,7 +68,8 @@ def registration(request: pb.RegisterRequest, name: str, peer_host: str) -> Regi
     incarnation = text(request.incarnation, "incarnation")
     identity = identity_from_proto(request.identity) if request.HasField("identity") else None
     data = data_report_from_proto(request.data) if request.HasField("data") else None
-    return Register(name, incarnation, request.largest_batch, info, identity, data)
+    terms = terms_from_proto(request.terms) if request.HasField("terms") else FREE
+    return Register(name, incarnation, request.largest_batch, info, identity, terms, data)
 
 
 def order(assign: ev.WorkAssigned, sending: Sending, engine: Engine, now: float) -> pb.WorkOrder:
@@ -235,6 +239,8 @@ def node_info(member: Member, engine: Engine, link: dict[str, Any]) -> pb.NodeIn
         connections_up=member.connections.up if member.connections else None,
         compute_utilisation=member.utilisation,
         data=data_report_to_proto(member.data) if member.data else None,
+        terms=terms_to_proto(member.terms),
+        spent=member.spent,
         samples_used=engine.machine.shards.samples_used(member.node_id),
         **{name: link.get(name) for name in LINK_FIGURES},
     )

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.identity import TaskIdentity
+from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.tensors import Flat
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.rounds.traffic import RoundTraffic
@@ -28,7 +29,7 @@ class Links(Protocol):
         """Bytes on each link since the record of the last round."""
         ...
 
-    def register(self, node: str, largest_batch: int, samples: int = 0) -> None:
+    def register(self, node: str, largest_batch: int, samples: int = 0, terms: NodeTerms = FREE) -> None:
         """Register a node that joined; 0 stands for an unknown largest batch or number of its own samples."""
         ...
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.metric import finite
+from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator
 from hypergpu.coordinator.core.links.downloads import DownloadLedger
@@ -32,10 +33,10 @@ class LinkTelemetry:
         self._scraped: set[str] = set()
         self._final: dict[str, dict[str, Any]] = {}
 
-    def register(self, node: str, largest_batch: int, samples: int = 0) -> None:
+    def register(self, node: str, largest_batch: int, samples: int = 0, terms: NodeTerms = FREE) -> None:
         """Register a node that joined; 0 stands for an unknown largest batch or number of its own samples."""
         self._final.pop(node, None)
-        self._orchestrator.register_node(node, largest_batch or None, samples=samples)
+        self._orchestrator.register_node(node, largest_batch or None, samples=samples, terms=terms)
 
     def communication(self, node: str, latency_ms: float, success: bool) -> None:
         """Record one finished RPC, as measured by the coordinator."""

@@ -59,6 +59,7 @@ class _Row:
     noise: float
     connections: Connections | None
     utilisation: float | None
+    spent: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,7 @@ class NodeMetricsCollector(Collector):
         late = CounterMetricFamily(
             "hypergpu_member_late_updates", "Updates that arrived too late to count.", labels=["node_id"]
         )
+        spent = _by_node("member_spent", "Price of the rounds for which the node was selected.")
         codecs = _by_node("member_codec", "1 for the codecs of the node's last update.", "update", "parameters")
         noise = _by_node("member_codec_noise_ratio", "Noise of the codec of that update.")
         connections = _by_node("member_connections", "Connections of the node's last transfer.", "direction")
@@ -204,8 +206,9 @@ class NodeMetricsCollector(Collector):
             _add(contribution, node, row.contribution)
             rounds.add_metric(node, row.rounds)
             late.add_metric(node, row.late)
+            spent.add_metric(node, row.spent)
         yield from (connected, batch, selected, standing, contribution, rounds, late, codecs, noise)
-        yield from (connections, utilisation)
+        yield from (connections, utilisation, spent)
 
     def _row(self, member: Member, selected: bool) -> _Row:
         node, connected = member.node_id, member.connection is ConnectionState.CONNECTED
@@ -232,6 +235,7 @@ class NodeMetricsCollector(Collector):
             noise=member.noise,
             connections=member.connections,
             utilisation=member.utilisation,
+            spent=member.spent,
         )
 
 

@@ -121,9 +121,18 @@ def node_row(
         "compute_utilisation": None if member.utilisation is None else round(member.utilisation, 6),
         "rule": str(override),
         **(rates or {}),
+        **_price(member),
         **_own_samples(member, samples_used),
         **member.info,
     }
+
+
+def _price(member: Member) -> dict[str, Any]:
+    """Return the price of a node and what it has cost; nothing of a free one."""
+    terms = member.terms
+    if not terms.price_per_hour:
+        return {}
+    return {"price_per_hour": terms.price_per_hour, "priority": terms.priority, "spent": round(member.spent, 6)}
 
 
 def _own_samples(member: Member, used: int | None) -> dict[str, Any]:
@@ -147,4 +156,5 @@ def outcome(machine: RoundMachine, finish_reason: str, duration_seconds: float) 
         f"final_{machine.metric.name}": machine.metric_value,
         "final_loss": machine.loss,
         "duration_seconds": round(duration_seconds, 3),
+        **({"spent": round(spent, 6)} if (spent := machine.members.spent) else {}),
     }

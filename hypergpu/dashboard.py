@@ -155,7 +155,11 @@ def _progress(status: pb.Status, history: History) -> Panel:
     )
     problems = [Text(problem, "red", no_wrap=True, overflow="ellipsis") for problem in status.problems]
     rows = Group(bar, trend, note, *problems)
-    return Panel(rows, title=title, title_align="left", subtitle=Text(status.run_id), subtitle_align="right")
+    return Panel(rows, title=title, title_align="left", subtitle=_subtitle(status), subtitle_align="right")
+
+
+def _subtitle(status: pb.Status) -> Text:
+    return Text(status.run_id + (f" · {figure(status.spent)} spent" if status.spent else ""))
 
 
 def _last_round(status: pb.Status) -> str:

@@ -11,7 +11,13 @@ import structlog
 from hypergpu.common.data_report import DataReport
 from hypergpu.common.errors import InvalidInput, ProtocolError
 from hypergpu.common.identity import ADVICE, TaskIdentity, differences
-from hypergpu.common.wire import data_report_to_proto, identity_from_proto, identity_to_proto, manifest_from_proto
+from hypergpu.common.wire import (
+    data_report_to_proto,
+    identity_from_proto,
+    identity_to_proto,
+    manifest_from_proto,
+    terms_to_proto,
+)
 from hypergpu.node.client import CoordinatorClient, specs_message
 from hypergpu.node.worker import Worker
 from hypergpu.protos import coordinator_pb2 as pb
@@ -72,6 +78,7 @@ class Registration:
             region=self._info.region,
             largest_batch=largest_batch,
             identity=identity_to_proto(identity) if identity is not None else None,
+            terms=terms_to_proto(self._worker.terms),
             data=data_report_to_proto(data) if data is not None else None,
         )
         began = time.monotonic()

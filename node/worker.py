@@ -15,6 +15,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.data_report import DataReport
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.identity import TaskIdentity
+from hypergpu.common.node_terms import NodeTerms
 from hypergpu.common.retry import retry
 from hypergpu.common.tensors import Flat, Manifest
 from hypergpu.node.calibration import step_times as step_times_of_machine
@@ -169,6 +170,11 @@ class Worker:
     def data_report(self) -> DataReport | None:
         """Report about the samples that this node alone holds; None before `prepare`, and if it gives none."""
         return self._prepared.data_report if self._prepared else None
+
+    @property
+    def terms(self) -> NodeTerms:
+        """Price and priority class of the node."""
+        return NodeTerms(self.config.node.price_per_hour, self.config.node.priority)
 
     @property
     def largest_batch(self) -> int | None:

@@ -15,6 +15,7 @@ from hypergpu.common.data_report import DataReport
 from hypergpu.common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork
 from hypergpu.common.identity import ADVICE, TaskIdentity, differences
 from hypergpu.common.message import message
+from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 
@@ -52,7 +53,7 @@ _SHUT_DOWN: Final = Directive.SHUT_DOWN
 class LinkObserver(Protocol):
     """Observer of the nodes' links."""
 
-    def register(self, node: str, largest_batch: int, samples: int = 0) -> None:
+    def register(self, node: str, largest_batch: int, samples: int = 0, terms: NodeTerms = FREE) -> None:
         """Note that a node joined; `largest_batch`, and the number of its own samples, are 0 if unknown."""
         ...
 
@@ -90,6 +91,7 @@ class Register(Request[None]):
     info: Mapping[str, str]
     identity: TaskIdentity | None
     """Identity of the task that the node loaded; None before it has loaded one."""
+    terms: NodeTerms = FREE
     data: DataReport | None = None
     """The node's report of the samples that it alone holds; None if it gives none."""
 
@@ -283,10 +285,11 @@ class Session:
         self._require_same_task(node, request.identity)
         self._machine.members.admit(node)
         samples = request.data.samples if request.data else 0
-        self._links.register(node, request.largest_batch, samples)  # first: joining may begin a round with the node
+        # First: joining may begin a round with the node.
+        self._links.register(node, request.largest_batch, samples, request.terms)
         has_same_task = request.identity is not None
         joined = ev.NodeJoined(
-            node, request.incarnation, request.largest_batch, request.info, has_same_task, request.data
+            node, request.incarnation, request.largest_batch, request.info, has_same_task, request.terms, request.data
         )
         return None, self._machine.handle(joined, now)
 

@@ -13,7 +13,7 @@ from hypergpu.cli.cluster_command import client_of
 from hypergpu.client import Client
 from hypergpu.common.errors import HyperGPUError, Unavailable
 from hypergpu.common.options import FLAG, AsJson
-from hypergpu.common.text import UNKNOWN, duration, mbit, milliseconds, number, percent
+from hypergpu.common.text import UNKNOWN, duration, figure, mbit, milliseconds, number, percent
 from hypergpu.console import (
     QUALITY_STYLE,
     STATE_STYLE,
@@ -48,6 +48,7 @@ _NODE_HEADINGS: Final = (
     ">computing",
     ">contributed",
     ">samples",
+    ">spent",
     ">late",
     ">retries",
     "why",
@@ -81,6 +82,7 @@ async def nodes(context: typer.Context, as_json: AsJson = False) -> None:
             percent(known(node, "compute_utilisation"), digits=0),
             f"{node.rounds_contributed} of {node.rounds_selected}",
             _samples(node),
+            figure(node.spent) if node.terms.price_per_hour else UNKNOWN,
             str(node.late) + (f" + {node.merged_late} merged" if node.merged_late else ""),
             str(node.retries),
             node.reason,

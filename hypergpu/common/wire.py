@@ -13,12 +13,14 @@ from hypergpu.common.data_report import MAX_CLASSES, DataReport
 from hypergpu.common.errors import ConfigError, InvalidInput, ProtocolError, suggest
 from hypergpu.common.identity import Numbers, TaskIdentity
 from hypergpu.common.local_optimizer import LocalSettings
+from hypergpu.common.node_terms import MAX_PRICE_PER_HOUR, PRIORITY_CLASSES, NodeTerms
 from hypergpu.common.rpc import MAX_MESSAGE_BYTES
 from hypergpu.common.tensors import Chunk, Manifest, TensorSpec
 from hypergpu.protos.coordinator_pb2 import ClassCount, Encoding, IdentityNumbers, UpdatePart, WorkPart
 from hypergpu.protos.coordinator_pb2 import DataReport as DataReportMessage
 from hypergpu.protos.coordinator_pb2 import LocalSettings as LocalSettingsMessage
 from hypergpu.protos.coordinator_pb2 import Manifest as ManifestMessage
+from hypergpu.protos.coordinator_pb2 import NodeTerms as NodeTermsMessage
 from hypergpu.protos.coordinator_pb2 import TaskIdentity as TaskIdentityMessage
 from hypergpu.protos.coordinator_pb2 import TensorSpec as TensorSpecMessage
 
@@ -179,6 +181,25 @@ def data_report_from_proto(message: DataReportMessage) -> DataReport:
     if message.classes and (len(classes) < len(message.classes) or sum(classes.values()) != message.samples):
         raise ProtocolError(f"the classes of a report do not add up to its {message.samples} samples")
     return DataReport(message.samples, classes)
+
+
+def terms_to_proto(terms: NodeTerms) -> NodeTermsMessage:
+    """Return the message for the terms of a node."""
+    return NodeTermsMessage(price_per_hour=terms.price_per_hour, priority=terms.priority)
+
+
+def terms_from_proto(message: NodeTermsMessage) -> NodeTerms:
+    """Return the terms of a node, checked.
+
+    Raises:
+        ProtocolError: the price is out of range, or there is no such priority class.
+    """
+    if not 0 <= message.price_per_hour <= MAX_PRICE_PER_HOUR:
+        raise ProtocolError(f"a price of {message.price_per_hour} per hour; expected 0 to {MAX_PRICE_PER_HOUR:g}")
+    for priority in PRIORITY_CLASSES:
+        if priority == message.priority:
+            return NodeTerms(message.price_per_hour, priority)
+    raise ProtocolError(f"priority {message.priority[:40]!r}; expected {', '.join(PRIORITY_CLASSES)}")
 
 
 def identity_from_proto(message: TaskIdentityMessage) -> TaskIdentity:

@@ -146,7 +146,8 @@ class SimulatedCoordinator:
             self._learning.process_started(node.node_id)
         try:
             report = self._learning.data_report(node.node_id)
-            self._ask(Register(node.node_id, str(node.incarnation), node.largest_batch, node.info, None, report))
+            incarnation, info = str(node.incarnation), node.info
+            self._ask(Register(node.node_id, incarnation, node.largest_batch, info, None, node.terms, report))
         except HyperGPUError as error:
             node.reject(rpc, error)
         else:

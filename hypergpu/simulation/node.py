@@ -8,6 +8,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.connections import useful_connections
 from hypergpu.common.errors import HyperGPUError, Unavailable
 from hypergpu.common.keyed_random import KeyedRandom
+from hypergpu.common.node_terms import NodeTerms
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.rounds import events as ev
@@ -161,7 +162,11 @@ class SimulatedNode:
         "node_id",
         "parameters_version",
         "running",
+        "terms",
     )  # fmt: skip
+
+    terms: NodeTerms
+    """Price and priority class with which it registers; set before it starts."""
 
     def __init__(
         self,

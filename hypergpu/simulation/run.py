@@ -11,6 +11,7 @@ from typing import Any
 
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.metric import ACCURACY, MetricSpec
+from hypergpu.common.node_terms import NodeTerms
 from hypergpu.common.text import duration
 from hypergpu.coordinator.core.adaptation import build_orchestrator
 from hypergpu.coordinator.core.rounds import events as ev
@@ -151,6 +152,7 @@ def _add_nodes(
             start = starts[name] if starts else Start(group.join_delay_seconds, group.setup_seconds)
             info = {"gpu": gpu} | ({"region": region} if region else {})
             node = make(name, connections[name], info=info, setup_seconds=start.setup_seconds)
+            node.terms = NodeTerms(group.price_per_hour, group.priority)
             begin = node.start if group.churn is None else ChurnProcess(node, group.churn, scenario.seed, time).begin
             nodes[name] = node
             time.at(start.join_delay_seconds, begin)

@@ -11,6 +11,7 @@ from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Count, Seed
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import MetricSpec
+from hypergpu.common.node_terms import MAX_PRICE_PER_HOUR, PriorityClass
 from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.netsim_proxy.config.scenario import Network, NodeSection, OneOrMore, ScenarioError, as_list, cycle_value
 from hypergpu.netsim_proxy.link.events import ALL, EventType, NetworkEvent
@@ -56,6 +57,10 @@ class Nodes(NodeSection):
     """Preset of GPU specs; a list is assigned to the nodes in repeating order."""
     speed: Annotated[float, Field(gt=0)] = 1.0
     """Divisor of the compute times, for a GPU faster (> 1) or slower than its preset."""
+    price_per_hour: Annotated[float, Field(ge=0, le=MAX_PRICE_PER_HOUR)] = 0.0
+    """Price of an hour in which the node works for the run; see `selector.budget_per_hour`."""
+    priority: PriorityClass = "normal"
+    """Priority class; see `node.priority`."""
     churn: Churn | None = None
     """Random crashes and restarts; none by default."""
     join_delay_seconds: Annotated[float, Field(ge=0)] = 0.0

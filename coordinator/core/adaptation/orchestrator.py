@@ -10,6 +10,7 @@ from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import finite
+from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.coordinator.core.adaptation.codecs.control import CodecControl, Outlook
 from hypergpu.coordinator.core.adaptation.connections.control import ConnectionControl
@@ -173,7 +174,9 @@ class AdaptiveOrchestrator:
         self._control.set_policy(self.policy)
         self._log.decide(DecisionKind.POLICY, CLUSTER, ClusterReason.SET_BY_USER, {"from": before, "to": self.policy})
 
-    def register_node(self, node_id: str, largest_batch: int | None = None, *, samples: int = 0) -> None:
+    def register_node(
+        self, node_id: str, largest_batch: int | None = None, *, samples: int = 0, terms: NodeTerms = FREE
+    ) -> None:
         """Register a node with all parts.
 
         Args:
@@ -181,10 +184,12 @@ class AdaptiveOrchestrator:
             largest_batch: Largest batch that the node's memory and share of the data allow; None for the configured
                 maximum.
             samples: Number of samples that it alone holds; 0 if unknown.
+            terms: Price and priority class of the node.
         """
         self.monitor.register_node(node_id)
         self.selector.register_node(node_id)
         self.selector.record_data(node_id, samples)
+        self.selector.record_terms(node_id, terms)
         self.batches.register_node(node_id, largest_batch)
         self._registered.add(node_id)
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from hypergpu.common.connections import ONE_EACH, Connections
 from hypergpu.common.data_report import DataReport
 from hypergpu.common.message import message
+from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.transfer_codecs import NO_CODECS, TransferCodecs
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.overrides import NodeOverride
@@ -73,6 +74,7 @@ class NodeJoined:
     """Further properties of the node, passed through."""
     has_same_task: bool = False
     """True if its data and model are known to equal those of the coordinator."""
+    terms: NodeTerms = FREE
     data: DataReport | None = None
     """Its report of the samples that it alone holds; None if it gives none."""
 

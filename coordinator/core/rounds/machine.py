@@ -335,7 +335,7 @@ class RoundMachine:
     def _on_joined(self, event: ev.NodeJoined, now: float) -> None:
         member, new = self.members.join(event.node, event.incarnation, now)
         member.largest_batch, member.info = event.largest_batch, event.info
-        member.has_same_task, member.data = event.has_same_task, event.data
+        member.has_same_task, member.data, member.terms = event.has_same_task, event.data, event.terms
         current = self.round_state.open_round
         if current is not None:
             current.note_restart(event.node, event.incarnation)

@@ -11,6 +11,7 @@ from hypergpu.common.connections import Connections
 from hypergpu.common.data_report import DataReport
 from hypergpu.common.errors import NotFound, ResourceExhausted
 from hypergpu.common.message import message
+from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.transfer_codecs import TransferCodecs
 
 
@@ -57,6 +58,7 @@ class Member:
     """True if its process has asked for work: its model and data are loaded. Others are not selected."""
     has_same_task: bool = False
     """True if its data and model are known to equal those of the coordinator."""
+    terms: NodeTerms = FREE
     data: DataReport | None = None
     """Its report of the samples that it alone holds; None if it gives none."""
     largest_batch: int = 0
@@ -83,6 +85,11 @@ class Member:
     """Duration of the closed rounds for which it was selected."""
     assignment: Assignment | None = None
     info: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def spent(self) -> float:
+        """Price of the closed rounds for which it was selected."""
+        return self.terms.spent(self.selected_seconds)
 
     @property
     def utilisation(self) -> float | None:
@@ -117,6 +124,11 @@ class Membership:
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self._members.values())
+
+    @property
+    def spent(self) -> float:
+        """Price of all nodes in the closed rounds for which they were selected."""
+        return math.fsum(member.spent for member in self)
 
     def get(self, node: str) -> Member | None:
         """Return the node, or None if it never registered."""

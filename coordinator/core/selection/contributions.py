@@ -18,12 +18,15 @@ class Contributions:
         """Last round in which the node was selected."""
         self.counts: Ints = np.zeros((0, 3), np.int64)
         """Total attempts, successes and rounds selected."""
+        self.terms: Floats = np.zeros((0, 2))
+        """Price per hour, and rank of the priority class."""
 
     def grow(self, rows: int) -> None:
         """Make room for at least `rows` nodes."""
         self.sums = grow_column(self.sums, rows, 0.0)
         self.last_round = grow_column(self.last_round, rows, -1)
         self.counts = grow_column(self.counts, rows, 0)
+        self.terms = grow_column(self.terms, rows, 0.0)
 
     def add(self, rows: Ints, compute: Floats, waiting: Floats, success: Bools, loss: Floats) -> None:
         """Record one attempt of each node; the rows must be distinct, and NaN stands for an unknown loss."""

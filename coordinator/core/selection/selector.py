@@ -10,6 +10,7 @@ import numpy as np
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config import SelectorConfig
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.node_terms import PRIORITY_CLASSES, NodeTerms
 from hypergpu.common.strategies import SelectionStrategy
 from hypergpu.coordinator.core.checks import parse_enum, require_non_negative
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
@@ -17,6 +18,7 @@ from hypergpu.coordinator.core.links.quality import FAIR, OFFLINE, UNKNOWN, Conn
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, NodeIndex, scatter_rows
 from hypergpu.coordinator.core.overrides import NodeOverride, Overrides
 from hypergpu.coordinator.core.selection import strategies as st
+from hypergpu.coordinator.core.selection.budget import affordable
 from hypergpu.coordinator.core.selection.context import Selection, SelectionContext
 from hypergpu.coordinator.core.selection.contributions import Contributions
 from hypergpu.coordinator.core.selection.fairness import FairnessPolicy
@@ -31,7 +33,17 @@ from hypergpu.coordinator.core.selection.strategies import (
 
 _INCLUDE: Final = NodeOverride.INCLUDE
 _EXCLUDE: Final = NodeOverride.EXCLUDE
-_OWN_FIGURES = {CODE[SelectionReason.FAIRNESS_TURN], CODE[SelectionReason.QUARANTINED], CODE[SelectionReason.OFFLINE]}
+_OWN_FIGURES = {
+    CODE[reason]
+    for reason in (
+        SelectionReason.FAIRNESS_TURN,
+        SelectionReason.QUARANTINED,
+        SelectionReason.OFFLINE,
+        SelectionReason.BEYOND_THE_BUDGET,
+    )
+}
+_CHEAP_SHARE: Final = 0.01
+"""Share of the budget below which a lower price makes no difference."""
 _TURNS = (
     SelectionReason.WARM_UP,
     SelectionReason.UNEXPLORED,
@@ -129,6 +141,15 @@ class DynamicNodeSelector:
             UnknownName: The node is not registered.
         """
         self._turns.data.hold(self._index.row(node_id), samples)
+
+    def record_terms(self, node_id: str, terms: NodeTerms) -> None:
+        """Record the price and the priority class of a node.
+
+        Raises:
+            UnknownName: The node is not registered.
+        """
+        rank = PRIORITY_CLASSES.index(terms.priority)
+        self._contributions.terms[self._index.row(node_id)] = terms.price_per_hour, rank
 
     def record_contribution(
         self,
@@ -476,6 +497,10 @@ class DynamicNodeSelector:
         idle = self._round - self._contributions.last_round[rows]
         behind: dict[SelectionReason, dict[str, Floats | Ints]] = {
             SelectionReason.FAIRNESS_TURN: {"rounds_left_out": idle - 1},
+            SelectionReason.BEYOND_THE_BUDGET: {
+                "price_per_hour": self._contributions.terms[rows, 0],
+                "budget_per_hour": np.full(len(rows), self.config.budget_per_hour or math.nan),
+            },
             SelectionReason.QUARANTINED: {
                 "quarantine_rounds_left": self._standings.remaining_rounds(rows, self._round)
             },
@@ -588,6 +613,9 @@ class DynamicNodeSelector:
         if self.max_selected_nodes is not None:
             room = self.max_selected_nodes - int(chosen.sum())
             due[np.flatnonzero(due & ~chosen)[room:]] = False
+        if self.config.budget_per_hour is not None:
+            prices = self._contributions.terms[rows, 0]
+            due &= affordable(np.flatnonzero(due), prices, self.config.budget_per_hour, chosen)
         self._recovery.begin(rows[due], self._round)
         return due, on_probation
 
@@ -607,20 +635,26 @@ class DynamicNodeSelector:
         reasons[released] = CODE[SelectionReason.RELEASED_TO_FILL_ROUND]
 
     def _capped(self, chosen: Bools, reasons: Ints, rows: Ints, link_rows: Ints) -> Bools:
-        """Apply `max_selected_nodes`: included nodes first, then turns by waiting time, then the node score."""
-        most = self.max_selected_nodes
-        if most is None or chosen.sum() <= most:
-            return chosen
+        """Apply the maximum and the budget: included nodes, turns by waiting time, then by priority and score."""
+        most, budget = self.max_selected_nodes or len(rows), self.config.budget_per_hour
         places = np.flatnonzero(chosen)
+        prices, ranks = self._contributions.terms[rows[places]].T
+        if len(places) <= most and (budget is None or prices.sum() <= budget):
+            return chosen
         forced = self._with_override(rows[places], _INCLUDE)
         idle = self._round - self._contributions.last_round[rows[places]]
         turn = np.isin(reasons[places], [CODE[r] for r in _TURNS]) | (idle > self.config.fairness_rounds)
         waited = np.where(turn, idle, 0)
-        order = np.lexsort((-self._scores(rows[places], link_rows[places]), -waited, ~turn, ~forced))
-        dropped = places[order[most:]]
-        capped = chosen.copy()
-        capped[dropped] = False
-        reasons[dropped] = CODE[SelectionReason.BEYOND_THE_MAXIMUM]
+        worth = self._scores(rows[places], link_rows[places])
+        if budget is not None:
+            worth = worth / np.maximum(prices, _CHEAP_SHARE * budget)
+        order = np.lexsort((-worth, -ranks, -waited, ~turn, ~forced))
+        kept = np.ones(len(places), bool) if budget is None else affordable(order, prices, budget, forced)
+        order = order[kept[order]]
+        capped = np.zeros(len(chosen), bool)
+        capped[places[order[:most]]] = True
+        reasons[places[~kept]] = CODE[SelectionReason.BEYOND_THE_BUDGET]
+        reasons[places[order[most:]]] = CODE[SelectionReason.BEYOND_THE_MAXIMUM]
         return capped
 
     @staticmethod

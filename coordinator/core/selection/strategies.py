@@ -24,6 +24,8 @@ class SelectionReason(StrEnum):
     KEEPS_THE_MINIMUM = "keeps_the_minimum"
     """Selected only to reach the minimum number of nodes."""
     BEYOND_THE_MAXIMUM = "beyond_the_maximum"
+    BEYOND_THE_BUDGET = "beyond_the_budget"
+    """Left out because the budget per hour pays for others."""
     UNEXPLORED = "unexplored"
     """Selected to measure a node without any history."""
     FAIRNESS_TURN = "fairness_turn"

@@ -75,6 +75,10 @@ class SelectorConfig(ConfigSection):
     """Strategy for the selection; `all_available` switches this part off."""
     max_selected_nodes: Count | None = None
     """Most nodes in a round."""
+    budget_per_hour: Annotated[float, Field(gt=0)] | None = None
+    """Most that the nodes of a round may cost per hour together, by their `node.price_per_hour`. Nodes that wait for
+    their turn go first, then those of a higher `node.priority`, then those with the best score for their price. Policy
+    `none` knows no budget."""
     min_selected_share: Share = 0.5
     """Least share of the eligible nodes in a round; the data of the others is not seen in it."""
     quality_threshold: Annotated[float, Field(ge=0, le=100)] = 50.0

@@ -7,6 +7,7 @@ from pydantic import Field
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Count
 from hypergpu.common.data_report import ReportedData
+from hypergpu.common.node_terms import MAX_PRICE_PER_HOUR, PriorityClass
 
 Seconds = Annotated[float, Field(ge=0)]
 
@@ -33,6 +34,10 @@ class NodeConfig(ConfigSection):
     that this host dials from in place of a wildcard."""
     region: str = ""
     """Location of the node, such as eu-west, for reports."""
+    price_per_hour: Annotated[float, Field(ge=0, le=MAX_PRICE_PER_HOUR)] = 0.0
+    """Price of an hour in which this node works for a run, in your currency; see `selector.budget_per_hour`."""
+    priority: PriorityClass = "normal"
+    """Priority class: nodes of a higher one go first where a budget or a maximum leaves nodes out."""
     report_data: ReportedData = "none"
     """Figures of the samples that this node alone holds (`training.partition=local`) which it sends to the coordinator:
     their `count`, their count in each of the `classes`, or neither. Samples themselves never leave a node."""

@@ -10,6 +10,7 @@ import pytest
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, ProtocolError, ResourceExhausted, StaleWork
 from hypergpu.common.identity import TaskIdentity
+from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.transfer_codecs import NO_CODECS, TransferCodecs
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Activity, FixedAdaptation, LateWork, RoundPlan
@@ -43,7 +44,7 @@ class Links:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
 
-    def register(self, node: str, largest_batch: int, samples: int = 0) -> None:
+    def register(self, node: str, largest_batch: int, samples: int = 0, terms: NodeTerms = FREE) -> None:
         self.told.append(("register", node, largest_batch, samples))
 
     def observe_heartbeat(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:

@@ -17,6 +17,7 @@ import pytest
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, ResourceExhausted, StaleWork
 from hypergpu.common.metric import ACCURACY, MetricSpec
+from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.coordinator.core.adaptation import build_orchestrator
 from hypergpu.coordinator.core.model.outgoing import Sending, SendingPlanner
 from hypergpu.coordinator.core.overrides import NodeOverride
@@ -241,6 +242,7 @@ class Node:
     node_id: str
     incarnation: int = 1
     largest_batch: int = 0
+    terms: NodeTerms = FREE
     parameters_version: int = 0
     info: dict[str, str] = field(default_factory=dict)
     state: str = "idle"
