@@ -21,6 +21,7 @@ from hypergpu.cli.report import report
 from hypergpu.cli.simulate import simulate
 from hypergpu.cli.trace import app as trace
 from hypergpu.cli.transfer import transfer
+from hypergpu.cli.tune import tune
 from hypergpu.cli.validate import validate
 from hypergpu.cli.whatif import whatif
 from hypergpu.common import log
@@ -38,7 +39,7 @@ _COMMANDS: tuple[tuple[str, type[TyperCommand], Commands], ...] = (
     ("Start and stop", TargetCommand, (doctor,)),
     ("Inspect", ClusterCommand, (inspect.status, inspect.nodes, network.links, logs)),
     ("Inspect", TyperCommand, (report, export)),
-    (_SIMULATE, TyperCommand, (simulate, compare, plan, whatif, validate, fit, transfer)),
+    (_SIMULATE, TyperCommand, (simulate, compare, tune, plan, whatif, validate, fit, transfer)),
     (
         "Control the network",
         ChangingCommand,

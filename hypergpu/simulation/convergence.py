@@ -71,12 +71,12 @@ class Convergence(ConfigSection):
     """β."""
     loss_spread: Annotated[float, Field(ge=0)] = 0.0
     """Standard deviation of the training loss of one sample, relative to the loss."""
-    drift_steps: Positive | None = None
-    """d, local steps of a round at which half of their worth is lost; None = nothing is lost."""
+    drift_steps: Annotated[float, Field(ge=0)] = 0.0
+    """d, local steps of a round at which half of their worth is lost; 0 = nothing is lost."""
 
     def worth(self, steps: int) -> float:
         """Full steps that so many local steps of a round are worth on the whole gradient."""
-        return steps if self.drift_steps is None else steps_progress(steps, self.drift_steps)
+        return steps_progress(steps, self.drift_steps) if self.drift_steps else steps
 
     def loss(self, path: float) -> float:
         """Held-out loss after a path of full steps."""

@@ -6,8 +6,8 @@ that a setting without hope costs no more than a good one. The finalists then ru
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ RATES: Final = (0.5, 1.0, 2.0)
 CLOSE_PERCENTS: Final = (60.0, 80.0, 100.0)
 OPTIMIZERS: Final = ("sgd", "fedavgm", "diloco")
 TUNING_SEEDS: Final = 3
-_SEED_OFFSET: Final = 10_000
+SEED_OFFSET: Final = 10_000
 """Distance of the tuning seeds from the reported ones; as many can be reported at most."""
 _SLACK: Final = 1.25
 """Length of a run on the first seed, in times of the best run so far."""
@@ -36,7 +36,10 @@ _BATCH: Final = 8
 _FRONT: Final = 3
 """Best settings whose neighbours are tried."""
 _FINALISTS: Final = 6
-_AXES: Final = ("rate", "local_steps", "optimizer", "batch_size", "close_percent")
+CODECS: Final = ("none", "int8", "int4")
+_AXES: Final = ("rate", "local_steps", "optimizer", "batch_size", "close_percent", "codec")
+_NAMED: Final = ("optimizer", "codec")
+"""Axes of names, which have no order: each is next to all others."""
 _WIDE: Final = ("rate", "local_steps")
 """Axes on which the first settings take two values, at the thirds; on others they take the middle one."""
 
@@ -50,11 +53,20 @@ class Tuned:
     """Settings of the grid."""
     runs: int
     seeds: Sequence[int]
+    finalists: Sequence[Static] = ()
+    """Settings that ran on every tuning seed, the best first."""
+    tried: Mapping[Static, Outcome] = field(default_factory=dict)
+    """Settings that were tried, with their runs on the first tuning seed."""
 
     @property
     def variant(self) -> Variant:
         """Way to run the scenario with this setting."""
-        return Variant(BASELINE, static=self.setting, name=str(self.setting))
+        return self.variant_of(self.setting)
+
+    @staticmethod
+    def variant_of(setting: Static) -> Variant:
+        """Return the way to run a scenario with a setting."""
+        return Variant(BASELINE, static=setting, name=str(setting))
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object."""
@@ -66,26 +78,32 @@ class Tuned:
         }
 
 
-def grid(scenario: Scenario) -> list[Static]:
-    """Return the settings that are tried for a scenario."""
+def grid(scenario: Scenario, codecs: Sequence[str | None] = (None,)) -> list[Static]:
+    """Return the settings that are tried for a scenario; codec None is the scenario's own."""
     batch_size = scenario.config.training.batch_size
     optimizers = OPTIMIZERS if scenario.learning == "real" else ("sgd",)
     return [
-        Static(steps, batch_size * factor, rate, close, optimizer)
-        for steps, factor, rate, close, optimizer in product(
-            LOCAL_STEPS, BATCH_FACTORS, RATES, CLOSE_PERCENTS, optimizers
+        Static(steps, batch_size * factor, rate, close, optimizer, codec=codec)
+        for steps, factor, rate, close, optimizer, codec in product(
+            LOCAL_STEPS, BATCH_FACTORS, RATES, CLOSE_PERCENTS, optimizers, codecs
         )
         if steps > 1 or optimizer != "diloco"  # a single step sends the gradient, and AdamW has nothing to do
     ]
 
 
-def tune(scenario: Scenario, run_all: RunAll, settings: Sequence[Static] | None = None) -> Tuned:
+def tune(
+    scenario: Scenario,
+    run_all: RunAll,
+    settings: Sequence[Static] | None = None,
+    enough: Callable[[int], bool] = lambda _: False,
+) -> Tuned:
     """Return the setting that reaches the scenario's target first.
 
     Args:
         scenario: its target is set.
         run_all: runs scenarios and returns their outcomes.
         settings: by default `grid`.
+        enough: called with the number of settings that were tried; True lets only the finalists run on.
 
     Raises:
         InvalidInput: the scenario has no target.
@@ -93,11 +111,11 @@ def tune(scenario: Scenario, run_all: RunAll, settings: Sequence[Static] | None 
     if scenario.target is None:
         raise InvalidInput("a best fixed setting is one that reaches a target first: set target_accuracy")
     settings = settings or grid(scenario)
-    first, *others = [scenario.seed + _SEED_OFFSET + number for number in range(TUNING_SEEDS)]
+    first, *others = [scenario.seed + SEED_OFFSET + number for number in range(TUNING_SEEDS)]
     race = _Race(scenario, first, _SLACK, run_all)
     tried = first_settings(settings)
-    while tried:
-        race.run(tried)
+    while tried and not enough(len(race.outcomes)):
+        race.run(tried, enough)
         near = neighbours(race.best(_FRONT), settings)
         tried = [setting for setting in near if setting not in race.outcomes]
     finalists = race.best(_FINALISTS)
@@ -105,8 +123,9 @@ def tune(scenario: Scenario, run_all: RunAll, settings: Sequence[Static] | None 
     for seed in others:
         races.append(_Race(scenario, seed, _FINAL_SLACK, run_all))
         races[-1].run(finalists)
-    best = min(finalists, key=lambda setting: rank([each.outcomes[setting] for each in races]))
-    return Tuned(best, len(settings), sum(len(each.outcomes) for each in races), [first, *others])
+    ranked = sorted(finalists, key=lambda setting: rank([each.outcomes[setting] for each in races]))
+    runs = sum(len(each.outcomes) for each in races)
+    return Tuned(ranked[0], len(settings), runs, [first, *others], ranked, race.outcomes)
 
 
 class _Race:
@@ -129,10 +148,10 @@ class _Race:
         """Return the best settings, the best one first."""
         return sorted(self.outcomes, key=lambda setting: rank([self.outcomes[setting]]))[:count]
 
-    def run(self, settings: Sequence[Static]) -> None:
+    def run(self, settings: Sequence[Static], enough: Callable[[int], bool] = lambda _: False) -> None:
         """Run settings. The very first one runs alone, since there is no time yet to cut others off at."""
         start = 0
-        while start < len(settings):
+        while start < len(settings) and not (self.outcomes and enough(len(self.outcomes))):
             batch = settings[start : start + (_BATCH if self.outcomes else 1)]
             limited = self._scenario.changed(time_limit_seconds=self._limit())
             variants = [Variant(BASELINE, static=each).of(limited, self._seed) for each in batch]
@@ -172,7 +191,7 @@ def _is_next(one: Static, other: Static, values: dict[str, list[Any]]) -> bool:
     if len(differing) != 1:
         return False
     (axis,) = differing
-    if axis == "optimizer":  # names have no order
+    if axis in _NAMED:
         return True
     first, second = (values[axis].index(getattr(each, axis)) for each in (one, other))
     return abs(first - second) == 1
@@ -181,7 +200,7 @@ def _is_next(one: Static, other: Static, values: dict[str, list[Any]]) -> bool:
 def _values(axis: str, settings: Sequence[Static]) -> list[Any]:
     """Return the values on an axis in their order; names stay in the order of the settings."""
     values = list(dict.fromkeys(getattr(setting, axis) for setting in settings))
-    return values if axis == "optimizer" or None in values else sorted(values)
+    return values if axis in _NAMED or None in values else sorted(values)
 
 
 def _place(setting: Static) -> dict[str, Any]:

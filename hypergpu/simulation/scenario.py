@@ -197,7 +197,8 @@ class Scenario(Network):
             path = ("config", "training", "partition")
             raise ScenarioError(path, "the model of convergence knows no skewed shards: take iid, or learning: real")
         for name in NOT_MODELLED:
-            if getattr(training, name) != getattr(plain, name):
+            is_plain_sgd = name == "local_optimizer" and training.local_optimizer == "sgd"
+            if getattr(training, name) != getattr(plain, name) and not is_plain_sgd:
                 raise ScenarioError(
                     ("config", "training", name),
                     "the model of convergence is one of plain SGD: leave it out, or take learning: real",

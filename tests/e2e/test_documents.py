@@ -30,6 +30,7 @@ NOT_RUN = {
     "hypergpu simulate flaky-minority": LONG,
     "hypergpu simulate transatlantic": LONG,
     "hypergpu plan --model-bytes 44MB --links examples/links.csv --task chars --price-per-gb 0.05": LONG,
+    "hypergpu tune flaky-minority --budget 40": LONG,
     "make docs": "installs what it needs; .ci/run builds the site",
     "make up N=8": CONTAINERS,
     "make scale N=3": CONTAINERS,
