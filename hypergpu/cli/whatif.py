@@ -121,7 +121,7 @@ def _verdict(ratio: Estimate) -> str:
 
 
 def _unknown(answer: WhatIf) -> list[str]:
-    found = list(answer.fork.unknown)
+    found = answer.unknown
     if answer.error > _POOR_FIT:
         found.insert(0, f"the fork as it is was {percent(answer.error)} off the measured rounds: take this as a hint")
     return found

@@ -12,6 +12,7 @@ from typing import Any
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import LOSS
+from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.simulation.fork.fork import Fork
 from hypergpu.simulation.fork.links import HeldDecisions, rows_of
 from hypergpu.simulation.fork.state import Row, figures_of
@@ -50,6 +51,17 @@ class WhatIf:
     """Time that is looked ahead."""
     correction: float
     """Measured seconds per round over those of the fork as it is, by which all times are multiplied."""
+
+    starts_afresh: bool = False
+    """True if a policy decides in the other configuration, which knows nothing of the run."""
+
+    @property
+    def unknown(self) -> list[str]:
+        """Gaps in the knowledge of the prediction, one sentence each."""
+        found = list(self.fork.unknown)
+        if self.starts_afresh:
+            found.insert(0, "what the policy has learnt in the run: it starts afresh")
+        return found
 
     @property
     def error(self) -> float:
@@ -93,7 +105,8 @@ def what_if(
     seconds = correction * min(_lasted(rows) for rows in (*runs[0], *runs[1]))
     now, then = (_prediction(forked, each, seconds, correction) for each in runs)
     ratio = geometric_mean_of([b / max(a, SMALLEST) for a, b in zip(*per_round, strict=True)])
-    return WhatIf(forked, now, then, ratio, seconds, correction)
+    adapts = config.orchestrator.policy is not AdaptationPolicy.NONE
+    return WhatIf(forked, now, then, ratio, seconds, correction, adapts)
 
 
 def _prediction(forked: Fork, runs: Sequence[Rows], seconds: float, correction: float) -> Prediction:

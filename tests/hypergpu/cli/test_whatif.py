@@ -35,6 +35,7 @@ def test_a_change_is_predicted_and_the_run_is_left_alone(cli: Cli, run_dir: str,
     assert record["now"]["seconds_per_round"]["mean"] == pytest.approx(record["measured"]["seconds_per_round"])
     assert record["then"]["samples_per_second"]["mean"] > record["now"]["samples_per_second"]["mean"]
     assert record["ratio"]["mean"] > 1
+    assert not any("afresh" in each for each in record["unknown"])
     assert (record["run"], record["round"], record["changes"]) == ("run", 12, ["training.local_steps=400"])
     assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir() if file.is_file()} == before
 
@@ -44,6 +45,7 @@ def test_another_policy_starts_afresh(cli: Cli, run_dir: str) -> None:
     assert shown.code == 0, shown.err
     record = json.loads(shown.out)
     assert (record["round"], record["changes"]) == (8, ["policy reactive"])
+    assert "what the policy has learnt in the run: it starts afresh" in record["unknown"]
 
 
 @pytest.mark.parametrize(
