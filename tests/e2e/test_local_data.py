@@ -34,10 +34,12 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sites.py").write_text(SITES)
 
 
-def coordinator(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Process:
+def coordinator(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, *arguments: str, name: str = "coordinator"
+) -> Process:
     with monkeypatch.context() as here:
         here.setenv("COORDINATES", "yes")
-        return cluster.coordinator(TASK, "--set=training.partition=local", *arguments)
+        return cluster.coordinator(TASK, "--set=training.partition=local", *arguments, name=name)
 
 
 def node(cluster: Cluster, name: str, address: str, *arguments: str) -> Process:
@@ -88,3 +90,17 @@ def test_what_is_missing_is_said_at_the_start(cluster: Cluster, monkeypatch: pyt
     empty = node(cluster, "elsewhere", run.address())
     assert empty.wait() not in (0, None)
     assert "node elsewhere holds no samples of task 'sites'" in " ".join(empty.text.split())
+
+
+@pytest.mark.usefixtures("task")
+def test_a_resumed_run_goes_on_in_the_data_of_each_node(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    for rounds in (4, 9):
+        arguments = (f"--rounds={rounds}", "--min-nodes=2", "--set=orchestrator.policy=none", "--resume")
+        run = coordinator(cluster, monkeypatch, *arguments, name=f"coordinator-{rounds}")
+        nodes = [node(cluster, name, run.address()) for name in ("low", "high")]
+        assert run.wait() == 0, run.text
+        assert [each.wait() for each in nodes] == [0, 0]
+        used.append({name: row["samples_used"] for name, row in rows(cluster).items()})
+    assert used[0]["low"] == used[0]["high"] > 0
+    assert used[1] == {name: samples * 9 // 4 for name, samples in used[0].items()}
