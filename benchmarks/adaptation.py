@@ -4,6 +4,9 @@ Times to the target are geometric means over the seeds. A ratio is the time of t
 above 1, the policy lost. The best setting of a scenario is chosen in hindsight, from the same runs. Then follows each
 setting for all scenarios, with the geometric mean of the ratios.
 
+With `--oracle`, the best setting of a grid of 306 is searched for in each scenario, on other seeds, and joins the fixed
+settings there.
+
 A run that missed its target counts as twice its length, and is marked with `*`. Each run is kept in a file as soon as
 it is done, and not run again by the next call: delete the file after a change of the code.
 """
@@ -13,14 +16,15 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from hypergpu.common import strict_json
 from hypergpu.node.cgroup import usable_cpus
 from hypergpu.simulation.compare import target_of
+from hypergpu.simulation.oracle import tune
 from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.scenario_file import load_scenario, shipped_names
@@ -34,6 +38,7 @@ SETTINGS: Final = (
     "diloco",
     "diloco:H=100",
 )
+_C = TypeVar("_C", bound=Hashable)
 MISSED: Final = 2.0
 """Lengths of a run without the target that its time counts as."""
 
@@ -44,6 +49,9 @@ class Case(NamedTuple):
     scenario: str
     variant: str
     seed: int
+
+    def __str__(self) -> str:
+        return f"{self.scenario} {self.variant} {self.seed}"
 
 
 class Row(NamedTuple):
@@ -85,21 +93,48 @@ def run(case: Case) -> dict[str, Any]:
     }
 
 
-def run_all(cases: Sequence[Case], file: Path, jobs: int) -> dict[Case, dict[str, Any]]:
+def find_best(name: str) -> dict[str, Any]:
+    """Return the best fixed setting of a scenario."""
+    scenario, began = load_scenario(name), time.process_time()
+    found = tune(scenario.changed(target_accuracy=target_of(scenario)), lambda tried: list(map(simulate, tried)))
+    return found.to_dict() | {"scenario": name, "cpu_seconds": round(time.process_time() - began, 1)}
+
+
+def run_all(
+    cases: Sequence[_C],
+    work: Callable[[_C], dict[str, Any]],
+    key: Callable[[Mapping[str, Any]], _C],
+    file: Path,
+    jobs: int,
+) -> dict[_C, dict[str, Any]]:
     """Return the figures of each case: those in the file, and of new runs, which are added to it."""
     kept = strict_json.read_lines(file) if file.exists() else ()
-    found = {Case(row["scenario"], row["variant"], row["seed"]): row for row in kept}
+    found = {key(row): row for row in kept}
     missing = [case for case in cases if case not in found]
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(jobs, mp_context=context) as pool, file.open("a", encoding="utf-8") as lines:
-        futures = {pool.submit(run, case): case for case in missing}
+        futures = {pool.submit(work, case): case for case in missing}
         for number, future in enumerate(as_completed(futures), 1):
             case, row = futures[future], future.result()
             found[case] = row
             lines.write(json.dumps(row) + "\n")
             lines.flush()
-            print(f"{number}/{len(missing)} {' '.join(map(str, case))}", file=sys.stderr, flush=True)
+            print(f"{number}/{len(missing)} {case}", file=sys.stderr, flush=True)
     return {case: found[case] for case in cases}
+
+
+def case_of(row: Mapping[str, Any]) -> Case:
+    """Return the case of a run."""
+    return Case(row["scenario"], row["variant"], row["seed"])
+
+
+def best_settings(scenarios: Sequence[str], file: Path, jobs: int) -> dict[str, str]:
+    """Return the best fixed setting of each scenario, and print what it took to find it."""
+    found = run_all(scenarios, find_best, lambda row: str(row["scenario"]), file, jobs)
+    for name, row in found.items():
+        figures = f"best of {row['settings']} settings by {row['runs']} runs, {row['cpu_seconds'] / 60:.1f} min of CPU"
+        print(f"{name}: {row['setting']} ({figures})", file=sys.stderr)
+    return {name: row["setting"] for name, row in found.items()}
 
 
 def seconds_of(row: Mapping[str, Any]) -> float:
@@ -136,8 +171,15 @@ def against(rows: Sequence[Row], policy: str, setting: str) -> float:
     return mean(row.seconds[policy] / row.seconds[setting] for row in rows if setting in row.seconds)
 
 
-def show(rows: Sequence[Row], policy: str, settings: Sequence[str]) -> None:
-    """Print the table in Markdown."""
+def show(rows: Sequence[Row], policy: str, settings: Sequence[str], tuned: Mapping[str, str]) -> None:
+    """Print the table in Markdown.
+
+    Args:
+        rows: one per scenario.
+        policy: the policy.
+        settings: fixed settings of all scenarios.
+        tuned: best setting of a grid, by scenario.
+    """
 
     def cell(row: Row, name: str) -> str:
         return f"{row.seconds[name]:.3g}{'*' if name in row.missed else ''} ({row.rounds[name]:.0f})"
@@ -146,7 +188,7 @@ def show(rows: Sequence[Row], policy: str, settings: Sequence[str]) -> None:
     print("|---|---|---|---|---|---|")
     ratios = []
     for row in rows:
-        best = row.best(settings)
+        best = row.best([*settings, *([tuned[row.scenario]] if tuned else [])])
         ratios.append(row.seconds[policy] / row.seconds[best])
         cells = f"{cell(row, policy)} | {cell(row, BASELINE)} | `{best}` | {cell(row, best)}"
         print(f"| {row.scenario} | {cells} | {ratios[-1]:.2f} |")
@@ -162,23 +204,27 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, metavar="N")
     parser.add_argument("--policy", default="reactive", metavar="NAME")
     parser.add_argument("--settings", default=",".join(SETTINGS), metavar="A,B,…", help="fixed settings")
+    parser.add_argument("--oracle", action="store_true", help="search for the best setting of each scenario")
+    parser.add_argument("--oracle-file", type=Path, default=Path("oracle.jsonl"), help="file of what was found")
     parser.add_argument("--jobs", type=int, default=usable_cpus(), metavar="N", help="processes")
     parser.add_argument("--file", type=Path, default=Path("adaptation.jsonl"), help="file of the runs")
     parser.add_argument("--json", action="store_true", help="print the means as JSON")
     options = parser.parse_args()
     settings = split_variants(options.settings)
+    scenarios = options.scenarios.split(",")
+    tuned = best_settings(scenarios, options.oracle_file, options.jobs) if options.oracle else {}
     cases = [
         Case(name, variant, seed)
-        for name in options.scenarios.split(",")
+        for name in scenarios
         for seed in range(options.seeds)
-        for variant in (options.policy, BASELINE, *settings)
+        for variant in dict.fromkeys([options.policy, BASELINE, *settings, *([tuned[name]] if tuned else [])])
         if is_possible(load_scenario(name), variant_of(variant))
     ]
-    rows = rows_of(run_all(cases, options.file, options.jobs))
+    rows = rows_of(run_all(cases, run, case_of, options.file, options.jobs))
     if options.json:
         print(json.dumps([row._asdict() | {"missed": sorted(row.missed)} for row in rows], indent=2))
     else:
-        show(rows, options.policy, settings)
+        show(rows, options.policy, settings, tuned)
 
 
 if __name__ == "__main__":
