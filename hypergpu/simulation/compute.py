@@ -16,15 +16,15 @@ from hypergpu.simulation.scenario import ComputeTimes, Scenario
 # the times are fixed, so that the same scenario gives the same bytes on every machine.
 TASK_TIMES: Mapping[str, ComputeTimes] = {
     "digit_sums": ComputeTimes(
-        seconds_per_step=0.0005, seconds_per_sample=0.0000025, adamw_seconds=0.00003, muon_seconds=0.0008
+        seconds_per_step=0.0005, seconds_per_sample=0.0000025, adamw_seconds=0.00005, muon_seconds=0.001
     ),
     "digits": ComputeTimes(
-        seconds_per_step=0.0006, seconds_per_sample=0.0000025, adamw_seconds=0.00003, muon_seconds=0.0006
+        seconds_per_step=0.0006, seconds_per_sample=0.0000025, adamw_seconds=0.00005, muon_seconds=0.0008
     ),
     "mnist5k": ComputeTimes(
-        seconds_per_step=0.003, seconds_per_sample=0.00047, adamw_seconds=0.0001, muon_seconds=0.004
+        seconds_per_step=0.003, seconds_per_sample=0.00047, adamw_seconds=0.001, muon_seconds=0.003
     ),
-    "chars": ComputeTimes(seconds_per_step=0.004, seconds_per_sample=0.0018, adamw_seconds=0.0002, muon_seconds=0.005),
+    "chars": ComputeTimes(seconds_per_step=0.004, seconds_per_sample=0.0018, adamw_seconds=0.004, muon_seconds=0.005),
 }
 
 
