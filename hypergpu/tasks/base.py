@@ -24,7 +24,7 @@ MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 """(parameters, learning rate) -> optimizer of a node's local steps, such as the class `torch.optim.RMSprop`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Task:
     """Model, data, loss and metric of a training.
 
@@ -39,10 +39,7 @@ class Task:
     """Training samples that all nodes share: `(inputs, targets)` as tensors or arrays, or a map-style Dataset of such
     pairs. The inputs of a model that takes several tensors are a tuple of them, or a mapping by the names of its
     arguments."""
-    local: LocalSamples | None = None
-    """Node id -> training samples that this node alone holds, in the same form; for `training.partition` of `local`. It
-    runs on that node only, and may read what its machine has: a mounted directory, or an environment variable."""
-    test: Data
+    test: Data = NO_SAMPLES
     """Held-out samples, in the same form."""
     loss: Loss = functional.cross_entropy
     """(outputs, targets) -> mean loss over the batch, a scalar."""
@@ -64,6 +61,9 @@ class Task:
     """Name in status and reports."""
     target: float | None = None
     """Value of the metric on held-out data that a run of the documented length reaches; any real number."""
+    local: LocalSamples | None = None
+    """Node id -> training samples that this node alone holds, in the same form; for `training.partition` of `local`. It
+    runs on that node only, and may read what its machine has: a mounted directory, or an environment variable."""
 
     def __post_init__(self) -> None:
         for what, data, is_needed in (("train", self.train, self.local is None), ("test", self.test, True)):

@@ -51,7 +51,7 @@ class OptimizerReason(StrEnum):
     """Reason for a change of the optimizer."""
 
     FAIR_START = "fair_start"
-    """It needs no rate that fits the model, and enough nodes are there to try SGD at the configured one."""
+    """It needs no rate that fits the model, and enough nodes are there for a comparison."""
     FASTER = "faster"
     """It decreased the loss faster on the nodes that tried it."""
 
@@ -79,6 +79,8 @@ class OptimizerSearch:
     """
 
     def __init__(self, training: TrainingConfig, step: float, bound: float, model_bytes: int | None = None) -> None:
+        self._is_buffered = training.is_buffered
+        """True if no trial can correct the start: it is then at the optimizer's default rate."""
         self._is_small = model_bytes is not None and model_bytes <= _SMALL_BYTES
         self.rates = RateSearch(step, bound)
         self._configured = self._base = training.first_optimizer
@@ -113,15 +115,20 @@ class OptimizerSearch:
         self.rates = RateSearch(step, self.rates.bound, self.rates.factor)
 
     def begin(self, nodes: int) -> OptimizerChange | None:
-        """Begin with Muon or AdamW, once, if a first round of so many nodes can try SGD too; return the change."""
+        """Begin with Muon or AdamW, once, if a first round of so many nodes can try SGD too; return the change.
+
+        In buffered rounds nobody tries anything, and training begins at the lower of the rates.
+        """
         if not self._may_choose or not nodes:
             return None
         self._may_choose = False
-        if nodes < _LEAST_NODES or self._step <= 1.0:
+        if nodes < _LEAST_NODES or (self._step <= 1.0 and not self._is_buffered):
             return None
         before, self._base = self._base, MUON if self._is_small else ADAMW
         self._rivals = [before] if self._is_small else [MUON, before]
         first = 1.0 if self._is_small else _FIRST_FACTOR
+        if self._is_buffered:
+            self._rivals, first = [], 1.0
         self.rates = RateSearch(self._step, self._bound_of(self._base, nodes), first)
         return OptimizerChange(OptimizerReason.FAIR_START, before, self.optimizer, {"nodes": nodes})
 

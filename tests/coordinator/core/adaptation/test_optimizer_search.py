@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hypergpu.common.config import TrainingConfig
-from hypergpu.common.local_optimizer import MUON, LocalOptimizer
+from hypergpu.common.local_optimizer import ADAMW, MUON, LocalOptimizer
 from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerChange, OptimizerReason, OptimizerSearch
 from hypergpu.coordinator.core.adaptation.rate_search import RateChange, RateReason
 from hypergpu.coordinator.core.rounds.events import Contribution
@@ -206,6 +206,17 @@ def test_muon_wins_if_it_learns_more_in_the_time_of_a_round(share: float, waitin
         assert change.figures["time_factor"] == pytest.approx(factor)
         assert found.optimizer == MUON
     assert "muon" not in {each.name for each in found.plan(NODES)[1].values()} or wins
+
+
+@pytest.mark.parametrize(("model_bytes", "first"), [(200_000, MUON), (200_001, ADAMW)])
+def test_buffered_rounds_begin_at_the_default_rate_without_trials(model_bytes: int, first: LocalOptimizer) -> None:
+    found = search(step=1.0, model_bytes=model_bytes, mode="buffered")
+    change = found.begin(8)
+    assert change is not None
+    assert (change.before, change.after) == (SGD, first)
+    assert found.plan(NODES) == (first, {})
+    assert search(step=1.0, mode="buffered", partition="dirichlet").begin(8) is None
+    assert search(step=1.0, mode="buffered").begin(3) is None
 
 
 def test_of_two_rivals_that_win_the_faster_one_is_taken() -> None:
