@@ -4,7 +4,7 @@ Times to the target are geometric means over the seeds. A ratio is the time of t
 above 1, the policy lost. The best setting of a scenario is chosen in hindsight, from the same runs. Then follows each
 setting for all scenarios, with the geometric mean of the ratios.
 
-With `--oracle`, the best setting of a grid of 306 is searched for in each scenario, on other seeds, and joins the fixed
+With `--oracle`, the best setting of a grid of 486 is searched for in each scenario, on other seeds, and joins the fixed
 settings there.
 
 A run that missed its target counts as twice its length, and is marked with `*`. Each run is kept in a file as soon as
@@ -37,6 +37,8 @@ SETTINGS: Final = (
     "static:H=40,close=80,optimizer=fedavgm",
     "diloco",
     "diloco:H=100",
+    "static:H=40,close=80,optimizer=muon",
+    "muloco",
 )
 _C = TypeVar("_C", bound=Hashable)
 MISSED: Final = 2.0

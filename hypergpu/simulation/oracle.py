@@ -23,7 +23,9 @@ LOCAL_STEPS: Final = (1, 10, 20, 40, 100, 200)
 BATCH_FACTORS: Final = (1, 4)
 RATES: Final = (0.5, 1.0, 2.0)
 CLOSE_PERCENTS: Final = (60.0, 80.0, 100.0)
-OPTIMIZERS: Final = ("sgd", "fedavgm", "diloco")
+OPTIMIZERS: Final = ("sgd", "fedavgm", "diloco", "muon", "muloco")
+_OF_GRADIENTS: Final = ("sgd", "fedavgm")
+"""Those whose nodes take plain steps, so that a single one will do."""
 TUNING_SEEDS: Final = 3
 SEED_OFFSET: Final = 10_000
 """Distance of the tuning seeds from the reported ones; as many can be reported at most."""
@@ -87,7 +89,7 @@ def grid(scenario: Scenario, codecs: Sequence[str | None] = (None,)) -> list[Sta
         for steps, factor, rate, close, optimizer, codec in product(
             LOCAL_STEPS, BATCH_FACTORS, RATES, CLOSE_PERCENTS, optimizers, codecs
         )
-        if steps > 1 or optimizer != "diloco"  # a single step sends the gradient, and AdamW has nothing to do
+        if steps > 1 or optimizer in _OF_GRADIENTS  # a single step sends the gradient, and AdamW has nothing to do
     ]
 
 

@@ -14,7 +14,7 @@ from hypergpu.common.config.recipes import RECIPES
 from hypergpu.common.config.transfers import TransfersConfig
 from hypergpu.common.connections import MAX_CONNECTIONS
 from hypergpu.common.errors import InvalidInput, UnknownName
-from hypergpu.common.local_optimizer import ADAMW
+from hypergpu.common.local_optimizer import ADAMW, MUON
 from hypergpu.common.strategies import AdaptationPolicy, BatchSizeStrategy, CompressionStrategy, SelectionStrategy
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.simulation.scenario import Scenario
@@ -23,6 +23,8 @@ BASELINE: Final = str(AdaptationPolicy.NONE)
 _POLICIES: Final = [str(policy) for policy in AdaptationPolicy]
 _BATCH_STRATEGIES: Final = [str(strategy) for strategy in BatchSizeStrategy]
 _SELECTION_STRATEGIES: Final = [str(strategy) for strategy in SelectionStrategy]
+_RATES: Final = {each.name: each.learning_rate for each in (ADAMW, MUON)}
+"""Learning rates of a fixed setting by optimizer, where the scenario's own is that of another."""
 _PLAIN: Final = {
     name: field.default
     for name, field in TrainingConfig.model_fields.items()
@@ -32,6 +34,7 @@ _PLAIN: Final = {
 OPTIMIZERS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "sgd": _PLAIN,
+        "muon": _PLAIN | {"local_optimizer": "muon"},
         "nesterov": _PLAIN | {"server_momentum": 0.9, "server_nesterov": True},
     }
     | {name: _PLAIN | {key: value for key, value in RECIPES[name].items() if key in _PLAIN} for name in RECIPES}
@@ -98,7 +101,7 @@ class Static:
         after = update.get("local_optimizer", before)
         rate = training.learning_rate
         if before != after:
-            rate = ADAMW.learning_rate if after == ADAMW.name else TrainingConfig().learning_rate
+            rate = _RATES.get(after, TrainingConfig().learning_rate)
         update["learning_rate"] = rate * self.rate
         if self.local_steps is not None:
             update["local_steps"] = self.local_steps
@@ -194,6 +197,7 @@ STATIC: Final[Mapping[str, Static]] = MappingProxyType(
         "fedavgm": Static(optimizer="fedavgm"),
         "fedadam": Static(optimizer="fedadam"),
         "diloco": Static(local_steps=40, close_percent=80.0, optimizer="diloco"),
+        "muloco": Static(local_steps=40, close_percent=80.0, optimizer="muloco"),
     }
 )
 """Fixed settings by name. Each takes options of its own after a colon, as in `diloco:H=100,rate=2`."""

@@ -62,6 +62,15 @@ def test_diloco_is_adamw_within_and_nesterov_without() -> None:
     assert (found.local_state, training("diloco:state=reset").local_state) == ("kept", "reset")
 
 
+def test_muloco_is_diloco_with_muon_at_its_own_rate() -> None:
+    found, other = training("muloco:rate=2"), training("diloco")
+    assert (found.local_optimizer, found.learning_rate) == ("muon", 0.04)
+    same = {"local_optimizer": "adamw", "learning_rate": other.learning_rate}
+    assert found.model_copy(update=same) == other
+    alone = training("static:H=40,optimizer=muon")
+    assert (alone.local_optimizer, alone.learning_rate, alone.server_momentum) == ("muon", 0.02, 0.0)
+
+
 def test_a_scenario_of_adamw_keeps_its_rate_for_it_alone() -> None:
     config = TrainingConfig(local_optimizer="adamw", learning_rate=0.004)
     assert Static(optimizer="diloco").apply(config).learning_rate == 0.004
