@@ -35,6 +35,10 @@ _FINAL_SLACK: Final = 2.0
 """The same among the finalists: a setting may be slow on one seed and the best over all."""
 _BATCH: Final = 8
 """Runs between two looks at the best time. More of them keep more processes busy, but are cut off later."""
+_FIRST_ROUNDS: Final = 10
+"""Length of the very first run."""
+_GROWTH: Final = 1.5
+"""Factor of the length of the next runs as long as none has reached the target."""
 _FRONT: Final = 3
 """Best settings whose neighbours are tried."""
 _FINALISTS: Final = 6
@@ -126,7 +130,7 @@ def tune(
         races.append(_Race(scenario, seed, _FINAL_SLACK, run_all))
         races[-1].run(finalists)
     ranked = sorted(finalists, key=lambda setting: rank([each.outcomes[setting] for each in races]))
-    runs = sum(len(each.outcomes) for each in races)
+    runs = sum(each.runs for each in races)
     return Tuned(ranked[0], len(settings), runs, [first, *others], ranked, race.outcomes)
 
 
@@ -145,27 +149,53 @@ class _Race:
         self._scenario = scenario.changed(config=scenario.config.model_copy(update={"training": training}))
         self._seed, self._slack, self._run_all = seed, slack, run_all
         self.outcomes: dict[Static, Outcome] = {}
+        self.runs = 0
+        self._limits: dict[Static, float] = {}
+        """Seconds after which each run was cut off."""
 
     def best(self, count: int) -> list[Static]:
         """Return the best settings, the best one first."""
         return sorted(self.outcomes, key=lambda setting: rank([self.outcomes[setting]]))[:count]
 
     def run(self, settings: Sequence[Static], enough: Callable[[int], bool] = lambda _: False) -> None:
-        """Run settings. The very first one runs alone, since there is no time yet to cut others off at."""
-        start = 0
-        while start < len(settings) and not (self.outcomes and enough(len(self.outcomes))):
-            batch = settings[start : start + (_BATCH if self.outcomes else 1)]
-            limited = self._scenario.changed(time_limit_seconds=self._limit())
-            variants = [Variant(BASELINE, static=each).of(limited, self._seed) for each in batch]
-            self.outcomes |= zip(batch, self._run_all(variants), strict=True)
-            start += len(batch)
+        """Run settings, and those again that were cut off before the best of them was there.
 
-    def _limit(self) -> float | None:
-        """Return the length of the next runs; None if there is no run yet."""
-        if not self.outcomes:
-            return None
+        The very first one runs alone, for a few rounds: there is no time yet to cut others off at.
+        """
+        left = list(settings)
+        while left and not (self.outcomes and enough(len(self.outcomes))):
+            if not self.outcomes:
+                self._run(left[:1], self._scenario.changed(rounds=min(_FIRST_ROUNDS, self._rounds)))
+                self._limits[left[0]] = self.outcomes[left[0]].trained_seconds
+                del left[:1]
+            limit = self._limit()
+            self._run(left[:_BATCH], self._scenario.changed(time_limit_seconds=limit))
+            self._limits |= dict.fromkeys(left[:_BATCH], limit)
+            del left[:_BATCH]
+            left += [setting for setting in self._cut_off_too_soon() if setting not in left]
+
+    def _run(self, settings: Sequence[Static], scenario: Scenario) -> None:
+        outcomes = self._run_all([Variant(BASELINE, static=each).of(scenario, self._seed) for each in settings])
+        self.outcomes |= zip(settings, outcomes, strict=True)
+        self.runs += len(settings)
+
+    @property
+    def _rounds(self) -> int:
+        return self._scenario.effective_config.training.rounds or _FIRST_ROUNDS
+
+    def _limit(self) -> float:
+        """Return the length of the next runs: longer ones until one has reached the target."""
         best = self.outcomes[self.best(1)[0]]
-        return self._slack * (best.time_to_target_seconds or best.trained_seconds)
+        reached = best.time_to_target_seconds
+        return _GROWTH * max(self._limits.values()) if reached is None else self._slack * reached
+
+    def _cut_off_too_soon(self) -> list[Static]:
+        """Return the settings that could still have been the best when they were cut off."""
+        reached = self.outcomes[self.best(1)[0]].time_to_target_seconds
+        if reached is None:
+            return []
+        missed = [each for each, outcome in self.outcomes.items() if outcome.time_to_target_seconds is None]
+        return [setting for setting in missed if self._limits[setting] < reached]
 
 
 def first_settings(settings: Sequence[Static]) -> list[Static]:

@@ -127,6 +127,30 @@ def test_a_setting_that_is_the_best_on_one_seed_only_is_not_the_best() -> None:
     assert tune(SCENARIO, Tuning(lucky), [lucky, steady]).setting == lucky
 
 
+def test_a_slow_start_takes_no_whole_run_and_what_was_cut_off_too_soon_runs_again() -> None:
+    class Slow(Tuning):
+        """Every setting needs far longer than ten rounds take, which is 100 s."""
+
+        def outcome(self, scenario: Scenario) -> Outcome:
+            seconds, limit = self.seconds(scenario), scenario.time_limit_seconds
+            end = 100.0 if limit is None else limit
+            if seconds > end:
+                return replace(OUTCOME, time_to_target_seconds=None, final_metric=1 / seconds, trained_seconds=end)
+            return replace(OUTCOME, time_to_target_seconds=seconds, trained_seconds=seconds)
+
+    best = Static(200, 64, 2.0, 80.0, "muon")
+    tuning = Slow(best, seconds=500.0)
+    found = tune(SCENARIO, tuning)
+    assert found.setting == best
+    alone, *batches = tuning.asked
+    assert [(run.rounds, run.time_limit_seconds) for run in alone] == [(10, None)]
+    limits = [batch[0].time_limit_seconds for batch in batches if batch[0].seed == 10_005]
+    assert limits[:2] == pytest.approx([150.0, 225.0]), "until one is there"
+    assert max(filter(None, limits)) < 1000.0
+    runs = [run for batch in tuning.asked for run in batch]
+    assert found.runs == len(runs) > len({(run.seed, run.config.training.model_dump_json()) for run in runs})
+
+
 def test_where_no_setting_reaches_the_target_the_best_metric_counts() -> None:
     class Never(Tuning):
         def outcome(self, scenario: Scenario) -> Outcome:
