@@ -7,7 +7,8 @@ setting for all scenarios, with the geometric mean of the ratios.
 With `--oracle`, the best setting of a grid of 486 is searched for in each scenario, on other seeds, and joins the fixed
 settings there.
 
-A run that missed its target counts as twice its length, and is marked with `*`. Each run is kept in a file as soon as
+A run that missed its target counts as twice its length, and is marked with `*`. Fixed settings are cut off at ten times
+the time of the policy, and `none` at a thousand. Each run is kept in a file as soon as
 it is done, and not run again by the next call: delete the file after a change of the code.
 """
 
@@ -18,7 +19,9 @@ import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 
 from hypergpu.common import strict_json
@@ -38,9 +41,11 @@ SETTINGS: Final = (
     "diloco",
     "diloco:H=100",
     "static:H=40,close=80,optimizer=muon",
-    "muloco",
 )
 _C = TypeVar("_C", bound=Hashable)
+CUT_OFF: Final = 10.0
+CUT_OFF_NONE: Final = 1000.0
+"""Times of the policy after which `none` and the fixed settings are cut off."""
 MISSED: Final = 2.0
 """Lengths of a run without the target that its time counts as."""
 
@@ -79,12 +84,13 @@ def is_possible(scenario: Scenario, variant: Variant) -> bool:
     return scenario.learning == "real" or variant.static is None or variant.static.optimizer is None
 
 
-def run(case: Case) -> dict[str, Any]:
-    """Return the figures of one run, which ends at its target."""
+def run(case: Case, limits: Mapping[tuple[str, int], float] = MappingProxyType({})) -> dict[str, Any]:
+    """Return the figures of one run, which ends at its target, or at the limit of its scenario and seed in seconds."""
     scenario = load_scenario(case.scenario)
     training = scenario.config.training.model_copy(update={"target_accuracy": target_of(scenario)})
     scenario = scenario.changed(config=scenario.config.model_copy(update={"training": training}))
     began = time.process_time()
+    scenario = scenario.changed(time_limit_seconds=limits.get((case.scenario, case.seed)))
     outcome = simulate(variant_of(case.variant).of(scenario, case.seed))
     return case._asdict() | {
         "rounds": outcome.rounds,
@@ -215,14 +221,20 @@ def main() -> None:
     settings = split_variants(options.settings)
     scenarios = options.scenarios.split(",")
     tuned = best_settings(scenarios, options.oracle_file, options.jobs) if options.oracle else {}
-    cases = [
-        Case(name, variant, seed)
-        for name in scenarios
-        for seed in range(options.seeds)
-        for variant in dict.fromkeys([options.policy, BASELINE, *settings, *([tuned[name]] if tuned else [])])
-        if is_possible(load_scenario(name), variant_of(variant))
-    ]
-    rows = rows_of(run_all(cases, run, case_of, options.file, options.jobs))
+    policies = [Case(name, options.policy, seed) for name in scenarios for seed in range(options.seeds)]
+    runs = run_all(policies, run, case_of, options.file, options.jobs)
+    seconds = {(case.scenario, case.seed): row["trained_seconds"] for case, row in runs.items()}
+    chosen = {name: [*settings, *([tuned[name]] if tuned else [])] for name in scenarios}
+    for factor, variants in ((CUT_OFF_NONE, {name: [BASELINE] for name in scenarios}), (CUT_OFF, chosen)):
+        limits = {key: factor * value for key, value in seconds.items()}
+        cases = [
+            Case(name, variant, seed)
+            for name, seed in seconds
+            for variant in dict.fromkeys(variants[name])
+            if is_possible(load_scenario(name), variant_of(variant))
+        ]
+        runs |= run_all(cases, partial(run, limits=limits), case_of, options.file, options.jobs)
+    rows = rows_of(runs)
     if options.json:
         print(json.dumps([row._asdict() | {"missed": sorted(row.missed)} for row in rows], indent=2))
     else:
