@@ -87,10 +87,9 @@ def is_possible(scenario: Scenario, variant: Variant) -> bool:
 def run(case: Case, limits: Mapping[tuple[str, int], float] = MappingProxyType({})) -> dict[str, Any]:
     """Return the figures of one run, which ends at its target, or at the limit of its scenario and seed in seconds."""
     scenario = load_scenario(case.scenario)
-    training = scenario.config.training.model_copy(update={"target_accuracy": target_of(scenario)})
-    scenario = scenario.changed(config=scenario.config.model_copy(update={"training": training}))
+    limit = limits.get((case.scenario, case.seed))
+    scenario = scenario.changed(target_accuracy=target_of(scenario), time_limit_seconds=limit).until_target()
     began = time.process_time()
-    scenario = scenario.changed(time_limit_seconds=limits.get((case.scenario, case.seed)))
     outcome = simulate(variant_of(case.variant).of(scenario, case.seed))
     return case._asdict() | {
         "rounds": outcome.rounds,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from hypergpu.cli.estimates import interval
 from hypergpu.common.errors import ConfigError, InvalidInput, UnknownName
 from hypergpu.common.files import read_text
 from hypergpu.common.limits import LARGEST_COUNT
@@ -21,7 +22,6 @@ from hypergpu.simulation.planning.links_file import load_links
 from hypergpu.simulation.planning.plan import Plan, Row, make_plan, yaml_of
 from hypergpu.simulation.planning.request import ROUNDS_OF_WORK, Curve, Request
 from hypergpu.simulation.scenario import Scenario
-from hypergpu.simulation.statistics import Estimate
 
 ModelBytes = Annotated[
     str, typer.Option("--model-bytes", metavar="SIZE", help="Size of the model in float32, as in 44MB.")
@@ -185,17 +185,9 @@ def _show(found: Plan) -> None:
 def _cells(row: Row, seeds: int, *, is_reference: bool) -> list[str]:
     if not row.reached:
         return [row.setting.label, "cut off", UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN]
-    against = ["", ""] if is_reference else [_interval(row.against), f"{row.won} of {seeds}"]
+    against = ["", ""] if is_reference else [interval(row.against), f"{row.won} of {seeds}"]
     rounds = UNKNOWN if row.rounds is None else f"{row.rounds:,.0f}"
-    return [row.setting.label, _interval(row.hours), size(row.bytes), figure(row.money.mean, 3), rounds, *against]
-
-
-def _interval(estimate: Estimate) -> str:
-    if estimate.mean is None:
-        return UNKNOWN
-    if estimate.ci_low is None:
-        return figure(estimate.mean, 3)
-    return f"{figure(estimate.mean, 3)} [{figure(max(0.0, estimate.ci_low), 3)}, {figure(estimate.ci_high, 3)}]"
+    return [row.setting.label, interval(row.hours), size(row.bytes), figure(row.money.mean, 3), rounds, *against]
 
 
 def _how_sure(found: Plan) -> str:

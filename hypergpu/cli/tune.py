@@ -8,18 +8,19 @@ from typing import Annotated, Any, Final
 import typer
 import yaml
 
+from hypergpu.cli.estimates import interval
 from hypergpu.cli.scenario_argument import SCENARIO
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.limits import LARGEST_COUNT
 from hypergpu.common.options import AsJson
 from hypergpu.common.strategies import AdaptationPolicy
-from hypergpu.common.text import counted, duration, figure
+from hypergpu.common.text import counted, duration
 from hypergpu.console import new_table, print_json, print_table, progress_bar, say
 from hypergpu.node.cgroup import usable_cpus
 from hypergpu.simulation.comparison import Result
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario_file import load_scenario
-from hypergpu.simulation.statistics import Estimate, geometric_mean_of
+from hypergpu.simulation.statistics import geometric_mean_of
 from hypergpu.simulation.tuning import Budget, Tuning, tune_scenario
 from hypergpu.simulation.verdict import Standing
 
@@ -119,7 +120,7 @@ def _show(found: Tuning) -> None:
     )  # fmt: skip
     for each in comparison.candidates:
         cells = _cells(each.result, count)
-        table.add_row(*cells, _interval(each.match.speedup), each.match.verdict.text)
+        table.add_row(*cells, interval(each.match.speedup), each.match.verdict.text)
     table.add_row(*_cells(comparison.baseline, count), "", "the policy")
     print_table(table)
     tuned = found.tuned
@@ -147,7 +148,7 @@ def _sentence(found: Tuning) -> str:
     gap = best.match.speedup
     if gap.mean is None:
         return sure
-    return f"{policy} takes {_interval(gap)} times as long as the best setting; {sure}"
+    return f"{policy} takes {interval(gap)} times as long as the best setting; {sure}"
 
 
 def _losers(found: Tuning) -> Iterator[str]:
@@ -167,14 +168,6 @@ def _cells(result: Result, count: int) -> list[str]:
     times = geometric_mean_of(result.times)
     return [
         result.variant.label,
-        _interval(times) if times.mean is not None else "never",
+        interval(times) if times.mean is not None else "never",
         f"{len(result.times)} of {count}",
     ]
-
-
-def _interval(estimate: Estimate) -> str:
-    if estimate.mean is None:
-        return "–"
-    if estimate.ci_low is None:
-        return figure(estimate.mean, 3)
-    return f"{figure(estimate.mean, 3)} [{figure(estimate.ci_low, 3)}, {figure(estimate.ci_high, 3)}]"

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hypergpu.cli.estimates import interval
 from hypergpu.cli.scenario_argument import PolicyName
 from hypergpu.common.config import SystemConfig, load_config
 from hypergpu.common.errors import InvalidInput
@@ -101,7 +102,7 @@ def _show(answer: WhatIf, changes: list[str]) -> None:
     table.add_row("as it is", *_cells(answer, answer.now))
     table.add_row(", ".join(changes), *_cells(answer, answer.then))
     print_table(table)
-    say(f"a round would take {_interval(answer.ratio)} times as long: {_verdict(answer.ratio)}")
+    say(f"a round would take {interval(answer.ratio)} times as long: {_verdict(answer.ratio)}")
     for line in _unknown(answer):
         say(f"not known: {line}")
 
@@ -109,7 +110,7 @@ def _show(answer: WhatIf, changes: list[str]) -> None:
 def _cells(answer: WhatIf, each: Prediction) -> list[str]:
     metric = UNKNOWN if each.metric.mean is None else answer.fork.metric.label(each.metric.mean)
     samples = figure(each.samples_per_second.mean, 3)
-    return [_interval(each.seconds_per_round), size(each.bytes_per_round.mean), samples, metric]
+    return [interval(each.seconds_per_round), size(each.bytes_per_round.mean), samples, metric]
 
 
 def _verdict(ratio: Estimate) -> str:
@@ -125,11 +126,3 @@ def _unknown(answer: WhatIf) -> list[str]:
     if answer.error > _POOR_FIT:
         found.insert(0, f"the fork as it is was {percent(answer.error)} off the measured rounds: take this as a hint")
     return found
-
-
-def _interval(estimate: Estimate) -> str:
-    if estimate.mean is None:
-        return UNKNOWN
-    if estimate.ci_low is None:
-        return figure(estimate.mean, 3)
-    return f"{figure(estimate.mean, 3)} [{figure(max(0.0, estimate.ci_low), 3)}, {figure(estimate.ci_high, 3)}]"

@@ -5,19 +5,16 @@ left that was not tried. It is a race on one seed: a run is cut off when it can 
 that a setting without hope costs no more than a good one. The finalists then run on every tuning seed.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Final
 
 from hypergpu.common.errors import InvalidInput
-from hypergpu.common.metric import MetricSpec
+from hypergpu.simulation.racing import SEED_OFFSET, RunAll, rank_by_cost
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.variants import BASELINE, Static, Variant
-
-RunAll = Callable[[Sequence[Scenario]], list[Outcome]]
 
 LOCAL_STEPS: Final = (1, 10, 20, 40, 100, 200)
 BATCH_FACTORS: Final = (1, 4)
@@ -27,8 +24,6 @@ OPTIMIZERS: Final = ("sgd", "fedavgm", "diloco", "muon", "muloco")
 _OF_GRADIENTS: Final = ("sgd", "fedavgm")
 """Those whose nodes take plain steps, so that a single one will do."""
 TUNING_SEEDS: Final = 3
-SEED_OFFSET: Final = 10_000
-"""Distance of the tuning seeds from the reported ones; as many can be reported at most."""
 _SLACK: Final = 1.25
 """Length of a run on the first seed, in times of the best run so far."""
 _FINAL_SLACK: Final = 2.0
@@ -145,8 +140,7 @@ class _Race:
     """
 
     def __init__(self, scenario: Scenario, seed: int, slack: float, run_all: RunAll) -> None:
-        training = scenario.config.training.model_copy(update={"target_accuracy": scenario.target})
-        self._scenario = scenario.changed(config=scenario.config.model_copy(update={"training": training}))
+        self._scenario = scenario.until_target()
         self._seed, self._slack, self._run_all = seed, slack, run_all
         self.outcomes: dict[Static, Outcome] = {}
         self.runs = 0
@@ -241,14 +235,4 @@ def _place(setting: Static) -> dict[str, Any]:
 
 def rank(outcomes: Sequence[Outcome]) -> tuple[int, float]:
     """Return a key that sorts settings: by runs without the target, then by time to it, then by the metric."""
-    times = [outcome.time_to_target_seconds for outcome in outcomes]
-    missed = times.count(None)
-    if not missed:
-        return 0, sum(math.log(max(time, 1e-9)) for time in times if time is not None)
-    return missed, -sum(_shown(outcome) for outcome in outcomes)
-
-
-def _shown(outcome: Outcome) -> float:
-    """Return the last value of the metric, larger if better."""
-    metric: MetricSpec = outcome.metric
-    return -math.inf if outcome.final_metric is None else metric.gain(outcome.final_metric, 0.0)
+    return rank_by_cost([outcome.time_to_target_seconds for outcome in outcomes], outcomes)

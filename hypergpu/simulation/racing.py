@@ -14,6 +14,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario import Scenario
+from hypergpu.simulation.statistics import SMALLEST
 
 RunAll = Callable[[Sequence[Scenario]], list[Outcome]]
 
@@ -105,10 +106,7 @@ class Race(Generic[Racer]):
     """
 
     def __init__(self, scenario: Scenario, run_all: RunAll, costs: Costs | None = None) -> None:
-        target = scenario.target
-        training = scenario.config.training.model_copy(update={"target_accuracy": target})
-        config = scenario.config.model_copy(update={"training": training})
-        self._scenario = scenario.changed(config=config, target_accuracy=target)
+        self._scenario = scenario.until_target()
         self._run_all, self._costs = run_all, costs or Costs()
         self._best = math.inf
         self._runs = 0
@@ -175,12 +173,7 @@ class Race(Generic[Racer]):
         return self._run_all(scenarios)
 
     def _rank(self, candidate: Racer, outcomes: Sequence[Outcome]) -> tuple[int, float]:
-        """Return a key that sorts candidates: by runs without the target, then by cost, then by the metric."""
-        costs = [self._costs.of(candidate, outcome) for outcome in outcomes]
-        missed = costs.count(None)
-        if missed:
-            return missed, -sum(_shown(outcome) for outcome in outcomes)
-        return 0, sum(math.log(max(cost, 1e-9)) for cost in costs if cost is not None)
+        return rank_by_cost([self._costs.of(candidate, outcome) for outcome in outcomes], outcomes)
 
     def _short(self, candidate: Racer, outcomes: Sequence[Outcome]) -> str:
         """Return why a candidate is not the best, in words."""
@@ -195,6 +188,19 @@ def runs_of(candidates: int, references: int, seeds: int) -> int:
     """Return how many runs a race takes."""
     second = min(candidates, max(FINALISTS, candidates // _KEPT))
     return max(references, 1) + candidates + second + (min(candidates, FINALISTS) + references) * seeds
+
+
+def rank_by_cost(costs: Sequence[float | None], outcomes: Sequence[Outcome]) -> tuple[int, float]:
+    """Return a key that sorts settings: by runs without the target, then by cost, then by the metric.
+
+    Args:
+        costs: cost of each run; None if it missed the target.
+        outcomes: the runs.
+    """
+    missed = costs.count(None)
+    if missed:
+        return missed, -sum(_shown(outcome) for outcome in outcomes)
+    return 0, sum(math.log(max(cost, SMALLEST)) for cost in costs if cost is not None)
 
 
 def _shown(outcome: Outcome) -> float:

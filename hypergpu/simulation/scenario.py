@@ -246,6 +246,12 @@ class Scenario(Network):
                     raise ScenarioError(("nodes", at, "gpu"), str(error)) from error
         return found
 
+    def until_target(self) -> "Scenario":
+        """Return a copy whose run ends at its target."""
+        training = self.config.training.model_copy(update={"target_accuracy": self.target})
+        config = self.config.model_copy(update={"training": training})
+        return self.changed(config=config, target_accuracy=self.target)
+
     def changed(self, **changes: Any) -> "Scenario":
         """Return a copy with other values at the top: `policy`, `seed`, `rounds`, `learning`, `config`.
 

@@ -3,7 +3,8 @@
 import pytest
 
 from hypergpu.common.errors import InvalidInput
-from hypergpu.simulation.oracle import CODECS, SEED_OFFSET, grid
+from hypergpu.simulation.oracle import CODECS, grid
+from hypergpu.simulation.racing import SEED_OFFSET
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.tuning import Budget, changed_settings, tune_scenario
 
