@@ -222,7 +222,7 @@ class Coordinator:
             dependencies.before = replace(spent, seconds=max(spent.seconds, self._found.state.elapsed_seconds))
         buffers = partial(spilled_buffer, self._options.out)
         disk = Disk(buffers, server.upload_disk_bytes, health.reporter(Part.SPILL))
-        update = model.model.payload_format(machine.round_state.codecs.update)
+        update = model.model.payload_format(machine.round_state.codecs.update, model.model.largest_update)
         uploads = Uploads(update.payload_bytes, server.upload_memory_bytes, disk)
         return Engine(f"run-{uuid.uuid4().hex[:12]}", machine, model.model, uploads, dependencies)
 

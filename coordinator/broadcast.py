@@ -6,7 +6,8 @@ from typing import Any
 
 from hypergpu.common.tensors import chunks
 from hypergpu.common.wire import encode_part
-from hypergpu.coordinator.core.model.outgoing import OutgoingParameters, Sending, SendingPlanner
+from hypergpu.coordinator.core.model.fragment_sendings import Held, ModelSendings, OutgoingModel
+from hypergpu.coordinator.core.model.outgoing import Sending
 
 Compute = Callable[..., "asyncio.Future[Any]"]
 """Runs a function, after a text that says what it does, on the thread that also changes the model."""
@@ -18,31 +19,36 @@ class Broadcast:
     Args:
         outgoing: encodes; used on the compute thread only.
         compute: queues functions on that thread, in order.
+        fragments: number of fragments of the model.
     """
 
-    def __init__(self, outgoing: OutgoingParameters, compute: Compute) -> None:
+    def __init__(self, outgoing: OutgoingModel, compute: Compute, fragments: int = 1) -> None:
         self._outgoing, self._compute = outgoing, compute
         self._round = 0
         """Round whose parameters can be sent; 0 = none."""
-        self._planner = SendingPlanner()
+        self._planner = ModelSendings(fragments)
         self._parts: dict[Sending, asyncio.Future[list[bytes]]] = {}
 
     def begin_round(self, round_number: int) -> None:
         """Send the model's present parameters from now on."""
         self._round, self._parts = round_number, {}
-        self._planner.begin_round()
-        self._compute("preparing the parameters", self._outgoing.begin_round)
+        changed = self._planner.begin_round(round_number)
+        self._compute("preparing the parameters", self._outgoing.begin_round, changed)
 
     def end_round(self) -> None:
         """Send nothing until the next round begins."""
         self._round, self._parts = 0, {}
 
+    def revert(self) -> None:
+        """Note that the model was given up for an earlier one."""
+        self._planner.revert()
+
     def is_current(self, round_number: int) -> bool:
         """Return whether the parameters of this round are still needed."""
         return self._round == round_number
 
-    def plan(self, codec: str, held: int) -> Sending:
-        """Return what to send to a node that says that it holds version `held` of the parameters (0 = none)."""
+    def plan(self, codec: str, held: Held) -> Sending:
+        """Return what to send to a node, by what it says that it holds."""
         return self._planner.plan(codec, held)
 
     async def parts(self, round_number: int, sending: Sending) -> list[bytes] | None:

@@ -22,6 +22,7 @@ from hypergpu.common.wire import (
 )
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.links.profile import RATE_FIGURES
+from hypergpu.coordinator.core.model.fragment_sendings import Held
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.rounds import events as ev
@@ -84,12 +85,13 @@ def order(assign: ev.WorkAssigned, sending: Sending, engine: Engine, now: float)
         local_optimizer=assign.local_optimizer,
         local=local_settings_to_proto(config.local_settings),
         deadline_seconds=max(0.0, assign.deadline_at - now),
-        update=encoding_to_proto(engine.model.payload_format(assign.codecs.update)),
-        parameters=encoding_to_proto(engine.model.payload_format(sending.codec)),
+        update=encoding_to_proto(engine.model.payload_format(assign.codecs.update, assign.fragments)),
+        parameters=encoding_to_proto(engine.model.payload_format(sending.codec, sending.fragments)),
         trial=assign.trial,
         accepted_round=assign.accepted_round,
         parameters_version=sending.version,
         base_version=sending.base,
+        fragments=fragments(assign, sending, engine.model.fragments.count),
         connections=pb.Connections(down=assign.connections.down, up=assign.connections.up),
         shard=pb.Shard(
             index=assign.shard.index,
@@ -100,6 +102,20 @@ def order(assign: ev.WorkAssigned, sending: Sending, engine: Engine, now: float)
             seed=config.seed,
         ),
     )
+
+
+def fragments(assign: ev.WorkAssigned, sending: Sending, count: int) -> pb.OrderFragments | None:
+    """Return the message for the fragments in the payloads of a work unit; None if they hold the whole model."""
+    if assign.fragment is None:
+        return None
+    return pb.OrderFragments(
+        count=count, update=assign.fragment, parameters=sending.fragments, version=sending.fragment_version
+    )
+
+
+def held(request: pb.PullWorkRequest) -> Held:
+    """Return what a node says that it holds of the model."""
+    return Held(request.parameters_version, request.fragment_versions)
 
 
 def register_reply(name: str, engine: Engine, heartbeat_seconds: float) -> pb.RegisterReply:

@@ -14,8 +14,8 @@ from hypergpu.common.metric import finite
 from hypergpu.common.tensors import Payload
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.broadcast import Broadcast
+from hypergpu.coordinator.core.model.fragment_sendings import OutgoingModel
 from hypergpu.coordinator.core.model.global_model import GlobalModel
-from hypergpu.coordinator.core.model.outgoing import OutgoingParameters
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.state import RunState
@@ -79,7 +79,7 @@ class Engine:
         self._clock = dependencies.clock
         self._started_at = dependencies.clock() - dependencies.before.seconds
         self._waiters: dict[str, asyncio.Future[ev.WorkAssigned | ev.RunOver | None]] = {}
-        self.broadcast = Broadcast(OutgoingParameters(model), self._run_watched)
+        self.broadcast = Broadcast(OutgoingModel(model), self._run_watched, model.fragments.count)
         self._timer: asyncio.TimerHandle | None = None
         self.health = dependencies.health
         self.health.on_change = self._on_health
@@ -207,13 +207,13 @@ class Engine:
                 if not waiter.done():
                     self.ask(EndPull(node))
 
-    async def norm(self, payload: Payload, codec: str) -> float:
-        """Compute the Euclidean norm of an update on a thread; it is not finite if the update is not.
+    async def norm(self, payload: Payload, codec: str, round_number: int) -> float:
+        """Compute the Euclidean norm of an update of a round on a thread; it is not finite if the update is not.
 
         Raises:
             ProtocolError: the payload is not in this codec.
         """
-        return await asyncio.get_running_loop().run_in_executor(None, self.model.norm, payload, codec)
+        return await asyncio.get_running_loop().run_in_executor(None, self.model.norm, payload, codec, round_number)
 
     def accept_update(self, event: ev.UpdateArrived, upload: Upload) -> ev.UpdateReply:
         """Answer a complete update. Its buffer returns to `uploads` when it is no longer needed.
@@ -312,8 +312,7 @@ class Engine:
                     waiter.set_result(effect)
             case ev.StartRound():
                 self.uploads.begin_round(effect.round, self.machine.is_late)
-                if self.machine.config.staleness_limit:
-                    self._run_watched("remembering the state", self.model.begin_round, effect.round)
+                self._run_watched("beginning the round", self.model.begin_round, effect.round)
                 self.broadcast.begin_round(effect.round)
             case ev.CloseRound():
                 self.broadcast.end_round()
@@ -324,6 +323,7 @@ class Engine:
             case ev.KeepModel():
                 self._run_watched("keeping the model", self.model.keep)
             case ev.RevertModel():
+                self.broadcast.revert()
                 self._run_watched("returning to an earlier model", self.model.revert)
             case ev.SetTimer(at=at):
                 if self._timer is not None:

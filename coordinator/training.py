@@ -147,8 +147,8 @@ class TrainingService:
             return
         began, sent_all = self._clock(), False
         connections = assign.connections.down
-        sending = engine.broadcast.plan(assign.codecs.parameters, request.parameters_version)
-        nbytes = engine.model.payload_format(sending.codec).payload_bytes
+        sending = engine.broadcast.plan(assign.codecs.parameters, convert.held(request))
+        nbytes = engine.model.payload_format(sending.codec, sending.fragments).payload_bytes
         download = self._downloads.begin(node, (assign.round, assign.attempt), sending, nbytes, connections)
         try:
             parts = download.parts = await engine.broadcast.parts(assign.round, sending)
@@ -212,7 +212,7 @@ class TrainingService:
         if reply is not None:
             return _to_proto(reply)
         engine.model.manifest.require_same(manifest_from_proto(header.manifest, self._max_model_bytes))
-        form = engine.model.payload_format(event.codec)
+        form = engine.model.update_format(event.codec, event.round)
         require_payload_bytes(header.encoding, form)
         stream = object()
         began = self._clock()
@@ -327,7 +327,7 @@ class TrainingService:
         engine = self._engine
         engine.uploads.detach(upload)
         try:
-            norm = await engine.norm(upload.payload, event.codec)
+            norm = await engine.norm(upload.payload, event.codec, event.round)
         except ProtocolError as error:  # what arrived is not what the codec writes
             engine.uploads.recycle(upload)
             engine.metrics.rejected.labels(type(error).__name__).inc()

@@ -13,6 +13,7 @@ import structlog
 from hypergpu.common.byte_ranges import ByteRanges
 from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.local_optimizer import LocalOptimizer
+from hypergpu.common.tensors import Flat
 from hypergpu.common.wire import codec_from_proto, local_settings_from_proto
 from hypergpu.node.client import CoordinatorClient, RunOver, Work, missing_of
 from hypergpu.node.core.held_parameters import HeldParameters
@@ -82,9 +83,7 @@ class Assignments:
         held = self._run_of(run_id).held
         pulled = await self._client.pull(run_id, wait_seconds, held, on_order)
         if isinstance(pulled, Work):
-            order = pulled.order
-            form = held.payload_format(codec_from_proto(order.parameters))
-            finish = partial(held.finish, form, order.parameters_version, order.base_version)
+            finish = partial(_finish, held, pulled.order)
             self._decoding = asyncio.get_running_loop().run_in_executor(self._executor, finish)
             await asyncio.shield(self._decoding)
             self._record_call()
@@ -134,12 +133,30 @@ class Assignments:
         codec = codec_from_proto(work.order.update)
         if abandoned.is_set():
             raise WorkAbandoned("abandoned before the first step")
-        order, shard = work.order, work.order.shard
-        settings, run = local_settings_from_proto(order.local), self._run_of(order.work.run_id)
+        order, run = work.order, self._run_of(work.order.work.run_id)
+        if run.held.local is None:
+            update = self._train(order, work.parameters, abandoned)
+            encode, flat = run.encoder.encode, update.flat
+        else:
+            local, fragment = run.held.local, order.fragments.update
+            update = self._train(order, local.begin(order.work.round), abandoned)
+            flat = local.end(update.flat, order.work.round, fragment, trial=order.trial)
+            encode = partial(local.encode, fragment=fragment)
+        encoded = encode(
+            flat,
+            codec.name,
+            round_number=order.work.round,
+            accepted_round=order.accepted_round,
+            trial=order.trial,
+        )
+        return update, encoded
+
+    def _train(self, order: pb.WorkOrder, parameters: Flat, abandoned: threading.Event) -> Update:
+        shard, run = order.shard, self._run_of(order.work.run_id)
         optimizer = LocalOptimizer(order.local_optimizer, order.learning_rate)
-        local = run.optimizer.local_training(optimizer, settings, order.accepted_round)
+        local = run.optimizer.local_training(optimizer, local_settings_from_proto(order.local), order.accepted_round)
         update = self._worker.work(
-            work.parameters,
+            parameters,
             self._worker.shard(shard.partition, shard.index, shard.count, shard.seed, shard.dirichlet_alpha),
             shard.cursor,
             batch_size=order.batch_size,
@@ -150,14 +167,7 @@ class Assignments:
             abandon=abandoned,
         )
         run.optimizer.trained(local, order.work.round, trial=order.trial)
-        encoded = run.encoder.encode(
-            update.flat,
-            codec.name,
-            round_number=order.work.round,
-            accepted_round=order.accepted_round,
-            trial=order.trial,
-        )
-        return update, encoded
+        return update
 
     def _run_of(self, run_id: str) -> "_Run":
         """Return what is kept of a run. Another run has another model: nothing of the former one is of use to it."""
@@ -187,3 +197,15 @@ class Assignments:
         self._worker.metrics.record_work(self._compute_seconds, waited, success)
         self._on_work(outcome)
         self._waiting_since, self._compute_seconds = now, 0.0
+
+
+def _finish(held: HeldParameters, order: pb.WorkOrder) -> None:
+    """Turn the payload that an order announced, and that has arrived, into parameters."""
+    parts = order.fragments
+    form = held.payload_format(codec_from_proto(order.parameters), parts.parameters)
+    if order.HasField("fragments"):
+        held.finish_fragments(
+            form, parts.parameters, order.parameters_version, fragment=parts.version, base=order.base_version
+        )
+    else:
+        held.finish(form, order.parameters_version, order.base_version)

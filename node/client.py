@@ -167,6 +167,7 @@ class CoordinatorClient:
         report = self.downloads.take_report()
         request = pb.PullWorkRequest(node_id=self.node_id, run_id=run_id, wait_seconds=wait_seconds, download=report)
         request.parameters_version = held.version
+        request.fragment_versions.extend(held.fragment_versions)
         call = self._connections(1)[0].pull(request, metadata=self._metadata)
         parts = self._parts_of(call, chunk_timeout_seconds(0.0) + wait_seconds)
         try:
@@ -317,9 +318,14 @@ def _assembler_of(order: pb.WorkOrder, held: HeldParameters) -> Assembler:
         ProtocolError: they are those of another model, or in a format that this node cannot take.
     """
     held.manifest.require_same(manifest_from_proto(order.manifest))
-    form = held.payload_format(codec_from_proto(order.parameters))
+    if order.HasField("fragments"):
+        held.split(order.fragments.count)
+        require_payload_bytes(
+            order.update, held.payload_format(codec_from_proto(order.update), (order.fragments.update,))
+        )
+    form = held.payload_format(codec_from_proto(order.parameters), order.fragments.parameters)
     require_payload_bytes(order.parameters, form)
-    return Assembler(held.begin(form, order.base_version))
+    return Assembler(held.begin(form, order.base_version, order.fragments.parameters))
 
 
 class _TransferConnection:

@@ -35,7 +35,7 @@ _FREE = frozenset(
     }
 )
 _REFUSED = frozenset({"task", "seed"})
-_OF_OPTIMIZER = frozenset({"local_steps", "server_optimizer", "server_momentum", "server_nesterov"})
+_OF_OPTIMIZER = frozenset({"fragments", "local_steps", "server_optimizer", "server_momentum", "server_nesterov"})
 """Settings that determine the meaning of the optimizer's state; if one changes, the optimizer restarts."""
 
 

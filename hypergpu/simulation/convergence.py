@@ -33,10 +33,12 @@ from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Bytes
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
+from hypergpu.common.tensors import Payload
 from hypergpu.coordinator.core.adaptation.codecs.noise import PRIOR_NOISE
 from hypergpu.coordinator.core.batching.goodput import steps_progress
 from hypergpu.coordinator.core.model.aggregation import staleness_weight
-from hypergpu.coordinator.core.model.outgoing import SendingPlanner
+from hypergpu.coordinator.core.model.fragment_sendings import ModelSendings
+from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.simulation.accepted_updates import AcceptedUpdates, ModelledUpdate
 from hypergpu.simulation.momentum import ModelledMomentum
@@ -168,12 +170,15 @@ class ConvergenceBackend:
         self._model = convergence
         self.metric = LOSS if convergence.metric(0.0) is None else metric
         """Metric of the model."""
-        self.sendings = SendingPlanner()
+        self.sendings = ModelSendings(config.fragments)
         """Planner of the form in which parameters are sent."""
         self._draws = KeyedRandom(config.seed, "convergence")
         self._noises: tuple[int, list[float]] = (0, [])  # a round, and those of its shards
         self._path = self._kept = 0.0
-        self._momentum = ModelledMomentum()
+        self._config = config
+        self._momentums = self._new_momentums()
+        """Velocities by fragment."""
+        self._round = 0
         self._loss = self._model.loss(0.0)
         self._losses: dict[tuple[float, int, float], tuple[float, float]] = {}
         self._last = ModelledUpdate()
@@ -184,14 +189,29 @@ class ConvergenceBackend:
         """Size of the flat buffer that is sent."""
         return self._model.model_bytes
 
-    def payload_bytes(self, codec: str) -> int:
-        """Return the size of parameters or an update in a codec; nothing is left exact."""
-        return find_codec(codec).encoded_bytes(-(-self.model_bytes // 4))
+    def payload_bytes(self, codec: str, fragments: tuple[int, ...] = ()) -> int:
+        """Return the size of parameters or an update in a codec; nothing is left exact, and fragments are equal."""
+        values = -(-self.model_bytes // 4)
+        if fragments:
+            values = -(-values * len(fragments) // self._config.fragments)
+        return find_codec(codec).encoded_bytes(values)
+
+    def payload(self, sending: Sending) -> None:
+        """Return None: a curve has one place for all nodes."""
+
+    def received(self, node: str, sending: Sending, payload: Payload | None) -> None:
+        """Do nothing."""
+
+    def computed(self, order: ev.WorkAssigned) -> None:
+        """Do nothing."""
+
+    def _new_momentums(self) -> list[ModelledMomentum]:
+        return [ModelledMomentum() for _ in range(self._config.fragments)]
 
     def begin_round(self, number: int) -> None:
         """Count a version of the parameters, which a curve has not."""
-        del number
-        self.sendings.begin_round()
+        self._round = number
+        self.sendings.begin_round(number)
 
     def process_started(self, node: str) -> None:
         """Forget the residual of a node."""
@@ -224,7 +244,9 @@ class ConvergenceBackend:
         """Return the update of a work unit."""
         model = self._model
         steps, batch_size, learning_rate = order.local_steps, order.batch_size, order.learning_rate
-        samples, worth = batch_size * steps, model.worth(steps)
+        # A fragment is synchronised after the steps of as many rounds as there are fragments, and is one of them.
+        fragments = self._config.fragments
+        samples, worth = batch_size * steps, model.worth(steps * fragments) / fragments
         work = worth, batch_size, learning_rate
         full_steps = worth * learning_rate / model.learning_rate
         codec = order.codecs.update
@@ -281,7 +303,8 @@ class ConvergenceBackend:
         mean = self._accepted.mean()
         if mean is not None:
             fresh = self._model.progress(mean.full_steps, mean.samples_per_step, self._model.learning_rate, mean.noise)
-            self._path += self._momentum.move(fresh, momentum or 0.0, momentum_every)
+            velocity = self._momentums[self._config.fragment_of(self._round)]
+            self._path += velocity.move(fresh, momentum or 0.0, momentum_every)
             self._loss = self._model.loss(self._path)
             self._losses.clear()
         self.discard()
@@ -293,7 +316,8 @@ class ConvergenceBackend:
 
     def revert(self) -> None:
         """Return to the place that was kept last."""
-        self._path, self._momentum = self._kept, ModelledMomentum()
+        self._path, self._momentums = self._kept, self._new_momentums()
+        self.sendings.revert()
         self._loss = self._model.loss(self._path)
         self._losses.clear()
 

@@ -5,7 +5,9 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StaleWork
+from hypergpu.common.tensors import Payload
 from hypergpu.common.transfer_meter import Transfer
+from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Adaptation, LateWork, RoundJudgement, RoundPlan, RoundReport
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
@@ -185,6 +187,14 @@ class SimulatedCoordinator:
         self._ask(EndPull(node.node_id))
         return True
 
+    def received(self, node: SimulatedNode, sending: Sending, payload: Payload | None) -> None:
+        """Let a node hold what it has received."""
+        self._learning.received(node.node_id, sending, payload)
+
+    def computed(self, work: ev.WorkAssigned) -> None:
+        """Note that a node has done its work."""
+        self._learning.computed(work)
+
     def is_over(self, work: ev.WorkAssigned) -> bool:
         """Return whether no update of this work is needed."""
         return self._machine.wanted_unit(work.node, work.round) is None
@@ -275,7 +285,8 @@ class SimulatedCoordinator:
         rpc = self._waiting.pop(work.node, None)
         if rpc is not None and not rpc.over:
             node = self._nodes[work.node]
-            node.send_work(work, rpc, self._learning.sendings.plan(work.codecs.parameters, node.parameters_version))
+            sending = self._learning.sendings.plan(work.codecs.parameters, node.held)
+            node.send_work(work, rpc, sending, self._learning.payload(sending))
 
     def _count_update(self, reply: ev.UpdateReply) -> None:
         if reply.status is _ACCEPTED and reply.weight:

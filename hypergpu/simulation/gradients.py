@@ -12,15 +12,17 @@ from hypergpu.common.config.compression import CompressionConfig
 from hypergpu.common.data_report import DataReport, ReportedData
 from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.metric import MetricSpec
-from hypergpu.common.tensors import Flat
+from hypergpu.common.tensors import Flat, Payload
+from hypergpu.coordinator.core.model.fragment_sendings import ModelSendings, OutgoingModel
 from hypergpu.coordinator.core.model.global_model import GlobalModel
-from hypergpu.coordinator.core.model.outgoing import OutgoingParameters, SendingPlanner
+from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.initial_model import initial_values
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
 from hypergpu.node.optimizers import KeptState
-from hypergpu.node.trainer import Trainer
+from hypergpu.node.trainer import Trainer, Update
 from hypergpu.simulation.compute import optimizer_share
+from hypergpu.simulation.node_fragments import NodeFragments
 from hypergpu.simulation.node_samples import NodeSamples
 from hypergpu.simulation.scenario import ComputeTimes
 from hypergpu.tasks import Evaluation, Task, build, evaluate, metric_of, spec_of
@@ -38,21 +40,30 @@ class _Memory:
     encoder: UpdateEncoder
     """With its residual."""
     optimizer: KeptState
+    fragments: NodeFragments | None
+    """Values of the fragments; None where rounds synchronise the whole model."""
 
 
 class _Sent:
     """Parameters as nodes receive them: of the open round, and of the rounds of late units."""
 
     def __init__(self, model: GlobalModel) -> None:
-        self.planner = SendingPlanner()
+        self.planner = ModelSendings(model.fragments.count)
         self.of_late: dict[tuple[int, str], Flat] = {}
         """Parameters by round and codec."""
-        self._outgoing = OutgoingParameters(model)
+        self._outgoing = OutgoingModel(model)
+        self._payloads: dict[Sending, Payload] = {}
 
-    def begin_round(self) -> None:
+    def begin_round(self, number: int) -> None:
         """Encode the present parameters."""
-        self.planner.begin_round()
-        self._outgoing.begin_round()
+        self._outgoing.begin_round(self.planner.begin_round(number))
+        self._payloads.clear()
+
+    def payload(self, sending: Sending) -> Payload:
+        """Return the payload of a node, which stays as it is."""
+        if sending not in self._payloads:
+            self._payloads[sending] = self._outgoing.payload(sending).copy()
+        return self._payloads[sending]
 
     def received(self, round_number: int, codec: str) -> Flat:
         """Return the parameters that the nodes of a round have after decoding."""
@@ -115,19 +126,35 @@ class GradientBackend:
         """Size of the flat buffer that is sent."""
         return self._model.manifest.total_bytes
 
-    def payload_bytes(self, codec: str) -> int:
-        """Return the size of parameters or an update in a codec."""
-        return self._model.payload_format(codec).payload_bytes
+    def payload_bytes(self, codec: str, fragments: tuple[int, ...] = ()) -> int:
+        """Return the size of parameters or an update in a codec; without `fragments`, of the whole model."""
+        return self._model.payload_format(codec, fragments).payload_bytes
 
     @property
-    def sendings(self) -> SendingPlanner:
+    def sendings(self) -> ModelSendings:
         """Planner of the form in which parameters are sent."""
         return self._sent.planner
 
     def begin_round(self, number: int) -> None:
         """Encode the parameters of the round that opens."""
         self._model.begin_round(number)
-        self._sent.begin_round()
+        self._sent.begin_round(number)
+
+    def payload(self, sending: Sending) -> Payload | None:
+        """Return the payload of a node; None where all nodes hold the same."""
+        return self._sent.payload(sending) if sending.fragments else None
+
+    def received(self, node: str, sending: Sending, payload: Payload | None) -> None:
+        """Let a node hold what it has received."""
+        fragments = self._memory_of(node).fragments
+        if fragments is not None and payload is not None:
+            fragments.receive(sending, self._model.payload_format(sending.codec, sending.fragments), payload)
+
+    def computed(self, order: ev.WorkAssigned) -> None:
+        """Train a work unit now where its node goes on with what it made of the other fragments."""
+        fragments = self._memory_of(order.node).fragments
+        if fragments is not None:
+            fragments.compute(order, self._work)
 
     def process_started(self, node: str) -> None:
         """Forget the residual of a node, and the state of its optimizer."""
@@ -149,24 +176,19 @@ class GradientBackend:
 
     def train(self, order: ev.WorkAssigned, compute_seconds: float = 0.0) -> ev.UpdateArrived:
         """Train a work unit with real gradients, and encode its update as the node does."""
-        trainer, memory = self._trainer, self._memory_of(order.node)
-        optimizer = LocalOptimizer(order.local_optimizer, order.learning_rate)
-        local = memory.optimizer.local_training(optimizer, self._config.local_settings, order.accepted_round)
-        update = trainer.work(
-            self._sent.received(order.round, order.codecs.parameters),
-            self._batches_of(order),
-            local_steps=order.local_steps,
-            local=local,
-            key=(order.round, order.shard.index),
-        )
-        memory.optimizer.trained(local, order.round, trial=order.trial)
-        encoded = self._encoded = memory.encoder.encode(
-            update.flat,
-            order.codecs.update,
-            round_number=order.round,
-            accepted_round=order.accepted_round,
-            trial=order.trial,
-        )
+        memory = self._memory_of(order.node)
+        if memory.fragments is not None:
+            update, encoded = memory.fragments.result_of(order)
+        else:
+            update = self._work(order, self._sent.received(order.round, order.codecs.parameters))
+            encoded = memory.encoder.encode(
+                update.flat,
+                order.codecs.update,
+                round_number=order.round,
+                accepted_round=order.accepted_round,
+                trial=order.trial,
+            )
+        self._encoded = encoded
         return ev.UpdateArrived(
             order.node,
             order.round,
@@ -176,14 +198,29 @@ class GradientBackend:
             compute_seconds,
             loss_before=update.steps[0].loss,
             grad_norm=update.steps[-1].grad_norm,
-            norm=self._model.norm(encoded.payload, encoded.form.codec.name),
+            norm=self._model.norm(encoded.payload, encoded.form.codec.name, order.round),
             loss_after=update.loss_after,
             codec=order.codecs.update,
             noise=encoded.noise,
-            optimizer_share=optimizer_share(self._times, order.batch_size, optimizer.name)
+            optimizer_share=optimizer_share(self._times, order.batch_size, order.local_optimizer)
             if order.local_steps > 1
             else 0.0,
         )
+
+    def _work(self, order: ev.WorkAssigned, parameters: Flat) -> Update:
+        """Take the local steps of a work unit."""
+        kept = self._memory_of(order.node).optimizer
+        optimizer = LocalOptimizer(order.local_optimizer, order.learning_rate)
+        local = kept.local_training(optimizer, self._config.local_settings, order.accepted_round)
+        update = self._trainer.work(
+            parameters,
+            self._batches_of(order),
+            local_steps=order.local_steps,
+            local=local,
+            key=(order.round, order.shard.index),
+        )
+        kept.trained(local, order.round, trial=order.trial)
+        return update
 
     def keep_parameters(self, late: Collection[tuple[int, str]]) -> None:
         """Keep what the nodes of late units received."""
@@ -209,6 +246,7 @@ class GradientBackend:
     def revert(self) -> None:
         """Restore the kept parameters."""
         self._model.revert()
+        self._sent.planner.revert()
 
     def evaluate(self) -> tuple[float, float | None]:
         """Return loss and metric on held-out data."""
@@ -230,9 +268,10 @@ class GradientBackend:
     def _memory_of(self, node: str) -> "_Memory":
         memory = self._nodes.get(node)
         if memory is None:
-            model = self._trainer.model
-            state = model.manifest.size - model.parameter_count
-            memory = self._nodes[node] = _Memory(UpdateEncoder(model.parameter_count, state), KeptState())
+            model, fragments = self._trainer.model, self._model.fragments
+            encoder = UpdateEncoder(model.parameter_count, fragments.state_size)
+            of_fragments = None if self._model.is_whole else NodeFragments(fragments, model.manifest.size)
+            memory = self._nodes[node] = _Memory(encoder, KeptState(), of_fragments)
         return memory
 
     def _batches_of(self, order: ev.WorkAssigned) -> Callable[[int], tuple[Inputs, Tensor]]:

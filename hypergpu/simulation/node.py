@@ -9,7 +9,9 @@ from hypergpu.common.connections import useful_connections
 from hypergpu.common.errors import HyperGPUError, Unavailable
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.node_terms import NodeTerms
+from hypergpu.common.tensors import Payload
 from hypergpu.common.transfer_meter import Transfer
+from hypergpu.coordinator.core.model.fragment_sendings import NOTHING, after
 from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.session import Directive
@@ -47,6 +49,14 @@ class CoordinatorApi(Protocol):
 
     def end_pull(self, node: "SimulatedNode", rpc: SimulatedRpc) -> bool:
         """Give up waiting for work on `rpc`; False if it was answered already."""
+        ...
+
+    def received(self, node: "SimulatedNode", sending: Sending, payload: Payload | None) -> None:
+        """Note that parameters have arrived at the node; no RPC says so."""
+        ...
+
+    def computed(self, work: ev.WorkAssigned) -> None:
+        """Note that the node has done its work, each time that it begins to send the update; no RPC says so."""
         ...
 
     def is_over(self, work: ev.WorkAssigned) -> bool:
@@ -156,11 +166,11 @@ class SimulatedNode:
         "connection",
         "failures",
         "heartbeats",
+        "held",
         "incarnation",
         "info",
         "largest_batch",
         "node_id",
-        "parameters_version",
         "running",
         "terms",
     )  # fmt: skip
@@ -177,7 +187,7 @@ class SimulatedNode:
         compute: Compute,
         *,
         seed: int,
-        payload_bytes: Callable[[str], int],
+        payload_bytes: Callable[[str, tuple[int, ...]], int],
         config: SystemConfig,
         info: Mapping[str, str],
         setup_seconds: float = 0.0,
@@ -194,7 +204,7 @@ class SimulatedNode:
         self.attempts = self.failures = 0
         """RPCs that this process made, and those of them that failed."""
         self.heartbeats = Heartbeats(self, time, api, config.server.heartbeat_seconds)
-        self.parameters_version = 0  # that the process holds; 0 = none
+        self.held = NOTHING
         self._api, self._time, self._compute = api, time, compute
         self._payload_bytes = payload_bytes
         self._settings = config.node
@@ -237,7 +247,7 @@ class SimulatedNode:
             self.connection.before_piece = self.heartbeats.flush
             self.incarnation += 1
             self.attempts = self.failures = 0
-            self._prepared, self.parameters_version = False, 0
+            self._prepared, self.held = False, NOTHING
             self.heartbeats.stop()
             if self.incarnation > 1:
                 self._life = self._new_life(self.incarnation)
@@ -384,18 +394,20 @@ class SimulatedNode:
         if rpc is not None and self._api.end_pull(self, rpc):
             self.reply(rpc, _NO_WORK, messages=0)
 
-    def send_work(self, work: ev.WorkAssigned, rpc: SimulatedRpc, sending: Sending) -> None:
+    def send_work(
+        self, work: ev.WorkAssigned, rpc: SimulatedRpc, sending: Sending, payload: Payload | None = None
+    ) -> None:
         """Let the coordinator reply to PullWork with a work unit and its parameters.
 
         Both travel as one message, so the node is told of the work now and not one latency later.
         """
         self._life.handle(life.WorkAnnounced(work))
-        payload_bytes = self._payload_bytes(sending.codec)
+        payload_bytes = self._payload_bytes(sending.codec, sending.fragments)
         nbytes, messages = message_sizes.transfer(payload_bytes)
-        if not sending.base:
-            self.parameters_version = 0  # what arrives overwrites what is held
+        if not sending.base and not sending.fragments:
+            self.held = NOTHING  # what arrives overwrites what is held
         self._api.begin_download(self, message_sizes.ORDER_BYTES + nbytes)
-        arrived = partial(self._on_work_arrived, sending.version)
+        arrived = partial(self._on_work_arrived, sending, payload)
         count = work.connections.down
         if count > 1 and (count := useful_connections(count, payload_bytes)) > 1:
             striped = StripedRpc(rpc, DOWN, payload_bytes, message_sizes.ORDER_BYTES)
@@ -405,8 +417,9 @@ class SimulatedNode:
             rpc.about = life.WorkReceived(work)
             rpc.send(DOWN, message_sizes.ORDER_BYTES + nbytes, messages, arrived)
 
-    def _on_work_arrived(self, version: int, rpc: SimulatedRpc) -> None:
-        self.parameters_version = version
+    def _on_work_arrived(self, sending: Sending, payload: Payload | None, rpc: SimulatedRpc) -> None:
+        self.held = after(self.held, sending)
+        self._api.received(self, sending, payload)
         self._on_reply(rpc)
 
     # ------------------------------------------------------------ working
@@ -422,10 +435,11 @@ class SimulatedNode:
     def _push(self, effect: life.Push[ev.WorkAssigned]) -> None:
         work, offset = effect.work, effect.offset
         self._upload_offset = offset
+        self._api.computed(work)
         if self._api.is_over(work):
             nbytes, messages = 0, 1  # the coordinator replies when it has the header
         else:
-            left, count = self._payload_bytes(work.codecs.update) - offset, work.connections.up
+            left, count = self._payload_bytes(work.codecs.update, work.fragments) - offset, work.connections.up
             if count > 1 and (count := useful_connections(count, left)) > 1:
                 self._push_over_several(work, left, count)
                 return

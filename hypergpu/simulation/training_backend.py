@@ -5,7 +5,9 @@ from typing import Protocol
 
 from hypergpu.common.data_report import DataReport
 from hypergpu.common.metric import MetricSpec
-from hypergpu.coordinator.core.model.outgoing import SendingPlanner
+from hypergpu.common.tensors import Payload
+from hypergpu.coordinator.core.model.fragment_sendings import ModelSendings
+from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.rounds import events as ev
 
 
@@ -36,12 +38,12 @@ class TrainingBackend(Protocol):
         """Norms of the last step, as in `GlobalModel.update_norms`; None if they are unknown."""
         ...
 
-    def payload_bytes(self, codec: str) -> int:
-        """Return the size of parameters or an update in a codec."""
+    def payload_bytes(self, codec: str, fragments: tuple[int, ...] = ()) -> int:
+        """Return the size of parameters or an update in a codec; without `fragments`, of the whole model."""
         ...
 
     @property
-    def sendings(self) -> SendingPlanner:
+    def sendings(self) -> ModelSendings:
         """Planner of the form in which parameters are sent."""
         ...
 
@@ -51,6 +53,18 @@ class TrainingBackend(Protocol):
 
     def process_started(self, node: str) -> None:
         """Forget what the former process of a node kept in its memory."""
+        ...
+
+    def payload(self, sending: Sending) -> Payload | None:
+        """Return the payload of a node, where it matters what each node holds: with more than one fragment."""
+        ...
+
+    def received(self, node: str, sending: Sending, payload: Payload | None) -> None:
+        """Let a node hold what it has received."""
+        ...
+
+    def computed(self, order: ev.WorkAssigned) -> None:
+        """Note that a node has done a work unit, whether or not its update will be needed; noted once for each."""
         ...
 
     def train(self, order: ev.WorkAssigned, compute_seconds: float = 0.0) -> ev.UpdateArrived:

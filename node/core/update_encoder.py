@@ -47,13 +47,17 @@ class UpdateEncoder:
             NonFiniteUpdate: the update holds NaN or infinity.
         """
         form = PayloadFormat(find_codec(codec), self._parameters, self._state)
-        if self._feedback is not None:
-            self._feedback.settle(accepted_round)
+        self.settle(accepted_round)
         if not form.codec.is_exact and len(self._buffer) != form.payload_bytes:
             self._buffer = np.empty(form.payload_bytes, np.uint8)
         error = None if trial else self._add_residual(update, form, round_number)
         payload, noise = form.encode(update, self._buffer, error)
         return EncodedUpdate(form, payload, noise)
+
+    def settle(self, accepted_round: int) -> None:
+        """Keep what the codec lost of the last update if it was accepted for this round; else drop it."""
+        if self._feedback is not None:
+            self._feedback.settle(accepted_round)
 
     def _add_residual(self, update: Flat, form: PayloadFormat, round_number: int) -> Flat | None:
         """Add the residual to an update; return the buffer for the new error, or None if errors are not kept."""

@@ -15,8 +15,9 @@ from hypergpu.common.config import TrainingConfig
 from hypergpu.common.tensors import Flat, Manifest, Payload, TensorSpec, chunks
 from hypergpu.coordinator.broadcast import Broadcast
 from hypergpu.coordinator.core.adaptation.codecs import control as codec_control
+from hypergpu.coordinator.core.model.fragment_sendings import Held, OutgoingModel
 from hypergpu.coordinator.core.model.global_model import GlobalModel
-from hypergpu.coordinator.core.model.outgoing import OutgoingParameters, Sending
+from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.protos import coordinator_pb2 as pb
 from tests.coordinator.test_services import FakeNode, Order, Running, code_of, running
 
@@ -178,14 +179,14 @@ async def test_a_node_that_names_its_version_receives_the_difference(tmp_path: P
 def test_a_node_that_claims_parameters_that_were_never_sent_receives_them_whole() -> None:
     manifest = Manifest((TensorSpec("weight", (len(VALUES),)),))
     model = GlobalModel(manifest, VALUES, len(VALUES), TrainingConfig())
-    broadcast = Broadcast(OutgoingParameters(model), lambda _, function, *arguments: function(*arguments))
+    broadcast = Broadcast(OutgoingModel(model), lambda _, function, *arguments: function(*arguments))
     for number in (1, 2):
         broadcast.begin_round(number)
-    assert broadcast.plan("none", 1) == Sending("none")
-    assert broadcast.plan("int8", 1) == Sending("bf16", 2), "no node was sent parameters that it can hold before"
+    assert broadcast.plan("none", Held(1)) == Sending("none")
+    assert broadcast.plan("int8", Held(1)) == Sending("bf16", 2), "no node was sent parameters that it can hold before"
     broadcast.begin_round(3)
-    assert broadcast.plan("int8", 2) == Sending("int8", 3, 2)
-    assert broadcast.plan("int8", 1) == Sending("none", 3)
+    assert broadcast.plan("int8", Held(2)) == Sending("int8", 3, 2)
+    assert broadcast.plan("int8", Held(1)) == Sending("none", 3)
 
 
 async def test_codecs_by_link_are_ordered_over_the_wire_and_recorded(

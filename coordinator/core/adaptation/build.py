@@ -16,10 +16,12 @@ def build_orchestrator(
 ) -> AdaptiveOrchestrator:
     """Return an orchestrator with its monitor, batch controller and selector, as configured.
 
-    With `model_bytes`, the size of the parameters and of an update, the cost of a transfer that was never finished
-    follows from the rate of the link, and so do codecs.
+    With `model_bytes`, the size of the parameters, the cost of a transfer that was never finished follows from the rate
+    of the link, and so do codecs.
     """
     links = config.monitor
+    if model_bytes is not None:  # those that a round transfers
+        model_bytes = -(-model_bytes // config.training.fragments)
     if "offline_after_seconds" not in links.model_fields_set:  # rare heartbeats are no silence
         offline_after = max(links.offline_after_seconds, _OFFLINE_AFTER_LOST * config.server.lost_after_seconds)
         links = links.model_copy(update={"offline_after_seconds": offline_after})

@@ -69,7 +69,8 @@ class AdaptiveOrchestrator:
         node_selector: Selector of the nodes.
         adaptation_policy: Policy of the adaptation; see `set_policy`.
         clock: Source of the time in seconds.
-        model_bytes: Size of the parameters, and of an update; None if unknown, which leaves the codecs as configured.
+        model_bytes: Size of the parameters and of an update in a round: of a fragment, if there are several; None if
+            unknown, which leaves the codecs as configured.
 
     Raises:
         UnknownName: There is no such policy.
@@ -93,7 +94,8 @@ class AdaptiveOrchestrator:
         self._clock = clock
         self._ledger = RoundHistory(config.orchestrator.history)
         self._losses = LossTrend(config.orchestrator)
-        self._control = ProgressControl(config, self.policy, model_bytes)
+        whole = None if model_bytes is None else model_bytes * config.training.fragments
+        self._control = ProgressControl(config, self.policy, whole)
         self._codecs = CodecControl(config.compression, network_monitor, model_bytes)
         self.connections = ConnectionControl(config.transfers, network_monitor, model_bytes)
         self._held_until = -1

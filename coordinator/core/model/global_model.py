@@ -1,14 +1,17 @@
 """Global model: the parameters, the mean of the running round, and the optimizer step between rounds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from hypergpu.common.codecs import PayloadFormat, PayloadReader, find_codec
 from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.fragments import Fragments
 from hypergpu.common.tensors import Flat, Manifest, Payload
 from hypergpu.coordinator.core.model.aggregation import StreamingMean, is_finite, norm, staleness_weight
-from hypergpu.coordinator.core.model.optimizer import Sgd, make_optimizer
+from hypergpu.coordinator.core.model.optimizer import Optimizer, Sgd, make_optimizer
+
+_FRAGMENT = "fragment_"
 
 
 class GlobalModel:
@@ -18,7 +21,10 @@ class GlobalModel:
         manifest: Names and shapes of the tensors in the buffer.
         initial: Parameters followed by state (running statistics), shape (manifest.size,).
         parameter_count: Number of floats that the optimizer changes. The rest is state; the mean change is added to it.
-        config: Training settings of the optimizer.
+        config: Training settings of the optimizer, and the number of fragments.
+
+    Raises:
+        InvalidInput: The model has fewer tensors than fragments.
     """
 
     def __init__(self, manifest: Manifest, initial: Flat, parameter_count: int, config: TrainingConfig) -> None:
@@ -28,28 +34,67 @@ class GlobalModel:
         self._kept: Flat = self.values.copy()
         self._parameter_count = parameter_count
         self._config = config
-        self._mean = StreamingMean(len(self.values))
+        self.fragments = Fragments(manifest, parameter_count, config.fragments)
+        self._fragment = 0
+        """Fragment of the round."""
+        self._means: dict[int, StreamingMean] = {}
+        """Means by fragment."""
         self._states: dict[int, Flat] = {}
         """State that the nodes received, by round."""
         self.update_norms: tuple[float, float] | None = None
         """(mean of |update|² over the nodes, |mean update|²) of the last step; None if it was skipped."""
-        self._optimizer = make_optimizer(config, parameter_count)
+        self._optimizers = self._new_optimizers()
+        """Optimizers by fragment."""
 
-    def payload_format(self, codec: str) -> PayloadFormat:
-        """Return the format of this model's payloads in a codec.
+    def _new_optimizers(self) -> list[Optimizer]:
+        return [self._new_optimizer(fragment) for fragment in range(self.fragments.count)]
+
+    def _new_optimizer(self, fragment: int) -> Optimizer:
+        return make_optimizer(self._config, self.fragments.size((fragment,)))
+
+    @property
+    def is_whole(self) -> bool:
+        """True if each round synchronises the whole model."""
+        return self.fragments.count == 1
+
+    @property
+    def _mean(self) -> StreamingMean:
+        """Mean of the round's updates."""
+        mean = self._means.get(self._fragment)
+        if mean is None:
+            size = self.fragments.size((self._fragment,)) + self.fragments.state_size
+            mean = self._means[self._fragment] = StreamingMean(size)
+        return mean
+
+    def payload_format(self, codec: str, fragments: Sequence[int] = ()) -> PayloadFormat:
+        """Return the format of payloads of this model, or of some fragments of it, in a codec.
 
         Raises:
             UnknownName: there is no such codec.
         """
-        return PayloadFormat(find_codec(codec), self._parameter_count, len(self.values) - self._parameter_count)
+        parameters = self.fragments.size(fragments) if fragments else self._parameter_count
+        return PayloadFormat(find_codec(codec), parameters, self.fragments.state_size)
 
-    def norm(self, payload: Payload, codec: str) -> float:
-        """Return the Euclidean norm of an encoded update; it is not finite if the update is not.
+    def update_format(self, codec: str, round_number: int) -> PayloadFormat:
+        """Return the format of the updates of a round in a codec.
+
+        Raises:
+            UnknownName: there is no such codec.
+        """
+        return self.payload_format(codec, (self._config.fragment_of(round_number),))
+
+    @property
+    def largest_update(self) -> Sequence[int]:
+        """Fragment whose updates have the most bytes."""
+        return (self.fragments.largest,)
+
+    def norm(self, payload: Payload, codec: str, round_number: int = 0) -> float:
+        """Return the Euclidean norm of an encoded update of a round; it is not finite if the update is not.
 
         Raises:
             ProtocolError: the payload is not in this codec.
         """
-        return norm(PayloadReader(self.payload_format(codec), payload).read())
+        return norm(PayloadReader(self.update_format(codec, round_number), payload).read())
 
     def add(self, payload: Payload, codec: str, weight: float, late: tuple[int, int] | None = None) -> None:
         """Add one update to the mean, decoded in place; `norm` has checked it.
@@ -59,13 +104,18 @@ class GlobalModel:
         moved on, a change may lead beyond all of them, and a variance below 0.
         """
         scale = 1.0 if late is None else staleness_weight(late[1])
-        self._mean.add_parts(PayloadReader(self.payload_format(codec), payload).read(), weight, scale)
+        form = self.payload_format(codec, (self._fragment,))
+        self._mean.add_parts(PayloadReader(form, payload).read(), weight, scale)
         state = None if late is None else self._states.get(late[0])
         if state is not None:
             self._mean.shift(self._parameter_count, state - self.values[self._parameter_count :], scale * weight)
 
     def begin_round(self, number: int) -> None:
-        """Remember the state that the nodes of a round receive, as long as late updates of it may count."""
+        """Take updates of the fragment of a round from now on.
+
+        The state that its nodes receive is remembered as long as late updates of it may count.
+        """
+        self._fragment = self._config.fragment_of(number)
         limit = self._config.staleness_limit
         if limit and self._parameter_count < len(self.values):
             self._states[number] = self.values[self._parameter_count :].copy()
@@ -76,7 +126,7 @@ class GlobalModel:
         self._mean.reset()
 
     def step(self, momentum: float | None = None, learning_rate: float | None = None, momentum_every: int = 1) -> bool:
-        """Apply the mean of the updates.
+        """Apply the mean of the updates, to the fragment of the round and the state.
 
         Args:
             momentum: Momentum of SGD from this step on; None leaves it, and Adam has its own.
@@ -90,42 +140,56 @@ class GlobalModel:
         if not self._mean.count:  # every update of the round was of a trial
             self.update_norms = None
             return True
-        mean = self._mean.take()
+        mean, optimizer = self._mean.take(), self._optimizers[self._fragment]
         self.update_norms = self._mean.norms(mean)
-        direction = mean[: self._parameter_count]
+        parameters = self.fragments.size((self._fragment,))
+        direction = mean[:parameters]
         if self._config.local_steps == 1:
             np.negative(direction, out=direction)
             if learning_rate is not None:
-                self._optimizer.rate = learning_rate
-        if momentum is not None and isinstance(self._optimizer, Sgd):
-            self._optimizer.momentum = momentum
-            self._optimizer.restarts = True
-        if isinstance(self._optimizer, Sgd):
-            self._optimizer.momentum_every = momentum_every
-        np.copyto(self._spare, self.values)
-        self._spare[self._parameter_count :] += mean[self._parameter_count :]
+                optimizer.rate = learning_rate
+        if momentum is not None and isinstance(optimizer, Sgd):
+            optimizer.momentum = momentum
+            optimizer.restarts = True
+        if isinstance(optimizer, Sgd):
+            optimizer.momentum_every = momentum_every
+        stepped = self._copy_of_fragment()
+        stepped[parameters:] += mean[parameters:]
         with np.errstate(over="ignore", invalid="ignore"):
-            self._optimizer.step(self._spare[: self._parameter_count], direction)
+            optimizer.step(stepped[:parameters], direction)
         self._mean.reset()
-        if not is_finite(self._spare):
-            self._optimizer = make_optimizer(self._config, self._parameter_count)
+        if not is_finite(stepped):
+            self._optimizers[self._fragment] = self._new_optimizer(self._fragment)
             self.update_norms = None
             return False
-        self.values, self._spare = self._spare, self.values
+        self._replace_fragment(stepped)
         return True
+
+    def _copy_of_fragment(self) -> Flat:
+        """Return a copy of the values that a step changes."""
+        if not self.is_whole:
+            return self.fragments.take(self.values, (self._fragment,))
+        np.copyto(self._spare, self.values)
+        return self._spare
+
+    def _replace_fragment(self, stepped: Flat) -> None:
+        if self.is_whole:
+            self.values, self._spare = stepped, self.values
+        else:
+            self.fragments.put(stepped, self.values, (self._fragment,))
 
     def keep(self) -> None:
         """Keep a copy of the values for `revert`."""
         np.copyto(self._kept, self.values)
 
     def revert(self) -> None:
-        """Restore the values of the last `keep`, or the initial ones, and restart the optimizer.
+        """Restore the values of the last `keep`, or the initial ones, and restart the optimizers.
 
         Late updates that were added since the last step lead on from what is given up: they are removed.
         """
         self._mean.reset()
         np.copyto(self.values, self._kept)
-        self._optimizer = make_optimizer(self._config, self._parameter_count)
+        self._optimizers = self._new_optimizers()
 
     @property
     def kept(self) -> Flat | None:
@@ -133,8 +197,14 @@ class GlobalModel:
         return None if np.array_equal(self._kept, self.values) else self._kept
 
     def optimizer_state(self) -> Mapping[str, Flat]:
-        """Return the optimizer's tensors for a checkpoint, by name."""
-        return self._optimizer.state()
+        """Return the optimizer's tensors for a checkpoint, by name; with their fragment, if there are several."""
+        if self.is_whole:
+            return self._optimizers[0].state()
+        return {
+            f"{_FRAGMENT}{fragment}.{name}": part
+            for fragment, optimizer in enumerate(self._optimizers)
+            for name, part in optimizer.state().items()
+        }
 
     def restore(self, values: Flat, optimizer: Mapping[str, Flat] | None, kept: Flat | None = None) -> None:
         """Restore a checkpoint. After an error the model is unusable.
@@ -155,5 +225,10 @@ class GlobalModel:
                 raise ValueError("the parameters are not all finite")
         np.copyto(self.values, values)
         np.copyto(self._kept, to_return_to)
-        if optimizer is not None:
-            self._optimizer.restore(optimizer)
+        if optimizer is None:
+            return
+        for fragment, own in enumerate(self._optimizers):
+            prefix = "" if self.is_whole else f"{_FRAGMENT}{fragment}."
+            own.restore(
+                {name.removeprefix(prefix): part for name, part in optimizer.items() if name.startswith(prefix)}
+            )

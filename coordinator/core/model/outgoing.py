@@ -1,11 +1,11 @@
 """Parameters as nodes receive them: encoded once for each codec and round, not for each node."""
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
+from hypergpu.common.codecs import PayloadFormat
 from hypergpu.common.tensors import Flat, Payload
-from hypergpu.coordinator.core.model.global_model import GlobalModel
 
 DIFFERENCE_CODEC: Final = "int8"
 """Codec in which nodes receive the difference to the parameters before; its error is too large for the parameters."""
@@ -20,7 +20,25 @@ class Sending(NamedTuple):
     version: int = 0
     """Version that the node holds then, to which a difference can be added; 0 = none."""
     base: int = 0
-    """Version to which the payload is the difference; 0 = the payload holds the parameters themselves."""
+    """Version to which the payload is the difference; 0 = the payload holds the parameters themselves. Where a payload
+    holds a fragment, it is a version of that fragment."""
+    fragments: tuple[int, ...] = ()
+    """Numbers of the fragments in the payload; empty = the whole model."""
+    fragment_version: int = 0
+    """Version of the fragment that the node holds then, to which a difference can be added; 0 = none."""
+
+
+class Source(Protocol):
+    """Parameters, followed by state."""
+
+    @property
+    def values(self) -> Flat:
+        """Present values, shape (size,)."""
+        ...
+
+    def payload_format(self, codec: str) -> PayloadFormat:
+        """Return the format of their payloads in a codec."""
+        ...
 
 
 class SendingPlanner:
@@ -72,7 +90,7 @@ class OutgoingParameters:
     They are kept while nodes may hold them: two more models and a quarter.
     """
 
-    def __init__(self, model: GlobalModel) -> None:
+    def __init__(self, model: Source) -> None:
         self.version = 0
         """Version of the parameters; the first is 1."""
         self._model = model

@@ -272,6 +272,13 @@ class WorkAssigned:
     accepted_round: int = 0
     """Latest round whose update of this node was accepted; 0 = none."""
     connections: Connections = ONE_EACH
+    fragment: int | None = None
+    """Number of the fragment that the update holds; None = the whole model."""
+
+    @property
+    def fragments(self) -> tuple[int, ...]:
+        """Numbers of the fragments that the update holds; empty = the whole model."""
+        return () if self.fragment is None else (self.fragment,)
 
 
 @message

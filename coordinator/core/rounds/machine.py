@@ -35,7 +35,7 @@ from hypergpu.coordinator.core.rounds.state import (
     RunControl,
     RunState,
 )
-from hypergpu.coordinator.core.rounds.update_norms import Outlier
+from hypergpu.coordinator.core.rounds.update_norms import NormBound, Outlier
 from hypergpu.coordinator.core.rounds.work import Round, WorkReason, WorkUnit
 from hypergpu.coordinator.core.score import Score
 
@@ -382,7 +382,7 @@ class RoundMachine:
         is_late = current is None or current.number != event.round
         outlier = None
         if event.norm is not None and unit is not None and member is not None:
-            outlier = state.guards.norms.judge(event.norm, unit.expected_norm_scale)
+            outlier = self._norms_of(event.round).judge(event.norm, unit.expected_norm_scale)
         if member is not None and is_late:
             merged = unit is not None and outlier is None
             times = {"compute_seconds": event.compute_seconds, "received_share": event.received_share}
@@ -404,6 +404,9 @@ class RoundMachine:
             closing.shorten_deadline(current, state, self.config, now, effects)
         if current is not None:
             self._close_if_complete(current, now)
+
+    def _norms_of(self, round_number: int) -> NormBound:
+        return self.round_state.guards.norms[self.config.fragment_of(round_number)]
 
     def _take_late(self, event: ev.UpdateArrived, unit: WorkUnit, member: Member, outlier: Outlier | None) -> None:
         """Count a wanted update of a round that has closed in the open round or the next, or refuse it."""

@@ -5,6 +5,7 @@
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -199,7 +200,8 @@ class Guards:
     """Protection of the run from bad updates, bad models and permanent errors."""
 
     model: ModelGuard
-    norms: NormBound = field(default_factory=NormBound)
+    norms: defaultdict[int, NormBound] = field(default_factory=lambda: defaultdict(NormBound))
+    """Bounds by fragment: some are larger than others, or change faster."""
     faults: SharedFaults = field(default_factory=SharedFaults)
     improvement: Improvement = field(default_factory=Improvement)
 

@@ -108,6 +108,8 @@ class RoundSettings:
     momentum_every: int = 1
     """Rounds after which the momentum of the server is applied once."""
     connections: ConnectionPlan = ONE_FOR_ALL
+    fragment: int | None = None
+    """Number of the fragment that the round synchronises; None = the whole model."""
 
 
 @dataclass(slots=True)
@@ -211,6 +213,7 @@ class Round:
             unit.trial,
             accepted_round,
             self.settings.connections.of(unit.node),
+            self.settings.fragment,
         )
 
     def accept(self, unit: WorkUnit, update: UpdateArrived, samples: int, now: float) -> float:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from hypergpu.common.config.recipes import RECIPES, RecipeName
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Bytes, BytesOrZero, Count, CountOrZero, Seed
+from hypergpu.common.fragments import MAX_FRAGMENTS
 from hypergpu.common.local_optimizer import LocalOptimizer, LocalOptimizerName, LocalSettings
 
 
@@ -79,6 +80,10 @@ class TrainingConfig(ConfigSection):
     buffer_size: Count | None = None
     """Updates that close a round in mode `buffered`; by default half of the nodes that take part, so that an update is
     one round late in the middle."""
+    fragments: Annotated[Count, Field(le=MAX_FRAGMENTS)] = 1
+    """Parts of the model, of which each round synchronises one: transfers move that part, and nodes go on with their
+    own values of the others (Douillard et al., "Streaming DiLoCo", 2025). Each has its own state of the server's
+    optimizer. More than one needs mode `sync` and more than one local step."""
     min_nodes: Count = 1
     """Nodes that must have joined and be ready, with their data loaded, before the first round begins."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.6
@@ -122,6 +127,9 @@ class TrainingConfig(ConfigSection):
             raise ValueError(f"local_momentum is that of local_optimizer sgd; {self.local_optimizer} has its own")
         if self.learning_rate_schedule == "cosine" and not self.rounds:
             raise ValueError("learning_rate_schedule cosine needs a number of rounds: it ends with the last one")
+        if self.fragments > 1 and (self.local_steps == 1 or self.mode != "sync"):
+            fault = "more than one local step" if self.local_steps == 1 else f"mode sync, not {self.mode}"
+            raise ValueError(f"fragments {self.fragments} needs {fault}: each round synchronises one of them")
         if self.rounds and self.warmup_rounds >= self.rounds:
             raise ValueError(f"warmup_rounds is {self.warmup_rounds}; a run of {self.rounds} rounds has fewer")
         return self
@@ -177,6 +185,10 @@ class TrainingConfig(ConfigSection):
     def is_buffered(self) -> bool:
         """True if no round waits for certain nodes."""
         return self.mode == "buffered"
+
+    def fragment_of(self, round_number: int) -> int:
+        """Return the number of the fragment that a round synchronises."""
+        return round_number % self.fragments
 
     @property
     def server_is_chosen(self) -> bool:

@@ -99,7 +99,7 @@ def read_state(run_dir: Path, window: int = 20, until: int = 0) -> RunState:
         rows=rows,
         nodes=nodes,
         round_trips_ms=_round_trips(run_dir, nodes),
-        model_bytes=round(median(_model_sizes(rows))),
+        model_bytes=round(median(_model_sizes(rows))) * config.training.fragments,
         evaluation_seconds=max(0.0, median(gaps)) if gaps else 0.0,
         silent=sorted(missing - set(nodes)),
     )

@@ -18,8 +18,10 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, ResourceExhausted, StaleWork
 from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.common.node_terms import FREE, NodeTerms
+from hypergpu.common.tensors import Payload
 from hypergpu.coordinator.core.adaptation import build_orchestrator
-from hypergpu.coordinator.core.model.outgoing import Sending, SendingPlanner
+from hypergpu.coordinator.core.model.fragment_sendings import NOTHING, Held, ModelSendings
+from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.deadlines import DeadlineReason
@@ -243,7 +245,7 @@ class Node:
     incarnation: int = 1
     largest_batch: int = 0
     terms: NodeTerms = FREE
-    parameters_version: int = 0
+    held: Held = NOTHING
     info: dict[str, str] = field(default_factory=dict)
     state: str = "idle"
     attempts: int = 0
@@ -255,7 +257,7 @@ class Node:
 
     def send_registered(self, _: Rpc) -> None: ...
 
-    def send_work(self, work: ev.WorkAssigned, _: Rpc, sending: Sending) -> None:
+    def send_work(self, work: ev.WorkAssigned, _: Rpc, sending: Sending, payload: Payload | None) -> None:
         assert sending == Sending("none")
         self.work = work
 
@@ -277,7 +279,7 @@ class ScriptedLearning:
     update_norms: tuple[float, float] | None = None
     metric_fault: str = ""
     others: Mapping[str, float | None] = field(default_factory=dict)
-    sendings: SendingPlanner = field(default_factory=SendingPlanner)
+    sendings: ModelSendings = field(default_factory=lambda: ModelSendings(1))
 
     def train(self, order: ev.WorkAssigned, compute_seconds: float = 0.0) -> ev.UpdateArrived:
         if not self.is_finite:
@@ -290,9 +292,15 @@ class ScriptedLearning:
     def data_report(self, node: str) -> None:
         pass
 
-    def payload_bytes(self, codec: str) -> int:
+    def payload_bytes(self, codec: str, fragments: tuple[int, ...] = ()) -> int:
         assert codec == "none"
         return self.model_bytes
+
+    def payload(self, sending: Sending) -> None: ...
+
+    def received(self, node: str, sending: Sending, payload: Payload | None) -> None: ...
+
+    def computed(self, order: ev.WorkAssigned) -> None: ...
 
     def begin_round(self, number: int) -> None: ...
 

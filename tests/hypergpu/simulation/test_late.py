@@ -12,6 +12,7 @@ from torch import nn
 from hypergpu.common.config import TrainingConfig
 from hypergpu.common.tensors import Manifest, TensorSpec
 from hypergpu.common.transfer_codecs import TransferCodecs
+from hypergpu.coordinator.core.model.fragment_sendings import Held
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.simulation.gradients import GradientBackend
@@ -33,7 +34,7 @@ def test_a_late_update_begins_with_the_parameters_of_its_round(codec: str) -> No
         backend = GradientBackend(load_task("digits", 0), CONFIG)
         for number in (1, 2):  # int8 sends a difference from the second round on
             backend.begin_round(number)
-            backend.sendings.plan(codec, number - 1)
+            backend.sendings.plan(codec, Held(number - 1))
             backend.train(work("a", number, codecs))
             if number == 2 and not late:
                 return backend.train(work("b", 2, codecs, 1))
@@ -41,7 +42,7 @@ def test_a_late_update_begins_with_the_parameters_of_its_round(codec: str) -> No
             backend.keep_parameters({(2, codec)} if number == 2 else ())
             backend.step()
         backend.begin_round(3)
-        backend.sendings.plan(codec, 2)
+        backend.sendings.plan(codec, Held(2))
         return backend.train(work("b", 2, codecs, 1))
 
     assert figures(late=True) == figures(late=False)

@@ -14,6 +14,7 @@ import pytest
 
 from hypergpu.common.config import NodeConfig, SystemConfig
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StaleWork, Unavailable
+from hypergpu.common.tensors import Payload
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.rounds import events as ev
@@ -159,6 +160,10 @@ class ScriptedCoordinator:
     def end_pull(self, node: SimulatedNode, rpc: SimulatedRpc) -> bool:
         raise NotImplementedError
 
+    def received(self, node: SimulatedNode, sending: Sending, payload: Payload | None) -> None: ...
+
+    def computed(self, work: ev.WorkAssigned) -> None: ...
+
     def is_over(self, work: ev.WorkAssigned) -> bool:
         return False
 
@@ -226,7 +231,7 @@ def run_virtually(script: Script, total_bytes: int) -> None:
         time,
         FixedCompute(1000.0 if script.trains_for_long else 1.0 if script.while_training else 0.1),
         seed=0,
-        payload_bytes=lambda codec: total_bytes,
+        payload_bytes=lambda codec, fragments: total_bytes,
         config=config,
         info={},
     )

@@ -160,7 +160,7 @@ def test_a_late_unit_that_is_given_up_is_recorded_and_its_update_refused(mode: s
             found.send(ev.WorkReturned("c", 1, 1, "OutOfMemory"))
         case "outlier":
             for _ in range(8):
-                found.machine.round_state.guards.norms.judge(1.0, 0.2)
+                found.machine.round_state.guards.norms[0].judge(1.0, 0.2)
             refused = found.send(ev.UpdateArrived("c", 1, 1, 16, 1.0, 0.1, norm=1e9))
             assert ev.UpdateStatus.REFUSED in [e.status for e in refused if isinstance(e, ev.UpdateReply)]
         case "reverts":

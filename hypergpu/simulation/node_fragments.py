@@ -1,0 +1,77 @@
+"""Work of a simulated node in rounds that synchronise one fragment each, with real gradients."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from hypergpu.common.codecs import PayloadFormat
+from hypergpu.common.errors import NonFiniteUpdate
+from hypergpu.common.fragments import Fragments
+from hypergpu.common.tensors import Flat, Payload
+from hypergpu.coordinator.core.model.outgoing import Sending
+from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.node.core.local_model import LocalModel
+from hypergpu.node.core.update_encoder import EncodedUpdate
+from hypergpu.node.trainer import Update
+
+Result = tuple[Update, EncodedUpdate]
+
+
+class NodeFragments:
+    """Values of one node's fragments, and the result of its latest work unit.
+
+    Unlike work on a whole model, a unit is done when the node has done it: the next ones go on from there.
+
+    Args:
+        fragments: Places of the fragments.
+        size: Number of parameters and state.
+    """
+
+    def __init__(self, fragments: Fragments, size: int) -> None:
+        self._local = LocalModel(fragments, size)
+        self._unit = (0, 0)
+        """Round and attempt of the latest work unit."""
+        self._result: Result | NonFiniteUpdate | None = None
+
+    def receive(self, sending: Sending, form: PayloadFormat, payload: Payload) -> None:
+        """Take parameters that have arrived, as a node does."""
+        if sending.base:
+            values = self._local.base(sending.fragments[0])
+            form.add_to(payload, values)
+        else:
+            values = np.empty(form.size, np.float32)
+            form.decode(payload, values)
+        self._local.receive(values, sending.fragments, sending.fragment_version)
+
+    def compute(self, order: ev.WorkAssigned, work: Callable[[ev.WorkAssigned, Flat], Update]) -> None:
+        """Do a work unit, unless it was done; `work` takes its local steps from parameters."""
+        if self._unit == (order.round, order.attempt) or order.fragment is None:
+            return
+        self._unit = (order.round, order.attempt)
+        try:
+            update = work(order, self._local.begin(order.round))
+            change = self._local.end(update.flat, order.round, order.fragment, trial=order.trial)
+            encoded = self._local.encode(
+                change,
+                order.codecs.update,
+                order.fragment,
+                round_number=order.round,
+                accepted_round=order.accepted_round,
+                trial=order.trial,
+            )
+            self._result = update, encoded
+        except NonFiniteUpdate as error:
+            self._result = error
+
+    def result_of(self, order: ev.WorkAssigned) -> Result:
+        """Return the result of a work unit that was done last.
+
+        Raises:
+            NonFiniteUpdate: It has none.
+            ValueError: It was not done last.
+        """
+        if self._unit != (order.round, order.attempt) or self._result is None:
+            raise ValueError(f"the unit of round {order.round}, attempt {order.attempt}, is not the latest of its node")
+        if isinstance(self._result, NonFiniteUpdate):
+            raise self._result
+        return self._result
