@@ -41,7 +41,7 @@ from hypergpu.coordinator.core.model.fragment_sendings import ModelSendings
 from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.simulation.accepted_updates import AcceptedUpdates, ModelledUpdate
-from hypergpu.simulation.momentum import ModelledMomentum
+from hypergpu.simulation.momentum import ModelledFragments
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -175,10 +175,7 @@ class ConvergenceBackend:
         self._draws = KeyedRandom(config.seed, "convergence")
         self._noises: tuple[int, list[float]] = (0, [])  # a round, and those of its shards
         self._path = self._kept = 0.0
-        self._config = config
-        self._momentums = self._new_momentums()
-        """Velocities by fragment."""
-        self._round = 0
+        self._fragments = ModelledFragments(config.fragments)
         self._loss = self._model.loss(0.0)
         self._losses: dict[tuple[float, int, float], tuple[float, float]] = {}
         self._last = ModelledUpdate()
@@ -193,7 +190,7 @@ class ConvergenceBackend:
         """Return the size of parameters or an update in a codec; nothing is left exact, and fragments are equal."""
         values = -(-self.model_bytes // 4)
         if fragments:
-            values = -(-values * len(fragments) // self._config.fragments)
+            values = -(-values * len(fragments) // self._fragments.count)
         return find_codec(codec).encoded_bytes(values)
 
     def payload(self, sending: Sending) -> None:
@@ -205,12 +202,9 @@ class ConvergenceBackend:
     def computed(self, order: ev.WorkAssigned) -> None:
         """Do nothing."""
 
-    def _new_momentums(self) -> list[ModelledMomentum]:
-        return [ModelledMomentum() for _ in range(self._config.fragments)]
-
     def begin_round(self, number: int) -> None:
         """Count a version of the parameters, which a curve has not."""
-        self._round = number
+        self._fragments.begin_round(number)
         self.sendings.begin_round(number)
 
     def process_started(self, node: str) -> None:
@@ -245,7 +239,7 @@ class ConvergenceBackend:
         model = self._model
         steps, batch_size, learning_rate = order.local_steps, order.batch_size, order.learning_rate
         # A fragment is synchronised after the steps of as many rounds as there are fragments, and is one of them.
-        fragments = self._config.fragments
+        fragments = self._fragments.count
         samples, worth = batch_size * steps, model.worth(steps * fragments) / fragments
         work = worth, batch_size, learning_rate
         full_steps = worth * learning_rate / model.learning_rate
@@ -303,8 +297,7 @@ class ConvergenceBackend:
         mean = self._accepted.mean()
         if mean is not None:
             fresh = self._model.progress(mean.full_steps, mean.samples_per_step, self._model.learning_rate, mean.noise)
-            velocity = self._momentums[self._config.fragment_of(self._round)]
-            self._path += velocity.move(fresh, momentum or 0.0, momentum_every)
+            self._path += self._fragments.momentum.move(fresh, momentum or 0.0, momentum_every)
             self._loss = self._model.loss(self._path)
             self._losses.clear()
         self.discard()
@@ -316,7 +309,7 @@ class ConvergenceBackend:
 
     def revert(self) -> None:
         """Return to the place that was kept last."""
-        self._path, self._momentums = self._kept, self._new_momentums()
+        self._path, self._fragments = self._kept, ModelledFragments(self._fragments.count)
         self.sendings.revert()
         self._loss = self._model.loss(self._path)
         self._losses.clear()

@@ -1,4 +1,4 @@
-"""Momentum of a modelled server."""
+"""Momentum of a modelled server, by fragment of the model."""
 
 from dataclasses import dataclass, field
 
@@ -19,3 +19,24 @@ class ModelledMomentum:
         self.velocity = kept + sum(self._waiting) / len(self._waiting)
         self._waiting.clear()
         return kept + fresh
+
+
+class ModelledFragments:
+    """Fragments of a modelled run: their number, which of them the round synchronises, and the momentum of each.
+
+    Each is an equal part of the path. All of them move equally far, in turn.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._momentums = [ModelledMomentum() for _ in range(count)]
+        self._present = 0
+
+    def begin_round(self, number: int) -> None:
+        """Synchronise the fragment of a round."""
+        self._present = number % self.count
+
+    @property
+    def momentum(self) -> ModelledMomentum:
+        """Momentum of the fragment that the round synchronises."""
+        return self._momentums[self._present]

@@ -1,4 +1,4 @@
-"""What a node keeps of the model between rounds where each round synchronises one fragment."""
+"""Values of the model that a node keeps between rounds where each round synchronises one fragment."""
 
 from collections.abc import Sequence
 

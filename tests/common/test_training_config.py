@@ -1,6 +1,7 @@
 """Settings of the training: recipes, the course of the learning rate, and what does not go together."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -84,3 +85,22 @@ def test_the_learning_rate_is_never_zero_nor_above_the_configured_one(rounds: in
     )
     number = data.draw(st.integers(1, rounds))
     assert 0 < config.optimizer_at(LocalOptimizer("sgd", 0.1), number).learning_rate <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"local_steps": 1}, "fragments 2 needs more than one local step"),
+        ({"mode": "late"}, "fragments 2 needs mode sync, not late"),
+        ({"mode": "buffered"}, "fragments 2 needs mode sync, not buffered"),
+    ],
+    ids=str,
+)
+def test_fragments_need_rounds_that_they_can_share(settings: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        TrainingConfig.model_validate({"fragments": 2, **settings})
+
+
+def test_fragments_take_turns() -> None:
+    assert [TrainingConfig(fragments=3).fragment_of(number) for number in range(1, 7)] == [1, 2, 0, 1, 2, 0]
+    assert TrainingConfig().fragment_of(7) == 0

@@ -14,7 +14,7 @@ from hypergpu.coordinator.core.model.outgoing import FIRST_CODEC, OutgoingParame
 
 
 class Held(NamedTuple):
-    """What a node says that it holds."""
+    """Versions of the parameters that a node says it holds."""
 
     version: int = 0
     """Version of the parameters; 0 = none. Of a whole model, it is one to which a difference can be added."""

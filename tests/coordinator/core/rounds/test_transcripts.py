@@ -132,7 +132,7 @@ def line_of(effect: ev.Effect) -> str:
     values = ", ".join(
         f"{field.name}={shown(getattr(effect, field.name))}"
         for field in dataclasses.fields(effect)
-        if getattr(effect, field.name) != ONE_EACH
+        if getattr(effect, field.name) not in (ONE_EACH, None)
     )
     return f"  * {type(effect).__name__} {values}"
 

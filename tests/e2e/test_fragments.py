@@ -1,0 +1,67 @@
+"""Rounds that synchronise one fragment each, in real processes."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hypergpu.simulation.run import simulate
+from hypergpu.simulation.scenario import Scenario
+from tests.e2e.local import Cluster, Process
+
+pytestmark = pytest.mark.e2e
+
+ROUNDS = 8
+TRAINING: dict[str, Any] = {"fragments": 2, "local_steps": 5, "batch_size": 16, "min_nodes": 2, "rounds": ROUNDS}
+
+
+def start(cluster: Cluster, *more: str, rounds: int = ROUNDS) -> Process:
+    settings = [f"--set=training.{name}={value}" for name, value in (TRAINING | {"rounds": rounds}).items()]
+    return cluster.coordinator("--policy=none", *settings, *more)
+
+
+def virtual_rows(out: Path) -> list[dict[str, Any]]:
+    tree = {
+        "name": "fragments",
+        "policy": "none",
+        "task": "digits",
+        "nodes": [{"id": "n", "count": 2, "profile": "perfect"}],
+        "config": {"training": TRAINING},
+    }
+    simulate(Scenario.model_validate(tree), out)
+    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+
+
+def test_real_processes_train_as_the_simulation_does(cluster: Cluster, tmp_path: Path) -> None:
+    coordinator = start(cluster)
+    address = coordinator.address()
+    for name in ("n-0", "n-1"):
+        cluster.node(name, address)
+    assert coordinator.wait() == 0, coordinator.text
+    real, virtual = cluster.rounds(), virtual_rows(tmp_path / "virtual")
+    assert [row["loss"] for row in real] == pytest.approx([row["loss"] for row in virtual], rel=1e-4)
+    sent = [row["bytes_up"]["n-0"] for row in real]
+    assert sent[0] == sent[2] == sent[4]
+    assert sent[1] == sent[3] == sent[5] != sent[0]
+
+
+def test_a_killed_coordinator_and_a_killed_node_lose_no_fragment(cluster: Cluster) -> None:
+    first = start(cluster, "--set=training.checkpoint_every=1", "--set=training.server_momentum=0.5", rounds=14)
+    address = first.address()
+    cluster.node("a", address)
+    doomed = cluster.node("b", address)
+    cluster.reach(3)
+    doomed.kill()
+    cluster.node("c", address)
+    cluster.reach(5)
+    os.kill(first.pid, signal.SIGKILL)
+    settings = ("--resume", "--set=training.checkpoint_every=1", "--set=training.server_momentum=0.5")
+    listen = [f"--set=training.{name}={value}" for name, value in (TRAINING | {"rounds": 14}).items()]
+    second = cluster.coordinator("--policy=none", *listen, *settings, listen=address, name="second")
+    assert second.wait() == 0, second.text
+    rows = cluster.rounds()
+    assert [row["round"] for row in rows] == list(range(1, 15))
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
