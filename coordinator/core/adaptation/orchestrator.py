@@ -476,7 +476,8 @@ class AdaptiveOrchestrator:
         if self.policy is AdaptationPolicy.NONE:
             self.connections.use_one()
         else:
-            self._log.connections(self.connections.choose(available, self._round, self._ledger.latest_seconds))
+            seconds, held = self._ledger.latest_seconds, self._codecs.checked
+            self._log.connections(self.connections.choose(available, self._round, seconds, held))
 
     def _plan_codecs(self, available: Sequence[str]) -> None:
         """Choose the codecs of the available nodes, before the selection, which depends on the time of transfers."""
@@ -492,6 +493,7 @@ class AdaptiveOrchestrator:
             noise_nodes=self._noise_nodes(available),
             close_share=training.close_share if training.close_share < 1.0 else fixed_share,
             rounds_left=training.rounds - self._round + 1 if training.rounds else math.inf,
+            trials=self.connections.trials(available),
         )
         self._log.codecs(self._codecs.plan(available, outlook))
 

@@ -691,8 +691,9 @@ def _rate_figures(direction: str, measured: LinkRate, now: float) -> dict[str, f
 
 def _direction_rates(rates: Sequence[LinkRate]) -> DirectionRates:
     measured = np.array([each.rate > 0.0 for each in rates], np.bool_)
+    first = np.array([each.is_provisional for each in rates], np.bool_)
     usable = np.array([each.rate if each.rate > 0.0 else each.at_least for each in rates], np.float64)
-    return DirectionRates(usable, measured)
+    return DirectionRates(usable, measured, first)
 
 
 def _is_problematic(classes: Ints) -> Bools:

@@ -17,7 +17,7 @@ trips after the first.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median, quantiles
 from typing import Final, NamedTuple
 
@@ -71,6 +71,10 @@ class LinkRate:
     """Highest lower bound since the last change. It is known before the rate if transfers are short."""
     measured_at: float = math.nan
     """Time of the latest transfer that counts."""
+    is_provisional: bool = False
+    """Only the first transfer is known, or one over another number of connections.
+
+    On a lossy link a first transfer is faster: its connections have not lost much yet."""
 
 
 UNKNOWN_RATE: Final = LinkRate()
@@ -125,9 +129,13 @@ class RateEstimator:
     The estimate is a median, which one transfer in an outage does not move. The latest two transfers replace all
     earlier ones if both are beyond the range of these by a factor of `SHIFT`, so a collapse counts after two transfers.
     A lower bound counts only above the estimate, which it proves to be too low.
+
+    The first transfer counts only until a second one has measured the rate, and so does that before a `restart`. New
+    connections begin in slow start, and on a lossy link their windows shrink over the first megabyte of each: 16 of
+    them carry half as much from then on.
     """
 
-    __slots__ = ("_assumed", "_bounds", "_estimated", "_fresh", "_known")
+    __slots__ = ("_assumed", "_bounds", "_estimated", "_fresh", "_is_oldest_provisional", "_known")
 
     def __init__(self) -> None:
         self._known: list[tuple[Transfer, float]] = []
@@ -139,15 +147,19 @@ class RateEstimator:
         self._assumed = (math.nan, math.nan)
         """Round trip and jitter behind the bounds."""
         self._estimated = UNKNOWN_RATE
+        self._is_oldest_provisional = True
+        """The oldest known transfer counts until there is another."""
 
     def record(self, transfer: Transfer, at: float) -> None:
         """Record a transfer that ended at a time."""
         self._fresh.append((transfer, at))
+        self._is_oldest_provisional &= len(self._fresh) <= WINDOW
         del self._fresh[:-WINDOW]
 
     def restart(self) -> None:
         """Forget all transfers but the latest: those before it went over another number of connections."""
         self._fresh = [*self._known, *self._fresh][-1:]
+        self._is_oldest_provisional = True
         self._known.clear()
         self._bounds.clear()
 
@@ -163,10 +175,19 @@ class RateEstimator:
             self._bounds.append(rate_bounds(entry[0], *self._assumed))
             first = max(len(self._known) - WINDOW, 0)
             first += _first_since_change(self._bounds[first:])
-            del self._known[:first], self._bounds[:first]
+            self._drop(first)
+            if self._is_oldest_provisional and any(each.is_measurement for each in self._bounds[1:]):
+                self._drop(1)
         self._fresh.clear()
         self._estimated = self._estimate(self._bounds)
+        if self._is_oldest_provisional and len(self._known) == 1:
+            self._estimated = replace(self._estimated, is_provisional=True)
         return self._estimated
+
+    def _drop(self, count: int) -> None:
+        """Forget the oldest transfers."""
+        del self._known[:count], self._bounds[:count]
+        self._is_oldest_provisional &= count == 0
 
     def _estimate(self, bounds: Sequence[RateBounds]) -> LinkRate:
         if not bounds:

@@ -39,6 +39,8 @@ class DirectionRates:
     rates: Floats
     """Bytes per second: the measured rate, else the rate that the link has shown at least, else NaN."""
     is_measured: Bools
+    is_provisional: Bools
+    """Links whose rate is that of their first transfer, or over another number of connections."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Control of the codecs: chosen for each round, kept while they do what was expected, and taken back otherwise."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -18,13 +18,14 @@ from hypergpu.coordinator.core.adaptation.codecs.choice import (
     evaluate,
 )
 from hypergpu.coordinator.core.adaptation.codecs.decisions import CodecDecision, CodecMove, CompressionReason
+from hypergpu.coordinator.core.adaptation.codecs.direction_times import DIRECTIONS, Direction
 from hypergpu.coordinator.core.adaptation.codecs.node_codecs import FIRST_BLOCK, LONGEST_BLOCK, NodeCodecs
 from hypergpu.coordinator.core.adaptation.codecs.noise import HAS_FEEDBACK, PRIOR_NOISE, UPDATE_CODECS, NoiseTable
 from hypergpu.coordinator.core.adaptation.codecs.sizes import CodecPair, CodecSizes
 from hypergpu.coordinator.core.decisions import Figures
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
 from hypergpu.coordinator.core.links.transfer_time import TransferRates
-from hypergpu.coordinator.core.node_arrays import Floats, Ints
+from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints
 from hypergpu.coordinator.core.rounds.events import Contribution
 
 _LATEST: Final = 4
@@ -64,6 +65,8 @@ class Outlook:
     close_share: float | None
     """Share of the nodes that closes the round; None if the adaptation chooses it."""
     rounds_left: float
+    trials: Mapping[str, Collection[Direction]] = field(default_factory=dict)
+    """Directions of each node in which another number of connections is tried: its rate is about to change."""
 
 
 class _Patience:
@@ -144,10 +147,13 @@ class CodecControl:
         rows = self._rows(nodes)
         decisions = self._begin(nodes, rows)
         present, rates = self._nodes.present(rows), self._monitor.transfer_rates(rows)
-        forecast = self._forecast(rows, present, rates, outlook)
-        found = self._choose(forecast, present)
+        forecast = self._without_late_joins(self._forecast(rows, present, rates, outlook), rows, present)
+        found = self._choose(self._without_trials(forecast, nodes, outlook.trials), forecast, present)
         if found is not present:
-            decisions += self._changes(nodes, rows, CodecMove(forecast, rates, present, found))
+            usual = self._sizes.down_seconds(rates, forecast.counts.astype(np.float64))
+            settled = self._settled(rates)
+            move = CodecMove(forecast, rates, present, found, down_seconds=usual, settled_rates=settled)
+            decisions += self._changes(nodes, rows, move)
             self._nodes.set(rows, found)
         self._expect_payloads(nodes)
         return decisions
@@ -176,7 +182,7 @@ class CodecControl:
         """Choose the first codecs of new nodes."""
         new = np.flatnonzero(~self._nodes.is_known[rows])
         self._nodes.is_known[rows] = True
-        if self._sizes.up_bytes[0] < _LARGE_BYTES or not len(new):
+        if not self._is_large or not len(new):
             return []
         first = (np.full(len(new), place) for place in self._unmeasured)
         self._nodes.set(rows[new], Codecs(*first))
@@ -216,15 +222,60 @@ class CodecControl:
             self._cap.limit(quiet, round_number), np.maximum(np.where(stays, last, last - 1), present.parameters)
         )
         self._nodes.limit(rows, most, round_number)
-        update = np.where(rates.up.is_measured, most.update, np.minimum(most.update, present.update))
-        return Codecs(update, np.where(rates.down.is_measured, most.parameters, present.parameters))
+        up, down = self._settled(rates)
+        is_cheap = self._nodes.holds[rows] & self._is_large
+        unmeasured = np.where(is_cheap, np.maximum(present.parameters, last), present.parameters)
+        return Codecs(
+            np.where(up, most.update, np.minimum(most.update, present.update)),
+            np.where(down, most.parameters, unmeasured),
+        )
 
-    def _choose(self, forecast: RoundForecast, present: Codecs) -> Codecs:
-        """Return the codecs of the coming round: the present ones, unless others are clearly better."""
-        best = best_assignment(forecast, present)
+    def _settled(self, rates: TransferRates) -> tuple[Bools, Bools]:
+        """Return masks of the nodes whose rates up and down are those of later transfers.
+
+        A large model has small payloads until then. A smaller one would begin with another round of float32.
+        """
+        up, down = (each.is_measured & ~(each.is_provisional & self._is_large) for each in (rates.up, rates.down))
+        return up, down
+
+    @property
+    def _is_large(self) -> bool:
+        return bool(self._sizes.up_bytes[0] >= _LARGE_BYTES)
+
+    def _without_late_joins(self, forecast: RoundForecast, rows: Ints, present: Codecs) -> RoundForecast:
+        """Return a forecast in which no node begins with differences of parameters that would miss its round by that.
+
+        It is sent float32 first, since the others hold something else. If that is late, it holds nothing afterwards.
+        """
+        if not self._nodes.others_hold or forecast.close_share == 1.0:
+            return forecast
+        every, now = np.arange(len(rows)), evaluate(forecast, present)
+        first = forecast.rest_seconds.mean(axis=1) + forecast.up_seconds[every, present.update]
+        first = first + forecast.down_seconds[:, 0]
+        joins = ~self._nodes.holds[rows] & (present.parameters < len(PARAMETERS_CODECS) - 1)
+        is_late = joins & forecast.counts & (first > now.seconds - forecast.overhead_seconds)
+        most = np.where(is_late, np.minimum(forecast.most_parameters, _FIRST_PARAMETERS), forecast.most_parameters)
+        return replace(forecast, most_parameters=most)
+
+    def _without_trials(
+        self, forecast: RoundForecast, nodes: Sequence[str], trials: Mapping[str, Collection[Direction]]
+    ) -> RoundForecast:
+        """Return a forecast in which codecs stay where the connections are tried: else neither effect can be told."""
+        quiet = {way: np.array([way not in trials.get(node, ()) for node in nodes]) for way in DIRECTIONS}
+        known_up, known_down = forecast.up_is_known & quiet["up"], forecast.down_is_known & quiet["down"]
+        return replace(forecast, up_is_known=known_up, down_is_known=known_down)
+
+    def _choose(self, quiet: RoundForecast, forecast: RoundForecast, present: Codecs) -> Codecs:
+        """Return the codecs of the coming round: the present ones, unless others are clearly better.
+
+        Where connections are tried, as in `quiet`, codecs change for a large gain only.
+        """
+        best, now = best_assignment(forecast, present), evaluate(forecast, present)
+        if best.worth < _LARGE_GAIN * now.worth:
+            best = best_assignment(quiet, present)
         if (present.update > forecast.most_update).any():
             return Codecs(np.minimum(best.codecs.update, forecast.most_update), best.codecs.parameters)
-        gain = best.worth / evaluate(forecast, present).worth
+        gain = best.worth / now.worth
         is_milder = best.codecs.is_milder(present) and not present.is_milder(best.codecs)
         if self._patience.is_over(gain, is_milder=is_milder):
             return best.codecs
@@ -236,7 +287,7 @@ class CodecControl:
     def _changes(self, nodes: Sequence[str], rows: Ints, move: CodecMove) -> list[CodecDecision]:
         """Return the decisions of a move, and begin to check what it saves."""
         before, after = (evaluate(move.forecast, codecs) for codecs in (move.present, move.found))
-        known, samples = self._noise.measured(rows), self._monitor.round_communication_samples(rows, _LATEST)
+        known = self._noise.measured(rows)
         decisions = []
         for at in move.changed.tolist():
             old, new = move.pair(at)
@@ -246,8 +297,8 @@ class CodecControl:
             figures["noise_is"] = "measured" if known[at, new.update] or not new.update else "assumed"
             decisions.append(CodecDecision(nodes[at], reason, figures))
             self._checks.cancel(nodes[at])
-            if reason is CompressionReason.TRANSFERS_LENGTHEN_ROUND:
-                self._checks.begin(nodes[at], old, samples[at])
+            if reason is CompressionReason.TRANSFERS_LENGTHEN_ROUND and move.saving[at] > 0.0:
+                self._checks.begin(nodes[at], old, new, float(move.saving[at]))
         return decisions
 
     def _expect_payloads(self, nodes: Sequence[str]) -> None:
@@ -258,20 +309,21 @@ class CodecControl:
             self._expect(nodes, present.update, present.parameters)
 
     def begin_round(self, workers: Sequence[str]) -> None:
-        """Tell the monitor what the nodes of the coming round are sent, and note what is expected of checked ones.
+        """Tell the monitor what the nodes of the coming round are sent.
 
         A node that holds nothing is sent whole parameters, once.
         """
         if self._is_idle or not workers:
             return
         rows = self._rows(workers)
-        self._expect(workers, self._nodes.update[rows], self._nodes.sent_parameters(rows))
-        checked = self._checks.of(workers)
-        if checked:
-            seconds = self._monitor.round_communication_samples(self._rows(checked), _LATEST).mean(axis=1)
-            self._checks.expect(dict(zip(checked, seconds.tolist(), strict=True)))
-        else:
-            self._checks.expect({})
+        sent = self._nodes.sent_parameters(rows)
+        self._expect(workers, self._nodes.update[rows], sent)
+        self._checks.begin_round(dict(zip(workers, sent.tolist(), strict=True)))
+
+    @property
+    def checked(self) -> Mapping[str, Collection[Direction]]:
+        """Directions of each node in which it is checked what its codecs save."""
+        return self._checks.directions
 
     def _expect(self, nodes: Sequence[str], update: Ints, parameters: Ints) -> None:
         """Let the expectations of these nodes follow from the payloads of these codecs."""
@@ -300,7 +352,7 @@ class CodecControl:
     def abandoned(self) -> None:
         """Note that a round was abandoned: nobody is known to hold its parameters."""
         self._nodes.abandon()
-        self._checks.expect({})
+        self._checks.begin_round({})
 
     def _verdict(self, contribution: Contribution, round_number: int) -> CodecDecision | None:
         """Check what a node's changed codecs save, and take them back if that is too little."""

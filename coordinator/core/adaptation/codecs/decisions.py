@@ -10,14 +10,16 @@ from hypergpu.coordinator.core.adaptation.codecs.sizes import CodecPair
 from hypergpu.coordinator.core.decisions import Figures
 from hypergpu.coordinator.core.links.profile import MBIT
 from hypergpu.coordinator.core.links.transfer_time import TransferRates
-from hypergpu.coordinator.core.node_arrays import Floats, Ints
+from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints
 
 
 class CompressionReason(StrEnum):
     """Reason for a change of codecs, or verdict on one."""
 
     RATE_NOT_MEASURED = "rate_not_measured"
-    """First transfers of a large model: a mild codec costs next to nothing, whatever the link."""
+    """First transfers of a large model: a mild codec costs next to nothing, whatever the link.
+
+    What it saves is not known before the rate was measured by more than a first transfer."""
     TRANSFERS_LENGTHEN_ROUND = "transfers_lengthen_round"
     """The others would wait for the transfers of the node in a milder codec."""
     TRANSFERS_KEEP_OUT = "transfers_keep_out"
@@ -27,7 +29,7 @@ class CompressionReason(StrEnum):
     NOISE_ABOVE_BOUND = "noise_above_bound"
     """The measured noise exceeds `compression.max_noise`."""
     SAVED_AS_EXPECTED = "saved_as_expected"
-    """The change is kept: it saves at least half of what was expected, but for the usual spread."""
+    """The change is kept: it saves at least half of what was expected, within the error of the measurement."""
     SAVED_LESS_THAN_EXPECTED = "saved_less_than_expected"
     """The change is taken back."""
     TRAINING_DIVERGED = "training_diverged"
@@ -48,12 +50,33 @@ class CodecDecision:
 class CodecMove:
     """Move of all nodes of a round from their present codecs to others."""
 
-    def __init__(self, forecast: RoundForecast, rates: TransferRates, present: Codecs, found: Codecs) -> None:
+    def __init__(
+        self,
+        forecast: RoundForecast,
+        rates: TransferRates,
+        present: Codecs,
+        found: Codecs,
+        *,
+        down_seconds: Floats,
+        settled_rates: tuple[Bools, Bools],
+    ) -> None:
         self.forecast, self.rates, self.present, self.found = forecast, rates, present, found
-        self.saving: Floats = (forecast.node_seconds(present) - forecast.node_seconds(found)).mean(axis=1)
-        """Seconds that each node saves."""
+        self._down_seconds = down_seconds
+        """Time of the parameters in a round that is usual for each node, shape (nodes, `PARAMETERS_CODECS`)."""
+        self.saving: Floats = self._transfers(present) - self._transfers(found)
+        """Seconds that each node saves in a usual round; NaN if a rate behind it was not measured.
+
+        It is sent a difference if it takes part in most rounds; else it returns, and is sent whole parameters."""
+        up, down = (~settled for settled in settled_rates)
+        unknown = (up & (present.update != found.update)) | (down & (present.parameters != found.parameters))
+        self.saving[unknown] = np.nan
         self.changed: Ints = np.flatnonzero(found.differ(present))
         """Places of the nodes whose codecs change."""
+
+    def _transfers(self, codecs: Codecs) -> Floats:
+        every = np.arange(len(codecs.update))
+        seconds: Floats = self.forecast.up_seconds[every, codecs.update] + self._down_seconds[every, codecs.parameters]
+        return seconds
 
     def pair(self, at: int) -> tuple[CodecPair, CodecPair]:
         """Return the codecs of a node before and after."""
@@ -70,15 +93,18 @@ class CodecMove:
         if not self.forecast.counts[at]:
             return CompressionReason.TRANSFERS_KEEP_OUT
         is_smaller = after.update > before.update or after.parameters > before.parameters
+        if is_smaller and np.isnan(self.saving[at]):
+            return CompressionReason.RATE_NOT_MEASURED
         if is_smaller and self.saving[at] > 0.0:
             return CompressionReason.TRANSFERS_LENGTHEN_ROUND
         return CompressionReason.TRANSFERS_FIT_ROUND
 
     def figures(self, at: int) -> dict[str, float | int | str]:
-        """Return the figures of a node's change that do not concern its bytes; an unknown rate is left out."""
+        """Return the figures of a node's change that do not concern its bytes; what is unknown is left out."""
         rates = {"up_mbit": self.rates.up.rates[at], "down_mbit": self.rates.down.rates[at]}
+        saving = float(self.saving[at])
         return {
-            "expected_saving_seconds": float(self.saving[at]),
+            **({} if np.isnan(saving) else {"expected_saving_seconds": saving}),
             "noise": float(self.forecast.noise[at, self.found.update[at]]),
             **{name: MBIT * float(rate) for name, rate in rates.items() if not np.isnan(rate)},
         }

@@ -8,6 +8,7 @@ import numpy as np
 from hypergpu.common.codecs import find_codec
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.adaptation.codecs.choice import PARAMETERS_CODECS
+from hypergpu.coordinator.core.adaptation.codecs.direction_times import Direction
 from hypergpu.coordinator.core.adaptation.codecs.noise import UPDATE_CODECS
 from hypergpu.coordinator.core.links.transfer_time import TransferRates, transfer_seconds
 from hypergpu.coordinator.core.node_arrays import Floats
@@ -26,6 +27,10 @@ class CodecPair(NamedTuple):
     def codecs(self) -> TransferCodecs:
         """The codecs by name."""
         return TransferCodecs(UPDATE_CODECS[self.update], PARAMETERS_CODECS[self.parameters])
+
+    def of(self, direction: Direction) -> int:
+        """Return the codec of one direction."""
+        return self.update if direction == "up" else self.parameters
 
 
 class CodecSizes:

@@ -137,6 +137,11 @@ class ConnectionSearch:
         logs.append(log)
         del logs[:-MOST_SAMPLES]
 
+    @property
+    def is_trying(self) -> bool:
+        """True during a trial of another number."""
+        return self._before > 0
+
     def decide(self, outlook: Outlook) -> ConnectionsChange | None:
         """Choose the number for the coming round; return what changed and why, or a verdict. None: nothing is new."""
         if self._held_since is not None:

@@ -1,12 +1,13 @@
 """Control of the connections of all nodes: a search for each node and direction, with its effects on expectations."""
 
-from collections.abc import Mapping, Sequence
-from typing import Final, Literal, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from hypergpu.common.config.transfers import TransfersConfig
 from hypergpu.common.connections import ConnectionPlan, Connections, useful_connections
 from hypergpu.common.tensors import STRIPE_BYTES
 from hypergpu.common.transfer_meter import Transfer
+from hypergpu.coordinator.core.adaptation.codecs.direction_times import Direction
 from hypergpu.coordinator.core.adaptation.connections.choice import (
     ConnectionsChange,
     ConnectionSearch,
@@ -16,7 +17,6 @@ from hypergpu.coordinator.core.adaptation.connections.choice import (
 from hypergpu.coordinator.core.decisions import Figures
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
 
-_Direction = Literal["down", "up"]
 _LARGE_BYTES: Final = 1_000_000
 """Size of a model whose first transfers have several connections."""
 _FIRST_IN_ALL: Final = 256
@@ -26,7 +26,7 @@ Over a clean line 16 connections take 3 % longer than one at most, over a lossy 
 _QUEUE: Final = 1.3
 """Ratio of round trips beside transfers to idle ones from which packets wait in a queue: a line that losses keep from
 being full has none. Queues hold about 100 ms."""
-_DIRECTIONS: Final[tuple[_Direction, ...]] = ("down", "up")
+_DIRECTIONS: Final[tuple[Direction, ...]] = ("down", "up")
 
 
 class ConnectionDecision(NamedTuple):
@@ -88,9 +88,30 @@ class ConnectionControl:
         searches[index].record(transfer)
         self._measured.add(node)
 
-    def choose(self, available: Sequence[str], round_number: int, round_seconds: float) -> list[ConnectionDecision]:
-        """Choose the connections of the available nodes before a round; return what changed."""
-        return self._begin(available) + self._search(available, round_number, round_seconds)
+    def choose(
+        self,
+        available: Sequence[str],
+        round_number: int,
+        round_seconds: float,
+        held: Mapping[str, Collection[Direction]] | None = None,
+    ) -> list[ConnectionDecision]:
+        """Choose the connections of the available nodes before a round; return what changed.
+
+        Args:
+            available: Connected nodes.
+            round_number: Number of the coming round.
+            round_seconds: Duration of the latest round.
+            held: Directions of nodes in which something else is measured, so that no trial begins.
+        """
+        return self._begin(available) + self._search(available, round_number, round_seconds, held or {})
+
+    def trials(self, nodes: Sequence[str]) -> dict[str, list[Direction]]:
+        """Return the directions of each node in which another number is tried."""
+        found = {node: self._searches[node] for node in nodes if node in self._searches}
+        return {
+            node: [way for way, search in zip(_DIRECTIONS, searches, strict=True) if search.is_trying]
+            for node, searches in found.items()
+        }
 
     def _begin(self, available: Sequence[str]) -> list[ConnectionDecision]:
         """Choose the connections of nodes of which nothing is measured."""
@@ -116,7 +137,13 @@ class ConnectionControl:
             return 1
         return useful_connections(_FIRST_IN_ALL // max(nodes, 1), self._model_bytes)
 
-    def _search(self, available: Sequence[str], round_number: int, round_seconds: float) -> list[ConnectionDecision]:
+    def _search(
+        self,
+        available: Sequence[str],
+        round_number: int,
+        round_seconds: float,
+        held: Mapping[str, Collection[Direction]],
+    ) -> list[ConnectionDecision]:
         nodes = [node for node in available if node in self._measured]
         if not nodes:
             return []
@@ -128,6 +155,8 @@ class ConnectionControl:
         for node, trip, is_queueing in zip(nodes, trips.tolist(), queueing.tolist(), strict=True):
             outlook = Outlook(round_number, round_seconds, trip, is_queueing)
             for direction, search in zip(_DIRECTIONS, self._searches[node], strict=True):
+                if direction in held.get(node, ()) and not search.is_trying:
+                    continue
                 change = search.decide(outlook)
                 if change is not None:
                     self._expect(node, direction, change)
@@ -162,8 +191,8 @@ class ConnectionControl:
         usual = Connections(self._first, self._first)
         self._plan = ConnectionPlan(usual, {node: each for node, each in counts.items() if each != usual})
 
-    def _expect(self, node: str, direction: _Direction, change: ConnectionsChange) -> None:
-        """Let what is expected of a link after a verdict follow from its latest measurements only."""
+    def _expect(self, node: str, direction: Direction, change: ConnectionsChange) -> None:
+        """Let what is expected of a link follow from its latest measurements only: of rounds, after a verdict."""
+        self._monitor.restart_rate(node, direction)
         if change.reason not in (ConnectionsReason.TRIES_MORE, ConnectionsReason.TRIES_AGAIN):
             self._monitor.restart_rounds(self._monitor.rows([node]))
-            self._monitor.restart_rate(node, direction)

@@ -344,8 +344,8 @@ def test_the_rates_of_a_link_are_those_of_its_transfers_in_each_direction() -> N
     monitor.record_communication("a", 50.0, success=True)
     monitor.record_download("a", Transfer(4_000_000, 4.0, 1_000_000))
     now[0] = 102.0
-    monitor.record_upload("a", Transfer(4_000_000, 16.0, 1_000_000))
-    monitor.record_upload("a", Transfer(4_200_000, 16.0, 1_000_000))
+    for nbytes in (4_100_000, 4_000_000, 4_200_000):
+        monitor.record_upload("a", Transfer(nbytes, 16.0, 1_000_000))
     now[0] = 105.0
     profile = monitor.get_node_profile("a")
     assert (profile.down_mbit, profile.down_spread_mbit, profile.down_age_seconds) == (8.0, 0.0, 5.0)

@@ -131,9 +131,30 @@ def test_nothing_is_known_before_a_transfer() -> None:
 
 
 def test_the_rate_is_a_median_with_half_the_interquartile_range() -> None:
-    rate = estimate(*[measured(each) for each in (10_000.0, 10_200.0, 11_000.0, 10_400.0, 4_000.0)])
-    assert (rate.rate, rate.spread, rate.measured_at) == (10_200.0, 200.0, 4.0)
+    first = measured(10_000.0)
+    rate = estimate(first, *[measured(each) for each in (10_000.0, 10_200.0, 11_000.0, 10_400.0, 4_000.0)])
+    assert (rate.rate, rate.spread, rate.measured_at) == (10_200.0, 200.0, 5.0)
     assert rate.at_least == 11_000.0
+
+
+def test_the_first_transfer_counts_until_a_second_one_has_measured_the_rate() -> None:
+    fast, usual, short = measured(2e6), measured(1e6), Transfer(60_000, 0.2)
+    assert (estimate(fast).rate, estimate(fast).is_provisional) == (2e6, True)
+    found = estimate(fast, usual)
+    assert (found.rate, found.at_least, found.is_provisional) == (1e6, 1e6, False)
+    assert estimate(fast, short, round_trip=0.1).rate == 2e6, "a bound measures nothing"
+    assert estimate(fast, usual, fast).rate == pytest.approx(1.5e6), "only the first of all"
+
+
+def test_the_transfer_before_a_restart_counts_until_the_next_one() -> None:
+    estimator = RateEstimator()
+    for at in range(3):
+        estimator.record(measured(1e6), float(at))
+    assert not estimator.estimate(0.01).is_provisional
+    estimator.restart()
+    assert (estimator.estimate(0.01).rate, estimator.estimate(0.01).is_provisional) == (1e6, True)
+    estimator.record(measured(1.2e6), 3.0)
+    assert (estimator.estimate(0.01).rate, estimator.estimate(0.01).is_provisional) == (1.2e6, False)
 
 
 def test_only_the_latest_transfers_count() -> None:
@@ -194,7 +215,7 @@ def test_the_round_trip_may_become_known_later() -> None:
     estimator = RateEstimator()
     estimator.record(Transfer(2 * MEGABYTE, 2.0, 50_000, 0.05), 7.0)
     assert math.isnan(estimator.estimate(math.nan).rate)
-    assert estimator.estimate(0.01) == LinkRate(MEGABYTE, 0.0, MEGABYTE, 7.0)
+    assert estimator.estimate(0.01) == LinkRate(MEGABYTE, 0.0, MEGABYTE, 7.0, is_provisional=True)
 
 
 def test_a_round_trip_that_has_changed_changes_the_estimate() -> None:

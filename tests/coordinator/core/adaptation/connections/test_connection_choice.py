@@ -304,3 +304,30 @@ def test_all_nodes_share_the_first_connections(nodes: int, model_bytes: int, con
     tested, _ = control(model_bytes=model_bytes)
     tested.choose([f"n{number}" for number in range(nodes)], 1, 0.0)
     assert tested.plan.of("n0") == Connections(connections, connections)
+
+
+def test_no_trial_begins_in_a_direction_in_which_something_else_is_measured() -> None:
+    tested, monitor = control()
+    for node in ("a", "b"):
+        tested.record_upload(node, transfer(80.0))
+        tested.record_download(node, transfer(80.0))
+        for _ in range(3):
+            monitor.record_communication(node, 100.0, True)
+    decisions = tested.choose(["a", "b"], 2, 110.0, {"a": ["up"]})
+    assert [(each.node, each.figures["direction"]) for each in decisions] == [("a", "down"), ("b", "down"), ("b", "up")]
+    assert tested.trials(["a", "b", "c"]) == {"a": ["down"], "b": ["down", "up"]}
+    tested.record_download("a", transfer(20.0))
+    (decision,) = tested.choose(["a"], 3, 110.0, {"a": ["down", "up"]})
+    assert (str(decision.reason), decision.figures["direction"]) == ("gained", "down"), "one that runs goes on"
+
+
+def test_a_rate_over_other_connections_is_provisional() -> None:
+    tested, monitor = control()
+    for seconds in (80.0, 80.0):
+        monitor.record_upload("a", transfer(seconds))
+    tested.record_upload("a", transfer(80.0))
+    assert not monitor.transfer_rates(monitor.rows(["a"])).up.is_provisional[0]
+    tested.choose(["a"], 2, 110.0)
+    assert monitor.transfer_rates(monitor.rows(["a"])).up.is_provisional[0]
+    monitor.record_upload("a", transfer(20.0))
+    assert monitor.get_node_profile("a").up_mbit == pytest.approx(17.6)
