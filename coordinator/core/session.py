@@ -18,6 +18,7 @@ from hypergpu.common.message import message
 from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
+from hypergpu.coordinator.core.rounds.work import WorkUnit
 
 Reply = TypeVar("Reply")
 Answer = tuple[Reply | HyperGPUError, Sequence[ev.Effect]]
@@ -351,7 +352,7 @@ class Session:
         unit = self._machine.wanted_unit(update.node, update.round)
         if unit is None:
             return self._take(replace(update, received_share=0.0), now)
-        _require_codec(update, unit.codecs.update)
+        _require_codec(update, unit)
         self._machine.offered(update.node, now)
         return None, ()
 
@@ -359,7 +360,7 @@ class Session:
         update = request.update
         unit = self._machine.wanted_unit(update.node, update.round)
         if unit is not None:
-            _require_codec(update, unit.codecs.update)
+            _require_codec(update, unit)
             if not math.isfinite(update.loss) or (update.norm is not None and not math.isfinite(update.norm)):
                 error = NonFiniteUpdate(f"the update of {update.node} for round {update.round} holds NaN or infinity")
                 return error, self._reject(update, error, now)
@@ -394,8 +395,9 @@ class Session:
             raise InvalidInput(f"the task of {node} is another one than the coordinator's: {shown}. {ADVICE}")
 
 
-def _require_codec(update: ev.UpdateArrived, ordered: str) -> None:
-    if update.codec != ordered:
+def _require_codec(update: ev.UpdateArrived, unit: WorkUnit) -> None:
+    ordered = unit.codecs.update
+    if update.codec != ordered and update.codec not in unit.earlier_codecs:
         raise ProtocolError(f"an update of {update.node} in codec {update.codec}; the order says {ordered}")
 
 

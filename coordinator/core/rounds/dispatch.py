@@ -1,5 +1,6 @@
 """Dispatch of work units in an open round: assigned, reassigned, returned, answered. Each function takes O(1)."""
 
+from dataclasses import replace
 from typing import Final
 
 from hypergpu.coordinator.core.decisions import DecisionKind, Figures
@@ -52,6 +53,7 @@ def accept_update(
     elif samples < event.samples:
         figures: Figures = {"claimed_samples": event.samples, "ordered_samples": samples}
         effects.decide(DecisionKind.UPDATE, event.node, WorkReason.WEIGHT_BOUNDED, figures)
+    unit.codecs = replace(unit.codecs, update=event.codec)
     seconds = current.accept(unit, event, samples, now)
     member.last_accepted = event.round
     member.assignment = None

@@ -581,14 +581,18 @@ class RoundMachine:
             state.latest.utilisation = count_time(ending, self.members)
             state.guards.faults.on_closed()
             state.opening.failed_attempts = 0
+            state.opening.ordered_codecs.clear()
             return
         state.phase = IDLE
+        if current is not None:
+            opening.keep_orders(state.opening, current)
         judgement = self.adaptation.abandon_round(ending.round, ending.fault)
         for decision in judgement.decisions:
             self._effects.add(decision)
         if judgement.model is ModelAction.REVERT:
             why = f"no node could finish round {ending.round}"
             closing.revert_model(state, ending.round - 1, why, self.metric, self._effects)
+            state.opening.ordered_codecs.clear()
             state.guards.faults.on_closed()  # the next attempt is another one
         opening.on_abandoned(state, ending, now, self._effects)
         failure = state.guards.faults.on_abandoned(ending)

@@ -143,6 +143,13 @@ def join(state: RoundState, current: Round, member: Member) -> None:
         current.join(unit, state.shards.assign([member.node_id], busy)[member.node_id], member.incarnation)
 
 
+def keep_orders(opening: OpeningState, abandoned: Round) -> None:
+    """Note the codecs that an abandoned round ordered: an update in one of them may still be on its way."""
+    opening.ordered_codecs |= {
+        unit.node: unit.earlier_codecs | {unit.codecs.update} for unit in abandoned.units.values() if unit.attempt
+    }
+
+
 def on_abandoned(state: RoundState, abandoned: AbandonRound, now: float, effects: EffectBuffer) -> None:
     """Delay the next attempt after an abandoned round."""
     _retry_later(state, now)
@@ -273,6 +280,7 @@ def _plan_units(
             config.optimizer_at(plan.trials[node] if is_trial else optimizer, state.round),
             plan.codecs.get(node, state.codecs),
             trial=is_trial,
+            earlier_codecs=state.opening.ordered_codecs.get(node, frozenset()),
             awaited=node not in probes,
             is_new=state.deadlines.need(node) is None and node not in plan.expected_seconds,
             incarnation=member.incarnation,

@@ -161,6 +161,8 @@ class OpeningState:
     """The round was held back once for stragglers; the next attempt goes without them."""
     failed_attempts: int = 0
     """Attempts without a closed round since the last one; each doubles the delay of the next."""
+    ordered_codecs: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Codecs of the update that abandoned attempts at the coming round ordered, by node."""
     dealt_version: int = -1
     """`Membership.version` for which the shards were dealt; -1 = deal them before the next round."""
     deadline_reason: DeadlineReason | None = None

@@ -42,6 +42,8 @@ class WorkUnit:
     local_steps: int
     optimizer: LocalOptimizer
     codecs: TransferCodecs = NO_CODECS
+    earlier_codecs: frozenset[str] = frozenset()
+    """Codecs of the update that abandoned attempts at the same round ordered: one of these is as good."""
     trial: bool = False
     """The node tries an optimizer or learning rate that differs from that of the others."""
     trial_failed: bool = False

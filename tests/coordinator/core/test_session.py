@@ -527,3 +527,58 @@ def test_an_order_names_the_latest_round_that_was_accepted() -> None:
     assert (first.round, first.accepted_round) == (1, 0)
     assert (second.round, second.accepted_round) == (2, 1)
     assert not second.trial
+
+
+class CodecsInTurn(FixedAdaptation):
+    """Plans another codec of updates for each attempt at a round."""
+
+    def __init__(self, *codecs: str) -> None:
+        super().__init__(8)
+        self.codecs = list(codecs)
+
+    def plan_round(self, available: Sequence[str], round_number: int) -> RoundPlan:
+        plan = super().plan_round(available, round_number)
+        return replace(plan, codecs=dict.fromkeys(available, TransferCodecs(self.codecs.pop(0))))
+
+
+def after_an_abandoned_round(*codecs: str) -> Desk:
+    """Round 1 was abandoned once for each codec but the last, and a has its work for the next attempt."""
+    desk = Desk()
+    desk.machine.adaptation = CodecsInTurn(*codecs)
+    desk.join("a")
+    for codec in codecs[:-1]:
+        (work,) = desk.pull("a")
+        assert (work.round, work.codecs.update) == (1, codec)
+        while desk.machine.round_state.open_round is not None:
+            desk.now = desk.machine.deadline_at or 0.0
+            desk.session.seen("a", desk.now)
+            desk.machine.handle(ev.Tick(), desk.now)
+        desk.now += 60.0
+        desk.session.seen("a", desk.now)
+    (work,) = desk.pull("a")
+    assert (work.round, work.codecs.update) == (1, codecs[-1])
+    return desk
+
+
+def test_an_update_for_an_abandoned_attempt_counts_in_the_next_one_in_its_own_codec() -> None:
+    """No step was taken in between, so it is as good as a new one."""
+    desk = after_an_abandoned_round("int4", "none", "int8")
+    with pytest.raises(ProtocolError, match="an update of a in codec topk; the order says int8"):
+        desk.ask(OfferUpdate(RUN, desk.update("a", codec="topk")))
+    early = desk.update("a", codec="int4")
+    assert desk.ask(OfferUpdate(RUN, early))[0] is None
+    reply, effects = desk.ask(Update(early))
+    assert reply.status is ev.UpdateStatus.ACCEPTED
+    (closed,) = [each for each in effects if isinstance(each, ev.CloseRound)]
+    assert closed.contributions[0].codec == "int4"
+
+
+def test_codecs_of_an_earlier_round_are_not_taken() -> None:
+    desk = after_an_abandoned_round("int4", "int8", "none")
+    desk.machine.adaptation.codecs.append("bf16")  # type: ignore[attr-defined]
+    desk.ask(Update(desk.update("a", codec="none")))
+    desk.machine.handle(ev.Evaluated(1, 1.0), desk.now)
+    (work,) = desk.pull("a")
+    assert work.round == 2
+    with pytest.raises(ProtocolError, match="the order says bf16"):
+        desk.ask(OfferUpdate(RUN, desk.update("a", 2, codec="int8")))
