@@ -42,6 +42,7 @@ from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.coordinator.metrics import Metrics
 from hypergpu.coordinator.model_files import ModelFiles
 from hypergpu.coordinator.node_metrics import NodeMetricsCollector
+from hypergpu.coordinator.rehearsing import RehearsalProcess
 from hypergpu.coordinator.resuming import find, identity_of, require_same_run, restore, set_aside_after
 from hypergpu.coordinator.run_dir import RunDir
 from hypergpu.coordinator.saved_state import Identity
@@ -216,6 +217,7 @@ class Coordinator:
         evaluate = model.held_out.evaluate
         dependencies = EngineDependencies(self.run_dir, model.files, metrics, evaluate, self.links, health)
         dependencies.adaptation_state = lambda: asdict(self.orchestrator.state())
+        dependencies.rehearsals = RehearsalProcess(self.run_dir.path, self.orchestrator)
         dependencies.stays, dependencies.identity = server.stay, model.task_identity
         if self._found is not None:
             spent = self.run_dir.spent()

@@ -16,6 +16,7 @@ from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.broadcast import Broadcast
 from hypergpu.coordinator.core.model.fragment_sendings import OutgoingModel
 from hypergpu.coordinator.core.model.global_model import GlobalModel
+from hypergpu.coordinator.core.rehearsal import RehearsalRequest
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.state import RunState
@@ -287,6 +288,7 @@ class Engine:
         """Finish pending work and complete the files; `failure` describes what is missing from them."""
         if self._timer is not None:
             self._timer.cancel()
+        self._dependencies.rehearsals.stop()
         await self._background.settle()
         if self._suspended and not self.finished.is_set():  # not sooner: the running round may have ended meanwhile
             await self._save_results()
@@ -325,6 +327,8 @@ class Engine:
             case ev.RevertModel():
                 self.broadcast.revert()
                 self._run_watched("returning to an earlier model", self.model.revert)
+            case ev.Rehearse(request=request):
+                self._background.spawn("a rehearsal", self._rehearse(request))
             case ev.SetTimer(at=at):
                 if self._timer is not None:
                     self._timer.cancel()
@@ -385,7 +389,14 @@ class Engine:
             self._publish(RunEvent(self.elapsed_seconds, round_number, "metric_failed", text, {}))
         self._metric_fault = fault
 
+    async def _rehearse(self, request: RehearsalRequest) -> None:
+        """Carry a rehearsal out beside the run, and report its result to the machine. Its failure changes nothing."""
+        await self._write_results()  # it reads the files
+        result = await self._dependencies.rehearsals.run(request)
+        self.dispatch(ev.Rehearsed(result))
+
     async def _end_run(self) -> None:
+        self._dependencies.rehearsals.stop()
         try:
             await self._save_results()
             await self._write_results()

@@ -10,6 +10,7 @@ from hypergpu.common.identity import TaskIdentity
 from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.tensors import Flat
 from hypergpu.common.transfer_meter import Transfer
+from hypergpu.coordinator.core.rehearsal import RehearsalRequest, RehearsalResult
 from hypergpu.coordinator.core.rounds.traffic import RoundTraffic
 from hypergpu.coordinator.health import Health
 from hypergpu.coordinator.metrics import Metrics
@@ -74,6 +75,29 @@ class Links(Protocol):
         ...
 
 
+class Rehearser(Protocol):
+    """Performer of rehearsals."""
+
+    async def run(self, request: RehearsalRequest) -> RehearsalResult:
+        """Carry a rehearsal out; return its result, or the fault for which there is none."""
+        ...
+
+    def stop(self) -> None:
+        """End the one that runs, if any."""
+        ...
+
+
+class NoRehearsals:
+    """Refuses every rehearsal."""
+
+    async def run(self, request: RehearsalRequest) -> RehearsalResult:
+        """Return a fault."""
+        return RehearsalResult(request.number, 0.0, fault="this coordinator carries none out")
+
+    def stop(self) -> None:
+        """Do nothing: none runs."""
+
+
 @dataclass
 class EngineDependencies:
     """Dependencies of the engine: files, metrics, links and held-out data."""
@@ -93,5 +117,6 @@ class EngineDependencies:
     """True if the coordinator keeps serving after the end of the run."""
     adaptation_state: Callable[[], Mapping[str, Any]] = dict
     """Function that returns what the adaptation has learned, as JSON for a checkpoint."""
+    rehearsals: Rehearser = field(default_factory=NoRehearsals)
     compute: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "compute"))
     """Single thread that adds updates, steps and evaluates, in the order that the machine decided."""

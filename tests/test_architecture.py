@@ -26,7 +26,7 @@ LONG_FUNCTIONS = {
     "benchmarks/node_overhead.py: measure": 41,
     "coordinator/core/selection/selector.py: DynamicNodeSelector._choose": 43,
     "hypergpu/report/charts_section.py: timeline": 44,
-    "hypergpu/simulation/run.py: simulate": 52,
+    "hypergpu/simulation/run.py: simulate": 45,
     "hypergpu/simulation/run.py: _outcome": 48,
     "netsim_proxy/relay/frame_reader.py: FrameReader.feed": 45,
 }

@@ -34,6 +34,7 @@ class DecisionKind(StrEnum):
     UPDATE = "update"
     MEMBERSHIP = "membership"
     RULE = "rule"
+    REHEARSAL = "rehearsal"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from hypergpu.common.metric import LOSS
 from hypergpu.common.options import FLAG, SEED, AsJson
 from hypergpu.common.text import counted, duration, figure, natural_key, size
 from hypergpu.console import new_table, print_json, print_table, progress_bar, say
+from hypergpu.simulation.rehearsal.inline import simulate_with_rehearsals as run_scenario
 from hypergpu.simulation.run import Outcome
-from hypergpu.simulation.run import simulate as run_scenario
 from hypergpu.simulation.scenario_file import load_scenario, shipped
 
 _MOST_NODES = 20

@@ -16,6 +16,8 @@ class AdaptationPolicy(StrEnum):
     """Immediate response to measurements."""
     PROACTIVE = "proactive"
     """Response to the forecast of each link. It was measured to be no faster than REACTIVE."""
+    REHEARSED = "rehearsed"
+    """REACTIVE, and settings that were tried in virtual time before, from the present state of the run."""
 
 
 class CompressionStrategy(StrEnum):

@@ -33,7 +33,7 @@ _KINDS_OF_ROW = {
     "selection": ("selection",),
     "quarantine": ("quarantine",),
     "batch size": ("batch_size",),
-    "pace": ("local_steps", "learning_rate", "deadline", "compression", "connections"),
+    "pace": ("local_steps", "learning_rate", "deadline", "compression", "connections", "rehearsal"),
     "run": ("phase", "policy", "paused", "resumed", "waiting", "round_abandoned", "completed", "stopped"),
 }
 _ROW_OF = {kind: row for row, kinds in _KINDS_OF_ROW.items() for kind in kinds}

@@ -10,7 +10,8 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.simulation.comparison import Comparison, Result, compared
 from hypergpu.simulation.node import Compute
 from hypergpu.simulation.oracle import grid, tune
-from hypergpu.simulation.run import Outcome, simulate
+from hypergpu.simulation.rehearsal.inline import simulate_with_rehearsals
+from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.variants import BASELINE, baselines_of, variants_of
 
@@ -91,7 +92,7 @@ class Runner:
     """
 
     def __init__(self, jobs: int, compute: Compute | None, progress: Callable[[int, int], None]) -> None:
-        self._run_one = partial(simulate, compute=compute)
+        self._run_one = partial(simulate_with_rehearsals, compute=compute)
         self._jobs, self._progress = jobs, progress
         self._pool: ProcessPoolExecutor | None = None
         self._done = self._expected = 0

@@ -7,7 +7,9 @@ from typing import Any, Final, Protocol
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StaleWork
 from hypergpu.common.tensors import Payload
 from hypergpu.common.transfer_meter import Transfer
+from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.model.outgoing import Sending
+from hypergpu.coordinator.core.rehearsal import RehearsalRequest, RehearsalResult
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Adaptation, LateWork, RoundJudgement, RoundPlan, RoundReport
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
@@ -78,6 +80,7 @@ class SimulatedCoordinator:
         evaluation_seconds: duration of the step and the evaluation between two rounds.
         scrape_seconds: period at which every node's own count of its RPCs is read.
         round_begins: called with the number of each round, for events that are due by round.
+        rehearse: carries a rehearsal out; its result arrives after the time that it takes. Without it, none is.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class SimulatedCoordinator:
         evaluation_seconds: float,
         scrape_seconds: float,
         round_begins: Callable[[int], None],
+        rehearse: Callable[[RehearsalRequest], RehearsalResult] | None = None,
     ) -> None:
         self._run_id = run_id
         self._time, self._machine, self._session = time, machine, Session(run_id, machine, links)
@@ -115,6 +119,7 @@ class SimulatedCoordinator:
             ev.RunOver: self._run_over,
             ev.Finish: self._finish,
             ev.RunEvent: lambda record: recorder.event(record, time.now),
+            ev.Rehearse: partial(self._rehearse, rehearse),
         }
         time.at(scrape_seconds, self._scrape)
 
@@ -325,6 +330,11 @@ class SimulatedCoordinator:
         for node_id in sorted(self._session.stragglers):
             self._nodes[node_id].heartbeats.watch()
 
+    def _rehearse(self, rehearse: Callable[[RehearsalRequest], RehearsalResult] | None, effect: ev.Rehearse) -> None:
+        if rehearse is not None:
+            result = rehearse(effect.request)
+            self._time.at(self._time.now + result.seconds, self.dispatch, ev.Rehearsed(result))
+
     def _run_over(self, effect: ev.RunOver) -> None:
         self._waiting.pop(effect.node, None)
 
@@ -389,3 +399,7 @@ class HeartbeatSync:
     def record_late(self, work: LateWork) -> None:
         """Learn from work that missed the end of its round."""
         self.adaptation.record_late(work)
+
+    def finish_rehearsal(self, result: RehearsalResult, round_number: int) -> Sequence[Decision]:
+        """Learn from a rehearsal."""
+        return self.adaptation.finish_rehearsal(result, round_number)

@@ -10,8 +10,8 @@ from hypergpu.simulation.calibration import calibrate
 from hypergpu.simulation.compare import target_of
 from hypergpu.simulation.comparison import Comparison, Result, compared
 from hypergpu.simulation.compute import read_rounds
+from hypergpu.simulation.rehearsal.inline import simulate_with_rehearsals
 from hypergpu.simulation.replay import replay
-from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.variants import BASELINE, Variant
 
@@ -78,7 +78,7 @@ def compare_with_baseline(
     for variant in (Variant(BASELINE), Variant(scenario.config.orchestrator.policy)):
         kept = out and out / variant.policy
         run = variant.of(scenario, scenario.seed)
-        outcome = simulate(run, kept, compute=calibration.compute, progress=steps.round_begins)
+        outcome = simulate_with_rehearsals(run, kept, compute=calibration.compute, progress=steps.round_begins)
         results.append(Result(variant, [outcome]))
     steps.done()
     return compared(scenario, [scenario.seed], own, results[:1], results[1:])

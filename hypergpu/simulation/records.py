@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import LOSS
 from hypergpu.coordinator.core.decisions import DecisionKind
 from hypergpu.coordinator.core.rounds import events as ev
@@ -99,6 +100,17 @@ class Recording:
         del now
         self.finish_reason = str(finish.reason)
         self.failure = finish.detail if finish.reason is ev.FinishReason.FAILED else ""
+
+    def snapshot(self, link_rates: Callable[[], Mapping[str, Mapping[str, float]]]) -> Path:
+        """Bring the files of the run up to date for a fork; return their directory.
+
+        Raises:
+            InvalidInput: the run keeps no files.
+        """
+        if self._dir is None:
+            raise InvalidInput("a run without files cannot be forked")
+        self._dir.nodes(self._node_rows(link_rates()))
+        return self._dir.path
 
     def close(self, now: float, link_rates: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
         """Complete the files of the run. `link_rates` returns the rates of the links by node."""

@@ -9,11 +9,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from hypergpu.common.clock import Clock
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.common.node_terms import NodeTerms
 from hypergpu.common.text import duration
-from hypergpu.coordinator.core.adaptation import build_orchestrator
+from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator, build_orchestrator
+from hypergpu.coordinator.core.rehearsal import RehearsalRequest, RehearsalResult
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Adaptation
 from hypergpu.coordinator.core.rounds.local_shards import make_shards
@@ -33,6 +35,18 @@ from hypergpu.simulation.training_backend import TrainingBackend
 from hypergpu.simulation.virtual_time import VirtualTime
 from hypergpu.time_to_target import Course
 
+Rehearse = Callable[[Path, AdaptiveOrchestrator, RehearsalRequest], RehearsalResult]
+"""Function that carries a rehearsal out, from the files of a run and its adaptation."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoingOn:
+    """Adaptation of another run that goes on in virtual time."""
+
+    adapt: Callable[[Clock], tuple[AdaptiveOrchestrator, Adaptation]]
+    """Function that returns a copy of it with another clock, which learns of links, and what decides by it."""
+    first_round: int
+
 
 def simulate(
     scenario: Scenario,
@@ -42,6 +56,8 @@ def simulate(
     starts: Mapping[str, Start] | None = None,
     adaptation: Adaptation | None = None,
     progress: Callable[[int], None] = lambda _: None,
+    rehearse: Rehearse | None = None,
+    going_on: "GoingOn | None" = None,
 ) -> "Outcome":
     """Run a scenario in virtual time; the same scenario gives the same outcome, and the same files in `out`.
 
@@ -52,15 +68,16 @@ def simulate(
         starts: start of each node, in place of that of its group.
         adaptation: decides in the place of the scenario's policy.
         progress: called with the number of each round that begins.
+        rehearse: carries a rehearsal out, from the files in `out`; None leaves rehearsals undone.
+        going_on: an adaptation of another run that goes on in this one.
 
     Raises:
         InvalidInput: the task or the events do not hold.
     """
     config, learning = _prepared(scenario)
     time = VirtualTime()
-    orchestrator = build_orchestrator(config, clock=time.clock, model_bytes=learning.model_bytes)
-    sync = HeartbeatSync(adaptation or orchestrator)
-    machine = _machine(config, sync, learning)
+    orchestrator, sync = _adaptation(config, time.clock, learning.model_bytes, adaptation, going_on)
+    machine = _machine(config, sync, learning, going_on.first_round if going_on else 1)
     nodes: dict[str, SimulatedNode] = {}
     recording = Recording(scenario, machine, nodes, out)
     network = Network(scenario, time, nodes, lambda what: recording.network(what, time.now))
@@ -79,18 +96,10 @@ def simulate(
         evaluation_seconds=scenario.evaluation_seconds,
         scrape_seconds=config.monitor.update_interval_seconds if config.server.scrape_nodes else math.inf,
         round_begins=round_begins,
+        rehearse=None if rehearse is None else partial(_rehearsed, rehearse, recording, orchestrator),
     )
     sync.flush_heartbeats = coordinator.flush_heartbeats
-    make = partial(
-        SimulatedNode,
-        api=coordinator,
-        time=time,
-        compute=compute or SimulatedCards(scenario),
-        seed=scenario.seed,
-        payload_bytes=cache(learning.payload_bytes),
-        config=config,
-        handling_seconds=scenario.handling_seconds,
-    )
+    make = partial(_node_maker(scenario, config, learning, compute), api=coordinator, time=time)
     _add_nodes(nodes, scenario, time, starts, make)
     if scenario.time_limit_seconds is not None:
         time.at(scenario.time_limit_seconds, coordinator.dispatch, ev.Stop("the time limit of the scenario"))
@@ -125,12 +134,44 @@ def _run_to_its_end(
     return ""
 
 
-def _machine(config: SystemConfig, adaptation: Adaptation, learning: TrainingBackend) -> RoundMachine:
+def _node_maker(
+    scenario: Scenario, config: SystemConfig, learning: TrainingBackend, compute: Compute | None
+) -> Callable[..., SimulatedNode]:
+    return partial(
+        SimulatedNode,
+        compute=compute or SimulatedCards(scenario),
+        seed=scenario.seed,
+        payload_bytes=cache(learning.payload_bytes),
+        config=config,
+        handling_seconds=scenario.handling_seconds,
+    )
+
+
+def _adaptation(
+    config: SystemConfig, clock: Clock, model_bytes: int, adaptation: Adaptation | None, going_on: GoingOn | None
+) -> tuple[AdaptiveOrchestrator, HeartbeatSync]:
+    """Return what learns of links, and what decides."""
+    if going_on is not None:
+        orchestrator, decides = going_on.adapt(clock)
+        return orchestrator, HeartbeatSync(decides)
+    orchestrator = build_orchestrator(config, clock=clock, model_bytes=model_bytes)
+    return orchestrator, HeartbeatSync(adaptation or orchestrator)
+
+
+def _rehearsed(
+    rehearse: Rehearse, recording: Recording, orchestrator: AdaptiveOrchestrator, request: RehearsalRequest
+) -> RehearsalResult:
+    links = LinkTelemetry(orchestrator)
+    return rehearse(recording.snapshot(links.rates), orchestrator, request)
+
+
+def _machine(config: SystemConfig, adaptation: Adaptation, learning: TrainingBackend, first_round: int) -> RoundMachine:
     return RoundMachine(
         config.training,
         adaptation,
         max_nodes=config.server.max_nodes,
         lost_after_seconds=config.server.lost_after_seconds,
+        first_round=first_round,
         shards=make_shards(config.training, learning.samples, config.server.max_nodes),
         metric=learning.metric,
         codecs=config.compression.codecs,

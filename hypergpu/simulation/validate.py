@@ -19,8 +19,8 @@ from hypergpu.common.metric import MetricSpec
 from hypergpu.simulation.calibration import calibrate
 from hypergpu.simulation.compute import read_rounds
 from hypergpu.simulation.real_run import require_local, run_for_real
+from hypergpu.simulation.rehearsal.inline import simulate_with_rehearsals
 from hypergpu.simulation.replay import replay
-from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario import Scenario
 
 
@@ -150,7 +150,9 @@ def compare_with_real(scenario: Scenario, out: Path) -> Agreement:
     calibration = calibrate(out / "real", scenario)
     handling_seconds, replayed = replay(scenario, calibration, real, out / "replayed")
     fitted = calibration.of(scenario, handling_seconds)
-    outcome = simulate(fitted, out / "simulated", compute=calibration.compute, starts=calibration.starts)
+    outcome = simulate_with_rehearsals(
+        fitted, out / "simulated", compute=calibration.compute, starts=calibration.starts
+    )
     simulated = read_rounds(out / "simulated")
     chosen = [(row["batch_sizes"], mine["batch_sizes"]) for row, mine in zip(real, simulated, strict=False)]
     nodes = len(scenario.profiles_of_links())

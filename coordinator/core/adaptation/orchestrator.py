@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,12 @@ from hypergpu.coordinator.core.adaptation.plan import RoundDecisions
 from hypergpu.coordinator.core.adaptation.policy import PARAMETERS, PolicyParameters
 from hypergpu.coordinator.core.adaptation.progress import Regression, RollbackReason
 from hypergpu.coordinator.core.adaptation.progress_control import ProgressControl
+from hypergpu.coordinator.core.adaptation.rehearsal import (
+    ROUND_TRIPS,
+    ROUNDS_WITHOUT,
+    RehearsalDecision,
+    Rehearsals,
+)
 from hypergpu.coordinator.core.adaptation.results import (
     LATEST_COMMUNICATIONS,
     record_late,
@@ -39,9 +46,10 @@ from hypergpu.coordinator.core.adaptation.state import (
 from hypergpu.coordinator.core.batching import AdaptiveBatchController, BatchReason
 from hypergpu.coordinator.core.batching.controller import AdaptationLimits
 from hypergpu.coordinator.core.checks import parse_enum, require_non_negative
-from hypergpu.coordinator.core.decisions import CLUSTER, DecisionKind
+from hypergpu.coordinator.core.decisions import CLUSTER, Decision, DecisionKind
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
 from hypergpu.coordinator.core.overrides import Overrides
+from hypergpu.coordinator.core.rehearsal import HeldSetting, RehearsalRequest, RehearsalResult, Worth, WorthSource
 from hypergpu.coordinator.core.rounds.adaptation import LateWork, ModelAction, RoundJudgement, RoundPlan, RoundReport
 from hypergpu.coordinator.core.rounds.dispatch import NOT_FINITE
 from hypergpu.coordinator.core.rounds.events import Contribution
@@ -52,6 +60,15 @@ _ARRIVALS = 8
 """Latest communications of each node that its arrival is expected from."""
 _TURNS = (SelectionReason.FAIRNESS_TURN, SelectionReason.DATA_TURN, SelectionReason.UNEXPLORED)
 """Reasons of a selection that are not about what the node adds."""
+
+
+@dataclass(slots=True)
+class _WorkChanges:
+    """Rounds that changes of batch sizes and local steps are bound to."""
+
+    held_until: int = -1
+    """Round before which they stay as they are."""
+    last_change: int = -(10**9)
 
 
 class AdaptiveOrchestrator:
@@ -91,16 +108,17 @@ class AdaptiveOrchestrator:
         self.monitor, self.batches, self.selector = network_monitor, batch_controller, node_selector
         self.policy = parse_enum(AdaptationPolicy, adaptation_policy, "policy")
         self.phase = Phase.INITIALIZATION
-        self._clock = clock
+        self.clock = clock
+        """Source of the time in seconds."""
         self._ledger = RoundHistory(config.orchestrator.history)
         self._losses = LossTrend(config.orchestrator)
         whole = None if model_bytes is None else model_bytes * config.training.fragments
         self._control = ProgressControl(config, self.policy, whole)
         self._codecs = CodecControl(config.compression, network_monitor, model_bytes)
         self.connections = ConnectionControl(config.transfers, network_monitor, model_bytes)
-        self._held_until = -1
+        self._work = _WorkChanges()
+        self._rehearsals = Rehearsals(config)
         self._rounds_begun = 0
-        self._last_change = -(10**9)
         self._selected: list[str] = []
         self._round = -1
         self._log = AdaptationLog(config.orchestrator.history)
@@ -127,7 +145,7 @@ class AdaptiveOrchestrator:
             policy=self.policy,
             phase=self.phase,
             rounds_begun=self._rounds_begun,
-            held_until=self._held_until,
+            held_until=self._work.held_until,
             control=self._control.state(),
             batches=BatchState(
                 self.batches.local_steps,
@@ -160,7 +178,7 @@ class AdaptiveOrchestrator:
         self._losses.restore(state.loss_logs)
         self.connections.restore(state.connections)
         self._rounds_begun = state.rounds_begun
-        self._held_until = max(state.held_until, round_number + self.config.orchestrator.warmup_rounds)
+        self._work.held_until = max(state.held_until, round_number + self.config.orchestrator.warmup_rounds)
         self._round = self._log.round = round_number
         phase = Phase.ADAPTIVE if state.phase is Phase.COMPLETED else state.phase
         self._enter(phase, PhaseReason.RESUMED, {"rounds": state.rounds_begun})
@@ -174,6 +192,7 @@ class AdaptiveOrchestrator:
         """
         before, self.policy = self.policy, parse_enum(AdaptationPolicy, policy, "policy")
         self._control.set_policy(self.policy)
+        self._rehearsed(self._rehearsals.cancel())
         self._log.decide(DecisionKind.POLICY, CLUSTER, ClusterReason.SET_BY_USER, {"from": before, "to": self.policy})
 
     def register_node(
@@ -230,7 +249,7 @@ class AdaptiveOrchestrator:
         return self._plan_round(available, round_number, probes=True)
 
     def _plan_round(self, available: Sequence[str], round_number: int, *, probes: bool) -> RoundPlan:
-        began = self._clock()
+        began = self.clock()
         self.batches.costs.overhead.open_round(began)
         self._round = self._log.round = round_number
         if self.phase is Phase.INITIALIZATION:
@@ -253,7 +272,7 @@ class AdaptiveOrchestrator:
         else:
             selected = self._select_adaptively(available, probes=probes)
         self._selected = selected
-        self._overhead = self._clock() - began
+        self._overhead = self.clock() - began
         return self._as_plan(selected)
 
     def post_round_evaluation(self, round_num: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,7 +332,7 @@ class AdaptiveOrchestrator:
             UnknownName: A contributing node is not registered.
             InvalidInput: A figure of a contribution is negative or not finite.
         """
-        began = self._clock()
+        began = self.clock()
         self._round = self._log.round = report.round
         contributions = report.contributions
         if contributions:
@@ -330,7 +349,7 @@ class AdaptiveOrchestrator:
         if self.policy is not AdaptationPolicy.NONE:
             action = self._judge(regression, contributions)
             self._log.standings(self.selector.drain_state_changes())
-        self._overhead += self._clock() - began
+        self._overhead += self.clock() - began
         self._ledger.add(
             RoundRecord(
                 report.round,
@@ -348,12 +367,14 @@ class AdaptiveOrchestrator:
         )
         self._update_phase()
         self._overhead = 0.0
-        return RoundJudgement(self._log.drain(), action)
+        rehearsal = self._rehearse(report, began)
+        return RoundJudgement(self._log.drain(), action, rehearsal)
 
     def abandon_round(self, round_number: int, fault: str) -> RoundJudgement:
         """Learn from a round without any update: a rate at which no node can finish its work is lowered."""
         self._round = self._log.round = round_number
         self.batches.costs.overhead.interrupt()
+        self._rehearsals.interrupt()
         self._codecs.abandoned()
         if self.policy is AdaptationPolicy.NONE or fault != NOT_FINITE:
             return RoundJudgement(model=ModelAction.LEAVE)
@@ -367,6 +388,12 @@ class AdaptiveOrchestrator:
             UnknownName: The node is not registered.
         """
         record_late(work, self.monitor, self.batches, self.selector)
+
+    def finish_rehearsal(self, result: RehearsalResult, round_number: int) -> Sequence[Decision]:
+        """Hold the setting that a rehearsal found to be better, if there is one, from the next round on."""
+        self._round = self._log.round = round_number
+        self._rehearsed(self._rehearsals.finish(result, round_number))
+        return self._log.drain()
 
     def record_results(self, results: Sequence[Contribution]) -> float:
         """Record one contribution per node of a round in all parts.
@@ -449,7 +476,7 @@ class AdaptiveOrchestrator:
         self.batches.learning_rate_factor = self._control.search.rates.factor
         turns = self._turns(selected)
         self._codecs.begin_round(workers)
-        return RoundPlan(
+        plan = RoundPlan(
             workers,
             self._batch_sizes(selected, probes),
             self.batches.local_steps,
@@ -467,6 +494,8 @@ class AdaptiveOrchestrator:
             connections=self.connections.plan,
             decisions=self._log.drain(),
         )
+        self._rehearsals.begin_round(plan)
+        return plan
 
     def _plan_connections(self, available: Sequence[str]) -> None:
         """Choose the connections of the available nodes, from the first measured transfers on: also in the warm-up.
@@ -542,6 +571,8 @@ class AdaptiveOrchestrator:
         training = self.config.training
         if training.close_share < 1.0 or not training.shards_are_alike or self.phase is Phase.WARM_UP or not selected:
             return None
+        if self._rehearsals.held.close_share is not None:
+            return self._rehearsals.held.close_share
         rows = self.monitor.rows(selected)
         seconds = (
             self.monitor.round_communication_samples(rows, _ARRIVALS) + self.batches.compute_seconds(selected)[:, None]
@@ -581,15 +612,21 @@ class AdaptiveOrchestrator:
         selected = self.selector.select_nodes(available, round_num=self._round, context=context)
         self._log.standings(self.selector.drain_state_changes())
         self._log.selection(self.selector.last_selection)
-        if self._round >= self._held_until:
+        if self._round >= self._work.held_until:
             self._adapt_batches(selected, len(available), parameters)
         return selected
 
     def _adapt_batches(self, selected: Sequence[str], reference: int, parameters: PolicyParameters) -> None:
-        due = self._round - self._last_change >= parameters.interval and self.phase is Phase.ADAPTIVE
+        due = self._round - self._work.last_change >= parameters.interval and self.phase is Phase.ADAPTIVE
         if not due or not selected:
             return
-        limits = AdaptationLimits(parameters.step, parameters.plan_gain, parameters.horizon, parameters.window)
+        limits = AdaptationLimits(
+            parameters.step,
+            parameters.plan_gain,
+            parameters.horizon,
+            parameters.window,
+            self._rehearsals.held.local_steps,
+        )
         steps = self.batches.local_steps
         changes = self.batches.evaluate_and_adapt(selected, reference_nodes=reference, limits=limits)
         self._log.batches(changes)
@@ -597,7 +634,7 @@ class AdaptiveOrchestrator:
         self.batches.costs.overhead.expect(self.batches.expected_seconds)
         self._log.local_steps(steps, after, self.batches.drift_steps, self._communication_seconds(selected))
         if changes or steps != after:
-            self._last_change = self._round
+            self._work.last_change = self._round
 
     # ------------------------------------------------------------ after a round
 
@@ -643,9 +680,10 @@ class AdaptiveOrchestrator:
         if found is None:
             return ModelAction.LEAVE  # nothing is left to change
         figures, change = found
-        self._held_until = self._round + 1 + self.config.orchestrator.rollback_rounds
+        self._work.held_until = self._round + 1 + self.config.orchestrator.rollback_rounds
         self._log.decide(DecisionKind.ROLLBACK, CLUSTER, regression.reason, figures)
         self._log.codecs(self._codecs.diverged(self._selected, self._round))
+        self._rehearsed(self._rehearsals.cancel())
         self._log.optimizer(change)
         self.batches.learning_rate_factor = change.after
         best = self._control.snapshot
@@ -653,6 +691,45 @@ class AdaptiveOrchestrator:
             restored = self.batches.restore(best.batch_sizes, best.local_steps, change.after, BatchReason.ROLLED_BACK)
             self._log.batches(restored)
         return ModelAction.REVERT
+
+    # ------------------------------------------------------------ rehearsals
+
+    def _rehearse(self, report: RoundReport, now: float) -> RehearsalRequest | None:
+        """Judge the setting that a rehearsal found, and return the request of the next one, if it is due."""
+        self._rehearsed(self._rehearsals.observe(report, now))
+        adapts = self.phase in (Phase.ADAPTIVE, Phase.CONVERGENCE) and self._round >= self._work.held_until
+        training = self.config.training
+        if self.policy is not AdaptationPolicy.REHEARSED or not adapts or training.is_buffered:
+            return None
+        measured = self.monitor.round_trips_measured(self.monitor.rows(self._selected), ROUND_TRIPS)
+        if np.median(measured) < ROUND_TRIPS and report.round < ROUNDS_WITHOUT:
+            return None
+        worth = Worth(
+            self.batches.noise_scale(self.batches.baseline_batch_size * len(self._selected)),
+            self.batches.worthwhile_steps(self._selected),
+            WorthSource.UPDATE_NORMS if report.update_norms is not None else WorthSource.ASSUMED,
+        )
+        return self._rehearsals.request(worth, now)
+
+    def fork(self, change: HeldSetting) -> None:
+        """Go on in virtual time, as a copy that no user watches, with a changed setting and without trials of rates."""
+        self._rehearsals.fork(change)
+        self._rehearsals.interrupt()
+        self._control.search.set_step(1.0)
+        self.batches.costs.overhead.interrupt()
+        self._hold(self._rehearsals.held.local_steps)
+
+    def _rehearsed(self, decision: RehearsalDecision | None) -> None:
+        """Record a decision about a rehearsal, and hold what is to be held."""
+        if decision is None:
+            return
+        self._log.decide(DecisionKind.REHEARSAL, CLUSTER, decision.reason, decision.figures)
+        self._hold(decision.local_steps)
+
+    def _hold(self, local_steps: int | None) -> None:
+        self._codecs.hold(self._rehearsals.held.codecs)
+        if local_steps is not None:
+            self.batches.local_steps = local_steps
 
     def _communication_seconds(self, selected: Sequence[str]) -> float:
         """Return the expected communication of a round: the mean over samples of the slowest selected node."""

@@ -42,4 +42,5 @@ PARAMETERS = {
     ),
     AdaptationPolicy.REACTIVE: _REACTIVE,
     AdaptationPolicy.PROACTIVE: replace(_REACTIVE, horizon=3.0),
+    AdaptationPolicy.REHEARSED: _REACTIVE,
 }

@@ -61,6 +61,8 @@ class AdaptationLimits:
     """Forecast horizon of the links in observations."""
     window: int = 8
     """Number of latest round communications used per link."""
+    local_steps: int | None = None
+    """Local steps that are held; None lets GOODPUT choose them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +324,16 @@ class AdaptiveBatchController:
         """Local steps at which half of their worth is lost."""
         return self.updates.drift.value(prior=_DRIFT_PRIOR * self.baseline_local_steps)
 
+    def worthwhile_steps(self, nodes: Sequence[str]) -> float:
+        """Return the local steps of these nodes at which half of their worth is lost, as GOODPUT takes it.
+
+        Raises:
+            UnknownName: A node is not registered.
+        """
+        rows = self._index.rows(nodes)
+        communication = self._round_communication(nodes, AdaptationLimits()) + self.costs.overhead.seconds
+        return self._worthwhile_steps(communication, self.costs.fit(rows).seconds(self._sizes[rows]))
+
     def get_adaptation_summary(self) -> dict[str, Any]:
         """Return a summary of the batch sizes.
 
@@ -464,6 +476,8 @@ class AdaptiveBatchController:
         base, bound = self.baseline_local_steps, self.config.max_local_steps_factor
         if base == 1:
             return 1, 1
+        if limits.local_steps is not None:
+            return limits.local_steps, limits.local_steps
         least, most = max(2, round(base / bound)), max(2, int(base * bound))
         low = min(max(least, int(self.local_steps / limits.step)), most)
         return low, max(min(most, round(self.local_steps * limits.step)), low)

@@ -285,6 +285,11 @@ class NetworkQualityMonitor:
             for index, node in enumerate(self._links.index.ids)
         }
 
+    def round_trips_measured(self, rows: Ints, most: int) -> Ints:
+        """Return the number of measured round trips of each link, up to `most`."""
+        known: Ints = (~np.isnan(self._links.latency_ms.latest(rows, most))).sum(axis=1)
+        return known
+
     def get_cluster_health_summary(self) -> dict[str, Any]:
         """Return a summary of all links.
 

@@ -12,6 +12,7 @@ from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.overrides import NodeOverride, Overrides
+from hypergpu.coordinator.core.rehearsal import RehearsalRequest, RehearsalResult
 from hypergpu.coordinator.core.rounds.events import Contribution, LateUpdate
 
 
@@ -131,6 +132,8 @@ class RoundJudgement:
     decisions: Sequence[Decision] = ()
     """Decisions to record, each with its reason."""
     model: ModelAction = ModelAction.KEEP
+    rehearsal: RehearsalRequest | None = None
+    """Request to rehearse settings, beside the coming rounds."""
 
 
 class Adaptation(Protocol):
@@ -155,6 +158,10 @@ class Adaptation(Protocol):
 
     def record_late(self, work: LateWork) -> None:
         """Learn from work that missed the end of its round, before its node is available again."""
+        ...
+
+    def finish_rehearsal(self, result: RehearsalResult, round_number: int) -> Sequence[Decision]:
+        """Learn from a rehearsal that ends in a round or before it; return the decisions to record."""
         ...
 
 
@@ -184,3 +191,8 @@ class FixedAdaptation:
 
     def record_late(self, work: LateWork) -> None:
         """Learn nothing."""
+
+    def finish_rehearsal(self, result: RehearsalResult, round_number: int) -> Sequence[Decision]:
+        """Learn nothing."""
+        del result, round_number
+        return ()

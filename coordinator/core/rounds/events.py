@@ -12,6 +12,7 @@ from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.transfer_codecs import NO_CODECS, TransferCodecs
 from hypergpu.coordinator.core.decisions import Decision
 from hypergpu.coordinator.core.overrides import NodeOverride
+from hypergpu.coordinator.core.rehearsal import RehearsalRequest, RehearsalResult
 
 
 class UpdateStatus(StrEnum):
@@ -210,6 +211,13 @@ class OverrideSet:
     override: NodeOverride
 
 
+@message
+class Rehearsed:
+    """A rehearsal is done, or has failed."""
+
+    result: RehearsalResult
+
+
 Event = (
     NodeJoined
     | NodeLeft
@@ -227,6 +235,7 @@ Event = (
     | Suspend
     | Fail
     | OverrideSet
+    | Rehearsed
 )
 
 
@@ -410,6 +419,13 @@ class RevertModel:
 
 
 @message
+class Rehearse:
+    """Run settings in virtual time, beside the run, and answer with `Rehearsed`; a driver may leave it undone."""
+
+    request: RehearsalRequest
+
+
+@message
 class SetTimer:
     """Send a `Tick` at this time; replaces the previous timer."""
 
@@ -450,6 +466,7 @@ Effect = (
     | AbandonRound
     | KeepModel
     | RevertModel
+    | Rehearse
     | SetTimer
     | RunOver
     | Finish

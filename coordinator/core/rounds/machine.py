@@ -330,6 +330,7 @@ class RoundMachine:
             ev.Suspend: lambda _, __: self._on_suspend(),
             ev.Fail: lambda event, _: self._finish(ev.FinishReason.FAILED, event.detail),
             ev.OverrideSet: lambda event, _: self._on_override(event),
+            ev.Rehearsed: lambda event, _: self._on_rehearsed(event),
         }
 
     def _on_joined(self, event: ev.NodeJoined, now: float) -> None:
@@ -479,6 +480,8 @@ class RoundMachine:
         ending = closing.finish_after(state, closed.round, metric, self.config, self.metric)
         if ending is not None:
             self._finish(*ending)
+        elif judgement.rehearsal is not None:
+            effects.emit(ev.Rehearse(judgement.rehearsal))
 
     def _on_evaluation_failed(self, event: ev.EvaluationFailed) -> None:
         closed = self._take_closed(event.round)
@@ -550,6 +553,11 @@ class RoundMachine:
             opening.reevaluate(self.round_state.opening, at_once=True)
 
     # ------------------------------------------------------------ transitions
+
+    def _on_rehearsed(self, event: ev.Rehearsed) -> None:
+        if not self.finished:
+            for decision in self.adaptation.finish_rehearsal(event.result, self.round):
+                self._effects.add(decision)
 
     def _open_round(self, now: float) -> None:
         """Open the next round if possible, and give work to the nodes that wait for it."""

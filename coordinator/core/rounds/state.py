@@ -24,6 +24,7 @@ from hypergpu.coordinator.core.rounds.events import (
     NodeLost,
     OverrideSet,
     Pause,
+    Rehearsed,
     RequestEnded,
     Resume,
     Stop,
@@ -87,6 +88,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, type[Event]], tuple[Phase, ...]]] = {
     (IDLE, Suspend): (IDLE,),
     (IDLE, Fail): (OVER,),
     (IDLE, OverrideSet): (IDLE, OPEN),
+    (IDLE, Rehearsed): (IDLE,),
     (OPEN, NodeJoined): (OPEN,),
     (OPEN, NodeLeft): (OPEN, CLOSING, IDLE, OVER),
     (OPEN, NodeLost): (OPEN, CLOSING, IDLE, OVER),
@@ -103,6 +105,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, type[Event]], tuple[Phase, ...]]] = {
     (OPEN, Suspend): (OPEN,),
     (OPEN, Fail): (OVER,),
     (OPEN, OverrideSet): (OPEN,),
+    (OPEN, Rehearsed): (OPEN,),
     (CLOSING, NodeJoined): (CLOSING,),
     (CLOSING, NodeLeft): (CLOSING,),
     (CLOSING, NodeLost): (CLOSING,),
@@ -119,6 +122,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, type[Event]], tuple[Phase, ...]]] = {
     (CLOSING, Suspend): (CLOSING,),
     (CLOSING, Fail): (OVER,),
     (CLOSING, OverrideSet): (CLOSING,),
+    (CLOSING, Rehearsed): (CLOSING,),
     (OVER, NodeJoined): (OVER,),
     (OVER, NodeLeft): (OVER,),
     (OVER, NodeLost): (OVER,),
@@ -135,6 +139,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, type[Event]], tuple[Phase, ...]]] = {
     (OVER, Suspend): (OVER,),
     (OVER, Fail): (OVER,),
     (OVER, OverrideSet): (OVER,),
+    (OVER, Rehearsed): (OVER,),
 }
 """Phases that may follow (phase, type of event). An event that another round was meant for changes nothing.
 

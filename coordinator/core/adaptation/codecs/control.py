@@ -130,6 +130,10 @@ class CodecControl:
         self.changed_seconds: dict[str, float] = {}
         """Change of the expected communication of each node in the coming round, because of other payloads."""
 
+    def hold(self, codecs: TransferCodecs | None) -> None:
+        """Give every node these codecs from the next plan on, as far as it may have them; None chooses again."""
+        self._nodes.held = codecs
+
     def codecs_of(self, nodes: Sequence[str]) -> Mapping[str, TransferCodecs]:
         """Return the codecs of these nodes in the coming round; empty if all have the configured ones."""
         if not self._is_adaptive:
@@ -270,6 +274,11 @@ class CodecControl:
 
         Where connections are tried, as in `quiet`, codecs change for a large gain only.
         """
+        held = self._nodes.held
+        if held is not None:
+            update = np.minimum(UPDATE_CODECS.index(held.update), forecast.most_update)
+            found = Codecs(update, np.minimum(PARAMETERS_CODECS.index(held.parameters), forecast.most_parameters))
+            return found if found.differ(present).any() else present
         best, now = best_assignment(forecast, present), evaluate(forecast, present)
         if best.worth < _LARGE_GAIN * now.worth:
             best = best_assignment(quiet, present)

@@ -5,6 +5,7 @@ from typing import Final
 
 import numpy as np
 
+from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.adaptation.codecs.choice import PARAMETERS_CODECS, Codecs
 from hypergpu.coordinator.core.adaptation.codecs.sizes import CodecPair
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, grow_column
@@ -26,6 +27,8 @@ class NodeCodecs:
 
     def __init__(self, first: CodecPair) -> None:
         self._first = first
+        self.held: TransferCodecs | None = None
+        """Codecs that every node is to have, as far as it may; None where they are chosen."""
         self.update: Ints = np.zeros(0, np.int64)
         self.parameters: Ints = np.zeros(0, np.int64)
         self.is_known: Bools = np.zeros(0, np.bool_)

@@ -11,6 +11,7 @@ intended change, run `pytest tests/coordinator/core/rounds/test_transcripts.py -
     > evaluated 0.5 0.9                     the closed round is evaluated
     > wait 5                                time passes, and the timer fires
     > later 5                               time passes, and the timer is late
+    > rehearsed                             the result of a rehearsal arrives
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ import pytest
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.connections import ONE_EACH
 from hypergpu.coordinator.core.overrides import NodeOverride
+from hypergpu.coordinator.core.rehearsal import RehearsalResult
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import FixedAdaptation
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
@@ -65,6 +67,7 @@ class Stage:
             "suspend": lambda _, __: [ev.Suspend()],
             "fail": lambda words, _: [ev.Fail(" ".join(words))],
             "later": self._later,
+            "rehearsed": lambda _, __: [ev.Rehearsed(RehearsalResult(1, 2.5))],
         }
 
     def run(self, line: str) -> list[str]:

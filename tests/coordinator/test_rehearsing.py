@@ -1,0 +1,118 @@
+"""The process of a rehearsal beside a real run: its result, and what its failures change."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from hypergpu.common.clock import ManualClock
+from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator
+from hypergpu.coordinator.core.adaptation.copies import packed, unpacked
+from hypergpu.coordinator.core.rehearsal import HeldSetting, RehearsalRequest, RehearsalResult, Worth, WorthSource
+from hypergpu.coordinator.rehearsing import MODULE, RehearsalProcess
+from hypergpu.simulation.fork.state import read_state
+from hypergpu.simulation.rehearsal.forecasts import Rehearsal
+from hypergpu.simulation.run import simulate
+from hypergpu.simulation.scenario import Scenario
+
+
+@dataclass
+class Asked:
+    """A rehearsal that a run has asked for, at the end of a round."""
+
+    run_dir: Path
+    orchestrator: AdaptiveOrchestrator
+    request: RehearsalRequest
+
+    def process(self, **options: Any) -> RehearsalProcess:
+        return RehearsalProcess(self.run_dir, self.orchestrator, **options)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
+    out, found = tmp_path_factory.mktemp("rehearsing") / "run", []
+
+    def rehearse(run_dir: Path, orchestrator: AdaptiveOrchestrator, request: RehearsalRequest) -> RehearsalResult:
+        found.append(Asked(run_dir, unpacked(packed(orchestrator), ManualClock(request.at)), request))
+        return RehearsalResult(request.number, 1e6, fault="not in this test")
+
+    tree = {
+        "name": "recorded",
+        "learning": "model",
+        "task": "digits",
+        "nodes": [{"id": f"n{number}", "profile": "average", "gpu": "T4"} for number in range(4)],
+        "policy": "rehearsed",
+        "rounds": 45,
+        "config": {"server": {"heartbeat_seconds": 0.5}},
+    }
+    simulate(Scenario.model_validate(tree), out, rehearse=rehearse)
+    return found[0]
+
+
+async def test_a_process_predicts_what_this_one_would(asked: Asked) -> None:
+    steps = asked.request.present.local_steps or 0
+    candidates = HeldSetting(local_steps=2 * steps), HeldSetting(local_steps=max(2, steps // 20))
+    request = replace(asked.request, candidates=candidates, worth=Worth(1.0, 1e6, WorthSource.UPDATE_NORMS))
+    result = await asked.process().run(request)
+    assert (result.number, result.fault) == (asked.request.number, "")
+    assert result.seconds > 0.1
+    assert [forecast.setting for forecast in result.forecasts] == [candidates[0]]
+    assert result.forecasts[0].gain > 1.1
+    state = read_state(asked.run_dir, request.window, request.round)
+    here = Rehearsal(state, packed(asked.orchestrator), request, request.worth).forecasts()
+    assert result.forecasts == here
+
+
+@pytest.mark.parametrize(
+    ("module", "timeout_seconds", "fault"),
+    [
+        ("hypergpu.no_such_module", 60.0, "No module named"),
+        (MODULE, 0.05, "it took longer than 0.05 s"),
+    ],
+)
+async def test_a_failure_is_returned_and_warned_of_once(
+    asked: Asked, module: str, timeout_seconds: float, fault: str
+) -> None:
+    process = asked.process(module=module, timeout_seconds=timeout_seconds)
+    with capture_logs() as logs:
+        for _ in range(2):
+            result = await process.run(asked.request)
+            assert fault in result.fault
+            assert not result.forecasts
+    assert [entry["log_level"] for entry in logs] == ["warning"]
+
+
+async def test_a_run_without_files_is_a_fault(asked: Asked, tmp_path: Path) -> None:
+    result = await RehearsalProcess(tmp_path, asked.orchestrator).run(asked.request)
+    assert result.fault
+
+
+async def test_the_process_ends_at_once_when_it_is_stopped(asked: Asked) -> None:
+    process = asked.process()
+    running = asyncio.create_task(process.run(asked.request))
+    while process._child is None:  # noqa: ASYNC110  (a short wait, once)
+        await asyncio.sleep(0.01)
+    child = process._child
+    process.stop()
+    assert (await running).fault
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_the_process_ends_with_the_coordinator_and_has_the_lowest_priority(asked: Asked) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", MODULE, str(asked.run_dir)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    assert child.stdin is not None
+    try:
+        while os.getpriority(os.PRIO_PROCESS, child.pid) != 19:
+            assert child.poll() is None
+    finally:
+        child.stdin.close()  # as the kernel does for a coordinator that was killed
+    assert child.wait(timeout=30) != 0
