@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.compression import LINKS, TOLERANCE, scenario
 from hypergpu.coordinator.core.adaptation.codecs.choice import Codecs, RoundForecast
 from hypergpu.coordinator.core.adaptation.codecs.control import CodecControl, Outlook
-from hypergpu.coordinator.core.adaptation.codecs.decisions import CodecDecision
+from hypergpu.coordinator.core.adaptation.codecs.decisions import CodecDecision, CompressionReason
 from hypergpu.coordinator.core.rounds.events import Contribution
 from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario import Scenario
@@ -146,13 +146,18 @@ def _true(found: Record, without: Record, number: int, decision: CodecDecision) 
         with_it, without_it = (each.rounds.get(at, {}).get(decision.node) for each in (found, without))
         if with_it is None or without_it is None or with_it.connections != without_it.connections:
             continue
-        pairs = ((with_it, after, found), (without_it, before, without))
-        if all(_is_usual(each, codecs, decision.node in run.differed[at]) for each, codecs, run in pairs):
+        holds = [decision.node in run.differed[at] for run in (found, without)]
+        if decision.reason is CompressionReason.TRANSFERS_KEEP_OUT:
+            is_usual = not any(holds)
+        else:
+            pairs = ((with_it, after), (without_it, before))
+            is_usual = all(_is_usual(*pair, differs=held) for pair, held in zip(pairs, holds, strict=True))
+        if is_usual:
             seconds.append(_changed_seconds(without_it, before, after) - _changed_seconds(with_it, before, after))
     return fmean(seconds[:_COMPARED]) if seconds else None
 
 
-def _is_usual(each: Contribution, codecs: Sequence[str], differs: bool) -> bool:
+def _is_usual(each: Contribution, codecs: Sequence[str], *, differs: bool) -> bool:
     return [each.codec, each.parameters_codec] == list(codecs) and (differs or each.parameters_codec != "int8")
 
 
@@ -183,7 +188,10 @@ def main() -> None:
         if arguments.each:
             for saving in found:
                 _print_saving(saving)
-        print(f"{links:6} {megabytes:5g} MB      {_summary(found)}  {len(found)}", flush=True)
+        smaller = [each for each in found if each.decision.reason is CompressionReason.TRANSFERS_LENGTHEN_ROUND]
+        others = [each for each in found if each not in smaller]
+        for name, part in {"to fewer bytes": smaller, "others": others}.items():
+            print(f"{links:6} {megabytes:3g} MB {name:>14} {_summary(part)}  {len(part)}", flush=True)
 
 
 def _print_saving(saving: Saving) -> None:

@@ -523,6 +523,7 @@ class AdaptiveOrchestrator:
             close_share=training.close_share if training.close_share < 1.0 else fixed_share,
             rounds_left=training.rounds - self._round + 1 if training.rounds else math.inf,
             trials=self.connections.trials(available),
+            connections=self.connections.plan,
         )
         self._log.codecs(self._codecs.plan(available, outlook))
 

@@ -120,6 +120,11 @@ class SavingChecks:
         if directions:
             self._checks[node] = _Check(before, expected_seconds, directions)
 
+    def can_begin(self, node: str, direction: Direction, connections: int) -> bool:
+        """Return whether a node's transfers in a direction have something to be compared with, over so many connections."""
+        kind, seconds = self._times.of(node, direction)
+        return kind is not None and kind.connections == connections and bool(seconds)
+
     def cancel(self, node: str) -> None:
         """End the check of a node without a verdict."""
         self._checks.pop(node, None)

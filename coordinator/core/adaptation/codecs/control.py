@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from hypergpu.common.config import CompressionConfig
+from hypergpu.common.connections import ONE_FOR_ALL, ConnectionPlan
 from hypergpu.common.strategies import CompressionStrategy
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.coordinator.core.adaptation.codecs.checks import SavingChecks
@@ -67,6 +68,7 @@ class Outlook:
     rounds_left: float
     trials: Mapping[str, Collection[Direction]] = field(default_factory=dict)
     """Directions of each node in which another number of connections is tried: its rate is about to change."""
+    connections: ConnectionPlan = ONE_FOR_ALL
 
 
 class _Patience:
@@ -152,7 +154,7 @@ class CodecControl:
         decisions = self._begin(nodes, rows)
         present, rates = self._nodes.present(rows), self._monitor.transfer_rates(rows)
         forecast = self._without_late_joins(self._forecast(rows, present, rates, outlook), rows, present)
-        found = self._choose(self._without_trials(forecast, nodes, outlook.trials), forecast, present)
+        found = self._choose(self._where_measured(forecast, nodes, outlook), forecast, present)
         if found is not present:
             usual = self._sizes.down_seconds(rates, forecast.counts.astype(np.float64))
             settled = self._settled(rates)
@@ -261,18 +263,24 @@ class CodecControl:
         most = np.where(is_late, np.minimum(forecast.most_parameters, _FIRST_PARAMETERS), forecast.most_parameters)
         return replace(forecast, most_parameters=most)
 
-    def _without_trials(
-        self, forecast: RoundForecast, nodes: Sequence[str], trials: Mapping[str, Collection[Direction]]
-    ) -> RoundForecast:
-        """Return a forecast in which codecs stay where the connections are tried: else neither effect can be told."""
-        quiet = {way: np.array([way not in trials.get(node, ()) for node in nodes]) for way in DIRECTIONS}
+    def _where_measured(self, forecast: RoundForecast, nodes: Sequence[str], outlook: Outlook) -> RoundForecast:
+        """Return a forecast in which codecs stay where their effect could not be told.
+
+        That is where connections are tried, and where nothing was measured yet with the present codec and connections.
+        """
+        quiet = {way: np.array([self._is_quiet(node, way, outlook) for node in nodes], np.bool_) for way in DIRECTIONS}
         known_up, known_down = forecast.up_is_known & quiet["up"], forecast.down_is_known & quiet["down"]
         return replace(forecast, up_is_known=known_up, down_is_known=known_down)
+
+    def _is_quiet(self, node: str, direction: Direction, outlook: Outlook) -> bool:
+        connections = outlook.connections.of(node)
+        count = connections.up if direction == "up" else connections.down
+        return direction not in outlook.trials.get(node, ()) and self._checks.can_begin(node, direction, count)
 
     def _choose(self, quiet: RoundForecast, forecast: RoundForecast, present: Codecs) -> Codecs:
         """Return the codecs of the coming round: the present ones, unless others are clearly better.
 
-        Where connections are tried, as in `quiet`, codecs change for a large gain only.
+        Where the effect could not be told, as in `quiet`, codecs change for a large gain only.
         """
         held = self._nodes.held
         if held is not None:

@@ -1,7 +1,7 @@
 """Control of the codecs, round by round, over links whose rates are known."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 from hypergpu.common.clock import ManualClock
 from hypergpu.common.codecs import find_codec
 from hypergpu.common.config import CompressionConfig
-from hypergpu.common.connections import ONE_EACH, Connections
+from hypergpu.common.connections import ONE_EACH, ConnectionPlan, Connections
 from hypergpu.common.transfer_codecs import TransferCodecs
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.adaptation.codecs.control import CodecControl, Outlook
@@ -59,7 +59,16 @@ class Cluster:
 
     def outlook(self) -> Outlook:
         compute = np.full(len(self.rates), self.compute_seconds)
-        return Outlook(self.rounds, compute, 0.0, float(len(self.rates)), self.close_share, 100.0, self.trials)
+        return Outlook(
+            self.rounds,
+            compute,
+            0.0,
+            float(len(self.rates)),
+            self.close_share,
+            100.0,
+            self.trials,
+            ConnectionPlan(self.connections),
+        )
 
     def plan(self) -> list[CodecDecision]:
         self.rounds += 1
@@ -445,3 +454,18 @@ def test_a_node_does_not_begin_with_differences_if_the_first_one_would_be_late()
     cluster.close_share = 1.0
     cluster.run(2)
     assert cluster.codecs()["far"].parameters == "int8", "a round that waits for all waits for it"
+
+
+def test_codecs_wait_for_a_round_to_compare_with_unless_much_is_gained() -> None:
+    cluster = Cluster({"near": (40.0, 1_000.0), "far": (12.0, 1_000.0)}, model_bytes=SMALL_BYTES, compute_seconds=1.3)
+    cluster.run(3)
+    assert cluster.codecs()["far"].update != "none"
+    again = replace(cluster, connections=Connections(4, 4))
+    again.run(1)
+    again.connections = Connections(2, 2)
+    again.run(1)
+    again.connections = Connections(8, 8)
+    again.run(1)
+    assert again.codecs()["far"].update == "none", "each round has other connections"
+    again.run(3)
+    assert again.codecs()["far"].update != "none"
