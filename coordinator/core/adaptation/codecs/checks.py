@@ -121,7 +121,7 @@ class SavingChecks:
             self._checks[node] = _Check(before, expected_seconds, directions)
 
     def can_begin(self, node: str, direction: Direction, connections: int) -> bool:
-        """Return whether a node's transfers in a direction have something to be compared with, over so many connections."""
+        """Return whether transfers over so many connections in a direction have something to be compared with."""
         kind, seconds = self._times.of(node, direction)
         return kind is not None and kind.connections == connections and bool(seconds)
 
