@@ -138,9 +138,10 @@ class Assignments:
             update = self._train(order, work.parameters, abandoned)
             encode, flat = run.encoder.encode, update.flat
         else:
-            local, fragment = run.held.local, order.fragments.update
-            update = self._train(order, local.begin(order.work.round), abandoned)
-            flat = local.end(update.flat, order.work.round, fragment, trial=order.trial)
+            local, number, fragment = run.held.local, order.work.round, order.fragments.update
+            update = self._train(order, local.begin(number, order.accepted_round), abandoned)
+            values = local.end(update.flat, number, trial=order.trial)
+            flat = local.capture(values, number, fragment, trial=order.trial)
             encode = partial(local.encode, fragment=fragment)
         encoded = encode(
             flat,

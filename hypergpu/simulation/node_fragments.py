@@ -49,10 +49,10 @@ class NodeFragments:
             return
         self._unit = (order.round, order.attempt)
         try:
-            update = work(order, self._local.begin(order.round))
-            change = self._local.end(update.flat, order.round, order.fragment, trial=order.trial)
+            update = work(order, self._local.begin(order.round, order.accepted_round))
+            values = self._local.end(update.flat, order.round, trial=order.trial)
             encoded = self._local.encode(
-                change,
+                self._local.capture(values, order.round, order.fragment, trial=order.trial),
                 order.codecs.update,
                 order.fragment,
                 round_number=order.round,

@@ -1,6 +1,8 @@
 """Values of the model that a node keeps between rounds where each round synchronises one fragment."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,12 +11,33 @@ from hypergpu.common.tensors import Flat
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
 
 
+@dataclass(slots=True)
+class _Captured:
+    """Own values of a fragment when its update was made."""
+
+    round: int
+    values: Flat
+    accepted: bool = False
+
+
+class _Arrived(NamedTuple):
+    """Values of fragments that were received while a work unit was done."""
+
+    values: Flat
+    which: Sequence[int]
+
+
 class LocalModel:
     """Values that a node trains on, beside those that it last received, and the residual of each fragment.
 
-    An update is the change of a fragment since it was received last, which may be many rounds ago. Received values
-    replace the node's own. What a work unit made of the others counts as soon as a unit of another round begins: work
-    that is done again begins where it began before.
+    An update holds the change of a fragment since it was received last, which may be many rounds ago, and the values of
+    the state. What a work unit made of the others counts as soon as a unit of another round begins: work that is done
+    again begins where it began before.
+
+    Received values replace the node's own. Those that arrive while it trains (`receive_later`) move its own instead,
+    when the next unit begins: x ← x + (received - captured), if its update of the captured values was merged. So each
+    step counts once: those before the update are in the received values, and those after it are kept (as in Zhou et
+    al., "DaSGD: squeezing SGD parallelization performance in distributed training using delayed averaging", 2020).
 
     It takes the memory of three models, beside the residuals.
 
@@ -31,6 +54,8 @@ class LocalModel:
         self._own: Flat = np.zeros(size, np.float32)
         self._trained: tuple[int, Flat] | None = None
         """Round, and values after its work unit."""
+        self._captured: dict[int, _Captured] = {}
+        self._arrived: list[_Arrived] = []
         self._encoders = [
             UpdateEncoder(fragments.size((each,)), fragments.state_size) for each in range(fragments.count)
         ]
@@ -47,43 +72,90 @@ class LocalModel:
             which: Numbers of the fragments in `values`.
             fragment_version: Version of the fragment, if it is only one; see `fragment_versions`.
         """
-        kept = [self._received, self._own, *([self._trained[1]] if self._trained else [])]
-        for buffer in kept:
+        self._hold(values, which, fragment_version)
+        self._arrived.clear()
+        for buffer in (self._own, *([self._trained[1]] if self._trained else [])):
             self.fragments.put(values, buffer, which)
+        for fragment in which:
+            self._captured.pop(fragment, None)
+
+    def receive_later(self, values: Flat, which: Sequence[int], fragment_version: int = 0) -> None:
+        """Let fragments that were received during a work unit move the node's own values when the next unit begins."""
+        self._hold(values, which, fragment_version)
+        self._arrived.append(_Arrived(values, which))
+
+    def _hold(self, values: Flat, which: Sequence[int], fragment_version: int) -> None:
+        self.fragments.put(values, self._received, which)
         for fragment in which:
             self.fragment_versions[fragment] = fragment_version
 
-    def begin(self, round_number: int) -> Flat:
-        """Return the values that the work unit of a round begins with, shape (size,); they are not to be changed."""
+    def begin(self, round_number: int, accepted_round: int) -> Flat:
+        """Return the values that the work unit of a round begins with, shape (size,); they are not to be changed.
+
+        Args:
+            round_number: Round of the unit.
+            accepted_round: Latest round whose update of this node is in the model.
+        """
         if self._trained is not None:
             if self._trained[0] != round_number:
                 self._own = self._trained[1]
             self._trained = None
+        for captured in self._captured.values():
+            captured.accepted |= captured.round == accepted_round
+        for arrived in self._arrived:
+            self._move(arrived)
+        self._arrived.clear()
         return self._own
 
-    def end(self, change: Flat, round_number: int, fragment: int, *, trial: bool = False) -> Flat:
-        """Note how the work unit of a round has changed the values that `begin` returned.
+    def _move(self, arrived: _Arrived) -> None:
+        """Move the node's own values of fragments by what their merge has added. Its state stays its own."""
+        start = 0
+        for fragment in arrived.which:
+            end = start + self.fragments.size((fragment,))
+            own, merged = self.fragments.take(self._own, (fragment,)), arrived.values[start:end]
+            captured = self._captured.pop(fragment, None)
+            if captured is not None and captured.accepted:
+                own[: end - start] += merged - captured.values[: end - start]
+            else:  # what it has made of its own is in no merge
+                own[: end - start] = merged
+            self.fragments.put(own, self._own, (fragment,))
+            start = end
+
+    def end(self, change: Flat, round_number: int, *, trial: bool = False) -> Flat:
+        """Note how the work unit of a round has changed the values that `begin` returned; return what they are now.
 
         The change by a trial is dropped: it may have made them worse.
 
         Args:
             change: Shape (size,).
             round_number: Round of the unit.
-            fragment: Number of the fragment that the round synchronises.
             trial: The unit was only measured.
-
-        Returns:
-            The change of the fragment since it was received, followed by that of the state.
         """
         values = self._own + change
         if not trial:
             self._trained = round_number, values
-        return self.fragments.take(values, (fragment,)) - self.base(fragment)
+        return values
+
+    def capture(self, values: Flat, round_number: int, fragment: int, *, trial: bool = False) -> Flat:
+        """Return the update of a round: the change of a fragment since it was received, then the values of the state.
+
+        Args:
+            values: Own values, shape (size,).
+            round_number: Round of the update.
+            fragment: Number of the fragment.
+            trial: The update will not be used.
+        """
+        update = self.fragments.take(values, (fragment,))
+        if not trial:
+            self._captured[fragment] = _Captured(round_number, update.copy())
+        parameters = self.fragments.size((fragment,))
+        update[:parameters] -= self.base(fragment)[:parameters]
+        return update
 
     def encode(
         self, update: Flat, codec: str, fragment: int, *, round_number: int, accepted_round: int, trial: bool
     ) -> EncodedUpdate:
-        """Encode what `end` returned, as `UpdateEncoder.encode` does.
+        """Encode what `capture` returned, as `UpdateEncoder.encode` does.
 
         A residual decays with each update of its fragment.
         """

@@ -8,7 +8,7 @@ from hypergpu.common.codecs import PayloadFormat, PayloadReader, find_codec
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.fragments import Fragments
 from hypergpu.common.tensors import Flat, Manifest, Payload
-from hypergpu.coordinator.core.model.aggregation import StreamingMean, is_finite, norm, staleness_weight
+from hypergpu.coordinator.core.model.aggregation import Parts, StreamingMean, is_finite, norm, staleness_weight
 from hypergpu.coordinator.core.model.optimizer import Optimizer, Sgd, make_optimizer
 
 _FRAGMENT = "fragment_"
@@ -94,7 +94,14 @@ class GlobalModel:
         Raises:
             ProtocolError: the payload is not in this codec.
         """
-        return norm(PayloadReader(self.update_format(codec, round_number), payload).read())
+        return norm(self._changes(self.update_format(codec, round_number), payload))
+
+    def _changes(self, form: PayloadFormat, payload: Payload) -> Parts:
+        """Yield an update as the change that it makes: that of a fragment comes with the values of the state."""
+        state = self.values[self._parameter_count :]
+        for start, part in PayloadReader(form, payload).read():
+            first = start - form.parameters
+            yield start, part if self.is_whole or first < 0 else part - state[first : first + len(part)]
 
     def add(self, payload: Payload, codec: str, weight: float, late: tuple[int, int] | None = None) -> None:
         """Add one update to the mean, decoded in place; `norm` has checked it.
@@ -105,7 +112,7 @@ class GlobalModel:
         """
         scale = 1.0 if late is None else staleness_weight(late[1])
         form = self.payload_format(codec, (self._fragment,))
-        self._mean.add_parts(PayloadReader(form, payload).read(), weight, scale)
+        self._mean.add_parts(self._changes(form, payload), weight, scale)
         state = None if late is None else self._states.get(late[0])
         if state is not None:
             self._mean.shift(self._parameter_count, state - self.values[self._parameter_count :], scale * weight)

@@ -24,8 +24,8 @@ def change(value: float) -> Flat:
 
 def unit(local: LocalModel, number: int, value: float, *, trial: bool = False) -> Flat:
     """Do the work unit of a round, which adds `value` everywhere; return the update of the round's fragment."""
-    local.begin(number)
-    return local.end(change(value), number, number % 2, trial=trial)
+    local.begin(number, number - 1)
+    return local.capture(local.end(change(value), number, trial=trial), number, number % 2, trial=trial)
 
 
 def test_an_update_is_the_change_since_its_fragment_was_received() -> None:
@@ -33,35 +33,35 @@ def test_an_update_is_the_change_since_its_fragment_was_received() -> None:
     np.testing.assert_array_equal(unit(local, 1, 1.0), [1, 1, 1, 1])
     local.receive(np.full(4, 10, np.float32), (1,))  # what round 1 made of fragment 1, and of the state
     np.testing.assert_array_equal(local.base(1), [10, 10, 10, 10])
-    np.testing.assert_array_equal(local.begin(2), [1, 1, 1, 10, 10, 10, 10])
-    # Fragment 0 was received before round 1: its change is that of two rounds. The state came again.
-    np.testing.assert_array_equal(unit(local, 2, 1.0), [2, 2, 2, 1])
+    np.testing.assert_array_equal(local.begin(2, 1), [1, 1, 1, 10, 10, 10, 10])
+    # Fragment 0 was received before round 1: its change is that of two rounds. The state travels as it is.
+    np.testing.assert_array_equal(unit(local, 2, 1.0), [2, 2, 2, 11])
 
 
 def test_work_that_is_done_again_begins_where_it_began_before() -> None:
     local = made()
     first = unit(local, 1, 1.0)
     np.testing.assert_array_equal(unit(local, 1, 1.0), first)
-    np.testing.assert_array_equal(local.begin(2), change(1.0))
+    np.testing.assert_array_equal(local.begin(2, 1), change(1.0))
 
 
 def test_work_that_was_given_up_leaves_nothing() -> None:
     local = made()
-    local.begin(1)
-    np.testing.assert_array_equal(local.begin(2), change(0.0))
+    local.begin(1, 0)
+    np.testing.assert_array_equal(local.begin(2, 1), change(0.0))
 
 
 def test_a_trial_leaves_nothing() -> None:
     local = made()
     np.testing.assert_array_equal(unit(local, 1, 5.0, trial=True), [5, 5, 5, 5])
-    np.testing.assert_array_equal(local.begin(2), change(0.0))
+    np.testing.assert_array_equal(local.begin(2, 1), change(0.0))
 
 
 def test_everything_that_is_received_replaces_what_was_trained() -> None:
     local = made()
     unit(local, 1, 1.0)
     local.receive(change(7.0), (0, 1), 3)
-    np.testing.assert_array_equal(local.begin(2), change(7.0))
+    np.testing.assert_array_equal(local.begin(2, 1), change(7.0))
     assert local.fragment_versions == [3, 3]
 
 
