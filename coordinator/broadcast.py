@@ -19,14 +19,14 @@ class Broadcast:
     Args:
         outgoing: encodes; used on the compute thread only.
         compute: queues functions on that thread, in order.
-        fragments: number of fragments of the model.
+        planner: plans what nodes are sent; by default the whole model.
     """
 
-    def __init__(self, outgoing: OutgoingModel, compute: Compute, fragments: int = 1) -> None:
+    def __init__(self, outgoing: OutgoingModel, compute: Compute, planner: ModelSendings | None = None) -> None:
         self._outgoing, self._compute = outgoing, compute
         self._round = 0
         """Round whose parameters can be sent; 0 = none."""
-        self._planner = ModelSendings(fragments)
+        self._planner = planner or ModelSendings(1)
         self._parts: dict[Sending, asyncio.Future[list[bytes]]] = {}
 
     def begin_round(self, round_number: int) -> None:

@@ -109,7 +109,11 @@ def fragments(assign: ev.WorkAssigned, sending: Sending, count: int) -> pb.Order
     if assign.fragment is None:
         return None
     return pb.OrderFragments(
-        count=count, update=assign.fragment, parameters=sending.fragments, version=sending.fragment_version
+        count=count,
+        update=assign.fragment,
+        parameters=sending.fragments,
+        version=sending.fragment_version,
+        background=sending.background,
     )
 
 

@@ -208,6 +208,8 @@ class TrainingService:
         require_caller(context, check_node_id(work.node_id))
         event = convert.arrived(header)
         engine.downloaded(event.node, convert.download(header))
+        if header.figures_follow and not engine.session.needs_update(event.node, event.round):
+            return _too_late(event)
         reply = engine.ask(OfferUpdate(work.run_id, event))
         if reply is not None:
             return _to_proto(reply)
@@ -231,6 +233,8 @@ class TrainingService:
             if not upload.is_taken:  # else another stream has brought the outcome
                 engine.communication(event.node, 1000.0 * (self._clock() - began), success=False)
             raise
+        if header.figures_follow:
+            return self._end_ahead(event, upload, stream, wanted)
         return await self._end_stream(event, upload, stream, wanted)
 
     async def get_upload_progress(self, request: pb.WorkId, context: Context) -> pb.UploadProgress:
@@ -304,6 +308,16 @@ class TrainingService:
             engine.uploads.require_current(upload, stream)
         return True
 
+    def _end_ahead(self, event: ev.UpdateArrived, upload: Upload, stream: object, wanted: bool) -> pb.PushUpdateReply:
+        """Keep an upload, complete or not, until its figures come; they bring the outcome."""
+        if not wanted:
+            self._engine.uploads.close(upload)
+            return _too_late(event)
+        self._engine.uploads.suspend(upload, stream)
+        if upload.assembler.complete:
+            return pb.PushUpdateReply(outcome=pb.PushUpdateReply.RECEIVED, next_offset=upload.assembler.next_offset)
+        return _incomplete(upload)
+
     async def _end_stream(
         self, event: ev.UpdateArrived, upload: Upload, stream: object, wanted: bool
     ) -> pb.PushUpdateReply:
@@ -349,6 +363,11 @@ def _incomplete(upload: Upload) -> pb.PushUpdateReply:
     assembler = upload.assembler
     detail = f"{assembler.received} of {len(upload.payload)} bytes are here"
     return pb.PushUpdateReply(outcome=pb.PushUpdateReply.INCOMPLETE, detail=detail, next_offset=assembler.next_offset)
+
+
+def _too_late(event: ev.UpdateArrived) -> pb.PushUpdateReply:
+    """Return the reply to an update that is no longer needed, and whose figures did not come; it is not on record."""
+    return pb.PushUpdateReply(outcome=pb.PushUpdateReply.LATE, detail=f"round {event.round} is over")
 
 
 def _to_proto(reply: ev.UpdateReply) -> pb.PushUpdateReply:

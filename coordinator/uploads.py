@@ -257,8 +257,12 @@ class Uploads:
         return buffer
 
     def _make_room(self, node: str) -> bool:
-        """Evict an interrupted or hopelessly slow upload in favour of a waiting node; return whether one was."""
-        closed = next((upload for upload in self._held.values() if not upload.streams), None)
+        """Evict an interrupted or hopelessly slow upload in favour of a waiting node; return whether one was.
+
+        One that is complete needs only its figures, and soon makes room itself.
+        """
+        held = self._held.values()
+        closed = next((upload for upload in held if not upload.streams and not upload.assembler.complete), None)
         if closed is None and node not in self._too_slow:
             closed = self._hopeless()
             if closed is not None:

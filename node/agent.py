@@ -71,7 +71,9 @@ class Agent:
             cap=node.backoff_cap_seconds,
         )
         self._queue = _EventQueue()
-        self._heartbeats = HeartbeatLoop(client, worker.metrics, self._life, self._queue.put)
+        self._heartbeats = HeartbeatLoop(
+            client, worker.metrics, self._life, self._queue.put, lambda: self._assignments.is_transferring
+        )
         self._ended_run = ""
         """Run whose end was logged."""
         self._grace = Background()
@@ -108,6 +110,7 @@ class Agent:
                     self._start(effect)
         finally:
             self._assignments.abandon()
+            await self._assignments.close()
             self._grace.cancel()
             await self._grace.settle()
             await self._queue.cancel_operation()

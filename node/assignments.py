@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import structlog
 
@@ -15,8 +16,10 @@ from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.tensors import Flat
 from hypergpu.common.wire import codec_from_proto, local_settings_from_proto
+from hypergpu.node.background_transfers import BackgroundTransfers
 from hypergpu.node.client import CoordinatorClient, RunOver, Work, missing_of
 from hypergpu.node.core.held_parameters import HeldParameters
+from hypergpu.node.core.local_model import LocalModel
 from hypergpu.node.core.timeouts import SHUTDOWN_RPC_TIMEOUT_SECONDS, push_timeout_seconds
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
 from hypergpu.node.optimizers import KeptState
@@ -26,6 +29,7 @@ from hypergpu.protos import coordinator_pb2 as pb
 
 log = structlog.get_logger()
 
+Result = TypeVar("Result")
 OnWork = Callable[[str], None]
 """Called with how each work unit ended: accepted, duplicate, late, or the type of an error."""
 
@@ -59,8 +63,18 @@ class Assignments:
         """Decoding of the parameters that were received last."""
         self._missing = ByteRanges()
         """Bytes of its payload that the coordinator lacks."""
+        self._transfers = BackgroundTransfers()
         self._waiting_since = time.monotonic()
         self._compute_seconds = 0.0
+
+    @property
+    def is_transferring(self) -> bool:
+        """True while parameters or an update travel beside the training."""
+        return self._transfers.is_active
+
+    async def close(self) -> None:
+        """End the transfers beside the training."""
+        await self._transfers.cancel()
 
     def start_waiting(self) -> None:
         """Count the time until the next work unit ends from now on."""
@@ -78,11 +92,15 @@ class Assignments:
             wait_seconds: how long the coordinator may hold the request.
             on_order: called when the order has arrived, before its parameters.
         """
+        await self._transfers.cancel()
         if self._decoding is not None:
             await asyncio.wait((self._decoding,))  # a pull that was abandoned may still decode into the same buffer
         held = self._run_of(run_id).held
         pulled = await self._client.pull(run_id, wait_seconds, held, on_order)
-        if isinstance(pulled, Work):
+        if isinstance(pulled, Work) and pulled.download is not None:
+            self._transfers.download(pulled.download)
+            self._record_call()
+        elif isinstance(pulled, Work):
             finish = partial(_finish, held, pulled.order)
             self._decoding = asyncio.get_running_loop().run_in_executor(self._executor, finish)
             await asyncio.shield(self._decoding)
@@ -94,16 +112,24 @@ class Assignments:
 
         Raises:
             WorkAbandoned: `abandon` was called.
+            HyperGPUError: its parameters, which travel beside the training, did not arrive.
         """
         self._abandoned = abandoned = threading.Event()
-        loop = asyncio.get_running_loop()
-        self._update = await loop.run_in_executor(self._executor, self._compute, work, abandoned)
+        if work.download is not None:
+            self._update = await self._compute_beside_transfers(work, abandoned)
+        else:
+            self._update = await self._on_thread(self._compute, work, abandoned)
         update, encoded = self._update
         self._missing = ByteRanges([(0, encoded.payload.nbytes)])
         self._compute_seconds = update.compute_seconds
 
     async def push(self, work: Work) -> None:
         """Send what the coordinator lacks of the update, as far as that is known."""
+        if self._transfers.has_upload:
+            if await self._transfers.wait_for_upload():
+                self._missing = ByteRanges()
+            elif (await self.ask_progress(work)).accepted:
+                return
         update, encoded = self._require_update()
         timeout = push_timeout_seconds(work.order.deadline_seconds)
         missing = ByteRanges(self._missing)
@@ -129,22 +155,60 @@ class Assignments:
         except HyperGPUError as error:
             log.warning("could not notify the coordinator", detail=str(error))
 
+    async def _compute_beside_transfers(self, work: Work, abandoned: threading.Event) -> tuple[Update, EncodedUpdate]:
+        """Train while the update, which is that of when the work begins, and the parameters travel."""
+        order = work.order
+        values, encoded = await self._on_thread(self._begin_fragment, order)
+        timeout = push_timeout_seconds(order.deadline_seconds)
+        missing = ByteRanges([(0, encoded.payload.nbytes)])
+        self._transfers.upload(
+            self._client.push(work, self._worker.manifest, None, encoded, missing, timeout_seconds=timeout)
+        )
+        update = await self._on_thread(self._end_fragment, order, values, abandoned)
+        await self._transfers.wait_for_download()
+        await self._on_thread(_finish, self._run_of(order.work.run_id).held, order)
+        return update, encoded
+
+    async def _on_thread(self, function: Callable[..., Result], *arguments: object) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, partial(function, *arguments))
+
+    def _local_model(self, order: pb.WorkOrder) -> LocalModel:
+        return self._run_of(order.work.run_id).held.split(order.fragments.count)
+
+    def _begin_fragment(self, order: pb.WorkOrder) -> tuple[Flat, EncodedUpdate]:
+        """Return the values that a work unit begins with, and the update that they make."""
+        local = self._local_model(order)
+        values = local.begin(order.work.round, order.accepted_round)
+        return values, self._encode_fragment(order, values)
+
+    def _encode_fragment(self, order: pb.WorkOrder, values: Flat) -> EncodedUpdate:
+        local, number, fragment = self._local_model(order), order.work.round, order.fragments.update
+        return local.encode(
+            local.capture(values, number, fragment, trial=order.trial),
+            codec_from_proto(order.update).name,
+            fragment,
+            round_number=number,
+            accepted_round=order.accepted_round,
+            trial=order.trial,
+        )
+
+    def _end_fragment(self, order: pb.WorkOrder, values: Flat, abandoned: threading.Event) -> Update:
+        update = self._train(order, values, abandoned)
+        self._local_model(order).end(update.flat, order.work.round, trial=order.trial)
+        return update
+
     def _compute(self, work: Work, abandoned: threading.Event) -> tuple[Update, EncodedUpdate]:
         codec = codec_from_proto(work.order.update)
         if abandoned.is_set():
             raise WorkAbandoned("abandoned before the first step")
         order, run = work.order, self._run_of(work.order.work.run_id)
-        if run.held.local is None:
-            update = self._train(order, work.parameters, abandoned)
-            encode, flat = run.encoder.encode, update.flat
-        else:
-            local, number, fragment = run.held.local, order.work.round, order.fragments.update
-            update = self._train(order, local.begin(number, order.accepted_round), abandoned)
-            values = local.end(update.flat, number, trial=order.trial)
-            flat = local.capture(values, number, fragment, trial=order.trial)
-            encode = partial(local.encode, fragment=fragment)
-        encoded = encode(
-            flat,
+        if run.held.local is not None:
+            local = run.held.local
+            update = self._train(order, local.begin(order.work.round, order.accepted_round), abandoned)
+            return update, self._encode_fragment(order, local.end(update.flat, order.work.round, trial=order.trial))
+        update = self._train(order, work.parameters, abandoned)
+        encoded = run.encoder.encode(
+            update.flat,
             codec.name,
             round_number=order.work.round,
             accepted_round=order.accepted_round,
@@ -206,7 +270,12 @@ def _finish(held: HeldParameters, order: pb.WorkOrder) -> None:
     form = held.payload_format(codec_from_proto(order.parameters), parts.parameters)
     if order.HasField("fragments"):
         held.finish_fragments(
-            form, parts.parameters, order.parameters_version, fragment=parts.version, base=order.base_version
+            form,
+            parts.parameters,
+            order.parameters_version,
+            fragment=parts.version,
+            base=order.base_version,
+            later=parts.background,
         )
     else:
         held.finish(form, order.parameters_version, order.base_version)

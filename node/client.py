@@ -1,8 +1,8 @@
 """A node's calls to its coordinator, with the metadata of the node and typed errors."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -45,6 +45,8 @@ class Work:
 
     order: pb.WorkOrder
     parameters: Flat
+    download: asyncio.Task[None] | None = None
+    """Transfer of its parameters in the background; None if they have arrived."""
 
     @property
     def id(self) -> pb.WorkId:
@@ -170,6 +172,7 @@ class CoordinatorClient:
         request.fragment_versions.extend(held.fragment_versions)
         call = self._connections(1)[0].pull(request, metadata=self._metadata)
         parts = self._parts_of(call, chunk_timeout_seconds(0.0) + wait_seconds)
+        receiving: Coroutine[Any, Any, None] | None = None
         try:
             first = await anext(parts, None)
             if first is None:
@@ -185,12 +188,24 @@ class CoordinatorClient:
             on_order(work)
             assembler = _assembler_of(first.order, held)
             self.downloads.begin(order_at)
+            receiving = self._receive_all(call, work, parts, assembler)
+        finally:
+            if receiving is None:
+                call.cancel()
+        if first.order.fragments.background:
+            return replace(work, download=asyncio.create_task(receiving))
+        await receiving
+        return work
+
+    async def _receive_all(
+        self, call: Any, work: Work, parts: AsyncIterator[pb.WorkPart | Chunk], assembler: Assembler
+    ) -> None:
+        try:
             await self._receive(work, self._chunks_of(parts), assembler)
         finally:
             call.cancel()
         if not assembler.complete:
             raise CorruptData(f"{self.address}: the parameters ended after {assembler.received} bytes")
-        return work
 
     async def _receive(self, work: Work, first: AsyncIterator[Chunk], assembler: Assembler) -> None:
         """Receive the parameters: `first` has those on the connection that brought the order."""
@@ -252,7 +267,7 @@ class CoordinatorClient:
         self,
         work: Work,
         manifest: Manifest,
-        update: Update,
+        update: Update | None,
         encoded: EncodedUpdate,
         missing: ByteRanges,
         *,
@@ -260,12 +275,14 @@ class CoordinatorClient:
     ) -> pb.PushUpdateReply:
         """Send the bytes of an update's payload that the coordinator lacks.
 
+        Without `update` they are sent ahead, while the figures are not known yet: the reply is no outcome then.
+
         Raises:
             Unavailable: the coordinator keeps what arrived, but does not have all of it yet.
         """
         payload = encoded.payload
         header = _header(work, manifest, update, encoded)
-        report = self.downloads.take_report()
+        report = self.downloads.take_report() if update else None
         if report is not None:
             header.header.download.CopyFrom(report)
         connections = self._connections(useful_connections(work.order.connections.up, missing.total))
@@ -347,10 +364,17 @@ def missing_of(progress: pb.UploadProgress, payload_bytes: int) -> ByteRanges:
     return ByteRanges([(min(progress.next_offset, payload_bytes), payload_bytes)])
 
 
-def _header(work: Work, manifest: Manifest, update: Update, encoded: EncodedUpdate) -> pb.UpdatePart:
+def _header(work: Work, manifest: Manifest, update: Update | None, encoded: EncodedUpdate) -> pb.UpdatePart:
+    layout, encoding = manifest_to_proto(manifest), encoding_to_proto(encoded.form)
+    if update is None:
+        ordered = work.order.batch_size * work.order.local_steps
+        ahead = pb.UpdateHeader(
+            work=work.id, manifest=layout, samples=ordered, encoding=encoding, noise=encoded.noise, figures_follow=True
+        )
+        return pb.UpdatePart(header=ahead)
     header = pb.UpdateHeader(
         work=work.id,
-        manifest=manifest_to_proto(manifest),
+        manifest=layout,
         samples=update.samples,
         loss=update.loss,
         compute_seconds=update.compute_seconds,
@@ -358,7 +382,7 @@ def _header(work: Work, manifest: Manifest, update: Update, encoded: EncodedUpda
         loss_before=update.steps[0].loss,
         steps=len(update.steps),
         loss_after=update.loss_after,
-        encoding=encoding_to_proto(encoded.form),
+        encoding=encoding,
         noise=encoded.noise,
         optimizer_share=update.optimizer_share,
     )

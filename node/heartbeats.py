@@ -30,6 +30,7 @@ class HeartbeatLoop:
         metrics: reported with each heartbeat; each heartbeat is recorded there.
         life: gives the state and the work that a heartbeat is about.
         on_event: called with the event that a directive stands for.
+        is_transferring: returns whether bytes travel beside the training.
     """
 
     def __init__(
@@ -38,7 +39,9 @@ class HeartbeatLoop:
         metrics: MetricsCollector,
         life: LifeCycle[Work],
         on_event: Callable[[ev.Event[Work]], None],
+        is_transferring: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._is_transferring = is_transferring
         self._client, self._metrics, self._life, self._on_event = client, metrics, life, on_event
         self._run_id = ""
         self._rtt_ms = 0.0
@@ -61,6 +64,10 @@ class HeartbeatLoop:
         """Stop sending."""
         await self._sending.stop()
 
+    @property
+    def _transfers(self) -> bool:
+        return self._life.state in TRANSFERRING or self._is_transferring()
+
     async def _send(self) -> None:
         work = self._life.work
         request = pb.HeartbeatRequest(
@@ -71,7 +78,7 @@ class HeartbeatLoop:
             report=self._metrics.encode_report(),
             loaded=self._loaded,
         )
-        loaded = self._life.state in TRANSFERRING
+        loaded = self._transfers
         began = time.monotonic()
         try:
             timeout = heartbeat_timeout_seconds(self.interval_seconds)
@@ -82,7 +89,7 @@ class HeartbeatLoop:
             self._rtt_ms = 0.0
             return
         self._rtt_ms = 1000 * (time.monotonic() - began)
-        self._loaded = loaded or self._life.state in TRANSFERRING
+        self._loaded = loaded or self._transfers
         self._metrics.record_network_event(self._rtt_ms, success=True)
         event = _event_of(reply.directive, work)
         if event is not None:

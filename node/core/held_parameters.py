@@ -102,7 +102,14 @@ class HeldParameters:
         self.version = version
 
     def finish_fragments(
-        self, form: PayloadFormat, fragments: Sequence[int], version: int, *, fragment: int, base: int
+        self,
+        form: PayloadFormat,
+        fragments: Sequence[int],
+        version: int,
+        *,
+        fragment: int,
+        base: int,
+        later: bool = False,
     ) -> None:
         """Turn the whole payload into fragments of the parameters of `version`.
 
@@ -112,17 +119,21 @@ class HeldParameters:
             version: version of the whole parameters that is then complete.
             fragment: version of the only fragment; see `fragment_versions`.
             base: version of that fragment to which the payload is the difference; 0 = it holds the values themselves.
+            later: they arrived during a work unit, and count from the next one on (`LocalModel.receive_later`).
 
         Raises:
             ProtocolError: the payload is not in its format; what is held stays as it was.
         """
         if self.local is None:
             raise ProtocolError("fragments of a model that was not split")
+        if later and version == self.version:
+            return  # the unit was given up and assigned again
         if base:
             values = self.local.base(fragments[0])
             form.add_to(self._payload, values)
         else:
             values = np.empty(form.size, np.float32)
             form.decode(self._payload, values)
-        self.local.receive(values, fragments, fragment)
+        receive = self.local.receive_later if later else self.local.receive
+        receive(values, fragments, fragment)
         self.version = version

@@ -40,9 +40,10 @@ class ModelSendings:
 
     Args:
         fragments: Number of fragments; 1 = each round sends the whole model.
+        overlap: Nodes train while fragments travel. One that needs all of them can't.
     """
 
-    def __init__(self, fragments: int) -> None:
+    def __init__(self, fragments: int, *, overlap: bool = False) -> None:
         self.version = 0
         """Version of the parameters; the first is 1. Each round has another one, also one that is opened again."""
         self._changed_at = [0] * fragments
@@ -50,6 +51,7 @@ class ModelSendings:
         self._planners = [SendingPlanner() for _ in range(fragments)]
         self._round = 0
         self._all_changed = True
+        self._overlap = overlap
 
     @property
     def _count(self) -> int:
@@ -78,12 +80,14 @@ class ModelSendings:
             return self._planners[0].plan(codec, held.version)
         known = held.version if held.version <= self.version else 0
         needed = tuple(fragment for fragment, version in enumerate(self._changed_at) if version > known)
+        background = self._overlap and len(needed) < self._count
         if len(needed) > 1:  # nobody holds just these
-            return Sending(codec if codec == "none" else FIRST_CODEC, self.version, fragments=needed)
+            sent = Sending(codec if codec == "none" else FIRST_CODEC, self.version)
+            return sent._replace(fragments=needed, background=background)
         (fragment,) = needed or ((self._round - 1) % self._count,)
         version = held.fragments[fragment] if len(held.fragments) == self._count else 0
         sent = self._planners[fragment].plan(codec, version)
-        return sent._replace(version=self.version, fragments=(fragment,), fragment_version=sent.version)
+        return Sending(sent.codec, self.version, sent.base, (fragment,), sent.version, background)
 
 
 class _FragmentView:

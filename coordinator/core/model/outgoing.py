@@ -26,6 +26,8 @@ class Sending(NamedTuple):
     """Numbers of the fragments in the payload; empty = the whole model."""
     fragment_version: int = 0
     """Version of the fragment that the node holds then, to which a difference can be added; 0 = none."""
+    background: bool = False
+    """The node trains while these parameters, and its update, travel."""
 
 
 class Source(Protocol):

@@ -246,7 +246,7 @@ class Round:
                 noise=update.noise,
                 parameters_codec=unit.codecs.parameters,
                 connections=self.settings.connections.of(unit.node),
-                upload_seconds=0.0 if unit.offered_at is None else now - unit.offered_at,
+                upload_seconds=0.0 if unit.offered_at is None else min(now - unit.offered_at, max(waiting, 0.0)),
             )
         )
         return seconds

@@ -84,6 +84,9 @@ class TrainingConfig(ConfigSection):
     """Parts of the model, of which each round synchronises one: transfers move that part, and nodes go on with their
     own values of the others (Douillard et al., "Streaming DiLoCo", 2025). Each has its own state of the server's
     optimizer. More than one needs mode `sync` and more than one local step."""
+    overlap: bool = False
+    """Let a node train while its fragments travel. It sends what a fragment was when the work unit began, and what is
+    merged counts in the unit after the next. Needs two fragments or more."""
     min_nodes: Count = 1
     """Nodes that must have joined and be ready, with their data loaded, before the first round begins."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.6
@@ -130,6 +133,8 @@ class TrainingConfig(ConfigSection):
         if self.fragments > 1 and (self.local_steps == 1 or self.mode != "sync"):
             fault = "more than one local step" if self.local_steps == 1 else f"mode sync, not {self.mode}"
             raise ValueError(f"fragments {self.fragments} needs {fault}: each round synchronises one of them")
+        if self.overlap and self.fragments == 1:
+            raise ValueError("overlap needs fragments 2 or more: one is sent while the node goes on with the others")
         if self.rounds and self.warmup_rounds >= self.rounds:
             raise ValueError(f"warmup_rounds is {self.warmup_rounds}; a run of {self.rounds} rounds has fewer")
         return self
