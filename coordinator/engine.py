@@ -14,7 +14,7 @@ from hypergpu.common.metric import finite
 from hypergpu.common.tensors import Payload
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.broadcast import Broadcast
-from hypergpu.coordinator.core.model.fragment_sendings import ModelSendings, OutgoingModel
+from hypergpu.coordinator.core.model.fragment_sendings import OutgoingModel, sendings_of
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rehearsal import RehearsalRequest
 from hypergpu.coordinator.core.rounds import events as ev
@@ -80,8 +80,7 @@ class Engine:
         self._clock = dependencies.clock
         self._started_at = dependencies.clock() - dependencies.before.seconds
         self._waiters: dict[str, asyncio.Future[ev.WorkAssigned | ev.RunOver | None]] = {}
-        planner = ModelSendings(model.fragments.count, overlap=machine.config.overlap)
-        self.broadcast = Broadcast(OutgoingModel(model), self._run_watched, planner)
+        self.broadcast = Broadcast(OutgoingModel(model), self._run_watched, sendings_of(machine.config))
         self._timer: asyncio.TimerHandle | None = None
         self.health = dependencies.health
         self.health.on_change = self._on_health

@@ -37,7 +37,7 @@ from hypergpu.common.tensors import Payload
 from hypergpu.coordinator.core.adaptation.codecs.noise import PRIOR_NOISE
 from hypergpu.coordinator.core.batching.goodput import steps_progress
 from hypergpu.coordinator.core.model.aggregation import staleness_weight
-from hypergpu.coordinator.core.model.fragment_sendings import ModelSendings
+from hypergpu.coordinator.core.model.fragment_sendings import sendings_of
 from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.simulation.accepted_updates import AcceptedUpdates, ModelledUpdate
@@ -170,12 +170,12 @@ class ConvergenceBackend:
         self._model = convergence
         self.metric = LOSS if convergence.metric(0.0) is None else metric
         """Metric of the model."""
-        self.sendings = ModelSendings(config.fragments)
+        self.sendings = sendings_of(config)
         """Planner of the form in which parameters are sent."""
         self._draws = KeyedRandom(config.seed, "convergence")
         self._noises: tuple[int, list[float]] = (0, [])  # a round, and those of its shards
         self._path = self._kept = 0.0
-        self._fragments = ModelledFragments(config.fragments)
+        self._fragments = ModelledFragments(config.fragments, overlap=config.overlap)
         self._loss = self._model.loss(0.0)
         self._losses: dict[tuple[float, int, float], tuple[float, float]] = {}
         self._last = ModelledUpdate()
@@ -197,6 +197,9 @@ class ConvergenceBackend:
         """Return None: a curve has one place for all nodes."""
 
     def received(self, node: str, sending: Sending, payload: Payload | None) -> None:
+        """Do nothing."""
+
+    def begun(self, order: ev.WorkAssigned) -> None:
         """Do nothing."""
 
     def computed(self, order: ev.WorkAssigned) -> None:
@@ -238,9 +241,8 @@ class ConvergenceBackend:
         """Return the update of a work unit."""
         model = self._model
         steps, batch_size, learning_rate = order.local_steps, order.batch_size, order.learning_rate
-        # A fragment is synchronised after the steps of as many rounds as there are fragments, and is one of them.
-        fragments = self._fragments.count
-        samples, worth = batch_size * steps, model.worth(steps * fragments) / fragments
+        rounds = self._fragments.rounds_apart
+        samples, worth = batch_size * steps, model.worth(steps * rounds) / rounds
         work = worth, batch_size, learning_rate
         full_steps = worth * learning_rate / model.learning_rate
         codec = order.codecs.update
@@ -309,7 +311,7 @@ class ConvergenceBackend:
 
     def revert(self) -> None:
         """Return to the place that was kept last."""
-        self._path, self._fragments = self._kept, ModelledFragments(self._fragments.count)
+        self._path, self._fragments = self._kept, self._fragments.begun_anew()
         self.sendings.revert()
         self._loss = self._model.loss(self._path)
         self._losses.clear()

@@ -135,8 +135,7 @@ class SimulatedCoordinator:
         """Receive every heartbeat that was due until now, and the parts of uploads that they wait behind."""
         for node in self._nodes.values():
             node.heartbeats.flush()
-            rpc = node.connection.work
-            if rpc is not None and rpc.is_uploading:
+            if node.connection.is_uploading:
                 self._session.seen(node.node_id, self._time.now)
 
     # ------------------------------------------------------------ requests (see `node.CoordinatorApi`)
@@ -196,9 +195,18 @@ class SimulatedCoordinator:
         """Let a node hold what it has received."""
         self._learning.received(node.node_id, sending, payload)
 
+    def begun(self, work: ev.WorkAssigned) -> None:
+        """Note that a node begins its work while its fragments travel."""
+        self._learning.begun(work)
+
     def computed(self, work: ev.WorkAssigned) -> None:
         """Note that a node has done its work."""
         self._learning.computed(work)
+
+    def sent_ahead(self, node: SimulatedNode, work: ev.WorkAssigned, nbytes: int) -> None:
+        """Keep an update that came whole, ahead of its figures."""
+        self._links.traffic.received(node.node_id, nbytes)
+        self._held[node.node_id] = (work.round, work.attempt, nbytes)
 
     def is_over(self, work: ev.WorkAssigned) -> bool:
         """Return whether no update of this work is needed."""

@@ -13,7 +13,7 @@ from hypergpu.common.data_report import DataReport, ReportedData
 from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.metric import MetricSpec
 from hypergpu.common.tensors import Flat, Payload
-from hypergpu.coordinator.core.model.fragment_sendings import ModelSendings, OutgoingModel
+from hypergpu.coordinator.core.model.fragment_sendings import ModelSendings, OutgoingModel, sendings_of
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.model.outgoing import Sending
 from hypergpu.coordinator.core.rounds import events as ev
@@ -47,8 +47,8 @@ class _Memory:
 class _Sent:
     """Parameters as nodes receive them: of the open round, and of the rounds of late units."""
 
-    def __init__(self, model: GlobalModel) -> None:
-        self.planner = ModelSendings(model.fragments.count)
+    def __init__(self, model: GlobalModel, config: TrainingConfig) -> None:
+        self.planner = sendings_of(config)
         self.of_late: dict[tuple[int, str], Flat] = {}
         """Parameters by round and codec."""
         self._outgoing = OutgoingModel(model)
@@ -109,7 +109,7 @@ class GradientBackend:
         if config.initial_model:
             saved = SavedModel(build(task, config.seed))
             self._model.restore(initial_values(Path(config.initial_model), saved), None)
-        self._sent = _Sent(self._model)
+        self._sent = _Sent(self._model, config)
         self._own = NodeSamples(task, config.seed, reported) if config.data_is_local else None
         self._partition: tuple[int, Partition] | None = None
         self._orders: dict[int, ShardOrder] = {}
@@ -149,6 +149,12 @@ class GradientBackend:
         fragments = self._memory_of(node).fragments
         if fragments is not None and payload is not None:
             fragments.receive(sending, self._model.payload_format(sending.codec, sending.fragments), payload)
+
+    def begun(self, order: ev.WorkAssigned) -> None:
+        """Make the update of a work unit by what its node holds now."""
+        fragments = self._memory_of(order.node).fragments
+        if fragments is not None:
+            fragments.begin(order)
 
     def computed(self, order: ev.WorkAssigned) -> None:
         """Train a work unit now where its node goes on with what it made of the other fragments."""

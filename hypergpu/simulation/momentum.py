@@ -27,10 +27,23 @@ class ModelledFragments:
     Each is an equal part of the path. All of them move equally far, in turn.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, overlap: bool) -> None:
         self.count = count
+        self._overlap = overlap
         self._momentums = [ModelledMomentum() for _ in range(count)]
         self._present = 0
+
+    def begun_anew(self) -> "ModelledFragments":
+        """Return the fragments of the same run, without any velocity."""
+        return ModelledFragments(self.count, overlap=self._overlap)
+
+    @property
+    def rounds_apart(self) -> int:
+        """Rounds of local steps for which nodes train a fragment apart from each other.
+
+        A fragment has its turn after as many as there are fragments. While it travels, nodes take those of one more.
+        """
+        return self.count + self._overlap
 
     def begin_round(self, number: int) -> None:
         """Synchronise the fragment of a round."""

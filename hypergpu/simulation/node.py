@@ -24,6 +24,7 @@ from hypergpu.simulation.heartbeats import Heartbeats
 from hypergpu.simulation.rpc import Arrived, SimulatedConnection, SimulatedRpc
 from hypergpu.simulation.striped_rpc import StripedRpc
 from hypergpu.simulation.virtual_time import VirtualTime
+from hypergpu.simulation.work_transfers import WorkTransfers
 
 UP: Final = Direction.UP
 DOWN: Final = Direction.DOWN
@@ -53,6 +54,14 @@ class CoordinatorApi(Protocol):
 
     def received(self, node: "SimulatedNode", sending: Sending, payload: Payload | None) -> None:
         """Note that parameters have arrived at the node; no RPC says so."""
+        ...
+
+    def begun(self, work: ev.WorkAssigned) -> None:
+        """Note that the node begins its work while its fragments travel; no RPC says so."""
+        ...
+
+    def sent_ahead(self, node: "SimulatedNode", work: ev.WorkAssigned, nbytes: int) -> None:
+        """PushUpdate: `nbytes` of a whole update, whose figures follow."""
         ...
 
     def computed(self, work: ev.WorkAssigned) -> None:
@@ -161,7 +170,7 @@ class SimulatedNode:
         "_setup_seconds",
         "_step",
         "_time",
-        "_upload_offset",
+        "_transfers",
         "attempts",
         "connection",
         "failures",
@@ -214,7 +223,7 @@ class SimulatedNode:
         """Identity of the running operation."""
         self._step = 0
         self._compute_seconds = 0.0
-        self._upload_offset = 0
+        self._transfers = WorkTransfers()
         self._setup_seconds, self._handling_seconds = setup_seconds, handling_seconds
         self._prepared = self._polling = False
         self._poll_until = 0.0
@@ -271,6 +280,7 @@ class SimulatedNode:
     def _end(self) -> None:
         self.running = False
         self._begin()
+        self._end_transfers()
         self.connection.numbers.close()
 
     # ------------------------------------------------------------ the life cycle
@@ -375,6 +385,7 @@ class SimulatedNode:
     # ------------------------------------------------------------ pulling
 
     def _pull(self, _: life.Pull) -> None:
+        self._end_transfers()
         self._call(message_sizes.REQUEST_BYTES, 1, self._on_pull_arrived)
         self._poll_until = self._time.clock.now + self._settings.pull_wait_seconds
         if not self._polling:  # one timer for all polls, since few reach their end
@@ -407,20 +418,130 @@ class SimulatedNode:
         if not sending.base and not sending.fragments:
             self.held = NOTHING  # what arrives overwrites what is held
         self._api.begin_download(self, message_sizes.ORDER_BYTES + nbytes)
-        arrived = partial(self._on_work_arrived, sending, payload)
+        arrived: Arrived = partial(self._on_work_arrived, sending, payload)
+        if sending.background:
+            arrived = self._expect_in_background(work, rpc, sending, payload)
         count = work.connections.down
         if count > 1 and (count := useful_connections(count, payload_bytes)) > 1:
             striped = StripedRpc(rpc, DOWN, payload_bytes, message_sizes.ORDER_BYTES)
             striped.about = life.WorkReceived(work)
             striped.share(count, arrived)
+            rpc = striped
         else:
             rpc.about = life.WorkReceived(work)
             rpc.send(DOWN, message_sizes.ORDER_BYTES + nbytes, messages, arrived)
+        if sending.background:
+            self.connection.leave_in_background(rpc)
 
     def _on_work_arrived(self, sending: Sending, payload: Payload | None, rpc: SimulatedRpc) -> None:
         self.held = after(self.held, sending)
         self._api.received(self, sending, payload)
         self._on_reply(rpc)
+
+    # ------------------------------------------------------------ transfers beside the training
+
+    def _end_transfers(self) -> None:
+        if self.connection.background:
+            self.connection.end_background()
+        self._transfers = WorkTransfers()
+
+    def _expect_in_background(
+        self, work: ev.WorkAssigned, rpc: SimulatedRpc, sending: Sending, payload: Payload | None
+    ) -> Arrived:
+        """Begin the work when its order has arrived, and return what handles the arrival of its parameters."""
+        transfers = self._transfers = WorkTransfers(is_background=True, is_downloading=True)
+        rpc.failed = partial(self._on_download_failed, transfers)
+        order_at = self._time.clock.now + self.connection.link.one_way_seconds(DOWN, rpc.link_rpc)
+        self._time.at(order_at, self._expire, self._number, life.WorkReceived(work))
+        return partial(self._on_download_arrived, transfers, sending, payload)
+
+    def _on_download_arrived(
+        self, transfers: WorkTransfers, sending: Sending, payload: Payload | None, rpc: SimulatedRpc
+    ) -> None:
+        rpc.close()
+        self.attempts += 1
+        if transfers is self._transfers:
+            transfers.is_downloading = False
+            self.held = after(self.held, sending)
+            self._api.received(self, sending, payload)
+            self._end_training(transfers)
+
+    def _on_download_failed(self, transfers: WorkTransfers, rpc: SimulatedRpc) -> None:
+        if transfers is not self._transfers:
+            return
+        if self._life.state is not _TRAINING:  # the order had not arrived
+            self._begin()
+            self._on_rpc_failed(rpc)
+            return
+        self.attempts += 1
+        self.failures += 1
+        transfers.is_downloading, transfers.download_failed = False, True
+        self._end_training(transfers)
+
+    def _on_trained(self, number: int) -> None:
+        if number == self._number:
+            self._transfers.is_trained = True
+            self._end_training(self._transfers)
+
+    def _end_training(self, transfers: WorkTransfers) -> None:
+        """End the training when its parameters have arrived, or cannot."""
+        if transfers.is_trained and not transfers.is_downloading:
+            transfers.is_trained = False
+            self.handle(_RPC_FAILED if transfers.download_failed else _TRAINED)
+
+    def _send_ahead(self, work: ev.WorkAssigned) -> None:
+        """Send the update of work that begins, while its figures are not known."""
+        transfers, nbytes = self._transfers, self._payload_bytes(work.codecs.update, work.fragments)
+        self.heartbeats.flush()
+        rpc = self.connection.call(partial(self._on_ahead_failed, transfers, work))
+        arrived = partial(self._on_ahead_arrived, transfers, work, nbytes)
+        count = useful_connections(work.connections.up, nbytes)
+        if count > 1:
+            rpc = StripedRpc(rpc, UP, nbytes, message_sizes.HEADER_BYTES)
+            rpc.share(count, arrived)
+        else:
+            in_chunks, messages = message_sizes.transfer(nbytes)
+            rpc.send(UP, message_sizes.HEADER_BYTES + in_chunks, messages, arrived)
+        self._offer(work, rpc)
+        self.connection.leave_in_background(rpc)
+        transfers.is_uploading = True
+
+    def _on_ahead_arrived(
+        self, transfers: WorkTransfers, work: ev.WorkAssigned, nbytes: int, rpc: SimulatedRpc
+    ) -> None:
+        self._api.sent_ahead(self, work, nbytes)
+        replied = partial(self._on_ahead_replied, transfers)
+        rpc.send(DOWN, message_sizes.REPLY_BYTES, 1, replied)
+
+    def _on_ahead_replied(self, transfers: WorkTransfers, rpc: SimulatedRpc) -> None:
+        rpc.close()
+        self.attempts += 1
+        transfers.is_uploading, transfers.is_sent = False, True
+        self._push_rest(transfers)
+
+    def _on_ahead_failed(self, transfers: WorkTransfers, work: ev.WorkAssigned, rpc: SimulatedRpc) -> None:
+        self.attempts += 1
+        self.failures += 1
+        if not self._api.is_over(work):
+            self._api.push_broke(self, work, rpc.arrived_payload_bytes(message_sizes.HEADER_BYTES))
+        transfers.is_uploading, transfers.upload_failed = False, True
+        self._push_rest(transfers)
+
+    def _push_rest(self, transfers: WorkTransfers) -> None:
+        """Push what is left, if the node waited for the end of the upload."""
+        work = self._life.work
+        if transfers is self._transfers and transfers.pushes and work is not None:
+            self._push(life.Push(work, 0))
+
+    def _waits_for_upload(self, work: ev.WorkAssigned) -> bool:
+        """Return whether a push has to wait: for the upload that goes on, or to know what has arrived of it."""
+        transfers = self._transfers
+        transfers.pushes = transfers.is_uploading
+        if transfers.upload_failed:
+            transfers.upload_failed = False
+            self._ask_progress(life.AskProgress(work))
+            return True
+        return transfers.is_uploading
 
     # ------------------------------------------------------------ working
 
@@ -430,13 +551,22 @@ class SimulatedNode:
         seconds = self._compute.seconds(self.node_id, steps, now)
         self._step += work.local_steps
         self._compute_seconds = seconds
-        self._time.at(now + self._handling_seconds + seconds, self._expire, self._begin(), _TRAINED)
+        done_at = now + self._handling_seconds + seconds
+        if self._transfers.is_background:
+            self._time.at(done_at, self._on_trained, self._begin())
+            self._api.begun(work)
+            self._send_ahead(work)
+        else:
+            self._time.at(done_at, self._expire, self._begin(), _TRAINED)
 
     def _push(self, effect: life.Push[ev.WorkAssigned]) -> None:
-        work, offset = effect.work, effect.offset
-        self._upload_offset = offset
+        work, offset, transfers = effect.work, effect.offset, self._transfers
         self._api.computed(work)
-        if self._api.is_over(work):
+        if transfers.is_background and self._waits_for_upload(work):
+            return
+        transfers.offset = offset
+        if transfers.is_sent or self._api.is_over(work):
+            transfers.is_sent = False
             nbytes, messages = 0, 1  # the coordinator replies when it has the header
         else:
             left, count = self._payload_bytes(work.codecs.update, work.fragments) - offset, work.connections.up
@@ -470,7 +600,7 @@ class SimulatedNode:
         work = self._life.work
         if work is not None and rpc.about is work:  # before the reply
             arrived = rpc.arrived_payload_bytes(message_sizes.HEADER_BYTES)
-            self._api.push_broke(self, work, self._upload_offset + arrived)
+            self._api.push_broke(self, work, self._transfers.offset + arrived)
         self._on_rpc_failed(rpc)
 
     def send_verdict(self, rpc: SimulatedRpc) -> None:

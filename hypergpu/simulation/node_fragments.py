@@ -1,6 +1,7 @@
 """Work of a simulated node in rounds that synchronise one fragment each, with real gradients."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,15 @@ from hypergpu.node.core.update_encoder import EncodedUpdate
 from hypergpu.node.trainer import Update
 
 Result = tuple[Update, EncodedUpdate]
+
+
+class _Begun(NamedTuple):
+    """A work unit whose update is what the node held when it began."""
+
+    unit: tuple[int, int]
+    """Round and attempt."""
+    values: Flat
+    encoded: EncodedUpdate | NonFiniteUpdate
 
 
 class NodeFragments:
@@ -32,6 +42,8 @@ class NodeFragments:
         self._unit = (0, 0)
         """Round and attempt of the latest work unit."""
         self._result: Result | NonFiniteUpdate | None = None
+        self._begun: _Begun | None = None
+        """Work unit that began while its fragments travel."""
 
     def receive(self, sending: Sending, form: PayloadFormat, payload: Payload) -> None:
         """Take parameters that have arrived, as a node does."""
@@ -41,27 +53,43 @@ class NodeFragments:
         else:
             values = np.empty(form.size, np.float32)
             form.decode(payload, values)
-        self._local.receive(values, sending.fragments, sending.fragment_version)
+        receive = self._local.receive_later if sending.background else self._local.receive
+        receive(values, sending.fragments, sending.fragment_version)
+
+    def begin(self, order: ev.WorkAssigned) -> None:
+        """Begin a work unit whose update is what the node holds now."""
+        values = self._local.begin(order.round, order.accepted_round)
+        try:
+            self._begun = _Begun((order.round, order.attempt), values, self._encode(order, values))
+        except NonFiniteUpdate as error:
+            self._begun = _Begun((order.round, order.attempt), values, error)
 
     def compute(self, order: ev.WorkAssigned, work: Callable[[ev.WorkAssigned, Flat], Update]) -> None:
         """Do a work unit, unless it was done; `work` takes its local steps from parameters."""
         if self._unit == (order.round, order.attempt) or order.fragment is None:
             return
         self._unit = (order.round, order.attempt)
+        begun = self._begun if self._begun is not None and self._begun.unit == self._unit else None
         try:
-            update = work(order, self._local.begin(order.round, order.accepted_round))
+            start = self._local.begin(order.round, order.accepted_round) if begun is None else begun.values
+            update = work(order, start)
             values = self._local.end(update.flat, order.round, trial=order.trial)
-            encoded = self._local.encode(
-                self._local.capture(values, order.round, order.fragment, trial=order.trial),
-                order.codecs.update,
-                order.fragment,
-                round_number=order.round,
-                accepted_round=order.accepted_round,
-                trial=order.trial,
-            )
-            self._result = update, encoded
+            encoded = self._encode(order, values) if begun is None else begun.encoded
+            self._result = encoded if isinstance(encoded, NonFiniteUpdate) else (update, encoded)
         except NonFiniteUpdate as error:
             self._result = error
+
+    def _encode(self, order: ev.WorkAssigned, values: Flat) -> EncodedUpdate:
+        """Return the update that values make; see `LocalModel.capture`."""
+        assert order.fragment is not None
+        return self._local.encode(
+            self._local.capture(values, order.round, order.fragment, trial=order.trial),
+            order.codecs.update,
+            order.fragment,
+            round_number=order.round,
+            accepted_round=order.accepted_round,
+            trial=order.trial,
+        )
 
     def result_of(self, order: ev.WorkAssigned) -> Result:
         """Return the result of a work unit that was done last.

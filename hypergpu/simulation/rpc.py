@@ -88,6 +88,7 @@ class SimulatedConnection:
         before_piece: called before a piece of a shared transfer is offered to the link.
         messages: sent so far, in both directions.
         work: RPC that is open for the node's work; heartbeats have RPCs of their own.
+        background: RPCs whose transfers go on beside it.
         downloaded: measurement of the latest download, until it is reported.
         uploaded: receives the measurement of each upload.
         transfer_before: when the long message before the latest one began and had arrived.
@@ -95,8 +96,8 @@ class SimulatedConnection:
     """
 
     __slots__ = (
-        "_is_limited", "before_piece", "clock", "downloaded", "latest_transfer", "link", "messages", "numbers", "time",
-        "transfer_before", "uploaded", "work",
+        "_is_limited", "background", "before_piece", "clock", "downloaded", "latest_transfer", "link", "messages",
+        "numbers", "time", "transfer_before", "uploaded", "work",
     )  # fmt: skip
 
     def __init__(self, time: VirtualTime, link: Link) -> None:
@@ -107,6 +108,7 @@ class SimulatedConnection:
         self.before_piece: Callable[[], None] = lambda: None
         self.messages = 0
         self.work: SimulatedRpc | None = None
+        self.background: list[SimulatedRpc] = []
         self._is_limited = link.limits_connections  # asked after each event, not with each RPC
         self.transfer_before = self.latest_transfer = _NO_TRANSFER
         self.downloaded: Transfer | None = None
@@ -163,8 +165,28 @@ class SimulatedConnection:
             self._drop(numbers)
         elif event.mode == DisconnectMode.HALF_OPEN or (blocked is not None and blocked.cause != Cause.FLAPPING):
             self.time.at(now + SILENCE_SECONDS, self._are_they_dead, numbers, event.mode)
-        if self.work is not None:
-            self.work.go_on()
+        for rpc in self._open:
+            rpc.go_on()
+
+    @property
+    def _open(self) -> "list[SimulatedRpc]":
+        return [*([self.work] if self.work is not None else []), *self.background]
+
+    @property
+    def is_uploading(self) -> bool:
+        """True if parts of an update arrive, each soon after the one before."""
+        return any(rpc.is_uploading for rpc in self._open)
+
+    def leave_in_background(self, rpc: "SimulatedRpc") -> None:
+        """Let the transfer of an RPC go on beside the node's work."""
+        if self.work is rpc:
+            self.work = None
+        self.background.append(rpc)
+
+    def end_background(self) -> None:
+        """Close the RPCs that go on beside the node's work."""
+        for rpc in list(self.background):
+            rpc.close()
 
     def _are_they_dead(self, numbers: tuple[int, ...], mode: str) -> None:
         if mode == DisconnectMode.HALF_OPEN or self._blocked(self.time.now):
@@ -189,8 +211,7 @@ class SimulatedConnection:
     def _drop(self, numbers: tuple[int, ...]) -> None:
         """Break those of some connections that are still open."""
         broken = [number for number in numbers if number in self.numbers.all]
-        rpc = self.work
-        if rpc is not None:
+        for rpc in self._open:
             rpc.connections_broke(broken)
         for number in broken:
             if number in self.numbers.all:
@@ -319,6 +340,8 @@ class SimulatedRpc:
             connection.end_transfer(connection.clock.now)
         if connection.work is self:
             connection.work = None
+        elif connection.background and self in connection.background:
+            connection.background.remove(self)
         self._measure()
 
     def fail(self, reconnect: bool = False) -> None:

@@ -63,6 +63,10 @@ class TrainingBackend(Protocol):
         """Let a node hold what it has received."""
         ...
 
+    def begun(self, order: ev.WorkAssigned) -> None:
+        """Note that a node begins a work unit whose update is what it holds now; noted once for each."""
+        ...
+
     def computed(self, order: ev.WorkAssigned) -> None:
         """Note that a node has done a work unit, whether or not its update will be needed; noted once for each."""
         ...

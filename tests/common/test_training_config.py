@@ -104,3 +104,9 @@ def test_fragments_need_rounds_that_they_can_share(settings: dict[str, Any], fau
 def test_fragments_take_turns() -> None:
     assert [TrainingConfig(fragments=3).fragment_of(number) for number in range(1, 7)] == [1, 2, 0, 1, 2, 0]
     assert TrainingConfig().fragment_of(7) == 0
+
+
+def test_overlap_needs_fragments() -> None:
+    with pytest.raises(ValueError, match="overlap needs fragments 2 or more"):
+        TrainingConfig(overlap=True)
+    assert TrainingConfig(overlap=True, fragments=2).overlap

@@ -23,33 +23,36 @@ def start(cluster: Cluster, *more: str, rounds: int = ROUNDS) -> Process:
     return cluster.coordinator("--policy=none", *settings, *more)
 
 
-def virtual_rows(out: Path) -> list[dict[str, Any]]:
+def virtual_rows(out: Path, **training: Any) -> list[dict[str, Any]]:
     tree = {
         "name": "fragments",
         "policy": "none",
         "task": "digits",
         "nodes": [{"id": "n", "count": 2, "profile": "perfect"}],
-        "config": {"training": TRAINING},
+        "config": {"training": TRAINING | training},
     }
     simulate(Scenario.model_validate(tree), out)
     return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
 
 
-def test_real_processes_train_as_the_simulation_does(cluster: Cluster, tmp_path: Path) -> None:
-    coordinator = start(cluster)
+@pytest.mark.parametrize("overlap", [False, True])
+def test_real_processes_train_as_the_simulation_does(cluster: Cluster, overlap: bool, tmp_path: Path) -> None:
+    coordinator = start(cluster, f"--set=training.overlap={str(overlap).lower()}")
     address = coordinator.address()
     for name in ("n-0", "n-1"):
         cluster.node(name, address)
     assert coordinator.wait() == 0, coordinator.text
-    real, virtual = cluster.rounds(), virtual_rows(tmp_path / "virtual")
+    real, virtual = cluster.rounds(), virtual_rows(tmp_path / "virtual", overlap=overlap)
     assert [row["loss"] for row in real] == pytest.approx([row["loss"] for row in virtual], rel=1e-4)
     sent = [row["bytes_up"]["n-0"] for row in real]
     assert sent[0] == sent[2] == sent[4]
     assert sent[1] == sent[3] == sent[5] != sent[0]
 
 
-def test_a_killed_coordinator_and_a_killed_node_lose_no_fragment(cluster: Cluster) -> None:
-    first = start(cluster, "--set=training.checkpoint_every=1", "--set=training.server_momentum=0.5", rounds=14)
+@pytest.mark.parametrize("overlap", ["false", "true"])
+def test_a_killed_coordinator_and_a_killed_node_lose_no_fragment(cluster: Cluster, overlap: str) -> None:
+    more = [f"--set=training.{each}" for each in ("checkpoint_every=1", "server_momentum=0.5", f"overlap={overlap}")]
+    first = start(cluster, *more, rounds=14)
     address = first.address()
     cluster.node("a", address)
     doomed = cluster.node("b", address)
@@ -58,9 +61,8 @@ def test_a_killed_coordinator_and_a_killed_node_lose_no_fragment(cluster: Cluste
     cluster.node("c", address)
     cluster.reach(5)
     os.kill(first.pid, signal.SIGKILL)
-    settings = ("--resume", "--set=training.checkpoint_every=1", "--set=training.server_momentum=0.5")
-    listen = [f"--set=training.{name}={value}" for name, value in (TRAINING | {"rounds": 14}).items()]
-    second = cluster.coordinator("--policy=none", *listen, *settings, listen=address, name="second")
+    settings = [f"--set=training.{name}={value}" for name, value in (TRAINING | {"rounds": 14}).items()]
+    second = cluster.coordinator("--policy=none", "--resume", *settings, *more, listen=address, name="second")
     assert second.wait() == 0, second.text
     rows = cluster.rounds()
     assert [row["round"] for row in rows] == list(range(1, 15))

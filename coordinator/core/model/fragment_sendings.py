@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from hypergpu.common.codecs import PayloadFormat
+from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.tensors import Flat, Payload
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.model.outgoing import FIRST_CODEC, OutgoingParameters, Sending, SendingPlanner
@@ -88,6 +89,11 @@ class ModelSendings:
         version = held.fragments[fragment] if len(held.fragments) == self._count else 0
         sent = self._planners[fragment].plan(codec, version)
         return Sending(sent.codec, self.version, sent.base, (fragment,), sent.version, background)
+
+
+def sendings_of(config: TrainingConfig) -> ModelSendings:
+    """Return the planner of a configuration."""
+    return ModelSendings(config.fragments, overlap=config.overlap)
 
 
 class _FragmentView:

@@ -53,10 +53,11 @@ def test_a_run_of_fragments_learns_as_much_as_one_of_the_whole_model(tmp_path: P
     assert parts.bytes < 0.6 * whole.bytes
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("policy", ["none", "reactive"])
 @pytest.mark.parametrize("codecs", [("int8", "int8"), ("topk", "bf16")])
 def test_fragments_work_with_codecs_connections_and_nodes_that_come_and_go(
-    policy: str, codecs: tuple[str, str], tmp_path: Path
+    policy: str, codecs: tuple[str, str], overlap: bool, tmp_path: Path
 ) -> None:
     update, parameters = codecs
     compression = {"strategy": "fixed", "update_codec": update, "parameters_codec": parameters}
@@ -64,9 +65,8 @@ def test_fragments_work_with_codecs_connections_and_nodes_that_come_and_go(
         {"id": "steady", "count": 3, "gpu": "T4", "profile": "good"},
         {"id": "churn", "gpu": "T4", "profile": "poor", "churn": {"up_seconds": 4.0, "down_seconds": 2.0}},
     ]
-    found = scenario(
-        2, policy=policy, nodes=nodes, rounds=25, config={"compression": compression, "transfers": {"connections": 4}}
-    )
+    config = {"compression": compression, "transfers": {"connections": 4}}
+    found = scenario(2, policy=policy, nodes=nodes, rounds=25, config=config, training={"overlap": overlap})
     outcome, written = rows(found, tmp_path)
     assert outcome.final_metric is not None
     assert outcome.final_metric > 0.93
