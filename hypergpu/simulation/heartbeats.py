@@ -116,7 +116,7 @@ class Heartbeats:
             return None, self._known_at(at, answered)
         rtt = sent.at - at + answered.at - at
         self._rtt_ms = 1000.0 * rtt
-        self._loaded = connection.is_transferring(at, at + rtt)
+        self._loaded = connection.transfers.any_between(at, at + rtt)
         return directive, at + rtt
 
     def _known_at(self, at: float, refused: Fail | Blocked) -> float:

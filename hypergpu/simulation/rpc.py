@@ -19,8 +19,7 @@ PIECE_BYTES: Final = CHUNK_BYTES
 SILENCE_SECONDS: Final = 20.0
 """Seconds after which gRPC's keepalive gives up a silent connection: a ping each 10 s, and 10 s to answer it."""
 
-_NO_TRANSFER: Final = (-math.inf, -math.inf)
-
+_TRANSFERS_KEPT: Final = 4
 Failed = Callable[["SimulatedRpc"], None]
 """Handler of an RPC that failed as UNAVAILABLE, at the client."""
 Arrived = Callable[["SimulatedRpc"], None]
@@ -80,6 +79,30 @@ class ConnectionNumbers:
         return self._dialled
 
 
+class LatestTransfers:
+    """Times in which the latest long messages of a node were on their way: one each way, and those before them."""
+
+    __slots__ = ("_latest",)
+
+    def __init__(self) -> None:
+        self._latest: list[tuple[object, float, float]] = []
+
+    def begin(self, rpc: object, now: float, arrives_at: float = math.inf) -> None:
+        """Note that a long message of an RPC is on its way from now on, until a time that may not be known yet."""
+        self._latest.append((rpc, now, arrives_at))
+        del self._latest[:-_TRANSFERS_KEPT]
+
+    def end(self, rpc: object, at: float) -> None:
+        """Note when the long message of an RPC has arrived, or that it does not go on."""
+        for index, (owner, began, arrived) in enumerate(self._latest):
+            if owner is rpc and arrived == math.inf:
+                self._latest[index] = owner, began, at
+
+    def any_between(self, begin: float, end: float) -> bool:
+        """Return whether a long message was on its way between these times."""
+        return any(began < end and begin < arrived for _, began, arrived in self._latest)
+
+
 class SimulatedConnection:
     """A node's connection over its link, and those that share its transfers.
 
@@ -91,13 +114,12 @@ class SimulatedConnection:
         background: RPCs whose transfers go on beside it.
         downloaded: measurement of the latest download, until it is reported.
         uploaded: receives the measurement of each upload.
-        transfer_before: when the long message before the latest one began and had arrived.
-        latest_transfer: when the latest long message began and had arrived; infinite while it is on its way.
+        transfers: when the latest long messages were on their way.
     """
 
     __slots__ = (
-        "_is_limited", "background", "before_piece", "clock", "downloaded", "latest_transfer", "link", "messages",
-        "numbers", "time", "transfer_before", "uploaded", "work",
+        "_is_limited", "background", "before_piece", "clock", "downloaded", "link", "messages", "numbers", "time",
+        "transfers", "uploaded", "work",
     )  # fmt: skip
 
     def __init__(self, time: VirtualTime, link: Link) -> None:
@@ -110,28 +132,9 @@ class SimulatedConnection:
         self.work: SimulatedRpc | None = None
         self.background: list[SimulatedRpc] = []
         self._is_limited = link.limits_connections  # asked after each event, not with each RPC
-        self.transfer_before = self.latest_transfer = _NO_TRANSFER
+        self.transfers = LatestTransfers()
         self.downloaded: Transfer | None = None
         self.uploaded: Uploaded = lambda transfer: None
-
-    def is_transferring(self, begin: float, end: float) -> bool:
-        """Return whether a long message was on its way between these times."""
-        began, arrived = self.latest_transfer
-        if began < end and begin < arrived:
-            return True
-        began, arrived = self.transfer_before
-        return began < end and begin < arrived
-
-    def transfer(self, arrives_at: float = math.inf) -> None:
-        """Note that a long message is on its way from now on."""
-        self.transfer_before = self.latest_transfer
-        self.latest_transfer = self.clock.now, arrives_at
-
-    def end_transfer(self, at: float) -> None:
-        """Note when the long message on its way has arrived, or that it does not go on."""
-        began, arrived = self.latest_transfer
-        if arrived == math.inf:
-            self.latest_transfer = began, at
 
     def call(self, failed: Failed) -> "SimulatedRpc":
         """Begin an RPC of the node's work."""
@@ -258,7 +261,7 @@ class SimulatedRpc:
             verdict = link.offer(connection.clock.now, direction, nbytes, self.link_rpc, end=True)
             if isinstance(verdict, Deliver):
                 if messages > 1:
-                    connection.transfer(verdict.at)
+                    connection.transfers.begin(self, connection.clock.now, verdict.at)
                     self._direction = direction
                     self._note_part(verdict.at, nbytes)
                 connection.time.at(verdict.at, self._deliver)
@@ -266,7 +269,7 @@ class SimulatedRpc:
         else:
             verdict = None
         if messages > 1:
-            connection.transfer()
+            connection.transfers.begin(self, connection.clock.now)
         self._direction, self._left, self._pieces = direction, nbytes, []
         if verdict is None:
             self.go_on()
@@ -292,7 +295,7 @@ class SimulatedRpc:
             pieces.append((verdict.at, piece))
             self._note_part(verdict.at, piece)
             if last:
-                connection.end_transfer(verdict.at)
+                connection.transfers.end(self, verdict.at)
                 connection.time.at(verdict.at, self._deliver)
 
     @property
@@ -337,7 +340,7 @@ class SimulatedRpc:
         self._arrived = None
         connection = self.connection
         if self._pieces is not None:
-            connection.end_transfer(connection.clock.now)
+            connection.transfers.end(self, connection.clock.now)
         if connection.work is self:
             connection.work = None
         elif connection.background and self in connection.background:

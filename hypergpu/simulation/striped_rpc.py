@@ -82,7 +82,7 @@ class StripedRpc(SimulatedRpc):
         connection = self.connection
         now, one_way = connection.clock.now, connection.link.one_way_seconds(self._direction, self.link_rpc)
         connection.messages += connections + math.ceil(self._nbytes / STRIPE_BYTES)
-        connection.transfer()
+        connection.transfers.begin(self, now)
         self._arrived = arrived
         self._meter = TransferMeter(now + one_way)
         numbers = connection.numbers.share(connections)
@@ -281,7 +281,7 @@ class StripedRpc(SimulatedRpc):
         """Tell that everything has arrived; a reply goes over the stream that brought the last chunk."""
         for stream in self._streams:
             self._then(stream, None)
-        self.connection.end_transfer(self.connection.clock.now)
+        self.connection.transfers.end(self, self.connection.clock.now)
         self.link_rpc = last.stripe.rpc
         self._deliver()
 
@@ -311,5 +311,5 @@ class StripedRpc(SimulatedRpc):
 
     def close(self) -> None:
         """Close the RPC, whether it succeeded or its result is no longer needed."""
-        self.connection.end_transfer(self.connection.clock.now)
+        self.connection.transfers.end(self, self.connection.clock.now)
         super().close()
