@@ -68,17 +68,11 @@ def measure(scenario: Scenario, seed: int) -> dict[str, Any]:
             outcome = simulate_with_rehearsals(scenario.changed(policy=policy, seed=seed), out)
             times[policy] = outcome.time_to_target_seconds
         found = decisions(Path(directory) / "rehearsed")
-    verdicts = [
-        row["figures"]
-        for row in found
-        if row["reason"] in _VERDICTS and "predicted_progress_per_second" in row["figures"]
-    ]
+    verdicts = [row["figures"] for row in found if row["reason"] in _VERDICTS]
     first: dict[str, dict[str, Any]] = {}
     for each in verdicts:  # later windows of the same setting are no test of its prediction
         first.setdefault(each["setting"], each)
-    errors = [
-        each["predicted_progress_per_second"] / each["realised_progress_per_second"] - 1 for each in first.values()
-    ]
+    errors = [(1 + each["predicted_gain"]) / (1 + each["realised_gain"]) - 1 for each in first.values()]
     before, after = times["reactive"], times["rehearsed"]
     ratio = before / after if before and after else None
     reasons = [str(row["reason"]) for row in found]

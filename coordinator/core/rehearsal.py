@@ -100,10 +100,6 @@ class Forecast:
     """Ratio of its progress per second to that of the present setting; mean over seeds."""
     spread: float
     """Standard deviation of this ratio over seeds."""
-    rate: float
-    """Its progress per second in full steps."""
-    round_seconds: float
-    """Seconds per round, with the time between rounds."""
 
 
 @dataclass(frozen=True, slots=True)

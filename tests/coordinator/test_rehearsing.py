@@ -21,6 +21,7 @@ from hypergpu.simulation.fork.state import read_state
 from hypergpu.simulation.rehearsal.forecasts import Rehearsal
 from hypergpu.simulation.run import simulate
 from hypergpu.simulation.scenario import Scenario
+from tests.patience import until
 
 
 @dataclass
@@ -111,8 +112,7 @@ def test_the_process_ends_with_the_coordinator_and_has_the_lowest_priority(asked
     )
     assert child.stdin is not None
     try:
-        while os.getpriority(os.PRIO_PROCESS, child.pid) != 19:
-            assert child.poll() is None
+        until(lambda: os.getpriority(os.PRIO_PROCESS, child.pid) == 19, "the lowest priority")
     finally:
         child.stdin.close()  # as the kernel does for a coordinator that was killed
     assert child.wait(timeout=30) != 0

@@ -45,11 +45,11 @@ _ALIKE: Final = 1.5
 """Ratio of local steps up to which they are about the same."""
 _LEAST_ROUNDS_LEFT: Final = 8
 """Rounds that have to be left for a change to pay."""
-_TRIAL_ROUNDS: Final = 5
+_TRIAL_ROUNDS: Final = 8
 """Rounds that the realised gain is measured over, after one that the change itself may have disturbed."""
 _MARGIN: Final = 0.06
 """Least predicted gain for which a setting is held."""
-_SPREADS: Final = 1.5
+_SPREADS: Final = 1.0
 """The same, in standard deviations of the gain over seeds."""
 _MISSING: Final = 0.4
 """Share of the predicted gain below which it counts as missing."""
@@ -110,8 +110,6 @@ class _Trial:
     before: HeldSetting
     """Setting to return to."""
     steps_before: int
-    predicted_rate: float
-    """Progress per second that is expected of it."""
     predicted: float
     rate: float
     """Progress per second before it."""
@@ -173,14 +171,11 @@ class Rehearsals:
         measured = [each for each in self._usual if trial is not None and each.round >= trial.since]
         if trial is None or len(measured) < _TRIAL_ROUNDS:
             return None
-        rate = rate_of(measured[-_TRIAL_ROUNDS:], trial.worth)
-        realised = rate / max(trial.rate, 1e-12)
+        realised = rate_of(measured[-_TRIAL_ROUNDS:], trial.worth) / max(trial.rate, 1e-12)
         figures: Figures = {
             "setting": str(trial.setting),
             "predicted_gain": trial.predicted - 1.0,
             "realised_gain": realised - 1.0,
-            "predicted_progress_per_second": trial.predicted_rate,
-            "realised_progress_per_second": rate,
             "rounds": _TRIAL_ROUNDS,
         }
         least = _STILL_GOOD if trial.judged else 1.0 + _MISSING * (trial.predicted - 1.0)
@@ -268,15 +263,13 @@ class Rehearsals:
                 "setting": str(best.setting),
                 "predicted_gain": best.gain - 1.0,
                 "spread": best.spread,
-                "predicted_round_seconds": best.round_seconds,
-                "predicted_progress_per_second": best.rate,
             }
         if best is None or best.gain - 1.0 <= max(_MARGIN, _SPREADS * best.spread):
             return RehearsalDecision(RehearsalReason.NOTHING_FASTER, figures)
         steps = request.present.local_steps or 1
         rate = rate_of(self._usual[-_TRIAL_ROUNDS:], worth)
         held = self.held.with_(best.setting)
-        self._trial = _Trial(held, self.held, steps, best.rate, best.gain, rate, worth, round_number + 2)
+        self._trial = _Trial(held, self.held, steps, best.gain, rate, worth, round_number + 2)
         self.held = held
         return RehearsalDecision(RehearsalReason.PREDICTED_FASTER, figures, held.local_steps)
 

@@ -79,8 +79,8 @@ class Continuation:
     def __init__(self, fork: Fork, adaptation: bytes, request: RehearsalRequest) -> None:
         self._fork, self._adaptation, self._request = fork, adaptation, request
 
-    def run(self, change: HeldSetting, seed: int, worth: Worth) -> tuple[float, float]:
-        """Return the progress per second with a changed setting, and the seconds per round; 0 if no round counts."""
+    def run(self, change: HeldSetting, seed: int, worth: Worth) -> float:
+        """Return the progress per second with a changed setting, in full steps; 0 if no round counts."""
         state, begin = self._fork.state, self._request.round
         last = begin + self._request.rounds
         scenario = self._fork.scenario_with(state.config, last, state.config.training.seed + seed)
@@ -96,7 +96,6 @@ class Continuation:
             simulate(scenario, out, compute=self._fork.compute, going_on=GoingOn(adapt, begin + 1))
             rows = read_rounds(out)
         seconds = total = 0.0
-        count = 0
         for before, row in list(pairwise(rows))[_SKIPPED - 1 :]:
             if row["round"] in turns:
                 continue
@@ -104,5 +103,4 @@ class Continuation:
             noise = fmean(row["noise"].get(node, 0.0) for node in nodes) if nodes else 0.0
             total += worth.of_round(row["local_steps"], row["samples"], len(nodes), noise)
             seconds += row["ended_seconds"] - before["ended_seconds"]
-            count += 1
-        return total / max(seconds, SMALLEST), seconds / max(count, 1)
+        return total / max(seconds, SMALLEST)

@@ -1,8 +1,8 @@
 """Forecasts of a rehearsal: a copy of the run's adaptation goes on in virtual time, with each candidate held.
 
-All candidates run on one seed; then the best of each kind together; then the best few on further seeds. Progress per
-second is compared by pairs of seeds with that of the adaptation as it is, so that what is wrong with the fork in both
-cancels out. Times are those of the fork, corrected by how long the last rounds take there and took in the run.
+All candidates run on one seed; then the best of each kind together; then the best few on other seeds, so that the
+figures of the winner are not the luck that made it win. Progress per second is compared by pairs of seeds with that of
+the adaptation as it is, so that what is wrong with the fork in both cancels out.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,8 @@ from hypergpu.simulation.rehearsal.continuation import Continuation
 from hypergpu.simulation.statistics import SMALLEST
 
 _FINALISTS: Final = 3
-_FURTHER_SEEDS: Final = (1, 2)
+_SEEDS: Final = (1, 2, 3, 4)
+"""Seeds of the finalists; all candidates run on seed 0."""
 
 
 class Rehearsal:
@@ -32,7 +33,7 @@ class Rehearsal:
     def __init__(self, state: RunState, adaptation: bytes, request: RehearsalRequest, worth: Worth) -> None:
         self._continuation = Continuation(fork(state), adaptation, request)
         self._candidates, self._worth = request.candidates, worth
-        self._rates: dict[tuple[HeldSetting, int], tuple[float, float]] = {}
+        self._rates: dict[tuple[HeldSetting, int], float] = {}
 
     @property
     def runs(self) -> int:
@@ -40,7 +41,7 @@ class Rehearsal:
         return len(self._rates)
 
     def forecasts(self) -> tuple[Forecast, ...]:
-        """Return the forecasts of the best settings, the best first; none if no change is better on the first seed."""
+        """Return the forecasts of the best settings, the best first; none if no change is better on seed 0."""
         gains = {each: self._gain(each, 0) for each in self._candidates}
         for each in _together(gains):
             gains[each] = self._gain(each, 0)
@@ -49,16 +50,14 @@ class Rehearsal:
         return tuple(sorted(found, key=lambda each: -each.gain))
 
     def _forecast(self, change: HeldSetting) -> Forecast:
-        seeds = (0, *_FURTHER_SEEDS)
-        gains = [self._gain(change, seed) for seed in seeds]
-        rate, seconds = (fmean(figures) for figures in zip(*(self._rate(change, seed) for seed in seeds), strict=True))
-        return Forecast(change, fmean(gains), stdev(gains), rate, seconds)
+        gains = [self._gain(change, seed) for seed in _SEEDS]
+        return Forecast(change, fmean(gains), stdev(gains))
 
     def _gain(self, change: HeldSetting, seed: int) -> float:
-        return self._rate(change, seed)[0] / max(self._rate(NOTHING_HELD, seed)[0], SMALLEST)
+        return self._rate(change, seed) / max(self._rate(NOTHING_HELD, seed), SMALLEST)
 
-    def _rate(self, change: HeldSetting, seed: int) -> tuple[float, float]:
-        """Return the progress per second with a change, and the seconds per round."""
+    def _rate(self, change: HeldSetting, seed: int) -> float:
+        """Return the progress per second with a change."""
         if (change, seed) not in self._rates:
             self._rates[change, seed] = self._continuation.run(change, seed, self._worth)
         return self._rates[change, seed]

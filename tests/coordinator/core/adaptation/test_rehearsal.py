@@ -64,7 +64,7 @@ class Rounds:
 
 
 def better(gain: float, spread: float = 0.0, setting: HeldSetting = HALF) -> Forecast:
-    return Forecast(setting, gain, spread, 50.0, 0.5)
+    return Forecast(setting, gain, spread)
 
 
 def test_a_rehearsal_begins_when_the_plan_has_settled() -> None:
@@ -122,7 +122,7 @@ def test_candidates_leave_alone_what_the_user_chose(config: dict[str, Any], kind
 
 
 @pytest.mark.parametrize(
-    ("gain", "spread", "held"), [(1.05, 0.0, False), (1.07, 0.0, True), (1.2, 0.15, False), (1.2, 0.1, True)]
+    ("gain", "spread", "held"), [(1.05, 0.0, False), (1.07, 0.0, True), (1.2, 0.21, False), (1.2, 0.19, True)]
 )
 def test_a_gain_has_to_be_above_the_margin_and_above_its_own_spread(gain: float, spread: float, held: bool) -> None:
     rounds = Rounds()
@@ -143,7 +143,7 @@ def tried(seconds: float, gain: float = 1.5) -> tuple[Rounds, RehearsalDecision]
     rounds.run(5)
     rounds.answer(better(gain))
     assert not rounds.run(1, steps=40)  # the round that was open
-    assert not rounds.run(5, steps=20, seconds=seconds)
+    assert not rounds.run(8, steps=20, seconds=seconds)
     (verdict,) = rounds.run(1, steps=20, seconds=seconds)
     return rounds, verdict
 
@@ -154,7 +154,6 @@ def test_a_gain_that_comes_is_on_record_and_the_setting_stays() -> None:
     assert verdict.reason is RehearsalReason.GAIN_REALISED
     assert verdict.figures["realised_gain"] == pytest.approx(after / before - 1)
     assert verdict.figures["predicted_gain"] == pytest.approx(0.5)
-    assert verdict.figures["realised_progress_per_second"] == pytest.approx(after)
     assert rounds.rehearsals.held == HALF
 
 
@@ -172,7 +171,7 @@ def test_a_gain_that_is_missing_takes_the_setting_back_and_bars_it_for_a_while()
 def test_a_setting_that_has_paid_is_given_up_when_rounds_get_slower_than_before_it() -> None:
     rounds, _ = tried(seconds=0.5)
     assert not rounds.run(4, steps=20, seconds=0.5)
-    verdicts = rounds.run(5, steps=20, seconds=3.0)
+    verdicts = rounds.run(8, steps=20, seconds=3.0)
     assert [verdict.reason for verdict in verdicts] == [RehearsalReason.GAIN_MISSING]
     assert rounds.rehearsals.held == NOTHING_HELD
 
@@ -183,7 +182,7 @@ def test_rounds_that_wait_for_a_nodes_turn_are_not_measured() -> None:
     rounds.answer(better(1.5))
     rounds.run(2, steps=20, seconds=0.5)
     assert not rounds.run(4, steps=20, seconds=60.0, turn=True)
-    verdicts = rounds.run(5, steps=20, seconds=0.5)
+    verdicts = rounds.run(8, steps=20, seconds=0.5)
     assert [verdict.reason for verdict in verdicts] == [RehearsalReason.GAIN_REALISED]
 
 
@@ -252,7 +251,7 @@ def test_the_orchestrator_asks_holds_and_lets_go_when_training_diverges() -> Non
     pending = orchestrator._rehearsals._pending  # the test is about what the driver would have been told
     assert pending is not None
     setting = HeldSetting(local_steps=14, close_share=0.75)
-    forecast = Forecast(setting, 1.5, 0.0, 50.0, 0.5)
+    forecast = Forecast(setting, 1.5, 0.0)
     (decision,) = orchestrator.finish_rehearsal(RehearsalResult(pending[0].number, 2.0, forecasts=(forecast,)), 12)
     assert decision.kind is DecisionKind.REHEARSAL
     for number in (12, 13):
