@@ -52,6 +52,7 @@ def test_a_configuration_that_is_written_and_read_keeps_a_recipe_and_what_overro
         (["local_momentum=0.9", "local_optimizer=adamw"], "local_momentum is that of local_optimizer sgd; adamw has"),
         (["server_momentum=0.9", "server_optimizer=yogi"], "server_momentum is that of server_optimizer sgd; yogi has"),
         (["learning_rate_schedule=cosine", "rounds=0"], "cosine needs a number of rounds"),
+        (["mode=buffered", "partition=local"], "choose mode sync or late"),
         (["warmup_rounds=25", "rounds=25"], "warmup_rounds is 25; a run of 25 rounds has fewer"),
         (["clip_norm=0"], "clip_norm"),
     ],

@@ -82,7 +82,8 @@ class OptimizerSearch:
         self._is_buffered = training.is_buffered
         """True if no trial can correct the start: it is then at the optimizer's default rate."""
         self._is_small = model_bytes is not None and model_bytes <= _SMALL_BYTES
-        self.rates = RateSearch(step, bound)
+        self._is_alike = training.shards_are_alike
+        self.rates = self._rate_search(step, bound)
         self._configured = self._base = training.first_optimizer
         self._step, self._bound = step, bound
         self._may_choose = _may_choose(training)
@@ -106,13 +107,13 @@ class OptimizerSearch:
         self._base = LocalOptimizer(state.base.name, state.base.learning_rate)
         self._rivals = [LocalOptimizer(rival.name, rival.learning_rate) for rival in state.rivals]
         self._may_choose = state.may_choose
-        self.rates = RateSearch(self._step, self._bound)
+        self.rates = self._rate_search(self._step, self._bound)
         self.rates.restore(state.rates)
 
     def set_step(self, step: float) -> None:
         """Search on from the present rate, with another factor of a first trial; 1 ends the search."""
         self._step = step
-        self.rates = RateSearch(step, self.rates.bound, self.rates.factor)
+        self.rates = self._rate_search(step, self.rates.bound, self.rates.factor)
 
     def begin(self, nodes: int) -> OptimizerChange | None:
         """Begin with Muon or AdamW, once, if a first round of so many nodes can try SGD too; return the change.
@@ -129,7 +130,7 @@ class OptimizerSearch:
         first = 1.0 if self._is_small else _FIRST_FACTOR
         if self._is_buffered:
             self._rivals, first = [], 1.0
-        self.rates = RateSearch(self._step, self._bound_of(self._base, nodes), first)
+        self.rates = self._rate_search(self._step, self._bound_of(self._base, nodes), first)
         return OptimizerChange(OptimizerReason.FAIR_START, before, self.optimizer, {"nodes": nodes})
 
     def plan(self, nodes: Sequence[str]) -> tuple[LocalOptimizer, dict[str, LocalOptimizer]]:
@@ -158,7 +159,7 @@ class OptimizerSearch:
             return change
         _, after, figures = max(won, key=lambda found: found[0])
         before, nodes = self.optimizer, len(contributions)
-        self._base, self.rates = after, RateSearch(self._step, self._bound_of(after, nodes))
+        self._base, self.rates = after, self._rate_search(self._step, self._bound_of(after, nodes))
         return OptimizerChange(OptimizerReason.FASTER, before, after, figures, ruinous=fmean(_decreases(usual)) < 0.0)
 
     def _judge(
@@ -192,6 +193,9 @@ class OptimizerSearch:
     def settle(self) -> RateChange | None:
         """End the search and halve the rate, down to the configured one, or to `_LEAST_FACTOR` of AdamW's default."""
         return self.rates.settle(1.0 if self._base == self._configured else _LEAST_FACTOR)
+
+    def _rate_search(self, step: float, bound: float, factor: float = 1.0) -> RateSearch:
+        return RateSearch(step, bound, factor, alike=self._is_alike)
 
     def _at(self, factor: float) -> LocalOptimizer:
         return self._base._replace(learning_rate=self._base.learning_rate * factor)

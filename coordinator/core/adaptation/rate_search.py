@@ -26,7 +26,8 @@ _LOW = 1.0 / 16.0
 _RUIN = 0.5
 """Ratio of the usual decrease to that of the low rate below which the usual updates have harmed the model."""
 _MIN_GAIN = 1.2
-"""Ratio of the decreases for which the low rate has won."""
+"""Ratio of the decreases for which the low rate has won. Where data differs between nodes, the usual updates must have
+harmed the model: the loss of a node with few classes falls faster at any rate."""
 _GAIN_POWER = 0.25
 """Power of the factor of a trial by which its decrease must exceed the usual one: 1.4 times for a factor of four.
 A smaller gain within a round seldom lasts: the higher rate is near the one that harms."""
@@ -76,12 +77,14 @@ class RateSearch:
         step: Factor of a first trial; it shrinks after each that did not win.
         bound: Largest factor that is tried; 1 tries none, nor a lower one.
         factor: Factor to begin with.
+        alike: True if the nodes' data are alike, so that their losses can be compared closely.
     """
 
-    def __init__(self, step: float, bound: float, factor: float = 1.0) -> None:
+    def __init__(self, step: float, bound: float, factor: float = 1.0, *, alike: bool = True) -> None:
         self.factor = factor
         """Factor of the rate of all nodes that try nothing."""
         self.bound = bound
+        self._least_ratio = _MIN_GAIN if alike else 1.0 / _RUIN
         self._step = step
         self._slower = self._diverged = math.inf
         self._turn = 0
@@ -180,7 +183,7 @@ class RateSearch:
             return None
         self._tries_low = False
         gain, reference = fmean(gains), fmean(usual) if usual else 0.0
-        if gain <= 0 or gain < _MIN_GAIN * reference:
+        if gain <= 0 or gain < self._least_ratio * reference:
             return None
         self._diverged, self._last_gain = min(self._diverged, self.factor), None
         figures = {"decrease": gain, "usual_decrease": reference, "nodes": len(gains)}

@@ -135,6 +135,11 @@ class TrainingConfig(ConfigSection):
             raise ValueError(f"fragments {self.fragments} needs {fault}: each round synchronises one of them")
         if self.overlap and self.fragments == 1:
             raise ValueError("overlap needs fragments 2 or more: one is sent while the node goes on with the others")
+        if self.is_buffered and self.data_is_local:
+            raise ValueError(
+                "mode buffered lets the nodes that answer most often drown what only slow ones hold: with partition "
+                "local, choose mode sync or late"
+            )
         if self.rounds and self.warmup_rounds >= self.rounds:
             raise ValueError(f"warmup_rounds is {self.warmup_rounds}; a run of {self.rounds} rounds has fewer")
         return self

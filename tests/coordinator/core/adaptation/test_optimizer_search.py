@@ -83,6 +83,13 @@ def test_what_the_user_chose_stays_and_so_does_sgd_on_unlike_data(chosen: dict[s
     assert {each.name for each in found.plan(NODES)[1].values()} == {configured.name}
 
 
+@pytest.mark.parametrize(("partition", "factor"), [("iid", 1 / 16), ("dirichlet", 1.0)])
+def test_on_unlike_data_a_lower_rate_must_win_clearly(partition: str, factor: float) -> None:
+    found = search(local_optimizer="sgd", partition=partition)
+    play(found, lambda tried: 0.60 if tried.learning_rate < found.optimizer.learning_rate else 0.70)
+    assert found.rates.factor == factor
+
+
 def test_too_few_nodes_to_compare_and_a_policy_without_trials_keep_sgd() -> None:
     assert search().begin(3) is None
     assert search(step=1.0).begin(8) is None

@@ -110,6 +110,19 @@ def test_a_low_rate_that_is_a_little_better_ruins_nothing() -> None:
     assert (change.reason, change.ruinous) == (RateReason.TOO_HIGH, False)
 
 
+@pytest.mark.parametrize(("gain", "is_lowered"), [(0.40, False), (0.65, True)])
+def test_where_data_differs_only_a_rate_that_harms_the_model_is_lowered(gain: float, is_lowered: bool) -> None:
+    search = RateSearch(4.0, 64.0, alike=False)
+    factor, trials = search.plan(NODES)
+    gains = {factor: 0.30, factor / 16: gain, factor * 4: 0.1}
+    done = [
+        Contribution(n, True, 64, 64, loss_before=1.0, loss_after=1.0 - gains[trials.get(n, factor)]) for n in NODES
+    ]
+    change = search.observe(done)
+    assert (change is not None) is is_lowered, "the loss of a node with few classes falls faster at any rate"
+    assert change is None or (change.reason, change.ruinous) == (RateReason.TOO_HIGH, True)
+
+
 def test_a_rate_that_makes_the_loss_worse_is_not_tried_again() -> None:
     search = RateSearch(4.0, 64.0)
     play(search, limit=3.0)
