@@ -77,3 +77,69 @@ def test_fragments_work_with_codecs_connections_and_nodes_that_come_and_go(
 def test_more_fragments_than_the_model_has_tensors_are_refused() -> None:
     with pytest.raises(InvalidInput, match="fragments is 16, and the model has 4 trainable tensors"):
         simulate(scenario(16))
+
+
+# ---------------------------------------------------------------- overlap
+
+THIN = {"thin": {"based_on": "perfect", "up": {"bandwidth_mbit": 1}, "down": {"bandwidth_mbit": 2}}}
+"""Links on which the larger of two fragments of `digits` takes 0.5 s up and 0.3 s down."""
+
+
+def overlapped(*, overlap: bool, **changes: Any) -> Scenario:
+    nodes = [{"id": "node", "count": 4, "gpu": "A100", "profile": "thin"}]
+    compute = {"seconds_per_step": 0.05, "seconds_per_sample": 0.0, "spread": 0.0}
+    tree = {"nodes": nodes, "profiles": THIN, "compute": compute} | changes
+    return scenario(2, training={"overlap": overlap}, **tree)
+
+
+def test_with_overlap_nodes_wait_for_no_transfer_and_move_as_many_bytes(tmp_path: Path) -> None:
+    _, plain = rows(overlapped(overlap=False), tmp_path / "plain")
+    _, beside = rows(overlapped(overlap=True), tmp_path / "beside")
+    assert beside[0]["seconds"] == pytest.approx(plain[0]["seconds"], rel=0.01), "the first work waits for the model"
+    for before, after in zip(plain[3:], beside[3:], strict=True):
+        trained = max(after["compute_seconds"].values())
+        assert before["seconds"] > trained + 0.3
+        assert after["seconds"] < trained + 0.02, "what it takes to say so"
+        assert after["compute_utilisation"] > 0.99
+        assert before["compute_utilisation"] < 0.86
+    for key in ("bytes_up", "bytes_down"):
+        moved = [sum(sum(row[key].values()) for row in found[2:]) for found in (plain, beside)]
+        assert moved[1] == pytest.approx(moved[0], rel=0.05)
+
+
+def test_with_overlap_a_run_learns_the_same_however_long_its_transfers_take() -> None:
+    def losses(outcome: Outcome) -> list[float]:
+        return [loss for _, loss in outcome.losses]
+
+    thin, plain = simulate(overlapped(overlap=True)), simulate(overlapped(overlap=False))
+    assert losses(plain) != pytest.approx(losses(thin), rel=1e-3)
+    for up, down in ((0.1, 2.0), (1.0, 0.1)):  # the larger fragment takes 5 s, and the training 2 s
+        profiles = {"thin": {**THIN["thin"], "up": {"bandwidth_mbit": up}, "down": {"bandwidth_mbit": down}}}
+        slower = simulate(overlapped(overlap=True, profiles=profiles))
+        assert losses(slower) == pytest.approx(losses(thin), rel=1e-5), "but for the order of a sum"
+        assert slower.bytes == pytest.approx(thin.bytes, rel=0.05), "nothing is sent twice"
+        assert slower.seconds > thin.seconds + 10.0
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_transfers_that_break_beside_the_training_are_made_good(connections: int, tmp_path: Path) -> None:
+    nodes = [
+        {"id": "steady", "count": 3, "gpu": "A100", "profile": "thin"},
+        {"id": "lossy", "gpu": "A100", "profile": "lossy"},
+    ]
+    profiles = THIN | {"lossy": {"based_on": "thin", "loss": 0.3}}
+    found = overlapped(
+        overlap=True,
+        nodes=nodes,
+        profiles=profiles,
+        loss_model="rpc",
+        rounds=20,
+        config={"transfers": {"connections": connections}},
+    )
+    outcome, written = rows(found, tmp_path)
+    assert [row["round"] for row in written] == list(range(1, 21))
+    (lossy,) = [node for node in outcome.nodes if node.node_id == "lossy"]
+    assert lossy.rpcs_lost > 10
+    assert lossy.rounds_contributed > 5
+    assert outcome.final_metric is not None
+    assert outcome.final_metric > 0.95

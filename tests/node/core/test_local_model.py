@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hypergpu.common.fragments import Fragments
 from hypergpu.common.tensors import Flat, Manifest, TensorSpec
@@ -84,3 +86,53 @@ def test_what_a_codec_loses_is_added_to_the_next_update_of_the_same_fragment_if_
     fed_back = exact[:3] + np.float32(0.95) * (exact - first)[:3] if accepted else exact[:3]
     assert abs(third[:3] - fed_back).max() <= abs(fed_back).max() / 7
     assert np.array_equal(third, first) is not accepted
+
+
+# ---------------------------------------------------------------- fragments that travel beside the training
+
+
+def test_what_arrives_during_a_unit_moves_the_next_one_by_what_its_merge_added() -> None:
+    local = made()
+    values = local.begin(1, 0)
+    np.testing.assert_array_equal(local.capture(values, 1, 1), [0, 0, 0, 0])
+    local.end(change(1.0), 1)
+    values = local.begin(2, 1)
+    local.capture(values, 2, 0)
+    local.receive_later(np.full(4, 10, np.float32), (1,))  # captured at 0, merged to 10
+    local.end(change(1.0), 2)
+    np.testing.assert_array_equal(local.begin(3, 2), [2, 2, 2, 12, 12, 12, 2])  # 10, and the steps of two rounds
+
+
+@pytest.mark.parametrize("why", ["refused", "sat out"])
+def test_a_merge_without_the_nodes_own_update_replaces_its_values(why: str) -> None:
+    local = made()
+    values = local.begin(1, 0)
+    if why == "refused":
+        local.capture(values, 1, 1)
+    local.end(change(1.0), 1)
+    local.begin(2, 0)
+    local.receive_later(np.full(4, 10, np.float32), (1,))
+    local.end(change(1.0), 2)
+    np.testing.assert_array_equal(local.begin(3, 2), [2, 2, 2, 10, 10, 10, 2])
+
+
+@given(st.data())
+def test_each_step_counts_once_in_what_is_merged(data: st.DataObject) -> None:
+    """One node, whose updates the server adds as they are: model + steps since the last capture = the node's values."""
+    local, model = made(), np.zeros(SIZE, np.float32)
+    steps: list[float] = []
+    sent: tuple[int, Flat] | None = None
+    for number in range(1, data.draw(st.integers(3, 9))):
+        fragment = number % 2
+        values = local.begin(number, number - 1)
+        np.testing.assert_array_equal(values[:6], [sum(steps)] * 6)
+        update = local.capture(values, number, fragment)
+        if sent is not None:  # what was merged in the round before arrives now
+            local.receive_later(local.fragments.take(model, (sent[0],)), (sent[0],))
+        steps.append(float(data.draw(st.integers(-4, 4))))
+        local.end(change(steps[-1]), number)
+        merged = local.fragments.take(model, (fragment,))
+        merged[:3] += update[:3]
+        local.fragments.put(merged, model, (fragment,))
+        sent = fragment, update
+        assert local.fragments.take(model, (fragment,))[0] == sum(steps[:-1]), "all steps before the capture, once"
