@@ -67,3 +67,22 @@ def test_a_killed_coordinator_and_a_killed_node_lose_no_fragment(cluster: Cluste
     rows = cluster.rounds()
     assert [row["round"] for row in rows] == list(range(1, 15))
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+
+
+def test_what_breaks_beside_the_training_is_made_good(cluster: Cluster, tmp_path: Path) -> None:
+    coordinator = start(cluster, "--set=training.overlap=true", "--set=training.deadline_mads=10000", rounds=12)
+    address = coordinator.address()
+    plain = (f"--upstream={address}", "--listen=127.0.0.1:0", "--seed=3")
+    proxy = cluster.start("proxy", "proxy", *plain, "--profile=unstable", "--loss-model=rpc").address()
+    cluster.node("n-0", address)
+    cluster.node("n-1", proxy)
+    assert coordinator.wait() == 0, coordinator.text
+    rows = cluster.rounds()
+    assert len(rows) == 12
+    (lossy,) = [each for each in json.loads((cluster.out / "nodes.json").read_text()) if each["node_id"] == "n-1"]
+    assert lossy["rounds_contributed"] >= 9
+    together = all(len(row["contributors"]) == 2 for row in rows)
+    virtual = virtual_rows(tmp_path / "virtual", overlap=True, rounds=12)
+    if together:  # else the mean was another one
+        assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in virtual], rel=1e-4)
+    assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]
