@@ -15,6 +15,7 @@ from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.coordinator.core.adaptation.codecs.control import CodecControl, Outlook
 from hypergpu.coordinator.core.adaptation.connections.control import ConnectionControl
+from hypergpu.coordinator.core.adaptation.connections.shared_line import LineOutlook
 from hypergpu.coordinator.core.adaptation.decision_log import LISTED, AdaptationLog, ClusterReason
 from hypergpu.coordinator.core.adaptation.enough import enough_share
 from hypergpu.coordinator.core.adaptation.optimizer_search import OptimizerChange
@@ -340,6 +341,7 @@ class AdaptiveOrchestrator:
         if report.update_norms is not None:
             record_noise(report.update_norms, contributions, report.late, self.batches)
         record_saturation(contributions, self.batches)
+        self._record_line(contributions)
         self._log.codecs(self._codecs.observe(contributions, report.round))
         self.batches.costs.record_restarts(*report.restarts)
         regression = self._control.progress.observe(report)
@@ -601,6 +603,7 @@ class AdaptiveOrchestrator:
         parameters = PARAMETERS[self.policy]
         selection = PARAMETERS[AdaptationPolicy.CONSERVATIVE] if self.phase is Phase.CONVERGENCE else parameters
         reference = self.batches.baseline_batch_size * len(available)
+        self._plan_number(available)
         context = SelectionContext(
             compute_seconds=self.batches.compute_seconds(available),
             batch_sizes=np.array(list(self.batches.get_batch_sizes(available).values())),
@@ -608,6 +611,7 @@ class AdaptiveOrchestrator:
             gain=selection.selection_gain,
             horizon=parameters.horizon,
             window=selection.window,
+            most=self.connections.line.most,
             probes=probes and not self.config.training.data_is_local,  # no round does without a node's data
         )
         selected = self.selector.select_nodes(available, round_num=self._round, context=context)
@@ -616,6 +620,30 @@ class AdaptiveOrchestrator:
         if self._round >= self._work.held_until:
             self._adapt_batches(selected, len(available), parameters)
         return selected
+
+    def _plan_number(self, available: Sequence[str]) -> None:
+        """Choose how many nodes a round has where they share the coordinator's line, unless it needs all their data."""
+        if not self.config.training.shards_are_alike:
+            return
+        rows = self.monitor.rows(available)
+        up, down = self.monitor.expected_payloads(rows)
+        outlook = LineOutlook(
+            nodes=len(available),
+            node_bytes=float((up + down).mean()),
+            rest_seconds=float(np.median(self.batches.compute_seconds(available)))
+            + self.batches.costs.overhead.seconds,
+            noise_nodes=self._noise_nodes(available),
+        )
+        change = self.connections.line.choose(outlook)
+        if change is not None:
+            self._log.decide(DecisionKind.SELECTION, CLUSTER, change.reason, change.figures)
+
+    def _record_line(self, contributions: Sequence[Contribution]) -> None:
+        """Record how fast the transfers of a round were."""
+        measured = [each for each in contributions if each.success and each.measured and each.waiting_seconds > 0.0]
+        up, down = self.monitor.expected_payloads(self.monitor.rows([each.node for each in measured]))
+        seconds = np.array([each.waiting_seconds for each in measured], np.float64)
+        self.connections.line.record(len(contributions), ((up + down) / seconds).tolist())
 
     def _adapt_batches(self, selected: Sequence[str], reference: int, parameters: PolicyParameters) -> None:
         due = self._round - self._work.last_change >= parameters.interval and self.phase is Phase.ADAPTIVE

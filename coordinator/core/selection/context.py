@@ -23,6 +23,8 @@ class SelectionContext:
     """Forecast horizon of the links in observations."""
     window: int = 8
     """Number of latest round communications used per link."""
+    most: int | None = None
+    """Largest number of nodes, beside `selector.max_selected_nodes`; None for no other limit."""
     probes: bool = False
     """True if nodes may get work that the round does not wait for."""
 

@@ -343,7 +343,7 @@ class DynamicNodeSelector:
         chosen = ~self._with_override(rows, _EXCLUDE)
         reasons = np.where(chosen, CODE[reason], CODE[SelectionReason.FORCED_OUT])
         if reason is SelectionReason.WARM_UP:
-            chosen = self._capped(chosen, reasons, rows, self._monitor.rows(ids))
+            chosen = self._capped(chosen, reasons, rows, self._monitor.rows(ids), self.max_selected_nodes)
         return self._keep(ids, rows, chosen, reasons)
 
     def drain_state_changes(self) -> list[tuple[str, NodeStateChange]]:
@@ -455,11 +455,11 @@ class DynamicNodeSelector:
         self._take(forced, chosen, reasons, SelectionReason.FORCED_IN)
         if not chosen.any() and not self._with_override(rows, _EXCLUDE).all():
             self._release_least_bad(rows, link_rows, chosen, reasons)
-        chosen = self._capped(chosen, reasons, rows, link_rows)
+        chosen = self._capped(chosen, reasons, rows, link_rows, self._most(context))
         usual = communication.mean(axis=1)
         recovering = on_probation = np.zeros(len(ids), bool)
         if context.probes:
-            recovering, on_probation = self._probes(rows, link_rows, usual, chosen, reasons)
+            recovering, on_probation = self._probes(rows, link_rows, usual, chosen, reasons, most=self._most(context))
         reasons[recovering & chosen] = CODE[SelectionReason.RECOVERY_PROBE]
         figures = {name: scatter_rows(values, eligible, len(ids)) for name, values in choice.figures.items()}
         probes: dict[str, Mapping[str, float]] = {ids[at]: {} for at in np.flatnonzero(on_probation)}
@@ -547,7 +547,7 @@ class DynamicNodeSelector:
         if not count or strategy is SelectionStrategy.ALL_AVAILABLE:
             return st.everyone(count)
         least = max(1, math.ceil(config.min_selected_share * count - 1e-9))
-        most = self.max_selected_nodes or count
+        most = self._most(context) or count
         compute = self._compute_seconds(rows, context, eligible)
         seconds = communication + compute[:, None]  # samples of each candidate's expected round
         scores = self._scores(rows, link_rows, context.horizon)
@@ -585,7 +585,7 @@ class DynamicNodeSelector:
         )
 
     def _probes(
-        self, rows: Ints, link_rows: Ints, communication: Floats, chosen: Bools, reasons: Ints
+        self, rows: Ints, link_rows: Ints, communication: Floats, chosen: Bools, reasons: Ints, *, most: int | None
     ) -> tuple[Bools, Bools]:
         """Return masks of the nodes that the round does not wait for, so that it waits for at least one other.
 
@@ -610,8 +610,8 @@ class DynamicNodeSelector:
         if not (chosen & ~due & ~on_probation).any():
             due &= ~chosen
             on_probation[:] = False
-        if self.max_selected_nodes is not None:
-            room = self.max_selected_nodes - int(chosen.sum())
+        if most is not None:
+            room = most - int(chosen.sum())
             due[np.flatnonzero(due & ~chosen)[room:]] = False
         if self.config.budget_per_hour is not None:
             prices = self._contributions.terms[rows, 0]
@@ -634,9 +634,13 @@ class DynamicNodeSelector:
         chosen[released] = True
         reasons[released] = CODE[SelectionReason.RELEASED_TO_FILL_ROUND]
 
-    def _capped(self, chosen: Bools, reasons: Ints, rows: Ints, link_rows: Ints) -> Bools:
+    def _most(self, context: SelectionContext) -> int | None:
+        """Return the largest number of nodes; None without a limit."""
+        return min((each for each in (self.max_selected_nodes, context.most) if each is not None), default=None)
+
+    def _capped(self, chosen: Bools, reasons: Ints, rows: Ints, link_rows: Ints, limit: int | None) -> Bools:
         """Apply the maximum and the budget: included nodes, turns by waiting time, then by priority and score."""
-        most, budget = self.max_selected_nodes or len(rows), self.config.budget_per_hour
+        most, budget = limit or len(rows), self.config.budget_per_hour
         places = np.flatnonzero(chosen)
         prices, ranks = self._contributions.terms[rows[places]].T
         if len(places) <= most and (budget is None or prices.sum() <= budget):

@@ -14,6 +14,7 @@ from hypergpu.coordinator.core.adaptation.connections.choice import (
     ConnectionsReason,
     Outlook,
 )
+from hypergpu.coordinator.core.adaptation.connections.shared_line import SharedLine
 from hypergpu.coordinator.core.decisions import Figures
 from hypergpu.coordinator.core.links import NetworkQualityMonitor
 
@@ -59,6 +60,8 @@ class ConnectionControl:
         self._measured: set[str] = set()
         """Nodes with new transfers."""
         self._plan = config.fixed
+        self.line = SharedLine()
+        """Search for the number of nodes whose transfers share the coordinator's line."""
 
     @property
     def plan(self) -> ConnectionPlan:
@@ -172,6 +175,7 @@ class ConnectionControl:
         self._measured.clear()
         self._new.clear()
         self._first = 1
+        self.line.most = None
         self._plan = self._config.fixed
 
     def state(self) -> dict[str, tuple[int, int]]:

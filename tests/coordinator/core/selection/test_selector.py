@@ -282,6 +282,14 @@ def test_who_is_in_or_out_for_the_bounds_alone_is_told_so() -> None:
     assert reasons.count(SelectionReason.COSTS_MORE_THAN_IT_ADDS) == 2
 
 
+@pytest.mark.parametrize(("configured", "most", "count"), [(None, 3, 3), (5, 3, 3), (2, 3, 2), (None, None, 8)])
+def test_a_round_may_have_a_limit_of_its_own(configured: int | None, most: int | None, count: int) -> None:
+    cluster = warmed(SelectionStrategy.UTILITY, configured)
+    assert len(cluster.selector.select_nodes(ALL, context=SelectionContext(most=most))) == count
+    if most is not None:
+        assert SelectionReason.BEYOND_THE_MAXIMUM in {cluster.reason(node) for node in ALL}
+
+
 def test_figures_tell_whether_the_link_or_the_card_is_slow() -> None:
     cluster = warmed(SelectionStrategy.UTILITY)
     compute = np.full(10, 0.02)
