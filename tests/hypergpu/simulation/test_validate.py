@@ -234,7 +234,8 @@ def test_a_replay_has_the_connections_and_codecs_of_the_real_run(tmp_path: Path)
         nodes=[{"id": "n", "count": 3, "gpu": "A100", "profile": ["average", "dsl", "4g"]}],
         policy="reactive",
         loss_model="transport",
-        convergence={"model_bytes": 8_000_000},
+        convergence={"model_bytes": 44_000_000},
+        rounds=20,
         config={"compression": {"strategy": "adaptive"}},
     )
     elsewhere(tested, tmp_path)
