@@ -34,8 +34,9 @@ _FIRST: Final = 0.75
 """Share of the nodes that is tried first."""
 _SHOWS: Final = 0.8
 """Share of the nodes, or less, whose rate shows whether they share a line."""
-_ALIKE: Final = 1.5
-"""Ratio of the fastest node's rate to the median up to which nodes may share a line."""
+_ALIKE: Final = 1.1
+"""Ratio of the fastest and of the slowest node's rate to the median up to which nodes may share a line: of a full one,
+each gets as much as the others."""
 _LARGE_GAIN: Final = 1.25
 """Ratio of progress per second, of half of the nodes to all, for which fewer are tried: the line may not be shared."""
 _LEAST_GAIN: Final = 1.1
@@ -121,6 +122,10 @@ class SharedLine:
         self._rates: dict[int, deque[float]] = {}
         """Median rate of a node in the latest rounds of each number of nodes."""
         self._are_alike = False
+        self._has_tried = False
+        """Fewer nodes than all were tried. That rounds happen to differ in their nodes shows little."""
+        self._is_private = False
+        """Nodes were found not to share a line, which is not tried again."""
         self._has_changed = False
 
     def record(self, nodes: int, rates: Sequence[float]) -> None:
@@ -137,7 +142,8 @@ class SharedLine:
         kept.append(usual)
         first, latest = kept[0], [*kept][1:]
         self._has_changed = len(kept) == _KEPT and (min(latest) > _CHANGE * first or _CHANGE * max(latest) < first)
-        self._are_alike = max(rates) <= _ALIKE * usual
+        is_complete = len(rates) == nodes  # a late node is not as fast as the others
+        self._are_alike = is_complete and max(rates) <= _ALIKE * usual and usual <= _ALIKE * min(rates)
 
     def choose(self, outlook: LineOutlook) -> LineChange | None:
         """Choose the number of nodes of the coming round; return what changed and why."""
@@ -147,7 +153,7 @@ class SharedLine:
         if outlook.nodes < LEAST_NODES or not self._rates or outlook.node_bytes <= 0.0:
             return None
         line, now = self._known(), min(self.most or outlook.nodes, outlook.nodes)
-        if not line.is_known:
+        if not line.is_known or not self._has_tried:
             return self._try_fewer(line, outlook)
         least = line.fewest // _STEPS[2 * line.fewest <= outlook.nodes]
         counts = np.arange(max(least, _LEAST_CHOSEN), outlook.nodes + 1, dtype=np.float64)
@@ -155,6 +161,7 @@ class SharedLine:
         best, gain = int(counts[int(worths.argmax())]), float(worths.max()) / line.worth_of(now, outlook)
         is_shared = line.own_rate * outlook.nodes > _SHOWS / _FIRST * line.all_rate
         if not is_shared:
+            self._is_private = True
             best, reason = outlook.nodes, LineReason.LINE_IS_NOT_SHARED
         else:
             reason = LineReason.LINE_IS_SHARED if best < now else LineReason.MORE_NODES_PAY
@@ -167,9 +174,9 @@ class SharedLine:
         """Try fewer nodes, if half of them would be worth much more over a shared line."""
         half = outlook.nodes // 2
         gain = line.worth_of(half, outlook) / line.worth_of(outlook.nodes, outlook)
-        if gain < _LARGE_GAIN or not self._are_alike:
+        if gain < _LARGE_GAIN or not self._are_alike or self._is_private:
             return None
-        self.most = int(_FIRST * outlook.nodes)
+        self.most, self._has_tried = int(_FIRST * outlook.nodes), True
         figures = {"gain": gain, "all_mbit": MBIT * line.all_rate}
         return self._change(LineReason.LINE_MAY_BE_SHARED, outlook.nodes, self.most, figures)
 
@@ -185,6 +192,7 @@ class SharedLine:
         """Forget the line, and take all nodes."""
         before, self.most = self.most, None
         self._nodes, self._has_changed = outlook.nodes, False
+        self._has_tried = False
         self._rates.clear()
         return None if before is None else self._change(LineReason.LINE_HAS_CHANGED, before, outlook.nodes, {})
 

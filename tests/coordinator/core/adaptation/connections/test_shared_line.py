@@ -53,9 +53,28 @@ def test_over_lines_of_their_own_fewer_nodes_are_tried_once() -> None:
 
 def test_nodes_of_different_speed_do_not_seem_to_share_a_line() -> None:
     cluster = Cluster(own=2.0, shared=1e6)
-    cluster.uneven = 1.6
+    cluster.uneven = 1.2
     assert cluster.run(10) == 16
     assert cluster.reasons == []
+    cluster.uneven = 0.8
+    assert cluster.run(10) == 16
+    assert cluster.reasons == []
+
+
+def test_nodes_of_which_one_was_late_do_not_seem_to_share_a_line() -> None:
+    line, outlook = SharedLine(), LineOutlook(16, 80 * MB, 1.0, 16.0)
+    line.record(16, [MB] * 15)
+    assert line.choose(outlook) is None
+    line.record(16, [MB] * 16)
+    assert line.choose(outlook) is not None
+
+
+def test_lines_of_their_own_are_not_tried_again_when_nodes_come_and_go() -> None:
+    cluster = Cluster(own=2.0, shared=1e6)
+    cluster.run(3)
+    cluster.nodes = 8
+    cluster.run(5)
+    assert cluster.reasons == ["line_may_be_shared", "line_is_not_shared"]
 
 
 @pytest.mark.parametrize(
@@ -98,4 +117,11 @@ def test_other_nodes_are_measured_again() -> None:
 def test_a_round_of_which_little_was_measured_shows_nothing() -> None:
     line = SharedLine()
     line.record(16, [MB] * 7)
+    assert line.choose(LineOutlook(16, 80 * MB, 1.0, 16.0)) is None
+
+
+def test_rounds_that_happen_to_have_fewer_nodes_show_no_shared_line() -> None:
+    line = SharedLine()
+    line.record(16, [MB] * 14)
+    line.record(8, [2 * MB] * 7)
     assert line.choose(LineOutlook(16, 80 * MB, 1.0, 16.0)) is None
