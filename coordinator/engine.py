@@ -76,6 +76,7 @@ class Engine:
             run_id, machine, dependencies.links, identity=dependencies.identity, stays=dependencies.stays
         )
         """Session that answers the requests of nodes."""
+        uploads.is_connected = self.session.is_member
         self._dependencies = dependencies
         self._clock = dependencies.clock
         self._started_at = dependencies.clock() - dependencies.before.seconds
@@ -90,9 +91,8 @@ class Engine:
         self._results_unsaved: Sequence[str] = ()
         self._nodes_written_at = -_NODES_FILE_SECONDS
         self._suspended = False
-        self._finish_reason = ""
+        self._finish_reason, self._metric_fault = "", ""
         self._ended_seconds: float | None = None
-        self._metric_fault = ""
         self.metrics.rounds_planned.set(machine.config.rounds)
 
     @property

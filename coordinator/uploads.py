@@ -8,7 +8,7 @@ before its round ends.
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -48,6 +48,8 @@ class Upload:
     assembler: Assembler
     buffer: Payload
     """Buffer whose beginning receives the payload."""
+    is_on_disk: bool = False
+    """True if the buffer is on the disk."""
     opened_at: float = 0.0
     """Time at which the latest stream began."""
     opened_bytes: int = 0
@@ -60,6 +62,8 @@ class Upload:
     """Measurement of the chunks of all streams, until it is taken."""
     made_room: bool = False
     """True if the upload was evicted in favour of another one."""
+    blocks_since: float | None = None
+    """Time since which it is complete, but for its figures, while others wait for a buffer; None if nobody does."""
     _seen: tuple[int, float] = (-1, 0.0)
     """Number of bytes at the last check, and the time since when it has not changed."""
 
@@ -118,6 +122,7 @@ class Uploads:
         disk: Buffers beyond that limit; None allows none.
         deadline: Returns the time by `clock` after which no update of the running round counts; None while no round
             runs.
+        is_connected: Returns whether a node is connected.
     """
 
     def __init__(
@@ -127,15 +132,15 @@ class Uploads:
         disk: Disk | None = None,
         *,
         deadline: Callable[[], float | None] = lambda: None,
+        is_connected: Callable[[str], bool] = lambda node: True,
         clock: Clock = monotonic,
     ) -> None:
-        self.deadline = deadline
+        self.deadline, self.is_connected = deadline, is_connected
         self._total_bytes = total_bytes
         self._free: list[Payload] = []
         self._spare = max(2, min(MOST_IN_MEMORY, memory_bytes // max(1, total_bytes)))
         self._disk = disk
         self._disk_spare = min(MOST_ON_DISK, disk.limit_bytes // max(1, total_bytes)) if disk is not None else 0
-        self._on_disk: set[int] = set()
         self._held: dict[str, Upload] = {}
         self._opening: dict[str, asyncio.Lock] = {}
         """Held by the stream of a node that begins an upload, while the others wait to join it."""
@@ -164,8 +169,10 @@ class Uploads:
             if upload is None or upload.work != work:
                 if upload is not None:
                     self.close(upload)
-                buffer = await self._buffer(node)
-                upload = self._held[node] = Upload(node, work, Assembler(buffer[:payload_bytes]), buffer)
+                buffer, is_on_disk = await self._buffer(node)
+                if not self._waiting:
+                    _block_nobody(self._held.values())
+                upload = self._held[node] = Upload(node, work, Assembler(buffer[:payload_bytes]), buffer, is_on_disk)
             upload.begin_stream(stream, self._clock())
             return upload
 
@@ -212,27 +219,25 @@ class Uploads:
 
     def recycle(self, upload: Upload) -> None:
         """Release the buffer of an upload for others; the space of a buffer on the disk becomes available again."""
-        buffer = upload.buffer
-        if id(buffer) in self._on_disk:
-            self._on_disk.discard(id(buffer))
+        if upload.is_on_disk:
             self._disk_spare += 1
         else:
-            self._free.append(buffer)
+            self._free.append(upload.buffer)
         self._wake()
 
     # ------------------------------------------------------------ buffers
 
-    async def _buffer(self, node: str) -> Payload:
-        """Return a buffer, waiting until one is free."""
+    async def _buffer(self, node: str) -> tuple[Payload, bool]:
+        """Return a buffer, and whether it is on the disk, waiting until one is free."""
         while True:
             if self._free:
-                return self._free.pop()
+                return self._free.pop(), False
             if self._spare:
                 self._spare -= 1
-                return np.empty(self._total_bytes, np.uint8)
+                return np.empty(self._total_bytes, np.uint8), False
             buffer = await self._buffer_on_disk()
             if buffer is not None:
-                return buffer
+                return buffer, True
             if not self._free and not self._make_room(node):
                 await self._wait()
 
@@ -253,16 +258,14 @@ class Uploads:
             self._wake()
             raise
         disk.report("")
-        self._on_disk.add(id(buffer))
         return buffer
 
     def _make_room(self, node: str) -> bool:
         """Evict an interrupted or hopelessly slow upload in favour of a waiting node; return whether one was.
 
-        One that is complete needs only its figures, and soon makes room itself.
+        One that is complete needs only its figures, and soon makes room itself, unless its node is gone.
         """
-        held = self._held.values()
-        closed = next((upload for upload in held if not upload.streams and not upload.assembler.complete), None)
+        closed = next((each for each in self._held.values() if _is_interrupted(each, self.is_connected)), None)
         if closed is None and node not in self._too_slow:
             closed = self._hopeless()
             if closed is not None:
@@ -274,15 +277,19 @@ class Uploads:
         return True
 
     def _hopeless(self) -> Upload | None:
-        """Return the slowest upload that will miss the end of the round, or None."""
+        """Return an upload that will miss the end of the round, or one that keeps others out of it, or None."""
         deadline, now = self.deadline(), self._clock()
         if deadline is None or not self._held:
             return None
+        left = max(0.0, deadline - now)
         slowest = max(self._held.values(), key=lambda upload: upload.seconds_left(now))
-        if slowest.seconds_left(now) <= max(0.0, deadline - now):
-            return None
-        log.info("an upload that is too slow for its round makes room", node=slowest.node)
-        return slowest
+        if slowest.seconds_left(now) > left:
+            log.info("an upload that is too slow for its round makes room", node=slowest.node)
+            return slowest
+        blocking = _blocking(self._held.values(), now, left)
+        if blocking is not None:
+            log.info("an upload whose figures do not come makes room", node=blocking.node)
+        return blocking
 
     async def _wait(self) -> None:
         """Wait in order of arrival until a buffer may be free, or until the next check of the uploads."""
@@ -302,3 +309,21 @@ class Uploads:
         """Wake the waiter that has waited longest."""
         if self._waiting:
             self._waiting.popleft().set_result(None)
+
+
+def _is_interrupted(upload: Upload, is_connected: Callable[[str], bool]) -> bool:
+    return not upload.streams and not (upload.assembler.complete and is_connected(upload.node))
+
+
+def _blocking(uploads: Iterable[Upload], now: float, left: float) -> Upload | None:
+    """Return a complete upload for whose figures others have waited longer than is left of the round, or None."""
+    complete = [upload for upload in uploads if upload.assembler.complete]
+    for upload in complete:
+        if upload.blocks_since is None:
+            upload.blocks_since = now
+    return next((upload for upload in complete if now - (upload.blocks_since or 0.0) > left), None)
+
+
+def _block_nobody(uploads: Iterable[Upload]) -> None:
+    for upload in uploads:
+        upload.blocks_since = None

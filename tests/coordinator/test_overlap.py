@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hypergpu.common.clock import ManualClock
 from hypergpu.common.tensors import Assembler, Chunk, chunks
 from hypergpu.common.wire import decode_work_part
 from hypergpu.coordinator.uploads import Uploads
@@ -125,3 +126,41 @@ async def test_an_update_that_is_complete_makes_no_room_for_others() -> None:
     await uploads.open("new", (1, 1), stream)
     assert uploads.progress("whole", (1, 1)) is not None
     assert uploads.progress("part", (1, 1)) is None
+
+
+async def test_updates_without_figures_do_not_hold_up_the_others(tmp_path: Path) -> None:
+    server = {"upload_memory_bytes": 1, "upload_disk_bytes": 0}
+    async with running(tmp_path, training={**TRAINING, "min_nodes": 4}, server=server) as run:
+        nodes = [await joined(run, name) for name in ("silent", "gone", "a", "b")]
+        orders = await asyncio.gather(*(node.work() for node in nodes))
+        for node, order in list(zip(nodes, orders, strict=True))[:2]:
+            assert (await node.send(order, 1.0, figures_follow=True)).outcome == Outcome.RECEIVED
+        gone = nodes[1].fake
+        await gone.stub.Leave(pb.LeaveRequest(node_id="gone", run_id=gone.run_id), metadata=gone.metadata)
+        assert (await asyncio.wait_for(nodes[2].send(orders[2], 1.0), 5)).outcome == Outcome.ACCEPTED
+        assert (await nodes[2].send(orders[2], None)).outcome == Outcome.DUPLICATE
+        uploads = run.coordinator.engine.uploads
+        other = await uploads.open("other", (1, 1), object(), 4)  # in the buffer of the one that left
+        other.assembler.add(next(iter(chunks(np.ones(1, np.float32)))))
+        uploads.deadline = lambda: run.coordinator.engine.now + 0.3
+        assert (await asyncio.wait_for(nodes[3].send(orders[3], 1.0), 20)).outcome == Outcome.ACCEPTED
+        assert (await nodes[0].send(orders[0], None)).outcome == Outcome.INCOMPLETE, "it has made room"
+
+
+@pytest.mark.parametrize(("now", "makes_room"), [(15.0, False), (15.1, True)])
+async def test_a_complete_upload_makes_room_if_others_wait_longer_than_is_left(now: float, makes_room: bool) -> None:
+    clock = ManualClock(0.0)
+    uploads = Uploads(8, 0, deadline=lambda: 20.0, clock=clock)
+    for node in "ab":
+        upload = await uploads.open(node, (1, 1), node)
+        upload.assembler.add(next(iter(chunks(np.ones(2, np.float32)))))
+        uploads.suspend(upload, node)
+    clock.now = 10.0
+    waiting = asyncio.create_task(uploads.open("c", (1, 1), "c"))
+    await asyncio.sleep(0.02)
+    clock.now = now
+    await asyncio.sleep(0.7)  # it looks twice a second
+    assert waiting.done() is makes_room
+    assert (uploads.progress("a", (1, 1)) is None) is makes_room
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)

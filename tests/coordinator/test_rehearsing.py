@@ -106,6 +106,49 @@ async def test_the_process_ends_at_once_when_it_is_stopped(asked: Asked) -> None
     assert child.returncode == -signal.SIGKILL
 
 
+async def test_no_process_begins_after_the_stop(asked: Asked) -> None:
+    process = asked.process()
+    process.stop()
+    with capture_logs():
+        assert (await process.run(asked.request)).fault == "the coordinator ends"
+
+
+async def test_a_stop_while_the_process_is_started_ends_it_too(asked: Asked) -> None:
+    process = asked.process()
+    running = asyncio.create_task(process.run(asked.request))
+    await asyncio.sleep(0)  # it waits for the process
+    process.stop()
+    with capture_logs():
+        assert "code -9" in (await running).fault
+
+
+async def test_the_next_rehearsal_ends_the_one_before(asked: Asked) -> None:
+    process, again = asked.process(), replace(asked.request, number=asked.request.number + 1)
+    first = asyncio.create_task(process.run(asked.request))
+    while process._child is None:  # noqa: ASYNC110  (a short wait, once)
+        await asyncio.sleep(0.01)
+    with capture_logs():
+        second = await process.run(again)
+        assert "code -9" in (await first).fault
+    assert (second.number, second.fault) == (again.number, "")
+
+
+async def test_an_answer_without_end_is_cut_off(asked: Asked, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "babbling.py").write_text("while True:\n    print('x' * 4096)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with capture_logs():
+        result = await asked.process(module="babbling", timeout_seconds=20.0).run(asked.request)
+    assert result.fault == "the process printed 1048576 bytes or more"
+
+
+async def test_an_adaptation_that_cannot_be_copied_is_a_fault(asked: Asked) -> None:
+    orchestrator = unpacked(packed(asked.orchestrator), ManualClock(0.0))
+    orchestrator.register_node = lambda *_, **__: None  # type: ignore[method-assign]
+    with capture_logs():
+        result = await RehearsalProcess(asked.run_dir, orchestrator).run(asked.request)
+    assert "pickle" in result.fault
+
+
 def test_the_process_ends_with_the_coordinator_and_has_the_lowest_priority(asked: Asked) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", MODULE, str(asked.run_dir)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
