@@ -1,4 +1,4 @@
-"""Adaptation against strong fixed settings, on the shipped scenarios.
+"""Adaptation against strong fixed settings, on the shipped scenarios, or on others: `benchmarks/scenarios` has eight.
 
 Times to the target are geometric means over the seeds. A ratio is the time of the policy over that of a fixed setting:
 above 1, the policy lost. The best setting of a scenario is chosen in hindsight, from the same runs. Then follows each
@@ -198,7 +198,7 @@ def show(rows: Sequence[Row], policy: str, settings: Sequence[str], tuned: Mappi
         best = row.best([*settings, *([tuned[row.scenario]] if tuned else [])])
         ratios.append(row.seconds[policy] / row.seconds[best])
         cells = f"{cell(row, policy)} | {cell(row, BASELINE)} | `{best}` | {cell(row, best)}"
-        print(f"| {row.scenario} | {cells} | {ratios[-1]:.2f} |")
+        print(f"| {Path(row.scenario).stem} | {cells} | {ratios[-1]:.2f} |")
     print(f"| geometric mean | | | the best of each | | {mean(ratios):.2f} |")
     for name in (BASELINE, *settings):
         if any(name in row.seconds for row in rows):
@@ -207,7 +207,7 @@ def show(rows: Sequence[Row], policy: str, settings: Sequence[str], tuned: Mappi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenarios", default=",".join(shipped_names()), metavar="A,B,…")
+    parser.add_argument("--scenarios", default=",".join(shipped_names()), metavar="A,B,…", help="names or files")
     parser.add_argument("--seeds", type=int, default=2, metavar="N")
     parser.add_argument("--policy", default="reactive", metavar="NAME")
     parser.add_argument("--settings", default=",".join(SETTINGS), metavar="A,B,…", help="fixed settings")

@@ -11,6 +11,7 @@ from hypergpu.simulation.counterfactual import scenario_of_run
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.scenario_file import load_scenario, parse_scenario, shipped
 
+BENCHMARKED = Path(__file__).parents[3] / "benchmarks" / "scenarios"
 NODES = "nodes:\n  - {id: edge, count: 2, profile: [good, poor], gpu: T4}\n"
 
 
@@ -159,6 +160,13 @@ def test_losses_take_time_unless_calls_are_to_fail() -> None:
 def test_a_scenario_that_is_not_there_names_those_that_are() -> None:
     with pytest.raises(ConfigError, match="did you mean 'mixed'"):
         load_scenario("mixd")
+
+
+@pytest.mark.parametrize("file", sorted(BENCHMARKED.glob("*.yaml")), ids=lambda file: file.stem)
+def test_scenarios_of_the_benchmarks_hold_and_end_at_a_target(file: Path) -> None:
+    found = load_scenario(str(file))
+    assert found.description.endswith(".")
+    assert found.target_accuracy is not None
 
 
 def test_shipped_scenarios_hold_and_say_what_they_show() -> None:
