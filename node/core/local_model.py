@@ -25,6 +25,8 @@ class _Arrived(NamedTuple):
 
     values: Flat
     which: Sequence[int]
+    before: Flat
+    """Values of them that had been received before."""
 
 
 class LocalModel:
@@ -37,7 +39,8 @@ class LocalModel:
     Received values replace the node's own. Those that arrive while it trains (`receive_later`) move its own instead,
     when the next unit begins: x ← x + (received - captured), if its update of the captured values was merged. So each
     step counts once: those before the update are in the received values, and those after it are kept (as in Zhou et
-    al., "DaSGD: squeezing SGD parallelization performance in distributed training using delayed averaging", 2020).
+    al., "DaSGD: squeezing SGD parallelization performance in distributed training using delayed averaging", 2020). A
+    fragment that is sent again in a round that was opened again, with nothing merged since, moves nothing.
 
     It takes the memory of three models, beside the residuals.
 
@@ -81,8 +84,8 @@ class LocalModel:
 
     def receive_later(self, values: Flat, which: Sequence[int], fragment_version: int = 0) -> None:
         """Let fragments that were received during a work unit move the node's own values when the next unit begins."""
+        self._arrived.append(_Arrived(values, which, self.fragments.take(self._received, which)))
         self._hold(values, which, fragment_version)
-        self._arrived.append(_Arrived(values, which))
 
     def _hold(self, values: Flat, which: Sequence[int], fragment_version: int) -> None:
         self.fragments.put(values, self._received, which)
@@ -113,10 +116,11 @@ class LocalModel:
         for fragment in arrived.which:
             end = start + self.fragments.size((fragment,))
             own, merged = self.fragments.take(self._own, (fragment,)), arrived.values[start:end]
+            is_known = np.array_equal(merged, arrived.before[start:end])
             captured = self._captured.pop(fragment, None)
             if captured is not None and captured.accepted:
                 own[: end - start] += merged - captured.values[: end - start]
-            else:  # what it has made of its own is in no merge
+            elif captured is not None or not is_known:  # what it has made of its own is in no merge
                 own[: end - start] = merged
             self.fragments.put(own, self._own, (fragment,))
             start = end

@@ -116,6 +116,17 @@ def test_a_merge_without_the_nodes_own_update_replaces_its_values(why: str) -> N
     np.testing.assert_array_equal(local.begin(3, 2), [2, 2, 2, 10, 10, 10, 2])
 
 
+def test_what_arrives_again_in_a_round_that_was_opened_again_moves_nothing() -> None:
+    local = made()
+    local.capture(local.begin(1, 0), 1, 1)
+    local.end(change(1.0), 1)
+    for _ in range(2):  # nobody's update arrived in round 2, and it is opened again
+        local.capture(local.begin(2, 1), 2, 0)
+        local.receive_later(np.full(4, 10, np.float32), (1,))
+        local.end(change(1.0), 2)
+    np.testing.assert_array_equal(local.begin(3, 2), [2, 2, 2, 12, 12, 12, 2])  # as if it had been opened once
+
+
 @given(st.data())
 def test_each_step_counts_once_in_what_is_merged(data: st.DataObject) -> None:
     """One node, whose updates the server adds as they are: model + steps since the last capture = the node's values."""
