@@ -31,7 +31,8 @@ class FairnessPolicy:
         """Return `choice` with unexplored nodes, nodes on probation, and nodes whose turn has come.
 
         The turn of a node with a healthy link comes after `fairness_rounds` idle rounds, or as soon as its data is
-        neglected; one on probation takes part in every round as it is. Nodes with a poor link whose turn has come
+        neglected; one on probation takes part in every round as it is. Nodes with a poor link whose turn has come, and
+        those that are so slow that a turn in each `fairness_rounds` would take more than `slow_time_share` of the time,
         join later and all together, so that they share one slow round, once the saved time covers it.
 
         Args:
@@ -44,13 +45,15 @@ class FairnessPolicy:
             seconds: Samples of each node's expected round in seconds: shape (nodes, samples).
         """
         chosen, reasons = choice.chosen.copy(), choice.reasons.copy()
+        inside = _longest(seconds, chosen)
+        pays = seconds.mean(axis=1) <= (1.0 + self._config.fairness_rounds * self._config.slow_time_share) * inside
         left_out = ~chosen & ~on_probation
         overdue, neglected = (idle > self._config.fairness_rounds) & left_out, self.data.neglected(rows) & left_out
         for which, reason in (
             (unknown, SelectionReason.UNEXPLORED),
             (on_probation, SelectionReason.ON_PROBATION),
             (neglected & healthy, SelectionReason.DATA_TURN),
-            (overdue & healthy, SelectionReason.FAIRNESS_TURN),
+            (overdue & healthy & (pays | ~chosen.any()), SelectionReason.FAIRNESS_TURN),
         ):
             chosen |= which
             reasons[which] = CODE[reason]
@@ -64,12 +67,17 @@ class FairnessPolicy:
         return StrategyResult(chosen, reasons, {**choice.figures, **self.data.figures(rows, data_turn)})
 
     def _affordable(self, slow: Bools, chosen: Bools, seconds: Floats) -> bool:
-        inside = float(seconds[chosen].max(axis=0).mean()) if chosen.any() else 0.0
+        inside = _longest(seconds, chosen)
         self._saved_seconds += self._config.slow_time_share * inside
         if not slow.any():
             return False
-        extra = float(seconds[chosen | slow].max(axis=0).mean()) - inside
+        extra = _longest(seconds, chosen | slow) - inside
         if extra > self._saved_seconds:
             return False
         self._saved_seconds -= max(extra, 0.0)
         return True
+
+
+def _longest(seconds: Floats, nodes: Bools) -> float:
+    """Return the expected time of the slowest of some nodes; 0 of none."""
+    return float(seconds[nodes].max(axis=0).mean()) if nodes.any() else 0.0

@@ -93,7 +93,8 @@ class SelectorConfig(ConfigSection):
     """Rounds in which a node has to be in time to end its probation; one failure, or two late updates in a row, send it
     back. A node on probation takes part in every round, and no round waits for it if it has other nodes."""
     fairness_rounds: Count = 10
-    """A healthy node that was left out for this many rounds is taken into the next one."""
+    """A healthy node that was left out for this many rounds is taken into the next one, unless it is so slow that such
+    turns would take more than `slow_time_share` of the time."""
     data_share: Share = 0.5
     """Least part of its share of the samples held that a node's share of the samples seen lately may be, with
     `training.partition=local`: a node below it is taken into the next round. A node that does not report how many it

@@ -1,5 +1,6 @@
 """Who is selected, and whether the reason given is the true one."""
 
+import itertools
 import math
 import random
 from collections.abc import Mapping
@@ -241,9 +242,9 @@ def test_no_healthy_node_starves() -> None:
 def test_no_healthy_node_waits_longer_than_the_bound(
     strategy: SelectionStrategy, most: int, patience: int, chance: random.Random
 ) -> None:
-    """Under any strategy and maximum: its patience, and then at most one passage through all nodes."""
+    """Under any strategy and maximum: its patience, and then one passage through all nodes of its speed."""
     cluster = Cluster(strategy, most, fairness_rounds=patience)
-    compute = {node: chance.uniform(0.001, 0.2) for node in GOOD}
+    compute = {node: chance.uniform(0.001, 0.006) for node in GOOD}
     last = dict.fromkeys(GOOD, -1)
     for round_num in range(60):
         for node in cluster.selector.select_nodes(GOOD):
@@ -253,6 +254,27 @@ def test_no_healthy_node_waits_longer_than_the_bound(
         for node in GOOD:
             cluster.monitor.record_communication(node, 20.0, True)
         assert max(round_num - at for at in last.values()) <= patience + math.ceil(len(GOOD) / most)
+
+
+@pytest.mark.parametrize(("compute_seconds", "rounds"), [(0.05, (10, 12)), (0.4, (50, 90))])
+def test_turns_of_slow_nodes_with_healthy_links_stay_within_their_share_of_the_time(
+    compute_seconds: float, rounds: tuple[int, int]
+) -> None:
+    """One that takes twice as long has its turn in time; one that takes eight times as long waits until it is paid."""
+    cluster = warmed(SelectionStrategy.UTILITY, slow_time_share=0.1, fairness_rounds=10)
+    compute = np.full(len(GOOD), 0.001)
+    compute[0] = compute_seconds
+    turns = []
+    for round_num in range(300):
+        context = SelectionContext(compute_seconds=compute)
+        chosen = cluster.selector.select_nodes(GOOD, context=context)
+        if "good_0" in chosen:
+            turns.append(round_num)
+            assert cluster.reason("good_0") is SelectionReason.FAIRNESS_TURN
+        cluster.round(chosen)
+    waits = [after - before for before, after in itertools.pairwise(turns)]
+    assert waits
+    assert rounds[0] <= min(waits[1:]) <= max(waits) <= rounds[1]
 
 
 def test_a_node_on_probation_gets_its_trial_under_a_maximum() -> None:
