@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def rehearsal_of(coordinator: Process) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("killed", [False, True])
-def test_a_rehearsal_runs_beside_a_run_and_its_end_is_harmless(cluster: Cluster, killed: bool) -> None:
+def with_rehearsals(cluster: Cluster) -> Process:
+    """Start a run that rehearses."""
     settings = ("server.heartbeat_seconds=0.2", "batch.max_learning_rate_factor=1", "training.local_optimizer=sgd")
     coordinator = cluster.coordinator(
         *("--rounds=2000", "--min-nodes=3", "--policy=rehearsed"), *(f"--set={each}" for each in settings)
@@ -42,6 +43,12 @@ def test_a_rehearsal_runs_beside_a_run_and_its_end_is_harmless(cluster: Cluster,
     proxy = cluster.proxy(coordinator.address(), "average").address()
     for number in range(3):
         cluster.node(f"node_{number}", proxy)
+    return coordinator
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_rehearsal_runs_beside_a_run_and_its_end_is_harmless(cluster: Cluster, killed: bool) -> None:
+    coordinator = with_rehearsals(cluster)
     child = until(lambda: rehearsal_of(coordinator), "a rehearsal", more=lambda: coordinator.text[-2000:])
     assert child is not None
     if killed:
@@ -62,3 +69,17 @@ def test_a_rehearsal_runs_beside_a_run_and_its_end_is_harmless(cluster: Cluster,
     coordinator.send_signal(signal.SIGINT)
     assert coordinator.wait() == 0, coordinator.text
     assert cluster.summary()["state"] == "stopped"
+
+
+def test_a_coordinator_that_is_stopped_leaves_no_rehearsal_behind(cluster: Cluster) -> None:
+    coordinator = with_rehearsals(cluster)
+    child = until(lambda: rehearsal_of(coordinator), "a rehearsal", more=lambda: coordinator.text[-2000:])
+    assert child is not None
+    os.kill(child, signal.SIGSTOP)  # so that it cannot end by itself
+    try:
+        coordinator.send_signal(signal.SIGTERM)
+        coordinator.wait()
+        assert not Path(f"/proc/{child}").exists()
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
