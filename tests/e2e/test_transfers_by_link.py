@@ -53,10 +53,14 @@ def test_a_lossy_link_keeps_many_connections_and_a_slow_one_gets_smaller_payload
     assert (last["codec"]["slow"], last["parameters_codec"]["slow"]) == ("int4", "int8")
     assert last["bytes_down"]["slow"] < 0.55 * first["bytes_down"]["slow"]
     (chosen,) = [row for row in decisions(cluster) if row["to"] == "int4/int8" and row["subject"] == "slow"]
-    assert chosen["reason"] == "transfers_lengthen_round"
     before = rounds[chosen["round"] - 2]  # another codec may have been tried in between
     saved = before["waiting_seconds"]["slow"] - last["waiting_seconds"]["slow"]
-    assert chosen["expected_saving_seconds"] == pytest.approx(saved, rel=0.25)
+    assert saved > 0.25 * before["waiting_seconds"]["slow"]
+    if chosen["reason"] == "transfers_lengthen_round":
+        assert chosen["expected_saving_seconds"] == pytest.approx(saved, rel=0.25)
+    else:  # its connections changed in the round before, so that nothing was promised
+        assert chosen["reason"] == "rate_not_measured"
+        assert "expected_saving_seconds" not in chosen
 
 
 def decisions(cluster: Cluster) -> list[dict[str, Any]]:

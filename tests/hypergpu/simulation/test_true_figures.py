@@ -26,7 +26,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     },
     "jitter": {"nodes": [nodes("calm", 4), nodes("jittery", 3, "unstable")]},
 }
-RUNS = {f"{name} {seed}": tree | {"seed": seed} for seed in (1, 2, 3, 4, 5) for name, tree in SCENARIOS.items()}
+RUNS = {f"{name} {seed}": tree | {"seed": seed} for seed in range(1, 8) for name, tree in SCENARIOS.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ def event(kind: str, at: float, seconds: float, *targets: str, **values: Any) ->
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "slow link": {"nodes": [nodes("near", 5), nodes("far", 2, "poor")], "convergence": {"model_bytes": 400_000}},
-    "slow card": {"nodes": [nodes("card", 5), nodes("slow", 2, speed=0.03)]},
+    "slow card": {"nodes": [nodes("card", 5), nodes("slow", 2, speed=0.03)], "rounds": 60},
     "outage": {
         "nodes": [nodes("n", 5)],
         "events": [event("disconnect", 4.0, 6.0, "n_4"), event("disconnect", 6.0, 5.0, "n_3", mode="black_hole")],
@@ -339,8 +339,9 @@ def test_slow_cards_on_good_links_are_slow_cards_on_good_links() -> None:
     for judgement in observed.judgements:
         for profile in judgement.profiles:
             assert profile.quality in (ConnectionQuality.GOOD, ConnectionQuality.EXCELLENT, ConnectionQuality.UNKNOWN)
-    reasons = [plan.selection.reasons.get("slow_0") for plan in observed.plans]
-    assert SelectionReason.FAIRNESS_TURN in reasons
+    reasons = {plan.selection.reasons.get("slow_0") for plan in observed.plans}
+    assert SelectionReason.COSTS_MORE_THAN_IT_ADDS in reasons
+    assert SelectionReason.FAIRNESS_TURN not in reasons, "a turn would take half of the time"
 
 
 def test_our_own_transfer_is_shown_beside_the_latency_of_the_link() -> None:
