@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -103,7 +103,7 @@ def run(case: Case) -> Found:
 def row_of(runs: list[Found]) -> str:
     """Return the figures of the runs of a variant."""
     times = [each.seconds for each in runs if each.seconds is not None]
-    seconds = math.exp(fmean(map(math.log, times))) if times else math.nan
+    seconds = geometric_mean(times) if times else math.nan
     used, refused = sum(each.used for each in runs), sum(each.refused for each in runs)
     staleness = [late for each in runs for late in each.staleness]
     figures = f"{seconds:>9.1f} {len(runs) - len(times):>6} {fmean(each.final for each in runs):>7.4f}"

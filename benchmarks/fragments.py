@@ -23,7 +23,7 @@ from functools import cache
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -128,7 +128,7 @@ def scenario_of(case: Case, rounds: int) -> Scenario:
             tree |= {"policy": "none", "nodes": [{**group, "gpu": "A100"} for group in nodes]}
             config["compression"] = {"strategy": "fixed", "update_codec": "int4", "parameters_codec": "int8"}
     else:
-        training |= {"recipe": "diloco", "local_steps": case.local_steps}
+        training["recipe"] = "diloco"
         config["compression"] = {"strategy": "none"}
         if case.codec != "none":
             config["compression"] = {"strategy": "fixed", "update_codec": case.codec, "parameters_codec": "int8"}
@@ -179,7 +179,7 @@ def run(case: Case, rounds: int) -> Found:
 def row_of(runs: Sequence[Found]) -> str:
     """Return the figures of the runs of a variant."""
     times = [each.seconds for each in runs if each.seconds is not None]
-    seconds = math.exp(fmean(map(math.log, times))) if times else math.nan
+    seconds = geometric_mean(times) if times else math.nan
     figures = f"{fmean(each.utilisation for each in runs):>12.1%} {fmean(each.round_seconds for each in runs):>9.2f}"
     figures += f" {fmean(each.rounds for each in runs):>7.1f} {fmean(each.megabytes for each in runs):>9.1f}"
     return figures + f" {seconds:>9.1f} {len(runs) - len(times):>6} {fmean(each.best for each in runs):>7.4f}"

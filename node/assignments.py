@@ -182,12 +182,11 @@ class Assignments:
         return values, self._encode_fragment(order, values)
 
     def _encode_fragment(self, order: pb.WorkOrder, values: Flat) -> EncodedUpdate:
-        local, number, fragment = self._local_model(order), order.work.round, order.fragments.update
-        return local.encode(
-            local.capture(values, number, fragment, trial=order.trial),
+        return self._local_model(order).update_of(
+            values,
             codec_from_proto(order.update).name,
-            fragment,
-            round_number=number,
+            order.fragments.update,
+            round_number=order.work.round,
             accepted_round=order.accepted_round,
             trial=order.trial,
         )

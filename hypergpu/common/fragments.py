@@ -18,6 +18,11 @@ MAX_FRAGMENTS: Final = 16
 as there are fragments: with more, it would exceed the bound on norms (`coordinator/core/rounds/update_norms.py`)."""
 
 
+def fragment_of(round_number: int, count: int) -> int:
+    """Return the number of the fragment, of so many, that a round synchronises."""
+    return round_number % count
+
+
 class Fragments:
     """Places of the fragments in a flat buffer, of parameters followed by state.
 

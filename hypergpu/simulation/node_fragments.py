@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-
 from hypergpu.common.codecs import PayloadFormat
 from hypergpu.common.errors import NonFiniteUpdate
 from hypergpu.common.fragments import Fragments
@@ -47,14 +45,14 @@ class NodeFragments:
 
     def receive(self, sending: Sending, form: PayloadFormat, payload: Payload) -> None:
         """Take parameters that have arrived, as a node does."""
-        if sending.base:
-            values = self._local.base(sending.fragments[0])
-            form.add_to(payload, values)
-        else:
-            values = np.empty(form.size, np.float32)
-            form.decode(payload, values)
-        receive = self._local.receive_later if sending.background else self._local.receive
-        receive(values, sending.fragments, sending.fragment_version)
+        self._local.receive_payload(
+            form,
+            payload,
+            sending.fragments,
+            sending.fragment_version,
+            is_difference=sending.base > 0,
+            later=sending.background,
+        )
 
     def begin(self, order: ev.WorkAssigned) -> None:
         """Begin a work unit whose update is what the node holds now."""
@@ -80,10 +78,10 @@ class NodeFragments:
             self._result = error
 
     def _encode(self, order: ev.WorkAssigned, values: Flat) -> EncodedUpdate:
-        """Return the update that values make; see `LocalModel.capture`."""
+        """Return the update that values make; see `LocalModel.update_of`."""
         assert order.fragment is not None
-        return self._local.encode(
-            self._local.capture(values, order.round, order.fragment, trial=order.trial),
+        return self._local.update_of(
+            values,
             order.codecs.update,
             order.fragment,
             round_number=order.round,

@@ -128,12 +128,5 @@ class HeldParameters:
             raise ProtocolError("fragments of a model that was not split")
         if later and version == self.version:
             return  # the unit was given up and assigned again
-        if base:
-            values = self.local.base(fragments[0])
-            form.add_to(self._payload, values)
-        else:
-            values = np.empty(form.size, np.float32)
-            form.decode(self._payload, values)
-        receive = self.local.receive_later if later else self.local.receive
-        receive(values, fragments, fragment)
+        self.local.receive_payload(form, self._payload, fragments, fragment, is_difference=base > 0, later=later)
         self.version = version

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hypergpu.common.fragments import Fragments
-from hypergpu.common.tensors import Flat
+from hypergpu.common.codecs import PayloadFormat
+from hypergpu.common.fragments import Fragments, fragment_of
+from hypergpu.common.tensors import Flat, Payload
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
 
 
@@ -66,6 +67,38 @@ class LocalModel:
     def base(self, fragment: int) -> Flat:
         """Return a copy of a fragment as it was received, followed by the state."""
         return self.fragments.take(self._received, (fragment,))
+
+    def receive_payload(
+        self,
+        form: PayloadFormat,
+        payload: Payload,
+        which: Sequence[int],
+        fragment_version: int,
+        *,
+        is_difference: bool,
+        later: bool,
+    ) -> None:
+        """Decode fragments, and receive them, or receive them later.
+
+        Args:
+            form: Format of the payload.
+            payload: Whole payload.
+            which: Numbers of the fragments in it.
+            fragment_version: Version of the fragment, if it is only one; see `fragment_versions`.
+            is_difference: It is the difference to the only fragment as it was received last.
+            later: They arrived during a work unit; see `receive_later`.
+
+        Raises:
+            ProtocolError: The payload is not in its format; what is held stays as it was.
+        """
+        if is_difference:
+            values = self.base(which[0])
+            form.add_to(payload, values)
+        else:
+            values = np.empty(form.size, np.float32)
+            form.decode(payload, values)
+        receive = self.receive_later if later else self.receive
+        receive(values, which, fragment_version)
 
     def receive(self, values: Flat, which: Sequence[int], fragment_version: int = 0) -> None:
         """Replace fragments, and the state, by values that were received.
@@ -156,6 +189,15 @@ class LocalModel:
         update[:parameters] -= self.base(fragment)[:parameters]
         return update
 
+    def update_of(
+        self, values: Flat, codec: str, fragment: int, *, round_number: int, accepted_round: int, trial: bool
+    ) -> EncodedUpdate:
+        """Capture and encode the update that own values make; see `capture` and `encode`."""
+        update = self.capture(values, round_number, fragment, trial=trial)
+        return self.encode(
+            update, codec, fragment, round_number=round_number, accepted_round=accepted_round, trial=trial
+        )
+
     def encode(
         self, update: Flat, codec: str, fragment: int, *, round_number: int, accepted_round: int, trial: bool
     ) -> EncodedUpdate:
@@ -164,11 +206,13 @@ class LocalModel:
         A residual decays with each update of its fragment.
         """
         count = self.fragments.count
-        for number, encoder in enumerate(self._encoders):
-            encoder.settle(_turn(accepted_round, count) if accepted_round % count == number else 0)
+        accepted = [0] * count
+        accepted[fragment_of(accepted_round, count)] = _turn(accepted_round, count)
+        for encoder, turn in zip(self._encoders, accepted, strict=True):
+            encoder.settle(turn)
         turn = _turn(round_number, count)
-        settled = _turn(accepted_round, count) if accepted_round % count == fragment else 0
-        return self._encoders[fragment].encode(update, codec, round_number=turn, accepted_round=settled, trial=trial)
+        encoder, settled = self._encoders[fragment], accepted[fragment]
+        return encoder.encode(update, codec, round_number=turn, accepted_round=settled, trial=trial)
 
 
 def _turn(round_number: int, count: int) -> int:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from hypergpu.common.codecs import PayloadFormat
 from hypergpu.common.config.training import TrainingConfig
+from hypergpu.common.fragments import fragment_of
 from hypergpu.common.tensors import Flat, Payload
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.model.outgoing import FIRST_CODEC, OutgoingParameters, Sending, SendingPlanner
@@ -64,7 +65,7 @@ class ModelSendings:
         if self._all_changed or self._count == 1:
             changed: Sequence[int] = range(self._count)
         else:  # a round that is opened again has merged nothing
-            changed = () if number == self._round else ((number - 1) % self._count,)
+            changed = () if number == self._round else (fragment_of(number - 1, self._count),)
         for fragment in changed:
             self._changed_at[fragment] = self.version
             self._planners[fragment].begin_round()
@@ -85,7 +86,7 @@ class ModelSendings:
         if len(needed) > 1:  # nobody holds just these
             sent = Sending(codec if codec == "none" else FIRST_CODEC, self.version)
             return sent._replace(fragments=needed, background=background)
-        (fragment,) = needed or ((self._round - 1) % self._count,)
+        (fragment,) = needed or (fragment_of(self._round - 1, self._count),)
         version = held.fragments[fragment] if len(held.fragments) == self._count else 0
         sent = self._planners[fragment].plan(codec, version)
         return Sending(sent.codec, self.version, sent.base, (fragment,), sent.version, background)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from hypergpu.common.config.recipes import RECIPES, RecipeName
 from hypergpu.common.config.section import ConfigSection
 from hypergpu.common.config.whole import Bytes, BytesOrZero, Count, CountOrZero, Seed
-from hypergpu.common.fragments import MAX_FRAGMENTS
+from hypergpu.common.fragments import MAX_FRAGMENTS, fragment_of
 from hypergpu.common.local_optimizer import LocalOptimizer, LocalOptimizerName, LocalSettings
 
 
@@ -198,7 +198,7 @@ class TrainingConfig(ConfigSection):
 
     def fragment_of(self, round_number: int) -> int:
         """Return the number of the fragment that a round synchronises."""
-        return round_number % self.fragments
+        return fragment_of(round_number, self.fragments)
 
     @property
     def server_is_chosen(self) -> bool:
