@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
@@ -24,8 +25,10 @@ from hypergpu.common.identity import TaskIdentity
 from hypergpu.common.rpc import bind
 from hypergpu.common.tls import Tls
 from hypergpu.common.wire import require_sendable
+from hypergpu.coordinator.callers import admission
 from hypergpu.coordinator.control import ControlService
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, build_orchestrator
+from hypergpu.coordinator.core.leases import Leases
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.local_shards import make_shards
@@ -38,10 +41,12 @@ from hypergpu.coordinator.engine_dependencies import EngineDependencies
 from hypergpu.coordinator.health import Health, Part
 from hypergpu.coordinator.held_out import HeldOut, evaluation_device
 from hypergpu.coordinator.initial_model import initial_values
+from hypergpu.coordinator.lease_key import lease_key
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.coordinator.metrics import Metrics
 from hypergpu.coordinator.model_files import ModelFiles
 from hypergpu.coordinator.node_metrics import NodeMetricsCollector
+from hypergpu.coordinator.refusals import Refusals
 from hypergpu.coordinator.rehearsing import RehearsalProcess
 from hypergpu.coordinator.resuming import find, identity_of, require_same_run, restore, set_aside_after
 from hypergpu.coordinator.run_dir import RunDir
@@ -219,6 +224,9 @@ class Coordinator:
         dependencies.adaptation_state = lambda: asdict(self.orchestrator.state())
         dependencies.rehearsals = RehearsalProcess(self.run_dir.path, self.orchestrator)
         dependencies.stays, dependencies.identity = server.stay, model.task_identity
+        resumes = self._found is not None and not self._complete
+        reserved_until = dependencies.clock() + server.lost_after_seconds if resumes else -math.inf
+        dependencies.leases = Leases(lease_key(self.run_dir.path), machine.members, reserved_until=reserved_until)
         if self._found is not None:
             spent = self.run_dir.spent()
             dependencies.before = replace(spent, seconds=max(spent.seconds, self._found.state.elapsed_seconds))
@@ -309,14 +317,15 @@ class Coordinator:
         return f"the run is complete: {found.round} of {training.rounds} rounds are done"
 
     async def _server(self) -> grpc.aio.Server:
-        config = self.config.server
+        config, leases = self.config.server, self.engine.session.leases
+        assert leases is not None
         server = await make_server(
             [service.full_name for service in coordinator_pb2.DESCRIPTOR.services_by_name.values()],
-            token=self._options.token,
-            rejection="the join token is missing or wrong: give the coordinator's --token",
+            admit=admission(self._options.token, leases),
+            on_error=Refusals(self.registry).count,
             max_concurrent_rpcs=config.max_nodes * _MAX_RPCS_OF_NODE,
         )
-        training = TrainingService(self.engine, config.heartbeat_seconds, config.max_model_bytes)
+        training = TrainingService(self.engine, leases, config.heartbeat_seconds, config.max_model_bytes)
         server.add_generic_rpc_handlers((training.handler(),))
         control = ControlService(self.engine, self.orchestrator, self.links)
         coordinator_pb2_grpc.add_ControlServicer_to_server(control, server)

@@ -1,27 +1,56 @@
-"""Identity of a caller: the node that a call names, and the address it comes from."""
+"""Identity of a caller: the node that a call names, the secret that proves it, and the address it comes from."""
 
-from hypergpu.common.errors import InvalidInput
-from hypergpu.common.grpc_server import Context
-from hypergpu.common.rpc import NODE_ID
+from typing import Final
+
+from hypergpu.common.errors import PermissionDenied
+from hypergpu.common.grpc_server import Admit, Context, token_check
+from hypergpu.common.rpc import LEASE, NODE_ID
+from hypergpu.coordinator.core.leases import Leases
+from hypergpu.protos import coordinator_pb2
+
+TRAINING: Final = coordinator_pb2.DESCRIPTOR.services_by_name["Training"].full_name
+REGISTER: Final = f"/{TRAINING}/Register"
+"""The method of nodes that have no lease yet."""
 
 
 def caller(context: Context) -> str:
     """Return the node named in the call's metadata, or an empty string."""
-    for key, value in context.invocation_metadata() or ():
-        if key == NODE_ID:
-            return value if isinstance(value, str) else value.decode("ascii", "replace")
-    return ""
+    return _metadata(context, NODE_ID)
+
+
+def shown_lease(context: Context) -> str:
+    """Return the secret of a lease that the call shows, or an empty string."""
+    return _metadata(context, LEASE)
+
+
+def admission(token: str, leases: Leases) -> Admit:
+    """Return the check of all calls: the token, and for calls of nodes the secret of the lease."""
+    require_token = token_check(token, "the join token is missing or wrong: give the coordinator's --token")
+
+    def admit(method: str, context: Context) -> None:
+        require_token(method, context)
+        if method.startswith(f"/{TRAINING}/") and method != REGISTER:
+            leases.require(caller(context), shown_lease(context))
+
+    return admit
 
 
 def require_caller(context: Context, node: str) -> None:
     """Check that a message refers to the node that sent it.
 
     Raises:
-        InvalidInput: The metadata names another node.
+        PermissionDenied: The metadata names another node.
     """
     named = caller(context)
     if named and named != node:
-        raise InvalidInput(f"node {named[:80]!r} ({NODE_ID}) calls on behalf of node {node[:80]!r}")
+        raise PermissionDenied(f"node {named[:80]!r} ({NODE_ID}) calls on behalf of node {node[:80]!r}")
+
+
+def _metadata(context: Context, wanted: str) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == wanted:
+            return value if isinstance(value, str) else value.decode("ascii", "replace")
+    return ""
 
 
 def peer_host(context: Context) -> str:

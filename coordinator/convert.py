@@ -52,8 +52,8 @@ def text(value: str, what: str) -> str:
     return "".join(c if c.isprintable() else " " for c in value)
 
 
-def registration(request: pb.RegisterRequest, name: str, peer_host: str) -> Register:
-    """Return the registration of node `name`, which connects from `peer_host`.
+def registration(request: pb.RegisterRequest, name: str, peer_host: str, lease: str) -> Register:
+    """Return the registration of node `name`, which connects from `peer_host` and shows the secret `lease`.
 
     Raises:
         InvalidInput: A text is too long.
@@ -70,7 +70,7 @@ def registration(request: pb.RegisterRequest, name: str, peer_host: str) -> Regi
     identity = identity_from_proto(request.identity) if request.HasField("identity") else None
     data = data_report_from_proto(request.data) if request.HasField("data") else None
     terms = terms_from_proto(request.terms) if request.HasField("terms") else FREE
-    return Register(name, incarnation, request.largest_batch, info, identity, terms, data)
+    return Register(name, incarnation, request.largest_batch, info, identity, terms, data, lease)
 
 
 def order(assign: ev.WorkAssigned, sending: Sending, engine: Engine, now: float) -> pb.WorkOrder:
@@ -122,7 +122,7 @@ def held(request: pb.PullWorkRequest) -> Held:
     return Held(request.parameters_version, request.fragment_versions)
 
 
-def register_reply(name: str, engine: Engine, heartbeat_seconds: float) -> pb.RegisterReply:
+def register_reply(name: str, lease: str, engine: Engine, heartbeat_seconds: float) -> pb.RegisterReply:
     """Return the reply to a registration."""
     config, model = engine.machine.config, engine.model
     return pb.RegisterReply(
@@ -134,6 +134,7 @@ def register_reply(name: str, engine: Engine, heartbeat_seconds: float) -> pb.Re
         manifest=manifest(model),
         identity=identity_to_proto(engine.identity) if engine.identity else None,
         partition=config.partition,
+        lease=lease,
     )
 
 

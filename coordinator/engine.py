@@ -33,7 +33,9 @@ log = structlog.get_logger()
 
 _DEBUG_EVENTS = frozenset({"round_started", "decision"})
 """Kinds of run events that are logged at debug level instead of info."""
-_WARNING_EVENTS = frozenset({"degraded", "checkpoint_failed", "checkpoint_damaged", "update_refused", "model_reverted"})
+_WARNING_EVENTS = frozenset(
+    {"degraded", "checkpoint_failed", "checkpoint_damaged", "update_refused", "model_reverted", "name_contested"}
+)
 """Kinds of run events that are logged as warnings."""
 _NODES_FILE_SECONDS = 2.0
 _FAILURES = frozenset({ev.FinishReason.FAILED, ev.FinishReason.DIVERGED})
@@ -72,9 +74,8 @@ class Engine:
         self.restart_asked = asyncio.Event()
         """Event that is set when a user requests a new run in place of this one."""
         self.identity = dependencies.identity
-        self.session = Session(
-            run_id, machine, dependencies.links, identity=dependencies.identity, stays=dependencies.stays
-        )
+        identity, stays, leases = dependencies.identity, dependencies.stays, dependencies.leases
+        self.session = Session(run_id, machine, dependencies.links, identity=identity, stays=stays, leases=leases)
         """Session that answers the requests of nodes."""
         uploads.is_connected = self.session.is_member
         self._dependencies = dependencies

@@ -10,6 +10,7 @@ from hypergpu.common.identity import TaskIdentity
 from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.tensors import Flat
 from hypergpu.common.transfer_meter import Transfer
+from hypergpu.coordinator.core.leases import Leases
 from hypergpu.coordinator.core.rehearsal import RehearsalRequest, RehearsalResult
 from hypergpu.coordinator.core.rounds.traffic import RoundTraffic
 from hypergpu.coordinator.health import Health
@@ -113,6 +114,8 @@ class EngineDependencies:
     """Totals of a resumed run before the restart."""
     identity: TaskIdentity | None = None
     """Identity of the coordinator's data and model, which nodes have to match."""
+    leases: Leases | None = None
+    """Leases of the nodes' names; None: every process is the node that it says."""
     stays: bool = False
     """True if the coordinator keeps serving after the end of the run."""
     adaptation_state: Callable[[], Mapping[str, Any]] = dict

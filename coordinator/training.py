@@ -5,7 +5,7 @@ Nothing from a node is used before these checks:
 1. the join token: `hypergpu.common.grpc_server.CallGuard`
 2. the size of a message: `MAX_MESSAGE_BYTES` in `hypergpu.common.rpc`, as an option of the server
 3. the type of a message: protobuf, or `hypergpu.common.wire` for the parts of an update
-4. the sender: `require_caller` in `callers`
+4. the sender: its lease by `admission` in `callers` before a message is used, then `require_caller` for each message
 5. the range of each field: `convert`
 6. the run, the round and the assignment: `core.session`
 7. the codec of an update, and the size of its payload: `core.session`, `require_payload_bytes`
@@ -32,7 +32,8 @@ from hypergpu.common.tensors import Chunk
 from hypergpu.common.transfer_meter import PAUSE_SECONDS, TransferMeter
 from hypergpu.common.wire import decode_update_part, encode_part, manifest_from_proto, require_payload_bytes
 from hypergpu.coordinator import convert
-from hypergpu.coordinator.callers import caller, peer_host, require_caller
+from hypergpu.coordinator.callers import TRAINING, caller, peer_host, require_caller, shown_lease
+from hypergpu.coordinator.core.leases import Leases
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.session import (
     AskParameters,
@@ -51,7 +52,6 @@ from hypergpu.coordinator.engine import Engine
 from hypergpu.coordinator.uploads import Upload
 from hypergpu.protos import coordinator_pb2 as pb
 
-SERVICE = "hypergpu.coordinator.v1.Training"
 LONGEST_WAIT_SECONDS = 60.0
 _OUTCOMES = {
     ev.UpdateStatus.ACCEPTED: pb.PushUpdateReply.ACCEPTED,
@@ -71,9 +71,14 @@ class TrainingService:
     """Implementation of the Training service in coordinator.proto."""
 
     def __init__(
-        self, engine: Engine, heartbeat_seconds: float, max_model_bytes: int, clock: Clock = monotonic
+        self,
+        engine: Engine,
+        leases: Leases,
+        heartbeat_seconds: float,
+        max_model_bytes: int,
+        clock: Clock = monotonic,
     ) -> None:
-        self._engine = engine
+        self._engine, self._leases = engine, leases
         self._heartbeat_seconds = heartbeat_seconds
         self._max_model_bytes = max_model_bytes
         self._clock = clock
@@ -89,7 +94,7 @@ class TrainingService:
             )
 
         return grpc.method_handlers_generic_handler(
-            SERVICE,
+            TRAINING,
             {
                 "Register": plain(self.register, pb.RegisterRequest, pb.RegisterReply),
                 "Heartbeat": plain(self.heartbeat, pb.HeartbeatRequest, pb.HeartbeatReply),
@@ -119,8 +124,10 @@ class TrainingService:
         """Register a node, or resume its membership."""
         name = request.node_id or caller(context) or self._engine.session.free_name()
         require_caller(context, check_node_id(name))
-        self._engine.ask(convert.registration(request, name, peer_host(context)))
-        return convert.register_reply(name, self._engine, self._heartbeat_seconds)
+        registration = convert.registration(request, name, peer_host(context), shown_lease(context))
+        self._engine.ask(registration)
+        lease = self._leases.secret(name, registration.incarnation)
+        return convert.register_reply(name, lease, self._engine, self._heartbeat_seconds)
 
     async def heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatReply:
         """Record a heartbeat."""
@@ -129,7 +136,7 @@ class TrainingService:
         report = convert.report(request.report)
         state = convert.text(request.state, "state")
         directive = engine.ask(Heartbeat(node, request.run_id, state, request.rtt_ms, request.loaded, report))
-        return pb.HeartbeatReply(directive=_DIRECTIVES[directive])
+        return pb.HeartbeatReply(directive=_DIRECTIVES[directive], contested_by=self._leases.take_contest(node))
 
     async def pull_work(self, request: pb.PullWorkRequest, context: Context) -> AsyncIterator[pb.WorkPart | bytes]:
         """Wait for work, and stream the work order and the parameters."""

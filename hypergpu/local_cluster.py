@@ -138,6 +138,7 @@ class LocalCluster:
                 f"--gpu={node.gpu}",
                 f"--set=node.region={node.region}",
                 f"--set=node.grace_seconds={_NODE_GRACE_SECONDS}",
+                f"--set=node.state_dir={self.run_dir / 'leases'}",
                 "--insecure",
                 *settings,
                 *task,

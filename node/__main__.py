@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import structlog
@@ -26,6 +27,8 @@ from hypergpu.common.options import (
 from hypergpu.common.rpc import check_node_id
 from hypergpu.common.tls import Tls, client_tls
 from hypergpu.common.token import find_token
+from hypergpu.node.credentials import Credentials
+from hypergpu.node.lease_file import LeaseFile, lease_path
 from hypergpu.node.naming import own_name, replica_name
 
 log = structlog.get_logger()
@@ -116,22 +119,28 @@ def run(options: NodeOptions) -> int:
     tls = options.tls(settings.node.coordinator)
     if options.node_id is not None:
         check_node_id(options.node_id)
-    token = find_token(options.token, options.token_file, os.environ) or None
+    token = find_token(options.token, options.token_file, os.environ)
     name = options.node_id or (_replica() if options.replica_id else None)
-    asyncio.run(_work(settings, name, options.task, token, tls))
+    file = LeaseFile(_lease_path(settings, name, os.environ)) if name is not None else None  # others never return
+    credentials = Credentials(name or own_name(), lambda: token, file)
+    asyncio.run(_work(settings, credentials, options.task, tls))
     return 0
 
 
-async def _work(
-    settings: SystemConfig, node_id: str | None, task: str | None, token: str | None, tls: Tls | None
-) -> None:
+def _lease_path(settings: SystemConfig, name: str, environment: Mapping[str, str]) -> Path:
+    home = environment.get("XDG_STATE_HOME") or Path(environment.get("HOME") or "/").joinpath(".local", "state")
+    directory = settings.node.state_dir or Path(home) / "hypergpu" / "leases"
+    return lease_path(directory, settings.node.coordinator, name)
+
+
+async def _work(settings: SystemConfig, credentials: Credentials, task: str | None, tls: Tls | None) -> None:
     # torch takes seconds to import: errors on the command line come first.
     from hypergpu.node.app import run as run_worker  # noqa: PLC0415
     from hypergpu.tasks.loading import is_user_task, require_found  # noqa: PLC0415
 
     if task is not None and is_user_task(task):
         require_found(task)  # now, not when the run begins
-    await run_worker(settings, node_id or own_name(), task, token, tls)
+    await run_worker(settings, credentials, task, tls)
 
 
 def _replica() -> str | None:

@@ -19,6 +19,7 @@ from hypergpu.node.client import CoordinatorClient
 from hypergpu.node.core.gpu import specs_from
 from hypergpu.node.core.metrics_collector import MetricsCollector
 from hypergpu.node.core.states import State
+from hypergpu.node.credentials import Credentials
 from hypergpu.node.device import UsageMeter, detect
 from hypergpu.node.metrics import NodeMetrics
 from hypergpu.node.worker import Worker
@@ -26,13 +27,13 @@ from hypergpu.node.worker import Worker
 _SAMPLE_SECONDS = 2.0
 
 
-async def run(config: SystemConfig, node_id: str, task: str | None, token: str | None, tls: Tls | None) -> None:
+async def run(config: SystemConfig, credentials: Credentials, task: str | None, tls: Tls | None) -> None:
     """Run a node until the run is over or a signal arrives.
 
     Raises:
         HyperGPUError: an error that no retry can help, such as a wrong token or an untrusted certificate.
     """
-    settings = config.node
+    settings, node_id = config.node, credentials.node_id
     specs = detect() if settings.gpu == "auto" else specs_from(settings.gpu)
     registry = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -41,9 +42,7 @@ async def run(config: SystemConfig, node_id: str, task: str | None, token: str |
     collector_of_node = MetricsCollector(node_id, settings.history_size, sink=series.record)
     worker = Worker(node_id, specs, config, metrics=collector_of_node)
     structlog.contextvars.bind_contextvars(node=node_id)
-    async with CoordinatorClient(
-        settings.coordinator, node_id, token=token, tls=tls, http_proxy=settings.http_proxy
-    ) as client:
+    async with CoordinatorClient(settings.coordinator, credentials, tls=tls, http_proxy=settings.http_proxy) as client:
         server = HttpServer(settings.http_listen, {"/metrics": metrics(registry), "/healthz": lambda: _health(agent)})
         agent = Agent(
             client,

@@ -10,7 +10,7 @@ import grpc
 from hypergpu.common.byte_ranges import ByteRange, ByteRanges
 from hypergpu.common.connections import useful_connections
 from hypergpu.common.errors import CorruptData, DeadlineExceeded, ProtocolError, Unavailable
-from hypergpu.common.rpc import explain_failure, metadata_for, open_channel
+from hypergpu.common.rpc import explain_failure, open_channel
 from hypergpu.common.tensors import Assembler, Chunk, Flat, Manifest
 from hypergpu.common.tls import Tls
 from hypergpu.common.wire import (
@@ -26,6 +26,7 @@ from hypergpu.node.core.gpu import GPUSpecs
 from hypergpu.node.core.held_parameters import HeldParameters
 from hypergpu.node.core.timeouts import chunk_timeout_seconds
 from hypergpu.node.core.update_encoder import EncodedUpdate
+from hypergpu.node.credentials import Credentials
 from hypergpu.node.download_meter import DownloadMeter
 from hypergpu.node.downloading import Receive, SharedDownload
 from hypergpu.node.trainer import Update
@@ -64,7 +65,7 @@ class RunOver:
 
 
 class CoordinatorClient:
-    """Calls of one node to its coordinator, directly or through a proxy; every call carries the node's name.
+    """Calls of one node to its coordinator, directly or through a proxy; every call carries the node's credentials.
 
     Use it as an async context manager. Every method raises only errors of `hypergpu.common.errors`; a retry may help
     after `Unavailable`, `DeadlineExceeded` and `CorruptData`.
@@ -73,16 +74,15 @@ class CoordinatorClient:
     def __init__(
         self,
         address: str,
-        node_id: str,
+        credentials: Credentials,
         *,
-        token: str | None = None,
         tls: Tls | None = None,
         http_proxy: bool = False,
     ) -> None:
-        self.address, self.node_id = address, node_id
+        self.address, self.node_id = address, credentials.node_id
         self.bytes_sent = 0
         self.downloads = DownloadMeter()
-        self._metadata = metadata_for(node_id, token)
+        self._credentials = credentials
         self._tls, self._http_proxy = tls, http_proxy
         self._transfers: list[_TransferConnection] = []
         self._arrived_at = 0.0
@@ -123,8 +123,10 @@ class CoordinatorClient:
         return self._transfers[:count]
 
     async def register(self, request: pb.RegisterRequest) -> pb.RegisterReply:
-        """Register with the run."""
-        return await self._call(self._register, request)
+        """Register with the run, and show the lease of the reply from now on."""
+        reply = await self._call(self._register, request)
+        self._credentials.keep(reply.lease)
+        return reply
 
     async def heartbeat(
         self, request: pb.HeartbeatRequest, timeout_seconds: float = UNARY_SECONDS
@@ -148,6 +150,7 @@ class CoordinatorClient:
         await self._call(
             self._leave, pb.LeaveRequest(node_id=self.node_id, run_id=run_id, reason=reason), timeout_seconds
         )
+        self._credentials.forget()
 
     async def pull(
         self, run_id: str, wait_seconds: float, held: HeldParameters, on_order: Callable[[Work], None]
@@ -170,7 +173,7 @@ class CoordinatorClient:
         request = pb.PullWorkRequest(node_id=self.node_id, run_id=run_id, wait_seconds=wait_seconds, download=report)
         request.parameters_version = held.version
         request.fragment_versions.extend(held.fragment_versions)
-        call = self._connections(1)[0].pull(request, metadata=self._metadata)
+        call = self._connections(1)[0].pull(request, metadata=self._credentials.metadata())
         parts = self._parts_of(call, chunk_timeout_seconds(0.0) + wait_seconds)
         receiving: Coroutine[Any, Any, None] | None = None
         try:
@@ -231,7 +234,7 @@ class CoordinatorClient:
         """Yield chunks of parameters on a further connection."""
         message = [pb.ByteRange(start=start, end=end) for start, end in ranges]
         request = pb.PullParametersRequest(work=order.work, ranges=message)
-        call = connection.parameters(request, metadata=self._metadata)
+        call = connection.parameters(request, metadata=self._credentials.metadata())
         try:
             async for chunk in self._chunks_of(self._parts_of(call, chunk_timeout_seconds(order.deadline_seconds))):
                 yield chunk
@@ -314,7 +317,9 @@ class CoordinatorClient:
                 yield chunk
 
         try:
-            reply: pb.PushUpdateReply = await connection.push(parts(), metadata=self._metadata, timeout=timeout_seconds)
+            reply: pb.PushUpdateReply = await connection.push(
+                parts(), metadata=self._credentials.metadata(), timeout=timeout_seconds
+            )
         except grpc.RpcError as error:
             raise await explain_failure(error, self.address, self._tls) from error
         return reply
@@ -323,7 +328,7 @@ class CoordinatorClient:
         self, method: Callable[..., Awaitable[Reply]], request: object, timeout_seconds: float = UNARY_SECONDS
     ) -> Reply:
         try:
-            return await method(request, metadata=self._metadata, timeout=timeout_seconds)
+            return await method(request, metadata=self._credentials.metadata(), timeout=timeout_seconds)
         except grpc.RpcError as error:
             raise await explain_failure(error, self.address, self._tls) from error
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import structlog
 
 from hypergpu.common.background import PeriodicTask
-from hypergpu.common.errors import HyperGPUError
+from hypergpu.common.errors import HyperGPUError, NotFound
 from hypergpu.node.client import CoordinatorClient, Work
 from hypergpu.node.core import events as ev
 from hypergpu.node.core.lifecycle import LifeCycle
@@ -87,10 +87,14 @@ class HeartbeatLoop:
             log.debug("a heartbeat failed", detail=str(error))
             self._metrics.record_network_event(None, success=False)
             self._rtt_ms = 0.0
+            if isinstance(error, NotFound):  # the coordinator does not know this node's lease
+                self._on_event(ev.RegistrationRequested())
             return
         self._rtt_ms = 1000 * (time.monotonic() - began)
         self._loaded = loaded or self._transfers
         self._metrics.record_network_event(self._rtt_ms, success=True)
+        if reply.contested_by:
+            log.warning("another process wanted to register under this node's name", address=reply.contested_by)
         event = _event_of(reply.directive, work)
         if event is not None:
             self._on_event(event)

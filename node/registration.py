@@ -55,8 +55,8 @@ class Registration:
 
     def __init__(self, client: CoordinatorClient, worker: Worker, info: NodeInfo, executor: Executor) -> None:
         self._client, self._worker, self._info, self._executor = client, worker, info, executor
-        self.incarnation = secrets.token_hex(8)
-        """Random name of this process: a node that starts again has another one."""
+        self.incarnation = secrets.token_hex(16)
+        """Random name of this process, known to the coordinator alone: a node that starts again has another one."""
         self._reply = pb.RegisterReply()
         self._announced: _Known = (0, None, None)
         """Facts about the task with which the node registered last."""

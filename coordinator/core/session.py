@@ -12,10 +12,18 @@ from enum import StrEnum
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from hypergpu.common.data_report import DataReport
-from hypergpu.common.errors import HyperGPUError, InvalidInput, NonFiniteUpdate, ProtocolError, StaleWork
+from hypergpu.common.errors import (
+    HyperGPUError,
+    InvalidInput,
+    NameInUse,
+    NonFiniteUpdate,
+    ProtocolError,
+    StaleWork,
+)
 from hypergpu.common.identity import ADVICE, TaskIdentity, differences
 from hypergpu.common.message import message
 from hypergpu.common.node_terms import FREE, NodeTerms
+from hypergpu.coordinator.core.leases import Leases
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.work import WorkUnit
@@ -95,6 +103,8 @@ class Register(Request[None]):
     terms: NodeTerms = FREE
     data: DataReport | None = None
     """The node's report of the samples that it alone holds; None if it gives none."""
+    lease: str = ""
+    """Secret of an earlier lease of the node; empty if it shows none."""
 
 
 @message
@@ -202,6 +212,7 @@ class Session:
         links: receives what requests show of a node's link.
         identity: identity of the task; None = nodes need none.
         stays: whether the coordinator keeps answering after the end of the run.
+        leases: leases of the nodes' names; None = every process is what it says, as in virtual time.
     """
 
     def __init__(
@@ -212,8 +223,10 @@ class Session:
         *,
         identity: TaskIdentity | None = None,
         stays: bool = False,
+        leases: Leases | None = None,
     ) -> None:
         self.run_id = run_id
+        self.leases = leases
         self._machine, self._links = machine, links
         self._identity, self._stays = identity, stays
         self._names = 0
@@ -237,7 +250,7 @@ class Session:
         Raises:
             StaleWork: the node is no member of this run.
             ProtocolError: the update is not in the ordered codec.
-            InvalidInput: the node's task is not the coordinator's.
+            InvalidInput: the node's task is not the coordinator's, or its incarnation is malformed.
             ResourceExhausted: no more nodes may register.
         """
         return self._handlers[request.__class__](request, now)
@@ -283,6 +296,11 @@ class Session:
 
     def _on_register(self, request: Register, now: float) -> Answer[None]:
         node = request.node
+        if self.leases is not None:
+            try:
+                self.leases.require_free(node, request.incarnation, request.lease, now)
+            except NameInUse as error:
+                return error, self._contested(node, request.info.get("peer", ""), now)
         self._require_same_task(node, request.identity)
         self._machine.members.admit(node)
         samples = request.data.samples if request.data else 0
@@ -293,6 +311,13 @@ class Session:
             node, request.incarnation, request.largest_batch, request.info, has_same_task, request.terms, request.data
         )
         return None, self._machine.handle(joined, now)
+
+    def _contested(self, node: str, address: str, now: float) -> Sequence[ev.Effect]:
+        """Return the record of a process that wants the name of a connected node."""
+        if self.leases is None or not self.leases.contest(node, address, now):
+            return ()
+        text = f"another process, at {address or 'an unknown address'}, wanted to register as {node}: it was refused"
+        return (ev.RunEvent("name_contested", self._machine.round, text, {"node": node, "address": address}),)
 
     def _on_heartbeat(self, request: Heartbeat, now: float) -> Answer[Directive]:
         machine, node = self._machine, request.node

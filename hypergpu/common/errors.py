@@ -13,6 +13,8 @@
       CorruptData
       NonFiniteUpdate
       NotAuthenticated
+        PermissionDenied
+      NameInUse
       StaleWork
       Unavailable
       DeadlineExceeded
@@ -103,7 +105,15 @@ class NonFiniteUpdate(HyperGPUError):
 
 
 class NotAuthenticated(HyperGPUError):
-    """A missing or wrong join token: UNAUTHENTICATED."""
+    """A missing or wrong token: UNAUTHENTICATED."""
+
+
+class PermissionDenied(NotAuthenticated):
+    """A known caller that may not do this: PERMISSION_DENIED. Another token or certificate may."""
+
+
+class NameInUse(HyperGPUError):
+    """A node's name that another process has now: ALREADY_EXISTS. It is free when the other one has gone."""
 
 
 class StaleWork(HyperGPUError):

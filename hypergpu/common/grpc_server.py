@@ -18,25 +18,28 @@ if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]
 else:  # the real classes take no parameters
     Context, Handler = grpc.aio.ServicerContext, grpc.RpcMethodHandler
+Admit = Callable[[str, Context], None]
+"""Check of the caller of a method, before any message is read; raises the error that ends the call."""
+OnError = Callable[[HyperGPUError], None]
 _OPEN_TO_ALL: Final = ("/grpc.health.v1.", "/grpc.reflection.")
 """Prefixes of methods that need no token: probes have none, and reflection lists no more than our public protos."""
 _STREAMING: Final = {False: "unary", True: "stream"}
 
 
 async def make_server(
-    services: Sequence[str], *, token: str | None, rejection: str, max_concurrent_rpcs: int
+    services: Sequence[str], *, admit: Admit, max_concurrent_rpcs: int, on_error: OnError = lambda error: None
 ) -> grpc.aio.Server:
     """Return a server with health and reflection. The caller adds its servicers, then binds and starts it.
 
     Args:
         services: full names of the services, as health and reflection report them.
-        token: bearer token that every call needs; without one, every caller is admitted.
-        rejection: message for a caller without the token.
+        admit: check of every call.
         max_concurrent_rpcs: further calls end with RESOURCE_EXHAUSTED.
+        on_error: called with each error of our tree that ends a call.
     """
     server = grpc.aio.server(
         options=SERVER_OPTIONS,
-        interceptors=[CallGuard(token, rejection)],
+        interceptors=[CallGuard(admit, on_error)],
         maximum_concurrent_rpcs=max_concurrent_rpcs,
     )
     checks = health.aio.HealthServicer()
@@ -47,12 +50,25 @@ async def make_server(
     return server
 
 
-class CallGuard(grpc.aio.ServerInterceptor):
-    """Rejects calls without the token and turns errors into status codes; health and reflection are left alone."""
+def token_check(token: str | None, rejection: str) -> Admit:
+    """Return the check that a call shows this bearer token; without one, every caller is admitted."""
+    expected = f"Bearer {token}".encode() if token else None
 
-    def __init__(self, token: str | None, rejection: str) -> None:
-        self._expected = f"Bearer {token}".encode() if token else None
-        self._rejection = rejection
+    def admit(method: str, context: Context) -> None:
+        del method
+        given = dict(context.invocation_metadata() or ()).get(AUTHORIZATION, "")
+        shown = given.encode() if isinstance(given, str) else given
+        if expected is not None and not hmac.compare_digest(shown, expected):
+            raise NotAuthenticated(rejection)
+
+    return admit
+
+
+class CallGuard(grpc.aio.ServerInterceptor):
+    """Admits calls and turns errors into status codes; health and reflection are left alone."""
+
+    def __init__(self, admit: Admit, on_error: OnError = lambda error: None) -> None:
+        self._admit, self._on_error = admit, on_error
 
     async def intercept_service(
         self,
@@ -64,44 +80,38 @@ class CallGuard(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or method.startswith(_OPEN_TO_ALL):
             return handler
-        given = dict(handler_call_details.invocation_metadata or ()).get(AUTHORIZATION, "")
-        return _guarded(handler, method, None if self._admits(given) else self._rejection)
-
-    def _admits(self, given: str | bytes) -> bool:
-        if self._expected is None:
-            return True
-        return hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._expected)
+        return _guarded(handler, method, self._admit, self._on_error)
 
 
-def _guarded(handler: Handler, method: str, rejection: str | None) -> Handler:
-    """Return `handler` with its errors as status codes; given a rejection, every call ends with NotAuthenticated."""
+def _guarded(handler: Handler, method: str, admit: Admit, on_error: OnError) -> Handler:
+    """Return `handler` behind the check, with the errors of both as status codes."""
     arity = f"{_STREAMING[handler.request_streaming]}_{_STREAMING[handler.response_streaming]}"
     behaviour: Any = getattr(handler, arity)
 
     async def one(request: Any, context: Context) -> Any:
         try:
-            if rejection is not None:
-                raise NotAuthenticated(rejection)
+            admit(method, context)
             return await behaviour(request, context)
         except Exception as error:
-            await _abort(context, method, error)
+            await _abort(context, method, error, on_error)
 
     async def many(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            if rejection is not None:
-                raise NotAuthenticated(rejection)
+            admit(method, context)
             async for reply in behaviour(request, context):
                 yield reply
         except Exception as error:
-            await _abort(context, method, error)
+            await _abort(context, method, error, on_error)
 
     replaceable: Any = handler  # a named tuple, which its type does not say
     guarded: Handler = replaceable._replace(**{arity: many if handler.response_streaming else one})
     return guarded
 
 
-async def _abort(context: Context, method: str, error: Exception) -> None:
+async def _abort(context: Context, method: str, error: Exception, on_error: OnError) -> None:
     """End a call with the status of an error; one that is not of our tree is a bug and is logged with its traceback."""
     if not isinstance(error, HyperGPUError):
         log.error("a call failed", method=method, exc_info=error)
+    else:
+        on_error(error)
     await context.abort(*status_of(error))

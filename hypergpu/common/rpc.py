@@ -15,6 +15,8 @@ _NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NODE_ID = "x-node-id"
 """Metadata key of the calling node; the netsim proxy selects the link by it."""
 AUTHORIZATION = "authorization"
+LEASE = "x-node-lease"
+"""Metadata key of the secret that `Register` gave the calling node."""
 MAX_MESSAGE_BYTES = 8 << 20
 """Twice the default: room for a chunk, a manifest of many tensors, and framing."""
 
@@ -50,7 +52,9 @@ _STATUS: tuple[tuple[type[HyperGPUError], grpc.StatusCode], ...] = (
     (errors.InvalidInput, _Code.INVALID_ARGUMENT),
     (errors.NotFound, _Code.NOT_FOUND),
     (errors.CorruptData, _Code.DATA_LOSS),
+    (errors.PermissionDenied, _Code.PERMISSION_DENIED),
     (errors.NotAuthenticated, _Code.UNAUTHENTICATED),
+    (errors.NameInUse, _Code.ALREADY_EXISTS),
     (errors.StaleWork, _Code.FAILED_PRECONDITION),
     (errors.Unavailable, _Code.UNAVAILABLE),
     (errors.DeadlineExceeded, _Code.DEADLINE_EXCEEDED),
@@ -61,7 +65,6 @@ _STATUS: tuple[tuple[type[HyperGPUError], grpc.StatusCode], ...] = (
 _ERRORS = {code: error for error, code in _STATUS} | {
     _Code.UNIMPLEMENTED: errors.ProtocolError,
     _Code.CANCELLED: errors.Unavailable,
-    _Code.PERMISSION_DENIED: errors.NotAuthenticated,
 }
 _NO_CONNECTION = "failed to connect to all addresses"
 """gRPC's message for a call that found no connection, whatever the cause."""
@@ -99,9 +102,11 @@ def check_node_id(node_id: str) -> str:
     return node_id
 
 
-def metadata_for(node_id: str | None, token: str | None) -> tuple[tuple[str, str], ...]:
+def metadata_for(node_id: str | None, token: str | None, lease: str = "") -> tuple[tuple[str, str], ...]:
     """Return the metadata that identifies a caller."""
     pairs = [(NODE_ID, node_id)] if node_id else []
+    if lease:
+        pairs.append((LEASE, lease))
     if token:
         pairs.append((AUTHORIZATION, f"Bearer {token}"))
     return tuple(pairs)

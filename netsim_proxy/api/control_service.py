@@ -180,8 +180,7 @@ async def make_server(
     """Return a server with the control API, health and reflection, still to be bound and started."""
     server = await grpc_server.make_server(
         [SERVICE],
-        token=token,
-        rejection="the control API needs its token: authorization: Bearer TOKEN",
+        admit=grpc_server.token_check(token, "the control API needs its token: authorization: Bearer TOKEN"),
         max_concurrent_rpcs=_MAX_CALLS,
     )
     netsim_pb2_grpc.add_NetsimServicer_to_server(ControlServicer(links, schedule, catalogue, reload), server)

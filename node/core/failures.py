@@ -7,6 +7,7 @@ from hypergpu.common.errors import (
     CorruptData,
     DeadlineExceeded,
     HyperGPUError,
+    NameInUse,
     NotAuthenticated,
     NotFound,
     ResourceExhausted,
@@ -16,8 +17,8 @@ from hypergpu.common.errors import (
 )
 from hypergpu.node.core.states import State
 
-RETRYABLE: Final = (Unavailable, DeadlineExceeded, CorruptData, ResourceExhausted)
-"""Errors of the network or of a busy coordinator: the same call may succeed later."""
+RETRYABLE: Final = (Unavailable, DeadlineExceeded, CorruptData, ResourceExhausted, NameInUse)
+"""Errors of the network or of a busy coordinator, or a name that is not free yet: the same call may succeed later."""
 
 
 class Failure(StrEnum):

@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from hypergpu.common.errors import InvalidInput, StaleWork
-from hypergpu.common.grpc_server import make_server
+from hypergpu.common.grpc_server import make_server, token_check
 from hypergpu.common.rpc import bind, open_channel
 
 SERVICE = "hypergpu.netsim.v1.Netsim"  # one whose descriptor is known, so that reflection can name it
@@ -38,7 +38,7 @@ async def concatenate(requests: AsyncIterator[bytes], context: Any) -> bytes:
 
 @asynccontextmanager
 async def serving(token: str | None = None) -> AsyncIterator[Any]:
-    server = await make_server([SERVICE], token=token, rejection="give --token", max_concurrent_rpcs=8)
+    server = await make_server([SERVICE], admit=token_check(token, "give --token"), max_concurrent_rpcs=8)
     handlers: dict[str, Any] = {
         "Echo": grpc.unary_unary_rpc_method_handler(echo),
         "EchoTwice": grpc.unary_stream_rpc_method_handler(echo_twice),

@@ -31,6 +31,8 @@ class FailedCall(grpc.RpcError):
         errors.NotFound,
         errors.CorruptData,
         errors.NotAuthenticated,
+        errors.PermissionDenied,
+        errors.NameInUse,
         errors.StaleWork,
         errors.Unavailable,
         errors.DeadlineExceeded,

@@ -350,7 +350,9 @@ async def test_the_largest_cursor_still_gives_work(run: Path, cursor: int) -> No
     rewrite(run, 4, {"shards": {"owners": {"a": 0}, "cursors": [cursor]}})
     again = Coordinator(config(), toy_task(), Options(run, resume=True))
     again._begin()
-    again.engine.ask(Register("a", "2", 0, {}, again.engine.identity))
+    leases = again.engine.session.leases
+    assert leases is not None
+    again.engine.ask(Register("a", "2", 0, {}, again.engine.identity, lease=leases.secret("a", "1")))
     order = await again.engine.next_order(Pull("a", again.engine.run_id), 5.0)
     assert isinstance(order, ev.WorkAssigned)
     assert (order.round, order.shard.cursor) == (5, cursor)

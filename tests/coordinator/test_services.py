@@ -18,7 +18,7 @@ from torch import nn
 
 from hypergpu.common.codecs import PayloadFormat
 from hypergpu.common.config import SystemConfig
-from hypergpu.common.rpc import NODE_ID, open_channel
+from hypergpu.common.rpc import LEASE, NODE_ID, open_channel
 from hypergpu.common.tensors import Assembler, Chunk, Flat, chunks
 from hypergpu.common.wire import codec_from_proto, decode_work_part, encode_part, manifest_from_proto
 from hypergpu.coordinator.app import Coordinator, Options
@@ -30,6 +30,10 @@ from tests.patience import patience
 
 stubs: Any = coordinator_pb2_grpc
 SERVICE = "/hypergpu.coordinator.v1.Training/"
+Kept = dict[str, str]
+"""Secrets of leases that nodes keep, by name."""
+KEPT: dict[Path, Kept] = {}
+"""What the nodes of each run directory keep beside their state, for processes that take their place."""
 
 
 def toy_task(features: int = 3) -> Task:
@@ -48,9 +52,12 @@ class Order:
 
 
 class FakeNode:
-    def __init__(self, channel: grpc.aio.Channel, name: str, token: str = "") -> None:
+    def __init__(self, channel: grpc.aio.Channel, name: str, token: str = "", kept: Kept | None = None) -> None:
         self.name = name
         self.metadata = [(NODE_ID, name)] + ([("authorization", f"Bearer {token}")] if token else [])
+        self.kept = {} if kept is None else kept
+        if name in self.kept:
+            self.metadata.append((LEASE, self.kept[name]))
         self.stub = stubs.TrainingStub(channel)
         self._pull = channel.unary_stream(SERVICE + "PullWork", pb.PullWorkRequest.SerializeToString, bytes)
         self._push = channel.stream_unary(SERVICE + "PushUpdate", encode_part, pb.PushUpdateReply.FromString)
@@ -60,6 +67,8 @@ class FakeNode:
         request = pb.RegisterRequest(**{"node_id": self.name, "incarnation": "1", **fields})
         reply: pb.RegisterReply = await self.stub.Register(request, metadata=self.metadata)
         self.run_id = reply.run_id
+        self.kept[self.name] = reply.lease
+        self.metadata = [pair for pair in self.metadata if pair[0] != LEASE] + [(LEASE, reply.lease)]
         if reply.HasField("identity") and not request.HasField("identity"):
             request.node_id = reply.node_id
             request.identity.CopyFrom(reply.identity)  # as a node does once it knows the task
@@ -126,9 +135,10 @@ class Running:
     http: str
     done: "asyncio.Task[int]"
     interrupted: asyncio.Event
+    kept: Kept
 
     def node(self, name: str, token: str = "") -> FakeNode:
-        return FakeNode(self.channel, name, token)
+        return FakeNode(self.channel, name, token, self.kept)
 
     def get(self, path: str) -> str:
         with urllib.request.urlopen(f"http://{self.http}{path}", timeout=5) as answer:
@@ -166,7 +176,8 @@ async def running(
         done.result()
     address, http = addresses.result()
     async with open_channel(address, None) as channel:
-        yield Running(address, coordinator, channel, stubs.ControlStub(channel), http, done, interrupted)
+        kept = KEPT.setdefault(out, {})
+        yield Running(address, coordinator, channel, stubs.ControlStub(channel), http, done, interrupted, kept)
         if not done.done():
             metadata = [("authorization", f"Bearer {token}")]
             with suppress(grpc.aio.AioRpcError):  # it may be ending by itself just now
@@ -363,7 +374,7 @@ async def test_checks_of_names_sizes_and_membership(tmp_path: Path) -> None:
                 assert (await node.register(node_id="")).node_id == "node_1"
         a, stranger = run.node("a"), run.node("stranger")
         code, text = await code_of(a.register(node_id="b"))
-        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert code is grpc.StatusCode.PERMISSION_DENIED
         assert "'b'" in text
         await a.register()
         assert (await code_of(stranger.register()))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -590,9 +601,10 @@ async def test_a_node_gets_no_work_before_it_has_shown_that_its_task_is_the_same
             return await code_of(a._pull(request, metadata=a.metadata).read())
 
         code, text = await pull()
-        assert (code, "register again" in text) == (grpc.StatusCode.FAILED_PRECONDITION, True), "it never registered"
+        assert (code, "register again" in text) == (grpc.StatusCode.NOT_FOUND, True), "it never registered"
         bare = pb.RegisterRequest(node_id="a", incarnation="1")
         reply = await a.stub.Register(bare, metadata=a.metadata)
+        a.metadata.append((LEASE, reply.lease))
         told = "node 'a' registered without the identity of its task: register again, with it"
         code, text = await pull()
         assert (code, told in text) == (grpc.StatusCode.FAILED_PRECONDITION, True)

@@ -193,18 +193,19 @@ async def test_parameters_of_other_work_are_refused(tmp_path: Path) -> None:
     async with running(tmp_path, task=toy_task(FEATURES), transfers={"connections": 4}) as run:
         node, other = Striped(run, "a"), Striped(run, "b")
         await node.node.register()
+        await other.node.register()
         order, first = await node.begin_pull()
         for changes, code in (
             ({"run_id": "another"}, grpc.StatusCode.FAILED_PRECONDITION),
             ({"round": 2}, grpc.StatusCode.FAILED_PRECONDITION),
             ({"attempt": 2}, grpc.StatusCode.FAILED_PRECONDITION),
             ({"attempt": 0}, grpc.StatusCode.FAILED_PRECONDITION),
-            ({"node_id": "b"}, grpc.StatusCode.INVALID_ARGUMENT),
+            ({"node_id": "b"}, grpc.StatusCode.PERMISSION_DENIED),
         ):
             found, _ = await code_of(_read(node.more(order.work, **changes)))
             assert found is code, changes
         found, _ = await code_of(_read(other.more(order.work)))
-        assert found is grpc.StatusCode.INVALID_ARGUMENT
+        assert found is grpc.StatusCode.PERMISSION_DENIED
         for ranges in ([(0, MODEL_BYTES + 1)], [(5, 5)], [(0, 10), (5, 20)]):
             found, told = await code_of(_read(node.more(order.work, ranges)))
             assert found is grpc.StatusCode.ABORTED, told

@@ -8,7 +8,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from hypergpu.common.grpc_server import CallGuard
+from hypergpu.common.grpc_server import CallGuard, token_check
 from hypergpu.common.rpc import SERVER_OPTIONS, bind, open_channel
 from hypergpu.protos import coordinator_pb2
 
@@ -34,7 +34,7 @@ async def _many(request: Any, context: Any) -> AsyncIterator[bytes]:
 async def address() -> AsyncIterator[str]:
     """A server with every method, guarded as the coordinator's."""
     server = grpc.aio.server(
-        options=SERVER_OPTIONS, interceptors=[CallGuard(TOKEN, "the join token is missing or wrong")]
+        options=SERVER_OPTIONS, interceptors=[CallGuard(token_check(TOKEN, "the join token is missing or wrong"))]
     )
     for service in [*SERVICES, *OPEN]:
         handlers: dict[str, Any] = {}

@@ -15,6 +15,7 @@ from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.health import Health
 from hypergpu.coordinator.metrics import Metrics
 from hypergpu.coordinator.node_metrics import NodeMetricsCollector
+from hypergpu.coordinator.refusals import Refusals
 from hypergpu.netsim_proxy.api import metrics as proxy_metrics
 from hypergpu.netsim_proxy.io.lateness import DeliveryLateness
 from hypergpu.netsim_proxy.io.link_registry import LinkRegistry
@@ -60,6 +61,7 @@ def exported() -> dict[str, dict[str, Exported]]:
     orchestrator = build_orchestrator(config)
     Metrics(coordinator)
     Health(coordinator)
+    Refusals(coordinator)
     NodeMetricsCollector(coordinator, RoundMachine(config.training, orchestrator), orchestrator)
     NodeMetrics(node, "node_0", specs_from("t4"))
     proxy_metrics.register(proxy, cast(LinkRegistry, NoLinks()), DeliveryLateness())

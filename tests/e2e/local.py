@@ -118,7 +118,8 @@ class Cluster:
         return self.start("proxy", "proxy", *plain, f"--upstream={upstream}", f"--profile={profile}")
 
     def node(self, name: str, address: str) -> Process:
-        return self.start(name, "node", f"--coordinator={address}", f"--node-id={name}", "--insecure")
+        state = f"--set=node.state_dir={self.path / 'leases'}"
+        return self.start(name, "node", f"--coordinator={address}", f"--node-id={name}", "--insecure", state)
 
     def rounds(self) -> list[dict[str, Any]]:
         file = self.out / "rounds.jsonl"

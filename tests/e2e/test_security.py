@@ -1,6 +1,8 @@
-"""A secured run of real processes: TLS from node to proxy and from proxy to coordinator, and the join token."""
+"""A secured run of real processes: TLS from node to proxy and from proxy to coordinator, tokens, and names of nodes."""
 
+import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,27 @@ def test_a_run_over_tls_with_a_join_token(cluster: Cluster, certificate: tuple[P
     assert plain.wait() == 2, "no try can help"
     assert f"{through} speaks TLS: give --tls-ca FILE" in plain.text
     assert TOKEN not in (cluster.out / "config.yaml").read_text()
+
+
+def test_a_name_belongs_to_one_process_and_comes_back_at_once_when_it_is_killed(cluster: Cluster) -> None:
+    coordinator = cluster.coordinator("--rounds=0", "--set=server.heartbeat_misses=60")  # a lease of two minutes
+    address = coordinator.address()
+    first = cluster.node("node_1", address)
+    until(lambda: "joined" in first.text, "the first process", more=lambda: first.text)
+    plain = ("node", f"--coordinator={address}", "--node-id=node_1", "--insecure")
+    here, elsewhere = (f"--set=node.state_dir={cluster.path / name}" for name in ("leases", "another machine"))
+    copies = [cluster.start("copy", *plain, elsewhere), cluster.start("copy here", *plain, here)]
+    refused = "another process is registered as 'node_1'"
+    until(lambda: all(refused in copy.text for copy in copies), "both refusals", more=lambda: copies[1].text)
+    until(lambda: "another process wanted to register under this node's name" in first.text, "a word to the first")
+    cluster.reach(1)
+    for copy in copies:
+        assert "joined" not in copy.text
+        copy.kill()
+    first.kill()
+    killed_at = time.monotonic()
+    again = cluster.start("again", *plain, here)
+    until(lambda: "joined" in again.text, "the next process", more=lambda: again.text)
+    assert time.monotonic() - killed_at < 60.0, "half of the lease"
+    kinds = [json.loads(line)["kind"] for line in (cluster.out / "events.jsonl").read_text().splitlines()]
+    assert kinds.count("name_contested") == 1

@@ -14,6 +14,7 @@ from hypergpu.common.codecs import PayloadFormat, find_codec
 from hypergpu.node.client import CoordinatorClient, Work
 from hypergpu.node.core.held_parameters import HeldParameters
 from hypergpu.node.core.update_encoder import EncodedUpdate
+from hypergpu.node.credentials import Credentials
 from hypergpu.node.trainer import Step, Update
 from hypergpu.protos import coordinator_pb2 as pb
 from tests.coordinator.test_services import Running, running, toy_task
@@ -29,7 +30,7 @@ LOSSY = "profiles:\n  lossy: {rtt_ms: [50, 50], loss: 0.01, down: {bandwidth_mbi
 @asynccontextmanager
 async def node_behind(run: Running, address: str) -> AsyncIterator[tuple[CoordinatorClient, HeldParameters, str]]:
     """A registered node that dials through a proxy."""
-    async with CoordinatorClient(address, "a") as client:
+    async with CoordinatorClient(address, Credentials("a")) as client:
         reply = await client.register(pb.RegisterRequest(node_id="a", incarnation="1"))
         request = pb.RegisterRequest(node_id="a", incarnation="1", identity=reply.identity)
         await client.register(request)

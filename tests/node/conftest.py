@@ -19,6 +19,7 @@ from hypergpu.common.tensors import Assembler, Chunk, chunks
 from hypergpu.common.wire import decode_update_part, encode_part, encoding_to_proto, manifest_to_proto
 from hypergpu.node.agent import Agent
 from hypergpu.node.client import CoordinatorClient
+from hypergpu.node.credentials import Credentials
 from hypergpu.node.worker import Worker
 from hypergpu.protos import coordinator_pb2 as pb
 from hypergpu.tasks import FlatModel, Task, build
@@ -232,7 +233,7 @@ async def cluster(
     config = SystemConfig(node=node)
     worker = Worker("n1", "auto", config, task=TASK)
     outcomes: list[str] = []
-    async with CoordinatorClient(address, "n1") as client:
+    async with CoordinatorClient(address, Credentials("n1")) as client:
         yield Cluster(fake, Agent(client, worker, config, on_work=outcomes.append), worker, outcomes)
     await fake.stop()
 

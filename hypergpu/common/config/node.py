@@ -1,5 +1,6 @@
 """Settings of a node."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -41,6 +42,10 @@ class NodeConfig(ConfigSection):
     report_data: ReportedData = "none"
     """Figures of the samples that this node alone holds (`training.partition=local`) which it sends to the coordinator:
     their `count`, their count in each of the `classes`, or neither. Samples themselves never leave a node."""
+    state_dir: Path | None = None
+    """Directory that keeps the secret of a named node's lease, with which its next process joins at once; by default
+    hypergpu/leases in $XDG_STATE_HOME or ~/.local/state. Without one, a node that was killed waits for the end of its
+    lease."""
     grace_seconds: Seconds = 10.0
     """Time to finish the current work after SIGTERM before it is returned."""
     backoff_base_seconds: Annotated[float, Field(gt=0)] = 0.1

@@ -18,6 +18,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, ResourceExhausted, StaleWork
 from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.common.node_terms import FREE, NodeTerms
+from hypergpu.common.rpc import LEASE
 from hypergpu.common.tensors import Payload
 from hypergpu.coordinator.core.adaptation import build_orchestrator
 from hypergpu.coordinator.core.model.fragment_sendings import NOTHING, Held, ModelSendings
@@ -147,6 +148,8 @@ class RealCluster:
             if node and node not in self._nodes:
                 self._nodes[node] = self._run.node(node)
                 self._nodes[node].run_id = self._engine.run_id
+                if (leases := self._engine.session.leases) is not None:  # as if it had registered with another process
+                    self._nodes[node].metadata.append((LEASE, leases.secret(node, "1")))
             try:
                 answer = await getattr(self, "_" + command.replace("-", "_"))(node, value)
             except grpc.aio.AioRpcError as error:
