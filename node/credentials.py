@@ -7,7 +7,7 @@ from hypergpu.node.lease_file import LeaseFile
 
 
 class Credentials:
-    """What a node's calls show of it.
+    """Name, token and lease that the calls of a node show.
 
     Args:
         node_id: name of the node.
