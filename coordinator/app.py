@@ -114,7 +114,7 @@ def _make_model(config: SystemConfig, task: Task, options: Options) -> _Model:
     flat = build(task, training.seed)
     require_sendable(flat.manifest, config.server.max_model_bytes)
     task_identity = task_identity_of(task, flat, training.seed, is_local=is_local)
-    model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, training)
+    model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, training, config.aggregation)
     evaluated = build(task, training.seed, device)
     held_out = HeldOut(evaluated, task, config.server.evaluation_batch_size or training.batch_size)
     saved, samples = SavedModel(evaluated), 0 if is_local else count(task.train)
@@ -144,6 +144,8 @@ class Coordinator:
         self.run_dir = RunDir(options.out)
         with ExitStack() as if_it_fails:
             if_it_fails.callback(self.run_dir.close)
+            if config.aggregation_warning:
+                log.warning(config.aggregation_warning)
             model = _make_model(config, task, options)
             self.config = config = config.model_copy(update={"compression": model.compression})
             shards = self._resume(model)

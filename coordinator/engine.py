@@ -231,7 +231,7 @@ class Engine:
             raise
         if isinstance(reply, ev.UpdateReply) and reply.status is ev.UpdateStatus.ACCEPTED and reply.weight:
             # Queue this before the effects: a step that they start must run after it on the compute thread.
-            update = upload.payload, event.codec, reply.weight, reply.late
+            update = upload.payload, event.codec, reply.weight, reply.late, event.node
             added = self._run_watched("adding an update", self.model.add, *update)
             added.add_done_callback(lambda _: self.uploads.recycle(upload))
         else:
@@ -315,7 +315,7 @@ class Engine:
                     waiter.set_result(effect)
             case ev.StartRound():
                 self.uploads.begin_round(effect.round, self.machine.is_late)
-                self._run_watched("beginning the round", self.model.begin_round, effect.round)
+                self._run_watched("beginning the round", self.model.begin_round, effect.round, effect.nodes)
                 self.broadcast.begin_round(effect.round)
             case ev.CloseRound():
                 self.broadcast.end_round()
@@ -354,7 +354,7 @@ class Engine:
                 good = await self._run(self.model.step, *closed.step)
             stepped = True
             if not good:
-                text = f"skipped the step of round {closed.round}: the result is not finite"
+                text = f"skipped the step of round {closed.round}: {self.model.step_fault}"
                 self._publish(RunEvent(self.elapsed_seconds, closed.round, "step_skipped", text, {}))
             loss = metric = None
             others: Mapping[str, float | None] = {}

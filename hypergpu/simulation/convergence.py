@@ -22,7 +22,7 @@ from real runs: `hypergpu fit digits`.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -199,13 +199,16 @@ class ConvergenceBackend:
     def received(self, node: str, sending: Sending, payload: Payload | None) -> None:
         """Do nothing."""
 
+    def assigned(self, order: ev.WorkAssigned) -> None:
+        """Do nothing."""
+
     def begun(self, order: ev.WorkAssigned) -> None:
         """Do nothing."""
 
     def computed(self, order: ev.WorkAssigned) -> None:
         """Do nothing."""
 
-    def begin_round(self, number: int) -> None:
+    def begin_round(self, number: int, nodes: Sequence[str] = ()) -> None:
         """Count a version of the parameters, which a curve has not."""
         self._fragments.begin_round(number)
         self.sendings.begin_round(number)
@@ -304,6 +307,11 @@ class ConvergenceBackend:
             self._losses.clear()
         self.discard()
         return True
+
+    @property
+    def step_fault(self) -> str:
+        """Return nothing: a curve takes every step."""
+        return ""
 
     def keep(self) -> None:
         """Keep the place on the curve."""

@@ -291,10 +291,11 @@ class SimulatedCoordinator:
             run[effect.__class__](effect)
 
     def _start_round(self, round_begins: Callable[[int], None], effect: ev.StartRound) -> None:
-        self._learning.begin_round(effect.round)
+        self._learning.begin_round(effect.round, effect.nodes)
         round_begins(effect.round)
 
     def _assign(self, work: ev.WorkAssigned) -> None:
+        self._learning.assigned(work)
         rpc = self._waiting.pop(work.node, None)
         if rpc is not None and not rpc.over:
             node = self._nodes[work.node]
@@ -310,7 +311,7 @@ class SimulatedCoordinator:
         late = self._machine.late_units.values()
         self._learning.keep_parameters({(each.round, each.unit.codecs.parameters) for each in late})
         if not self._learning.step(*closed.step):
-            text = f"skipped the step of round {closed.round}: the result is not finite"
+            text = f"skipped the step of round {closed.round}: {self._learning.step_fault}"
             self._recorder.event(ev.RunEvent("step_skipped", closed.round, text), self._time.now)
         self._time.at(self._time.now + self._evaluation_seconds, self._evaluate, closed)
 

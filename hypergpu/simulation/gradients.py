@@ -1,26 +1,32 @@
 """Training by real gradients, with the trainer that the nodes use and the model that the coordinator uses."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hypergpu.common.config import TrainingConfig
+from hypergpu.common.config import AggregationConfig, TrainingConfig
 from hypergpu.common.config.compression import CompressionConfig
 from hypergpu.common.data_report import DataReport, ReportedData
 from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.metric import MetricSpec
 from hypergpu.common.tensors import Flat, Payload
 from hypergpu.coordinator.core.model.fragment_sendings import ModelSendings, OutgoingModel, sendings_of
-from hypergpu.coordinator.core.model.global_model import GlobalModel
+from hypergpu.coordinator.core.model.global_model import PLAIN_MEAN, GlobalModel
 from hypergpu.coordinator.core.model.outgoing import Sending
+from hypergpu.coordinator.core.model.robust_mean import robust_mean
 from hypergpu.coordinator.core.rounds import events as ev
+from hypergpu.coordinator.core.rounds.update_norms import FACTOR
 from hypergpu.coordinator.initial_model import initial_values
 from hypergpu.node.core.update_encoder import EncodedUpdate, UpdateEncoder
 from hypergpu.node.optimizers import KeptState
 from hypergpu.node.trainer import Trainer, Update
+from hypergpu.simulation.adversaries import Adversaries
+from hypergpu.simulation.attacks import Byzantine
 from hypergpu.simulation.compute import optimizer_share
 from hypergpu.simulation.node_fragments import NodeFragments
 from hypergpu.simulation.node_samples import NodeSamples
@@ -31,6 +37,9 @@ from hypergpu.tasks.own_type import with_own_type
 from hypergpu.tasks.partition import Partition, ShardOrder, partition
 from hypergpu.tasks.samples import count, labels
 from hypergpu.tasks.saved import SavedModel
+
+Batches = Callable[[int], tuple[Inputs, Tensor]]
+"""Function that returns the samples of a step, and their labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,8 @@ class GradientBackend:
         config: its training.
         times: computing times, for the share that an optimizer has in them.
         reported: figures that nodes report of the samples that they alone hold.
+        aggregation: how the updates of a round become one.
+        attacks: attack of each hostile node.
     """
 
     def __init__(
@@ -97,6 +108,8 @@ class GradientBackend:
         times: ComputeTimes | None = None,
         *,
         reported: ReportedData = "none",
+        aggregation: AggregationConfig = PLAIN_MEAN,
+        attacks: Mapping[str, Byzantine] | None = None,
     ) -> None:
         self._config = config
         self._times = times or ComputeTimes()
@@ -105,17 +118,20 @@ class GradientBackend:
         self.metric: MetricSpec = spec_of(metric_of(task, model.module))
         """Metric of the model."""
         self._evaluation: Evaluation | None = None
-        self._model = GlobalModel(model.manifest, model.flat(), model.parameter_count, config)
+        self._model = GlobalModel(model.manifest, model.flat(), model.parameter_count, config, aggregation)
         if config.initial_model:
             saved = SavedModel(build(task, config.seed))
             self._model.restore(initial_values(Path(config.initial_model), saved), None)
         self._sent = _Sent(self._model, config)
         self._own = NodeSamples(task, config.seed, reported) if config.data_is_local else None
+        self._adversaries = Adversaries(attacks, partial(_aggregate, aggregation), config.seed) if attacks else None
         self._partition: tuple[int, Partition] | None = None
         self._orders: dict[int, ShardOrder] = {}
         self._nodes: dict[str, _Memory] = {}
         self._encoded: EncodedUpdate | None = None
         """Update that was trained last."""
+        self._trained_by = ""
+        """Node that trained it."""
 
     def compression(self, configured: CompressionConfig) -> CompressionConfig:
         """Return the settings of the model's transfers."""
@@ -135,9 +151,9 @@ class GradientBackend:
         """Planner of the form in which parameters are sent."""
         return self._sent.planner
 
-    def begin_round(self, number: int) -> None:
+    def begin_round(self, number: int, nodes: Sequence[str] = ()) -> None:
         """Encode the parameters of the round that opens."""
-        self._model.begin_round(number)
+        self._model.begin_round(number, nodes)
         self._sent.begin_round(number)
 
     def payload(self, sending: Sending) -> Payload | None:
@@ -149,6 +165,11 @@ class GradientBackend:
         fragments = self._memory_of(node).fragments
         if fragments is not None and payload is not None:
             fragments.receive(sending, self._model.payload_format(sending.codec, sending.fragments), payload)
+
+    def assigned(self, order: ev.WorkAssigned) -> None:
+        """Let hostile nodes know what the others have to do."""
+        if self._adversaries is not None:
+            self._adversaries.assigned(order)
 
     def begun(self, order: ev.WorkAssigned) -> None:
         """Make the update of a work unit by what its node holds now."""
@@ -186,7 +207,7 @@ class GradientBackend:
         if memory.fragments is not None:
             update, encoded = memory.fragments.result_of(order)
         else:
-            update = self._work(order, self._sent.received(order.round, order.codecs.parameters))
+            update = self._update_of(order)
             encoded = memory.encoder.encode(
                 update.flat,
                 order.codecs.update,
@@ -194,7 +215,7 @@ class GradientBackend:
                 accepted_round=order.accepted_round,
                 trial=order.trial,
             )
-        self._encoded = encoded
+        self._encoded, self._trained_by = encoded, order.node
         return ev.UpdateArrived(
             order.node,
             order.round,
@@ -212,6 +233,14 @@ class GradientBackend:
             if order.local_steps > 1
             else 0.0,
         )
+
+    def _update_of(self, order: ev.WorkAssigned) -> Update:
+        """Return what a node sends."""
+
+        def work(unit: ev.WorkAssigned) -> Update:
+            return self._work(unit, self._sent.received(unit.round, unit.codecs.parameters))
+
+        return work(order) if self._adversaries is None else self._adversaries.update_of(order, work)
 
     def _work(self, order: ev.WorkAssigned, parameters: Flat) -> Update:
         """Take the local steps of a work unit."""
@@ -235,7 +264,7 @@ class GradientBackend:
     def add(self, weight: int, late: tuple[int, int] | None = None) -> None:
         """Add the update that was trained last to the mean."""
         if self._encoded is not None:
-            self._model.add(self._encoded.payload, self._encoded.form.codec.name, weight, late)
+            self._model.add(self._encoded.payload, self._encoded.form.codec.name, weight, late, self._trained_by)
 
     def discard(self) -> None:
         """Forget the updates of an abandoned round."""
@@ -244,6 +273,11 @@ class GradientBackend:
     def step(self, momentum: float | None = None, learning_rate: float | None = None, momentum_every: int = 1) -> bool:
         """Take the server's step on the mean."""
         return self._model.step(momentum, learning_rate, momentum_every)
+
+    @property
+    def step_fault(self) -> str:
+        """Reason for which the last step was skipped; empty if it was not."""
+        return self._model.step_fault
 
     def keep(self) -> None:
         """Keep the present parameters."""
@@ -280,19 +314,31 @@ class GradientBackend:
             memory = self._nodes[node] = _Memory(encoder, KeptState(), of_fragments)
         return memory
 
-    def _batches_of(self, order: ev.WorkAssigned) -> Callable[[int], tuple[Inputs, Tensor]]:
+    def _batches_of(self, order: ev.WorkAssigned) -> Batches:
         """Return what gives the samples of each step of a work unit."""
         trainer, size, cursor = self._trainer, order.batch_size, order.shard.cursor
         own = self._own
         if own is None:
             shard = self._order_of(order.shard)
-            return lambda step: trainer.samples(shard.take(cursor + step * size, size))
+            return self._with_labels_of(order, lambda step: trainer.samples(shard.take(cursor + step * size, size)))
 
         def batch(step: int) -> tuple[Inputs, Tensor]:
             data, indices = own.take(order.node, cursor + step * size, size)
             return trainer.samples(indices, data)
 
-        return batch
+        return self._with_labels_of(order, batch)
+
+    def _with_labels_of(self, order: ev.WorkAssigned, batch: Batches) -> Batches:
+        """Return the samples of a work unit with the labels that its node learns."""
+        adversaries = self._adversaries
+        if adversaries is None or not adversaries.flips_labels(order):
+            return batch
+
+        def flipped(step: int) -> tuple[Inputs, Tensor]:
+            inputs, labels = batch(step)
+            return inputs, labels.max() - labels
+
+        return flipped
 
     def _order_of(self, shard: ev.Shard) -> ShardOrder:
         config = self._config
@@ -305,6 +351,16 @@ class GradientBackend:
         if order is None:
             order = self._orders[shard.index] = ShardOrder(self._partition[1], shard.index)
         return order
+
+
+def _aggregate(aggregation: AggregationConfig, updates: Flat) -> Flat:
+    """Return what the coordinator makes of updates that count the same, if none exceeds the bound of their norms."""
+    if aggregation.is_robust:
+        return robust_mean([update.copy() for update in updates], aggregation)
+    norms = np.linalg.norm(updates, axis=1)
+    if norms.max() > FACTOR * np.median(norms):  # it would be refused
+        return np.asarray(updates[norms <= FACTOR * np.median(norms)].mean(axis=0), np.float32)
+    return np.asarray(updates.mean(axis=0), np.float32)
 
 
 def on_one_thread() -> None:

@@ -298,7 +298,14 @@ def _prepared(scenario: Scenario) -> tuple[SystemConfig, TrainingBackend]:
     training = with_local_optimizer(config.training, task)
     if training.data_is_local:
         task = with_dealt_samples(task, [name for group in scenario.nodes for name in group.names()], training)
-    learning = GradientBackend(task, training, times_of(scenario), reported=config.node.report_data)
+    learning = GradientBackend(
+        task,
+        training,
+        times_of(scenario),
+        reported=config.node.report_data,
+        aggregation=config.aggregation,
+        attacks=scenario.attacks,
+    )
     return config.model_copy(
         update={"training": training, "compression": learning.compression(config.compression)}
     ), learning

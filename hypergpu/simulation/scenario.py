@@ -17,6 +17,7 @@ from hypergpu.netsim_proxy.config.scenario import Network, NodeSection, OneOrMor
 from hypergpu.netsim_proxy.link.events import ALL, EventType, NetworkEvent
 from hypergpu.netsim_proxy.link.profiles import Profile
 from hypergpu.node.core.gpu import GPUSpecs, specs_from
+from hypergpu.simulation.attacks import AnAttack, Byzantine
 from hypergpu.simulation.convergence import FITTED, Convergence
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -67,6 +68,8 @@ class Nodes(NodeSection):
     """Time at which the node first starts."""
     setup_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Time to load model and data at each start of the process, before the node asks for work."""
+    byzantine: AnAttack | None = None
+    """Attack of hostile nodes: its name, or a mapping with `attack`, `strength` and `from_round`; honest by default."""
 
     @property
     def expected_at_start(self) -> float:
@@ -151,7 +154,22 @@ class Scenario(Network):
             changes["server"] = self.config.server.model_copy(update={"max_nodes": count})
         # Frozen for everybody else.
         object.__setattr__(self, "config", self.config.model_copy(update=changes))
+        self._require_attackable()
         return self
+
+    def _require_attackable(self) -> None:
+        """Check that hostile nodes can do what they are to do."""
+        if not self.attacks:
+            return
+        if self.learning == "model":
+            raise ValueError("byzantine nodes need learning: real; the model of convergence knows no updates")
+        if self.config.training.fragments > 1:
+            raise ValueError("byzantine nodes need fragments 1: they make what they send from whole updates")
+
+    @property
+    def attacks(self) -> Mapping[str, Byzantine]:
+        """Attacks of the hostile nodes, by node."""
+        return {name: group.byzantine for group in self.nodes if group.byzantine for name in group.names()}
 
     @property
     def target(self) -> float | None:

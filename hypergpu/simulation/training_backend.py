@@ -1,6 +1,6 @@
 """Interface to a model that is trained in virtual time."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from hypergpu.common.data_report import DataReport
@@ -47,8 +47,8 @@ class TrainingBackend(Protocol):
         """Planner of the form in which parameters are sent."""
         ...
 
-    def begin_round(self, number: int) -> None:
-        """Take the present parameters as those of the round that opens."""
+    def begin_round(self, number: int, nodes: Sequence[str] = ()) -> None:
+        """Take the present parameters as those of the round of these nodes that opens."""
         ...
 
     def process_started(self, node: str) -> None:
@@ -61,6 +61,10 @@ class TrainingBackend(Protocol):
 
     def received(self, node: str, sending: Sending, payload: Payload | None) -> None:
         """Let a node hold what it has received."""
+        ...
+
+    def assigned(self, order: ev.WorkAssigned) -> None:
+        """Note that a node is assigned a work unit."""
         ...
 
     def begun(self, order: ev.WorkAssigned) -> None:
@@ -88,13 +92,18 @@ class TrainingBackend(Protocol):
         ...
 
     def step(self, momentum: float | None = None, learning_rate: float | None = None, momentum_every: int = 1) -> bool:
-        """Take the server's step on the mean; return False if it was skipped because the result is not finite.
+        """Take the server's step on the mean; return False if it was skipped, for `step_fault`.
 
         Args:
             momentum: Momentum from this step on; None leaves it.
             learning_rate: Learning rate from this step on if nodes send gradients; None leaves it.
             momentum_every: Steps after which momentum is applied once.
         """
+        ...
+
+    @property
+    def step_fault(self) -> str:
+        """Reason for which the last step was skipped; empty if it was not."""
         ...
 
     def keep(self) -> None:

@@ -254,3 +254,18 @@ async def test_an_error_that_all_nodes_share_ends_the_run_with_it(tmp_path: Path
     assert told.endswith(
         "every node failed with the same error in round 1, 3 times in a row: InvalidInput: one sample is too few"
     )
+
+
+async def test_a_robust_rule_bears_poison_that_no_bound_refuses(tmp_path: Path) -> None:
+    robust = {"rule": "trimmed_mean", "byzantine": 1, "buckets": 5}
+    training = {"rounds": 2, "min_nodes": 5}
+    async with running(tmp_path, training=training, aggregation=robust) as run:
+        nodes = [run.node(name) for name in "abcde"]
+        for node in nodes:
+            await node.register()
+        works = await asyncio.gather(*(node.work() for node in nodes))
+        updates = [POISON, ONE, ONE, ONE, ONE]
+        for node, order, update in zip(nodes, works, updates, strict=True):
+            assert await node.push(order, update) == pb.PushUpdateReply.ACCEPTED
+        last = await asyncio.gather(*(node.work() for node in nodes))
+        np.testing.assert_allclose(last[0].parameters, works[0].parameters + 1, rtol=1e-6)

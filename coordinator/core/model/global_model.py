@@ -1,17 +1,21 @@
 """Global model: the parameters, the mean of the running round, and the optimizer step between rounds."""
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
 from hypergpu.common.codecs import PayloadFormat, PayloadReader, find_codec
+from hypergpu.common.config.aggregation import AggregationConfig
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.fragments import Fragments
 from hypergpu.common.tensors import Flat, Manifest, Payload
 from hypergpu.coordinator.core.model.aggregation import Parts, StreamingMean, is_finite, norm, staleness_weight
 from hypergpu.coordinator.core.model.optimizer import Optimizer, Sgd, make_optimizer
+from hypergpu.coordinator.core.model.robust_mean import BucketedMean, Buckets
 
 _FRAGMENT = "fragment_"
+PLAIN_MEAN: Final = AggregationConfig()
 
 
 class GlobalModel:
@@ -22,12 +26,20 @@ class GlobalModel:
         initial: Parameters followed by state (running statistics), shape (manifest.size,).
         parameter_count: Number of floats that the optimizer changes. The rest is state; the mean change is added to it.
         config: Training settings of the optimizer, and the number of fragments.
+        aggregation: How the updates of a round become one.
 
     Raises:
         InvalidInput: The model has fewer tensors than fragments.
     """
 
-    def __init__(self, manifest: Manifest, initial: Flat, parameter_count: int, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        initial: Flat,
+        parameter_count: int,
+        config: TrainingConfig,
+        aggregation: AggregationConfig = PLAIN_MEAN,
+    ) -> None:
         self.manifest = manifest
         self.values: Flat = np.array(initial, np.float32)
         self._spare: Flat = np.empty_like(self.values)
@@ -37,12 +49,16 @@ class GlobalModel:
         self.fragments = Fragments(manifest, parameter_count, config.fragments)
         self._fragment = 0
         """Fragment of the round."""
-        self._means: dict[int, StreamingMean] = {}
+        self._aggregation = aggregation
+        self._buckets = Buckets(aggregation.buckets, config.seed) if aggregation.is_robust else None
+        self._means: dict[int, StreamingMean | BucketedMean] = {}
         """Means by fragment."""
         self._states: dict[int, Flat] = {}
         """State that the nodes received, by round."""
         self.update_norms: tuple[float, float] | None = None
         """(mean of |update|² over the nodes, |mean update|²) of the last step; None if it was skipped."""
+        self.step_fault = ""
+        """Reason for which the last step was skipped; empty if it was not."""
         self._optimizers = self._new_optimizers()
         """Optimizers by fragment."""
 
@@ -58,12 +74,13 @@ class GlobalModel:
         return self.fragments.count == 1
 
     @property
-    def _mean(self) -> StreamingMean:
+    def _mean(self) -> StreamingMean | BucketedMean:
         """Mean of the round's updates."""
         mean = self._means.get(self._fragment)
         if mean is None:
             size = self.fragments.size((self._fragment,)) + self.fragments.state_size
-            mean = self._means[self._fragment] = StreamingMean(size)
+            mean = BucketedMean(size, self._aggregation) if self._aggregation.is_robust else StreamingMean(size)
+            self._means[self._fragment] = mean
         return mean
 
     def payload_format(self, codec: str, fragments: Sequence[int] = ()) -> PayloadFormat:
@@ -103,8 +120,10 @@ class GlobalModel:
             first = start - form.parameters
             yield start, part if self.is_whole or first < 0 else part - state[first : first + len(part)]
 
-    def add(self, payload: Payload, codec: str, weight: float, late: tuple[int, int] | None = None) -> None:
-        """Add one update to the mean, decoded in place; `norm` has checked it.
+    def add(
+        self, payload: Payload, codec: str, weight: float, late: tuple[int, int] | None = None, node: str = ""
+    ) -> None:
+        """Add one update of a node to the mean, decoded in place; `norm` has checked it.
 
         A late one, with its round and staleness, changes the parameters as it would have then, but less. Of the state,
         the mean is that of the values which the nodes have reached, not of their changes: added to statistics that have
@@ -112,17 +131,22 @@ class GlobalModel:
         """
         scale = 1.0 if late is None else staleness_weight(late[1])
         form = self.payload_format(codec, (self._fragment,))
-        self._mean.add_parts(self._changes(form, payload), weight, scale)
+        mean = self._mean
+        if isinstance(mean, BucketedMean) and self._buckets is not None:
+            mean.bucket = self._buckets.of(node)
+        mean.add_parts(self._changes(form, payload), weight, scale)
         state = None if late is None else self._states.get(late[0])
         if state is not None:
-            self._mean.shift(self._parameter_count, state - self.values[self._parameter_count :], scale * weight)
+            mean.shift(self._parameter_count, state - self.values[self._parameter_count :], scale * weight)
 
-    def begin_round(self, number: int) -> None:
-        """Take updates of the fragment of a round from now on.
+    def begin_round(self, number: int, nodes: Sequence[str] = ()) -> None:
+        """Take updates of the fragment of a round from now on, mostly of these nodes.
 
         The state that its nodes receive is remembered as long as late updates of it may count.
         """
         self._fragment = self._config.fragment_of(number)
+        if self._buckets is not None:
+            self._buckets.begin_round(number, nodes)
         limit = self._config.staleness_limit
         if limit and self._parameter_count < len(self.values):
             self._states[number] = self.values[self._parameter_count :].copy()
@@ -142,11 +166,13 @@ class GlobalModel:
             momentum_every: Steps after which the momentum of SGD is applied once.
 
         Returns:
-            False if the result is not finite: the values stay unchanged and the optimizer restarts.
+            False if the step was skipped, for `step_fault`: the values stay unchanged. If the result was not finite,
+            the optimizer restarts.
         """
-        if not self._mean.count:  # every update of the round was of a trial
-            self.update_norms = None
-            return True
+        self.update_norms, self.step_fault = None, self._missing
+        if self.step_fault or not self._mean.count:  # every update of the round may have been of a trial
+            self._mean.reset()
+            return not self.step_fault
         mean, optimizer = self._mean.take(), self._optimizers[self._fragment]
         self.update_norms = self._mean.norms(mean)
         parameters = self.fragments.size((self._fragment,))
@@ -167,10 +193,19 @@ class GlobalModel:
         self._mean.reset()
         if not is_finite(stepped):
             self._optimizers[self._fragment] = self._new_optimizer(self._fragment)
-            self.update_norms = None
+            self.update_norms, self.step_fault = None, "the result is not finite"
             return False
         self._replace_fragment(stepped)
         return True
+
+    @property
+    def _missing(self) -> str:
+        """Reason for which there are too few updates for a step; empty if there are enough, or none."""
+        mean = self._mean
+        if not isinstance(mean, BucketedMean) or not mean.count or mean.has_enough:
+            return ""
+        least, byzantine = self._aggregation.least_updates, self._aggregation.byzantine
+        return f"{len(mean.filled)} updates, and {least} are needed to bear {byzantine} hostile nodes"
 
     def _copy_of_fragment(self) -> Flat:
         """Return a copy of the values that a step changes."""

@@ -1,6 +1,9 @@
 """Typed configuration tree: every default is written here, once."""
 
+from pydantic import model_validator
+
 from hypergpu.common.config.adaptation import BatchConfig, MonitorConfig, OrchestratorConfig, SelectorConfig
+from hypergpu.common.config.aggregation import AggregationConfig
 from hypergpu.common.config.compression import CompressionConfig
 from hypergpu.common.config.loading import load_config
 from hypergpu.common.config.node import NodeConfig
@@ -18,6 +21,8 @@ class SystemConfig(ConfigSection):
     """Addresses and limits of the coordinator."""
     node: NodeConfig = NodeConfig()
     """Device and network of a node."""
+    aggregation: AggregationConfig = AggregationConfig()
+    """The mean of a round's updates."""
     compression: CompressionConfig = CompressionConfig()
     """Codecs of parameters and updates."""
     transfers: TransfersConfig = TransfersConfig()
@@ -31,8 +36,28 @@ class SystemConfig(ConfigSection):
     orchestrator: OrchestratorConfig = OrchestratorConfig()
     """Policy of the adaptation."""
 
+    @model_validator(mode="after")
+    def _rounds_bear_hostile_nodes(self) -> "SystemConfig":
+        size, rule = self.training.buffer_size, self.aggregation
+        if rule.is_robust and size is not None and size < rule.least_updates:
+            raise ValueError(
+                f"training.buffer_size {size} closes rounds with fewer updates than the {rule.least_updates} that "
+                f"aggregation.rule {rule.rule} needs to bear {rule.byzantine} hostile nodes"
+            )
+        return self
+
+    @property
+    def aggregation_warning(self) -> str:
+        """Text that says what a robust rule may cost where the nodes' data differ; empty if nothing."""
+        rule, partition = self.aggregation, self.training.partition
+        if not rule.is_robust or self.training.shards_are_alike:
+            return ""
+        text = f"with partition {partition}, aggregation.rule {rule.rule} takes updates of rare data for hostile ones"
+        return text + ("" if rule.nearest_neighbors else "; nearest_neighbors keeps more of them")
+
 
 __all__ = [
+    "AggregationConfig",
     "BatchConfig",
     "CompressionConfig",
     "ConfigSection",

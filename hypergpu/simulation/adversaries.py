@@ -1,0 +1,80 @@
+"""Hostile nodes of a simulation: they know what the honest nodes of the round send."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from hypergpu.common.tensors import Flat
+from hypergpu.coordinator.core.rounds.events import WorkAssigned
+from hypergpu.node.trainer import Update
+from hypergpu.simulation.attacks import Aggregate, AttackName, Byzantine, Situation, attack
+
+Work = Callable[[WorkAssigned], Update]
+"""Function that does a work unit as an honest node."""
+
+
+class Adversaries:
+    """What the hostile nodes of a run send.
+
+    Args:
+        attacks: Attack of each hostile node.
+        aggregate: What they expect of the coordinator.
+        seed: Seed of random numbers.
+    """
+
+    def __init__(self, attacks: Mapping[str, Byzantine], aggregate: Aggregate, seed: int) -> None:
+        self._attacks, self._aggregate, self._seed = attacks, aggregate, seed
+        self._orders: dict[str, WorkAssigned] = {}
+        """Latest order of each node."""
+        self._done: dict[tuple[str, int], Update] = {}
+        """Updates of nodes, by round."""
+        self._sent: list[tuple[int, Flat]] = []
+        """Honest updates that have arrived, with their round."""
+
+    def assigned(self, order: WorkAssigned) -> None:
+        """Note that a node has its order."""
+        self._orders[order.node] = order
+
+    def update_of(self, order: WorkAssigned, work: Work) -> Update:
+        """Return what a node sends; `work` does a unit honestly."""
+        self._done = {key: update for key, update in self._done.items() if key[1] >= order.round - 1}
+        self._sent = [each for each in self._sent if each[0] >= order.round]
+        own = self._honest(order, work)
+        hostile = self._attacks.get(order.node)
+        if hostile is None or order.round < hostile.from_round:
+            self._sent.append((order.round, own.flat))
+            return replace(own, flat=own.flat.copy())
+        if hostile.attack == "label_flip":  # its labels were changed
+            return replace(own, flat=own.flat.copy())
+        honest = self._known(hostile.attack, order, work)
+        if not honest:
+            return replace(own, flat=own.flat.copy())
+        together = sum(order.round >= each.from_round for each in self._attacks.values())
+        seed = self._seed * 1_000_003 + order.round
+        situation = Situation(np.stack(honest), together, self._aggregate, seed)
+        flat = attack(hostile.attack, hostile.strength, situation)
+        return replace(own, flat=flat.copy())
+
+    def _known(self, name: AttackName, order: WorkAssigned, work: Work) -> Sequence[Flat]:
+        """Return the honest updates of a round: those that have been sent, for a copy, or else all."""
+        if name == "mimic":
+            return [flat for number, flat in self._sent if number == order.round]
+        orders = [each for each in self._orders.values() if each.round == order.round and not each.trial]
+        return [self._honest(each, work).flat for each in orders if not self._attacks_in(each)]
+
+    def _attacks_in(self, order: WorkAssigned) -> bool:
+        hostile = self._attacks.get(order.node)
+        return hostile is not None and order.round >= hostile.from_round
+
+    def _honest(self, order: WorkAssigned, work: Work) -> Update:
+        """Do a work unit honestly, once."""
+        key = (order.node, order.round)
+        if key not in self._done:
+            update = work(order)
+            self._done[key] = replace(update, flat=update.flat.copy())
+        return self._done[key]
+
+    def flips_labels(self, order: WorkAssigned) -> bool:
+        """Return whether a node learns wrong labels."""
+        return self._attacks_in(order) and self._attacks[order.node].attack == "label_flip"

@@ -1,0 +1,103 @@
+"""Hostile nodes in virtual time: what they send, and what rules make of it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hypergpu.common.config.loading import parse
+from hypergpu.common.errors import ConfigError
+from hypergpu.common.tensors import Flat
+from hypergpu.simulation.attacks import Situation, attack
+from hypergpu.simulation.run import simulate
+from hypergpu.simulation.scenario import Scenario
+
+HONEST = np.array([[1.0, 2.0, 0.0], [3.0, 2.0, 0.0], [5.0, 2.0, 0.0]], np.float32)
+
+
+def plain_mean(updates: Flat) -> Flat:
+    """Mean of the updates whose norm is at most 100."""
+    kept = updates[np.linalg.norm(updates, axis=1) <= 100]
+    return np.asarray(kept.mean(axis=0), np.float32)
+
+
+def sent(name: Any, strength: float | None = None, seed: int = 0) -> list[float]:
+    found = attack(name, strength, Situation(HONEST, 1, plain_mean, seed))
+    assert found.dtype == np.float32
+    return [float(value) for value in found]
+
+
+def test_attacks_send_what_their_papers_say() -> None:
+    assert sent("sign_flip") == [-3.0, -2.0, 0.0]
+    assert sent("ipm") == [-6.0, -4.0, 0.0]
+    assert sent("ipm", 0.1) == pytest.approx([-0.3, -0.2, 0.0])
+    assert sent("alie") == pytest.approx([3 + 1.5 * 2.0, 2.0, 0.0])
+    assert sent("mimic") == [1.0, 2.0, 0.0]
+    assert sent("inf") == [np.inf] * 3
+    assert sent("gaussian", seed=1) != sent("gaussian", seed=2)
+    assert np.linalg.norm(sent("noise", 5.0)) == pytest.approx(5.0 * np.sqrt(13.0))
+
+
+def test_optimal_attacks_go_as_far_as_the_coordinator_accepts() -> None:
+    assert 80 < np.linalg.norm(sent("optimal_ipm")) <= 100
+    assert 80 < np.linalg.norm(sent("optimal_alie")) <= 100
+
+
+def scenario(attack: Any, *, hostile: int = 1, honest: int = 4, **tree: Any) -> Scenario:
+    nodes = [
+        {"id": "honest", "count": honest, "gpu": "T4"},
+        {"id": "hostile", "count": hostile, "gpu": "T4", "byzantine": attack},
+    ]
+    whole = {"name": "byzantine", "task": "digits", "rounds": 8, "policy": "none", "nodes": nodes} | tree
+    return parse(Scenario, whole, where="here")
+
+
+ROBUST = {"aggregation": {"rule": "trimmed_mean", "byzantine": 1, "buckets": 5}}
+
+
+@pytest.mark.parametrize("attack", [{"attack": "sign_flip", "strength": 15}, "optimal_ipm"])
+def test_an_attack_that_ruins_the_mean_is_borne_by_a_robust_rule(attack: Any) -> None:
+    borne = simulate(scenario(attack, config=ROBUST)).final_metric
+    assert borne is not None
+    assert borne > 0.85
+
+
+def test_a_node_is_honest_until_its_attack_begins_and_a_label_flip_learns_the_wrong_labels() -> None:
+    honest, later, flipped, copied = (
+        simulate(scenario(attack, config=ROBUST, rounds=2)).losses
+        for attack in (
+            {"attack": "inf", "from_round": 9},
+            {"attack": "sign_flip", "from_round": 2},
+            "label_flip",
+            "mimic",
+        )
+    )
+    assert later[0][1] == honest[0][1]
+    assert later[1][1] != honest[1][1]
+    assert flipped != honest != copied
+
+
+@pytest.mark.parametrize("more", [{"config": {"training": {"fragments": 2}}}, {"learning": "model"}])
+def test_attacks_that_cannot_be_made_are_refused(more: Any) -> None:
+    with pytest.raises(ConfigError, match="byzantine nodes need"):
+        scenario("alie", **more)
+
+
+def test_an_unknown_attack_is_refused() -> None:
+    with pytest.raises(ConfigError, match="attack"):
+        scenario("nonsense")
+
+
+@pytest.mark.parametrize(
+    "training",
+    [{"mode": "late"}, {"mode": "buffered", "buffer_size": 3}, {"fragments": 2}],
+    ids=str,
+)
+def test_robust_rules_work_with_late_buffered_and_fragmented_rounds_and_codecs(training: dict[str, Any]) -> None:
+    config = ROBUST | {"training": training, "compression": {"strategy": "fixed", "update_codec": "int8"}}
+    tree = {"name": "modes", "task": "digits", "rounds": 8, "policy": "none", "config": config}
+    nodes = {f"node_{n}": {"speed": 1.0 / (1 + n), "gpu": "T4"} for n in range(5)}
+    outcome = simulate(parse(Scenario, tree | {"nodes": nodes}, where="here"))
+    assert outcome.reason == "rounds_done"
+    assert outcome.final_metric is not None
+    assert outcome.final_metric > 0.6
