@@ -15,7 +15,7 @@ Work = Callable[[WorkAssigned], Update]
 
 
 class Adversaries:
-    """What the hostile nodes of a run send.
+    """Updates that the hostile nodes of a run send.
 
     Args:
         attacks: Attack of each hostile node.

@@ -64,14 +64,14 @@ Attack = Callable[["Situation", float], Flat]
 
 @dataclass(frozen=True)
 class Situation:
-    """What the attackers of a round know."""
+    """Knowledge of the attackers of a round."""
 
     honest: Updates
     """Updates of honest nodes; at least one. For `mimic`, those that were sent before."""
     attackers: int
     """Number of attackers."""
     aggregate: Aggregate
-    """What they expect of the coordinator."""
+    """Function that they expect of the coordinator."""
     seed: int
     """Seed of random numbers."""
 

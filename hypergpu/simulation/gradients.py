@@ -125,13 +125,11 @@ class GradientBackend:
         self._sent = _Sent(self._model, config)
         self._own = NodeSamples(task, config.seed, reported) if config.data_is_local else None
         self._adversaries = Adversaries(attacks, partial(_aggregate, aggregation), config.seed) if attacks else None
-        self._partition: tuple[int, Partition] | None = None
-        self._orders: dict[int, ShardOrder] = {}
+        self._dealt: tuple[int, Partition, dict[int, ShardOrder]] | None = None
+        """Number of shards, and their samples."""
         self._nodes: dict[str, _Memory] = {}
-        self._encoded: EncodedUpdate | None = None
-        """Update that was trained last."""
-        self._trained_by = ""
-        """Node that trained it."""
+        self._trained: tuple[str, EncodedUpdate] | None = None
+        """Update that was trained last, and its node."""
 
     def compression(self, configured: CompressionConfig) -> CompressionConfig:
         """Return the settings of the model's transfers."""
@@ -215,7 +213,7 @@ class GradientBackend:
                 accepted_round=order.accepted_round,
                 trial=order.trial,
             )
-        self._encoded, self._trained_by = encoded, order.node
+        self._trained = order.node, encoded
         return ev.UpdateArrived(
             order.node,
             order.round,
@@ -263,8 +261,9 @@ class GradientBackend:
 
     def add(self, weight: int, late: tuple[int, int] | None = None) -> None:
         """Add the update that was trained last to the mean."""
-        if self._encoded is not None:
-            self._model.add(self._encoded.payload, self._encoded.form.codec.name, weight, late, self._trained_by)
+        if self._trained is not None:
+            node, encoded = self._trained
+            self._model.add(encoded.payload, encoded.form.codec.name, weight, late, node)
 
     def discard(self) -> None:
         """Forget the updates of an abandoned round."""
@@ -342,14 +341,15 @@ class GradientBackend:
 
     def _order_of(self, shard: ev.Shard) -> ShardOrder:
         config = self._config
-        if self._partition is None or self._partition[0] != shard.count:
+        if self._dealt is None or self._dealt[0] != shard.count:
             train = self._trainer.task.train
             sizes = count(train) if config.shards_are_alike else labels(train)
             dealt = partition(config.partition, sizes, shard.count, config.seed, alpha=config.dirichlet_alpha)
-            self._partition, self._orders = (shard.count, dealt), {}
-        order = self._orders.get(shard.index)
+            self._dealt = shard.count, dealt, {}
+        _, dealt, orders = self._dealt
+        order = orders.get(shard.index)
         if order is None:
-            order = self._orders[shard.index] = ShardOrder(self._partition[1], shard.index)
+            order = orders[shard.index] = ShardOrder(dealt, shard.index)
         return order
 
 

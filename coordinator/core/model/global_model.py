@@ -10,9 +10,9 @@ from hypergpu.common.config.aggregation import AggregationConfig
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.fragments import Fragments
 from hypergpu.common.tensors import Flat, Manifest, Payload
-from hypergpu.coordinator.core.model.aggregation import Parts, StreamingMean, is_finite, norm, staleness_weight
+from hypergpu.coordinator.core.model.aggregation import Parts, is_finite, norm, staleness_weight
 from hypergpu.coordinator.core.model.optimizer import Optimizer, Sgd, make_optimizer
-from hypergpu.coordinator.core.model.robust_mean import BucketedMean, Buckets
+from hypergpu.coordinator.core.model.robust_mean import RoundMeans
 
 _FRAGMENT = "fragment_"
 PLAIN_MEAN: Final = AggregationConfig()
@@ -47,12 +47,8 @@ class GlobalModel:
         self._parameter_count = parameter_count
         self._config = config
         self.fragments = Fragments(manifest, parameter_count, config.fragments)
-        self._fragment = 0
-        """Fragment of the round."""
-        self._aggregation = aggregation
-        self._buckets = Buckets(aggregation.buckets, config.seed) if aggregation.is_robust else None
-        self._means: dict[int, StreamingMean | BucketedMean] = {}
-        """Means by fragment."""
+        sizes = [self.fragments.size((each,)) + self.fragments.state_size for each in range(self.fragments.count)]
+        self._means = RoundMeans(sizes, aggregation, config.seed)
         self._states: dict[int, Flat] = {}
         """State that the nodes received, by round."""
         self.update_norms: tuple[float, float] | None = None
@@ -72,16 +68,6 @@ class GlobalModel:
     def is_whole(self) -> bool:
         """True if each round synchronises the whole model."""
         return self.fragments.count == 1
-
-    @property
-    def _mean(self) -> StreamingMean | BucketedMean:
-        """Mean of the round's updates."""
-        mean = self._means.get(self._fragment)
-        if mean is None:
-            size = self.fragments.size((self._fragment,)) + self.fragments.state_size
-            mean = BucketedMean(size, self._aggregation) if self._aggregation.is_robust else StreamingMean(size)
-            self._means[self._fragment] = mean
-        return mean
 
     def payload_format(self, codec: str, fragments: Sequence[int] = ()) -> PayloadFormat:
         """Return the format of payloads of this model, or of some fragments of it, in a codec.
@@ -130,10 +116,8 @@ class GlobalModel:
         moved on, a change may lead beyond all of them, and a variance below 0.
         """
         scale = 1.0 if late is None else staleness_weight(late[1])
-        form = self.payload_format(codec, (self._fragment,))
-        mean = self._mean
-        if isinstance(mean, BucketedMean) and self._buckets is not None:
-            mean.bucket = self._buckets.of(node)
+        form = self.payload_format(codec, (self._means.fragment,))
+        mean = self._means.mean_for(node)
         mean.add_parts(self._changes(form, payload), weight, scale)
         state = None if late is None else self._states.get(late[0])
         if state is not None:
@@ -144,9 +128,7 @@ class GlobalModel:
 
         The state that its nodes receive is remembered as long as late updates of it may count.
         """
-        self._fragment = self._config.fragment_of(number)
-        if self._buckets is not None:
-            self._buckets.begin_round(number, nodes)
+        self._means.begin_round(self._config.fragment_of(number), number, nodes)
         limit = self._config.staleness_limit
         if limit and self._parameter_count < len(self.values):
             self._states[number] = self.values[self._parameter_count :].copy()
@@ -154,7 +136,7 @@ class GlobalModel:
 
     def discard(self) -> None:
         """Remove the updates that were added since the last step."""
-        self._mean.reset()
+        self._means.current.reset()
 
     def step(self, momentum: float | None = None, learning_rate: float | None = None, momentum_every: int = 1) -> bool:
         """Apply the mean of the updates, to the fragment of the round and the state.
@@ -169,13 +151,13 @@ class GlobalModel:
             False if the step was skipped, for `step_fault`: the values stay unchanged. If the result was not finite,
             the optimizer restarts.
         """
-        self.update_norms, self.step_fault = None, self._missing
-        if self.step_fault or not self._mean.count:  # every update of the round may have been of a trial
-            self._mean.reset()
+        self.update_norms, self.step_fault = None, self._means.missing
+        if self.step_fault or not self._means.current.count:  # every update of the round may have been of a trial
+            self._means.current.reset()
             return not self.step_fault
-        mean, optimizer = self._mean.take(), self._optimizers[self._fragment]
-        self.update_norms = self._mean.norms(mean)
-        parameters = self.fragments.size((self._fragment,))
+        mean, optimizer = self._means.current.take(), self._optimizers[self._means.fragment]
+        self.update_norms = self._means.current.norms(mean)
+        parameters = self.fragments.size((self._means.fragment,))
         direction = mean[:parameters]
         if self._config.local_steps == 1:
             np.negative(direction, out=direction)
@@ -190,27 +172,18 @@ class GlobalModel:
         stepped[parameters:] += mean[parameters:]
         with np.errstate(over="ignore", invalid="ignore"):
             optimizer.step(stepped[:parameters], direction)
-        self._mean.reset()
+        self._means.current.reset()
         if not is_finite(stepped):
-            self._optimizers[self._fragment] = self._new_optimizer(self._fragment)
+            self._optimizers[self._means.fragment] = self._new_optimizer(self._means.fragment)
             self.update_norms, self.step_fault = None, "the result is not finite"
             return False
         self._replace_fragment(stepped)
         return True
 
-    @property
-    def _missing(self) -> str:
-        """Reason for which there are too few updates for a step; empty if there are enough, or none."""
-        mean = self._mean
-        if not isinstance(mean, BucketedMean) or not mean.count or mean.has_enough:
-            return ""
-        least, byzantine = self._aggregation.least_updates, self._aggregation.byzantine
-        return f"{len(mean.filled)} updates, and {least} are needed to bear {byzantine} hostile nodes"
-
     def _copy_of_fragment(self) -> Flat:
         """Return a copy of the values that a step changes."""
         if not self.is_whole:
-            return self.fragments.take(self.values, (self._fragment,))
+            return self.fragments.take(self.values, (self._means.fragment,))
         np.copyto(self._spare, self.values)
         return self._spare
 
@@ -218,7 +191,7 @@ class GlobalModel:
         if self.is_whole:
             self.values, self._spare = stepped, self.values
         else:
-            self.fragments.put(stepped, self.values, (self._fragment,))
+            self.fragments.put(stepped, self.values, (self._means.fragment,))
 
     def keep(self) -> None:
         """Keep a copy of the values for `revert`."""
@@ -229,7 +202,7 @@ class GlobalModel:
 
         Late updates that were added since the last step lead on from what is given up: they are removed.
         """
-        self._mean.reset()
+        self._means.current.reset()
         np.copyto(self.values, self._kept)
         self._optimizers = self._new_optimizers()
 

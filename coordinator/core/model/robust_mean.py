@@ -118,6 +118,54 @@ class BucketedMean:
             bucket.reset()
 
 
+class RoundMeans:
+    """Means of the rounds of a run, one for each fragment.
+
+    Args:
+        sizes: Floats of the updates of each fragment.
+        config: How the updates of a round become one.
+        seed: Key of the assignment to buckets.
+    """
+
+    def __init__(self, sizes: Sequence[int], config: AggregationConfig, seed: int) -> None:
+        self._sizes, self._config = sizes, config
+        self._buckets = Buckets(config.buckets, seed)
+        self._means: dict[int, StreamingMean | BucketedMean] = {}
+        self.fragment = 0
+        """Fragment of the round."""
+
+    @property
+    def current(self) -> StreamingMean | BucketedMean:
+        """Mean of the round's updates."""
+        mean = self._means.get(self.fragment)
+        if mean is None:
+            size, robust = self._sizes[self.fragment], self._config.is_robust
+            mean = self._means[self.fragment] = BucketedMean(size, self._config) if robust else StreamingMean(size)
+        return mean
+
+    def begin_round(self, fragment: int, number: int, nodes: Sequence[str]) -> None:
+        """Take updates of a fragment, mostly of these nodes."""
+        self.fragment = fragment
+        if self._config.is_robust:
+            self._buckets.begin_round(number, nodes)
+
+    def mean_for(self, node: str) -> StreamingMean | BucketedMean:
+        """Return the mean that the next update, one of this node, belongs to."""
+        mean = self.current
+        if isinstance(mean, BucketedMean):
+            mean.bucket = self._buckets.of(node)
+        return mean
+
+    @property
+    def missing(self) -> str:
+        """Reason for which there are too few updates for a step; empty if there are enough, or none."""
+        mean = self.current
+        if not isinstance(mean, BucketedMean) or not mean.count or mean.has_enough:
+            return ""
+        least, byzantine = self._config.least_updates, self._config.byzantine
+        return f"{len(mean.filled)} updates, and {least} are needed to bear {byzantine} hostile nodes"
+
+
 def robust_mean(means: Sequence[Flat], config: AggregationConfig) -> Flat:
     """Return the rule's result over vectors, which it may change; the result is in the first of them."""
     _shorten(means)

@@ -14,8 +14,8 @@ class AggregationConfig(ConfigSection):
     """The mean of a round's updates."""
 
     rule: AggregationRule = "mean"
-    """How the updates of a round become one: `mean` weighs them by samples. The others bear up to `byzantine` hostile
-    nodes; see docs/robustness.md."""
+    """Rule by which the updates of a round become one: `mean` weighs them by samples. The others bear up to `byzantine`
+    hostile nodes; see docs/robustness.md."""
     byzantine: CountOrZero = 0
     """Hostile nodes that a robust rule has to bear, whichever they are."""
     buckets: Count = 16
