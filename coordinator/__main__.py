@@ -25,13 +25,19 @@ from hypergpu.common.options import (
     FLAG,
     SEED,
     HttpListen,
+    OperatorToken,
+    OperatorTokenFile,
     TlsCert,
     TlsKey,
+    ViewerToken,
+    ViewerTokenFile,
 )
+from hypergpu.common.roles import Role
 from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.common.task_names import choices
 from hypergpu.common.tls import server_tls
-from hypergpu.common.token import server_token
+from hypergpu.common.token import OPERATOR, VIEWER, TokenSource, find_token, server_token
+from hypergpu.coordinator.operator_token import own_token
 
 if TYPE_CHECKING:
     from hypergpu.coordinator.app import Options
@@ -79,6 +85,10 @@ class CoordinatorOptions(ConfigOptions):
             "--force", metavar=FLAG, help="With --resume: accept changed settings, such as another learning rate."
         ),
     ] = False
+    operator_token: OperatorToken = None
+    operator_token_file: OperatorTokenFile = None
+    viewer_token: ViewerToken = None
+    viewer_token_file: ViewerTokenFile = None
     tls_cert: TlsCert = None
     tls_key: TlsKey = None
 
@@ -103,6 +113,19 @@ class CoordinatorOptions(ConfigOptions):
             split_address(address)
         return settings
 
+    def tokens(self, environment: Mapping[str, str]) -> dict[Role, TokenSource]:
+        """Return the tokens of each role. If any is given, there is an operator token, by default in the run directory.
+
+        Raises:
+            ConfigError: the join token is missing, or a token is invalid.
+        """
+        viewer = find_token(self.viewer_token, self.viewer_token_file, environment, VIEWER)
+        join = server_token(self.token, self.token_file, environment, optional=self.insecure)
+        operator = find_token(self.operator_token, self.operator_token_file, environment, OPERATOR)
+        if (join or viewer) and not operator:
+            operator = own_token(self.run_directory)
+        return {Role.NODE: join, Role.VIEWER: viewer, Role.OPERATOR: operator}
+
     @property
     def run_directory(self) -> Path:
         """Directory of the run."""
@@ -121,13 +144,13 @@ def run(options: CoordinatorOptions) -> int:
     if options.force and not options.resume:
         raise ConfigError("--force needs --resume: it lets a run continue with changed settings")
     settings = options.settings(os.environ)
-    token = server_token(options.token, options.token_file, os.environ, optional=options.insecure)
     tls = server_tls(options.tls_cert, options.tls_key, insecure=options.insecure)
     out = options.run_directory
+    tokens = options.tokens(os.environ)
     # torch takes seconds to import: errors on the command line come first.
     from hypergpu.coordinator.app import Options  # noqa: PLC0415
 
-    return asyncio.run(_train(settings, Options(out, token, tls, options.resume, options.force)))
+    return asyncio.run(_train(settings, Options(out, tokens, tls, options.resume, options.force)))
 
 
 async def _train(settings: SystemConfig, options: "Options") -> int:

@@ -4,9 +4,9 @@ import asyncio
 import json
 import math
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from hypergpu.common.grpc_server import make_server
 from hypergpu.common.http import Answer, HttpServer
 from hypergpu.common.http import metrics as metrics_route
 from hypergpu.common.identity import TaskIdentity
+from hypergpu.common.roles import Role
 from hypergpu.common.rpc import bind
 from hypergpu.common.tls import Tls
+from hypergpu.common.token import TokenSource
 from hypergpu.common.wire import require_sendable
 from hypergpu.coordinator.callers import admission
 from hypergpu.coordinator.control import ControlService
@@ -82,7 +84,8 @@ class Options:
     """Settings of the process that are not part of a run's configuration: addresses, directories and access."""
 
     out: Path
-    token: str = ""
+    tokens: Mapping[Role, TokenSource] = field(default_factory=dict)
+    """Tokens that callers need; a role without one needs none, if no other role that may make the call has one."""
     tls: Tls | None = None
     """TLS credentials; None for plaintext."""
     resume: bool = False
@@ -323,7 +326,7 @@ class Coordinator:
         assert leases is not None
         server = await make_server(
             [service.full_name for service in coordinator_pb2.DESCRIPTOR.services_by_name.values()],
-            admit=admission(self._options.token, leases),
+            admit=admission(self._options.tokens, leases),
             on_error=Refusals(self.registry).count,
             max_concurrent_rpcs=config.max_nodes * _MAX_RPCS_OF_NODE,
         )

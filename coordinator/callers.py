@@ -1,10 +1,13 @@
 """Identity of a caller: the node that a call names, the secret that proves it, and the address it comes from."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from hypergpu.common.errors import PermissionDenied
-from hypergpu.common.grpc_server import Admit, Context, token_check
+from hypergpu.common.grpc_server import Admit, Context
+from hypergpu.common.roles import Role, role_check
 from hypergpu.common.rpc import LEASE, NODE_ID
+from hypergpu.common.token import TokenSource
 from hypergpu.coordinator.core.leases import Leases
 from hypergpu.protos import coordinator_pb2
 
@@ -23,12 +26,12 @@ def shown_lease(context: Context) -> str:
     return _metadata(context, LEASE)
 
 
-def admission(token: str, leases: Leases) -> Admit:
-    """Return the check of all calls: the token, and for calls of nodes the secret of the lease."""
-    require_token = token_check(token, "the join token is missing or wrong: give the coordinator's --token")
+def admission(tokens: Mapping[Role, TokenSource], leases: Leases) -> Admit:
+    """Return the check of all calls: the role by its token, and for calls of nodes the secret of the lease."""
+    require_role = role_check(tokens)
 
     def admit(method: str, context: Context) -> None:
-        require_token(method, context)
+        require_role(method, context)
         if method.startswith(f"/{TRAINING}/") and method != REGISTER:
             leases.require(caller(context), shown_lease(context))
 

@@ -133,9 +133,10 @@ class Client:
             return Unavailable(f"no {peer} answers at {address}: {HOW_TO_START}, or give {option} HOST:PORT")
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             return InvalidInput(f"the server at {address} is not a {peer}: give {option} HOST:PORT")
-        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+        if error.code() in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}:
             return InvalidInput(
-                f"the {peer} at {address} rejects the join token: give --token or --token-file, or set HYPERGPU_TOKEN"
+                f"the {peer} at {address} rejects the token: {error.details()}. Give --token or --token-file, or set "
+                "HYPERGPU_OPERATOR_TOKEN"
             )
         failure = rpc.error_from(error, peer)
         # The user's own mistake is reported without the address of the server that noticed it.

@@ -28,7 +28,7 @@ class Cluster:
     proxy: str = ""
     """HOST:PORT of the proxy's control API; empty if there is no proxy."""
     token: str = ""
-    """Join token of the coordinator."""
+    """Token for the coordinator's control service: an operator's, or a viewer's."""
     run_dir: str = ""
     pid: int = 0
     """Process that runs a local cluster."""
@@ -162,7 +162,7 @@ def _compose_project() -> Cluster | None:
     if not coordinator:
         return None
     proxy = _compose("port", "netsim", "50053")
-    token = _compose("exec", "-T", "coordinator", "cat", "/run/hypergpu/join-token")
+    token = _compose("exec", "-T", "coordinator", "cat", "/run/operator/operator-token")
     return Cluster(coordinator, proxy, token, in_compose=True)
 
 

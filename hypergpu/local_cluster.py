@@ -12,6 +12,8 @@ from types import TracebackType
 
 from hypergpu.client import Client, connect
 from hypergpu.common.extras import require_extra
+from hypergpu.common.token import JOIN, OPERATOR, token_file
+from hypergpu.coordinator.operator_token import OPERATOR_TOKEN
 from hypergpu.coordinator.run_dir import archive_previous_run
 from hypergpu.coordinator.run_lock import RunLock
 from hypergpu.discovery import Cluster, announce
@@ -63,6 +65,7 @@ class LocalCluster:
         self._seed = seed
         self._settings, self._scenario = settings or {}, scenario
         self._token = secrets.token_urlsafe(24)
+        self._operator_token = ""
         self._stack = AsyncExitStack()
         self.processes: dict[str, Process] = {}
         self.owns_run_dir = False
@@ -87,21 +90,24 @@ class LocalCluster:
         stack.push_async_callback(coordinator.end)
         upstream = (await coordinator.addresses())["listening"]
         self.owns_run_dir = True
+        self._operator_token = token_file(self.run_dir / OPERATOR_TOKEN, "the operator token").first
         proxy = await self._start_proxy(upstream)
         stack.push_async_callback(proxy.end)
         ports = await proxy.addresses()
         stack.push_async_callback(self._end_nodes)
         await self._start_nodes(ports["listening"])
         # After the forks above: gRPC's threads do not survive them.
-        cluster = Cluster(upstream, ports["control"], self._token, str(self.run_dir.resolve()), os.getpid())
+        cluster = Cluster(upstream, ports["control"], self._operator_token, str(self.run_dir.resolve()), os.getpid())
         self.client = await stack.enter_async_context(connect(cluster))
         stack.callback(announce(cluster))
 
-    async def _start_process(self, name: str, *arguments: str, orphaned: signal.Signals = signal.SIGTERM) -> Process:
+    async def _start_process(
+        self, name: str, *arguments: str, token: tuple[str, str], orphaned: signal.Signals = signal.SIGTERM
+    ) -> Process:
         logs = self.run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         environment = {
-            "HYPERGPU_TOKEN": self._token,
+            **dict([token]),
             "OMP_NUM_THREADS": "1",  # processes share the machine's cores
             "PYTHONUNBUFFERED": "1",
         }
@@ -112,7 +118,7 @@ class LocalCluster:
     async def _start_coordinator(self) -> Process:
         settings = [f"--set={key}={value}" for key, value in self._settings.items()]
         return await self._start_process(
-            "coordinator", "coordinator", *_LISTEN, "--insecure", f"--out={self.run_dir}", *settings
+            "coordinator", "coordinator", *_LISTEN, "--insecure", f"--out={self.run_dir}", *settings, token=self._join
         )
 
     async def _start_proxy(self, upstream: str) -> Process:
@@ -123,7 +129,8 @@ class LocalCluster:
         if self._scenario is not None:
             links = [f"--scenario={self._scenario}"]
         network = (f"--upstream={upstream}", f"--seed={self._seed}", *links)
-        return await self._start_process("netsim_proxy", "proxy", *_LISTEN, "--drain-seconds=1", *network)
+        token = (OPERATOR.variable, self._operator_token)
+        return await self._start_process("netsim_proxy", "proxy", *_LISTEN, "--drain-seconds=1", *network, token=token)
 
     async def _start_nodes(self, address: str) -> None:
         # A node loads only the code of tasks that it is given.
@@ -142,8 +149,13 @@ class LocalCluster:
                 "--insecure",
                 *settings,
                 *task,
+                token=self._join,
                 orphaned=signal.SIGKILL,  # a node has no files to write
             )
+
+    @property
+    def _join(self) -> tuple[str, str]:
+        return JOIN.variable, self._token
 
     async def _end_nodes(self) -> None:
         running = [self.processes[node.node_id] for node in self.nodes if node.node_id in self.processes]

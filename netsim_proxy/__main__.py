@@ -107,7 +107,7 @@ async def _build(options: ProxyOptions, settings: ProxySettings) -> _Parts:
     return _Parts(
         proxy=proxy,
         pass_through=pass_through,
-        control=await control.make_server(ports, schedule, catalogue, settings.token, reload),
+        control=await control.make_server(ports, schedule, catalogue, settings.tokens, reload),
         reload=reload,
         health=Health(),
         lateness=lateness,

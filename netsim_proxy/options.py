@@ -20,13 +20,16 @@ from hypergpu.common.options import (
     HttpListen,
     Insecure,
     Level,
+    OperatorToken,
+    OperatorTokenFile,
     TlsCert,
     TlsKey,
-    Token,
-    TokenFile,
+    ViewerToken,
+    ViewerTokenFile,
 )
+from hypergpu.common.roles import Role
 from hypergpu.common.rpc import check_node_id
-from hypergpu.common.token import server_token
+from hypergpu.common.token import OPERATOR, VIEWER, TokenSource, find_token, server_token
 from hypergpu.netsim_proxy.io.addresses import Address
 from hypergpu.netsim_proxy.io.lateness import DEFAULT_BOUND_SECONDS
 from hypergpu.netsim_proxy.io.tls import ServerTls, UpstreamTls
@@ -218,8 +221,10 @@ class ProxyOptions:
         ),
     ] = True
 
-    token: Token = None
-    token_file: TokenFile = None
+    operator_token: OperatorToken = None
+    operator_token_file: OperatorTokenFile = None
+    viewer_token: ViewerToken = None
+    viewer_token_file: ViewerTokenFile = None
     tls_cert: TlsCert = None
     tls_key: TlsKey = None
     tls_client_ca: Annotated[
@@ -282,7 +287,8 @@ class ProxySettings:
     server_tls: ServerTls | None
     upstream_tls: UpstreamTls | None
     upstream_bandwidth: UpstreamBandwidth
-    token: str | None
+    tokens: Mapping[Role, TokenSource]
+    """Tokens that callers of the control API need."""
 
 
 def check(options: ProxyOptions, environment: Mapping[str, str]) -> ProxySettings:
@@ -307,7 +313,7 @@ def check(options: ProxyOptions, environment: Mapping[str, str]) -> ProxySetting
         server_tls=server_tls,
         upstream_tls=upstream_tls,
         upstream_bandwidth=_upstream_bandwidth(options),
-        token=_token(options, environment),
+        tokens=_tokens(options, environment),
     )
 
 
@@ -345,12 +351,15 @@ def _require_together(name: str, value: Path | None, other_name: str, other: Pat
         raise ConfigError(f"{name} and {other_name} go together")
 
 
-def _token(options: ProxyOptions, environment: Mapping[str, str]) -> str | None:
-    optional = options.insecure or Address.parse(options.control).is_local
+def _tokens(options: ProxyOptions, environment: Mapping[str, str]) -> Mapping[Role, TokenSource]:
+    viewer = find_token(options.viewer_token, options.viewer_token_file, environment, VIEWER)
+    optional = not viewer and (options.insecure or Address.parse(options.control).is_local)
+    given = (options.operator_token, options.operator_token_file)
     try:
-        return server_token(options.token, options.token_file, environment, optional=optional) or None
+        operator = server_token(*given, environment, optional=optional, kind=OPERATOR)
     except ConfigError as error:
         raise ConfigError(f"--control {options.control} is reachable from other machines: {error}") from error
+    return {Role.OPERATOR: operator, Role.VIEWER: viewer}
 
 
 def _address_and_link(text: str) -> tuple[str, str]:

@@ -122,7 +122,7 @@ def run(options: NodeOptions) -> int:
     token = find_token(options.token, options.token_file, os.environ)
     name = options.node_id or (_replica() if options.replica_id else None)
     file = LeaseFile(_lease_path(settings, name, os.environ)) if name is not None else None  # others never return
-    credentials = Credentials(name or own_name(), lambda: token, file)
+    credentials = Credentials(name or own_name(), token, file)
     asyncio.run(_work(settings, credentials, options.task, tls))
     return 0
 

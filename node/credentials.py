@@ -1,8 +1,7 @@
 """Credentials of a node: its name, the join token, and the secret of its lease."""
 
-from collections.abc import Callable
-
 from hypergpu.common.rpc import metadata_for
+from hypergpu.common.token import TokenSource
 from hypergpu.node.lease_file import LeaseFile
 
 
@@ -11,20 +10,20 @@ class Credentials:
 
     Args:
         node_id: name of the node.
-        token: returns the present join token; empty if there is none.
+        tokens: join tokens; the first is shown.
         file: where the secret of the lease is kept for the next process of the node; None: nowhere.
     """
 
-    def __init__(self, node_id: str, token: Callable[[], str] = str, file: LeaseFile | None = None) -> None:
+    def __init__(self, node_id: str, tokens: TokenSource | None = None, file: LeaseFile | None = None) -> None:
         self.node_id = node_id
-        self._token, self._file = token, file
+        self._tokens, self._file = tokens or TokenSource(), file
         self._lease = ""
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Return the metadata of a call."""
         if not self._lease and self._file is not None:
             self._lease = self._file.read()
-        return metadata_for(self.node_id, self._token(), self._lease)
+        return metadata_for(self.node_id, self._tokens.first, self._lease)
 
     def keep(self, lease: str) -> None:
         """Show the secret of this lease from now on."""

@@ -19,6 +19,7 @@ from hypergpu.cli.logs import logs
 from hypergpu.cli.plan import plan
 from hypergpu.cli.report import report
 from hypergpu.cli.simulate import simulate
+from hypergpu.cli.token import token
 from hypergpu.cli.trace import app as trace
 from hypergpu.cli.transfer import transfer
 from hypergpu.cli.tune import tune
@@ -37,6 +38,7 @@ _SIMULATE: Final = "Simulate"
 _COMMANDS: tuple[tuple[str, type[TyperCommand], Commands], ...] = (
     ("Start and stop", TyperCommand, (demo, containers.up, containers.scale, containers.down)),
     ("Start and stop", TargetCommand, (doctor,)),
+    ("Secure", TyperCommand, (token,)),
     ("Inspect", ClusterCommand, (inspect.status, inspect.nodes, network.links, logs)),
     ("Inspect", TyperCommand, (report, export)),
     (_SIMULATE, TyperCommand, (simulate, compare, tune, plan, whatif, validate, fit, transfer)),

@@ -12,10 +12,10 @@ from hypergpu.cli.option_group import GroupCommand, OptionGroup
 from hypergpu.client import Client, connect
 from hypergpu.common.address import is_loopback
 from hypergpu.common.command_line import PREFIX
-from hypergpu.common.options import ADDRESS, Insecure, TlsCa, Token, TokenFile
+from hypergpu.common.options import ADDRESS, Insecure, ShownToken, ShownTokenFile, TlsCa
 from hypergpu.common.text import one_line
 from hypergpu.common.tls import Tls, client_tls
-from hypergpu.common.token import find_token
+from hypergpu.common.token import shown_token
 from hypergpu.console import say
 from hypergpu.discovery import Cluster, find, local_clusters
 
@@ -50,8 +50,8 @@ class Target:
             rich_help_panel=_PANEL,
         ),
     ] = ""
-    token: Token = None
-    token_file: TokenFile = None
+    token: ShownToken = None
+    token_file: ShownTokenFile = None
     tls_ca: TlsCa = None
     insecure: Insecure = False
 
@@ -61,7 +61,7 @@ class Target:
         Raises:
             InvalidInput: no cluster is running, several are and the command changes one, or the token is invalid.
         """
-        token = find_token(self.token, self.token_file, os.environ)
+        token = shown_token(self.token, self.token_file, os.environ)
         cluster = find(self.coordinator, self.proxy, token, self.run, changes=changes)
         if not self.coordinator and not self.proxy:
             others = len(local_clusters()) - 1 if not self.run else 0

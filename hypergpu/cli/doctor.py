@@ -142,7 +142,7 @@ async def _calls(client: Client) -> AsyncIterator[Check]:
         status = await client.call(client.control.GetStatus, pb.GetStatusRequest())
         took = (time.perf_counter() - began) * 1000
     except HyperGPUError as error:
-        yield Check("token", False, str(error), "give the coordinator's join token and certificate authority")
+        yield Check("token", False, str(error), "give a token of the coordinator, and its certificate authority")
         return
     yield Check("token", True, f"accepted; a call takes {took:.1f} ms")
     yield Check("run", True, f"{status.run_id}: {status.state}, {progress(status)}")
@@ -154,7 +154,11 @@ async def _calls(client: Client) -> AsyncIterator[Check]:
         yield Check(
             "clock", abs(skew) < _SKEW_SECONDS, f"{skew:+.1f} s against the coordinator", "let NTP set both clocks"
         )
-    nodes = await client.nodes()
+    try:
+        nodes = await client.nodes()
+    except HyperGPUError as error:
+        yield Check("nodes", True, f"not shown: {error}")
+        return
     lost = [node.node_id for node in nodes if node.state == "lost"]
     found = f"{len(nodes)} known" + (f", lost: {', '.join(lost)}" if lost else "")
     yield Check("nodes", bool(nodes) and not lost, found, "read the logs of those nodes, or start some")

@@ -1,6 +1,5 @@
-"""Set-up that all gRPC servers share: token check, errors as status codes, logging, health and reflection."""
+"""Set-up that all gRPC servers share: check of callers, errors as status codes, logging, health and reflection."""
 
-import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,8 +8,8 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from hypergpu.common.errors import HyperGPUError, NotAuthenticated
-from hypergpu.common.rpc import AUTHORIZATION, SERVER_OPTIONS, status_of
+from hypergpu.common.errors import HyperGPUError
+from hypergpu.common.rpc import SERVER_OPTIONS, status_of
 
 log = structlog.get_logger()
 if TYPE_CHECKING:
@@ -48,20 +47,6 @@ async def make_server(
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     return server
-
-
-def token_check(token: str | None, rejection: str) -> Admit:
-    """Return the check that a call shows this bearer token; without one, every caller is admitted."""
-    expected = f"Bearer {token}".encode() if token else None
-
-    def admit(method: str, context: Context) -> None:
-        del method
-        given = dict(context.invocation_metadata() or ()).get(AUTHORIZATION, "")
-        shown = given.encode() if isinstance(given, str) else given
-        if expected is not None and not hmac.compare_digest(shown, expected):
-            raise NotAuthenticated(rejection)
-
-    return admit
 
 
 class CallGuard(grpc.aio.ServerInterceptor):

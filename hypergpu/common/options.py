@@ -38,12 +38,70 @@ HttpListen = Annotated[
 
 Token = Annotated[
     str | None,
-    typer.Option(metavar="TEXT", help="Join token (env var: HYPERGPU_TOKEN).", rich_help_panel=_SECURITY),
+    typer.Option("--token", metavar="TEXT", help="Join token (env var: HYPERGPU_TOKEN).", rich_help_panel=_SECURITY),
 ]
 TokenFile = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="File with the join token (env var: HYPERGPU_TOKEN_FILE).", rich_help_panel=_SECURITY
+        "--token-file",
+        metavar="FILE",
+        help="File with join tokens, one a line; read when it changes (env var: HYPERGPU_TOKEN_FILE).",
+        rich_help_panel=_SECURITY,
+    ),
+]
+OperatorToken = Annotated[
+    str | None,
+    typer.Option(
+        "--operator-token",
+        metavar="TEXT",
+        help="Operator token (env var: HYPERGPU_OPERATOR_TOKEN).",
+        rich_help_panel=_SECURITY,
+    ),
+]
+OperatorTokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--operator-token-file",
+        metavar="FILE",
+        help="File with operator tokens, one a line; read when it changes (env var: HYPERGPU_OPERATOR_TOKEN_FILE).",
+        rich_help_panel=_SECURITY,
+    ),
+]
+ViewerToken = Annotated[
+    str | None,
+    typer.Option(
+        "--viewer-token",
+        metavar="TEXT",
+        help="Viewer token (env var: HYPERGPU_VIEWER_TOKEN).",
+        rich_help_panel=_SECURITY,
+    ),
+]
+ViewerTokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--viewer-token-file",
+        metavar="FILE",
+        help="File with viewer tokens, one a line; read when it changes (env var: HYPERGPU_VIEWER_TOKEN_FILE).",
+        rich_help_panel=_SECURITY,
+    ),
+]
+ShownToken = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        metavar="TEXT",
+        help="Token of an operator, or of a viewer, who only reads (env vars: HYPERGPU_OPERATOR_TOKEN, "
+        "HYPERGPU_VIEWER_TOKEN).",
+        rich_help_panel=_SECURITY,
+    ),
+]
+ShownTokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        metavar="FILE",
+        help="File with that token (env vars: the same with _FILE).",
+        rich_help_panel=_SECURITY,
     ),
 ]
 TlsCert = Annotated[

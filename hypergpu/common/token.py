@@ -1,55 +1,158 @@
-"""Join token, from options and environment variables."""
+"""Tokens of callers, from options, environment variables and files that may change."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
+import structlog
+
+from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.errors import ConfigError
 from hypergpu.common.files import read_text, shown
 
-MAX_TOKEN_CHARACTERS = 4096
+MAX_TOKEN_CHARACTERS: Final = 4096
 """Longest token: a server accepts 16 KiB of metadata per call, of which the token is one part."""
+MAX_TOKENS: Final = 8
+"""Tokens in a file: the new one and those that it replaces."""
+_LOOK_SECONDS: Final = 1.0
+"""Interval at which a file is looked at for changes."""
+
+log = structlog.get_logger()
 
 
-def find_token(option: str | None, option_file: Path | None, environment: Mapping[str, str]) -> str:
-    """Return the token that the user gave; empty if there is none.
+@dataclass(frozen=True, slots=True)
+class TokenKind:
+    """Kind of token, with the names under which a user gives one."""
+
+    name: str
+    option: str
+    variable: str
+
+    @property
+    def article(self) -> str:
+        """Indefinite article of the name."""
+        return "an" if self.name[0] in "aeiou" else "a"
+
+
+JOIN: Final = TokenKind("join token", "--token", "HYPERGPU_TOKEN")
+OPERATOR: Final = TokenKind("operator token", "--operator-token", "HYPERGPU_OPERATOR_TOKEN")
+VIEWER: Final = TokenKind("viewer token", "--viewer-token", "HYPERGPU_VIEWER_TOKEN")
+
+
+class TokenSource:
+    """The valid tokens of a kind: none, one, or the lines of a file, which is read again when it changes.
+
+    A file with a fault keeps the tokens that it had, and the log says so.
+    """
+
+    def __init__(
+        self, tokens: Sequence[str] = (), file: Path | None = None, source: str = "", clock: Clock = monotonic
+    ) -> None:
+        self._tokens, self._file, self._source, self._clock = tuple(tokens), file, source, clock
+        self._looked_at = clock()
+        self._state = _state(file)
+
+    def __bool__(self) -> bool:
+        return bool(self._tokens)
+
+    @property
+    def all(self) -> Sequence[str]:
+        """Tokens that are valid now."""
+        if self._file is not None and self._clock() - self._looked_at >= _LOOK_SECONDS:
+            self._looked_at = self._clock()
+            self._look(self._file)
+        return self._tokens
+
+    @property
+    def first(self) -> str:
+        """Token that a client shows; empty if there is none."""
+        return next(iter(self.all), "")
+
+    def _look(self, file: Path) -> None:
+        state = _state(file)
+        if state == self._state or state is None:  # a file that is being replaced may be missing for a moment
+            return
+        self._state = state
+        try:
+            self._tokens = _in_file(file, self._source)
+        except ConfigError as error:
+            log.warning("the tokens of a changed file cannot be used; the former ones stay valid", reason=str(error))
+        else:
+            log.info("tokens were read again", source=self._source, file=str(file), tokens=len(self._tokens))
+
+
+def find_token(
+    option: str | None, option_file: Path | None, environment: Mapping[str, str], kind: TokenKind = JOIN
+) -> TokenSource:
+    """Return the tokens that the user gave; false if there are none.
 
     Options take precedence over variables, and the token over its file. An empty variable counts as unset.
 
     Args:
-        option: value of --token.
-        option_file: value of --token-file.
-        environment: variables, with HYPERGPU_TOKEN and HYPERGPU_TOKEN_FILE.
+        option: value of the option.
+        option_file: value of the option for a file.
+        environment: variables, as HYPERGPU_TOKEN and HYPERGPU_TOKEN_FILE.
+        kind: kind of the token.
 
     Raises:
         ConfigError: both options are given, the file cannot be read, or its text is not a token.
     """
     if option is not None and option_file is not None:
-        raise ConfigError("give either --token or --token-file")
+        raise ConfigError(f"give either {kind.option} or {kind.option}-file")
     if option is not None:
-        return check_token(option, "--token")
+        return TokenSource([check_token(option, kind.option)])
     if option_file is not None:
-        return _in_file(option_file, "--token-file")
-    if variable := environment.get("HYPERGPU_TOKEN"):
-        return check_token(variable, "HYPERGPU_TOKEN")
-    if variable := environment.get("HYPERGPU_TOKEN_FILE"):
-        return _in_file(Path(variable), "HYPERGPU_TOKEN_FILE")
+        return token_file(option_file, f"{kind.option}-file")
+    if variable := environment.get(kind.variable):
+        return TokenSource([check_token(variable, kind.variable)])
+    if variable := environment.get(f"{kind.variable}_FILE"):
+        return token_file(Path(variable), f"{kind.variable}_FILE")
+    return TokenSource()
+
+
+def shown_token(option: str | None, option_file: Path | None, environment: Mapping[str, str]) -> str:
+    """Return the token that a user's command shows: the given one, or else the operator's, a viewer's or a node's.
+
+    Raises:
+        ConfigError: as `find_token`.
+    """
+    for kind in (OPERATOR, VIEWER, JOIN):
+        given = find_token(option, option_file, environment, replace(kind, option=JOIN.option))
+        if given:
+            return given.first
     return ""
 
 
+def token_file(path: Path, source: str) -> TokenSource:
+    """Return the tokens of a file, one a line.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no tokens; the message names `source`.
+    """
+    return TokenSource(_in_file(path, source), path if path.is_file() else None, source)
+
+
 def server_token(
-    option: str | None, option_file: Path | None, environment: Mapping[str, str], *, optional: bool
-) -> str:
-    """Return the token that a server requires of its clients; empty only if it is `optional`.
+    option: str | None,
+    option_file: Path | None,
+    environment: Mapping[str, str],
+    *,
+    optional: bool,
+    kind: TokenKind = JOIN,
+) -> TokenSource:
+    """Return the tokens that a server requires of its clients; none only if they are `optional`.
 
     Raises:
         ConfigError: as `find_token`, or a token is needed and none is given.
     """
-    token = find_token(option, option_file, environment)
-    if not token and not optional:
+    tokens = find_token(option, option_file, environment, kind)
+    if not tokens and not optional:
         raise ConfigError(
-            "a join token is needed: give --token-file FILE or set HYPERGPU_TOKEN, or --insecure on a trusted network"
+            f"{kind.article} {kind.name} is needed: give {kind.option}-file FILE or set {kind.variable}, or --insecure "
+            "on a trusted network"
         )
-    return token
+    return tokens
 
 
 def check_token(text: str, source: str) -> str:
@@ -72,10 +175,23 @@ def check_token(text: str, source: str) -> str:
     return token
 
 
-def _in_file(path: Path, source: str) -> str:
+def _in_file(path: Path, source: str) -> tuple[str, ...]:
     # Twice the bound leaves room for white space.
     try:
-        text = read_text(path, 2 * MAX_TOKEN_CHARACTERS)
+        text = read_text(path, 2 * MAX_TOKENS * MAX_TOKEN_CHARACTERS)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
-    return check_token(text, f"{source} {shown(path)}")
+    source = f"{source} {shown(path)}"
+    lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) > MAX_TOKENS:
+        raise ConfigError(f"{source} holds {len(lines)} tokens, one a line: keep at most {MAX_TOKENS}")
+    return tuple(check_token(line, source) for line in lines) or (check_token(text, source),)
+
+
+def _state(file: Path | None) -> tuple[int, int, int] | None:
+    """Return what changes with the content of a file; None if it is not there."""
+    try:
+        found = file.stat() if file is not None else None
+    except OSError:
+        return None
+    return (found.st_ino, found.st_mtime_ns, found.st_size) if found is not None else None

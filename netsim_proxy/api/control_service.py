@@ -3,7 +3,7 @@
 import asyncio
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -12,7 +12,9 @@ import grpc
 from hypergpu.common import grpc_server, rpc
 from hypergpu.common.clock import monotonic
 from hypergpu.common.errors import ConfigError, InvalidInput, ResourceExhausted, UnknownName
+from hypergpu.common.roles import Role, role_check
 from hypergpu.common.text import printable
+from hypergpu.common.token import TokenSource
 from hypergpu.netsim_proxy.api import convert
 from hypergpu.netsim_proxy.api.profile_registry import ProfileRegistry
 from hypergpu.netsim_proxy.api.schedule import Entry, Schedule
@@ -174,13 +176,13 @@ async def make_server(
     links: LinkRegistry,
     schedule: Schedule,
     catalogue: ProfileRegistry,
-    token: str | None,
+    tokens: Mapping[Role, TokenSource],
     reload: ReloadFiles | None = None,
 ) -> grpc.aio.Server:
     """Return a server with the control API, health and reflection, still to be bound and started."""
     server = await grpc_server.make_server(
         [SERVICE],
-        admit=grpc_server.token_check(token, "the control API needs its token: authorization: Bearer TOKEN"),
+        admit=role_check(tokens),
         max_concurrent_rpcs=_MAX_CALLS,
     )
     netsim_pb2_grpc.add_NetsimServicer_to_server(ControlServicer(links, schedule, catalogue, reload), server)

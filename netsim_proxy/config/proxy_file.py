@@ -90,8 +90,10 @@ class ControlSection(ConfigSection):
 
     address: str | None = None
     """Address: HOST:PORT or unix:PATH."""
-    token_file: Path | None = None
-    """File with the token that callers need."""
+    operator_token_file: Path | None = None
+    """File with the tokens of operators."""
+    viewer_token_file: Path | None = None
+    """File with the tokens of viewers."""
     insecure: bool | None = None
     """True if other machines may call it without a token."""
 
@@ -161,8 +163,7 @@ class ProxyConfig(ConfigSection):
             "upstream_cert": upstream_tls.certificate,
             "upstream_key": upstream_tls.key,
             "control": control.address,
-            "token_file": control.token_file,
-            "insecure": control.insecure,
+            **control.model_dump(exclude={"address"}),
             "http_listen": self.http_listen,
             "lateness_bound_ms": self.lateness_bound_ms,
             "realtime": self.realtime,

@@ -10,8 +10,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
-from hypergpu.common.errors import InvalidInput, StaleWork
-from hypergpu.common.grpc_server import make_server, token_check
+from hypergpu.common.errors import InvalidInput, NotAuthenticated, StaleWork
+from hypergpu.common.grpc_server import Context, make_server
 from hypergpu.common.rpc import bind, open_channel
 
 SERVICE = "hypergpu.netsim.v1.Netsim"  # one whose descriptor is known, so that reflection can name it
@@ -36,9 +36,19 @@ async def concatenate(requests: AsyncIterator[bytes], context: Any) -> bytes:
     return b"".join([request async for request in requests])
 
 
+def token_check(token: str | None) -> Any:
+    def admit(method: str, context: Context) -> None:
+        assert method.startswith(f"/{SERVICE}/")
+        shown = dict(context.invocation_metadata() or ()).get("authorization")
+        if token and shown != f"Bearer {token}":
+            raise NotAuthenticated("give --token")
+
+    return admit
+
+
 @asynccontextmanager
 async def serving(token: str | None = None) -> AsyncIterator[Any]:
-    server = await make_server([SERVICE], admit=token_check(token, "give --token"), max_concurrent_rpcs=8)
+    server = await make_server([SERVICE], admit=token_check(token), max_concurrent_rpcs=8)
     handlers: dict[str, Any] = {
         "Echo": grpc.unary_unary_rpc_method_handler(echo),
         "EchoTwice": grpc.unary_stream_rpc_method_handler(echo_twice),

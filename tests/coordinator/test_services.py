@@ -18,8 +18,10 @@ from torch import nn
 
 from hypergpu.common.codecs import PayloadFormat
 from hypergpu.common.config import SystemConfig
+from hypergpu.common.roles import Role
 from hypergpu.common.rpc import LEASE, NODE_ID, open_channel
 from hypergpu.common.tensors import Assembler, Chunk, Flat, chunks
+from hypergpu.common.token import TokenSource
 from hypergpu.common.wire import codec_from_proto, decode_work_part, encode_part, manifest_from_proto
 from hypergpu.coordinator.app import Coordinator, Options
 from hypergpu.coordinator.run_dir import RunDir
@@ -145,6 +147,11 @@ class Running:
             return str(answer.read().decode())
 
 
+def tokens_of(token: str) -> dict[Role, TokenSource]:
+    """One token for nodes and for the operator; none if it is empty."""
+    return {Role.NODE: TokenSource([token]), Role.OPERATOR: TokenSource([token])} if token else {}
+
+
 @asynccontextmanager
 async def running(
     out: Path,
@@ -166,7 +173,9 @@ async def running(
         "orchestrator": {"policy": "none", **sections.pop("orchestrator", {})},
         **sections,
     }
-    coordinator = Coordinator(SystemConfig.model_validate(tree), task or toy_task(), Options(out, token, None, resume))
+    coordinator = Coordinator(
+        SystemConfig.model_validate(tree), task or toy_task(), Options(out, tokens_of(token), None, resume)
+    )
     addresses: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
     interrupted = asyncio.Event()
     done = asyncio.create_task(coordinator.run(lambda *both: addresses.set_result(both), interrupted))

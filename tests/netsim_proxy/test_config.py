@@ -10,6 +10,7 @@ from typer.main import get_command
 from hypergpu.common.errors import ConfigError, InvalidInput
 from hypergpu.common.limits import LARGEST_INTEGER
 from hypergpu.common.log import LogFormat, LogLevel
+from hypergpu.common.roles import Role
 from hypergpu.netsim_proxy.api.profile_registry import ProfileRegistry
 from hypergpu.netsim_proxy.config.proxy_file import parse_config
 from hypergpu.netsim_proxy.io.tls import ServerTls, UpstreamTls
@@ -37,7 +38,7 @@ network:
 links: {addresses: {10.0.0.0/8: c}, server_names: {x.y: d}, map: m.yaml}
 tls: {certificate: c, key: k, client_ca: a}
 upstream_tls: {ca: ua, name: un, certificate: uc, key: uk}
-control: {address: "0.0.0.0:5", token_file: t, insecure: true}
+control: {address: "0.0.0.0:5", operator_token_file: t, viewer_token_file: t, insecure: true}
 http_listen: 127.0.0.1:6
 lateness_bound_ms: 3
 realtime: false
@@ -57,7 +58,7 @@ def parse(*arguments: str) -> ProxyOptions:
 
 def test_every_option_may_stand_in_the_file() -> None:
     given = parse_config(WHOLE, "c.yaml").options()
-    on_the_command_line = {field.name for field in fields(ProxyOptions)} - {"config", "token"}
+    on_the_command_line = {field.name for field in fields(ProxyOptions)} - {"config", "operator_token", "viewer_token"}
     assert given.keys() == on_the_command_line  # a token is no part of a file that is shared
 
 
@@ -77,7 +78,7 @@ def test_what_the_file_says_is_what_options_would(tmp_path: Path) -> None:
     assert settings.upstream_bandwidth == UpstreamBandwidth(500, 100, 1_000_000)
     assert settings.server_tls == ServerTls(Path("c"), Path("k"), Path("a"))
     assert settings.upstream_tls == UpstreamTls(Path("ua"), "un", Path("uc"), Path("uk"))
-    assert (settings.token, options.realtime, options.drain_seconds) == ("secret", False, 0.0)
+    assert (settings.tokens[Role.OPERATOR].first, options.realtime, options.drain_seconds) == ("secret", False, 0.0)
     assert (options.log_level, options.log_format) == (LogLevel.ERROR, LogFormat.TEXT)
     assert (options.http_listen, options.insecure) == ("127.0.0.1:6", True)
 
@@ -99,10 +100,10 @@ def test_options_go_before_the_file_and_what_is_left_out_has_its_default(tmp_pat
 
 def test_a_control_api_that_others_reach_needs_a_token_unless_it_is_insecure() -> None:
     listening = ("--upstream=u:1", "--listen=127.0.0.1:2", "--control=0.0.0.0:0")
-    with pytest.raises(ConfigError, match="a join token is needed"):
+    with pytest.raises(ConfigError, match="an operator token is needed"):
         check(parse(*listening), {})
-    assert check(parse(*listening), {"HYPERGPU_TOKEN": "t"}).token == "t"
-    assert check(parse(*listening, "--insecure"), {}).token is None
+    assert check(parse(*listening), {"HYPERGPU_OPERATOR_TOKEN": "t"}).tokens[Role.OPERATOR].first == "t"
+    assert check(parse(*listening, "--insecure"), {}).tokens[Role.OPERATOR].first == ""
 
 
 def test_a_seed_that_is_out_of_range_is_refused() -> None:

@@ -12,6 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from hypergpu.common.roles import Role
+from hypergpu.common.token import TokenSource
 from hypergpu.netsim_proxy.api import control_service as control
 from hypergpu.netsim_proxy.api import metrics
 from hypergpu.netsim_proxy.api.profile_registry import ProfileRegistry
@@ -47,7 +49,9 @@ async def ports(pacer: Pacer) -> LinkRegistry:
 
 @pytest.fixture
 async def address(ports: LinkRegistry, pacer: Pacer) -> AsyncIterator[str]:
-    server = await control.make_server(ports, Schedule(ports, pacer), ProfileRegistry(), token="secret")
+    server = await control.make_server(
+        ports, Schedule(ports, pacer), ProfileRegistry(), {Role.OPERATOR: TokenSource(["secret"])}
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield f"127.0.0.1:{port}"

@@ -172,7 +172,7 @@ async def test_a_signal_tells_the_log_alone(started: Started) -> None:
 
 
 async def test_the_control_api_reloads_and_says_what_is_wrong(started: Started) -> None:
-    server = await control.make_server(started.ports, started.schedule, started.catalogue, None, started.reload)
+    server = await control.make_server(started.ports, started.schedule, started.catalogue, {}, started.reload)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -199,7 +199,7 @@ async def test_the_control_api_on_a_unix_socket_is_for_its_user_alone(
     address: str, started: Started, tmp_path: Path
 ) -> None:
     address = address.format(tmp_path)
-    server = await control.make_server(started.ports, started.schedule, started.catalogue, None)
+    server = await control.make_server(started.ports, started.schedule, started.catalogue, {})
     assert control.bind(server, address) == address
     await server.start()
     assert (tmp_path / "control.sock").stat().st_mode & 0o777 == 0o600

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from hypergpu.common.token import TokenSource
 from hypergpu.node.credentials import Credentials
 from hypergpu.node.lease_file import LeaseFile, lease_path
 
 
 def test_a_call_shows_the_name_the_token_and_the_lease() -> None:
-    credentials = Credentials("a", lambda: "t")
+    credentials = Credentials("a", TokenSource(["t"]))
     assert credentials.metadata() == (("x-node-id", "a"), ("authorization", "Bearer t"))
     credentials.keep("secret")
     assert credentials.metadata() == (("x-node-id", "a"), ("x-node-lease", "secret"), ("authorization", "Bearer t"))

@@ -75,7 +75,7 @@ def test_a_server_that_is_another_is_told_apart(cli: Cli, fakes: Any) -> None:
 def test_a_wrong_token_is_told_apart_from_a_dead_cluster(cli: Cli, fakes: Any) -> None:
     result = cli("nodes", "--coordinator", fakes.cluster.coordinator, "--token", "wrong")
     assert result.code == 2
-    assert "rejects the join token" in result.err
+    assert "rejects the token" in result.err
 
 
 def test_nodes_as_json_lists_each_in_natural_order(on_fakes: Cli) -> None:
