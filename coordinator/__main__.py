@@ -37,6 +37,7 @@ from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.common.task_names import choices
 from hypergpu.common.tls import server_tls
 from hypergpu.common.token import OPERATOR, VIEWER, TokenSource, find_token, server_token
+from hypergpu.coordinator import failpoints
 from hypergpu.coordinator.operator_token import own_token
 
 if TYPE_CHECKING:
@@ -147,10 +148,12 @@ def run(options: CoordinatorOptions) -> int:
     tls = server_tls(options.tls_cert, options.tls_key, insecure=options.insecure)
     out = options.run_directory
     tokens = options.tokens(os.environ)
+    faults = failpoints.parse(os.environ.get(failpoints.VARIABLE, ""))
     # torch takes seconds to import: errors on the command line come first.
     from hypergpu.coordinator.app import Options  # noqa: PLC0415
+    from hypergpu.coordinator.storage import Storage  # noqa: PLC0415
 
-    return asyncio.run(_train(settings, Options(out, tokens, tls, options.resume, options.force)))
+    return asyncio.run(_train(settings, Options(out, tokens, tls, options.resume, options.force, Storage(faults))))
 
 
 async def _train(settings: SystemConfig, options: "Options") -> int:

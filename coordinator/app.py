@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from hypergpu.common.background import PeriodicTask
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.config.compression import CompressionConfig
+from hypergpu.common.errors import CannotResume
 from hypergpu.common.grpc_server import make_server
 from hypergpu.common.http import Answer, HttpServer
 from hypergpu.common.http import metrics as metrics_route
@@ -30,6 +31,7 @@ from hypergpu.common.wire import require_sendable
 from hypergpu.coordinator.callers import admission
 from hypergpu.coordinator.control import ControlService
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, build_orchestrator
+from hypergpu.coordinator.core.checkpoint_rule import CheckpointRule
 from hypergpu.coordinator.core.leases import Leases
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
@@ -46,16 +48,18 @@ from hypergpu.coordinator.initial_model import initial_values
 from hypergpu.coordinator.lease_key import lease_key
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.coordinator.metrics import Metrics
-from hypergpu.coordinator.model_files import ModelFiles
+from hypergpu.coordinator.model_files import ModelFiles, final_round
 from hypergpu.coordinator.node_metrics import NodeMetricsCollector
 from hypergpu.coordinator.refusals import Refusals
 from hypergpu.coordinator.rehearsing import RehearsalProcess
-from hypergpu.coordinator.resuming import find, identity_of, require_same_run, restore, set_aside_after
+from hypergpu.coordinator.resuming import Found, find, identity_of, require_same_run, restore, set_aside_after
+from hypergpu.coordinator.round_log import RoundLog
 from hypergpu.coordinator.run_dir import RunDir
 from hypergpu.coordinator.saved_state import Identity
 from hypergpu.coordinator.scrape_targets import ScrapeRule
 from hypergpu.coordinator.scraper import Scraper
 from hypergpu.coordinator.spill import spilled_buffer
+from hypergpu.coordinator.storage import Storage
 from hypergpu.coordinator.training import TrainingService
 from hypergpu.coordinator.uploads import Disk, Uploads
 from hypergpu.protos import coordinator_pb2, coordinator_pb2_grpc
@@ -90,7 +94,9 @@ class Options:
     """TLS credentials; None for plaintext."""
     resume: bool = False
     force: bool = False
-    """Resume although changed settings affect the training."""
+    """Resume although changed settings affect the training, or the log of rounds is damaged."""
+    storage: Storage = field(default_factory=Storage)
+    """Disk of the log and the checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def _make_model(config: SystemConfig, task: Task, options: Options) -> _Model:
     held_out = HeldOut(evaluated, task, config.server.evaluation_batch_size or training.batch_size)
     saved, samples = SavedModel(evaluated), 0 if is_local else count(task.train)
     identity = identity_of(task, saved, flat.parameter_count, is_local=is_local)
-    files = ModelFiles(options.out, model, saved, identity, {"task": training.task})
+    files = ModelFiles(options.out, model, saved, identity, {"task": training.task}, storage=options.storage)
     return _Model(
         model, held_out, saved, files, identity, task_identity, samples, with_own_type(config.compression, flat)
     )
@@ -170,16 +176,23 @@ class Coordinator:
     def _resume(self, model: "_Model") -> ShardTable:
         """Restore the model from a checkpoint, if that is requested, or from where it begins; return the shards."""
         options, training = self._options, self.config.training
-        self._found = found = find(self.run_dir.checkpoints) if options.resume else None
+        self._found = found = find(self.run_dir.checkpoints, force=options.force) if options.resume else None
         self._forced: Sequence[Difference] = ()
+        if training.initial_model and (found is None or found.checkpoint is None):
+            model.model.restore(initial_values(Path(training.initial_model), model.saved), None)
         if found is None:
             self._complete = False
-            if training.initial_model:
-                model.model.restore(initial_values(Path(training.initial_model), model.saved), None)
             return self._new_shards(model)
         self._forced = require_same_run(found, training, model.identity, model.saved, force=options.force)
-        restore(model.model, found, model.saved, self._forced)
         model.files.restore_best()
+        restore(
+            model.model,
+            found,
+            model.saved,
+            self._forced,
+            metric=model.held_out.metric,
+            evaluated=model.files.evaluated,
+        )
         self._complete = found.is_complete(training, model.held_out.metric)
         shards = self._new_shards(model)
         shards.restore(found.state.shards.model_dump())
@@ -212,7 +225,7 @@ class Coordinator:
         if self._found is not None:
             state = self._found.state
             machine.restore_nodes([node.model_dump(mode="json") for node in state.nodes])
-            machine.restore_figures(state.loss, state.metric, of_present_model=self._found.score is not None)
+            machine.restore_figures(state.loss, state.metric, of_present_model=self._found.is_evaluated)
             if state.kept is not None:
                 machine.restore_kept(state.kept.round, state.kept.loss, state.kept.metric)
             if state.improvement is not None:
@@ -228,6 +241,11 @@ class Coordinator:
         dependencies = EngineDependencies(self.run_dir, model.files, metrics, evaluate, self.links, health)
         dependencies.adaptation_state = lambda: asdict(self.orchestrator.state())
         dependencies.rehearsals = RehearsalProcess(self.run_dir.path, self.orchestrator)
+        dependencies.storage = storage = self._options.storage
+        dependencies.round_log = RoundLog(self.run_dir.checkpoints, storage) if self.config.checkpoint.log else None
+        dependencies.checkpoints = CheckpointRule(
+            self.config.checkpoint.interval, model.model.manifest.total_bytes, dependencies.clock()
+        )
         dependencies.stays, dependencies.identity = server.stay, model.task_identity
         resumes = self._found is not None and not self._complete
         reserved_until = dependencies.clock() + server.lost_after_seconds if resumes else -math.inf
@@ -249,6 +267,7 @@ class Coordinator:
         async with AsyncExitStack() as stack:
             stack.callback(self.run_dir.close)
             if self._complete:
+                await self._complete_results()
                 log.warning(f"{self._completion()}. {_HOW_TO_GO_ON}", out=str(self.run_dir.path))
                 if not self.config.server.stay:
                     return 0
@@ -257,7 +276,7 @@ class Coordinator:
             routes = {"/metrics": metrics_route(self.registry), "/healthz": self._health, "/sd": self._targets}
             http = HttpServer(self.config.server.http_listen, routes)
             stack.callback(http.close)
-            self._begin()  # only after everything that can fail
+            await self._begin()  # only after everything that can fail
             health = self.engine.health
             health.start_monitoring()
             stack.callback(health.stop_monitoring)
@@ -296,7 +315,7 @@ class Coordinator:
             await self._linger(interrupted)
         self.restart_asked = restart.is_set() and not interrupted.is_set()
 
-    def _begin(self) -> None:
+    async def _begin(self) -> None:
         """Open the run's files for a new or resumed run; the files of a complete run stay unchanged."""
         found = self._found
         if found is None:
@@ -306,11 +325,33 @@ class Coordinator:
         elif self._complete:
             self.engine.complete()
         else:
-            set_aside_after(self.run_dir.checkpoints, found.round)
-            self.run_dir.begin(self.config, found.round)
-            self.engine.resumed(
-                found.round, found.damaged, [str(difference) for difference in self._forced], relearns=self._relearns
-            )
+            forced = [str(difference) for difference in self._forced]
+            self._take_over(found)
+            self.engine.resumed(found, forced, relearns=self._relearns)
+            if forced and found.logged:  # steps are taken again with the settings of one checkpoint and its log
+                await self.engine.save_base()
+
+    def _take_over(self, found: Found) -> None:
+        """Bring the files to the round that the run resumes from.
+
+        Raises:
+            CannotResume: A file cannot be changed.
+            ConfigError: The same, of a record.
+        """
+        set_aside_after(self.run_dir.checkpoints, found.base)
+        try:
+            RoundLog(self.run_dir.checkpoints, self._options.storage).cut(found.log, found.round)
+        except OSError as error:
+            raise CannotResume(f"cannot cut the log in {self.run_dir.checkpoints}: {error.strerror}") from error
+        self.run_dir.begin(self.config, found.round, found.rows())
+
+    async def _complete_results(self) -> None:
+        """Write the results of a complete run, if the process that completed it died before it could."""
+        found = self._found
+        assert found is not None
+        if final_round(self.run_dir.path) != found.round:
+            self._take_over(found)
+            await self.engine.save_results()
 
     def _completion(self) -> str:
         found, training = self._found, self.config.training

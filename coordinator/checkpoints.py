@@ -23,7 +23,9 @@ from torch import Tensor
 
 from hypergpu.common import strict_json
 from hypergpu.common.errors import CorruptData, StorageError
-from hypergpu.coordinator.files import replace_files, sync_directory
+from hypergpu.coordinator.failpoints import Point
+from hypergpu.coordinator.files import sync_directory
+from hypergpu.coordinator.storage import Storage
 
 KEEP_CHECKPOINTS = 3
 DAMAGED = ".damaged"
@@ -52,8 +54,8 @@ class Checkpoint:
 class Checkpoints:
     """The newest checkpoints of a run, by round. Everything that is read is checked."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, storage: Storage | None = None) -> None:
+        self.directory, self._storage = directory, storage or Storage()
 
     def model_file(self, number: int) -> Path:
         """Return the path of the model of a checkpoint."""
@@ -78,7 +80,8 @@ class Checkpoints:
                 checkpoint.model, {**checkpoint.metadata, _ROUND: number, _SERVER_CHECKSUM: server[_CHECKSUM]}
             )
             file = self.model_file(checkpoint.round)
-            _write({self._server_file(checkpoint.round): (checkpoint.server, server), file: (checkpoint.model, model)})
+            files = {self._server_file(checkpoint.round): (checkpoint.server, server), file: (checkpoint.model, model)}
+            _write(files, self._storage)
             self._remove_old()
         except OSError as error:
             raise StorageError(f"cannot write to {self.directory}: {error.strerror}") from error
@@ -131,7 +134,7 @@ class Checkpoints:
         for pattern in (_MODEL, _SERVER):
             for number, file in self._files(pattern).items():
                 if number not in kept:
-                    file.unlink()
+                    self._storage.remove(file, Point.CHECKPOINT_REMOVE)
 
 
 def write_tensors(file: Path, tensors: Tensors, metadata: Mapping[str, str]) -> str:
@@ -141,7 +144,7 @@ def write_tensors(file: Path, tensors: Tensors, metadata: Mapping[str, str]) -> 
         StorageError: it cannot be written; the message names the file.
     """
     signed = _signed(tensors, metadata)
-    _write({file: (tensors, signed)})
+    _write({file: (tensors, signed)}, Storage())
     return signed[_CHECKSUM]
 
 
@@ -149,9 +152,9 @@ def _signed(tensors: Tensors, metadata: Mapping[str, str]) -> dict[str, str]:
     return {"format": "pt", **metadata, _CHECKSUM: checksum(tensors, metadata)}
 
 
-def _write(files: Mapping[Path, tuple[Tensors, Mapping[str, str]]]) -> None:
+def _write(files: Mapping[Path, tuple[Tensors, Mapping[str, str]]], storage: Storage) -> None:
     try:
-        replace_files({file: partial(_save, file, *content) for file, content in files.items()})
+        storage.replace_files({file: partial(_save, file, *content) for file, content in files.items()})
     except OSError as error:
         raise StorageError(f"cannot write {error.filename or next(iter(files))}: {error.strerror}") from error
 

@@ -35,11 +35,12 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.Status:  # noqa: N802
         """Return the status of the run."""
         del request, context
-        return self._status()
+        return await self._status()
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.NodeList:  # noqa: N802
         """Return all nodes, with those that have left."""
         del request, context
+        await self._engine.told()
         return pb.NodeList(nodes=[self._info(m.node_id) for m in self._engine.machine.members])
 
     async def WatchEvents(self, request: pb.WatchEventsRequest, context: Context) -> AsyncIterator[pb.RunEvent]:  # noqa: N802
@@ -56,19 +57,19 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
         """Pause the run after the running round."""
         del request, context
         self._engine.dispatch(ev.Pause())
-        return self._status()
+        return await self._status()
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.Status:  # noqa: N802
         """Resume a paused run."""
         del request, context
         self._engine.dispatch(ev.Resume())
-        return self._status()
+        return await self._status()
 
     async def Stop(self, request: pb.StopRequest, context: Context) -> pb.Status:  # noqa: N802
         """End the run."""
         del context
         self._engine.dispatch(ev.Stop(convert.text(request.reason, "reason")))
-        return self._status()
+        return await self._status()
 
     async def Restart(self, request: pb.RestartRequest, context: Context) -> pb.Status:  # noqa: N802
         """End the run and start a new one in its place."""
@@ -83,7 +84,7 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
             self._engine.restart_asked.set()
 
         context.add_done_callback(answered)  # type: ignore[arg-type]  # the stub wants a protocol that no function meets
-        return self._status()
+        return await self._status()
 
     async def SetNodeRule(self, request: pb.SetNodeRuleRequest, context: Context) -> pb.NodeInfo:  # noqa: N802
         """Set the user's override for a node."""
@@ -104,7 +105,7 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
         if request.policy not in known:
             raise UnknownName("policy", request.policy[:80], known)
         self._orchestrator.set_policy(request.policy)
-        return self._status()
+        return await self._status()
 
     def _info(self, node: str) -> pb.NodeInfo:
         member = self._engine.machine.members.require(node)
@@ -114,7 +115,9 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
             known = {**known, "state": "", "reason": ""}
         return convert.node_info(member, self._engine, known)
 
-    def _status(self) -> pb.Status:
+    async def _status(self) -> pb.Status:
+        """Return the status, without what is decided and not on the disk yet."""
+        await self._engine.told()
         engine, machine = self._engine, self._engine.machine
         deadline_at = machine.deadline_at
         remaining = None if deadline_at is None else max(0.0, deadline_at - engine.now)

@@ -3,13 +3,12 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
 
 from hypergpu.common.background import Background
-from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StorageError
+from hypergpu.common.errors import HyperGPUError, StorageError
 from hypergpu.common.metric import finite
 from hypergpu.common.tensors import Payload
 from hypergpu.common.transfer_meter import Transfer
@@ -22,11 +21,14 @@ from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.state import RunState
 from hypergpu.coordinator.core.score import Score
 from hypergpu.coordinator.core.session import EndPull, Pull, Reply, Request, Session, Update
+from hypergpu.coordinator.durability import Durability, closing_record
 from hypergpu.coordinator.engine_dependencies import EngineDependencies
 from hypergpu.coordinator.event_broadcaster import EventBroadcaster
 from hypergpu.coordinator.health import Part
+from hypergpu.coordinator.outbox import Outbox
 from hypergpu.coordinator.records import Records
-from hypergpu.coordinator.run_records import RunEvent, node_row, outcome, round_row
+from hypergpu.coordinator.resuming import Found
+from hypergpu.coordinator.run_records import RunEvent, node_row, outcome, round_row, saved_counts
 from hypergpu.coordinator.uploads import Upload, Uploads
 
 log = structlog.get_logger()
@@ -88,8 +90,8 @@ class Engine:
         self.health.on_change = self._on_health
         self._records = Records(dependencies.run_dir, self.health)
         self._background = Background(self._fail)
-        self._is_checkpoint_overdue = False
-        self._results_unsaved: Sequence[str] = ()
+        self._outbox = Outbox(self._carry_out_one)
+        self._durability = Durability(dependencies, model, self._records, compute=self._run, record=self._record)
         self._nodes_written_at = -_NODES_FILE_SECONDS
         self._suspended = False
         self._finish_reason, self._metric_fault = "", ""
@@ -123,18 +125,18 @@ class Engine:
         """Failing parts with their reasons, preceded by the failure that ended the run, if any."""
         return [*([f"run: {self.failure}"] if self.failure else []), *self.health.problems]
 
-    def resumed(
-        self, after_round: int, damaged: Sequence[str] = (), forced: Sequence[str] = (), *, relearns: str = ""
-    ) -> None:
-        """Record that the run was resumed, which checkpoints were unusable, and which settings changed.
+    def resumed(self, found: Found, forced: Sequence[str] = (), *, relearns: str = "") -> None:
+        """Record that the run was resumed, what of its files was unusable, and which settings changed.
 
         `relearns` is the reason for which the adaptation starts anew, if it does.
         """
-        for each in damaged:
-            self._record(after_round + 1, "checkpoint_damaged", f"a newer checkpoint cannot be used: {each}")
+        for each in found.damaged:
+            self._record(found.round + 1, "checkpoint_damaged", f"a part of the run cannot be used: {each}")
+        for tail in found.log.tails:
+            self._record(found.round + 1, "log_cut", f"cut off {tail}: of a round that nobody was told of")
         changes = f", with changes: {'; '.join(forced)}" if forced else ""
         anew = f"; the adaptation starts anew, since {relearns}" if relearns else ""
-        self._record(after_round + 1, "resumed", f"resumed from the checkpoint of round {after_round}{changes}{anew}")
+        self._record(found.round + 1, "resumed", f"resumed from {found.source}{changes}{anew}")
 
     def complete(self) -> None:
         """Serve the results of a run that an earlier process completed."""
@@ -153,7 +155,7 @@ class Engine:
             HyperGPUError: as `RoundMachine.handle`.
         """
         effects = self._decide(event, self.machine.handle)
-        self._carry_out_all(effects)
+        self._outbox.put(effects)
         return effects
 
     def ask(self, request: Request[Reply]) -> Reply:
@@ -163,7 +165,7 @@ class Engine:
             HyperGPUError: the reply is an error, or the request is refused; see `Session.handle`.
         """
         reply, effects = self._decide(request, self.session.handle)
-        self._carry_out_all(effects)
+        self._outbox.put(effects)
         if isinstance(reply, HyperGPUError):
             raise reply
         return reply
@@ -177,14 +179,17 @@ class Engine:
             self._fail(f"the decision on {type(what).__name__}", error)
             raise
 
-    def _carry_out_all(self, effects: Sequence[ev.Effect]) -> None:
-        """Carry out all effects; the failure of one does not prevent the others."""
-        for effect in effects:
-            try:
-                self.metrics.observe(effect, self.machine)
-                self._carry_out(effect)
-            except Exception as error:
-                self._fail(f"the effect {type(effect).__name__}", error)
+    def _carry_out_one(self, effect: ev.Effect) -> None:
+        """Carry out an effect; its failure does not prevent the others."""
+        try:
+            self.metrics.observe(effect, self.machine)
+            self._carry_out(effect)
+        except Exception as error:
+            self._fail(f"the effect {type(effect).__name__}", error)
+
+    async def told(self) -> None:
+        """Wait until everything that was decided may be told."""
+        await self._outbox.opened()
 
     async def next_order(self, request: Pull, wait_seconds: float) -> ev.WorkAssigned | ev.RunOver | None:
         """Wait for work of a node and return it, or None after the timeout.
@@ -200,7 +205,7 @@ class Engine:
             former.set_result(None)
         self._waiters[node] = waiter
         try:
-            self._carry_out_all(effects)
+            self._outbox.put(effects)
             await asyncio.wait((waiter,), timeout=wait_seconds)
             return waiter.result() if waiter.done() else None
         finally:
@@ -236,7 +241,7 @@ class Engine:
             added.add_done_callback(lambda _: self.uploads.recycle(upload))
         else:
             self.uploads.recycle(upload)
-        self._carry_out_all(effects)
+        self._outbox.put(effects)
         if isinstance(reply, HyperGPUError):
             raise reply
         return reply
@@ -282,7 +287,7 @@ class Engine:
     async def retry(self) -> None:
         """Retry failed writes; called every few seconds."""
         await self._records.retry()
-        if self._results_unsaved:
+        if self._durability.unsaved:
             await self._save_results()
 
     async def close(self) -> None:
@@ -294,11 +299,12 @@ class Engine:
         if self._suspended and not self.finished.is_set():  # not sooner: the running round may have ended meanwhile
             await self._save_results()
         await self.retry()
+        await self._durability.close()
         self._dependencies.compute.shutdown(wait=True)
         await self._write_results()
         await self._records.close()
-        if self._results_unsaved:
-            self.failure = self.failure or f"the run's result is not on the disk: {'; '.join(self._results_unsaved)}"
+        if self._durability.unsaved:
+            self.failure = self.failure or f"the run's result is not on the disk: {'; '.join(self._durability.unsaved)}"
         if self._records.missing:
             self.failure = self.failure or f"the run's records are not complete: {self._records.missing}"
         self._dependencies.run_dir.close()
@@ -318,8 +324,7 @@ class Engine:
                 self._run_watched("beginning the round", self.model.begin_round, effect.round, effect.nodes)
                 self.broadcast.begin_round(effect.round)
             case ev.CloseRound():
-                self.broadcast.end_round()
-                self._background.spawn(f"ending round {effect.round}", self._end_round(effect))
+                self._begin_end_of_round(effect)
             case ev.AbandonRound():
                 self.broadcast.end_round()
                 self._run_watched("discarding updates", self.model.discard)
@@ -346,11 +351,20 @@ class Engine:
             case _:
                 pass
 
+    def _begin_end_of_round(self, closed: ev.CloseRound) -> None:
+        self._durability.closed = {
+            "shards": self.machine.shards.snapshot(),
+            "nodes": saved_counts(self.machine.members),
+        }
+        self.broadcast.end_round()
+        self._background.spawn(f"ending round {closed.round}", self._end_round(closed))
+
     async def _end_round(self, closed: ev.CloseRound) -> None:
         """Step, evaluate and save if due, and report the result to the machine."""
         stepped = False
         try:
             with self.metrics.step_seconds.time():
+                await self._durability.begin_step(closed.round)
                 good = await self._run(self.model.step, *closed.step)
             stepped = True
             if not good:
@@ -370,18 +384,39 @@ class Engine:
             detail = f"round {closed.round} could not be evaluated: {type(error).__name__}: {error}"
             self.dispatch(ev.EvaluationFailed(closed.round, detail, stepped))
             return
-        traffic = self._dependencies.links.traffic.take()
-        row = round_row(closed, loss, self.machine.metric, metric, self.elapsed_seconds, traffic=traffic, others=others)
-        self._records.round(row)
-        self._background.spawn("syncing the records", self._records.sync())
-        self.dispatch(ev.Evaluated(closed.round, loss, metric, self.model.update_norms, others))
-        self.metrics.evaluated(self.machine.loss, self.machine.metric_value, others)
-        # No await since the decision, so that the label matches the values saved under it.
-        if closed.round % self.machine.config.checkpoint_every == 0 or self._is_checkpoint_overdue:
-            await self._checkpoint(closed.round)
+        await self._tell_round(closed, ev.Evaluated(closed.round, loss, metric, self.model.update_norms, others))
         if self._clock() - self._nodes_written_at >= _NODES_FILE_SECONDS:
             self._nodes_written_at = self._clock()
             await self._write_results()
+
+    async def _tell_round(self, closed: ev.CloseRound, evaluated: ev.Evaluated) -> None:
+        """Decide what follows on a round, put the round on the disk, and only then tell anybody of it."""
+        traffic = self._dependencies.links.traffic.take()
+        found, others, spec = (evaluated.loss, evaluated.metric), evaluated.others, self.machine.metric
+        row = round_row(closed, found[0], spec, found[1], self.elapsed_seconds, traffic=traffic, others=others)
+        effects = self._decide(evaluated, self.machine.handle)
+        reached, state = self.machine.score, self._state(effects)
+        record = partial(
+            closing_record,
+            closed,
+            effects,
+            self.model.values,
+            state={**self._dependencies.files.identity, **state},
+            row=row,
+            score=None if found[0] is None else Score(closed.round, found[0], found[1], spec),
+            evaluated=reached is not None,
+        )
+        with self._outbox.held():
+            self._outbox.put(effects)
+            await self._durability.commit(closed, lambda has_mean: record(has_mean=has_mean))
+            self._records.round(row)
+        self._durability.told()
+        self._background.spawn("syncing the records", self._records.sync())
+        self.metrics.evaluated(self.machine.loss, self.machine.metric_value, others)
+        # The snapshot is queued now, before another step: the state is of the same round.
+        writing = self._durability.checkpoint_if_due(closed.round, state, reached)
+        if writing is not None:
+            self._background.spawn("writing a checkpoint", writing)
 
     def _report_metric_fault(self, fault: str, round_number: int) -> None:
         """Record once per cause that the metric could not be computed. Training continues with the loss."""
@@ -405,56 +440,61 @@ class Engine:
             self.finished.set()
             self.feed.end()
 
+    async def save_base(self) -> None:
+        """Write a checkpoint of the state that the run resumes from.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        done = self.machine.round - 1
+        if not await self._durability.checkpoint(done, self._state(), self.machine.score):
+            raise StorageError(f"cannot write a checkpoint of round {done}, from which the run would go on")
+
+    async def save_results(self) -> None:
+        """Write the results of a complete run.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        await self._save_results()
+        await self._write_results()
+        if self._durability.unsaved:
+            raise StorageError(f"the run's result is not on the disk: {'; '.join(self._durability.unsaved)}")
+
     async def _save_results(self) -> None:
         """Write the last checkpoint and the model, and record what could not be written."""
-        done, score = self.machine.round - 1, self.machine.score
-        unsaved = []
-        if not await self._checkpoint(done):
-            unsaved.append("its last checkpoint could not be written")
-        if not await self._save(Part.MODEL, "the model", done, self._dependencies.files.finish, done, score):
-            unsaved.append("its model could not be written")
-        self._results_unsaved = unsaved
+        await self._durability.finish(self.machine.round - 1, self._state(), self.machine.score)
 
-    async def _checkpoint(self, round_number: int) -> bool:
-        """Write a checkpoint of the rounds so far; return whether --resume will find it."""
-        if round_number < 1:
-            return True
+    def _state(self, effects: Sequence[ev.Effect] = ()) -> dict[str, Any]:
+        """Return what a later process needs to go on after the last closed round; `effects` are those of its end."""
         machine = self.machine
-        state = {
+        finished = next((str(each.reason) for each in effects if isinstance(each, ev.Finish)), self._finish_reason)
+        closed = self._durability.closed or {
+            "shards": machine.shards.snapshot(),
+            "nodes": saved_counts(machine.members),
+        }
+        rule = machine.adaptation.overrides.of
+        return {
             "run_id": self.run_id,
             "configuration": machine.config.model_dump(mode="json"),
-            "shards": machine.shards.snapshot(),
-            "nodes": self.node_rows(),
+            "shards": closed["shards"],
+            "nodes": [
+                {
+                    "node_id": node,
+                    "state": self.state_of(node),
+                    "rule": str(rule(node)),
+                    **closed["nodes"].get(node, {}),
+                }
+                for node in (member.node_id for member in machine.members)
+            ],
             "elapsed_seconds": self.elapsed_seconds,
             "loss": finite(machine.loss),
             "metric": machine.metric_value,
             "kept": machine.kept,
             "improvement": machine.improvement,
-            "finished": self._finish_reason or None,
+            "finished": finished or None,
             "adaptation": self._dependencies.adaptation_state(),
         }
-        save = self._records.flush_before(
-            self._dependencies.files.checkpoint
-        )  # a resumed run needs a record of each round
-        saved = await self._save(
-            Part.CHECKPOINT, "the checkpoint", round_number, save, round_number, state, machine.score
-        )
-        self._is_checkpoint_overdue = not saved
-        return saved
-
-    async def _save(self, part: Part, what: str, round_number: int, save: Callable[..., Path], *arguments: Any) -> bool:
-        """Save on the compute thread. A failure is recorded, and the run continues."""
-        try:
-            await self._run(save, *arguments)
-        except Exception as error:
-            if not isinstance(error, StorageError | NonFiniteUpdate):
-                log.exception("a model cannot be saved", round=round_number)
-            reason = str(error) or type(error).__name__
-            self._record(round_number, "checkpoint_failed", f"{what} of round {round_number} was not written: {reason}")
-            self.health.report(part, reason)
-            return False
-        self.health.report(part, "")
-        return True
 
     # ------------------------------------------------------------ results
 

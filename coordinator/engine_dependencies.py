@@ -6,17 +6,21 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hypergpu.common.clock import Clock, monotonic
+from hypergpu.common.config.checkpoint import Interval
 from hypergpu.common.identity import TaskIdentity
 from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.tensors import Flat
 from hypergpu.common.transfer_meter import Transfer
+from hypergpu.coordinator.core.checkpoint_rule import CheckpointRule
 from hypergpu.coordinator.core.leases import Leases
 from hypergpu.coordinator.core.rehearsal import RehearsalRequest, RehearsalResult
 from hypergpu.coordinator.core.rounds.traffic import RoundTraffic
 from hypergpu.coordinator.health import Health
 from hypergpu.coordinator.metrics import Metrics
 from hypergpu.coordinator.model_files import ModelFiles
+from hypergpu.coordinator.round_log import RoundLog
 from hypergpu.coordinator.run_dir import ResumedTotals, RunDir
+from hypergpu.coordinator.storage import Storage
 from hypergpu.tasks import Evaluation
 
 Evaluate = Callable[[Flat], Evaluation]
@@ -120,6 +124,12 @@ class EngineDependencies:
     """True if the coordinator keeps serving after the end of the run."""
     adaptation_state: Callable[[], Mapping[str, Any]] = dict
     """Function that returns what the adaptation has learned, as JSON for a checkpoint."""
+    storage: Storage = field(default_factory=Storage)
+    """Storage of the log and the checkpoints."""
+    round_log: RoundLog | None = None
+    """Log of closed rounds; None = a crash undoes the rounds since the last checkpoint."""
+    checkpoints: CheckpointRule = field(default_factory=lambda: CheckpointRule(Interval(rounds=1), 0, 0.0))
+    """Rule by which checkpoints are due."""
     rehearsals: Rehearser = field(default_factory=NoRehearsals)
     compute: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "compute"))
     """Single thread that adds updates, steps and evaluates, in the order that the machine decided."""

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 
 PARTIAL = ".partial"
@@ -12,11 +13,37 @@ _LEFT_BEHIND = re.compile(rf".*{re.escape(PARTIAL)}|\.tmp\w{{6}}", re.ASCII)
 """Name patterns of partial files that a killed writer leaves behind: our own and those of safetensors."""
 
 
-def replace_files(writes: Mapping[Path, Callable[[Path], object]]) -> None:
+class Step(StrEnum):
+    """Step of the replacement of files."""
+
+    WRITE = "write"
+    SYNC = "sync"
+    DIRECTORY = "directory"
+
+
+def _no_notice(_: Step) -> None:
+    pass
+
+
+def _rename(partial: Path, file: Path) -> None:
+    partial.replace(file)
+
+
+def replace_files(
+    writes: Mapping[Path, Callable[[Path], object]],
+    *,
+    before: Callable[[Step], None] = _no_notice,
+    rename: Callable[[Path, Path], None] = _rename,
+) -> None:
     """Replace files atomically, each with the output of its `write`.
 
     The files are replaced in order, once all outputs are on the disk: a reader finds the old or the new content, also
     after a power failure. A `write` that fails leaves every file unchanged.
+
+    Args:
+        writes: What writes each file, given a path.
+        before: Called before each step.
+        rename: Gives a written file its name.
 
     Raises:
         OSError: a file cannot be written; it is the error's `filename`. Other errors of a `write` pass through.
@@ -24,21 +51,24 @@ def replace_files(writes: Mapping[Path, Callable[[Path], object]]) -> None:
     partials = {file: file.with_name(f".{file.name}{PARTIAL}") for file in writes}
     try:
         for file, write in writes.items():
-            _write_whole(file, partials[file], write)
+            _write_whole(file, partials[file], write, before)
         for file, partial in partials.items():
-            partial.replace(file)
+            rename(partial, file)
     except BaseException:
         for partial in partials.values():
             with suppress(OSError):
                 partial.unlink()
         raise
     for directory in {file.parent for file in writes}:
+        before(Step.DIRECTORY)
         sync_directory(directory)
 
 
-def _write_whole(file: Path, partial: Path, write: Callable[[Path], object]) -> None:
+def _write_whole(file: Path, partial: Path, write: Callable[[Path], object], before: Callable[[Step], None]) -> None:
     try:
+        before(Step.WRITE)
         write(partial)
+        before(Step.SYNC)
         sync_file(partial)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(file)) from error

@@ -24,6 +24,8 @@ class Part(StrEnum):
     """Writing nodes.json and summary.json."""
     SYNC = "sync"
     """Flushing written records to the disk."""
+    LOG = "round_log"
+    """Writing closed rounds to the log, before anybody is told of them."""
     CHECKPOINT = "checkpoint"
     MODEL = "model"
     """Writing the final model."""

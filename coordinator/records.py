@@ -50,6 +50,15 @@ class Records:
         """Append a run event."""
         self._keep(self._run_dir.event, row)
 
+    def sync_lines(self) -> bool:
+        """Write and sync the lines so far, on a thread; return whether all of them are on the disk."""
+        try:
+            self._run_dir.flush()
+            self._run_dir.sync()
+        except Exception:  # the writer of lines reports it
+            return False
+        return self._run_dir.dropped_lines == 0
+
     def flush_before(self, write: Callable[..., Any]) -> Callable[..., Any]:
         """Return `write`, for a thread, with the lines so far written first: no file may be ahead of the records."""
 

@@ -1,8 +1,9 @@
-"""Resuming a run: finds the newest valid checkpoint, and checks that it belongs to this run."""
+"""Resuming a run: finds the newest valid checkpoint and the logged rounds after it, and checks that they are of it."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 import torch
@@ -11,13 +12,16 @@ from torch import Tensor
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.errors import CannotResume, CorruptData
 from hypergpu.common.metric import MetricSpec
+from hypergpu.common.tensors import Flat
+from hypergpu.coordinator import round_log
 from hypergpu.coordinator.checkpoints import Checkpoint, Checkpoints, Tensors, checksum
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds.events import FinishReason
 from hypergpu.coordinator.core.same_run import Change, Difference, differences, keeps_optimizer
 from hypergpu.coordinator.core.score import Score
 from hypergpu.coordinator.model_files import apart_of, kept_of, optimizer_of, score_of
-from hypergpu.coordinator.saved_state import Identity, SavedState, parse_state
+from hypergpu.coordinator.round_log import Contents, LoggedRound, checksum_of
+from hypergpu.coordinator.saved_state import Identity, SavedState, parse_record, parse_state
 from hypergpu.tasks import Task
 from hypergpu.tasks.fingerprint import fingerprint
 from hypergpu.tasks.samples import count
@@ -38,22 +42,45 @@ def identity_of(task: Task, saved: SavedModel, parameter_count: int, *, is_local
 
 @dataclass(frozen=True)
 class Found:
-    """Checkpoint from which a run resumes."""
+    """Origin of a resumed run: a checkpoint, and the rounds in the log that follow on it."""
 
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
+    """Newest intact checkpoint; None if the log begins with the first round."""
     state: SavedState
+    """State after the last of the rounds."""
+    is_evaluated: bool
+    """The figures in the state are those of the model."""
+    logged: Sequence[LoggedRound] = ()
+    """Rounds after the checkpoint, without a gap."""
+    log: Contents = field(default_factory=Contents)
+    """All that is in the log."""
     damaged: Sequence[str] = ()
-    """Newer checkpoints that cannot be used, with the reasons."""
+    """Newer checkpoints that cannot be used, and rounds that are given up, with the reasons."""
+
+    @property
+    def base(self) -> int:
+        """Last round in the checkpoint; 0 if there is none."""
+        return self.checkpoint.round if self.checkpoint is not None else 0
 
     @property
     def round(self) -> int:
-        """Last round in the checkpoint."""
-        return self.checkpoint.round
+        """Last round that is done."""
+        return self.base + len(self.logged)
 
     @property
-    def score(self) -> Score | None:
-        """Evaluation of the model in that round; None if it was not evaluated."""
-        return score_of(self.checkpoint.metadata)
+    def source(self) -> str:
+        """Origin of the run in words."""
+        rounds = f"{len(self.logged)} logged round{'s' * (len(self.logged) > 1)}"
+        if self.checkpoint is None:
+            return f"the initial model and {rounds}, up to round {self.round}"
+        return f"the checkpoint of round {self.base}" + (
+            f" and {rounds}, up to round {self.round}" if self.logged else ""
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the lines of rounds.jsonl that the log holds."""
+        rows = (each.record().get("row") for each in self.log.rounds if each.number <= self.round)
+        return [row for row in rows if isinstance(row, dict)]
 
     def is_complete(self, config: TrainingConfig, metric: MetricSpec) -> bool:
         """Return whether the run is complete: all rounds are done, the target is reached, or nothing improves."""
@@ -67,31 +94,64 @@ class Found:
         return self.state.finished is FinishReason.TARGET_REACHED and reached
 
 
-def find(directory: Path) -> Found | None:
-    """Return the newest intact checkpoint; None if none was written yet.
+def find(directory: Path, *, force: bool = False) -> Found | None:
+    """Return the newest intact checkpoint and the rounds that follow on it; None if no round was closed yet.
+
+    `force` gives up rounds behind damage in the log.
 
     Raises:
-        CannotResume: there are checkpoints, and none of them can be used; each is named with the reason.
+        CannotResume: there are checkpoints, and none of them can be used; each is named with the reason. Or the log is
+            damaged, and rounds that were told would be undone.
     """
-    checkpoints = Checkpoints(directory)
-    damaged: list[str] = []
     try:
-        rounds = checkpoints.rounds()
+        base, damaged = _newest(directory)
+        contents = round_log.read(directory)
+        logged = contents.after(base.checkpoint.round if base is not None and base.checkpoint is not None else 0)
     except OSError as error:
         raise CannotResume(f"cannot read the checkpoints in {directory}: {error.strerror}") from error
-    for number in rounds:
-        try:
-            return replace(_whole(checkpoints.read(number)), damaged=tuple(damaged))
-        except CorruptData as error:
-            file = checkpoints.model_file(number)
-            damaged.append(f"{file.name}: {error}")
-            log.warning("this checkpoint is damaged", file=str(file), reason=str(error))
-    if damaged:
+    if base is None and not logged:
+        if damaged:
+            raise CannotResume(
+                f"no checkpoint in {directory} can be used: {'; '.join(damaged)}. Restore one from a backup, or start "
+                "without --resume: this run is then kept under earlier/"
+            )
+        if not contents.rounds:
+            return None
+    number = base.round if base is not None else 0
+    lost = contents.lost_after(number)
+    if lost and not force:
         raise CannotResume(
-            f"no checkpoint in {directory} can be used: {'; '.join(damaged)}. Restore one from a backup, or start "
-            "without --resume: this run is then kept under earlier/"
+            f"the log of rounds in {directory} is damaged: {lost}. Restore it from a backup, or give up the rounds "
+            f"after round {number + len(logged)} with --force"
         )
-    return None
+    given_up = [*damaged, *([f"{lost}: the rounds after {number + len(logged)} are given up"] if lost else [])]
+    for each in given_up:
+        log.warning("a part of the run is damaged", directory=str(directory), reason=each)
+    return _with_log(base, logged, contents, given_up)
+
+
+def _newest(directory: Path) -> tuple[Found | None, list[str]]:
+    """Return the newest intact checkpoint, and the newer ones that are damaged."""
+    checkpoints = Checkpoints(directory)
+    damaged: list[str] = []
+    for number in checkpoints.rounds():
+        try:
+            return _whole(checkpoints.read(number)), damaged
+        except CorruptData as error:
+            damaged.append(f"{checkpoints.model_file(number).name}: {error}")
+    return None, damaged
+
+
+def _with_log(base: Found | None, logged: Sequence[LoggedRound], log: Contents, damaged: Sequence[str]) -> Found | None:
+    if not logged:
+        return None if base is None else replace(base, log=log, damaged=damaged)
+    checkpoint = base.checkpoint if base is not None else None
+    try:
+        last = logged[-1].record()
+        state = parse_state(last.get("state") or {})
+    except CorruptData as error:
+        raise CannotResume(f"the log of rounds cannot be used: {error}") from error
+    return Found(checkpoint, state, last.get("evaluated") is True, logged, log, damaged)
 
 
 def set_aside_after(directory: Path, number: int) -> None:
@@ -116,30 +176,75 @@ def require_same_run(
     """
     changed = differences(found.state.configuration, config.model_dump(mode="json"))
     changed += _identity_differences(found.state, identity)
-    tensors = list(_tensor_differences(found.checkpoint.model, saved))
+    tensors = [] if found.checkpoint is None else list(_tensor_differences(found.checkpoint.model, saved))
     changed += tensors[:_MOST_TENSORS]
     refused = [difference for difference in changed if difference.change is Change.REFUSED]
     if not changed or (force and not refused):
         return changed
     named = "; ".join(str(difference) for difference in changed)
     more = f"; and {len(tensors) - _MOST_TENSORS} more tensors" if len(tensors) > _MOST_TENSORS else ""
-    raise CannotResume(
-        f"the checkpoint of round {found.round} is of another configuration: {named}{more}. {_advice(refused, force)}"
-    )
+    raise CannotResume(f"{found.source}, is of another configuration: {named}{more}. {_advice(refused, force)}")
 
 
-def restore(model: GlobalModel, found: Found, saved: SavedModel, forced: Sequence[Difference]) -> None:
-    """Restore the model from a checkpoint of the same run.
+Evaluated = Callable[[Score, Flat], None]
+"""Receiver of the evaluation of each round that is replayed, with the model's values."""
+
+
+def restore(
+    model: GlobalModel,
+    found: Found,
+    saved: SavedModel,
+    forced: Sequence[Difference],
+    *,
+    metric: MetricSpec,
+    evaluated: Evaluated,
+) -> None:
+    """Restore the model from a checkpoint of the same run, and take the steps of the logged rounds again.
+
+    The model holds what the run began with.
 
     Raises:
-        CannotResume: the tensors are not those of this model or optimizer.
+        CannotResume: the tensors are not those of this model or optimizer, or a step does not lead where it led.
     """
     try:
-        values = saved.values(found.checkpoint.model, apart_of(found.checkpoint.server))
-        server = found.checkpoint.server
-        model.restore(values, optimizer_of(server) if keeps_optimizer(forced) else None, kept_of(server))
-    except ValueError as error:
-        raise CannotResume(f"the checkpoint of round {found.round} does not fit this model: {error}") from error
+        # The steps were taken with the settings that the run had then.
+        before = TrainingConfig.model_validate(found.state.configuration) if found.logged else None
+        origin = model if before is None else model.another(before)
+        if found.checkpoint is not None:
+            server = found.checkpoint.server
+            values = saved.values(found.checkpoint.model, apart_of(server))
+            keeps = before is not None or keeps_optimizer(forced)
+            origin.restore(values, optimizer_of(server) if keeps else None, kept_of(server))
+        for each in found.logged:
+            _replay(origin, each, metric, evaluated)
+        if origin is not model:
+            optimizer = origin.optimizer_state() if keeps_optimizer(forced) else None
+            model.restore(origin.values, optimizer, origin.kept)
+    except (ValueError, CorruptData) as error:
+        raise CannotResume(f"{found.source}, does not fit this model: {error}") from error
+
+
+def _replay(model: GlobalModel, logged: LoggedRound, metric: MetricSpec, evaluated: Evaluated) -> None:
+    """Take the step of a logged round again.
+
+    Raises:
+        ValueError: the record or the mean is not valid.
+        CorruptData: the step leads to other parameters.
+    """
+    record = parse_record(logged.record())
+    mean = logged.mean()
+    if record.step is not None:
+        if mean is None:
+            raise CorruptData(f"the mean of round {logged.number} is missing")
+        model.replay(logged.number, mean, record.step)
+    if checksum_of(model.values) != record.values:
+        raise CorruptData(f"the step of round {logged.number} leads to other parameters than before")
+    if record.score is not None and record.score.loss is not None:
+        evaluated(Score(logged.number, record.score.loss, record.score.metric, metric), model.values)
+    if record.then == "revert":
+        model.revert()
+    elif record.then == "keep":
+        model.keep()
 
 
 def _whole(checkpoint: Checkpoint) -> Found:
@@ -152,7 +257,7 @@ def _whole(checkpoint: Checkpoint) -> Found:
             raise CorruptData(f"{name!r} is missing in it")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CorruptData(f"{name!r} holds numbers that are not finite")
-    return Found(checkpoint, state)
+    return Found(checkpoint, state, score_of(checkpoint.metadata) is not None)
 
 
 def _identity_differences(before: SavedState, now: Identity) -> Iterator[Difference]:

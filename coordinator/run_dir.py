@@ -5,14 +5,14 @@ rounds.jsonl        one line for each round
 events.jsonl        one line for each event and decision
 nodes.json          the state of every node
 summary.json        the results so far
-checkpoints/        what a run needs to go on, see `hypergpu.coordinator.checkpoints`
+checkpoints/        what a run needs to go on, see `hypergpu.coordinator.checkpoints` and `round_log`
 model.safetensors   the model at the end of the run, or where it was suspended
 best.safetensors    the model of the round that evaluated best
 earlier/1/          the same of the run that was here before, if another was begun in its place
 .lock               held by the process that writes to the run
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,8 +95,10 @@ class RunDir:
         """Directory of checkpoints."""
         return self.path / CHECKPOINTS
 
-    def begin(self, config: SystemConfig, resumed_round: int = 0) -> None:
-        """Write the configuration; move an earlier run away, or when resuming drop the records after the checkpoint.
+    def begin(self, config: SystemConfig, resumed_round: int = 0, logged: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Write the configuration; move an earlier run away, or when resuming drop the records after that round.
+
+        `logged` are rows of rounds, which take the place of those that are missing.
 
         Raises:
             ConfigError: a file cannot be written.
@@ -107,7 +109,7 @@ class RunDir:
             self.checkpoints.mkdir(exist_ok=True)
             for directory in (self.path, self.checkpoints):
                 remove_partial_files(directory)
-            rounds = [row for row in self._lines("rounds.jsonl") if _is_round_to_keep(row, resumed_round)]
+            rounds = _completed(self._lines("rounds.jsonl"), logged, resumed_round)
             events = list(self._lines("events.jsonl"))
             replace_text(self.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
             for name, rows in (("rounds.jsonl", rounds), ("events.jsonl", events)):
@@ -228,6 +230,17 @@ def _count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LARGEST_COUNT:
         raise ValueError(f"{value!r:.40} is not a count")
     return value
+
+
+def _completed(
+    rows: Iterable[Mapping[str, Any]], logged: Iterable[Mapping[str, Any]], last: int
+) -> list[Mapping[str, Any]]:
+    """Return one row of each round up to the last one, in order."""
+    found: dict[int, Mapping[str, Any]] = {}
+    for row in (*rows, *logged):
+        if _is_round_to_keep(row, last):
+            found.setdefault(row["round"], row)
+    return [found[number] for number in sorted(found)]
 
 
 def _is_round_to_keep(row: Mapping[str, Any], last: int) -> bool:

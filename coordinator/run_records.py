@@ -1,6 +1,6 @@
 """Records of a run as rows, shared by real and simulated runs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -9,7 +9,7 @@ from hypergpu.common.metric import MetricSpec
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
-from hypergpu.coordinator.core.rounds.membership import Member
+from hypergpu.coordinator.core.rounds.membership import RESTORED, Member
 from hypergpu.coordinator.core.rounds.node_time import time_of_round
 from hypergpu.coordinator.core.rounds.traffic import Traffic
 
@@ -87,6 +87,11 @@ def _late_row(late: ev.LateUpdate) -> dict[str, Any]:
         "train_loss": late.loss,
         "compute_seconds": round(late.compute_seconds, 6),
     }
+
+
+def saved_counts(members: Iterable[Member]) -> dict[str, dict[str, int]]:
+    """Return the counts of each node that outlast a process of the coordinator."""
+    return {each.node_id: {name: getattr(each, name) for name in RESTORED} for each in members}
 
 
 def node_row(

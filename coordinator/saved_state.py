@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
@@ -50,6 +50,9 @@ class SavedNode(_Saved):
     rounds_selected: Count = 0
     retries: Count = 0
     late: Count = 0
+    merged_late: Count = 0
+    last_accepted: Count = 0
+    """Latest round that counts an update of it, or whose update counts late; 0 = none."""
     rule: NodeOverride = NodeOverride.AUTOMATIC
 
 
@@ -123,6 +126,39 @@ class SavedState(_Saved):
         if len(self.shards.cursors) != expected:
             raise ValueError(f"there are {len(self.shards.cursors)} shards where {expected} belong")
         return self
+
+
+class SavedScore(_Saved):
+    """Evaluation of the model after a step."""
+
+    loss: Finite | None
+    metric: Finite | None
+
+
+class SavedRound(_Saved):
+    """Part of the record of a closed round that its replay needs; see `durability.closing_record`."""
+
+    step: tuple[Finite | None, Finite, Annotated[int, Field(ge=1, le=_MOST)]] | None
+    """Momentum, learning rate and delay of momentum; None if the round had no mean."""
+    values: Annotated[str, Field(pattern=r"^[0-9a-f]{8}\z")]
+    """Checksum of the parameters after the step."""
+    then: Literal["", "keep", "revert"]
+    """Fate of the model."""
+    score: SavedScore | None
+
+
+def parse_record(record: Mapping[str, Any]) -> SavedRound:
+    """Parse and validate the record of a closed round.
+
+    Raises:
+        CorruptData: A field is missing or invalid; the message names it.
+    """
+    try:
+        return SavedRound.model_validate(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "record"
+        raise CorruptData(f"its record is not valid: {where[:200]}: {first['msg'][:200]}") from error
 
 
 def parse_state(state: Mapping[str, Any]) -> SavedState:

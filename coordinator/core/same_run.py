@@ -27,7 +27,6 @@ _FREE = frozenset(
         "buffer_size",
         "deadline_mads",
         "evaluate_every",
-        "checkpoint_every",
         "target_accuracy",
         "patience",
         "initial_model",  # a resumed run has its checkpoint

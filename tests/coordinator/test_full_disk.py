@@ -15,7 +15,7 @@ from hypergpu.common.errors import StorageError
 from hypergpu.coordinator.core.model.global_model import GlobalModel
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
-from hypergpu.coordinator.model_files import ModelFiles
+from hypergpu.coordinator.model_files import ModelFiles, Snapshot
 from hypergpu.coordinator.run_dir import RunDir
 from hypergpu.protos import coordinator_pb2 as pb
 from tests.coordinator.test_services import FakeNode, Running, running
@@ -28,7 +28,7 @@ class Disk:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.full: set[str] = set()
-        for owner, names in ((RunDir, ("nodes", "summary", "sync")), (ModelFiles, ("checkpoint", "finish"))):
+        for owner, names in ((RunDir, ("nodes", "summary", "sync")), (ModelFiles, ("write", "finish"))):
             for name in names:
                 self._put_before(patch, owner, name)
         write = RunDir._try
@@ -114,15 +114,15 @@ async def test_records_that_cannot_be_written_do_not_stop_the_rounds_and_are_wri
 async def test_a_checkpoint_that_fails_is_told_survived_and_made_up_for_with_the_next_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    real, fails = ModelFiles.checkpoint, [error]
+    real, fails = ModelFiles.write, [error]
 
-    def checkpoint(self: ModelFiles, number: int, state: Any, score: Any) -> Path:
+    def write(self: ModelFiles, snapshot: Snapshot) -> Path:
         if fails:
             raise fails.pop()
-        return real(self, number, state, score)
+        return real(self, snapshot)
 
-    monkeypatch.setattr(ModelFiles, "checkpoint", checkpoint)
-    async with running(tmp_path, training={"rounds": 9, "checkpoint_every": 2}) as run:
+    monkeypatch.setattr(ModelFiles, "write", write)
+    async with running(tmp_path, training={"rounds": 9}, checkpoint={"every": 2}) as run:
         node = await joined(run)
         await train(node, 2)
         await node.work()
@@ -143,21 +143,20 @@ async def test_checkpoints_are_as_many_rounds_apart_as_was_asked_and_one_is_of_t
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, expected: list[int]
 ) -> None:
     saved: list[int] = []
-    real = ModelFiles.checkpoint
+    real = ModelFiles.write
 
-    def checkpoint(self: ModelFiles, number: int, state: Any, score: Any) -> Path:
-        saved.append(number)
-        assert len(list(rows(tmp_path, "rounds.jsonl"))) >= number, "a resumed run would lack a line"
-        return real(self, number, state, score)
+    def write(self: ModelFiles, snapshot: Snapshot) -> Path:
+        saved.append(snapshot.checkpoint.round)
+        return real(self, snapshot)
 
-    monkeypatch.setattr(ModelFiles, "checkpoint", checkpoint)
-    async with running(tmp_path, training={"rounds": 5, "checkpoint_every": every}) as run:
+    monkeypatch.setattr(ModelFiles, "write", write)
+    async with running(tmp_path, training={"rounds": 5}, checkpoint={"every": every}) as run:
         await train(await joined(run), 5)
         assert await asyncio.wait_for(run.done, 30) == 0
     assert sorted(set(saved)) == expected
 
 
-@pytest.mark.parametrize("full", ["finish", "checkpoint"])
+@pytest.mark.parametrize("full", ["finish", "write"])
 async def test_a_result_that_cannot_be_written_is_told_and_the_coordinator_exits_with_a_code(
     tmp_path: Path, disk: Disk, full: str
 ) -> None:
@@ -171,7 +170,7 @@ async def test_a_result_that_cannot_be_written_is_told_and_the_coordinator_exits
 
 async def test_a_result_that_can_be_written_after_all_is_no_failure(tmp_path: Path, disk: Disk) -> None:
     async with running(tmp_path, server={"linger_seconds": 30.0}) as run:
-        disk.full |= {"finish", "checkpoint"}
+        disk.full |= {"finish", "write"}
         node = await joined(run)
         await train(node, 2)
         await asyncio.wait_for(run.coordinator.engine.finished.wait(), 30)
@@ -194,7 +193,7 @@ async def test_records_that_stay_incomplete_end_in_a_code(tmp_path: Path, disk: 
     assert (tmp_path / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize(("full", "what"), [("checkpoint", "its last checkpoint"), ("finish", "its model")])
+@pytest.mark.parametrize(("full", "what"), [("write", "its last checkpoint"), ("finish", "its model")])
 async def test_a_suspended_run_that_cannot_be_saved_says_so_by_its_code(
     tmp_path: Path, disk: Disk, full: str, what: str
 ) -> None:

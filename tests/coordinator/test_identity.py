@@ -132,7 +132,7 @@ async def test_a_restarted_process_with_the_kept_secret_joins_at_once_and_replay
 
 
 async def test_secrets_survive_a_restart_of_the_coordinator(tmp_path: Path) -> None:
-    training = {"rounds": 9, "checkpoint_every": 1}
+    training = {"rounds": 9}
     async with running(tmp_path, training=training) as run:
         a = run.node("a")
         await a.register()

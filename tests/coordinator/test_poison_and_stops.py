@@ -40,7 +40,7 @@ def events(run: Path) -> list[dict[str, Any]]:
 
 async def test_a_poisoned_update_is_refused_named_and_leaves_no_trace(tmp_path: Path) -> None:
     # An adaptive deadline: the round that refuses b's update ends after a second, and not after ten.
-    training = {"rounds": 4, "min_nodes": 2, "checkpoint_every": 1, "quorum": 0.5}
+    training = {"rounds": 4, "min_nodes": 2, "quorum": 0.5}
     async with running(tmp_path, training=training, orchestrator={"policy": "conservative"}) as run:
         a, b = run.node("a"), run.node("b")
         await a.register()
@@ -66,7 +66,7 @@ async def test_a_poisoned_update_is_refused_named_and_leaves_no_trace(tmp_path: 
 
 
 async def test_poison_before_any_norm_is_known_costs_one_round_and_not_the_run(tmp_path: Path) -> None:
-    async with running(tmp_path, training={"rounds": 2, "checkpoint_every": 1}) as run:
+    async with running(tmp_path, training={"rounds": 2}, checkpoint={"every": 1}) as run:
         a = run.node("a")
         await a.register()
         first = await a.work()
@@ -85,7 +85,7 @@ async def test_poison_before_any_norm_is_known_costs_one_round_and_not_the_run(t
 
 
 async def test_a_run_that_diverges_for_good_ends_with_the_last_good_model_and_a_code(tmp_path: Path) -> None:
-    async with running(tmp_path, training={"rounds": 50, "checkpoint_every": 1}) as run:
+    async with running(tmp_path, training={"rounds": 50}, checkpoint={"every": 1}) as run:
         a = run.node("a")
         await a.register()
         good = await a.work()
@@ -101,7 +101,7 @@ async def test_a_run_that_diverges_for_good_ends_with_the_last_good_model_and_a_
 async def test_all_final_figures_are_those_of_the_model_that_is_kept_if_the_last_round_is_given_up(
     tmp_path: Path,
 ) -> None:
-    training = {"rounds": 2, "checkpoint_every": 2}
+    training = {"rounds": 2}
     server = {"stay": True}
     async with running(tmp_path, training=training, server=server, orchestrator={"policy": "reactive"}) as run:
         a = run.node("a")
@@ -207,7 +207,7 @@ async def resumed_at(tmp_path: Path, start: Flat) -> None:
 
 @pytest.mark.parametrize("how", ["stop", "signal"])
 async def test_a_stop_while_a_round_is_closed_saves_whole_rounds(tmp_path: Path, held: Gate, how: str) -> None:
-    training = {"rounds": 9, "checkpoint_every": 100}
+    training = {"rounds": 9}
     async with running(tmp_path, training=training, server={"stay": True}) as run:
         start = await two_rounds(run.node("a"), held)
         engine = run.coordinator.engine

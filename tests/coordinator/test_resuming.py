@@ -43,6 +43,7 @@ def config(policy: str = "none", **training: Any) -> SystemConfig:
         "training": {**TRAINING, **training},
         "server": {"listen": "127.0.0.1:0", "http_listen": "127.0.0.1:0", "linger_seconds": 0.0},
         "orchestrator": {"policy": policy},
+        "checkpoint": {"every": 1, "log": False},  # tests/coordinator/test_durability.py has the log
     }
     return SystemConfig.model_validate(sections)
 
@@ -65,7 +66,7 @@ async def trained(
     out: Path, rounds: int, task: Task | None = None, updates: Sequence[Any] | None = None, **settings: Any
 ) -> Coordinator:
     """Train without a network: one node with these updates, or else ones, and a checkpoint of every round."""
-    coordinator = Coordinator(config(rounds=rounds, checkpoint_every=1, **settings), task or toy_task(), Options(out))
+    coordinator = Coordinator(config(rounds=rounds, **settings), task or toy_task(), Options(out))
     engine = coordinator.engine
     coordinator.run_dir.begin(coordinator.config)
     engine.ask(Register("a", "1", 0, {}, engine.identity))
@@ -219,7 +220,7 @@ def test_an_older_good_checkpoint_is_used_and_the_damaged_is_named(
     again = resumed(run)
     assert again.engine.machine.round == 4
     said = capsys.readouterr().out
-    assert "this checkpoint is damaged" in said
+    assert "a part of the run is damaged" in said
     assert "round-000004.safetensors" in said
     assert again._found is not None
     (named,) = again._found.damaged
@@ -229,7 +230,7 @@ def test_an_older_good_checkpoint_is_used_and_the_damaged_is_named(
 async def test_the_fallback_is_on_record_and_the_damaged_file_is_kept_apart(run: Path) -> None:
     flip(checkpoint_files(run, 4)[0])
     again = Coordinator(config(), toy_task(), Options(run, resume=True))
-    again._begin()
+    await again._begin()
     again.engine.dispatch(ev.Stop("test over"))
     await again.engine.finished.wait()
     await again.engine.close()
@@ -349,7 +350,7 @@ def test_a_state_without_a_field_is_damage(run: Path, name: str) -> None:
 async def test_the_largest_cursor_still_gives_work(run: Path, cursor: int) -> None:
     rewrite(run, 4, {"shards": {"owners": {"a": 0}, "cursors": [cursor]}})
     again = Coordinator(config(), toy_task(), Options(run, resume=True))
-    again._begin()
+    await again._begin()
     leases = again.engine.session.leases
     assert leases is not None
     again.engine.ask(Register("a", "2", 0, {}, again.engine.identity, lease=leases.secret("a", "1")))
@@ -381,7 +382,6 @@ def test_checkpoints_that_cannot_be_listed_are_refused(run: Path, monkeypatch: p
         ("quorum", 1.0),
         ("deadline_mads", 9.0),
         ("evaluate_every", 3),
-        ("checkpoint_every", 7),
         ("target_accuracy", 0.99),
     ],
 )

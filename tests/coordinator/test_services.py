@@ -465,7 +465,7 @@ async def test_control_and_http(tmp_path: Path) -> None:
 
 
 async def test_resuming_goes_on_after_the_last_checkpoint(tmp_path: Path) -> None:
-    async with running(tmp_path, training={"rounds": 9, "checkpoint_every": 1}) as run:
+    async with running(tmp_path, training={"rounds": 9}, checkpoint={"every": 1}) as run:
         a = run.node("a")
         await a.register()
         for _ in range(3):
@@ -494,7 +494,7 @@ async def test_resuming_goes_on_after_the_last_checkpoint(tmp_path: Path) -> Non
 async def test_a_complete_run_stays_as_it_is_and_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training = {"rounds": 1, "checkpoint_every": 1}
+    training = {"rounds": 1}
     async with running(tmp_path, training=training, server={"linger_seconds": 1.0}) as run:
         a = run.node("a")
         await a.register()
@@ -517,7 +517,7 @@ async def test_a_complete_run_stays_as_it_is_and_says_how_to_go_on(
 
 
 async def test_a_complete_run_that_stays_answers_and_touches_nothing(tmp_path: Path) -> None:
-    training = {"rounds": 1, "checkpoint_every": 1}
+    training = {"rounds": 1}
     async with running(tmp_path, training=training, server={"linger_seconds": 1.0}) as run:
         a = run.node("a")
         await a.register()
@@ -557,7 +557,7 @@ async def test_the_records_of_closed_rounds_are_synced_one_sync_at_a_time(
         running_now -= 1
 
     monkeypatch.setattr(RunDir, "sync", sync)
-    async with running(tmp_path, training={"rounds": 9}) as run:
+    async with running(tmp_path, training={"rounds": 9}, checkpoint={"every": 1000}) as run:
         a = run.node("a")
         await a.register()
         for number in range(1, 4):
@@ -567,7 +567,7 @@ async def test_the_records_of_closed_rounds_are_synced_one_sync_at_a_time(
             await run.coordinator.engine._background.settle()
             assert synced[number - 1] == number
     assert synced[-1] == 3
-    assert len(synced) == 4, "and once more at the end"
+    assert len(synced) == 5, "and at the end, once for the checkpoint and once for what came after it"
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device")])

@@ -78,7 +78,7 @@ def _require_nothing_twice(rows: list[dict[str, Any]]) -> None:
 
 def test_rounds_of_several_nodes_are_the_steps_of_one_process(cluster: Cluster) -> None:
     """On the same samples, to float32 rounding."""
-    settings = ("local_steps=1", "learning_rate=0.02", "checkpoint_every=1", "quorum=1.0")
+    settings = ("local_steps=1", "learning_rate=0.02", "quorum=1.0")
     coordinator = cluster.coordinator(
         "--rounds=3",
         "--min-nodes=3",
@@ -170,7 +170,7 @@ def test_a_coordinator_that_lost_all_nodes_waits_for_them(cluster: Cluster) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_coordinator_that_was_killed_or_restarted_resumes_with_its_nodes(cluster: Cluster, number: int) -> None:
-    settings = ("--rounds=40", "--set=training.checkpoint_every=2")
+    settings = ("--rounds=40",)
     coordinator = cluster.coordinator(*settings, "--set=server.stay=true")
     address = coordinator.address()
     # Through a link, so that a round takes long enough to be interrupted.

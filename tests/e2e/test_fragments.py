@@ -51,7 +51,7 @@ def test_real_processes_train_as_the_simulation_does(cluster: Cluster, overlap: 
 
 @pytest.mark.parametrize("overlap", ["false", "true"])
 def test_a_killed_coordinator_and_a_killed_node_lose_no_fragment(cluster: Cluster, overlap: str) -> None:
-    more = [f"--set=training.{each}" for each in ("checkpoint_every=1", "server_momentum=0.5", f"overlap={overlap}")]
+    more = [f"--set=training.{each}" for each in ("server_momentum=0.5", f"overlap={overlap}")]
     first = start(cluster, *more, rounds=14)
     address = first.address()
     cluster.node("a", address)

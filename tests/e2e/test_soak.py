@@ -38,7 +38,6 @@ def require_flat(name: str, samples: list[int]) -> None:
 def test_training_survives_kills_on_a_bad_network_in_flat_memory(cluster: Cluster) -> None:
     settings = (
         "--rounds=1000000",
-        "--set=training.checkpoint_every=2",
         "--set=server.heartbeat_seconds=0.5",
     )
     coordinator = cluster.coordinator(*settings)

@@ -73,8 +73,10 @@ partly = of(lambda: part(make_model()))
 
 async def train(out: Path, task: str, rounds: int = 4, keep_going: bool = False) -> Coordinator:
     """Train without a network, by steps into the blue: every round evaluates differently."""
-    training = {"task": task, "rounds": rounds + keep_going, "checkpoint_every": 1, "local_steps": 2, "batch_size": 4}
-    config = SystemConfig.model_validate({"training": training, "orchestrator": {"policy": "none"}})
+    training = {"task": task, "rounds": rounds + keep_going, "local_steps": 2, "batch_size": 4}
+    config = SystemConfig.model_validate(
+        {"training": training, "orchestrator": {"policy": "none"}, "checkpoint": {"every": 1}}
+    )
     coordinator = Coordinator(config, load_task(task), Options(out))
     engine = coordinator.engine
     coordinator.run_dir.begin(config)

@@ -1,6 +1,6 @@
 """Global model: the parameters, the mean of the running round, and the optimizer step between rounds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -57,6 +57,10 @@ class GlobalModel:
         """Reason for which the last step was skipped; empty if it was not."""
         self._optimizers = self._new_optimizers()
         """Optimizers by fragment."""
+
+    def another(self, config: TrainingConfig) -> "GlobalModel":
+        """Return a model of the same parameters that trains with other settings."""
+        return GlobalModel(self.manifest, self.values, self._parameter_count, config)
 
     def _new_optimizers(self) -> list[Optimizer]:
         return [self._new_optimizer(fragment) for fragment in range(self.fragments.count)]
@@ -155,8 +159,28 @@ class GlobalModel:
         if self.step_fault or not self._means.current.count:  # every update of the round may have been of a trial
             self._means.current.reset()
             return not self.step_fault
-        mean, optimizer = self._means.current.take(), self._optimizers[self._means.fragment]
+        mean = self._means.take()
         self.update_norms = self._means.current.norms(mean)
+        return self._apply(mean, momentum, learning_rate, momentum_every)
+
+    def watch_means(self, receiver: Callable[[Flat], None] | None) -> None:
+        """Let a receiver have the mean of each step, which is overwritten when it returns."""
+        self._means.receiver = receiver
+
+    def replay(self, number: int, mean: Flat, step: tuple[float | None, float | None, int]) -> bool:
+        """Take the step of a round again, with its mean; return as `step` does.
+
+        Raises:
+            ValueError: The mean has another size.
+        """
+        self._means.fragment = self._config.fragment_of(number)
+        expected = self.fragments.size((self._means.fragment,)) + self.fragments.state_size
+        if mean.shape != (expected,):
+            raise ValueError(f"the mean of round {number} has {mean.size} values where {expected} belong")
+        return self._apply(mean, *step)
+
+    def _apply(self, mean: Flat, momentum: float | None, learning_rate: float | None, momentum_every: int) -> bool:
+        optimizer = self._optimizers[self._means.fragment]
         parameters = self.fragments.size((self._means.fragment,))
         direction = mean[:parameters]
         if self._config.local_steps == 1:

@@ -63,7 +63,7 @@ class Sgd:
         """True = drop velocity that points against the direction (O'Donoghue & Candès, "Adaptive restart", 2015)."""
         self.rate = rate
         self.momentum_every = 1
-        """N; it may change between steps. A checkpoint leaves out the directions since the last N-th step."""
+        """N; it may change between steps."""
         self._waiting: Flat | None = None
         self._waited = 0
         self._size, self._nesterov = size, nesterov
@@ -118,15 +118,27 @@ class Sgd:
 
     def state(self) -> Mapping[str, Flat]:
         """See `Optimizer.state`."""
-        return {} if self._velocity is None else {"velocity": self._velocity}
+        state = {} if self._velocity is None else {"velocity": self._velocity}
+        if self._waiting is not None and self._waited:
+            state |= {"waiting": self._waiting, "waited": np.array([self._waited], np.float32)}
+        return state
 
     def restore(self, state: Mapping[str, Flat]) -> None:
         """See `Optimizer.restore`."""
         if self._velocity is None and "velocity" in state:  # momentum that was set between steps
             self._velocity = np.zeros(self._size, np.float32)
+        self._waiting, self._waited = None, 0
+        if "waiting" in state or "waited" in state:
+            self._waiting, self._waited = np.zeros(self._size, np.float32), 1
         _require_like(self.state(), state)
         if self._velocity is not None:
             np.copyto(self._velocity, state["velocity"])
+        if self._waiting is not None:
+            waited = float(state["waited"][0])
+            if not 0 < waited < _STEPS_BASE or not waited.is_integer():
+                raise ValueError(f"the optimizer has waited for {waited:g} steps, which is no count")
+            np.copyto(self._waiting, state["waiting"])
+            self._waited = int(waited)
 
 
 class Adam:

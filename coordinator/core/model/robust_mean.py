@@ -6,7 +6,7 @@ number of buckets, not of nodes: hostile nodes spoil as many buckets as they are
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 import numpy as np
@@ -133,6 +133,8 @@ class RoundMeans:
         self._means: dict[int, StreamingMean | BucketedMean] = {}
         self.fragment = 0
         """Fragment of the round."""
+        self.receiver: Callable[[Flat], None] | None = None
+        """Receiver of the mean of each round, which is overwritten when it returns."""
 
     @property
     def current(self) -> StreamingMean | BucketedMean:
@@ -141,6 +143,17 @@ class RoundMeans:
         if mean is None:
             size, robust = self._sizes[self.fragment], self._config.is_robust
             mean = self._means[self.fragment] = BucketedMean(size, self._config) if robust else StreamingMean(size)
+        return mean
+
+    def take(self) -> Flat:
+        """Return the mean of the round, and let the receiver have it. It shares memory with the sum.
+
+        Raises:
+            ValueError: No update was added.
+        """
+        mean = self.current.take()
+        if self.receiver is not None:
+            self.receiver(mean)
         return mean
 
     def begin_round(self, fragment: int, number: int, nodes: Sequence[str]) -> None:

@@ -14,6 +14,9 @@ from hypergpu.common.message import message
 from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.transfer_codecs import TransferCodecs
 
+RESTORED = ("rounds_contributed", "rounds_selected", "retries", "late", "merged_late", "last_accepted")
+"""Counts of a node that outlast a process of the coordinator."""
+
 
 class ConnectionState(StrEnum):
     """Connection of a node to the coordinator."""
@@ -280,7 +283,7 @@ class Membership:
             state = row.get("state")
             if state in (ConnectionState.LEFT, ConnectionState.LOST):  # gone before the restart: its shard is not kept
                 member.connection, member.reason = ConnectionState.LEFT, f"{state} before the coordinator restarted"
-            for name in ("rounds_contributed", "rounds_selected", "retries", "late", "merged_late"):
+            for name in RESTORED:
                 setattr(member, name, int(row.get(name, 0)))
 
     def _set_ready(self, member: Member, *, ready: bool) -> None:

@@ -4,6 +4,7 @@ from pydantic import model_validator
 
 from hypergpu.common.config.adaptation import BatchConfig, MonitorConfig, OrchestratorConfig, SelectorConfig
 from hypergpu.common.config.aggregation import AggregationConfig
+from hypergpu.common.config.checkpoint import CheckpointConfig
 from hypergpu.common.config.compression import CompressionConfig
 from hypergpu.common.config.loading import load_config
 from hypergpu.common.config.node import NodeConfig
@@ -19,6 +20,8 @@ class SystemConfig(ConfigSection):
     """Task, rounds, optimizer and deadlines."""
     server: ServerConfig = ServerConfig()
     """Addresses and limits of the coordinator."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Log of rounds and checkpoints, by which rounds outlast the coordinator."""
     node: NodeConfig = NodeConfig()
     """Device and network of a node."""
     aggregation: AggregationConfig = AggregationConfig()
@@ -59,6 +62,7 @@ class SystemConfig(ConfigSection):
 __all__ = [
     "AggregationConfig",
     "BatchConfig",
+    "CheckpointConfig",
     "CompressionConfig",
     "ConfigSection",
     "MonitorConfig",

@@ -97,8 +97,6 @@ class TrainingConfig(ConfigSection):
     """Delay beyond a node's usual time after which a round ends without it, in median absolute deviations."""
     evaluate_every: Count = 1
     """Rounds between evaluations on held-out data."""
-    checkpoint_every: Count = 5
-    """Rounds between checkpoints of the model."""
     metric: str = ""
     """Name of the task's metric that decides which model is best, and that `target_accuracy` is about; by default its
     main one."""

@@ -65,7 +65,6 @@ def configuration(options: Sequence[str]) -> dict[str, Any]:
             "buffer_size": given.get("buffer_size"),
             "max_staleness": given.get("max_staleness", 8),
             "close_share": given.get("close_share", 1.0),
-            "checkpoint_every": 100,
         },
         "server": {
             "max_nodes": given.get("max_nodes", 10),
