@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import secrets
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
@@ -123,7 +124,9 @@ def _make_model(config: SystemConfig, task: Task, options: Options) -> _Model:
     flat = build(task, training.seed)
     require_sendable(flat.manifest, config.server.max_model_bytes)
     task_identity = task_identity_of(task, flat, training.seed, is_local=is_local)
-    model = GlobalModel(flat.manifest, flat.flat(), flat.parameter_count, training, config.aggregation)
+    model = GlobalModel(
+        flat.manifest, flat.flat(), flat.parameter_count, training, config.aggregation, secret=secrets.randbits(63)
+    )
     evaluated = build(task, training.seed, device)
     held_out = HeldOut(evaluated, task, config.server.evaluation_batch_size or training.batch_size)
     saved, samples = SavedModel(evaluated), 0 if is_local else count(task.train)
@@ -221,6 +224,7 @@ class Coordinator:
             complete=self._complete,
             metric=model.held_out.metric,
             codecs=self.config.compression.codecs,
+            suspicion=self.config.aggregation.suspicion,
         )
         if self._found is not None:
             state = self._found.state
@@ -246,6 +250,7 @@ class Coordinator:
         dependencies.checkpoints = CheckpointRule(
             self.config.checkpoint.interval, model.model.manifest.total_bytes, dependencies.clock()
         )
+        dependencies.suspicion = self.config.aggregation.suspicion
         dependencies.stays, dependencies.identity = server.stay, model.task_identity
         resumes = self._found is not None and not self._complete
         reserved_until = dependencies.clock() + server.lost_after_seconds if resumes else -math.inf

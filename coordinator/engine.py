@@ -15,6 +15,7 @@ from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.broadcast import Broadcast
 from hypergpu.coordinator.core.model.fragment_sendings import OutgoingModel, sendings_of
 from hypergpu.coordinator.core.model.global_model import GlobalModel
+from hypergpu.coordinator.core.model.sketch import Sketch
 from hypergpu.coordinator.core.rehearsal import RehearsalRequest
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
@@ -36,7 +37,15 @@ log = structlog.get_logger()
 _DEBUG_EVENTS = frozenset({"round_started", "decision"})
 """Kinds of run events that are logged at debug level instead of info."""
 _WARNING_EVENTS = frozenset(
-    {"degraded", "checkpoint_failed", "checkpoint_damaged", "update_refused", "model_reverted", "name_contested"}
+    {
+        "degraded",
+        "checkpoint_failed",
+        "checkpoint_damaged",
+        "update_refused",
+        "model_reverted",
+        "name_contested",
+        "node_suspected",
+    }
 )
 """Kinds of run events that are logged as warnings."""
 _NODES_FILE_SECONDS = 2.0
@@ -214,13 +223,16 @@ class Engine:
                 if not waiter.done():
                     self.ask(EndPull(node))
 
-    async def norm(self, payload: Payload, codec: str, round_number: int) -> float:
-        """Compute the Euclidean norm of an update of a round on a thread; it is not finite if the update is not.
+    async def measure(self, payload: Payload, codec: str, round_number: int) -> tuple[float, Sketch | None]:
+        """Measure an update on a thread: its Euclidean norm, which is not finite if the update is not, and its sketch.
 
         Raises:
             ProtocolError: the payload is not in this codec.
         """
-        return await asyncio.get_running_loop().run_in_executor(None, self.model.norm, payload, codec, round_number)
+        loop = asyncio.get_running_loop()
+        if self._dependencies.suspicion:
+            return await loop.run_in_executor(None, self.model.measure, payload, codec, round_number)
+        return await loop.run_in_executor(None, self.model.norm, payload, codec, round_number), None
 
     def accept_update(self, event: ev.UpdateArrived, upload: Upload) -> ev.UpdateReply:
         """Answer a complete update. Its buffer returns to `uploads` when it is no longer needed.
@@ -365,7 +377,7 @@ class Engine:
         try:
             with self.metrics.step_seconds.time():
                 await self._durability.begin_step(closed.round)
-                good = await self._run(self.model.step, *closed.step)
+                good = await self._run(self.model.step, *closed.step, closed.spoiled_by)
             stepped = True
             if not good:
                 text = f"skipped the step of round {closed.round}: {self.model.step_fault}"

@@ -11,7 +11,8 @@ Nothing from a node is used before these checks:
 7. the codec of an update, and the size of its payload: `core.session`, `require_payload_bytes`
 8. the offset and checksum of a chunk: `Assembler` in `hypergpu.common.tensors`, with a bounded buffer from `uploads`
 9. the bytes of a payload: its codec in `hypergpu.common.codecs`
-10. finiteness and norm of an update: `engine.norm`, then `core.rounds.update_norms`
+10. finiteness and norm of an update: `engine.measure`, then `core.rounds.update_norms`; beside the others of its round,
+    `core.rounds.suspicion`
 """
 
 import asyncio
@@ -348,14 +349,14 @@ class TrainingService:
         engine = self._engine
         engine.uploads.detach(upload)
         try:
-            norm = await engine.norm(upload.payload, event.codec, event.round)
+            norm, sketch = await engine.measure(upload.payload, event.codec, event.round)
         except ProtocolError as error:  # what arrived is not what the codec writes
             engine.uploads.recycle(upload)
             engine.metrics.rejected.labels(type(error).__name__).inc()
             engine.ask(RejectUpdate(event, error))
             raise
         try:
-            return _to_proto(engine.accept_update(dataclasses.replace(event, norm=norm), upload))
+            return _to_proto(engine.accept_update(dataclasses.replace(event, norm=norm, sketch=sketch), upload))
         except NonFiniteUpdate as error:
             engine.metrics.rejected.labels(type(error).__name__).inc()
             raise

@@ -294,7 +294,13 @@ class ConvergenceBackend:
         """Forget the updates of an abandoned round."""
         self._accepted.discard()
 
-    def step(self, momentum: float | None = None, learning_rate: float | None = None, momentum_every: int = 1) -> bool:
+    def step(
+        self,
+        momentum: float | None = None,
+        learning_rate: float | None = None,
+        momentum_every: int = 1,
+        spoiled_by: Sequence[str] = (),
+    ) -> bool:
         """Advance along the curve by the accepted samples, and by momentum as far as the last rounds went.
 
         The learning rate changes nothing here: `train` has counted full steps at the rate of each order.

@@ -310,7 +310,7 @@ class SimulatedCoordinator:
         self._watch_stragglers()
         late = self._machine.late_units.values()
         self._learning.keep_parameters({(each.round, each.unit.codecs.parameters) for each in late})
-        if not self._learning.step(*closed.step):
+        if not self._learning.step(*closed.step, closed.spoiled_by):
             text = f"skipped the step of round {closed.round}: {self._learning.step_fault}"
             self._recorder.event(ev.RunEvent("step_skipped", closed.round, text), self._time.now)
         self._time.at(self._time.now + self._evaluation_seconds, self._evaluate, closed)

@@ -118,7 +118,9 @@ class GradientBackend:
         self.metric: MetricSpec = spec_of(metric_of(task, model.module))
         """Metric of the model."""
         self._evaluation: Evaluation | None = None
-        self._model = GlobalModel(model.manifest, model.flat(), model.parameter_count, config, aggregation)
+        self._model = GlobalModel(
+            model.manifest, model.flat(), model.parameter_count, config, aggregation, secret=config.seed
+        )
         if config.initial_model:
             saved = SavedModel(build(task, config.seed))
             self._model.restore(initial_values(Path(config.initial_model), saved), None)
@@ -214,6 +216,7 @@ class GradientBackend:
                 trial=order.trial,
             )
         self._trained = order.node, encoded
+        norm, sketch = self._model.measure(encoded.payload, encoded.form.codec.name, order.round)
         return ev.UpdateArrived(
             order.node,
             order.round,
@@ -223,7 +226,8 @@ class GradientBackend:
             compute_seconds,
             loss_before=update.steps[0].loss,
             grad_norm=update.steps[-1].grad_norm,
-            norm=self._model.norm(encoded.payload, encoded.form.codec.name, order.round),
+            norm=norm,
+            sketch=sketch,
             loss_after=update.loss_after,
             codec=order.codecs.update,
             noise=encoded.noise,
@@ -269,9 +273,15 @@ class GradientBackend:
         """Forget the updates of an abandoned round."""
         self._model.discard()
 
-    def step(self, momentum: float | None = None, learning_rate: float | None = None, momentum_every: int = 1) -> bool:
+    def step(
+        self,
+        momentum: float | None = None,
+        learning_rate: float | None = None,
+        momentum_every: int = 1,
+        spoiled_by: Sequence[str] = (),
+    ) -> bool:
         """Take the server's step on the mean."""
-        return self._model.step(momentum, learning_rate, momentum_every)
+        return self._model.step(momentum, learning_rate, momentum_every, spoiled_by)
 
     @property
     def step_fault(self) -> str:

@@ -175,6 +175,7 @@ def _machine(config: SystemConfig, adaptation: Adaptation, learning: TrainingBac
         shards=make_shards(config.training, learning.samples, config.server.max_nodes),
         metric=learning.metric,
         codecs=config.compression.codecs,
+        suspicion=config.aggregation.suspicion,
     )
 
 

@@ -91,13 +91,20 @@ class TrainingBackend(Protocol):
         """Forget the round's mean."""
         ...
 
-    def step(self, momentum: float | None = None, learning_rate: float | None = None, momentum_every: int = 1) -> bool:
+    def step(
+        self,
+        momentum: float | None = None,
+        learning_rate: float | None = None,
+        momentum_every: int = 1,
+        spoiled_by: Sequence[str] = (),
+    ) -> bool:
         """Take the server's step on the mean; return False if it was skipped, for `step_fault`.
 
         Args:
             momentum: Momentum from this step on; None leaves it.
             learning_rate: Learning rate from this step on if nodes send gradients; None leaves it.
             momentum_every: Steps after which momentum is applied once.
+            spoiled_by: Nodes whose updates may not be used.
         """
         ...
 

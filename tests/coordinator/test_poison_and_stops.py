@@ -267,5 +267,25 @@ async def test_a_robust_rule_bears_poison_that_no_bound_refuses(tmp_path: Path) 
         updates = [POISON, ONE, ONE, ONE, ONE]
         for node, order, update in zip(nodes, works, updates, strict=True):
             assert await node.push(order, update) == pb.PushUpdateReply.ACCEPTED
-        last = await asyncio.gather(*(node.work() for node in nodes))
+        last = await asyncio.gather(*(node.work() for node in nodes[1:]))
         np.testing.assert_allclose(last[0].parameters, works[0].parameters + 1, rtol=1e-6)
+    assert [each["node"] for each in events(tmp_path) if each["kind"] == "node_suspected"] == ["a"]
+
+
+async def test_poison_in_the_first_round_of_several_nodes_is_found_and_named_before_it_is_used(tmp_path: Path) -> None:
+    async with running(tmp_path, training={"rounds": 2, "min_nodes": 4}) as run:
+        nodes = [run.node(name) for name in "abcd"]
+        for node in nodes:
+            await node.register()
+        works = await asyncio.gather(*(node.work() for node in nodes))
+        for node, order, update in zip(nodes, works, [POISON, ONE, ONE, ONE], strict=True):
+            assert await node.push(order, update) == pb.PushUpdateReply.ACCEPTED
+        last = await asyncio.gather(*(node.work() for node in nodes[1:]))
+        np.testing.assert_array_equal(last[0].parameters, works[0].parameters)
+        decisions = (await run.control.GetStatus(pb.GetStatusRequest())).decisions
+        assert ("a", "too_long") in {(each.subject, each.reason) for each in decisions}
+        for node, order in zip(nodes[1:], last, strict=True):
+            assert await node.push(order, ONE) == pb.PushUpdateReply.ACCEPTED
+        assert await asyncio.wait_for(run.done, 30) == 0
+    texts = [each["text"] for each in events(tmp_path) if each["kind"] == "step_skipped"]
+    assert texts == ["skipped the step of round 1: the mean contains what a sent"]

@@ -13,6 +13,7 @@ from hypergpu.common.tensors import Flat, Manifest, Payload
 from hypergpu.coordinator.core.model.aggregation import Parts, is_finite, norm, staleness_weight
 from hypergpu.coordinator.core.model.optimizer import Optimizer, Sgd, make_optimizer
 from hypergpu.coordinator.core.model.robust_mean import RoundMeans
+from hypergpu.coordinator.core.model.sketch import WIDTH, Sketch, Sketcher
 
 _FRAGMENT = "fragment_"
 PLAIN_MEAN: Final = AggregationConfig()
@@ -27,6 +28,7 @@ class GlobalModel:
         parameter_count: Number of floats that the optimizer changes. The rest is state; the mean change is added to it.
         config: Training settings of the optimizer, and the number of fragments.
         aggregation: How the updates of a round become one.
+        secret: Key of the sketches, which nodes must not know.
 
     Raises:
         InvalidInput: The model has fewer tensors than fragments.
@@ -39,12 +41,14 @@ class GlobalModel:
         parameter_count: int,
         config: TrainingConfig,
         aggregation: AggregationConfig = PLAIN_MEAN,
+        *,
+        secret: int = 0,
     ) -> None:
         self.manifest = manifest
         self.values: Flat = np.array(initial, np.float32)
         self._spare: Flat = np.empty_like(self.values)
         self._kept: Flat = self.values.copy()
-        self._parameter_count = parameter_count
+        self._sketcher = Sketcher(secret)
         self._config = config
         self.fragments = Fragments(manifest, parameter_count, config.fragments)
         sizes = [self.fragments.size((each,)) + self.fragments.state_size for each in range(self.fragments.count)]
@@ -67,6 +71,11 @@ class GlobalModel:
 
     def _new_optimizer(self, fragment: int) -> Optimizer:
         return make_optimizer(self._config, self.fragments.size((fragment,)))
+
+    @property
+    def _parameter_count(self) -> int:
+        """Number of parameters; the rest is state."""
+        return self.manifest.size - self.fragments.state_size
 
     @property
     def is_whole(self) -> bool:
@@ -102,6 +111,22 @@ class GlobalModel:
             ProtocolError: the payload is not in this codec.
         """
         return norm(self._changes(self.update_format(codec, round_number), payload))
+
+    def measure(self, payload: Payload, codec: str, round_number: int = 0) -> tuple[float, Sketch]:
+        """Return the norm of an encoded update of a round, and its sketch, in one pass.
+
+        Raises:
+            ProtocolError: the payload is not in this codec.
+        """
+        sketch = np.zeros(WIDTH, np.float32)
+
+        def sketched() -> Parts:
+            for start, part in self._changes(self.update_format(codec, round_number), payload):
+                self._sketcher.add(sketch, start, part)
+                yield start, part
+
+        with np.errstate(over="ignore", invalid="ignore"):
+            return norm(sketched()), sketch
 
     def _changes(self, form: PayloadFormat, payload: Payload) -> Parts:
         """Yield an update as the change that it makes: that of a fragment comes with the values of the state."""
@@ -142,7 +167,13 @@ class GlobalModel:
         """Remove the updates that were added since the last step."""
         self._means.current.reset()
 
-    def step(self, momentum: float | None = None, learning_rate: float | None = None, momentum_every: int = 1) -> bool:
+    def step(
+        self,
+        momentum: float | None = None,
+        learning_rate: float | None = None,
+        momentum_every: int = 1,
+        spoiled_by: Sequence[str] = (),
+    ) -> bool:
         """Apply the mean of the updates, to the fragment of the round and the state.
 
         Args:
@@ -150,12 +181,13 @@ class GlobalModel:
             learning_rate: Learning rate from this step on if the updates are gradients; None leaves it. Changes were
                 made at the nodes' learning rate, and the server's step has its own.
             momentum_every: Steps after which the momentum of SGD is applied once.
+            spoiled_by: Nodes whose updates may not be used, although they were added.
 
         Returns:
             False if the step was skipped, for `step_fault`: the values stay unchanged. If the result was not finite,
             the optimizer restarts.
         """
-        self.update_norms, self.step_fault = None, self._means.missing
+        self.update_norms, self.step_fault = None, self._means.without(spoiled_by) or self._means.missing
         if self.step_fault or not self._means.current.count:  # every update of the round may have been of a trial
             self._means.current.reset()
             return not self.step_fault

@@ -112,6 +112,11 @@ class BucketedMean:
         squares = sum(bucket.norms(mean[:0])[0] * bucket.count for bucket in filled) / self.count
         return squares, filled[0].norms(mean)[1]
 
+    def clear(self, bucket: int) -> None:
+        """Remove the updates of a bucket."""
+        if bucket in self._buckets:
+            self._buckets[bucket].reset()
+
     def reset(self) -> None:
         """Remove all updates."""
         for bucket in self._buckets.values():
@@ -168,6 +173,17 @@ class RoundMeans:
         if isinstance(mean, BucketedMean):
             mean.bucket = self._buckets.of(node)
         return mean
+
+    def without(self, nodes: Sequence[str]) -> str:
+        """Remove the buckets of these nodes; return why the mean may not be used, if it has none."""
+        mean = self.current
+        if isinstance(mean, BucketedMean):
+            for node in nodes:
+                mean.clear(self._buckets.of(node))
+            return ""
+        if not nodes:
+            return ""
+        return f"the mean contains what {', '.join(sorted(nodes))} sent"
 
     @property
     def missing(self) -> str:

@@ -1,5 +1,6 @@
 """Dispatch of work units in an open round: assigned, reassigned, returned, answered. Each function takes O(1)."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -9,6 +10,7 @@ from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Activity, LateWork
 from hypergpu.coordinator.core.rounds.effect_buffer import EffectBuffer
 from hypergpu.coordinator.core.rounds.membership import Assignment, Member
+from hypergpu.coordinator.core.rounds.suspicion import Accusation
 from hypergpu.coordinator.core.rounds.update_norms import FACTOR, Outlier
 from hypergpu.coordinator.core.rounds.work import Round, WorkReason, WorkUnit
 
@@ -50,6 +52,8 @@ def accept_update(
     if unit.trial:  # measured only: a rate that may be far too high must not touch the model
         unit.trial_failed = event.loss_after is not None and not event.loss_after < event.loss_before
         samples = 0
+    elif unit.suspect:
+        samples = 0
     elif samples < event.samples:
         figures: Figures = {"claimed_samples": event.samples, "ordered_samples": samples}
         effects.decide(DecisionKind.UPDATE, event.node, WorkReason.WEIGHT_BOUNDED, figures)
@@ -63,6 +67,16 @@ def accept_update(
     member.connections = current.settings.connections.of(event.node)
     effects.reply(ev.UpdateReply(event.node, event.round, _ACCEPTED, unit.weight(samples)))
     return samples, seconds
+
+
+def accuse(accusations: Sequence[Accusation], effects: EffectBuffer) -> None:
+    """Record whom the updates of a round make suspects, and who no longer is one."""
+    for each in accusations:
+        effects.decide(DecisionKind.QUARANTINE, each.node, each.reason, each.figures)
+        if "suspended_rounds" in each.figures:
+            shown = ", ".join(f"{name} {value}" for name, value in each.figures.items() if name != "state")
+            text = f"{each.node} is suspected: {each.reason} ({shown})"
+            effects.record("node_suspected", text, node=each.node, reason=str(each.reason))
 
 
 def refuse_update(

@@ -11,6 +11,7 @@ from hypergpu.common.message import message
 from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.transfer_codecs import NO_CODECS, TransferCodecs
 from hypergpu.coordinator.core.decisions import Decision
+from hypergpu.coordinator.core.model.sketch import Sketch
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rehearsal import RehearsalRequest, RehearsalResult
 
@@ -131,6 +132,8 @@ class UpdateArrived:
     """|decoded - exact|² ÷ |exact|² of the update: what its codec costs in precision."""
     optimizer_share: float = 0.0
     """Share of the computing that the steps of the optimizer took, beside the gradients."""
+    sketch: Sketch | None = field(default=None, compare=False)
+    """Sketch of the update; None = not measured."""
     received_share: float = 1.0
     """Share of its payload that was received; below 1 if its round had closed before."""
 
@@ -386,6 +389,8 @@ class CloseRound:
     local_optimizer: str = "sgd"
     late: Sequence[LateUpdate] = ()
     """Updates of earlier rounds that are part of the mean."""
+    spoiled_by: Sequence[str] = ()
+    """Nodes whose updates may not be used, although they are part of the mean."""
 
     @property
     def step(self) -> tuple[float | None, float, int]:

@@ -8,6 +8,7 @@ that open or close a round.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from hypergpu.common.config.training import TrainingConfig
@@ -35,6 +36,7 @@ from hypergpu.coordinator.core.rounds.state import (
     RunControl,
     RunState,
 )
+from hypergpu.coordinator.core.rounds.suspicion import SuspicionReason, suspicions_of
 from hypergpu.coordinator.core.rounds.update_norms import NormBound, Outlier
 from hypergpu.coordinator.core.rounds.work import Round, WorkReason, WorkUnit
 from hypergpu.coordinator.core.score import Score
@@ -57,6 +59,7 @@ class RoundMachine:
         complete: an earlier process has completed the run.
         metric: what the model is judged by.
         codecs: codecs of the nodes for which the adaptation chooses none.
+        suspicion: nodes whose updates no honest node sends are suspected, and get no work.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class RoundMachine:
         complete: bool = False,
         metric: MetricSpec = ACCURACY,
         codecs: TransferCodecs = NO_CODECS,
+        suspicion: bool = True,
     ) -> None:
         self.config = config
         self.metric = metric
@@ -83,7 +87,7 @@ class RoundMachine:
             self.members,
             self.shards,
             self.deadlines,
-            Guards(ModelGuard(first_round - 1)),
+            Guards(ModelGuard(first_round - 1), suspicions=suspicions_of(config, enabled=suspicion)),
             codecs,
             late=late.LateUnits(config.staleness_limit, config.rounds),
         )
@@ -371,6 +375,8 @@ class RoundMachine:
         opening.straggler_returned(state, member, self.config.quorum)
         late.drop(state.late, event.node, WorkReason.GIVEN_UP, self._effects)
         if state.open_round is not None:
+            if state.guards.suspicions.is_suspended(event.node, state.round):
+                return
             if self.adaptation.overrides.of(event.node) is not NodeOverride.EXCLUDE:
                 opening.join(state, state.open_round, member)
             dispatch.assign(state.open_round, member, self.adaptation.overrides, now, self._effects)
@@ -397,14 +403,25 @@ class RoundMachine:
         if current is None or is_late:
             self._take_late(event, unit, member, outlier)
         elif outlier is not None:
+            state.guards.suspicions.refused(event.node, SuspicionReason.REFUSED_NORMS)
             dispatch.refuse_outlier(current, unit, event, outlier, effects)
         else:
+            unit.suspect = not self._note_accepted(event, unit)
             samples, seconds = dispatch.accept_update(current, event, member, now, effects)
             self.deadlines.observe(event.node, seconds, event.compute_seconds, unit.samples)
             self.shards.advance(unit.shard, samples)
             closing.shorten_deadline(current, state, self.config, now, effects)
         if current is not None:
             self._close_if_complete(current, now)
+
+    def _note_accepted(self, event: ev.UpdateArrived, unit: WorkUnit) -> bool:
+        """Let an update be compared with the others of the round; return whether it counts."""
+        state, suspicions = self.round_state, self.round_state.guards.suspicions
+        current = state.open_round
+        is_like = current is None or unit.optimizer.name == current.settings.optimizer.name
+        if event.sketch is not None and not unit.trial and is_like:
+            suspicions.observe(event.node, event.sketch, unit.expected_norm_scale)
+        return suspicions.counts(event.node)
 
     def _norms_of(self, round_number: int) -> NormBound:
         return self.round_state.guards.norms[self.config.fragment_of(round_number)]
@@ -415,6 +432,10 @@ class RoundMachine:
         if outlier is not None:
             late.drop(state.late, event.node, WorkReason.NORM_TOO_LARGE, effects)
             dispatch.refuse_outlier(None, unit, event, outlier, effects)
+            return
+        if not self._note_accepted(event, unit):
+            late.drop(state.late, event.node, WorkReason.SUSPECTED, effects)
+            dispatch.refuse_update(event, ev.UpdateStatus.LATE, member, state.round, effects)
             return
         target, current = state.merging_round, state.open_round
         samples = late.merge(state.late, event, member, effects, target=target, current=current)
@@ -458,6 +479,8 @@ class RoundMachine:
             late.drop(state.late, event.node, WorkReason.GIVEN_UP, self._effects)
         current = state.open_round
         if current is not None and event.round == current.number:
+            if event.reason == dispatch.NOT_FINITE and not current.units[event.node].trial:
+                state.guards.suspicions.refused(event.node, SuspicionReason.NOT_FINITE)
             if dispatch.return_work(current, event, member, self._effects) and member.requesting:
                 dispatch.assign(current, member, self.adaptation.overrides, now, self._effects)
             self._close_if_complete(current, now)
@@ -546,6 +569,8 @@ class RoundMachine:
     def _on_override(self, event: ev.OverrideSet) -> None:
         self.members.require(event.node)
         overrides = self.adaptation.overrides
+        if event.override is NodeOverride.INCLUDE:
+            self.round_state.guards.suspicions.forgive(event.node)
         if overrides.of(event.node) is not event.override:
             overrides.set(event.node, event.override)
             figures = {"rule": str(event.override)}
@@ -561,6 +586,7 @@ class RoundMachine:
 
     def _open_round(self, now: float) -> None:
         """Open the next round if possible, and give work to the nodes that wait for it."""
+        dispatch.accuse(self.round_state.guards.suspicions.release(self.round), self._effects)
         opened = opening.open_round(self.round_state, self.config, self.adaptation, now, self._effects)
         if opened is None:
             return
@@ -580,7 +606,7 @@ class RoundMachine:
     def _end_round(self, ending: closing.Ending, now: float) -> None:
         state = self.round_state
         current, state.open_round = state.open_round, None
-        self._effects.emit(ending)
+        self._effects.emit(self._judged(ending))
         if isinstance(ending, ev.CloseRound):
             if current is not None:
                 state.late.keep(current, self.members)
@@ -606,6 +632,16 @@ class RoundMachine:
         failure = state.guards.faults.on_abandoned(ending)
         if failure:
             self._finish(ev.FinishReason.FAILED, failure)
+
+    def _judged(self, ending: closing.Ending) -> closing.Ending:
+        """Return the end of a round with the nodes whose updates may not be used, and record who is suspected."""
+        suspicions = self.round_state.guards.suspicions
+        if not isinstance(ending, ev.CloseRound):
+            suspicions.discard()
+            return ending
+        judgement = suspicions.judge(ending.round, self.members.connected)
+        dispatch.accuse(judgement.accusations, self._effects)
+        return replace(ending, spoiled_by=judgement.spoiled_by) if judgement.spoiled_by else ending
 
     def _finish(self, reason: ev.FinishReason, detail: str) -> None:
         state, effects = self.round_state, self._effects

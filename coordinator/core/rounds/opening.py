@@ -72,7 +72,8 @@ def can_open(state: RoundState, config: TrainingConfig, adaptation: Adaptation, 
 def _available(state: RoundState, config: TrainingConfig, adaptation: Adaptation, now: float) -> Open | Wait:
     """Return the nodes that the adaptation may choose from, or wait for them."""
     opening, stragglers, connected = state.opening, state.members.stragglers, state.members.connected
-    ready = [node for node, member in connected.items() if member.ready]
+    suspended = state.guards.suspicions.is_suspended
+    ready = [node for node, member in connected.items() if member.ready and not suspended(node, state.round)]
     excluded = adaptation.overrides.nodes_with(NodeOverride.EXCLUDE)
     allowed = free = available = ready
     if excluded or stragglers:

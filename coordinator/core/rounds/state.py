@@ -38,6 +38,7 @@ from hypergpu.coordinator.core.rounds.guards import Improvement, ModelGuard, Sha
 from hypergpu.coordinator.core.rounds.late import LateUnits
 from hypergpu.coordinator.core.rounds.membership import Membership
 from hypergpu.coordinator.core.rounds.shards import ShardTable
+from hypergpu.coordinator.core.rounds.suspicion import Suspicions
 from hypergpu.coordinator.core.rounds.update_norms import NormBound
 from hypergpu.coordinator.core.rounds.work import Round
 
@@ -209,6 +210,7 @@ class Guards:
     model: ModelGuard
     norms: defaultdict[int, NormBound] = field(default_factory=lambda: defaultdict(NormBound))
     """Bounds by fragment: some are larger than others, or change faster."""
+    suspicions: Suspicions = field(default_factory=Suspicions)
     faults: SharedFaults = field(default_factory=SharedFaults)
     improvement: Improvement = field(default_factory=Improvement)
 

@@ -29,6 +29,7 @@ class WorkReason(StrEnum):
     TOO_STALE = "too_stale"
     MODEL_REVERTED = "model_reverted"
     RUN_OVER = "run_over"
+    SUSPECTED = "suspected"
     USER = "user"
 
 
@@ -48,6 +49,8 @@ class WorkUnit:
     """The node tries an optimizer or learning rate that differs from that of the others."""
     trial_failed: bool = False
     """That made its loss worse."""
+    suspect: bool = False
+    """Its update is only measured: the node is on probation as a suspect."""
     awaited: bool = True
     """The round waits for its update. It does not wait for a node on probation, nor for a probe of a link that may have
     recovered."""

@@ -25,6 +25,9 @@ class AggregationConfig(ConfigSection):
     """Replace each bucket's mean by that of its nearest ones before a robust rule, which helps where data is skewed
     (Allouah et al., "Fixing by mixing", AISTATS 2023)."""
 
+    suspicion: bool = True
+    """Compare the updates of each round, and give no work to nodes whose updates no honest node sends."""
+
     @model_validator(mode="after")
     def _bears_what_it_is_to_bear(self) -> "AggregationConfig":
         if self.rule == "mean":

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from hypergpu.common.errors import NotFound, ResourceExhausted
 from hypergpu.common.local_optimizer import LocalOptimizer
 from hypergpu.common.metric import ACCURACY, LOSS, MetricSpec
 from hypergpu.coordinator.core.decisions import DecisionKind
+from hypergpu.coordinator.core.model.sketch import WIDTH, Sketch
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import (
@@ -31,6 +33,7 @@ from hypergpu.coordinator.core.rounds.machine import RoundMachine
 from hypergpu.coordinator.core.rounds.membership import Member
 from hypergpu.coordinator.core.rounds.opening import Wait, can_open, on_abandoned
 from hypergpu.coordinator.core.rounds.state import RunState
+from hypergpu.coordinator.core.rounds.suspicion import PROBATION_ROUNDS
 from hypergpu.coordinator.core.score import Score
 from tests.examples import examples
 
@@ -1437,3 +1440,71 @@ def test_a_failure_of_the_coordinator_ends_the_run_at_once_and_only_once() -> No
     d.push("a")
     d.send(ev.Fail("the disk is on fire"), ev.Stop("too late"), ev.Fail("again"))
     assert [(f.reason, f.detail) for f in d.of(ev.Finish)] == [(ev.FinishReason.FAILED, "the disk is on fire")]
+
+
+# ---------------------------------------------------------------- suspects
+
+TRUTH = np.random.default_rng(1).standard_normal(WIDTH).astype(np.float32)
+
+
+def sketch_of(node: str, number: int, factor: float) -> Sketch:
+    noise = np.random.default_rng([number, len(node), ord(node[-1])]).standard_normal(WIDTH)
+    return (factor * (TRUTH + 0.5 * noise)).astype(np.float32)
+
+
+def push_sketch(d: Driver, node: str, factor: float = 1.0) -> list[ev.Effect]:
+    number = d.machine.round
+    sketch = sketch_of(node, number, factor)
+    return d.send(ev.UpdateArrived(node, number, 1, 16, loss=1.0, compute_seconds=0.1, sketch=sketch))
+
+
+def accepted_weights(effects: list[ev.Effect]) -> list[int]:
+    return [effect.weight for effect in effects if isinstance(effect, ev.UpdateReply)]
+
+
+def test_a_node_that_sends_the_opposite_is_suspected_named_and_gets_no_work() -> None:
+    d, honest = Driver(rounds=40), ["a", "b", "c", "d"]
+    d.join(*honest, "hostile")
+    assigned = {order.node for order in d.ask(*honest, "hostile")}
+    while d.machine.round <= 6:
+        for node in sorted(assigned):
+            push_sketch(d, node, -1.0 if node == "hostile" else 1.0)
+        assigned = {order.node for order in d.ask(*honest, "hostile")}
+    assert assigned == set(honest)
+    (decision,) = [each for each in d.machine.decisions if each.kind is DecisionKind.QUARANTINE]
+    assert (decision.subject, decision.reason) == ("hostile", "against_the_others")
+    assert decision.figures["state"] == "quarantined"
+    texts = [each.text for each in d.log if isinstance(each, ev.RunEvent) and each.kind == "node_suspected"]
+    assert len(texts) == 1
+    assert texts[0].startswith("hostile is suspected: against_the_others (cosine -0.")
+    d.send(ev.OverrideSet("hostile", NodeOverride.INCLUDE))
+    for node in honest:
+        push_sketch(d, node)
+    assert {order.node for order in d.ask(*honest, "hostile")} == {*honest, "hostile"}
+
+
+def test_updates_of_a_suspect_on_probation_are_measured_and_do_not_count() -> None:
+    d, honest = Driver(rounds=100), ["a", "b", "c"]
+    d.join(*honest, "hostile")
+    weights: dict[int, list[int]] = {}
+    while d.machine.round < 40:
+        number = d.machine.round
+        for order in d.ask(*honest, "hostile"):
+            factor = -1.0 if order.node == "hostile" and number < 10 else 1.0
+            found = accepted_weights(push_sketch(d, order.node, factor))
+            if order.node == "hostile":
+                weights[number] = found
+    reasons = [each.reason for each in reversed(d.machine.decisions) if each.kind is DecisionKind.QUARANTINE]
+    assert reasons == ["against_the_others", "on_probation", "cleared"]
+    after = sorted(number for number in weights if number > 10)
+    assert [weights[number] for number in after[: PROBATION_ROUNDS + 1]] == [[0]] * PROBATION_ROUNDS + [[16]]
+
+
+def test_a_round_that_a_huge_update_spoils_names_who_sent_it() -> None:
+    d = Driver(evaluate=False, min_nodes=4)
+    d.join("a", "b", "c", "hostile")
+    d.ask("a", "b", "c", "hostile")
+    for node in ("a", "b", "c"):
+        push_sketch(d, node)
+    (closed,) = [effect for effect in push_sketch(d, "hostile", 1e6) if isinstance(effect, ev.CloseRound)]
+    assert closed.spoiled_by == ("hostile",)
