@@ -115,7 +115,7 @@ class CoordinatorOptions(ConfigOptions):
         return settings
 
     def tokens(self, environment: Mapping[str, str]) -> dict[Role, TokenSource]:
-        """Return the tokens of each role. If any is given, there is an operator token, by default in the run directory.
+        """Return the tokens of each role that the user gave.
 
         Raises:
             ConfigError: the join token is missing, or a token is invalid.
@@ -123,8 +123,6 @@ class CoordinatorOptions(ConfigOptions):
         viewer = find_token(self.viewer_token, self.viewer_token_file, environment, VIEWER)
         join = server_token(self.token, self.token_file, environment, optional=self.insecure)
         operator = find_token(self.operator_token, self.operator_token_file, environment, OPERATOR)
-        if (join or viewer) and not operator:
-            operator = own_token(self.run_directory)
         return {Role.NODE: join, Role.VIEWER: viewer, Role.OPERATOR: operator}
 
     @property
@@ -145,10 +143,12 @@ def run(options: CoordinatorOptions) -> int:
     if options.force and not options.resume:
         raise ConfigError("--force needs --resume: it lets a run continue with changed settings")
     settings = options.settings(os.environ)
+    tokens = options.tokens(os.environ)
     tls = server_tls(options.tls_cert, options.tls_key, insecure=options.insecure)
     out = options.run_directory
-    tokens = options.tokens(os.environ)
     faults = failpoints.parse(os.environ.get(failpoints.VARIABLE, ""))
+    if any(tokens.values()) and not tokens[Role.OPERATOR]:
+        tokens[Role.OPERATOR] = own_token(out)
     # torch takes seconds to import: errors on the command line come first.
     from hypergpu.coordinator.app import Options  # noqa: PLC0415
     from hypergpu.coordinator.storage import Storage  # noqa: PLC0415

@@ -138,7 +138,7 @@ def test_sigterm_drains(upstream: str, slow_begun: threading.Event) -> None:
         (["--upstream=nowhere"], "HOST:PORT"),
         (["--upstream=127.0.0.1:1", "--listen=127.0.0.1:{busy}"], "cannot listen on 127.0.0.1:"),
         (["--upstream=127.0.0.1:1", "--control=127.0.0.1:{busy}"], "cannot listen on 127.0.0.1:"),
-        (["--upstream=127.0.0.1:1", "--control=0.0.0.0:0"], "--token"),
+        (["--upstream=127.0.0.1:1", "--control=0.0.0.0:0"], "--operator-token"),
         (["--upstream=127.0.0.1:1", "--scenario=none.yaml"], "cannot read none.yaml"),
         (["--upstream=127.0.0.1:1", "--node-profile=n1"], "NODE=PROFILE"),
         (["--upstream=127.0.0.1:1", "--seed=x"], "--seed"),
