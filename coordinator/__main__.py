@@ -28,6 +28,7 @@ from hypergpu.common.options import (
     OperatorToken,
     OperatorTokenFile,
     TlsCert,
+    TlsClientCa,
     TlsKey,
     ViewerToken,
     ViewerTokenFile,
@@ -92,6 +93,7 @@ class CoordinatorOptions(ConfigOptions):
     viewer_token_file: ViewerTokenFile = None
     tls_cert: TlsCert = None
     tls_key: TlsKey = None
+    tls_client_ca: TlsClientCa = None
 
     def settings(self, environment: Mapping[str, str]) -> SystemConfig:
         """Return the configuration: options first, then --set, the environment, the file and the defaults.
@@ -144,7 +146,7 @@ def run(options: CoordinatorOptions) -> int:
         raise ConfigError("--force needs --resume: it lets a run continue with changed settings")
     settings = options.settings(os.environ)
     tokens = options.tokens(os.environ)
-    tls = server_tls(options.tls_cert, options.tls_key, insecure=options.insecure)
+    tls = server_tls(options.tls_cert, options.tls_key, options.tls_client_ca, insecure=options.insecure)
     out = options.run_directory
     faults = failpoints.parse(os.environ.get(failpoints.VARIABLE, ""))
     if any(tokens.values()) and not tokens[Role.OPERATOR]:

@@ -368,11 +368,11 @@ class Coordinator:
         return f"the run is complete: {found.round} of {training.rounds} rounds are done"
 
     async def _server(self) -> grpc.aio.Server:
-        config, leases = self.config.server, self.engine.session.leases
+        config, tls, leases = self.config.server, self._options.tls, self.engine.session.leases
         assert leases is not None
         server = await make_server(
             [service.full_name for service in coordinator_pb2.DESCRIPTOR.services_by_name.values()],
-            admit=admission(self._options.tokens, leases),
+            admit=admission(self._options.tokens, leases, certified=bool(tls and tls.client_authority)),
             on_error=Refusals(self.registry).count,
             max_concurrent_rpcs=config.max_nodes * _MAX_RPCS_OF_NODE,
         )

@@ -14,6 +14,7 @@ from hypergpu.protos import coordinator_pb2
 TRAINING: Final = coordinator_pb2.DESCRIPTOR.services_by_name["Training"].full_name
 REGISTER: Final = f"/{TRAINING}/Register"
 """The method of nodes that have no lease yet."""
+_NAMES: Final = ("x509_common_name", "x509_subject_alternative_name")
 
 
 def caller(context: Context) -> str:
@@ -26,16 +27,39 @@ def shown_lease(context: Context) -> str:
     return _metadata(context, LEASE)
 
 
-def admission(tokens: Mapping[Role, TokenSource], leases: Leases) -> Admit:
-    """Return the check of all calls: the role by its token, and for calls of nodes the secret of the lease."""
+def admission(tokens: Mapping[Role, TokenSource], leases: Leases, *, certified: bool = False) -> Admit:
+    """Return the check of all calls: the role by its token, and for calls of nodes the secret of the lease.
+
+    With `certified`, a node's name must also be one of its certificate's.
+    """
     require_role = role_check(tokens)
 
     def admit(method: str, context: Context) -> None:
         require_role(method, context)
-        if method.startswith(f"/{TRAINING}/") and method != REGISTER:
+        if not method.startswith(f"/{TRAINING}/"):
+            return
+        if certified:
+            require_name(context, caller(context))
+        if method != REGISTER:
             leases.require(caller(context), shown_lease(context))
 
     return admit
+
+
+def require_name(context: Context, node: str) -> None:
+    """Check that the certificate of the caller is that of a node.
+
+    Raises:
+        PermissionDenied: It has other names.
+    """
+    found = context.auth_context()
+    names = {name.decode("utf-8", "replace") for key in _NAMES for name in found.get(key, ())}
+    if node not in names:
+        shown = ", ".join(sorted(names))[:200] or "nobody"
+        raise PermissionDenied(
+            f"the certificate is for {shown}, and the call for node {node[:80]!r}: start the node with --node-id and "
+            "the certificate of that name"
+        )
 
 
 def require_caller(context: Context, node: str) -> None:

@@ -23,6 +23,8 @@ from hypergpu.common.options import (
     FLAG,
     HttpListen,
     TlsCa,
+    TlsCert,
+    TlsKey,
 )
 from hypergpu.common.rpc import check_node_id
 from hypergpu.common.tls import Tls, client_tls
@@ -79,6 +81,8 @@ class NodeOptions(ConfigOptions):
         typer.Option(metavar=ADDRESS, help="Address at which others reach /metrics; by default that of --http-listen."),
     ] = None
     tls_ca: TlsCa = None
+    tls_cert: TlsCert = None
+    tls_key: TlsKey = None
 
     def settings(self, environment: Mapping[str, str]) -> SystemConfig:
         """Return the configuration: options first, then --set, the environment, the file and the defaults.
@@ -103,7 +107,7 @@ class NodeOptions(ConfigOptions):
         """
         if is_loopback(coordinator) and self.tls_ca is None and not self.insecure:
             raise InvalidInput("give --tls-ca FILE to use TLS, or --insecure for plaintext")
-        return client_tls(self.tls_ca, insecure=self.insecure)
+        return client_tls(self.tls_ca, self.tls_cert, self.tls_key, insecure=self.insecure)
 
 
 def run(options: NodeOptions) -> int:

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from hypergpu.cli import containers, control, inspect, network
+from hypergpu.cli.certs import certs
 from hypergpu.cli.cluster_command import ChangingCommand, ClusterCommand, TargetCommand
 from hypergpu.cli.compare import compare
 from hypergpu.cli.demo import demo
@@ -38,7 +39,7 @@ _SIMULATE: Final = "Simulate"
 _COMMANDS: tuple[tuple[str, type[TyperCommand], Commands], ...] = (
     ("Start and stop", TyperCommand, (demo, containers.up, containers.scale, containers.down)),
     ("Start and stop", TargetCommand, (doctor,)),
-    ("Secure", TyperCommand, (token,)),
+    ("Secure", TyperCommand, (token, certs)),
     ("Inspect", ClusterCommand, (inspect.status, inspect.nodes, network.links, logs)),
     ("Inspect", TyperCommand, (report, export)),
     (_SIMULATE, TyperCommand, (simulate, compare, tune, plan, whatif, validate, fit, transfer)),

@@ -12,7 +12,7 @@ from hypergpu.cli.option_group import GroupCommand, OptionGroup
 from hypergpu.client import Client, connect
 from hypergpu.common.address import is_loopback
 from hypergpu.common.command_line import PREFIX
-from hypergpu.common.options import ADDRESS, Insecure, ShownToken, ShownTokenFile, TlsCa
+from hypergpu.common.options import ADDRESS, Insecure, ShownToken, ShownTokenFile, TlsCa, TlsCert, TlsKey
 from hypergpu.common.text import one_line
 from hypergpu.common.tls import Tls, client_tls
 from hypergpu.common.token import shown_token
@@ -53,6 +53,8 @@ class Target:
     token: ShownToken = None
     token_file: ShownTokenFile = None
     tls_ca: TlsCa = None
+    tls_cert: TlsCert = None
+    tls_key: TlsKey = None
     insecure: Insecure = False
 
     def locate(self, *, changes: bool = False) -> Cluster:
@@ -71,7 +73,8 @@ class Target:
 
     def tls(self, address: str) -> Tls | None:
         """Return the TLS settings for the server at this address; None for plaintext, the default on loopback."""
-        return client_tls(self.tls_ca, insecure=self.insecure or is_loopback(address))
+        is_plain = self.insecure or is_loopback(address)
+        return client_tls(self.tls_ca, self.tls_cert, self.tls_key, insecure=is_plain)
 
     def proxy_tls(self, address: str) -> Tls | None:
         """Return the TLS settings for the proxy; None for plaintext, always used by its control API on this machine."""

@@ -14,6 +14,7 @@ _EXTRA_OF: Final = {
     "torchvision": "vision",
     "datasets": "hf",
     "pynvml": "gpu",
+    "cryptography": "certs",
 }
 
 

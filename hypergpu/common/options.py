@@ -128,6 +128,15 @@ TlsCa = Annotated[
         rich_help_panel=_SECURITY,
     ),
 ]
+TlsClientCa = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="HYPERGPU_TLS_CLIENT_CA",
+        metavar="FILE",
+        help="CA certificate of clients (PEM): they must present a certificate, and that of a node its name.",
+        rich_help_panel=_SECURITY,
+    ),
+]
 Insecure = Annotated[
     bool,
     typer.Option(

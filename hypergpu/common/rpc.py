@@ -9,6 +9,7 @@ import grpc
 from hypergpu.common import errors
 from hypergpu.common.address import is_loopback, split_address
 from hypergpu.common.errors import ConfigError, HyperGPUError, InvalidInput
+from hypergpu.common.server_credentials import ServerCredentials
 from hypergpu.common.tls import Tls, explain_handshake, read_authority, read_pair
 
 _NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -151,10 +152,7 @@ def bind(server: grpc.aio.Server, listen: str, tls: Tls | None) -> str:
     host, port = split_address(listen)
     credentials = None
     if tls is not None:
-        if tls.certificate is None or tls.key is None:
-            raise ConfigError("a server needs a certificate and its key")
-        chain, key = read_pair(tls.certificate, tls.key)
-        credentials = grpc.ssl_server_credentials([(key, chain)])
+        credentials = ServerCredentials(tls).make()
     _check_free(host, port)
     try:
         bound = (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from hypergpu.common.address import split_address
-from hypergpu.common.errors import ConfigError, TlsError
+from hypergpu.common.errors import ConfigError, HyperGPUError, TlsError, Unavailable
 from hypergpu.common.files import read_bytes, shown
 
 MAX_PEM_BYTES: Final = 1 << 20
@@ -30,14 +30,20 @@ _EXPIRED: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Certificates: a server needs `certificate` and `key`, a client `authority` unless the system knows it."""
+    """Certificates: a server needs `certificate` and `key`, a client `authority` unless the system knows it.
+
+    With `client_authority`, a server admits only clients that present a certificate of that authority.
+    """
 
     certificate: Path | None = None
     key: Path | None = None
     authority: Path | None = None
+    client_authority: Path | None = None
 
 
-def server_tls(certificate: Path | None, key: Path | None, *, insecure: bool) -> Tls | None:
+def server_tls(
+    certificate: Path | None, key: Path | None, client_authority: Path | None = None, *, insecure: bool
+) -> Tls | None:
     """Return the TLS files of a server, checked; None for plaintext.
 
     Raises:
@@ -47,21 +53,32 @@ def server_tls(certificate: Path | None, key: Path | None, *, insecure: bool) ->
         raise ConfigError("--tls-cert and --tls-key go together")
     if certificate is not None and key is not None:
         read_pair(certificate, key)
-        return Tls(certificate=certificate, key=key)
+        if client_authority is not None:
+            read_authority(client_authority)
+        return Tls(certificate=certificate, key=key, client_authority=client_authority)
+    if client_authority is not None:
+        raise ConfigError("--tls-client-ca needs --tls-cert and --tls-key")
     if not insecure:
         raise ConfigError("give --tls-cert and --tls-key for TLS, or --insecure on a trusted network")
     return None
 
 
-def client_tls(authority: Path | None, *, insecure: bool) -> Tls | None:
+def client_tls(
+    authority: Path | None, certificate: Path | None = None, key: Path | None = None, *, insecure: bool
+) -> Tls | None:
     """Return the TLS settings of a client that trusts `authority`, else the system's; None for plaintext.
 
     Raises:
-        ConfigError: the file of the authority cannot be used.
+        ConfigError: a file cannot be used, or is missing.
     """
+    if (certificate is None) != (key is None):
+        raise ConfigError("--tls-cert and --tls-key go together")
+    if certificate is not None and key is not None:
+        read_pair(certificate, key)
     if authority is not None:
         read_authority(authority)
-        return Tls(authority=authority)
+    if authority is not None or certificate is not None:
+        return Tls(certificate=certificate, key=key, authority=authority)
     return None if insecure else Tls()
 
 
@@ -118,7 +135,7 @@ def read_authority(authority: Path) -> bytes:
     return data
 
 
-async def explain_handshake(address: str, tls: Tls | None) -> TlsError | None:  # noqa: PLR0911  (one per cause)
+async def explain_handshake(address: str, tls: Tls | None) -> HyperGPUError | None:  # noqa: PLR0911  (one per cause)
     """Return the TLS fault that prevents connections to `address`: a certificate, or TLS on one side only; else None.
 
     Dials once and sends nothing but a handshake.
@@ -129,10 +146,14 @@ async def explain_handshake(address: str, tls: Tls | None) -> TlsError | None:  
     context = ssl.create_default_context(cafile=tls.authority if tls else None)
     if tls is None:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    elif tls.certificate is not None:
+        context.load_cert_chain(tls.certificate, tls.key)
     context.set_alpn_protocols(["h2"])
     try:
         async with asyncio.timeout(_HANDSHAKE_SECONDS):
-            _, writer = await asyncio.open_connection(host.strip("[]"), port, ssl=context)
+            reader, writer = await asyncio.open_connection(host.strip("[]"), port, ssl=context)
+            if tls is not None and await _is_refused(reader):
+                return _refused(address, tls)
     except ssl.SSLCertVerificationError as error:
         return TlsError(f"the certificate of {address} is not trusted: {_distrust(error, tls)}")
     except ssl.SSLError as error:
@@ -145,6 +166,22 @@ async def explain_handshake(address: str, tls: Tls | None) -> TlsError | None:  
     if tls is None:
         return TlsError(f"{address} speaks TLS: give --tls-ca FILE instead of --insecure")
     return None
+
+
+async def _is_refused(reader: asyncio.StreamReader) -> bool:
+    """Return whether a server ends the connection after the handshake: a refused certificate is told only then."""
+    try:
+        return not await reader.read(1)
+    except (ssl.SSLError, ConnectionError):
+        return True
+
+
+def _refused(address: str, tls: Tls) -> Unavailable:
+    """Return the error for a server that ends connections after the handshake; why, it does not say."""
+    shown_pair = f"does it accept {shown(tls.certificate)}?" if tls.certificate else "give --tls-cert and --tls-key"
+    return Unavailable(
+        f"{address} closes connections after the TLS handshake: if it wants a certificate of its clients, {shown_pair}"
+    )
 
 
 def _read_certificates(path: Path) -> bytes:

@@ -21,6 +21,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.roles import Role
 from hypergpu.common.rpc import LEASE, NODE_ID, open_channel
 from hypergpu.common.tensors import Assembler, Chunk, Flat, chunks
+from hypergpu.common.tls import Tls
 from hypergpu.common.token import TokenSource
 from hypergpu.common.wire import codec_from_proto, decode_work_part, encode_part, manifest_from_proto
 from hypergpu.coordinator.app import Coordinator, Options
@@ -157,6 +158,8 @@ async def running(
     out: Path,
     *,
     token: str = "",
+    tls: Tls | None = None,
+    client_tls: Tls | None = None,
     resume: bool = False,
     policy: str = "none",
     task: Task | None = None,
@@ -174,7 +177,7 @@ async def running(
         **sections,
     }
     coordinator = Coordinator(
-        SystemConfig.model_validate(tree), task or toy_task(), Options(out, tokens_of(token), None, resume)
+        SystemConfig.model_validate(tree), task or toy_task(), Options(out, tokens_of(token), tls, resume)
     )
     addresses: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
     interrupted = asyncio.Event()
@@ -184,7 +187,7 @@ async def running(
     if done in first:
         done.result()
     address, http = addresses.result()
-    async with open_channel(address, None) as channel:
+    async with open_channel(address, client_tls) as channel:
         kept = KEPT.setdefault(out, {})
         yield Running(address, coordinator, channel, stubs.ControlStub(channel), http, done, interrupted, kept)
         if not done.done():
