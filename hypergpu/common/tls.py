@@ -152,8 +152,7 @@ async def explain_handshake(address: str, tls: Tls | None) -> HyperGPUError | No
     try:
         async with asyncio.timeout(_HANDSHAKE_SECONDS):
             reader, writer = await asyncio.open_connection(host.strip("[]"), port, ssl=context)
-            if tls is not None and await _is_refused(reader):
-                return _refused(address, tls)
+            is_refused = tls is not None and await _is_refused(reader, writer)
     except ssl.SSLCertVerificationError as error:
         return TlsError(f"the certificate of {address} is not trusted: {_distrust(error, tls)}")
     except ssl.SSLError as error:
@@ -163,17 +162,21 @@ async def explain_handshake(address: str, tls: Tls | None) -> HyperGPUError | No
     except (OSError, TimeoutError, ValueError):
         return None
     writer.transport.abort()
+    if tls is not None and is_refused:
+        return _refused(address, tls)
     if tls is None:
         return TlsError(f"{address} speaks TLS: give --tls-ca FILE instead of --insecure")
     return None
 
 
-async def _is_refused(reader: asyncio.StreamReader) -> bool:
+async def _is_refused(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
     """Return whether a server ends the connection after the handshake: a refused certificate is told only then."""
     try:
         return not await reader.read(1)
     except (ssl.SSLError, ConnectionError):
         return True
+    finally:
+        writer.transport.abort()
 
 
 def _refused(address: str, tls: Tls) -> Unavailable:
