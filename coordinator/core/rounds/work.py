@@ -1,9 +1,11 @@
 """State of an open round: its work units, who has contributed, and which units are free to take over."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from statistics import median
+from typing import Final
 
 from hypergpu.common.connections import ONE_FOR_ALL, ConnectionPlan
 from hypergpu.common.local_optimizer import LocalOptimizer
@@ -117,6 +119,18 @@ class RoundSettings:
     """Number of the fragment that the round synchronises; None = the whole model."""
 
 
+MOST_LOSS: Final = 10.0
+"""Largest training loss of a node that counts, in medians of its round: nodes say themselves what theirs is."""
+
+
+def _mean_loss(losses: Sequence[tuple[int, float]]) -> float:
+    """Return the mean of losses, given with their samples; none counts far beyond the median."""
+    if not losses:
+        return 0.0
+    bound = MOST_LOSS * median(abs(loss) for _, loss in losses) or math.inf
+    return sum(samples * max(-bound, min(loss, bound)) for samples, loss in losses) / sum(each[0] for each in losses)
+
+
 @dataclass(slots=True)
 class Round:
     """An open round. Each method takes O(1), except for those that read all units."""
@@ -137,7 +151,6 @@ class Round:
     """Number of awaited units."""
     contributions: list[Contribution] = field(default_factory=list)
     samples: int = 0
-    loss_sum: float = 0.0
     late: list[LateUpdate] = field(default_factory=list)
     """Updates of earlier rounds that this one counts."""
     reserved: dict[str, WorkUnit] = field(default_factory=dict)
@@ -191,9 +204,8 @@ class Round:
     @property
     def mean_loss(self) -> float:
         """Mean training loss over the samples of the round; over those of late updates if there are no others."""
-        if self.samples or not self.late:
-            return self.loss_sum / self.samples if self.samples else 0.0
-        return sum(each.samples * each.loss for each in self.late) / self.used_samples
+        counted = self.contributions if self.samples or not self.late else self.late
+        return _mean_loss([(each.samples, each.loss) for each in counted if each.samples])
 
     def assign(self, unit: WorkUnit, now: float, accepted_round: int = 0) -> WorkAssigned:
         """Assign a unit to its node, again if it was before.
@@ -228,16 +240,16 @@ class Round:
         self.orphans.pop(unit.node, None)
         unit.live, unit.done = False, True
         seconds = now - unit.first_at
-        waiting = seconds - update.compute_seconds
+        compute_seconds = min(update.compute_seconds, seconds)  # it says of itself that it computed for longer
+        waiting = seconds - compute_seconds
         self.samples += samples
-        self.loss_sum += samples * update.loss
         self.contributions.append(
             Contribution(
                 unit.node,
                 success=True,
                 samples=samples,
                 batch_size=unit.batch_size,
-                compute_seconds=update.compute_seconds,
+                compute_seconds=compute_seconds,
                 optimizer_share=update.optimizer_share,
                 waiting_seconds=waiting if waiting > 0.0 else 0.0,
                 loss=update.loss,

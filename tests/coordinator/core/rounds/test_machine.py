@@ -1508,3 +1508,17 @@ def test_a_round_that_a_huge_update_spoils_names_who_sent_it() -> None:
         push_sketch(d, node)
     (closed,) = [effect for effect in push_sketch(d, "hostile", 1e6) if isinstance(effect, ev.CloseRound)]
     assert closed.spoiled_by == ("hostile",)
+
+
+def test_what_a_node_says_of_its_loss_and_its_time_is_bounded_by_what_others_say_and_by_the_clock() -> None:
+    d = Driver(evaluate=False, min_nodes=4)
+    d.join("a", "b", "c", "liar")
+    d.ask("a", "b", "c", "liar")
+    d.now += 2.0
+    for node in ("a", "b", "c"):
+        d.send(ev.UpdateArrived(node, 1, 1, 16, loss=1.0, compute_seconds=0.5))
+    effects = d.send(ev.UpdateArrived("liar", 1, 1, 16, loss=1e19, compute_seconds=1e9))
+    (closed,) = [effect for effect in effects if isinstance(effect, ev.CloseRound)]
+    assert closed.loss == pytest.approx((3 * 1.0 + 10.0) / 4)
+    seconds = {each.node: (each.compute_seconds, each.waiting_seconds) for each in closed.contributions}
+    assert seconds == {"a": (0.5, 1.5), "b": (0.5, 1.5), "c": (0.5, 1.5), "liar": (2.0, 0.0)}
