@@ -81,9 +81,9 @@ def plan(
 ) -> None:
     """Plan a run before it is paid for: hours, bytes and money, and the best setting for its links.
 
-    Codec, connections, local steps and the nodes to use are tried in simulated runs; those that can no longer win are
-    cut off. With --task or --curve, times are to the target; without, they are for the work of a thousand rounds. The
-    exit code is 1 if no setting reached the target.
+    Codec, connections, local steps, fragments and the nodes to use are tried in simulated runs; those that can no
+    longer win are cut off. With --task or --curve, times are to the target; without, they are for the work of a
+    thousand rounds. The exit code is 1 if no setting reached the target.
 
     Example: hypergpu plan --model-bytes 44MB --links links.csv --task chars --price-per-gb 0.05
     """

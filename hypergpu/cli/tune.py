@@ -53,9 +53,10 @@ def tune(
 ) -> None:
     """Find the fixed setting that reaches a scenario's target first, and what it gains over the policy.
 
-    Local steps, batch, optimizers, learning rate, closing share and codec are varied in virtual time. A setting that
-    can no longer be near the best is cut off; the neighbours of the best are tried next. The best and two runners-up
-    are then run beside the policy, on other seeds. The best is printed as YAML, for a scenario or a configuration file.
+    Local steps, batch, optimizers, learning rate, closing share, codec and fragments are varied in virtual time. A
+    setting that can no longer be near the best is cut off; the neighbours of the best are tried next. The best and two
+    runners-up are then run beside the policy, on other seeds. The best is printed as YAML, for a scenario or a
+    configuration file.
     The exit code is 1 if it missed the target.
 
     Example: hypergpu tune flaky-minority --budget 40

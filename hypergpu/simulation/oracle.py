@@ -38,8 +38,10 @@ _FRONT: Final = 3
 """Best settings whose neighbours are tried."""
 _FINALISTS: Final = 6
 CODECS: Final = ("none", "int8", "int4")
-_AXES: Final = ("rate", "local_steps", "optimizer", "batch_size", "close_percent", "codec")
-_NAMED: Final = ("optimizer", "codec")
+FRAGMENTS: Final = (None, 4)
+"""Numbers of fragments, which overlap; None is the scenario's own setting."""
+_AXES: Final = ("rate", "local_steps", "optimizer", "batch_size", "close_percent", "codec", "fragments")
+_NAMED: Final = ("optimizer", "codec", "fragments")
 """Axes of names, which have no order: each is next to all others."""
 _WIDE: Final = ("rate", "local_steps")
 """Axes on which the first settings take two values, at the thirds; on others they take the middle one."""
@@ -79,16 +81,28 @@ class Tuned:
         }
 
 
-def grid(scenario: Scenario, codecs: Sequence[str | None] = (None,)) -> list[Static]:
-    """Return the settings that are tried for a scenario; codec None is the scenario's own."""
+def grid(
+    scenario: Scenario, codecs: Sequence[str | None] = (None,), fragments: Sequence[int | None] = (None,)
+) -> list[Static]:
+    """Return the settings that are tried for a scenario; None is the scenario's own codec, or number of fragments."""
     batch_size = scenario.config.training.batch_size
     optimizers = OPTIMIZERS if scenario.learning == "real" else ("sgd",)
     return [
-        Static(steps, batch_size * factor, rate, close, optimizer, codec=codec)
-        for steps, factor, rate, close, optimizer, codec in product(
-            LOCAL_STEPS, BATCH_FACTORS, RATES, CLOSE_PERCENTS, optimizers, codecs
+        Static(
+            steps,
+            batch_size * factor,
+            rate,
+            close,
+            optimizer,
+            codec=codec,
+            fragments=parts,
+            overlap=None if parts is None else True,
         )
-        if steps > 1 or optimizer in _OF_GRADIENTS  # a single step sends the gradient, and AdamW has nothing to do
+        for steps, factor, rate, close, optimizer, codec, parts in product(
+            LOCAL_STEPS, BATCH_FACTORS, RATES, CLOSE_PERCENTS, optimizers, codecs, fragments
+        )
+        # A single step sends the gradient: AdamW has nothing to do, and there is nothing to go on with.
+        if steps > 1 or (optimizer in _OF_GRADIENTS and parts is None)
     ]
 
 

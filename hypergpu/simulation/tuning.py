@@ -9,7 +9,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import InvalidInput
 from hypergpu.simulation.compare import Runner, target_of
 from hypergpu.simulation.comparison import Candidate, Comparison, Result, compared
-from hypergpu.simulation.oracle import CODECS, Tuned, grid, rank, tune
+from hypergpu.simulation.oracle import CODECS, FRAGMENTS, Tuned, grid, rank, tune
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario import Scenario
 from hypergpu.simulation.variants import Static, Variant
@@ -94,13 +94,28 @@ def tune_scenario(
     enough = (budget or Budget()).watch(jobs)
     with Runner(jobs, None, progress) as runner:
         runner.expect(seeds * (2 + _FINALISTS))
-        tuned = tune(scenario, runner.run_more, grid(scenario, CODECS), enough)
+        tuned = tune(scenario, runner.run_more, grid(scenario, CODECS, fragments_of(scenario)), enough)
         settings = tuned.finalists[: 1 + _FINALISTS]
         variants = [Variant(policy), *(tuned.variant_of(setting) for setting in settings)]
         numbers = range(scenario.seed, scenario.seed + seeds)
         outcomes = runner.run([variant.of(scenario, seed) for variant in variants for seed in numbers])
     results = [Result(variant, outcomes[index * seeds : (index + 1) * seeds]) for index, variant in enumerate(variants)]
     return Tuning(tuned, compared(scenario, list(numbers), wanted, results[:1], results[1:]))
+
+
+def fragments_of(scenario: Scenario) -> Sequence[int | None]:
+    """Return the numbers of fragments to try: those that the scenario's rounds, and the tensors of its model, allow."""
+    training = scenario.config.training
+    if training.mode != "sync":
+        return (None,)
+    if scenario.learning == "model":
+        return FRAGMENTS
+    # torch takes seconds to import.
+    from hypergpu.tasks import build, load_main_task  # noqa: PLC0415
+
+    model = build(load_main_task(training), training.seed)
+    tensors = sum(start < model.parameter_count for _, start in model.manifest.offsets())
+    return [count for count in FRAGMENTS if count is None or count <= tensors]
 
 
 def changed_settings(config: SystemConfig, sections: Sequence[str] = _SECTIONS) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from hypergpu.common.config.recipes import RECIPES
 from hypergpu.common.config.transfers import TransfersConfig
 from hypergpu.common.connections import MAX_CONNECTIONS
 from hypergpu.common.errors import InvalidInput, UnknownName
+from hypergpu.common.fragments import MAX_FRAGMENTS
 from hypergpu.common.local_optimizer import ADAMW, MUON
 from hypergpu.common.strategies import AdaptationPolicy, BatchSizeStrategy, CompressionStrategy, SelectionStrategy
 from hypergpu.common.transfer_codecs import TransferCodecs
@@ -70,6 +71,12 @@ class Static:
     """Name in `CODECS`, of both directions."""
     connections: int | None = None
     """Connections that a transfer shares, in each direction."""
+    fragments: int | None = None
+    """Parts of the model, of which each round synchronises one."""
+    overlap: bool | None = None
+    """Whether nodes train while their fragments travel."""
+    mode: str | None = None
+    """What becomes of late updates: `sync`, `late` or `buffered`."""
 
     def sections(self, config: SystemConfig) -> dict[str, ConfigSection]:
         """Return the sections of the configuration that this setting changes.
@@ -107,15 +114,20 @@ class Static:
             update["local_steps"] = self.local_steps
         if self.batch_size is not None:
             update["batch_size"] = self.batch_size
-        if self.local_state is not None:
-            update["local_state"] = self.local_state
+        given = {
+            "local_state": self.local_state,
+            "fragments": self.fragments,
+            "overlap": self.overlap,
+            "mode": self.mode,
+        }
+        update |= {name: value for name, value in given.items() if value is not None}
         if self.close_percent is not None:
             update["close_share"] = self.close_percent / 100
         return parse(TrainingConfig, training.model_dump() | update, where=str(self))
 
     def __str__(self) -> str:
         shown = [
-            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+            f"{key}={_shown(value)}"
             for key, option in _OPTIONS.items()
             if (value := getattr(self, option.field)) != option.default
         ]
@@ -134,6 +146,13 @@ class _Option:
     def default(self) -> Any:
         """Default of the field."""
         return next(field.default for field in fields(Static) if field.name == self.field)
+
+
+def _shown(value: float | bool | str) -> str:
+    """Return a value as it is given."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _count(text: str) -> int:
@@ -172,22 +191,37 @@ def _connections(text: str) -> int:
     return value
 
 
-def _state(text: str) -> str:
-    if text not in _STATES:
+def _fragments(text: str) -> int:
+    if (value := _count(text)) > MAX_FRAGMENTS:
         raise ValueError
-    return text
+    return value
 
 
-_STATES: Final = ("reset", "kept")
+def _one_of(*names: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in names:
+            raise ValueError
+        return text
+
+    return read
+
+
+def _yes_or_no(text: str) -> bool:
+    return _one_of("yes", "no")(text) == "yes"
+
+
 _OPTIONS: Final = {
     "H": _Option("local_steps", _count, "1 or more local steps"),
     "batch": _Option("batch_size", _count, "1 or more samples"),
     "rate": _Option("rate", _factor, "a factor above 0"),
     "close": _Option("close_percent", _percent, "a percentage above 0, up to 100"),
     "optimizer": _Option("optimizer", _optimizer, f"one of {', '.join(OPTIMIZERS)}"),
-    "state": _Option("local_state", _state, " or ".join(_STATES)),
+    "state": _Option("local_state", _one_of("reset", "kept"), "reset or kept"),
     "codec": _Option("codec", _codec, f"one of {', '.join(CODECS)}"),
     "connections": _Option("connections", _connections, f"1 to {MAX_CONNECTIONS} connections"),
+    "P": _Option("fragments", _fragments, f"1 to {MAX_FRAGMENTS} fragments"),
+    "overlap": _Option("overlap", _yes_or_no, "yes or no"),
+    "mode": _Option("mode", _one_of("sync", "late", "buffered"), "sync, late or buffered"),
 }
 STATIC: Final[Mapping[str, Static]] = MappingProxyType(
     {

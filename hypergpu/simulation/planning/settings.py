@@ -1,4 +1,4 @@
-"""Settings that a plan tries: codec, connections, local steps, and the nodes to use."""
+"""Settings that a plan tries: codec, connections, local steps, fragments, and the nodes to use."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,8 @@ LOCAL_STEPS: Final = (10, 40, 100, 200)
 """Local steps that are tried with a learning curve."""
 CODECS: Final = ("topk", "int4", "int8", "none")
 CONNECTIONS: Final = (8, 1)
+FRAGMENTS: Final = (None, 4)
+"""Numbers of fragments, which overlap; None synchronises the whole model in each round."""
 _SUBSETS: Final = (1.0, 0.75, 0.5, 0.25)
 """Shares of the nodes to plan with; those that take longest, or cost most, are left out."""
 _RANKING_SAMPLES: Final = 3
@@ -50,17 +52,26 @@ class Setting:
 
 
 def settings(request: Request, scenario: Scenario) -> list[Setting]:
-    """Return the fixed settings that are tried: codec, connections, local steps and nodes."""
+    """Return the fixed settings that are tried: codec, connections, local steps, fragments and nodes."""
     order = _best_first(request, scenario)
     sizes = sorted({max(1, math.ceil(share * len(order))) for share in _SUBSETS}, reverse=True)
     steps = sorted({request.local_steps, *LOCAL_STEPS}) if request.curve else [request.local_steps]
     return [
         Setting(
             order[:size],
-            _fixed(Static(local_steps=local_steps, codec=codec, connections=connections)),
+            _fixed(
+                Static(
+                    local_steps=local_steps,
+                    codec=codec,
+                    connections=connections,
+                    fragments=parts,
+                    overlap=None if parts is None else True,
+                )
+            ),
             is_all=size == len(order),
         )
-        for size, codec, connections, local_steps in product(sizes, CODECS, CONNECTIONS, steps)
+        for size, codec, connections, local_steps, parts in product(sizes, CODECS, CONNECTIONS, steps, FRAGMENTS)
+        if local_steps > 1 or parts is None
     ]
 
 

@@ -95,11 +95,14 @@ def test_optimisers_leave_nothing_of_the_scenarios_own() -> None:
         ("static:rate=inf", "expected a factor above 0"),
         ("static:batch=1.5", "batch of .* is '1.5'; expected 1 or more samples"),
         ("first-80:H=1,H=2", "gives H twice"),
-        ("static:h=1", "unknown option of 'static' 'h' .known: H, batch"),
+        ("static:h=1", "unknown option of 'static' 'h' .known: H, P, batch"),
         ("diloco:state=keep", "state of 'diloco:state=keep' is 'keep'; expected reset or kept"),
         ("static:optimizer=fedadm", "did you mean 'fedadam'"),
         ("static:codec=int5", "did you mean 'int4'|did you mean 'int8'"),
         ("static:connections=17", "'17'; expected 1 to 16 connections"),
+        ("static:P=17", "'17'; expected 1 to 16 fragments"),
+        ("static:overlap=true", "'true'; expected yes or no"),
+        ("static:mode=async", "'async'; expected sync, late or buffered"),
         ("first_80", "did you mean 'first-80'"),
         ("static:", "unknown option"),
     ],
@@ -121,9 +124,17 @@ def test_an_optimiser_that_the_model_of_convergence_does_not_know_is_refused() -
         static_variant("fedavgm").of(modelled, 0)
 
 
+def test_fragments_and_modes_are_those_of_the_configuration() -> None:
+    found = training("static:H=40,P=4,overlap=yes")
+    assert (found.fragments, found.overlap, found.mode) == (4, True, "sync")
+    assert training("static:mode=buffered").is_buffered
+    with pytest.raises(ConfigError, match=r"static:P=4,mode=late: .*fragments 4 needs mode sync"):
+        static_variant("static:P=4,mode=late").of(SCENARIO, 0)
+
+
 def test_a_setting_is_shown_as_it_is_given() -> None:
     assert str(Static()) == "static"
-    text = "static:H=40,batch=64,rate=2,close=80,optimizer=fedavgm,codec=int8,connections=2"
+    text = "static:H=40,batch=64,rate=2,close=80,optimizer=fedavgm,codec=int8,connections=2,P=4,overlap=yes,mode=late"
     setting = static_variant(text).static
     assert str(setting) == text
     assert static_variant(text).label == text
