@@ -12,6 +12,10 @@ not lose what a codec drops, but delivers it later. Of the updates of R rounds, 
 
 arrives before the end. Both hold for codecs with feedback: what is late was computed on an older model.
 
+Where late updates count, a node whose work takes 1 + τ rounds has R / (1 + τ) updates left, and what its codec drops
+arrives 1 + τ rounds later each time: with feedback, its noise counts ε · (1 + τ). Staleness and compression harm each
+other ("DeCo-SGD", arXiv 2507.17346, 2025, bounds it by an exponential of the delay; the factor here is linear).
+
 A node whose transfers are not what the others wait for gains nothing by a smaller payload, so it keeps the mildest
 codecs with which it is done well before the round closes.
 """
@@ -96,6 +100,8 @@ class RoundForecast:
     close_share: float | None
     """Share of the nodes that closes a round; None for the one with the most progress per second."""
     rounds_left: float
+    late_counts: bool = False
+    """True if a round may close without a node, and its update counts in a later one."""
 
     def node_seconds(self, codecs: Codecs) -> Floats:
         """Return the time of each node in the latest rounds, had it used these codecs: shape (nodes, rounds)."""
@@ -131,15 +137,17 @@ def evaluate(forecast: RoundForecast, codecs: Codecs) -> Assignment:
     seconds = float(np.sort(times, axis=0)[enough - 1].mean()) + forecast.overhead_seconds
     used = codecs.update[counts]
     noise = forecast.noise[counts, used]
-    arriving = float(np.where(HAS_FEEDBACK[used], delivered_share(noise, forecast.rounds_left), 1.0).mean())
-    disturbance = float(noise.mean()) * (1.0 + forecast.noise_nodes)
+    rounds_each = np.maximum(times.mean(axis=1) / seconds, 1.0) if forecast.late_counts and seconds > 0.0 else 1.0
+    feedback = HAS_FEEDBACK[used]
+    arriving = float(np.where(feedback, delivered_share(noise, forecast.rounds_left / rounds_each), 1.0).mean())
+    disturbance = float(np.where(feedback, noise * rounds_each, noise).mean()) * (1.0 + forecast.noise_nodes)
     return Assignment(codecs, seconds, arriving * enough / (enough + forecast.noise_nodes + disturbance))
 
 
-def delivered_share(noise: Floats, rounds_left: float) -> Floats:
+def delivered_share(noise: Floats, rounds_left: Floats | float) -> Floats:
     """Return the share of all updates that arrives within the rounds left, with error feedback."""
     kept = np.minimum(DECAY * noise, 1.0 - 1e-6)
-    rounds = min(max(rounds_left, 1.0), _MOST_ROUNDS)
+    rounds = np.clip(rounds_left, 1.0, _MOST_ROUNDS)
     missing = kept * (1.0 - kept**rounds) / (rounds * (1.0 - kept))
     share: Floats = (1.0 - noise) / (1.0 - kept) * (1.0 - missing)
     return share

@@ -69,6 +69,8 @@ class Outlook:
     trials: Mapping[str, Collection[Direction]] = field(default_factory=dict)
     """Directions of each node in which another number of connections is tried: its rate is about to change."""
     connections: ConnectionPlan = ONE_FOR_ALL
+    late_counts: bool = False
+    """True if a late update counts in a later round."""
 
 
 class _Patience:
@@ -217,6 +219,7 @@ class CodecControl:
             noise_nodes=outlook.noise_nodes,
             close_share=outlook.close_share,
             rounds_left=outlook.rounds_left,
+            late_counts=outlook.late_counts,
         )
 
     def _strongest(self, rows: Ints, present: Codecs, rates: TransferRates, noise: Floats, round_number: int) -> Codecs:

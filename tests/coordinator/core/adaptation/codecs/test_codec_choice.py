@@ -142,3 +142,26 @@ def test_error_feedback_delivers_later(rounds: float, expected: float) -> None:
 def test_error_feedback_delivers_all_that_does_not_fade() -> None:
     share: Floats = delivered_share(np.array([0.0, 0.8, 1.0]), 1e9)
     assert share == pytest.approx([1.0, 0.2 / 0.24, 0.0], abs=1e-3)
+
+
+def test_what_a_stale_node_drops_counts_for_each_round_that_it_is_late() -> None:
+    nodes, k = 4, np.zeros(4, np.int64)
+    late = np.array([1.0, 1.0, 1.0, 9.0])  # the last node's work takes six rounds
+    exact, dropped = Codecs(k, k), Codecs(np.array([NONE, NONE, NONE, TOPK]), k)
+    fields: dict[str, Any] = {"rest": late.tolist(), "most_update": np.full(nodes, TOPK), "close_share": 0.75}
+
+    def worth(codecs: Codecs, **more: Any) -> float:
+        return evaluate(forecast([0.5] * nodes, **fields, **more), codecs).progress
+
+    assert worth(exact, late_counts=True) == worth(exact)  # staleness itself is not the codecs' doing
+    assert worth(dropped, late_counts=True) < worth(dropped) < worth(exact)
+    few, many = (worth(dropped, late_counts=True, rounds_left=left) for left in (12.0, 1000.0))
+    assert few < many  # two updates are left, and then many
+
+
+def test_a_codec_without_feedback_does_no_more_harm_in_a_late_update() -> None:
+    k = np.zeros(2, np.int64)
+    case = forecast([0.5, 0.5], rest=[1.0, 9.0], close_share=0.5)
+    codecs = Codecs(np.array([NONE, INT8]), k)
+    late = forecast([0.5, 0.5], rest=[1.0, 9.0], close_share=0.5, late_counts=True)
+    assert evaluate(late, codecs).progress == evaluate(case, codecs).progress
