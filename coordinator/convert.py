@@ -17,6 +17,7 @@ from hypergpu.common.wire import (
     identity_to_proto,
     local_settings_to_proto,
     manifest_to_proto,
+    step_times_from_proto,
     terms_from_proto,
     terms_to_proto,
 )
@@ -57,7 +58,7 @@ def registration(request: pb.RegisterRequest, name: str, peer_host: str, lease: 
 
     Raises:
         InvalidInput: A text is too long.
-        ProtocolError: The identity of its task or the figures of its data or terms are out of range.
+        ProtocolError: The identity of its task, or the figures of its data, terms or steps are out of range.
     """
     info = {
         "gpu": text(request.gpu.name, "gpu.name"),
@@ -70,7 +71,8 @@ def registration(request: pb.RegisterRequest, name: str, peer_host: str, lease: 
     identity = identity_from_proto(request.identity) if request.HasField("identity") else None
     data = data_report_from_proto(request.data) if request.HasField("data") else None
     terms = terms_from_proto(request.terms) if request.HasField("terms") else FREE
-    return Register(name, incarnation, request.largest_batch, info, identity, terms, data, lease)
+    times = step_times_from_proto(request.step_times) if request.HasField("step_times") else None
+    return Register(name, incarnation, request.largest_batch, info, identity, terms, data, lease, times)
 
 
 def order(assign: ev.WorkAssigned, sending: Sending, engine: Engine, now: float) -> pb.WorkOrder:

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config.checkpoint import Interval
 from hypergpu.common.identity import TaskIdentity
-from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.tensors import Flat
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.checkpoint_rule import CheckpointRule
 from hypergpu.coordinator.core.leases import Leases
 from hypergpu.coordinator.core.rehearsal import RehearsalRequest, RehearsalResult
 from hypergpu.coordinator.core.rounds.traffic import RoundTraffic
+from hypergpu.coordinator.core.session import Register
 from hypergpu.coordinator.health import Health
 from hypergpu.coordinator.metrics import Metrics
 from hypergpu.coordinator.model_files import ModelFiles
@@ -35,8 +35,8 @@ class Links(Protocol):
         """Bytes on each link since the record of the last round."""
         ...
 
-    def register(self, node: str, largest_batch: int, samples: int = 0, terms: NodeTerms = FREE) -> None:
-        """Register a node that joined; 0 stands for an unknown largest batch or number of its own samples."""
+    def register(self, node: Register) -> None:
+        """Register a node that joined, with what it says of itself."""
         ...
 
     def communication(self, node: str, latency_ms: float, success: bool) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.metric import finite
-from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.adaptation import AdaptiveOrchestrator
 from hypergpu.coordinator.core.links.downloads import DownloadLedger
 from hypergpu.coordinator.core.links.profile import RATE_FIGURES
 from hypergpu.coordinator.core.rounds.traffic import RoundTraffic
 from hypergpu.coordinator.core.selection import NodeState
+from hypergpu.coordinator.core.session import Register
 
 
 class LinkTelemetry:
@@ -33,10 +33,16 @@ class LinkTelemetry:
         self._scraped: set[str] = set()
         self._final: dict[str, dict[str, Any]] = {}
 
-    def register(self, node: str, largest_batch: int, samples: int = 0, terms: NodeTerms = FREE) -> None:
-        """Register a node that joined; 0 stands for an unknown largest batch or number of its own samples."""
-        self._final.pop(node, None)
-        self._orchestrator.register_node(node, largest_batch or None, samples=samples, terms=terms)
+    def register(self, node: Register) -> None:
+        """Register a node that joined, with what it says of itself."""
+        self._final.pop(node.node, None)
+        self._orchestrator.register_node(
+            node.node,
+            node.largest_batch or None,
+            samples=node.data.samples if node.data else 0,
+            terms=node.terms,
+            step_times=node.step_times,
+        )
 
     def communication(self, node: str, latency_ms: float, success: bool) -> None:
         """Record one finished RPC, as measured by the coordinator."""

@@ -27,7 +27,8 @@ import torch
 
 from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput
-from hypergpu.node.core.compute import StepTimes, fitted
+from hypergpu.common.step_times import StepTimes
+from hypergpu.node.core.compute import fitted
 from hypergpu.node.trainer import Timing, Trainer
 from hypergpu.tasks import inputs as task_inputs
 from hypergpu.tasks.samples import count

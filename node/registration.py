@@ -11,11 +11,13 @@ import structlog
 from hypergpu.common.data_report import DataReport
 from hypergpu.common.errors import InvalidInput, ProtocolError
 from hypergpu.common.identity import ADVICE, TaskIdentity, differences
+from hypergpu.common.step_times import StepTimes
 from hypergpu.common.wire import (
     data_report_to_proto,
     identity_from_proto,
     identity_to_proto,
     manifest_from_proto,
+    step_times_to_proto,
     terms_to_proto,
 )
 from hypergpu.node.client import CoordinatorClient, specs_message
@@ -26,8 +28,8 @@ from hypergpu.tasks.loading import is_user_task
 log = structlog.get_logger()
 
 _LARGEST_UINT32 = 2**32 - 1
-_Known = tuple[int, TaskIdentity | None, DataReport | None]
-"""Largest batch (0 if unknown), identity of the task, and what may be told of the node's own samples."""
+_Known = tuple[int, TaskIdentity | None, DataReport | None, StepTimes | None]
+"""Largest batch (0 if unknown), identity of the task, what may be told of the node's own samples, and step times."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Registration:
         self.incarnation = secrets.token_hex(16)
         """Random name of this process, known to the coordinator alone: a node that starts again has another one."""
         self._reply = pb.RegisterReply()
-        self._announced: _Known = (0, None, None)
+        self._announced: _Known = (0, None, None, None)
         """Facts about the task with which the node registered last."""
 
     @property
@@ -68,7 +70,7 @@ class Registration:
 
     async def register(self) -> pb.RegisterReply:
         """Register, and return the coordinator's reply."""
-        largest_batch, identity, data = known = self._known()
+        largest_batch, identity, data, times = known = self._known()
         request = pb.RegisterRequest(
             node_id=self._client.node_id,
             incarnation=self.incarnation,
@@ -80,6 +82,7 @@ class Registration:
             identity=identity_to_proto(identity) if identity is not None else None,
             terms=terms_to_proto(self._worker.terms),
             data=data_report_to_proto(data) if data is not None else None,
+            step_times=step_times_to_proto(times) if times is not None else None,
         )
         began = time.monotonic()
         self._reply = await self._client.register(request)
@@ -113,7 +116,8 @@ class Registration:
 
     def _known(self) -> _Known:
         worker = self._worker
-        return min(worker.largest_batch or 0, _LARGEST_UINT32), worker.identity, worker.data_report
+        largest = min(worker.largest_batch or 0, _LARGEST_UINT32)
+        return largest, worker.identity, worker.data_report, worker.step_times
 
     def _require_permitted(self, task: str) -> None:
         own_task = self._info.own_task

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.step_times import StepTimes
 from hypergpu.common.tensors import Flat, Manifest
 from hypergpu.node.batches import Batches
 from hypergpu.node.calibration import step_times as step_times_of_machine
-from hypergpu.node.core.compute import StepTimes
 from hypergpu.node.core.gpu import GPUSpecs
 from hypergpu.node.core.memory import require_batch_size
 from hypergpu.node.core.metrics_collector import MetricsCollector

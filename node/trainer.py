@@ -353,11 +353,11 @@ class Trainer:
         return sum(saved.values()) / len(x)
 
     def time_step(self, inputs: Inputs, targets: Tensor) -> Timing:
-        """Return the duration of one forward and backward pass over a batch on the calling thread; for the CPU."""
+        """Return the duration of one forward and backward pass over a batch on the calling thread."""
         with self._trial("time"):
-            wall, cpu = time.perf_counter(), time.thread_time()
+            wall, cpu = self._now(), time.thread_time()
             self.gradient(inputs, targets)
-            return Timing(time.thread_time() - cpu, time.perf_counter() - wall)
+            return Timing(time.thread_time() - cpu, self._now() - wall)
 
     def samples(self, indices: Indices, data: Data | None = None) -> tuple[Inputs, Tensor]:
         """Return samples by index, on the device: of `data`, by default the task's training samples."""

@@ -17,14 +17,16 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.common.identity import TaskIdentity
 from hypergpu.common.node_terms import NodeTerms
 from hypergpu.common.retry import retry
+from hypergpu.common.step_times import StepTimes
 from hypergpu.common.tensors import Flat, Manifest
 from hypergpu.node.calibration import step_times as step_times_of_machine
-from hypergpu.node.core.compute import ComputeModel, Lateness, StepTimes
+from hypergpu.node.core.compute import ComputeModel, Lateness
 from hypergpu.node.core.gpu import GPUSpecs, specs_from
 from hypergpu.node.core.memory import MemoryModel, require_batch_size
 from hypergpu.node.core.metrics_collector import MetricsCollector
 from hypergpu.node.device import detect
 from hypergpu.node.optimizers import LocalTraining
+from hypergpu.node.step_timing import quick_step_times
 from hypergpu.node.trainer import Step, Trainer, Update
 from hypergpu.tasks import Task, load_task
 from hypergpu.tasks.identity import identity_of
@@ -53,6 +55,8 @@ class _PreparedTask:
     memory: MemoryModel | None = None
     card: "SimulatedCard | None" = None
     """None on a real device, and before the measurement."""
+    step_times: StepTimes | None = None
+    """Time of its steps; None before the measurement, and where a step takes long."""
     partition: tuple[tuple[Any, ...], Partition] | None = None
     """The last partition, with its scheme, number of shards, seed and alpha."""
 
@@ -182,6 +186,11 @@ class Worker:
         memory = self._prepared.memory if self._prepared else None
         return memory.largest_batch(self.specs) if memory else None
 
+    @property
+    def step_times(self) -> StepTimes | None:
+        """Time of its steps, to announce to the coordinator; None before `measure`, and where a step takes long."""
+        return self._prepared.step_times if self._prepared else None
+
     def prepare(self, task: str, seed: int, partition: str = "iid") -> None:
         """Make the model of a run and measure it, unless that was done already.
 
@@ -226,6 +235,9 @@ class Worker:
                 node_id=self.node_id,
             )
             prepared.card = SimulatedCard(self.specs, compute, self._clock)
+            prepared.step_times = compute.step_times
+        else:
+            prepared.step_times = self._timed(trainer, memory.largest_batch(self.specs))
         prepared.memory = memory
         return memory
 
@@ -360,6 +372,14 @@ class Worker:
             self.last_error = str(error)
             raise
         self.last_error = ""
+
+    def _timed(self, trainer: Trainer, most_samples: int) -> StepTimes | None:
+        samples = count(trainer.task.train)
+
+        def time_step(batch_size: int) -> float:
+            return trainer.time_step(*trainer.samples(range(batch_size))).wall_seconds
+
+        return quick_step_times(time_step, min(samples, most_samples))
 
     def _current(self) -> _PreparedTask:
         if self._prepared is not None:

@@ -23,6 +23,7 @@ from hypergpu.common.errors import (
 from hypergpu.common.identity import ADVICE, TaskIdentity, differences
 from hypergpu.common.message import message
 from hypergpu.common.node_terms import FREE, NodeTerms
+from hypergpu.common.step_times import StepTimes
 from hypergpu.coordinator.core.leases import Leases
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.machine import RoundMachine
@@ -62,8 +63,8 @@ _SHUT_DOWN: Final = Directive.SHUT_DOWN
 class LinkObserver(Protocol):
     """Observer of the nodes' links."""
 
-    def register(self, node: str, largest_batch: int, samples: int = 0, terms: NodeTerms = FREE) -> None:
-        """Note that a node joined; `largest_batch`, and the number of its own samples, are 0 if unknown."""
+    def register(self, node: "Register") -> None:
+        """Note that a node joined, with what it says of itself."""
         ...
 
     def observe_heartbeat(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
@@ -105,6 +106,8 @@ class Register(Request[None]):
     """The node's report of the samples that it alone holds; None if it gives none."""
     lease: str = ""
     """Secret of an earlier lease of the node; empty if it shows none."""
+    step_times: StepTimes | None = None
+    """Time of its steps, as the node has measured it; None if it has not."""
 
 
 @message
@@ -303,9 +306,7 @@ class Session:
                 return error, self._contested(node, request.info.get("peer", ""), now)
         self._require_same_task(node, request.identity)
         self._machine.members.admit(node)
-        samples = request.data.samples if request.data else 0
-        # First: joining may begin a round with the node.
-        self._links.register(node, request.largest_batch, samples, request.terms)
+        self._links.register(request)  # first: joining may begin a round with the node
         has_same_task = request.identity is not None
         joined = ev.NodeJoined(
             node, request.incarnation, request.largest_batch, request.info, has_same_task, request.terms, request.data

@@ -15,12 +15,14 @@ from hypergpu.common.identity import Numbers, TaskIdentity
 from hypergpu.common.local_optimizer import LocalSettings
 from hypergpu.common.node_terms import MAX_PRICE_PER_HOUR, PRIORITY_CLASSES, NodeTerms
 from hypergpu.common.rpc import MAX_MESSAGE_BYTES
+from hypergpu.common.step_times import StepTimes
 from hypergpu.common.tensors import Chunk, Manifest, TensorSpec
 from hypergpu.protos.coordinator_pb2 import ClassCount, Encoding, IdentityNumbers, UpdatePart, WorkPart
 from hypergpu.protos.coordinator_pb2 import DataReport as DataReportMessage
 from hypergpu.protos.coordinator_pb2 import LocalSettings as LocalSettingsMessage
 from hypergpu.protos.coordinator_pb2 import Manifest as ManifestMessage
 from hypergpu.protos.coordinator_pb2 import NodeTerms as NodeTermsMessage
+from hypergpu.protos.coordinator_pb2 import StepTimes as StepTimesMessage
 from hypergpu.protos.coordinator_pb2 import TaskIdentity as TaskIdentityMessage
 from hypergpu.protos.coordinator_pb2 import TensorSpec as TensorSpecMessage
 
@@ -200,6 +202,23 @@ def terms_from_proto(message: NodeTermsMessage) -> NodeTerms:
         if priority == message.priority:
             return NodeTerms(message.price_per_hour, priority)
     raise ProtocolError(f"priority {message.priority[:40]!r}; expected {', '.join(PRIORITY_CLASSES)}")
+
+
+def step_times_to_proto(times: StepTimes) -> StepTimesMessage:
+    """Return the message for the step times of a node."""
+    return StepTimesMessage(seconds_per_step=times.seconds_per_step, seconds_per_sample=times.seconds_per_sample)
+
+
+def step_times_from_proto(message: StepTimesMessage) -> StepTimes:
+    """Return the step times of a node, checked.
+
+    Raises:
+        ProtocolError: a time is out of range.
+    """
+    try:
+        return StepTimes(message.seconds_per_step, message.seconds_per_sample)
+    except InvalidInput as error:
+        raise ProtocolError(str(error)) from error
 
 
 def identity_from_proto(message: TaskIdentityMessage) -> TaskIdentity:

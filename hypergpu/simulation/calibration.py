@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.step_times import StepTimes, step_times
 from hypergpu.node.core.gpu import FASTEST_TFLOPS
 from hypergpu.simulation.compute import base_seconds, read_rounds, times_of
 from hypergpu.simulation.node import LocalSteps, Start
@@ -36,6 +37,11 @@ class MeasuredCompute:
         """Return the seconds that a node computes for a work unit."""
         del now
         return steps.number * base_seconds(self.times[node_id], steps.batch_size)  # with the optimizer of the real run
+
+    def step_times(self, node_id: str) -> StepTimes:
+        """Return the time of a node's steps; what it announced in the real run is not on record, but close to it."""
+        times = self.times[node_id]
+        return step_times(times.seconds_per_step, times.seconds_per_sample)
 
 
 @dataclass(frozen=True, slots=True)

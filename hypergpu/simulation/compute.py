@@ -8,6 +8,7 @@ from typing import Any
 from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.keyed_random import KeyedRandom
+from hypergpu.common.step_times import StepTimes
 from hypergpu.node.core.compute import ComputeModel
 from hypergpu.simulation.node import LocalSteps
 from hypergpu.simulation.scenario import ComputeTimes, Scenario
@@ -58,6 +59,10 @@ class SimulatedCards:
         mean = steps.number * self._models[node_id].step_seconds(steps.first, steps.batch_size, now, optimizer)
         sigma, shift = self._spreads.get(steps.number) or self._spread(steps.number)
         return mean * math.exp(sigma * self._draws[node_id].normal(steps.first) - shift)
+
+    def step_times(self, node_id: str) -> StepTimes:
+        """Return the time of a node's steps, as a node with a simulated card announces it."""
+        return self._models[node_id].step_times
 
     def _spread(self, steps: int) -> tuple[float, float]:
         """Return the standard deviation of the logarithm of a sum of so many steps, and what keeps its mean 1."""

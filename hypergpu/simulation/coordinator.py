@@ -152,8 +152,18 @@ class SimulatedCoordinator:
             self._learning.process_started(node.node_id)
         try:
             report = self._learning.data_report(node.node_id)
-            incarnation, info = str(node.incarnation), node.info
-            self._ask(Register(node.node_id, incarnation, node.largest_batch, info, None, node.terms, report))
+            self._ask(
+                Register(
+                    node.node_id,
+                    str(node.incarnation),
+                    node.largest_batch,
+                    node.info,
+                    None,
+                    node.terms,
+                    report,
+                    step_times=node.step_times,
+                )
+            )
         except HyperGPUError as error:
             node.reject(rpc, error)
         else:

@@ -9,6 +9,7 @@ from hypergpu.common.connections import useful_connections
 from hypergpu.common.errors import HyperGPUError, Unavailable
 from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.node_terms import NodeTerms
+from hypergpu.common.step_times import StepTimes
 from hypergpu.common.tensors import Payload
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.model.fragment_sendings import NOTHING, after
@@ -143,6 +144,10 @@ class Compute(Protocol):
         """Return the seconds that a node computes for a work unit."""
         ...
 
+    def step_times(self, node_id: str) -> StepTimes | None:
+        """Return the time of a node's steps, as it measures it before its first work; None if it does not."""
+        ...
+
 
 class Start(NamedTuple):
     """Start of a node's process, and the time that it prepares its model and data."""
@@ -237,6 +242,11 @@ class SimulatedNode:
     def work(self) -> ev.WorkAssigned | None:
         """Work unit that the node holds."""
         return self._life.work
+
+    @property
+    def step_times(self) -> StepTimes | None:
+        """Time of its steps, once it has prepared its model."""
+        return self._compute.step_times(self.node_id) if self._prepared else None
 
     @property
     def step_seconds(self) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.keyed_random import KeyedRandom
+from hypergpu.common.step_times import StepTimes, step_times
 from hypergpu.node.core.gpu import FASTEST_TFLOPS, GPUSpecs
 
 
@@ -35,24 +36,6 @@ class Slowdown:
 
 _LEAST_SAMPLE_SHARE = 0.01
 """Smallest time of a sample as a share of its part of a large batch: no sample is free, however noisy the timings."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepTimes:
-    """Time of a step: a fixed part, and a part per sample.
-
-    Raises:
-        InvalidInput: negative or infinite times, or a sample that takes no time.
-    """
-
-    seconds_per_step: float
-    seconds_per_sample: float
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.seconds_per_step < math.inf and 0 < self.seconds_per_sample < math.inf):
-            raise InvalidInput(
-                f"step times must be positive: got {self.seconds_per_step} s and {self.seconds_per_sample} s per sample"
-            )
 
 
 def fitted(few: int, few_seconds: float, many: int, many_seconds: float) -> tuple[StepTimes, bool]:
@@ -115,6 +98,11 @@ class ComputeModel:
         self._per_step, self._per_sample = seconds_per_step, seconds_per_sample
         self._draws = KeyedRandom(seed, "compute", node_id)
         self._slowdowns: tuple[Slowdown, ...] = ()
+
+    @property
+    def step_times(self) -> StepTimes:
+        """Time of a step without its spread, slowdowns and optimizer."""
+        return step_times(self._per_step * self.scale, self._per_sample * self.scale)
 
     def step_seconds(self, step: int, batch_size: int, now: float, optimizer_seconds: float = 0.0) -> float:
         """Return the time of step number `step` on `batch_size` samples that starts at `now`.

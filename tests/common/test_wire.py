@@ -1,5 +1,7 @@
 """The fast chunk codec against protobuf, byte for byte, and against garbage."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from hypergpu.common.errors import ConfigError, CorruptData, ProtocolError
 from hypergpu.common.local_optimizer import PLAIN, LocalSettings
+from hypergpu.common.step_times import StepTimes
 from hypergpu.common.tensors import MAX_GAPS, Assembler, Chunk, Manifest, TensorSpec, checksum, chunks
 from hypergpu.common.wire import (
     decode_update_part,
@@ -17,6 +20,8 @@ from hypergpu.common.wire import (
     manifest_from_proto,
     manifest_to_proto,
     require_sendable,
+    step_times_from_proto,
+    step_times_to_proto,
 )
 from hypergpu.protos import coordinator_pb2 as pb
 
@@ -186,3 +191,14 @@ def test_settings_of_local_steps_travel_unchanged(settings: LocalSettings) -> No
 def test_settings_of_local_steps_that_cannot_be_are_refused(fault: dict[str, float]) -> None:
     with pytest.raises(ProtocolError, match="the settings of an order's local steps: a "):
         local_settings_from_proto(pb.LocalSettings(**fault))  # type: ignore[arg-type]
+
+
+def test_step_times_travel_unchanged() -> None:
+    times = StepTimes(0.01, 0.0001)
+    assert step_times_from_proto(step_times_to_proto(times)) == times
+
+
+@pytest.mark.parametrize("times", [(-1.0, 1.0), (0.0, 0.0), (math.nan, 1.0), (1.0, math.inf), (1e7, 1.0)])
+def test_step_times_that_cannot_be_are_refused(times: tuple[float, float]) -> None:
+    with pytest.raises(ProtocolError, match="step times must be"):
+        step_times_from_proto(pb.StepTimes(seconds_per_step=times[0], seconds_per_sample=times[1]))

@@ -10,6 +10,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import ConfigError
 from hypergpu.coordinator.core.adaptation import build_orchestrator
 from hypergpu.coordinator.core.rounds.membership import Member
+from hypergpu.coordinator.core.session import Register
 from hypergpu.coordinator.link_telemetry import LinkTelemetry
 from hypergpu.coordinator.scrape_targets import ScrapeRule, ScrapeTarget
 from hypergpu.coordinator.scraper import MAX_BYTES, Scraper, fetch, parse
@@ -121,7 +122,7 @@ def local(server: asyncio.Server) -> ScrapeTarget:
 
 async def test_a_scrape_reaches_the_monitor_and_the_report_only_steps_in() -> None:
     one, links = scraper()
-    links.register("a", 0)
+    links.register(Register("a", "1", 0, {}, None))
     async with await serve(b"HTTP/1.0 200 OK\r\n\r\n" + PAGE) as server:
         target = local(server)
         assert await fetch(target) == PAGE
@@ -140,7 +141,7 @@ async def test_a_scrape_reaches_the_monitor_and_the_report_only_steps_in() -> No
 @pytest.mark.parametrize("report", [{}, {"network": 3}, {"network": {"events": "x", "failures": -1}}, {"network": {}}])
 def test_nonsense_in_a_report_is_passed_over(report: dict[str, Any]) -> None:
     _, links = scraper()
-    links.register("a", 0)
+    links.register(Register("a", "1", 0, {}, None))
     links.observe_heartbeat("a", report, float("nan"), False)
     assert links.describe("nobody") == {}
 

@@ -14,7 +14,7 @@ from torch import nn
 from hypergpu.common.errors import InvalidInput, NotAuthenticated, OutOfMemory, ProtocolError
 from hypergpu.common.identity import differences
 from hypergpu.common.tensors import Manifest
-from hypergpu.common.wire import identity_from_proto, manifest_to_proto
+from hypergpu.common.wire import identity_from_proto, manifest_to_proto, step_times_from_proto
 from hypergpu.node.core.gpu import GPUSpecs
 from hypergpu.node.core.states import State
 from hypergpu.node.naming import own_name
@@ -273,6 +273,14 @@ async def test_the_coordinator_learns_the_largest_batch_as_soon_as_the_model_is_
     async with cluster(order(1)) as c:
         await c.run()
     assert c.fake.largest_batches == [0, c.worker.largest_batch]
+
+
+async def test_the_coordinator_learns_the_step_times_as_soon_as_the_model_is_known(cluster: Any) -> None:
+    async with cluster(order(1)) as c:
+        await c.run()
+    before, after = c.fake.step_times
+    assert before is None
+    assert step_times_from_proto(after) == c.worker.step_times
 
 
 @pytest.mark.parametrize(

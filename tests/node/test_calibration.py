@@ -14,9 +14,9 @@ import torch
 from structlog.testing import capture_logs
 from torch import nn
 
+from hypergpu.common.step_times import StepTimes
 from hypergpu.node import calibration
 from hypergpu.node.calibration import cache_directories, measure, shared, step_times
-from hypergpu.node.core.compute import StepTimes
 from hypergpu.node.trainer import Timing, Trainer
 from hypergpu.tasks import Task
 from hypergpu.tasks.samples import count

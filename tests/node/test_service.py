@@ -15,7 +15,7 @@ from hypergpu.common.clock import ManualClock
 from hypergpu.common.config import NodeConfig, SystemConfig
 from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, OutOfMemory, ProtocolError, Unavailable, UnknownName
 from hypergpu.common.local_optimizer import ADAMW
-from hypergpu.node.core.compute import StepTimes
+from hypergpu.common.step_times import StepTimes
 from hypergpu.node.core.gpu import PRESETS, GPUSpecs
 from hypergpu.node.optimizers import LocalTraining
 from hypergpu.node.service import GPUNodeService

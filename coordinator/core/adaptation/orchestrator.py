@@ -12,6 +12,7 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.metric import finite
 from hypergpu.common.node_terms import FREE, NodeTerms
+from hypergpu.common.step_times import StepTimes
 from hypergpu.common.strategies import AdaptationPolicy
 from hypergpu.coordinator.core.adaptation.codecs.control import CodecControl, Outlook
 from hypergpu.coordinator.core.adaptation.connections.control import ConnectionControl
@@ -197,7 +198,13 @@ class AdaptiveOrchestrator:
         self._log.decide(DecisionKind.POLICY, CLUSTER, ClusterReason.SET_BY_USER, {"from": before, "to": self.policy})
 
     def register_node(
-        self, node_id: str, largest_batch: int | None = None, *, samples: int = 0, terms: NodeTerms = FREE
+        self,
+        node_id: str,
+        largest_batch: int | None = None,
+        *,
+        samples: int = 0,
+        terms: NodeTerms = FREE,
+        step_times: StepTimes | None = None,
     ) -> None:
         """Register a node with all parts.
 
@@ -207,12 +214,13 @@ class AdaptiveOrchestrator:
                 maximum.
             samples: Number of samples that it alone holds; 0 if unknown.
             terms: Price and priority class of the node.
+            step_times: Time of its steps, as it has measured it; None if unknown.
         """
         self.monitor.register_node(node_id)
         self.selector.register_node(node_id)
         self.selector.record_data(node_id, samples)
         self.selector.record_terms(node_id, terms)
-        self.batches.register_node(node_id, largest_batch)
+        self.batches.register_node(node_id, largest_batch, step_times)
         self._registered.add(node_id)
 
     @property
@@ -524,6 +532,7 @@ class AdaptiveOrchestrator:
             noise_nodes=self._noise_nodes(available),
             close_share=training.close_share if training.close_share < 1.0 else fixed_share,
             rounds_left=training.rounds - self._round + 1 if training.rounds else math.inf,
+            late_counts=training.staleness_limit > 0,
             trials=self.connections.trials(available),
             connections=self.connections.plan,
         )

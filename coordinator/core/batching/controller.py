@@ -11,6 +11,7 @@ import numpy as np
 from hypergpu.common.config import BatchConfig
 from hypergpu.common.errors import InvalidInput
 from hypergpu.common.statistics import quantiles
+from hypergpu.common.step_times import StepTimes
 from hypergpu.common.strategies import BatchSizeStrategy
 from hypergpu.coordinator.core.batching import goodput as gp
 from hypergpu.coordinator.core.batching.costs import ComputeCosts
@@ -136,12 +137,15 @@ class AdaptiveBatchController:
 
     # ------------------------------------------------------------ feeding
 
-    def register_node(self, node_id: str, largest_batch: int | None = None) -> None:
+    def register_node(
+        self, node_id: str, largest_batch: int | None = None, step_times: StepTimes | None = None
+    ) -> None:
         """Register a node. A repeated registration updates the limit.
 
         Args:
             node_id: Id of the node.
             largest_batch: Largest batch that the node's memory or data allows; None for the configured maximum.
+            step_times: Time of its steps by its own account, until steps of several sizes were measured.
         """
         row = self._index.add(node_id)
         if row is None:
@@ -155,6 +159,8 @@ class AdaptiveBatchController:
         if largest_batch:
             self._largest[row] = max(1, min(largest_batch, self.config.max_batch_size))
             self._sizes[row] = min(self._sizes[row], self._largest[row])
+        if step_times is not None:
+            self.costs.announce(row, step_times)
 
     def record_performance(
         self, node_id: str, samples: int, time_spent: float, *, steps: int = 1, compute_seconds: float | None = None

@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from hypergpu.common.step_times import StepTimes
 from hypergpu.coordinator.core.batching.goodput import StepCost
 from hypergpu.coordinator.core.node_arrays import Bools, Floats, Ints, grow_column
 
 _FORGET = 0.85
 """Weight of the past per round: averages over about the last seven rounds."""
-
-
+_LEAST_SAMPLE_SHARE = 0.01
+"""Smallest cost of a sample, as a share of its part of a step: no sample is free, however noisy the timings."""
 _OVERHEAD_MEMORY = 0.7
 """Weight of the past in the measured overhead."""
 
@@ -43,13 +44,15 @@ class RoundOverhead:
 class ComputeCosts:
     """Least-squares fit of seconds per step = fixed + per_sample · batch for each node, with exponential forgetting.
 
-    For a node that has run one batch size only, the cost is taken as proportional above that size and as falling half
-    as fast below it: cautious guesses in both directions.
+    For a node that has run one batch size only, the proportion of the two parts is that which was known last: from
+    earlier sizes, or from what the node announced. If none is known, the cost is taken as proportional above that size
+    and as falling half as fast below it: cautious guesses in both directions.
     """
 
     def __init__(self) -> None:
         self._sums: Floats = np.zeros((0, 5))  # 1, x, y, x², xy
         self._rate: Floats = np.zeros((0, 3))  # samples per second: smoothed, at the last move, noise
+        self._fixed_samples: Floats = np.zeros(0)  # samples that take as long as the fixed part, as known last
         self.overhead = RoundOverhead()
         """Overhead of each round, whatever its nodes do."""
         self._restarts = self._watched_seconds = 0.0
@@ -58,6 +61,12 @@ class ComputeCosts:
         """Make room for at least `rows` nodes."""
         self._sums = grow_column(self._sums, rows, 0.0)
         self._rate = grow_column(self._rate, rows, np.nan)
+        self._fixed_samples = grow_column(self._fixed_samples, rows, np.nan)
+
+    def announce(self, row: int, times: StepTimes) -> None:
+        """Record the time of a node's steps by its own account: its proportion is used until it was measured."""
+        if np.isnan(self._fixed_samples[row]):
+            self._fixed_samples[row] = times.fixed_samples
 
     def observe(self, rows: Ints, batches: Floats, step_seconds: Floats) -> None:
         """Record the batch size and duration of a step on each node; the rows must be distinct."""
@@ -66,6 +75,9 @@ class ComputeCosts:
         bounded = np.where(usual > 0, np.clip(step_seconds, 0.1 * usual, 10.0 * usual), step_seconds)
         fresh = np.stack([np.ones(len(rows)), batches, bounded, batches * batches, batches * bounded], axis=1)
         self._sums[rows] = _FORGET * sums + fresh
+        told_apart, fixed, per_sample = _line(self._sums[rows])
+        known = np.where(told_apart, fixed / np.maximum(per_sample, 1e-12), self._fixed_samples[rows])
+        self._fixed_samples[rows] = known
 
     def observe_rate(self, rows: Ints, samples_per_second: Floats) -> None:
         """Record the throughput of a round, with communication, on each node; the rows must be distinct."""
@@ -105,17 +117,36 @@ class ComputeCosts:
 
         A node without measurements gets the median of the cluster, or 0 if no node was measured.
         """
-        weight, x, y, xx, xy = self._sums[rows].T
-        measured = weight > 0
-        safe = np.where(measured, weight, 1.0)
-        mean_x, mean_y = x / safe, y / safe
-        variance = xx / safe - mean_x**2
-        slope = (xy / safe - mean_x * mean_y) / np.maximum(variance, 1e-12)
-        proportional = mean_y / np.maximum(mean_x, 1e-12)
-        told_apart = variance > (0.1 * mean_x) ** 2
-        per_sample = np.where(told_apart, np.clip(slope, 0.0, proportional), proportional)
-        fixed = np.maximum(mean_y - per_sample * mean_x, 0.0)
+        sums, known = self._sums[rows], self._fixed_samples[rows]
+        measured = sums[:, 0] > 0
+        told_apart, fixed, per_sample = _line(sums)
+        mean_x, mean_y = _means(sums)
+        is_known = ~np.isnan(known)
+        guessed = mean_y / np.maximum(mean_x + np.where(is_known, known, 0.0), 1e-12)
+        per_sample = np.where(told_apart, per_sample, guessed)
+        fixed = np.where(told_apart, fixed, np.maximum(mean_y - guessed * mean_x, 0.0))
         if measured.any():
             fixed = np.where(measured, fixed, np.median(fixed[measured]))
             per_sample = np.where(measured, per_sample, np.median(per_sample[measured]))
-        return StepCost(fixed, per_sample, np.where(told_apart, 0.0, mean_x), self.restarts_per_second)
+        doubtful_below = np.where(told_apart | is_known, 0.0, mean_x)
+        return StepCost(fixed, per_sample, doubtful_below, self.restarts_per_second)
+
+
+def _means(sums: Floats) -> tuple[Floats, Floats]:
+    """Return the mean batch and the mean duration of a step; 0 if none was measured."""
+    weight, x, y = sums[:, :3].T
+    safe = np.where(weight > 0, weight, 1.0)
+    return x / safe, y / safe
+
+
+def _line(sums: Floats) -> tuple[Bools, Floats, Floats]:
+    """Return where batches differ enough to fit a line, and its fixed part and slope; the slope is above 0."""
+    mean_x, mean_y = _means(sums)
+    weight, xx, xy = sums[:, 0], sums[:, 3], sums[:, 4]
+    safe = np.where(weight > 0, weight, 1.0)
+    variance = xx / safe - mean_x**2
+    proportional = mean_y / np.maximum(mean_x, 1e-12)
+    slope = (xy / safe - mean_x * mean_y) / np.maximum(variance, 1e-12)
+    per_sample = np.clip(slope, _LEAST_SAMPLE_SHARE * proportional, proportional)
+    told_apart: Bools = variance > (0.1 * mean_x) ** 2
+    return told_apart, np.maximum(mean_y - per_sample * mean_x, 0.0), per_sample

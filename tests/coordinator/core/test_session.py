@@ -10,7 +10,6 @@ import pytest
 from hypergpu.common.config.training import TrainingConfig
 from hypergpu.common.errors import InvalidInput, NonFiniteUpdate, ProtocolError, ResourceExhausted, StaleWork
 from hypergpu.common.identity import TaskIdentity
-from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.transfer_codecs import NO_CODECS, TransferCodecs
 from hypergpu.coordinator.core.rounds import events as ev
 from hypergpu.coordinator.core.rounds.adaptation import Activity, FixedAdaptation, LateWork, RoundPlan
@@ -44,8 +43,8 @@ class Links:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
 
-    def register(self, node: str, largest_batch: int, samples: int = 0, terms: NodeTerms = FREE) -> None:
-        self.told.append(("register", node, largest_batch, samples))
+    def register(self, node: Register) -> None:
+        self.told.append(("register", node.node, node.largest_batch))
 
     def observe_heartbeat(self, node: str, report: Mapping[str, Any], rtt_ms: float, loaded: bool) -> None:
         self.told.append(("observe_heartbeat", node, report, rtt_ms, loaded))
@@ -117,7 +116,7 @@ def test_a_node_joins_with_its_link_known_before_a_round_may_begin() -> None:
     reply, effects = desk.ask(Register("a", "1", 64, {"gpu": "T4"}, None))
     assert reply is None
     assert next(e.kind for e in effects if isinstance(e, ev.RunEvent)) == "node_joined"
-    assert desk.links.told == [("register", "a", 64, 0)]
+    assert desk.links.told == [("register", "a", 64)]
     assert desk.session.is_member("a")
     assert desk.session.members == {"a"}
     assert desk.machine.members.require("a").largest_batch == 64
@@ -128,7 +127,7 @@ def test_a_node_beyond_the_limit_changes_nothing() -> None:
     desk.join("a", "b", "c")
     with pytest.raises(ResourceExhausted):
         desk.join("d")
-    assert ("register", "d", 0, 0) not in desk.links.told
+    assert ("register", "d", 0) not in desk.links.told
     assert not desk.session.is_member("d")
 
 
@@ -190,7 +189,7 @@ def test_a_heartbeat_of_a_node_that_is_not_known_asks_it_to_register() -> None:
     desk.join("a")
     assert desk.heartbeat("a", run_id="run-0") is Directive.REGISTER_AGAIN
     assert desk.heartbeat("a") is Directive.CONTINUE
-    assert desk.links.told == [("register", "a", 0, 0), ("observe_heartbeat", "a", {"network": {}}, 20.0, True)]
+    assert desk.links.told == [("register", "a", 0), ("observe_heartbeat", "a", {"network": {}}, 20.0, True)]
 
 
 @pytest.mark.parametrize("state", ["pulling", "training", "pushing"])

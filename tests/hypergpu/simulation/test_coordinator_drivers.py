@@ -19,6 +19,7 @@ from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, ResourceExhau
 from hypergpu.common.metric import ACCURACY, MetricSpec
 from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.rpc import LEASE
+from hypergpu.common.step_times import StepTimes
 from hypergpu.common.tensors import Payload
 from hypergpu.coordinator.core.adaptation import build_orchestrator
 from hypergpu.coordinator.core.model.fragment_sendings import NOTHING, Held, ModelSendings
@@ -247,6 +248,7 @@ class Node:
     incarnation: int = 1
     largest_batch: int = 0
     terms: NodeTerms = FREE
+    step_times: StepTimes | None = None
     held: Held = NOTHING
     info: dict[str, str] = field(default_factory=dict)
     state: str = "idle"

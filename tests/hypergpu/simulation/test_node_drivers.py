@@ -14,6 +14,7 @@ import pytest
 
 from hypergpu.common.config import NodeConfig, SystemConfig
 from hypergpu.common.errors import HyperGPUError, NonFiniteUpdate, StaleWork, Unavailable
+from hypergpu.common.step_times import StepTimes
 from hypergpu.common.tensors import Payload
 from hypergpu.common.transfer_meter import Transfer
 from hypergpu.coordinator.core.model.outgoing import Sending
@@ -220,6 +221,9 @@ class FixedCompute:
 
     def seconds(self, node_id: str, steps: LocalSteps, now: float) -> float:
         return self.duration
+
+    def step_times(self, node_id: str) -> StepTimes | None:
+        return None
 
 
 def run_virtually(script: Script, total_bytes: int) -> None:

@@ -48,7 +48,11 @@ def run(trouble: str, strategy: str = "utility", *, spared: bool = False) -> Obs
             card | {"id": NODE, "profile": "good"},
         ],
         "events": [] if spared else [happens],
-        "config": {"server": {"heartbeat_seconds": 0.5}, "selector": {"strategy": strategy}},
+        "config": {
+            "server": {"heartbeat_seconds": 0.5},
+            "selector": {"strategy": strategy},
+            "batch": {"max_batch_size": 64},  # so that rounds stay short
+        },
     }
     return observe(Scenario.model_validate(tree))
 

@@ -172,7 +172,7 @@ def test_a_star_costs_what_its_upstream_carries(loss_model: str) -> None:
 
 
 def test_a_run_is_compared_with_its_baseline_as_it_was_measured(tmp_path: Path) -> None:
-    tested = scenario(policy="reactive", learning="real", rounds=3)
+    tested = scenario(policy="reactive", learning="real", rounds=2)
     simulate(tested, tmp_path / "run")
     links = {f"n_{index}": "good" for index in range(4)}
     found = compare_with_baseline(tmp_path / "run", links, out=tmp_path / "again")

@@ -61,7 +61,11 @@ def run(name: str) -> Records:
     tree: dict[str, Any] = {"learning": "model", "loss_model": "transport", "rounds": 40, "policy": "reactive"}
     tree |= {"name": name, "compute": {"seconds_per_step": 0.002, "seconds_per_sample": 0.00002}}
     tree |= RUNS[name]
-    tree["config"] = {"server": {"heartbeat_seconds": 0.5}, "training": {"learning_rate": RATE}}
+    tree["config"] = {
+        "server": {"heartbeat_seconds": 0.5},
+        "training": {"learning_rate": RATE},
+        "batch": {"max_batch_size": 128},  # links stay a large part of a round
+    }
     return records(Scenario.model_validate(tree))
 
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypergpu.common.errors import InvalidInput
-from hypergpu.node.core.compute import ComputeModel, Lateness, StepTimes, fitted
+from hypergpu.common.step_times import StepTimes
+from hypergpu.node.core.compute import ComputeModel, Lateness, fitted
 from hypergpu.node.core.gpu import PRESETS
 
 cards = st.sampled_from(sorted(PRESETS))
@@ -67,7 +68,7 @@ def test_a_step_that_costs_nothing_beside_its_samples() -> None:
 
 @pytest.mark.parametrize("values", [(-1e-9, 1.0), (math.nan, 1.0), (math.inf, 1.0), (1.0, 0.0), (1.0, math.nan)])
 def test_step_times_that_cannot_be(values: tuple[float, float]) -> None:
-    with pytest.raises(InvalidInput, match="step times must be positive"):
+    with pytest.raises(InvalidInput, match="step times must be above 0"):
         StepTimes(*values)
 
 

@@ -49,7 +49,7 @@ def test_a_rehearsal_changes_a_setting_and_its_gains_are_on_record(run: tuple[Ou
     assert {rows[number]["local_steps"] for number in range(began, began + 10)} == {held}
     assert realised["predicted_gain"] == pytest.approx(predicted["predicted_gain"])
     assert realised["realised_gain"] > 0.1
-    assert 1 + realised["realised_gain"] == pytest.approx(1 + realised["predicted_gain"], rel=0.1)
+    assert 1 + realised["realised_gain"] == pytest.approx(1 + realised["predicted_gain"], rel=0.15)
 
 
 def test_the_result_comes_after_the_time_that_it_takes(run: tuple[Outcome, Path]) -> None:
