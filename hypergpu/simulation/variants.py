@@ -74,9 +74,9 @@ class Static:
     fragments: int | None = None
     """Parts of the model, of which each round synchronises one."""
     overlap: bool | None = None
-    """Whether nodes train while their fragments travel."""
+    """True if nodes train while their fragments travel."""
     mode: str | None = None
-    """What becomes of late updates: `sync`, `late` or `buffered`."""
+    """Mode of the rounds: `sync`, `late` or `buffered`."""
 
     def sections(self, config: SystemConfig) -> dict[str, ConfigSection]:
         """Return the sections of the configuration that this setting changes.
