@@ -54,7 +54,7 @@ cluster: $(READY) ## The same, training until Ctrl-C: inspect and control it fro
 test: install ## Run the tests, with real processes (ARGS="-k name" for some of them)
 	@$(BIN)/python -m pytest -m 'not containers and not soak' --numprocesses 2 --dist loadfile $(ARGS)
 
-soak: install ## Kill processes for minutes of training, and try ten times the examples (a quarter of an hour)
+soak: install ## Kill processes for minutes of training, in a thousand seeded runs, and try ten times the examples (an hour)
 	@$(BIN)/python -m pytest -m 'soak or hypothesis' --hypothesis-profile=soak $(ARGS)
 
 containers: install ## Run the tests of the cluster in containers (needs a Docker engine with Compose v2)

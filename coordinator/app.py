@@ -17,6 +17,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from hypergpu.common.background import PeriodicTask
+from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.config import SystemConfig
 from hypergpu.common.config.compression import CompressionConfig
 from hypergpu.common.errors import CannotResume
@@ -98,6 +99,7 @@ class Options:
     """Resume although changed settings affect the training, or the log of rounds is damaged."""
     storage: Storage = field(default_factory=Storage)
     """Disk of the log and the checkpoints."""
+    clock: Clock = monotonic
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class Coordinator:
             self.config = config = config.model_copy(update={"compression": model.compression})
             shards = self._resume(model)
             self.orchestrator: AdaptiveOrchestrator = build_orchestrator(
-                config, model_bytes=model.model.manifest.total_bytes
+                config, model_bytes=model.model.manifest.total_bytes, clock=options.clock
             )
             if self._found is not None and self._found.state.adaptation is not None and not self._relearns:
                 self.orchestrator.restore(self._found.state.adaptation, self._found.round + 1)
@@ -248,9 +250,10 @@ class Coordinator:
         dependencies.storage = storage = self._options.storage
         dependencies.round_log = RoundLog(self.run_dir.checkpoints, storage) if self.config.checkpoint.log else None
         dependencies.checkpoints = CheckpointRule(
-            self.config.checkpoint.interval, model.model.manifest.total_bytes, dependencies.clock()
+            self.config.checkpoint.interval, model.model.manifest.total_bytes, self._options.clock()
         )
         dependencies.suspicion = self.config.aggregation.suspicion
+        dependencies.clock = self._options.clock
         dependencies.stays, dependencies.identity = server.stay, model.task_identity
         resumes = self._found is not None and not self._complete
         reserved_until = dependencies.clock() + server.lost_after_seconds if resumes else -math.inf

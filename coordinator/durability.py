@@ -6,7 +6,7 @@ written while the model is evaluated, so that a round waits for little more than
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final
 
@@ -29,6 +29,8 @@ log = structlog.get_logger()
 
 OnCompute = Callable[..., Awaitable[Any]]
 """Runs a function with its arguments on the compute thread, in order."""
+ATTEMPTS: Final = 3
+"""Attempts to write a round to the log, each in another file, before it is told although it is not on the disk."""
 KEPT_LOGS: Final = 2
 """Checkpoints whose rounds stay in the log: with the newest one damaged, the one before and the log lose nothing."""
 
@@ -111,6 +113,10 @@ class Durability:
                 pass
         self._writers.round = 0 if self._writers.unlogged else number
 
+    def write_mean(self) -> None:
+        """Begin to write the mean of the step that was taken, while the model is evaluated."""
+        self._writers.write_mean()
+
     async def commit(self, closed: ev.CloseRound, record: Callable[[bool], Mapping[str, Any]]) -> None:
         """Write a closed round to the log, and return when it is on the disk or cannot be written.
 
@@ -121,15 +127,19 @@ class Durability:
         if self._writers.unlogged:
             self._writers.unlogged = closed.round
             return
-        try:
-            await self._writers.close_round(closed.round, record)
-            self._storage.reach(Point.TELL)
-        except Exception as error:
-            self._writers.unlogged = closed.round
-            self._rule.failed()
-            self._log.begin_file()
-            reason = f"cannot write the log of rounds: {_reason(error)}"
-            self._health.report(Part.LOG, f"{reason}; a restart repeats the rounds from {closed.round} on")
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                await self._writers.close_round(closed.round, record)
+                self._storage.reach(Point.TELL)
+            except Exception as error:
+                self._log.begin_file()
+                if attempt == ATTEMPTS:
+                    self._writers.unlogged = closed.round
+                    self._rule.failed()
+                    reason = f"cannot write the log of rounds: {_reason(error)}"
+                    self._health.report(Part.LOG, f"{reason}; a restart repeats the rounds from {closed.round} on")
+            else:
+                return
 
     def told(self) -> None:
         """Note that a round was told to everybody."""
@@ -239,27 +249,39 @@ class _Writers:
         self._log = round_log
         self._log_thread = ThreadPoolExecutor(1, "log")
         self._checkpoint_thread = ThreadPoolExecutor(1, "checkpoints")
-        self._mean: Flat = np.empty(0, np.float32)
-        self._step: Future[None] | None = None
+        self._buffer: Flat = np.empty(0, np.float32)
+        self._mean: Flat | None = None
+        """Mean of the round, in the buffer, until it is written."""
+        self._written: Flat | None = None
+        """Mean of the round, once it is being written."""
+        self._step: asyncio.Future[Any] | None = None
 
     def keep_mean(self, mean: Flat) -> None:
-        """Begin to write the mean of a round; called on the compute thread."""
-        if not self.round or self._log is None:
+        """Copy the mean of a round; called on the compute thread."""
+        if not self.round:
             return
-        if len(self._mean) < len(mean):
-            self._mean = np.empty_like(mean)
-        copy = self._mean[: len(mean)]
-        np.copyto(copy, mean)
-        self._step = self._log_thread.submit(self._log.step, self.round, copy)
+        if len(self._buffer) < len(mean):
+            self._buffer = np.empty_like(mean)
+        self._mean = self._buffer[: len(mean)]
+        np.copyto(self._mean, mean)
+
+    def write_mean(self) -> None:
+        """Begin to write the mean that was copied, if there is one."""
+        mean, self._mean, self._step = self._mean, None, None
+        self._written = mean
+        if mean is not None and self._log is not None:
+            self._step = self.on_log(self._log.step, self.round, mean)
 
     async def close_round(self, number: int, record: Callable[[bool], Mapping[str, Any]]) -> None:
         """Write the record of a round after its mean, and sync both."""
         assert self._log is not None
         step, self._step = self._step, None
+        mean, log = self._written, self._log
         if step is not None:
-            await asyncio.wrap_future(step)
-        write = self._log.close_round
-        await self.on_log(lambda: write(number, record(step is not None)))
+            await step
+        elif mean is not None:  # another attempt, in another file
+            await self.on_log(log.step, number, mean)
+        await self.on_log(lambda: log.close_round(number, record(mean is not None)))
 
     def on_log(self, function: Callable[..., Any], *arguments: Any) -> "asyncio.Future[Any]":
         """Run a function on the thread of the log."""

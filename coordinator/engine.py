@@ -378,6 +378,7 @@ class Engine:
             with self.metrics.step_seconds.time():
                 await self._durability.begin_step(closed.round)
                 good = await self._run(self.model.step, *closed.step, closed.spoiled_by)
+            self._durability.write_mean()
             stepped = True
             if not good:
                 text = f"skipped the step of round {closed.round}: {self.model.step_fault}"

@@ -1,6 +1,7 @@
 """Log of the closed rounds since a checkpoint: what makes a round last is written here before anybody is told of it.
 
-    rounds-000006.log   the rounds from 6 on, up to the next file
+    rounds-000006.log     the rounds from 6 on, up to the next file
+    rounds-000009-2.log   the rounds from 9 on: another file could not be written to
 
 A file is a sequence of frames: a header (magic, kind, round, length and checksum of the body, checksum of the header),
 and a body. A closed round is a frame with its record as JSON, after a frame with the mean of its updates if it had any.
@@ -14,7 +15,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -32,7 +33,7 @@ _CHECKSUM = struct.Struct("<I")
 HEADER_BYTES: Final = _HEADER.size + _CHECKSUM.size
 _MAGIC: Final = b"HGRL"
 _STEP, _ROUND = 1, 2
-_NAME = re.compile(r"rounds-(\d{6,18})\.log", re.ASCII)
+_NAME = re.compile(r"rounds-(\d{6,18})(?:-(\d{1,6}))?\.log", re.ASCII)
 _BLOCK = 1 << 20
 _LARGEST_RECORD = 256 << 20
 """Bound of the JSON of a record."""
@@ -250,7 +251,7 @@ class RoundLog:
             return
         self.close()
         self._directory.mkdir(exist_ok=True)
-        file = self._directory / f"rounds-{number:06d}.log"
+        file = _free_name(self._directory, number)
         self._descriptor = self._storage.open_end(file, Point.LOG_CREATE)
         self._storage.sync_directory(self._directory, Point.LOG_DIRECTORY)
         self._begins_anew = False
@@ -357,4 +358,11 @@ def _files(directory: Path) -> list[tuple[int, Path]]:
     if not directory.is_dir():
         return []
     named = ((_NAME.fullmatch(file.name), file) for file in directory.iterdir())
-    return sorted((int(match[1]), file) for match, file in named if match)
+    found = sorted((int(match[1]), int(match[2] or 1), file) for match, file in named if match)
+    return [(first, file) for first, _, file in found]
+
+
+def _free_name(directory: Path, number: int) -> Path:
+    """Return the name of the next file: nothing is written behind what may be torn."""
+    names = (f"rounds-{number:06d}{f'-{attempt}' if attempt > 1 else ''}.log" for attempt in count(1))
+    return next(directory / name for name in names if not (directory / name).exists())

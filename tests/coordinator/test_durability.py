@@ -65,7 +65,7 @@ class Copied(Storage):
 
     def copy(self, out: Path, to: Path) -> Path:
         with self._lock:
-            return Path(shutil.copytree(out, to, ignore=shutil.ignore_patterns("*.partial", ".lock")))
+            return Path(shutil.copytree(out, to, ignore=shutil.ignore_patterns("*.partial", ".tmp*", ".lock")))
 
 
 class Trained:

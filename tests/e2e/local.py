@@ -125,6 +125,12 @@ class Cluster:
         file = self.out / "rounds.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
+    def rounds_told(self) -> list[int]:
+        """Return the rounds on record, without a last line that is cut short."""
+        file = self.out / "rounds.jsonl"
+        text = file.read_text() if file.exists() else ""
+        return [int(json.loads(line)["round"]) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
     def reach(self, round_number: int) -> None:
         text = lambda: self.processes[0].text[-2000:]  # noqa: E731
         until(lambda: len(self.rounds()) >= round_number, f"round {round_number}", more=text)

@@ -1,16 +1,21 @@
 """Minutes of training on a bad network, with one process after the other killed: `make soak`."""
 
 import itertools
+import json
 import os
+import random
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from hypergpu.coordinator.failpoints import VARIABLE, Point
 from tests.e2e.local import Cluster, Process
+from tests.patience import until
 
 SECONDS = 60 * float(os.environ.get("HYPERGPU_SOAK_MINUTES", "8"))
+KILLS = int(os.environ.get("HYPERGPU_SOAK_KILLS", "100"))
 ROUNDS_BETWEEN = 4
 GROWTH_ALLOWED = 1.1
 """Allocators keep some pages. A leak of one update each round would double the memory within a minute."""
@@ -73,3 +78,36 @@ def test_training_survives_kills_on_a_bad_network_in_flat_memory(cluster: Cluste
     assert cluster.summary()["final_accuracy"] >= 0.95
     for each, samples in memory.items():
         require_flat(each, samples)
+
+
+def test_a_coordinator_that_dies_at_any_step_of_the_durable_path_undoes_nothing_that_it_told(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes that die where `HYPERGPU_FAILPOINTS` says, and at other times; HYPERGPU_SOAK_SEED repeats a test."""
+    seed = int(os.environ.get("HYPERGPU_SOAK_SEED", str(random.randrange(1 << 30))))
+    draws, settings = random.Random(seed), ("--rounds=0", "--min-nodes=2", "--set=server.heartbeat_seconds=0.5")
+    address, told = "127.0.0.1:0", 0
+    for kill in range(KILLS):
+        point = draws.choice(list(Point))
+        action = draws.choice(("crash", "torn")) if point in (Point.LOG_STEP, Point.LOG_ROUND) else "crash"
+        monkeypatch.setenv(VARIABLE, f"{point}={action}:{draws.random():.3f}@{draws.randint(1, 12)}")
+        name = f"coordinator-{seed}-{kill}"
+        every = draws.choice(("2 %", "2 rounds", "1000 seconds"))
+        more = ("--resume", f"--set=checkpoint.every={every}")
+        coordinator = cluster.coordinator(*settings, *more, listen=address, name=name)
+        monkeypatch.delenv(VARIABLE)
+        if kill == 0:
+            address = coordinator.address()
+            for node in ("a", "b"):
+                cluster.node(node, address)
+        dies_at = time.monotonic() + 10.0
+        until(lambda: coordinator.returncode is not None or time.monotonic() > dies_at, f"the end of {name}")  # noqa: B023
+        coordinator.kill()
+        rows = cluster.rounds_told()
+        assert rows == list(range(1, len(rows) + 1)), f"seed {seed}, kill {kill}: {rows}"
+        assert len(rows) >= told, f"seed {seed}, kill {kill}: {told} rounds were told, and {len(rows)} are left"
+        told = len(rows)
+    events = [json.loads(line) for line in (cluster.out / "events.jsonl").read_text().splitlines()[:-1]]
+    closed = [event["round"] for event in events if event["kind"] == "round_closed"]
+    assert closed == sorted(set(closed)), f"seed {seed}: a round was told twice"
+    assert told > KILLS / 2
