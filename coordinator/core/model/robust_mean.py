@@ -241,9 +241,17 @@ def _shorten(vectors: Sequence[Flat]) -> None:
 
 
 def _blocks(vectors: Sequence[Flat]) -> Iterator[tuple[int, Flat]]:
-    """Yield vectors in blocks of shape (vectors, floats), with the index of the first float."""
-    for start in range(0, len(vectors[0]), BLOCK):
-        yield start, np.stack([vector[start : start + BLOCK] for vector in vectors])
+    """Yield vectors in blocks of shape (vectors, floats), with the index of the first float.
+
+    They share memory with each other: a new array for each would cost as much time as the rules.
+    """
+    size = len(vectors[0])
+    scratch = np.empty((len(vectors), min(BLOCK, size)), np.float32)
+    for start in range(0, size, BLOCK):
+        block = scratch[:, : size - start]
+        for row, vector in zip(block, vectors, strict=True):
+            row[:] = vector[start : start + BLOCK]
+        yield start, block
 
 
 def _by_coordinate(vectors: Sequence[Flat], mixing: rules.Matrix | None, trimmed: int) -> Flat:
