@@ -40,6 +40,8 @@ COPY: Final = 0.4
 """Addition to the score of a node for a copy."""
 OPPOSED: Final = -0.5
 """Cosine below which an update has no part in the mean that others are compared with."""
+MOST_OPPOSED: Final = 32
+"""Opposed updates that are left out one by one, so that the work of a round has a bound."""
 MOST_PER_ROUND: Final = 0.75
 """Largest addition of one round to a score."""
 NEIGHBORS: Final = 8
@@ -287,15 +289,16 @@ def _cosines(vectors: Vectors, norms: Vectors, middle: float, outside: Sequence[
     """
     cut = vectors * np.minimum(1.0, middle / np.maximum(norms, 1e-30))[:, None]
     taken = ~np.array(outside)
-    while True:
+    for removed in range(MOST_OPPOSED + 1):
         total = cut[taken].sum(axis=0)
         others = total - np.where(taken[:, None], cut, 0.0)
         lengths = np.linalg.norm(others, axis=1)
         cosines = np.einsum("ij,ij->i", vectors, others) / np.maximum(norms * lengths, 1e-30)
         worst = int(np.argmin(np.where(taken, cosines, np.inf)))
-        if cosines[worst] > OPPOSED or taken.sum() - 1 <= len(vectors) / 2:
-            return [float(cosine) for cosine in cosines]
+        if cosines[worst] > OPPOSED or taken.sum() - 1 <= len(vectors) / 2 or removed == MOST_OPPOSED:
+            break
         taken[worst] = False
+    return [float(cosine) for cosine in cosines]
 
 
 class _Copy(NamedTuple):

@@ -8,8 +8,9 @@ import pytest
 from hypergpu.common.config.loading import parse
 from hypergpu.common.errors import ConfigError
 from hypergpu.common.tensors import Flat
+from hypergpu.coordinator.core.rounds.suspicion import SuspicionReason
 from hypergpu.simulation.attacks import Situation, attack
-from hypergpu.simulation.run import simulate
+from hypergpu.simulation.run import Outcome, simulate
 from hypergpu.simulation.scenario import Scenario
 
 HONEST = np.array([[1.0, 2.0, 0.0], [3.0, 2.0, 0.0], [5.0, 2.0, 0.0]], np.float32)
@@ -101,3 +102,36 @@ def test_robust_rules_work_with_late_buffered_and_fragmented_rounds_and_codecs(t
     assert outcome.reason == "rounds_done"
     assert outcome.final_metric is not None
     assert outcome.final_metric > 0.6
+
+
+def suspects(outcome: Outcome) -> set[str]:
+    """Return the nodes that were suspected."""
+    return {node for node, reasons in outcome.quarantined.items() if set(reasons) & set(SuspicionReason)}
+
+
+def test_with_default_settings_a_node_that_sends_noise_is_named_and_the_run_goes_on_without_it() -> None:
+    outcome = simulate(scenario({"attack": "noise", "strength": 1000}, honest=3, rounds=12))
+    assert suspects(outcome) == {"hostile_0"}
+    assert outcome.final_metric is not None
+    assert outcome.final_metric > 0.9
+
+
+@pytest.mark.parametrize("suspicion", [False, True])
+def test_an_attack_within_the_bound_of_norms_ruins_a_run_only_without_suspicion(suspicion: bool) -> None:
+    config = {"aggregation": {"suspicion": suspicion}}
+    outcome = simulate(scenario("optimal_ipm", honest=3, rounds=12, config=config))
+    assert suspects(outcome) == ({"hostile_0"} if suspicion else set())
+    assert outcome.final_metric is not None
+    assert (outcome.final_metric > 0.85) == suspicion
+
+
+@pytest.mark.parametrize(
+    "training", [{"partition": "local"}, {"partition": "dirichlet", "dirichlet_alpha": 0.1, "mode": "late"}], ids=str
+)
+def test_honest_nodes_with_skewed_data_unlike_speeds_and_a_strong_codec_are_not_suspected(
+    training: dict[str, Any],
+) -> None:
+    config = {"training": training, "compression": {"strategy": "fixed", "update_codec": "topk"}}
+    nodes = {f"node_{n}": {"speed": 1.0 / (1 + n % 4), "gpu": "T4"} for n in range(6)}
+    tree = {"name": "honest", "task": "digits", "rounds": 15, "policy": "none", "config": config, "nodes": nodes}
+    assert suspects(simulate(parse(Scenario, tree, where="here"))) == set()
