@@ -30,7 +30,8 @@ from hypergpu.common.rpc import bind
 from hypergpu.common.tls import Tls
 from hypergpu.common.token import TokenSource
 from hypergpu.common.wire import require_sendable
-from hypergpu.coordinator.callers import admission
+from hypergpu.coordinator.budgets import CallBudgets
+from hypergpu.coordinator.callers import Admission
 from hypergpu.coordinator.control import ControlService
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator, build_orchestrator
 from hypergpu.coordinator.core.checkpoint_rule import CheckpointRule
@@ -375,7 +376,12 @@ class Coordinator:
         assert leases is not None
         server = await make_server(
             [service.full_name for service in coordinator_pb2.DESCRIPTOR.services_by_name.values()],
-            admit=admission(self._options.tokens, leases, certified=bool(tls and tls.client_authority)),
+            admit=Admission(
+                self._options.tokens,
+                leases,
+                CallBudgets(config.heartbeat_seconds),
+                certified=bool(tls and tls.client_authority),
+            ),
             on_error=Refusals(self.registry).count,
             max_concurrent_rpcs=config.max_nodes * _MAX_RPCS_OF_NODE,
         )

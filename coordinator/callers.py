@@ -4,16 +4,18 @@ from collections.abc import Mapping
 from typing import Final
 
 from hypergpu.common.errors import PermissionDenied
-from hypergpu.common.grpc_server import Admit, Context
-from hypergpu.common.roles import Role, role_check
+from hypergpu.common.grpc_server import Context
+from hypergpu.common.roles import ROLES, Role, role_check
 from hypergpu.common.rpc import LEASE, NODE_ID
 from hypergpu.common.token import TokenSource
+from hypergpu.coordinator.budgets import CallBudgets
 from hypergpu.coordinator.core.leases import Leases
 from hypergpu.protos import coordinator_pb2
 
 TRAINING: Final = coordinator_pb2.DESCRIPTOR.services_by_name["Training"].full_name
 REGISTER: Final = f"/{TRAINING}/Register"
 """The method of nodes that have no lease yet."""
+HEARTBEAT: Final = f"/{TRAINING}/Heartbeat"
 _NAMES: Final = ("x509_common_name", "x509_subject_alternative_name")
 
 
@@ -27,23 +29,43 @@ def shown_lease(context: Context) -> str:
     return _metadata(context, LEASE)
 
 
-def admission(tokens: Mapping[Role, TokenSource], leases: Leases, *, certified: bool = False) -> Admit:
-    """Return the check of all calls: the role by its token, and for calls of nodes the secret of the lease.
+class Admission:
+    """Check of all calls: the role by its token, for nodes the name and the secret of the lease, and the budget.
 
-    With `certified`, a node's name must also be one of its certificate's.
+    Args:
+        tokens: tokens of each role.
+        leases: leases of the nodes' names.
+        budgets: budgets of callers.
+        certified: whether a node's name must also be one of its certificate's.
     """
-    require_role = role_check(tokens)
 
-    def admit(method: str, context: Context) -> None:
-        require_role(method, context)
+    def __init__(
+        self, tokens: Mapping[Role, TokenSource], leases: Leases, budgets: CallBudgets, *, certified: bool = False
+    ) -> None:
+        self._require_role, self._leases, self._budgets = role_check(tokens), leases, budgets
+        self._certified = certified
+
+    def __call__(self, method: str, context: Context) -> None:
+        """Check the caller of a method.
+
+        Raises:
+            NotAuthenticated: The token is missing or wrong, or does not permit the call.
+            NotFound: The secret of the node's lease is missing or wrong.
+            ResourceExhausted: The caller's budget is spent.
+        """
+        self._require_role(method, context)
         if not method.startswith(f"/{TRAINING}/"):
+            self._budgets.user(peer_host(context), controls=ROLES.get(method) == (Role.OPERATOR,))
             return
-        if certified:
-            require_name(context, caller(context))
+        node, lease = caller(context), shown_lease(context)
+        if self._certified:
+            require_name(context, node)
         if method != REGISTER:
-            leases.require(caller(context), shown_lease(context))
-
-    return admit
+            self._leases.require(node, lease)
+        elif not self._leases.knows(node, lease):
+            self._budgets.newcomer(peer_host(context))
+            return
+        self._budgets.node(node, is_heartbeat=method == HEARTBEAT)
 
 
 def require_name(context: Context, node: str) -> None:

@@ -8,6 +8,7 @@ from hypergpu.common.grpc_server import Context
 from hypergpu.common.metric import finite
 from hypergpu.common.version import package_version
 from hypergpu.coordinator import convert
+from hypergpu.coordinator.callers import peer_host
 from hypergpu.coordinator.core.adaptation import AdaptationPolicy, AdaptiveOrchestrator
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds import events as ev
@@ -45,8 +46,7 @@ class ControlService(coordinator_pb2_grpc.ControlServicer):
 
     async def WatchEvents(self, request: pb.WatchEventsRequest, context: Context) -> AsyncIterator[pb.RunEvent]:  # noqa: N802
         """Stream run events until the run ends or the client falls too far behind."""
-        del context
-        queue = self._engine.feed.subscribe(request.replay)
+        queue = self._engine.feed.subscribe(request.replay, peer_host(context))
         try:
             while (event := await queue.get()) is not None:
                 yield convert.run_event(event)

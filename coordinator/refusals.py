@@ -4,9 +4,16 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter
 
-from hypergpu.common.errors import HyperGPUError, NameInUse, NotAuthenticated, NotFound, PermissionDenied
+from hypergpu.common.errors import (
+    HyperGPUError,
+    NameInUse,
+    NotAuthenticated,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+)
 
-_KINDS: Final = (PermissionDenied, NotAuthenticated, NameInUse, NotFound)
+_KINDS: Final = (PermissionDenied, NotAuthenticated, NameInUse, NotFound, ResourceExhausted)
 
 
 class Refusals:

@@ -5,7 +5,7 @@ Nothing from a node is used before these checks:
 1. the join token: `hypergpu.common.grpc_server.CallGuard`
 2. the size of a message: `MAX_MESSAGE_BYTES` in `hypergpu.common.rpc`, as an option of the server
 3. the type of a message: protobuf, or `hypergpu.common.wire` for the parts of an update
-4. the sender: its lease by `admission` in `callers` before a message is used, then `require_caller` for each message
+4. the sender: its lease by `Admission` in `callers` before a message is used, then `require_caller` for each message
 5. the range of each field: `convert`
 6. the run, the round and the assignment: `core.session`
 7. the codec of an update, and the size of its payload: `core.session`, `require_payload_bytes`

@@ -58,6 +58,10 @@ class Leases:
         if member is not None and member.incarnation not in ("", incarnation):
             raise NotFound(f"node {node!r}: another process has its lease now: register again, or take another name")
 
+    def knows(self, node: str, shown: str) -> bool:
+        """Return whether a secret is that of a lease of the node, the present or an earlier one."""
+        return self._proven(node, shown) != _NO_PROOF
+
     def require_free(self, node: str, incarnation: str, shown: str, now: float) -> None:
         """Check that a process may register under this name.
 

@@ -305,13 +305,21 @@ class Session:
             except NameInUse as error:
                 return error, self._contested(node, request.info.get("peer", ""), now)
         self._require_same_task(node, request.identity)
+        gone = self._make_room(node, now)
         self._machine.members.admit(node)
         self._links.register(request)  # first: joining may begin a round with the node
         has_same_task = request.identity is not None
         joined = ev.NodeJoined(
             node, request.incarnation, request.largest_batch, request.info, has_same_task, request.terms, request.data
         )
-        return None, self._machine.handle(joined, now)
+        return None, [*gone, *self._machine.handle(joined, now)]
+
+    def _make_room(self, node: str, now: float) -> Sequence[ev.Effect]:
+        """Disconnect a node that never asked for work if a newcomer would not be admitted otherwise."""
+        ghost = self._machine.members.ghost(node)
+        if not ghost:
+            return ()
+        return self._machine.handle(ev.NodeLost(ghost, f"made room for {node}: it had never asked for work"), now)
 
     def _contested(self, node: str, address: str, now: float) -> Sequence[ev.Effect]:
         """Return the record of a process that wants the name of a connected node."""

@@ -14,12 +14,15 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from hypergpu.common.address import split_address
+from hypergpu.common.clock import monotonic
 from hypergpu.common.errors import ConfigError
+from hypergpu.common.token_bucket import Budget, Budgets
 
 _BACKLOG: Final = 128
 _MAX_HEAD_BYTES: Final = 16 << 10
 _MAX_UNREAD_BYTES: Final = 64 << 10
 """Bytes that a client may send after its request before the connection is closed."""
+_REQUESTS: Final = Budget(rate=50.0, burst=100.0)
 _WRITE_BYTES: Final = 64 << 10
 """Size of the pieces in which an answer is written: a slow reader keeps one of them in memory, not a whole copy."""
 
@@ -44,6 +47,8 @@ class Limits:
     """Time from the start of a connection to the end of its request's head."""
     total_seconds: float = 30.0
     """Duration of a connection, including the time to read the answer."""
+    requests: Budget = _REQUESTS
+    """Requests from one address."""
 
 
 Route = Callable[[], Answer]
@@ -123,7 +128,7 @@ class _Serving:
     """Connections of a server, in its event loop."""
 
     def __init__(self, routes: Routes, limits: Limits) -> None:
-        self._limits = limits
+        self._limits, self._budgets = limits, Budgets()
         self._routes = {path: _SharedRoute(route) for path, route in routes.items()}
         self._open: dict[_Connection, asyncio.Task[None]] = {}  # in order of age
 
@@ -169,6 +174,9 @@ class _Serving:
         except asyncio.LimitOverrunError:
             return Answer(f"the head of a request has at most {_MAX_HEAD_BYTES} bytes\n".encode(), status=431), True
         connection.has_asked = True
+        address = (connection.writer.get_extra_info("peername") or ("",))[0]
+        if self._budgets.spend(address, self._limits.requests, monotonic()):
+            return Answer(b"too many requests from this address\n", status=429), True
         method, _, rest = head.partition(b"\r\n")[0].decode("latin-1").partition(" ")
         target, _, version = rest.partition(" ")
         if not version.startswith("HTTP/1."):

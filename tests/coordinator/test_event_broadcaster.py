@@ -39,7 +39,7 @@ def test_one_that_cannot_keep_up_is_let_go_and_holds_up_nobody() -> None:
 
 def test_watchers_are_limited_and_make_room_when_they_go() -> None:
     feed = EventBroadcaster()
-    watchers = [feed.subscribe(0) for _ in range(MAX_WATCHERS)]
+    watchers = [feed.subscribe(0, f"10.0.0.{number % 10}") for number in range(MAX_WATCHERS)]
     with pytest.raises(ResourceExhausted, match="100 clients"):
         feed.subscribe(0)
     feed.unsubscribe(watchers[0])

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from hypergpu.common.connections import Connections
 from hypergpu.common.data_report import DataReport
@@ -16,6 +16,10 @@ from hypergpu.common.transfer_codecs import TransferCodecs
 
 RESTORED = ("rounds_contributed", "rounds_selected", "retries", "late", "merged_late", "last_accepted")
 """Counts of a node that outlast a process of the coordinator."""
+
+
+_KEPT_GHOSTS: Final = 100
+"""Disconnected nodes beyond which one that was lost, and had never asked for work, is forgotten at once."""
 
 
 class ConnectionState(StrEnum):
@@ -159,6 +163,15 @@ class Membership:
                 f"{self._max_nodes} nodes are connected, the limit set by server.max_nodes; raise it to admit more"
             )
 
+    def ghost(self, node: str) -> str:
+        """Return the node that has to go so that `node` may connect; empty if there is room, or nobody to go.
+
+        It is the oldest one that never asked for work: whoever fills the run with names does not keep others out.
+        """
+        if node in self.connected or len(self.connected) < self._max_nodes:
+            return ""
+        return next((member.node_id for member in self.connected.values() if not member.ready), "")
+
     def join(self, node: str, incarnation: str, now: float) -> tuple[Member, bool]:
         """Connect a node; return it and whether it was not connected before.
 
@@ -220,6 +233,9 @@ class Membership:
                 self._members[node].connection = connection
                 self.version += 1
             return None
+        is_ghost = connection is ConnectionState.LOST and not member.ready and not member.rounds_selected
+        if is_ghost and len(self._members) - len(self.connected) > _KEPT_GHOSTS:
+            del self._members[node]
         member.connection, member.reason, member.gone_at = connection, reason, now
         member.requesting = False
         self._set_ready(member, ready=False)

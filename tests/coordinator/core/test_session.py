@@ -123,12 +123,25 @@ def test_a_node_joins_with_its_link_known_before_a_round_may_begin() -> None:
 
 
 def test_a_node_beyond_the_limit_changes_nothing() -> None:
-    desk = Desk()
+    desk = Desk(min_nodes=4)
     desk.join("a", "b", "c")
+    desk.pull("a", "b", "c")
     with pytest.raises(ResourceExhausted):
         desk.join("d")
     assert ("register", "d", 0) not in desk.links.told
     assert not desk.session.is_member("d")
+
+
+def test_the_oldest_node_that_never_asked_for_work_makes_room() -> None:
+    desk = Desk(min_nodes=4)
+    desk.join("a", "b", "c")
+    desk.pull("a")
+    _, effects = desk.ask(Register("d", "1", 0, {}, None))
+    assert [e.kind for e in effects if isinstance(e, ev.RunEvent)][:1] == ["node_lost"]
+    assert desk.session.members == {"a", "c", "d"}
+    assert desk.machine.members.require("b").reason == "made room for d: it had never asked for work"
+    desk.join("d")
+    assert desk.session.members == {"a", "c", "d"}, "a member needs no room"
 
 
 def test_a_node_with_another_task_is_refused_with_the_difference() -> None:

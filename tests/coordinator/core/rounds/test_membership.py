@@ -131,3 +131,15 @@ def test_a_node_that_just_came_has_a_row_of_nothing() -> None:
         "rule": "automatic",
     }
     assert (member.last_accepted, member.largest_batch, member.completed, member.gone_at) == (0, 0, False, 0.0)
+
+
+def test_lost_nodes_that_never_asked_for_work_are_forgotten_when_they_are_many() -> None:
+    members = Membership(max_nodes=1000, lost_after_seconds=10.0)
+    member, _ = members.join("member", "1", 0.0)
+    members.mark_requesting(member, 0.0)
+    for number in range(500):
+        members.join(f"ghost-{number}", "1", 1.0)
+        members.remove(f"ghost-{number}", ConnectionState.LOST, "silent", 2.0)
+    assert len(list(members)) == 101
+    members.remove("member", ConnectionState.LOST, "silent", 3.0)
+    assert members.get("member") is not None, "it had asked for work"
