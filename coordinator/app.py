@@ -61,7 +61,7 @@ from hypergpu.coordinator.run_dir import RunDir
 from hypergpu.coordinator.saved_state import Identity
 from hypergpu.coordinator.scrape_targets import ScrapeRule
 from hypergpu.coordinator.scraper import Scraper
-from hypergpu.coordinator.spill import spilled_buffer
+from hypergpu.coordinator.spill import MemoryFirst, spilled_buffer
 from hypergpu.coordinator.storage import Storage
 from hypergpu.coordinator.training import TrainingService
 from hypergpu.coordinator.uploads import Disk, Uploads
@@ -130,6 +130,7 @@ def _make_model(config: SystemConfig, task: Task, options: Options) -> _Model:
     model = GlobalModel(
         flat.manifest, flat.flat(), flat.parameter_count, training, config.aggregation, secret=secrets.randbits(63)
     )
+    model.hold_in(MemoryFirst(options.out, config.server.upload_memory_bytes))
     evaluated = build(task, training.seed, device)
     held_out = HeldOut(evaluated, task, config.server.evaluation_batch_size or training.batch_size)
     saved, samples = SavedModel(evaluated), 0 if is_local else count(task.train)

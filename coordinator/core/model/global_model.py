@@ -144,6 +144,16 @@ class GlobalModel:
         the mean is that of the values which the nodes have reached, not of their changes: added to statistics that have
         moved on, a change may lead beyond all of them, and a variance below 0.
         """
+        if self._config.deterministic:
+            self._means.held.hold(node, payload, codec, weight)
+        else:
+            self._add(payload, codec, weight, late, node)
+
+    def hold_in(self, allocate: Callable[[int], Payload]) -> None:
+        """Let updates that wait for the end of their round be kept in buffers of `allocate`."""
+        self._means.held.allocate = allocate
+
+    def _add(self, payload: Payload, codec: str, weight: float, late: tuple[int, int] | None, node: str) -> None:
         scale = 1.0 if late is None else staleness_weight(late[1])
         form = self.payload_format(codec, (self._means.fragment,))
         mean = self._means.mean_for(node)
@@ -165,6 +175,7 @@ class GlobalModel:
 
     def discard(self) -> None:
         """Remove the updates that were added since the last step."""
+        self._means.held.clear()
         self._means.current.reset()
 
     def step(
@@ -187,6 +198,8 @@ class GlobalModel:
             False if the step was skipped, for `step_fault`: the values stay unchanged. If the result was not finite,
             the optimizer restarts.
         """
+        for node, payload, codec, weight in self._means.held.take():
+            self._add(payload, codec, weight, None, node)
         self.update_norms, self.step_fault = None, self._means.without(spoiled_by) or self._means.missing
         if self.step_fault or not self._means.current.count:  # every update of the round may have been of a trial
             self._means.current.reset()

@@ -13,7 +13,7 @@ import numpy as np
 
 from hypergpu.common.config.aggregation import AggregationConfig
 from hypergpu.common.keyed_random import KeyedRandom
-from hypergpu.common.tensors import Flat
+from hypergpu.common.tensors import Flat, Payload
 from hypergpu.coordinator.core.model import robust_rules as rules
 from hypergpu.coordinator.core.model.aggregation import Parts, StreamingMean, norm, pieces
 
@@ -123,6 +123,35 @@ class BucketedMean:
             bucket.reset()
 
 
+class HeldUpdates:
+    """Updates of a round until it ends: added in the order of their nodes' names, they give the same sum always."""
+
+    def __init__(self) -> None:
+        self.allocate: Callable[[int], Payload] = _in_memory
+        """Function that returns a buffer of some bytes."""
+        self._held: dict[str, tuple[Payload, str, float]] = {}
+
+    def hold(self, node: str, payload: Payload, codec: str, weight: float) -> None:
+        """Keep a copy of an update of a node."""
+        copy = self.allocate(len(payload))
+        np.copyto(copy, payload)
+        self._held[node] = copy, codec, weight
+
+    def take(self) -> Iterator[tuple[str, Payload, str, float]]:
+        """Yield node, payload, codec and weight of the updates in order, and keep them no longer."""
+        held, self._held = self._held, {}
+        for node in sorted(held):
+            yield node, *held.pop(node)
+
+    def clear(self) -> None:
+        """Keep none."""
+        self._held = {}
+
+
+def _in_memory(nbytes: int) -> Payload:
+    return np.empty(nbytes, np.uint8)
+
+
 class RoundMeans:
     """Means of the rounds of a run, one for each fragment.
 
@@ -138,6 +167,8 @@ class RoundMeans:
         self._means: dict[int, StreamingMean | BucketedMean] = {}
         self.fragment = 0
         """Fragment of the round."""
+        self.held = HeldUpdates()
+        """Updates that wait for the end of the round, where they are added in order."""
         self.receiver: Callable[[Flat], None] | None = None
         """Receiver of the mean of each round, which is overwritten when it returns."""
 

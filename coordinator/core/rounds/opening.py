@@ -54,7 +54,7 @@ def can_open(state: RoundState, config: TrainingConfig, adaptation: Adaptation, 
     """Decide whether the next round may open, and with which nodes. Changes nothing."""
     opening, members = state.opening, state.members
     connected, ready = len(members.connected), members.ready
-    needed = 1 if opening.first_round_opened else config.min_nodes
+    needed = 1 if opening.first_round_opened and not config.deterministic else config.min_nodes
     if state.control.paused:
         return Wait("resume: the run is paused", opening.retry_at, opening.ready_by)
     if connected < needed:
@@ -183,7 +183,7 @@ def open_round(
         _retry_later(state, now)
         return None
     probes = _probes(chosen, plan)
-    _deal_shards(state, effects)
+    _deal_shards(state, effects, in_order=config.deterministic)
     busy = [late.unit.shard for late in state.late.units.values()]
     units = _plan_units(state, state.shards.assign(chosen, busy), plan, config, probes)
     deadline = _set_deadline(state, units, plan, effects)
@@ -297,8 +297,8 @@ def _local_steps(plan: RoundPlan, config: TrainingConfig) -> int:
     return 1 if config.local_steps == 1 else max(2, steps)
 
 
-def _deal_shards(state: RoundState, effects: EffectBuffer) -> None:
-    """Deal one shard to each node that is connected, or was until a few rounds ago."""
+def _deal_shards(state: RoundState, effects: EffectBuffer, *, in_order: bool) -> None:
+    """Deal one shard to each node that is connected, or was until a few rounds ago; `in_order` of their names."""
     opening, members = state.opening, state.members
     if members.version == opening.dealt_version:
         return
@@ -308,7 +308,8 @@ def _deal_shards(state: RoundState, effects: EffectBuffer) -> None:
         if member.connection is ConnectionState.LOST and state.round - member.last_accepted <= SHARD_RETENTION_ROUNDS
     ]
     opening.dealt_version = -1 if lost else members.version
-    if state.shards.deal([*members.connected, *lost]):
+    nodes = [*members.connected, *lost]
+    if state.shards.deal(sorted(nodes) if in_order else nodes):
         count = state.shards.count
         effects.record("shards_dealt", state.shards.summary, shards=count)
 

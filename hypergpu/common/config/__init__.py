@@ -40,6 +40,16 @@ class SystemConfig(ConfigSection):
     """Policy of the adaptation."""
 
     @model_validator(mode="after")
+    def _determinism_has_what_it_needs(self) -> "SystemConfig":
+        policy, strategy = self.orchestrator.policy, self.compression.strategy
+        if self.training.deterministic and (policy != "none" or strategy != "none" or self.aggregation.is_robust):
+            raise ValueError(
+                "training.deterministic needs orchestrator.policy none, compression.strategy none and aggregation.rule "
+                f"mean (they are {policy}, {strategy} and {self.aggregation.rule}): others decide by times or by chance"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rounds_bear_hostile_nodes(self) -> "SystemConfig":
         size, rule = self.training.buffer_size, self.aggregation
         if rule.is_robust and size is not None and size < rule.least_updates:

@@ -87,6 +87,10 @@ class TrainingConfig(ConfigSection):
     overlap: bool = False
     """Let a node train while its fragments travel. It sends what a fragment was when the work unit began, and what is
     merged counts in the unit after the next. Needs two fragments or more."""
+    deterministic: bool = False
+    """Let the same seed and nodes lead to the same weights, bit for bit, on machines of the same kind. Updates are
+    summed in the order of the nodes' names when all are there. Each round waits for `min_nodes` nodes, which is all of
+    them, and for a node that was killed until it is back. Needs policy `none`, `quorum` 1, and no compression."""
     min_nodes: Count = 1
     """Nodes that must have joined and be ready, with their data loaded, before the first round begins."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.6
@@ -131,6 +135,7 @@ class TrainingConfig(ConfigSection):
         if self.fragments > 1 and (self.local_steps == 1 or self.mode != "sync"):
             fault = "more than one local step" if self.local_steps == 1 else f"mode sync, not {self.mode}"
             raise ValueError(f"fragments {self.fragments} needs {fault}: each round synchronises one of them")
+        self._require_what_determinism_needs()
         if self.overlap and self.fragments == 1:
             raise ValueError("overlap needs fragments 2 or more: one is sent while the node goes on with the others")
         if self.is_buffered and self.data_is_local:
@@ -141,6 +146,13 @@ class TrainingConfig(ConfigSection):
         if self.rounds and self.warmup_rounds >= self.rounds:
             raise ValueError(f"warmup_rounds is {self.warmup_rounds}; a run of {self.rounds} rounds has fewer")
         return self
+
+    def _require_what_determinism_needs(self) -> None:
+        """Check that no round depends on when its updates arrive, or on what a node that was killed forgets."""
+        needed = {"mode": "sync", "quorum": 1.0, "close_share": 1.0, "fragments": 1, "local_state": "reset"}
+        found = [f"{name} {value}" for name, value in needed.items() if getattr(self, name) != value]
+        if self.deterministic and found:
+            raise ValueError(f"deterministic needs {', '.join(found)}")
 
     def _require_server_steps_only(self) -> None:
         """Check that no setting needs a local step."""
