@@ -25,7 +25,7 @@ import yaml
 from torch import nn
 
 from hypergpu.common.config import SystemConfig
-from hypergpu.common.errors import HyperGPUError
+from hypergpu.common.errors import HyperGPUError, StorageError
 from hypergpu.common.tensors import Assembler, Payload
 from hypergpu.coordinator.app import Coordinator, Options
 from hypergpu.coordinator.checkpoints import read_tensors
@@ -168,7 +168,9 @@ class World:
                 if coordinator._complete:  # as `Coordinator.run` does
                     await coordinator._complete_results()
                 await coordinator._begin()
-            except Died:
+            except (Died, StorageError) as error:
+                if isinstance(error, StorageError) and not self.settings["disk_errors"]:
+                    raise
                 await self._crash()
                 continue
             limit = None if last else self.draws.uniform(0.5, 12.0)
