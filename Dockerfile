@@ -3,7 +3,7 @@
 FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 PATH=/app/bin:/opt/venv/bin:$PATH PYTHONPATH=/app:/my_tasks
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin hypergpu \
- && install --directory --owner hypergpu /run/hypergpu /runs
+ && install --directory --owner hypergpu /run/hypergpu /run/operator /runs
 
 # ---- what is installed. Sources come last: a change of code rebuilds one small layer.
 FROM base AS venv

@@ -60,7 +60,7 @@ pytestmark = pytest.mark.e2e
 def environment(directory: Path) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     here = {"PATH": path, "XDG_STATE_HOME": str(directory / "state"), "PYTHONPATH": str(ROOT)}
-    return {**os.environ, **here, "HYPERGPU_TRAINING__CHECKPOINT_EVERY": "1"}
+    return {**os.environ, **here}
 
 
 def run(line: str, directory: Path) -> subprocess.CompletedProcess[str]:
