@@ -36,7 +36,7 @@ OF_TRAINING: Final = frozenset(
 )
 """Keys of a scenario that are not about links."""
 OF_MACHINES: Final = frozenset(
-    {"gpu", "speed", "churn", "join_delay_seconds", "setup_seconds", "price_per_hour", "priority"}
+    {"gpu", "speed", "churn", "join_delay_seconds", "setup_seconds", "price_per_hour", "priority", "byzantine"}
 )
 """Keys of a node that are not about its link."""
 
