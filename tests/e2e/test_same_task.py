@@ -29,7 +29,7 @@ def test_held_out_data_is_held_out_and_other_data_is_refused(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "flips.py").write_text(COIN_FLIPS)
     task = "--task=flips:factory"
-    coordinator = cluster.coordinator("--rounds=15", "--min-nodes=2", task)
+    coordinator = cluster.coordinator("--rounds=15", "--min-nodes=2", "--policy=none", task)
     address = coordinator.address()
 
     def node(name: str) -> Process:
