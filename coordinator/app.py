@@ -254,7 +254,6 @@ class Coordinator:
         dependencies.checkpoints = CheckpointRule(
             self.config.checkpoint.interval, model.model.manifest.total_bytes, self._options.clock()
         )
-        dependencies.suspicion = self.config.aggregation.suspicion
         dependencies.clock = self._options.clock
         dependencies.stays, dependencies.identity = server.stay, model.task_identity
         resumes = self._found is not None and not self._complete

@@ -179,7 +179,7 @@ class Durability:
         if not saved:
             self._rule.failed()
             return False
-        self._rule.written(number, began_at, self._clock())
+        self._rule.written(began_at, self._clock())
         if self._writers.unlogged <= number:
             self._writers.unlogged = 0
             self._health.report(Part.LOG, "")

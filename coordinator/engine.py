@@ -229,10 +229,7 @@ class Engine:
         Raises:
             ProtocolError: the payload is not in this codec.
         """
-        loop = asyncio.get_running_loop()
-        if self._dependencies.suspicion:
-            return await loop.run_in_executor(None, self.model.measure, payload, codec, round_number)
-        return await loop.run_in_executor(None, self.model.norm, payload, codec, round_number), None
+        return await asyncio.get_running_loop().run_in_executor(None, self.model.measure, payload, codec, round_number)
 
     def accept_update(self, event: ev.UpdateArrived, upload: Upload) -> ev.UpdateReply:
         """Answer a complete update. Its buffer returns to `uploads` when it is no longer needed.
@@ -364,10 +361,7 @@ class Engine:
                 pass
 
     def _begin_end_of_round(self, closed: ev.CloseRound) -> None:
-        self._durability.closed = {
-            "shards": self.machine.shards.snapshot(),
-            "nodes": saved_counts(self.machine.members),
-        }
+        self._durability.closed = self._shards_and_counts()
         self.broadcast.end_round()
         self._background.spawn(f"ending round {closed.round}", self._end_round(closed))
 
@@ -482,10 +476,7 @@ class Engine:
         """Return what a later process needs to go on after the last closed round; `effects` are those of its end."""
         machine = self.machine
         finished = next((str(each.reason) for each in effects if isinstance(each, ev.Finish)), self._finish_reason)
-        closed = self._durability.closed or {
-            "shards": machine.shards.snapshot(),
-            "nodes": saved_counts(machine.members),
-        }
+        closed = self._durability.closed or self._shards_and_counts()
         rule = machine.adaptation.overrides.of
         return {
             "run_id": self.run_id,
@@ -508,6 +499,10 @@ class Engine:
             "finished": finished or None,
             "adaptation": self._dependencies.adaptation_state(),
         }
+
+    def _shards_and_counts(self) -> dict[str, Any]:
+        """Return the shards and the counts of the nodes, which are saved as they were when a round closed."""
+        return {"shards": self.machine.shards.snapshot(), "nodes": saved_counts(self.machine.members)}
 
     # ------------------------------------------------------------ results
 

@@ -122,8 +122,6 @@ class EngineDependencies:
     """Leases of the nodes' names; None: every process is the node that it says."""
     stays: bool = False
     """True if the coordinator keeps serving after the end of the run."""
-    suspicion: bool = True
-    """Updates are sketched, so that suspects are found."""
     adaptation_state: Callable[[], Mapping[str, Any]] = dict
     """Function that returns what the adaptation has learned, as JSON for a checkpoint."""
     storage: Storage = field(default_factory=Storage)

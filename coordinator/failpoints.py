@@ -99,8 +99,10 @@ class Failpoints:
             OSError: the fault is an error.
         """
         fault = self._due(point)
-        if fault is None:
-            return
+        if fault is not None:
+            self._inflict(fault, point)
+
+    def _inflict(self, fault: Fault, point: Point) -> None:
         if fault.action == "crash":
             self._die()
         elif fault.action == "delay":
@@ -121,8 +123,7 @@ class Failpoints:
                 self._die()
             raise OSError(errno.ENOSPC, f"failpoint {point}")
         if fault is not None:
-            self.visits[point] -= 1
-            self.reach(point)
+            self._inflict(fault, point)
         write(nbytes)
 
     def _due(self, point: Point) -> Fault | None:

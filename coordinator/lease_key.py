@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 
 from hypergpu.common.errors import ConfigError
+from hypergpu.common.private_files import create_private
 
 LEASE_KEY: Final = ".lease-key"
 _KEY_BYTES: Final = 32
@@ -38,8 +39,5 @@ def lease_key(directory: Path) -> bytes:
 
 def _make(file: Path) -> bytes:
     key = secrets.token_bytes(_KEY_BYTES)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
-        opened.write(key)
-        opened.flush()
-        os.fsync(opened.fileno())
+    create_private(file, key, synced=True)
     return key

@@ -1,6 +1,5 @@
 """Operator token of a run whose user gave none: in its directory, for its user alone."""
 
-import os
 import secrets
 from pathlib import Path
 from typing import Final
@@ -8,6 +7,7 @@ from typing import Final
 import structlog
 
 from hypergpu.common.errors import ConfigError
+from hypergpu.common.private_files import create_private
 from hypergpu.common.token import TokenSource, token_file
 
 OPERATOR_TOKEN: Final = "operator-token"
@@ -25,8 +25,7 @@ def own_token(directory: Path) -> TokenSource:
     file = directory / OPERATOR_TOKEN
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as opened:
-            opened.write(secrets.token_urlsafe(_TOKEN_BYTES) + "\n")
+        create_private(file, f"{secrets.token_urlsafe(_TOKEN_BYTES)}\n".encode())
     except FileExistsError:
         pass
     except OSError as error:

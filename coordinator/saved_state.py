@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
@@ -11,6 +11,7 @@ from hypergpu.coordinator.core.adaptation.state import VERSION, AdaptationState
 from hypergpu.coordinator.core.overrides import NodeOverride
 from hypergpu.coordinator.core.rounds.events import FinishReason
 
+_M = TypeVar("_M", bound=BaseModel)
 _MOST = 1 << 53
 """Largest plausible count; larger numbers would not fit the protocol messages."""
 _LONGEST_RUN_SECONDS = 100 * 365.25 * 86_400
@@ -153,12 +154,7 @@ def parse_record(record: Mapping[str, Any]) -> SavedRound:
     Raises:
         CorruptData: A field is missing or invalid; the message names it.
     """
-    try:
-        return SavedRound.model_validate(record)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "record"
-        raise CorruptData(f"its record is not valid: {where[:200]}: {first['msg'][:200]}") from error
+    return _parsed(SavedRound, record, "record")
 
 
 def parse_state(state: Mapping[str, Any]) -> SavedState:
@@ -167,11 +163,15 @@ def parse_state(state: Mapping[str, Any]) -> SavedState:
     Raises:
         CorruptData: A field is missing or invalid; the message names it.
     """
+    return _parsed(SavedState, state, "state")
+
+
+def _parsed(kind: type[_M], content: Mapping[str, Any], name: str) -> _M:
     try:
-        return SavedState.model_validate(state)
+        return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "state"
-        raise CorruptData(f"its state is not valid: {where[:200]}: {first['msg'][:200]}") from error
+        where = ".".join(str(part) for part in first["loc"]) or name
+        raise CorruptData(f"its {name} is not valid: {where[:200]}: {first['msg'][:200]}") from error
     except RecursionError as error:
-        raise CorruptData("its state is nested too deeply") from error
+        raise CorruptData(f"its {name} is nested too deeply") from error

@@ -1,7 +1,6 @@
 """Certificate authority of a cluster, and the certificates that it signs for servers and nodes."""
 
 import ipaddress
-import os
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hypergpu.common.errors import ConfigError, StorageError
 from hypergpu.common.files import shown
+from hypergpu.common.private_files import create_private
 from hypergpu.common.rpc import check_node_id
 
 AUTHORITY, AUTHORITY_KEY = "ca.pem", "ca-key.pem"
@@ -125,8 +125,7 @@ def _write(file: Path, data: bytes, mode: int) -> None:
     """Replace a file at once: a server that reads it finds the old or the new content."""
     partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as opened:
-            opened.write(data)
+        create_private(partial, data, mode=mode)
         partial.replace(file)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import structlog
 
 from hypergpu.common import strict_json
 from hypergpu.common.errors import ConfigError, InvalidInput
+from hypergpu.common.private_files import create_private
 
 log = structlog.get_logger()
 HOW_TO_START = "start one with `hypergpu demo` or `hypergpu up`"
@@ -68,8 +69,7 @@ def announce(cluster: Cluster) -> Callable[[], None]:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = directory / f"{cluster.pid}.json"
         file.unlink(missing_ok=True)
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as opened:
-            json.dump(asdict(cluster), opened)
+        create_private(file, json.dumps(asdict(cluster)).encode())
     except (OSError, RuntimeError) as error:
         log.warning(
             "other terminals cannot find this cluster",

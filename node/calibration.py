@@ -27,6 +27,7 @@ import torch
 
 from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.private_files import create_private
 from hypergpu.common.step_times import StepTimes
 from hypergpu.node.core.compute import fitted
 from hypergpu.node.trainer import Timing, Trainer
@@ -310,8 +311,7 @@ def _write(directory: Path, name: str, key: Mapping[str, Any], times: StepTimes,
     new = directory / "new"
     try:
         new.unlink(missing_ok=True)
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as opened:
-            opened.write(document.encode())
+        create_private(new, document.encode())
         os.utime(new, (now, now))
         new.replace(directory / name)
         for file in directory.glob("*.json"):

@@ -17,13 +17,12 @@ class CheckpointRule:
         interval: Interval between them.
         model_bytes: Size of the model.
         began_at: Beginning of the run, or of this process.
-        round_number: Rounds of the newest checkpoint; 0 = there is none.
     """
 
-    def __init__(self, interval: Interval, model_bytes: int, began_at: float, round_number: int = 0) -> None:
+    def __init__(self, interval: Interval, model_bytes: int, began_at: float) -> None:
         self._interval = interval
         self._largest_log = max(LARGEST_LOG_BYTES, LARGEST_LOG_MODELS * model_bytes)
-        self._round, self._at = round_number, began_at
+        self._at = began_at
         self._seconds = 0.0
         """Seconds that the last one took."""
         self._failed = False
@@ -50,15 +49,10 @@ class CheckpointRule:
         """Return whether the user asked for a checkpoint of this very round."""
         return self._interval.rounds > 0 and round_number % self._interval.rounds == 0
 
-    def written(self, round_number: int, began_at: float, now: float) -> None:
+    def written(self, began_at: float, now: float) -> None:
         """Note that a checkpoint was written."""
-        self._round, self._at, self._seconds, self._failed = round_number, began_at, now - began_at, False
+        self._at, self._seconds, self._failed = began_at, now - began_at, False
 
     def failed(self) -> None:
         """Note that a checkpoint could not be written: the next round tries again."""
         self._failed = True
-
-    @property
-    def round(self) -> int:
-        """Rounds of the newest checkpoint."""
-        return self._round

@@ -1,6 +1,5 @@
 """`hypergpu token`: make a token, or replace one."""
 
-import os
 import secrets
 from pathlib import Path
 from typing import Annotated, Final
@@ -10,6 +9,7 @@ import typer
 from hypergpu.common.errors import ConfigError, StorageError
 from hypergpu.common.files import shown
 from hypergpu.common.options import FLAG
+from hypergpu.common.private_files import create_private
 from hypergpu.common.token import MAX_TOKENS, token_file
 from hypergpu.console import say
 
@@ -54,8 +54,7 @@ def token(
 
 def _create(file: Path, tokens: list[str]) -> None:
     try:
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as opened:
-            opened.writelines(f"{each}\n" for each in tokens)
+        create_private(file, "".join(f"{each}\n" for each in tokens).encode())
     except FileExistsError:
         raise ConfigError(f"{shown(file)} exists: give --rotate to replace its token") from None
     except OSError as error:

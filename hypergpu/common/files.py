@@ -42,6 +42,15 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
         raise ConfigError(f"cannot read {shown(path)}: line {line} is not UTF-8 text") from error
 
 
+def state_of(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes with the content of a file; None if it cannot be found."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def shown(path: Path) -> str:
     """Return a path as messages show it."""
     return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))

@@ -1,12 +1,12 @@
 """TLS credentials of a gRPC server, whose files are read again when they change."""
 
-from pathlib import Path
 from typing import Any
 
 import grpc
 import structlog
 
 from hypergpu.common.errors import ConfigError
+from hypergpu.common.files import state_of
 from hypergpu.common.tls import Tls, read_authority, read_pair
 
 log = structlog.get_logger()
@@ -55,13 +55,5 @@ class ServerCredentials:
         authority = read_authority(self._authority) if self._authority is not None else None
         return grpc.ssl_server_certificate_configuration([(key, chain)], authority)
 
-    def _files(self) -> list[tuple[int, int] | None]:
-        return [_state(file) for file in (self._certificate, self._key, self._authority) if file is not None]
-
-
-def _state(file: Path) -> tuple[int, int] | None:
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
+    def _files(self) -> list[tuple[int, int, int] | None]:
+        return [state_of(file) for file in (self._certificate, self._key, self._authority) if file is not None]

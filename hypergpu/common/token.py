@@ -9,7 +9,7 @@ import structlog
 
 from hypergpu.common.clock import Clock, monotonic
 from hypergpu.common.errors import ConfigError
-from hypergpu.common.files import read_text, shown
+from hypergpu.common.files import read_text, shown, state_of
 
 MAX_TOKEN_CHARACTERS: Final = 4096
 """Longest token: a server accepts 16 KiB of metadata per call, of which the token is one part."""
@@ -51,7 +51,7 @@ class TokenSource:
     ) -> None:
         self._tokens, self._file, self._source, self._clock = tuple(tokens), file, source, clock
         self._looked_at = clock()
-        self._state = _state(file)
+        self._state = None if file is None else state_of(file)
 
     def __bool__(self) -> bool:
         return bool(self._tokens)
@@ -70,7 +70,7 @@ class TokenSource:
         return next(iter(self.all), "")
 
     def _look(self, file: Path) -> None:
-        state = _state(file)
+        state = state_of(file)
         if state == self._state or state is None:  # a file that is being replaced may be missing for a moment
             return
         self._state = state
@@ -186,12 +186,3 @@ def _in_file(path: Path, source: str) -> tuple[str, ...]:
     if len(lines) > MAX_TOKENS:
         raise ConfigError(f"{source} holds {len(lines)} tokens, one a line: keep at most {MAX_TOKENS}")
     return tuple(check_token(line, source) for line in lines) or (check_token(text, source),)
-
-
-def _state(file: Path | None) -> tuple[int, int, int] | None:
-    """Return what changes with the content of a file; None if it is not there."""
-    try:
-        found = file.stat() if file is not None else None
-    except OSError:
-        return None
-    return (found.st_ino, found.st_mtime_ns, found.st_size) if found is not None else None

@@ -14,7 +14,7 @@ from hypergpu.common.errors import InvalidInput
 from hypergpu.simulation.racing import SEED_OFFSET, RunAll, rank_by_cost
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario import Scenario
-from hypergpu.simulation.variants import BASELINE, Static, Variant
+from hypergpu.simulation.variants import BASELINE, Static, Variant, with_fragments
 
 LOCAL_STEPS: Final = (1, 10, 20, 40, 100, 200)
 BATCH_FACTORS: Final = (1, 4)
@@ -38,8 +38,6 @@ _FRONT: Final = 3
 """Best settings whose neighbours are tried."""
 _FINALISTS: Final = 6
 CODECS: Final = ("none", "int8", "int4")
-FRAGMENTS: Final = (None, 4)
-"""Numbers of fragments, which overlap; None is the scenario's own setting."""
 _AXES: Final = ("rate", "local_steps", "optimizer", "batch_size", "close_percent", "codec", "fragments")
 _NAMED: Final = ("optimizer", "codec", "fragments")
 """Axes of names, which have no order: each is next to all others."""
@@ -88,16 +86,7 @@ def grid(
     batch_size = scenario.config.training.batch_size
     optimizers = OPTIMIZERS if scenario.learning == "real" else ("sgd",)
     return [
-        Static(
-            steps,
-            batch_size * factor,
-            rate,
-            close,
-            optimizer,
-            codec=codec,
-            fragments=parts,
-            overlap=None if parts is None else True,
-        )
+        with_fragments(Static(steps, batch_size * factor, rate, close, optimizer, codec=codec), parts)
         for steps, factor, rate, close, optimizer, codec, parts in product(
             LOCAL_STEPS, BATCH_FACTORS, RATES, CLOSE_PERCENTS, optimizers, codecs, fragments
         )

@@ -9,10 +9,10 @@ from hypergpu.common.config import SystemConfig
 from hypergpu.common.errors import InvalidInput
 from hypergpu.simulation.compare import Runner, target_of
 from hypergpu.simulation.comparison import Candidate, Comparison, Result, compared
-from hypergpu.simulation.oracle import CODECS, FRAGMENTS, Tuned, grid, rank, tune
+from hypergpu.simulation.oracle import CODECS, Tuned, grid, rank, tune
 from hypergpu.simulation.run import Outcome
 from hypergpu.simulation.scenario import Scenario
-from hypergpu.simulation.variants import Static, Variant
+from hypergpu.simulation.variants import FRAGMENTS, Static, Variant
 
 DEFAULT_POLICY: Final = "reactive"
 _FINALISTS: Final = 2

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -132,6 +132,15 @@ class Static:
             if (value := getattr(self, option.field)) != option.default
         ]
         return "static:" + ",".join(shown) if shown else "static"
+
+
+FRAGMENTS: Final = (None, 4)
+"""Numbers of fragments that a search tries, which overlap; None is the scenario's own setting."""
+
+
+def with_fragments(setting: Static, count: int | None) -> Static:
+    """Return a setting with so many fragments that overlap; None leaves the scenario's own."""
+    return setting if count is None else replace(setting, fragments=count, overlap=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,7 +228,7 @@ def test_the_texts_of_intervals() -> None:
 def test_a_share_of_the_time_bounds_what_checkpoints_cost() -> None:
     rule = CheckpointRule(Interval(share=0.02), 0, began_at=0.0)
     assert rule.is_due(1, 0.0, 0), "the first round has one, which shows what it costs"
-    rule.written(1, 0.0, 1.0)
+    rule.written(0.0, 1.0)
     assert not rule.is_due(2, 49.9, 0)
     assert rule.is_due(3, 50.0, 0)
     rule.failed()

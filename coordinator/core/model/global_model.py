@@ -48,7 +48,7 @@ class GlobalModel:
         self.values: Flat = np.array(initial, np.float32)
         self._spare: Flat = np.empty_like(self.values)
         self._kept: Flat = self.values.copy()
-        self._sketcher = Sketcher(secret)
+        self._sketcher = Sketcher(secret) if aggregation.suspicion else None
         self._config = config
         self.fragments = Fragments(manifest, parameter_count, config.fragments)
         sizes = [self.fragments.size((each,)) + self.fragments.state_size for each in range(self.fragments.count)]
@@ -112,17 +112,20 @@ class GlobalModel:
         """
         return norm(self._changes(self.update_format(codec, round_number), payload))
 
-    def measure(self, payload: Payload, codec: str, round_number: int = 0) -> tuple[float, Sketch]:
-        """Return the norm of an encoded update of a round, and its sketch, in one pass.
+    def measure(self, payload: Payload, codec: str, round_number: int = 0) -> tuple[float, Sketch | None]:
+        """Return the norm of an encoded update of a round, and its sketch, in one pass; None without suspicion.
 
         Raises:
             ProtocolError: the payload is not in this codec.
         """
+        sketcher = self._sketcher
+        if sketcher is None:
+            return self.norm(payload, codec, round_number), None
         sketch = np.zeros(WIDTH, np.float32)
 
         def sketched() -> Parts:
             for start, part in self._changes(self.update_format(codec, round_number), payload):
-                self._sketcher.add(sketch, start, part)
+                sketcher.add(sketch, start, part)
                 yield start, part
 
         with np.errstate(over="ignore", invalid="ignore"):

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hypergpu.common.keyed_random import KeyedRandom
-from hypergpu.coordinator.core.model.aggregation import Parts
 
 WIDTH: Final = 1024
 """Sums of a sketch: 4 KiB for each update of a round."""
@@ -42,13 +41,6 @@ class Sketcher:
             signed = part[done : done + take] * self._signs[at % _PERIOD : at % _PERIOD + take]
             _fold(sketch, at % WIDTH, signed, np.float32(sign))
             done += take
-
-    def of(self, parts: Parts) -> Sketch:
-        """Return the sketch of an update in parts."""
-        sketch = np.zeros(WIDTH, np.float32)
-        for start, part in parts:
-            self.add(sketch, start, part)
-        return sketch
 
 
 def _fold(sketch: Sketch, offset: int, values: npt.NDArray[np.float32], sign: np.float32) -> None:

@@ -11,14 +11,12 @@ from hypergpu.netsim_proxy.link.transfer import transfer_times
 from hypergpu.simulation.planning.links_file import PlannedNode
 from hypergpu.simulation.planning.request import Request
 from hypergpu.simulation.scenario import Scenario
-from hypergpu.simulation.variants import BASELINE, Static, Variant
+from hypergpu.simulation.variants import BASELINE, FRAGMENTS, Static, Variant, with_fragments
 
 LOCAL_STEPS: Final = (10, 40, 100, 200)
 """Local steps that are tried with a learning curve."""
 CODECS: Final = ("topk", "int4", "int8", "none")
 CONNECTIONS: Final = (8, 1)
-FRAGMENTS: Final = (None, 4)
-"""Numbers of fragments, which overlap; None synchronises the whole model in each round."""
 _SUBSETS: Final = (1.0, 0.75, 0.5, 0.25)
 """Shares of the nodes to plan with; those that take longest, or cost most, are left out."""
 _RANKING_SAMPLES: Final = 3
@@ -59,15 +57,7 @@ def settings(request: Request, scenario: Scenario) -> list[Setting]:
     return [
         Setting(
             order[:size],
-            _fixed(
-                Static(
-                    local_steps=local_steps,
-                    codec=codec,
-                    connections=connections,
-                    fragments=parts,
-                    overlap=None if parts is None else True,
-                )
-            ),
+            _fixed(with_fragments(Static(local_steps=local_steps, codec=codec, connections=connections), parts)),
             is_all=size == len(order),
         )
         for size, codec, connections, local_steps, parts in product(sizes, CODECS, CONNECTIONS, steps, FRAGMENTS)

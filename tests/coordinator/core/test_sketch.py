@@ -14,7 +14,10 @@ def normal(seed: int, size: int = SIZE) -> Flat:
 
 
 def sketch(update: Flat, key: int = 1, part: int = 1 << 16) -> Flat:
-    return Sketcher(key).of((start, update[start : start + part]) for start in range(0, len(update), part))
+    sketcher, found = Sketcher(key), np.zeros(WIDTH, np.float32)
+    for start in range(0, len(update), part):
+        sketcher.add(found, start, update[start : start + part])
+    return found
 
 
 def cosine(one: Flat, other: Flat) -> float:
