@@ -19,6 +19,7 @@ from hypergpu.cli.fit import fit
 from hypergpu.cli.logs import logs
 from hypergpu.cli.plan import plan
 from hypergpu.cli.report import report
+from hypergpu.cli.rewards import rewards
 from hypergpu.cli.simulate import simulate
 from hypergpu.cli.token import token
 from hypergpu.cli.trace import app as trace
@@ -41,7 +42,7 @@ _COMMANDS: tuple[tuple[str, type[TyperCommand], Commands], ...] = (
     ("Start and stop", TargetCommand, (doctor,)),
     ("Secure", TyperCommand, (token, certs)),
     ("Inspect", ClusterCommand, (inspect.status, inspect.nodes, network.links, logs)),
-    ("Inspect", TyperCommand, (report, export)),
+    ("Inspect", TyperCommand, (report, export, rewards)),
     (_SIMULATE, TyperCommand, (simulate, compare, tune, plan, whatif, validate, fit, transfer)),
     (
         "Control the network",
