@@ -49,7 +49,7 @@ def test_real_processes_train_as_the_simulation_does(cluster: Cluster, overlap: 
     assert sent[1] == sent[3] == sent[5] != sent[0]
 
 
-@pytest.mark.parametrize("overlap", ["false", "true"])
+@pytest.mark.parametrize("overlap", [pytest.param("false", marks=pytest.mark.soak), "true"])
 def test_a_killed_coordinator_and_a_killed_node_lose_no_fragment(cluster: Cluster, overlap: str) -> None:
     more = [f"--set=training.{each}" for each in ("server_momentum=0.5", f"overlap={overlap}")]
     first = start(cluster, *more, rounds=14)

@@ -23,7 +23,7 @@ def wide() -> Task:
     return Task(model=model, train=(x, y), test=(x, y), name="wide")
 
 
-@pytest.mark.parametrize("loss_model", ["rpc", "transport"])
+@pytest.mark.parametrize("loss_model", [pytest.param("rpc", marks=pytest.mark.soak), "transport"])
 def test_the_rates_are_those_of_the_profile(cluster: Cluster, loss_model: str) -> None:
     task = f"--task={__name__}:wide"
     (cluster.path / "profiles.yaml").write_text(PROFILES)

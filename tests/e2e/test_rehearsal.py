@@ -46,7 +46,7 @@ def with_rehearsals(cluster: Cluster) -> Process:
     return coordinator
 
 
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("killed", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_a_rehearsal_runs_beside_a_run_and_its_end_is_harmless(cluster: Cluster, killed: bool) -> None:
     coordinator = with_rehearsals(cluster)
     child = until(lambda: rehearsal_of(coordinator), "a rehearsal", more=lambda: coordinator.text[-2000:])

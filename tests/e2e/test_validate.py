@@ -50,6 +50,7 @@ def run_kernel_tcp(*options: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=patience(200), check=False)
 
 
+@pytest.mark.soak
 def test_transfers_of_the_model_are_held_against_the_kernels_tcp() -> None:
     if reason := missing_permission():
         pytest.skip(f"no network namespaces: {reason}")
