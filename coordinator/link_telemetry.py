@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from hypergpu.common.errors import HyperGPUError
 from hypergpu.common.metric import finite
@@ -13,6 +13,9 @@ from hypergpu.coordinator.core.links.profile import RATE_FIGURES
 from hypergpu.coordinator.core.rounds.traffic import RoundTraffic
 from hypergpu.coordinator.core.selection import NodeState
 from hypergpu.coordinator.core.session import Register
+
+_MOST_CALLS: Final = 1 << 53
+"""Largest plausible total of calls."""
 
 
 class LinkTelemetry:
@@ -100,7 +103,7 @@ class LinkTelemetry:
 
     def _counted(self, node: str, calls: object, failures: object) -> None:
         """Record the totals of a node's own RPCs; implausible totals are ignored."""
-        if isinstance(calls, int) and isinstance(failures, int) and 0 <= failures <= calls:
+        if isinstance(calls, int) and isinstance(failures, int) and 0 <= failures <= calls <= _MOST_CALLS:
             self._counting.add(node)
             self._monitor.observe_counters(node, attempts=calls, failures=failures)
 

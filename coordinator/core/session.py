@@ -22,6 +22,7 @@ from hypergpu.common.errors import (
 )
 from hypergpu.common.identity import ADVICE, TaskIdentity, differences
 from hypergpu.common.message import message
+from hypergpu.common.metric import finite
 from hypergpu.common.node_terms import FREE, NodeTerms
 from hypergpu.common.step_times import StepTimes
 from hypergpu.coordinator.core.leases import Leases
@@ -438,6 +439,5 @@ def _require_codec(update: ev.UpdateArrived, unit: WorkUnit) -> None:
 def _step_seconds(report: Mapping[str, Any]) -> float:
     """Return the duration of a step that a node reports; 0 if it reports none."""
     performance = report.get("performance")
-    reported = performance.get("step_time") if isinstance(performance, Mapping) else None
-    sound = isinstance(reported, int | float) and 0.0 < reported < math.inf
-    return float(reported) if sound and reported is not None else 0.0
+    reported = finite(performance.get("step_time")) if isinstance(performance, Mapping) else None
+    return max(0.0, reported or 0.0)

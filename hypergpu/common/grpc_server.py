@@ -1,14 +1,16 @@
 """Set-up that all gRPC servers share: check of callers, errors as status codes, logging, health and reflection."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from hypergpu.common.errors import HyperGPUError
+from hypergpu.common.errors import HyperGPUError, ProtocolError
 from hypergpu.common.rpc import SERVER_OPTIONS, status_of
 
 log = structlog.get_logger()
@@ -50,7 +52,11 @@ async def make_server(
 
 
 class CallGuard(grpc.aio.ServerInterceptor):
-    """Admits calls and turns errors into status codes; health and reflection are left alone."""
+    """Admits calls, decodes their messages, and turns errors into status codes; health and reflection admit all.
+
+    A message is decoded only once its call is admitted. gRPC would do it before, and log a traceback of each that is
+    malformed: any stranger could fill the disk with them.
+    """
 
     def __init__(self, admit: Admit, on_error: OnError = lambda error: None) -> None:
         self._admit, self._on_error = admit, on_error
@@ -63,34 +69,59 @@ class CallGuard(grpc.aio.ServerInterceptor):
         """Return the guarded handler of a call; None for an unknown method."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith(_OPEN_TO_ALL):
-            return handler
-        return _guarded(handler, method, self._admit, self._on_error)
+        if handler is None:
+            return None
+        admit = _admit_all if method.startswith(_OPEN_TO_ALL) else self._admit
+        return _guarded(handler, method, admit, self._on_error)
+
+
+def _admit_all(method: str, context: Context) -> None:
+    """Admit every caller."""
 
 
 def _guarded(handler: Handler, method: str, admit: Admit, on_error: OnError) -> Handler:
     """Return `handler` behind the check, with the errors of both as status codes."""
     arity = f"{_STREAMING[handler.request_streaming]}_{_STREAMING[handler.response_streaming]}"
     behaviour: Any = getattr(handler, arity)
+    decoded = partial(_decoded_each if handler.request_streaming else _decoded, handler.request_deserializer)
 
     async def one(request: Any, context: Context) -> Any:
         try:
             admit(method, context)
-            return await behaviour(request, context)
+            return await behaviour(decoded(request), context)
         except Exception as error:
             await _abort(context, method, error, on_error)
 
     async def many(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
             admit(method, context)
-            async for reply in behaviour(request, context):
+            async for reply in behaviour(decoded(request), context):
                 yield reply
         except Exception as error:
             await _abort(context, method, error, on_error)
 
     replaceable: Any = handler  # a named tuple, which its type does not say
-    guarded: Handler = replaceable._replace(**{arity: many if handler.response_streaming else one})
+    behind: Any = {arity: many if handler.response_streaming else one}
+    guarded: Handler = replaceable._replace(**behind, request_deserializer=None)
     return guarded
+
+
+def _decoded(decode: Callable[[bytes], Any] | None, data: bytes) -> Any:
+    """Return the message that the bytes of a request hold.
+
+    Raises:
+        ProtocolError: they are none of this method.
+    """
+    try:
+        return data if decode is None else decode(data)
+    except DecodeError as error:
+        raise ProtocolError("the message is malformed or of another call") from error
+
+
+async def _decoded_each(decode: Callable[[bytes], Any] | None, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    """Yield the messages of a stream of requests."""
+    async for data in stream:
+        yield _decoded(decode, data)
 
 
 async def _abort(context: Context, method: str, error: Exception, on_error: OnError) -> None:

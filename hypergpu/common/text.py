@@ -1,5 +1,6 @@
 """Text for people: numbers with their units, names in natural order, and control characters made visible."""
 
+import math
 import re
 from typing import Final
 
@@ -75,7 +76,7 @@ def mbit(value: Number, least: Number = None) -> str:
 
 def duration(seconds: Number) -> str:
     """Return a duration in the units that suit it: 420 ms, 12.3 s, 3 min 05 s, 2 h 03 min."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return UNKNOWN
     if seconds < 0.9995:
         return f"{1000 * seconds:.0f} ms"

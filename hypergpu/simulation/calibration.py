@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 from hypergpu.common import strict_json
 from hypergpu.common.errors import InvalidInput
+from hypergpu.common.metric import finite
 from hypergpu.common.step_times import StepTimes, step_times
 from hypergpu.node.core.gpu import FASTEST_TFLOPS
 from hypergpu.simulation.compute import base_seconds, read_rounds, times_of
 from hypergpu.simulation.node import LocalSteps, Start
+from hypergpu.simulation.round_rows import require_valid_events
 from hypergpu.simulation.scenario import ComputeTimes, Scenario
 
 _WIDE_ENOUGH = 1.25
@@ -72,6 +74,7 @@ def calibrate(run_dir: Path, scenario: Scenario) -> Calibration:
     scales = {name: FASTEST_TFLOPS / card.tflops for name, card in scenario.cards().items()}
     file = run_dir / "events.jsonl"
     events = list(strict_json.read_lines(file)) if file.exists() else []
+    require_valid_events(events, str(file))
     compute = MeasuredCompute(compute_times(rows, times_of(scenario), scales, _late_work(rows, events)))
     half_trips = {name: link.up.latency.at(0.5) for name, link in links.items()}
     return Calibration(compute, evaluation, _starts(events, half_trips))
@@ -83,8 +86,8 @@ def _late_work(rows: Sequence[Mapping[str, Any]], events: Iterable[Mapping[str, 
     for event in events:
         if event["kind"] != "decision" or event.get("reason") != "after_deadline":
             continue
-        node, figures = event["subject"], event["figures"]
-        row, seconds = by_round.get(figures["of_round"]), figures.get("compute_seconds", 0.0)
+        node, figures = event.get("subject", ""), event.get("figures", {})
+        row, seconds = by_round.get(figures.get("of_round", 0)), finite(figures.get("compute_seconds")) or 0.0
         if row is not None and node in row["batch_sizes"] and seconds > 0:
             yield StepTime(node, row["batch_sizes"][node], seconds / row["local_steps"])
 
@@ -144,7 +147,7 @@ def _starts(events: Iterable[Mapping[str, Any]], half_trips: Mapping[str, float]
     at: dict[tuple[str, str], float] = {}
     for row in events:
         if row["kind"] in ("node_joined", "node_ready"):
-            at.setdefault((row["kind"], row["node"]), row["seconds"])
+            at.setdefault((row["kind"], row.get("node", "")), row["seconds"])
     found = {}
     for node, half_trip in half_trips.items():
         joined, ready = at.get(("node_joined", node)), at.get(("node_ready", node))

@@ -11,6 +11,7 @@ from hypergpu.common.keyed_random import KeyedRandom
 from hypergpu.common.step_times import StepTimes
 from hypergpu.node.core.compute import ComputeModel
 from hypergpu.simulation.node import LocalSteps
+from hypergpu.simulation.round_rows import require_valid
 from hypergpu.simulation.scenario import ComputeTimes, Scenario
 
 # Forward and backward on one core, `Trainer.time_step` at batches of 1 and 256. A node measures its own machine; here
@@ -91,9 +92,12 @@ def read_rounds(run_dir: Path) -> list[dict[str, Any]]:
     """Return the rows of a run's rounds.jsonl.
 
     Raises:
-        InvalidInput: there is no run, or the file cannot be read.
+        InvalidInput: there is no run.
+        ConfigError: the file cannot be read, or a row is not valid.
     """
     file = run_dir / "rounds.jsonl"
     if not file.exists():
         raise InvalidInput(f"{run_dir} holds no run: there is no rounds.jsonl")
-    return list(strict_json.read_lines(file))
+    rows = list(strict_json.read_lines(file))
+    require_valid(rows, str(file))
+    return rows

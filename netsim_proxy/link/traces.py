@@ -7,10 +7,12 @@ holds until the time of the next one; after the last, the trace begins again.
 import csv
 import io
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from hypergpu.common.csv_lines import cells_of
 from hypergpu.common.errors import ConfigError
 from hypergpu.netsim_proxy.link.distributions import Uniform
 from hypergpu.netsim_proxy.link.profiles import Loss, Path, Profile
@@ -19,6 +21,7 @@ COLUMNS = ("seconds", "rtt_ms", "loss", "up_mbit", "down_mbit")
 _MAHIMAHI_BYTES = 1504
 """Bytes per line of a Mahimahi trace: one packet."""
 _MOST_MILLISECONDS = 100_000_000
+_MILLISECONDS = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ def parse_trace(text: str, name: str) -> Trace:
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
-        cells = [cell.strip() for cell in next(csv.reader([line]))]
+        cells = cells_of(line, f"{name}:{number}")
         if header is None:
             header = _header(cells, f"{name}:{number}")
             continue
@@ -131,8 +134,8 @@ def parse_mahimahi(text: str, name: str, bin_seconds: float = 0.5) -> list[tuple
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        if not line.strip().isdigit():
-            raise ConfigError(f"{name}:{number}: expected a time in whole milliseconds, found {line.strip()!r}")
+        if not _MILLISECONDS.fullmatch(line.strip()):
+            raise ConfigError(f"{name}:{number}: expected a time in whole milliseconds, found {line.strip()[:40]!r}")
         at = int(line)
         if at > _MOST_MILLISECONDS:
             raise ConfigError(f"{name}:{number}: expected {_MOST_MILLISECONDS} (28 hours) or less, found {at}")

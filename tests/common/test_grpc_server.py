@@ -46,6 +46,14 @@ def token_check(token: str | None) -> Any:
     return admit
 
 
+async def check(request: health_pb2.HealthCheckRequest, context: Context) -> bytes:
+    return request.service.encode()
+
+
+async def check_all(requests: AsyncIterator[health_pb2.HealthCheckRequest], context: Context) -> bytes:
+    return b"".join([request.service.encode() async for request in requests])
+
+
 @asynccontextmanager
 async def serving(token: str | None = None) -> AsyncIterator[Any]:
     server = await make_server([SERVICE], admit=token_check(token), max_concurrent_rpcs=8)
@@ -53,6 +61,8 @@ async def serving(token: str | None = None) -> AsyncIterator[Any]:
         "Echo": grpc.unary_unary_rpc_method_handler(echo),
         "EchoTwice": grpc.unary_stream_rpc_method_handler(echo_twice),
         "Concatenate": grpc.stream_unary_rpc_method_handler(concatenate),
+        "Check": grpc.unary_unary_rpc_method_handler(check, health_pb2.HealthCheckRequest.FromString),
+        "CheckAll": grpc.stream_unary_rpc_method_handler(check_all, health_pb2.HealthCheckRequest.FromString),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     address = bind(server, "127.0.0.1:0", None)
@@ -137,3 +147,36 @@ async def test_reflection_lists_the_services_without_a_token() -> None:
         replies = [reply async for reply in reflection.ServerReflectionInfo(iter([request]), timeout=20)]
         names = {service.name for service in replies[0].list_services_response.service}
         assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+
+
+MALFORMED = (grpc.StatusCode.ABORTED, "the message is malformed or of another call")
+
+
+@pytest.mark.parametrize("kind", ["unary", "stream"])
+async def test_a_malformed_message_is_an_error_of_ours_and_no_traceback(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    method, arity, sent = {
+        "unary": ("Check", "unary_unary", b"\xff"),
+        "stream": ("CheckAll", "stream_unary", iter([b"", b"\xff"])),
+    }[kind]
+    async with serving() as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await getattr(channel, arity)(f"/{SERVICE}/{method}")(sent, timeout=20)
+    assert (raised.value.code(), raised.value.details()) == MALFORMED
+    assert not caplog.records
+
+
+async def test_a_message_is_not_decoded_before_its_caller_is_admitted() -> None:
+    async with serving("secret") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await channel.unary_unary(f"/{SERVICE}/Check")(b"\xff", timeout=20)
+    assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_malformed_probe_leaves_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving("secret") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await channel.unary_unary("/grpc.health.v1.Health/Check")(b"\xff", timeout=20)
+    assert (raised.value.code(), raised.value.details()) == MALFORMED
+    assert not caplog.records

@@ -81,6 +81,7 @@ def test_a_figure_has_four_digits() -> None:
         (3599.6, "1 h 00 min"),
         (7380, "2 h 03 min"),
         (36e6, "10,000 h 00 min"),
+        (float("inf"), "–"),
     ],
 )
 def test_a_duration_has_the_unit_that_suits_it(seconds: float, shown: str) -> None:

@@ -92,3 +92,10 @@ def test_a_download_is_believed_if_it_fits_what_was_sent(
     links.freeze("a")
     clock.advance(1e6)
     assert links.rates() == {"a": down | up}
+
+
+def test_totals_that_no_node_can_have_counted_are_ignored(orchestrator: AdaptiveOrchestrator) -> None:
+    links = LinkTelemetry(orchestrator)
+    links.register(Register("a", "1", 0, {}, None))
+    links.observe_heartbeat("a", {"network": {"events": 10**400, "failures": 10**400}}, 2.0, loaded=False)
+    assert figures(links) == ("excellent", 100.0, 2.0, 0.0)

@@ -70,13 +70,17 @@ class FakeNode:
         request = pb.RegisterRequest(**{"node_id": self.name, "incarnation": "1", **fields})
         reply: pb.RegisterReply = await self.stub.Register(request, metadata=self.metadata)
         self.run_id = reply.run_id
-        self.kept[self.name] = reply.lease
-        self.metadata = [pair for pair in self.metadata if pair[0] != LEASE] + [(LEASE, reply.lease)]
+        self.show(reply.lease)
         if reply.HasField("identity") and not request.HasField("identity"):
             request.node_id = reply.node_id
             request.identity.CopyFrom(reply.identity)  # as a node does once it knows the task
             reply = await self.stub.Register(request, metadata=self.metadata)
         return reply
+
+    def show(self, lease: str) -> None:
+        """Keep the secret of a lease, and show it from now on."""
+        self.kept[self.name] = lease
+        self.metadata = [pair for pair in self.metadata if pair[0] != LEASE] + [(LEASE, lease)]
 
     async def heartbeat(self, state: str = "idle", report: bytes = b"") -> pb.HeartbeatReply.Directive:
         request = pb.HeartbeatRequest(node_id=self.name, run_id=self.run_id, state=state, rtt_ms=12.5, report=report)

@@ -114,6 +114,8 @@ def _round_trips(run_dir: Path, nodes: Sequence[str]) -> dict[str, list[float]]:
         raise ConfigError(f"cannot read {file}: {error}") from error
     found = {}
     for row in rows if isinstance(rows, list) else ():
+        if not isinstance(row, dict):
+            continue
         values = [finite(row.get(name)) for name in ROUND_TRIP_QUANTILES]
         known = [value for value in values if value is not None]
         if row.get("node_id") in nodes and len(known) == len(values):

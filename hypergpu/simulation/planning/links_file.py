@@ -8,13 +8,13 @@ Columns may stand in any order. Only `name`, `rtt_ms` and `step_seconds` are req
 limit, as in a trace. Lines that begin with # are comments.
 """
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from hypergpu.common.csv_lines import cells_of
 from hypergpu.common.errors import ConfigError, InvalidInput, suggest
 from hypergpu.common.files import read_text
 from hypergpu.common.rpc import check_node_id
@@ -100,7 +100,7 @@ def parse_links(text: str, name: str, price_per_hour: float = 0.0) -> list[Plann
         if not line.strip() or line.startswith("#"):
             continue
         where = f"{name}:{number}"
-        cells = [cell.strip() for cell in next(csv.reader([line]))]
+        cells = cells_of(line, where)
         if not header:
             header = _header(cells, where)
             continue

@@ -411,7 +411,11 @@ def test_what_a_straggler_was_doing_is_told_when_it_abandons_its_work(state: str
 
 @pytest.mark.parametrize(
     "report",
-    [{}, {"performance": 3}, *({"performance": {"step_time": bad}} for bad in (None, "1", -1.0, math.nan, math.inf))],
+    [
+        {},
+        {"performance": 3},
+        *({"performance": {"step_time": bad}} for bad in (None, "1", -1.0, math.nan, math.inf, 10**400)),
+    ],
 )
 def test_a_pace_that_makes_no_sense_is_none(report: dict[str, Any]) -> None:
     desk, late = late_desk()

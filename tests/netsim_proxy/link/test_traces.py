@@ -59,6 +59,7 @@ def test_a_trace_survives_writing_and_reading(steps: list[tuple[int, int, int, i
         ("seconds,rtt_ms,up_mbit\n0,1,0\n", r"t.csv:2: up_mbit: expected more than 0"),
         ("seconds,rtt_ms\n0,\n", r"t.csv:2: rtt_ms: invalid value .empty."),
         ("seconds,rtt_ms\n0\n", r"t.csv:2: expected at least seconds and rtt_ms"),
+        ("seconds,rtt_ms\n0," + "9" * 140_000, r"t.csv:2: not a line of CSV: field larger than"),
     ],
 )
 def test_what_does_not_hold_is_named_with_its_line(text: str, what: str) -> None:
@@ -86,8 +87,10 @@ def test_mahimahi_outages_keep_a_trickle() -> None:
     ("text", "what"),
     [
         ("1\nx\n", "t:2: expected a time"),
+        ("1\n²\n", "t:2: expected a time"),
+        ("9" * 5_000, "t:1: expected a time"),
         ("5\n3\n", "t:2: expected 5 or more"),
-        ("9" * 20, "28 hours"),
+        ("9" * 18, "28 hours"),
         ("", "one a line"),
     ],
 )

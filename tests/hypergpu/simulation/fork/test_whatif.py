@@ -8,7 +8,7 @@ from statistics import fmean, median
 import pytest
 
 from hypergpu.common.config import SystemConfig, load_config
-from hypergpu.common.errors import InvalidInput
+from hypergpu.common.errors import ConfigError, InvalidInput
 from hypergpu.simulation.compute import read_rounds
 from hypergpu.simulation.convergence import FITTED
 from hypergpu.simulation.fork.fork import fork, rest_of
@@ -138,3 +138,31 @@ def test_paths_reach_the_profiles_of_their_nodes() -> None:
     assert (profile.up.bandwidth_mbit, profile.up.loss.mean) == (3.0, 0.01)
     assert profile.down.bandwidth_mbit > 1e9
     assert profile.down.latency.at(0.5) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"round": None}, "record 2: round: Input should be a valid integer"),
+        ({"round": 1}, "record 2: round 1 comes after round 1"),
+        ({"seconds": float("nan")}, "record 2: seconds: Input should be a finite number"),
+        ({"contributors": "cable-0"}, "record 2: contributors: Input should be a valid list"),
+        ({"upload_seconds": {}}, "record 2: Value error, upload_seconds has no entry of"),
+        ({"codec": {"cable-0": "zip"}}, "record 2: Value error, codec has no entry of"),
+        ({"bytes_up": {"cable-0": -1}}, "record 2: bytes_up.cable-0: Input should be greater"),
+    ],
+)
+def test_a_damaged_record_of_a_round_is_named(recorded: Path, tmp_path: Path, change: object, told: str) -> None:
+    rows = [json.loads(line) for line in (recorded / "rounds.jsonl").read_text().splitlines()]
+    rows[1] |= change
+    (tmp_path / "config.yaml").write_text((recorded / "config.yaml").read_text())
+    (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match=told):
+        read_state(tmp_path)
+
+
+def test_nodes_that_are_no_objects_are_passed_over(recorded: Path, tmp_path: Path) -> None:
+    for name in ("config.yaml", "rounds.jsonl"):
+        (tmp_path / name).write_text((recorded / name).read_text())
+    (tmp_path / "nodes.json").write_text("[null, 3, []]")
+    assert read_state(tmp_path).round_trips_ms == {}

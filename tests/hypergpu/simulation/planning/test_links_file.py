@@ -36,6 +36,7 @@ def test_columns_may_be_left_out_or_empty_and_stand_in_any_order() -> None:
         (f"{HEADER}\na,1,,60,,,1,\n", r"x.csv:2: loss: expected a number from 0 to 0.5, found '60'"),
         (f"{HEADER}\na,nan,,,,,1,\n", r"x.csv:2: rtt_ms: expected a number from 0 to 1,000,000, found 'nan'"),
         (f"{HEADER}\na,-1,,,,,1,\n", r"x.csv:2: rtt_ms: .* found '-1'"),
+        (f"{HEADER}\na,{'9' * 140_000}\n", r"x.csv:2: not a line of CSV: field larger than"),
         (f"{HEADER}\na,1\n", r"x.csv:2: expected 8 values, found 2"),
         (f"{HEADER}\na b,1,,,,,1,\n", r"x.csv:2: name: node id 'a b'"),
         (f"{HEADER}\na,1,,,,,1,\na,1,,,,,1,\n", r"x.csv:3: name: 'a' is in the file twice"),
